@@ -1,0 +1,73 @@
+"""How far rounding alone may move a correct decoder's logits and f_hat.
+
+Promise: a budget is measured on the plain reference, in the run's dtype and device against float64 on the same tokens;
+never on the decoder under test, so that a bug cannot excuse itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.models.pair import ModelPair
+from harness.noise import SeededNoise
+from harness.reference import cachefree, sequential
+from harness.request import Request
+
+# Other kernels (other window, batch or mask) round differently. On the digits pair 4,000 windows of other shapes stayed
+# within 2.2 times the error of the two shapes measured here; the factor leaves the next power of two.
+SAFETY = 4.0
+# float32 has 24 bits: the floor keeps a budget above one rounding of the largest logit or f_hat met.
+ROUNDING = 2.0**-23
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Largest distance of a correct decoder from float64, absolute.
+
+    Args:
+        logits: of guided logits.
+        f_hat: of f_hat.
+        source: how it was measured.
+    """
+
+    logits: float
+    f_hat: float
+    source: str
+
+
+@torch.inference_mode()
+def calibrate(models: ModelPair, request: Request) -> Budget:
+    """Measure the budget of this target, request, device and dtype.
+
+    Two plain computations of the same rows, one pass a scale with a cache and one masked pass over everything, are
+    compared with the cache-free one in float64; the larger error times `SAFETY` is the budget.
+
+    Args:
+        models: in the dtype and on the device of the run.
+        request: its first two images are used.
+    """
+    pyramid = models.pyramid
+    noise = SeededNoise(request, pyramid, models.target.config.V, models.device)
+    run = sequential.sample(models.target, models.vae, request, noise)
+    assert run.intermediates is not None
+    few = slice(0, min(2, request.B))
+    labels_B = noise.labels(models.target.config.classes)[few]
+    tokens_BL = run.tokens_BL[few]
+    wide = models.to(models.device, torch.float64)
+    _, exact, f_hats = cachefree.teacher_forced(wide.target, wide.vae, request.cfg, labels_B, tokens_BL, pyramid.S)
+    _, masked, _ = cachefree.teacher_forced(models.target, models.vae, request.cfg, labels_B, tokens_BL, pyramid.S)
+    logits = max(_error(run.intermediates.guided_BLV[few], exact), _error(masked, exact))
+    # teacher_forced lists f_hat before scales 0..S-1, the run lists it after them
+    f_hat = _error(run.intermediates.f_hat_SBCPP[:-1, few], f_hats[1:])
+    logits = max(logits, ROUNDING * float(exact.abs().max()))
+    f_hat = max(f_hat, ROUNDING * max(1.0, float(run.intermediates.f_hat_SBCPP.abs().max())))
+    dtype = str(models.target.dtype).removeprefix("torch.")
+    source = f"{SAFETY:g} × the reference's own error against float64 ({models.device.type}, {dtype}, {models.name})"
+    return Budget(SAFETY * logits, SAFETY * f_hat, source)
+
+
+def _error(actual: Tensor, exact: Tensor) -> float:
+    return float((actual.double() - exact).abs().max()) if actual.numel() else 0.0

@@ -1,0 +1,124 @@
+"""From a wrong tensor to the component that made it.
+
+Promise: the tensors of a scale are compared in the order in which they are computed (input, rows, guided, token,
+f_hat), so the first one that differs names the component; where the decoder exposes no intermediates it says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.budget import Budget
+from harness.models.pair import ModelPair
+from harness.request import Request
+from harness.trace import Intermediates, Trace
+
+# The input is a sum of float32 embeddings of one linear map: rounding leaves a few units of the largest term.
+INPUT_ROUNDING = 64 * 2.0**-23
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The decoder's trace beside the reference's, which was teacher-forced on the decoder's tokens."""
+
+    models: ModelPair
+    request: Request
+    actual: Trace
+    expected: Trace
+    budget: Budget
+
+
+def first_wrong(evidence: Evidence, image: int) -> tuple[int, str, str] | None:
+    """Return (scale, component, detail) of the first wrong tensor of one image; None when every tensor agrees.
+
+    Args:
+        evidence: both traces, with intermediates.
+        image: index in the batch.
+    """
+    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
+    if actual is None or expected is None:
+        return None
+    for si in evidence.models.pyramid:
+        found = wrong_at(evidence, actual, expected, image, si)
+        if found is not None:
+            return si, *found
+    return None
+
+
+def wrong_at(
+    evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
+) -> tuple[str, str] | None:
+    """Return (component, detail) of the first wrong tensor of one image at one scale; None when all agree."""
+    pyramid, B = evidence.models.pyramid, evidence.request.B
+    span, rows = pyramid.span(si), [image, B + image]
+    for name in ("x_RLD", "rows_RLV"):
+        if not bool(torch.isfinite(getattr(actual, name)[rows, span]).all()):
+            return "scheduling", f"{name} of scale {si} is not finite or was never written"
+    if not _close(actual.x_RLD[rows, span], expected.x_RLD[rows, span], _input_error(expected.x_RLD, evidence.budget)):
+        return _wrong_input(evidence, actual, expected, image, si)
+    near = 2 * evidence.budget.logits
+    rows_actual, rows_expected = actual.rows_RLV[rows, span], expected.rows_RLV[rows, span]
+    if not _close(rows_actual, rows_expected, near):
+        if _close(rows_actual.flip(0), rows_expected, near):
+            return "guidance", f"rows of scale {si} are swapped: unconditional half first"
+        return _wrong_rows(evidence, image, si)
+    guided = actual.guided_BLV[image, span]
+    if not _close(guided, expected.guided_BLV[image, span], near):
+        t = evidence.request.cfg * pyramid.ramp(si)
+        swapped = (1 + t) * rows_expected[1] - t * rows_expected[0]
+        why = "unconditional half first" if _close(guided, swapped, near) else "weight or halves"
+        return "guidance", f"guided logits of scale {si} differ: {why}"
+    f_hat = actual.f_hat_SBCPP[si, image]
+    if not _close(f_hat, expected.f_hat_SBCPP[si, image], 2 * evidence.budget.f_hat):
+        return "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}"
+    return None
+
+
+def _close(actual: Tensor, expected: Tensor, error: float) -> bool:
+    return bool(((actual - expected).abs() <= error).all())  # NaN compares False
+
+
+def _input_error(expected_x_RLD: Tensor, budget: Budget) -> float:
+    return max(2 * budget.f_hat, INPUT_ROUNDING) * max(1.0, float(expected_x_RLD.abs().max()))
+
+
+def _wrong_input(
+    evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
+) -> tuple[str, str]:
+    """The input is embed(raw) + position term: what is left without embed(raw) tells which of the two is wrong."""
+    pyramid, network = evidence.models.pyramid, evidence.models.target
+    span, error = pyramid.span(si), _input_error(expected.x_RLD, evidence.budget)
+    own_lD = network.lvl_SD[si] + network.pos_LD[span]
+    left_lD = actual.x_RLD[image, span] - (expected.x_RLD[image, span] - own_lD)
+    for level in pyramid:
+        # nearest position term of every row, if all rows carried this level
+        distance_lL = torch.cdist(left_lD - network.lvl_SD[level], network.pos_LD, p=float("inf"))
+        nearest, position = distance_lL.min(1)
+        if bool((nearest <= error).all()):
+            found = f"{int(position[0])}..{int(position[-1])} with level {level}"
+            return "positions", f"inputs of scale {si} sit at positions {found}, not {span.start}..{span.stop - 1}"
+    return "query", f"the input of scale {si} is not that of its f_hat"
+
+
+def _wrong_rows(evidence: Evidence, image: int, si: int) -> tuple[str, str]:
+    """Inputs agree and logits do not: the pass saw the wrong keys. A pass over one scale needs no mask."""
+    for turn in evidence.actual.rounds[image] if evidence.actual.rounds else []:
+        if turn.first <= si < turn.first + turn.finished:
+            if turn.drafted + turn.bonus == 1:
+                return "cache", f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
+            last = turn.first + turn.drafted - 1
+            return "mask or cache", f"logits of scale {si} differ in the pass over scales {turn.first}..{last}"
+    return "mask or cache", f"logits of scale {si} differ while its inputs agree"
+
+
+def _wrong_f_hat(expected: Intermediates, image: int, si: int, f_hat: Tensor) -> str:
+    after = expected.f_hat_SBCPP[si, image]
+    before = expected.f_hat_SBCPP[si - 1, image] if si else torch.zeros_like(after)
+    added = (f_hat - before).flatten() @ (after - before).flatten() / (after - before).square().sum()
+    residue = (f_hat - before - added * (after - before)).abs().max()
+    if residue <= 1e-3 * (after - before).abs().max():
+        return f"the scale's contribution was added {float(added):.3g} times"
+    return "accumulation"

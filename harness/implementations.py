@@ -1,0 +1,84 @@
+"""What a decoder under test must offer, and how one is found.
+
+Promise: anything with `contract` and `decode(request, noise) -> Trace` can be judged. Only `Trace.tokens_BL` is
+indispensable; the more of the trace is filled in, the closer the harness can point at a mistake.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from harness.errors import InputError
+from harness.models.pair import ModelPair
+from harness.noise import SeededNoise
+from harness.request import Request
+from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.trace import Trace
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a decoder should speculate: what a factory gets besides the models.
+
+    Args:
+        draft_len: scales proposed per round.
+        bonus: submit the scale behind the drafted ones too.
+        policy: coupling and acceptance rule, as on the command line.
+    """
+
+    draft_len: int = 5
+    bonus: bool = False
+    policy: str = "coupled"
+
+    def __str__(self) -> str:
+        return f"{self.policy} draft_len={self.draft_len}{' bonus' if self.bonus else ''}"
+
+
+class Implementation(Protocol):
+    """A decoder under test."""
+
+    @property
+    def contract(self) -> str:
+        """What it claims: ``token-identical``, ``distribution-identical`` or ``quality-preserving``."""
+        ...
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        """Draw a batch; all randomness comes from `noise`, read as "draft" and "target"."""
+        ...
+
+
+Factory = Callable[[ModelPair, Settings], Implementation]
+
+
+def speculative(models: ModelPair, settings: Settings) -> Implementation:
+    """Build the harness's own decoder; the default implementation."""
+    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus))
+
+
+DEFAULT = "harness.implementations:speculative"
+
+
+def load_factory(name: str) -> Factory:
+    """Find a factory by ``package.module:attribute``.
+
+    Raises:
+        InputError: the name has another form, the module cannot be imported, or the attribute is not callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    example = f"pass --implementation {DEFAULT}"
+    if not module_name or not attribute:
+        raise InputError("implementation", name, "must read package.module:factory", example)
+    try:
+        factory: Factory = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise InputError(
+            "implementation", name, f"cannot be imported ({error})", "run where it is importable"
+        ) from None
+    except AttributeError:
+        raise InputError("implementation", name, f"module {module_name} has no {attribute}", example) from None
+    if not callable(factory):
+        raise InputError("implementation", name, "must be callable as factory(models, settings)", example)
+    return factory

@@ -1,0 +1,110 @@
+"""A draft, a target and the VQ-VAE between them.
+
+Promise: the three fit together, or one error says in which size they do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from harness.errors import InputError, NonFiniteError
+from harness.models.autoencoder import Autoencoder
+from harness.models.checkpoint import load_autoencoder, load_transformer
+from harness.models.transformer import Transformer
+from harness.pyramid import ScalePyramid
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """The networks of one speculative decoder.
+
+    Args:
+        draft: proposes.
+        target: decides.
+        vae: turns tokens into f_hat and f_hat into pixels, for both.
+        name: for reports.
+
+    Raises:
+        InputError: patch_nums, V, C or classes differ.
+    """
+
+    draft: Transformer
+    target: Transformer
+    vae: Autoencoder
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        draft, target = self.draft.config, self.target.config
+        for word, of_draft, of_target in (
+            ("patch_nums", draft.pyramid.patch_nums, target.pyramid.patch_nums),
+            ("V", draft.V, target.V),
+            ("C", draft.C, target.C),
+            ("classes", draft.classes, target.classes),
+            ("V", self.vae.config.V, target.V),
+            ("C", self.vae.config.C, target.C),
+        ):
+            if of_draft != of_target:
+                side = "vae" if word in "VC" and draft.V == target.V and draft.C == target.C else "draft"
+                raise InputError(
+                    f"{side} {word}", of_draft, f"must equal the target's {of_target}", "pass models trained as a pair"
+                )
+        if self.vae.config.phi_layout == "per-scale" and self.vae.config.phi != self.pyramid.S:
+            raise InputError(
+                "vae φ", self.vae.config.phi, f"must be one a scale ({self.pyramid.S})", "pass models trained as a pair"
+            )
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """Scales of both transformers."""
+        return self.target.config.pyramid
+
+    @property
+    def device(self) -> torch.device:
+        """Where the target lives."""
+        return self.target.device
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ModelPair:
+        """Return a copy on `device` in `dtype`."""
+        return replace(
+            self,
+            draft=self.draft.to(device, dtype),
+            target=self.target.to(device, dtype),
+            vae=self.vae.to(device, dtype),
+        )
+
+    def check_finite(self) -> None:
+        """Refuse weights with NaN or infinity.
+
+        Raises:
+            NonFiniteError: names the first such tensor, e.g. ``target.head.weight``.
+        """
+        for word, weights in (
+            ("target", self.target.weights),
+            ("draft", self.draft.weights),
+            ("vae", self.vae.weights),
+        ):
+            for name, tensor in weights.items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise NonFiniteError(f"{word}.{name}")
+
+
+def load_digits() -> ModelPair:
+    """Load the trained digits pair that ships with the package (MNIST, 10 scales, 680 tokens, 10 classes)."""
+    folder = Path(str(files("harness.models") / "digits"))
+    return load_pair(folder / "draft.safetensors", folder / "target.safetensors", folder / "vae.safetensors", "digits")
+
+
+def load_pair(
+    draft: Path, target: Path, vae: Path, name: str = "custom", patch_nums: tuple[int, ...] | None = None
+) -> ModelPair:
+    """Load three checkpoint files. Raises `InputError` as `load_transformer` and `ModelPair` do."""
+    return ModelPair(
+        load_transformer(draft, "draft", patch_nums),
+        load_transformer(target, "target", patch_nums),
+        load_autoencoder(vae),
+        name,
+    )

@@ -1,0 +1,235 @@
+"""The VAR transformer as data (a dict of tensors) and pure functions of it.
+
+Promise: nothing here holds state. Keys and values live in a cache that the caller passes; everything that depends on
+the label alone is computed once by `condition` and passed back in.
+
+Source: spec §2 (names) and §4 (arithmetic).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.pyramid import ScalePyramid
+
+LN_EPS = 1e-6
+MAX_SCALE_MUL = math.log(100)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of one transformer, in the letters of the spec page; `classes` excludes the unconditional class."""
+
+    pyramid: ScalePyramid
+    depth: int
+    D: int
+    H: int
+    V: int
+    C: int
+    classes: int
+    shared_adaln: bool = False
+    l2_norm: bool = True
+
+
+class Cache(Protocol):
+    """Where keys and values of earlier positions live."""
+
+    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one step's keys and values; return those of all positions so far, (R,H,K+n,c) each."""
+        ...
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All that depends on the label: six (R,1,D) vectors a block, two for the head, and the class embedding."""
+
+    cond_RD: Tensor
+    blocks: tuple[tuple[Tensor, ...], ...]
+    head: tuple[Tensor, Tensor]
+
+    def rows(self, rows: Tensor) -> Condition:
+        """Return the condition of the guidance rows `rows` (int64 indices into R)."""
+        blocks = tuple(tuple(vector[rows] for vector in block) for block in self.blocks)
+        return Condition(self.cond_RD[rows], blocks, (self.head[0][rows], self.head[1][rows]))
+
+
+def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Return every parameter's name and shape; the one place that knows the checkpoint layout (spec §2)."""
+    D, H, S = config.D, config.H, config.pyramid.S
+    shapes: dict[str, tuple[int, ...]] = {
+        "pos_start": (1, 1, D),
+        "pos_1LC": (1, config.pyramid.L, D),
+        "lvl_embed.weight": (S, D),
+        "class_emb.weight": (config.classes + 1, D),
+        "word_embed.weight": (D, config.C),
+        "word_embed.bias": (D,),
+        "head_nm.ada_lin.1.weight": (2 * D, D),
+        "head_nm.ada_lin.1.bias": (2 * D,),
+        "head.weight": (config.V, D),
+        "head.bias": (config.V,),
+    }
+    if config.shared_adaln:
+        shapes |= {"shared_ada_lin.1.weight": (6 * D, D), "shared_ada_lin.1.bias": (6 * D,)}
+    for i in range(config.depth):
+        block = {
+            "attn.mat_qkv.weight": (3 * D, D),
+            "attn.q_bias": (D,),
+            "attn.v_bias": (D,),
+            "attn.proj.weight": (D, D),
+            "attn.proj.bias": (D,),
+            "ffn.fc1.weight": (4 * D, D),
+            "ffn.fc1.bias": (4 * D,),
+            "ffn.fc2.weight": (D, 4 * D),
+            "ffn.fc2.bias": (D,),
+        }
+        if config.l2_norm:
+            block["attn.scale_mul_1H11"] = (1, H, 1, 1)
+        if config.shared_adaln:
+            block["ada_gss"] = (1, 1, 6, D)
+        else:
+            block |= {"ada_lin.1.weight": (6 * D, D), "ada_lin.1.bias": (6 * D,)}
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
+    return shapes
+
+
+def buffer_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Return the derived tensors that a published checkpoint may also hold (spec §2)."""
+    L = config.pyramid.L
+    shapes: dict[str, tuple[int, ...]] = {"lvl_1L": (1, L), "attn_bias_for_masking": (1, 1, L, L)}
+    return shapes | {f"blocks.{i}.attn.zero_k_bias": (config.D,) for i in range(config.depth)}
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A VAR transformer: sizes and weights.
+
+    Args:
+        config: sizes.
+        weights: tensors under the names of `parameter_shapes`, all of one dtype and device.
+    """
+
+    config: TransformerConfig
+    weights: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """Scales that the transformer was trained on."""
+        return self.config.pyramid
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.weights["pos_start"].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.weights["pos_start"].dtype
+
+    @property
+    def start_1D(self) -> Tensor:
+        """Added to the class embedding at scale 0."""
+        return self.weights["pos_start"][0]
+
+    @property
+    def pos_LD(self) -> Tensor:
+        """Embedding of every position."""
+        return self.weights["pos_1LC"][0]
+
+    @property
+    def lvl_SD(self) -> Tensor:
+        """Embedding of every scale."""
+        return self.weights["lvl_embed.weight"]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Transformer:
+        """Return a copy with the weights on `device` in `dtype`."""
+        return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})
+
+    def embed(self, raw_BnC: Tensor) -> Tensor:
+        """Return word_embed(raw_BnC), (B,n,D): a scale's raw input without its position term."""
+        return F.linear(raw_BnC.to(self.dtype), self.weights["word_embed.weight"], self.weights["word_embed.bias"])
+
+    def condition(self, labels_R: Tensor) -> Condition:
+        """Compute what depends on the label alone.
+
+        Args:
+            labels_R: int64 class of every guidance row; `classes` is the unconditional one.
+        """
+        w, D = self.weights, self.config.D
+        cond_RD = w["class_emb.weight"][labels_R]
+        silu_RD = F.silu(cond_RD)
+
+        def six(i: int) -> tuple[Tensor, ...]:
+            # (R, 6D) -> six of (R, 1, D), in the order γ1, γ2, scale1, scale2, shift1, shift2
+            if self.config.shared_adaln:
+                return (w[f"blocks.{i}.ada_gss"] + shared_R16D).unbind(2)
+            ada = F.linear(silu_RD, w[f"blocks.{i}.ada_lin.1.weight"], w[f"blocks.{i}.ada_lin.1.bias"])
+            return ada.view(-1, 1, 6, D).unbind(2)
+
+        if self.config.shared_adaln:
+            shared = F.linear(silu_RD, w["shared_ada_lin.1.weight"], w["shared_ada_lin.1.bias"])
+            shared_R16D = shared.view(-1, 1, 6, D)
+        head = F.linear(silu_RD, w["head_nm.ada_lin.1.weight"], w["head_nm.ada_lin.1.bias"]).view(-1, 1, 2, D)
+        scale_R1D, shift_R1D = head.unbind(2)
+        return Condition(cond_RD, tuple(six(i) for i in range(self.config.depth)), (scale_R1D, shift_R1D))
+
+    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+        """Run the blocks over n new positions.
+
+        Args:
+            x_RnD: inputs with their position term.
+            condition: of the same R rows.
+            cache: keys and values of earlier positions; extended by n in every layer.
+            mask_11nK: additive mask over all K+n visible columns, or None where everything is visible.
+
+        Returns:
+            h_RnD.
+        """
+        for i, (gamma1, gamma2, scale1, scale2, shift1, shift2) in enumerate(condition.blocks):
+            h_RnD = _layer_norm(x_RnD) * (1 + scale1) + shift1
+            x_RnD = x_RnD + gamma1 * self._attend(i, h_RnD, cache, mask_11nK)
+            h_RnD = _layer_norm(x_RnD) * (1 + scale2) + shift2
+            x_RnD = x_RnD + gamma2 * self._feed_forward(i, h_RnD)
+        return x_RnD
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        """Return logits_RnV of hidden states, in float32 at least (spec §4)."""
+        scale_R1D, shift_R1D = condition.head
+        dtype = torch.promote_types(h_RnD.dtype, torch.float32)
+        h_RnD = _layer_norm(h_RnD.to(dtype)) * (1 + scale_R1D.to(dtype)) + shift_R1D.to(dtype)
+        return F.linear(h_RnD, self.weights["head.weight"].to(dtype), self.weights["head.bias"].to(dtype))
+
+    def _attend(self, i: int, h_RnD: Tensor, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+        w, name = self.weights, f"blocks.{i}.attn."
+        R, n, D = h_RnD.shape
+        H = self.config.H
+        q_bias, v_bias = w[name + "q_bias"], w[name + "v_bias"]
+        bias_3D = torch.cat((q_bias, torch.zeros_like(q_bias), v_bias))
+        qkv = F.linear(h_RnD, w[name + "mat_qkv.weight"], bias_3D).view(R, n, 3, H, D // H)
+        q_RHnc, k_RHnc, v_RHnc = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (3, R, H, n, c)
+        softmax_scale = 0.25 / math.sqrt(D // H)
+        if self.config.l2_norm:
+            scale_1H11 = w[name + "scale_mul_1H11"].clamp_max(MAX_SCALE_MUL).exp()
+            q_RHnc = F.normalize(q_RHnc, dim=-1) * scale_1H11
+            k_RHnc = F.normalize(k_RHnc, dim=-1)
+            softmax_scale = 1.0
+        k_RHKc, v_RHKc = cache.extend(i, k_RHnc, v_RHnc)
+        out_RHnc = F.scaled_dot_product_attention(q_RHnc, k_RHKc, v_RHKc, mask_11nK, scale=softmax_scale)
+        out_RnD = out_RHnc.transpose(1, 2).reshape(R, n, D)
+        return F.linear(out_RnD, w[name + "proj.weight"], w[name + "proj.bias"])
+
+    def _feed_forward(self, i: int, h_RnD: Tensor) -> Tensor:
+        w, name = self.weights, f"blocks.{i}.ffn."
+        h_Rn4D = F.gelu(F.linear(h_RnD, w[name + "fc1.weight"], w[name + "fc1.bias"]), approximate="tanh")
+        return F.linear(h_Rn4D, w[name + "fc2.weight"], w[name + "fc2.bias"])
+
+
+def _layer_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=LN_EPS)

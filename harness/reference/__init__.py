@@ -1,0 +1,1 @@
+"""The sequential sampler, written plainly from the spec page; never imports `speculative`."""

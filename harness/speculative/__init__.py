@@ -1,0 +1,1 @@
+"""The speculative decoder; never imports `reference`."""

@@ -1,0 +1,71 @@
+"""The KV cache of one network in one decode.
+
+Promise: preallocated once; slot = absolute position, so nothing ever moves; every image has a length of its own, and
+`rollback` only lowers it. Slots at or beyond an image's length are never read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.models.transformer import Transformer
+
+
+class KVCache:
+    """Keys and values of 2B guidance rows over L positions.
+
+    Args:
+        network: whose cache it is: depth, heads, dtype and device.
+        B: images.
+    """
+
+    def __init__(self, network: Transformer, B: int) -> None:
+        config = network.config
+        shape = (config.depth, 2, 2 * B, config.H, config.pyramid.L, config.D // config.H)
+        self.kv = torch.zeros(shape, device=network.device, dtype=network.dtype)
+        self.lengths = [0] * B
+
+    def bytes(self) -> int:
+        """Bytes held: depth · D · L · 2B · 2 · bytes per number."""
+        return self.kv.numel() * self.kv.element_size()
+
+    def window(self, images: list[int]) -> CacheWindow:
+        """Return the view that one forward pass over `images` (all of one length) writes through.
+
+        Effects: the pass raises the lengths of these images when `CacheWindow.commit` is called.
+        """
+        return CacheWindow(self, images)
+
+    def rollback(self, image: int, length: int) -> None:
+        """Forget everything of `image` from position `length` on; a longer length than now is left alone."""
+        self.lengths[image] = min(self.lengths[image], length)
+
+
+class CacheWindow:
+    """One forward pass's door to the cache; meets the networks' `Cache` protocol."""
+
+    def __init__(self, cache: KVCache, images: list[int]) -> None:
+        self.cache, self.images = cache, images
+        B = len(cache.lengths)
+        self.start = cache.lengths[images[0]]
+        self.end = self.start
+        whole = images == list(range(B))
+        rows = images + [B + b for b in images]
+        self.rows_R: Tensor | None = None if whole else torch.tensor(rows, device=cache.kv.device)
+
+    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
+        """Write n positions behind the images' length; return keys and values of all positions so far."""
+        k_slots, v_slots = self.cache.kv[layer]
+        self.end = self.start + k_RHnc.shape[2]
+        new = slice(self.start, self.end)
+        if self.rows_R is None:
+            k_slots[:, :, new], v_slots[:, :, new] = k_RHnc, v_RHnc
+            return k_slots[:, :, : self.end], v_slots[:, :, : self.end]
+        k_slots[self.rows_R, :, new], v_slots[self.rows_R, :, new] = k_RHnc, v_RHnc
+        return k_slots[self.rows_R, :, : self.end], v_slots[self.rows_R, :, : self.end]
+
+    def commit(self) -> None:
+        """Raise the images' lengths over what was written."""
+        for image in self.images:
+            self.cache.lengths[image] = self.end
