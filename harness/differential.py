@@ -140,8 +140,9 @@ def _judge_token(
     else:
         component, detail = "draw", "guided logits agree, so filter, draw, noise or acceptance is wrong"
     delta_logits, delta_f_hat = _deltas(evidence, image, si, position)
+    label = int(noise.labels(models.target.config.classes)[image])
     return Divergence(
-        component, detail, request.seed, image, int(noise.labels(models.target.config.classes)[image]), si, position, actual, expected,
+        component, detail, request.seed, image, label, si, position, actual, expected,
         margin, bound, delta_logits, delta_f_hat,
     )  # fmt: skip
 
