@@ -1,0 +1,40 @@
+"""The command line: `sdvar-harness`, also as `python -m harness`.
+
+Promise: bad input prints one line on stderr and exits with 2; the exit status otherwise is the command's verdict.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from harness.commands.sample import sample
+from harness.commands.verify import verify
+from harness.errors import HarnessError, NonFiniteError
+from harness.verdict import Verdict
+
+app = typer.Typer(
+    help="Verify speculative decoding of VAR image models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(verify)
+app.command()(sample)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except NonFiniteError as error:
+        print(f"{Verdict.DEFECT.value} {error}", file=sys.stderr)
+        sys.exit(Verdict.DEFECT.exit_status)
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

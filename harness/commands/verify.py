@@ -1,0 +1,51 @@
+"""`sdvar-harness verify`: prove a decoder against the reference, or show where it goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from harness.commands.options import DrawOptions, ModelOptions, ReportOptions, flat_options, integers
+from harness.files import write_whole
+from harness.implementations import DEFAULT, Settings, load_factory
+from harness.report.as_json import as_json
+from harness.report.terminal import show
+from harness.verification import verify as run_verification
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """Which decoder, and how it speculates."""
+
+    draft_len: Annotated[str, typer.Option(help="Scales proposed per round; several settings: 1,2,5.")] = "1,2,5,10"
+    bonus: Annotated[bool, typer.Option("--bonus", help="Also submit the scale behind the drafted ones.")] = False
+    policy: Annotated[str, typer.Option(help="Coupling and acceptance rule.")] = "coupled"
+    implementation: Annotated[str, typer.Option(help="Decoder under test, package.module:factory.")] = DEFAULT
+
+    def settings(self) -> list[Settings]:
+        """Return one setting a draft_len. Raises `InputError` for another form."""
+        lengths = integers("draft_len", self.draft_len, "1,2,5")
+        return [Settings(length, self.bonus, self.policy) for length in lengths]
+
+
+@flat_options
+def verify(model: ModelOptions, draw: DrawOptions, decoder: DecoderOptions, report: ReportOptions) -> None:
+    """Run a decoder and the sequential reference under shared seeds and judge every token.
+
+    Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive.
+    """
+    report.check()
+    factory, settings = load_factory(decoder.implementation), decoder.settings()
+    models = model.load()
+    requests = draw.requests(models.target.config.classes, models.target.config.V)
+    with Progress(console=Console(stderr=True), transient=True, disable=report.quiet) as progress:
+        task = progress.add_task("decoding", total=len(requests) * (1 + len(settings)))
+        result = run_verification(models, factory, settings, requests, lambda: progress.advance(task))
+    if report.json is not None:
+        write_whole(report.json, as_json(result))
+    show(result, Console(), report.quiet)
+    raise typer.Exit(result.verdict.exit_status)

@@ -1,0 +1,54 @@
+"""Files that the harness writes.
+
+Promise: an output path is checked before the work starts, and a file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from harness.errors import InputError
+
+
+def check_writable(path: Path | None, name: str) -> None:
+    """Refuse an output path that cannot be written.
+
+    Args:
+        path: where a file will be written; None is fine.
+        name: the option, e.g. ``json``.
+
+    Raises:
+        InputError: the folder is not there or not writable, or the path is a folder.
+    """
+    if path is None:
+        return
+    remedy = f"pass --{name} FILE in a folder that you can write to"
+    if path.is_dir():
+        raise InputError(name, str(path), "is a folder, not a file", remedy)
+    if not path.parent.is_dir():
+        raise InputError(name, str(path), f"folder {path.parent} is not there", remedy)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+        if path.exists():
+            with path.open("ab"):
+                pass
+    except OSError as error:
+        raise InputError(name, str(path), f"cannot be written ({error.strerror})", remedy) from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step: readers see the old content or the new one, never half of it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

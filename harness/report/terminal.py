@@ -1,0 +1,74 @@
+"""A verification on the terminal: a table, then what went wrong, the verdict last."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.verdict import Verdict
+from harness.verification import SettingResult, Verification
+
+COLOURS = {
+    Verdict.IDENTICAL: "green",
+    Verdict.TIE: "green",
+    Verdict.DEFECT: "bold red",
+    Verdict.INCONCLUSIVE: "yellow",
+}
+
+
+def show(result: Verification, console: Console, quiet: bool) -> None:
+    """Print a verification; `quiet` leaves the verdict line only."""
+    if not quiet:
+        console.print(_table(result))
+        if result.budget is not None:
+            console.print(f"error budget: logits {result.budget.logits:.2g}, f_hat {result.budget.f_hat:.2g}")
+            console.print(f"  = {result.budget.source}", highlight=False)
+        for reason in result.inconclusive:
+            console.print(f"inconclusive: {reason}")
+        first = result.first_divergence
+        if first is not None:
+            word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
+            console.print(f"{word}: {first}", soft_wrap=True, highlight=False)
+    verdict = result.verdict
+    console.print(f"[{COLOURS[verdict]}]{verdict.value}[/] {summary(result)}", soft_wrap=True, highlight=False)
+
+
+def summary(result: Verification) -> str:
+    """Return the clause that follows the verdict."""
+    totals = {
+        name: sum(s.total(name) for s in result.settings)
+        for name in ("draws", "identical", "ties", "defects", "images")
+    }
+    totals["defects"] += len(result.early)
+    return (
+        f"contract {result.contract}: {totals['images']} decodes, {totals['draws']} draws compared, "
+        f"{totals['identical']} identical, {totals['ties']} ties, {totals['defects']} defects"
+    )
+
+
+def _table(result: Verification) -> Table:
+    table = Table(title=f"{result.models} on {result.device}, {str(result.dtype).removeprefix('torch.')}")
+    table.add_column("setting", no_wrap=True)
+    for name in ("images", "draws", "identical", "ties", "defects"):
+        table.add_column(name, justify="right")
+    table.add_column("target calls\nmean/min/max", justify="right")
+    table.add_column("accepted\nscales/round", justify="right")
+    table.add_column("seconds", justify="right")
+    table.add_column("reference\nseconds", justify="right")
+    for setting in result.settings:
+        table.add_row(*_row(setting))
+    return table
+
+
+def _row(setting: SettingResult) -> list[str]:
+    calls = setting.target_calls
+    accepted = [count for rounds in setting.accepted_scales for count in rounds]
+    counts = [str(setting.total(name)) for name in ("images", "draws", "identical", "ties", "defects")]
+    return [
+        str(setting.settings),
+        *counts,
+        f"{sum(calls) / len(calls):.2f}/{min(calls)}/{max(calls)}" if calls else "-",
+        f"{sum(accepted) / len(accepted):.2f}" if accepted else "-",
+        f"{setting.seconds:.1f}",
+        f"{setting.reference_seconds:.1f}",
+    ]

@@ -1,0 +1,150 @@
+"""Verify a decoder over many requests and settings.
+
+Promise: every setting sees the same requests, the reference runs once a request, and the verdict is the worst one met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+
+from harness.budget import Budget, calibrate
+from harness.differential import judge, new_noise, run
+from harness.errors import NonFiniteError
+from harness.implementations import Factory, Settings
+from harness.models.pair import ModelPair
+from harness.reference import sequential
+from harness.request import Request
+from harness.trace import Trace
+from harness.verdict import Divergence, Judgement, Verdict
+
+
+@dataclass
+class SettingResult:
+    """What one setting did over all requests."""
+
+    settings: Settings
+    contract: str
+    judgements: list[Judgement] = field(default_factory=list)
+    traces: list[Trace] = field(default_factory=list)  # tensors dropped, counts kept
+    seconds: float = 0.0
+    reference_seconds: float = 0.0
+
+    def total(self, name: str) -> int:
+        """Return the sum of a count, or of the length of a list, over all judgements."""
+        values = [getattr(judgement, name) for judgement in self.judgements]
+        return sum(value if isinstance(value, int) else len(value) for value in values)
+
+    @property
+    def target_calls(self) -> list[int]:
+        """Target forward passes of every image."""
+        return list(chain.from_iterable(trace.target_calls for trace in self.traces))
+
+    @property
+    def target_rows(self) -> list[int]:
+        """Positions that the target computed, of every image."""
+        return list(chain.from_iterable(trace.target_rows for trace in self.traces))
+
+    @property
+    def rounds(self) -> list[int]:
+        """Number of rounds of every image."""
+        return [len(rounds) for trace in self.traces for rounds in trace.rounds]
+
+    @property
+    def accepted_scales(self) -> list[list[int]]:
+        """Accepted scales of every round of every image."""
+        return [[turn.accepted for turn in rounds] for trace in self.traces for rounds in trace.rounds]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the requests."""
+        return worst([judgement.verdict for judgement in self.judgements])
+
+
+@dataclass
+class Verification:
+    """The result of a whole run."""
+
+    settings: list[SettingResult]
+    budget: Budget | None
+    device: torch.device
+    dtype: torch.dtype
+    models: str
+    early: list[Divergence] = field(default_factory=list)  # defects met before anything could be decoded
+
+    @property
+    def contract(self) -> str:
+        """What the decoder claims."""
+        return " / ".join(sorted({setting.contract for setting in self.settings})) or "unknown"
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the settings."""
+        return Verdict.DEFECT if self.early else worst([setting.verdict for setting in self.settings])
+
+    @property
+    def first_divergence(self) -> Divergence | None:
+        """The first defect met, else the first tie, else None."""
+        judgements = [judgement for setting in self.settings for judgement in setting.judgements]
+        defects = self.early + [judgement.defects[0] for judgement in judgements if judgement.defects]
+        ties = [judgement.ties[0] for judgement in judgements if judgement.ties]
+        return next(iter(defects + ties), None)
+
+    @property
+    def inconclusive(self) -> list[str]:
+        """Every distinct reason why the run proves nothing."""
+        return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive})
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the worst verdict: DEFECT, then INCONCLUSIVE (also for none at all), then TIE, then IDENTICAL."""
+    order = (Verdict.DEFECT, Verdict.INCONCLUSIVE, Verdict.TIE, Verdict.IDENTICAL)
+    return next((verdict for verdict in order if verdict in verdicts), Verdict.INCONCLUSIVE)
+
+
+def verify(
+    models: ModelPair,
+    factory: Factory,
+    settings: Sequence[Settings],
+    requests: Sequence[Request],
+    progress: Callable[[], None] = lambda: None,
+) -> Verification:
+    """Run a decoder and the reference over all requests and settings, and judge every token.
+
+    Args:
+        models: networks of both sides.
+        factory: builds the decoder for one setting.
+        settings: at least one.
+        requests: at least one.
+        progress: called after every decode, reference included: (1 + settings) · requests times.
+
+    Raises:
+        InputError: a setting or a request that the decoder or the networks refuse.
+    """
+    decoders = [factory(models, setting) for setting in settings]
+    results = [SettingResult(setting, d.contract) for setting, d in zip(settings, decoders, strict=True)]
+    result = Verification(results, None, models.device, models.target.dtype, models.name)
+    try:
+        models.check_finite()
+    except NonFiniteError as error:
+        result.early.append(Divergence("weights", str(error), requests[0].seed))
+        return result
+    result.budget = calibrate(models, requests[0])
+    for request in requests:
+        expected = sequential.sample(models.target, models.vae, request, new_noise(models, request))
+        progress()
+        for decoder, setting in zip(decoders, results, strict=True):
+            actual = run(decoder, models, request)
+            if isinstance(actual, Judgement):
+                setting.judgements.append(actual)
+            else:
+                setting.judgements.append(judge(models, request, actual, expected, result.budget))
+                actual.intermediates = None  # large, and judged
+                setting.traces.append(actual)
+                setting.seconds += actual.seconds
+            setting.reference_seconds += expected.seconds
+            progress()
+    return result
