@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from importlib.metadata import version
 from itertools import chain
 
@@ -55,7 +56,15 @@ def as_json(result: Verification) -> bytes:
         "versions": versions(),
         "settings": settings,
     }
-    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+    return compact(document)
+
+
+def compact(document: object) -> bytes:
+    """Return indented UTF-8 JSON with every list of plain values on one line. NaN is refused."""
+    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
+    # A JSON string holds no raw line break, so only layout is joined.
+    text = re.sub(r"\[\s*\n[^\[\]{}]*\]", lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text)
+    return (text + "\n").encode()
 
 
 def _setting(setting: SettingResult) -> dict[str, object]:
