@@ -16,6 +16,7 @@ from harness.implementations import Implementation
 from harness.models.pair import ModelPair
 from harness.noise import TOKEN, SeededNoise
 from harness.reference import cachefree, sequential
+from harness.reference.draw import draw, filter_logits
 from harness.request import Request
 from harness.trace import Trace
 from harness.verdict import Divergence, Judgement, margin_bound, race_margin
@@ -127,11 +128,12 @@ def _judge_token(
     E_V = noise.exponential(si, TOKEN, "judge")[image, position - models.pyramid.begin(si)]
     actual, expected = (int(t.tokens_BL[image, position]) for t in (evidence.actual, evidence.expected))
     margin, bound = race_margin(exact_V, E_V, actual, request, budget), margin_bound(budget)
-    kept = (evidence.actual.intermediates, evidence.expected.intermediates)
+    kept = (evidence.actual.intermediates, evidence.expected.intermediates)  # a decoder may keep none
     sides = [k.guided_BLV[image, position] for k in kept if k is not None]
     near = all(float((side.double() - exact_V).abs().max()) <= budget.logits for side in sides)
-    tie = margin <= bound and near
-    if tie:
+    # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw.
+    own = draw(filter_logits(sides[0], request.top_k, request.top_p), E_V) if len(sides) == 2 else actual
+    if margin <= bound and near and own == actual:
         component, detail = "tie", "within the error budget of float64"
     elif wrong is not None and wrong[0] <= si:
         _, component, detail = wrong

@@ -68,12 +68,13 @@ class ModelPair:
         return self.target.device
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ModelPair:
-        """Return a copy on `device` in `dtype`."""
+        """Return a copy on `device`, the transformers in `dtype`; the quantiser stays in float32 at least (spec §3)."""
+        latent = torch.promote_types(dtype, torch.float32)
         return replace(
             self,
             draft=self.draft.to(device, dtype),
             target=self.target.to(device, dtype),
-            vae=self.vae.to(device, dtype),
+            vae=self.vae.to(device, latent),
         )
 
     def check_finite(self) -> None:

@@ -11,6 +11,7 @@ from itertools import chain
 import numpy
 import torch
 
+from harness.precision import precision
 from harness.verification import SettingResult, Verification
 
 
@@ -51,6 +52,7 @@ def as_json(result: Verification) -> bytes:
         "accepted_scales": joined("accepted_scales"),
         "device": str(result.device),
         "dtype": str(result.dtype).removeprefix("torch."),
+        "precision": precision(),
         "models": result.models,
         "budget": vars(result.budget) if result.budget else None,
         "versions": versions(),

@@ -100,7 +100,7 @@ class DecodeState:
     ) -> DecodeState:
         """Return the state before the first round; `keep` allocates the intermediates."""
         pyramid, config, B = models.pyramid, models.target.config, request.B
-        device, dtype = models.device, models.target.dtype
+        device, dtype = models.device, models.vae.dtype
         return cls(
             request=request,
             noise=noise,
@@ -129,7 +129,7 @@ def _empty_intermediates(models: ModelPair, B: int) -> Intermediates:
         x_RLD=nan(2 * B, pyramid.L, config.D),
         rows_RLV=nan(2 * B, pyramid.L, config.V, dtype=logits),
         guided_BLV=nan(B, pyramid.L, config.V, dtype=logits),
-        f_hat_SBCPP=nan(pyramid.S, B, config.C, pyramid.P, pyramid.P),
+        f_hat_SBCPP=nan(pyramid.S, B, config.C, pyramid.P, pyramid.P, dtype=models.vae.dtype),
     )
 
 
