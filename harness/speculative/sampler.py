@@ -19,6 +19,7 @@ from harness.pyramid import ScalePyramid
 from harness.request import Request
 from harness.speculative.accept import COUPLED, Policy, Window
 from harness.speculative.draft import draft_generate_batch
+from harness.speculative.graphs import Workspace
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.state import DecodeState
 from harness.speculative.verify import Verified, keep_intermediates, target_verify_batch
@@ -34,16 +35,18 @@ class Options:
         bonus: submit the scale behind the drafted ones too, and finish it after full acceptance.
         policy: coupling and acceptance rule.
         keep_intermediates: keep the named tensors that a defect is traced with.
+        graphs: record and replay the passes of whole batches as CUDA graphs.
     """
 
     draft_len: int = 5
     bonus: bool = False
     policy: Policy = COUPLED
     keep_intermediates: bool = True
+    graphs: bool = False
 
 
 class SpeculativeDecoder:
-    """A decoder ready to run; holds weights and options, no state of a decode.
+    """A decoder ready to run; holds weights and options, no state of a decode, but for the buffers of its graphs.
 
     Args:
         models: draft, target and VQ-VAE.
@@ -58,12 +61,21 @@ class SpeculativeDecoder:
         S = models.pyramid.S
         if not 1 <= options.draft_len <= S:
             raise InputError("draft_len", options.draft_len, f"must lie in 1..{S}", f"pass --draft-len {min(5, S)}")
+        if options.graphs and models.device.type != "cuda":
+            raise InputError("graphs", True, f"need a CUDA device, not {models.device}", "pass --device cuda")
         self.models, self.options, self.parts = models, options, parts
+        self._workspaces: dict[int, Workspace] = {}
 
     @property
     def contract(self) -> str:
         """What this decoder claims (design §1)."""
         return self.options.policy.contract
+
+    def _workspace(self, B: int) -> Workspace:
+        """Return the buffers and recorded passes of one batch size, made at its first use."""
+        if B not in self._workspaces:
+            self._workspaces[B] = Workspace(self.models, B, self.parts.new_cache)
+        return self._workspaces[B]
 
     @torch.inference_mode()
     def decode(self, request: Request, noise: SeededNoise) -> Trace:
@@ -82,8 +94,9 @@ class SpeculativeDecoder:
         request.check_against(self.models.target.config.classes, self.models.target.config.V)
         if request.more_smooth:
             raise InputError("more_smooth", True, "cannot be speculated: f_hat is no function of the tokens", "drop it")
-        labels_B = noise.labels(self.models.target.config.classes)
-        state = DecodeState.begin(self.models, request, noise, labels_B, self.parts, self.options.keep_intermediates)
+        keep = self.options.keep_intermediates
+        workspace = self._workspace(request.B) if self.options.graphs else None
+        state = DecodeState.begin(self.models, request, noise, self.parts, keep, workspace)
         while groups := _groups(state):
             for first, images in groups:
                 run_round(state, self.parts, self.options, images, first)

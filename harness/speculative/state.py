@@ -19,6 +19,7 @@ from harness.noise import Noise
 from harness.pyramid import ScalePyramid
 from harness.request import Request
 from harness.speculative.cache import KVCache
+from harness.speculative.graphs import Graphs, Workspace
 from harness.trace import Intermediates, Round
 
 if TYPE_CHECKING:
@@ -40,14 +41,19 @@ class Side:
     cache: KVCache
     calls: list[int]
     rows: list[int]
+    graphs: Graphs | None = None  # recorded passes; None = every pass is launched kernel by kernel
 
     @classmethod
-    def begin(cls, name: str, network: Transformer, labels_B: Tensor, parts: Parts) -> Side:
+    def begin(
+        cls, name: str, network: Transformer, labels_B: Tensor, parts: Parts, graphs: Graphs | None = None
+    ) -> Side:
         """Prepare a network for a batch: unconditional rows behind the conditional ones."""
         B = len(labels_B)
         unconditional_B = torch.full_like(labels_B, network.config.classes)
         condition = network.condition(torch.cat((labels_B, unconditional_B)))
-        return cls(name, network, condition, parts.new_cache(network, B), [0] * B, [0] * B)
+        if graphs is None:
+            return cls(name, network, condition, parts.new_cache(network, B), [0] * B, [0] * B)
+        return cls(name, network, graphs.begin(condition), graphs.cache, [0] * B, [0] * B, graphs)
 
     def condition_of(self, images: list[int]) -> Condition:
         """Return the condition of these images' guidance rows."""
@@ -96,20 +102,33 @@ class DecodeState:
 
     @classmethod
     def begin(
-        cls, models: ModelPair, request: Request, noise: Noise, labels_B: Tensor, parts: Parts, keep: bool
+        cls,
+        models: ModelPair,
+        request: Request,
+        noise: Noise,
+        parts: Parts,
+        keep: bool,
+        workspace: Workspace | None = None,
     ) -> DecodeState:
-        """Return the state before the first round; `keep` allocates the intermediates."""
+        """Return the state before the first round; `keep` allocates the intermediates. Draws labels if none are given.
+
+        With a workspace its buffers are used: one decode at a time.
+        """
+        labels_B = noise.labels(models.target.config.classes)
+        graphs = workspace.graphs if workspace else {}
         pyramid, config, B = models.pyramid, models.target.config, request.B
         device, dtype = models.device, models.vae.dtype
         return cls(
             request=request,
             noise=noise,
             vae=models.vae,
-            draft=Side.begin("draft", models.draft, labels_B, parts),
-            target=Side.begin("target", models.target, labels_B, parts),
+            draft=Side.begin("draft", models.draft, labels_B, parts, graphs.get("draft")),
+            target=Side.begin("target", models.target, labels_B, parts, graphs.get("target")),
             done=[0] * B,
             tokens_BL=torch.full((B, pyramid.L), -1, dtype=torch.int64, device=models.device),
-            raw_BLC=torch.zeros(B, pyramid.L, config.C, device=device, dtype=dtype),
+            raw_BLC=workspace.raw_BLC.zero_()
+            if workspace
+            else torch.zeros(B, pyramid.L, config.C, device=device, dtype=dtype),
             f_hat_BCPP=torch.zeros(B, config.C, pyramid.P, pyramid.P, device=device, dtype=dtype),
             writes_BS=torch.zeros(B, pyramid.S, dtype=torch.int64),
             rounds=[[] for _ in range(B)],
