@@ -79,6 +79,7 @@ class DecodeState:
         f_hat_BCPP: latent map over the final scales.
         writes_BS: how often each scale was made final.
         rounds: of every image.
+        draft_lens: what the draft length's rule keeps for every image.
         intermediates: named tensors of the final positions, or None when not kept.
     """
 
@@ -93,6 +94,7 @@ class DecodeState:
     f_hat_BCPP: Tensor
     writes_BS: Tensor
     rounds: list[list[Round]]
+    draft_lens: list[int]
     intermediates: Intermediates | None = field(repr=False, default=None)
 
     @property
@@ -132,6 +134,7 @@ class DecodeState:
             f_hat_BCPP=torch.zeros(B, config.C, pyramid.P, pyramid.P, device=device, dtype=dtype),
             writes_BS=torch.zeros(B, pyramid.S, dtype=torch.int64),
             rounds=[[] for _ in range(B)],
+            draft_lens=[0] * B,
             intermediates=_empty_intermediates(models, B) if keep else None,
         )
 
