@@ -1,4 +1,4 @@
-"""What several tests need: tiny networks of any layout, the shipped pair, recorded files, a verification in one line."""
+"""What several tests need: tiny networks of any layout, the shipped pair, recorded files, planted verifications."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 

@@ -22,7 +22,7 @@ from harness.trace import Trace
 from harness.verdict import margin_bound, race_margin
 from tests.helpers import digits, pair_of_case, recorded, recorded_cases, recorded_request, twins
 
-# Two correct float32 set-ups differ by rounding; the figures are the recordings' own README's, measured across machines.
+# Two correct float32 set-ups differ by rounding; figures of the recordings' README, measured across machines.
 F_HAT, IMAGE, LOGITS = 1e-5, 1e-4, 5e-4
 SMOOTH_F_HAT, SMOOTH_IMAGE, SMOOTH_TOKENS = 2e-2, 1e-2, 3  # τ is tiny and amplifies rounding
 
