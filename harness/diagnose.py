@@ -103,14 +103,22 @@ def _wrong_input(
     span, error = pyramid.span(si), _input_error(expected.x_RLD, evidence.budget)
     own_lD = network.lvl_SD[si] + network.pos_LD[span]
     left_lD = actual.x_RLD[image, span] - (expected.x_RLD[image, span] - own_lD)
-    for level in pyramid:
-        # nearest position term of every row, if all rows carried this level
-        distance_lL = torch.cdist(left_lD - network.lvl_SD[level], network.pos_LD, p=float("inf"))
-        nearest, position = distance_lL.min(1)
-        if bool((nearest <= error).all()):
-            found = f"{int(position[0])}..{int(position[-1])} with level {level}"
-            return "positions", f"inputs of scale {si} sit at positions {found}, not {span.start}..{span.stop - 1}"
+    # [level, row, position]: how far a row is from that position's term, each row free to sit anywhere
+    distance_SlL = torch.stack(
+        [torch.cdist(left_lD - level_D, network.pos_LD, p=float("inf")) for level_D in network.lvl_SD]
+    )
+    nearest_l, level_l = distance_SlL.amin(2).min(0)
+    if bool((nearest_l <= error).all()):
+        rows = torch.arange(len(level_l), device=level_l.device)
+        position_l = distance_SlL[level_l, rows].argmin(1)
+        found = f"{int(position_l[0])}..{int(position_l[-1])} with level {_span(level_l)}"
+        return "positions", f"inputs of scale {si} sit at positions {found}, not {span.start}..{span.stop - 1}"
     return "query", f"the input of scale {si} is not that of its f_hat"
+
+
+def _span(level_l: Tensor) -> str:
+    low, high = int(level_l.min()), int(level_l.max())
+    return str(low) if low == high else f"{low}..{high}"
 
 
 def _wrong_rows(evidence: Evidence, image: int, si: int) -> tuple[str, str]:

@@ -6,12 +6,15 @@ the decoder's tokens, so one tie does not cascade, and a decoder needs no hook f
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from harness.budget import Budget
 from harness.diagnose import Evidence, first_wrong
-from harness.errors import NonFiniteError
+from harness.errors import InputError, NoiseError, NonFiniteError
 from harness.implementations import Implementation
 from harness.models.pair import ModelPair
 from harness.noise import TOKEN, SeededNoise
@@ -31,13 +34,24 @@ def new_noise(models: ModelPair, request: Request) -> SeededNoise:
 
 
 def run(implementation: Implementation, models: ModelPair, request: Request) -> Trace | Judgement:
-    """Decode under fresh noise; a non-finite tensor becomes a judgement."""
+    """Decode under fresh noise; a decoder that crashes or meets a non-finite tensor is judged, too.
+
+    Raises:
+        InputError: the decoder refuses the request.
+    """
     try:
         return implementation.decode(request, new_noise(models, request))
+    except InputError:
+        raise
     except NonFiniteError as error:
-        judgement = Judgement(request.B)
-        judgement.defects.append(Divergence("non-finite", str(error), request.seed))
-        return judgement
+        found = Divergence("non-finite", str(error), request.seed)
+    except NoiseError as error:
+        found = Divergence("noise", str(error), request.seed)
+    except Exception as error:  # of whatever kind: the decoder is somebody else's code
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        detail = f"{type(error).__name__}: {error} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
+        found = Divergence("crash", " ".join(detail.split()), request.seed)
+    return Judgement(request.B, defects=[found])
 
 
 def judge(models: ModelPair, request: Request, actual: Trace, expected: Trace, budget: Budget) -> Judgement:
