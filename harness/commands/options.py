@@ -17,7 +17,7 @@ import typer
 
 from harness.errors import InputError
 from harness.files import check_writable
-from harness.models.pair import ModelPair, load_digits, load_pair
+from harness.models.pair import ModelPair, load_digits, load_pair, random_pair
 from harness.precision import set_precision
 from harness.request import Request
 
@@ -80,7 +80,10 @@ def integers(name: str, text: str, example: str) -> tuple[int, ...]:
 class ModelOptions:
     """Which networks, where, in which precision."""
 
-    models: Annotated[str, typer.Option(help="Shipped models by name.", show_default=True)] = "digits"
+    models: Annotated[
+        str,
+        typer.Option(help="digits, or sizes with random weights: d16-d30.", show_default=True),
+    ] = "digits"
     draft: Annotated[Path | None, typer.Option(help="Draft checkpoint (.pth or .safetensors).")] = None
     target: Annotated[Path | None, typer.Option(help="Target checkpoint.")] = None
     vae: Annotated[Path | None, typer.Option(help="VQ-VAE checkpoint.")] = None
@@ -102,10 +105,8 @@ class ModelOptions:
         files = {"draft": self.draft, "target": self.target, "vae": self.vae}
         given = {name: path for name, path in files.items() if path is not None}
         if not given:
-            if self.models != "digits":
-                remedy = "pass --models digits, or --draft F --target F --vae F"
-                raise InputError("models", self.models, "is not shipped", remedy)
-            return load_digits().to(device, dtype)
+            pair = load_digits() if self.models == "digits" else random_pair(self.models, device)
+            return pair.to(device, dtype)
         for name in files.keys() - given.keys():
             raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
         sides = integers("patch_nums", self.patch_nums, "1,2,3,4") if self.patch_nums else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 
 import numpy
@@ -18,11 +18,18 @@ from harness.verification import SettingResult, Verification
 def versions() -> dict[str, str]:
     """Return the versions of what decides a result."""
     return {
-        "harness": version("sdvar-harness"),
+        "harness": _own_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
     }
+
+
+def _own_version() -> str:
+    try:
+        return version("sdvar-harness")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "not installed"
 
 
 def as_json(result: Verification) -> bytes:

@@ -20,7 +20,7 @@ from harness.models.pair import ModelPair
 from harness.noise import ExclusiveNoise, SeededNoise
 from harness.pyramid import ScalePyramid
 from harness.request import Request
-from harness.speculative.accept import Policy, Proposal, Window
+from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.draft import draft_generate_batch
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.graphs import Workspace
@@ -69,7 +69,7 @@ class SpeculativeDecoder:
         if options.graphs and models.device.type != "cuda":
             raise InputError("graphs", True, f"need a CUDA device, not {models.device}", "pass --device cuda")
         self.models, self.options, self.parts = models, options, parts
-        self._workspaces: dict[int, Workspace] = {}
+        self.workspaces: dict[int, Workspace] = {}
 
     @property
     def contract(self) -> str:
@@ -78,9 +78,9 @@ class SpeculativeDecoder:
 
     def _workspace(self, B: int) -> Workspace:
         """Return the buffers and recorded passes of one batch size, made at its first use."""
-        if B not in self._workspaces:
-            self._workspaces[B] = Workspace(self.models, B, self.parts.new_cache)
-        return self._workspaces[B]
+        if B not in self.workspaces:
+            self.workspaces[B] = Workspace(self.models, B, self.parts.new_cache)
+        return self.workspaces[B]
 
     @torch.inference_mode()
     def decode(self, request: Request, noise: SeededNoise) -> Trace:
@@ -180,8 +180,6 @@ def _verify(state: DecodeState, parts: Parts, options: Options, window: Window, 
     policy, first, last, count = options.policy, window.first, window.last, len(window.scales)
     bonus = options.bonus and last + 1 < state.pyramid.S and not policy.trusts(last + 1)
     verified = target_verify_batch(state, parts, window.images, first, last + bonus)
-    _check_finite(verified, first)
-
     acceptance = policy.accept(parts, proposal, torch.cat(verified.probs_by_scale[:count], 1), window)
     tokens = [
         torch.where(whole_b[:, None], drafted_bl, corrected_bl)
@@ -197,10 +195,9 @@ def _verify(state: DecodeState, parts: Parts, options: Options, window: Window, 
             policy.extend(parts, verified.probs_by_scale[count], replace(window, first=last + 1, last=last + 1))
         )
 
-    accepted = acceptance.whole_bs.long().cumprod(1).sum(1).tolist()  # the round's one wait for the device
+    accepted, kept_bs = _fetch(acceptance, verified, window)
     finished = [whole + (1 if whole < count or bonus else 0) for whole in accepted]
     keep_intermediates(state, window.images, first, finished, verified)
-    kept_bs = torch.stack([kept_bl.sum(1) for kept_bl in window.split(acceptance.kept_bn)], 1).tolist()
     return _Turn(tokens, accepted, finished, kept_bs)
 
 
@@ -224,9 +221,20 @@ def _record(pyramid: ScalePyramid, first: int, drafted: int, turn: _Turn, k: int
     )
 
 
-def _check_finite(verified: Verified, first: int) -> None:
-    if not bool(torch.isfinite(verified.rows_RnV).all()):
-        raise NonFiniteError("target.logits", f"the pass that began at scale {first}")
+def _fetch(acceptance: Acceptance, verified: Verified, window: Window) -> tuple[list[int], list[list[int]]]:
+    """Bring accepted_b and kept_bs to the host: the round's one wait for the device.
+
+    Raises:
+        NonFiniteError: the target's logits are not finite.
+    """
+    finite = torch.isfinite(verified.rows_RnV).all().long()[None]
+    accepted_b = acceptance.whole_bs.long().cumprod(1).sum(1)
+    kept_bs = torch.stack([kept_bl.sum(1) for kept_bl in window.split(acceptance.kept_bn)], 1)
+    is_finite, *numbers = torch.cat((finite, accepted_b, kept_bs.flatten())).tolist()
+    if not is_finite:
+        raise NonFiniteError("target.logits", f"the pass that began at scale {window.first}")
+    b, s = kept_bs.shape
+    return numbers[:b], [numbers[b + k * s : b + (k + 1) * s] for k in range(b)]
 
 
 def _trace(state: DecodeState, seconds: float) -> Trace:

@@ -31,6 +31,11 @@ def pick(tensor: Tensor, images: list[int]) -> Tensor:
     return tensor if images == list(range(len(tensor))) else tensor[images]
 
 
+def place(images: list[int], B: int) -> list[int] | slice:
+    """Return the index of the rows `images` of B: a slice when that is all of them, which costs the device no copy."""
+    return slice(None) if images == list(range(B)) else images
+
+
 @dataclass
 class Side:
     """One network in one decode: its condition vectors, its cache and what it was asked to compute."""
@@ -175,9 +180,10 @@ def update_state_with_accepted_tokens(
     for offset in range(max(finished)):
         si = first + offset
         group = [k for k, count in enumerate(finished) if count > offset]
-        rows = [images[k] for k in group]
+        chosen = [images[k] for k in group]
+        rows = place(chosen, len(state.done))
         idx_bl = pick(tokens_by_scale[offset], group) if len(group) < len(images) else tokens_by_scale[offset]
-        f_hat = parts.accumulate(pick(state.f_hat_BCPP, rows), idx_bl, si, quantizer, pyramid)
+        f_hat = parts.accumulate(pick(state.f_hat_BCPP, chosen), idx_bl, si, quantizer, pyramid)
         state.tokens_BL[rows, pyramid.span(si)] = idx_bl
         state.f_hat_BCPP[rows] = f_hat
         state.writes_BS[rows, si] += 1
