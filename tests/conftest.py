@@ -1,0 +1,8 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import torch
+
+# xdist already uses every core; more threads than cores only wait for each other (measured: 275 s against 37 s).
+torch.set_num_threads(1)
