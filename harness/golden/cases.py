@@ -5,9 +5,9 @@ Promise: a case is understood whole or refused by name; nothing in it is guessed
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ SAMPLERS = ("sequential", "test3", "speculative")
 SIZES = ("patch_nums", "V", "C", "phi", "vae_ch", "vae_mult", "depth", "D", "H", "shared_adaln", "l2_norm", "classes")
 LOGITS_STEP, LOGITS_DENSE = 16, 5  # digits: from scale 5 on every 16th position is kept
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+Number = TypeVar("Number", int, float, bool)
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,10 @@ class Case:
     request: Request
     models: ModelPair
     network: str = "target"
-    hand_off: HandOff = HandOff(0)
-    options: Options = Options()
+    hand_off: HandOff = field(default_factory=lambda: HandOff(0))
+    options: Options = field(default_factory=Options)
     f_hats: bool = False
     logits: str = "none"
-
-    def in_dtype(self, dtype: torch.dtype) -> Case:
-        """Return the case with networks of another dtype."""
-        return replace(self, models=self.models.to(self.models.device, dtype))
 
     def run(self, forced_BL: Tensor | None = None) -> Trace:
         """Run the sampler; teacher-forced, a speculative decode becomes the sequential one that it must equal."""
@@ -72,6 +69,10 @@ class Case:
             return SpeculativeDecoder(models, self.options).decode(self.request, noise)
         network = models.draft if self.network == "draft" else models.target
         return sequential.sample(network, models.vae, self.request, noise, forced_BL)
+
+    def exact(self, forced_BL: Tensor | None = None) -> Trace:
+        """Run in float64, on the same numbers."""
+        return replace(self, models=self.models.to(self.models.device, torch.float64)).run(forced_BL)
 
     def sides(self) -> tuple[Transformer, ...]:
         """Networks that decide tokens."""
@@ -120,33 +121,48 @@ def parse(case: dict[str, Any], models_name: str, device: torch.device) -> Case:
         raise InputError(f"case {name}: {error.name}", error.value, error.rule, error.remedy) from None
     except KeyError as error:
         raise InputError(f"case {name}", "metadata", f"lacks {error}", "record it again") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"case {name}", "metadata", f"has a value of a wrong type ({error})", "record it") from None
 
 
 def _parse(case: dict[str, Any], name: str, models_name: str, device: torch.device) -> Case:
     if case["sampler"] not in SAMPLERS:
         raise InputError("sampler", case["sampler"], f"must be one of {', '.join(SAMPLERS)}", "record it again")
     models = networks(case, models_name).to(device)
-    labels = case["labels"]
-    count = case.get("count", case.get("B", 0)) if labels is None else 0
-    request = Request(
-        None if labels is None else tuple(labels), int(case["seed"]), float(case["cfg"]), int(case["top_k"]),
-        float(case["top_p"]), bool(case["more_smooth"]), cast(NoiseOrder, case.get("order", "batch")), count=count,
-    )  # fmt: skip
+    request = _request(case)
     request.check_against(models.target.config.classes, models.target.config.V)
-    parsed = Case(name, case["sampler"], request, models, f_hats=bool(case.get("deep", False)))
-    default = "all" if models_name == "filled" else "some" if parsed.f_hats else "none"
-    parsed = replace(parsed, logits=case.get("logits", default))
+    deep = _value({"deep": False, **case}, "deep", bool)
+    default = "all" if models_name == "filled" else "some" if deep else "none"
+    parsed = Case(name, case["sampler"], request, models, f_hats=deep, logits=case.get("logits", default))
+    if parsed.logits not in ("none", "some", "all"):
+        raise InputError("logits", parsed.logits, "must be none, some or all", "record it again")
     if parsed.sampler == "sequential":
         network = case.get("model", "target") if models_name == "filled" else case["model"]
         if network not in ("draft", "target"):
             raise InputError("model", network, "must be draft or target", "record it again")
         return replace(parsed, network=network)
     if parsed.sampler == "test3":
-        mode = case.get("mode", "recorded")
-        return replace(parsed, hand_off=HandOff(int(case["entry_num"]), int(case["sd_mask"]), mode))
-    return replace(parsed, options=Options(int(case["draft_len"]), bool(case["bonus"])))
+        mode = case.get("mode", "recorded")  # the published format knows one behaviour only
+        return replace(parsed, hand_off=HandOff(_value(case, "entry_num", int), _value(case, "sd_mask", int), mode))
+    return replace(parsed, options=Options(_value(case, "draft_len", int), _value(case, "bonus", bool)))
+
+
+def _request(case: dict[str, Any]) -> Request:
+    labels = case["labels"]
+    if labels is not None and not (isinstance(labels, list) and all(type(label) is int for label in labels)):
+        raise InputError("labels", labels, "must be a list of integers, or null for drawn ones", "record it again")
+    numbers = (_value(case, "cfg", float), _value(case, "top_k", int), _value(case, "top_p", float))
+    return Request(
+        None if labels is None else tuple(labels), _value(case, "seed", int), *numbers,
+        _value(case, "more_smooth", bool), cast(NoiseOrder, case.get("order", "batch")),
+        count=_value(case, "count", int) if labels is None else 0,
+    )  # fmt: skip
+
+
+def _value(case: dict[str, Any], key: str, kind: type[Number]) -> Number:
+    """Return ``case[key]``, of exactly this kind; an integer may stand for a float. Raises `InputError`."""
+    value = case[key]
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise InputError(key, value, f"must be of type {kind.__name__}", "record it again")
+    return kind(value)
 
 
 def networks(case: dict[str, Any], models_name: str) -> ModelPair:
@@ -155,9 +171,13 @@ def networks(case: dict[str, Any], models_name: str) -> ModelPair:
         return _digits()
     if models_name != "filled":
         raise InputError("models", models_name, "must be digits or filled", "pass a recording of known networks")
-    draft = (int(case.get("draft_depth", case["depth"])), int(case.get("draft_D", case["D"])))
     values = tuple(tuple(case[key]) if isinstance(case[key], list) else case[key] for key in SIZES)
-    return filled(values, *draft, int(case.get("draft_H", case["H"])))
+    draft = (case.get("draft_depth", case["depth"]), case.get("draft_D", case["D"]), case.get("draft_H", case["H"]))
+    try:
+        return filled(values, *draft)
+    except (TypeError, ValueError, RuntimeError) as error:
+        sizes = {key: case[key] for key in SIZES}
+        raise InputError("sizes", sizes, f"cannot be built ({error})", "record it again") from None
 
 
 _digits = cache(load_digits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 FILES = {"digits": "golden-digits", "filled": "golden-tiny"}
+PLATFORMS = ("cpu",)
 
 PLAIN: dict[str, Any] = {"seed": 100, "cfg": 1.5, "top_k": 0, "top_p": 0.0, "more_smooth": False}
 FILTERED: dict[str, Any] = {"seed": 101, "cfg": 3.0, "top_k": 7, "top_p": 0.9, "more_smooth": False}
@@ -44,7 +45,7 @@ def _digits() -> list[dict[str, Any]]:
                 name = f"handoff-{mode}-mask{sd_mask}-entry{entry}"
                 found.append({"id": name, "sampler": "test3", "labels": [4], **where, **PLAIN})
     for draft_len in (1, 3, 5, 10):
-        how = {"draft_len": draft_len, "bonus": draft_len == 3}
+        how: dict[str, Any] = {"draft_len": draft_len, "bonus": draft_len == 3}
         found.append({"id": f"speculative-{draft_len}", "sampler": "speculative", "labels": [4], **how, **PLAIN})
     how = {"draft_len": 4, "bonus": False, "order": "image"}
     found.append({"id": "speculative-filtered", "sampler": "speculative", "labels": [4, 8], **how, **FILTERED})

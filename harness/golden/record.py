@@ -1,13 +1,12 @@
 """Write this project's goldens, only when asked, with a reason, and while the laws hold.
 
-Promise: nothing is written in CI, on a dirty tree, without a reason, while a law fails, or when nothing changed.
+Promise: nothing is written in CI, on a dirty tree, without a reason, while a law fails, or when nothing changed; what
+is written is computed whole first.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.budget import calibrate
-from harness.differential import judge, new_noise, run
 from harness.errors import InputError
 from harness.files import check_writable, write_whole
-from harness.golden import plan
+from harness.golden import guard, plan
 from harness.golden.cases import Case, networks, parse
 from harness.golden.check import kept_logits, rounds
 from harness.golden.digest import content_digest
+from harness.golden.own import DATA, path_of, weights_digest
 from harness.golden.store import KIND, Recording, as_bytes, canonical, read
-from harness.implementations import Settings, speculative
-from harness.models.pair import ModelPair
-from harness.noise import SeededNoise
-from harness.reference import cachefree, handoff, sequential
-from harness.reference.handoff import HandOff
 from harness.report.as_json import versions
-from harness.request import Request
 from harness.trace import Trace
-
-DATA = Path(__file__).parent / "data"
 
 
 @dataclass(frozen=True)
@@ -50,70 +40,34 @@ class Fresh:
         """Return the content digest, comparable with `Recording.digest`."""
         return content_digest(self.tensors, canonical(self.cases))
 
-
-def paths(platform: str, folder: Path = DATA) -> list[Path]:
-    """Return the files of one platform class; a missing one is not skipped, reading it fails."""
-    return [folder / f"{stem}-{platform}.safetensors" for stem in plan.FILES.values()]
-
-
-def stale(recording: Recording) -> list[str]:
-    """List in what an own file differs from the plan, its own digest and the weights of today."""
-    models = recording.metadata.get("models", "")
-    if models not in plan.FILES:
-        return [f"models {models} are not in the plan"]
-    expected = {case["id"]: json.loads(canonical((case,))) for case in plan.cases(models)}
-    actual = {case["id"]: [case] for case in recording.cases}
-    found = [f"case {name} is missing" for name in expected.keys() - actual.keys()]
-    found += [f"case {name} is not in the plan" for name in actual.keys() - expected.keys()]
-    both = expected.keys() & actual.keys()
-    found += [
-        f"case {name} is stale: its settings are not the plan's" for name in both if expected[name] != actual[name]
-    ]
-    if recording.metadata.get("digest") != recording.digest():
-        found.append("content digest differs: the file was changed by hand")
-    if not found and recording.metadata.get("weights") != weights_digest(models, recording.cases):
-        found.append("weights digest differs: recorded with other weights")
-    if not recording.metadata.get("reason", "").strip():
-        found.append("provenance lacks the reason")
-    return sorted(found)
-
-
-def weights_digest(models: str, cases: tuple[dict[str, Any], ...]) -> str:
-    """Return the digest of all weights that the cases use."""
-    pairs = {id(pair): pair for pair in (networks(case, models) for case in cases)}
-    tensors: dict[str, Tensor] = {}
-    for number, pair in enumerate(pairs.values()):
-        for word, weights in (
-            ("draft", pair.draft.weights),
-            ("target", pair.target.weights),
-            ("vae", pair.vae.weights),
-        ):
-            tensors |= {f"{number}.{word}.{name}": tensor for name, tensor in weights.items()}
-    return content_digest(tensors)
+    def replaces(self, before: Recording | None) -> bool:
+        """Return whether the file on disk would change, provenance aside."""
+        if before is None or before.metadata.get("weights") != self.weights:
+            return True
+        return not before.metadata.get("digest") == before.digest() == self.digest()
 
 
 @torch.inference_mode()
-def fresh(models: str, device: torch.device, folder: Path = DATA) -> Fresh:
-    """Run every case of one file's plan."""
+def fresh(models: str, device: torch.device, folder: Path = DATA) -> tuple[Fresh, Recording | None]:
+    """Run every case of one file's plan; return the file as it would be, and as it is."""
     cases = plan.cases(models)
     tensors: dict[str, Tensor] = {}
     for plain in cases:
         case = parse(plain, models, device)
         tensors |= {f"{case.id}/{name}": t.cpu().clone() for name, t in produce(case, case.run()).items()}
-    path = folder / f"{plan.FILES[models]}-{device.type}.safetensors"
-    return Fresh(path, models, cases, tensors, weights_digest(models, cases))
+    made = Fresh(path_of(models, device.type, folder), models, cases, tensors, weights_digest(models))
+    return made, read(made.path) if made.path.exists() else None
 
 
 def produce(case: Case, trace: Trace) -> dict[str, Tensor]:
     """Return what is recorded of one decode."""
-    pyramid = case.models.pyramid
     assert trace.intermediates is not None
     tensors = {
         "tokens": trace.tokens_BL.to(torch.int16),
         "f_hat": trace.f_hat_BCPP,
         "image": case.models.vae.decode(trace.f_hat_BCPP),
     }
-    for si in pyramid:
+    for si in case.models.pyramid:
         if case.f_hats:
             tensors[f"f_hat/{si}"] = trace.intermediates.f_hat_SBCPP[si]
         if case.logits != "none":
@@ -123,86 +77,43 @@ def produce(case: Case, trace: Trace) -> dict[str, Tensor]:
     return tensors
 
 
-def refuse(reason: str, root: Path) -> None:
-    """Refuse to record without a reason, in CI, or on a dirty tree. Raises `InputError`."""
-    if not reason.strip():
-        raise InputError("reason", reason, "must say why the goldens change", 'pass --reason "what changed and why"')
-    if os.environ.get("CI"):
-        raise InputError("CI", os.environ["CI"], "goldens are never recorded in CI", "record on a developer's machine")
-    try:
-        dirty = _git(root, "status", "--porcelain")
-    except (OSError, subprocess.CalledProcessError):
-        raise InputError("tree", str(root), "is not a git checkout", "record in a checkout of the project") from None
-    if dirty:
-        rule = f"is dirty ({len(dirty.splitlines())} files differ from the last commit)"
-        raise InputError("tree", str(root), rule, "commit first, so that the goldens name the code that made them")
-
-
-def _git(root: Path, *words: str) -> str:
-    command = ["git", "-C", str(root), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def failing_laws(pair: ModelPair) -> list[str]:
-    """List the laws that fail on one pair: cached = cache-free, speculative = sequential, hand-off = its limits."""
-    request = Request((0, 1), 7)
-
-    def noise() -> SeededNoise:
-        return new_noise(pair, request)
-
-    target = sequential.sample(pair.target, pair.vae, request, noise())
-    found = []
-    if not torch.equal(cachefree.sample(pair.target, pair.vae, request, noise()), target.tokens_BL):
-        found.append("cached decoding = decoding without a cache")
-    decoder = speculative(pair, Settings(2))
-    decoded = run(decoder, pair, request)
-    verdict = judge(pair, request, decoded, target, calibrate(pair, request)) if isinstance(decoded, Trace) else decoded
-    if verdict.defects:
-        found.append("speculative decoding = sequential decoding")
-    for hand_off in (HandOff(0, 3), HandOff(0, 0, "recorded")):
-        if not torch.equal(handoff.sample(pair, request, noise(), hand_off).tokens_BL, target.tokens_BL):
-            found.append(f"hand-off at entry 0 ({hand_off.mode}, mask {hand_off.sd_mask}) = sequential decoding")
-    return found
-
-
-def record(reason: str, device: torch.device, folder: Path = DATA) -> list[tuple[Fresh, Recording | None]]:
-    """Record every file whose content changed.
+def changed(
+    reason: str, device: torch.device, folder: Path = DATA, code: Path = guard.CODE, laws: guard.Laws | None = None
+) -> list[tuple[Fresh, Recording | None]]:
+    """Compute every file anew and return those that would change, with what they replace.
 
     Args:
         reason: why, for the reviewer; not empty.
         device: where to run; its class keys the files.
         folder: where they lie.
-
-    Returns:
-        What was written, with what it replaced.
+        code: a folder of the checkout that must be clean.
+        laws: lists the laws that fail on a pair; `guard.failing_laws` by default.
 
     Raises:
         InputError: recording is refused.
-
-    Effects: writes files, after everything has been computed.
     """
-    refuse(reason, folder)
-    changed = []
+    guard.refuse(reason, code)
+    if device.type not in plan.PLATFORMS:
+        known = ", ".join(plan.PLATFORMS)
+        raise InputError("device", device.type, f"must be a platform of the plan ({known})", "add it to golden/plan.py")
+    if not folder.is_dir():
+        raise InputError("folder", str(folder), "is not there", "make it first")
     for models in plan.FILES:
-        for pair in {id(p): p for p in (networks(case, models) for case in plan.cases(models))}.values():
-            if laws := failing_laws(pair.to(device)):
-                raise InputError(
-                    "laws", "; ".join(laws), "must hold before a golden is recorded", "mend the code first"
-                )
-        made = fresh(models, device, folder)
-        check_writable(made.path, "folder")
-        before = read(made.path) if made.path.exists() else None
-        if before is None or before.digest() != made.digest() or before.metadata.get("weights") != made.weights:
-            changed.append((made, before))
-    for made, _ in changed:
-        write_whole(made.path, as_bytes(_provenance(made, reason, device), made.cases, made.tensors))
-    return changed
+        check_writable(path_of(models, device.type, folder), "folder")
+    for pair in {id(p): p for m in plan.FILES for p in (networks(case, m) for case in plan.cases(m))}.values():
+        if failing := (laws or guard.failing_laws)(pair.to(device)):
+            rule = "must hold before a golden is recorded"
+            raise InputError("laws", "; ".join(failing), rule, "mend the code first")
+    pairs = [fresh(models, device, folder) for models in plan.FILES]
+    return [(made, before) for made, before in pairs if made.replaces(before)]
 
 
-def _provenance(made: Fresh, reason: str, device: torch.device) -> dict[str, str]:
+def write(made: Fresh, reason: str, device: torch.device, code: Path = guard.CODE) -> None:
+    """Write one file with its provenance. Effects: replaces `made.path` in one step."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return {
+    provenance = {
         "kind": KIND, "models": made.models, "device": device.type, "device_name": name, "dtype": "float32",
         "tf32": "off", "versions": json.dumps(versions(), sort_keys=True), "weights": made.weights,
-        "digest": made.digest(), "commit": _git(made.path.parent, "rev-parse", "HEAD"), "reason": reason.strip(),
+        "digest": made.digest(), "commit": guard.commit(code), "reason": reason.strip(),
     }  # fmt: skip
+    write_whole(made.path, as_bytes(provenance, made.cases, made.tensors))
