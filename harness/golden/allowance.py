@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
+from threading import Lock
 
 from torch import Tensor
 
@@ -28,9 +29,10 @@ SMOOTH_SPREAD = 32.0  # one rounding is amplified by chance: three recorded runs
 
 
 class Budgets:
-    """Allowances by case; what was calibrated is kept for the next case."""
+    """Allowances by case; what was calibrated is kept for the next case of the same networks, which `cases` keeps."""
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self._kept: dict[tuple[int, float], Budget] = {}
         self._f_hat: dict[int, float] = {}
 
@@ -47,7 +49,7 @@ class Budgets:
         """Return the largest difference allowed in f_hat after every scale."""
         if case.request.more_smooth:
             return [min(SMOOTH_SPREAD * error, SMOOTH_F_HAT) for error in _smooth_errors(case, run, _f_hat)]
-        key = id(case.models.vae.quantizer)  # f_hat is a function of tokens and quantiser alone
+        key = id(case.models.vae)  # f_hat is a function of tokens and quantiser alone
         if key not in self._f_hat:
             self._f_hat[key] = 2 * self._of(case, case.sides()[-1]).f_hat
         return [self._f_hat[key]] * case.models.pyramid.S
@@ -58,10 +60,11 @@ class Budgets:
 
     def _of(self, case: Case, network: Transformer) -> Budget:
         key = (id(network), case.request.cfg)
-        if key not in self._kept:
-            models = replace(case.models, draft=network, target=network)
-            self._kept[key] = calibrate(models, replace(case.request, more_smooth=False))
-        return self._kept[key]
+        with self._lock:  # cases are judged side by side
+            if key not in self._kept:
+                models = replace(case.models, draft=network, target=network)
+                self._kept[key] = calibrate(models, replace(case.request, more_smooth=False))
+            return self._kept[key]
 
 
 def _smooth_errors(case: Case, run: Trace, part: Callable[[Case, Trace, int], Tensor]) -> list[float]:

@@ -126,7 +126,7 @@ def parse(case: dict[str, Any], models_name: str, device: torch.device) -> Case:
 def _parse(case: dict[str, Any], name: str, models_name: str, device: torch.device) -> Case:
     if case["sampler"] not in SAMPLERS:
         raise InputError("sampler", case["sampler"], f"must be one of {', '.join(SAMPLERS)}", "record it again")
-    models = networks(case, models_name).to(device)
+    models = networks(case, models_name, device)
     request = _request(case)
     request.check_against(models.target.config.classes, models.target.config.V)
     deep = _value({"deep": False, **case}, "deep", bool)
@@ -165,33 +165,49 @@ def _value(case: dict[str, Any], key: str, kind: type[Number]) -> Number:
     return kind(value)
 
 
-def networks(case: dict[str, Any], models_name: str) -> ModelPair:
-    """Return the float32 CPU networks of a case. Raises `InputError` for unknown models or sizes that do not fit."""
+CPU = torch.device("cpu")
+
+
+def networks(case: dict[str, Any], models_name: str, device: torch.device = CPU) -> ModelPair:
+    """Return the float32 networks of a case, the same objects for the same arguments.
+
+    Raises:
+        InputError: unknown models, or sizes that do not fit.
+    """
     if models_name == "digits":
-        return _digits()
+        return _digits(device)
     if models_name != "filled":
         raise InputError("models", models_name, "must be digits or filled", "pass a recording of known networks")
     values = tuple(tuple(case[key]) if isinstance(case[key], list) else case[key] for key in SIZES)
     draft = (case.get("draft_depth", case["depth"]), case.get("draft_D", case["D"]), case.get("draft_H", case["H"]))
     try:
-        return filled(values, *draft)
+        return filled(values, draft, device)
     except (TypeError, ValueError, RuntimeError) as error:
         sizes = {key: case[key] for key in SIZES}
         raise InputError("sizes", sizes, f"cannot be built ({error})", "record it again") from None
 
 
-_digits = cache(load_digits)
+@cache
+def _digits(device: torch.device) -> ModelPair:
+    return load_digits().to(device)
 
 
 @cache
-def filled(values: tuple[Any, ...], draft_depth: int, draft_D: int, draft_H: int) -> ModelPair:
-    """Return networks filled by formula; `values` in the order of `SIZES`."""
+def filled(values: tuple[Any, ...], draft_sizes: tuple[int, int, int], device: torch.device) -> ModelPair:
+    """Return networks filled by formula.
+
+    Args:
+        values: in the order of `SIZES`.
+        draft_sizes: depth, D and H of the draft.
+        device: where they lie.
+    """
     v = dict(zip(SIZES, values, strict=True))
     target = TransformerConfig(
         ScalePyramid(v["patch_nums"]), v["depth"], v["D"], v["H"], v["V"], v["C"], v["classes"], v["shared_adaln"],
         v["l2_norm"],
     )  # fmt: skip
-    draft = replace(target, depth=draft_depth, D=draft_D, H=draft_H)
+    depth, D, H = draft_sizes
+    draft = replace(target, depth=depth, D=D, H=H)
     if v["phi"] == "one a scale":
         phi, layout = target.pyramid.S, "per-scale"
     else:
@@ -205,4 +221,4 @@ def filled(values: tuple[Any, ...], draft_depth: int, draft_D: int, draft_H: int
         Transformer(target, filled_weights(transformer.parameter_shapes(target))),
         Autoencoder(vae, filled_weights(autoencoder.parameter_shapes(vae))),
         "filled",
-    )
+    ).to(device)

@@ -18,6 +18,7 @@ from harness.compare import largest_difference
 from harness.errors import InputError
 from harness.golden.allowance import IMAGE, SMOOTH_TIES, Budgets
 from harness.golden.cases import Case, parse
+from harness.golden.cores import one_case_a_core
 from harness.golden.platform import unverified
 from harness.golden.result import NOT_RECORDED, CaseResult, FileResult
 from harness.golden.store import Recording, read
@@ -75,9 +76,10 @@ def check(recording: Recording, device: torch.device, progress: Callable[[], Non
         return result
     result.defects += [f"tensor {name} is not expected: it belongs to no case" for name in recording.strays()]
     budgets = Budgets()
-    for case in cases:
-        result.cases.append(check_case(case, recording, budgets))
-        progress()
+    with one_case_a_core(device) as pool:
+        for judged in pool.map(lambda case: check_case(case, recording, budgets), cases):
+            result.cases.append(judged)
+            progress()
     return result
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from harness.files import check_writable, write_whole
 from harness.golden import guard, plan
 from harness.golden.cases import Case, networks, parse
 from harness.golden.check import kept_logits, rounds
+from harness.golden.cores import one_case_a_core
 from harness.golden.digest import content_digest
 from harness.golden.own import DATA, path_of, weights_digest
 from harness.golden.store import KIND, Recording, as_bytes, canonical, read
 from harness.report.as_json import versions
-from harness.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,20 @@ class Fresh:
         return not before.metadata.get("digest") == before.digest() == self.digest()
 
 
-@torch.inference_mode()
 def fresh(models: str, device: torch.device, folder: Path = DATA) -> tuple[Fresh, Recording | None]:
     """Run every case of one file's plan; return the file as it would be, and as it is."""
     cases = plan.cases(models)
-    tensors: dict[str, Tensor] = {}
-    for plain in cases:
-        case = parse(plain, models, device)
-        tensors |= {f"{case.id}/{name}": t.cpu().clone() for name, t in produce(case, case.run()).items()}
+    parsed = [parse(plain, models, device) for plain in cases]
+    with one_case_a_core(device) as pool:
+        tensors = dict(chain.from_iterable(pool.map(produce, parsed)))
     made = Fresh(path_of(models, device.type, folder), models, cases, tensors, weights_digest(models))
     return made, read(made.path) if made.path.exists() else None
 
 
-def produce(case: Case, trace: Trace) -> dict[str, Tensor]:
-    """Return what is recorded of one decode."""
+@torch.inference_mode()
+def produce(case: Case) -> list[tuple[str, Tensor]]:
+    """Run one case; return what is recorded of it, by full name."""
+    trace = case.run()
     assert trace.intermediates is not None
     tensors = {
         "tokens": trace.tokens_BL.to(torch.int16),
@@ -74,7 +75,7 @@ def produce(case: Case, trace: Trace) -> dict[str, Tensor]:
             tensors[f"logits/{si}"] = kept_logits(case, trace, si)
     if case.sampler == "speculative":
         tensors["rounds"] = rounds(trace)
-    return tensors
+    return [(f"{case.id}/{name}", tensor.cpu().clone()) for name, tensor in tensors.items()]
 
 
 def changed(
