@@ -34,6 +34,7 @@ def check(
     files: Annotated[list[Path] | None, typer.Argument(help="Recordings; none = this project's own goldens.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None,
     device: Device = "cpu",
+    folder: Folder = own.DATA,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print defects and the last line only.")] = False,
 ) -> None:
     """Run every recorded case again, teacher-forced, and compare.
@@ -44,7 +45,7 @@ def check(
     where, console = _prepare(device), plain_console()
     results: list[FileResult] = []
     if not files:
-        files, results = own.inventory(where.type)
+        files, results = own.inventory(where.type, folder)
         if not quiet:
             console.print(f"no FILES given: this project's own goldens on {where.type}", highlight=False)
     recordings = read_all(files) if files or not results else []

@@ -12,6 +12,7 @@ import torch
 from harness.budget import calibrate
 from harness.differential import judge, new_noise, run
 from harness.errors import InputError
+from harness.golden.own import DATA
 from harness.implementations import Settings, speculative
 from harness.models.pair import ModelPair
 from harness.reference import cachefree, handoff, sequential
@@ -23,11 +24,12 @@ CODE = Path(__file__).parent
 Laws = Callable[[ModelPair], list[str]]
 
 
-def refuse(reason: str, code: Path = CODE) -> None:
-    """Refuse to record without a reason, in CI, or on a dirty tree.
+def refuse(reason: str, folder: Path, code: Path) -> None:
+    """Refuse to record without a reason, in CI, in a test run, or on a dirty tree.
 
     Args:
         reason: why the goldens change.
+        folder: where they would be written; a test may write into a folder of its own.
         code: a folder of the checkout whose state is looked at.
 
     Raises:
@@ -37,6 +39,8 @@ def refuse(reason: str, code: Path = CODE) -> None:
         raise InputError("reason", reason, "must say why the goldens change", 'pass --reason "what changed and why"')
     if os.environ.get("CI"):
         raise InputError("CI", os.environ["CI"], "goldens are never recorded in CI", "record on a developer's machine")
+    if "PYTEST_CURRENT_TEST" in os.environ and folder.resolve() == DATA.resolve():
+        raise InputError("folder", str(folder), "a test run never writes a golden", "run golden record by hand")
     try:
         dirty = _git(code, "status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):
@@ -46,7 +50,7 @@ def refuse(reason: str, code: Path = CODE) -> None:
         raise InputError("tree", str(code), rule, "commit first, so that the goldens name the code that made them")
 
 
-def commit(code: Path = CODE) -> str:
+def commit(code: Path) -> str:
     """Return the commit that is checked out."""
     return _git(code, "rev-parse", "HEAD")
 
@@ -71,7 +75,8 @@ def failing_laws(models: ModelPair) -> list[str]:
     ):
         found.append("decoding with a cache = decoding without one")
     budget = calibrate(models, request)
-    for draft_len in range(1, models.pyramid.S + 1):
+    S = models.pyramid.S
+    for draft_len in sorted({1, (S + 1) // 2, S}):
         decoded = run(speculative(models, Settings(draft_len)), models, request)
         judged = judge(models, request, decoded, target, budget) if isinstance(decoded, Trace) else decoded
         if judged.defects:

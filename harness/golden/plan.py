@@ -62,11 +62,11 @@ def _tiny() -> list[dict[str, Any]]:
         for mode, masks in (("recorded", range(6)), ("corrected", range(1, 6))):
             for sd_mask in masks:
                 for entry in range(len(sizes["patch_nums"])):
-                    where = {"entry_num": entry, "sd_mask": sd_mask, "mode": mode, "logits": "none"}
+                    where = {"entry_num": entry, "sd_mask": sd_mask, "mode": mode}
                     name = f"{word}-handoff-{mode}-mask{sd_mask}-entry{entry}"
                     found.append({"id": name, "sampler": "test3", "labels": [1], **where, **network, **PLAIN})
         for draft_len in (1, 2, 3):
-            how = {"draft_len": draft_len, "bonus": draft_len == 2, "logits": "none"}
+            how = {"draft_len": draft_len, "bonus": draft_len == 2}
             name = f"{word}-speculative-{draft_len}"
             found.append({"id": name, "sampler": "speculative", "labels": [0, 1], **how, **network, **PLAIN})
     return found

@@ -79,7 +79,11 @@ def produce(case: Case) -> list[tuple[str, Tensor]]:
 
 
 def changed(
-    reason: str, device: torch.device, folder: Path = DATA, code: Path = guard.CODE, laws: guard.Laws | None = None
+    reason: str,
+    device: torch.device,
+    folder: Path = DATA,
+    code: Path = guard.CODE,
+    laws: guard.Laws = guard.failing_laws,
 ) -> list[tuple[Fresh, Recording | None]]:
     """Compute every file anew and return those that would change, with what they replace.
 
@@ -88,12 +92,12 @@ def changed(
         device: where to run; its class keys the files.
         folder: where they lie.
         code: a folder of the checkout that must be clean.
-        laws: lists the laws that fail on a pair; `guard.failing_laws` by default.
+        laws: lists the laws that fail on a pair.
 
     Raises:
         InputError: recording is refused.
     """
-    guard.refuse(reason, code)
+    guard.refuse(reason, folder, code)
     if device.type not in plan.PLATFORMS:
         known = ", ".join(plan.PLATFORMS)
         raise InputError("device", device.type, f"must be a platform of the plan ({known})", "add it to golden/plan.py")
@@ -101,12 +105,14 @@ def changed(
         raise InputError("folder", str(folder), "is not there", "make it first")
     for models in plan.FILES:
         check_writable(path_of(models, device.type, folder), "folder")
-    for pair in {id(p): p for m in plan.FILES for p in (networks(case, m) for case in plan.cases(m))}.values():
-        if failing := (laws or guard.failing_laws)(pair.to(device)):
-            rule = "must hold before a golden is recorded"
-            raise InputError("laws", "; ".join(failing), rule, "mend the code first")
-    pairs = [fresh(models, device, folder) for models in plan.FILES]
-    return [(made, before) for made, before in pairs if made.replaces(before)]
+    pairs = {id(p): p for m in plan.FILES for p in (networks(case, m, device) for case in plan.cases(m))}
+    with one_case_a_core(device) as pool:
+        failing = list(chain.from_iterable(pool.map(laws, pairs.values())))
+    if failing:
+        rule = "must hold before a golden is recorded"
+        raise InputError("laws", "; ".join(failing), rule, "mend the code first")
+    files = [fresh(models, device, folder) for models in plan.FILES]
+    return [(made, before) for made, before in files if made.replaces(before)]
 
 
 def write(made: Fresh, reason: str, device: torch.device, code: Path = guard.CODE) -> None:
