@@ -14,7 +14,7 @@ from harness.commands.options import ModelOptions
 from harness.files import check_writable, write_whole
 from harness.golden import own, plan
 from harness.golden.check import check as judge
-from harness.golden.check import read_all
+from harness.golden.check import parse_all, read_all
 from harness.golden.diff import changes
 from harness.golden.record import changed, fresh, write
 from harness.golden.result import FileResult
@@ -49,10 +49,11 @@ def check(
         if not quiet:
             console.print(f"no FILES given: this project's own goldens on {where.type}", highlight=False)
     recordings = read_all(files) if files or not results else []
+    parsed = [parse_all(recording, where) for recording in recordings]  # all bad input is met before any work
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
-        task = progress.add_task("cases", total=sum(len(r.cases) for r in recordings))
-        for recording in recordings:
-            result = judge(recording, where, lambda: progress.advance(task))
+        task = progress.add_task("cases", total=sum(map(len, parsed)))
+        for recording, cases in zip(recordings, parsed, strict=True):
+            result = judge(recording, cases, where, lambda: progress.advance(task))
             if recording.own:
                 result.defects += own.stale(recording)
             results.append(result)

@@ -142,7 +142,9 @@ def _parse(case: dict[str, Any], name: str, models_name: str, device: torch.devi
     if parsed.sampler == "test3":
         mode = case.get("mode", "recorded")  # the published format knows one behaviour only
         return replace(parsed, hand_off=HandOff(_value(case, "entry_num", int), _value(case, "sd_mask", int), mode))
-    return replace(parsed, options=Options(_value(case, "draft_len", int), _value(case, "bonus", bool)))
+    options = Options(_value(case, "draft_len", int), _value(case, "bonus", bool))
+    SpeculativeDecoder(models, options)  # refuses what does not fit
+    return replace(parsed, options=options)
 
 
 def _request(case: dict[str, Any]) -> Request:

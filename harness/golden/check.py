@@ -59,19 +59,18 @@ def parse_all(recording: Recording, device: torch.device) -> list[Case]:
     return cases
 
 
-def check(recording: Recording, device: torch.device, progress: Callable[[], None] = lambda: None) -> FileResult:
+def check(
+    recording: Recording, cases: Sequence[Case], device: torch.device, progress: Callable[[], None] = lambda: None
+) -> FileResult:
     """Judge a whole file.
 
     Args:
         recording: what `store.read` returned.
+        cases: what `parse_all` made of it.
         device: where to run; another platform than the recording's makes the result UNVERIFIED.
         progress: called after every case.
-
-    Raises:
-        InputError: a case that cannot be understood; nothing was run then.
     """
     result = FileResult(str(recording.path), unverified=unverified(recording, device))
-    cases = parse_all(recording, device)
     if result.unverified:
         return result
     result.defects += [f"tensor {name} is not expected: it belongs to no case" for name in recording.strays()]
