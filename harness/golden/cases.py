@@ -114,7 +114,7 @@ def parse(case: dict[str, Any], models_name: str, device: torch.device) -> Case:
     Raises:
         InputError: a key is missing, or a value does not fit; the case is named.
     """
-    name = str(case.get("id", "without id"))
+    name = case["id"]
     try:
         return _parse(case, name, models_name, device)
     except InputError as error:

@@ -50,7 +50,7 @@ def parse_all(recording: Recording, device: torch.device) -> list[Case]:
     """Return every case, understood. Raises `InputError` for one that is not, or for two of one id."""
     cases: list[Case] = []
     for plain in recording.cases:
-        tokens = recording.tensors.get(f"{plain.get('id')}/tokens")
+        tokens = recording.tensors.get(f"{plain['id']}/tokens")
         count = len(tokens) if tokens is not None and tokens.dim() else 1  # drawn labels: the tensors tell how many
         case = parse({"count": count, **plain}, recording.metadata.get("models", ""), device)
         if case.id in {other.id for other in cases}:

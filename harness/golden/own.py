@@ -50,7 +50,7 @@ def stale(recording: Recording) -> list[str]:
     if models not in plan.FILES:
         return [f"models {models} are not in the plan"]
     expected = {case["id"]: json.loads(canonical((case,))) for case in plan.cases(models)}
-    actual = {str(case.get("id")): [case] for case in recording.cases}
+    actual = {case["id"]: [case] for case in recording.cases}
     found = [f"case {name} is missing" for name in sorted(expected.keys() - actual.keys())]
     found += [f"case {name} is not in the plan" for name in sorted(actual.keys() - expected.keys())]
     both = sorted(expected.keys() & actual.keys())

@@ -55,8 +55,8 @@ class Recording:
 
     def strays(self) -> list[str]:
         """Return the names that belong to no case."""
-        ids = {str(case.get("id")) for case in self.cases}
-        return sorted(name for name in self.tensors if name.split("/")[0] not in ids)
+        prefixes = tuple(f"{case['id']}/" for case in self.cases)
+        return sorted(name for name in self.tensors if not name.startswith(prefixes))
 
     def digest(self) -> str:
         """Return the content digest of tensors and cases; provenance is no part of it."""
@@ -105,6 +105,8 @@ def _cases(text: str | None, path: Path) -> tuple[dict[str, Any], ...]:
         raise InputError("golden", str(path), "metadata cases must be a list of objects", "record it again")
     if not cases:
         raise InputError("golden", str(path), "holds zero cases: nothing could be compared", remedy)
+    if not all(isinstance(case.get("id"), str) and case["id"] for case in cases):
+        raise InputError("golden", str(path), "every case must have an id", "record it again")
     return tuple(cases)
 
 

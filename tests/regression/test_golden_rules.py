@@ -168,6 +168,8 @@ BAD: dict[str, tuple[Tamper, str]] = {
     "zero cases": (lambda c: c.cases.clear(), "holds zero cases: nothing could be compared"),
     "format version": (lambda c: c.metadata.update(format="2"), "format version must be 1, not 2"),
     "no format": (lambda c: c.metadata.pop("format"), "format version must be 1, not None"),
+    "no id": (lambda c: c.cases[1].pop("id"), "every case must have an id"),
+    "id": (case_with(id=3), "every case must have an id"),
     "no device": (lambda c: c.metadata.pop("device"), "metadata must name the device"),
     "networks": (lambda c: c.metadata.update(models="cats"), "models=cats: must be digits or filled"),
     "labels": (case_with(labels=[0, 6]), f"case {PLAIN}: labels=6: must lie in 0..5 (5 is unconditional)"),
