@@ -6,20 +6,16 @@ Promise: a case is understood whole or refused by name; nothing in it is guessed
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models import autoencoder, transformer
-from harness.models.autoencoder import Autoencoder, AutoencoderConfig
-from harness.models.pair import ModelPair, load_digits
-from harness.models.sizes import filled_weights
-from harness.models.transformer import Transformer, TransformerConfig
+from harness.golden.networks import networks
+from harness.models.pair import ModelPair
+from harness.models.transformer import Transformer
 from harness.noise import SeededNoise
-from harness.pyramid import ScalePyramid
 from harness.reference import handoff, sequential
 from harness.reference.handoff import HandOff
 from harness.request import NoiseOrder, Request
@@ -27,7 +23,6 @@ from harness.speculative.sampler import Options, SpeculativeDecoder
 from harness.trace import Trace
 
 SAMPLERS = ("sequential", "test3", "speculative")
-SIZES = ("patch_nums", "V", "C", "phi", "vae_ch", "vae_mult", "depth", "D", "H", "shared_adaln", "l2_norm", "classes")
 LOGITS_STEP, LOGITS_DENSE = 16, 5  # digits: from scale 5 on every 16th position is kept
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 Number = TypeVar("Number", int, float, bool)
@@ -165,62 +160,3 @@ def _value(case: dict[str, Any], key: str, kind: type[Number]) -> Number:
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise InputError(key, value, f"must be of type {kind.__name__}", "record it again")
     return kind(value)
-
-
-CPU = torch.device("cpu")
-
-
-def networks(case: dict[str, Any], models_name: str, device: torch.device = CPU) -> ModelPair:
-    """Return the float32 networks of a case, the same objects for the same arguments.
-
-    Raises:
-        InputError: unknown models, or sizes that do not fit.
-    """
-    if models_name == "digits":
-        return _digits(device)
-    if models_name != "filled":
-        raise InputError("models", models_name, "must be digits or filled", "pass a recording of known networks")
-    values = tuple(tuple(case[key]) if isinstance(case[key], list) else case[key] for key in SIZES)
-    draft = (case.get("draft_depth", case["depth"]), case.get("draft_D", case["D"]), case.get("draft_H", case["H"]))
-    try:
-        return filled(values, draft, device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        sizes = {key: case[key] for key in SIZES}
-        raise InputError("sizes", sizes, f"cannot be built ({error})", "record it again") from None
-
-
-@cache
-def _digits(device: torch.device) -> ModelPair:
-    return load_digits().to(device)
-
-
-@cache
-def filled(values: tuple[Any, ...], draft_sizes: tuple[int, int, int], device: torch.device) -> ModelPair:
-    """Return networks filled by formula.
-
-    Args:
-        values: in the order of `SIZES`.
-        draft_sizes: depth, D and H of the draft.
-        device: where they lie.
-    """
-    v = dict(zip(SIZES, values, strict=True))
-    target = TransformerConfig(
-        ScalePyramid(v["patch_nums"]), v["depth"], v["D"], v["H"], v["V"], v["C"], v["classes"], v["shared_adaln"],
-        v["l2_norm"],
-    )  # fmt: skip
-    depth, D, H = draft_sizes
-    draft = replace(target, depth=depth, D=D, H=H)
-    if v["phi"] == "one a scale":
-        phi, layout = target.pyramid.S, "per-scale"
-    else:
-        number, _, word = str(v["phi"]).partition(" ")
-        if word != "shared" or not number.isdigit() or number == "0":
-            raise InputError("phi", v["phi"], 'must read "N shared" or "one a scale"', "record it again")
-        phi, layout = int(number), "one" if number == "1" else "shared"
-    vae = AutoencoderConfig(v["V"], v["C"], v["vae_ch"], v["vae_mult"], phi=phi, phi_layout=layout)
-    return ModelPair(
-        Transformer(draft, filled_weights(transformer.parameter_shapes(draft))),
-        Transformer(target, filled_weights(transformer.parameter_shapes(target))),
-        Autoencoder(vae, filled_weights(autoencoder.parameter_shapes(vae))),
-        "filled",
-    ).to(device)

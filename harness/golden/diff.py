@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.compare import differences, largest_difference
-from harness.golden.cases import networks
+from harness.golden.networks import networks
 from harness.golden.record import Fresh
 from harness.golden.store import Recording
 from harness.pyramid import ScalePyramid

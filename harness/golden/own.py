@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from harness.golden import plan
-from harness.golden.cases import networks
 from harness.golden.digest import content_digest
+from harness.golden.networks import networks
 from harness.golden.result import FileResult
 from harness.golden.store import Recording, canonical
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.files import check_writable, write_whole
 from harness.golden import guard, plan
-from harness.golden.cases import Case, networks, parse
+from harness.golden.cases import Case, parse
 from harness.golden.check import kept_logits, rounds
 from harness.golden.cores import one_case_a_core
 from harness.golden.digest import content_digest
+from harness.golden.networks import networks
 from harness.golden.own import DATA, path_of, weights_digest
 from harness.golden.store import KIND, Recording, as_bytes, canonical, read
 from harness.report.as_json import versions

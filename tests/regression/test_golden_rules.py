@@ -16,7 +16,9 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.golden import cases, guard, own, plan, record
+from harness.golden.check import read_all
 from harness.golden.digest import content_digest
+from harness.golden.networks import CPU
 from harness.golden.platform import GENERATORS, probe, same_generator
 from harness.golden.store import read
 from harness.reference import sequential
@@ -247,6 +249,26 @@ def test_files_that_are_no_files_or_named_twice_are_bad_input(
         assert words in one_line(capsys)
 
 
+def test_an_empty_list_of_files_is_bad_input():
+    with pytest.raises(InputError, match="name nothing to check"):
+        read_all([])
+
+
+def test_rounds_of_a_speculative_case_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Content):
+    case = {**content.cases[0], "id": "turns", "sampler": "speculative", "draft_len": 2, "bonus": False}
+    for tamper, status in (
+        (lambda t: t, 0),
+        (lambda t: t.long(), 1),
+        (lambda t: t[:, :6], 1),
+        (lambda t: t[1:], 1),
+        (lambda t: t + torch.eye(len(t), 7, dtype=torch.int32), 1),
+    ):
+        tensors = dict(record.produce(cases.parse(case, "filled", CPU)))
+        tensors["turns/rounds"] = tamper(tensors["turns/rounds"].clone()).contiguous()
+        path = Content(tensors, [case], content.metadata).save(tmp_path / "turns.safetensors")
+        assert command(monkeypatch, "golden", "check", str(path), "--quiet") == status
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
@@ -296,7 +318,7 @@ def test_drawn_labels_and_other_settings_than_the_recorded_ones_are_understood(
         {**base, "id": "handed", "count": 2, "sampler": "test3", "entry_num": 2, "sd_mask": 4},
         {**base, "id": "soft", "count": 2, "sampler": "test3", "entry_num": 9, "sd_mask": 0, "more_smooth": True},
     ]
-    tensors = dict(pair for case in made for pair in record.produce(cases.parse(case, "filled", cases.CPU)))
+    tensors = dict(pair for case in made for pair in record.produce(cases.parse(case, "filled", CPU)))
     for case in made:
         del case["count"]  # as published: the tensors tell how many
     content.tensors |= tensors
@@ -393,7 +415,7 @@ def test_recording_in_ci_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_recording_while_a_law_fails_is_refused(folder: Path):
     with pytest.raises(InputError, match="laws=a = b: must hold before a golden is recorded"):
-        record.changed("because", cases.CPU, folder, laws=lambda models: ["a = b"])
+        record.changed("because", CPU, folder, laws=lambda models: ["a = b"])
     assert list(folder.iterdir()) == []
 
 
@@ -401,7 +423,7 @@ def test_recording_for_an_unplanned_platform_or_nowhere_is_refused(folder: Path)
     with pytest.raises(InputError, match="must be a platform of the plan"):
         record.changed("because", torch.device("cuda"), folder)
     with pytest.raises(InputError, match="is not there; make it first"):
-        record.changed("because", cases.CPU, folder / "nowhere")
+        record.changed("because", CPU, folder / "nowhere")
 
 
 def test_a_test_run_never_writes_a_golden(
