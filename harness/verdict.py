@@ -81,9 +81,9 @@ class Divergence:
         return f"component {self.component} ({self.detail}) at {where}"
 
     def as_dict(self) -> dict[str, object]:
-        """Return plain values for JSON; NaN becomes null there."""
+        """Return plain values for JSON, where NaN and an infinite margin become null."""
         return {
-            key: None if isinstance(value, float) and math.isnan(value) else value
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in asdict(self).items()
         }
 

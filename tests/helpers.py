@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import pytest
 from safetensors import safe_open
 from torch import Tensor
 
+from harness.__main__ import main
 from harness.implementations import Factory, Settings
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.pair import ModelPair, load_digits
-from harness.models.sizes import filled_weights, random_weights
+from harness.models.sizes import random_weights
 from harness.models.transformer import Transformer, TransformerConfig
 from harness.pyramid import ScalePyramid
 from harness.request import Request
@@ -124,50 +126,9 @@ def recorded(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118  # not a dict
 
 
-def recorded_cases(name: str, sampler: str) -> list[dict[str, object]]:
-    """Return the cases of one sampler, without reading the tensors."""
-    with safe_open(RECORDED / f"recorded-{name}.safetensors", "pt") as file:
-        cases = json.loads(file.metadata()["cases"])
-    return [case for case in cases if case["sampler"] == sampler]
-
-
-def recorded_request(case: dict) -> Request:
-    """Return the request of a recorded case, in the published order of the numbers."""
-    words = {word: case[word] for word in ("seed", "cfg", "top_k", "top_p", "more_smooth")}
-    return Request(tuple(case["labels"]), **words, order="batch")
-
-
-@lru_cache(maxsize=8)
-def filled_pair(
-    patch_nums: tuple[int, ...], depth: int, D: int, H: int, sizes: tuple[int, int, int], layout: tuple[bool, bool, str]
-) -> ModelPair:
-    """Return networks filled by the recordings' formula, draft and target the same.
-
-    Args:
-        patch_nums: of the pyramid.
-        depth: of the transformer.
-        D: its width.
-        H: its heads.
-        sizes: V, C, classes.
-        layout: shared AdaLN, l2-norm, and φ as a recorded case words it.
-    """
-    (codes, channels, classes), (shared_adaln, l2_norm, phi) = sizes, layout
-    config = TransformerConfig(ScalePyramid(patch_nums), depth, D, H, codes, channels, classes, shared_adaln, l2_norm)
-    count, kind = {
-        "4 shared": (4, "shared"),
-        "2 shared": (2, "shared"),
-        "1 shared": (1, "one"),
-        "one a scale": (len(patch_nums), "per-scale"),
-    }[phi]
-    vae_config = AutoencoderConfig(codes, channels, 32, (1, 2), 2, count, kind)
-    network = Transformer(config, filled_weights(transformer.parameter_shapes(config)))
-    vae = Autoencoder(vae_config, filled_weights(autoencoder.parameter_shapes(vae_config)))
-    return ModelPair(network, network, vae, "filled")
-
-
-def pair_of_case(case: dict) -> ModelPair:
-    """Return the networks of a recorded variant."""
-    assert (case["vae_ch"], case["vae_mult"]) == (32, [1, 2])
-    sizes = (case["V"], case["C"], case["classes"])
-    layout = (case["shared_adaln"], case["l2_norm"], case["phi"])
-    return filled_pair(tuple(case["patch_nums"]), case["depth"], case["D"], case["H"], sizes, layout)
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line in this process; return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["sdvar-harness", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)

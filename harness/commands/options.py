@@ -98,7 +98,7 @@ class ModelOptions:
         Raises:
             InputError: an unknown name, a file missing of the three, a device that is not there, a bad checkpoint.
         """
-        device, dtype = self._device(), DTYPES.get(self.dtype)
+        device, dtype = self.find_device(), DTYPES.get(self.dtype)
         if dtype is None:
             raise InputError("dtype", self.dtype, f"must be one of {', '.join(DTYPES)}", "pass --dtype float32")
         set_precision(self.tf32)
@@ -112,7 +112,8 @@ class ModelOptions:
         sides = integers("patch_nums", self.patch_nums, "1,2,3,4") if self.patch_nums else None
         return load_pair(given["draft"], given["target"], given["vae"], "custom", sides).to(device, dtype)
 
-    def _device(self) -> torch.device:
+    def find_device(self) -> torch.device:
+        """Return the device. Raises `InputError` for one that is not there."""
         try:
             device = torch.device(self.device)
         except RuntimeError:

@@ -1,0 +1,1 @@
+"""Recorded tensors: outside truth (read only) and this project's own goldens (written by `golden record` alone)."""

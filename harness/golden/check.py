@@ -1,0 +1,194 @@
+"""Judge a recording: run every case again, teacher-forced from the recorded tokens, and compare everything in it.
+
+Promise: a recorded token that is not the draw made here is a tie only if float64 on the recorded prefix cannot tell
+the two apart within an allowance that was never derived from the difference met; all else is a defect.
+
+Source: spec §7, §8; design §5, §6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.compare import largest_difference
+from harness.errors import InputError
+from harness.golden.allowance import IMAGE, SMOOTH_TIES, Budgets
+from harness.golden.cases import Case, parse
+from harness.golden.cores import one_case_a_core
+from harness.golden.platform import unverified
+from harness.golden.result import NOT_RECORDED, CaseResult, FileResult
+from harness.golden.store import Recording, read
+from harness.golden.structure import structure
+from harness.noise import TOKEN, SeededNoise
+from harness.trace import Trace
+from harness.verdict import Divergence, margin_bound, race_margin
+
+SWAPPED = 0.95  # share of tokens drawn here that another case of the file holds
+
+
+def read_all(paths: Sequence[Path]) -> list[Recording]:
+    """Read the files to be judged.
+
+    Raises:
+        InputError: none is named, one is named twice, or one cannot be read.
+    """
+    if not paths:
+        raise InputError("files", [], "name nothing to check", "pass at least one recording")
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise InputError("files", str(path), "is named twice", "name every file once")
+        seen.add(path.resolve())
+    return [read(path) for path in paths]
+
+
+def parse_all(recording: Recording, device: torch.device) -> list[Case]:
+    """Return every case, understood. Raises `InputError` for one that is not, or for two of one id."""
+    cases: list[Case] = []
+    for plain in recording.cases:
+        tokens = recording.tensors.get(f"{plain['id']}/tokens")
+        count = len(tokens) if tokens is not None and tokens.dim() else 1  # drawn labels: the tensors tell how many
+        case = parse({"count": count, **plain}, recording.metadata.get("models", ""), device)
+        if case.id in {other.id for other in cases}:
+            raise InputError("golden", str(recording.path), f"case {case.id} is listed twice", "record it again")
+        cases.append(case)
+    return cases
+
+
+def check(
+    recording: Recording, cases: Sequence[Case], device: torch.device, progress: Callable[[], None] = lambda: None
+) -> FileResult:
+    """Judge a whole file.
+
+    Args:
+        recording: what `store.read` returned.
+        cases: what `parse_all` made of it.
+        device: where to run; another platform than the recording's makes the result UNVERIFIED.
+        progress: called after every case.
+    """
+    result = FileResult(str(recording.path), unverified=unverified(recording, device))
+    if result.unverified:
+        return result
+    result.defects += [f"tensor {name} is not expected: it belongs to no case" for name in recording.strays()]
+    budgets = Budgets()
+    with one_case_a_core(device) as pool:
+        for judged in pool.map(lambda case: check_case(case, recording, budgets), cases):
+            result.cases.append(judged)
+            progress()
+    return result
+
+
+@torch.inference_mode()
+def check_case(case: Case, recording: Recording, budgets: Budgets) -> CaseResult:
+    """Judge one case."""
+    recorded = {name: tensor.to(case.models.device) for name, tensor in recording.of(case.id).items()}
+    result = CaseResult(case.id, case.request)
+    for line in structure(case, recorded):
+        result.defect("form", line)
+    if result.defects:
+        return result
+    tokens_BL = recorded["tokens"].long()
+    result.run = free = case.run()
+    result.free_run = torch.equal(free.tokens_BL, tokens_BL)
+    forced = free if result.free_run or case.request.more_smooth else case.run(tokens_BL)
+    result.draws = tokens_BL.numel()
+    result.identical = int((forced.tokens_BL == tokens_BL).sum())
+    if result.identical < result.draws:
+        _judge_tokens(case, tokens_BL, forced, budgets, result)
+        if result.defects:
+            _name_swapped(case, recording, free.tokens_BL, result)
+    _judge_tensors(case, recorded, forced, budgets, result)
+    if case.sampler == "speculative" and result.free_run and not torch.equal(rounds(free), recorded["rounds"].cpu()):
+        result.defect("scheduling", "rounds differ: other scales were drafted, accepted or corrected")
+    free.intermediates = None  # large, and judged
+    return result
+
+
+def rounds(trace: Trace) -> Tensor:
+    """Return the rounds of a speculative decode, int32 (N, 7): image, first, drafted, accepted, corrected, bonus, rows.
+
+    Args:
+        trace: of a decoder that keeps `Trace.rounds`.
+    """
+    rows = [
+        (b, turn.first, turn.drafted, turn.accepted, int(turn.corrected), int(turn.bonus), turn.target_rows)
+        for b, turns in enumerate(trace.rounds)
+        for turn in turns
+    ]
+    return torch.tensor(rows, dtype=torch.int32).view(-1, 7)
+
+
+def kept_logits(case: Case, trace: Trace, si: int) -> Tensor:
+    """Return the guided logits of one scale at the positions that are recorded."""
+    assert trace.intermediates is not None
+    return trace.intermediates.guided_BLV[:, case.models.pyramid.span(si)][:, case.logits_positions(si)]
+
+
+def _judge_tokens(case: Case, tokens_BL: Tensor, run: Trace, budgets: Budgets, result: CaseResult) -> None:
+    """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
+    pyramid, request, smooth = case.models.pyramid, case.request, case.request.more_smooth
+    noise = SeededNoise(request, pyramid, case.models.vae.config.V, case.models.device)
+    labels = noise.labels(case.models.target.config.classes).tolist()
+    exact, budget_S = case.exact(None if smooth else tokens_BL), budgets.logits(case, run)
+    assert exact.intermediates is not None and run.intermediates is not None
+    for image, position in torch.nonzero(run.tokens_BL != tokens_BL).tolist():
+        si, token = pyramid.level_of(position), int(tokens_BL[image, position])
+        E_V = noise.exponential(si, TOKEN, "golden")[image, position - pyramid.begin(si)]
+        exact_V = exact.intermediates.guided_BLV[image, position]
+        margin, bound = race_margin(exact_V, E_V, token, request, budget_S[si]), margin_bound(budget_S[si])
+        error = largest_difference(run.intermediates.guided_BLV[image, position], exact_V)
+        tie = margin <= bound and error <= budget_S[si].logits
+        found = Divergence(
+            "tie" if tie else "token",
+            "within the error budget of float64" if tie else "the recorded token is not the draw on its own prefix",
+            request.seed, image, labels[image], si, position, token, int(run.tokens_BL[image, position]),
+            margin, bound, error,
+        )  # fmt: skip
+        (result.ties if tie else result.defects).append(found)
+    if smooth and len(result.ties) > max(1, SMOOTH_TIES * result.draws):
+        result.defect("token", f"{len(result.ties)} tokens differ, more than {SMOOTH_TIES:.1%} of the draws")
+
+
+def _name_swapped(case: Case, recording: Recording, free_BL: Tensor, result: CaseResult) -> None:
+    """Say so, first of all, if another case of the file holds what was drawn here. Effects: on `result`."""
+    for other in recording.cases:
+        theirs = recording.tensors.get(f"{other['id']}/tokens")
+        if other["id"] == case.id or theirs is None or theirs.shape != free_BL.shape:
+            continue
+        if float((free_BL == theirs.to(free_BL.device)).double().mean()) > SWAPPED:
+            detail = f"case {other['id']} holds the tokens drawn here: two cases are swapped"
+            result.defects.insert(0, Divergence("swapped", detail, case.request.seed))
+            return
+
+
+def _judge_tensors(case: Case, recorded: dict[str, Tensor], run: Trace, budgets: Budgets, result: CaseResult) -> None:
+    """Compare logits, f_hat and image. Effects: on `result`."""
+    assert run.intermediates is not None
+    pyramid, vae, f_hat_S = case.models.pyramid, case.models.vae, budgets.f_hat(case, run)
+
+    def judge(name: str, made: Tensor, allowed: float, scale: int) -> float:
+        delta = largest_difference(made, recorded[name])
+        if not delta <= allowed:
+            component = name.split("/", maxsplit=1)[0]
+            result.defect(component, f"{name} is off by {delta:.3g}, allowed {allowed:.3g}", scale)
+        return delta
+
+    logits, f_hats = [NOT_RECORDED], []
+    if case.logits != "none":
+        budget_S = budgets.logits(case, run)
+        logits = [judge(f"logits/{si}", kept_logits(case, run, si), 2 * budget_S[si].logits, si) for si in pyramid]
+    if case.f_hats:
+        f_hats = [judge(f"f_hat/{si}", run.intermediates.f_hat_SBCPP[si], f_hat_S[si], si) for si in pyramid]
+        if not torch.equal(recorded[f"f_hat/{pyramid.S - 1}"], recorded["f_hat"]):
+            result.defect("f_hat", f"f_hat is not f_hat/{pyramid.S - 1}", pyramid.S - 1)
+    f_hats.append(judge("f_hat", run.f_hat_BCPP, f_hat_S[-1], pyramid.S - 1))
+    result.delta_logits, result.delta_f_hat = max(logits), max(f_hats)
+    result.delta_image = judge("image", vae.decode(run.f_hat_BCPP), budgets.image(case), -1)
+    # f_hat's allowance may leave room (`more_smooth`); the image of the recorded f_hat leaves none
+    apart = largest_difference(vae.decode(recorded["f_hat"]), recorded["image"])
+    if not apart <= IMAGE:
+        result.defect("image", f"image is not that of f_hat: off by {apart:.3g}, allowed {IMAGE:.3g}")

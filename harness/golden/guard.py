@@ -1,0 +1,88 @@
+"""When goldens must not be recorded. Promise: every reason is one line with its remedy, and nothing is written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from harness.budget import calibrate
+from harness.differential import judge, new_noise, run
+from harness.errors import InputError
+from harness.golden.own import DATA
+from harness.implementations import Settings, speculative
+from harness.models.pair import ModelPair
+from harness.reference import cachefree, handoff, sequential
+from harness.reference.handoff import HandOff
+from harness.request import Request
+from harness.trace import Trace
+
+CODE = Path(__file__).parent
+Laws = Callable[[ModelPair], list[str]]
+
+
+def refuse(reason: str, folder: Path, code: Path) -> None:
+    """Refuse to record without a reason, in CI, in a test run, or on a dirty tree.
+
+    Args:
+        reason: why the goldens change.
+        folder: where they would be written; a test may write into a folder of its own.
+        code: a folder of the checkout whose state is looked at.
+
+    Raises:
+        InputError: one of them.
+    """
+    if not reason.strip():
+        raise InputError("reason", reason, "must say why the goldens change", 'pass --reason "what changed and why"')
+    if os.environ.get("CI"):
+        raise InputError("CI", os.environ["CI"], "goldens are never recorded in CI", "record on a developer's machine")
+    if "PYTEST_CURRENT_TEST" in os.environ and folder.resolve() == DATA.resolve():
+        raise InputError("folder", str(folder), "a test run never writes a golden", "run golden record by hand")
+    try:
+        dirty = _git(code, "status", "--porcelain")
+    except (OSError, subprocess.CalledProcessError):
+        raise InputError("tree", str(code), "is not a git checkout", "record in a checkout of the project") from None
+    if dirty:
+        rule = f"is dirty ({len(dirty.splitlines())} files differ from the last commit)"
+        raise InputError("tree", str(code), rule, "commit first, so that the goldens name the code that made them")
+
+
+def commit(code: Path) -> str:
+    """Return the commit that is checked out."""
+    return _git(code, "rev-parse", "HEAD")
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@torch.inference_mode()
+def failing_laws(models: ModelPair) -> list[str]:
+    """List the laws that fail on one pair; none of them looks at a golden.
+
+    A recording must come from samplers that agree with each other: with a cache and without one, speculative and
+    sequential, hand-off and the limits in which it is sequential.
+    """
+    request = Request((0, 1), 7)
+    target = sequential.sample(models.target, models.vae, request, new_noise(models, request))
+    found = []
+    if not torch.equal(
+        cachefree.sample(models.target, models.vae, request, new_noise(models, request)), target.tokens_BL
+    ):
+        found.append("decoding with a cache = decoding without one")
+    budget = calibrate(models, request)
+    S = models.pyramid.S
+    for draft_len in sorted({1, (S + 1) // 2, S}):
+        decoded = run(speculative(models, Settings(draft_len)), models, request)
+        judged = judge(models, request, decoded, target, budget) if isinstance(decoded, Trace) else decoded
+        if judged.defects:
+            found.append(f"speculative decoding, draft_len={draft_len} = sequential decoding ({judged.defects[0]})")
+    for hand_off in (HandOff(0, 3), HandOff(0, 0, "recorded")):
+        handed = handoff.sample(models, request, new_noise(models, request), hand_off)
+        if not torch.equal(handed.tokens_BL, target.tokens_BL):
+            found.append(f"hand-off at entry 0 ({hand_off.mode}, mask {hand_off.sd_mask}) = sequential decoding")
+    return found

@@ -1,0 +1,63 @@
+"""This project's own goldens: they hold, they are what the plan says, and they cover what they should."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.golden import own, plan
+from harness.golden.store import read
+from tests.helpers import command
+
+PATHS = [own.path_of(models, platform) for models in plan.FILES for platform in plan.PLATFORMS]
+
+
+def file_digests() -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in own.DATA.iterdir()}
+
+
+def test_they_hold_and_checking_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    before, report = file_digests(), tmp_path / "report.json"
+    assert command(monkeypatch, "golden", "check", "--json", str(report)) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "no FILES given: this project's own goldens on cpu"
+    planned = sum(len(plan.cases(models)) for models in plan.FILES)
+    assert said[-1].startswith(f"{planned} of {planned} cases, ")
+    found = json.loads(report.read_text())
+    assert (found["verdict"] in ("IDENTICAL", "TIE"), found["cases"], found["defects"]) == (True, planned, 0)
+    assert file_digests() == before
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_they_are_as_planned_and_keep_their_provenance(path: Path):
+    recording = read(path)
+    assert own.stale(recording) == []
+    assert recording.metadata.keys() >= {"versions", "device", "device_name", "weights", "digest", "commit", "reason"}
+    assert recording.metadata["reason"]
+
+
+def test_together_they_are_small_enough_for_git():
+    assert sum(path.stat().st_size for path in own.DATA.iterdir()) < 10_000_000
+
+
+def test_the_plan_covers_samplers_modes_masks_entries_and_layouts():
+    cases = [case for models in plan.FILES for case in plan.cases(models)]
+    assert {case["sampler"] for case in cases} == {"sequential", "test3", "speculative"}
+    for models in plan.FILES:
+        handed = [case for case in plan.cases(models) if case["sampler"] == "test3"]
+        assert {(c["mode"], c["sd_mask"]) for c in handed} == {("recorded", m) for m in range(6)} | {
+            ("corrected", m) for m in range(1, 6)
+        }
+        assert any(case["sampler"] == "speculative" for case in plan.cases(models))
+    tiny = plan.cases("filled")
+    assert {case["shared_adaln"] for case in tiny} == {case["l2_norm"] for case in tiny} == {True, False}
+    assert {case["phi"] for case in tiny} == {"1 shared", "4 shared", "one a scale"}
+    assert len({tuple(case["patch_nums"]) for case in tiny}) == 4
+    for network in plan.NETWORKS:
+        entries = {c["entry_num"] for c in tiny if c["id"].startswith(f"{network}-handoff")}
+        assert entries == set(range(len(plan.NETWORKS[network]["patch_nums"])))
