@@ -1,0 +1,186 @@
+"""Laws of acceptance: what the draft may change (speed) and what it may not (anything else)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.budget import calibrate
+from harness.differential import judge
+from harness.laws.case import QUALITIES, Case
+from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, NotOffered, Subject, require, require_tokens
+from harness.laws.oracle import run_over
+from harness.reference import sequential
+from harness.reference.draw import filter_logits
+from harness.reference.guidance import guide
+from harness.trace import Trace
+
+DRAWS = 1500
+# One false alarm in 10^6 checks if chi-square held to that depth; cells are pooled to an expected count of 5, where it
+# is some factors off so far out. tests/meta/test_goodness_of_fit.py measures rate and power.
+ALARM = 1e-6
+
+
+def rejected(decoded: Trace) -> bool:
+    """Return whether any round replaced a drafted scale."""
+    return any(turn.corrected for rounds in decoded.rounds for turn in rounds)
+
+
+def token_identical(subject: Subject, case: Case) -> bool:
+    """Same seed, same tokens as sequential target decoding, up to ties certified by float64."""
+    models, request = case.models, case.request
+    expected = sequential.sample(models.target, models.vae, request, case.noise())
+    actual = subject.decode(case)
+    judgement = judge(models, request, actual, expected, calibrate(models, request))
+    require(not judgement.defects, f"{judgement.defects[0] if judgement.defects else ''}")
+    return rejected(actual)
+
+
+def independent(subject: Subject, case: Case) -> bool:
+    """Another draft, draft_len or bonus gives the same image."""
+    first = subject.decode(case)
+    some = rejected(first)
+    S = case.pyramid.S
+    lengths = [(1, False), (S, False), (max(1, S // 2), True)]
+    for k, quality in enumerate(QUALITIES):
+        draft_len, bonus = lengths[(k + case.seed) % len(lengths)]
+        got = subject.decode(replace(case, draft=quality, draft_len=draft_len, bonus=bonus))
+        where = f"draft {quality}, draft_len {draft_len}, bonus {bonus} (base: {case.draft}, {case.draft_len})"
+        require_tokens(got.tokens_BL, first.tokens_BL, where)
+        some = some or rejected(got)
+    return some
+
+
+def identical_draft(subject: Subject, case: Case) -> bool:
+    """A draft that is the target itself is accepted whole, at every window length."""
+    for draft_len in range(1, case.pyramid.S + 1):
+        decoded = subject.decode(replace(case, draft="identical", draft_len=draft_len))
+        if not decoded.rounds:
+            raise NotOffered("no rounds in the trace")
+        for image, rounds in enumerate(decoded.rounds):
+            for turn in rounds:
+                require(
+                    turn.accepted == turn.drafted and not turn.corrected,
+                    f"draft = target, draft_len {draft_len}: image {image} kept {turn.accepted} of {turn.drafted} "
+                    f"scales from scale {turn.first}",
+                )
+    return case.pyramid.S > 1
+
+
+def honest(subject: Subject, case: Case) -> bool:
+    """What a round says that it accepted is what the draft proposed, as far as counts can tell."""
+    decoded, S = subject.decode(case), case.pyramid.S
+    if not decoded.rounds:
+        raise NotOffered("no rounds in the trace")
+    for image, rounds in enumerate(decoded.rounds):
+        for turn in rounds:
+            at = f"image {image}, round at scale {turn.first}: {turn}"
+            require(1 <= turn.drafted <= min(case.settings.draft_len, S - turn.first), f"drafted too much: {at}")
+            require(0 <= turn.accepted <= turn.drafted, f"accepted more than drafted: {at}")
+            require(turn.corrected == (turn.accepted < turn.drafted), f"corrected iff a drafted scale fell: {at}")
+            require(not (turn.bonus and turn.corrected), f"bonus after a correction: {at}")
+            require(turn.bonus <= case.bonus, f"bonus although none was asked for: {at}")
+            require(turn.finished >= 1, f"finished nothing: {at}")
+            due = sum(case.pyramid.tokens(turn.first + k) for k in range(turn.finished))
+            made = turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens
+            require(made == due, f"counts {made} tokens in {due}: {at}")
+            require(not turn.corrected or turn.corrected_tokens >= 1, f"a scale fell without a wrong token: {at}")
+        calls = decoded.target_calls[image]
+        require(calls == len(rounds), f"image {image}: {calls} target calls in {len(rounds)} rounds")
+        made_rows = sum(turn.target_rows for turn in rounds)
+        require(decoded.target_rows[image] == made_rows, f"image {image}: target_rows do not add up to {made_rows}")
+        require(made_rows >= case.pyramid.L, f"image {image}: {made_rows} target rows cannot decide {case.pyramid.L}")
+    return rejected(decoded)
+
+
+def support(subject: Subject, case: Case) -> bool:
+    """Every token lies in the support of the target's filtered law, one-hot laws and ties included."""
+    narrow = [(1, 0.0), (0, 0.1), (max(1, case.V // 2), 0.4), (case.top_k, case.top_p)]
+    dropped = False
+    for top_k, top_p in narrow:
+        request = replace(case.request, top_k=top_k, top_p=top_p)
+        decoded = subject.decode(case, request=request)
+        run = run_over(case.models.target, case.models.vae, torch.tensor(case.labels), decoded.tokens_BL)
+        for si in case.pyramid:
+            span = case.pyramid.span(si)
+            law_BlV = filter_logits(guide(run.rows_RLV[:, span], case.cfg, si, case.pyramid.S), top_k, top_p)
+            own_Bl = law_BlV.gather(-1, decoded.tokens_BL[:, span, None])[..., 0]
+            wrong = torch.nonzero(torch.isinf(own_Bl)).tolist()
+            require(
+                not wrong, f"top_k {top_k}, top_p {top_p}, scale {si}: filtered tokens at (image, token) {wrong[:4]}"
+            )
+            dropped = dropped or bool(torch.isinf(law_BlV).any())
+    return dropped
+
+
+def joint(case: Case) -> Tensor:
+    """Return the target's exact law of an image of pyramid (1,) or (1,2), one probability a token sequence."""
+    models, V = case.models, case.V
+    label = torch.tensor(case.labels[:1])
+    tokens_NL = torch.tensor(list(itertools.product(range(V), repeat=case.pyramid.L)))
+    law_N = torch.ones(len(tokens_NL), dtype=torch.float64)
+    prefixes_VL = torch.zeros(V, case.pyramid.L, dtype=torch.int64)
+    prefixes_VL[:, 0] = torch.arange(V)
+    run = run_over(models.target, models.vae, label.expand(V), prefixes_VL)
+    for si in case.pyramid:
+        span = case.pyramid.span(si)
+        guided = guide(run.rows_RLV[:, span], case.cfg, si, case.pyramid.S)
+        probs_VlV = filter_logits(guided, case.top_k, case.top_p).softmax(-1)
+        own_Nl = probs_VlV[tokens_NL[:, 0]].gather(-1, tokens_NL[:, span, None])[..., 0]
+        law_N = law_N * own_Nl.prod(1)
+    return law_N
+
+
+def chi_square(counts_N: Tensor, law_N: Tensor) -> float:
+    """Return the p-value of observed counts under a law; cells below an expected count of 5 are pooled."""
+    total = float(counts_N.sum())
+    expected_N, order = (law_N * total).sort(descending=True)
+    counts_N = counts_N[order].double()
+    large = int((expected_N >= 5).sum())
+    expected = torch.cat((expected_N[:large], expected_N[large:].sum()[None]))
+    counts = torch.cat((counts_N[:large], counts_N[large:].sum()[None]))
+    while len(expected) > 1 and float(expected[-1]) < 5:  # the pool itself is small: merge it with its neighbour
+        expected = torch.cat((expected[:-2], expected[-2:].sum()[None]))
+        counts = torch.cat((counts[:-2], counts[-2:].sum()[None]))
+    if len(expected) < 2:
+        return 1.0
+    statistic = ((counts - expected).square() / expected).sum()
+    half = torch.tensor((len(expected) - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(half, statistic / 2))
+
+
+def distribution(subject: Subject, case: Case) -> bool:
+    """The joint law over both scales of the smallest real pyramid is the target's."""
+    V = min(case.V, 3)
+    # one generator for the batch: a generator an image costs more than the decode
+    small = replace(
+        case, patch_nums=(1, 2), V=V, top_k=min(case.top_k, V), labels=case.labels[:1] * DRAWS, order="batch"
+    )
+    decoded = subject.decode(small)
+    law_N = joint(small)
+    powers = torch.tensor([V ** (4 - k) for k in range(5)])
+    counts_N = torch.bincount((decoded.tokens_BL * powers).sum(1), minlength=V**5)
+    outside = int(counts_N[law_N == 0].sum())
+    require(outside == 0, f"{outside} of {DRAWS} images lie outside the target's support")
+    p = chi_square(counts_N, law_N)
+    require(p >= ALARM, f"{DRAWS} images do not follow the target's joint law: p = {p:.2g}, alarm at {ALARM:g}")
+    return rejected(decoded) or not decoded.rounds
+
+
+LAWS = (
+    Law("acceptance.token-identical", "Same seed, same tokens as sequential target decoding (ties certified).",
+        ("decode", "accept"), token_identical, (TOKEN_IDENTICAL,), wide=False),
+    Law("acceptance.independent", "The image does not depend on draft, draft_len or bonus.",
+        ("decode", "accept"), independent, (TOKEN_IDENTICAL,)),
+    Law("acceptance.identical-draft", "draft = target accepts everything.",
+        ("accept", "draft_generate_batch", "cache"), identical_draft, (TOKEN_IDENTICAL, DISTRIBUTION)),
+    Law("acceptance.honest", "The trace's counts add up: nothing accepted that was not drafted, no pass uncounted.",
+        ("decode", "trace"), honest),
+    Law("acceptance.support", "Degenerate laws (one-hot, -inf, ties) stay inside the target's support.",
+        ("accept", "filter_logits", "draw"), support, (TOKEN_IDENTICAL, DISTRIBUTION)),
+    Law("acceptance.distribution", "The joint law over scales is the target's.",
+        ("accept", "draw", "noise"), distribution, (TOKEN_IDENTICAL, DISTRIBUTION)),
+)  # fmt: skip
