@@ -15,6 +15,7 @@ from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.noise import SeededNoise
 from harness.request import Request
+from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from harness.trace import Trace
 
@@ -24,12 +25,12 @@ class Settings:
     """How a decoder should speculate: what a factory gets besides the models.
 
     Args:
-        draft_len: scales proposed per round.
+        draft_len: scales proposed per round: a number, or the text of another rule (`speculative.draft_length`).
         bonus: submit the scale behind the drafted ones too.
         policy: coupling and acceptance rule, as on the command line.
     """
 
-    draft_len: int = 5
+    draft_len: int | str = 5
     bonus: bool = False
     policy: str = "coupled"
 
@@ -54,8 +55,8 @@ Factory = Callable[[ModelPair, Settings], Implementation]
 
 
 def speculative(models: ModelPair, settings: Settings) -> Implementation:
-    """Build the harness's own decoder; the default implementation."""
-    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus))
+    """Build the harness's own decoder; the default implementation. Raises `InputError` for settings that do not fit."""
+    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
 
 
 DEFAULT = "harness.implementations:speculative"

@@ -37,6 +37,10 @@ class Noise(Protocol):
         """Return u_Bl in [0, 1), float32, of scale `si`; the caller must not write into it."""
         ...
 
+    def labels(self, classes: int) -> Tensor:
+        """Return int64 labels_B."""
+        ...
+
 
 class Ledger:
     """Remember who read which address; refuse a second reader where numbers must be independent.
@@ -63,6 +67,34 @@ class Ledger:
             )
         if reader not in readers:
             readers.append(reader)
+
+
+class ExclusiveNoise:
+    """Another source of numbers behind an exclusive ledger: what contract B reads through.
+
+    Args:
+        noise: where the numbers come from.
+
+    Raises:
+        NoiseError: on reading, when another consumer read the same address before.
+    """
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise, self.ledger = noise, Ledger(exclusive=True)
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_BlV of scale `si`. Effects: an entry in both ledgers."""
+        self.ledger.enter(si, stream, reader)
+        return self.noise.exponential(si, stream, reader)
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl of scale `si`. Effects: an entry in both ledgers."""
+        self.ledger.enter(si, stream, reader)
+        return self.noise.uniform(si, stream, reader)
+
+    def labels(self, classes: int) -> Tensor:
+        """Return int64 labels_B."""
+        return self.noise.labels(classes)
 
 
 class SeededNoise:

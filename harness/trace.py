@@ -6,6 +6,7 @@ missing. Buffers are indexed by absolute position, so the traces of different de
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +28,10 @@ class Round:
         accepted_tokens: drafted tokens kept, those in a corrected scale included.
         corrected_tokens: drafted tokens replaced.
         bonus_tokens: tokens finished that were never drafted.
-        target_rows: positions that the target computed for this image.
+        target_rows: positions that the target computed for this image; 0 where the draft decided alone.
+        draft_rows: positions that the draft computed for this image.
+        target_cache: positions in the target's cache after the round.
+        draft_cache: positions in the draft's cache after the round.
     """
 
     first: int
@@ -39,6 +43,9 @@ class Round:
     corrected_tokens: int
     bonus_tokens: int
     target_rows: int
+    draft_rows: int = 0
+    target_cache: int = 0
+    draft_cache: int = 0
 
     @property
     def finished(self) -> int:
@@ -87,6 +94,8 @@ class Trace:
         draft_rows: positions that the draft computed, of every image.
         intermediates: named tensors, where the decoder exposes them.
         seconds: wall time of the decode.
+        cache_bytes: bytes held by each network's cache, "draft" and "target".
+        peak_bytes: high-water mark after the decode: of the device's allocator on CUDA, of the process on CPU.
     """
 
     tokens_BL: Tensor
@@ -99,6 +108,16 @@ class Trace:
     draft_rows: list[int] = field(default_factory=list)
     intermediates: Intermediates | None = None
     seconds: float = 0.0
+    cache_bytes: dict[str, int] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    def total(self, name: str) -> list[int]:
+        """Return the sum of a count of `Round`, e.g. ``accepted_tokens``, over the rounds of every image."""
+        return [sum(int(getattr(turn, name)) for turn in rounds) for rounds in self.rounds]
+
+    def scales_per_round(self) -> dict[int, int]:
+        """Return the histogram of final scales per round: scales -> rounds, over all images."""
+        return dict(sorted(Counter(turn.finished for rounds in self.rounds for turn in rounds).items()))
 
     def missing_scales(self, pyramid: ScalePyramid) -> list[tuple[int, int]]:
         """Return (image, scale) of every scale that was not made final exactly once."""

@@ -74,8 +74,10 @@ class Divergence:
             where += f", {word} {value}" if value >= 0 else ""
         if self.position >= 0:
             where += f", position {self.position}: token {self.actual}, expected {self.expected}"
+        if not math.isnan(self.margin):
             where += f", margin {self.margin:.3g} (bound {self.bound:.3g})"
-        where += f", |Δlogits| {self.delta_logits:.3g}, |Δf_hat| {self.delta_f_hat:.3g}"
+        for word, delta in (("|Δlogits|", self.delta_logits), ("|Δf_hat|", self.delta_f_hat)):
+            where += "" if math.isnan(delta) else f", {word} {delta:.3g}"
         return f"component {self.component} ({self.detail}) at {where}"
 
     def as_dict(self) -> dict[str, object]:

@@ -13,7 +13,7 @@ from harness.commands.options import DrawOptions, ModelOptions, ReportOptions, f
 from harness.files import write_whole
 from harness.implementations import DEFAULT, Settings, load_factory
 from harness.report.as_json import as_json
-from harness.report.terminal import show
+from harness.report.terminal import plain_console, show
 from harness.verification import verify as run_verification
 
 
@@ -47,5 +47,5 @@ def verify(model: ModelOptions, draw: DrawOptions, decoder: DecoderOptions, repo
         result = run_verification(models, factory, settings, requests, lambda: progress.advance(task))
     if report.json is not None:
         write_whole(report.json, as_json(result))
-    show(result, Console(), report.quiet)
+    show(result, plain_console(), report.quiet)
     raise typer.Exit(result.verdict.exit_status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -16,13 +17,22 @@ COLOURS = {
 }
 
 
+PIPE_WIDTH = 110  # rich takes 80 where there is no terminal; a log has no edge
+
+
+def plain_console() -> Console:
+    """Return the console of results: as wide as the terminal, or `PIPE_WIDTH` when piped."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
 def show(result: Verification, console: Console, quiet: bool) -> None:
     """Print a verification; `quiet` leaves the verdict line only."""
     if not quiet:
         console.print(_table(result))
-        if result.budget is not None:
-            console.print(f"error budget: logits {result.budget.logits:.2g}, f_hat {result.budget.f_hat:.2g}")
-            console.print(f"  = {result.budget.source}", highlight=False)
+        if (budget := result.budget) is not None:
+            numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
+            console.print(f"error budget: {numbers}\n  = {budget.source}", highlight=False)
         for reason in result.inconclusive:
             console.print(f"inconclusive: {reason}")
         first = result.first_divergence
@@ -47,14 +57,12 @@ def summary(result: Verification) -> str:
 
 
 def _table(result: Verification) -> Table:
-    table = Table(title=f"{result.models} on {result.device}, {str(result.dtype).removeprefix('torch.')}")
+    title = f"{result.models} on {result.device}, {str(result.dtype).removeprefix('torch.')}"
+    table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("setting", no_wrap=True)
-    for name in ("images", "draws", "identical", "ties", "defects"):
+    headers = ("images", "draws", "iden-\ntical", "ties", "defects", "target calls\nmean (range)")
+    for name in (*headers, "accepted\nper round", "seconds", "refer-\nence s"):
         table.add_column(name, justify="right")
-    table.add_column("target calls\nmean/min/max", justify="right")
-    table.add_column("accepted\nscales/round", justify="right")
-    table.add_column("seconds", justify="right")
-    table.add_column("reference\nseconds", justify="right")
     for setting in result.settings:
         table.add_row(*_row(setting))
     return table
@@ -67,7 +75,7 @@ def _row(setting: SettingResult) -> list[str]:
     return [
         str(setting.settings),
         *counts,
-        f"{sum(calls) / len(calls):.2f}/{min(calls)}/{max(calls)}" if calls else "-",
+        f"{sum(calls) / len(calls):.2f} ({min(calls)}-{max(calls)})" if calls else "-",
         f"{sum(accepted) / len(accepted):.2f}" if accepted else "-",
         f"{setting.seconds:.1f}",
         f"{setting.reference_seconds:.1f}",

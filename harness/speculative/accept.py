@@ -1,19 +1,19 @@
-"""Acceptance policies: how the draft draws, which drafted tokens stand, and what replaces the others.
+"""The records between drafting and updating: window, proposal, acceptance and the shape of a policy.
 
-Promise: decided per image and per scale, never averaged over the batch; pure functions of tensors and numbers. The
-coupling of draft and target and the acceptance rule are one choice, so a policy is one object with its contract.
+Promise: judged per image and per scale, never averaged over the batch. The coupling of draft and target and the
+acceptance rule are one choice, so a policy is one object with its contract; `policies.parse` makes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from harness.noise import TOKEN, Noise
+from harness.noise import Noise
 from harness.pyramid import ScalePyramid
 from harness.speculative.state import pick
 
@@ -41,10 +41,22 @@ class Window:
         """Return E_bnV of the window's positions in order. Effects: entries in the ledger."""
         return torch.cat([pick(self.noise.exponential(si, stream, self.reader), self.images) for si in self.scales], 1)
 
+    def uniform(self, stream: str) -> Tensor:
+        """Return u_bn of the window's positions in order. Effects: entries in the ledger."""
+        return torch.cat([pick(self.noise.uniform(si, stream, self.reader), self.images) for si in self.scales], 1)
+
+    def read_as(self, reader: str) -> Window:
+        """Return the same window for another consumer of numbers."""
+        return replace(self, reader=reader)
+
+    def split(self, x_bnX: Tensor) -> tuple[Tensor, ...]:
+        """Return x_blX of every scale."""
+        parts: tuple[Tensor, ...] = x_bnX.split([self.pyramid.tokens(si) for si in self.scales], 1)
+        return parts
+
     def whole(self, kept_bn: Tensor) -> Tensor:
         """Return whole_bs: True where every token of a scale is kept."""
-        sizes = [self.pyramid.tokens(si) for si in self.scales]
-        return torch.stack([kept_bl.all(1) for kept_bl in kept_bn.split(sizes, 1)], 1)
+        return torch.stack([kept_bl.all(1) for kept_bl in self.split(kept_bn)], 1)
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,11 @@ class Policy:
         contract: what the policy claims (design §1).
         propose: draws the draft's tokens of a window from its law.
         accept: judges a proposal under the target's law.
-        extend: draws the target's tokens of a scale that was not drafted (bonus, or no draft at all).
+        extend: draws the target's tokens of a scale that was not drafted (the bonus scale).
+        greedy: the oracle is the reference with argmax in place of the draw.
+        trusted: half-open range of scales whose drafted tokens are final without a target pass.
+        top: smallest V that the policy needs.
+        reason: why it claims this contract and no other.
     """
 
     name: str
@@ -87,19 +103,11 @@ class Policy:
     propose: Callable[[Parts, Tensor, Window], Tensor]
     accept: Callable[[Parts, Proposal, Tensor, Window], Acceptance]
     extend: Callable[[Parts, Tensor, Window], Tensor]
+    greedy: bool = False
+    trusted: tuple[int, int] = (0, 0)
+    top: int = 1
+    reason: str = ""
 
-
-def race(parts: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
-    """Draw tokens_bn under the shared numbers. Reads stream TOKEN."""
-    tokens_bn: Tensor = parts.draw(probs_bnV, window.exponential(TOKEN))
-    return tokens_bn
-
-
-def accept_coupled(parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window) -> Acceptance:
-    """Contract A: a drafted token stands iff it is the target's own draw under the same numbers (design §1)."""
-    tokens_bn = race(parts, target_probs_bnV, window)
-    kept_bn = tokens_bn == proposal.tokens_bn
-    return Acceptance(tokens_bn, kept_bn, window.whole(kept_bn))
-
-
-COUPLED = Policy("coupled", "token-identical", race, accept_coupled, race)
+    def trusts(self, si: int) -> bool:
+        """Tell whether the draft decides scale `si` alone."""
+        return self.trusted[0] <= si < self.trusted[1]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.speculative import cache, draw, guidance, latent, masks, query, state
+from harness.speculative import cache, draw, guidance, latent, masks, query, rejection, state
 
 Part = Callable[..., Any]
 
@@ -25,6 +25,8 @@ class Parts:
     split_logits_by_scale: Part = guidance.split_logits_by_scale
     filter_logits: Part = draw.filter_logits
     draw: Part = draw.draw
+    keep_drafted: Part = rejection.keep_drafted
+    residual: Part = rejection.residual
     accumulate: Part = latent.accumulate
     next_input: Part = latent.next_input
     update_state_with_accepted_tokens: Part = state.update_state_with_accepted_tokens

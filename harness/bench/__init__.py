@@ -1,0 +1,1 @@
+"""What speculation costs and gains: time, target calls, memory, distance."""
