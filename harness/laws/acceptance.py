@@ -78,7 +78,7 @@ def honest(subject: Subject, case: Case) -> bool:
     for image, rounds in enumerate(decoded.rounds):
         for turn in rounds:
             at = f"image {image}, round at scale {turn.first}: {turn}"
-            require(1 <= turn.drafted <= min(case.settings.draft_len, S - turn.first), f"drafted too much: {at}")
+            require(1 <= turn.drafted <= min(case.length, S - turn.first), f"drafted too much: {at}")
             require(0 <= turn.accepted <= turn.drafted, f"accepted more than drafted: {at}")
             require(turn.corrected == (turn.accepted < turn.drafted), f"corrected iff a drafted scale fell: {at}")
             require(not (turn.bonus and turn.corrected), f"bonus after a correction: {at}")
@@ -103,7 +103,7 @@ def support(subject: Subject, case: Case) -> bool:
     for top_k, top_p in narrow:
         request = replace(case.request, top_k=top_k, top_p=top_p)
         decoded = subject.decode(case, request=request)
-        run = run_over(case.models.target, case.models.vae, torch.tensor(case.labels), decoded.tokens_BL)
+        run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
         for si in case.pyramid:
             span = case.pyramid.span(si)
             law_BlV = filter_logits(guide(run.rows_RLV[:, span], case.cfg, si, case.pyramid.S), top_k, top_p)
@@ -119,12 +119,11 @@ def support(subject: Subject, case: Case) -> bool:
 def joint(case: Case) -> Tensor:
     """Return the target's exact law of an image of pyramid (1,) or (1,2), one probability a token sequence."""
     models, V = case.models, case.V
-    label = torch.tensor(case.labels[:1])
-    tokens_NL = torch.tensor(list(itertools.product(range(V), repeat=case.pyramid.L)))
-    law_N = torch.ones(len(tokens_NL), dtype=torch.float64)
-    prefixes_VL = torch.zeros(V, case.pyramid.L, dtype=torch.int64)
+    tokens_NL = torch.tensor(list(itertools.product(range(V), repeat=case.pyramid.L)), device=case.at)
+    law_N = torch.ones(len(tokens_NL), dtype=torch.float64, device=case.at)
+    prefixes_VL = torch.zeros(V, case.pyramid.L, dtype=torch.int64, device=case.at)
     prefixes_VL[:, 0] = torch.arange(V)
-    run = run_over(models.target, models.vae, label.expand(V), prefixes_VL)
+    run = run_over(models.target, models.vae, case.labels_B[:1].expand(V), prefixes_VL)
     for si in case.pyramid:
         span = case.pyramid.span(si)
         guided = guide(run.rows_RLV[:, span], case.cfg, si, case.pyramid.S)
@@ -160,9 +159,9 @@ def distribution(subject: Subject, case: Case) -> bool:
         case, patch_nums=(1, 2), V=V, top_k=min(case.top_k, V), labels=case.labels[:1] * DRAWS, order="batch"
     )
     decoded = subject.decode(small)
-    law_N = joint(small)
-    powers = torch.tensor([V ** (4 - k) for k in range(5)])
-    counts_N = torch.bincount((decoded.tokens_BL * powers).sum(1), minlength=V**5)
+    law_N = joint(small).cpu()
+    powers = torch.tensor([V ** (4 - k) for k in range(5)], device=case.at)
+    counts_N = torch.bincount((decoded.tokens_BL * powers).sum(1).cpu(), minlength=V**5)
     outside = int(counts_N[law_N == 0].sum())
     require(outside == 0, f"{outside} of {DRAWS} images lie outside the target's support")
     p = chi_square(counts_N, law_N)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.laws.case import Case
-from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, Subject, require_tokens
+from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, NotOffered, Subject, require, require_tokens
 from harness.request import Request
 from harness.trace import Trace
 
@@ -69,6 +69,21 @@ def neighbour(subject: Subject, case: Case) -> bool:
     return _uneven(due)
 
 
+def rounds(subject: Subject, case: Case) -> bool:
+    """An image is drafted, accepted and corrected as it would be alone: acceptance is no affair of the batch."""
+    case = _base(case)
+    due = subject.decode(case)
+    if not due.rounds:
+        raise NotOffered("no rounds in the trace")
+    for image, of_batch in enumerate(due.rounds):
+        alone = subject.decode(case, request=case.request.only([image])).rounds[0]
+        where = f"image {image}: {len(of_batch)} rounds in the batch, {len(alone)} alone"
+        for k, (actual, expected) in enumerate(zip(of_batch, alone, strict=False)):
+            require(actual == expected, f"{where}; round {k} was {actual}, alone {expected}")
+        require(len(of_batch) == len(alone), where)
+    return _uneven(due)
+
+
 LAWS = (
     Law("batch.permutation", "Permuting the batch permutes the images.", ("decode", "accept", "cache"), permutation,
         CLAIMS),
@@ -77,4 +92,6 @@ LAWS = (
     Law("batch.padding", "More images behind the batch change nothing in it.", ("decode", "cache"), padding, CLAIMS),
     Law("batch.neighbour", "An image does not depend on its neighbours.", ("decode", "accept", "cache"), neighbour,
         CLAIMS),
+    Law("batch.rounds", "An image is drafted, accepted and corrected as it would be alone.", ("accept", "draft_len"),
+        rounds, CLAIMS),
 )  # fmt: skip

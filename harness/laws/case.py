@@ -7,10 +7,14 @@ networks are a function of the case alone, and every position, scale and label i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import combinations
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.differential import new_noise
 from harness.errors import InputError
@@ -21,14 +25,45 @@ from harness.models.pair import ModelPair
 from harness.models.sizes import random_weights
 from harness.models.transformer import Transformer, TransformerConfig
 from harness.noise import SeededNoise
-from harness.pyramid import ScalePyramid
+from harness.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.request import NoiseOrder, Request
 
-QUALITIES = ("identical", "close", "near", "far", "adversarial")
+QUALITIES = ("near", "close", "far", "adversarial", "identical")
 # Relative size of the change from the target's weights to the draft's; chosen so that full acceptance, partial
 # acceptance and first-scale rejection all happen often (tests/meta/test_strategies.py counts them).
 CHANGE = {"close": 0.03, "near": 0.15}
-C = 4
+C, CLASSES = 4, 3
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# All pyramids of 1 to 5 scales with sides to 6, fewest tokens first.
+SMALL = tuple(
+    sorted(
+        ((1, *sides) for count in range(5) for sides in combinations(range(2, 7), count)),
+        key=lambda sides: sum(side * side for side in sides),
+    )
+)
+# What the fields of a case are drawn from, simplest first; a value that stands twice is drawn twice as often.
+CHOICES: dict[str, Sequence[Any]] = {
+    "patch_nums": SMALL,
+    "V": (3, 5, 8, 13),
+    "D": (16, 32),
+    "depth": (1, 2),
+    "shared_adaln": (False, True),
+    "l2_norm": (True, False),
+    "weights": range(6),
+    "draft": QUALITIES,
+    "labels": ((0,), (2,), (3,), (0, 1), (1, 1), (0, 1, 2), (2, 3, 0)),
+    "seed": range(1000),
+    "cfg": (1.5, 0.0, 0.5, 4.0),
+    "top_k": (0, 0, 1, 3),
+    "top_p": (0.0, 0.0, 0.5, 0.9),
+    "order": ("image", "batch"),
+    "draft_len": (1, 2, 3, 5),
+    "bonus": (False, True),
+    "policy": ("coupled", "rejection"),
+    "dtype": ("float64", "float32"),
+}
+PYRAMIDS = (*SMALL, PATCH_NUMS_256)  # the real one is one in 32: a decode of 680 tokens takes some twenty times as long
 
 
 @dataclass(frozen=True)
@@ -52,7 +87,9 @@ class Case:
         order: whose noise streams (`Request.order`).
         draft_len: scales proposed per round; cut to the number of scales.
         bonus: submit the scale behind the drafted ones too.
-        dtype: of the networks.
+        policy: coupling and acceptance rule, for decoders that offer several.
+        dtype: of the networks, one of `DTYPES`; most laws take float64 whatever it says (`Law.wide`).
+        device: of the networks.
     """
 
     patch_nums: tuple[int, ...] = (1, 2)
@@ -71,7 +108,15 @@ class Case:
     order: NoiseOrder = "image"
     draft_len: int = 2
     bonus: bool = False
+    policy: str = "coupled"
     dtype: str = "float64"
+    device: str = "cpu"
+
+    def __repr__(self) -> str:
+        """Name what differs from the defaults, so that a minimal case is a short line."""
+        named = [(field, getattr(self, field.name)) for field in fields(self)]
+        shown = [f"{field.name}={value!r}" for field, value in named if value != field.default]
+        return f"Case({', '.join(shown)})"
 
     @property
     def pyramid(self) -> ScalePyramid:
@@ -81,9 +126,8 @@ class Case:
     @property
     def models(self) -> ModelPair:
         """The networks; built once per process."""
-        return _models(
-            replace(self, labels=(0,), seed=0, cfg=1.5, top_k=0, top_p=0.0, order="image", draft_len=1, bonus=False)
-        )
+        names = ("patch_nums", "V", "D", "depth", "shared_adaln", "l2_norm", "weights", "draft", "dtype", "device")
+        return _models(Case(**{name: getattr(self, name) for name in names}))
 
     @property
     def request(self) -> Request:
@@ -93,12 +137,27 @@ class Case:
     @property
     def settings(self) -> Settings:
         """How to speculate."""
-        return Settings(min(self.draft_len, len(self.patch_nums)), self.bonus)
+        return Settings(self.length, self.bonus, self.policy)
+
+    @property
+    def length(self) -> int:
+        """Scales proposed per round: `draft_len`, or all scales where there are fewer."""
+        return min(self.draft_len, len(self.patch_nums))
 
     @property
     def B(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    @property
+    def at(self) -> torch.device:
+        """Where the networks live."""
+        return torch.device(self.device)
+
+    @property
+    def labels_B(self) -> Tensor:
+        """Labels on the networks' device."""
+        return torch.tensor(self.labels, device=self.at)
 
     @property
     def windows(self) -> list[tuple[int, int]]:
@@ -115,12 +174,16 @@ class Case:
         return new_noise(self.models, request or self.request)
 
     def generator(self) -> torch.Generator:
-        """Return a generator of the law's own, so that a case always tries the same numbers."""
+        """Return a CPU generator of the law's own, so that a case always tries the same numbers."""
         return torch.Generator().manual_seed(self.seed * 7919 + self.weights)
 
-    def random_tokens(self, B: int | None = None) -> torch.Tensor:
+    def normal(self, *shape: int) -> Tensor:
+        """Return float64 numbers ~ N(0, 1) on the networks' device, the same ones at every call."""
+        return torch.randn(shape, generator=self.generator(), dtype=torch.float64).to(self.at)
+
+    def random_tokens(self) -> Tensor:
         """Return tokens_BL, uniform over the codebook."""
-        return torch.randint(self.V, (B or self.B, self.pyramid.L), generator=self.generator())
+        return torch.randint(self.V, (self.B, self.pyramid.L), generator=self.generator()).to(self.at)
 
 
 def transformer_weights(config: TransformerConfig, seed: int) -> Transformer:
@@ -160,15 +223,12 @@ def draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
 @lru_cache(maxsize=64)
 def _models(case: Case) -> ModelPair:
     config = TransformerConfig(
-        case.pyramid, case.depth, case.D, 2, case.V, C, 3, shared_adaln=case.shared_adaln, l2_norm=case.l2_norm
+        case.pyramid, case.depth, case.D, 2, case.V, C, CLASSES, shared_adaln=case.shared_adaln, l2_norm=case.l2_norm
     )
     target = transformer_weights(config, 1000 * case.weights)
-    layout = ("shared", "one", "per-scale")[case.weights % 3]
-    vae_config = AutoencoderConfig(
-        case.V, C, 32, (1,), res_blocks=0, phi={"shared": 4, "one": 1, "per-scale": case.pyramid.S}[layout],
-        phi_layout=layout, has_encoder=False,
-    )  # fmt: skip
+    layout, phi = (("shared", 4), ("one", 1), ("per-scale", case.pyramid.S))[case.weights % 3]
+    vae_config = AutoencoderConfig(case.V, C, 32, (1,), res_blocks=0, phi=phi, phi_layout=layout, has_encoder=False)
     vae_weights = random_weights(autoencoder.parameter_shapes(vae_config), 1000 * case.weights + 2)
     vae_weights["quantize.embedding.weight"] *= 2
     pair = ModelPair(draft_of(target, case.draft, 1000 * case.weights), target, Autoencoder(vae_config, vae_weights))
-    return pair.to("cpu", torch.float64 if case.dtype == "float64" else torch.float32)
+    return pair.to(case.at, DTYPES[case.dtype])

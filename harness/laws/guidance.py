@@ -23,7 +23,7 @@ from harness.reference import guidance
 
 
 def _rows(case: Case, n: int) -> torch.Tensor:
-    return torch.randn(2 * case.B, n, case.V, generator=case.generator(), dtype=torch.float64)
+    return case.normal(2 * case.B, n, case.V)
 
 
 def formula(subject: Subject, case: Case) -> bool:

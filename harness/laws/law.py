@@ -27,7 +27,7 @@ TOKEN_IDENTICAL, DISTRIBUTION, QUALITY = "token-identical", "distribution-identi
 EVERY = (TOKEN_IDENTICAL, DISTRIBUTION, QUALITY)
 
 # Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;
-# the smallest planted bug moves them by more than 1e-4. tests/meta/test_tolerance.py measures the first number.
+# the smallest planted bug moves them by more than 1e-4. tests/meta/test_tolerances.py measures the first number.
 FLOAT64 = 1e-10
 
 
@@ -45,7 +45,7 @@ class Violation(HarnessError):  # noqa: N818
         super().__init__(
             f"law {law.id} is broken\n  law:     {law.statement}\n  found:   {found[:900]}\n"
             f"  watches: {', '.join(law.watches)}\n  case:    {case!r}\n"
-            f"  replay:  harness.laws.check({law.id!r}, factory, case)"
+            f"  replay:  from harness.laws import Case, check; check({law.id!r}, FACTORY, {case!r})"
         )
 
 
@@ -124,6 +124,11 @@ class Law:
         """First half of the id."""
         return self.id.partition(".")[0]
 
+    def fitted(self, case: Case) -> Case:
+        """Return the case as the law takes it: float64 networks if it is wide, a policy whose contract it is about."""
+        wide = case.wide() if self.wide else case
+        return wide if DISTRIBUTION in self.contracts else replace(wide, policy="coupled")
+
     def check(self, subject: Subject, case: Case) -> bool:
         """Test the law in one case; return whether the case was not trivial for it.
 
@@ -132,8 +137,7 @@ class Law:
             NotOffered: it does not apply to this decoder.
             InputError: the decoder refuses the case.
         """
-        if self.wide:
-            case = case.wide()
+        case = self.fitted(case)
         contract = subject.decoder(case).contract
         if contract not in EVERY:
             raise InputError("contract", contract, f"must be one of {', '.join(EVERY)}", "set it on the decoder")
@@ -165,9 +169,8 @@ def require_same(
 
 def require_tokens(actual_BL: Tensor, expected_BL: Tensor, where: str) -> None:
     """Raise `Broken` with the first differing position unless the tokens are equal."""
-    require_same(
-        {"tokens": actual_BL}, {"tokens": expected_BL}, where
-    ) if actual_BL.shape != expected_BL.shape else None
+    if actual_BL.shape != expected_BL.shape:
+        raise Broken(f"{where}: tokens {tuple(actual_BL.shape)}, not {tuple(expected_BL.shape)}")
     differ = torch.nonzero(actual_BL != expected_BL).tolist()
     if differ:
         image, position = differ[0]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness.laws.case import Case
+from harness.laws.case import CLASSES, Case
 from harness.laws.law import Law, NotOffered, Subject, require
 from harness.laws.oracle import Run, run_over
 from harness.models.transformer import Condition
@@ -21,14 +21,14 @@ SEEN, UNSEEN = 1e-9, 1e-11
 
 def _mask(subject: Subject, case: Case, first: int, last: int) -> Tensor:
     parts = subject.parts(case, "attention_mask")
-    mask: Tensor = parts.attention_mask(case.pyramid, first, last, torch.device("cpu"), torch.float64)
+    mask: Tensor = parts.attention_mask(case.pyramid, first, last, case.at, torch.float64)
     return mask
 
 
 def definition(subject: Subject, case: Case) -> bool:
     """The mask of a window is its rows and columns of the whole block-causal mask."""
     pyramid = case.pyramid
-    whole_11LL = block_causal(pyramid, torch.device("cpu"), torch.float64)
+    whole_11LL = block_causal(pyramid, case.at, torch.float64)
     for first, last in case.windows:
         K, end = pyramid.begin(first), pyramid.end(last)
         due = whole_11LL[:, :, K:end, :end]
@@ -57,10 +57,10 @@ def dependency(subject: Subject, case: Case) -> bool:
     """Which input moves which logit, found by perturbing one position at a time, is the block-causal matrix."""
     case = replace(case, labels=case.labels[:1])
     pyramid, network = case.pyramid, case.models.target
-    labels_B = torch.tensor(case.labels)
+    labels_B = case.labels_B
     run = run_over(network, case.models.vae, labels_B, case.random_tokens())
-    condition = network.condition(guidance_labels(labels_B, 3))
-    level_L = torch.tensor(pyramid.levels())
+    condition = network.condition(guidance_labels(labels_B, CLASSES))
+    level_L = torch.tensor(pyramid.levels(), device=case.at)
     windows = case.windows if pyramid.end(case.windows[-1][1]) <= 60 else case.windows[-3:]
     for first, last in windows:
         K, end = pyramid.begin(first), pyramid.end(last)
@@ -77,17 +77,17 @@ def _moved(run: Run, condition: Condition, case: Case, window: tuple[int, int], 
     """Return moved_cr: largest change of the logits of row r when column c is perturbed; all columns in one pass."""
     pyramid, network = case.pyramid, case.models.target
     K, end = pyramid.begin(window[0]), pyramid.end(window[1])
-    kick = torch.randn(network.config.D, generator=case.generator(), dtype=network.dtype)
+    kick = case.normal(network.config.D)
     x_cnD = run.x_RLD[:1, K:end].repeat(1 + end, 1, 1)
-    new = torch.arange(end - K)
+    new, old = torch.arange(end - K, device=case.at), torch.arange(K, device=case.at)
     x_cnD[1 + K + new, new] += kick
-    cache, old = GrowingCache(), torch.arange(K)
+    cache = GrowingCache()
     if K:
         for layer, (k_RHLc, v_RHLc) in run.kv.items():
             k_cHKc, v_cHKc = (t[:1, :, :K].repeat(1 + end, 1, 1, 1) for t in (k_RHLc, v_RHLc))
             v_cHKc[1 + old, :, old] += kick[: v_cHKc.shape[-1]]
             cache.layers[layer] = (k_cHKc, v_cHKc)
-    every = condition.rows(torch.zeros(1 + end, dtype=torch.int64))
+    every = condition.rows(torch.zeros(1 + end, dtype=torch.int64, device=case.at))
     rows_cnV = network.logits(network.hidden(x_cnD, every, cache, mask_11nK), every)
     return (rows_cnV[1:] - rows_cnV[:1]).abs().amax(-1)
 
@@ -103,7 +103,7 @@ def future(subject: Subject, case: Case) -> bool:
     for si in pyramid:
         other_BL = decoded.tokens_BL.clone()
         other_BL[:, pyramid.begin(si) :] = (other_BL[:, pyramid.begin(si) :] + 1) % case.V
-        run = run_over(case.models.target, case.models.vae, torch.tensor(case.labels), other_BL)
+        run = run_over(case.models.target, case.models.vae, case.labels_B, other_BL)
         span = pyramid.span(si)
         moved = float((kept.rows_RLV[:, span] - run.rows_RLV[:, span]).abs().max())
         require(moved <= SEEN, f"logits of scale {si} hold tokens of scale {si} or later: moved by {moved:.3g}")

@@ -48,8 +48,8 @@ def run_over(network: Transformer, vae: Autoencoder, labels_B: Tensor, tokens_BL
     pyramid, config, B = network.pyramid, network.config, len(labels_B)
     condition = network.condition(guidance_labels(labels_B, config.classes))
     cache = GrowingCache()
-    f_hat = torch.zeros(B, config.C, pyramid.P, pyramid.P, dtype=network.dtype)
-    raw = torch.zeros(B, 1, config.C, dtype=network.dtype)
+    f_hat = torch.zeros(B, config.C, pyramid.P, pyramid.P, device=network.device, dtype=vae.dtype)
+    raw = torch.zeros(B, 1, config.C, device=network.device, dtype=vae.dtype)
     raws, xs, rows, f_hats = [raw], [], [], []
     for si in pyramid:
         xs.append(scale_input(network, condition, raws[-1] if si else None, si))

@@ -5,22 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.laws.case import Case
+from harness.laws.case import CLASSES, Case
 from harness.laws.law import FLOAT64, Law, NotOffered, Subject, require, require_same
 from harness.laws.oracle import run_over
 from harness.reference.sequential import guidance_labels, scale_input
+
+
+def _tags(case: Case, begin: int, end: int, trailing: tuple[int, ...]) -> Tensor:
+    """Return (B,n,…): every row holds its position."""
+    position_n = torch.arange(begin, end, device=case.at)
+    return position_n.view(-1, *(1 for _ in trailing)).expand(case.B, -1, *trailing)
 
 
 def split(subject: Subject, case: Case) -> bool:
     """Rows tagged with their position are split into the spans of the scales."""
     parts, pyramid = subject.parts(case, "split_logits_by_scale"), case.pyramid
     for first, last in case.windows:
-        tags_Bn2 = torch.arange(pyramid.begin(first), pyramid.end(last)).repeat(case.B, 1)[..., None].repeat(1, 1, 2)
-        got = parts.split_logits_by_scale(tags_Bn2, pyramid, first, last)
-        require(len(got) == last - first + 1, f"window {first}..{last} splits into {len(got)} scales")
-        for si, tags_Bl2 in zip(range(first, last + 1), got, strict=True):
-            due_B_l2 = torch.arange(pyramid.begin(si), pyramid.end(si)).expand(case.B, -1)[..., None].expand(-1, -1, 2)
-            require_same({"rows": tags_Bl2}, {"rows": due_B_l2}, f"window {first}..{last}, scale {si}")
+        for trailing in ((2,), (2, 3)):
+            tags = _tags(case, pyramid.begin(first), pyramid.end(last), trailing)
+            got = parts.split_logits_by_scale(tags, pyramid, first, last)
+            require(len(got) == last - first + 1, f"window {first}..{last} splits into {len(got)} scales")
+            for si, rows in zip(range(first, last + 1), got, strict=True):
+                due = _tags(case, pyramid.begin(si), pyramid.end(si), trailing)
+                require_same({"rows": rows}, {"rows": due}, f"window {first}..{last}, scale {si}, trailing {trailing}")
     return pyramid.S > 1
 
 
@@ -28,16 +35,18 @@ def split(subject: Subject, case: Case) -> bool:
 def query(subject: Subject, case: Case) -> bool:
     """The combined query of a window is the inputs of its scales, one behind the other."""
     parts, pyramid = subject.parts(case, "build_combined_query"), case.pyramid
-    labels_R = guidance_labels(torch.tensor(case.labels), 3)
+    labels_R = guidance_labels(case.labels_B, CLASSES)
     for network in (case.models.draft, case.models.target):
         condition = network.condition(labels_R)
-        raw_BLC = torch.randn(case.B, pyramid.L, network.config.C, generator=case.generator(), dtype=network.dtype)
+        raw_BLC = case.normal(case.B, pyramid.L, network.config.C)
         for first, last in case.windows:
             raws = [raw_BLC[:, pyramid.span(si)] if si else None for si in range(first, last + 1)]
             due = torch.cat([scale_input(network, condition, raw, first + k) for k, raw in enumerate(raws)], 1)
             window = slice(pyramid.begin(first), pyramid.end(last))
-            x_RnD = parts.build_combined_query(network, condition, raw_BLC[:, window], first, last)
+            given_BnC = raw_BLC[:, window].clone()
+            x_RnD = parts.build_combined_query(network, condition, given_BnC, first, last)
             require_same({"x": x_RnD}, {"x": due}, f"window {first}..{last}", FLOAT64)
+            require_same({"argument": given_BnC}, {"argument": raw_BLC[:, window]}, f"window {first}..{last}")
     return pyramid.S > 1
 
 
@@ -46,8 +55,8 @@ def rows(subject: Subject, case: Case) -> bool:
     """Every row of a verify pass is the sequential row of the same position and prefix."""
     parts = subject.parts(case, "build_combined_query", "attention_mask", "split_logits_by_scale")
     pyramid, network = case.pyramid, case.models.target
-    labels_B = torch.tensor(case.labels)
-    condition = network.condition(guidance_labels(labels_B, 3))
+    labels_B = case.labels_B
+    condition = network.condition(guidance_labels(labels_B, CLASSES))
     run = run_over(network, case.models.vae, labels_B, case.random_tokens())
     for first, last in case.windows:
         window = slice(pyramid.begin(first), pyramid.end(last))
@@ -67,7 +76,7 @@ def trace(subject: Subject, case: Case) -> bool:
     kept = decoded.intermediates
     if kept is None:
         raise NotOffered("no intermediates")
-    run = run_over(case.models.target, case.models.vae, torch.tensor(case.labels), decoded.tokens_BL)
+    run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
     for si in case.pyramid:
         span = case.pyramid.span(si)
         actual: dict[str, Tensor] = {"x": kept.x_RLD[:, span], "rows": kept.rows_RLV[:, span]}

@@ -96,7 +96,7 @@ def sync(subject: Subject, case: Case) -> bool:
 
     decoded = subject.spied(case, **{UPDATE: watch}).decode(case.request, case.noise())
     require(bool(taken), "the decode never updated its state")
-    models, labels_B = case.models, torch.tensor(case.labels)
+    models, labels_B = case.models, case.labels_B
     networks: dict[str, Transformer] = {"draft": models.draft, "target": models.target}
     runs = {name: run_over(network, models.vae, labels_B, decoded.tokens_BL) for name, network in networks.items()}
     for k, state in enumerate(taken):
@@ -130,12 +130,16 @@ def poison(subject: Subject, case: Case) -> bool:
     return poisoned > 0
 
 
+def _share(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
 def latent(subject: Subject, case: Case) -> bool:
     """Accumulation and next input are the plain ones, leave their arguments alone and share no memory with them."""
     parts = subject.parts(case, "accumulate", "next_input")
     pyramid, quantizer = case.pyramid, case.models.vae.quantizer
     tokens_BL = case.random_tokens()
-    f_hat = torch.zeros(case.B, quantizer.C, pyramid.P, pyramid.P, dtype=torch.float64)
+    f_hat = torch.zeros(case.B, quantizer.C, pyramid.P, pyramid.P, dtype=torch.float64, device=case.at)
     for si in pyramid:
         idx_Bl = tokens_BL[:, pyramid.span(si)]
         before, tokens_before = f_hat.clone(), idx_Bl.clone()
@@ -144,7 +148,7 @@ def latent(subject: Subject, case: Case) -> bool:
         require_same({"f_hat": after}, {"f_hat": due}, f"after scale {si}", FLOAT64)
         arguments = {"f_hat argument": f_hat, "tokens argument": idx_Bl}
         require_same(arguments, {"f_hat argument": before, "tokens argument": tokens_before}, f"scale {si}")
-        require(after.data_ptr() != f_hat.data_ptr(), f"f_hat after scale {si} is the argument's memory")
+        require(not _share(after, f_hat), f"f_hat after scale {si} is the argument's memory")
         f_hat = due
         if si + 1 < pyramid.S:
             kept = f_hat.clone()
@@ -152,6 +156,7 @@ def latent(subject: Subject, case: Case) -> bool:
             due_BlC = reference.next_input(kept, si + 1, pyramid)
             require_same({"next input": raw_BlC}, {"next input": due_BlC}, f"scale {si + 1}", FLOAT64)
             require_same({"f_hat argument": f_hat}, {"f_hat argument": kept}, f"next input of scale {si + 1}")
+            require(not _share(raw_BlC, f_hat), f"the next input of scale {si + 1} is f_hat's memory")
     return pyramid.S > 1
 
 
@@ -170,10 +175,10 @@ def cache(subject: Subject, case: Case) -> bool:
         if group and room:
             n = int(torch.randint(1, room + 1, (), generator=generator))
             shape = (config.depth, 2, 2 * len(group), config.H, n, config.D // config.H)
-            new = torch.randn(shape, generator=generator, dtype=network.dtype)
+            new = torch.randn(shape, generator=generator, dtype=network.dtype).to(case.at)
             window = real.window(group)
             got = [window.extend(layer, new[layer, 0], new[layer, 1]) for layer in range(config.depth)]
-            window.commit()
+            window.commit(len(model[group[0]]) + n)
             for k, b in enumerate(group):
                 model[b] += list(new[:, :, [k, len(group) + k]].unbind(4))
             for layer, pair in enumerate(got):
@@ -200,7 +205,7 @@ def once(subject: Subject, case: Case) -> bool:
     require(not outside, f"no token at (image, position) {outside[:6]}")
     wrong = decoded.missing_scales(pyramid)
     require(not wrong, f"not made final exactly once: (image, scale) {wrong[:6]}")
-    run = run_over(case.models.target, case.models.vae, torch.tensor(case.labels), decoded.tokens_BL)
+    run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
     require_same({"f_hat": decoded.f_hat_BCPP}, {"f_hat": run.f_hat_SBCPP[-1]}, "at the end", FLOAT64)
     for image, rounds in enumerate(decoded.rounds):
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
