@@ -16,9 +16,10 @@ CLAIMS = (TOKEN_IDENTICAL, DISTRIBUTION)
 
 
 def _base(case: Case) -> Case:
-    """A batch of at least three images in image order."""
+    """A batch of at least three images in image order, with a draft that is right now and then."""
     labels = (case.labels * 3)[: max(3, case.B)]
-    return replace(case, labels=labels, order="image")
+    draft = case.draft if case.draft in ("close", "near") else "near"
+    return replace(case, labels=labels, order="image", draft=draft)
 
 
 def _uneven(decoded: Trace) -> bool:

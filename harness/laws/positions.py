@@ -82,7 +82,7 @@ def trace(subject: Subject, case: Case) -> bool:
         actual: dict[str, Tensor] = {"x": kept.x_RLD[:, span], "rows": kept.rows_RLV[:, span]}
         expected = {"x": run.x_RLD[:, span], "rows": run.rows_RLV[:, span]}
         require_same(actual, expected, f"scale {si}", FLOAT64)
-    return any(turn.finished > 1 for rounds in decoded.rounds for turn in rounds)
+    return any(turn.drafted + turn.bonus > 1 for rounds in decoded.rounds for turn in rounds)
 
 
 LAWS = (
