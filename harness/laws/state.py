@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -270,7 +270,11 @@ def untouched(subject: Subject, case: Case) -> bool:
     decoder = subject.decoder(case)
     first = decoder.decode(case.request, case.noise())
     kept_BL, kept_f_hat = first.tokens_BL.clone(), first.f_hat_BCPP.clone()
+    other = replace(case.request, seed=case.seed + 1)
     try:
+        decoder.decode(other, case.noise(other))
+        require_tokens(first.tokens_BL, kept_BL, "first trace, after another decode")
+        require_same({"f_hat": first.f_hat_BCPP}, {"f_hat": kept_f_hat}, "first trace, after another decode")
         second = decoder.decode(case.request, case.noise())
     finally:
         changed = [name for name, w in named.items() if not torch.equal(w, before[name])]
@@ -278,8 +282,6 @@ def untouched(subject: Subject, case: Case) -> bool:
             named[name].copy_(before[name])
     require(not changed, f"decoding wrote into {', '.join(changed[:4])}")
     require_tokens(second.tokens_BL, kept_BL, "second decode of the same request")
-    require_tokens(first.tokens_BL, kept_BL, "first trace, after the second decode")
-    require_same({"f_hat": first.f_hat_BCPP}, {"f_hat": kept_f_hat}, "first trace, after the second decode")
     return True
 
 
