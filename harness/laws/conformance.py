@@ -7,7 +7,7 @@ that breaks a law is close to the smallest one; nothing passes by not having bee
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -122,29 +122,22 @@ def run_law(law: Law, subject: Subject, tried: Sequence[Case]) -> Row:
 
 
 def smallest(law: Law, subject: Subject, violation: Violation) -> Violation:
-    """Return a violation that no simpler value of any one field keeps, simpler as in `CHOICES`."""
-    shrunk = True
-    while shrunk:
-        shrunk = False
-        for simpler in _simpler(violation.case):
+    """Return the violation with every field of its case, in turn, at the simplest value that keeps it.
+
+    Simpler as in `CHOICES`; at most four values a field are tried.
+    """
+    for name, options in CHOICES.items():
+        now, known = getattr(violation.case, name), list(options)
+        simpler = known[: min(4, known.index(now))] if now in known else known[:1]
+        for value in simpler:
             try:
-                law.check(subject, simpler)
+                law.check(subject, replace(violation.case, **{name: value}))
             except Violation as found:
-                violation, shrunk = found, True
+                violation = found
                 break
             except (NotOffered, InputError):
                 continue
     return violation
-
-
-def _simpler(case: Case) -> Iterator[Case]:
-    """Cases with one field simpler, the simplest value first; at most four a field."""
-    for name, options in CHOICES.items():
-        now = getattr(case, name)
-        known = list(options)
-        for value in known[: min(4, known.index(now))] if now in known else known[:1]:
-            if value != now:
-                yield replace(case, **{name: value})
 
 
 def run_conformance(

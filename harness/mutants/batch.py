@@ -16,6 +16,7 @@ from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.cache import CacheWindow, KVCache
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.parts import Parts
+from harness.speculative.policies import LAW
 from harness.speculative.sampler import SpeculativeDecoder
 from harness.trace import Trace
 
@@ -71,7 +72,9 @@ def average(true: Policy) -> Policy:
 
 
 def neighbours_numbers(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    """Give every image the numbers of the one before it."""
+    """Give every image the numbers of the one before it, under contract B: the law is still right."""
+    if decoder.contract != LAW:
+        return decoder.decode(request, noise)
 
     def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
         return numbers.roll(1, 0)
@@ -109,9 +112,10 @@ AVERAGE = Mutant(
 )
 NEIGHBOURS_NUMBERS = Mutant(
     "batch.neighbours-numbers",
-    "an image reads its neighbour's numbers",
-    "rows gathered after the batch was reordered; another draw of the same law under contract B",
+    "contract B: an image reads its neighbour's numbers",
+    "rows gathered after the batch was reordered; each image still follows the target's law",
     wrapped(neighbours_numbers),
+    alone=True,
 )
 GROWING = Mutant(
     "batch.growing",

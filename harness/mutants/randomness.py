@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,20 +58,49 @@ def consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) 
     return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
 
 
-def swapped_streams(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+@dataclass(frozen=True)
+class Instead:
+    """A source of numbers that answers for the last scale without reading it, but for the draft's readings.
+
+    Args:
+        noise: the true one.
+        last: what it answers there.
+    """
+
+    noise: SeededNoise
+    last: Callable[[SeededNoise, str, str], Tensor]
+
+    def labels(self, classes: int) -> Tensor:
+        """Return the labels."""
+        return self.noise.labels(classes)
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_BlV."""
+        pyramid = self.noise.pyramid
+        if reader == "draft" or si + 1 < pyramid.S or si == 0:
+            return self.noise.exponential(si, stream, reader)
+        return self.last(self.noise, stream, reader).expand(-1, pyramid.tokens(si), -1)
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl."""
+        return self.exponential(si, stream, reader)[..., 0]
+
+
+def first_again(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Decide the last scale by the numbers of the first."""
+    return decoder.decode(request, Instead(noise, lambda true, *at: true.exponential(0, *at)))  # type: ignore[arg-type]
 
-    def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
-        return E_BlV
 
-    class _Noise(Tampered):
-        def exponential(self, si: int, stream: str, reader: str) -> Tensor:
-            if reader == "draft" or si + 1 < noise.pyramid.S or si == 0:
-                return noise.exponential(si, stream, reader)
-            first = noise.exponential(0, stream, reader)
-            return first.expand(-1, noise.pyramid.tokens(si), -1)
+def greedy_last(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Decide the last scale without numbers: equal ones leave the most likely token."""
+    ones = torch.ones(request.B, 1, decoder.models.target.config.V, device=decoder.models.device)
+    return decoder.decode(request, Instead(noise, lambda *at: ones))  # type: ignore[arg-type]
 
-    return decoder.decode(request, _Noise(noise, change))  # type: ignore[arg-type]
+
+def sorted_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+    """Race the sorted probabilities: the right law, and not the token of these numbers."""
+    sorted_BnV, order_BnV = probs_BnV.sort(dim=-1, descending=True)
+    return order_BnV.gather(-1, draw.draw(sorted_BnV, E_BnV)[..., None])[..., 0]
 
 
 def plain_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
@@ -153,7 +183,19 @@ FIRST_AGAIN = Mutant(
     "randomness.first-again",
     "the last scale is decided by the first scale's numbers",
     "a buffer of numbers that is too short",
-    wrapped(swapped_streams),
+    wrapped(first_again),
+)
+GREEDY_LAST = Mutant(
+    "randomness.greedy-last",
+    "the last scale is decided without numbers",
+    "argmax where quality counts most",
+    wrapped(greedy_last),
+)
+SORTED_RACE = Mutant(
+    "randomness.sorted-race",
+    "numbers belong to ranks, not to tokens",
+    "a draw behind a filter that sorted the tokens",
+    parts(draw=sorted_race),
 )
 PLAIN_RACE = Mutant(
     "randomness.plain-race",
@@ -208,6 +250,8 @@ MUTANTS = (
     CALL_ORDER,
     CONSUMED,
     FIRST_AGAIN,
+    GREEDY_LAST,
+    SORTED_RACE,
     PLAIN_RACE,
     LOG_RACE,
     PRODUCT,
