@@ -1,0 +1,204 @@
+"""A decode taken apart into single steps in any order, against a plain model of its state: lists of tokens.
+
+Every rule takes plain numbers, so the trace that Hypothesis prints is a program. To replay one, import `DecodeMachine`
+and `Case` and run it line by line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import Tensor
+
+from harness.laws import Case
+from harness.laws.case import CHOICES
+from harness.laws.law import FLOAT64, require, require_same
+from harness.laws.oracle import Run, run_over
+from harness.laws.state import BrokenNoise, Interrupted, Snapshot, check_snapshot, snapshot
+from harness.speculative.accept import Proposal
+from harness.speculative.draft import draft_generate_batch
+from harness.speculative.guidance import split_logits_by_scale
+from harness.speculative.parts import PARTS, Parts
+from harness.speculative.policies import COUPLED
+from harness.speculative.state import DecodeState
+from harness.speculative.verify import target_verify_batch
+from tests.property.strategies import cases
+
+several_scales = st.sampled_from([sides for sides in CHOICES["patch_nums"] if 1 < len(sides) < 5])
+
+
+class DecodeMachine(RuleBasedStateMachine):
+    """Draft, verify, accept, reject, roll back, go to the next image, be interrupted."""
+
+    parts: Parts = PARTS
+
+    @initialize(case=cases(several_scales))
+    def begin(self, case: Case) -> None:
+        self.case = case.wide()
+        self.earlier: list[tuple[DecodeState, Snapshot]] = []
+        self._start(self.case.seed)
+
+    def _start(self, seed: int) -> None:
+        case = self.case
+        request = replace(case.request, seed=seed)
+        with torch.inference_mode():
+            self.state = DecodeState.begin(case.models, request, case.noise(request), self.parts, keep=False)
+        self.tokens: list[list[int]] = [[] for _ in case.labels]  # the model: final tokens of every image
+        self.images: list[int] = []  # the group of the open round; empty between rounds
+        self.proposal: Proposal | None = None
+        self.first = self.count = 0
+        self.verified = False
+
+    def _done(self, image: int) -> int:
+        return next(k for k in range(self.case.pyramid.S + 1) if self.case.pyramid.begin(k) == len(self.tokens[image]))
+
+    def _unfinished(self) -> list[int]:
+        return [image for image in range(self.case.B) if self._done(image) < self.case.pyramid.S]
+
+    def _group(self, which: int) -> list[int]:
+        """Return an unfinished image and those that can share its passes."""
+        some, sides = self._unfinished(), (self.state.draft, self.state.target)
+
+        def place(image: int) -> tuple[int, ...]:
+            return self._done(image), *(side.cache.lengths[image] for side in sides)
+
+        chosen = some[which % len(some)]
+        return [image for image in some if place(image) == place(chosen)]
+
+    def _open(self, which: int, count: int) -> None:
+        self.images = self._group(which)
+        self.first = self._done(self.images[0])
+        self.count = min(count, self.case.pyramid.S - self.first)
+
+    def _close(self) -> None:
+        """Give up the open round: both caches go back to the final scales."""
+        for image in self.images:
+            for side in (self.state.draft, self.state.target):
+                side.cache.rollback(image, len(self.tokens[image]))
+        self.images, self.proposal, self.verified = [], None, False
+
+    def _run(self, name: str) -> tuple[Run, Tensor]:
+        """Return the sequential run over the model's tokens, zeros where there are none."""
+        L = self.case.pyramid.L
+        tokens_BL = torch.tensor([known + [0] * (L - len(known)) for known in self.tokens])
+        models = self.case.models
+        network = models.draft if name == "draft" else models.target
+        return run_over(network, models.vae, self.case.labels_B, tokens_BL), tokens_BL
+
+    @precondition(lambda self: not self.images and self._unfinished())
+    @rule(which=st.integers(0, 2), count=st.integers(1, 4))
+    def draft(self, which: int, count: int) -> None:
+        self._open(which, count)
+        with torch.inference_mode():
+            self.proposal = draft_generate_batch(self.state, self.parts, COUPLED, self.images, self.first, self.count)
+
+    @precondition(lambda self: self.proposal is not None and not self.verified)
+    @rule()
+    def verify(self) -> None:
+        last = self.first + self.count - 1
+        with torch.inference_mode():
+            verified = target_verify_batch(self.state, self.parts, self.images, self.first, last)
+        self.verified = True
+        run, _ = self._run("target")
+        span = self.case.pyramid.span(self.first)
+        rows_R = [*self.images, *(self.case.B + image for image in self.images)]
+        actual = {"rows": verified.rows_RnV[:, : span.stop - span.start]}
+        require_same(actual, {"rows": run.rows_RLV[rows_R, span]}, f"verify, scale {self.first}", FLOAT64)
+
+    @precondition(lambda self: self.verified)
+    @rule(k=st.integers(1, 4))
+    def accept(self, k: int) -> None:
+        """Make the first k drafted scales final."""
+        self._finish(min(k, self.count), corrected=False)
+
+    @precondition(lambda self: self.verified)
+    @rule(k=st.integers(0, 3))
+    def reject(self, k: int) -> None:
+        """Accept k drafted scales and correct every token of the next one."""
+        self._finish(min(k, self.count - 1), corrected=True)
+
+    def _finish(self, accepted: int, corrected: bool) -> None:
+        assert self.proposal is not None
+        pyramid, last = self.case.pyramid, self.first + self.count - 1
+        tokens = split_logits_by_scale(self.proposal.tokens_bn, pyramid, self.first, last)
+        if corrected:
+            tokens[accepted] = (tokens[accepted] + 1) % self.case.V
+        made = accepted + corrected
+        with torch.inference_mode():
+            self.parts.update_state_with_accepted_tokens(
+                self.state, self.parts, self.images, self.first, tokens, [made] * len(self.images)
+            )
+        for row, image in enumerate(self.images):
+            for idx_bl in tokens[:made]:
+                self.tokens[image] += idx_bl[row].tolist()
+        self.images, self.proposal, self.verified = [], None, False
+
+    @rule(which=st.integers(0, 2), scale=st.integers(0, 3), of_draft=st.booleans())
+    def rollback(self, which: int, scale: int, of_draft: bool) -> None:
+        """Forget some of one image's cache; a later pass must fill it again."""
+        self._close()
+        image = which % self.case.B
+        side = self.state.draft if of_draft else self.state.target
+        side.cache.rollback(image, self.case.pyramid.begin(min(scale, self._done(image))))
+
+    @precondition(lambda self: not self.images and self._unfinished())
+    @rule(which=st.integers(0, 2), count=st.integers(1, 4), readings=st.integers(0, 3))
+    def exception_in_draft(self, which: int, count: int, readings: int) -> None:
+        self._open(which, count)
+        noise = self.state.noise
+        self.state.noise = BrokenNoise(noise, readings)  # type: ignore[assignment]
+        try:
+            with torch.inference_mode():
+                draft_generate_batch(self.state, self.parts, COUPLED, self.images, self.first, self.count)
+        except Interrupted:
+            pass
+        self.state.noise = noise
+        self._close()
+
+    @precondition(lambda self: self.proposal is not None and not self.verified)
+    @rule()
+    def exception_in_verify(self) -> None:
+        def interrupted(*arguments: object) -> Tensor:
+            raise Interrupted
+
+        try:
+            with torch.inference_mode():
+                last = self.first + self.count - 1
+                target_verify_batch(self.state, replace(self.parts, guide=interrupted), self.images, self.first, last)
+        except Interrupted:
+            pass
+        self._close()
+
+    @rule(seed=st.integers(0, 9))
+    def next_image(self, seed: int) -> None:
+        """Start another decode with the same networks; the state of this one must not change any more."""
+        self._close()
+        self.earlier = [(self.state, snapshot(self.state))]
+        self._start(seed)
+
+    @invariant()
+    def the_state_is_that_of_a_sequential_run(self) -> None:
+        taken = snapshot(self.state)
+        require(taken.done == [self._done(image) for image in range(self.case.B)], f"done is {taken.done}")
+        runs = {name: self._run(name) for name in ("draft", "target")}
+        if self.images:  # an open round may write behind the final scales, and nowhere else
+            caches = {
+                side: ([min(length, len(known)) for length, known in zip(lengths, self.tokens, strict=True)], kv)
+                for side, (lengths, kv) in taken.caches.items()
+            }
+            taken = replace(taken, caches=caches)
+        check_snapshot(taken, self.case, {name: run for name, (run, _) in runs.items()}, runs["draft"][1], "state")
+
+    @invariant()
+    def earlier_decodes_stay_as_they_were(self) -> None:
+        for state, taken in self.earlier:
+            now = snapshot(state)
+            require(now.done == taken.done, "an earlier decode changed")
+            for name in ("tokens_BL", "raw_BLC", "f_hat_BCPP"):
+                require_same({name: getattr(now, name)}, {name: getattr(taken, name)}, "an earlier decode")
+            for side, (lengths, kv) in taken.caches.items():
+                require(now.caches[side][0] == lengths, f"the {side} cache of an earlier decode changed")
+                require_same({"kv": now.caches[side][1]}, {"kv": kv}, f"the {side} cache of an earlier decode")
