@@ -130,7 +130,7 @@ def asked_for(**changes: Any) -> Factory:
         made = {name: change(request) if callable(change) else change for name, change in changes.items()}
         other = replace(request, **made)
         models = decoder.models
-        own = SeededNoise(other, models.pyramid, models.target.config.V, models.device)
+        own = SeededNoise(other, models.pyramid, models.target.config.V, models.device, noise.ledger)
         return decoder.decode(other, own)
 
     return wrapped(around)
