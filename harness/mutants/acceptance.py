@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from harness.mutants.mutant import Mutant, parts, policy, wrapped
-from harness.noise import CORRECT, DRAFT, SeededNoise
+from harness.noise import CORRECT, SeededNoise
 from harness.request import Request
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import Parts
 from harness.speculative.policies import LAW
-from harness.speculative.rules import accept_by_rate, is_own_draw
+from harness.speculative.rules import accept_by_rate, is_own_draw, race
 from harness.speculative.sampler import SpeculativeDecoder
 from harness.trace import Trace
 
@@ -71,16 +71,11 @@ def shared_noise(true: Policy) -> Policy:
     return replace(true, propose=propose)
 
 
-def draft_law(true: Policy) -> Policy:
-    """Finish a bonus scale with the numbers of the draft's stream, read as the draft."""
+def sharp_bonus(true: Policy) -> Policy:
+    """Draw a bonus scale from the squared probabilities."""
     if true.contract != LAW:
         return true
-
-    def extend(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
-        tokens_bn: Tensor = used.draw(probs_bnV * probs_bnV, window.read_as("draft").exponential(DRAFT))
-        return tokens_bn
-
-    return replace(true, extend=extend)
+    return replace(true, extend=lambda used, probs_bnV, window: race(used, probs_bnV * probs_bnV, window))
 
 
 def one_call(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
@@ -166,7 +161,7 @@ SHARP_BONUS = Mutant(
     "acceptance.sharp-bonus",
     "contract B: the bonus scale is drawn from another law",
     "a temperature applied once too often",
-    policy(draft_law),
+    policy(sharp_bonus),
     alone=True,
 )
 ONE_CALL = Mutant(
