@@ -19,19 +19,19 @@ Variants = Callable[[Request], list[Request]]
 # Under contract B an image is another draw of the same law, and one image may well stay as it was. Of this many, of
 # which the reference changes at least half, a decoder that heeds the input leaves all unchanged with a chance below
 # 1e-7: a race changes a token with at most twice the chance of any other way to draw it, so (3/4)^64 = 1e-8.
-COPIES = 64
+IMAGES = 64
 
 
 def _changes(subject: Subject, case: Case, word: str, variants: Variants) -> bool:
     """Require that every variant of a request changes its images, if it changes (most of) the reference's.
 
-    Under contract A the images are the reference's; under contract B see `COPIES`.
+    Under contract A the images are the reference's; under contract B see `IMAGES`.
     """
-    copies = 1
+    labels = case.labels
     if subject.decoder(case).contract != TOKEN_IDENTICAL:
         # one generator for the batch, since a generator an image costs more than the decode; few scales
-        copies, case = COPIES, replace(case, order="batch", patch_nums=case.patch_nums[:3])
-    models, request = case.models, replace(case.request, labels=case.labels * copies)
+        labels, case = (labels * IMAGES)[:IMAGES], replace(case, order="batch", patch_nums=case.patch_nums[:3])
+    models, request = case.models, replace(case.request, labels=labels)
 
     def reference(request: Request) -> Tensor:
         return sequential.sample(models.target, models.vae, request, case.noise(request)).tokens_BL
@@ -41,7 +41,7 @@ def _changes(subject: Subject, case: Case, word: str, variants: Variants) -> boo
     due_BL = subject.decode(case, request=request).tokens_BL if telling else base_BL
     for variant in telling:
         same = torch.equal(subject.decode(case, request=variant).tokens_BL, due_BL)
-        require(not same, f"{word}: {copies} × {variant} gives the same images as the case")
+        require(not same, f"{word}: {request.B} images are the same with {variant}")
     return bool(telling)
 
 
