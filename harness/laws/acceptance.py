@@ -22,8 +22,10 @@ from harness.trace import Trace
 DRAWS, ALARM = 3000, 1e-6
 
 
-def rejected(decoded: Trace) -> bool:
-    """Return whether any round replaced a drafted scale."""
+def rejected(decoded: Trace, case: Case) -> bool:
+    """Return whether any round replaced a drafted scale; where no rounds are shown, whether the draft is another."""
+    if not decoded.rounds:
+        return case.draft != "identical"
     return any(turn.corrected for rounds in decoded.rounds for turn in rounds)
 
 
@@ -34,13 +36,13 @@ def token_identical(subject: Subject, case: Case) -> bool:
     actual = subject.decode(case)
     judgement = judge(models, request, actual, expected, calibrate(models, request))
     require(not judgement.defects, f"{judgement.defects[0] if judgement.defects else ''}")
-    return rejected(actual)
+    return rejected(actual, case)
 
 
 def independent(subject: Subject, case: Case) -> bool:
     """Another draft, draft_len or bonus gives the same image."""
     first = subject.decode(case)
-    some = rejected(first)
+    some = rejected(first, case)
     S = case.pyramid.S
     lengths = [(1, False), (S, False), (max(1, S // 2), True)]
     for k, quality in enumerate(QUALITIES):
@@ -48,7 +50,7 @@ def independent(subject: Subject, case: Case) -> bool:
         got = subject.decode(replace(case, draft=quality, draft_len=draft_len, bonus=bonus))
         where = f"draft {quality}, draft_len {draft_len}, bonus {bonus} (base: {case.draft}, {case.draft_len})"
         require_tokens(got.tokens_BL, first.tokens_BL, where)
-        some = some or rejected(got)
+        some = some or rejected(got, case)
     return some
 
 
@@ -91,7 +93,7 @@ def honest(subject: Subject, case: Case) -> bool:
         made_rows = sum(turn.target_rows for turn in rounds)
         require(decoded.target_rows[image] == made_rows, f"image {image}: target_rows do not add up to {made_rows}")
         require(made_rows >= case.pyramid.L, f"image {image}: {made_rows} target rows cannot decide {case.pyramid.L}")
-    return rejected(decoded)
+    return rejected(decoded, case)
 
 
 def support(subject: Subject, case: Case) -> bool:
@@ -120,7 +122,7 @@ def distribution(subject: Subject, case: Case) -> bool:
     decoded = subject.decode(small)
     p = p_value(decoded.tokens_BL, joint_law(small), small.V)
     require(p >= ALARM, f"{DRAWS} images do not follow the target's joint law: p = {p:.2g}, alarm at {ALARM:g}")
-    return rejected(decoded) or not decoded.rounds
+    return rejected(decoded, small)
 
 
 def distribution_case(case: Case) -> Case:
@@ -137,7 +139,7 @@ def distribution_case(case: Case) -> Case:
         draft="near" if case.draft == "identical" else case.draft,
         top_k=2 if case.top_k == 3 else 0,
         top_p=0.9 if case.top_p else 0.0,
-        cfg=min(case.cfg, 1.5),
+        cfg=min(case.cfg, 0.5),  # guidance sharpens a law, and a sharp law hides a bias
         labels=case.labels[:1] * DRAWS,
         order="batch",
         policy="rejection",

@@ -60,7 +60,7 @@ def by_rate(true: Policy) -> Policy:
 
 
 def shared_noise(true: Policy) -> Policy:
-    """Draft with the numbers that the redraw reads, under u < target/draft: the two are no longer independent."""
+    """Draft and target race under the same numbers, and u < target/draft decides between the two tokens."""
     if true.contract != LAW:
         return true
 
@@ -68,7 +68,10 @@ def shared_noise(true: Policy) -> Policy:
         tokens_bn: Tensor = used.draw(probs_bnV, window.read_as("correct").exponential(CORRECT))
         return tokens_bn
 
-    return replace(true, propose=propose)
+    def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+        return true.accept(replace(used, residual=from_target), proposal, probs_bnV, window)
+
+    return replace(true, propose=propose, accept=accept)
 
 
 def sharp_bonus(true: Policy) -> Policy:
@@ -153,7 +156,7 @@ BY_RATE = Mutant(
 )
 SHARED_NOISE = Mutant(
     "acceptance.shared-noise",
-    "contract B: the redraw reads the draft's numbers",
+    "contract B: draft and target read the same numbers",
     "coupled numbers with the rejection rule",
     policy(shared_noise),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 from hypothesis import strategies as st
@@ -39,11 +38,5 @@ requests: st.SearchStrategy[Request] = cases().map(lambda case: case.request)
 small_cases = cases(st.sampled_from(CHOICES["patch_nums"]))
 
 
-def acceptances(drafted: int) -> st.SearchStrategy[tuple[int, ...]]:
-    """Return acceptance patterns: how many of the drafted scales stand, round by round."""
-    return st.lists(st.integers(0, drafted), min_size=1, max_size=6).map(tuple)
-
-
-def alike(case: Case, draft: str) -> Case:
-    """Return the case with a draft of another quality."""
-    return replace(case, draft=draft)
+# How many of the drafted scales stand, round by round; the last number holds for all later rounds.
+acceptance_patterns = st.lists(st.integers(0, 4), min_size=1, max_size=6).map(tuple)
