@@ -38,14 +38,15 @@ class Violation(HarnessError):  # noqa: N818
         law: the broken law.
         case: where.
         found: what broke, one clause.
+        factory: the decoder as Python names it in the printed replay.
     """
 
-    def __init__(self, law: Law, case: Case, found: str) -> None:
+    def __init__(self, law: Law, case: Case, found: str, factory: str = "FACTORY") -> None:
         self.law, self.case, self.found = law, case, found
         super().__init__(
             f"law {law.id} is broken\n  law:     {law.statement}\n  found:   {found[:900]}\n"
             f"  watches: {', '.join(law.watches)}\n  case:    {case!r}\n"
-            f"  replay:  from harness.laws import Case, check; check({law.id!r}, FACTORY, {case!r})"
+            f"  replay:  from harness.laws import Case, check; check({law.id!r}, {factory}, {case!r})"
         )
 
 
@@ -66,6 +67,12 @@ class Subject:
     """
 
     factory: Factory
+
+    @property
+    def name(self) -> str:
+        """The factory as `load_factory` finds it, quoted; ``FACTORY`` where it has no name of its own."""
+        name = getattr(self.factory, "__qualname__", "<unnamed>")
+        return "FACTORY" if "<" in name else repr(f"{self.factory.__module__}:{name}")
 
     def decoder(self, case: Case, models: ModelPair | None = None) -> Implementation:
         """Build the decoder for a case, or for other networks with the settings of the case."""
@@ -146,11 +153,12 @@ class Law:
         try:
             return self.test(subject, case)
         except Broken as broken:
-            raise Violation(self, case, str(broken)) from None
+            raise Violation(self, case, str(broken), subject.name) from None
         except (NotOffered, InputError):
             raise
         except Exception as error:
-            raise Violation(self, case, f"the decoder raised {type(error).__name__}: {error}") from error
+            found = f"the decoder raised {type(error).__name__}: {error}"
+            raise Violation(self, case, found, subject.name) from error
 
 
 def require(holds: bool, found: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.implementations import Settings
-from harness.laws import LAWS, Case, Report, Violation, check, run_conformance
+from harness.laws import LAWS, Case, Report, Subject, Violation, check, run_conformance
 from harness.laws.case import CHOICES, SMALL
 from harness.laws.conformance import cases
 from harness.models.pair import ModelPair
@@ -148,3 +148,8 @@ def test_a_case_is_its_own_repr():
     for case in cases(20):
         assert eval(repr(case), {"Case": Case}) == case
     assert repr(Case()) == "Case()"
+
+
+def test_a_named_factory_is_named_in_the_replay():
+    assert Subject(naive).name == "'tests.naive:naive'"
+    assert Subject(lambda models, settings: Naive(models, settings, "deaf")).name == "FACTORY"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import HealthCheck, Phase, given, reject, settings
 
 from harness.errors import InputError
 from harness.implementations import DEFAULT, load_factory
@@ -15,8 +15,11 @@ from harness.laws import Case, Law, NotOffered, Subject
 from tests.property.strategies import cases
 
 # print_blob and the case in the message: a failure prints what replays it. No deadline: a shared machine is slow at
-# times. No database: a run depends on its seed alone (--hypothesis-seed).
-common = {"deadline": None, "print_blob": True, "suppress_health_check": list(HealthCheck), "database": None}
+# times. No database: a run depends on its seed alone (--hypothesis-seed). No explanations: a failure fits one screen.
+common = {
+    "deadline": None, "print_blob": True, "suppress_health_check": list(HealthCheck), "database": None,
+    "phases": (Phase.explicit, Phase.generate, Phase.shrink),
+}  # fmt: skip
 settings.register_profile("dev", max_examples=12, **common)
 settings.register_profile("ci", max_examples=40, **common)
 settings.register_profile("deep", max_examples=1500, **common)
@@ -70,12 +73,14 @@ def law_holds(subject: Subject) -> Callable[[Law], None]:
 
 def check_law(law: Law, subject: Subject) -> None:
     """Check a law in as many examples as the profile says; fail if not one of them exercised it."""
+    __tracebackhide__ = True
     count = COUNTS[law.id] = Count()
     reasons: list[str] = []
 
     @settings(max_examples=max(4, settings().max_examples // COSTLY.get(law.id, 1)))
     @given(cases())
     def holds(case: Case) -> None:
+        __tracebackhide__ = True
         try:
             count.exercised += law.check(subject, case)
         except (NotOffered, InputError) as why:
