@@ -8,9 +8,10 @@ import torch
 
 from harness.budget import calibrate
 from harness.differential import judge
-from harness.laws.case import QUALITIES, Case
+from harness.laws.case import Case
 from harness.laws.goodness_of_fit import joint_law, p_value
 from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, NotOffered, Subject, require, require_tokens
+from harness.laws.networks import QUALITIES
 from harness.laws.oracle import run_over
 from harness.reference import sequential
 from harness.reference.draw import filter_logits

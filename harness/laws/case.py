@@ -6,7 +6,6 @@ networks are a function of the case alone, and every position, scale and label i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -17,22 +16,14 @@ import torch
 from torch import Tensor
 
 from harness.differential import new_noise
-from harness.errors import InputError
 from harness.implementations import Settings
-from harness.models import autoencoder, transformer
-from harness.models.autoencoder import Autoencoder, AutoencoderConfig
+from harness.laws.networks import CLASSES, QUALITIES, C, random_models
 from harness.models.pair import ModelPair
-from harness.models.sizes import random_weights
-from harness.models.transformer import Transformer, TransformerConfig
+from harness.models.transformer import TransformerConfig
 from harness.noise import SeededNoise
 from harness.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.request import NoiseOrder, Request
 
-QUALITIES = ("near", "close", "far", "adversarial", "identical")
-# Relative size of the change from the target's weights to the draft's; chosen so that full acceptance, partial
-# acceptance and first-scale rejection all happen often (tests/meta/test_strategies.py counts them).
-CHANGE = {"close": 0.03, "near": 0.15}
-C, CLASSES = 4, 3
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # All pyramids of 1 to 5 scales with sides to 6, fewest tokens first.
@@ -186,49 +177,9 @@ class Case:
         return torch.randint(self.V, (self.B, self.pyramid.L), generator=self.generator()).to(self.at)
 
 
-def transformer_weights(config: TransformerConfig, seed: int) -> Transformer:
-    """Return a network of random weights whose positions, scales and labels leave marks of ordinary size.
-
-    The plain random weights of a size scale with fan-in, which would drown the embeddings: they are drawn at unit size
-    here, so that a wrong position, level or label moves every logit by far more than rounding.
-    """
-    weights = random_weights(transformer.parameter_shapes(config), seed)
-    for name in ("pos_1LC", "pos_start", "lvl_embed.weight", "class_emb.weight"):
-        weights[name] = weights[name] / weights[name].std().clamp_min(1e-3)
-    weights["head.weight"] = 1.5 * weights["head.weight"]
-    return Transformer(config, weights)
-
-
-def draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
-    """Return a draft of one of `QUALITIES`.
-
-    Raises:
-        InputError: another word.
-    """
-    if quality == "identical":
-        return target
-    if quality == "far":
-        return transformer_weights(replace(target.config, depth=1), seed + 1)
-    if quality == "adversarial":
-        negated = {name: -w if name.startswith("head.") else w for name, w in target.weights.items()}
-        return replace(target, weights=negated)
-    if quality not in CHANGE:
-        raise InputError("draft", quality, f"must be one of {', '.join(QUALITIES)}", "pass near")
-    other = transformer_weights(target.config, seed + 1).weights
-    share = CHANGE[quality]
-    mixed = {name: w * math.sqrt(1 - share * share) + share * other[name] for name, w in target.weights.items()}
-    return replace(target, weights=mixed)
-
-
 @lru_cache(maxsize=64)
 def _models(case: Case) -> ModelPair:
     config = TransformerConfig(
         case.pyramid, case.depth, case.D, 2, case.V, C, CLASSES, shared_adaln=case.shared_adaln, l2_norm=case.l2_norm
     )
-    target = transformer_weights(config, 1000 * case.weights)
-    layout, phi = (("shared", 4), ("one", 1), ("per-scale", case.pyramid.S))[case.weights % 3]
-    vae_config = AutoencoderConfig(case.V, C, 32, (1,), res_blocks=0, phi=phi, phi_layout=layout, has_encoder=False)
-    vae_weights = random_weights(autoencoder.parameter_shapes(vae_config), 1000 * case.weights + 2)
-    vae_weights["quantize.embedding.weight"] *= 2
-    pair = ModelPair(draft_of(target, case.draft, 1000 * case.weights), target, Autoencoder(vae_config, vae_weights))
-    return pair.to(case.at, DTYPES[case.dtype])
+    return random_models(config, case.weights, case.draft).to(case.at, DTYPES[case.dtype])

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness.laws.case import CLASSES, Case
+from harness.laws.case import Case
 from harness.laws.law import Law, NotOffered, Subject, require
+from harness.laws.networks import CLASSES
 from harness.laws.oracle import Run, run_over
 from harness.models.transformer import Condition
 from harness.reference.masks import block_causal

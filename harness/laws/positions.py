@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.laws.case import CLASSES, Case
+from harness.laws.case import Case
 from harness.laws.law import FLOAT64, Law, NotOffered, Subject, require, require_same
+from harness.laws.networks import CLASSES
 from harness.laws.oracle import run_over
 from harness.reference.sequential import guidance_labels, scale_input
 

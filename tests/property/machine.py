@@ -15,9 +15,10 @@ from torch import Tensor
 
 from harness.laws import Case
 from harness.laws.case import CHOICES
+from harness.laws.interruption import BrokenNoise, Interrupted
 from harness.laws.law import FLOAT64, require, require_same
 from harness.laws.oracle import Run, run_over
-from harness.laws.state import BrokenNoise, Interrupted, Snapshot, check_snapshot, snapshot
+from harness.laws.snapshot import Snapshot, check_snapshot, snapshot
 from harness.speculative.accept import Proposal
 from harness.speculative.draft import draft_generate_batch
 from harness.speculative.guidance import split_logits_by_scale
