@@ -16,10 +16,10 @@ CLAIMS = (TOKEN_IDENTICAL, DISTRIBUTION)
 
 
 def _base(case: Case) -> Case:
-    """A batch of at least three images in image order, with a draft that is right now and then."""
-    labels = (case.labels * 3)[: max(3, case.B)]
+    """A batch of at least four images in image order, several scales a round, a draft that is right now and then."""
+    labels = (case.labels * 4)[: max(4, case.B)]
     draft = case.draft if case.draft in ("close", "near") else "near"
-    return replace(case, labels=labels, order="image", draft=draft)
+    return replace(case, labels=labels, order="image", draft=draft, draft_len=max(2, case.draft_len))
 
 
 def _uneven(decoded: Trace) -> bool:
