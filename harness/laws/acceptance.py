@@ -8,6 +8,7 @@ import torch
 
 from harness.budget import calibrate
 from harness.differential import judge
+from harness.errors import InputError
 from harness.laws.case import Case
 from harness.laws.goodness_of_fit import joint_law, p_value
 from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, NotOffered, Subject, require, require_tokens
@@ -41,7 +42,7 @@ def token_identical(subject: Subject, case: Case) -> bool:
 
 
 def independent(subject: Subject, case: Case) -> bool:
-    """Another draft, draft_len or bonus gives the same image."""
+    """Another draft, draft_len, schedule or bonus gives the same image."""
     first = subject.decode(case)
     some = rejected(first, case)
     S = case.pyramid.S
@@ -52,6 +53,13 @@ def independent(subject: Subject, case: Case) -> bool:
         where = f"draft {quality}, draft_len {draft_len}, bonus {bonus} (base: {case.draft}, {case.draft_len})"
         require_tokens(got.tokens_BL, first.tokens_BL, where)
         some = some or rejected(got, case)
+    for schedule in ("/".join(str(1 + si % 2) for si in case.pyramid), f"dynamic:1:{S}"):
+        try:
+            decoder = subject.factory(case.models, replace(case.settings, draft_len=schedule))
+        except (InputError, ValueError, TypeError):  # a number is all that every decoder must take
+            continue
+        got = decoder.decode(case.request, case.noise())
+        require_tokens(got.tokens_BL, first.tokens_BL, f"draft_len {schedule} (base: {case.draft_len})")
     return some
 
 
@@ -151,7 +159,7 @@ def distribution_case(case: Case) -> Case:
 LAWS = (
     Law("acceptance.token-identical", "Same seed, same tokens as sequential target decoding (ties certified).",
         ("decode", "accept"), token_identical, (TOKEN_IDENTICAL,), wide=False),
-    Law("acceptance.independent", "The image does not depend on draft, draft_len or bonus.",
+    Law("acceptance.independent", "The image does not depend on draft, draft_len, schedule or bonus.",
         ("decode", "accept"), independent, (TOKEN_IDENTICAL,)),
     Law("acceptance.identical-draft", "draft = target accepts everything.",
         ("accept", "draft_generate_batch", "cache"), identical_draft, (TOKEN_IDENTICAL, DISTRIBUTION)),
