@@ -25,6 +25,12 @@ LABEL = Mutant(
     "conditional rows built from the unconditional class",
     asked_for(labels=lambda request: (3,) * request.B),
 )
+PAIRS = Mutant(
+    "sensitivity.label-pairs",
+    "labels 0 and 1 are one, and 2 and 3",
+    "a class table of another data set",
+    asked_for(labels=lambda request: tuple(label // 2 * 2 for label in request.labels)),
+)
 CFG = Mutant("sensitivity.cfg", "the guidance value is ignored", "a default that wins", asked_for(cfg=1.5))
 NO_CFG = Mutant("sensitivity.no-cfg", "guidance is off", "a flag that is never passed on", asked_for(cfg=0.0))
 FILTERS = Mutant(
@@ -44,4 +50,4 @@ SHIFTED = Mutant(
     asked_for(images=lambda request: tuple(image % 10 for image in request.image_ids)),
 )
 
-MUTANTS = (SEED, SEED_BITS, SEED_FLOAT, LABEL, CFG, NO_CFG, FILTERS, NUCLEUS, ADDRESSES, SHIFTED)
+MUTANTS = (SEED, SEED_BITS, SEED_FLOAT, LABEL, PAIRS, CFG, NO_CFG, FILTERS, NUCLEUS, ADDRESSES, SHIFTED)

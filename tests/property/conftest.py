@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--hypothesis-profile", None):
-        settings.load_profile("ci")
+        settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +96,20 @@ def check_law(law: Law, subject: Subject) -> None:
         count.skipped = reasons[0]
         pytest.skip(count.skipped)
     assert count.exercised, f"{law.id}: {count.examples} examples, and every one was trivial: nothing was tested"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Under pytest-xdist, send this worker's counts to the process that prints them."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["laws"] = {name: asdict(count) for name, count in COUNTS.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """Take a worker's counts; every law runs in one worker."""
+    for name, count in getattr(node, "workeroutput", {}).get("laws", {}).items():
+        COUNTS[name] = Count(**count)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
