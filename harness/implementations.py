@@ -34,6 +34,11 @@ class Settings:
     bonus: bool = False
     policy: str = "coupled"
 
+    @property
+    def greedy(self) -> bool:
+        """True when the oracle takes the most likely token in place of a draw."""
+        return self.policy == "greedy"
+
     def __str__(self) -> str:
         return f"{self.policy} draft_len={self.draft_len}{' bonus' if self.bonus else ''}"
 

@@ -29,8 +29,8 @@ class SampleOptions:
     out: Annotated[Path, typer.Option(help="PNG file; a row a seed and batch, a column an image.")] = Path("sample.png")
     tokens: Annotated[Path | None, typer.Option(help="Also write tokens and f_hat to this safetensors file.")] = None
     sampler: Annotated[str, typer.Option(help="sequential or speculative.")] = "speculative"
-    draft_len: Annotated[int, typer.Option(help="Scales proposed per round.")] = 5
-    policy: Annotated[str, typer.Option(help="Coupling and acceptance rule.")] = "coupled"
+    draft_len: Annotated[str, typer.Option(help="Scales proposed per round: 5, 1/2/3/… or dynamic:1:5.")] = "5"
+    policy: Annotated[str, typer.Option(help="Acceptance rule: coupled, greedy, rejection, match:0.5, …")] = "coupled"
 
 
 @flat_options
