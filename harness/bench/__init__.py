@@ -1,0 +1,1 @@
+"""Measurements: what a policy costs and what it gains."""
