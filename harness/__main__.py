@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from harness.commands.bench import bench
 from harness.commands.sample import sample
 from harness.commands.verify import verify
 from harness.errors import HarnessError, NonFiniteError
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(verify)
 app.command()(sample)
+app.command()(bench)
 
 
 def main() -> None:

@@ -28,12 +28,15 @@ class Budget:
     """Largest distance of a correct decoder from float64, absolute.
 
     Args:
-        logits: of guided logits.
+        logits: of guided logits, any one of them.
+        logits_rms: of guided logits, root mean square over one scale of one image. In bfloat16 the largest error is
+            far from the usual one, and only the mean tells a wrong mask from rounding.
         f_hat: of f_hat.
         source: how it was measured.
     """
 
     logits: float
+    logits_rms: float
     f_hat: float
     source: str
 
@@ -59,14 +62,22 @@ def calibrate(models: ModelPair, request: Request) -> Budget:
     wide = models.to(models.device, torch.float64)
     _, exact, f_hats = cachefree.teacher_forced(wide.target, wide.vae, request.cfg, labels_B, tokens_BL, pyramid.S)
     _, masked, _ = cachefree.teacher_forced(models.target, models.vae, request.cfg, labels_B, tokens_BL, pyramid.S)
-    logits = max(_error(run.intermediates.guided_BLV, exact), _error(masked, exact))
+    passes = (run.intermediates.guided_BLV, masked)
+    logits = max(_error(guided, exact) for guided in passes)
+    spans = [pyramid.span(si) for si in pyramid]
+    rms = max(float(_rms(guided[:, span], exact[:, span]).max()) for guided in passes for span in spans)
     # teacher_forced lists f_hat before scales 0..S-1, the run lists it after them
     f_hat = _error(run.intermediates.f_hat_SBCPP[:-1], f_hats[1:])
     logits = max(logits, ROUNDING * float(exact.abs().max()))
+    rms = max(rms, ROUNDING * float(_rms(exact, torch.zeros_like(exact)).max()))
     f_hat = max(f_hat, ROUNDING * max(1.0, float(run.intermediates.f_hat_SBCPP.abs().max())))
     dtype = str(models.target.dtype).removeprefix("torch.")
     source = f"{SAFETY:g} × the reference's own error against float64 ({models.device.type}, {dtype}, {models.name})"
-    return Budget(SAFETY * logits, SAFETY * f_hat, source)
+    return Budget(SAFETY * logits, SAFETY * rms, SAFETY * f_hat, source)
+
+
+def _rms(actual_BnV: Tensor, exact_BnV: Tensor) -> Tensor:
+    return (actual_BnV.double() - exact_BnV).square().mean((1, 2)).sqrt()
 
 
 def _error(actual: Tensor, exact: Tensor) -> float:

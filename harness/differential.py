@@ -6,16 +6,20 @@ the decoder's tokens, so one tie does not cascade, and a decoder needs no hook f
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from harness.budget import Budget
 from harness.diagnose import Evidence, first_wrong
-from harness.errors import NonFiniteError
+from harness.errors import InputError, NoiseError, NonFiniteError
 from harness.implementations import Implementation
 from harness.models.pair import ModelPair
 from harness.noise import TOKEN, SeededNoise
 from harness.reference import cachefree, sequential
+from harness.reference.draw import draw, filter_logits
 from harness.request import Request
 from harness.trace import Trace
 from harness.verdict import Divergence, Judgement, margin_bound, race_margin
@@ -30,13 +34,24 @@ def new_noise(models: ModelPair, request: Request) -> SeededNoise:
 
 
 def run(implementation: Implementation, models: ModelPair, request: Request) -> Trace | Judgement:
-    """Decode under fresh noise; a non-finite tensor becomes a judgement."""
+    """Decode under fresh noise; a decoder that crashes or meets a non-finite tensor is judged, too.
+
+    Raises:
+        InputError: the decoder refuses the request.
+    """
     try:
         return implementation.decode(request, new_noise(models, request))
+    except InputError:
+        raise
     except NonFiniteError as error:
-        judgement = Judgement(request.B)
-        judgement.defects.append(Divergence("non-finite", str(error), request.seed))
-        return judgement
+        found = Divergence("non-finite", str(error), request.seed)
+    except NoiseError as error:
+        found = Divergence("noise", str(error), request.seed)
+    except Exception as error:  # of whatever kind: the decoder is somebody else's code
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        detail = f"{type(error).__name__}: {error} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
+        found = Divergence("crash", " ".join(detail.split()), request.seed)
+    return Judgement(request.B, defects=[found])
 
 
 def judge(
@@ -136,11 +151,12 @@ def _judge_token(
         E_V = noise.exponential(si, TOKEN, "judge")[image, position - models.pyramid.begin(si)]
     actual, expected = (int(t.tokens_BL[image, position]) for t in (evidence.actual, evidence.expected))
     margin, bound = race_margin(exact_V, E_V, actual, request, budget), margin_bound(budget)
-    kept = (evidence.actual.intermediates, evidence.expected.intermediates)
+    kept = (evidence.actual.intermediates, evidence.expected.intermediates)  # a decoder may keep none
     sides = [k.guided_BLV[image, position] for k in kept if k is not None]
     near = all(float((side.double() - exact_V).abs().max()) <= budget.logits for side in sides)
-    tie = margin <= bound and near
-    if tie:
+    # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw.
+    own = draw(filter_logits(sides[0], request.top_k, request.top_p), E_V) if len(sides) == 2 else actual
+    if margin <= bound and near and own == actual:
         component, detail = "tie", "within the error budget of float64"
     elif wrong is not None and wrong[0] <= si:
         _, component, detail = wrong

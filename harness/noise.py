@@ -37,6 +37,10 @@ class Noise(Protocol):
         """Return u_Bl in [0, 1), float32, of scale `si`; the caller must not write into it."""
         ...
 
+    def labels(self, classes: int) -> Tensor:
+        """Return int64 labels_B."""
+        ...
+
 
 class Ledger:
     """Remember who read which address; refuse a second reader where numbers must be independent.
@@ -87,6 +91,10 @@ class ExclusiveNoise:
         """Return u_Bl of scale `si`. Effects: an entry in both ledgers."""
         self.ledger.enter(si, stream, reader)
         return self.noise.uniform(si, stream, reader)
+
+    def labels(self, classes: int) -> Tensor:
+        """Return int64 labels_B."""
+        return self.noise.labels(classes)
 
 
 class SeededNoise:

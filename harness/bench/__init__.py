@@ -1,1 +1,1 @@
-"""Measurements: what a policy costs and what it gains."""
+"""What speculation costs and gains: time, target calls, memory, distance."""

@@ -17,10 +17,11 @@ import typer
 
 from harness.errors import InputError
 from harness.files import check_writable
-from harness.models.pair import ModelPair, load_digits, load_pair
+from harness.models.pair import ModelPair, load_digits, load_pair, random_pair
+from harness.precision import set_precision
 from harness.request import Request
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 def flat_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -79,16 +80,20 @@ def integers(name: str, text: str, example: str) -> tuple[int, ...]:
 class ModelOptions:
     """Which networks, where, in which precision."""
 
-    models: Annotated[str, typer.Option(help="Shipped models by name.", show_default=True)] = "digits"
+    models: Annotated[
+        str,
+        typer.Option(help="digits, or sizes with random weights: d16-d30.", show_default=True),
+    ] = "digits"
     draft: Annotated[Path | None, typer.Option(help="Draft checkpoint (.pth or .safetensors).")] = None
     target: Annotated[Path | None, typer.Option(help="Target checkpoint.")] = None
     vae: Annotated[Path | None, typer.Option(help="VQ-VAE checkpoint.")] = None
     patch_nums: Annotated[str, typer.Option(help="Sides of the scales, where the checkpoint does not tell.")] = ""
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu"
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"
+    tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32 on CUDA; off, float32 is float32.")] = False
+    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32"
 
     def load(self) -> ModelPair:
-        """Load the networks onto the device.
+        """Load the networks onto the device, and set what may make it inexact. Effects: `set_precision`.
 
         Raises:
             InputError: an unknown name, a file missing of the three, a device that is not there, a bad checkpoint.
@@ -96,13 +101,12 @@ class ModelOptions:
         device, dtype = self._device(), DTYPES.get(self.dtype)
         if dtype is None:
             raise InputError("dtype", self.dtype, f"must be one of {', '.join(DTYPES)}", "pass --dtype float32")
+        set_precision(self.tf32)
         files = {"draft": self.draft, "target": self.target, "vae": self.vae}
         given = {name: path for name, path in files.items() if path is not None}
         if not given:
-            if self.models != "digits":
-                remedy = "pass --models digits, or --draft F --target F --vae F"
-                raise InputError("models", self.models, "is not shipped", remedy)
-            return load_digits().to(device, dtype)
+            pair = load_digits() if self.models == "digits" else random_pair(self.models, device)
+            return pair.to(device, dtype)
         for name in files.keys() - given.keys():
             raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
         sides = integers("patch_nums", self.patch_nums, "1,2,3,4") if self.patch_nums else None

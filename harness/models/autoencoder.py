@@ -147,6 +147,11 @@ class Autoencoder:
         phi = tuple((self.weights[f"{n}.weight"], self.weights[f"{n}.bias"]) for n in self.config.phi_names())
         object.__setattr__(self, "quantizer", Quantizer(self.weights["quantize.embedding.weight"], phi))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and so of f_hat."""
+        return self.quantizer.codebook_VC.dtype
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Autoencoder:
         """Return a copy with the weights on `device` in `dtype`."""
         return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})

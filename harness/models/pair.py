@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 
 from harness.errors import InputError, NonFiniteError
+from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder
 from harness.models.checkpoint import load_autoencoder, load_transformer
+from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
 from harness.models.transformer import Transformer
 from harness.pyramid import ScalePyramid
 
@@ -68,12 +70,13 @@ class ModelPair:
         return self.target.device
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ModelPair:
-        """Return a copy on `device` in `dtype`."""
+        """Return a copy on `device`, the transformers in `dtype`; the quantiser stays in float32 at least (spec §3)."""
+        latent = torch.promote_types(dtype, torch.float32)
         return replace(
             self,
             draft=self.draft.to(device, dtype),
             target=self.target.to(device, dtype),
-            vae=self.vae.to(device, dtype),
+            vae=self.vae.to(device, latent),
         )
 
     def check_finite(self) -> None:
@@ -96,6 +99,29 @@ def load_digits() -> ModelPair:
     """Load the trained digits pair that ships with the package (MNIST, 10 scales, 680 tokens, 10 classes)."""
     folder = Path(str(files("harness.models") / "digits"))
     return load_pair(folder / "draft.safetensors", folder / "target.safetensors", folder / "vae.safetensors", "digits")
+
+
+def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) -> ModelPair:
+    """Make a pair of published sizes with random weights, for tests of shape, rounding and speed.
+
+    Args:
+        name: draft and target by size, e.g. ``d16-d30``.
+        device: where the weights are drawn; CPU and CUDA give different ones.
+        seed: of the weights.
+
+    Raises:
+        InputError: a size that was never published.
+    """
+    words = name.split("-")
+    if len(words) != 2 or any(word not in PUBLISHED for word in words):
+        sizes = ", ".join(PUBLISHED)
+        raise InputError("models", name, f"must be digits, or DRAFT-TARGET of {sizes}", "pass --models d16-d30")
+    draft, target = (
+        Transformer(PUBLISHED[word], random_weights(transformer.parameter_shapes(PUBLISHED[word]), seed + k, device))
+        for k, word in enumerate(words)
+    )
+    vae = random_weights(autoencoder.parameter_shapes(PUBLISHED_VAE), seed + 2, device)
+    return ModelPair(draft, target, Autoencoder(PUBLISHED_VAE, vae), f"{name} (random weights)")
 
 
 def load_pair(

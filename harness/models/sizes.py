@@ -40,6 +40,9 @@ def random_weights(
 ) -> dict[str, Tensor]:
     """Return float32 weights ~ N(0, 1/fan): activations of ordinary size, so that speed and rounding are realistic.
 
+    Embeddings take their width for the fan, so that every position, scale and label tells; the attention's temperature
+    is near 4, as at the start of a training.
+
     Args:
         shapes: of `parameter_shapes`.
         seed: seed of a generator of its own.
@@ -47,7 +50,8 @@ def random_weights(
     """
     generator = torch.Generator(device=device).manual_seed(seed)
     return {
-        name: torch.randn(shape, device=device, generator=generator) / math.sqrt(_fan(shape))
+        name: torch.randn(shape, device=device, generator=generator) / math.sqrt(_random_fan(name, shape))
+        + (math.log(4) if name.endswith("scale_mul_1H11") else 0.0)
         for name, shape in sorted(shapes.items())
     }
 
@@ -74,6 +78,11 @@ def fill_bits(j: int, size: int) -> np.ndarray:
 def _fill(j: int, shape: tuple[int, ...]) -> Tensor:
     value = (fill_bits(j, math.prod(shape)) / 2.0**31 - 1) * math.sqrt(3 / _fan(shape, one_dimensional=4))
     return torch.from_numpy(value.astype(np.float32)).view(shape)
+
+
+def _random_fan(name: str, shape: tuple[int, ...]) -> int:
+    embedding = name.startswith(("pos_", "lvl_embed", "class_emb"))
+    return shape[-1] if embedding else _fan(shape)
 
 
 def _fan(shape: tuple[int, ...], one_dimensional: int = 4) -> int:

@@ -65,7 +65,7 @@ def prefix_inputs(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the inputs x_RlD of scales 0..scales-1 and f_hat after each scale but the last (zeros first)."""
     pyramid, config = network.pyramid, network.config
-    f_hat = torch.zeros(len(tokens_BL), config.C, pyramid.P, pyramid.P, device=network.device, dtype=network.dtype)
+    f_hat = torch.zeros(len(tokens_BL), config.C, pyramid.P, pyramid.P, device=network.device, dtype=vae.dtype)
     xs, f_hats = [scale_input(network, condition, None, 0)], [f_hat]
     for si in range(1, scales):
         codes = vae.quantizer.codes(tokens_BL[:, pyramid.span(si - 1)], pyramid.patch_nums[si - 1])

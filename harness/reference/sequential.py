@@ -91,7 +91,7 @@ def sample(
     labels_B = noise.labels(config.classes)
     condition = network.condition(guidance_labels(labels_B, config.classes))
     cache = GrowingCache()
-    f_hat = torch.zeros(request.B, config.C, pyramid.P, pyramid.P, device=network.device, dtype=network.dtype)
+    f_hat = torch.zeros(request.B, config.C, pyramid.P, pyramid.P, device=network.device, dtype=vae.dtype)
     raw_BlC: Tensor | None = None
     made: dict[str, list[Tensor]] = {"x": [], "rows": [], "guided": [], "tokens": [], "f_hat": []}
     for si in pyramid:

@@ -5,23 +5,31 @@ from __future__ import annotations
 import json
 import platform
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 
 import numpy
 import torch
 
+from harness.precision import precision
 from harness.verification import SettingResult, Verification
 
 
 def versions() -> dict[str, str]:
     """Return the versions of what decides a result."""
     return {
-        "harness": version("sdvar-harness"),
+        "harness": _own_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
     }
+
+
+def _own_version() -> str:
+    try:
+        return version("sdvar-harness")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "not installed"
 
 
 def as_json(result: Verification) -> bytes:
@@ -51,6 +59,7 @@ def as_json(result: Verification) -> bytes:
         "accepted_scales": joined("accepted_scales"),
         "device": str(result.device),
         "dtype": str(result.dtype).removeprefix("torch."),
+        "precision": precision(),
         "models": result.models,
         "budget": vars(result.budget) if result.budget else None,
         "versions": versions(),

@@ -31,9 +31,9 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
     """Print a verification; `quiet` leaves the verdict line only."""
     if not quiet:
         console.print(_table(result))
-        if result.budget is not None:
-            console.print(f"error budget: logits {result.budget.logits:.2g}, f_hat {result.budget.f_hat:.2g}")
-            console.print(f"  = {result.budget.source}", highlight=False)
+        if (budget := result.budget) is not None:
+            numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
+            console.print(f"error budget: {numbers}\n  = {budget.source}", highlight=False)
         for setting in result.settings:
             if setting.distances:
                 console.print(measured(setting), soft_wrap=True, highlight=False)

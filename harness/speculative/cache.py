@@ -49,7 +49,6 @@ class CacheWindow:
         self.cache, self.images = cache, images
         B = len(cache.lengths)
         self.start = cache.lengths[images[0]]
-        self.end = self.start
         whole = images == list(range(B))
         rows = images + [B + b for b in images]
         self.rows_R: Tensor | None = None if whole else torch.tensor(rows, device=cache.kv.device)
@@ -57,15 +56,15 @@ class CacheWindow:
     def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
         """Write n positions behind the images' length; return keys and values of all positions so far."""
         k_slots, v_slots = self.cache.kv[layer]
-        self.end = self.start + k_RHnc.shape[2]
-        new = slice(self.start, self.end)
+        end = self.start + k_RHnc.shape[2]
+        new = slice(self.start, end)
         if self.rows_R is None:
             k_slots[:, :, new], v_slots[:, :, new] = k_RHnc, v_RHnc
-            return k_slots[:, :, : self.end], v_slots[:, :, : self.end]
+            return k_slots[:, :, :end], v_slots[:, :, :end]
         k_slots[self.rows_R, :, new], v_slots[self.rows_R, :, new] = k_RHnc, v_RHnc
-        return k_slots[self.rows_R, :, : self.end], v_slots[self.rows_R, :, : self.end]
+        return k_slots[self.rows_R, :, :end], v_slots[self.rows_R, :, :end]
 
-    def commit(self) -> None:
-        """Raise the images' lengths over what was written."""
+    def commit(self, end: int) -> None:
+        """Raise the images' lengths to `end`: what was written, by this pass or by the replay of an equal one."""
         for image in self.images:
-            self.cache.lengths[image] = self.end
+            self.cache.lengths[image] = end

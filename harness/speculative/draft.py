@@ -6,7 +6,7 @@ import torch
 
 from harness.speculative.accept import Policy, Proposal, Window
 from harness.speculative.parts import Parts
-from harness.speculative.state import DecodeState, pick
+from harness.speculative.state import DecodeState, pick, place
 from harness.speculative.verify import forward_window
 
 
@@ -40,5 +40,7 @@ def draft_generate_batch(
         probs.append(probs_blV)
         if si + 1 < pyramid.S:
             f_hat = parts.accumulate(f_hat, idx_bl, si, state.vae.quantizer, pyramid)
-            state.raw_BLC[images, pyramid.span(si + 1)] = parts.next_input(f_hat, si + 1, pyramid)
+            state.raw_BLC[place(images, len(state.done)), pyramid.span(si + 1)] = parts.next_input(
+                f_hat, si + 1, pyramid
+            )
     return Proposal(torch.cat(tokens, 1), torch.cat(probs, 1))

@@ -6,19 +6,10 @@ guidance halves get the same input.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from harness.models.transformer import Condition, Transformer
-from harness.pyramid import ScalePyramid
-
-
-@lru_cache(maxsize=256)
-def window_levels(pyramid: ScalePyramid, first: int, last: int, device: torch.device) -> Tensor:
-    """Return the scale of every position of the window, int64 (n,). Shared: callers must not write."""
-    return torch.tensor(pyramid.levels()[pyramid.begin(first) : pyramid.end(last)], device=device)
 
 
 def build_combined_query(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
@@ -34,8 +25,8 @@ def build_combined_query(network: Transformer, condition: Condition, raw_BnC: Te
     Source: spec §4.
     """
     pyramid = network.pyramid
-    levels_n = window_levels(pyramid, first, last, network.device)
-    lvl_pos_nD = network.lvl_SD[levels_n] + network.pos_LD[pyramid.begin(first) : pyramid.end(last)]
+    by_scale = [network.lvl_SD[si] + network.pos_LD[pyramid.span(si)] for si in range(first, last + 1)]
+    lvl_pos_nD = torch.cat(by_scale)
     x_BnD = network.embed(raw_BnC) + lvl_pos_nD
     x_RnD = torch.cat((x_BnD, x_BnD))
     if first == 0:

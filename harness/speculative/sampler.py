@@ -20,9 +20,10 @@ from harness.models.pair import ModelPair
 from harness.noise import ExclusiveNoise, SeededNoise
 from harness.pyramid import ScalePyramid
 from harness.request import Request
-from harness.speculative.accept import Policy, Proposal, Window
+from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.draft import draft_generate_batch
 from harness.speculative.draft_length import DraftLength
+from harness.speculative.graphs import Workspace
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED, LAW, check_against
 from harness.speculative.state import DecodeState
@@ -39,16 +40,18 @@ class Options:
         bonus: submit the scale behind the drafted ones too, and finish it after full acceptance.
         policy: coupling and acceptance rule.
         keep_intermediates: keep the named tensors that a defect is traced with.
+        graphs: record and replay the passes of whole batches as CUDA graphs.
     """
 
     draft_len: int | str | DraftLength = 5
     bonus: bool = False
     policy: Policy = COUPLED
     keep_intermediates: bool = True
+    graphs: bool = False
 
 
 class SpeculativeDecoder:
-    """A decoder ready to run; holds weights and options, no state of a decode.
+    """A decoder ready to run; holds weights and options, no state of a decode, but for the buffers of its graphs.
 
     Args:
         models: draft, target and VQ-VAE.
@@ -63,12 +66,21 @@ class SpeculativeDecoder:
         self.length = DraftLength.parse(options.draft_len)
         self.length.check(models.pyramid.S)
         check_against(options.policy, models.pyramid.S, models.target.config.V)
+        if options.graphs and models.device.type != "cuda":
+            raise InputError("graphs", True, f"need a CUDA device, not {models.device}", "pass --device cuda")
         self.models, self.options, self.parts = models, options, parts
+        self.workspaces: dict[int, Workspace] = {}
 
     @property
     def contract(self) -> str:
         """What this decoder claims (design §1)."""
         return self.options.policy.contract
+
+    def _workspace(self, B: int) -> Workspace:
+        """Return the buffers and recorded passes of one batch size, made at its first use."""
+        if B not in self.workspaces:
+            self.workspaces[B] = Workspace(self.models, B, self.parts.new_cache)
+        return self.workspaces[B]
 
     @torch.inference_mode()
     def decode(self, request: Request, noise: SeededNoise) -> Trace:
@@ -87,9 +99,10 @@ class SpeculativeDecoder:
         request.check_against(self.models.target.config.classes, self.models.target.config.V)
         if request.more_smooth:
             raise InputError("more_smooth", True, "cannot be speculated: f_hat is no function of the tokens", "drop it")
-        labels_B = noise.labels(self.models.target.config.classes)
+        keep = self.options.keep_intermediates
+        workspace = self._workspace(request.B) if self.options.graphs else None
         numbers = ExclusiveNoise(noise) if self.contract == LAW else noise
-        state = DecodeState.begin(self.models, request, numbers, labels_B, self.parts, self.options.keep_intermediates)
+        state = DecodeState.begin(self.models, request, numbers, self.parts, keep, workspace)
         state.draft_lens = [self.length.begin()] * request.B
         while groups := _groups(state, self.length):
             for (first, count, *_), images in groups:
@@ -167,8 +180,6 @@ def _verify(state: DecodeState, parts: Parts, options: Options, window: Window, 
     policy, first, last, count = options.policy, window.first, window.last, len(window.scales)
     bonus = options.bonus and last + 1 < state.pyramid.S and not policy.trusts(last + 1)
     verified = target_verify_batch(state, parts, window.images, first, last + bonus)
-    _check_finite(verified, first)
-
     acceptance = policy.accept(parts, proposal, torch.cat(verified.probs_by_scale[:count], 1), window)
     tokens = [
         torch.where(whole_b[:, None], drafted_bl, corrected_bl)
@@ -184,10 +195,9 @@ def _verify(state: DecodeState, parts: Parts, options: Options, window: Window, 
             policy.extend(parts, verified.probs_by_scale[count], replace(window, first=last + 1, last=last + 1))
         )
 
-    accepted = acceptance.whole_bs.long().cumprod(1).sum(1).tolist()  # the round's one wait for the device
+    accepted, kept_bs = _fetch(acceptance, verified, window)
     finished = [whole + (1 if whole < count or bonus else 0) for whole in accepted]
     keep_intermediates(state, window.images, first, finished, verified)
-    kept_bs = torch.stack([kept_bl.sum(1) for kept_bl in window.split(acceptance.kept_bn)], 1).tolist()
     return _Turn(tokens, accepted, finished, kept_bs)
 
 
@@ -211,9 +221,20 @@ def _record(pyramid: ScalePyramid, first: int, drafted: int, turn: _Turn, k: int
     )
 
 
-def _check_finite(verified: Verified, first: int) -> None:
-    if not bool(torch.isfinite(verified.rows_RnV).all()):
-        raise NonFiniteError("target.logits", f"the pass that began at scale {first}")
+def _fetch(acceptance: Acceptance, verified: Verified, window: Window) -> tuple[list[int], list[list[int]]]:
+    """Bring accepted_b and kept_bs to the host: the round's one wait for the device.
+
+    Raises:
+        NonFiniteError: the target's logits are not finite.
+    """
+    finite = torch.isfinite(verified.rows_RnV).all().long()[None]
+    accepted_b = acceptance.whole_bs.long().cumprod(1).sum(1)
+    kept_bs = torch.stack([kept_bl.sum(1) for kept_bl in window.split(acceptance.kept_bn)], 1)
+    is_finite, *numbers = torch.cat((finite, accepted_b, kept_bs.flatten())).tolist()
+    if not is_finite:
+        raise NonFiniteError("target.logits", f"the pass that began at scale {window.first}")
+    b, s = kept_bs.shape
+    return numbers[:b], [numbers[b + k * s : b + (k + 1) * s] for k in range(b)]
 
 
 def _trace(state: DecodeState, seconds: float) -> Trace:

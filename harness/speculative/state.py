@@ -19,6 +19,7 @@ from harness.noise import Noise
 from harness.pyramid import ScalePyramid
 from harness.request import Request
 from harness.speculative.cache import KVCache
+from harness.speculative.graphs import Graphs, Workspace
 from harness.trace import Intermediates, Round
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 def pick(tensor: Tensor, images: list[int]) -> Tensor:
     """Return the rows `images` of a per-image tensor; the tensor itself when that is all of them."""
     return tensor if images == list(range(len(tensor))) else tensor[images]
+
+
+def place(images: list[int], B: int) -> list[int] | slice:
+    """Return the index of the rows `images` of B: a slice when that is all of them, which costs the device no copy."""
+    return slice(None) if images == list(range(B)) else images
 
 
 @dataclass
@@ -40,14 +46,19 @@ class Side:
     cache: KVCache
     calls: list[int]
     rows: list[int]
+    graphs: Graphs | None = None  # recorded passes; None = every pass is launched kernel by kernel
 
     @classmethod
-    def begin(cls, name: str, network: Transformer, labels_B: Tensor, parts: Parts) -> Side:
+    def begin(
+        cls, name: str, network: Transformer, labels_B: Tensor, parts: Parts, graphs: Graphs | None = None
+    ) -> Side:
         """Prepare a network for a batch: unconditional rows behind the conditional ones."""
         B = len(labels_B)
         unconditional_B = torch.full_like(labels_B, network.config.classes)
         condition = network.condition(torch.cat((labels_B, unconditional_B)))
-        return cls(name, network, condition, parts.new_cache(network, B), [0] * B, [0] * B)
+        if graphs is None:
+            return cls(name, network, condition, parts.new_cache(network, B), [0] * B, [0] * B)
+        return cls(name, network, graphs.begin(condition), graphs.cache, [0] * B, [0] * B, graphs)
 
     def condition_of(self, images: list[int]) -> Condition:
         """Return the condition of these images' guidance rows."""
@@ -98,20 +109,33 @@ class DecodeState:
 
     @classmethod
     def begin(
-        cls, models: ModelPair, request: Request, noise: Noise, labels_B: Tensor, parts: Parts, keep: bool
+        cls,
+        models: ModelPair,
+        request: Request,
+        noise: Noise,
+        parts: Parts,
+        keep: bool,
+        workspace: Workspace | None = None,
     ) -> DecodeState:
-        """Return the state before the first round; `keep` allocates the intermediates."""
+        """Return the state before the first round; `keep` allocates the intermediates. Draws labels if none are given.
+
+        With a workspace its buffers are used: one decode at a time.
+        """
+        labels_B = noise.labels(models.target.config.classes)
+        graphs = workspace.graphs if workspace else {}
         pyramid, config, B = models.pyramid, models.target.config, request.B
-        device, dtype = models.device, models.target.dtype
+        device, dtype = models.device, models.vae.dtype
         return cls(
             request=request,
             noise=noise,
             vae=models.vae,
-            draft=Side.begin("draft", models.draft, labels_B, parts),
-            target=Side.begin("target", models.target, labels_B, parts),
+            draft=Side.begin("draft", models.draft, labels_B, parts, graphs.get("draft")),
+            target=Side.begin("target", models.target, labels_B, parts, graphs.get("target")),
             done=[0] * B,
             tokens_BL=torch.full((B, pyramid.L), -1, dtype=torch.int64, device=models.device),
-            raw_BLC=torch.zeros(B, pyramid.L, config.C, device=device, dtype=dtype),
+            raw_BLC=workspace.raw_BLC.zero_()
+            if workspace
+            else torch.zeros(B, pyramid.L, config.C, device=device, dtype=dtype),
             f_hat_BCPP=torch.zeros(B, config.C, pyramid.P, pyramid.P, device=device, dtype=dtype),
             writes_BS=torch.zeros(B, pyramid.S, dtype=torch.int64),
             rounds=[[] for _ in range(B)],
@@ -132,7 +156,7 @@ def _empty_intermediates(models: ModelPair, B: int) -> Intermediates:
         x_RLD=nan(2 * B, pyramid.L, config.D),
         rows_RLV=nan(2 * B, pyramid.L, config.V, dtype=logits),
         guided_BLV=nan(B, pyramid.L, config.V, dtype=logits),
-        f_hat_SBCPP=nan(pyramid.S, B, config.C, pyramid.P, pyramid.P),
+        f_hat_SBCPP=nan(pyramid.S, B, config.C, pyramid.P, pyramid.P, dtype=models.vae.dtype),
     )
 
 
@@ -156,9 +180,10 @@ def update_state_with_accepted_tokens(
     for offset in range(max(finished)):
         si = first + offset
         group = [k for k, count in enumerate(finished) if count > offset]
-        rows = [images[k] for k in group]
+        chosen = [images[k] for k in group]
+        rows = place(chosen, len(state.done))
         idx_bl = pick(tokens_by_scale[offset], group) if len(group) < len(images) else tokens_by_scale[offset]
-        f_hat = parts.accumulate(pick(state.f_hat_BCPP, rows), idx_bl, si, quantizer, pyramid)
+        f_hat = parts.accumulate(pick(state.f_hat_BCPP, chosen), idx_bl, si, quantizer, pyramid)
         state.tokens_BL[rows, pyramid.span(si)] = idx_bl
         state.f_hat_BCPP[rows] = f_hat
         state.writes_BS[rows, si] += 1

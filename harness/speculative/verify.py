@@ -31,15 +31,21 @@ def forward_window(state: DecodeState, parts: Parts, side: Side, images: list[in
     begin = pyramid.level_of(cache.start)
     condition = side.condition_of(images)
     raw_bmC = pick(state.raw_BLC, images)[:, pyramid.begin(begin) : pyramid.end(last)]
-    x_RmD = parts.build_combined_query(network, condition, raw_bmC, begin, last)
-    mask = parts.attention_mask(pyramid, begin, last, x_RmD.device, x_RmD.dtype) if begin < last else None
-    hidden_RmD = network.hidden(x_RmD, condition, cache, mask)
-    cache.commit()
+    mask = parts.attention_mask(pyramid, begin, last, network.device, network.dtype) if begin < last else None
+
+    def compute() -> tuple[Tensor, Tensor]:
+        x_RmD = parts.build_combined_query(network, condition, raw_bmC, begin, last)
+        hidden_RmD = network.hidden(x_RmD, condition, cache, mask)
+        hidden_RnD = hidden_RmD[:, pyramid.begin(first) - pyramid.begin(begin) :]
+        return x_RmD, network.logits(hidden_RnD, condition)
+
+    graphed = side.graphs is not None and len(images) == len(side.calls)
+    x_RmD, rows_RnV = side.graphs.run((begin, first, last), compute) if side.graphs and graphed else compute()
+    cache.commit(pyramid.end(last))
     for image in images:
         side.calls[image] += 1
         side.rows[image] += pyramid.end(last) - pyramid.begin(begin)
-    hidden_RnD = hidden_RmD[:, pyramid.begin(first) - pyramid.begin(begin) :]
-    return Pass(x_RmD, network.logits(hidden_RnD, condition))
+    return Pass(x_RmD, rows_RnV)
 
 
 @dataclass(frozen=True)
