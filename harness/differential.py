@@ -83,7 +83,8 @@ def judge(
     wrong = {image: first_wrong(evidence, image) for image in range(request.B)}
     _judge_tokens(evidence, wrong, differ_BL, judgement)
     judgement.defects += judge_tensors(evidence, wrong)
-    judgement.defects.sort(key=lambda d: (d.scale, d.image, d.position))
+    # a defect without a position (the final f_hat) comes behind the tokens that it is made of
+    judgement.defects.sort(key=lambda d: (d.scale, d.image, d.position < 0, d.position))
     if not any(turn.drafted for rounds in actual.rounds for turn in rounds):
         judgement.inconclusive.append("nothing was drafted, as far as Trace.rounds shows")
     return judgement

@@ -1,0 +1,196 @@
+"""The command line: exit status, one-line refusals with nothing written, reports."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from harness.__main__ import main
+from harness.models import autoencoder, transformer
+from tests.helpers import LAYOUTS, Layout, autoencoder_config, tiny, transformer_config
+
+KEYS = {
+    "contract", "verdict", "images", "draws", "identical", "ties", "defects", "first_divergence", "target_calls",
+    "target_rows", "rounds", "accepted_scales", "device", "dtype", "versions",
+}  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["sdvar-harness", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[str]:
+    """Checkpoint options of a tiny pair, saved with the buffer that tells its pyramid."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    models = tiny()
+    levels = torch.tensor([models.pyramid.levels()])
+    save_file({**models.draft.weights, "lvl_1L": levels}, folder / "draft.safetensors")
+    save_file({**models.target.weights, "lvl_1L": levels}, folder / "target.safetensors")
+    save_file(dict(models.vae.weights), folder / "vae.safetensors")
+    return [word for name in ("draft", "target", "vae") for word in (f"--{name}", str(folder / f"{name}.safetensors"))]
+
+
+BAD = {
+    "draft_len=0": (["--draft-len", "0"], "1..3"),
+    "draft_len=4": (["--draft-len", "4"], "1..3"),
+    "labels=9": (["--labels", "9"], "0..3"),
+    "labels=-1": (["--labels=-1"], "0..3"),
+    "top_k=-1": (["--top-k=-1"], "0..V"),
+    "top_k=12": (["--top-k", "12"], "V=11"),
+    "top_p=1.5": (["--top-p", "1.5"], "[0, 1]"),
+    "top_p=-0.1": (["--top-p=-0.1"], "[0, 1]"),
+    "cfg=nan": (["--cfg", "nan"], "finite"),
+    "cfg=inf": (["--cfg", "inf"], "finite"),
+    "seeds=3:3": (["--seeds", "3:3"], "names nothing"),
+    "seeds=x": (["--seeds", "x"], "must read"),
+    "device=cuda:99": (["--device", "cuda:99"], "not there"),
+    "device=abacus": (["--device", "abacus"], "not a device"),
+    "dtype=int8": (["--dtype", "int8"], "must be one of"),
+    "implementation=nowhere": (["--implementation", "nowhere"], "package.module:factory"),
+    "implementation=no.such:f": (["--implementation", "no.such:f"], "cannot be imported"),
+    "implementation=harness:none": (["--implementation", "harness:none"], "has no none"),
+}
+
+
+@pytest.mark.parametrize("said", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    said: str, pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    options, rule = BAD[said]
+    report = tmp_path / "report.json"
+    assert run(monkeypatch, "verify", *pair, "--draft-len", "1", *options, "--json", str(report)) == 2
+    said_line = capsys.readouterr().err.strip()
+    assert len(said_line.splitlines()) == 1
+    assert said_line.startswith(f"error: {said.split('=', maxsplit=1)[0]}=")
+    assert said.split("=")[1] in said_line
+    assert rule in said_line
+    assert "; " in said_line  # the remedy
+    assert not report.exists()
+
+
+@pytest.mark.parametrize(("command", "option"), [("verify", "json"), ("sample", "out"), ("sample", "tokens")])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for path in (tmp_path, tmp_path / "missing" / "file"):
+        monkeypatch.chdir(tmp_path)
+        assert run(monkeypatch, command, f"--{option}", str(path), "--draft", "no-such-file") == 2
+        assert capsys.readouterr().err.startswith(f"error: {option}={path}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "absent name", "extra name", "shape"])
+def test_a_damaged_checkpoint_is_one_line(
+    damage: str, pair: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    path = Path(pair[1])
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        tensors = load_file(path)
+        if damage == "absent name":
+            del tensors["head.bias"], tensors["pos_start"]
+        elif damage == "extra name":
+            tensors["surplus"], tensors["head.other"] = torch.zeros(1), torch.zeros(1)
+        else:
+            tensors["head.bias"] = torch.zeros(7)
+        save_file(tensors, path)
+    assert run(monkeypatch, "verify", *pair, "--quiet") == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert said.startswith(f"error: draft={path}: ")
+    expected = {
+        "missing": ["no such file"],
+        "truncated": ["cannot be read"],
+        "absent name": ["2 tensors", "missing head.bias", "missing pos_start"],
+        "extra name": ["2 tensors", "unknown surplus", "unknown head.other"],
+        "shape": ["shape of head.bias is (7,), not (11,)"],
+    }[damage]
+    assert all(word in said for word in expected)
+
+
+def test_a_pair_that_does_not_fit_is_refused(
+    pair: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    other = tiny(Layout((1, 2, 4)))
+    save_file({**other.draft.weights, "lvl_1L": torch.tensor([other.pyramid.levels()])}, pair[1])
+    assert run(monkeypatch, "verify", *pair, "--quiet") == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: draft patch_nums=(1, 2, 4): must equal the target's (1, 2, 3); ")
+
+
+def test_verify_writes_json_and_says_the_verdict_last(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    report = tmp_path / "report.json"
+    options = ("--draft-len", "1,3", "--seeds", "0:2", "--json", str(report))
+    assert run(monkeypatch, "verify", *pair, *options) == 0
+    document = json.loads(report.read_text())
+    assert document.keys() >= KEYS
+    assert document["images"] == 12
+    assert document["draws"] == 12 * 14
+    assert document["identical"] + document["ties"] == document["draws"]
+    assert (document["defects"], document["contract"]) == (0, "token-identical")
+    assert [len(document[name]) for name in ("target_calls", "target_rows", "rounds", "accepted_scales")] == [12] * 4
+    assert capsys.readouterr().out.splitlines()[-1].startswith(document["verdict"])
+
+
+def test_quiet_leaves_the_verdict_alone(
+    pair: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert run(monkeypatch, "verify", *pair, "--draft-len", "2", "--seeds", "0", "--quiet") == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    assert captured.err == ""
+
+
+def test_non_finite_weights_exit_with_a_defect(
+    pair: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    tensors = load_file(pair[3])
+    tensors["head.bias"][3] = torch.nan
+    save_file(tensors, pair[3])
+    assert run(monkeypatch, "verify", *pair, "--draft-len", "2", "--seeds", "0") == 1
+    assert "target.head.bias" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "speculative"])
+def test_sample_writes_a_grid_and_the_tokens(
+    sampler: str, pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    out, tokens = tmp_path / "grid.png", tmp_path / "tokens.safetensors"
+    options = ("--seeds", "0:2", "--draft-len", "2", "--sampler", sampler, "--out", str(out), "--tokens", str(tokens))
+    assert run(monkeypatch, "sample", *pair, *options) == 0
+    with Image.open(out) as grid:
+        assert grid.size == (3 * 6, 2 * 6)
+    saved = load_file(tokens)
+    assert saved["seed-1-image-0/tokens"].shape == (3, 14)
+    assert saved["seed-1-image-0/labels"].tolist() == [0, 1, 2]
+    assert "6 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
+    from harness.models.checkpoint import autoencoder_from, transformer_from
+
+    models, layout = tiny(LAYOUTS[name]), LAYOUTS[name]
+    levels = torch.tensor([models.pyramid.levels()])
+    assert transformer_from({**models.target.weights, "lvl_1L": levels}, "target=x").config == transformer_config(
+        layout
+    )
+    assert autoencoder_from(models.vae.weights, "vae=x").config == autoencoder_config(layout)
+    assert set(transformer.parameter_shapes(models.target.config)) == set(models.target.weights)
+    assert set(autoencoder.parameter_shapes(models.vae.config)) == set(models.vae.weights)
