@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
@@ -45,7 +45,7 @@ class _Lane:
         """Return which piece between `edges` (ascending, within [0, 1]) the number of `cell` lies in."""
         low, high = self.known.get(cell, (0.0, 1.0))
         bounds = [0.0, *edges, 1.0]
-        pieces = [(max(low, a), min(high, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+        pieces = [(max(low, a), min(high, b)) for a, b in pairwise(bounds)]
         possible = [k for k, (a, b) in enumerate(pieces) if b - a > TINY]
         step = len(self.made)
         chosen = self.prefix[step] if step < len(self.prefix) else possible[0]

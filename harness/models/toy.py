@@ -1,7 +1,7 @@
 """Table-driven networks with known laws, for laws that run in milliseconds through the production decoder.
 
-Promise: a `ToyTransformer` answers to everything that the samplers ask of a `Transformer` (embeddings, condition, cache,
-mask, hidden, logits), and its logits at a position are exactly
+Promise: a `ToyTransformer` answers to everything that the samplers ask of a `Transformer` (embeddings, condition,
+cache, mask, hidden, logits), and its logits at a position are exactly
 
     table[label, position] + mean over the visible positions of their inputs · mix
 
