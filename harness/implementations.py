@@ -15,6 +15,7 @@ from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.noise import SeededNoise
 from harness.request import Request
+from harness.speculative.observer import Observer
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from harness.trace import Trace
@@ -59,9 +60,10 @@ class Implementation(Protocol):
 Factory = Callable[[ModelPair, Settings], Implementation]
 
 
-def speculative(models: ModelPair, settings: Settings) -> Implementation:
+def speculative(models: ModelPair, settings: Settings, observer: Observer | None = None) -> Implementation:
     """Build the harness's own decoder; the default implementation. Raises `InputError` for settings that do not fit."""
-    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
+    options = Options(settings.draft_len, settings.bonus, parse(settings.policy))
+    return SpeculativeDecoder(models, options, observer=observer)
 
 
 DEFAULT = "harness.implementations:speculative"

@@ -77,7 +77,7 @@ def test_the_joint_law_of_three_scales_is_the_targets(draft_len: int | str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("draft_len", "apart"), [(3, (0, 1, 4, 9)), (1, (0, 2, 3, 13))])
+@pytest.mark.parametrize(("draft_len", "apart"), [(3, (0, 1, 9)), (1, (0, 4, 13))])
 def test_the_joint_law_of_all_fourteen_tokens_is_the_targets(draft_len: int, apart: tuple[int, ...]):
     models = tall(apart)
     law = law_of(models, Options(draft_len, policy=REJECTION))
