@@ -10,6 +10,7 @@ import sys
 import typer
 
 from harness.commands.bench import bench
+from harness.commands.bench_policies import bench_policies
 from harness.commands.sample import sample
 from harness.commands.verify import verify
 from harness.errors import HarnessError, NonFiniteError
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(verify)
 app.command()(sample)
 app.command()(bench)
+app.command()(bench_policies)
 
 
 def main() -> None:
