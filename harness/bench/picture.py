@@ -12,7 +12,10 @@ from itertools import groupby
 from harness.bench.policies import Row
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 860, 460, 64, 24, 56, 210
-COLOURS = ("#1b6ca8", "#c0392b", "#218c53", "#8e44ad", "#d68910", "#117a8b", "#7f5539", "#b83280", "#4a4e69", "#5d8a00")
+COLOURS = (
+    "#1b6ca8", "#c0392b", "#218c53", "#8e44ad", "#d68910", "#117a8b", "#7f5539", "#b83280", "#4a4e69", "#5d8a00",
+    "#00a0c6", "#ff7f50",
+)  # fmt: skip
 
 Scale = Callable[[float], float]
 

@@ -23,7 +23,8 @@ from harness.verdict import Distance
 
 ELSEWHERE = 2**32  # what another seed is away
 EVERY_LENGTH = (
-    "coupled", "greedy", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial", "topk-match:5:0.5", "kl:1",
+    "coupled", "greedy", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial", "topk-match:5:0.5",
+    "kl:0.1", "kl:0.5",
 )  # fmt: skip
 ONE_LENGTH = tuple(f"collaborative:{n}" for n in (2, 3, 5, 7)) + tuple(f"handoff:{n}" for n in (1, 3, 5, 7, 9))
 
@@ -40,7 +41,10 @@ class Row:
         target_rows: positions that the target computed.
         draft_rows: positions that the draft computed.
         distances: from sequential decoding of the same numbers (under `greedy`: from greedy sequential decoding).
+        accepted_tokens: drafted tokens that stood.
         scales_per_round: histogram, final scales -> rounds.
+        judged: scale -> how often it was judged on final earlier scales.
+        whole: scale -> how often it stood then.
     """
 
     policy: str
@@ -50,7 +54,10 @@ class Row:
     target_rows: list[int] = field(default_factory=list)
     draft_rows: list[int] = field(default_factory=list)
     distances: list[Distance] = field(default_factory=list)
+    accepted_tokens: list[int] = field(default_factory=list)
     scales_per_round: Counter[int] = field(default_factory=Counter)
+    judged: Counter[int] = field(default_factory=Counter)
+    whole: Counter[int] = field(default_factory=Counter)
 
     def mean(self, name: str) -> float:
         """Return the mean of a count, or of a component of the distance."""
@@ -64,7 +71,12 @@ class Row:
         self.target_rows += actual.target_rows
         self.draft_rows += actual.draft_rows or [0] * len(actual.tokens_BL)
         self.distances += distances(models, actual, expected)
+        self.accepted_tokens += actual.total("accepted_tokens")
         self.scales_per_round.update(actual.scales_per_round())
+        for turn in (turn for rounds in actual.rounds for turn in rounds):
+            stood = range(turn.first, turn.first + turn.accepted)
+            self.whole.update(stood)
+            self.judged.update([*stood, turn.first + turn.accepted] if turn.corrected else stood)
 
 
 def batches(images: int, size: int, classes: int, seed: int, cfg: float) -> Iterator[Request]:
@@ -136,4 +148,11 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{row.mean('target_rows'):.0f} | {row.mean('draft_rows'):.0f} | {row.mean('tokens'):.3f} | "
             f"{row.mean('pixels'):.4f} | {histogram or '-'} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + "".join(_acceptance(row) for row in rows if row.draft_len == "1")
+
+
+def _acceptance(row: Row) -> str:
+    """Return how often each scale stands, and each token, when every scale is judged by itself."""
+    scales = " ".join(f"{row.whole[si] / count:.2f}" for si, count in sorted(row.judged.items()))
+    tokens = sum(row.accepted_tokens) / sum(row.draft_rows)
+    return f"\nScale by scale, `{row.policy}` keeps a drafted scale in a share of {scales}; tokens: {tokens:.3f}.\n"
