@@ -218,6 +218,8 @@ BAD = {
     "policy=kl:": (["--policy", "kl:"], "BOUND must be a number >= 0"),
     "policy=kl:inf": (["--policy", "kl:inf"], "BOUND must be a number >= 0"),
     "policy=handoff:11": (["--policy", "handoff:11"], "ENTRY must lie in 0..10"),
+    "policy=handoff:99999999": (["--policy", "handoff:99999999"], "ENTRY must lie in 0..10"),
+    "policy=collaborative:9999999999": (["--policy", "collaborative:9999999999"], "ENTRY must be a whole number >= 0"),
     "policy=handoff:-1": (["--policy", "handoff:-1"], "ENTRY must be a whole number >= 0"),
     "policy=collaborative:2.5": (["--policy", "collaborative:2.5"], "ENTRY must be a whole number >= 0"),
     "contract=A": (["--policy", "match:0.5", "--contract", "A"], "claims contract C"),
@@ -229,6 +231,7 @@ BAD = {
     "draft_len=dynamic:3:2": (["--draft-len", "dynamic:3:2"], "1 <= LOW <= HIGH <= 10"),
     "draft_len=dynamic:0:2": (["--draft-len", "dynamic:0:2"], "1 <= LOW <= HIGH <= 10"),
     "draft_len=dynamic:2": (["--draft-len", "dynamic:2"], "both bounds or none"),
+    "draft_len=9999999999": (["--draft-len", "9999999999,1/2"], "must read"),
     "draft_len=soon": (["--draft-len", "soon"], "must read"),
 }
 
@@ -308,6 +311,33 @@ def test_an_exception_in_any_part_leaves_the_models_reusable(name: str):
         again = decoder.decode(request, new_noise(models, request))
         assert torch.equal(again.tokens_BL, clean.tokens_BL)
     assert failures >= 1
+    assert all(torch.equal(before[key], now) for key, now in snapshot(models).items())
+
+
+class Fragile:
+    """A network whose pass `name` fails from its `at`-th call on, in the middle of the decoder's round."""
+
+    def __init__(self, network: Any, name: str, at: int) -> None:
+        self.network, self.name, self.left = network, name, at
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.name:
+            self.left -= 1
+            if self.left < 0:
+                raise PlannedError
+        return getattr(self.network, name)
+
+
+@pytest.mark.parametrize("side", ["draft", "target"])
+@pytest.mark.parametrize("name", ["hidden", "logits"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_exception_in_a_pass_leaves_the_models_reusable(side: str, name: str, at: int):
+    models, request = tiny(Layout((1, 2, 3, 4))), Request((0, 1), 4)
+    before, clean = snapshot(models), decoded("coupled", 1, models, request)
+    broken: Any = {side: Fragile(getattr(models, side), name, at)}
+    with pytest.raises(PlannedError):
+        decoded("coupled", 1, replace(models, **broken), request)
+    assert torch.equal(decoded("coupled", 1, models, request).tokens_BL, clean.tokens_BL)
     assert all(torch.equal(before[key], now) for key, now in snapshot(models).items())
 
 
