@@ -10,6 +10,7 @@ import sys
 import typer
 
 from harness.commands.bench import bench
+from harness.commands.bench_policies import bench_policies
 from harness.commands.mutants import mutants
 from harness.commands.sample import sample
 from harness.commands.verify import verify
@@ -26,6 +27,7 @@ app.command()(verify)
 app.command()(sample)
 app.command()(bench)
 app.command()(mutants)
+app.command()(bench_policies)
 
 
 def main() -> None:

@@ -84,11 +84,11 @@ class StaleWindow(CacheWindow):
         rows = [*self.images, *(B + image for image in self.images)]
         return k_slots[rows, :, :end], v_slots[rows, :, :end]
 
-    def commit(self) -> None:
+    def commit(self, end: int) -> None:
         assert isinstance(self.cache, StaleCache)
-        super().commit()
+        super().commit(end)
         for image in self.images:
-            self.cache.written[image] = max(self.cache.written[image], self.end)
+            self.cache.written[image] = max(self.cache.written[image], end)
 
 
 class NeverRolledBack(KVCache):

@@ -47,7 +47,7 @@ def test_the_budget_is_a_small_multiple_of_float32():
     assert 0 < budget.f_hat < 1e-4
 
 
-FEW = Budget(1e-4, 1e-6, "by hand")
+FEW = Budget(1e-4, 1e-4, 1e-6, "by hand")
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_what_was_rolled_back_is_overwritten_and_never_read():
     ones, twos = torch.ones(4, 2, 5, 8), torch.full((4, 2, 4, 8), 2.0)
     window = cache.window([0, 1])
     window.extend(0, ones, ones)
-    window.commit()
+    window.commit(5)
     cache.rollback(0, 1)
     keys, values = cache.window([0]).extend(0, twos[:2], twos[:2])
     assert keys.shape[2] == values.shape[2] == 5
