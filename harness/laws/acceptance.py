@@ -8,20 +8,24 @@ import torch
 
 from harness.budget import calibrate
 from harness.differential import judge
+from harness.enumeration import output_law
 from harness.errors import InputError
 from harness.laws.case import Case
-from harness.laws.goodness_of_fit import joint_law, p_value
+from harness.laws.goodness_of_fit import p_value, target_law
 from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, NotOffered, Subject, require, require_tokens
 from harness.laws.networks import QUALITIES
 from harness.laws.oracle import run_over
 from harness.reference import sequential
 from harness.reference.draw import filter_logits
+from harness.reference.enumerate import distance, joint_law
 from harness.reference.guidance import guide
+from harness.speculative.sampler import SpeculativeDecoder
 from harness.trace import Trace
 
 # One false alarm in 10^6 checks if chi-square held to that depth; with pooled cells it is some factors off so far out.
 # tests/meta/test_goodness_of_fit.py measures the rate, and the power at this many draws.
 DRAWS, ALARM = 3000, 1e-6
+EXACT = 1e-12  # sums of some hundred products of float64 numbers below 1; seen: 1e-15
 
 
 def rejected(decoded: Trace, case: Case) -> bool:
@@ -129,7 +133,7 @@ def distribution(subject: Subject, case: Case) -> bool:
     """The joint law over both scales of the smallest real pyramid is the target's."""
     small = distribution_case(case)
     decoded = subject.decode(small)
-    p = p_value(decoded.tokens_BL, joint_law(small), small.V)
+    p = p_value(decoded.tokens_BL, target_law(small), small.V)
     require(p >= ALARM, f"{DRAWS} images do not follow the target's joint law: p = {p:.2g}, alarm at {ALARM:g}")
     return rejected(decoded, small)
 
@@ -156,6 +160,19 @@ def distribution_case(case: Case) -> Case:
     )
 
 
+def exact(subject: Subject, case: Case) -> bool:
+    """The law of the decoder itself, every branch of its numbers walked, is the target's; pyramid (1, 2), V = 2."""
+    case = replace(distribution_case(case), V=2, labels=case.labels[:1], order="image")
+    decoder = subject.decoder(case)
+    if not isinstance(decoder, SpeculativeDecoder):
+        raise NotOffered("not composed of the harness's parts")
+    law, branches = output_law(case.models, case.request, decoder.options, decoder.parts)
+    due = joint_law(case.models, case.request)
+    far = distance(law, due)
+    require(far <= EXACT, f"an image's probability is {far:.3g} off; {branches} branches, {len(due)} images")
+    return branches > len(due)
+
+
 LAWS = (
     Law("acceptance.token-identical", "Same seed, same tokens as sequential target decoding (ties certified).",
         ("decode", "accept"), token_identical, (TOKEN_IDENTICAL,), wide=False),
@@ -169,4 +186,6 @@ LAWS = (
         ("accept", "filter_logits", "draw"), support, (TOKEN_IDENTICAL, DISTRIBUTION)),
     Law("acceptance.distribution", "The joint law over scales is the target's.",
         ("accept", "draw", "noise"), distribution, (TOKEN_IDENTICAL, DISTRIBUTION)),
+    Law("acceptance.exact", "The probability of every image, by walking all branches of the decoder, is the target's.",
+        ("accept", "residual", "noise"), exact, (TOKEN_IDENTICAL, DISTRIBUTION)),
 )  # fmt: skip

@@ -8,14 +8,13 @@ tokens long before it shows among all sequences. tests/meta/test_goodness_of_fit
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from harness.laws.case import Case
-from harness.laws.oracle import run_over
-from harness.reference.draw import filter_logits
-from harness.reference.guidance import guide
+from harness.reference.enumerate import joint_law
 
 LEAST = 5.0  # expected count of a cell, below which cells are pooled: the usual bound for chi-square
 
@@ -25,24 +24,12 @@ def sequences(V: int, L: int) -> Tensor:
     return torch.tensor(list(itertools.product(range(V), repeat=L)))
 
 
-def joint_law(case: Case) -> Tensor:
-    """Return law_N of `sequences`: the target's exact law of the first image of a case on pyramid (1,) or (1,2).
-
-    Two scales: the second is independent token by token given the first, so one run per first token is enough.
-    """
-    models, V, pyramid = case.models, case.V, case.pyramid
-    tokens_NL = sequences(V, pyramid.L).to(case.at)
-    law_N = torch.ones(len(tokens_NL), dtype=torch.float64, device=case.at)
-    prefixes_VL = torch.zeros(V, pyramid.L, dtype=torch.int64, device=case.at)
-    prefixes_VL[:, 0] = torch.arange(V)
-    run = run_over(models.target, models.vae, case.labels_B[:1].expand(V), prefixes_VL)
-    for si in pyramid:
-        span = pyramid.span(si)
-        guided = guide(run.rows_RLV[:, span], case.cfg, si, pyramid.S)
-        probs_VlV = filter_logits(guided, case.top_k, case.top_p).softmax(-1)
-        own_Nl = probs_VlV[tokens_NL[:, 0]].gather(-1, tokens_NL[:, span, None])[..., 0]
-        law_N = law_N * own_Nl.prod(1)
-    return law_N.cpu()
+def target_law(case: Case) -> Tensor:
+    """Return law_N of `sequences`: the target's exact law of the first image of a case."""
+    law = joint_law(case.models, replace(case, labels=case.labels[:1], order="image").request)
+    return torch.tensor(
+        [law.get(tuple(tokens), 0.0) for tokens in sequences(case.V, case.pyramid.L).tolist()], dtype=torch.float64
+    )
 
 
 def p_value(tokens_BL: Tensor, law_N: Tensor, V: int) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.implementations import Settings, speculative
 from harness.laws import Case, Subject
 from harness.laws.acceptance import ALARM, DRAWS, distribution_case
-from harness.laws.goodness_of_fit import chi_square, joint_law, p_value, sequences
+from harness.laws.goodness_of_fit import chi_square, p_value, sequences, target_law
 from harness.models.pair import ModelPair
 from harness.mutants.acceptance import FROM_TARGET, SHARED_NOISE
 from harness.speculative.policies import parse
@@ -20,7 +20,7 @@ from harness.speculative.sampler import Options, SpeculativeDecoder
 
 def spread(case: Case) -> float:
     """Return the entropy of a case's law in nats; a bias hides in a law that is all but certain."""
-    return float(torch.special.entr(joint_law(case)).sum())
+    return float(torch.special.entr(target_law(case)).sum())
 
 
 CASES = [distribution_case(Case(weights=k, V=3, draft="far", labels=(b,))) for k in range(6) for b in range(3)]
@@ -33,7 +33,7 @@ def images(law_N: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def test_the_law_is_that_of_the_sequential_sampler():
-    law_N = joint_law(CASE)
+    law_N = target_law(CASE)
     assert float(law_N.sum()) == pytest.approx(1, abs=1e-12)
     drawn = Subject(speculative).decode(CASE, request=CASE.request).tokens_BL
     assert p_value(drawn, law_N, 3) > ALARM
@@ -41,7 +41,7 @@ def test_the_law_is_that_of_the_sequential_sampler():
 
 def test_false_alarms_are_as_rare_as_stated():
     """400 samples of the law itself: p < x in at most a share x of them; Bonferroni makes it less."""
-    law_N, generator = joint_law(CASE), torch.Generator().manual_seed(0)
+    law_N, generator = target_law(CASE), torch.Generator().manual_seed(0)
     p = torch.tensor([p_value(images(law_N, 1000, generator), law_N, 3) for _ in range(400)])
     rates = {level: float((p < level).double().mean()) for level in (0.05, 0.01)}
     print(f"false alarms: {rates}, smallest p {float(p.min()):.2g}")
@@ -63,7 +63,7 @@ def test_p_is_uniform_for_one_chi_square_test():
 @pytest.mark.parametrize(("shift", "power"), [(0.15, 0.95), (0.0, 0.0)])
 def test_power_at_a_stated_distance(shift: float, power: float):
     """A law in which a share of the images comes from elsewhere is found out at the law's own number of draws."""
-    law_N, generator = joint_law(CASE), torch.Generator().manual_seed(2)
+    law_N, generator = target_law(CASE), torch.Generator().manual_seed(2)
     other_N = (1 - shift) * law_N + shift * torch.full_like(law_N, 1 / len(law_N))
     alarms = [p_value(images(other_N, DRAWS, generator), law_N, 3) < ALARM for _ in range(20)]
     distance = float((other_N - law_N).abs().sum() / 2)
@@ -79,17 +79,17 @@ def handing_off(models: ModelPair, settings: Settings, entry: int) -> Speculativ
 
 def test_the_negative_control_is_found_out():
     trace = Subject(partial(handing_off, entry=1)).decode(CASE)
-    assert p_value(trace.tokens_BL, joint_law(CASE), 3) < ALARM
+    assert p_value(trace.tokens_BL, target_law(CASE), 3) < ALARM
 
 
 @pytest.mark.parametrize("mutant", [FROM_TARGET, SHARED_NOISE], ids=lambda mutant: mutant.id)
 def test_a_biased_rule_is_found_out(mutant):
     trace = Subject(mutant).decode(CASE)
-    assert p_value(trace.tokens_BL, joint_law(CASE), 3) < ALARM
+    assert p_value(trace.tokens_BL, target_law(CASE), 3) < ALARM
 
 
 def test_an_image_outside_the_support_is_never_excused():
-    law_N = joint_law(CASE)
+    law_N = target_law(CASE)
     law_N[-1] = 0.0
     tokens_BL = sequences(3, 5)[-1:].expand(1, -1)
     assert p_value(tokens_BL, law_N / law_N.sum(), 3) == 0.0
