@@ -67,6 +67,15 @@ def global_generator_untouched() -> Iterator[None]:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from a second thread, and on a busy machine threads that wait for each other crawl."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def law_holds(subject: Subject) -> Callable[[Law], None]:
     return lambda law: check_law(law, subject)
