@@ -10,7 +10,9 @@ import sys
 import typer
 
 from harness.commands.bench import bench
+from harness.commands.bench_policies import bench_policies
 from harness.commands.golden import app as golden
+from harness.commands.mutants import mutants
 from harness.commands.sample import sample
 from harness.commands.verify import verify
 from harness.errors import HarnessError, NonFiniteError
@@ -26,6 +28,8 @@ app.command()(verify)
 app.command()(sample)
 app.command()(bench)
 app.add_typer(golden, name="golden")
+app.command()(mutants)
+app.command()(bench_policies)
 
 
 def main() -> None:

@@ -30,6 +30,8 @@ class Evidence:
     actual: Trace
     expected: Trace
     budget: Budget
+    greedy: bool = False
+    unverified: tuple[frozenset[int], ...] = ()  # by image: scales without a target pass (quality-preserving only)
 
 
 def first_wrong(evidence: Evidence, image: int) -> tuple[int, str, str] | None:
@@ -43,7 +45,9 @@ def first_wrong(evidence: Evidence, image: int) -> tuple[int, str, str] | None:
     if actual is None or expected is None:
         return None
     for si in evidence.models.pyramid:
-        found = wrong_at(evidence, actual, expected, image, si)
+        unseen = bool(evidence.unverified) and si in evidence.unverified[image]
+        check = wrong_f_hat_at if unseen else wrong_at
+        found = check(evidence, actual, expected, image, si)
         if found is not None:
             return si, *found
     return None
@@ -72,6 +76,13 @@ def wrong_at(
         swapped = (1 + t) * rows_expected[1] - t * rows_expected[0]
         why = "unconditional half first" if _same_logits(guided, swapped, budget) else "weight or halves"
         return "guidance", f"guided logits of scale {si} differ: {why}"
+    return wrong_f_hat_at(evidence, actual, expected, image, si)
+
+
+def wrong_f_hat_at(
+    evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
+) -> tuple[str, str] | None:
+    """Return ("f_hat", detail) where one image's f_hat after scale `si` is wrong; None where it agrees."""
     f_hat = actual.f_hat_SBCPP[si, image]
     if not _close(f_hat, expected.f_hat_SBCPP[si, image], 2 * evidence.budget.f_hat):
         return "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}"

@@ -54,7 +54,9 @@ def run(implementation: Implementation, models: ModelPair, request: Request) -> 
     return Judgement(request.B, defects=[found])
 
 
-def judge(models: ModelPair, request: Request, actual: Trace, expected: Trace, budget: Budget) -> Judgement:
+def judge(
+    models: ModelPair, request: Request, actual: Trace, expected: Trace, budget: Budget, greedy: bool = False
+) -> Judgement:
     """Judge one decode against the reference (contract A).
 
     Args:
@@ -63,25 +65,24 @@ def judge(models: ModelPair, request: Request, actual: Trace, expected: Trace, b
         actual: the decoder's trace.
         expected: the reference's free run under the same noise.
         budget: how far rounding may move logits and f_hat.
+        greedy: both sides take the most likely token in place of a draw.
 
     Returns:
         The judgement; defects in causal order.
     """
     judgement = Judgement(request.B)
-    judgement.defects += _structure(models, request, actual)
+    judgement.defects += structure(models, request, actual)
     if judgement.defects:
         return judgement
     if not torch.equal(actual.tokens_BL, expected.tokens_BL):
-        expected = sequential.sample(
-            models.target, models.vae, request, new_noise(models, request), forced_BL=actual.tokens_BL
-        )
-    evidence = Evidence(models, request, actual, expected, budget)
+        expected = on_tokens_of(actual, models, request, greedy)
+    evidence = Evidence(models, request, actual, expected, budget, greedy)
     differ_BL = actual.tokens_BL != expected.tokens_BL
     judgement.draws = differ_BL.numel()
     judgement.identical = judgement.draws - int(differ_BL.sum())
     wrong = {image: first_wrong(evidence, image) for image in range(request.B)}
     _judge_tokens(evidence, wrong, differ_BL, judgement)
-    judgement.defects += _judge_tensors(evidence, wrong)
+    judgement.defects += judge_tensors(evidence, wrong)
     # a defect without a position (the final f_hat) comes behind the tokens that it is made of
     judgement.defects.sort(key=lambda d: (d.scale, d.image, d.position < 0, d.position))
     if not any(turn.drafted for rounds in actual.rounds for turn in rounds):
@@ -89,7 +90,13 @@ def judge(models: ModelPair, request: Request, actual: Trace, expected: Trace, b
     return judgement
 
 
-def _structure(models: ModelPair, request: Request, actual: Trace) -> list[Divergence]:
+def on_tokens_of(actual: Trace, models: ModelPair, request: Request, greedy: bool) -> Trace:
+    """Return the reference's run along the decoder's own tokens; its `tokens_BL` are what it would have drawn."""
+    noise = new_noise(models, request)
+    return sequential.sample(models.target, models.vae, request, noise, actual.tokens_BL, greedy)
+
+
+def structure(models: ModelPair, request: Request, actual: Trace) -> list[Divergence]:
     """Shapes, ranges, and that every scale was generated exactly once."""
     pyramid, V = models.pyramid, models.target.config.V
     tokens_BL, f_hat = actual.tokens_BL, actual.f_hat_BCPP
@@ -140,7 +147,9 @@ def _judge_token(
     """Certify one differing token as a tie, or name the component that `wrong` found at or before its scale."""
     models, request, budget = evidence.models, evidence.request, evidence.budget
     si = models.pyramid.level_of(position)
-    E_V = noise.exponential(si, TOKEN, "judge")[image, position - models.pyramid.begin(si)]
+    E_V = torch.ones_like(exact_V)  # greedy: a race in which nobody is slowed down
+    if not evidence.greedy:
+        E_V = noise.exponential(si, TOKEN, "judge")[image, position - models.pyramid.begin(si)]
     actual, expected = (int(t.tokens_BL[image, position]) for t in (evidence.actual, evidence.expected))
     margin, bound = race_margin(exact_V, E_V, actual, request, budget), margin_bound(budget)
     kept = (evidence.actual.intermediates, evidence.expected.intermediates)  # a decoder may keep none
@@ -164,7 +173,7 @@ def _judge_token(
     )  # fmt: skip
 
 
-def _judge_tensors(evidence: Evidence, wrong: Wrong) -> list[Divergence]:
+def judge_tensors(evidence: Evidence, wrong: Wrong) -> list[Divergence]:
     """Tensors that differ beyond rounding although the tokens may agree: the first of every image."""
     if evidence.actual.intermediates is not None:
         return [_tensor_divergence(evidence, found, image) for image, found in wrong.items() if found]

@@ -39,6 +39,23 @@ def check_writable(path: Path | None, name: str) -> None:
         raise InputError(name, str(path), f"cannot be written ({error.strerror})", remedy) from None
 
 
+def check_folder(path: Path | None, name: str) -> None:
+    """Refuse a folder that files cannot be written into.
+
+    Args:
+        path: a folder that is there; None is fine.
+        name: the option, e.g. ``save-intermediates``.
+
+    Raises:
+        InputError: it is not there, no folder, or not writable.
+    """
+    if path is None:
+        return
+    if not path.is_dir():
+        raise InputError(name, str(path), "is not a folder", f"make it first, or pass another --{name}")
+    check_writable(path / ".probe", name)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one step: readers see the old content or the new one, never half of it."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

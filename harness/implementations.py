@@ -15,6 +15,7 @@ from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.noise import SeededNoise
 from harness.request import Request
+from harness.speculative.observer import Observer
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from harness.trace import Trace
@@ -33,6 +34,11 @@ class Settings:
     draft_len: int | str = 5
     bonus: bool = False
     policy: str = "coupled"
+
+    @property
+    def greedy(self) -> bool:
+        """True when the oracle takes the most likely token in place of a draw."""
+        return self.policy == "greedy"
 
     def __str__(self) -> str:
         return f"{self.policy} draft_len={self.draft_len}{' bonus' if self.bonus else ''}"
@@ -54,9 +60,10 @@ class Implementation(Protocol):
 Factory = Callable[[ModelPair, Settings], Implementation]
 
 
-def speculative(models: ModelPair, settings: Settings) -> Implementation:
+def speculative(models: ModelPair, settings: Settings, observer: Observer | None = None) -> Implementation:
     """Build the harness's own decoder; the default implementation. Raises `InputError` for settings that do not fit."""
-    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
+    options = Options(settings.draft_len, settings.bonus, parse(settings.policy))
+    return SpeculativeDecoder(models, options, observer=observer)
 
 
 DEFAULT = "harness.implementations:speculative"

@@ -1,4 +1,4 @@
-"""IDENTICAL, TIE, DEFECT or INCONCLUSIVE.
+"""IDENTICAL, TIE, CONSISTENT, DEFECT or INCONCLUSIVE.
 
 Promise: a differing token is a tie only if the float64 reference itself, on the same prefix, cannot tell the two tokens
 apart within the error budget, and both sides' logits lie within that budget. Everything else is a defect.
@@ -21,17 +21,22 @@ RACE_ROUNDING = 8 * 2.0**-23
 
 
 class Verdict(StrEnum):
-    """The four answers; the exit status of the command line follows from them."""
+    """The answers; the exit status of the command line follows from them.
+
+    CONSISTENT is all that one run can say of a decoder that does not claim the tokens themselves: its structure is
+    whole, and its tensors are the target's on its own tokens.
+    """
 
     IDENTICAL = "IDENTICAL"
     TIE = "TIE"
+    CONSISTENT = "CONSISTENT"
     DEFECT = "DEFECT"
     INCONCLUSIVE = "INCONCLUSIVE"
 
     @property
     def exit_status(self) -> int:
         """0 the claim holds, 1 a defect, 3 inconclusive (design §7)."""
-        return {"IDENTICAL": 0, "TIE": 0, "DEFECT": 1, "INCONCLUSIVE": 3}[self.value]
+        return {"IDENTICAL": 0, "TIE": 0, "CONSISTENT": 0, "DEFECT": 1, "INCONCLUSIVE": 3}[self.value]
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,21 @@ class Divergence:
         }
 
 
+@dataclass(frozen=True)
+class Distance:
+    """How far an image is from the sequential one of the same seed; measured, never judged.
+
+    Args:
+        tokens: share of tokens that differ.
+        f_hat: mean absolute difference of the final f_hat.
+        pixels: mean absolute difference of the images, in [0, 1].
+    """
+
+    tokens: float
+    f_hat: float
+    pixels: float
+
+
 @dataclass
 class Judgement:
     """The judgement on one decode.
@@ -99,6 +119,8 @@ class Judgement:
         ties: certified ones.
         defects: everything else, in causal order; the first one is where to look.
         inconclusive: reasons why the run proves nothing; empty in a good run.
+        claims_tokens: True under contract A; otherwise `identical` is a measurement, and no token a defect.
+        distances: of every image, where tokens are not claimed.
     """
 
     images: int
@@ -107,6 +129,8 @@ class Judgement:
     ties: list[Divergence] = field(default_factory=list)
     defects: list[Divergence] = field(default_factory=list)
     inconclusive: list[str] = field(default_factory=list)
+    claims_tokens: bool = True
+    distances: list[Distance] = field(default_factory=list)
 
     @property
     def verdict(self) -> Verdict:
@@ -115,6 +139,8 @@ class Judgement:
             return Verdict.DEFECT
         if self.inconclusive or self.draws == 0:
             return Verdict.INCONCLUSIVE
+        if not self.claims_tokens:
+            return Verdict.CONSISTENT
         return Verdict.TIE if self.ties else Verdict.IDENTICAL
 
 

@@ -19,7 +19,8 @@ from harness.models.pair import ModelPair
 from harness.reference import sequential
 from harness.request import Request
 from harness.trace import Trace
-from harness.verdict import Divergence, Judgement, Verdict
+from harness.unclaimed import TOKEN_IDENTICAL, judge_unclaimed
+from harness.verdict import Distance, Divergence, Judgement, Verdict
 
 
 @dataclass
@@ -57,6 +58,11 @@ class SettingResult:
     def accepted_scales(self) -> list[list[int]]:
         """Accepted scales of every round of every image."""
         return [[turn.accepted for turn in rounds] for trace in self.traces for rounds in trace.rounds]
+
+    @property
+    def distances(self) -> list[Distance]:
+        """Distance of every image from the sequential one, where tokens are not claimed."""
+        return list(chain.from_iterable(judgement.distances for judgement in self.judgements))
 
     @property
     def verdict(self) -> Verdict:
@@ -100,8 +106,8 @@ class Verification:
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the worst verdict: DEFECT, then INCONCLUSIVE (also for none at all), then TIE, then IDENTICAL."""
-    order = (Verdict.DEFECT, Verdict.INCONCLUSIVE, Verdict.TIE, Verdict.IDENTICAL)
+    """Return the worst verdict: DEFECT, then INCONCLUSIVE (also for none), then CONSISTENT, TIE, IDENTICAL."""
+    order = (Verdict.DEFECT, Verdict.INCONCLUSIVE, Verdict.CONSISTENT, Verdict.TIE, Verdict.IDENTICAL)
     return next((verdict for verdict in order if verdict in verdicts), Verdict.INCONCLUSIVE)
 
 
@@ -134,14 +140,20 @@ def verify(
         return result
     result.budget = calibrate(models, requests[0])
     for request in requests:
-        expected = sequential.sample(models.target, models.vae, request, new_noise(models, request))
+        free = {
+            greedy: sequential.sample(models.target, models.vae, request, new_noise(models, request), greedy=greedy)
+            for greedy in {setting.settings.greedy for setting in results}
+        }
         progress()
         for decoder, setting in zip(decoders, results, strict=True):
+            expected = free[setting.settings.greedy]
             actual = run(decoder, models, request)
             if isinstance(actual, Judgement):
                 setting.judgements.append(actual)
             else:
-                setting.judgements.append(judge(models, request, actual, expected, result.budget))
+                judge_by = judge if decoder.contract == TOKEN_IDENTICAL else judge_unclaimed
+                judgement = judge_by(models, request, actual, expected, result.budget, setting.settings.greedy)
+                setting.judgements.append(judgement)
                 actual.intermediates = None  # large, and judged
                 setting.traces.append(actual)
                 setting.seconds += actual.seconds

@@ -14,6 +14,7 @@ from harness.files import write_whole
 from harness.implementations import DEFAULT, Settings, load_factory
 from harness.report.as_json import as_json
 from harness.report.terminal import plain_console, show
+from harness.speculative.policies import parse
 from harness.verification import verify as run_verification
 
 
@@ -21,14 +22,21 @@ from harness.verification import verify as run_verification
 class DecoderOptions:
     """Which decoder, and how it speculates."""
 
-    draft_len: Annotated[str, typer.Option(help="Scales proposed per round; several settings: 1,2,5.")] = "1,2,5,10"
+    draft_len: Annotated[
+        str, typer.Option(help="Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic.")
+    ] = "1,2,5,10"
     bonus: Annotated[bool, typer.Option("--bonus", help="Also submit the scale behind the drafted ones.")] = False
-    policy: Annotated[str, typer.Option(help="Coupling and acceptance rule.")] = "coupled"
+    policy: Annotated[str, typer.Option(help="Acceptance rule: coupled, greedy, rejection, match:0.5, …")] = "coupled"
+    contract: Annotated[str, typer.Option(help="Demand a contract: A, B or C. Empty: the policy's own.")] = ""
     implementation: Annotated[str, typer.Option(help="Decoder under test, package.module:factory.")] = DEFAULT
 
     def settings(self) -> list[Settings]:
-        """Return one setting a draft_len. Raises `InputError` for another form."""
-        lengths = integers("draft_len", self.draft_len, "1,2,5")
+        """Return one setting a draft_len. Raises `InputError` for another form, or an illegal (contract, policy)."""
+        if self.contract:
+            parse(self.policy, self.contract)
+        lengths: tuple[int | str, ...] = tuple(self.draft_len.split(","))
+        if all(character in "0123456789:,-" for character in self.draft_len):
+            lengths = integers("draft_len", self.draft_len, "1,2,5")
         return [Settings(length, self.bonus, self.policy) for length in lengths]
 
 

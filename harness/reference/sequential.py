@@ -64,6 +64,7 @@ def sample(
     request: Request,
     noise: SeededNoise,
     forced_BL: Tensor | None = None,
+    greedy: bool = False,
 ) -> Trace:
     """Draw a batch of images sequentially.
 
@@ -74,6 +75,7 @@ def sample(
         noise: the numbers; read as "reference".
         forced_BL: teacher forcing: these tokens are consumed in place of the drawn ones (scale by scale, after the
             draw), while `Trace.tokens_BL` still holds what was drawn.
+        greedy: take the most likely token in place of the draw; no numbers are read then.
 
     Returns:
         A trace with all intermediates.
@@ -96,7 +98,7 @@ def sample(
         x_RlD = scale_input(network, condition, raw_BlC, si)
         logits_RlV = network.logits(network.hidden(x_RlD, condition, cache, None), condition)
         guided_BlV = guide(logits_RlV, request.cfg, si, pyramid.S)
-        filtered_BlV, idx_Bl = choose(guided_BlV, request, noise, si)
+        filtered_BlV, idx_Bl = choose(guided_BlV, request, noise, si, greedy)
         used_Bl = idx_Bl if forced_BL is None else forced_BL[:, pyramid.span(si)]
         if request.more_smooth:
             E_BlV = noise.exponential(si, SMOOTH, "reference")
@@ -126,7 +128,11 @@ def sample(
     )
 
 
-def choose(guided_BlV: Tensor, request: Request, noise: SeededNoise, si: int) -> tuple[Tensor, Tensor]:
-    """Filter and draw one scale; return the filtered logits and idx_Bl. Draws: stream TOKEN of scale `si`."""
+def choose(
+    guided_BlV: Tensor, request: Request, noise: SeededNoise, si: int, greedy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Filter and draw one scale; return the filtered logits and idx_Bl. Draws: stream TOKEN of `si`, unless greedy."""
     filtered_BlV = filter_logits(guided_BlV, request.top_k, request.top_p)
+    if greedy:
+        return filtered_BlV, filtered_BlV.argmax(-1)
     return filtered_BlV, draw(filtered_BlV, noise.exponential(si, TOKEN, "reference"))

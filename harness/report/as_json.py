@@ -88,6 +88,7 @@ def _setting(setting: SettingResult) -> dict[str, object]:
         "target_rows": setting.target_rows,
         "rounds": setting.rounds,
         "accepted_scales": setting.accepted_scales,
+        "distances": [vars(distance) for distance in setting.distances],
         "seconds": setting.seconds,
         "reference_seconds": setting.reference_seconds,
     }

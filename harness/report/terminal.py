@@ -12,6 +12,7 @@ from harness.verification import SettingResult, Verification
 COLOURS = {
     Verdict.IDENTICAL: "green",
     Verdict.TIE: "green",
+    Verdict.CONSISTENT: "green",
     Verdict.DEFECT: "bold red",
     Verdict.INCONCLUSIVE: "yellow",
 }
@@ -33,6 +34,9 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
         if (budget := result.budget) is not None:
             numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
             console.print(f"error budget: {numbers}\n  = {budget.source}", highlight=False)
+        for setting in result.settings:
+            if setting.distances:
+                console.print(measured(setting), soft_wrap=True, highlight=False)
         for reason in result.inconclusive:
             console.print(f"inconclusive: {reason}")
         first = result.first_divergence
@@ -41,6 +45,16 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
             console.print(f"{word}: {first}", soft_wrap=True, highlight=False)
     verdict = result.verdict
     console.print(f"[{COLOURS[verdict]}]{verdict.value}[/] {summary(result)}", soft_wrap=True, highlight=False)
+
+
+def measured(setting: SettingResult) -> str:
+    """Return one line on how far a decoder that does not claim the tokens is from sequential decoding."""
+    count = len(setting.distances)
+    mean = {k: sum(getattr(d, k) for d in setting.distances) / count for k in ("tokens", "f_hat", "pixels")}
+    return (
+        f"{setting.settings}: {mean['tokens']:.1%} of tokens differ from sequential decoding of the same seed, "
+        f"mean |Δf_hat| {mean['f_hat']:.3g}, mean |Δpixel| {mean['pixels']:.3g}"
+    )
 
 
 def summary(result: Verification) -> str:

@@ -94,6 +94,7 @@ class Policy:
         extend: draws the target's tokens of a scale that was not drafted (the bonus scale).
         greedy: the oracle is the reference with argmax in place of the draw.
         trusted: half-open range of scales whose drafted tokens are final without a target pass.
+        entry: scale at which the labour changes hands; at most S.
         top: smallest V that the policy needs.
         reason: why it claims this contract and no other.
     """
@@ -105,6 +106,7 @@ class Policy:
     extend: Callable[[Parts, Tensor, Window], Tensor]
     greedy: bool = False
     trusted: tuple[int, int] = (0, 0)
+    entry: int = 0
     top: int = 1
     reason: str = ""
 

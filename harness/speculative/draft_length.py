@@ -40,7 +40,7 @@ class DraftLength:
         name, *bounds = text.split(":")
         numbers = bounds if name == "dynamic" else text.split("/")
         # 0 and negative numbers are told apart from nonsense, because `check` knows the range
-        if not all(number.removeprefix("-").isdigit() and number.isascii() for number in numbers):
+        if not all(_is_whole(number) for number in numbers):
             raise InputError("draft_len", text, "must read 5, 1/2/3 or dynamic:1:5", "pass --draft-len 5")
         if name != "dynamic":
             return cls(text, tuple(int(number) for number in numbers))
@@ -80,3 +80,7 @@ class DraftLength:
 
     def __str__(self) -> str:
         return self.text
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.removeprefix("-").isdigit() and len(text) < 10

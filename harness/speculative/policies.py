@@ -23,6 +23,7 @@ RATE is any number >= 0: 0 accepts everything, a RATE above 1 nothing, which is 
 from __future__ import annotations
 
 import math
+import sys
 from functools import partial
 
 from harness.errors import InputError
@@ -45,6 +46,7 @@ TOKENS, LAW, QUALITY = "token-identical", "distribution-identical", "quality-pre
 CONTRACTS = {"A": TOKENS, "B": LAW, "C": QUALITY}
 NAMES = ("coupled", "greedy", "rejection", "match", "coupled-match", "topk-match", "kl", "handoff", "collaborative")
 PARTIAL = "+partial"
+DIGITS = 9  # of a whole number; no pyramid or codebook has more
 
 COUPLED = Policy(
     "coupled", TOKENS, race, partial(accept_equal, choose=race), race,
@@ -108,9 +110,9 @@ def _build(text: str, name: str, values: list[str], token_level: bool) -> Policy
         accept = partial(accept_by_kl, rule=(_number(text, "BOUND", values[0]), token_level))
         return Policy(text, QUALITY, race, accept, race, reason="it keeps the tokens of laws that are merely near")
     entry = _integer(text, "ENTRY", values[0], 0)
-    trusted = (0, entry) if name == "handoff" else (entry, 2**31)
+    trusted = (0, entry) if name == "handoff" else (entry, sys.maxsize)
     reason = "the draft decides some scales alone"
-    return Policy(text, QUALITY, race, COUPLED.accept, race, trusted=trusted, reason=reason)
+    return Policy(text, QUALITY, race, COUPLED.accept, race, trusted=trusted, entry=entry, reason=reason)
 
 
 def _by_rate(text: str, test: Test, rate: float, token_level: bool, top: int = 1) -> Policy:
@@ -137,7 +139,7 @@ def _number(text: str, word: str, value: str) -> float:
 
 
 def _integer(text: str, word: str, value: str, least: int) -> int:
-    if not (value.isascii() and value.isdigit() and int(value) >= least):
+    if not (value.isascii() and value.isdigit() and len(value) <= DIGITS and int(value) >= least):
         name = text.partition(":")[0]
         remedy = "pass --policy topk-match:5:0.5" if name == "topk-match" else f"pass --policy {name}:3"
         raise InputError("policy", text, f"{word} must be a whole number >= {least}", remedy)
@@ -146,9 +148,7 @@ def _integer(text: str, word: str, value: str, least: int) -> int:
 
 def check_against(policy: Policy, S: int, V: int) -> None:
     """Refuse a policy whose ENTRY lies beyond the pyramid or whose K exceeds the codebook. Raises `InputError`."""
-    begin, end = policy.trusted
-    entry = end if begin == 0 and end < 2**31 else begin
-    if entry > S:
+    if policy.entry > S:
         raise InputError(
             "policy", policy.name, f"ENTRY must lie in 0..{S}", f"pass --policy {policy.name.split(':')[0]}:{S}"
         )

@@ -24,6 +24,7 @@ from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.draft import draft_generate_batch
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.graphs import Workspace
+from harness.speculative.observer import Observer
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED, LAW, check_against
 from harness.speculative.state import DecodeState
@@ -57,17 +58,24 @@ class SpeculativeDecoder:
         models: draft, target and VQ-VAE.
         options: how to speculate.
         parts: the functions that it is composed of.
+        observer: debug tools; None = off, and then nothing of them is in the way.
 
     Raises:
-        InputError: a draft length or policy that does not fit the networks.
+        InputError: a draft length or policy that does not fit the networks, or recorded passes under an observer.
     """
 
-    def __init__(self, models: ModelPair, options: Options, parts: Parts = PARTS) -> None:
+    def __init__(
+        self, models: ModelPair, options: Options, parts: Parts = PARTS, observer: Observer | None = None
+    ) -> None:
         self.length = DraftLength.parse(options.draft_len)
         self.length.check(models.pyramid.S)
         check_against(options.policy, models.pyramid.S, models.target.config.V)
         if options.graphs and models.device.type != "cuda":
             raise InputError("graphs", True, f"need a CUDA device, not {models.device}", "pass --device cuda")
+        if options.graphs and observer is not None:
+            raise InputError("graphs", True, "a replayed pass has no steps to observe", "drop --graphs")
+        if observer is not None:
+            models, parts = observer.watch(models, parts)
         self.models, self.options, self.parts = models, options, parts
         self.workspaces: dict[int, Workspace] = {}
 

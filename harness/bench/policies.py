@@ -1,0 +1,158 @@
+"""What a policy saves and what it costs: target passes and rows against the distance from sequential decoding.
+
+Promise: every policy meets the same images under the same numbers; counts and distances are means over all of them,
+beside two yardsticks: the draft's own image, and another seed's image of the same label.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from harness.differential import new_noise
+from harness.models.pair import ModelPair
+from harness.reference import sequential
+from harness.request import Request
+from harness.speculative.policies import CONTRACTS, parse
+from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.trace import Trace
+from harness.unclaimed import distances
+from harness.verdict import Distance
+
+ELSEWHERE = 2**32  # what another seed is away
+EVERY_LENGTH = (
+    "coupled", "greedy", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial", "topk-match:5:0.5",
+    "kl:0.1", "kl:0.5",
+)  # fmt: skip
+ONE_LENGTH = tuple(f"collaborative:{n}" for n in (2, 3, 5, 7)) + tuple(f"handoff:{n}" for n in (1, 3, 5, 7, 9))
+
+
+@dataclass
+class Row:
+    """One policy at one draft length; counts and distances of every image, in order.
+
+    Args:
+        policy: text form, or the name of a yardstick.
+        contract: its letter; empty for a yardstick.
+        draft_len: text form; empty where it means nothing.
+        target_calls: target forward passes.
+        target_rows: positions that the target computed.
+        draft_rows: positions that the draft computed.
+        distances: from sequential decoding of the same numbers (under `greedy`: from greedy sequential decoding).
+        accepted_tokens: drafted tokens that stood.
+        scales_per_round: histogram, final scales -> rounds.
+        judged: scale -> how often it was judged on final earlier scales.
+        whole: scale -> how often it stood then.
+    """
+
+    policy: str
+    contract: str = ""
+    draft_len: str = ""
+    target_calls: list[int] = field(default_factory=list)
+    target_rows: list[int] = field(default_factory=list)
+    draft_rows: list[int] = field(default_factory=list)
+    distances: list[Distance] = field(default_factory=list)
+    accepted_tokens: list[int] = field(default_factory=list)
+    scales_per_round: Counter[int] = field(default_factory=Counter)
+    judged: Counter[int] = field(default_factory=Counter)
+    whole: Counter[int] = field(default_factory=Counter)
+
+    def mean(self, name: str) -> float:
+        """Return the mean of a count, or of a component of the distance."""
+        if name in ("tokens", "f_hat", "pixels"):
+            return statistics.fmean(getattr(distance, name) for distance in self.distances)
+        return statistics.fmean(getattr(self, name))
+
+    def add(self, models: ModelPair, actual: Trace, expected: Trace) -> None:
+        """Count one batch."""
+        self.target_calls += actual.target_calls
+        self.target_rows += actual.target_rows
+        self.draft_rows += actual.draft_rows or [0] * len(actual.tokens_BL)
+        self.distances += distances(models, actual, expected)
+        self.accepted_tokens += actual.total("accepted_tokens")
+        self.scales_per_round.update(actual.scales_per_round())
+        for turn in (turn for rounds in actual.rounds for turn in rounds):
+            stood = range(turn.first, turn.first + turn.accepted)
+            self.whole.update(stood)
+            self.judged.update([*stood, turn.first + turn.accepted] if turn.corrected else stood)
+
+
+def batches(images: int, size: int, classes: int, seed: int, cfg: float) -> Iterator[Request]:
+    """Yield requests over `images` images, labels in turn, each image with an address of its own."""
+    for begin in range(0, images, size):
+        ids = tuple(range(begin, min(begin + size, images)))
+        yield Request(tuple(k % classes for k in ids), seed, cfg, images=ids)
+
+
+def measure(
+    models: ModelPair,
+    requests: Sequence[Request],
+    settings: Sequence[tuple[str, str]],
+    progress: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """Decode every request under every setting.
+
+    Args:
+        models: on their device.
+        requests: batches.
+        settings: policy and draft length, in text form.
+        progress: called after every decode under a setting.
+
+    Returns:
+        The yardsticks' rows, then one a setting.
+
+    Raises:
+        InputError: a policy or length that does not exist or does not fit.
+    """
+    letters = {name: letter for letter, name in CONTRACTS.items()}
+    policies = [parse(text) for text, _ in settings]
+    decoders = [
+        SpeculativeDecoder(models, Options(length, policy=policy, keep_intermediates=False))
+        for policy, (_, length) in zip(policies, settings, strict=True)
+    ]
+    rows = [Row(p.name, letters[p.contract], length) for p, (_, length) in zip(policies, settings, strict=True)]
+    sole, other = Row("the draft alone"), Row("another seed")
+    for request in requests:
+        usual = _sequential(models, request)
+        greedy = _sequential(models, request, greedy=True) if any(policy.greedy for policy in policies) else usual
+        draft = _sequential(replace(models, target=models.draft), request)
+        draft.draft_rows, draft.target_rows = draft.target_rows, [0] * request.B
+        draft.target_calls = [0] * request.B
+        sole.add(models, draft, usual)
+        other.add(models, _sequential(models, replace(request, seed=request.seed + ELSEWHERE)), usual)
+        for policy, decoder, row in zip(policies, decoders, rows, strict=True):
+            row.add(models, decoder.decode(request, new_noise(models, request)), greedy if policy.greedy else usual)
+            progress()
+    return [sole, other, *rows]
+
+
+def _sequential(models: ModelPair, request: Request, greedy: bool = False) -> Trace:
+    trace = sequential.sample(models.target, models.vae, request, new_noise(models, request), greedy=greedy)
+    trace.intermediates = None
+    return trace
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the rows as a table of means."""
+    lines = [
+        "| policy | contract | draft_len | target calls | target rows | draft rows | tokens that differ | pixels |"
+        " rounds by final scales |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        histogram = " ".join(f"{scales}:{count}" for scales, count in sorted(row.scales_per_round.items()))
+        lines.append(
+            f"| {row.policy} | {row.contract or '-'} | {row.draft_len or '-'} | {row.mean('target_calls'):.2f} | "
+            f"{row.mean('target_rows'):.0f} | {row.mean('draft_rows'):.0f} | {row.mean('tokens'):.3f} | "
+            f"{row.mean('pixels'):.4f} | {histogram or '-'} |"
+        )
+    return "\n".join(lines) + "\n" + "".join(_acceptance(row) for row in rows if row.draft_len == "1")
+
+
+def _acceptance(row: Row) -> str:
+    """Return how often each scale stands, and each token, when every scale is judged by itself."""
+    scales = " ".join(f"{row.whole[si] / count:.2f}" for si, count in sorted(row.judged.items()))
+    tokens = sum(row.accepted_tokens) / sum(row.draft_rows)
+    return f"\nScale by scale, `{row.policy}` keeps a drafted scale in a share of {scales}; tokens: {tokens:.3f}.\n"

@@ -1,0 +1,85 @@
+"""`sdvar-harness bench-policies`: what each policy saves in target passes, and at which distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from harness.bench.picture import picture
+from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH, batches, markdown, measure
+from harness.commands.options import ModelOptions, flat_options
+from harness.errors import InputError
+from harness.files import check_writable, write_whole
+from harness.precision import precision
+from harness.report.as_json import compact, versions
+
+BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
+
+
+@dataclass(frozen=True)
+class PolicyBenchOptions:
+    """What to measure, and where it goes."""
+
+    images: Annotated[int, typer.Option(help="Images per setting, labels in turn.")] = 200
+    batch: Annotated[int, typer.Option(help="Images per batch.")] = 10
+    seed: Annotated[int, typer.Option(help="Seed of all images.")] = 0
+    cfg: Annotated[float, typer.Option(help="Guidance value; 0 = off.")] = 1.5
+    policies: Annotated[str, typer.Option(help="Policies at every draft_len, by commas.")] = ",".join(EVERY_LENGTH)
+    once: Annotated[str, typer.Option(help="Policies at draft_len 5 alone, by commas.")] = ",".join(ONE_LENGTH)
+    draft_len: Annotated[str, typer.Option(help="Draft lengths, by commas.")] = "1,2,3,5,10"
+    into: Annotated[Path | None, typer.Option(help="Markdown file: replace its table between the markers.")] = None
+    picture: Annotated[Path | None, typer.Option(help="Write the chart to this SVG file.")] = None
+    json: Annotated[Path | None, typer.Option(help="Write every count and distance to this file.")] = None
+
+    def settings(self) -> list[tuple[str, str]]:
+        """Return (policy, draft_len) pairs. Raises `InputError` for no pair, or a count below 1."""
+        if min(self.images, self.batch) < 1:
+            raise InputError("images", self.images, "and batch must be at least 1", "pass --images 200 --batch 10")
+        lengths = [text for text in self.draft_len.split(",") if text]
+        pairs = [(policy, text) for policy in self.policies.split(",") if policy for text in lengths]
+        pairs += [(policy, "5") for policy in self.once.split(",") if policy]
+        if not pairs:
+            raise InputError("policies", self.policies, "names nothing", "pass --policies coupled")
+        return pairs
+
+
+@flat_options
+def bench_policies(model: ModelOptions, options: PolicyBenchOptions) -> None:
+    """Measure target calls, target rows and distances of the acceptance policies."""
+    for name in ("into", "picture", "json"):
+        check_writable(getattr(options, name), name)
+    before, after = _around_table(options.into)
+    settings = options.settings()
+    models = model.load()
+    requests = list(batches(options.images, options.batch, models.target.config.classes, options.seed, options.cfg))
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("decoding", total=len(requests) * len(settings))
+        rows = measure(models, requests, settings, lambda: progress.advance(task))
+    table = markdown(rows)
+    if options.json is not None:
+        listed = [{**vars(row), "distances": [vars(distance) for distance in row.distances]} for row in rows]
+        document = {"models": models.name, "device": str(models.device), "precision": precision()}
+        write_whole(options.json, compact({**document, "versions": versions(), "rows": listed}))
+    if options.picture is not None:
+        write_whole(options.picture, picture(rows).encode())
+    if options.into is not None:
+        mode = f"{options.images} images, cfg {options.cfg:g}, {models.name} on {models.device.type}, {model.dtype}"
+        write_whole(options.into, f"{before}{BEGIN}{mode}\n\n{table}{END}{after}".encode())
+    print(table, end="")
+
+
+def _around_table(path: Path | None) -> tuple[str, str]:
+    """Return what stands before and behind the table. Raises `InputError` for a file without the markers."""
+    if path is None:
+        return "", ""
+    text = path.read_text() if path.exists() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise InputError("into", str(path), f"must hold the lines {BEGIN.strip()} and {END.strip()}", "add both")
+    return before, after

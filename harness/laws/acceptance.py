@@ -1,0 +1,191 @@
+"""Laws of acceptance: what the draft may change (speed) and what it may not (anything else)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from harness.budget import calibrate
+from harness.differential import judge
+from harness.enumeration import output_law
+from harness.errors import InputError
+from harness.laws.case import Case
+from harness.laws.goodness_of_fit import p_value, target_law
+from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, NotOffered, Subject, require, require_tokens
+from harness.laws.networks import QUALITIES
+from harness.laws.oracle import run_over
+from harness.reference import sequential
+from harness.reference.draw import filter_logits
+from harness.reference.enumerate import distance, joint_law
+from harness.reference.guidance import guide
+from harness.speculative.sampler import SpeculativeDecoder
+from harness.trace import Trace
+
+# One false alarm in 10^6 checks if chi-square held to that depth; with pooled cells it is some factors off so far out.
+# tests/meta/test_goodness_of_fit.py measures the rate, and the power at this many draws.
+DRAWS, ALARM = 3000, 1e-6
+EXACT = 1e-12  # sums of some hundred products of float64 numbers below 1; seen: 1e-15
+
+
+def rejected(decoded: Trace, case: Case) -> bool:
+    """Return whether any round replaced a drafted scale; where no rounds are shown, whether the draft is another."""
+    if not decoded.rounds:
+        return case.draft != "identical"
+    return any(turn.corrected for rounds in decoded.rounds for turn in rounds)
+
+
+def token_identical(subject: Subject, case: Case) -> bool:
+    """Same seed, same tokens as sequential target decoding, up to ties certified by float64."""
+    models, request = case.models, case.request
+    expected = sequential.sample(models.target, models.vae, request, case.noise())
+    actual = subject.decode(case)
+    judgement = judge(models, request, actual, expected, calibrate(models, request))
+    require(not judgement.defects, f"{judgement.defects[0] if judgement.defects else ''}")
+    return rejected(actual, case)
+
+
+def independent(subject: Subject, case: Case) -> bool:
+    """Another draft, draft_len, schedule or bonus gives the same image."""
+    first = subject.decode(case)
+    some = rejected(first, case)
+    S = case.pyramid.S
+    lengths = [(1, False), (S, False), (max(1, S // 2), True)]
+    for k, quality in enumerate(QUALITIES):
+        draft_len, bonus = lengths[(k + case.seed) % len(lengths)]
+        got = subject.decode(replace(case, draft=quality, draft_len=draft_len, bonus=bonus))
+        where = f"draft {quality}, draft_len {draft_len}, bonus {bonus} (base: {case.draft}, {case.draft_len})"
+        require_tokens(got.tokens_BL, first.tokens_BL, where)
+        some = some or rejected(got, case)
+    for schedule in ("/".join(str(1 + si % 2) for si in case.pyramid), f"dynamic:1:{S}"):
+        try:
+            decoder = subject.factory(case.models, replace(case.settings, draft_len=schedule))
+        except (InputError, ValueError, TypeError):  # a number is all that every decoder must take
+            continue
+        got = decoder.decode(case.request, case.noise())
+        require_tokens(got.tokens_BL, first.tokens_BL, f"draft_len {schedule} (base: {case.draft_len})")
+    return some
+
+
+def identical_draft(subject: Subject, case: Case) -> bool:
+    """A draft that is the target itself is accepted whole, at every window length."""
+    for draft_len in range(1, case.pyramid.S + 1):
+        decoded = subject.decode(replace(case, draft="identical", draft_len=draft_len))
+        if not decoded.rounds:
+            raise NotOffered("no rounds in the trace")
+        for image, rounds in enumerate(decoded.rounds):
+            for turn in rounds:
+                require(
+                    turn.accepted == turn.drafted and not turn.corrected,
+                    f"draft = target, draft_len {draft_len}: image {image} kept {turn.accepted} of {turn.drafted} "
+                    f"scales from scale {turn.first}",
+                )
+    return case.pyramid.S > 1
+
+
+def honest(subject: Subject, case: Case) -> bool:
+    """What a round says that it accepted is what the draft proposed, as far as counts can tell."""
+    decoded, S = subject.decode(case), case.pyramid.S
+    if not decoded.rounds:
+        raise NotOffered("no rounds in the trace")
+    for image, rounds in enumerate(decoded.rounds):
+        for turn in rounds:
+            at = f"image {image}, round at scale {turn.first}: {turn}"
+            require(1 <= turn.drafted <= min(case.length, S - turn.first), f"drafted too much: {at}")
+            require(0 <= turn.accepted <= turn.drafted, f"accepted more than drafted: {at}")
+            require(turn.corrected == (turn.accepted < turn.drafted), f"corrected iff a drafted scale fell: {at}")
+            require(not (turn.bonus and turn.corrected), f"bonus after a correction: {at}")
+            require(turn.bonus <= case.bonus, f"bonus although none was asked for: {at}")
+            require(turn.finished >= 1, f"finished nothing: {at}")
+            due = sum(case.pyramid.tokens(turn.first + k) for k in range(turn.finished))
+            made = turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens
+            require(made == due, f"counts {made} tokens in {due}: {at}")
+            require(not turn.corrected or turn.corrected_tokens >= 1, f"a scale fell without a wrong token: {at}")
+        calls = decoded.target_calls[image]
+        require(calls == len(rounds), f"image {image}: {calls} target calls in {len(rounds)} rounds")
+        made_rows = sum(turn.target_rows for turn in rounds)
+        require(decoded.target_rows[image] == made_rows, f"image {image}: target_rows do not add up to {made_rows}")
+        require(made_rows >= case.pyramid.L, f"image {image}: {made_rows} target rows cannot decide {case.pyramid.L}")
+    return rejected(decoded, case)
+
+
+def support(subject: Subject, case: Case) -> bool:
+    """Every token lies in the support of the target's filtered law, one-hot laws and ties included."""
+    narrow = [(1, 0.0), (0, 0.1), (max(1, case.V // 2), 0.4), (case.top_k, case.top_p)]
+    dropped = False
+    for top_k, top_p in narrow:
+        request = replace(case.request, top_k=top_k, top_p=top_p)
+        decoded = subject.decode(case, request=request)
+        run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+        for si in case.pyramid:
+            span = case.pyramid.span(si)
+            law_BlV = filter_logits(guide(run.rows_RLV[:, span], case.cfg, si, case.pyramid.S), top_k, top_p)
+            own_Bl = law_BlV.gather(-1, decoded.tokens_BL[:, span, None])[..., 0]
+            wrong = torch.nonzero(torch.isinf(own_Bl)).tolist()
+            require(
+                not wrong, f"top_k {top_k}, top_p {top_p}, scale {si}: filtered tokens at (image, token) {wrong[:4]}"
+            )
+            dropped = dropped or bool(torch.isinf(law_BlV).any())
+    return dropped
+
+
+def distribution(subject: Subject, case: Case) -> bool:
+    """The joint law over both scales of the smallest real pyramid is the target's."""
+    small = distribution_case(case)
+    decoded = subject.decode(small)
+    p = p_value(decoded.tokens_BL, target_law(small), small.V)
+    require(p >= ALARM, f"{DRAWS} images do not follow the target's joint law: p = {p:.2g}, alarm at {ALARM:g}")
+    return rejected(decoded, small)
+
+
+def distribution_case(case: Case) -> Case:
+    """Return the case as contract B is tested in it: many draws of one label, a draft that is often wrong.
+
+    One generator for the batch, since a generator an image costs more than the decode; filters that leave something
+    to draw; a scale behind the drafted one where a bonus is asked for.
+    """
+    V = min(case.V, 3)
+    return replace(
+        case,
+        patch_nums=(1, 2),
+        V=V,
+        draft="near" if case.draft == "identical" else case.draft,
+        top_k=2 if case.top_k == 3 else 0,
+        top_p=0.9 if case.top_p else 0.0,
+        cfg=min(case.cfg, 0.5),  # guidance sharpens a law, and a sharp law hides a bias
+        labels=case.labels[:1] * DRAWS,
+        order="batch",
+        policy="rejection",
+        draft_len=1 if case.bonus else case.draft_len,
+    )
+
+
+def exact(subject: Subject, case: Case) -> bool:
+    """The law of the decoder itself, every branch of its numbers walked, is the target's; pyramid (1, 2), V = 2."""
+    case = replace(distribution_case(case), V=2, labels=case.labels[:1], order="image")
+    decoder = subject.decoder(case)
+    if not isinstance(decoder, SpeculativeDecoder):
+        raise NotOffered("not composed of the harness's parts")
+    law, branches = output_law(case.models, case.request, decoder.options, decoder.parts)
+    due = joint_law(case.models, case.request)
+    far = distance(law, due)
+    require(far <= EXACT, f"an image's probability is {far:.3g} off; {branches} branches, {len(due)} images")
+    return branches > len(due)
+
+
+LAWS = (
+    Law("acceptance.token-identical", "Same seed, same tokens as sequential target decoding (ties certified).",
+        ("decode", "accept"), token_identical, (TOKEN_IDENTICAL,), wide=False),
+    Law("acceptance.independent", "The image does not depend on draft, draft_len, schedule or bonus.",
+        ("decode", "accept"), independent, (TOKEN_IDENTICAL,)),
+    Law("acceptance.identical-draft", "draft = target accepts everything.",
+        ("accept", "draft_generate_batch", "cache"), identical_draft, (TOKEN_IDENTICAL, DISTRIBUTION)),
+    Law("acceptance.honest", "The trace's counts add up: nothing accepted that was not drafted, no pass uncounted.",
+        ("decode", "trace"), honest),
+    Law("acceptance.support", "Degenerate laws (one-hot, -inf, ties) stay inside the target's support.",
+        ("accept", "filter_logits", "draw"), support, (TOKEN_IDENTICAL, DISTRIBUTION)),
+    Law("acceptance.distribution", "The joint law over scales is the target's.",
+        ("accept", "draw", "noise"), distribution, (TOKEN_IDENTICAL, DISTRIBUTION)),
+    Law("acceptance.exact", "The probability of every image, by walking all branches of the decoder, is the target's.",
+        ("accept", "residual", "noise"), exact, (TOKEN_IDENTICAL, DISTRIBUTION)),
+)  # fmt: skip

@@ -1,0 +1,98 @@
+"""Laws of the batch: each image is its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.laws.case import Case
+from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, NotOffered, Subject, require, require_tokens
+from harness.request import Request
+from harness.trace import Trace
+
+CLAIMS = (TOKEN_IDENTICAL, DISTRIBUTION)
+
+
+def _base(case: Case) -> Case:
+    """A batch of at least four images in image order, several scales a round, a draft that is right now and then."""
+    labels = (case.labels * 4)[: max(4, case.B)]
+    draft = case.draft if case.draft in ("close", "near") else "near"
+    return replace(case, labels=labels, order="image", draft=draft, draft_len=max(2, case.draft_len))
+
+
+def _uneven(decoded: Trace) -> bool:
+    """Whether images advanced at different speed, as far as the decoder shows it."""
+    return not decoded.rounds or len({tuple(turn.first for turn in rounds) for rounds in decoded.rounds}) > 1
+
+
+def _compare(subject: Subject, case: Case, request: Request, rows: list[int], due_BL: Tensor, where: str) -> None:
+    require_tokens(subject.decode(case, request=request).tokens_BL[: len(rows)], due_BL[rows], where)
+
+
+def permutation(subject: Subject, case: Case) -> bool:
+    """The images of a permuted batch are the permuted images."""
+    case = _base(case)
+    due = subject.decode(case)
+    order = torch.randperm(case.B, generator=case.generator()).tolist()
+    order = order if order != sorted(order) else order[::-1]
+    _compare(subject, case, case.request.only(order), order, due.tokens_BL, f"order {order}")
+    return _uneven(due)
+
+
+def splitting(subject: Subject, case: Case) -> bool:
+    """An image decoded alone, or with part of the batch, is the image of the whole batch."""
+    case = _base(case)
+    due = subject.decode(case)
+    for rows in [[b] for b in range(case.B)] + [list(range(1, case.B))]:
+        _compare(subject, case, case.request.only(rows), rows, due.tokens_BL, f"images {rows} on their own")
+    return _uneven(due)
+
+
+def padding(subject: Subject, case: Case) -> bool:
+    """Images behind a batch change nothing in it."""
+    case = _base(case)
+    due = subject.decode(case)
+    ids = (*range(case.B), 77, 78)
+    request = replace(case.request, labels=(*case.labels, 1, 3), images=ids)
+    _compare(subject, case, request, list(range(case.B)), due.tokens_BL, "two more images behind the batch")
+    return _uneven(due)
+
+
+def neighbour(subject: Subject, case: Case) -> bool:
+    """An image keeps its tokens when its neighbours are others."""
+    case = _base(case)
+    due = subject.decode(case)
+    labels = (case.labels[0], *((label + 1) % 4 for label in case.labels[1:]))
+    request = replace(case.request, labels=labels, images=(0, *range(101, 100 + case.B)))
+    _compare(subject, case, request, [0], due.tokens_BL, "every neighbour of image 0 changed")
+    return _uneven(due)
+
+
+def rounds(subject: Subject, case: Case) -> bool:
+    """An image is drafted, accepted and corrected as it would be alone: acceptance is no affair of the batch."""
+    case = _base(case)
+    due = subject.decode(case)
+    if not due.rounds:
+        raise NotOffered("no rounds in the trace")
+    for image, of_batch in enumerate(due.rounds):
+        alone = subject.decode(case, request=case.request.only([image])).rounds[0]
+        where = f"image {image}: {len(of_batch)} rounds in the batch, {len(alone)} alone"
+        for k, (actual, expected) in enumerate(zip(of_batch, alone, strict=False)):
+            require(actual == expected, f"{where}; round {k} was {actual}, alone {expected}")
+        require(len(of_batch) == len(alone), where)
+    return _uneven(due)
+
+
+LAWS = (
+    Law("batch.permutation", "Permuting the batch permutes the images.", ("decode", "accept", "cache"), permutation,
+        CLAIMS),
+    Law("batch.splitting", "An image alone is the image of the batch.", ("decode", "accept", "cache"), splitting,
+        CLAIMS),
+    Law("batch.padding", "More images behind the batch change nothing in it.", ("decode", "cache"), padding, CLAIMS),
+    Law("batch.neighbour", "An image does not depend on its neighbours.", ("decode", "accept", "cache"), neighbour,
+        CLAIMS),
+    Law("batch.rounds", "An image is drafted, accepted and corrected as it would be alone.", ("accept", "draft_len"),
+        rounds, CLAIMS),
+)  # fmt: skip

@@ -1,0 +1,185 @@
+"""One situation in which a law is tested, as plain numbers.
+
+Promise: a `Case` is frozen and its repr is Python, so whatever broke in it can be replayed from the printed line; the
+networks are a function of the case alone, and every position, scale and label is told apart by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.differential import new_noise
+from harness.implementations import Settings
+from harness.laws.networks import CLASSES, QUALITIES, C, random_models
+from harness.models.pair import ModelPair
+from harness.models.transformer import TransformerConfig
+from harness.noise import SeededNoise
+from harness.pyramid import PATCH_NUMS_256, ScalePyramid
+from harness.request import NoiseOrder, Request
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# All pyramids of 1 to 5 scales with sides to 6, fewest tokens first.
+SMALL = tuple(
+    sorted(
+        ((1, *sides) for count in range(5) for sides in combinations(range(2, 7), count)),
+        key=lambda sides: sum(side * side for side in sides),
+    )
+)
+# What the fields of a case are drawn from, simplest first; a value that stands twice is drawn twice as often.
+CHOICES: dict[str, Sequence[Any]] = {
+    "patch_nums": SMALL,
+    "V": (3, 5, 8, 13),
+    "D": (16, 32),
+    "depth": (1, 2),
+    "shared_adaln": (False, True),
+    "l2_norm": (True, False),
+    "weights": range(6),
+    "draft": QUALITIES,
+    "labels": ((0,), (2,), (3,), (0, 1), (1, 1), (0, 1, 2), (2, 3, 0)),
+    "seed": range(1000),
+    "cfg": (1.5, 0.0, 0.5, 4.0),
+    "top_k": (0, 0, 1, 3),
+    "top_p": (0.0, 0.0, 0.5, 0.9),
+    "order": ("image", "batch"),
+    "draft_len": (1, 2, 3, 5),
+    "bonus": (False, True),
+    "policy": ("coupled", "rejection"),
+    "dtype": ("float64", "float32"),
+}
+PYRAMIDS = (*SMALL, PATCH_NUMS_256)  # the real one is one in 32: a decode of 680 tokens takes some twenty times as long
+
+
+@dataclass(frozen=True)
+class Case:
+    """Networks, request and settings, small enough to try hundreds of.
+
+    Args:
+        patch_nums: sides of the scales.
+        V: codebook size.
+        D: width of the target; two heads.
+        depth: blocks of the target.
+        shared_adaln: as in the largest published network.
+        l2_norm: attention on unit vectors.
+        weights: seed of all weights.
+        draft: one of `QUALITIES`: from the target itself to one whose favourite is the target's last choice.
+        labels: classes 0..3; 3 is the unconditional one.
+        seed: of the request.
+        cfg: guidance value.
+        top_k: filter, 0 = off.
+        top_p: filter, 0 = off.
+        order: whose noise streams (`Request.order`).
+        draft_len: scales proposed per round; cut to the number of scales.
+        bonus: submit the scale behind the drafted ones too.
+        policy: coupling and acceptance rule, for decoders that offer several.
+        dtype: of the networks, one of `DTYPES`; most laws take float64 whatever it says (`Law.wide`).
+        device: of the networks.
+    """
+
+    patch_nums: tuple[int, ...] = (1, 2)
+    V: int = 5
+    D: int = 16
+    depth: int = 1
+    shared_adaln: bool = False
+    l2_norm: bool = True
+    weights: int = 0
+    draft: str = "near"
+    labels: tuple[int, ...] = (0,)
+    seed: int = 0
+    cfg: float = 1.5
+    top_k: int = 0
+    top_p: float = 0.0
+    order: NoiseOrder = "image"
+    draft_len: int = 2
+    bonus: bool = False
+    policy: str = "coupled"
+    dtype: str = "float64"
+    device: str = "cpu"
+
+    def __repr__(self) -> str:
+        """Name what differs from the defaults, so that a minimal case is a short line."""
+        named = [(field, getattr(self, field.name)) for field in fields(self)]
+        shown = [f"{field.name}={value!r}" for field, value in named if value != field.default]
+        return f"Case({', '.join(shown)})"
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """Scales."""
+        return ScalePyramid(self.patch_nums)
+
+    @property
+    def models(self) -> ModelPair:
+        """The networks; built once per process."""
+        names = ("patch_nums", "V", "D", "depth", "shared_adaln", "l2_norm", "weights", "draft", "dtype", "device")
+        return _models(Case(**{name: getattr(self, name) for name in names}))
+
+    @property
+    def request(self) -> Request:
+        """What to sample."""
+        return Request(self.labels, self.seed, self.cfg, self.top_k, self.top_p, order=self.order)
+
+    @property
+    def settings(self) -> Settings:
+        """How to speculate."""
+        return Settings(self.length, self.bonus, self.policy)
+
+    @property
+    def length(self) -> int:
+        """Scales proposed per round: `draft_len`, or all scales where there are fewer."""
+        return min(self.draft_len, len(self.patch_nums))
+
+    @property
+    def B(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def at(self) -> torch.device:
+        """Where the networks live."""
+        return torch.device(self.device)
+
+    @property
+    def labels_B(self) -> Tensor:
+        """Labels on the networks' device."""
+        return torch.tensor(self.labels, device=self.at)
+
+    @property
+    def windows(self) -> list[tuple[int, int]]:
+        """Every window (first, last) of scales; on pyramids of more than 120 tokens those that end early."""
+        pyramid = self.pyramid
+        return [(a, b) for b in pyramid for a in range(b + 1) if pyramid.end(b) <= 120]
+
+    def wide(self) -> Case:
+        """Return the case with float64 networks: no two computations of one logit differ in more than 1e-10."""
+        return replace(self, dtype="float64")
+
+    def noise(self, request: Request | None = None) -> SeededNoise:
+        """Return fresh numbers for one decode."""
+        return new_noise(self.models, request or self.request)
+
+    def generator(self) -> torch.Generator:
+        """Return a CPU generator of the law's own, so that a case always tries the same numbers."""
+        return torch.Generator().manual_seed(self.seed * 7919 + self.weights)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return float64 numbers ~ N(0, 1) on the networks' device, the same ones at every call."""
+        return torch.randn(shape, generator=self.generator(), dtype=torch.float64).to(self.at)
+
+    def random_tokens(self) -> Tensor:
+        """Return tokens_BL, uniform over the codebook."""
+        return torch.randint(self.V, (self.B, self.pyramid.L), generator=self.generator()).to(self.at)
+
+
+@lru_cache(maxsize=64)
+def _models(case: Case) -> ModelPair:
+    config = TransformerConfig(
+        case.pyramid, case.depth, case.D, 2, case.V, C, CLASSES, shared_adaln=case.shared_adaln, l2_norm=case.l2_norm
+    )
+    return random_models(config, case.weights, case.draft).to(case.at, DTYPES[case.dtype])

@@ -1,0 +1,187 @@
+"""Run the laws over a decoder, without any test framework.
+
+Promise: the same cases for everybody (a function of their number and a seed), smallest first, so that the first case
+that breaks a law is close to the smallest one; nothing passes by not having been tried.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from harness.errors import InputError
+from harness.implementations import Factory, load_factory
+from harness.laws import acceptance, batch, guidance, masks, positions, randomness, sensitivity, state
+from harness.laws.case import CHOICES, Case
+from harness.laws.law import Law, NotOffered, Subject, Violation
+from harness.verdict import Verdict
+
+FAMILIES = (positions, guidance, masks, state, randomness, acceptance, batch, sensitivity)
+LAWS: tuple[Law, ...] = tuple(law for family in FAMILIES for law in family.LAWS)
+
+
+@dataclass
+class Row:
+    """What one law saw.
+
+    Args:
+        law: which.
+        examples: cases in which it was checked.
+        exercised: those that were not trivial for it.
+        refused: cases that the decoder refused with an `InputError`.
+        skipped: why it does not apply to the decoder, or to some case; empty when it always does.
+        violation: the first one.
+        seconds: of all its checks.
+    """
+
+    law: Law
+    examples: int = 0
+    exercised: int = 0
+    refused: int = 0
+    skipped: str = ""
+    violation: Violation | None = None
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """DEFECT, IDENTICAL (it held), INCONCLUSIVE (never exercised), or None where it does not apply."""
+        if self.violation is not None:
+            return Verdict.DEFECT
+        if self.skipped and not self.examples:
+            return None
+        return Verdict.IDENTICAL if self.exercised else Verdict.INCONCLUSIVE
+
+    def __str__(self) -> str:
+        word = {None: f"not applicable: {self.skipped}", Verdict.DEFECT: "BROKEN", Verdict.IDENTICAL: "held"}
+        said = word.get(self.verdict, "never exercised")
+        counts = f"{self.examples:5d} examples {self.exercised:5d} exercised"
+        return f"{self.law.id:28s} {counts} {self.seconds:7.2f} s  {said}"
+
+
+@dataclass
+class Report:
+    """What all laws saw; its `str` is a table and the first violation."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def violations(self) -> list[Violation]:
+        """The first violation of every broken law."""
+        return [row.violation for row in self.rows if row.violation is not None]
+
+    @property
+    def verdict(self) -> Verdict:
+        """DEFECT if a law is broken, INCONCLUSIVE if one was never exercised or none applied, else IDENTICAL."""
+        verdicts = [row.verdict for row in self.rows if row.verdict is not None]
+        if Verdict.DEFECT in verdicts:
+            return Verdict.DEFECT
+        return Verdict.IDENTICAL if verdicts and Verdict.INCONCLUSIVE not in verdicts else Verdict.INCONCLUSIVE
+
+    def __str__(self) -> str:
+        applied = [row for row in self.rows if row.verdict is not None]
+        held = sum(row.verdict is Verdict.IDENTICAL for row in applied)
+        lines = [str(row) for row in self.rows]
+        lines += [f"\n{violation}" for violation in self.violations[:1]]
+        lines += [
+            f"{self.verdict.value} {held} of {len(applied)} laws held, {len(self.rows) - len(applied)} not applicable"
+        ]
+        return "\n".join(lines)
+
+
+def cases(count: int, seed: int = 0) -> list[Case]:
+    """Return cases that differ in everything, smallest pyramid first: a function of the arguments."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(options: Sequence[object]) -> object:
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    made = [Case(**{name: pick(options) for name, options in CHOICES.items()}) for _ in range(count)]  # type: ignore[arg-type]
+    return sorted(made, key=lambda case: (case.pyramid.L, case.B, case.depth, case.V))
+
+
+def run_law(law: Law, subject: Subject, tried: Sequence[Case]) -> Row:
+    """Check one law in cases until one breaks it."""
+    row, start = Row(law), time.perf_counter()
+    for case in tried:
+        try:
+            row.exercised += law.check(subject, case)
+            row.examples += 1
+        except NotOffered as why:
+            row.skipped = str(why)
+        except InputError:
+            row.refused += 1
+        except Violation as violation:
+            row.examples += 1
+            row.violation = smallest(law, subject, violation)
+            break
+    row.seconds = time.perf_counter() - start
+    return row
+
+
+def smallest(law: Law, subject: Subject, violation: Violation) -> Violation:
+    """Return the violation with every field of its case, in turn, at the simplest value that keeps it.
+
+    Simpler as in `CHOICES`; at most four values a field are tried.
+    """
+    for name, options in CHOICES.items():
+        now, known = getattr(violation.case, name), list(options)
+        simpler = known[: min(4, known.index(now))] if now in known else known[:1]
+        for value in simpler:
+            try:
+                law.check(subject, replace(violation.case, **{name: value}))
+            except Violation as found:
+                violation = found
+                break
+            except (NotOffered, InputError):
+                continue
+    return violation
+
+
+def run_conformance(
+    implementation: Factory | str,
+    examples: int = 20,
+    seed: int = 0,
+    laws: Sequence[Law] = LAWS,
+    progress: Callable[[Row], None] = lambda row: None,
+) -> Report:
+    """Check all laws against somebody's decoder.
+
+    Args:
+        implementation: ``factory(models, settings) -> decoder``, or its name ``package.module:factory``. A factory,
+            not a decoder, because the laws need small networks and many settings.
+        examples: cases per law, >= 1; all laws meet the same ones.
+        seed: of the cases.
+        laws: which.
+        progress: called after every law.
+
+    Returns:
+        The report; `report.verdict` is DEFECT if a law is broken.
+
+    Raises:
+        InputError: `implementation` is no factory, or examples < 1.
+    """
+    factory = load_factory(implementation) if isinstance(implementation, str) else implementation
+    if not callable(factory):
+        raise InputError(
+            "implementation", type(factory).__name__, "must be a factory(models, settings)",
+            "pass lambda models, settings: YourDecoder(models, settings.draft_len)",
+        )  # fmt: skip
+    if examples < 1:
+        raise InputError("examples", examples, "must be 1 or more", "pass examples=20")
+    tried, subject, report = cases(examples, seed), Subject(factory), Report()
+    for law in laws:
+        report.rows.append(run_law(law, subject, tried))
+        progress(report.rows[-1])
+    return report
+
+
+def check(law_id: str, implementation: Factory | str, case: Case) -> bool:
+    """Replay one law in one case, as a violation says. Raises as `Law.check`, and `InputError` for an unknown id."""
+    known = {law.id: law for law in LAWS}
+    if law_id not in known:
+        raise InputError("law", law_id, "is not a law", f"pass one of {', '.join(sorted(known))}")
+    factory = load_factory(implementation) if isinstance(implementation, str) else implementation
+    return known[law_id].check(Subject(factory), case)

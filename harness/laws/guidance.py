@@ -1,0 +1,116 @@
+"""Laws of guidance: 2B rows, conditional half first, and a weight that grows with the scale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from harness.errors import HarnessError
+from harness.laws.case import Case
+from harness.laws.law import (
+    DISTRIBUTION,
+    FLOAT64,
+    TOKEN_IDENTICAL,
+    Law,
+    NotOffered,
+    Subject,
+    require,
+    require_same,
+    require_tokens,
+)
+from harness.reference import guidance
+
+
+def _rows(case: Case, n: int) -> torch.Tensor:
+    return case.normal(2 * case.B, n, case.V)
+
+
+def formula(subject: Subject, case: Case) -> bool:
+    """Guidance of a window is the plain formula scale by scale."""
+    parts, pyramid = subject.parts(case, "guide"), case.pyramid
+    for first, last in case.windows:
+        rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
+        scales = rows_RnV.split([pyramid.tokens(si) for si in range(first, last + 1)], 1)
+        due = [guidance.guide(rows, case.cfg, first + k, pyramid.S) for k, rows in enumerate(scales)]
+        got = parts.guide(rows_RnV.clone(), pyramid, case.cfg, first, last)
+        require_same({"guided": got}, {"guided": torch.cat(due, 1)}, f"window {first}..{last}", FLOAT64)
+    return case.cfg != 0 and pyramid.S > 1
+
+
+def off(subject: Subject, case: Case) -> bool:
+    """Without guidance, and at scale 0, the conditional rows come out to the bit."""
+    parts, pyramid = subject.parts(case, "guide"), case.pyramid
+    for first, last in case.windows:
+        rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
+        got = parts.guide(rows_RnV.clone(), pyramid, 0.0, first, last)
+        require_same({"guided": got}, {"guided": rows_RnV[: case.B]}, f"cfg 0, window {first}..{last}")
+    rows_R1V = _rows(case, 1)
+    got = parts.guide(rows_R1V.clone(), pyramid, case.cfg, 0, 0)
+    require_same({"guided": got}, {"guided": rows_R1V[: case.B]}, "scale 0")
+    return True
+
+
+def refusal(subject: Subject, case: Case) -> bool:
+    """An odd number of guidance rows is an error, not a result."""
+    parts = subject.parts(case, "guide")
+    odd_RnV = _rows(case, 1)[:-1]
+    if case.B == 1:
+        odd_RnV = _rows(replace(case, labels=(0, 0)), 1)[:3]
+    try:
+        got = parts.guide(odd_RnV, case.pyramid, case.cfg, 0, 0)
+    except (HarnessError, ValueError):
+        return True
+    require(False, f"{len(odd_RnV)} rows were taken for 2B and gave {tuple(got.shape)}")
+    return True
+
+
+def unconditional(subject: Subject, case: Case) -> bool:
+    """With the unconditional label both halves are equal, so guidance has nothing to say."""
+    case = replace(case, labels=(3,) * case.B)
+    tokens_BL = subject.decode(case).tokens_BL
+    for cfg in (0.0, 4.0):
+        other_BL = subject.decode(replace(case, cfg=cfg)).tokens_BL
+        require_tokens(other_BL, tokens_BL, f"unconditional label, cfg {cfg} against {case.cfg}")
+    return case.pyramid.S > 1
+
+
+def both_sides(subject: Subject, case: Case) -> bool:
+    """A draft that is the target proposes what the target keeps, under guidance and filters too."""
+    decoded = subject.decode(replace(case, draft="identical", cfg=max(case.cfg, 2.0)))
+    if not decoded.rounds:
+        raise NotOffered("no rounds in the trace")
+    for image, rounds in enumerate(decoded.rounds):
+        for turn in rounds:
+            require(
+                turn.accepted == turn.drafted,
+                f"draft = target, and image {image} kept {turn.accepted} of {turn.drafted} scales from {turn.first}",
+            )
+    return case.pyramid.S > 1
+
+
+def weights(subject: Subject, case: Case) -> bool:
+    """The guided logits that a decode used are the formula over its own rows."""
+    decoded = subject.decode(case)
+    kept = decoded.intermediates
+    if kept is None:
+        raise NotOffered("no intermediates")
+    for si in case.pyramid:
+        span = case.pyramid.span(si)
+        due = guidance.guide(kept.rows_RLV[:, span], case.cfg, si, case.pyramid.S)
+        require_same({"guided": kept.guided_BLV[:, span]}, {"guided": due}, f"scale {si}", FLOAT64)
+    return case.cfg != 0 and case.pyramid.S > 1
+
+
+LAWS = (
+    Law("guidance.formula", "guided = (1+t)·conditional − t·unconditional, t = cfg·si/(S-1), conditional half first.",
+        ("guide",), formula),
+    Law("guidance.off", "cfg = 0, and any cfg at scale 0, give the conditional logits to the bit.", ("guide",), off),
+    Law("guidance.refusal", "An odd number of guidance rows is refused.", ("guide",), refusal),
+    Law("guidance.unconditional", "The unconditional label gives the same image for every cfg.",
+        ("decode", "guide", "condition"), unconditional, (TOKEN_IDENTICAL, DISTRIBUTION)),
+    Law("guidance.both-sides", "Draft and target are guided at the same scale index: a draft = target is kept whole.",
+        ("guide", "draft_generate_batch"), both_sides, (TOKEN_IDENTICAL, DISTRIBUTION)),
+    Law("guidance.trace", "The guided logits of a decode are the formula over its own rows.",
+        ("decode", "guide"), weights),
+)  # fmt: skip

@@ -1,0 +1,186 @@
+"""What a law is, what it is asked of, and how it says that it is broken.
+
+Promise: checking a law ends in one of four ways: it held (and the example was trivial or not), it is broken
+(`Violation`), it does not apply to this decoder (`NotOffered`), or the decoder refused the case (`InputError`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.compare import differences
+from harness.errors import HarnessError, InputError
+from harness.implementations import Factory, Implementation
+from harness.laws.case import Case
+from harness.models.pair import ModelPair
+from harness.noise import Noise
+from harness.request import Request
+from harness.trace import Trace
+
+TOKEN_IDENTICAL, DISTRIBUTION, QUALITY = "token-identical", "distribution-identical", "quality-preserving"
+EVERY = (TOKEN_IDENTICAL, DISTRIBUTION, QUALITY)
+
+# Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;
+# the smallest planted bug moves them by more than 1e-4. tests/meta/test_tolerances.py measures the first number.
+FLOAT64 = 1e-10
+
+
+class Violation(HarnessError):  # noqa: N818
+    """A law is broken; the message fits on one screen and holds the case to replay.
+
+    Args:
+        law: the broken law.
+        case: where.
+        found: what broke, one clause.
+        factory: the decoder as Python names it in the printed replay.
+    """
+
+    def __init__(self, law: Law, case: Case, found: str, factory: str = "FACTORY") -> None:
+        self.law, self.case, self.found = law, case, found
+        super().__init__(
+            f"law {law.id} is broken\n  law:     {law.statement}\n  found:   {found[:900]}\n"
+            f"  watches: {', '.join(law.watches)}\n  case:    {case!r}\n"
+            f"  replay:  from harness.laws import Case, check; check({law.id!r}, {factory}, {case!r})"
+        )
+
+
+class Broken(Exception):  # noqa: N818
+    """Raised inside a law: what was found. `Law.check` turns it into a `Violation`."""
+
+
+class NotOffered(Exception):  # noqa: N818
+    """The decoder does not expose what the law looks at, or claims another contract."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A decoder under test.
+
+    Args:
+        factory: builds it for models and settings.
+    """
+
+    factory: Factory
+
+    @property
+    def name(self) -> str:
+        """The factory as `load_factory` finds it, quoted; ``FACTORY`` where it has no name of its own."""
+        name = getattr(self.factory, "__qualname__", "<unnamed>")
+        return "FACTORY" if "<" in name else repr(f"{self.factory.__module__}:{name}")
+
+    def decoder(self, case: Case, models: ModelPair | None = None) -> Implementation:
+        """Build the decoder for a case, or for other networks with the settings of the case."""
+        return self.factory(models or case.models, case.settings)
+
+    def decode(
+        self, case: Case, request: Request | None = None, noise: Noise | None = None, models: ModelPair | None = None
+    ) -> Trace:
+        """Decode a case; the three arguments replace what the case says."""
+        request = request or case.request
+        return self.decoder(case, models).decode(request, noise or case.noise(request))  # type: ignore[arg-type]
+
+    def parts(self, case: Case, *names: str) -> Any:
+        """Return the decoder's parts.
+
+        Raises:
+            NotOffered: no `parts`, or one of `names` is not among them.
+        """
+        parts = getattr(self.decoder(case), "parts", None)
+        missing = [name for name in names if not hasattr(parts, name)]
+        if parts is None or missing:
+            raise NotOffered("no parts" if parts is None else f"parts without {', '.join(missing)}")
+        return parts
+
+    def spied(self, case: Case, **wrappers: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Implementation:
+        """Return a decoder of which some parts are wrapped; it must read `parts` when it decodes."""
+        parts = self.parts(case, *wrappers)
+        wrapped = {name: wrapper(getattr(parts, name)) for name, wrapper in wrappers.items()}
+        decoder: Any = copy.copy(self.decoder(case))
+        decoder.parts = replace(parts, **wrapped)
+        return decoder  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law of a correct decoder.
+
+    Args:
+        id: family and word, e.g. ``masks.definition``.
+        statement: what holds, one sentence.
+        watches: components that a violation points to.
+        test: raises `Broken`, or returns whether the case exercised the law.
+        contracts: claims that entail the law.
+        wide: test on float64 networks, so that rounding cannot decide a token.
+    """
+
+    id: str
+    statement: str
+    watches: tuple[str, ...]
+    test: Callable[[Subject, Case], bool] = field(repr=False)
+    contracts: tuple[str, ...] = EVERY
+    wide: bool = True
+
+    @property
+    def family(self) -> str:
+        """First half of the id."""
+        return self.id.partition(".")[0]
+
+    def fitted(self, case: Case) -> Case:
+        """Return the case as the law takes it: float64 networks if it is wide, a policy whose contract it is about."""
+        wide = case.wide() if self.wide else case
+        return wide if DISTRIBUTION in self.contracts else replace(wide, policy="coupled")
+
+    def check(self, subject: Subject, case: Case) -> bool:
+        """Test the law in one case; return whether the case was not trivial for it.
+
+        Raises:
+            Violation: it is broken; also when the decoder raises something that is no refusal of the case.
+            NotOffered: it does not apply to this decoder.
+            InputError: the decoder refuses the case.
+        """
+        case = self.fitted(case)
+        contract = subject.decoder(case).contract
+        if contract not in EVERY:
+            raise InputError("contract", contract, f"must be one of {', '.join(EVERY)}", "set it on the decoder")
+        if contract not in self.contracts:
+            raise NotOffered(f"contract {contract}")
+        try:
+            return self.test(subject, case)
+        except Broken as broken:
+            raise Violation(self, case, str(broken), subject.name) from None
+        except (NotOffered, InputError):
+            raise
+        except Exception as error:
+            found = f"the decoder raised {type(error).__name__}: {error}"
+            raise Violation(self, case, found, subject.name) from error
+
+
+def require(holds: bool, found: str) -> None:
+    """Raise `Broken` with what was found unless it holds."""
+    if not holds:
+        raise Broken(found)
+
+
+def require_same(
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str = "", atol: float = 0.0
+) -> None:
+    """Raise `Broken` unless both sets of tensors are equal: names, dtypes, shapes, values."""
+    found = differences(actual, expected, dict.fromkeys(expected, atol))
+    require(not found, f"{where}{': ' if where else ''}{'; '.join(map(str, found))}")
+
+
+def require_tokens(actual_BL: Tensor, expected_BL: Tensor, where: str) -> None:
+    """Raise `Broken` with the first differing position unless the tokens are equal."""
+    if actual_BL.shape != expected_BL.shape:
+        raise Broken(f"{where}: tokens {tuple(actual_BL.shape)}, not {tuple(expected_BL.shape)}")
+    differ = torch.nonzero(actual_BL != expected_BL).tolist()
+    if differ:
+        image, position = differ[0]
+        was, due = int(actual_BL[image, position]), int(expected_BL[image, position])
+        raise Broken(f"{where}: image {image}, position {position}: token {was}, not {due}; {len(differ)} differ")

@@ -1,0 +1,98 @@
+"""Laws of positions: which row of a pass belongs to which position of the pyramid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.laws.case import Case
+from harness.laws.law import FLOAT64, Law, NotOffered, Subject, require, require_same
+from harness.laws.networks import CLASSES
+from harness.laws.oracle import run_over
+from harness.reference.sequential import guidance_labels, scale_input
+
+
+def _tags(case: Case, begin: int, end: int, trailing: tuple[int, ...]) -> Tensor:
+    """Return (B,n,…): every row holds its position."""
+    position_n = torch.arange(begin, end, device=case.at)
+    return position_n.view(-1, *(1 for _ in trailing)).expand(case.B, -1, *trailing)
+
+
+def split(subject: Subject, case: Case) -> bool:
+    """Rows tagged with their position are split into the spans of the scales."""
+    parts, pyramid = subject.parts(case, "split_logits_by_scale"), case.pyramid
+    for first, last in case.windows:
+        for trailing in ((2,), (2, 3)):
+            tags = _tags(case, pyramid.begin(first), pyramid.end(last), trailing)
+            got = parts.split_logits_by_scale(tags, pyramid, first, last)
+            require(len(got) == last - first + 1, f"window {first}..{last} splits into {len(got)} scales")
+            for si, rows in zip(range(first, last + 1), got, strict=True):
+                due = _tags(case, pyramid.begin(si), pyramid.end(si), trailing)
+                require_same({"rows": rows}, {"rows": due}, f"window {first}..{last}, scale {si}, trailing {trailing}")
+    return pyramid.S > 1
+
+
+@torch.inference_mode()
+def query(subject: Subject, case: Case) -> bool:
+    """The combined query of a window is the inputs of its scales, one behind the other."""
+    parts, pyramid = subject.parts(case, "build_combined_query"), case.pyramid
+    labels_R = guidance_labels(case.labels_B, CLASSES)
+    for network in (case.models.draft, case.models.target):
+        condition = network.condition(labels_R)
+        raw_BLC = case.normal(case.B, pyramid.L, network.config.C)
+        for first, last in case.windows:
+            raws = [raw_BLC[:, pyramid.span(si)] if si else None for si in range(first, last + 1)]
+            due = torch.cat([scale_input(network, condition, raw, first + k) for k, raw in enumerate(raws)], 1)
+            window = slice(pyramid.begin(first), pyramid.end(last))
+            given_BnC = raw_BLC[:, window].clone()
+            x_RnD = parts.build_combined_query(network, condition, given_BnC, first, last)
+            require_same({"x": x_RnD}, {"x": due}, f"window {first}..{last}", FLOAT64)
+            require_same({"argument": given_BnC}, {"argument": raw_BLC[:, window]}, f"window {first}..{last}")
+    return pyramid.S > 1
+
+
+@torch.inference_mode()
+def rows(subject: Subject, case: Case) -> bool:
+    """Every row of a verify pass is the sequential row of the same position and prefix."""
+    parts = subject.parts(case, "build_combined_query", "attention_mask", "split_logits_by_scale")
+    pyramid, network = case.pyramid, case.models.target
+    labels_B = case.labels_B
+    condition = network.condition(guidance_labels(labels_B, CLASSES))
+    run = run_over(network, case.models.vae, labels_B, case.random_tokens())
+    for first, last in case.windows:
+        window = slice(pyramid.begin(first), pyramid.end(last))
+        x_RnD = parts.build_combined_query(network, condition, run.raw_BLC[:, window], first, last)
+        mask = parts.attention_mask(pyramid, first, last, x_RnD.device, x_RnD.dtype)
+        hidden_RnD = network.hidden(x_RnD, condition, run.cache(window.start), mask)
+        got = parts.split_logits_by_scale(network.logits(hidden_RnD, condition), pyramid, first, last)
+        for si, rows_RlV in zip(range(first, last + 1), got, strict=True):
+            due = run.rows_RLV[:, pyramid.span(si)]
+            require_same({"logits": rows_RlV}, {"logits": due}, f"window {first}..{last}, scale {si}", FLOAT64)
+    return pyramid.S > 1
+
+
+def trace(subject: Subject, case: Case) -> bool:
+    """The inputs and rows that a decode was decided by are those of a sequential run over its tokens."""
+    decoded = subject.decode(case)
+    kept = decoded.intermediates
+    if kept is None:
+        raise NotOffered("no intermediates")
+    run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+    for si in case.pyramid:
+        span = case.pyramid.span(si)
+        actual: dict[str, Tensor] = {"x": kept.x_RLD[:, span], "rows": kept.rows_RLV[:, span]}
+        expected = {"x": run.x_RLD[:, span], "rows": run.rows_RLV[:, span]}
+        require_same(actual, expected, f"scale {si}", FLOAT64)
+    return any(turn.drafted + turn.bonus > 1 for rounds in decoded.rounds for turn in rounds)
+
+
+LAWS = (
+    Law("positions.split", "A window's rows split into exactly the spans of its scales.",
+        ("split_logits_by_scale",), split),
+    Law("positions.query", "The combined query of scales a..b sits at the positions of a..b, for every window.",
+        ("build_combined_query",), query),
+    Law("positions.rows", "Every verify row equals the sequential row for the same prefix, for every window.",
+        ("build_combined_query", "attention_mask", "split_logits_by_scale"), rows),
+    Law("positions.trace", "The inputs and rows behind every token are those of a sequential run over the tokens.",
+        ("decode", "build_combined_query", "attention_mask", "cache"), trace),
+)  # fmt: skip

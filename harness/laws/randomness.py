@@ -1,0 +1,175 @@
+"""Laws of randomness: which numbers are read, by whom, and what is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.laws.case import Case
+from harness.laws.law import (
+    DISTRIBUTION,
+    TOKEN_IDENTICAL,
+    Law,
+    NotOffered,
+    Subject,
+    require,
+    require_same,
+    require_tokens,
+)
+from harness.noise import TOKEN, Ledger, SeededNoise
+from harness.reference import draw as reference
+from harness.reference import sequential
+
+# Exponential numbers at the edge of what a generator can return, smallest first.
+EDGES = (0.0, torch.finfo(torch.float32).tiny, 1e-30, 104.0, torch.finfo(torch.float32).max, float("inf"))
+
+
+def _logits(case: Case, n: int) -> Tensor:
+    """Logits with ties, so that "the k-th largest" is a question."""
+    logits_BnV = 2 * case.normal(case.B, n, case.V)
+    return torch.where(logits_BnV.abs() < 1, logits_BnV.round(), logits_BnV)
+
+
+def filters(subject: Subject, case: Case) -> bool:
+    """The filter keeps what the plain one keeps, ties included, and leaves its argument alone."""
+    parts = subject.parts(case, "filter_logits")
+    logits_BnV = _logits(case, 7)
+    kept_BnV = logits_BnV.clone()
+    some = [(case.top_k, case.top_p), (0, 0.0), (1, 0.0), (case.V, 0.0), (0, 1.0), (max(1, case.V // 2), 0.5)]
+    for top_k, top_p in some:
+        got = parts.filter_logits(logits_BnV, top_k, top_p)
+        due = reference.filter_logits(kept_BnV, top_k, top_p)
+        # softmax makes -inf comparable and is what both sides draw from
+        require_same({"probs": got.softmax(-1)}, {"probs": due.softmax(-1)}, f"top_k {top_k}, top_p {top_p}", FLOAT_LAW)
+        wrong = torch.nonzero(torch.isinf(got) != torch.isinf(due)).tolist()
+        require(not wrong, f"top_k {top_k}, top_p {top_p}: kept or dropped wrongly at {wrong[:4]}")
+    require_same({"argument": logits_BnV}, {"argument": kept_BnV}, "filter_logits wrote into its argument")
+    return case.V > 2
+
+
+FLOAT_LAW = 1e-12  # softmax of equal logits: a few roundings of numbers below 1
+
+
+def race(subject: Subject, case: Case) -> bool:
+    """A draw is argmax(probs / E) under the numbers given, whatever the filter left."""
+    parts = subject.parts(case, "draw")
+    logits_BnV = reference.filter_logits(_logits(case, 9), case.top_k, case.top_p)
+    E_BnV = torch.empty(logits_BnV.shape).exponential_(1, generator=case.generator()).to(case.at)
+    got = parts.draw(logits_BnV.softmax(-1), E_BnV)
+    require_same({"tokens": got}, {"tokens": reference.draw(logits_BnV, E_BnV)}, "draw")
+    return case.V > 2
+
+
+def boundary(subject: Subject, case: Case) -> bool:
+    """Edge values of the exponential never yield a filtered token."""
+    parts = subject.parts(case, "draw")
+    generator = case.generator()
+    probs_BnV = _logits(case, 16).softmax(-1)
+    gone = (torch.rand(probs_BnV.shape, generator=generator) < 0.6).to(case.at)
+    gone[..., :1] |= gone[..., 1:].sum(-1, keepdim=True) < case.V - 1  # mostly drop token 0, where argmax of NaN lands
+    probs_BnV = probs_BnV.masked_fill(gone, 0.0)
+    probs_BnV = probs_BnV / probs_BnV.sum(-1, keepdim=True)
+    edges = torch.tensor(EDGES)[torch.randint(len(EDGES), probs_BnV.shape, generator=generator)].to(case.at)
+    every = [torch.full_like(edges, edge) for edge in EDGES] + [edges]
+    for E_BnV in every:
+        idx_Bn = parts.draw(probs_BnV, E_BnV)
+        wrong = torch.nonzero(probs_BnV.gather(-1, idx_Bn[..., None])[..., 0] <= 0).tolist()
+        if wrong:
+            b, n = wrong[0]
+            numbers = E_BnV[b, n].tolist()
+            require(False, f"token {int(idx_Bn[b, n])} of probability 0 drawn; E {numbers}, {probs_BnV[b, n].tolist()}")
+    return bool(gone.any())
+
+
+def published(subject: Subject, case: Case) -> bool:
+    """In the published order the draw of scale after scale equals torch.multinomial under one generator."""
+    parts = subject.parts(case, "draw")
+    request = replace(case.request, order="batch")
+    noise = SeededNoise(request, case.pyramid, case.V, case.at)
+    generator = torch.Generator(device=case.at).manual_seed(case.seed)
+    for si in case.pyramid:
+        l = case.pyramid.tokens(si)
+        probs_BlV = _logits(case, l).float().softmax(-1)
+        due = torch.multinomial(probs_BlV.view(-1, case.V), 1, generator=generator).view(case.B, l)
+        got = parts.draw(probs_BlV, noise.exponential(si, TOKEN, "target"))
+        require_same({"tokens": got}, {"tokens": due}, f"scale {si}")
+    return case.pyramid.S > 1
+
+
+def _global_generators(case: Case) -> list[torch.Generator]:
+    """PyTorch's own generators that a decode on the case's device could reach."""
+    return [torch.default_generator, *(torch.cuda.default_generators if case.at.type == "cuda" else ())]
+
+
+def own_numbers(subject: Subject, case: Case) -> bool:
+    """No other generator is read or moved: the global ones may be anything and stay what they are."""
+    generators = _global_generators(case)
+    kept = [generator.get_state() for generator in generators]
+    try:
+        traces = []
+        for seed in (1, 2):
+            before = [generator.manual_seed(seed).get_state() for generator in generators]
+            traces.append(subject.decode(case))
+            after = [generator.get_state() for generator in generators]
+            require(all(map(torch.equal, before, after)), "decoding moved PyTorch's global generator")
+    finally:
+        for generator, state in zip(generators, kept, strict=True):
+            generator.set_state(state)
+    require_tokens(traces[1].tokens_BL, traces[0].tokens_BL, "other state of the global generator")
+    return True
+
+
+def reading_order(subject: Subject, case: Case) -> bool:
+    """Numbers that were read before, in any order, are the same numbers."""
+    due = subject.decode(case)
+    noise = case.noise()
+    for si in torch.randperm(case.pyramid.S, generator=case.generator()).tolist():
+        noise.exponential(si, TOKEN, "target")
+    got = subject.decode(case, noise=noise)
+    require_tokens(got.tokens_BL, due.tokens_BL, "numbers read before the decode")
+    return case.pyramid.S > 1
+
+
+def addresses(subject: Subject, case: Case) -> bool:
+    """Every scale is decided by its own numbers; under contract B no number has two readers."""
+    exclusive = subject.decoder(case).contract == DISTRIBUTION
+    ledger = Ledger(exclusive)
+    noise = SeededNoise(case.request, case.pyramid, case.V, case.at, ledger)
+    subject.decode(case, noise=noise)
+    read = {si for (si, _), readers in ledger.readers.items() if set(readers) - {"draft"}}
+    missing = sorted(set(case.pyramid) - read)
+    require(not missing, f"scales {missing} were decided without a number, but for the draft's")
+    return case.pyramid.S > 1
+
+
+def rule(subject: Subject, case: Case) -> bool:
+    """Every token of a decode is the race of its own row under the numbers of its own address."""
+    decoded = subject.decode(case)
+    if decoded.intermediates is None:
+        raise NotOffered("no intermediates")
+    noise = case.noise()
+    for si in case.pyramid:
+        span = case.pyramid.span(si)
+        _, due_Bl = sequential.choose(decoded.intermediates.guided_BLV[:, span], case.request, noise, si)
+        require_tokens(decoded.tokens_BL[:, span], due_Bl, f"scale {si}")
+    return case.V > 2 and case.pyramid.S > 1
+
+
+LAWS = (
+    Law("randomness.filter", "top-k (ties stay), then top-p, as the plain filter, for every combination.",
+        ("filter_logits",), filters),
+    Law("randomness.race", "A draw is argmax(probs / E) under exactly the numbers given.", ("draw",), race),
+    Law("randomness.boundary", "No value of the exponential, 0 and infinity included, yields a filtered token.",
+        ("draw",), boundary),
+    Law("randomness.published", "The published order equals torch.multinomial under one generator.",
+        ("draw", "noise"), published),
+    Law("randomness.own-numbers", "No generator but the noise's is read or moved.", ("decode",), own_numbers),
+    Law("randomness.reading-order", "The order in which numbers are read does not matter.",
+        ("decode", "noise"), reading_order),
+    Law("randomness.addresses", "Every scale is decided by numbers of its own; under contract B they have one reader.",
+        ("decode", "noise"), addresses),
+    Law("randomness.rule", "Every token is the race of its own row under the numbers of its own address.",
+        ("decode", "draw", "filter_logits"), rule, (TOKEN_IDENTICAL,)),
+)  # fmt: skip

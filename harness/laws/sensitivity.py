@@ -1,0 +1,96 @@
+"""Laws of sensitivity: what is asked for must matter. A decoder that ignores an input passes many other laws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.laws.case import Case
+from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, Subject, require
+from harness.reference import sequential
+from harness.request import Request
+
+CLAIMS = (TOKEN_IDENTICAL, DISTRIBUTION)
+Variants = Callable[[Request], list[Request]]
+
+# Under contract B an image is another draw of the same law, and one image may well stay as it was. Of this many, of
+# which the reference changes at least half, a decoder that heeds the input leaves all unchanged with a chance below
+# 1e-7: a race changes a token with at most twice the chance of any other way to draw it, so (3/4)^64 = 1e-8.
+IMAGES = 64
+
+
+def _changes(subject: Subject, case: Case, word: str, variants: Variants) -> bool:
+    """Require that every variant of a request changes its images, if it changes (most of) the reference's.
+
+    Under contract A the images are the reference's; under contract B see `IMAGES`.
+    """
+    labels = case.labels
+    if subject.decoder(case).contract != TOKEN_IDENTICAL:
+        # one generator for the batch, since a generator an image costs more than the decode; few scales
+        labels, case = (labels * IMAGES)[:IMAGES], replace(case, order="batch", patch_nums=case.patch_nums[:3])
+    models, request = case.models, replace(case.request, labels=labels)
+
+    def reference(request: Request) -> Tensor:
+        return sequential.sample(models.target, models.vae, request, case.noise(request)).tokens_BL
+
+    base_BL = reference(request)
+    telling = [v for v in variants(request) if 2 * int((reference(v) != base_BL).any(1).sum()) >= request.B]
+    due_BL = subject.decode(case, request=request).tokens_BL if telling else base_BL
+    for variant in telling:
+        same = torch.equal(subject.decode(case, request=variant).tokens_BL, due_BL)
+        require(not same, f"{word}: {request.B} images are the same with {variant}")
+    return bool(telling)
+
+
+def seed(subject: Subject, case: Case) -> bool:
+    """Another seed gives another image, also one that differs in high bits only.
+
+    Image order: in batch order the seed is PyTorch's, whose CPU generator itself takes 32 bits.
+    """
+    case = replace(case, order="image")
+    return _changes(subject, case, "seed", lambda r: [replace(r, seed=r.seed + step) for step in (1, 2, 2**32)])
+
+
+def label(subject: Subject, case: Case) -> bool:
+    """Another label gives another image."""
+
+    def moved(request: Request, step: int) -> Request:
+        return replace(request, labels=tuple((label + step) % 4 for label in request.labels or ()))
+
+    return _changes(subject, case, "label", lambda request: [moved(request, step) for step in (1, 2)])
+
+
+def cfg(subject: Subject, case: Case) -> bool:
+    """Another guidance value gives another image, where the label is not the unconditional one."""
+    case = replace(case, labels=tuple(label % 3 for label in case.labels))
+    return _changes(subject, case, "cfg", lambda r: [replace(r, cfg=case.cfg + step) for step in (3.0, 8.0)])
+
+
+def filters(subject: Subject, case: Case) -> bool:
+    """Keeping the best token only, by either filter, gives another image."""
+    case = replace(case, top_k=0, top_p=0.0)
+    return _changes(subject, case, "filters", lambda r: [replace(r, top_k=1), replace(r, top_p=1e-6)])
+
+
+def images(subject: Subject, case: Case) -> bool:
+    """Another noise address gives another image."""
+    case = replace(case, order="image")
+
+    def moved(request: Request, step: int) -> Request:
+        return replace(request, images=tuple(step + image for image in request.image_ids))
+
+    return _changes(subject, case, "image addresses", lambda request: [moved(request, step) for step in (50, 300)])
+
+
+LAWS = (
+    Law("sensitivity.seed", "The seed changes the image.", ("decode", "noise"), seed, CLAIMS),
+    Law("sensitivity.label", "The label changes the image.", ("decode", "condition"), label, CLAIMS),
+    Law("sensitivity.cfg", "The guidance value changes the image.", ("decode", "guide"), cfg, CLAIMS),
+    Law("sensitivity.filters", "top_k = 1 and a tiny top_p change the image.", ("decode", "filter_logits"), filters,
+        CLAIMS),
+    Law("sensitivity.images", "The noise address changes the image.", ("decode", "noise"), images,
+        (TOKEN_IDENTICAL,)),
+)  # fmt: skip

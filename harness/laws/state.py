@@ -1,0 +1,222 @@
+"""Laws of state: between rounds, nothing remembers that anything was ever drafted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.laws.case import Case
+from harness.laws.interruption import BrokenNoise, Interrupted
+from harness.laws.law import FLOAT64, Law, Subject, require, require_same, require_tokens
+from harness.laws.oracle import run_over
+from harness.laws.snapshot import Snapshot, check_snapshot, snapshot
+from harness.models.transformer import Transformer
+from harness.reference import latent as reference
+from harness.request import Request
+
+UPDATE = "update_state_with_accepted_tokens"
+
+
+def sync(subject: Subject, case: Case) -> bool:
+    """After every round the whole state is that of a sequential run over the committed prefix."""
+    taken: list[Snapshot] = []
+
+    def watch(update: Callable[..., None]) -> Callable[..., None]:
+        def updated(state: Any, *args: Any, **kwargs: Any) -> None:
+            update(state, *args, **kwargs)
+            taken.append(snapshot(state))
+
+        return updated
+
+    decoded = subject.spied(case, **{UPDATE: watch}).decode(case.request, case.noise())
+    require(bool(taken), "the decode never updated its state")
+    models, labels_B = case.models, case.labels_B
+    networks: dict[str, Transformer] = {"draft": models.draft, "target": models.target}
+    runs = {name: run_over(network, models.vae, labels_B, decoded.tokens_BL) for name, network in networks.items()}
+    for k, state in enumerate(taken):
+        check_snapshot(state, case, runs, decoded.tokens_BL, f"update {k}")
+    require(taken[-1].done == [case.pyramid.S] * case.B, f"the last update leaves {taken[-1].done} scales final")
+    return any(turn.corrected for rounds in decoded.rounds for turn in rounds) and len(taken) > 1
+
+
+def poison(subject: Subject, case: Case) -> bool:
+    """What is rejected is never read again: NaN in its place changes nothing."""
+    due = subject.decode(case)
+    poisoned = 0
+
+    def spoil(update: Callable[..., None]) -> Callable[..., None]:
+        def updated(state: Any, *args: Any, **kwargs: Any) -> None:
+            nonlocal poisoned
+            update(state, *args, **kwargs)
+            snapshot(state)
+            B, pyramid = len(state.done), case.pyramid
+            for image, done in enumerate(state.done):
+                for side in (state.draft, state.target):
+                    side.cache.kv[:, :, [image, B + image], :, side.cache.lengths[image] :] = torch.nan
+                state.raw_BLC[image, pyramid.end(min(done, pyramid.S - 1)) :] = torch.nan
+                poisoned += done < pyramid.S
+
+        return updated
+
+    got = subject.spied(case, **{UPDATE: spoil}).decode(case.request, case.noise())
+    require_tokens(got.tokens_BL, due.tokens_BL, "rejected slots poisoned with NaN")
+    require_same({"f_hat": got.f_hat_BCPP}, {"f_hat": due.f_hat_BCPP}, "rejected slots poisoned with NaN")
+    return poisoned > 0
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def latent(subject: Subject, case: Case) -> bool:
+    """Accumulation and next input are the plain ones, leave their arguments alone and share no memory with them."""
+    parts = subject.parts(case, "accumulate", "next_input")
+    pyramid, quantizer = case.pyramid, case.models.vae.quantizer
+    tokens_BL = case.random_tokens()
+    f_hat = torch.zeros(case.B, quantizer.C, pyramid.P, pyramid.P, dtype=torch.float64, device=case.at)
+    for si in pyramid:
+        idx_Bl = tokens_BL[:, pyramid.span(si)]
+        before, tokens_before = f_hat.clone(), idx_Bl.clone()
+        after = parts.accumulate(f_hat, idx_Bl, si, quantizer, pyramid)
+        due = reference.accumulate(before, quantizer.codes(idx_Bl, pyramid.patch_nums[si]), si, quantizer, pyramid)
+        require_same({"f_hat": after}, {"f_hat": due}, f"after scale {si}", FLOAT64)
+        arguments = {"f_hat argument": f_hat, "tokens argument": idx_Bl}
+        require_same(arguments, {"f_hat argument": before, "tokens argument": tokens_before}, f"scale {si}")
+        require(not _share(after, f_hat), f"f_hat after scale {si} is the argument's memory")
+        f_hat = due
+        if si + 1 < pyramid.S:
+            kept = f_hat.clone()
+            raw_BlC = parts.next_input(f_hat, si + 1, pyramid)
+            due_BlC = reference.next_input(kept, si + 1, pyramid)
+            require_same({"next input": raw_BlC}, {"next input": due_BlC}, f"scale {si + 1}", FLOAT64)
+            require_same({"f_hat argument": f_hat}, {"f_hat argument": kept}, f"next input of scale {si + 1}")
+            require(not _share(raw_BlC, f_hat), f"the next input of scale {si + 1} is f_hat's memory")
+    return pyramid.S > 1
+
+
+def cache(subject: Subject, case: Case) -> bool:
+    """A cache under random passes and rollbacks returns what a list of positions a image returns."""
+    parts, network = subject.parts(case, "new_cache"), case.models.target
+    generator, config = case.generator(), case.models.target.config
+    B, L = max(2, case.B), case.pyramid.L
+    real = parts.new_cache(network, B)
+    model: list[list[Tensor]] = [[] for _ in range(B)]  # per image: one (depth, 2, 2, H, c) a position
+    for step in range(8):
+        like = len(model[int(torch.randint(B, (), generator=generator))])
+        group = [b for b in range(B) if len(model[b]) == like]
+        group = group[: int(torch.randint(1, B + 1, (), generator=generator))]
+        room = L - len(model[group[0]]) if group else 0
+        if group and room:
+            n = int(torch.randint(1, room + 1, (), generator=generator))
+            shape = (config.depth, 2, 2 * len(group), config.H, n, config.D // config.H)
+            new = torch.randn(shape, generator=generator, dtype=network.dtype).to(case.at)
+            window = real.window(group)
+            got = [window.extend(layer, new[layer, 0], new[layer, 1]) for layer in range(config.depth)]
+            window.commit(len(model[group[0]]) + n)
+            for k, b in enumerate(group):
+                model[b] += list(new[:, :, [k, len(group) + k]].unbind(4))
+            for layer, pair in enumerate(got):
+                due = torch.stack([torch.stack([p[layer] for p in model[b]], 3) for b in group], 1)
+                due_2RHKc = due.transpose(1, 2).flatten(1, 2)  # (2, rows b, 2 halves, …) -> halves first
+                names = {"keys": pair[0], "values": pair[1]}
+                where = f"step {step}, images {group}, layer {layer}"
+                require_same(names, {"keys": due_2RHKc[0], "values": due_2RHKc[1]}, where)
+        image = int(torch.randint(B, (), generator=generator))
+        length = int(torch.randint(L + 1, (), generator=generator))
+        real.rollback(image, length)
+        del model[image][length:]
+        found = [len(positions) for positions in model]
+        require(list(real.lengths) == found, f"step {step}: lengths {list(real.lengths)}, not {found}")
+    return True
+
+
+def once(subject: Subject, case: Case) -> bool:
+    """Every scale of every image is made final exactly once, and f_hat is that of the tokens."""
+    decoded, pyramid = subject.decode(case), case.pyramid
+    shape = (case.B, pyramid.L)
+    require(tuple(decoded.tokens_BL.shape) == shape, f"tokens {tuple(decoded.tokens_BL.shape)}, not {shape}")
+    outside = torch.nonzero((decoded.tokens_BL < 0) | (decoded.tokens_BL >= case.V)).tolist()
+    require(not outside, f"no token at (image, position) {outside[:6]}")
+    wrong = decoded.missing_scales(pyramid)
+    require(not wrong, f"not made final exactly once: (image, scale) {wrong[:6]}")
+    run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+    require_same({"f_hat": decoded.f_hat_BCPP}, {"f_hat": run.f_hat_SBCPP[-1]}, "at the end", FLOAT64)
+    for image, rounds in enumerate(decoded.rounds):
+        covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
+        require(covered == list(pyramid), f"rounds of image {image} finish scales {covered}")
+        made = sum(turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens for turn in rounds)
+        require(made == pyramid.L, f"rounds of image {image} account for {made} tokens of {pyramid.L}")
+    return pyramid.S > 1
+
+
+def exception(subject: Subject, case: Case) -> bool:
+    """A decoder that was interrupted in mid-round decodes the next request as a new one does."""
+    decoder = subject.decoder(case)
+    due = decoder.decode(case.request, case.noise())
+    interrupted = 0
+    for k in (1, 2, case.pyramid.S):
+        try:
+            decoder.decode(case.request, BrokenNoise(case.noise(), k))  # type: ignore[arg-type]
+        except Interrupted:
+            interrupted += 1
+        got = decoder.decode(case.request, case.noise())
+        require_tokens(got.tokens_BL, due.tokens_BL, f"after an exception at reading {k}")
+        require_same({"f_hat": got.f_hat_BCPP}, {"f_hat": due.f_hat_BCPP}, f"after an exception at reading {k}")
+    return interrupted > 0
+
+
+def untouched(subject: Subject, case: Case) -> bool:
+    """Decoding leaves the networks and the decoder as they were, and hands out memory of its own."""
+    models = case.models
+    sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
+    named = {f"{side}.{name}": w for side, weights in sides.items() for name, w in weights.items()}
+    before = {name: w.clone() for name, w in named.items()}
+    decoder = subject.decoder(case)
+    first = decoder.decode(case.request, case.noise())
+    kept_BL, kept_f_hat = first.tokens_BL.clone(), first.f_hat_BCPP.clone()
+    other = replace(case.request, seed=case.seed + 1)
+    try:
+        decoder.decode(other, case.noise(other))
+        require_tokens(first.tokens_BL, kept_BL, "first trace, after another decode")
+        require_same({"f_hat": first.f_hat_BCPP}, {"f_hat": kept_f_hat}, "first trace, after another decode")
+        second = decoder.decode(case.request, case.noise())
+    finally:
+        changed = [name for name, w in named.items() if not torch.equal(w, before[name])]
+        for name in changed:  # the networks are shared between cases: put them back
+            named[name].copy_(before[name])
+    require(not changed, f"decoding wrote into {', '.join(changed[:4])}")
+    require_tokens(second.tokens_BL, kept_BL, "second decode of the same request")
+    return True
+
+
+def refuses(subject: Subject, case: Case) -> bool:
+    """A label that the networks do not have is refused, not decoded as something else."""
+    try:
+        subject.decode(case, request=Request((7,) * case.B, case.seed))
+    except (InputError, ValueError, IndexError):
+        return True
+    require(False, "label 7 of 3 classes was decoded")
+    return True
+
+
+LAWS = (
+    Law("state.sync", "After every round the whole state equals that of a sequential run over the committed prefix.",
+        (UPDATE, "cache", "accumulate", "next_input"), sync),
+    Law("state.poison", "Rejected cache slots and inputs are never read: poisoned with NaN they change nothing.",
+        (UPDATE, "cache", "forward_window"), poison),
+    Law("state.latent", "f_hat and next input are the plain ones; arguments are neither changed nor aliased.",
+        ("accumulate", "next_input"), latent),
+    Law("state.cache", "Under any passes and rollbacks a cache returns each image's own positions, in order.",
+        ("new_cache",), cache),
+    Law("state.once", "Every scale of every image is made final exactly once, and f_hat is that of the tokens.",
+        ("decode", UPDATE), once),
+    Law("state.exception", "A decode interrupted in mid-round leaves nothing behind.", ("decode",), exception),
+    Law("state.untouched", "Decoding changes neither the networks nor the decoder nor an earlier trace.",
+        ("decode",), untouched),
+    Law("state.refusal", "A label that the networks do not have is refused.", ("decode",), refuses),
+)  # fmt: skip

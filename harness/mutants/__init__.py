@@ -1,0 +1,1 @@
+"""Planted bugs: what the laws are tested with."""

@@ -1,0 +1,227 @@
+"""Planted bugs of acceptance: what stands that should not, what falls that should stand, and counts that lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from harness.mutants.mutant import Mutant, parts, policy, wrapped
+from harness.noise import CORRECT, SeededNoise
+from harness.request import Request
+from harness.speculative.accept import Acceptance, Policy, Proposal, Window
+from harness.speculative.parts import Parts
+from harness.speculative.policies import LAW
+from harness.speculative.rules import accept_by_rate, is_own_draw, race
+from harness.speculative.sampler import SpeculativeDecoder
+from harness.trace import Trace
+
+
+def _judged(change: Callable[[Acceptance, Proposal], Acceptance]) -> Callable[[Policy], Policy]:
+    """Return a change of policies that changes the judgement of whichever rule is in force."""
+
+    def changed(true: Policy) -> Policy:
+        def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+            return change(true.accept(used, proposal, probs_bnV, window), proposal)
+
+        return replace(true, accept=accept)
+
+    return changed
+
+
+def all_stand(judged: Acceptance, proposal: Proposal) -> Acceptance:
+    """Accept whatever was drafted."""
+    return Acceptance(proposal.tokens_bn, torch.ones_like(judged.kept_bn), torch.ones_like(judged.whole_bs))
+
+
+def first_stands(judged: Acceptance, proposal: Proposal) -> Acceptance:
+    """Accept the first drafted scale without a look."""
+    whole_bs = judged.whole_bs.clone()
+    whole_bs[:, 0] = True
+    return replace(judged, whole_bs=whole_bs)
+
+
+def none_stand(judged: Acceptance, proposal: Proposal) -> Acceptance:
+    """Correct the first drafted scale even where it is right."""
+    return replace(judged, whole_bs=torch.zeros_like(judged.whole_bs))
+
+
+def not_replaced(judged: Acceptance, proposal: Proposal) -> Acceptance:
+    """Finish the first imperfect scale with its wrong tokens."""
+    return replace(judged, tokens_bn=proposal.tokens_bn)
+
+
+def by_rate(true: Policy) -> Policy:
+    """Keep a scale when half of its tokens are right, and claim what the exact rule claims."""
+    return replace(true, accept=partial(accept_by_rate, rule=(is_own_draw, 0.5, False)))
+
+
+def shared_noise(true: Policy) -> Policy:
+    """Draft and target race under the same numbers, and u < target/draft decides between the two tokens."""
+    if true.contract != LAW:
+        return true
+
+    def propose(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
+        tokens_bn: Tensor = used.draw(probs_bnV, window.read_as("correct").exponential(CORRECT))
+        return tokens_bn
+
+    def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+        return true.accept(replace(used, residual=from_target), proposal, probs_bnV, window)
+
+    return replace(true, propose=propose, accept=accept)
+
+
+def sharp_bonus(true: Policy) -> Policy:
+    """Draw a bonus scale from the squared probabilities."""
+    if true.contract != LAW:
+        return true
+    return replace(true, extend=lambda used, probs_bnV, window: race(used, probs_bnV * probs_bnV, window))
+
+
+def one_call(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Report one target call an image."""
+    trace = decoder.decode(request, noise)
+    trace.target_calls = [1] * request.B
+    trace.target_rows = [rounds[0].target_rows for rounds in trace.rounds]
+    return trace
+
+
+def generous(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Count corrected tokens as accepted."""
+    trace = decoder.decode(request, noise)
+    trace.rounds = [
+        [
+            replace(turn, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens, corrected_tokens=0)
+            for turn in rounds
+        ]
+        for rounds in trace.rounds
+    ]
+    return trace
+
+
+def inverted(u_Bn: Tensor, draft_prob_Bn: Tensor, target_prob_Bn: Tensor) -> Tensor:
+    """Keep with probability draft/target."""
+    return u_Bn * target_prob_Bn < draft_prob_Bn
+
+
+def half(u_Bn: Tensor, draft_prob_Bn: Tensor, target_prob_Bn: Tensor) -> Tensor:
+    """Be lenient: keep with probability min(1, 2·target/draft)."""
+    return u_Bn * draft_prob_Bn < 2 * target_prob_Bn
+
+
+def from_target(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
+    """Redraw from the target's law, which favours what was just rejected."""
+    return target_probs_BnV
+
+
+def absolute(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
+    """Take |target − draft| for the residual."""
+    above_BnV = (target_probs_BnV - draft_probs_BnV).abs()
+    mass_Bn1 = above_BnV.sum(-1, keepdim=True)
+    return torch.where(mass_Bn1 > 0, above_BnV / mass_Bn1, target_probs_BnV)
+
+
+ALL_STAND = Mutant(
+    "acceptance.all-stand",
+    "every drafted scale is accepted",
+    "verification that was computed and never used",
+    policy(_judged(all_stand)),
+)
+FIRST_STANDS = Mutant(
+    "acceptance.first-stands",
+    "the first drafted scale is never checked",
+    "a comparison shifted by one scale",
+    policy(_judged(first_stands)),
+)
+NONE_STAND = Mutant(
+    "acceptance.none-stand",
+    "every round corrects its first scale, right or not",
+    "an inverted mask that the output does not show",
+    policy(_judged(none_stand)),
+)
+NOT_REPLACED = Mutant(
+    "acceptance.not-replaced",
+    "the first imperfect scale keeps its wrong tokens",
+    "accepted length plus one without a correction",
+    policy(_judged(not_replaced)),
+)
+BY_RATE = Mutant(
+    "acceptance.by-rate",
+    "a scale stands when half of its tokens are right",
+    "a lossy rule under a lossless claim",
+    policy(by_rate),
+)
+SHARED_NOISE = Mutant(
+    "acceptance.shared-noise",
+    "contract B: draft and target read the same numbers",
+    "coupled numbers with the rejection rule",
+    policy(shared_noise),
+)
+SHARP_BONUS = Mutant(
+    "acceptance.sharp-bonus",
+    "contract B: the bonus scale is drawn from another law",
+    "a temperature applied once too often",
+    policy(sharp_bonus),
+    alone=True,
+)
+ONE_CALL = Mutant(
+    "acceptance.one-call",
+    "one target call is reported, whatever was made",
+    "a counter in the wrong loop; such a report was seen in the wild",
+    wrapped(one_call),
+    alone=True,
+)
+GENEROUS = Mutant(
+    "acceptance.generous",
+    "corrected tokens are counted as accepted",
+    "acceptance counted after the correction",
+    wrapped(generous),
+    alone=True,
+)
+INVERTED = Mutant(
+    "acceptance.inverted",
+    "contract B: kept with probability draft/target",
+    "p and q swapped",
+    parts(keep_drafted=inverted),
+    alone=True,
+)
+LENIENT = Mutant(
+    "acceptance.lenient",
+    "contract B: kept with probability 2·target/draft",
+    "a tuned threshold",
+    parts(keep_drafted=half),
+    alone=True,
+)
+FROM_TARGET = Mutant(
+    "acceptance.from-target",
+    "contract B: redrawn from the target's law",
+    "the residual left out",
+    parts(residual=from_target),
+    alone=True,
+)
+ABSOLUTE = Mutant(
+    "acceptance.absolute",
+    "contract B: |target − draft| for the residual",
+    "abs for clamp",
+    parts(residual=absolute),
+    alone=True,
+)
+
+MUTANTS = (
+    ALL_STAND,
+    FIRST_STANDS,
+    NONE_STAND,
+    NOT_REPLACED,
+    BY_RATE,
+    SHARED_NOISE,
+    SHARP_BONUS,
+    ONE_CALL,
+    GENEROUS,
+    INVERTED,
+    LENIENT,
+    FROM_TARGET,
+    ABSOLUTE,
+)

@@ -1,0 +1,133 @@
+"""Planted bugs of the batch: images that meet each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.implementations import Implementation, Settings
+from harness.models.pair import ModelPair
+from harness.mutants.mutant import Mutant, Tampered, asked_for, parts, policy, production, wrapped
+from harness.noise import SeededNoise
+from harness.request import Request
+from harness.speculative.accept import Acceptance, Policy, Proposal, Window
+from harness.speculative.cache import CacheWindow, KVCache
+from harness.speculative.draft_length import DraftLength
+from harness.speculative.parts import Parts
+from harness.speculative.policies import LAW
+from harness.speculative.sampler import SpeculativeDecoder
+from harness.trace import Trace
+
+
+class SharedLength:
+    """A draft length that shrinks for everybody when one image rejects."""
+
+    def __init__(self, length: DraftLength) -> None:
+        self.length, self.now = length, 99
+
+    def begin(self) -> int:
+        """Start a decode at the full length."""
+        self.now = 99
+        return self.length.begin()
+
+    def count(self, first: int, current: int, S: int) -> int:
+        """Return the batch's length."""
+        return min(self.now, self.length.count(first, current, S))
+
+    def after(self, current: int, accepted_all: bool, S: int) -> int:
+        """Note what one image did."""
+        self.now = self.now if accepted_all else 1
+        return self.length.after(current, accepted_all, S)
+
+
+def _shared_length(models: ModelPair, settings: Settings) -> Implementation:
+    decoder = production(models, settings)
+    decoder.length = SharedLength(decoder.length)  # type: ignore[assignment]
+    return decoder
+
+
+class InterleavedCache(KVCache):
+    """Take the rows of a part of the batch for pairs (conditional, unconditional) of neighbours."""
+
+    def window(self, images: list[int]) -> CacheWindow:
+        """Return a view of the wrong rows."""
+        window = super().window(images)
+        if window.rows_R is not None:
+            rows = [2 * b for b in images] + [2 * b + 1 for b in images]
+            window.rows_R = torch.tensor(rows, device=self.kv.device)
+        return window
+
+
+def average(true: Policy) -> Policy:
+    """Let most images decide for all of them."""
+
+    def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+        judged = true.accept(used, proposal, probs_bnV, window)
+        most_s = judged.whole_bs.double().mean(0) > 0.5
+        return replace(judged, whole_bs=most_s.expand_as(judged.whole_bs))
+
+    return replace(true, accept=accept)
+
+
+def neighbours_numbers(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Give every image the numbers of the one before it, under contract B: the law is still right."""
+    if decoder.contract != LAW:
+        return decoder.decode(request, noise)
+
+    def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
+        return numbers.roll(1, 0)
+
+    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+
+
+def growing_batch(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Turn the numbers by the size of the batch."""
+
+    def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
+        return numbers.roll(request.B - 1, 1)
+
+    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+
+
+SHARED_LENGTH = Mutant(
+    "batch.shared-length",
+    "one image's rejection shortens everybody's drafts",
+    "a dynamic length kept once for the batch",
+    _shared_length,
+    alone=True,
+)
+INTERLEAVED = Mutant(
+    "batch.interleaved",
+    "cache rows of part of a batch are taken for neighbouring pairs",
+    "another order of the guidance rows",
+    parts(new_cache=InterleavedCache),
+)
+AVERAGE = Mutant(
+    "batch.average",
+    "a scale stands when most images would keep it",
+    "acceptance averaged over the batch",
+    policy(average),
+)
+NEIGHBOURS_NUMBERS = Mutant(
+    "batch.neighbours-numbers",
+    "contract B: an image reads its neighbour's numbers",
+    "rows gathered after the batch was reordered; each image still follows the target's law",
+    wrapped(neighbours_numbers),
+    alone=True,
+)
+GROWING = Mutant(
+    "batch.growing",
+    "numbers depend on the size of the batch",
+    "one generator for whatever batch there is",
+    wrapped(growing_batch),
+)
+FIRST_LABEL = Mutant(
+    "batch.first-label",
+    "every image gets the first one's label",
+    "a condition broadcast from one row",
+    asked_for(labels=lambda r: r.labels[:1] * len(r.labels)),
+)
+
+MUTANTS = (SHARED_LENGTH, INTERLEAVED, AVERAGE, NEIGHBOURS_NUMBERS, GROWING, FIRST_LABEL)

@@ -1,0 +1,113 @@
+"""Planted bugs of guidance: other halves, other weights, other scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.mutants.mutant import Mutant, parts
+from harness.pyramid import ScalePyramid
+from harness.speculative import guidance
+
+
+def _guide(combine: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Callable[..., Tensor]:
+    """Make a guidance part of a rule (conditional, unconditional, t_n1, cfg) -> guided."""
+
+    def guide(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
+        if len(rows_RnV) % 2:
+            raise InputError("guidance rows", len(rows_RnV), "must be 2B", "pass both halves")
+        t = [cfg * pyramid.ramp(si) for si in range(first, last + 1) for _ in range(pyramid.tokens(si))]
+        t_n1 = torch.tensor(t, device=rows_RnV.device, dtype=rows_RnV.dtype)[:, None]
+        conditional_BnV, unconditional_BnV = rows_RnV.chunk(2)
+        return combine(conditional_BnV, unconditional_BnV, t_n1, cfg)
+
+    return guide
+
+
+def window_weight(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
+    """Use the weight of the window's first scale for all of it."""
+    conditional_BnV, unconditional_BnV = guidance.guide(rows_RnV, pyramid, 0.0, first, last), rows_RnV.chunk(2)[1]
+    t = cfg * pyramid.ramp(first)
+    return (1 + t) * conditional_BnV - t * unconditional_BnV
+
+
+def relative(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
+    """Count scales from the window's first one: a draft of one scale a pass is never guided."""
+    t = [cfg * pyramid.ramp(si - first) for si in range(first, last + 1) for _ in range(pyramid.tokens(si))]
+    t_n1 = torch.tensor(t, device=rows_RnV.device, dtype=rows_RnV.dtype)[:, None]
+    conditional_BnV, unconditional_BnV = guidance.guide(rows_RnV, pyramid, 0.0, first, last), rows_RnV.chunk(2)[1]
+    return (1 + t_n1) * conditional_BnV - t_n1 * unconditional_BnV
+
+
+def short_ramp(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
+    """Take t = cfg·si/S."""
+    return guidance.guide(rows_RnV, pyramid, cfg * (pyramid.S - 1) / pyramid.S, first, last)
+
+
+def odd(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
+    """Drop the last of an odd number of rows."""
+    return guidance.guide(rows_RnV[: len(rows_RnV) // 2 * 2], pyramid, cfg, first, last)
+
+
+def padded(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
+    """Take an odd row for both halves."""
+    if len(rows_RnV) % 2:
+        rows_RnV = torch.cat((rows_RnV, rows_RnV[-1:]))
+    return guidance.guide(rows_RnV, pyramid, cfg, first, last)
+
+
+def swapped(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
+    """Take the first half of the rows for the unconditional one."""
+    return guidance.guide(rows_RnV.roll(len(rows_RnV) // 2, 0), pyramid, cfg, first, last)
+
+
+SWAPPED = Mutant("guidance.swapped", "unconditional half first", "the order of another code base", parts(guide=swapped))
+WINDOW_WEIGHT = Mutant(
+    "guidance.window-weight",
+    "a whole window gets its first scale's weight",
+    "one t a pass, right while a pass was one scale",
+    parts(guide=window_weight),
+)
+RELATIVE = Mutant(
+    "guidance.relative",
+    "scales are counted from the window's first one",
+    "the loop's index taken for the scale's",
+    parts(guide=relative),
+)
+SHORT_RAMP = Mutant(
+    "guidance.short-ramp", "t = cfg·si/S", "off by one, to save a case for S = 1", parts(guide=short_ramp)
+)
+UNBALANCED = Mutant(
+    "guidance.unbalanced",
+    "(1+t)·conditional − cfg·unconditional",
+    "a ramp added to one of two terms",
+    parts(guide=_guide(lambda c, u, t, cfg: (1 + t) * c - cfg * u)),
+)
+FORGOTTEN = Mutant(
+    "guidance.forgotten",
+    "(1+t)·conditional",
+    "the second half dropped to save memory",
+    parts(guide=_guide(lambda c, u, t, cfg: (1 + t) * c)),
+)
+DIFFERENCE = Mutant(
+    "guidance.difference",
+    "unconditional + (1+t)·(conditional − unconditional)",
+    "the textbook form, which rounds where t = 0 must not",
+    parts(guide=_guide(lambda c, u, t, cfg: u + (1 + t) * (c - u))),
+    alone=True,
+)
+ODD = Mutant(
+    "guidance.odd", "an odd row is dropped", "integer division of the number of rows", parts(guide=odd), alone=True
+)
+PADDED = Mutant(
+    "guidance.padded",
+    "an odd row stands for both halves",
+    "padding where an error is due",
+    parts(guide=padded),
+    alone=True,
+)
+
+MUTANTS = (SWAPPED, WINDOW_WEIGHT, RELATIVE, SHORT_RAMP, UNBALANCED, FORGOTTEN, DIFFERENCE, ODD, PADDED)

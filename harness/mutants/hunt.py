@@ -1,0 +1,90 @@
+"""Hunt planted bugs with the laws.
+
+Promise: a bug is caught only by a violation in a case in which the correct decoder breaks no law; the case shown is the
+simplest that the search found. A bug that no law of its family catches has survived, whatever other laws say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from harness.laws.case import Case
+from harness.laws.conformance import LAWS, cases, run_law
+from harness.laws.law import Law, Subject, Violation
+from harness.mutants.mutant import Mutant
+
+SCOPES = ("first", "family", "all")
+
+
+@dataclass
+class Caught:
+    """What the laws said of one mutant.
+
+    Args:
+        mutant: the planted bug.
+        violations: the smallest one of every law that caught it, those of its own family first.
+        tried: laws that were checked.
+        seconds: from the start to the first violation, its search for a smaller case included.
+        total_seconds: of all laws.
+    """
+
+    mutant: Mutant
+    violations: list[Violation] = field(default_factory=list)
+    tried: int = 0
+    seconds: float = float("nan")
+    total_seconds: float = 0.0
+
+    @property
+    def own(self) -> list[Violation]:
+        """Violations of laws of the mutant's family."""
+        return [violation for violation in self.violations if violation.law.family == self.mutant.family]
+
+    @property
+    def elsewhere(self) -> list[Violation]:
+        """Violations of laws of other families."""
+        return [violation for violation in self.violations if violation.law.family != self.mutant.family]
+
+    @property
+    def survived(self) -> bool:
+        """Whether no law of its family caught it, or one of another family caught what is its family's alone."""
+        return not self.own or (self.mutant.alone and bool(self.elsewhere))
+
+    @property
+    def smallest(self) -> Violation | None:
+        """The violation on the fewest tokens."""
+        return min(self.own, key=lambda violation: violation.case.pyramid.L, default=None)
+
+
+def laws_for(mutant: Mutant, scope: str) -> list[Law]:
+    """Return the laws that a scope tries, the mutant's own family first."""
+    own = [law for law in LAWS if law.family == mutant.family]
+    return own if scope != "all" else own + [law for law in LAWS if law.family != mutant.family]
+
+
+def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught:
+    """Check the laws of a scope against one mutant.
+
+    Args:
+        mutant: the planted bug.
+        tried: cases, smallest first.
+        scope: "first" stops at the first violation, "family" tries the laws of its family, "all" every law.
+    """
+    caught, start = Caught(mutant), time.perf_counter()
+    for law in laws_for(mutant, scope):
+        row = run_law(law, Subject(mutant), tried)
+        caught.tried += 1
+        if row.violation is not None:
+            caught.violations.append(row.violation)
+            if len(caught.violations) == 1:
+                caught.seconds = time.perf_counter() - start
+            if scope == "first":
+                break
+    caught.total_seconds = time.perf_counter() - start
+    return caught
+
+
+def hunting_cases(examples: int, seed: int = 0, device: str = "cpu", dtype: str = "float64") -> list[Case]:
+    """Return the cases of a hunt on a device; `dtype` is that of the networks where a law does not need float64."""
+    return [replace(case, device=device, dtype=dtype) for case in cases(examples, seed)]

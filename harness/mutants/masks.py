@@ -1,0 +1,122 @@
+"""Planted bugs of masks: rows that see too much, too little, or in another shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness.mutants.mutant import Mutant, parts
+from harness.pyramid import ScalePyramid
+from harness.speculative import masks
+
+
+def _mask(sees: Callable[[ScalePyramid, int, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Make a mask part of a rule (pyramid, K, row_n1, column_1K) -> bool_nK."""
+
+    def attention_mask(
+        pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        K, end = pyramid.begin(first), pyramid.end(last)
+        row_n1 = torch.arange(K, end, device=device)[:, None]
+        column_1K = torch.arange(end, device=device)[None]
+        allowed_nK = sees(pyramid, K, row_n1, column_1K)
+        mask_nK = torch.zeros(end - K, end, device=device, dtype=dtype)
+        return mask_nK.masked_fill(~allowed_nK, float("-inf"))[None, None]
+
+    return attention_mask
+
+
+def _level(pyramid: ScalePyramid, position: Tensor) -> Tensor:
+    return torch.tensor(pyramid.levels(), device=position.device)[position]
+
+
+def corner(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
+    """Take the rows of the mask from its top, as if nothing were cached."""
+    return _level(pyramid, row_n1 - K) >= _level(pyramid, column_1K)
+
+
+def token_causal(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
+    """Hide the later tokens of a row's own scale."""
+    return row_n1 >= column_1K
+
+
+def open_window(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
+    """Let every row of a window see all of it."""
+    return torch.ones_like(row_n1 >= column_1K)
+
+
+def no_prefix(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
+    """Hide the cached scales."""
+    return (_level(pyramid, row_n1) >= _level(pyramid, column_1K)) & (column_1K >= K)
+
+
+def earlier_only(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
+    """Hide a row's own scale from it; the first row then sees nothing."""
+    return _level(pyramid, row_n1) > _level(pyramid, column_1K)
+
+
+def cached_only(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
+    """Hide the whole window from itself."""
+    return (column_1K < K).expand(len(row_n1), -1)
+
+
+def finite(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Write -10,000 for -inf: enough for most attention scores, a leak for the rest."""
+    return masks.attention_mask(pyramid, first, last, device, dtype).clamp_min(-1e4)
+
+
+def flat(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return (n,K+n), which broadcasts where a kernel allows it."""
+    return masks.attention_mask(pyramid, first, last, device, dtype)[0, 0]
+
+
+CORNER = Mutant(
+    "masks.corner",
+    "the top-left corner of the mask, whatever is cached",
+    "the published mask sliced in both axes alike",
+    parts(attention_mask=_mask(corner)),
+)
+TOKEN_CAUSAL = Mutant(
+    "masks.token-causal",
+    "rows do not see later tokens of their own scale",
+    "the causal mask of language models",
+    parts(attention_mask=_mask(token_causal)),
+)
+OPEN = Mutant(
+    "masks.open",
+    "rows see the whole window, later scales too",
+    "no mask, as in a pass over one scale",
+    parts(attention_mask=_mask(open_window)),
+)
+NO_PREFIX = Mutant(
+    "masks.no-prefix",
+    "rows do not see what is cached",
+    "the mask of a hand-off without its prefix",
+    parts(attention_mask=_mask(no_prefix)),
+)
+EARLIER_ONLY = Mutant(
+    "masks.earlier-only",
+    "rows do not see their own scale",
+    "> for >= between levels",
+    parts(attention_mask=_mask(earlier_only)),
+)
+CACHED_ONLY = Mutant(
+    "masks.cached-only",
+    "rows see the cached scales alone",
+    "a window's keys written after its attention",
+    parts(attention_mask=_mask(cached_only)),
+)
+FINITE = Mutant(
+    "masks.finite", "-10,000 in place of -inf", "a habit from half precision", parts(attention_mask=finite), alone=True
+)
+FLAT = Mutant(
+    "masks.flat",
+    "shape (n,K+n) in place of (1,1,n,K+n)",
+    "a shape that only some kernels broadcast",
+    parts(attention_mask=flat),
+    alone=True,
+)
+
+MUTANTS = (CORNER, TOKEN_CAUSAL, OPEN, NO_PREFIX, EARLIER_ONLY, CACHED_ONLY, FINITE, FLAT)

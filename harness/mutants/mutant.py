@@ -1,0 +1,136 @@
+"""What a planted bug is, and the ways of planting one.
+
+Promise: a mutant is the production decoder with one part, one rule or one source of numbers replaced; nothing else
+changes. It is a factory, so `--implementation harness.mutants.masks:CORNER` names one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from harness.implementations import Factory, Implementation, Settings
+from harness.models.pair import ModelPair
+from harness.noise import Noise, SeededNoise
+from harness.request import Request
+from harness.speculative.accept import Policy
+from harness.speculative.parts import PARTS
+from harness.speculative.policies import parse
+from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.trace import Trace
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted bug.
+
+    Args:
+        id: family of the laws that must catch it, and a word.
+        change: what it does differently, one clause.
+        origin: where such a bug comes from, one clause.
+        build: the decoder with the bug.
+        alone: True when no law of another family may catch it.
+    """
+
+    id: str
+    change: str
+    origin: str
+    build: Factory = field(repr=False)
+    alone: bool = False
+
+    @property
+    def family(self) -> str:
+        """First half of the id."""
+        return self.id.partition(".")[0]
+
+    def __call__(self, models: ModelPair, settings: Settings) -> Implementation:
+        """Build the decoder: a mutant is a factory."""
+        return self.build(models, settings)
+
+
+def production(models: ModelPair, settings: Settings) -> SpeculativeDecoder:
+    """Build the decoder without a bug."""
+    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
+
+
+def parts(**replaced: Any) -> Factory:
+    """Plant a bug by replacing parts (`harness.speculative.parts`)."""
+
+    def build(models: ModelPair, settings: Settings) -> Implementation:
+        options = Options(settings.draft_len, settings.bonus, parse(settings.policy))
+        return SpeculativeDecoder(models, options, replace(PARTS, **replaced))
+
+    return build
+
+
+def policy(change: Callable[[Policy], Policy]) -> Factory:
+    """Plant a bug in the acceptance policy: the one that the settings name, changed."""
+
+    def build(models: ModelPair, settings: Settings) -> Implementation:
+        changed = change(parse(settings.policy))
+        return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus, changed))
+
+    return build
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """The production decoder behind something that changes what goes in or comes out."""
+
+    inner: SpeculativeDecoder
+    around: Callable[[SpeculativeDecoder, Request, Noise], Trace]
+
+    @property
+    def contract(self) -> str:
+        """As the decoder claims."""
+        return self.inner.contract
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        """Decode with the bug."""
+        return self.around(self.inner, request, noise)
+
+
+def wrapped(around: Callable[[SpeculativeDecoder, Request, Any], Trace]) -> Factory:
+    """Plant a bug around the whole decode; the decoder then exposes no parts."""
+    return lambda models, settings: Wrapped(production(models, settings), around)
+
+
+@dataclass(frozen=True)
+class Tampered:
+    """A source of numbers of which some readings are changed.
+
+    Args:
+        noise: the true one.
+        change: (numbers, scale, stream, reader) -> numbers.
+    """
+
+    noise: Noise
+    change: Callable[[Tensor, int, str, str], Tensor]
+
+    def labels(self, classes: int) -> Tensor:
+        """Return the labels."""
+        return self.noise.labels(classes)
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_BlV, perhaps changed."""
+        return self.change(self.noise.exponential(si, stream, reader), si, stream, reader)
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl, perhaps changed."""
+        return self.change(self.noise.uniform(si, stream, reader), si, stream, reader)
+
+
+def asked_for(**changes: Any) -> Factory:
+    """Plant a bug that decodes another request, with that request's numbers; a change may be a function of it."""
+
+    def around(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+        made = {name: change(request) if callable(change) else change for name, change in changes.items()}
+        other = replace(request, **made)
+        models = decoder.models
+        own = SeededNoise(other, models.pyramid, models.target.config.V, models.device, noise.ledger)
+        return decoder.decode(other, own)
+
+    return wrapped(around)

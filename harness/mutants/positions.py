@@ -1,0 +1,107 @@
+"""Planted bugs of positions: rows that sit elsewhere than they should."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.models.transformer import Condition, Transformer
+from harness.mutants.mutant import Mutant, parts
+from harness.pyramid import ScalePyramid
+from harness.speculative import query
+
+
+def _terms(network: Transformer, begin: int, n: int) -> Tensor:
+    """Level and position embedding of n rows from position `begin` on."""
+    levels_L = torch.tensor(network.pyramid.levels(), device=network.device)
+    return network.lvl_SD[levels_L[begin : begin + n]] + network.pos_LD[begin : begin + n]
+
+
+def offset(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+    """Place every window behind the first at the positions of one scale earlier."""
+    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
+    if first == 0:
+        return x_RnD
+    pyramid, n = network.pyramid, raw_BnC.shape[1]
+    own_nD, wrong_nD = (_terms(network, pyramid.begin(si), n) for si in (first, first - 1))
+    return x_RnD - own_nD + wrong_nD
+
+
+def first_level(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+    """Give every row the level of the window's first scale."""
+    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
+    levels_n = torch.tensor(network.pyramid.levels(), device=network.device)
+    levels_n = levels_n[network.pyramid.begin(first) : network.pyramid.end(last)]
+    return x_RnD - network.lvl_SD[levels_n] + network.lvl_SD[first]
+
+
+def half(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+    """Leave the position term out of the unconditional rows."""
+    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
+    terms_nD = _terms(network, network.pyramid.begin(first), x_RnD.shape[1])
+    return torch.cat((x_RnD[: len(x_RnD) // 2], x_RnD[len(x_RnD) // 2 :] - terms_nD))
+
+
+def zero_leaks(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+    """Add the raw input of position 0, which has none; zero in a decode, whatever the buffer held elsewhere."""
+    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
+    if first == 0:
+        leak_BD = network.embed(raw_BnC[:, 0]) - network.embed(torch.zeros_like(raw_BnC[:, 0]))
+        x_RnD[:, 0] += torch.cat((leak_BD, leak_BD))
+    return x_RnD
+
+
+def last_axis(window: Tensor, pyramid: ScalePyramid, first: int, last: int) -> list[Tensor]:
+    """Split along the last axis but one, which is the rows' axis of (B,n,V) alone."""
+    return list(window.split([pyramid.tokens(si) for si in range(first, last + 1)], -2))
+
+
+def backwards(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Any:
+    """Cut the rows as if the fine scales came first."""
+    sizes = [pyramid.tokens(si) for si in range(first, last + 1)]
+    cut = list(window_BnX.split(sizes[::-1], 1))[::-1]
+    return [rows if rows.shape[1] == size else window_BnX[:, :size] for rows, size in zip(cut, sizes, strict=True)]
+
+
+OFFSET = Mutant(
+    "positions.offset",
+    "windows behind the first sit one scale earlier",
+    "a window counted from what is cached instead of from the pyramid",
+    parts(build_combined_query=offset),
+)
+FIRST_LEVEL = Mutant(
+    "positions.first-level",
+    "all rows of a window get its first scale's level",
+    "a level looked up once per pass, right while a pass was one scale",
+    parts(build_combined_query=first_level),
+)
+HALF = Mutant(
+    "positions.half",
+    "unconditional rows lack their position term",
+    "the term added before the rows were doubled, to one half",
+    parts(build_combined_query=half),
+)
+ZERO_LEAKS = Mutant(
+    "positions.zero-leaks",
+    "position 0 also gets a raw input",
+    "a buffer that happens to be zero, until it is reused",
+    parts(build_combined_query=zero_leaks),
+    alone=True,
+)
+LAST_AXIS = Mutant(
+    "positions.last-axis",
+    "splits along the last axis but one",
+    "an axis counted from the wrong end",
+    parts(split_logits_by_scale=last_axis),
+    alone=True,
+)
+BACKWARDS = Mutant(
+    "positions.backwards",
+    "a window's rows are cut as if the fine scales came first",
+    "scale sizes in the order of another loop",
+    parts(split_logits_by_scale=backwards),
+)
+
+MUTANTS = (OFFSET, FIRST_LEVEL, HALF, ZERO_LEAKS, LAST_AXIS, BACKWARDS)

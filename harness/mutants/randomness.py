@@ -1,0 +1,263 @@
+"""Planted bugs of randomness: other numbers, numbers read otherwise, and races run otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from harness.mutants.mutant import Mutant, Tampered, parts, wrapped
+from harness.noise import SeededNoise
+from harness.request import Request
+from harness.speculative import draw
+from harness.speculative.sampler import SpeculativeDecoder
+from harness.trace import Trace
+
+
+def redrawn(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Give the target the numbers of another seed from scale 1 on."""
+    models = decoder.models
+    other = SeededNoise(replace(request, seed=request.seed + 1), models.pyramid, models.target.config.V, models.device)
+
+    def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
+        return other.exponential(si, stream, reader) if reader == "target" and si else E_BlV
+
+    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+
+
+def wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Give the target the numbers of the scale before."""
+
+    def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
+        if reader != "target" or si == 0:
+            return E_BlV
+        before = noise.exponential(si - 1, stream, reader)
+        return before.repeat(1, -(-E_BlV.shape[1] // before.shape[1]), 1)[:, : E_BlV.shape[1]]
+
+    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+
+
+def call_order(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Let a number depend on how many scales were read before it."""
+
+    def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
+        return E_BlV.roll(len(noise.ledger.readers), -1)
+
+    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+
+
+def consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Let numbers that somebody read before the decode be used up: the next ones are taken."""
+    read = len(noise.ledger.readers)
+
+    def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
+        return numbers.roll(read, -1)
+
+    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Instead:
+    """A source of numbers that answers for the last scale without reading it, but for the draft's readings.
+
+    Args:
+        noise: the true one.
+        last: what it answers there.
+    """
+
+    noise: SeededNoise
+    last: Callable[[SeededNoise, str, str], Tensor]
+
+    def labels(self, classes: int) -> Tensor:
+        """Return the labels."""
+        return self.noise.labels(classes)
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_BlV."""
+        pyramid = self.noise.pyramid
+        if reader == "draft" or si + 1 < pyramid.S or si == 0:
+            return self.noise.exponential(si, stream, reader)
+        return self.last(self.noise, stream, reader).expand(-1, pyramid.tokens(si), -1)
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl."""
+        return self.exponential(si, stream, reader)[..., 0]
+
+
+def first_again(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Decide the last scale by the numbers of the first."""
+    return decoder.decode(request, Instead(noise, lambda true, *at: true.exponential(0, *at)))  # type: ignore[arg-type]
+
+
+def greedy_last(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Decide the last scale without numbers: equal ones leave the most likely token."""
+    ones = torch.ones(request.B, 1, decoder.models.target.config.V, device=decoder.models.device)
+    return decoder.decode(request, Instead(noise, lambda *at: ones))  # type: ignore[arg-type]
+
+
+def sorted_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+    """Race the sorted probabilities: the right law, and not the token of these numbers."""
+    sorted_BnV, order_BnV = probs_BnV.sort(dim=-1, descending=True)
+    return order_BnV.gather(-1, draw.draw(sorted_BnV, E_BnV)[..., None])[..., 0]
+
+
+def plain_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+    """Divide without a look at zero: 0/0 is NaN, and argmax takes NaN for the largest."""
+    return (probs_BnV / E_BnV).argmax(-1)
+
+
+def log_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+    """Race in logarithms: log 0 − log 0 is NaN."""
+    return (probs_BnV.log() - E_BnV.log()).argmax(-1)
+
+
+def product(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+    """Multiply where division is due: positive, plausible, and another law."""
+    return (probs_BnV * E_BnV).argmax(-1)
+
+
+def own_numbers(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+    """Draw right, and move the global generator."""
+    torch.rand((), generator=torch.default_generator)
+    return draw.draw(probs_BnV, E_BnV)
+
+
+def jitter(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+    """Break ties by the global generator."""
+    tiny = torch.rand(probs_BnV.shape, generator=torch.default_generator).to(probs_BnV) * 1e-9
+    return draw.draw(probs_BnV * (1 + tiny), E_BnV)
+
+
+def exactly_k(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Keep exactly k, whichever of the tied ones come first."""
+    if top_k:
+        kept_Bnk = logits_BnV.topk(top_k).indices
+        dropped_BnV = torch.full_like(logits_BnV, float("-inf"))
+        logits_BnV = dropped_BnV.scatter(-1, kept_Bnk, logits_BnV.gather(-1, kept_Bnk))
+    return draw.filter_logits(logits_BnV, 0, top_p)
+
+
+def above_kth(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Drop what ties with the k-th largest, but for the largest."""
+    if top_k:
+        kth_Bn1 = logits_BnV.topk(top_k).values[..., -1:]
+        tied_BnV = (logits_BnV == kth_Bn1) & ((logits_BnV == kth_Bn1).sum(-1, keepdim=True) > 1)
+        tied_BnV &= logits_BnV < logits_BnV.amax(-1, keepdim=True)
+        logits_BnV = draw.filter_logits(logits_BnV, top_k, 0.0).masked_fill(tied_BnV, float("-inf"))
+    return draw.filter_logits(logits_BnV, 0, top_p)
+
+
+def nucleus_first(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Filter by top-p, then by top-k."""
+    return draw.filter_logits(draw.filter_logits(logits_BnV, 0, top_p), top_k, 0.0)
+
+
+REDRAWN = Mutant(
+    "randomness.redrawn",
+    "the target draws numbers of its own",
+    "a generator advanced by the draft before the target reads it",
+    wrapped(redrawn),
+)
+WRONG_SCALE = Mutant(
+    "randomness.wrong-scale",
+    "the target reads the numbers of the scale before",
+    "an index into a window taken for the scale",
+    wrapped(wrong_scale),
+)
+CALL_ORDER = Mutant(
+    "randomness.call-order",
+    "numbers depend on what was read before them",
+    "one generator read as it comes",
+    wrapped(call_order),
+)
+CONSUMED = Mutant(
+    "randomness.consumed",
+    "numbers that were read before are not read again",
+    "a generator without addresses",
+    wrapped(consumed),
+    alone=True,
+)
+FIRST_AGAIN = Mutant(
+    "randomness.first-again",
+    "the last scale is decided by the first scale's numbers",
+    "a buffer of numbers that is too short",
+    wrapped(first_again),
+)
+GREEDY_LAST = Mutant(
+    "randomness.greedy-last",
+    "the last scale is decided without numbers",
+    "argmax where quality counts most",
+    wrapped(greedy_last),
+)
+SORTED_RACE = Mutant(
+    "randomness.sorted-race",
+    "numbers belong to ranks, not to tokens",
+    "a draw behind a filter that sorted the tokens",
+    parts(draw=sorted_race),
+)
+PLAIN_RACE = Mutant(
+    "randomness.plain-race",
+    "E = 0 yields NaN, and argmax takes it",
+    "probs/E as the formula reads",
+    parts(draw=plain_race),
+    alone=True,
+)
+LOG_RACE = Mutant(
+    "randomness.log-race",
+    "log probs − log E, NaN where both are zero",
+    "a race in logarithms",
+    parts(draw=log_race),
+    alone=True,
+)
+PRODUCT = Mutant("randomness.product", "argmax(probs · E)", "the wrong race", parts(draw=product))
+OWN_NUMBERS = Mutant(
+    "randomness.own-numbers",
+    "a draw moves the global generator",
+    "a library call with a default generator",
+    parts(draw=own_numbers),
+    alone=True,
+)
+JITTER = Mutant(
+    "randomness.jitter",
+    "ties are broken by the global generator",
+    "noise against exact ties",
+    parts(draw=jitter),
+    alone=True,
+)
+EXACTLY_K = Mutant(
+    "randomness.exactly-k",
+    "top-k keeps k tokens, whatever ties with the k-th",
+    "indices in place of a threshold",
+    parts(filter_logits=exactly_k),
+    alone=True,
+)
+ABOVE_KTH = Mutant(
+    "randomness.above-kth",
+    "top-k drops what ties with the k-th",
+    "> for >= at the threshold",
+    parts(filter_logits=above_kth),
+    alone=True,
+)
+NUCLEUS_FIRST = Mutant(
+    "randomness.nucleus-first", "top-p before top-k", "the order of another library", parts(filter_logits=nucleus_first)
+)
+
+MUTANTS = (
+    REDRAWN,
+    WRONG_SCALE,
+    CALL_ORDER,
+    CONSUMED,
+    FIRST_AGAIN,
+    GREEDY_LAST,
+    SORTED_RACE,
+    PLAIN_RACE,
+    LOG_RACE,
+    PRODUCT,
+    OWN_NUMBERS,
+    JITTER,
+    EXACTLY_K,
+    ABOVE_KTH,
+    NUCLEUS_FIRST,
+)

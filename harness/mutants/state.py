@@ -1,0 +1,266 @@
+"""Planted bugs of state: f_hat, inputs, caches, and what outlives a decode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.implementations import Implementation, Settings
+from harness.models.pair import ModelPair
+from harness.models.transformer import Transformer
+from harness.mutants.mutant import Mutant, asked_for, parts, production
+from harness.noise import SeededNoise
+from harness.pyramid import ScalePyramid
+from harness.request import Request
+from harness.speculative import latent
+from harness.speculative.cache import CacheWindow, KVCache
+from harness.speculative.sampler import SpeculativeDecoder
+from harness.speculative.state import update_state_with_accepted_tokens
+from harness.trace import Trace
+
+
+def twice(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
+    """Add every scale's contribution twice."""
+    once = latent.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid)
+    return latent.accumulate(once, idx_Bl, si, quantizer, pyramid)
+
+
+def in_place(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
+    """Write into the argument: a draft then changes the final f_hat."""
+    return f_hat_BCPP.copy_(latent.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid))
+
+
+def last_lost(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
+    """Leave out the last scale, which no later input needs."""
+    if si == pyramid.S - 1:
+        return f_hat_BCPP.clone()
+    return latent.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid)
+
+
+def bilinear(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+    """Resize by another rule than area averages."""
+    side = pyramid.patch_nums[si]
+    return F.interpolate(f_hat_BCPP, (side, side), mode="bilinear").flatten(2).mT
+
+
+def alias(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+    """Return f_hat's own memory where no resizing is due."""
+    if pyramid.patch_nums[si] == pyramid.P:
+        return f_hat_BCPP.flatten(2).mT
+    return latent.next_input(f_hat_BCPP, si, pyramid)
+
+
+def stale_input(
+    state: Any, used: Any, images: list[int], first: int, tokens: list[Tensor], finished: list[int]
+) -> None:
+    """Keep the draft's input of the next scale, although the tokens before it were corrected."""
+    drafted_BLC = state.raw_BLC.clone()
+    update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
+    for image in images:
+        if state.done[image] < state.pyramid.S:
+            span = state.pyramid.span(state.done[image])
+            state.raw_BLC[image, span] = drafted_BLC[image, span]
+
+
+class NeverRolledBack(KVCache):
+    """Keep every length that was ever reached, so that rejected scales stay in the cache."""
+
+    def rollback(self, image: int, length: int) -> None:
+        """Do nothing."""
+
+
+class RolledForward(KVCache):
+    """Take a rollback for the new length, also where it is longer than what was written."""
+
+    def rollback(self, image: int, length: int) -> None:
+        """Set the length."""
+        self.lengths[image] = length
+
+
+class Stale(KVCache):
+    """Forget to overwrite: a slot keeps what a rejected scale wrote into it."""
+
+    def __init__(self, network: Transformer, B: int) -> None:
+        super().__init__(network, B)
+        self.written = [0] * B
+
+    def window(self, images: list[int]) -> CacheWindow:
+        """Return a view that writes behind the high-water mark only."""
+        return _StaleWindow(self, images)
+
+
+class _StaleWindow(CacheWindow):
+    cache: Stale
+
+    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
+        """Write, and put back what was there."""
+        B, end = len(self.cache.lengths), self.start + k_RHnc.shape[2]
+        before = self.cache.kv[layer].clone()
+        super().extend(layer, k_RHnc, v_RHnc)
+        for image in self.images:
+            old = slice(self.start, max(self.start, min(end, self.cache.written[image])))
+            for row in (image, B + image):
+                self.cache.kv[layer][:, row, :, old] = before[:, row, :, old]
+        k_slots, v_slots = self.cache.kv[layer]
+        rows = [*self.images, *(B + image for image in self.images)]
+        return k_slots[rows, :, :end], v_slots[rows, :, :end]
+
+    def commit(self, end: int) -> None:
+        """Raise the lengths and the high-water mark."""
+        super().commit(end)
+        for image in self.images:
+            self.cache.written[image] = max(self.cache.written[image], end)
+
+
+class Reused:
+    """The production decoder with caches that are emptied at the end of a decode, which an exception skips."""
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        self.kept: dict[tuple[int, int], KVCache] = {}
+        self.inner = parts(new_cache=self._cache)(models, settings)
+
+    @property
+    def contract(self) -> str:
+        """As the decoder claims."""
+        return self.inner.contract
+
+    def _cache(self, network: Transformer, B: int) -> KVCache:
+        return self.kept.setdefault((id(network), B), KVCache(network, B))
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        """Decode, then empty the caches."""
+        trace = self.inner.decode(request, noise)
+        for cache in self.kept.values():
+            cache.lengths[:] = [0] * len(cache.lengths)
+        return trace
+
+
+class SharedBuffers:
+    """The production decoder that hands out the same memory for every decode of one batch size."""
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        self.inner: SpeculativeDecoder = production(models, settings)
+        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def contract(self) -> str:
+        """As the decoder claims."""
+        return self.inner.contract
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        """Decode into buffers that the trace before still holds."""
+        trace = self.inner.decode(request, noise)
+        tokens_BL, f_hat = self.buffers.setdefault(request.B, (trace.tokens_BL.clone(), trace.f_hat_BCPP.clone()))
+        trace.tokens_BL, trace.f_hat_BCPP = tokens_BL.copy_(trace.tokens_BL), f_hat.copy_(trace.f_hat_BCPP)
+        return trace
+
+
+def _shared(models: ModelPair, settings: Settings) -> Implementation:
+    return SharedBuffers(models, settings)
+
+
+def _reused(models: ModelPair, settings: Settings) -> Implementation:
+    return Reused(models, settings)
+
+
+TWICE = Mutant(
+    "state.twice",
+    "every scale is added to f_hat twice",
+    "accumulated in verification and again in the update",
+    parts(accumulate=twice),
+)
+IN_PLACE = Mutant(
+    "state.in-place",
+    "accumulation writes into its argument",
+    "+= to save memory, while the draft works on the same map",
+    parts(accumulate=in_place),
+)
+LAST_LOST = Mutant(
+    "state.last-lost",
+    "the last scale never reaches f_hat",
+    "accumulation inside `if there is a next scale`",
+    parts(accumulate=last_lost),
+)
+BILINEAR = Mutant(
+    "state.bilinear",
+    "next inputs are resized bilinearly",
+    "the default of the resizing call",
+    parts(next_input=bilinear),
+)
+ALIAS = Mutant(
+    "state.alias",
+    "the last scale's input is f_hat's memory",
+    "a shortcut where no resizing is due",
+    parts(next_input=alias),
+    alone=True,
+)
+STALE_INPUT = Mutant(
+    "state.stale-input",
+    "after a correction the next input is still the draft's",
+    "inputs kept from drafting",
+    parts(update_state_with_accepted_tokens=stale_input),
+)
+STALE = Mutant(
+    "state.stale",
+    "cache slots keep what a rejected scale wrote",
+    "a slot taken for valid because it was written",
+    parts(new_cache=Stale),
+)
+NO_ROLLBACK = Mutant(
+    "state.no-rollback",
+    "caches are never rolled back",
+    "a rollback that was forgotten for one network",
+    parts(new_cache=NeverRolledBack),
+)
+ROLLED_FORWARD = Mutant(
+    "state.rolled-forward",
+    "a rollback may lengthen a cache",
+    "length = n for length = min(length, n)",
+    parts(new_cache=RolledForward),
+)
+REUSED = Mutant(
+    "state.reused",
+    "an exception leaves the caches full for the next decode",
+    "buffers emptied at the end, not at the start",
+    _reused,
+    alone=True,
+)
+SHARED_BUFFERS = Mutant(
+    "state.shared-buffers",
+    "a trace's tensors change with the next decode",
+    "static buffers, as CUDA graphs need them, handed out",
+    _shared,
+    alone=True,
+)
+CLAMPED = Mutant(
+    "state.clamped",
+    "a label out of range is decoded as the last class",
+    "clamp in place of a check",
+    asked_for(labels=lambda request: tuple(min(label, 3) for label in request.labels)),
+    alone=True,
+)
+MODULO = Mutant(
+    "state.modulo",
+    "a label out of range wraps around",
+    "an index taken modulo the table",
+    asked_for(labels=lambda request: tuple(label % 4 for label in request.labels)),
+    alone=True,
+)
+
+MUTANTS = (
+    TWICE,
+    IN_PLACE,
+    LAST_LOST,
+    BILINEAR,
+    ALIAS,
+    STALE_INPUT,
+    STALE,
+    NO_ROLLBACK,
+    ROLLED_FORWARD,
+    REUSED,
+    SHARED_BUFFERS,
+    CLAMPED,
+    MODULO,
+)

@@ -1,0 +1,180 @@
+"""The debug tools: what every step of a decode made, how long it took and how much memory it filled.
+
+Promise: an observer stands around the parts and the networks, not in them. A decoder without one runs the very
+functions of `PARTS` on the very networks, so that what is switched off costs nothing; one with an observer computes
+the same numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from harness.files import write_whole
+from harness.models.pair import ModelPair
+from harness.models.transformer import Transformer
+from harness.speculative.cache import KVCache
+from harness.speculative.parts import Parts
+
+NAMES = {
+    "new_cache": "kv",
+    "build_combined_query": "x_RnD",
+    "attention_mask": "mask_11nK",
+    "hidden": "h_RnD",
+    "logits": "rows_RnV",
+    "guide": "guided_BnV",
+    "split_logits_by_scale": "probs_BlV",
+    "filter_logits": "filtered_BnV",
+    "draw": "tokens_Bn",
+    "keep_drafted": "kept_Bn",
+    "residual": "residual_BnV",
+    "accumulate": "f_hat_BCPP",
+    "next_input": "raw_BlC",
+    "update_state_with_accepted_tokens": "tokens_BL",
+}
+ROUNDS, SHAPES, VALUES = 1, 2, 3  # levels of detail
+
+
+@dataclass
+class Cost:
+    """What one component cost: calls, seconds without the components that it called, and the most bytes of a result."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+
+
+@dataclass
+class Observer:
+    """Watch one decoder.
+
+    Args:
+        level: 0 = silent, 1 = a line a round, 2 = also a line a step with shapes, 3 = also with summary values.
+        folder: where every named tensor is written, a safetensors file a round; None = nowhere.
+        say: takes the lines.
+
+    Effects: with a CUDA device every step waits for it, so that times belong to their step.
+    """
+
+    level: int = 0
+    folder: Path | None = None
+    say: Callable[[str], None] = print
+    costs: dict[str, Cost] = field(default_factory=dict)
+    _decode: str = "decode"
+    _round: int = 0
+    _step: int = 0
+    _side: str = ""
+    _inner: list[float] = field(default_factory=list)  # seconds spent in called components, by depth
+    _made: dict[str, Tensor] = field(default_factory=dict)
+
+    def begin(self, name: str) -> None:
+        """Start another decode; `name` becomes the stem of its files."""
+        self._decode, self._round, self._step = name, 0, 0
+
+    def watch(self, models: ModelPair, parts: Parts) -> tuple[ModelPair, Parts]:
+        """Return the same networks and parts, observed."""
+        sides = {side: cast(Transformer, _Watched(getattr(models, side), side, self)) for side in ("draft", "target")}
+        watched = {part.name: self._around(part.name, getattr(parts, part.name)) for part in fields(parts)}
+        return replace(models, **sides), replace(parts, **watched)  # type: ignore[arg-type]
+
+    def table(self) -> list[tuple[str, Cost]]:
+        """Return the cost of every component, the dearest first."""
+        return sorted(self.costs.items(), key=lambda item: -item[1].seconds)
+
+    def _around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, timed and recorded under its name and the network at work."""
+
+        def observed(*given: Any, **named: Any) -> Any:
+            self._inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                result = function(*given, **named)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+            finally:
+                spent = time.perf_counter() - start
+                own = spent - self._inner.pop()
+                if self._inner:
+                    self._inner[-1] += spent
+            final = name == "update_state_with_accepted_tokens"
+            self._note(name, [given[0].tokens_BL.clone()] if final else _tensors(result), own)
+            if final:
+                self._end_round(given)
+            return result
+
+        return observed
+
+    def _note(self, name: str, tensors: list[Tensor], seconds: float) -> None:
+        component = f"{self._side}.{name}" if self._side else name
+        cost = self.costs.setdefault(component, Cost())
+        cost.calls += 1
+        cost.seconds += seconds
+        cost.bytes = max(cost.bytes, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+        self._step += 1
+        for k, tensor in enumerate(tensors):
+            label = f"{component}/{NAMES.get(name, 'value')}" + (f".{k}" if len(tensors) > 1 else "")
+            if self.level >= SHAPES:
+                values = f"  {summary(tensor)}" if self.level >= VALUES else ""
+                self.say(f"  step {self._step:03d} {label} {tuple(tensor.shape)} {tensor.dtype}{values}"[:200])
+            if self.folder is not None:
+                self._made[f"step-{self._step:03d}.{label}"] = tensor.detach().cpu().clone().contiguous()
+
+    def _end_round(self, given: tuple[Any, ...]) -> None:
+        _, _, images, first, _, finished = given
+        if self.level >= ROUNDS:
+            done = ", ".join(f"image {b} {first}..{first + n - 1}" for b, n in zip(images, finished, strict=True))
+            self.say(f"{self._decode} round {self._round:03d}: final scales of {done}")
+        if self.folder is not None:
+            write_whole(self.folder / f"{self._decode}-round-{self._round:03d}.safetensors", save(self._made))
+            self._made = {}
+        self._round += 1
+
+
+class _Watched:
+    """A network whose passes are observed; everything else is the network's own."""
+
+    def __init__(self, network: Transformer, side: str, observer: Observer) -> None:
+        self.network, self.side = network, side
+        self._observer = observer
+        self.condition = self._on_this_side("condition")
+        self.hidden = self._on_this_side("hidden")
+        self.logits = self._on_this_side("logits")
+
+    def _on_this_side(self, name: str) -> Callable[..., Any]:
+        observed = self._observer._around(name, getattr(self.network, name))
+
+        def call(*given: Any) -> Any:
+            self._observer._side = self.side
+            return observed(*given)
+
+        return call
+
+    def __getattr__(self, name: str) -> Any:
+        self._observer._side = self.side  # whoever is asked for anything is the network at work
+        return getattr(self.network, name)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, KVCache):
+        return [result.kv]
+    return [item for item in result if isinstance(item, Tensor)] if isinstance(result, list | tuple) else []
+
+
+def summary(tensor: Tensor) -> str:
+    """Return smallest, mean and largest finite value, and how many values are not finite."""
+    values = tensor.detach().double()
+    finite = values[torch.isfinite(values)]
+    if finite.numel() == 0:
+        return f"no finite value of {values.numel()}"
+    text = f"min {float(finite.min()):.4g} mean {float(finite.mean()):.4g} max {float(finite.max()):.4g}"
+    missing = values.numel() - finite.numel()
+    return text + (f", {missing} of {values.numel()} not finite" if missing else "")

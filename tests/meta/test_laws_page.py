@@ -1,0 +1,23 @@
+"""The page about the laws lists the laws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.laws import LAWS
+
+PAGE = Path(__file__).parents[2] / "docs" / "laws.md"
+
+
+def test_the_page_lists_every_law_and_no_other():
+    listed = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and "." in cells[0]:
+            listed[cells[0].strip("`")] = (cells[1], cells[2].replace("`", ""))
+    assert listed == {law.id: (law.statement, ", ".join(law.watches)) for law in LAWS}
+
+
+def test_every_law_has_an_id_of_its_own_a_statement_and_a_docstring():
+    assert len({law.id for law in LAWS}) == len(LAWS)
+    assert all(law.statement.endswith(".") and law.watches and law.test.__doc__ for law in LAWS)

@@ -1,0 +1,116 @@
+"""The laws catch every planted bug, and the hunt itself cannot pass by finding nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from harness.__main__ import main
+from harness.laws import LAWS, Case, Violation
+from harness.laws.conformance import FAMILIES
+from harness.mutants.catalogue import MUTANTS
+from harness.mutants.hunt import Caught, hunt, hunting_cases
+from harness.mutants.mutant import Mutant, production
+
+HEALTHY = Mutant("masks.healthy", "nothing", "no bug at all", production)
+CASES = hunting_cases(16)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
+def test_a_law_of_its_family_catches_a_planted_bug(mutant: Mutant):
+    caught = hunt(mutant, CASES, "first")
+    assert not caught.survived
+    assert caught.smallest is not None
+    assert caught.smallest.case in [violation.case for violation in caught.own]
+
+
+def test_every_family_has_two_bugs_that_it_alone_must_catch():
+    names = {module.__name__.rpartition(".")[2] for module in FAMILIES}
+    assert names == {law.family for law in LAWS} == {mutant.family for mutant in MUTANTS}
+    alone = Counter(mutant.family for mutant in MUTANTS if mutant.alone)
+    assert all(alone[name] >= 2 for name in names), alone
+
+
+def test_bugs_are_told_apart():
+    assert len({mutant.id for mutant in MUTANTS}) == len(MUTANTS)
+    assert len({mutant.change for mutant in MUTANTS}) == len(MUTANTS)
+    assert all(mutant.origin for mutant in MUTANTS)
+
+
+@pytest.mark.slow
+def test_every_law_catches_two_bugs_of_its_family():
+    breaks: Counter[str] = Counter()
+    for mutant in MUTANTS:
+        breaks.update(violation.law.id for violation in hunt(mutant, CASES, "family").violations)
+    assert [law.id for law in LAWS if breaks[law.id] < 2] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.alone], ids=lambda mutant: mutant.id)
+def test_no_law_of_another_family_catches_a_bug_that_is_its_familys_alone(mutant: Mutant):
+    assert hunt(mutant, hunting_cases(8), "all").elsewhere == []
+
+
+def test_a_decoder_without_a_bug_survives():
+    assert hunt(HEALTHY, CASES[:4], "family").survived
+
+
+def test_a_bug_that_another_family_catches_is_not_its_familys_alone():
+    own, other = (next(law for law in LAWS if law.family == family) for family in ("masks", "state"))
+    violations = [Violation(law, Case(), "found") for law in (own, other)]
+    everybodys = Mutant("masks.x", "x", "x", production)
+    assert not Caught(everybodys, violations).survived
+    alone = Mutant("masks.x", "x", "x", production, alone=True)
+    assert Caught(alone, violations).survived
+    assert not Caught(alone, violations[:1]).survived
+    assert Caught(everybodys, violations[1:]).survived
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["sdvar-harness", "mutants", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_the_command_lists_what_caught_a_bug(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "mutants.json"
+    status = run(monkeypatch, "--only", "masks.corner,guidance.odd", "--examples", "6", "--json", str(file))
+    out, document = capsys.readouterr().out, json.loads(file.read_text())
+    assert status == 0
+    assert "CAUGHT 2 of 2 planted bugs caught, 0 false alarms" in out
+    assert "masks.corner" in out
+    assert [row["id"] for row in document["mutants"]] == ["guidance.odd", "masks.corner"]
+    assert document["mutants"][0]["caught_by"].keys() == {"guidance.refusal"}
+    assert eval(document["mutants"][1]["smallest_case"], {"Case": Case}).pyramid.S == 2
+
+
+def test_the_command_fails_when_a_bug_survives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("harness.commands.mutants.MUTANTS", (HEALTHY,))
+    assert run(monkeypatch, "--examples", "4") == 1
+    out = capsys.readouterr().out
+    assert "survived: masks.healthy (nothing: no law of its family broke)" in out
+    assert "SURVIVED 0 of 1" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "nothing"], "only=nothing: names no mutant; pass one of acceptance, batch, "),
+        (["--laws", "some"], "laws=some: must be one of first, family, all; pass --laws family"),
+        (["--examples", "0"], "examples=0: must be 1 or more; pass --examples 16"),
+        (["--dtype", "int8"], "dtype=int8: must be one of float64, float32, bfloat16; pass --dtype float32"),
+        (["--device", "abacus"], "device=abacus: is not there; pass --device cpu"),
+    ],
+)
+def test_the_command_refuses_bad_input_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+):
+    assert run(monkeypatch, *arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")

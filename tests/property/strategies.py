@@ -1,0 +1,42 @@
+"""What Hypothesis draws, as plural nouns; simplest first, so that a failure shrinks to the smallest pyramid."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from hypothesis import strategies as st
+
+from harness.laws import Case
+from harness.laws.case import CHOICES, PYRAMIDS
+from harness.models.pair import ModelPair
+from harness.request import Request
+
+pyramids = st.sampled_from(PYRAMIDS)
+draft_qualities = st.sampled_from(CHOICES["draft"])
+configurations = st.fixed_dictionaries(
+    {name: st.sampled_from(CHOICES[name]) for name in ("V", "D", "depth", "shared_adaln", "l2_norm", "weights")}
+)
+sampling = st.fixed_dictionaries(
+    {name: st.sampled_from(CHOICES[name]) for name in ("labels", "seed", "cfg", "top_k", "top_p", "order")}
+)
+speculation = st.fixed_dictionaries(
+    {name: st.sampled_from(CHOICES[name]) for name in ("draft_len", "bonus", "policy", "dtype")}
+)
+
+
+@lru_cache(maxsize=8)
+def cases(patch_nums: st.SearchStrategy[tuple[int, ...]] = pyramids) -> st.SearchStrategy[Case]:
+    """Return networks, requests, settings and draft qualities in one record."""
+    return st.builds(
+        lambda sides, draft, *parts: Case(sides, draft=draft, **{k: v for part in parts for k, v in part.items()}),
+        patch_nums, draft_qualities, configurations, sampling, speculation,
+    )  # fmt: skip
+
+
+networks: st.SearchStrategy[ModelPair] = cases().map(lambda case: case.wide().models)
+requests: st.SearchStrategy[Request] = cases().map(lambda case: case.request)
+small_cases = cases(st.sampled_from(CHOICES["patch_nums"]))
+
+
+# How many of the drafted scales stand, round by round; the last number holds for all later rounds.
+acceptance_patterns = st.lists(st.integers(0, 4), min_size=1, max_size=6).map(tuple)

@@ -1,0 +1,8 @@
+import pytest
+
+from harness.laws import Law, acceptance
+
+
+@pytest.mark.parametrize("law", acceptance.LAWS, ids=lambda law: law.id)
+def test_law_of_acceptance(law: Law, law_holds) -> None:
+    law_holds(law)

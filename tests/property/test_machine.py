@@ -1,0 +1,6 @@
+from hypothesis import settings
+
+from tests.property.machine import DecodeMachine
+
+TestDecodeMachine = DecodeMachine.TestCase
+TestDecodeMachine.settings = settings(stateful_step_count=50)
