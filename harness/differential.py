@@ -114,11 +114,31 @@ def structure(models: ModelPair, request: Request, actual: Trace) -> list[Diverg
         return defect("scheduling", f"token outside 0..{V - 1}", image, pyramid.level_of(position))
     if f_hat is None or not bool(torch.isfinite(f_hat).all()):
         return defect("f_hat", "f_hat is missing or not finite")
+    C, P = models.target.config.C, pyramid.P
+    if tuple(f_hat.shape) != (request.B, C, P, P):
+        return defect("f_hat", f"f_hat is {tuple(f_hat.shape)}, not {(request.B, C, P, P)}")
+    for name, tensor, expected in _kept(models, request, actual):
+        if tuple(tensor.shape) != expected:
+            return defect("scheduling", f"intermediates.{name} is {tuple(tensor.shape)}, not {expected}")
     for image, rounds in enumerate(actual.rounds):
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         if covered != list(pyramid) or any(turn.finished < 1 for turn in rounds):
             return defect("scheduling", f"rounds finish scales {covered}, not 0..{pyramid.S - 1} once each", image)
     return []
+
+
+def _kept(models: ModelPair, request: Request, actual: Trace) -> list[tuple[str, Tensor, tuple[int, ...]]]:
+    """Name, tensor and required shape of the intermediates that the decoder exposes."""
+    if actual.intermediates is None:
+        return []
+    pyramid, config, B = models.pyramid, models.target.config, request.B
+    shapes = {
+        "x_RLD": (2 * B, pyramid.L, config.D),
+        "rows_RLV": (2 * B, pyramid.L, config.V),
+        "guided_BLV": (B, pyramid.L, config.V),
+        "f_hat_SBCPP": (pyramid.S, B, config.C, pyramid.P, pyramid.P),
+    }
+    return [(name, tensor, shapes[name]) for name, tensor in actual.intermediates.named().items()]
 
 
 def _judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement: Judgement) -> None:

@@ -1,7 +1,7 @@
 """What a decoder under test must offer, and how one is found.
 
-Promise: anything with `contract` and `decode(request, noise) -> Trace` can be judged. Only `Trace.tokens_BL` is
-indispensable; the more of the trace is filled in, the closer the harness can point at a mistake.
+Promise: anything with `contract` and `decode(request, noise) -> Trace` can be judged. `tokens_BL`, `f_hat_BCPP` and
+`scale_writes_BS` are indispensable; the more of the trace is filled in, the closer the harness can point at a mistake.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from harness.commands.options import ModelOptions
+from harness.errors import InputError
 from harness.files import check_writable, write_whole
-from harness.golden import own, plan
+from harness.golden import guard, own, plan
 from harness.golden.check import check as judge
 from harness.golden.check import parse_all, read_all
 from harness.golden.diff import changes
@@ -75,6 +76,9 @@ def record(
     """
     where, console = _prepare(device), plain_console()
     made = changed(reason, where, folder)
+    if made and (broken := guard.broken_laws()):
+        rule = "must hold before a golden is recorded"
+        raise InputError("laws", "; ".join(broken), rule, "mend the code first (pytest tests/property)")
     for after, before in made:
         console.print(changes_table(f"{after.path.name}: before and after", changes(before, after)))
     for after, _ in made:

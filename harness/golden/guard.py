@@ -13,12 +13,14 @@ from harness.budget import calibrate
 from harness.differential import judge, new_noise, run
 from harness.errors import InputError
 from harness.golden.own import DATA
-from harness.implementations import Settings, speculative
+from harness.implementations import DEFAULT, Settings, speculative
+from harness.laws import run_conformance
 from harness.models.pair import ModelPair
 from harness.reference import cachefree, handoff, sequential
 from harness.reference.handoff import HandOff
 from harness.request import Request
 from harness.trace import Trace
+from harness.verdict import Verdict
 
 CODE = Path(__file__).parent
 Laws = Callable[[ModelPair], list[str]]
@@ -86,3 +88,9 @@ def failing_laws(models: ModelPair) -> list[str]:
         if not torch.equal(handed.tokens_BL, target.tokens_BL):
             found.append(f"hand-off at entry 0 ({hand_off.mode}, mask {hand_off.sd_mask}) = sequential decoding")
     return found
+
+
+def broken_laws() -> list[str]:
+    """List the laws of `harness.laws` that the production decoder breaks."""
+    rows = run_conformance(DEFAULT).rows
+    return [f"{row.law.id} ({row.law.statement})" for row in rows if row.verdict is Verdict.DEFECT]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 import torch
@@ -47,6 +47,7 @@ COUNTS: dict[str, Count] = {}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--implementation", default=DEFAULT, help="decoder under test, package.module:factory")
+    parser.addoption("--device", default="cpu", help="where the laws' networks live: cpu, cuda or cuda:N")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -77,11 +78,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def law_holds(subject: Subject) -> Callable[[Law], None]:
-    return lambda law: check_law(law, subject)
+def law_holds(subject: Subject, pytestconfig: pytest.Config) -> Callable[[Law], None]:
+    device = pytestconfig.getoption("--device", "cpu")
+    if device != "cpu" and not torch.cuda.is_available():
+        pytest.fail(f"device={device}: there is no CUDA device here; run without --device")
+    return lambda law: check_law(law, subject, device)
 
 
-def check_law(law: Law, subject: Subject) -> None:
+def check_law(law: Law, subject: Subject, device: str = "cpu") -> None:
     """Check a law in as many examples as the profile says; fail if not one of them exercised it."""
     __tracebackhide__ = True
     count = COUNTS[law.id] = Count()
@@ -92,7 +96,7 @@ def check_law(law: Law, subject: Subject) -> None:
     def holds(case: Case) -> None:
         __tracebackhide__ = True
         try:
-            count.exercised += law.check(subject, case)
+            count.exercised += law.check(subject, replace(case, device=device))
         except (NotOffered, InputError) as why:
             reasons.append(str(why))
             if isinstance(why, InputError):

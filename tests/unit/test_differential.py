@@ -180,7 +180,10 @@ def test_nothing_compared_is_inconclusive():
     assert result.verdict is Verdict.INCONCLUSIVE
 
 
-@pytest.mark.parametrize("defect", ["missing scale", "twice written", "short", "dtype", "out of range", "nan f_hat"])
+@pytest.mark.parametrize(
+    "defect",
+    ["missing scale", "twice written", "short", "dtype", "out of range", "nan f_hat", "flat f_hat", "odd rows"],
+)
 def test_an_incomplete_trace_is_a_defect(defect: str):
     models = tiny(FOUR)
     trace = decoded(models, REQUEST, 2)
@@ -194,11 +197,15 @@ def test_an_incomplete_trace_is_a_defect(defect: str):
         trace.tokens_BL = trace.tokens_BL.int()
     elif defect == "out of range":
         trace.tokens_BL[2, 7] = models.target.config.V
+    elif defect == "flat f_hat":
+        trace.f_hat_BCPP = trace.f_hat_BCPP[:1]  # would broadcast
+    elif defect == "odd rows":
+        trace.intermediates.rows_RLV = trace.intermediates.rows_RLV[:-1]
     else:
         trace.f_hat_BCPP[0, 0, 0, 0] = torch.nan
     result = verify(models, lambda models, settings: Fixed(trace), [Settings(2)], [REQUEST])
     assert result.verdict is Verdict.DEFECT
-    assert result.first_divergence.component == ("f_hat" if defect == "nan f_hat" else "scheduling")
+    assert result.first_divergence.component == ("f_hat" if "f_hat" in defect else "scheduling")
     if defect == "missing scale":
         assert (result.first_divergence.image, result.first_divergence.scale) == (1, 2)
 

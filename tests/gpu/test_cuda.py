@@ -1,0 +1,82 @@
+"""What only a CUDA device can show. Without one these tests fail: a suite that skips in silence proves nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.differential import new_noise
+from harness.implementations import Settings, speculative
+from harness.models.pair import ModelPair, load_digits
+from harness.precision import precision, set_precision
+from harness.request import Request
+from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.verdict import Verdict
+from harness.verification import verify
+from tests import planted
+from tests.helpers import RECORDED, command
+
+pytestmark = pytest.mark.gpu
+MODES = {"float32": (torch.float32, False), "tf32": (torch.float32, True), "bfloat16": (torch.bfloat16, False)}
+REQUEST = Request((0, 3, 7), 5)
+
+
+@pytest.fixture(autouse=True)
+def device() -> None:
+    if not torch.cuda.is_available():
+        pytest.fail("device=cuda: there is no CUDA device here; run tox without -e gpu, or on a machine with one")
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Iterator[ModelPair]:
+    dtype, tf32 = MODES[request.param]
+    set_precision(tf32)
+    yield load_digits().to(torch.device("cuda"), dtype)
+    set_precision(False)
+
+
+def test_the_cuda_recordings_are_reproduced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file, report = RECORDED / "recorded-cuda.safetensors", tmp_path / "report.json"
+    assert command(monkeypatch, "golden", "check", str(file), "--device", "cuda", "--json", str(report)) == 0
+    assert len(json.loads(report.read_text())["cases"]) == 76
+
+
+def test_the_decoder_is_right_in_every_mode(mode: ModelPair) -> None:
+    result = verify(mode, speculative, [Settings(1), Settings(3), Settings(10, bonus=True)], [REQUEST])
+    assert result.verdict in (Verdict.IDENTICAL, Verdict.TIE), result.first_divergence
+    assert [setting.total("draws") for setting in result.settings] == [3 * 680] * 3
+
+
+@pytest.mark.parametrize("factory", planted.PLANTED, ids=lambda factory: factory.__name__)
+def test_planted_bugs_are_caught_in_every_mode(factory, mode: ModelPair) -> None:
+    assert verify(mode, factory, [Settings(3)], [REQUEST]).verdict is Verdict.DEFECT
+
+
+def test_repeated_decodes_are_bit_equal(mode: ModelPair) -> None:
+    decoder = SpeculativeDecoder(mode, Options(5))
+    first, second = (decoder.decode(REQUEST, new_noise(mode, REQUEST)) for _ in range(2))
+    assert torch.equal(first.tokens_BL, second.tokens_BL)
+    assert torch.equal(first.f_hat_BCPP, second.f_hat_BCPP)
+
+
+@pytest.mark.parametrize("bonus", [False, True])
+def test_graphs_change_nothing(mode: ModelPair, bonus: bool) -> None:
+    eager = SpeculativeDecoder(mode, Options(5, bonus))
+    graphed = SpeculativeDecoder(mode, Options(5, bonus, graphs=True))
+    for request in (REQUEST, replace(REQUEST, seed=9), REQUEST):
+        expected = eager.decode(request, new_noise(mode, request))
+        actual = graphed.decode(request, new_noise(mode, request))
+        assert torch.equal(actual.tokens_BL, expected.tokens_BL)
+        assert torch.equal(actual.f_hat_BCPP, expected.f_hat_BCPP)
+
+
+def test_the_result_states_what_is_switched_off() -> None:
+    set_precision(False)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert "tf32" in json.dumps(precision()).lower()
