@@ -115,9 +115,7 @@ def _wrong_input(
     own_lD = network.lvl_SD[si] + network.pos_LD[span]
     left_lD = actual.x_RLD[image, span] - (expected.x_RLD[image, span] - own_lD)
     # [level, row, position]: how far a row is from that position's term, each row free to sit anywhere
-    distance_SlL = torch.stack(
-        [torch.cdist(left_lD - level_D, network.pos_LD, p=float("inf")) for level_D in network.lvl_SD]
-    )
+    distance_SlL = torch.stack([_cdist(left_lD - level_D, network.pos_LD) for level_D in network.lvl_SD])
     nearest_l, level_l = distance_SlL.amin(2).min(0)
     if bool((nearest_l <= error).all()):
         rows = torch.arange(len(level_l), device=level_l.device)
@@ -125,6 +123,12 @@ def _wrong_input(
         found = f"{int(position_l[0])}..{int(position_l[-1])} with level {_span(level_l)}"
         return "positions", f"inputs of scale {si} sit at positions {found}, not {span.start}..{span.stop - 1}"
     return "query", f"the input of scale {si} is not that of its f_hat"
+
+
+def _cdist(actual_lD: Tensor, pos_LD: Tensor) -> Tensor:
+    """Largest difference of every row from every position; in float32, since CUDA has no such kernel in bfloat16."""
+    wide = torch.promote_types(actual_lD.dtype, torch.float32)
+    return torch.cdist(actual_lD.to(wide), pos_LD.to(wide), p=float("inf"))
 
 
 def _span(level_l: Tensor) -> str:
