@@ -90,7 +90,7 @@ def failing_laws(models: ModelPair) -> list[str]:
     return found
 
 
-def broken_laws() -> list[str]:
-    """List the laws of `harness.laws` that the production decoder breaks."""
-    rows = run_conformance(DEFAULT).rows
+def broken_laws(implementation: str = DEFAULT, examples: int = 20) -> list[str]:
+    """List the laws of `harness.laws` that a decoder, by default the production one, breaks."""
+    rows = run_conformance(implementation, examples).rows
     return [f"{row.law.id} ({row.law.statement})" for row in rows if row.verdict is Verdict.DEFECT]

@@ -347,6 +347,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert len(few) == 2
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny"})
     monkeypatch.setattr(plan, "cases", lambda models: few)
+    monkeypatch.setattr(guard, "broken_laws", list)  # twenty seconds, and a test of its own below
     monkeypatch.setattr(guard, "_git", lambda folder, *words: "" if words[0] == "status" else "abc")
     monkeypatch.delenv("CI", raising=False)
     made = tmp_path / "goldens"
@@ -503,3 +504,16 @@ def test_a_golden_under_another_name_is_stale(folder: Path, monkeypatch: pytest.
     assert recording(monkeypatch, folder) == 0
     moved = (folder / "golden-tiny-cpu.safetensors").rename(folder / "golden-digits-cpu.safetensors")
     assert own.stale(read(moved)) == ["file name must be golden-tiny-cpu.safetensors for filled on cpu"]
+
+
+def test_a_broken_law_refuses_the_recording(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(guard, "broken_laws", lambda: ["masks.definition (it holds)"])
+    assert recording(monkeypatch, folder) == 2
+    assert "laws=masks.definition (it holds): must hold before a golden is recorded" in capsys.readouterr().err
+    assert not any(folder.iterdir())
+
+
+def test_the_laws_behind_it_see_a_planted_bug():
+    assert "guidance.trace" in " ".join(guard.broken_laws("tests.planted:halves", examples=3))
