@@ -26,7 +26,8 @@ IMAGE = 1e-5
 # layouts with cfg 0 to 4, budgets reached 3.0e-6 and 1.1e-6 of these.
 LOGITS_CAP, F_HAT_CAP = 1e-5, 4e-6
 # `more_smooth` amplifies rounding by 1/τ, up to 200: what the recordings' README allows.
-SMOOTH_F_HAT, SMOOTH_IMAGE = 2e-2, 1e-2
+# On CUDA one recorded case is itself 3.7e-2 from float64, and the run here 7e-3; 17 of 8,192 numbers pass 1e-2.
+SMOOTH_F_HAT, SMOOTH_IMAGE = {"cpu": 2e-2, "cuda": 5e-2}, 1e-2
 SMOOTH_TIES = 0.005  # "very few tokens": share of a case's draws
 SMOOTH_LOGITS = 0.25  # cap of a measured smooth budget: with a margin bound of half a nat some judgement is left
 SMOOTH_SPREAD = 32.0  # one rounding is amplified by chance: three recorded runs met 0.3 to 2.2 times float64's distance
@@ -43,8 +44,9 @@ class Budgets:
     def logits(self, case: Case, run: Trace) -> list[Budget]:
         """Return the budget of guided logits at every scale."""
         if case.request.more_smooth:
+            cap = SMOOTH_F_HAT[case.models.device.type]
             errors = [min(SAFETY * error, SMOOTH_LOGITS) for error in _smooth_errors(case, run, _guided)]
-            return [Budget(error, error, SMOOTH_F_HAT, "float64 free run") for error in errors]
+            return [Budget(error, error, cap, "float64 free run") for error in errors]
         # of several networks that decide tokens, the one that rounds most
         worst = max((self._of(case, network) for network in case.sides()), key=lambda budget: budget.logits)
         assert run.intermediates is not None
@@ -54,7 +56,10 @@ class Budgets:
     def f_hat(self, case: Case, run: Trace) -> list[float]:
         """Return the largest difference allowed in f_hat after every scale."""
         if case.request.more_smooth:
-            return [min(SMOOTH_SPREAD * error, SMOOTH_F_HAT) for error in _smooth_errors(case, run, _f_hat)]
+            return [
+                min(SMOOTH_SPREAD * error, SMOOTH_F_HAT[case.models.device.type])
+                for error in _smooth_errors(case, run, _f_hat)
+            ]
         key = id(case.models.vae)  # f_hat is a function of tokens and quantiser alone
         if key not in self._f_hat:
             self._f_hat[key] = self._of(case, case.sides()[-1]).f_hat

@@ -281,3 +281,15 @@ def test_cached_float32_and_cache_free_float64_references_agree_on_digits():
     wide = models.to("cpu", torch.float64)
     tokens_BL = cachefree.sample(wide.target, wide.vae, request, new_noise(models, request))
     assert torch.equal(run.tokens_BL, tokens_BL)
+
+
+def test_a_slightly_wrong_guidance_weight_is_a_defect_whatever_the_budget_of_the_logits():
+    """In bfloat16 the networks' budget is wide; guidance is checked on the decoder's own rows."""
+
+    def nearly(rows_RnV, pyramid, cfg, first, last):
+        return PARTS.guide(rows_RnV, pyramid, cfg * (1 + 1e-5), first, last)
+
+    models = tiny(FOUR).to("cpu", torch.bfloat16)
+    first = verified(models, REQUEST, replace(PARTS, guide=nearly)).first_divergence
+    assert (first.component, first.scale) == ("guidance", 1)
+    assert verified(models, REQUEST).verdict in (Verdict.IDENTICAL, Verdict.TIE)
