@@ -26,7 +26,8 @@ def sequences(V: int, L: int) -> Tensor:
 
 def target_law(case: Case) -> Tensor:
     """Return law_N of `sequences`: the target's exact law of the first image of a case."""
-    law = joint_law(case.models, replace(case, labels=case.labels[:1], order="image").request)
+    alone = replace(case, labels=case.labels[:1], order="image", device="cpu")  # few numbers, and float64: on the host
+    law = joint_law(alone.models, alone.request)
     return torch.tensor(
         [law.get(tuple(tokens), 0.0) for tokens in sequences(case.V, case.pyramid.L).tolist()], dtype=torch.float64
     )
