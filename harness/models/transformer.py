@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -48,7 +49,10 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Condition:
-    """All that depends on the label: six (R,1,D) vectors a block, two for the head, and the class embedding."""
+    """All that depends on the label: six (R,1,D) vectors a block, two for the head, and the class embedding.
+
+    The scales of the modulated layer norms are kept as 1 + scale, the factor that every pass multiplies with.
+    """
 
     cond_RD: Tensor
     blocks: tuple[tuple[Tensor, ...], ...]
@@ -164,6 +168,19 @@ class Transformer:
         """Return word_embed(raw_BnC), (B,n,D): a scale's raw input without its position term."""
         return F.linear(raw_BnC.to(self.dtype), self.weights["word_embed.weight"], self.weights["word_embed.bias"])
 
+    @cached_property
+    def _attention_constants(self) -> list[tuple[Tensor, Tensor]]:
+        """Per block: the bias of q, k and v together (keys have none), and the factor of normalised queries."""
+        w, found = self.weights, []
+        for i in range(self.config.depth):
+            name = f"blocks.{i}.attn."
+            q_bias, v_bias = w[name + "q_bias"], w[name + "v_bias"]
+            bias_3D = torch.cat((q_bias, torch.zeros_like(q_bias), v_bias))
+            l2_norm = self.config.l2_norm
+            factor = w[name + "scale_mul_1H11"].clamp_max(MAX_SCALE_MUL).exp() if l2_norm else q_bias.new_ones(())
+            found.append((bias_3D, factor))
+        return found
+
     def condition(self, labels_R: Tensor) -> Condition:
         """Compute what depends on the label alone.
 
@@ -177,16 +194,19 @@ class Transformer:
         def six(i: int) -> tuple[Tensor, ...]:
             # (R, 6D) -> six of (R, 1, D), in the order γ1, γ2, scale1, scale2, shift1, shift2
             if self.config.shared_adaln:
-                return (w[f"blocks.{i}.ada_gss"] + shared_R16D).unbind(2)
-            ada = F.linear(silu_RD, w[f"blocks.{i}.ada_lin.1.weight"], w[f"blocks.{i}.ada_lin.1.bias"])
-            return ada.view(-1, 1, 6, D).unbind(2)
+                ada_R16D = w[f"blocks.{i}.ada_gss"] + shared_R16D
+            else:
+                ada = F.linear(silu_RD, w[f"blocks.{i}.ada_lin.1.weight"], w[f"blocks.{i}.ada_lin.1.bias"])
+                ada_R16D = ada.view(-1, 1, 6, D)
+            ada_R16D[:, :, 2:4] += 1
+            return ada_R16D.unbind(2)
 
         if self.config.shared_adaln:
             shared = F.linear(silu_RD, w["shared_ada_lin.1.weight"], w["shared_ada_lin.1.bias"])
             shared_R16D = shared.view(-1, 1, 6, D)
         head = F.linear(silu_RD, w["head_nm.ada_lin.1.weight"], w["head_nm.ada_lin.1.bias"]).view(-1, 1, 2, D)
         scale_R1D, shift_R1D = head.unbind(2)
-        return Condition(cond_RD, tuple(six(i) for i in range(self.config.depth)), (scale_R1D, shift_R1D))
+        return Condition(cond_RD, tuple(six(i) for i in range(self.config.depth)), (1 + scale_R1D, shift_R1D))
 
     def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
         """Run the blocks over n new positions.
@@ -200,34 +220,34 @@ class Transformer:
         Returns:
             h_RnD.
         """
-        for i, (gamma1, gamma2, scale1, scale2, shift1, shift2) in enumerate(condition.blocks):
-            h_RnD = _layer_norm(x_RnD) * (1 + scale1) + shift1
-            x_RnD = x_RnD + gamma1 * self._attend(i, h_RnD, cache, mask_11nK)
-            h_RnD = _layer_norm(x_RnD) * (1 + scale2) + shift2
-            x_RnD = x_RnD + gamma2 * self._feed_forward(i, h_RnD)
+        for i, (gamma1, gamma2, factor1, factor2, shift1, shift2) in enumerate(condition.blocks):
+            h_RnD = torch.addcmul(shift1, _layer_norm(x_RnD), factor1)
+            x_RnD = torch.addcmul(x_RnD, gamma1, self._attend(i, h_RnD, cache, mask_11nK))
+            h_RnD = torch.addcmul(shift2, _layer_norm(x_RnD), factor2)
+            x_RnD = torch.addcmul(x_RnD, gamma2, self._feed_forward(i, h_RnD))
         return x_RnD
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV of hidden states, in float32 at least (spec §4)."""
-        scale_R1D, shift_R1D = condition.head
+        factor_R1D, shift_R1D = condition.head
         dtype = torch.promote_types(h_RnD.dtype, torch.float32)
-        h_RnD = _layer_norm(h_RnD.to(dtype)) * (1 + scale_R1D.to(dtype)) + shift_R1D.to(dtype)
+        h_RnD = torch.addcmul(shift_R1D.to(dtype), _layer_norm(h_RnD.to(dtype)), factor_R1D.to(dtype))
         return F.linear(h_RnD, self.weights["head.weight"].to(dtype), self.weights["head.bias"].to(dtype))
 
     def _attend(self, i: int, h_RnD: Tensor, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
         w, name = self.weights, f"blocks.{i}.attn."
         R, n, D = h_RnD.shape
         H = self.config.H
-        q_bias, v_bias = w[name + "q_bias"], w[name + "v_bias"]
-        bias_3D = torch.cat((q_bias, torch.zeros_like(q_bias), v_bias))
+        bias_3D, factor_1H11 = self._attention_constants[i]
         qkv = F.linear(h_RnD, w[name + "mat_qkv.weight"], bias_3D).view(R, n, 3, H, D // H)
-        q_RHnc, k_RHnc, v_RHnc = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (3, R, H, n, c)
         softmax_scale = 0.25 / math.sqrt(D // H)
         if self.config.l2_norm:
-            scale_1H11 = w[name + "scale_mul_1H11"].clamp_max(MAX_SCALE_MUL).exp()
-            q_RHnc = F.normalize(q_RHnc, dim=-1) * scale_1H11
-            k_RHnc = F.normalize(k_RHnc, dim=-1)
+            qk_Rn2Hc, v_RnHc = F.normalize(qkv[:, :, :2], dim=-1), qkv[:, :, 2]
+            q_RHnc = qk_Rn2Hc[:, :, 0].transpose(1, 2) * factor_1H11
+            k_RHnc, v_RHnc = qk_Rn2Hc[:, :, 1].transpose(1, 2), v_RnHc.transpose(1, 2)
             softmax_scale = 1.0
+        else:
+            q_RHnc, k_RHnc, v_RHnc = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (3, R, H, n, c)
         k_RHKc, v_RHKc = cache.extend(i, k_RHnc, v_RHnc)
         out_RHnc = F.scaled_dot_product_attention(q_RHnc, k_RHKc, v_RHKc, mask_11nK, scale=softmax_scale)
         out_RnD = out_RHnc.transpose(1, 2).reshape(R, n, D)
