@@ -63,14 +63,6 @@ class Condition:
         blocks = tuple(tuple(vector[rows] for vector in block) for block in self.blocks)
         return Condition(self.cond_RD[rows], blocks, (self.head[0][rows], self.head[1][rows]))
 
-    def copy_(self, other: Condition) -> None:
-        """Write another condition's numbers into this one's tensors."""
-        mine, others = (
-            [c.cond_RD, *c.head, *(vector for block in c.blocks for vector in block)] for c in (self, other)
-        )
-        for tensor, source in zip(mine, others, strict=True):
-            tensor.copy_(source)
-
 
 def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Return every parameter's name and shape; the one place that knows the checkpoint layout (spec §2)."""

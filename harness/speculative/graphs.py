@@ -1,86 +1,148 @@
-"""CUDA graphs: a forward pass over fixed scales is recorded once and replayed afterwards.
+"""CUDA graphs: device work over fixed scales is recorded once and replayed afterwards.
 
-Promise: the same kernels on the same numbers, with the launches saved. A graph knows addresses, not tensors, so the
-buffers that a pass reads and writes live in a workspace that outlives the decodes of one batch size. What a replay
-returns is overwritten when the same graph is replayed again.
+Promise: the same kernels on the same numbers, with the launches saved. A graph knows addresses, not tensors, so what
+recorded work reads and writes lives in a workspace that outlives the decodes of one batch size: weights, caches,
+buffers, and the decode's random numbers, which are copied to fixed addresses. What a replay returns is overwritten when
+the same work is replayed again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from harness.models.pair import ModelPair
-from harness.models.transformer import Condition, Transformer
+from harness.models.transformer import Transformer
+from harness.noise import Noise
+from harness.speculative.buffers import Buffers
 from harness.speculative.cache import KVCache
 
-Compute = Callable[[], tuple[Tensor, Tensor]]
+T = TypeVar("T")
 WARM_UPS = 2  # runs before recording: library handles and workspaces are made outside the graph
+Address = tuple[str, int, str, str]  # "exponential" or "uniform", scale, stream, reader
 
 
-class Graphs:
-    """The recorded passes of one network at one batch size, and the buffers that they share.
+class Launcher(Protocol):
+    """How device work reaches the device."""
 
-    Args:
-        network: whose passes are recorded.
-        cache: reused by every decode of this batch size.
+    def run(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Do the work; equal keys must mean equal work on equal buffers, without a host synchronisation."""
+        ...
+
+
+class Eager:
+    """Launch kernel by kernel, and keep nothing."""
+
+    def run(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Do the work."""
+        return compute()
+
+
+class FixedNumbers:
+    """One decode's numbers at addresses that stay: the source that recorded work reads.
+
+    `begin` names the decode's own source; an address is copied from there at its first use in every decode.
     """
 
-    def __init__(self, network: Transformer, cache: KVCache) -> None:
-        B = len(cache.lengths)
-        self.cache = cache
-        # one pool: passes run one after the other, so their scratch memory can be the same
-        self.pool = torch.cuda.graph_pool_handle()
-        self.condition = network.condition(torch.zeros(2 * B, dtype=torch.int64, device=network.device))
-        self.recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor], Compute]] = {}
+    def __init__(self) -> None:
+        self.noise: Noise | None = None
+        self.read: set[Address] = set()
+        self._buffers: dict[tuple[str, int, str], Tensor] = {}
+        self._fresh: set[tuple[str, int, str]] = set()
 
-    def begin(self, condition: Condition) -> Condition:
-        """Start a decode: empty the cache, copy the labels' vectors into the fixed buffers, and return those."""
-        self.cache.lengths[:] = [0] * len(self.cache.lengths)
-        self.condition.copy_(condition)
-        return self.condition
+    def begin(self, noise: Noise) -> FixedNumbers:
+        """Take the numbers of another decode from now on."""
+        self.noise = noise
+        self._fresh.clear()
+        return self
 
-    def run(self, key: Hashable, compute: Compute) -> tuple[Tensor, Tensor]:
-        """Replay the pass `key`, recording it at its first use.
+    def fill(self, address: Address) -> Tensor:
+        """Return the fixed tensor of an address, holding this decode's numbers. Effects: an entry in the ledger."""
+        kind, si, stream, reader = address
+        numbers: Tensor = getattr(self.noise, kind)(si, stream, reader)
+        key = (kind, si, stream)
+        if key not in self._fresh:
+            self._buffers.setdefault(key, torch.empty_like(numbers)).copy_(numbers)
+            self._fresh.add(key)
+        return self._buffers[key]
 
-        Args:
-            key: the scales of the pass; equal keys must mean equal work on equal buffers.
-            compute: the pass itself, without a host synchronisation; kept, and with it every tensor that it reads.
-        """
-        if key not in self.recorded:
-            self.recorded[key] = self._record(compute)
-        graph, outputs, _ = self.recorded[key]
-        graph.replay()
-        return outputs
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_BlV of scale `si`."""
+        self.read.add(("exponential", si, stream, reader))
+        return self.fill(("exponential", si, stream, reader))
 
-    def _record(self, compute: Compute) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor], Compute]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                compute()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            outputs = compute()
-        return graph, outputs, compute
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl of scale `si`."""
+        self.read.add(("uniform", si, stream, reader))
+        return self.fill(("uniform", si, stream, reader))
+
+    def labels(self, classes: int) -> Tensor:
+        """Return int64 labels_B, where the decode's source keeps them."""
+        assert self.noise is not None
+        return self.noise.labels(classes)
+
+
+@dataclass
+class Recorded:
+    """One graph: what it returns, the numbers that it reads, and the work itself, which keeps its tensors alive."""
+
+    graph: torch.cuda.CUDAGraph
+    outputs: Any
+    read: set[Address]
+    compute: Callable[[], Any]
 
 
 class Workspace:
-    """The buffers of all decodes of one batch size; one decode at a time.
+    """The buffers and recorded work of all decodes of one batch size; one decode at a time.
 
     Args:
-        models: whose passes are recorded.
+        models: whose work is recorded.
         B: images.
         new_cache: makes a KV cache for a network and a batch size.
     """
 
     def __init__(self, models: ModelPair, B: int, new_cache: Callable[[Transformer, int], KVCache]) -> None:
-        config, L = models.target.config, models.pyramid.L
-        self.graphs = {
-            "draft": Graphs(models.draft, new_cache(models.draft, B)),
-            "target": Graphs(models.target, new_cache(models.target, B)),
-        }
-        self.raw_BLC = torch.zeros(B, L, config.C, device=models.device, dtype=models.vae.dtype)
+        self.caches = {"draft": new_cache(models.draft, B), "target": new_cache(models.target, B)}
+        self.buffers = Buffers.new(models, B)
+        self.labels_R = torch.empty(2 * B, dtype=torch.int64, device=models.device)
+        self.numbers = FixedNumbers()
+        self.recorded: dict[Hashable, Recorded] = {}
+        # one pool: graphs run one after the other, so their scratch memory can be the same
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def begin(self) -> None:
+        """Empty caches and buffers for another decode."""
+        for cache in self.caches.values():
+            cache.lengths[:] = [0] * len(cache.lengths)
+        self.buffers.clear()
+
+    def run(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Replay the work `key`, recording it at its first use."""
+        if key not in self.recorded:
+            self.recorded[key] = self._record(compute)
+        recorded = self.recorded[key]
+        for address in recorded.read:
+            self.numbers.fill(address)
+        recorded.graph.replay()
+        outputs: T = recorded.outputs
+        return outputs
+
+    def _record(self, compute: Callable[[], T]) -> Recorded:
+        self.numbers.read = set()
+        before = {name: buffer.clone() for name, buffer in vars(self.buffers).items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                compute()
+                for name, buffer in before.items():  # work such as f_hat += … may be done once only
+                    getattr(self.buffers, name).copy_(buffer)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            outputs = compute()
+        return Recorded(graph, outputs, self.numbers.read, compute)

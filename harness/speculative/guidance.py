@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from harness.errors import InputError
 from harness.pyramid import ScalePyramid
 
 
-@lru_cache(maxsize=256)
+@cache  # never emptied, since a recorded pass keeps the address; a few KiB an entry
 def _weights(
     pyramid: ScalePyramid, cfg: float, first: int, last: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

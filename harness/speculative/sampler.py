@@ -28,7 +28,7 @@ from harness.speculative.observer import Observer
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED, LAW, check_against
 from harness.speculative.state import DecodeState
-from harness.speculative.verify import Verified, keep_intermediates, target_verify_batch
+from harness.speculative.verify import Step, Verified, keep_intermediates, target_verify_batch
 from harness.trace import Round, Trace
 
 
@@ -41,7 +41,7 @@ class Options:
         bonus: submit the scale behind the drafted ones too, and finish it after full acceptance.
         policy: coupling and acceptance rule.
         keep_intermediates: keep the named tensors that a defect is traced with.
-        graphs: record and replay the passes of whole batches as CUDA graphs.
+        graphs: record and replay the device work of whole batches as CUDA graphs.
     """
 
     draft_len: int | str | DraftLength = 5
@@ -183,30 +183,43 @@ def _trust(state: DecodeState, parts: Parts, options: Options, window: Window, p
     return _Turn(list(window.split(proposal.tokens_bn)), [count] * B, [count] * B, [kept] * B)
 
 
+@dataclass(frozen=True)
+class _Decision:
+    """What the device made of a window: tokens by scale, the numbers that the host needs, tensors for a diagnosis."""
+
+    tokens_by_scale: list[Tensor]
+    numbers: Tensor  # is_finite, accepted_b, kept_bs
+    verified: Verified | None
+
+
 def _verify(state: DecodeState, parts: Parts, options: Options, window: Window, proposal: Proposal) -> _Turn:
     """Let the target judge the drafted scales, and finish the one behind them after full acceptance (bonus)."""
-    policy, first, last, count = options.policy, window.first, window.last, len(window.scales)
+    policy, last, count = options.policy, window.last, len(window.scales)
     bonus = options.bonus and last + 1 < state.pyramid.S and not policy.trusts(last + 1)
-    verified = target_verify_batch(state, parts, window.images, first, last + bonus)
-    acceptance = policy.accept(parts, proposal, torch.cat(verified.probs_by_scale[:count], 1), window)
-    tokens = [
-        torch.where(whole_b[:, None], drafted_bl, corrected_bl)
-        for whole_b, drafted_bl, corrected_bl in zip(
-            acceptance.whole_bs.unbind(1),
-            window.split(proposal.tokens_bn),
-            window.split(acceptance.tokens_bn),
-            strict=True,
-        )
-    ]
-    if bonus:
-        tokens.append(
-            policy.extend(parts, verified.probs_by_scale[count], replace(window, first=last + 1, last=last + 1))
-        )
 
-    accepted, kept_bs = _fetch(acceptance, verified, window)
+    def judge(verified: Verified) -> _Decision:
+        acceptance = policy.accept(parts, proposal, torch.cat(verified.probs_by_scale[:count], 1), window)
+        tokens = [
+            torch.where(whole_b[:, None], drafted_bl, corrected_bl)
+            for whole_b, drafted_bl, corrected_bl in zip(
+                acceptance.whole_bs.unbind(1),
+                window.split(proposal.tokens_bn),
+                window.split(acceptance.tokens_bn),
+                strict=True,
+            )
+        ]
+        if bonus:
+            behind = replace(window, first=last + 1, last=last + 1)
+            tokens.append(policy.extend(parts, verified.probs_by_scale[count], behind))
+        numbers = _numbers(acceptance, verified, window)
+        return _Decision(tokens, numbers, verified if state.intermediates is not None else None)
+
+    step = Step(f"judge {count} by {policy.name}", judge)
+    decision = target_verify_batch(state, parts, window.images, window.first, last + bonus, step)
+    accepted, kept_bs = _fetch(decision.numbers, window)
     finished = [whole + (1 if whole < count or bonus else 0) for whole in accepted]
-    keep_intermediates(state, window.images, first, finished, verified)
-    return _Turn(tokens, accepted, finished, kept_bs)
+    keep_intermediates(state, window.images, window.first, finished, decision.verified)
+    return _Turn(decision.tokens_by_scale, accepted, finished, kept_bs)
 
 
 def _record(pyramid: ScalePyramid, first: int, drafted: int, turn: _Turn, k: int) -> Round:
@@ -229,26 +242,31 @@ def _record(pyramid: ScalePyramid, first: int, drafted: int, turn: _Turn, k: int
     )
 
 
-def _fetch(acceptance: Acceptance, verified: Verified, window: Window) -> tuple[list[int], list[list[int]]]:
+def _numbers(acceptance: Acceptance, verified: Verified, window: Window) -> Tensor:
+    """Gather what the host must know of a round: whether the target's logits are finite, accepted_b and kept_bs."""
+    finite = torch.isfinite(verified.rows_RnV).all().long()[None]
+    accepted_b = acceptance.whole_bs.long().cumprod(1).sum(1)
+    kept_bs = torch.stack([kept_bl.sum(1) for kept_bl in window.split(acceptance.kept_bn)], 1)
+    return torch.cat((finite, accepted_b, kept_bs.flatten()))
+
+
+def _fetch(numbers: Tensor, window: Window) -> tuple[list[int], list[list[int]]]:
     """Bring accepted_b and kept_bs to the host: the round's one wait for the device.
 
     Raises:
         NonFiniteError: the target's logits are not finite.
     """
-    finite = torch.isfinite(verified.rows_RnV).all().long()[None]
-    accepted_b = acceptance.whole_bs.long().cumprod(1).sum(1)
-    kept_bs = torch.stack([kept_bl.sum(1) for kept_bl in window.split(acceptance.kept_bn)], 1)
-    is_finite, *numbers = torch.cat((finite, accepted_b, kept_bs.flatten())).tolist()
+    is_finite, *counts = numbers.tolist()
     if not is_finite:
         raise NonFiniteError("target.logits", f"the pass that began at scale {window.first}")
-    b, s = kept_bs.shape
-    return numbers[:b], [numbers[b + k * s : b + (k + 1) * s] for k in range(b)]
+    b, s = len(window.images), len(window.scales)
+    return counts[:b], [counts[b + k * s : b + (k + 1) * s] for k in range(b)]
 
 
 def _trace(state: DecodeState, seconds: float) -> Trace:
     return Trace(
-        tokens_BL=state.tokens_BL,
-        f_hat_BCPP=state.f_hat_BCPP,
+        tokens_BL=state.tokens_BL.clone(),  # a workspace's buffers are the next decode's
+        f_hat_BCPP=state.f_hat_BCPP.clone(),
         scale_writes_BS=state.writes_BS,
         rounds=state.rounds,
         target_calls=state.target.calls,

@@ -6,8 +6,10 @@ only raw inputs and cache slots beyond the final scales; both are overwritten be
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,12 +20,15 @@ from harness.models.transformer import Condition, Transformer
 from harness.noise import Noise
 from harness.pyramid import ScalePyramid
 from harness.request import Request
+from harness.speculative.buffers import Buffers
 from harness.speculative.cache import KVCache
-from harness.speculative.graphs import Graphs, Workspace
+from harness.speculative.graphs import Eager, Launcher, Workspace
 from harness.trace import Intermediates, Round
 
 if TYPE_CHECKING:
     from harness.speculative.parts import Parts
+
+T = TypeVar("T")
 
 
 def pick(tensor: Tensor, images: list[int]) -> Tensor:
@@ -38,27 +43,20 @@ def place(images: list[int], B: int) -> list[int] | slice:
 
 @dataclass
 class Side:
-    """One network in one decode: its condition vectors, its cache and what it was asked to compute."""
+    """One network in one decode: its guidance rows' labels, its cache and what it was asked to compute."""
 
     name: str
     network: Transformer
-    condition: Condition
+    labels_R: Tensor
     cache: KVCache
+    launcher: Launcher
     calls: list[int]
     rows: list[int]
-    graphs: Graphs | None = None  # recorded passes; None = every pass is launched kernel by kernel
 
-    @classmethod
-    def begin(
-        cls, name: str, network: Transformer, labels_B: Tensor, parts: Parts, graphs: Graphs | None = None
-    ) -> Side:
-        """Prepare a network for a batch: unconditional rows behind the conditional ones."""
-        B = len(labels_B)
-        unconditional_B = torch.full_like(labels_B, network.config.classes)
-        condition = network.condition(torch.cat((labels_B, unconditional_B)))
-        if graphs is None:
-            return cls(name, network, condition, parts.new_cache(network, B), [0] * B, [0] * B)
-        return cls(name, network, graphs.begin(condition), graphs.cache, [0] * B, [0] * B, graphs)
+    @cached_property
+    def condition(self) -> Condition:
+        """All that depends on the labels, computed when it is first needed."""
+        return self.launcher.run(("condition", self.name), lambda: self.network.condition(self.labels_R))
 
     def condition_of(self, images: list[int]) -> Condition:
         """Return the condition of these images' guidance rows."""
@@ -78,14 +76,14 @@ class DecodeState:
         vae: quantiser.
         draft: the small network's side.
         target: the large network's side.
+        launcher: records and replays the work of whole batches, or does not.
         done: number of final scales of every image.
-        tokens_BL: final tokens; -1 where none is final yet.
-        raw_BLC: raw inputs by position: those of scales 0..done are the final ones, later ones the draft's.
-        f_hat_BCPP: latent map over the final scales.
         writes_BS: how often each scale was made final.
         rounds: of every image.
         draft_lens: what the draft length's rule keeps for every image.
         intermediates: named tensors of the final positions, or None when not kept.
+
+    The tensors are those of `Buffers`.
     """
 
     request: Request
@@ -93,10 +91,14 @@ class DecodeState:
     vae: Autoencoder
     draft: Side
     target: Side
+    launcher: Launcher
     done: list[int]
     tokens_BL: Tensor
     raw_BLC: Tensor
     f_hat_BCPP: Tensor
+    drafted_tokens_BL: Tensor
+    drafted_probs_BLV: Tensor
+    drafted_f_hat_BCPP: Tensor
     writes_BS: Tensor
     rounds: list[list[Round]]
     draft_lens: list[int]
@@ -122,26 +124,44 @@ class DecodeState:
         With a workspace its buffers are used: one decode at a time.
         """
         labels_B = noise.labels(models.target.config.classes)
-        graphs = workspace.graphs if workspace else {}
-        pyramid, config, B = models.pyramid, models.target.config, request.B
-        device, dtype = models.device, models.vae.dtype
+        B, launcher = request.B, workspace or Eager()
+        labels_R = torch.cat((labels_B, torch.full_like(labels_B, models.target.config.classes)))
+        if workspace is not None:
+            workspace.begin()
+            noise = workspace.numbers.begin(noise)
+            labels_R = workspace.labels_R.copy_(labels_R)
+
+        def side(name: str, network: Transformer) -> Side:
+            cache = workspace.caches[name] if workspace else parts.new_cache(network, B)
+            return Side(name, network, labels_R, cache, launcher, [0] * B, [0] * B)
+
         return cls(
             request=request,
             noise=noise,
             vae=models.vae,
-            draft=Side.begin("draft", models.draft, labels_B, parts, graphs.get("draft")),
-            target=Side.begin("target", models.target, labels_B, parts, graphs.get("target")),
+            draft=side("draft", models.draft),
+            target=side("target", models.target),
+            launcher=launcher,
             done=[0] * B,
-            tokens_BL=torch.full((B, pyramid.L), -1, dtype=torch.int64, device=models.device),
-            raw_BLC=workspace.raw_BLC.zero_()
-            if workspace
-            else torch.zeros(B, pyramid.L, config.C, device=device, dtype=dtype),
-            f_hat_BCPP=torch.zeros(B, config.C, pyramid.P, pyramid.P, device=device, dtype=dtype),
-            writes_BS=torch.zeros(B, pyramid.S, dtype=torch.int64),
+            **vars(workspace.buffers if workspace else Buffers.new(models, B)),
+            writes_BS=torch.zeros(B, models.pyramid.S, dtype=torch.int64),
             rounds=[[] for _ in range(B)],
             draft_lens=[0] * B,
             intermediates=_empty_intermediates(models, B) if keep else None,
         )
+
+    def run(self, images: list[int], key: tuple[Hashable, ...], compute: Callable[[], T]) -> T:
+        """Do device work for these images; that of a whole batch may be recorded and replayed.
+
+        Args:
+            images: one group.
+            key: what the work is, together with the request's filter and guidance; () where it must not be recorded.
+            compute: the work: on the state's tensors, without a host synchronisation.
+        """
+        if not key or len(images) < len(self.done):
+            return compute()
+        request = self.request
+        return self.launcher.run((*key, request.cfg, request.top_k, request.top_p), compute)
 
 
 def _empty_intermediates(models: ModelPair, B: int) -> Intermediates:
@@ -177,20 +197,29 @@ def update_state_with_accepted_tokens(
     scale stay valid even where its tokens were corrected.
     """
     pyramid, quantizer = state.pyramid, state.vae.quantizer
-    for offset in range(max(finished)):
-        si = first + offset
-        group = [k for k, count in enumerate(finished) if count > offset]
-        chosen = [images[k] for k in group]
-        rows = place(chosen, len(state.done))
+    groups = [[k for k, count in enumerate(finished) if count > offset] for offset in range(max(finished))]
+    rows = [place([images[k] for k in group], len(state.done)) for group in groups]
+    for offset, group in enumerate(groups):
         idx_bl = pick(tokens_by_scale[offset], group) if len(group) < len(images) else tokens_by_scale[offset]
-        f_hat = parts.accumulate(pick(state.f_hat_BCPP, chosen), idx_bl, si, quantizer, pyramid)
-        state.tokens_BL[rows, pyramid.span(si)] = idx_bl
-        state.f_hat_BCPP[rows] = f_hat
-        state.writes_BS[rows, si] += 1
-        if si + 1 < pyramid.S:
-            state.raw_BLC[rows, pyramid.span(si + 1)] = parts.next_input(f_hat, si + 1, pyramid)
-        if state.intermediates is not None:
-            state.intermediates.f_hat_SBCPP[si, rows] = f_hat
+        state.tokens_BL[rows[offset], pyramid.span(first + offset)] = idx_bl
+        state.writes_BS[rows[offset], first + offset] += 1
+
+    def accumulate() -> list[Tensor]:
+        f_hats = []
+        for offset, group in enumerate(groups):
+            si, chosen = first + offset, [images[k] for k in group]
+            idx_bl = pick(state.tokens_BL[:, pyramid.span(si)], chosen)
+            f_hats.append(parts.accumulate(pick(state.f_hat_BCPP, chosen), idx_bl, si, quantizer, pyramid))
+            state.f_hat_BCPP[rows[offset]] = f_hats[-1]
+            if si + 1 < pyramid.S:
+                state.raw_BLC[rows[offset], pyramid.span(si + 1)] = parts.next_input(f_hats[-1], si + 1, pyramid)
+        return f_hats
+
+    together = len(set(finished)) == 1
+    f_hats = state.run(images, ("update", first, finished[0]) if together else (), accumulate)
+    if state.intermediates is not None:
+        for offset, f_hat in enumerate(f_hats):
+            state.intermediates.f_hat_SBCPP[first + offset, rows[offset]] = f_hat
     for image, count in zip(images, finished, strict=True):
         state.done[image] = first + count
         for side in (state.draft, state.target):

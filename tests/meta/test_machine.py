@@ -12,7 +12,7 @@ from harness.laws import Case
 from harness.laws.law import Broken
 from harness.mutants.masks import CORNER
 from harness.mutants.mutant import production
-from harness.mutants.state import in_place, stale_input
+from harness.mutants.state import stale_input, twice
 from harness.speculative.parts import PARTS, Parts
 from tests.property.machine import DecodeMachine
 
@@ -33,7 +33,7 @@ def mask_of(factory: object) -> object:
 
 
 BUGS = {
-    "in-place": replace(PARTS, accumulate=in_place),
+    "twice": replace(PARTS, accumulate=twice),
     "stale-input": replace(PARTS, update_state_with_accepted_tokens=stale_input),
     "corner": replace(PARTS, attention_mask=mask_of(CORNER)),
 }
