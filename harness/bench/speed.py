@@ -1,200 +1,222 @@
-"""Speed of speculative against sequential decoding, on a GPU or a CPU.
+"""Speed and memory of speculative against sequential decoding, on a GPU or a CPU.
 
 Promise: both sides run the same passes in the same mode (kernel by kernel, or as CUDA graphs) and differ only in the
 order of the work; every time is a median of whole decodes, noise and draws included; equality is checked first.
-
-Acceptance is imposed at a stated rate, so that speed can be read off as a function of it: the weights of the published
-sizes are random here, and a random draft is never right by itself.
 """
 
 from __future__ import annotations
 
-import hashlib
+import gc
+import math
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
-from torch import Tensor
 
-from harness.differential import new_noise
+from harness.bench.clock import median_ms
+from harness.bench.floor import Machine
+from harness.bench.imposed import parse_policy
+from harness.budget import calibrate
+from harness.differential import judge, new_noise
 from harness.errors import HarnessError
 from harness.models.pair import ModelPair
+from harness.models.transformer import Transformer
 from harness.reference import sequential
 from harness.request import Request
-from harness.speculative.accept import Acceptance, Policy, Proposal, Window
-from harness.speculative.graphs import Workspace
-from harness.speculative.parts import Parts
-from harness.speculative.policies import QUALITY, parse
-from harness.speculative.rules import race
 from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.verify import Step, forward_window
 from harness.trace import Trace
 
 WARM_UPS = 2
+BARE = Step("bare", lambda done: done.rows_RnV)  # a pass and nothing behind it
+Turn = tuple[str, int, int]  # side, first and last scale of one pass
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """Sequential decoding of one batch; milliseconds a batch, bytes.
+
+    Args:
+        ms: whole decodes.
+        passes_ms: their transformer passes alone.
+        floor_ms: what the machine's bandwidth and rate allow those passes.
+        peak: most memory allocated, this network's weights and the VQ-VAE included; 0 on a CPU.
+    """
+
+    ms: float
+    passes_ms: float
+    floor_ms: float
+    peak: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement; milliseconds per batch.
+    """One setting of one batch; milliseconds a batch, bytes.
 
     Args:
         batch: images.
+        policy: text form; ``imposed:RATE`` keeps drafted scales at that rate.
         draft_len: scales proposed per round.
-        rate: imposed share of drafted scales that stand.
-        target_ms: sequential decoding by the target, same mode.
-        draft_ms: sequential decoding by the draft, same mode.
-        speculative_ms: speculative decoding.
+        reference_ms: the plain reference sampler, kernel by kernel.
+        target: sequential decoding by the target, in the mode of the run.
+        draft: sequential decoding by the draft, in the mode of the run.
+        ms: speculative decoding.
+        draft_passes_ms: the draft's passes alone, one after the other; NaN where images went apart.
+        target_passes_ms: the target's passes alone; likewise.
+        floor_ms: what the machine allows all of them; likewise.
         target_calls: mean target passes of an image.
-        passes_target_ms: the target's sequential passes alone; NaN without graphs.
-        passes_speculative_ms: the passes of the speculative decode alone; NaN without graphs.
+        peak: most memory allocated, all weights included; 0 on a CPU.
     """
 
     batch: int
+    policy: str
     draft_len: int
-    rate: float
-    target_ms: float
-    draft_ms: float
-    speculative_ms: float
+    reference_ms: float
+    target: Sequential
+    draft: Sequential
+    ms: float
+    draft_passes_ms: float
+    target_passes_ms: float
+    floor_ms: float
     target_calls: float
-    passes_target_ms: float
-    passes_speculative_ms: float
+    peak: int
 
     @property
     def speed_up(self) -> float:
         """Sequential over speculative time."""
-        return self.target_ms / self.speculative_ms
+        return self.target.ms / self.ms
 
     @property
     def allowed(self) -> float:
-        """The speed-up if nothing but the passes took time."""
-        return self.passes_target_ms / self.passes_speculative_ms
+        """The speed-up if nothing but the passes took time; NaN where they are unknown."""
+        return self.target.passes_ms / (self.draft_passes_ms + self.target_passes_ms)
 
-
-def imposed(rate: float) -> Policy:
-    """Return a policy that keeps drafted scales at a stated rate, whatever their tokens (measurements only)."""
-    return Policy(f"imposed:{rate:g}", QUALITY, race, partial(_accept_imposed, rate=rate), race)
-
-
-def _accept_imposed(
-    parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window, rate: float
-) -> Acceptance:
-    tokens_bn = race(parts, target_probs_bnV, window)
-    coins = [[_coin(image, si) < rate for si in window.scales] for image in window.images]
-    whole_bs = torch.tensor(coins, device=tokens_bn.device)
-    return Acceptance(tokens_bn, tokens_bn == proposal.tokens_bn, whole_bs)
-
-
-def _coin(image: int, si: int) -> float:
-    """Return a number in [0, 1) that depends on (image, scale) alone."""
-    return int.from_bytes(hashlib.blake2b(f"{image}/{si}".encode(), digest_size=4).digest(), "big") / 2**32
+    @property
+    def extra_memory(self) -> float:
+        """Share of memory beyond what the target alone needs; NaN on a CPU."""
+        return self.peak / self.target.peak - 1 if self.target.peak else math.nan
 
 
 @dataclass
 class Bench:
-    """The decoders of one mode.
+    """The measurements of one mode.
 
     Args:
         models: on their device, in their dtype.
-        graphs: record and replay passes.
-        repeats: timed decodes.
+        graphs: record and replay device work.
+        repeats: timed decodes a figure.
+        machine: bandwidth and rate, for the floor.
     """
 
     models: ModelPair
     graphs: bool
-    repeats: int = 5
+    repeats: int
+    machine: Machine
 
-    def __post_init__(self) -> None:
-        S = self.models.pyramid.S
-        alone = replace(self.models, draft=self.models.target)  # the target in the draft's place, trusted everywhere
-        options = Options(1, policy=parse(f"handoff:{S}"), keep_intermediates=False, graphs=self.graphs)
-        self.target = SpeculativeDecoder(alone, options)
-        self.draft = SpeculativeDecoder(self.models, options)
-
-    def check_equal(self, request: Request) -> int:
-        """Compare the sequential decoder of this mode with the reference.
-
-        Returns:
-            The number of tokens that differ; float32 on one device allows none but ties.
+    def rows(self, request: Request, settings: Sequence[tuple[str, int]]) -> Iterator[Row]:
+        """Measure every (policy, draft_len) for one batch.
 
         Raises:
-            HarnessError: more than one token in a hundred differs.
+            HarnessError: sequential decoding of this mode is not the reference's.
+            InputError: a policy or length that does not fit.
         """
-        noise = new_noise(self.models, request)
-        expected = sequential.sample(self.models.target, self.models.vae, request, noise)
-        actual = self.target.decode(request, new_noise(self.models, request))
-        first = self.models.pyramid.end(1)
-        wrong = int((actual.tokens_BL[:, :first] != expected.tokens_BL[:, :first]).sum())
-        if wrong > expected.tokens_BL[:, :first].numel() // 2:
-            raise HarnessError(f"sequential decoding of this mode differs in {wrong} tokens: nothing was timed")
-        return int((actual.tokens_BL != expected.tokens_BL).sum())
+        decoders = [self._decoder(self.models, policy, length) for policy, length in settings]
+        self.check_equal(request)
+        reference_ms = median_ms(lambda: self._reference(request), self.repeats, self.models.device)
+        target, draft = (self.sequential(network, request) for network in (self.models.target, self.models.draft))
+        for (policy, length), decoder in zip(settings, decoders, strict=True):
+            ms, peak, trace = self._measure(decoder, request)
+            turns = _turns(trace)
+            sides = [[turn for turn in turns if turn[0] == side] for side in ("draft", "target")]
+            passes = [self._passes_ms(decoder, request, side) for side in sides] if turns else [math.nan] * 2
+            floor = sum(self._floor(getattr(self.models, turn[0]), request, turn) for turn in turns) or math.nan
+            calls = statistics.mean(trace.target_calls)
+            yield Row(
+                request.B, policy, length, reference_ms, target, draft, ms, passes[0], passes[1], floor, calls, peak
+            )
+            decoder.workspaces.clear()
 
-    def rows(self, request: Request, draft_lens: list[int], rates: list[float]) -> list[Row]:
-        """Measure every draft length at every rate for one batch."""
-        target_ms = self.time(self.target, request)[0]
-        draft_ms = self.time(self.draft, request)[0]
-        S = self.models.pyramid.S
-        sequential_keys = [("draft", (si, si, si)) for si in range(S)]
-        passes_target = self.passes(self.target, request.B, sequential_keys)
-        found = []
-        for draft_len in draft_lens:
-            workspaces: dict[int, Workspace] = {}
-            for rate in rates:
-                options = Options(draft_len, policy=imposed(rate), keep_intermediates=False, graphs=self.graphs)
-                decoder = SpeculativeDecoder(self.models, options)
-                decoder.workspaces = workspaces  # equal passes on equal buffers
-                ms, trace = self.time(decoder, request)
-                keys = _keys(trace, S)
-                passes = self.passes(decoder, request.B, keys)
-                calls = statistics.mean(trace.target_calls)
-                found.append(Row(request.B, draft_len, rate, target_ms, draft_ms, ms, calls, passes_target, passes))
-        return found
+    def check_equal(self, request: Request) -> None:
+        """Judge sequential decoding of this mode against the reference.
 
-    def time(self, decoder: SpeculativeDecoder, request: Request) -> tuple[float, Trace]:
-        """Return the median milliseconds of a decode, and the last trace."""
+        Raises:
+            HarnessError: a token differs that is no tie, or f_hat is not that of the tokens.
+        """
+        actual = self._sequential_decoder(self.models.target).decode(request, new_noise(self.models, request))
+        budget = calibrate(self.models, request)
+        defects = judge(self.models, request, actual, self._reference(request), budget).defects
+        if defects:
+            raise HarnessError(f"sequential decoding of this mode is wrong, so nothing was timed: {defects[0]}")
 
-        def once() -> Trace:
-            return decoder.decode(request, new_noise(self.models, request))
+    def sequential(self, network: Transformer, request: Request) -> Sequential:
+        """Measure sequential decoding by one network."""
+        decoder = self._sequential_decoder(network)
+        ms, peak, _ = self._measure(decoder, request)
+        turns = [("draft", si, si) for si in self.models.pyramid]
+        passes_ms = self._passes_ms(decoder, request, turns)
+        floor_ms = sum(self._floor(network, request, turn) for turn in turns)
+        if peak:  # what stands in memory for the other measurements: the second network, and a cache never used
+            other = self.models.draft if network is self.models.target else self.models.target
+            peak -= other.bytes() + 4 * request.B * network.config.depth * network.config.D * network.pyramid.L * (
+                network.dtype.itemsize
+            )
+        return Sequential(ms, passes_ms, floor_ms, peak)
 
+    def _decoder(self, models: ModelPair, policy: str, length: int) -> SpeculativeDecoder:
+        options = Options(length, policy=parse_policy(policy), keep_intermediates=False, graphs=self.graphs)
+        return SpeculativeDecoder(models, options)
+
+    def _sequential_decoder(self, network: Transformer) -> SpeculativeDecoder:
+        alone = replace(self.models, draft=network, target=network)  # in the draft's place, and trusted everywhere
+        return self._decoder(alone, f"handoff:{self.models.pyramid.S}", 1)
+
+    def _reference(self, request: Request) -> Trace:
+        return sequential.sample(self.models.target, self.models.vae, request, new_noise(self.models, request))
+
+    def _measure(self, decoder: SpeculativeDecoder, request: Request) -> tuple[float, int, Trace]:
+        """Return the median milliseconds of a decode, the peak of memory (recording included), and the last trace."""
+        cuda = self.models.device.type == "cuda"
+        if cuda:
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.models.device)
         for _ in range(WARM_UPS):
-            trace = once()
-        return median_ms(once, self.repeats, self.models.device), trace
+            trace = decoder.decode(request, new_noise(self.models, request))
+        ms = median_ms(
+            lambda: decoder.decode(request, new_noise(self.models, request)), self.repeats, self.models.device
+        )
+        return ms, torch.cuda.max_memory_allocated(self.models.device) if cuda else 0, trace
 
-    def passes(self, decoder: SpeculativeDecoder, B: int, keys: list[tuple[str, tuple[int, int, int]]]) -> float:
-        """Return the median milliseconds of these recorded passes, replayed one after the other; NaN without graphs."""
-        if not self.graphs:
-            return float("nan")
-        graphs = decoder.workspaces[B].graphs
-        if any(key not in graphs[side].recorded for side, key in keys):
-            return float("nan")  # images went apart: their passes were not recorded
+    @torch.inference_mode()
+    def _passes_ms(self, decoder: SpeculativeDecoder, request: Request, turns: Sequence[Turn]) -> float:
+        """Return the median milliseconds of these passes, one after the other, with nothing between them."""
+        state = decoder.begin(request, new_noise(self.models, request))
+        images = list(range(request.B))
 
-        def replay() -> None:
-            for side, key in keys:
-                graphs[side].recorded[key][0].replay()
+        def run() -> None:
+            for name, first, last in turns:
+                side = getattr(state, name)
+                side.cache.lengths[:] = [self.models.pyramid.begin(first)] * request.B
+                forward_window(state, decoder.parts, side, images, first, last, BARE)
 
-        return median_ms(replay, 2 * self.repeats, self.models.device)
+        return median_ms(run, 2 * self.repeats, self.models.device) if turns else 0.0
+
+    def _floor(self, network: Transformer, request: Request, turn: Turn) -> float:
+        return self.machine.pass_ms(network, 2 * request.B, *turn[1:])
 
 
-def _keys(trace: Trace, S: int) -> list[tuple[str, tuple[int, int, int]]]:
-    """Return the passes of the first image's decode, as the graphs know them."""
-    keys = []
+def _turns(trace: Trace) -> list[Turn]:
+    """Return the passes of a decode in order; none where images went apart."""
+    shapes = [
+        [(turn.first, turn.drafted, turn.finished, turn.target_rows) for turn in rounds] for rounds in trace.rounds
+    ]
+    if any(shape != shapes[0] for shape in shapes):
+        return []
+    turns: list[Turn] = []
     for turn in trace.rounds[0]:
         last = turn.first + turn.drafted - 1
-        keys += [("draft", (si, si, si)) for si in range(turn.first, last + 1)]
-        keys.append(("target", (turn.first, turn.first, last)))
-    return keys
-
-
-def median_ms(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Return the median wall time of `run` in milliseconds, the device's work included."""
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
+        turns += [("draft", si, si) for si in range(turn.first, last + 1)]
+        if turn.target_rows:
+            turns.append(("target", turn.first, last))
+    return turns

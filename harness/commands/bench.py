@@ -6,10 +6,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
+import torch
 import typer
 from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
+from harness.bench.floor import Machine
+from harness.bench.imposed import parse_policy
 from harness.bench.speed import Bench, Row
 from harness.commands.options import ModelOptions, ReportOptions, flat_options, integers
 from harness.errors import InputError
@@ -26,58 +31,102 @@ class BenchOptions:
 
     batches: Annotated[str, typer.Option(help="Images per batch: 1,8.")] = "1"
     draft_len: Annotated[str, typer.Option(help="Scales proposed per round: 2,5,10.")] = "2,5,10"
-    rates: Annotated[str, typer.Option(help="Imposed share of drafted scales that stand: 0,0.5,1.")] = "1"
-    graphs: Annotated[bool, typer.Option("--graphs", help="Record and replay passes as CUDA graphs.")] = False
+    policies: Annotated[
+        str, typer.Option(help="By commas; imposed:RATE keeps drafted scales at that rate, whatever they are.")
+    ] = "imposed:1"
+    graphs: Annotated[bool, typer.Option("--graphs", help="Record and replay device work as CUDA graphs.")] = False
     repeats: Annotated[int, typer.Option(help="Timed decodes per figure; the median is shown.")] = 5
 
-    def parsed_rates(self) -> list[float]:
-        """Return the rates. Raises `InputError` for anything outside [0, 1]."""
-        try:
-            rates = [float(part) for part in self.rates.split(",")]
-        except ValueError:
-            rates = [-1.0]
-        if not all(0 <= rate <= 1 for rate in rates):
-            raise InputError("rates", self.rates, "must be numbers in [0, 1]", "pass --rates 0,0.5,1")
-        return rates
+    def settings(self) -> list[tuple[str, int]]:
+        """Return (policy, draft_len) pairs. Raises `InputError` for an unknown policy or fewer than one repeat."""
+        if self.repeats < 1:
+            raise InputError("repeats", self.repeats, "must be at least 1", "pass --repeats 5")
+        policies = [parse_policy(text).name for text in self.policies.split(",")]
+        return [(name, length) for length in integers("draft_len", self.draft_len, "2,5") for name in policies]
+
+    def requests(self, classes: int) -> list[Request]:
+        """Return one request a batch size. Raises `InputError` for a size below 1."""
+        sizes = integers("batches", self.batches, "1,8")
+        if min(sizes) < 1:
+            raise InputError("batches", self.batches, "must all be at least 1", "pass --batches 1,8")
+        return [Request(tuple(k % classes for k in range(size)), seed=0) for size in sizes]
 
 
 @flat_options
 def bench(model: ModelOptions, options: BenchOptions, report: ReportOptions) -> None:
-    """Time sequential and speculative decoding in one mode, acceptance imposed at stated rates."""
+    """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow."""
     report.check()
-    batches, lengths = integers("batches", options.batches, "1,8"), integers("draft_len", options.draft_len, "2,5")
-    rates = options.parsed_rates()
-    if options.repeats < 1 or min(batches) < 1:
-        raise InputError("repeats", options.repeats, "and every batch must be at least 1", "pass --repeats 5")
+    settings = options.settings()
+    options.requests(1)
     models = model.load()
+    requests = options.requests(models.target.config.classes)
+    machine = Machine.measure(models.device, models.target.dtype)
+    if models.device.type == "cuda":
+        torch.cuda.empty_cache()
+    bench = Bench(models, options.graphs, options.repeats, machine)
     rows: list[Row] = []
-    bench = Bench(models, options.graphs, options.repeats)
-    for batch in batches:
-        labels = tuple(k % models.target.config.classes for k in range(batch))
-        request = Request(labels, seed=0)
-        bench.check_equal(request)
-        rows += bench.rows(request, list(lengths), rates)
-    mode = f"{models.name} on {models.device}, {model.dtype}{' TF32' if model.tf32 else ''}"
-    mode += ", CUDA graphs" if options.graphs else ", kernel by kernel"
+    with Progress(console=Console(stderr=True), transient=True, disable=report.quiet) as progress:
+        task = progress.add_task("timing", total=len(requests) * len(settings))
+        for request in requests:
+            for row in bench.rows(request, settings):
+                rows.append(row)
+                progress.advance(task)
+    mode = "TF32" if model.tf32 else model.dtype
+    shown = f"{models.name} on {models.device}, {mode}, {'CUDA graphs' if options.graphs else 'kernel by kernel'}"
     if report.json is not None:
-        listed = [
-            {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(row).items()} for row in rows
-        ]  # NaN is not JSON
-        document = {"mode": mode, "precision": precision(), "versions": versions(), "rows": listed}
+        document = {
+            "models": models.name,
+            "mode": mode,
+            "draft_dtype": str(models.draft.dtype).removeprefix("torch."),
+            "graphs": options.graphs,
+            "repeats": options.repeats,
+            "machine": asdict(machine),
+            "precision": precision(),
+            "versions": versions(),
+            "rows": [_plain(asdict(row)) for row in rows],
+        }
         write_whole(report.json, compact(document))
-    plain_console().print(table(mode, rows))
+    console = plain_console()
+    console.print(sequential_table(shown, rows))
+    console.print(table(rows))
+    console.print(str(machine), highlight=False)
 
 
-def table(mode: str, rows: list[Row]) -> Table:
-    """Return the measurements as a table; milliseconds per batch."""
-    shown = Table(title=mode, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    headers = ("batch", "draft_len", "accept-\nance", "target\nms", "draft\nms", "specu-\nlative ms", "target\ncalls")
-    for name in (*headers, "speed-up", "passes\nallow", "share"):
-        shown.add_column(name, justify="right")
+def _plain(values: dict[str, object]) -> dict[str, object]:
+    """Return the values with null for NaN, which is not JSON."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+
+
+def sequential_table(mode: str, rows: list[Row]) -> Table:
+    """Return what sequential decoding takes, a line a batch size; milliseconds per batch."""
+    shown = _table(mode, "batch", "reference", "target", "its passes", "their floor", "draft", "its passes", "memory")
+    for batch, row in {row.batch: row for row in rows}.items():
+        target, draft = row.target, row.draft
+        times = (row.reference_ms, target.ms, target.passes_ms, target.floor_ms, draft.ms, draft.passes_ms)
+        memory = f"{target.peak / 2**30:.2f} GiB" if target.peak else "-"
+        shown.add_row(f"{batch}", *(_number(ms, ".1f") for ms in times), memory)
+    return shown
+
+
+def table(rows: list[Row]) -> Table:
+    """Return what speculative decoding takes; milliseconds per batch."""
+    headers = ("batch", "policy", "draft\nlen", "ms", "draft\npasses", "verify\npasses", "floor", "target\ncalls")
+    shown = _table("speculative decoding", *headers, "speed-\nup", "passes\nallow", "share", "extra\nmemory")
     for row in rows:
-        cells = [f"{row.batch}", f"{row.draft_len}", f"{row.rate:.0%}", f"{row.target_ms:.1f}", f"{row.draft_ms:.1f}"]
-        cells += [f"{row.speculative_ms:.1f}", f"{row.target_calls:.2f}", f"{row.speed_up:.2f}"]
-        known = not math.isnan(row.allowed)
-        cells += [f"{row.allowed:.2f}", f"{row.speed_up / row.allowed:.0%}"] if known else ["-", "-"]
+        times = (row.ms, row.draft_passes_ms, row.target_passes_ms, row.floor_ms)
+        cells = [f"{row.batch}", row.policy, f"{row.draft_len}", *(_number(ms, ".1f") for ms in times)]
+        cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f")]
+        cells += [_number(row.speed_up / row.allowed, ".0%"), _number(row.extra_memory, ".1%")]
         shown.add_row(*cells)
     return shown
+
+
+def _table(title: str, *headers: str) -> Table:
+    shown = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in headers:
+        shown.add_column(name, justify="right", no_wrap=True)
+    return shown
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)

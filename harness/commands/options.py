@@ -91,6 +91,9 @@ class ModelOptions:
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu"
     tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32 on CUDA; off, float32 is float32.")] = False
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32"
+    draft_dtype: Annotated[
+        str, typer.Option(help="The draft's own, where speed counts: a draft may round as it likes. [default: dtype]")
+    ] = ""
 
     def load(self) -> ModelPair:
         """Load the networks onto the device, and set what may make it inexact. Effects: `set_precision`.
@@ -98,19 +101,25 @@ class ModelOptions:
         Raises:
             InputError: an unknown name, a file missing of the three, a device that is not there, a bad checkpoint.
         """
-        device, dtype = self.find_device(), DTYPES.get(self.dtype)
-        if dtype is None:
-            raise InputError("dtype", self.dtype, f"must be one of {', '.join(DTYPES)}", "pass --dtype float32")
+        device, dtype = self.find_device(), self._dtype("dtype", self.dtype)
+        draft_dtype = self._dtype("draft_dtype", self.draft_dtype or self.dtype)
         set_precision(self.tf32)
         files = {"draft": self.draft, "target": self.target, "vae": self.vae}
         given = {name: path for name, path in files.items() if path is not None}
         if not given:
             pair = load_digits() if self.models == "digits" else random_pair(self.models, device)
-            return pair.to(device, dtype)
+            return pair.to(device, dtype, draft_dtype)
         for name in files.keys() - given.keys():
             raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
         sides = integers("patch_nums", self.patch_nums, "1,2,3,4") if self.patch_nums else None
-        return load_pair(given["draft"], given["target"], given["vae"], "custom", sides).to(device, dtype)
+        return load_pair(given["draft"], given["target"], given["vae"], "custom", sides).to(device, dtype, draft_dtype)
+
+    @staticmethod
+    def _dtype(name: str, text: str) -> torch.dtype:
+        if text not in DTYPES:
+            remedy = f"pass --{name.replace('_', '-')} float32"
+            raise InputError(name, text, f"must be one of {', '.join(DTYPES)}", remedy)
+        return DTYPES[text]
 
     def find_device(self) -> torch.device:
         """Return the device. Raises `InputError` for one that is not there."""

@@ -69,12 +69,20 @@ class ModelPair:
         """Where the target lives."""
         return self.target.device
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> ModelPair:
-        """Return a copy on `device`, the transformers in `dtype`; the quantiser stays in float32 at least (spec §3)."""
+    def to(
+        self, device: torch.device | str, dtype: torch.dtype = torch.float32, draft_dtype: torch.dtype | None = None
+    ) -> ModelPair:
+        """Return a copy on `device`, the transformers in `dtype`; the quantiser stays in float32 at least (spec §3).
+
+        Args:
+            device: where to.
+            dtype: of the target, and of the draft unless `draft_dtype` names another.
+            draft_dtype: of the draft.
+        """
         latent = torch.promote_types(dtype, torch.float32)
         return replace(
             self,
-            draft=self.draft.to(device, dtype),
+            draft=self.draft.to(device, draft_dtype or dtype),
             target=self.target.to(device, dtype),
             vae=self.vae.to(device, latent),
         )

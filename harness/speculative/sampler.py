@@ -91,6 +91,19 @@ class SpeculativeDecoder:
         return self.workspaces[B]
 
     @torch.inference_mode()
+    def begin(self, request: Request, noise: SeededNoise) -> DecodeState:
+        """Return the state in front of the first round. Arguments and errors as `decode`."""
+        request.check_against(self.models.target.config.classes, self.models.target.config.V)
+        if request.more_smooth:
+            raise InputError("more_smooth", True, "cannot be speculated: f_hat is no function of the tokens", "drop it")
+        keep = self.options.keep_intermediates
+        workspace = self._workspace(request.B) if self.options.graphs else None
+        numbers = ExclusiveNoise(noise) if self.contract == LAW else noise
+        state = DecodeState.begin(self.models, request, numbers, self.parts, keep, workspace)
+        state.draft_lens = [self.length.begin()] * request.B
+        return state
+
+    @torch.inference_mode()
     def decode(self, request: Request, noise: SeededNoise) -> Trace:
         """Draw a batch of images.
 
@@ -104,14 +117,7 @@ class SpeculativeDecoder:
             NonFiniteError: the target's logits are not finite.
         """
         start = time.perf_counter()
-        request.check_against(self.models.target.config.classes, self.models.target.config.V)
-        if request.more_smooth:
-            raise InputError("more_smooth", True, "cannot be speculated: f_hat is no function of the tokens", "drop it")
-        keep = self.options.keep_intermediates
-        workspace = self._workspace(request.B) if self.options.graphs else None
-        numbers = ExclusiveNoise(noise) if self.contract == LAW else noise
-        state = DecodeState.begin(self.models, request, numbers, self.parts, keep, workspace)
-        state.draft_lens = [self.length.begin()] * request.B
+        state = self.begin(request, noise)
         while groups := _groups(state, self.length):
             for (first, count, *_), images in groups:
                 run_round(state, self.parts, self.options, images, first, count)
