@@ -107,12 +107,14 @@ class Bench:
         graphs: record and replay device work.
         repeats: timed decodes a figure.
         machine: bandwidth and rate, for the floor.
+        bonus: let the target finish the scale behind the drafted ones too.
     """
 
     models: ModelPair
     graphs: bool
     repeats: int
     machine: Machine
+    bonus: bool = False
 
     def rows(self, request: Request, settings: Sequence[tuple[str, int]]) -> Iterator[Row]:
         """Measure every (policy, draft_len) for one batch.
@@ -121,11 +123,12 @@ class Bench:
             HarnessError: sequential decoding of this mode is not the reference's.
             InputError: a policy or length that does not fit.
         """
-        decoders = [self._decoder(self.models, policy, length) for policy, length in settings]
+        decoders = [self._decoder(self.models, policy, length, self.graphs) for policy, length in settings]
         self.check_equal(request)
         reference_ms = median_ms(lambda: self._reference(request), self.repeats, self.models.device)
         target, draft = (self.sequential(network, request) for network in (self.models.target, self.models.draft))
         for (policy, length), decoder in zip(settings, decoders, strict=True):
+            self.check_recorded(decoder, request)
             ms, peak, trace = self._measure(decoder, request)
             turns = _turns(trace)
             sides = [[turn for turn in turns if turn[0] == side] for side in ("draft", "target")]
@@ -149,6 +152,23 @@ class Bench:
         if defects:
             raise HarnessError(f"sequential decoding of this mode is wrong, so nothing was timed: {defects[0]}")
 
+    def check_recorded(self, decoder: SpeculativeDecoder, request: Request) -> None:
+        """Compare a decoder that replays its work with one that launches it kernel by kernel.
+
+        Raises:
+            HarnessError: they differ in one bit.
+        """
+        if not self.graphs:
+            return
+        eager = SpeculativeDecoder(self.models, replace(decoder.options, graphs=False))
+        expected = eager.decode(request, new_noise(self.models, request))
+        for _ in range(2):  # recorded, then replayed
+            actual = decoder.decode(request, new_noise(self.models, request))
+            same = torch.equal(actual.tokens_BL, expected.tokens_BL)
+            if not (same and torch.equal(actual.f_hat_BCPP, expected.f_hat_BCPP)):
+                raise HarnessError(f"policy={decoder.options.policy.name}: recorded work differs: nothing was timed")
+        decoder.workspaces.clear()
+
     def sequential(self, network: Transformer, request: Request) -> Sequential:
         """Measure sequential decoding by one network."""
         decoder = self._sequential_decoder(network)
@@ -163,13 +183,12 @@ class Bench:
             )
         return Sequential(ms, passes_ms, floor_ms, peak)
 
-    def _decoder(self, models: ModelPair, policy: str, length: int) -> SpeculativeDecoder:
-        options = Options(length, policy=parse_policy(policy), keep_intermediates=False, graphs=self.graphs)
-        return SpeculativeDecoder(models, options)
+    def _decoder(self, models: ModelPair, policy: str, length: int, graphs: bool) -> SpeculativeDecoder:
+        return SpeculativeDecoder(models, Options(length, self.bonus, parse_policy(policy), False, graphs))
 
     def _sequential_decoder(self, network: Transformer) -> SpeculativeDecoder:
         alone = replace(self.models, draft=network, target=network)  # in the draft's place, and trusted everywhere
-        return self._decoder(alone, f"handoff:{self.models.pyramid.S}", 1)
+        return self._decoder(alone, f"handoff:{self.models.pyramid.S}", 1, self.graphs)
 
     def _reference(self, request: Request) -> Trace:
         return sequential.sample(self.models.target, self.models.vae, request, new_noise(self.models, request))
@@ -214,9 +233,11 @@ def _turns(trace: Trace) -> list[Turn]:
     if any(shape != shapes[0] for shape in shapes):
         return []
     turns: list[Turn] = []
+    drafted = 0  # scales in the draft's cache: one less than are final behind a bonus scale
     for turn in trace.rounds[0]:
         last = turn.first + turn.drafted - 1
-        turns += [("draft", si, si) for si in range(turn.first, last + 1)]
+        turns += [("draft", min(si, drafted) if si == turn.first else si, si) for si in range(turn.first, last + 1)]
         if turn.target_rows:
-            turns.append(("target", turn.first, last))
+            turns.append(("target", turn.first, last + turn.bonus))
+        drafted = min(last + 1, turn.first + turn.finished)
     return turns

@@ -34,6 +34,9 @@ class BenchOptions:
     policies: Annotated[
         str, typer.Option(help="By commas; imposed:RATE keeps drafted scales at that rate, whatever they are.")
     ] = "imposed:1"
+    bonus: Annotated[
+        bool, typer.Option("--bonus", help="Let the target finish the scale behind the drafted ones too.")
+    ] = False
     graphs: Annotated[bool, typer.Option("--graphs", help="Record and replay device work as CUDA graphs.")] = False
     repeats: Annotated[int, typer.Option(help="Timed decodes per figure; the median is shown.")] = 5
 
@@ -63,7 +66,7 @@ def bench(model: ModelOptions, options: BenchOptions, report: ReportOptions) -> 
     machine = Machine.measure(models.device, models.target.dtype)
     if models.device.type == "cuda":
         torch.cuda.empty_cache()
-    bench = Bench(models, options.graphs, options.repeats, machine)
+    bench = Bench(models, options.graphs, options.repeats, machine, options.bonus)
     rows: list[Row] = []
     with Progress(console=Console(stderr=True), transient=True, disable=report.quiet) as progress:
         task = progress.add_task("timing", total=len(requests) * len(settings))
@@ -72,13 +75,16 @@ def bench(model: ModelOptions, options: BenchOptions, report: ReportOptions) -> 
                 rows.append(row)
                 progress.advance(task)
     mode = "TF32" if model.tf32 else model.dtype
-    shown = f"{models.name} on {models.device}, {mode}, {'CUDA graphs' if options.graphs else 'kernel by kernel'}"
+    draft_dtype = str(models.draft.dtype).removeprefix("torch.")
+    named = mode if draft_dtype == model.dtype else f"{mode} (draft {draft_dtype})"
+    shown = f"{models.name} on {models.device}, {named}, {'CUDA graphs' if options.graphs else 'kernel by kernel'}"
     if report.json is not None:
         document = {
             "models": models.name,
             "mode": mode,
-            "draft_dtype": str(models.draft.dtype).removeprefix("torch."),
+            "draft_dtype": draft_dtype,
             "graphs": options.graphs,
+            "bonus": options.bonus,
             "repeats": options.repeats,
             "machine": asdict(machine),
             "precision": precision(),
@@ -88,7 +94,7 @@ def bench(model: ModelOptions, options: BenchOptions, report: ReportOptions) -> 
         write_whole(report.json, compact(document))
     console = plain_console()
     console.print(sequential_table(shown, rows))
-    console.print(table(rows))
+    console.print(table("speculative decoding" + (", bonus scale" if options.bonus else ""), rows))
     console.print(str(machine), highlight=False)
 
 
@@ -108,10 +114,10 @@ def sequential_table(mode: str, rows: list[Row]) -> Table:
     return shown
 
 
-def table(rows: list[Row]) -> Table:
+def table(title: str, rows: list[Row]) -> Table:
     """Return what speculative decoding takes; milliseconds per batch."""
     headers = ("batch", "policy", "draft\nlen", "ms", "draft\npasses", "verify\npasses", "floor", "target\ncalls")
-    shown = _table("speculative decoding", *headers, "speed-\nup", "passes\nallow", "share", "extra\nmemory")
+    shown = _table(title, *headers, "speed-\nup", "passes\nallow", "share", "extra\nmemory")
     for row in rows:
         times = (row.ms, row.draft_passes_ms, row.target_passes_ms, row.floor_ms)
         cells = [f"{row.batch}", row.policy, f"{row.draft_len}", *(_number(ms, ".1f") for ms in times)]

@@ -22,6 +22,7 @@ from harness.pyramid import ScalePyramid
 
 LN_EPS = 1e-6
 MAX_SCALE_MUL = math.log(100)
+MIN_NORM = 1e-12  # below it a query or key is not brought to its length
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,16 @@ class Transformer:
 
     @cached_property
     def _attention_constants(self) -> list[tuple[Tensor, Tensor]]:
-        """Per block: the bias of q, k and v together (keys have none), and the factor of normalised queries."""
+        """Per block: the bias of q, k and v together (keys have none), and the lengths that q and k are brought to."""
         w, found = self.weights, []
         for i in range(self.config.depth):
             name = f"blocks.{i}.attn."
             q_bias, v_bias = w[name + "q_bias"], w[name + "v_bias"]
             bias_3D = torch.cat((q_bias, torch.zeros_like(q_bias), v_bias))
-            l2_norm = self.config.l2_norm
-            factor = w[name + "scale_mul_1H11"].clamp_max(MAX_SCALE_MUL).exp() if l2_norm else q_bias.new_ones(())
-            found.append((bias_3D, factor))
+            length_H = q_bias.new_ones(self.config.H)
+            if self.config.l2_norm:
+                length_H = w[name + "scale_mul_1H11"].clamp_max(MAX_SCALE_MUL).exp().flatten()
+            found.append((bias_3D, torch.stack((length_H, torch.ones_like(length_H)))[..., None]))
         return found
 
     def condition(self, labels_R: Tensor) -> Condition:
@@ -234,16 +236,16 @@ class Transformer:
         w, name = self.weights, f"blocks.{i}.attn."
         R, n, D = h_RnD.shape
         H = self.config.H
-        bias_3D, factor_1H11 = self._attention_constants[i]
+        bias_3D, length_2H1 = self._attention_constants[i]
         qkv = F.linear(h_RnD, w[name + "mat_qkv.weight"], bias_3D).view(R, n, 3, H, D // H)
         softmax_scale = 0.25 / math.sqrt(D // H)
+        qk_Rn2Hc, v_RnHc = qkv[:, :, :2], qkv[:, :, 2]
         if self.config.l2_norm:
-            qk_Rn2Hc, v_RnHc = F.normalize(qkv[:, :, :2], dim=-1), qkv[:, :, 2]
-            q_RHnc = qk_Rn2Hc[:, :, 0].transpose(1, 2) * factor_1H11
-            k_RHnc, v_RHnc = qk_Rn2Hc[:, :, 1].transpose(1, 2), v_RnHc.transpose(1, 2)
+            norm_Rn2H1 = torch.linalg.vector_norm(qk_Rn2Hc, dim=-1, keepdim=True).clamp_min(MIN_NORM)
+            qk_Rn2Hc = qk_Rn2Hc * (length_2H1 / norm_Rn2H1)
             softmax_scale = 1.0
-        else:
-            q_RHnc, k_RHnc, v_RHnc = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (3, R, H, n, c)
+        q_RHnc, k_RHnc = qk_Rn2Hc.transpose(1, 3).unbind(2)  # (R, n, 2, H, c) -> two of (R, H, n, c)
+        v_RHnc = v_RnHc.transpose(1, 2)
         k_RHKc, v_RHKc = cache.extend(i, k_RHnc, v_RHnc)
         out_RHnc = F.scaled_dot_product_attention(q_RHnc, k_RHKc, v_RHKc, mask_11nK, scale=softmax_scale)
         out_RnD = out_RHnc.transpose(1, 2).reshape(R, n, D)

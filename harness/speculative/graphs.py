@@ -2,8 +2,8 @@
 
 Promise: the same kernels on the same numbers, with the launches saved. A graph knows addresses, not tensors, so what
 recorded work reads and writes lives in a workspace that outlives the decodes of one batch size: weights, caches,
-buffers, and the decode's random numbers, which are copied to fixed addresses. What a replay returns is overwritten when
-the same work is replayed again.
+buffers, and the decode's random numbers, which are copied to fixed addresses. What a replay returns holds until any
+other work of the workspace runs, or, where it was recorded as lasting, until the same work runs again.
 """
 
 from __future__ import annotations
@@ -29,15 +29,21 @@ Address = tuple[str, int, str, str]  # "exponential" or "uniform", scale, stream
 class Launcher(Protocol):
     """How device work reaches the device."""
 
-    def run(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Do the work; equal keys must mean equal work on equal buffers, without a host synchronisation."""
+    def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
+        """Do the work.
+
+        Args:
+            key: equal keys must mean equal work on equal buffers.
+            compute: the work, without a host synchronisation.
+            lasting: what it returns is read after other work has run; else it must be read before.
+        """
         ...
 
 
 class Eager:
     """Launch kernel by kernel, and keep nothing."""
 
-    def run(self, key: Hashable, compute: Callable[[], T]) -> T:
+    def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
         """Do the work."""
         return compute()
 
@@ -111,7 +117,8 @@ class Workspace:
         self.labels_R = torch.empty(2 * B, dtype=torch.int64, device=models.device)
         self.numbers = FixedNumbers()
         self.recorded: dict[Hashable, Recorded] = {}
-        # one pool: graphs run one after the other, so their scratch memory can be the same
+        # One pool: graphs run one after the other, so their scratch memory can be the same. What one graph returns may
+        # therefore lie in the scratch memory of an older one; work that returns something lasting gets a pool alone.
         self._pool = torch.cuda.graph_pool_handle()
 
     def begin(self) -> None:
@@ -120,10 +127,10 @@ class Workspace:
             cache.lengths[:] = [0] * len(cache.lengths)
         self.buffers.clear()
 
-    def run(self, key: Hashable, compute: Callable[[], T]) -> T:
+    def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
         """Replay the work `key`, recording it at its first use."""
         if key not in self.recorded:
-            self.recorded[key] = self._record(compute)
+            self.recorded[key] = self._record(compute, torch.cuda.graph_pool_handle() if lasting else self._pool)
         recorded = self.recorded[key]
         for address in recorded.read:
             self.numbers.fill(address)
@@ -131,7 +138,7 @@ class Workspace:
         outputs: T = recorded.outputs
         return outputs
 
-    def _record(self, compute: Callable[[], T]) -> Recorded:
+    def _record(self, compute: Callable[[], T], pool: Any) -> Recorded:
         self.numbers.read = set()
         before = {name: buffer.clone() for name, buffer in vars(self.buffers).items()}
         stream = torch.cuda.Stream()
@@ -143,6 +150,6 @@ class Workspace:
                     getattr(self.buffers, name).copy_(buffer)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=pool):
             outputs = compute()
         return Recorded(graph, outputs, self.numbers.read, compute)

@@ -56,7 +56,7 @@ class Side:
     @cached_property
     def condition(self) -> Condition:
         """All that depends on the labels, computed when it is first needed."""
-        return self.launcher.run(("condition", self.name), lambda: self.network.condition(self.labels_R))
+        return self.launcher.run(("condition", self.name), lambda: self.network.condition(self.labels_R), lasting=True)
 
     def condition_of(self, images: list[int]) -> Condition:
         """Return the condition of these images' guidance rows."""
