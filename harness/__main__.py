@@ -11,6 +11,7 @@ import typer
 
 from harness.commands.bench import bench
 from harness.commands.bench_policies import bench_policies
+from harness.commands.calibrate import calibrate
 from harness.commands.golden import app as golden
 from harness.commands.mutants import mutants
 from harness.commands.sample import sample
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(verify)
 app.command()(sample)
 app.command()(bench)
+app.command()(calibrate)
 app.add_typer(golden, name="golden")
 app.command()(mutants)
 app.command()(bench_policies)

@@ -5,7 +5,9 @@ Promise: an output path is checked before the work starts, and a file is there w
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -69,3 +71,11 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def compact(document: object) -> bytes:
+    """Return indented UTF-8 JSON with every list of plain values on one line. NaN is refused."""
+    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
+    # A JSON string holds no raw line break, so only layout is joined.
+    text = re.sub(r"\[\s*\n[^\[\]{}]*\]", lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text)
+    return (text + "\n").encode()

@@ -5,13 +5,18 @@ Promise: every setting sees the same requests, the reference runs once a request
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import torch
 
-from harness.budget import Budget, calibrate
+from harness.budget import Budget
+from harness.calibration import SHIPPED, budget_for
+from harness.clock import timed
 from harness.differential import judge, new_noise, run
 from harness.errors import NonFiniteError
 from harness.implementations import Factory, Settings
@@ -80,11 +85,18 @@ class Verification:
     dtype: torch.dtype
     models: str
     early: list[Divergence] = field(default_factory=list)  # defects met before anything could be decoded
+    decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
+    seconds: float = 0.0  # of all decodes and their judgement
 
     @property
     def contract(self) -> str:
         """What the decoder claims."""
         return " / ".join(sorted({setting.contract for setting in self.settings})) or "unknown"
+
+    @property
+    def overhead(self) -> float:
+        """Time of judging as a share of the time of the decodes; NaN where nothing was decoded."""
+        return self.seconds / self.decode_seconds - 1 if self.decode_seconds else float("nan")
 
     @property
     def verdict(self) -> Verdict:
@@ -117,6 +129,7 @@ def verify(
     settings: Sequence[Settings],
     requests: Sequence[Request],
     progress: Callable[[], None] = lambda: None,
+    budgets: Path = SHIPPED,
 ) -> Verification:
     """Run a decoder and the reference over all requests and settings, and judge every token.
 
@@ -126,6 +139,7 @@ def verify(
         settings: at least one.
         requests: at least one.
         progress: called after every decode, reference included: (1 + settings) · requests times.
+        budgets: file of stored error budgets; a mode that is not in it is measured.
 
     Raises:
         InputError: a setting or a request that the decoder or the networks refuse.
@@ -138,16 +152,19 @@ def verify(
     except NonFiniteError as error:
         result.early.append(Divergence("weights", str(error), requests[0].seed))
         return result
-    result.budget = calibrate(models, requests[0])
+    result.budget = budget_for(models, requests[0], budgets)
+    start = time.perf_counter()
     for request in requests:
-        free = {
-            greedy: sequential.sample(models.target, models.vae, request, new_noise(models, request), greedy=greedy)
-            for greedy in {setting.settings.greedy for setting in results}
-        }
+        free = {}
+        for greedy in {setting.settings.greedy for setting in results}:
+            free[greedy], seconds = timed(partial(_reference, models, request, greedy), models.device)
+            free[greedy].seconds = seconds
+            result.decode_seconds += seconds
         progress()
         for decoder, setting in zip(decoders, results, strict=True):
             expected = free[setting.settings.greedy]
-            actual = run(decoder, models, request)
+            actual, seconds = timed(partial(run, decoder, models, request), models.device)
+            result.decode_seconds += seconds
             if isinstance(actual, Judgement):
                 setting.judgements.append(actual)
             else:
@@ -156,7 +173,12 @@ def verify(
                 setting.judgements.append(judgement)
                 actual.intermediates = None  # large, and judged
                 setting.traces.append(actual)
-                setting.seconds += actual.seconds
+                setting.seconds += seconds
             setting.reference_seconds += expected.seconds
             progress()
+    result.seconds = time.perf_counter() - start
     return result
+
+
+def _reference(models: ModelPair, request: Request, greedy: bool) -> Trace:
+    return sequential.sample(models.target, models.vae, request, new_noise(models, request), greedy=greedy)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.bench.clock import median_ms
+from harness.clock import median_ms
 from harness.models.transformer import Transformer
 
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.bench.clock import median_ms
 from harness.bench.floor import Machine
 from harness.bench.imposed import parse_policy
-from harness.budget import calibrate
+from harness.calibration import budget_for
+from harness.clock import median_ms
 from harness.differential import judge, new_noise
 from harness.errors import HarnessError
 from harness.models.pair import ModelPair
@@ -147,7 +147,7 @@ class Bench:
             HarnessError: a token differs that is no tie, or f_hat is not that of the tokens.
         """
         actual = self._sequential_decoder(self.models.target).decode(request, new_noise(self.models, request))
-        budget = calibrate(self.models, request)
+        budget = budget_for(self.models, request)
         defects = judge(self.models, request, actual, self._reference(request), budget).defects
         if defects:
             raise HarnessError(f"sequential decoding of this mode is wrong, so nothing was timed: {defects[0]}")

@@ -18,9 +18,9 @@ from harness.bench.imposed import parse_policy
 from harness.bench.speed import Bench, Row
 from harness.commands.options import ModelOptions, ReportOptions, flat_options, integers
 from harness.errors import InputError
-from harness.files import write_whole
+from harness.files import compact, write_whole
 from harness.precision import precision
-from harness.report.as_json import compact, versions
+from harness.provenance import versions
 from harness.report.terminal import plain_console
 from harness.request import Request
 

@@ -14,9 +14,9 @@ from harness.bench.picture import picture
 from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH, batches, markdown, measure
 from harness.commands.options import ModelOptions, flat_options
 from harness.errors import InputError
-from harness.files import check_writable, write_whole
+from harness.files import check_writable, compact, write_whole
 from harness.precision import precision
-from harness.report.as_json import compact, versions
+from harness.provenance import versions
 
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 

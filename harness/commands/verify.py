@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from harness.calibration import SHIPPED
 from harness.commands.options import DrawOptions, ModelOptions, ReportOptions, flat_options, integers
+from harness.errors import InputError
 from harness.files import write_whole
 from harness.implementations import DEFAULT, Settings, load_factory
 from harness.report.as_json import as_json
@@ -29,6 +32,7 @@ class DecoderOptions:
     policy: Annotated[str, typer.Option(help="Acceptance rule: coupled, greedy, rejection, match:0.5, …")] = "coupled"
     contract: Annotated[str, typer.Option(help="Demand a contract: A, B or C. Empty: the policy's own.")] = ""
     implementation: Annotated[str, typer.Option(help="Decoder under test, package.module:factory.")] = DEFAULT
+    budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED
 
     def settings(self) -> list[Settings]:
         """Return one setting a draft_len. Raises `InputError` for another form, or an illegal (contract, policy)."""
@@ -47,12 +51,14 @@ def verify(model: ModelOptions, draw: DrawOptions, decoder: DecoderOptions, repo
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive.
     """
     report.check()
+    if not decoder.budgets.exists():
+        raise InputError("budgets", str(decoder.budgets), "is not there", "pass a file of sdvar-harness calibrate")
     factory, settings = load_factory(decoder.implementation), decoder.settings()
     models = model.load()
     requests = draw.requests(models.target.config.classes, models.target.config.V)
     with Progress(console=Console(stderr=True), transient=True, disable=report.quiet) as progress:
         task = progress.add_task("decoding", total=len(requests) * (1 + len(settings)))
-        result = run_verification(models, factory, settings, requests, lambda: progress.advance(task))
+        result = run_verification(models, factory, settings, requests, lambda: progress.advance(task), decoder.budgets)
     if report.json is not None:
         write_whole(report.json, as_json(result))
     show(result, plain_console(), report.quiet)

@@ -25,7 +25,7 @@ from harness.golden.digest import content_digest
 from harness.golden.networks import networks
 from harness.golden.own import DATA, path_of, weights_digest
 from harness.golden.store import KIND, Recording, as_bytes, canonical, read
-from harness.report.as_json import versions
+from harness.provenance import versions
 
 
 @dataclass(frozen=True)

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import re
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 
-import numpy
-import torch
-
+from harness.files import compact
 from harness.precision import precision
+from harness.provenance import versions
 from harness.verification import SettingResult, Verification
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what decides a result."""
-    return {
-        "harness": _own_version(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-    }
-
-
-def _own_version() -> str:
-    try:
-        return version("sdvar-harness")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "not installed"
 
 
 def as_json(result: Verification) -> bytes:
@@ -63,17 +41,11 @@ def as_json(result: Verification) -> bytes:
         "models": result.models,
         "budget": vars(result.budget) if result.budget else None,
         "versions": versions(),
+        "seconds": result.seconds,
+        "decode_seconds": result.decode_seconds,
         "settings": settings,
     }
     return compact(document)
-
-
-def compact(document: object) -> bytes:
-    """Return indented UTF-8 JSON with every list of plain values on one line. NaN is refused."""
-    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
-    # A JSON string holds no raw line break, so only layout is joined.
-    text = re.sub(r"\[\s*\n[^\[\]{}]*\]", lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text)
-    return (text + "\n").encode()
 
 
 def _setting(setting: SettingResult) -> dict[str, object]:

@@ -10,10 +10,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from harness.files import compact
 from harness.golden.diff import Change
 from harness.golden.result import CaseResult, FileResult, totals
 from harness.precision import precision
-from harness.report.as_json import compact, versions
+from harness.provenance import versions
 from harness.verification import worst
 
 SHOWN = 5  # defects of one case; the JSON file has more

@@ -34,6 +34,9 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
         if (budget := result.budget) is not None:
             numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
             console.print(f"error budget: {numbers}\n  = {budget.source}", highlight=False)
+        if result.decode_seconds:
+            share = f"{result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes"
+            console.print(f"judging: {share}", highlight=False)
         for setting in result.settings:
             if setting.distances:
                 console.print(measured(setting), soft_wrap=True, highlight=False)
