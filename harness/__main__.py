@@ -15,6 +15,7 @@ from harness.commands.calibrate import calibrate
 from harness.commands.golden import app as golden
 from harness.commands.mutants import mutants
 from harness.commands.sample import sample
+from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
 from harness.errors import HarnessError, NonFiniteError
 from harness.verdict import Verdict
@@ -32,6 +33,7 @@ app.command()(calibrate)
 app.add_typer(golden, name="golden")
 app.command()(mutants)
 app.command()(bench_policies)
+app.command()(scoreboard)
 
 
 def main() -> None:

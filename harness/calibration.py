@@ -153,7 +153,7 @@ def measure(models: ModelPair, batches: Sequence[int] = BATCHES) -> Entry:
     rows, rms, f_hat = [], [], []
     for seed, B in enumerate(batches):
         labels = tuple((seed + k) % models.target.config.classes for k in range(B))
-        found = _errors(models, Request(labels, seed))
+        found = errors(models, Request(labels, seed))
         rows.append(found[0])
         rms.append(found[1])
         f_hat.append(found[2])
@@ -161,7 +161,7 @@ def measure(models: ModelPair, batches: Sequence[int] = BATCHES) -> Entry:
     return Entry(*mode_of(models), max(rows), max(rms), max(f_hat), S * (S + 1) // 2, sum(batches), versions=versions())
 
 
-def _errors(models: ModelPair, request: Request) -> tuple[float, float, float]:
+def errors(models: ModelPair, request: Request) -> tuple[float, float, float]:
     """Return the largest error of rows, of their mean square by scale, and of f_hat, over one batch."""
     pyramid = models.pyramid
     noise = SeededNoise(request, pyramid, models.target.config.V, models.device)

@@ -116,27 +116,44 @@ class Bench:
     machine: Machine
     bonus: bool = False
 
-    def rows(self, request: Request, settings: Sequence[tuple[str, int]]) -> Iterator[Row]:
-        """Measure every (policy, draft_len) for one batch.
+    def rows(self, requests: Sequence[Request], settings: Sequence[tuple[str, int]]) -> Iterator[Row]:
+        """Measure every (policy, draft_len).
+
+        Args:
+            requests: of one batch size; times are means over them. Sequential decoding, whose work is the same for
+                all, is measured on the first.
+            settings: at least one.
 
         Raises:
-            HarnessError: sequential decoding of this mode is not the reference's.
+            HarnessError: sequential decoding of this mode is not the reference's, or recorded work differs.
             InputError: a policy or length that does not fit.
         """
         decoders = [self._decoder(self.models, policy, length, self.graphs) for policy, length in settings]
+        request = requests[0]
         self.check_equal(request)
         reference_ms = median_ms(lambda: self._reference(request), self.repeats, self.models.device)
         target, draft = (self.sequential(network, request) for network in (self.models.target, self.models.draft))
         for (policy, length), decoder in zip(settings, decoders, strict=True):
             self.check_recorded(decoder, request)
-            ms, peak, trace = self._measure(decoder, request)
-            turns = _turns(trace)
+            done = [self._measure(decoder, request) for request in requests]
+            # the passes alone are those of every request, or they are unknown
+            kinds = {tuple(_turns(trace)) for _, _, trace in done}
+            turns = kinds.pop() if len(kinds) == 1 else ()
             sides = [[turn for turn in turns if turn[0] == side] for side in ("draft", "target")]
             passes = [self._passes_ms(decoder, request, side) for side in sides] if turns else [math.nan] * 2
-            floor = sum(self._floor(getattr(self.models, turn[0]), request, turn) for turn in turns) or math.nan
-            calls = statistics.mean(trace.target_calls)
             yield Row(
-                request.B, policy, length, reference_ms, target, draft, ms, passes[0], passes[1], floor, calls, peak
+                batch=request.B,
+                policy=policy,
+                draft_len=length,
+                reference_ms=reference_ms,
+                target=target,
+                draft=draft,
+                ms=statistics.mean(ms for ms, _, _ in done),
+                draft_passes_ms=passes[0],
+                target_passes_ms=passes[1],
+                floor_ms=sum(self._floor(getattr(self.models, turn[0]), request, turn) for turn in turns) or math.nan,
+                target_calls=statistics.mean(calls for _, _, trace in done for calls in trace.target_calls),
+                peak=max(peak for _, peak, _ in done),
             )
             decoder.workspaces.clear()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -16,11 +16,10 @@ from rich.table import Table
 from harness.bench.floor import Machine
 from harness.bench.imposed import parse_policy
 from harness.bench.speed import Bench, Row
+from harness.bench.stored import Speed
 from harness.commands.options import ModelOptions, ReportOptions, flat_options, integers
 from harness.errors import InputError
-from harness.files import compact, write_whole
-from harness.precision import precision
-from harness.provenance import versions
+from harness.files import write_whole
 from harness.report.terminal import plain_console
 from harness.request import Request
 
@@ -30,6 +29,7 @@ class BenchOptions:
     """What to time."""
 
     batches: Annotated[str, typer.Option(help="Images per batch: 1,8.")] = "1"
+    seeds: Annotated[str, typer.Option(help="Seeds: 0,3 or the range 0:4; times are means over them.")] = "0"
     draft_len: Annotated[str, typer.Option(help="Scales proposed per round: 2,5,10.")] = "2,5,10"
     policies: Annotated[
         str, typer.Option(help="By commas; imposed:RATE keeps drafted scales at that rate, whatever they are.")
@@ -47,12 +47,13 @@ class BenchOptions:
         policies = [parse_policy(text).name for text in self.policies.split(",")]
         return [(name, length) for length in integers("draft_len", self.draft_len, "2,5") for name in policies]
 
-    def requests(self, classes: int) -> list[Request]:
-        """Return one request a batch size. Raises `InputError` for a size below 1."""
+    def requests(self, classes: int) -> list[list[Request]]:
+        """Return a request a seed for every batch size. Raises `InputError` for a size below 1, or no seed."""
         sizes = integers("batches", self.batches, "1,8")
         if min(sizes) < 1:
             raise InputError("batches", self.batches, "must all be at least 1", "pass --batches 1,8")
-        return [Request(tuple(k % classes for k in range(size)), seed=0) for size in sizes]
+        seeds = integers("seeds", self.seeds, "0:4")
+        return [[Request(tuple((seed + k) % classes for k in range(size)), seed) for seed in seeds] for size in sizes]
 
 
 @flat_options
@@ -70,37 +71,19 @@ def bench(model: ModelOptions, options: BenchOptions, report: ReportOptions) -> 
     rows: list[Row] = []
     with Progress(console=Console(stderr=True), transient=True, disable=report.quiet) as progress:
         task = progress.add_task("timing", total=len(requests) * len(settings))
-        for request in requests:
-            for row in bench.rows(request, settings):
+        for same_size in requests:
+            for row in bench.rows(same_size, settings):
                 rows.append(row)
                 progress.advance(task)
-    mode = "TF32" if model.tf32 else model.dtype
     draft_dtype = str(models.draft.dtype).removeprefix("torch.")
-    named = mode if draft_dtype == model.dtype else f"{mode} (draft {draft_dtype})"
-    shown = f"{models.name} on {models.device}, {named}, {'CUDA graphs' if options.graphs else 'kernel by kernel'}"
+    mode = "TF32" if model.tf32 else model.dtype
+    run = Speed(models.name, mode, draft_dtype, options.graphs, options.bonus, machine, rows)
     if report.json is not None:
-        document = {
-            "models": models.name,
-            "mode": mode,
-            "draft_dtype": draft_dtype,
-            "graphs": options.graphs,
-            "bonus": options.bonus,
-            "repeats": options.repeats,
-            "machine": asdict(machine),
-            "precision": precision(),
-            "versions": versions(),
-            "rows": [_plain(asdict(row)) for row in rows],
-        }
-        write_whole(report.json, compact(document))
+        write_whole(report.json, run.document())
     console = plain_console()
-    console.print(sequential_table(shown, rows))
+    console.print(sequential_table(f"{models.name} on {models.device}, {run.title}", rows))
     console.print(table("speculative decoding" + (", bonus scale" if options.bonus else ""), rows))
     console.print(str(machine), highlight=False)
-
-
-def _plain(values: dict[str, object]) -> dict[str, object]:
-    """Return the values with null for NaN, which is not JSON."""
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
 def sequential_table(mode: str, rows: list[Row]) -> Table:

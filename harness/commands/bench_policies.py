@@ -10,15 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from harness.bench.picture import picture
 from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH, batches, markdown, measure
+from harness.bench.stored import policies_document
 from harness.commands.options import ModelOptions, flat_options
+from harness.commands.scoreboard import replaced
 from harness.errors import InputError
-from harness.files import check_writable, compact, write_whole
-from harness.precision import precision
-from harness.provenance import versions
-
-BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
+from harness.files import check_writable, write_whole
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,8 @@ def bench_policies(model: ModelOptions, options: PolicyBenchOptions) -> None:
     """Measure target calls, target rows and distances of the acceptance policies."""
     for name in ("into", "picture", "json"):
         check_writable(getattr(options, name), name)
-    before, after = _around_table(options.into)
+    if options.into is not None:
+        replaced(options.into, {"table": ""})
     settings = options.settings()
     models = model.load()
     requests = list(batches(options.images, options.batch, models.target.config.classes, options.seed, options.cfg))
@@ -62,24 +60,12 @@ def bench_policies(model: ModelOptions, options: PolicyBenchOptions) -> None:
         rows = measure(models, requests, settings, lambda: progress.advance(task))
     table = markdown(rows)
     if options.json is not None:
-        listed = [{**vars(row), "distances": [vars(distance) for distance in row.distances]} for row in rows]
-        document = {"models": models.name, "device": str(models.device), "precision": precision()}
-        write_whole(options.json, compact({**document, "versions": versions(), "rows": listed}))
+        write_whole(options.json, policies_document(models.name, str(models.device), rows))
     if options.picture is not None:
-        write_whole(options.picture, picture(rows).encode())
+        from harness.bench.charts import policies, svg  # noqa: PLC0415  # matplotlib is asked for where one draws
+
+        write_whole(options.picture, svg(policies(rows)))
     if options.into is not None:
         mode = f"{options.images} images, cfg {options.cfg:g}, {models.name} on {models.device.type}, {model.dtype}"
-        write_whole(options.into, f"{before}{BEGIN}{mode}\n\n{table}{END}{after}".encode())
+        write_whole(options.into, replaced(options.into, {"table": f"{mode}\n\n{table}"}).encode())
     print(table, end="")
-
-
-def _around_table(path: Path | None) -> tuple[str, str]:
-    """Return what stands before and behind the table. Raises `InputError` for a file without the markers."""
-    if path is None:
-        return "", ""
-    text = path.read_text() if path.exists() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise InputError("into", str(path), f"must hold the lines {BEGIN.strip()} and {END.strip()}", "add both")
-    return before, after

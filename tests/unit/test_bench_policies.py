@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from harness.__main__ import main
-from harness.bench.picture import picture
+from harness.bench.charts import policies, svg
 from harness.bench.policies import Row, batches, markdown, measure
-from harness.commands.bench_policies import BEGIN, END
 from harness.models.toy import toy_pair
 from harness.pyramid import ScalePyramid
 from harness.verdict import Distance
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 6, seed=1, apart=0.2)
+BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 SETTINGS = [("coupled", "1"), ("coupled", "3"), ("match:0", "3"), ("rejection", "3"), ("handoff:3", "3")]
 
 
@@ -72,15 +72,14 @@ def test_the_table_holds_the_means():
 
 
 def test_the_picture_is_one_line_a_policy_and_one_dot_a_setting():
-    root = ElementTree.fromstring(picture(by_hand()))
-    tags = [element.tag.rpartition("}")[2] for element in root.iter()]
-    assert tags.count("polyline") == 2  # both hand-offs share one
-    titles = [element.text for element in root.iter() if element.tag.endswith("title")]
-    assert titles == [
-        "match:0.5 draft_len 2: 1.50 calls", "handoff:1 draft_len 2: 1.00 calls", "handoff:2 draft_len 2: 0.00 calls",
-    ]  # fmt: skip
-    said = {element.text for element in root.iter() if element.tag.endswith("text")}
-    assert {"another seed", "match:0.5", "handoff:ENTRY"} <= said
+    figure = policies(by_hand())
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert drawn["match:0.5"] == [[1.5, 0.005]]
+    assert drawn["handoff:ENTRY"] == [[1.0, 0.05], [0.0, 0.2]]  # both hand-offs share one
+    assert [note.get_text() for note in figure.axes[0].texts] == ["another seed"]
+    assert len(drawn) == 3
+    assert svg(figure) == svg(policies(by_hand()))
+    ElementTree.fromstring(svg(figure))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

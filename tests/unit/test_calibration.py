@@ -12,7 +12,7 @@ import torch
 
 from harness.__main__ import main
 from harness.budget import calibrate
-from harness.calibration import SHIPPED, Entry, _errors, budget_for, load, measure, mode_of, save
+from harness.calibration import SHIPPED, Entry, budget_for, errors, load, measure, mode_of, save
 from harness.errors import InputError
 from harness.implementations import Settings
 from harness.request import Request
@@ -26,11 +26,11 @@ REQUEST = Request((0, 1), 0)
 ENTRY = measure(MODELS, (1,))
 
 
-def test_fresh_images_stay_within_the_stored_errors_and_near_them():
+def test_fresh_images_stay_within_the_storederrors_and_near_them():
     models = digits()
     stored = next(entry for entry in load(SHIPPED) if entry.mode == mode_of(models))
     for request in (Request((2, 5), 71), Request((9, 4), 72, cfg=4.0, top_k=50)):
-        rows, rms, f_hat = _errors(models, request)
+        rows, rms, f_hat = errors(models, request)
         assert stored.rows / 4 < rows < 1.4 * stored.rows
         assert stored.rows_rms / 4 < rms < 1.4 * stored.rows_rms
         assert stored.f_hat / 4 < f_hat < 1.4 * stored.f_hat

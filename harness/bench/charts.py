@@ -1,0 +1,66 @@
+"""The pictures of measurements, as SVG.
+
+Promise: a function of the rows alone; the same rows give the same bytes under one version of matplotlib.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from harness.bench.imposed import NAME
+from harness.bench.policies import Row
+from harness.bench.stored import Speed
+
+SIZE = (9.0, 5.0)
+
+
+def svg(figure: Figure) -> bytes:
+    """Return a figure as SVG without a date."""
+    stream = io.BytesIO()
+    with rc_context({"svg.hashsalt": "sdvar-harness", "svg.fonttype": "none"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def policies(rows: Sequence[Row]) -> Figure:
+    """Draw target calls against distance: a line a policy, a dot a draft length, dashes for rows without a contract."""
+    figure = Figure(SIZE, layout="constrained")
+    axes = figure.add_subplot(xlabel="mean target calls an image", ylabel="mean |pixel difference| from sequential")
+    for name, group in groupby((row for row in rows if row.contract), _family):
+        points = [(row.mean("target_calls"), row.mean("pixels")) for row in group]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+    for row in rows:
+        if not row.contract:
+            axes.axhline(row.mean("pixels"), color="gray", linestyle="--")
+            axes.annotate(row.policy, (0, row.mean("pixels")), textcoords="offset points", xytext=(4, 4))
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def _family(row: Row) -> str:
+    """Policies that differ by ENTRY share a line."""
+    name, _, rest = row.policy.partition(":")
+    return f"{name}:ENTRY" if name in ("handoff", "collaborative") and rest else row.policy
+
+
+def speed_up(runs: Iterable[Speed]) -> Figure:
+    """Draw the speed-up of one image against imposed acceptance: a line a mode and draft length."""
+    figure = Figure(SIZE, layout="constrained")
+    axes = figure.add_subplot(xlabel="share of drafted scales that stand", ylabel="speed-up over the sequential target")
+    for run in runs:
+        rows = sorted((r for r in run.rows if r.batch == 1 and r.policy.startswith(NAME)), key=lambda r: r.draft_len)
+        for length, group in groupby(rows, lambda row: row.draft_len):
+            points = sorted((float(row.policy.partition(":")[2]), row.speed_up) for row in group)
+            label = f"{run.title}, {length} scales" + (" + bonus" if run.bonus else "")
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+    axes.axhline(1.0, color="gray", linestyle="--")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure

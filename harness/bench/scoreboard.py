@@ -1,0 +1,96 @@
+"""The report's four promises against what was measured, per policy.
+
+Promise: every number comes from a file of measurements; a verdict is a comparison of numbers, never an opinion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from harness.bench.imposed import NAME
+from harness.bench.policies import Row as PolicyRow
+from harness.bench.speed import Row
+from harness.bench.stored import Speed
+
+MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
+DRAFT_ALONE = "the draft alone"
+
+
+def markdown(policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], draft_len: str = "5") -> str:
+    """Return the scoreboard: imposed acceptance first, then every policy at one draft length.
+
+    Args:
+        policies: counts and distances, the draft's own among them.
+        models: whose they are.
+        runs: timings; those of `models` are joined to the policies, the others show imposed acceptance.
+        draft_len: which length of the policies is shown.
+    """
+    lines = [
+        "| decoder | contract | target calls (≤ 5) | speed-up (≥ 1.3) | extra memory (< 20 %) |"
+        " pixels off (the draft's own: 100 %) | promises kept |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for run in runs:
+        if run.models != models:
+            lines += [_imposed(run, row) for row in run.rows if row.policy.startswith(NAME) and row.batch == 1]
+    draft = next(row.mean("pixels") for row in policies if row.policy == DRAFT_ALONE)
+    timed = {
+        (row.policy, str(row.draft_len)): row.speed_up
+        for run in runs
+        for row in run.rows
+        if run.models == models and row.batch == 1
+    }
+    for row in policies:
+        if row.contract and row.draft_len == draft_len:
+            lines.append(_policy(row, models, timed.get((row.policy, row.draft_len), math.nan), draft))
+    return "\n".join(lines) + "\n"
+
+
+def _imposed(run: Speed, row: Row) -> str:
+    rate = float(row.policy.partition(":")[2])
+    what = f"{run.models.split(' ')[0]}, {run.title}, {row.draft_len} scales{' + bonus' if run.bonus else ''}"
+    kept = [row.target_calls <= MOST_CALLS, row.speed_up >= LEAST_SPEED_UP, row.extra_memory < MOST_MEMORY]
+    memory = "-" if math.isnan(row.extra_memory) else f"{row.extra_memory:+.1%}"
+    cells = (f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", memory, "imposed")
+    return f"| {what}, {rate:.0%} accepted | - | {' | '.join(cells)} | {_verdict(kept, ['calls', 'speed', 'memory'])} |"
+
+
+def _policy(row: PolicyRow, models: str, speed_up: float, draft_pixels: float) -> str:
+    share = row.mean("pixels") / draft_pixels
+    exact = row.contract in "AB"
+    kept = [row.mean("target_calls") <= MOST_CALLS, speed_up >= LEAST_SPEED_UP, exact]
+    distance = "0 %" if share == 0 else f"{share:.0%}" + (" (its law is exact)" if exact else "")
+    speed = "-" if math.isnan(speed_up) else f"{speed_up:.2f}"
+    verdict = _verdict(kept, ["calls", "speed", "image"])
+    return (
+        f"| {models}, `{row.policy}` | {row.contract} | {row.mean('target_calls'):.1f} | {speed} | - | {distance} | "
+        f"{verdict} |"
+    )
+
+
+def _verdict(kept: list[bool], names: list[str]) -> str:
+    return ", ".join(name for name, is_kept in zip(names, kept, strict=True) if is_kept) or "none"
+
+
+def speed_table(runs: Sequence[Speed]) -> str:
+    """Return every timing of the runs as a table; milliseconds per batch."""
+    lines = [
+        "| mode | batch | policy | draft_len | reference | target | draft | speculative | target calls | speed-up |"
+        " passes allow | share | floor of the passes | extra memory |",
+        "|---|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for run in runs:
+        for row in run.rows:
+            length = f"{row.draft_len}{' + bonus' if run.bonus else ''}"
+            cells = [run.title, f"{row.batch}", f"`{row.policy}`", length]
+            cells += [_number(ms, ".1f") for ms in (row.reference_ms, row.target.ms, row.draft.ms, row.ms)]
+            cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f")]
+            cells += [_number(row.speed_up / row.allowed, ".0%"), _number(row.floor_ms, ".1f")]
+            lines.append(f"| {' | '.join([*cells, _number(row.extra_memory, '+.1%')])} |")
+    machines = sorted({str(run.machine) for run in runs if run.graphs})
+    return "\n".join(lines) + "\n\n" + "\n".join(f"Measured on {machine}." for machine in machines) + "\n"
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)

@@ -1,0 +1,109 @@
+"""Measurements as files: what `bench` and `bench-policies` write and `scoreboard` reads.
+
+Promise: a file says what was measured on what; reading it back gives the same rows, or one `InputError`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.bench.floor import Machine
+from harness.bench.policies import Row as PolicyRow
+from harness.bench.speed import Row, Sequential
+from harness.errors import InputError
+from harness.files import compact
+from harness.precision import precision
+from harness.provenance import versions
+from harness.verdict import Distance
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One run of `bench`.
+
+    Args:
+        models: name of the pair.
+        mode: dtype, or TF32.
+        draft_dtype: of the draft.
+        graphs: recorded work; else kernel by kernel.
+        bonus: the scale behind the drafted ones is finished too.
+        machine: where.
+        rows: measurements.
+    """
+
+    models: str
+    mode: str
+    draft_dtype: str
+    graphs: bool
+    bonus: bool
+    machine: Machine
+    rows: list[Row]
+
+    @property
+    def title(self) -> str:
+        """Mode in words."""
+        same = self.draft_dtype == ("float32" if self.mode == "TF32" else self.mode)
+        named = self.mode if same else f"{self.mode}, draft {self.draft_dtype}"
+        return f"{named}, {'CUDA graphs' if self.graphs else 'kernel by kernel'}"
+
+    def document(self) -> bytes:
+        """Return the run as JSON, with what made it."""
+        made = {"precision": precision(), "versions": versions()}
+        return compact({**_plain(asdict(self)), **made})
+
+
+def _plain(value: Any) -> Any:
+    """Return the value with null for NaN, which is not JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in values.items()}
+
+
+def read_speed(path: Path) -> Speed:
+    """Read a file of `bench --json`. Raises `InputError` for anything else."""
+    try:
+        document = json.loads(path.read_text())
+        rows = []
+        for values in document["rows"]:
+            for side in ("target", "draft"):
+                values[side] = Sequential(**_numbers(values[side]))
+            rows.append(Row(**_numbers(values)))
+        words = {name: document[name] for name in ("models", "mode", "draft_dtype", "graphs", "bonus")}
+        return Speed(**words, machine=Machine(**document["machine"]), rows=rows)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("speed", str(path), f"is no file of bench ({error})", "pass one of bench --json") from None
+
+
+def policies_document(models: str, device: str, rows: list[PolicyRow]) -> bytes:
+    """Return the rows of `bench-policies` as JSON, with what made them."""
+    listed = [{**vars(row), "distances": [vars(distance) for distance in row.distances]} for row in rows]
+    made = {"precision": precision(), "versions": versions()}
+    return compact({"models": models, "device": device, **made, "rows": listed})
+
+
+def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
+    """Read the models' name and the rows of `bench-policies --json`. Raises `InputError` for anything else."""
+    try:
+        document = json.loads(path.read_text())
+        rows = []
+        for values in document["rows"]:
+            values["distances"] = [Distance(**distance) for distance in values["distances"]]
+            for name in ("scales_per_round", "judged", "whole"):  # JSON has text keys only
+                values[name] = Counter({int(key): count for key, count in values[name].items()})
+            rows.append(PolicyRow(**values))
+        models: str = document["models"]
+        return models, rows
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        rule = f"is no file of bench-policies ({error})"
+        raise InputError("policies", str(path), rule, "pass one of bench-policies --json") from None
