@@ -150,12 +150,13 @@ def _judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement
     noise = new_noise(models, request)
     labels_B = noise.labels(models.target.config.classes)
     wide = models.to(models.device, torch.float64)
-    _, exact_BLV, _ = cachefree.teacher_forced(
-        wide.target, wide.vae, request.cfg, labels_B[images], evidence.actual.tokens_BL[images], models.pyramid.S
-    )
-    for row, image in enumerate(images):
+    for image in images:  # one by one: the attention of a large batch in float64 would fill a GPU
+        one = slice(image, image + 1)
+        _, exact_1LV, _ = cachefree.teacher_forced(
+            wide.target, wide.vae, request.cfg, labels_B[one], evidence.actual.tokens_BL[one], models.pyramid.S
+        )
         for position in torch.nonzero(differ_BL[image]).flatten().tolist():
-            found = _judge_token(evidence, wrong[image], noise, image, position, exact_BLV[row, position])
+            found = _judge_token(evidence, wrong[image], noise, image, position, exact_1LV[0, position])
             (judgement.ties if found.component == "tie" else judgement.defects).append(found)
         if len(judgement.defects) > 1000:  # a broken decoder: the first ones are what matters
             return

@@ -136,11 +136,8 @@ class Bench:
         for (policy, length), decoder in zip(settings, decoders, strict=True):
             self.check_recorded(decoder, request)
             done = [self._measure(decoder, request) for request in requests]
-            # the passes alone are those of every request, or they are unknown
-            kinds = {tuple(_turns(trace)) for _, _, trace in done}
-            turns = kinds.pop() if len(kinds) == 1 else ()
-            sides = [[turn for turn in turns if turn[0] == side] for side in ("draft", "target")]
-            passes = [self._passes_ms(decoder, request, side) for side in sides] if turns else [math.nan] * 2
+            parts = [self._alone(decoder, request, _turns(trace)) for _, _, trace in done]
+            draft_ms, target_ms, floor_ms = (statistics.mean(of) for of in zip(*parts, strict=True))
             yield Row(
                 batch=request.B,
                 policy=policy,
@@ -149,9 +146,9 @@ class Bench:
                 target=target,
                 draft=draft,
                 ms=statistics.mean(ms for ms, _, _ in done),
-                draft_passes_ms=passes[0],
-                target_passes_ms=passes[1],
-                floor_ms=sum(self._floor(getattr(self.models, turn[0]), request, turn) for turn in turns) or math.nan,
+                draft_passes_ms=draft_ms,
+                target_passes_ms=target_ms,
+                floor_ms=floor_ms,
                 target_calls=statistics.mean(calls for _, _, trace in done for calls in trace.target_calls),
                 peak=max(peak for _, peak, _ in done),
             )
@@ -237,6 +234,16 @@ class Bench:
                 forward_window(state, decoder.parts, side, images, first, last, BARE)
 
         return median_ms(run, 2 * self.repeats, self.models.device) if turns else 0.0
+
+    def _alone(
+        self, decoder: SpeculativeDecoder, request: Request, turns: Sequence[Turn]
+    ) -> tuple[float, float, float]:
+        """Return draft passes, target passes and floor of one decode; NaN where its images went apart."""
+        if not turns:
+            return math.nan, math.nan, math.nan
+        draft, target = ([turn for turn in turns if turn[0] == side] for side in ("draft", "target"))
+        floor = sum(self._floor(getattr(self.models, turn[0]), request, turn) for turn in turns)
+        return self._passes_ms(decoder, request, draft), self._passes_ms(decoder, request, target), floor
 
     def _floor(self, network: Transformer, request: Request, turn: Turn) -> float:
         return self.machine.pass_ms(network, 2 * request.B, *turn[1:])

@@ -53,7 +53,13 @@ class BenchOptions:
         if min(sizes) < 1:
             raise InputError("batches", self.batches, "must all be at least 1", "pass --batches 1,8")
         seeds = integers("seeds", self.seeds, "0:4")
-        return [[Request(tuple((seed + k) % classes for k in range(size)), seed) for seed in seeds] for size in sizes]
+        return [[_request(seed, size, classes) for seed in seeds] for size in sizes]
+
+
+def _request(seed: int, size: int, classes: int) -> Request:
+    """Return a batch of its own labels and image addresses, so that imposed coins differ from seed to seed."""
+    images = tuple(range(seed * size, (seed + 1) * size))
+    return Request(tuple(image % classes for image in images), seed, images=images)
 
 
 @flat_options
