@@ -5,14 +5,14 @@ The published sizes have random weights here, and a random draft is never right 
 
 from __future__ import annotations
 
-import hashlib
 import math
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from harness.errors import InputError
+from harness.noise import ACCEPT
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import Parts
 from harness.speculative.policies import QUALITY, parse
@@ -40,24 +40,14 @@ def parse_policy(text: str) -> Policy:
 
 
 def imposed(rate: float) -> Policy:
-    """Return the policy that keeps a drafted scale with probability `rate`, by a coin of (image, scale) alone."""
+    """Return the policy that keeps a drafted scale with probability `rate`, whatever its tokens."""
     reason = "it keeps drafted scales by a coin"
     return Policy(f"{NAME}:{rate:g}", QUALITY, race, partial(_accept, rate=rate), race, reason=reason)
 
 
 def _accept(parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window, rate: float) -> Acceptance:
+    """A scale's coin is the first number of its stream ACCEPT, so it depends on (seed, image, scale) alone."""
     tokens_bn = race(parts, target_probs_bnV, window)
-    whole_bs = _coins(tuple(window.images), window.first, window.last, rate, tokens_bn.device)
+    u_bn = window.read_as("accept").uniform(ACCEPT)
+    whole_bs = torch.stack([u_bl[:, 0] < rate for u_bl in window.split(u_bn)], 1)
     return Acceptance(tokens_bn, tokens_bn == proposal.tokens_bn, whole_bs)
-
-
-@cache  # never emptied, since a recorded pass keeps the address
-def _coins(images: tuple[int, ...], first: int, last: int, rate: float, device: torch.device) -> Tensor:
-    """Return whole_bs."""
-    coins = [[_coin(image, si) < rate for si in range(first, last + 1)] for image in images]
-    return torch.tensor(coins, device=device)
-
-
-def _coin(image: int, si: int) -> float:
-    """Return a number in [0, 1) that depends on (image, scale) alone."""
-    return int.from_bytes(hashlib.blake2b(f"{image}/{si}".encode(), digest_size=4).digest(), "big") / 2**32
