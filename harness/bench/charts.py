@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
 from harness.bench.imposed import NAME
@@ -31,9 +31,10 @@ def policies(rows: Sequence[Row]) -> Figure:
     """Draw target calls against distance: a line a policy, a dot a draft length, dashes for rows without a contract."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.add_subplot(xlabel="mean target calls an image", ylabel="mean |pixel difference| from sequential")
+    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))  # there are more policies than default colours
     for name, group in groupby((row for row in rows if row.contract), _family):
         points = [(row.mean("target_calls"), row.mean("pixels")) for row in group]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, clip_on=False)
     for row in rows:
         if not row.contract:
             axes.axhline(row.mean("pixels"), color="gray", linestyle="--")

@@ -1,6 +1,7 @@
 """Measurements as files: what `bench` and `bench-policies` write and `scoreboard` reads.
 
-Promise: a file says what was measured on what; reading it back gives the same rows, or one `InputError`.
+Promise: a file says what was measured on what; reading it back gives the same rows (distances to seven digits), or one
+`InputError`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from harness.files import compact
 from harness.precision import precision
 from harness.provenance import versions
 from harness.verdict import Distance
+
+DISTANCES = ("tokens", "f_hat", "pixels")
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,13 @@ def read_speed(path: Path) -> Speed:
 
 def policies_document(models: str, device: str, rows: list[PolicyRow]) -> bytes:
     """Return the rows of `bench-policies` as JSON, with what made them."""
-    listed = [{**vars(row), "distances": [vars(distance) for distance in row.distances]} for row in rows]
+    listed = [{**vars(row), "distances": _columns(row.distances)} for row in rows]
     made = {"precision": precision(), "versions": versions()}
     return compact({"models": models, "device": device, **made, "rows": listed})
+
+
+def _columns(distances: list[Distance]) -> dict[str, list[float]]:
+    return {name: [float(f"{getattr(d, name):.7g}") for d in distances] for name in DISTANCES}
 
 
 def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
@@ -98,7 +105,8 @@ def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
         document = json.loads(path.read_text())
         rows = []
         for values in document["rows"]:
-            values["distances"] = [Distance(**distance) for distance in values["distances"]]
+            columns = values["distances"]
+            values["distances"] = [Distance(*of) for of in zip(*(columns[name] for name in DISTANCES), strict=True)]
             for name in ("scales_per_round", "judged", "whole"):  # JSON has text keys only
                 values[name] = Counter({int(key): count for key, count in values[name].items()})
             rows.append(PolicyRow(**values))

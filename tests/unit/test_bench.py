@@ -134,7 +134,7 @@ def test_the_scoreboard_repeats_its_files():
         "| d16-d30, TF32, draft bfloat16, CUDA graphs, 9 scales + bonus, 50% accepted | - | 6.0 | 1.25 | +25.0% |"
         " imposed | none |",
         "| digits, `coupled` | A | 8.0 | - | - | 0 % | image |",
-        "| digits, `match:0.5` | C | 4.0 | 2.00 | - | 20% | calls, speed |",
+        "| digits, `match:0.5` | C | 4.0 | 2.00 | - | 20 % | calls, speed |",
     ]
     assert (
         "| TF32, draft bfloat16, CUDA graphs | 1 | `imposed:1` | 9 + bonus | 150.0 | 100.0 | 100.0 | 50.0 | 1.00 |"

@@ -104,7 +104,7 @@ def test_the_command_replaces_the_table_and_nothing_else(tmp_path: Path, monkeyp
     assert "| match:0 | C | 10 | 1.00 | 680 | 680 |" in text
     ElementTree.parse(chart)
     rows = json.loads(counts.read_text())["rows"]
-    assert [len(row["distances"]) for row in rows] == [2, 2, 2]
+    assert [len(row["distances"]["pixels"]) for row in rows] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
