@@ -89,8 +89,8 @@ def _verdict(kept: list[bool], names: list[str]) -> str:
 def speed_table(runs: Sequence[Speed]) -> str:
     """Return every timing of the runs as a table; milliseconds per batch."""
     lines = [
-        "| pair | mode | batch | policy | draft_len | reference | target | draft | speculative | target calls | speed-up |"
-        " passes allow | share | floor of the passes | extra memory |",
+        "| pair | mode | batch | policy | draft_len | reference | target | draft | speculative | target calls |"
+        " speed-up | passes allow | share | floor of the passes | extra memory |",
         "|---|---|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for run in runs:

@@ -21,6 +21,7 @@ from harness.bench.policies import Row as PolicyRow
 from harness.bench.scoreboard import markdown, speed_table
 from harness.bench.speed import Bench, Row, Sequential, _turns
 from harness.bench.stored import Speed, policies_document, read_policies, read_speed
+from harness.commands.scoreboard import replaced
 from harness.differential import new_noise
 from harness.errors import HarnessError, InputError
 from harness.request import Request
@@ -218,6 +219,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert captured.startswith(f"error: {said}")
     assert len(captured.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_published_tables_are_those_of_the_stored_measurements():
+    root = Path(__file__).parents[2]
+    runs = [read_speed(path) for path in sorted((root / "docs/measured").glob("speed-*.json"))]
+    models, policies = read_policies(root / "docs/measured/policies.json")
+    parts = {"scoreboard": markdown(policies, models, runs), "speed": speed_table(runs)}
+    for page in (root / "README.md", root / "docs/speed.md"):
+        assert replaced(page, parts) == page.read_text(), f"run sdvar-harness scoreboard --into {page.name}"
 
 
 def test_a_page_without_markers_is_refused_and_left_alone(
