@@ -83,6 +83,7 @@ class Verification:
     budget: Budget | None
     device: torch.device
     dtype: torch.dtype
+    draft_dtype: torch.dtype
     models: str
     early: list[Divergence] = field(default_factory=list)  # defects met before anything could be decoded
     decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
@@ -146,7 +147,7 @@ def verify(
     """
     decoders = [factory(models, setting) for setting in settings]
     results = [SettingResult(setting, d.contract) for setting, d in zip(settings, decoders, strict=True)]
-    result = Verification(results, None, models.device, models.target.dtype, models.name)
+    result = Verification(results, None, models.device, models.target.dtype, models.draft.dtype, models.name)
     try:
         models.check_finite()
     except NonFiniteError as error:

@@ -37,6 +37,7 @@ def as_json(result: Verification) -> bytes:
         "accepted_scales": joined("accepted_scales"),
         "device": str(result.device),
         "dtype": str(result.dtype).removeprefix("torch."),
+        "draft_dtype": str(result.draft_dtype).removeprefix("torch."),
         "precision": precision(),
         "models": result.models,
         "budget": vars(result.budget) if result.budget else None,

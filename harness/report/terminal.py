@@ -74,7 +74,8 @@ def summary(result: Verification) -> str:
 
 
 def _table(result: Verification) -> Table:
-    title = f"{result.models} on {result.device}, {str(result.dtype).removeprefix('torch.')}"
+    dtype, draft = (str(of).removeprefix("torch.") for of in (result.dtype, result.draft_dtype))
+    title = f"{result.models} on {result.device}, {dtype}" + ("" if draft == dtype else f" (draft {draft})")
     table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("setting", no_wrap=True)
     headers = ("images", "draws", "iden-\ntical", "ties", "defects", "target calls\nmean (range)")

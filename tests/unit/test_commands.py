@@ -17,7 +17,8 @@ from tests.helpers import LAYOUTS, Layout, autoencoder_config, tiny, transformer
 
 KEYS = {
     "contract", "verdict", "images", "draws", "identical", "ties", "defects", "first_divergence", "target_calls",
-    "target_rows", "rounds", "accepted_scales", "device", "dtype", "versions",
+    "target_rows", "rounds", "accepted_scales", "device", "dtype", "draft_dtype",
+    "versions", "seconds", "decode_seconds",
 }  # fmt: skip
 
 
@@ -130,6 +131,17 @@ def test_a_pair_that_does_not_fit_is_refused(
     assert run(monkeypatch, "verify", *pair, "--quiet") == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: draft patch_nums=(1, 2, 4): must equal the target's (1, 2, 3); ")
+
+
+def test_a_draft_of_another_dtype_is_stated_and_changes_no_token(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    report = tmp_path / "report.json"
+    options = ("--labels", "0", "--seeds", "0:2", "--draft-len", "2", "--draft-dtype", "bfloat16")
+    assert run(monkeypatch, "verify", *pair, *options, "--json", str(report)) == 0
+    assert "custom on cpu, float32 (draft bfloat16)" in capsys.readouterr().out
+    document = json.loads(report.read_text())
+    assert (document["dtype"], document["draft_dtype"], document["defects"]) == ("float32", "bfloat16", 0)
 
 
 def test_verify_writes_json_and_says_the_verdict_last(
