@@ -7,6 +7,7 @@ the decoder's tokens, so one tie does not cascade, and a decoder needs no hook f
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from harness.reference import cachefree, sequential
 from harness.reference.draw import draw, filter_logits
 from harness.request import Request
 from harness.trace import Trace
-from harness.verdict import Divergence, Judgement, margin_bound, race_margin
+from harness.verdict import Divergence, Judgement, margin_bound, race_margin, unusual_ties
 
 Found = tuple[int, str, str]  # scale, component, detail
 Wrong = dict[int, Found | None]  # by image
@@ -160,6 +161,10 @@ def _judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement
             (judgement.ties if found.component == "tie" else judgement.defects).append(found)
         if len(judgement.defects) > 1000:  # a broken decoder: the first ones are what matters
             return
+    for tie in unusual_ties(judgement.ties, evidence.budget):
+        judgement.ties.remove(tie)
+        detail = "one of many ties whose margins together are beyond rounding"
+        judgement.defects.append(replace(tie, component="unknown", detail=detail))
 
 
 def _judge_token(

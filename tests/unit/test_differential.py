@@ -11,16 +11,18 @@ import pytest
 import torch
 
 from harness.__main__ import app
+from harness.budget import Budget
 from harness.differential import new_noise
 from harness.errors import InputError
-from harness.implementations import Settings
+from harness.implementations import Implementation, Settings, speculative
 from harness.models.pair import ModelPair
+from harness.noise import SeededNoise
 from harness.reference import cachefree, sequential
 from harness.request import Request
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from harness.trace import Trace
-from harness.verdict import Verdict
+from harness.verdict import MANY_TIES, Divergence, Verdict, unusual_ties
 from harness.verification import verify
 from tests import planted
 from tests.helpers import LAYOUTS, Layout, digits, tiny, twins, verified, with_weight
@@ -293,3 +295,48 @@ def test_a_slightly_wrong_guidance_weight_is_a_defect_whatever_the_budget_of_the
     first = verified(models, REQUEST, replace(PARTS, guide=nearly)).first_divergence
     assert (first.component, first.scale) == ("guidance", 1)
     assert verified(models, REQUEST).verdict in (Verdict.IDENTICAL, Verdict.TIE)
+
+
+class Blind:
+    """A decoder that shows tokens and rounds, but no intermediates."""
+
+    contract = "token-identical"
+
+    def __init__(self, inner: Implementation, seed_off: int = 0) -> None:
+        self.inner, self.seed_off = inner, seed_off
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        other = SeededNoise(replace(request, seed=request.seed + self.seed_off), noise.pyramid, noise.V, noise.device)
+        trace = self.inner.decode(request, other if self.seed_off else noise)
+        trace.intermediates = None
+        return trace
+
+
+def test_many_ties_must_be_usual_ones():
+    """In bfloat16 the largest error would excuse most draws of a wrong decoder that shows no logits."""
+    models, request = digits().to("cpu", torch.bfloat16), Request((0, 3), 0)
+    right = verify(models, lambda m, s: Blind(speculative(m, s)), [Settings(5)], [request])
+    assert right.verdict is Verdict.TIE
+    assert right.settings[0].total("ties") >= MANY_TIES
+    wrong = {
+        "numbers": lambda m, s: Blind(speculative(m, s), seed_off=1),
+        "halves": lambda m, s: Blind(planted.halves(m, s)),
+        "corner": lambda m, s: Blind(planted.corner(m, s)),
+    }
+    for name, factory in wrong.items():
+        result = verify(models, factory, [Settings(5)], [request])
+        assert result.verdict is Verdict.DEFECT, name
+        assert result.settings[0].total("defects") > 100, name
+
+
+def test_unusual_ties_by_hand():
+    budget = Budget(1.0, 0.1, 1e-6, "by hand")
+
+    def ties(*margins: float) -> list[Divergence]:
+        return [Divergence("tie", "", 0, margin=margin) for margin in margins]
+
+    assert unusual_ties(ties(*[1.9] * (MANY_TIES - 1)), budget) == []  # too few to tell
+    assert unusual_ties(ties(*[0.1] * 20), budget) == []
+    assert unusual_ties(ties(*[-3.0] * 19, 0.3), budget) == []  # a token that wins has no margin to explain
+    usual, unusual = ties(*[0.05] * 10), ties(*[0.5] * 10)
+    assert unusual_ties(usual + unusual, budget) == unusual
