@@ -95,7 +95,8 @@ def wrong_f_hat_at(
 def _is_guided(guided_lV: Tensor, conditional_lV: Tensor, unconditional_lV: Tensor, t: float) -> bool:
     """Compare with the guidance of the decoder's own rows (spec §7): no network in between, so rounding is tiny."""
     due = (1 + t) * conditional_lV - t * unconditional_lV
-    scale = abs(1 + t) * conditional_lV.abs() + abs(t) * unconditional_lV.abs()
+    # of the largest term in any usual form; that of u + (1+t)·(c − u) is u, even where t = 0 leaves c alone
+    scale = (1 + abs(t)) * (conditional_lV.abs() + unconditional_lV.abs())
     return bool(((guided_lV - due).abs() <= GUIDANCE_ULPS * torch.finfo(due.dtype).eps * scale).all())
 
 
