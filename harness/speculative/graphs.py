@@ -12,6 +12,7 @@ import gc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -94,13 +95,21 @@ class FixedNumbers:
         return self.noise.labels(classes)
 
 
-@dataclass
+class Graph(Protocol):
+    """What was recorded."""
+
+    def replay(self) -> None:
+        """Do it again."""
+        ...
+
+
+@dataclass(frozen=True)
 class Recorded:
     """One graph: what it returns, the numbers that it reads, and the work itself, which keeps its tensors alive."""
 
-    graph: torch.cuda.CUDAGraph
+    graph: Graph
     outputs: Any
-    read: set[Address]
+    read: frozenset[Address]
     compute: Callable[[], Any]
 
 
@@ -121,18 +130,18 @@ class Workspace:
         self.recorded: dict[Hashable, Recorded] = {}
         # One pool: graphs run one after the other, so their scratch memory can be the same. What one graph returns may
         # therefore lie in the scratch memory of an older one; work that returns something lasting gets a pool alone.
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
 
     def begin(self) -> None:
         """Empty caches and buffers for another decode."""
-        for cache in self.caches.values():
-            cache.lengths[:] = [0] * len(cache.lengths)
+        for kv in self.caches.values():
+            kv.lengths[:] = [0] * len(kv.lengths)
         self.buffers.clear()
 
     def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
         """Replay the work `key`, recording it at its first use."""
         if key not in self.recorded:
-            self.recorded[key] = self._record(compute, torch.cuda.graph_pool_handle() if lasting else self._pool)
+            self.recorded[key] = self._recorded(compute, lasting)
         recorded = self.recorded[key]
         for address in recorded.read:
             self.numbers.fill(address)
@@ -140,21 +149,39 @@ class Workspace:
         outputs: T = recorded.outputs
         return outputs
 
-    def _record(self, compute: Callable[[], T], pool: Any) -> Recorded:
+    def _recorded(self, compute: Callable[[], T], lasting: bool) -> Recorded:
+        """Run the work until nothing new is allocated or drawn, put the buffers back, and record it."""
         self.numbers.read = set()
         before = {name: buffer.clone() for name, buffer in vars(self.buffers).items()}
-        stream = torch.cuda.Stream()
+
+        def once() -> None:
+            compute()
+            for name, buffer in before.items():  # work such as f_hat += … may be done once only
+                getattr(self.buffers, name).copy_(buffer)
+
+        graph, outputs = self._record(once, compute, lasting)
+        return Recorded(graph, outputs, frozenset(self.numbers.read), compute)
+
+    def _record(self, once: Callable[[], None], compute: Callable[[], T], lasting: bool) -> tuple[Graph, T]:
+        """Return the graph of `compute`, and what it returns; `once` does the work and leaves no trace."""
+        stream = _side_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                compute()
-                for name, buffer in before.items():  # work such as f_hat += … may be done once only
-                    getattr(self.buffers, name).copy_(buffer)
+                once()
         torch.cuda.current_stream().wait_stream(stream)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
+        pool = torch.cuda.graph_pool_handle() if lasting else self._pool
         with _no_collection(), torch.cuda.graph(graph, pool=pool):
             outputs = compute()
-        return Recorded(graph, outputs, self.numbers.read, compute)
+        return graph, outputs
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """Return the stream of all warm-ups: the libraries keep tens of MiB for every stream that they have worked on."""
+    return torch.cuda.Stream()
 
 
 @contextmanager

@@ -125,7 +125,9 @@ class SpeculativeDecoder:
                     turn = state.rounds[image][-1]
                     whole = turn.accepted == turn.drafted
                     state.draft_lens[image] = self.length.after(state.draft_lens[image], whole, state.pyramid.S)
-        return _trace(state, time.perf_counter() - start)
+        trace = _trace(state, time.perf_counter() - start)
+        state.intermediates = None  # recorded work keeps the state, and should not keep these
+        return trace
 
 
 Group = tuple[int, int, int, int]  # first scale, scales to draft, lengths of both caches
@@ -202,6 +204,7 @@ def _verify(state: DecodeState, parts: Parts, options: Options, window: Window, 
     """Let the target judge the drafted scales, and finish the one behind them after full acceptance (bonus)."""
     policy, last, count = options.policy, window.last, len(window.scales)
     bonus = options.bonus and last + 1 < state.pyramid.S and not policy.trusts(last + 1)
+    keep = state.intermediates is not None
 
     def judge(verified: Verified) -> _Decision:
         acceptance = policy.accept(parts, proposal, torch.cat(verified.probs_by_scale[:count], 1), window)
@@ -218,7 +221,7 @@ def _verify(state: DecodeState, parts: Parts, options: Options, window: Window, 
             behind = replace(window, first=last + 1, last=last + 1)
             tokens.append(policy.extend(parts, verified.probs_by_scale[count], behind))
         numbers = _numbers(acceptance, verified, window)
-        return _Decision(tokens, numbers, verified if state.intermediates is not None else None)
+        return _Decision(tokens, numbers, verified if keep else None)
 
     step = Step(f"judge {count} by {policy.name}", judge)
     decision = target_verify_batch(state, parts, window.images, window.first, last + bonus, step)
