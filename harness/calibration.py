@@ -20,8 +20,7 @@ from torch import Tensor
 from harness.budget import ROUNDING, Budget, calibrate
 from harness.errors import InputError
 from harness.files import compact, write_whole
-from harness.models.pair import ModelPair
-from harness.models.transformer import Transformer
+from harness.models.pair import ModelPair, is_random_pair
 from harness.noise import SeededNoise
 from harness.precision import precision
 from harness.provenance import versions
@@ -33,6 +32,8 @@ from harness.request import Request
 # Other seeds, labels, batch sizes and processors of the same kind round a little differently: fresh images on the
 # machines of the stored entries stayed within 1.4 times what is stored (tests/unit/test_calibration.py, tests/gpu).
 MARGIN = 2.0
+EXACT = "exact"
+Mode = tuple[str, str, str, str, str]  # models, weights, device, dtype, products
 SHIPPED = Path(str(files("harness") / "budgets.json"))
 BATCHES = (1, 2, 8)
 
@@ -43,10 +44,10 @@ class Entry:
 
     Args:
         models: name of the pair.
-        weights: fingerprint of the target's weights in this dtype.
+        weights: fingerprint of the target's and the quantiser's weights in this dtype; "random" for a random pair.
         device: cpu, or the name of the GPU.
         dtype: of the transformers.
-        tf32: products in TF32.
+        products: of float32 numbers: exact, TF32, or mixed where products and convolutions differ.
         rows: largest error of a logit before guidance, over every window of scales in one pass.
         rows_rms: largest root mean square of it over one scale of one guidance row.
         f_hat: largest error of f_hat.
@@ -60,7 +61,7 @@ class Entry:
     weights: str
     device: str
     dtype: str
-    tf32: bool
+    products: str
     rows: float
     rows_rms: float
     f_hat: float
@@ -70,30 +71,44 @@ class Entry:
     reason: str = ""
 
     @property
-    def mode(self) -> tuple[str, str, str, str, bool]:
+    def mode(self) -> Mode:
         """What the entry holds for."""
-        return self.models, self.weights, self.device, self.dtype, self.tf32
+        return self.models, self.weights, self.device, self.dtype, self.products
 
     def budget(self, cfg: float) -> Budget:
         """Return the budget of guided logits: (1+t)·c − t·u moves by (1+2t) errors of a row at most, t <= |cfg|."""
         factor = MARGIN * (1 + 2 * abs(cfg))
-        mode = f"{self.device}, {self.dtype}{' TF32' if self.tf32 else ''}, {self.windows} windows"
+        products = "" if self.products == EXACT else f" {self.products}"
+        mode = f"{self.device}, {self.dtype}{products}, {self.windows} windows"
         source = f"{MARGIN:g} × the reference's largest error against float64, stored ({mode})"
         return Budget(factor * self.rows, factor * self.rows_rms, MARGIN * self.f_hat, source)
 
 
-def mode_of(models: ModelPair) -> tuple[str, str, str, str, bool]:
-    """Return what an entry for these networks must hold for. Reads the process-wide TF32 setting."""
-    device = models.device
+def mode_of(models: ModelPair) -> Mode:
+    """Return what an entry for these networks must hold for. Reads the process-wide TF32 settings."""
+    device, now = models.device, precision()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     dtype = str(models.target.dtype).removeprefix("torch.")
-    tf32 = device.type == "cuda" and dtype == "float32" and precision()["tf32_matmul"]
-    return models.name, _fingerprint(models.target), name, dtype, tf32
+    products = {(False, False): EXACT, (True, True): "TF32"}.get((now["tf32_matmul"], now["tf32_convolution"]), "mixed")
+    # a CPU has no TF32, and float64 is not rounded to it; a bfloat16 network's head and quantiser are float32
+    in_effect = device.type == "cuda" and dtype != "float64"
+    return models.name, _fingerprint(models), name, dtype, products if in_effect else EXACT
 
 
-def _fingerprint(network: Transformer) -> str:
-    numbers = network.lvl_SD.detach().double().cpu().numpy().tobytes()
-    return hashlib.blake2b(numbers, digest_size=8).hexdigest()
+def _fingerprint(models: ModelPair) -> str:
+    """Return a digest of what rounding depends on: every weight of the target, and the quantiser's."""
+    if is_random_pair(models):
+        return "random"  # drawn on the device, so another one every time; their rounding is that of their law
+    digest = hashlib.blake2b(digest_size=8)
+    quantizer = models.vae.quantizer
+    phi = {f"phi.{k}.{n}": w for k, pair in enumerate(quantizer.phi_weights) for n, w in enumerate(pair)}
+    for name, weight in sorted({**models.target.weights, **phi, "codebook": quantizer.codebook_VC}.items()):
+        wide = weight.detach().double()
+        # moments weighted by position: cheap on a GPU, and every number counts
+        ramp = torch.linspace(1, 2, wide.numel(), dtype=torch.float64, device=wide.device)
+        moments = torch.stack((wide.flatten() @ ramp, wide.square().flatten() @ ramp))
+        digest.update(f"{name} {tuple(weight.shape)} {[f'{moment:.7g}' for moment in moments.tolist()]}".encode())
+    return digest.hexdigest()
 
 
 def budget_for(models: ModelPair, request: Request, store: Path = SHIPPED) -> Budget:
@@ -113,7 +128,7 @@ def load(store: Path) -> list[Entry]:
     try:
         entries = [Entry(**values) for values in json.loads(store.read_text())["entries"]]
         good = all(0 < number < float("inf") for e in entries for number in (e.rows, e.rows_rms, e.f_hat))
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+    except (OSError, ValueError, KeyError, TypeError):
         good = False
     if not good:
         rule = "must hold entries of `sdvar-harness calibrate` with positive, finite errors"
@@ -125,11 +140,14 @@ def save(entry: Entry, store: Path, reason: str = "") -> None:
     """Add an entry to a file, or replace the one of its mode.
 
     Raises:
-        InputError: the new one is wider, and there is no reason for it.
+        InputError: the new one is wider, or from fewer images, and there is no reason for it.
     """
     entries = load(store)
     old = next((other for other in entries if other.mode == entry.mode), None)
     grown = old is not None and any(getattr(entry, n) > getattr(old, n) for n in ("rows", "rows_rms", "f_hat"))
+    if old is not None and entry.images < old.images and not reason:
+        rule = f"has {entry.images} images where the stored one has {old.images}"
+        raise InputError("budget", entry.models, rule, 'measure as many, or pass --reason "…"')
     if grown and not reason:
         assert old is not None
         rule = f"must not widen the stored one without a reason (logits {old.rows:.3g} -> {entry.rows:.3g})"

@@ -58,7 +58,7 @@ def speed_up(runs: Iterable[Speed]) -> Figure:
     for run in runs:
         rows = sorted((r for r in run.rows if r.batch == 1 and r.policy.startswith(NAME)), key=lambda r: r.draft_len)
         for length, group in groupby(rows, lambda row: row.draft_len):
-            points = sorted((float(row.policy.partition(":")[2]), row.speed_up) for row in group)
+            points = sorted((row.kept, row.speed_up) for row in group)
             label = f"{run.title}, {length} scales" + (" + bonus" if run.bonus else "")
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
     axes.axhline(1.0, color="gray", linestyle="--")

@@ -50,14 +50,15 @@ class Machine:
     def __str__(self) -> str:
         return f"{self.name}: {self.bandwidth / GB:.0f} GB/s copied, {self.rate / TERA:.1f} TFLOP/s in matrix products"
 
-    def pass_ms(self, network: Transformer, R: int, first: int, last: int) -> float:
-        """Return the floor of one pass over scales first..last of R guidance rows."""
+    def pass_ms(self, network: Transformer, R: int, begin: int, first: int, last: int) -> float:
+        """Return the floor of one pass over scales begin..last of R guidance rows, with logits from `first` on."""
         config, pyramid, width = network.config, network.pyramid, network.dtype.itemsize
-        n, end = pyramid.end(last) - pyramid.begin(first), pyramid.end(last)
-        weights = config.depth * 12 * config.D**2 + config.V * config.D + config.C * config.D
+        n, end = pyramid.end(last) - pyramid.begin(begin), pyramid.end(last)
+        judged = end - pyramid.begin(first)
+        blocks, head = config.depth * 12 * config.D**2 + config.C * config.D, config.V * config.D
         # keys and values: those of earlier scales are read, those of the pass written and read
-        moved = weights * width + 2 * R * config.depth * config.D * (end + n) * width
-        moved += R * n * config.V * 4  # logits in float32
-        attended = sum(pyramid.tokens(si) * pyramid.end(si) for si in range(first, last + 1))
-        operations = 2 * R * n * weights + 4 * R * attended * config.D * config.depth
+        moved = (blocks + head) * width + 2 * R * config.depth * config.D * (end + n) * width
+        moved += R * judged * config.V * 4  # logits in float32
+        attended = sum(pyramid.tokens(si) * pyramid.end(si) for si in range(begin, last + 1))
+        operations = 2 * R * (n * blocks + judged * head) + 4 * R * attended * config.D * config.depth
         return 1e3 * max(moved / self.bandwidth, operations / self.rate)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +22,7 @@ from harness.differential import judge, new_noise
 from harness.errors import HarnessError
 from harness.models.pair import ModelPair
 from harness.models.transformer import Transformer
+from harness.pyramid import ScalePyramid
 from harness.reference import sequential
 from harness.request import Request
 from harness.speculative.sampler import Options, SpeculativeDecoder
@@ -30,7 +31,7 @@ from harness.trace import Trace
 
 WARM_UPS = 2
 BARE = Step("bare", lambda done: done.rows_RnV)  # a pass and nothing behind it
-Turn = tuple[str, int, int]  # side, first and last scale of one pass
+Turn = tuple[str, int, int, int]  # side; first scale computed, first and last one with logits
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Row:
         target_passes_ms: the target's passes alone; likewise.
         floor_ms: what the machine allows all of them; likewise.
         target_calls: mean target passes of an image.
+        kept: share of the judged scales that stood: what an imposed rate came to on these few images.
         peak: most memory allocated, all weights included; 0 on a CPU.
     """
 
@@ -80,6 +82,7 @@ class Row:
     target_passes_ms: float
     floor_ms: float
     target_calls: float
+    kept: float
     peak: int
 
     @property
@@ -136,7 +139,7 @@ class Bench:
         for (policy, length), decoder in zip(settings, decoders, strict=True):
             self.check_recorded(decoder, request)
             done = [self._measure(decoder, request) for request in requests]
-            parts = [self._alone(decoder, request, _turns(trace)) for _, _, trace in done]
+            parts = [self._alone(decoder, request, _turns(trace, self.models.pyramid)) for _, _, trace in done]
             draft_ms, target_ms, floor_ms = (statistics.mean(of) for of in zip(*parts, strict=True))
             yield Row(
                 batch=request.B,
@@ -150,6 +153,7 @@ class Bench:
                 target_passes_ms=target_ms,
                 floor_ms=floor_ms,
                 target_calls=statistics.mean(calls for _, _, trace in done for calls in trace.target_calls),
+                kept=_kept(trace for _, _, trace in done),
                 peak=max(peak for _, peak, _ in done),
             )
             decoder.workspaces.clear()
@@ -187,7 +191,7 @@ class Bench:
         """Measure sequential decoding by one network."""
         decoder = self._sequential_decoder(network)
         ms, peak, _ = self._measure(decoder, request)
-        turns = [("draft", si, si) for si in self.models.pyramid]
+        turns = [("draft", si, si, si) for si in self.models.pyramid]
         passes_ms = self._passes_ms(decoder, request, turns)
         floor_ms = sum(self._floor(network, request, turn) for turn in turns)
         if peak:  # what stands in memory for the other measurements: the second network, and a cache never used
@@ -228,9 +232,9 @@ class Bench:
         images = list(range(request.B))
 
         def run() -> None:
-            for name, first, last in turns:
+            for name, begin, first, last in turns:
                 side = getattr(state, name)
-                side.cache.lengths[:] = [self.models.pyramid.begin(first)] * request.B
+                side.cache.lengths[:] = [self.models.pyramid.begin(begin)] * request.B
                 forward_window(state, decoder.parts, side, images, first, last, BARE)
 
         return median_ms(run, 2 * self.repeats, self.models.device) if turns else 0.0
@@ -246,22 +250,32 @@ class Bench:
         return self._passes_ms(decoder, request, draft), self._passes_ms(decoder, request, target), floor
 
     def _floor(self, network: Transformer, request: Request, turn: Turn) -> float:
-        return self.machine.pass_ms(network, 2 * request.B, *turn[1:])
+        _, begin, first, last = turn
+        return self.machine.pass_ms(network, 2 * request.B, begin, first, last)
 
 
-def _turns(trace: Trace) -> list[Turn]:
-    """Return the passes of a decode in order; none where images went apart."""
-    shapes = [
-        [(turn.first, turn.drafted, turn.finished, turn.target_rows) for turn in rounds] for rounds in trace.rounds
-    ]
-    if any(shape != shapes[0] for shape in shapes):
+def _kept(traces: Iterable[Trace]) -> float:
+    """Return the share of drafted scales that stood, of those that were judged; NaN where none was."""
+    turns = [turn for trace in traces for rounds in trace.rounds for turn in rounds if turn.target_rows]
+    stood = sum(turn.accepted for turn in turns)
+    judged = stood + sum(turn.corrected for turn in turns)
+    return stood / judged if judged else math.nan
+
+
+def _turns(trace: Trace, pyramid: ScalePyramid) -> list[Turn]:
+    """Return the passes of a decode in order, from what its caches held; none where its images went apart."""
+    ways = [[(t.first, t.drafted, t.target_rows, t.draft_rows) for t in rounds] for rounds in trace.rounds]
+    if any(way != ways[0] for way in ways):
         return []
     turns: list[Turn] = []
-    drafted = 0  # scales in the draft's cache: one less than are final behind a bonus scale
+    cached = {"draft": 0, "target": 0}  # positions
     for turn in trace.rounds[0]:
         last = turn.first + turn.drafted - 1
-        turns += [("draft", min(si, drafted) if si == turn.first else si, si) for si in range(turn.first, last + 1)]
+        # behind a bonus scale the draft catches up in its first pass
+        begin = pyramid.level_of(cached["draft"])
+        turns += [("draft", begin if si == turn.first else si, si, si) for si in range(turn.first, last + 1)]
         if turn.target_rows:
-            turns.append(("target", turn.first, last + turn.bonus))
-        drafted = min(last + 1, turn.first + turn.finished)
+            end = pyramid.level_of(cached["target"] + turn.target_rows - 1)
+            turns.append(("target", pyramid.level_of(cached["target"]), turn.first, end))
+        cached = {"draft": turn.draft_cache, "target": turn.target_cache}
     return turns

@@ -20,7 +20,7 @@ class CalibrateOptions:
 
     batches: Annotated[str, typer.Option(help="Images per batch, a batch each.")] = ",".join(map(str, BATCHES))
     into: Annotated[Path | None, typer.Option(help="File of budgets to add to; verify --budgets reads it.")] = None
-    reason: Annotated[str, typer.Option(help="Why a wider budget may replace the stored one.")] = ""
+    reason: Annotated[str, typer.Option(help="Why a wider budget, or one of fewer images, may be kept.")] = ""
 
 
 @flat_options
@@ -35,6 +35,6 @@ def calibrate(model: ModelOptions, options: CalibrateOptions) -> None:
     entry = measure(model.load(), batches)
     if options.into is not None:
         save(entry, options.into, options.reason)
-    mode = f"{entry.models} on {entry.device}, {entry.dtype}{' TF32' if entry.tf32 else ''}"
+    mode = f"{entry.models} on {entry.device}, {entry.dtype}, products {entry.products}"
     print(f"{mode}: {entry.windows} windows of {entry.images} images against float64")
     print(f"logits {entry.rows:.3g} (rms {entry.rows_rms:.3g}) before guidance, f_hat {entry.f_hat:.3g}")

@@ -15,9 +15,11 @@ from harness.errors import InputError, NonFiniteError
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder
 from harness.models.checkpoint import load_autoencoder, load_transformer
-from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
+from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, is_random_law, random_weights
 from harness.models.transformer import Transformer
 from harness.pyramid import ScalePyramid
+
+RANDOM = "(random weights)"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,15 @@ def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) ->
         for k, word in enumerate(words)
     )
     vae = random_weights(autoencoder.parameter_shapes(PUBLISHED_VAE), seed + 2, device)
-    return ModelPair(draft, target, Autoencoder(PUBLISHED_VAE, vae), f"{name} (random weights)")
+    return ModelPair(draft, target, Autoencoder(PUBLISHED_VAE, vae), f"{name} {RANDOM}")
+
+
+def is_random_pair(models: ModelPair) -> bool:
+    """Tell whether a pair is one of `random_pair`, its target and VQ-VAE still with weights of that law."""
+    if not models.name.endswith(RANDOM):
+        return False
+    target = is_random_law(models.target.weights, transformer.parameter_shapes(models.target.config))
+    return target and is_random_law(models.vae.weights, autoencoder.parameter_shapes(models.vae.config))
 
 
 def load_pair(

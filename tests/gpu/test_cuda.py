@@ -16,7 +16,7 @@ from harness.differential import new_noise
 from harness.implementations import Settings, speculative
 from harness.models.pair import ModelPair, load_digits
 from harness.mutants.catalogue import MUTANTS
-from harness.precision import precision, set_precision
+from harness.precision import set_precision
 from harness.request import Request
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
@@ -123,8 +123,11 @@ def test_fresh_images_stay_within_the_stored_errors_and_near_them(mode: ModelPai
         assert stored / 4 < now < 1.4 * stored
 
 
-def test_the_result_states_what_is_switched_off() -> None:
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_result_states_what_is_switched_off(tf32: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    options = ["--seeds", "0:1", "--labels", "0", "--draft-len", "2", "--json", str(report)]
+    assert command(monkeypatch, "verify", "--device", "cuda", *options, *(["--tf32"] if tf32 else [])) == 0
     set_precision(False)
-    assert not torch.backends.cuda.matmul.allow_tf32
-    assert not torch.backends.cudnn.allow_tf32
-    assert "tf32" in json.dumps(precision()).lower()
+    stated = json.loads(report.read_text())["precision"]
+    assert stated == {"tf32_matmul": tf32, "tf32_convolution": tf32, "deterministic_convolution": True}

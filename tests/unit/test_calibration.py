@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness import calibration
 from harness.__main__ import main
 from harness.budget import calibrate
 from harness.calibration import SHIPPED, Entry, budget_for, errors, load, measure, mode_of, save
 from harness.errors import InputError
 from harness.implementations import Settings
+from harness.models.pair import random_pair
 from harness.request import Request
 from harness.verdict import Verdict
 from harness.verification import verify
@@ -54,10 +56,54 @@ def test_a_mode_that_is_not_stored_is_measured(tmp_path: Path):
     store = tmp_path / "budgets.json"
     save(ENTRY, store)
     assert "stored" in budget_for(MODELS, REQUEST, store).source
-    bent = replace(MODELS, target=with_weight(MODELS.target, "lvl_embed.weight", lambda weight: weight * 2))
-    for other in (bent, replace(MODELS, name="other"), MODELS.to("cpu", torch.float64)):
+    others = [replace(MODELS, name="other"), MODELS.to("cpu", torch.float64)]
+    for name in ("lvl_embed.weight", "head.weight", "blocks.0.attn.proj.bias"):
+        others.append(replace(MODELS, target=with_weight(MODELS.target, name, lambda weight: weight * 1.01)))
+    for name in ("quantize.embedding.weight", "quantize.quant_resi.qresi_ls.0.bias"):
+        weights = {**MODELS.vae.weights, name: MODELS.vae.weights[name] * 1.01}
+        others.append(replace(MODELS, vae=replace(MODELS.vae, weights=weights)))
+    for other in others:
         assert "stored" not in budget_for(other, REQUEST, store).source
     assert "stored" not in budget_for(MODELS, REQUEST, tmp_path / "none.json").source
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "convolution", "products"),
+    [
+        ("float32", False, False, "exact"), ("float32", True, True, "TF32"), ("float32", False, True, "mixed"),
+        ("bfloat16", True, True, "TF32"), ("bfloat16", False, False, "exact"), ("float64", True, True, "exact"),
+    ],
+)  # fmt: skip
+def test_tf32_is_part_of_a_mode_of_a_gpu(
+    dtype: str, tf32: bool, convolution: bool, products: str, monkeypatch: pytest.MonkeyPatch
+):
+    on = {"tf32_matmul": tf32, "tf32_convolution": convolution}
+    monkeypatch.setattr(calibration, "precision", lambda: on)
+    assert mode_of(MODELS)[-1] == "exact"  # a CPU has none
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(type(MODELS), "device", property(lambda models: torch.device("cuda")))
+    assert mode_of(replace(MODELS, target=MODELS.target.to("cpu", getattr(torch, dtype))))[-2:] == (dtype, products)
+
+
+@pytest.mark.slow
+def test_a_random_pair_is_known_by_its_law():
+    pair = random_pair("d16-d16")
+    assert mode_of(pair)[1] == "random"
+    other = replace(pair, target=random_pair("d16-d16", seed=7).target)
+    assert mode_of(other)[1] == "random"
+    for name in ("head.weight", "blocks.3.ffn.fc1.bias", "pos_1LC"):
+        bent = replace(pair, target=with_weight(pair.target, name, lambda weight: weight * 1.3))
+        assert mode_of(bent)[1] != "random"
+    assert mode_of(replace(pair, name="custom"))[1] != "random"
+
+
+def test_fewer_images_replace_a_stored_budget_with_a_reason_only(tmp_path: Path):
+    store = tmp_path / "budgets.json"
+    save(replace(ENTRY, images=11), store)
+    with pytest.raises(InputError, match="has 1 images where the stored one has 11; measure as many"):
+        save(ENTRY, store)
+    save(ENTRY, store, "the others were wrong")
+    assert load(store)[0].images == 1
 
 
 @pytest.mark.parametrize("name", ["rows", "rows_rms", "f_hat"])
@@ -151,7 +197,7 @@ def test_bad_input_is_one_line(
 
 
 def test_an_entry_states_its_mode():
-    entry = Entry("m", "w", "NVIDIA H200", "float32", True, 1.0, 0.5, 0.25, 3, 2, {"torch": "2.11"})
+    entry = Entry("m", "w", "NVIDIA H200", "float32", "TF32", 1.0, 0.5, 0.25, 3, 2, {"torch": "2.11"})
     budget = entry.budget(1.5)
     assert (budget.logits, budget.logits_rms, budget.f_hat) == (8.0, 4.0, 0.5)
     assert "stored (NVIDIA H200, float32 TF32, 3 windows)" in budget.source
