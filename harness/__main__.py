@@ -39,12 +39,23 @@ app.command()(scoreboard)
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
     except NonFiniteError as error:
         print(f"{Verdict.DEFECT.value} {error}", file=sys.stderr)
         sys.exit(Verdict.DEFECT.exit_status)
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        # typer's usage errors have no public class in every version, but this method
+        if not hasattr(error, "format_message"):
+            raise
+        message = " ".join(error.format_message().split())
+        if message:  # empty where the help was printed
+            print(f"error: {message}; see sdvar-harness --help", file=sys.stderr)
         sys.exit(2)
 
 

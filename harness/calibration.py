@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.budget import ROUNDING, Budget, calibrate
-from harness.errors import InputError
+from harness.errors import InputError, NonFiniteError
 from harness.files import compact, write_whole
 from harness.models.pair import ModelPair, is_random_pair
 from harness.noise import SeededNoise
@@ -127,8 +127,9 @@ def load(store: Path) -> list[Entry]:
         return []
     try:
         entries = [Entry(**values) for values in json.loads(store.read_text())["entries"]]
-        good = all(0 < number < float("inf") for e in entries for number in (e.rows, e.rows_rms, e.f_hat))
-    except (OSError, ValueError, KeyError, TypeError):
+        good = all(isinstance(word, str) for entry in entries for word in entry.mode)
+        good = good and all(0 < number < float("inf") for e in entries for number in (e.rows, e.rows_rms, e.f_hat))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         good = False
     if not good:
         rule = "must hold entries of `sdvar-harness calibrate` with positive, finite errors"
@@ -190,9 +191,13 @@ def errors(models: ModelPair, request: Request) -> tuple[float, float, float]:
     exact_RLV, _, f_hats = cachefree.teacher_forced(wide.target, wide.vae, request.cfg, labels_B, tokens_BL, pyramid.S)
     del wide
     worst = worst_rms = 0.0
+    if not bool(torch.isfinite(exact_RLV).all()):
+        raise NonFiniteError("target.logits")
     for first, rows_RnV in windows(models, labels_B, tokens_BL):
         begin = pyramid.begin(first)
         error_RnV = (rows_RnV.double() - exact_RLV[:, begin : begin + rows_RnV.shape[1]]).abs()
+        if not bool(torch.isfinite(error_RnV).all()):
+            raise NonFiniteError("target.logits", f"the window that begins at scale {first}")
         worst = max(worst, float(error_RnV.max()))
         for si in range(first, pyramid.level_of(begin + rows_RnV.shape[1] - 1) + 1):
             scale_RlV = error_RnV[:, pyramid.begin(si) - begin : pyramid.end(si) - begin]

@@ -24,6 +24,7 @@ from harness.reference.draw import draw, filter_logits
 from harness.request import Request
 from harness.trace import Trace
 from harness.verdict import Divergence, Judgement, margin_bound, race_margin, unusual_ties
+from harness.wellformed import malformed
 
 Found = tuple[int, str, str]  # scale, component, detail
 Wrong = dict[int, Found | None]  # by image
@@ -35,20 +36,23 @@ def new_noise(models: ModelPair, request: Request) -> SeededNoise:
 
 
 def run(implementation: Implementation, models: ModelPair, request: Request) -> Trace | Judgement:
-    """Decode under fresh noise; a decoder that crashes or meets a non-finite tensor is judged, too.
+    """Decode under fresh noise; a decoder that crashes, meets a non-finite tensor or returns no trace is judged, too.
 
     Raises:
         InputError: the decoder refuses the request.
     """
     try:
-        return implementation.decode(request, new_noise(models, request))
+        trace = implementation.decode(request, new_noise(models, request))
+        if (wrong := malformed(models, request, trace)) is None:
+            return trace
+        found = Divergence("trace", wrong, request.seed)
     except InputError:
         raise
     except NonFiniteError as error:
         found = Divergence("non-finite", str(error), request.seed)
     except NoiseError as error:
         found = Divergence("noise", str(error), request.seed)
-    except Exception as error:  # of whatever kind: the decoder is somebody else's code
+    except (Exception, SystemExit) as error:  # of whatever kind: the decoder is somebody else's code
         frame = traceback.extract_tb(error.__traceback__)[-1]
         detail = f"{type(error).__name__}: {error} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
         found = Divergence("crash", " ".join(detail.split()), request.seed)
@@ -201,12 +205,10 @@ def _judge_token(
 
 def judge_tensors(evidence: Evidence, wrong: Wrong) -> list[Divergence]:
     """Tensors that differ beyond rounding although the tokens may agree: the first of every image."""
-    if evidence.actual.intermediates is not None:
-        return [_tensor_divergence(evidence, found, image) for image, found in wrong.items() if found]
-    found = []
+    found = [_tensor_divergence(evidence, first, image) for image, first in wrong.items() if first]
     error_B = (evidence.actual.f_hat_BCPP - evidence.expected.f_hat_BCPP).abs().flatten(1).amax(1)
     for image, error in enumerate(error_B.tolist()):
-        if not error <= 2 * evidence.budget.f_hat:
+        if not error <= 2 * evidence.budget.f_hat and not wrong[image]:
             last = evidence.models.pyramid.S - 1
             seed, detail = evidence.request.seed, "the final f_hat is not that of the decoder's own tokens"
             found.append(Divergence("f_hat", detail, seed, image, scale=last, delta_f_hat=error))

@@ -23,7 +23,8 @@ class InputError(HarnessError):
 
     def __init__(self, name: str, value: object, rule: str, remedy: str) -> None:
         self.name, self.value, self.rule, self.remedy = name, value, rule, remedy
-        super().__init__(f"{name}={value if isinstance(value, str) else repr(value)}: {rule}; {remedy}")
+        text = f"{name}={value if isinstance(value, str) else repr(value)}: {rule}; {remedy}"
+        super().__init__(" ".join(text.split()))  # one line, whatever a file or another error put into it
 
 
 class NonFiniteError(HarnessError):

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness.errors import InputError
@@ -31,14 +32,34 @@ def check_writable(path: Path | None, name: str) -> None:
         raise InputError(name, str(path), "is a folder, not a file", remedy)
     if not path.parent.is_dir():
         raise InputError(name, str(path), f"folder {path.parent} is not there", remedy)
+    if path.exists() and not path.is_file():
+        raise InputError(name, str(path), "is no regular file, and would be replaced by one", remedy)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
         if path.exists():
             with path.open("ab"):
                 pass
     except OSError as error:
         raise InputError(name, str(path), f"cannot be written ({error.strerror})", remedy) from None
+
+
+def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Refuse an output that is another output or an input.
+
+    Args:
+        outputs: option -> path that will be written.
+        inputs: option -> path that will be read.
+
+    Raises:
+        InputError: two of them are one file.
+    """
+    seen = {path.resolve(): name for name, path in inputs.items() if path is not None}
+    for name, path in outputs.items():
+        if path is not None:
+            other = seen.setdefault(path.resolve(), name)
+            if other != name:
+                raise InputError(name, str(path), f"is the file of --{other} too", f"pass another --{name}")
 
 
 def check_folder(path: Path | None, name: str) -> None:
@@ -59,7 +80,8 @@ def check_folder(path: Path | None, name: str) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one step: readers see the old content or the new one, never half of it."""
+    """Write a file in one step: readers see the old content or the new one, never half of it. Follows a link."""
+    path = path.resolve()
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:

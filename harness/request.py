@@ -14,6 +14,9 @@ from harness.errors import InputError
 NoiseOrder = Literal["image", "batch"]
 
 
+MOST_CFG = 1e6
+
+
 @dataclass(frozen=True)
 class Request:
     """Labels, seed and sampling parameters of one batch.
@@ -60,6 +63,8 @@ class Request:
             raise InputError("seed", self.seed, "must lie in 0..2^63-1", "pass a non-negative seed")
         if not math.isfinite(self.cfg):
             raise InputError("cfg", self.cfg, "must be finite", "pass --cfg 1.5")
+        if abs(self.cfg) > MOST_CFG:
+            raise InputError("cfg", self.cfg, f"must lie in ±{MOST_CFG:g}: beyond it logits overflow", "pass --cfg 1.5")
         if self.top_k < 0:
             raise InputError("top_k", self.top_k, "must lie in 0..V", "pass --top-k 0 to switch the filter off")
         if not 0.0 <= self.top_p <= 1.0:

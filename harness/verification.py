@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from harness.calibration import SHIPPED, budget_for
 from harness.clock import timed
 from harness.differential import judge, new_noise, run
 from harness.errors import NonFiniteError
-from harness.implementations import Factory, Settings
+from harness.implementations import Factory, Settings, build
 from harness.models.pair import ModelPair
 from harness.reference import sequential
 from harness.request import Request
@@ -145,7 +145,7 @@ def verify(
     Raises:
         InputError: a setting or a request that the decoder or the networks refuse.
     """
-    decoders = [factory(models, setting) for setting in settings]
+    decoders = [build(factory, models, setting) for setting in settings]
     results = [SettingResult(setting, d.contract) for setting, d in zip(settings, decoders, strict=True)]
     result = Verification(results, None, models.device, models.target.dtype, models.draft.dtype, models.name)
     try:
@@ -172,8 +172,7 @@ def verify(
                 judge_by = judge if decoder.contract == TOKEN_IDENTICAL else judge_unclaimed
                 judgement = judge_by(models, request, actual, expected, result.budget, setting.settings.greedy)
                 setting.judgements.append(judgement)
-                actual.intermediates = None  # large, and judged
-                setting.traces.append(actual)
+                setting.traces.append(replace(actual, intermediates=None))  # they are large, and judged
                 setting.seconds += seconds
             setting.reference_seconds += expected.seconds
             progress()

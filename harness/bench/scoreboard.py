@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from harness.bench.imposed import NAME
 from harness.bench.policies import Row as PolicyRow
 from harness.bench.speed import Row
-from harness.bench.stored import Speed
+from harness.bench.stored import DRAFT_ALONE, Speed
 from harness.errors import InputError
 
 MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
 STEADY = 1.05  # a speed-up beyond what the passes allow comes from a disturbed measurement of the other side
 LEAST_RATE = 0.5
-DRAFT_ALONE = "the draft alone"
 
 
 def markdown(policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], draft_len: str = "5") -> str:

@@ -22,6 +22,8 @@ from harness.precision import precision
 from harness.provenance import versions
 from harness.verdict import Distance
 
+BAD = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+DRAFT_ALONE = "the draft alone"
 DISTANCES = ("tokens", "f_hat", "pixels")
 
 
@@ -83,8 +85,10 @@ def read_speed(path: Path) -> Speed:
                 values[side] = Sequential(**_numbers(values[side]))
             rows.append(Row(**_numbers(values)))
         words = {name: document[name] for name in ("models", "mode", "draft_dtype", "graphs", "bonus")}
+        if not all(isinstance(row.ms, float) and row.ms > 0 and row.policy.strip() for row in rows):
+            raise ValueError("a row without a time")
         return Speed(**words, machine=Machine(**document["machine"]), rows=rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except BAD as error:
         raise InputError("speed", str(path), f"is no file of bench ({error})", "pass one of bench --json") from None
 
 
@@ -111,7 +115,17 @@ def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
                 values[name] = Counter({int(key): count for key, count in values[name].items()})
             rows.append(PolicyRow(**values))
         models: str = document["models"]
-        return models, rows
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not any(row.policy == DRAFT_ALONE for row in rows) or not all(_is_whole(row) for row in rows):
+            raise ValueError("a row without numbers, or no row of the draft alone")
+        return models.strip(), rows
+    except BAD as error:
         rule = f"is no file of bench-policies ({error})"
         raise InputError("policies", str(path), rule, "pass one of bench-policies --json") from None
+
+
+def _is_whole(row: PolicyRow) -> bool:
+    """Tell whether a row has counts and distances of at least one image."""
+    counts = (row.target_calls, row.target_rows, row.draft_rows)
+    return bool(row.distances) and all(
+        len(of) == len(row.distances) and all(isinstance(n, int) for n in of) for of in counts
+    )

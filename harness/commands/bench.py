@@ -65,10 +65,11 @@ def _request(seed: int, size: int, classes: int) -> Request:
 @flat_options
 def bench(model: ModelOptions, options: BenchOptions, report: ReportOptions) -> None:
     """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow."""
-    report.check()
+    report.check(**model.files())
     settings = options.settings()
     options.requests(1)
     models = model.load()
+    models.check_finite()
     requests = options.requests(models.target.config.classes)
     machine = Machine.measure(models.device, models.target.dtype)
     if models.device.type == "cuda":

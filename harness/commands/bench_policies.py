@@ -15,7 +15,7 @@ from harness.bench.stored import policies_document
 from harness.commands.options import ModelOptions, flat_options
 from harness.commands.scoreboard import replaced
 from harness.errors import InputError
-from harness.files import check_writable, write_whole
+from harness.files import check_distinct, check_writable, write_whole
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,11 @@ def bench_policies(model: ModelOptions, options: PolicyBenchOptions) -> None:
         check_writable(getattr(options, name), name)
     if options.into is not None:
         replaced(options.into, {"table": ""})
+    outputs = {"json": options.json, "into": options.into, "picture": options.picture}
+    check_distinct(outputs, model.files())
     settings = options.settings()
     models = model.load()
+    models.check_finite()
     requests = list(batches(options.images, options.batch, models.target.config.classes, options.seed, options.cfg))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("decoding", total=len(requests) * len(settings))

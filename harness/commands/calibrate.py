@@ -11,7 +11,7 @@ import typer
 from harness.calibration import BATCHES, load, measure, save
 from harness.commands.options import ModelOptions, flat_options, integers
 from harness.errors import InputError
-from harness.files import check_writable
+from harness.files import check_distinct, check_writable
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,15 @@ class CalibrateOptions:
 def calibrate(model: ModelOptions, options: CalibrateOptions) -> None:
     """Measure the reference against float64 over every window of the pyramid, in one device, dtype and mode."""
     check_writable(options.into, "into")
+    check_distinct({"into": options.into}, model.files())
     batches = integers("batches", options.batches, "1,2,8")
     if min(batches) < 1:
         raise InputError("batches", options.batches, "must all be at least 1", "pass --batches 1,2,8")
     if options.into is not None:
         load(options.into)
-    entry = measure(model.load(), batches)
+    models = model.load()
+    models.check_finite()
+    entry = measure(models, batches)
     if options.into is not None:
         save(entry, options.into, options.reason)
     mode = f"{entry.models} on {entry.device}, {entry.dtype}, products {entry.products}"

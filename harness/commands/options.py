@@ -16,11 +16,12 @@ import torch
 import typer
 
 from harness.errors import InputError
-from harness.files import check_writable
+from harness.files import check_distinct, check_writable
 from harness.models.pair import ModelPair, load_digits, load_pair, random_pair
 from harness.precision import set_precision
 from harness.request import Request
 
+MOST_NUMBERS = 10**6
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -66,7 +67,10 @@ def integers(name: str, text: str, example: str) -> tuple[int, ...]:
     try:
         if ":" in text:
             begin, _, end = text.partition(":")
-            found = tuple(range(int(begin), int(end)))
+            numbers = range(int(begin), int(end))
+            if len(numbers) > MOST_NUMBERS:
+                raise InputError(name, text, f"names more than {MOST_NUMBERS} numbers", f"pass --{name} {example}")
+            found = tuple(numbers)
         else:
             found = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -104,9 +108,15 @@ class ModelOptions:
         device, dtype = self.find_device(), self._dtype("dtype", self.dtype)
         draft_dtype = self._dtype("draft_dtype", self.draft_dtype or self.dtype)
         set_precision(self.tf32)
-        files = {"draft": self.draft, "target": self.target, "vae": self.vae}
+        files = self.files()
         given = {name: path for name, path in files.items() if path is not None}
+        if given and self.models != "digits":
+            rule = "is one choice of networks, three checkpoint files are another"
+            raise InputError("models", self.models, rule, "drop one of them")
         if not given:
+            if self.patch_nums:
+                rule = "says what a checkpoint file does not tell"
+                raise InputError("patch_nums", self.patch_nums, rule, "drop it, or pass --draft, --target and --vae")
             pair = load_digits() if self.models == "digits" else random_pair(self.models, device)
             return pair.to(device, dtype, draft_dtype)
         for name in files.keys() - given.keys():
@@ -120,6 +130,10 @@ class ModelOptions:
             remedy = f"pass --{name.replace('_', '-')} float32"
             raise InputError(name, text, f"must be one of {', '.join(DTYPES)}", remedy)
         return DTYPES[text]
+
+    def files(self) -> dict[str, Path | None]:
+        """Return the files that are read, by option."""
+        return {"draft": self.draft, "target": self.target, "vae": self.vae}
 
     def find_device(self) -> torch.device:
         """Return the device. Raises `InputError` for one that is not there."""
@@ -183,6 +197,7 @@ class ReportOptions:
     json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")] = False
 
-    def check(self) -> None:
-        """Refuse an output path that cannot be written, before any work. Raises `InputError`."""
+    def check(self, **inputs: Path | None) -> None:
+        """Refuse an output path that cannot be written, or is one of the inputs. Raises `InputError`."""
         check_writable(self.json, "json")
+        check_distinct({"json": self.json}, inputs)

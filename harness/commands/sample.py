@@ -18,8 +18,8 @@ from torch import Tensor
 
 from harness.commands.options import DrawOptions, ModelOptions, flat_options
 from harness.differential import new_noise
-from harness.errors import InputError
-from harness.files import check_folder, check_writable, write_whole
+from harness.errors import InputError, NonFiniteError
+from harness.files import check_distinct, check_folder, check_writable, write_whole
 from harness.implementations import Settings, speculative
 from harness.reference import sequential
 from harness.report.terminal import plain_console
@@ -69,6 +69,7 @@ def sample(model: ModelOptions, draw: DrawOptions, options: SampleOptions, debug
     """Draw images into a PNG grid."""
     check_writable(options.out, "out")
     check_writable(options.tokens, "tokens")
+    check_distinct({"out": options.out, "tokens": options.tokens}, model.files())
     if options.sampler not in ("sequential", "speculative"):
         raise InputError("sampler", options.sampler, "must be sequential or speculative", "pass --sampler speculative")
     observer = debug.observer(options.sampler)
@@ -86,6 +87,10 @@ def sample(model: ModelOptions, draw: DrawOptions, options: SampleOptions, debug
             trace = sequential.sample(models.target, models.vae, request, noise)
         else:
             trace = decoder.decode(request, noise)
+        if not bool(torch.isfinite(trace.f_hat_BCPP).all()):
+            raise NonFiniteError("f_hat", f"seed {request.seed}")
+        if trace.intermediates is not None and not bool(torch.isfinite(trace.intermediates.guided_BLV).all()):
+            raise NonFiniteError("target.logits", f"seed {request.seed}")
         with torch.inference_mode():
             rows.append(models.vae.decode(trace.f_hat_BCPP))
         tensors[f"{name}/tokens"] = trace.tokens_BL.cpu().contiguous()

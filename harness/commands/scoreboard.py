@@ -12,7 +12,7 @@ from harness.bench.scoreboard import markdown, speed_table
 from harness.bench.stored import read_policies, read_speed
 from harness.commands.options import flat_options
 from harness.errors import InputError
-from harness.files import check_writable, write_whole
+from harness.files import check_distinct, check_writable, write_whole
 
 DEFAULT = Path("docs/measured")
 
@@ -43,6 +43,9 @@ def scoreboard(options: ScoreboardOptions) -> None:
     for page in pages:
         check_writable(page, "into")
     check_writable(options.picture, "picture")
+    inputs: dict[str, Path | None] = {"policies": options.policies}
+    inputs |= {f"speed {path.name}": path for path in options.speed_files()}
+    check_distinct({"picture": options.picture, **{f"into {page}": page for page in pages}}, inputs)
     runs = [read_speed(path) for path in options.speed_files()]
     models, policies = read_policies(options.policies)
     parts = {"scoreboard": markdown(policies, models, runs), "speed": speed_table(runs)}
@@ -58,7 +61,10 @@ def scoreboard(options: ScoreboardOptions) -> None:
 
 def replaced(page: Path, parts: dict[str, str]) -> str:
     """Return the page with every part between its markers. Raises `InputError` for a page without any."""
-    text = page.read_text() if page.exists() else ""
+    try:
+        text = page.read_text() if page.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("into", str(page), f"cannot be read ({error})", "pass a Markdown file") from None
     names = []
     for name, part in parts.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"

@@ -50,7 +50,7 @@ def verify(model: ModelOptions, draw: DrawOptions, decoder: DecoderOptions, repo
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive.
     """
-    report.check()
+    report.check(**model.files(), budgets=decoder.budgets)
     if not decoder.budgets.exists():
         raise InputError("budgets", str(decoder.budgets), "is not there", "pass a file of sdvar-harness calibrate")
     factory, settings = load_factory(decoder.implementation), decoder.settings()

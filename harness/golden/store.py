@@ -99,7 +99,7 @@ def _cases(text: str | None, path: Path) -> tuple[dict[str, Any], ...]:
         raise InputError("golden", str(path), "metadata has no cases", remedy)
     try:
         cases = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError("golden", str(path), "metadata cases are not JSON", "record it again") from None
     if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
         raise InputError("golden", str(path), "metadata cases must be a list of objects", "record it again")

@@ -172,6 +172,11 @@ def run_conformance(
     if examples < 1:
         raise InputError("examples", examples, "must be 1 or more", "pass examples=20")
     tried, subject, report = cases(examples, seed), Subject(factory), Report()
+    try:
+        subject.decoder(tried[0])
+    except InputError as error:
+        if error.name == "implementation":  # it built no decoder; other refusals are of this case
+            raise
     for law in laws:
         report.rows.append(run_law(law, subject, tried))
         progress(report.rows[-1])

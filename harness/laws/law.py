@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.compare import differences
 from harness.errors import HarnessError, InputError
-from harness.implementations import Factory, Implementation
+from harness.implementations import Factory, Implementation, build
 from harness.laws.case import Case
 from harness.models.pair import ModelPair
 from harness.noise import Noise
@@ -76,7 +76,7 @@ class Subject:
 
     def decoder(self, case: Case, models: ModelPair | None = None) -> Implementation:
         """Build the decoder for a case, or for other networks with the settings of the case."""
-        return self.factory(models or case.models, case.settings)
+        return build(self.factory, models or case.models, case.settings)
 
     def decode(
         self, case: Case, request: Request | None = None, noise: Noise | None = None, models: ModelPair | None = None

@@ -9,14 +9,13 @@ Source: spec §2.
 from __future__ import annotations
 
 import math
-import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -46,15 +45,22 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             tensors: object = load_file(path)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle protocols and quantised tensors: what matters is checked
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler meets any byte, and raises accordingly
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(
-            name, str(path), f"cannot be read ({reason})", "the file may be truncated; copy it again"
-        ) from None
-    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise InputError(name, str(path), "must hold a plain dict of tensors", "save model.state_dict()")
+        remedy = "pass a whole .safetensors file, or a .pth file of a plain state dict (it may be truncated)"
+        raise InputError(name, str(path), f"cannot be read ({reason})", remedy) from None
+    if not isinstance(tensors, Mapping) or not all(_is_dense(t) for t in tensors.values()):
+        raise InputError(name, str(path), "must hold a plain dict of dense tensors", "save model.state_dict()")
     return {str(key): t.float() if t.is_floating_point() else t for key, t in tensors.items()}
+
+
+def _is_dense(value: object) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and not value.is_meta and not value.is_quantized
 
 
 def load_transformer(path: Path, name: str = "target", patch_nums: tuple[int, ...] | None = None) -> Transformer:
@@ -92,7 +98,7 @@ def autoencoder_from(tensors: Mapping[str, Tensor], source: str) -> Autoencoder:
     config = _infer_autoencoder(tensors, source)
     shapes = autoencoder.parameter_shapes(config)
     hits = tensors.get("quantize.ema_vocab_hit_SV")
-    buffers: dict[str, Shape] = {} if hits is None else {"quantize.ema_vocab_hit_SV": (len(hits), config.V)}
+    buffers: dict[str, Shape] = {} if hits is None else {"quantize.ema_vocab_hit_SV": (*hits.shape[:1], config.V)}
     _check_names(tensors, shapes, buffers, source)
     return Autoencoder(config, {key: tensors[key] for key in shapes})
 
@@ -141,9 +147,9 @@ def _vote(tensors: Mapping[str, Tensor], sources: list[tuple[str, int]], what: s
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest index that `pattern` finds in the names; 0 when it finds none."""
-    found = [int(match.group(1)) for key in tensors if (match := re.match(pattern, key))]
-    return max(found, default=-1) + 1
+    """Return how many of the indices 0, 1, … `pattern` finds in the names without a gap; 0 when it finds none."""
+    found = {int(match.group(1)) for key in tensors if (match := re.match(pattern, key))}
+    return next(index for index in range(len(found) + 1) if index not in found)
 
 
 def _infer_transformer(
@@ -160,6 +166,9 @@ def _infer_transformer(
     H = Counter(m.shape[1] for m in muls).most_common(1)[0][0] if muls else D // HEAD_DIM
     if H < 1 or D % H:
         raise _refuse(source, f"D={D} is not a multiple of H={H} heads", "is it a VAR model?")
+    classes = _vote(tensors, [("class_emb.weight", 0)], "number of classes", source) - 1
+    if classes < 1:
+        raise _refuse(source, "class_emb.weight has no class besides the unconditional one", "is it a VAR model?")
     return TransformerConfig(
         pyramid=_infer_pyramid(tensors, source, patch_nums),
         depth=_count(tensors, r"blocks\.(\d+)\."),
@@ -167,7 +176,7 @@ def _infer_transformer(
         H=H,
         V=_vote(tensors, [("head.weight", 0), ("head.bias", 0)], "codebook size V", source),
         C=_vote(tensors, [("word_embed.weight", 1)], "code channels C", source),
-        classes=_vote(tensors, [("class_emb.weight", 0)], "number of classes", source) - 1,
+        classes=classes,
         shared_adaln=any(key.startswith("shared_ada_lin.") or key.endswith(".ada_gss") for key in tensors),
         l2_norm=bool(muls),
     )
@@ -207,8 +216,9 @@ def _infer_autoencoder(tensors: Mapping[str, Tensor], source: str) -> Autoencode
         for i in range(levels)
     ]
     # Without an encoder only the products ch·multiplier are told; the published ones have multiplier 1 at level 0.
-    ch = tensors["encoder.conv_in.bias"].shape[0] if "encoder.conv_in.bias" in tensors else widths[0]
-    if any(width % ch for width in widths):
+    bias = tensors.get("encoder.conv_in.bias")
+    ch = widths[0] if bias is None else bias.numel()
+    if ch < 1 or any(width % ch for width in widths):
         raise _refuse(source, f"level widths {widths} are not multiples of ch={ch}", "is it a VQ-VAE checkpoint?")
     shared = _count(tensors, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
     per_scale = _count(tensors, r"quantize\.quant_resi\.(\d+)\.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 
 from harness.files import compact
@@ -40,13 +41,18 @@ def as_json(result: Verification) -> bytes:
         "draft_dtype": str(result.draft_dtype).removeprefix("torch."),
         "precision": precision(),
         "models": result.models,
-        "budget": vars(result.budget) if result.budget else None,
+        "budget": _finite(vars(result.budget)) if result.budget else None,
         "versions": versions(),
         "seconds": result.seconds,
         "decode_seconds": result.decode_seconds,
         "settings": settings,
     }
     return compact(document)
+
+
+def _finite(values: dict[str, object]) -> dict[str, object]:
+    """Return the values with null for what JSON has no number for."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
 def _setting(setting: SettingResult) -> dict[str, object]:

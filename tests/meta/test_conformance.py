@@ -109,8 +109,22 @@ def test_a_decoder_that_refuses_everything_proves_nothing():
 
 
 def test_an_unknown_contract_is_no_pass():
-    report = run_conformance(Boasting, examples=2, laws=LAWS[:1])
-    assert report.verdict is Verdict.INCONCLUSIVE
+    with pytest.raises(InputError, match=r"implementation=Boasting: built a decoder that claims '.*', not"):
+        run_conformance(Boasting, examples=2, laws=LAWS[:1])
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        (lambda models, settings: object(), "built a object, which has no decode"),
+        (lambda models, settings: None, "built a NoneType, which has no decode"),
+        (lambda models, settings: 1 / 0, r"failed to build a decoder \(ZeroDivisionError: division by zero\)"),
+        (lambda: None, r"failed to build a decoder \(TypeError: .*\)"),
+    ],
+)
+def test_a_factory_that_builds_no_decoder_is_refused(factory: object, said: str):
+    with pytest.raises(InputError, match=f"implementation=<lambda>: {said}.*; see docs/own-decoder.md"):
+        run_conformance(factory, examples=2)
 
 
 def test_a_claim_of_quality_alone_is_not_held_to_the_others():

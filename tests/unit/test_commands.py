@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -53,6 +54,10 @@ BAD = {
     "top_p=-0.1": (["--top-p=-0.1"], "[0, 1]"),
     "cfg=nan": (["--cfg", "nan"], "finite"),
     "cfg=inf": (["--cfg", "inf"], "finite"),
+    "cfg=1e+30": (["--cfg", "1e30"], "logits overflow"),
+    "seeds=0:9999999999": (["--seeds", "0:9999999999"], "more than 1000000"),
+    "models=d16-d30": (["--models", "d16-d30"], "three checkpoint files are another"),
+    "draft_dtype=int8": (["--draft-dtype", "int8"], "must be one of"),
     "seeds=3:3": (["--seeds", "3:3"], "names nothing"),
     "seeds=x": (["--seeds", "x"], "must read"),
     "device=cuda:99": (["--device", "cuda:99"], "not there"),
@@ -206,3 +211,91 @@ def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
     assert autoencoder_from(models.vae.weights, "vae=x").config == autoencoder_config(layout)
     assert set(transformer.parameter_shapes(models.target.config)) == set(models.target.weights)
     assert set(autoencoder.parameter_shapes(models.vae.config)) == set(models.vae.weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cfg", "abc"], "Invalid value for '--cfg'"),
+        (["--nope"], "No such option"),
+        (["--seeds"], "requires an argument"),
+    ],
+)
+def test_a_usage_error_is_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert run(monkeypatch, "verify", *arguments) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("error: ")
+    assert said in captured
+    assert len(captured.splitlines()) == 1
+
+
+def test_an_output_that_is_an_input_is_refused(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    target, before = pair[3], Path(pair[3]).read_bytes()
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    for command, option, path in (
+        ("verify", "json", target), ("sample", "out", target), ("sample", "tokens", str(link)),
+        ("bench", "json", target), ("bench-policies", "json", target), ("calibrate", "into", str(link)),
+    ):  # fmt: skip
+        assert run(monkeypatch, command, *pair, f"--{option}", path) == 2
+        assert capsys.readouterr().err.startswith(f"error: {option}={path}: is the file of --target too; ")
+    both = str(tmp_path / "both")
+    assert run(monkeypatch, "sample", *pair, "--out", both, "--tokens", both) == 2
+    assert "is the file of --out too" in capsys.readouterr().err
+    assert Path(target).read_bytes() == before
+
+
+def test_what_is_no_regular_file_is_not_replaced(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pipe, file, link = tmp_path / "pipe", tmp_path / "file.json", tmp_path / "link.json"
+    os.mkfifo(pipe)
+    assert run(monkeypatch, "verify", *pair, "--json", str(pipe)) == 2
+    assert "is no regular file, and would be replaced by one" in capsys.readouterr().err
+    assert pipe.is_fifo()
+    link.symlink_to(file)
+    options = ("--draft-len", "2", "--seeds", "0", "--quiet")
+    assert run(monkeypatch, "verify", *pair, *options, "--json", str(link)) == 0
+    assert link.is_symlink()
+    assert json.loads(file.read_text())["defects"] == 0
+
+
+@pytest.mark.parametrize("name", ["draft", "target", "vae"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", "--draft-len", "2"], ["sample", "--out", "x.png"], ["sample", "--out", "x.png", "--sampler", "sequential"],
+        ["bench", "--draft-len", "2", "--repeats", "1"], ["calibrate", "--batches", "1", "--into", "b.json"],
+        ["bench-policies", "--images", "1", "--policies", "coupled", "--once", "", "--draft-len", "2"],
+    ],
+)  # fmt: skip
+def test_non_finite_weights_are_a_defect_of_every_command(
+    name: str, command: list[str], pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = Path(pair[pair.index(f"--{name}") + 1])
+    tensors = load_file(path)
+    weight = "quantize.embedding.weight" if name == "vae" else "head.weight"
+    tensors[weight][0, 0] = torch.nan
+    save_file(tensors, path)
+    assert run(monkeypatch, *command, *pair) == 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["models"]
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "speculative"])
+def test_logits_that_overflow_are_a_defect(
+    sampler: str, pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    tensors = load_file(pair[3])
+    tensors["head.weight"] *= 1e38
+    save_file(tensors, pair[3])
+    picture, report = tmp_path / "x.png", tmp_path / "r.json"
+    assert run(monkeypatch, "sample", *pair, "--sampler", sampler, "--draft-len", "2", "--out", str(picture)) == 1
+    assert "DEFECT non-finite values in target.logits" in capsys.readouterr().err
+    assert not picture.exists()
+    assert run(monkeypatch, "verify", *pair, "--draft-len", "2", "--seeds", "0", "--json", str(report)) == 1
+    assert json.loads(report.read_text())["verdict"] == "DEFECT"
