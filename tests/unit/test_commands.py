@@ -268,7 +268,8 @@ def test_what_is_no_regular_file_is_not_replaced(
 @pytest.mark.parametrize(
     "command",
     [
-        ["verify", "--draft-len", "2"], ["sample", "--out", "x.png"], ["sample", "--out", "x.png", "--sampler", "sequential"],
+        ["verify", "--draft-len", "2"], ["sample", "--out", "x.png"],
+        ["sample", "--out", "x.png", "--sampler", "sequential"],
         ["bench", "--draft-len", "2", "--repeats", "1"], ["calibrate", "--batches", "1", "--into", "b.json"],
         ["bench-policies", "--images", "1", "--policies", "coupled", "--once", "", "--draft-len", "2"],
     ],
