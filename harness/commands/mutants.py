@@ -42,13 +42,15 @@ class HuntOptions:
         """Return the mutants. Raises `InputError` for an id that names none, or another bad option."""
         wanted = self.only.split(",") if self.only else [""]
         for name in wanted:
-            if not any(mutant.id.startswith(name) for mutant in MUTANTS):
+            if (self.only and not name) or not any(mutant.id.startswith(name) for mutant in MUTANTS):
                 families = ", ".join(sorted({mutant.family for mutant in MUTANTS}))
                 raise InputError("only", name, "names no mutant", f"pass one of {families}, or FAMILY.WORD")
         if self.laws not in SCOPES:
             raise InputError("laws", self.laws, f"must be one of {', '.join(SCOPES)}", "pass --laws family")
         if self.examples < 1:
             raise InputError("examples", self.examples, "must be 1 or more", "pass --examples 16")
+        if not 0 <= self.seed < 2**63:
+            raise InputError("seed", self.seed, "must lie in 0..2^63-1", "pass --seed 0")
         if self.dtype not in DTYPES:
             raise InputError("dtype", self.dtype, f"must be one of {', '.join(DTYPES)}", "pass --dtype float32")
         if self.device != "cpu" and not (self.device.startswith("cuda") and torch.cuda.is_available()):

@@ -126,6 +126,9 @@ def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) ->
     if len(words) != 2 or any(word not in PUBLISHED for word in words):
         sizes = ", ".join(PUBLISHED)
         raise InputError("models", name, f"must be digits, or DRAFT-TARGET of {sizes}", "pass --models d16-d30")
+    sides = [PUBLISHED[word].pyramid.patch_nums for word in words]
+    if sides[0] != sides[1]:  # known before the weights are drawn
+        raise InputError("models", name, "draft and target must have the same patch_nums", "pass --models d16-d30")
     draft, target = (
         Transformer(PUBLISHED[word], random_weights(transformer.parameter_shapes(PUBLISHED[word]), seed + k, device))
         for k, word in enumerate(words)

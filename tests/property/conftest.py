@@ -51,6 +51,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    try:
+        load_factory(config.getoption("--implementation", DEFAULT))
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from None
     if not config.getoption("--hypothesis-profile", None):
         settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -300,3 +300,19 @@ def test_logits_that_overflow_are_a_defect(
     assert not picture.exists()
     assert run(monkeypatch, "verify", *pair, "--draft-len", "2", "--seeds", "0", "--json", str(report)) == 1
     assert json.loads(report.read_text())["verdict"] == "DEFECT"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["mutants", "--only", ","], "only=: names no mutant"),
+        (["mutants", "--seed", "99999999999999999999"], "seed=99999999999999999999: must lie in 0..2^63-1"),
+        (["verify", "--models", "d16-d36"], "models=d16-d36: draft and target must have the same patch_nums"),
+        (["verify", "--patch-nums", "1,2,3"], "patch_nums=1,2,3: says what a checkpoint file does not tell"),
+    ],
+)
+def test_what_could_not_work_is_refused_before_the_work(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert run(monkeypatch, *arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
