@@ -72,6 +72,9 @@ class SpeculativeDecoder:
         check_against(options.policy, models.pyramid.S, models.target.config.V)
         if options.graphs and models.device.type != "cuda":
             raise InputError("graphs", True, f"need a CUDA device, not {models.device}", "pass --device cuda")
+        if options.graphs and (models.device.index or 0) > 0:
+            remedy = "set CUDA_VISIBLE_DEVICES and pass --device cuda"
+            raise InputError("graphs", True, f"are recorded on the first CUDA device, not {models.device}", remedy)
         if options.graphs and observer is not None:
             raise InputError("graphs", True, "a replayed pass has no steps to observe", "drop --graphs")
         if observer is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.differential import new_noise
-from harness.errors import NonFiniteError
+from harness.errors import InputError, NonFiniteError
 from harness.models.toy import toy_pair
 from harness.pyramid import ScalePyramid
 from harness.request import Request
@@ -146,3 +146,12 @@ def test_recorded_work_keeps_no_intermediates_and_reads_what_it_read() -> None:
     for key, recorded in decoder.workspaces[2].recorded.items():
         drawn = {stream for _, _, stream, _ in recorded.read}
         assert drawn == ({"token"} if key[0] in ("draft", "target") else set()), key
+
+
+@pytest.mark.parametrize(("device", "said"), [("cpu", "need a CUDA device"), ("cuda:1", "on the first CUDA device")])
+def test_graphs_are_refused_where_they_cannot_be_recorded(
+    device: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(MODELS), "device", property(lambda models: torch.device(device)))
+    with pytest.raises(InputError, match=f"graphs=True: .*{said}"):
+        SpeculativeDecoder(MODELS, Options(2, graphs=True))
