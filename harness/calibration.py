@@ -113,7 +113,8 @@ def _fingerprint(models: ModelPair) -> str:
 
 def budget_for(models: ModelPair, request: Request, store: Path = SHIPPED) -> Budget:
     """Return the stored budget of this mode, or measure one where there is none."""
-    entry = next((entry for entry in load(store) if entry.mode == mode_of(models)), None)
+    mode = mode_of(models)
+    entry = next((entry for entry in load(store) if entry.mode == mode), None)
     return calibrate(models, request) if entry is None else entry.budget(request.cfg)
 
 
