@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from harness.__main__ import main
 from harness.bench import speed
 from harness.bench.charts import speed_up, svg
 from harness.bench.floor import Machine
@@ -28,7 +26,7 @@ from harness.request import Request
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from harness.verdict import Distance
-from tests.helpers import Layout, tiny
+from tests.helpers import Layout, command, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))
 MACHINE = Machine("by hand", 1e9, 1e12)
@@ -198,27 +196,18 @@ def test_files_are_read_back_as_they_were_written(tmp_path: Path):
             read(wrong)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sdvar-harness", *arguments])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def test_the_command_writes_what_the_scoreboard_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
     options = ("--policies", "imposed:1,coupled", "--draft-len", "5", "--repeats", "1", "--json", "speed-digits.json")
-    assert run(monkeypatch, "bench", *options, "--quiet") == 0
+    assert command(monkeypatch, "bench", *options, "--quiet") == 0
     assert "digits on cpu, float32, kernel by kernel" in capsys.readouterr().out
     Path("policies.json").write_bytes(policies_document("digits", "cpu", POLICIES))
     page = Path("page.md")
     page.write_text("a\n<!-- scoreboard: begin -->\nold\n<!-- scoreboard: end -->\nb\n")
     options = ("--policies", "policies.json", "--into", "page.md", "--picture", "speed.svg")
-    assert run(monkeypatch, "scoreboard", *options) == 0
+    assert command(monkeypatch, "scoreboard", *options) == 0
     text = page.read_text()
     assert text.startswith("a\n<!-- scoreboard: begin -->\n| decoder |")
     assert text.endswith("\n<!-- scoreboard: end -->\nb\n")
@@ -251,7 +240,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, *arguments) == 2
+    assert command(monkeypatch, *arguments) == 2
     captured = capsys.readouterr().err.strip()
     assert captured.startswith(f"error: {said}")
     assert len(captured.splitlines()) == 1
@@ -275,7 +264,7 @@ def test_a_page_without_markers_is_refused_and_left_alone(
     Path("policies.json").write_bytes(policies_document("digits", "cpu", POLICIES))
     Path("page.md").write_text("nothing")
     options = ("--policies", "policies.json", "--into", "page.md", "--picture", "speed.svg")
-    assert run(monkeypatch, "scoreboard", *options) == 2
+    assert command(monkeypatch, "scoreboard", *options) == 2
     assert "into=page.md: must hold the lines <!-- scoreboard: begin -->" in capsys.readouterr().err
     assert Path("page.md").read_text() == "nothing"
     assert not Path("speed.svg").exists()

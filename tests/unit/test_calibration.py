@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from harness import calibration
-from harness.__main__ import main
 from harness.budget import calibrate
 from harness.calibration import SHIPPED, Entry, budget_for, errors, load, measure, mode_of, save
 from harness.errors import InputError
@@ -21,7 +19,7 @@ from harness.request import Request
 from harness.verdict import Verdict
 from harness.verification import verify
 from tests import planted
-from tests.helpers import Layout, decoder_factory, digits, tiny, with_weight
+from tests.helpers import Layout, command, decoder_factory, digits, tiny, with_weight
 
 MODELS = tiny(Layout((1, 2, 3)))
 REQUEST = Request((0, 1), 0)
@@ -156,24 +154,15 @@ def test_a_damaged_file_is_refused(text: str, tmp_path: Path):
         load(store)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sdvar-harness", *arguments])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def test_the_command_keeps_what_it_measured_and_verify_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     store, report = tmp_path / "budgets.json", tmp_path / "report.json"
-    assert run(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 0
+    assert command(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 0
     assert "55 windows of 1 images against float64" in capsys.readouterr().out
     (entry,) = load(store)
     arguments = ("--seeds", "0:1", "--labels", "0", "--draft-len", "5", "--budgets", str(store), "--json", str(report))
-    assert run(monkeypatch, "verify", *arguments) == 0
+    assert command(monkeypatch, "verify", *arguments) == 0
     document = json.loads(report.read_text())
     assert document["budget"] == vars(entry.budget(1.5))
     assert 0 < document["decode_seconds"] < document["seconds"]
@@ -190,7 +179,7 @@ def test_the_command_keeps_what_it_measured_and_verify_uses_it(
 def test_bad_input_is_one_line(
     arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    assert run(monkeypatch, *arguments) == 2
+    assert command(monkeypatch, *arguments) == 2
     captured = capsys.readouterr().err.strip()
     assert captured.startswith(f"error: {said}")
     assert len(captured.splitlines()) == 1

@@ -136,13 +136,16 @@ def test_an_output_that_is_not_said_to_last_does_not() -> None:
 
 
 def test_recorded_work_keeps_no_intermediates_and_reads_what_it_read() -> None:
+    def alive() -> set[int]:
+        gc.collect()
+        return {id(thing) for thing in gc.get_objects() if type(thing) is Intermediates}
+
+    before = alive()  # other tests have some
     decoder = graphed(Options(2, policy=parse("match:0.3")))
     for seed in range(6):
         request = Request((0, 1), seed)
         decoder.decode(request, new_noise(MODELS, request))
-    gc.collect()
-    kept = [thing for thing in gc.get_objects() if type(thing) is Intermediates]
-    assert not kept
+    assert alive() <= before
     for key, recorded in decoder.workspaces[2].recorded.items():
         drawn = {stream for _, _, stream, _ in recorded.read}
         assert drawn == ({"token"} if key[0] in ("draft", "target") else set()), key
