@@ -1,16 +1,19 @@
 """Differential testing and verification of speculative decoding for VAR image models: the public names."""
 
 from harness.errors import HarnessError, InputError, NonFiniteError
-from harness.implementations import Implementation, Settings
+from harness.judge.verdict import Verdict
 from harness.models.pair import ModelPair, load_digits, load_pair
-from harness.noise import SeededNoise
-from harness.pyramid import ScalePyramid
-from harness.request import Request
-from harness.trace import Intermediates, Round, Trace
-from harness.verdict import Verdict
-from harness.verification import Verification, verify
+from harness.protocol.contract import Contract
+from harness.protocol.decoder import Implementation, Settings
+from harness.protocol.noise import SeededNoise
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+from harness.protocol.trace import Intermediates, Round, Trace
+from harness.runs.verification import Verification, verify
+from harness.speculative.build import build_decoder
 
 __all__ = [
+    "Contract",
     "HarnessError",
     "Implementation",
     "InputError",
@@ -25,6 +28,7 @@ __all__ = [
     "Trace",
     "Verdict",
     "Verification",
+    "build_decoder",
     "load_digits",
     "load_pair",
     "verify",

@@ -18,7 +18,7 @@ from harness.commands.sample import sample
 from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
 from harness.errors import HarnessError, NonFiniteError
-from harness.verdict import Verdict
+from harness.judge.verdict import Verdict
 
 app = typer.Typer(
     help="Verify speculative decoding of VAR image models.",

@@ -13,17 +13,19 @@ from safetensors import safe_open
 from torch import Tensor
 
 from harness.__main__ import main
-from harness.implementations import Factory, Settings
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
+from harness.models.network import TransformerConfig
 from harness.models.pair import ModelPair, load_digits
 from harness.models.sizes import random_weights
-from harness.models.transformer import Transformer, TransformerConfig
-from harness.pyramid import ScalePyramid
-from harness.request import Request
+from harness.models.transformer import Transformer
+from harness.protocol.decoder import Settings
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+from harness.runs.factory import Factory
+from harness.runs.verification import Verification, verify
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from harness.verification import Verification, verify
 
 RECORDED = Path(__file__).parent / "regression" / "recorded"
 V, C, CLASSES = 11, 4, 3

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.implementations import Settings
 from harness.models.pair import ModelPair
 from harness.models.transformer import Transformer
-from harness.noise import SeededNoise
-from harness.pyramid import ScalePyramid
-from harness.request import Request
-from harness.trace import Trace
+from harness.protocol.decoder import Settings
+from harness.protocol.noise import SeededNoise
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 
 BUGS = ("", "trusting", "one-scale", "deaf", "unguided", "crashing", "stale-f-hat", "odd-rows", "corner")
 

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.implementations import Settings
+from harness.models.network import Condition
 from harness.models.pair import ModelPair
-from harness.models.transformer import Condition, Transformer
-from harness.noise import SeededNoise
-from harness.pyramid import ScalePyramid
-from harness.request import Request
+from harness.models.transformer import Transformer
+from harness.protocol.decoder import Settings
+from harness.protocol.noise import SeededNoise
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 from harness.speculative import guidance, latent, query
 from harness.speculative.cache import CacheWindow, KVCache
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from harness.trace import Trace
 
 
 def offset_query(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:

@@ -13,7 +13,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
 from harness.bench.imposed import NAME
-from harness.bench.policies import Row
+from harness.bench.policies import PolicyRow
 from harness.bench.stored import Speed
 
 SIZE = (9.0, 5.0)
@@ -27,7 +27,7 @@ def svg(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def policies(rows: Sequence[Row]) -> Figure:
+def policies(rows: Sequence[PolicyRow]) -> Figure:
     """Draw target calls against distance: a line a policy, a dot a draft length, dashes for rows without a contract."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.add_subplot(xlabel="mean target calls an image", ylabel="mean |pixel difference| from sequential")
@@ -45,7 +45,7 @@ def policies(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _family(row: Row) -> str:
+def _family(row: PolicyRow) -> str:
     """Policies that differ by ENTRY share a line."""
     name, _, rest = row.policy.partition(":")
     return f"{name}:ENTRY" if name in ("handoff", "collaborative") and rest else row.policy

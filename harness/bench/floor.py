@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.clock import median_ms
-from harness.models.transformer import Transformer
+from harness.models.network import Network
 
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}
 SIDE = {"cuda": 8192, "cpu": 1024}
@@ -50,7 +50,7 @@ class Machine:
     def __str__(self) -> str:
         return f"{self.name}: {self.bandwidth / GB:.0f} GB/s copied, {self.rate / TERA:.1f} TFLOP/s in matrix products"
 
-    def pass_ms(self, network: Transformer, R: int, begin: int, first: int, last: int) -> float:
+    def pass_ms(self, network: Network, R: int, begin: int, first: int, last: int) -> float:
         """Return the floor of one pass over scales begin..last of R guidance rows, with logits from `first` on."""
         config, pyramid, width = network.config, network.pyramid, network.dtype.itemsize
         n, end = pyramid.end(last) - pyramid.begin(begin), pyramid.end(last)

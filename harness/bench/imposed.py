@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.noise import ACCEPT
+from harness.protocol.contract import Contract
+from harness.protocol.noise import ACCEPT
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import Parts
-from harness.speculative.policies import QUALITY, parse
+from harness.speculative.policies import parse
 from harness.speculative.rules import race
 
 NAME = "imposed"
@@ -42,7 +43,7 @@ def parse_policy(text: str) -> Policy:
 def imposed(rate: float) -> Policy:
     """Return the policy that keeps a drafted scale with probability `rate`, whatever its tokens."""
     reason = "it keeps drafted scales by a coin"
-    return Policy(f"{NAME}:{rate:g}", QUALITY, race, partial(_accept, rate=rate), race, reason=reason)
+    return Policy(f"{NAME}:{rate:g}", Contract.QUALITY, race, partial(_accept, rate=rate), race, reason=reason)
 
 
 def _accept(parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window, rate: float) -> Acceptance:

@@ -11,15 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.differential import new_noise
+from harness.judge.distances import distances
+from harness.judge.verdict import Distance
 from harness.models.pair import ModelPair
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.request import Request
-from harness.speculative.policies import CONTRACTS, parse
+from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from harness.trace import Trace
-from harness.unclaimed import distances
-from harness.verdict import Distance
 
 ELSEWHERE = 2**32  # what another seed is away
 EVERY_LENGTH = (
@@ -30,7 +29,7 @@ ONE_LENGTH = tuple(f"collaborative:{n}" for n in (2, 3, 5, 7)) + tuple(f"handoff
 
 
 @dataclass
-class Row:
+class PolicyRow:
     """One policy at one draft length; counts and distances of every image, in order.
 
     Args:
@@ -91,7 +90,7 @@ def measure(
     requests: Sequence[Request],
     settings: Sequence[tuple[str, str]],
     progress: Callable[[], None] = lambda: None,
-) -> list[Row]:
+) -> list[PolicyRow]:
     """Decode every request under every setting.
 
     Args:
@@ -106,14 +105,13 @@ def measure(
     Raises:
         InputError: a policy or length that does not exist or does not fit.
     """
-    letters = {name: letter for letter, name in CONTRACTS.items()}
     policies = [parse(text) for text, _ in settings]
     decoders = [
         SpeculativeDecoder(models, Options(length, policy=policy, keep_intermediates=False))
         for policy, (_, length) in zip(policies, settings, strict=True)
     ]
-    rows = [Row(p.name, letters[p.contract], length) for p, (_, length) in zip(policies, settings, strict=True)]
-    sole, other = Row("the draft alone"), Row("another seed")
+    rows = [PolicyRow(p.name, p.contract.letter, length) for p, (_, length) in zip(policies, settings, strict=True)]
+    sole, other = PolicyRow("the draft alone"), PolicyRow("another seed")
     for request in requests:
         usual = _sequential(models, request)
         greedy = _sequential(models, request, greedy=True) if any(policy.greedy for policy in policies) else usual
@@ -123,18 +121,18 @@ def measure(
         sole.add(models, draft, usual)
         other.add(models, _sequential(models, replace(request, seed=request.seed + ELSEWHERE)), usual)
         for policy, decoder, row in zip(policies, decoders, rows, strict=True):
-            row.add(models, decoder.decode(request, new_noise(models, request)), greedy if policy.greedy else usual)
+            row.add(models, decoder.decode(request, models.noise(request)), greedy if policy.greedy else usual)
             progress()
     return [sole, other, *rows]
 
 
 def _sequential(models: ModelPair, request: Request, greedy: bool = False) -> Trace:
-    trace = sequential.sample(models.target, models.vae, request, new_noise(models, request), greedy=greedy)
+    trace = sequential.sample(models.target, models.vae, request, models.noise(request), greedy=greedy)
     trace.intermediates = None
     return trace
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[PolicyRow]) -> str:
     """Return the rows as a table of means."""
     lines = [
         "| policy | contract | draft_len | target calls | target rows | draft rows | tokens that differ | pixels |"
@@ -151,7 +149,7 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n" + "".join(_acceptance(row) for row in rows if row.draft_len == "1")
 
 
-def _acceptance(row: Row) -> str:
+def _acceptance(row: PolicyRow) -> str:
     """Return how often each scale stands, and each token, when every scale is judged by itself."""
     scales = " ".join(f"{row.whole[si] / count:.2f}" for si, count in sorted(row.judged.items()))
     tokens = sum(row.accepted_tokens) / sum(row.draft_rows)

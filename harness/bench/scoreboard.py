@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 
 from harness.bench.imposed import NAME
-from harness.bench.policies import Row as PolicyRow
-from harness.bench.speed import Row
+from harness.bench.policies import PolicyRow
+from harness.bench.speed import SpeedRow
 from harness.bench.stored import DRAFT_ALONE, Speed
 from harness.errors import InputError
 
@@ -40,7 +40,7 @@ def markdown(policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], 
         if run.models != models:
             lines += [_imposed(run, row) for row in _fastest(run.rows)]
     draft = next(row.mean("pixels") for row in policies if row.policy == DRAFT_ALONE)
-    timed: dict[str, Row] = {}
+    timed: dict[str, SpeedRow] = {}
     for run in runs:
         for timing in run.rows:
             if run.models == models and timing.batch == 1 and str(timing.draft_len) == draft_len:
@@ -54,18 +54,18 @@ def markdown(policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], 
     return "\n".join(lines) + "\n"
 
 
-def _fastest(rows: Sequence[Row]) -> list[Row]:
+def _fastest(rows: Sequence[SpeedRow]) -> list[SpeedRow]:
     """Return the fastest draft length of one image at every imposed rate of a half or more, the highest rate first."""
     shown = [row for row in rows if row.policy.startswith(NAME) and row.batch == 1 and _rate(row) >= LEAST_RATE]
     best = {rate: max((r for r in shown if _rate(r) == rate), key=lambda r: r.speed_up) for rate in map(_rate, shown)}
     return [best[rate] for rate in sorted(best, reverse=True)]
 
 
-def _rate(row: Row) -> float:
+def _rate(row: SpeedRow) -> float:
     return float(row.policy.partition(":")[2])
 
 
-def _imposed(run: Speed, row: Row) -> str:
+def _imposed(run: Speed, row: SpeedRow) -> str:
     what = f"{_pair(run)}, {run.title}, {row.draft_len} scales{' + bonus' if run.bonus else ''}"
     kept = [row.target_calls <= MOST_CALLS, _is_fast(row), row.extra_memory < MOST_MEMORY]
     memory = "-" if math.isnan(row.extra_memory) else f"{row.extra_memory:+.1%}"
@@ -74,13 +74,13 @@ def _imposed(run: Speed, row: Row) -> str:
     return f"| {what}, {row.kept:.0%} of scales kept | - | {' | '.join(cells)} | {verdict} |"
 
 
-def _is_fast(row: Row) -> bool:
+def _is_fast(row: SpeedRow) -> bool:
     """Tell whether the promise of speed is kept, by a time that its own passes do not contradict."""
     steady = math.isnan(row.allowed) or row.speed_up <= STEADY * row.allowed
     return row.speed_up >= LEAST_SPEED_UP and steady
 
 
-def _policy(row: PolicyRow, models: str, timing: Row | None, draft_pixels: float) -> str:
+def _policy(row: PolicyRow, models: str, timing: SpeedRow | None, draft_pixels: float) -> str:
     share = row.mean("pixels") / draft_pixels
     exact = row.contract in "AB"
     kept = [row.mean("target_calls") <= MOST_CALLS, timing is not None and _is_fast(timing), exact]

@@ -16,18 +16,19 @@ import torch
 
 from harness.bench.floor import Machine
 from harness.bench.imposed import parse_policy
-from harness.calibration import budget_for
 from harness.clock import median_ms
-from harness.differential import judge, new_noise
 from harness.errors import HarnessError
+from harness.judge.decode import judge
+from harness.judge.evidence import Evidence
+from harness.models.network import Network
 from harness.models.pair import ModelPair
-from harness.models.transformer import Transformer
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.request import Request
+from harness.rounding.stored import budget_for
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from harness.speculative.verify import Step, forward_window
-from harness.trace import Trace
 
 WARM_UPS = 2
 BARE = Step("bare", lambda done: done.rows_RnV)  # a pass and nothing behind it
@@ -52,7 +53,7 @@ class Sequential:
 
 
 @dataclass(frozen=True)
-class Row:
+class SpeedRow:
     """One setting of one batch; milliseconds a batch, bytes.
 
     Args:
@@ -119,7 +120,7 @@ class Bench:
     machine: Machine
     bonus: bool = False
 
-    def rows(self, requests: Sequence[Request], settings: Sequence[tuple[str, int]]) -> Iterator[Row]:
+    def rows(self, requests: Sequence[Request], settings: Sequence[tuple[str, int]]) -> Iterator[SpeedRow]:
         """Measure every (policy, draft_len).
 
         Args:
@@ -141,7 +142,7 @@ class Bench:
             done = [self._measure(decoder, request) for request in requests]
             parts = [self._alone(decoder, request, _turns(trace, self.models.pyramid)) for _, _, trace in done]
             draft_ms, target_ms, floor_ms = (statistics.mean(of) for of in zip(*parts, strict=True))
-            yield Row(
+            yield SpeedRow(
                 batch=request.B,
                 policy=policy,
                 draft_len=length,
@@ -164,9 +165,9 @@ class Bench:
         Raises:
             HarnessError: a token differs that is no tie, or f_hat is not that of the tokens.
         """
-        actual = self._sequential_decoder(self.models.target).decode(request, new_noise(self.models, request))
+        actual = self._sequential_decoder(self.models.target).decode(request, self.models.noise(request))
         budget = budget_for(self.models, request)
-        defects = judge(self.models, request, actual, self._reference(request), budget).defects
+        defects = judge(Evidence(self.models, request, actual, self._reference(request), budget)).defects
         if defects:
             raise HarnessError(f"sequential decoding of this mode is wrong, so nothing was timed: {defects[0]}")
 
@@ -179,15 +180,15 @@ class Bench:
         if not self.graphs:
             return
         eager = SpeculativeDecoder(self.models, replace(decoder.options, graphs=False))
-        expected = eager.decode(request, new_noise(self.models, request))
+        expected = eager.decode(request, self.models.noise(request))
         for _ in range(2):  # recorded, then replayed
-            actual = decoder.decode(request, new_noise(self.models, request))
+            actual = decoder.decode(request, self.models.noise(request))
             same = torch.equal(actual.tokens_BL, expected.tokens_BL)
             if not (same and torch.equal(actual.f_hat_BCPP, expected.f_hat_BCPP)):
                 raise HarnessError(f"policy={decoder.options.policy.name}: recorded work differs: nothing was timed")
         decoder.workspaces.clear()
 
-    def sequential(self, network: Transformer, request: Request) -> Sequential:
+    def sequential(self, network: Network, request: Request) -> Sequential:
         """Measure sequential decoding by one network."""
         decoder = self._sequential_decoder(network)
         ms, peak, _ = self._measure(decoder, request)
@@ -204,12 +205,12 @@ class Bench:
     def _decoder(self, models: ModelPair, policy: str, length: int, graphs: bool) -> SpeculativeDecoder:
         return SpeculativeDecoder(models, Options(length, self.bonus, parse_policy(policy), False, graphs))
 
-    def _sequential_decoder(self, network: Transformer) -> SpeculativeDecoder:
+    def _sequential_decoder(self, network: Network) -> SpeculativeDecoder:
         alone = replace(self.models, draft=network, target=network)  # in the draft's place, and trusted everywhere
         return self._decoder(alone, f"handoff:{self.models.pyramid.S}", 1, self.graphs)
 
     def _reference(self, request: Request) -> Trace:
-        return sequential.sample(self.models.target, self.models.vae, request, new_noise(self.models, request))
+        return sequential.sample(self.models.target, self.models.vae, request, self.models.noise(request))
 
     def _measure(self, decoder: SpeculativeDecoder, request: Request) -> tuple[float, int, Trace]:
         """Return the median milliseconds of a decode, the peak of memory (recording included), and the last trace."""
@@ -219,16 +220,14 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.models.device)
         for _ in range(WARM_UPS):
-            trace = decoder.decode(request, new_noise(self.models, request))
-        ms = median_ms(
-            lambda: decoder.decode(request, new_noise(self.models, request)), self.repeats, self.models.device
-        )
+            trace = decoder.decode(request, self.models.noise(request))
+        ms = median_ms(lambda: decoder.decode(request, self.models.noise(request)), self.repeats, self.models.device)
         return ms, torch.cuda.max_memory_allocated(self.models.device) if cuda else 0, trace
 
     @torch.inference_mode()
     def _passes_ms(self, decoder: SpeculativeDecoder, request: Request, turns: Sequence[Turn]) -> float:
         """Return the median milliseconds of these passes, one after the other, with nothing between them."""
-        state = decoder.begin(request, new_noise(self.models, request))
+        state = decoder.begin(request, self.models.noise(request))
         images = list(range(request.B))
 
         def run() -> None:
@@ -249,7 +248,7 @@ class Bench:
         floor = sum(self._floor(getattr(self.models, turn[0]), request, turn) for turn in turns)
         return self._passes_ms(decoder, request, draft), self._passes_ms(decoder, request, target), floor
 
-    def _floor(self, network: Transformer, request: Request, turn: Turn) -> float:
+    def _floor(self, network: Network, request: Request, turn: Turn) -> float:
         _, begin, first, last = turn
         return self.machine.pass_ms(network, 2 * request.B, begin, first, last)
 

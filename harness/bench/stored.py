@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.bench.floor import Machine
-from harness.bench.policies import Row as PolicyRow
-from harness.bench.speed import Row, Sequential
+from harness.bench.policies import PolicyRow
+from harness.bench.speed import Sequential, SpeedRow
 from harness.errors import InputError
 from harness.files import compact
-from harness.precision import precision
+from harness.judge.verdict import Distance
 from harness.provenance import versions
-from harness.verdict import Distance
+from harness.rounding.precision import precision
 
 BAD = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 DRAFT_ALONE = "the draft alone"
@@ -47,7 +47,7 @@ class Speed:
     graphs: bool
     bonus: bool
     machine: Machine
-    rows: list[Row]
+    rows: list[SpeedRow]
 
     @property
     def title(self) -> str:
@@ -83,7 +83,7 @@ def read_speed(path: Path) -> Speed:
         for values in document["rows"]:
             for side in ("target", "draft"):
                 values[side] = Sequential(**_numbers(values[side]))
-            rows.append(Row(**_numbers(values)))
+            rows.append(SpeedRow(**_numbers(values)))
         words = {name: document[name] for name in ("models", "mode", "draft_dtype", "graphs", "bonus")}
         if not all(isinstance(row.ms, float) and row.ms > 0 and row.policy.strip() for row in rows):
             raise ValueError("a row without a time")

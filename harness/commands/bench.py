@@ -15,13 +15,13 @@ from rich.table import Table
 
 from harness.bench.floor import Machine
 from harness.bench.imposed import parse_policy
-from harness.bench.speed import Bench, Row
+from harness.bench.speed import Bench, SpeedRow
 from harness.bench.stored import Speed
 from harness.commands.options import ModelOptions, ReportOptions, flat_options, integers
 from harness.errors import InputError
 from harness.files import write_whole
+from harness.protocol.request import Request
 from harness.report.terminal import plain_console
-from harness.request import Request
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def bench(model: ModelOptions, options: BenchOptions, report: ReportOptions) -> 
     if models.device.type == "cuda":
         torch.cuda.empty_cache()
     bench = Bench(models, options.graphs, options.repeats, machine, options.bonus)
-    rows: list[Row] = []
+    rows: list[SpeedRow] = []
     with Progress(console=Console(stderr=True), transient=True, disable=report.quiet) as progress:
         task = progress.add_task("timing", total=len(requests) * len(settings))
         for same_size in requests:
@@ -93,7 +93,7 @@ def bench(model: ModelOptions, options: BenchOptions, report: ReportOptions) -> 
     console.print(str(machine), highlight=False)
 
 
-def sequential_table(mode: str, rows: list[Row]) -> Table:
+def sequential_table(mode: str, rows: list[SpeedRow]) -> Table:
     """Return what sequential decoding takes, a line a batch size; milliseconds per batch."""
     shown = _table(mode, "batch", "reference", "target", "its passes", "their floor", "draft", "its passes", "memory")
     for batch, row in {row.batch: row for row in rows}.items():
@@ -104,7 +104,7 @@ def sequential_table(mode: str, rows: list[Row]) -> Table:
     return shown
 
 
-def table(title: str, rows: list[Row]) -> Table:
+def table(title: str, rows: list[SpeedRow]) -> Table:
     """Return what speculative decoding takes; milliseconds per batch."""
     headers = ("batch", "policy", "draft\nlen", "ms", "draft\npasses", "verify\npasses", "floor", "target\ncalls")
     shown = _table(title, *headers, "speed-\nup", "passes\nallow", "share", "extra\nmemory")

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from harness.calibration import BATCHES, load, measure, save
 from harness.commands.options import ModelOptions, flat_options, integers
 from harness.errors import InputError
 from harness.files import check_distinct, check_writable
+from harness.rounding.stored import BATCHES, load, measure, save
 
 
 @dataclass(frozen=True)

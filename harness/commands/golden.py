@@ -19,10 +19,10 @@ from harness.golden.check import parse_all, read_all
 from harness.golden.diff import changes
 from harness.golden.record import changed, fresh, write
 from harness.golden.result import FileResult
-from harness.precision import set_precision
+from harness.judge.verdict import worst
 from harness.report.goldens import changes_table, results_as_json, show_results
 from harness.report.terminal import plain_console
-from harness.verification import worst
+from harness.rounding.precision import set_precision
 
 app = typer.Typer(help="Recorded tensors: check, record, diff.", no_args_is_help=True)
 

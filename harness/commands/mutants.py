@@ -15,16 +15,16 @@ from rich.table import Table
 from harness.commands.options import ReportOptions, flat_options
 from harness.errors import InputError
 from harness.files import compact, write_whole
+from harness.judge.verdict import Verdict
 from harness.laws.case import DTYPES
 from harness.laws.conformance import LAWS, run_law
 from harness.laws.law import Law, Subject
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES, Caught, hunt, hunting_cases
 from harness.mutants.mutant import Mutant, production
-from harness.precision import precision, set_precision
 from harness.provenance import versions
 from harness.report.terminal import plain_console
-from harness.verdict import Verdict
+from harness.rounding.precision import precision, set_precision
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import typer
 from harness.errors import InputError
 from harness.files import check_distinct, check_writable
 from harness.models.pair import ModelPair, load_digits, load_pair, random_pair
-from harness.precision import set_precision
-from harness.request import Request
+from harness.protocol.request import Request
+from harness.rounding.precision import set_precision
 
 MOST_NUMBERS = 10**6
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}

@@ -17,12 +17,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from harness.commands.options import DrawOptions, ModelOptions, flat_options
-from harness.differential import new_noise
 from harness.errors import InputError, NonFiniteError
 from harness.files import check_distinct, check_folder, check_writable, write_whole
-from harness.implementations import Settings, speculative
+from harness.protocol.decoder import Settings
 from harness.reference import sequential
 from harness.report.terminal import plain_console
+from harness.speculative.build import build_decoder
 from harness.speculative.observer import ROUNDS, VALUES, Observer
 
 
@@ -76,10 +76,10 @@ def sample(model: ModelOptions, draw: DrawOptions, options: SampleOptions, debug
     models = model.load()
     models.check_finite()
     requests = draw.requests(models.target.config.classes, models.target.config.V)
-    decoder = speculative(models, Settings(options.draft_len, policy=options.policy), observer)
+    decoder = build_decoder(models, Settings(options.draft_len, policy=options.policy), observer)
     rows, tensors = [], {}
     for request in requests:
-        noise = new_noise(models, request)
+        noise = models.noise(request)
         name = f"seed-{request.seed}-image-{request.image_ids[0]}"
         if observer is not None:
             observer.begin(name)

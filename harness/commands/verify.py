@@ -10,15 +10,16 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from harness.calibration import SHIPPED
 from harness.commands.options import DrawOptions, ModelOptions, ReportOptions, flat_options, integers
 from harness.errors import InputError
 from harness.files import write_whole
-from harness.implementations import DEFAULT, Settings, load_factory
+from harness.protocol.decoder import Settings
 from harness.report.as_json import as_json
 from harness.report.terminal import plain_console, show
+from harness.rounding.stored import SHIPPED
+from harness.runs.factory import DEFAULT, load_factory
+from harness.runs.verification import verify as run_verification
 from harness.speculative.policies import parse
-from harness.verification import verify as run_verification
 
 
 @dataclass(frozen=True)

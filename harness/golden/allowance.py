@@ -13,11 +13,11 @@ from threading import Lock
 
 from torch import Tensor
 
-from harness.budget import SAFETY, Budget, calibrate
-from harness.compare import largest_difference
-from harness.golden.cases import Case
-from harness.models.transformer import Transformer
-from harness.trace import Trace
+from harness.golden.cases import RecordedCase
+from harness.judge.compare import largest_difference
+from harness.models.network import Network
+from harness.protocol.trace import Trace
+from harness.rounding.budget import SAFETY, Budget, calibrate
 
 # The decoder of 32-pixel images rounds by 1e-6 between two CPU set-ups; the next power of ten above ten times less.
 IMAGE = 1e-5
@@ -41,7 +41,7 @@ class Budgets:
         self._kept: dict[tuple[int, float], Budget] = {}
         self._f_hat: dict[int, float] = {}
 
-    def logits(self, case: Case, run: Trace) -> list[Budget]:
+    def logits(self, case: RecordedCase, run: Trace) -> list[Budget]:
         """Return the budget of guided logits at every scale."""
         if case.request.more_smooth:
             cap = SMOOTH_F_HAT[case.models.device.type]
@@ -53,7 +53,7 @@ class Budgets:
         cap = LOGITS_CAP * (1 + 2 * abs(case.request.cfg)) * float(run.intermediates.rows_RLV.abs().max())
         return [replace(worst, logits=min(worst.logits, cap))] * case.models.pyramid.S
 
-    def f_hat(self, case: Case, run: Trace) -> list[float]:
+    def f_hat(self, case: RecordedCase, run: Trace) -> list[float]:
         """Return the largest difference allowed in f_hat after every scale."""
         if case.request.more_smooth:
             return [
@@ -67,11 +67,11 @@ class Budgets:
         cap = F_HAT_CAP * max(1.0, float(run.intermediates.f_hat_SBCPP.abs().max()))
         return [2 * min(self._f_hat[key], cap)] * case.models.pyramid.S
 
-    def image(self, case: Case) -> float:
+    def image(self, case: RecordedCase) -> float:
         """Return the largest difference allowed in the image."""
         return SMOOTH_IMAGE if case.request.more_smooth else IMAGE
 
-    def _of(self, case: Case, network: Transformer) -> Budget:
+    def _of(self, case: RecordedCase, network: Network) -> Budget:
         key = (id(network), case.request.cfg)
         with self._lock:  # cases are judged side by side
             if key not in self._kept:
@@ -80,18 +80,18 @@ class Budgets:
             return self._kept[key]
 
 
-def _smooth_errors(case: Case, run: Trace, part: Callable[[Case, Trace, int], Tensor]) -> list[float]:
+def _smooth_errors(case: RecordedCase, run: Trace, part: Callable[[RecordedCase, Trace, int], Tensor]) -> list[float]:
     """Float32 against float64 of the same free run, largest so far: no token is consumed, so both stay aligned."""
     exact = case.exact()
     errors = [largest_difference(part(case, run, si), part(case, exact, si)) for si in case.models.pyramid]
     return list(accumulate(errors, max))
 
 
-def _guided(case: Case, trace: Trace, si: int) -> Tensor:
+def _guided(case: RecordedCase, trace: Trace, si: int) -> Tensor:
     assert trace.intermediates is not None
     return trace.intermediates.guided_BLV[:, case.models.pyramid.span(si)]
 
 
-def _f_hat(case: Case, trace: Trace, si: int) -> Tensor:
+def _f_hat(case: RecordedCase, trace: Trace, si: int) -> Tensor:
     assert trace.intermediates is not None
     return trace.intermediates.f_hat_SBCPP[si]

@@ -13,23 +13,23 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.golden.networks import networks
+from harness.models.network import Network
 from harness.models.pair import ModelPair
-from harness.models.transformer import Transformer
-from harness.noise import SeededNoise
+from harness.protocol.noise import SeededNoise
+from harness.protocol.request import NoiseOrder, Request
+from harness.protocol.trace import Trace
 from harness.reference import handoff, sequential
 from harness.reference.handoff import HandOff
-from harness.request import NoiseOrder, Request
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from harness.trace import Trace
 
 SAMPLERS = ("sequential", "test3", "speculative")
 LOGITS_STEP, LOGITS_DENSE = 16, 5  # digits: from scale 5 on every 16th position is kept
-Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+TensorShapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 Number = TypeVar("Number", int, float, bool)
 
 
 @dataclass(frozen=True)
-class Case:
+class RecordedCase:
     """A case that fits its networks.
 
     Args:
@@ -69,7 +69,7 @@ class Case:
         """Run in float64, on the same numbers."""
         return replace(self, models=self.models.to(self.models.device, torch.float64)).run(forced_BL)
 
-    def sides(self) -> tuple[Transformer, ...]:
+    def sides(self) -> tuple[Network, ...]:
         """Networks that decide tokens."""
         if self.sampler == "test3":
             return self.models.draft, self.models.target
@@ -79,12 +79,12 @@ class Case:
         """Positions within scale `si` whose logits are recorded."""
         return slice(None, None, LOGITS_STEP if self.logits == "some" and si >= LOGITS_DENSE else 1)
 
-    def shapes(self) -> Shapes:
+    def shapes(self) -> TensorShapes:
         """Return dtype and shape of every tensor of the case but `rounds`, whose length the decode decides."""
         pyramid, vae, B = self.models.pyramid, self.models.vae.config, self.request.B
         side = pyramid.P * vae.downsampling
         map_shape = (B, vae.C, pyramid.P, pyramid.P)
-        shapes: Shapes = {
+        shapes: TensorShapes = {
             "tokens": (torch.int16, (B, pyramid.L)),
             "f_hat": (torch.float32, map_shape),
             "image": (torch.float32, (B, 3, side, side)),
@@ -98,7 +98,7 @@ class Case:
         return shapes
 
 
-def parse(case: dict[str, Any], models_name: str, device: torch.device) -> Case:
+def parse(case: dict[str, Any], models_name: str, device: torch.device) -> RecordedCase:
     """Understand one case.
 
     Args:
@@ -118,7 +118,7 @@ def parse(case: dict[str, Any], models_name: str, device: torch.device) -> Case:
         raise InputError(f"case {name}", "metadata", f"lacks {error}", "record it again") from None
 
 
-def _parse(case: dict[str, Any], name: str, models_name: str, device: torch.device) -> Case:
+def _parse(case: dict[str, Any], name: str, models_name: str, device: torch.device) -> RecordedCase:
     if case["sampler"] not in SAMPLERS:
         raise InputError("sampler", case["sampler"], f"must be one of {', '.join(SAMPLERS)}", "record it again")
     models = networks(case, models_name, device)
@@ -126,7 +126,7 @@ def _parse(case: dict[str, Any], name: str, models_name: str, device: torch.devi
     request.check_against(models.target.config.classes, models.target.config.V)
     deep = _value({"deep": False, **case}, "deep", bool)
     default = "all" if models_name == "filled" else "some" if deep else "none"
-    parsed = Case(name, case["sampler"], request, models, f_hats=deep, logits=case.get("logits", default))
+    parsed = RecordedCase(name, case["sampler"], request, models, f_hats=deep, logits=case.get("logits", default))
     if parsed.logits not in ("none", "some", "all"):
         raise InputError("logits", parsed.logits, "must be none, some or all", "record it again")
     if parsed.sampler == "sequential":

@@ -14,18 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.compare import largest_difference
 from harness.errors import InputError
 from harness.golden.allowance import IMAGE, SMOOTH_TIES, Budgets
-from harness.golden.cases import Case, parse
+from harness.golden.cases import RecordedCase, parse
 from harness.golden.cores import one_case_a_core
 from harness.golden.platform import unverified
 from harness.golden.result import NOT_RECORDED, CaseResult, FileResult
 from harness.golden.store import Recording, read
 from harness.golden.structure import structure
-from harness.noise import TOKEN, SeededNoise
-from harness.trace import Trace
-from harness.verdict import Divergence, margin_bound, race_margin
+from harness.judge.compare import largest_difference
+from harness.judge.ties import margin_bound, race_margin
+from harness.judge.verdict import Divergence
+from harness.protocol.noise import TOKEN, SeededNoise
+from harness.protocol.trace import Trace
 
 SWAPPED = 0.95  # share of tokens drawn here that another case of the file holds
 
@@ -46,9 +47,9 @@ def read_all(paths: Sequence[Path]) -> list[Recording]:
     return [read(path) for path in paths]
 
 
-def parse_all(recording: Recording, device: torch.device) -> list[Case]:
+def parse_all(recording: Recording, device: torch.device) -> list[RecordedCase]:
     """Return every case, understood. Raises `InputError` for one that is not, or for two of one id."""
-    cases: list[Case] = []
+    cases: list[RecordedCase] = []
     for plain in recording.cases:
         tokens = recording.tensors.get(f"{plain['id']}/tokens")
         count = len(tokens) if tokens is not None and tokens.dim() else 1  # drawn labels: the tensors tell how many
@@ -60,7 +61,10 @@ def parse_all(recording: Recording, device: torch.device) -> list[Case]:
 
 
 def check(
-    recording: Recording, cases: Sequence[Case], device: torch.device, progress: Callable[[], None] = lambda: None
+    recording: Recording,
+    cases: Sequence[RecordedCase],
+    device: torch.device,
+    progress: Callable[[], None] = lambda: None,
 ) -> FileResult:
     """Judge a whole file.
 
@@ -83,7 +87,7 @@ def check(
 
 
 @torch.inference_mode()
-def check_case(case: Case, recording: Recording, budgets: Budgets) -> CaseResult:
+def check_case(case: RecordedCase, recording: Recording, budgets: Budgets) -> CaseResult:
     """Judge one case."""
     recorded = {name: tensor.to(case.models.device) for name, tensor in recording.of(case.id).items()}
     result = CaseResult(case.id, case.request)
@@ -122,13 +126,13 @@ def rounds(trace: Trace) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32).view(-1, 7)
 
 
-def kept_logits(case: Case, trace: Trace, si: int) -> Tensor:
+def kept_logits(case: RecordedCase, trace: Trace, si: int) -> Tensor:
     """Return the guided logits of one scale at the positions that are recorded."""
     assert trace.intermediates is not None
     return trace.intermediates.guided_BLV[:, case.models.pyramid.span(si)][:, case.logits_positions(si)]
 
 
-def _judge_tokens(case: Case, tokens_BL: Tensor, run: Trace, budgets: Budgets, result: CaseResult) -> None:
+def _judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, budgets: Budgets, result: CaseResult) -> None:
     """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
     pyramid, request, smooth = case.models.pyramid, case.request, case.request.more_smooth
     noise = SeededNoise(request, pyramid, case.models.vae.config.V, case.models.device)
@@ -153,7 +157,7 @@ def _judge_tokens(case: Case, tokens_BL: Tensor, run: Trace, budgets: Budgets, r
         result.defect("token", f"{len(result.ties)} tokens differ, more than {SMOOTH_TIES:.1%} of the draws")
 
 
-def _name_swapped(case: Case, recording: Recording, free_BL: Tensor, result: CaseResult) -> None:
+def _name_swapped(case: RecordedCase, recording: Recording, free_BL: Tensor, result: CaseResult) -> None:
     """Say so, first of all, if another case of the file holds what was drawn here. Effects: on `result`."""
     for other in recording.cases:
         theirs = recording.tensors.get(f"{other['id']}/tokens")
@@ -165,7 +169,9 @@ def _name_swapped(case: Case, recording: Recording, free_BL: Tensor, result: Cas
             return
 
 
-def _judge_tensors(case: Case, recorded: dict[str, Tensor], run: Trace, budgets: Budgets, result: CaseResult) -> None:
+def _judge_tensors(
+    case: RecordedCase, recorded: dict[str, Tensor], run: Trace, budgets: Budgets, result: CaseResult
+) -> None:
     """Compare logits, f_hat and image. Effects: on `result`."""
     assert run.intermediates is not None
     pyramid, vae, f_hat_S = case.models.pyramid, case.models.vae, budgets.f_hat(case, run)

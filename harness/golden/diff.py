@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.compare import differences, largest_difference
 from harness.golden.networks import networks
 from harness.golden.record import Fresh
 from harness.golden.store import Recording
-from harness.pyramid import ScalePyramid
+from harness.judge.compare import differences, largest_difference
+from harness.protocol.pyramid import ScalePyramid
 
 UNKNOWN = float("nan")
 

@@ -9,18 +9,22 @@ from pathlib import Path
 
 import torch
 
-from harness.budget import calibrate
-from harness.differential import judge, new_noise, run
 from harness.errors import InputError
 from harness.golden.own import DATA
-from harness.implementations import DEFAULT, Settings, speculative
+from harness.judge.decode import judge
+from harness.judge.evidence import Evidence
+from harness.judge.verdict import Verdict
 from harness.laws import run_conformance
 from harness.models.pair import ModelPair
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 from harness.reference import cachefree, handoff, sequential
 from harness.reference.handoff import HandOff
-from harness.request import Request
-from harness.trace import Trace
-from harness.verdict import Verdict
+from harness.rounding.budget import calibrate
+from harness.runs.factory import DEFAULT
+from harness.runs.here import run
+from harness.speculative.build import build_decoder
 
 CODE = Path(__file__).parent
 Laws = Callable[[ModelPair], list[str]]
@@ -70,21 +74,19 @@ def failing_laws(models: ModelPair) -> list[str]:
     sequential, hand-off and the limits in which it is sequential.
     """
     request = Request((0, 1), 7)
-    target = sequential.sample(models.target, models.vae, request, new_noise(models, request))
+    target = sequential.sample(models.target, models.vae, request, models.noise(request))
     found = []
-    if not torch.equal(
-        cachefree.sample(models.target, models.vae, request, new_noise(models, request)), target.tokens_BL
-    ):
+    if not torch.equal(cachefree.sample(models.target, models.vae, request, models.noise(request)), target.tokens_BL):
         found.append("decoding with a cache = decoding without one")
     budget = calibrate(models, request)
     S = models.pyramid.S
     for draft_len in sorted({1, (S + 1) // 2, S}):
-        decoded = run(speculative(models, Settings(draft_len)), models, request)
-        judged = judge(models, request, decoded, target, budget) if isinstance(decoded, Trace) else decoded
+        decoded = run(build_decoder(models, Settings(draft_len)), models, request)
+        judged = judge(Evidence(models, request, decoded, target, budget)) if isinstance(decoded, Trace) else decoded
         if judged.defects:
             found.append(f"speculative decoding, draft_len={draft_len} = sequential decoding ({judged.defects[0]})")
     for hand_off in (HandOff(0, 3), HandOff(0, 0, "recorded")):
-        handed = handoff.sample(models, request, new_noise(models, request), hand_off)
+        handed = handoff.sample(models, request, models.noise(request), hand_off)
         if not torch.equal(handed.tokens_BL, target.tokens_BL):
             found.append(f"hand-off at entry 0 ({hand_off.mode}, mask {hand_off.sd_mask}) = sequential decoding")
     return found

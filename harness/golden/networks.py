@@ -16,10 +16,11 @@ import torch
 from harness.errors import InputError
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
+from harness.models.network import TransformerConfig
 from harness.models.pair import ModelPair, load_digits
 from harness.models.sizes import filled_weights
-from harness.models.transformer import Transformer, TransformerConfig
-from harness.pyramid import ScalePyramid
+from harness.models.transformer import Transformer
+from harness.protocol.pyramid import ScalePyramid
 
 SIZES = ("patch_nums", "V", "C", "phi", "vae_ch", "vae_mult", "depth", "D", "H", "shared_adaln", "l2_norm", "classes")
 CPU = torch.device("cpu")

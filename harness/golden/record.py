@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.files import check_writable, write_whole
 from harness.golden import guard, plan
-from harness.golden.cases import Case, parse
+from harness.golden.cases import RecordedCase, parse
 from harness.golden.check import kept_logits, rounds
 from harness.golden.cores import one_case_a_core
 from harness.golden.digest import content_digest
@@ -60,7 +60,7 @@ def fresh(models: str, device: torch.device, folder: Path = DATA) -> tuple[Fresh
 
 
 @torch.inference_mode()
-def produce(case: Case) -> list[tuple[str, Tensor]]:
+def produce(case: RecordedCase) -> list[tuple[str, Tensor]]:
     """Run one case; return what is recorded of it, by full name."""
     trace = case.run()
     assert trace.intermediates is not None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from harness.request import Request
-from harness.trace import Trace
-from harness.verdict import Divergence, Verdict
+from harness.judge.verdict import Divergence, Verdict
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 
 NOT_RECORDED = float("nan")
 

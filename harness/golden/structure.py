@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from harness.golden.cases import Case
+from harness.golden.cases import RecordedCase
 
 
-def structure(case: Case, recorded: Mapping[str, Tensor]) -> list[str]:
+def structure(case: RecordedCase, recorded: Mapping[str, Tensor]) -> list[str]:
     """List what is wrong with the form of a case's tensors; empty when nothing is."""
     shapes = case.shapes()
     with_rounds = {"rounds"} if case.sampler == "speculative" else set()

@@ -6,21 +6,23 @@ from dataclasses import replace
 
 import torch
 
-from harness.budget import calibrate
-from harness.differential import judge
-from harness.enumeration import output_law
 from harness.errors import InputError
+from harness.judge.decode import judge
+from harness.judge.evidence import Evidence
 from harness.laws.case import Case
+from harness.laws.enumeration import output_law
 from harness.laws.goodness_of_fit import p_value, target_law
-from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, NotOffered, Subject, require, require_tokens
+from harness.laws.law import Law, NotOffered, Subject, require, require_tokens
 from harness.laws.networks import QUALITIES
 from harness.laws.oracle import run_over
+from harness.protocol.contract import Contract
+from harness.protocol.trace import Trace
 from harness.reference import sequential
 from harness.reference.draw import filter_logits
 from harness.reference.enumerate import distance, joint_law
 from harness.reference.guidance import guide
+from harness.rounding.budget import calibrate
 from harness.speculative.sampler import SpeculativeDecoder
-from harness.trace import Trace
 
 # One false alarm in 10^6 checks if chi-square held to that depth; with pooled cells it is some factors off so far out.
 # tests/meta/test_goodness_of_fit.py measures the rate, and the power at this many draws.
@@ -40,7 +42,7 @@ def token_identical(subject: Subject, case: Case) -> bool:
     models, request = case.models, case.request
     expected = sequential.sample(models.target, models.vae, request, case.noise())
     actual = subject.decode(case)
-    judgement = judge(models, request, actual, expected, calibrate(models, request))
+    judgement = judge(Evidence(models, request, actual, expected, calibrate(models, request)))
     require(not judgement.defects, f"{judgement.defects[0] if judgement.defects else ''}")
     return rejected(actual, case)
 
@@ -176,17 +178,17 @@ def exact(subject: Subject, case: Case) -> bool:
 
 LAWS = (
     Law("acceptance.token-identical", "Same seed, same tokens as sequential target decoding (ties certified).",
-        ("decode", "accept"), token_identical, (TOKEN_IDENTICAL,), wide=False),
+        ("decode", "accept"), token_identical, Contract.TOKENS, wide=False),
     Law("acceptance.independent", "The image does not depend on draft, draft_len, schedule or bonus.",
-        ("decode", "accept"), independent, (TOKEN_IDENTICAL,)),
+        ("decode", "accept"), independent, Contract.TOKENS),
     Law("acceptance.identical-draft", "draft = target accepts everything.",
-        ("accept", "draft_generate_batch", "cache"), identical_draft, (TOKEN_IDENTICAL, DISTRIBUTION)),
+        ("accept", "draft_generate_batch", "cache"), identical_draft, Contract.LAW),
     Law("acceptance.honest", "The trace's counts add up: nothing accepted that was not drafted, no pass uncounted.",
         ("decode", "trace"), honest),
     Law("acceptance.support", "Degenerate laws (one-hot, -inf, ties) stay inside the target's support.",
-        ("accept", "filter_logits", "draw"), support, (TOKEN_IDENTICAL, DISTRIBUTION)),
+        ("accept", "filter_logits", "draw"), support, Contract.LAW),
     Law("acceptance.distribution", "The joint law over scales is the target's.",
-        ("accept", "draw", "noise"), distribution, (TOKEN_IDENTICAL, DISTRIBUTION)),
+        ("accept", "draw", "noise"), distribution, Contract.LAW),
     Law("acceptance.exact", "The probability of every image, by walking all branches of the decoder, is the target's.",
-        ("accept", "residual", "noise"), exact, (TOKEN_IDENTICAL, DISTRIBUTION)),
+        ("accept", "residual", "noise"), exact, Contract.LAW),
 )  # fmt: skip

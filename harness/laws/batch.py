@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from harness.laws.case import Case
-from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, NotOffered, Subject, require, require_tokens
-from harness.request import Request
-from harness.trace import Trace
-
-CLAIMS = (TOKEN_IDENTICAL, DISTRIBUTION)
+from harness.laws.law import Law, NotOffered, Subject, require, require_tokens
+from harness.protocol.contract import Contract
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 
 
 def _base(case: Case) -> Case:
@@ -87,12 +86,13 @@ def rounds(subject: Subject, case: Case) -> bool:
 
 LAWS = (
     Law("batch.permutation", "Permuting the batch permutes the images.", ("decode", "accept", "cache"), permutation,
-        CLAIMS),
+        Contract.LAW),
     Law("batch.splitting", "An image alone is the image of the batch.", ("decode", "accept", "cache"), splitting,
-        CLAIMS),
-    Law("batch.padding", "More images behind the batch change nothing in it.", ("decode", "cache"), padding, CLAIMS),
+        Contract.LAW),
+    Law("batch.padding", "More images behind the batch change nothing in it.", ("decode", "cache"), padding,
+        Contract.LAW),
     Law("batch.neighbour", "An image does not depend on its neighbours.", ("decode", "accept", "cache"), neighbour,
-        CLAIMS),
+        Contract.LAW),
     Law("batch.rounds", "An image is drafted, accepted and corrected as it would be alone.", ("accept", "draft_len"),
-        rounds, CLAIMS),
+        rounds, Contract.LAW),
 )  # fmt: skip

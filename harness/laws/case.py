@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.differential import new_noise
-from harness.implementations import Settings
 from harness.laws.networks import CLASSES, QUALITIES, C, random_models
+from harness.models.network import TransformerConfig
 from harness.models.pair import ModelPair
-from harness.models.transformer import TransformerConfig
-from harness.noise import SeededNoise
-from harness.pyramid import PATCH_NUMS_256, ScalePyramid
-from harness.request import NoiseOrder, Request
+from harness.protocol.decoder import Settings
+from harness.protocol.noise import SeededNoise
+from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
+from harness.protocol.request import NoiseOrder, Request
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -162,7 +161,7 @@ class Case:
 
     def noise(self, request: Request | None = None) -> SeededNoise:
         """Return fresh numbers for one decode."""
-        return new_noise(self.models, request or self.request)
+        return self.models.noise(request or self.request)
 
     def generator(self) -> torch.Generator:
         """Return a CPU generator of the law's own, so that a case always tries the same numbers."""

@@ -13,18 +13,18 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from harness.errors import InputError
-from harness.implementations import Factory, load_factory
+from harness.judge.verdict import Verdict
 from harness.laws import acceptance, batch, guidance, masks, positions, randomness, sensitivity, state
 from harness.laws.case import CHOICES, Case
 from harness.laws.law import Law, NotOffered, Subject, Violation
-from harness.verdict import Verdict
+from harness.runs.factory import Factory, load_factory
 
 FAMILIES = (positions, guidance, masks, state, randomness, acceptance, batch, sensitivity)
 LAWS: tuple[Law, ...] = tuple(law for family in FAMILIES for law in family.LAWS)
 
 
 @dataclass
-class Row:
+class LawResult:
     """What one law saw.
 
     Args:
@@ -65,7 +65,7 @@ class Row:
 class Report:
     """What all laws saw; its `str` is a table and the first violation."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[LawResult] = field(default_factory=list)
 
     @property
     def violations(self) -> list[Violation]:
@@ -102,9 +102,9 @@ def cases(count: int, seed: int = 0) -> list[Case]:
     return sorted(made, key=lambda case: (case.pyramid.L, case.B, case.depth, case.V))
 
 
-def run_law(law: Law, subject: Subject, tried: Sequence[Case]) -> Row:
+def run_law(law: Law, subject: Subject, tried: Sequence[Case]) -> LawResult:
     """Check one law in cases until one breaks it."""
-    row, start = Row(law), time.perf_counter()
+    row, start = LawResult(law), time.perf_counter()
     for case in tried:
         try:
             row.exercised += law.check(subject, case)
@@ -145,7 +145,7 @@ def run_conformance(
     examples: int = 20,
     seed: int = 0,
     laws: Sequence[Law] = LAWS,
-    progress: Callable[[Row], None] = lambda row: None,
+    progress: Callable[[LawResult], None] = lambda row: None,
 ) -> Report:
     """Check all laws against somebody's decoder.
 

@@ -9,9 +9,7 @@ import torch
 from harness.errors import HarnessError
 from harness.laws.case import Case
 from harness.laws.law import (
-    DISTRIBUTION,
     FLOAT64,
-    TOKEN_IDENTICAL,
     Law,
     NotOffered,
     Subject,
@@ -19,6 +17,7 @@ from harness.laws.law import (
     require_same,
     require_tokens,
 )
+from harness.protocol.contract import Contract
 from harness.reference import guidance
 
 
@@ -108,9 +107,9 @@ LAWS = (
     Law("guidance.off", "cfg = 0, and any cfg at scale 0, give the conditional logits to the bit.", ("guide",), off),
     Law("guidance.refusal", "An odd number of guidance rows is refused.", ("guide",), refusal),
     Law("guidance.unconditional", "The unconditional label gives the same image for every cfg.",
-        ("decode", "guide", "condition"), unconditional, (TOKEN_IDENTICAL, DISTRIBUTION)),
+        ("decode", "guide", "condition"), unconditional, Contract.LAW),
     Law("guidance.both-sides", "Draft and target are guided at the same scale index: a draft = target is kept whole.",
-        ("guide", "draft_generate_batch"), both_sides, (TOKEN_IDENTICAL, DISTRIBUTION)),
+        ("guide", "draft_generate_batch"), both_sides, Contract.LAW),
     Law("guidance.trace", "The guided logits of a decode are the formula over its own rows.",
         ("decode", "guide"), weights),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.noise import Noise
+from harness.protocol.noise import Noise
 
 
 class Interrupted(Exception):  # noqa: N818

@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.compare import differences
 from harness.errors import HarnessError, InputError
-from harness.implementations import Factory, Implementation, build
+from harness.judge.compare import differences
 from harness.laws.case import Case
 from harness.models.pair import ModelPair
-from harness.noise import Noise
-from harness.request import Request
-from harness.trace import Trace
-
-TOKEN_IDENTICAL, DISTRIBUTION, QUALITY = "token-identical", "distribution-identical", "quality-preserving"
-EVERY = (TOKEN_IDENTICAL, DISTRIBUTION, QUALITY)
+from harness.protocol.contract import Contract
+from harness.protocol.decoder import Implementation
+from harness.protocol.noise import Noise
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.runs.factory import Factory, build
 
 # Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;
 # the smallest planted bug moves them by more than 1e-4. tests/meta/test_tolerances.py measures the first number.
@@ -83,7 +82,7 @@ class Subject:
     ) -> Trace:
         """Decode a case; the three arguments replace what the case says."""
         request = request or case.request
-        return self.decoder(case, models).decode(request, noise or case.noise(request))  # type: ignore[arg-type]
+        return self.decoder(case, models).decode(request, noise or case.noise(request))
 
     def parts(self, case: Case, *names: str) -> Any:
         """Return the decoder's parts.
@@ -115,7 +114,7 @@ class Law:
         statement: what holds, one sentence.
         watches: components that a violation points to.
         test: raises `Broken`, or returns whether the case exercised the law.
-        contracts: claims that entail the law.
+        contract: weakest claim that entails the law.
         wide: test on float64 networks, so that rounding cannot decide a token.
     """
 
@@ -123,7 +122,7 @@ class Law:
     statement: str
     watches: tuple[str, ...]
     test: Callable[[Subject, Case], bool] = field(repr=False)
-    contracts: tuple[str, ...] = EVERY
+    contract: Contract = Contract.QUALITY
     wide: bool = True
 
     @property
@@ -134,7 +133,7 @@ class Law:
     def fitted(self, case: Case) -> Case:
         """Return the case as the law takes it: float64 networks if it is wide, a policy whose contract it is about."""
         wide = case.wide() if self.wide else case
-        return wide if DISTRIBUTION in self.contracts else replace(wide, policy="coupled")
+        return wide if Contract.LAW.entails(self.contract) else replace(wide, policy="coupled")
 
     def check(self, subject: Subject, case: Case) -> bool:
         """Test the law in one case; return whether the case was not trivial for it.
@@ -145,11 +144,9 @@ class Law:
             InputError: the decoder refuses the case.
         """
         case = self.fitted(case)
-        contract = subject.decoder(case).contract
-        if contract not in EVERY:
-            raise InputError("contract", contract, f"must be one of {', '.join(EVERY)}", "set it on the decoder")
-        if contract not in self.contracts:
-            raise NotOffered(f"contract {contract}")
+        claimed = Contract.of(subject.decoder(case).contract)
+        if not claimed.entails(self.contract):
+            raise NotOffered(f"contract {claimed}")
         try:
             return self.test(subject, case)
         except Broken as broken:

@@ -11,7 +11,7 @@ from harness.laws.case import Case
 from harness.laws.law import Law, NotOffered, Subject, require
 from harness.laws.networks import CLASSES
 from harness.laws.oracle import Run, run_over
-from harness.models.transformer import Condition
+from harness.models.network import Condition
 from harness.reference.masks import block_causal
 from harness.reference.sequential import GrowingCache, guidance_labels
 

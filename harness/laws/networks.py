@@ -12,9 +12,10 @@ from dataclasses import replace
 from harness.errors import InputError
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
+from harness.models.network import TransformerConfig
 from harness.models.pair import ModelPair
 from harness.models.sizes import random_weights
-from harness.models.transformer import Transformer, TransformerConfig
+from harness.models.transformer import Transformer
 
 QUALITIES = ("near", "close", "far", "adversarial", "identical")
 # Relative size of the change from the target's weights to the draft's; chosen so that full acceptance, partial

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.models.autoencoder import Autoencoder
-from harness.models.transformer import Transformer
+from harness.models.network import Network
 from harness.reference.latent import accumulate, next_input
 from harness.reference.sequential import GrowingCache, guidance_labels, scale_input
 
@@ -43,7 +43,7 @@ class Run:
 
 
 @torch.inference_mode()
-def run_over(network: Transformer, vae: Autoencoder, labels_B: Tensor, tokens_BL: Tensor) -> Run:
+def run_over(network: Network, vae: Autoencoder, labels_B: Tensor, tokens_BL: Tensor) -> Run:
     """Run a network one scale after the other over given tokens."""
     pyramid, config, B = network.pyramid, network.config, len(labels_B)
     condition = network.condition(guidance_labels(labels_B, config.classes))

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from harness.laws.case import Case
 from harness.laws.law import (
-    DISTRIBUTION,
-    TOKEN_IDENTICAL,
     Law,
     NotOffered,
     Subject,
@@ -18,7 +16,8 @@ from harness.laws.law import (
     require_same,
     require_tokens,
 )
-from harness.noise import TOKEN, Ledger, SeededNoise
+from harness.protocol.contract import Contract
+from harness.protocol.noise import TOKEN, Ledger, SeededNoise
 from harness.reference import draw as reference
 from harness.reference import sequential
 
@@ -134,7 +133,7 @@ def reading_order(subject: Subject, case: Case) -> bool:
 
 def addresses(subject: Subject, case: Case) -> bool:
     """Every scale is decided by its own numbers; under contract B no number has two readers."""
-    exclusive = subject.decoder(case).contract == DISTRIBUTION
+    exclusive = subject.decoder(case).contract == Contract.LAW
     ledger = Ledger(exclusive)
     noise = SeededNoise(case.request, case.pyramid, case.V, case.at, ledger)
     subject.decode(case, noise=noise)
@@ -171,5 +170,5 @@ LAWS = (
     Law("randomness.addresses", "Every scale is decided by numbers of its own; under contract B they have one reader.",
         ("decode", "noise"), addresses),
     Law("randomness.rule", "Every token is the race of its own row under the numbers of its own address.",
-        ("decode", "draw", "filter_logits"), rule, (TOKEN_IDENTICAL,)),
+        ("decode", "draw", "filter_logits"), rule, Contract.TOKENS),
 )  # fmt: skip

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from harness.laws.case import Case
-from harness.laws.law import DISTRIBUTION, TOKEN_IDENTICAL, Law, Subject, require
+from harness.laws.law import Law, Subject, require
+from harness.protocol.contract import Contract
+from harness.protocol.request import Request
 from harness.reference import sequential
-from harness.request import Request
 
-CLAIMS = (TOKEN_IDENTICAL, DISTRIBUTION)
 Variants = Callable[[Request], list[Request]]
 
 # Under contract B an image is another draw of the same law, and one image may well stay as it was. Of this many, of
@@ -28,7 +28,7 @@ def _changes(subject: Subject, case: Case, word: str, variants: Variants) -> boo
     Under contract A the images are the reference's; under contract B see `IMAGES`.
     """
     labels = case.labels
-    if subject.decoder(case).contract != TOKEN_IDENTICAL:
+    if subject.decoder(case).contract != Contract.TOKENS:
         # one generator for the batch, since a generator an image costs more than the decode; few scales
         labels, case = (labels * IMAGES)[:IMAGES], replace(case, order="batch", patch_nums=case.patch_nums[:3])
     models, request = case.models, replace(case.request, labels=labels)
@@ -86,11 +86,11 @@ def images(subject: Subject, case: Case) -> bool:
 
 
 LAWS = (
-    Law("sensitivity.seed", "The seed changes the image.", ("decode", "noise"), seed, CLAIMS),
-    Law("sensitivity.label", "The label changes the image.", ("decode", "condition"), label, CLAIMS),
-    Law("sensitivity.cfg", "The guidance value changes the image.", ("decode", "guide"), cfg, CLAIMS),
+    Law("sensitivity.seed", "The seed changes the image.", ("decode", "noise"), seed, Contract.LAW),
+    Law("sensitivity.label", "The label changes the image.", ("decode", "condition"), label, Contract.LAW),
+    Law("sensitivity.cfg", "The guidance value changes the image.", ("decode", "guide"), cfg, Contract.LAW),
     Law("sensitivity.filters", "top_k = 1 and a tiny top_p change the image.", ("decode", "filter_logits"), filters,
-        CLAIMS),
+        Contract.LAW),
     Law("sensitivity.images", "The noise address changes the image.", ("decode", "noise"), images,
-        (TOKEN_IDENTICAL,)),
+        Contract.TOKENS),
 )  # fmt: skip

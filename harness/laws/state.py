@@ -15,9 +15,9 @@ from harness.laws.interruption import BrokenNoise, Interrupted
 from harness.laws.law import FLOAT64, Law, Subject, require, require_same, require_tokens
 from harness.laws.oracle import run_over
 from harness.laws.snapshot import Snapshot, check_snapshot, snapshot
-from harness.models.transformer import Transformer
+from harness.models.network import Network
+from harness.protocol.request import Request
 from harness.reference import latent as reference
-from harness.request import Request
 
 UPDATE = "update_state_with_accepted_tokens"
 
@@ -36,7 +36,7 @@ def sync(subject: Subject, case: Case) -> bool:
     decoded = subject.spied(case, **{UPDATE: watch}).decode(case.request, case.noise())
     require(bool(taken), "the decode never updated its state")
     models, labels_B = case.models, case.labels_B
-    networks: dict[str, Transformer] = {"draft": models.draft, "target": models.target}
+    networks: dict[str, Network] = {"draft": models.draft, "target": models.target}
     runs = {name: run_over(network, models.vae, labels_B, decoded.tokens_BL) for name, network in networks.items()}
     for k, state in enumerate(taken):
         check_snapshot(state, case, runs, decoded.tokens_BL, f"update {k}")
@@ -161,7 +161,7 @@ def exception(subject: Subject, case: Case) -> bool:
     interrupted = 0
     for k in (1, 2, case.pyramid.S):
         try:
-            decoder.decode(case.request, BrokenNoise(case.noise(), k))  # type: ignore[arg-type]
+            decoder.decode(case.request, BrokenNoise(case.noise(), k))
         except Interrupted:
             interrupted += 1
         got = decoder.decode(case.request, case.noise())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models.quantizer import Quantizer
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 
 GROUPS, GN_EPS = 32, 1e-6
 Shapes = dict[str, tuple[int, ...]]

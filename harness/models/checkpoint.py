@@ -22,8 +22,9 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
-from harness.models.transformer import Transformer, TransformerConfig
-from harness.pyramid import KNOWN_PYRAMIDS, ScalePyramid
+from harness.models.network import TransformerConfig
+from harness.models.transformer import Transformer
+from harness.protocol.pyramid import KNOWN_PYRAMIDS, ScalePyramid
 
 Shape = tuple[int, ...]
 HEAD_DIM = 64  # of a published transformer without l2-norm, whose head count no tensor tells

@@ -15,11 +15,12 @@ from harness.errors import InputError, NonFiniteError
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder
 from harness.models.checkpoint import load_autoencoder, load_transformer
-from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, is_random_law, random_weights
+from harness.models.network import Network
+from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
 from harness.models.transformer import Transformer
-from harness.pyramid import ScalePyramid
-
-RANDOM = "(random weights)"
+from harness.protocol.noise import SeededNoise
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,17 @@ class ModelPair:
         target: decides.
         vae: turns tokens into f_hat and f_hat into pixels, for both.
         name: for reports.
+        random: the weights of all three are those of `random_pair`; error budgets then hold for the law, not the draw.
 
     Raises:
         InputError: patch_nums, V, C or classes differ.
     """
 
-    draft: Transformer
-    target: Transformer
+    draft: Network
+    target: Network
     vae: Autoencoder
     name: str = "custom"
+    random: bool = False
 
     def __post_init__(self) -> None:
         draft, target = self.draft.config, self.target.config
@@ -70,6 +73,10 @@ class ModelPair:
     def device(self) -> torch.device:
         """Where the target lives."""
         return self.target.device
+
+    def noise(self, request: Request) -> SeededNoise:
+        """Return fresh numbers for one run of `request` on these networks."""
+        return SeededNoise(request, self.pyramid, self.target.config.V, self.device)
 
     def to(
         self, device: torch.device | str, dtype: torch.dtype = torch.float32, draft_dtype: torch.dtype | None = None
@@ -134,15 +141,7 @@ def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) ->
         for k, word in enumerate(words)
     )
     vae = random_weights(autoencoder.parameter_shapes(PUBLISHED_VAE), seed + 2, device)
-    return ModelPair(draft, target, Autoencoder(PUBLISHED_VAE, vae), f"{name} {RANDOM}")
-
-
-def is_random_pair(models: ModelPair) -> bool:
-    """Tell whether a pair is one of `random_pair`, its target and VQ-VAE still with weights of that law."""
-    if not models.name.endswith(RANDOM):
-        return False
-    target = is_random_law(models.target.weights, transformer.parameter_shapes(models.target.config))
-    return target and is_random_law(models.vae.weights, autoencoder.parameter_shapes(models.vae.config))
+    return ModelPair(draft, target, Autoencoder(PUBLISHED_VAE, vae), f"{name} (random weights)", random=True)
 
 
 def load_pair(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 
 RESIDUAL_RATIO = 0.5
 

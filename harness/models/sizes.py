@@ -6,15 +6,14 @@ Promise: `PUBLISHED` has exactly the parameter counts of the spec page (§2); we
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harness.models.autoencoder import AutoencoderConfig
-from harness.models.transformer import TransformerConfig
-from harness.pyramid import PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
+from harness.models.network import TransformerConfig
+from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
 
 CLASSES, V, C = 1000, 4096, 32
 
@@ -55,15 +54,6 @@ def random_weights(
         + (math.log(4) if name.endswith("scale_mul_1H11") else 0.0)
         for name, shape in sorted(shapes.items())
     }
-
-
-def is_random_law(weights: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Tell whether every tensor's spread is that of `random_weights`, six standard errors and bfloat16 allowed for."""
-    for name, shape in shapes.items():
-        spread = float(weights[name].double().std(correction=0)) * math.sqrt(_random_fan(name, shape))
-        if abs(spread - 1) > 6 / math.sqrt(2 * math.prod(shape)) + 2.0**-8:
-            return False
-    return True
 
 
 def filled_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Table-driven networks with known laws, for laws that run in milliseconds through the production decoder.
 
-Promise: a `ToyTransformer` answers to everything that the samplers ask of a `Transformer` (embeddings, condition,
-cache, mask, hidden, logits), and its logits at a position are exactly
+Promise: a `ToyTransformer` is a `Network`, whose logits at a position are exactly
 
     table[label, position] + mean over the visible positions of their inputs · mix
 
@@ -13,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig, parameter_shapes
+from harness.models.network import Cache, Condition, TransformerConfig
 from harness.models.pair import ModelPair
 from harness.models.sizes import random_weights
-from harness.models.transformer import Cache, Condition, Transformer, TransformerConfig
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 
 CHANNELS = 2
 NEVER = -1e4  # a logit whose probability is exactly 0 in float64, and finite, so that guidance does not make NaN of it
@@ -69,6 +67,10 @@ class ToyTransformer:
     def lvl_SD(self) -> Tensor:
         """One-hot scale."""
         return self.weights["lvl"]
+
+    def bytes(self) -> int:
+        """Return how much memory the tables fill."""
+        return sum(weight.numel() * weight.element_size() for weight in self.weights.values())
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ToyTransformer:
         """Return a copy on `device` in `dtype`."""
@@ -123,9 +125,8 @@ def toy_autoencoder(V: int, seed: int = 0) -> Autoencoder:
 
 
 def as_pair(draft: ToyTransformer, target: ToyTransformer, name: str = "toy") -> ModelPair:
-    """Return two toy networks and a tiny VQ-VAE as a pair, which asks of its networks only what the toys offer."""
-    vae = toy_autoencoder(target.config.V)
-    return ModelPair(cast(Transformer, draft), cast(Transformer, target), vae, name)
+    """Return two toy networks and a tiny VQ-VAE as a pair."""
+    return ModelPair(draft, target, toy_autoencoder(target.config.V), name)
 
 
 def toy_pair(pyramid: ScalePyramid, V: int, seed: int, apart: float = 1.0, classes: int = 2) -> ModelPair:

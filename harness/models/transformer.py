@@ -12,57 +12,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.pyramid import ScalePyramid
+from harness.models.network import Cache, Condition, TransformerConfig
+from harness.protocol.pyramid import ScalePyramid
 
 LN_EPS = 1e-6
 MAX_SCALE_MUL = math.log(100)
 MIN_NORM = 1e-12  # below it a query or key is not brought to its length
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes of one transformer, in the letters of the spec page; `classes` excludes the unconditional class."""
-
-    pyramid: ScalePyramid
-    depth: int
-    D: int
-    H: int
-    V: int
-    C: int
-    classes: int
-    shared_adaln: bool = False
-    l2_norm: bool = True
-
-
-class Cache(Protocol):
-    """Where keys and values of earlier positions live."""
-
-    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one step's keys and values; return those of all positions so far, (R,H,K+n,c) each."""
-        ...
-
-
-@dataclass(frozen=True)
-class Condition:
-    """All that depends on the label: six (R,1,D) vectors a block, two for the head, and the class embedding.
-
-    The scales of the modulated layer norms are kept as 1 + scale, the factor that every pass multiplies with.
-    """
-
-    cond_RD: Tensor
-    blocks: tuple[tuple[Tensor, ...], ...]
-    head: tuple[Tensor, Tensor]
-
-    def rows(self, rows: Tensor) -> Condition:
-        """Return the condition of the guidance rows `rows` (int64 indices into R)."""
-        blocks = tuple(tuple(vector[rows] for vector in block) for block in self.blocks)
-        return Condition(self.cond_RD[rows], blocks, (self.head[0][rows], self.head[1][rows]))
 
 
 def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from harness.mutants.mutant import Mutant, parts, policy, wrapped
-from harness.noise import CORRECT, SeededNoise
-from harness.request import Request
+from harness.protocol.contract import Contract
+from harness.protocol.noise import CORRECT, SeededNoise
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import Parts
-from harness.speculative.policies import LAW
 from harness.speculative.rules import accept_by_rate, is_own_draw, race
 from harness.speculative.sampler import SpeculativeDecoder
-from harness.trace import Trace
 
 
 def _judged(change: Callable[[Acceptance, Proposal], Acceptance]) -> Callable[[Policy], Policy]:
@@ -61,7 +61,7 @@ def by_rate(true: Policy) -> Policy:
 
 def shared_noise(true: Policy) -> Policy:
     """Draft and target race under the same numbers, and u < target/draft decides between the two tokens."""
-    if true.contract != LAW:
+    if true.contract != Contract.LAW:
         return true
 
     def propose(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
@@ -76,7 +76,7 @@ def shared_noise(true: Policy) -> Policy:
 
 def sharp_bonus(true: Policy) -> Policy:
     """Draw a bonus scale from the squared probabilities."""
-    if true.contract != LAW:
+    if true.contract != Contract.LAW:
         return true
     return replace(true, extend=lambda used, probs_bnV, window: race(used, probs_bnV * probs_bnV, window))
 

@@ -7,18 +7,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness.implementations import Implementation, Settings
 from harness.models.pair import ModelPair
 from harness.mutants.mutant import Mutant, Tampered, asked_for, parts, policy, production, wrapped
-from harness.noise import SeededNoise
-from harness.request import Request
+from harness.protocol.contract import Contract
+from harness.protocol.decoder import Implementation, Settings
+from harness.protocol.noise import SeededNoise
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.cache import CacheWindow, KVCache
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.parts import Parts
-from harness.speculative.policies import LAW
 from harness.speculative.sampler import SpeculativeDecoder
-from harness.trace import Trace
 
 
 class SharedLength:
@@ -73,13 +73,13 @@ def average(true: Policy) -> Policy:
 
 def neighbours_numbers(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Give every image the numbers of the one before it, under contract B: the law is still right."""
-    if decoder.contract != LAW:
+    if decoder.contract != Contract.LAW:
         return decoder.decode(request, noise)
 
     def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
         return numbers.roll(1, 0)
 
-    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+    return decoder.decode(request, Tampered(noise, change))
 
 
 def growing_batch(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
@@ -88,7 +88,7 @@ def growing_batch(decoder: SpeculativeDecoder, request: Request, noise: SeededNo
     def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
         return numbers.roll(request.B - 1, 1)
 
-    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+    return decoder.decode(request, Tampered(noise, change))
 
 
 SHARED_LENGTH = Mutant(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.mutants.mutant import Mutant, parts
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import guidance
 
 

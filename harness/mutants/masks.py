@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.mutants.mutant import Mutant, parts
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import masks
 
 

@@ -12,15 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.implementations import Factory, Implementation, Settings
 from harness.models.pair import ModelPair
-from harness.noise import Noise, SeededNoise
-from harness.request import Request
+from harness.protocol.decoder import Implementation, Settings
+from harness.protocol.noise import Noise, SeededNoise
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.runs.factory import Factory
 from harness.speculative.accept import Policy
 from harness.speculative.parts import PARTS
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from harness.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Wrapped:
         """As the decoder claims."""
         return self.inner.contract
 
-    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+    def decode(self, request: Request, noise: Noise) -> Trace:
         """Decode with the bug."""
         return self.around(self.inner, request, noise)
 

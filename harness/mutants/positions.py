@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.models.transformer import Condition, Transformer
+from harness.models.network import Condition, Network
 from harness.mutants.mutant import Mutant, parts
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import query
 
 
-def _terms(network: Transformer, begin: int, n: int) -> Tensor:
+def _terms(network: Network, begin: int, n: int) -> Tensor:
     """Level and position embedding of n rows from position `begin` on."""
     levels_L = torch.tensor(network.pyramid.levels(), device=network.device)
     return network.lvl_SD[levels_L[begin : begin + n]] + network.pos_LD[begin : begin + n]
 
 
-def offset(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+def offset(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Place every window behind the first at the positions of one scale earlier."""
     x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
     if first == 0:
@@ -29,7 +29,7 @@ def offset(network: Transformer, condition: Condition, raw_BnC: Tensor, first: i
     return x_RnD - own_nD + wrong_nD
 
 
-def first_level(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+def first_level(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Give every row the level of the window's first scale."""
     x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
     levels_n = torch.tensor(network.pyramid.levels(), device=network.device)
@@ -37,14 +37,14 @@ def first_level(network: Transformer, condition: Condition, raw_BnC: Tensor, fir
     return x_RnD - network.lvl_SD[levels_n] + network.lvl_SD[first]
 
 
-def half(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+def half(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Leave the position term out of the unconditional rows."""
     x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
     terms_nD = _terms(network, network.pyramid.begin(first), x_RnD.shape[1])
     return torch.cat((x_RnD[: len(x_RnD) // 2], x_RnD[len(x_RnD) // 2 :] - terms_nD))
 
 
-def zero_leaks(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+def zero_leaks(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Add the raw input of position 0, which has none; zero in a decode, whatever the buffer held elsewhere."""
     x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
     if first == 0:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from harness.mutants.mutant import Mutant, Tampered, parts, wrapped
-from harness.noise import SeededNoise
-from harness.request import Request
+from harness.protocol.noise import SeededNoise
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 from harness.speculative import draw
 from harness.speculative.sampler import SpeculativeDecoder
-from harness.trace import Trace
 
 
 def redrawn(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
@@ -24,7 +24,7 @@ def redrawn(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -
     def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
         return other.exponential(si, stream, reader) if reader == "target" and si else E_BlV
 
-    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+    return decoder.decode(request, Tampered(noise, change))
 
 
 def wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
@@ -36,7 +36,7 @@ def wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNois
         before = noise.exponential(si - 1, stream, reader)
         return before.repeat(1, -(-E_BlV.shape[1] // before.shape[1]), 1)[:, : E_BlV.shape[1]]
 
-    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+    return decoder.decode(request, Tampered(noise, change))
 
 
 def call_order(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
@@ -45,7 +45,7 @@ def call_order(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise
     def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
         return E_BlV.roll(len(noise.ledger.readers), -1)
 
-    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+    return decoder.decode(request, Tampered(noise, change))
 
 
 def consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
@@ -55,7 +55,7 @@ def consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) 
     def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
         return numbers.roll(read, -1)
 
-    return decoder.decode(request, Tampered(noise, change))  # type: ignore[arg-type]
+    return decoder.decode(request, Tampered(noise, change))
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class Instead:
 
 def first_again(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Decide the last scale by the numbers of the first."""
-    return decoder.decode(request, Instead(noise, lambda true, *at: true.exponential(0, *at)))  # type: ignore[arg-type]
+    return decoder.decode(request, Instead(noise, lambda true, *at: true.exponential(0, *at)))
 
 
 def greedy_last(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Decide the last scale without numbers: equal ones leave the most likely token."""
     ones = torch.ones(request.B, 1, decoder.models.target.config.V, device=decoder.models.device)
-    return decoder.decode(request, Instead(noise, lambda *at: ones))  # type: ignore[arg-type]
+    return decoder.decode(request, Instead(noise, lambda *at: ones))
 
 
 def sorted_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:

@@ -7,18 +7,18 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.implementations import Implementation, Settings
+from harness.models.network import Network
 from harness.models.pair import ModelPair
-from harness.models.transformer import Transformer
 from harness.mutants.mutant import Mutant, asked_for, parts, production
-from harness.noise import SeededNoise
-from harness.pyramid import ScalePyramid
-from harness.request import Request
+from harness.protocol.decoder import Implementation, Settings
+from harness.protocol.noise import Noise
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 from harness.speculative import latent
 from harness.speculative.cache import CacheWindow, KVCache
 from harness.speculative.sampler import SpeculativeDecoder
 from harness.speculative.state import update_state_with_accepted_tokens
-from harness.trace import Trace
 
 
 def twice(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
@@ -82,7 +82,7 @@ class RolledForward(KVCache):
 class Stale(KVCache):
     """Forget to overwrite: a slot keeps what a rejected scale wrote into it."""
 
-    def __init__(self, network: Transformer, B: int) -> None:
+    def __init__(self, network: Network, B: int) -> None:
         super().__init__(network, B)
         self.written = [0] * B
 
@@ -126,10 +126,10 @@ class Reused:
         """As the decoder claims."""
         return self.inner.contract
 
-    def _cache(self, network: Transformer, B: int) -> KVCache:
+    def _cache(self, network: Network, B: int) -> KVCache:
         return self.kept.setdefault((id(network), B), KVCache(network, B))
 
-    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+    def decode(self, request: Request, noise: Noise) -> Trace:
         """Decode, then empty the caches."""
         trace = self.inner.decode(request, noise)
         for cache in self.kept.values():
@@ -149,7 +149,7 @@ class SharedBuffers:
         """As the decoder claims."""
         return self.inner.contract
 
-    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+    def decode(self, request: Request, noise: Noise) -> Trace:
         """Decode into buffers that the trace before still holds."""
         trace = self.inner.decode(request, noise)
         tokens_BL, f_hat = self.buffers.setdefault(request.B, (trace.tokens_BL.clone(), trace.f_hat_BCPP.clone()))

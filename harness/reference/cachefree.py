@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from harness.models.autoencoder import Autoencoder
-from harness.models.transformer import Condition, Transformer
-from harness.noise import SeededNoise
+from harness.models.network import Condition, Network
+from harness.protocol.noise import Noise
+from harness.protocol.request import Request
 from harness.reference.guidance import guide
 from harness.reference.latent import accumulate, next_input
 from harness.reference.masks import block_causal
 from harness.reference.sequential import GrowingCache, choose, guidance_labels, scale_input
-from harness.request import Request
 
 
 @torch.inference_mode()
-def sample(network: Transformer, vae: Autoencoder, request: Request, noise: SeededNoise) -> Tensor:
+def sample(network: Network, vae: Autoencoder, request: Request, noise: Noise) -> Tensor:
     """Return tokens_BL of a free run. Arguments as `sequential.sample`; `more_smooth` is not offered."""
     pyramid = network.pyramid
     request.check_against(network.config.classes, network.config.V)
@@ -34,7 +34,7 @@ def sample(network: Transformer, vae: Autoencoder, request: Request, noise: Seed
 
 @torch.inference_mode()
 def teacher_forced(
-    network: Transformer, vae: Autoencoder, cfg: float, labels_B: Tensor, tokens_BL: Tensor, scales: int
+    network: Network, vae: Autoencoder, cfg: float, labels_B: Tensor, tokens_BL: Tensor, scales: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the first `scales` scales in one masked pass, each from the given tokens of the scales before it.
 
@@ -61,7 +61,7 @@ def teacher_forced(
 
 
 def prefix_inputs(
-    network: Transformer, vae: Autoencoder, condition: Condition, tokens_BL: Tensor, scales: int
+    network: Network, vae: Autoencoder, condition: Condition, tokens_BL: Tensor, scales: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the inputs x_RlD of scales 0..scales-1 and f_hat after each scale but the last (zeros first)."""
     pyramid, config = network.pyramid, network.config

@@ -12,16 +12,16 @@ import torch
 
 from harness.errors import InputError
 from harness.models.pair import ModelPair
+from harness.protocol.request import Request
 from harness.reference.cachefree import teacher_forced
 from harness.reference.draw import filter_logits
-from harness.request import Request
 
 MOST = 1 << 20
-Law = dict[tuple[int, ...], float]
+JointLaw = dict[tuple[int, ...], float]
 
 
 @torch.inference_mode()
-def joint_law(models: ModelPair, request: Request) -> Law:
+def joint_law(models: ModelPair, request: Request) -> JointLaw:
     """Return the probability of every token sequence (L tokens) under sequential target decoding.
 
     Args:
@@ -38,7 +38,7 @@ def joint_law(models: ModelPair, request: Request) -> Law:
         raise InputError("labels", request.labels, "must name exactly one image", "pass one label")
     if V**pyramid.L > MOST:
         raise InputError("patch_nums", pyramid.patch_nums, f"has more than {MOST} outcomes at V={V}", "make it smaller")
-    law: Law = {(): 1.0}
+    law: JointLaw = {(): 1.0}
     for si in pyramid:
         prefixes = list(law)
         tokens_BL = torch.zeros(len(prefixes), pyramid.L, dtype=torch.int64)
@@ -46,7 +46,7 @@ def joint_law(models: ModelPair, request: Request) -> Law:
         labels_B = torch.full((len(prefixes),), request.labels[0])
         _, guided_BnV, _ = teacher_forced(models.target, models.vae, request.cfg, labels_B, tokens_BL, si + 1)
         probs_BlV = filter_logits(guided_BnV[:, pyramid.span(si)], request.top_k, request.top_p).softmax(-1)
-        longer: Law = {}
+        longer: JointLaw = {}
         for prefix, probs_lV in zip(prefixes, probs_BlV.tolist(), strict=True):
             # tokens of one scale are independent given the earlier scales
             choices = [[(v, p) for v, p in enumerate(probs_V) if p > 0] for probs_V in probs_lV]
@@ -59,6 +59,6 @@ def joint_law(models: ModelPair, request: Request) -> Law:
     return law
 
 
-def distance(actual: Law, expected: Law) -> float:
+def distance(actual: JointLaw, expected: JointLaw) -> float:
     """Return the largest difference of the probability of any one outcome."""
     return max(abs(actual.get(k, 0.0) - expected.get(k, 0.0)) for k in actual.keys() | expected.keys())

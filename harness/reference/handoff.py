@@ -17,19 +17,18 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models.autoencoder import Autoencoder
+from harness.models.network import Condition, Network
 from harness.models.pair import ModelPair
-from harness.models.transformer import Condition, Transformer
-from harness.noise import SMOOTH, SeededNoise
+from harness.protocol.noise import SMOOTH, Noise
+from harness.protocol.request import Request
+from harness.protocol.trace import Intermediates, Trace
 from harness.reference.draw import smooth_codes
 from harness.reference.guidance import guide
 from harness.reference.latent import accumulate, next_input
 from harness.reference.masks import HAND_OFF_MASKS, hand_off_mask
 from harness.reference.sequential import GrowingCache, choose, guidance_labels, scale_input
-from harness.request import Request
-from harness.trace import Intermediates, Trace
 
-Mode = Literal["recorded", "corrected"]
+HandOffMode = Literal["recorded", "corrected"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class HandOff:
 
     entry: int
     sd_mask: int = 0
-    mode: Mode = "corrected"
+    mode: HandOffMode = "corrected"
 
     def __post_init__(self) -> None:
         if self.entry < 0:
@@ -74,12 +73,12 @@ class _Made:
 class _Side:
     """One network with the conditions of its rows and a cache of its own."""
 
-    network: Transformer
+    network: Network
     condition: Condition
     cache: GrowingCache
 
     @classmethod
-    def begin(cls, network: Transformer, labels_B: Tensor) -> _Side:
+    def begin(cls, network: Network, labels_B: Tensor) -> _Side:
         condition = network.condition(guidance_labels(labels_B, network.config.classes))
         return cls(network, condition, GrowingCache())
 
@@ -93,7 +92,7 @@ class _Side:
 
 @torch.inference_mode()
 def sample(
-    models: ModelPair, request: Request, noise: SeededNoise, hand_off: HandOff, forced_BL: Tensor | None = None
+    models: ModelPair, request: Request, noise: Noise, hand_off: HandOff, forced_BL: Tensor | None = None
 ) -> Trace:
     """Draw a batch of images, the first scales by the draft, the rest by the target.
 
@@ -125,7 +124,7 @@ def sample(
             made.rows.append(_entry_rows(target, made.x, hand_off))
         else:
             made.rows.append(target.rows(made.x[si]))
-        _finish_scale(models.vae, request, noise, made, forced_BL)
+        _finish_scale(models, request, noise, made, forced_BL)
         if si + 1 < pyramid.S:
             raw_BlC = next_input(made.f_hat[si], si + 1, pyramid)
     return _trace(models, request, made, hand_off, time.perf_counter() - start)
@@ -143,11 +142,9 @@ def _entry_rows(target: _Side, x: list[Tensor], hand_off: HandOff) -> Tensor:
     return network.logits(hidden_RnD[:, network.pyramid.span(entry)], target.condition)
 
 
-def _finish_scale(
-    vae: Autoencoder, request: Request, noise: SeededNoise, made: _Made, forced_BL: Tensor | None
-) -> None:
+def _finish_scale(models: ModelPair, request: Request, noise: Noise, made: _Made, forced_BL: Tensor | None) -> None:
     """Guide, filter, draw and accumulate the scale whose rows came last. Effects: on `made`."""
-    pyramid, si = noise.pyramid, len(made.rows) - 1
+    pyramid, vae, si = models.pyramid, models.vae, len(made.rows) - 1
     guided_BlV = guide(made.rows[si], request.cfg, si, pyramid.S)
     filtered_BlV, idx_Bl = choose(guided_BlV, request, noise, si)
     if request.more_smooth:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 
 HAND_OFF_MASKS = range(6)  # sd_mask; 0 feeds no prefix and has no mask
 

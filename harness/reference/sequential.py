@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from harness.models.autoencoder import Autoencoder
-from harness.models.transformer import Condition, Transformer
-from harness.noise import SMOOTH, TOKEN, SeededNoise
+from harness.models.network import Condition, Network
+from harness.protocol.noise import SMOOTH, TOKEN, Noise
+from harness.protocol.request import Request
+from harness.protocol.trace import Intermediates, Trace
 from harness.reference.draw import draw, filter_logits, smooth_codes
 from harness.reference.guidance import guide
 from harness.reference.latent import accumulate, next_input
-from harness.request import Request
-from harness.trace import Intermediates, Trace
 
 
 class GrowingCache:
@@ -40,7 +40,7 @@ def guidance_labels(labels_B: Tensor, classes: int) -> Tensor:
     return torch.cat((labels_B, torch.full_like(labels_B, classes)))
 
 
-def scale_input(network: Transformer, condition: Condition, raw_BlC: Tensor | None, si: int) -> Tensor:
+def scale_input(network: Network, condition: Condition, raw_BlC: Tensor | None, si: int) -> Tensor:
     """Return the network's input x_RlD of scale `si` (spec §4).
 
     Args:
@@ -59,10 +59,10 @@ def scale_input(network: Transformer, condition: Condition, raw_BlC: Tensor | No
 
 @torch.inference_mode()
 def sample(
-    network: Transformer,
+    network: Network,
     vae: Autoencoder,
     request: Request,
-    noise: SeededNoise,
+    noise: Noise,
     forced_BL: Tensor | None = None,
     greedy: bool = False,
 ) -> Trace:
@@ -128,9 +128,7 @@ def sample(
     )
 
 
-def choose(
-    guided_BlV: Tensor, request: Request, noise: SeededNoise, si: int, greedy: bool = False
-) -> tuple[Tensor, Tensor]:
+def choose(guided_BlV: Tensor, request: Request, noise: Noise, si: int, greedy: bool = False) -> tuple[Tensor, Tensor]:
     """Filter and draw one scale; return the filtered logits and idx_Bl. Draws: stream TOKEN of `si`, unless greedy."""
     filtered_BlV = filter_logits(guided_BlV, request.top_k, request.top_p)
     if greedy:

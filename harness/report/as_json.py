@@ -6,9 +6,9 @@ import math
 from itertools import chain
 
 from harness.files import compact
-from harness.precision import precision
 from harness.provenance import versions
-from harness.verification import SettingResult, Verification
+from harness.rounding.precision import precision
+from harness.runs.verification import SettingResult, Verification
 
 
 def as_json(result: Verification) -> bytes:

@@ -13,9 +13,9 @@ from rich.table import Table
 from harness.files import compact
 from harness.golden.diff import Change
 from harness.golden.result import CaseResult, FileResult, totals
-from harness.precision import precision
+from harness.judge.verdict import worst
 from harness.provenance import versions
-from harness.verification import worst
+from harness.rounding.precision import precision
 
 SHOWN = 5  # defects of one case; the JSON file has more
 LISTED = 50

@@ -6,8 +6,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from harness.verdict import Verdict
-from harness.verification import SettingResult, Verification
+from harness.judge.verdict import Verdict
+from harness.runs.verification import SettingResult, Verification
 
 COLOURS = {
     Verdict.IDENTICAL: "green",

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from harness.noise import Noise
-from harness.pyramid import ScalePyramid
+from harness.protocol.contract import Contract
+from harness.protocol.noise import Noise
+from harness.protocol.pyramid import ScalePyramid
 from harness.speculative.state import pick
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Policy:
     """
 
     name: str
-    contract: str
+    contract: Contract
     propose: Callable[[Parts, Tensor, Window], Tensor]
     accept: Callable[[Parts, Proposal, Tensor, Window], Acceptance]
     extend: Callable[[Parts, Tensor, Window], Tensor]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.models.transformer import Transformer
+from harness.models.network import Network
 
 
 class KVCache:
@@ -20,7 +20,7 @@ class KVCache:
         B: images.
     """
 
-    def __init__(self, network: Transformer, B: int) -> None:
+    def __init__(self, network: Network, B: int) -> None:
         config = network.config
         shape = (config.depth, 2, 2 * B, config.H, config.pyramid.L, config.D // config.H)
         self.kv = torch.zeros(shape, device=network.device, dtype=network.dtype)

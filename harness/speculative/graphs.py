@@ -18,9 +18,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from harness.models.network import Network
 from harness.models.pair import ModelPair
-from harness.models.transformer import Transformer
-from harness.noise import Noise
+from harness.protocol.noise import Noise
 from harness.speculative.buffers import Buffers
 from harness.speculative.cache import KVCache
 
@@ -122,7 +122,7 @@ class Workspace:
         new_cache: makes a KV cache for a network and a batch size.
     """
 
-    def __init__(self, models: ModelPair, B: int, new_cache: Callable[[Transformer, int], KVCache]) -> None:
+    def __init__(self, models: ModelPair, B: int, new_cache: Callable[[Network, int], KVCache]) -> None:
         self.caches = {"draft": new_cache(models.draft, B), "target": new_cache(models.target, B)}
         self.buffers = Buffers.new(models, B)
         self.labels_R = torch.empty(2 * B, dtype=torch.int64, device=models.device)

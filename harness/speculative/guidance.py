@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 
 
 @cache  # never emptied, since a recorded pass keeps the address; a few KiB an entry

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.models.quantizer import Quantizer
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 
 
 def accumulate(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Quantizer, pyramid: ScalePyramid) -> Tensor:

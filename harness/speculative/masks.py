@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 
 
 @lru_cache(maxsize=256)  # a window's mask is read in every round; tensors are shared, so callers must not write

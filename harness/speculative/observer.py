@@ -18,8 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from harness.files import write_whole
+from harness.models.network import Network
 from harness.models.pair import ModelPair
-from harness.models.transformer import Transformer
 from harness.speculative.cache import KVCache
 from harness.speculative.parts import Parts
 
@@ -80,7 +80,7 @@ class Observer:
 
     def watch(self, models: ModelPair, parts: Parts) -> tuple[ModelPair, Parts]:
         """Return the same networks and parts, observed."""
-        sides = {side: cast(Transformer, _Watched(getattr(models, side), side, self)) for side in ("draft", "target")}
+        sides = {side: cast(Network, _Watched(getattr(models, side), side, self)) for side in ("draft", "target")}
         watched = {part.name: self._around(part.name, getattr(parts, part.name)) for part in fields(parts)}
         return replace(models, **sides), replace(parts, **watched)  # type: ignore[arg-type]
 
@@ -140,7 +140,7 @@ class Observer:
 class _Watched:
     """A network whose passes are observed; everything else is the network's own."""
 
-    def __init__(self, network: Transformer, side: str, observer: Observer) -> None:
+    def __init__(self, network: Network, side: str, observer: Observer) -> None:
         self.network, self.side = network, side
         self._observer = observer
         self.condition = self._on_this_side("condition")

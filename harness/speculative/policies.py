@@ -27,6 +27,7 @@ import sys
 from functools import partial
 
 from harness.errors import InputError
+from harness.protocol.contract import Contract
 from harness.speculative.accept import Policy
 from harness.speculative.rules import (
     Test,
@@ -42,22 +43,20 @@ from harness.speculative.rules import (
     race_alone,
 )
 
-TOKENS, LAW, QUALITY = "token-identical", "distribution-identical", "quality-preserving"
-CONTRACTS = {"A": TOKENS, "B": LAW, "C": QUALITY}
 NAMES = ("coupled", "greedy", "rejection", "match", "coupled-match", "topk-match", "kl", "handoff", "collaborative")
 PARTIAL = "+partial"
 DIGITS = 9  # of a whole number; no pyramid or codebook has more
 
 COUPLED = Policy(
-    "coupled", TOKENS, race, partial(accept_equal, choose=race), race,
+    "coupled", Contract.TOKENS, race, partial(accept_equal, choose=race), race,
     reason="it keeps only tokens that are the target's own draws",
 )  # fmt: skip
 GREEDY = Policy(
-    "greedy", TOKENS, most_likely, partial(accept_equal, choose=most_likely), most_likely, greedy=True,
+    "greedy", Contract.TOKENS, most_likely, partial(accept_equal, choose=most_likely), most_likely, greedy=True,
     reason="it keeps only the target's most likely tokens",
 )  # fmt: skip
 REJECTION = Policy(
-    "rejection", LAW, race_alone, accept_rejection, race,
+    "rejection", Contract.LAW, race_alone, accept_rejection, race,
     reason="it draws from the target's law with numbers of its own, so the tokens are not the sequential ones",
 )  # fmt: skip
 
@@ -77,11 +76,8 @@ def parse(text: str, contract: str = "") -> Policy:
     token_level = body != text
     name, *values = body.split(":")
     policy = _build(text, name, values, token_level)
-    wanted = CONTRACTS.get(contract, contract)
-    if wanted and wanted not in CONTRACTS.values():
-        raise InputError("contract", contract, "must be A, B or C", "drop it to take the policy's own")
-    if wanted and wanted != policy.contract:
-        letter = next(key for key, value in CONTRACTS.items() if value == policy.contract)
+    if contract and Contract.of(contract) is not policy.contract:
+        letter = policy.contract.letter
         rule = f"policy {text} claims contract {letter} ({policy.contract}) alone: {policy.reason}"
         raise InputError("contract", contract, rule, f"pass --contract {letter} or another --policy")
     return policy
@@ -108,17 +104,19 @@ def _build(text: str, name: str, values: list[str], token_level: bool) -> Policy
     _expect(text, values, 1, "kl:0.1" if name == "kl" else f"{name}:3")
     if name == "kl":
         accept = partial(accept_by_kl, rule=(_number(text, "BOUND", values[0]), token_level))
-        return Policy(text, QUALITY, race, accept, race, reason="it keeps the tokens of laws that are merely near")
+        return Policy(
+            text, Contract.QUALITY, race, accept, race, reason="it keeps the tokens of laws that are merely near"
+        )
     entry = _integer(text, "ENTRY", values[0], 0)
     trusted = (0, entry) if name == "handoff" else (entry, sys.maxsize)
     reason = "the draft decides some scales alone"
-    return Policy(text, QUALITY, race, COUPLED.accept, race, trusted=trusted, entry=entry, reason=reason)
+    return Policy(text, Contract.QUALITY, race, COUPLED.accept, race, trusted=trusted, entry=entry, reason=reason)
 
 
 def _by_rate(text: str, test: Test, rate: float, token_level: bool, top: int = 1) -> Policy:
     accept = partial(accept_by_rate, rule=(test, rate, token_level))
     reason = "it keeps drafted tokens that the target would not have drawn"
-    return Policy(text, QUALITY, race, accept, race, top=top, reason=reason)
+    return Policy(text, Contract.QUALITY, race, accept, race, top=top, reason=reason)
 
 
 def _expect(text: str, values: list[str], count: int | tuple[int, ...], example: str) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.models.transformer import Condition, Transformer
+from harness.models.network import Condition, Network
 
 
-def build_combined_query(network: Transformer, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+def build_combined_query(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Return x_RnD of scales `first`..`last`.
 
     Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from harness.noise import ACCEPT, CORRECT, DRAFT, TOKEN
+from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN
 from harness.speculative.accept import Acceptance, Proposal, Window
 
 if TYPE_CHECKING:

@@ -17,19 +17,20 @@ from torch import Tensor
 
 from harness.errors import InputError, NonFiniteError
 from harness.models.pair import ModelPair
-from harness.noise import ExclusiveNoise, SeededNoise
-from harness.pyramid import ScalePyramid
-from harness.request import Request
+from harness.protocol.contract import Contract
+from harness.protocol.noise import ExclusiveNoise, Noise
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+from harness.protocol.trace import Round, Trace
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.draft import draft_generate_batch
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.graphs import Workspace
 from harness.speculative.observer import Observer
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.policies import COUPLED, LAW, check_against
+from harness.speculative.policies import COUPLED, check_against
 from harness.speculative.state import DecodeState
 from harness.speculative.verify import Step, Verified, keep_intermediates, target_verify_batch
-from harness.trace import Round, Trace
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class SpeculativeDecoder:
         self.workspaces: dict[int, Workspace] = {}
 
     @property
-    def contract(self) -> str:
+    def contract(self) -> Contract:
         """What this decoder claims (design §1)."""
         return self.options.policy.contract
 
@@ -94,20 +95,20 @@ class SpeculativeDecoder:
         return self.workspaces[B]
 
     @torch.inference_mode()
-    def begin(self, request: Request, noise: SeededNoise) -> DecodeState:
+    def begin(self, request: Request, noise: Noise) -> DecodeState:
         """Return the state in front of the first round. Arguments and errors as `decode`."""
         request.check_against(self.models.target.config.classes, self.models.target.config.V)
         if request.more_smooth:
             raise InputError("more_smooth", True, "cannot be speculated: f_hat is no function of the tokens", "drop it")
         keep = self.options.keep_intermediates
         workspace = self._workspace(request.B) if self.options.graphs else None
-        numbers = ExclusiveNoise(noise) if self.contract == LAW else noise
+        numbers = ExclusiveNoise(noise) if self.contract == Contract.LAW else noise
         state = DecodeState.begin(self.models, request, numbers, self.parts, keep, workspace)
         state.draft_lens = [self.length.begin()] * request.B
         return state
 
     @torch.inference_mode()
-    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+    def decode(self, request: Request, noise: Noise) -> Trace:
         """Draw a batch of images.
 
         Args:

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from harness.models.autoencoder import Autoencoder
+from harness.models.network import Condition, Network
 from harness.models.pair import ModelPair
-from harness.models.transformer import Condition, Transformer
-from harness.noise import Noise
-from harness.pyramid import ScalePyramid
-from harness.request import Request
+from harness.protocol.noise import Noise
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+from harness.protocol.trace import Intermediates, Round
 from harness.speculative.buffers import Buffers
 from harness.speculative.cache import KVCache
 from harness.speculative.graphs import Eager, Launcher, Workspace
-from harness.trace import Intermediates, Round
 
 if TYPE_CHECKING:
     from harness.speculative.parts import Parts
@@ -46,7 +46,7 @@ class Side:
     """One network in one decode: its guidance rows' labels, its cache and what it was asked to compute."""
 
     name: str
-    network: Transformer
+    network: Network
     labels_R: Tensor
     cache: KVCache
     launcher: Launcher
@@ -131,7 +131,7 @@ class DecodeState:
             noise = workspace.numbers.begin(noise)
             labels_R = workspace.labels_R.copy_(labels_R)
 
-        def side(name: str, network: Transformer) -> Side:
+        def side(name: str, network: Network) -> Side:
             cache = workspace.caches[name] if workspace else parts.new_cache(network, B)
             return Side(name, network, labels_R, cache, launcher, [0] * B, [0] * B)
 

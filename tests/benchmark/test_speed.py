@@ -8,14 +8,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.calibration import budget_for
-from harness.differential import judge, new_noise
+from harness.judge.decode import judge
+from harness.judge.evidence import Evidence
 from harness.models.pair import ModelPair, load_digits
+from harness.protocol.contract import Contract
+from harness.protocol.request import Request
 from harness.reference import sequential
-from harness.request import Request
+from harness.rounding.stored import budget_for
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from harness.unclaimed import TOKEN_IDENTICAL, judge_unclaimed
 
 POLICIES = ("coupled", "coupled-match:0.5", "match:0.5", "handoff:5", "collaborative:5")
 DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -31,17 +32,17 @@ def models(request: pytest.FixtureRequest) -> ModelPair:
 def check(models: ModelPair, request: Request, policy: str) -> None:
     """Judge the decoder that is timed: every token under contract A, structure and tensors under C."""
     decoder = SpeculativeDecoder(models, Options(5, policy=parse(policy)))
-    actual = decoder.decode(request, new_noise(models, request))
-    expected = sequential.sample(models.target, models.vae, request, new_noise(models, request))
-    by = judge if decoder.contract == TOKEN_IDENTICAL else judge_unclaimed
-    judgement = by(models, request, actual, expected, budget_for(models, request))
+    actual = decoder.decode(request, models.noise(request))
+    expected = sequential.sample(models.target, models.vae, request, models.noise(request))
+    evidence = Evidence(models, request, actual, expected, budget_for(models, request))
+    judgement = judge(evidence, Contract.of(decoder.contract))
     assert judgement.verdict.exit_status == 0, judgement.defects[:1]
 
 
 @pytest.mark.parametrize("B", [1, 8])
 def test_sequential(models: ModelPair, B: int, benchmark) -> None:
     request = Request(tuple(k % 10 for k in range(B)), 0)
-    benchmark(lambda: sequential.sample(models.target, models.vae, request, new_noise(models, request)))
+    benchmark(lambda: sequential.sample(models.target, models.vae, request, models.noise(request)))
 
 
 @pytest.mark.parametrize("B", [1, 8])
@@ -50,5 +51,5 @@ def test_speculative(models: ModelPair, policy: str, B: int, benchmark) -> None:
     request = Request(tuple(k % 10 for k in range(B)), 0)
     check(models, request, policy)
     decoder = SpeculativeDecoder(models, Options(5, policy=parse(policy), keep_intermediates=False))
-    trace = benchmark(lambda: decoder.decode(request, new_noise(models, request)))
+    trace = benchmark(lambda: decoder.decode(request, models.noise(request)))
     assert bool((trace.scale_writes_BS == 1).all())

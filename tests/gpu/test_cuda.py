@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.calibration import SHIPPED, errors, load, measure, mode_of
-from harness.differential import new_noise
-from harness.implementations import Settings, speculative
+from harness.judge.verdict import Verdict
 from harness.models.pair import ModelPair, load_digits
 from harness.mutants.catalogue import MUTANTS
-from harness.precision import set_precision
-from harness.request import Request
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.rounding.precision import set_precision
+from harness.rounding.stored import SHIPPED, errors, load, measure, mode_of
+from harness.runs.verification import verify
+from harness.speculative.build import build_decoder
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from harness.verdict import Verdict
-from harness.verification import verify
 from tests import planted
 from tests.helpers import RECORDED, command, recorded
 
@@ -64,7 +64,7 @@ def test_the_widest_tolerance_of_the_recordings_is_tight(
 
 
 def test_the_decoder_is_right_in_every_mode(mode: ModelPair) -> None:
-    result = verify(mode, speculative, [Settings(1), Settings(3), Settings(10, bonus=True)], [REQUEST])
+    result = verify(mode, build_decoder, [Settings(1), Settings(3), Settings(10, bonus=True)], [REQUEST])
     assert result.verdict in (Verdict.IDENTICAL, Verdict.TIE), result.first_divergence
     assert [setting.total("draws") for setting in result.settings] == [3 * 680] * 3
 
@@ -85,7 +85,7 @@ def test_planted_bugs_are_caught_in_every_mode(name: str, mode: ModelPair) -> No
 
 def test_repeated_decodes_are_bit_equal(mode: ModelPair) -> None:
     decoder = SpeculativeDecoder(mode, Options(5))
-    first, second = (decoder.decode(REQUEST, new_noise(mode, REQUEST)) for _ in range(2))
+    first, second = (decoder.decode(REQUEST, mode.noise(REQUEST)) for _ in range(2))
     assert torch.equal(first.tokens_BL, second.tokens_BL)
     assert torch.equal(first.f_hat_BCPP, second.f_hat_BCPP)
 
@@ -96,9 +96,9 @@ def test_graphs_change_nothing(mode: ModelPair, bonus: bool, policy: str) -> Non
     eager = SpeculativeDecoder(mode, Options(5, bonus, parse(policy)))
     graphed = SpeculativeDecoder(mode, Options(5, bonus, parse(policy), graphs=True))
     requests = [REQUEST, replace(REQUEST, seed=9), Request((4,), 2), replace(REQUEST, cfg=4.0, top_k=50), REQUEST]
-    expected = [eager.decode(request, new_noise(mode, request)) for request in requests]
+    expected = [eager.decode(request, mode.noise(request)) for request in requests]
     # all traces are kept: a later decode must not write into an earlier one's tensors
-    actual = [graphed.decode(request, new_noise(mode, request)) for request in requests]
+    actual = [graphed.decode(request, mode.noise(request)) for request in requests]
     for a, b in zip(actual, expected, strict=True):
         assert torch.equal(a.tokens_BL, b.tokens_BL)
         assert torch.equal(a.f_hat_BCPP, b.f_hat_BCPP)
@@ -111,7 +111,7 @@ def test_graphs_change_nothing(mode: ModelPair, bonus: bool, policy: str) -> Non
 def test_a_draft_of_another_dtype_changes_no_token() -> None:
     set_precision(False)
     models = load_digits().to(torch.device("cuda"), torch.float32, torch.bfloat16)
-    verdict = verify(models, speculative, [Settings(3), Settings(9, bonus=True)], [REQUEST]).verdict
+    verdict = verify(models, build_decoder, [Settings(3), Settings(9, bonus=True)], [REQUEST]).verdict
     assert verdict in (Verdict.IDENTICAL, Verdict.TIE)
 
 

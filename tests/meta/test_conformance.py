@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import InputError
-from harness.implementations import Settings
+from harness.judge.verdict import Verdict
 from harness.laws import LAWS, Case, Report, Subject, Violation, check, run_conformance
 from harness.laws.case import CHOICES, SMALL
 from harness.laws.conformance import cases
 from harness.models.pair import ModelPair
-from harness.verdict import Verdict
+from harness.protocol.decoder import Settings
 from tests.naive import Naive, WithParts, naive, with_parts
 
 # quick on a decoder without a cache; tests/property runs all of them on the shipped one

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.implementations import Settings, speculative
 from harness.laws import Case, Subject
 from harness.laws.acceptance import ALARM, DRAWS, distribution_case
 from harness.laws.goodness_of_fit import chi_square, p_value, sequences, target_law
 from harness.models.pair import ModelPair
 from harness.mutants.acceptance import FROM_TARGET, SHARED_NOISE
+from harness.protocol.decoder import Settings
+from harness.speculative.build import build_decoder
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
@@ -35,7 +36,7 @@ def images(law_N: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def test_the_law_is_that_of_the_sequential_sampler():
     law_N = target_law(CASE)
     assert float(law_N.sum()) == pytest.approx(1, abs=1e-12)
-    drawn = Subject(speculative).decode(CASE, request=CASE.request).tokens_BL
+    drawn = Subject(build_decoder).decode(CASE, request=CASE.request).tokens_BL
     assert p_value(drawn, law_N, 3) > ALARM
 
 

@@ -10,13 +10,13 @@ import torch
 from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
-from harness.implementations import speculative
 from harness.laws import Case, Subject
 from harness.laws.case import CHOICES, SMALL
 from harness.models.pair import ModelPair
-from harness.pyramid import PATCH_NUMS_256, ScalePyramid
-from harness.request import Request
-from harness.trace import Trace
+from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.speculative.build import build_decoder
 from tests.property.strategies import acceptance_patterns, cases, networks, pyramids, requests, small_cases
 
 ENOUGH = 0.15
@@ -38,7 +38,7 @@ def sample(strategy: st.SearchStrategy, count: int) -> list:
 
 @pytest.fixture(scope="module")
 def decodes() -> list[tuple[Case, Trace]]:
-    subject = Subject(speculative)
+    subject = Subject(build_decoder)
     return [(case, subject.decode(case)) for case in sample(small_cases, 200)]
 
 

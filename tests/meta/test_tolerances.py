@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.implementations import speculative
 from harness.laws import Subject
 from harness.laws.conformance import cases
 from harness.laws.law import FLOAT64, Broken, require_same
 from harness.laws.masks import SEEN, UNSEEN
 from harness.laws.oracle import run_over
+from harness.speculative.build import build_decoder
 
 
 def distances() -> list[float]:
     """Return how far the decoder's logits and f_hat are from a sequential run over its tokens, case by case."""
     found = []
     for case in [case.wide() for case in cases(30, seed=5)]:
-        decoded = Subject(speculative).decode(case)
+        decoded = Subject(build_decoder).decode(case)
         run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
         assert decoded.intermediates is not None
         pairs = (

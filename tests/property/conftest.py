@@ -11,8 +11,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, reject, settings
 
 from harness.errors import InputError
-from harness.implementations import DEFAULT, load_factory
 from harness.laws import Case, Law, NotOffered, Subject
+from harness.runs.factory import DEFAULT, load_factory
 from tests.property.strategies import cases
 
 # print_blob and the case in the message: a failure prints what replays it. No deadline: a shared machine is slow at

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from harness.laws import Case
 from harness.laws.case import CHOICES, PYRAMIDS
 from harness.models.pair import ModelPair
-from harness.request import Request
+from harness.protocol.request import Request
 
 pyramids = st.sampled_from(PYRAMIDS)
 draft_qualities = st.sampled_from(CHOICES["draft"])

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from harness.laws import Law, masks
 from harness.laws.case import SMALL
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 from harness.reference.masks import hand_off_mask
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 
 from harness.laws import Law, positions
-from harness.pyramid import ScalePyramid
+from harness.protocol.pyramid import ScalePyramid
 from tests.property.strategies import pyramids
 
 

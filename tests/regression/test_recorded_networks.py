@@ -11,9 +11,10 @@ from torch import Tensor
 
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder
+from harness.models.network import TransformerConfig
 from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, count, fill_bits, filled_weights
-from harness.models.transformer import Transformer, TransformerConfig
-from harness.pyramid import ScalePyramid
+from harness.models.transformer import Transformer
+from harness.protocol.pyramid import ScalePyramid
 from harness.reference.cachefree import prefix_inputs
 from harness.reference.latent import accumulate
 from harness.reference.masks import block_causal

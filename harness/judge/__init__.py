@@ -1,0 +1,1 @@
+"""The judgement on decodes: form, tokens and ties, tensors and components, distances."""

@@ -1,0 +1,44 @@
+"""What a judgement is made from: one decode beside the reference's, and how far rounding may part them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from harness.models.pair import ModelPair
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.reference import sequential
+from harness.rounding.budget import Budget
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One decode and its oracle.
+
+    Args:
+        models: as both sides used them.
+        request: what was drawn.
+        actual: the decoder's trace.
+        expected: the reference's under the same noise; a free run until `along` replaces it.
+        budget: how far rounding may move logits and f_hat, for this request.
+        greedy: both sides take the most likely token in place of a draw.
+        unverified: by image, scales without a target pass, which have no target tensors to check (contract C).
+    """
+
+    models: ModelPair
+    request: Request
+    actual: Trace
+    expected: Trace
+    budget: Budget
+    greedy: bool = False
+    unverified: tuple[frozenset[int], ...] = ()
+
+    def along(self) -> Evidence:
+        """Return the evidence with the reference run along the decoder's own tokens.
+
+        `expected.tokens_BL` are then what the reference draws on the decoder's prefix: one tie does not cascade.
+        """
+        models, request = self.models, self.request
+        forced_BL = self.actual.tokens_BL
+        run = sequential.sample(models.target, models.vae, request, models.noise(request), forced_BL, self.greedy)
+        return replace(self, expected=run)

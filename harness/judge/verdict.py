@@ -1,0 +1,141 @@
+"""IDENTICAL, TIE, CONSISTENT, DEFECT or INCONCLUSIVE: the records of a judgement.
+
+Promise: no computation here but of which verdict outranks which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """The answers; the exit status of the command line follows from them.
+
+    CONSISTENT is all that one run can say of a decoder that does not claim the tokens themselves: its structure is
+    whole, and its tensors are the target's on its own tokens.
+    """
+
+    IDENTICAL = "IDENTICAL"
+    TIE = "TIE"
+    CONSISTENT = "CONSISTENT"
+    DEFECT = "DEFECT"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+    @property
+    def exit_status(self) -> int:
+        """0 the claim holds, 1 a defect, 3 inconclusive (design §7)."""
+        return {"IDENTICAL": 0, "TIE": 0, "CONSISTENT": 0, "DEFECT": 1, "INCONCLUSIVE": 3}[self.value]
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the worst verdict: DEFECT, then INCONCLUSIVE (also for none), then CONSISTENT, TIE, IDENTICAL."""
+    order = (Verdict.DEFECT, Verdict.INCONCLUSIVE, Verdict.CONSISTENT, Verdict.TIE, Verdict.IDENTICAL)
+    return next((verdict for verdict in order if verdict in verdicts), Verdict.INCONCLUSIVE)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a decoder first goes wrong, or a token that is not the reference's.
+
+    Args:
+        component: the part it points to, e.g. ``positions``.
+        detail: one clause on why.
+        seed: of the request.
+        image: index in the batch.
+        label: of the image.
+        scale: scale index; -1 where no scale is concerned.
+        position: absolute position, 0..L-1; -1 where none is concerned.
+        actual: the decoder's token; -1 where none is concerned.
+        expected: the reference's token on the same prefix.
+        margin: by how much the decoder's token loses the float64 race, log scale; NaN where not raced.
+        bound: largest margin that rounding explains.
+        delta_logits: largest |Δ guided logits| against the reference at that position; NaN where not exposed.
+        delta_f_hat: largest |Δ f_hat| after that scale; NaN where not exposed.
+    """
+
+    component: str
+    detail: str
+    seed: int
+    image: int = -1
+    label: int = -1
+    scale: int = -1
+    position: int = -1
+    actual: int = -1
+    expected: int = -1
+    margin: float = float("nan")
+    bound: float = float("nan")
+    delta_logits: float = float("nan")
+    delta_f_hat: float = float("nan")
+
+    def __str__(self) -> str:
+        where = f"seed {self.seed}"
+        for word, value in (("image", self.image), ("label", self.label), ("scale", self.scale)):
+            where += f", {word} {value}" if value >= 0 else ""
+        if self.position >= 0:
+            where += f", position {self.position}: token {self.actual}, expected {self.expected}"
+        if not math.isnan(self.margin):
+            where += f", margin {self.margin:.3g} (bound {self.bound:.3g})"
+        for word, delta in (("|Δlogits|", self.delta_logits), ("|Δf_hat|", self.delta_f_hat)):
+            where += "" if math.isnan(delta) else f", {word} {delta:.3g}"
+        return f"component {self.component} ({self.detail}) at {where}"
+
+    def as_dict(self) -> dict[str, object]:
+        """Return plain values for JSON, where NaN and an infinite margin become null."""
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far an image is from the sequential one of the same seed; measured, never judged.
+
+    Args:
+        tokens: share of tokens that differ.
+        f_hat: mean absolute difference of the final f_hat.
+        pixels: mean absolute difference of the images, in [0, 1].
+    """
+
+    tokens: float
+    f_hat: float
+    pixels: float
+
+
+@dataclass
+class Judgement:
+    """The judgement on one decode.
+
+    Args:
+        images: number of images.
+        draws: tokens compared.
+        identical: tokens equal to the reference's draw on the same prefix.
+        ties: certified ones.
+        defects: everything else, in causal order; the first one is where to look.
+        inconclusive: reasons why the run proves nothing; empty in a good run.
+        claims_tokens: True under contract A; otherwise `identical` is a measurement, and no token a defect.
+        distances: of every image, where tokens are not claimed.
+    """
+
+    images: int
+    draws: int = 0
+    identical: int = 0
+    ties: list[Divergence] = field(default_factory=list)
+    defects: list[Divergence] = field(default_factory=list)
+    inconclusive: list[str] = field(default_factory=list)
+    claims_tokens: bool = True
+    distances: list[Distance] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """DEFECT over INCONCLUSIVE over TIE over IDENTICAL; nothing compared is INCONCLUSIVE."""
+        if self.defects:
+            return Verdict.DEFECT
+        if self.inconclusive or self.draws == 0:
+            return Verdict.INCONCLUSIVE
+        if not self.claims_tokens:
+            return Verdict.CONSISTENT
+        return Verdict.TIE if self.ties else Verdict.IDENTICAL

@@ -1,0 +1,50 @@
+"""What a decoder under test must offer, and how it is told to speculate.
+
+Promise: anything with `contract` and `decode(request, noise) -> Trace` can be judged. `tokens_BL`, `f_hat_BCPP` and
+`scale_writes_BS` are indispensable; the more of the trace is filled in, the closer the harness can point at a mistake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from harness.protocol.noise import Noise
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a decoder should speculate: what a factory gets besides the models.
+
+    Args:
+        draft_len: scales proposed per round: a number, or the text of another rule (`speculative.draft_length`).
+        bonus: submit the scale behind the drafted ones too.
+        policy: coupling and acceptance rule, as on the command line.
+    """
+
+    draft_len: int | str = 5
+    bonus: bool = False
+    policy: str = "coupled"
+
+    @property
+    def greedy(self) -> bool:
+        """True when the oracle takes the most likely token in place of a draw."""
+        return self.policy == "greedy"
+
+    def __str__(self) -> str:
+        return f"{self.policy} draft_len={self.draft_len}{' bonus' if self.bonus else ''}"
+
+
+class Implementation(Protocol):
+    """A decoder under test."""
+
+    @property
+    def contract(self) -> str:
+        """What it claims: the name of a `Contract`, e.g. ``token-identical``."""
+        ...
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        """Draw a batch; all randomness comes from `noise`, read as "draft" and "target"."""
+        ...

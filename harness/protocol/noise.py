@@ -1,0 +1,204 @@
+"""All randomness of a run, addressed by (seed, image, scale, stream).
+
+Promise: a number depends on its address alone. Any scale may be read in any order and as often as needed, and always
+gives the same numbers, because the generator's state in front of every scale is kept; a ledger tells who read what.
+
+A categorical draw is an exponential race, ``argmax(probs / E)`` with E ~ Exp(1): E never depends on the logits, so the
+draft, the target and the reference that read the same address meet the same numbers (spec §7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from harness.errors import NoiseError
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+
+TOKEN = "token"  # E of the token draw, read by draft, target and reference alike
+SMOOTH = "smooth"  # E' of `more_smooth`
+DRAFT = "draft"  # E of a draft that must be independent of the target (contract B)
+ACCEPT = "accept"  # u of an acceptance test (contract B)
+CORRECT = "correct"  # E of a draw from the residual (contract B)
+
+
+class Noise(Protocol):
+    """What a sampler may ask for. `reader` is a word for the ledger: "draft", "target", "reference", …"""
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_BlV ~ Exp(1), float32, of scale `si`; the caller must not write into it."""
+        ...
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl in [0, 1), float32, of scale `si`; the caller must not write into it."""
+        ...
+
+    def labels(self, classes: int) -> Tensor:
+        """Return int64 labels_B."""
+        ...
+
+
+class Ledger:
+    """Remember who read which address; refuse a second reader where numbers must be independent.
+
+    Args:
+        exclusive: True under contract B: an address belongs to its first reader.
+    """
+
+    def __init__(self, exclusive: bool = False) -> None:
+        self.exclusive = exclusive
+        self.readers: dict[tuple[int, str], list[str]] = {}
+
+    def enter(self, si: int, stream: str, reader: str) -> None:
+        """Note one reading.
+
+        Raises:
+            NoiseError: the ledger is exclusive and somebody else read this address before.
+        """
+        readers = self.readers.setdefault((si, stream), [])
+        if self.exclusive and readers and reader not in readers:
+            raise NoiseError(
+                f"reader={reader}: the numbers of scale {si}, stream {stream} belong to {readers[0]}; "
+                "under contract B every consumer reads a stream of its own"
+            )
+        if reader not in readers:
+            readers.append(reader)
+
+
+class ExclusiveNoise:
+    """Another source of numbers behind an exclusive ledger: what contract B reads through.
+
+    Args:
+        noise: where the numbers come from.
+
+    Raises:
+        NoiseError: on reading, when another consumer read the same address before.
+    """
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise, self.ledger = noise, Ledger(exclusive=True)
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_BlV of scale `si`. Effects: an entry in both ledgers."""
+        self.ledger.enter(si, stream, reader)
+        return self.noise.exponential(si, stream, reader)
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl of scale `si`. Effects: an entry in both ledgers."""
+        self.ledger.enter(si, stream, reader)
+        return self.noise.uniform(si, stream, reader)
+
+    def labels(self, classes: int) -> Tensor:
+        """Return int64 labels_B."""
+        return self.noise.labels(classes)
+
+
+class SeededNoise:
+    """Numbers from PyTorch generators on the device of the models.
+
+    Args:
+        request: gives seed, image addresses and the order: "batch" is the published one (one generator through
+            E₀, [E'₀,] E₁, [E'₁,] …, each E one (B·l, V) tensor), "image" gives every image generators of its own.
+        pyramid: scales.
+        V: codebook size.
+        device: where the generators live; CPU and CUDA give different numbers.
+        ledger: who read what; a new one by default.
+
+    Effects: draws from generators of its own, never from the global one. Keeps what was drawn, B·L·V floats a stream.
+    Source: spec §7.
+    """
+
+    def __init__(
+        self, request: Request, pyramid: ScalePyramid, V: int, device: torch.device, ledger: Ledger | None = None
+    ) -> None:
+        self.request, self.pyramid, self.V, self.device = request, pyramid, V, device
+        self.ledger = ledger or Ledger()
+        self._chains: dict[tuple[int, str], _Chain] = {}
+        self._kept: dict[tuple[int, str], Tensor] = {}
+        self._labels: Tensor | None = None
+
+    def labels(self, classes: int) -> Tensor:
+        """Return labels_B: those of the request, or drawn first of all from the batch's generator (spec §7)."""
+        if self.request.labels is not None:
+            return torch.tensor(self.request.labels, device=self.device)
+        if self._labels is None:
+            if self._chains:
+                raise NoiseError("labels=None: labels are drawn before any scale is read; ask for them first")
+            chain = self._batch_chain(TOKEN)
+            uniform_1C = torch.full((1, classes), 1.0 / classes, device=self.device)
+            drawn_1B = torch.multinomial(uniform_1C, self.request.B, replacement=True, generator=chain.generator)
+            self._labels = drawn_1B.reshape(self.request.B)
+            chain.states = [chain.generator.get_state()]
+        return self._labels
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_BlV ~ Exp(1), float32, of scale `si`. Effects: one entry in the ledger."""
+        self.ledger.enter(si, stream, reader)
+        if (si, stream) not in self._kept:
+            self._kept[si, stream] = self._draw(si, stream)
+        return self._kept[si, stream]
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl in [0, 1), float32, of scale `si`. Effects: one entry in the ledger."""
+        return self.exponential(si, stream, reader)[..., 0]
+
+    def _draw(self, si: int, stream: str) -> Tensor:
+        B, l = self.request.B, self.pyramid.tokens(si)
+        width = 1 if stream == ACCEPT else self.V
+        if self.request.order == "batch":
+            # spec §7: one whole (B·l, V) tensor a scale, in scale order
+            return self._batch_chain(stream).read(si, stream, B).view(B, l, width)
+        rows = [self._image_chain(image, stream).read(si, stream, 1) for image in self.request.image_ids]
+        return torch.stack(rows).view(B, l, width)
+
+    def _batch_chain(self, stream: str) -> _Chain:
+        published = stream in (TOKEN, SMOOTH)
+        key = (-1, TOKEN if published else stream)
+        if key not in self._chains:
+            seed = self.request.seed if published else derive_seed(self.request.seed, -1, stream)
+            streams = ((TOKEN, SMOOTH) if self.request.more_smooth else (TOKEN,)) if published else (stream,)
+            self._chains[key] = _Chain(self, seed, streams)
+        return self._chains[key]
+
+    def _image_chain(self, image: int, stream: str) -> _Chain:
+        key = (image, stream)
+        if key not in self._chains:
+            self._chains[key] = _Chain(self, derive_seed(self.request.seed, image, stream), (stream,))
+        return self._chains[key]
+
+
+class _Chain:
+    """One generator walked through its addresses in order, with the state in front of each kept."""
+
+    def __init__(self, noise: SeededNoise, seed: int, streams: tuple[str, ...]) -> None:
+        self.pyramid, self.V, self.device = noise.pyramid, noise.V, noise.device
+        self.addresses = [(si, stream) for si in noise.pyramid for stream in streams]
+        self.generator = torch.Generator(device=noise.device)
+        self.generator.manual_seed(seed)
+        self.states = [self.generator.get_state()]
+
+    def read(self, si: int, stream: str, count: int) -> Tensor:
+        wanted = self.addresses.index((si, stream))
+        for index in range(min(wanted, len(self.states) - 1), wanted + 1):
+            self.generator.set_state(self.states[index])
+            numbers = self._next(index, count)
+            if index + 1 == len(self.states):
+                self.states.append(self.generator.get_state())
+        return numbers
+
+    def _next(self, index: int, count: int) -> Tensor:
+        si, stream = self.addresses[index]
+        rows = count * self.pyramid.tokens(si)
+        if stream == ACCEPT:
+            return torch.rand(rows, 1, device=self.device, generator=self.generator)
+        return torch.empty(rows, self.V, device=self.device).exponential_(1, generator=self.generator)
+
+
+def derive_seed(seed: int, image: int, stream: str) -> int:
+    """Mix an address into the 63-bit seed of a stream of its own (BLAKE2b, so that near addresses share nothing)."""
+    digest = hashlib.blake2b(f"{seed}/{image}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

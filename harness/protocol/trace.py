@@ -1,0 +1,126 @@
+"""What one decode did, as raw records. No judgement here.
+
+Promise: a trace is complete (every position of every image was written exactly once) or `check_complete` says what is
+missing. Buffers are indexed by absolute position, so the traces of different decoders line up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from harness.protocol.pyramid import ScalePyramid
+
+
+@dataclass(frozen=True)
+class Round:
+    """One draft-then-verify turn of one image.
+
+    Args:
+        first: scale that the round began at.
+        drafted: scales proposed.
+        accepted: drafted scales kept whole.
+        corrected: True when the first imperfect scale was replaced and is final.
+        bonus: True when the pass also finished the scale after the last drafted one.
+        accepted_tokens: drafted tokens kept, those in a corrected scale included.
+        corrected_tokens: drafted tokens replaced.
+        bonus_tokens: tokens finished that were never drafted.
+        target_rows: positions that the target computed for this image; 0 where the draft decided alone.
+        draft_rows: positions that the draft computed for this image.
+        target_cache: positions in the target's cache after the round.
+        draft_cache: positions in the draft's cache after the round.
+    """
+
+    first: int
+    drafted: int
+    accepted: int
+    corrected: bool
+    bonus: bool
+    accepted_tokens: int
+    corrected_tokens: int
+    bonus_tokens: int
+    target_rows: int
+    draft_rows: int = 0
+    target_cache: int = 0
+    draft_cache: int = 0
+
+    @property
+    def finished(self) -> int:
+        """Scales that are final after this round and were not before."""
+        return self.accepted + self.corrected + self.bonus
+
+
+@dataclass
+class Intermediates:
+    """Named tensors of the pass that made each position final; what a defect is traced with.
+
+    Args:
+        x_RLD: network inputs, position term included.
+        rows_RLV: logits of the guidance rows.
+        guided_BLV: logits after guidance, before the filter.
+        f_hat_SBCPP: f_hat after every scale.
+    """
+
+    x_RLD: Tensor
+    rows_RLV: Tensor
+    guided_BLV: Tensor
+    f_hat_SBCPP: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        return {
+            "x_RLD": self.x_RLD,
+            "rows_RLV": self.rows_RLV,
+            "guided_BLV": self.guided_BLV,
+            "f_hat_SBCPP": self.f_hat_SBCPP,
+        }
+
+
+@dataclass
+class Trace:
+    """What one decode did.
+
+    Args:
+        tokens_BL: int64 tokens of all scales, in order.
+        f_hat_BCPP: final latent map.
+        scale_writes_BS: how often each scale of each image was made final; all ones in a correct decode.
+        rounds: of every image, in order; empty for a sequential decoder.
+        target_calls: target forward passes of every image.
+        target_rows: positions that the target computed, of every image.
+        draft_calls: draft forward passes of every image.
+        draft_rows: positions that the draft computed, of every image.
+        intermediates: named tensors, where the decoder exposes them.
+        seconds: wall time of the decode.
+        cache_bytes: bytes held by each network's cache, "draft" and "target".
+        peak_bytes: high-water mark after the decode: of the device's allocator on CUDA, of the process on CPU.
+    """
+
+    tokens_BL: Tensor
+    f_hat_BCPP: Tensor
+    scale_writes_BS: Tensor
+    rounds: list[list[Round]] = field(default_factory=list)
+    target_calls: list[int] = field(default_factory=list)
+    target_rows: list[int] = field(default_factory=list)
+    draft_calls: list[int] = field(default_factory=list)
+    draft_rows: list[int] = field(default_factory=list)
+    intermediates: Intermediates | None = None
+    seconds: float = 0.0
+    cache_bytes: dict[str, int] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    def total(self, name: str) -> list[int]:
+        """Return the sum of a count of `Round`, e.g. ``accepted_tokens``, over the rounds of every image."""
+        return [sum(int(getattr(turn, name)) for turn in rounds) for rounds in self.rounds]
+
+    def scales_per_round(self) -> dict[int, int]:
+        """Return the histogram of final scales per round: scales -> rounds, over all images."""
+        return dict(sorted(Counter(turn.finished for rounds in self.rounds for turn in rounds).items()))
+
+    def missing_scales(self, pyramid: ScalePyramid) -> list[tuple[int, int]]:
+        """Return (image, scale) of every scale that was not made final exactly once."""
+        if tuple(self.scale_writes_BS.shape) != (len(self.tokens_BL), pyramid.S):
+            return [(b, si) for b in range(len(self.tokens_BL)) for si in pyramid]
+        return [(int(b), int(si)) for b, si in torch.nonzero(self.scale_writes_BS != 1).tolist()]

@@ -1,0 +1,1 @@
+"""How far rounding may move a number: measured on the plain reference, kept, and stated in every result."""

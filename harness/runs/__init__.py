@@ -1,0 +1,1 @@
+"""Where decodes happen: decoders found and built, one decode, many decodes."""

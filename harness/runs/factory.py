@@ -1,0 +1,71 @@
+"""A decoder under test: found by name, and built.
+
+Promise: what `build` returns has a known contract and a `decode`; anything else is one `InputError`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.errors import InputError
+from harness.models.pair import ModelPair
+from harness.protocol.contract import Contract
+from harness.protocol.decoder import Implementation, Settings
+
+Factory = Callable[[ModelPair, Settings], Implementation]
+
+
+DEFAULT = "harness:build_decoder"  # the harness's own
+
+
+def load_factory(name: str) -> Factory:
+    """Find a factory by ``package.module:attribute``.
+
+    Raises:
+        InputError: the name has another form, the module cannot be imported, or the attribute is not callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    example = f"pass --implementation {DEFAULT}"
+    if not module_name or not attribute or module_name.startswith("."):
+        raise InputError("implementation", name, "must read package.module:factory", example)
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a decoder in the current folder is found
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        rule = f"cannot be imported ({type(error).__name__}: {error})"
+        raise InputError("implementation", name, rule, "run where it is importable") from None
+    if not hasattr(module, attribute):
+        raise InputError("implementation", name, f"module {module_name} has no {attribute}", example)
+    factory: Factory = getattr(module, attribute)
+    if not callable(factory):
+        raise InputError("implementation", name, "must be callable as factory(models, settings)", example)
+    return factory
+
+
+def build(factory: Factory, models: ModelPair, settings: Settings) -> Implementation:
+    """Let a factory build its decoder.
+
+    Raises:
+        InputError: it refuses the settings, fails, or returns something without a known contract and `decode`.
+    """
+    name = getattr(factory, "__name__", type(factory).__name__)
+    remedy = "see docs/own-decoder.md"
+    try:
+        decoder = factory(models, settings)
+        contract, decode = getattr(decoder, "contract", None), getattr(decoder, "decode", None)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        rule = f"failed to build a decoder ({type(error).__name__}: {error})"
+        raise InputError("implementation", name, rule, remedy) from None
+    if not callable(decode):
+        rule = f"built a {type(decoder).__name__}, which has no decode(request, noise)"
+        raise InputError("implementation", name, rule, remedy)
+    if not isinstance(contract, str) or contract not in list(Contract):
+        rule = f"built a decoder that claims {contract!r}, not one of {', '.join(list(Contract))}"
+        raise InputError("implementation", name, rule, remedy)
+    return decoder

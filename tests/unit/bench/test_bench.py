@@ -1,0 +1,269 @@
+"""The speed bench: what is timed is right, the floor is counted by hand, and a scoreboard only repeats its files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from harness.bench import speed
+from harness.bench.charts import speed_up, svg
+from harness.bench.floor import Machine
+from harness.bench.imposed import imposed, parse_policy
+from harness.bench.policies import PolicyRow
+from harness.bench.scoreboard import markdown, speed_table
+from harness.bench.speed import Bench, Sequential, SpeedRow, _turns
+from harness.bench.stored import Speed, policies_document, read_policies, read_speed
+from harness.commands.scoreboard import replaced
+from harness.errors import HarnessError, InputError
+from harness.judge.verdict import Distance
+from harness.protocol.request import Request
+from harness.speculative.parts import PARTS
+from harness.speculative.sampler import Options, SpeculativeDecoder
+from tests.helpers import Layout, command, tiny
+
+MODELS = tiny(Layout((1, 2, 3)))
+MACHINE = Machine("by hand", 1e9, 1e12)
+SIDES = ("draft", "target")
+REQUESTS = [Request((0, 1), 0), Request((1, 2), 1)]
+
+
+def bench(bonus: bool = False) -> Bench:
+    return Bench(MODELS, False, 1, MACHINE, bonus)
+
+
+@pytest.mark.parametrize(("rate", "calls"), [(1.0, [1, 1]), (0.0, [3, 3])])
+def test_imposed_rates_decide_what_stands(rate: float, calls: list[int]):
+    decoder = SpeculativeDecoder(MODELS, Options(3, policy=imposed(rate)))
+    trace = decoder.decode(REQUESTS[0], MODELS.noise(REQUESTS[0]))
+    assert trace.target_calls == calls
+    assert bool((trace.scale_writes_BS == 1).all())
+
+
+def test_an_imposed_rate_is_kept_on_average():
+    policy = parse_policy("imposed:0.3")
+    decoder = SpeculativeDecoder(MODELS, Options(1, policy=policy))
+    request = Request(tuple(k % 3 for k in range(200)), 0)
+    trace = decoder.decode(request, MODELS.noise(request))
+    stood = [turn.accepted for rounds in trace.rounds for turn in rounds]
+    assert len(stood) == 600
+    assert abs(sum(stood) / 600 - 0.3) < 0.08  # four standard deviations
+
+
+@pytest.mark.parametrize("text", ["imposed", "imposed:", "imposed:2", "imposed:-1", "imposed:nan"])
+def test_a_rate_outside_its_range_is_refused(text: str):
+    with pytest.raises(InputError, match=r"policy=imposed.*RATE must be a number in \[0, 1\]; pass --policies imposed"):
+        parse_policy(text)
+
+
+def test_the_rows_measure_every_setting():
+    rows = list(bench().rows(REQUESTS, [("imposed:1", 2), ("imposed:1", 3), ("coupled", 3)]))
+    assert [(row.policy, row.draft_len, row.batch) for row in rows] == [
+        ("imposed:1", 2, 2), ("imposed:1", 3, 2), ("coupled", 3, 2),
+    ]  # fmt: skip
+    assert [row.target_calls for row in rows[:2]] == [2, 1]
+    for row in rows[:2]:
+        assert min(row.ms, row.reference_ms, row.draft_passes_ms, row.target_passes_ms, row.floor_ms) > 0
+        assert row.target.passes_ms < 2 * row.target.ms  # a part of it, and this machine is noisy
+    assert rows[0].floor_ms > rows[1].floor_ms  # two target passes read the weights twice
+
+
+@pytest.mark.parametrize("bonus", [False, True])
+@pytest.mark.parametrize("policy", ["imposed:0", "imposed:0.5", "imposed:1", "coupled", "handoff:2", "collaborative:1"])
+@pytest.mark.parametrize("draft_len", [1, 2, 3])
+def test_the_passes_of_a_decode_are_all_counted(policy: str, draft_len: int, bonus: bool):
+    pyramid = MODELS.pyramid
+    decoder = SpeculativeDecoder(MODELS, Options(draft_len, bonus, parse_policy(policy)))
+    for seed in range(4):
+        request = Request((0,), seed)
+        trace = decoder.decode(request, MODELS.noise(request))
+        turns = _turns(trace, pyramid)
+        rows = {side: sum(pyramid.end(t[3]) - pyramid.begin(t[1]) for t in turns if t[0] == side) for side in SIDES}
+        assert rows == {"draft": trace.draft_rows[0], "target": trace.target_rows[0]}
+        assert sum(side == "target" for side, *_ in turns) == trace.target_calls[0]
+        assert sum(side == "draft" for side, *_ in turns) == trace.draft_calls[0]
+
+
+def test_the_draft_catches_up_behind_a_bonus_scale():
+    decoder = SpeculativeDecoder(MODELS, Options(1, True, imposed(1.0)))
+    trace = decoder.decode(REQUESTS[0], MODELS.noise(REQUESTS[0]))
+    # drafts scale 0, finishes 0 and 1; drafts scale 2 from a cache that lacks scale 1
+    assert _turns(trace, MODELS.pyramid) == [
+        ("draft", 0, 0, 0), ("target", 0, 0, 1), ("draft", 1, 2, 2), ("target", 2, 2, 2),
+    ]  # fmt: skip
+    (row,) = bench(bonus=True).rows(REQUESTS[:1], [("imposed:1", 1)])
+    assert (row.target_calls, row.kept) == (2, 1.0)
+
+
+def test_the_share_that_stood_is_what_the_coins_came_to():
+    (row,) = bench().rows([Request((0,), seed) for seed in range(3)], [("imposed:0.5", 3)])
+    # without a bonus scale each of an image's three coins is judged once
+    assert 0 <= row.kept <= 1
+    assert row.kept * 9 == pytest.approx(round(row.kept * 9))
+
+
+def test_a_wrong_decoder_is_not_timed(monkeypatch: pytest.MonkeyPatch):
+    def doubled(*given: object) -> torch.Tensor:
+        return 2 * PARTS.guide(*given)
+
+    wrong = partial(SpeculativeDecoder, parts=replace(PARTS, guide=doubled))
+    monkeypatch.setattr(speed, "SpeculativeDecoder", wrong)
+    with pytest.raises(HarnessError, match="sequential decoding of this mode is wrong, so nothing was timed"):
+        list(bench().rows(REQUESTS, [("imposed:1", 2)]))
+
+
+def test_the_floor_is_bytes_or_operations():
+    network = MODELS.target
+    D, depth, V, C = network.config.D, network.config.depth, network.config.V, network.config.C
+    weights = 12 * depth * D * D + V * D + C * D
+    # scales 1..2 of two rows: 13 positions behind 1; 4 see 5 columns, 9 see 14
+    moved = 4 * weights + 2 * 2 * depth * D * (14 + 13) * 4 + 2 * 13 * V * 4
+    operations = 2 * 2 * 13 * weights + 4 * 2 * (4 * 5 + 9 * 14) * D * depth
+    assert Machine("m", 1.0, math.inf).pass_ms(network, 2, 1, 1, 2) == pytest.approx(1e3 * moved)
+    assert Machine("m", math.inf, 1.0).pass_ms(network, 2, 1, 1, 2) == pytest.approx(1e3 * operations)
+    # logits of scale 2 alone: the 4 positions of scale 1 have none
+    assert Machine("m", 1.0, math.inf).pass_ms(network, 2, 1, 2, 2) == pytest.approx(1e3 * (moved - 2 * 4 * V * 4))
+    fewer = operations - 2 * 2 * 4 * V * D
+    assert Machine("m", math.inf, 1.0).pass_ms(network, 2, 1, 2, 2) == pytest.approx(1e3 * fewer)
+
+
+def test_the_machine_is_measured():
+    machine = Machine.measure(torch.device("cpu"), torch.float32)
+    assert 1e8 < machine.bandwidth < 1e13
+    assert 1e8 < machine.rate < 1e15
+    assert "GB/s copied" in str(machine)
+
+
+ALONE = Sequential(100.0, 90.0, 20.0, 1000)
+FAST = SpeedRow(1, "imposed:1", 9, 150.0, ALONE, ALONE, 50.0, 20.0, 25.0, 10.0, 1.0, 1.0, 1150)
+SLOW = replace(FAST, policy="imposed:0.5", ms=80.0, draft_passes_ms=math.nan, target_calls=6.0, kept=0.375, peak=1250)
+RUN = Speed("d16-d30 (random weights)", "TF32", "bfloat16", True, True, MACHINE, [FAST, SLOW])
+DIGITS = Speed("digits", "float32", "float32", True, False, MACHINE, [replace(FAST, policy="match:0.5", draft_len=5)])
+POLICIES = [
+    PolicyRow("the draft alone", "", "", [0], [0], [5], [Distance(1.0, 0.1, 0.25)]),
+    PolicyRow("coupled", "A", "5", [8], [5], [5], [Distance(0.0, 0.0, 0.0)]),
+    PolicyRow("match:0.5", "C", "5", [4], [5], [5], [Distance(0.5, 0.1, 0.05)]),
+    PolicyRow("match:0.5", "C", "10", [3], [5], [5], [Distance(0.5, 0.1, 0.05)]),
+]
+
+
+def test_the_scoreboard_repeats_its_files():
+    lines = markdown(POLICIES, "digits", [RUN, DIGITS]).splitlines()[2:]
+    assert lines == [
+        "| d16-d30, TF32, draft bfloat16, CUDA graphs, 9 scales + bonus, 100% of scales kept | - | 1.0 | 2.00 |"
+        " +15.0% | imposed | calls, speed, memory |",
+        "| d16-d30, TF32, draft bfloat16, CUDA graphs, 9 scales + bonus, 38% of scales kept | - | 6.0 | 1.25 |"
+        " +25.0% | imposed | none |",
+        "| digits, `coupled` | A | 8.0 | - | - | 0 % | image (speed not measured) |",
+        "| digits, `match:0.5` | C | 4.0 | 2.00 | - | 20 % | calls, speed |",
+    ]
+    line = "| TF32, draft bfloat16, CUDA graphs | 1 | `imposed:1` | 100% | 9 + bonus | 150.0 | 100.0 | 100.0 | 50.0 |"
+    assert line in speed_table([RUN])
+
+
+def test_a_speed_up_that_the_passes_do_not_allow_keeps_no_promise():
+    noisy = replace(FAST, target=replace(ALONE, passes_ms=50.0))  # 2.0 measured, 1.11 allowed
+    text = markdown(POLICIES, "digits", [replace(RUN, rows=[noisy])])
+    assert "| 1.0 | 2.00 | +15.0% | imposed | calls, memory |" in text
+
+
+def test_a_policy_timed_twice_is_refused():
+    with pytest.raises(InputError, match=r"match:0.5 at draft_len 5 is timed twice on digits; name one of the files"):
+        markdown(POLICIES, "digits", [DIGITS, replace(DIGITS, graphs=False)])
+
+
+def test_the_picture_shows_speed_against_acceptance():
+    figure = speed_up([RUN, DIGITS])
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert drawn["TF32, draft bfloat16, CUDA graphs, 9 scales + bonus"] == [[0.375, 1.25], [1.0, 2.0]]
+    ElementTree.fromstring(svg(figure))
+
+
+def test_files_are_read_back_as_they_were_written(tmp_path: Path):
+    runs, policies = tmp_path / "speed-a.json", tmp_path / "policies.json"
+    runs.write_bytes(RUN.document())
+    policies.write_bytes(policies_document("digits", "cpu", POLICIES))
+    assert repr(read_speed(runs)) == repr(RUN)  # NaN is not equal to itself
+    assert repr(read_policies(policies)) == repr(("digits", POLICIES))
+    for read, wrong in ((read_speed, policies), (read_policies, runs), (read_speed, tmp_path / "none.json")):
+        with pytest.raises(InputError, match="is no file of bench"):
+            read(wrong)
+
+
+def test_the_command_writes_what_the_scoreboard_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    options = ("--policies", "imposed:1,coupled", "--draft-len", "5", "--repeats", "1", "--json", "speed-digits.json")
+    assert command(monkeypatch, "bench", *options, "--quiet") == 0
+    assert "digits on cpu, float32, kernel by kernel" in capsys.readouterr().out
+    Path("policies.json").write_bytes(policies_document("digits", "cpu", POLICIES))
+    page = Path("page.md")
+    page.write_text("a\n<!-- scoreboard: begin -->\nold\n<!-- scoreboard: end -->\nb\n")
+    options = ("--policies", "policies.json", "--into", "page.md", "--picture", "speed.svg")
+    assert command(monkeypatch, "scoreboard", *options) == 0
+    text = page.read_text()
+    assert text.startswith("a\n<!-- scoreboard: begin -->\n| decoder |")
+    assert text.endswith("\n<!-- scoreboard: end -->\nb\n")
+    assert "old" not in text
+    speed_up_cell = text.split("| digits, `coupled` | A | 8.0 | ")[1].split(" ")[0]
+    assert float(speed_up_cell) > 0
+    ElementTree.parse("speed.svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("bench", "--repeats", "0"), "repeats=0: must be at least 1"),
+        (("bench", "--batches", "0"), "batches=0: must all be at least 1"),
+        (("bench", "--policies", "imposed:3"), "policy=imposed:3: RATE must be"),
+        (("bench", "--policies", "guess"), "policy=guess: "),
+        (("bench", "--draft-len", "11"), "draft_len=11: "),
+        (("bench", "--graphs"), "graphs=True: need a CUDA device"),
+        (("bench", "--json", "nowhere/a.json"), "json=nowhere/a.json: "),
+        (("scoreboard",), "speed=: names nothing"),
+        (("scoreboard", "--speed", "none.json"), "speed=none.json: is no file of bench"),
+        (("scoreboard", "--into", "nowhere/a.md"), "into=nowhere/a.md: "),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr().err.strip()
+    assert captured.startswith(f"error: {said}")
+    assert len(captured.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_published_tables_are_those_of_the_stored_measurements():
+    root = Path(__file__).parents[3]
+    runs = [read_speed(path) for path in sorted((root / "docs/measured").glob("speed-*.json"))]
+    models, policies = read_policies(root / "docs/measured/policies.json")
+    parts = {"scoreboard": markdown(policies, models, runs), "speed": speed_table(runs)}
+    for page in (root / "README.md", root / "docs/speed.md"):
+        assert replaced(page, parts) == page.read_text(), f"run sdvar-harness scoreboard --into {page.name}"
+
+
+def test_a_page_without_markers_is_refused_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("speed-a.json").write_bytes(RUN.document())
+    Path("policies.json").write_bytes(policies_document("digits", "cpu", POLICIES))
+    Path("page.md").write_text("nothing")
+    options = ("--policies", "policies.json", "--into", "page.md", "--picture", "speed.svg")
+    assert command(monkeypatch, "scoreboard", *options) == 2
+    assert "into=page.md: must hold the lines <!-- scoreboard: begin -->" in capsys.readouterr().err
+    assert Path("page.md").read_text() == "nothing"
+    assert not Path("speed.svg").exists()

@@ -1,0 +1,135 @@
+"""The policies' bench: every image once, the yardsticks, means by hand, a table, a picture, refusals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from harness.__main__ import main
+from harness.bench.charts import policies, svg
+from harness.bench.policies import PolicyRow, batches, markdown, measure
+from harness.judge.verdict import Distance
+from harness.models.toy import toy_pair
+from harness.protocol.pyramid import ScalePyramid
+
+MODELS = toy_pair(ScalePyramid((1, 2, 3)), 6, seed=1, apart=0.2)
+BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
+SETTINGS = [("coupled", "1"), ("coupled", "3"), ("match:0", "3"), ("rejection", "3"), ("handoff:3", "3")]
+
+
+def measured(size: int) -> list[PolicyRow]:
+    return measure(MODELS, list(batches(7, size, 2, 0, 1.5)), SETTINGS)
+
+
+def test_every_image_is_measured_once_whatever_the_batch():
+    whole, parts = measured(7), measured(3)
+    assert [(row.policy, row.contract) for row in whole][:3] == [
+        ("the draft alone", ""),
+        ("another seed", ""),
+        ("coupled", "A"),
+    ]
+    for a, b in zip(whole, parts, strict=True):
+        assert len(a.distances) == len(a.target_calls) == 7
+        assert [d.tokens for d in a.distances] == [d.tokens for d in b.distances]
+        assert (a.target_calls, a.target_rows, a.draft_rows) == (b.target_calls, b.target_rows, b.draft_rows)
+        assert a.scales_per_round == b.scales_per_round
+
+
+def test_the_rows_say_what_the_policies_do():
+    draft, other, exact, longer, everything, law, handed = measured(7)
+    assert exact.target_calls == [3] * 7
+    assert exact.target_rows == [14] * 7
+    assert {d.tokens for d in exact.distances + longer.distances} == {0.0}
+    assert everything.target_calls == [1] * 7
+    assert [d.tokens for d in everything.distances] == [d.tokens for d in draft.distances]
+    assert [d.tokens for d in handed.distances] == [d.tokens for d in draft.distances]
+    assert handed.target_calls == draft.target_calls == [0] * 7
+    assert 0 < draft.mean("tokens") < other.mean("tokens") <= 1
+    assert law.mean("tokens") > draft.mean("tokens")
+    assert exact.judged == {0: 7, 1: 7, 2: 7}
+    assert sum(n * rounds for n, rounds in longer.scales_per_round.items()) == 21
+
+
+def by_hand() -> list[PolicyRow]:
+    return [
+        PolicyRow("another seed", "", "", [2], [5], [0], [Distance(0.5, 0.1, 0.25)]),
+        PolicyRow("match:0.5", "C", "2", [1, 2], [4, 6], [5, 5], [Distance(0.0, 0.0, 0.0), Distance(0.5, 0.1, 0.01)]),
+        PolicyRow("handoff:1", "C", "2", [1, 1], [4, 4], [5, 5], [Distance(0.0, 0.0, 0.0), Distance(1.0, 0.1, 0.1)]),
+        PolicyRow("handoff:2", "C", "2", [0, 0], [0, 0], [5, 5], [Distance(1.0, 0.1, 0.2)]),
+    ]
+
+
+def test_the_table_holds_the_means():
+    lines = markdown(by_hand()).splitlines()
+    assert lines[3] == "| match:0.5 | C | 2 | 1.50 | 5 | 5 | 0.250 | 0.0050 | - |"
+    assert len(lines) == 6
+    assert {line.count("|") for line in lines} == {10}
+
+
+def test_the_picture_is_one_line_a_policy_and_one_dot_a_setting():
+    figure = policies(by_hand())
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert drawn["match:0.5"] == [[1.5, 0.005]]
+    assert drawn["handoff:ENTRY"] == [[1.0, 0.05], [0.0, 0.2]]  # both hand-offs share one
+    assert [note.get_text() for note in figure.axes[0].texts] == ["another seed"]
+    assert len(drawn) == 3
+    assert svg(figure) == svg(policies(by_hand()))
+    ElementTree.fromstring(svg(figure))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["sdvar-harness", "bench-policies", *arguments])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_the_command_replaces_the_table_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page, chart, counts = tmp_path / "page.md", tmp_path / "chart.svg", tmp_path / "counts.json"
+    page.write_text(f"above\n{BEGIN}old\n{END}below\n")
+    options = ("--images", "2", "--batch", "1", "--policies", "match:0", "--once", "", "--draft-len", "10")
+    files = ("--into", str(page), "--picture", str(chart), "--json", str(counts))
+    assert run(monkeypatch, *options, *files) == 0
+    text = page.read_text()
+    assert text.startswith(f"above\n{BEGIN}2 images, cfg 1.5, digits on cpu")
+    assert text.endswith(f"{END}below\n")
+    assert "old" not in text
+    assert "| match:0 | C | 10 | 1.00 | 680 | 680 |" in text
+    ElementTree.parse(chart)
+    rows = json.loads(counts.read_text())["rows"]
+    assert [len(row["distances"]["pixels"]) for row in rows] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--images", "0"], "images=0"),
+        (["--policies", "guess"], "policy=guess"),
+        (["--policies", "coupled", "--draft-len", "11"], "draft_len=11"),
+        (["--policies", "", "--once", ""], "policies="),
+        (["--into", "PAGE"], "into=PAGE"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "--json", "counts.json", *options) == 2
+    captured = capsys.readouterr().err.strip()
+    assert captured.startswith(f"error: {said}: ")
+    assert len(captured.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bench_draws_from_no_global_generator():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    measured(7)
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,120 @@
+"""Whatever a decoder returns: a trace of another form is a defect that names the field, never a crash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.errors import InputError
+from harness.judge.form import malformed
+from harness.judge.verdict import Verdict
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.report.as_json import as_json
+from harness.runs.factory import load_factory
+from harness.runs.verification import verify
+from harness.speculative.build import build_decoder
+from tests.helpers import Layout, tiny
+
+MODELS, REQUEST = tiny(Layout((1, 2, 3))), Request((0, 1), 0)
+RIGHT = build_decoder(MODELS, Settings(2)).decode(REQUEST, MODELS.noise(REQUEST))
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "None": (None, "decode returned None, not a Trace"),
+    "a dict": ({}, "decode returned a dict, not a Trace"),
+    "list of tokens": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL.tolist()), "tokens_BL is a list, not a tensor"),
+    "no tokens": (replace(RIGHT, tokens_BL=None), "tokens_BL is None, not a tensor"),
+    "real tokens": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL.float()), "tokens_BL is torch.float32"),
+    "meta tokens": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL.to("meta")), "tokens_BL is no dense tensor"),
+    "sparse f_hat": (replace(RIGHT, f_hat_BCPP=RIGHT.f_hat_BCPP.to_sparse()), "f_hat_BCPP is no dense tensor"),
+    "numpy f_hat": (replace(RIGHT, f_hat_BCPP=np.zeros(1)), "f_hat_BCPP is a ndarray, not a tensor"),
+    "half f_hat": (replace(RIGHT, f_hat_BCPP=RIGHT.f_hat_BCPP.half()), "f_hat_BCPP is torch.float16, not"),
+    "whole f_hat": (replace(RIGHT, f_hat_BCPP=RIGHT.f_hat_BCPP.long()), "f_hat_BCPP is torch.int64"),
+    "complex f_hat": (replace(RIGHT, f_hat_BCPP=RIGHT.f_hat_BCPP.cfloat()), "f_hat_BCPP is torch.complex64"),
+    "no writes": (replace(RIGHT, scale_writes_BS=None), "scale_writes_BS is None, not a tensor"),
+    "no rounds": (replace(RIGHT, rounds=None), "rounds must be empty or a list of one list an image"),
+    "one image's rounds": (replace(RIGHT, rounds=RIGHT.rounds[:1]), "rounds must be empty or a list of one list"),
+    "rounds of numbers": (replace(RIGHT, rounds=[[1], [2]]), "rounds must hold Round records"),
+    "broken rounds": (
+        replace(RIGHT, rounds=[[replace(RIGHT.rounds[0][0], first="a")], []]), "rounds must hold Round records"
+    ),
+    "dict of intermediates": (replace(RIGHT, intermediates={}), "intermediates is a dict, not Intermediates or None"),
+    "half of the intermediates": (
+        replace(RIGHT, intermediates=replace(RIGHT.intermediates, x_RLD=None)), "intermediates.x_RLD is None"
+    ),
+    "no calls": (replace(RIGHT, target_calls=None), "target_calls must be empty or a list of one whole number"),
+    "too many calls": (replace(RIGHT, target_calls=[1, 2, 3]), "target_calls must be empty or a list of one"),
+    "negative rows": (replace(RIGHT, target_rows=[-5, 1]), "target_rows must be empty or a list of one whole number"),
+    "tensor calls": (replace(RIGHT, draft_calls=[torch.tensor(1)] * 2), "draft_calls must be empty or a list of one"),
+}  # fmt: skip
+
+
+class Returning:
+    contract = "token-identical"
+
+    def __init__(self, trace: object) -> None:
+        self.trace = trace
+
+    def decode(self, request: Request, noise: object) -> Any:
+        return self.trace
+
+
+def judged(trace: object) -> Any:
+    return verify(MODELS, lambda models, settings: Returning(trace), [Settings(2)], [REQUEST])
+
+
+def test_a_right_trace_is_well_formed():
+    assert malformed(MODELS, REQUEST, RIGHT) is None
+    assert malformed(MODELS, REQUEST, replace(RIGHT, rounds=[], target_calls=[], intermediates=None)) is None
+    assert judged(RIGHT).verdict is Verdict.IDENTICAL
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_another_form_is_a_defect_that_names_the_field(name: str):
+    trace, said = WRONG[name]
+    result = judged(trace)
+    assert result.verdict is Verdict.DEFECT
+    first = result.first_divergence
+    assert first.component == "trace"
+    assert first.detail.startswith(said)
+    assert json.loads(as_json(result))["verdict"] == "DEFECT"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("change", [torch.zeros_like, lambda f_hat: f_hat + 1e-3, lambda f_hat: f_hat.flip(0)])
+def test_a_wrong_final_f_hat_is_a_defect_whatever_else_is_shown(change: Callable[..., Any], keep: bool):
+    kept = RIGHT.intermediates if keep else None
+    result = judged(replace(RIGHT, f_hat_BCPP=change(RIGHT.f_hat_BCPP), intermediates=kept))
+    assert result.verdict is Verdict.DEFECT
+    assert result.first_divergence.component == "f_hat"
+
+
+def test_a_decoder_that_leaves_the_program_is_a_defect():
+    class Leaving(Returning):
+        def decode(self, request: Request, noise: object) -> Trace:
+            raise SystemExit(0)
+
+    result = verify(MODELS, lambda models, settings: Leaving(None), [Settings(2)], [REQUEST])
+    assert (result.verdict, result.first_divergence.component) == (Verdict.DEFECT, "crash")
+
+
+def test_a_module_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "decoder_of_this_folder.py").write_text("def factory(models, settings): ...\n")
+    (tmp_path / "module_with_a_mistake.py").write_text("1 / 0\n")
+    (tmp_path / "module_that_leaves.py").write_text("raise SystemExit(5)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("nowhere")  # restores the path afterwards
+    assert callable(load_factory("decoder_of_this_folder:factory"))
+    for name, error in (("module_with_a_mistake", "ZeroDivisionError"), ("module_that_leaves", "SystemExit")):
+        with pytest.raises(InputError, match=rf"implementation={name}:x: cannot be imported \({error}: "):
+            load_factory(f"{name}:x")
+    with pytest.raises(InputError, match=r"must read package\.module:factory"):
+        load_factory(".x:y")

@@ -1,0 +1,81 @@
+"""The error budget: measured on the reference, and tight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.judge.ties import margin_bound, race_margin
+from harness.judge.verdict import Verdict
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.reference import sequential
+from harness.rounding.budget import Budget, calibrate
+from harness.runs.verification import verify
+from tests import planted
+from tests.helpers import Layout, decoder_factory, digits, tiny, verified, with_weight
+
+REQUEST = Request((3,), 0)
+
+
+def test_the_budget_does_not_depend_on_the_decoder_under_test():
+    models = tiny(Layout((1, 2, 3, 4)))
+    request = Request((0, 1, 2), 0)
+    right = verify(models, decoder_factory(), [Settings(2)], [request]).budget
+    wrong = verify(models, planted.halves, [Settings(2)], [request]).budget
+    assert right == wrong
+
+
+def test_a_relative_change_of_1e_3_to_one_weight_exceeds_the_budget():
+    models = digits()
+    budget = calibrate(models, REQUEST)
+    bent = with_weight(models.target, "blocks.2.attn.proj.weight", lambda weight: weight * 1.001)
+    runs = []
+    for network in (models.target, bent):
+        noise = models.noise(REQUEST)
+        forced_BL = runs[0].tokens_BL if runs else None
+        runs.append(sequential.sample(network, models.vae, REQUEST, noise, forced_BL))
+    delta = (runs[0].intermediates.guided_BLV - runs[1].intermediates.guided_BLV).abs().max()
+    assert float(delta) > 10 * budget.logits
+
+
+def test_the_budget_is_a_small_multiple_of_float32():
+    budget = calibrate(digits(), REQUEST)
+    assert 0 < budget.logits < 1e-2
+    assert 0 < budget.f_hat < 1e-4
+
+
+FEW = Budget(1e-4, 1e-5, 1e-6, "by hand")
+
+
+@pytest.mark.parametrize(
+    ("logits", "token", "words", "tie"),
+    [
+        ([1.0, 1.0 - 1e-5, 0.0], 1, {}, True),  # within 2 budgets
+        ([1.0, 1.0 - 1e-3, 0.0], 1, {}, False),
+        ([1.0, 0.9, 0.0], 0, {}, True),  # the winner has a negative margin
+        ([1.0, 0.0, -5.0], 2, {"top_k": 2}, False),  # filtered out for certain
+        ([1.0, 0.5, 0.5 - 1e-5], 2, {"top_k": 2}, False),  # may survive, but loses to the first
+        ([0.5 + 1e-5, 0.5, -9.0], 1, {"top_k": 1}, True),  # rounding decides who survives
+    ],
+)
+def test_the_race_margin_tells_ties_from_defects(logits: list[float], token: int, words: dict, tie: bool):
+    margin = race_margin(torch.tensor(logits), torch.ones(3), token, replace(REQUEST, **words), FEW)
+    assert (margin <= margin_bound(FEW)) is tie
+
+
+def test_a_filtered_token_loses_by_infinity():
+    exact_V = torch.tensor([1.0, 0.0, -5.0])
+    assert race_margin(exact_V, torch.ones(3), 2, replace(REQUEST, top_k=2), FEW) == float("inf")
+    assert race_margin(exact_V, torch.ones(3), 2, replace(REQUEST, top_p=0.5), FEW) == float("inf")
+
+
+def test_the_budget_sees_a_decoder_whose_target_is_slightly_wrong():
+    models = tiny(Layout((1, 2, 3, 4)))
+    bent = replace(models, target=with_weight(models.target, "head.weight", lambda weight: weight * 1.001))
+    right = verified(models, Request((0,), 0))
+    wrong = verify(models, lambda _, settings: decoder_factory()(bent, settings), [Settings(2)], [Request((0,), 0)])
+    assert right.verdict is Verdict.IDENTICAL
+    assert wrong.verdict is Verdict.DEFECT

@@ -1,0 +1,192 @@
+"""Stored budgets: they hold for fresh images, are tight, and only widen with a reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.errors import InputError
+from harness.judge.verdict import Verdict
+from harness.models.pair import random_pair
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.rounding import stored
+from harness.rounding.budget import calibrate
+from harness.rounding.stored import SHIPPED, Entry, budget_for, errors, load, measure, mode_of, save
+from harness.runs.verification import verify
+from tests import planted
+from tests.helpers import Layout, command, decoder_factory, digits, tiny, with_weight
+
+MODELS = tiny(Layout((1, 2, 3)))
+REQUEST = Request((0, 1), 0)
+ENTRY = measure(MODELS, (1,))
+
+
+def test_fresh_images_stay_within_the_storederrors_and_near_them():
+    models = digits()
+    stored = next(entry for entry in load(SHIPPED) if entry.mode == mode_of(models))
+    for request in (Request((2, 5), 71), Request((9, 4), 72, cfg=4.0, top_k=50)):
+        rows, rms, f_hat = errors(models, request)
+        assert stored.rows / 4 < rows < 1.4 * stored.rows
+        assert stored.rows_rms / 4 < rms < 1.4 * stored.rows_rms
+        assert stored.f_hat / 4 < f_hat < 1.4 * stored.f_hat
+
+
+def test_the_stored_budget_is_that_of_guided_logits():
+    budget, measured = budget_for(digits(), REQUEST), calibrate(digits(), REQUEST)
+    assert "stored" in budget.source
+    for name in ("logits", "logits_rms", "f_hat"):  # two ways to the same number
+        assert 1 / 3 < getattr(budget, name) / getattr(measured, name) < 3
+    unguided = budget_for(digits(), replace(REQUEST, cfg=0.0))
+    assert budget.logits == pytest.approx(4 * unguided.logits)
+
+
+def test_every_window_is_measured():
+    assert (ENTRY.windows, ENTRY.images) == (6, 1)
+    assert ENTRY.versions["torch"]
+
+
+def test_a_mode_that_is_not_stored_is_measured(tmp_path: Path):
+    store = tmp_path / "budgets.json"
+    save(ENTRY, store)
+    assert "stored" in budget_for(MODELS, REQUEST, store).source
+    others = [replace(MODELS, name="other"), MODELS.to("cpu", torch.float64)]
+    for name in ("lvl_embed.weight", "head.weight", "blocks.0.attn.proj.bias"):
+        others.append(replace(MODELS, target=with_weight(MODELS.target, name, lambda weight: weight * 1.01)))
+    for name in ("quantize.embedding.weight", "quantize.quant_resi.qresi_ls.0.bias"):
+        weights = {**MODELS.vae.weights, name: MODELS.vae.weights[name] * 1.01}
+        others.append(replace(MODELS, vae=replace(MODELS.vae, weights=weights)))
+    for other in others:
+        assert "stored" not in budget_for(other, REQUEST, store).source
+    assert "stored" not in budget_for(MODELS, REQUEST, tmp_path / "none.json").source
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "convolution", "products"),
+    [
+        ("float32", False, False, "exact"), ("float32", True, True, "TF32"), ("float32", False, True, "mixed"),
+        ("bfloat16", True, True, "TF32"), ("bfloat16", False, False, "exact"), ("float64", True, True, "exact"),
+    ],
+)  # fmt: skip
+def test_tf32_is_part_of_a_mode_of_a_gpu(
+    dtype: str, tf32: bool, convolution: bool, products: str, monkeypatch: pytest.MonkeyPatch
+):
+    on = {"tf32_matmul": tf32, "tf32_convolution": convolution}
+    monkeypatch.setattr(stored, "precision", lambda: on)
+    assert mode_of(MODELS)[-1] == "exact"  # a CPU has none
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(type(MODELS), "device", property(lambda models: torch.device("cuda")))
+    assert mode_of(replace(MODELS, target=MODELS.target.to("cpu", getattr(torch, dtype))))[-2:] == (dtype, products)
+
+
+@pytest.mark.slow
+def test_a_random_pair_is_known_by_its_law():
+    pair = random_pair("d16-d16")
+    assert mode_of(pair)[1] == "random"
+    other = replace(pair, target=random_pair("d16-d16", seed=7).target)
+    assert mode_of(other)[1] == "random"
+    for name in ("head.weight", "blocks.3.ffn.fc1.bias", "pos_1LC"):
+        bent = replace(pair, target=with_weight(pair.target, name, lambda weight: weight * 1.3))
+        assert mode_of(bent)[1] != "random"
+    assert mode_of(replace(pair, name="custom"))[1] != "random"
+
+
+def test_fewer_images_replace_a_stored_budget_with_a_reason_only(tmp_path: Path):
+    store = tmp_path / "budgets.json"
+    save(replace(ENTRY, images=11), store)
+    with pytest.raises(InputError, match="has 1 images where the stored one has 11; measure as many"):
+        save(ENTRY, store)
+    save(ENTRY, store, "the others were wrong")
+    assert load(store)[0].images == 1
+
+
+@pytest.mark.parametrize("name", ["rows", "rows_rms", "f_hat"])
+def test_a_stored_budget_widens_with_a_reason_only(name: str, tmp_path: Path):
+    store = tmp_path / "budgets.json"
+    save(ENTRY, store)
+    before = store.read_bytes()
+    wider = replace(ENTRY, **{name: 1.001 * getattr(ENTRY, name)})
+    with pytest.raises(InputError, match=r'must not widen .* without a reason .*; find out why, or pass --reason "…"'):
+        save(wider, store)
+    assert store.read_bytes() == before
+    save(wider, store, "another kernel")
+    assert load(store) == [replace(wider, reason="another kernel")]
+    save(ENTRY, store)  # narrower again: no reason needed
+    assert load(store) == [ENTRY]
+
+
+def test_a_failing_run_is_judged_by_the_stored_budget_and_leaves_it_alone(tmp_path: Path):
+    store = tmp_path / "budgets.json"
+    save(ENTRY, store)
+    before = store.read_bytes()
+    result = verify(MODELS, planted.halves, [Settings(2)], [REQUEST], budgets=store)
+    assert result.verdict is Verdict.DEFECT
+    assert result.budget == ENTRY.budget(REQUEST.cfg)
+    assert store.read_bytes() == before
+
+
+def test_a_slightly_wrong_target_exceeds_the_stored_budget(tmp_path: Path):
+    store = tmp_path / "budgets.json"
+    save(ENTRY, store)
+    bent = replace(MODELS, target=with_weight(MODELS.target, "head.weight", lambda weight: weight * 1.001))
+    wrong = verify(MODELS, lambda _, s: decoder_factory()(bent, s), [Settings(2)], [REQUEST], budgets=store)
+    assert wrong.verdict is Verdict.DEFECT
+    assert verify(MODELS, decoder_factory(), [Settings(2)], [REQUEST], budgets=store).verdict is Verdict.IDENTICAL
+
+
+def broken(values: dict[str, object]) -> str:
+    return json.dumps({"entries": [{**vars(ENTRY), **values}]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"entries": [1]}', broken({"rows": 0.0}), broken({"f_hat": -1.0}), broken({"extra": 1}),
+     broken({"rows": float("inf")}), broken({"rows_rms": float("nan")})],
+)  # fmt: skip
+def test_a_damaged_file_is_refused(text: str, tmp_path: Path):
+    store = tmp_path / "budgets.json"
+    store.write_text(text)
+    with pytest.raises(InputError, match=r"budgets=.*must hold entries of `sdvar-harness calibrate`"):
+        load(store)
+
+
+def test_the_command_keeps_what_it_measured_and_verify_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    store, report = tmp_path / "budgets.json", tmp_path / "report.json"
+    assert command(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 0
+    assert "55 windows of 1 images against float64" in capsys.readouterr().out
+    (entry,) = load(store)
+    arguments = ("--seeds", "0:1", "--labels", "0", "--draft-len", "5", "--budgets", str(store), "--json", str(report))
+    assert command(monkeypatch, "verify", *arguments) == 0
+    document = json.loads(report.read_text())
+    assert document["budget"] == vars(entry.budget(1.5))
+    assert 0 < document["decode_seconds"] < document["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("calibrate", "--batches", "0"), "batches=0: must all be at least 1; pass --batches 1,2,8"),
+        (("calibrate", "--into", "nowhere/b.json"), "into=nowhere/b.json: folder nowhere is not there"),
+        (("verify", "--budgets", "none.json"), "budgets=none.json: is not there"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert command(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr().err.strip()
+    assert captured.startswith(f"error: {said}")
+    assert len(captured.splitlines()) == 1
+
+
+def test_an_entry_states_its_mode():
+    entry = Entry("m", "w", "NVIDIA H200", "float32", "TF32", 1.0, 0.5, 0.25, 3, 2, {"torch": "2.11"})
+    budget = entry.budget(1.5)
+    assert (budget.logits, budget.logits_rms, budget.f_hat) == (8.0, 4.0, 0.5)
+    assert "stored (NVIDIA H200, float32 TF32, 3 windows)" in budget.source

@@ -1,0 +1,371 @@
+"""The policies' promises: contract C, equal networks, images that do not touch each other, refusals, clean states."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+from dataclasses import fields, replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.__main__ import main
+from harness.errors import InputError
+from harness.models.pair import ModelPair
+from harness.models.toy import toy_pair
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.reference import sequential
+from harness.speculative.draft_length import DraftLength
+from harness.speculative.parts import PARTS
+from harness.speculative.policies import parse
+from harness.speculative.sampler import Options, SpeculativeDecoder
+from tests.helpers import Layout, digits, tiny, twins
+
+FOUR = ScalePyramid((1, 2, 3, 4))
+REQUEST = Request((0, 1, 1, 0), 5)
+EVERY = [
+    "coupled", "greedy", "rejection", "match:0.5", "match:0.3+partial", "coupled-match:0.5", "topk-match:3:0.5",
+    "kl:0.2", "kl:0.2+partial", "handoff:2", "collaborative:2",
+]  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def toys(apart: float = 0.5) -> ModelPair:
+    return toy_pair(FOUR, 7, seed=2, apart=apart)
+
+
+def decoded(
+    policy: str, draft_len: int | str = 2, models: ModelPair | None = None, request: Request = REQUEST
+) -> Trace:
+    models = models or toys()
+    decoder = SpeculativeDecoder(models, Options(draft_len, policy=parse(policy)))
+    return decoder.decode(request, models.noise(request))
+
+
+def expected_tokens(models: ModelPair, request: Request = REQUEST, greedy: bool = False) -> Tensor:
+    return sequential.sample(models.target, models.vae, request, models.noise(request), greedy=greedy).tokens_BL
+
+
+def rejected(trace: Trace) -> int:
+    return sum(turn.drafted - turn.accepted for rounds in trace.rounds for turn in rounds)
+
+
+# Contract C
+
+
+@pytest.mark.parametrize("policy", ["match:0", "coupled-match:0", "topk-match:2:0"])
+def test_a_rate_of_zero_accepts_everything(policy: str):
+    trace = decoded(policy, 4)
+    assert rejected(trace) == 0
+    assert trace.target_calls == [1] * 4
+
+
+@pytest.mark.parametrize("policy", ["match:1.01", "coupled-match:2", "topk-match:2:1.5"])
+@pytest.mark.parametrize("draft_len", [1, 3, "dynamic"])
+def test_a_rate_above_one_accepts_nothing_and_is_sequential(policy: str, draft_len: int | str):
+    trace = decoded(policy, draft_len)
+    assert not any(turn.accepted for rounds in trace.rounds for turn in rounds)
+    assert torch.equal(trace.tokens_BL, expected_tokens(toys()))
+    assert trace.target_calls == [4] * 4
+
+
+@pytest.mark.parametrize("name", ["match", "coupled-match", "topk-match:2"])
+def test_target_calls_fall_as_the_rate_falls(name: str):
+    request = Request(tuple(k % 2 for k in range(40)), 1)
+    totals = [sum(decoded(f"{name}:{rate}", 4, request=request).target_calls) for rate in (1.1, 0.8, 0.5, 0.2, 0)]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[0] == 160
+    assert totals[-1] == 40
+    assert len(set(totals)) >= 4
+
+
+def test_two_rounds_of_five_reach_two_target_calls_on_digits():
+    models, request = digits(), Request((3,), 0)
+    trace = decoded("match:0", 5, models, request)
+    assert trace.target_calls == [2]
+    assert [turn.finished for turn in trace.rounds[0]] == [5, 5]
+
+
+def test_partial_acceptance_keeps_what_passes_and_replaces_the_rest():
+    own, partly = (decoded(policy, 1) for policy in ("match:1.1", "match:1.1+partial"))
+    assert torch.equal(own.tokens_BL, expected_tokens(toys()))
+    assert not torch.equal(partly.tokens_BL, own.tokens_BL)
+    assert sum(partly.total("accepted_tokens")) > sum(own.total("accepted_tokens"))
+
+
+# Draft equal to target
+
+
+@pytest.mark.parametrize("policy", ["coupled", "greedy", "rejection", "coupled-match:1", "kl:1e-6"])
+@pytest.mark.parametrize("models", [toys(0.0), twins(tiny(Layout((1, 2, 3, 4))))], ids=["toy", "tiny"])
+def test_an_equal_draft_is_accepted_whole(policy: str, models: ModelPair):
+    # kl needs a bound above rounding: one pass over four scales and four passes differ by 1e-7 a logit in float32
+    trace = decoded(policy, 4, models)
+    assert rejected(trace) == 0
+    assert trace.target_calls == [1] * 4
+    if policy != "rejection":
+        assert torch.equal(trace.tokens_BL, expected_tokens(models, greedy=policy == "greedy"))
+
+
+@pytest.mark.parametrize("name", ["handoff", "collaborative"])
+@pytest.mark.parametrize("entry", range(5))
+def test_dividing_the_labour_between_equal_networks_is_sequential(name: str, entry: int):
+    trace = decoded(f"{name}:{entry}", 2, toys(0.0))
+    assert torch.equal(trace.tokens_BL, expected_tokens(toys(0.0)))
+    alone = entry if name == "handoff" else 4 - entry
+    assert all(rows == FOUR.L for rows in trace.target_rows) is (alone == 0 or (name == "handoff" and entry < 4))
+
+
+def test_a_match_may_reject_an_equal_draft():
+    """A sampled token often is not the most likely one: this is what `match` measures, not a mistake of the draft."""
+    assert rejected(decoded("match:1", 4, toys(0.0))) > 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "sole"), [("handoff:4", "draft"), ("collaborative:0", "draft"), ("handoff:0", "target")]
+)
+def test_at_its_ends_the_division_leaves_one_network_alone(policy: str, sole: str):
+    trace = decoded(policy, 2)
+    network = toys().draft if sole == "draft" else toys().target
+    alone = replace(toys(), draft=network, target=network)
+    assert torch.equal(trace.tokens_BL, expected_tokens(alone))
+    assert (sum(trace.target_calls) == 0) is (sole == "draft")
+
+
+# Images do not touch each other
+
+
+@pytest.mark.parametrize("policy", EVERY)
+@pytest.mark.parametrize("draft_len", [3, "dynamic"])
+def test_an_image_is_the_same_alone_and_in_any_batch(policy: str, draft_len: int | str):
+    whole = decoded(policy, draft_len)
+    if policy == "coupled":  # the images of this batch do go apart
+        assert len({tuple(turn.finished for turn in rounds) for rounds in whole.rounds}) > 1
+    for rows in ([0], [2], [3, 1]):
+        part = decoded(policy, draft_len, request=REQUEST.only(rows))
+        assert torch.equal(part.tokens_BL, whole.tokens_BL[rows])
+        assert part.rounds == [whole.rounds[b] for b in rows]
+        assert part.target_rows == [whole.target_rows[b] for b in rows]
+
+
+# Rounds
+
+
+@pytest.mark.parametrize("policy", EVERY)
+@pytest.mark.parametrize("draft_len", [1, 2, 4, "4/1/2/1", "dynamic", "dynamic:2:3"])
+def test_every_scale_is_finished_exactly_once_and_the_counts_add_up(policy: str, draft_len: int | str):
+    for bonus in (False, True):
+        decoder = SpeculativeDecoder(toys(), Options(draft_len, bonus, parse(policy)))
+        trace = decoder.decode(REQUEST, toys().noise(REQUEST))
+        assert trace.missing_scales(FOUR) == []
+        assert sum(n * rounds for n, rounds in trace.scales_per_round().items()) == 4 * FOUR.S
+        for b, rounds in enumerate(trace.rounds):
+            assert [t.first + k for t in rounds for k in range(t.finished)] == list(FOUR)
+            assert all(t.finished >= 1 and t.drafted >= 1 for t in rounds)
+            assert sum(t.accepted_tokens + t.corrected_tokens + t.bonus_tokens for t in rounds) == FOUR.L
+            assert sum(t.target_rows for t in rounds) == trace.target_rows[b]
+            assert sum(t.draft_rows for t in rounds) == trace.draft_rows[b]
+            assert sum(t.drafted for t in rounds) == trace.draft_calls[b]
+            for turn in rounds:
+                done = FOUR.begin(turn.first + turn.finished)
+                assert turn.target_cache <= done
+                assert turn.draft_cache <= done
+
+
+@pytest.mark.parametrize("draft_len", ["dynamic:1:3", "dynamic:2:4"])
+def test_a_dynamic_length_follows_the_images_own_history(draft_len: str):
+    low, high = (int(number) for number in draft_len.split(":")[1:])
+    request = Request(tuple(k % 2 for k in range(16)), 9)
+    seen = set()
+    for rounds in decoded("coupled", draft_len, toys(0.3), request).rounds:
+        length = low
+        for turn in rounds:
+            assert turn.drafted == min(length, FOUR.S - turn.first)
+            whole = turn.accepted == turn.drafted
+            seen.add(whole)
+            length = min(length + 1, high) if whole else max(length - 1, low)
+    assert seen == {True, False}
+
+
+# Refusals
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["sdvar-harness", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+BAD = {
+    "policy=guess": (["--policy", "guess"], "must be one of"),
+    "policy=match:x": (["--policy", "match:x"], "RATE must be a number >= 0"),
+    "policy=match:-1": (["--policy", "match:-1"], "RATE must be a number >= 0"),
+    "policy=match:nan": (["--policy", "match:nan"], "RATE must be a number >= 0"),
+    "policy=match:0.5:2": (["--policy", "match:0.5:2"], "numbers"),
+    "policy=coupled:1": (["--policy", "coupled:1"], "takes 0 numbers"),
+    "policy=coupled+partial": (["--policy", "coupled+partial"], "+partial"),
+    "policy=coupled-match": (["--policy", "coupled-match"], "takes 1 numbers"),
+    "policy=topk-match:0:0.5": (["--policy", "topk-match:0:0.5"], "K must be a whole number >= 1"),
+    "policy=topk-match:9999:0.5": (["--policy", "topk-match:9999:0.5"], "V=512"),
+    "policy=kl:": (["--policy", "kl:"], "BOUND must be a number >= 0"),
+    "policy=kl:inf": (["--policy", "kl:inf"], "BOUND must be a number >= 0"),
+    "policy=handoff:11": (["--policy", "handoff:11"], "ENTRY must lie in 0..10"),
+    "policy=handoff:99999999": (["--policy", "handoff:99999999"], "ENTRY must lie in 0..10"),
+    "policy=collaborative:9999999999": (["--policy", "collaborative:9999999999"], "ENTRY must be a whole number >= 0"),
+    "policy=handoff:-1": (["--policy", "handoff:-1"], "ENTRY must be a whole number >= 0"),
+    "policy=collaborative:2.5": (["--policy", "collaborative:2.5"], "ENTRY must be a whole number >= 0"),
+    "contract=A": (["--policy", "match:0.5", "--contract", "A"], "claims contract C"),
+    "contract=B": (["--policy", "coupled", "--contract", "B"], "claims contract A"),
+    "contract=C": (["--policy", "rejection", "--contract", "C"], "claims contract B"),
+    "contract=D": (["--policy", "coupled", "--contract", "D"], "must be A, B or C"),
+    "draft_len=1/2/3": (["--draft-len", "1/2/3"], "one number a scale (10)"),
+    "draft_len=1/1/1/1/1/1/1/1/1/0": (["--draft-len", "1/1/1/1/1/1/1/1/1/0"], "1..10"),
+    "draft_len=dynamic:3:2": (["--draft-len", "dynamic:3:2"], "1 <= LOW <= HIGH <= 10"),
+    "draft_len=dynamic:0:2": (["--draft-len", "dynamic:0:2"], "1 <= LOW <= HIGH <= 10"),
+    "draft_len=dynamic:2": (["--draft-len", "dynamic:2"], "both bounds or none"),
+    "draft_len=9999999999": (["--draft-len", "9999999999,1/2"], "must read"),
+    "draft_len=soon": (["--draft-len", "soon"], "must read"),
+}
+
+
+@pytest.mark.parametrize("said", BAD)
+def test_a_bad_policy_or_length_is_one_line(
+    said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    options, rule = BAD[said]
+    assert run(monkeypatch, "verify", "--seeds", "0", "--labels", "0", "--quiet", *options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.strip().splitlines()) == 1
+    assert captured.err.startswith(f"error: {said}: ")
+    assert rule in captured.err
+    assert "; " in captured.err
+
+
+@pytest.mark.parametrize("S", [1, 4])
+def test_a_length_never_leaves_the_pyramid(S: int):
+    for text in ("1", "dynamic", "/".join(["1"] * S)):
+        rule = DraftLength.parse(text)
+        rule.check(S)
+        for first in range(S):
+            for current in range(1, S + 1):
+                assert 1 <= rule.count(first, current, S) <= S - first
+
+
+# Clean states
+
+
+def snapshot(models: ModelPair) -> dict[str, Tensor]:
+    sides = {"draft": models.draft, "target": models.target, "vae": models.vae}
+    return {f"{side}.{name}": w.clone() for side, network in sides.items() for name, w in network.weights.items()}
+
+
+@pytest.mark.parametrize("policy", EVERY)
+def test_a_decode_changes_neither_networks_nor_request_nor_numbers(policy: str):
+    models, request = tiny(Layout((1, 2, 3, 4))), Request((0, 1), 4)
+    before, asked, noise = snapshot(models), copy.deepcopy(request), models.noise(request)
+    SpeculativeDecoder(models, Options(2, policy=parse(policy))).decode(request, noise)
+    after, fresh = snapshot(models), models.noise(request)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert request == asked
+    for si in FOUR:
+        for stream in ("token", "draft", "correct"):
+            assert torch.equal(noise.exponential(si, stream, "test"), fresh.exponential(si, stream, "test"))
+
+
+class PlannedError(Exception):
+    """Raised on purpose."""
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(PARTS)])
+def test_an_exception_in_any_part_leaves_the_models_reusable(name: str):
+    models, request = tiny(Layout((1, 2, 3, 4))), Request((0, 1), 4)
+    before, clean = snapshot(models), decoded("rejection", 2, models, request)
+    calls = 0
+
+    def failing(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > at:
+            raise PlannedError
+        return getattr(PARTS, name)(*given, **named)
+
+    failures = 0
+    for point in range(12):
+        calls, at = 0, point
+        decoder = SpeculativeDecoder(models, Options(2, policy=parse("rejection")), replace(PARTS, **{name: failing}))
+        try:
+            decoder.decode(request, models.noise(request))
+        except PlannedError:
+            failures += 1
+        at = sys.maxsize
+        again = decoder.decode(request, models.noise(request))
+        assert torch.equal(again.tokens_BL, clean.tokens_BL)
+    assert failures >= 1
+    assert all(torch.equal(before[key], now) for key, now in snapshot(models).items())
+
+
+class Fragile:
+    """A network whose pass `name` fails from its `at`-th call on, in the middle of the decoder's round."""
+
+    def __init__(self, network: Any, name: str, at: int) -> None:
+        self.network, self.name, self.left = network, name, at
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.name:
+            self.left -= 1
+            if self.left < 0:
+                raise PlannedError
+        return getattr(self.network, name)
+
+
+@pytest.mark.parametrize("side", ["draft", "target"])
+@pytest.mark.parametrize("name", ["hidden", "logits"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_exception_in_a_pass_leaves_the_models_reusable(side: str, name: str, at: int):
+    models, request = tiny(Layout((1, 2, 3, 4))), Request((0, 1), 4)
+    before, clean = snapshot(models), decoded("coupled", 1, models, request)
+    broken: Any = {side: Fragile(getattr(models, side), name, at)}
+    with pytest.raises(PlannedError):
+        decoded("coupled", 1, replace(models, **broken), request)
+    assert torch.equal(decoded("coupled", 1, models, request).tokens_BL, clean.tokens_BL)
+    assert all(torch.equal(before[key], now) for key, now in snapshot(models).items())
+
+
+def test_the_peak_of_the_cache_is_the_formula_and_is_given_back():
+    models, request = digits(), Request((0, 1, 2), 0)
+    trace = SpeculativeDecoder(models, Options(5, policy=parse("match:0"))).decode(request, models.noise(request))
+    for side, network in (("draft", models.draft), ("target", models.target)):
+        depth, D, L, B = network.config.depth, network.config.D, network.pyramid.L, 3
+        assert trace.cache_bytes[side] == depth * D * L * 2 * B * 2 * 4
+
+
+def test_two_hundred_decodes_leave_nothing_behind():
+    models, request = toys(), Request((0, 1), 5)
+    decoder = SpeculativeDecoder(models, Options(2, policy=parse("rejection")))
+
+    def held() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    for _ in range(3):  # masks and guidance weights are kept on purpose
+        decoder.decode(request, models.noise(request))
+    before = held()
+    for _ in range(200):
+        decoder.decode(request, models.noise(request))
+    assert held() == before
+
+
+def test_policies_say_why_they_claim_a_contract():
+    for text in EVERY:
+        assert parse(text).reason
+    with pytest.raises(InputError, match="drafted tokens that the target would not have drawn"):
+        parse("match:0.5", "A")
