@@ -1,35 +1,20 @@
-"""Independence: the two sides never import each other, and nobody touches the global generator."""
+"""Rooms and doors: who may import whom, no cycles, one name one thing, and nobody touches the global generator."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from scripts.rooms import BEGIN, DOORS, PAGE, broken_doors, cycle, edges, imported, modules, rewritten, room_of
+
 PACKAGE = Path(__file__).parents[2] / "harness"
-SIDES = {"reference": "harness.speculative", "speculative": "harness.reference"}
+LOOSE_MODULES = 6  # errors, files, clock, provenance, and the two that Python asks for
 SAMPLERS = {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal"}
 IN_PLACE = {"exponential_", "uniform_", "normal_", "bernoulli_", "random_"}
 GLOBAL = {"torch.manual_seed", "torch.seed", "torch.set_rng_state", "torch.cuda.manual_seed"}
-
-
-def imported(source: str, package: str) -> set[str]:
-    """Return every dotted name that a module of `package` imports, relative ones resolved."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")
-            base = ".".join(parts[: len(parts) - node.level + 1]) + "." if node.level else ""
-            module = (base + (node.module or "")).rstrip(".")
-            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def crossings(source: str, package: str, forbidden: str) -> list[str]:
-    return sorted(n for n in imported(source, package) if n == forbidden or n.startswith(f"{forbidden}."))
 
 
 def global_draws(source: str) -> list[str]:
@@ -49,35 +34,77 @@ def global_draws(source: str) -> list[str]:
     return found
 
 
-def modules(folder: Path) -> list[Path]:
-    found = sorted(folder.rglob("*.py"))
-    assert found
-    return found
+def test_every_door_is_kept():
+    assert broken_doors(edges()) == []
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_the_two_sides_never_import_each_other(side: str):
-    for path in modules(PACKAGE / side):
-        assert crossings(path.read_text(), f"harness.{side}", SIDES[side]) == [], path.name
+def test_the_doors_themselves_lead_down():
+    rooms = list(DOORS)
+    assert sorted(rooms) == sorted(p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists())
+    for room, below in DOORS.items():
+        assert set(below) <= set(rooms[: rooms.index(room)]), room
+    assert not {"reference", "judge"} & set(DOORS["speculative"])
+    for room in ("protocol", "rounding", "judge", "reference", "models"):
+        assert "speculative" not in DOORS[room], room
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("module", "line"),
     [
-        "from harness.reference import draw",
-        "import harness.reference.guidance as g",
-        "from harness import reference",
-        "from ..reference.draw import race",
-        "def late():\n    from harness.reference.masks import block_causal",
+        ("harness.speculative.draw", "from harness.reference import draw"),
+        ("harness.speculative.draw", "import harness.reference.guidance as g"),
+        ("harness.judge.ties", "from harness.speculative.draw import draw"),
+        ("harness.judge.ties", "if TYPE_CHECKING:\n    from harness.speculative.parts import Parts"),
+        ("harness.reference.draw", "from ..speculative.draw import draw"),
+        ("harness.protocol.noise", "from harness.models.pair import ModelPair"),
+        ("harness.report.terminal", "from harness.commands.verify import verify"),
+        ("harness.laws.law", "def late():\n    from harness.commands import verify"),
     ],
 )
-def test_a_planted_crossing_is_seen(line: str):
-    assert crossings(line, "harness.speculative", "harness.reference")
+def test_a_door_broken_on_purpose_is_seen(module: str, line: str):
+    graph = edges()
+    graph[module] = {name for name in imported(line, module) if name in graph}
+    assert {text.partition(" ")[0] for text in broken_doors(graph)} == {module}
+
+
+def test_no_module_imports_itself_in_a_circle():
+    assert cycle(edges()) == []
+
+
+def test_a_circle_made_on_purpose_is_seen():
+    graph = edges()
+    graph["harness.protocol.pyramid"] = {"harness.protocol.trace"}
+    assert cycle(graph) == ["harness.protocol.pyramid", "harness.protocol.trace", "harness.protocol.pyramid"]
+
+
+def test_few_modules_lie_in_no_room():
+    loose = [name for name in modules() if name == "harness" or (name.count(".") == 1 and room_of(name) == "(loose)")]
+    assert len(loose) <= LOOSE_MODULES, loose
+
+
+def test_no_two_public_records_share_a_name():
+    homes: dict[str, list[str]] = defaultdict(list)
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(module)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_imports():
+    page = PAGE.read_text()
+    assert BEGIN in page
+    assert page == rewritten(page, edges()), "run python scripts/rooms.py"
+
+
+def test_every_room_is_described():
+    page = PAGE.read_text()
+    assert [room for room in DOORS if f"**`{room}/`**" not in page] == []
 
 
 def test_nobody_draws_from_a_global_generator():
-    for path in modules(PACKAGE):
-        assert global_draws(path.read_text()) == [], path.name
+    for module, path in modules().items():
+        assert global_draws(path.read_text()) == [], module
 
 
 @pytest.mark.parametrize(
