@@ -9,7 +9,8 @@ from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates, Round, Trace
-from harness.runs.verification import Verification, verify
+from harness.runs.result import Verification
+from harness.runs.verification import verify
 from harness.speculative.build import build_decoder
 
 __all__ = [

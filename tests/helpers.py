@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -23,7 +24,8 @@ from harness.protocol.decoder import Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.runs.factory import Factory
-from harness.runs.verification import Verification, verify
+from harness.runs.result import Verification
+from harness.runs.verification import Terms, verify
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
@@ -114,11 +116,18 @@ def decoder_factory(parts: Parts = PARTS) -> Factory:
     return lambda models, settings: SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus), parts)
 
 
+def verify_here(
+    models: ModelPair, factory: Factory, settings: Sequence[Settings], requests: Sequence[Request], **terms: Any
+) -> Verification:
+    """Verify in this process: a process for every tiny network would take longer than the tests."""
+    return verify(models, factory, settings, requests, terms=Terms(in_process=True, **terms))
+
+
 def verified(
     models: ModelPair, request: Request, parts: Parts = PARTS, draft_len: int = 2, bonus: bool = False
 ) -> Verification:
     """Verify the speculative decoder composed of `parts` on one request."""
-    return verify(models, decoder_factory(parts), [Settings(draft_len, bonus)], [request])
+    return verify_here(models, decoder_factory(parts), [Settings(draft_len, bonus)], [request])
 
 
 @lru_cache(maxsize=8)

@@ -18,6 +18,7 @@ from harness.report.as_json import as_json
 from harness.report.terminal import plain_console, show
 from harness.rounding.stored import SHIPPED
 from harness.runs.factory import DEFAULT, load_factory
+from harness.runs.verification import Terms
 from harness.runs.verification import verify as run_verification
 from harness.speculative.policies import parse
 
@@ -59,7 +60,9 @@ def verify(model: ModelOptions, draw: DrawOptions, decoder: DecoderOptions, repo
     requests = draw.requests(models.target.config.classes, models.target.config.V)
     with Progress(console=Console(stderr=True), transient=True, disable=report.quiet) as progress:
         task = progress.add_task("decoding", total=len(requests) * (1 + len(settings)))
-        result = run_verification(models, factory, settings, requests, lambda: progress.advance(task), decoder.budgets)
+        result = run_verification(
+            models, factory, settings, requests, lambda: progress.advance(task), Terms(budgets=decoder.budgets)
+        )
     if report.json is not None:
         write_whole(report.json, as_json(result))
     show(result, plain_console(), report.quiet)

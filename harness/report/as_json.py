@@ -8,7 +8,7 @@ from itertools import chain
 from harness.files import compact
 from harness.provenance import versions
 from harness.rounding.precision import precision
-from harness.runs.verification import SettingResult, Verification
+from harness.runs.result import SettingResult, Verification
 
 
 def as_json(result: Verification) -> bytes:

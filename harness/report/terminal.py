@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.judge.verdict import Verdict
-from harness.runs.verification import SettingResult, Verification
+from harness.runs.result import SettingResult, Verification
 
 COLOURS = {
     Verdict.IDENTICAL: "green",

@@ -21,6 +21,14 @@ Factory = Callable[[ModelPair, Settings], Implementation]
 DEFAULT = "harness:build_decoder"  # the harness's own
 
 
+def is_own(factory: Factory | str) -> bool:
+    """Tell whether a factory builds the harness's own decoder, which lives in `speculative/`, above this room."""
+    if isinstance(factory, str):
+        return factory == DEFAULT
+    home = sys.modules.get("harness.speculative.build")
+    return home is not None and factory is home.build_decoder
+
+
 def load_factory(name: str) -> Factory:
     """Find a factory by ``package.module:attribute``.
 
@@ -44,6 +52,12 @@ def load_factory(name: str) -> Factory:
     if not callable(factory):
         raise InputError("implementation", name, "must be callable as factory(models, settings)", example)
     return factory
+
+
+def name_of(factory: Factory) -> str:
+    """Return a factory's name for messages: ``package.module:attribute`` where it has one."""
+    qualified = getattr(factory, "__qualname__", "")
+    return f"{factory.__module__}:{qualified}" if qualified else str(getattr(factory, "id", type(factory).__name__))
 
 
 def build(factory: Factory, models: ModelPair, settings: Settings) -> Implementation:

@@ -1,20 +1,67 @@
-"""One decode in this process.
+"""A decoder under test in this process: for the harness's own, for laws, and for a debugger.
 
-Promise: whatever somebody else's decoder does, the answer is its trace or a judgement; bad input alone is raised.
+Promise: whatever somebody else's decoder does, the answer is its trace or a judgement; bad input alone is raised. A
+decoder that is not the harness's own gets a request of its own, hands its trace over by value, and is watched for
+writing into the networks; what a process of its own would keep from happening at all (`runs.apart`).
 """
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from harness.errors import InputError, NoiseError, NonFiniteError
 from harness.judge.form import malformed
 from harness.judge.verdict import Divergence, Judgement
+from harness.models.checksum import checksums
 from harness.models.pair import ModelPair
-from harness.protocol.decoder import Implementation
+from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.runs.factory import Factory, build
+
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+PACKAGE = str(Path(__file__).parents[1])
+
+
+class Here:
+    """One decoder a setting, in this process.
+
+    Args:
+        factory: builds them.
+        models: networks of both sides.
+        settings: at least one.
+        watched: False for the harness's own decoder, which need not be mistrusted.
+
+    Raises:
+        InputError: the factory refuses the settings, or writes into the networks.
+    """
+
+    def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
+        self.models, self.watched = models, watched
+        self._sums = _sums(models) if watched else {}
+        self._decoders = [build(factory, models, setting) for setting in settings]
+        self.contracts = [str(decoder.contract) for decoder in self._decoders]
+
+    def decode(self, setting: int, request: Request) -> Trace | Judgement:
+        """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
+        made = run(self._decoders[setting], self.models, replace(request))
+        if not self.watched:
+            return made
+        changed = [name for name, value in _sums(self.models).items() if value != self._sums[name]]
+        if changed:
+            detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
+            return Judgement(request.B, defects=[Divergence("weights", detail, request.seed)])
+        return _by_value(made) if isinstance(made, Trace) else made
+
+    def close(self) -> None:
+        """Nothing is left to end."""
 
 
 def run(implementation: Implementation, models: ModelPair, request: Request) -> Trace | Judgement:
@@ -35,7 +82,53 @@ def run(implementation: Implementation, models: ModelPair, request: Request) -> 
     except NoiseError as error:
         found = Divergence("noise", str(error), request.seed)
     except (Exception, SystemExit) as error:  # of whatever kind: the decoder is somebody else's code
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        detail = f"{type(error).__name__}: {error} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
-        found = Divergence("crash", " ".join(detail.split()), request.seed)
+        found = Divergence("process" if _out_of_memory(error) else "crash", _crash(error), request.seed)
     return Judgement(request.B, defects=[found])
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out; PyTorch has a class of its own for CUDA alone."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(error, RuntimeError) and "allocate memory" in _text(error))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be read)"
+
+
+def _crash(error: BaseException) -> str:
+    """Describe an exception by the last frame of the decoder's own code: not Python's, not a library's, not ours."""
+    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))]
+    own = [frame for frame in outside if not frame.filename.startswith(PACKAGE)]
+    frame = (own or outside or frames)[-1]
+    where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
+    return " ".join(f"{type(error).__name__}: {_text(error)[:500]} in {where}".split())
+
+
+def _by_value(trace: Trace) -> Trace:
+    """Return a copy: what the decoder still holds of its trace changes nothing any more."""
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone()
+
+    kept = trace.intermediates
+    if kept is not None:
+        kept = replace(kept, **{name: copied(tensor) for name, tensor in kept.named().items()})
+    return replace(
+        trace,
+        tokens_BL=copied(trace.tokens_BL),
+        f_hat_BCPP=copied(trace.f_hat_BCPP),
+        scale_writes_BS=copied(trace.scale_writes_BS),
+        rounds=[list(rounds) for rounds in trace.rounds],
+        intermediates=kept,
+    )
+
+
+@torch.inference_mode()
+def _sums(models: ModelPair) -> dict[str, int]:
+    sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
+    return {f"{side}.{name}": value for side, w in sides.items() for name, value in checksums(w).items()}

@@ -1,6 +1,8 @@
 """Verify a decoder over many requests and settings.
 
 Promise: every setting sees the same requests, the reference runs once a request, and the verdict is the worst one met.
+What decides the verdict (contract demanded, budget, precision mode) is fixed before the decoder is built, and a decoder
+that is not the harness's own runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -9,171 +11,156 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
-
-import torch
+from typing import Protocol
 
 from harness.clock import timed
-from harness.errors import NonFiniteError
+from harness.errors import InputError, NonFiniteError
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
-from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, worst
+from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.rounding.budget import Budget
 from harness.rounding.stored import SHIPPED, budget_for
-from harness.runs.factory import Factory, build
-from harness.runs.here import run
+from harness.runs.apart import Apart, Limits
+from harness.runs.factory import Factory, is_own, load_factory
+from harness.runs.here import Here
+from harness.runs.result import SettingResult, Verification
+
+MOST_DEATHS = 3  # of one setting's process, one after the other: what is left would end as they did
 
 
-@dataclass
-class SettingResult:
-    """What one setting did over all requests."""
+@dataclass(frozen=True)
+class Terms:
+    """How a run is judged.
 
-    settings: Settings
-    contract: str
-    judgements: list[Judgement] = field(default_factory=list)
-    traces: list[Trace] = field(default_factory=list)  # tensors dropped, counts kept
-    seconds: float = 0.0
-    reference_seconds: float = 0.0
+    Args:
+        contract: what the decoder must keep at least; None = what it claims.
+        sequential: the decoder drafts nothing, and is not asked to.
+        in_process: run the decoder in this process: for a debugger.
+        limits: time and memory of a process of its own.
+        budgets: file of stored error budgets; a mode that is not in it is measured.
+    """
 
-    def total(self, name: str) -> int:
-        """Return the sum of a count, or of the length of a list, over all judgements."""
-        values = [getattr(judgement, name) for judgement in self.judgements]
-        return sum(value if isinstance(value, int) else len(value) for value in values)
-
-    @property
-    def target_calls(self) -> list[int]:
-        """Target forward passes of every image."""
-        return list(chain.from_iterable(trace.target_calls for trace in self.traces))
-
-    @property
-    def target_rows(self) -> list[int]:
-        """Positions that the target computed, of every image."""
-        return list(chain.from_iterable(trace.target_rows for trace in self.traces))
-
-    @property
-    def rounds(self) -> list[int]:
-        """Number of rounds of every image."""
-        return [len(rounds) for trace in self.traces for rounds in trace.rounds]
-
-    @property
-    def accepted_scales(self) -> list[list[int]]:
-        """Accepted scales of every round of every image."""
-        return [[turn.accepted for turn in rounds] for trace in self.traces for rounds in trace.rounds]
-
-    @property
-    def distances(self) -> list[Distance]:
-        """Distance of every image from the sequential one, where tokens are not claimed."""
-        return list(chain.from_iterable(judgement.distances for judgement in self.judgements))
-
-    @property
-    def verdict(self) -> Verdict:
-        """The worst verdict of the requests."""
-        return worst([judgement.verdict for judgement in self.judgements])
+    contract: Contract | None = None
+    sequential: bool = False
+    in_process: bool = False
+    limits: Limits = field(default_factory=Limits)
+    budgets: Path = SHIPPED
 
 
-@dataclass
-class Verification:
-    """The result of a whole run."""
+class Place(Protocol):
+    """Where the decoder under test lives: a decoder for every setting."""
 
-    settings: list[SettingResult]
-    budget: Budget | None
-    device: torch.device
-    dtype: torch.dtype
-    draft_dtype: torch.dtype
-    models: str
-    early: list[Divergence] = field(default_factory=list)  # defects met before anything could be decoded
-    decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
-    seconds: float = 0.0  # of all decodes and their judgement
+    contracts: list[str]
 
-    @property
-    def contract(self) -> str:
-        """What the decoder claims."""
-        return " / ".join(sorted({setting.contract for setting in self.settings})) or "unknown"
+    def decode(self, setting: int, request: Request) -> Trace | Judgement:
+        """Decode one request with the decoder of one setting."""
+        ...
 
-    @property
-    def overhead(self) -> float:
-        """Time of judging as a share of the time of the decodes; NaN where nothing was decoded."""
-        return self.seconds / self.decode_seconds - 1 if self.decode_seconds else float("nan")
-
-    @property
-    def verdict(self) -> Verdict:
-        """The worst verdict of the settings."""
-        return Verdict.DEFECT if self.early else worst([setting.verdict for setting in self.settings])
-
-    @property
-    def first_divergence(self) -> Divergence | None:
-        """The first defect met, else the first tie, else None."""
-        judgements = [judgement for setting in self.settings for judgement in setting.judgements]
-        defects = self.early + [judgement.defects[0] for judgement in judgements if judgement.defects]
-        ties = [judgement.ties[0] for judgement in judgements if judgement.ties]
-        return next(iter(defects + ties), None)
-
-    @property
-    def inconclusive(self) -> list[str]:
-        """Every distinct reason why the run proves nothing."""
-        return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive})
+    def close(self) -> None:
+        """End what was started."""
+        ...
 
 
 def verify(
     models: ModelPair,
-    factory: Factory,
+    factory: Factory | str,
     settings: Sequence[Settings],
     requests: Sequence[Request],
     progress: Callable[[], None] = lambda: None,
-    budgets: Path = SHIPPED,
+    terms: Terms = Terms(),
 ) -> Verification:
     """Run a decoder and the reference over all requests and settings, and judge every token.
 
     Args:
-        models: networks of both sides.
-        factory: builds the decoder for one setting.
+        models: networks of both sides; the decoder under test gets copies.
+        factory: builds the decoder for one setting; a function, or its name ``package.module:factory``.
         settings: at least one.
         requests: at least one.
-        progress: called after every decode, reference included: (1 + settings) · requests times.
-        budgets: file of stored error budgets; a mode that is not in it is measured.
+        progress: called after every decode, reference included: (1 + settings) · requests times at most.
+        terms: how the run is judged.
 
     Raises:
-        InputError: a setting or a request that the decoder or the networks refuse.
+        InputError: a setting or a request that the decoder or the networks refuse; a decoder that claims less than is
+            demanded.
+
+    Effects: a process for a decoder that is not the harness's own; it has ended when this returns.
     """
-    decoders = [build(factory, models, setting) for setting in settings]
-    results = [SettingResult(setting, d.contract) for setting, d in zip(settings, decoders, strict=True)]
-    result = Verification(results, None, models.device, models.target.dtype, models.draft.dtype, models.name)
+    result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.name)
     try:
         models.check_finite()
     except NonFiniteError as error:
         result.early.append(Divergence("weights", str(error), requests[0].seed))
         return result
-    result.budget = budget_for(models, requests[0], budgets)
-    start = time.perf_counter()
-    for request in requests:
-        free = {}
-        for greedy in {setting.settings.greedy for setting in results}:
-            free[greedy], seconds = timed(partial(_reference, models, request, greedy), models.device)
-            free[greedy].seconds = seconds
-            result.decode_seconds += seconds
-        progress()
-        for decoder, setting in zip(decoders, results, strict=True):
-            expected = free[setting.settings.greedy]
-            actual, seconds = timed(partial(run, decoder, models, request), models.device)
-            result.decode_seconds += seconds
-            if isinstance(actual, Judgement):
-                setting.judgements.append(actual)
-            else:
-                evidence = Evidence(models, request, actual, expected, result.budget, setting.settings.greedy)
-                setting.judgements.append(judge(evidence, Contract.of(decoder.contract)))
-                setting.traces.append(replace(actual, intermediates=None))  # they are large, and judged
-                setting.seconds += seconds
-            setting.reference_seconds += expected.seconds
-            progress()
-    result.seconds = time.perf_counter() - start
+    result.budget = budget_for(models, requests[0], terms.budgets)
+    place = _place(models, factory, settings, max(request.B for request in requests), terms)
+    try:
+        result.settings = [SettingResult(s, _claimed(c, terms)) for s, c in zip(settings, place.contracts, strict=True)]
+        start = time.perf_counter()
+        for request in requests:
+            _verify_request(models, place, request, result, progress)
+        result.seconds = time.perf_counter() - start
+    finally:
+        place.close()
     return result
+
+
+def _place(models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms) -> Place:
+    """Build the decoders: in a process of their own, unless they are the harness's own or it is asked otherwise."""
+    own = is_own(factory)
+    if not own and not terms.in_process:
+        return Apart(factory, models, settings, most, terms.limits)
+    found = load_factory(factory) if isinstance(factory, str) else factory
+    return Here(found, models, settings, watched=not own)
+
+
+def _claimed(name: str, terms: Terms) -> Contract:
+    """Return the contract that a decoder claims. Raises `InputError` where it is weaker than the one demanded."""
+    claimed = Contract.of(name)
+    if terms.contract is not None and not claimed.entails(terms.contract):
+        rule = f"is demanded, and the decoder claims {claimed.letter} ({claimed}) only"
+        remedy = f"pass --contract {claimed.letter}, or a decoder that claims more"
+        raise InputError("contract", terms.contract.letter, rule, remedy)
+    return claimed
+
+
+def _verify_request(
+    models: ModelPair, place: Place, request: Request, result: Verification, progress: Callable[[], None]
+) -> None:
+    """Decode one request by the reference and under every setting, and judge. Effects: on `result`."""
+    assert result.budget is not None
+    free = {}
+    for greedy in {setting.settings.greedy for setting in result.settings}:
+        free[greedy], seconds = timed(partial(_reference, models, request, greedy), models.device)
+        free[greedy].seconds = seconds
+        result.decode_seconds += seconds
+    progress()
+    for number, setting in enumerate(result.settings):
+        if _keeps_dying(setting):
+            continue
+        expected = free[setting.settings.greedy]
+        actual, seconds = timed(partial(place.decode, number, request), models.device)
+        result.decode_seconds += seconds
+        if isinstance(actual, Judgement):
+            setting.judgements.append(actual)
+        else:
+            evidence = Evidence(models, request, actual, expected, result.budget, setting.settings.greedy)
+            setting.judgements.append(judge(evidence, setting.contract))
+            setting.traces.append(replace(actual, intermediates=None))  # they are large, and judged
+            setting.seconds += seconds
+        setting.reference_seconds += expected.seconds
+        progress()
+
+
+def _keeps_dying(setting: SettingResult) -> bool:
+    """Tell whether the setting's last decodes all cost its process: the others would take as long for the same."""
+    last = [judgement.defects[:1] for judgement in setting.judgements[-MOST_DEATHS:]]
+    return len(last) == MOST_DEATHS and all(found and found[0].component == "process" for found in last)
 
 
 def _reference(models: ModelPair, request: Request, greedy: bool) -> Trace:

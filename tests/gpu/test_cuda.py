@@ -18,12 +18,11 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.rounding.precision import set_precision
 from harness.rounding.stored import SHIPPED, errors, load, measure, mode_of
-from harness.runs.verification import verify
 from harness.speculative.build import build_decoder
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from tests import planted
-from tests.helpers import RECORDED, command, recorded
+from tests.helpers import RECORDED, command, recorded, verify_here
 
 pytestmark = pytest.mark.gpu
 MODES = {"float32": (torch.float32, False), "tf32": (torch.float32, True), "bfloat16": (torch.bfloat16, False)}
@@ -64,7 +63,7 @@ def test_the_widest_tolerance_of_the_recordings_is_tight(
 
 
 def test_the_decoder_is_right_in_every_mode(mode: ModelPair) -> None:
-    result = verify(mode, build_decoder, [Settings(1), Settings(3), Settings(10, bonus=True)], [REQUEST])
+    result = verify_here(mode, build_decoder, [Settings(1), Settings(3), Settings(10, bonus=True)], [REQUEST])
     assert result.verdict in (Verdict.IDENTICAL, Verdict.TIE), result.first_divergence
     assert [setting.total("draws") for setting in result.settings] == [3 * 680] * 3
 
@@ -80,7 +79,7 @@ BUGS |= {mutant.id: mutant for mutant in MUTANTS if mutant.id in MUTANT_IDS}
 
 @pytest.mark.parametrize("name", BUGS)
 def test_planted_bugs_are_caught_in_every_mode(name: str, mode: ModelPair) -> None:
-    assert verify(mode, BUGS[name], [Settings(3)], [REQUEST]).verdict is Verdict.DEFECT
+    assert verify_here(mode, BUGS[name], [Settings(3)], [REQUEST]).verdict is Verdict.DEFECT
 
 
 def test_repeated_decodes_are_bit_equal(mode: ModelPair) -> None:
@@ -111,7 +110,7 @@ def test_graphs_change_nothing(mode: ModelPair, bonus: bool, policy: str) -> Non
 def test_a_draft_of_another_dtype_changes_no_token() -> None:
     set_precision(False)
     models = load_digits().to(torch.device("cuda"), torch.float32, torch.bfloat16)
-    verdict = verify(models, build_decoder, [Settings(3), Settings(9, bonus=True)], [REQUEST]).verdict
+    verdict = verify_here(models, build_decoder, [Settings(3), Settings(9, bonus=True)], [REQUEST]).verdict
     assert verdict in (Verdict.IDENTICAL, Verdict.TIE)
 
 

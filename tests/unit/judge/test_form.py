@@ -20,9 +20,8 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.report.as_json import as_json
 from harness.runs.factory import load_factory
-from harness.runs.verification import verify
 from harness.speculative.build import build_decoder
-from tests.helpers import Layout, tiny
+from tests.helpers import Layout, tiny, verify_here
 
 MODELS, REQUEST = tiny(Layout((1, 2, 3))), Request((0, 1), 0)
 RIGHT = build_decoder(MODELS, Settings(2)).decode(REQUEST, MODELS.noise(REQUEST))
@@ -68,7 +67,7 @@ class Returning:
 
 
 def judged(trace: object) -> Any:
-    return verify(MODELS, lambda models, settings: Returning(trace), [Settings(2)], [REQUEST])
+    return verify_here(MODELS, lambda models, settings: Returning(trace), [Settings(2)], [REQUEST])
 
 
 def test_a_right_trace_is_well_formed():
@@ -102,7 +101,7 @@ def test_a_decoder_that_leaves_the_program_is_a_defect():
         def decode(self, request: Request, noise: object) -> Trace:
             raise SystemExit(0)
 
-    result = verify(MODELS, lambda models, settings: Leaving(None), [Settings(2)], [REQUEST])
+    result = verify_here(MODELS, lambda models, settings: Leaving(None), [Settings(2)], [REQUEST])
     assert (result.verdict, result.first_divergence.component) == (Verdict.DEFECT, "crash")
 
 

@@ -13,9 +13,8 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.reference import sequential
 from harness.rounding.budget import Budget, calibrate
-from harness.runs.verification import verify
 from tests import planted
-from tests.helpers import Layout, decoder_factory, digits, tiny, verified, with_weight
+from tests.helpers import Layout, decoder_factory, digits, tiny, verified, verify_here, with_weight
 
 REQUEST = Request((3,), 0)
 
@@ -23,8 +22,8 @@ REQUEST = Request((3,), 0)
 def test_the_budget_does_not_depend_on_the_decoder_under_test():
     models = tiny(Layout((1, 2, 3, 4)))
     request = Request((0, 1, 2), 0)
-    right = verify(models, decoder_factory(), [Settings(2)], [request]).budget
-    wrong = verify(models, planted.halves, [Settings(2)], [request]).budget
+    right = verify_here(models, decoder_factory(), [Settings(2)], [request]).budget
+    wrong = verify_here(models, planted.halves, [Settings(2)], [request]).budget
     assert right == wrong
 
 
@@ -76,6 +75,6 @@ def test_the_budget_sees_a_decoder_whose_target_is_slightly_wrong():
     models = tiny(Layout((1, 2, 3, 4)))
     bent = replace(models, target=with_weight(models.target, "head.weight", lambda weight: weight * 1.001))
     right = verified(models, Request((0,), 0))
-    wrong = verify(models, lambda _, settings: decoder_factory()(bent, settings), [Settings(2)], [Request((0,), 0)])
+    wrong = verify_here(models, lambda _, s: decoder_factory()(bent, s), [Settings(2)], [Request((0,), 0)])
     assert right.verdict is Verdict.IDENTICAL
     assert wrong.verdict is Verdict.DEFECT

@@ -17,9 +17,8 @@ from harness.protocol.request import Request
 from harness.rounding import stored
 from harness.rounding.budget import calibrate
 from harness.rounding.stored import SHIPPED, Entry, budget_for, errors, load, measure, mode_of, save
-from harness.runs.verification import verify
 from tests import planted
-from tests.helpers import Layout, command, decoder_factory, digits, tiny, with_weight
+from tests.helpers import Layout, command, decoder_factory, digits, tiny, verify_here, with_weight
 
 MODELS = tiny(Layout((1, 2, 3)))
 REQUEST = Request((0, 1), 0)
@@ -123,7 +122,7 @@ def test_a_failing_run_is_judged_by_the_stored_budget_and_leaves_it_alone(tmp_pa
     store = tmp_path / "budgets.json"
     save(ENTRY, store)
     before = store.read_bytes()
-    result = verify(MODELS, planted.halves, [Settings(2)], [REQUEST], budgets=store)
+    result = verify_here(MODELS, planted.halves, [Settings(2)], [REQUEST], budgets=store)
     assert result.verdict is Verdict.DEFECT
     assert result.budget == ENTRY.budget(REQUEST.cfg)
     assert store.read_bytes() == before
@@ -133,9 +132,9 @@ def test_a_slightly_wrong_target_exceeds_the_stored_budget(tmp_path: Path):
     store = tmp_path / "budgets.json"
     save(ENTRY, store)
     bent = replace(MODELS, target=with_weight(MODELS.target, "head.weight", lambda weight: weight * 1.001))
-    wrong = verify(MODELS, lambda _, s: decoder_factory()(bent, s), [Settings(2)], [REQUEST], budgets=store)
+    wrong = verify_here(MODELS, lambda _, s: decoder_factory()(bent, s), [Settings(2)], [REQUEST], budgets=store)
     assert wrong.verdict is Verdict.DEFECT
-    assert verify(MODELS, decoder_factory(), [Settings(2)], [REQUEST], budgets=store).verdict is Verdict.IDENTICAL
+    assert verify_here(MODELS, decoder_factory(), [Settings(2)], [REQUEST], budgets=store).verdict is Verdict.IDENTICAL
 
 
 def broken(values: dict[str, object]) -> str:

@@ -22,12 +22,11 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import cachefree, sequential
 from harness.rounding.budget import Budget
-from harness.runs.verification import verify
 from harness.speculative.build import build_decoder
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from tests import planted
-from tests.helpers import LAYOUTS, Layout, digits, tiny, twins, verified, with_weight
+from tests.helpers import LAYOUTS, Layout, digits, tiny, twins, verified, verify_here, with_weight
 
 FOUR = Layout((1, 2, 3, 4))
 REQUEST = Request((0, 1, 2), 0)
@@ -54,7 +53,7 @@ def test_the_decoder_is_right_for_every_layout_and_draft_len(name: str, bonus: b
     models = tiny(LAYOUTS[name])
     settings = [Settings(length, bonus) for length in range(1, models.pyramid.S + 1)]
     request = Request((0, 1, 2, 3), 5, top_k=7, top_p=0.9)
-    result = verify(models, planted_free, settings, [request, replace(request, top_k=0, top_p=0.0)])
+    result = verify_here(models, planted_free, settings, [request, replace(request, top_k=0, top_p=0.0)])
     assert result.verdict in (Verdict.IDENTICAL, Verdict.TIE)
     assert [s.total("draws") for s in result.settings] == [8 * models.pyramid.L] * models.pyramid.S
 
@@ -120,7 +119,7 @@ def test_an_adversarial_draft_changes_nothing(kind: str, draft_len: int):
 @pytest.mark.parametrize("factory", planted.PLANTED, ids=lambda factory: factory.__name__)
 def test_a_planted_bug_is_caught_and_located(factory):
     models = tiny(FOUR)
-    result = verify(models, factory, [Settings(2)], [REQUEST])
+    result = verify_here(models, factory, [Settings(2)], [REQUEST])
     first = result.first_divergence
     assert result.verdict is Verdict.DEFECT
     assert result.verdict.exit_status == 1
@@ -139,7 +138,7 @@ def test_a_planted_bug_is_caught_and_located(factory):
 @pytest.mark.parametrize("draft_len", [1, 2, 3, 4])
 @pytest.mark.parametrize("factory", [planted.halves, planted.twice], ids=lambda factory: factory.__name__)
 def test_a_planted_bug_is_caught_for_every_draft_len(factory, draft_len: int):
-    first = verify(tiny(FOUR), factory, [Settings(draft_len)], [REQUEST]).first_divergence
+    first = verify_here(tiny(FOUR), factory, [Settings(draft_len)], [REQUEST]).first_divergence
     assert (first.component, first.scale) == (planted.PLANTED[factory], 0)
 
 
@@ -161,7 +160,7 @@ def test_the_command_line_catches_a_planted_bug(name: str, tmp_path: Path, capsy
 
 
 def test_nothing_drafted_is_inconclusive():
-    result = verify(tiny(FOUR), lambda models, settings: Sequential(models), [Settings(2)], [REQUEST])
+    result = verify_here(tiny(FOUR), lambda models, settings: Sequential(models), [Settings(2)], [REQUEST])
     assert result.verdict is Verdict.INCONCLUSIVE
     assert result.verdict.exit_status == 3
     assert "nothing was drafted" in result.inconclusive[0]
@@ -180,7 +179,7 @@ class Sequential:
 
 
 def test_nothing_compared_is_inconclusive():
-    result = verify(tiny(FOUR), planted_free, [], [REQUEST])
+    result = verify_here(tiny(FOUR), planted_free, [], [REQUEST])
     assert result.verdict is Verdict.INCONCLUSIVE
 
 
@@ -207,7 +206,7 @@ def test_an_incomplete_trace_is_a_defect(defect: str):
         trace.intermediates.rows_RLV = trace.intermediates.rows_RLV[:-1]
     else:
         trace.f_hat_BCPP[0, 0, 0, 0] = torch.nan
-    result = verify(models, lambda models, settings: Fixed(trace), [Settings(2)], [REQUEST])
+    result = verify_here(models, lambda models, settings: Fixed(trace), [Settings(2)], [REQUEST])
     assert result.verdict is Verdict.DEFECT
     assert result.first_divergence.component == ("f_hat" if "f_hat" in defect else "scheduling")
     if defect == "missing scale":
@@ -231,7 +230,7 @@ def test_a_changed_token_without_intermediates_is_a_defect_at_its_place():
     trace = decoded(models, REQUEST, 2)
     trace.intermediates = None
     trace.tokens_BL[1, 20] = (trace.tokens_BL[1, 20] + 1) % models.target.config.V
-    first = verify(models, lambda models, settings: Fixed(trace), [Settings(2)], [REQUEST]).first_divergence
+    first = verify_here(models, lambda models, settings: Fixed(trace), [Settings(2)], [REQUEST]).first_divergence
     assert (first.component, first.image, first.scale, first.position) == ("unknown", 1, 3, 20)
 
 
@@ -317,7 +316,7 @@ class Blind:
 def test_many_ties_must_be_usual_ones():
     """In bfloat16 the largest error would excuse most draws of a wrong decoder that shows no logits."""
     models, request = digits().to("cpu", torch.bfloat16), Request((0, 3), 0)
-    right = verify(models, lambda m, s: Blind(build_decoder(m, s)), [Settings(5)], [request])
+    right = verify_here(models, lambda m, s: Blind(build_decoder(m, s)), [Settings(5)], [request])
     assert right.verdict is Verdict.TIE
     assert right.settings[0].total("ties") >= MANY_TIES
     wrong = {
@@ -326,7 +325,7 @@ def test_many_ties_must_be_usual_ones():
         "corner": lambda m, s: Blind(planted.corner(m, s)),
     }
     for name, factory in wrong.items():
-        result = verify(models, factory, [Settings(5)], [request])
+        result = verify_here(models, factory, [Settings(5)], [request])
         assert result.verdict is Verdict.DEFECT, name
         assert result.settings[0].total("defects") > 100, name
 

@@ -1,0 +1,138 @@
+"""The process of a decoder under test: builds it, decodes what it is told to, and hands traces over by value.
+
+Promise: it holds copies of everything: weights, requests, numbers. Whatever the decoder does to them, or to this
+process, the judge's side does not notice other than by what comes back.
+
+Started by `harness.runs.apart`, which is the other side of the conversation: a line of JSON each way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.errors import InputError
+from harness.judge.form import structure
+from harness.judge.verdict import Judgement
+from harness.models.pair import ModelPair
+from harness.protocol.decoder import Implementation, Settings
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.rounding.precision import set_precision
+from harness.runs.factory import build, load_factory
+from harness.runs.here import run
+from harness.runs.mailbox import Mailbox, UnreadableError
+
+TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
+KEPT = "intermediates."
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the process is started with; pickled by the judge's side, which trusts itself.
+
+    Args:
+        factory: name of the factory, or the factory itself as cloudpickle's bytes.
+        models: copies of the networks.
+        settings: a decoder is built for each.
+        mailbox: handle of the shared memory.
+        tf32: the mode.
+        threads: that PyTorch computes with.
+        path: where modules are found.
+        memory_bytes: limit on what the process may allocate; 0 = none.
+    """
+
+    factory: str | bytes
+    models: ModelPair
+    settings: list[Settings]
+    mailbox: Any
+    tf32: bool
+    threads: int
+    path: list[str] = field(default_factory=list)
+    memory_bytes: int = 0
+
+
+def serve(job_file: str, read: str, write: str) -> None:
+    """Hold one conversation.
+
+    Args:
+        job_file: pickled `Job`.
+        read: descriptor of the judge's lines.
+        write: descriptor of the answers.
+    """
+    with suppress(BrokenPipeError):  # the judge has gone
+        _serve(Path(job_file), int(read), int(write))
+
+
+def _serve(job_file: Path, read: int, write: int) -> None:
+    job: Job = pickle.loads(job_file.read_bytes())
+    sys.path[:] = job.path
+    set_precision(job.tf32)
+    torch.set_num_threads(job.threads)
+    if job.memory_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (job.memory_bytes, job.memory_bytes))
+    with os.fdopen(read, "rb") as lines, os.fdopen(write, "wb") as answers:
+        mailbox = Mailbox.open(job.mailbox)
+        try:
+            factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
+            decoders = [build(factory, job.models, setting) for setting in job.settings]
+        except InputError as error:
+            _say(answers, {"refused": _refusal(error)})
+            return
+        _say(answers, {"contracts": [str(decoder.contract) for decoder in decoders]})
+        for line in lines:
+            question = json.loads(line)
+            _say(answers, _decoded(decoders[question["setting"]], job.models, request_of(question["request"]), mailbox))
+
+
+def request_of(values: dict[str, Any]) -> Request:
+    """Return the request that `dataclasses.asdict` and JSON made these values of."""
+    for name in ("labels", "images"):
+        values[name] = None if values[name] is None else tuple(values[name])
+    return Request(**values)
+
+
+def _decoded(decoder: Implementation, models: ModelPair, request: Request, mailbox: Mailbox) -> dict[str, Any]:
+    """Decode once; return the answer, the tensors in the mailbox."""
+    try:
+        made = run(decoder, models, request)
+    except InputError as error:
+        return {"refused": _refusal(error)}
+    defects = made.defects if isinstance(made, Judgement) else structure(models, request, made)
+    if defects:
+        return {"defect": {name: getattr(defects[0], name) for name in ("component", "detail", "image", "scale")}}
+    assert isinstance(made, Trace)
+    tensors = {name: getattr(made, name) for name in TENSORS}
+    if made.intermediates is not None:
+        tensors |= {f"{KEPT}{name}": tensor for name, tensor in made.intermediates.named().items()}
+    try:
+        return {"tensors": mailbox.put(tensors), "trace": plain(made)}
+    except (UnreadableError, TypeError, ValueError) as error:
+        detail = f"the trace cannot leave the decoder's process ({error})"
+        return {"defect": {"component": "process", "detail": detail, "image": -1, "scale": -1}}
+
+
+def plain(trace: Trace) -> dict[str, Any]:
+    """Return all of a trace but its tensors as JSON values. Raises `TypeError` or `ValueError` where one is none."""
+    values = {f.name: getattr(trace, f.name) for f in fields(Trace) if f.name not in (*TENSORS, "intermediates")}
+    values["rounds"] = [[asdict(turn) for turn in rounds] for rounds in trace.rounds]
+    json.dumps(values, allow_nan=False)
+    return values
+
+
+def _refusal(error: InputError) -> dict[str, str]:
+    return {name: str(getattr(error, name)) for name in ("name", "value", "rule", "remedy")}
+
+
+def _say(answers: Any, answer: dict[str, Any]) -> None:
+    answers.write(json.dumps(answer).encode() + b"\n")
+    answers.flush()

@@ -1,0 +1,107 @@
+"""What a run found: counts and judgements by setting, and the worst verdict.
+
+Promise: every count is a sum over judgements; nothing is judged here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+
+from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, worst
+from harness.protocol.contract import Contract
+from harness.protocol.decoder import Settings
+from harness.protocol.trace import Trace
+from harness.rounding.budget import Budget
+
+
+@dataclass
+class SettingResult:
+    """What one setting did over all requests."""
+
+    settings: Settings
+    contract: Contract
+    judgements: list[Judgement] = field(default_factory=list)
+    traces: list[Trace] = field(default_factory=list)  # tensors dropped, counts kept
+    seconds: float = 0.0
+    reference_seconds: float = 0.0
+
+    def total(self, name: str) -> int:
+        """Return the sum of a count, or of the length of a list, over all judgements."""
+        values = [getattr(judgement, name) for judgement in self.judgements]
+        return sum(value if isinstance(value, int) else len(value) for value in values)
+
+    @property
+    def target_calls(self) -> list[int]:
+        """Target forward passes of every image."""
+        return list(chain.from_iterable(trace.target_calls for trace in self.traces))
+
+    @property
+    def target_rows(self) -> list[int]:
+        """Positions that the target computed, of every image."""
+        return list(chain.from_iterable(trace.target_rows for trace in self.traces))
+
+    @property
+    def rounds(self) -> list[int]:
+        """Number of rounds of every image."""
+        return [len(rounds) for trace in self.traces for rounds in trace.rounds]
+
+    @property
+    def accepted_scales(self) -> list[list[int]]:
+        """Accepted scales of every round of every image."""
+        return [[turn.accepted for turn in rounds] for trace in self.traces for rounds in trace.rounds]
+
+    @property
+    def distances(self) -> list[Distance]:
+        """Distance of every image from the sequential one, where tokens are not claimed."""
+        return list(chain.from_iterable(judgement.distances for judgement in self.judgements))
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the requests."""
+        return worst([judgement.verdict for judgement in self.judgements])
+
+
+@dataclass
+class Verification:
+    """The result of a whole run."""
+
+    settings: list[SettingResult]
+    budget: Budget | None
+    device: torch.device
+    dtype: torch.dtype
+    draft_dtype: torch.dtype
+    models: str
+    early: list[Divergence] = field(default_factory=list)  # defects met before anything could be decoded
+    decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
+    seconds: float = 0.0  # of all decodes and their judgement
+
+    @property
+    def contract(self) -> str:
+        """What the decoder claims."""
+        return " / ".join(sorted({setting.contract for setting in self.settings})) or "unknown"
+
+    @property
+    def overhead(self) -> float:
+        """Time of judging as a share of the time of the decodes; NaN where nothing was decoded."""
+        return self.seconds / self.decode_seconds - 1 if self.decode_seconds else float("nan")
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the settings."""
+        return Verdict.DEFECT if self.early else worst([setting.verdict for setting in self.settings])
+
+    @property
+    def first_divergence(self) -> Divergence | None:
+        """The first defect met, else the first tie, else None."""
+        judgements = [judgement for setting in self.settings for judgement in setting.judgements]
+        defects = self.early + [judgement.defects[0] for judgement in judgements if judgement.defects]
+        ties = [judgement.ties[0] for judgement in judgements if judgement.ties]
+        return next(iter(defects + ties), None)
+
+    @property
+    def inconclusive(self) -> list[str]:
+        """Every distinct reason why the run proves nothing."""
+        return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive})
