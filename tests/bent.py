@@ -1,0 +1,145 @@
+"""Decoders that attack their judge, each in one way: factories that `--implementation tests.bent:NAME` names.
+
+All claim the tokens; all but `honest` must be found out, whatever they do to weights, request, trace or process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from harness import ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
+
+Attack = Callable[["Bent", Request, SeededNoise], Any]
+
+
+class Bent:
+    """The harness's own decoder behind an attack."""
+
+    contract = "token-identical"
+
+    def __init__(self, models: ModelPair, settings: Settings, attack: Attack) -> None:
+        self.models, self.attack = models, attack
+        self.inner = build_decoder(models, settings)
+
+    def decode(self, request: Request, noise: SeededNoise) -> Any:
+        return self.attack(self, request, noise)
+
+
+class Disguised(torch.Tensor):
+    """Tokens that equal everything."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.__ne__, torch.ne):
+            return torch.zeros(args[0].shape, dtype=torch.bool)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def _factory(attack: Attack) -> Callable[[ModelPair, Settings], Bent]:
+    return lambda models, settings: Bent(models, settings, attack)
+
+
+def _round_target(models: ModelPair) -> None:
+    for weight in models.target.weights.values():
+        weight.copy_(weight.bfloat16())
+
+
+def _rounds_target(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    _round_target(bent.models)
+    return bent.inner.decode(request, noise)
+
+
+def _zeroes_codebook(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    bent.models.vae.quantizer.codebook_VC.zero_()
+    return bent.inner.decode(request, noise)
+
+
+def _sets_cfg(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    object.__setattr__(request, "cfg", 0.0)
+    return bent.inner.decode(request, noise)
+
+
+def _wrong(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    trace = bent.inner.decode(request, noise)
+    trace.tokens_BL = (trace.tokens_BL + 1) % bent.models.target.config.V
+    return trace
+
+
+def _repairs(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    """Return wrong tokens, and put the right ones in their place a moment later."""
+    right = bent.inner.decode(request, noise)
+    wrong_BL = (right.tokens_BL + 1) % bent.models.target.config.V
+    mended, right.tokens_BL = right.tokens_BL, wrong_BL.clone()
+    threading.Timer(0.02, lambda: right.tokens_BL.copy_(mended)).start()
+    return right
+
+
+def _disguises(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    trace = _wrong(bent, request, noise)
+    trace.tokens_BL = trace.tokens_BL.as_subclass(Disguised)
+    return trace
+
+
+def _at_exit(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    """Be wrong, and leave the status of success behind when the process ends."""
+    atexit.register(os._exit, 0)
+    threading.Timer(5.0, os._exit, (0,)).start()
+    return _wrong(bent, request, noise)
+
+
+def _unpicklable(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    trace = bent.inner.decode(request, noise)
+    trace.cache_bytes = {"draft": lambda: 0}  # type: ignore[dict-item]
+    return trace
+
+
+def _forges(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    """Answer in the harness's place, on every descriptor that is open."""
+    for descriptor in range(3, 64):
+        try:
+            os.write(
+                descriptor, b'{"trace": {"rounds": [[1]]}, "tensors": [["tokens_BL", "int64", [1, 99999999999]]]}\n'
+            )
+        except OSError:
+            continue
+    return bent.inner.decode(request, noise)
+
+
+def _floods(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    print("x" * 2**22, file=sys.stderr)
+    return bent.inner.decode(request, noise)
+
+
+def rounds_target_when_built(models: ModelPair, settings: Settings) -> Any:
+    _round_target(models)
+    return build_decoder(models, settings)
+
+
+def dies_when_built(models: ModelPair, settings: Settings) -> Any:
+    os._exit(0)
+
+
+honest = _factory(lambda bent, request, noise: bent.inner.decode(request, noise))
+rounds_target = _factory(_rounds_target)
+zeroes_codebook = _factory(_zeroes_codebook)
+sets_cfg = _factory(_sets_cfg)
+repairs = _factory(_repairs)
+disguises = _factory(_disguises)
+at_exit = _factory(_at_exit)
+unpicklable = _factory(_unpicklable)
+forges = _factory(_forges)
+floods = _factory(_floods)
+exits = _factory(lambda bent, request, noise: os._exit(0))
+killed = _factory(lambda bent, request, noise: os.kill(os.getpid(), signal.SIGKILL))
+crashes_hard = _factory(lambda bent, request, noise: os.kill(os.getpid(), signal.SIGSEGV))
+hangs = _factory(lambda bent, request, noise: time.sleep(1000))
+hoards = _factory(lambda bent, request, noise: torch.zeros(10**14))

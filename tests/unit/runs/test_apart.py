@@ -1,0 +1,166 @@
+"""A decoder in a process of its own: whatever it does there, the judge hears the truth and goes on."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness import InputError, Request, Settings, Verdict
+from harness.judge.verdict import Divergence
+from harness.models.checksum import checksums
+from harness.models.pair import ModelPair
+from harness.runs.apart import Limits
+from harness.runs.mailbox import Mailbox, UnreadableError
+from harness.runs.result import Verification
+from harness.runs.verification import Terms, verify
+from tests import bent
+from tests.helpers import Layout, tiny, verify_here
+
+MODELS = tiny(Layout((1, 2, 3)))
+REQUESTS = [Request((0, 1), seed) for seed in (0, 1)]
+
+
+def apart(name: str, models: ModelPair = MODELS, **limits: float) -> Verification:
+    terms = Terms(limits=Limits(**{"timeout_s": 60.0, **limits}))
+    return verify(models, f"tests.bent:{name}", [Settings(2)], REQUESTS, terms=terms)
+
+
+def first(result: Verification) -> Divergence:
+    assert result.first_divergence is not None
+    return result.first_divergence
+
+
+def test_an_honest_decoder_is_identical_apart_and_here():
+    there, here = apart("honest"), verify_here(MODELS, bent.honest, [Settings(2)], REQUESTS)
+    assert there.verdict is here.verdict is Verdict.IDENTICAL
+    assert there.settings[0].target_calls == here.settings[0].target_calls
+    assert there.settings[0].accepted_scales == here.settings[0].accepted_scales
+
+
+def test_a_factory_without_a_name_is_sent_as_it_is():
+    result = verify(MODELS, lambda models, settings: bent.honest(models, settings), [Settings(1)], REQUESTS[:1])
+    assert result.verdict is Verdict.IDENTICAL
+
+
+def test_a_factory_that_cannot_be_sent_is_bad_input():
+    generator = (number for number in range(3))
+    with pytest.raises(InputError, match=r"implementation=.*cannot be sent to a process of its own.*in_process=True"):
+        verify(MODELS, lambda models, settings: next(generator), [Settings(1)], REQUESTS[:1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rounds_target", "zeroes_codebook", "sets_cfg", "repairs", "disguises", "at_exit", "rounds_target_when_built"],
+)
+def test_what_a_decoder_does_to_weights_request_or_trace_is_found_out(name: str):
+    before = checksums(MODELS.target.weights)
+    assert apart(name).verdict is Verdict.DEFECT
+    assert checksums(MODELS.target.weights) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("exits", "ended with status 0"),
+        ("killed", r"was killed by SIGKILL \(out of memory\?\)"),
+        ("crashes_hard", "was killed by SIGSEGV"),
+        ("unpicklable", "cannot leave the decoder's process"),
+        ("hoards", "allocate memory"),
+        ("forges", "answers with another form|shape .* lies beyond the mailbox"),
+    ],
+)
+def test_a_process_that_ends_or_lies_is_a_defect_and_the_run_goes_on(name: str, why: str):
+    result = apart(name)
+    assert result.verdict is Verdict.DEFECT
+    assert [judgement.defects[0].component for judgement in result.settings[0].judgements] == ["process"] * 2
+    found = re.search(why, first(result).detail)
+    assert found, first(result).detail
+
+
+def test_a_decoder_that_hangs_is_given_up_in_time():
+    begin = time.perf_counter()
+    result = verify(MODELS, "tests.bent:hangs", [Settings(2)], REQUESTS[:1], terms=Terms(limits=Limits(timeout_s=1.0)))
+    assert "no answer within 1 s (timeout)" in first(result).detail
+    assert time.perf_counter() - begin < 40
+
+
+def test_a_memory_limit_holds():
+    models = replace(MODELS)
+    assert apart("honest", models, memory_gib=8.0).verdict is Verdict.IDENTICAL
+    assert first(apart("hoards", models, memory_gib=8.0)).component == "process"
+
+
+def test_a_process_that_dies_while_it_builds_is_bad_input():
+    with pytest.raises(InputError, match="built no decoder: the decoder's process ended with status 0"):
+        apart("dies_when_built")
+
+
+def test_much_output_goes_to_the_log(capfd: pytest.CaptureFixture[str]):
+    assert apart("floods").verdict is Verdict.IDENTICAL
+    assert capfd.readouterr().err == ""
+
+
+def test_after_three_deaths_in_a_row_the_rest_is_left_alone():
+    requests = [Request((0,), seed) for seed in range(5)]
+    result = verify(MODELS, "tests.bent:exits", [Settings(2)], requests)
+    assert len(result.settings[0].judgements) == 3
+
+
+def test_in_process_a_decoder_that_writes_into_the_networks_is_told_so():
+    models = MODELS.to("cpu")
+    models = replace(
+        models, target=replace(models.target, weights={n: w.clone() for n, w in models.target.weights.items()})
+    )
+    found = first(verify_here(models, bent.rounds_target, [Settings(2)], REQUESTS))
+    assert found.component == "weights"
+    assert "the decoder wrote into target." in found.detail
+
+
+def test_in_process_what_is_repaired_later_is_repaired_too_late():
+    assert verify_here(MODELS, bent.repairs, [Settings(2)], REQUESTS).verdict is Verdict.DEFECT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+def test_the_smallest_change_of_one_number_changes_the_sum(dtype: torch.dtype):
+    numbers = torch.arange(1000).to(dtype)
+    before = checksums({"x": numbers})
+    changed = numbers.clone()
+    bits = changed.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])
+    bits[777] ^= 1
+    assert checksums({"x": changed}) != before
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        [["x", "float32"]],
+        [["x", "complex64", [1]]],
+        [["x", "float32", [-1]]],
+        [["x", "float32", [2**39, 2**39]]],
+        [["x", "float32", "3"]],
+        [["x", "float32", [True]]],
+        [["x", "float32", [256]], ["y", "float32", [256]]],
+    ],
+)
+def test_a_header_is_believed_only_as_far_as_the_mailbox_goes(header: object):
+    box = Mailbox.make(1024, torch.device("cpu"))
+    with pytest.raises(UnreadableError):
+        box.take(header)
+    box.close()
+
+
+def test_what_is_put_is_taken_by_value():
+    box = Mailbox.make(4096, torch.device("cpu"))
+    sent = {"a": torch.arange(5), "b": torch.rand(3, 2, generator=torch.Generator()), "c": torch.zeros(0, 4)}
+    other = Mailbox.open(box.handle)
+    taken = box.take(other.put(sent))
+    other.block.zero_()
+    assert all(torch.equal(taken[name], sent[name]) for name in sent)
+    with pytest.raises(UnreadableError, match="need more than 4096 bytes"):
+        other.put({"a": torch.zeros(4097, dtype=torch.uint8)})
+    box.close()
