@@ -18,6 +18,7 @@ import torch
 
 from harness import ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
 
+FORGED = b'{"trace": {"rounds": [[1]]}, "tensors": [["tokens_BL", "int64", [1, 99999999999]]]}\n'
 Attack = Callable[["Bent", Request, SeededNoise], Any]
 
 
@@ -106,9 +107,7 @@ def _forges(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
     """Answer in the harness's place, on every descriptor that is open."""
     for descriptor in range(3, 64):
         try:
-            os.write(
-                descriptor, b'{"trace": {"rounds": [[1]]}, "tensors": [["tokens_BL", "int64", [1, 99999999999]]]}\n'
-            )
+            os.write(descriptor, FORGED)
         except OSError:
             continue
     return bent.inner.decode(request, noise)

@@ -4,10 +4,10 @@ Promise: a right decoder is accused with probability at most `ALARM` a run, howe
 looks; what a single tie may excuse, many may not.
 
 How: each draw has a known chance to come out otherwise under rounding, since the reference's own scores say by how much
-every other token loses. With q that chance, the evidence of a tie is −θ·ln q, and that of every draw the cost
-Σ (q^(1−θ) − q) of having been free to flip. exp(evidence − cost) has expectation at most 1 for a right decoder (it is an
-e-value: a product of such numbers again is one, and so is a mean), so it exceeds 1/ALARM with probability at most ALARM
-(Markov). No count is pooled with others before it is weighed: every scale has an e-value of its own, and so has the run.
+every other token loses. With q that chance, the evidence of a tie is −θ·ln q, and the cost of every draw, for having
+been free to flip, Σ (q^(1−θ) − q). exp(evidence − cost) has expectation at most 1 for a right decoder (it is an
+e-value: a product of such numbers again is one, and so is a mean), so it exceeds 1/ALARM with probability at most
+ALARM (Markov). Nothing is pooled before it is weighed: every scale has an e-value of its own, and so has the run.
 
 Source: Vovk and Wang, "E-values: calibration, combination and applications", Annals of Statistics 49 (2021).
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from dataclasses import replace
@@ -23,6 +24,8 @@ from tests.helpers import Layout, tiny, verify_here
 MODELS = tiny(Layout((1, 2, 3)))
 REQUESTS = [Request((0, 1), seed) for seed in (0, 1)]
 
+BENT = ("rounds_target", "zeroes_codebook", "sets_cfg", "repairs", "disguises", "at_exit", "rounds_target_when_built")
+
 
 def apart(name: str, models: ModelPair = MODELS, **limits: float) -> Verification:
     terms = Terms(limits=Limits(**{"timeout_s": 60.0, **limits}))
@@ -42,7 +45,10 @@ def test_an_honest_decoder_is_identical_apart_and_here():
 
 
 def test_a_factory_without_a_name_is_sent_as_it_is():
-    result = verify(MODELS, lambda models, settings: bent.honest(models, settings), [Settings(1)], REQUESTS[:1])
+    calls: list[int] = []
+    factory = lambda models, settings: (calls.append(1), bent.honest(models, settings))[1]  # noqa: E731
+    result = verify(MODELS, factory, [Settings(1)], REQUESTS[:1])
+    assert calls == []  # what was called is a copy
     assert result.verdict is Verdict.IDENTICAL
 
 
@@ -52,10 +58,7 @@ def test_a_factory_that_cannot_be_sent_is_bad_input():
         verify(MODELS, lambda models, settings: next(generator), [Settings(1)], REQUESTS[:1])
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["rounds_target", "zeroes_codebook", "sets_cfg", "repairs", "disguises", "at_exit", "rounds_target_when_built"],
-)
+@pytest.mark.parametrize("name", BENT)
 def test_what_a_decoder_does_to_weights_request_or_trace_is_found_out(name: str):
     before = checksums(MODELS.target.weights)
     assert apart(name).verdict is Verdict.DEFECT
@@ -111,10 +114,7 @@ def test_after_three_deaths_in_a_row_the_rest_is_left_alone():
 
 
 def test_in_process_a_decoder_that_writes_into_the_networks_is_told_so():
-    models = MODELS.to("cpu")
-    models = replace(
-        models, target=replace(models.target, weights={n: w.clone() for n, w in models.target.weights.items()})
-    )
+    models = copy.deepcopy(MODELS)
     found = first(verify_here(models, bent.rounds_target, [Settings(2)], REQUESTS))
     assert found.component == "weights"
     assert "the decoder wrote into target." in found.detail
