@@ -23,7 +23,7 @@ from harness.protocol.decoder import Settings
 from harness.reference import sequential
 from harness.report.terminal import plain_console
 from harness.speculative.build import build_decoder
-from harness.speculative.observer import ROUNDS, VALUES, Observer
+from harness.speculative.tools.observer import ROUNDS, VALUES, Observer
 
 
 @dataclass(frozen=True)

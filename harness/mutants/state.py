@@ -18,7 +18,7 @@ from harness.protocol.trace import Trace
 from harness.speculative import latent
 from harness.speculative.cache import CacheWindow, KVCache
 from harness.speculative.sampler import SpeculativeDecoder
-from harness.speculative.state import update_state_with_accepted_tokens
+from harness.speculative.update import update_state_with_accepted_tokens
 
 
 def twice(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:

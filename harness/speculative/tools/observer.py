@@ -8,18 +8,20 @@ the same numbers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from harness.files import write_whole
-from harness.models.network import Network
+from harness.models.network import Cache, Condition, Network, TransformerConfig
 from harness.models.pair import ModelPair
+from harness.protocol.pyramid import ScalePyramid
 from harness.speculative.cache import KVCache
 from harness.speculative.parts import Parts
 
@@ -80,36 +82,36 @@ class Observer:
 
     def watch(self, models: ModelPair, parts: Parts) -> tuple[ModelPair, Parts]:
         """Return the same networks and parts, observed."""
-        sides = {side: cast(Network, _Watched(getattr(models, side), side, self)) for side in ("draft", "target")}
-        watched = {part.name: self._around(part.name, getattr(parts, part.name)) for part in fields(parts)}
-        return replace(models, **sides), replace(parts, **watched)  # type: ignore[arg-type]
+        draft, target = _Watched(models.draft, "draft", self), _Watched(models.target, "target", self)
+        around: dict[str, Any] = {f.name: partial(self.call, f.name, getattr(parts, f.name)) for f in fields(parts)}
+        return replace(models, draft=draft, target=target), replace(parts, **around)
 
     def table(self) -> list[tuple[str, Cost]]:
         """Return the cost of every component, the dearest first."""
         return sorted(self.costs.items(), key=lambda item: -item[1].seconds)
 
-    def _around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, timed and recorded under its name and the network at work."""
+    def call(self, name: str, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        """Call the function, timed and recorded under its name and the network at work."""
+        self._inner.append(0.0)
+        start = time.perf_counter()
+        try:
+            result = function(*given, **named)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        finally:
+            spent = time.perf_counter() - start
+            own = spent - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += spent
+        final = name == "update_state_with_accepted_tokens"
+        self._note(name, [given[0].tokens_BL.clone()] if final else _tensors(result), own)
+        if final:
+            self._end_round(given)
+        return result
 
-        def observed(*given: Any, **named: Any) -> Any:
-            self._inner.append(0.0)
-            start = time.perf_counter()
-            try:
-                result = function(*given, **named)
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-            finally:
-                spent = time.perf_counter() - start
-                own = spent - self._inner.pop()
-                if self._inner:
-                    self._inner[-1] += spent
-            final = name == "update_state_with_accepted_tokens"
-            self._note(name, [given[0].tokens_BL.clone()] if final else _tensors(result), own)
-            if final:
-                self._end_round(given)
-            return result
-
-        return observed
+    def turn_to(self, side: str) -> None:
+        """Note which network is at work."""
+        self._side = side
 
     def _note(self, name: str, tensors: list[Tensor], seconds: float) -> None:
         component = f"{self._side}.{name}" if self._side else name
@@ -138,27 +140,68 @@ class Observer:
 
 
 class _Watched:
-    """A network whose passes are observed; everything else is the network's own."""
+    """A network whose passes are observed; all else is the network's own. Whoever is asked for anything is at work."""
 
     def __init__(self, network: Network, side: str, observer: Observer) -> None:
-        self.network, self.side = network, side
-        self._observer = observer
-        self.condition = self._on_this_side("condition")
-        self.hidden = self._on_this_side("hidden")
-        self.logits = self._on_this_side("logits")
+        self._network, self._side, self._observer = network, side, observer
 
-    def _on_this_side(self, name: str) -> Callable[..., Any]:
-        observed = self._observer._around(name, getattr(self.network, name))
+    @property
+    def _own(self) -> Network:
+        self._observer.turn_to(self._side)
+        return self._network
 
-        def call(*given: Any) -> Any:
-            self._observer._side = self.side
-            return observed(*given)
+    @property
+    def config(self) -> TransformerConfig:
+        return self._own.config
 
-        return call
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self._own.weights
 
-    def __getattr__(self, name: str) -> Any:
-        self._observer._side = self.side  # whoever is asked for anything is the network at work
-        return getattr(self.network, name)
+    @property
+    def pyramid(self) -> ScalePyramid:
+        return self._own.pyramid
+
+    @property
+    def device(self) -> torch.device:
+        return self._own.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._own.dtype
+
+    @property
+    def start_1D(self) -> Tensor:
+        return self._own.start_1D
+
+    @property
+    def pos_LD(self) -> Tensor:
+        return self._own.pos_LD
+
+    @property
+    def lvl_SD(self) -> Tensor:
+        return self._own.lvl_SD
+
+    def bytes(self) -> int:
+        return self._own.bytes()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Network:
+        return self._own.to(device, dtype)
+
+    def embed(self, raw_BnC: Tensor) -> Tensor:
+        return self._own.embed(raw_BnC)
+
+    def condition(self, labels_R: Tensor) -> Condition:
+        made: Condition = self._observer.call("condition", self._own.condition, labels_R)
+        return made
+
+    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+        h_RnD: Tensor = self._observer.call("hidden", self._own.hidden, x_RnD, condition, cache, mask_11nK)
+        return h_RnD
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        rows_RnV: Tensor = self._observer.call("logits", self._own.logits, h_RnD, condition)
+        return rows_RnV
 
 
 def _tensors(result: Any) -> list[Tensor]:
