@@ -248,19 +248,3 @@ MODULO = Mutant(
     asked_for(labels=lambda request: tuple(label % 4 for label in request.labels)),
     alone=True,
 )
-
-MUTANTS = (
-    TWICE,
-    IN_PLACE,
-    LAST_LOST,
-    BILINEAR,
-    ALIAS,
-    STALE_INPUT,
-    STALE,
-    NO_ROLLBACK,
-    ROLLED_FORWARD,
-    REUSED,
-    SHARED_BUFFERS,
-    CLAMPED,
-    MODULO,
-)

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from harness.errors import InputError
 from harness.protocol.contract import Contract
 from harness.speculative.accept import Policy
 from harness.speculative.rules import (
-    Test,
     accept_by_coin,
     accept_by_kl,
     accept_by_rate,
@@ -37,11 +37,9 @@ from harness.speculative.rules import (
 
 PARTIAL = "+partial"
 DIGITS = 9  # of a whole number; no pyramid or codebook has more
-COUPLINGS: dict[object, str] = {
-    race: "the same numbers",
-    most_likely: "no numbers",
-    race_alone: "numbers of its own",
-}  # of the draft
+COUPLINGS: dict[object, str] = {  # of the draft
+    race: "the same numbers", most_likely: "no numbers", race_alone: "numbers of its own"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Row:
         stands: when a drafted scale stands, one clause.
         example: text of one.
         numbers: behind its name.
-        bind: (policy, numbers, is the text `+partial`) -> policy.
+        bind: (numbers, is the text `+partial`) -> fields of the policy that they decide.
         half: the name alone means the example.
         partial: `+partial` has a meaning.
         bench: for measuring speed, and nothing else.
@@ -88,7 +86,7 @@ class Row:
     stands: str
     example: str
     numbers: tuple[Number, ...] = ()
-    bind: Callable[[Policy, list[float], bool], Policy] = lambda policy, numbers, token_level: policy
+    bind: Callable[[list[Any], bool], dict[str, Any]] = lambda n, partly: {}
     half: bool = False
     partial: bool = False
     bench: bool = False
@@ -97,31 +95,6 @@ class Row:
     def form(self) -> str:
         """Text with words for its numbers."""
         return ":".join((self.policy.name, *(number.word for number in self.numbers)))
-
-
-def _by_rate(policy: Policy, numbers: list[float], token_level: bool, test: Test) -> Policy:
-    return replace(policy, accept=partial(accept_by_rate, rule=(test, numbers[-1], token_level)))
-
-
-def _in_top(policy: Policy, numbers: list[float], token_level: bool) -> Policy:
-    k = int(numbers[0])
-    return replace(_by_rate(policy, numbers, token_level, partial(is_in_top, k=k)), top=k)
-
-
-def _by_kl(policy: Policy, numbers: list[float], token_level: bool) -> Policy:
-    return replace(policy, accept=partial(accept_by_kl, rule=(numbers[0], token_level)))
-
-
-def _draft_first(policy: Policy, numbers: list[float], token_level: bool) -> Policy:
-    return replace(policy, trusted=(0, int(numbers[0])), entry=int(numbers[0]))
-
-
-def _draft_last(policy: Policy, numbers: list[float], token_level: bool) -> Policy:
-    return replace(policy, trusted=(int(numbers[0]), sys.maxsize), entry=int(numbers[0]))
-
-
-def _by_coin(policy: Policy, numbers: list[float], token_level: bool) -> Policy:
-    return replace(policy, name=f"imposed:{numbers[0]:g}", accept=partial(accept_by_coin, rate=numbers[0]))
 
 
 COUPLED = Policy(
@@ -137,34 +110,36 @@ REJECTION = Policy(
     reason="it draws from the target's law with numbers of its own, so the tokens are not the sequential ones",
 )  # fmt: skip
 RATE, K, ENTRY = Number("RATE"), Number("K", 1, whole=True), Number("ENTRY", whole=True)
-
-
-def _lossy(name: str, reason: str) -> Policy:
-    return replace(COUPLED, name=name, contract=Contract.QUALITY, reason=reason)
-
-
+C = partial(Policy, contract=Contract.QUALITY, propose=race, accept=COUPLED.accept, extend=race)
 KEEPS, ALONE = "it keeps drafted tokens that the target would not have drawn", "the draft decides some scales alone"
 TABLE = (
     Row(COUPLED, "every token is the target's own draw under the same numbers", "coupled"),
     Row(GREEDY, "every token is the target's most likely one (the oracle takes the most likely token, too)", "greedy"),
     Row(REJECTION, "every token passes u < target/draft; one that fails is drawn again from the normalised residual",
         "rejection"),
-    Row(_lossy("match", KEEPS), "at least RATE (default 0.5) of its tokens are the target's most likely ones",
-        "match:0.5", (RATE,), partial(_by_rate, test=is_most_likely), half=True, partial=True),
-    Row(_lossy("coupled-match", KEEPS), "at least RATE of its tokens are the target's own draws",
-        "coupled-match:0.5", (RATE,), partial(_by_rate, test=is_own_draw), partial=True),
-    Row(_lossy("topk-match", KEEPS), "at least RATE of its tokens are among the target's K most likely ones",
-        "topk-match:5:0.5", (K, RATE), _in_top, partial=True),
-    Row(_lossy("kl", "it keeps the tokens of laws that are merely near"),
+    Row(C("match", reason=KEEPS), "at least RATE (default 0.5) of its tokens are the target's most likely ones",
+        "match:0.5", (RATE,),
+        lambda n, partly: {"accept": partial(accept_by_rate, rule=(is_most_likely, n[0], partly))},
+        half=True, partial=True),
+    Row(C("coupled-match", reason=KEEPS), "at least RATE of its tokens are the target's own draws",
+        "coupled-match:0.5", (RATE,),
+        lambda n, partly: {"accept": partial(accept_by_rate, rule=(is_own_draw, n[0], partly))}, partial=True),
+    Row(C("topk-match", reason=KEEPS), "at least RATE of its tokens are among the target's K most likely ones",
+        "topk-match:5:0.5", (K, RATE),
+        lambda n, partly: {"accept": partial(accept_by_rate, rule=(partial(is_in_top, k=n[0]), n[1], partly)),
+                           "top": n[0]}, partial=True),
+    Row(C("kl", reason="it keeps the tokens of laws that are merely near"),
         "the mean over its tokens of KL(target, draft) is at most BOUND nats",
-        "kl:0.1", (Number("BOUND"),), _by_kl, partial=True),
-    Row(_lossy("handoff", ALONE), "it is one of the first ENTRY scales; `coupled` from there on",
-        "handoff:3", (ENTRY,), _draft_first),
-    Row(_lossy("collaborative", ALONE), "it is not one of the first ENTRY scales; `coupled` up to there",
-        "collaborative:3", (ENTRY,), _draft_last),
-    Row(_lossy("imposed", "it keeps drafted scales by a coin"),
+        "kl:0.1", (Number("BOUND"),),
+        lambda n, partly: {"accept": partial(accept_by_kl, rule=(n[0], partly))}, partial=True),
+    Row(C("handoff", reason=ALONE), "it is one of the first ENTRY scales; `coupled` from there on",
+        "handoff:3", (ENTRY,), lambda n, partly: {"trusted": (0, n[0]), "entry": n[0]}),
+    Row(C("collaborative", reason=ALONE), "it is not one of the first ENTRY scales; `coupled` up to there",
+        "collaborative:3", (ENTRY,), lambda n, partly: {"trusted": (n[0], sys.maxsize), "entry": n[0]}),
+    Row(C("imposed", reason="it keeps drafted scales by a coin"),
         "a coin of (seed, image, scale) says so, with chance RATE, whatever its tokens (`bench` alone)",
-        "imposed:0.5", (Number("RATE", 0, 1),), _by_coin, bench=True),
+        "imposed:0.5", (Number("RATE", 0, 1),),
+        lambda n, partly: {"name": f"imposed:{n[0]:g}", "accept": partial(accept_by_coin, rate=n[0])}, bench=True),
 )  # fmt: skip
 IMPOSED = TABLE[-1].policy.name
 HELP = f"Acceptance rule: {', '.join(row.form for row in TABLE if not row.bench)}."
@@ -201,7 +176,7 @@ def parse(text: str, contract: str = "", bench: bool = False) -> Policy:
         rule = f"+partial changes what a rejected scale becomes, which {name} leaves no choice about"
         raise InputError("policy", text, rule, f"pass --policy {body}")
     numbers = _numbers(text, values or row.example.split(":")[1:] if row.half else values, row)
-    policy = row.bind(replace(row.policy, name=text), numbers, body != text)
+    policy = replace(row.policy, **{"name": text, **row.bind(numbers, body != text)})
     if contract and Contract.of(contract) is not policy.contract:
         letter = policy.contract.letter
         rule = f"policy {text} claims contract {letter} ({policy.contract}) alone: {policy.reason}"
@@ -215,11 +190,10 @@ def _numbers(text: str, values: list[str], row: Row) -> list[float]:
         counts = "0 or 1" if row.half else len(row.numbers)
         rules = f": {', '.join(map(str, row.numbers))}" if row.numbers else ""
         raise InputError("policy", text, f"takes {counts} numbers{rules}", remedy)
-    numbers = [number.read(value) for number, value in zip(row.numbers, values, strict=True)]
-    for number, value in zip(row.numbers, numbers, strict=True):
-        if math.isnan(value):
+    for number, value in zip(row.numbers, values, strict=True):
+        if math.isnan(number.read(value)):
             raise InputError("policy", text, str(number), remedy)
-    return numbers
+    return [number.read(value) for number, value in zip(row.numbers, values, strict=True)]
 
 
 def check_against(policy: Policy, S: int, V: int) -> None:

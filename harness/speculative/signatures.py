@@ -92,11 +92,7 @@ class LatentParts(Protocol):
     """The two parts that making a scale final needs."""
 
     @property
-    def accumulate(self) -> Accumulate:
-        """Adds a scale to f_hat."""
-        ...
+    def accumulate(self) -> Accumulate: ...
 
     @property
-    def next_input(self) -> NextInput:
-        """Makes the raw input of the next scale."""
-        ...
+    def next_input(self) -> NextInput: ...

@@ -52,17 +52,7 @@ def update_state_with_accepted_tokens(
 
 
 def accumulate_scales(state: DecodeState, parts: LatentParts, first: int, chosen: list[list[int]]) -> list[Tensor]:
-    """Add final scales to f_hat and make the inputs behind them. Device work.
-
-    Args:
-        state: its tokens are read, its f_hat and raw inputs written.
-        parts: as above.
-        first: first scale.
-        chosen: by scale, the images that finish it.
-
-    Returns:
-        f_hat after every scale, for the images that finish it.
-    """
+    """Add scales from `first` on to f_hat, each of the images chosen for it; return f_hat after each. Device work."""
     pyramid, f_hats = state.pyramid, []
     for si, images in enumerate(chosen, first):
         rows = place(images, len(state.done))

@@ -12,7 +12,7 @@ import gc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -131,14 +131,14 @@ class Workspace:
         """Run the work until nothing new is allocated or drawn, put the buffers back, and record it."""
         self.numbers.read = set()
         before = {name: buffer.clone() for name, buffer in vars(self.buffers).items()}
-
-        def once() -> None:
-            compute()
-            for name, buffer in before.items():  # work such as f_hat += … may be done once only
-                getattr(self.buffers, name).copy_(buffer)
-
-        graph, outputs = self._record(once, compute, lasting)
+        graph, outputs = self._record(partial(self._undone, compute, before), compute, lasting)
         return Recorded(graph, outputs, frozenset(self.numbers.read), compute)
+
+    def _undone(self, compute: Callable[[], object], before: dict[str, Tensor]) -> None:
+        """Do the work and put the buffers back: such as f_hat += … may be done once only."""
+        compute()
+        for name, buffer in before.items():
+            getattr(self.buffers, name).copy_(buffer)
 
     def _record(self, once: Callable[[], None], compute: Callable[[], T], lasting: bool) -> tuple[Graph, T]:
         """Return the graph of `compute`, and what it returns; `once` does the work and leaves no trace."""

@@ -8,22 +8,22 @@ the same numbers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from harness.files import write_whole
-from harness.models.network import Cache, Condition, Network, TransformerConfig
+from harness.models.network import Cache, Condition, Network
 from harness.models.pair import ModelPair
-from harness.protocol.pyramid import ScalePyramid
 from harness.speculative.cache import KVCache
 from harness.speculative.parts import Parts
+from harness.speculative.state import DecodeState
 
 NAMES = {
     "new_cache": "kv",
@@ -41,6 +41,8 @@ NAMES = {
     "next_input": "raw_BlC",
     "update_state_with_accepted_tokens": "tokens_BL",
 }
+P = ParamSpec("P")
+T = TypeVar("T")
 ROUNDS, SHAPES, VALUES = 1, 2, 3  # levels of detail
 
 
@@ -61,6 +63,8 @@ class Observer:
         level: 0 = silent, 1 = a line a round, 2 = also a line a step with shapes, 3 = also with summary values.
         folder: where every named tensor is written, a safetensors file a round; None = nowhere.
         say: takes the lines.
+        costs: of every component so far.
+        side: the network at work.
 
     Effects: with a CUDA device every step waits for it, so that times belong to their step.
     """
@@ -69,10 +73,10 @@ class Observer:
     folder: Path | None = None
     say: Callable[[str], None] = print
     costs: dict[str, Cost] = field(default_factory=dict)
+    side: str = ""
     _decode: str = "decode"
     _round: int = 0
     _step: int = 0
-    _side: str = ""
     _inner: list[float] = field(default_factory=list)  # seconds spent in called components, by depth
     _made: dict[str, Tensor] = field(default_factory=dict)
 
@@ -90,8 +94,11 @@ class Observer:
         """Return the cost of every component, the dearest first."""
         return sorted(self.costs.items(), key=lambda item: -item[1].seconds)
 
-    def call(self, name: str, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    def call(self, name: str, function: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         """Call the function, timed and recorded under its name and the network at work."""
+        of = given[0]
+        if isinstance(of, _Watched):
+            self.side = of.side
         self._inner.append(0.0)
         start = time.perf_counter()
         try:
@@ -103,18 +110,13 @@ class Observer:
             own = spent - self._inner.pop()
             if self._inner:
                 self._inner[-1] += spent
-        final = name == "update_state_with_accepted_tokens"
-        self._note(name, [given[0].tokens_BL.clone()] if final else _tensors(result), own)
-        if final:
+        self._note(name, [of.tokens_BL.clone()] if isinstance(of, DecodeState) else _tensors(result), own)
+        if isinstance(of, DecodeState):  # the update: no other part is given the state
             self._end_round(given)
         return result
 
-    def turn_to(self, side: str) -> None:
-        """Note which network is at work."""
-        self._side = side
-
     def _note(self, name: str, tensors: list[Tensor], seconds: float) -> None:
-        component = f"{self._side}.{name}" if self._side else name
+        component = f"{self.side}.{name}" if self.side else name
         cost = self.costs.setdefault(component, Cost())
         cost.calls += 1
         cost.seconds += seconds
@@ -140,68 +142,32 @@ class Observer:
 
 
 class _Watched:
-    """A network whose passes are observed; all else is the network's own. Whoever is asked for anything is at work."""
+    """A network whose passes are observed; all else is the network's own."""
 
     def __init__(self, network: Network, side: str, observer: Observer) -> None:
-        self._network, self._side, self._observer = network, side, observer
+        self._network, self.side, self._observer = network, side, observer
+        self.config, self.weights, self.pyramid = network.config, network.weights, network.pyramid
+        self.dtype, self.start_1D = network.dtype, network.start_1D
+        self.pos_LD, self.lvl_SD = network.pos_LD, network.lvl_SD
+        self.bytes, self.to, self.embed = network.bytes, network.to, network.embed
 
     @property
-    def _own(self) -> Network:
-        self._observer.turn_to(self._side)
+    def _at_work(self) -> Network:
+        self._observer.side = self.side
         return self._network
 
     @property
-    def config(self) -> TransformerConfig:
-        return self._own.config
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        return self._own.weights
-
-    @property
-    def pyramid(self) -> ScalePyramid:
-        return self._own.pyramid
-
-    @property
     def device(self) -> torch.device:
-        return self._own.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._own.dtype
-
-    @property
-    def start_1D(self) -> Tensor:
-        return self._own.start_1D
-
-    @property
-    def pos_LD(self) -> Tensor:
-        return self._own.pos_LD
-
-    @property
-    def lvl_SD(self) -> Tensor:
-        return self._own.lvl_SD
-
-    def bytes(self) -> int:
-        return self._own.bytes()
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Network:
-        return self._own.to(device, dtype)
-
-    def embed(self, raw_BnC: Tensor) -> Tensor:
-        return self._own.embed(raw_BnC)
+        return self._at_work.device  # a mask that is made for it next knows no network
 
     def condition(self, labels_R: Tensor) -> Condition:
-        made: Condition = self._observer.call("condition", self._own.condition, labels_R)
-        return made
+        return self._observer.call("condition", self._at_work.condition, labels_R)
 
     def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
-        h_RnD: Tensor = self._observer.call("hidden", self._own.hidden, x_RnD, condition, cache, mask_11nK)
-        return h_RnD
+        return self._observer.call("hidden", self._at_work.hidden, x_RnD, condition, cache, mask_11nK)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
-        rows_RnV: Tensor = self._observer.call("logits", self._own.logits, h_RnD, condition)
-        return rows_RnV
+        return self._observer.call("logits", self._at_work.logits, h_RnD, condition)
 
 
 def _tensors(result: Any) -> list[Tensor]:
