@@ -12,9 +12,9 @@ from itertools import groupby
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
-from harness.bench.imposed import NAME
 from harness.bench.policies import PolicyRow
 from harness.bench.stored import Speed
+from harness.speculative.policies import IMPOSED
 
 SIZE = (9.0, 5.0)
 
@@ -56,7 +56,7 @@ def speed_up(runs: Iterable[Speed]) -> Figure:
     figure = Figure(SIZE, layout="constrained")
     axes = figure.add_subplot(xlabel="share of drafted scales that stand", ylabel="speed-up over the sequential target")
     for run in runs:
-        rows = sorted((r for r in run.rows if r.batch == 1 and r.policy.startswith(NAME)), key=lambda r: r.draft_len)
+        rows = sorted((r for r in run.rows if r.batch == 1 and r.policy.startswith(IMPOSED)), key=lambda r: r.draft_len)
         for length, group in groupby(rows, lambda row: row.draft_len):
             points = sorted((row.kept, row.speed_up) for row in group)
             label = f"{run.title}, {length} scales" + (" + bonus" if run.bonus else "")

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness.bench.imposed import NAME
 from harness.bench.policies import PolicyRow
 from harness.bench.speed import SpeedRow
 from harness.bench.stored import DRAFT_ALONE, Speed
 from harness.errors import InputError
+from harness.speculative.policies import IMPOSED
 
 MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
 STEADY = 1.05  # a speed-up beyond what the passes allow comes from a disturbed measurement of the other side
@@ -56,7 +56,7 @@ def markdown(policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], 
 
 def _fastest(rows: Sequence[SpeedRow]) -> list[SpeedRow]:
     """Return the fastest draft length of one image at every imposed rate of a half or more, the highest rate first."""
-    shown = [row for row in rows if row.policy.startswith(NAME) and row.batch == 1 and _rate(row) >= LEAST_RATE]
+    shown = [row for row in rows if row.policy.startswith(IMPOSED) and row.batch == 1 and _rate(row) >= LEAST_RATE]
     best = {rate: max((r for r in shown if _rate(r) == rate), key=lambda r: r.speed_up) for rate in map(_rate, shown)}
     return [best[rate] for rate in sorted(best, reverse=True)]
 

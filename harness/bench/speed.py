@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.bench.floor import Machine
-from harness.bench.imposed import parse_policy
 from harness.clock import median_ms
 from harness.errors import HarnessError
 from harness.judge.decode import judge
@@ -27,11 +26,12 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
 from harness.rounding.stored import budget_for
+from harness.speculative.accept import Window
+from harness.speculative.forward import forward, forward_window
+from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from harness.speculative.verify import Step, forward_window
 
 WARM_UPS = 2
-BARE = Step("bare", lambda done: done.rows_RnV)  # a pass and nothing behind it
 Turn = tuple[str, int, int, int]  # side; first scale computed, first and last one with logits
 
 
@@ -203,7 +203,7 @@ class Bench:
         return Sequential(ms, passes_ms, floor_ms, peak)
 
     def _decoder(self, models: ModelPair, policy: str, length: int, graphs: bool) -> SpeculativeDecoder:
-        return SpeculativeDecoder(models, Options(length, self.bonus, parse_policy(policy), False, graphs))
+        return SpeculativeDecoder(models, Options(length, self.bonus, parse(policy, bench=True), False, graphs))
 
     def _sequential_decoder(self, network: Network) -> SpeculativeDecoder:
         alone = replace(self.models, draft=network, target=network)  # in the draft's place, and trusted everywhere
@@ -234,7 +234,8 @@ class Bench:
             for name, begin, first, last in turns:
                 side = getattr(state, name)
                 side.cache.lengths[:] = [self.models.pyramid.begin(begin)] * request.B
-                forward_window(state, decoder.parts, side, images, first, last, BARE)
+                window = Window(state.noise, state.pyramid, images, first, last, name)
+                forward_window(state, decoder.parts, side, window, forward)
 
         return median_ms(run, 2 * self.repeats, self.models.device) if turns else 0.0
 

@@ -14,7 +14,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 from harness.bench.floor import Machine
-from harness.bench.imposed import parse_policy
 from harness.bench.speed import Bench, SpeedRow
 from harness.bench.stored import Speed
 from harness.commands.options import ModelOptions, ReportOptions, flat_options, integers
@@ -22,6 +21,7 @@ from harness.errors import InputError
 from harness.files import write_whole
 from harness.protocol.request import Request
 from harness.report.terminal import plain_console
+from harness.speculative.policies import parse
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class BenchOptions:
         """Return (policy, draft_len) pairs. Raises `InputError` for an unknown policy or fewer than one repeat."""
         if self.repeats < 1:
             raise InputError("repeats", self.repeats, "must be at least 1", "pass --repeats 5")
-        policies = [parse_policy(text).name for text in self.policies.split(",")]
+        policies = [parse(text, bench=True).name for text in self.policies.split(",")]
         return [(name, length) for length in integers("draft_len", self.draft_len, "2,5") for name in policies]
 
     def requests(self, classes: int) -> list[list[Request]]:

@@ -23,7 +23,8 @@ from harness.protocol.decoder import Settings
 from harness.reference import sequential
 from harness.report.terminal import plain_console
 from harness.speculative.build import build_decoder
-from harness.speculative.observer import ROUNDS, VALUES, Observer
+from harness.speculative.policies import HELP
+from harness.speculative.tools.observer import ROUNDS, VALUES, Observer
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class SampleOptions:
     tokens: Annotated[Path | None, typer.Option(help="Also write tokens and f_hat to this safetensors file.")] = None
     sampler: Annotated[str, typer.Option(help="sequential or speculative.")] = "speculative"
     draft_len: Annotated[str, typer.Option(help="Scales proposed per round: 5, 1/2/3/… or dynamic:1:5.")] = "5"
-    policy: Annotated[str, typer.Option(help="Acceptance rule: coupled, greedy, rejection, match:0.5, …")] = "coupled"
+    policy: Annotated[str, typer.Option(help=HELP)] = "coupled"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from harness.rounding.stored import SHIPPED
 from harness.runs.factory import DEFAULT, load_factory
 from harness.runs.verification import Terms
 from harness.runs.verification import verify as run_verification
-from harness.speculative.policies import parse
+from harness.speculative.policies import HELP, parse
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DecoderOptions:
         str, typer.Option(help="Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic.")
     ] = "1,2,5,10"
     bonus: Annotated[bool, typer.Option("--bonus", help="Also submit the scale behind the drafted ones.")] = False
-    policy: Annotated[str, typer.Option(help="Acceptance rule: coupled, greedy, rejection, match:0.5, …")] = "coupled"
+    policy: Annotated[str, typer.Option(help=HELP)] = "coupled"
     contract: Annotated[str, typer.Option(help="Demand a contract: A, B or C. Empty: the policy's own.")] = ""
     implementation: Annotated[str, typer.Option(help="Decoder under test, package.module:factory.")] = DEFAULT
     budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED

@@ -209,19 +209,3 @@ ABSOLUTE = Mutant(
     parts(residual=absolute),
     alone=True,
 )
-
-MUTANTS = (
-    ALL_STAND,
-    FIRST_STANDS,
-    NONE_STAND,
-    NOT_REPLACED,
-    BY_RATE,
-    SHARED_NOISE,
-    SHARP_BONUS,
-    ONE_CALL,
-    GENEROUS,
-    INVERTED,
-    LENIENT,
-    FROM_TARGET,
-    ABSOLUTE,
-)

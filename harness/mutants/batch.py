@@ -129,5 +129,3 @@ FIRST_LABEL = Mutant(
     "a condition broadcast from one row",
     asked_for(labels=lambda r: r.labels[:1] * len(r.labels)),
 )
-
-MUTANTS = (SHARED_LENGTH, INTERLEAVED, AVERAGE, NEIGHBOURS_NUMBERS, GROWING, FIRST_LABEL)

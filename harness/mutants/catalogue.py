@@ -1,4 +1,4 @@
-"""All planted bugs, by family of laws."""
+"""All planted bugs, by family of laws: whatever the families' modules name, in the order in which they do."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from harness.mutants import acceptance, batch, guidance, masks, positions, rando
 from harness.mutants.mutant import Mutant
 
 FAMILIES = (positions, guidance, masks, state, randomness, acceptance, batch, sensitivity)
-MUTANTS: tuple[Mutant, ...] = tuple(mutant for family in FAMILIES for mutant in family.MUTANTS)
+MUTANTS = tuple(thing for family in FAMILIES for thing in vars(family).values() if isinstance(thing, Mutant))

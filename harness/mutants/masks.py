@@ -118,5 +118,3 @@ FLAT = Mutant(
     parts(attention_mask=flat),
     alone=True,
 )
-
-MUTANTS = (CORNER, TOKEN_CAUSAL, OPEN, NO_PREFIX, EARLIER_ONLY, CACHED_ONLY, FINITE, FLAT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.runs.factory import Factory
 from harness.speculative.accept import Policy
-from harness.speculative.parts import PARTS
+from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
@@ -52,19 +53,14 @@ class Mutant:
         return self.build(models, settings)
 
 
-def production(models: ModelPair, settings: Settings) -> SpeculativeDecoder:
-    """Build the decoder without a bug."""
-    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
+def production(models: ModelPair, settings: Settings, used: Parts = PARTS) -> SpeculativeDecoder:
+    """Build the decoder without a bug, or composed of other parts."""
+    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)), used)
 
 
 def parts(**replaced: Any) -> Factory:
     """Plant a bug by replacing parts (`harness.speculative.parts`)."""
-
-    def build(models: ModelPair, settings: Settings) -> Implementation:
-        options = Options(settings.draft_len, settings.bonus, parse(settings.policy))
-        return SpeculativeDecoder(models, options, replace(PARTS, **replaced))
-
-    return build
+    return partial(production, used=replace(PARTS, **replaced))
 
 
 def policy(change: Callable[[Policy], Policy]) -> Factory:

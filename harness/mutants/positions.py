@@ -103,5 +103,3 @@ BACKWARDS = Mutant(
     "scale sizes in the order of another loop",
     parts(split_logits_by_scale=backwards),
 )
-
-MUTANTS = (OFFSET, FIRST_LEVEL, HALF, ZERO_LEAKS, LAST_AXIS, BACKWARDS)

@@ -243,21 +243,3 @@ ABOVE_KTH = Mutant(
 NUCLEUS_FIRST = Mutant(
     "randomness.nucleus-first", "top-p before top-k", "the order of another library", parts(filter_logits=nucleus_first)
 )
-
-MUTANTS = (
-    REDRAWN,
-    WRONG_SCALE,
-    CALL_ORDER,
-    CONSUMED,
-    FIRST_AGAIN,
-    GREEDY_LAST,
-    SORTED_RACE,
-    PLAIN_RACE,
-    LOG_RACE,
-    PRODUCT,
-    OWN_NUMBERS,
-    JITTER,
-    EXACTLY_K,
-    ABOVE_KTH,
-    NUCLEUS_FIRST,
-)

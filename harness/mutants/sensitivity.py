@@ -49,5 +49,3 @@ SHIFTED = Mutant(
     "one digit of a counter",
     asked_for(images=lambda request: tuple(image % 10 for image in request.image_ids)),
 )
-
-MUTANTS = (SEED, SEED_BITS, SEED_FLOAT, LABEL, PAIRS, CFG, NO_CFG, FILTERS, NUCLEUS, ADDRESSES, SHIFTED)

@@ -18,7 +18,7 @@ from harness.protocol.trace import Trace
 from harness.speculative import latent
 from harness.speculative.cache import CacheWindow, KVCache
 from harness.speculative.sampler import SpeculativeDecoder
-from harness.speculative.state import update_state_with_accepted_tokens
+from harness.speculative.update import update_state_with_accepted_tokens
 
 
 def twice(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
@@ -247,20 +247,4 @@ MODULO = Mutant(
     "an index taken modulo the table",
     asked_for(labels=lambda request: tuple(label % 4 for label in request.labels)),
     alone=True,
-)
-
-MUTANTS = (
-    TWICE,
-    IN_PLACE,
-    LAST_LOST,
-    BILINEAR,
-    ALIAS,
-    STALE_INPUT,
-    STALE,
-    NO_ROLLBACK,
-    ROLLED_FORWARD,
-    REUSED,
-    SHARED_BUFFERS,
-    CLAMPED,
-    MODULO,
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,10 +15,8 @@ from torch import Tensor
 from harness.protocol.contract import Contract
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
+from harness.speculative.parts import Parts
 from harness.speculative.state import pick
-
-if TYPE_CHECKING:
-    from harness.speculative.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,22 @@ class Window:
         """Scale indices of the window."""
         return range(self.first, self.last + 1)
 
+    @property
+    def span(self) -> slice:
+        """Positions of the window."""
+        return slice(self.pyramid.begin(self.first), self.pyramid.end(self.last))
+
+    def pick(self, x_BX: Tensor) -> Tensor:
+        """Return the rows of the window's images."""
+        return pick(x_BX, self.images)
+
     def exponential(self, stream: str) -> Tensor:
         """Return E_bnV of the window's positions in order. Effects: entries in the ledger."""
-        return torch.cat([pick(self.noise.exponential(si, stream, self.reader), self.images) for si in self.scales], 1)
+        return torch.cat([self.pick(self.noise.exponential(si, stream, self.reader)) for si in self.scales], 1)
 
     def uniform(self, stream: str) -> Tensor:
         """Return u_bn of the window's positions in order. Effects: entries in the ledger."""
-        return torch.cat([pick(self.noise.uniform(si, stream, self.reader), self.images) for si in self.scales], 1)
+        return torch.cat([self.pick(self.noise.uniform(si, stream, self.reader)) for si in self.scales], 1)
 
     def read_as(self, reader: str) -> Window:
         """Return the same window for another consumer of numbers."""
@@ -52,8 +58,8 @@ class Window:
 
     def split(self, x_bnX: Tensor) -> tuple[Tensor, ...]:
         """Return x_blX of every scale."""
-        parts: tuple[Tensor, ...] = x_bnX.split([self.pyramid.tokens(si) for si in self.scales], 1)
-        return parts
+        by_scale: tuple[Tensor, ...] = x_bnX.split([self.pyramid.tokens(si) for si in self.scales], 1)
+        return by_scale
 
     def whole(self, kept_bn: Tensor) -> Tensor:
         """Return whole_bs: True where every token of a scale is kept."""
@@ -81,6 +87,13 @@ class Acceptance:
     tokens_bn: Tensor
     kept_bn: Tensor
     whole_bs: Tensor
+
+    def tokens_by_scale(self, proposal: Proposal, window: Window) -> list[Tensor]:
+        """Return tokens_bl of every scale: the drafted ones where it stands, else what it becomes."""
+        scales = zip(
+            self.whole_bs.unbind(1), window.split(proposal.tokens_bn), window.split(self.tokens_bn), strict=True
+        )
+        return [torch.where(whole_b[:, None], drafted_bl, else_bl) for whole_b, drafted_bl, else_bl in scales]
 
 
 @dataclass(frozen=True)
@@ -114,3 +127,13 @@ class Policy:
     def trusts(self, si: int) -> bool:
         """Tell whether the draft decides scale `si` alone."""
         return self.trusted[0] <= si < self.trusted[1]
+
+    def reach(self, first: int, count: int, S: int) -> int:
+        """Return how many scales a round drafts that begins at `first` and wants `count`.
+
+        A round never crosses from scales that the target verifies to scales that the draft decides alone, or back;
+        those that it decides alone are drafted all at once.
+        """
+        alone = self.trusts(first)
+        stop = next((si for si in range(first, S) if self.trusts(si) != alone), S)
+        return stop - first if alone else min(count, stop - first)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
-from harness.speculative.observer import Observer
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.tools.observer import Observer
 
 
 def build_decoder(models: ModelPair, settings: Settings, observer: Observer | None = None) -> SpeculativeDecoder:

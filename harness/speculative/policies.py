@@ -1,19 +1,8 @@
-"""The acceptance policies and their text form.
+"""The acceptance policies and their text form, in one table.
 
-Promise: `parse` returns a policy that is legal under its contract, or raises one `InputError`. Every policy judges an
-image by that image's own numbers alone.
-
-| text | contract | a drafted scale stands when |
-|---|---|---|
-| `coupled` | A | every token is the target's own draw under the same numbers |
-| `greedy` | A | every token is the target's most likely one; the draft proposes its own most likely ones |
-| `rejection` | B | every token passes u < target/draft; each one that fails is redrawn from its residual |
-| `match:RATE` | C | at least RATE (default 0.5) of its tokens are the target's most likely ones |
-| `coupled-match:RATE` | C | at least RATE of its tokens are the target's own draws |
-| `topk-match:K:RATE` | C | at least RATE of its tokens are among the target's K most likely ones |
-| `kl:BOUND` | C | the mean over its tokens of KL(target, draft) is at most BOUND nats |
-| `handoff:ENTRY` | C | it is one of the first ENTRY scales; `coupled` from there on |
-| `collaborative:ENTRY` | C | it is not one of the first ENTRY scales; `coupled` up to there |
+Promise: `TABLE` is all that is said about a policy: parser, help, docs/policies.md and tests read it. `parse` returns a
+policy that is legal under its contract, or raises one `InputError`. Every policy judges an image by that image's own
+numbers alone.
 
 A rejected scale of a C policy takes the target's own draws; with `+partial` only where a token fails the policy's test.
 RATE is any number >= 0: 0 accepts everything, a RATE above 1 nothing, which is sequential decoding (not so with
@@ -24,13 +13,16 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from harness.errors import InputError
 from harness.protocol.contract import Contract
 from harness.speculative.accept import Policy
 from harness.speculative.rules import (
-    Test,
+    accept_by_coin,
     accept_by_kl,
     accept_by_rate,
     accept_equal,
@@ -43,9 +35,67 @@ from harness.speculative.rules import (
     race_alone,
 )
 
-NAMES = ("coupled", "greedy", "rejection", "match", "coupled-match", "topk-match", "kl", "handoff", "collaborative")
 PARTIAL = "+partial"
 DIGITS = 9  # of a whole number; no pyramid or codebook has more
+COUPLINGS: dict[object, str] = {  # of the draft
+    race: "the same numbers", most_likely: "no numbers", race_alone: "numbers of its own"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in a policy's text: its word, its range, and whether it must be whole."""
+
+    word: str
+    least: float = 0
+    most: float = math.inf
+    whole: bool = False
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        within = f">= {self.least}" if self.most == math.inf else f"in [{self.least}, {self.most}]"
+        return f"{self.word} must be {kind} {within}"
+
+    def read(self, text: str) -> float:
+        """Return the number; NaN where it is none, or lies outside."""
+        if self.whole and not (text.isascii() and text.isdigit() and len(text) <= DIGITS):
+            return math.nan
+        try:
+            value = int(text) if self.whole else float(text)
+        except ValueError:
+            return math.nan
+        return value if math.isfinite(value) and self.least <= value <= self.most else math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy, or a family of them.
+
+    Args:
+        policy: named without its numbers, and complete but for what `bind` sets.
+        stands: when a drafted scale stands, one clause.
+        example: text of one.
+        numbers: behind its name.
+        bind: (numbers, is the text `+partial`) -> fields of the policy that they decide.
+        half: the name alone means the example.
+        partial: `+partial` has a meaning.
+        bench: for measuring speed, and nothing else.
+    """
+
+    policy: Policy
+    stands: str
+    example: str
+    numbers: tuple[Number, ...] = ()
+    bind: Callable[[list[Any], bool], dict[str, Any]] = lambda n, partly: {}
+    half: bool = False
+    partial: bool = False
+    bench: bool = False
+
+    @property
+    def form(self) -> str:
+        """Text with words for its numbers."""
+        return ":".join((self.policy.name, *(number.word for number in self.numbers)))
+
 
 COUPLED = Policy(
     "coupled", Contract.TOKENS, race, partial(accept_equal, choose=race), race,
@@ -59,23 +109,74 @@ REJECTION = Policy(
     "rejection", Contract.LAW, race_alone, accept_rejection, race,
     reason="it draws from the target's law with numbers of its own, so the tokens are not the sequential ones",
 )  # fmt: skip
+RATE, K, ENTRY = Number("RATE"), Number("K", 1, whole=True), Number("ENTRY", whole=True)
+C = partial(Policy, contract=Contract.QUALITY, propose=race, accept=COUPLED.accept, extend=race)
+KEEPS, ALONE = "it keeps drafted tokens that the target would not have drawn", "the draft decides some scales alone"
+TABLE = (
+    Row(COUPLED, "every token is the target's own draw under the same numbers", "coupled"),
+    Row(GREEDY, "every token is the target's most likely one (the oracle takes the most likely token, too)", "greedy"),
+    Row(REJECTION, "every token passes u < target/draft; one that fails is drawn again from the normalised residual",
+        "rejection"),
+    Row(C("match", reason=KEEPS), "at least RATE (default 0.5) of its tokens are the target's most likely ones",
+        "match:0.5", (RATE,),
+        lambda n, partly: {"accept": partial(accept_by_rate, rule=(is_most_likely, n[0], partly))},
+        half=True, partial=True),
+    Row(C("coupled-match", reason=KEEPS), "at least RATE of its tokens are the target's own draws",
+        "coupled-match:0.5", (RATE,),
+        lambda n, partly: {"accept": partial(accept_by_rate, rule=(is_own_draw, n[0], partly))}, partial=True),
+    Row(C("topk-match", reason=KEEPS), "at least RATE of its tokens are among the target's K most likely ones",
+        "topk-match:5:0.5", (K, RATE),
+        lambda n, partly: {"accept": partial(accept_by_rate, rule=(partial(is_in_top, k=n[0]), n[1], partly)),
+                           "top": n[0]}, partial=True),
+    Row(C("kl", reason="it keeps the tokens of laws that are merely near"),
+        "the mean over its tokens of KL(target, draft) is at most BOUND nats",
+        "kl:0.1", (Number("BOUND"),),
+        lambda n, partly: {"accept": partial(accept_by_kl, rule=(n[0], partly))}, partial=True),
+    Row(C("handoff", reason=ALONE), "it is one of the first ENTRY scales; `coupled` from there on",
+        "handoff:3", (ENTRY,), lambda n, partly: {"trusted": (0, n[0]), "entry": n[0]}),
+    Row(C("collaborative", reason=ALONE), "it is not one of the first ENTRY scales; `coupled` up to there",
+        "collaborative:3", (ENTRY,), lambda n, partly: {"trusted": (n[0], sys.maxsize), "entry": n[0]}),
+    Row(C("imposed", reason="it keeps drafted scales by a coin"),
+        "a coin of (seed, image, scale) says so, with chance RATE, whatever its tokens (`bench` alone)",
+        "imposed:0.5", (Number("RATE", 0, 1),),
+        lambda n, partly: {"name": f"imposed:{n[0]:g}", "accept": partial(accept_by_coin, rate=n[0])}, bench=True),
+)  # fmt: skip
+IMPOSED = TABLE[-1].policy.name
+HELP = f"Acceptance rule: {', '.join(row.form for row in TABLE if not row.bench)}."
 
 
-def parse(text: str, contract: str = "") -> Policy:
+def table() -> str:
+    """Return the table of docs/policies.md."""
+    lines = ["| `--policy` | contract | the draft draws with | a drafted scale stands when |", "|---|---|---|---|"]
+    for row in TABLE:
+        drawn = COUPLINGS[row.policy.propose]
+        lines.append(f"| `{row.form}` | {row.policy.contract.letter} | {drawn} | {row.stands} |")
+    return "\n".join(lines)
+
+
+def parse(text: str, contract: str = "", bench: bool = False) -> Policy:
     """Return the policy that a text names.
 
     Args:
-        text: as in the module's table.
+        text: as in `TABLE`, numbers for the words.
         contract: A, B, C or the contract's full name when the caller demands one; empty takes the policy's own.
+        bench: take those that only a bench may use, too.
 
     Raises:
         InputError: an unknown policy, a number missing or outside its range, `+partial` where it means nothing, or a
             contract that the policy does not keep.
     """
     body = text.removesuffix(PARTIAL)
-    token_level = body != text
     name, *values = body.split(":")
-    policy = _build(text, name, values, token_level)
+    rows = {row.policy.name: row for row in TABLE if bench or not row.bench}
+    if name not in rows:
+        raise InputError("policy", text, f"must be one of {', '.join(rows)}", "pass --policy coupled")
+    row = rows[name]
+    if body != text and not row.partial:
+        rule = f"+partial changes what a rejected scale becomes, which {name} leaves no choice about"
+        raise InputError("policy", text, rule, f"pass --policy {body}")
+    numbers = _numbers(text, values or row.example.split(":")[1:] if row.half else values, row)
+    policy = replace(row.policy, **{"name": text, **row.bind(numbers, body != text)})
     if contract and Contract.of(contract) is not policy.contract:
         letter = policy.contract.letter
         rule = f"policy {text} claims contract {letter} ({policy.contract}) alone: {policy.reason}"
@@ -83,65 +184,16 @@ def parse(text: str, contract: str = "") -> Policy:
     return policy
 
 
-def _build(text: str, name: str, values: list[str], token_level: bool) -> Policy:
-    exact = {"coupled": COUPLED, "greedy": GREEDY, "rejection": REJECTION}
-    if name not in NAMES:
-        raise InputError("policy", text, f"must be one of {', '.join(NAMES)}", "pass --policy coupled")
-    if token_level and name in (*exact, "handoff", "collaborative"):
-        rule = f"+partial changes what a rejected scale becomes, which {name} leaves no choice about"
-        raise InputError("policy", text, rule, f"pass --policy {text.removesuffix(PARTIAL)}")
-    if name in exact:
-        _expect(text, values, 0, name)
-        return exact[name]
-    if name in ("match", "coupled-match"):
-        _expect(text, values, (0, 1) if name == "match" else 1, f"{name}:0.5")
-        rate = _number(text, "RATE", values[0]) if values else 0.5
-        return _by_rate(text, is_most_likely if name == "match" else is_own_draw, rate, token_level)
-    if name == "topk-match":
-        _expect(text, values, 2, "topk-match:5:0.5")
-        k = _integer(text, "K", values[0], 1)
-        return _by_rate(text, partial(is_in_top, k=k), _number(text, "RATE", values[1]), token_level, k)
-    _expect(text, values, 1, "kl:0.1" if name == "kl" else f"{name}:3")
-    if name == "kl":
-        accept = partial(accept_by_kl, rule=(_number(text, "BOUND", values[0]), token_level))
-        return Policy(
-            text, Contract.QUALITY, race, accept, race, reason="it keeps the tokens of laws that are merely near"
-        )
-    entry = _integer(text, "ENTRY", values[0], 0)
-    trusted = (0, entry) if name == "handoff" else (entry, sys.maxsize)
-    reason = "the draft decides some scales alone"
-    return Policy(text, Contract.QUALITY, race, COUPLED.accept, race, trusted=trusted, entry=entry, reason=reason)
-
-
-def _by_rate(text: str, test: Test, rate: float, token_level: bool, top: int = 1) -> Policy:
-    accept = partial(accept_by_rate, rule=(test, rate, token_level))
-    reason = "it keeps drafted tokens that the target would not have drawn"
-    return Policy(text, Contract.QUALITY, race, accept, race, top=top, reason=reason)
-
-
-def _expect(text: str, values: list[str], count: int | tuple[int, ...], example: str) -> None:
-    counts = (count,) if isinstance(count, int) else count
-    if len(values) not in counts:
-        raise InputError("policy", text, f"takes {' or '.join(map(str, counts))} numbers", f"pass --policy {example}")
-
-
-def _number(text: str, word: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        example = text.replace(value, "0.5", 1) if value else f"{text}0.5"
-        raise InputError("policy", text, f"{word} must be a number >= 0", f"pass --policy {example}")
-    return number
-
-
-def _integer(text: str, word: str, value: str, least: int) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) <= DIGITS and int(value) >= least):
-        name = text.partition(":")[0]
-        remedy = "pass --policy topk-match:5:0.5" if name == "topk-match" else f"pass --policy {name}:3"
-        raise InputError("policy", text, f"{word} must be a whole number >= {least}", remedy)
-    return int(value)
+def _numbers(text: str, values: list[str], row: Row) -> list[float]:
+    remedy = f"pass --{'policies' if row.bench else 'policy'} {row.example}"
+    if len(values) != len(row.numbers):
+        counts = "0 or 1" if row.half else len(row.numbers)
+        rules = f": {', '.join(map(str, row.numbers))}" if row.numbers else ""
+        raise InputError("policy", text, f"takes {counts} numbers{rules}", remedy)
+    for number, value in zip(row.numbers, values, strict=True):
+        if math.isnan(number.read(value)):
+            raise InputError("policy", text, str(number), remedy)
+    return [number.read(value) for number, value in zip(row.numbers, values, strict=True)]
 
 
 def check_against(policy: Policy, S: int, V: int) -> None:

@@ -6,24 +6,20 @@ Promise: pure functions of tensors and numbers, per image and per scale; each sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN
 from harness.speculative.accept import Acceptance, Proposal, Window
-
-if TYPE_CHECKING:
-    from harness.speculative.parts import Parts
+from harness.speculative.parts import Parts
 
 Test = Callable[[Proposal, Tensor, Tensor], Tensor]  # proposal, target_probs_bnV, target's own draws_bn -> number_bn
 
 
 def race(parts: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
     """Draw tokens_bn under the shared numbers. Reads stream TOKEN."""
-    tokens_bn: Tensor = parts.draw(probs_bnV, window.exponential(TOKEN))
-    return tokens_bn
+    return parts.draw(probs_bnV, window.exponential(TOKEN))
 
 
 def most_likely(parts: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
@@ -33,8 +29,7 @@ def most_likely(parts: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
 
 def race_alone(parts: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
     """Draw tokens_bn under numbers that nobody else reads. Reads stream DRAFT."""
-    tokens_bn: Tensor = parts.draw(probs_bnV, window.exponential(DRAFT))
-    return tokens_bn
+    return parts.draw(probs_bnV, window.exponential(DRAFT))
 
 
 def accept_equal(
@@ -65,11 +60,7 @@ def accept_rejection(parts: Parts, proposal: Proposal, target_probs_bnV: Tensor,
 
 
 def accept_by_rate(
-    parts: Parts,
-    proposal: Proposal,
-    target_probs_bnV: Tensor,
-    window: Window,
-    rule: tuple[Test, float, bool],
+    parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window, rule: tuple[Test, float, bool]
 ) -> Acceptance:
     """Contract C: a scale stands when at least RATE of its tokens pass; `rule` is (test, RATE, partial)."""
     test, rate, token_level = rule
@@ -81,11 +72,7 @@ def accept_by_rate(
 
 
 def accept_by_kl(
-    parts: Parts,
-    proposal: Proposal,
-    target_probs_bnV: Tensor,
-    window: Window,
-    rule: tuple[float, bool],
+    parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window, rule: tuple[float, bool]
 ) -> Acceptance:
     """Contract C: a scale stands when the mean KL(target, draft) of its tokens is small; `rule` is (BOUND, partial)."""
     bound, token_level = rule
@@ -95,6 +82,19 @@ def accept_by_kl(
     kl_bn = terms_bnV.sum(-1).clamp_min(0)  # a rounding below zero is zero; infinite where the draft rules a token out
     whole = torch.stack([kl_bl.mean(1) <= bound for kl_bl in window.split(kl_bn)], 1)
     return _replace(proposal, own_bn, (kl_bn <= bound) & token_level, whole)
+
+
+def accept_by_coin(
+    parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window, rate: float
+) -> Acceptance:
+    """Contract C, benches only: a scale stands with probability RATE, whatever its tokens.
+
+    Its coin is the first number of its stream ACCEPT, so it depends on (seed, image, scale) alone.
+    """
+    own_bn = race(parts, target_probs_bnV, window)
+    u_bn = window.read_as("accept").uniform(ACCEPT)
+    whole_bs = torch.stack([u_bl[:, 0] < rate for u_bl in window.split(u_bn)], 1)
+    return Acceptance(own_bn, own_bn == proposal.tokens_bn, whole_bs)
 
 
 def _replace(proposal: Proposal, own_bn: Tensor, stands_bn: Tensor, whole_bs: Tensor) -> Acceptance:

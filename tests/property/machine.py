@@ -19,13 +19,15 @@ from harness.laws.interruption import BrokenNoise, Interrupted
 from harness.laws.law import FLOAT64, require, require_same
 from harness.laws.oracle import Run, run_over
 from harness.laws.snapshot import Snapshot, check_snapshot, snapshot
-from harness.speculative.accept import Proposal
-from harness.speculative.draft import draft_generate_batch
+from harness.speculative.accept import Proposal, Window
+from harness.speculative.forward import forward_window
 from harness.speculative.guidance import split_logits_by_scale
+from harness.speculative.launcher import Eager
+from harness.speculative.outcome import drafted
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED
+from harness.speculative.round import draft_generate_batch, target_verify_batch
 from harness.speculative.state import DecodeState
-from harness.speculative.verify import target_verify_batch
 from tests.property.strategies import cases
 
 several_scales = st.sampled_from([sides for sides in CHOICES["patch_nums"] if 1 < len(sides) < 5])
@@ -46,7 +48,8 @@ class DecodeMachine(RuleBasedStateMachine):
         case = self.case
         request = replace(case.request, seed=seed)
         with torch.inference_mode():
-            self.state = DecodeState.begin(case.models, request, case.noise(request), self.parts, keep=False)
+            launcher = Eager(case.models, case.B, self.parts.new_cache)
+            self.state = DecodeState.begin(case.models, request, case.noise(request), launcher, keep=False)
         self.tokens: list[list[int]] = [[] for _ in case.labels]  # the model: final tokens of every image
         self.images: list[int] = []  # the group of the open round; empty between rounds
         self.proposal: Proposal | None = None
@@ -74,6 +77,11 @@ class DecodeMachine(RuleBasedStateMachine):
         self.first = self._done(self.images[0])
         self.count = min(count, self.case.pyramid.S - self.first)
 
+    def _window(self) -> Window:
+        """Return the scales of the open round."""
+        last = self.first + self.count - 1
+        return Window(self.state.noise, self.case.pyramid, self.images, self.first, last, "target")
+
     def _close(self) -> None:
         """Give up the open round: both caches go back to the final scales."""
         for image in self.images:
@@ -95,7 +103,8 @@ class DecodeMachine(RuleBasedStateMachine):
     def draft(self, which: int, count: int) -> None:
         self._open(which, count)
         with torch.inference_mode():
-            self.proposal = draft_generate_batch(self.state, self.parts, COUPLED, self.images, self.first, self.count)
+            draft_generate_batch(self.state, self.parts, COUPLED, self._window())
+            self.proposal = drafted(self.state, self._window())
 
     @precondition(lambda self: self.proposal is not None and not self.verified)
     @rule()
@@ -103,7 +112,7 @@ class DecodeMachine(RuleBasedStateMachine):
         assert self.proposal is not None
         last = self.first + self.count - 1
         with torch.inference_mode():
-            verified = target_verify_batch(self.state, self.parts, self.images, self.first, last)
+            verified = forward_window(self.state, self.parts, self.state.target, self._window(), target_verify_batch)
         self.verified = True
         window = slice(self.case.pyramid.begin(self.first), self.case.pyramid.end(last))
         tokens_BL = self._tokens_BL()
@@ -156,7 +165,7 @@ class DecodeMachine(RuleBasedStateMachine):
         self.state.noise = BrokenNoise(noise, readings)  # type: ignore[assignment]
         try:
             with torch.inference_mode():
-                draft_generate_batch(self.state, self.parts, COUPLED, self.images, self.first, self.count)
+                draft_generate_batch(self.state, self.parts, COUPLED, self._window())
         except Interrupted:
             pass
         self.state.noise = noise
@@ -170,8 +179,8 @@ class DecodeMachine(RuleBasedStateMachine):
 
         try:
             with torch.inference_mode():
-                last = self.first + self.count - 1
-                target_verify_batch(self.state, replace(self.parts, guide=interrupted), self.images, self.first, last)
+                parts = replace(self.parts, guide=interrupted)
+                forward_window(self.state, parts, self.state.target, self._window(), target_verify_batch)
         except Interrupted:
             pass
         self._close()

@@ -14,7 +14,6 @@ import torch
 from harness.bench import speed
 from harness.bench.charts import speed_up, svg
 from harness.bench.floor import Machine
-from harness.bench.imposed import imposed, parse_policy
 from harness.bench.policies import PolicyRow
 from harness.bench.scoreboard import markdown, speed_table
 from harness.bench.speed import Bench, Sequential, SpeedRow, _turns
@@ -24,6 +23,7 @@ from harness.errors import HarnessError, InputError
 from harness.judge.verdict import Distance
 from harness.protocol.request import Request
 from harness.speculative.parts import PARTS
+from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from tests.helpers import Layout, command, tiny
 
@@ -39,14 +39,14 @@ def bench(bonus: bool = False) -> Bench:
 
 @pytest.mark.parametrize(("rate", "calls"), [(1.0, [1, 1]), (0.0, [3, 3])])
 def test_imposed_rates_decide_what_stands(rate: float, calls: list[int]):
-    decoder = SpeculativeDecoder(MODELS, Options(3, policy=imposed(rate)))
+    decoder = SpeculativeDecoder(MODELS, Options(3, policy=parse(f"imposed:{rate}", bench=True)))
     trace = decoder.decode(REQUESTS[0], MODELS.noise(REQUESTS[0]))
     assert trace.target_calls == calls
     assert bool((trace.scale_writes_BS == 1).all())
 
 
 def test_an_imposed_rate_is_kept_on_average():
-    policy = parse_policy("imposed:0.3")
+    policy = parse("imposed:0.3", bench=True)
     decoder = SpeculativeDecoder(MODELS, Options(1, policy=policy))
     request = Request(tuple(k % 3 for k in range(200)), 0)
     trace = decoder.decode(request, MODELS.noise(request))
@@ -58,7 +58,7 @@ def test_an_imposed_rate_is_kept_on_average():
 @pytest.mark.parametrize("text", ["imposed", "imposed:", "imposed:2", "imposed:-1", "imposed:nan"])
 def test_a_rate_outside_its_range_is_refused(text: str):
     with pytest.raises(InputError, match=r"policy=imposed.*RATE must be a number in \[0, 1\]; pass --policies imposed"):
-        parse_policy(text)
+        parse(text, bench=True)
 
 
 def test_the_rows_measure_every_setting():
@@ -78,7 +78,7 @@ def test_the_rows_measure_every_setting():
 @pytest.mark.parametrize("draft_len", [1, 2, 3])
 def test_the_passes_of_a_decode_are_all_counted(policy: str, draft_len: int, bonus: bool):
     pyramid = MODELS.pyramid
-    decoder = SpeculativeDecoder(MODELS, Options(draft_len, bonus, parse_policy(policy)))
+    decoder = SpeculativeDecoder(MODELS, Options(draft_len, bonus, parse(policy, bench=True)))
     for seed in range(4):
         request = Request((0,), seed)
         trace = decoder.decode(request, MODELS.noise(request))
@@ -90,7 +90,7 @@ def test_the_passes_of_a_decode_are_all_counted(policy: str, draft_len: int, bon
 
 
 def test_the_draft_catches_up_behind_a_bonus_scale():
-    decoder = SpeculativeDecoder(MODELS, Options(1, True, imposed(1.0)))
+    decoder = SpeculativeDecoder(MODELS, Options(1, True, parse("imposed:1", bench=True)))
     trace = decoder.decode(REQUESTS[0], MODELS.noise(REQUESTS[0]))
     # drafts scale 0, finishes 0 and 1; drafts scale 2 from a cache that lacks scale 1
     assert _turns(trace, MODELS.pyramid) == [

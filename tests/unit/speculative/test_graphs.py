@@ -20,9 +20,9 @@ from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates
-from harness.speculative.graphs import Workspace
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.tools.graphs import Workspace
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3, 4)), 12, seed=1, apart=0.4)
 REQUESTS = [

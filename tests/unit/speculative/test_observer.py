@@ -14,10 +14,10 @@ from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.speculative.observer import NAMES, Observer, summary
 from harness.speculative.parts import PARTS
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.tools.observer import NAMES, Observer, summary
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 5, seed=1, apart=0.5)
 REQUEST = Request((0, 1, 1), 2, top_k=4)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from harness.files import write_whole
-from harness.models.network import Network
+from harness.models.network import Cache, Condition, Network
 from harness.models.pair import ModelPair
 from harness.speculative.cache import KVCache
 from harness.speculative.parts import Parts
+from harness.speculative.state import DecodeState
 
 NAMES = {
     "new_cache": "kv",
@@ -39,6 +41,8 @@ NAMES = {
     "next_input": "raw_BlC",
     "update_state_with_accepted_tokens": "tokens_BL",
 }
+P = ParamSpec("P")
+T = TypeVar("T")
 ROUNDS, SHAPES, VALUES = 1, 2, 3  # levels of detail
 
 
@@ -59,6 +63,8 @@ class Observer:
         level: 0 = silent, 1 = a line a round, 2 = also a line a step with shapes, 3 = also with summary values.
         folder: where every named tensor is written, a safetensors file a round; None = nowhere.
         say: takes the lines.
+        costs: of every component so far.
+        side: the network at work.
 
     Effects: with a CUDA device every step waits for it, so that times belong to their step.
     """
@@ -67,10 +73,10 @@ class Observer:
     folder: Path | None = None
     say: Callable[[str], None] = print
     costs: dict[str, Cost] = field(default_factory=dict)
+    side: str = ""
     _decode: str = "decode"
     _round: int = 0
     _step: int = 0
-    _side: str = ""
     _inner: list[float] = field(default_factory=list)  # seconds spent in called components, by depth
     _made: dict[str, Tensor] = field(default_factory=dict)
 
@@ -80,39 +86,37 @@ class Observer:
 
     def watch(self, models: ModelPair, parts: Parts) -> tuple[ModelPair, Parts]:
         """Return the same networks and parts, observed."""
-        sides = {side: cast(Network, _Watched(getattr(models, side), side, self)) for side in ("draft", "target")}
-        watched = {part.name: self._around(part.name, getattr(parts, part.name)) for part in fields(parts)}
-        return replace(models, **sides), replace(parts, **watched)  # type: ignore[arg-type]
+        draft, target = _Watched(models.draft, "draft", self), _Watched(models.target, "target", self)
+        around: dict[str, Any] = {f.name: partial(self.call, f.name, getattr(parts, f.name)) for f in fields(parts)}
+        return replace(models, draft=draft, target=target), replace(parts, **around)
 
     def table(self) -> list[tuple[str, Cost]]:
         """Return the cost of every component, the dearest first."""
         return sorted(self.costs.items(), key=lambda item: -item[1].seconds)
 
-    def _around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, timed and recorded under its name and the network at work."""
-
-        def observed(*given: Any, **named: Any) -> Any:
-            self._inner.append(0.0)
-            start = time.perf_counter()
-            try:
-                result = function(*given, **named)
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-            finally:
-                spent = time.perf_counter() - start
-                own = spent - self._inner.pop()
-                if self._inner:
-                    self._inner[-1] += spent
-            final = name == "update_state_with_accepted_tokens"
-            self._note(name, [given[0].tokens_BL.clone()] if final else _tensors(result), own)
-            if final:
-                self._end_round(given)
-            return result
-
-        return observed
+    def call(self, name: str, function: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """Call the function, timed and recorded under its name and the network at work."""
+        of = given[0]
+        if isinstance(of, _Watched):
+            self.side = of.side
+        self._inner.append(0.0)
+        start = time.perf_counter()
+        try:
+            result = function(*given, **named)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        finally:
+            spent = time.perf_counter() - start
+            own = spent - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += spent
+        self._note(name, [of.tokens_BL.clone()] if isinstance(of, DecodeState) else _tensors(result), own)
+        if isinstance(of, DecodeState):  # the update: no other part is given the state
+            self._end_round(given)
+        return result
 
     def _note(self, name: str, tensors: list[Tensor], seconds: float) -> None:
-        component = f"{self._side}.{name}" if self._side else name
+        component = f"{self.side}.{name}" if self.side else name
         cost = self.costs.setdefault(component, Cost())
         cost.calls += 1
         cost.seconds += seconds
@@ -138,27 +142,32 @@ class Observer:
 
 
 class _Watched:
-    """A network whose passes are observed; everything else is the network's own."""
+    """A network whose passes are observed; all else is the network's own."""
 
     def __init__(self, network: Network, side: str, observer: Observer) -> None:
-        self.network, self.side = network, side
-        self._observer = observer
-        self.condition = self._on_this_side("condition")
-        self.hidden = self._on_this_side("hidden")
-        self.logits = self._on_this_side("logits")
+        self._network, self.side, self._observer = network, side, observer
+        self.config, self.weights, self.pyramid = network.config, network.weights, network.pyramid
+        self.dtype, self.start_1D = network.dtype, network.start_1D
+        self.pos_LD, self.lvl_SD = network.pos_LD, network.lvl_SD
+        self.bytes, self.to, self.embed = network.bytes, network.to, network.embed
 
-    def _on_this_side(self, name: str) -> Callable[..., Any]:
-        observed = self._observer._around(name, getattr(self.network, name))
+    @property
+    def _at_work(self) -> Network:
+        self._observer.side = self.side
+        return self._network
 
-        def call(*given: Any) -> Any:
-            self._observer._side = self.side
-            return observed(*given)
+    @property
+    def device(self) -> torch.device:
+        return self._at_work.device  # a mask that is made for it next knows no network
 
-        return call
+    def condition(self, labels_R: Tensor) -> Condition:
+        return self._observer.call("condition", self._at_work.condition, labels_R)
 
-    def __getattr__(self, name: str) -> Any:
-        self._observer._side = self.side  # whoever is asked for anything is the network at work
-        return getattr(self.network, name)
+    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+        return self._observer.call("hidden", self._at_work.hidden, x_RnD, condition, cache, mask_11nK)
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        return self._observer.call("logits", self._at_work.logits, h_RnD, condition)
 
 
 def _tensors(result: Any) -> list[Tensor]:

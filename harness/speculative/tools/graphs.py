@@ -12,43 +12,20 @@ import gc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from harness.models.network import Network
 from harness.models.pair import ModelPair
 from harness.protocol.noise import Noise
-from harness.speculative.buffers import Buffers
-from harness.speculative.cache import KVCache
+from harness.speculative.launcher import Buffers
+from harness.speculative.signatures import NewCache
 
 T = TypeVar("T")
 WARM_UPS = 2  # runs before recording: library handles and workspaces are made outside the graph
 Address = tuple[str, int, str, str]  # "exponential" or "uniform", scale, stream, reader
-
-
-class Launcher(Protocol):
-    """How device work reaches the device."""
-
-    def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
-        """Do the work.
-
-        Args:
-            key: equal keys must mean equal work on equal buffers.
-            compute: the work, without a host synchronisation.
-            lasting: what it returns is read after other work has run; else it must be read before.
-        """
-        ...
-
-
-class Eager:
-    """Launch kernel by kernel, and keep nothing."""
-
-    def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
-        """Do the work."""
-        return compute()
 
 
 class FixedNumbers:
@@ -122,7 +99,7 @@ class Workspace:
         new_cache: makes a KV cache for a network and a batch size.
     """
 
-    def __init__(self, models: ModelPair, B: int, new_cache: Callable[[Network, int], KVCache]) -> None:
+    def __init__(self, models: ModelPair, B: int, new_cache: NewCache) -> None:
         self.caches = {"draft": new_cache(models.draft, B), "target": new_cache(models.target, B)}
         self.buffers = Buffers.new(models, B)
         self.labels_R = torch.empty(2 * B, dtype=torch.int64, device=models.device)
@@ -132,11 +109,12 @@ class Workspace:
         # therefore lie in the scratch memory of an older one; work that returns something lasting gets a pool alone.
         self._pool: Any = None
 
-    def begin(self) -> None:
-        """Empty caches and buffers for another decode."""
+    def begin(self, noise: Noise, labels_R: Tensor) -> tuple[Noise, Tensor]:
+        """Empty caches and buffers for another decode; return its numbers and labels at fixed addresses."""
         for kv in self.caches.values():
             kv.lengths[:] = [0] * len(kv.lengths)
         self.buffers.clear()
+        return self.numbers.begin(noise), self.labels_R.copy_(labels_R)
 
     def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
         """Replay the work `key`, recording it at its first use."""
@@ -153,14 +131,14 @@ class Workspace:
         """Run the work until nothing new is allocated or drawn, put the buffers back, and record it."""
         self.numbers.read = set()
         before = {name: buffer.clone() for name, buffer in vars(self.buffers).items()}
-
-        def once() -> None:
-            compute()
-            for name, buffer in before.items():  # work such as f_hat += … may be done once only
-                getattr(self.buffers, name).copy_(buffer)
-
-        graph, outputs = self._record(once, compute, lasting)
+        graph, outputs = self._record(partial(self._undone, compute, before), compute, lasting)
         return Recorded(graph, outputs, frozenset(self.numbers.read), compute)
+
+    def _undone(self, compute: Callable[[], object], before: dict[str, Tensor]) -> None:
+        """Do the work and put the buffers back: such as f_hat += … may be done once only."""
+        compute()
+        for name, buffer in before.items():
+            getattr(self.buffers, name).copy_(buffer)
 
     def _record(self, once: Callable[[], None], compute: Callable[[], T], lasting: bool) -> tuple[Graph, T]:
         """Return the graph of `compute`, and what it returns; `once` does the work and leaves no trace."""
