@@ -5,10 +5,10 @@ numbers of different addresses (scale, position, stream) are independent.
 
 How: a branch is a box, an interval for every number that mattered so far, and its probability is the box's volume. A
 decode is replayed from a box: a number is known to lie in its interval, a decision takes the widest piece of it, and
-the box shrinks to that piece; the other pieces wait as boxes of their own. A number that is read again,
-by anybody, is the same number. Only the two functions that turn a number into a decision, `Parts.draw` and
-`Parts.keep_drafted`, are replaced: by inversion of the cumulative law on [0, 1), which has the law of a race, and by
-u < target/draft. All else is the production code. A decode walks as many branches as its batch has images.
+the box shrinks to that piece; the other pieces wait as boxes of their own. A number that is read again, by anybody, is
+the same number. Only the two functions that turn a number into a decision, `Parts.draw` and `Parts.keep_drafted`, are
+replaced: by inversion of the cumulative law on [0, 1), which has the law of a race, and by u < target/draft. All else
+is the production code. A decode walks as many branches as its batch has images.
 
 Moot decisions (about a scale that the round drops, or a redraw where the drafted token stands) shrink no box: one
 arbitrary choice stands for all, at full weight. Were such a choice to matter after all, the law would come out wrong,
