@@ -34,6 +34,7 @@ class Mutant:
         origin: where such a bug comes from, one clause.
         build: the decoder with the bug.
         alone: True when no law of another family may catch it.
+        component: what `verify` must point to; empty where the bug is the laws' alone to find, or to place.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Mutant:
     origin: str
     build: Factory = field(repr=False)
     alone: bool = False
+    component: str = ""
 
     @property
     def family(self) -> str:

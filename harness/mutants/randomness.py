@@ -159,12 +159,14 @@ REDRAWN = Mutant(
     "the target draws numbers of its own",
     "a generator advanced by the draft before the target reads it",
     wrapped(redrawn),
+    component="draw",
 )
 WRONG_SCALE = Mutant(
     "randomness.wrong-scale",
     "the target reads the numbers of the scale before",
     "an index into a window taken for the scale",
     wrapped(wrong_scale),
+    component="draw",
 )
 CALL_ORDER = Mutant(
     "randomness.call-order",
