@@ -76,7 +76,9 @@ def edges(root: Path = ROOT) -> dict[str, set[str]]:
     found = {}
     for module, path in known.items():
         names = imported(path.read_text(), module, path.name == "__init__.py")
-        found[module] = {name for name in names if name in known} - {module}
+        # `from harness.laws import masks` names the package, too, and means the module
+        packages = {name.rpartition(".")[0] for name in names if name in known}
+        found[module] = {name for name in names if name in known and name not in packages} - {module}
     return found
 
 

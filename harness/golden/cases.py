@@ -6,7 +6,7 @@ Promise: a case is understood whole or refused by name; nothing in it is guessed
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from harness.golden.networks import networks
 from harness.models.network import Network
 from harness.models.pair import ModelPair
 from harness.protocol.noise import SeededNoise
-from harness.protocol.request import NoiseOrder, Request
+from harness.protocol.request import ORDERS, NoiseOrder, Request
 from harness.protocol.trace import Trace
 from harness.reference import handoff, sequential
 from harness.reference.handoff import HandOff
@@ -149,9 +149,18 @@ def _request(case: dict[str, Any]) -> Request:
     numbers = (_value(case, "cfg", float), _value(case, "top_k", int), _value(case, "top_p", float))
     return Request(
         None if labels is None else tuple(labels), _value(case, "seed", int), *numbers,
-        _value(case, "more_smooth", bool), cast(NoiseOrder, case.get("order", "batch")),
+        _value(case, "more_smooth", bool), _order(case),
         count=_value(case, "count", int) if labels is None else 0,
     )  # fmt: skip
+
+
+def _order(case: dict[str, Any]) -> NoiseOrder:
+    """Return whose noise streams; those of the batch where a case does not say. Raises `InputError`."""
+    named = case.get("order", "batch")
+    for order in ORDERS:
+        if order == named:
+            return order
+    raise InputError("order", named, f"must be one of {', '.join(ORDERS)}", "record it again")
 
 
 def _value(case: dict[str, Any], key: str, kind: type[Number]) -> Number:

@@ -13,6 +13,7 @@ from harness.errors import InputError
 from harness.laws.case import Case
 from harness.laws.interruption import BrokenNoise, Interrupted
 from harness.laws.law import FLOAT64, Law, Subject, require, require_same, require_tokens
+from harness.laws.list_cache import ListCache
 from harness.laws.oracle import run_over
 from harness.laws.snapshot import Snapshot, check_snapshot, snapshot
 from harness.models.network import Network
@@ -100,38 +101,32 @@ def latent(subject: Subject, case: Case) -> bool:
 
 
 def cache(subject: Subject, case: Case) -> bool:
-    """A cache under random passes and rollbacks returns what a list of positions a image returns."""
-    parts, network = subject.parts(case, "new_cache"), case.models.target
-    generator, config = case.generator(), case.models.target.config
-    B, L = max(2, case.B), case.pyramid.L
-    real = parts.new_cache(network, B)
-    model: list[list[Tensor]] = [[] for _ in range(B)]  # per image: one (depth, 2, 2, H, c) a position
+    """A cache under random passes and rollbacks returns what a list of positions an image returns."""
+    parts, network, generator = subject.parts(case, "new_cache"), case.models.target, case.generator()
+    config, B, L = network.config, max(2, case.B), case.pyramid.L
+    real, model = parts.new_cache(network, B), ListCache(B)
+
+    def below(end: int) -> int:
+        return int(torch.randint(end, (), generator=generator))
+
     for step in range(8):
-        like = len(model[int(torch.randint(B, (), generator=generator))])
-        group = [b for b in range(B) if len(model[b]) == like]
-        group = group[: int(torch.randint(1, B + 1, (), generator=generator))]
-        room = L - len(model[group[0]]) if group else 0
-        if group and room:
-            n = int(torch.randint(1, room + 1, (), generator=generator))
+        length = model.lengths[below(B)]
+        group = [image for image in range(B) if model.lengths[image] == length][: 1 + below(B)]
+        if length < L:
+            n = 1 + below(L - length)
             shape = (config.depth, 2, 2 * len(group), config.H, n, config.D // config.H)
-            new = torch.randn(shape, generator=generator, dtype=network.dtype).to(case.at)
+            kv = torch.randn(shape, generator=generator, dtype=network.dtype).to(case.at)
             window = real.window(group)
-            got = [window.extend(layer, new[layer, 0], new[layer, 1]) for layer in range(config.depth)]
-            window.commit(len(model[group[0]]) + n)
-            for k, b in enumerate(group):
-                model[b] += list(new[:, :, [k, len(group) + k]].unbind(4))
-            for layer, pair in enumerate(got):
-                due = torch.stack([torch.stack([p[layer] for p in model[b]], 3) for b in group], 1)
-                due_2RHKc = due.transpose(1, 2).flatten(1, 2)  # (2, rows b, 2 halves, …) -> halves first
-                names = {"keys": pair[0], "values": pair[1]}
-                where = f"step {step}, images {group}, layer {layer}"
-                require_same(names, {"keys": due_2RHKc[0], "values": due_2RHKc[1]}, where)
-        image = int(torch.randint(B, (), generator=generator))
-        length = int(torch.randint(L + 1, (), generator=generator))
-        real.rollback(image, length)
-        del model[image][length:]
-        found = [len(positions) for positions in model]
-        require(list(real.lengths) == found, f"step {step}: lengths {list(real.lengths)}, not {found}")
+            got = [window.extend(layer, *kv[layer]) for layer in range(config.depth)]
+            window.commit(length + n)
+            due = model.extend(group, kv)
+            for layer, (keys, values) in enumerate(got):
+                names = {"keys": due[layer, 0], "values": due[layer, 1]}
+                require_same({"keys": keys, "values": values}, names, f"step {step}, images {group}, layer {layer}")
+        image, kept = below(B), below(L + 1)
+        for each in (real, model):
+            each.rollback(image, kept)
+        require(list(real.lengths) == model.lengths, f"step {step}: lengths {list(real.lengths)}, not {model.lengths}")
     return True
 
 

@@ -64,7 +64,13 @@ def swapped(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, las
     return guidance.guide(rows_RnV.roll(len(rows_RnV) // 2, 0), pyramid, cfg, first, last)
 
 
-SWAPPED = Mutant("guidance.swapped", "unconditional half first", "the order of another code base", parts(guide=swapped))
+SWAPPED = Mutant(
+    "guidance.swapped",
+    "unconditional half first",
+    "the order of another code base",
+    parts(guide=swapped),
+    component="guidance",
+)
 WINDOW_WEIGHT = Mutant(
     "guidance.window-weight",
     "a whole window gets its first scale's weight",

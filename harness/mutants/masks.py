@@ -77,6 +77,7 @@ CORNER = Mutant(
     "the top-left corner of the mask, whatever is cached",
     "the published mask sliced in both axes alike",
     parts(attention_mask=_mask(corner)),
+    component="mask or cache",
 )
 TOKEN_CAUSAL = Mutant(
     "masks.token-causal",

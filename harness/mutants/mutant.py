@@ -35,6 +35,7 @@ class Mutant:
         origin: where such a bug comes from, one clause.
         build: the decoder with the bug.
         alone: True when no law of another family may catch it.
+        component: what `verify` must point to; empty where the bug is the laws' alone to find, or to place.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Mutant:
     origin: str
     build: Factory = field(repr=False)
     alone: bool = False
+    component: str = ""
 
     @property
     def family(self) -> str:

@@ -70,6 +70,7 @@ OFFSET = Mutant(
     "windows behind the first sit one scale earlier",
     "a window counted from what is cached instead of from the pyramid",
     parts(build_combined_query=offset),
+    component="positions",
 )
 FIRST_LEVEL = Mutant(
     "positions.first-level",

@@ -60,7 +60,7 @@ def consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) 
 
 @dataclass(frozen=True)
 class Instead:
-    """A source of numbers that answers for the last scale without reading it, but for the draft's readings.
+    """A source that answers for the last scale's draws without reading it, but for the draft's readings.
 
     Args:
         noise: the true one.
@@ -82,8 +82,8 @@ class Instead:
         return self.last(self.noise, stream, reader).expand(-1, pyramid.tokens(si), -1)
 
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return u_Bl."""
-        return self.exponential(si, stream, reader)[..., 0]
+        """Return u_Bl, the true one."""
+        return self.noise.uniform(si, stream, reader)
 
 
 def first_again(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
@@ -159,12 +159,14 @@ REDRAWN = Mutant(
     "the target draws numbers of its own",
     "a generator advanced by the draft before the target reads it",
     wrapped(redrawn),
+    component="draw",
 )
 WRONG_SCALE = Mutant(
     "randomness.wrong-scale",
     "the target reads the numbers of the scale before",
     "an index into a window taken for the scale",
     wrapped(wrong_scale),
+    component="draw",
 )
 CALL_ORDER = Mutant(
     "randomness.call-order",

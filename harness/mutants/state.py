@@ -170,6 +170,7 @@ TWICE = Mutant(
     "every scale is added to f_hat twice",
     "accumulated in verification and again in the update",
     parts(accumulate=twice),
+    component="f_hat",
 )
 IN_PLACE = Mutant(
     "state.in-place",
@@ -207,12 +208,14 @@ STALE = Mutant(
     "cache slots keep what a rejected scale wrote",
     "a slot taken for valid because it was written",
     parts(new_cache=Stale),
+    component="cache",
 )
 NO_ROLLBACK = Mutant(
     "state.no-rollback",
     "caches are never rolled back",
     "a rollback that was forgotten for one network",
     parts(new_cache=NeverRolledBack),
+    component="crash",
 )
 ROLLED_FORWARD = Mutant(
     "state.rolled-forward",

@@ -25,16 +25,18 @@ DRAFT = "draft"  # E of a draft that must be independent of the target (contract
 ACCEPT = "accept"  # u of an acceptance test (contract B)
 CORRECT = "correct"  # E of a draw from the residual (contract B)
 
+BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
+
 
 class Noise(Protocol):
     """What a sampler may ask for. `reader` is a word for the ledger: "draft", "target", "reference", …"""
 
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return E_BlV ~ Exp(1), float32, of scale `si`; the caller must not write into it."""
+        """Return E_BlV ~ Exp(1), float32, of scale `si`, any stream but ACCEPT; the caller must not write into it."""
         ...
 
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return u_Bl in [0, 1), float32, of scale `si`; the caller must not write into it."""
+        """Return u_Bl, uniform in [0, 1), float32, of scale `si`, any stream; the caller must not write into it."""
         ...
 
     def labels(self, classes: int) -> Tensor:
@@ -136,15 +138,29 @@ class SeededNoise:
         return self._labels
 
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return E_BlV ~ Exp(1), float32, of scale `si`. Effects: one entry in the ledger."""
+        """Return E_BlV ~ Exp(1), float32, of scale `si`. Effects: one entry in the ledger.
+
+        Raises:
+            NoiseError: stream ACCEPT, which holds one uniform number a token.
+        """
+        if stream == ACCEPT:
+            raise NoiseError(f"stream={ACCEPT}: holds one uniform number a token; read it with uniform")
+        return self._read(si, stream, reader)
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl, uniform in [0, 1), float32, of scale `si`. Effects: one entry in the ledger.
+
+        Of another stream than ACCEPT it is that of the token's first exponential: 1 − exp(−E), the largest float32
+        below 1 where that rounds to 1. Whoever reads both reads one number twice.
+        """
+        first_Bl = self._read(si, stream, reader)[..., 0]
+        return first_Bl if stream == ACCEPT else (-torch.expm1(-first_Bl)).clamp_max(BELOW_ONE)
+
+    def _read(self, si: int, stream: str, reader: str) -> Tensor:
         self.ledger.enter(si, stream, reader)
         if (si, stream) not in self._kept:
             self._kept[si, stream] = self._draw(si, stream)
         return self._kept[si, stream]
-
-    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return u_Bl in [0, 1), float32, of scale `si`. Effects: one entry in the ledger."""
-        return self.exponential(si, stream, reader)[..., 0]
 
     def _draw(self, si: int, stream: str) -> Tensor:
         B, l = self.request.B, self.pyramid.tokens(si)

@@ -1,6 +1,7 @@
 """What to sample.
 
-Promise: a `Request` is frozen and complete: with the weights it determines every token of a correct decode.
+Promise: a `Request` is frozen; with the weights, their dtype and device, and whether tokens are drawn or the most
+likely ones are taken (`Settings.greedy`), it determines every token of a correct decode under contract A, up to ties.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from typing import Literal
 from harness.errors import InputError
 
 NoiseOrder = Literal["image", "batch"]
-
-
+ORDERS: tuple[NoiseOrder, ...] = ("image", "batch")
 MOST_CFG = 1e6
 
 
@@ -57,7 +57,7 @@ class Request:
             raise InputError("images", self.images, f"must hold one address per image ({self.count})", "drop it")
         if self.labels is None and self.order == "image":
             raise InputError("labels", None, "drawn labels exist in the published order only", 'use order="batch"')
-        if self.order not in ("image", "batch"):
+        if self.order not in ORDERS:
             raise InputError("order", self.order, "must be image or batch", "pass --noise image or --noise batch")
         if not 0 <= self.seed < 2**63:
             raise InputError("seed", self.seed, "must lie in 0..2^63-1", "pass a non-negative seed")

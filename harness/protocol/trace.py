@@ -1,7 +1,7 @@
 """What one decode did, as raw records. No judgement here.
 
-Promise: a trace is complete (every position of every image was written exactly once) or `check_complete` says what is
-missing. Buffers are indexed by absolute position, so the traces of different decoders line up.
+Promise: a trace is complete (every scale of every image was made final exactly once) or `Trace.missing_scales` says
+what is missing. Buffers are indexed by absolute position, so the traces of different decoders line up.
 """
 
 from __future__ import annotations

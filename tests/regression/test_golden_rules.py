@@ -180,6 +180,7 @@ BAD: dict[str, tuple[Tamper, str]] = {
     "sampler": (case_with(sampler="magic"), f"case {PLAIN}: sampler=magic: must be one of sequential, test3"),
     "missing key": (lambda c: c.cases[0].pop("cfg"), f"case {PLAIN}=metadata: lacks 'cfg'"),
     "type": (case_with(seed=1.5), f"case {PLAIN}: seed=1.5: must be of type int"),
+    "order": (case_with(order="rows"), f"case {PLAIN}: order=rows: must be one of image, batch; record it again"),
     "boolean": (case_with(more_smooth="no"), "more_smooth=no: must be of type bool"),
     "top_k": (case_with(top_k=33), "top_k=33: must lie in 0..V=32"),
     "phi": (case_with(phi="0 shared"), 'phi=0 shared: must read "N shared" or "one a scale"'),
@@ -516,4 +517,4 @@ def test_a_broken_law_refuses_the_recording(
 
 
 def test_the_laws_behind_it_see_a_planted_bug():
-    assert "guidance.trace" in " ".join(guard.broken_laws("tests.planted:halves", examples=3))
+    assert "guidance.trace" in " ".join(guard.broken_laws("harness.mutants.guidance:SWAPPED", examples=3))

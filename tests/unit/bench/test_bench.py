@@ -16,11 +16,12 @@ from harness.bench.charts import speed_up, svg
 from harness.bench.floor import Machine
 from harness.bench.policies import PolicyRow
 from harness.bench.scoreboard import markdown, speed_table
-from harness.bench.speed import Bench, Sequential, SpeedRow, _turns
+from harness.bench.speed import Bench, Sequential, SpeedRow
 from harness.bench.stored import Speed, policies_document, read_policies, read_speed
 from harness.commands.scoreboard import replaced
 from harness.errors import HarnessError, InputError
 from harness.judge.verdict import Distance
+from harness.models.network import Network
 from harness.protocol.request import Request
 from harness.speculative.parts import PARTS
 from harness.speculative.policies import parse
@@ -73,16 +74,37 @@ def test_the_rows_measure_every_setting():
     assert rows[0].floor_ms > rows[1].floor_ms  # two target passes read the weights twice
 
 
+class Listening:
+    """A machine that remembers the passes whose floor it was asked for: side, begin, first, last."""
+
+    def __init__(self) -> None:
+        self.passes: list[tuple[str, int, int, int]] = []
+
+    def pass_ms(self, network: Network, R: int, begin: int, first: int, last: int) -> float:
+        self.passes.append(("draft" if network is MODELS.draft else "target", begin, first, last))
+        return 0.0
+
+
+def passes(request: Request, settings: list[tuple[str, int]], bonus: bool) -> list[list[tuple[str, int, int, int]]]:
+    """Return the passes that the bench counts for every setting; those of sequential decoding come before the first."""
+    machine, found = Listening(), []
+    for _ in Bench(MODELS, False, 1, machine, bonus).rows([request], settings):
+        found.append(machine.passes)
+        machine.passes = []
+    alone = [(side, si, si, si) for side in ("target", "draft") for si in MODELS.pyramid]
+    assert found[0][: len(alone)] == alone
+    return [found[0][len(alone) :], *found[1:]]
+
+
 @pytest.mark.parametrize("bonus", [False, True])
-@pytest.mark.parametrize("policy", ["imposed:0", "imposed:0.5", "imposed:1", "coupled", "handoff:2", "collaborative:1"])
-@pytest.mark.parametrize("draft_len", [1, 2, 3])
-def test_the_passes_of_a_decode_are_all_counted(policy: str, draft_len: int, bonus: bool):
-    pyramid = MODELS.pyramid
-    decoder = SpeculativeDecoder(MODELS, Options(draft_len, bonus, parse(policy, bench=True)))
-    for seed in range(4):
-        request = Request((0,), seed)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_passes_of_a_decode_are_all_counted(seed: int, bonus: bool):
+    pyramid, request = MODELS.pyramid, Request((0,), seed)
+    policies = ("imposed:0", "imposed:0.5", "imposed:1", "coupled", "handoff:2", "collaborative:1")
+    settings = [(policy, draft_len) for policy in policies for draft_len in (1, 2, 3)]
+    for (policy, draft_len), turns in zip(settings, passes(request, settings, bonus), strict=True):
+        decoder = SpeculativeDecoder(MODELS, Options(draft_len, bonus, parse(policy, bench=True)))
         trace = decoder.decode(request, MODELS.noise(request))
-        turns = _turns(trace, pyramid)
         rows = {side: sum(pyramid.end(t[3]) - pyramid.begin(t[1]) for t in turns if t[0] == side) for side in SIDES}
         assert rows == {"draft": trace.draft_rows[0], "target": trace.target_rows[0]}
         assert sum(side == "target" for side, *_ in turns) == trace.target_calls[0]
@@ -90,12 +112,10 @@ def test_the_passes_of_a_decode_are_all_counted(policy: str, draft_len: int, bon
 
 
 def test_the_draft_catches_up_behind_a_bonus_scale():
-    decoder = SpeculativeDecoder(MODELS, Options(1, True, parse("imposed:1", bench=True)))
-    trace = decoder.decode(REQUESTS[0], MODELS.noise(REQUESTS[0]))
     # drafts scale 0, finishes 0 and 1; drafts scale 2 from a cache that lacks scale 1
-    assert _turns(trace, MODELS.pyramid) == [
-        ("draft", 0, 0, 0), ("target", 0, 0, 1), ("draft", 1, 2, 2), ("target", 2, 2, 2),
-    ]  # fmt: skip
+    assert passes(REQUESTS[0], [("imposed:1", 1)], bonus=True) == [
+        [("draft", 0, 0, 0), ("target", 0, 0, 1), ("draft", 1, 2, 2), ("target", 2, 2, 2)]
+    ]
     (row,) = bench(bonus=True).rows(REQUESTS[:1], [("imposed:1", 1)])
     assert (row.target_calls, row.kept) == (2, 1.0)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.errors import NoiseError
-from harness.protocol.noise import SMOOTH, TOKEN, Ledger, SeededNoise
+from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, SMOOTH, TOKEN, Ledger, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 
@@ -82,3 +82,33 @@ def test_a_ledger_remembers_and_an_exclusive_one_refuses():
     numbers.exponential(1, TOKEN, "draft")
     with pytest.raises(NoiseError, match="reader=target: the numbers of scale 1, stream token belong to draft"):
         numbers.exponential(1, TOKEN, "target")
+
+
+@pytest.mark.parametrize("order", ["image", "batch"])
+@pytest.mark.parametrize("stream", [TOKEN, SMOOTH, DRAFT, ACCEPT, CORRECT])
+def test_the_uniforms_of_every_stream_are_uniform(stream: str, order: str):
+    request = Request((0,) * 40, 5, order=order, more_smooth=stream == SMOOTH)
+    numbers = SeededNoise(request, ScalePyramid((1, 16)), 3, CPU)
+    u_Bl = numbers.uniform(1, stream, "a")
+    assert (u_Bl.shape, u_Bl.dtype) == ((40, 256), torch.float32)
+    assert 0 <= float(u_Bl.min()) < 0.01
+    assert 0.99 < float(u_Bl.max()) < 1
+    # 10,240 numbers: standard errors of mean and variance are 0.0029 and 0.00074
+    assert float(u_Bl.mean()) == pytest.approx(1 / 2, abs=0.012)
+    assert float(u_Bl.var()) == pytest.approx(1 / 12, abs=0.003)
+    assert torch.equal(numbers.uniform(1, stream, "a"), u_Bl)
+
+
+def test_a_uniform_is_below_one_whatever_the_exponential(monkeypatch: pytest.MonkeyPatch):
+    numbers = noise(Request((0,), 5))
+    monkeypatch.setattr(numbers, "_draw", lambda si, stream: torch.full((1, 1, V), 80.0))
+    assert float(numbers.uniform(0, TOKEN, "a")) == float(torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)))
+
+
+def test_a_uniform_is_entered_in_the_ledger_and_no_exponential_is_made_of_it():
+    numbers = noise(Request((0,), 5))
+    with pytest.raises(NoiseError, match="stream=accept: holds one uniform number a token; read it with uniform"):
+        numbers.exponential(0, ACCEPT, "a")
+    assert numbers.ledger.readers == {}
+    numbers.uniform(0, ACCEPT, "a")
+    assert numbers.ledger.readers == {(0, ACCEPT): ["a"]}

@@ -9,11 +9,11 @@ import torch
 
 from harness.judge.ties import margin_bound, race_margin
 from harness.judge.verdict import Verdict
+from harness.mutants.guidance import SWAPPED
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.reference import sequential
 from harness.rounding.budget import Budget, calibrate
-from tests import planted
 from tests.helpers import Layout, decoder_factory, digits, tiny, verified, verify_here, with_weight
 
 REQUEST = Request((3,), 0)
@@ -23,7 +23,7 @@ def test_the_budget_does_not_depend_on_the_decoder_under_test():
     models = tiny(Layout((1, 2, 3, 4)))
     request = Request((0, 1, 2), 0)
     right = verify_here(models, decoder_factory(), [Settings(2)], [request]).budget
-    wrong = verify_here(models, planted.halves, [Settings(2)], [request]).budget
+    wrong = verify_here(models, SWAPPED, [Settings(2)], [request]).budget
     assert right == wrong
 
 

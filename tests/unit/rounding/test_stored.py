@@ -12,12 +12,12 @@ import torch
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.models.pair import random_pair
+from harness.mutants.guidance import SWAPPED
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.rounding import stored
 from harness.rounding.budget import calibrate
 from harness.rounding.stored import SHIPPED, Entry, budget_for, errors, load, measure, mode_of, save
-from tests import planted
 from tests.helpers import Layout, command, decoder_factory, digits, tiny, verify_here, with_weight
 
 MODELS = tiny(Layout((1, 2, 3)))
@@ -122,7 +122,7 @@ def test_a_failing_run_is_judged_by_the_stored_budget_and_leaves_it_alone(tmp_pa
     store = tmp_path / "budgets.json"
     save(ENTRY, store)
     before = store.read_bytes()
-    result = verify_here(MODELS, planted.halves, [Settings(2)], [REQUEST], budgets=store)
+    result = verify_here(MODELS, SWAPPED, [Settings(2)], [REQUEST], budgets=store)
     assert result.verdict is Verdict.DEFECT
     assert result.budget == ENTRY.budget(REQUEST.cfg)
     assert store.read_bytes() == before

@@ -12,33 +12,32 @@ import torch
 
 from harness.__main__ import app
 from harness.errors import InputError
-from harness.judge.components import _is_guided
 from harness.judge.ties import MANY_TIES, unusual_ties
 from harness.judge.verdict import Divergence, Verdict
 from harness.models.pair import ModelPair
+from harness.mutants import guidance, masks, state
+from harness.mutants.catalogue import MUTANTS
+from harness.mutants.mutant import Mutant
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import cachefree, sequential
 from harness.rounding.budget import Budget
+from harness.runs.factory import load_factory
 from harness.speculative.build import build_decoder
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from tests import planted
 from tests.helpers import LAYOUTS, Layout, digits, tiny, twins, verified, verify_here, with_weight
 
 FOUR = Layout((1, 2, 3, 4))
 REQUEST = Request((0, 1, 2), 0)
 # f_hat and draw follow the tokens of the earliest scale that the bug reaches
 FIRST_SCALE = {
-    planted.positions: 2,
-    planted.halves: 0,
-    planted.twice: 0,
-    planted.corner: 2,
-    planted.redrawn: 1,
-    planted.wrong_scale: 1,
-}
+    "positions.offset": 2, "guidance.swapped": 0, "state.twice": 0, "masks.corner": 2,
+    "randomness.redrawn": 1, "randomness.wrong-scale": 1,
+}  # fmt: skip
+LOCATED = [mutant for mutant in MUTANTS if mutant.component]
 
 
 def run_cli(*arguments: str) -> int:
@@ -53,12 +52,12 @@ def test_the_decoder_is_right_for_every_layout_and_draft_len(name: str, bonus: b
     models = tiny(LAYOUTS[name])
     settings = [Settings(length, bonus) for length in range(1, models.pyramid.S + 1)]
     request = Request((0, 1, 2, 3), 5, top_k=7, top_p=0.9)
-    result = verify_here(models, planted_free, settings, [request, replace(request, top_k=0, top_p=0.0)])
+    result = verify_here(models, healthy, settings, [request, replace(request, top_k=0, top_p=0.0)])
     assert result.verdict in (Verdict.IDENTICAL, Verdict.TIE)
     assert [s.total("draws") for s in result.settings] == [8 * models.pyramid.L] * models.pyramid.S
 
 
-def planted_free(models: ModelPair, settings: Settings) -> SpeculativeDecoder:
+def healthy(models: ModelPair, settings: Settings) -> SpeculativeDecoder:
     return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus))
 
 
@@ -116,41 +115,47 @@ def test_an_adversarial_draft_changes_nothing(kind: str, draft_len: int):
         assert len(tokens_BL.unique()) > 1  # the draft proposes 3 alone; the target does not follow
 
 
-@pytest.mark.parametrize("factory", planted.PLANTED, ids=lambda factory: factory.__name__)
-def test_a_planted_bug_is_caught_and_located(factory):
+def test_bugs_of_every_component_are_planted():
+    assert {mutant.component for mutant in LOCATED} == {
+        "positions", "guidance", "f_hat", "mask or cache", "cache", "draw", "crash",
+    }  # fmt: skip
+    assert FIRST_SCALE.keys() <= {mutant.id for mutant in LOCATED}
+
+
+@pytest.mark.parametrize("mutant", LOCATED, ids=lambda mutant: mutant.id)
+def test_a_planted_bug_is_caught_and_located(mutant: Mutant):
     models = tiny(FOUR)
-    result = verify_here(models, factory, [Settings(2)], [REQUEST])
+    result = verify_here(models, mutant, [Settings(2)], [REQUEST])
     first = result.first_divergence
     assert result.verdict is Verdict.DEFECT
     assert result.verdict.exit_status == 1
-    assert first.component == planted.PLANTED[factory]
+    assert first.component == mutant.component
     assert first.seed == 0
     if first.component == "crash":
         assert "StopIteration" in first.detail
         return
     assert 0 <= first.image < 3
     assert models.pyramid.level_of(first.position) == first.scale
-    if factory in FIRST_SCALE:
-        assert first.scale == FIRST_SCALE[factory]
+    assert first.scale == FIRST_SCALE.get(mutant.id, first.scale)
     assert f"scale {first.scale}, position {first.position}" in str(first)
 
 
 @pytest.mark.parametrize("draft_len", [1, 2, 3, 4])
-@pytest.mark.parametrize("factory", [planted.halves, planted.twice], ids=lambda factory: factory.__name__)
-def test_a_planted_bug_is_caught_for_every_draft_len(factory, draft_len: int):
-    first = verify_here(tiny(FOUR), factory, [Settings(draft_len)], [REQUEST]).first_divergence
-    assert (first.component, first.scale) == (planted.PLANTED[factory], 0)
+@pytest.mark.parametrize("mutant", [guidance.SWAPPED, state.TWICE], ids=lambda mutant: mutant.id)
+def test_a_planted_bug_is_caught_for_every_draft_len(mutant: Mutant, draft_len: int):
+    first = verify_here(tiny(FOUR), mutant, [Settings(draft_len)], [REQUEST]).first_divergence
+    assert (first.component, first.scale) == (mutant.component, 0)
 
 
-@pytest.mark.parametrize("name", ["positions", "halves", "twice"])
+@pytest.mark.parametrize("name", ["positions:OFFSET", "guidance:SWAPPED", "state:TWICE"])
 def test_the_command_line_catches_a_planted_bug(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     report = tmp_path / "report.json"
     status = run_cli(
-        "verify", "--implementation", f"tests.planted:{name}", "--seeds", "0", "--labels", "3", "--draft-len", "2",
+        "verify", "--implementation", f"harness.mutants.{name}", "--seeds", "0", "--labels", "3", "--draft-len", "2",
         "--json", str(report),
     )  # fmt: skip
     assert status == 1
-    out, component = capsys.readouterr().out, planted.PLANTED[getattr(planted, name)]
+    out, component = capsys.readouterr().out, load_factory(f"harness.mutants.{name}").component
     assert out.splitlines()[-1].startswith("DEFECT")
     assert f"component {component}" in out
     first = json.loads(report.read_text())["first_divergence"]
@@ -179,7 +184,7 @@ class Sequential:
 
 
 def test_nothing_compared_is_inconclusive():
-    result = verify_here(tiny(FOUR), planted_free, [], [REQUEST])
+    result = verify_here(tiny(FOUR), healthy, [], [REQUEST])
     assert result.verdict is Verdict.INCONCLUSIVE
 
 
@@ -321,8 +326,8 @@ def test_many_ties_must_be_usual_ones():
     assert right.settings[0].total("ties") >= MANY_TIES
     wrong = {
         "numbers": lambda m, s: Blind(build_decoder(m, s), seed_off=1),
-        "halves": lambda m, s: Blind(planted.halves(m, s)),
-        "corner": lambda m, s: Blind(planted.corner(m, s)),
+        "halves": lambda m, s: Blind(guidance.SWAPPED(m, s)),
+        "corner": lambda m, s: Blind(masks.CORNER(m, s)),
     }
     for name, factory in wrong.items():
         result = verify_here(models, factory, [Settings(5)], [request])
@@ -341,16 +346,3 @@ def test_unusual_ties_by_hand():
     assert unusual_ties(ties(*[-3.0] * 19, 0.3), budget) == []  # a token that wins has no margin to explain
     usual, unusual = ties(*[0.05] * 10), ties(*[0.5] * 10)
     assert unusual_ties(usual + unusual, budget) == unusual
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("t", [0.0, 0.5, 4.0])
-def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(t: float, dtype: torch.dtype):
-    generator = torch.Generator().manual_seed(0)
-    conditional_lV, unconditional_lV = torch.randn(2, 50, 40, generator=generator, dtype=dtype)
-    unconditional_lV = unconditional_lV * 100  # where c is small beside u, u + (c - u) is not c
-    textbook_lV = unconditional_lV + (1 + t) * (conditional_lV - unconditional_lV)
-    assert _is_guided(textbook_lV, conditional_lV, unconditional_lV, t)
-    off = t * (1 + 1e-4) if t else 1e-6
-    wrong_lV = (1 + off) * conditional_lV - off * unconditional_lV
-    assert not _is_guided(wrong_lV, conditional_lV, unconditional_lV, t)

@@ -125,12 +125,12 @@ def test_the_settings_cover_what_they_are_meant_to():
 
 def test_the_comparison_sees_a_decoder_that_is_wrong():
     """The toys are no toys where it counts: every planted bug of the production parts changes their tokens."""
+    from harness.mutants import guidance, masks, positions, state
     from harness.runs.factory import Settings
-    from tests import planted
 
     request = Request((0, 1), 3)
     models = toy_pair(ScalePyramid((1, 2, 3, 5)), 17, 5, apart=0.3)
     expected = sequential.sample(models.target, models.vae, request, models.noise(request)).tokens_BL
-    for factory in (planted.positions, planted.halves, planted.twice, planted.corner, planted.stale):
-        trace = factory(models, Settings(2)).decode(request, models.noise(request))
-        assert not torch.equal(trace.tokens_BL, expected), factory.__name__
+    for mutant in (positions.OFFSET, guidance.SWAPPED, state.TWICE, masks.CORNER, state.STALE):
+        trace = mutant(models, Settings(2)).decode(request, models.noise(request))
+        assert not torch.equal(trace.tokens_BL, expected), mutant.id
