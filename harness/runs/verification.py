@@ -30,6 +30,9 @@ from harness.rounding.stored import SHIPPED, budget_for
 from harness.runs.factory import Factory, build
 from harness.runs.here import run
 
+# What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
+COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
+
 
 @dataclass
 class SettingResult:
@@ -43,9 +46,8 @@ class SettingResult:
     reference_seconds: float = 0.0
 
     def total(self, name: str) -> int:
-        """Return the sum of a count, or of the length of a list, over all judgements."""
-        values = [getattr(judgement, name) for judgement in self.judgements]
-        return sum(value if isinstance(value, int) else len(value) for value in values)
+        """Return the sum of a count of `Judgement` over all judgements."""
+        return sum(judgement.count(name) for judgement in self.judgements)
 
     @property
     def target_calls(self) -> list[int]:
