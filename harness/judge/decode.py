@@ -1,7 +1,8 @@
 """The judgement on one decode, beside the reference under the same noise.
 
-Promise: every token of every image is judged against the reference's draw on the same prefix. The reference follows
-the decoder's tokens, so one tie does not cascade, and a decoder needs no hook for it. Where a decoder does not claim
+Promise: every token of every image is compared with the reference's draw on the same prefix, and counted: draws =
+identical + ties + wrong tokens + unclaimed ones. The reference follows the decoder's tokens, so one tie does not
+cascade, and a decoder needs no hook for it. Where a decoder does not claim
 the tokens (contracts B and C) no token is called right or wrong; what must hold anyway is checked all the same: every
 scale finished exactly once, and the target's tensors those of the reference along the decoder's own tokens.
 """
@@ -15,7 +16,7 @@ import torch
 from harness.judge.components import first_wrong
 from harness.judge.distances import distances
 from harness.judge.evidence import Evidence
-from harness.judge.form import structure
+from harness.judge.form import malformed
 from harness.judge.tensors import Wrong, judge_tensors
 from harness.judge.tokens import judge_tokens
 from harness.judge.verdict import Judgement
@@ -31,28 +32,29 @@ def judge(evidence: Evidence, contract: Contract = Contract.TOKENS) -> Judgement
         contract: what the decoder claims.
 
     Returns:
-        The judgement, defects in causal order. Without a claim on tokens `identical` counts those equal to the free
-        run's, and distances from it are measured.
+        The judgement, defects in causal order. Without a claim on tokens distances from the free run are measured.
     """
     request, actual, free = evidence.request, evidence.actual, evidence.expected
     claims_tokens = contract is Contract.TOKENS
     judgement = Judgement(request.B, claims_tokens=claims_tokens)
-    judgement.defects += structure(evidence.models, request, actual)
-    if judgement.defects:
+    if (wrong_form := malformed(evidence.models, request, actual)) is not None:
+        judgement.defects.append(wrong_form)
         return judgement
     judgement.draws = actual.tokens_BL.numel()
-    if claims_tokens:
-        along = evidence if torch.equal(actual.tokens_BL, free.tokens_BL) else evidence.along()
-        differ_BL = actual.tokens_BL != along.expected.tokens_BL
-    else:
-        along = replace(evidence.along(), unverified=tuple(_unverified(actual, image) for image in range(request.B)))
-        differ_BL = actual.tokens_BL != free.tokens_BL
+    along = evidence if torch.equal(actual.tokens_BL, free.tokens_BL) else evidence.along()
+    if not claims_tokens:
+        along = replace(along, unverified=tuple(_unverified(actual, image) for image in range(request.B)))
         judgement.distances = distances(evidence.models, actual, free)
+    differ_BL = actual.tokens_BL != along.expected.tokens_BL
     judgement.identical = judgement.draws - int(differ_BL.sum())
     wrong: Wrong = {image: first_wrong(along, image) for image in range(request.B)}
     if claims_tokens:
         judge_tokens(along, wrong, differ_BL, judgement)
-    judgement.defects += judge_tensors(along, wrong)
+    else:
+        judgement.unclaimed = judgement.draws - judgement.identical
+    tensors = judge_tensors(along, wrong)
+    judgement.wrong_tensors = len(tensors)
+    judgement.defects += tensors
     # a defect without a position (the final f_hat) comes behind the tokens that it is made of
     judgement.defects.sort(key=lambda d: (d.scale, d.image, d.position < 0, d.position))
     if not any(turn.drafted for rounds in actual.rounds for turn in rounds):

@@ -1,7 +1,8 @@
 """Tokens against the reference's draws: certified ties, or defects of a named component.
 
 Promise: a tie is certified by the float64 reference on the decoder's own prefix; where the decoder shows its logits,
-its own race must give its token too, so that no budget excuses a wrong draw.
+its own race must give its token too, so that no budget excuses a wrong draw. A differing token that is not certified
+is wrong, and counted: past `MOST_RECORDS` records nothing is certified any more, since no tie could change the verdict.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.noise import TOKEN, SeededNoise
 from harness.reference import cachefree
 from harness.reference.draw import draw, filter_logits
+
+MOST_RECORDS = 1000  # wrong tokens of one decode that are described one by one
 
 
 def judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement: Judgement) -> None:
@@ -37,12 +40,16 @@ def judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement:
         for position in torch.nonzero(differ_BL[image]).flatten().tolist():
             found = _judge_token(evidence, wrong[image], noise, image, position, exact_1LV[0, position])
             (judgement.ties if found.component == "tie" else judgement.defects).append(found)
-        if len(judgement.defects) > 1000:  # a broken decoder: the first ones are what matters
-            return
+            if len(judgement.defects) == MOST_RECORDS:
+                break
+        if len(judgement.defects) == MOST_RECORDS:
+            break
     for tie in unusual_ties(judgement.ties, evidence.budget):
         judgement.ties.remove(tie)
         detail = "one of many ties whose margins together are beyond rounding"
         judgement.defects.append(replace(tie, component="unknown", detail=detail))
+    judgement.wrong_tokens = int(differ_BL.sum()) - len(judgement.ties)
+    judgement.unlisted = judgement.wrong_tokens - len(judgement.defects)
 
 
 def _judge_token(

@@ -112,9 +112,14 @@ class Judgement:
     Args:
         images: number of images.
         draws: tokens compared.
-        identical: tokens equal to the reference's draw on the same prefix.
+        identical: tokens equal to the reference's draw on the same prefix, whatever the contract.
         ties: certified ones.
-        defects: everything else, in causal order; the first one is where to look.
+        wrong_tokens: tokens that are neither (contract A).
+        unclaimed: tokens that are not identical, where none is claimed (contracts B and C). Always
+            draws = identical + ties + wrong_tokens + unclaimed.
+        wrong_tensors: records of `defects` about a tensor: one an image at most, whatever its tokens are.
+        defects: records of all that is wrong, in causal order; the first one is where to look.
+        unlisted: wrong tokens without a record, since a broken decoder has more than anybody reads.
         inconclusive: reasons why the run proves nothing; empty in a good run.
         claims_tokens: True under contract A; otherwise `identical` is a measurement, and no token a defect.
         distances: of every image, where tokens are not claimed.
@@ -124,10 +129,19 @@ class Judgement:
     draws: int = 0
     identical: int = 0
     ties: list[Divergence] = field(default_factory=list)
+    wrong_tokens: int = 0
+    unclaimed: int = 0
+    wrong_tensors: int = 0
     defects: list[Divergence] = field(default_factory=list)
+    unlisted: int = 0
     inconclusive: list[str] = field(default_factory=list)
     claims_tokens: bool = True
     distances: list[Distance] = field(default_factory=list)
+
+    def count(self, name: str) -> int:
+        """Return a count, or the length of a list; that of `defects` with those that have no record."""
+        value = getattr(self, name)
+        return value if isinstance(value, int) else len(value) + (self.unlisted if name == "defects" else 0)
 
     @property
     def verdict(self) -> Verdict:

@@ -8,7 +8,7 @@ from itertools import chain
 from harness.files import compact
 from harness.provenance import versions
 from harness.rounding.precision import precision
-from harness.runs.result import SettingResult, Verification
+from harness.runs.result import COUNTS, SettingResult, Verification
 
 
 def as_json(result: Verification) -> bytes:
@@ -25,10 +25,7 @@ def as_json(result: Verification) -> bytes:
     document = {
         "contract": result.contract,
         "verdict": result.verdict.value,
-        "images": total("images"),
-        "draws": total("draws"),
-        "identical": total("identical"),
-        "ties": total("ties"),
+        **{name: total(name) for name in COUNTS},
         "defects": total("defects") + len(result.early),
         "first_divergence": first.as_dict() if first else None,
         "inconclusive": result.inconclusive,
@@ -60,7 +57,7 @@ def _setting(setting: SettingResult) -> dict[str, object]:
         "setting": vars(setting.settings),
         "contract": setting.contract,
         "verdict": setting.verdict.value,
-        **{name: setting.total(name) for name in ("images", "draws", "identical", "ties", "defects")},
+        **{name: setting.total(name) for name in COUNTS},
         "ties_listed": [tie.as_dict() for judgement in setting.judgements for tie in judgement.ties],
         "defects_listed": [d.as_dict() for judgement in setting.judgements for d in judgement.defects[:20]],
         "target_calls": setting.target_calls,

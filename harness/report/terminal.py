@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.judge.verdict import Verdict
-from harness.runs.result import SettingResult, Verification
+from harness.runs.result import COUNTS, SettingResult, Verification
 
 COLOURS = {
     Verdict.IDENTICAL: "green",
@@ -18,7 +18,17 @@ COLOURS = {
 }
 
 
-PIPE_WIDTH = 110  # rich takes 80 where there is no terminal; a log has no edge
+HEADERS = {
+    "images": "images",
+    "draws": "draws",
+    "identical": "iden-\ntical",
+    "ties": "ties",
+    "wrong_tokens": "wrong\ntokens",
+    "unclaimed": "un-\nclaimed",
+    "wrong_tensors": "wrong\ntensors",
+    "defects": "defects",
+}
+PIPE_WIDTH = 130  # rich takes 80 where there is no terminal; a log has no edge
 
 
 def plain_console() -> Console:
@@ -62,14 +72,14 @@ def measured(setting: SettingResult) -> str:
 
 def summary(result: Verification) -> str:
     """Return the clause that follows the verdict."""
-    totals = {
-        name: sum(s.total(name) for s in result.settings)
-        for name in ("draws", "identical", "ties", "defects", "images")
-    }
+    totals = {name: sum(s.total(name) for s in result.settings) for name in COUNTS}
     totals["defects"] += len(result.early)
+    found = [f"{totals['identical']} identical", f"{totals['ties']} ties", f"{totals['wrong_tokens']} wrong tokens"]
+    if totals["unclaimed"]:
+        found.append(f"{totals['unclaimed']} not claimed")
     return (
         f"contract {result.contract}: {totals['images']} decodes, {totals['draws']} draws compared, "
-        f"{totals['identical']} identical, {totals['ties']} ties, {totals['defects']} defects"
+        f"{', '.join(found)}; {totals['wrong_tensors']} wrong tensors; {totals['defects']} defects"
     )
 
 
@@ -78,18 +88,24 @@ def _table(result: Verification) -> Table:
     title = f"{result.models} on {result.device}, {dtype}" + ("" if draft == dtype else f" (draft {draft})")
     table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("setting", no_wrap=True)
-    headers = ("images", "draws", "iden-\ntical", "ties", "defects", "target calls\nmean (range)")
-    for name in (*headers, "accepted\nper round", "seconds", "refer-\nence s"):
+    headers = tuple(HEADERS[name] for name in _columns(result))
+    for name in (*headers, "target calls\nmean (range)", "accepted\nper round", "seconds", "refer-\nence s"):
         table.add_column(name, justify="right")
     for setting in result.settings:
-        table.add_row(*_row(setting))
+        table.add_row(*_row(setting, _columns(result)))
     return table
 
 
-def _row(setting: SettingResult) -> list[str]:
+def _columns(result: Verification) -> list[str]:
+    """Return the counts that the table shows; a column of unclaimed tokens only where there are any."""
+    unclaimed = any(setting.total("unclaimed") for setting in result.settings)
+    return [name for name in COUNTS if unclaimed or name != "unclaimed"]
+
+
+def _row(setting: SettingResult, columns: list[str]) -> list[str]:
     calls = setting.target_calls
     accepted = [count for rounds in setting.accepted_scales for count in rounds]
-    counts = [str(setting.total(name)) for name in ("images", "draws", "identical", "ties", "defects")]
+    counts = [str(setting.total(name)) for name in columns]
     return [
         str(setting.settings),
         *counts,

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from harness.errors import InputError
-from harness.judge.form import malformed
+from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
@@ -221,9 +221,8 @@ class Apart:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UnreadableError(f"the decoder's process answers with another form ({error})") from None
         trace.scale_writes_BS = trace.scale_writes_BS.cpu()
-        if (wrong := malformed(self.models, request, trace)) is not None:
-            return Judgement(request.B, defects=[Divergence("trace", wrong, request.seed)])
-        return trace
+        wrong = malformed(self.models, request, trace)
+        return trace if wrong is None or wrong.component != UNREADABLE else Judgement(request.B, defects=[wrong])
 
     def _death(self) -> str:
         """Say how the process ended."""

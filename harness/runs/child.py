@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from harness.errors import InputError
-from harness.judge.form import structure
 from harness.judge.verdict import Judgement
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
@@ -107,10 +106,8 @@ def _decoded(decoder: Implementation, models: ModelPair, request: Request, mailb
         made = run(decoder, models, request)
     except InputError as error:
         return {"refused": _refusal(error)}
-    defects = made.defects if isinstance(made, Judgement) else structure(models, request, made)
-    if defects:
-        return {"defect": {name: getattr(defects[0], name) for name in ("component", "detail", "image", "scale")}}
-    assert isinstance(made, Trace)
+    if isinstance(made, Judgement):
+        return {"defect": {name: getattr(made.defects[0], name) for name in ("component", "detail", "image", "scale")}}
     tensors = {name: getattr(made, name) for name in TENSORS}
     if made.intermediates is not None:
         tensors |= {f"{KEPT}{name}": tensor for name, tensor in made.intermediates.named().items()}

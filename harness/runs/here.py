@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError, NoiseError, NonFiniteError
-from harness.judge.form import malformed
+from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.checksum import checksums
 from harness.models.pair import ModelPair
@@ -72,9 +72,10 @@ def run(implementation: Implementation, models: ModelPair, request: Request) -> 
     """
     try:
         trace = implementation.decode(request, models.noise(request))
-        if (wrong := malformed(models, request, trace)) is None:
-            return trace
-        found = Divergence("trace", wrong, request.seed)
+        wrong = malformed(models, request, trace)
+        if wrong is None or wrong.component != UNREADABLE:
+            return trace  # what can be read is the judge's
+        found = wrong
     except InputError:
         raise
     except NonFiniteError as error:

@@ -16,6 +16,9 @@ from harness.protocol.decoder import Settings
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
 
+# What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
+COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
+
 
 @dataclass
 class SettingResult:
@@ -29,9 +32,8 @@ class SettingResult:
     reference_seconds: float = 0.0
 
     def total(self, name: str) -> int:
-        """Return the sum of a count, or of the length of a list, over all judgements."""
-        values = [getattr(judgement, name) for judgement in self.judgements]
-        return sum(value if isinstance(value, int) else len(value) for value in values)
+        """Return the sum of a count of `Judgement` over all judgements."""
+        return sum(judgement.count(name) for judgement in self.judgements)
 
     @property
     def target_calls(self) -> list[int]:

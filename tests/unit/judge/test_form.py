@@ -46,6 +46,14 @@ WRONG: dict[str, tuple[Any, str]] = {
         replace(RIGHT, rounds=[[replace(RIGHT.rounds[0][0], first="a")], []]), "rounds must hold Round records"
     ),
     "dict of intermediates": (replace(RIGHT, intermediates={}), "intermediates is a dict, not Intermediates or None"),
+    "int32 tokens": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL.int()), "tokens_BL is torch.int32, not torch.int64"),
+    "whole rows": (
+        replace(RIGHT, intermediates=replace(RIGHT.intermediates, rows_RLV=RIGHT.intermediates.rows_RLV.long())),
+        "intermediates.rows_RLV is torch.int64, not floating point",
+    ),
+    "real writes": (
+        replace(RIGHT, scale_writes_BS=RIGHT.scale_writes_BS.float()), "scale_writes_BS is torch.float32, not integers"
+    ),
     "half of the intermediates": (
         replace(RIGHT, intermediates=replace(RIGHT.intermediates, x_RLD=None)), "intermediates.x_RLD is None"
     ),
@@ -85,6 +93,37 @@ def test_another_form_is_a_defect_that_names_the_field(name: str):
     assert first.component == "trace"
     assert first.detail.startswith(said)
     assert json.loads(as_json(result))["verdict"] == "DEFECT"
+
+
+BENT: dict[str, tuple[Any, str, str]] = {
+    "flat f_hat": (replace(RIGHT, f_hat_BCPP=RIGHT.f_hat_BCPP[:1]), "f_hat", "f_hat_BCPP is (1, 4, 3, 3), not (2, 4,"),
+    "short": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL[:, 1:]), "scheduling", "tokens_BL is (2, 13), not (2, 14)"),
+    "few writes": (replace(RIGHT, scale_writes_BS=RIGHT.scale_writes_BS[:1]), "scheduling", "scale_writes_BS is (1,"),
+    "nan f_hat": (replace(RIGHT, f_hat_BCPP=RIGHT.f_hat_BCPP * torch.nan), "f_hat", "f_hat is not finite"),
+    "swapped f_hats": (
+        replace(RIGHT, intermediates=replace(RIGHT.intermediates, f_hat_SBCPP=RIGHT.intermediates.f_hat_SBCPP.mT[:2])),
+        "scheduling",
+        "intermediates.f_hat_SBCPP is (2, 2, 4, 3, 3), not (3, 2, 4, 3, 3)",
+    ),
+    "negative token": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL - 100), "scheduling", "token outside 0..10"),
+    "a repeated round": (
+        replace(RIGHT, rounds=[turns + turns[-1:] for turns in RIGHT.rounds]), "scheduling", "rounds finish scales"
+    ),
+    "written twice": (
+        replace(RIGHT, scale_writes_BS=2 * RIGHT.scale_writes_BS), "scheduling", "a scale was not generated exactly"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_a_trace_that_can_be_read_is_judged_and_its_counts_are_kept(name: str):
+    trace, component, said = BENT[name]
+    result = judged(trace)
+    first = result.first_divergence
+    assert (result.verdict, first.component) == (Verdict.DEFECT, component)
+    assert first.detail.startswith(said)
+    assert result.settings[0].target_calls == RIGHT.target_calls
+    assert result.settings[0].total("defects") == 1
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -13,6 +13,7 @@ import torch
 from harness.__main__ import app
 from harness.errors import InputError
 from harness.judge.ties import MANY_TIES, unusual_ties
+from harness.judge.tokens import MOST_RECORDS
 from harness.judge.verdict import Divergence, Verdict
 from harness.models.pair import ModelPair
 from harness.mutants import guidance, masks, state
@@ -23,8 +24,11 @@ from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import cachefree, sequential
+from harness.report.as_json import as_json
+from harness.report.terminal import summary
 from harness.rounding.budget import Budget
 from harness.runs.factory import load_factory
+from harness.runs.result import SettingResult
 from harness.speculative.build import build_decoder
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import Options, SpeculativeDecoder
@@ -164,6 +168,50 @@ def test_the_command_line_catches_a_planted_bug(name: str, tmp_path: Path, capsy
     assert f"scale {first['scale']}, position {first['position']}" in out
 
 
+def add_up(setting: SettingResult) -> bool:
+    parts = [setting.total(name) for name in ("identical", "ties", "wrong_tokens", "unclaimed")]
+    return setting.total("draws") == sum(parts)
+
+
+def test_every_wrong_token_is_counted_and_a_thousand_are_described():
+    models, request = tiny(FOUR), Request((0, 1, 2) * 30, 0)
+    result = verify_here(models, guidance.SWAPPED, [Settings(2)], [request])
+    (setting,) = result.settings
+    (judgement,) = setting.judgements
+    due = models.noise(request)
+    trace = guidance.SWAPPED(models, Settings(2)).decode(request, models.noise(request))
+    own = sequential.sample(models.target, models.vae, request, due, trace.tokens_BL)  # along the decoder's tokens
+    differ = int((trace.tokens_BL != own.tokens_BL).sum())
+    assert differ > MOST_RECORDS
+    assert (setting.total("ties"), setting.total("wrong_tokens"), setting.total("wrong_tensors")) == (0, differ, 90)
+    assert add_up(setting)
+    assert len(judgement.defects) == MOST_RECORDS + 90
+    assert setting.total("defects") == differ + 90
+    document = json.loads(as_json(result))
+    for counts in (document, document["settings"][0]):
+        assert (counts["draws"], counts["identical"]) == (2700, 2700 - differ)
+        assert (counts["wrong_tokens"], counts["wrong_tensors"], counts["defects"]) == (differ, 90, differ + 90)
+    assert f"0 ties, {differ} wrong tokens; 90 wrong tensors; {differ + 90} defects" in summary(result)
+
+
+@pytest.mark.parametrize("policy", ["coupled", "rejection", "match:0.5", "handoff:4"])
+def test_identical_is_equal_to_the_references_draw_on_the_same_prefix_under_every_contract(policy: str):
+    models = tiny(FOUR)
+    (setting,) = verify_here(models, build_decoder, [Settings(2, policy=policy)], [REQUEST]).settings
+    tokens_BL = build_decoder(models, Settings(2, policy=policy)).decode(REQUEST, models.noise(REQUEST)).tokens_BL
+    own = sequential.sample(models.target, models.vae, REQUEST, models.noise(REQUEST), tokens_BL)
+    assert setting.total("identical") == int((tokens_BL == own.tokens_BL).sum())
+    assert add_up(setting)
+    assert (setting.total("unclaimed") > 0) is (policy != "coupled")
+
+
+def test_tokens_that_are_no_ties_because_they_are_many_are_wrong_tokens():
+    models, request = digits().to("cpu", torch.bfloat16), Request((0,), 0)
+    result = verify_here(models, lambda m, s: Blind(guidance.SWAPPED(m, s)), [Settings(5)], [request])
+    assert add_up(result.settings[0])
+    assert result.settings[0].total("wrong_tokens") == result.settings[0].total("defects") > 100
+
+
 def test_nothing_drafted_is_inconclusive():
     result = verify_here(tiny(FOUR), lambda models, settings: Sequential(models), [Settings(2)], [REQUEST])
     assert result.verdict is Verdict.INCONCLUSIVE
@@ -213,7 +261,8 @@ def test_an_incomplete_trace_is_a_defect(defect: str):
         trace.f_hat_BCPP[0, 0, 0, 0] = torch.nan
     result = verify_here(models, lambda models, settings: Fixed(trace), [Settings(2)], [REQUEST])
     assert result.verdict is Verdict.DEFECT
-    assert result.first_divergence.component == ("f_hat" if "f_hat" in defect else "scheduling")
+    component = {"nan f_hat": "f_hat", "flat f_hat": "f_hat", "dtype": "trace"}.get(defect, "scheduling")
+    assert result.first_divergence.component == component
     if defect == "missing scale":
         assert (result.first_divergence.image, result.first_divergence.scale) == (1, 2)
 
