@@ -8,7 +8,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from harness.errors import InputError, NoiseError, NonFiniteError
+from harness.errors import InputError, NoiseError, NonFiniteError, text_of
 from harness.judge.form import malformed
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair
@@ -36,6 +36,6 @@ def run(implementation: Implementation, models: ModelPair, request: Request) -> 
         found = Divergence("noise", str(error), request.seed)
     except (Exception, SystemExit) as error:  # of whatever kind: the decoder is somebody else's code
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        detail = f"{type(error).__name__}: {error} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
+        detail = f"{type(error).__name__}: {text_of(error)} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
         found = Divergence("crash", " ".join(detail.split()), request.seed)
     return Judgement(request.B, defects=[found])
