@@ -6,8 +6,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from harness.bench.floor import Machine
 from harness.bench.imposed import parse_policy
@@ -18,7 +16,7 @@ from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.protocol.request import Request
 from harness.report.speed import show
-from harness.report.terminal import plain_console
+from harness.report.terminal import plain_console, progress_bar
 
 
 def bench(
@@ -59,7 +57,7 @@ def bench(
         torch.cuda.empty_cache()
     measured = Bench(pair, graphs, repeats, machine, bonus)
     rows: list[SpeedRow] = []
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    with progress_bar(quiet) as progress:
         task = progress.add_task("timing", total=len(requests) * len(settings))
         for same_size in requests:
             for row in measured.rows(same_size, settings):

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH, batches, markdown, measure
 from harness.bench.stored import policies_document
@@ -15,6 +13,7 @@ from harness.commands import options
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.report.pages import replaced
+from harness.report.terminal import progress_bar
 
 
 def bench_policies(
@@ -50,7 +49,7 @@ def bench_policies(
     pair = options.load_models(networks, mode)
     pair.check_finite()
     requests = list(batches(images, batch, pair.target.config.classes, seed, cfg))
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("decoding", total=len(requests) * len(settings))
         rows = measure(pair, requests, settings, lambda: progress.advance(task))
     table = markdown(rows)

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from harness.commands.options import Device, Json, find_device
 from harness.errors import InputError
@@ -21,7 +19,7 @@ from harness.golden.record import changed, fresh, write
 from harness.golden.result import FileResult
 from harness.judge.verdict import worst
 from harness.report.goldens import changes_table, results_as_json, show_results
-from harness.report.terminal import plain_console, say
+from harness.report.terminal import plain_console, progress_bar, say
 from harness.rounding.precision import set_precision
 
 app = typer.Typer(help="Recorded tensors: check, record, diff.", no_args_is_help=True)
@@ -50,7 +48,7 @@ def check(
             say(console, f"no FILES given: this project's own goldens on {where.type}")
     recordings = read_all(files) if files or not results else []
     parsed = [parse_all(recording, where) for recording in recordings]  # all bad input is met before any work
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    with progress_bar(quiet) as progress:
         task = progress.add_task("cases", total=sum(map(len, parsed)))
         for recording, cases in zip(recordings, parsed, strict=True):
             result = judge(recording, cases, where, lambda: progress.advance(task))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from harness.commands import options
 from harness.errors import InputError
@@ -18,7 +16,7 @@ from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES, Hunt, hunt, hunting_cases
 from harness.mutants.mutant import Mutant, production
 from harness.report.mutants import as_json, show
-from harness.report.terminal import plain_console
+from harness.report.terminal import plain_console, progress_bar
 from harness.rounding.precision import set_precision
 
 
@@ -42,7 +40,7 @@ def mutants(
     set_precision(False)
     tried = hunting_cases(examples, seed, device, dtype)
     checked = [law for law in LAWS if laws == "all" or law.family in {mutant.family for mutant in chosen}]
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    with progress_bar(quiet) as progress:
         task = progress.add_task("the correct decoder", total=len(checked) + len(chosen))
         for law in checked:
             if run_law(law, Subject(production), tried).violation is not None:

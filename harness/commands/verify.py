@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from harness.commands import options
 from harness.files import check_outputs, check_readable, write_whole
 from harness.protocol.decoder import Settings
 from harness.report.as_json import as_json
-from harness.report.terminal import plain_console, show
+from harness.report.terminal import plain_console, progress_bar, show
 from harness.rounding.stored import SHIPPED
 from harness.runs.factory import DEFAULT, load_factory
 from harness.runs.verification import verify as run_verification
@@ -63,7 +61,7 @@ def verify(
     factory, settings = load_factory(implementation), settings_for(draft_len, bonus, policy, contract)
     pair = options.load_models(networks, mode)
     requests = options.requests_for(pair, images, sampling)
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    with progress_bar(quiet) as progress:
         task = progress.add_task("decoding", total=len(requests) * (1 + len(settings)))
         result = run_verification(pair, factory, settings, requests, lambda: progress.advance(task), budgets)
     show(result, plain_console(), quiet)
