@@ -1,12 +1,20 @@
 """The command line: `sdvar-harness`, also as `python -m harness`.
 
-Promise: bad input prints one line on stderr and exits with 2; the exit status otherwise is the command's verdict.
+Promise: the exit status is the command's verdict, and 1 a defect and nothing else. Whatever stops a command prints one
+line on stderr and exits with 2: bad input, an output that could not be written, a bug of the harness. A reader that
+went away is no error (141, silent).
 """
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import traceback
+from pathlib import Path
+from typing import TextIO
 
+import torch
 import typer
 
 from harness.commands.bench import bench
@@ -17,8 +25,12 @@ from harness.commands.mutants import mutants
 from harness.commands.sample import sample
 from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
-from harness.errors import HarnessError, NonFiniteError
+from harness.errors import HarnessError, NonFiniteError, one_line, shortened, text_of
 from harness.judge.verdict import Verdict
+
+BAD, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # the last two as a shell counts SIGINT and SIGPIPE
+MOST = 500  # characters of a line on stderr
+TRACEBACK = "SDVAR_HARNESS_TRACEBACK"
 
 app = typer.Typer(
     help="Verify speculative decoding of VAR image models.",
@@ -38,25 +50,84 @@ app.command()(scoreboard)
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # Δ on a terminal that knows no Δ is \u0394
     try:
         status = app(standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
-    except NonFiniteError as error:
-        print(f"{Verdict.DEFECT.value} {error}", file=sys.stderr)
-        sys.exit(Verdict.DEFECT.exit_status)
-    except HarnessError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
-    except Exception as error:
-        # typer's usage errors have no public class in every version, but this method
-        if not hasattr(error, "format_message"):
-            raise
-        message = " ".join(error.format_message().split())
-        if message:  # empty where the help was printed
-            print(f"error: {message}; see sdvar-harness --help", file=sys.stderr)
-        sys.exit(2)
+        status = status if isinstance(status, int) else 0
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, and not while Python shuts down
+    except BaseException as error:
+        status, line = stopped(error)
+        _say(line)
+    sys.exit(status)
+
+
+def stopped(error: BaseException) -> tuple[int, str]:
+    """Return the exit status, and the line that says why a command stopped; an empty one where nothing is said."""
+    if _is_closed_pipe(error):
+        return CLOSED_PIPE, ""
+    if isinstance(error, NonFiniteError):
+        return Verdict.DEFECT.exit_status, f"{Verdict.DEFECT.value} {error}"
+    if isinstance(error, HarnessError):
+        return BAD, f"error: {text_of(error)}"
+    if isinstance(error, typer.Abort | KeyboardInterrupt):
+        return INTERRUPTED, ""
+    if hasattr(error, "format_message"):  # a usage error of typer, which has no public class in every version
+        message = error.format_message()
+        return BAD, f"error: {_cut(message)}; see sdvar-harness --help" if message else ""  # the help was printed
+    if os.environ.get(TRACEBACK) == "1":
+        traceback.print_exception(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return BAD, f"error: out of memory ({_cut(text_of(error))}); pass fewer images per batch, or a smaller dtype"
+    if isinstance(error, OSError):
+        return BAD, f"error: the system refused ({_cut(text_of(error))}); see that its files and the output can be used"
+    said = f"{type(error).__name__}: {_cut(text_of(error))}"
+    where = _last_frame(error)
+    return BAD, f"error: a bug of the harness: {said} in {where}; {TRACEBACK}=1 shows the traceback"
+
+
+def _is_closed_pipe(error: BaseException) -> bool:
+    """Tell whether the reader of the output went away; rich and typer make a `SystemExit` of that."""
+    return isinstance(error, BrokenPipeError) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+    )
+
+
+def _last_frame(error: BaseException) -> str:
+    """Return the last place in the harness that an error went through."""
+    package = Path(__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
+    frame = (own or frames)[-1]
+    path = Path(frame.filename)
+    place = path.relative_to(package.parent) if own else path.name
+    return f"{frame.name}, {place}:{frame.lineno}"
+
+
+def _cut(text: str) -> str:
+    return shortened(one_line(text), MOST - 200)
+
+
+def _say(line: str) -> None:
+    """Print the line on stderr, and give up what could not be written to a stream that is full or closed."""
+    try:
+        if line:
+            print(shortened(one_line(line), MOST), file=sys.stderr, flush=True)
+    except OSError:  # the exit status says it, too
+        _discard(sys.stderr)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is left in a stream go nowhere, so that Python does not fail on it while it shuts down."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Errors that a user of the harness can meet.
+"""Errors that a user of the harness can meet, and how any error is told in one line.
 
 Promise: every error raised on purpose is a `HarnessError`, and bad input reads in one line as `name=value`, the rule
-that it breaks, and the remedy.
+that it breaks, and the remedy. Whatever text comes from outside, a line holds no control character.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ class InputError(HarnessError):
 
     def __init__(self, name: str, value: object, rule: str, remedy: str) -> None:
         self.name, self.value, self.rule, self.remedy = name, value, rule, remedy
-        text = f"{name}={value if isinstance(value, str) else repr(value)}: {rule}; {remedy}"
-        super().__init__(" ".join(text.split()))  # one line, whatever a file or another error put into it
+        super().__init__(one_line(f"{name}={value if isinstance(value, str) else shown(value)}: {rule}; {remedy}"))
 
 
 class NonFiniteError(HarnessError):
@@ -42,3 +41,31 @@ class NonFiniteError(HarnessError):
 
 class NoiseError(HarnessError):
     """A random number was read in a way that the contract of the run forbids."""
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line: white space joined, every other character that cannot be printed escaped."""
+    joined = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return at most `most` characters: what a longer text lacks is its middle, since a remedy stands at the end."""
+    head = most * 2 // 3
+    return text if len(text) <= most else f"{text[:head]} … {text[len(text) - (most - head - 3) :]}"
+
+
+def text_of(error: BaseException) -> str:
+    """Return what an error says; the name of its type where it says nothing, or fails to."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # `__str__` may be somebody else's code
+        return type(error).__name__
+
+
+def shown(value: object) -> str:
+    """Return the repr of a value; the name of its type where it has none, or one of thousands of digits."""
+    try:
+        return repr(value)
+    except Exception:  # likewise, or Python's limit on the digits of an integer
+        return f"({type(value).__name__} that cannot be shown)"

@@ -1,18 +1,46 @@
-"""Files that the harness writes.
+"""Files that the harness reads and writes.
 
-Promise: an output path is checked before the work starts, and a file is there whole or not at all.
+Promise: what is no regular file is refused unopened, so that no pipe or device can hold a run up; an output is checked
+before the work starts, at the path that it has then; and a file is there whole or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from harness.errors import InputError
+
+KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
+
+
+def check_readable(path: Path, name: str, remedy: str, missing: str = "no such file") -> None:
+    """Refuse an input that is not there or no regular file, without opening it. Follows links.
+
+    Args:
+        path: the input.
+        name: what it is to the user, e.g. ``draft``.
+        remedy: what to do instead.
+        missing: the rule that a missing one breaks.
+
+    Raises:
+        InputError: it is missing, a folder, pipe, socket or device, a loop of links, or its name is too long.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(name, str(path), missing, remedy) from None
+    except (OSError, ValueError) as error:
+        raise InputError(name, str(path), f"cannot be read ({_reason(error)})", remedy) from None
+    if not stat.S_ISREG(mode):
+        found = next((word for is_one, word in KINDS if is_one(mode)), "device")
+        raise InputError(name, str(path), f"{missing} (there is a {found})", remedy)
 
 
 def check_writable(path: Path | None, name: str) -> None:
@@ -28,20 +56,39 @@ def check_writable(path: Path | None, name: str) -> None:
     if path is None:
         return
     remedy = f"pass --{name} FILE in a folder that you can write to"
-    if path.is_dir():
-        raise InputError(name, str(path), "is a folder, not a file", remedy)
-    if not path.parent.is_dir():
-        raise InputError(name, str(path), f"folder {path.parent} is not there", remedy)
-    if path.exists() and not path.is_file():
-        raise InputError(name, str(path), "is no regular file, and would be replaced by one", remedy)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        rule = _unwritable(path)
+    except (OSError, ValueError) as error:
+        rule = f"cannot be written ({_reason(error)})"
+    if rule:
+        raise InputError(name, str(path), rule, remedy)
+
+
+def _unwritable(path: Path) -> str:
+    """Return why a path cannot be written, empty when it can. Raises `OSError` for what the system refuses."""
+    for place in (path, Path(os.path.realpath(path))):  # a link is followed: its target's folder must be there too
+        if place.is_dir():
+            return "is a folder, not a file"
+        if not place.parent.is_dir():
+            return f"folder {place.parent} is not there"
+    there = path.stat() if _exists(path) else None
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        return "is no regular file, and would be replaced by one"
+    with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".sdvar-"):
+        pass
+    if there is not None:
+        with path.open("ab"):
             pass
-        if path.exists():
-            with path.open("ab"):
-                pass
-    except OSError as error:
-        raise InputError(name, str(path), f"cannot be written ({error.strerror})", remedy) from None
+    return ""
+
+
+def _exists(path: Path) -> bool:
+    """Tell whether a file is there. Raises `OSError` for a loop of links or a name that is too long."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
@@ -54,12 +101,31 @@ def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path
     Raises:
         InputError: two of them are one file.
     """
-    seen = {path.resolve(): name for name, path in inputs.items() if path is not None}
+    seen = {os.path.realpath(path): name for name, path in inputs.items() if path is not None}
     for name, path in outputs.items():
         if path is not None:
-            other = seen.setdefault(path.resolve(), name)
+            other = seen.setdefault(os.path.realpath(path), name)
             if other != name:
                 raise InputError(name, str(path), f"is the file of --{other} too", f"pass another --{name}")
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> dict[str, Path]:
+    """Check every output that is asked for, and fix where it is, whatever becomes the current folder later.
+
+    Args:
+        outputs: option -> path that will be written, None where it is not asked for.
+        inputs: option -> path that will be read.
+
+    Returns:
+        Option -> absolute path, of those asked for.
+
+    Raises:
+        InputError: as `check_writable` and `check_distinct` do.
+    """
+    for name, path in outputs.items():
+        check_writable(path, name)
+    check_distinct(outputs, inputs)
+    return {name: path.absolute() for name, path in outputs.items() if path is not None}
 
 
 def check_folder(path: Path | None, name: str) -> None:
@@ -74,25 +140,63 @@ def check_folder(path: Path | None, name: str) -> None:
     """
     if path is None:
         return
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(name, str(path), "is not a folder", f"make it first, or pass another --{name}")
     check_writable(path / ".probe", name)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one step: readers see the old content or the new one, never half of it. Follows a link."""
-    path = path.resolve()
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file in one step: readers see the old content or the new one, never half of it. Follows a link.
+
+    The content is on the disk when this returns; a file that is replaced keeps its mode and, where the system lets us,
+    its owner.
+
+    Raises:
+        InputError: the system refuses, e.g. since the disk is full; what was there is there still.
+    """
+    try:
+        _write_whole(Path(os.path.realpath(path)), content)
+    except OSError as error:
+        rule = f"cannot be written ({_reason(error)})"
+        raise InputError("output", str(path), rule, "make room there, or name another file") from None
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".sdvar-")  # short: the name may be long
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
+            stream.flush()
+            _take_after(descriptor, path)
+            os.fsync(descriptor)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems sync no folder
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _take_after(descriptor: int, path: Path) -> None:
+    """Give a new file the mode and owner of the one that it replaces, or those of any new file."""
+    if not _exists(path):
+        umask = os.umask(0)
+        os.umask(umask)
+        os.fchmod(descriptor, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        return
+    old = path.stat()
+    for owner, group in ((-1, old.st_gid), (old.st_uid, -1)):
+        with contextlib.suppress(PermissionError):  # only root gives a file away
+            os.fchown(descriptor, owner, group)
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))  # last, since a change of owner may clear bits
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def compact(document: object) -> bytes:
@@ -100,4 +204,4 @@ def compact(document: object) -> bytes:
     text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
     # A JSON string holds no raw line break, so only layout is joined.
     text = re.sub(r"\[\s*\n[^\[\]{}]*\]", lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text)
-    return (text + "\n").encode()
+    return (text + "\n").encode(errors="backslashreplace")  # half of a surrogate pair: \udcff is JSON's spelling too

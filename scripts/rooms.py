@@ -27,7 +27,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "mutants": ("protocol", "models", "runs", "laws", "speculative"),
     "golden": ("protocol", "models", "reference", "rounding", "judge", "runs", "laws", "speculative"),
     "bench": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
-    "report": ("protocol", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench"),
+    "report": ("protocol", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "speculative"),
     "commands": (
         "protocol", "models", "reference", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "report",
         "speculative",

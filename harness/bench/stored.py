@@ -17,7 +17,7 @@ from harness.bench.floor import Machine
 from harness.bench.policies import PolicyRow
 from harness.bench.speed import Sequential, SpeedRow
 from harness.errors import InputError
-from harness.files import compact
+from harness.files import check_readable, compact
 from harness.judge.verdict import Distance
 from harness.provenance import versions
 from harness.rounding.precision import precision
@@ -77,6 +77,7 @@ def _numbers(values: dict[str, Any]) -> dict[str, Any]:
 
 def read_speed(path: Path) -> Speed:
     """Read a file of `bench --json`. Raises `InputError` for anything else."""
+    check_readable(path, "speed", "pass one of bench --json", "is no file of bench (no such file)")
     try:
         document = json.loads(path.read_text())
         rows = []
@@ -105,6 +106,7 @@ def _columns(distances: list[Distance]) -> dict[str, list[float]]:
 
 def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
     """Read the models' name and the rows of `bench-policies --json`. Raises `InputError` for anything else."""
+    check_readable(path, "policies", "pass one of bench-policies --json", "is no file of bench-policies (no such file)")
     try:
         document = json.loads(path.read_text())
         rows = []

@@ -2,73 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH, batches, markdown, measure
 from harness.bench.stored import policies_document
-from harness.commands.options import ModelOptions, flat_options
-from harness.commands.scoreboard import replaced
+from harness.commands import options
 from harness.errors import InputError
-from harness.files import check_distinct, check_writable, write_whole
+from harness.files import check_outputs, write_whole
+from harness.report.pages import replaced
+from harness.report.terminal import progress_bar
 
 
-@dataclass(frozen=True)
-class PolicyBenchOptions:
-    """What to measure, and where it goes."""
-
-    images: Annotated[int, typer.Option(help="Images per setting, labels in turn.")] = 200
-    batch: Annotated[int, typer.Option(help="Images per batch.")] = 10
-    seed: Annotated[int, typer.Option(help="Seed of all images.")] = 0
-    cfg: Annotated[float, typer.Option(help="Guidance value; 0 = off.")] = 1.5
-    policies: Annotated[str, typer.Option(help="Policies at every draft_len, by commas.")] = ",".join(EVERY_LENGTH)
-    once: Annotated[str, typer.Option(help="Policies at draft_len 5 alone, by commas.")] = ",".join(ONE_LENGTH)
-    draft_len: Annotated[str, typer.Option(help="Draft lengths, by commas.")] = "1,2,3,5,10"
-    into: Annotated[Path | None, typer.Option(help="Markdown file: replace its table between the markers.")] = None
-    picture: Annotated[Path | None, typer.Option(help="Write the chart to this SVG file.")] = None
-    json: Annotated[Path | None, typer.Option(help="Write every count and distance to this file.")] = None
-
-    def settings(self) -> list[tuple[str, str]]:
-        """Return (policy, draft_len) pairs. Raises `InputError` for no pair, or a count below 1."""
-        if min(self.images, self.batch) < 1:
-            raise InputError("images", self.images, "and batch must be at least 1", "pass --images 200 --batch 10")
-        lengths = [text for text in self.draft_len.split(",") if text]
-        pairs = [(policy, text) for policy in self.policies.split(",") if policy for text in lengths]
-        pairs += [(policy, "5") for policy in self.once.split(",") if policy]
-        if not pairs:
-            raise InputError("policies", self.policies, "names nothing", "pass --policies coupled")
-        return pairs
-
-
-@flat_options
-def bench_policies(model: ModelOptions, options: PolicyBenchOptions) -> None:
+def bench_policies(
+    models: options.Models = "digits",
+    draft: options.Draft = None,
+    target: options.Target = None,
+    vae: options.Vae = None,
+    patch_nums: options.PatchNums = "",
+    device: options.Device = "cpu",
+    tf32: options.Tf32 = False,
+    dtype: options.Dtype = "float32",
+    draft_dtype: options.DraftDtype = "",
+    images: Annotated[int, typer.Option(help="Images per setting, labels in turn.")] = 200,
+    batch: Annotated[int, typer.Option(help="Images per batch.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of all images.")] = 0,
+    cfg: options.Cfg = 1.5,
+    policies: Annotated[str, typer.Option(help="Policies at every draft_len, by commas.")] = ",".join(EVERY_LENGTH),
+    once: Annotated[str, typer.Option(help="Policies at draft_len 5 alone, by commas.")] = ",".join(ONE_LENGTH),
+    draft_len: Annotated[str, typer.Option(help="Draft lengths, by commas.")] = "1,2,3,5,10",
+    into: Annotated[Path | None, typer.Option(help="Markdown file: replace its table between the markers.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write the chart to this SVG file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write every count and distance to this file.")] = None,
+) -> None:
     """Measure target calls, target rows and distances of the acceptance policies."""
-    for name in ("into", "picture", "json"):
-        check_writable(getattr(options, name), name)
-    if options.into is not None:
-        replaced(options.into, {"table": ""})
-    outputs = {"json": options.json, "into": options.into, "picture": options.picture}
-    check_distinct(outputs, model.files())
-    settings = options.settings()
-    models = model.load()
-    models.check_finite()
-    requests = list(batches(options.images, options.batch, models.target.config.classes, options.seed, options.cfg))
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    networks = options.Networks(models, draft, target, vae, patch_nums)
+    mode = options.Mode(device, tf32, dtype, draft_dtype)
+    outputs = check_outputs({"into": into, "picture": picture, "json": json}, networks.files())
+    options.check_drawing(picture)
+    if into is not None:
+        replaced(into, {"table": ""})
+    _check_counts(images, batch)
+    settings = settings_for(policies, once, draft_len)
+    pair = options.load_models(networks, mode)
+    pair.check_finite()
+    requests = list(batches(images, batch, pair.target.config.classes, seed, cfg))
+    with progress_bar() as progress:
         task = progress.add_task("decoding", total=len(requests) * len(settings))
-        rows = measure(models, requests, settings, lambda: progress.advance(task))
+        rows = measure(pair, requests, settings, lambda: progress.advance(task))
     table = markdown(rows)
-    if options.json is not None:
-        write_whole(options.json, policies_document(models.name, str(models.device), rows))
-    if options.picture is not None:
-        from harness.bench.charts import policies, svg  # noqa: PLC0415  # matplotlib is asked for where one draws
+    print(table, end="", flush=True)
+    if "json" in outputs:
+        write_whole(outputs["json"], policies_document(pair.name, str(pair.device), rows))
+    if "picture" in outputs:
+        from harness.bench.charts import policies as chart  # noqa: PLC0415  # matplotlib is asked for where one draws
+        from harness.bench.charts import svg  # noqa: PLC0415
 
-        write_whole(options.picture, svg(policies(rows)))
-    if options.into is not None:
-        mode = f"{options.images} images, cfg {options.cfg:g}, {models.name} on {models.device.type}, {model.dtype}"
-        write_whole(options.into, replaced(options.into, {"table": f"{mode}\n\n{table}"}).encode())
-    print(table, end="")
+        write_whole(outputs["picture"], svg(chart(rows)))
+    if "into" in outputs:
+        title = f"{images} images, cfg {cfg:g}, {pair.name} on {pair.device.type}, {dtype}"
+        write_whole(outputs["into"], replaced(outputs["into"], {"table": f"{title}\n\n{table}"}).encode())
+
+
+def _check_counts(images: int, batch: int) -> None:
+    if min(images, batch) < 1:
+        raise InputError("images", images, "and batch must be at least 1", "pass --images 200 --batch 10")
+    options.check_most("images", images, "200")
+
+
+def settings_for(policies: str, once: str, draft_len: str) -> list[tuple[str, str]]:
+    """Return (policy, draft_len) pairs: the product of two lists, and the policies `once`. Raises `InputError`."""
+    lengths = [text for text in draft_len.split(",") if text]
+    pairs = [(policy, text) for policy in policies.split(",") if policy for text in lengths]
+    pairs += [(policy, "5") for policy in once.split(",") if policy]
+    if not pairs:
+        raise InputError("policies", policies, "names nothing", "pass --policies coupled")
+    return pairs

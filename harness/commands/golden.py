@@ -7,12 +7,10 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
-from harness.commands.options import ModelOptions
+from harness.commands.options import Device, Json, find_device
 from harness.errors import InputError
-from harness.files import check_writable, write_whole
+from harness.files import check_outputs, write_whole
 from harness.golden import guard, own, plan
 from harness.golden.check import check as judge
 from harness.golden.check import parse_all, read_all
@@ -21,19 +19,18 @@ from harness.golden.record import changed, fresh, write
 from harness.golden.result import FileResult
 from harness.judge.verdict import worst
 from harness.report.goldens import changes_table, results_as_json, show_results
-from harness.report.terminal import plain_console
+from harness.report.terminal import plain_console, progress_bar, say
 from harness.rounding.precision import set_precision
 
 app = typer.Typer(help="Recorded tensors: check, record, diff.", no_args_is_help=True)
 
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Folder = Annotated[Path, typer.Option(help="Where this project's goldens lie.")]
 
 
 @app.command()
 def check(
     files: Annotated[list[Path] | None, typer.Argument(help="Recordings; none = this project's own goldens.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None,
+    json: Json = None,
     device: Device = "cpu",
     folder: Folder = own.DATA,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print defects and the last line only.")] = False,
@@ -42,25 +39,25 @@ def check(
 
     Exit status: 0 all hold, 1 a defect, 2 bad input, 3 unverified (recorded on another platform).
     """
-    check_writable(json, "json")
+    outputs = check_outputs({"json": json}, {f"file {path}": path for path in files or folder.glob("*")})
     where, console = _prepare(device), plain_console()
     results: list[FileResult] = []
     if not files:
         files, results = own.inventory(where.type, folder)
         if not quiet:
-            console.print(f"no FILES given: this project's own goldens on {where.type}", highlight=False)
+            say(console, f"no FILES given: this project's own goldens on {where.type}")
     recordings = read_all(files) if files or not results else []
     parsed = [parse_all(recording, where) for recording in recordings]  # all bad input is met before any work
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    with progress_bar(quiet) as progress:
         task = progress.add_task("cases", total=sum(map(len, parsed)))
         for recording, cases in zip(recordings, parsed, strict=True):
             result = judge(recording, cases, where, lambda: progress.advance(task))
             if recording.own:
                 result.defects += own.stale(recording)
             results.append(result)
-    if json is not None:
-        write_whole(json, results_as_json(results, where))
     show_results(results, console, quiet)
+    if "json" in outputs:
+        write_whole(outputs["json"], results_as_json(results, where))
     raise typer.Exit(worst([result.verdict for result in results]).exit_status)
 
 
@@ -83,9 +80,9 @@ def record(
         console.print(changes_table(f"{after.path.name}: before and after", changes(before, after)))
     for after, _ in made:
         write(after, reason, where)
-        console.print(f"wrote {after.path}", soft_wrap=True, highlight=False)
+        say(console, f"wrote {after.path}")
     if not made:
-        console.print("nothing changed; nothing written")
+        say(console, "nothing changed; nothing written")
 
 
 @app.command()
@@ -98,11 +95,11 @@ def diff(device: Device = "cpu", folder: Folder = own.DATA) -> None:
         count += len(found)
         if found:
             console.print(changes_table(f"{after.path.name}: before and after", found))
-    console.print(f"{count} changes" if count else "nothing would change", highlight=False)
+    say(console, f"{count} changes" if count else "nothing would change")
     raise typer.Exit(1 if count else 0)
 
 
 def _prepare(device: str) -> torch.device:
     """Return the device. Effects: float32 means float32 from here on."""
     set_precision(False)
-    return ModelOptions(device=device).find_device()
+    return find_device(device)

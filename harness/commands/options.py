@@ -1,61 +1,177 @@
-"""Options that several commands share, as frozen records.
+"""Options that several commands share: how each is spelled and explained, and the records that they become.
 
-Promise: a record turns into checked objects or one `InputError`; an option is spelled, explained and parsed here only.
+Promise: a record turns into checked objects or one `InputError`; a shared option is spelled, explained and parsed here
+only. A command gathers its options into records at once, since typer wants a parameter an option.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import torch
 import typer
 
 from harness.errors import InputError
-from harness.files import check_distinct, check_writable
 from harness.models.pair import ModelPair, load_digits, load_pair, random_pair
-from harness.protocol.request import Request
+from harness.protocol.request import NoiseOrder, Request
 from harness.rounding.precision import set_precision
 
 MOST_NUMBERS = 10**6
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
+# Which networks.
+Models = Annotated[str, typer.Option(help="digits, or sizes with random weights: d16-d30.", show_default=True)]
+Draft = Annotated[Path | None, typer.Option(help="Draft checkpoint (.pth or .safetensors).")]
+Target = Annotated[Path | None, typer.Option(help="Target checkpoint.")]
+Vae = Annotated[Path | None, typer.Option(help="VQ-VAE checkpoint.")]
+PatchNums = Annotated[str, typer.Option(help="Sides of the scales, where the checkpoint does not tell.")]
+# Where they run, and in which precision.
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Tf32 = Annotated[bool, typer.Option("--tf32", help="Allow TF32 on CUDA; off, float32 is float32.")]
+Dtype = Annotated[str, typer.Option(help="float32, float64 or bfloat16.")]
+DraftDtype = Annotated[
+    str, typer.Option(help="The draft's own, where speed counts: a draft may round as it likes. [default: dtype]")
+]
+# What is drawn, and how it is filtered.
+Seeds = Annotated[str, typer.Option(help="Seeds: 0,3 or the range 0:4.")]
+Labels = Annotated[str, typer.Option(help="Classes: 0,1 or a range 0:4 or all.")]
+Batch = Annotated[int, typer.Option(help="Images per batch; 0 = all labels of a seed together.")]
+Cfg = Annotated[float, typer.Option(help="Guidance value; 0 = off.")]
+TopK = Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 = off.")]
+TopP = Annotated[float, typer.Option(help="Keep this much probability; 0 = off.")]
+Noise = Annotated[str, typer.Option(help="image: a stream per image; batch: the published order.")]
+# How the decoder speculates.
+Policy = Annotated[str, typer.Option(help="Acceptance rule: coupled, greedy, rejection, match:0.5, …")]
+# How much is said, and where.
+Json = Annotated[Path | None, typer.Option(help="Write the result to this file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")]
 
-def flat_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take frozen records of options where typer wants one parameter an option.
 
-    Args:
-        command: a function whose parameters are annotated with dataclasses of ``Annotated`` options.
+@dataclass(frozen=True)
+class Networks:
+    """Which networks: by name, or three checkpoint files."""
 
-    Returns:
-        A function with the records' fields as its signature, in order.
+    models: str
+    draft: Path | None
+    target: Path | None
+    vae: Path | None
+    patch_nums: str
+
+    def files(self) -> dict[str, Path | None]:
+        """Return the files that are read, by option."""
+        return {"draft": self.draft, "target": self.target, "vae": self.vae}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Where the networks run, and in which precision."""
+
+    device: str
+    tf32: bool
+    dtype: str
+    draft_dtype: str
+
+
+def load_models(networks: Networks, mode: Mode) -> ModelPair:
+    """Load the networks onto the device, and set what may make it inexact. Effects: `set_precision`.
+
+    Raises:
+        InputError: an unknown name, a file missing of the three, a device that is not there, a bad checkpoint.
     """
-    records = {name: hint for name, hint in get_type_hints(command).items() if name != "return"}
-    parameters, annotations = [], {}
-    for record in records.values():
-        hints = get_type_hints(record, include_extras=True)
-        for field in fields(record):
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
-            annotations[field.name] = hints[field.name]
+    where = find_device(mode.device), find_dtype("dtype", mode.dtype)
+    draft_dtype = find_dtype("draft_dtype", mode.draft_dtype or mode.dtype)
+    set_precision(mode.tf32)
+    files = networks.files()
+    given = {name: path for name, path in files.items() if path is not None}
+    if given and networks.models != "digits":
+        rule = "is one choice of networks, three checkpoint files are another"
+        raise InputError("models", networks.models, rule, "drop one of them")
+    if not given:
+        if networks.patch_nums:
+            rule = "says what a checkpoint file does not tell"
+            remedy = "drop it, or pass --draft, --target and --vae"
+            raise InputError("patch_nums", networks.patch_nums, rule, remedy)
+        pair = load_digits() if networks.models == "digits" else random_pair(networks.models, where[0])
+        return pair.to(*where, draft_dtype)
+    for name in files.keys() - given.keys():
+        raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
+    sides = integers("patch_nums", networks.patch_nums, "1,2,3,4") if networks.patch_nums else None
+    return load_pair(given["draft"], given["target"], given["vae"], "custom", sides).to(*where, draft_dtype)
 
-    @functools.wraps(command)
-    def flat(**values: Any) -> None:
-        command(
-            **{
-                name: record(**{field.name: values[field.name] for field in fields(record)})
-                for name, record in records.items()
-            }
+
+def find_device(text: str) -> torch.device:
+    """Return the device. Raises `InputError` for one that is not there."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise InputError("device", text, "is not a device", "pass --device cpu") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError("device", text, "must be cpu or cuda", "pass --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise InputError("device", text, f"is not there ({found} CUDA devices found)", "pass --device cpu")
+    return device
+
+
+def find_dtype(name: str, text: str, known: Mapping[str, torch.dtype] = DTYPES) -> torch.dtype:
+    """Return the dtype that an option names. Raises `InputError` for one that is not `known`."""
+    if text not in known:
+        remedy = f"pass --{name.replace('_', '-')} float32"
+        raise InputError(name, text, f"must be one of {', '.join(known)}", remedy)
+    return known[text]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What to draw: every seed with every label, in batches."""
+
+    seeds: str
+    labels: str
+    batch: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw it."""
+
+    cfg: float
+    top_k: int
+    top_p: float
+    noise: str
+
+
+def requests_for(models: ModelPair, images: Images, sampling: Sampling) -> list[Request]:
+    """Return the batches: every seed with every label.
+
+    Raises:
+        InputError: anything out of range, or an empty seed range.
+    """
+    seeds, classes = integers("seeds", images.seeds, "0:4"), models.target.config.classes
+    labels = tuple(range(classes)) if images.labels == "all" else integers("labels", images.labels, "0,1")
+    if images.batch < 0:
+        raise InputError("batch", images.batch, "must be 0 or more", "pass --batch 0 for all labels together")
+    size = images.batch or len(labels)
+    order: NoiseOrder = sampling.noise  # type: ignore[assignment]  # checked by Request
+    requests = [
+        Request(
+            labels[begin : begin + size],
+            seed,
+            sampling.cfg,
+            sampling.top_k,
+            sampling.top_p,
+            order=order,
+            images=tuple(range(begin, min(begin + size, len(labels)))),
         )
-
-    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    flat.__annotations__ = annotations
-    return flat
+        for seed in seeds
+        for begin in range(0, len(labels), size)
+    ]
+    for request in requests:
+        request.check_against(classes, models.target.config.V)
+    return requests
 
 
 def integers(name: str, text: str, example: str) -> tuple[int, ...]:
@@ -64,140 +180,39 @@ def integers(name: str, text: str, example: str) -> tuple[int, ...]:
     Raises:
         InputError: another form, or nothing named.
     """
+    remedy = f"pass --{name.replace('_', '-')} {example}"
     try:
         if ":" in text:
-            begin, _, end = text.partition(":")
-            numbers = range(int(begin), int(end))
-            if len(numbers) > MOST_NUMBERS:
+            begin, end = (int(part) for part in text.split(":", maxsplit=1))
+            if end - begin > MOST_NUMBERS:
                 raise InputError(name, text, f"names more than {MOST_NUMBERS} numbers", f"pass --{name} {example}")
-            found = tuple(numbers)
+            found = tuple(range(begin, end))
         else:
             found = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(name, text, "must read 0,3,5 or 0:4", f"pass --{name.replace('_', '-')} {example}") from None
+    except ValueError:  # of thousands of digits, too
+        raise InputError(name, text, "must read 0,3,5 or 0:4", remedy) from None
     if not found:
-        raise InputError(name, text, "names nothing", f"pass --{name.replace('_', '-')} {example}")
+        raise InputError(name, text, "names nothing", remedy)
     return found
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which networks, where, in which precision."""
-
-    models: Annotated[
-        str,
-        typer.Option(help="digits, or sizes with random weights: d16-d30.", show_default=True),
-    ] = "digits"
-    draft: Annotated[Path | None, typer.Option(help="Draft checkpoint (.pth or .safetensors).")] = None
-    target: Annotated[Path | None, typer.Option(help="Target checkpoint.")] = None
-    vae: Annotated[Path | None, typer.Option(help="VQ-VAE checkpoint.")] = None
-    patch_nums: Annotated[str, typer.Option(help="Sides of the scales, where the checkpoint does not tell.")] = ""
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu"
-    tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32 on CUDA; off, float32 is float32.")] = False
-    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32"
-    draft_dtype: Annotated[
-        str, typer.Option(help="The draft's own, where speed counts: a draft may round as it likes. [default: dtype]")
-    ] = ""
-
-    def load(self) -> ModelPair:
-        """Load the networks onto the device, and set what may make it inexact. Effects: `set_precision`.
-
-        Raises:
-            InputError: an unknown name, a file missing of the three, a device that is not there, a bad checkpoint.
-        """
-        device, dtype = self.find_device(), self._dtype("dtype", self.dtype)
-        draft_dtype = self._dtype("draft_dtype", self.draft_dtype or self.dtype)
-        set_precision(self.tf32)
-        files = self.files()
-        given = {name: path for name, path in files.items() if path is not None}
-        if given and self.models != "digits":
-            rule = "is one choice of networks, three checkpoint files are another"
-            raise InputError("models", self.models, rule, "drop one of them")
-        if not given:
-            if self.patch_nums:
-                rule = "says what a checkpoint file does not tell"
-                raise InputError("patch_nums", self.patch_nums, rule, "drop it, or pass --draft, --target and --vae")
-            pair = load_digits() if self.models == "digits" else random_pair(self.models, device)
-            return pair.to(device, dtype, draft_dtype)
-        for name in files.keys() - given.keys():
-            raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
-        sides = integers("patch_nums", self.patch_nums, "1,2,3,4") if self.patch_nums else None
-        return load_pair(given["draft"], given["target"], given["vae"], "custom", sides).to(device, dtype, draft_dtype)
-
-    @staticmethod
-    def _dtype(name: str, text: str) -> torch.dtype:
-        if text not in DTYPES:
-            remedy = f"pass --{name.replace('_', '-')} float32"
-            raise InputError(name, text, f"must be one of {', '.join(DTYPES)}", remedy)
-        return DTYPES[text]
-
-    def files(self) -> dict[str, Path | None]:
-        """Return the files that are read, by option."""
-        return {"draft": self.draft, "target": self.target, "vae": self.vae}
-
-    def find_device(self) -> torch.device:
-        """Return the device. Raises `InputError` for one that is not there."""
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            raise InputError("device", self.device, "is not a device", "pass --device cpu") from None
-        if device.type not in ("cpu", "cuda"):
-            raise InputError("device", self.device, "must be cpu or cuda", "pass --device cpu")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise InputError("device", self.device, f"is not there ({found} CUDA devices found)", "pass --device cpu")
-        return device
+def counts(name: str, text: str, example: str) -> tuple[int, ...]:
+    """Parse numbers of images. Raises `InputError` as `integers` does, and for one below 1 or beyond all memory."""
+    found = integers(name, text, example)
+    if min(found) < 1:
+        raise InputError(name, text, "must all be at least 1", f"pass --{name} {example}")
+    check_most(name, max(found), example)
+    return found
 
 
-@dataclass(frozen=True)
-class DrawOptions:
-    """What to draw."""
-
-    seeds: Annotated[str, typer.Option(help="Seeds: 0,3 or the range 0:4.")] = "0:4"
-    labels: Annotated[str, typer.Option(help="Classes: 0,1 or a range 0:4 or all.")] = "all"
-    batch: Annotated[int, typer.Option(help="Images per batch; 0 = all labels of a seed together.")] = 0
-    cfg: Annotated[float, typer.Option(help="Guidance value; 0 = off.")] = 1.5
-    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 = off.")] = 0
-    top_p: Annotated[float, typer.Option(help="Keep this much probability; 0 = off.")] = 0.0
-    noise: Annotated[str, typer.Option(help="image: a stream per image; batch: the published order.")] = "image"
-
-    def requests(self, classes: int, V: int) -> list[Request]:
-        """Return the batches: every seed with every label.
-
-        Raises:
-            InputError: anything out of range, or an empty seed range.
-        """
-        seeds = integers("seeds", self.seeds, "0:4")
-        labels = tuple(range(classes)) if self.labels == "all" else integers("labels", self.labels, "0,1")
-        if self.batch < 0:
-            raise InputError("batch", self.batch, "must be 0 or more", "pass --batch 0 for all labels together")
-        size = self.batch or len(labels)
-        requests = [
-            Request(
-                labels[begin : begin + size],
-                seed,
-                self.cfg,
-                self.top_k,
-                self.top_p,
-                order=self.noise,  # type: ignore[arg-type]  # checked by Request
-                images=tuple(range(begin, min(begin + size, len(labels)))),
-            )
-            for seed in seeds
-            for begin in range(0, len(labels), size)
-        ]
-        for request in requests:
-            request.check_against(classes, V)
-        return requests
+def check_most(name: str, number: int, example: str) -> None:
+    """Refuse a number of things that no machine holds. Raises `InputError`."""
+    if number > MOST_NUMBERS:
+        raise InputError(name, number, f"must be {MOST_NUMBERS} at most", f"pass --{name} {example}")
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """How much to say, and where."""
-
-    json: Annotated[Path | None, typer.Option(help="Write the result to this file.")] = None
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")] = False
-
-    def check(self, **inputs: Path | None) -> None:
-        """Refuse an output path that cannot be written, or is one of the inputs. Raises `InputError`."""
-        check_writable(self.json, "json")
-        check_distinct({"json": self.json}, inputs)
+def check_drawing(path: Path | None) -> None:
+    """Refuse a picture where nothing draws one. Raises `InputError`."""
+    if path is not None and importlib.util.find_spec("matplotlib") is None:
+        rule = "is drawn by matplotlib, which is not installed"
+        raise InputError("picture", str(path), rule, 'pip install "sdvar-harness[report]"')

@@ -2,68 +2,93 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
-from harness.commands.options import DrawOptions, ModelOptions, ReportOptions, flat_options, integers
-from harness.errors import InputError
-from harness.files import write_whole
+from harness.commands import options
+from harness.files import check_outputs, check_readable, write_whole
+from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.report.as_json import as_json
-from harness.report.terminal import plain_console, show
+from harness.report.terminal import plain_console, progress_bar, show
 from harness.rounding.stored import SHIPPED
-from harness.runs.factory import DEFAULT, load_factory
+from harness.runs.apart import TIMEOUT_S, Limits
+from harness.runs.factory import DEFAULT
 from harness.runs.verification import Terms
 from harness.runs.verification import verify as run_verification
-from harness.speculative.policies import HELP, parse
+from harness.speculative.policies import parse
 
 
-@dataclass(frozen=True)
-class DecoderOptions:
-    """Which decoder, and how it speculates."""
-
+def verify(
+    models: options.Models = "digits",
+    draft: options.Draft = None,
+    target: options.Target = None,
+    vae: options.Vae = None,
+    patch_nums: options.PatchNums = "",
+    device: options.Device = "cpu",
+    tf32: options.Tf32 = False,
+    dtype: options.Dtype = "float32",
+    draft_dtype: options.DraftDtype = "",
+    seeds: options.Seeds = "0:4",
+    labels: options.Labels = "all",
+    batch: options.Batch = 0,
+    cfg: options.Cfg = 1.5,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 0.0,
+    noise: options.Noise = "image",
     draft_len: Annotated[
         str, typer.Option(help="Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic.")
-    ] = "1,2,5,10"
-    bonus: Annotated[bool, typer.Option("--bonus", help="Also submit the scale behind the drafted ones.")] = False
-    policy: Annotated[str, typer.Option(help=HELP)] = "coupled"
-    contract: Annotated[str, typer.Option(help="Demand a contract: A, B or C. Empty: the policy's own.")] = ""
-    implementation: Annotated[str, typer.Option(help="Decoder under test, package.module:factory.")] = DEFAULT
-    budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED
-
-    def settings(self) -> list[Settings]:
-        """Return one setting a draft_len. Raises `InputError` for another form, or an illegal (contract, policy)."""
-        if self.contract:
-            parse(self.policy, self.contract)
-        lengths: tuple[int | str, ...] = tuple(self.draft_len.split(","))
-        if all(character in "0123456789:,-" for character in self.draft_len):
-            lengths = integers("draft_len", self.draft_len, "1,2,5")
-        return [Settings(length, self.bonus, self.policy) for length in lengths]
-
-
-@flat_options
-def verify(model: ModelOptions, draw: DrawOptions, decoder: DecoderOptions, report: ReportOptions) -> None:
+    ] = "1,2,5,10",
+    bonus: Annotated[bool, typer.Option("--bonus", help="Also submit the scale behind the drafted ones.")] = False,
+    policy: options.Policy = "coupled",
+    contract: Annotated[
+        str,
+        typer.Option(help="Demand A, B or C; a weaker claim is refused. Empty: what the decoder claims."),
+    ] = "",
+    sequential: Annotated[bool, typer.Option("--sequential", help="The decoder drafts nothing, and need not.")] = False,
+    implementation: Annotated[str, typer.Option(help="Decoder under test, package.module:factory.")] = DEFAULT,
+    timeout: Annotated[float, typer.Option(help="Seconds of one decode in the decoder's own process.")] = TIMEOUT_S,
+    memory: Annotated[float, typer.Option(help="GiB that this process may allocate; 0 = no limit.")] = 0.0,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Run the decoder in this process: for a debugger, and less safe.")
+    ] = False,
+    budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED,
+    json: options.Json = None,
+    quiet: options.Quiet = False,
+) -> None:
     """Run a decoder and the sequential reference under shared seeds and judge every token.
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive.
     """
-    report.check(**model.files(), budgets=decoder.budgets)
-    if not decoder.budgets.exists():
-        raise InputError("budgets", str(decoder.budgets), "is not there", "pass a file of sdvar-harness calibrate")
-    factory, settings = load_factory(decoder.implementation), decoder.settings()
-    models = model.load()
-    requests = draw.requests(models.target.config.classes, models.target.config.V)
-    with Progress(console=Console(stderr=True), transient=True, disable=report.quiet) as progress:
+    networks, mode = (
+        options.Networks(models, draft, target, vae, patch_nums),
+        options.Mode(device, tf32, dtype, draft_dtype),
+    )
+    images, sampling = options.Images(seeds, labels, batch), options.Sampling(cfg, top_k, top_p, noise)
+    outputs = check_outputs({"json": json}, {**networks.files(), "budgets": budgets})
+    check_readable(budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
+    budgets = budgets.absolute()  # read behind the factory, which may change folder
+    settings = settings_for(draft_len, bonus, policy, contract if implementation == DEFAULT else "")
+    demanded = Contract.of(contract) if contract else None
+    terms = Terms(demanded, sequential, in_process, Limits(timeout, memory), budgets)
+    pair = options.load_models(networks, mode)
+    requests = options.requests_for(pair, images, sampling)
+    with progress_bar(quiet) as progress:
         task = progress.add_task("decoding", total=len(requests) * (1 + len(settings)))
-        result = run_verification(
-            models, factory, settings, requests, lambda: progress.advance(task), Terms(budgets=decoder.budgets)
-        )
-    if report.json is not None:
-        write_whole(report.json, as_json(result))
-    show(result, plain_console(), report.quiet)
+        result = run_verification(pair, implementation, settings, requests, lambda: progress.advance(task), terms)
+    show(result, plain_console(), quiet)
+    if "json" in outputs:
+        write_whole(outputs["json"], as_json(result))
     raise typer.Exit(result.verdict.exit_status)
+
+
+def settings_for(draft_len: str, bonus: bool, policy: str, contract: str) -> list[Settings]:
+    """Return one setting a draft_len. Raises `InputError` for another form, or an illegal (contract, policy)."""
+    if contract:
+        parse(policy, contract)
+    lengths: tuple[int | str, ...] = tuple(draft_len.split(","))
+    if all(character in "0123456789:,-" for character in draft_len):
+        lengths = options.integers("draft_len", draft_len, "1,2,5")
+    return [Settings(length, bonus, policy) for length in lengths]

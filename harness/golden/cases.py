@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
+from harness.golden.limits import check_batch
 from harness.golden.networks import networks
 from harness.models.network import Network
 from harness.models.pair import ModelPair
@@ -124,6 +125,7 @@ def _parse(case: dict[str, Any], name: str, models_name: str, device: torch.devi
     models = networks(case, models_name, device)
     request = _request(case)
     request.check_against(models.target.config.classes, models.target.config.V)
+    check_batch(request.B, models.pyramid, models.target.config, models.vae.config.downsampling)
     deep = _value({"deep": False, **case}, "deep", bool)
     default = "all" if models_name == "filled" else "some" if deep else "none"
     parsed = RecordedCase(name, case["sampler"], request, models, f_hats=deep, logits=case.get("logits", default))
@@ -168,4 +170,7 @@ def _value(case: dict[str, Any], key: str, kind: type[Number]) -> Number:
     value = case[key]
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise InputError(key, value, f"must be of type {kind.__name__}", "record it again")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError:  # an integer of hundreds of digits
+        raise InputError(key, value, "must be a number that a float holds", "record it again") from None

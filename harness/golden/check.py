@@ -8,6 +8,7 @@ Source: spec §7, §8; design §5, §6.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,11 +40,11 @@ def read_all(paths: Sequence[Path]) -> list[Recording]:
     """
     if not paths:
         raise InputError("files", [], "name nothing to check", "pass at least one recording")
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in paths:
-        if path.resolve() in seen:
+        if (real := os.path.realpath(path)) in seen:
             raise InputError("files", str(path), "is named twice", "name every file once")
-        seen.add(path.resolve())
+        seen.add(real)
     return [read(path) for path in paths]
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from harness.errors import InputError
+from harness.golden.limits import check_sizes, check_weights
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.network import TransformerConfig
 from harness.models.pair import ModelPair, load_digits
-from harness.models.sizes import filled_weights
+from harness.models.sizes import count, filled_weights
 from harness.models.transformer import Transformer
 from harness.protocol.pyramid import ScalePyramid
 
@@ -30,12 +31,13 @@ def networks(case: dict[str, Any], models_name: str, device: torch.device = CPU)
     """Return the float32 networks of a case, the same objects for the same arguments.
 
     Raises:
-        InputError: unknown models, or sizes that do not fit.
+        InputError: unknown models, or sizes that do not fit or that no recording has.
     """
     if models_name == "digits":
         return _digits(device)
     if models_name != "filled":
         raise InputError("models", models_name, "must be digits or filled", "pass a recording of known networks")
+    check_sizes(case)
     values = tuple(tuple(case[key]) if isinstance(case[key], list) else case[key] for key in SIZES)
     draft = (case.get("draft_depth", case["depth"]), case.get("draft_D", case["D"]), case.get("draft_H", case["H"]))
     try:
@@ -70,13 +72,17 @@ def filled(values: tuple[Any, ...], draft_sizes: tuple[int, int, int], device: t
         phi, layout = target.pyramid.S, "per-scale"
     else:
         number, _, word = str(v["phi"]).partition(" ")
-        if word != "shared" or not number.isdigit() or number == "0":
+        if word != "shared" or not number.isdigit() or number == "0" or len(number) > 2:
             raise InputError("phi", v["phi"], 'must read "N shared" or "one a scale"', "record it again")
         phi, layout = int(number), "one" if number == "1" else "shared"
     vae = AutoencoderConfig(v["V"], v["C"], v["vae_ch"], v["vae_mult"], phi=phi, phi_layout=layout)
+    of_draft, of_target = transformer.parameter_shapes(draft), transformer.parameter_shapes(target)
+    of_vae = autoencoder.parameter_shapes(vae)
+    for shapes in (of_draft, of_target, of_vae):
+        check_weights(count(shapes))
     return ModelPair(
-        Transformer(draft, filled_weights(transformer.parameter_shapes(draft))),
-        Transformer(target, filled_weights(transformer.parameter_shapes(target))),
-        Autoencoder(vae, filled_weights(autoencoder.parameter_shapes(vae))),
+        Transformer(draft, filled_weights(of_draft)),
+        Transformer(target, filled_weights(of_target)),
+        Autoencoder(vae, filled_weights(of_vae)),
         "filled",
     ).to(device)

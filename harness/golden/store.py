@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from harness.errors import InputError
+from harness.errors import InputError, text_of
+from harness.files import check_readable
 from harness.golden.digest import content_digest
 
 FORMAT = "1"
+MOST_BYTES = 2**30  # the largest recording has 9 MB; a header that promises more than the file holds is refused, too
 KIND = "golden"  # metadata `kind` of this project's own; the published format has none
 
 
@@ -72,16 +74,19 @@ def read(path: Path) -> Recording:
     """Read a file.
 
     Raises:
-        InputError: missing, truncated, not safetensors, another format version, no cases, or no device.
+        InputError: missing, no regular file, larger than any recording, truncated, not safetensors, another format
+            version, no cases, or no device.
     """
-    if not path.is_file():
-        raise InputError("golden", str(path), "no such file", "record it, or restore it from version control")
+    check_readable(path, "golden", "record it, or restore it from version control")
+    if path.stat().st_size > MOST_BYTES:
+        rule = f"has {path.stat().st_size} bytes, more than the {MOST_BYTES} of any recording"
+        raise InputError("golden", str(path), rule, "pass a recording of samplers")
     try:
         with safe_open(path, "pt") as stream:
             metadata = dict(stream.metadata() or {})
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a mapping
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    except Exception as error:  # whatever the bytes of a damaged file lead to
+        reason = text_of(error).splitlines()[0][:120]
         rule = f"cannot be read ({reason})"
         raise InputError("golden", str(path), rule, "the file may be truncated; copy it again") from None
     if metadata.get("format") != FORMAT:

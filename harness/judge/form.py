@@ -79,11 +79,10 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
         return
     for name, expected in expected_tensors(models, request).items():
         tensor = _tensor(trace, name)
-        if not isinstance(tensor, Tensor):
-            if not (tensor is None and trace.intermediates is None and name.startswith("intermediates")):
-                yield f"{name} is {_kind(tensor)}, not a tensor"
-        elif type(tensor) is not Tensor:  # a subclass answers comparisons as it likes
-            yield f"{name} is {_kind(tensor)}, not a plain tensor"
+        if tensor is None and trace.intermediates is None and name.startswith("intermediates"):
+            continue
+        if type(tensor) is not Tensor:  # a subclass answers comparisons as it likes
+            yield f"{name} is {_kind(tensor)}, not a {'plain ' * isinstance(tensor, Tensor)}tensor"
         elif tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             yield f"{name} is no dense tensor"
         elif not expected.anywhere and tensor.device.type != models.device.type:

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.errors import InputError
+from harness.errors import InputError, text_of
+from harness.files import check_readable
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.network import TransformerConfig
@@ -40,8 +41,7 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing, truncated, of another format, or holds something that is not a tensor.
     """
-    if not path.is_file():
-        raise InputError(name, str(path), "no such file", f"pass --{name} FILE")
+    check_readable(path, name, f"pass --{name} FILE")
     try:
         if path.suffix == ".safetensors":
             tensors: object = load_file(path)
@@ -50,7 +50,7 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
                 warnings.simplefilter("ignore")  # of pickle protocols and quantised tensors: what matters is checked
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler meets any byte, and raises accordingly
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = text_of(error).splitlines()[0][:120]
         remedy = "pass a whole .safetensors file, or a .pth file of a plain state dict (it may be truncated)"
         raise InputError(name, str(path), f"cannot be read ({reason})", remedy) from None
     if not isinstance(tensors, Mapping) or not all(_is_dense(t) for t in tensors.values()):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from harness.judge.verdict import Verdict
 from harness.laws.case import Case
 from harness.laws.conformance import LAWS, cases, run_law
 from harness.laws.law import Law, Subject, Violation
@@ -55,6 +56,39 @@ class Caught:
     def smallest(self) -> Violation | None:
         """The violation on the fewest tokens."""
         return min(self.own, key=lambda violation: violation.case.pyramid.L, default=None)
+
+
+@dataclass
+class Hunt:
+    """What a hunt for many mutants was asked, and what it found.
+
+    Args:
+        scope: one of `SCOPES`.
+        examples: cases a law.
+        seed: of the cases.
+        device: where the networks are.
+        dtype: theirs, where a law does not need float64.
+        found: what the laws said of every mutant.
+        false_alarms: laws that the correct decoder broke.
+    """
+
+    scope: str
+    examples: int
+    seed: int
+    device: str
+    dtype: str
+    found: list[Caught] = field(default_factory=list)
+    false_alarms: list[Law] = field(default_factory=list)
+
+    @property
+    def survived(self) -> list[Caught]:
+        """Mutants that were not caught as they must be."""
+        return [caught for caught in self.found if caught.survived]
+
+    @property
+    def verdict(self) -> Verdict:
+        """DEFECT, of the laws, when a mutant survived or a law broke on the correct decoder; else IDENTICAL."""
+        return Verdict.DEFECT if self.survived or self.false_alarms else Verdict.IDENTICAL
 
 
 def laws_for(mutant: Mutant, scope: str) -> list[Law]:

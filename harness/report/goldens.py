@@ -10,11 +10,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from harness.errors import one_line
 from harness.files import compact
 from harness.golden.diff import Change
 from harness.golden.result import CaseResult, FileResult, totals
 from harness.judge.verdict import worst
 from harness.provenance import versions
+from harness.report.terminal import say
 from harness.rounding.precision import precision
 
 SHOWN = 5  # defects of one case; the JSON file has more
@@ -28,21 +30,20 @@ def show_results(results: Sequence[FileResult], console: Console, quiet: bool) -
             console.print(_table(result))
         for case in result.cases:
             for tie in case.ties if not quiet else []:
-                console.print(f"tie in {case.id}: {tie}", soft_wrap=True, highlight=False, markup=False)
+                say(console, f"tie in {case.id}: {tie}")
             for defect in case.defects[:SHOWN]:
-                console.print(f"DEFECT in {case.id}: {defect}", soft_wrap=True, highlight=False, markup=False)
+                say(console, f"DEFECT in {case.id}: {defect}")
             if len(case.defects) > SHOWN:
-                console.print(f"DEFECT in {case.id}: {len(case.defects) - SHOWN} more", highlight=False)
+                say(console, f"DEFECT in {case.id}: {len(case.defects) - SHOWN} more")
         for line in result.defects:
-            console.print(f"DEFECT in {result.path}: {line}", soft_wrap=True, highlight=False, markup=False)
+            say(console, f"DEFECT in {result.path}: {line}")
         if result.unverified:
-            line = f"UNVERIFIED {result.path}: {result.unverified}"
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
-    console.print(totals(results), highlight=False)
+            say(console, f"UNVERIFIED {result.path}: {result.unverified}")
+    say(console, totals(results))
 
 
 def _table(result: FileResult) -> Table:
-    table = Table(title=result.path, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=one_line(result.path), box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("case", no_wrap=True)
     for name in ("draws", "identical", "ties", "defects", "|Δlogits|", "|Δf_hat|", "|Δimage|", "free run"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -50,7 +51,7 @@ def _table(result: FileResult) -> Table:
         counts = (case.draws, case.identical, len(case.ties), len(case.defects))
         deltas = (case.delta_logits, case.delta_f_hat, case.delta_image)
         cells = [*map(str, counts), *map(_number, deltas)]
-        table.add_row(case.id, *cells, "-" if case.run is None else "same" if case.free_run else "differs")
+        table.add_row(one_line(case.id), *cells, "-" if case.run is None else "same" if case.free_run else "differs")
     return table
 
 
@@ -117,7 +118,9 @@ def changes_table(title: str, changes: Sequence[Change]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for change in changes:
         first = "-" if change.first_scale < 0 else str(change.first_scale)
-        table.add_row(change.id, change.what, first, str(change.tokens), _number(change.f_hat), _number(change.image))
+        table.add_row(
+            one_line(change.id), change.what, first, str(change.tokens), _number(change.f_hat), _number(change.image)
+        )
     return table
 
 

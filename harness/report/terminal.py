@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
+from harness.errors import one_line, shortened
 from harness.judge.verdict import Verdict
 from harness.runs.result import COUNTS, SettingResult, Verification
 
@@ -29,12 +32,32 @@ HEADERS = {
     "defects": "defects",
 }
 PIPE_WIDTH = 130  # rich takes 80 where there is no terminal; a log has no edge
+MOST_SHOWN = 2000  # characters of a line: the message of somebody else's crash may have any length
 
 
 def plain_console() -> Console:
-    """Return the console of results: as wide as the terminal, or `PIPE_WIDTH` when piped."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+    """Return the console of results: as wide as the terminal, or `PIPE_WIDTH` when piped; text means itself alone."""
+    width = None if Console().is_terminal else PIPE_WIDTH
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def progress_bar(quiet: bool = False) -> Progress:
+    """Return the bar of long work, gone when it is done; there is none where stderr is no terminal."""
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=quiet or not console.is_interactive)
+
+
+def say(console: Console, text: str, word: str = "", style: str = "") -> None:
+    """Print one line, however long; no control character of a decoder or a file reaches the terminal.
+
+    Args:
+        console: of `plain_console`.
+        text: whatever it holds.
+        word: stands before the text.
+        style: of the word.
+    """
+    line = shortened(one_line(text), MOST_SHOWN)
+    console.print(Text.assemble((word, style), " " if word else "", line), soft_wrap=True)
 
 
 def show(result: Verification, console: Console, quiet: bool) -> None:
@@ -43,21 +66,19 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
         console.print(_table(result))
         if (budget := result.budget) is not None:
             numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
-            console.print(f"error budget: {numbers}\n  = {budget.source}", highlight=False)
+            console.print(f"error budget: {numbers}\n  = {budget.source}")
         if result.decode_seconds:
-            share = f"{result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes"
-            console.print(f"judging: {share}", highlight=False)
+            say(console, f"judging: {result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
         for setting in result.settings:
             if setting.distances:
-                console.print(measured(setting), soft_wrap=True, highlight=False)
+                say(console, measured(setting))
         for reason in result.inconclusive:
-            console.print(f"inconclusive: {reason}")
+            say(console, f"inconclusive: {reason}")
         first = result.first_divergence
         if first is not None:
             word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
-            console.print(f"{word}: {first}", soft_wrap=True, highlight=False)
-    verdict = result.verdict
-    console.print(f"[{COLOURS[verdict]}]{verdict.value}[/] {summary(result)}", soft_wrap=True, highlight=False)
+            say(console, f"{word}: {first}")
+    say(console, summary(result), result.verdict.value, COLOURS[result.verdict])
 
 
 def measured(setting: SettingResult) -> str:
@@ -85,7 +106,7 @@ def summary(result: Verification) -> str:
 
 def _table(result: Verification) -> Table:
     dtype, draft = (str(of).removeprefix("torch.") for of in (result.dtype, result.draft_dtype))
-    title = f"{result.models} on {result.device}, {dtype}" + ("" if draft == dtype else f" (draft {draft})")
+    title = f"{one_line(result.models)} on {result.device}, {dtype}" + ("" if draft == dtype else f" (draft {draft})")
     table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("setting", no_wrap=True)
     headers = tuple(HEADERS[name] for name in _columns(result))
@@ -107,7 +128,7 @@ def _row(setting: SettingResult, columns: list[str]) -> list[str]:
     accepted = [count for rounds in setting.accepted_scales for count in rounds]
     counts = [str(setting.total(name)) for name in columns]
     return [
-        str(setting.settings),
+        one_line(str(setting.settings)),
         *counts,
         f"{sum(calls) / len(calls):.2f} ({min(calls)}-{max(calls)})" if calls else "-",
         f"{sum(accepted) / len(accepted):.2f}" if accepted else "-",

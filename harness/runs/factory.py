@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.errors import InputError
+from harness.errors import InputError, shown, text_of
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Implementation, Settings
@@ -43,15 +43,16 @@ def load_factory(name: str) -> Factory:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a decoder in the current folder is found
     try:
         module = importlib.import_module(module_name)
+        is_there, factory = hasattr(module, attribute), getattr(module, attribute, None)
     except (Exception, SystemExit) as error:
-        rule = f"cannot be imported ({type(error).__name__}: {error})"
+        rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
         raise InputError("implementation", name, rule, "run where it is importable") from None
-    if not hasattr(module, attribute):
+    if not is_there:
         raise InputError("implementation", name, f"module {module_name} has no {attribute}", example)
-    factory: Factory = getattr(module, attribute)
     if not callable(factory):
         raise InputError("implementation", name, "must be callable as factory(models, settings)", example)
-    return factory
+    found: Factory = factory
+    return found
 
 
 def name_of(factory: Factory) -> str:
@@ -74,12 +75,12 @@ def build(factory: Factory, models: ModelPair, settings: Settings) -> Implementa
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        rule = f"failed to build a decoder ({type(error).__name__}: {error})"
+        rule = f"failed to build a decoder ({type(error).__name__}: {text_of(error)})"
         raise InputError("implementation", name, rule, remedy) from None
     if not callable(decode):
         rule = f"built a {type(decoder).__name__}, which has no decode(request, noise)"
         raise InputError("implementation", name, rule, remedy)
     if not isinstance(contract, str) or contract not in list(Contract):
-        rule = f"built a decoder that claims {contract!r}, not one of {', '.join(list(Contract))}"
+        rule = f"built a decoder that claims {shown(contract)}, not one of {', '.join(list(Contract))}"
         raise InputError("implementation", name, rule, remedy)
     return decoder

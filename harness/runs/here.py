@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.errors import InputError, NoiseError, NonFiniteError
+from harness.errors import InputError, NoiseError, NonFiniteError, text_of
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.checksum import checksums
@@ -90,14 +90,7 @@ def run(implementation: Implementation, models: ModelPair, request: Request) -> 
 def _out_of_memory(error: BaseException) -> bool:
     """Tell whether memory ran out; PyTorch has a class of its own for CUDA alone."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or (isinstance(error, RuntimeError) and "allocate memory" in _text(error))
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "(its text cannot be read)"
+    return known or (isinstance(error, RuntimeError) and "allocate memory" in text_of(error))
 
 
 def _crash(error: BaseException) -> str:
@@ -107,7 +100,7 @@ def _crash(error: BaseException) -> str:
     own = [frame for frame in outside if not frame.filename.startswith(PACKAGE)]
     frame = (own or outside or frames)[-1]
     where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
-    return " ".join(f"{type(error).__name__}: {_text(error)[:500]} in {where}".split())
+    return " ".join(f"{type(error).__name__}: {text_of(error)[:500]} in {where}".split())
 
 
 def _by_value(trace: Trace) -> Trace:

@@ -1,0 +1,94 @@
+"""A hunt for planted bugs on the terminal and as JSON."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from harness.files import compact
+from harness.judge.verdict import Verdict
+from harness.mutants.hunt import Caught, Hunt
+from harness.provenance import versions
+from harness.report.terminal import say
+from harness.rounding.precision import precision
+
+
+def show(hunt: Hunt, console: Console, quiet: bool) -> None:
+    """Print a hunt; `quiet` leaves the last line only."""
+    if not quiet:
+        console.print(table(hunt))
+        for caught in hunt.survived:
+            say(console, f"survived: {caught.mutant.id} ({why(caught)})")
+        for law in hunt.false_alarms:
+            say(console, f"false alarm: {law.id} is broken by the correct decoder")
+    word, colour = ("SURVIVED", "bold red") if hunt.verdict is Verdict.DEFECT else ("CAUGHT", "green")
+    total, alarms = len(hunt.found), len(hunt.false_alarms)
+    count = f"{total - len(hunt.survived)} of {total} planted bugs caught, {alarms} false alarms"
+    say(console, count, word, colour)
+
+
+def why(caught: Caught) -> str:
+    """Return why a mutant counts as surviving."""
+    if caught.own:
+        return f"caught outside its family, too, by {', '.join(v.law.id for v in caught.elsewhere)}"
+    elsewhere = f"; caught by {', '.join(v.law.id for v in caught.elsewhere)}" if caught.elsewhere else ""
+    return f"{caught.mutant.change}: no law of its family broke{elsewhere}"
+
+
+def table(hunt: Hunt) -> Table:
+    """Return one row a mutant: the laws that caught it, the smallest failing example, seconds to the first one."""
+    title = f"planted bugs on {hunt.device}, {hunt.dtype} where a law does not need float64"
+    shown = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("bug")
+    shown.add_column("caught by")
+    shown.add_column("smallest failing example")
+    shown.add_column("seconds", justify="right")
+    for caught in hunt.found:
+        laws = [violation.law.id.partition(".")[2] for violation in caught.own]
+        laws += [violation.law.id for violation in caught.elsewhere]
+        smallest = caught.smallest
+        shown.add_row(
+            f"{caught.mutant.id}{' *' if caught.mutant.alone else ''}",
+            ", ".join(laws) or "SURVIVED",
+            repr(smallest.case).removeprefix("Case(").removesuffix(")") if smallest else "-",
+            f"{caught.seconds:.1f}" if caught.violations else "-",
+        )
+    shown.caption = "* no law of another family may catch it (--laws all checks this)"
+    return shown
+
+
+def as_json(hunt: Hunt) -> bytes:
+    """Return the hunt as JSON."""
+    return compact(
+        {
+            "device": hunt.device,
+            "dtype": hunt.dtype,
+            "examples": hunt.examples,
+            "seed": hunt.seed,
+            "laws": hunt.scope,
+            "caught": len(hunt.found) - len(hunt.survived),
+            "survived": [caught.mutant.id for caught in hunt.survived],
+            "false_alarms": [law.id for law in hunt.false_alarms],
+            "precision": precision(),
+            "versions": versions(),
+            "mutants": [_row(caught) for caught in hunt.found],
+        }
+    )
+
+
+def _row(caught: Caught) -> dict[str, object]:
+    smallest = caught.smallest
+    return {
+        "id": caught.mutant.id,
+        "change": caught.mutant.change,
+        "origin": caught.mutant.origin,
+        "alone": caught.mutant.alone,
+        "survived": caught.survived,
+        "laws_tried": caught.tried,
+        "caught_by": {violation.law.id: repr(violation.case) for violation in caught.violations},
+        "smallest_case": repr(smallest.case) if smallest else None,
+        "found": smallest.found if smallest else None,
+        "seconds": caught.seconds if caught.violations else None,
+        "total_seconds": caught.total_seconds,
+    }
