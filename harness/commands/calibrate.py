@@ -11,7 +11,8 @@ import typer
 from harness.commands.options import ModelOptions, flat_options, integers
 from harness.errors import InputError
 from harness.files import check_distinct, check_writable
-from harness.rounding.stored import BATCHES, load, measure, save
+from harness.rounding.measure import BATCHES, check_explained, measure
+from harness.rounding.stored import load, save
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def calibrate(model: ModelOptions, options: CalibrateOptions) -> None:
     models = model.load()
     models.check_finite()
     entry = measure(models, batches)
+    check_explained(entry, models)
     if options.into is not None:
         save(entry, options.into, options.reason)
     mode = f"{entry.models} on {entry.device}, {entry.dtype}, products {entry.products}"

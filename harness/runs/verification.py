@@ -21,12 +21,14 @@ from harness.judge.evidence import Evidence
 from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, worst
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
-from harness.protocol.decoder import Settings
+from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.rounding.budget import Budget
-from harness.rounding.stored import SHIPPED, budget_for
+from harness.rounding.budget import Allowance, Budget
+from harness.rounding.measure import budget_for
+from harness.rounding.precision import unchanged
+from harness.rounding.stored import SHIPPED
 from harness.runs.factory import Factory, build
 from harness.runs.here import run
 
@@ -80,17 +82,30 @@ class SettingResult:
 
 @dataclass
 class Verification:
-    """The result of a whole run."""
+    """The result of a whole run.
+
+    Args:
+        settings: what each of them did.
+        budget: the widest allowance of the run, that of the last scale under the largest guidance value met; every
+            scale of every request is judged by its own.
+        device: of the target.
+        dtype: of the target.
+        draft_dtype: of the draft.
+        models: name of the pair.
+        early: defects met before anything could be decoded.
+        decode_seconds: of every decode, reference and decoder under test, the device's work included.
+        seconds: of all decodes and their judgement.
+    """
 
     settings: list[SettingResult]
-    budget: Budget | None
+    budget: Allowance | None
     device: torch.device
     dtype: torch.dtype
     draft_dtype: torch.dtype
     models: str
-    early: list[Divergence] = field(default_factory=list)  # defects met before anything could be decoded
-    decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
-    seconds: float = 0.0  # of all decodes and their judgement
+    early: list[Divergence] = field(default_factory=list)
+    decode_seconds: float = 0.0
+    seconds: float = 0.0
 
     @property
     def contract(self) -> str:
@@ -140,17 +155,23 @@ def verify(
         budgets: file of stored error budgets; a mode that is not in it is measured.
 
     Raises:
-        InputError: a setting or a request that the decoder or the networks refuse.
+        InputError: a setting or a request that the decoder or the networks refuse, or a stored budget that is too wide.
     """
-    decoders = [build(factory, models, setting) for setting in settings]
-    results = [SettingResult(setting, d.contract) for setting, d in zip(settings, decoders, strict=True)]
-    result = Verification(results, None, models.device, models.target.dtype, models.draft.dtype, models.name)
+    # what decides the verdict is fixed before the decoder is built
+    budget, early = None, list[Divergence]()
     try:
         models.check_finite()
+        budget = budget_for(models, budgets)
     except NonFiniteError as error:
-        result.early.append(Divergence("weights", str(error), requests[0].seed))
+        early.append(Divergence("weights", str(error), requests[0].seed))
+    with unchanged() as moved:
+        decoders = [build(factory, models, setting) for setting in settings]
+    results = [SettingResult(setting, d.contract) for setting, d in zip(settings, decoders, strict=True)]
+    early += _precision("building", moved, requests[0])
+    result = Verification(results, None, models.device, models.target.dtype, models.draft.dtype, models.name, early)
+    if budget is None:
         return result
-    result.budget = budget_for(models, requests[0], budgets)
+    result.budget = _widest(budget, models, requests)
     start = time.perf_counter()
     for request in requests:
         free = {}
@@ -160,20 +181,43 @@ def verify(
             result.decode_seconds += seconds
         progress()
         for decoder, setting in zip(decoders, results, strict=True):
-            expected = free[setting.settings.greedy]
-            actual, seconds = timed(partial(run, decoder, models, request), models.device)
-            result.decode_seconds += seconds
-            if isinstance(actual, Judgement):
-                setting.judgements.append(actual)
-            else:
-                evidence = Evidence(models, request, actual, expected, result.budget, setting.settings.greedy)
-                setting.judgements.append(judge(evidence, Contract.of(decoder.contract)))
-                setting.traces.append(replace(actual, intermediates=None))  # they are large, and judged
-                setting.seconds += seconds
-            setting.reference_seconds += expected.seconds
+            result.decode_seconds += _decode(decoder, models, request, free[setting.settings.greedy], budget, setting)
             progress()
     result.seconds = time.perf_counter() - start
     return result
+
+
+def _decode(
+    decoder: Implementation, models: ModelPair, request: Request, free: Trace, budget: Budget, setting: SettingResult
+) -> float:
+    """Decode one request and judge it; return the seconds of the decode. Effects: on `setting`."""
+    with unchanged() as moved:
+        actual, seconds = timed(partial(run, decoder, models, request), models.device)
+    if isinstance(actual, Judgement):
+        judgement = actual
+    else:
+        evidence = Evidence(models, request, actual, free, budget, setting.settings.greedy)
+        judgement = judge(evidence, Contract.of(decoder.contract))
+        setting.traces.append(replace(actual, intermediates=None))  # they are large, and judged
+        setting.seconds += seconds
+    judgement.defects[:0] = _precision("decoding", moved, request)
+    setting.judgements.append(judgement)
+    setting.reference_seconds += free.seconds
+    return seconds
+
+
+def _precision(doing: str, moved: Sequence[str], request: Request) -> list[Divergence]:
+    """Return a defect for every process-wide setting that somebody else's code changed."""
+    return [Divergence("precision", f"{doing} changed {clause}", request.seed) for clause in moved]
+
+
+def _widest(budget: Budget, models: ModelPair, requests: Sequence[Request]) -> Allowance:
+    """Return the allowance of the last scale under the largest guidance value; its source says which of several."""
+    pyramid, values = models.pyramid, {abs(request.cfg) for request in requests}
+    allowed = budget.guided(max(values), pyramid.ramp(pyramid.S - 1))
+    if len(values) == 1:
+        return allowed
+    return replace(allowed, source=f"{allowed.source}; the widest, at cfg {max(values):g}")
 
 
 def _reference(models: ModelPair, request: Request, greedy: bool) -> Trace:
