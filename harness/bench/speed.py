@@ -25,7 +25,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.rounding.stored import budget_for
+from harness.rounding.measure import budget_for
 from harness.speculative.accept import Window
 from harness.speculative.forward import forward, forward_window
 from harness.speculative.policies import parse
@@ -165,8 +165,8 @@ class Bench:
         Raises:
             HarnessError: a token differs that is no tie, or f_hat is not that of the tokens.
         """
+        budget = budget_for(self.models)
         actual = self._sequential_decoder(self.models.target).decode(request, self.models.noise(request))
-        budget = budget_for(self.models, request)
         defects = judge(Evidence(self.models, request, actual, self._reference(request), budget)).defects
         if defects:
             raise HarnessError(f"sequential decoding of this mode is wrong, so nothing was timed: {defects[0]}")

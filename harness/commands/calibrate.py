@@ -9,7 +9,8 @@ import typer
 
 from harness.commands import options
 from harness.files import check_outputs
-from harness.rounding.stored import BATCHES, load, measure, save
+from harness.rounding.measure import BATCHES, check_explained, measure
+from harness.rounding.stored import load, save
 
 
 def calibrate(
@@ -36,6 +37,7 @@ def calibrate(
     pair = options.load_models(networks, mode)
     pair.check_finite()
     entry = measure(pair, sizes)
+    check_explained(entry, pair)
     where = f"{entry.models} on {entry.device}, {entry.dtype}, products {entry.products}"
     print(f"{where}: {entry.windows} windows of {entry.images} images against float64")
     print(f"logits {entry.rows:.3g} (rms {entry.rows_rms:.3g}) before guidance, f_hat {entry.f_hat:.3g}")

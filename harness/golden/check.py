@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden.allowance import IMAGE, SMOOTH_TIES, Budgets
+from harness.golden.allowance import LIMITS, Allowances, allowances
 from harness.golden.cases import RecordedCase, parse
 from harness.golden.cores import one_case_a_core
 from harness.golden.platform import unverified
@@ -79,16 +79,15 @@ def check(
     if result.unverified:
         return result
     result.defects += [f"tensor {name} is not expected: it belongs to no case" for name in recording.strays()]
-    budgets = Budgets()
     with one_case_a_core(device) as pool:
-        for judged in pool.map(lambda case: check_case(case, recording, budgets), cases):
+        for judged in pool.map(lambda case: check_case(case, recording), cases):
             result.cases.append(judged)
             progress()
     return result
 
 
 @torch.inference_mode()
-def check_case(case: RecordedCase, recording: Recording, budgets: Budgets) -> CaseResult:
+def check_case(case: RecordedCase, recording: Recording) -> CaseResult:
     """Judge one case."""
     recorded = {name: tensor.to(case.models.device) for name, tensor in recording.of(case.id).items()}
     result = CaseResult(case.id, case.request)
@@ -100,13 +99,14 @@ def check_case(case: RecordedCase, recording: Recording, budgets: Budgets) -> Ca
     result.run = free = case.run()
     result.free_run = torch.equal(free.tokens_BL, tokens_BL)
     forced = free if result.free_run or case.request.more_smooth else case.run(tokens_BL)
+    allowed = allowances(case, forced)
     result.draws = tokens_BL.numel()
     result.identical = int((forced.tokens_BL == tokens_BL).sum())
     if result.identical < result.draws:
-        _judge_tokens(case, tokens_BL, forced, budgets, result)
+        _judge_tokens(case, tokens_BL, forced, allowed, result)
         if result.defects:
             _name_swapped(case, recording, free.tokens_BL, result)
-    _judge_tensors(case, recorded, forced, budgets, result)
+    _judge_tensors(case, recorded, forced, allowed, result)
     if case.sampler == "speculative" and result.free_run and not torch.equal(rounds(free), recorded["rounds"].cpu()):
         result.defect("scheduling", "rounds differ: other scales were drafted, accepted or corrected")
     free.intermediates = None  # large, and judged
@@ -133,20 +133,23 @@ def kept_logits(case: RecordedCase, trace: Trace, si: int) -> Tensor:
     return trace.intermediates.guided_BLV[:, case.models.pyramid.span(si)][:, case.logits_positions(si)]
 
 
-def _judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, budgets: Budgets, result: CaseResult) -> None:
+def _judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, allowed: Allowances, result: CaseResult) -> None:
     """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
     pyramid, request, smooth = case.models.pyramid, case.request, case.request.more_smooth
     noise = SeededNoise(request, pyramid, case.models.vae.config.V, case.models.device)
     labels = noise.labels(case.models.target.config.classes).tolist()
-    exact, budget_S = case.exact(None if smooth else tokens_BL), budgets.logits(case, run)
+    exact = case.exact(None if smooth else tokens_BL)
     assert exact.intermediates is not None and run.intermediates is not None
     for image, position in torch.nonzero(run.tokens_BL != tokens_BL).tolist():
         si, token = pyramid.level_of(position), int(tokens_BL[image, position])
         E_V = noise.exponential(si, TOKEN, "golden")[image, position - pyramid.begin(si)]
         exact_V = exact.intermediates.guided_BLV[image, position]
-        margin, bound = race_margin(exact_V, E_V, token, request, budget_S[si]), margin_bound(budget_S[si])
+        margin, bound = (
+            race_margin(exact_V, E_V, token, request, allowed.logits_S[si]),
+            margin_bound(allowed.logits_S[si]),
+        )
         error = largest_difference(run.intermediates.guided_BLV[image, position], exact_V)
-        tie = margin <= bound and error <= budget_S[si].logits
+        tie = margin <= bound and error <= allowed.logits_S[si].logits
         found = Divergence(
             "tie" if tie else "token",
             "within the error budget of float64" if tie else "the recorded token is not the draw on its own prefix",
@@ -154,8 +157,9 @@ def _judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, budgets: Bu
             margin, bound, error,
         )  # fmt: skip
         (result.ties if tie else result.defects).append(found)
-    if smooth and len(result.ties) > max(1, SMOOTH_TIES * result.draws):
-        result.defect("token", f"{len(result.ties)} tokens differ, more than {SMOOTH_TIES:.1%} of the draws")
+    most = LIMITS["smooth ties"]
+    if smooth and len(result.ties) > max(1, most * result.draws):
+        result.defect("token", f"{len(result.ties)} tokens differ, more than {most:.1%} of the draws")
 
 
 def _name_swapped(case: RecordedCase, recording: Recording, free_BL: Tensor, result: CaseResult) -> None:
@@ -171,31 +175,32 @@ def _name_swapped(case: RecordedCase, recording: Recording, free_BL: Tensor, res
 
 
 def _judge_tensors(
-    case: RecordedCase, recorded: dict[str, Tensor], run: Trace, budgets: Budgets, result: CaseResult
+    case: RecordedCase, recorded: dict[str, Tensor], run: Trace, allowed: Allowances, result: CaseResult
 ) -> None:
     """Compare logits, f_hat and image. Effects: on `result`."""
     assert run.intermediates is not None
-    pyramid, vae, f_hat_S = case.models.pyramid, case.models.vae, budgets.f_hat(case, run)
+    pyramid, vae, f_hat_S = case.models.pyramid, case.models.vae, allowed.f_hat_S
 
-    def judge(name: str, made: Tensor, allowed: float, scale: int) -> float:
+    def judge(name: str, made: Tensor, most: float, scale: int) -> float:
         delta = largest_difference(made, recorded[name])
-        if not delta <= allowed:
+        if not delta <= most:
             component = name.split("/", maxsplit=1)[0]
-            result.defect(component, f"{name} is off by {delta:.3g}, allowed {allowed:.3g}", scale)
+            result.defect(component, f"{name} is off by {delta:.3g}, allowed {most:.3g}", scale)
         return delta
 
     logits, f_hats = [NOT_RECORDED], []
     if case.logits != "none":
-        budget_S = budgets.logits(case, run)
-        logits = [judge(f"logits/{si}", kept_logits(case, run, si), 2 * budget_S[si].logits, si) for si in pyramid]
+        logits = [
+            judge(f"logits/{si}", kept_logits(case, run, si), 2 * allowed.logits_S[si].logits, si) for si in pyramid
+        ]
     if case.f_hats:
         f_hats = [judge(f"f_hat/{si}", run.intermediates.f_hat_SBCPP[si], f_hat_S[si], si) for si in pyramid]
         if not torch.equal(recorded[f"f_hat/{pyramid.S - 1}"], recorded["f_hat"]):
             result.defect("f_hat", f"f_hat is not f_hat/{pyramid.S - 1}", pyramid.S - 1)
     f_hats.append(judge("f_hat", run.f_hat_BCPP, f_hat_S[-1], pyramid.S - 1))
     result.delta_logits, result.delta_f_hat = max(logits), max(f_hats)
-    result.delta_image = judge("image", vae.decode(run.f_hat_BCPP), budgets.image(case), -1)
+    result.delta_image = judge("image", vae.decode(run.f_hat_BCPP), allowed.image, -1)
     # f_hat's allowance may leave room (`more_smooth`); the image of the recorded f_hat leaves none
     apart = largest_difference(vae.decode(recorded["f_hat"]), recorded["image"])
-    if not apart <= IMAGE:
-        result.defect("image", f"image is not that of f_hat: off by {apart:.3g}, allowed {IMAGE:.3g}")
+    if not apart <= LIMITS["image"]:
+        result.defect("image", f"image is not that of f_hat: off by {apart:.3g}, allowed {LIMITS['image']:.3g}")

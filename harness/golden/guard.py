@@ -21,7 +21,7 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import cachefree, handoff, sequential
 from harness.reference.handoff import HandOff
-from harness.rounding.budget import calibrate
+from harness.rounding.measure import quick
 from harness.runs.factory import DEFAULT
 from harness.runs.here import run
 from harness.speculative.build import build_decoder
@@ -78,7 +78,7 @@ def failing_laws(models: ModelPair) -> list[str]:
     found = []
     if not torch.equal(cachefree.sample(models.target, models.vae, request, models.noise(request)), target.tokens_BL):
         found.append("decoding with a cache = decoding without one")
-    budget = calibrate(models, request)
+    budget = quick(models)
     S = models.pyramid.S
     for draft_len in sorted({1, (S + 1) // 2, S}):
         decoded = run(build_decoder(models, Settings(draft_len)), models, request)

@@ -52,8 +52,8 @@ def wrong_at(
         return _wrong_input(evidence, actual, expected, image, si)
     budget = evidence.budget
     rows_actual, rows_expected = actual.rows_RLV[rows, span], expected.rows_RLV[rows, span]
-    if not _same_logits(rows_actual, rows_expected, budget):
-        if _same_logits(rows_actual.flip(0), rows_expected, budget):
+    if not _same_rows(rows_actual, rows_expected, budget):
+        if _same_rows(rows_actual.flip(0), rows_expected, budget):
             return "guidance", f"rows of scale {si} are swapped: unconditional half first"
         return _wrong_rows(evidence, image, si)
     guided = actual.guided_BLV[image, span]
@@ -88,11 +88,11 @@ def _close(actual: Tensor, expected: Tensor, error: float) -> bool:
     return bool(((actual - expected).abs() <= error).all())  # NaN compares False
 
 
-def _same_logits(actual: Tensor, expected: Tensor, budget: Budget) -> bool:
+def _same_rows(actual: Tensor, expected: Tensor, budget: Budget) -> bool:
     """Both sides may be one budget away from float64, at worst and on average; NaN compares False."""
     difference = (actual - expected).abs()
     rms = difference.square().mean().sqrt()
-    return bool((difference <= 2 * budget.logits).all() and rms <= 2 * budget.logits_rms)
+    return bool((difference <= 2 * budget.rows).all() and rms <= 2 * budget.rows_rms)
 
 
 def _input_error(expected_x_RLD: Tensor, budget: Budget) -> float:

@@ -8,7 +8,7 @@ from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.rounding.budget import Budget
+from harness.rounding.budget import Allowance, Budget
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Evidence:
         request: what was drawn.
         actual: the decoder's trace.
         expected: the reference's under the same noise; a free run until `along` replaces it.
-        budget: how far rounding may move logits and f_hat, for this request.
+        budget: how far rounding may move rows and f_hat in this mode.
         greedy: both sides take the most likely token in place of a draw.
         unverified: by image, scales without a target pass, which have no target tensors to check (contract C).
     """
@@ -32,6 +32,10 @@ class Evidence:
     budget: Budget
     greedy: bool = False
     unverified: tuple[frozenset[int], ...] = ()
+
+    def allowance(self, si: int) -> Allowance:
+        """Return how far rounding may move this request's guided logits at one scale, and f_hat."""
+        return self.budget.guided(self.request.cfg, self.models.pyramid.ramp(si))
 
     def along(self) -> Evidence:
         """Return the evidence with the reference run along the decoder's own tokens.

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.rounding.budget import Budget as Allowance
+from harness.rounding.budget import Allowance
 
 ALARM = 1e-6
 THETAS = (0.25, 0.5, 0.75)

@@ -7,13 +7,14 @@ apart within the error budget. Pure functions; the budget is an argument, never 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from harness.judge.verdict import Divergence
 from harness.protocol.request import Request
-from harness.rounding.budget import Budget
+from harness.rounding.budget import Allowance
 
 # Besides the logits, softmax, division and cumulative sum round: a few units of float32 on a log score.
 RACE_ROUNDING = 8 * 2.0**-23
@@ -23,7 +24,7 @@ RACE_ROUNDING = 8 * 2.0**-23
 MANY_TIES = 10
 
 
-def race_margin(exact_V: Tensor, E_V: Tensor, token: int, request: Request, budget: Budget) -> float:
+def race_margin(exact_V: Tensor, E_V: Tensor, token: int, request: Request, allowed: Allowance) -> float:
     """Return by how much `token` loses the race of the float64 logits; <= 0 if it can win within the budget's filter.
 
     The filter is a threshold, so near it rounding decides who takes part: `token` only has to beat the tokens that take
@@ -34,9 +35,9 @@ def race_margin(exact_V: Tensor, E_V: Tensor, token: int, request: Request, budg
         E_V: the exponentials of this draw.
         token: the decoder's.
         request: its filters.
-        budget: how far rounding may move a logit.
+        allowed: how far rounding may move a logit of this scale.
     """
-    possible_V, certain_V = _survivors(exact_V.double(), request, budget.logits)
+    possible_V, certain_V = _survivors(exact_V.double(), request, allowed.logits)
     if not bool(possible_V[token]):
         return float("inf")
     score_V = exact_V.double() - E_V.double().log()
@@ -47,21 +48,24 @@ def race_margin(exact_V: Tensor, E_V: Tensor, token: int, request: Request, budg
     return float(score_V[rivals_V].max() - score_V[token])
 
 
-def margin_bound(budget: Budget) -> float:
-    """Return the largest margin that rounding explains: both tokens' logits move by one budget each."""
-    return 2 * budget.logits + RACE_ROUNDING
+def margin_bound(allowed: Allowance) -> float:
+    """Return the largest margin that rounding explains: both tokens' logits move by all that is allowed."""
+    return 2 * allowed.logits + RACE_ROUNDING
 
 
-def unusual_ties(ties: list[Divergence], budget: Budget) -> list[Divergence]:
+def unusual_ties(ties: Sequence[Divergence], allowed_S: Sequence[Allowance]) -> list[Divergence]:
     """Return the ties that are no ties where all of them together are beyond rounding; else none.
 
     A margin is at most what its two logits moved by, and `logits_rms` is two times or more what one moves by as a rule.
+
+    Args:
+        ties: of one decode, each with its scale.
+        allowed_S: how far rounding may move a logit, by scale.
     """
-    usual = budget.logits_rms + RACE_ROUNDING
-    margins = [max(0.0, tie.margin) for tie in ties]
-    if len(ties) < MANY_TIES or math.hypot(*margins) <= usual * math.sqrt(len(ties)):
+    shares = [max(0.0, tie.margin) / (allowed_S[tie.scale].logits_rms + RACE_ROUNDING) for tie in ties]
+    if len(ties) < MANY_TIES or math.hypot(*shares) <= math.sqrt(len(ties)):
         return []
-    return [tie for tie in ties if tie.margin > usual]
+    return [tie for tie, share in zip(ties, shares, strict=True) if share > 1]
 
 
 def _survivors(logits_V: Tensor, request: Request, error: float) -> tuple[Tensor, Tensor]:

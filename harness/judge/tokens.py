@@ -44,7 +44,7 @@ def judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement:
                 break
         if len(judgement.defects) == MOST_RECORDS:
             break
-    for tie in unusual_ties(judgement.ties, evidence.budget):
+    for tie in unusual_ties(judgement.ties, [evidence.allowance(si) for si in models.pyramid]):
         judgement.ties.remove(tie)
         detail = "one of many ties whose margins together are beyond rounding"
         judgement.defects.append(replace(tie, component="unknown", detail=detail))
@@ -56,16 +56,17 @@ def _judge_token(
     evidence: Evidence, wrong: Found | None, noise: SeededNoise, image: int, position: int, exact_V: Tensor
 ) -> Divergence:
     """Certify one differing token as a tie, or name the component that `wrong` found at or before its scale."""
-    models, request, budget = evidence.models, evidence.request, evidence.budget
+    models, request = evidence.models, evidence.request
     si = models.pyramid.level_of(position)
+    allowed = evidence.allowance(si)
     E_V = torch.ones_like(exact_V)  # greedy: a race in which nobody is slowed down
     if not evidence.greedy:
         E_V = noise.exponential(si, TOKEN, "judge")[image, position - models.pyramid.begin(si)]
     actual, expected = (int(t.tokens_BL[image, position]) for t in (evidence.actual, evidence.expected))
-    margin, bound = race_margin(exact_V, E_V, actual, request, budget), margin_bound(budget)
+    margin, bound = race_margin(exact_V, E_V, actual, request, allowed), margin_bound(allowed)
     kept = (evidence.actual.intermediates, evidence.expected.intermediates)  # a decoder may keep none
     sides = [k.guided_BLV[image, position] for k in kept if k is not None]
-    near = all(float((side.double() - exact_V).abs().max()) <= budget.logits for side in sides)
+    near = all(float((side.double() - exact_V).abs().max()) <= allowed.logits for side in sides)
     # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw.
     own = draw(filter_logits(sides[0], request.top_k, request.top_p), E_V) if len(sides) == 2 else actual
     if margin <= bound and near and own == actual:

@@ -21,7 +21,7 @@ from harness.reference import sequential
 from harness.reference.draw import filter_logits
 from harness.reference.enumerate import distance, joint_law
 from harness.reference.guidance import guide
-from harness.rounding.budget import calibrate
+from harness.rounding.measure import quick
 from harness.speculative.sampler import SpeculativeDecoder
 
 # One false alarm in 10^6 checks if chi-square held to that depth; with pooled cells it is some factors off so far out.
@@ -41,8 +41,9 @@ def token_identical(subject: Subject, case: Case) -> bool:
     """Same seed, same tokens as sequential target decoding, up to ties certified by float64."""
     models, request = case.models, case.request
     expected = sequential.sample(models.target, models.vae, request, case.noise())
+    budget = quick(models)
     actual = subject.decode(case)
-    judgement = judge(Evidence(models, request, actual, expected, calibrate(models, request)))
+    judgement = judge(Evidence(models, request, actual, expected, budget))
     require(not judgement.defects, f"{judgement.defects[0] if judgement.defects else ''}")
     return rejected(actual, case)
 

@@ -107,7 +107,9 @@ class Apart:
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._write_job(factory)
-            self.contracts: list[str] = self._start()
+            built = self._start()
+            self.contracts = [str(name) for name in built["contracts"]]
+            self.moved = [str(clause)[:200] for clause in built["moved"]]
         except BaseException:
             self.close()
             raise
@@ -157,7 +159,7 @@ class Apart:
         pickler(stream, pickle.HIGHEST_PROTOCOL).dump(job)
         (self.folder / "job").write_bytes(stream.getbuffer())
 
-    def _start(self) -> list[str]:
+    def _start(self) -> dict[str, Any]:
         """Start the process and wait until its decoders are built; return what they claim."""
         to_read, to_write = os.pipe(), os.pipe()
         inherited = [to_read[0], to_write[1]] + [self.mailbox.descriptor] * (self.mailbox.descriptor >= 0)
@@ -186,8 +188,7 @@ class Apart:
             raise InputError("implementation", self.name, rule, "see docs/own-decoder.md") from None
         if "refused" in answer:
             raise _refused(answer["refused"])
-        contracts: list[str] = answer["contracts"]
-        return contracts
+        return answer
 
     def _tell(self, question: dict[str, Any]) -> None:
         try:

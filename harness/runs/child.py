@@ -26,7 +26,7 @@ from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.rounding.precision import set_precision
+from harness.rounding.precision import set_precision, unchanged
 from harness.runs.factory import build, load_factory
 from harness.runs.here import run
 from harness.runs.mailbox import Mailbox, UnreadableError
@@ -83,11 +83,12 @@ def _serve(job_file: Path, read: int, write: int) -> None:
         mailbox = Mailbox.open(job.mailbox)
         try:
             factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
-            decoders = [build(factory, job.models, setting) for setting in job.settings]
+            with unchanged() as moved:
+                decoders = [build(factory, job.models, setting) for setting in job.settings]
         except InputError as error:
             _say(answers, {"refused": _refusal(error)})
             return
-        _say(answers, {"contracts": [str(decoder.contract) for decoder in decoders]})
+        _say(answers, {"contracts": [str(decoder.contract) for decoder in decoders], "moved": moved})
         for line in lines:
             question = json.loads(line)
             _say(answers, _decoded(decoders[question["setting"]], job.models, request_of(question["request"]), mailbox))

@@ -24,6 +24,7 @@ from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.rounding.precision import unchanged
 from harness.runs.factory import Factory, build
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
@@ -46,7 +47,8 @@ class Here:
     def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
         self.models, self.watched = models, watched
         self._sums = _sums(models) if watched else {}
-        self._decoders = [build(factory, models, setting) for setting in settings]
+        with unchanged() as self.moved:
+            self._decoders = [build(factory, models, setting) for setting in settings]
         self.contracts = [str(decoder.contract) for decoder in self._decoders]
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
@@ -69,7 +71,18 @@ def run(implementation: Implementation, models: ModelPair, request: Request) -> 
 
     Raises:
         InputError: the decoder refuses the request.
+
+    Effects: process-wide settings of precision that the decoder changed are put back.
     """
+    with unchanged() as moved:
+        made = _run(implementation, models, request)
+    if moved:  # whatever came of it was computed in another mode
+        found = [Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
+        return Judgement(request.B, defects=found)
+    return made
+
+
+def _run(implementation: Implementation, models: ModelPair, request: Request) -> Trace | Judgement:
     try:
         trace = implementation.decode(request, models.noise(request))
         wrong = malformed(models, request, trace)

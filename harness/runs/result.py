@@ -14,7 +14,7 @@ from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, wors
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.trace import Trace
-from harness.rounding.budget import Budget
+from harness.rounding.budget import Allowance
 
 # What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
 COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
@@ -71,7 +71,7 @@ class Verification:
     """The result of a whole run."""
 
     settings: list[SettingResult]
-    budget: Budget | None
+    budget: Allowance | None  # the widest of the run: of the last scale, under the largest guidance value met
     device: torch.device
     dtype: torch.dtype
     draft_dtype: torch.dtype

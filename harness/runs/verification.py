@@ -25,7 +25,9 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.rounding.stored import SHIPPED, budget_for
+from harness.rounding.budget import Allowance, Budget
+from harness.rounding.measure import budget_for
+from harness.rounding.stored import SHIPPED
 from harness.runs.apart import Apart, Limits
 from harness.runs.factory import Factory, is_own, load_factory
 from harness.runs.here import Here
@@ -56,7 +58,8 @@ class Terms:
 class Place(Protocol):
     """Where the decoder under test lives: a decoder for every setting."""
 
-    contracts: list[str]
+    contracts: list[str]  # what the decoders claim
+    moved: list[str]  # process-wide settings of precision that building them changed, a clause each
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting."""
@@ -87,23 +90,25 @@ def verify(
 
     Raises:
         InputError: a setting or a request that the decoder or the networks refuse; a decoder that claims less than is
-            demanded.
+            demanded; a stored budget that is too wide.
 
     Effects: a process for a decoder that is not the harness's own; it has ended when this returns.
     """
     result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.name)
     try:
         models.check_finite()
+        budget = budget_for(models, terms.budgets)
     except NonFiniteError as error:
         result.early.append(Divergence("weights", str(error), requests[0].seed))
         return result
-    result.budget = budget_for(models, requests[0], terms.budgets)
+    result.budget = _widest(budget, models, requests)
     place = _place(models, factory, settings, max(request.B for request in requests), terms)
     try:
+        result.early += [Divergence("precision", f"building changed {what}", requests[0].seed) for what in place.moved]
         result.settings = [SettingResult(s, _claimed(c, terms)) for s, c in zip(settings, place.contracts, strict=True)]
         start = time.perf_counter()
         for request in requests:
-            _verify_request(models, place, request, result, progress)
+            _verify_request(models, place, request, budget, result, progress)
         result.seconds = time.perf_counter() - start
     finally:
         place.close()
@@ -130,10 +135,14 @@ def _claimed(name: str, terms: Terms) -> Contract:
 
 
 def _verify_request(
-    models: ModelPair, place: Place, request: Request, result: Verification, progress: Callable[[], None]
+    models: ModelPair,
+    place: Place,
+    request: Request,
+    budget: Budget,
+    result: Verification,
+    progress: Callable[[], None],
 ) -> None:
     """Decode one request by the reference and under every setting, and judge. Effects: on `result`."""
-    assert result.budget is not None
     free = {}
     for greedy in {setting.settings.greedy for setting in result.settings}:
         free[greedy], seconds = timed(partial(_reference, models, request, greedy), models.device)
@@ -149,7 +158,7 @@ def _verify_request(
         if isinstance(actual, Judgement):
             setting.judgements.append(actual)
         else:
-            evidence = Evidence(models, request, actual, expected, result.budget, setting.settings.greedy)
+            evidence = Evidence(models, request, actual, expected, budget, setting.settings.greedy)
             setting.judgements.append(judge(evidence, setting.contract))
             setting.traces.append(replace(actual, intermediates=None))  # they are large, and judged
             setting.seconds += seconds
@@ -161,6 +170,15 @@ def _keeps_dying(setting: SettingResult) -> bool:
     """Tell whether the setting's last decodes all cost its process: the others would take as long for the same."""
     last = [judgement.defects[:1] for judgement in setting.judgements[-MOST_DEATHS:]]
     return len(last) == MOST_DEATHS and all(found and found[0].component == "process" for found in last)
+
+
+def _widest(budget: Budget, models: ModelPair, requests: Sequence[Request]) -> Allowance:
+    """Return the allowance of the last scale under the largest guidance value; its source says which of several."""
+    pyramid, values = models.pyramid, {abs(request.cfg) for request in requests}
+    allowed = budget.guided(max(values), pyramid.ramp(pyramid.S - 1))
+    if len(values) == 1:
+        return allowed
+    return replace(allowed, source=f"{allowed.source}; the widest, at cfg {max(values):g}")
 
 
 def _reference(models: ModelPair, request: Request, greedy: bool) -> Trace:

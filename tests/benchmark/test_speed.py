@@ -14,7 +14,7 @@ from harness.models.pair import ModelPair, load_digits
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
 from harness.reference import sequential
-from harness.rounding.stored import budget_for
+from harness.rounding.measure import budget_for
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
@@ -34,7 +34,7 @@ def check(models: ModelPair, request: Request, policy: str) -> None:
     decoder = SpeculativeDecoder(models, Options(5, policy=parse(policy)))
     actual = decoder.decode(request, models.noise(request))
     expected = sequential.sample(models.target, models.vae, request, models.noise(request))
-    evidence = Evidence(models, request, actual, expected, budget_for(models, request))
+    evidence = Evidence(models, request, actual, expected, budget_for(models))
     judgement = judge(evidence, Contract.of(decoder.contract))
     assert judgement.verdict.exit_status == 0, judgement.defects[:1]
 

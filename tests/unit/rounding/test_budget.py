@@ -1,4 +1,4 @@
-"""The error budget: measured on the reference, and tight."""
+"""The error budget: stated before guidance, tight, and what it allows at a scale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from harness.mutants.guidance import SWAPPED
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.reference import sequential
-from harness.rounding.budget import Budget, calibrate
+from harness.rounding.budget import Allowance, Budget
+from harness.rounding.measure import quick
 from tests.helpers import Layout, decoder_factory, digits, tiny, verified, verify_here, with_weight
 
 REQUEST = Request((3,), 0)
@@ -29,7 +30,7 @@ def test_the_budget_does_not_depend_on_the_decoder_under_test():
 
 def test_a_relative_change_of_1e_3_to_one_weight_exceeds_the_budget():
     models = digits()
-    budget = calibrate(models, REQUEST)
+    allowed = quick(models).guided(REQUEST.cfg, 1.0)
     bent = with_weight(models.target, "blocks.2.attn.proj.weight", lambda weight: weight * 1.001)
     runs = []
     for network in (models.target, bent):
@@ -37,16 +38,22 @@ def test_a_relative_change_of_1e_3_to_one_weight_exceeds_the_budget():
         forced_BL = runs[0].tokens_BL if runs else None
         runs.append(sequential.sample(network, models.vae, REQUEST, noise, forced_BL))
     delta = (runs[0].intermediates.guided_BLV - runs[1].intermediates.guided_BLV).abs().max()
-    assert float(delta) > 10 * budget.logits
+    assert float(delta) > 10 * allowed.logits
 
 
 def test_the_budget_is_a_small_multiple_of_float32():
-    budget = calibrate(digits(), REQUEST)
-    assert 0 < budget.logits < 1e-2
-    assert 0 < budget.f_hat < 1e-4
+    budget = quick(digits())
+    assert 0 < budget.rows_rms < budget.rows < 1e-3
+    assert 0 < budget.f_hat < 1e-5
 
 
-FEW = Budget(1e-4, 1e-5, 1e-6, "by hand")
+@pytest.mark.parametrize(("cfg", "ramp", "factor"), [(4.0, 0.0, 1), (1.5, 1.0, 4), (4.0, 0.5, 5), (-1.5, 1.0, 4)])
+def test_guidance_multiplies_the_error_of_a_row_by_its_weight_at_the_scale(cfg: float, ramp: float, factor: float):
+    allowed = Budget(0.5, 0.25, 0.125, "by hand").guided(cfg, ramp)
+    assert allowed == Allowance(0.5 * factor, 0.25 * factor, 0.125, "by hand")
+
+
+FEW = Allowance(1e-4, 1e-5, 1e-6, "by hand")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from harness.protocol.trace import Trace
 from harness.reference import cachefree, sequential
 from harness.report.as_json import as_json
 from harness.report.terminal import summary
-from harness.rounding.budget import Budget
+from harness.rounding.budget import Allowance
 from harness.runs.factory import load_factory
 from harness.runs.result import SettingResult
 from harness.speculative.build import build_decoder
@@ -385,13 +385,13 @@ def test_many_ties_must_be_usual_ones():
 
 
 def test_unusual_ties_by_hand():
-    budget = Budget(1.0, 0.1, 1e-6, "by hand")
+    allowed_S = [Allowance(1.0, 0.1, 1e-6, "by hand")]
 
     def ties(*margins: float) -> list[Divergence]:
-        return [Divergence("tie", "", 0, margin=margin) for margin in margins]
+        return [Divergence("tie", "", 0, scale=0, margin=margin) for margin in margins]
 
-    assert unusual_ties(ties(*[1.9] * (MANY_TIES - 1)), budget) == []  # too few to tell
-    assert unusual_ties(ties(*[0.1] * 20), budget) == []
-    assert unusual_ties(ties(*[-3.0] * 19, 0.3), budget) == []  # a token that wins has no margin to explain
+    assert unusual_ties(ties(*[1.9] * (MANY_TIES - 1)), allowed_S) == []  # too few to tell
+    assert unusual_ties(ties(*[0.1] * 20), allowed_S) == []
+    assert unusual_ties(ties(*[-3.0] * 19, 0.3), allowed_S) == []  # a token that wins has no margin to explain
     usual, unusual = ties(*[0.05] * 10), ties(*[0.5] * 10)
-    assert unusual_ties(usual + unusual, budget) == unusual
+    assert unusual_ties(usual + unusual, allowed_S) == unusual
