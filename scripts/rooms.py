@@ -24,7 +24,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "judge": ("protocol", "models", "reference", "rounding"),
     "runs": ("protocol", "models", "reference", "rounding", "judge"),
     "laws": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
-    "mutants": ("protocol", "models", "runs", "laws", "speculative"),
+    "mutants": ("protocol", "models", "judge", "runs", "laws", "speculative"),
     "golden": ("protocol", "models", "reference", "rounding", "judge", "runs", "laws", "speculative"),
     "bench": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
     "report": ("protocol", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "speculative"),

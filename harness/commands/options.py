@@ -19,6 +19,7 @@ from harness.errors import InputError
 from harness.models.pair import ModelPair, load_digits, load_pair, random_pair
 from harness.protocol.request import NoiseOrder, Request
 from harness.rounding.precision import set_precision
+from harness.speculative.policies import HELP
 
 MOST_NUMBERS = 10**6
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -45,7 +46,7 @@ TopK = Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 = off.
 TopP = Annotated[float, typer.Option(help="Keep this much probability; 0 = off.")]
 Noise = Annotated[str, typer.Option(help="image: a stream per image; batch: the published order.")]
 # How the decoder speculates.
-Policy = Annotated[str, typer.Option(help="Acceptance rule: coupled, greedy, rejection, match:0.5, …")]
+Policy = Annotated[str, typer.Option(help=HELP)]
 # How much is said, and where.
 Json = Annotated[Path | None, typer.Option(help="Write the result to this file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")]
