@@ -105,8 +105,13 @@ def _wrong_input(
     evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
 ) -> tuple[str, str]:
     """The input is embed(raw) + position term: what is left without embed(raw) tells which of the two is wrong."""
-    pyramid, network = evidence.models.pyramid, evidence.models.target
+    pyramid, network, B = evidence.models.pyramid, evidence.models.target, evidence.request.B
     span, error = pyramid.span(si), _input_error(expected.x_RLD, evidence.budget)
+    halves = [_close(actual.x_RLD[row, span], expected.x_RLD[row, span], error) for row in (image, B + image)]
+    if si == 0:
+        return "condition", f"the input of scale 0 is not that of its label{_half(halves)}"
+    if any(halves):
+        return "rows", f"the input of scale {si} is wrong{_half(halves)}"
     own_lD = network.lvl_SD[si] + network.pos_LD[span]
     left_lD = actual.x_RLD[image, span] - (expected.x_RLD[image, span] - own_lD)
     # [level, row, position]: how far a row is from that position's term, each row free to sit anywhere
@@ -118,6 +123,13 @@ def _wrong_input(
         found = f"{int(position_l[0])}..{int(position_l[-1])} with level {_span(level_l)}"
         return "positions", f"inputs of scale {si} sit at positions {found}, not {span.start}..{span.stop - 1}"
     return "query", f"the input of scale {si} is not that of its f_hat"
+
+
+def _half(right: list[bool]) -> str:
+    """Say which guidance half is wrong where the other one is right."""
+    return {(True, False): " in the unconditional row alone", (False, True): " in the conditional row alone"}.get(
+        (right[0], right[1]), ""
+    )
 
 
 def _cdist(actual_lD: Tensor, pos_LD: Tensor) -> Tensor:

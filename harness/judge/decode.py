@@ -13,7 +13,9 @@ from dataclasses import replace
 
 import torch
 
+from harness.judge.compared import say_what_was_compared
 from harness.judge.components import first_wrong
+from harness.judge.counts import wrong_counts
 from harness.judge.distances import distances
 from harness.judge.evidence import Evidence
 from harness.judge.form import malformed
@@ -24,12 +26,13 @@ from harness.protocol.contract import Contract
 from harness.protocol.trace import Trace
 
 
-def judge(evidence: Evidence, contract: Contract = Contract.TOKENS) -> Judgement:
+def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool = True) -> Judgement:
     """Judge one decode.
 
     Args:
         evidence: `expected` is the reference's free run under the same noise.
         contract: what the decoder claims.
+        drafts: nothing drafted means nothing proved; False for a decoder that is sequential and says so.
 
     Returns:
         The judgement, defects in causal order. Without a claim on tokens distances from the free run are measured.
@@ -43,8 +46,9 @@ def judge(evidence: Evidence, contract: Contract = Contract.TOKENS) -> Judgement
     judgement.draws = actual.tokens_BL.numel()
     along = evidence if torch.equal(actual.tokens_BL, free.tokens_BL) else evidence.along()
     if not claims_tokens:
-        along = replace(along, unverified=tuple(_unverified(actual, image) for image in range(request.B)))
         judgement.distances = distances(evidence.models, actual, free)
+    if contract is Contract.QUALITY:  # every other claim is about the target's law at every scale
+        along = replace(along, unverified=tuple(_unverified(actual, image) for image in range(request.B)))
     differ_BL = actual.tokens_BL != along.expected.tokens_BL
     judgement.identical = judgement.draws - int(differ_BL.sum())
     wrong: Wrong = {image: first_wrong(along, image) for image in range(request.B)}
@@ -55,10 +59,13 @@ def judge(evidence: Evidence, contract: Contract = Contract.TOKENS) -> Judgement
     tensors = judge_tensors(along, wrong)
     judgement.wrong_tensors = len(tensors)
     judgement.defects += tensors
+    judgement.defects += wrong_counts(evidence.models.pyramid, request, actual, contract)
+    say_what_was_compared(along, contract, judgement)
     # a defect without a position (the final f_hat) comes behind the tokens that it is made of
     judgement.defects.sort(key=lambda d: (d.scale, d.image, d.position < 0, d.position))
-    if not any(turn.drafted for rounds in actual.rounds for turn in rounds):
-        judgement.inconclusive.append("nothing was drafted, as far as Trace.rounds shows")
+    if drafts and not any(turn.drafted for rounds in actual.rounds for turn in rounds):
+        reason = "nothing was drafted, as far as Trace.rounds shows; pass --sequential for a decoder that never drafts"
+        judgement.inconclusive.append(reason)
     return judgement
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from harness.models.pair import ModelPair
@@ -9,6 +10,8 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
 from harness.rounding.budget import Allowance, Budget
+
+Costs = Sequence[list[float]]  # by scale, by θ
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Evidence:
         expected: the reference's under the same noise; a free run until `along` replaces it.
         budget: how far rounding may move rows and f_hat in this mode.
         greedy: both sides take the most likely token in place of a draw.
+        costs: what the draws of `expected` cost, by scale (`judge.tokens.costs_of`), where somebody has them already.
         unverified: by image, scales without a target pass, which have no target tensors to check (contract C).
     """
 
@@ -31,6 +35,7 @@ class Evidence:
     expected: Trace
     budget: Budget
     greedy: bool = False
+    costs: Costs = ()
     unverified: tuple[frozenset[int], ...] = ()
 
     def allowance(self, si: int) -> Allowance:
@@ -45,4 +50,4 @@ class Evidence:
         models, request = self.models, self.request
         forced_BL = self.actual.tokens_BL
         run = sequential.sample(models.target, models.vae, request, models.noise(request), forced_BL, self.greedy)
-        return replace(self, expected=run)
+        return replace(self, expected=run, costs=())

@@ -106,7 +106,8 @@ def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator
         if tensor is not None and tuple(tensor.shape) != expected.shape:
             yield Divergence(expected.component, f"{name} is {tuple(tensor.shape)}, not {expected.shape}", seed)
     for image, scale in trace.missing_scales(pyramid):
-        yield Divergence("scheduling", "a scale was not generated exactly once", seed, image, scale=scale)
+        detail = f"scale {scale} was made final {_times(trace, image, scale)} times, not once"
+        yield Divergence("scheduling", detail, seed, image, scale=scale)
     for image, position in torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V)).tolist():
         yield Divergence("scheduling", f"token outside 0..{V - 1}", seed, image, scale=pyramid.level_of(position))
     if not bool(torch.isfinite(trace.f_hat_BCPP).all()):
@@ -116,6 +117,10 @@ def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator
         if covered != list(pyramid) or any(turn.finished < 1 for turn in rounds):
             detail = f"rounds finish scales {covered}, not 0..{pyramid.S - 1} once each"
             yield Divergence("scheduling", detail, seed, image)
+
+
+def _times(trace: Trace, image: int, scale: int) -> int:
+    return int(trace.scale_writes_BS[image, scale])
 
 
 def _tensor(trace: Trace, name: str) -> Tensor | None:

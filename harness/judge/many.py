@@ -63,7 +63,7 @@ def cost(scores_NV: Tensor, tail: Tail) -> list[float]:
         scores_NV: of the race, logits − ln E, dropped tokens at −inf; N draws of one scale.
         tail: of that scale.
     """
-    best_Nk = scores_NV.double().topk(min(NEAREST, scores_NV.shape[1]), dim=1).values
+    best_Nk = scores_NV.topk(min(NEAREST, scores_NV.shape[1]), dim=1).values.double()
     chance_Nk = tail.chance(best_Nk[:, :1] - best_Nk[:, 1:])
     return [float((chance_Nk ** (1 - theta) - chance_Nk).sum()) for theta in THETAS]
 

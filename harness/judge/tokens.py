@@ -12,19 +12,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness.judge.evidence import Evidence
+from harness.judge.evidence import Costs, Evidence
+from harness.judge.many import Tail, cost, too_many
+from harness.judge.many import evidence as evidence_of
 from harness.judge.tensors import Found, Wrong, deltas
-from harness.judge.ties import margin_bound, race_margin, unusual_ties
+from harness.judge.ties import RACE_ROUNDING, margin_bound, race_margin, unusual_ties
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.noise import TOKEN, SeededNoise
 from harness.reference import cachefree
-from harness.reference.draw import draw, filter_logits
+from harness.reference.draw import filter_logits
+from harness.rounding.budget import Allowance
 
+NOTHING = Allowance(0.0, 0.0, 0.0, "the decoder's own numbers")
 MOST_RECORDS = 1000  # wrong tokens of one decode that are described one by one
 
 
 def judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement: Judgement) -> None:
     """Certify every differing token as a tie against float64, or call it a defect."""
+    costs = evidence.costs or costs_of(evidence)
+    judgement.surprise = [-sum(of) for of in zip(*costs, strict=True)]
     if not bool(differ_BL.any()):
         return
     models, request = evidence.models, evidence.request
@@ -44,12 +50,39 @@ def judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement:
                 break
         if len(judgement.defects) == MOST_RECORDS:
             break
-    for tie in unusual_ties(judgement.ties, [evidence.allowance(si) for si in models.pyramid]):
+    _judge_together(evidence, costs, judgement)
+    judgement.wrong_tokens = int(differ_BL.sum()) - len(judgement.ties)
+    judgement.unlisted = judgement.wrong_tokens - len(judgement.defects)
+
+
+def _judge_together(evidence: Evidence, costs: Costs, judgement: Judgement) -> None:
+    """Call ties defects that are too many or too wide for rounding. Effects: on `judgement`."""
+    pyramid = evidence.models.pyramid
+    rejected = unusual_ties(judgement.ties, [evidence.allowance(si) for si in pyramid])
+    for si in sorted({tie.scale for tie in judgement.ties}):
+        margins = [tie.margin for tie in judgement.ties if tie.scale == si]
+        weighed = evidence_of(margins, Tail.of(evidence.allowance(si)))
+        judgement.surprise = [a + b for a, b in zip(judgement.surprise, weighed, strict=True)]
+        if too_many([a - b for a, b in zip(weighed, costs[si], strict=True)], pyramid.S):
+            rejected += [tie for tie in judgement.ties if tie.scale == si and tie.margin > 0 and tie not in rejected]
+    for tie in rejected:
         judgement.ties.remove(tie)
         detail = "one of many ties whose margins together are beyond rounding"
         judgement.defects.append(replace(tie, component="unknown", detail=detail))
-    judgement.wrong_tokens = int(differ_BL.sum()) - len(judgement.ties)
-    judgement.unlisted = judgement.wrong_tokens - len(judgement.defects)
+
+
+@torch.inference_mode()
+def costs_of(evidence: Evidence) -> Costs:
+    """Return, for every scale, what its draws cost for having been free to flip (`judge.many`), by the reference."""
+    request, pyramid, kept = evidence.request, evidence.models.pyramid, evidence.expected.intermediates
+    assert kept is not None
+    noise, found = evidence.models.noise(request), []
+    for si in pyramid:
+        scores_BlV = filter_logits(kept.guided_BLV[:, pyramid.span(si)], request.top_k, request.top_p)
+        if not evidence.greedy:
+            scores_BlV = scores_BlV - noise.exponential(si, TOKEN, "judge").log()
+        found.append(cost(scores_BlV.flatten(0, 1), Tail.of(evidence.allowance(si))))
+    return found
 
 
 def _judge_token(
@@ -67,9 +100,10 @@ def _judge_token(
     kept = (evidence.actual.intermediates, evidence.expected.intermediates)  # a decoder may keep none
     sides = [k.guided_BLV[image, position] for k in kept if k is not None]
     near = all(float((side.double() - exact_V).abs().max()) <= allowed.logits for side in sides)
-    # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw.
-    own = draw(filter_logits(sides[0], request.top_k, request.top_p), E_V) if len(sides) == 2 else actual
-    if margin <= bound and near and own == actual:
+    # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw. A cumulative
+    # sum of another shape may round otherwise at the edge of top-p, which `race_margin` allows for.
+    own = race_margin(sides[0].double(), E_V, actual, request, NOTHING) if len(sides) == 2 else 0.0
+    if margin <= bound and near and own <= RACE_ROUNDING:
         component, detail = "tie", "within the error budget of float64"
     elif wrong is not None and wrong[0] <= si:
         _, component, detail = wrong

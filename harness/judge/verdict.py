@@ -75,7 +75,8 @@ class Divergence:
         for word, value in (("image", self.image), ("label", self.label), ("scale", self.scale)):
             where += f", {word} {value}" if value >= 0 else ""
         if self.position >= 0:
-            where += f", position {self.position}: token {self.actual}, expected {self.expected}"
+            agrees = "agrees" if self.actual == self.expected else f"expected {self.expected}"
+            where += f", position {self.position}: token {self.actual}, {agrees}".replace(", agrees", " agrees")
         if not math.isnan(self.margin):
             where += f", margin {self.margin:.3g} (bound {self.bound:.3g})"
         for word, delta in (("|Δlogits|", self.delta_logits), ("|Δf_hat|", self.delta_f_hat)):
@@ -123,6 +124,9 @@ class Judgement:
         inconclusive: reasons why the run proves nothing; empty in a good run.
         claims_tokens: True under contract A; otherwise `identical` is a measurement, and no token a defect.
         distances: of every image, where tokens are not claimed.
+        compared: what was compared with the reference's, in words; `not_compared` says why the rest was not.
+        not_compared: what could not be, and why.
+        surprise: what its ties weigh against rounding, by θ (`judge.many`); those of a run add up.
     """
 
     images: int
@@ -137,6 +141,9 @@ class Judgement:
     inconclusive: list[str] = field(default_factory=list)
     claims_tokens: bool = True
     distances: list[Distance] = field(default_factory=list)
+    compared: list[str] = field(default_factory=list)
+    not_compared: dict[str, str] = field(default_factory=dict)
+    surprise: list[float] = field(default_factory=lambda: [0.0] * 3)
 
     def count(self, name: str) -> int:
         """Return a count, or the length of a list; that of `defects` with those that have no record."""

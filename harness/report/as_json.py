@@ -29,6 +29,8 @@ def as_json(result: Verification) -> bytes:
         "defects": total("defects") + len(result.early),
         "first_divergence": first.as_dict() if first else None,
         "inconclusive": result.inconclusive,
+        "compared": result.compared,
+        "not_compared": result.not_compared,
         "target_calls": joined("target_calls"),
         "target_rows": joined("target_rows"),
         "rounds": joined("rounds"),

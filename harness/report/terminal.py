@@ -69,6 +69,10 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
             console.print(f"error budget: {numbers}\n  = {budget.source}")
         if result.decode_seconds:
             say(console, f"judging: {result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
+        if result.compared:
+            say(console, f"compared with the reference: {', '.join(result.compared)}")
+        for name, why in result.not_compared.items():
+            say(console, f"not compared: {name} ({why})")
         for setting in result.settings:
             if setting.distances:
                 say(console, measured(setting))

@@ -104,6 +104,20 @@ class Verification:
         return next(iter(defects + ties), None)
 
     @property
+    def compared(self) -> list[str]:
+        """What every decode that was judged showed and had compared with the reference's."""
+        judged = [set(j.compared) for s in self.settings for j in s.judgements if j.draws]
+        return sorted(set.intersection(*judged)) if judged else []
+
+    @property
+    def not_compared(self) -> dict[str, str]:
+        """What some decode did not show, and why."""
+        found: dict[str, str] = {}
+        for judgement in (j for s in self.settings for j in s.judgements):
+            found |= judgement.not_compared
+        return found
+
+    @property
     def inconclusive(self) -> list[str]:
         """Every distinct reason why the run proves nothing."""
         return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive})

@@ -18,6 +18,8 @@ from harness.clock import timed
 from harness.errors import InputError, NonFiniteError
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
+from harness.judge.many import too_many
+from harness.judge.tokens import costs_of
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
@@ -108,7 +110,9 @@ def verify(
         result.settings = [SettingResult(s, _claimed(c, terms)) for s, c in zip(settings, place.contracts, strict=True)]
         start = time.perf_counter()
         for request in requests:
-            _verify_request(models, place, request, budget, result, progress)
+            _verify_request(models, place, request, (budget, terms), result, progress)
+        for setting in result.settings:
+            _judge_run(setting, len(result.settings))
         result.seconds = time.perf_counter() - start
     finally:
         place.close()
@@ -138,12 +142,13 @@ def _verify_request(
     models: ModelPair,
     place: Place,
     request: Request,
-    budget: Budget,
+    by: tuple[Budget, Terms],
     result: Verification,
     progress: Callable[[], None],
 ) -> None:
     """Decode one request by the reference and under every setting, and judge. Effects: on `result`."""
-    free = {}
+    budget, terms = by
+    free, costs = {}, {}
     for greedy in {setting.settings.greedy for setting in result.settings}:
         free[greedy], seconds = timed(partial(_reference, models, request, greedy), models.device)
         free[greedy].seconds = seconds
@@ -158,12 +163,26 @@ def _verify_request(
         if isinstance(actual, Judgement):
             setting.judgements.append(actual)
         else:
-            evidence = Evidence(models, request, actual, expected, budget, setting.settings.greedy)
-            setting.judgements.append(judge(evidence, setting.contract))
+            greedy = setting.settings.greedy
+            evidence = Evidence(models, request, actual, expected, budget, greedy)
+            if greedy not in costs:
+                costs[greedy] = costs_of(evidence)
+            evidence = replace(evidence, costs=costs[greedy])
+            setting.judgements.append(judge(evidence, setting.contract, not terms.sequential))
             setting.traces.append(replace(actual, intermediates=None))  # they are large, and judged
             setting.seconds += seconds
         setting.reference_seconds += expected.seconds
         progress()
+
+
+def _judge_run(setting: SettingResult, looks: int) -> None:
+    """Weigh the ties of a whole run together: what each request may excuse, all of them may not."""
+    judgements = setting.judgements
+    weights = [sum(of) for of in zip(*(judgement.surprise for judgement in judgements), strict=True)]
+    if weights and setting.total("ties") and too_many(weights, looks):
+        detail = f"the {setting.total('ties')} ties of the run together are beyond rounding"
+        last = next(judgement for judgement in reversed(judgements) if judgement.ties)
+        last.defects.append(replace(last.ties[0], component="unknown", detail=detail))
 
 
 def _keeps_dying(setting: SettingResult) -> bool:

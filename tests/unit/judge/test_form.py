@@ -110,7 +110,7 @@ BENT: dict[str, tuple[Any, str, str]] = {
         replace(RIGHT, rounds=[turns + turns[-1:] for turns in RIGHT.rounds]), "scheduling", "rounds finish scales"
     ),
     "written twice": (
-        replace(RIGHT, scale_writes_BS=2 * RIGHT.scale_writes_BS), "scheduling", "a scale was not generated exactly"
+        replace(RIGHT, scale_writes_BS=2 * RIGHT.scale_writes_BS), "scheduling", "scale 0 was made final 2 times"
     ),
 }  # fmt: skip
 

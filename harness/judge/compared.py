@@ -1,0 +1,39 @@
+"""What was compared, and what could not be. Promise: a verdict never speaks of what nobody showed."""
+
+from __future__ import annotations
+
+from harness.judge.evidence import Evidence
+from harness.judge.verdict import Judgement
+from harness.protocol.contract import Contract
+
+SHOWN = ("inputs", "rows", "guided logits", "f_hat of every scale")  # what Trace.intermediates holds
+COUNTS = "calls and rows"
+
+
+def say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Judgement) -> None:
+    """List what was compared; a claim about the target without its tensors proves nothing.
+
+    Effects: on `judgement`: `compared`, `not_compared`, and a reason to be inconclusive under contracts B and C.
+    """
+    actual = evidence.actual
+    judgement.compared = ["tokens"] if contract is Contract.TOKENS else []
+    judgement.compared.append("final f_hat")
+    if contract is not Contract.TOKENS:
+        judgement.not_compared["tokens"] = f"contract {contract.letter} does not claim them"
+    unseen = evidence.unverified and all(len(scales) == evidence.models.pyramid.S for scales in evidence.unverified)
+    if actual.intermediates is None:
+        why = "the decoder shows no Trace.intermediates"
+        judgement.not_compared |= dict.fromkeys(SHOWN, why)
+    elif unseen:
+        why = "the draft decided every scale alone"
+        judgement.not_compared |= dict.fromkeys(SHOWN[:3], why)
+        judgement.compared.append(SHOWN[3])
+    else:
+        why = ""
+        judgement.compared += SHOWN
+    if why and contract is not Contract.TOKENS:
+        judgement.inconclusive.append(f"nothing of the target was compared: {why}")
+    if actual.rounds and actual.target_calls and actual.target_rows:
+        judgement.compared.append(COUNTS)
+    else:
+        judgement.not_compared[COUNTS] = "the trace lacks rounds, target_calls or target_rows"
