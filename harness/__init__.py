@@ -9,8 +9,9 @@ from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates, Round, Trace
+from harness.runs.apart import Limits
 from harness.runs.result import Verification
-from harness.runs.verification import verify
+from harness.runs.verification import Terms, verify
 from harness.speculative.build import build_decoder
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Implementation",
     "InputError",
     "Intermediates",
+    "Limits",
     "ModelPair",
     "NonFiniteError",
     "Request",
@@ -26,6 +28,7 @@ __all__ = [
     "ScalePyramid",
     "SeededNoise",
     "Settings",
+    "Terms",
     "Trace",
     "Verdict",
     "Verification",

@@ -2,9 +2,9 @@
 
 Promise: every token of every image is compared with the reference's draw on the same prefix, and counted: draws =
 identical + ties + wrong tokens + unclaimed ones. The reference follows the decoder's tokens, so one tie does not
-cascade, and a decoder needs no hook for it. Where a decoder does not claim
-the tokens (contracts B and C) no token is called right or wrong; what must hold anyway is checked all the same: every
-scale finished exactly once, and the target's tensors those of the reference along the decoder's own tokens.
+cascade, and a decoder needs no hook for it. Where a decoder does not claim the tokens (contracts B and C) no token is
+called right or wrong; what must hold anyway is checked all the same: every scale finished exactly once, and the
+target's tensors those of the reference along the decoder's own tokens.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import torch
 
-from harness.judge.compared import say_what_was_compared
 from harness.judge.components import first_wrong
 from harness.judge.counts import wrong_counts
 from harness.judge.distances import distances
 from harness.judge.evidence import Evidence
 from harness.judge.form import malformed
+from harness.judge.scope import say_what_was_compared
 from harness.judge.tensors import Wrong, judge_tensors
 from harness.judge.tokens import judge_tokens
 from harness.judge.verdict import Judgement

@@ -68,10 +68,10 @@ def cost(scores_NV: Tensor, tail: Tail) -> list[float]:
     return [float((chance_Nk ** (1 - theta) - chance_Nk).sum()) for theta in THETAS]
 
 
-def evidence(margins: Sequence[float], tail: Tail) -> list[float]:
+def surprise(margins: Sequence[float], tail: Tail) -> list[float]:
     """Return what ties of these margins weigh, for every θ. Filter ties, of margin 0 or less, weigh nothing."""
-    surprise = -float(tail.chance(torch.tensor([m for m in margins if m > 0], dtype=torch.float64)).log().sum())
-    return [theta * surprise for theta in THETAS]
+    total = -float(tail.chance(torch.tensor([m for m in margins if m > 0], dtype=torch.float64)).log().sum())
+    return [theta * total for theta in THETAS]
 
 
 def log_e(weights: Sequence[float]) -> float:

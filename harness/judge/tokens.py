@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.judge.evidence import Costs, Evidence
-from harness.judge.many import Tail, cost, too_many
-from harness.judge.many import evidence as evidence_of
+from harness.judge.many import Tail, cost, surprise, too_many
 from harness.judge.tensors import Found, Wrong, deltas
 from harness.judge.ties import RACE_ROUNDING, margin_bound, race_margin, unusual_ties
 from harness.judge.verdict import Divergence, Judgement
@@ -61,7 +60,7 @@ def _judge_together(evidence: Evidence, costs: Costs, judgement: Judgement) -> N
     rejected = unusual_ties(judgement.ties, [evidence.allowance(si) for si in pyramid])
     for si in sorted({tie.scale for tie in judgement.ties}):
         margins = [tie.margin for tie in judgement.ties if tie.scale == si]
-        weighed = evidence_of(margins, Tail.of(evidence.allowance(si)))
+        weighed = surprise(margins, Tail.of(evidence.allowance(si)))
         judgement.surprise = [a + b for a, b in zip(judgement.surprise, weighed, strict=True)]
         if too_many([a - b for a, b in zip(weighed, costs[si], strict=True)], pyramid.S):
             rejected += [tie for tie in judgement.ties if tie.scale == si and tie.margin > 0 and tie not in rejected]

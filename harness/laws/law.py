@@ -130,6 +130,11 @@ class Law:
         """First half of the id."""
         return self.id.partition(".")[0]
 
+    @property
+    def contracts(self) -> tuple[Contract, ...]:
+        """Claims that entail the law."""
+        return tuple(claim for claim in Contract if claim.entails(self.contract))
+
     def fitted(self, case: Case) -> Case:
         """Return the case as the law takes it: float64 networks if it is wide, a policy whose contract it is about."""
         wide = case.wide() if self.wide else case

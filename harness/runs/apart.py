@@ -280,7 +280,7 @@ def _pickled(factory: Factory, name: str) -> bytes:
         made: bytes = cloudpickle.dumps(factory)
     except Exception as error:
         rule = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
-        remedy = "name it as package.module:factory, or pass in_process=True"
+        remedy = "name it as package.module:factory, or verify with Terms(in_process=True)"
         raise InputError("implementation", name, rule, remedy) from None
     return made
 

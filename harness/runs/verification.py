@@ -34,6 +34,7 @@ from harness.runs.apart import Apart, Limits
 from harness.runs.factory import Factory, is_own, load_factory
 from harness.runs.here import Here
 from harness.runs.result import SettingResult, Verification
+from harness.speculative.build import build_decoder
 
 MOST_DEATHS = 3  # of one setting's process, one after the other: what is left would end as they did
 
@@ -121,11 +122,11 @@ def verify(
 
 def _place(models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms) -> Place:
     """Build the decoders: in a process of their own, unless they are the harness's own or it is asked otherwise."""
-    own = is_own(factory)
-    if not own and not terms.in_process:
+    if is_own(factory):
+        return Here(build_decoder, models, settings, watched=False)
+    if not terms.in_process:
         return Apart(factory, models, settings, most, terms.limits)
-    found = load_factory(factory) if isinstance(factory, str) else factory
-    return Here(found, models, settings, watched=not own)
+    return Here(load_factory(factory) if isinstance(factory, str) else factory, models, settings)
 
 
 def _claimed(name: str, terms: Terms) -> Contract:

@@ -141,7 +141,7 @@ TABLE = (
         "imposed:0.5", (Number("RATE", 0, 1),),
         lambda n, partly: {"name": f"imposed:{n[0]:g}", "accept": partial(accept_by_coin, rate=n[0])}, bench=True),
 )  # fmt: skip
-IMPOSED = TABLE[-1].policy.name
+(IMPOSED,) = (row.policy.name for row in TABLE if row.bench)
 HELP = f"Acceptance rule: {', '.join(row.form for row in TABLE if not row.bench)}."
 
 

@@ -138,7 +138,7 @@ class DecodeState:
         )
 
     def run(self, images: list[int], key: tuple[Hashable, ...], work: Callable[[*Ts], T], *given: *Ts) -> T:
-        """Do device work for these images: the one place where that of a whole batch becomes a recording, or does not.
+        """Do device work for these images: where that of a whole batch becomes a recording, or does not.
 
         Args:
             images: one group.

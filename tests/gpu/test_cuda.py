@@ -19,6 +19,7 @@ from harness.protocol.request import Request
 from harness.rounding.measure import errors, measure
 from harness.rounding.precision import set_precision
 from harness.rounding.stored import SHIPPED, load, mode_of
+from harness.runs.verification import verify
 from harness.speculative.build import build_decoder
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
@@ -129,3 +130,22 @@ def test_the_result_states_what_is_switched_off(tf32: bool, monkeypatch: pytest.
     set_precision(False)
     stated = json.loads(report.read_text())["precision"]
     assert stated == {"tf32_matmul": tf32, "tf32_convolution": tf32, "deterministic_convolution": True}
+
+
+def test_a_decoder_in_a_process_of_its_own_meets_the_same_numbers_on_the_device():
+    models = load_digits().to("cuda")
+    requests = [REQUEST, Request((4, 5), 9)]
+    result = verify(models, "tests.bent:honest", [Settings(2), Settings(5)], requests)
+    assert result.verdict in (Verdict.IDENTICAL, Verdict.TIE), result.first_divergence
+
+
+@pytest.mark.parametrize(("name", "component"), [("exits", "process"), ("killed", "process"), ("hoards", "process")])
+def test_a_process_that_dies_on_the_device_is_a_defect(name: str, component: str):
+    result = verify(load_digits().to("cuda"), f"tests.bent:{name}", [Settings(2)], [REQUEST])
+    assert (result.verdict, result.first_divergence.component) == (Verdict.DEFECT, component)
+
+
+def test_weights_changed_on_the_device_are_the_decoders_own():
+    assert (
+        verify(load_digits().to("cuda"), "tests.bent:rounds_target", [Settings(2)], [REQUEST]).verdict is Verdict.DEFECT
+    )

@@ -59,6 +59,9 @@ def test_the_doors_themselves_lead_down():
         ("harness.protocol.noise", "from harness.models.pair import ModelPair"),
         ("harness.report.terminal", "from harness.commands.verify import verify"),
         ("harness.laws.law", "def late():\n    from harness.commands import verify"),
+        ("harness.judge.compare", "from harness import build_decoder"),
+        ("harness.reference.handoff", "import harness"),
+        ("harness", "from harness.commands.verify import verify"),
     ],
 )
 def test_a_door_broken_on_purpose_is_seen(module: str, line: str):
@@ -97,9 +100,13 @@ def test_the_picture_of_the_rooms_is_that_of_the_imports():
     assert page == rewritten(page, edges()), "run python scripts/rooms.py"
 
 
-def test_every_room_is_described():
-    page = PAGE.read_text()
-    assert [room for room in DOORS if f"**`{room}/`**" not in page] == []
+def test_every_room_is_described_and_every_module_named():
+    paragraphs = {text.split("`")[1].strip("/"): text for text in PAGE.read_text().split("\n\n") if text[:3] == "**`"}
+    assert list(paragraphs) == [room for room in paragraphs if room in DOORS]
+    assert set(paragraphs) == set(DOORS)
+    names = {module: module.rpartition(".")[2] for module in modules() if room_of(module) != "(loose)"}
+    missing = [module for module, name in names.items() if f"`{name}`" not in paragraphs[room_of(module)]]
+    assert [module for module in missing if module.rpartition(".")[2] not in (*DOORS, "tools")] == []
 
 
 def test_nobody_draws_from_a_global_generator():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness import ModelPair, Request, SeededNoise, Settings, Trace, Verdict
-from harness.judge.many import ALARM, Tail, cost, evidence, log_e, too_many
+from harness.judge.many import ALARM, Tail, cost, log_e, surprise, too_many
 from harness.rounding.budget import Allowance
 from harness.speculative.build import build_decoder
 from tests.helpers import digits, verify_here
@@ -36,7 +36,7 @@ def run(generator: torch.Generator, usual: float, wrong: int = 0, N: int = 120, 
     # a budget is twice what was measured
     tail = Tail.of(Allowance(2 * RATIO * usual, 2 * usual, 0.0, ""))
     margins = margin_N[margin_N > 0].tolist()
-    return [a - b for a, b in zip(evidence(margins, tail), cost(scores_NV, tail), strict=True)], len(margins)
+    return [a - b for a, b in zip(surprise(margins, tail), cost(scores_NV, tail), strict=True)], len(margins)
 
 
 def alarms(count: int, usual: float, wrong: int = 0) -> tuple[int, int]:

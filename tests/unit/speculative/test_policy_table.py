@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
+from harness.protocol.decoder import Settings
 from harness.speculative import policies
 from harness.speculative.policies import HELP, IMPOSED, TABLE, Number, parse, table
 from tests.helpers import command
@@ -79,3 +80,8 @@ def test_the_page_holds_the_table():
 def test_a_number_is_read_within_its_range(number: Number, good: list[str], bad: list[str]):
     assert [number.read(text) for text in good] == [float(text) for text in good]
     assert all(number.read(text) != number.read(text) for text in bad)  # NaN
+
+
+def test_the_settings_know_which_policies_are_greedy():
+    for row in TABLE:
+        assert Settings(policy=row.example).greedy is row.policy.greedy, row.example
