@@ -176,6 +176,11 @@ class Case:
         return torch.randint(self.V, (self.B, self.pyramid.L), generator=self.generator()).to(self.at)
 
 
+def forget_models() -> None:
+    """Make all networks anew when they are next asked for: they are shared between cases."""
+    _models.cache_clear()
+
+
 @lru_cache(maxsize=64)
 def _models(case: Case) -> ModelPair:
     config = TransformerConfig(

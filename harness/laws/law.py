@@ -16,8 +16,8 @@ from torch import Tensor
 
 from harness.errors import HarnessError, InputError
 from harness.judge.compare import differences
-from harness.laws.case import Case
-from harness.models.pair import ModelPair
+from harness.laws.case import Case, forget_models
+from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Implementation
 from harness.protocol.noise import Noise
@@ -82,7 +82,10 @@ class Subject:
     ) -> Trace:
         """Decode a case; the three arguments replace what the case says."""
         request = request or case.request
-        return self.decoder(case, models).decode(request, noise or case.noise(request))
+        kept = replace(request)
+        decoded = self.decoder(case, models).decode(request, noise or case.noise(request))
+        require(request == kept, f"decoding changed the request to {request}")
+        return decoded
 
     def parts(self, case: Case, *names: str) -> Any:
         """Return the decoder's parts.
@@ -149,16 +152,22 @@ class Law:
             InputError: the decoder refuses the case.
         """
         case = self.fitted(case)
+        models, before = case.models, pair_checksums(case.models)  # before the decoder is built
         claimed = Contract.of(subject.decoder(case).contract)
         if not claimed.entails(self.contract):
             raise NotOffered(f"contract {claimed}")
         try:
-            return self.test(subject, case)
+            exercised = self.test(subject, case)
+            changed = [name for name, value in pair_checksums(models).items() if value != before[name]]
+            require(not changed, f"the decoder wrote into {', '.join(changed[:3])}, which it shares with its oracle")
+            return exercised
         except Broken as broken:
+            forget_models()  # who knows what was written into them
             raise Violation(self, case, str(broken), subject.name) from None
         except (NotOffered, InputError):
             raise
         except Exception as error:
+            forget_models()
             found = f"the decoder raised {type(error).__name__}: {error}"
             raise Violation(self, case, found, subject.name) from error
 

@@ -15,6 +15,7 @@ from harness.errors import InputError, NonFiniteError
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder
 from harness.models.checkpoint import load_autoencoder, load_transformer
+from harness.models.checksum import checksums
 from harness.models.network import Network
 from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
 from harness.models.transformer import Transformer
@@ -110,6 +111,13 @@ class ModelPair:
             for name, tensor in weights.items():
                 if not bool(torch.isfinite(tensor).all()):
                     raise NonFiniteError(f"{word}.{name}")
+
+
+@torch.inference_mode()
+def pair_checksums(models: ModelPair) -> dict[str, int]:
+    """Return the checksum of every weight of a pair, e.g. of ``target.head.weight``."""
+    sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
+    return {f"{side}.{name}": value for side, w in sides.items() for name, value in checksums(w).items()}
 
 
 def load_digits() -> ModelPair:

@@ -19,8 +19,7 @@ from torch import Tensor
 from harness.errors import InputError, NoiseError, NonFiniteError, text_of
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
-from harness.models.checksum import checksums
-from harness.models.pair import ModelPair
+from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
@@ -46,7 +45,7 @@ class Here:
 
     def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
         self.models, self.watched = models, watched
-        self._sums = _sums(models) if watched else {}
+        self._sums = pair_checksums(models) if watched else {}
         with unchanged() as self.moved:
             self._decoders = [build(factory, models, setting) for setting in settings]
         self.contracts = [str(decoder.contract) for decoder in self._decoders]
@@ -56,7 +55,7 @@ class Here:
         made = run(self._decoders[setting], self.models, replace(request))
         if not self.watched:
             return made
-        changed = [name for name, value in _sums(self.models).items() if value != self._sums[name]]
+        changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
         if changed:
             detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
             return Judgement(request.B, defects=[Divergence("weights", detail, request.seed)])
@@ -133,9 +132,3 @@ def _by_value(trace: Trace) -> Trace:
         rounds=[list(rounds) for rounds in trace.rounds],
         intermediates=kept,
     )
-
-
-@torch.inference_mode()
-def _sums(models: ModelPair) -> dict[str, int]:
-    sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
-    return {f"{side}.{name}": value for side, w in sides.items() for name, value in checksums(w).items()}
