@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 from harness.errors import HarnessError
+from harness.judge.form import expected_tensors
 from harness.models.pair import ModelPair
+from harness.protocol.request import Request
 
 ALIGNED = 64  # bytes; a view of another dtype needs its own alignment
-# A decoder may show its tensors in a wider dtype than the networks'.
-ROOM = 2
+WIDEST = 8  # bytes of a number: a decoder may show its tensors in a wider dtype than the networks'
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool)
@@ -39,12 +40,9 @@ class UnreadableError(HarnessError):
 
 
 def capacity(models: ModelPair, B: int) -> int:
-    """Return the bytes that the tensors of a whole trace of B images may fill."""
-    config, L, P = models.target.config, models.pyramid.L, models.pyramid.P
-    wide = torch.promote_types(models.target.dtype, torch.float32).itemsize
-    maps = (models.pyramid.S + 1) * B * config.C * P * P
-    rows = B * L * (3 * config.V + 2 * config.D)
-    return ROOM * wide * (maps + rows) + 8 * B * (L + models.pyramid.S) + 16 * ALIGNED
+    """Return the bytes that the tensors of a whole trace of B images may fill, each number of the widest dtype."""
+    expected = expected_tensors(models, Request((0,) * B)).values()
+    return sum(_next(math.prod(tensor.shape) * WIDEST) for tensor in expected)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Exit status 1 means a defect and nothing else; all other ends are one line on stderr and status 2, or 141."""
+"""Exit status 1 means a defect and nothing else; all other ends are one line on stderr and status 2, or 141.
+
+Long, since it is one list: every way in which a command can be stopped.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The whole judgement: correct decoders pass whatever the draft does, planted bugs are caught and located."""
+"""The whole judgement: correct decoders pass whatever the draft does, planted bugs are caught and located.
+
+Long, since each test is a whole run and they share their decoders.
+"""
 
 from __future__ import annotations
 
