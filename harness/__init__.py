@@ -9,9 +9,10 @@ from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates, Round, Trace
-from harness.runs.apart import Limits
+from harness.runs.limits import Limits
 from harness.runs.result import Verification
-from harness.runs.verification import Terms, verify
+from harness.runs.terms import Terms
+from harness.runs.verification import verify
 from harness.speculative.build import build_decoder
 
 __all__ = [

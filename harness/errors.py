@@ -25,6 +25,11 @@ class InputError(HarnessError):
         self.name, self.value, self.rule, self.remedy = name, value, rule, remedy
         super().__init__(one_line(f"{name}={value if isinstance(value, str) else shown(value)}: {rule}; {remedy}"))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
+        """Travel between processes: an exception is pickled by its arguments."""
+        value = self.value if isinstance(self.value, str) else shown(self.value)
+        return InputError, (self.name, value, self.rule, self.remedy)
+
 
 class NonFiniteError(HarnessError):
     """Name the first tensor that holds NaN or infinity: a defect of the decoder or its weights, not of the input.
@@ -38,9 +43,25 @@ class NonFiniteError(HarnessError):
         self.tensor, self.where = tensor, where
         super().__init__(f"non-finite values in {tensor}{f' at {where}' if where else ''}")
 
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, str]]:
+        """Travel between processes: an exception is pickled by its arguments."""
+        return NonFiniteError, (self.tensor, self.where)
+
 
 class NoiseError(HarnessError):
     """A random number was read in a way that the contract of the run forbids."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to end; `status` is what a shell makes of it.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.status = 128 + number
+        super().__init__(number)
 
 
 def one_line(text: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, field, fields, replace
 
 from harness.judge.distances import distances
 from harness.judge.verdict import Distance
@@ -17,9 +18,13 @@ from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
+from harness.runs.employ import employ
+from harness.runs.terms import Keeping
+from harness.runs.workers import Died, WorkerError
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
+ALONE = Keeping()
 ELSEWHERE = 2**32  # what another seed is away
 EVERY_LENGTH = (
     "coupled", "greedy", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial", "topk-match:5:0.5",
@@ -64,6 +69,15 @@ class PolicyRow:
             return statistics.fmean(getattr(distance, name) for distance in self.distances)
         return statistics.fmean(getattr(self, name))
 
+    def join(self, other: PolicyRow) -> None:
+        """Count what another row counted, behind what this one did."""
+        for part in fields(self):
+            value, more = getattr(self, part.name), getattr(other, part.name)
+            if isinstance(value, list):
+                value += more
+            elif isinstance(value, Counter):
+                value.update(more)
+
     def add(self, models: ModelPair, actual: Trace, expected: Trace) -> None:
         """Count one batch."""
         self.target_calls += actual.target_calls
@@ -90,6 +104,7 @@ def measure(
     requests: Sequence[Request],
     settings: Sequence[tuple[str, str]],
     progress: Callable[[], None] = lambda: None,
+    workers: Keeping = ALONE,
 ) -> list[PolicyRow]:
     """Decode every request under every setting.
 
@@ -97,33 +112,82 @@ def measure(
         models: on their device.
         requests: batches.
         settings: policy and draft length, in text form.
-        progress: called after every decode under a setting.
+        progress: called after every request.
+        workers: who does it.
 
     Returns:
         The yardsticks' rows, then one a setting.
 
     Raises:
         InputError: a policy or length that does not exist or does not fit.
+        WorkerError: the workers die.
     """
-    policies = [parse(text) for text, _ in settings]
-    decoders = [
-        SpeculativeDecoder(models, Options(length, policy=policy, keep_intermediates=False))
-        for policy, (_, length) in zip(policies, settings, strict=True)
-    ]
-    rows = [PolicyRow(p.name, p.contract.letter, length) for p, (_, length) in zip(policies, settings, strict=True)]
-    sole, other = PolicyRow("the draft alone"), PolicyRow("another seed")
+    crew, found = employ(workers, models.device, len(requests)), dict[Request, list[PolicyRow]]()
+    with closing(crew.open(PolicyWork(models, tuple(settings)))) as pool:
+        for request, rows in pool.map(requests):
+            if isinstance(rows, Died):
+                raise WorkerError(f"batch={request.B}: {rows.why}; pass a smaller --batch, or fewer --workers")
+            found[request] = rows
+            progress()
+        total: list[PolicyRow] = pool.about["rows"]
     for request in requests:
+        for row, more in zip(total, found[request], strict=True):
+            row.join(more)
+    return total
+
+
+@dataclass(frozen=True)
+class PolicyWork:
+    """What a worker of a bench gets.
+
+    Args:
+        models: networks.
+        settings: policy and draft length, in text form.
+    """
+
+    models: ModelPair
+    settings: tuple[tuple[str, str], ...]
+
+    def open(self) -> PolicyBench:
+        """Build the decoders. Raises `InputError` where a setting does not fit."""
+        return PolicyBench(self)
+
+
+class PolicyBench:
+    """Decodes requests under every setting."""
+
+    def __init__(self, work: PolicyWork) -> None:
+        self.models, self.settings = work.models, work.settings
+        self.policies = [parse(text) for text, _ in work.settings]
+        self.decoders = [
+            SpeculativeDecoder(work.models, Options(length, policy=policy, keep_intermediates=False))
+            for policy, (_, length) in zip(self.policies, work.settings, strict=True)
+        ]
+        self.about = {"rows": self.rows()}
+
+    def rows(self) -> list[PolicyRow]:
+        """Return rows that count nothing yet."""
+        lengths = [length for _, length in self.settings]
+        made = [PolicyRow(p.name, p.contract.letter, length) for p, length in zip(self.policies, lengths, strict=True)]
+        return [PolicyRow("the draft alone"), PolicyRow("another seed"), *made]
+
+    def do(self, request: Request) -> list[PolicyRow]:
+        """Decode one request; return its rows."""
+        models, made = self.models, self.rows()
+        sole, other, *rows = made
         usual = _sequential(models, request)
-        greedy = _sequential(models, request, greedy=True) if any(policy.greedy for policy in policies) else usual
+        greedy = _sequential(models, request, greedy=True) if any(policy.greedy for policy in self.policies) else usual
         draft = _sequential(replace(models, target=models.draft), request)
         draft.draft_rows, draft.target_rows = draft.target_rows, [0] * request.B
         draft.target_calls = [0] * request.B
         sole.add(models, draft, usual)
         other.add(models, _sequential(models, replace(request, seed=request.seed + ELSEWHERE)), usual)
-        for policy, decoder, row in zip(policies, decoders, rows, strict=True):
+        for policy, decoder, row in zip(self.policies, self.decoders, rows, strict=True):
             row.add(models, decoder.decode(request, models.noise(request)), greedy if policy.greedy else usual)
-            progress()
-    return [sole, other, *rows]
+        return made
+
+    def close(self) -> None:
+        """Nothing is left to end."""
 
 
 def _sequential(models: ModelPair, request: Request, greedy: bool = False) -> Trace:

@@ -14,8 +14,9 @@ from harness.commands import options
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.protocol.request import Request
+from harness.report.progress import LongWork
 from harness.report.speed import show
-from harness.report.terminal import plain_console, progress_bar
+from harness.report.terminal import plain_console
 from harness.speculative.policies import parse
 
 
@@ -57,12 +58,11 @@ def bench(
         torch.cuda.empty_cache()
     measured = Bench(pair, graphs, repeats, machine, bonus)
     rows: list[SpeedRow] = []
-    with progress_bar(quiet) as progress:
-        task = progress.add_task("timing", total=len(requests) * len(settings))
+    with LongWork("timings", len(requests) * len(settings), quiet) as work:
         for same_size in requests:
             for row in measured.rows(same_size, settings):
                 rows.append(row)
-                progress.advance(task)
+                work.advance()
     draft_name = str(pair.draft.dtype).removeprefix("torch.")
     run = Speed(pair.name, "TF32" if tf32 else dtype, draft_name, graphs, bonus, machine, rows)
     show(run, str(pair.device), plain_console())

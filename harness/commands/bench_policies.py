@@ -13,7 +13,8 @@ from harness.commands import options
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.report.pages import replaced
-from harness.report.terminal import progress_bar
+from harness.report.progress import LongWork
+from harness.runs.terms import Keeping
 
 
 def bench_policies(
@@ -35,6 +36,8 @@ def bench_policies(
     draft_len: Annotated[str, typer.Option(help="Draft lengths, by commas.")] = "1,2,3,5,10",
     into: Annotated[Path | None, typer.Option(help="Markdown file: replace its table between the markers.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the chart to this SVG file.")] = None,
+    workers: options.Workers = 0,
+    cluster: options.Cluster = "",
     json: Annotated[Path | None, typer.Option(help="Write every count and distance to this file.")] = None,
 ) -> None:
     """Measure target calls, target rows and distances of the acceptance policies."""
@@ -49,9 +52,8 @@ def bench_policies(
     pair = options.load_models(networks, mode)
     pair.check_finite()
     requests = list(batches(images, batch, pair.target.config.classes, seed, cfg))
-    with progress_bar() as progress:
-        task = progress.add_task("decoding", total=len(requests) * len(settings))
-        rows = measure(pair, requests, settings, lambda: progress.advance(task))
+    with LongWork("batches", len(requests)) as work:
+        rows = measure(pair, requests, settings, work.advance, Keeping(workers, cluster))
     table = markdown(rows)
     print(table, end="", flush=True)
     if "json" in outputs:

@@ -19,7 +19,8 @@ from harness.golden.record import changed, fresh, write
 from harness.golden.result import FileResult
 from harness.judge.verdict import worst
 from harness.report.goldens import changes_table, results_as_json, show_results
-from harness.report.terminal import plain_console, progress_bar, say
+from harness.report.progress import LongWork
+from harness.report.terminal import plain_console, say
 from harness.rounding.precision import set_precision
 
 app = typer.Typer(help="Recorded tensors: check, record, diff.", no_args_is_help=True)
@@ -48,10 +49,9 @@ def check(
             say(console, f"no FILES given: this project's own goldens on {where.type}")
     recordings = read_all(files) if files or not results else []
     parsed = [parse_all(recording, where) for recording in recordings]  # all bad input is met before any work
-    with progress_bar(quiet) as progress:
-        task = progress.add_task("cases", total=sum(map(len, parsed)))
+    with LongWork("cases", sum(map(len, parsed)), quiet) as work:
         for recording, cases in zip(recordings, parsed, strict=True):
-            result = judge(recording, cases, where, lambda: progress.advance(task))
+            result = judge(recording, cases, where, work.advance)
             if recording.own:
                 result.defects += own.stale(recording)
             results.append(result)

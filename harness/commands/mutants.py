@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from contextlib import closing
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from harness.commands import options
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.laws.case import DTYPES
-from harness.laws.conformance import LAWS, run_law
-from harness.laws.law import Subject
+from harness.laws.conformance import LAWS
 from harness.mutants.catalogue import MUTANTS
-from harness.mutants.hunt import SCOPES, Hunt, hunt, hunting_cases
-from harness.mutants.mutant import Mutant, production
+from harness.mutants.hunt import SCOPES, Caught, Hunt, HuntWork, hunting_cases
+from harness.mutants.mutant import Mutant
 from harness.report.mutants import as_json, show
-from harness.report.terminal import plain_console, progress_bar
+from harness.report.progress import LongWork
+from harness.report.terminal import plain_console
 from harness.rounding.precision import set_precision
+from harness.runs.employ import employ
+from harness.runs.terms import Keeping
+from harness.runs.workers import Died, WorkerError
 
 
 def mutants(
@@ -27,6 +32,8 @@ def mutants(
     seed: Annotated[int, typer.Option(help="Seed of the cases.")] = 0,
     device: options.Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the networks where a law does not need float64.")] = "float32",
+    workers: options.Workers = 0,
+    cluster: options.Cluster = "",
     json: options.Json = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -40,16 +47,20 @@ def mutants(
     set_precision(False)
     tried = hunting_cases(examples, seed, device, dtype)
     checked = [law for law in LAWS if laws == "all" or law.family in {mutant.family for mutant in chosen}]
-    with progress_bar(quiet) as progress:
-        task = progress.add_task("the correct decoder", total=len(checked) + len(chosen))
-        for law in checked:
-            if run_law(law, Subject(production), tried).violation is not None:
-                made.false_alarms.append(law)
-            progress.advance(task)
-        for mutant in chosen:
-            progress.update(task, description=mutant.id)
-            made.found.append(hunt(mutant, tried, laws))
-            progress.advance(task)
+    tasks = [("law", law.id) for law in checked] + [("mutant", mutant.id) for mutant in chosen]
+    crew = employ(Keeping(workers, cluster), torch.device(device), len(tasks))
+    found: dict[tuple[str, str], Any] = {}
+    with (
+        LongWork("laws and mutants", len(tasks), quiet) as work,
+        closing(crew.open(HuntWork(tuple(tried), laws))) as pool,
+    ):
+        for task, answer in pool.map(tasks):
+            if isinstance(answer, Died):
+                raise WorkerError(f"{task[0]}={task[1]}: {answer.why}; pass fewer --workers, or fewer --examples")
+            found[task] = answer
+            work.advance(said=task[1])
+    made.false_alarms = [law for law in checked if found["law", law.id]]
+    made.found = [Caught(mutant, **found["mutant", mutant.id]) for mutant in chosen]
     show(made, plain_console(), quiet)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(made))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +19,7 @@ from harness.errors import InputError
 from harness.models.pair import ModelPair, load_digits, load_pair, random_pair
 from harness.protocol.request import NoiseOrder, Request
 from harness.rounding.precision import set_precision
+from harness.runs.batches import BatchSize, cut, default_batch
 from harness.speculative.policies import HELP
 
 MOST_NUMBERS = 10**6
@@ -41,12 +42,18 @@ DraftDtype = Annotated[
 Seeds = Annotated[str, typer.Option(help="Seeds: 0,3 or the range 0:4.")]
 Labels = Annotated[str, typer.Option(help="Classes: 0,1 or a range 0:4 or all.")]
 Batch = Annotated[int, typer.Option(help="Images per batch; 0 = all labels of a seed together.")]
+Addresses = Annotated[
+    str, typer.Option(help="Address of every label's image, which its numbers depend on: 0,5 or 0:4.")
+]
 Cfg = Annotated[float, typer.Option(help="Guidance value; 0 = off.")]
 TopK = Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 = off.")]
 TopP = Annotated[float, typer.Option(help="Keep this much probability; 0 = off.")]
 Noise = Annotated[str, typer.Option(help="image: a stream per image; batch: the published order.")]
 # How the decoder speculates.
 Policy = Annotated[str, typer.Option(help=HELP)]
+# Who does it.
+Workers = Annotated[int, typer.Option(help="Processes; 0 = one a GPU of --device cuda, else one.")]
+Cluster = Annotated[str, typer.Option(help="Address of a Dask scheduler whose workers do it (docs/runs.md).")]
 # How much is said, and where.
 Json = Annotated[Path | None, typer.Option(help="Write the result to this file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")]
@@ -133,6 +140,7 @@ class Images:
     seeds: str
     labels: str
     batch: int
+    addresses: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,33 +154,52 @@ class Sampling:
 
 
 def requests_for(models: ModelPair, images: Images, sampling: Sampling) -> list[Request]:
-    """Return the batches: every seed with every label.
+    """Return the batches of every seed: all its labels together, or `batch` at a time.
 
     Raises:
         InputError: anything out of range, or an empty seed range.
     """
+    seeds, whole = _drawn(models, images, sampling)
+    assert whole.labels is not None
+    step = images.batch or whole.B
+    spans = [slice(begin, begin + step) for begin in range(0, whole.B, step)]
+    return [
+        replace(whole, labels=whole.labels[span], images=whole.image_ids[span], seed=seed)
+        for seed in seeds
+        for span in spans
+    ]
+
+
+def batches_for(models: ModelPair, images: Images, sampling: Sampling) -> tuple[list[Request], str]:
+    """Return the batches of all seeds, which they mix, and why they are that large.
+
+    In the published order a batch is what its seed draws: there the batches are those of `requests_for`.
+
+    Raises:
+        InputError: anything out of range, or an empty seed range.
+    """
+    if sampling.noise == "batch":
+        return requests_for(models, images, sampling), "the published order draws for whole batches"
+    seeds, whole = _drawn(models, images, sampling)
+    size = BatchSize(images.batch, "as asked for") if images.batch else default_batch(models)
+    return cut(whole, seeds, size.images), size.why
+
+
+def _drawn(models: ModelPair, images: Images, sampling: Sampling) -> tuple[tuple[int, ...], Request]:
+    """Return the seeds, and the request for every label under one of them. Raises `InputError`."""
     seeds, classes = integers("seeds", images.seeds, "0:4"), models.target.config.classes
     labels = tuple(range(classes)) if images.labels == "all" else integers("labels", images.labels, "0,1")
+    ids = integers("images", images.addresses, "0,5") if images.addresses else tuple(range(len(labels)))
     if images.batch < 0:
-        raise InputError("batch", images.batch, "must be 0 or more", "pass --batch 0 for all labels together")
-    size = images.batch or len(labels)
+        raise InputError("batch", images.batch, "must be 0 or more", "pass --batch 0 for the usual one")
+    if min(ids) < 0:
+        raise InputError("images", images.addresses, "must all be 0 or more", "drop it")
     order: NoiseOrder = sampling.noise  # type: ignore[assignment]  # checked by Request
-    requests = [
-        Request(
-            labels[begin : begin + size],
-            seed,
-            sampling.cfg,
-            sampling.top_k,
-            sampling.top_p,
-            order=order,
-            images=tuple(range(begin, min(begin + size, len(labels)))),
-        )
-        for seed in seeds
-        for begin in range(0, len(labels), size)
-    ]
-    for request in requests:
-        request.check_against(classes, models.target.config.V)
-    return requests
+    request = Request(labels, 0, sampling.cfg, sampling.top_k, sampling.top_p, order=order, images=ids)
+    request.check_against(classes, models.target.config.V)
+    for seed in (min(seeds), max(seeds)):
+        replace(request, seed=seed)
+    return seeds, request
 
 
 def integers(name: str, text: str, example: str) -> tuple[int, ...]:

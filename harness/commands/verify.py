@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +14,15 @@ from harness.files import check_outputs, check_readable, write_whole
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.report.as_json import as_json
-from harness.report.terminal import plain_console, progress_bar, show
+from harness.report.progress import LongWork
+from harness.report.terminal import plain_console, show
 from harness.rounding.stored import SHIPPED
-from harness.runs.apart import TIMEOUT_S, Limits
 from harness.runs.factory import DEFAULT
-from harness.runs.verification import Terms
-from harness.runs.verification import verify as run_verification
+from harness.runs.keep import check_new
+from harness.runs.limits import TIMEOUT_S, Limits
+from harness.runs.plan import Plan
+from harness.runs.terms import Keeping, Terms
+from harness.runs.verification import RunInterrupted, verify_plan
 from harness.speculative.policies import parse
 
 
@@ -33,7 +38,10 @@ def verify(
     draft_dtype: options.DraftDtype = "",
     seeds: options.Seeds = "0:4",
     labels: options.Labels = "all",
-    batch: options.Batch = 0,
+    images: options.Addresses = "",
+    batch: Annotated[
+        int, typer.Option(help="Images per batch, seeds mixed; 0 = as many as device and memory like.")
+    ] = 0,
     cfg: options.Cfg = 1.5,
     top_k: options.TopK = 0,
     top_p: options.TopP = 0.0,
@@ -55,33 +63,63 @@ def verify(
         bool, typer.Option("--in-process", help="Run the decoder in this process: for a debugger, and less safe.")
     ] = False,
     budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED,
+    run: Annotated[Path | None, typer.Option(help="Keep everything in this file, as it happens.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that file stopped.")] = False,
+    workers: options.Workers = 0,
+    cluster: options.Cluster = "",
     json: options.Json = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Run a decoder and the sequential reference under shared seeds and judge every token.
 
-    Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive.
+    Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
+    recipe = recipe_of(locals())
     networks, mode = (
         options.Networks(models, draft, target, vae, patch_nums),
         options.Mode(device, tf32, dtype, draft_dtype),
     )
-    images, sampling = options.Images(seeds, labels, batch), options.Sampling(cfg, top_k, top_p, noise)
-    outputs = check_outputs({"json": json}, {**networks.files(), "budgets": budgets})
+    drawn, sampling = options.Images(seeds, labels, batch, images), options.Sampling(cfg, top_k, top_p, noise)
+    outputs = check_outputs({"json": json, "run": run}, {**networks.files(), "budgets": budgets})
     check_readable(budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
     budgets = budgets.absolute()  # read behind the factory, which may change folder
     settings = settings_for(draft_len, bonus, policy, contract if implementation == DEFAULT else "")
     demanded = Contract.of(contract) if contract else None
     terms = Terms(demanded, sequential, in_process, Limits(timeout, memory), budgets)
+    keeping = Keeping(workers, cluster, outputs.get("run"), resume, recipe)
+    check_new(keeping)
     pair = options.load_models(networks, mode)
-    requests = options.requests_for(pair, images, sampling)
-    with progress_bar(quiet) as progress:
-        task = progress.add_task("decoding", total=len(requests) * (1 + len(settings)))
-        result = run_verification(pair, implementation, settings, requests, lambda: progress.advance(task), terms)
+    requests, why = options.batches_for(pair, drawn, sampling)
+    plan = Plan.of(settings, requests)
+    status = 0
+    with LongWork("images", plan.images, quiet) as work:
+        try:
+            result = verify_plan(
+                pair, implementation, plan, terms, keeping, lambda step: work.advance(step.images, step.defects)
+            )
+        except RunInterrupted as stop:
+            result, status = stop.result, stop.status
+    result.about["batch"] = why
     show(result, plain_console(), quiet)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(result))
-    raise typer.Exit(result.verdict.exit_status)
+    raise typer.Exit(status or result.verdict.exit_status)
+
+
+NOT_REPEATED = (
+    "seeds", "labels", "images", "batch", "cfg", "top_k", "top_p", "noise", "draft_len", "bonus", "policy", "run",
+    "resume", "workers", "cluster", "json", "quiet",
+)  # fmt: skip
+
+
+def recipe_of(given: Mapping[str, object]) -> dict[str, str]:
+    """Return the options that repeat a run and are not the usual ones: text, empty for a flag; files absolute."""
+    usual = {name: parameter.default for name, parameter in signature(verify).parameters.items()}
+    chosen = {name: value for name, value in given.items() if name not in NOT_REPEATED and value != usual[name]}
+    return {
+        name: "" if value is True else str(value.absolute() if isinstance(value, Path) else value)
+        for name, value in chosen.items()
+    }
 
 
 def settings_for(draft_len: str, bonus: bool, policy: str, contract: str) -> list[Settings]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.judge.evidence import Evidence
+from harness.judge.verdict import Found, Wrong
 from harness.protocol.trace import Intermediates
 from harness.rounding.budget import Budget
 
@@ -20,17 +21,28 @@ INPUT_ULPS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 4}
 GUIDANCE_ULPS = 8
 
 
-def first_wrong(evidence: Evidence, image: int) -> tuple[int, str, str] | None:
-    """Return (scale, component, detail) of the first wrong tensor of one image; None when every tensor agrees.
+def first_wrong(evidence: Evidence) -> Wrong:
+    """Return (scale, component, detail) of the first wrong tensor of every image; None where every tensor agrees.
 
     Args:
-        evidence: both traces, with intermediates.
-        image: index in the batch.
+        evidence: both traces; without intermediates nothing can be placed.
     """
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
     if actual is None or expected is None:
-        return None
-    for si in evidence.models.pyramid:
+        return dict.fromkeys(range(evidence.request.B))
+    agree = _agree_SB(evidence, actual, expected).T.tolist()  # the one wait for the device
+    return {
+        image: None if all(agree_S) else _first_wrong(evidence, image, agree_S.index(False))
+        for image, agree_S in enumerate(agree)
+    }
+
+
+def _first_wrong(evidence: Evidence, image: int, begin: int) -> Found | None:
+    """Place the first wrong tensor of one image, looked for from one scale on."""
+    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
+    assert actual is not None
+    assert expected is not None
+    for si in range(begin, evidence.models.pyramid.S):
         unseen = bool(evidence.unverified) and si in evidence.unverified[image]
         check = wrong_f_hat_at if unseen else wrong_at
         found = check(evidence, actual, expected, image, si)
@@ -39,28 +51,54 @@ def first_wrong(evidence: Evidence, image: int) -> tuple[int, str, str] | None:
     return None
 
 
+@torch.inference_mode()
+def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates) -> Tensor:
+    """Tell of every scale of every image whether all its tensors agree, by the checks of `wrong_at`."""
+    pyramid, budget = evidence.models.pyramid, evidence.budget
+    error_B = _input_error(_halves(expected.x_RLD, slice(None), slice(None)), budget)
+    found = []
+    for si in pyramid:
+        span, t = pyramid.span(si), evidence.request.cfg * pyramid.ramp(si)
+        pairs = [
+            (_halves(getattr(actual, name), slice(None), span), _halves(getattr(expected, name), slice(None), span))
+            for name in ("x_RLD", "rows_RLV")
+        ]
+        (x, x_due), (rows, rows_due) = pairs
+        seen_B = _close(x, x_due, error_B) & _same_rows(rows, rows_due, budget)
+        seen_B &= _is_guided(actual.guided_BLV[:, span], rows[0], rows[1], t)
+        for image, scales in enumerate(evidence.unverified):
+            if si in scales:
+                seen_B[image] = True
+        found.append(seen_B & _close(actual.f_hat_SBCPP[si], expected.f_hat_SBCPP[si], 2 * budget.f_hat))
+    return torch.stack(found)
+
+
+def _halves(tensor_RLx: Tensor, images: slice, span: slice) -> Tensor:
+    """Return the rows of some images as (2, b, l, x): conditional, then unconditional; a view."""
+    halves: Tensor = tensor_RLx.unflatten(0, (2, -1))  # (2B, L, x) -> (2, B, L, x)
+    return halves[:, images, span]
+
+
 def wrong_at(
     evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
 ) -> tuple[str, str] | None:
     """Return (component, detail) of the first wrong tensor of one image at one scale; None when all agree."""
-    pyramid, B = evidence.models.pyramid, evidence.request.B
-    span, rows = pyramid.span(si), [image, B + image]
+    pyramid, budget = evidence.models.pyramid, evidence.budget
+    span, one = pyramid.span(si), slice(image, image + 1)
     for name in ("x_RLD", "rows_RLV"):
-        if not bool(torch.isfinite(getattr(actual, name)[rows, span]).all()):
+        if not bool(torch.isfinite(_halves(getattr(actual, name), one, span)).all()):
             return "scheduling", f"{name} of scale {si} is not finite or was never written"
-    if not _close(actual.x_RLD[rows, span], expected.x_RLD[rows, span], _input_error(expected.x_RLD, evidence.budget)):
+    error_b = _input_error(_halves(expected.x_RLD, one, slice(None)), budget)
+    if not _close(_halves(actual.x_RLD, one, span), _halves(expected.x_RLD, one, span), error_b):
         return _wrong_input(evidence, actual, expected, image, si)
-    budget = evidence.budget
-    rows_actual, rows_expected = actual.rows_RLV[rows, span], expected.rows_RLV[rows, span]
-    if not _same_rows(rows_actual, rows_expected, budget):
-        if _same_rows(rows_actual.flip(0), rows_expected, budget):
+    rows, due = _halves(actual.rows_RLV, one, span), _halves(expected.rows_RLV, one, span)
+    if not _same_rows(rows, due, budget):
+        if _same_rows(rows.flip(0), due, budget):
             return "guidance", f"rows of scale {si} are swapped: unconditional half first"
         return _wrong_rows(evidence, image, si)
-    guided = actual.guided_BLV[image, span]
-    conditional, unconditional = rows_actual
-    t = evidence.request.cfg * pyramid.ramp(si)
-    if not _is_guided(guided, conditional, unconditional, t):
-        swapped = _is_guided(guided, unconditional, conditional, t)
+    guided, t = actual.guided_BLV[one, span], evidence.request.cfg * pyramid.ramp(si)
+    if not _is_guided(guided, rows[0], rows[1], t):
+        swapped = _is_guided(guided, rows[1], rows[0], t)
         why = "unconditional half first" if swapped else "weight or halves"
         return "guidance", f"guided logits of scale {si} are not those of their rows: {why}"
     return wrong_f_hat_at(evidence, actual, expected, image, si)
@@ -70,35 +108,42 @@ def wrong_f_hat_at(
     evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
 ) -> tuple[str, str] | None:
     """Return ("f_hat", detail) where one image's f_hat after scale `si` is wrong; None where it agrees."""
-    f_hat = actual.f_hat_SBCPP[si, image]
-    if not _close(f_hat, expected.f_hat_SBCPP[si, image], 2 * evidence.budget.f_hat):
+    f_hat, one = actual.f_hat_SBCPP[si, image], slice(image, image + 1)
+    if not _close(actual.f_hat_SBCPP[si, one], expected.f_hat_SBCPP[si, one], 2 * evidence.budget.f_hat):
         return "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}"
     return None
 
 
-def _is_guided(guided_lV: Tensor, conditional_lV: Tensor, unconditional_lV: Tensor, t: float) -> bool:
+# Each of these takes some images and answers for every one of them, so that one image is judged as a batch is.
+
+
+def _is_guided(guided_blV: Tensor, conditional_blV: Tensor, unconditional_blV: Tensor, t: float) -> Tensor:
     """Compare with the guidance of the decoder's own rows (spec §7): no network in between, so rounding is tiny."""
-    due = (1 + t) * conditional_lV - t * unconditional_lV
+    due = (1 + t) * conditional_blV - t * unconditional_blV
     # of the largest term in any usual form; that of u + (1+t)·(c − u) is u, even where t = 0 leaves c alone
-    scale = (1 + abs(t)) * (conditional_lV.abs() + unconditional_lV.abs())
-    return bool(((guided_lV - due).abs() <= GUIDANCE_ULPS * torch.finfo(due.dtype).eps * scale).all())
+    scale = (1 + abs(t)) * (conditional_blV.abs() + unconditional_blV.abs())
+    return ((guided_blV - due).abs() <= GUIDANCE_ULPS * torch.finfo(due.dtype).eps * scale).all(dim=(1, 2))
 
 
-def _close(actual: Tensor, expected: Tensor, error: float) -> bool:
-    return bool(((actual - expected).abs() <= error).all())  # NaN compares False
+def _close(actual: Tensor, expected: Tensor, error: Tensor | float) -> Tensor:
+    """Compare (2, b, l, D) or (b, C, P, P), an error an image or one for all; NaN compares False."""
+    if isinstance(error, Tensor):
+        return ((actual - expected).abs() <= error[:, None, None]).all(dim=(0, 2, 3))
+    return ((actual - expected).abs() <= error).flatten(1).all(1)
 
 
-def _same_rows(actual: Tensor, expected: Tensor, budget: Budget) -> bool:
+def _same_rows(actual_2blV: Tensor, expected_2blV: Tensor, budget: Budget) -> Tensor:
     """Both sides may be one budget away from float64, at worst and on average; NaN compares False."""
-    difference = (actual - expected).abs()
-    rms = difference.square().mean().sqrt()
-    return bool((difference <= 2 * budget.rows).all() and rms <= 2 * budget.rows_rms)
+    difference = (actual_2blV - expected_2blV).abs()
+    worst_b, rms_b = difference.amax(dim=(0, 2, 3)), difference.square().mean(dim=(0, 2, 3)).sqrt()
+    return (worst_b <= 2 * budget.rows) & (rms_b <= 2 * budget.rows_rms)
 
 
-def _input_error(expected_x_RLD: Tensor, budget: Budget) -> float:
-    dtype = expected_x_RLD.dtype
+def _input_error(expected_2bLD: Tensor, budget: Budget) -> Tensor:
+    """Return the largest error of every image's input."""
+    dtype = expected_2bLD.dtype
     relative = max(2 * budget.f_hat, INPUT_ULPS[dtype] * torch.finfo(dtype).eps)
-    return relative * max(1.0, float(expected_x_RLD.abs().max()))
+    return relative * expected_2bLD.abs().amax(dim=(0, 2, 3)).clamp_min(1.0).float()
 
 
 def _wrong_input(
@@ -106,8 +151,10 @@ def _wrong_input(
 ) -> tuple[str, str]:
     """The input is embed(raw) + position term: what is left without embed(raw) tells which of the two is wrong."""
     pyramid, network, B = evidence.models.pyramid, evidence.models.target, evidence.request.B
-    span, error = pyramid.span(si), _input_error(expected.x_RLD, evidence.budget)
-    halves = [_close(actual.x_RLD[row, span], expected.x_RLD[row, span], error) for row in (image, B + image)]
+    span, one = pyramid.span(si), slice(image, image + 1)
+    error = float(_input_error(_halves(expected.x_RLD, one, slice(None)), evidence.budget))
+    both = (image, B + image)
+    halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
     if si == 0:
         return "condition", f"the input of scale 0 is not that of its label{_half(halves)}"
     if any(halves):

@@ -25,7 +25,7 @@ def wrong_counts(pyramid: ScalePyramid, request: Request, trace: Trace, contract
     for image in range(request.B):
         detail = _wrong(pyramid, trace, image, contract)
         if detail:
-            found.append(Divergence("counts", detail, request.seed, image))
+            found.append(Divergence("counts", detail, **request.where(image)))
     return found
 
 

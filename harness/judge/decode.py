@@ -19,7 +19,7 @@ from harness.judge.distances import distances
 from harness.judge.evidence import Evidence
 from harness.judge.form import malformed
 from harness.judge.scope import say_what_was_compared
-from harness.judge.tensors import Wrong, judge_tensors
+from harness.judge.tensors import judge_tensors
 from harness.judge.tokens import judge_tokens
 from harness.judge.verdict import Judgement
 from harness.protocol.contract import Contract
@@ -37,12 +37,18 @@ def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool
     Returns:
         The judgement, defects in causal order. Without a claim on tokens distances from the free run are measured.
     """
+    return judge_along(evidence, contract, drafts)[0]
+
+
+def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[Judgement, Evidence]:
+    """Judge one decode; return the evidence along the decoder's own tokens, too. Arguments as `judge`."""
+    evidence = replace(evidence, noise=evidence.numbers)  # drawn once, if at all
     request, actual, free = evidence.request, evidence.actual, evidence.expected
     claims_tokens = contract is Contract.TOKENS
     judgement = Judgement(request.B, claims_tokens=claims_tokens)
     if (wrong_form := malformed(evidence.models, request, actual)) is not None:
         judgement.defects.append(wrong_form)
-        return judgement
+        return judgement, evidence
     judgement.draws = actual.tokens_BL.numel()
     along = evidence if torch.equal(actual.tokens_BL, free.tokens_BL) else evidence.along()
     if not claims_tokens:
@@ -51,7 +57,7 @@ def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool
         along = replace(along, unverified=tuple(_unverified(actual, image) for image in range(request.B)))
     differ_BL = actual.tokens_BL != along.expected.tokens_BL
     judgement.identical = judgement.draws - int(differ_BL.sum())
-    wrong: Wrong = {image: first_wrong(along, image) for image in range(request.B)}
+    wrong = first_wrong(along)
     if claims_tokens:
         judge_tokens(along, wrong, differ_BL, judgement)
     else:
@@ -61,12 +67,13 @@ def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool
     judgement.defects += tensors
     judgement.defects += wrong_counts(evidence.models.pyramid, request, actual, contract)
     say_what_was_compared(along, contract, judgement)
+    row = {address: b for b, address in reversed(list(enumerate(request.addresses)))}
     # a defect without a position (the final f_hat) comes behind the tokens that it is made of
-    judgement.defects.sort(key=lambda d: (d.scale, d.image, d.position < 0, d.position))
+    judgement.defects.sort(key=lambda d: (d.scale, row.get((d.seed, d.image), -1), d.position < 0, d.position))
     if drafts and not any(turn.drafted for rounds in actual.rounds for turn in rounds):
         reason = "nothing was drafted, as far as Trace.rounds shows; pass --sequential for a decoder that never drafts"
         judgement.inconclusive.append(reason)
-    return judgement
+    return judgement, along
 
 
 def _unverified(actual: Trace, image: int) -> frozenset[int]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
 
 from harness.models.pair import ModelPair
+from harness.protocol.noise import Noise, RowsOf
 from harness.protocol.request import Request
-from harness.protocol.trace import Trace
+from harness.protocol.trace import Intermediates, Trace
 from harness.reference import sequential
 from harness.rounding.budget import Allowance, Budget
-
-Costs = Sequence[list[float]]  # by scale, by θ
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Evidence:
         expected: the reference's under the same noise; a free run until `along` replaces it.
         budget: how far rounding may move rows and f_hat in this mode.
         greedy: both sides take the most likely token in place of a draw.
-        costs: what the draws of `expected` cost, by scale (`judge.tokens.costs_of`), where somebody has them already.
+        costs_SB3: what the draws of `expected` cost (`judge.weights.costs_of`), where somebody has them already.
         unverified: by image, scales without a target pass, which have no target tensors to check (contract C).
+        noise: the request's numbers, those that the reference read; never the decoder's copy.
     """
 
     models: ModelPair
@@ -35,19 +37,49 @@ class Evidence:
     expected: Trace
     budget: Budget
     greedy: bool = False
-    costs: Costs = ()
+    costs_SB3: Tensor | None = None
     unverified: tuple[frozenset[int], ...] = ()
+    noise: Noise | None = field(default=None, repr=False)
+
+    @property
+    def numbers(self) -> Noise:
+        """The request's numbers; drawn anew where the reference's are not at hand."""
+        return self.noise or self.models.noise(self.request)
 
     def allowance(self, si: int) -> Allowance:
         """Return how far rounding may move this request's guided logits at one scale, and f_hat."""
         return self.budget.guided(self.request.cfg, self.models.pyramid.ramp(si))
 
     def along(self) -> Evidence:
-        """Return the evidence with the reference run along the decoder's own tokens.
+        """Return the evidence with the reference run along the decoder's own tokens, of images that differ alone.
 
         `expected.tokens_BL` are then what the reference draws on the decoder's prefix: one tie does not cascade.
         """
-        models, request = self.models, self.request
-        forced_BL = self.actual.tokens_BL
-        run = sequential.sample(models.target, models.vae, request, models.noise(request), forced_BL, self.greedy)
-        return replace(self, expected=run, costs=())
+        models, noise = self.models, self.numbers
+        rows = torch.nonzero((self.actual.tokens_BL != self.expected.tokens_BL).any(1)).flatten()
+        labels = tuple(noise.labels(models.target.config.classes)[rows].tolist())
+        request = replace(self.request, labels=labels, images=None, seeds=None)
+        forced_bL, numbers = self.actual.tokens_BL[rows], RowsOf(noise, rows)
+        run = sequential.sample(models.target, models.vae, request, numbers, forced_bL, self.greedy)
+        if len(rows) < self.request.B:
+            run = _merged(self.expected, run, rows)
+        return replace(self, expected=run, costs_SB3=None)
+
+
+@torch.inference_mode()
+def _merged(all_of: Trace, some: Trace, rows: Tensor) -> Trace:
+    """Return a copy of a trace of which some images are another's."""
+    kept, new = all_of.intermediates, some.intermediates
+    assert kept is not None
+    assert new is not None
+    B = len(all_of.tokens_BL)
+    both = torch.cat((rows, B + rows))
+    along = {"x_RLD": (0, both), "rows_RLV": (0, both), "guided_BLV": (0, rows), "f_hat_SBCPP": (1, rows)}
+    names = [f.name for f in fields(Intermediates)]
+    merged = {n: getattr(kept, n).index_copy(along[n][0], along[n][1], getattr(new, n)) for n in names}
+    return replace(
+        all_of,
+        tokens_BL=all_of.tokens_BL.index_copy(0, rows, some.tokens_BL),
+        f_hat_BCPP=all_of.f_hat_BCPP.index_copy(0, rows, some.f_hat_BCPP),
+        intermediates=Intermediates(**merged),
+    )

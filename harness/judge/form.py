@@ -107,16 +107,17 @@ def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator
             yield Divergence(expected.component, f"{name} is {tuple(tensor.shape)}, not {expected.shape}", seed)
     for image, scale in trace.missing_scales(pyramid):
         detail = f"scale {scale} was made final {_times(trace, image, scale)} times, not once"
-        yield Divergence("scheduling", detail, seed, image, scale=scale)
+        yield Divergence("scheduling", detail, **request.where(image), scale=scale)
     for image, position in torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V)).tolist():
-        yield Divergence("scheduling", f"token outside 0..{V - 1}", seed, image, scale=pyramid.level_of(position))
+        scale = pyramid.level_of(position)
+        yield Divergence("scheduling", f"token outside 0..{V - 1}", **request.where(image), scale=scale)
     if not bool(torch.isfinite(trace.f_hat_BCPP).all()):
         yield Divergence("f_hat", "f_hat is not finite", seed)
     for image, rounds in enumerate(trace.rounds):
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         if covered != list(pyramid) or any(turn.finished < 1 for turn in rounds):
             detail = f"rounds finish scales {covered}, not 0..{pyramid.S - 1} once each"
-            yield Divergence("scheduling", detail, seed, image)
+            yield Divergence("scheduling", detail, **request.where(image))
 
 
 def _times(trace: Trace, image: int, scale: int) -> int:

@@ -27,6 +27,7 @@ ALARM = 1e-6
 THETAS = (0.25, 0.5, 0.75)
 # An error beyond the largest that was measured (some 1e8 numbers in a calibration) has about this chance.
 BEYOND = 1e-8
+NOTHING = 1e-60
 NEAREST = 16  # rivals of a draw that are looked at; the next one is farther than rounding reaches
 
 
@@ -48,6 +49,11 @@ class Tail:
         power = math.log(-2 * math.log(BEYOND / 2)) / math.log(ratio) if ratio > 1 else 2.0
         return cls(allowance.logits_rms, min(2.0, max(1.0, power)))
 
+    @property
+    def reach(self) -> float:
+        """The gap beyond which a chance is below `NOTHING`, and whatever it costs is no number of a sum."""
+        return float(2 * self.scale * (2 * math.log(4 / NOTHING)) ** (1 / self.power))
+
     def chance(self, gap: Tensor) -> Tensor:
         """Return a bound on the chance that rounding makes up for a gap between two scores, 0 to 1/2.
 
@@ -63,9 +69,19 @@ def cost(scores_NV: Tensor, tail: Tail) -> list[float]:
         scores_NV: of the race, logits − ln E, dropped tokens at −inf; N draws of one scale.
         tail: of that scale.
     """
-    best_Nk = scores_NV.topk(min(NEAREST, scores_NV.shape[1]), dim=1).values.double()
-    chance_Nk = tail.chance(best_Nk[:, :1] - best_Nk[:, 1:])
-    return [float((chance_Nk ** (1 - theta) - chance_Nk).sum()) for theta in THETAS]
+    total: list[float] = costs_N3(scores_NV, tail).sum(0).tolist()
+    return total
+
+
+def costs_N3(scores_NV: Tensor, tail: Tail) -> Tensor:
+    """Return what every draw costs, for every θ; float64. Draws without a rival within reach cost nothing."""
+    found_N3 = torch.zeros(len(scores_NV), len(THETAS), dtype=torch.float64, device=scores_NV.device)
+    near_NV = scores_NV > scores_NV.amax(1, keepdim=True) - tail.reach
+    rows = torch.nonzero(near_NV.sum(1) > 1).flatten()
+    best_nk = scores_NV[rows].topk(min(NEAREST, scores_NV.shape[1]), dim=1).values.double()
+    chance_nk = tail.chance(best_nk[:, :1] - best_nk[:, 1:])
+    found_N3[rows] = torch.stack([(chance_nk ** (1 - theta) - chance_nk).sum(1) for theta in THETAS], 1)
+    return found_N3
 
 
 def surprise(margins: Sequence[float], tail: Tail) -> list[float]:

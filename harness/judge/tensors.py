@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from harness.judge.evidence import Evidence
-from harness.judge.verdict import Divergence
-
-Found = tuple[int, str, str]  # scale, component, detail
-Wrong = dict[int, Found | None]  # by image
+from harness.judge.verdict import Divergence, Found, Wrong
 
 
 def judge_tensors(evidence: Evidence, wrong: Wrong) -> list[Divergence]:
@@ -16,8 +13,8 @@ def judge_tensors(evidence: Evidence, wrong: Wrong) -> list[Divergence]:
     for image, error in enumerate(error_B.tolist()):
         if not error <= 2 * evidence.budget.f_hat and not wrong[image]:
             last = evidence.models.pyramid.S - 1
-            seed, detail = evidence.request.seed, "the final f_hat is not that of the decoder's own tokens"
-            found.append(Divergence("f_hat", detail, seed, image, scale=last, delta_f_hat=error))
+            detail, where = "the final f_hat is not that of the decoder's own tokens", evidence.request.where(image)
+            found.append(Divergence("f_hat", detail, **where, scale=last, delta_f_hat=error))
     return found
 
 
@@ -34,8 +31,7 @@ def _tensor_divergence(evidence: Evidence, found: Found, image: int) -> Divergen
     return Divergence(
         component,
         detail,
-        seed=evidence.request.seed,
-        image=image,
+        **evidence.request.where(image),
         label=labels[image] if labels else -1,
         scale=si,
         position=position,

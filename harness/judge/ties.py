@@ -1,7 +1,8 @@
 """The mathematics of ties: what rounding can do to a categorical draw, and what it cannot.
 
-Promise: a differing token is a tie only if the float64 reference itself, on the same prefix, cannot tell the two tokens
-apart within the error budget. Pure functions; the budget is an argument, never derived from what is judged.
+Promise: a differing token is a tie only if the more precise reference itself, on the same prefix, cannot tell the two
+tokens apart within the error budget. Pure functions of many draws at once; the budget is an argument, never derived
+from what is judged.
 """
 
 from __future__ import annotations
@@ -25,27 +26,36 @@ MANY_TIES = 10
 
 
 def race_margin(exact_V: Tensor, E_V: Tensor, token: int, request: Request, allowed: Allowance) -> float:
-    """Return by how much `token` loses the race of the float64 logits; <= 0 if it can win within the budget's filter.
+    """Return the margin of one draw; arguments as `race_margins`."""
+    error_N = torch.tensor([allowed.logits], dtype=torch.float64, device=exact_V.device)
+    token_N = torch.tensor([token], device=exact_V.device)
+    return float(race_margins(exact_V[None], E_V[None], token_N, request, error_N)[0])
+
+
+def race_margins(exact_NV: Tensor, E_NV: Tensor, token_N: Tensor, request: Request, error_N: Tensor) -> Tensor:
+    """Return by how much `token` loses each race of precise logits; <= 0 if it can win within the budget's filter.
 
     The filter is a threshold, so near it rounding decides who takes part: `token` only has to beat the tokens that take
     part for certain. A token that is filtered out for certain loses by infinity.
 
     Args:
-        exact_V: float64 guided logits on the decoder's own prefix, before the filter.
-        E_V: the exponentials of this draw.
-        token: the decoder's.
+        exact_NV: precise guided logits on the decoder's own prefix, before the filter.
+        E_NV: the exponentials of these draws.
+        token_N: int64, the decoder's.
         request: its filters.
-        allowed: how far rounding may move a logit of this scale.
+        error_N: float64, how far rounding may move a logit there.
+
+    Returns:
+        margin_N, float64.
     """
-    possible_V, certain_V = _survivors(exact_V.double(), request, allowed.logits)
-    if not bool(possible_V[token]):
-        return float("inf")
-    score_V = exact_V.double() - E_V.double().log()
-    rivals_V = certain_V.clone()
-    rivals_V[token] = False
-    if not bool(rivals_V.any()):
-        return 0.0
-    return float(score_V[rivals_V].max() - score_V[token])
+    exact_NV = exact_NV.double()
+    possible_NV, certain_NV = _survivors(exact_NV, request, error_N[:, None])
+    score_NV, token_N1 = exact_NV - E_NV.double().log(), token_N[:, None]
+    rivals_NV = certain_NV.scatter(1, token_N1, False)
+    best_N = score_NV.masked_fill(~rivals_NV, -torch.inf).amax(1)
+    margin_N = best_N - score_NV.gather(1, token_N1)[:, 0]
+    margin_N = torch.where(rivals_NV.any(1), margin_N, 0.0)
+    return torch.where(possible_NV.gather(1, token_N1)[:, 0], margin_N, torch.inf)
 
 
 def margin_bound(allowed: Allowance) -> float:
@@ -59,7 +69,7 @@ def unusual_ties(ties: Sequence[Divergence], allowed_S: Sequence[Allowance]) -> 
     A margin is at most what its two logits moved by, and `logits_rms` is two times or more what one moves by as a rule.
 
     Args:
-        ties: of one decode, each with its scale.
+        ties: of one image, or of one run, each with its scale.
         allowed_S: how far rounding may move a logit, by scale.
     """
     shares = [max(0.0, tie.margin) / (allowed_S[tie.scale].logits_rms + RACE_ROUNDING) for tie in ties]
@@ -68,22 +78,41 @@ def unusual_ties(ties: Sequence[Divergence], allowed_S: Sequence[Allowance]) -> 
     return [tie for tie, share in zip(ties, shares, strict=True) if share > 1]
 
 
-def _survivors(logits_V: Tensor, request: Request, error: float) -> tuple[Tensor, Tensor]:
-    """Tokens that may survive the filter, and those that must, when every logit may move by `error`."""
-    possible_V = torch.ones_like(logits_V, dtype=torch.bool)
-    certain_V = possible_V.clone()
-    above_VV = logits_V[None, :] - logits_V[:, None]  # [v, u]: logit of u over logit of v
-    above_VV.fill_diagonal_(-torch.inf)  # a token is no rival of itself
+def _survivors(logits_NV: Tensor, request: Request, error_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens that may survive the filter, and those that must, when every logit may move by `error`.
+
+    Sorted once, so that what the filter asks of a token (how many are above it, how much lies below it) is read off
+    two places of a list.
+    """
+    possible_NV = torch.ones_like(logits_NV, dtype=torch.bool)
+    certain_NV = possible_NV
+    if request.top_k <= 0 and request.top_p <= 0:
+        return possible_NV, certain_NV
+    V = logits_NV.shape[1]
+    ascending_NV, order_NV = logits_NV.sort(dim=1)
+    high_NV, low_NV = logits_NV + 2 * error_N1, logits_NV - 2 * error_N1
+    # how many are at most `high`, and how many are below `low`
+    up_to_NV = torch.searchsorted(ascending_NV, high_NV, right=True)
+    below_NV = torch.searchsorted(ascending_NV, low_NV)
     if request.top_k > 0:
-        possible_V = (above_VV > 2 * error).sum(1) < request.top_k
-        certain_V = (above_VV > -2 * error).sum(1) < request.top_k
+        # a token is no rival of itself, and it is above `low` unless nothing may move
+        others_NV = V - torch.searchsorted(ascending_NV, low_NV, right=True) - (logits_NV > low_NV).long()
+        possible_NV, certain_NV = V - up_to_NV < request.top_k, others_NV < request.top_k
     if request.top_p > 0:
         # A token is dropped iff the share of the tokens up to it, itself included, is <= 1-p. Bounds on that share:
-        weight_V = (logits_V - logits_V.max()).exp()
-        most, least = weight_V * possible_V, weight_V * certain_V
-        high_V = (weight_V + (above_VV <= 2 * error).to(most.dtype) @ most) / least.sum()
-        low_V = (weight_V + (above_VV < -2 * error).to(least.dtype) @ least) / most.sum()
-        slack = 4 * error + len(logits_V) * 2.0**-23  # of a float32 cumulative sum of softmax values
-        possible_V &= (high_V + slack > 1 - request.top_p) | (above_VV <= 2 * error).all(1)
-        certain_V &= (low_V - slack > 1 - request.top_p) | (above_VV < -2 * error).all(1)
-    return possible_V, certain_V
+        weight_NV = (logits_NV - ascending_NV[:, -1:]).exp()
+        most_NV, least_NV = weight_NV * possible_NV, weight_NV * certain_NV
+        up_NV = _sums(most_NV, order_NV, up_to_NV) - most_NV  # `up_to` counts the token itself
+        share_high_NV = (weight_NV + up_NV) / least_NV.sum(1, keepdim=True)
+        share_low_NV = (weight_NV + _sums(least_NV, order_NV, below_NV)) / most_NV.sum(1, keepdim=True)
+        slack_N1 = 4 * error_N1 + V * 2.0**-23  # of a float32 cumulative sum of softmax values
+        first_NV, alone_NV = up_to_NV == V, below_NV == V - 1
+        possible_NV = possible_NV & ((share_high_NV + slack_N1 > 1 - request.top_p) | first_NV)
+        certain_NV = certain_NV & ((share_low_NV - slack_N1 > 1 - request.top_p) | alone_NV)
+    return possible_NV, certain_NV
+
+
+def _sums(weight_NV: Tensor, order_NV: Tensor, count_NV: Tensor) -> Tensor:
+    """Return the sum of the weights of the `count` lowest tokens."""
+    sums_NV = weight_NV.gather(1, order_NV).cumsum(1)
+    return torch.where(count_NV > 0, sums_NV.gather(1, (count_NV - 1).clamp_min(0)), 0.0)

@@ -1,118 +1,165 @@
 """Tokens against the reference's draws: certified ties, or defects of a named component.
 
-Promise: a tie is certified by the float64 reference on the decoder's own prefix; where the decoder shows its logits,
-its own race must give its token too, so that no budget excuses a wrong draw. A differing token that is not certified
-is wrong, and counted: past `MOST_RECORDS` records nothing is certified any more, since no tie could change the verdict.
+Promise: a tie is certified by a more precise reference on the decoder's own prefix (`rounding.certifying`); where the
+decoder shows its logits, its own race must give its token too, so that no budget excuses a wrong draw. A differing
+token that is not certified is wrong, and counted; `MOST_RECORDS` of a decode are described, the earliest scales first.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from harness.judge.evidence import Costs, Evidence
-from harness.judge.many import Tail, cost, surprise, too_many
-from harness.judge.tensors import Found, Wrong, deltas
-from harness.judge.ties import RACE_ROUNDING, margin_bound, race_margin, unusual_ties
-from harness.judge.verdict import Divergence, Judgement
-from harness.protocol.noise import TOKEN, SeededNoise
+from harness.judge.evidence import Evidence
+from harness.judge.ties import RACE_ROUNDING, margin_bound, race_margins
+from harness.judge.verdict import Divergence, Judgement, Wrong
+from harness.judge.weights import costs_of, weigh_decode
+from harness.protocol.noise import TOKEN
 from harness.reference import cachefree
-from harness.reference.draw import filter_logits
-from harness.rounding.budget import Allowance
+from harness.rounding.certifying import certifying, images_at_once, wide
 
-NOTHING = Allowance(0.0, 0.0, 0.0, "the decoder's own numbers")
 MOST_RECORDS = 1000  # wrong tokens of one decode that are described one by one
+NUMBERS = 2**26  # of logits that are raced at a time
 
 
 def judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement: Judgement) -> None:
-    """Certify every differing token as a tie against float64, or call it a defect."""
-    costs = evidence.costs or costs_of(evidence)
-    judgement.surprise = [-sum(of) for of in zip(*costs, strict=True)]
-    if not bool(differ_BL.any()):
+    """Certify every differing token as a tie, or call it a defect.
+
+    Args:
+        evidence: `expected` along the decoder's tokens.
+        wrong: the first wrong tensor of every image.
+        differ_BL: tokens that are not the reference's.
+        judgement: changed.
+    """
+    costs_SB3 = costs_of(evidence) if evidence.costs_SB3 is None else evidence.costs_SB3
+    judgement.surprise = (-costs_SB3.sum(1)).tolist()
+    places = torch.nonzero(differ_BL)
+    if not len(places):
         return
-    models, request = evidence.models, evidence.request
-    images = torch.nonzero(differ_BL.any(1)).flatten().tolist()
-    noise = models.noise(request)
-    labels_B = noise.labels(models.target.config.classes)
-    wide = models.to(models.device, torch.float64)
-    for image in images:  # one by one: the attention of a large batch in float64 would fill a GPU
-        one = slice(image, image + 1)
-        _, exact_1LV, _ = cachefree.teacher_forced(
-            wide.target, wide.vae, request.cfg, labels_B[one], evidence.actual.tokens_BL[one], models.pyramid.S
-        )
-        for position in torch.nonzero(differ_BL[image]).flatten().tolist():
-            found = _judge_token(evidence, wrong[image], noise, image, position, exact_1LV[0, position])
-            (judgement.ties if found.component == "tie" else judgement.defects).append(found)
-            if len(judgement.defects) == MOST_RECORDS:
-                break
-        if len(judgement.defects) == MOST_RECORDS:
-            break
-    _judge_together(evidence, costs, judgement)
-    judgement.wrong_tokens = int(differ_BL.sum()) - len(judgement.ties)
-    judgement.unlisted = judgement.wrong_tokens - len(judgement.defects)
+    raced = sorted(_raced(evidence, places), key=lambda one: (one.scale, one.row, one.position))
+    ties = [one for one in raced if one.is_tie]
+    judgement.ties = [_divergence(evidence, one, "tie", "within the error budget") for one in ties]
+    others = [one for one in raced if not one.is_tie]
+    judgement.defects = [_wrong_token(evidence, wrong, one) for one in others[:MOST_RECORDS]]
+    judgement.wrong_tokens = len(others)
+    judgement.unlisted = len(others) - len(judgement.defects)
+    if ties:
+        weigh_decode(evidence, judgement, costs_SB3, [one.row for one in ties])
 
 
-def _judge_together(evidence: Evidence, costs: Costs, judgement: Judgement) -> None:
-    """Call ties defects that are too many or too wide for rounding. Effects: on `judgement`."""
-    pyramid = evidence.models.pyramid
-    rejected = unusual_ties(judgement.ties, [evidence.allowance(si) for si in pyramid])
-    for si in sorted({tie.scale for tie in judgement.ties}):
-        margins = [tie.margin for tie in judgement.ties if tie.scale == si]
-        weighed = surprise(margins, Tail.of(evidence.allowance(si)))
-        judgement.surprise = [a + b for a, b in zip(judgement.surprise, weighed, strict=True)]
-        if too_many([a - b for a, b in zip(weighed, costs[si], strict=True)], pyramid.S):
-            rejected += [tie for tie in judgement.ties if tie.scale == si and tie.margin > 0 and tie not in rejected]
-    for tie in rejected:
-        judgement.ties.remove(tie)
-        detail = "one of many ties whose margins together are beyond rounding"
-        judgement.defects.append(replace(tie, component="unknown", detail=detail))
+@dataclass(frozen=True)
+class Raced:
+    """One differing token and what the more precise race says of it; fields as in `Divergence`, `row` in the batch."""
+
+    row: int
+    scale: int
+    position: int
+    actual: int
+    expected: int
+    margin: float
+    bound: float
+    delta_logits: float
+    delta_f_hat: float
+    is_tie: bool
 
 
 @torch.inference_mode()
-def costs_of(evidence: Evidence) -> Costs:
-    """Return, for every scale, what its draws cost for having been free to flip (`judge.many`), by the reference."""
-    request, pyramid, kept = evidence.request, evidence.models.pyramid, evidence.expected.intermediates
-    assert kept is not None
-    noise, found = evidence.models.noise(request), []
-    for si in pyramid:
-        scores_BlV = filter_logits(kept.guided_BLV[:, pyramid.span(si)], request.top_k, request.top_p)
-        if not evidence.greedy:
-            scores_BlV = scores_BlV - noise.exponential(si, TOKEN, "judge").log()
-        found.append(cost(scores_BlV.flatten(0, 1), Tail.of(evidence.allowance(si))))
-    return found
+def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
+    """Race every differing token: all images that hold one go through the certifying network, many at a time."""
+    models, by = evidence.models, certifying(evidence.models)
+    labels_B, tokens_BL = evidence.numbers.labels(models.target.config.classes), evidence.actual.tokens_BL
+    rows = places_N2[:, 0].unique()
+    scales = models.pyramid.level_of(int(places_N2[:, 1].max())) + 1
+    for some in rows.split(images_at_once(models, by)):
+        with wide(models, by) as (network, vae):
+            _, exact_bnV, _ = cachefree.teacher_forced(
+                network, vae, evidence.request.cfg, labels_B[some], tokens_BL[some], scales
+            )
+        here_N2 = places_N2[torch.isin(places_N2[:, 0], some)]
+        for piece_n2 in here_N2.split(max(1, NUMBERS // models.target.config.V)):
+            at = torch.searchsorted(some, piece_n2[:, 0].contiguous())
+            yield from _raced_by(evidence, piece_n2, exact_bnV[at, piece_n2[:, 1]])
 
 
-def _judge_token(
-    evidence: Evidence, wrong: Found | None, noise: SeededNoise, image: int, position: int, exact_V: Tensor
-) -> Divergence:
-    """Certify one differing token as a tie, or name the component that `wrong` found at or before its scale."""
-    models, request = evidence.models, evidence.request
-    si = models.pyramid.level_of(position)
-    allowed = evidence.allowance(si)
-    E_V = torch.ones_like(exact_V)  # greedy: a race in which nobody is slowed down
-    if not evidence.greedy:
-        E_V = noise.exponential(si, TOKEN, "judge")[image, position - models.pyramid.begin(si)]
-    actual, expected = (int(t.tokens_BL[image, position]) for t in (evidence.actual, evidence.expected))
-    margin, bound = race_margin(exact_V, E_V, actual, request, allowed), margin_bound(allowed)
+def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[Raced]:
+    """Race some differing tokens by their precise logits."""
+    models, request, (row_n, position_n) = evidence.models, evidence.request, places_n2.T
+    level_L = torch.tensor(models.pyramid.levels(), device=models.device)
+    scale_n = level_L[position_n]
+    allowed_S = [evidence.allowance(si) for si in models.pyramid]
+    error_n = _by_scale([allowed.logits for allowed in allowed_S], scale_n)
+    bound_n = _by_scale([margin_bound(allowed) for allowed in allowed_S], scale_n)
+    E_nV, token_n = (
+        _exponentials(evidence, row_n, position_n, scale_n, exact_nV),
+        evidence.actual.tokens_BL[row_n, position_n],
+    )
+    margin_n = race_margins(exact_nV, E_nV, token_n, request, error_n)
     kept = (evidence.actual.intermediates, evidence.expected.intermediates)  # a decoder may keep none
-    sides = [k.guided_BLV[image, position] for k in kept if k is not None]
-    near = all(float((side.double() - exact_V).abs().max()) <= allowed.logits for side in sides)
-    # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw. A cumulative
-    # sum of another shape may round otherwise at the edge of top-p, which `race_margin` allows for.
-    own = race_margin(sides[0].double(), E_V, actual, request, NOTHING) if len(sides) == 2 else 0.0
-    if margin <= bound and near and own <= RACE_ROUNDING:
-        component, detail = "tie", "within the error budget of float64"
-    elif wrong is not None and wrong[0] <= si:
-        _, component, detail = wrong
-    elif evidence.actual.intermediates is None:
-        component, detail = "unknown", "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
-    else:
-        component, detail = "draw", "guided logits agree, so filter, draw, noise or acceptance is wrong"
-    delta_logits, delta_f_hat = deltas(evidence, image, si, position)
-    label = int(noise.labels(models.target.config.classes)[image])
+    sides = [k.guided_BLV[row_n, position_n] for k in kept if k is not None]
+    is_tie_n = margin_n <= bound_n
+    for side_nV in sides:
+        is_tie_n &= (side_nV.double() - exact_nV).abs().amax(1) <= error_n
+    logits_n, f_hat_n = torch.full_like(margin_n, torch.nan), torch.full_like(margin_n, torch.nan)
+    if kept[0] is not None and kept[1] is not None:
+        # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw. A
+        # cumulative sum of another shape may round otherwise at the edge of top-p, which `race_margins` allows for.
+        is_tie_n &= race_margins(sides[0], E_nV, token_n, request, torch.zeros_like(error_n)) <= RACE_ROUNDING
+        logits_n = (sides[0] - sides[1]).abs().amax(1).double()
+        f_hat_SB = (kept[0].f_hat_SBCPP - kept[1].f_hat_SBCPP).abs().flatten(2).amax(2)
+        f_hat_n = f_hat_SB[scale_n, row_n].double()
+    expected_n = evidence.expected.tokens_BL[row_n, position_n]
+    whole = torch.stack((row_n, scale_n, position_n, token_n, expected_n), 1).tolist()
+    real = torch.stack((margin_n, bound_n, logits_n, f_hat_n), 1).tolist()
+    rows = zip(whole, real, is_tie_n.tolist(), strict=True)
+    return [Raced(a[0], a[1], a[2], a[3], a[4], b[0], b[1], b[2], b[3], tie) for a, b, tie in rows]
+
+
+def _by_scale(values: list[float], scale_n: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=scale_n.device)[scale_n]
+
+
+def _exponentials(evidence: Evidence, row_n: Tensor, position_n: Tensor, scale_n: Tensor, like_nV: Tensor) -> Tensor:
+    """Return E_nV of some draws; ones where both sides are greedy: a race in which nobody is slowed down."""
+    E_nV = torch.ones_like(like_nV)
+    if evidence.greedy:
+        return E_nV
+    noise, pyramid = evidence.numbers, evidence.models.pyramid
+    for si in scale_n.unique().tolist():
+        at = scale_n == si
+        E_BlV = noise.exponential(si, TOKEN, "judge")
+        E_nV[at] = E_BlV[row_n[at], position_n[at] - pyramid.begin(si)].to(E_nV.dtype)
+    return E_nV
+
+
+def _wrong_token(evidence: Evidence, wrong: Wrong, one: Raced) -> Divergence:
+    """Name the component of a wrong token: what `wrong` found at or before its scale, or the draw."""
+    first = wrong[one.row]
+    if first is not None and first[0] <= one.scale:
+        return _divergence(evidence, one, first[1], first[2])
+    if evidence.actual.intermediates is None:
+        why = "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
+        return _divergence(evidence, one, "unknown", why)
+    why = "guided logits agree, so filter, draw, noise or acceptance is wrong"
+    return _divergence(evidence, one, "draw", why)
+
+
+def _divergence(evidence: Evidence, one: Raced, component: str, detail: str) -> Divergence:
+    request, noise = evidence.request, evidence.numbers
+    labels = request.labels or noise.labels(evidence.models.target.config.classes).tolist()
     return Divergence(
-        component, detail, request.seed, image, label, si, position, actual, expected,
-        margin, bound, delta_logits, delta_f_hat,
-    )  # fmt: skip
+        component,
+        detail,
+        **request.where(one.row),
+        label=labels[one.row],
+        scale=one.scale,
+        position=one.position,
+        actual=one.actual,
+        expected=one.expected,
+        margin=one.margin,
+        bound=one.bound,
+        delta_logits=one.delta_logits,
+        delta_f_hat=one.delta_f_hat,
+    )

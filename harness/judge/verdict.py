@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
+Found = tuple[int, str, str]  # scale, component, detail of a wrong tensor
+Wrong = dict[int, Found | None]  # by row of the batch
+
 
 class Verdict(StrEnum):
     """The answers; the exit status of the command line follows from them.
@@ -43,8 +46,8 @@ class Divergence:
     Args:
         component: the part it points to, e.g. ``positions``.
         detail: one clause on why.
-        seed: of the request.
-        image: index in the batch.
+        seed: of the image.
+        image: its address (`Request.image_ids`), whatever its place in the batch; -1 where the whole batch is meant.
         label: of the image.
         scale: scale index; -1 where no scale is concerned.
         position: absolute position, 0..L-1; -1 where none is concerned.
@@ -126,7 +129,7 @@ class Judgement:
         distances: of every image, where tokens are not claimed.
         compared: what was compared with the reference's, in words; `not_compared` says why the rest was not.
         not_compared: what could not be, and why.
-        surprise: what its ties weigh against rounding, by θ (`judge.many`); those of a run add up.
+        surprise: what its ties weigh against rounding, by scale and θ (`judge.many`); those of a run add up.
     """
 
     images: int
@@ -143,7 +146,7 @@ class Judgement:
     distances: list[Distance] = field(default_factory=list)
     compared: list[str] = field(default_factory=list)
     not_compared: dict[str, str] = field(default_factory=dict)
-    surprise: list[float] = field(default_factory=lambda: [0.0] * 3)
+    surprise: list[list[float]] = field(default_factory=list)
 
     def count(self, name: str) -> int:
         """Return a count, or the length of a list; that of `defects` with those that have no record."""

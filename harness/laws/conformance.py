@@ -6,9 +6,12 @@ that breaks a law is close to the smallest one; nothing passes by not having bee
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -17,7 +20,11 @@ from harness.judge.verdict import Verdict
 from harness.laws import acceptance, batch, guidance, masks, positions, randomness, sensitivity, state
 from harness.laws.case import CHOICES, Case
 from harness.laws.law import Law, NotOffered, Subject, Violation
-from harness.runs.factory import Factory, load_factory
+from harness.runs.apart import pickled
+from harness.runs.employ import employ
+from harness.runs.factory import Factory, load_factory, name_of
+from harness.runs.terms import Keeping
+from harness.runs.workers import Died
 
 FAMILIES = (positions, guidance, masks, state, randomness, acceptance, batch, sensitivity)
 LAWS: tuple[Law, ...] = tuple(law for family in FAMILIES for law in family.LAWS)
@@ -146,6 +153,7 @@ def run_conformance(
     seed: int = 0,
     laws: Sequence[Law] = LAWS,
     progress: Callable[[LawResult], None] = lambda row: None,
+    workers: int = 1,
 ) -> Report:
     """Check all laws against somebody's decoder.
 
@@ -156,6 +164,7 @@ def run_conformance(
         seed: of the cases.
         laws: which.
         progress: called after every law.
+        workers: processes that share the laws; 1 = this process alone.
 
     Returns:
         The report; `report.verdict` is DEFECT if a law is broken.
@@ -177,10 +186,47 @@ def run_conformance(
     except InputError as error:
         if error.name == "implementation":  # it built no decoder; other refusals are of this case
             raise
-    for law in laws:
-        report.rows.append(run_law(law, subject, tried))
-        progress(report.rows[-1])
+    crew = employ(Keeping(workers), torch.device("cpu"), len(laws))
+    sent = pickled(factory, name_of(factory)) if crew.is_elsewhere else factory
+    found: dict[str, LawResult] = {}
+    with closing(crew.open(ConformanceWork(sent, tuple(tried)))) as pool:
+        for law, row in pool.map(laws):
+            found[law.id] = lost(law, row) if isinstance(row, Died) else row
+            progress(found[law.id])
+    report.rows = [found[law.id] for law in laws]
     return report
+
+
+@dataclass(frozen=True)
+class ConformanceWork:
+    """What a worker of a conformance run gets: the factory, or cloudpickle's bytes of it, and the cases."""
+
+    factory: Factory | bytes
+    tried: tuple[Case, ...]
+
+    def open(self) -> Checker:
+        """Return what checks law after law."""
+        return Checker(pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory, self.tried)
+
+
+class Checker:
+    """Checks laws over one decoder in the same cases."""
+
+    def __init__(self, factory: Factory, tried: Sequence[Case]) -> None:
+        self.subject, self.tried = Subject(factory), tried
+        self.about: dict[str, Any] = {"cases": len(tried)}
+
+    def do(self, law: Law) -> LawResult:
+        """Check one law."""
+        return run_law(law, self.subject, self.tried)
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
+def lost(law: Law, died: Died) -> LawResult:
+    """Return what a law found whose workers all died: the decoder breaks it in its own way."""
+    return LawResult(law, 1, 1, violation=Violation(law, Case(), f"the process died: {died.why}"))
 
 
 def check(law_id: str, implementation: Factory | str, case: Case) -> bool:

@@ -41,12 +41,16 @@ class Violation(HarnessError):  # noqa: N818
     """
 
     def __init__(self, law: Law, case: Case, found: str, factory: str = "FACTORY") -> None:
-        self.law, self.case, self.found = law, case, found
+        self.law, self.case, self.found, self.factory = law, case, found, factory
         super().__init__(
             f"law {law.id} is broken\n  law:     {law.statement}\n  found:   {found[:900]}\n"
             f"  watches: {', '.join(law.watches)}\n  case:    {case!r}\n"
             f"  replay:  from harness.laws import Case, check; check({law.id!r}, {factory}, {case!r})"
         )
+
+    def __reduce__(self) -> tuple[type[Violation], tuple[Law, Case, str, str]]:
+        """Travel between processes: an exception is pickled by its arguments."""
+        return Violation, (self.law, self.case, self.found, self.factory)
 
 
 class Broken(Exception):  # noqa: N818

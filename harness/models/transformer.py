@@ -9,7 +9,7 @@ Source: spec §2 (names) and §4 (arithmetic).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -71,6 +71,30 @@ def buffer_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {f"blocks.{i}.attn.zero_k_bias": (config.D,) for i in range(config.depth)}
 
 
+class Converted(Mapping[str, Tensor]):
+    """Weights in another dtype, each converted when it is read: of a large network one layer exists twice at a time.
+
+    Args:
+        weights: as they are.
+        dtype: as they are read.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self._weights, self._dtype = weights, dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return one tensor in the dtype."""
+        return self._weights[name].to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the names."""
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._weights)
+
+
 @dataclass(frozen=True)
 class Transformer:
     """A VAR transformer: sizes and weights.
@@ -120,6 +144,10 @@ class Transformer:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Transformer:
         """Return a copy with the weights on `device` in `dtype`."""
         return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})
+
+    def converted(self, dtype: torch.dtype) -> Transformer:
+        """Return a view in `dtype`: every pass converts the layers in hand, and none is kept."""
+        return replace(self, weights=Converted(self.weights, dtype))
 
     def embed(self, raw_BnC: Tensor) -> Tensor:
         """Return word_embed(raw_BnC), (B,n,D): a scale's raw input without its position term."""

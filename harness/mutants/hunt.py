@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from harness.judge.verdict import Verdict
 from harness.laws.case import Case
 from harness.laws.conformance import LAWS, cases, run_law
 from harness.laws.law import Law, Subject, Violation
-from harness.mutants.mutant import Mutant
+from harness.mutants.catalogue import MUTANTS
+from harness.mutants.mutant import Mutant, production
 
 SCOPES = ("first", "family", "all")
 
@@ -117,6 +119,43 @@ def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught
                 break
     caught.total_seconds = time.perf_counter() - start
     return caught
+
+
+@dataclass(frozen=True)
+class HuntWork:
+    """What a worker of a hunt gets.
+
+    Args:
+        tried: cases.
+        scope: one of `SCOPES`.
+    """
+
+    tried: tuple[Case, ...]
+    scope: str
+
+    def open(self) -> Hunter:
+        """Return what hunts mutant after mutant."""
+        return Hunter(self)
+
+
+class Hunter:
+    """Hunts mutants by id, and asks the correct decoder about laws by id: a mutant itself may not travel."""
+
+    def __init__(self, work: HuntWork) -> None:
+        self.work = work
+        self.about: dict[str, Any] = {"cases": len(work.tried)}
+
+    def do(self, task: tuple[str, str]) -> Any:
+        """Do ("law", id), whose answer is whether the correct decoder breaks it, or ("mutant", id): see `caught`."""
+        kind, name = task
+        if kind == "law":
+            law = next(law for law in LAWS if law.id == name)
+            return run_law(law, Subject(production), self.work.tried).violation is not None
+        found = hunt(next(mutant for mutant in MUTANTS if mutant.id == name), self.work.tried, self.work.scope)
+        return {field.name: getattr(found, field.name) for field in fields(Caught) if field.name != "mutant"}
+
+    def close(self) -> None:
+        """Nothing is left to end."""
 
 
 def hunting_cases(examples: int, seed: int = 0, device: str = "cpu", dtype: str = "float64") -> list[Case]:

@@ -99,6 +99,30 @@ class ExclusiveNoise:
         return self.noise.labels(classes)
 
 
+class RowsOf:
+    """Some images of a batch's numbers.
+
+    Args:
+        noise: of the whole batch.
+        rows: int64 indices into it.
+    """
+
+    def __init__(self, noise: Noise, rows: Tensor) -> None:
+        self.noise, self.rows = noise, rows
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_blV of scale `si`. Effects: an entry in the batch's ledger."""
+        return self.noise.exponential(si, stream, reader)[self.rows]
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_bl of scale `si`. Effects: an entry in the batch's ledger."""
+        return self.noise.uniform(si, stream, reader)[self.rows]
+
+    def labels(self, classes: int) -> Tensor:
+        """Return int64 labels_b."""
+        return self.noise.labels(classes)[self.rows]
+
+
 class SeededNoise:
     """Numbers from PyTorch generators on the device of the models.
 
@@ -119,7 +143,7 @@ class SeededNoise:
     ) -> None:
         self.request, self.pyramid, self.V, self.device = request, pyramid, V, device
         self.ledger = ledger or Ledger()
-        self._chains: dict[tuple[int, str], _Chain] = {}
+        self._chains: dict[tuple[int, int, str], _Chain] = {}
         self._kept: dict[tuple[int, str], Tensor] = {}
         self._labels: Tensor | None = None
 
@@ -168,22 +192,22 @@ class SeededNoise:
         if self.request.order == "batch":
             # spec §7: one whole (B·l, V) tensor a scale, in scale order
             return self._batch_chain(stream).read(si, stream, B).view(B, l, width)
-        rows = [self._image_chain(image, stream).read(si, stream, 1) for image in self.request.image_ids]
+        rows = [self._image_chain(*address, stream).read(si, stream, 1) for address in self.request.addresses]
         return torch.stack(rows).view(B, l, width)
 
     def _batch_chain(self, stream: str) -> _Chain:
         published = stream in (TOKEN, SMOOTH)
-        key = (-1, TOKEN if published else stream)
+        key = (self.request.seed, -1, TOKEN if published else stream)
         if key not in self._chains:
             seed = self.request.seed if published else derive_seed(self.request.seed, -1, stream)
             streams = ((TOKEN, SMOOTH) if self.request.more_smooth else (TOKEN,)) if published else (stream,)
             self._chains[key] = _Chain(self, seed, streams)
         return self._chains[key]
 
-    def _image_chain(self, image: int, stream: str) -> _Chain:
-        key = (image, stream)
+    def _image_chain(self, seed: int, image: int, stream: str) -> _Chain:
+        key = (seed, image, stream)
         if key not in self._chains:
-            self._chains[key] = _Chain(self, derive_seed(self.request.seed, image, stream), (stream,))
+            self._chains[key] = _Chain(self, derive_seed(seed, image, stream), (stream,))
         return self._chains[key]
 
 
@@ -196,12 +220,15 @@ class _Chain:
         self.generator = torch.Generator(device=noise.device)
         self.generator.manual_seed(seed)
         self.states = [self.generator.get_state()]
+        self.at = 0  # the address that the generator stands in front of
 
     def read(self, si: int, stream: str, count: int) -> Tensor:
         wanted = self.addresses.index((si, stream))
         for index in range(min(wanted, len(self.states) - 1), wanted + 1):
-            self.generator.set_state(self.states[index])
+            if index != self.at:
+                self.generator.set_state(self.states[index])
             numbers = self._next(index, count)
+            self.at = index + 1
             if index + 1 == len(self.states):
                 self.states.append(self.generator.get_state())
         return numbers

@@ -32,6 +32,7 @@ class Request:
             generator for the whole batch.
         images: address of every image in "image" order; None = 0, 1, 2, …
         count: number of images when `labels` is None.
+        seeds: seed of every image in "image" order, where a batch mixes several; None = `seed` for all.
 
     Raises:
         InputError: a parameter is outside its range.
@@ -46,6 +47,7 @@ class Request:
     order: NoiseOrder = "image"
     images: tuple[int, ...] | None = None
     count: int = 0
+    seeds: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.labels is not None:
@@ -59,8 +61,11 @@ class Request:
             raise InputError("labels", None, "drawn labels exist in the published order only", 'use order="batch"')
         if self.order not in ORDERS:
             raise InputError("order", self.order, "must be image or batch", "pass --noise image or --noise batch")
-        if not 0 <= self.seed < 2**63:
-            raise InputError("seed", self.seed, "must lie in 0..2^63-1", "pass a non-negative seed")
+        if self.seeds is not None:
+            self._check_seeds(self.seeds)
+        for seed in (self.seed, *(self.seeds or ())):
+            if not 0 <= seed < 2**63:
+                raise InputError("seed", seed, "must lie in 0..2^63-1", "pass a non-negative seed")
         if not math.isfinite(self.cfg):
             raise InputError("cfg", self.cfg, "must be finite", "pass --cfg 1.5")
         if abs(self.cfg) > MOST_CFG:
@@ -69,6 +74,12 @@ class Request:
             raise InputError("top_k", self.top_k, "must lie in 0..V", "pass --top-k 0 to switch the filter off")
         if not 0.0 <= self.top_p <= 1.0:
             raise InputError("top_p", self.top_p, "must lie in [0, 1]", "pass --top-p 0 to switch the filter off")
+
+    def _check_seeds(self, seeds: tuple[int, ...]) -> None:
+        if self.order != "image":
+            raise InputError("seeds", seeds, "a batch in the published order has one seed", 'use order="image"')
+        if len(seeds) != self.count:
+            raise InputError("seeds", seeds, f"must hold one seed per image ({self.count})", "drop it")
 
     @property
     def B(self) -> int:
@@ -79,6 +90,16 @@ class Request:
     def image_ids(self) -> tuple[int, ...]:
         """Address of every image: what its noise stream depends on besides the seed."""
         return self.images if self.images is not None else tuple(range(self.B))
+
+    @property
+    def addresses(self) -> tuple[tuple[int, int], ...]:
+        """(seed, image) of every image: all that its noise depends on in "image" order."""
+        return tuple(zip(self.seeds or (self.seed,) * self.B, self.image_ids, strict=True))
+
+    def where(self, b: int) -> dict[str, int]:
+        """Return seed and image of the image at row `b`, as a `Divergence` names them."""
+        seed, image = self.addresses[b]
+        return {"seed": seed, "image": image}
 
     def check_against(self, classes: int, V: int) -> None:
         """Refuse labels and filters that the networks do not have.
@@ -107,4 +128,11 @@ class Request:
         if self.order != "image" or self.labels is None:
             raise InputError("order", self.order, "an image stands alone in image order only", "pass --noise image")
         labels, ids = self.labels, self.image_ids
-        return replace(self, labels=tuple(labels[b] for b in rows), images=tuple(ids[b] for b in rows))
+        seeds = None if self.seeds is None else tuple(self.seeds[b] for b in rows)
+        return replace(
+            self,
+            labels=tuple(labels[b] for b in rows),
+            images=tuple(ids[b] for b in rows),
+            seed=seeds[0] if seeds else self.seed,
+            seeds=seeds,
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -39,12 +38,6 @@ def plain_console() -> Console:
     """Return the console of results: as wide as the terminal, or `PIPE_WIDTH` when piped; text means itself alone."""
     width = None if Console().is_terminal else PIPE_WIDTH
     return Console(width=width, markup=False, emoji=False, highlight=False)
-
-
-def progress_bar(quiet: bool = False) -> Progress:
-    """Return the bar of long work, gone when it is done; there is none where stderr is no terminal."""
-    console = Console(stderr=True)
-    return Progress(console=console, transient=True, disable=quiet or not console.is_interactive)
 
 
 def say(console: Console, text: str, word: str = "", style: str = "") -> None:

@@ -55,6 +55,20 @@ def precision() -> dict[str, bool]:
     return {name: bool(_read(path)) for name, path in STATED.items()}
 
 
+@contextmanager
+def exact_products(exact: bool) -> Iterator[None]:
+    """Compute float32 products on CUDA exactly, or with operands rounded to TF32; convolutions exactly in any case.
+
+    Effects: process-wide PyTorch settings, put back when it ends.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = not exact, False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 def watched() -> dict[str, object]:
     """Return every process-wide setting that may move a rounded number, those of `precision` among them."""
     found = {name: _read(path) for name, path in WATCHED.items()}

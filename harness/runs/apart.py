@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -41,36 +41,14 @@ from harness.protocol.trace import Intermediates, Round, Trace
 from harness.rounding.precision import precision
 from harness.runs.child import KEPT, TENSORS, Job
 from harness.runs.factory import Factory, name_of
+from harness.runs.limits import Limits
 from harness.runs.mailbox import Mailbox, UnreadableError, capacity
 
-TIMEOUT_S = 600.0  # a decode of ten images by the published sizes takes seconds on a GPU, minutes on a CPU
 START_S = 600.0  # building a decoder, its imports included
 LONGEST = 2**26  # bytes of one answer; the rounds of a thousand images take some hundred KiB
 LAST_LINES = 3
 GRACE_S = 5.0
 SERVE = "import sys; from harness.runs.child import serve; serve(*sys.argv[1:])"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a decoder's process may take.
-
-    Args:
-        timeout_s: seconds of one decode.
-        memory_gib: GiB that it may allocate on the host; 0 = no limit.
-
-    Raises:
-        InputError: no such time or memory.
-    """
-
-    timeout_s: float = TIMEOUT_S
-    memory_gib: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.timeout_s < float("inf"):
-            raise InputError("timeout", self.timeout_s, "must be a number of seconds above 0", "pass --timeout 600")
-        if not 0 <= self.memory_gib < float("inf"):
-            raise InputError("memory", self.memory_gib, "must be 0 GiB or more", "pass --memory 0 for no limit")
 
 
 class Gone(Exception):  # noqa: N818
@@ -145,7 +123,7 @@ class Apart:
 
     def _write_job(self, factory: Factory | str) -> None:
         job = Job(
-            factory=factory if isinstance(factory, str) else _pickled(factory, self.name),
+            factory=factory if isinstance(factory, str) else pickled(factory, self.name),
             models=self._copies,
             settings=self.settings,
             mailbox=self.mailbox.handle,
@@ -268,7 +246,7 @@ class Apart:
         self._process = None
 
 
-def _pickled(factory: Factory, name: str) -> bytes:
+def pickled(factory: Factory, name: str) -> bytes:
     """Return a factory as bytes: functions of a main script, lambdas and closures too.
 
     Raises:

@@ -30,6 +30,7 @@ from harness.rounding.precision import set_precision, unchanged
 from harness.runs.factory import build, load_factory
 from harness.runs.here import run
 from harness.runs.mailbox import Mailbox, UnreadableError
+from harness.runs.records import request_of
 
 TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
 KEPT = "intermediates."
@@ -92,13 +93,6 @@ def _serve(job_file: Path, read: int, write: int) -> None:
         for line in lines:
             question = json.loads(line)
             _say(answers, _decoded(decoders[question["setting"]], job.models, request_of(question["request"]), mailbox))
-
-
-def request_of(values: dict[str, Any]) -> Request:
-    """Return the request that `dataclasses.asdict` and JSON made these values of."""
-    for name in ("labels", "images"):
-        values[name] = None if values[name] is None else tuple(values[name])
-    return Request(**values)
 
 
 def _decoded(decoder: Implementation, models: ModelPair, request: Request, mailbox: Mailbox) -> dict[str, Any]:

@@ -55,11 +55,12 @@ class Here:
         made = run(self._decoders[setting], self.models, replace(request))
         if not self.watched:
             return made
+        made = _by_value(made) if isinstance(made, Trace) else made  # at once: a moment later it may be another
         changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
         if changed:
             detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
             return Judgement(request.B, defects=[Divergence("weights", detail, request.seed)])
-        return _by_value(made) if isinstance(made, Trace) else made
+        return made
 
     def close(self) -> None:
         """Nothing is left to end."""

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import torch
 
 from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, worst
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
-from harness.protocol.trace import Trace
 from harness.rounding.budget import Allowance
+from harness.runs.plan import Plan
+from harness.runs.records import Row
 
 # What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
 COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
@@ -22,38 +24,69 @@ COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "
 
 @dataclass
 class SettingResult:
-    """What one setting did over all requests."""
+    """What one setting did over all requests.
+
+    Args:
+        settings: which.
+        contract: what the decoder claims.
+        rows: what each request came to, in the order of the plan.
+    """
 
     settings: Settings
     contract: Contract
-    judgements: list[Judgement] = field(default_factory=list)
-    traces: list[Trace] = field(default_factory=list)  # tensors dropped, counts kept
-    seconds: float = 0.0
-    reference_seconds: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def judgements(self) -> list[Judgement]:
+        """The judgement on every request."""
+        return [row.judgement for row in self.rows]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the decodes."""
+        return sum(row.seconds for row in self.rows)
+
+    @property
+    def reference_seconds(self) -> float:
+        """Seconds of the reference's decodes of the same requests."""
+        return sum(row.reference_seconds for row in self.rows)
 
     def total(self, name: str) -> int:
         """Return the sum of a count of `Judgement` over all judgements."""
         return sum(judgement.count(name) for judgement in self.judgements)
 
+    def counted(self, name: str) -> list[Any]:
+        """Return a list of `Counts`, of every image."""
+        return list(chain.from_iterable(getattr(row.counts, name) for row in self.rows if row.counts))
+
     @property
     def target_calls(self) -> list[int]:
         """Target forward passes of every image."""
-        return list(chain.from_iterable(trace.target_calls for trace in self.traces))
+        return self.counted("target_calls")
 
     @property
     def target_rows(self) -> list[int]:
         """Positions that the target computed, of every image."""
-        return list(chain.from_iterable(trace.target_rows for trace in self.traces))
+        return self.counted("target_rows")
 
     @property
     def rounds(self) -> list[int]:
         """Number of rounds of every image."""
-        return [len(rounds) for trace in self.traces for rounds in trace.rounds]
+        return [len(accepted) for accepted in self.accepted_scales]
 
     @property
     def accepted_scales(self) -> list[list[int]]:
         """Accepted scales of every round of every image."""
-        return [[turn.accepted for turn in rounds] for trace in self.traces for rounds in trace.rounds]
+        return self.counted("accepted_scales")
+
+    @property
+    def first(self) -> tuple[Row, Divergence] | None:
+        """The first defect, else the first tie: that of the earliest scale, whatever batches the run was cut into."""
+        for name in ("defects", "ties"):
+            found = [(row, listed[0]) for row in self.rows if (listed := getattr(row.judgement, name))]
+            if found:
+                return min(found, key=lambda of: of[1].scale)
+        return None
 
     @property
     def distances(self) -> list[Distance]:
@@ -78,7 +111,10 @@ class Verification:
     models: str
     early: list[Divergence] = field(default_factory=list)  # defects met before anything could be decoded
     decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
-    seconds: float = 0.0  # of all decodes and their judgement
+    seconds: float = 0.0  # of all decodes and their judgement, summed over the workers
+    wall_seconds: float = 0.0  # from the first task to the last
+    plan: Plan = field(default_factory=lambda: Plan((), ()))
+    about: dict[str, Any] = field(default_factory=dict)  # identity, recipe, workers: what repeats the run
 
     @property
     def contract(self) -> str:
@@ -96,12 +132,29 @@ class Verification:
         return Verdict.DEFECT if self.early else worst([setting.verdict for setting in self.settings])
 
     @property
+    def first_case(self) -> tuple[Row, Divergence] | None:
+        """The first defect of the first setting that has one, else the first tie, with its row."""
+        found = [setting.first for setting in self.settings if setting.first]
+        defects = [case for case in found if case[1] in case[0].judgement.defects]
+        return next(iter(defects + found), None)
+
+    @property
     def first_divergence(self) -> Divergence | None:
-        """The first defect met, else the first tie, else None."""
-        judgements = [judgement for setting in self.settings for judgement in setting.judgements]
-        defects = self.early + [judgement.defects[0] for judgement in judgements if judgement.defects]
-        ties = [judgement.ties[0] for judgement in judgements if judgement.ties]
-        return next(iter(defects + ties), None)
+        """The first defect, else the first tie, else None."""
+        if self.early:
+            return self.early[0]
+        return self.first_case[1] if self.first_case else None
+
+    @property
+    def images(self) -> int:
+        """Decodes that were judged."""
+        return sum(setting.total("images") for setting in self.settings)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every task is judged: False where the run was interrupted."""
+        judged = {row.task for setting in self.settings for row in setting.rows}
+        return bool(self.early) or judged >= {task.number for task in self.plan.tasks if task.settings}
 
     @property
     def compared(self) -> list[str]:

@@ -2,75 +2,58 @@
 
 Promise: every setting sees the same requests, the reference runs once a request, and the verdict is the worst one met.
 What decides the verdict (contract demanded, budget, precision mode) is fixed before the decoder is built, and a decoder
-that is not the harness's own runs in a process of its own.
+that is not the harness's own runs in a process of its own. Who does the tasks, and in which order, changes nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
 
-from harness.clock import timed
-from harness.errors import InputError, NonFiniteError
-from harness.judge.decode import judge
-from harness.judge.evidence import Evidence
-from harness.judge.many import too_many
-from harness.judge.tokens import costs_of
+from harness.errors import Interrupted, NonFiniteError
 from harness.judge.verdict import Divergence, Judgement
+from harness.judge.weights import weigh_run
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.protocol.trace import Trace
-from harness.reference import sequential
 from harness.rounding.budget import Allowance, Budget
+from harness.rounding.certifying import certifying
 from harness.rounding.measure import budget_for
-from harness.rounding.stored import SHIPPED
-from harness.runs.apart import Apart, Limits
-from harness.runs.factory import Factory, is_own, load_factory
-from harness.runs.here import Here
+from harness.runs.apart import pickled
+from harness.runs.employ import employ
+from harness.runs.factory import Factory, name_of
+from harness.runs.identity import identity_of
+from harness.runs.interrupt import held
+from harness.runs.keep import begin, describe
+from harness.runs.plan import Plan, Task
+from harness.runs.records import Row
 from harness.runs.result import SettingResult, Verification
-from harness.speculative.build import build_decoder
+from harness.runs.runfile import RunFile
+from harness.runs.terms import Keeping, Terms
+from harness.runs.work import Done, VerifyWork
+from harness.runs.workers import Died
 
+TERMS, NOWHERE = Terms(), Keeping()
 MOST_DEATHS = 3  # of one setting's process, one after the other: what is left would end as they did
 
 
 @dataclass(frozen=True)
-class Terms:
-    """How a run is judged.
+class Step:
+    """What a task added to a run: decoded images, and defects among them."""
 
-    Args:
-        contract: what the decoder must keep at least; None = what it claims.
-        sequential: the decoder drafts nothing, and is not asked to.
-        in_process: run the decoder in this process: for a debugger.
-        limits: time and memory of a process of its own.
-        budgets: file of stored error budgets; a mode that is not in it is measured.
-    """
-
-    contract: Contract | None = None
-    sequential: bool = False
-    in_process: bool = False
-    limits: Limits = field(default_factory=Limits)
-    budgets: Path = SHIPPED
+    images: int
+    defects: int = 0
 
 
-class Place(Protocol):
-    """Where the decoder under test lives: a decoder for every setting."""
+class RunInterrupted(Interrupted):
+    """A signal ended a run; `result` is what was judged until then."""
 
-    contracts: list[str]  # what the decoders claim
-    moved: list[str]  # process-wide settings of precision that building them changed, a clause each
-
-    def decode(self, setting: int, request: Request) -> Trace | Judgement:
-        """Decode one request with the decoder of one setting."""
-        ...
-
-    def close(self) -> None:
-        """End what was started."""
-        ...
+    def __init__(self, result: Verification, number: int) -> None:
+        super().__init__(number)
+        self.result = result
 
 
 def verify(
@@ -79,7 +62,7 @@ def verify(
     settings: Sequence[Settings],
     requests: Sequence[Request],
     progress: Callable[[], None] = lambda: None,
-    terms: Terms = Terms(),
+    terms: Terms = TERMS,
 ) -> Verification:
     """Run a decoder and the reference over all requests and settings, and judge every token.
 
@@ -88,7 +71,7 @@ def verify(
         factory: builds the decoder for one setting; a function, or its name ``package.module:factory``.
         settings: at least one.
         requests: at least one.
-        progress: called after every decode, reference included: (1 + settings) · requests times at most.
+        progress: called after every request.
         terms: how the run is judged.
 
     Raises:
@@ -97,98 +80,157 @@ def verify(
 
     Effects: a process for a decoder that is not the harness's own; it has ended when this returns.
     """
-    result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.name)
+    return verify_plan(models, factory, Plan.of(settings, requests), terms, progress=lambda step: progress())
+
+
+def verify_plan(
+    models: ModelPair,
+    factory: Factory | str,
+    plan: Plan,
+    terms: Terms = TERMS,
+    keeping: Keeping = NOWHERE,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> Verification:
+    """Verify as `verify` does, on any workers, kept in a file or not.
+
+    Args:
+        models: networks of both sides.
+        factory: as in `verify`.
+        plan: what is to be done.
+        terms: how the run is judged.
+        keeping: who does it, and what is kept.
+        progress: called after every task, and once for all that a resumed run has already.
+
+    Raises:
+        InputError: as `verify` does; a run file of another run, or one that is being written.
+        RunInterrupted: SIGINT or SIGTERM; holds what was judged.
+
+    Effects: processes, which have ended when this returns; the run file.
+    """
+    plan.check()
+    result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.name, plan=plan)
     try:
         models.check_finite()
         budget = budget_for(models, terms.budgets)
     except NonFiniteError as error:
-        result.early.append(Divergence("weights", str(error), requests[0].seed))
+        result.early.append(Divergence("weights", str(error), plan.tasks[0].request.seed))
         return result
-    result.budget = _widest(budget, models, requests)
-    place = _place(models, factory, settings, max(request.B for request in requests), terms)
-    try:
-        result.early += [Divergence("precision", f"building changed {what}", requests[0].seed) for what in place.moved]
-        result.settings = [SettingResult(s, _claimed(c, terms)) for s, c in zip(settings, place.contracts, strict=True)]
-        start = time.perf_counter()
-        for request in requests:
-            _verify_request(models, place, request, (budget, terms), result, progress)
-        for setting in result.settings:
-            _judge_run(setting, len(result.settings))
-        result.seconds = time.perf_counter() - start
-    finally:
-        place.close()
+    result.budget = _widest(budget, models, [task.request for task in plan.tasks])
+    name = factory if isinstance(factory, str) else name_of(factory)
+    identity = identity_of(models, name) if keeping.recipe is not None or keeping.file else {}
+    crew = employ(keeping, models.device, len(plan.tasks))
+    sent = pickled(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
+    work = VerifyWork(models, sent, plan.settings, plan.most, budget, terms)
+    with closing(crew.open(work)) as pool:
+        seed, about = plan.tasks[0].request.seed, pool.about
+        result.early += [Divergence("precision", f"building changed {what}", seed) for what in about["moved"]]
+        contracts = [Contract.of(contract) for contract in about["contracts"]]
+        result.settings = [SettingResult(*of) for of in zip(plan.settings, contracts, strict=True)]
+        result.about = describe(identity, keeping, terms, (plan, contracts, budget))
+        file = begin(keeping, result.about, plan)
+        held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
+        with held_file:
+            run = Run(plan, result, file, progress)
+            stopped = run.go(pool.map)
+        result.about |= {"workers": pool.name, "certifying": str(certifying(models))}
+    run.put_together(models, budget)
+    if stopped:
+        raise RunInterrupted(result, stopped)
     return result
 
 
-def _place(models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms) -> Place:
-    """Build the decoders: in a process of their own, unless they are the harness's own or it is asked otherwise."""
-    if is_own(factory):
-        return Here(build_decoder, models, settings, watched=False)
-    if not terms.in_process:
-        return Apart(factory, models, settings, most, terms.limits)
-    return Here(load_factory(factory) if isinstance(factory, str) else factory, models, settings)
+class Run:
+    """A run in progress: what is judged, and what is left.
+
+    Args:
+        plan: what is to be done.
+        result: put together at the end.
+        file: where rows are kept; None = nowhere.
+        progress: told of every task.
+    """
+
+    def __init__(
+        self, plan: Plan, result: Verification, file: RunFile | None, progress: Callable[[Step], None]
+    ) -> None:
+        self.plan, self.result, self.file, self.progress = plan, result, file, progress
+        self.rows: dict[int, list[Row]] = {}  # by task
+        for row in file.rows() if file else []:
+            self.rows.setdefault(row.task, []).append(row)
+
+    def go(self, do: Callable[[Iterator[Task]], Iterator[tuple[Task, Done | Died]]]) -> int:
+        """Do what is left; return the signal that stopped it, or 0."""
+        start = time.perf_counter()
+        if self.rows:
+            self.progress(self._step([row for rows in self.rows.values() for row in rows]))
+        try:
+            for task, answer in do(self._left()):
+                self._take(task, answer)
+        except Interrupted as stop:
+            return stop.status - 128
+        finally:
+            self.result.wall_seconds = time.perf_counter() - start
+        return 0
+
+    def put_together(self, models: ModelPair, budget: Budget) -> None:
+        """Put the rows into the result in the plan's order, and weigh the ties of the whole run."""
+        settings, pyramid = self.result.settings, models.pyramid
+        requests = {task.number: task.request for task in self.plan.tasks}
+        for task in self.plan.tasks:
+            for row in sorted(self.rows.get(task.number, []), key=lambda row: row.setting):
+                if not keeps_dying(settings[row.setting].rows):
+                    settings[row.setting].rows.append(row)
+
+        def allowed(request: Request) -> list[Allowance]:
+            return [budget.guided(request.cfg, pyramid.ramp(si)) for si in pyramid]
+
+        for setting in settings:
+            weigh_run([(requests[row.task], row.judgement) for row in setting.rows], allowed, len(settings))
+
+    def _left(self) -> Iterator[Task]:
+        """Yield what is left, without settings whose process keeps dying."""
+        for task in self.plan.tasks:
+            if task.number in self.rows:
+                continue
+            alive = tuple(number for number in task.settings if not keeps_dying(self._so_far(number)))
+            if alive:
+                yield replace(task, settings=alive)
+            else:
+                self.progress(Step(task.images))
+
+    def _so_far(self, setting: int) -> list[Row]:
+        """Return the last rows of a setting, as far as every task before them is judged."""
+        found: list[Row] = []
+        for task in self.plan.tasks:
+            if task.number not in self.rows:
+                break
+            found += [row for row in self.rows[task.number] if row.setting == setting]
+        return found[-MOST_DEATHS:]
+
+    def _take(self, task: Task, answer: Done | Died) -> None:
+        if isinstance(answer, Died):
+            answer = Done(task.number, [_lost(task, number, answer.why) for number in task.settings], [])
+        with held():
+            if self.file:
+                self.file.write(answer.rows, answer.exhibits)
+            self.rows[task.number] = answer.rows
+        self.result.decode_seconds += answer.decode_seconds
+        self.result.seconds += answer.seconds
+        self.progress(self._step(answer.rows))
+
+    def _step(self, rows: Sequence[Row]) -> Step:
+        return Step(sum(row.judgement.images for row in rows), sum(row.judgement.count("defects") for row in rows))
 
 
-def _claimed(name: str, terms: Terms) -> Contract:
-    """Return the contract that a decoder claims. Raises `InputError` where it is weaker than the one demanded."""
-    claimed = Contract.of(name)
-    if terms.contract is not None and not claimed.entails(terms.contract):
-        rule = f"is demanded, and the decoder claims {claimed.letter} ({claimed}) only"
-        remedy = f"pass --contract {claimed.letter}, or a decoder that claims more"
-        raise InputError("contract", terms.contract.letter, rule, remedy)
-    return claimed
+def _lost(task: Task, setting: int, why: str) -> Row:
+    detail = f"every worker that took the request died, {MOST_DEATHS} of them; the last: {why}"
+    return Row(
+        task.number, setting, Judgement(task.request.B, defects=[Divergence("process", detail, task.request.seed)])
+    )
 
 
-def _verify_request(
-    models: ModelPair,
-    place: Place,
-    request: Request,
-    by: tuple[Budget, Terms],
-    result: Verification,
-    progress: Callable[[], None],
-) -> None:
-    """Decode one request by the reference and under every setting, and judge. Effects: on `result`."""
-    budget, terms = by
-    free, costs = {}, {}
-    for greedy in {setting.settings.greedy for setting in result.settings}:
-        free[greedy], seconds = timed(partial(_reference, models, request, greedy), models.device)
-        free[greedy].seconds = seconds
-        result.decode_seconds += seconds
-    progress()
-    for number, setting in enumerate(result.settings):
-        if _keeps_dying(setting):
-            continue
-        expected = free[setting.settings.greedy]
-        actual, seconds = timed(partial(place.decode, number, request), models.device)
-        result.decode_seconds += seconds
-        if isinstance(actual, Judgement):
-            setting.judgements.append(actual)
-        else:
-            greedy = setting.settings.greedy
-            evidence = Evidence(models, request, actual, expected, budget, greedy)
-            if greedy not in costs:
-                costs[greedy] = costs_of(evidence)
-            evidence = replace(evidence, costs=costs[greedy])
-            setting.judgements.append(judge(evidence, setting.contract, not terms.sequential))
-            setting.traces.append(replace(actual, intermediates=None))  # they are large, and judged
-            setting.seconds += seconds
-        setting.reference_seconds += expected.seconds
-        progress()
-
-
-def _judge_run(setting: SettingResult, looks: int) -> None:
-    """Weigh the ties of a whole run together: what each request may excuse, all of them may not."""
-    judgements = setting.judgements
-    weights = [sum(of) for of in zip(*(judgement.surprise for judgement in judgements), strict=True)]
-    if weights and setting.total("ties") and too_many(weights, looks):
-        detail = f"the {setting.total('ties')} ties of the run together are beyond rounding"
-        last = next(judgement for judgement in reversed(judgements) if judgement.ties)
-        last.defects.append(replace(last.ties[0], component="unknown", detail=detail))
-
-
-def _keeps_dying(setting: SettingResult) -> bool:
-    """Tell whether the setting's last decodes all cost its process: the others would take as long for the same."""
-    last = [judgement.defects[:1] for judgement in setting.judgements[-MOST_DEATHS:]]
+def keeps_dying(rows: Sequence[Row]) -> bool:
+    """Tell whether a setting's last decodes all cost its process: the others would take as long for the same."""
+    last = [row.judgement.defects[:1] for row in rows[-MOST_DEATHS:]]
     return len(last) == MOST_DEATHS and all(found and found[0].component == "process" for found in last)
 
 
@@ -199,7 +241,3 @@ def _widest(budget: Budget, models: ModelPair, requests: Sequence[Request]) -> A
     if len(values) == 1:
         return allowed
     return replace(allowed, source=f"{allowed.source}; the widest, at cfg {max(values):g}")
-
-
-def _reference(models: ModelPair, request: Request, greedy: bool) -> Trace:
-    return sequential.sample(models.target, models.vae, request, models.noise(request), greedy=greedy)

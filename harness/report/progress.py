@@ -1,0 +1,87 @@
+"""Long work as it goes on: done, rate, time left, defects so far.
+
+Promise: on a terminal a bar that is gone when the work is; where stderr is piped a plain line now and then; nothing
+when it is asked to be quiet. Nothing of it reaches stdout.
+
+Why rich and not tqdm: the tables are rich's already, and its bar and ours share the terminal's width and colours.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+PLAIN_S = 30.0  # between two lines in a log
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate, or nothing while there is none."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
+
+
+class LongWork:
+    """Shows how far some work is; a context manager.
+
+    Args:
+        unit: what is counted, e.g. ``images``.
+        total: how many.
+        quiet: show nothing.
+    """
+
+    def __init__(self, unit: str, total: int, quiet: bool = False) -> None:
+        console = Console(stderr=True)
+        self.unit, self.total, self.done, self.defects, self.quiet = unit, total, 0, 0, quiet
+        self._begun = self._said = time.monotonic()
+        self._kept = 0  # done before this began
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
+            TextColumn("{task.fields[defects]}"),
+        )  # fmt: skip
+        self.shown = console.is_interactive and not quiet
+        self._bar = Progress(*columns, console=console, transient=True, disable=not self.shown)
+        self._task = self._bar.add_task(unit, total=total, defects="")
+
+    def __enter__(self) -> LongWork:
+        """Begin to show it."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    def advance(self, count: int = 1, defects: int = 0, said: str = "") -> None:
+        """Count what was done.
+
+        Args:
+            count: how many more.
+            defects: how many more.
+            said: what is in hand now, in place of the unit.
+        """
+        if not self.done:
+            self._kept = count if time.monotonic() - self._begun < 0.01 else 0
+        self.done, self.defects = self.done + count, self.defects + defects
+        words = f"{self.defects} defects" if self.defects else ""
+        self._bar.update(self._task, advance=count, defects=words, description=said or self.unit)
+        if not (self.quiet or self.shown) and time.monotonic() - self._said >= PLAIN_S:
+            self._said = time.monotonic()
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """Return the plain line."""
+        rate = (self.done - self._kept) / max(1e-9, time.monotonic() - self._begun)
+        left = (self.total - self.done) / rate if rate else 0.0
+        return (
+            f"{self.done} of {self.total} {self.unit}, {rate:.1f} a second, "
+            f"{int(left // 60)}:{int(left % 60):02d} left, {self.defects} defects"
+        )

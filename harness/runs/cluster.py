@@ -1,0 +1,138 @@
+"""The workers of a Dask cluster: the same work, on other machines.
+
+Promise: Dask moves the weights to every worker once, takes a task from a worker that dies to another one, and gives it
+up after three (its `allowed-failures`), which is `Died` here. How a cluster is started, watched and scaled is Dask's
+own documentation's to say; docs/runs.md shows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.errors import InputError
+from harness.rounding.precision import precision, set_precision
+from harness.runs.workers import MOST_DEATHS, Died, Opened, Work
+
+CONNECT_S = 30.0
+_OPENED: dict[str, Opened] = {}  # of this process, when it is a worker: one work at a time
+_LOCK = threading.Lock()  # a Dask worker may have threads; a device has one user
+
+
+class Cluster:
+    """The workers of a cluster that somebody started.
+
+    Args:
+        work: what they do.
+        address: of the scheduler, e.g. ``tcp://host:8786``, or a scheduler file.
+        device: type of device that every worker uses: its first one.
+
+    Raises:
+        InputError: dask.distributed is not installed, nobody answers there, or what `work.open` refuses.
+
+    Effects: a connection; `close` cancels what is not done and ends it.
+    """
+
+    def __init__(self, work: Work, address: str, device: str) -> None:
+        distributed = _distributed(address)
+        stream = io.BytesIO()
+        machine = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+        job = {"work": work, "tf32": precision()["tf32_matmul"], "threads": torch.get_num_threads(), "machine": machine}
+        torch.save({**job, "path": [path or str(Path.cwd()) for path in sys.path]}, stream)
+        self._bytes, self._device = stream.getvalue(), device.partition(":")[0]
+        try:
+            file = Path(address)
+            place = {"scheduler_file": address} if file.is_file() else {"address": address}
+            self._client = distributed.Client(**place, timeout=CONNECT_S, set_as_default=False)
+            self._client.wait_for_workers(1, timeout=CONNECT_S)
+        except (OSError, ValueError, TimeoutError) as error:
+            rule = f"cannot be reached, or has no worker ({type(error).__name__}: {error})"
+            raise InputError("cluster", address, rule, "start one as docs/runs.md says") from None
+        self._distributed = distributed
+        self._digest = hashlib.blake2b(self._bytes, digest_size=16).hexdigest()
+        self._job = self._sent()
+        self.about: dict[str, Any] = self._client.submit(
+            about, self._job, self._digest, self._device, pure=False
+        ).result()
+        self.name = f"{len(self._client.scheduler_info()['workers'])} workers of {address}"
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Yield every task with its result as they are done."""
+        tries: dict[Any, int] = {}
+        futures = {self._submit(task): task for task in tasks}
+        done = self._distributed.as_completed(list(futures))
+        for future in done:
+            task = futures.pop(future)
+            error = future.exception() if future.status == "error" else None
+            if error is None and future.status == "finished":
+                yield task, future.result()
+            elif error is not None and isinstance(error, self._distributed.KilledWorker):
+                yield task, Died(f"{MOST_DEATHS} workers of the cluster died of it")
+            elif error is not None:
+                raise error
+            else:  # lost with the last worker that held the weights: sent anew
+                tries[id(task)] = tries.get(id(task), 0) + 1
+                if tries[id(task)] >= MOST_DEATHS:
+                    yield task, Died("the cluster lost it again and again")
+                    continue
+                self._job = self._sent()
+                again = self._submit(task)
+                futures[again] = task
+                done.add(again)
+            future.release()
+
+    def close(self) -> None:
+        """Cancel what is not done, and let go of the cluster."""
+        self._client.close()
+
+    def _sent(self) -> Any:
+        return self._client.scatter(self._bytes, broadcast=True, hash=False)
+
+    def _submit(self, task: Any) -> Any:
+        return self._client.submit(do, self._job, self._digest, self._device, task, pure=False)
+
+
+def about(job: bytes, digest: str, device: str) -> dict[str, Any]:
+    """Open the work in a worker of the cluster; return what the one who asks must know."""
+    with _LOCK:
+        return _opened(job, digest, device).about
+
+
+def do(job: bytes, digest: str, device: str, task: Any) -> Any:
+    """Do one task in a worker of the cluster."""
+    with _LOCK:
+        return _opened(job, digest, device).do(task)
+
+
+def _opened(job: bytes, digest: str, device: str) -> Opened:
+    if digest not in _OPENED:
+        for other in list(_OPENED):
+            _OPENED.pop(other).close()
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device", device, "is not there on a worker of the cluster", "give every worker a GPU")
+        made = torch.load(io.BytesIO(job), map_location=torch.device(device), weights_only=False)
+        name = torch.cuda.get_device_name() if device == "cuda" else ""
+        if made["machine"] and name != made["machine"]:
+            rule = f"on a worker of the cluster is {name}; budgets and numbers are those of {made['machine']}"
+            raise InputError("device", device, rule, "start the run on a machine like the workers'")
+        sys.path[:] = [*sys.path, *(path for path in made["path"] if path not in sys.path)]
+        set_precision(made["tf32"])
+        torch.set_num_threads(made["threads"])
+        _OPENED[digest] = made["work"].open()
+    return _OPENED[digest]
+
+
+def _distributed(address: str) -> Any:
+    try:
+        import distributed  # noqa: PLC0415  # an extra
+    except ImportError:
+        rule = "needs dask.distributed, which is not installed"
+        raise InputError("cluster", address, rule, 'pip install "sdvar-harness[cluster]"') from None
+    return distributed

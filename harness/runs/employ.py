@@ -1,0 +1,62 @@
+"""Who does the work: this process, processes of this machine, or a cluster.
+
+Promise: one answer for everything that is spread, verifications, hunts and benches alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from harness.errors import InputError
+from harness.runs.cluster import Cluster
+from harness.runs.terms import Keeping
+from harness.runs.workers import Alone, Pool, Processes, Work
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who will do the work.
+
+    Args:
+        devices: of every worker.
+        cluster: address of a scheduler; empty = none.
+    """
+
+    devices: tuple[str, ...]
+    cluster: str = ""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the work leaves this process."""
+        return bool(self.cluster) or len(self.devices) > 1
+
+    def open(self, work: Work) -> Pool:
+        """Start the workers. Raises as `Processes` and `Cluster` do; `close` ends them."""
+        if self.cluster:
+            return Cluster(work, self.cluster, self.devices[0])
+        if self.is_elsewhere:
+            return Processes(work, self.devices)
+        return Alone(work, self.devices[0])
+
+
+def employ(keeping: Keeping, device: torch.device, tasks: int) -> Crew:
+    """Return who does so many tasks on a device.
+
+    A CUDA device without a number stands for all of this machine; a CPU is one device. More workers than devices share
+    them, and nobody is hired who would have nothing to do.
+
+    Raises:
+        InputError: several workers on one numbered CUDA device, which they would fight for.
+    """
+    if keeping.cluster:
+        return Crew((device.type,), keeping.cluster)
+    there = [str(device)]
+    if device.type == "cuda" and device.index is None:
+        there = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    elif device.type == "cuda" and keeping.workers > 1:
+        rule = f"would share {device}"
+        raise InputError("workers", keeping.workers, rule, "pass --device cuda for all GPUs, or --workers 1")
+    count = max(1, min(keeping.workers or len(there), tasks))
+    return Crew((str(device),)) if count == 1 else Crew(tuple(there[k % len(there)] for k in range(count)))

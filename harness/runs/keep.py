@@ -1,0 +1,103 @@
+"""What a run says of itself, and the file that it is kept in: begun, or gone on with.
+
+Promise: a file of another decoder, other weights, another version, machine, mode, plan or judgement is refused, and
+what differs is named.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from harness.errors import InputError
+from harness.protocol.contract import Contract
+from harness.rounding.budget import Budget
+from harness.runs.identity import Identity, differences
+from harness.runs.plan import Plan
+from harness.runs.records import request_values, to_json
+from harness.runs.runfile import REMEDY, Kept, RunFile, is_begun, read
+from harness.runs.terms import Keeping, Terms
+
+FREE = ("command", "recipe")  # may differ between two parts of a run: file names, the number of workers
+
+
+def describe(
+    identity: Identity, keeping: Keeping, terms: Terms, judged: tuple[Plan, Sequence[Contract], Budget]
+) -> dict[str, Any]:
+    """Return what repeats a run, as plain values.
+
+    Args:
+        identity: of `identity_of`.
+        keeping: its recipe.
+        terms: how it is judged.
+        judged: the plan, what the decoders claim, and the budget.
+    """
+    plan, contracts, budget = judged
+    return {
+        "identity": identity,
+        "terms": {
+            "contract": terms.contract.letter if terms.contract else "",
+            "sequential": terms.sequential,
+            "in_process": terms.in_process,
+            "limits": asdict(terms.limits),
+        },
+        "contracts": [str(contract) for contract in contracts],
+        "budget": asdict(budget),
+        "images": plan.images,
+        "recipe": None if keeping.recipe is None else dict(keeping.recipe),
+        "command": sys.argv[1:],
+    }
+
+
+def begin(keeping: Keeping, about: Mapping[str, Any], plan: Plan) -> RunFile | None:
+    """Return the file of a run, new or gone on with; None where nothing is kept.
+
+    Raises:
+        InputError: the file is there, is being written, or is that of another run.
+    """
+    if keeping.file is None:
+        return None
+    path = keeping.file
+    if not (keeping.resume and is_begun(path)):
+        return RunFile.create(path, Kept(dict(about), plan))
+    file = RunFile.go_on(path)
+    try:
+        kept, _ = read(path)
+        found = other_run(about, plan, kept)
+        if found:
+            rule = f"is the file of another run: {'; '.join(found[:3])}"
+            raise InputError("resume", str(path), rule, "repeat the command that began it, or pass another --run")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def check_new(keeping: Keeping) -> None:
+    """Refuse a file that is there, before any work, where no run is gone on with. Raises `InputError`."""
+    if keeping.file is not None and not keeping.resume and is_begun(keeping.file):
+        raise InputError("run", str(keeping.file), "is there already", REMEDY)
+
+
+def other_run(about: Mapping[str, Any], plan: Plan, kept: Kept) -> list[str]:
+    """List why a recorded run is another one, one clause each."""
+    here = json.loads(to_json({key: value for key, value in about.items() if key not in FREE}))
+    identity = differences(here.pop("identity"), kept.about.get("identity", {}))
+    recorded = {key: kept.about.get(key) for key in here}
+    found = identity + differences(here, recorded)
+    if plan.settings != kept.plan.settings:
+        said = [", ".join(map(str, of.settings)) for of in (plan, kept.plan)]
+        found.append(f"settings (here {said[0]}, recorded {said[1]})")
+    tasks = [[(to_json(request_values(t.request)), t.settings) for t in of.tasks] for of in (plan, kept.plan)]
+    if tasks[0] != tasks[1]:
+        found.append(f"requests (here {_drawn(plan)}, recorded {_drawn(kept.plan)})")
+    return found
+
+
+def _drawn(plan: Plan) -> str:
+    requests = [task.request for task in plan.tasks]
+    images = sum(request.B for request in requests)
+    return f"{images} images in {len(requests)} batches of {max(request.B for request in requests)} at most"

@@ -1,0 +1,55 @@
+"""Where the decoder under test lives: in this process or in one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from harness.errors import InputError
+from harness.judge.verdict import Judgement
+from harness.models.pair import ModelPair
+from harness.protocol.contract import Contract
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.runs.apart import Apart
+from harness.runs.factory import Factory, is_own, load_factory
+from harness.runs.here import Here
+from harness.runs.terms import Terms
+from harness.speculative.build import build_decoder
+
+
+class Place(Protocol):
+    """Where the decoder under test lives: a decoder for every setting."""
+
+    contracts: list[str]  # what the decoders claim
+    moved: list[str]  # process-wide settings of precision that building them changed, a clause each
+
+    def decode(self, setting: int, request: Request) -> Trace | Judgement:
+        """Decode one request with the decoder of one setting."""
+        ...
+
+    def close(self) -> None:
+        """End what was started."""
+        ...
+
+
+def find_place(
+    models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms
+) -> Place:
+    """Build the decoders: in a process of their own, unless they are the harness's own or it is asked otherwise."""
+    if is_own(factory):
+        return Here(build_decoder, models, settings, watched=False)
+    if not terms.in_process:
+        return Apart(factory, models, settings, most, terms.limits)
+    return Here(load_factory(factory) if isinstance(factory, str) else factory, models, settings)
+
+
+def claimed(name: str, terms: Terms) -> Contract:
+    """Return the contract that a decoder claims. Raises `InputError` where it is weaker than the one demanded."""
+    found = Contract.of(name)
+    if terms.contract is not None and not found.entails(terms.contract):
+        rule = f"is demanded, and the decoder claims {found.letter} ({found}) only"
+        remedy = f"pass --contract {found.letter}, or a decoder that claims more"
+        raise InputError("contract", terms.contract.letter, rule, remedy)
+    return found

@@ -1,0 +1,67 @@
+"""What a run has to do: tasks, each one batch under some settings.
+
+Promise: a plan is data. Whoever takes its tasks, in whatever order, the result is put together in the plan's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.errors import InputError
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+
+
+@dataclass(frozen=True)
+class Task:
+    """One batch, to be drawn by the reference once and by the decoder under every setting.
+
+    Args:
+        number: place in the plan.
+        request: what is drawn.
+        settings: indices of the plan's settings.
+    """
+
+    number: int
+    request: Request
+    settings: tuple[int, ...]
+
+    @property
+    def images(self) -> int:
+        """Decoded images: those of the request, once a setting."""
+        return self.request.B * len(self.settings)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run has to do.
+
+    Args:
+        settings: those of all tasks.
+        tasks: in the order of the result.
+    """
+
+    settings: tuple[Settings, ...]
+    tasks: tuple[Task, ...]
+
+    @classmethod
+    def of(cls, settings: Sequence[Settings], requests: Sequence[Request]) -> Plan:
+        """Return the plan in which every setting meets every request."""
+        every = tuple(range(len(settings)))
+        return cls(tuple(settings), tuple(Task(k, request, every) for k, request in enumerate(requests)))
+
+    @property
+    def images(self) -> int:
+        """Decoded images."""
+        return sum(task.images for task in self.tasks)
+
+    @property
+    def most(self) -> int:
+        """Images of the largest batch."""
+        return max(task.request.B for task in self.tasks)
+
+    def check(self) -> None:
+        """Refuse a plan that does nothing. Raises `InputError`."""
+        if not self.tasks:
+            raise InputError("requests", [], "name nothing to draw", "pass at least one request")

@@ -1,0 +1,109 @@
+"""Records of a run as JSON values, and back.
+
+Promise: what is read is equal to what was written, NaN and infinity included; what has another form is one
+`InputError`, never somebody's crash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from harness.errors import InputError
+from harness.judge.verdict import Distance, Divergence, Judgement
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+
+Values = Mapping[str, Any]
+NAMES = [f.name for f in fields(Divergence)]
+LISTS = ("ties", "defects")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a decode counted, by image.
+
+    Args:
+        target_calls: target forward passes.
+        target_rows: positions that the target computed.
+        accepted_scales: accepted scales of every round.
+    """
+
+    target_calls: list[int] = field(default_factory=list)
+    target_rows: list[int] = field(default_factory=list)
+    accepted_scales: list[list[int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, trace: Trace) -> Counts:
+        """Return the counts of a trace."""
+        accepted = [[turn.accepted for turn in rounds] for rounds in trace.rounds]
+        return cls(list(trace.target_calls), list(trace.target_rows), accepted)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one request came to under one setting.
+
+    Args:
+        task: number in the plan.
+        setting: index in the plan.
+        judgement: on the decode.
+        counts: of the decode; None where there was none to count.
+        seconds: of the decode.
+        reference_seconds: of the reference's.
+    """
+
+    task: int
+    setting: int
+    judgement: Judgement
+    counts: Counts | None = None
+    seconds: float = 0.0
+    reference_seconds: float = 0.0
+
+
+def request_values(request: Request) -> dict[str, Any]:
+    """Return a request as JSON values."""
+    return asdict(request)
+
+
+def request_of(values: Values) -> Request:
+    """Return the request that `request_values` and JSON made these values of. Raises `TypeError` for other names."""
+    made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Request(**made)
+
+
+def judgement_values(judgement: Judgement) -> dict[str, Any]:
+    """Return a judgement as JSON values; a divergence is a list of its fields, since there may be many."""
+    values = {f.name: getattr(judgement, f.name) for f in fields(Judgement)}
+    for name in LISTS:
+        values[name] = [[getattr(d, n) for n in NAMES] for d in values[name]]
+    values["distances"] = [list(asdict(distance).values()) for distance in judgement.distances]
+    return values
+
+
+def judgement_of(values: Values) -> Judgement:
+    """Return the judgement that these values were made of."""
+    made = dict(values)
+    for name in LISTS:
+        made[name] = [Divergence(**dict(zip(NAMES, of, strict=True))) for of in made[name]]
+    made["distances"] = [Distance(*of) for of in made["distances"]]
+    return Judgement(**made)
+
+
+def to_json(values: Any) -> str:
+    """Return one line of JSON; NaN and infinity as Python writes and reads them."""
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+
+
+def settings_of(values: Values) -> Settings:
+    """Return the settings that `vars` made these values of."""
+    return Settings(**values)
+
+
+def unreadable(name: str, path: object, error: Exception) -> InputError:
+    """Return the refusal of a file whose records have another form."""
+    rule = f"holds no record of a run that can be read ({type(error).__name__}: {error})"
+    return InputError(name, str(path), rule, "pass a file of verify --run, or of replay --bundle")

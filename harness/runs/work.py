@@ -1,0 +1,163 @@
+"""The work of a verification: one task at a time, wherever it is done.
+
+Promise: what comes of a task depends on the task, the weights and the machine alone, so that the same task gives the
+same rows in this process, in a worker and on a cluster.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from harness.clock import timed
+from harness.judge.decode import judge_along
+from harness.judge.evidence import Evidence
+from harness.judge.verdict import Divergence, Judgement
+from harness.judge.weights import costs_of
+from harness.models.pair import ModelPair
+from harness.protocol.contract import Contract
+from harness.protocol.decoder import Settings
+from harness.protocol.noise import Noise
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.reference import sequential
+from harness.rounding.budget import Budget
+from harness.runs.exhibit import exhibit
+from harness.runs.factory import Factory
+from harness.runs.place import claimed, find_place
+from harness.runs.plan import Task
+from harness.runs.records import Counts, Row
+from harness.runs.terms import Terms
+
+Exhibits = list[tuple[int, int, dict[str, Tensor]]]  # task, setting, tensors
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of one task.
+
+    Args:
+        task: its number.
+        rows: one a setting.
+        exhibits: the tensors around each row's first divergence.
+        decode_seconds: of every decode, the reference's included.
+        seconds: of the whole task.
+    """
+
+    task: int
+    rows: list[Row]
+    exhibits: Exhibits
+    decode_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class VerifyWork:
+    """What a worker of a verification gets, once.
+
+    Args:
+        models: networks.
+        factory: name of the factory, the factory, or cloudpickle's bytes of it.
+        settings: of the plan.
+        most: images of the largest batch.
+        budget: fixed before any decoder is built.
+        terms: how the run is judged.
+    """
+
+    models: ModelPair
+    factory: Factory | str | bytes
+    settings: tuple[Settings, ...]
+    most: int
+    budget: Budget
+    terms: Terms
+
+    def open(self) -> Verifier:
+        """Build the decoders. Raises `InputError` where they refuse."""
+        factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
+        return Verifier(replace(self, factory=factory))
+
+
+class Verifier:
+    """Verifies tasks; holds the decoders under test."""
+
+    def __init__(self, work: VerifyWork) -> None:
+        assert not isinstance(work.factory, bytes)
+        self.work = work
+        self._place = find_place(work.models, work.factory, work.settings, work.most, work.terms)
+        try:
+            self.about = {
+                "contracts": [claimed(name, work.terms).value for name in self._place.contracts],
+                "moved": list(self._place.moved),
+            }
+        except BaseException:
+            self._place.close()
+            raise
+
+    def do(self, task: Task) -> Done:
+        """Decode one task by the reference and under its settings, and judge."""
+        done, seconds = timed(partial(self._done, task), self.work.models.device)
+        return replace(done, seconds=seconds)
+
+    def close(self) -> None:
+        """End the decoder's process."""
+        self._place.close()
+
+    def _done(self, task: Task) -> Done:
+        work, request = self.work, task.request
+        rows, exhibits, free, total = list[Row](), Exhibits(), dict[bool, Free](), 0.0
+        for number in task.settings:
+            greedy = work.settings[number].greedy
+            if greedy not in free:
+                free[greedy] = Free.of(work.models, request, greedy)
+                total += free[greedy].trace.seconds
+            actual, seconds = timed(partial(self._place.decode, number, request), work.models.device)
+            total += seconds
+            row = Row(task.number, number, Judgement(request.B), None, seconds, free[greedy].trace.seconds)
+            if isinstance(actual, Judgement):
+                rows.append(replace(row, judgement=actual, seconds=0.0))
+                continue
+            judgement, shown = self._judge(task.request, actual, free[greedy], number)
+            rows.append(replace(row, judgement=judgement, counts=Counts.of(actual)))
+            exhibits += [(task.number, number, shown)] if shown else []
+        return Done(task.number, rows, exhibits, total)
+
+    def _judge(self, request: Request, actual: Trace, free: Free, number: int) -> tuple[Judgement, dict[str, Tensor]]:
+        work, greedy = self.work, self.work.settings[number].greedy
+        evidence = Evidence(work.models, request, actual, free.trace, work.budget, greedy, noise=free.noise)
+        contract = Contract.of(self.about["contracts"][number])
+        if free.costs_SB3 is None and contract is Contract.TOKENS:
+            free.costs_SB3 = costs_of(evidence)
+        evidence = replace(evidence, costs_SB3=free.costs_SB3)
+        judgement, along = judge_along(evidence, contract, not work.terms.sequential)
+        first: Sequence[Divergence] = judgement.defects or judgement.ties
+        return judgement, exhibit(along, first[0]) if first else {}
+
+
+@dataclass
+class Free:
+    """The reference's free run of one request: its trace, the numbers that it read, and what its draws cost."""
+
+    trace: Trace
+    noise: Noise
+    costs_SB3: Tensor | None = None
+
+    @classmethod
+    def of(cls, models: ModelPair, request: Request, greedy: bool) -> Free:
+        """Run the reference."""
+        noise = models.noise(request)
+        run = partial(sequential.sample, models.target, models.vae, request, noise, greedy=greedy)
+        trace, seconds = timed(run, models.device)
+        trace.seconds = seconds
+        return cls(trace, noise)
+
+
+def on_device(work: VerifyWork, device: torch.device) -> VerifyWork:
+    """Return the work with its networks on a device, their dtypes kept."""
+    models = work.models
+    moved = models.to(device, models.target.dtype, models.draft.dtype)
+    return replace(work, models=moved)
