@@ -22,11 +22,13 @@ from harness.commands.bench_policies import bench_policies
 from harness.commands.calibrate import calibrate
 from harness.commands.golden import app as golden
 from harness.commands.mutants import mutants
+from harness.commands.replay import replay
 from harness.commands.sample import sample
 from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
-from harness.errors import HarnessError, NonFiniteError, one_line, shortened, text_of
+from harness.errors import HarnessError, Interrupted, NonFiniteError, one_line, shortened, text_of
 from harness.judge.verdict import Verdict
+from harness.runs.interrupt import interruptible
 
 BAD, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # the last two as a shell counts SIGINT and SIGPIPE
 MOST = 500  # characters of a line on stderr
@@ -39,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(verify)
+app.command()(replay)
 app.command()(sample)
 app.command()(bench)
 app.command()(calibrate)
@@ -54,7 +57,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # Δ on a terminal that knows no Δ is \u0394
     try:
-        status = app(standalone_mode=False)
+        with interruptible():
+            status = app(standalone_mode=False)
         status = status if isinstance(status, int) else 0
         if sys.stdout is not None:
             sys.stdout.flush()  # here, and not while Python shuts down
@@ -73,7 +77,9 @@ def stopped(error: BaseException) -> tuple[int, str]:
     if isinstance(error, HarnessError):
         return BAD, f"error: {text_of(error)}"
     if isinstance(error, typer.Abort | KeyboardInterrupt):
-        return INTERRUPTED, ""
+        # typer makes an `Abort` of every KeyboardInterrupt
+        told = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, Interrupted)), None)
+        return told.status if told else INTERRUPTED, ""
     if hasattr(error, "format_message"):  # a usage error of typer, which has no public class in every version
         message = error.format_message()
         return BAD, f"error: {_cut(message)}; see sdvar-harness --help" if message else ""  # the help was printed

@@ -5,7 +5,7 @@ Promise: the three fit together, or one error says in which size they do not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from harness.models.checksum import checksums
 from harness.models.network import Network
 from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
 from harness.models.transformer import Transformer
-from harness.protocol.noise import SeededNoise
+from harness.protocol.noise import Recorded, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 
@@ -34,6 +34,7 @@ class ModelPair:
         vae: turns tokens into f_hat and f_hat into pixels, for both.
         name: for reports.
         random: the weights of all three are those of `random_pair`; error budgets then hold for the law, not the draw.
+        numbers: what a replay takes in place of generated numbers.
 
     Raises:
         InputError: patch_nums, V, C or classes differ.
@@ -44,6 +45,7 @@ class ModelPair:
     vae: Autoencoder
     name: str = "custom"
     random: bool = False
+    numbers: Recorded | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         draft, target = self.draft.config, self.target.config
@@ -77,7 +79,7 @@ class ModelPair:
 
     def noise(self, request: Request) -> SeededNoise:
         """Return fresh numbers for one run of `request` on these networks."""
-        return SeededNoise(request, self.pyramid, self.target.config.V, self.device)
+        return SeededNoise(request, self.pyramid, self.target.config.V, self.device, recorded=self.numbers)
 
     def to(
         self, device: torch.device | str, dtype: torch.dtype = torch.float32, draft_dtype: torch.dtype | None = None
@@ -96,6 +98,23 @@ class ModelPair:
             target=self.target.to(device, dtype),
             vae=self.vae.to(device, latent),
         )
+
+    def first_scales(self, count: int) -> ModelPair:
+        """Return the pair on the first scales of its pyramid alone, as if it had been made for them.
+
+        Args:
+            count: 1..S.
+
+        Raises:
+            InputError: its quantiser has a φ for every scale, or a network is no transformer.
+        """
+        if self.vae.config.phi_layout == "per-scale":
+            raise InputError("scales", count, "cannot be cut: every scale has a φ of its own", "keep all scales")
+        sides = [self.draft, self.target]
+        if not all(isinstance(side, Transformer) for side in sides):
+            raise InputError("scales", count, "cannot be cut: the networks are no transformers", "keep all scales")
+        draft, target = (side.first_scales(count) for side in sides if isinstance(side, Transformer))
+        return replace(self, draft=draft, target=target, name=f"{self.name}, first {count} scales")
 
     def check_finite(self) -> None:
         """Refuse weights with NaN or infinity.

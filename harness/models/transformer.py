@@ -149,6 +149,12 @@ class Transformer:
         """Return a view in `dtype`: every pass converts the layers in hand, and none is kept."""
         return replace(self, weights=Converted(self.weights, dtype))
 
+    def first_scales(self, count: int) -> Transformer:
+        """Return the network on the first `count` scales of its pyramid."""
+        pyramid = ScalePyramid(self.pyramid.patch_nums[:count])
+        cut = {"pos_1LC": self.weights["pos_1LC"][:, : pyramid.L], "lvl_embed.weight": self.lvl_SD[:count]}
+        return replace(self, config=replace(self.config, pyramid=pyramid), weights={**self.weights, **cut})
+
     def embed(self, raw_BnC: Tensor) -> Tensor:
         """Return word_embed(raw_BnC), (B,n,D): a scale's raw input without its position term."""
         return F.linear(raw_BnC.to(self.dtype), self.weights["word_embed.weight"], self.weights["word_embed.bias"])

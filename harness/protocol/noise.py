@@ -10,6 +10,8 @@ draft, the target and the reference that read the same address meet the same num
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -123,6 +125,31 @@ class RowsOf:
         return self.noise.labels(classes)[self.rows]
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """Numbers that somebody drew elsewhere and kept.
+
+    Args:
+        tensors: E_BlV or u_Bl1, by ``stream/scale``.
+        request: whose they are.
+    """
+
+    tensors: Mapping[str, Tensor]
+    request: Request
+
+    def rows(self, request: Request, si: int, stream: str) -> Tensor:
+        """Return the numbers of another request's images, which are among those recorded.
+
+        Raises:
+            NoiseError: they were not recorded.
+        """
+        name, known = f"{stream}/{si}", self.request.addresses
+        missing = name not in self.tensors or not set(request.addresses) <= set(known)
+        if missing or (request.order == "batch" and request.addresses != known):
+            raise NoiseError(f"stream={stream}: the numbers of scale {si} for these images were not recorded")
+        return self.tensors[name][[known.index(address) for address in request.addresses]]
+
+
 class SeededNoise:
     """Numbers from PyTorch generators on the device of the models.
 
@@ -133,14 +160,22 @@ class SeededNoise:
         V: codebook size.
         device: where the generators live; CPU and CUDA give different numbers.
         ledger: who read what; a new one by default.
+        recorded: numbers to hand out in place of generated ones.
 
     Effects: draws from generators of its own, never from the global one. Keeps what was drawn, B·L·V floats a stream.
     Source: spec §7.
     """
 
     def __init__(
-        self, request: Request, pyramid: ScalePyramid, V: int, device: torch.device, ledger: Ledger | None = None
+        self,
+        request: Request,
+        pyramid: ScalePyramid,
+        V: int,
+        device: torch.device,
+        ledger: Ledger | None = None,
+        recorded: Recorded | None = None,
     ) -> None:
+        self.recorded = recorded
         self.request, self.pyramid, self.V, self.device = request, pyramid, V, device
         self.ledger = ledger or Ledger()
         self._chains: dict[tuple[int, int, str], _Chain] = {}
@@ -187,6 +222,8 @@ class SeededNoise:
         return self._kept[si, stream]
 
     def _draw(self, si: int, stream: str) -> Tensor:
+        if self.recorded is not None:
+            return self.recorded.rows(self.request, si, stream).to(self.device)
         B, l = self.request.B, self.pyramid.tokens(si)
         width = 1 if stream == ACCEPT else self.V
         if self.request.order == "batch":

@@ -7,8 +7,12 @@ from itertools import chain
 
 from harness.files import compact
 from harness.provenance import versions
+from harness.report.terminal import repeated_by
 from harness.rounding.precision import precision
+from harness.runs.records import Row, request_values
 from harness.runs.result import COUNTS, SettingResult, Verification
+
+SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
 
 
 def as_json(result: Verification) -> bytes:
@@ -23,6 +27,7 @@ def as_json(result: Verification) -> bytes:
         return sum(setting.total(name) for setting in result.settings)
 
     document = {
+        "schema": SCHEMA,
         "contract": result.contract,
         "verdict": result.verdict.value,
         **{name: total(name) for name in COUNTS},
@@ -44,6 +49,11 @@ def as_json(result: Verification) -> bytes:
         "versions": versions(),
         "seconds": result.seconds,
         "decode_seconds": result.decode_seconds,
+        "wall_seconds": result.wall_seconds,
+        "whole": result.is_whole,
+        "alone": repeated_by(result),
+        "run": result.about,
+        "requests": [request_values(task.request) for task in result.plan.tasks],
         "settings": settings,
     }
     return compact(document)
@@ -52,6 +62,12 @@ def as_json(result: Verification) -> bytes:
 def _finite(values: dict[str, object]) -> dict[str, object]:
     """Return the values with null for what JSON has no number for."""
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+
+
+def _row(row: Row) -> dict[str, object]:
+    """Return what one request came to; `request` is its place in the document's list."""
+    counts = {name: row.judgement.count(name) for name in COUNTS}
+    return {"request": row.task, "verdict": row.judgement.verdict.value, **counts, "seconds": row.seconds}
 
 
 def _setting(setting: SettingResult) -> dict[str, object]:
@@ -66,6 +82,7 @@ def _setting(setting: SettingResult) -> dict[str, object]:
         "target_rows": setting.target_rows,
         "rounds": setting.rounds,
         "accepted_scales": setting.accepted_scales,
+        "judged": [_row(row) for row in setting.rows],
         "distances": [vars(distance) for distance in setting.distances],
         "seconds": setting.seconds,
         "reference_seconds": setting.reference_seconds,

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from harness.errors import one_line, shortened
 from harness.judge.verdict import Verdict
+from harness.runs.repeat import repeat_line
 from harness.runs.result import COUNTS, SettingResult, Verification
 
 COLOURS = {
@@ -62,6 +63,8 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
             console.print(f"error budget: {numbers}\n  = {budget.source}")
         if result.decode_seconds:
             say(console, f"judging: {result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
+        if result.wall_seconds and result.images:
+            say(console, spread(result))
         if result.compared:
             say(console, f"compared with the reference: {', '.join(result.compared)}")
         for name, why in result.not_compared.items():
@@ -75,7 +78,30 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
         if first is not None:
             word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
             say(console, f"{word}: {first}")
+            if alone := repeated_by(result):
+                say(console, f"alone: {alone}")
+    if not result.is_whole:
+        say(console, f"interrupted: {result.images} of {result.plan.images} images are judged")
     say(console, summary(result), result.verdict.value, COLOURS[result.verdict])
+
+
+def spread(result: Verification) -> str:
+    """Return one line on who did it: batches, why they are that large, workers, rate."""
+    largest = max(task.request.B for task in result.plan.tasks)
+    why = f" ({result.about['batch']})" if "batch" in result.about else ""
+    return f"batches of {largest}{why}; {result.about.get('workers', 'this process')}; ties certified in " + (
+        f"{result.about.get('certifying', '-')}; {result.images / result.wall_seconds:.1f} images a second"
+    )
+
+
+def repeated_by(result: Verification) -> str:
+    """Return the command line that shows the first divergence alone; empty where no command line made the run."""
+    case, recipe = result.first_case, result.about.get("recipe")
+    if case is None or recipe is None or result.early:
+        return ""
+    row, found = case
+    request = next(task.request for task in result.plan.tasks if task.number == row.task)
+    return repeat_line(recipe, result.plan.settings[row.setting], request, found)
 
 
 def measured(setting: SettingResult) -> str:

@@ -42,7 +42,7 @@ def default_batch(models: ModelPair) -> BatchSize:
         fits = int(SHARE * free // each)
         why = f"{free / 2**30:.0f} GiB free on {device}, {each / 2**20:.0f} MiB an image, at most {MOST_ON_CUDA}"
         return BatchSize(max(1, min(fits, MOST_ON_CUDA)), why)
-    cores, cache = torch.get_num_threads(), cache_bytes()
+    cores, cache = torch.get_num_threads(), cache_bytes() // 2  # weights and the other side need the rest
     wide = activation_bytes(models)
     fits = int(SHARE * available_bytes() // each)
     images = max(1, min(fits, max(cores, cache // wide)))

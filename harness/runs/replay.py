@@ -1,0 +1,176 @@
+"""Recorded defects, repeated: does the decoder still fail as it did?
+
+Promise: the answer is one of four, and says no more than was seen. `FIXED` is said of other code alone: where the code
+is the recorded one and nothing fails, the defect could not be reproduced, and what is different is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.judge.verdict import Divergence
+from harness.models.pair import ModelPair
+from harness.protocol.contract import Contract
+from harness.protocol.decoder import Settings
+from harness.protocol.noise import Recorded
+from harness.protocol.request import Request
+from harness.rounding.measure import budget_for
+from harness.runs.identity import differences, identity_of
+from harness.runs.limits import Limits
+from harness.runs.plan import Task
+from harness.runs.runfile import exhibit_of, read
+from harness.runs.terms import Terms
+from harness.runs.work import VerifyWork
+
+MOST_CASES = 16  # that are repeated where none is named
+
+
+class Answer(StrEnum):
+    """What came of a replay."""
+
+    STILL = "STILL FAILS"
+    FIXED = "FIXED"
+    OTHER = "OTHER DEFECT"
+    CANNOT = "CANNOT REPRODUCE"
+
+    @property
+    def exit_status(self) -> int:
+        """1 a defect, 0 none, 3 nothing is known."""
+        return {"STILL FAILS": 1, "OTHER DEFECT": 1, "FIXED": 0, "CANNOT REPRODUCE": 3}[self.value]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded defect.
+
+    Args:
+        number: in its file.
+        about: what the run said of itself.
+        settings: of the decoder.
+        request: what was drawn.
+        found: the defect.
+        scales: the first ones of the pyramid that the networks are cut to; 0 = all.
+        numbers: those that were drawn, where they are kept; None = they are generated anew.
+        exhibit: tensors around it.
+    """
+
+    number: int
+    about: Mapping[str, Any]
+    settings: Settings
+    request: Request
+    found: Divergence
+    scales: int = 0
+    numbers: Recorded | None = field(default=None, repr=False)
+    exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def implementation(self) -> str:
+        """Name of the decoder's factory."""
+        return str(self.about["identity"]["decoder"]["implementation"])
+
+    @property
+    def terms(self) -> Terms:
+        """How it was judged; the budget is that of the machine at hand."""
+        told = self.about["terms"]
+        contract = Contract.of(told["contract"]) if told["contract"] else None
+        return Terms(contract, told["sequential"], told["in_process"], Limits(**told["limits"]))
+
+    def __str__(self) -> str:
+        labels = sorted(set(self.request.labels or ()))
+        images = f"{self.request.B} image{'s' * (self.request.B > 1)} of label {', '.join(map(str, labels))}"
+        scales = f", the first {self.scales} scales" if self.scales else ""
+        return f"{images}, {self.settings}{scales}: {self.found}"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came of a case: the answer, why in one clause, and the defect that was met now."""
+
+    case: Case
+    answer: Answer
+    why: str = ""
+    found: Divergence | None = None
+
+
+def cases_of(path: Path) -> list[Case]:
+    """Return the defects of a run file: the first of every request and setting that has one, setting by setting.
+
+    Raises:
+        InputError: it is no run file, or of a run that was not asked what it is of.
+    """
+    kept, rows = read(path, "file")
+    if not kept.about.get("identity"):
+        raise InputError("file", str(path), "does not say of what its run was", "record it with verify --run")
+    requests = {task.number: task.request for task in kept.plan.tasks}
+    bad = sorted((row for row in rows if row.judgement.defects), key=lambda row: (row.setting, row.task))
+    return [
+        Case(
+            number, kept.about, kept.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
+            exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
+        )
+        for number, row in enumerate(bad)
+    ]  # fmt: skip
+
+
+def unlike(case: Case, models: ModelPair) -> str:
+    """Return why a case cannot be repeated on these networks at all; empty where it can."""
+    here, there = identity_of(models, case.implementation), case.about["identity"]
+    weights = differences({"weights": here["weights"]}, {"weights": there["weights"]})
+    if weights:
+        return f"other weights: {'; '.join(weights)}"
+    mode = differences({"mode": here["mode"]}, {"mode": there["mode"]})
+    if mode:
+        return f"another mode: {'; '.join(mode)}"
+    if here["machine"]["device"] != there["machine"]["device"] and case.numbers is None:
+        names = [side["machine"]["name"] for side in (there, here)]
+        return f"another device: recorded on {names[0]}, here {names[1]}, whose numbers are others; pass a --bundle"
+    return ""
+
+
+def replay(case: Case, models: ModelPair, budgets: Path) -> Replayed:
+    """Repeat one case.
+
+    Args:
+        case: recorded.
+        models: networks on their device; uncut.
+        budgets: file of stored error budgets.
+
+    Effects: a process for a decoder that is not the harness's own.
+    """
+    why = unlike(case, models)
+    if why:
+        return Replayed(case, Answer.CANNOT, why)
+    there, here = case.about["identity"], identity_of(models, case.implementation)
+    try:
+        found = first_defect(case, models, budgets)
+    except InputError as error:
+        return Replayed(case, Answer.CANNOT, f"the decoder cannot be had: {error}")
+    elsewhere = differences(here, there, without=("decoder", "weights", "mode"))
+    if found is not None:
+        is_same = all(getattr(found, n) == getattr(case.found, n) for n in ("component", "seed", "image", "scale"))
+        return Replayed(case, Answer.STILL if is_same else Answer.OTHER, "; ".join(elsewhere), found)
+    if here["decoder"]["source"] != there["decoder"]["source"]:
+        return Replayed(case, Answer.FIXED, "; ".join(elsewhere))
+    return Replayed(case, Answer.CANNOT, "; ".join(elsewhere) or "the same code on the same machine does not fail now")
+
+
+def first_defect(case: Case, models: ModelPair, budgets: Path) -> Divergence | None:
+    """Judge a case again; return the first defect met, or None. Raises `InputError` where nothing can be built."""
+    if case.scales:
+        models = models.first_scales(case.scales)
+    budget, models = budget_for(models, budgets), replace(models, numbers=case.numbers)  # measured by numbers of its own
+    work = VerifyWork(models, case.implementation, (case.settings,), case.request.B, budget, case.terms)
+    opened = work.open()
+    try:
+        rows = opened.do(Task(0, case.request, (0,))).rows
+    finally:
+        opened.close()
+    moved = [Divergence("precision", f"building changed {what}", case.found.seed) for what in opened.about["moved"]]
+    return next(iter(moved + [row.judgement.defects[0] for row in rows if row.judgement.defects]), None)
