@@ -50,7 +50,7 @@ class Cluster:
         try:
             file = Path(address)
             place = {"scheduler_file": address} if file.is_file() else {"address": address}
-            self._client = distributed.Client(**place, timeout=CONNECT_S, set_as_default=False)
+            self._client = distributed.Client(**place, timeout=CONNECT_S)
             self._client.wait_for_workers(1, timeout=CONNECT_S)
         except (OSError, ValueError, TimeoutError) as error:
             rule = f"cannot be reached, or has no worker ({type(error).__name__}: {error})"

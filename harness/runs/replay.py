@@ -165,7 +165,10 @@ def first_defect(case: Case, models: ModelPair, budgets: Path) -> Divergence | N
     """Judge a case again; return the first defect met, or None. Raises `InputError` where nothing can be built."""
     if case.scales:
         models = models.first_scales(case.scales)
-    budget, models = budget_for(models, budgets), replace(models, numbers=case.numbers)  # measured by numbers of its own
+    budget, models = (
+        budget_for(models, budgets),
+        replace(models, numbers=case.numbers),
+    )  # measured by numbers of its own
     work = VerifyWork(models, case.implementation, (case.settings,), case.request.B, budget, case.terms)
     opened = work.open()
     try:

@@ -1,0 +1,120 @@
+"""A recorded defect is repeated here, elsewhere, and after the fix; the answer says no more than was seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.errors import InputError
+from harness.protocol.decoder import Settings
+from harness.protocol.noise import CORRECT, TOKEN, NoiseError, Recorded
+from harness.protocol.request import Request
+from harness.rounding.stored import SHIPPED
+from harness.runs import bundle
+from harness.runs.plan import Plan
+from harness.runs.replay import Answer, Case, cases_of, replay
+from harness.runs.shrink import shrink
+from harness.runs.terms import Keeping, Terms
+from harness.runs.verification import verify_plan
+from tests.helpers import Layout, tiny, with_weight
+
+MODELS = tiny(Layout((1, 2, 3, 4)))
+NAME = "harness.mutants.positions:OFFSET"
+PLAN = Plan.of([Settings(3)], [Request((0, 1, 2), 5, seeds=(5, 5, 6), images=(0, 1, 0))])
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    path = tmp_path / "run.db"
+    verify_plan(MODELS, NAME, PLAN, Terms(in_process=True), Keeping(file=path, recipe={}))
+    return path
+
+
+def changed(case: Case, part: str, **values: object) -> Case:
+    """Return the case as another machine or version would have recorded it."""
+    identity = {**case.about["identity"], part: {**case.about["identity"][part], **values}}
+    return replace(case, about={**case.about, "identity": identity})
+
+
+def test_a_defect_is_repeated_and_known_again(recorded: Path):
+    (case,) = cases_of(recorded)
+    assert replay(case, MODELS, SHIPPED).answer is Answer.STILL
+    other = replace(case, found=replace(case.found, component="f_hat"))
+    found = replay(other, MODELS, SHIPPED)
+    assert (found.answer, found.found.component) == (Answer.OTHER, "positions")
+
+
+def test_a_fix_is_told_from_what_cannot_be_reproduced(recorded: Path):
+    (case,) = cases_of(recorded)
+    about = {**case.about, "identity": {**case.about["identity"]}}
+    about["identity"]["decoder"] = {**about["identity"]["decoder"], "implementation": "harness:build_decoder"}
+    right = replace(case, about=about)  # the same name, as it were, with nothing wrong
+    same = replay(right, MODELS, SHIPPED)
+    assert (same.answer, same.why) == (Answer.CANNOT, "the same code on the same machine does not fail now")
+    assert replay(changed(right, "decoder", source="0123"), MODELS, SHIPPED).answer is Answer.FIXED
+    other = replay(changed(right, "versions", torch="1.0"), MODELS, SHIPPED)
+    assert (other.answer, other.why) == (Answer.CANNOT, f"versions torch (here {torch.__version__}, recorded 1.0)")
+
+
+def test_what_stands_in_the_way_is_named(recorded: Path):
+    (case,) = cases_of(recorded)
+    other = replace(MODELS, target=with_weight(MODELS.target, "head.bias", lambda bias: bias + 1))
+    found = replay(case, other, SHIPPED)
+    assert found.answer is Answer.CANNOT
+    assert found.why.startswith("other weights: weights target (here ")
+    cuda = changed(case, "machine", device="cuda", name="NVIDIA H100")
+    assert "recorded on NVIDIA H100, here cpu" in replay(cuda, MODELS, SHIPPED).why
+    gone = changed(case, "decoder", implementation="no_such_module:factory")
+    assert "the decoder cannot be had: implementation=no_such_module:factory" in replay(gone, MODELS, SHIPPED).why
+    mode = changed(case, "mode", dtype="bfloat16")
+    assert replay(mode, MODELS, SHIPPED).why == "another mode: mode dtype (here float32, recorded bfloat16)"
+
+
+def test_the_smallest_case_is_one_image_one_scale_more_than_the_bug_needs(recorded: Path):
+    (case,) = cases_of(recorded)
+    small = shrink(case, MODELS, SHIPPED)
+    assert (small.request.B, small.settings.draft_len) == (1, 1)
+    assert 1 < small.scales < 4
+    assert small.found.component == "positions"
+    assert replay(small, MODELS, SHIPPED).answer is Answer.STILL
+
+
+def test_a_bundle_meets_its_own_numbers_on_another_class_of_machine(recorded: Path, tmp_path: Path):
+    (case,) = cases_of(recorded)
+    path = tmp_path / "case.sdvar"
+    bundle.write(case, MODELS, path)
+    assert bundle.is_bundle(path)
+    assert not bundle.is_bundle(recorded)
+    sent = bundle.read(path)
+    assert (sent.request, sent.settings, sent.exhibit.keys()) == (case.request, case.settings, case.exhibit.keys())
+    # numbers that no generator of this machine gives, as from a GPU
+    tensors = {name: tensor.flip(-1).contiguous() for name, tensor in sent.numbers.tensors.items()}
+    bent = replace(changed(sent, "machine", device="cuda", name="NVIDIA H100"), numbers=Recorded(tensors, sent.request))
+    noise = replace(MODELS, numbers=bent.numbers).noise(case.request)
+    assert torch.equal(noise.exponential(2, TOKEN, "x"), tensors["token/2"])
+    found = replay(bent, MODELS, SHIPPED)
+    assert found.answer is Answer.STILL
+    assert "machine name (here cpu, recorded NVIDIA H100)" in found.why
+
+
+def test_numbers_that_were_not_recorded_are_no_numbers(recorded: Path, tmp_path: Path):
+    (case,) = cases_of(recorded)
+    bundle.write(case, MODELS, tmp_path / "case.sdvar")
+    numbers = bundle.read(tmp_path / "case.sdvar").numbers
+    models = replace(MODELS, numbers=numbers)
+    one = case.request.only([2])
+    assert one.addresses == ((6, 0),)
+    own = MODELS.noise(one).exponential(1, CORRECT, "x")
+    assert torch.equal(models.noise(one).exponential(1, CORRECT, "x"), own)
+    with pytest.raises(NoiseError, match="were not recorded"):
+        models.noise(Request((0,), 99)).exponential(0, TOKEN, "x")
+
+
+@pytest.mark.parametrize("content", [b"", b"no bundle at all", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_what_is_no_bundle_is_one_line(content: bytes, tmp_path: Path):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(InputError, match=r"file=.*holds no record of a run"):
+        bundle.read(tmp_path / "x")

@@ -1,0 +1,193 @@
+"""A run is kept as it happens, gone on with, and never mixed with another."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError, Interrupted
+from harness.judge.verdict import Distance, Divergence, Judgement, Verdict
+from harness.models.pair import ModelPair
+from harness.protocol.decoder import Implementation, Settings
+from harness.protocol.request import Request
+from harness.provenance import versions
+from harness.runs.exhibit import MOST_BYTES, MOST_EXHIBITS
+from harness.runs.plan import Plan
+from harness.runs.records import Counts, Row, judgement_of, judgement_values, request_of, request_values
+from harness.runs.runfile import Kept, RunFile, exhibit_of, read
+from harness.runs.terms import Keeping, Terms
+from harness.runs.verification import RunInterrupted, Step, verify_plan
+from harness.speculative.build import build_decoder
+from tests.helpers import Layout, tiny, with_weight
+
+MODELS = tiny(Layout((1, 2, 3)))
+REQUESTS = [Request((0, 1), seed) for seed in range(5)]
+PLAN = Plan.of([Settings(1), Settings(2)], REQUESTS)
+HERE = Terms(in_process=True)
+
+
+def kept(path: Path, resume: bool = False) -> Keeping:
+    return Keeping(file=path, resume=resume, recipe={})
+
+
+def run(path: Path, models: ModelPair = MODELS, plan: Plan = PLAN, resume: bool = False, **terms: object):
+    return verify_plan(models, build_decoder, plan, replace(HERE, **terms), kept(path, resume))
+
+
+def stop_after(count: int):
+    """Return a progress that plays a signal when so many tasks are judged."""
+    done: list[Step] = []
+
+    def progress(step: Step) -> None:
+        done.append(step)
+        if len(done) == count:
+            raise Interrupted(15)
+
+    return progress
+
+
+def test_a_row_is_what_was_written(tmp_path: Path):
+    found = Divergence("draw", 'a "quoted" Δ', 3, 1, 2, 4, 5, 6, 7, float("inf"), 0.5)
+    judgement = Judgement(
+        2, 20, 17, [replace(found, margin=1e-7)], 1, defects=[found], distances=[Distance(0.1, 0.2, 0.3)]
+    )
+    judgement.surprise = [[0.25, -1.5, 2.0]]
+    again = judgement_of(judgement_values(judgement))
+    assert str(again) == str(judgement)  # NaN is not equal to itself
+    request = Request((3, 1), 7, seeds=(7, 9), images=(0, 4), top_p=0.9)
+    assert request_of(request_values(request)) == request
+    file = RunFile.create(tmp_path / "a.db", Kept({"identity": {}}, PLAN))
+    file.write([Row(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
+    file.close()
+    told, rows = read(tmp_path / "a.db")
+    assert told.plan == PLAN
+    assert str(rows) == str([Row(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
+
+
+@pytest.mark.parametrize("judged", [1, 3])
+def test_a_run_that_was_stopped_goes_on_to_the_serial_result(judged: int, tmp_path: Path):
+    run(tmp_path / "whole.db")
+    path = tmp_path / "a.db"
+    with pytest.raises(RunInterrupted) as stop:
+        verify_plan(MODELS, build_decoder, PLAN, HERE, kept(path), stop_after(judged))
+    assert stop.value.status == 143
+    assert (stop.value.result.images, stop.value.result.is_whole) == (4 * judged, False)
+    assert len(read(path)[1]) == 2 * judged
+    steps: list[Step] = []
+    result = verify_plan(MODELS, build_decoder, PLAN, HERE, kept(path, resume=True), steps.append)
+    assert (len(steps), steps[0].images) == (1 + len(REQUESTS) - judged, 4 * judged)
+    assert result.is_whole
+    assert result.verdict is Verdict.IDENTICAL
+    whole, again = read(tmp_path / "whole.db")[1], read(path)[1]
+    assert [(r.task, r.setting, r.judgement, r.counts) for r in whole] == [
+        (r.task, r.setting, r.judgement, r.counts) for r in again
+    ]
+
+
+def test_two_runs_into_one_file_at_once_are_refused(tmp_path: Path):
+    path = tmp_path / "a.db"
+    first = RunFile.create(path, Kept({}, PLAN))
+    with pytest.raises(InputError, match=r"run=.*a\.db: is being written by another run; wait for it"):
+        RunFile.go_on(path)
+    assert read(path)[0].plan == PLAN  # reading is free
+    first.close()
+    RunFile.go_on(path).close()
+
+
+def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path):
+    run(tmp_path / "a.db")
+    with pytest.raises(InputError, match="is there already; pass --resume to go on with it, or another --run"):
+        run(tmp_path / "a.db")
+
+
+def other_code(models: ModelPair, settings: Settings) -> Implementation:
+    return build_decoder(models, settings)
+
+
+def test_a_file_of_another_run_is_refused_and_the_difference_named(tmp_path: Path):
+    path = tmp_path / "a.db"
+    run(path)
+    before = path.read_bytes()
+    other = replace(MODELS, draft=with_weight(MODELS.draft, "head.bias", lambda bias: bias + 1))
+    with pytest.raises(InputError, match=r"is the file of another run: weights draft \(here [0-9a-f]{16}, recorded"):
+        run(path, other, resume=True)
+    with pytest.raises(InputError, match=r"settings \(here coupled draft_len=2, recorded coupled draft_len=1, coupled"):
+        run(path, plan=Plan.of([Settings(2)], REQUESTS), resume=True)
+    with pytest.raises(
+        InputError, match=r"requests \(here 4 images in 2 batches of 2 at most, recorded 10 images in 5"
+    ):
+        run(path, plan=Plan.of(PLAN.settings, REQUESTS[:2]), resume=True)
+    with pytest.raises(InputError, match=r"terms sequential \(here True, recorded False"):
+        run(path, resume=True, sequential=True)
+    with pytest.raises(InputError, match=r"decoder implementation \(here .*other_code, recorded harness\.spec"):
+        verify_plan(MODELS, other_code, PLAN, HERE, kept(path, resume=True))
+    assert path.read_bytes() == before
+
+
+def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run(tmp_path / "a.db")
+    monkeypatch.setattr("harness.runs.identity.versions", lambda: {**versions(), "torch": "9.9"})
+    with pytest.raises(InputError, match=r"versions torch \(here 9\.9, recorded "):
+        run(tmp_path / "a.db", resume=True)
+
+
+def test_nothing_is_left_of_a_run_that_could_not_begin(tmp_path: Path):
+    with pytest.raises(InputError, match="draft_len"):
+        run(tmp_path / "a.db", plan=Plan.of([Settings(9)], REQUESTS))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"SQLite format 3\0" + b"x" * 500, b"{}"])
+def test_what_is_no_run_file_is_one_line(content: bytes, tmp_path: Path):
+    path = tmp_path / "a.db"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"is no run file|holds no record of a run"):
+        read(path)
+
+
+def test_a_file_of_another_schema_is_refused(tmp_path: Path):
+    run(tmp_path / "a.db")
+    base = sqlite3.connect(tmp_path / "a.db")
+    base.execute("PRAGMA user_version = 99")
+    base.close()
+    with pytest.raises(InputError, match="has schema 99, and this version reads 1"):
+        read(tmp_path / "a.db")
+
+
+def test_a_run_killed_before_its_file_was_made_begins_anew(tmp_path: Path):
+    (tmp_path / "a.db").touch()
+    assert run(tmp_path / "a.db", resume=True).is_whole
+    assert run(tmp_path / "b.db", resume=True).is_whole
+
+
+class Wrong:
+    """Plant: the right decode, one token moved."""
+
+    contract = "token-identical"
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        self.inner, self.V = build_decoder(models, settings), models.target.config.V
+
+    def decode(self, request, noise):
+        trace = self.inner.decode(request, noise)
+        trace.tokens_BL = trace.tokens_BL.clone()
+        trace.tokens_BL[1, 3] = (trace.tokens_BL[1, 3] + 1) % self.V
+        return trace
+
+
+def test_the_tensors_around_the_first_divergences_are_kept_and_few(tmp_path: Path):
+    path = tmp_path / "a.db"
+    plan = Plan.of([Settings(2)], [Request((0, 1), seed) for seed in range(MOST_EXHIBITS + 4)])
+    verify_plan(MODELS, Wrong, plan, HERE, kept(path))
+    rows = read(path)[1]
+    shown = [exhibit_of(path, row) for row in rows]
+    assert sum(map(bool, shown)) == MOST_EXHIBITS
+    first = shown[0]
+    sides = ("x_2D", "rows_2V", "guided_V")
+    assert first.keys() == {"tokens_L", "E_V", *(f"{side}.{n}" for side in ("actual", "expected") for n in sides)}
+    found = rows[0].judgement.defects[0]
+    assert first["tokens_L"][:, found.position].tolist() == [found.actual, found.expected]
+    assert sum(tensor.numel() * tensor.itemsize for tensor in first.values()) < MOST_BYTES
