@@ -9,6 +9,7 @@ import typer
 
 from harness.commands import options
 from harness.files import check_outputs
+from harness.report.progress import LongWork
 from harness.rounding.measure import BATCHES, check_explained, measure
 from harness.rounding.stored import load, save
 
@@ -36,7 +37,8 @@ def calibrate(
         load(outputs["into"])
     pair = options.load_models(networks, mode)
     pair.check_finite()
-    entry = measure(pair, sizes)
+    with LongWork("batches", len(sizes)) as work:
+        entry = measure(pair, sizes, work.advance)
     check_explained(entry, pair)
     where = f"{entry.models} on {entry.device}, {entry.dtype}, products {entry.products}"
     print(f"{where}: {entry.windows} windows of {entry.images} images against float64")

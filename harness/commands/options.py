@@ -170,10 +170,16 @@ def requests_for(models: ModelPair, images: Images, sampling: Sampling) -> list[
     ]
 
 
-def batches_for(models: ModelPair, images: Images, sampling: Sampling) -> tuple[list[Request], str]:
+def batches_for(models: ModelPair, images: Images, sampling: Sampling, apart: bool) -> tuple[list[Request], str]:
     """Return the batches of all seeds, which they mix, and why they are that large.
 
     In the published order a batch is what its seed draws: there the batches are those of `requests_for`.
+
+    Args:
+        models: on their device.
+        images: what to draw.
+        sampling: how.
+        apart: the decoder under test has a process of its own.
 
     Raises:
         InputError: anything out of range, or an empty seed range.
@@ -181,7 +187,7 @@ def batches_for(models: ModelPair, images: Images, sampling: Sampling) -> tuple[
     if sampling.noise == "batch":
         return requests_for(models, images, sampling), "the published order draws for whole batches"
     seeds, whole = _drawn(models, images, sampling)
-    size = BatchSize(images.batch, "as asked for") if images.batch else default_batch(models)
+    size = BatchSize(images.batch, "as asked for") if images.batch else default_batch(models, apart)
     return cut(whole, seeds, size.images), size.why
 
 

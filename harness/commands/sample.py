@@ -18,6 +18,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
+from harness.report.progress import LongWork
 from harness.report.samples import cost_table, png_grid
 from harness.report.terminal import plain_console, say
 from harness.speculative.build import build_decoder
@@ -70,16 +71,18 @@ def sample(
     decoder = build_decoder(pair, Settings(draft_len, policy=policy), observer)
     rows: list[Tensor] = []
     tensors: dict[str, Tensor] = {}
-    for request in requests:
-        name = f"seed-{request.seed}-image-{request.image_ids[0]}"
-        if observer is not None:
-            observer.begin(name)
-        drawn = draw(pair, decoder if sampler == "speculative" else None, request)
-        with torch.inference_mode():
-            rows.append(pair.vae.decode(drawn.f_hat_BCPP))
-        tensors[f"{name}/tokens"] = drawn.tokens_BL.cpu().contiguous()
-        tensors[f"{name}/f_hat"] = drawn.f_hat_BCPP.cpu().contiguous()
-        tensors[f"{name}/labels"] = torch.tensor(request.labels)
+    with LongWork("images", sum(request.B for request in requests), quiet=trace > 0) as work:  # rounds are printed then
+        for request in requests:
+            name = f"seed-{request.seed}-image-{request.image_ids[0]}"
+            if observer is not None:
+                observer.begin(name)
+            drawn = draw(pair, decoder if sampler == "speculative" else None, request)
+            with torch.inference_mode():
+                rows.append(pair.vae.decode(drawn.f_hat_BCPP))
+            tensors[f"{name}/tokens"] = drawn.tokens_BL.cpu().contiguous()
+            tensors[f"{name}/f_hat"] = drawn.f_hat_BCPP.cpu().contiguous()
+            tensors[f"{name}/labels"] = torch.tensor(request.labels)
+            work.advance(request.B)
     write_whole(outputs["out"], png_grid(rows))
     if "tokens" in outputs:
         write_whole(outputs["tokens"], save(tensors))

@@ -17,7 +17,7 @@ from harness.report.as_json import as_json
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, show
 from harness.rounding.stored import SHIPPED
-from harness.runs.factory import DEFAULT
+from harness.runs.factory import DEFAULT, is_own
 from harness.runs.keep import check_new
 from harness.runs.limits import TIMEOUT_S, Limits
 from harness.runs.plan import Plan
@@ -89,7 +89,7 @@ def verify(
     keeping = Keeping(workers, cluster, outputs.get("run"), resume, recipe)
     check_new(keeping)
     pair = options.load_models(networks, mode)
-    requests, why = options.batches_for(pair, drawn, sampling)
+    requests, why = options.batches_for(pair, drawn, sampling, apart=not (is_own(implementation) or in_process))
     plan = Plan.of(settings, requests)
     status = 0
     with LongWork("images", plan.images, quiet) as work:

@@ -99,16 +99,20 @@ def _quick(models: ModelPair) -> Budget:
     return Budget(MARGIN * found.rows, MARGIN * found.rows_rms, MARGIN * found.f_hat, source)
 
 
-def measure(models: ModelPair, batches: Sequence[int] = BATCHES) -> Entry:
+def measure(models: ModelPair, batches: Sequence[int] = BATCHES, progress: Callable[[], None] = lambda: None) -> Entry:
     """Measure every window of the pyramid in one pass, scales before it cached one pass each.
 
     Args:
         models: in the dtype and on the device of the mode.
         batches: images per batch; a batch's number in the list is its seed.
+        progress: called after every batch.
 
     Draws: from generators of its own.
     """
-    found = [errors(models, _request(models, B, seed)) for seed, B in enumerate(batches)]
+    found = []
+    for seed, B in enumerate(batches):
+        found.append(errors(models, _request(models, B, seed)))
+        progress()
     rows, rms, f_hat = (max(getattr(batch, name) for batch in found) for name in ("rows", "rows_rms", "f_hat"))
     S = models.pyramid.S
     return Entry(*mode_of(models), rows, rms, f_hat, S * (S + 1) // 2, sum(batches), versions=versions())

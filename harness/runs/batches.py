@@ -20,7 +20,9 @@ from harness.protocol.request import Request
 
 # Beyond this a GPU gains nothing, and what a killed run does twice grows.
 MOST_ON_CUDA = 256
-SHARE = 0.4  # of the free memory: the other tensors of a decode, and the fragments between them, take their part
+# Of the free memory: certifying takes a quarter of what is left, and allocators leave holes. A decoder with a process
+# of its own needs as much again for its copies, and the memory through which they travel.
+SHARE, SHARE_APART = 0.6, 0.2
 LEAST_CACHE = 2**20  # bytes, where the machine does not tell
 CACHES = "/sys/devices/system/cpu/cpu0/cache"
 
@@ -33,18 +35,23 @@ class BatchSize:
     why: str
 
 
-def default_batch(models: ModelPair) -> BatchSize:
-    """Return the batch for these networks on their device. Reads what memory is free."""
-    each, device = bytes_of_an_image(models), models.device
+def default_batch(models: ModelPair, apart: bool = False) -> BatchSize:
+    """Return the batch for these networks on their device. Reads what memory is free.
+
+    Args:
+        models: on their device.
+        apart: the decoder under test has a process of its own there.
+    """
+    each, device, share = bytes_of_an_image(models), models.device, SHARE_APART if apart else SHARE
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
-        fits = int(SHARE * free // each)
+        fits = int(share * free // each)
         why = f"{free / 2**30:.0f} GiB free on {device}, {each / 2**20:.0f} MiB an image, at most {MOST_ON_CUDA}"
         return BatchSize(max(1, min(fits, MOST_ON_CUDA)), why)
     cores, cache = torch.get_num_threads(), cache_bytes() // 2  # weights and the other side need the rest
     wide = activation_bytes(models)
-    fits = int(SHARE * available_bytes() // each)
+    fits = int(share * available_bytes() // each)
     images = max(1, min(fits, max(cores, cache // wide)))
     return BatchSize(
         images, f"{cores} threads, {cache / 2**20:.0f} MiB of cache, {wide / 2**20:.1f} MiB of activations an image"
@@ -59,7 +66,7 @@ def bytes_of_an_image(models: ModelPair) -> int:
         2 * 2 * c.depth * L * c.D * (w.element_size() if (w := next(iter(n.weights.values()), None)) is not None else 4)
         for n, c in ((models.draft, models.draft.config), (models.target, config))
     )
-    return 4 * numbers + 2 * caches  # a cache that grows exists twice
+    return 4 * numbers + 3 * caches // 2  # a cache that grows exists twice, layer by layer
 
 
 def activation_bytes(models: ModelPair) -> int:

@@ -1,0 +1,186 @@
+"""Runs from the command line: kept, interrupted, gone on with, repeated alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from harness.report.progress import LongWork
+from tests.helpers import Layout, command, tiny
+
+ROOT = Path(__file__).parents[3]
+MODELS = tiny(Layout((1, 2, 3, 4)))
+OFFSET = ("--implementation", "harness.mutants.positions:OFFSET", "--in-process")
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[str]:
+    """Checkpoint options of a tiny pair, saved with the buffer that tells its pyramid."""
+    levels = torch.tensor([MODELS.pyramid.levels()])
+    save_file({**MODELS.draft.weights, "lvl_1L": levels}, tmp_path / "draft")
+    save_file({**MODELS.target.weights, "lvl_1L": levels}, tmp_path / "target")
+    save_file(dict(MODELS.vae.weights), tmp_path / "vae")
+    for name in ("draft", "target", "vae"):
+        (tmp_path / name).rename(tmp_path / f"{name}.safetensors")
+    return [
+        word for name in ("draft", "target", "vae") for word in (f"--{name}", str(tmp_path / f"{name}.safetensors"))
+    ]
+
+
+def started(pair: list[str], *words: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "harness", "verify", *pair, *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def judged(path: Path) -> list[tuple[object, ...]]:
+    try:
+        base = sqlite3.connect(path)
+        return base.execute("SELECT task, setting, judgement, counts FROM judged ORDER BY task, setting").fetchall()
+    except sqlite3.Error:
+        return []
+
+
+def wait_for_rows(process: subprocess.Popen[str], path: Path, count: int) -> None:
+    end = time.monotonic() + 120
+    while process.poll() is None and len(judged(path)) < count and time.monotonic() < end:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+
+
+def test_the_first_defect_comes_with_the_line_that_shows_it_alone(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    report = tmp_path / "r.json"
+    words = ("--seeds", "3:6", "--labels", "2,1", "--draft-len", "3,2", "--cfg", "2", "--top-k", "6")
+    assert command(monkeypatch, "verify", *pair, *OFFSET, *words, "--json", str(report)) == 1
+    first, alone = (line for line in capsys.readouterr().out.splitlines() if line.startswith(("first defect", "alone")))
+    document = json.loads(report.read_text())
+    assert alone == f"alone: {document['alone']}"
+    found = document["first_divergence"]
+    line = shlex.split(document["alone"])
+    assert line[:2] == ["sdvar-harness", "verify"]
+    assert command(monkeypatch, *line[1:]) == 1
+    again = next(text for text in capsys.readouterr().out.splitlines() if text.startswith("first defect"))
+    place = re.compile(r"component .* token \d+")
+    assert place.search(again)[0] == place.search(first)[0]
+    assert f"seed {found['seed']}, image {found['image']}, label {found['label']}" in again
+
+
+def test_the_report_holds_what_its_page_says(pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    report = tmp_path / "r.json"
+    assert command(monkeypatch, "verify", *pair, "--seeds", "0:2", "--draft-len", "1", "--json", str(report)) == 0
+    document = json.loads(report.read_text())
+    page = (
+        (ROOT / "docs" / "runs.md").read_text().partition("<!-- json: begin -->")[2].partition("<!-- json: end -->")[0]
+    )
+    told = {key for line in page.splitlines()[3:] for key in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert told == set(document)
+    identity = document["run"]["identity"]
+    assert set(identity) == {"decoder", "harness", "weights", "versions", "machine", "mode"}
+    assert identity["decoder"]["implementation"] == "harness:build_decoder"
+    assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in identity["weights"].values())
+    assert sum(len(request["labels"]) for request in document["requests"]) == 6
+    assert document["run"]["recipe"]["draft"] == pair[1]
+    assert document["whole"] is True
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_that_can_go_on(number: int, status: int, pair: list[str], tmp_path: Path):
+    run = ("--run", str(tmp_path / "a.db"), "--resume", "--draft-len", "1", "--batch", "3", "--seeds", "0:150")
+    process = started(pair, *run, "--json", str(tmp_path / "r.json"))
+    wait_for_rows(process, tmp_path / "a.db", 3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (status, "")
+    document, done = json.loads((tmp_path / "r.json").read_text()), len(judged(tmp_path / "a.db"))
+    assert (document["whole"], document["images"]) == (False, 3 * done)
+    assert f"interrupted: {3 * done} of 450 images are judged" in out
+    assert 3 <= done < 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_is_killed_again_and_again_ends_as_the_serial_one(workers: int, pair: list[str], tmp_path: Path):
+    run = ("--draft-len", "1,2", "--batch", "3", "--seeds", "0:60", "--quiet")
+    assert started(pair, *run, "--run", str(tmp_path / "whole.db")).wait(300) == 0
+    path, resumed = tmp_path / "a.db", ("--run", str(tmp_path / "a.db"), "--resume", "--workers", str(workers))
+    for kill in range(8):
+        process = started(pair, *run, *resumed)
+        wait_for_rows(process, path, len(judged(path)) + 2)
+        time.sleep(0.013 * kill)  # somewhere in a batch, or in a write
+        process.kill()
+        process.communicate()
+    before = len(judged(path))
+    assert 8 <= before < 120
+    assert started(pair, *run, *resumed).wait(300) == 0
+    assert judged(path) == judged(tmp_path / "whole.db")
+
+
+def test_a_file_that_is_there_is_refused_before_any_work(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "a.db").write_bytes(b"something")
+    assert command(monkeypatch, "verify", "--draft", "no-such-file", "--run", str(tmp_path / "a.db")) == 2
+    assert "is there already; pass --resume to go on with it" in capsys.readouterr().err
+    for words, rule in (
+        (("--resume",), "goes on with a run that was kept"),
+        (("--images", "1,x"), "must read 0,3,5 or 0:4"),
+        (("--images", "1,2"), "must hold one address per image"),
+        (("--images=-1,2,3"), "must all be 0 or more"),
+        (("--workers", "-1"), "must lie in 0..1024"),
+    ):
+        options = (words,) if isinstance(words, str) else words
+        assert command(monkeypatch, "verify", *pair, *options) == 2
+        assert rule in capsys.readouterr().err
+
+
+def test_replay_from_the_command_line(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run, case = str(tmp_path / "a.db"), str(tmp_path / "case.sdvar")
+    assert command(monkeypatch, "verify", *pair, *OFFSET, "--seeds", "0:2", "--draft-len", "2,3", "--run", run) == 1
+    capsys.readouterr()
+    assert command(monkeypatch, "replay", run) == 1
+    assert [line[:18] for line in capsys.readouterr().out.splitlines()] == ["STILL FAILS case 0", "STILL FAILS case 1"]
+    assert command(monkeypatch, "replay", run, "--bundle", case) == 2
+    assert "holds one case, and there are 2; pass --case 0" in capsys.readouterr().err
+    assert command(monkeypatch, "replay", run, "--case", "1", "--shrink", "--bundle", case) == 1
+    assert "smallest: 1 image of label" in capsys.readouterr().out
+    assert command(monkeypatch, "replay", case) == 1
+    assert command(monkeypatch, "replay", run, "--case", "2") == 2
+    assert "is none of the 2 cases" in capsys.readouterr().err
+    Path(pair[3]).unlink()
+    assert command(monkeypatch, "replay", case) == 3
+    assert capsys.readouterr().out.startswith("CANNOT REPRODUCE case 0 (the networks cannot be had: target=")
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    now = [0.0]
+    monkeypatch.setattr("harness.report.progress.time.monotonic", lambda: now[0])
+    with LongWork("images", 400) as work:
+        for _ in range(4):
+            now[0] += 20.0
+            work.advance(40, defects=1)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "80 of 400 images, 2.0 a second, 2:40 left, 2 defects",
+        "160 of 400 images, 2.0 a second, 2:00 left, 4 defects",
+    ]
+    with LongWork("images", 400, quiet=True) as work:
+        now[0] += 100.0
+        work.advance(40)
+    assert capsys.readouterr().err == ""
