@@ -54,6 +54,9 @@ class Row:
         counts: of the decode; None where there was none to count.
         seconds: of the decode.
         reference_seconds: of the reference's.
+        ended: when its task was done, seconds since 1970.
+        host_bytes: resident memory of the worker then.
+        device_bytes: what its allocator held of the GPU then; 0 on a CPU.
     """
 
     task: int
@@ -62,6 +65,9 @@ class Row:
     counts: Counts | None = None
     seconds: float = 0.0
     reference_seconds: float = 0.0
+    ended: float = 0.0
+    host_bytes: int = 0
+    device_bytes: int = 0
 
 
 def request_values(request: Request) -> dict[str, Any]:

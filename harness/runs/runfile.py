@@ -37,7 +37,9 @@ CREATE TABLE judged (
     task INTEGER NOT NULL, setting INTEGER NOT NULL, verdict TEXT NOT NULL,
     images INTEGER NOT NULL, draws INTEGER NOT NULL, identical INTEGER NOT NULL, ties INTEGER NOT NULL,
     wrong_tokens INTEGER NOT NULL, defects INTEGER NOT NULL,
-    seconds REAL NOT NULL, reference_seconds REAL NOT NULL, judgement TEXT NOT NULL, counts TEXT,
+    seconds REAL NOT NULL, reference_seconds REAL NOT NULL,
+    ended REAL NOT NULL, host_bytes INTEGER NOT NULL, device_bytes INTEGER NOT NULL,
+    judgement TEXT NOT NULL, counts TEXT,
     PRIMARY KEY (task, setting)
 );
 CREATE TABLE exhibits (
@@ -128,9 +130,10 @@ class RunFile:
                     made.count(name) for name in ("images", "draws", "identical", "ties", "wrong_tokens", "defects")
                 ]
                 self._base.execute(
-                    "INSERT OR REPLACE INTO judged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    "INSERT OR REPLACE INTO judged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                     (
                         row.task, row.setting, made.verdict.value, *counts, row.seconds, row.reference_seconds,
+                        row.ended, row.host_bytes, row.device_bytes,
                         to_json(records.judgement_values(made)), to_json(vars(row.counts)) if row.counts else None,
                     ),
                 )  # fmt: skip
@@ -231,13 +234,13 @@ def is_begun(path: Path) -> bool:
 
 
 def _rows(base: sqlite3.Connection, path: Path) -> Iterator[Row]:
-    names = "task, setting, judgement, counts, seconds, reference_seconds"
+    names = "task, setting, judgement, counts, seconds, reference_seconds, ended, host_bytes, device_bytes"
     with _reading(path):
-        for task, setting, judgement, counts, *seconds in base.execute(
+        for task, setting, judgement, counts, *rest in base.execute(
             f"SELECT {names} FROM judged ORDER BY task, setting"
         ):
             made = Counts(**json.loads(counts)) if counts else None
-            yield Row(task, setting, records.judgement_of(json.loads(judgement)), made, *seconds)
+            yield Row(task, setting, records.judgement_of(json.loads(judgement)), made, *rest)
 
 
 @contextmanager

@@ -6,10 +6,14 @@ same rows in this process, in a worker and on a cluster.
 
 from __future__ import annotations
 
+import os
 import pickle
+import resource
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -100,8 +104,12 @@ class Verifier:
 
     def do(self, task: Task) -> Done:
         """Decode one task by the reference and under its settings, and judge."""
-        done, seconds = timed(partial(self._done, task), self.work.models.device)
-        return replace(done, seconds=seconds)
+        device = self.work.models.device
+        done, seconds = timed(partial(self._done, task), device)
+        held = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+        now, host = time.time(), resident_bytes()
+        rows = [replace(row, ended=now, host_bytes=host, device_bytes=held) for row in done.rows]
+        return replace(done, seconds=seconds, rows=rows)
 
     def close(self) -> None:
         """End the decoder's process."""
@@ -156,8 +164,10 @@ class Free:
         return cls(trace, noise)
 
 
-def on_device(work: VerifyWork, device: torch.device) -> VerifyWork:
-    """Return the work with its networks on a device, their dtypes kept."""
-    models = work.models
-    moved = models.to(device, models.target.dtype, models.draft.dtype)
-    return replace(work, models=moved)
+def resident_bytes() -> int:
+    """Return how much memory this process has in hand; its highest mark where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
