@@ -12,6 +12,7 @@ import io
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from harness.runs.workers import MOST_DEATHS, Died, Opened, Work
 CONNECT_S = 30.0
 _OPENED: dict[str, Opened] = {}  # of this process, when it is a worker: one work at a time
 _LOCK = threading.Lock()  # a Dask worker may have threads; a device has one user
+
+
+class Lost:
+    """No answer, and nobody's fault."""
 
 
 class Cluster:
@@ -65,28 +70,36 @@ class Cluster:
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield every task with its result as they are done."""
-        tries: dict[Any, int] = {}
+        tries: dict[int, int] = {}  # by id of the task
         futures = {self._submit(task): task for task in tasks}
         done = self._distributed.as_completed(list(futures))
         for future in done:
             task = futures.pop(future)
-            error = future.exception() if future.status == "error" else None
-            if error is None and future.status == "finished":
-                yield task, future.result()
-            elif error is not None and isinstance(error, self._distributed.KilledWorker):
-                yield task, Died(f"{MOST_DEATHS} workers of the cluster died of it")
-            elif error is not None:
-                raise error
-            else:  # lost with the last worker that held the weights: sent anew
+            answer = self._answer(future)
+            if isinstance(answer, Lost):
                 tries[id(task)] = tries.get(id(task), 0) + 1
-                if tries[id(task)] >= MOST_DEATHS:
-                    yield task, Died("the cluster lost it again and again")
+                if tries[id(task)] < MOST_DEATHS:
+                    self._job = self._sent()  # the last worker that held the weights may be the one that died
+                    again = self._submit(task)
+                    futures[again] = task
+                    done.add(again)
                     continue
-                self._job = self._sent()
-                again = self._submit(task)
-                futures[again] = task
-                done.add(again)
-            future.release()
+                answer = Died("the cluster lost it again and again")
+            yield task, answer
+
+    def _answer(self, future: Any) -> Any:
+        """Return what came of a task, `Died`, or `Lost` with the worker that had it, or its answer, in hand."""
+        error = future.exception() if future.status == "error" else None
+        if isinstance(error, self._distributed.KilledWorker):
+            return Died(f"{MOST_DEATHS} workers of the cluster died of it")
+        if error is not None:
+            raise error
+        if future.status != "finished":
+            return Lost()
+        try:
+            return future.result()
+        except CancelledError:  # done, and gone before it was fetched
+            return Lost()
 
     def close(self) -> None:
         """Cancel what is not done, and let go of the cluster."""

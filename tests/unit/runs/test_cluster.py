@@ -1,0 +1,91 @@
+"""The workers of a Dask cluster find what this process finds, and one that is killed costs nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.runs import cluster
+from harness.runs.plan import Plan
+from harness.runs.runfile import read
+from harness.runs.terms import Keeping
+from harness.runs.verification import Step, verify_plan
+from tests.helpers import Layout, tiny
+
+ROOT = Path(__file__).parents[3]
+MODELS = tiny(Layout((1, 2, 3)))
+PLAN = Plan.of([Settings(1), Settings(2)], [Request((0, 1, 2), seed) for seed in range(60)])
+
+
+def test_a_cluster_that_is_not_there_is_bad_input(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    with pytest.raises(InputError, match=r"cluster=tcp://127\.0\.0\.1:9: cannot be reached, or has no worker"):
+        verify_plan(MODELS, "harness:build_decoder", PLAN, keeping=Keeping(cluster="tcp://127.0.0.1:9"))
+
+
+def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(InputError, match=r'not installed; pip install "sdvar-harness\[cluster\]"'):
+        verify_plan(MODELS, "harness:build_decoder", PLAN, keeping=Keeping(cluster="tcp://127.0.0.1:9"))
+
+
+def started(name: str, *words: str) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", f"distributed.cli.dask_{name}", *words, "--no-dashboard"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(line, stdout=nowhere, stderr=nowhere, env=environment, start_new_session=True)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Start a scheduler and two workers from the command line; yield the scheduler file."""
+    file = str(tmp_path / "scheduler.json")
+    local = ("--scheduler-file", file)
+    processes = [started("scheduler", *local, "--host", "127.0.0.1", "--port", "0")]
+    folders = ("--local-directory", str(tmp_path))
+    processes += [started("worker", *local, *folders, "--nthreads", "1") for _ in range(2)]
+    yield file
+    for process in processes:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_two_workers_one_of_them_killed_find_what_this_process_finds(address: str, tmp_path: Path):
+    end = time.monotonic() + 60
+    while not Path(address).exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    killed: list[int] = []
+
+    def progress(step: Step) -> None:
+        if not killed:
+            killed.append(_a_worker())
+            os.kill(killed[0], signal.SIGKILL)
+
+    there = Keeping(cluster=address, file=tmp_path / "there.db")
+    verify_plan(MODELS, "harness:build_decoder", PLAN, keeping=there, progress=progress)
+    verify_plan(MODELS, "harness:build_decoder", PLAN, keeping=Keeping(file=tmp_path / "here.db"))
+    one, two = (
+        [(row.task, row.setting, row.judgement, row.counts) for row in read(tmp_path / name)[1]]
+        for name in ("there.db", "here.db")
+    )
+    assert one == two
+    assert len(killed) == 1
+
+
+def _a_worker() -> int:
+    """Return the process of one of the cluster's workers: what a client can ask it itself."""
+    import distributed
+
+    client = distributed.default_client()
+    return next(iter(client.run(os.getpid).values()))
