@@ -26,7 +26,7 @@ from harness.commands.replay import replay
 from harness.commands.sample import sample
 from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
-from harness.errors import HarnessError, Interrupted, NonFiniteError, one_line, shortened, text_of
+from harness.errors import HarnessError, NonFiniteError, StopSignal, one_line, shortened, text_of
 from harness.judge.verdict import Verdict
 from harness.runs.interrupt import interruptible
 
@@ -78,7 +78,7 @@ def stopped(error: BaseException) -> tuple[int, str]:
         return BAD, f"error: {text_of(error)}"
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         # typer makes an `Abort` of every KeyboardInterrupt
-        told = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, Interrupted)), None)
+        told = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, StopSignal)), None)
         return told.status if told else INTERRUPTED, ""
     if hasattr(error, "format_message"):  # a usage error of typer, which has no public class in every version
         message = error.format_message()

@@ -52,7 +52,7 @@ class NoiseError(HarnessError):
     """A random number was read in a way that the contract of the run forbids."""
 
 
-class Interrupted(KeyboardInterrupt):
+class StopSignal(KeyboardInterrupt):
     """A signal asked the run to end; `status` is what a shell makes of it.
 
     Args:

@@ -18,7 +18,7 @@ from harness.report.replays import say_replayed, say_smallest
 from harness.report.terminal import plain_console
 from harness.rounding.stored import SHIPPED
 from harness.runs import bundle as bundles
-from harness.runs.replay import MOST_CASES, Answer, Case, Replayed, cases_of
+from harness.runs.replay import MOST_CASES, Answer, KeptCase, Replayed, cases_of
 from harness.runs.replay import replay as repeat
 from harness.runs.shrink import shrink as reduce
 
@@ -64,7 +64,7 @@ def replay(
     raise typer.Exit(1 if 1 in statuses else max(statuses, default=0))
 
 
-def chosen(file: Path, number: int) -> list[Case]:
+def chosen(file: Path, number: int) -> list[KeptCase]:
     """Return the cases of a file, or one of them. Raises `InputError` where there is none of that number."""
     cases = [bundles.read(file)] if bundles.is_bundle(file) else cases_of(file)
     if number >= len(cases) or number < -1:
@@ -73,7 +73,7 @@ def chosen(file: Path, number: int) -> list[Case]:
 
 
 def repeated(
-    case: Case, given: Mapping[str, Path | None], device: str, budgets: Path
+    case: KeptCase, given: Mapping[str, Path | None], device: str, budgets: Path
 ) -> tuple[Replayed, ModelPair | None]:
     """Repeat one case on the networks that its run was of, wherever they are now."""
     recipe = case.about.get("recipe")

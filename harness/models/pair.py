@@ -19,7 +19,7 @@ from harness.models.checksum import checksums
 from harness.models.network import Network
 from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
 from harness.models.transformer import Transformer
-from harness.protocol.noise import Recorded, SeededNoise
+from harness.protocol.noise import RecordedNumbers, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 
@@ -45,7 +45,7 @@ class ModelPair:
     vae: Autoencoder
     name: str = "custom"
     random: bool = False
-    numbers: Recorded | None = field(default=None, repr=False)
+    numbers: RecordedNumbers | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         draft, target = self.draft.config, self.target.config

@@ -126,7 +126,7 @@ class RowsOf:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedNumbers:
     """Numbers that somebody drew elsewhere and kept.
 
     Args:
@@ -173,7 +173,7 @@ class SeededNoise:
         V: int,
         device: torch.device,
         ledger: Ledger | None = None,
-        recorded: Recorded | None = None,
+        recorded: RecordedNumbers | None = None,
     ) -> None:
         self.recorded = recorded
         self.request, self.pyramid, self.V, self.device = request, pyramid, V, device

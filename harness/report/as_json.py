@@ -9,7 +9,7 @@ from harness.files import compact
 from harness.provenance import versions
 from harness.report.terminal import repeated_by
 from harness.rounding.precision import precision
-from harness.runs.records import Row, request_values
+from harness.runs.records import JudgedRow, request_values
 from harness.runs.result import COUNTS, SettingResult, Verification
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
@@ -64,7 +64,7 @@ def _finite(values: dict[str, object]) -> dict[str, object]:
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
-def _row(row: Row) -> dict[str, object]:
+def _row(row: JudgedRow) -> dict[str, object]:
     """Return what one request came to; `request` is its place in the document's list."""
     counts = {name: row.judgement.count(name) for name in COUNTS}
     return {"request": row.task, "verdict": row.judgement.verdict.value, **counts, "seconds": row.seconds}

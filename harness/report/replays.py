@@ -6,7 +6,7 @@ from rich.console import Console
 
 from harness.report.terminal import say
 from harness.runs.repeat import repeat_line
-from harness.runs.replay import Answer, Case, Replayed
+from harness.runs.replay import Answer, KeptCase, Replayed
 
 COLOURS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "green", Answer.CANNOT: "yellow"}
 
@@ -19,7 +19,7 @@ def say_replayed(console: Console, replayed: Replayed) -> None:
         say(console, f"  now: {replayed.found}")
 
 
-def say_smallest(console: Console, case: Case) -> None:
+def say_smallest(console: Console, case: KeptCase) -> None:
     """Print the smallest case, and the command line that shows it; of cut networks a bundle alone can."""
     say(console, f"  smallest: {case}")
     recipe = case.about.get("recipe")

@@ -18,16 +18,16 @@ from harness.errors import InputError
 from harness.files import check_readable, write_whole
 from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
-from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, Recorded
+from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
 from harness.runs.records import NAMES, request_of, request_values, settings_of, to_json, unreadable
-from harness.runs.replay import Case, unlike
+from harness.runs.replay import KeptCase, unlike
 
 KEY, SCHEMA = "sdvar-bundle", 1
 STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
 NUMBERS, EXHIBIT = "numbers/", "exhibit/"
 
 
-def write(case: Case, models: ModelPair, path: Path) -> None:
+def write(case: KeptCase, models: ModelPair, path: Path) -> None:
     """Write a bundle.
 
     Args:
@@ -56,7 +56,7 @@ def write(case: Case, models: ModelPair, path: Path) -> None:
     write_whole(path, save(tensors, {KEY: to_json(told)}))
 
 
-def _drawn(case: Case, models: ModelPair) -> dict[str, Tensor]:
+def _drawn(case: KeptCase, models: ModelPair) -> dict[str, Tensor]:
     noise, found = replace(models, numbers=None).noise(case.request), dict[str, Tensor]()
     for si in range(case.scales or models.pyramid.S):
         for stream in STREAMS:
@@ -73,7 +73,7 @@ def is_bundle(path: Path) -> bool:
         return stream.read(15) != b"SQLite format 3"
 
 
-def read(path: Path) -> Case:
+def read(path: Path) -> KeptCase:
     """Read a bundle. Raises `InputError` where it is none, or of another schema."""
     try:
         with safe_open(path, "pt") as file:
@@ -83,14 +83,14 @@ def read(path: Path) -> Case:
             rule = f"has schema {told['schema']}, and this version reads {SCHEMA}"
             raise InputError("file", str(path), rule, "use the version of the harness that wrote it")
         numbers = {name.removeprefix(NUMBERS): t for name, t in tensors.items() if name.startswith(NUMBERS)}
-        return Case(
+        return KeptCase(
             0,
             told["about"],
             settings_of(told["settings"]),
             request_of(told["request"]),
             Divergence(**dict(zip(NAMES, told["found"], strict=True))),
             told["scales"],
-            Recorded(numbers, request_of(told["recorded"])),
+            RecordedNumbers(numbers, request_of(told["recorded"])),
             {name.removeprefix(EXHIBIT): t for name, t in tensors.items() if name.startswith(EXHIBIT)},
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

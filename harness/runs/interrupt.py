@@ -1,6 +1,6 @@
 """Signals that end a run: SIGINT and SIGTERM become one exception, and never in the middle of a write.
 
-Promise: inside `interruptible` either signal raises `Interrupted`, which says the exit status; inside `held` it waits
+Promise: inside `interruptible` either signal raises `StopSignal`, which says the exit status; inside `held` it waits
 for the end. A second signal is the system's own business: whoever cannot wait is not made to.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from harness.errors import Interrupted
+from harness.errors import StopSignal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -29,7 +29,7 @@ _STATE = _State()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise `Interrupted`. In another thread than the first nothing changes.
+    """Let SIGINT and SIGTERM raise `StopSignal`. In another thread than the first nothing changes.
 
     Effects: handlers of the process, put back when it ends.
     """
@@ -55,7 +55,7 @@ def held() -> Iterator[None]:
         _STATE.held -= 1
     if _STATE.waiting and not _STATE.held:
         number, _STATE.waiting = _STATE.waiting, 0
-        raise Interrupted(number)
+        raise StopSignal(number)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -63,4 +63,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if _STATE.held:
         _STATE.waiting = number
         return
-    raise Interrupted(number)
+    raise StopSignal(number)

@@ -44,7 +44,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Row:
+class JudgedRow:
     """What one request came to under one setting.
 
     Args:

@@ -1,4 +1,4 @@
-"""Recorded defects, repeated: does the decoder still fail as it did?
+"""RecordedNumbers defects, repeated: does the decoder still fail as it did?
 
 Promise: the answer is one of four, and says no more than was seen. `FIXED` is said of other code alone: where the code
 is the recorded one and nothing fails, the defect could not be reproduced, and what is different is named.
@@ -19,7 +19,7 @@ from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
-from harness.protocol.noise import Recorded
+from harness.protocol.noise import RecordedNumbers
 from harness.protocol.request import Request
 from harness.rounding.measure import budget_for
 from harness.runs.identity import differences, identity_of
@@ -47,7 +47,7 @@ class Answer(StrEnum):
 
 
 @dataclass(frozen=True)
-class Case:
+class KeptCase:
     """One recorded defect.
 
     Args:
@@ -67,7 +67,7 @@ class Case:
     request: Request
     found: Divergence
     scales: int = 0
-    numbers: Recorded | None = field(default=None, repr=False)
+    numbers: RecordedNumbers | None = field(default=None, repr=False)
     exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -93,13 +93,13 @@ class Case:
 class Replayed:
     """What came of a case: the answer, why in one clause, and the defect that was met now."""
 
-    case: Case
+    case: KeptCase
     answer: Answer
     why: str = ""
     found: Divergence | None = None
 
 
-def cases_of(path: Path) -> list[Case]:
+def cases_of(path: Path) -> list[KeptCase]:
     """Return the defects of a run file: the first of every request and setting that has one, setting by setting.
 
     Raises:
@@ -111,7 +111,7 @@ def cases_of(path: Path) -> list[Case]:
     requests = {task.number: task.request for task in kept.plan.tasks}
     bad = sorted((row for row in rows if row.judgement.defects), key=lambda row: (row.setting, row.task))
     return [
-        Case(
+        KeptCase(
             number, kept.about, kept.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
             exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
         )
@@ -119,7 +119,7 @@ def cases_of(path: Path) -> list[Case]:
     ]  # fmt: skip
 
 
-def unlike(case: Case, models: ModelPair) -> str:
+def unlike(case: KeptCase, models: ModelPair) -> str:
     """Return why a case cannot be repeated on these networks at all; empty where it can."""
     here, there = identity_of(models, case.implementation), case.about["identity"]
     weights = differences({"weights": here["weights"]}, {"weights": there["weights"]})
@@ -134,7 +134,7 @@ def unlike(case: Case, models: ModelPair) -> str:
     return ""
 
 
-def replay(case: Case, models: ModelPair, budgets: Path) -> Replayed:
+def replay(case: KeptCase, models: ModelPair, budgets: Path) -> Replayed:
     """Repeat one case.
 
     Args:
@@ -161,7 +161,7 @@ def replay(case: Case, models: ModelPair, budgets: Path) -> Replayed:
     return Replayed(case, Answer.CANNOT, "; ".join(elsewhere) or "the same code on the same machine does not fail now")
 
 
-def first_defect(case: Case, models: ModelPair, budgets: Path) -> Divergence | None:
+def first_defect(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence | None:
     """Judge a case again; return the first defect met, or None. Raises `InputError` where nothing can be built."""
     if case.scales:
         models = models.first_scales(case.scales)

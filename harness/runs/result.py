@@ -16,7 +16,7 @@ from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.rounding.budget import Allowance
 from harness.runs.plan import Plan
-from harness.runs.records import Row
+from harness.runs.records import JudgedRow
 
 # What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
 COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
@@ -34,7 +34,7 @@ class SettingResult:
 
     settings: Settings
     contract: Contract
-    rows: list[Row] = field(default_factory=list)
+    rows: list[JudgedRow] = field(default_factory=list)
 
     @property
     def judgements(self) -> list[Judgement]:
@@ -80,7 +80,7 @@ class SettingResult:
         return self.counted("accepted_scales")
 
     @property
-    def first(self) -> tuple[Row, Divergence] | None:
+    def first(self) -> tuple[JudgedRow, Divergence] | None:
         """The first defect, else the first tie: that of the earliest scale, whatever batches the run was cut into."""
         for name in ("defects", "ties"):
             found = [(row, listed[0]) for row in self.rows if (listed := getattr(row.judgement, name))]
@@ -132,7 +132,7 @@ class Verification:
         return Verdict.DEFECT if self.early else worst([setting.verdict for setting in self.settings])
 
     @property
-    def first_case(self) -> tuple[Row, Divergence] | None:
+    def first_case(self) -> tuple[JudgedRow, Divergence] | None:
         """The first defect of the first setting that has one, else the first tie, with its row."""
         found = [setting.first for setting in self.settings if setting.first]
         defects = [case for case in found if case[1] in case[0].judgement.defects]

@@ -25,7 +25,7 @@ from harness.files import check_readable
 from harness.runs import records
 from harness.runs.exhibit import MOST_EXHIBITS, packed, unpacked
 from harness.runs.plan import Plan, Task
-from harness.runs.records import Counts, Row, request_of, settings_of, to_json
+from harness.runs.records import Counts, JudgedRow, request_of, settings_of, to_json
 
 SCHEMA = 1
 APPLICATION = 0x5D7A5ADA  # SQLite's mark of whose file it is
@@ -116,7 +116,7 @@ class RunFile:
         file._exhibits = file._one("SELECT count(*) FROM exhibits")
         return file
 
-    def write(self, rows: Sequence[Row], exhibits: Sequence[tuple[int, int, dict[str, Tensor]]] = ()) -> None:
+    def write(self, rows: Sequence[JudgedRow], exhibits: Sequence[tuple[int, int, dict[str, Tensor]]] = ()) -> None:
         """Add what one request came to; all of it or nothing.
 
         Args:
@@ -144,7 +144,7 @@ class RunFile:
                     )
                     self._exhibits += 1
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[JudgedRow]:
         """Return what is judged, in the order of the plan."""
         return list(_rows(self._base, self.path))
 
@@ -188,7 +188,7 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
-def read(path: Path, name: str = "run") -> tuple[Kept, list[Row]]:
+def read(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
     """Read a run file, of a run that goes on, too.
 
     Raises:
@@ -218,7 +218,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)
 
 
-def exhibit_of(path: Path, row: Row) -> dict[str, Tensor]:
+def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:
     """Return the tensors around a row's first divergence; nothing where none were kept."""
     with _reading(path), closing(_opened(path)) as base:
         question = "SELECT tensors FROM exhibits WHERE task = ? AND setting = ?"
@@ -233,14 +233,14 @@ def is_begun(path: Path) -> bool:
     return False
 
 
-def _rows(base: sqlite3.Connection, path: Path) -> Iterator[Row]:
+def _rows(base: sqlite3.Connection, path: Path) -> Iterator[JudgedRow]:
     names = "task, setting, judgement, counts, seconds, reference_seconds, ended, host_bytes, device_bytes"
     with _reading(path):
         for task, setting, judgement, counts, *rest in base.execute(
             f"SELECT {names} FROM judged ORDER BY task, setting"
         ):
             made = Counts(**json.loads(counts)) if counts else None
-            yield Row(task, setting, records.judgement_of(json.loads(judgement)), made, *rest)
+            yield JudgedRow(task, setting, records.judgement_of(json.loads(judgement)), made, *rest)
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from pathlib import Path
 from harness.errors import InputError
 from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
-from harness.runs.replay import Case, first_defect
+from harness.runs.replay import KeptCase, first_defect
 
 MOST_TRIES = 64  # decodes of a reduction, and its judgement
 
 
-def shrink(case: Case, models: ModelPair, budgets: Path) -> Case:
+def shrink(case: KeptCase, models: ModelPair, budgets: Path) -> KeptCase:
     """Reduce a case that fails.
 
     Args:
@@ -35,7 +35,7 @@ def shrink(case: Case, models: ModelPair, budgets: Path) -> Case:
     return case
 
 
-def _fails(case: Case, models: ModelPair, budgets: Path) -> Divergence | None:
+def _fails(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence | None:
     """Return the defect where it is of the same component; a decoder that refuses the case does not fail."""
     try:
         found = first_defect(case, models, budgets)
@@ -44,7 +44,7 @@ def _fails(case: Case, models: ModelPair, budgets: Path) -> Divergence | None:
     return found if found is not None and found.component == case.found.component else None
 
 
-def _fewer_images(case: Case, models: ModelPair) -> Iterator[Case]:
+def _fewer_images(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
     """The image alone, or with as few as possible of those in front of it and behind it."""
     request, address = case.request, (case.found.seed, case.found.image)
     if request.order != "image" or request.B == 1:
@@ -57,7 +57,7 @@ def _fewer_images(case: Case, models: ModelPair) -> Iterator[Case]:
         size *= 2
 
 
-def _one_label(case: Case, models: ModelPair) -> Iterator[Case]:
+def _one_label(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
     labels = case.request.labels
     if labels and len(set(labels)) > 1:
         for label in dict.fromkeys((case.found.label, *labels)):
@@ -65,14 +65,14 @@ def _one_label(case: Case, models: ModelPair) -> Iterator[Case]:
                 yield replace(case, request=replace(case.request, labels=(label,) * case.request.B))
 
 
-def _shorter(case: Case, models: ModelPair) -> Iterator[Case]:
+def _shorter(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
     length = case.settings.draft_len
     most = int(length) if str(length).isdigit() else models.pyramid.S + 1
     for shorter in range(1, most):
         yield replace(case, settings=replace(case.settings, draft_len=shorter))
 
 
-def _fewer_scales(case: Case, models: ModelPair) -> Iterator[Case]:
+def _fewer_scales(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
     length = case.settings.draft_len
     for scales in range(1, models.pyramid.S):
         fits = min(int(length), scales) if str(length).isdigit() else length

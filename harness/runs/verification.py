@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 
-from harness.errors import Interrupted, NonFiniteError
+from harness.errors import NonFiniteError, StopSignal
 from harness.judge.verdict import Divergence, Judgement
 from harness.judge.weights import weigh_run
 from harness.models.pair import ModelPair
@@ -29,7 +29,7 @@ from harness.runs.identity import identity_of
 from harness.runs.interrupt import held
 from harness.runs.keep import begin, describe
 from harness.runs.plan import Plan, Task
-from harness.runs.records import Row
+from harness.runs.records import JudgedRow
 from harness.runs.result import SettingResult, Verification
 from harness.runs.runfile import RunFile
 from harness.runs.terms import Keeping, Terms
@@ -48,7 +48,7 @@ class Step:
     defects: int = 0
 
 
-class RunInterrupted(Interrupted):
+class RunInterrupted(StopSignal):
     """A signal ended a run; `result` is what was judged until then."""
 
     def __init__(self, result: Verification, number: int) -> None:
@@ -130,7 +130,7 @@ def verify_plan(
         file = begin(keeping, result.about, plan)
         held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
         with held_file:
-            run = Run(plan, result, file, progress)
+            run = RunInProgress(plan, result, file, progress)
             stopped = run.go(pool.map)
         result.about |= {"workers": pool.name, "certifying": str(certifying(models))}
     run.put_together(models, budget)
@@ -139,7 +139,7 @@ def verify_plan(
     return result
 
 
-class Run:
+class RunInProgress:
     """A run in progress: what is judged, and what is left.
 
     Args:
@@ -153,7 +153,7 @@ class Run:
         self, plan: Plan, result: Verification, file: RunFile | None, progress: Callable[[Step], None]
     ) -> None:
         self.plan, self.result, self.file, self.progress = plan, result, file, progress
-        self.rows: dict[int, list[Row]] = {}  # by task
+        self.rows: dict[int, list[JudgedRow]] = {}  # by task
         for row in file.rows() if file else []:
             self.rows.setdefault(row.task, []).append(row)
 
@@ -165,7 +165,7 @@ class Run:
         try:
             for task, answer in do(self._left()):
                 self._take(task, answer)
-        except Interrupted as stop:
+        except StopSignal as stop:
             return stop.status - 128
         finally:
             self.result.wall_seconds = time.perf_counter() - start
@@ -197,9 +197,9 @@ class Run:
             else:
                 self.progress(Step(task.images))
 
-    def _so_far(self, setting: int) -> list[Row]:
+    def _so_far(self, setting: int) -> list[JudgedRow]:
         """Return the last rows of a setting, as far as every task before them is judged."""
-        found: list[Row] = []
+        found: list[JudgedRow] = []
         for task in self.plan.tasks:
             if task.number not in self.rows:
                 break
@@ -217,18 +217,18 @@ class Run:
         self.result.seconds += answer.seconds
         self.progress(self._step(answer.rows))
 
-    def _step(self, rows: Sequence[Row]) -> Step:
+    def _step(self, rows: Sequence[JudgedRow]) -> Step:
         return Step(sum(row.judgement.images for row in rows), sum(row.judgement.count("defects") for row in rows))
 
 
-def _lost(task: Task, setting: int, why: str) -> Row:
+def _lost(task: Task, setting: int, why: str) -> JudgedRow:
     detail = f"every worker that took the request died, {MOST_DEATHS} of them; the last: {why}"
-    return Row(
+    return JudgedRow(
         task.number, setting, Judgement(task.request.B, defects=[Divergence("process", detail, task.request.seed)])
     )
 
 
-def keeps_dying(rows: Sequence[Row]) -> bool:
+def keeps_dying(rows: Sequence[JudgedRow]) -> bool:
     """Tell whether a setting's last decodes all cost its process: the others would take as long for the same."""
     last = [row.judgement.defects[:1] for row in rows[-MOST_DEATHS:]]
     return len(last) == MOST_DEATHS and all(found and found[0].component == "process" for found in last)

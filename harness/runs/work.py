@@ -35,7 +35,7 @@ from harness.runs.exhibit import exhibit
 from harness.runs.factory import Factory
 from harness.runs.place import claimed, find_place
 from harness.runs.plan import Task
-from harness.runs.records import Counts, Row
+from harness.runs.records import Counts, JudgedRow
 from harness.runs.terms import Terms
 
 Exhibits = list[tuple[int, int, dict[str, Tensor]]]  # task, setting, tensors
@@ -54,7 +54,7 @@ class Done:
     """
 
     task: int
-    rows: list[Row]
+    rows: list[JudgedRow]
     exhibits: Exhibits
     decode_seconds: float = 0.0
     seconds: float = 0.0
@@ -117,7 +117,7 @@ class Verifier:
 
     def _done(self, task: Task) -> Done:
         work, request = self.work, task.request
-        rows, exhibits, free, total = list[Row](), Exhibits(), dict[bool, Free](), 0.0
+        rows, exhibits, free, total = list[JudgedRow](), Exhibits(), dict[bool, Free](), 0.0
         for number in task.settings:
             greedy = work.settings[number].greedy
             if greedy not in free:
@@ -125,7 +125,7 @@ class Verifier:
                 total += free[greedy].trace.seconds
             actual, seconds = timed(partial(self._place.decode, number, request), work.models.device)
             total += seconds
-            row = Row(task.number, number, Judgement(request.B), None, seconds, free[greedy].trace.seconds)
+            row = JudgedRow(task.number, number, Judgement(request.B), None, seconds, free[greedy].trace.seconds)
             if isinstance(actual, Judgement):
                 rows.append(replace(row, judgement=actual, seconds=0.0))
                 continue

@@ -10,12 +10,12 @@ import torch
 
 from harness.errors import InputError
 from harness.protocol.decoder import Settings
-from harness.protocol.noise import CORRECT, TOKEN, NoiseError, Recorded
+from harness.protocol.noise import CORRECT, TOKEN, NoiseError, RecordedNumbers
 from harness.protocol.request import Request
 from harness.rounding.stored import SHIPPED
 from harness.runs import bundle
 from harness.runs.plan import Plan
-from harness.runs.replay import Answer, Case, cases_of, replay
+from harness.runs.replay import Answer, KeptCase, cases_of, replay
 from harness.runs.shrink import shrink
 from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import verify_plan
@@ -33,7 +33,7 @@ def recorded(tmp_path: Path) -> Path:
     return path
 
 
-def changed(case: Case, part: str, **values: object) -> Case:
+def changed(case: KeptCase, part: str, **values: object) -> KeptCase:
     """Return the case as another machine or version would have recorded it."""
     identity = {**case.about["identity"], part: {**case.about["identity"][part], **values}}
     return replace(case, about={**case.about, "identity": identity})
@@ -92,7 +92,9 @@ def test_a_bundle_meets_its_own_numbers_on_another_class_of_machine(recorded: Pa
     assert (sent.request, sent.settings, sent.exhibit.keys()) == (case.request, case.settings, case.exhibit.keys())
     # numbers that no generator of this machine gives, as from a GPU
     tensors = {name: tensor.flip(-1).contiguous() for name, tensor in sent.numbers.tensors.items()}
-    bent = replace(changed(sent, "machine", device="cuda", name="NVIDIA H100"), numbers=Recorded(tensors, sent.request))
+    bent = replace(
+        changed(sent, "machine", device="cuda", name="NVIDIA H100"), numbers=RecordedNumbers(tensors, sent.request)
+    )
     noise = replace(MODELS, numbers=bent.numbers).noise(case.request)
     assert torch.equal(noise.exponential(2, TOKEN, "x"), tensors["token/2"])
     found = replay(bent, MODELS, SHIPPED)

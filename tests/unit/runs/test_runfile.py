@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InputError, Interrupted
+from harness.errors import InputError, StopSignal
 from harness.judge.verdict import Distance, Divergence, Judgement, Verdict
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
@@ -16,7 +16,7 @@ from harness.protocol.request import Request
 from harness.provenance import versions
 from harness.runs.exhibit import MOST_BYTES, MOST_EXHIBITS
 from harness.runs.plan import Plan
-from harness.runs.records import Counts, Row, judgement_of, judgement_values, request_of, request_values
+from harness.runs.records import Counts, JudgedRow, judgement_of, judgement_values, request_of, request_values
 from harness.runs.runfile import Kept, RunFile, exhibit_of, read
 from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import RunInterrupted, Step, verify_plan
@@ -44,7 +44,7 @@ def stop_after(count: int):
     def progress(step: Step) -> None:
         done.append(step)
         if len(done) == count:
-            raise Interrupted(15)
+            raise StopSignal(15)
 
     return progress
 
@@ -60,11 +60,11 @@ def test_a_row_is_what_was_written(tmp_path: Path):
     request = Request((3, 1), 7, seeds=(7, 9), images=(0, 4), top_p=0.9)
     assert request_of(request_values(request)) == request
     file = RunFile.create(tmp_path / "a.db", Kept({"identity": {}}, PLAN))
-    file.write([Row(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
+    file.write([JudgedRow(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
     file.close()
     told, rows = read(tmp_path / "a.db")
     assert told.plan == PLAN
-    assert str(rows) == str([Row(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
+    assert str(rows) == str([JudgedRow(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
 
 
 @pytest.mark.parametrize("judged", [1, 3])
