@@ -113,6 +113,7 @@ class Verification:
     decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
     seconds: float = 0.0  # of all decodes and their judgement, summed over the workers
     wall_seconds: float = 0.0  # from the first task to the last
+    stopped: int = 0  # signal that ended the run before its end
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     about: dict[str, Any] = field(default_factory=dict)  # identity, recipe, workers: what repeats the run
 
@@ -152,9 +153,8 @@ class Verification:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every task is judged: False where the run was interrupted."""
-        judged = {row.task for setting in self.settings for row in setting.rows}
-        return bool(self.early) or judged >= {task.number for task in self.plan.tasks if task.settings}
+        """Whether the run came to its end; settings whose process keeps dying are left alone, and no interruption."""
+        return not self.stopped
 
     @property
     def compared(self) -> list[str]:

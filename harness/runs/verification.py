@@ -131,11 +131,11 @@ def verify_plan(
         held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
         with held_file:
             run = RunInProgress(plan, result, file, progress)
-            stopped = run.go(pool.map)
+            result.stopped = run.go(pool.map)
         result.about |= {"workers": pool.name, "certifying": str(certifying(models))}
     run.put_together(models, budget)
-    if stopped:
-        raise RunInterrupted(result, stopped)
+    if result.stopped:
+        raise RunInterrupted(result, result.stopped)
     return result
 
 
@@ -154,6 +154,7 @@ class RunInProgress:
     ) -> None:
         self.plan, self.result, self.file, self.progress = plan, result, file, progress
         self.rows: dict[int, list[JudgedRow]] = {}  # by task
+        self._front, self._last = 0, dict[int, list[JudgedRow]]()  # tasks judged without a gap; last rows by setting
         for row in file.rows() if file else []:
             self.rows.setdefault(row.task, []).append(row)
 
@@ -199,12 +200,11 @@ class RunInProgress:
 
     def _so_far(self, setting: int) -> list[JudgedRow]:
         """Return the last rows of a setting, as far as every task before them is judged."""
-        found: list[JudgedRow] = []
-        for task in self.plan.tasks:
-            if task.number not in self.rows:
-                break
-            found += [row for row in self.rows[task.number] if row.setting == setting]
-        return found[-MOST_DEATHS:]
+        while self._front < len(self.plan.tasks) and self.plan.tasks[self._front].number in self.rows:
+            for row in self.rows[self.plan.tasks[self._front].number]:
+                self._last[row.setting] = [*self._last.get(row.setting, []), row][-MOST_DEATHS:]
+            self._front += 1
+        return self._last.get(setting, [])
 
     def _take(self, task: Task, answer: Done | Died) -> None:
         if isinstance(answer, Died):

@@ -98,3 +98,13 @@ def test_bad_terms_are_refused():
 def test_one_worker_is_this_process(tmp_path: Path):
     with closing(Alone(Squares(tmp_path, {}), "cpu")) as pool:
         assert [answer[0] for _, answer in pool.map([3, 1])] == [9, 1]
+
+
+def test_a_setting_that_keeps_dying_is_left_alone_whoever_does_it_and_the_run_is_whole():
+    requests = [Request((0,), seed) for seed in range(6)]
+    results = [
+        verify_plan(MODELS, "tests.bent:exits", Plan.of([Settings(2)], requests), keeping=Keeping(workers))
+        for workers in (1, 2)
+    ]
+    assert [len(result.settings[0].judgements) for result in results] == [3, 3]
+    assert all(result.is_whole for result in results)
