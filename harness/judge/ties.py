@@ -81,8 +81,8 @@ def _survivors(logits_V: Tensor, request: Request, error: float) -> tuple[Tensor
         # A token is dropped iff the share of the tokens up to it, itself included, is <= 1-p. Bounds on that share:
         weight_V = (logits_V - logits_V.max()).exp()
         most, least = weight_V * possible_V, weight_V * certain_V
-        high_V = (weight_V + (above_VV <= 2 * error).to(most.dtype) @ most) / least.sum()
-        low_V = (weight_V + (above_VV < -2 * error).to(least.dtype) @ least) / most.sum()
+        high_V = ((above_VV <= 2 * error).to(most.dtype) @ most) / least.sum()  # the diagonal counts the token itself
+        low_V = ((above_VV < -2 * error).to(least.dtype) @ least) / most.sum()
         slack = 4 * error + len(logits_V) * 2.0**-23  # of a float32 cumulative sum of softmax values
         possible_V &= (high_V + slack > 1 - request.top_p) | (above_VV <= 2 * error).all(1)
         certain_V &= (low_V - slack > 1 - request.top_p) | (above_VV < -2 * error).all(1)
