@@ -23,8 +23,8 @@ from harness.golden.result import CaseResult
 from harness.golden.spread import Spread, spread
 from harness.golden.store import Recording, as_bytes, read
 from harness.judge.verdict import Verdict
-from harness.protocol.noise import TOKEN
-from harness.reference import draw, handoff, sequential
+from harness.reference import handoff, sequential
+from tests.bent_smooth import SOFT_BUGS
 from tests.helpers import RECORDED
 
 # Kinds of processors that one machine can be, as far as its libraries let themselves be told.
@@ -71,63 +71,17 @@ def test_a_right_sampler_passes_and_almost_all_of_it_is_judged():
 def plant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def plant(name: str) -> None:
         for module in (sequential, handoff):
-            for part, bug in BUGS[name].items():
+            for part, bug in SOFT_BUGS[name].items():
                 monkeypatch.setattr(module, part, bug)
 
     return plant
-
-
-def with_tau(tau: Callable[[float], float], power: int = 1) -> Callable[..., Tensor]:
-    """Soft codes with another τ; with power 0 without the ramp of the logits."""
-
-    def smooth_codes(logits_BlV: Tensor, E_BlV: Tensor, codebook_VC: Tensor, ramp: float) -> Tensor:
-        score_BlV = logits_BlV * (1 + ramp) ** power - E_BlV.log()
-        return (score_BlV / tau(ramp)).softmax(-1) @ codebook_VC
-
-    return smooth_codes
-
-
-def right_tau(ramp: float) -> float:
-    return max(0.27 * (1 - 0.95 * min(1.0, max(0.0, ramp))), 0.005)
-
-
-def wrong_row(logits_BlV: Tensor, E_BlV: Tensor, codebook_VC: Tensor, ramp: float) -> Tensor:
-    return draw.smooth_codes(logits_BlV, E_BlV, codebook_VC.roll(1, 0), ramp)
-
-
-def unfiltered(guided_BlV: Tensor, request, noise, si: int, greedy: bool = False) -> tuple[Tensor, Tensor]:
-    """The filter comes after the soft choice: it sees all codes."""
-    return guided_BlV, sequential.draw(
-        draw.filter_logits(guided_BlV, request.top_k, request.top_p), noise.exponential(si, TOKEN, "reference")
-    )
-
-
-def noise_first(guided_BlV: Tensor, request, noise, si: int, greedy: bool = False) -> tuple[Tensor, Tensor]:
-    """G joins the logits before the filter, which then keeps other codes."""
-    G_BlV = -noise.exponential(si, "smooth", "reference").log() if request.more_smooth else 0.0
-    kept_BlV = draw.filter_logits(guided_BlV + G_BlV, request.top_k, request.top_p).isfinite()
-    _, idx_Bl = unfiltered(guided_BlV, request, noise, si)
-    return guided_BlV.masked_fill(~kept_BlV, -torch.inf), idx_Bl
-
-
-BUGS: dict[str, dict[str, object]] = {
-    "τ of the scale before": {"smooth_codes": with_tau(lambda ramp: right_tau(ramp - 1 / 9))},
-    "τ of the scale behind": {"smooth_codes": with_tau(lambda ramp: right_tau(ramp + 1 / 9))},
-    "τ of the last scale": {"smooth_codes": with_tau(lambda ramp: 0.0135)},
-    "τ that leaves nothing soft": {"smooth_codes": with_tau(lambda ramp: 1e-3)},
-    "logits without their ramp": {"smooth_codes": with_tau(right_tau, power=0)},
-    "wrong codebook row": {"smooth_codes": wrong_row},
-    "another stream": {"SMOOTH": TOKEN},
-    "no filter": {"choose": unfiltered},
-    "G before the filter": {"choose": noise_first},
-}
 
 
 def concerned(name: str, result: CaseResult) -> bool:
     return "filter" not in name or bool(result.request.top_k or result.request.top_p)
 
 
-@pytest.mark.parametrize("name", BUGS)
+@pytest.mark.parametrize("name", SOFT_BUGS)
 def test_a_planted_soft_bug_is_caught(name: str, plant: Callable[[str], None]):
     small()
     plant(name)
@@ -221,7 +175,7 @@ def widened(case: RecordedCase, error: float, raw: Mapping[int, Tensor] | None) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BUGS)
+@pytest.mark.parametrize("name", SOFT_BUGS)
 def test_a_planted_soft_bug_is_caught_on_digits(name: str, plant: Callable[[str], None]):
     published = read(RECORDED / "recorded-cpu.safetensors")
     base = next(case for case in published.cases if case["id"] == "sequential-005")
