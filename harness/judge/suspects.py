@@ -32,11 +32,16 @@ def round_of(evidence: Evidence, image: int, si: int) -> Round | None:
 
 
 def other_row(actual_lX: Tensor, expected_RlX: Tensor, own: int, error: float) -> int | None:
-    """Return the guidance row whose tensor one row holds, where it is not its own."""
+    """Return the guidance row whose tensor one row holds, where it is not its own: of the other half, if there is one.
+
+    An image of the unconditional label has in both halves what belongs to the other.
+    """
     differs_R = (expected_RlX - actual_lX).abs().flatten(1).amax(1)
     # a row that equals the right one tells nothing
     apart_R = (expected_RlX - expected_RlX[own]).abs().flatten(1).amax(1) > 2 * error
     found = torch.nonzero((differs_R <= error) & apart_R).flatten().tolist()
+    B = len(expected_RlX) // 2
+    found.sort(key=lambda row: (row < B) == (own < B))
     return int(found[0]) if found else None
 
 

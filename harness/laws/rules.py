@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness.errors import InputError
@@ -13,7 +14,8 @@ from harness.laws.case import CHOICES, Case
 from harness.laws.law import EVERY, EXACT, LOSSY, Law, NotOffered, Subject, policy_name, require, require_tokens
 from harness.models.network import Cache, Condition
 from harness.protocol.trace import Round, Trace
-from harness.reference import policies
+from harness.reference import policies, sequential
+from harness.reference.draw import filter_logits
 
 BY_ORACLE = (*EXACT, *LOSSY)
 LONG = (1, 2, 3, 4, 5, 6, 7)
@@ -49,11 +51,25 @@ def _follows(subject: Subject, case: Case) -> None:
         raise NotOffered("decoder.policy does not say which rule it follows")
 
 
+def _at_the_border(case: Case) -> list[str]:
+    """Return `kl` with bounds on both sides of what the first token's KL is: a bound read otherwise shows there."""
+    laws = []
+    for network in (case.models.target, case.models.draft):
+        kept = sequential.sample(network, case.models.vae, case.request, case.noise()).intermediates
+        assert kept is not None
+        laws.append(filter_logits(kept.guided_BLV[0, 0], case.top_k, case.top_p).softmax(-1).double())
+    target_V, draft_V = laws
+    kl = float(torch.where(target_V > 0, target_V * (target_V / draft_V).log(), 0.0).sum())
+    if not 1e-6 < kl < float("inf"):
+        return []
+    return [f"kl:{0.85 * kl:.6g}{'+partial' * (case.seed % 2)}", f"kl:{1.2 * kl:.6g}"]
+
+
 def _policies(subject: Subject, case: Case) -> list[Case]:
-    """Return the case under its own policy and some others, those that the decoder follows; one case sees five."""
+    """Return the case under its own policy and some others that the decoder follows, some seven a case."""
     known = [policy for policy in dict.fromkeys(CHOICES["policy"]) if policy_name(policy) in BY_ORACLE]
     start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
-    wanted = [case.policy, *(known[(start + k) % len(known)] for k in range(5))]
+    wanted = [case.policy, *(known[(start + k) % len(known)] for k in range(4)), *_at_the_border(case)]
     found = []
     for policy in dict.fromkeys(wanted):
         tried = replace(case, policy=policy)
