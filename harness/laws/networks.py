@@ -53,7 +53,7 @@ def draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
         negated = {name: -w if name.startswith("head.") else w for name, w in target.weights.items()}
         return replace(target, weights=negated)
     if quality == "single":
-        return replace(target, weights=_one_position_moved(target, seed))
+        return replace(target, weights=_few_positions_moved(target, seed))
     if quality not in CHANGE:
         raise InputError("draft", quality, f"must be one of {', '.join(QUALITIES)}", "pass near")
     other = transformer_weights(target.config, seed + 1).weights
@@ -62,11 +62,12 @@ def draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
     return replace(target, weights=mixed)
 
 
-def _one_position_moved(target: Transformer, seed: int) -> dict[str, Tensor]:
-    """Move the embedding of one position of one of the last two scales: the draft is wrong there, and hardly else."""
+def _few_positions_moved(target: Transformer, seed: int) -> dict[str, Tensor]:
+    """Move eight positions of one of the last two scales: some token or two is wrong there, and hardly another."""
     pyramid = target.config.pyramid
     si = max(0, pyramid.S - 1 - seed // 1000 % 2)
-    at = pyramid.begin(si) + (seed // 1000 * 7 + pyramid.tokens(si) // 2) % pyramid.tokens(si)
+    n, step = pyramid.tokens(si), max(1, pyramid.tokens(si) // 8)
+    at = [pyramid.begin(si) + (seed // 1000 * 7 + step * k) % n for k in range(8)]
     pos_1LC = target.weights["pos_1LC"].clone()
     pos_1LC[:, at] *= -4
     return {**target.weights, "pos_1LC": pos_1LC}

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.laws import formulas
 from harness.laws.case import Case
 from harness.laws.law import FLOAT64, Law, Subject, require, require_same
-from harness.laws.networks import CLASSES
+from harness.laws.networks import CLASSES, random_models
 from harness.laws.oracle import run_over
 from harness.models.pair import ModelPair
 from harness.models.quantizer import Quantizer
@@ -113,14 +113,15 @@ def _weights(models: ModelPair) -> dict[str, Tensor]:
 
 def precision(subject: Subject, case: Case) -> bool:
     """A pair in another precision holds its weights rounded once; the quantiser stays in float32 at least."""
-    wide = _weights(case.models)
+    made_anew = random_models(case.models.target.config, case.weights, case.draft)  # never yet in another precision
+    wide = _weights(made_anew)
     for dtype, draft_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, None), (torch.float64, None)):
-        made = _weights(case.models.to(case.at, dtype, draft_dtype))
+        made = _weights(made_anew.to(case.at, dtype, draft_dtype))
         for name, weight in wide.items():
             due = draft_dtype or dtype if name.startswith("draft") else dtype
             if name.startswith("vae"):
                 due = torch.promote_types(dtype, torch.float32)
-            require_same({name: made[name]}, {name: weight.to(due)}, f"a pair in {dtype}")
+            require_same({name: made[name]}, {name: weight.to(case.at, due)}, f"a pair in {dtype}")
     return True
 
 

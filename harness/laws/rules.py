@@ -19,6 +19,12 @@ from harness.reference.draw import filter_logits
 
 BY_ORACLE = (*EXACT, *LOSSY)
 LONG = (1, 2, 3, 4, 5, 6, 7)
+# Beside those of `CHOICES`: rates at which most scales fall, so that what a rejected scale becomes is seen, and a K
+# above the number of tokens that a filter leaves.
+SHARP = (
+    "match:0.9", "match:0.9+partial", "topk-match:1:0.8+partial", "topk-match:2:1", "topk-match:3:0.4",
+    "coupled-match:1", "kl:0.02+partial",
+)  # fmt: skip
 SAID = (
     "first", "drafted", "accepted", "corrected", "bonus", "accepted_tokens", "corrected_tokens", "bonus_tokens",
 )  # fmt: skip
@@ -66,13 +72,14 @@ def _at_the_border(case: Case) -> list[str]:
 
 
 def _policies(subject: Subject, case: Case) -> list[Case]:
-    """Return the case under its own policy and some others that the decoder follows, some seven a case."""
+    """Return the case under its own policy and some others that the decoder follows, some ten a case."""
     known = [policy for policy in dict.fromkeys(CHOICES["policy"]) if policy_name(policy) in BY_ORACLE]
+    known += SHARP
     start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
-    wanted = [case.policy, *(known[(start + k) % len(known)] for k in range(4)), *_at_the_border(case)]
+    wanted = [case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", *_at_the_border(case)]
     found = []
     for policy in dict.fromkeys(wanted):
-        tried = replace(case, policy=policy)
+        tried = replace(case, policy=policy, draft="near" if policy in SHARP else case.draft)
         try:
             _follows(subject, tried)
         except (NotOffered, InputError):

@@ -121,7 +121,7 @@ def _rows_forgotten(state: DecodeState, *args: Any) -> Round:
 
 STALE_CONDITION = Mutant(
     "reuse.stale-condition", "the condition is that of an earlier batch of the same size",
-    "a cache keyed by the batch size", _decoder(StaleCondition), alone=True, component="condition",
+    "a cache keyed by the batch size", _decoder(StaleCondition), component="condition",
 )  # fmt: skip
 STALE_DRAFT = Mutant(
     "reuse.stale-draft", "the draft's condition is that of an earlier batch of the same size",
@@ -129,23 +129,23 @@ STALE_DRAFT = Mutant(
 )  # fmt: skip
 STALE_LENGTHS = Mutant(
     "reuse.stale-lengths", "dynamic draft lengths outlive a decode", "a list made in the constructor",
-    _decoder(StaleLengths), alone=False,
+    _decoder(StaleLengths),
 )  # fmt: skip
 FIRST_CFG = Mutant(
     "reuse.first-cfg", "the first request's guidance value holds for good", "a constant of a recorded pass",
-    _decoder(_first("cfg")), alone=True, component="guidance",
+    _decoder(_first("cfg")), component="guidance",
 )  # fmt: skip
 FIRST_FILTER = Mutant(
     "reuse.first-filter", "the first request's filter holds for good", "a constant of a recorded pass",
-    _decoder(_first("top_k", "top_p")), alone=True,
+    _decoder(_first("top_k", "top_p")),
 )  # fmt: skip
 SAME_NOISE = Mutant(
     "reuse.same-noise", "a batch size keeps the numbers that it first met", "static buffers, never refilled",
-    _decoder(SameNoise), alone=False, component="draw",
+    _decoder(SameNoise), component="draw",
 )  # fmt: skip
 REMEMBERED = Mutant(
     "reuse.remembered", "a decode is looked up by labels and seed alone", "a cache key that forgets settings",
-    _decoder(Remembered), alone=True,
+    _decoder(Remembered),
 )  # fmt: skip
 UNKEPT_BONUS = Mutant(
     "reuse.unkept-bonus", "without kept tensors bonus tokens are not counted", "a count inside `if keep`",

@@ -44,7 +44,7 @@ def _shared(name: str, thing: Any) -> dict[str, Any]:
 
 
 ONE_SEED = Mutant(
-    "streams.one-seed", "all streams of an image share a seed", "a key that lacks the stream", production, alone=True,
+    "streams.one-seed", "all streams of an image share a seed", "a key that lacks the stream", production,
     shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed, image, "")),
 )  # fmt: skip
 BATCH_SEED = Mutant(

@@ -235,7 +235,7 @@ ACCEPTED_LESS = Mutant(
 )  # fmt: skip
 KEPT_SWAPPED = Mutant(
     "acceptance.kept-swapped", "kept tokens are those of the window's first scale", "an index that stays 0",
-    patched({ROUND + "record": _kept_swapped}), alone=False,
+    patched({ROUND + "record": _kept_swapped}),
 )  # fmt: skip
 CLAMPED_U = Mutant(
     "acceptance.clamped-u", "contract B: u is at least 0.02", "a guard against zero", parts(keep_drafted=_clamped),
@@ -247,7 +247,7 @@ SMOOTHED = Mutant(
 )  # fmt: skip
 SAME_FOR_GROUP = Mutant(
     "batch.same-for-group", "the least acceptance of a group holds for all of it", "a minimum over the batch",
-    patched({ROUND + "fetch": _same_for_group}), alone=True,
+    patched({ROUND + "fetch": _same_for_group}),
 )  # fmt: skip
 FIRST_DRAFTS = Mutant(
     "batch.first-drafts", "a group that is no whole batch is judged by other images' drafts", "rows not gathered",

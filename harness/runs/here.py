@@ -120,7 +120,8 @@ def _crash(error: BaseException) -> str:
 # Words of functions and modules, ours and the report's, and the part that they belong to; the first that fits holds.
 WORDS = {
     "keep_drafted": "accept", "residual": "accept", "accept": "accept", "rejection": "accept", "outcome": "accept",
-    "policies": "accept", "cache": "cache", "level_of": "cache", "mask": "mask", "query": "query", "guid": "guidance", "split": "split",
+    "policies": "accept", "cache": "cache", "level_of": "cache", "mask": "mask", "query": "query", "guid": "guidance",
+    "split": "split",
     "filter": "filter", "draw": "draw", "race": "draw", "accumulate": "f_hat", "latent": "f_hat",
     "next_input": "next input", "condition": "condition", "draft_len": "draft length", "update": "update",
     "noise": "noise", "quantizer": "quantiser", "verify": "verify", "draft": "draft", "transformer": "network",
