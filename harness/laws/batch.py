@@ -73,8 +73,13 @@ def neighbour(subject: Subject, case: Case) -> bool:
 
 
 def rounds(subject: Subject, case: Case) -> bool:
-    """An image is drafted, accepted and corrected as it would be alone: acceptance is no affair of the batch."""
+    """An image is drafted, accepted and corrected as it would be alone: acceptance is no affair of the batch.
+
+    Some images must go on drafting where others fell: a close draft, and scales enough for a round after the next.
+    """
     case = _base(case)
+    sides = case.patch_nums if len(case.patch_nums) > 3 else (1, 2, 3, 4)
+    case = replace(case, patch_nums=sides, draft="close", draft_len=2)
     due = subject.decode(case)
     if not due.rounds:
         raise NotOffered("no rounds in the trace")

@@ -63,11 +63,12 @@ def draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
 
 
 def _few_positions_moved(target: Transformer, seed: int) -> dict[str, Tensor]:
-    """Move eight positions of one of the last two scales: some token or two is wrong there, and hardly another."""
+    """Move at most eight positions of one of the last two scales: a token or two is wrong there, hardly another."""
     pyramid = target.config.pyramid
     si = max(0, pyramid.S - 1 - seed // 1000 % 2)
-    n, step = pyramid.tokens(si), max(1, pyramid.tokens(si) // 8)
-    at = [pyramid.begin(si) + (seed // 1000 * 7 + step * k) % n for k in range(8)]
+    n = pyramid.tokens(si)
+    count = min(8, max(1, n // 32))
+    at = [pyramid.begin(si) + (seed // 1000 * 7 + n // count * k) % n for k in range(count)]
     pos_1LC = target.weights["pos_1LC"].clone()
     pos_1LC[:, at] *= -4
     return {**target.weights, "pos_1LC": pos_1LC}

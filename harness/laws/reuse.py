@@ -80,8 +80,8 @@ def kept(subject: Subject, case: Case) -> bool:
 
 
 LAWS = (
-    Law("reuse.alternating", "One decoder over other labels, batch sizes and settings decodes as fresh ones do.",
-        ("decode", "condition", "draft_len"), alternating),
     Law("reuse.kept", "Keeping tensors for a diagnosis, or not, changes nothing: tokens, f_hat, rounds, counts.",
         ("decode",), kept),
+    Law("reuse.alternating", "One decoder over other labels, batch sizes and settings decodes as fresh ones do.",
+        ("decode", "condition", "draft_len"), alternating),
 )  # fmt: skip

@@ -198,11 +198,11 @@ def edges(subject: Subject, case: Case) -> bool:
 
 
 LAWS = (
+    Law("rules.recount", "Calls and rows of both networks are those that a spy in the network counts.",
+        ("decode", "trace"), recount),
+    Law("rules.edges", "A RATE of 0 keeps every drafted scale, one above 1 keeps none.", ("accept",), edges),
     Law("rules.oracle", "Tokens and rounds are those of a naive decoder written from docs/policies.md.",
         ("accept", "draft_len", "bonus"), oracle, policies=BY_ORACLE),
     Law("rules.length", "Every round drafts what the draft length's rule says, decode after decode.",
         ("draft_len",), length, policies=EVERY),
-    Law("rules.recount", "Calls and rows of both networks are those that a spy in the network counts.",
-        ("decode", "trace"), recount),
-    Law("rules.edges", "A RATE of 0 keeps every drafted scale, one above 1 keeps none.", ("accept",), edges),
 )  # fmt: skip

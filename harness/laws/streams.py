@@ -131,8 +131,8 @@ def used(subject: Subject, case: Case) -> bool:
 LAWS = (
     Law("streams.independent", "Streams, images, scales and seeds share no numbers, in either order.",
         ("noise",), independent),
-    Law("streams.starts", "Over many seeds the first numbers of two streams are unrelated.", ("noise",), starts),
     Law("streams.law", "Exponentials are Exp(1) and acceptance numbers uniform, tails included.", ("noise",), law),
     Law("streams.used", "What draws and acceptance tests are given is what the noise holds, number by number.",
         ("decode", "noise"), used),
+    Law("streams.starts", "Over many seeds the first numbers of two streams are unrelated.", ("noise",), starts),
 )  # fmt: skip
