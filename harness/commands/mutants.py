@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -13,11 +14,13 @@ from harness.laws.case import DTYPES
 from harness.laws.conformance import LAWS, run_law
 from harness.laws.law import Subject
 from harness.mutants.catalogue import MUTANTS
-from harness.mutants.hunt import SCOPES, Hunt, hunt, hunting_cases
+from harness.mutants.hunt import SCOPES, Hunt, hunt_all, hunting_cases
 from harness.mutants.mutant import Mutant, production
 from harness.report.mutants import as_json, show
 from harness.report.terminal import plain_console, progress_bar
 from harness.rounding.precision import set_precision
+
+FEW = 8  # mutants that are hunted in this process
 
 
 def mutants(
@@ -25,6 +28,10 @@ def mutants(
     laws: Annotated[str, typer.Option(help="first: stop at the first violation; family; all laws.")] = "family",
     examples: Annotated[int, typer.Option(help="Cases per law.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the cases.")] = 0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run the default verify on each, too: which stage catches it first?")
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Processes; 0 = one a core.")] = 0,
     device: options.Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the networks where a law does not need float64.")] = "float32",
     json: options.Json = None,
@@ -46,14 +53,24 @@ def mutants(
             if run_law(law, Subject(production), tried).violation is not None:
                 made.false_alarms.append(law)
             progress.advance(task)
-        for mutant in chosen:
-            progress.update(task, description=mutant.id)
-            made.found.append(hunt(mutant, tried, laws))
+        for caught in hunt_all(chosen, tried, laws, verify, _jobs(jobs, chosen, device)):
+            progress.update(task, description=caught.mutant.id)
+            made.found.append(caught)
             progress.advance(task)
+        made.found.sort(key=lambda caught: chosen.index(caught.mutant))
     show(made, plain_console(), quiet)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(made))
     raise typer.Exit(made.verdict.exit_status)
+
+
+def _jobs(asked: int, chosen: list[Mutant], device: str) -> int:
+    """Return the number of processes: one on a GPU, and for a few, whose start would take longer than they do."""
+    if asked < 0:
+        raise InputError("jobs", asked, "must be 0 or more", "pass --jobs 0 for one a core")
+    options.check_most("jobs", asked, "2")
+    few = len(chosen) < FEW or not all(mutant in MUTANTS for mutant in chosen)
+    return asked or (1 if device != "cpu" or few else os.cpu_count() or 1)
 
 
 def chosen_mutants(only: str) -> list[Mutant]:

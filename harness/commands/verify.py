@@ -15,18 +15,25 @@ from harness.report.as_json import as_json
 from harness.report.terminal import plain_console, progress_bar, show
 from harness.rounding.stored import SHIPPED
 from harness.runs.apart import TIMEOUT_S, Limits
+from harness.runs.cover import covering, verify_blocks
 from harness.runs.factory import DEFAULT
 from harness.runs.verification import Terms
 from harness.runs.verification import verify as run_verification
 from harness.speculative.policies import parse
 
+# Options that say what is decoded and how: with none of them, the covering design is.
+GRID = ("models", "draft", "target", "vae", "draft_noise", "seeds", "labels", "batch", "cfg", "top_k", "top_p", "noise",
+        "draft_len", "bonus", "dtype", "draft_dtype", "tf32")  # fmt: skip
+
 
 def verify(
+    context: typer.Context,
     models: options.Models = "digits",
     draft: options.Draft = None,
     target: options.Target = None,
     vae: options.Vae = None,
     patch_nums: options.PatchNums = "",
+    draft_noise: options.DraftNoise = None,
     device: options.Device = "cpu",
     tf32: options.Tf32 = False,
     dtype: options.Dtype = "float32",
@@ -55,15 +62,24 @@ def verify(
         bool, typer.Option("--in-process", help="Run the decoder in this process: for a debugger, and less safe.")
     ] = False,
     budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED,
+    cover: Annotated[
+        bool | None,
+        typer.Option(
+            help="Two drafts, many lengths and requests: a covering design. [default: where nothing is asked]"
+        ),
+    ] = None,
     json: options.Json = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Run a decoder and the sequential reference under shared seeds and judge every token.
 
+    Without options of what is drawn, and how, a covering design is decoded: both drafts, bonus on and off, batches that
+    part ways, one decoder for many requests. With any of them, every seed with every label at every draft length.
+
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive.
     """
     networks, mode = (
-        options.Networks(models, draft, target, vae, patch_nums),
+        options.Networks(models, draft, target, vae, patch_nums, draft_noise),
         options.Mode(device, tf32, dtype, draft_dtype),
     )
     images, sampling = options.Images(seeds, labels, batch), options.Sampling(cfg, top_k, top_p, noise)
@@ -75,13 +91,26 @@ def verify(
     terms = Terms(demanded, sequential, in_process, Limits(timeout, memory), budgets)
     pair = options.load_models(networks, mode)
     requests = options.requests_for(pair, images, sampling)
+    if cover is None:
+        cover = not any(_given(context, name) for name in GRID)
     with progress_bar(quiet) as progress:
-        task = progress.add_task("decoding", total=len(requests) * (1 + len(settings)))
-        result = run_verification(pair, implementation, settings, requests, lambda: progress.advance(task), terms)
+        if cover:
+            blocks = covering(pair, policy)
+            task = progress.add_task("decoding", total=sum(block.decodes for block in blocks))
+            result = verify_blocks(blocks, implementation, terms, lambda: progress.advance(task))
+        else:
+            task = progress.add_task("decoding", total=len(requests) * (1 + len(settings)))
+            result = run_verification(pair, implementation, settings, requests, lambda: progress.advance(task), terms)
     show(result, plain_console(), quiet)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(result))
     raise typer.Exit(result.verdict.exit_status)
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Tell whether an option was given."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def settings_for(draft_len: str, bonus: bool, policy: str, contract: str) -> list[Settings]:

@@ -7,13 +7,16 @@ is wrong, and counted: past `MOST_RECORDS` records nothing is certified any more
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from harness.judge.evidence import Costs, Evidence
 from harness.judge.many import Tail, cost, surprise, too_many
+from harness.judge.suspects import kept_drafts
 from harness.judge.tensors import Found, Wrong, deltas
 from harness.judge.ties import RACE_ROUNDING, margin_bound, race_margin, unusual_ties
 from harness.judge.verdict import Divergence, Judgement
@@ -42,8 +45,10 @@ def judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement:
         _, exact_1LV, _ = cachefree.teacher_forced(
             wide.target, wide.vae, request.cfg, labels_B[one], evidence.actual.tokens_BL[one], models.pyramid.S
         )
+        accepted = cache(partial(kept_drafts, evidence, image))
         for position in torch.nonzero(differ_BL[image]).flatten().tolist():
-            found = _judge_token(evidence, wrong[image], noise, image, position, exact_1LV[0, position])
+            place, exact_V = (image, position), exact_1LV[0, position]
+            found = _judge_token(evidence, wrong[image], noise, place, exact_V, accepted)
             (judgement.ties if found.component == "tie" else judgement.defects).append(found)
             if len(judgement.defects) == MOST_RECORDS:
                 break
@@ -85,10 +90,15 @@ def costs_of(evidence: Evidence) -> Costs:
 
 
 def _judge_token(
-    evidence: Evidence, wrong: Found | None, noise: SeededNoise, image: int, position: int, exact_V: Tensor
+    evidence: Evidence,
+    wrong: Found | None,
+    noise: SeededNoise,
+    place: tuple[int, int],
+    exact_V: Tensor,
+    accepted_wrongly: Callable[[int], bool],
 ) -> Divergence:
     """Certify one differing token as a tie, or name the component that `wrong` found at or before its scale."""
-    models, request = evidence.models, evidence.request
+    models, request, (image, position) = evidence.models, evidence.request, place
     si = models.pyramid.level_of(position)
     allowed = evidence.allowance(si)
     E_V = torch.ones_like(exact_V)  # greedy: a race in which nobody is slowed down
@@ -109,7 +119,9 @@ def _judge_token(
     elif evidence.actual.intermediates is None:
         component, detail = "unknown", "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
     else:
-        component, detail = "draw", "guided logits agree, so filter, draw, noise or acceptance is wrong"
+        component, detail = "draw", "guided logits agree, so filter, draw or noise is wrong"
+        if accepted_wrongly(si):
+            component, detail = "accept", "the draft's own token stands, and is not the target's draw"
     delta_logits, delta_f_hat = deltas(evidence, image, si, position)
     label = int(noise.labels(models.target.config.classes)[image])
     return Divergence(

@@ -6,17 +6,36 @@ simplest that the search found. A bug that no law of its family catches has surv
 
 from __future__ import annotations
 
+import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
 
 from harness.judge.verdict import Verdict
 from harness.laws.case import Case
 from harness.laws.conformance import LAWS, cases, run_law
 from harness.laws.law import Law, Subject, Violation
+from harness.models.pair import load_digits
+from harness.mutants.catalogue import MUTANTS
 from harness.mutants.mutant import Mutant
+from harness.runs.cover import covering, verify_blocks
+from harness.runs.verification import Terms
 
 SCOPES = ("first", "family", "all")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the default verification said of one mutant: the verdict, the first defect's component, seconds to it."""
+
+    verdict: Verdict
+    component: str
+    detail: str
+    seconds: float
 
 
 @dataclass
@@ -29,6 +48,7 @@ class Caught:
         tried: laws that were checked.
         seconds: from the start to the first violation, its search for a smaller case included.
         total_seconds: of all laws.
+        verified: what `verify` says, where it was asked.
     """
 
     mutant: Mutant
@@ -36,6 +56,14 @@ class Caught:
     tried: int = 0
     seconds: float = float("nan")
     total_seconds: float = 0.0
+    verified: Verified | None = None
+
+    @property
+    def stage(self) -> str:
+        """What catches it first: "verify" on digits, "laws", or nothing; "laws" alone were asked without `verified`."""
+        if self.verified is not None and self.verified.verdict is Verdict.DEFECT:
+            return "verify"
+        return "laws" if self.violations else ""
 
     @property
     def own(self) -> list[Violation]:
@@ -107,7 +135,8 @@ def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught
     """
     caught, start = Caught(mutant), time.perf_counter()
     for law in laws_for(mutant, scope):
-        row = run_law(law, Subject(mutant), tried)
+        with mutant.planted():
+            row = run_law(law, Subject(mutant), tried)
         caught.tried += 1
         if row.violation is not None:
             caught.violations.append(row.violation)
@@ -116,6 +145,64 @@ def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught
             if scope == "first":
                 break
     caught.total_seconds = time.perf_counter() - start
+    return caught
+
+
+def verified(mutant: Mutant, policy: str = "coupled") -> Verified:
+    """Run the default verification on a mutant, in this process, up to the first defect."""
+    start = time.perf_counter()
+    with mutant.planted():
+        blocks = covering(load_digits(), policy)
+        result = verify_blocks(blocks, mutant, Terms(in_process=True, first_only=True))
+    first, seconds = result.first_divergence, time.perf_counter() - start
+    if result.verdict is not Verdict.DEFECT or first is None:
+        return Verified(result.verdict, "", "; ".join(result.inconclusive), seconds)
+    return Verified(result.verdict, first.component, first.detail, seconds)
+
+
+def hunt_all(mutants: Sequence[Mutant], tried: Sequence[Case], scope: str, stages: bool, jobs: int) -> Iterator[Caught]:
+    """Hunt several mutants, several at once; yields what was found, in the order in which they are done.
+
+    Args:
+        mutants: of the catalogue where `jobs` is above 1: another process finds them by id.
+        tried: cases.
+        scope: one of `SCOPES`.
+        stages: run `verify` on each, too.
+        jobs: processes; 1 hunts here.
+    """
+    if jobs == 1 or len(mutants) == 1:
+        for mutant in mutants:
+            yield _hunt_one(mutant, tried, scope, stages)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked process shares PyTorch's threads, and hangs
+    with ProcessPoolExecutor(jobs, context, _one_thread) as pool:
+        asked = [pool.submit(_hunt_by_id, mutant.id, tried, scope, stages) for mutant in mutants]
+        for done in as_completed(asked):
+            yield _received(done.result())
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _hunt_by_id(name: str, tried: Sequence[Case], scope: str, stages: bool) -> dict[str, Any]:
+    """Hunt a mutant of the catalogue; return what can go from one process to another."""
+    caught = _hunt_one(next(mutant for mutant in MUTANTS if mutant.id == name), tried, scope, stages)
+    found = [(violation.law.id, violation.case, violation.found) for violation in caught.violations]
+    return {**vars(caught), "mutant": name, "violations": found}
+
+
+def _received(values: dict[str, Any]) -> Caught:
+    mutant = next(mutant for mutant in MUTANTS if mutant.id == values["mutant"])
+    laws = {law.id: law for law in LAWS}
+    violations = [Violation(laws[name], case, found) for name, case, found in values["violations"]]
+    return Caught(**{**values, "mutant": mutant, "violations": violations})
+
+
+def _hunt_one(mutant: Mutant, tried: Sequence[Case], scope: str, stages: bool) -> Caught:
+    caught = hunt(mutant, tried, scope)
+    if stages:
+        caught.verified = verified(mutant)
     return caught
 
 

@@ -35,6 +35,8 @@ def as_json(result: Verification) -> bytes:
         "target_rows": joined("target_rows"),
         "rounds": joined("rounds"),
         "accepted_scales": joined("accepted_scales"),
+        "covers": result.covers,
+        "coverage": result.coverage.as_dict(),
         "device": str(result.device),
         "dtype": str(result.dtype).removeprefix("torch."),
         "draft_dtype": str(result.draft_dtype).removeprefix("torch."),
@@ -57,6 +59,8 @@ def _finite(values: dict[str, object]) -> dict[str, object]:
 def _setting(setting: SettingResult) -> dict[str, object]:
     return {
         "setting": vars(setting.settings),
+        "draft": setting.draft,
+        "refused": setting.refused,
         "contract": setting.contract,
         "verdict": setting.verdict.value,
         **{name: setting.total(name) for name in COUNTS},

@@ -31,7 +31,7 @@ HEADERS = {
     "wrong_tensors": "wrong\ntensors",
     "defects": "defects",
 }
-PIPE_WIDTH = 130  # rich takes 80 where there is no terminal; a log has no edge
+PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
 MOST_SHOWN = 2000  # characters of a line: the message of somebody else's crash may have any length
 
 
@@ -71,6 +71,8 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
             say(console, f"judging: {result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
         if result.compared:
             say(console, f"compared with the reference: {', '.join(result.compared)}")
+        if result.coverage.rounds:
+            say(console, f"covered: {result.coverage}")
         for name, why in result.not_compared.items():
             say(console, f"not compared: {name} ({why})")
         for setting in result.settings:
@@ -132,7 +134,7 @@ def _row(setting: SettingResult, columns: list[str]) -> list[str]:
     accepted = [count for rounds in setting.accepted_scales for count in rounds]
     counts = [str(setting.total(name)) for name in columns]
     return [
-        one_line(str(setting.settings)),
+        one_line(f"{setting.settings}{f', {setting.draft}' if setting.draft else ''}"),
         *counts,
         f"{sum(calls) / len(calls):.2f} ({min(calls)}-{max(calls)})" if calls else "-",
         f"{sum(accepted) / len(accepted):.2f}" if accepted else "-",

@@ -6,6 +6,7 @@ Promise: every count is a sum over judgements; nothing is judged here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -15,6 +16,7 @@ from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Allowance
+from harness.runs.coverage import Coverage
 
 # What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
 COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
@@ -30,6 +32,8 @@ class SettingResult:
     traces: list[Trace] = field(default_factory=list)  # tensors dropped, counts kept
     seconds: float = 0.0
     reference_seconds: float = 0.0
+    refused: int = 0  # requests
+    draft: str = ""  # which of a design's drafts
 
     def total(self, name: str) -> int:
         """Return the sum of a count of `Judgement` over all judgements."""
@@ -79,6 +83,16 @@ class Verification:
     early: list[Divergence] = field(default_factory=list)  # defects met before anything could be decoded
     decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
     seconds: float = 0.0  # of all decodes and their judgement
+    covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
+    reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """What the decodes exercised; asked for when the run is over."""
+        found = Coverage(refused=sum(setting.refused for setting in self.settings))
+        for setting in self.settings:
+            found.add(setting.traces)
+        return found
 
     @property
     def contract(self) -> str:
@@ -92,8 +106,9 @@ class Verification:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of the settings."""
-        return Verdict.DEFECT if self.early else worst([setting.verdict for setting in self.settings])
+        """The worst verdict of the settings; INCONCLUSIVE at best where the run as a whole proves nothing."""
+        found = [setting.verdict for setting in self.settings] + [Verdict.INCONCLUSIVE] * bool(self.reasons)
+        return Verdict.DEFECT if self.early else worst(found)
 
     @property
     def first_divergence(self) -> Divergence | None:
@@ -120,4 +135,4 @@ class Verification:
     @property
     def inconclusive(self) -> list[str]:
         """Every distinct reason why the run proves nothing."""
-        return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive})
+        return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive}) + self.reasons

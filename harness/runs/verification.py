@@ -49,6 +49,8 @@ class Terms:
         in_process: run the decoder in this process: for a debugger.
         limits: time and memory of a process of its own.
         budgets: file of stored error budgets; a mode that is not in it is measured.
+        refusals: count a request that the decoder refuses, in place of raising its error.
+        first_only: stop at the first defect: for hunts.
     """
 
     contract: Contract | None = None
@@ -56,6 +58,8 @@ class Terms:
     in_process: bool = False
     limits: Limits = field(default_factory=Limits)
     budgets: Path = SHIPPED
+    refusals: bool = False
+    first_only: bool = False
 
 
 class Place(Protocol):
@@ -97,7 +101,7 @@ def verify(
 
     Effects: a process for a decoder that is not the harness's own; it has ended when this returns.
     """
-    result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.name)
+    result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.title)
     try:
         models.check_finite()
         budget = budget_for(models, terms.budgets)
@@ -112,6 +116,8 @@ def verify(
         start = time.perf_counter()
         for request in requests:
             _verify_request(models, place, request, (budget, terms), result, progress)
+            if terms.first_only and result.first_divergence is not None:
+                break
         for setting in result.settings:
             _judge_run(setting, len(result.settings))
         result.seconds = time.perf_counter() - start
@@ -159,7 +165,14 @@ def _verify_request(
         if _keeps_dying(setting):
             continue
         expected = free[setting.settings.greedy]
-        actual, seconds = timed(partial(place.decode, number, request), models.device)
+        try:
+            actual, seconds = timed(partial(place.decode, number, request), models.device)
+        except InputError:
+            if not terms.refusals:
+                raise
+            setting.refused += 1
+            progress()
+            continue
         result.decode_seconds += seconds
         if isinstance(actual, Judgement):
             setting.judgements.append(actual)
@@ -174,6 +187,8 @@ def _verify_request(
             setting.seconds += seconds
         setting.reference_seconds += expected.seconds
         progress()
+        if terms.first_only and result.first_divergence is not None:
+            break
 
 
 def _judge_run(setting: SettingResult, looks: int) -> None:
