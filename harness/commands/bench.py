@@ -26,6 +26,7 @@ def bench(
     target: options.Target = None,
     vae: options.Vae = None,
     patch_nums: options.PatchNums = "",
+    draft_noise: options.DraftNoise = None,
     device: options.Device = "cpu",
     tf32: options.Tf32 = False,
     dtype: options.Dtype = "float32",
@@ -45,7 +46,7 @@ def bench(
     quiet: options.Quiet = False,
 ) -> None:
     """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow."""
-    networks = options.Networks(models, draft, target, vae, patch_nums)
+    networks = options.Networks(models, draft, target, vae, patch_nums, draft_noise)
     mode = options.Mode(device, tf32, dtype, draft_dtype)
     outputs = check_outputs({"json": json}, networks.files())
     settings = settings_for(policies, draft_len, repeats)
@@ -64,7 +65,7 @@ def bench(
                 rows.append(row)
                 work.advance()
     draft_name = str(pair.draft.dtype).removeprefix("torch.")
-    run = Speed(pair.name, "TF32" if tf32 else dtype, draft_name, graphs, bonus, machine, rows)
+    run = Speed(pair.title, "TF32" if tf32 else dtype, draft_name, graphs, bonus, machine, rows)
     show(run, str(pair.device), plain_console())
     if "json" in outputs:
         write_whole(outputs["json"], run.document())

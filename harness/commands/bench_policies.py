@@ -23,6 +23,7 @@ def bench_policies(
     target: options.Target = None,
     vae: options.Vae = None,
     patch_nums: options.PatchNums = "",
+    draft_noise: options.DraftNoise = None,
     device: options.Device = "cpu",
     tf32: options.Tf32 = False,
     dtype: options.Dtype = "float32",
@@ -41,7 +42,7 @@ def bench_policies(
     json: Annotated[Path | None, typer.Option(help="Write every count and distance to this file.")] = None,
 ) -> None:
     """Measure target calls, target rows and distances of the acceptance policies."""
-    networks = options.Networks(models, draft, target, vae, patch_nums)
+    networks = options.Networks(models, draft, target, vae, patch_nums, draft_noise)
     mode = options.Mode(device, tf32, dtype, draft_dtype)
     outputs = check_outputs({"into": into, "picture": picture, "json": json}, networks.files())
     options.check_drawing(picture)
@@ -57,14 +58,14 @@ def bench_policies(
     table = markdown(rows)
     print(table, end="", flush=True)
     if "json" in outputs:
-        write_whole(outputs["json"], policies_document(pair.name, str(pair.device), rows))
+        write_whole(outputs["json"], policies_document(pair.title, str(pair.device), rows))
     if "picture" in outputs:
         from harness.bench.charts import policies as chart  # noqa: PLC0415  # matplotlib is asked for where one draws
         from harness.bench.charts import svg  # noqa: PLC0415
 
         write_whole(outputs["picture"], svg(chart(rows)))
     if "into" in outputs:
-        title = f"{images} images, cfg {cfg:g}, {pair.name} on {pair.device.type}, {dtype}"
+        title = f"{images} images, cfg {cfg:g}, {pair.title} on {pair.device.type}, {dtype}"
         write_whole(outputs["into"], replaced(outputs["into"], {"table": f"{title}\n\n{table}"}).encode())
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import torch
 import typer
@@ -14,7 +15,6 @@ from harness.files import check_outputs, write_whole
 from harness.golden import guard, own, plan
 from harness.golden.check import check as judge
 from harness.golden.check import parse_all, read_all
-from harness.golden.diff import changes
 from harness.golden.record import changed, fresh, write
 from harness.golden.result import FileResult
 from harness.judge.verdict import worst
@@ -26,6 +26,7 @@ from harness.rounding.precision import set_precision
 app = typer.Typer(help="Recorded tensors: check, record, diff.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Option(help="Where this project's goldens lie.")]
+Only = Annotated[str, typer.Option(metavar="PATTERN", help="Only cases whose id fits, e.g. 'one-phi-*'.")]
 
 
 @app.command()
@@ -34,6 +35,7 @@ def check(
     json: Json = None,
     device: Device = "cpu",
     folder: Folder = own.DATA,
+    only: Only = "*",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print defects and the last line only.")] = False,
 ) -> None:
     """Run every recorded case again, teacher-forced, and compare.
@@ -49,8 +51,13 @@ def check(
             say(console, f"no FILES given: this project's own goldens on {where.type}")
     recordings = read_all(files) if files or not results else []
     parsed = [parse_all(recording, where) for recording in recordings]  # all bad input is met before any work
+    parsed = [[case for case in cases if fnmatchcase(case.id, only)] for cases in parsed]
+    if recordings and not any(parsed):
+        _no_case(only)
     with LongWork("cases", sum(map(len, parsed)), quiet) as work:
         for recording, cases in zip(recordings, parsed, strict=True):
+            if not cases:
+                continue
             result = judge(recording, cases, where, work.advance)
             if recording.own:
                 result.defects += own.stale(recording)
@@ -66,19 +73,21 @@ def record(
     reason: Annotated[str, typer.Option(help="Why the goldens change; kept in the files.")] = "",
     device: Device = "cpu",
     folder: Folder = own.DATA,
+    only: Only = "*",
 ) -> None:
     """Write this project's goldens anew, where they changed.
 
-    Refused without a reason, in CI, on a dirty tree, and while a law fails.
+    Refused without a reason, in CI, on a dirty tree, while a recording is contradicted, and while a law fails.
     """
-    where, console = _prepare(device), plain_console()
-    made = changed(reason, where, folder)
+    where, console = _prepare(device, only), plain_console()
+    guard.refuse_installed(folder)
+    made = changed(reason, where, folder, only=only)
     if made and (broken := guard.broken_laws()):
         rule = "must hold before a golden is recorded"
         raise InputError("laws", "; ".join(broken), rule, "mend the code first (pytest tests/property)")
-    for after, before in made:
-        console.print(changes_table(f"{after.path.name}: before and after", changes(before, after)))
-    for after, _ in made:
+    for after in made:
+        console.print(changes_table(f"{after.path.name}: before and after", after.changes))
+    for after in made:
         write(after, reason, where)
         say(console, f"wrote {after.path}")
     if not made:
@@ -86,20 +95,27 @@ def record(
 
 
 @app.command()
-def diff(device: Device = "cpu", folder: Folder = own.DATA) -> None:
-    """Show what `record` would change; writes nothing. Exit status 1 when something would."""
-    where, console, count = _prepare(device), plain_console(), 0
+def diff(device: Device = "cpu", folder: Folder = own.DATA, only: Only = "*") -> None:
+    """Show what `record` would change, rounding apart; writes nothing. Exit status 1 when something would."""
+    where, console, count = _prepare(device, only), plain_console(), 0
     for models in plan.FILES:
-        after, before = fresh(models, where, folder)
-        found = changes(before, after)
-        count += len(found)
-        if found:
-            console.print(changes_table(f"{after.path.name}: before and after", found))
+        after = fresh(models, where, folder, only)
+        count += len(after.changes)
+        if after.changes:
+            console.print(changes_table(f"{after.path.name}: before and after", after.changes))
     say(console, f"{count} changes" if count else "nothing would change")
     raise typer.Exit(1 if count else 0)
 
 
-def _prepare(device: str) -> torch.device:
-    """Return the device. Effects: float32 means float32 from here on."""
+def _prepare(device: str, only: str = "*") -> torch.device:
+    """Return the device. Effects: float32 means float32 from here on; says whose code and goldens these are."""
     set_precision(False)
+    if note := guard.whose_code(Path.cwd()):
+        typer.echo(f"note: {note}", err=True)
+    if not any(fnmatchcase(case["id"], only) for models in plan.FILES for case in plan.cases(models)):
+        _no_case(only)
     return find_device(device)
+
+
+def _no_case(only: str) -> NoReturn:
+    raise InputError("only", only, "fits no case", "name a case, or use wildcards as in 'target*'")

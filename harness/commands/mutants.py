@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from harness.files import check_outputs, write_whole
 from harness.laws.case import DTYPES
 from harness.laws.conformance import LAWS
 from harness.mutants.catalogue import MUTANTS
-from harness.mutants.hunt import SCOPES, Caught, Hunt, HuntWork, hunting_cases
+from harness.mutants.hunt import SCOPES, Hunt, HuntWork, hunting_cases, received
 from harness.mutants.mutant import Mutant
 from harness.report.mutants import as_json, show
 from harness.report.progress import LongWork
@@ -24,15 +25,23 @@ from harness.runs.employ import employ
 from harness.runs.terms import Keeping
 from harness.runs.workers import Died, WorkerError
 
+FEW = 8  # mutants that are hunted in this process: starting others would take longer than they do
+
 
 def mutants(
     only: Annotated[str, typer.Option(help="Mutants whose id begins so: masks or masks.corner; several: a,b.")] = "",
     laws: Annotated[str, typer.Option(help="first: stop at the first violation; family; all laws.")] = "family",
     examples: Annotated[int, typer.Option(help="Cases per law.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the cases.")] = 0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run the default verify on each, too: which stage catches it first?")
+    ] = False,
     device: options.Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the networks where a law does not need float64.")] = "float32",
-    workers: options.Workers = 0,
+    workers: Annotated[
+        int,
+        typer.Option(help="Processes; 0 = one a GPU of --device cuda; on a CPU one a core, where there are many bugs."),
+    ] = 0,
     cluster: options.Cluster = "",
     json: options.Json = None,
     quiet: options.Quiet = False,
@@ -48,11 +57,14 @@ def mutants(
     tried = hunting_cases(examples, seed, device, dtype)
     checked = [law for law in LAWS if laws == "all" or law.family in {mutant.family for mutant in chosen}]
     tasks = [("law", law.id) for law in checked] + [("mutant", mutant.id) for mutant in chosen]
+    if not (workers or cluster) and device == "cpu" and len(chosen) >= FEW:
+        workers = os.cpu_count() or 1
     crew = employ(Keeping(workers, cluster), torch.device(device), len(tasks))
+    threads = 1 if crew.is_elsewhere and device == "cpu" else 0  # the networks are tiny: a core each
     found: dict[tuple[str, str], Any] = {}
     with (
         LongWork("laws and mutants", len(tasks), quiet) as work,
-        closing(crew.open(HuntWork(tuple(tried), laws))) as pool,
+        closing(crew.open(HuntWork(tuple(tried), laws, verify, threads))) as pool,
     ):
         for task, answer in pool.map(tasks):
             if isinstance(answer, Died):
@@ -60,7 +72,7 @@ def mutants(
             found[task] = answer
             work.advance(said=task[1])
     made.false_alarms = [law for law in checked if found["law", law.id]]
-    made.found = [Caught(mutant, **found["mutant", mutant.id]) for mutant in chosen]
+    made.found = [received(found["mutant", mutant.id]) for mutant in chosen]
     show(made, plain_console(), quiet)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(made))

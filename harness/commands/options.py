@@ -16,7 +16,7 @@ import torch
 import typer
 
 from harness.errors import InputError
-from harness.models.pair import ModelPair, load_digits, load_pair, random_pair
+from harness.models.pair import CLOSE, ModelPair, close_pair, load_digits, load_pair, random_pair
 from harness.protocol.request import NoiseOrder, Request
 from harness.rounding.precision import set_precision
 from harness.runs.batches import BatchSize, cut, default_batch
@@ -26,7 +26,13 @@ MOST_NUMBERS = 10**6
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 # Which networks.
-Models = Annotated[str, typer.Option(help="digits, or sizes with random weights: d16-d30.", show_default=True)]
+Models = Annotated[
+    str, typer.Option(help="digits, digits-close, or sizes with random weights: d16-d30.", show_default=True)
+]
+DraftNoise = Annotated[
+    float | None,
+    typer.Option(help=f"Draft with the target, its weights moved by so much of their size; digits-close is {CLOSE:g}."),
+]
 Draft = Annotated[Path | None, typer.Option(help="Draft checkpoint (.pth or .safetensors).")]
 Target = Annotated[Path | None, typer.Option(help="Target checkpoint.")]
 Vae = Annotated[Path | None, typer.Option(help="VQ-VAE checkpoint.")]
@@ -61,13 +67,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")]
 
 @dataclass(frozen=True)
 class Networks:
-    """Which networks: by name, or three checkpoint files."""
+    """Which networks: by name, or three checkpoint files; with another draft where `draft_noise` is given."""
 
     models: str
     draft: Path | None
     target: Path | None
     vae: Path | None
     patch_nums: str
+    draft_noise: float | None = None
 
     def files(self) -> dict[str, Path | None]:
         """Return the files that are read, by option."""
@@ -103,12 +110,21 @@ def load_models(networks: Networks, mode: Mode) -> ModelPair:
             rule = "says what a checkpoint file does not tell"
             remedy = "drop it, or pass --draft, --target and --vae"
             raise InputError("patch_nums", networks.patch_nums, rule, remedy)
-        pair = load_digits() if networks.models == "digits" else random_pair(networks.models, where[0])
-        return pair.to(*where, draft_dtype)
+        digits = networks.models in ("digits", "digits-close")
+        pair = load_digits() if digits else random_pair(networks.models, where[0])
+        noise = CLOSE if networks.models == "digits-close" else None
+        return _with_draft(pair, networks.draft_noise, noise).to(*where, draft_dtype)
     for name in files.keys() - given.keys():
         raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
     sides = integers("patch_nums", networks.patch_nums, "1,2,3,4") if networks.patch_nums else None
-    return load_pair(given["draft"], given["target"], given["vae"], "custom", sides).to(*where, draft_dtype)
+    pair = load_pair(given["draft"], given["target"], given["vae"], "custom", sides)
+    return _with_draft(pair, networks.draft_noise, None).to(*where, draft_dtype)
+
+
+def _with_draft(pair: ModelPair, asked: float | None, default: float | None) -> ModelPair:
+    """Return the pair with the close draft that is asked for, or its own. Raises `InputError` as `close_pair`."""
+    noise = default if asked is None else asked
+    return pair if noise is None else close_pair(pair, noise)
 
 
 def find_device(text: str) -> torch.device:

@@ -80,7 +80,12 @@ def repeated(
     if recipe is None:
         return Replayed(case, Answer.CANNOT, "the run was not made by the command line: its networks are unknown"), None
     files = {name: path or (Path(recipe[name]) if name in recipe else None) for name, path in given.items()}
-    networks = options.Networks(recipe.get("models", "digits"), **files, patch_nums=recipe.get("patch_nums", ""))
+    networks = options.Networks(
+        recipe.get("models", "digits"),
+        **files,
+        patch_nums=recipe.get("patch_nums", ""),
+        draft_noise=float(recipe["draft_noise"]) if "draft_noise" in recipe else None,
+    )
     where = device or (recipe.get("device", "cpu") if torch.cuda.is_available() else "cpu")
     dtypes = recipe.get("dtype", "float32"), recipe.get("draft_dtype", "")
     try:

@@ -32,6 +32,7 @@ def sample(
     target: options.Target = None,
     vae: options.Vae = None,
     patch_nums: options.PatchNums = "",
+    draft_noise: options.DraftNoise = None,
     device: options.Device = "cpu",
     tf32: options.Tf32 = False,
     dtype: options.Dtype = "float32",
@@ -57,7 +58,7 @@ def sample(
     profile: Annotated[bool, typer.Option("--profile", help="Show calls, time and memory per component.")] = False,
 ) -> None:
     """Draw images into a PNG grid."""
-    networks = options.Networks(models, draft, target, vae, patch_nums)
+    networks = options.Networks(models, draft, target, vae, patch_nums, draft_noise)
     mode = options.Mode(device, tf32, dtype, draft_dtype)
     outputs = check_outputs({"out": out, "tokens": tokens}, networks.files())
     if sampler not in ("sequential", "speculative"):

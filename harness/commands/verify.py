@@ -17,21 +17,28 @@ from harness.report.as_json import as_json
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, show
 from harness.rounding.stored import SHIPPED
+from harness.runs.cover import covering, verify_blocks
 from harness.runs.factory import DEFAULT, is_own
 from harness.runs.keep import check_new
 from harness.runs.limits import TIMEOUT_S, Limits
 from harness.runs.plan import Plan
 from harness.runs.terms import Keeping, Terms
-from harness.runs.verification import RunInterrupted, verify_plan
+from harness.runs.verification import RunInterrupted, Step, verify_plan
 from harness.speculative.policies import parse
+
+# Options that say what is decoded and how: with none of them, the covering design is.
+GRID = ("models", "draft", "target", "vae", "draft_noise", "seeds", "labels", "images", "batch", "cfg", "top_k",
+        "top_p", "noise", "draft_len", "bonus", "dtype", "draft_dtype", "tf32")  # fmt: skip
 
 
 def verify(
+    context: typer.Context,
     models: options.Models = "digits",
     draft: options.Draft = None,
     target: options.Target = None,
     vae: options.Vae = None,
     patch_nums: options.PatchNums = "",
+    draft_noise: options.DraftNoise = None,
     device: options.Device = "cpu",
     tf32: options.Tf32 = False,
     dtype: options.Dtype = "float32",
@@ -63,6 +70,12 @@ def verify(
         bool, typer.Option("--in-process", help="Run the decoder in this process: for a debugger, and less safe.")
     ] = False,
     budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED,
+    cover: Annotated[
+        bool | None,
+        typer.Option(
+            help="Two drafts, many lengths and requests: a covering design. [default: where nothing is asked]"
+        ),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Keep everything in this file, as it happens.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that file stopped.")] = False,
     workers: options.Workers = 0,
@@ -72,11 +85,14 @@ def verify(
 ) -> None:
     """Run a decoder and the sequential reference under shared seeds and judge every token.
 
+    Without options of what is drawn, and how, a covering design is decoded: both drafts, bonus on and off, batches that
+    part ways, one decoder for many requests. With any of them, every seed with every label at every draft length.
+
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
     recipe = recipe_of(locals())
     networks, mode = (
-        options.Networks(models, draft, target, vae, patch_nums),
+        options.Networks(models, draft, target, vae, patch_nums, draft_noise),
         options.Mode(device, tf32, dtype, draft_dtype),
     )
     drawn, sampling = options.Images(seeds, labels, batch, images), options.Sampling(cfg, top_k, top_p, noise)
@@ -90,16 +106,24 @@ def verify(
     check_new(keeping)
     pair = options.load_models(networks, mode)
     requests, why = options.batches_for(pair, drawn, sampling, apart=not (is_own(implementation) or in_process))
+    if cover is None:
+        cover = not any(_given(context, name) for name in GRID)
     plan = Plan.of(settings, requests)
+    blocks = covering(pair, policy) if cover else ()
     status = 0
-    with LongWork("images", plan.images, quiet) as work:
+    with LongWork("images", sum(block.images for block in blocks) or plan.images, quiet) as work:
+
+        def progress(step: Step) -> None:
+            work.advance(step.images, step.defects)
+
         try:
-            result = verify_plan(
-                pair, implementation, plan, terms, keeping, lambda step: work.advance(step.images, step.defects)
-            )
+            if cover:
+                result = verify_blocks(blocks, implementation, terms, keeping, progress)
+            else:
+                result = verify_plan(pair, implementation, plan, terms, keeping, progress)
         except RunInterrupted as stop:
             result, status = stop.result, stop.status
-    result.about["batch"] = why
+    result.about["batch"] = "those of the design" if cover else why
     show(result, plain_console(), quiet)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(result))
@@ -107,6 +131,7 @@ def verify(
 
 
 NOT_REPEATED = (
+    "context", "cover",
     "seeds", "labels", "images", "batch", "cfg", "top_k", "top_p", "noise", "draft_len", "bonus", "policy", "run",
     "resume", "workers", "cluster", "json", "quiet",
 )  # fmt: skip
@@ -120,6 +145,12 @@ def recipe_of(given: Mapping[str, object]) -> dict[str, str]:
         name: "" if value is True else str(value.absolute() if isinstance(value, Path) else value)
         for name, value in chosen.items()
     }
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Tell whether an option was given."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def settings_for(draft_len: str, bonus: bool, policy: str, contract: str) -> list[Settings]:

@@ -1,19 +1,25 @@
-"""Before and after: what a regeneration would change. Promise: every case that differs in any tensor is listed."""
+"""Before and after: what a regeneration would change.
+
+Promise: a case has changed if what is on disk no longer holds against this code; what rounding does on another machine
+is no change.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.golden.networks import networks
-from harness.golden.record import Fresh
+from harness.golden.result import CaseResult
 from harness.golden.store import Recording
 from harness.judge.compare import differences, largest_difference
-from harness.protocol.pyramid import ScalePyramid
 
 UNKNOWN = float("nan")
+FILE = "(file)"  # the id of a change that concerns a whole file
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Change:
     """How one case changes.
 
     Args:
-        id: of the case.
+        id: of the case; `FILE` for a whole file.
         what: added, removed, settings, form (other tensors, shapes or dtypes), values; of a whole file: weights,
             changed by hand.
         first_scale: of the first token that changes; -1: no token does.
@@ -38,37 +44,33 @@ class Change:
     image: float = UNKNOWN
 
 
-def changes(before: Recording | None, after: Fresh) -> list[Change]:
-    """List the cases that change.
+def kind_of_change(planned: Mapping[str, Any], before: Recording, judged: CaseResult | None) -> str:
+    """Return what has become of a case: "" for nothing but rounding.
 
     Args:
-        before: what is on disk; None = nothing.
-        after: what this code makes.
+        planned: its settings, plain values.
+        before: what is on disk.
+        judged: the judgement on what is on disk; None = it was not judged, since its settings are others.
     """
-    old_cases = {case["id"]: case for case in (before.cases if before else ())}
-    new_cases = {case["id"]: case for case in after.cases}
-    found = [Change(name, "removed") for name in sorted(old_cases.keys() - new_cases.keys())]
-    found += [Change(name, "added") for name in sorted(new_cases.keys() - old_cases.keys())]
-    for name in sorted(old_cases.keys() & new_cases.keys()):
-        assert before is not None
-        old = before.of(name)
-        new = {key.removeprefix(f"{name}/"): t for key, t in after.tensors.items() if key.startswith(f"{name}/")}
-        different = differences(new, old)
-        if any(difference.kind != "value" for difference in different):
-            found.append(Change(name, "form"))
-        elif different:
-            found.append(_values(name, new, old, networks(new_cases[name], after.models).pyramid))
-        elif old_cases[name] != new_cases[name]:
-            found.append(Change(name, "settings"))
-    if before is not None and before.metadata.get("weights") != after.weights:
-        found.append(Change("all cases", "weights"))
-    if before is not None and before.metadata.get("digest") != before.digest():
-        found.append(Change("all cases", "changed by hand"))
-    return found
+    recorded = {case["id"]: case for case in before.cases}.get(planned["id"])
+    if recorded is None:
+        return "added"
+    if recorded != planned:
+        return "settings"
+    assert judged is not None
+    if any(defect.component == "form" for defect in judged.defects):
+        return "form"
+    return "values" if judged.defects else ""
 
 
-def _values(name: str, new: dict[str, Tensor], old: dict[str, Tensor], pyramid: ScalePyramid) -> Change:
+def change(
+    planned: Mapping[str, Any], models: str, what: str, new: dict[str, Tensor], old: dict[str, Tensor]
+) -> Change:
+    """Measure one change; `new` and `old` are the tensors of the case, by the name after its id."""
+    if what == "added" or any(difference.kind != "value" for difference in differences(new, old)):
+        return Change(planned["id"], what)
+    pyramid = networks(dict(planned), models).pyramid
     positions = torch.nonzero(new["tokens"] != old["tokens"])[:, 1].tolist()
     first = pyramid.level_of(min(positions)) if positions else -1
     f_hat, image = (largest_difference(new[key], old[key]) for key in ("f_hat", "image"))
-    return Change(name, "values", first, len(positions), f_hat, image)
+    return Change(planned["id"], what, first, len(positions), f_hat, image)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from harness.errors import InputError
+from harness.golden.check import check, parse_all, read_all
 from harness.golden.own import DATA
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
@@ -27,6 +28,8 @@ from harness.runs.here import run
 from harness.speculative.build import build_decoder
 
 CODE = Path(__file__).parent
+CHECKOUT = Path(__file__).parents[2]
+RECORDINGS = CHECKOUT / "tests" / "regression" / "recorded"
 Laws = Callable[[ModelPair], list[str]]
 
 
@@ -64,6 +67,48 @@ def commit(code: Path) -> str:
 def _git(folder: Path, *words: str) -> str:
     command = ["git", "-C", str(folder), *words]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def whose_code(here: Path, code: Path = CHECKOUT) -> str:
+    """Return what a person may not expect about whose code runs: "" when it is the checkout that they are in.
+
+    Args:
+        here: the current folder.
+        code: the folder that holds the package that runs.
+    """
+    around = next((folder for folder in (here, *here.parents) if _is_checkout(folder)), None)
+    if around is not None and around.resolve() != code.resolve():
+        return f"{code / 'harness'} runs, not the checkout in {around}; for that, pip install -e . there"
+    return "" if _is_checkout(code) else f"an installed copy runs, {code / 'harness'}, with the goldens in it"
+
+
+def refuse_installed(folder: Path, code: Path = CHECKOUT) -> None:
+    """Refuse to write the goldens of an installed copy. Raises `InputError`."""
+    if folder.resolve() == DATA.resolve() and not _is_checkout(code):
+        rule = "belongs to an installed copy"
+        raise InputError("folder", str(folder), rule, "pip install -e . in a checkout, and record there")
+
+
+def _is_checkout(folder: Path) -> bool:
+    project = folder / "pyproject.toml"
+    return project.is_file() and 'name = "sdvar-harness"' in project.read_text(errors="replace")
+
+
+def contradicted(device: torch.device, folder: Path = RECORDINGS) -> list[str]:
+    """List the recordings of the device's class that do not hold; none of them may be missing.
+
+    Args:
+        device: where to run.
+        folder: of the recordings.
+    """
+    names = {"cpu": ("recorded-cpu", "recorded-variants-cpu"), "cuda": ("recorded-cuda",)}.get(device.type, ())
+    found = []
+    for recording in read_all([folder / f"{name}.safetensors" for name in names]):
+        result = check(recording, parse_all(recording, device), device)
+        wrong = [case.id for case in result.cases if case.defects]
+        if result.verdict is Verdict.DEFECT:
+            found.append(f"{recording.path.name} ({', '.join([*result.defects, *wrong][:5])})")
+    return found
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ def path_of(models: str, platform: str, folder: Path = DATA) -> Path:
     return folder / f"{plan.FILES[models]}-{platform}.safetensors"
 
 
+def _paths(platform: str, folder: Path) -> list[Path]:
+    return [path_of(models, platform, folder) for models in plan.FILES]
+
+
 def inventory(platform: str, folder: Path = DATA) -> tuple[list[Path], list[FileResult]]:
     """Compare the files that are there with those that must be.
 
@@ -32,10 +37,11 @@ def inventory(platform: str, folder: Path = DATA) -> tuple[list[Path], list[File
     Returns:
         The files to judge, and a finished judgement for each missing or extra one, or for an unknown platform.
     """
-    if platform not in plan.PLATFORMS:
-        return [], [FileResult(str(folder), unverified=f"no goldens were recorded on {platform}")]
-    wanted = {path_of(models, name, folder): name for models in plan.FILES for name in plan.PLATFORMS}
     there = set(folder.glob("*")) if folder.is_dir() else set()
+    platforms = [name for name in plan.PLATFORMS if name in plan.KEPT or there & set(_paths(name, folder))]
+    if platform not in platforms:
+        return [], [FileResult(str(folder), unverified=f"no goldens were recorded on {platform}")]
+    wanted = {path: name for name in platforms for path in _paths(name, folder)}
     wrong = [FileResult(str(p), defects=["golden is missing: restore or record it"]) for p in wanted if p not in there]
     wrong += [
         FileResult(str(path), defects=["golden is not in the plan: remove it, or plan it"])
@@ -64,9 +70,28 @@ def stale(recording: Recording) -> list[str]:
         found.append("content digest differs: the file was changed by hand")
     if not found and recording.metadata.get("weights") != weights_digest(models):
         found.append("weights digest differs: recorded with other weights")
-    if not recording.metadata.get("reason", "").strip():
+    whence = origins(recording, actual)
+    if not all(str(origin.get("reason", "")).strip() for origin in whence):
         found.append("provenance lacks the reason")
+    told = [name for origin in whence for name in origin.get("cases", ())]
+    if sorted(told) != sorted(actual):
+        found.append("provenance must name the origin of every case once")
     return found
+
+
+def origins(recording: Recording, names: Collection[str]) -> tuple[dict[str, Any], ...]:
+    """Return where some cases come from: groups of cases with versions, device_name, commit and reason.
+
+    Args:
+        recording: an own file; one that was written in one go states its origin for the whole file.
+        names: of the cases.
+    """
+    stated = recording.metadata.get("origins")
+    whole = {key: recording.metadata.get(key, "") for key in ("device_name", "commit", "reason")}
+    whole |= {"versions": json.loads(recording.metadata.get("versions", "{}"))}
+    groups = json.loads(stated) if stated else [{**whole, "cases": [case["id"] for case in recording.cases]}]
+    kept = [{**group, "cases": [name for name in group["cases"] if name in names]} for group in groups]
+    return tuple(group for group in kept if group["cases"])
 
 
 def weights_digest(models: str) -> str:

@@ -1,13 +1,14 @@
-"""Write this project's goldens, only when asked, with a reason, and while the laws hold.
+"""Write this project's goldens, only when asked, with a reason, and while recordings and laws hold.
 
-Promise: nothing is written in CI, on a dirty tree, without a reason, while a law fails, or when nothing changed; what
-is written is computed whole first.
+Promise: nothing is written in CI, on a dirty tree, without a reason, while a recording is contradicted or a law fails,
+or when nothing changed; a case that did not change keeps its bytes and its provenance.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,44 +20,90 @@ from harness.errors import InputError
 from harness.files import check_writable, write_whole
 from harness.golden import guard, plan
 from harness.golden.cases import RecordedCase, parse
-from harness.golden.check import kept_logits, rounds
+from harness.golden.check import check_case, kept_logits, rounds
 from harness.golden.cores import one_case_a_core
+from harness.golden.diff import FILE, Change, change, kind_of_change
 from harness.golden.digest import content_digest
 from harness.golden.networks import networks
-from harness.golden.own import DATA, path_of, weights_digest
+from harness.golden.own import DATA, origins, path_of, weights_digest
+from harness.golden.platform import unverified
 from harness.golden.store import KIND, Recording, as_bytes, canonical, read
 from harness.provenance import versions
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """A file as this code would write it now."""
+    """A file as this code would write it now.
+
+    Args:
+        path: where.
+        models: its group of networks.
+        cases: of the plan; what is not asked for stays as it is on disk.
+        tensors: of cases that changed, made here; of all others, those on disk.
+        weights: digest.
+        changes: what differs from what is on disk, rounding apart.
+        origins: provenance of the cases that keep theirs (`own.origins`).
+    """
 
     path: Path
     models: str
     cases: tuple[dict[str, Any], ...]
     tensors: dict[str, Tensor]
     weights: str
-
-    def digest(self) -> str:
-        """Return the content digest, comparable with `Recording.digest`."""
-        return content_digest(self.tensors, canonical(self.cases))
-
-    def replaces(self, before: Recording | None) -> bool:
-        """Return whether the file on disk would change, provenance aside."""
-        if before is None or before.metadata.get("weights") != self.weights:
-            return True
-        return not before.metadata.get("digest") == before.digest() == self.digest()
+    changes: tuple[Change, ...]
+    origins: tuple[dict[str, Any], ...]
 
 
-def fresh(models: str, device: torch.device, folder: Path = DATA) -> tuple[Fresh, Recording | None]:
-    """Run every case of one file's plan; return the file as it would be, and as it is."""
-    cases = plan.cases(models)
-    parsed = [parse(plain, models, device) for plain in cases]
+def fresh(models: str, device: torch.device, folder: Path = DATA, only: str = "*") -> Fresh:
+    """Judge what is on disk of one file's plan, and make anew what no longer holds.
+
+    Args:
+        models: group of networks.
+        device: where to run.
+        folder: where the files lie.
+        only: cases by id, with wildcards; all others stay as they are.
+
+    Raises:
+        InputError: the file was changed by hand, so that no case of it can stay as it is.
+    """
+    path, weights = path_of(models, device.type, folder), weights_digest(models)
+    before = read(path) if path.exists() else Recording(path, {}, (), {})
+    if before.cases and (why := unverified(before, device)):
+        raise InputError("golden", str(path), why, "compare it on the platform that it was recorded on")
+    touched = bool(before.cases) and before.metadata.get("digest") != before.digest()
+    if touched and only != "*":
+        rule = "was changed by hand: none of its cases can be kept"
+        raise InputError("golden", str(path), rule, "restore it from version control, or leave out --only")
+    planned = tuple(json.loads(canonical(plan.cases(models))))
+    kinds = _kinds(tuple(case for case in planned if fnmatchcase(case["id"], only)), models, before, device)
+    kinds = {name: what or "values" for name, what in kinds.items()} if touched else kinds
+    known = {case["id"]: case for case in before.cases}
+    stays = {name for name in known if not fnmatchcase(name, only) or kinds.get(name) == ""}
+    cases = [case if case["id"] in kinds else known.get(case["id"]) for case in planned]
+    cases += [known[name] for name in known if name in stays and name not in {case["id"] for case in planned}]
+    tensors = {name: t for name, t in before.tensors.items() if name.split("/")[0] in stays}
+    parsed = [parse(case, models, device) for case in planned if kinds.get(case["id"])]
     with one_case_a_core(device) as pool:
-        tensors = dict(chain.from_iterable(pool.map(produce, parsed)))
-    made = Fresh(path_of(models, device.type, folder), models, cases, tensors, weights_digest(models))
-    return made, read(made.path) if made.path.exists() else None
+        tensors |= dict(chain.from_iterable(pool.map(produce, parsed)))
+    found = [Change(name, "removed") for name in sorted(known.keys() - {c["id"] for c in planned} - stays)]
+    for case in (case for case in planned if kinds.get(case["id"])):
+        new = {n.removeprefix(f"{case['id']}/"): t for n, t in tensors.items() if n.startswith(f"{case['id']}/")}
+        found.append(change(case, models, kinds[case["id"]], new, before.of(case["id"])))
+    found += [Change(FILE, "changed by hand")] if touched else []
+    found += [Change(FILE, "weights")] if before.cases and before.metadata.get("weights") != weights else []
+    kept = tuple(case for case in cases if case is not None)
+    return Fresh(path, models, kept, tensors, weights, tuple(found), origins(before, stays))
+
+
+def _kinds(
+    planned: tuple[dict[str, Any], ...], models: str, before: Recording, device: torch.device
+) -> dict[str, str]:  # fmt: skip
+    """Return what has become of every planned case, by id; those of unchanged settings are judged."""
+    same = [case for case in planned if case in before.cases]
+    parsed = [parse(case, models, device) for case in same]
+    with one_case_a_core(device) as pool:
+        judged = {result.id: result for result in pool.map(lambda case: check_case(case, before), parsed)}
+    return {case["id"]: kind_of_change(case, before, judged.get(case["id"])) for case in planned}
 
 
 @torch.inference_mode()
@@ -85,8 +132,9 @@ def changed(
     folder: Path = DATA,
     code: Path = guard.CODE,
     laws: guard.Laws = guard.failing_laws,
-) -> list[tuple[Fresh, Recording | None]]:
-    """Compute every file anew and return those that would change, with what they replace.
+    only: str = "*",
+) -> list[Fresh]:
+    """Judge every file and return those that would change.
 
     Args:
         reason: why, for the reviewer; not empty.
@@ -94,6 +142,7 @@ def changed(
         folder: where they lie.
         code: a folder of the checkout that must be clean.
         laws: lists the laws that fail on a pair.
+        only: cases by id, with wildcards.
 
     Raises:
         InputError: recording is refused.
@@ -106,22 +155,29 @@ def changed(
         raise InputError("folder", str(folder), "is not there", "make it first")
     for models in plan.FILES:
         check_writable(path_of(models, device.type, folder), "folder")
+    if contradicted := guard.contradicted(device):
+        rule = "are contradicted: outside truth outranks any golden"
+        raise InputError("recordings", "; ".join(contradicted), rule, "mend the code first (golden check FILE)")
     pairs = {id(p): p for m in plan.FILES for p in (networks(case, m, device) for case in plan.cases(m))}
     with one_case_a_core(device) as pool:
         failing = list(chain.from_iterable(pool.map(laws, pairs.values())))
     if failing:
         rule = "must hold before a golden is recorded"
         raise InputError("laws", "; ".join(failing), rule, "mend the code first")
-    files = [fresh(models, device, folder) for models in plan.FILES]
-    return [(made, before) for made, before in files if made.replaces(before)]
+    return [made for made in (fresh(models, device, folder, only) for models in plan.FILES) if made.changes]
 
 
 def write(made: Fresh, reason: str, device: torch.device, code: Path = guard.CODE) -> None:
     """Write one file with its provenance. Effects: replaces `made.path` in one step."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    head = guard.commit(code)
+    stated = {"versions": versions(), "device_name": name, "commit": head, "reason": reason.strip()}
+    old = {case for origin in made.origins for case in origin["cases"]}
+    anew = {**stated, "cases": [case["id"] for case in made.cases if case["id"] not in old]}
     provenance = {
         "kind": KIND, "models": made.models, "device": device.type, "device_name": name, "dtype": "float32",
         "tf32": "off", "versions": json.dumps(versions(), sort_keys=True), "weights": made.weights,
-        "digest": made.digest(), "commit": guard.commit(code), "reason": reason.strip(),
+        "digest": content_digest(made.tensors, canonical(made.cases)), "commit": head, "reason": reason.strip(),
+        "origins": json.dumps([*made.origins, *([anew] if anew["cases"] else [])], sort_keys=True),
     }  # fmt: skip
     write_whole(made.path, as_bytes(provenance, made.cases, made.tensors))

@@ -19,8 +19,11 @@ class CaseResult:
     Args:
         id: of the case.
         request: what was drawn.
-        draws: tokens compared.
+        draws: tokens recorded; identical + ties + wrong ones + not judged.
         identical: recorded tokens that are the draw made here on the same prefix.
+        not_judged: tokens behind a soft tie of `more_smooth`, where rounding may move more than a bound allows.
+        soft_ties: choices of `more_smooth` whose best codes lie within the budget, in units of τ.
+        map_positions: positions of f_hat, and `map_not_judged` those that are not judged, for the same reason.
         ties: certified ones.
         defects: everything else.
         delta_logits: largest |Δ guided logits|; NaN where not recorded.
@@ -34,6 +37,10 @@ class CaseResult:
     request: Request
     draws: int = 0
     identical: int = 0
+    not_judged: int = 0
+    soft_ties: int = 0
+    map_positions: int = 0
+    map_not_judged: int = 0
     ties: list[Divergence] = field(default_factory=list)
     defects: list[Divergence] = field(default_factory=list)
     delta_logits: float = NOT_RECORDED
@@ -44,8 +51,8 @@ class CaseResult:
 
     @property
     def verdict(self) -> Verdict:
-        """DEFECT, INCONCLUSIVE when nothing was compared, TIE or IDENTICAL."""
-        if self.defects or self.draws == 0:
+        """DEFECT, INCONCLUSIVE when nothing was judged, TIE or IDENTICAL."""
+        if self.defects or self.draws == self.not_judged:
             return Verdict.DEFECT if self.defects else Verdict.INCONCLUSIVE
         return Verdict.TIE if self.ties else Verdict.IDENTICAL
 
@@ -75,7 +82,9 @@ class FileResult:
 
 
 def totals(results: Sequence[FileResult]) -> str:
-    """Return the last line: ``N of N cases, M draws compared``."""
+    """Return the last line: ``N of N cases, M draws compared``, and how many were not judged, where any was not."""
     cases = [case for result in results for case in result.cases]
     good = sum(case.verdict in (Verdict.IDENTICAL, Verdict.TIE) for case in cases)
-    return f"{good} of {len(cases)} cases, {sum(case.draws for case in cases)} draws compared"
+    unjudged = sum(case.not_judged for case in cases)
+    said = f"{good} of {len(cases)} cases, {sum(case.draws for case in cases) - unjudged} draws compared"
+    return f"{said}, {unjudged} not judged" if unjudged else said

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from harness.judge.evidence import Evidence
+from harness.judge.suspects import embeds, other_row, round_of, wrong_label
 from harness.judge.verdict import Found, Wrong
+from harness.models.network import Network
 from harness.protocol.trace import Intermediates
 from harness.rounding.budget import Budget
 
@@ -95,6 +97,11 @@ def wrong_at(
     if not _same_rows(rows, due, budget):
         if _same_rows(rows.flip(0), due, budget):
             return "guidance", f"rows of scale {si} are swapped: unconditional half first"
+        both, everyone = [image, evidence.request.B + image], expected.rows_RLV[:, span]
+        if (found := _misplaced(actual.rows_RLV[both, span], everyone, both, 2 * budget.rows, si)) is not None:
+            return found
+        if (found_label := wrong_label(evidence, actual, image, si)) is not None:
+            return "condition", found_label
         return _wrong_rows(evidence, image, si)
     guided, t = actual.guided_BLV[one, span], evidence.request.cfg * pyramid.ramp(si)
     if not _is_guided(guided, rows[0], rows[1], t):
@@ -153,8 +160,10 @@ def _wrong_input(
     pyramid, network, B = evidence.models.pyramid, evidence.models.target, evidence.request.B
     span, one = pyramid.span(si), slice(image, image + 1)
     error = float(_input_error(_halves(expected.x_RLD, one, slice(None)), evidence.budget))
-    both = (image, B + image)
+    both = [image, B + image]
     halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
+    if (misplaced := _misplaced(actual.x_RLD[both, span], expected.x_RLD[:, span], both, error, si)) is not None:
+        return misplaced
     if si == 0:
         return "condition", f"the input of scale 0 is not that of its label{_half(halves)}"
     if any(halves):
@@ -165,11 +174,41 @@ def _wrong_input(
     distance_SlL = torch.stack([_cdist(left_lD - level_D, network.pos_LD) for level_D in network.lvl_SD])
     nearest_l, level_l = distance_SlL.amin(2).min(0)
     if bool((nearest_l <= error).all()):
-        rows = torch.arange(len(level_l), device=level_l.device)
-        position_l = distance_SlL[level_l, rows].argmin(1)
+        row_l = torch.arange(len(level_l), device=level_l.device)
+        position_l = distance_SlL[level_l, row_l].argmin(1)
         found = f"{int(position_l[0])}..{int(position_l[-1])} with level {_span(level_l)}"
         return "positions", f"inputs of scale {si} sit at positions {found}, not {span.start}..{span.stop - 1}"
+    turn = round_of(evidence, image, si)
+    if (
+        turn is not None
+        and turn.first < si
+        and embeds(evidence, left_lD + _embedded(expected, network, image, si), error)
+    ):
+        detail = f"scale {si} was made final behind tokens of scale {si - 1} that its input does not hold"
+        return "accept", detail
     return "query", f"the input of scale {si} is not that of its f_hat"
+
+
+def _embedded(expected: Intermediates, network: Network, image: int, si: int) -> torch.Tensor:
+    """Return embed(raw) of one scale, less the position terms: what `left` lacks to be an embedding."""
+    span = network.pyramid.span(si)
+    return expected.x_RLD[image, span] - 2 * (network.lvl_SD[si] + network.pos_LD[span])
+
+
+def _misplaced(
+    actual_2lX: torch.Tensor, expected_RlX: torch.Tensor, rows: list[int], error: float, si: int
+) -> tuple[str, str] | None:
+    """Tell whether a guidance row holds what belongs to another one: halves mixed, or images."""
+    B = len(expected_RlX) // 2
+    for own, actual_lX in zip(rows, actual_2lX, strict=True):
+        other = other_row(actual_lX, expected_RlX, own, error)
+        if other is None:
+            continue
+        if (own < B) != (other < B):
+            return "rows", f"guidance row {own} of scale {si} holds what belongs to row {other}, of the other half"
+        if si:  # the input of scale 0 is its label's: another image's is a wrong condition
+            return "rows", f"guidance row {own} of scale {si} holds what belongs to row {other}"
+    return None
 
 
 def _half(right: list[bool]) -> str:

@@ -100,11 +100,11 @@ def _survivors(logits_NV: Tensor, request: Request, error_N1: Tensor) -> tuple[T
         possible_NV, certain_NV = V - up_to_NV < request.top_k, others_NV < request.top_k
     if request.top_p > 0:
         # A token is dropped iff the share of the tokens up to it, itself included, is <= 1-p. Bounds on that share:
+        # `up_to` counts the token itself, `below` does not: either share holds it exactly once
         weight_NV = (logits_NV - ascending_NV[:, -1:]).exp()
         most_NV, least_NV = weight_NV * possible_NV, weight_NV * certain_NV
-        up_NV = _sums(most_NV, order_NV, up_to_NV) - most_NV  # `up_to` counts the token itself
-        share_high_NV = (weight_NV + up_NV) / least_NV.sum(1, keepdim=True)
-        share_low_NV = (weight_NV + _sums(least_NV, order_NV, below_NV)) / most_NV.sum(1, keepdim=True)
+        share_high_NV = _sums(most_NV, order_NV, up_to_NV) / least_NV.sum(1, keepdim=True)
+        share_low_NV = (least_NV + _sums(least_NV, order_NV, below_NV)) / most_NV.sum(1, keepdim=True)
         slack_N1 = 4 * error_N1 + V * 2.0**-23  # of a float32 cumulative sum of softmax values
         first_NV, alone_NV = up_to_NV == V, below_NV == V - 1
         possible_NV = possible_NV & ((share_high_NV + slack_N1 > 1 - request.top_p) | first_NV)

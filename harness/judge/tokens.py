@@ -7,13 +7,15 @@ token that is not certified is wrong, and counted; `MOST_RECORDS` of a decode ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from harness.judge.evidence import Evidence
+from harness.judge.suspects import kept_drafts
 from harness.judge.ties import RACE_ROUNDING, margin_bound, race_margins
 from harness.judge.verdict import Divergence, Judgement, Wrong
 from harness.judge.weights import costs_of, weigh_decode
@@ -43,7 +45,8 @@ def judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement:
     ties = [one for one in raced if one.is_tie]
     judgement.ties = [_divergence(evidence, one, "tie", "within the error budget") for one in ties]
     others = [one for one in raced if not one.is_tie]
-    judgement.defects = [_wrong_token(evidence, wrong, one) for one in others[:MOST_RECORDS]]
+    accepted_wrongly = cache(partial(kept_drafts, evidence))  # by image and scale
+    judgement.defects = [_wrong_token(evidence, wrong, one, accepted_wrongly) for one in others[:MOST_RECORDS]]
     judgement.wrong_tokens = len(others)
     judgement.unlisted = len(others) - len(judgement.defects)
     if ties:
@@ -134,15 +137,20 @@ def _exponentials(evidence: Evidence, row_n: Tensor, position_n: Tensor, scale_n
     return E_nV
 
 
-def _wrong_token(evidence: Evidence, wrong: Wrong, one: Raced) -> Divergence:
-    """Name the component of a wrong token: what `wrong` found at or before its scale, or the draw."""
+def _wrong_token(
+    evidence: Evidence, wrong: Wrong, one: Raced, accepted_wrongly: Callable[[int, int], bool]
+) -> Divergence:
+    """Name the component of a wrong token: what `wrong` found at or before its scale, else acceptance or the draw."""
     first = wrong[one.row]
     if first is not None and first[0] <= one.scale:
         return _divergence(evidence, one, first[1], first[2])
     if evidence.actual.intermediates is None:
         why = "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
         return _divergence(evidence, one, "unknown", why)
-    why = "guided logits agree, so filter, draw, noise or acceptance is wrong"
+    if accepted_wrongly(one.row, one.scale):
+        why = "the draft's own token stands, and is not the target's draw"
+        return _divergence(evidence, one, "accept", why)
+    why = "guided logits agree, so filter, draw or noise is wrong"
     return _divergence(evidence, one, "draw", why)
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from harness.laws.case import Case
-from harness.laws.law import Law, NotOffered, Subject, require, require_tokens
+from harness.laws.law import EVERY, Law, NotOffered, Subject, require, require_tokens
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.reference import sequential
 
 
 def _base(case: Case) -> Case:
@@ -23,7 +24,9 @@ def _base(case: Case) -> Case:
 
 def _uneven(decoded: Trace) -> bool:
     """Whether images advanced at different speed, as far as the decoder shows it."""
-    return not decoded.rounds or len({tuple(turn.first for turn in rounds) for rounds in decoded.rounds}) > 1
+    if not any(turn.drafted for rounds in decoded.rounds for turn in rounds):
+        return True
+    return len({tuple(turn.first for turn in rounds) for rounds in decoded.rounds}) > 1
 
 
 def _compare(subject: Subject, case: Case, request: Request, rows: list[int], due_BL: Tensor, where: str) -> None:
@@ -70,8 +73,13 @@ def neighbour(subject: Subject, case: Case) -> bool:
 
 
 def rounds(subject: Subject, case: Case) -> bool:
-    """An image is drafted, accepted and corrected as it would be alone: acceptance is no affair of the batch."""
+    """An image is drafted, accepted and corrected as it would be alone: acceptance is no affair of the batch.
+
+    Some images must go on drafting where others fell: a close draft, and scales enough for a round after the next.
+    """
     case = _base(case)
+    sides = case.patch_nums if len(case.patch_nums) > 3 else (1, 2, 3, 4)
+    case = replace(case, patch_nums=sides, draft="close", draft_len=2)
     due = subject.decode(case)
     if not due.rounds:
         raise NotOffered("no rounds in the trace")
@@ -84,15 +92,38 @@ def rounds(subject: Subject, case: Case) -> bool:
     return _uneven(due)
 
 
+def bonus(subject: Subject, case: Case) -> bool:
+    """A bonus scale behind a close draft is the image's own, also where its batch went on from other scales."""
+    base = _base(case)
+    sides = base.patch_nums if len(base.patch_nums) > 3 else (1, 2, 3, 4)
+    # next to the border of acceptance some images take the bonus scale and others fall
+    case = replace(base, patch_nums=sides, draft="close", bonus=True, draft_len=1 + case.seed % 2)
+    decoded, models = subject.decode(case), case.models
+    if Contract.of(subject.decoder(case).contract) is Contract.TOKENS:
+        greedy = case.settings.greedy
+        due = sequential.sample(models.target, models.vae, case.request, case.noise(), greedy=greedy)
+        require_tokens(decoded.tokens_BL, due.tokens_BL, "bonus scales in a batch that parts ways")
+    for image in range(case.B):
+        alone = subject.decode(case, request=case.request.only([image]))
+        require_tokens(alone.tokens_BL, decoded.tokens_BL[[image]], f"image {image} alone, with bonus scales")
+        if decoded.rounds:
+            actual, expected = decoded.rounds[image], alone.rounds[0]
+            require(actual == expected, f"image {image}: rounds {actual} in the batch, {expected} alone")
+    turns = [turn for rounds in decoded.rounds for turn in rounds]
+    return _uneven(decoded) and (not turns or any(turn.bonus for turn in turns))
+
+
 LAWS = (
     Law("batch.permutation", "Permuting the batch permutes the images.", ("decode", "accept", "cache"), permutation,
-        Contract.LAW),
+        Contract.LAW, policies=EVERY),
     Law("batch.splitting", "An image alone is the image of the batch.", ("decode", "accept", "cache"), splitting,
-        Contract.LAW),
+        Contract.LAW, policies=EVERY),
     Law("batch.padding", "More images behind the batch change nothing in it.", ("decode", "cache"), padding,
-        Contract.LAW),
+        Contract.LAW, policies=EVERY),
     Law("batch.neighbour", "An image does not depend on its neighbours.", ("decode", "accept", "cache"), neighbour,
-        Contract.LAW),
+        Contract.LAW, policies=EVERY),
     Law("batch.rounds", "An image is drafted, accepted and corrected as it would be alone.", ("accept", "draft_len"),
-        rounds, Contract.LAW),
+        rounds, Contract.LAW, policies=EVERY),
+    Law("batch.bonus", "A bonus scale behind a close draft is the image's own, whatever its batch does.",
+        ("decode", "accept", "cache"), bonus, Contract.LAW, policies=EVERY),
 )  # fmt: skip

@@ -41,18 +41,23 @@ CHOICES: dict[str, Sequence[Any]] = {
     "shared_adaln": (False, True),
     "l2_norm": (True, False),
     "weights": range(6),
-    "draft": QUALITIES,
+    "draft": (*QUALITIES, "close", "near", "single", "close"),
     "labels": ((0,), (2,), (3,), (0, 1), (1, 1), (0, 1, 2), (2, 3, 0)),
     "seed": range(1000),
-    "cfg": (1.5, 0.0, 0.5, 4.0),
+    "cfg": (1.5, 0.0, 0.5, 4.0, -0.5, 40.0),
     "top_k": (0, 0, 1, 3),
-    "top_p": (0.0, 0.0, 0.5, 0.9),
+    "top_p": (0.0, 0.0, 0.5, 0.9, 0.999),
     "order": ("image", "batch"),
-    "draft_len": (1, 2, 3, 5),
-    "bonus": (False, True),
-    "policy": ("coupled", "rejection"),
-    "dtype": ("float64", "float32"),
-}
+    "draft_len": (1, 2, 3, 2, 1, 2, 3, 5),
+    "bonus": (False, True, True, True),
+    "policy": (
+        "coupled", "rejection", "coupled", "rejection", "coupled", "rejection", "coupled", "rejection", "greedy",
+        "match:0.5", "match:0.5+partial", "coupled-match:0.7", "topk-match:2:0.6", "topk-match:2:0.6+partial", "kl:0.1",
+        "kl:0.3+partial", "handoff:1", "handoff:2", "collaborative:1", "collaborative:2", "coupled-match:0.4+partial",
+    ),
+    "dtype": ("float64", "float32", "bfloat16"),
+    "draft_dtype": ("", "float32", "bfloat16"),
+}  # fmt: skip
 PYRAMIDS = (*SMALL, PATCH_NUMS_256)  # the real one is one in 32: a decode of 680 tokens takes some twenty times as long
 
 
@@ -79,6 +84,7 @@ class Case:
         bonus: submit the scale behind the drafted ones too.
         policy: coupling and acceptance rule, for decoders that offer several.
         dtype: of the networks, one of `DTYPES`; most laws take float64 whatever it says (`Law.wide`).
+        draft_dtype: of the draft, where it is another.
         device: of the networks.
     """
 
@@ -100,6 +106,7 @@ class Case:
     bonus: bool = False
     policy: str = "coupled"
     dtype: str = "float64"
+    draft_dtype: str = ""
     device: str = "cpu"
 
     def __repr__(self) -> str:
@@ -116,7 +123,10 @@ class Case:
     @property
     def models(self) -> ModelPair:
         """The networks; built once per process."""
-        names = ("patch_nums", "V", "D", "depth", "shared_adaln", "l2_norm", "weights", "draft", "dtype", "device")
+        names = (
+            "patch_nums", "V", "D", "depth", "shared_adaln", "l2_norm", "weights", "draft", "dtype", "draft_dtype",
+            "device",
+        )  # fmt: skip
         return _models(Case(**{name: getattr(self, name) for name in names}))
 
     @property
@@ -157,7 +167,7 @@ class Case:
 
     def wide(self) -> Case:
         """Return the case with float64 networks: no two computations of one logit differ in more than 1e-10."""
-        return replace(self, dtype="float64")
+        return replace(self, dtype="float64", draft_dtype="")
 
     def noise(self, request: Request | None = None) -> SeededNoise:
         """Return fresh numbers for one decode."""
@@ -186,4 +196,4 @@ def _models(case: Case) -> ModelPair:
     config = TransformerConfig(
         case.pyramid, case.depth, case.D, 2, case.V, C, CLASSES, shared_adaln=case.shared_adaln, l2_norm=case.l2_norm
     )
-    return random_models(config, case.weights, case.draft).to(case.at, DTYPES[case.dtype])
+    return random_models(config, case.weights, case.draft).to(case.at, DTYPES[case.dtype], DTYPES.get(case.draft_dtype))

@@ -17,7 +17,20 @@ import torch
 
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
-from harness.laws import acceptance, batch, guidance, masks, positions, randomness, sensitivity, state
+from harness.laws import (
+    acceptance,
+    batch,
+    guidance,
+    masks,
+    numbers,
+    positions,
+    randomness,
+    reuse,
+    rules,
+    sensitivity,
+    state,
+    streams,
+)
 from harness.laws.case import CHOICES, Case
 from harness.laws.law import Law, NotOffered, Subject, Violation
 from harness.runs.apart import pickled
@@ -26,7 +39,9 @@ from harness.runs.factory import Factory, load_factory, name_of
 from harness.runs.terms import Keeping
 from harness.runs.workers import Died
 
-FAMILIES = (positions, guidance, masks, state, randomness, acceptance, batch, sensitivity)
+FAMILIES = (
+    positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, batch, sensitivity, numbers
+)  # fmt: skip
 LAWS: tuple[Law, ...] = tuple(law for family in FAMILIES for law in family.LAWS)
 
 
@@ -54,17 +69,18 @@ class LawResult:
 
     @property
     def verdict(self) -> Verdict | None:
-        """DEFECT, IDENTICAL (it held), INCONCLUSIVE (never exercised), or None where it does not apply."""
+        """DEFECT, IDENTICAL (it held), INCONCLUSIVE (never exercised, or mostly refused), None: not applicable."""
         if self.violation is not None:
             return Verdict.DEFECT
         if self.skipped and not self.examples:
             return None
-        return Verdict.IDENTICAL if self.exercised else Verdict.INCONCLUSIVE
+        return Verdict.IDENTICAL if self.exercised and self.refused <= self.examples else Verdict.INCONCLUSIVE
 
     def __str__(self) -> str:
+        most = "mostly refused" if self.exercised else "never exercised"
         word = {None: f"not applicable: {self.skipped}", Verdict.DEFECT: "BROKEN", Verdict.IDENTICAL: "held"}
-        said = word.get(self.verdict, "never exercised")
-        counts = f"{self.examples:5d} examples {self.exercised:5d} exercised"
+        said = word.get(self.verdict, most)
+        counts = f"{self.examples:5d} examples {self.exercised:5d} exercised {self.refused:4d} refused"
         return f"{self.law.id:28s} {counts} {self.seconds:7.2f} s  {said}"
 
 
@@ -93,7 +109,8 @@ class Report:
         lines = [str(row) for row in self.rows]
         lines += [f"\n{violation}" for violation in self.violations[:1]]
         lines += [
-            f"{self.verdict.value} {held} of {len(applied)} laws held, {len(self.rows) - len(applied)} not applicable"
+            f"{self.verdict.value} {held} of {len(applied)} laws held, {len(self.rows) - len(applied)} not applicable, "
+            f"{sum(row.refused for row in self.rows)} cases refused"
         ]
         return "\n".join(lines)
 

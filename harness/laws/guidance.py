@@ -9,7 +9,9 @@ import torch
 from harness.errors import HarnessError
 from harness.laws.case import Case
 from harness.laws.law import (
+    EVERY,
     FLOAT64,
+    KEEPS_AN_EQUAL,
     Law,
     NotOffered,
     Subject,
@@ -17,6 +19,7 @@ from harness.laws.law import (
     require_same,
     require_tokens,
 )
+from harness.laws.oracle import rows_of, targeted
 from harness.protocol.contract import Contract
 from harness.reference import guidance
 
@@ -95,9 +98,11 @@ def weights(subject: Subject, case: Case) -> bool:
     if kept is None:
         raise NotOffered("no intermediates")
     for si in case.pyramid:
-        span = case.pyramid.span(si)
-        due = guidance.guide(kept.rows_RLV[:, span], case.cfg, si, case.pyramid.S)
-        require_same({"guided": kept.guided_BLV[:, span]}, {"guided": due}, f"scale {si}", FLOAT64)
+        span, images = case.pyramid.span(si), targeted(decoded, case.B, si)
+        if not images:
+            continue
+        due = guidance.guide(kept.rows_RLV[rows_of(images, case.B), span], case.cfg, si, case.pyramid.S)
+        require_same({"guided": kept.guided_BLV[images, span]}, {"guided": due}, f"scale {si}", FLOAT64)
     return case.cfg != 0 and case.pyramid.S > 1
 
 
@@ -107,9 +112,10 @@ LAWS = (
     Law("guidance.off", "cfg = 0, and any cfg at scale 0, give the conditional logits to the bit.", ("guide",), off),
     Law("guidance.refusal", "An odd number of guidance rows is refused.", ("guide",), refusal),
     Law("guidance.unconditional", "The unconditional label gives the same image for every cfg.",
-        ("decode", "guide", "condition"), unconditional, Contract.LAW),
+        ("decode", "guide", "condition"), unconditional, Contract.LAW, policies=EVERY),
     Law("guidance.both-sides", "Draft and target are guided at the same scale index: a draft = target is kept whole.",
-        ("guide", "draft_generate_batch"), both_sides, Contract.LAW),
+        ("guide", "draft_generate_batch"), both_sides, Contract.LAW,
+        policies=KEEPS_AN_EQUAL),
     Law("guidance.trace", "The guided logits of a decode are the formula over its own rows.",
         ("decode", "guide"), weights),
 )  # fmt: skip

@@ -29,6 +29,18 @@ from harness.runs.factory import Factory, build
 # the smallest planted bug moves them by more than 1e-4. tests/meta/test_tolerances.py measures the first number.
 FLOAT64 = 1e-10
 
+PLAIN = ("coupled", "rejection")  # what every decoder may be asked for
+EXACT = ("coupled", "greedy")
+LOSSY = ("match", "coupled-match", "topk-match", "kl", "handoff", "collaborative")
+EVERY = (*EXACT, "rejection", *LOSSY)
+KEEPS_AN_EQUAL = ("coupled", "greedy", "rejection", "coupled-match", "kl", "handoff", "collaborative")
+HOLDS = {Contract.TOKENS: EXACT, Contract.LAW: (*EXACT, "rejection"), Contract.QUALITY: EVERY}
+
+
+def policy_name(text: str) -> str:
+    """Return a policy's name without its numbers."""
+    return text.partition("+")[0].partition(":")[0]
+
 
 class Violation(HarnessError):  # noqa: N818
     """A law is broken; the message fits on one screen and holds the case to replay.
@@ -123,6 +135,8 @@ class Law:
         test: raises `Broken`, or returns whether the case exercised the law.
         contract: weakest claim that entails the law.
         wide: test on float64 networks, so that rounding cannot decide a token.
+        policies: under which it holds, of a decoder that says which one it follows (`decoder.policy`); empty =
+            those whose contract entails the law.
     """
 
     id: str
@@ -131,6 +145,7 @@ class Law:
     test: Callable[[Subject, Case], bool] = field(repr=False)
     contract: Contract = Contract.QUALITY
     wide: bool = True
+    policies: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:
@@ -142,10 +157,33 @@ class Law:
         """Claims that entail the law."""
         return tuple(claim for claim in Contract if claim.entails(self.contract))
 
+    @property
+    def holds_under(self) -> tuple[str, ...]:
+        """Names of the policies under which the law holds."""
+        return self.policies or HOLDS[self.contract]
+
     def fitted(self, case: Case) -> Case:
-        """Return the case as the law takes it: float64 networks if it is wide, a policy whose contract it is about."""
+        """Return the case as the law takes it: float64 networks if it is wide, a policy under which it holds."""
         wide = case.wide() if self.wide else case
-        return wide if Contract.LAW.entails(self.contract) else replace(wide, policy="coupled")
+        if policy_name(case.policy) in self.holds_under:
+            return wide
+        plain = [name for name in PLAIN if name in self.holds_under] or ["coupled"]
+        return replace(wide, policy=plain[case.seed % len(plain)])
+
+    def offered(self, subject: Subject, case: Case) -> Case:
+        """Return the fitted case under a policy that the decoder knows.
+
+        Only a decoder that says which policy it follows is asked for others than `PLAIN`: one that ignores
+        `Settings.policy` is right, and would be judged by another rule than its own.
+        """
+        case = self.fitted(case)
+        if case.policy in PLAIN:
+            return case
+        try:
+            known = getattr(subject.decoder(case), "policy", None) == case.policy
+        except InputError:
+            known = False
+        return case if known else replace(case, policy="coupled")
 
     def check(self, subject: Subject, case: Case) -> bool:
         """Test the law in one case; return whether the case was not trivial for it.
@@ -155,10 +193,11 @@ class Law:
             NotOffered: it does not apply to this decoder.
             InputError: the decoder refuses the case.
         """
-        case = self.fitted(case)
+        case = self.offered(subject, case)
         models, before = case.models, pair_checksums(case.models)  # before the decoder is built
-        claimed = Contract.of(subject.decoder(case).contract)
-        if not claimed.entails(self.contract):
+        decoder = subject.decoder(case)
+        claimed, follows = Contract.of(decoder.contract), getattr(decoder, "policy", None) == case.policy
+        if not claimed.entails(self.contract) and not (follows and policy_name(case.policy) in self.policies):
             raise NotOffered(f"contract {claimed}")
         try:
             exercised = self.test(subject, case)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from torch import Tensor
+
 from harness.errors import InputError
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -17,7 +19,7 @@ from harness.models.pair import ModelPair
 from harness.models.sizes import random_weights
 from harness.models.transformer import Transformer
 
-QUALITIES = ("near", "close", "far", "adversarial", "identical")
+QUALITIES = ("near", "close", "far", "adversarial", "identical", "single")
 # Relative size of the change from the target's weights to the draft's; chosen so that full acceptance, partial
 # acceptance and first-scale rejection all happen often (tests/meta/test_strategies.py counts them).
 CHANGE = {"close": 0.03, "near": 0.15}
@@ -50,12 +52,26 @@ def draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
     if quality == "adversarial":
         negated = {name: -w if name.startswith("head.") else w for name, w in target.weights.items()}
         return replace(target, weights=negated)
+    if quality == "single":
+        return replace(target, weights=_few_positions_moved(target, seed))
     if quality not in CHANGE:
         raise InputError("draft", quality, f"must be one of {', '.join(QUALITIES)}", "pass near")
     other = transformer_weights(target.config, seed + 1).weights
     share = CHANGE[quality]
     mixed = {name: w * math.sqrt(1 - share * share) + share * other[name] for name, w in target.weights.items()}
     return replace(target, weights=mixed)
+
+
+def _few_positions_moved(target: Transformer, seed: int) -> dict[str, Tensor]:
+    """Move at most eight positions of one of the last two scales: a token or two is wrong there, hardly another."""
+    pyramid = target.config.pyramid
+    si = max(0, pyramid.S - 1 - seed // 1000 % 2)
+    n = pyramid.tokens(si)
+    count = min(8, max(1, n // 32))
+    at = [pyramid.begin(si) + (seed // 1000 * 7 + n // count * k) % n for k in range(count)]
+    pos_1LC = target.weights["pos_1LC"].clone()
+    pos_1LC[:, at] *= -4
+    return {**target.weights, "pos_1LC": pos_1LC}
 
 
 def random_models(config: TransformerConfig, seed: int, quality: str) -> ModelPair:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.models.autoencoder import Autoencoder
 from harness.models.network import Network
+from harness.protocol.trace import Trace
 from harness.reference.latent import accumulate, next_input
 from harness.reference.sequential import GrowingCache, guidance_labels, scale_input
 
@@ -40,6 +41,28 @@ class Run:
         if length:
             cache.layers = {i: (k[:, :, :length], v[:, :, :length]) for i, (k, v) in self.kv.items()}
         return cache
+
+
+def targeted(decoded: Trace, B: int, si: int) -> list[int]:
+    """Return the images whose scale `si` had a target pass: all of them, unless a policy left it to the draft alone."""
+    alone = [
+        {turn.first + k for turn in rounds if not turn.target_rows for k in range(turn.finished)}
+        for rounds in decoded.rounds
+    ]
+    return [image for image in range(B) if not alone or si not in alone[image]]
+
+
+def rows_of(images: list[int], B: int) -> list[int]:
+    """Return the guidance rows of images."""
+    return images + [B + image for image in images]
+
+
+def several(decoded: Trace, S: int) -> bool:
+    """Return whether any pass was over several scales; where nothing is drafted or told, whether there are several."""
+    turns = [turn for rounds in decoded.rounds for turn in rounds]
+    if not any(turn.drafted for turn in turns):
+        return S > 1
+    return any(turn.drafted + turn.bonus > 1 for turn in turns)
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.laws.case import Case
 from harness.laws.law import FLOAT64, Law, NotOffered, Subject, require, require_same
 from harness.laws.networks import CLASSES
-from harness.laws.oracle import run_over
+from harness.laws.oracle import rows_of, run_over, several, targeted
 from harness.reference.sequential import guidance_labels, scale_input
 
 
@@ -79,11 +79,13 @@ def trace(subject: Subject, case: Case) -> bool:
         raise NotOffered("no intermediates")
     run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
     for si in case.pyramid:
-        span = case.pyramid.span(si)
-        actual: dict[str, Tensor] = {"x": kept.x_RLD[:, span], "rows": kept.rows_RLV[:, span]}
-        expected = {"x": run.x_RLD[:, span], "rows": run.rows_RLV[:, span]}
-        require_same(actual, expected, f"scale {si}", FLOAT64)
-    return any(turn.drafted + turn.bonus > 1 for rounds in decoded.rounds for turn in rounds)
+        span, images = case.pyramid.span(si), targeted(decoded, case.B, si)
+        rows = rows_of(images, case.B)
+        actual: dict[str, Tensor] = {"x": kept.x_RLD[rows, span], "rows": kept.rows_RLV[rows, span]}
+        expected = {"x": run.x_RLD[rows, span], "rows": run.rows_RLV[rows, span]}
+        if images:
+            require_same(actual, expected, f"scale {si}", FLOAT64)
+    return several(decoded, case.pyramid.S)
 
 
 LAWS = (

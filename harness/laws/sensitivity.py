@@ -34,7 +34,9 @@ def _changes(subject: Subject, case: Case, word: str, variants: Variants) -> boo
     models, request = case.models, replace(case.request, labels=labels)
 
     def reference(request: Request) -> Tensor:
-        return sequential.sample(models.target, models.vae, request, case.noise(request)).tokens_BL
+        return sequential.sample(
+            models.target, models.vae, request, case.noise(request), greedy=case.settings.greedy
+        ).tokens_BL
 
     base_BL = reference(request)
     telling = [v for v in variants(request) if 2 * int((reference(v) != base_BL).any(1).sum()) >= request.B]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,10 @@ from harness.protocol.noise import RecordedNumbers, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 
+# Of the draft of `--models digits-close`: every number of accepted scales from none to all of a window is then common.
+CLOSE = 0.002
+MOST_NOISE = 10
+
 
 @dataclass(frozen=True)
 class ModelPair:
@@ -35,6 +40,7 @@ class ModelPair:
         name: for reports.
         random: the weights of all three are those of `random_pair`; error budgets then hold for the law, not the draw.
         numbers: what a replay takes in place of generated numbers.
+        draft_noise: how far the draft's weights are from the target's (`close_pair`); None = a network of its own.
 
     Raises:
         InputError: patch_nums, V, C or classes differ.
@@ -46,6 +52,7 @@ class ModelPair:
     name: str = "custom"
     random: bool = False
     numbers: RecordedNumbers | None = field(default=None, repr=False)
+    draft_noise: float | None = None
 
     def __post_init__(self) -> None:
         draft, target = self.draft.config, self.target.config
@@ -66,6 +73,13 @@ class ModelPair:
             raise InputError(
                 "vae φ", self.vae.config.phi, f"must be one a scale ({self.pyramid.S})", "pass models trained as a pair"
             )
+
+    @property
+    def title(self) -> str:
+        """The name for a person; budgets go by `name`, since they are the target's."""
+        if self.draft_noise is None:
+            return self.name
+        return f"{self.name}, close draft (noise {self.draft_noise:g})"
 
     @property
     def pyramid(self) -> ScalePyramid:
@@ -143,6 +157,29 @@ def load_digits() -> ModelPair:
     """Load the trained digits pair that ships with the package (MNIST, 10 scales, 680 tokens, 10 classes)."""
     folder = Path(str(files("harness.models") / "digits"))
     return load_pair(folder / "draft.safetensors", folder / "target.safetensors", folder / "vae.safetensors", "digits")
+
+
+@torch.inference_mode()
+def close_pair(models: ModelPair, noise: float, seed: int = 0) -> ModelPair:
+    """Return the pair with another draft: its target, every weight moved by a stated amount.
+
+    Args:
+        models: of which target and VQ-VAE are kept.
+        noise: standard deviation of the change, in units of a tensor's root mean square, 0 to 10; 0 is the target.
+        seed: of the change, which is drawn on the CPU: the same draft on every device.
+
+    Raises:
+        InputError: an amount outside its range.
+    """
+    if not 0 <= noise <= MOST_NOISE:
+        raise InputError("draft_noise", noise, f"must lie in [0, {MOST_NOISE}]", f"pass --draft-noise {CLOSE}")
+    generator = torch.Generator().manual_seed(seed)
+    moved = {}
+    for name, weight in models.target.weights.items():
+        change = torch.randn(weight.shape, generator=generator).to(weight.device, weight.dtype)
+        moved[name] = weight + noise * weight.float().square().mean().sqrt().to(weight.dtype) * change
+    target: Any = models.target
+    return replace(models, draft=replace(target, weights=moved), draft_noise=noise)
 
 
 def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) -> ModelPair:

@@ -172,14 +172,12 @@ ONE_CALL = Mutant(
     "one target call is reported, whatever was made",
     "a counter in the wrong loop; such a report was seen in the wild",
     wrapped(one_call),
-    alone=True,
 )
 GENEROUS = Mutant(
     "acceptance.generous",
     "corrected tokens are counted as accepted",
     "acceptance counted after the correction",
     wrapped(generous),
-    alone=True,
 )
 INVERTED = Mutant(
     "acceptance.inverted",

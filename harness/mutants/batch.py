@@ -91,12 +91,18 @@ def growing_batch(decoder: SpeculativeDecoder, request: Request, noise: SeededNo
     return decoder.decode(request, Tampered(noise, change))
 
 
+def growing_law(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    """Do so under contract B alone: each image still follows the target's law."""
+    return (
+        growing_batch(decoder, request, noise) if decoder.contract == Contract.LAW else decoder.decode(request, noise)
+    )
+
+
 SHARED_LENGTH = Mutant(
     "batch.shared-length",
     "one image's rejection shortens everybody's drafts",
     "a dynamic length kept once for the batch",
     _shared_length,
-    alone=True,
 )
 INTERLEAVED = Mutant(
     "batch.interleaved",
@@ -122,6 +128,13 @@ GROWING = Mutant(
     "numbers depend on the size of the batch",
     "one generator for whatever batch there is",
     wrapped(growing_batch),
+)
+GROWING_LAW = Mutant(
+    "batch.growing-law",
+    "contract B: numbers depend on the size of the batch",
+    "one generator for whatever batch there is, which the law does not show",
+    wrapped(growing_law),
+    alone=True,
 )
 FIRST_LABEL = Mutant(
     "batch.first-label",

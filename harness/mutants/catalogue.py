@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
-from harness.mutants import acceptance, batch, guidance, masks, positions, randomness, sensitivity, state
+from harness.mutants import (
+    acceptance,
+    batch,
+    guidance,
+    masks,
+    numbers,
+    positions,
+    randomness,
+    reuse,
+    rules,
+    sensitivity,
+    state,
+    streams,
+    windows,
+)
 from harness.mutants.mutant import Mutant
 
-FAMILIES = (positions, guidance, masks, state, randomness, acceptance, batch, sensitivity)
+FAMILIES = (
+    positions,
+    guidance,
+    masks,
+    state,
+    reuse,
+    randomness,
+    streams,
+    acceptance,
+    rules,
+    windows,
+    batch,
+    sensitivity,
+    numbers,
+)
 MUTANTS = tuple(thing for family in FAMILIES for thing in vars(family).values() if isinstance(thing, Mutant))

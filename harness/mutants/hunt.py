@@ -8,17 +8,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from harness.judge.verdict import Verdict
 from harness.laws.case import Case
 from harness.laws.conformance import LAWS, cases, run_law
 from harness.laws.law import Law, Subject, Violation
+from harness.models.pair import load_digits
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.mutant import Mutant, production
+from harness.runs.cover import covering, verify_blocks
+from harness.runs.terms import Terms
 
 SCOPES = ("first", "family", "all")
+
+
+@dataclass(frozen=True)
+class VerifiedMutant:
+    """What the default verification said of one mutant: the verdict, the first defect's component, seconds to it."""
+
+    verdict: Verdict
+    component: str
+    detail: str
+    seconds: float
 
 
 @dataclass
@@ -31,6 +46,7 @@ class Caught:
         tried: laws that were checked.
         seconds: from the start to the first violation, its search for a smaller case included.
         total_seconds: of all laws.
+        verified: what `verify` says, where it was asked.
     """
 
     mutant: Mutant
@@ -38,6 +54,14 @@ class Caught:
     tried: int = 0
     seconds: float = float("nan")
     total_seconds: float = 0.0
+    verified: VerifiedMutant | None = None
+
+    @property
+    def stage(self) -> str:
+        """What catches it first: "verify" on digits, "laws", or nothing; "laws" alone were asked without `verified`."""
+        if self.verified is not None and self.verified.verdict is Verdict.DEFECT:
+            return "verify"
+        return "laws" if self.violations else ""
 
     @property
     def own(self) -> list[Violation]:
@@ -109,7 +133,8 @@ def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught
     """
     caught, start = Caught(mutant), time.perf_counter()
     for law in laws_for(mutant, scope):
-        row = run_law(law, Subject(mutant), tried)
+        with mutant.planted():
+            row = run_law(law, Subject(mutant), tried)
         caught.tried += 1
         if row.violation is not None:
             caught.violations.append(row.violation)
@@ -121,6 +146,18 @@ def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught
     return caught
 
 
+def verified(mutant: Mutant, policy: str = "coupled") -> VerifiedMutant:
+    """Run the default verification on a mutant, in this process, up to the first defect."""
+    start = time.perf_counter()
+    with mutant.planted():
+        blocks = covering(load_digits(), policy)
+        result = verify_blocks(blocks, mutant, Terms(in_process=True, first_only=True))
+    first, seconds = result.first_divergence, time.perf_counter() - start
+    if result.verdict is not Verdict.DEFECT or first is None:
+        return VerifiedMutant(result.verdict, "", "; ".join(result.inconclusive), seconds)
+    return VerifiedMutant(result.verdict, first.component, first.detail, seconds)
+
+
 @dataclass(frozen=True)
 class HuntWork:
     """What a worker of a hunt gets.
@@ -128,13 +165,19 @@ class HuntWork:
     Args:
         tried: cases.
         scope: one of `SCOPES`.
+        stages: run `verify` on each mutant, too.
+        threads: of PyTorch, for a worker; 0 = as they are.
     """
 
     tried: tuple[Case, ...]
     scope: str
+    stages: bool = False
+    threads: int = 0
 
     def open(self) -> Hunter:
-        """Return what hunts mutant after mutant."""
+        """Return what hunts mutant after mutant. Effects: the number of threads of this process."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
         return Hunter(self)
 
 
@@ -151,11 +194,25 @@ class Hunter:
         if kind == "law":
             law = next(law for law in LAWS if law.id == name)
             return run_law(law, Subject(production), self.work.tried).violation is not None
-        found = hunt(next(mutant for mutant in MUTANTS if mutant.id == name), self.work.tried, self.work.scope)
-        return {field.name: getattr(found, field.name) for field in fields(Caught) if field.name != "mutant"}
+        mutant = next(mutant for mutant in MUTANTS if mutant.id == name)
+        found = hunt(mutant, self.work.tried, self.work.scope)
+        if self.work.stages:
+            found.verified = verified(mutant)
+        violations = [(violation.law.id, violation.case, violation.found) for violation in found.violations]
+        return {**vars(found), "mutant": name, "violations": violations}
 
     def close(self) -> None:
         """Nothing is left to end."""
+
+
+def received(values: dict[str, Any]) -> Caught:
+    """Return what a hunter found, from what it sent: laws and mutants go by their ids."""
+    mutant = next(mutant for mutant in MUTANTS if mutant.id == values["mutant"])
+    laws = {law.id: law for law in LAWS}
+    violations = [
+        Violation(laws[name], case, found, Subject(mutant).name) for name, case, found in values["violations"]
+    ]
+    return Caught(**{**values, "mutant": mutant, "violations": violations})
 
 
 def hunting_cases(examples: int, seed: int = 0, device: str = "cpu", dtype: str = "float64") -> list[Case]:

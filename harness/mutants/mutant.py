@@ -6,13 +6,16 @@ changes. It is a factory, so `--implementation harness.mutants.masks:CORNER` nam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from harness.laws.case import forget_models
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.noise import Noise, SeededNoise
@@ -36,6 +39,8 @@ class Mutant:
         build: the decoder with the bug.
         alone: True when no law of another family may catch it.
         component: what `verify` must point to; empty where the bug is the laws' alone to find, or to place.
+        shared: "module:name" -> what stands there instead, for a bug in code that decoder and reference share: it is
+            planted for both while the laws or `verify` run.
     """
 
     id: str
@@ -44,6 +49,7 @@ class Mutant:
     build: Factory = field(repr=False)
     alone: bool = False
     component: str = ""
+    shared: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def family(self) -> str:
@@ -53,6 +59,61 @@ class Mutant:
     def __call__(self, models: ModelPair, settings: Settings) -> Implementation:
         """Build the decoder: a mutant is a factory."""
         return self.build(models, settings)
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """Plant what is shared, for as long as the context lasts. Effects: networks are made anew."""
+        with replaced(self.shared):
+            if self.shared:
+                forget_models()
+            yield
+        if self.shared:
+            forget_models()
+
+
+@contextmanager
+def replaced(targets: Mapping[str, Any]) -> Iterator[None]:
+    """Put other things in the places of module attributes for a while.
+
+    Args:
+        targets: "module:name" or "module:Class.name" -> what stands there.
+    """
+    kept = []
+    try:
+        for place, thing in targets.items():
+            module, _, path = place.partition(":")
+            holder: Any = importlib.import_module(module)
+            *outer, name = path.split(".")
+            for each in outer:
+                holder = getattr(holder, each)
+            kept.append((holder, name, holder.__dict__[name]))
+            setattr(holder, name, thing)
+        yield
+    finally:
+        for holder, name, was in reversed(kept):
+            setattr(holder, name, was)
+
+
+class Patched(SpeculativeDecoder):
+    """The production decoder that decodes with other functions in some modules' places."""
+
+    targets: Mapping[str, Any] = {}
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        """Decode with the bug."""
+        with replaced(self.targets):
+            return super().decode(request, noise)
+
+
+def patched(targets: Mapping[str, Any]) -> Factory:
+    """Plant a bug in a function that is no part: "module:name" -> what stands there while the decoder decodes."""
+
+    def build(models: ModelPair, settings: Settings) -> Implementation:
+        decoder = Patched(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
+        decoder.targets = targets
+        return decoder
+
+    return build
 
 
 def production(models: ModelPair, settings: Settings, used: Parts = PARTS) -> SpeculativeDecoder:
@@ -86,6 +147,11 @@ class Wrapped:
     def contract(self) -> str:
         """As the decoder claims."""
         return self.inner.contract
+
+    @property
+    def policy(self) -> str:
+        """As the decoder says."""
+        return self.inner.policy
 
     def decode(self, request: Request, noise: Noise) -> Trace:
         """Decode with the bug."""

@@ -40,6 +40,8 @@ def as_json(result: Verification) -> bytes:
         "target_rows": joined("target_rows"),
         "rounds": joined("rounds"),
         "accepted_scales": joined("accepted_scales"),
+        "covers": result.covers,
+        "coverage": result.coverage.as_dict(),
         "device": str(result.device),
         "dtype": str(result.dtype).removeprefix("torch."),
         "draft_dtype": str(result.draft_dtype).removeprefix("torch."),
@@ -67,12 +69,20 @@ def _finite(values: dict[str, object]) -> dict[str, object]:
 def _row(row: JudgedRow) -> dict[str, object]:
     """Return what one request came to; `request` is its place in the document's list."""
     counts = {name: row.judgement.count(name) for name in COUNTS}
-    return {"request": row.task, "verdict": row.judgement.verdict.value, **counts, "seconds": row.seconds}
+    return {
+        "request": row.task,
+        "verdict": row.judgement.verdict.value,
+        **counts,
+        "refused": row.refused,
+        "seconds": row.seconds,
+    }
 
 
 def _setting(setting: SettingResult) -> dict[str, object]:
     return {
         "setting": vars(setting.settings),
+        "draft": setting.draft,
+        "refused": setting.refused,
         "contract": setting.contract,
         "verdict": setting.verdict.value,
         **{name: setting.total(name) for name in COUNTS},

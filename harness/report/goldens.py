@@ -21,6 +21,7 @@ from harness.rounding.precision import precision
 
 SHOWN = 5  # defects of one case; the JSON file has more
 LISTED = 50
+UNJUDGED = ("not_judged", "soft_ties", "map_positions", "map_not_judged")
 
 
 def show_results(results: Sequence[FileResult], console: Console, quiet: bool) -> None:
@@ -45,10 +46,20 @@ def show_results(results: Sequence[FileResult], console: Console, quiet: bool) -
 def _table(result: FileResult) -> Table:
     table = Table(title=one_line(result.path), box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("case", no_wrap=True)
-    for name in ("draws", "identical", "ties", "defects", "|Δlogits|", "|Δf_hat|", "|Δimage|", "free run"):
+    for name in (
+        "draws",
+        "identical",
+        "ties",
+        "not judged",
+        "defects",
+        "|Δlogits|",
+        "|Δf_hat|",
+        "|Δimage|",
+        "free run",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for case in result.cases:
-        counts = (case.draws, case.identical, len(case.ties), len(case.defects))
+        counts = (case.draws, case.identical, len(case.ties), case.not_judged, len(case.defects))
         deltas = (case.delta_logits, case.delta_f_hat, case.delta_image)
         cells = [*map(str, counts), *map(_number, deltas)]
         table.add_row(one_line(case.id), *cells, "-" if case.run is None else "same" if case.free_run else "differs")
@@ -71,6 +82,7 @@ def results_as_json(results: Sequence[FileResult], device: torch.device) -> byte
             "draws": sum(case.draws for case in cases),
             "identical": sum(case.identical for case in cases),
             "ties": len(ties),
+            **{name: sum(getattr(case, name) for case in cases) for name in UNJUDGED},
             "defects": len(defects) + sum(len(result.defects) for result in results),
             "first_divergence": {"case": first[0], **first[1].as_dict()} if first else None,
             "target_calls": [calls for run in runs for calls in run.target_calls],
@@ -103,6 +115,7 @@ def _case(case: CaseResult) -> dict[str, object]:
         "draws": case.draws,
         "identical": case.identical,
         "ties": [tie.as_dict() for tie in case.ties],
+        **{name: getattr(case, name) for name in UNJUDGED},
         "defects": len(case.defects),
         "defects_listed": [defect.as_dict() for defect in case.defects[:LISTED]],
         **{name: None if math.isnan(delta) else delta for name, delta in deltas.items()},

@@ -44,6 +44,9 @@ def table(hunt: Hunt) -> Table:
     shown.add_column("caught by")
     shown.add_column("smallest failing example")
     shown.add_column("seconds", justify="right")
+    stages = any(caught.verified for caught in hunt.found)
+    if stages:
+        shown.add_column("first caught by")
     for caught in hunt.found:
         laws = [violation.law.id.partition(".")[2] for violation in caught.own]
         laws += [violation.law.id for violation in caught.elsewhere]
@@ -53,9 +56,18 @@ def table(hunt: Hunt) -> Table:
             ", ".join(laws) or "SURVIVED",
             repr(smallest.case).removeprefix("Case(").removesuffix(")") if smallest else "-",
             f"{caught.seconds:.1f}" if caught.violations else "-",
+            *([stage(caught)] if stages else []),
         )
     shown.caption = "* no law of another family may catch it (--laws all checks this)"
     return shown
+
+
+def stage(caught: Caught) -> str:
+    """Return what catches a mutant first, with the component that `verify` names and its seconds."""
+    if caught.stage != "verify" or caught.verified is None:
+        return caught.stage or "-"
+    right = "" if caught.mutant.component in ("", caught.verified.component) else f", not {caught.mutant.component}"
+    return f"verify ({caught.verified.component}{right}, {caught.verified.seconds:.1f} s)"
 
 
 def as_json(hunt: Hunt) -> bytes:
@@ -85,6 +97,8 @@ def _row(caught: Caught) -> dict[str, object]:
         "origin": caught.mutant.origin,
         "alone": caught.mutant.alone,
         "survived": caught.survived,
+        "stage": caught.stage,
+        "verify": vars(caught.verified) if caught.verified else None,
         "laws_tried": caught.tried,
         "caught_by": {violation.law.id: repr(violation.case) for violation in caught.violations},
         "smallest_case": repr(smallest.case) if smallest else None,

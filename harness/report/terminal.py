@@ -31,7 +31,7 @@ HEADERS = {
     "wrong_tensors": "wrong\ntensors",
     "defects": "defects",
 }
-PIPE_WIDTH = 130  # rich takes 80 where there is no terminal; a log has no edge
+PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
 MOST_SHOWN = 2000  # characters of a line: the message of somebody else's crash may have any length
 
 
@@ -67,22 +67,29 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
             say(console, spread(result))
         if result.compared:
             say(console, f"compared with the reference: {', '.join(result.compared)}")
+        if result.coverage.rounds:
+            say(console, f"covered: {result.coverage}")
         for name, why in result.not_compared.items():
             say(console, f"not compared: {name} ({why})")
-        for setting in result.settings:
-            if setting.distances:
-                say(console, measured(setting))
-        for reason in result.inconclusive:
-            say(console, f"inconclusive: {reason}")
-        first = result.first_divergence
-        if first is not None:
-            word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
-            say(console, f"{word}: {first}")
-            if alone := repeated_by(result):
-                say(console, f"alone: {alone}")
+        _say_what_was_found(result, console)
     if not result.is_whole:
         say(console, f"interrupted: {result.images} of {result.plan.images} images are judged")
     say(console, summary(result), result.verdict.value, COLOURS[result.verdict])
+
+
+def _say_what_was_found(result: Verification, console: Console) -> None:
+    """Print distances, why the run is inconclusive, and the first divergence."""
+    for setting in result.settings:
+        if setting.distances:
+            say(console, measured(setting))
+    for reason in result.inconclusive:
+        say(console, f"inconclusive: {reason}")
+    first = result.first_divergence
+    if first is not None:
+        word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
+        say(console, f"{word}: {first}")
+        if alone := repeated_by(result):
+            say(console, f"alone: {alone}")
 
 
 def spread(result: Verification) -> str:
@@ -101,7 +108,8 @@ def repeated_by(result: Verification) -> str:
         return ""
     row, found = case
     request = next(task.request for task in result.plan.tasks if task.number == row.task)
-    return repeat_line(recipe, result.plan.settings[row.setting], request, found)
+    plan = result.plan
+    return repeat_line(recipe, plan.settings[row.setting], request, found, plan.draft_of(row.setting))
 
 
 def measured(setting: SettingResult) -> str:
@@ -151,7 +159,7 @@ def _row(setting: SettingResult, columns: list[str]) -> list[str]:
     accepted = [count for rounds in setting.accepted_scales for count in rounds]
     counts = [str(setting.total(name)) for name in columns]
     return [
-        one_line(str(setting.settings)),
+        one_line(f"{setting.settings}{f', {setting.draft}' if setting.draft else ''}"),
         *counts,
         f"{sum(calls) / len(calls):.2f} ({min(calls)}-{max(calls)})" if calls else "-",
         f"{sum(accepted) / len(accepted):.2f}" if accepted else "-",

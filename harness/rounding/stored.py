@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from harness.errors import InputError
-from harness.files import compact, write_whole
+from harness.files import check_readable, compact, write_whole
 from harness.models.pair import ModelPair
 from harness.rounding.budget import Budget
 from harness.rounding.precision import precision
@@ -137,20 +137,26 @@ def load(store: Path) -> list[Entry]:
     """Read a file of entries; none where there is no file.
 
     Raises:
-        InputError: it is no such file, or a number in it is not positive and finite.
+        InputError: it is no such file or cannot be read, or a number in it is not positive and finite.
     """
     if not store.exists():
         return []
+    check_readable(store, "budgets", "pass a file of `sdvar-harness calibrate`")  # a pipe would wait for ever
     try:
         entries = [Entry(**values) for values in json.loads(store.read_text())["entries"]]
         good = all(isinstance(word, str) for entry in entries for word in entry.mode)
-        good = good and all(0 < number < float("inf") for e in entries for number in (e.rows, e.rows_rms, e.f_hat))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        good = good and all(_is_error(number) for e in entries for number in (e.rows, e.rows_rms, e.f_hat))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         good = False
     if not good:
         rule = "must hold entries of `sdvar-harness calibrate` with positive, finite errors"
         raise InputError("budgets", str(store), rule, "restore it, or delete it and calibrate again")
     return entries
+
+
+def _is_error(number: object) -> bool:
+    # through float: a whole number of a thousand digits lies below infinity, and nobody can compute with it
+    return isinstance(number, int | float) and 0 < float(number) < float("inf")
 
 
 def save(entry: Entry, store: Path, reason: str = "") -> None:

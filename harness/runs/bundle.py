@@ -19,7 +19,7 @@ from harness.files import check_readable, write_whole
 from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
-from harness.runs.records import NAMES, request_of, request_values, settings_of, to_json, unreadable
+from harness.runs.records import NAMES, request_of, request_values, settings_of, settings_values, to_json, unreadable
 from harness.runs.replay import KeptCase, unlike
 
 KEY, SCHEMA = "sdvar-bundle", 1
@@ -45,7 +45,7 @@ def write(case: KeptCase, models: ModelPair, path: Path) -> None:
     told = {
         "schema": SCHEMA,
         "about": dict(case.about),
-        "settings": vars(case.settings),
+        "settings": settings_values(case.settings, case.draft_noise),
         "request": request_values(case.request),
         "recorded": request_values(case.numbers.request if case.numbers else case.request),
         "found": [getattr(case.found, name) for name in NAMES],
@@ -83,15 +83,17 @@ def read(path: Path) -> KeptCase:
             rule = f"has schema {told['schema']}, and this version reads {SCHEMA}"
             raise InputError("file", str(path), rule, "use the version of the harness that wrote it")
         numbers = {name.removeprefix(NUMBERS): t for name, t in tensors.items() if name.startswith(NUMBERS)}
+        settings, draft_noise = settings_of(told["settings"])
         return KeptCase(
             0,
             told["about"],
-            settings_of(told["settings"]),
+            settings,
             request_of(told["request"]),
             Divergence(**dict(zip(NAMES, told["found"], strict=True))),
             told["scales"],
             RecordedNumbers(numbers, request_of(told["recorded"])),
             {name.removeprefix(EXHIBIT): t for name, t in tensors.items() if name.startswith(EXHIBIT)},
+            draft_noise,
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise unreadable("file", path, error) from None

@@ -113,7 +113,30 @@ def _crash(error: BaseException) -> str:
     own = [frame for frame in outside if not frame.filename.startswith(PACKAGE)]
     frame = (own or outside or frames)[-1]
     where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
+    part = _part([(each.name, Path(each.filename).stem) for each in outside])
+    where += f": part {part}" if part else ""
     return " ".join(f"{type(error).__name__}: {text_of(error)[:500]} in {where}".split())
+
+
+# Words of functions and modules, ours and the report's, and the part that they belong to; the first that fits holds.
+WORDS = {
+    "keep_drafted": "accept", "residual": "accept", "accept": "accept", "rejection": "accept", "outcome": "accept",
+    "policies": "accept", "cache": "cache", "level_of": "cache", "mask": "mask", "query": "query", "guid": "guidance",
+    "split": "split",
+    "filter": "filter", "draw": "draw", "race": "draw", "accumulate": "f_hat", "latent": "f_hat",
+    "next_input": "next input", "condition": "condition", "draft_len": "draft length", "update": "update",
+    "noise": "noise", "quantizer": "quantiser", "verify": "verify", "draft": "draft", "transformer": "network",
+}  # fmt: skip
+
+
+def _part(frames: list[tuple[str, str]]) -> str:
+    """Return the part that an exception was raised in: of the innermost frame whose name, or module, tells one."""
+    for names in reversed(frames):
+        for name in names:
+            found = next((part for word, part in WORDS.items() if word in name.lower()), "")
+            if found:
+                return found
+    return ""
 
 
 def _by_value(trace: Trace) -> Trace:

@@ -88,7 +88,7 @@ def other_run(about: Mapping[str, Any], plan: Plan, kept: Kept) -> list[str]:
     identity = differences(here.pop("identity"), kept.about.get("identity", {}))
     recorded = {key: kept.about.get(key) for key in here}
     found = identity + differences(here, recorded)
-    if plan.settings != kept.plan.settings:
+    if (plan.settings, plan.drafts) != (kept.plan.settings, kept.plan.drafts):
         said = [", ".join(map(str, of.settings)) for of in (plan, kept.plan)]
         found.append(f"settings (here {said[0]}, recorded {said[1]})")
     tasks = [[(to_json(request_values(t.request)), t.settings) for t in of.tasks] for of in (plan, kept.plan)]

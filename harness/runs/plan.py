@@ -40,10 +40,21 @@ class Plan:
     Args:
         settings: those of all tasks.
         tasks: in the order of the result.
+        drafts: by setting, the `draft_noise` of the draft that it meets (`models.pair.close_pair`); None = the pair's
+            own, and so is all of an empty tuple.
     """
 
     settings: tuple[Settings, ...]
     tasks: tuple[Task, ...]
+    drafts: tuple[float | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.drafts:
+            object.__setattr__(self, "drafts", (None,) * len(self.settings))
+
+    def draft_of(self, setting: int) -> float | None:
+        """Return the `draft_noise` of the draft that a setting meets; None = the pair's own."""
+        return self.drafts[setting]
 
     @classmethod
     def of(cls, settings: Sequence[Settings], requests: Sequence[Request]) -> Plan:

@@ -16,6 +16,7 @@ from harness.judge.verdict import Distance, Divergence, Judgement
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.runs.coverage import Coverage
 
 Values = Mapping[str, Any]
 NAMES = [f.name for f in fields(Divergence)]
@@ -30,17 +31,19 @@ class Counts:
         target_calls: target forward passes.
         target_rows: positions that the target computed.
         accepted_scales: accepted scales of every round.
+        covered: what the decode exercised, of all its images together.
     """
 
     target_calls: list[int] = field(default_factory=list)
     target_rows: list[int] = field(default_factory=list)
     accepted_scales: list[list[int]] = field(default_factory=list)
+    covered: Coverage = field(default_factory=Coverage)
 
     @classmethod
     def of(cls, trace: Trace) -> Counts:
         """Return the counts of a trace."""
         accepted = [[turn.accepted for turn in rounds] for rounds in trace.rounds]
-        return cls(list(trace.target_calls), list(trace.target_rows), accepted)
+        return cls(list(trace.target_calls), list(trace.target_rows), accepted, Coverage.of(trace))
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,14 @@ class JudgedRow:
     Args:
         task: number in the plan.
         setting: index in the plan.
-        judgement: on the decode.
+        judgement: on the decode; empty where it was refused.
         counts: of the decode; None where there was none to count.
         seconds: of the decode.
         reference_seconds: of the reference's.
         ended: when its task was done, seconds since 1970.
         host_bytes: resident memory of the worker then.
         device_bytes: what its allocator held of the GPU then; 0 on a CPU.
+        refused: why the decoder refused the request, where refusals are counted; empty = it did not.
     """
 
     task: int
@@ -68,6 +72,7 @@ class JudgedRow:
     ended: float = 0.0
     host_bytes: int = 0
     device_bytes: int = 0
+    refused: str = ""
 
 
 def request_values(request: Request) -> dict[str, Any]:
@@ -79,6 +84,21 @@ def request_of(values: Values) -> Request:
     """Return the request that `request_values` and JSON made these values of. Raises `TypeError` for other names."""
     made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Request(**made)
+
+
+def counts_values(counts: Counts) -> dict[str, Any]:
+    """Return counts as JSON values."""
+    return vars(counts) | {"covered": counts.covered.as_dict()}
+
+
+def counts_of(values: Values) -> Counts:
+    """Return the counts that `counts_values` and JSON made these values of."""
+    return Counts(**{**values, "covered": Coverage.from_dict(values["covered"])})
+
+
+def settings_values(settings: Settings, draft_noise: float | None) -> dict[str, Any]:
+    """Return settings as JSON values, with the draft that they meet (`Plan.draft_of`)."""
+    return vars(settings) | {"draft_noise": draft_noise}
 
 
 def judgement_values(judgement: Judgement) -> dict[str, Any]:
@@ -104,9 +124,11 @@ def to_json(values: Any) -> str:
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
-def settings_of(values: Values) -> Settings:
-    """Return the settings that `vars` made these values of."""
-    return Settings(**values)
+def settings_of(values: Values) -> tuple[Settings, float | None]:
+    """Return what `settings_values` made these values of."""
+    made = dict(values)
+    draft_noise = made.pop("draft_noise")
+    return Settings(**made), draft_noise
 
 
 def unreadable(name: str, path: object, error: Exception) -> InputError:

@@ -15,7 +15,9 @@ from harness.protocol.request import Request
 USUAL = {"cfg": 1.5, "top_k": 0, "top_p": 0.0}
 
 
-def repeat_line(recipe: Mapping[str, str], settings: Settings, request: Request, found: Divergence) -> str:
+def repeat_line(
+    recipe: Mapping[str, str], settings: Settings, request: Request, found: Divergence, draft_noise: float | None = None
+) -> str:
     """Return the command line.
 
     Args:
@@ -23,10 +25,12 @@ def repeat_line(recipe: Mapping[str, str], settings: Settings, request: Request,
         settings: the decoder's.
         request: the batch that held the image.
         found: names the image; the images of its seed where it names none.
+        draft_noise: of the draft that the setting met, where a design chose it (`Plan.draft_of`).
     """
     words = ["sdvar-harness", "verify"]
     for name, text in recipe.items():
         words += [f"--{name.replace('_', '-')}", *([text] if text else [])]
+    words += ["--draft-noise", f"{draft_noise!r}"] if draft_noise is not None else []
     words += _drawn(request, found)
     for name, usual in USUAL.items():
         if getattr(request, name) != usual:

@@ -59,6 +59,7 @@ class KeptCase:
         scales: the first ones of the pyramid that the networks are cut to; 0 = all.
         numbers: those that were drawn, where they are kept; None = they are generated anew.
         exhibit: tensors around it.
+        draft_noise: of the draft that the setting met, where a design chose it (`Plan.draft_of`).
     """
 
     number: int
@@ -69,6 +70,7 @@ class KeptCase:
     scales: int = 0
     numbers: RecordedNumbers | None = field(default=None, repr=False)
     exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    draft_noise: float | None = None
 
     @property
     def implementation(self) -> str:
@@ -114,6 +116,7 @@ def cases_of(path: Path) -> list[KeptCase]:
         KeptCase(
             number, kept.about, kept.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
             exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
+            draft_noise=kept.plan.draft_of(row.setting),
         )
         for number, row in enumerate(bad)
     ]  # fmt: skip
@@ -169,7 +172,9 @@ def first_defect(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence
         budget_for(models, budgets),
         replace(models, numbers=case.numbers),
     )  # measured by numbers of its own
-    work = VerifyWork(models, case.implementation, (case.settings,), case.request.B, budget, case.terms)
+    work = VerifyWork(
+        models, case.implementation, (case.settings,), case.request.B, budget, case.terms, (case.draft_noise,)
+    )
     opened = work.open()
     try:
         rows = opened.do(Task(0, case.request, (0,))).rows

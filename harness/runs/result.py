@@ -6,6 +6,7 @@ Promise: every count is a sum over judgements; nothing is judged here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -15,6 +16,7 @@ from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, wors
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.rounding.budget import Allowance
+from harness.runs.coverage import Coverage
 from harness.runs.plan import Plan
 from harness.runs.records import JudgedRow
 
@@ -30,16 +32,23 @@ class SettingResult:
         settings: which.
         contract: what the decoder claims.
         rows: what each request came to, in the order of the plan.
+        draft: which of a design's drafts.
     """
 
     settings: Settings
     contract: Contract
     rows: list[JudgedRow] = field(default_factory=list)
+    draft: str = ""
 
     @property
     def judgements(self) -> list[Judgement]:
-        """The judgement on every request."""
-        return [row.judgement for row in self.rows]
+        """The judgement on every request that was not refused."""
+        return [row.judgement for row in self.rows if not row.refused]
+
+    @property
+    def refused(self) -> int:
+        """Requests that the decoder refused."""
+        return sum(bool(row.refused) for row in self.rows)
 
     @property
     def seconds(self) -> float:
@@ -116,6 +125,16 @@ class Verification:
     stopped: int = 0  # signal that ended the run before its end
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     about: dict[str, Any] = field(default_factory=dict)  # identity, recipe, workers: what repeats the run
+    covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
+    reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """What the decodes exercised; asked for when the run is over."""
+        found = Coverage(refused=sum(setting.refused for setting in self.settings))
+        for setting in self.settings:
+            found.add([row.counts.covered for row in setting.rows if row.counts])
+        return found
 
     @property
     def contract(self) -> str:
@@ -129,8 +148,9 @@ class Verification:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of the settings."""
-        return Verdict.DEFECT if self.early else worst([setting.verdict for setting in self.settings])
+        """The worst verdict of the settings; INCONCLUSIVE at best where the run as a whole proves nothing."""
+        found = [setting.verdict for setting in self.settings] + [Verdict.INCONCLUSIVE] * bool(self.reasons)
+        return Verdict.DEFECT if self.early else worst(found)
 
     @property
     def first_case(self) -> tuple[JudgedRow, Divergence] | None:
@@ -173,4 +193,4 @@ class Verification:
     @property
     def inconclusive(self) -> list[str]:
         """Every distinct reason why the run proves nothing."""
-        return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive})
+        return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive}) + self.reasons

@@ -25,7 +25,7 @@ from harness.files import check_readable
 from harness.runs import records
 from harness.runs.exhibit import MOST_EXHIBITS, packed, unpacked
 from harness.runs.plan import Plan, Task
-from harness.runs.records import Counts, JudgedRow, request_of, settings_of, to_json
+from harness.runs.records import JudgedRow, request_of, settings_of, to_json
 
 SCHEMA = 1
 APPLICATION = 0x5D7A5ADA  # SQLite's mark of whose file it is
@@ -39,7 +39,7 @@ CREATE TABLE judged (
     wrong_tokens INTEGER NOT NULL, defects INTEGER NOT NULL,
     seconds REAL NOT NULL, reference_seconds REAL NOT NULL,
     ended REAL NOT NULL, host_bytes INTEGER NOT NULL, device_bytes INTEGER NOT NULL,
-    judgement TEXT NOT NULL, counts TEXT,
+    judgement TEXT NOT NULL, counts TEXT, refused TEXT NOT NULL,
     PRIMARY KEY (task, setting)
 );
 CREATE TABLE exhibits (
@@ -101,11 +101,13 @@ class RunFile:
             self._base.execute(f"PRAGMA user_version = {SCHEMA}")
             pairs = [(key, to_json(value)) for key, value in kept.about.items()]
             self._base.executemany("INSERT INTO run VALUES (?, ?)", pairs)
-            settings = [(k, to_json(vars(setting))) for k, setting in enumerate(kept.plan.settings)]
-            self._base.executemany("INSERT INTO settings VALUES (?, ?)", settings)
-            tasks = [
-                (t.number, to_json(records.request_values(t.request)), to_json(t.settings)) for t in kept.plan.tasks
+            plan = kept.plan
+            settings = [
+                (k, to_json(records.settings_values(setting, plan.draft_of(k))))
+                for k, setting in enumerate(plan.settings)
             ]
+            self._base.executemany("INSERT INTO settings VALUES (?, ?)", settings)
+            tasks = [(t.number, to_json(records.request_values(t.request)), to_json(t.settings)) for t in plan.tasks]
             self._base.executemany("INSERT INTO tasks VALUES (?, ?, ?)", tasks)
 
     @classmethod
@@ -130,11 +132,12 @@ class RunFile:
                     made.count(name) for name in ("images", "draws", "identical", "ties", "wrong_tokens", "defects")
                 ]
                 self._base.execute(
-                    "INSERT OR REPLACE INTO judged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    "INSERT OR REPLACE INTO judged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                     (
                         row.task, row.setting, made.verdict.value, *counts, row.seconds, row.reference_seconds,
                         row.ended, row.host_bytes, row.device_bytes,
-                        to_json(records.judgement_values(made)), to_json(vars(row.counts)) if row.counts else None,
+                        to_json(records.judgement_values(made)),
+                        to_json(records.counts_values(row.counts)) if row.counts else None, row.refused,
                     ),
                 )  # fmt: skip
             for task, setting, tensors in exhibits:
@@ -203,11 +206,13 @@ def read(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
             rule = f"has schema {schema}, and this version reads {SCHEMA}"
             raise InputError(name, str(path), rule, "use the version of the harness that wrote it")
         about = {key: json.loads(value) for key, value in base.execute("SELECT key, value FROM run")}
-        settings = [json.loads(value) for (value,) in base.execute("SELECT value FROM settings ORDER BY number")]
+        rows = base.execute("SELECT value FROM settings ORDER BY number").fetchall()
+        settings = [settings_of(json.loads(value)) for (value,) in rows]
         tasks = base.execute("SELECT number, request, settings FROM tasks ORDER BY number").fetchall()
         plan = Plan(
-            tuple(settings_of(values) for values in settings),
+            tuple(one for one, _ in settings),
             tuple(Task(number, request_of(json.loads(a)), tuple(json.loads(b))) for number, a, b in tasks),
+            tuple(noise for _, noise in settings),
         )
         return Kept(about, plan), list(_rows(base, path))
 
@@ -234,12 +239,12 @@ def is_begun(path: Path) -> bool:
 
 
 def _rows(base: sqlite3.Connection, path: Path) -> Iterator[JudgedRow]:
-    names = "task, setting, judgement, counts, seconds, reference_seconds, ended, host_bytes, device_bytes"
+    names = "task, setting, judgement, counts, seconds, reference_seconds, ended, host_bytes, device_bytes, refused"
     with _reading(path):
         for task, setting, judgement, counts, *rest in base.execute(
             f"SELECT {names} FROM judged ORDER BY task, setting"
         ):
-            made = Counts(**json.loads(counts)) if counts else None
+            made = records.counts_of(json.loads(counts)) if counts else None
             yield JudgedRow(task, setting, records.judgement_of(json.loads(judgement)), made, *rest)
 
 

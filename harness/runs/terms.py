@@ -24,6 +24,8 @@ class Terms:
         in_process: run the decoder in the judge's process: for a debugger.
         limits: time and memory of a process of its own.
         budgets: file of stored error budgets; a mode that is not in it is measured.
+        refusals: count a request that the decoder refuses, in place of raising its error.
+        first_only: stop at the first defect: for hunts.
     """
 
     contract: Contract | None = None
@@ -31,6 +33,8 @@ class Terms:
     in_process: bool = False
     limits: Limits = field(default_factory=Limits)
     budgets: Path = SHIPPED
+    refusals: bool = False
+    first_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def verify_plan(
     Effects: processes, which have ended when this returns; the run file.
     """
     plan.check()
-    result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.name, plan=plan)
+    result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.title, plan=plan)
     try:
         models.check_finite()
         budget = budget_for(models, terms.budgets)
@@ -120,7 +120,7 @@ def verify_plan(
     identity = identity_of(models, name) if keeping.recipe is not None or keeping.file else {}
     crew = employ(keeping, models.device, len(plan.tasks))
     sent = pickled(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
-    work = VerifyWork(models, sent, plan.settings, plan.most, budget, terms)
+    work = VerifyWork(models, sent, plan.settings, plan.most, budget, terms, plan.drafts)
     with closing(crew.open(work)) as pool:
         seed, about = plan.tasks[0].request.seed, pool.about
         result.early += [Divergence("precision", f"building changed {what}", seed) for what in about["moved"]]
@@ -131,7 +131,7 @@ def verify_plan(
         held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
         with held_file:
             run = RunInProgress(plan, result, file, progress)
-            result.stopped = run.go(pool.map)
+            result.stopped = run.go(pool.map, terms.first_only)
         result.about |= {"workers": pool.name, "certifying": str(certifying(models))}
     run.put_together(models, budget)
     if result.stopped:
@@ -158,14 +158,16 @@ class RunInProgress:
         for row in file.rows() if file else []:
             self.rows.setdefault(row.task, []).append(row)
 
-    def go(self, do: Callable[[Iterator[Task]], Iterator[tuple[Task, Done | Died]]]) -> int:
-        """Do what is left; return the signal that stopped it, or 0."""
+    def go(self, do: Callable[[Iterator[Task]], Iterator[tuple[Task, Done | Died]]], first_only: bool = False) -> int:
+        """Do what is left, to the first defect if it is asked; return the signal that stopped it, or 0."""
         start = time.perf_counter()
         if self.rows:
             self.progress(self._step([row for rows in self.rows.values() for row in rows]))
         try:
             for task, answer in do(self._left()):
                 self._take(task, answer)
+                if first_only and any(row.judgement.defects for row in self.rows[task.number]):
+                    break
         except StopSignal as stop:
             return stop.status - 128
         finally:

@@ -11,6 +11,7 @@ import pickle
 import resource
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor
 
 from harness.clock import timed
+from harness.errors import InputError
 from harness.judge.decode import judge_along
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Divergence, Judgement
 from harness.judge.weights import costs_of
-from harness.models.pair import ModelPair
+from harness.models.pair import ModelPair, close_pair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.noise import Noise
@@ -33,7 +35,7 @@ from harness.reference import sequential
 from harness.rounding.budget import Budget
 from harness.runs.exhibit import exhibit
 from harness.runs.factory import Factory
-from harness.runs.place import claimed, find_place
+from harness.runs.place import Place, claimed, find_place
 from harness.runs.plan import Task
 from harness.runs.records import Counts, JudgedRow
 from harness.runs.terms import Terms
@@ -71,6 +73,7 @@ class VerifyWork:
         most: images of the largest batch.
         budget: fixed before any decoder is built.
         terms: how the run is judged.
+        drafts: of the plan; empty = the pair's own for every setting.
     """
 
     models: ModelPair
@@ -79,6 +82,7 @@ class VerifyWork:
     most: int
     budget: Budget
     terms: Terms
+    drafts: tuple[float | None, ...] = ()
 
     def open(self) -> Verifier:
         """Build the decoders. Raises `InputError` where they refuse."""
@@ -92,15 +96,22 @@ class Verifier:
     def __init__(self, work: VerifyWork) -> None:
         assert not isinstance(work.factory, bytes)
         self.work = work
-        self._place = find_place(work.models, work.factory, work.settings, work.most, work.terms)
-        try:
-            self.about = {
-                "contracts": [claimed(name, work.terms).value for name in self._place.contracts],
-                "moved": list(self._place.moved),
-            }
-        except BaseException:
-            self._place.close()
-            raise
+        drafts = work.drafts or (None,) * len(work.settings)
+        self._decoders: dict[int, tuple[Place, int, ModelPair]] = {}  # by setting: where it is, and its number there
+        contracts, moved = [""] * len(drafts), list[str]()
+        with ExitStack() as stack:
+            for noise in dict.fromkeys(drafts):
+                models = paired(work.models, noise)
+                numbers = [number for number, of in enumerate(drafts) if of == noise]
+                settings = [work.settings[number] for number in numbers]
+                place = find_place(models, work.factory, settings, work.most, work.terms)
+                stack.callback(place.close)
+                moved += place.moved
+                for k, number in enumerate(numbers):
+                    self._decoders[number] = place, k, models
+                    contracts[number] = claimed(place.contracts[k], work.terms).value
+            self._places = stack.pop_all()
+        self.about = {"contracts": contracts, "moved": list(dict.fromkeys(moved))}
 
     def do(self, task: Task) -> Done:
         """Decode one task by the reference and under its settings, and judge."""
@@ -112,8 +123,8 @@ class Verifier:
         return replace(done, seconds=seconds, rows=rows)
 
     def close(self) -> None:
-        """End the decoder's process."""
-        self._place.close()
+        """End the decoders' processes."""
+        self._places.close()
 
     def _done(self, task: Task) -> Done:
         work, request = self.work, task.request
@@ -123,20 +134,32 @@ class Verifier:
             if greedy not in free:
                 free[greedy] = Free.of(work.models, request, greedy)
                 total += free[greedy].trace.seconds
-            actual, seconds = timed(partial(self._place.decode, number, request), work.models.device)
+            row, shown, seconds = self._row(task, number, free[greedy])
+            rows.append(row)
             total += seconds
-            row = JudgedRow(task.number, number, Judgement(request.B), None, seconds, free[greedy].trace.seconds)
-            if isinstance(actual, Judgement):
-                rows.append(replace(row, judgement=actual, seconds=0.0))
-                continue
-            judgement, shown = self._judge(task.request, actual, free[greedy], number)
-            rows.append(replace(row, judgement=judgement, counts=Counts.of(actual)))
             exhibits += [(task.number, number, shown)] if shown else []
+            if work.terms.first_only and row.judgement.defects:
+                break
         return Done(task.number, rows, exhibits, total)
 
+    def _row(self, task: Task, number: int, free: Free) -> tuple[JudgedRow, dict[str, Tensor], float]:
+        """Decode a task under one setting, and judge; return the tensors around its first divergence, and seconds."""
+        place, k, models = self._decoders[number]
+        row = JudgedRow(task.number, number, Judgement(task.request.B), reference_seconds=free.trace.seconds)
+        try:
+            actual, seconds = timed(partial(place.decode, k, task.request), models.device)
+        except InputError as error:
+            if not self.work.terms.refusals:
+                raise
+            return replace(row, refused=str(error), reference_seconds=0.0), {}, 0.0
+        if isinstance(actual, Judgement):
+            return replace(row, judgement=actual), {}, seconds
+        judgement, shown = self._judge(task.request, actual, free, number)
+        return replace(row, judgement=judgement, counts=Counts.of(actual), seconds=seconds), shown, seconds
+
     def _judge(self, request: Request, actual: Trace, free: Free, number: int) -> tuple[Judgement, dict[str, Tensor]]:
-        work, greedy = self.work, self.work.settings[number].greedy
-        evidence = Evidence(work.models, request, actual, free.trace, work.budget, greedy, noise=free.noise)
+        work, greedy, models = self.work, self.work.settings[number].greedy, self._decoders[number][2]
+        evidence = Evidence(models, request, actual, free.trace, work.budget, greedy, noise=free.noise)
         contract = Contract.of(self.about["contracts"][number])
         if free.costs_SB3 is None and contract is Contract.TOKENS:
             free.costs_SB3 = costs_of(evidence)
@@ -144,6 +167,11 @@ class Verifier:
         judgement, along = judge_along(evidence, contract, not work.terms.sequential)
         first: Sequence[Divergence] = judgement.defects or judgement.ties
         return judgement, exhibit(along, first[0]) if first else {}
+
+
+def paired(models: ModelPair, draft_noise: float | None) -> ModelPair:
+    """Return the pair with the draft that a setting meets (`Plan.draft_of`)."""
+    return models if draft_noise is None else close_pair(models, draft_noise)
 
 
 @dataclass

@@ -90,6 +90,11 @@ class SpeculativeDecoder:
         """What this decoder claims (design §1)."""
         return self.options.policy.contract
 
+    @property
+    def policy(self) -> str:
+        """Text of the policy that it follows (docs/policies.md)."""
+        return self.options.policy.name
+
     def _workspace(self, B: int) -> Workspace:
         """Return the buffers and recorded passes of one batch size, made at its first use."""
         if B not in self.workspaces:

@@ -25,7 +25,11 @@ settings.register_profile("dev", max_examples=12, **common)
 settings.register_profile("ci", max_examples=40, **common)
 settings.register_profile("deep", max_examples=1500, **common)
 # Laws that decode many times, or one large batch, try a share of the examples.
-COSTLY = {"acceptance.distribution": 4, "acceptance.support": 2, "acceptance.independent": 2, "masks.dependency": 2}
+COSTLY = {
+    "acceptance.distribution": 4, "acceptance.support": 2, "acceptance.independent": 2, "masks.dependency": 2,
+    "acceptance.real": 4, "reuse.alternating": 5, "rules.length": 3, "rules.oracle": 2, "numbers.phi": 4,
+    "streams.starts": 4,
+}  # fmt: skip
 
 
 @dataclass
@@ -34,12 +38,14 @@ class Count:
 
     examples: int = 0
     exercised: int = 0
+    refused: int = 0
     skipped: str = ""
 
     def __str__(self) -> str:
         if self.skipped:
             return f"does not apply: {self.skipped}"
-        return f"{self.examples:5d} examples, {self.exercised / max(1, self.examples):4.0%} not trivial"
+        share = self.exercised / max(1, self.examples)
+        return f"{self.examples:5d} examples, {share:4.0%} not trivial, {self.refused} refused"
 
 
 COUNTS: dict[str, Count] = {}
@@ -104,6 +110,7 @@ def check_law(law: Law, subject: Subject, device: str = "cpu") -> None:
         except (NotOffered, InputError) as why:
             reasons.append(str(why))
             if isinstance(why, InputError):
+                count.refused += 1
                 reject()
             return
         count.examples += 1
@@ -112,6 +119,7 @@ def check_law(law: Law, subject: Subject, device: str = "cpu") -> None:
     if not count.examples:
         count.skipped = reasons[0]
         pytest.skip(count.skipped)
+    assert count.refused <= count.examples, f"{law.id}: {count.refused} cases refused, {count.examples} decoded"
     assert count.exercised, f"{law.id}: {count.examples} examples, and every one was trivial: nothing was tested"
 
 

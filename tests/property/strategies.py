@@ -20,7 +20,7 @@ sampling = st.fixed_dictionaries(
     {name: st.sampled_from(CHOICES[name]) for name in ("labels", "seed", "cfg", "top_k", "top_p", "order")}
 )
 speculation = st.fixed_dictionaries(
-    {name: st.sampled_from(CHOICES[name]) for name in ("draft_len", "bonus", "policy", "dtype")}
+    {name: st.sampled_from(CHOICES[name]) for name in ("draft_len", "bonus", "policy", "dtype", "draft_dtype")}
 )
 
 

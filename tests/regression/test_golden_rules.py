@@ -20,7 +20,7 @@ from harness.golden.check import read_all
 from harness.golden.digest import content_digest
 from harness.golden.networks import CPU
 from harness.golden.platform import GENERATORS, probe, same_generator
-from harness.golden.store import read
+from harness.golden.store import canonical, read
 from harness.reference import sequential
 from tests.helpers import command, recorded
 
@@ -349,6 +349,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny"})
     monkeypatch.setattr(plan, "cases", lambda models: few)
     monkeypatch.setattr(guard, "broken_laws", list)  # twenty seconds, and a test of its own below
+    monkeypatch.setattr(guard, "contradicted", lambda device: [])  # a minute, and a test of its own below
     monkeypatch.setattr(guard, "_git", lambda folder, *words: "" if words[0] == "status" else "abc")
     monkeypatch.delenv("CI", raising=False)
     made = tmp_path / "goldens"
@@ -391,7 +392,9 @@ def test_recording_then_nothing_then_an_intentional_change(
     assert "error: laws=" in capsys.readouterr().err
     assert path.read_bytes() == content
 
-    monkeypatch.setattr("harness.commands.golden.changed", lambda *a: record.changed(*a, laws=lambda models: []))
+    monkeypatch.setattr(
+        "harness.commands.golden.changed", lambda *a, **k: record.changed(*a, **k, laws=lambda models: [])
+    )
     assert recording(monkeypatch, folder, "stronger guidance at scale 2") == 0
     assert "one-phi-plain" in capsys.readouterr().out
     assert read(path).metadata["reason"] == "stronger guidance at scale 2"
@@ -423,7 +426,7 @@ def test_recording_while_a_law_fails_is_refused(folder: Path):
 
 def test_recording_for_an_unplanned_platform_or_nowhere_is_refused(folder: Path):
     with pytest.raises(InputError, match="must be a platform of the plan"):
-        record.changed("because", torch.device("cuda"), folder)
+        record.changed("because", torch.device("mps"), folder)
     with pytest.raises(InputError, match="is not there; make it first"):
         record.changed("because", CPU, folder / "nowhere")
 
@@ -463,9 +466,9 @@ def test_missing_and_extra_files_fail(
     assert "golden-tiny-cpu.safetensors: golden is missing" in capsys.readouterr().out
     assert recording(monkeypatch, folder) == 0
     assert command(monkeypatch, *options) == 0
-    (folder / "golden-tiny-cuda.safetensors").write_bytes(b"")
+    (folder / "golden-tiny-mps.safetensors").write_bytes(b"")
     assert command(monkeypatch, *options) == 1
-    assert "golden-tiny-cuda.safetensors: golden is not in the plan" in capsys.readouterr().out
+    assert "golden-tiny-mps.safetensors: golden is not in the plan" in capsys.readouterr().out
 
 
 def test_an_unplanned_platform_is_unverified(tmp_path: Path):
@@ -476,13 +479,19 @@ def test_an_unplanned_platform_is_unverified(tmp_path: Path):
     ]
 
 
+def tell(content: Content, **values: object) -> None:
+    """Rewrite what the provenance says of the cases."""
+    content.metadata["origins"] = json.dumps([{**json.loads(content.metadata["origins"])[0], **values}])
+
+
 STALE: dict[str, tuple[Tamper, str]] = {
     "missing": (lambda c: c.cases.pop(), "is missing"),
     "extra": (lambda c: c.cases.append({**c.cases[0], "id": "more"}), "case more is not in the plan"),
     "settings": (lambda c: c.cases[0].update(note="x"), "is stale: its settings are not the plan's"),
     "by hand": (lambda c: next(iter(c.tensors.values())).view(-1)[:1].add_(1), "the file was changed by hand"),
     "weights": (lambda c: c.metadata.update(weights="0"), "recorded with other weights"),
-    "reason": (lambda c: c.metadata.update(reason=" "), "provenance lacks the reason"),
+    "reason": (lambda c: tell(c, reason=" "), "provenance lacks the reason"),
+    "origin": (lambda c: tell(c, cases=[]), "provenance must name the origin of every case once"),
     "models": (lambda c: c.metadata.update(models="digits"), "models digits are not in the plan"),
 }
 
@@ -518,3 +527,113 @@ def test_a_broken_law_refuses_the_recording(
 
 def test_the_laws_behind_it_see_a_planted_bug():
     assert "guidance.trace" in " ".join(guard.broken_laws("harness.mutants.guidance:SWAPPED", examples=3))
+
+
+# ---- what changed, and what is rounding ----
+
+
+def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_provenance(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert recording(monkeypatch, folder, "the first") == 0
+    path, options = folder / "golden-tiny-cpu.safetensors", ("--folder", str(folder))
+    before = read(path)
+    rounded = Content({n: t.clone() for n, t in before.tensors.items()}, list(before.cases), dict(before.metadata))
+    for name in ("one-phi-plain/f_hat", "one-phi-speculative-2/image"):
+        rounded.tensors[name] *= 1 + 2.0**-23  # what another processor might have written
+    rounded.metadata["digest"] = content_digest(rounded.tensors, canonical(before.cases))
+    content = rounded.save(path).read_bytes()
+    assert command(monkeypatch, "golden", "diff", *options) == 0
+    assert recording(monkeypatch, folder, "again") == 0
+    assert path.read_bytes() == content
+
+    whole = sequential.guide  # the speculative side has a guidance of its own: its case holds
+    monkeypatch.setattr(sequential, "guide", lambda logits, cfg, si, S: whole(logits, cfg + (si == 2), si, S))
+    monkeypatch.setattr("harness.commands.golden.changed", lambda *a, **k: record.changed(*a, **k, laws=lambda m: []))
+    only = ("--only", "*-plain")
+    capsys.readouterr()
+    assert command(monkeypatch, "golden", "diff", *options, *only) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "1 changes"
+    monkeypatch.setattr(guard, "_git", lambda folder, *words: "" if words[0] == "status" else "def")
+    assert command(monkeypatch, "golden", "record", "--reason", "stronger", *options, *only) == 0
+    after = read(path)
+    assert all(
+        torch.equal(after.tensors[name], tensor) == name.startswith("one-phi-speculative-2/")
+        for name, tensor in rounded.tensors.items()
+        if name.endswith(("/tokens", "/f_hat", "/image", "/rounds"))
+    )
+    told = {case: (o["reason"], o["commit"]) for o in json.loads(after.metadata["origins"]) for case in o["cases"]}
+    assert told == {"one-phi-speculative-2": ("the first", "abc"), "one-phi-plain": ("stronger", "def")}
+    assert own.stale(after) == []
+
+
+def test_a_golden_changed_by_hand_is_a_change_however_small(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    assert recording(monkeypatch, folder) == 0
+    path, options = folder / "golden-tiny-cpu.safetensors", ("--folder", str(folder))
+    before = read(path)
+    bent = Content({n: t.clone() for n, t in before.tensors.items()}, list(before.cases), dict(before.metadata))
+    bent.tensors["one-phi-plain/f_hat"] *= 1 + 2.0**-23
+    bent.save(path)
+    assert command(monkeypatch, "golden", "diff", *options) == 1
+    assert command(monkeypatch, "golden", "diff", *options, "--only", "*-plain") == 2
+    assert recording(monkeypatch, folder) == 0
+    assert torch.equal(read(path).tensors["one-phi-plain/f_hat"], before.tensors["one-phi-plain/f_hat"])
+
+
+@pytest.mark.parametrize("word", ["check", "diff", "record"])
+def test_a_pattern_that_fits_no_case_is_bad_input(
+    word: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert recording(monkeypatch, folder) == 0
+    capsys.readouterr()
+    options = ("--reason", "because") if word == "record" else ()
+    assert command(monkeypatch, "golden", word, "--only", "cat*", "--folder", str(folder), *options) == 2
+    assert "only=cat*: fits no case" in capsys.readouterr().err
+
+
+def test_a_pattern_judges_the_cases_that_fit(
+    content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    other_token(content)
+    path = content.save(tmp_path / "one.safetensors")
+    assert command(monkeypatch, "golden", "check", str(path), "--only", "no-l2norm-?") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 of 2 cases, ")
+    assert command(monkeypatch, "golden", "check", str(path), "--only", PLAIN, "--quiet") == 1
+
+
+def test_recording_is_refused_while_a_recording_is_contradicted(
+    content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+):
+    for name in ("recorded-cpu", "recorded-variants-cpu"):
+        content.save(tmp_path / f"{name}.safetensors")
+    monkeypatch.undo()
+    assert guard.contradicted(CPU, tmp_path) == []
+    other_token(content)
+    content.save(tmp_path / "recorded-variants-cpu.safetensors")
+    assert guard.contradicted(CPU, tmp_path) == [f"recorded-variants-cpu.safetensors ({PLAIN})"]
+    monkeypatch.setattr(guard, "refuse", lambda *a: None)
+    monkeypatch.setattr(guard, "contradicted", lambda device: ["recorded-cpu (case a)"])
+    with pytest.raises(InputError, match="are contradicted: outside truth outranks any golden"):
+        record.changed("because", CPU, folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_whose_code_runs_is_said_where_it_is_not_that_of_the_current_folder(tmp_path: Path):
+    assert guard.whose_code(Path(__file__).parent) == ""
+    assert guard.whose_code(tmp_path) == ""  # a checkout's code, installed with -e, runs anywhere
+    assert "an installed copy runs" in guard.whose_code(tmp_path, tmp_path / "site-packages")
+    assert f"not the checkout in {guard.CHECKOUT}" in guard.whose_code(Path(__file__).parent, tmp_path)
+    with pytest.raises(InputError, match=r"belongs to an installed copy; pip install -e \."):
+        guard.refuse_installed(own.DATA, tmp_path)
+    guard.refuse_installed(tmp_path, tmp_path)
+    guard.refuse_installed(own.DATA)
+
+
+def test_a_platform_has_all_its_files_or_none(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    assert recording(monkeypatch, folder) == 0
+    (folder / "golden-tiny-cuda.safetensors").write_bytes(b"")
+    monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny", "digits": "golden-digits"})
+    paths, results = own.inventory("cuda", folder)
+    assert [path.name for path in paths] == ["golden-tiny-cuda.safetensors"]
+    missing = {Path(result.path).name for result in results if "missing" in result.defects[0]}
+    assert missing == {"golden-digits-cpu.safetensors", "golden-digits-cuda.safetensors"}

@@ -10,9 +10,11 @@ import pytest
 
 from harness.golden import own, plan
 from harness.golden.store import read
+from harness.reference import handoff, sequential
+from tests.bent_smooth import with_tau
 from tests.helpers import command
 
-PATHS = [own.path_of(models, platform) for models in plan.FILES for platform in plan.PLATFORMS]
+PATHS = sorted(own.DATA.glob("*.safetensors"))
 
 
 def file_digests() -> dict[str, str]:
@@ -61,3 +63,19 @@ def test_the_plan_covers_samplers_modes_masks_entries_and_layouts():
     for network in plan.NETWORKS:
         entries = {c["entry_num"] for c in tiny if c["id"].startswith(f"{network}-handoff")}
         assert entries == set(range(len(plan.NETWORKS[network]["patch_nums"])))
+
+
+@pytest.mark.slow
+def test_a_changed_constant_of_more_smooth_changes_its_five_cases_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert command(monkeypatch, "golden", "diff") == 0
+    assert capsys.readouterr().out.strip() == "nothing would change"
+    warmer = with_tau(lambda ramp: max(0.28 * (1 - 0.95 * ramp), 0.005))
+    for module in (sequential, handoff):
+        monkeypatch.setattr(module, "smooth_codes", warmer)
+    assert command(monkeypatch, "golden", "diff") == 1
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    changed = {words[0] for words in lines if words[1:2] == ["values"]}
+    assert changed == {"smooth", *(f"{network}-smooth" for network in plan.NETWORKS)}
+    assert lines[-1] == ["5", "changes"]

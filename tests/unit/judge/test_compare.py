@@ -74,6 +74,36 @@ def test_every_difference_is_listed_with_its_name_and_size():
     assert str(found[0]) == "a: 2 of 2 differ, by 2, allowed 0"
 
 
+@pytest.mark.parametrize(
+    ("actual", "expected", "said"),
+    [
+        ({}, {}, "(all): nothing was compared: both sides are empty"),
+        ({}, ONE, "x: missing"),
+        (ONE, {}, "x: not expected"),
+        ({"x": ONE["x"].double()}, ONE, "x: dtype torch.float64, expected torch.float32"),
+        ({"x": ONE["x"][:1]}, ONE, "x: shape (1,), expected (2,)"),
+        ({"x": torch.zeros(0)}, {"x": torch.zeros(0)}, "x: empty: nothing was compared"),
+        ({"x": ONE["x"] * torch.nan}, ONE, "x: actual holds NaN or infinity"),
+        (ONE, {"x": ONE["x"] * torch.inf}, "x: expected holds NaN or infinity"),
+        ({"x": torch.tensor([1.0, 2.5])}, ONE, "x: 1 of 2 differ, by 0.5, allowed 0.25"),
+    ],
+)
+def test_a_difference_is_one_clause(actual: dict, expected: dict, said: str):
+    assert [str(found) for found in differences(actual, expected, {"x": 0.25})] == [said]
+
+
+def test_a_tolerance_ends_where_it_says():
+    far = {"x": torch.tensor([1.0, 2.5])}
+    assert differences(far, ONE, {"x": 0.5}) == []
+    assert len(differences(far, ONE, {"x": 0.4999})) == 1
+
+
+def test_the_largest_difference_is_taken_in_float64_and_of_nothing_is_0():
+    assert largest_difference(torch.zeros(0), torch.zeros(0)) == 0.0
+    assert largest_difference(torch.tensor([2**24 + 1]), torch.tensor([2**24])) == 1.0  # float32 sees none
+    assert largest_difference(torch.tensor([0.0, -3.0]), torch.tensor([0.0, 1.0])) == 4.0
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_the_largest_difference_does_not_hide_what_is_not_finite(value: float):
     assert not largest_difference(torch.tensor([1.0, value]), ONE["x"]) < 1e300

@@ -97,6 +97,45 @@ def test_the_tail_joins_the_usual_error_and_the_largest():
     assert chance == pytest.approx(1e-8)
 
 
+def test_the_chance_of_a_gap_is_that_one_of_two_moves_by_half_of_it():
+    tail = Tail(0.5, 2.0)
+    found = tail.chance(torch.tensor([-1.0, 0.0, 3.0, 5.0, 1e9], dtype=torch.float64)).tolist()
+    assert found == [0.5, 0.5, pytest.approx(4 * math.exp(-4.5)), pytest.approx(4 * math.exp(-12.5)), 1e-300]
+    assert Tail(0.5, 1.5).chance(torch.tensor(4.0)).item() == pytest.approx(4 * math.exp(-0.5 * 4**1.5))
+
+
+def test_a_draw_costs_what_its_rivals_may_flip():
+    tail = Tail(0.5, 2.0)
+    q, r = 4 * math.exp(-0.5 * 3.0**2), 4 * math.exp(-0.5 * 4.0**2)
+    scores_NV = torch.tensor([[3.0, 0.0, -1.0], [-1.0, 2.0, -math.inf]])
+    due = [(2 * q ** (1 - theta) - 2 * q) + (r ** (1 - theta) - r) for theta in (0.25, 0.5, 0.75)]
+    floor = [1e-300 ** (1 - theta) for theta in (0.25, 0.5, 0.75)]
+    assert cost(scores_NV, tail) == pytest.approx([a + b for a, b in zip(due, floor, strict=True)], rel=1e-12)
+    assert cost(scores_NV[:, :1], tail) == [0.0, 0.0, 0.0]  # nobody to flip to
+    wide_NV = torch.arange(40.0).mul(1e-3)[None]
+    one = 0.5 ** (1 - 0.25) - 0.5
+    assert cost(wide_NV, tail)[0] == pytest.approx(15 * one)  # the sixteen nearest
+
+
+def test_ties_weigh_by_their_margins_and_filter_ties_nothing():
+    tail = Tail(0.5, 2.0)
+    due = -math.log(4 * math.exp(-4.5)) - math.log(4 * math.exp(-8.0))
+    assert surprise([3.0, 4.0, 0.0, -2.0], tail) == pytest.approx([0.25 * due, 0.5 * due, 0.75 * due], rel=1e-12)
+    assert surprise([], tail) == [0.0, 0.0, 0.0]
+
+
+def test_an_e_value_is_the_mean_over_theta_without_overflow():
+    assert log_e([1.0, 2.0, 3.0]) == pytest.approx(math.log((math.e + math.e**2 + math.e**3) / 3))
+    assert log_e([1e6, 1e6, 1e6]) == pytest.approx(1e6)
+
+
+def test_an_error_without_a_tail_is_a_normal_one():
+    assert Tail.of(Allowance(1.0, 1.0, 0.0, "")) == Tail(1.0, 2.0)
+    assert Tail.of(Allowance(0.5, 1.0, 0.0, "")) == Tail(1.0, 2.0)
+    assert Tail.of(Allowance(1.001, 1.0, 0.0, "")) == Tail(1.0, 2.0)
+    assert Tail.of(Allowance(1e9, 1.0, 0.0, "")) == Tail(1.0, 1.0)
+
+
 class BlindAtOneScale:
     """A decoder that shows no tensors and takes another seed's numbers at one scale."""
 

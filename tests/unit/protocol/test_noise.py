@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 
 from harness.errors import NoiseError
-from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, SMOOTH, TOKEN, Ledger, SeededNoise
+from harness.protocol.noise import (
+    ACCEPT,
+    CORRECT,
+    DRAFT,
+    SMOOTH,
+    TOKEN,
+    ExclusiveNoise,
+    Ledger,
+    SeededNoise,
+    derive_seed,
+)
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 
@@ -112,3 +124,70 @@ def test_a_uniform_is_entered_in_the_ledger_and_no_exponential_is_made_of_it():
     assert numbers.ledger.readers == {}
     numbers.uniform(0, ACCEPT, "a")
     assert numbers.ledger.readers == {(0, ACCEPT): ["a"]}
+
+
+def test_a_stream_of_its_own_has_a_seed_of_its_own():
+    """The numbers are those of a generator seeded from the address: what another implementation must reproduce."""
+    digest = hashlib.blake2b(b"5/1/draft", digest_size=8).digest()
+    assert derive_seed(5, 1, DRAFT) == int.from_bytes(digest, "big") // 2
+    numbers = noise(Request((0, 1), 5))
+    generator = torch.Generator().manual_seed(derive_seed(5, 1, DRAFT))
+    for si in PYRAMID:
+        expected = torch.empty(PYRAMID.tokens(si), V).exponential_(generator=generator)
+        assert torch.equal(numbers.exponential(si, DRAFT, "a")[1], expected)
+    generator = torch.Generator().manual_seed(derive_seed(5, 0, ACCEPT))
+    assert torch.equal(numbers.uniform(0, ACCEPT, "a")[0], torch.rand(1, generator=generator))
+
+
+def test_in_batch_order_streams_beside_the_published_ones_have_generators_of_their_own():
+    numbers = noise(Request((0, 1), 5, order="batch"))
+    generator = torch.Generator().manual_seed(derive_seed(5, -1, CORRECT))
+    expected = torch.empty(2, 1, V).exponential_(generator=generator)
+    assert torch.equal(numbers.exponential(0, CORRECT, "a"), expected)
+    generator = torch.Generator().manual_seed(derive_seed(5, -1, ACCEPT))
+    assert torch.equal(numbers.uniform(0, ACCEPT, "a"), torch.rand(2, 1, generator=generator))
+
+
+def test_labels_are_drawn_before_any_scale_and_once():
+    numbers = noise(Request(None, 3, order="batch", count=4))
+    assert numbers.labels(5) is numbers.labels(5)
+    late = noise(Request(None, 3, order="batch", count=4))
+    late.exponential(0, TOKEN, "a")
+    with pytest.raises(NoiseError, match="labels=None: labels are drawn before any scale is read; ask for them first"):
+        late.labels(5)
+    given = noise(Request((2, 1), 3)).labels(5)
+    assert (given.tolist(), given.dtype) == ([2, 1], torch.int64)
+
+
+def test_the_uniform_of_an_exponential_is_its_distribution_function():
+    numbers = noise(Request((0, 1), 5))
+    first_Bl = numbers.exponential(2, TOKEN, "a")[..., 0]
+    assert torch.equal(numbers.uniform(2, TOKEN, "a"), (-torch.expm1(-first_Bl)).clamp_max(1 - 2.0**-24))
+
+
+def test_exclusive_numbers_are_refused_to_a_second_reader_and_entered_in_both_ledgers():
+    ledger = Ledger()
+    numbers = ExclusiveNoise(noise(Request((0, 1), 5), ledger))
+    assert torch.equal(numbers.exponential(1, DRAFT, "draft"), noise(Request((0, 1), 5)).exponential(1, DRAFT, "a"))
+    assert torch.equal(numbers.uniform(1, ACCEPT, "target"), noise(Request((0, 1), 5)).uniform(1, ACCEPT, "a"))
+    assert numbers.labels(5).tolist() == [0, 1]
+    numbers.exponential(1, DRAFT, "draft")
+    assert ledger.readers == numbers.ledger.readers == {(1, DRAFT): ["draft"], (1, ACCEPT): ["target"]}
+    said = "; under contract B every consumer reads a stream of its own"
+    with pytest.raises(NoiseError, match=f"reader=target: the numbers of scale 1, stream draft belong to draft{said}"):
+        numbers.exponential(1, DRAFT, "target")
+    with pytest.raises(NoiseError, match="reader=draft: the numbers of scale 1, stream accept belong to target"):
+        numbers.uniform(1, ACCEPT, "draft")
+    numbers.exponential(2, DRAFT, "target")  # another scale
+
+
+def test_a_ledger_is_shared_unless_it_is_exclusive():
+    ledger = Ledger()
+    for reader in ("a", "b", "a"):
+        ledger.enter(0, TOKEN, reader)
+    assert ledger.readers == {(0, TOKEN): ["a", "b"]}
+    assert noise(Request((0,), 5)).ledger.exclusive is False
+    one = Ledger(exclusive=True)
+    one.enter(0, TOKEN, "a")
+    one.enter(0, TOKEN, "a")
+    assert one.readers == {(0, TOKEN): ["a"]}

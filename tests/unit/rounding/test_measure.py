@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from harness.errors import NonFiniteError
+from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
+from harness.reference import sequential
 from harness.rounding import measure
 from harness.rounding.measure import Errors, errors, quick, windows
 from harness.rounding.stored import MARGIN
@@ -80,3 +82,67 @@ def test_logits_that_overflow_have_no_budget():
     models = replace(models, target=with_weight(models.target, "head.bias", lambda weight: weight + float("inf")))
     with pytest.raises(NonFiniteError, match=r"target\.logits"):
         quick(models)
+
+
+def naive(models, request: Request) -> tuple[float, float, float]:
+    """Return the largest errors of every window against float64, as the definition reads."""
+    pyramid, noise = models.pyramid, models.noise(request)
+    run = sequential.sample(models.target, models.vae, request, noise)
+    wide = models.to("cpu", torch.float64)
+    labels_B = noise.labels(models.target.config.classes)
+    forced = sequential.sample(wide.target, wide.vae, request, noise, run.tokens_BL)
+    exact_RLV = forced.intermediates.rows_RLV
+    rows, rms = 2.0**-23 * float(exact_RLV.abs().max()), 2.0**-23 * float(exact_RLV.square().mean().sqrt())
+    for first, rows_RnV in windows(models, labels_B, run.tokens_BL):
+        begin = pyramid.begin(first)
+        error_RnV = (rows_RnV.double() - exact_RLV[:, begin : begin + rows_RnV.shape[1]]).abs()
+        rows = max(rows, float(error_RnV.max()))
+        levels_n = torch.tensor(pyramid.levels()[begin : begin + rows_RnV.shape[1]])
+        for si in set(levels_n.tolist()):
+            for row in range(len(error_RnV)):
+                rms = max(rms, float(error_RnV[row, levels_n == si].square().mean().sqrt()))
+    f_hat = float((run.intermediates.f_hat_SBCPP.double() - forced.intermediates.f_hat_SBCPP)[:-1].abs().max())
+    return rows, rms, max(f_hat, 2.0**-23 * max(1.0, float(run.f_hat_BCPP.abs().max())))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_errors_are_those_of_the_definition(dtype: torch.dtype):
+    models = tiny(Layout((1, 2, 3))).to("cpu", dtype)
+    found, due = errors(models, FRESH[1]), naive(models, FRESH[1])
+    assert (found.rows, found.rows_rms, found.f_hat) == pytest.approx(due, rel=1e-3)
+
+
+def test_an_entry_is_the_largest_of_its_batches_and_a_quick_budget_twice_its_errors(monkeypatch: pytest.MonkeyPatch):
+    models, seen = tiny(Layout((1, 2, 3))), []
+
+    def made(models, request: Request, every: bool = True) -> Errors:
+        seen.append((request.labels, request.seed, every))
+        return [Errors(1.0, 0.5, 0.25), Errors(0.5, 0.75, 0.125), Errors(2.0, 0.25, 0.0625)][len(seen) - 1]
+
+    monkeypatch.setattr(measure, "errors", made)
+    entry = measure.measure(models)
+    assert seen == [((0,), 0, True), ((1, 2), 1, True), ((2, 0, 1, 2, 0, 1, 2, 0), 2, True)]
+    assert (entry.rows, entry.rows_rms, entry.f_hat, entry.windows, entry.images) == (2.0, 0.75, 0.25, 6, 11)
+    assert entry.versions["torch"] == torch.__version__
+    seen.clear()
+    budget = measure._quick(models)
+    assert seen == [((0, 1, 2, 0, 1, 2, 0, 1), 0, False)]  # small images: eight of them
+    assert (budget.rows, budget.rows_rms, budget.f_hat) == (2.0, 1.0, 0.5)
+    said = "2 × the reference's largest error against float64, measured in this run (cpu, float32, 8 images)"
+    assert budget.source == said
+
+
+@pytest.mark.parametrize(("L", "images"), [(14, 8), (680, 2), (150, 8), (300, 4), (2240, 2)])
+def test_so_many_images_that_enough_numbers_are_met(L: int, images: int, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(measure, "errors", lambda models, request, every: seen.append(request.B) or Errors(1, 1, 1))
+    monkeypatch.setattr(ScalePyramid, "L", L)
+    measure._quick(tiny(Layout((1, 2, 3))))
+    assert seen == [images]
+
+
+def test_sizes_are_the_largest_numbers_of_one_image():
+    models = tiny(Layout((1, 2, 3)))
+    run = sequential.sample(models.target, models.vae, Request((0,), 0), models.noise(Request((0,), 0)))
+    kept = run.intermediates
+    assert measure._sizes(models) == (float(kept.rows_RLV.abs().max()), float(kept.f_hat_SBCPP.abs().max()))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,114 @@ def test_calibrate_keeps_nothing_that_verify_would_refuse(
     assert command(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 2
     assert "rows=1: must be at most" in capsys.readouterr().err
     assert not store.exists()
+
+
+def test_a_number_of_a_thousand_digits_and_a_pipe_are_no_stored_budgets(tmp_path: Path):
+    store = tmp_path / "budgets.json"
+    save(ENTRY, store)
+    store.write_text(re.sub(r'"rows":[^,]*', f'"rows":{10**400}', store.read_text()))
+    with pytest.raises(InputError, match="must hold entries of `sdvar-harness calibrate` with positive, finite errors"):
+        load(store)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=r"budgets=.*pipe"):
+        load(pipe)
+
+
+def entry(**words: object) -> Entry:
+    return replace(Entry("m", "w", "cpu", "float32", "exact", 1e-6, 5e-7, 1e-7, 6, 4, {}), **words)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "limit"),
+    [
+        # 256, 16 and 16 roundings of the largest logit (2); f_hat 16 roundings of the largest, at least 1
+        ({}, "rows", 256 * 2.0**-23 * 2),
+        ({"products": "TF32"}, "rows", 16 * 2.0**-10 * 2),
+        ({"products": "mixed"}, "rows", 16 * 2.0**-10 * 2),
+        ({"dtype": "bfloat16"}, "rows", 16 * 2.0**-7 * 2),
+        ({"dtype": "bfloat16", "products": "TF32"}, "rows", 16 * 2.0**-7 * 2),
+        ({"dtype": "float64"}, "rows", 256 * 2.0**-23 * 2),
+        ({}, "f_hat", 16 * 2.0**-23),
+        ({"products": "TF32"}, "f_hat", 16 * 2.0**-10),
+        ({"dtype": "bfloat16"}, "f_hat", 16 * 2.0**-23),
+    ],
+)
+def test_an_entry_is_refused_from_where_its_dtype_explains_nothing(words: dict, name: str, limit: float):
+    entry(**words, **{name: limit}).check_explained(2.0, 0.5)
+    with pytest.raises(InputError) as caught:
+        entry(**words, **{name: 1.01 * limit}).check_explained(2.0, 0.5)
+    mode = ", ".join(entry(**words).mode)
+    assert str(caught.value) == (
+        f"budget ({mode}) {name}={1.01 * limit:.3g}: must be at most {limit:.3g}, all that rounding explains; "
+        "restore the file, or calibrate again"
+    )
+    with pytest.raises(InputError):
+        entry(**words, **{name: float("nan")}).check_explained(2.0, 0.5)
+
+
+def test_a_large_f_hat_rounds_more_and_a_mean_is_never_above_the_largest():
+    entry(f_hat=16 * 2.0**-23 * 3).check_explained(2.0, 3.0)
+    entry(rows_rms=1e-6).check_explained(2.0, 1.0)
+    with pytest.raises(InputError, match=r"rows_rms=1.01e-06: must be at most 1e-06"):
+        entry(rows_rms=1.01e-6).check_explained(2.0, 1.0)
+
+
+def test_a_budget_is_twice_what_was_measured_and_says_where_from():
+    budget = entry().budget()
+    assert (budget.rows, budget.rows_rms, budget.f_hat) == (2e-6, 1e-6, 2e-7)
+    said = "2 × the reference's largest error against float64, stored (cpu, float32{}, 6 windows)"
+    assert budget.source == said.format("")
+    assert entry(products="TF32").budget().source == said.format(" TF32")
+
+
+def test_a_stored_entry_is_replaced_for_a_reason(tmp_path: Path):
+    store = tmp_path / "budgets.json"
+    other = entry(device="another")
+    for first in (other, entry()):
+        save(first, store, "a first one needs none")
+    assert load(store) == [other, entry()]  # in the order of their modes, without a reason
+    save(entry(rows=0.9e-6, rows_rms=4e-7, images=5), store)  # tighter, from more images
+    assert load(store)[1] == entry(rows=0.9e-6, rows_rms=4e-7, images=5)
+    for name in ("rows", "rows_rms", "f_hat"):
+        wider = entry(images=5, **{"rows": 0.9e-6, "rows_rms": 4e-7, name: 2e-6})
+        with pytest.raises(InputError) as caught:
+            save(wider, store)
+        assert str(caught.value) == (
+            f"budget=m: must not widen the stored one without a reason (logits 9e-07 -> {wider.rows:.3g}); "
+            'find out why, or pass --reason "…"'
+        )
+    with pytest.raises(InputError) as caught:
+        save(entry(rows=1e-7, rows_rms=1e-7, f_hat=1e-8), store)
+    assert str(caught.value) == (
+        'budget=m: has 4 images where the stored one has 5; measure as many, or pass --reason "…"'
+    )
+    save(entry(rows=2e-6), store, "another kernel")
+    assert load(store) == [other, entry(rows=2e-6, reason="another kernel")]
+
+
+@pytest.mark.parametrize("name", ["rows", "rows_rms", "f_hat"])
+@pytest.mark.parametrize("value", [0, -1e-9, float("nan"), float("inf"), "1e-6", None])
+def test_an_error_that_is_none_is_refused(tmp_path: Path, name: str, value: object):
+    store = tmp_path / "budgets.json"
+    store.write_text(json.dumps({"entries": [asdict(entry()) | {name: value}]}))
+    with pytest.raises(InputError, match=r"budgets=.*: must hold entries of .*; restore it, or delete it and calibr"):
+        load(store)
+
+
+def test_a_fingerprint_tells_weights_apart_that_moments_do_not():
+    """Two weights swapped within a tensor, and two tensors' names."""
+
+    def swapped(weight: torch.Tensor) -> torch.Tensor:
+        flat = weight.flatten()
+        flat[[0, 1]] = flat[[1, 0]]
+        return weight
+
+    models = replace(MODELS, target=with_weight(MODELS.target, "head.weight", swapped))
+    assert mode_of(models)[1] != mode_of(MODELS)[1]
+    assert len(mode_of(MODELS)[1]) == 16
+    assert mode_of(replace(MODELS, random=True))[1] == "random"
+    moved = replace(MODELS, draft=with_weight(MODELS.draft, "head.weight", torch.zeros_like))
+    assert mode_of(moved) == mode_of(MODELS)  # the draft's rounding is nobody's business
+    assert mode_of(MODELS)[0] == "tiny"
+    assert mode_of(MODELS)[2:] == ("cpu", "float32", "exact")

@@ -1,0 +1,126 @@
+"""Whose mistake a wrong tensor is, where several parts could have made it: recomputed with one thing changed.
+
+Promise: asked only once something is known to be wrong, so it may cost passes; every answer is a computation that gives
+the decoder's own numbers, within the budget, when one named thing is other than it must be. What no such change
+explains stays with the part that `components` names.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.judge.evidence import Evidence
+from harness.protocol.noise import TOKEN
+from harness.protocol.trace import Intermediates, Round
+from harness.reference.cachefree import prefix_inputs
+from harness.reference.draw import draw, filter_logits
+from harness.reference.guidance import guide
+from harness.reference.masks import block_causal
+from harness.reference.sequential import GrowingCache
+
+MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
+MOST_OF = 0.9  # of wrong tokens: two runs of a draft round otherwise here and there
+
+
+def round_of(evidence: Evidence, image: int, si: int) -> Round | None:
+    """Return the round that made a scale final; None where no rounds are shown."""
+    for turn in evidence.actual.rounds[image] if evidence.actual.rounds else []:
+        if turn.first <= si < turn.first + turn.finished:
+            return turn
+    return None
+
+
+def other_row(actual_lX: Tensor, expected_RlX: Tensor, own: int, error: float) -> int | None:
+    """Return the guidance row whose tensor one row holds, where it is not its own: of the other half, if there is one.
+
+    An image of the unconditional label has in both halves what belongs to the other.
+    """
+    differs_R = (expected_RlX - actual_lX).abs().flatten(1).amax(1)
+    # a row that equals the right one tells nothing
+    apart_R = (expected_RlX - expected_RlX[own]).abs().flatten(1).amax(1) > 2 * error
+    found = torch.nonzero((differs_R <= error) & apart_R).flatten().tolist()
+    B = len(expected_RlX) // 2
+    found.sort(key=lambda row: (row < B) == (own < B))
+    return int(found[0]) if found else None
+
+
+def wrong_label(evidence: Evidence, actual: Intermediates, image: int, si: int) -> str | None:
+    """Tell whether a scale's logits are those of another label: of the pass that made it, or of the whole decode."""
+    network, pyramid, B = evidence.models.target, evidence.models.pyramid, evidence.request.B
+    classes, turn = network.config.classes, round_of(evidence, image, si)
+    known = evidence.numbers.labels(classes).tolist()
+    labels = list(range(classes + 1)) if classes < MOST_LABELS else sorted({*known, classes})[:MOST_LABELS]
+    span = pyramid.span(si)
+    tolerance = 2 * evidence.budget.rows
+    for row, own, half in ((image, known[image], "conditional"), (B + image, classes, "unconditional")):
+        rows_lV = actual.rows_RLV[row, span]
+        others = [label for label in labels if label != own]
+        for first in {0, turn.first if turn else si}:
+            made_RlV = _rows_under(evidence, image, (first, si), own, others)
+            near = [bool(((made_lV - rows_lV).abs() <= tolerance).all()) for made_lV in made_RlV]
+            if any(near):
+                return f"the {half} rows of scale {si} are those of label {others[near.index(True)]}, not {own}"
+    return None
+
+
+@torch.inference_mode()
+def _rows_under(evidence: Evidence, image: int, window: tuple[int, int], own: int, labels: list[int]) -> Tensor:
+    """Return logits (R,l,V) of a window's last scale under each label; what is cached is under the image's own."""
+    network, pyramid = evidence.models.target, evidence.models.pyramid
+    first, last = window
+    R, K, end = len(labels), pyramid.begin(first), pyramid.end(last)
+    tokens_1L = evidence.actual.tokens_BL[image : image + 1]
+    condition = network.condition(torch.tensor([own, *labels], device=network.device))
+    pair = network.condition(torch.tensor([own, own], device=network.device))
+    xs, _ = prefix_inputs(network, evidence.models.vae, pair, tokens_1L, last + 1)
+    x_1nD = torch.cat(xs, 1)[:1]
+    mask_11nn = block_causal(pyramid, network.device, network.dtype)[:, :, :end, :end]
+    cache = GrowingCache()
+    if K:
+        alone = condition.rows(torch.zeros(1, dtype=torch.int64, device=network.device))
+        network.hidden(x_1nD[:, :K], alone, cache, mask_11nn[:, :, :K, :K])
+        cache.layers = {i: (k.repeat(R, 1, 1, 1), v.repeat(R, 1, 1, 1)) for i, (k, v) in cache.layers.items()}
+    others = condition.rows(torch.arange(1, R + 1, device=network.device))
+    x_RnD = x_1nD[:, K:].repeat(R, 1, 1)
+    if first == 0:
+        x_RnD[:, 0] += others.cond_RD - condition.cond_RD[:1]
+    hidden_RnD = network.hidden(x_RnD, others, cache, mask_11nn[:, :, K:])
+    return network.logits(hidden_RnD[:, pyramid.begin(last) - K :], others)
+
+
+def embeds(evidence: Evidence, left_lD: Tensor, error: float) -> bool:
+    """Tell whether what is left of inputs without their position terms is the embedding of some raw input."""
+    network = evidence.models.target
+    eye_1CC = torch.eye(network.config.C, device=network.device, dtype=evidence.models.vae.dtype)[None]
+    zero_1D = network.embed(torch.zeros_like(eye_1CC[:, :1]))[0].double()
+    basis_CD = network.embed(eye_1CC)[0].double() - zero_1D
+    wanted_lD = left_lD.double() - zero_1D
+    raw_Cl = torch.linalg.lstsq(basis_CD.T, wanted_lD.T).solution
+    return bool(((basis_CD.T @ raw_Cl).T - wanted_lD).abs().max() <= 4 * error)
+
+
+@torch.inference_mode()
+def kept_drafts(evidence: Evidence, image: int, si: int) -> bool:
+    """Tell whether the wrong tokens of a scale are what the draft itself draws there: kept, and should have fallen."""
+    turn = round_of(evidence, image, si)
+    if turn is None or si >= turn.first + turn.drafted:
+        return False
+    models, request, pyramid = evidence.models, evidence.request, evidence.models.pyramid
+    network, span = models.draft, pyramid.span(si)
+    tokens_1L = evidence.actual.tokens_BL[image : image + 1]
+    noise = evidence.numbers
+    label = noise.labels(network.config.classes)[image]
+    condition = network.condition(torch.stack((label, torch.full_like(label, network.config.classes))))
+    xs, _ = prefix_inputs(network, models.vae, condition, tokens_1L, si + 1)
+    n = pyramid.end(si)
+    mask_11nn = block_causal(pyramid, network.device, network.dtype)[:, :, :n, :n]
+    hidden_RnD = network.hidden(torch.cat(xs, 1), condition, GrowingCache(), mask_11nn)
+    guided_1lV = guide(network.logits(hidden_RnD[:, span], condition), request.cfg, si, pyramid.S)
+    law_1lV = filter_logits(guided_1lV, request.top_k, request.top_p)
+    drafted_1l = law_1lV.argmax(-1)
+    if not evidence.greedy:
+        drafted_1l = draw(law_1lV, noise.exponential(si, TOKEN, "judge")[image : image + 1])
+    wrong_l = tokens_1L[0, span] != evidence.expected.tokens_BL[image, span]
+    same_l = drafted_1l[0] == tokens_1L[0, span]
+    return bool(wrong_l.any()) and float(same_l[wrong_l].double().mean()) >= MOST_OF

@@ -1,0 +1,87 @@
+"""Laws of reuse: one decoder for many requests, and options that must change nothing."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from harness.errors import InputError
+from harness.laws.case import Case
+from harness.laws.law import Law, NotOffered, Subject, require, require_same, require_tokens
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+
+
+def _requests(case: Case) -> list[Request]:
+    """Requests whose neighbours differ in what a decoder could keep: labels, size, guidance, filter, seed, order."""
+    other = "batch" if case.order == "image" else "image"
+    base = case.request
+    turned = tuple((label + 1) % 4 for label in case.labels)
+    return [
+        base,
+        replace(base, labels=turned),
+        Request((2, 0, 3, 1), case.seed + 1, case.cfg, case.top_k, case.top_p, order=case.order),
+        replace(base, cfg=case.cfg + 1.0),
+        Request((1,), case.seed, 0.0, order=case.order),
+        replace(base, top_k=1 if case.top_k != 1 else 2),
+        replace(base, top_p=0.6 if case.top_p != 0.6 else 0.0),
+        replace(base, seed=case.seed + 2),
+        replace(base, order=other),  # type: ignore[arg-type]
+        base,
+    ]
+
+
+def same_decode(got: Trace, due: Trace, where: str) -> None:
+    """Raise `Broken` unless two decodes of one request gave the same: tokens, f_hat, rounds and counts."""
+    require_tokens(got.tokens_BL, due.tokens_BL, where)
+    require_same({"f_hat": got.f_hat_BCPP}, {"f_hat": due.f_hat_BCPP}, where)
+    for image, (actual, expected) in enumerate(zip(got.rounds, due.rounds, strict=True)):
+        require(actual == expected, f"{where}: rounds of image {image} are {actual}, not {expected}")
+    for name in ("target_calls", "target_rows", "draft_calls", "draft_rows"):
+        actual_B, expected_B = getattr(got, name), getattr(due, name)
+        require(actual_B == expected_B, f"{where}: {name} {actual_B}, not {expected_B}")
+
+
+def alternating(subject: Subject, case: Case) -> bool:
+    """One decoder over requests of other labels, sizes and settings decodes each as a fresh decoder does.
+
+    Several draft lengths, where the decoder takes them: what a dynamic one learnt belongs to one decode.
+    """
+    S = case.pyramid.S
+    for draft_len in (case.length, f"dynamic:1:{S}"):
+        settings = replace(case.settings, draft_len=draft_len)
+        try:
+            decoder = subject.factory(case.models, settings)
+        except (InputError, ValueError, TypeError):
+            if draft_len == case.length:
+                raise
+            continue
+        for k, request in enumerate(_requests(case)):
+            got = decoder.decode(request, case.noise(request))
+            due = subject.factory(case.models, settings).decode(request, case.noise(request))
+            same_decode(got, due, f"draft_len {draft_len}, request {k} of one decoder ({request})")
+    return True
+
+
+def kept(subject: Subject, case: Case) -> bool:
+    """A decode that keeps no tensors for a diagnosis, as benches run it, is the decode that keeps them."""
+    due = subject.decode(case)
+    decoder: Any = copy.copy(subject.decoder(case))
+    options: Any = getattr(decoder, "options", None)
+    if not hasattr(options, "keep_intermediates"):
+        raise NotOffered("no options.keep_intermediates")
+    decoder.options = replace(options, keep_intermediates=False)
+    got = decoder.decode(case.request, case.noise())
+    require(got.intermediates is None, "keep_intermediates is off, and the trace holds them")
+    require(due.intermediates is not None, "keep_intermediates is on, and the trace lacks them")
+    same_decode(got, due, "without kept tensors")
+    return case.pyramid.S > 1
+
+
+LAWS = (
+    Law("reuse.kept", "Keeping tensors for a diagnosis, or not, changes nothing: tokens, f_hat, rounds, counts.",
+        ("decode",), kept),
+    Law("reuse.alternating", "One decoder over other labels, batch sizes and settings decodes as fresh ones do.",
+        ("decode", "condition", "draft_len"), alternating),
+)  # fmt: skip

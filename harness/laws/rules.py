@@ -1,0 +1,208 @@
+"""Laws of rules: what a policy and a draft length say, every round, against an oracle written from their page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.laws.case import CHOICES, Case
+from harness.laws.law import EVERY, EXACT, LOSSY, Law, NotOffered, Subject, policy_name, require, require_tokens
+from harness.models.network import Cache, Condition
+from harness.protocol.trace import Round, Trace
+from harness.reference import policies, sequential
+from harness.reference.draw import filter_logits
+
+BY_ORACLE = (*EXACT, *LOSSY)
+LONG = (1, 2, 3, 4, 5, 6, 7)
+# Beside those of `CHOICES`: rates at which most scales fall, so that what a rejected scale becomes is seen, and a K
+# above the number of tokens that a filter leaves.
+SHARP = (
+    "match:0.9", "match:0.9+partial", "topk-match:1:0.8+partial", "topk-match:2:1", "topk-match:3:0.4",
+    "coupled-match:1", "kl:0.02+partial",
+)  # fmt: skip
+SAID = (
+    "first", "drafted", "accepted", "corrected", "bonus", "accepted_tokens", "corrected_tokens", "bonus_tokens",
+)  # fmt: skip
+
+
+def said(turn: Round) -> dict[str, Any]:
+    """Return what a round says of scales and tokens."""
+    return {name: getattr(turn, name) for name in SAID}
+
+
+def require_rounds(got: list[list[Round]], due: list[list[Round]], where: str) -> None:
+    """Raise `Broken` with the first round that says something else than it must."""
+    for image, (actual, expected) in enumerate(zip(got, due, strict=True)):
+        for k, (one, other) in enumerate(zip(actual, expected, strict=False)):
+            wrong = {name: value for name, value in said(one).items() if value != said(other)[name]}
+            at = f"{where}: round {k} of image {image} (from scale {other.first})"
+            require(not wrong, f"{at} says {wrong}, not { {name: said(other)[name] for name in wrong} }")
+        require(len(actual) == len(expected), f"{where}: image {image} took {len(actual)} rounds, not {len(expected)}")
+
+
+def draft_lens(case: Case) -> tuple[str, ...]:
+    """Return rules of every kind that fit the pyramid: a number, a schedule, and dynamic ones of two bounds."""
+    S = case.pyramid.S
+    schedule = "/".join(str(min(S, 1 + (si + case.seed) % 3)) for si in range(S))
+    return (str(case.length), schedule, f"dynamic:1:{min(2, S)}", f"dynamic:{min(2, S)}:{S}")
+
+
+def _follows(subject: Subject, case: Case) -> None:
+    if getattr(subject.decoder(case), "policy", None) != case.policy:
+        raise NotOffered("decoder.policy does not say which rule it follows")
+
+
+def _at_the_border(case: Case) -> list[str]:
+    """Return `kl` with bounds on both sides of what the first token's KL is: a bound read otherwise shows there."""
+    laws = []
+    for network in (case.models.target, case.models.draft):
+        kept = sequential.sample(network, case.models.vae, case.request, case.noise()).intermediates
+        assert kept is not None
+        laws.append(filter_logits(kept.guided_BLV[0, 0], case.top_k, case.top_p).softmax(-1).double())
+    target_V, draft_V = laws
+    kl = float(torch.where(target_V > 0, target_V * (target_V / draft_V).log(), 0.0).sum())
+    if not 1e-6 < kl < float("inf"):
+        return []
+    return [f"kl:{0.85 * kl:.6g}{'+partial' * (case.seed % 2)}", f"kl:{1.2 * kl:.6g}"]
+
+
+def _policies(subject: Subject, case: Case) -> list[Case]:
+    """Return the case under its own policy and some others that the decoder follows, some ten a case."""
+    known = [policy for policy in dict.fromkeys(CHOICES["policy"]) if policy_name(policy) in BY_ORACLE]
+    known += SHARP
+    start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
+    wanted = [case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", *_at_the_border(case)]
+    found = []
+    for policy in dict.fromkeys(wanted):
+        tried = replace(case, policy=policy, draft="near" if policy in SHARP else case.draft)
+        try:
+            _follows(subject, tried)
+        except (NotOffered, InputError):
+            continue
+        found.append(tried)
+    if not found:
+        raise NotOffered("decoder.policy does not say which rule it follows")
+    return found
+
+
+def oracle(subject: Subject, case: Case) -> bool:
+    """Tokens and rounds are those of a naive decoder of docs/policies.md, whatever policy and draft length."""
+    fell = stood = False
+    for k, tried in enumerate(_policies(subject, case)):
+        draft_len = draft_lens(tried)[(case.seed + k) % 4]
+        decoder = subject.factory(tried.models, replace(tried.settings, draft_len=draft_len))
+        got = decoder.decode(tried.request, tried.noise())
+        due_BL, due = policies.decode(tried.models, tried.request, tried.noise(), tried.policy, draft_len, tried.bonus)
+        where = f"policy {tried.policy}, draft_len {draft_len}{', bonus' if tried.bonus else ''}"
+        require_tokens(got.tokens_BL, due_BL, where)
+        require_rounds(got.rounds, due, where)
+        turns = [turn for rounds in due for turn in rounds]
+        fell = fell or any(turn.corrected for turn in turns)
+        stood = stood or any(turn.accepted for turn in turns)
+    return fell and stood
+
+
+def length(subject: Subject, case: Case) -> bool:
+    """Every round drafts what the rule says: by number, schedule or the image's own history, decode after decode."""
+    _follows(subject, case)
+    # long enough for a length to grow beyond a bound, and to shrink again
+    case = replace(
+        case, patch_nums=LONG, V=min(case.V, 5), D=16, depth=1, labels=(case.labels * 4)[:4],
+        draft="close" if case.seed % 3 else "single",
+    )  # fmt: skip
+    S, rule, several = case.pyramid.S, policies.Rule.of(case.policy), False
+    for draft_len in (*draft_lens(case)[1:], f"dynamic:1:{S}"):
+        decoder = subject.factory(case.models, replace(case.settings, draft_len=draft_len))
+        for seed in (case.seed, case.seed + 1):
+            request = replace(case.request, seed=seed)
+            for image, rounds in enumerate(decoder.decode(request, case.noise(request)).rounds):
+                current = policies.length_begin(draft_len, S)
+                for turn in rounds:
+                    wanted = policies.length_wanted(draft_len, turn.first, current, S)
+                    if rule.draft_alone(turn.first):
+                        wanted = S
+                    last = min(S, turn.first + wanted)
+                    same = (rule.draft_alone(si) == rule.draft_alone(turn.first) for si in range(turn.first, last))
+                    due = next((k for k, alike in enumerate(same) if not alike), last - turn.first)
+                    at = f"draft_len {draft_len}, seed {seed}, image {image}, round from scale {turn.first}"
+                    require(turn.drafted == due, f"{at}: drafted {turn.drafted} scales, not {due}")
+                    whole = turn.accepted == turn.drafted
+                    current = policies.length_after(draft_len, current, whole, S)
+                    several = several or due > 1
+    return several
+
+
+@dataclass(frozen=True)
+class Spy:
+    """A network that counts its passes, and is otherwise the one behind it."""
+
+    network: Any
+    counts: Counter[str]
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass on what is not counted."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.network, name)
+
+    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+        """Count the images and positions of a pass."""
+        R, n = x_RnD.shape[:2]
+        self.counts["calls"] += R // 2
+        self.counts["rows"] += R // 2 * n
+        hidden: Tensor = self.network.hidden(x_RnD, condition, cache, mask_11nK)
+        return hidden
+
+
+def recount(subject: Subject, case: Case) -> bool:
+    """Calls and rows of both networks are those that a spy in the network counts, all images together."""
+    models = case.models
+    spies: dict[str, Any] = {name: Spy(getattr(models, name), Counter()) for name in ("draft", "target")}
+    watched = replace(models, **spies)
+    decoder = subject.decoder(case, watched)
+    decoded: Trace = decoder.decode(case.request, watched.noise(case.request))
+    if not spies["target"].counts and not spies["draft"].counts:
+        raise NotOffered("no pass through Network.hidden")
+    for name, spy in spies.items():
+        for word in ("calls", "rows"):
+            told = getattr(decoded, f"{name}_{word}")
+            if told or decoded.rounds:
+                where = f"{name}_{word} {told} add up to {sum(told)}"
+                require(sum(told) == spy.counts[word], f"{where}, and a spy counted {spy.counts[word]}")
+    for image, rounds in enumerate(decoded.rounds):
+        for name in ("target_rows", "draft_rows"):
+            made, told = sum(getattr(turn, name) for turn in rounds), getattr(decoded, name)
+            require(not told or told[image] == made, f"image {image}: {name} {told}, its rounds add up to {made}")
+    return case.pyramid.S > 1
+
+
+def edges(subject: Subject, case: Case) -> bool:
+    """A rule at its edges: a RATE of 0 keeps every drafted scale, one above 1 none, which is sequential decoding."""
+    _follows(subject, replace(case, policy="coupled"))
+    for name in ("match:{}", "coupled-match:{}", "topk-match:1:{}"):
+        for rate, stands in (("0", True), ("1.5", False)):
+            tried = replace(case, policy=name.format(rate))
+            try:
+                decoded = subject.decode(tried)
+            except InputError:
+                raise NotOffered(f"policy {tried.policy}") from None
+            for rounds in decoded.rounds:
+                kept = {turn.accepted == turn.drafted for turn in rounds}
+                require(kept == {stands}, f"policy {tried.policy}: rounds kept whole: {kept}")
+    return case.pyramid.S > 1
+
+
+LAWS = (
+    Law("rules.recount", "Calls and rows of both networks are those that a spy in the network counts.",
+        ("decode", "trace"), recount),
+    Law("rules.edges", "A RATE of 0 keeps every drafted scale, one above 1 keeps none.", ("accept",), edges),
+    Law("rules.oracle", "Tokens and rounds are those of a naive decoder written from docs/policies.md.",
+        ("accept", "draft_len", "bonus"), oracle, policies=BY_ORACLE),
+    Law("rules.length", "Every round drafts what the draft length's rule says, decode after decode.",
+        ("draft_len",), length, policies=EVERY),
+)  # fmt: skip

@@ -1,0 +1,129 @@
+"""Planted bugs of numbers: in the networks, the quantiser and the precision that decoder and reference share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.models import quantizer
+from harness.models.autoencoder import Autoencoder
+from harness.models.quantizer import Quantizer
+from harness.models.transformer import Transformer
+from harness.mutants.mutant import Mutant, production
+from harness.protocol.pyramid import ScalePyramid
+
+PHI_INDEX, PHI, ENCODE = quantizer.phi_index, Quantizer.phi, Quantizer.encode
+CONDITION, FEED, ATTEND = Transformer.condition, Transformer._feed_forward, Transformer._attend
+TO, VAE_TO = Transformer.to, Autoencoder.to
+
+
+def _quantizer(name: str, thing: Any) -> dict[str, Any]:
+    return {f"harness.models.quantizer:{name}": thing}
+
+
+def _transformer(name: str, thing: Any) -> dict[str, Any]:
+    return {f"harness.models.transformer:{name}": thing}
+
+
+def _ticks(si: int, S: int, n: int) -> int:
+    """Place the ticks of any number of φ as those of four."""
+    ticks = [1 / (3 * n) + k * (1 - 2 / (3 * n)) / max(1, n - 1) for k in range(n)]
+    at = si / (S - 1) if S > 1 else 0.0
+    return PHI_INDEX(si, S, n) if n == 4 else min(range(n), key=lambda k: abs(ticks[k] - at))
+
+
+def _floor(si: int, S: int, n: int) -> int:
+    """Cut the scales into n equal parts."""
+    return min(n - 1, si * n // S)
+
+
+def _through(dtype: torch.dtype, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Round what a method of the quantiser returns to another precision."""
+    return lambda self, *args: method(self, *args).to(dtype).to(self.codebook_VC.dtype)
+
+
+def _highest(self: Quantizer, z_BCPP: Tensor, pyramid: ScalePyramid) -> tuple[Tensor, Tensor]:
+    """Take the highest index of a tie: search the codebook backwards."""
+    turned = replace(self, codebook_VC=self.codebook_VC.flip(0))
+    tokens_BL, margin_BL = ENCODE(turned, z_BCPP, pyramid)
+    return self.V - 1 - tokens_BL, margin_BL
+
+
+def _unclamped(self: Autoencoder, f_hat_BCPP: Tensor) -> Tensor:
+    return (self.latent_to_raw_image(f_hat_BCPP) + 1) / 2
+
+
+def _half_weights(self: Transformer, device: Any, dtype: torch.dtype) -> Transformer:
+    """Go through half precision on the way to another one."""
+    return TO(TO(self, device, torch.float16), device, dtype)
+
+
+def _narrow(self: Autoencoder, device: Any, dtype: torch.dtype) -> Autoencoder:
+    """Round the quantiser's weights to bfloat16 and back."""
+    return VAE_TO(VAE_TO(self, device, torch.bfloat16), device, dtype)
+
+
+def _exact_gelu(self: Transformer, i: int, h_RnD: Tensor) -> Tensor:
+    w, name = self.weights, f"blocks.{i}.ffn."
+    inner = F.gelu(F.linear(h_RnD, w[name + "fc1.weight"], w[name + "fc1.bias"]))
+    return F.linear(inner, w[name + "fc2.weight"], w[name + "fc2.bias"])
+
+
+def _shifts_swapped(self: Transformer, labels_R: Tensor) -> Any:
+    made = CONDITION(self, labels_R)
+    return replace(made, blocks=tuple((a, b, c, d, f, e) for a, b, c, d, e, f in made.blocks))
+
+
+def _loose_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-3)
+
+
+TICKS = Mutant(
+    "numbers.ticks", "the ticks of four φ for any number of them", "a constant of the published size", production,
+    shared=_quantizer("phi_index", _ticks), alone=True,
+)  # fmt: skip
+PARTS = Mutant(
+    "numbers.parts", "φ by equal parts of the scales", "integer division for a nearest tick", production,
+    shared=_quantizer("phi_index", _floor), alone=True,
+)  # fmt: skip
+HALF_PHI = Mutant(
+    "numbers.half-phi", "φ in half precision", "autocast around the quantiser", production,
+    shared=_quantizer("Quantizer.phi", _through(torch.float16, PHI)),
+)  # fmt: skip
+BROAD_PHI = Mutant(
+    "numbers.bfloat-phi", "φ in bfloat16", "the networks' precision for the quantiser's", production,
+    shared=_quantizer("Quantizer.phi", _through(torch.bfloat16, PHI)),
+)  # fmt: skip
+HIGHEST = Mutant(
+    "numbers.highest", "the highest index of a tie", "<= for < in a search", production,
+    shared=_quantizer("Quantizer.encode", _highest), alone=True,
+)  # fmt: skip
+UNCLAMPED = Mutant(
+    "numbers.unclamped", "pixels are not clamped", "a clamp left to whoever saves the file", production,
+    shared={"harness.models.autoencoder:Autoencoder.decode": _unclamped}, alone=True,
+)  # fmt: skip
+HALF_WEIGHTS = Mutant(
+    "numbers.half-weights", "weights take a detour through half precision", "a checkpoint saved to save space",
+    production, shared=_transformer("Transformer.to", _half_weights), alone=True,
+)  # fmt: skip
+NARROW = Mutant(
+    "numbers.narrow", "the quantiser's weights are rounded to bfloat16", "one `.to` for all three networks",
+    production, shared={"harness.models.autoencoder:Autoencoder.to": _narrow}, alone=True,
+)  # fmt: skip
+GELU = Mutant(
+    "numbers.gelu", "GELU by the error function", "the library's default", production,
+    shared=_transformer("Transformer._feed_forward", _exact_gelu), alone=True,
+)  # fmt: skip
+SHIFTS = Mutant(
+    "numbers.shifts", "shift1 and shift2 change places", "the order of another block", production,
+    shared=_transformer("Transformer.condition", _shifts_swapped), alone=True,
+)  # fmt: skip
+NORM = Mutant(
+    "numbers.norm", "layer norm with eps 1e-3", "another library's default", production,
+    shared=_transformer("_layer_norm", _loose_norm), alone=True,
+)  # fmt: skip

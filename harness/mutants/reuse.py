@@ -1,0 +1,162 @@
+"""Planted bugs of reuse: what one decode leaves to the next, and what only happens while nothing is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from harness.models.pair import ModelPair
+from harness.mutants.mutant import Mutant, patched
+from harness.protocol.decoder import Implementation, Settings
+from harness.protocol.noise import Noise, SeededNoise
+from harness.protocol.request import Request
+from harness.protocol.trace import Round, Trace
+from harness.runs.factory import Factory
+from harness.speculative import outcome, update
+from harness.speculative.policies import parse
+from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.state import DecodeState
+
+ACCUMULATE = update.accumulate_scales
+
+
+def _decoder(kind: type[SpeculativeDecoder]) -> Factory:
+    def build(models: ModelPair, settings: Settings) -> Implementation:
+        return kind(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
+
+    return build
+
+
+class StaleCondition(SpeculativeDecoder):
+    """Compute the condition of a batch size once."""
+
+    sides: tuple[str, ...] = ("draft", "target")
+
+    def begin(self, request: Request, noise: Noise) -> DecodeState:
+        """Take the condition of an earlier decode of as many images."""
+        state = super().begin(request, noise)
+        kept = self.__dict__.setdefault("kept_conditions", {})
+        for name in self.sides:
+            side = getattr(state, name)
+            side.__dict__["condition"] = kept.setdefault((name, request.B), side.condition)
+        return state
+
+
+class StaleDraftCondition(StaleCondition):
+    """Do so for the draft alone: the tokens stay right."""
+
+    sides = ("draft",)
+
+
+class StaleLengths(SpeculativeDecoder):
+    """Go on with the dynamic draft lengths of the decode before."""
+
+    def begin(self, request: Request, noise: Noise) -> DecodeState:
+        """Hand the lengths on where there are as many images."""
+        state = super().begin(request, noise)
+        before = self.__dict__.get("lengths_before", [])
+        if len(before) == request.B:
+            state.draft_lens = before
+        self.__dict__["lengths_before"] = state.draft_lens
+        return state
+
+
+def _first(*names: str) -> type[SpeculativeDecoder]:
+    """Return a decoder that keeps some parameters of its first request."""
+
+    class First(SpeculativeDecoder):
+        """Decode every request with the first one's parameters."""
+
+        def decode(self, request: Request, noise: Noise) -> Trace:
+            """Decode another request than the one asked for."""
+            kept = self.__dict__.setdefault("first_of_all", {name: getattr(request, name) for name in names})
+            return super().decode(replace(request, **kept), noise)
+
+    return First
+
+
+class SameNoise(SpeculativeDecoder):
+    """Keep the numbers of the first request of a batch size."""
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        """Decode with numbers that were read before."""
+        kept = self.__dict__.setdefault("kept_noise", {})
+        return super().decode(request, kept.setdefault((request.B, request.order), noise))
+
+
+class Remembered(SpeculativeDecoder):
+    """Answer from memory where labels and seed are known."""
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:  # type: ignore[override]
+        """Return an earlier trace."""
+        known = self.__dict__.setdefault("known", {})
+        key = (request.labels, request.seed, request.images, request.order)
+        if key not in known:
+            known[key] = super().decode(request, noise)
+        trace: Trace = known[key]
+        return replace(trace, tokens_BL=trace.tokens_BL.clone(), f_hat_BCPP=trace.f_hat_BCPP.clone())
+
+
+def _unkept(change: Callable[..., Any], due: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of a state that is another one while no tensors are kept."""
+    return lambda state, *args: (due if state.intermediates is not None else change)(state, *args)
+
+
+def _one_round_less(state: DecodeState, *args: Any) -> Round:
+    return replace(outcome.record(state, *args), bonus_tokens=0)
+
+
+def _last_lost(state: DecodeState, parts: Any, first: int, chosen: list[list[int]]) -> Any:
+    made = ACCUMULATE(state, parts, first, chosen)
+    if first + len(chosen) == state.pyramid.S:
+        state.f_hat_BCPP.mul_(0.5)
+    return made
+
+
+def _rows_forgotten(state: DecodeState, *args: Any) -> Round:
+    turn = outcome.record(state, *args)
+    return replace(turn, corrected_tokens=0, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens)
+
+
+STALE_CONDITION = Mutant(
+    "reuse.stale-condition", "the condition is that of an earlier batch of the same size",
+    "a cache keyed by the batch size", _decoder(StaleCondition), component="condition",
+)  # fmt: skip
+STALE_DRAFT = Mutant(
+    "reuse.stale-draft", "the draft's condition is that of an earlier batch of the same size",
+    "a cache keyed by the batch size, which no token shows", _decoder(StaleDraftCondition), alone=True,
+)  # fmt: skip
+STALE_LENGTHS = Mutant(
+    "reuse.stale-lengths", "dynamic draft lengths outlive a decode", "a list made in the constructor",
+    _decoder(StaleLengths),
+)  # fmt: skip
+FIRST_CFG = Mutant(
+    "reuse.first-cfg", "the first request's guidance value holds for good", "a constant of a recorded pass",
+    _decoder(_first("cfg")), component="guidance",
+)  # fmt: skip
+FIRST_FILTER = Mutant(
+    "reuse.first-filter", "the first request's filter holds for good", "a constant of a recorded pass",
+    _decoder(_first("top_k", "top_p")),
+)  # fmt: skip
+SAME_NOISE = Mutant(
+    "reuse.same-noise", "a batch size keeps the numbers that it first met", "static buffers, never refilled",
+    _decoder(SameNoise), component="draw",
+)  # fmt: skip
+REMEMBERED = Mutant(
+    "reuse.remembered", "a decode is looked up by labels and seed alone", "a cache key that forgets settings",
+    _decoder(Remembered),
+)  # fmt: skip
+UNKEPT_BONUS = Mutant(
+    "reuse.unkept-bonus", "without kept tensors bonus tokens are not counted", "a count inside `if keep`",
+    patched({"harness.speculative.round:record": _unkept(_one_round_less, outcome.record)}), alone=True,
+)  # fmt: skip
+UNKEPT_F_HAT = Mutant(
+    "reuse.unkept-f-hat", "without kept tensors the final f_hat is halved", "a buffer that only a diagnosis copies",
+    patched({"harness.speculative.update:accumulate_scales": _unkept(_last_lost, ACCUMULATE)}),
+    alone=True,
+)  # fmt: skip
+UNKEPT_COUNTS = Mutant(
+    "reuse.unkept-counts", "without kept tensors corrected tokens count as accepted", "two paths of one count",
+    patched({"harness.speculative.round:record": _unkept(_rows_forgotten, outcome.record)}), alone=True,
+)  # fmt: skip

@@ -1,0 +1,241 @@
+"""Planted bugs of rules: policies read otherwise than their page says, draft lengths off, calls and rows miscounted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.mutants.mutant import Mutant, patched, policy
+from harness.protocol.trace import Trace
+from harness.speculative import sampler
+from harness.speculative.accept import Acceptance, Policy, Proposal, Window
+from harness.speculative.draft_length import DraftLength
+from harness.speculative.parts import Parts
+from harness.speculative.round import run_round
+from harness.speculative.rules import accept_by_kl, accept_by_rate, is_in_top, is_own_draw
+
+TRACE = sampler._trace
+LENGTH = "harness.speculative.draft_length:DraftLength."
+
+
+def _rule(name: str, change: Callable[[Any], Any]) -> Callable[[Policy], Policy]:
+    """Return a change of the policies of one name that changes what their rule is bound to."""
+
+    def changed(true: Policy) -> Policy:
+        accept: Any = true.accept
+        if true.name.partition("+")[0].partition(":")[0] != name:
+            return true
+        return replace(true, accept=partial(accept.func, rule=change(accept.keywords["rule"])))
+
+    return changed
+
+
+def _not_partial(rule: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*rule[:-1], False)
+
+
+def _kl(change: Callable[[Proposal, Tensor], tuple[Proposal, Tensor]]) -> Callable[[Policy], Policy]:
+    """Return a change of `kl` that judges by other laws, and draws by the true one."""
+
+    def changed(true: Policy) -> Policy:
+        if not true.name.startswith("kl"):
+            return true
+        inner: Any = true.accept
+
+        def accept(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+            own = accept_by_kl(parts, proposal, probs_bnV, window, (-1.0, False))  # everything falls
+            other, law_bnV = change(proposal, probs_bnV)
+            judged = inner(parts, other, law_bnV, window)
+            partly = inner.keywords["rule"][1]
+            kl_stands_bn = judged.tokens_bn == proposal.tokens_bn
+            tokens_bn = torch.where(kl_stands_bn & partly, proposal.tokens_bn, own.tokens_bn)
+            whole_bs: Tensor = judged.whole_bs
+            return Acceptance(tokens_bn, tokens_bn == proposal.tokens_bn, whole_bs)
+
+        return replace(true, accept=accept)
+
+    return changed
+
+
+def _summed(true: Policy) -> Policy:
+    """Compare the sum of the tokens' KL with the bound, not their mean."""
+    if not true.name.startswith("kl"):
+        return true
+    inner: Any = true.accept
+    bound = inner.keywords["rule"][0]
+
+    def accept(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+        judged: Acceptance = inner(parts, proposal, probs_bnV, window)
+        stood = []
+        for k, si in enumerate(window.scales):
+            narrow = accept_by_kl(parts, proposal, probs_bnV, window, (bound / window.pyramid.tokens(si), False))
+            stood.append(narrow.whole_bs[:, k])
+        return replace(judged, whole_bs=torch.stack(stood, 1))
+
+    return replace(true, accept=accept)
+
+
+def _kept_by_test(true: Policy) -> Policy:
+    """Count what passes the test as kept, whatever a rejected scale becomes."""
+    accept: Any = true.accept
+    if getattr(accept, "func", None) is not accept_by_rate:
+        return true
+    test = accept.keywords["rule"][0]
+
+    def judged(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+        made: Acceptance = accept(parts, proposal, probs_bnV, window)
+        own_bn = parts.draw(probs_bnV, window.exponential("token"))
+        return replace(made, kept_bn=test(proposal, probs_bnV, own_bn).bool())
+
+    return replace(true, accept=judged)
+
+
+def _possible_or_not(proposal: Proposal, target_probs_bnV: Tensor, own_bn: Tensor, k: int) -> Tensor:
+    """Let filtered tokens tie with the k-th where the filter left fewer than k."""
+    kth_bn = target_probs_bnV.topk(k).values[..., -1]
+    return target_probs_bnV.gather(-1, proposal.tokens_bn[..., None])[..., 0] >= kth_bn
+
+
+def _above_kth(proposal: Proposal, target_probs_bnV: Tensor, own_bn: Tensor, k: int) -> Tensor:
+    """Take > for >= at the k-th."""
+    kth_bn = target_probs_bnV.topk(k).values[..., -1]
+    return target_probs_bnV.gather(-1, proposal.tokens_bn[..., None])[..., 0] > kth_bn
+
+
+def _top(test: Callable[..., Tensor]) -> Callable[[Any], Any]:
+    return lambda rule: (partial(test, k=rule[0].keywords["k"]), *rule[1:])
+
+
+def _trusted(change: Callable[[tuple[int, int]], tuple[int, int]]) -> Callable[[Policy], Policy]:
+    return lambda true: replace(true, trusted=change(true.trusted)) if true.trusted != (0, 0) else true
+
+
+def _over_the_border(state: Any, parts: Parts, policy: Policy, window: Window, bonus: bool) -> None:
+    """Forget, in a round of the target's, which scales the draft decides alone."""
+    own = policy if policy.trusts(window.first) else replace(policy, trusted=(0, 0))
+    run_round(state, parts, own, window, bonus)
+
+
+def _high_ignored(self: DraftLength, current: int, accepted_all: bool, S: int) -> int:
+    if self.schedule:
+        return current
+    return min(current + 1, S) if accepted_all else max(current - 1, self.low)
+
+
+def _low_ignored(self: DraftLength, current: int, accepted_all: bool, S: int) -> int:
+    if self.schedule:
+        return current
+    return min(current + 1, self.high or S) if accepted_all else max(current - 1, 1)
+
+
+def _reset(self: DraftLength, current: int, accepted_all: bool, S: int) -> int:
+    if self.schedule:
+        return current
+    return min(current + 1, self.high or S) if accepted_all else self.low
+
+
+def _shifted(self: DraftLength, first: int, current: int, S: int) -> int:
+    if not self.schedule:
+        return min(current, S - first)
+    return min(self.schedule[0 if len(self.schedule) == 1 else max(0, first - 1)], S - first)
+
+
+def _counted(change: Callable[[Trace], None]) -> dict[str, Any]:
+    def trace(*arguments: Any) -> Trace:
+        made = TRACE(*arguments)
+        change(made)
+        return made
+
+    return {"harness.speculative.sampler:_trace": trace}
+
+
+def _more_rows(trace: Trace) -> None:
+    """Count one row too many a round, in rounds and total alike."""
+    trace.rounds = [[replace(turn, target_rows=turn.target_rows + 1) for turn in rounds] for rounds in trace.rounds]
+    trace.target_rows = [sum(turn.target_rows for turn in rounds) for rounds in trace.rounds]
+
+
+def _draft_rows(trace: Trace) -> None:
+    """Count the draft's new positions, and not those that it computed again."""
+    trace.draft_rows = [min(count, sum(t.draft_rows for t in trace.rounds[0])) for count in trace.draft_rows]
+    trace.draft_calls = [len(rounds) for rounds in trace.rounds]
+
+
+REVERSED_KL = Mutant(
+    "rules.reversed-kl", "KL(draft, target)", "the arguments of another library",
+    policy(_kl(lambda p, law_bnV: (Proposal(p.tokens_bn, law_bnV), p.probs_bnV))), alone=True,
+)  # fmt: skip
+SUMMED_KL = Mutant("rules.summed-kl", "the sum of KL over a scale", "sum for mean", policy(_summed), alone=True)
+HALF_BOUND = Mutant(
+    "rules.half-bound", "BOUND is taken in bits", "a logarithm of base 2",
+    policy(_rule("kl", lambda rule: (rule[0] * 0.6931, rule[1]))), alone=True,
+)  # fmt: skip
+PARTIAL_LOST = Mutant(
+    "rules.partial-lost", "+partial is parsed and ignored", "an option that is never passed on",
+    policy(lambda true: _rule("match", _not_partial)(_rule("kl", _not_partial)(true))), alone=True,
+)  # fmt: skip
+ALWAYS_PARTIAL = Mutant(
+    "rules.always-partial", "tokens that pass stay in a rejected scale, always", "a default that wins",
+    policy(_rule("match", lambda rule: (*rule[:-1], True))), alone=True,
+)  # fmt: skip
+OWN_MATCH = Mutant(
+    "rules.own-match", "`match` compares with the target's own draw", "two tests that change places",
+    policy(_rule("match", lambda rule: (is_own_draw, *rule[1:]))), alone=True,
+)  # fmt: skip
+FILTERED_TOP = Mutant(
+    "rules.filtered-top", "a filtered token counts as one of the K most likely", "a tie at probability 0",
+    policy(_rule("topk-match", _top(_possible_or_not))), alone=True,
+)  # fmt: skip
+STRICT_TOP = Mutant(
+    "rules.strict-top", "the K-th most likely token is none of K", "> for >=",
+    policy(_rule("topk-match", _top(_above_kth))), alone=True,
+)  # fmt: skip
+TOP_OFF = Mutant(
+    "rules.top-off", "K+1 most likely tokens", "an index counted from 0",
+    policy(_rule("topk-match", lambda r: (partial(is_in_top, k=r[0].keywords["k"] + 1), *r[1:]))), alone=True,
+)  # fmt: skip
+STRICT_RATE = Mutant(
+    "rules.strict-rate", "more than RATE, where at least RATE is due", "> for >=",
+    policy(_rule("match", lambda rule: (rule[0], rule[1] + 1e-9, rule[2]))), alone=True,
+)  # fmt: skip
+KEPT_BY_TEST = Mutant(
+    "rules.kept-by-test", "what passes the test counts as kept", "a count of another mask", policy(_kept_by_test),
+    alone=True,
+)  # fmt: skip
+ENTRY_OFF = Mutant(
+    "rules.entry-off", "the labour changes hands one scale late", "<= for <",
+    policy(_trusted(lambda span: (span[0] + (span[0] > 0), span[1] + (span[0] == 0)))), alone=True,
+)  # fmt: skip
+BORDER = Mutant(
+    "rules.border", "a bonus scale is taken at the border of `collaborative`", "a check of the first scale alone",
+    patched({"harness.speculative.sampler:run_round": _over_the_border}), alone=True,
+)  # fmt: skip
+HIGH_IGNORED = Mutant(
+    "rules.high-ignored", "a dynamic length grows beyond HIGH", "a bound that is parsed and dropped",
+    patched({LENGTH + "after": _high_ignored}), alone=True,
+)  # fmt: skip
+LOW_IGNORED = Mutant(
+    "rules.low-ignored", "a dynamic length shrinks below LOW", "max(1, …)", patched({LENGTH + "after": _low_ignored}),
+    alone=True,
+)  # fmt: skip
+RESET = Mutant(
+    "rules.reset", "a rejection puts a dynamic length back to LOW", "another rule of another paper",
+    patched({LENGTH + "after": _reset}), alone=True,
+)  # fmt: skip
+SHIFTED = Mutant(
+    "rules.shifted", "a schedule is read one scale off", "an index counted from the last final scale",
+    patched({LENGTH + "count": _shifted}), alone=True,
+)  # fmt: skip
+MORE_ROWS = Mutant(
+    "rules.more-rows", "every round counts a target row too many", "a bonus row that was never submitted",
+    patched(_counted(_more_rows)), alone=True,
+)  # fmt: skip
+DRAFT_CALLS = Mutant(
+    "rules.draft-calls", "the draft's passes are counted by round", "a counter in the outer loop",
+    patched(_counted(_draft_rows)), alone=True,
+)  # fmt: skip

@@ -1,0 +1,90 @@
+"""Planted bugs of streams: generators that share a seed, numbers of another law, numbers bent on their way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from harness.mutants.mutant import Mutant, patched, production
+from harness.protocol import noise
+from harness.protocol.noise import ACCEPT, TOKEN, SeededNoise, derive_seed
+from harness.speculative.accept import Window
+
+NEXT, EXPONENTIAL, UNIFORM, DRAW = (
+    vars(noise)["_Chain"].__dict__["_next"], Window.exponential, Window.uniform, SeededNoise.__dict__["_draw"],
+)  # fmt: skip
+
+
+def _next(change: Callable[[Tensor, str], Tensor]) -> Callable[..., Tensor]:
+    def changed(chain: Any, index: int, count: int) -> Tensor:
+        return change(NEXT(chain, index, count), chain.addresses[index][1])
+
+    return changed
+
+
+def _batch_seed(source: SeededNoise, stream: str) -> Any:
+    """Seed every stream of the batch order alike."""
+    key = (source.request.seed, -1, stream)
+    if key not in source._chains:
+        source._chains[key] = vars(noise)["_Chain"](source, source.request.seed, (stream,))
+    return source._chains[key]
+
+
+def _twice(source: SeededNoise, si: int, stream: str) -> Tensor:
+    """Give image 1 the numbers of image 0."""
+    drawn: Tensor = DRAW(source, si, stream).clone()
+    drawn[1:2] = drawn[:1]
+    return drawn
+
+
+def _shared(name: str, thing: Any) -> dict[str, Any]:
+    return {f"harness.protocol.noise:{name}": thing}
+
+
+ONE_SEED = Mutant(
+    "streams.one-seed", "all streams of an image share a seed", "a key that lacks the stream", production,
+    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed, image, "")),
+)  # fmt: skip
+BATCH_SEED = Mutant(
+    "streams.batch-seed", "in batch order all streams start from the request's seed", "manual_seed in every branch",
+    production, shared=_shared("SeededNoise._batch_chain", _batch_seed),
+)  # fmt: skip
+PAIRS = Mutant(
+    "streams.pairs", "images 2k and 2k+1 share numbers", "an address counted in guidance rows", production,
+    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed, image // 2, stream)),
+)  # fmt: skip
+NEXT_SEED = Mutant(
+    "streams.next-seed", "image 1 of a seed has the numbers of image 0 of the next", "seed + image for an address",
+    production, shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed + image, 0, stream)),
+)  # fmt: skip
+SECOND_IMAGE = Mutant(
+    "streams.second-image", "image 1 is given image 0's numbers", "an expanded row", production,
+    shared=_shared("SeededNoise._draw", _twice),
+)  # fmt: skip
+FLOOR = Mutant(
+    "streams.floor", "acceptance numbers never fall below 0.02", "a clamp against zero that is too high", production,
+    shared=_shared("_Chain._next", _next(lambda x, stream: x.clamp_min(0.02) if stream == ACCEPT else x)), alone=True,
+)  # fmt: skip
+TINY = Mutant(
+    "streams.tiny", "exponentials below 0.0005 are clamped", "an epsilon against division by zero", production,
+    shared=_shared("_Chain._next", _next(lambda x, stream: x if stream == ACCEPT else x.clamp_min(5e-4))),
+)  # fmt: skip
+TAIL = Mutant(
+    "streams.tail", "exponentials end at 5", "a clamp against overflow", production, alone=True,
+    shared=_shared("_Chain._next", _next(lambda x, stream: x if stream in (ACCEPT, TOKEN) else x.clamp_max(5.0))),
+)  # fmt: skip
+RATE = Mutant(
+    "streams.rate", "the draft's exponentials have mean 1.05", "a rate taken for a scale", production, alone=True,
+    shared=_shared("_Chain._next", _next(lambda x, stream: x * 1.05 if stream == "draft" else x)),
+)  # fmt: skip
+BENT = Mutant(
+    "streams.bent", "a window's exponentials are clamped at 0.05", "an epsilon in the decoder",
+    patched({"harness.speculative.accept:Window.exponential": lambda w, s: EXPONENTIAL(w, s).clamp_min(0.05)}),
+    component="draw",
+)  # fmt: skip
+BENT_ACCEPT = Mutant(
+    "streams.bent-accept", "acceptance numbers are rounded to hundredths in the decoder", "numbers through a log file",
+    patched({"harness.speculative.accept:Window.uniform": lambda w, s: (UNIFORM(w, s) * 100).floor() / 100}),
+)  # fmt: skip

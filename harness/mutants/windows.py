@@ -1,0 +1,310 @@
+"""Planted bugs that a close draft shows: later rows of a window, bonus scales, large scales, images that part ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.models.network import Condition, Network
+from harness.mutants.mutant import Mutant, parts, patched, policy
+from harness.protocol.pyramid import ScalePyramid
+from harness.speculative import draw, guidance, latent, masks, outcome, query, state, update
+from harness.speculative.accept import Acceptance, Policy, Proposal, Window
+from harness.speculative.cache import KVCache
+from harness.speculative.parts import Parts
+from harness.speculative.rules import most_likely
+from harness.speculative.state import DecodeState
+
+PICK = Window.pick
+
+
+def _whole(rule: Callable[[Tensor, int], Tensor]) -> Callable[[Policy], Policy]:
+    """Return a change of policies in which a scale stands by another rule: (kept_bl, index in the window)."""
+
+    def changed(true: Policy) -> Policy:
+        def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+            judged = true.accept(used, proposal, probs_bnV, window)
+            scales = [rule(kept_bl, k) for k, kept_bl in enumerate(window.split(judged.kept_bn))]
+            return replace(judged, whole_bs=torch.stack(scales, 1))
+
+        return replace(true, accept=accept)
+
+    return changed
+
+
+def _extend(change: Callable[[Parts, Tensor, Window], Tensor]) -> Callable[[Policy], Policy]:
+    return lambda true: replace(true, extend=change)
+
+
+def _bonus_noise(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
+    """Read the numbers of the scale before, repeated."""
+    before = replace(window, first=window.first - 1, last=window.last - 1).exponential("token")
+    n = probs_bnV.shape[1]
+    return used.draw(probs_bnV, before.repeat(1, -(-n // before.shape[1]), 1)[:, :n])
+
+
+def _bonus_first(true: Policy) -> Policy:
+    """Hand the bonus scale of the group's first image to all of it."""
+
+    def extend(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
+        return true.extend(used, probs_bnV, window)[:1].expand(len(window.images), -1)
+
+    return replace(true, extend=extend)
+
+
+def _byte_counts(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
+    """Count kept tokens in eight bits."""
+    made = outcome.numbers(judged, rows_RnV, window)
+    counts = 1 + len(window.images)
+    return torch.cat((made[:counts], made[counts:] % 256))
+
+
+def _late_query(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+    """Give the third and later scales of a window the level of the second."""
+    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last).clone()
+    pyramid = network.pyramid
+    for si in range(first + 2, last + 1):
+        rows = slice(pyramid.begin(si) - pyramid.begin(first), pyramid.end(si) - pyramid.begin(first))
+        x_RnD[:, rows] += network.lvl_SD[first + 1] - network.lvl_SD[si]
+    return x_RnD
+
+
+def _late_mask(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Hide the first cached position from the third and later scales of a window."""
+    mask = masks.attention_mask(pyramid, first, last, device, dtype).clone()
+    if first and last >= first + 2:
+        mask[:, :, pyramid.begin(first + 2) - pyramid.begin(first) :, 0] = float("-inf")
+    return mask
+
+
+def _late_guide(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
+    """Leave the last scale of a window of three or more without guidance."""
+    guided = guidance.guide(rows_RnV, pyramid, cfg, first, last)
+    if last >= first + 2:
+        guided[:, -pyramid.tokens(last) :] = rows_RnV.chunk(2)[0][:, -pyramid.tokens(last) :]
+    return guided
+
+
+def _guide_at(change: Callable[[float], float]) -> Callable[..., Tensor]:
+    return lambda rows, pyramid, cfg, first, last: guidance.guide(rows, pyramid, change(cfg), first, last)
+
+
+def _filter_at(change: Callable[[int, float], tuple[int, float]]) -> Callable[..., Tensor]:
+    return lambda logits, top_k, top_p: draw.filter_logits(logits, *change(top_k, top_p))
+
+
+def _interleaved(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
+    """Take rows 0, 2, 4 … for the conditional ones: right for one image."""
+    return guidance.guide(torch.cat((rows_RnV[0::2], rows_RnV[1::2])), pyramid, cfg, first, last)
+
+
+def _first_rows(this: Any, x_BX: Tensor) -> Tensor:
+    """Take the first rows for a group that is not the whole batch: drafted tokens of other images."""
+    return x_BX[: len(this.images)]
+
+
+def _drafted(state: DecodeState, window: Window) -> Proposal:
+    tokens_BL, probs_BLV = state.drafted_tokens_BL[:, window.span], state.drafted_probs_BLV[:, window.span]
+    return Proposal(_first_rows(window, tokens_BL), _first_rows(window, probs_BLV))
+
+
+def _condition_of(self: state.Side, images: list[int]) -> Condition:
+    """Take the first images' condition for a group that is not the whole batch."""
+    B, b = len(self.calls), len(images)
+    if b == B:
+        return self.condition
+    return self.condition.rows(torch.tensor([*range(b), *range(B, B + b)], device=self.network.device))
+
+
+def _bonus_not_added(
+    state: DecodeState, used: Any, images: list[int], first: int, tokens: list[Tensor], finished: list[int]
+) -> None:
+    """Add only drafted scales to f_hat: where all images finish more than one scale, the last one is lost."""
+    before = state.f_hat_BCPP.clone()
+    update.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
+    for image, count in zip(images, finished, strict=True):
+        if count >= 3:
+            state.f_hat_BCPP[image] = 0.5 * (before[image] + state.f_hat_BCPP[image])
+
+
+def _later_raw_lost(
+    state: DecodeState, used: Any, images: list[int], first: int, tokens: list[Tensor], finished: list[int]
+) -> None:
+    """Roll the target's cache back one scale too far after several scales were finished."""
+    update.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
+    for image, count in zip(images, finished, strict=True):
+        if count >= 2:
+            state.target.cache.rollback(image, 0)
+            state.target.cache.lengths[image] = state.pyramid.begin(first + count)
+            state.target.cache.kv[:, :, image, :, state.pyramid.begin(first + count - 1) :] = 0
+
+
+class HalfCache(KVCache):
+    """Store keys and values in half precision."""
+
+    def window(self, images: list[int]) -> Any:
+        """Round what is stored before it is read again."""
+        self.kv.copy_(self.kv.half().to(self.kv.dtype))
+        return super().window(images)
+
+
+def _bfloat_sum(f_hat: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
+    """Accumulate in bfloat16."""
+    return latent.accumulate(f_hat, idx_Bl, si, quantizer, pyramid).bfloat16().to(f_hat.dtype)
+
+
+def _accepted_less(verified: Any, window: Window, bonus: bool) -> outcome.Outcome:
+    """Take one whole scale less where all of several stand, and correct the last, which needs none."""
+    made = outcome.fetch(verified, window, bonus)
+    count = len(window.scales)
+    accepted = [n - (n == count > 1 and not bonus) for n in made.accepted]
+    finished = [min(n, a + 1) for n, a in zip(made.finished, accepted, strict=True)]
+    return replace(made, accepted=accepted, finished=finished)
+
+
+def _same_for_group(verified: Any, window: Window, bonus: bool) -> outcome.Outcome:
+    """Let the group's least acceptance hold for all of its images."""
+    made = outcome.fetch(verified, window, bonus)
+    return replace(
+        made, accepted=[min(made.accepted)] * len(made.accepted), finished=[min(made.finished)] * len(made.finished)
+    )
+
+
+def _kept_swapped(state: DecodeState, window: Window, made: outcome.Outcome, k: int, before: tuple[int, int]) -> Any:
+    """Read the kept tokens of the window's first scale, whichever fell."""
+    kept = [[row[0]] * len(row) for row in made.kept_bs]
+    return outcome.record(state, window, replace(made, kept_bs=kept), k, before)
+
+
+def _clamped(u_Bn: Tensor, draft_Bn: Tensor, target_Bn: Tensor) -> Tensor:
+    """Never test with a number below 0.02."""
+    return u_Bn.clamp_min(0.02) * draft_Bn < target_Bn
+
+
+def _half_probs(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+    """Race in half precision."""
+    return draw.draw(probs_BnV.half().float(), E_BnV)
+
+
+def _smoothed(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
+    """Add an epsilon to the residual's mass."""
+    above_BnV = (target_BnV - draft_BnV).clamp_min(0) + 1e-3
+    return above_BnV / above_BnV.sum(-1, keepdim=True)
+
+
+ROUND = "harness.speculative.round:"
+NEARLY_WHOLE = Mutant(
+    "acceptance.nearly-whole", "a scale stands when more than 99 % of it is right", "a rate for an all",
+    policy(_whole(lambda kept_bl, k: kept_bl.double().mean(1) > 0.99)), component="accept",
+)  # fmt: skip
+ONE_FORGIVEN = Mutant(
+    "acceptance.one-forgiven", "one error is forgiven above 200 tokens", "a tolerance tuned on images",
+    policy(_whole(lambda kept_bl, k: (~kept_bl).sum(1) <= (kept_bl.shape[1] > 200))), component="accept",
+)  # fmt: skip
+BYTE_COUNTS = Mutant(
+    "acceptance.byte-counts", "kept tokens are counted in eight bits", "a mask summed in its own type",
+    patched({ROUND + "numbers": _byte_counts}), alone=True,
+)  # fmt: skip
+SECOND_FREE = Mutant(
+    "acceptance.second-free", "the second drafted scale is never checked", "a loop that begins behind it",
+    policy(_whole(lambda kept_bl, k: kept_bl.all(1) | (k == 1))), component="accept",
+)  # fmt: skip
+LATE_FREE = Mutant(
+    "acceptance.late-free", "from the third drafted scale on one right token is enough", "any for all",
+    policy(_whole(lambda kept_bl, k: kept_bl.all(1) if k < 2 else kept_bl.any(1))), component="accept",
+)  # fmt: skip
+BONUS_GREEDY = Mutant(
+    "acceptance.bonus-greedy", "the bonus scale takes the most likely tokens", "a draw left out",
+    policy(_extend(most_likely)), component="draw",
+)  # fmt: skip
+BONUS_NOISE = Mutant(
+    "acceptance.bonus-noise", "the bonus scale reads the numbers of the scale before", "a window's last index",
+    policy(_extend(_bonus_noise)), component="draw",
+)  # fmt: skip
+BONUS_FIRST = Mutant(
+    "batch.bonus-first", "the bonus scale of a group is that of its first image", "a tensor broadcast from one row",
+    policy(_bonus_first), component="draw",
+)  # fmt: skip
+ACCEPTED_LESS = Mutant(
+    "acceptance.accepted-less", "a draft that stands whole loses its last scale to a correction", "a count from 0",
+    patched({ROUND + "fetch": _accepted_less}),
+)  # fmt: skip
+KEPT_SWAPPED = Mutant(
+    "acceptance.kept-swapped", "kept tokens are those of the window's first scale", "an index that stays 0",
+    patched({ROUND + "record": _kept_swapped}),
+)  # fmt: skip
+CLAMPED_U = Mutant(
+    "acceptance.clamped-u", "contract B: u is at least 0.02", "a guard against zero", parts(keep_drafted=_clamped),
+    alone=True,
+)  # fmt: skip
+SMOOTHED = Mutant(
+    "acceptance.smoothed", "contract B: an epsilon in the residual", "a guard against an empty mass",
+    parts(residual=_smoothed), alone=True,
+)  # fmt: skip
+SAME_FOR_GROUP = Mutant(
+    "batch.same-for-group", "the least acceptance of a group holds for all of it", "a minimum over the batch",
+    patched({ROUND + "fetch": _same_for_group}),
+)  # fmt: skip
+FIRST_DRAFTS = Mutant(
+    "batch.first-drafts", "a group that is no whole batch is judged by other images' drafts", "rows not gathered",
+    patched({ROUND + "drafted": _drafted}), component="accept",
+)  # fmt: skip
+FIRST_CONDITION = Mutant(
+    "batch.first-condition", "a group that is no whole batch gets the first images' condition", "rows not gathered",
+    patched({"harness.speculative.state:Side.condition_of": _condition_of}), component="condition",
+)  # fmt: skip
+INTERLEAVED_ROWS = Mutant(
+    "guidance.interleaved", "guidance rows are taken in turns", "another order of rows", parts(guide=_interleaved),
+    component="guidance",
+)  # fmt: skip
+LATE_GUIDE = Mutant(
+    "guidance.late", "the last scale of a window of three or more is not guided", "a slice that ends too early",
+    parts(guide=_late_guide), component="guidance",
+)  # fmt: skip
+NEGATIVE = Mutant(
+    "guidance.negative", "a negative guidance value is taken for 0", "max(0, cfg)",
+    parts(guide=_guide_at(lambda cfg: max(0.0, cfg))), component="guidance",
+)  # fmt: skip
+CAPPED = Mutant(
+    "guidance.capped", "guidance values end at 3", "a range", parts(guide=_guide_at(lambda cfg: min(cfg, 3.0))),
+    component="guidance",
+)  # fmt: skip
+ZERO_DEFAULT = Mutant(
+    "guidance.zero-default", "cfg 0 is taken for the default", "`cfg or 1.5`",
+    parts(guide=_guide_at(lambda cfg: cfg or 1.5)),
+    component="guidance",
+)  # fmt: skip
+NEARLY_ONE = Mutant(
+    "randomness.nearly-one", "top_p above 0.95 is switched off", "a shortcut",
+    parts(filter_logits=_filter_at(lambda k, p: (k, 0.0 if p > 0.95 else p))), component="draw",
+)  # fmt: skip
+HALF_PROBS = Mutant(
+    "randomness.half-probs", "the race is run in half precision", "autocast around the draw", parts(draw=_half_probs),
+)  # fmt: skip
+LATE_LEVEL = Mutant(
+    "positions.late-level", "from a window's third scale on rows have the second's level", "an index that stops",
+    parts(build_combined_query=_late_query), component="positions",
+)  # fmt: skip
+LATE_MASK = Mutant(
+    "masks.late", "from a window's third scale on position 0 is hidden", "a mask for windows of two",
+    parts(attention_mask=_late_mask), component="mask or cache",
+)  # fmt: skip
+BONUS_LATENT = Mutant(
+    "state.half-sum", "where three scales are finished at once f_hat gets half of them", "an update in two halves",
+    parts(update_state_with_accepted_tokens=_bonus_not_added),
+)  # fmt: skip
+CACHE_LOST = Mutant(
+    "state.cache-lost", "where several scales are finished the last one's keys are zeroed", "a roll-back too far",
+    parts(update_state_with_accepted_tokens=_later_raw_lost), component="cache",
+)  # fmt: skip
+HALF_CACHE = Mutant(
+    "state.half-cache", "keys and values are stored in half precision", "a smaller cache", parts(new_cache=HalfCache),
+)  # fmt: skip
+BFLOAT_SUM = Mutant(
+    "state.bfloat-sum", "f_hat is accumulated in bfloat16", "the networks' precision for the quantiser's",
+    parts(accumulate=_bfloat_sum), component="f_hat",
+)  # fmt: skip

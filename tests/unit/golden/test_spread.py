@@ -1,0 +1,98 @@
+"""How far rounding leads a `more_smooth` run: ties where there are some, runs led along a given f_hat."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.golden.cases import RecordedCase
+from harness.golden.choice import choices, soft_ties, temperature, tossed
+from harness.golden.nudged import as_they_are, nudged, raw_inputs
+from harness.golden.spread import added, guided, maps, spread
+from harness.protocol.request import Request
+from harness.reference.handoff import HandOff
+from tests.helpers import Layout, tiny
+
+MODELS = tiny(Layout((1, 2, 3)))
+REQUEST = Request((0, 1), 3, cfg=4.0, more_smooth=True)
+CASES = {
+    "sequential": RecordedCase("a", "sequential", REQUEST, MODELS),
+    "draft": RecordedCase("b", "sequential", replace(REQUEST, top_k=4), MODELS, network="draft"),
+    "hand-off": RecordedCase("c", "test3", replace(REQUEST, top_p=0.7), MODELS, hand_off=HandOff(1, 5)),
+}
+SMALL, LARGE = 1e-7, 1e-2
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_led_along_its_own_f_hat_is_itself_and_along_another_is_not(name: str):
+    case = CASES[name]
+    run = case.run()
+    f_hat_SBCPP = maps(run, steps=False)
+    again = replace(case, models=nudged(MODELS, as_they_are, raw_inputs(f_hat_SBCPP, MODELS.pyramid))).run()
+    assert torch.equal(guided(again), guided(run))
+    assert torch.equal(again.f_hat_BCPP, run.f_hat_BCPP)
+    other = replace(case, models=nudged(MODELS, as_they_are, raw_inputs(f_hat_SBCPP + 1, MODELS.pyramid))).run()
+    assert torch.equal(guided(other)[:, :1], guided(run)[:, :1])  # scale 0 has no such input
+    assert not torch.equal(guided(other)[:, 1:5], guided(run)[:, 1:5])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_more_rounding_leads_farther_and_repeats_exactly(name: str):
+    near, far = (spread(CASES[name], error) for error in (SMALL, LARGE))
+    for of_near, of_far in ((near.rms_BL, far.rms_BL), (near.peak_BL, far.peak_BL), (near.map_SBPP, far.map_SBPP)):
+        assert bool((of_near > 0).all())
+        assert float(of_far.mean()) > 1000 * float(of_near.mean())
+    again = spread(CASES[name], SMALL)
+    assert torch.equal(again.peak_BL, near.peak_BL)
+    assert torch.equal(again.map_SBPP, near.map_SBPP)
+    assert int(near.ties_BL.sum()) <= int(far.ties_BL.sum())
+
+
+def test_with_given_inputs_rounding_does_not_grow_from_scale_to_scale():
+    case = CASES["sequential"]
+    raw = raw_inputs(maps(case.run(), steps=False), MODELS.pyramid)
+    free, led = spread(case, LARGE), spread(case, LARGE, raw)
+    assert float(led.rms_BL[:, 5:].mean()) < float(free.rms_BL[:, 5:].mean())
+
+
+def test_a_choice_within_the_budget_in_units_of_tau_is_a_tie_and_one_beyond_is_none():
+    case = CASES["sequential"]
+    guided_BLV = guided(case.exact())
+    chosen = choices(case, guided_BLV)
+    best_BL2 = chosen.best_BL2
+    top_BL = chosen.score_BLV.gather(-1, best_BL2)
+    apart_BL = (top_BL[..., 0] - top_BL[..., 1]) / chosen.factor_L  # in units of logits
+    for factor, tied in ((1.01, True), (0.0, False)):
+        reach_BLV = (factor * apart_BL)[..., None].expand(guided_BLV.shape)
+        far_BL = apart_BL * chosen.factor_L > 1  # nearer ones are within what is never a tie for being that near
+        assert bool((soft_ties(case, guided_BLV, chosen, reach_BLV)[far_BL] == tied).all())
+
+
+@pytest.mark.parametrize("name", ["draft", "hand-off"])
+def test_a_best_code_that_the_filter_may_drop_is_a_tie(name: str):
+    case = CASES[name]
+    guided_BLV = guided(case.exact())
+    chosen = choices(case, guided_BLV)
+    assert not bool(soft_ties(case, guided_BLV, chosen, torch.zeros_like(guided_BLV)).any())
+    wide_BLV = torch.full_like(guided_BLV, 50.0).scatter(-1, chosen.best_BL2[..., :1], 0.0)
+    assert bool(soft_ties(case, guided_BLV, chosen, wide_BLV).all())
+
+
+def test_a_toss_moves_the_second_best_code_and_leaves_the_best():
+    chosen = choices(CASES["sequential"], guided(CASES["sequential"].exact()))
+    sign_BLV = tossed(chosen, 0)
+    assert bool((sign_BLV.gather(-1, chosen.best_BL2) == torch.tensor((0.0, 1.0))).all())
+    assert int((sign_BLV == 0).sum()) == chosen.best_BL2[..., 0].numel()
+
+
+def test_temperatures_are_those_of_the_specification():
+    assert temperature(0.0) == pytest.approx(0.27)
+    assert temperature(1.0) == pytest.approx(0.0135)
+    assert temperature(1.1) == 0.005
+
+
+def test_what_scales_add_sums_up_to_f_hat():
+    f_hat_SBCPP = maps(CASES["sequential"].run(), steps=False)
+    torch.testing.assert_close(added(f_hat_SBCPP).sum(0), f_hat_SBCPP[-1])

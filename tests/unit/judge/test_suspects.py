@@ -1,0 +1,89 @@
+"""Whose mistake it is: condition, rows, accept and draw told apart; a crash names its part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.models.network import Condition, Network
+from harness.models.pair import close_pair
+from harness.mutants import acceptance, batch, positions, randomness, reuse, windows
+from harness.mutants.mutant import Mutant, parts
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.speculative import query
+from harness.speculative.cache import KVCache
+from tests.helpers import Layout, tiny, verify_here
+
+MODELS = close_pair(tiny(Layout((1, 2, 3, 4, 5))), 0.1)
+REQUESTS = [Request((0, 2, 3, 1), seed) for seed in range(4)] + [Request((1, 1, 0, 2), 9)]
+
+
+def first(bug: Any, *settings: Settings) -> Any:
+    return verify_here(MODELS, bug, settings or [Settings(3), Settings(2, True)], REQUESTS).first_divergence
+
+
+def rows_in_turns(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+    """Put the two halves of every image side by side, where they must lie B rows apart."""
+    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
+    B = len(x_RnD) // 2
+    return x_RnD[[row for b in range(B) for row in (b, B + b)]]
+
+
+IN_TURNS = Mutant("positions.in-turns", "rows in turns", "another order", parts(build_combined_query=rows_in_turns))
+
+
+@pytest.mark.parametrize(
+    ("bug", "component"),
+    [
+        (acceptance.ALL_STAND, "accept"), (acceptance.FIRST_STANDS, "accept"), (acceptance.NOT_REPLACED, "accept"),
+        (windows.SECOND_FREE, "accept"), (windows.LATE_FREE, "accept"), (windows.FIRST_CONDITION, "condition"),
+        (reuse.STALE_CONDITION, "condition"), (batch.FIRST_LABEL, "condition"), (IN_TURNS, "rows"),
+        (randomness.REDRAWN, "draw"), (randomness.WRONG_SCALE, "draw"), (windows.BONUS_GREEDY, "draw"),
+        (windows.BONUS_FIRST, "draw"), (positions.OFFSET, "positions"), (windows.LATE_MASK, "mask or cache"),
+        (windows.INTERLEAVED_ROWS, "guidance"),
+    ],
+    ids=lambda value: getattr(value, "id", value),
+)  # fmt: skip
+def test_a_planted_bug_is_named_by_its_part(bug: Mutant, component: str):
+    found = first(bug)
+    assert found is not None
+    assert found.component == component, str(found)
+
+
+class Short(KVCache):
+    """A cache that is too small."""
+
+    def window(self, images: list[int]) -> Any:
+        window = super().window(images)
+        if window.start:
+            window.start += 1000
+        return window
+
+
+def flat_mask(*_: Any) -> Tensor:
+    return torch.zeros(1, 1, 1, 1, dtype=torch.int64).view(7)
+
+
+def no_guidance(rows_RnV: Tensor, *_: Any) -> Tensor:
+    return rows_RnV[99]
+
+
+def no_draw(*_: Any) -> Tensor:
+    raise IndexError("list index out of range")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"attention_mask": flat_mask}, "mask"), ({"new_cache": Short}, "cache"), ({"draw": no_draw}, "draw"),
+        ({"guide": no_guidance}, "guidance"),
+    ],
+)  # fmt: skip
+def test_a_crash_names_the_part_in_which_it_happened(changes: dict[str, Any], part: str):
+    found = first(parts(**changes), Settings(3))
+    assert found.component == "crash"
+    assert found.detail.endswith(f": part {part}"), found.detail

@@ -1,0 +1,149 @@
+"""The default verification covers what it says, and says what it did not cover."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from harness.errors import InputError
+from harness.judge.verdict import Verdict
+from harness.models.pair import CLOSE, ModelPair, close_pair
+from harness.mutants import state
+from harness.protocol.decoder import Settings
+from harness.protocol.trace import Round, Trace
+from harness.report.as_json import as_json
+from harness.runs.cover import Block, covering, requests_for, verify_blocks
+from harness.runs.coverage import CLAIMS, Coverage
+from harness.runs.verification import Terms
+from harness.speculative.build import build_decoder
+from tests.helpers import Layout, digits, tiny
+
+FIVE = Layout((1, 2, 3, 4, 5))
+HERE = Terms(in_process=True)
+
+
+def rounds(*turns: tuple[int, int, bool]) -> list[Round]:
+    """Return rounds of (first, accepted of 2 drafted, bonus)."""
+    return [Round(first, 2, n, n < 2, bonus, 0, 0, 0, 1) for first, n, bonus in turns]
+
+
+def trace(*images: list[Round]) -> Trace:
+    nothing = torch.zeros(1)
+    return Trace(nothing, nothing, nothing, rounds=list(images))
+
+
+def test_every_claim_is_exercised_by_a_round_of_its_kind_and_by_no_other():
+    made = Coverage()
+    made.add([Coverage.of(trace(rounds((0, 2, False))))])
+    assert made.never() == [word for word in CLAIMS if word != "a draft of several scales that stands whole"]
+    apart = trace(rounds((0, 0, False), (1, 1, False)), rounds((0, 2, True)))
+    made.add([Coverage.of(apart), Coverage.of(trace(rounds((0, 2, False))))])
+    assert made.never() == []
+    assert (made.rounds, dict(made.accepted), made.whole, made.partial) == (5, {2: 3, 0: 1, 1: 1}, 3, 1)
+    assert (made.corrected, made.late, made.bonus, made.apart) == (2, 1, 1, 1)
+    assert (made.decodes, made.diverged, made.reused) == (3, 1, 1)
+
+
+def test_a_close_draft_is_the_target_moved_by_the_stated_amount():
+    models = digits()
+    close, again, other = close_pair(models, 0.01), close_pair(models, 0.01), close_pair(models, 0.01, seed=1)
+    for name, weight in models.target.weights.items():
+        moved = close.draft.weights[name]
+        assert torch.equal(moved, again.draft.weights[name])
+        assert (moved.dtype, moved.shape) == (weight.dtype, weight.shape)
+        if weight.numel() > 1000 and float(weight.abs().max()):
+            size = float((moved - weight).square().mean().sqrt() / weight.square().mean().sqrt())
+            assert size == pytest.approx(0.01, rel=0.1)
+            assert not torch.equal(moved, other.draft.weights[name])
+    assert close.target is models.target
+    assert (close.name, close.title) == ("digits", "digits, close draft (noise 0.01)")
+    same = close_pair(models, 0.0).draft.weights
+    assert all(torch.equal(same[name], weight) for name, weight in models.target.weights.items())
+
+
+@pytest.mark.parametrize("noise", [-0.1, 11.0, float("nan")])
+def test_an_amount_outside_its_range_is_refused(noise: float):
+    with pytest.raises(InputError, match=r"draft_noise=.*: must lie in \[0, 10\]; pass --draft-noise 0.002"):
+        close_pair(tiny(), noise)
+
+
+def test_the_design_holds_what_it_promises():
+    own, close = covering(digits())
+    requests = own.requests
+    assert requests == close.requests == requests_for(digits())
+    assert (own.models.draft_noise, close.models.draft_noise) == (None, CLOSE)
+    assert {setting.bonus for block in (own, close) for setting in block.settings} == {True, False}
+    kinds = {type(setting.draft_len) for setting in close.settings}
+    assert kinds == {int, str}
+    assert any(10 in (request.labels or ()) for request in requests)
+    assert {0.0, 1.5} < {request.cfg for request in requests}
+    assert min(request.cfg for request in requests) < 0
+    assert {request.order for request in requests} == {"image", "batch"}
+    assert {request.B for request in requests} >= {1, 2, 3, 4}
+    assert any(request.top_k for request in requests)
+    assert any(request.top_p for request in requests)
+    same_size = [(a, b) for a in requests for b in requests if a is not b and a.B == b.B and a.labels != b.labels]
+    assert same_size
+
+
+@pytest.mark.parametrize("layout", [Layout((1,), depth=1), Layout((1, 2)), FIVE])
+def test_the_design_fits_any_pyramid(layout: Layout):
+    result = verify_blocks(covering(tiny(layout), noise=0.05), build_decoder, HERE)
+    assert result.verdict in (Verdict.IDENTICAL, Verdict.INCONCLUSIVE), result.first_divergence
+    assert result.coverage.refused == 0
+
+
+def test_what_was_never_exercised_is_said_and_inconclusive():
+    blocks = covering(tiny(FIVE), noise=0.0)[1:]  # draft = target: nothing ever falls
+    result = verify_blocks(blocks, build_decoder, HERE)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "never exercised: a first drafted scale that falls" in result.inconclusive
+    assert b'"covers": true' in as_json(result)
+
+
+class Plain:
+    """A right decoder that takes numbers alone for a draft length, no bonus, and no unconditional label."""
+
+    contract = "token-identical"
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        if settings.bonus:
+            raise InputError("bonus", True, "is not built", "drop --bonus")
+        self.classes = models.target.config.classes
+        self.inner = build_decoder(models, Settings(int(settings.draft_len)))
+
+    def decode(self, request: Any, noise: Any) -> Trace:
+        if self.classes in request.labels:
+            raise InputError("labels", self.classes, "is no class", "pass others")
+        return self.inner.decode(request, noise)
+
+
+def test_what_a_decoder_refuses_is_counted():
+    (block,) = covering(tiny(FIVE), noise=0.1)[1:]
+    result = verify_blocks([block], Plain, HERE)
+    kept = sum(isinstance(setting.draft_len, int) and not setting.bonus for setting in block.settings)
+    unconditional = sum(3 in (request.labels or ()) for request in block.requests)
+    asked = len(block.settings) * len(block.requests)
+    assert len(result.settings) == kept
+    assert result.coverage.refused == asked - kept * (len(block.requests) - unconditional)
+    assert f"the decoder refused {result.coverage.refused} of {asked} decodes" in result.inconclusive
+    assert not any(judgement.defects for setting in result.settings for judgement in setting.judgements)
+
+
+def test_one_decoder_goes_through_all_requests_of_a_block():
+    models = tiny(FIVE)
+    request = requests_for(models)[0]
+    other = replace(request, seed=9)
+    block = Block(models, (Settings(2),), (request, other), "own")
+    result = verify_blocks([block], state.SHARED_BUFFERS, HERE)
+    assert result.coverage.reused == 1
+
+
+def test_a_hunt_stops_at_the_first_defect():
+    blocks = covering(tiny(FIVE))
+    result = verify_blocks(blocks, state.TWICE, replace(HERE, first_only=True))
+    assert result.verdict is Verdict.DEFECT
+    assert sum(len(setting.judgements) for setting in result.settings) == 1
