@@ -43,12 +43,12 @@ def serve(job_file: str, descriptor: str, device: str, employer: str) -> None:
         try:
             opened = _open(Path(job_file), device)
         except BaseException as error:
-            connection.send(_portable(error))
+            connection.send_bytes(pickle.dumps(_portable(error)))
             return
         try:
-            connection.send(opened.about)
+            connection.send_bytes(pickle.dumps(opened.about))
             while True:
-                connection.send(_answer(opened, connection.recv()))
+                connection.send_bytes(pickle.dumps(_answer(opened, pickle.loads(connection.recv_bytes()))))
         finally:
             opened.close()
 

@@ -5,12 +5,14 @@ nothing else, and another one takes that task. One that costs `MOST_DEATHS` work
 
 Why not concurrent.futures: its pool is broken for good when one process dies. Why not multiprocessing: its processes
 import the caller's main script again. The messages are pickled, since both sides are the harness; a decoder under test
-has a process of its own below the worker's (`runs.apart`).
+has a process of its own below the worker's (`runs.apart`). They are bytes of plain pickle: `Connection.send` would hand
+tensors over as shared memory, which a process that multiprocessing did not start may not open.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -220,7 +222,7 @@ class Processes:
             if worker.ready and worker.task is None and waiting:
                 worker.task = waiting.popleft()
                 try:
-                    worker.connection.send(worker.task)
+                    worker.connection.send_bytes(pickle.dumps(worker.task))
                 except OSError:
                     waiting.appendleft(worker.task)  # it died idle: its task is nobody's loss
                     worker.task = None
@@ -233,7 +235,7 @@ class Processes:
                     worker.process.kill()
                 continue
             try:
-                answer = worker.connection.recv()
+                answer = pickle.loads(worker.connection.recv_bytes())
             except (EOFError, OSError):
                 if worker.task is not None:
                     found.append((worker.task, Died(worker.death())))

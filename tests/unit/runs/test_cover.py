@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +18,11 @@ from harness.mutants import state
 from harness.protocol.decoder import Settings
 from harness.protocol.trace import Round, Trace
 from harness.report.as_json import as_json
-from harness.runs.cover import Block, covering, requests_for, verify_blocks
+from harness.runs.cover import Block, covering, plan_of, requests_for, verify_blocks
 from harness.runs.coverage import CLAIMS, Coverage
-from harness.runs.verification import Terms
+from harness.runs.runfile import read
+from harness.runs.terms import Keeping, Terms
+from harness.runs.verification import Step
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, digits, tiny
 
@@ -147,3 +152,41 @@ def test_a_hunt_stops_at_the_first_defect():
     result = verify_blocks(blocks, state.TWICE, replace(HERE, first_only=True))
     assert result.verdict is Verdict.DEFECT
     assert sum(len(setting.judgements) for setting in result.settings) == 1
+
+
+def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
+    """The file holds drafts and what was covered; two workers go on with a part of it, to the serial result."""
+    blocks = [replace(block, requests=block.requests[:3]) for block in covering(tiny(FIVE), noise=0.05)]
+    serial = verify_blocks(blocks, "harness.mutants.state:TWICE", HERE)
+    path = tmp_path / "run.db"
+    verify_blocks(blocks, "harness.mutants.state:TWICE", HERE, Keeping(file=path))
+    with closing(sqlite3.connect(path)) as base:
+        base.execute("DELETE FROM judged WHERE task = 1")
+        base.commit()
+    steps = list[Step]()
+    keeping = Keeping(workers=2, file=path, resume=True)
+    again = verify_blocks(blocks, "harness.mutants.state:TWICE", HERE, keeping, steps.append)
+    assert again.verdict is serial.verdict is Verdict.DEFECT
+    assert str(again.coverage) == str(serial.coverage)
+    assert [str(setting.judgements) for setting in again.settings] == [str(s.judgements) for s in serial.settings]
+    assert [setting.draft for setting in again.settings] == ["own"] * 3 + ["close"] * (len(again.settings) - 3)
+    assert sum(step.images for step in steps) == sum(block.images for block in blocks)
+    kept, rows = read(path)
+    assert kept.plan == plan_of(blocks)
+    assert kept.plan.drafts[-1] == 0.05
+    assert all(row.counts is not None for row in rows)
+    other = [blocks[0], *(replace(block, models=close_pair(block.models, 0.06)) for block in blocks[1:])]
+    with pytest.raises(InputError, match="is the file of another run: settings"):
+        verify_blocks(other, "harness.mutants.state:TWICE", HERE, Keeping(file=path, resume=True))
+
+
+def test_what_a_decoder_refuses_is_kept_with_its_reason(tmp_path: Path):
+    (block,) = covering(tiny(FIVE), noise=0.1)[1:]
+    path = tmp_path / "run.db"
+    result = verify_blocks([block], Plain, HERE, Keeping(file=path))
+    _, rows = read(path)
+    refused = [row for row in rows if row.refused]
+    assert len(refused) == sum(setting.refused for setting in result.settings) > 0
+    assert {row.refused for row in refused} == {"labels=3: is no class; pass others"}
+    again = verify_blocks([block], Plain, HERE, Keeping(file=path, resume=True))
+    assert (again.verdict, again.inconclusive) == (result.verdict, result.inconclusive)
