@@ -227,7 +227,7 @@ def test_calibrate_keeps_nothing_that_verify_would_refuse(
 ):
     store = tmp_path / "budgets.json"
     wide = replace(next(e for e in load(SHIPPED) if e.mode == mode_of(digits())), rows=1.0)
-    monkeypatch.setattr(calibrate_command, "measure", lambda models, batches: wide)
+    monkeypatch.setattr(calibrate_command, "measure", lambda models, batches, progress: wide)
     assert command(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 2
     assert "rows=1: must be at most" in capsys.readouterr().err
     assert not store.exists()
