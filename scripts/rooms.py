@@ -19,10 +19,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "protocol": (),
     "models": ("protocol",),
     "speculative": ("protocol", "models"),
+    "adapters": ("protocol", "models"),
     "reference": ("protocol", "models"),
     "rounding": ("protocol", "models", "reference"),
     "judge": ("protocol", "models", "reference", "rounding"),
-    "runs": ("protocol", "models", "speculative", "reference", "rounding", "judge"),
+    "runs": ("protocol", "models", "speculative", "adapters", "reference", "rounding", "judge"),
     "laws": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
     "mutants": ("protocol", "models", "judge", "runs", "laws", "speculative"),
     "golden": ("protocol", "models", "reference", "rounding", "judge", "runs", "laws", "speculative"),
@@ -30,7 +31,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "report": ("protocol", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "speculative"),
     "commands": (
         "protocol", "models", "reference", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "report",
-        "speculative",
+        "speculative", "adapters",
     ),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.adapters.factories import default_settings
 from harness.commands import options
 from harness.files import check_outputs, check_readable, write_whole
 from harness.protocol.contract import Contract
@@ -19,6 +20,8 @@ from harness.runs.factory import DEFAULT
 from harness.runs.verification import Terms
 from harness.runs.verification import verify as run_verification
 from harness.speculative.policies import parse
+
+DRAFT_LENGTHS = "1,2,5,10"
 
 
 def verify(
@@ -40,7 +43,7 @@ def verify(
     noise: options.Noise = "image",
     draft_len: Annotated[
         str, typer.Option(help="Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic.")
-    ] = "1,2,5,10",
+    ] = DRAFT_LENGTHS,
     bonus: Annotated[bool, typer.Option("--bonus", help="Also submit the scale behind the drafted ones.")] = False,
     policy: options.Policy = "coupled",
     contract: Annotated[
@@ -48,7 +51,9 @@ def verify(
         typer.Option(help="Demand A, B or C; a weaker claim is refused. Empty: what the decoder claims."),
     ] = "",
     sequential: Annotated[bool, typer.Option("--sequential", help="The decoder drafts nothing, and need not.")] = False,
-    implementation: Annotated[str, typer.Option(help="Decoder under test, package.module:factory.")] = DEFAULT,
+    implementation: options.ImplementationName = DEFAULT,
+    checkout: options.Checkout = None,
+    option: options.Own = None,
     timeout: Annotated[float, typer.Option(help="Seconds of one decode in the decoder's own process.")] = TIMEOUT_S,
     memory: Annotated[float, typer.Option(help="GiB that this process may allocate; 0 = no limit.")] = 0.0,
     in_process: Annotated[
@@ -70,7 +75,8 @@ def verify(
     outputs = check_outputs({"json": json}, {**networks.files(), "budgets": budgets})
     check_readable(budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
     budgets = budgets.absolute()  # read behind the factory, which may change folder
-    settings = settings_for(draft_len, bonus, policy, contract if implementation == DEFAULT else "")
+    own = options.decoder(implementation, checkout, option, contract)
+    settings = settings_for(draft_len, bonus, policy, own)
     demanded = Contract.of(contract) if contract else None
     terms = Terms(demanded, sequential, in_process, Limits(timeout, memory), budgets)
     pair = options.load_models(networks, mode)
@@ -84,11 +90,13 @@ def verify(
     raise typer.Exit(result.verdict.exit_status)
 
 
-def settings_for(draft_len: str, bonus: bool, policy: str, contract: str) -> list[Settings]:
+def settings_for(draft_len: str, bonus: bool, policy: str, own: options.Decoder) -> list[Settings]:
     """Return one setting a draft_len. Raises `InputError` for another form, or an illegal (contract, policy)."""
-    if contract:
-        parse(policy, contract)
+    if own.contract:
+        parse(policy, own.contract)
+    if own.published and draft_len == DRAFT_LENGTHS:
+        return default_settings(own.name.partition(":")[2], own.options)
     lengths: tuple[int | str, ...] = tuple(draft_len.split(","))
     if all(character in "0123456789:,-" for character in draft_len):
         lengths = options.integers("draft_len", draft_len, "1,2,5")
-    return [Settings(length, bonus, policy) for length in lengths]
+    return [Settings(length, bonus, "" if own.published else policy, own.options) for length in lengths]
