@@ -66,7 +66,9 @@ def sdvar_test3(models: ModelPair, settings: Settings) -> Implementation:
     def call(**how: Any) -> Any:
         return getattr(sdvar, TEST3)(**how, entry_num=entry, sd_mask=mask)
 
-    return Sampler(made, call, _contract(options, Contract.QUALITY), options.get("numbers", "shared"))
+    sampler = Sampler(made, call, _contract(options, Contract.QUALITY), options.get("numbers", "shared"))
+    sampler.sdvar = sdvar
+    return sampler
 
 
 def sdvar_parallel(models: ModelPair, settings: Settings) -> Implementation:

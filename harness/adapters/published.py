@@ -90,6 +90,8 @@ class Sampler:
         numbers: "shared" or "own".
     """
 
+    sdvar: Any = None  # the SDVAR object that the function belongs to, where there is one
+
     def __init__(self, code: Published, call: Callable[..., Any], contract: str, numbers: str = "shared") -> None:
         self.code, self.call, self.contract, self.numbers = code, call, str(contract), numbers
         self._recorder = Recorder(code.models.pyramid)

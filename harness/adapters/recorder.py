@@ -26,6 +26,7 @@ class SeenPass:
     side: str
     x_RnD: Tensor
     rows_RnV: Tensor | None = None
+    cached: int = 0  # positions that its first block held before it
 
     @property
     def n(self) -> int:
@@ -101,7 +102,9 @@ class Recorder:
         def hook(module: Any, args: Any, kwargs: Any) -> None:
             x_RnD = kwargs["x"] if "x" in kwargs else args[0]
             self.side = side
-            self.passes.append(SeenPass(side, x_RnD.detach().clone()))
+            held = getattr(getattr(module, "attn", None), "cached_k", None)
+            cached = held.shape[2] if isinstance(held, Tensor) else 0
+            self.passes.append(SeenPass(side, x_RnD.detach().clone(), cached=cached))
             self.note(f"{side} pass over {x_RnD.shape[1]} positions")
 
         return hook

@@ -35,7 +35,8 @@ class CodesOnly(nn.Module):
 
     def __init__(self, quantize: nn.Module, vae: Autoencoder) -> None:
         super().__init__()
-        self.quantize, self.Cvae, self.vocab_size = quantize, vae.config.C, vae.config.V
+        self.quantize: Any = quantize
+        self.Cvae, self.vocab_size = vae.config.C, vae.config.V
         self._decode = vae.decode
 
     def fhat_to_img(self, f_hat_BCPP: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from typing import Annotated
 import torch
 import typer
 
-from harness.adapters.factories import PREFIX
+from harness.adapters.factories import PREFIX, default_settings
 from harness.errors import InputError
 from harness.models.pair import ModelPair, load_digits, load_pair, random_pair
+from harness.protocol.decoder import Settings
 from harness.protocol.request import NoiseOrder, Request
 from harness.rounding.precision import set_precision
 from harness.runs.factory import DEFAULT
@@ -152,6 +153,10 @@ class Decoder:
     def published(self) -> bool:
         """Tell whether it is published code."""
         return self.name.startswith(f"{PREFIX}:")
+
+    def settings(self) -> list[Settings]:
+        """Return the settings where no draft_len is asked for: both roles of CoDe's two models."""
+        return default_settings(self.name.partition(":")[2], self.options)
 
 
 def decoder(name: str, checkout: Path | None, given: list[str] | None, contract: str = "") -> Decoder:

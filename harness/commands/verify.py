@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from harness.adapters.factories import default_settings
 from harness.commands import options
 from harness.files import check_outputs, check_readable, write_whole
 from harness.protocol.contract import Contract
@@ -95,7 +94,7 @@ def settings_for(draft_len: str, bonus: bool, policy: str, own: options.Decoder)
     if own.contract:
         parse(policy, own.contract)
     if own.published and draft_len == DRAFT_LENGTHS:
-        return default_settings(own.name.partition(":")[2], own.options)
+        return own.settings()
     lengths: tuple[int | str, ...] = tuple(draft_len.split(","))
     if all(character in "0123456789:,-" for character in draft_len):
         lengths = options.integers("draft_len", draft_len, "1,2,5")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from harness.laws.allowed import needs_exact, require_draws
 from harness.laws.case import Case
 from harness.laws.law import Law, NotOffered, Subject, require, require_tokens
 from harness.protocol.contract import Contract
@@ -27,7 +28,11 @@ def _uneven(decoded: Trace) -> bool:
 
 
 def _compare(subject: Subject, case: Case, request: Request, rows: list[int], due_BL: Tensor, where: str) -> None:
-    require_tokens(subject.decode(case, request=request).tokens_BL[: len(rows)], due_BL[rows], where)
+    got_BL = subject.decode(case, request=request).tokens_BL
+    if case.exact:
+        require_tokens(got_BL[: len(rows)], due_BL[rows], where)
+    else:
+        require_draws(case, request.only(list(range(len(rows)))), got_BL[: len(rows)], due_BL[rows], where)
 
 
 def permutation(subject: Subject, case: Case) -> bool:
@@ -71,6 +76,7 @@ def neighbour(subject: Subject, case: Case) -> bool:
 
 def rounds(subject: Subject, case: Case) -> bool:
     """An image is drafted, accepted and corrected as it would be alone: acceptance is no affair of the batch."""
+    needs_exact(case, "rounding decides what is accepted, and other batches round otherwise")
     case = _base(case)
     due = subject.decode(case)
     if not due.rounds:

@@ -80,6 +80,7 @@ class Case:
         policy: coupling and acceptance rule, for decoders that offer several.
         dtype: of the networks, one of `DTYPES`; most laws take float64 whatever it says (`Law.wide`).
         device: of the networks.
+        exact: False: every law takes networks of `dtype`, and rounding is allowed for (`laws.allowed`).
     """
 
     patch_nums: tuple[int, ...] = (1, 2)
@@ -101,6 +102,7 @@ class Case:
     policy: str = "coupled"
     dtype: str = "float64"
     device: str = "cpu"
+    exact: bool = True
 
     def __repr__(self) -> str:
         """Name what differs from the defaults, so that a minimal case is a short line."""

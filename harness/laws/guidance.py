@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from harness.errors import HarnessError
+from harness.laws.allowed import allowed, needs_exact, require_draws, target_images
 from harness.laws.case import Case
 from harness.laws.law import (
     FLOAT64,
@@ -15,7 +16,6 @@ from harness.laws.law import (
     Subject,
     require,
     require_same,
-    require_tokens,
 )
 from harness.protocol.contract import Contract
 from harness.reference import guidance
@@ -70,12 +70,14 @@ def unconditional(subject: Subject, case: Case) -> bool:
     tokens_BL = subject.decode(case).tokens_BL
     for cfg in (0.0, 4.0):
         other_BL = subject.decode(replace(case, cfg=cfg)).tokens_BL
-        require_tokens(other_BL, tokens_BL, f"unconditional label, cfg {cfg} against {case.cfg}")
+        request, where = replace(case, cfg=cfg).request, f"unconditional label, cfg {cfg} against {case.cfg}"
+        require_draws(case, request, other_BL, tokens_BL, where)
     return case.pyramid.S > 1
 
 
 def both_sides(subject: Subject, case: Case) -> bool:
     """A draft that is the target proposes what the target keeps, under guidance and filters too."""
+    needs_exact(case, "rounding decides whether a draft = target is kept whole")
     decoded = subject.decode(replace(case, draft="identical", cfg=max(case.cfg, 2.0)))
     if not decoded.rounds:
         raise NotOffered("no rounds in the trace")
@@ -97,7 +99,10 @@ def weights(subject: Subject, case: Case) -> bool:
     for si in case.pyramid:
         span = case.pyramid.span(si)
         due = guidance.guide(kept.rows_RLV[:, span], case.cfg, si, case.pyramid.S)
-        require_same({"guided": kept.guided_BLV[:, span]}, {"guided": due}, f"scale {si}", FLOAT64)
+        images = target_images(decoded, si)
+        if images:
+            actual = {"guided": kept.guided_BLV[images, span]}
+            require_same(actual, {"guided": due[images]}, f"scale {si}", allowed(case).guided)
     return case.cfg != 0 and case.pyramid.S > 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.laws.allowed import allowed, target_images
 from harness.laws.case import Case
 from harness.laws.law import FLOAT64, Law, NotOffered, Subject, require, require_same
 from harness.laws.networks import CLASSES
@@ -79,11 +80,15 @@ def trace(subject: Subject, case: Case) -> bool:
         raise NotOffered("no intermediates")
     run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
     for si in case.pyramid:
-        span = case.pyramid.span(si)
-        actual: dict[str, Tensor] = {"x": kept.x_RLD[:, span], "rows": kept.rows_RLV[:, span]}
-        expected = {"x": run.x_RLD[:, span], "rows": run.rows_RLV[:, span]}
-        require_same(actual, expected, f"scale {si}", FLOAT64)
-    return any(turn.drafted + turn.bonus > 1 for rounds in decoded.rounds for turn in rounds)
+        span, images = case.pyramid.span(si), target_images(decoded, si)
+        rows = [*images, *(case.B + image for image in images)]
+        if not rows:
+            continue
+        actual: dict[str, Tensor] = {"x": kept.x_RLD[rows, span], "rows": kept.rows_RLV[rows, span]}
+        expected = {"x": run.x_RLD[rows, span], "rows": run.rows_RLV[rows, span]}
+        require_same(actual, expected, f"scale {si}", allowed(case).trace())
+    # without rounds a decode is sequential, and every pass of it was compared
+    return not decoded.rounds or any(turn.drafted + turn.bonus > 1 for rounds in decoded.rounds for turn in rounds)
 
 
 LAWS = (

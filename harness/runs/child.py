@@ -26,9 +26,11 @@ from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.rounding.budget import Budget
 from harness.rounding.precision import set_precision, unchanged
 from harness.runs.factory import build, load_factory
 from harness.runs.here import run
+from harness.runs.inspection import inspect
 from harness.runs.mailbox import Mailbox, UnreadableError
 
 TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
@@ -91,7 +93,19 @@ def _serve(job_file: Path, read: int, write: int) -> None:
         _say(answers, {"contracts": [str(decoder.contract) for decoder in decoders], "moved": moved})
         for line in lines:
             question = json.loads(line)
-            _say(answers, _decoded(decoders[question["setting"]], job.models, request_of(question["request"]), mailbox))
+            decoder, request = decoders[question["setting"]], request_of(question["request"])
+            if "budget" in question:
+                _say(answers, _inspected(decoder, request, Budget(**question["budget"])))
+            else:
+                _say(answers, _decoded(decoder, job.models, request, mailbox))
+
+
+def _inspected(decoder: Implementation, request: Request, budget: Budget) -> dict[str, Any]:
+    """Ask the decoder's parts; return the rows."""
+    try:
+        return {"parts": [row.as_dict() for row in inspect(decoder, request, budget)]}
+    except InputError as error:
+        return {"refused": _refusal(error)}
 
 
 def request_of(values: dict[str, Any]) -> Request:

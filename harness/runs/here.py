@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harness.adapters.probe import PartLaw
 from harness.errors import InputError, NoiseError, NonFiniteError, text_of
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
@@ -23,8 +24,10 @@ from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.rounding.budget import Budget
 from harness.rounding.precision import unchanged
 from harness.runs.factory import Factory, build
+from harness.runs.inspection import inspect
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 PACKAGE = str(Path(__file__).parents[1])
@@ -60,6 +63,10 @@ class Here:
             detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
             return Judgement(request.B, defects=[Divergence("weights", detail, request.seed)])
         return _by_value(made) if isinstance(made, Trace) else made
+
+    def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
+        """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
+        return inspect(self._decoders[setting], request, budget)
 
     def close(self) -> None:
         """Nothing is left to end."""

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from harness.adapters.probe import PartLaw
 from harness.clock import timed
 from harness.errors import InputError, NonFiniteError
 from harness.judge.decode import judge
@@ -68,6 +69,10 @@ class Place(Protocol):
         """Decode one request with the decoder of one setting."""
         ...
 
+    def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
+        """Ask the parts of one setting's decoder, where it is made of published code."""
+        ...
+
     def close(self) -> None:
         """End what was started."""
         ...
@@ -105,22 +110,22 @@ def verify(
         result.early.append(Divergence("weights", str(error), requests[0].seed))
         return result
     result.budget = _widest(budget, models, requests)
-    place = _place(models, factory, settings, max(request.B for request in requests), terms)
+    where = place(models, factory, settings, max(request.B for request in requests), terms)
     try:
-        result.early += [Divergence("precision", f"building changed {what}", requests[0].seed) for what in place.moved]
-        result.settings = [SettingResult(s, _claimed(c, terms)) for s, c in zip(settings, place.contracts, strict=True)]
+        result.early += [Divergence("precision", f"building changed {what}", requests[0].seed) for what in where.moved]
+        result.settings = [SettingResult(s, _claimed(c, terms)) for s, c in zip(settings, where.contracts, strict=True)]
         start = time.perf_counter()
         for request in requests:
-            _verify_request(models, place, request, (budget, terms), result, progress)
+            _verify_request(models, where, request, (budget, terms), result, progress)
         for setting in result.settings:
             _judge_run(setting, len(result.settings))
         result.seconds = time.perf_counter() - start
     finally:
-        place.close()
+        where.close()
     return result
 
 
-def _place(models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms) -> Place:
+def place(models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms) -> Place:
     """Build the decoders: in a process of their own, unless they are the harness's own or it is asked otherwise."""
     if is_own(factory):
         return Here(build_decoder, models, settings, watched=False)
@@ -141,7 +146,7 @@ def _claimed(name: str, terms: Terms) -> Contract:
 
 def _verify_request(
     models: ModelPair,
-    place: Place,
+    where: Place,
     request: Request,
     by: tuple[Budget, Terms],
     result: Verification,
@@ -159,7 +164,7 @@ def _verify_request(
         if _keeps_dying(setting):
             continue
         expected = free[setting.settings.greedy]
-        actual, seconds = timed(partial(place.decode, number, request), models.device)
+        actual, seconds = timed(partial(where.decode, number, request), models.device)
         result.decode_seconds += seconds
         if isinstance(actual, Judgement):
             setting.judgements.append(actual)

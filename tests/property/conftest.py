@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, Phase, given, reject, settings
 
 from harness.errors import InputError
 from harness.laws import Case, Law, NotOffered, Subject
+from harness.laws.strategies import cases
 from harness.runs.factory import DEFAULT, load_factory
-from tests.property.strategies import cases
 
 # print_blob and the case in the message: a failure prints what replays it. No deadline: a shared machine is slow at
 # times. No database: a run depends on its seed alone (--hypothesis-seed). No explanations: a failure fits one screen.
