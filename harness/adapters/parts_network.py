@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.adapters.numbers import SharedNumbers
-from harness.adapters.probe import Probe, Side, Wrong, require, require_close, require_tensor
+from harness.adapters.probe import Probe, ProbeSide, Wrong, require, require_close, require_tensor
 from harness.adapters.recorder import SAMPLER
 from harness.protocol.noise import TOKEN
 from harness.reference import draw as reference
@@ -64,7 +64,7 @@ def caching(module: Any, enable: bool) -> None:
         block.attn.kv_caching(enable)
 
 
-def forward(side: Side, x_RnD: Tensor, mask: Tensor | None = None) -> Tensor:
+def forward(side: ProbeSide, x_RnD: Tensor, mask: Tensor | None = None) -> Tensor:
     """Run a module's own blocks and head over n positions; return logits_RnV."""
     module = side.module
     shared = module.shared_ada_lin(side.cond_RD)
@@ -74,7 +74,7 @@ def forward(side: Side, x_RnD: Tensor, mask: Tensor | None = None) -> Tensor:
     return logits
 
 
-def fill(probe: Probe, side: Side, done: int) -> None:
+def fill(probe: Probe, side: ProbeSide, done: int) -> None:
     """Switch a module's cache on and let it hold `done` scales. Effects: the first time, one pass a scale."""
     if not side.kv:
         caching(side.module, True)
@@ -88,7 +88,7 @@ def fill(probe: Probe, side: Side, done: int) -> None:
             block.attn.cached_k, block.attn.cached_v = k_RHLc[:, :, :length].clone(), v_RHLc[:, :, :length].clone()
 
 
-def _rows(probe: Probe, side: Side) -> None:
+def _rows(probe: Probe, side: ProbeSide) -> None:
     caching(side.module, True)
     for si in probe.pyramid:
         span = probe.pyramid.span(si)
@@ -99,7 +99,7 @@ def _rows(probe: Probe, side: Side) -> None:
     caching(side.module, False)
 
 
-def _masked(probe: Probe, side: Side) -> None:
+def _masked(probe: Probe, side: ProbeSide) -> None:
     caching(side.module, False)
     rows = forward(side, side.run.x_RLD, side.module.attn_bias_for_masking)
     for si in probe.pyramid:
@@ -108,7 +108,7 @@ def _masked(probe: Probe, side: Side) -> None:
         require_close(rows[:, span], due, 2 * probe.budget.rows * _wider(probe, side), f"logits of scale {si}")
 
 
-def _wider(probe: Probe, side: Side) -> float:
+def _wider(probe: Probe, side: ProbeSide) -> float:
     """The budget is the target's: logits of another size round in proportion."""
     size = float(side.run.rows_RLV.abs().max()) / float(probe.target.run.rows_RLV.abs().max())
     return max(1.0, 4.0 * size) if side is probe.draft else 1.0

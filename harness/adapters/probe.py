@@ -61,7 +61,7 @@ class PartLaw:
 
 
 @dataclass(frozen=True)
-class Side:
+class ProbeSide:
     """One network as the harness knows it, as the checkout built it, and the reference's run along the tokens."""
 
     network: Network
@@ -89,8 +89,8 @@ class Probe:
     request: Request
     budget: Budget
     tokens_BL: Tensor
-    draft: Side
-    target: Side
+    draft: ProbeSide
+    target: ProbeSide
     rows: list[PartLaw] = field(default_factory=list)
 
     @classmethod
@@ -108,7 +108,7 @@ class Probe:
                 models.noise(request).labels(network.config.classes), network.config.classes
             )
             cond_RD = network.weights["class_emb.weight"][labels_R]
-            sides.append(Side(network, module, run.intermediates, cond_RD))
+            sides.append(ProbeSide(network, module, run.intermediates, cond_RD))
         return cls(code, request, budget, tokens_BL, draft=sides[0], target=sides[1])
 
     @property

@@ -29,6 +29,7 @@ def as_json(result: Verification) -> bytes:
         "defects": total("defects") + len(result.early),
         "first_divergence": first.as_dict() if first else None,
         "inconclusive": result.inconclusive,
+        "so_far": result.so_far,
         "compared": result.compared,
         "not_compared": result.not_compared,
         "target_calls": joined("target_calls"),

@@ -82,6 +82,8 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
         if first is not None:
             word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
             say(console, f"{word}: {first}")
+        for text in result.so_far[:1]:
+            say(console, f"so far: {text}")
     say(console, summary(result), result.verdict.value, COLOURS[result.verdict])
 
 

@@ -127,13 +127,13 @@ class Apart:
         try:
             if self._process is None:
                 self._start()
-            self._tell({"setting": setting, "request": asdict(request)})
-            answer = self._hear(self.limits.timeout_s, "timeout")
+            self._tell({"setting": setting, "request": asdict(request), "timeout_s": self.limits.timeout_s})
+            answer = self._hear_in_time()
             if "refused" in answer:
                 raise _refused(answer["refused"])
-            if "defect" in answer:
-                return Judgement(request.B, defects=[_defect(answer["defect"], request)])
-            return self._trace(answer, request)
+            if "defects" not in answer:
+                return self._trace(answer, request)
+            return self._ended(answer, request)
         except (Gone, UnreadableError) as error:
             self._end()
             self.failed = True
@@ -238,6 +238,36 @@ class Apart:
         if not isinstance(answer, dict):
             raise UnreadableError("the decoder's process answers with something that is no answer")
         return answer
+
+    def _hear_in_time(self) -> dict[str, Any]:
+        """Return the answer to a decode; one that takes too long is asked to say where it is before it is ended."""
+        try:
+            return self._hear(self.limits.timeout_s, "timeout")
+        except Gone:
+            if self._process is None or self._process.poll() is not None:
+                raise
+            self._process.send_signal(signal.SIGUSR1)
+            try:
+                answer = self._hear(GRACE_S, "timeout")
+            except Gone:
+                answer = {}
+            self._end()  # whatever else it may still do
+            self.failed = True
+            if "defects" not in answer:
+                raise
+            return answer
+
+    def _ended(self, answer: dict[str, Any], request: Request) -> Judgement:
+        """Build the judgement on a decode that did not end well, with its trace so far where that can be read."""
+        defects = answer["defects"]
+        if not isinstance(defects, list) or not defects:
+            raise UnreadableError("the decoder's process answers with defects of another form")
+        made = Judgement(request.B, defects=[_defect(each, request) for each in defects])
+        made.so_far = str(answer.get("so_far", ""))[:MOST_TEXT]
+        if "tensors" in answer:
+            partial = self._trace(answer, request)
+            made.partial = partial if isinstance(partial, Trace) else None
+        return made
 
     def _trace(self, answer: dict[str, Any], request: Request) -> Trace | Judgement:
         """Build the trace from plain values and the mailbox; judge its form again, since an answer can be forged."""

@@ -118,6 +118,11 @@ class Verification:
         return found
 
     @property
+    def so_far(self) -> list[str]:
+        """How far every decode came that did not end well."""
+        return [j.so_far for s in self.settings for j in s.judgements if j.so_far]
+
+    @property
     def inconclusive(self) -> list[str]:
         """Every distinct reason why the run proves nothing."""
         return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive})

@@ -20,6 +20,7 @@ from harness.errors import InputError, NonFiniteError
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
 from harness.judge.many import too_many
+from harness.judge.so_far import judge_so_far
 from harness.judge.tokens import costs_of
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair
@@ -167,7 +168,10 @@ def _verify_request(
         actual, seconds = timed(partial(where.decode, number, request), models.device)
         result.decode_seconds += seconds
         if isinstance(actual, Judgement):
-            setting.judgements.append(actual)
+            if actual.partial is not None:
+                evidence = Evidence(models, request, actual.partial, expected, budget, setting.settings.greedy)
+                actual = judge_so_far(evidence, setting.contract, not terms.sequential, actual)
+            setting.judgements.append(replace(actual, partial=None))
         else:
             greedy = setting.settings.greedy
             evidence = Evidence(models, request, actual, expected, budget, greedy)
