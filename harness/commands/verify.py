@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.commands import options
+from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
@@ -16,7 +17,7 @@ from harness.report.terminal import plain_console, progress_bar, show
 from harness.rounding.stored import SHIPPED
 from harness.runs.apart import TIMEOUT_S, Limits
 from harness.runs.factory import DEFAULT
-from harness.runs.verification import Terms
+from harness.runs.verification import Other, Terms
 from harness.runs.verification import verify as run_verification
 from harness.speculative.policies import parse
 
@@ -58,6 +59,11 @@ def verify(
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Run the decoder in this process: for a debugger, and less safe.")
     ] = False,
+    against: Annotated[
+        str, typer.Option(help="Judge against this decoder, OTHER:factory, in the reference's place.")
+    ] = "",
+    against_checkout: Annotated[Path | None, typer.Option(help="Its checkout; alone: of the same sampler.")] = None,
+    against_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for its factory.")] = None,
     budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED,
     json: options.Json = None,
     quiet: options.Quiet = False,
@@ -75,9 +81,14 @@ def verify(
     check_readable(budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
     budgets = budgets.absolute()  # read behind the factory, which may change folder
     own = options.decoder(implementation, checkout, option, contract)
+    rival = bool(against or against_checkout is not None or against_option)
     settings = settings_for(draft_len, bonus, policy, own)
     demanded = Contract.of(contract) if contract else None
-    terms = Terms(demanded, sequential, in_process, Limits(timeout, memory), budgets)
+    other = options.decoder(against or implementation, against_checkout, against_option) if rival else None
+    terms = Terms(
+        demanded, sequential, in_process, Limits(timeout, memory), budgets,
+        other_for(other, settings, (draft_len, bonus, policy)) if other else None,
+    )  # fmt: skip
     pair = options.load_models(networks, mode)
     requests = options.requests_for(pair, images, sampling)
     with progress_bar(quiet) as progress:
@@ -99,3 +110,14 @@ def settings_for(draft_len: str, bonus: bool, policy: str, own: options.Decoder)
     if all(character in "0123456789:,-" for character in draft_len):
         lengths = options.integers("draft_len", draft_len, "1,2,5")
     return [Settings(length, bonus, "" if own.published else policy, own.options) for length in lengths]
+
+
+def other_for(other: options.Decoder, settings: list[Settings], how: tuple[str, bool, str]) -> Other:
+    """Return the decoder to judge against, with as many settings. Raises `InputError` where they do not pair up."""
+    theirs = settings_for(*how, other)
+    if len(theirs) == 1:
+        theirs *= len(settings)
+    if len(theirs) != len(settings):
+        rule = f"has {len(theirs)} settings, and the decoder {len(settings)}"
+        raise InputError("against", other.name, rule, "pass one --draft-len")
+    return Other(other.name, tuple(theirs))

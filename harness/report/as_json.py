@@ -30,6 +30,8 @@ def as_json(result: Verification) -> bytes:
         "first_divergence": first.as_dict() if first else None,
         "inconclusive": result.inconclusive,
         "so_far": result.so_far,
+        "against": result.against or None,
+        "changes": result.changes,
         "compared": result.compared,
         "not_compared": result.not_compared,
         "target_calls": joined("target_calls"),

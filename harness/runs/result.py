@@ -79,6 +79,8 @@ class Verification:
     early: list[Divergence] = field(default_factory=list)  # defects met before anything could be decoded
     decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
     seconds: float = 0.0  # of all decodes and their judgement
+    against: str = ""  # the other decoder, where one stood in the reference's place
+    changes: list[str] = field(default_factory=list)  # counts that are others than its
 
     @property
     def contract(self) -> str:

@@ -17,6 +17,7 @@ from typing import Protocol
 from harness.adapters.probe import PartLaw
 from harness.clock import timed
 from harness.errors import InputError, NonFiniteError
+from harness.judge.against import changed, judge_against
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
 from harness.judge.many import too_many
@@ -42,6 +43,21 @@ MOST_DEATHS = 3  # of one setting's process, one after the other: what is left w
 
 
 @dataclass(frozen=True)
+class Other:
+    """Another decoder to judge against, in the reference's place.
+
+    Args:
+        name: of its factory.
+        settings: one for each of the decoder's, in order.
+        factory: builds it; None = by name.
+    """
+
+    name: str
+    settings: tuple[Settings, ...]
+    factory: Factory | None = None
+
+
+@dataclass(frozen=True)
 class Terms:
     """How a run is judged.
 
@@ -51,6 +67,7 @@ class Terms:
         in_process: run the decoder in this process: for a debugger.
         limits: time and memory of a process of its own.
         budgets: file of stored error budgets; a mode that is not in it is measured.
+        against: another decoder, in the reference's place: what changed, and from which scale on?
     """
 
     contract: Contract | None = None
@@ -58,6 +75,7 @@ class Terms:
     in_process: bool = False
     limits: Limits = field(default_factory=Limits)
     budgets: Path = SHIPPED
+    against: Other | None = None
 
 
 class Place(Protocol):
@@ -111,18 +129,34 @@ def verify(
         result.early.append(Divergence("weights", str(error), requests[0].seed))
         return result
     result.budget = _widest(budget, models, requests)
-    where = place(models, factory, settings, max(request.B for request in requests), terms)
+    most = max(request.B for request in requests)
+    other = None
+    if terms.against is not None:
+        against = terms.against
+        result.against = against.name
+        other = place(models, against.factory or against.name, against.settings, most, terms)
+    try:
+        where = place(models, factory, settings, most, terms)
+    except BaseException:
+        if other is not None:
+            other.close()
+        raise
     try:
         result.early += [Divergence("precision", f"building changed {what}", requests[0].seed) for what in where.moved]
         result.settings = [SettingResult(s, _claimed(c, terms)) for s, c in zip(settings, where.contracts, strict=True)]
         start = time.perf_counter()
         for request in requests:
-            _verify_request(models, where, request, (budget, terms), result, progress)
+            if other is None:
+                _verify_request(models, where, request, (budget, terms), result, progress)
+            else:
+                _compare_request(models, (where, other), request, (budget, terms), result, progress)
         for setting in result.settings:
             _judge_run(setting, len(result.settings))
         result.seconds = time.perf_counter() - start
     finally:
         where.close()
+        if other is not None:
+            other.close()
     return result
 
 
@@ -182,6 +216,37 @@ def _verify_request(
             setting.traces.append(replace(actual, intermediates=None))  # they are large, and judged
             setting.seconds += seconds
         setting.reference_seconds += expected.seconds
+        progress()
+
+
+def _compare_request(
+    models: ModelPair,
+    places: tuple[Place, Place],
+    request: Request,
+    by: tuple[Budget, Terms],
+    result: Verification,
+    progress: Callable[[], None],
+) -> None:
+    """Decode one request by both decoders under every setting, and judge one against the other."""
+    progress()
+    for number, setting in enumerate(result.settings):
+        (actual, seconds), (expected, others) = (
+            timed(partial(place.decode, number, request), models.device) for place in places
+        )
+        result.decode_seconds += seconds + others
+        setting.seconds += seconds
+        setting.reference_seconds += others
+        if isinstance(actual, Judgement) or isinstance(expected, Judgement):
+            ended = actual if isinstance(actual, Judgement) else expected
+            assert isinstance(ended, Judgement)
+            if ended is expected:
+                ended.defects = [replace(each, detail=f"{result.against}: {each.detail}") for each in ended.defects]
+            setting.judgements.append(replace(ended, partial=None))
+        else:
+            evidence = Evidence(models, request, actual, expected, by[0], setting.settings.greedy)
+            setting.judgements.append(judge_against(evidence, result.against))
+            setting.traces.append(replace(actual, intermediates=None))
+            result.changes += [f"seed {request.seed}, {each}" for each in changed(actual, expected)]
         progress()
 
 
