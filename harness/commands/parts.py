@@ -44,7 +44,7 @@ def parts(
 ) -> None:
     """Ask each part of a decoder the laws of its component; a decode that crashes hides none of them.
 
-    Exit status: 0 all hold, 1 one is broken, crashes or is not there, 2 bad input, 3 nothing was asked.
+    Exit status: 0 all hold, 1 one is broken or crashes, 2 bad input, 3 one is not there or was never asked.
     """
     networks = options.Networks(models, draft, target, vae, patch_nums)
     outputs = check_outputs({"json": json}, networks.files())

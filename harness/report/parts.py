@@ -15,14 +15,15 @@ from harness.judge.verdict import Verdict
 from harness.provenance import versions
 from harness.report.terminal import COLOURS, MOST_SHOWN, say
 
-WRONG = (BROKEN, CRASHED, ABSENT)
+WRONG = (BROKEN, CRASHED)
 
 
 def verdict_of(rows: Sequence[PartLaw]) -> Verdict:
-    """DEFECT where a law is broken or its part crashed or missing, INCONCLUSIVE where nothing was asked."""
+    """DEFECT where a law is broken or its part crashes, INCONCLUSIVE where a part could not be asked."""
     if any(row.verdict in WRONG for row in rows):
         return Verdict.DEFECT
-    return Verdict.CONSISTENT if any(row.verdict == HELD for row in rows) else Verdict.INCONCLUSIVE
+    asked = any(row.verdict == HELD for row in rows) and not any(row.verdict == ABSENT for row in rows)
+    return Verdict.CONSISTENT if asked else Verdict.INCONCLUSIVE
 
 
 def show(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quiet: bool) -> None:
@@ -37,7 +38,7 @@ def show(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quiet: boo
             table.add_row(one_line(row.part) if row.part != last else "", row.law, row.verdict, found)
             last = row.part
         console.print(table)
-    counts = {word: sum(row.verdict == word for row in rows) for word in (HELD, *WRONG)}
+    counts = {word: sum(row.verdict == word for row in rows) for word in (HELD, *WRONG, ABSENT)}
     said = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count or word == HELD)
     wrong = list(dict.fromkeys(row.part for row in rows if row.verdict in WRONG))
     line = f"{len(rows)} laws of parts: {said}{'; wrong: ' + ', '.join(wrong) if wrong else ''}"
