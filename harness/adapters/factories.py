@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from harness.adapters.parallel import METHODS, Parallel
 from harness.adapters.published import Published, Sampler
+from harness.adapters.weights import building
 from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
@@ -109,9 +112,10 @@ def build_sdvar(made: Published, options: Mapping[str, str]) -> Any:
     more = {}
     if "similarity_thresh" in options:
         more["similarity_thresh"] = number(options, "similarity_thresh", 0.8)
-    with made.checkout.active():
+    with building(made.checkout, made.models.device):
         try:
             sdvar = kind(made.draft, made.target, **more)
+            sdvar = sdvar.to(made.models.device) if isinstance(sdvar, torch.nn.Module) else sdvar
         except Exception as error:
             raise made.checkout.lacks(f"builds no SDVAR ({type(error).__name__}: {error})") from None
     mask, L = getattr(sdvar, "attn_bias_for_sdmasking", None), made.models.pyramid.L

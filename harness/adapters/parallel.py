@@ -172,7 +172,7 @@ class Parallel:
     def _matched(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def match(*args: Any, **kwargs: Any) -> Any:
             made = real(*args, **kwargs)
-            if self._turns and isinstance(made, int | float):
+            if self._turns and isinstance(made, int | float | Tensor):
                 self._turns[-1].accepted = int(made)
                 self._recorder.note(f"round {len(self._turns)} accepts {int(made)} scales")
             return made

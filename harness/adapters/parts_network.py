@@ -66,7 +66,7 @@ def caching(module: Any, enable: bool) -> None:
 
 def forward(side: ProbeSide, x_RnD: Tensor, mask: Tensor | None = None) -> Tensor:
     """Run a module's own blocks and head over n positions; return logits_RnV."""
-    module = side.module
+    module, x_RnD = side.module, x_RnD.clone()  # code may write into what it is given
     shared = module.shared_ada_lin(side.cond_RD)
     for block in module.blocks:
         x_RnD = block(x=x_RnD, cond_BD=shared, attn_bias=mask)

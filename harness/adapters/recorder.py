@@ -7,6 +7,7 @@ no hook behind.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,8 +129,9 @@ class Recorder:
             self._looked_up[idx.shape[1]] = idx.clone()
 
     def _accumulate(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def get_next_autoregressive_input(si: int, SN: int, f_hat: Tensor, h_BCpp: Tensor) -> Any:
-            made = real(si, SN, f_hat, h_BCpp)
+        def get_next_autoregressive_input(*args: Any, **kwargs: Any) -> Any:
+            si, _, _, h_BCpp = inspect.signature(real).bind(*args, **kwargs).args  # si, SN, f_hat, h
+            made = real(*args, **kwargs)
             draw = next((each for each in reversed(self.draws) if each.scale == si), None)
             idx_Bl = self._looked_up.get(h_BCpp.shape[-1] ** 2)
             if idx_Bl is None and draw is not None:  # a soft mixture has no tokens: those that were drawn
@@ -141,17 +143,18 @@ class Recorder:
         return get_next_autoregressive_input
 
     def _picture(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def fhat_to_img(f_hat_BCPP: Tensor) -> Tensor:
+        def fhat_to_img(*args: Any, **kwargs: Any) -> Any:
+            (f_hat_BCPP,) = inspect.signature(real).bind(*args, **kwargs).args
             self.image_f_hat = f_hat_BCPP.detach().clone()
-            image: Tensor = real(f_hat_BCPP)
-            return image
+            return real(*args, **kwargs)
 
         return fhat_to_img
 
     def _sample(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def sample(logits_BlV: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def sample(*args: Any, **kwargs: Any) -> Any:
+            logits_BlV = args[0] if args else next(iter(kwargs.values()))
             guided_BlV = logits_BlV.detach().clone()  # the filter writes into it
-            idx_Bl1 = real(logits_BlV, *args, **kwargs)
+            idx_Bl1 = real(*args, **kwargs)
             sides = {self.pyramid.tokens(si): si for si in self.pyramid}
             si = sides.get(logits_BlV.shape[1], -1)
             last = self.passes[-1] if self.passes else None

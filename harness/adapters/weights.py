@@ -61,7 +61,7 @@ def build_vae(checkout: Checkout, vae: Autoencoder, patch_nums: tuple[int, ...],
     """Return the VQ-VAE that samplers meet. Raises `InputError` where the checkout's quantiser is another."""
     config = vae.config
     share = SHARES.get(config.phi_layout, config.phi)
-    with checkout.active(), torch.random.fork_rng(_cards(device)):
+    with building(checkout, device):
         kind = _find(checkout, "VectorQuantizer2")
         try:
             quantize = kind(
@@ -81,15 +81,14 @@ def build_network(checkout: Checkout, network: Network, vae: CodesOnly) -> Any:
         InputError: the checkout has no ``VAR``, it takes other arguments, or its parameters are others.
     """
     config, device = network.config, network.device
-    with checkout.active(), torch.random.fork_rng(_cards(device)):
+    with building(checkout, device):
         kind = checkout.get("VAR")
-        with _answering(device):
-            try:
-                made = kind(vae, **_sizes(config))
-            except TypeError as error:
-                raise checkout.lacks(f"has a VAR that takes other arguments ({text_of(error)})") from None
-            except Exception as error:
-                raise checkout.lacks(f"builds no VAR ({type(error).__name__}: {text_of(error)})") from None
+        try:
+            made = kind(vae, **_sizes(config))
+        except TypeError as error:
+            raise checkout.lacks(f"has a VAR that takes other arguments ({text_of(error)})") from None
+        except Exception as error:
+            raise checkout.lacks(f"builds no VAR ({type(error).__name__}: {text_of(error)})") from None
     _load(checkout, made, network.weights, "VAR")
     made = made.to(device).eval()
     if isinstance(getattr(made, "uniform_prob", None), Tensor):
@@ -134,24 +133,23 @@ def _find(checkout: Checkout, name: str) -> Any:
         raise InputError("checkout", str(checkout.folder), rule, "see docs/own-decoder.md") from None
 
 
-def _cards(device: torch.device) -> list[torch.device]:
-    """CUDA devices whose generator building may move."""
-    return [device] if device.type == "cuda" else []
-
-
 @contextmanager
-def _answering(device: torch.device) -> Iterator[None]:
-    """Let `dist.get_device()` name the weights' device while a network is built: its generator belongs there."""
-    try:
-        dist: Any = importlib.import_module("dist")
-    except ImportError:
-        dist = None
-    before = getattr(dist, "get_device", None)
-    if before is None:
-        yield
-        return
-    dist.get_device = lambda: device
-    try:
-        yield
-    finally:
-        dist.get_device = before
+def building(checkout: Checkout, device: torch.device) -> Iterator[None]:
+    """Let the checkout build modules: its output silenced, the global generators kept, its device the weights'.
+
+    `dist.get_device()` says where a module's own generator lives, and would say what the machine has.
+    """
+    cards = [device] if device.type == "cuda" else []
+    with checkout.active(), torch.random.fork_rng(cards):
+        try:
+            dist: Any = importlib.import_module("dist")
+        except ImportError:
+            dist = None
+        before = getattr(dist, "get_device", None)
+        if before is not None:
+            dist.get_device = lambda: device
+        try:
+            yield
+        finally:
+            if before is not None:
+                dist.get_device = before
