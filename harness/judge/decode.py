@@ -48,7 +48,7 @@ def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool
     if not claims_tokens:
         judgement.distances = distances(evidence.models, actual, free)
     if contract is Contract.QUALITY:  # every other claim is about the target's law at every scale
-        along = replace(along, unverified=tuple(_unverified(actual, image) for image in range(request.B)))
+        along = replace(along, unverified=tuple(unverified(actual, image) for image in range(request.B)))
     differ_BL = actual.tokens_BL != along.expected.tokens_BL
     judgement.identical = judgement.draws - int(differ_BL.sum())
     wrong: Wrong = {image: first_wrong(along, image) for image in range(request.B)}
@@ -69,7 +69,7 @@ def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool
     return judgement
 
 
-def _unverified(actual: Trace, image: int) -> frozenset[int]:
+def unverified(actual: Trace, image: int) -> frozenset[int]:
     """Scales that a round without a target pass made final: they have no target tensors to check."""
     rounds = actual.rounds[image] if actual.rounds else []
     return frozenset(t.first + k for t in rounds if t.target_rows == 0 for k in range(t.finished))

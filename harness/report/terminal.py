@@ -31,6 +31,7 @@ HEADERS = {
     "wrong_tensors": "wrong\ntensors",
     "defects": "defects",
 }
+MOST_CHANGES = 4
 PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
 MOST_SHOWN = 2000  # characters of a line: the message of somebody else's crash may have any length
 
@@ -70,9 +71,11 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
         if result.decode_seconds:
             say(console, f"judging: {result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
         if result.compared:
-            say(console, f"compared with the reference: {', '.join(result.compared)}")
+            say(console, f"compared with {result.against or 'the reference'}: {', '.join(result.compared)}")
         if result.coverage.rounds:
             say(console, f"covered: {result.coverage}")
+        for text in result.changes[:MOST_CHANGES]:
+            say(console, f"changed: {text}")
         for name, why in result.not_compared.items():
             say(console, f"not compared: {name} ({why})")
         for setting in result.settings:
@@ -83,7 +86,10 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
         first = result.first_divergence
         if first is not None:
             word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
+            word = "first difference" if result.against else word
             say(console, f"{word}: {first}")
+        for text in result.so_far[:1]:
+            say(console, f"so far: {text}")
     say(console, summary(result), result.verdict.value, COLOURS[result.verdict])
 
 

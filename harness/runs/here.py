@@ -16,18 +16,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.errors import InputError, NoiseError, NonFiniteError, text_of
+from harness.adapters.probe import PartLaw
+from harness.errors import InputError, NoiseError, NonFiniteError, one_line, text_of
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.decoder import Implementation, Settings
+from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.rounding.budget import Budget
 from harness.rounding.precision import unchanged
 from harness.runs.factory import Factory, build
+from harness.runs.inspection import inspect
+from harness.runs.leftovers import tidy
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 PACKAGE = str(Path(__file__).parents[1])
+
+
+MOST_LEFT = 5  # things left behind that are named
+
+
+class OutOfTimeError(BaseException):
+    """A decode is taken too long; no `Exception`, so that a decoder cannot swallow it by accident."""
 
 
 class Here:
@@ -59,7 +71,13 @@ class Here:
         if changed:
             detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
             return Judgement(request.B, defects=[Divergence("weights", detail, request.seed)])
+        if isinstance(made, Judgement) and made.partial is not None:
+            made.partial = _by_value(made.partial)
         return _by_value(made) if isinstance(made, Trace) else made
+
+    def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
+        """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
+        return inspect(self._decoders[setting], request, budget)
 
     def close(self) -> None:
         """Nothing is left to end."""
@@ -73,8 +91,12 @@ def run(implementation: Implementation, models: ModelPair, request: Request) -> 
 
     Effects: process-wide settings of precision that the decoder changed are put back.
     """
-    with unchanged() as moved:
+    with unchanged() as moved, tidy() as left:
         made = _run(implementation, models, request)
+    if left:
+        found = [Divergence("environment", f"decoding {what}", request.seed) for what in left[:MOST_LEFT]]
+        made = Judgement(request.B, partial=made) if isinstance(made, Trace) else made
+        made.defects = [*made.defects, *found]
     if moved:  # whatever came of it was computed in another mode
         found = [Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
         return Judgement(request.B, defects=found)
@@ -82,8 +104,9 @@ def run(implementation: Implementation, models: ModelPair, request: Request) -> 
 
 
 def _run(implementation: Implementation, models: ModelPair, request: Request) -> Trace | Judgement:
+    noise = models.noise(request)
     try:
-        trace = implementation.decode(request, models.noise(request))
+        trace = implementation.decode(request, noise)
         wrong = malformed(models, request, trace)
         if wrong is None or wrong.component != UNREADABLE:
             return trace  # what can be read is the judge's
@@ -94,9 +117,37 @@ def _run(implementation: Implementation, models: ModelPair, request: Request) ->
         found = Divergence("non-finite", str(error), request.seed)
     except NoiseError as error:
         found = Divergence("noise", str(error), request.seed)
-    except (Exception, SystemExit) as error:  # of whatever kind: the decoder is somebody else's code
-        found = Divergence("process" if _out_of_memory(error) else "crash", _crash(error), request.seed)
-    return Judgement(request.B, defects=[found])
+    except (Exception, SystemExit, OutOfTimeError) as error:  # of whatever kind: the decoder is somebody else's code
+        process = _out_of_memory(error) or isinstance(error, OutOfTimeError)
+        found = Divergence("process" if process else "crash", _crash(error), request.seed)
+    partial = _partial(implementation, models, request)
+    return Judgement(request.B, defects=[found], so_far=_seen(noise), partial=partial)
+
+
+def _partial(implementation: Implementation, models: ModelPair, request: Request) -> Trace | None:
+    """Return the trace so far of a decode that ended, where the decoder keeps one (`so_far`) of a known form."""
+    so_far = getattr(implementation, "so_far", None)
+    if not callable(so_far):
+        return None
+    try:
+        trace = so_far()
+    except Exception:  # it is the same code that just failed
+        return None
+    wrong = malformed(models, request, trace)
+    known = isinstance(trace, Trace) and (wrong is None or "not (" not in wrong.detail)
+    return trace if known and (wrong is None or wrong.component != UNREADABLE) else None
+
+
+def _seen(noise: SeededNoise) -> str:
+    """Say which numbers a decode read, by whom, and what it said last of where it is."""
+    by: dict[str, list[int]] = {}
+    for (si, _), readers in noise.ledger.readers.items():
+        for reader in readers:
+            by.setdefault(reader, []).append(si)
+    read = ", ".join(f"{reader} {min(scales)}..{max(scales)}" for reader, scales in by.items())
+    said = [f"numbers read of scales: {read}" if read else "no number read"]
+    said += [f"last seen: {one_line(str(noise.ledger.notes[-1]))[:200]}"] if noise.ledger.notes else []
+    return "; ".join(said)
 
 
 def _out_of_memory(error: BaseException) -> bool:

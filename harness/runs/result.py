@@ -85,6 +85,8 @@ class Verification:
     seconds: float = 0.0  # of all decodes and their judgement
     covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
     reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
+    against: str = ""  # the other decoder, where one stood in the reference's place
+    changes: list[str] = field(default_factory=list)  # counts that are others than its
 
     @cached_property
     def coverage(self) -> Coverage:
@@ -131,6 +133,11 @@ class Verification:
         for judgement in (j for s in self.settings for j in s.judgements):
             found |= judgement.not_compared
         return found
+
+    @property
+    def so_far(self) -> list[str]:
+        """How far every decode came that did not end well."""
+        return [j.so_far for s in self.settings for j in s.judgements if j.so_far]
 
     @property
     def inconclusive(self) -> list[str]:

@@ -14,11 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from harness.adapters.probe import PartLaw
 from harness.clock import timed
 from harness.errors import InputError, NonFiniteError
+from harness.judge.against import changed, judge_against
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
 from harness.judge.many import too_many
+from harness.judge.so_far import judge_so_far
 from harness.judge.tokens import costs_of
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair
@@ -40,6 +43,21 @@ MOST_DEATHS = 3  # of one setting's process, one after the other: what is left w
 
 
 @dataclass(frozen=True)
+class Other:
+    """Another decoder to judge against, in the reference's place.
+
+    Args:
+        name: of its factory.
+        settings: one for each of the decoder's, in order.
+        factory: builds it; None = by name.
+    """
+
+    name: str
+    settings: tuple[Settings, ...]
+    factory: Factory | None = None
+
+
+@dataclass(frozen=True)
 class Terms:
     """How a run is judged.
 
@@ -51,6 +69,7 @@ class Terms:
         budgets: file of stored error budgets; a mode that is not in it is measured.
         refusals: count a request that the decoder refuses, in place of raising its error.
         first_only: stop at the first defect: for hunts.
+        against: another decoder, in the reference's place: what changed, and from which scale on?
     """
 
     contract: Contract | None = None
@@ -60,6 +79,7 @@ class Terms:
     budgets: Path = SHIPPED
     refusals: bool = False
     first_only: bool = False
+    against: Other | None = None
 
 
 class Place(Protocol):
@@ -70,6 +90,10 @@ class Place(Protocol):
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting."""
+        ...
+
+    def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
+        """Ask the parts of one setting's decoder, where it is made of published code."""
         ...
 
     def close(self) -> None:
@@ -109,24 +133,40 @@ def verify(
         result.early.append(Divergence("weights", str(error), requests[0].seed))
         return result
     result.budget = _widest(budget, models, requests)
-    place = _place(models, factory, settings, max(request.B for request in requests), terms)
+    most = max(request.B for request in requests)
+    other = None
+    if terms.against is not None:
+        against = terms.against
+        result.against = against.name
+        other = place(models, against.factory or against.name, against.settings, most, terms)
     try:
-        result.early += [Divergence("precision", f"building changed {what}", requests[0].seed) for what in place.moved]
-        result.settings = [SettingResult(s, _claimed(c, terms)) for s, c in zip(settings, place.contracts, strict=True)]
+        where = place(models, factory, settings, most, terms)
+    except BaseException:
+        if other is not None:
+            other.close()
+        raise
+    try:
+        result.early += [Divergence("precision", f"building changed {what}", requests[0].seed) for what in where.moved]
+        result.settings = [SettingResult(s, _claimed(c, terms)) for s, c in zip(settings, where.contracts, strict=True)]
         start = time.perf_counter()
         for request in requests:
-            _verify_request(models, place, request, (budget, terms), result, progress)
+            if other is None:
+                _verify_request(models, where, request, (budget, terms), result, progress)
+            else:
+                _compare_request(models, (where, other), request, (budget, terms), result, progress)
             if terms.first_only and result.first_divergence is not None:
                 break
         for setting in result.settings:
             _judge_run(setting, len(result.settings))
         result.seconds = time.perf_counter() - start
     finally:
-        place.close()
+        where.close()
+        if other is not None:
+            other.close()
     return result
 
 
-def _place(models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms) -> Place:
+def place(models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms) -> Place:
     """Build the decoders: in a process of their own, unless they are the harness's own or it is asked otherwise."""
     if is_own(factory):
         return Here(build_decoder, models, settings, watched=False)
@@ -147,7 +187,7 @@ def _claimed(name: str, terms: Terms) -> Contract:
 
 def _verify_request(
     models: ModelPair,
-    place: Place,
+    where: Place,
     request: Request,
     by: tuple[Budget, Terms],
     result: Verification,
@@ -166,7 +206,7 @@ def _verify_request(
             continue
         expected = free[setting.settings.greedy]
         try:
-            actual, seconds = timed(partial(place.decode, number, request), models.device)
+            actual, seconds = timed(partial(where.decode, number, request), models.device)
         except InputError:
             if not terms.refusals:
                 raise
@@ -175,7 +215,10 @@ def _verify_request(
             continue
         result.decode_seconds += seconds
         if isinstance(actual, Judgement):
-            setting.judgements.append(actual)
+            if actual.partial is not None:
+                evidence = Evidence(models, request, actual.partial, expected, budget, setting.settings.greedy)
+                actual = judge_so_far(evidence, setting.contract, not terms.sequential, actual)
+            setting.judgements.append(replace(actual, partial=None))
         else:
             greedy = setting.settings.greedy
             evidence = Evidence(models, request, actual, expected, budget, greedy)
@@ -189,6 +232,37 @@ def _verify_request(
         progress()
         if terms.first_only and result.first_divergence is not None:
             break
+
+
+def _compare_request(
+    models: ModelPair,
+    places: tuple[Place, Place],
+    request: Request,
+    by: tuple[Budget, Terms],
+    result: Verification,
+    progress: Callable[[], None],
+) -> None:
+    """Decode one request by both decoders under every setting, and judge one against the other."""
+    progress()
+    for number, setting in enumerate(result.settings):
+        (actual, seconds), (expected, others) = (
+            timed(partial(place.decode, number, request), models.device) for place in places
+        )
+        result.decode_seconds += seconds + others
+        setting.seconds += seconds
+        setting.reference_seconds += others
+        if isinstance(actual, Judgement) or isinstance(expected, Judgement):
+            ended = actual if isinstance(actual, Judgement) else expected
+            assert isinstance(ended, Judgement)
+            if ended is expected:
+                ended.defects = [replace(each, detail=f"{result.against}: {each.detail}") for each in ended.defects]
+            setting.judgements.append(replace(ended, partial=None))
+        else:
+            evidence = Evidence(models, request, actual, expected, by[0], setting.settings.greedy)
+            setting.judgements.append(judge_against(evidence, result.against))
+            setting.traces.append(replace(actual, intermediates=None))
+            result.changes += [f"seed {request.seed}, {each}" for each in changed(actual, expected)]
+        progress()
 
 
 def _judge_run(setting: SettingResult, looks: int) -> None:

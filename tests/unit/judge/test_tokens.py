@@ -117,7 +117,7 @@ def test_a_wrong_draw_from_right_logits_is_no_tie_however_wide_the_budget(image:
     assert judgement.verdict is Verdict.DEFECT
     first = judgement.defects[0]
     assert (first.component, first.image, first.position) == ("draw", image, position)
-    assert first.detail == "guided logits agree, so filter, draw, noise or acceptance is wrong"
+    assert first.detail == "guided logits agree, so filter, draw or noise is wrong"
     assert first.bound == pytest.approx(2 * gap * (1, 5, 9)[first.scale], rel=1e-5)
     assert (first.delta_logits, first.delta_f_hat) == (pytest.approx(0, abs=1e-4), pytest.approx(0, abs=1e-4))
     assert judge(hidden(replace(found, budget=wide))).verdict is Verdict.TIE  # unseen, the budget must excuse it
