@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +17,8 @@ from harness.laws.law import Subject
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES, Hunt, hunt_all, hunting_cases
 from harness.mutants.mutant import Mutant, production
-from harness.report.mutants import as_json, show
+from harness.report.mutants import as_json, page, show
+from harness.report.pages import replaced
 from harness.report.terminal import plain_console, progress_bar
 from harness.rounding.precision import set_precision
 
@@ -31,6 +33,7 @@ def mutants(
     verify: Annotated[
         bool, typer.Option("--verify", help="Run the default verify on each, too: which stage catches it first?")
     ] = False,
+    into: Annotated[Path | None, typer.Option(help="Markdown file: replace its table between the markers.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes; 0 = one a core.")] = 0,
     device: options.Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the networks where a law does not need float64.")] = "float32",
@@ -41,7 +44,9 @@ def mutants(
 
     Exit status: 0 all caught, 1 one survived or a law broke on the correct decoder, 2 bad input.
     """
-    outputs = check_outputs({"json": json}, {})
+    outputs = check_outputs({"json": json, "into": into}, {})
+    if into is not None:
+        replaced(into, {"mutants": ""})
     made, chosen = Hunt(laws, examples, seed, device, dtype), chosen_mutants(only)
     _check(made)
     set_precision(False)
@@ -61,6 +66,8 @@ def mutants(
     show(made, plain_console(), quiet)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(made))
+    if "into" in outputs:
+        write_whole(outputs["into"], replaced(outputs["into"], {"mutants": page(made)}).encode())
     raise typer.Exit(made.verdict.exit_status)
 
 

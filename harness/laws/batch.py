@@ -84,8 +84,8 @@ def rounds(subject: Subject, case: Case) -> bool:
     """
     needs_exact(case, "rounding decides what is accepted, and other batches round otherwise")
     case = _base(case)
-    sides = case.patch_nums if len(case.patch_nums) > 3 else (1, 2, 3, 4)
-    case = replace(case, patch_nums=sides, draft="close", draft_len=2)
+    sides = case.patch_nums if len(case.patch_nums) > 4 else (1, 2, 3, 4, 5)
+    case = replace(case, patch_nums=sides, labels=(case.labels * 4)[:6], draft="close", draft_len=2)
     due = subject.decode(case)
     if not due.rounds:
         raise NotOffered("no rounds in the trace")

@@ -29,7 +29,7 @@ SCOPES = ("first", "family", "all")
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifyFinding:
     """What the default verification said of one mutant: the verdict, the first defect's component, seconds to it."""
 
     verdict: Verdict
@@ -56,7 +56,7 @@ class Caught:
     tried: int = 0
     seconds: float = float("nan")
     total_seconds: float = 0.0
-    verified: Verified | None = None
+    verified: VerifyFinding | None = None
 
     @property
     def stage(self) -> str:
@@ -148,7 +148,7 @@ def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught
     return caught
 
 
-def verified(mutant: Mutant, policy: str = "coupled") -> Verified:
+def verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
     """Run the default verification on a mutant, in this process, up to the first defect."""
     start = time.perf_counter()
     with mutant.planted():
@@ -156,8 +156,8 @@ def verified(mutant: Mutant, policy: str = "coupled") -> Verified:
         result = verify_blocks(blocks, mutant, Terms(in_process=True, first_only=True))
     first, seconds = result.first_divergence, time.perf_counter() - start
     if result.verdict is not Verdict.DEFECT or first is None:
-        return Verified(result.verdict, "", "; ".join(result.inconclusive), seconds)
-    return Verified(result.verdict, first.component, first.detail, seconds)
+        return VerifyFinding(result.verdict, "", "; ".join(result.inconclusive), seconds)
+    return VerifyFinding(result.verdict, first.component, first.detail, seconds)
 
 
 def hunt_all(mutants: Sequence[Mutant], tried: Sequence[Case], scope: str, stages: bool, jobs: int) -> Iterator[Caught]:
