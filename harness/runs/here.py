@@ -64,7 +64,7 @@ class Here:
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
-        made = run(self._decoders[setting], self.models, replace(request))
+        made = run(self._decoders[setting], self.models, replace(request), by_value=self.watched)
         if not self.watched:
             return made
         changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
@@ -73,7 +73,7 @@ class Here:
             return Judgement(request.B, defects=[Divergence("weights", detail, request.seed)])
         if isinstance(made, Judgement) and made.partial is not None:
             made.partial = _by_value(made.partial)
-        return _by_value(made) if isinstance(made, Trace) else made
+        return made
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
         """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
@@ -83,8 +83,16 @@ class Here:
         """Nothing is left to end."""
 
 
-def run(implementation: Implementation, models: ModelPair, request: Request) -> Trace | Judgement:
+def run(
+    implementation: Implementation, models: ModelPair, request: Request, by_value: bool = False
+) -> Trace | Judgement:
     """Decode under fresh noise; a decoder that crashes, meets a non-finite tensor or returns no trace is judged, too.
+
+    Args:
+        implementation: the decoder.
+        models: as it uses them.
+        request: what to draw.
+        by_value: hand out copies, taken at once: what the decoder still holds of its trace changes nothing any more.
 
     Raises:
         InputError: the decoder refuses the request.
@@ -92,7 +100,7 @@ def run(implementation: Implementation, models: ModelPair, request: Request) -> 
     Effects: process-wide settings of precision that the decoder changed are put back.
     """
     with unchanged() as moved, tidy() as left:
-        made = _run(implementation, models, request)
+        made = _run(implementation, models, request, by_value)
     if left:
         found = [Divergence("environment", f"decoding {what}", request.seed) for what in left[:MOST_LEFT]]
         made = Judgement(request.B, partial=made) if isinstance(made, Trace) else made
@@ -103,13 +111,13 @@ def run(implementation: Implementation, models: ModelPair, request: Request) -> 
     return made
 
 
-def _run(implementation: Implementation, models: ModelPair, request: Request) -> Trace | Judgement:
+def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Trace | Judgement:
     noise = models.noise(request)
     try:
         trace = implementation.decode(request, noise)
         wrong = malformed(models, request, trace)
         if wrong is None or wrong.component != UNREADABLE:
-            return trace  # what can be read is the judge's
+            return _by_value(trace) if by_value else trace  # what can be read is the judge's
         found = wrong
     except InputError:
         raise
