@@ -21,7 +21,9 @@ from harness.commands.bench import bench
 from harness.commands.bench_policies import bench_policies
 from harness.commands.calibrate import calibrate
 from harness.commands.golden import app as golden
+from harness.commands.init import init
 from harness.commands.mutants import mutants
+from harness.commands.parts import parts
 from harness.commands.replay import replay
 from harness.commands.sample import sample
 from harness.commands.scoreboard import scoreboard
@@ -43,6 +45,8 @@ app = typer.Typer(
 app.command()(verify)
 app.command()(replay)
 app.command()(sample)
+app.command()(parts)
+app.command()(init)
 app.command()(bench)
 app.command()(calibrate)
 app.add_typer(golden, name="golden")

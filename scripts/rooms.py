@@ -22,15 +22,18 @@ DOORS: dict[str, tuple[str, ...]] = {
     "reference": ("protocol", "models"),
     "rounding": ("protocol", "models", "reference"),
     "judge": ("protocol", "models", "reference", "rounding"),
-    "runs": ("protocol", "models", "speculative", "reference", "rounding", "judge"),
-    "laws": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
+    "adapters": ("protocol", "models", "reference", "rounding", "judge"),
+    "runs": ("protocol", "models", "speculative", "adapters", "reference", "rounding", "judge"),
+    "laws": ("protocol", "adapters", "models", "reference", "rounding", "judge", "runs", "speculative"),
     "mutants": ("protocol", "models", "judge", "runs", "laws", "speculative"),
     "golden": ("protocol", "models", "reference", "rounding", "judge", "runs", "laws", "speculative"),
     "bench": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
-    "report": ("protocol", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "speculative"),
+    "report": (
+        "protocol", "adapters", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "speculative",
+    ),
     "commands": (
         "protocol", "models", "reference", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "report",
-        "speculative",
+        "speculative", "adapters",
     ),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -17,7 +18,8 @@ from harness.laws.conformance import LAWS
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES, Hunt, HuntWork, hunting_cases, received
 from harness.mutants.mutant import Mutant
-from harness.report.mutants import as_json, show
+from harness.report.mutants import as_json, page, show
+from harness.report.pages import replaced
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console
 from harness.rounding.precision import set_precision
@@ -36,6 +38,7 @@ def mutants(
     verify: Annotated[
         bool, typer.Option("--verify", help="Run the default verify on each, too: which stage catches it first?")
     ] = False,
+    into: Annotated[Path | None, typer.Option(help="Markdown file: replace its table between the markers.")] = None,
     device: options.Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the networks where a law does not need float64.")] = "float32",
     workers: Annotated[
@@ -50,7 +53,9 @@ def mutants(
 
     Exit status: 0 all caught, 1 one survived or a law broke on the correct decoder, 2 bad input.
     """
-    outputs = check_outputs({"json": json}, {})
+    outputs = check_outputs({"json": json, "into": into}, {})
+    if into is not None:
+        replaced(into, {"mutants": ""})
     made, chosen = Hunt(laws, examples, seed, device, dtype), chosen_mutants(only)
     _check(made)
     set_precision(False)
@@ -76,6 +81,8 @@ def mutants(
     show(made, plain_console(), quiet)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(made))
+    if "into" in outputs:
+        write_whole(outputs["into"], replaced(outputs["into"], {"mutants": page(made)}).encode())
     raise typer.Exit(made.verdict.exit_status)
 
 

@@ -15,11 +15,14 @@ from typing import Annotated
 import torch
 import typer
 
+from harness.adapters.factories import PREFIX, default_settings
 from harness.errors import InputError
 from harness.models.pair import CLOSE, ModelPair, close_pair, load_digits, load_pair, random_pair
+from harness.protocol.decoder import Settings
 from harness.protocol.request import NoiseOrder, Request
 from harness.rounding.precision import set_precision
 from harness.runs.batches import BatchSize, cut, default_batch
+from harness.runs.factory import DEFAULT
 from harness.speculative.policies import HELP
 
 MOST_NUMBERS = 10**6
@@ -57,6 +60,12 @@ TopP = Annotated[float, typer.Option(help="Keep this much probability; 0 = off."
 Noise = Annotated[str, typer.Option(help="image: a stream per image; batch: the published order.")]
 # How the decoder speculates.
 Policy = Annotated[str, typer.Option(help=HELP)]
+# The decoder under test.
+ImplementationName = Annotated[
+    str, typer.Option("--implementation", help="Decoder under test: package.module:factory, or published:var, code, …")
+]
+Checkout = Annotated[Path | None, typer.Option(help="Folder of published code: holds the packages models and dist.")]
+Own = Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE for the decoder's factory; several times.")]
 # Who does it.
 Workers = Annotated[int, typer.Option(help="Processes; 0 = one a GPU of --device cuda, else one.")]
 Cluster = Annotated[str, typer.Option(help="Address of a Dask scheduler whose workers do it (docs/runs.md).")]
@@ -147,6 +156,47 @@ def find_dtype(name: str, text: str, known: Mapping[str, torch.dtype] = DTYPES) 
         remedy = f"pass --{name.replace('_', '-')} float32"
         raise InputError(name, text, f"must be one of {', '.join(known)}", remedy)
     return known[text]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The decoder under test as it is asked for.
+
+    Args:
+        name: of its factory.
+        options: (name, value) for the factory, the checkout among them.
+        contract: demanded of the harness's own decoder, whose policy must keep it; else empty.
+    """
+
+    name: str
+    options: tuple[tuple[str, str], ...]
+    contract: str = ""
+
+    @property
+    def published(self) -> bool:
+        """Tell whether it is published code."""
+        return self.name.startswith(f"{PREFIX}:")
+
+    def settings(self) -> list[Settings]:
+        """Return the settings where no draft_len is asked for: both roles of CoDe's two models."""
+        return default_settings(self.name.partition(":")[2], self.options)
+
+
+def decoder(name: str, checkout: Path | None, given: list[str] | None, contract: str = "") -> Decoder:
+    """Return the decoder that the options name. Raises `InputError` for an option of another form.
+
+    The checkout's path is made absolute: a factory may change folder.
+    """
+    found = [("checkout", str(checkout.absolute()))] if checkout is not None else []
+    for text in given or []:
+        option, equals, value = text.partition("=")
+        if not equals or not option.isidentifier():
+            raise InputError("option", text, "must read NAME=VALUE", "pass --option gamma=2")
+        found.append((option, value))
+    if name == DEFAULT and found:
+        rule = "the harness's own decoder takes --policy, --draft-len and --bonus"
+        raise InputError("option", found[0][0], rule, "drop it, or pass --implementation package.module:factory")
+    return Decoder(name, tuple(found), contract if name == DEFAULT else "")
 
 
 @dataclass(frozen=True)

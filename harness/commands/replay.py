@@ -18,7 +18,7 @@ from harness.report.replays import say_replayed, say_smallest
 from harness.report.terminal import plain_console
 from harness.rounding.stored import SHIPPED
 from harness.runs import bundle as bundles
-from harness.runs.replay import MOST_CASES, Answer, KeptCase, Replayed, cases_of
+from harness.runs.replay import MOST_CASES, Answer, KeptCase, Replayed, cases_of, of_checkouts
 from harness.runs.replay import replay as repeat
 from harness.runs.shrink import shrink as reduce
 
@@ -31,6 +31,8 @@ def replay(
     draft: options.Draft = None,
     target: options.Target = None,
     vae: options.Vae = None,
+    checkout: Annotated[Path | None, typer.Option(help="Where the published code is now.")] = None,
+    against_checkout: Annotated[Path | None, typer.Option(help="Where the code that it was judged against is.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N. [default: the recorded one, or cpu]")] = "",
     budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED,
     quiet: options.Quiet = False,
@@ -41,7 +43,7 @@ def replay(
     """
     outputs = check_outputs({"bundle": bundle}, {"file": file, "draft": draft, "target": target, "vae": vae})
     check_readable(budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
-    cases, console = chosen(file, case), plain_console()
+    cases, console = [of_checkouts(one, (checkout, against_checkout)) for one in chosen(file, case)], plain_console()
     if bundle is not None and len(cases) != 1:
         raise InputError("bundle", str(bundle), f"holds one case, and there are {len(cases)}", "pass --case 0")
     given = {"draft": draft, "target": target, "vae": vae}

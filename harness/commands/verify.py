@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from harness.commands import options
+from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
@@ -22,13 +24,14 @@ from harness.runs.factory import DEFAULT, is_own
 from harness.runs.keep import check_new
 from harness.runs.limits import TIMEOUT_S, Limits
 from harness.runs.plan import Plan
-from harness.runs.terms import Keeping, Terms
+from harness.runs.terms import Keeping, Other, Terms
 from harness.runs.verification import RunInterrupted, Step, verify_plan
 from harness.speculative.policies import parse
 
 # Options that say what is decoded and how: with none of them, the covering design is.
 GRID = ("models", "draft", "target", "vae", "draft_noise", "seeds", "labels", "images", "batch", "cfg", "top_k",
         "top_p", "noise", "draft_len", "bonus", "dtype", "draft_dtype", "tf32")  # fmt: skip
+DRAFT_LENGTHS = "1,2,5,10"
 
 
 def verify(
@@ -55,7 +58,7 @@ def verify(
     noise: options.Noise = "image",
     draft_len: Annotated[
         str, typer.Option(help="Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic.")
-    ] = "1,2,5,10",
+    ] = DRAFT_LENGTHS,
     bonus: Annotated[bool, typer.Option("--bonus", help="Also submit the scale behind the drafted ones.")] = False,
     policy: options.Policy = "coupled",
     contract: Annotated[
@@ -63,12 +66,19 @@ def verify(
         typer.Option(help="Demand A, B or C; a weaker claim is refused. Empty: what the decoder claims."),
     ] = "",
     sequential: Annotated[bool, typer.Option("--sequential", help="The decoder drafts nothing, and need not.")] = False,
-    implementation: Annotated[str, typer.Option(help="Decoder under test, package.module:factory.")] = DEFAULT,
+    implementation: options.ImplementationName = DEFAULT,
+    checkout: options.Checkout = None,
+    option: options.Own = None,
     timeout: Annotated[float, typer.Option(help="Seconds of one decode in the decoder's own process.")] = TIMEOUT_S,
     memory: Annotated[float, typer.Option(help="GiB that this process may allocate; 0 = no limit.")] = 0.0,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Run the decoder in this process: for a debugger, and less safe.")
     ] = False,
+    against: Annotated[
+        str, typer.Option(help="Judge against this decoder, OTHER:factory, in the reference's place.")
+    ] = "",
+    against_checkout: Annotated[Path | None, typer.Option(help="Its checkout; alone: of the same sampler.")] = None,
+    against_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for its factory.")] = None,
     budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED,
     cover: Annotated[
         bool | None,
@@ -99,17 +109,25 @@ def verify(
     outputs = check_outputs({"json": json, "run": run}, {**networks.files(), "budgets": budgets})
     check_readable(budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
     budgets = budgets.absolute()  # read behind the factory, which may change folder
-    settings = settings_for(draft_len, bonus, policy, contract if implementation == DEFAULT else "")
+    own = options.decoder(implementation, checkout, option, contract)
+    rival = bool(against or against_checkout is not None or against_option)
+    settings = settings_for(draft_len, bonus, policy, own)
     demanded = Contract.of(contract) if contract else None
-    terms = Terms(demanded, sequential, in_process, Limits(timeout, memory), budgets)
+    other = options.decoder(against or implementation, against_checkout, against_option) if rival else None
+    terms = Terms(
+        demanded, sequential, in_process, Limits(timeout, memory), budgets,
+        against=other_for(other, settings, (draft_len, bonus, policy)) if other else None,
+    )  # fmt: skip
     keeping = Keeping(workers, cluster, outputs.get("run"), resume, recipe)
     check_new(keeping)
     pair = options.load_models(networks, mode)
-    requests, why = options.batches_for(pair, drawn, sampling, apart=not (is_own(implementation) or in_process))
+    apart = not in_process and not all(is_own(each.name) for each in (own, other) if each is not None)
+    requests, why = options.batches_for(pair, drawn, sampling, apart)
     if cover is None:
-        cover = not any(_given(context, name) for name in GRID)
+        # published code has settings of its own, and two decoders are compared on what is asked for
+        cover = not (own.published or rival or any(_given(context, name) for name in GRID))
     plan = Plan.of(settings, requests)
-    blocks = covering(pair, policy) if cover else ()
+    blocks = covering(pair, policy, options=own.options) if cover else ()
     status = 0
     with LongWork("images", sum(block.images for block in blocks) or plan.images, quiet) as work:
 
@@ -134,6 +152,7 @@ NOT_REPEATED = (
     "context", "cover",
     "seeds", "labels", "images", "batch", "cfg", "top_k", "top_p", "noise", "draft_len", "bonus", "policy", "run",
     "resume", "workers", "cluster", "json", "quiet",
+    "checkout", "option", "against", "against_checkout", "against_option",  # each setting has its own (`runs.repeat`)
 )  # fmt: skip
 
 
@@ -153,11 +172,24 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def settings_for(draft_len: str, bonus: bool, policy: str, contract: str) -> list[Settings]:
+def settings_for(draft_len: str, bonus: bool, policy: str, own: options.Decoder) -> list[Settings]:
     """Return one setting a draft_len. Raises `InputError` for another form, or an illegal (contract, policy)."""
-    if contract:
-        parse(policy, contract)
+    if own.contract:
+        parse(policy, own.contract)
+    if own.published and draft_len == DRAFT_LENGTHS:
+        return own.settings()
     lengths: tuple[int | str, ...] = tuple(draft_len.split(","))
     if all(character in "0123456789:,-" for character in draft_len):
         lengths = options.integers("draft_len", draft_len, "1,2,5")
-    return [Settings(length, bonus, policy) for length in lengths]
+    return [Settings(length, bonus, "" if own.published else policy, own.options) for length in lengths]
+
+
+def other_for(other: options.Decoder, settings: list[Settings], how: tuple[str, bool, str]) -> Other:
+    """Return the decoder to judge against, with as many settings. Raises `InputError` where they do not pair up."""
+    theirs = settings_for(*how, other)
+    if len(theirs) == 1:  # its draft_len is that of the setting it stands beside, as with one --draft-len
+        theirs = [replace(theirs[0], draft_len=setting.draft_len) for setting in settings]
+    if len(theirs) != len(settings):
+        rule = f"has {len(theirs)} settings, and the decoder {len(settings)}"
+        raise InputError("against", other.name, rule, "pass one --draft-len")
+    return Other(other.name, tuple(theirs))

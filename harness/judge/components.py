@@ -233,9 +233,9 @@ def _wrong_rows(evidence: Evidence, image: int, si: int) -> tuple[str, str]:
     """Inputs agree and logits do not: the pass saw the wrong keys. A pass over one scale needs no mask."""
     for turn in evidence.actual.rounds[image] if evidence.actual.rounds else []:
         if turn.first <= si < turn.first + turn.finished:
-            if turn.drafted + turn.bonus == 1:
+            if turn.drafted + turn.bonus == 1 and turn.target_rows <= evidence.models.pyramid.tokens(si):
                 return "cache", f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
-            last = turn.first + turn.drafted - 1
+            last = max(si, turn.first + turn.drafted - 1)
             return "mask or cache", f"logits of scale {si} differ in the pass over scales {turn.first}..{last}"
     return "mask or cache", f"logits of scale {si} differ while its inputs agree"
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from harness.judge.components import first_wrong
 from harness.judge.counts import wrong_counts
 from harness.judge.distances import distances
@@ -50,11 +48,11 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
         judgement.defects.append(wrong_form)
         return judgement, evidence
     judgement.draws = actual.tokens_BL.numel()
-    along = evidence if torch.equal(actual.tokens_BL, free.tokens_BL) else evidence.along()
+    along = evidence.along()
     if not claims_tokens:
         judgement.distances = distances(evidence.models, actual, free)
     if contract is Contract.QUALITY:  # every other claim is about the target's law at every scale
-        along = replace(along, unverified=tuple(_unverified(actual, image) for image in range(request.B)))
+        along = replace(along, unverified=tuple(unverified(actual, image) for image in range(request.B)))
     differ_BL = actual.tokens_BL != along.expected.tokens_BL
     judgement.identical = judgement.draws - int(differ_BL.sum())
     wrong = first_wrong(along)
@@ -76,7 +74,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     return judgement, along
 
 
-def _unverified(actual: Trace, image: int) -> frozenset[int]:
+def unverified(actual: Trace, image: int) -> frozenset[int]:
     """Scales that a round without a target pass made final: they have no target tensors to check."""
     rounds = actual.rounds[image] if actual.rounds else []
     return frozenset(t.first + k for t in rounds if t.target_rows == 0 for k in range(t.finished))

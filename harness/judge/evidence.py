@@ -53,10 +53,14 @@ class Evidence:
     def along(self) -> Evidence:
         """Return the evidence with the reference run along the decoder's own tokens, of images that differ alone.
 
+        It is this evidence where no token differs.
+
         `expected.tokens_BL` are then what the reference draws on the decoder's prefix: one tie does not cascade.
         """
         models, noise = self.models, self.numbers
         rows = torch.nonzero((self.actual.tokens_BL != self.expected.tokens_BL).any(1)).flatten()
+        if not len(rows):
+            return self
         labels = tuple(noise.labels(models.target.config.classes)[rows].tolist())
         request = replace(self.request, labels=labels, images=None, seeds=None)
         forced_bL, numbers = self.actual.tokens_BL[rows], RowsOf(noise, rows)

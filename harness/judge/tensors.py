@@ -8,7 +8,7 @@ from harness.judge.verdict import Divergence, Found, Wrong
 
 def judge_tensors(evidence: Evidence, wrong: Wrong) -> list[Divergence]:
     """Tensors that differ beyond rounding although the tokens may agree: the first of every image."""
-    found = [_tensor_divergence(evidence, first, image) for image, first in wrong.items() if first]
+    found = [tensor_divergence(evidence, first, image) for image, first in wrong.items() if first]
     error_B = (evidence.actual.f_hat_BCPP - evidence.expected.f_hat_BCPP).abs().flatten(1).amax(1)
     for image, error in enumerate(error_B.tolist()):
         if not error <= 2 * evidence.budget.f_hat and not wrong[image]:
@@ -18,7 +18,7 @@ def judge_tensors(evidence: Evidence, wrong: Wrong) -> list[Divergence]:
     return found
 
 
-def _tensor_divergence(evidence: Evidence, found: Found, image: int) -> Divergence:
+def tensor_divergence(evidence: Evidence, found: Found, image: int) -> Divergence:
     """Place a wrong tensor at its scale's worst position."""
     si, component, detail = found
     a, b = evidence.actual.intermediates, evidence.expected.intermediates

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
+from harness.protocol.trace import Trace
+
 Found = tuple[int, str, str]  # scale, component, detail of a wrong tensor
 Wrong = dict[int, Found | None]  # by row of the batch
 
@@ -130,6 +132,9 @@ class Judgement:
         compared: what was compared with the reference's, in words; `not_compared` says why the rest was not.
         not_compared: what could not be, and why.
         surprise: what its ties weigh against rounding, by scale and θ (`judge.many`); those of a run add up.
+        so_far: how far a decode came that did not end well, in words.
+        partial: its trace so far, or all of it where something else was wrong; None where nothing is known, and once
+            it is judged.
     """
 
     images: int
@@ -147,6 +152,8 @@ class Judgement:
     compared: list[str] = field(default_factory=list)
     not_compared: dict[str, str] = field(default_factory=dict)
     surprise: list[list[float]] = field(default_factory=list)
+    so_far: str = ""
+    partial: Trace | None = None
 
     def count(self, name: str) -> int:
         """Return a count, or the length of a list; that of `defects` with those that have no record."""

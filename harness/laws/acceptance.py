@@ -9,6 +9,7 @@ import torch
 from harness.errors import InputError
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
+from harness.laws.allowed import needs_exact, require_draws
 from harness.laws.case import Case
 from harness.laws.enumeration import output_law
 from harness.laws.goodness_of_fit import p_value, target_law
@@ -28,7 +29,7 @@ from harness.laws.oracle import run_over, targeted
 from harness.laws.rules import require_rounds
 from harness.protocol.contract import Contract
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
-from harness.protocol.trace import Trace
+from harness.protocol.trace import Round, Trace
 from harness.reference import policies, sequential
 from harness.reference.draw import filter_logits
 from harness.reference.enumerate import distance, joint_law
@@ -71,20 +72,22 @@ def independent(subject: Subject, case: Case) -> bool:
         draft_len, bonus = lengths[(k + case.seed) % len(lengths)]
         got = subject.decode(replace(case, draft=quality, draft_len=draft_len, bonus=bonus))
         where = f"draft {quality}, draft_len {draft_len}, bonus {bonus} (base: {case.draft}, {case.draft_len})"
-        require_tokens(got.tokens_BL, first.tokens_BL, where)
+        require_draws(case, case.request, got.tokens_BL, first.tokens_BL, where)
         some = some or rejected(got, case)
     for schedule in ("/".join(str(1 + si % 2) for si in case.pyramid), f"dynamic:1:{S}"):
         try:
-            decoder = subject.factory(case.models, replace(case.settings, draft_len=schedule))
+            decoder = subject.factory(case.models, replace(case.settings, draft_len=schedule, options=subject.options))
         except (InputError, ValueError, TypeError):  # a number is all that every decoder must take
             continue
         got = decoder.decode(case.request, case.noise())
-        require_tokens(got.tokens_BL, first.tokens_BL, f"draft_len {schedule} (base: {case.draft_len})")
+        where = f"draft_len {schedule} (base: {case.draft_len})"
+        require_draws(case, case.request, got.tokens_BL, first.tokens_BL, where)
     return some
 
 
 def identical_draft(subject: Subject, case: Case) -> bool:
     """A draft that is the target itself is accepted whole, at every window length."""
+    needs_exact(case, "rounding decides whether a draft = target is kept whole")
     for draft_len in range(1, case.pyramid.S + 1):
         decoded = subject.decode(replace(case, draft="identical", draft_len=draft_len))
         if not decoded.rounds:
@@ -101,40 +104,53 @@ def identical_draft(subject: Subject, case: Case) -> bool:
 
 def honest(subject: Subject, case: Case) -> bool:
     """What a round says that it accepted is what the draft proposed, as far as counts can tell."""
-    decoded, S = subject.decode(case), case.pyramid.S
+    decoded = subject.decode(case)
     claimed = Contract.of(subject.decoder(case).contract)
+    # a rule of the decoder's own: it claims less than the policy that it was asked for
+    lossy = claimed is Contract.QUALITY and case.policy in PLAIN
     if not decoded.rounds:
         raise NotOffered("no rounds in the trace")
     for image, rounds in enumerate(decoded.rounds):
         for turn in rounds:
-            at = f"image {image}, round at scale {turn.first}: {turn}"
-            if not turn.drafted:  # one step of a sequential decoder
-                require(turn.finished == 1 and turn.bonus, f"nothing drafted, and not one scale decided: {at}")
-            most = case.length if turn.target_rows else S  # scales that the draft decides alone are drafted at once
-            require(turn.drafted <= min(most, S - turn.first), f"drafted too much: {at}")
-            require(0 <= turn.accepted <= turn.drafted, f"accepted more than drafted: {at}")
-            require(turn.corrected == (turn.accepted < turn.drafted), f"corrected iff a drafted scale fell: {at}")
-            require(not (turn.bonus and turn.corrected), f"bonus after a correction: {at}")
-            require(turn.bonus <= (case.bonus or not turn.drafted), f"bonus although none was asked for: {at}")
-            require(turn.finished >= 1, f"finished nothing: {at}")
-            due = sum(case.pyramid.tokens(turn.first + k) for k in range(turn.finished))
-            made = turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens
-            require(made == due, f"counts {made} tokens in {due}: {at}")
-            fell = turn.corrected_tokens >= 1 or not turn.corrected
+            _honest_round(case, turn, f"image {image}, round at scale {turn.first}: {turn}", lossy)
             # a lossy rule looks at something else than whether a token is the target's own draw
-            require(fell or not claimed.entails(Contract.LAW), f"a scale fell without a wrong token: {at}")
+            fell = turn.corrected_tokens >= 1 or not turn.corrected
+            require(fell or not claimed.entails(Contract.LAW), f"a scale fell without a wrong token: {image}, {turn}")
         calls, passes = decoded.target_calls[image], sum(turn.target_rows > 0 for turn in rounds)
-        require(calls == passes, f"image {image}: {calls} target calls in {passes} rounds with a target pass")
         alone = sum(case.pyramid.tokens(si) for si in case.pyramid if image not in targeted(decoded, case.B, si))
         made_rows = sum(turn.target_rows for turn in rounds)
+        if lossy:  # rounds of the draft alone, and passes that came to nothing
+            require(calls >= passes, f"image {image}: {calls} target calls in {passes} rounds with target rows")
+            require(decoded.target_rows[image] >= made_rows, f"image {image}: fewer target_rows than {made_rows}")
+            continue
+        require(calls == passes, f"image {image}: {calls} target calls in {passes} rounds with a target pass")
         require(decoded.target_rows[image] == made_rows, f"image {image}: target_rows do not add up to {made_rows}")
         due_rows = case.pyramid.L if claimed.entails(Contract.LAW) else case.pyramid.L - alone
         require(made_rows >= due_rows, f"image {image}: {made_rows} target rows cannot decide {due_rows}")
-    return rejected(decoded, case)
+    return rejected(decoded, case) or lossy
+
+
+def _honest_round(case: Case, turn: Round, at: str, lossy: bool) -> None:
+    """Require that the counts of one round can be true; under contract C a rule of the decoder's own may decide."""
+    left = case.pyramid.S - turn.first
+    if not lossy:
+        if not turn.drafted:  # one step of a sequential decoder
+            require(turn.finished == 1 and turn.bonus, f"nothing drafted, and not one scale decided: {at}")
+        most = case.length if turn.target_rows else left  # scales that the draft decides alone are drafted at once
+        require(turn.drafted <= min(most, left), f"drafted too much: {at}")
+        require(turn.corrected == (turn.accepted < turn.drafted), f"corrected iff a drafted scale fell: {at}")
+        require(not (turn.bonus and turn.corrected), f"bonus after a correction: {at}")
+        require(turn.bonus <= (case.bonus or not turn.drafted), f"bonus although none was asked for: {at}")
+    require(0 <= turn.accepted <= turn.drafted <= left, f"accepted more than drafted: {at}")
+    require(turn.finished >= 1, f"finished nothing: {at}")
+    due = sum(case.pyramid.tokens(turn.first + k) for k in range(turn.finished))
+    made = turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens
+    require(made == due, f"counts {made} tokens in {due}: {at}")
 
 
 def support(subject: Subject, case: Case) -> bool:
     """Every token lies in the support of the target's filtered law, one-hot laws and ties included."""
+    needs_exact(case, "rounding decides what a filter keeps at its edge")
     narrow = [(1, 0.0), (0, 0.1), (max(1, case.V // 2), 0.4), (case.top_k, case.top_p)]
     dropped = False
     for top_k, top_p in narrow:

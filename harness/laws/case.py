@@ -86,6 +86,7 @@ class Case:
         dtype: of the networks, one of `DTYPES`; most laws take float64 whatever it says (`Law.wide`).
         draft_dtype: of the draft, where it is another.
         device: of the networks.
+        exact: False: every law takes networks of `dtype`, and rounding is allowed for (`laws.allowed`).
     """
 
     patch_nums: tuple[int, ...] = (1, 2)
@@ -108,6 +109,7 @@ class Case:
     dtype: str = "float64"
     draft_dtype: str = ""
     device: str = "cpu"
+    exact: bool = True
 
     def __repr__(self) -> str:
         """Name what differs from the defaults, so that a minimal case is a short line."""

@@ -1,17 +1,18 @@
 """Run the laws over a decoder, without any test framework.
 
-Promise: the same cases for everybody (a function of their number and a seed), smallest first, so that the first case
-that breaks a law is close to the smallest one; nothing passes by not having been tried.
+Promise: the same cases for everybody (a function of their number and a seed); nothing passes by not having been tried.
+`run_conformance` draws and shrinks with Hypothesis; the hunt for planted bugs tries one list, smallest first.
 """
 
 from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 import torch
 
@@ -33,12 +34,14 @@ from harness.laws import (
 )
 from harness.laws.case import CHOICES, Case
 from harness.laws.law import Law, NotOffered, Subject, Violation
+from harness.laws.search import SHRINK_S, Scope, search
 from harness.runs.apart import pickled
 from harness.runs.employ import employ
 from harness.runs.factory import Factory, load_factory, name_of
 from harness.runs.terms import Keeping
 from harness.runs.workers import Died
 
+BUILT_NOTHING = ("implementation", "checkout", "option")
 FAMILIES = (
     positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, batch, sensitivity, numbers
 )  # fmt: skip
@@ -57,6 +60,8 @@ class LawResult:
         skipped: why it does not apply to the decoder, or to some case; empty when it always does.
         violation: the first one.
         seconds: of all its checks.
+        why: what the last refusal said.
+        done: no more cases follow.
     """
 
     law: Law
@@ -66,6 +71,8 @@ class LawResult:
     skipped: str = ""
     violation: Violation | None = None
     seconds: float = 0.0
+    why: str = ""
+    done: bool = False
 
     @property
     def verdict(self) -> Verdict | None:
@@ -79,7 +86,8 @@ class LawResult:
     def __str__(self) -> str:
         most = "mostly refused" if self.exercised else "never exercised"
         word = {None: f"not applicable: {self.skipped}", Verdict.DEFECT: "BROKEN", Verdict.IDENTICAL: "held"}
-        said = word.get(self.verdict, most)
+        refused = f": {self.refused} cases refused, {self.why}" if self.refused else ""
+        said = word.get(self.verdict, most + refused)
         counts = f"{self.examples:5d} examples {self.exercised:5d} exercised {self.refused:4d} refused"
         return f"{self.law.id:28s} {counts} {self.seconds:7.2f} s  {said}"
 
@@ -164,15 +172,37 @@ def smallest(law: Law, subject: Subject, violation: Violation) -> Violation:
     return violation
 
 
+class How(TypedDict, total=False):
+    """What else `run_conformance` takes by name.
+
+    Args:
+        checkout: folder of published code.
+        options: (name, value) for the factory.
+        patch_nums: one pyramid, or several; small ones otherwise.
+        dtype: of all networks, rounding allowed for: float32 for code that computes in nothing else.
+        device: of the networks.
+        shrink_s: seconds that a failure may be shrunk for.
+        workers: processes that share the laws; 1 = this process alone, 0 = one a GPU that the device stands for.
+    """
+
+    checkout: str | Path
+    options: Mapping[str, str]
+    patch_nums: Sequence[int] | Sequence[Sequence[int]]
+    dtype: str
+    device: str
+    shrink_s: float
+    workers: int
+
+
 def run_conformance(
     implementation: Factory | str,
     examples: int = 20,
     seed: int = 0,
     laws: Sequence[Law] = LAWS,
     progress: Callable[[LawResult], None] = lambda row: None,
-    workers: int = 1,
+    **how: Unpack[How],
 ) -> Report:
-    """Check all laws against somebody's decoder.
+    """Check all laws against somebody's decoder, on cases that Hypothesis draws and shrinks.
 
     Args:
         implementation: ``factory(models, settings) -> decoder``, or its name ``package.module:factory``. A factory,
@@ -180,14 +210,15 @@ def run_conformance(
         examples: cases per law, >= 1; all laws meet the same ones.
         seed: of the cases.
         laws: which.
-        progress: called after every law.
-        workers: processes that share the laws; 1 = this process alone.
+        progress: called after every case with what its law saw so far, and once more when the law is done; with several
+            workers when a law is done.
+        how: see `How`.
 
     Returns:
         The report; `report.verdict` is DEFECT if a law is broken.
 
     Raises:
-        InputError: `implementation` is no factory, or examples < 1.
+        InputError: `implementation` is no factory, or an argument outside its range.
     """
     factory = load_factory(implementation) if isinstance(implementation, str) else implementation
     if not callable(factory):
@@ -195,47 +226,60 @@ def run_conformance(
             "implementation", type(factory).__name__, "must be a factory(models, settings)",
             "pass lambda models, settings: YourDecoder(models, settings.draft_len)",
         )  # fmt: skip
-    if examples < 1:
-        raise InputError("examples", examples, "must be 1 or more", "pass examples=20")
-    tried, subject, report = cases(examples, seed), Subject(factory), Report()
+    scope, subject, report = scope_of(examples, seed, how), Subject(factory, options_of(how)), Report()
     try:
-        subject.decoder(tried[0])
+        subject.decoder(scope.fitted(Case(scope.pyramids[0])))
     except InputError as error:
-        if error.name == "implementation":  # it built no decoder; other refusals are of this case
+        if error.name in BUILT_NOTHING:  # it built no decoder; other refusals are of this case
             raise
-    crew = employ(Keeping(workers), torch.device("cpu"), len(laws))
+    crew = employ(Keeping(how.get("workers", 1)), torch.device(scope.device), len(laws))
     sent = pickled(factory, name_of(factory)) if crew.is_elsewhere else factory
+    work = ConformanceWork(sent, subject.options, scope, _unseen if crew.is_elsewhere else progress)
     found: dict[str, LawResult] = {}
-    with closing(crew.open(ConformanceWork(sent, tuple(tried)))) as pool:
+    with closing(crew.open(work)) as pool:
         for law, row in pool.map(laws):
             found[law.id] = lost(law, row) if isinstance(row, Died) else row
-            progress(found[law.id])
+            if crew.is_elsewhere:
+                progress(found[law.id])
     report.rows = [found[law.id] for law in laws]
     return report
 
 
+def _unseen(row: LawResult) -> None:
+    """Show nothing: a worker has nobody to show it to."""
+
+
 @dataclass(frozen=True)
 class ConformanceWork:
-    """What a worker of a conformance run gets: the factory, or cloudpickle's bytes of it, and the cases."""
+    """What a worker of a conformance run gets.
+
+    Args:
+        factory: the factory, or cloudpickle's bytes of it.
+        options: of the factory.
+        scope: of the cases.
+        progress: as in `run_conformance`.
+    """
 
     factory: Factory | bytes
-    tried: tuple[Case, ...]
+    options: tuple[tuple[str, str], ...]
+    scope: Scope
+    progress: Callable[[LawResult], None] = _unseen
 
     def open(self) -> Checker:
         """Return what checks law after law."""
-        return Checker(pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory, self.tried)
+        return Checker(pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory, self)
 
 
 class Checker:
-    """Checks laws over one decoder in the same cases."""
+    """Checks laws over one decoder in the cases of one scope."""
 
-    def __init__(self, factory: Factory, tried: Sequence[Case]) -> None:
-        self.subject, self.tried = Subject(factory), tried
-        self.about: dict[str, Any] = {"cases": len(tried)}
+    def __init__(self, factory: Factory, work: ConformanceWork) -> None:
+        self.subject, self.scope, self.progress = Subject(factory, work.options), work.scope, work.progress
+        self.about: dict[str, Any] = {"examples": work.scope.examples}
 
     def do(self, law: Law) -> LawResult:
         """Check one law."""
-        return run_law(law, self.subject, self.tried)
+        return explore(law, self.subject, self.scope, self.progress)
 
     def close(self) -> None:
         """Nothing is left to end."""
@@ -243,13 +287,63 @@ class Checker:
 
 def lost(law: Law, died: Died) -> LawResult:
     """Return what a law found whose workers all died: the decoder breaks it in its own way."""
-    return LawResult(law, 1, 1, violation=Violation(law, Case(), f"the process died: {died.why}"))
+    return LawResult(law, 1, 1, violation=Violation(law, Case(), f"the process died: {died.why}"), done=True)
 
 
-def check(law_id: str, implementation: Factory | str, case: Case) -> bool:
+def scope_of(examples: int, seed: int, how: How) -> Scope:
+    """Return the scope that the arguments name. Raises `InputError`."""
+    given: Sequence[Any] = how.get("patch_nums", ())
+    sides = [given] if given and isinstance(given[0], int) else given
+    pyramids = tuple(tuple(each) for each in sides)
+    return Scope(
+        examples, seed, pyramids, how.get("dtype", ""), how.get("device", "cpu"), how.get("shrink_s", SHRINK_S)
+    )
+
+
+def options_of(how: How) -> tuple[tuple[str, str], ...]:
+    """Return the options of the factory, the checkout among them."""
+    options = tuple((name, str(value)) for name, value in how.get("options", {}).items())
+    return (("checkout", str(how["checkout"])), *options) if "checkout" in how else options
+
+
+def explore(law: Law, subject: Subject, scope: Scope, progress: Callable[[LawResult], None]) -> LawResult:
+    """Check one law in the cases of a scope; what broke it is shrunk."""
+    row, start = LawResult(law), time.perf_counter()
+
+    def holds(case: Case) -> None:
+        try:
+            exercised = law.check(subject, case)
+        except NotOffered as why:
+            row.skipped = str(why)
+            return
+        except InputError as error:
+            row.refused += row.violation is None
+            row.why = str(error)
+            return
+        except Violation as violation:
+            row.examples += row.violation is None
+            row.violation = violation
+            raise
+        finally:
+            progress(row)
+        if row.violation is None:  # what follows a violation is shrinking
+            row.exercised += exercised
+            row.examples += 1
+
+    try:
+        search(holds, scope)
+    except Violation as violation:
+        row.violation = violation
+    row.seconds = time.perf_counter() - start
+    row.done = True
+    progress(row)
+    return row
+
+
+def check(law_id: str, implementation: Factory | str, case: Case, options: tuple[tuple[str, str], ...] = ()) -> bool:
     """Replay one law in one case, as a violation says. Raises as `Law.check`, and `InputError` for an unknown id."""
     known = {law.id: law for law in LAWS}
     if law_id not in known:
         raise InputError("law", law_id, "is not a law", f"pass one of {', '.join(sorted(known))}")
     factory = load_factory(implementation) if isinstance(implementation, str) else implementation
-    return known[law_id].check(Subject(factory), case)
+    return known[law_id].check(Subject(factory, options), case)

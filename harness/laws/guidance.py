@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from harness.errors import HarnessError
+from harness.laws.allowed import allowed, needs_exact, require_draws
 from harness.laws.case import Case
 from harness.laws.law import (
     EVERY,
@@ -17,7 +18,6 @@ from harness.laws.law import (
     Subject,
     require,
     require_same,
-    require_tokens,
 )
 from harness.laws.oracle import rows_of, targeted
 from harness.protocol.contract import Contract
@@ -73,12 +73,14 @@ def unconditional(subject: Subject, case: Case) -> bool:
     tokens_BL = subject.decode(case).tokens_BL
     for cfg in (0.0, 4.0):
         other_BL = subject.decode(replace(case, cfg=cfg)).tokens_BL
-        require_tokens(other_BL, tokens_BL, f"unconditional label, cfg {cfg} against {case.cfg}")
+        request, where = replace(case, cfg=cfg).request, f"unconditional label, cfg {cfg} against {case.cfg}"
+        require_draws(case, request, other_BL, tokens_BL, where)
     return case.pyramid.S > 1
 
 
 def both_sides(subject: Subject, case: Case) -> bool:
     """A draft that is the target proposes what the target keeps, under guidance and filters too."""
+    needs_exact(case, "rounding decides whether a draft = target is kept whole")
     decoded = subject.decode(replace(case, draft="identical", cfg=max(case.cfg, 2.0)))
     if not decoded.rounds:
         raise NotOffered("no rounds in the trace")
@@ -102,7 +104,7 @@ def weights(subject: Subject, case: Case) -> bool:
         if not images:
             continue
         due = guidance.guide(kept.rows_RLV[rows_of(images, case.B), span], case.cfg, si, case.pyramid.S)
-        require_same({"guided": kept.guided_BLV[images, span]}, {"guided": due}, f"scale {si}", FLOAT64)
+        require_same({"guided": kept.guided_BLV[images, span]}, {"guided": due}, f"scale {si}", allowed(case).guided)
     return case.cfg != 0 and case.pyramid.S > 1
 
 

@@ -50,19 +50,23 @@ class Violation(HarnessError):  # noqa: N818
         case: where.
         found: what broke, one clause.
         factory: the decoder as Python names it in the printed replay.
+        options: of the factory, where it has any.
     """
 
-    def __init__(self, law: Law, case: Case, found: str, factory: str = "FACTORY") -> None:
-        self.law, self.case, self.found, self.factory = law, case, found, factory
+    def __init__(
+        self, law: Law, case: Case, found: str, factory: str = "FACTORY", options: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        self.law, self.case, self.found, self.factory, self.options = law, case, found, factory, options
         super().__init__(
             f"law {law.id} is broken\n  law:     {law.statement}\n  found:   {found[:900]}\n"
             f"  watches: {', '.join(law.watches)}\n  case:    {case!r}\n"
-            f"  replay:  from harness.laws import Case, check; check({law.id!r}, {factory}, {case!r})"
+            f"  replay:  from harness.laws import Case, check; check({law.id!r}, {factory}, {case!r}"
+            + (f", {options!r})" if options else ")")
         )
 
-    def __reduce__(self) -> tuple[type[Violation], tuple[Law, Case, str, str]]:
+    def __reduce__(self) -> tuple[type[Violation], tuple[Law, Case, str, str, tuple[tuple[str, str], ...]]]:
         """Travel between processes: an exception is pickled by its arguments."""
-        return Violation, (self.law, self.case, self.found, self.factory)
+        return Violation, (self.law, self.case, self.found, self.factory, self.options)
 
 
 class Broken(Exception):  # noqa: N818
@@ -79,9 +83,11 @@ class Subject:
 
     Args:
         factory: builds it for models and settings.
+        options: (name, value), for factories that take any (`Settings.options`).
     """
 
     factory: Factory
+    options: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -91,7 +97,7 @@ class Subject:
 
     def decoder(self, case: Case, models: ModelPair | None = None) -> Implementation:
         """Build the decoder for a case, or for other networks with the settings of the case."""
-        return build(self.factory, models or case.models, case.settings)
+        return build(self.factory, models or case.models, replace(case.settings, options=self.options))
 
     def decode(
         self, case: Case, request: Request | None = None, noise: Noise | None = None, models: ModelPair | None = None
@@ -164,7 +170,7 @@ class Law:
 
     def fitted(self, case: Case) -> Case:
         """Return the case as the law takes it: float64 networks if it is wide, a policy under which it holds."""
-        wide = case.wide() if self.wide else case
+        wide = case.wide() if self.wide and case.exact else case
         if policy_name(case.policy) in self.holds_under:
             return wide
         plain = [name for name in PLAIN if name in self.holds_under] or ["coupled"]
@@ -206,13 +212,13 @@ class Law:
             return exercised
         except Broken as broken:
             forget_models()  # who knows what was written into them
-            raise Violation(self, case, str(broken), subject.name) from None
+            raise Violation(self, case, str(broken), subject.name, subject.options) from None
         except (NotOffered, InputError):
             raise
         except Exception as error:
             forget_models()
             found = f"the decoder raised {type(error).__name__}: {error}"
-            raise Violation(self, case, found, subject.name) from error
+            raise Violation(self, case, found, subject.name, subject.options) from error
 
 
 def require(holds: bool, found: str) -> None:
@@ -222,10 +228,13 @@ def require(holds: bool, found: str) -> None:
 
 
 def require_same(
-    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str = "", atol: float = 0.0
+    actual: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    where: str = "",
+    atol: float | Mapping[str, float] = 0.0,
 ) -> None:
-    """Raise `Broken` unless both sets of tensors are equal: names, dtypes, shapes, values."""
-    found = differences(actual, expected, dict.fromkeys(expected, atol))
+    """Raise `Broken` unless both sets of tensors are equal: names, dtypes, shapes, values within `atol` (by name)."""
+    found = differences(actual, expected, atol if isinstance(atol, Mapping) else dict.fromkeys(expected, atol))
     require(not found, f"{where}{': ' if where else ''}{'; '.join(map(str, found))}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.laws.allowed import allowed
 from harness.laws.case import Case
 from harness.laws.law import FLOAT64, Law, NotOffered, Subject, require, require_same
 from harness.laws.networks import CLASSES
@@ -84,7 +85,7 @@ def trace(subject: Subject, case: Case) -> bool:
         actual: dict[str, Tensor] = {"x": kept.x_RLD[rows, span], "rows": kept.rows_RLV[rows, span]}
         expected = {"x": run.x_RLD[rows, span], "rows": run.rows_RLV[rows, span]}
         if images:
-            require_same(actual, expected, f"scale {si}", FLOAT64)
+            require_same(actual, expected, f"scale {si}", allowed(case).trace())
     return several(decoded, case.pyramid.S)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from harness.laws.case import Case
 from harness.laws.law import (
+    PLAIN,
     Law,
     NotOffered,
     Subject,
@@ -141,15 +142,17 @@ def reading_order(subject: Subject, case: Case) -> bool:
 
 def addresses(subject: Subject, case: Case) -> bool:
     """Every scale is decided by its own numbers; under contract B no number has two readers."""
-    exclusive = subject.decoder(case).contract == Contract.LAW
-    ledger = Ledger(exclusive)
+    claimed = subject.decoder(case).contract
+    ledger = Ledger(claimed == Contract.LAW)
     noise = SeededNoise(case.request, case.pyramid, case.V, case.at, ledger)
     decoded = subject.decode(case, noise=noise)
     if case.settings.greedy:
         require(not ledger.readers, f"the most likely tokens need no numbers, and {ledger.readers} were read")
         return True
-    due = [si for si in case.pyramid if targeted(decoded, case.B, si)]
-    read = {si for (si, _), readers in ledger.readers.items() if set(readers) - {"draft"}}
+    # under contract C a rule of the decoder's own may let the draft's draw stand
+    own_rule = claimed == Contract.QUALITY and case.policy in PLAIN
+    due = [si for si in case.pyramid if own_rule or targeted(decoded, case.B, si)]
+    read = {si for (si, _), readers in ledger.readers.items() if set(readers) - (set() if own_rule else {"draft"})}
     missing = sorted(set(due) - read)
     require(not missing, f"scales {missing} were decided without a number, but for the draft's")
     return case.pyramid.S > 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
+from harness.laws.allowed import allowed
 from harness.laws.case import Case
 from harness.laws.interruption import BrokenNoise, Interrupted
 from harness.laws.law import FLOAT64, Law, Subject, require, require_same, require_tokens
@@ -140,7 +141,7 @@ def once(subject: Subject, case: Case) -> bool:
     wrong = decoded.missing_scales(pyramid)
     require(not wrong, f"not made final exactly once: (image, scale) {wrong[:6]}")
     run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
-    require_same({"f_hat": decoded.f_hat_BCPP}, {"f_hat": run.f_hat_SBCPP[-1]}, "at the end", FLOAT64)
+    require_same({"f_hat": decoded.f_hat_BCPP}, {"f_hat": run.f_hat_SBCPP[-1]}, "at the end", allowed(case).f_hat)
     for image, rounds in enumerate(decoded.rounds):
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         require(covered == list(pyramid), f"rounds of image {image} finish scales {covered}")

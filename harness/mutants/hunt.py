@@ -27,7 +27,7 @@ SCOPES = ("first", "family", "all")
 
 
 @dataclass(frozen=True)
-class VerifiedMutant:
+class VerifyFinding:
     """What the default verification said of one mutant: the verdict, the first defect's component, seconds to it."""
 
     verdict: Verdict
@@ -54,7 +54,7 @@ class Caught:
     tried: int = 0
     seconds: float = float("nan")
     total_seconds: float = 0.0
-    verified: VerifiedMutant | None = None
+    verified: VerifyFinding | None = None
 
     @property
     def stage(self) -> str:
@@ -146,7 +146,7 @@ def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught
     return caught
 
 
-def verified(mutant: Mutant, policy: str = "coupled") -> VerifiedMutant:
+def verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
     """Run the default verification on a mutant, in this process, up to the first defect."""
     start = time.perf_counter()
     with mutant.planted():
@@ -154,8 +154,8 @@ def verified(mutant: Mutant, policy: str = "coupled") -> VerifiedMutant:
         result = verify_blocks(blocks, mutant, Terms(in_process=True, first_only=True))
     first, seconds = result.first_divergence, time.perf_counter() - start
     if result.verdict is not Verdict.DEFECT or first is None:
-        return VerifiedMutant(result.verdict, "", "; ".join(result.inconclusive), seconds)
-    return VerifiedMutant(result.verdict, first.component, first.detail, seconds)
+        return VerifyFinding(result.verdict, "", "; ".join(result.inconclusive), seconds)
+    return VerifyFinding(result.verdict, first.component, first.detail, seconds)
 
 
 @dataclass(frozen=True)

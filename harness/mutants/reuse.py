@@ -141,7 +141,7 @@ FIRST_FILTER = Mutant(
 )  # fmt: skip
 SAME_NOISE = Mutant(
     "reuse.same-noise", "a batch size keeps the numbers that it first met", "static buffers, never refilled",
-    _decoder(SameNoise), component="draw",
+    _decoder(SameNoise), component="condition",
 )  # fmt: skip
 REMEMBERED = Mutant(
     "reuse.remembered", "a decode is looked up by labels and seed alone", "a cache key that forgets settings",

@@ -251,7 +251,7 @@ SAME_FOR_GROUP = Mutant(
 )  # fmt: skip
 FIRST_DRAFTS = Mutant(
     "batch.first-drafts", "a group that is no whole batch is judged by other images' drafts", "rows not gathered",
-    patched({ROUND + "drafted": _drafted}), component="accept",
+    patched({ROUND + "drafted": _drafted}),
 )  # fmt: skip
 FIRST_CONDITION = Mutant(
     "batch.first-condition", "a group that is no whole batch gets the first images' condition", "rows not gathered",
@@ -299,7 +299,7 @@ BONUS_LATENT = Mutant(
 )  # fmt: skip
 CACHE_LOST = Mutant(
     "state.cache-lost", "where several scales are finished the last one's keys are zeroed", "a roll-back too far",
-    parts(update_state_with_accepted_tokens=_later_raw_lost), component="cache",
+    parts(update_state_with_accepted_tokens=_later_raw_lost), component="mask or cache",
 )  # fmt: skip
 HALF_CACHE = Mutant(
     "state.half-cache", "keys and values are stored in half precision", "a smaller cache", parts(new_cache=HalfCache),

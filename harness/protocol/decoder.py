@@ -19,14 +19,21 @@ class Settings:
     """How a decoder should speculate: what a factory gets besides the models.
 
     Args:
-        draft_len: scales proposed per round: a number, or the text of another rule (`speculative.draft_length`).
+        draft_len: scales proposed per round: a number, or the text of another rule (`speculative.draft_length`); empty
+            where the decoder is not asked for one.
         bonus: submit the scale behind the drafted ones too.
-        policy: coupling and acceptance rule, as on the command line.
+        policy: coupling and acceptance rule, as on the command line; empty where the decoder has none of ours.
+        options: (name, value) of ``--option NAME=VALUE``, for decoders that have settings of their own.
     """
 
     draft_len: int | str = 5
     bonus: bool = False
     policy: str = "coupled"
+    options: tuple[tuple[str, str], ...] = ()
+
+    def option(self, name: str, default: str = "") -> str:
+        """Return the value of an option, the last one where it was given twice."""
+        return dict(self.options).get(name, default)
 
     @property
     def greedy(self) -> bool:
@@ -34,7 +41,12 @@ class Settings:
         return self.policy == "greedy"
 
     def __str__(self) -> str:
-        return f"{self.policy} draft_len={self.draft_len}{' bonus' if self.bonus else ''}"
+        words = (
+            [self.policy] if self.policy and not self.options else []
+        )  # a decoder with options has a rule of its own
+        words += [f"draft_len={self.draft_len}"] if self.draft_len != "" else []
+        words += ["bonus"] if self.bonus else []
+        return " ".join(words + [f"{n}={v}" for n, v in self.options if n != "checkout"]) or "as it is"
 
 
 class Implementation(Protocol):

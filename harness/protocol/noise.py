@@ -56,6 +56,7 @@ class Ledger:
     def __init__(self, exclusive: bool = False) -> None:
         self.exclusive = exclusive
         self.readers: dict[tuple[int, str], list[str]] = {}
+        self.notes: list[str] = []
 
     def enter(self, si: int, stream: str, reader: str) -> None:
         """Note one reading.
@@ -71,6 +72,10 @@ class Ledger:
             )
         if reader not in readers:
             readers.append(reader)
+
+    def note(self, text: str) -> None:
+        """Keep what a decoder says of how far it is: shown where the decode ends half-way."""
+        self.notes.append(text)
 
 
 class ExclusiveNoise:
@@ -181,6 +186,10 @@ class SeededNoise:
         self._chains: dict[tuple[int, int, str], _Chain] = {}
         self._kept: dict[tuple[int, str], Tensor] = {}
         self._labels: Tensor | None = None
+
+    def note(self, text: str) -> None:
+        """Say how far the decode is, in a clause: shown where it ends half-way. Effects: on the ledger."""
+        self.ledger.note(text)
 
     def labels(self, classes: int) -> Tensor:
         """Return labels_B: those of the request, or drawn first of all from the batch's generator (spec §7)."""

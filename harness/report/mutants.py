@@ -70,6 +70,26 @@ def stage(caught: Caught) -> str:
     return f"verify ({caught.verified.component}{right}, {caught.verified.seconds:.1f} s)"
 
 
+def page(hunt: Hunt) -> str:
+    """Return the table of docs/laws.md: what a bug changes, what catches it first, the first law, seconds."""
+    asked = any(caught.verified for caught in hunt.found)
+    by_verify = [caught for caught in hunt.found if caught.stage == "verify"]
+    lines = []
+    if asked:
+        named = [caught for caught in by_verify if caught.mutant.component]
+        right = sum(c.verified is not None and c.verified.component == c.mutant.component for c in named)
+        counts = f"`verify` alone catches {len(by_verify)} of {len(hunt.found)}"
+        lines += [f"{counts}; of the {len(named)} with a stated component it names {right} rightly.", ""]
+    lines += ["| planted bug | what it changes | first caught by | law | seconds |", "|---|---|---|---|---:|"]
+    for caught in hunt.found:
+        first = stage(caught) if asked else caught.stage or "SURVIVED"
+        law = f"`{caught.violations[0].law.id}`" if caught.violations else "-"
+        seconds = f"{caught.seconds:.1f}" if caught.violations else "-"
+        change = caught.mutant.change.replace("|", "\\|")
+        lines.append(f"| `{caught.mutant.id}` | {change} | {first} | {law} | {seconds} |")
+    return "\n".join([*lines, ""])
+
+
 def as_json(hunt: Hunt) -> bytes:
     """Return the hunt as JSON."""
     return compact(

@@ -25,4 +25,5 @@ def say_smallest(console: Console, case: KeptCase) -> None:
     recipe = case.about.get("recipe")
     if recipe is not None:
         note = " (with all scales; --bundle keeps the cut)" if case.scales else ""
-        say(console, f"  alone{note}: {repeat_line(recipe, case.settings, case.request, case.found, case.draft_noise)}")
+        line = repeat_line(recipe, case.settings, case.request, case.found, case.draft_noise, case.against)
+        say(console, f"  alone{note}: {line}")

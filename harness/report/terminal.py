@@ -9,6 +9,7 @@ from rich.text import Text
 
 from harness.errors import one_line, shortened
 from harness.judge.verdict import Verdict
+from harness.runs.records import against_of
 from harness.runs.repeat import repeat_line
 from harness.runs.result import COUNTS, SettingResult, Verification
 
@@ -31,6 +32,7 @@ HEADERS = {
     "wrong_tensors": "wrong\ntensors",
     "defects": "defects",
 }
+MOST_CHANGES = 4
 PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
 MOST_SHOWN = 2000  # characters of a line: the message of somebody else's crash may have any length
 
@@ -66,9 +68,11 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
         if result.wall_seconds and result.images:
             say(console, spread(result))
         if result.compared:
-            say(console, f"compared with the reference: {', '.join(result.compared)}")
+            say(console, f"compared with {result.against or 'the reference'}: {', '.join(result.compared)}")
         if result.coverage.rounds:
             say(console, f"covered: {result.coverage}")
+        for text in result.changes[:MOST_CHANGES]:
+            say(console, f"changed: {text}")
         for name, why in result.not_compared.items():
             say(console, f"not compared: {name} ({why})")
         _say_what_was_found(result, console)
@@ -87,9 +91,12 @@ def _say_what_was_found(result: Verification, console: Console) -> None:
     first = result.first_divergence
     if first is not None:
         word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
+        word = "first difference" if result.against else word
         say(console, f"{word}: {first}")
         if alone := repeated_by(result):
             say(console, f"alone: {alone}")
+    for text in result.so_far[:1]:
+        say(console, f"so far: {text}")
 
 
 def spread(result: Verification) -> str:
@@ -109,7 +116,8 @@ def repeated_by(result: Verification) -> str:
     row, found = case
     request = next(task.request for task in result.plan.tasks if task.number == row.task)
     plan = result.plan
-    return repeat_line(recipe, plan.settings[row.setting], request, found, plan.draft_of(row.setting))
+    other = against_of(result.about.get("terms", {}).get("against"), row.setting)
+    return repeat_line(recipe, plan.settings[row.setting], request, found, plan.draft_of(row.setting), other)
 
 
 def measured(setting: SettingResult) -> str:

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from harness.adapters.probe import PartLaw
 from harness.errors import InputError
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
@@ -38,15 +39,18 @@ from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates, Round, Trace
+from harness.rounding.budget import Budget
 from harness.rounding.precision import precision
 from harness.runs.child import KEPT, TENSORS, Job
 from harness.runs.factory import Factory, name_of
+from harness.runs.inspection import died
 from harness.runs.limits import Limits
 from harness.runs.mailbox import Mailbox, UnreadableError, capacity
 
 START_S = 600.0  # building a decoder, its imports included
 LONGEST = 2**26  # bytes of one answer; the rounds of a thousand images take some hundred KiB
 LAST_LINES = 3
+MOST_TEXT = 1000  # characters of a clause
 GRACE_S = 5.0
 SERVE = "import sys; from harness.runs.child import serve; serve(*sys.argv[1:])"
 
@@ -101,18 +105,34 @@ class Apart:
         try:
             if self._process is None:
                 self._start()
-            self._tell({"setting": setting, "request": asdict(request)})
-            answer = self._hear(self.limits.timeout_s, "timeout")
+            self._tell({"setting": setting, "request": asdict(request), "timeout_s": self.limits.timeout_s})
+            answer = self._hear_in_time()
             if "refused" in answer:
                 raise _refused(answer["refused"])
-            if "defect" in answer:
-                return Judgement(request.B, defects=[_defect(answer["defect"], request)])
-            return self._trace(answer, request)
+            if "defects" not in answer:
+                return self._trace(answer, request)
+            return self._ended(answer, request)
         except (Gone, UnreadableError) as error:
             self._end()
             self.failed = True
             detail = f"{error}{self._last_lines()}"
             return Judgement(request.B, defects=[Divergence("process", detail, request.seed)])
+
+    def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
+        """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
+        try:
+            if self._process is None:
+                self._start()
+            self._tell({"setting": setting, "request": asdict(request), "budget": asdict(budget)})
+            answer = self._hear(self.limits.timeout_s, "timeout")
+            if "refused" in answer:
+                raise _refused(answer["refused"])
+            names = [f.name for f in fields(PartLaw)]
+            return [PartLaw(*(str(row[name])[:MOST_TEXT] for name in names)) for row in answer["parts"]]
+        except (Gone, UnreadableError, KeyError, TypeError) as error:  # the last two: an answer of another form
+            self._end()
+            self.failed = True
+            return [died(f"{error}{self._last_lines()}")]
 
     def close(self) -> None:
         """End the process; its log stays where a decode failed."""
@@ -196,6 +216,36 @@ class Apart:
         if not isinstance(answer, dict):
             raise UnreadableError("the decoder's process answers with something that is no answer")
         return answer
+
+    def _hear_in_time(self) -> dict[str, Any]:
+        """Return the answer to a decode; one that takes too long is asked to say where it is before it is ended."""
+        try:
+            return self._hear(self.limits.timeout_s, "timeout")
+        except Gone:
+            if self._process is None or self._process.poll() is not None:
+                raise
+            self._process.send_signal(signal.SIGUSR1)
+            try:
+                answer = self._hear(GRACE_S, "timeout")
+            except Gone:
+                answer = {}
+            self._end()  # whatever else it may still do
+            self.failed = True
+            if "defects" not in answer:
+                raise
+            return answer
+
+    def _ended(self, answer: dict[str, Any], request: Request) -> Judgement:
+        """Build the judgement on a decode that did not end well, with its trace so far where that can be read."""
+        defects = answer["defects"]
+        if not isinstance(defects, list) or not defects:
+            raise UnreadableError("the decoder's process answers with defects of another form")
+        made = Judgement(request.B, defects=[_defect(each, request) for each in defects])
+        made.so_far = str(answer.get("so_far", ""))[:MOST_TEXT]
+        if "tensors" in answer:
+            partial = self._trace(answer, request)
+            made.partial = partial if isinstance(partial, Trace) else None
+        return made
 
     def _trace(self, answer: dict[str, Any], request: Request) -> Trace | Judgement:
         """Build the trace from plain values and the mailbox; judge its form again, since an answer can be forged."""

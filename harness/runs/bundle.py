@@ -19,7 +19,17 @@ from harness.files import check_readable, write_whole
 from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
-from harness.runs.records import NAMES, request_of, request_values, settings_of, settings_values, to_json, unreadable
+from harness.runs.records import (
+    NAMES,
+    against_of,
+    against_values,
+    request_of,
+    request_values,
+    settings_of,
+    settings_values,
+    to_json,
+    unreadable,
+)
 from harness.runs.replay import KeptCase, unlike
 
 KEY, SCHEMA = "sdvar-bundle", 1
@@ -50,6 +60,7 @@ def write(case: KeptCase, models: ModelPair, path: Path) -> None:
         "recorded": request_values(case.numbers.request if case.numbers else case.request),
         "found": [getattr(case.found, name) for name in NAMES],
         "scales": case.scales,
+        "against": against_values(case.against),
     }
     tensors = {NUMBERS + name: tensor.cpu().contiguous() for name, tensor in numbers.items()}
     tensors |= {EXHIBIT + name: tensor.contiguous() for name, tensor in case.exhibit.items()}
@@ -94,6 +105,7 @@ def read(path: Path) -> KeptCase:
             RecordedNumbers(numbers, request_of(told["recorded"])),
             {name.removeprefix(EXHIBIT): t for name, t in tensors.items() if name.startswith(EXHIBIT)},
             draft_noise,
+            against_of(told["against"], 0),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise unreadable("file", path, error) from None

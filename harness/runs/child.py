@@ -8,12 +8,15 @@ Started by `harness.runs.apart`, which is the other side of the conversation: a 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import pickle
 import resource
+import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -26,9 +29,11 @@ from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.rounding.budget import Budget
 from harness.rounding.precision import set_precision, unchanged
 from harness.runs.factory import build, load_factory
-from harness.runs.here import run
+from harness.runs.here import OutOfTimeError, run
+from harness.runs.inspection import inspect
 from harness.runs.mailbox import Mailbox, UnreadableError
 from harness.runs.records import request_of
 
@@ -76,12 +81,13 @@ def serve(job_file: str, read: str, write: str) -> None:
 def _serve(job_file: Path, read: int, write: int) -> None:
     job: Job = pickle.loads(job_file.read_bytes())
     sys.path[:] = job.path
+    faulthandler.enable()  # a process that dies names its own frame in the log
     set_precision(job.tf32)
     torch.set_num_threads(job.threads)
     if job.memory_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (job.memory_bytes, job.memory_bytes))
     with os.fdopen(read, "rb") as lines, os.fdopen(write, "wb") as answers:
-        mailbox = Mailbox.open(job.mailbox)
+        mailbox, alarm = Mailbox.open(job.mailbox), _Alarm()
         try:
             factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
             with unchanged() as moved:
@@ -92,7 +98,21 @@ def _serve(job_file: Path, read: int, write: int) -> None:
         _say(answers, {"contracts": [str(decoder.contract) for decoder in decoders], "moved": moved})
         for line in lines:
             question = json.loads(line)
-            _say(answers, _decoded(decoders[question["setting"]], job.models, request_of(question["request"]), mailbox))
+            decoder, request = decoders[question["setting"]], request_of(question["request"])
+            if "budget" in question:
+                _say(answers, _inspected(decoder, request, Budget(**question["budget"])))
+            else:
+                with alarm.of(question["timeout_s"]):
+                    answer = _decoded(decoder, job.models, request, mailbox)
+                _say(answers, answer)
+
+
+def _inspected(decoder: Implementation, request: Request, budget: Budget) -> dict[str, Any]:
+    """Ask the decoder's parts; return the rows."""
+    try:
+        return {"parts": [row.as_dict() for row in inspect(decoder, request, budget)]}
+    except InputError as error:
+        return {"refused": _refusal(error)}
 
 
 def _decoded(decoder: Implementation, models: ModelPair, request: Request, mailbox: Mailbox) -> dict[str, Any]:
@@ -101,16 +121,48 @@ def _decoded(decoder: Implementation, models: ModelPair, request: Request, mailb
         made = run(decoder, models, request)
     except InputError as error:
         return {"refused": _refusal(error)}
-    if isinstance(made, Judgement):
-        return {"defect": {name: getattr(made.defects[0], name) for name in ("component", "detail", "image", "scale")}}
-    tensors = {name: getattr(made, name) for name in TENSORS}
-    if made.intermediates is not None:
-        tensors |= {f"{KEPT}{name}": tensor for name, tensor in made.intermediates.named().items()}
+    if not isinstance(made, Judgement):
+        return _packed(made, mailbox)
+    names = ("component", "detail", "image", "scale")
+    answer: dict[str, Any] = {
+        "defects": [{name: getattr(defect, name) for name in names} for defect in made.defects],
+        "so_far": made.so_far,
+    }
+    packed = _packed(made.partial, mailbox) if made.partial is not None else {}
+    return answer | (packed if "tensors" in packed else {})
+
+
+def _packed(trace: Trace, mailbox: Mailbox) -> dict[str, Any]:
+    """Put a trace's tensors into the mailbox; return what the judge's side makes a trace of, or the defect instead."""
+    tensors = {name: getattr(trace, name) for name in TENSORS}
+    if trace.intermediates is not None:
+        tensors |= {f"{KEPT}{name}": tensor for name, tensor in trace.intermediates.named().items()}
     try:
-        return {"tensors": mailbox.put(tensors), "trace": plain(made)}
+        return {"tensors": mailbox.put(tensors), "trace": plain(trace)}
     except (UnreadableError, TypeError, ValueError) as error:
         detail = f"the trace cannot leave the decoder's process ({error})"
-        return {"defect": {"component": "process", "detail": detail, "image": -1, "scale": -1}}
+        return {"defects": [{"component": "process", "detail": detail, "image": -1, "scale": -1}], "so_far": ""}
+
+
+class _Alarm:
+    """Ends a decode by an exception in the main thread, when the judge's side says that its time is over."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # of the decode that runs; 0 = none does
+        signal.signal(signal.SIGUSR1, self._ring)
+
+    def _ring(self, number: int, frame: object) -> None:
+        if self.seconds:
+            raise OutOfTimeError(f"no answer within {self.seconds:g} s (timeout)")
+
+    @contextmanager
+    def of(self, seconds: float) -> Iterator[None]:
+        """Allow the alarm while a decode runs."""
+        self.seconds = seconds
+        try:
+            yield
+        finally:
+            self.seconds = 0.0
 
 
 def plain(trace: Trace) -> dict[str, Any]:

@@ -39,19 +39,22 @@ class Block:
         return sum(request.B for request in self.requests) * len(self.settings)
 
 
-def covering(models: ModelPair, policy: str = "coupled", noise: float = CLOSE) -> tuple[Block, ...]:
+def covering(
+    models: ModelPair, policy: str = "coupled", noise: float = CLOSE, options: tuple[tuple[str, str], ...] = ()
+) -> tuple[Block, ...]:
     """Return the blocks of the default verification.
 
     Args:
         models: any pair; its own draft is the first block's.
         policy: of every setting.
         noise: of the close draft (`close_pair`).
+        options: for the decoder's factory, in every setting.
     """
     S, requests = models.pyramid.S, requests_for(models)
 
     def settings(*choices: tuple[int | str, bool]) -> tuple[Settings, ...]:
         cut = [(min(length, S) if isinstance(length, int) else length, bonus) for length, bonus in choices]
-        return tuple(dict.fromkeys(Settings(length, bonus, policy) for length, bonus in cut))
+        return tuple(dict.fromkeys(Settings(length, bonus, policy, options) for length, bonus in cut))
 
     schedule = "/".join(str(min(1 + (2 * si + 1) % 4, S - si)) for si in range(S))
     own = settings((1, False), (4, True), (f"dynamic:1:{min(3, S)}", False))

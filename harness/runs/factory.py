@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.adapters.factories import FACTORIES, PREFIX
 from harness.errors import InputError, shown, text_of
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
@@ -28,7 +29,7 @@ def is_own(factory: Factory | str) -> bool:
 
 
 def load_factory(name: str) -> Factory:
-    """Find a factory by ``package.module:attribute``.
+    """Find a factory by ``package.module:attribute``, or one of `adapters.factories` by ``published:name``.
 
     Raises:
         InputError: the name has another form, the module cannot be imported, or the attribute is not callable.
@@ -37,6 +38,11 @@ def load_factory(name: str) -> Factory:
     example = f"pass --implementation {DEFAULT}"
     if not module_name or not attribute or module_name.startswith("."):
         raise InputError("implementation", name, "must read package.module:factory", example)
+    if module_name == PREFIX:
+        if attribute not in FACTORIES:
+            known = ", ".join(f"{PREFIX}:{each}" for each in FACTORIES)
+            raise InputError("implementation", name, "is no published sampler that is known", f"pass one of {known}")
+        return FACTORIES[attribute]
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a decoder in the current folder is found
     try:

@@ -16,18 +16,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.errors import InputError, NoiseError, NonFiniteError, text_of
+from harness.adapters.probe import PartLaw
+from harness.errors import InputError, NoiseError, NonFiniteError, one_line, text_of
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.decoder import Implementation, Settings
+from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.rounding.budget import Budget
 from harness.rounding.precision import unchanged
 from harness.runs.factory import Factory, build
+from harness.runs.inspection import inspect
+from harness.runs.leftovers import tidy
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 PACKAGE = str(Path(__file__).parents[1])
+
+
+MOST_LEFT = 5  # things left behind that are named
+
+
+class OutOfTimeError(BaseException):
+    """A decode is taken too long; no `Exception`, so that a decoder cannot swallow it by accident."""
 
 
 class Here:
@@ -52,42 +64,58 @@ class Here:
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
-        made = run(self._decoders[setting], self.models, replace(request))
+        made = run(self._decoders[setting], self.models, replace(request), by_value=self.watched)
         if not self.watched:
             return made
-        made = _by_value(made) if isinstance(made, Trace) else made  # at once: a moment later it may be another
         changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
         if changed:
             detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
             return Judgement(request.B, defects=[Divergence("weights", detail, request.seed)])
         return made
 
+    def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
+        """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
+        return inspect(self._decoders[setting], request, budget)
+
     def close(self) -> None:
         """Nothing is left to end."""
 
 
-def run(implementation: Implementation, models: ModelPair, request: Request) -> Trace | Judgement:
+def run(
+    implementation: Implementation, models: ModelPair, request: Request, by_value: bool = False
+) -> Trace | Judgement:
     """Decode under fresh noise; a decoder that crashes, meets a non-finite tensor or returns no trace is judged, too.
+
+    Args:
+        implementation: the decoder.
+        models: as it uses them.
+        request: what to draw.
+        by_value: hand out copies, taken at once: what the decoder still holds of its trace changes nothing any more.
 
     Raises:
         InputError: the decoder refuses the request.
 
     Effects: process-wide settings of precision that the decoder changed are put back.
     """
-    with unchanged() as moved:
-        made = _run(implementation, models, request)
+    with unchanged() as moved, tidy() as left:
+        made = _run(implementation, models, request, by_value)
+    if left:
+        found = [Divergence("environment", f"decoding {what}", request.seed) for what in left[:MOST_LEFT]]
+        made = Judgement(request.B, partial=made) if isinstance(made, Trace) else made
+        made.defects = [*made.defects, *found]
     if moved:  # whatever came of it was computed in another mode
         found = [Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
         return Judgement(request.B, defects=found)
     return made
 
 
-def _run(implementation: Implementation, models: ModelPair, request: Request) -> Trace | Judgement:
+def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Trace | Judgement:
+    noise = models.noise(request)
     try:
-        trace = implementation.decode(request, models.noise(request))
+        trace = implementation.decode(request, noise)
         wrong = malformed(models, request, trace)
         if wrong is None or wrong.component != UNREADABLE:
-            return trace  # what can be read is the judge's
+            return _by_value(trace) if by_value else trace  # what can be read is the judge's
         found = wrong
     except InputError:
         raise
@@ -95,9 +123,38 @@ def _run(implementation: Implementation, models: ModelPair, request: Request) ->
         found = Divergence("non-finite", str(error), request.seed)
     except NoiseError as error:
         found = Divergence("noise", str(error), request.seed)
-    except (Exception, SystemExit) as error:  # of whatever kind: the decoder is somebody else's code
-        found = Divergence("process" if _out_of_memory(error) else "crash", _crash(error), request.seed)
-    return Judgement(request.B, defects=[found])
+    except (Exception, SystemExit, OutOfTimeError) as error:  # of whatever kind: the decoder is somebody else's code
+        process = _out_of_memory(error) or isinstance(error, OutOfTimeError)
+        found = Divergence("process" if process else "crash", _crash(error), request.seed)
+    partial = _partial(implementation, models, request)
+    partial = _by_value(partial) if by_value and partial is not None else partial
+    return Judgement(request.B, defects=[found], so_far=_seen(noise), partial=partial)
+
+
+def _partial(implementation: Implementation, models: ModelPair, request: Request) -> Trace | None:
+    """Return the trace so far of a decode that ended, where the decoder keeps one (`so_far`) of a known form."""
+    so_far = getattr(implementation, "so_far", None)
+    if not callable(so_far):
+        return None
+    try:
+        trace = so_far()
+    except Exception:  # it is the same code that just failed
+        return None
+    wrong = malformed(models, request, trace)
+    known = isinstance(trace, Trace) and (wrong is None or "not (" not in wrong.detail)
+    return trace if known and (wrong is None or wrong.component != UNREADABLE) else None
+
+
+def _seen(noise: SeededNoise) -> str:
+    """Say which numbers a decode read, by whom, and what it said last of where it is."""
+    by: dict[str, list[int]] = {}
+    for (si, _), readers in noise.ledger.readers.items():
+        for reader in readers:
+            by.setdefault(reader, []).append(si)
+    read = ", ".join(f"{reader} {min(scales)}..{max(scales)}" for reader, scales in by.items())
+    said = [f"numbers read of scales: {read}" if read else "no number read"]
+    said += [f"last seen: {one_line(str(noise.ledger.notes[-1]))[:200]}"] if noise.ledger.notes else []
+    return "; ".join(said)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 
+from harness.adapters.factories import PREFIX
 from harness.models.pair import ModelPair, pair_checksums
+from harness.protocol.decoder import Settings
 from harness.provenance import versions
 from harness.rounding.precision import precision
+from harness.runs.terms import Other
 
 PACKAGE = Path(__file__).parents[1]
 MOST_FILES = 5000  # of a package whose digest is taken
@@ -26,11 +29,18 @@ GIT_S = 10.0
 Identity = dict[str, Any]
 
 
-def identity_of(models: ModelPair, implementation: str) -> Identity:
-    """Return what a run of this decoder on these networks, in this process's mode, is of."""
+def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other | None = None) -> Identity:
+    """Return what a run of a decoder on these networks, in this process's mode, is of.
+
+    Args:
+        models: on their device.
+        decoder: name of its factory, and settings that tell its checkout, if it has one.
+        against: the decoder that stands in the reference's place.
+    """
     device = models.device
     return {
-        "decoder": code_of(implementation),
+        "decoder": code_of(decoder[0], decoder[1].option("checkout")),
+        "against": code_of(against.name, against.settings[0].option("checkout")) if against else {},
         "harness": {"source": digest_of(PACKAGE)},
         "weights": weights_of(models),
         "versions": versions(),
@@ -54,20 +64,23 @@ def weights_of(models: ModelPair) -> dict[str, str]:
     return {side: digest.hexdigest() for side, digest in digests.items()}
 
 
-def code_of(implementation: str) -> dict[str, Any]:
+def code_of(implementation: str, checkout: str = "") -> dict[str, Any]:
     """Return name, digest of the source, commit of its repository, and whether files differ from that commit.
 
     Args:
         implementation: ``package.module:factory``; of a name that nobody finds nothing but the name is known.
+        checkout: folder of the code that the factory puts under test, which is part of the source; its commit counts.
     """
     found: dict[str, Any] = {"implementation": implementation, "source": "", "commit": "", "changed": False}
-    place = _place(implementation.partition(":")[0])
-    if place is None:
+    found["checkout"] = checkout
+    module = _place(implementation.partition(":")[0]) if not implementation.startswith(f"{PREFIX}:") else None
+    places = [place for place in (module, Path(checkout) if checkout else None) if place is not None]
+    if not places:
         return found
-    folder = place if place.is_dir() else place.parent
+    folder = places[-1] if places[-1].is_dir() else places[-1].parent
     commit = _git(folder, "rev-parse", "HEAD")
-    changed = bool(_git(folder, "status", "--porcelain", "--", str(place))) if commit else False
-    return {**found, "source": digest_of(place), "commit": commit, "changed": changed}
+    changed = bool(_git(folder, "status", "--porcelain", "--", str(places[-1]))) if commit else False
+    return {**found, "source": "+".join(map(digest_of, places)), "commit": commit, "changed": changed}
 
 
 def _place(module: str) -> Path | None:

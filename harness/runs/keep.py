@@ -17,7 +17,7 @@ from harness.protocol.contract import Contract
 from harness.rounding.budget import Budget
 from harness.runs.identity import Identity, differences
 from harness.runs.plan import Plan
-from harness.runs.records import request_values, to_json
+from harness.runs.records import against_values, request_values, to_json
 from harness.runs.runfile import REMEDY, Kept, RunFile, is_begun, read
 from harness.runs.terms import Keeping, Terms
 
@@ -43,6 +43,7 @@ def describe(
             "sequential": terms.sequential,
             "in_process": terms.in_process,
             "limits": asdict(terms.limits),
+            "against": against_values(terms.against),
         },
         "contracts": [str(contract) for contract in contracts],
         "budget": asdict(budget),

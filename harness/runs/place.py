@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from harness.adapters.probe import PartLaw
 from harness.errors import InputError
 from harness.judge.verdict import Judgement
 from harness.models.pair import ModelPair
@@ -12,6 +13,7 @@ from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.rounding.budget import Budget
 from harness.runs.apart import Apart
 from harness.runs.factory import Factory, is_own, load_factory
 from harness.runs.here import Here
@@ -29,14 +31,16 @@ class Place(Protocol):
         """Decode one request with the decoder of one setting."""
         ...
 
+    def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
+        """Ask the parts of one setting's decoder, where it is made of published code."""
+        ...
+
     def close(self) -> None:
         """End what was started."""
         ...
 
 
-def find_place(
-    models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms
-) -> Place:
+def place(models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms) -> Place:
     """Build the decoders: in a process of their own, unless they are the harness's own or it is asked otherwise."""
     if is_own(factory):
         return Here(build_decoder, models, settings, watched=False)

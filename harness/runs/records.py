@@ -17,6 +17,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.runs.coverage import Coverage
+from harness.runs.terms import Other
 
 Values = Mapping[str, Any]
 NAMES = [f.name for f in fields(Divergence)]
@@ -61,6 +62,7 @@ class JudgedRow:
         host_bytes: resident memory of the worker then.
         device_bytes: what its allocator held of the GPU then; 0 on a CPU.
         refused: why the decoder refused the request, where refusals are counted; empty = it did not.
+        changes: counts that are others than those of the decoder that it was judged against, a clause each.
     """
 
     task: int
@@ -73,6 +75,7 @@ class JudgedRow:
     host_bytes: int = 0
     device_bytes: int = 0
     refused: str = ""
+    changes: tuple[str, ...] = ()
 
 
 def request_values(request: Request) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def settings_values(settings: Settings, draft_noise: float | None) -> dict[str, 
 
 def judgement_values(judgement: Judgement) -> dict[str, Any]:
     """Return a judgement as JSON values; a divergence is a list of its fields, since there may be many."""
-    values = {f.name: getattr(judgement, f.name) for f in fields(Judgement)}
+    values = {f.name: getattr(judgement, f.name) for f in fields(Judgement) if f.name != "partial"}  # judged already
     for name in LISTS:
         values[name] = [[getattr(d, n) for n in NAMES] for d in values[name]]
     values["distances"] = [list(asdict(distance).values()) for distance in judgement.distances]
@@ -128,7 +131,21 @@ def settings_of(values: Values) -> tuple[Settings, float | None]:
     """Return what `settings_values` made these values of."""
     made = dict(values)
     draft_noise = made.pop("draft_noise")
+    made["options"] = tuple((str(name), str(value)) for name, value in made["options"])
     return Settings(**made), draft_noise
+
+
+def against_values(other: Other | None) -> dict[str, Any] | None:
+    """Return the decoder that is judged against as JSON values; its factory stands there by name."""
+    return None if other is None else {"name": other.name, "settings": [vars(of) for of in other.settings]}
+
+
+def against_of(values: Values | None, setting: int) -> Other | None:
+    """Return what `against_values` and JSON made these values of, with its settings for one of the decoder's."""
+    if values is None:
+        return None
+    settings, _ = settings_of({**values["settings"][setting], "draft_noise": None})
+    return Other(str(values["name"]), (settings,))
 
 
 def unreadable(name: str, path: object, error: Exception) -> InputError:

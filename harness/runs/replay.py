@@ -1,4 +1,4 @@
-"""RecordedNumbers defects, repeated: does the decoder still fail as it did?
+"""Recorded defects, repeated: does the decoder still fail as it did?
 
 Promise: the answer is one of four, and says no more than was seen. `FIXED` is said of other code alone: where the code
 is the recorded one and nothing fails, the defect could not be reproduced, and what is different is named.
@@ -6,7 +6,7 @@ is the recorded one and nothing fails, the defect could not be reproduced, and w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -22,14 +22,16 @@ from harness.protocol.decoder import Settings
 from harness.protocol.noise import RecordedNumbers
 from harness.protocol.request import Request
 from harness.rounding.measure import budget_for
-from harness.runs.identity import differences, identity_of
+from harness.runs.identity import Identity, differences, identity_of
 from harness.runs.limits import Limits
 from harness.runs.plan import Task
+from harness.runs.records import against_of
 from harness.runs.runfile import exhibit_of, read
-from harness.runs.terms import Terms
+from harness.runs.terms import Other, Terms
 from harness.runs.work import VerifyWork
 
 MOST_CASES = 16  # that are repeated where none is named
+CODE = ("decoder", "against")  # parts of an identity: what may have been changed in order to mend it
 
 
 class Answer(StrEnum):
@@ -60,6 +62,7 @@ class KeptCase:
         numbers: those that were drawn, where they are kept; None = they are generated anew.
         exhibit: tensors around it.
         draft_noise: of the draft that the setting met, where a design chose it (`Plan.draft_of`).
+        against: the decoder that stood in the reference's place, with its one setting.
     """
 
     number: int
@@ -71,6 +74,7 @@ class KeptCase:
     numbers: RecordedNumbers | None = field(default=None, repr=False)
     exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     draft_noise: float | None = None
+    against: Other | None = None
 
     @property
     def implementation(self) -> str:
@@ -82,7 +86,22 @@ class KeptCase:
         """How it was judged; the budget is that of the machine at hand."""
         told = self.about["terms"]
         contract = Contract.of(told["contract"]) if told["contract"] else None
-        return Terms(contract, told["sequential"], told["in_process"], Limits(**told["limits"]))
+        limits = Limits(**told["limits"])
+        return Terms(contract, told["sequential"], told["in_process"], limits, against=self.against)
+
+    @property
+    def settings_of_both(self) -> list[Settings]:
+        """Settings of the decoder, then of the one in the reference's place."""
+        return [self.settings, *(self.against.settings if self.against else ())]
+
+    def under(self, settings: Sequence[Settings]) -> KeptCase:
+        """Return the case under other settings, in the order of `settings_of_both`."""
+        other = replace(self.against, settings=tuple(settings[1:])) if self.against else None
+        return replace(self, settings=settings[0], against=other)
+
+    def identity(self, models: ModelPair) -> Identity:
+        """Return what it is of here."""
+        return identity_of(models, (self.implementation, self.settings), self.against)
 
     def __str__(self) -> str:
         labels = sorted(set(self.request.labels or ()))
@@ -117,14 +136,32 @@ def cases_of(path: Path) -> list[KeptCase]:
             number, kept.about, kept.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
             exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
             draft_noise=kept.plan.draft_of(row.setting),
+            against=against_of(kept.about["terms"]["against"], row.setting),
         )
         for number, row in enumerate(bad)
     ]  # fmt: skip
 
 
+def of_checkouts(case: KeptCase, checkouts: Sequence[Path | None]) -> KeptCase:
+    """Return the case with its published code elsewhere: the decoder's, and that in the reference's place.
+
+    Raises:
+        InputError: no such decoder has a checkout.
+    """
+    found = case.settings_of_both
+    for side, (name, folder) in enumerate(zip(("checkout", "against_checkout"), checkouts, strict=True)):
+        if folder is None:
+            continue
+        if side >= len(found) or not found[side].option("checkout"):
+            raise InputError(name, str(folder), f"is of no use: case {case.number} was recorded without one", "drop it")
+        options = tuple((n, str(folder.absolute()) if n == "checkout" else value) for n, value in found[side].options)
+        found[side] = replace(found[side], options=options)
+    return case.under(found)
+
+
 def unlike(case: KeptCase, models: ModelPair) -> str:
     """Return why a case cannot be repeated on these networks at all; empty where it can."""
-    here, there = identity_of(models, case.implementation), case.about["identity"]
+    here, there = case.identity(models), case.about["identity"]
     weights = differences({"weights": here["weights"]}, {"weights": there["weights"]})
     if weights:
         return f"other weights: {'; '.join(weights)}"
@@ -150,16 +187,16 @@ def replay(case: KeptCase, models: ModelPair, budgets: Path) -> Replayed:
     why = unlike(case, models)
     if why:
         return Replayed(case, Answer.CANNOT, why)
-    there, here = case.about["identity"], identity_of(models, case.implementation)
+    there, here = case.about["identity"], case.identity(models)
     try:
         found = first_defect(case, models, budgets)
     except InputError as error:
         return Replayed(case, Answer.CANNOT, f"the decoder cannot be had: {error}")
-    elsewhere = differences(here, there, without=("decoder", "weights", "mode"))
+    elsewhere = differences(here, there, without=(*CODE, "weights", "mode"))
     if found is not None:
         is_same = all(getattr(found, n) == getattr(case.found, n) for n in ("component", "seed", "image", "scale"))
         return Replayed(case, Answer.STILL if is_same else Answer.OTHER, "; ".join(elsewhere), found)
-    if here["decoder"]["source"] != there["decoder"]["source"]:
+    if any(here[side].get("source") != there[side].get("source") for side in CODE):
         return Replayed(case, Answer.FIXED, "; ".join(elsewhere))
     return Replayed(case, Answer.CANNOT, "; ".join(elsewhere) or "the same code on the same machine does not fail now")
 

@@ -127,6 +127,7 @@ class Verification:
     about: dict[str, Any] = field(default_factory=dict)  # identity, recipe, workers: what repeats the run
     covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
     reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
+    against: str = ""  # the other decoder, where one stood in the reference's place
 
     @cached_property
     def coverage(self) -> Coverage:
@@ -189,6 +190,16 @@ class Verification:
         for judgement in (j for s in self.settings for j in s.judgements):
             found |= judgement.not_compared
         return found
+
+    @property
+    def changes(self) -> list[str]:
+        """Counts that are others than those of the other decoder, where one stood in the reference's place."""
+        return [change for setting in self.settings for row in setting.rows for change in row.changes]
+
+    @property
+    def so_far(self) -> list[str]:
+        """How far every decode came that did not end well."""
+        return [j.so_far for s in self.settings for j in s.judgements if j.so_far]
 
     @property
     def inconclusive(self) -> list[str]:

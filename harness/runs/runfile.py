@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ CREATE TABLE judged (
     wrong_tokens INTEGER NOT NULL, defects INTEGER NOT NULL,
     seconds REAL NOT NULL, reference_seconds REAL NOT NULL,
     ended REAL NOT NULL, host_bytes INTEGER NOT NULL, device_bytes INTEGER NOT NULL,
-    judgement TEXT NOT NULL, counts TEXT, refused TEXT NOT NULL,
+    judgement TEXT NOT NULL, counts TEXT, refused TEXT NOT NULL, changes TEXT NOT NULL,
     PRIMARY KEY (task, setting)
 );
 CREATE TABLE exhibits (
@@ -132,12 +132,13 @@ class RunFile:
                     made.count(name) for name in ("images", "draws", "identical", "ties", "wrong_tokens", "defects")
                 ]
                 self._base.execute(
-                    "INSERT OR REPLACE INTO judged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    "INSERT OR REPLACE INTO judged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                     (
                         row.task, row.setting, made.verdict.value, *counts, row.seconds, row.reference_seconds,
                         row.ended, row.host_bytes, row.device_bytes,
                         to_json(records.judgement_values(made)),
                         to_json(records.counts_values(row.counts)) if row.counts else None, row.refused,
+                        to_json(row.changes),
                     ),
                 )  # fmt: skip
             for task, setting, tensors in exhibits:
@@ -239,13 +240,14 @@ def is_begun(path: Path) -> bool:
 
 
 def _rows(base: sqlite3.Connection, path: Path) -> Iterator[JudgedRow]:
-    names = "task, setting, judgement, counts, seconds, reference_seconds, ended, host_bytes, device_bytes, refused"
+    names = "task, setting, judgement, counts, changes, seconds, reference_seconds, ended, host_bytes, device_bytes"
     with _reading(path):
-        for task, setting, judgement, counts, *rest in base.execute(
-            f"SELECT {names} FROM judged ORDER BY task, setting"
+        for task, setting, judgement, counts, changes, *rest in base.execute(
+            f"SELECT {names}, refused FROM judged ORDER BY task, setting"
         ):
             made = records.counts_of(json.loads(counts)) if counts else None
-            yield JudgedRow(task, setting, records.judgement_of(json.loads(judgement)), made, *rest)
+            judged = records.judgement_of(json.loads(judgement))
+            yield replace(JudgedRow(task, setting, judged, made, *rest), changes=tuple(map(str, json.loads(changes))))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from harness.errors import InputError
 from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
+from harness.protocol.decoder import Settings
 from harness.runs.replay import KeptCase, first_defect
 
 MOST_TRIES = 64  # decodes of a reduction, and its judgement
@@ -67,13 +68,24 @@ def _one_label(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
 
 def _shorter(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
     length = case.settings.draft_len
+    if length == "":  # published code, which is not asked for one
+        return
     most = int(length) if str(length).isdigit() else models.pyramid.S + 1
     for shorter in range(1, most):
-        yield replace(case, settings=replace(case.settings, draft_len=shorter))
+        yield case.under([_drafting(of, shorter) for of in case.settings_of_both])
 
 
 def _fewer_scales(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
-    length = case.settings.draft_len
     for scales in range(1, models.pyramid.S):
-        fits = min(int(length), scales) if str(length).isdigit() else length
-        yield replace(case, scales=scales, settings=replace(case.settings, draft_len=fits))
+        yield replace(case.under([_fitting(of, scales) for of in case.settings_of_both]), scales=scales)
+
+
+def _drafting(settings: Settings, length: int) -> Settings:
+    """Return settings with another draft_len, where the decoder is asked for one."""
+    return settings if settings.draft_len == "" else replace(settings, draft_len=length)
+
+
+def _fitting(settings: Settings, scales: int) -> Settings:
+    """Return settings whose draft_len is no longer than the pyramid."""
+    length = settings.draft_len
+    return replace(settings, draft_len=min(int(length), scales)) if str(length).isdigit() else settings

@@ -8,10 +8,27 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.protocol.contract import Contract
+from harness.protocol.decoder import Settings
 from harness.rounding.stored import SHIPPED
+from harness.runs.factory import Factory
 from harness.runs.limits import Limits
 
 MOST_WORKERS = 1024
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another decoder to judge against, in the reference's place.
+
+    Args:
+        name: of its factory.
+        settings: one for each of the decoder's, in order.
+        factory: builds it, or cloudpickle's bytes of one that does; None = by name.
+    """
+
+    name: str
+    settings: tuple[Settings, ...]
+    factory: Factory | bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,7 @@ class Terms:
         budgets: file of stored error budgets; a mode that is not in it is measured.
         refusals: count a request that the decoder refuses, in place of raising its error.
         first_only: stop at the first defect: for hunts.
+        against: another decoder, in the reference's place: what changed, and from which scale on?
     """
 
     contract: Contract | None = None
@@ -35,6 +53,7 @@ class Terms:
     budgets: Path = SHIPPED
     refusals: bool = False
     first_only: bool = False
+    against: Other | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 
-from harness.errors import NonFiniteError, StopSignal
+from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge.verdict import Divergence, Judgement
 from harness.judge.weights import weigh_run
 from harness.models.pair import ModelPair
@@ -32,7 +32,7 @@ from harness.runs.plan import Plan, Task
 from harness.runs.records import JudgedRow
 from harness.runs.result import SettingResult, Verification
 from harness.runs.runfile import RunFile
-from harness.runs.terms import Keeping, Terms
+from harness.runs.terms import Keeping, Other, Terms
 from harness.runs.work import Done, VerifyWork
 from harness.runs.workers import Died
 
@@ -108,7 +108,9 @@ def verify_plan(
     Effects: processes, which have ended when this returns; the run file.
     """
     plan.check()
+    check_pairs(plan, terms)
     result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.title, plan=plan)
+    result.against = terms.against.name if terms.against else ""
     try:
         models.check_finite()
         budget = budget_for(models, terms.budgets)
@@ -117,10 +119,13 @@ def verify_plan(
         return result
     result.budget = _widest(budget, models, [task.request for task in plan.tasks])
     name = factory if isinstance(factory, str) else name_of(factory)
-    identity = identity_of(models, name) if keeping.recipe is not None or keeping.file else {}
+    identity = {}
+    if keeping.recipe is not None or keeping.file:
+        identity = identity_of(models, (name, plan.settings[0]), terms.against)
     crew = employ(keeping, models.device, len(plan.tasks))
     sent = pickled(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
-    work = VerifyWork(models, sent, plan.settings, plan.most, budget, terms, plan.drafts)
+    told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms
+    work = VerifyWork(models, sent, plan.settings, plan.most, budget, told, plan.drafts)
     with closing(crew.open(work)) as pool:
         seed, about = plan.tasks[0].request.seed, pool.about
         result.early += [Divergence("precision", f"building changed {what}", seed) for what in about["moved"]]
@@ -137,6 +142,25 @@ def verify_plan(
     if result.stopped:
         raise RunInterrupted(result, result.stopped)
     return result
+
+
+def check_pairs(plan: Plan, terms: Terms) -> None:
+    """Refuse two decoders whose settings do not pair up. Raises `InputError`."""
+    if terms.against is None:
+        return
+    if any(noise is not None for noise in plan.drafts):
+        rule = "is compared on the pair's own draft, and a covering design brings others"
+        raise InputError("against", terms.against.name, rule, "drop --cover")
+    if len(terms.against.settings) != len(plan.settings):
+        rule = f"has {len(terms.against.settings)} settings, and the decoder {len(plan.settings)}"
+        raise InputError("against", terms.against.name, rule, "pass one --draft-len")
+
+
+def _sent(other: Other | None) -> Other | None:
+    """Return the other decoder as it travels to a worker. Raises `InputError` where it cannot."""
+    if other is None or other.factory is None or isinstance(other.factory, bytes):
+        return other
+    return replace(other, factory=pickled(other.factory, other.name))
 
 
 class RunInProgress:

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from harness.clock import timed
 from harness.errors import InputError
+from harness.judge.against import changed, judge_against
 from harness.judge.decode import judge_along
 from harness.judge.evidence import Evidence
+from harness.judge.so_far import judge_so_far
 from harness.judge.verdict import Divergence, Judgement
 from harness.judge.weights import costs_of
 from harness.models.pair import ModelPair, close_pair
@@ -35,12 +37,13 @@ from harness.reference import sequential
 from harness.rounding.budget import Budget
 from harness.runs.exhibit import exhibit
 from harness.runs.factory import Factory
-from harness.runs.place import Place, claimed, find_place
+from harness.runs.place import Place, claimed, place
 from harness.runs.plan import Task
 from harness.runs.records import Counts, JudgedRow
-from harness.runs.terms import Terms
+from harness.runs.terms import Other, Terms
 
 Exhibits = list[tuple[int, int, dict[str, Tensor]]]  # task, setting, tensors
+Judged = tuple[JudgedRow, dict[str, Tensor], float]  # with the tensors around its first divergence, and seconds
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,14 @@ class VerifyWork:
         factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
         return Verifier(replace(self, factory=factory))
 
+    def open_other(self) -> tuple[Other, Place] | None:
+        """Build the decoders that are judged against, if any. Raises `InputError` where they refuse."""
+        other = self.terms.against
+        if other is None:
+            return None
+        factory = pickle.loads(other.factory) if isinstance(other.factory, bytes) else other.factory
+        return other, place(self.models, factory or other.name, other.settings, self.most, self.terms)
+
 
 class Verifier:
     """Verifies tasks; holds the decoders under test."""
@@ -100,16 +111,21 @@ class Verifier:
         self._decoders: dict[int, tuple[Place, int, ModelPair]] = {}  # by setting: where it is, and its number there
         contracts, moved = [""] * len(drafts), list[str]()
         with ExitStack() as stack:
+            self._other = work.open_other()
+            if self._other is not None:
+                against, built = self._other
+                stack.callback(built.close)
+                moved += [f"{what}, by {against.name}" for what in built.moved]
             for noise in dict.fromkeys(drafts):
                 models = paired(work.models, noise)
                 numbers = [number for number, of in enumerate(drafts) if of == noise]
                 settings = [work.settings[number] for number in numbers]
-                place = find_place(models, work.factory, settings, work.most, work.terms)
-                stack.callback(place.close)
-                moved += place.moved
+                built = place(models, work.factory, settings, work.most, work.terms)
+                stack.callback(built.close)
+                moved += built.moved
                 for k, number in enumerate(numbers):
-                    self._decoders[number] = place, k, models
-                    contracts[number] = claimed(place.contracts[k], work.terms).value
+                    self._decoders[number] = built, k, models
+                    contracts[number] = claimed(built.contracts[k], work.terms).value
             self._places = stack.pop_all()
         self.about = {"contracts": contracts, "moved": list(dict.fromkeys(moved))}
 
@@ -131,10 +147,17 @@ class Verifier:
         rows, exhibits, free, total = list[JudgedRow](), Exhibits(), dict[bool, Free](), 0.0
         for number in task.settings:
             greedy = work.settings[number].greedy
-            if greedy not in free:
+            if self._other is None and greedy not in free:
                 free[greedy] = Free.of(work.models, request, greedy)
                 total += free[greedy].trace.seconds
-            row, shown, seconds = self._row(task, number, free[greedy])
+            try:
+                row, shown, seconds = (
+                    self._compared(task, number, *self._other) if self._other else self._row(task, number, free[greedy])
+                )
+            except InputError as error:
+                if not work.terms.refusals:
+                    raise
+                row, shown, seconds = refused(task, number, error), {}, 0.0
             rows.append(row)
             total += seconds
             exhibits += [(task.number, number, shown)] if shown else []
@@ -142,31 +165,66 @@ class Verifier:
                 break
         return Done(task.number, rows, exhibits, total)
 
-    def _row(self, task: Task, number: int, free: Free) -> tuple[JudgedRow, dict[str, Tensor], float]:
-        """Decode a task under one setting, and judge; return the tensors around its first divergence, and seconds."""
-        place, k, models = self._decoders[number]
+    def _row(self, task: Task, number: int, free: Free) -> Judged:
+        """Decode a task under one setting, and judge."""
+        actual, seconds = self._decoded(task, number)
         row = JudgedRow(task.number, number, Judgement(task.request.B), reference_seconds=free.trace.seconds)
-        try:
-            actual, seconds = timed(partial(place.decode, k, task.request), models.device)
-        except InputError as error:
-            if not self.work.terms.refusals:
-                raise
-            return replace(row, refused=str(error), reference_seconds=0.0), {}, 0.0
+        contract, drafts = Contract.of(self.about["contracts"][number]), not self.work.terms.sequential
         if isinstance(actual, Judgement):
-            return replace(row, judgement=actual), {}, seconds
-        judgement, shown = self._judge(task.request, actual, free, number)
-        return replace(row, judgement=judgement, counts=Counts.of(actual), seconds=seconds), shown, seconds
-
-    def _judge(self, request: Request, actual: Trace, free: Free, number: int) -> tuple[Judgement, dict[str, Tensor]]:
-        work, greedy, models = self.work, self.work.settings[number].greedy, self._decoders[number][2]
-        evidence = Evidence(models, request, actual, free.trace, work.budget, greedy, noise=free.noise)
-        contract = Contract.of(self.about["contracts"][number])
+            if actual.partial is not None:
+                evidence = self._evidence(task.request, number, actual.partial, free.trace, free.noise)
+                actual = judge_so_far(evidence, contract, drafts, actual)
+            return replace(row, judgement=replace(actual, partial=None)), {}, seconds
+        evidence = self._evidence(task.request, number, actual, free.trace, free.noise)
         if free.costs_SB3 is None and contract is Contract.TOKENS:
             free.costs_SB3 = costs_of(evidence)
-        evidence = replace(evidence, costs_SB3=free.costs_SB3)
-        judgement, along = judge_along(evidence, contract, not work.terms.sequential)
-        first: Sequence[Divergence] = judgement.defects or judgement.ties
-        return judgement, exhibit(along, first[0]) if first else {}
+        judgement, along = judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
+        row = replace(row, judgement=judgement, counts=Counts.of(actual), seconds=seconds)
+        return row, shown(along, judgement), seconds
+
+    def _compared(self, task: Task, number: int, other: Other, there: Place) -> Judged:
+        """Decode a task by both decoders under one setting, and judge one against the other."""
+        request, models = task.request, self._decoders[number][2]
+        actual, seconds = self._decoded(task, number)
+        expected, others = timed(partial(there.decode, number, request), models.device)
+        row = JudgedRow(task.number, number, Judgement(request.B), seconds=seconds, reference_seconds=others)
+        seconds += others
+        if isinstance(actual, Judgement):
+            return replace(row, judgement=replace(actual, partial=None)), {}, seconds
+        if isinstance(expected, Judgement):
+            defects = [replace(each, detail=f"{other.name}: {each.detail}") for each in expected.defects]
+            return replace(row, judgement=replace(expected, defects=defects, partial=None)), {}, seconds
+        evidence = self._evidence(request, number, actual, expected, models.noise(request))
+        judgement = judge_against(evidence, other.name)
+        changes = tuple(f"{seeds_of(request)}, {each}" for each in changed(actual, expected))
+        row = replace(row, judgement=judgement, counts=Counts.of(actual), changes=changes)
+        return row, shown(evidence, judgement), seconds
+
+    def _decoded(self, task: Task, number: int) -> tuple[Trace | Judgement, float]:
+        """Decode a task under one setting; return the seconds, too."""
+        where, k, models = self._decoders[number]
+        return timed(partial(where.decode, k, task.request), models.device)
+
+    def _evidence(self, request: Request, number: int, actual: Trace, expected: Trace, noise: Noise) -> Evidence:
+        models, greedy = self._decoders[number][2], self.work.settings[number].greedy
+        return Evidence(models, request, actual, expected, self.work.budget, greedy, noise=noise)
+
+
+def refused(task: Task, number: int, error: InputError) -> JudgedRow:
+    """Return the row of a request that the decoder refuses."""
+    return JudgedRow(task.number, number, Judgement(task.request.B), refused=str(error))
+
+
+def shown(evidence: Evidence, judgement: Judgement) -> dict[str, Tensor]:
+    """Return the tensors around a judgement's first divergence."""
+    first: Sequence[Divergence] = judgement.defects or judgement.ties
+    return exhibit(evidence, first[0]) if first else {}
+
+
+def seeds_of(request: Request) -> str:
+    """Name the seeds of a request."""
+    seeds = sorted({seed for seed, _ in request.addresses})
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds from {seeds[0]} on"
 
 
 def paired(models: ModelPair, draft_noise: float | None) -> ModelPair:

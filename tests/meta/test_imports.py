@@ -77,7 +77,7 @@ def test_no_module_imports_itself_in_a_circle():
 def test_a_circle_made_on_purpose_is_seen():
     graph = edges()
     graph["harness.protocol.pyramid"] = {"harness.protocol.trace"}
-    assert cycle(graph) == ["harness.protocol.pyramid", "harness.protocol.trace", "harness.protocol.pyramid"]
+    assert set(cycle(graph)) == {"harness.protocol.pyramid", "harness.protocol.trace"}
 
 
 def test_few_modules_lie_in_no_room():

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 
 from harness.errors import InputError
 from harness.laws import Case, Law, NotOffered, Subject
+from harness.laws.search import SHRINK_S, Patience, Scope
+from harness.laws.strategies import cases
 from harness.runs.factory import DEFAULT, load_factory
-from tests.property.strategies import cases
 
 # print_blob and the case in the message: a failure prints what replays it. No deadline: a shared machine is slow at
 # times. No database: a run depends on its seed alone (--hypothesis-seed). No explanations: a failure fits one screen.
@@ -54,20 +58,38 @@ COUNTS: dict[str, Count] = {}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--implementation", default=DEFAULT, help="decoder under test, package.module:factory")
     parser.addoption("--device", default="cpu", help="where the laws' networks live: cpu, cuda or cuda:N")
+    parser.addoption("--checkout", default="", help="folder of published code, for published:NAME")
+    parser.addoption("--option", action="append", default=[], help="NAME=VALUE for the factory; several times")
+    parser.addoption("--patch-nums", action="append", default=[], help="a pyramid to try, 1,2,3; several times")
+    parser.addoption("--dtype", default="", help="of all networks, rounding allowed for: float32")
+    parser.addoption("--examples", type=int, default=0, help="cases a law, whatever the profile says")
+    parser.addoption("--shrink-seconds", type=float, default=SHRINK_S, help="time to shrink a failure")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
         load_factory(config.getoption("--implementation", DEFAULT))
-    except InputError as error:
+        scope(config)
+    except (InputError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
     if not config.getoption("--hypothesis-profile", None):
         settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def scope(config: pytest.Config) -> Scope:
+    """Which cases are tried; the number of examples is the profile's unless one was given."""
+    pyramids = tuple(tuple(int(side) for side in text.split(",")) for text in config.getoption("--patch-nums", []))
+    examples = config.getoption("--examples", 0) or settings().max_examples
+    device, dtype = config.getoption("--device", "cpu"), config.getoption("--dtype", "")
+    return Scope(examples, 0, pyramids, dtype, device, config.getoption("--shrink-seconds", SHRINK_S))
+
+
 @pytest.fixture(scope="session")
 def subject(pytestconfig: pytest.Config) -> Subject:
-    return Subject(load_factory(pytestconfig.getoption("--implementation", DEFAULT)))
+    given = [tuple(text.split("=", 1)) for text in pytestconfig.getoption("--option", [])]
+    checkout = pytestconfig.getoption("--checkout", "")
+    options = [("checkout", os.path.abspath(checkout))] if checkout else []
+    return Subject(load_factory(pytestconfig.getoption("--implementation", DEFAULT)), (*options, *given))
 
 
 @pytest.fixture(autouse=True)
@@ -92,21 +114,19 @@ def law_holds(subject: Subject, pytestconfig: pytest.Config) -> Callable[[Law], 
     device = pytestconfig.getoption("--device", "cpu")
     if device != "cpu" and not torch.cuda.is_available():
         pytest.fail(f"device={device}: there is no CUDA device here; run without --device")
-    return lambda law: check_law(law, subject, device)
+    return lambda law: check_law(law, subject, scope(pytestconfig))
 
 
-def check_law(law: Law, subject: Subject, device: str = "cpu") -> None:
-    """Check a law in as many examples as the profile says; fail if not one of them exercised it."""
+def check_law(law: Law, subject: Subject, within: Scope) -> None:
+    """Check a law in as many examples as the scope says; fail if not one of them exercised it."""
     __tracebackhide__ = True
     count = COUNTS[law.id] = Count()
     reasons: list[str] = []
 
-    @settings(max_examples=max(4, settings().max_examples // COSTLY.get(law.id, 1)))
-    @given(cases())
-    def holds(case: Case) -> None:
+    def checked(case: Case) -> None:
         __tracebackhide__ = True
         try:
-            count.exercised += law.check(subject, replace(case, device=device))
+            count.exercised += law.check(subject, case)
         except (NotOffered, InputError) as why:
             reasons.append(str(why))
             if isinstance(why, InputError):
@@ -115,7 +135,16 @@ def check_law(law: Law, subject: Subject, device: str = "cpu") -> None:
             return
         count.examples += 1
 
-    holds()
+    patience = Patience(checked, within.shrink_s)
+
+    @settings(max_examples=max(min(4, within.examples), within.examples // COSTLY.get(law.id, 1)))
+    @given(cases(st.sampled_from(within.patch_nums)) if within.patch_nums else cases())
+    def holds(case: Case) -> None:
+        __tracebackhide__ = True
+        patience(within.fitted(case))
+
+    with contextlib.suppress(Unsatisfiable):  # the decoder refused every case: the reason is its own
+        holds()
     if not count.examples:
         count.skipped = reasons[0]
         pytest.skip(count.skipped)

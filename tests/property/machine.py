@@ -19,6 +19,7 @@ from harness.laws.interruption import BrokenNoise, Interrupted
 from harness.laws.law import FLOAT64, require, require_same
 from harness.laws.oracle import Run, run_over
 from harness.laws.snapshot import Snapshot, check_snapshot, snapshot
+from harness.laws.strategies import cases
 from harness.speculative.accept import Proposal, Window
 from harness.speculative.forward import forward_window
 from harness.speculative.guidance import split_logits_by_scale
@@ -28,7 +29,6 @@ from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED
 from harness.speculative.round import draft_generate_batch, target_verify_batch
 from harness.speculative.state import DecodeState
-from tests.property.strategies import cases
 
 several_scales = st.sampled_from([sides for sides in CHOICES["patch_nums"] if 1 < len(sides) < 5])
 

@@ -89,7 +89,7 @@ def test_the_report_holds_what_its_page_says(pair: list[str], tmp_path: Path, mo
     told = {key for line in page.splitlines()[3:] for key in re.findall(r"`(\w+)`", line.split("|")[1])}
     assert told == set(document)
     identity = document["run"]["identity"]
-    assert set(identity) == {"decoder", "harness", "weights", "versions", "machine", "mode"}
+    assert set(identity) == {"decoder", "against", "harness", "weights", "versions", "machine", "mode"}
     assert identity["decoder"]["implementation"] == "harness:build_decoder"
     assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in identity["weights"].values())
     assert sum(len(request["labels"]) for request in document["requests"]) == 6

@@ -14,6 +14,8 @@ from harness.mutants import acceptance, batch, positions, randomness, reuse, win
 from harness.mutants.mutant import Mutant, parts
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
+from harness.runs.cover import covering, verify_blocks
+from harness.runs.verification import Terms
 from harness.speculative import query
 from harness.speculative.cache import KVCache
 from tests.helpers import Layout, tiny, verify_here
@@ -52,6 +54,24 @@ def test_a_planted_bug_is_named_by_its_part(bug: Mutant, component: str):
     found = first(bug)
     assert found is not None
     assert found.component == component, str(found)
+
+
+# an error in hundreds of tokens, or cfg and filters of the default requests: the larger pyramid and codebook of digits
+LARGE = ("acceptance.nearly-whole", "acceptance.one-forgiven", "randomness.nearly-one", "streams.bent")
+BEYOND = [
+    thing
+    for module in (reuse, windows)
+    for thing in vars(module).values()
+    if isinstance(thing, Mutant) and thing.component and thing.id not in LARGE
+]
+
+
+@pytest.mark.parametrize("bug", BEYOND, ids=lambda bug: bug.id)
+def test_the_default_verification_catches_and_places_what_a_close_draft_shows(bug: Mutant):
+    blocks = covering(tiny(Layout((1, 2, 3, 4, 5))), noise=0.1)
+    found = verify_blocks(blocks, bug, Terms(in_process=True, first_only=True)).first_divergence
+    assert found is not None
+    assert found.component == bug.component, str(found)
 
 
 class Short(KVCache):

@@ -6,8 +6,7 @@ from functools import lru_cache
 
 from hypothesis import strategies as st
 
-from harness.laws import Case
-from harness.laws.case import CHOICES, PYRAMIDS
+from harness.laws.case import CHOICES, PYRAMIDS, Case
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 

@@ -1,0 +1,247 @@
+"""SDVAR's parallel decode under test: its loop, seen by the methods that the loop calls.
+
+Promise: what a round drafted, verified, accepted and made final is what the object's own methods returned and left in
+its state; an attempt of which nothing was kept counts for the round that follows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.adapters.published import Published
+from harness.adapters.recorder import Recorder, SeenPass, SeenWrite, replaced
+from harness.adapters.traces import blank, put
+from harness.protocol.noise import Noise
+from harness.protocol.request import Request
+from harness.protocol.trace import Round, Trace
+
+METHODS = (
+    "_initialize_inference_state",
+    "draft_generate_batch",
+    "target_verify_batch",
+    "_split_logits_by_stage",
+    "update_state_with_accepted_tokens",
+)
+MATCHING = ("basic_token_matching", "advanced_token_matching")
+
+
+@dataclass
+class Turn:
+    """One attempt: drafted tokens, the pass that checked them, what was accepted and made final."""
+
+    first: int
+    drafted: list[Tensor]
+    draft_rows: int = 0
+    made_by: SeenPass | None = None
+    pieces: list[Tensor] = field(default_factory=list)
+    guided: list[Tensor] = field(default_factory=list)
+    target_rows: int = 0
+    accepted: int = 0
+    final: list[Tensor] = field(default_factory=list)
+    f_hats: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Parallel:
+    """The parallel decode of an SDVAR object as a decoder.
+
+    Args:
+        code: the checkout's modules.
+        call: runs the decode.
+        sdvar: the object.
+        contract: what it is held to.
+        numbers: "shared" or "own".
+    """
+
+    def __init__(self, code: Published, call: Callable[..., Any], sdvar: Any, contract: str, numbers: str) -> None:
+        self.code, self.call, self.sdvar, self.contract, self.numbers = code, call, sdvar, str(contract), numbers
+        self._begin(Recorder(code.models.pyramid), 0)
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        """Run the code under the numbers given. Raises `InputError` for a request that it cannot take."""
+        arguments = self.code.arguments(request, noise)
+        self._begin(Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None)), request.B)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.code.running(self._recorder, request, noise, self.numbers))
+            stack.enter_context(self._watching())
+            stack.enter_context(torch.no_grad())
+            self.call(**arguments)
+        return self.so_far()
+
+    def so_far(self) -> Trace:
+        """Return the trace of the last decode, whole or not."""
+        trace, pyramid = blank(self.code.models, self._B), self.code.models.pyramid
+        kept = trace.intermediates
+        assert kept is not None
+        for turn in self._turns:
+            for k, idx_Bl in enumerate(turn.final):
+                si = turn.first + k
+                if si not in pyramid:
+                    continue
+                span = (slice(None), pyramid.span(si))
+                trace.scale_writes_BS[:, si] += 1
+                put(trace.tokens_BL, span, idx_Bl)
+                if k < len(turn.guided):
+                    put(kept.guided_BLV, span, turn.guided[k])
+                if k < len(turn.pieces):
+                    put(kept.rows_RLV, span, turn.pieces[k])
+                if (x_RlD := _inputs(turn, k)) is not None:
+                    put(kept.x_RLD, span, x_RlD)
+                if si in turn.f_hats:
+                    put(kept.f_hat_SBCPP, si, turn.f_hats[si])
+        f_hat = self._recorder.image_f_hat
+        state_f_hat = getattr(self._state, "target_f_hat", None)
+        last = f_hat if f_hat is not None else state_f_hat
+        if isinstance(last, Tensor) and last.shape == trace.f_hat_BCPP.shape:
+            trace.f_hat_BCPP = last.detach().clone()
+        trace.rounds = [list(_rounds(self._turns)) for _ in range(self._B)]
+        for side in ("target", "draft"):
+            calls = self._recorder.calls(side)
+            setattr(trace, f"{side}_calls", [len(calls)] * self._B)
+            setattr(trace, f"{side}_rows", [sum(calls)] * self._B)
+        return trace
+
+    def _begin(self, recorder: Recorder, B: int) -> None:
+        self._recorder, self._B = recorder, B
+        self._turns: list[Turn] = []
+        self._state: Any = None
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        watch: dict[str, Callable[..., Any]] = {
+            "_initialize_inference_state": self._initialized,
+            "draft_generate_batch": self._drafted,
+            "target_verify_batch": self._verified,
+            "_split_logits_by_stage": self._split,
+            "update_state_with_accepted_tokens": self._updated,
+            **dict.fromkeys(MATCHING, self._matched),
+        }
+        with contextlib.ExitStack() as stack:
+            for name, wrap in watch.items():
+                if hasattr(self.sdvar, name):
+                    stack.enter_context(replaced(self.sdvar, name, wrap))
+            yield
+
+    def _initialized(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def initialize(*args: Any, **kwargs: Any) -> Any:
+            self._state = real(*args, **kwargs)
+            return self._state
+
+        return initialize
+
+    def _drafted(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def draft(state: Any, *args: Any, **kwargs: Any) -> Any:
+            self._state, before = state, sum(self._recorder.calls("draft"))
+            first = int(state.current_stage)
+            self._recorder.note(f"round {len(self._turns) + 1} drafts from scale {first}")
+            made = real(state, *args, **kwargs)
+            kept = [idx.detach().clone() for idx in made]
+            self._turns.append(Turn(first, kept, sum(self._recorder.calls("draft")) - before))
+            return made
+
+        return draft
+
+    def _verified(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def verify(draft_tokens: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+            turn = self._turns[-1] if self._turns else Turn(int(state.current_stage), list(draft_tokens))
+            before = len(self._recorder.passes)
+            made = real(draft_tokens, state, *args, **kwargs)
+            passes = [each for each in self._recorder.passes[before:] if each.side == "target"]
+            turn.made_by = passes[-1] if passes else None
+            turn.target_rows += sum(each.n for each in passes)
+            guided = made[0] if isinstance(made, tuple) else made
+            turn.guided = [each.detach().clone() for each in guided]
+            return made
+
+        return verify
+
+    def _split(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def split(*args: Any, **kwargs: Any) -> Any:
+            made = real(*args, **kwargs)
+            if self._turns:
+                self._turns[-1].pieces = [each.detach().clone() for each in made]
+            return made
+
+        return split
+
+    def _matched(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def match(*args: Any, **kwargs: Any) -> Any:
+            made = real(*args, **kwargs)
+            if self._turns and isinstance(made, int | float | Tensor):
+                self._turns[-1].accepted = int(made)
+                self._recorder.note(f"round {len(self._turns)} accepts {int(made)} scales")
+            return made
+
+        return match
+
+    def _updated(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def update(draft_tokens: Any, accept_length: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+            before, first = len(self._recorder.writes), int(state.current_stage)
+            given = [idx.detach().clone() for idx in draft_tokens[: int(accept_length)]]
+            made = real(draft_tokens, accept_length, state, *args, **kwargs)
+            if self._turns:
+                turn = self._turns[-1]
+                turn.final = given
+                turn.f_hats = _f_hats(self._recorder.writes[before:], state, first, len(given))
+            return made
+
+        return update
+
+
+def _f_hats(writes: list[SeenWrite], state: Any, first: int, count: int) -> dict[int, Tensor]:
+    """Return the target's f_hat after every scale of an update: by its memory where it is known, else the last."""
+    f_hat, found = getattr(state, "target_f_hat", None), {}
+    place = f_hat.data_ptr() if isinstance(f_hat, Tensor) else -1
+    for si in range(first, first + count):
+        mine = [write for write in writes if write.scale == si]
+        kept = [write for write in mine if write.place == place] or mine
+        if kept:
+            found[si] = kept[-1].f_hat_BCPP
+    if count and isinstance(f_hat, Tensor):
+        found[first + count - 1] = f_hat.detach().clone()
+    return found
+
+
+def _inputs(turn: Turn, k: int) -> Tensor | None:
+    """Return the inputs behind the k-th scale's rows: where the logits that were kept for it stand in the pass."""
+    if turn.made_by is None or k >= len(turn.drafted):
+        return None
+    l = turn.drafted[k].shape[1]
+    begin = sum(idx.shape[1] for idx in turn.drafted[:k])
+    rows_RnV = turn.made_by.rows_RnV
+    if rows_RnV is not None and k < len(turn.pieces) and len(turn.pieces[k]) == len(rows_RnV):
+        piece = turn.pieces[k]
+        same = [at for at in range(turn.made_by.n - l + 1) if torch.equal(rows_RnV[:, at : at + l], piece)]
+        begin = same[0] if same and begin not in same else begin
+    x_RnD = turn.made_by.x_RnD[:, begin : begin + l]
+    return x_RnD if x_RnD.shape[1] == l else None
+
+
+def _rounds(turns: list[Turn]) -> Iterator[Round]:
+    """Yield the rounds that made something final, the passes of attempts before them included."""
+    spare_target = spare_draft = 0
+    for turn in turns:
+        spare_target, spare_draft = spare_target + turn.target_rows, spare_draft + turn.draft_rows
+        if not turn.final:
+            continue
+        sizes = [idx.shape[1] for idx in turn.final]
+        accepted = min(turn.accepted, len(turn.final), len(turn.drafted))
+        corrected = len(turn.final) > accepted
+        yield Round(
+            first=turn.first,
+            drafted=len(turn.drafted),
+            accepted=accepted,
+            corrected=corrected,
+            bonus=False,
+            accepted_tokens=sum(sizes[:accepted]),
+            corrected_tokens=sum(sizes[accepted:]),
+            bonus_tokens=0,
+            target_rows=spare_target,
+            draft_rows=spare_draft,
+        )
+        spare_target = spare_draft = 0

@@ -1,0 +1,173 @@
+"""Laws of drafting and of the update with what was accepted.
+
+Promise: one function a law; asked with nothing, something and everything accepted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.adapters.parts_network import fill, forward
+from harness.adapters.parts_state import f_hats_along, flexible, labels_of, state_at, window
+from harness.adapters.probe import Probe, Wrong, require, require_close, require_tensor
+from harness.adapters.recorder import Recorder
+from harness.protocol.noise import TOKEN
+from harness.reference.draw import draw, filter_logits
+from harness.reference.guidance import guide
+from harness.reference.latent import accumulate, next_input
+from harness.reference.sequential import scale_input
+
+
+def _draft(probe: Probe, sdvar: Any, first: int, count: int) -> tuple[Any, list[Tensor], Recorder]:
+    """Let the code draft from a right state, under the harness's numbers."""
+    state = state_at(probe, sdvar, first, count)
+    recorder = Recorder(probe.pyramid)
+    with probe.code.running(recorder, probe.request, probe.code.models.noise(probe.request)):
+        got = flexible(sdvar.draft_generate_batch, state=state, B=probe.request.B, verbose=False)
+    return state, list(got), recorder
+
+
+def draft_tokens(probe: Probe, sdvar: Any) -> None:
+    """Require that drafted tokens are the draft's own draws."""
+    for first, count in probe.windows():
+        _, got, recorder = _draft(probe, sdvar, first, count)
+        require(len(got) == count, f"{window(first, count)}: {len(got)} scales are drafted")
+        due = draft_oracle(probe, first, got)
+        for k, (idx, (tokens, gap)) in enumerate(zip(got, due, strict=True)):
+            require_tensor(idx, tokens.shape, f"{window(first, count)}: the tokens of scale {first + k}")
+            wrong = torch.nonzero((idx != tokens) & (gap > 1e-3)).tolist()
+            if wrong:
+                seen = recorder.passes[k].cached if k < len(recorder.passes) else 0
+                due_cached = probe.pyramid.begin(first + k)
+                cache = f"; its pass saw {seen} cached positions, not {due_cached}" if seen != due_cached else ""
+                found = f"{len(wrong)} of {tokens.numel()} tokens of scale {first + k} are not the draft's there"
+                where = f"first at (image, token) {tuple(wrong[0])}"
+                raise Wrong(f"{window(first, count)}: {found}, {where}{cache}")
+
+
+def draft_oracle(probe: Probe, first: int, drafted: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return the draft's draws of a window along the code's own tokens, and by how much each race was won (log).
+
+    A race closer than 0.001 is rounding's to decide: float32 logits of these sizes move by less than that.
+    """
+    side, made = probe.draft, []
+    models, pyramid, request = probe.code.models, probe.pyramid, probe.request
+    noise = models.noise(request)
+    f_hat, raw = probe.f_hat(first), None
+    fill(probe, side, first)
+    condition = side.network.condition(labels_of(probe))
+    for k, idx in enumerate(drafted):
+        si = first + k
+        raw = next_input(f_hat, si, pyramid) if si else None
+        rows = forward(side, scale_input(side.network, condition, raw, si))
+        logits = filter_logits(guide(rows, request.cfg, si, pyramid.S), 0, 0.0)
+        E_BlV = noise.exponential(si, TOKEN, "judge")
+        two = (logits.log_softmax(-1) - E_BlV.log()).topk(2, -1).values
+        made.append((draw(logits, E_BlV), two[..., 0] - two[..., 1]))
+        codes = models.vae.quantizer.codes(idx, pyramid.patch_nums[si])
+        f_hat = accumulate(f_hat, codes, si, models.vae.quantizer, pyramid)
+    return made
+
+
+def draft_state(probe: Probe, sdvar: Any) -> None:
+    """Require that drafting leaves what is final alone."""
+    for first, count in probe.windows():
+        state, got, _ = _draft(probe, sdvar, first, count)
+        error = 2 * probe.budget.f_hat
+        require_close(state.target_f_hat, probe.f_hat(first), error, f"{window(first, count)}: the target's f_hat")
+        along = f_hats_along(probe, first, got)
+        if bool(((state.draft_f_hat - along[0]).abs() <= error).all()):
+            continue
+        less = {f"it holds {k} of {count} drafted scales": f_hat for k, f_hat in enumerate(along[1:-1], 1)}
+        require_close(state.draft_f_hat, along[-1], error, f"{window(first, count)}: the draft's f_hat", less)
+
+
+def _updated(probe: Probe, sdvar: Any, first: int, count: int, accepted: int) -> tuple[Any, list[Tensor]]:
+    """Draft, where that works, and let the code accept some of what was drafted; return its state and the tokens."""
+    try:
+        state, tokens, _ = _draft(probe, sdvar, first, count)
+        due = [(probe.request.B, probe.pyramid.tokens(first + k)) for k in range(count)]
+        whole = [tuple(idx.shape) for idx in tokens] == due
+    except Exception:
+        whole = False
+    if not whole:
+        state, tokens = state_at(probe, sdvar, first, count), probe.drafted(first, count)
+    with probe.code.checkout.active():
+        sdvar.update_state_with_accepted_tokens(tokens, accepted, state, probe.request.B)
+    return state, tokens
+
+
+def _cases(probe: Probe) -> list[tuple[int, int, int]]:
+    """Every window with nothing, something and everything accepted."""
+    return [(first, count, k) for first, count in probe.windows() for k in sorted({0, 1, count})]
+
+
+def update_f_hat(probe: Probe, sdvar: Any) -> None:
+    """Require that the target's f_hat holds the accepted scales once."""
+    for first, count, k in _cases(probe):
+        state, tokens = _updated(probe, sdvar, first, count, k)
+        along = f_hats_along(probe, first, tokens)
+        why = {f"{more} drafted scales are in it": along[more] for more in range(count + 1) if more != k}
+        if k:
+            why["the accepted scales are in it twice"] = 2 * along[k] - along[0]
+            why["the last accepted scale is in it twice"] = 2 * along[k] - along[k - 1]
+        what = f"{window(first, count)}, {k} accepted: the target's f_hat"
+        require_close(
+            require_tensor(state.target_f_hat, along[k].shape, what), along[k], 2 * probe.budget.f_hat, what, why
+        )
+
+
+def update_sync(probe: Probe, sdvar: Any) -> None:
+    """Require that the draft's f_hat is the target's."""
+    for first, count, k in _cases(probe):
+        state, tokens = _updated(probe, sdvar, first, count, k)
+        along = f_hats_along(probe, first, tokens)
+        why = {f"it holds {more} drafted scales": along[more] for more in range(count + 1) if more != k}
+        what = f"{window(first, count)}, {k} accepted: the draft's f_hat"
+        require_close(
+            require_tensor(state.draft_f_hat, along[k].shape, what), along[k], 2 * probe.budget.f_hat, what, why
+        )
+
+
+def update_maps(probe: Probe, sdvar: Any) -> None:
+    """Require that both next inputs are those of the next scale."""
+    for first, count, k in _cases(probe):
+        if first + k == probe.pyramid.S:
+            continue
+        state, tokens = _updated(probe, sdvar, first, count, k)
+        si = first + k
+        raw = next_input(f_hats_along(probe, first, tokens)[k], si, probe.pyramid) if si else None
+        for name, side in (("draft", probe.draft), ("target", probe.target)):
+            due = scale_input(side.network, side.network.condition(labels_of(probe)), raw, si)
+            what = f"{window(first, count)}, {k} accepted: {name}_next_token_map"
+            stale = {"it was never advanced": side.run.x_RLD[:, probe.pyramid.span(first)]}
+            got = getattr(state, f"{name}_next_token_map")
+            if isinstance(got, Tensor) and got.shape == stale["it was never advanced"].shape != due.shape:
+                raise Wrong(f"{what} is {tuple(got.shape)}, that of scale {first}: it was never advanced to scale {si}")
+            require_close(require_tensor(got, due.shape, what), due, probe.input_error(due), what, stale)
+
+
+def update_tokens(probe: Probe, sdvar: Any) -> None:
+    """Require that `accepted_tokens` holds what was accepted."""
+    for first, count, k in _cases(probe):
+        state, tokens = _updated(probe, sdvar, first, count, k)
+        due = torch.cat([*probe.drafted(0, first), *tokens[:k]], 1) if first + k else None
+        kept = [idx for idx in state.accepted_tokens if isinstance(idx, Tensor) and idx.dim() == 2]
+        held = torch.cat(kept, 1) if kept else None
+        n = 0 if held is None else held.shape[1]
+        wanted = 0 if due is None else due.shape[1]
+        said = f"{window(first, count)}, {k} accepted: accepted_tokens holds {n} tokens, not {wanted}"
+        require(n == wanted, said)
+        require(held is None or due is None or torch.equal(held, due), f"{said[:-1]}: others than were accepted")
+
+
+def update_stage(probe: Probe, sdvar: Any) -> None:
+    """Require that `current_stage` moves by what was accepted, or not at all."""
+    for first, count, k in _cases(probe):
+        state, _ = _updated(probe, sdvar, first, count, k)
+        stage = int(state.current_stage)
+        said = f"{window(first, count)}, {k} accepted: current_stage is {stage}, not {first + k}"
+        require(stage in (first, first + k), said)

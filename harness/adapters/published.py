@@ -1,0 +1,118 @@
+"""A checkout's networks with the weights of a pair: what an adapter of published code is made of.
+
+Promise: `published(checkout, models)` and one call of the code's own sampler are all that a user writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.adapters.checkout import Checkout
+from harness.adapters.numbers import SharedNumbers, check_numbers
+from harness.adapters.recorder import Recorder
+from harness.adapters.traces import trace_of
+from harness.adapters.weights import build_network, build_vae, check_dtype
+from harness.models.pair import ModelPair
+from harness.protocol.contract import Contract
+from harness.protocol.noise import Noise
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+
+
+class Published:
+    """A checkout's own modules.
+
+    Args:
+        checkout: the folder.
+        models: whose weights they get; float32, two scales or more.
+
+    Raises:
+        InputError: see `Checkout`, `build_network`; or the pair is of another dtype.
+    """
+
+    def __init__(self, checkout: str | Path, models: ModelPair) -> None:
+        check_dtype(models)
+        self.models, self.checkout = models, Checkout(checkout)
+        self.vae = build_vae(self.checkout, models.vae, models.pyramid.patch_nums, models.device)
+        self.draft: Any = build_network(self.checkout, models.draft, self.vae)
+        self.target: Any = build_network(self.checkout, models.target, self.vae)
+
+    def sampler(self, call: Callable[..., Any], contract: str = Contract.TOKENS, numbers: str = "shared") -> Sampler:
+        """Return a decoder that can be judged.
+
+        Args:
+            call: runs the code's own sampler; gets B, label_B, g_seed, cfg, top_k, top_p and more_smooth by name.
+            contract: what the code is to be held to.
+            numbers: "shared": every draw reads the harness's numbers; "own": the code keeps its generators, which must
+                then give the same tokens in the published order (`Request.order` "batch").
+        """
+        return Sampler(self, call, contract, numbers)
+
+    def arguments(self, request: Request, noise: Noise) -> dict[str, Any]:
+        """Return what every published sampler is called with. Raises `InputError` for a label or top_k that is not."""
+        request.check_against(self.models.target.config.classes, self.models.target.config.V)
+        label_B = None if request.labels is None else torch.tensor(request.labels, device=self.models.device)
+        return {
+            "B": request.B,
+            "label_B": noise.labels(self.models.target.config.classes) if label_B is None else label_B,
+            "g_seed": request.seed,
+            "cfg": request.cfg,
+            "top_k": request.top_k,
+            "top_p": request.top_p,
+            "more_smooth": request.more_smooth,
+        }
+
+    @contextlib.contextmanager
+    def running(self, recorder: Recorder, request: Request, noise: Noise, numbers: str = "shared") -> Iterator[None]:
+        """Let the code decode: its modules found, its draws answered, its tensors recorded."""
+        check_numbers(numbers, request)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.checkout.active())
+            sides = {"draft": self.draft, "target": self.target}
+            stack.enter_context(recorder.watching(sides, self.vae, self.checkout.module))
+            if numbers == "shared":
+                stack.enter_context(SharedNumbers(noise, request, self.models.pyramid, recorder.reader))
+            yield
+
+
+class Sampler:
+    """A decoder made of somebody's sampling function.
+
+    Args:
+        code: the checkout's modules.
+        call: runs the function.
+        contract: what it is held to.
+        numbers: "shared" or "own".
+    """
+
+    sdvar: Any = None  # the SDVAR object that the function belongs to, where there is one
+
+    def __init__(self, code: Published, call: Callable[..., Any], contract: str, numbers: str = "shared") -> None:
+        self.code, self.call, self.contract, self.numbers = code, call, str(contract), numbers
+        self._recorder = Recorder(code.models.pyramid)
+        self._B = 0
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        """Run the code under the numbers given. Raises `InputError` for a request that it cannot take."""
+        arguments = self.code.arguments(request, noise)
+        self._recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
+        self._B = request.B
+        if self.numbers == "own" and request.labels is None:
+            arguments["label_B"] = None
+        with self.code.running(self._recorder, request, noise, self.numbers), torch.no_grad():
+            self.call(**arguments)
+        return self.so_far()
+
+    def so_far(self) -> Trace:
+        """Return the trace of the last decode, whole or not."""
+        return trace_of(self._recorder, self.code.models, self._B)
+
+
+def published(checkout: str | Path, models: ModelPair) -> Published:
+    """Put a published-style checkout under test without touching it; see `Published`."""
+    return Published(checkout, models)

@@ -1,0 +1,194 @@
+"""What published code does while it decodes, seen through hooks on the modules that the harness built of it.
+
+Promise: the code runs as it would without; every tensor is copied before the code can write into it; `watching` leaves
+no hook behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.protocol.pyramid import ScalePyramid
+
+SAMPLER = "sample_with_top_k_top_p_"
+
+
+@dataclass
+class SeenPass:
+    """One forward pass: who, its inputs, and its logits when they are known."""
+
+    side: str
+    x_RnD: Tensor
+    rows_RnV: Tensor | None = None
+    cached: int = 0  # positions that its first block held before it
+
+    @property
+    def n(self) -> int:
+        """Positions computed."""
+        return self.x_RnD.shape[1]
+
+
+@dataclass(frozen=True)
+class SeenDraw:
+    """One draw of a scale: guided logits before the filter, the tokens, and the pass before it."""
+
+    side: str
+    scale: int
+    guided_BlV: Tensor
+    idx_Bl: Tensor
+    made_by: SeenPass | None
+
+
+@dataclass(frozen=True)
+class SeenWrite:
+    """One accumulation: the scale, its tokens as far as they are known, f_hat after it and where that lies."""
+
+    scale: int
+    idx_Bl: Tensor | None
+    f_hat_BCPP: Tensor
+    place: int
+    draw: SeenDraw | None
+
+
+@dataclass
+class Recorder:
+    """The events of one decode, in order.
+
+    Args:
+        pyramid: scales.
+        note: told in a clause how far the decode is.
+    """
+
+    pyramid: ScalePyramid
+    note: Callable[[str], None] = lambda text: None
+    passes: list[SeenPass] = field(default_factory=list)
+    draws: list[SeenDraw] = field(default_factory=list)
+    writes: list[SeenWrite] = field(default_factory=list)
+    image_f_hat: Tensor | None = None
+    side: str = "target"
+    _looked_up: dict[int, Tensor] = field(default_factory=dict)
+
+    def reader(self) -> str:
+        """Return who computed last."""
+        return self.side
+
+    def calls(self, side: str) -> list[int]:
+        """Return the positions of every pass of one side."""
+        return [each.n for each in self.passes if each.side == side]
+
+    @contextlib.contextmanager
+    def watching(self, sides: dict[str, Any], vae: Any, namespace: Any) -> Iterator[None]:
+        """Watch the networks of both sides, their VQ-VAE, and the sampling function of a module."""
+        with contextlib.ExitStack() as stack:
+            for side, network in sides.items():
+                hook = network.blocks[0].register_forward_pre_hook(self._before_pass(side), with_kwargs=True)
+                stack.callback(hook.remove)
+                stack.enter_context(replaced(network, "get_logits", self._get_logits(side)))
+            quantize = vae.quantize
+            stack.callback(quantize.embedding.register_forward_pre_hook(self._look_up).remove)
+            stack.enter_context(replaced(quantize, "get_next_autoregressive_input", self._accumulate))
+            stack.enter_context(replaced(vae, "fhat_to_img", self._picture))
+            if hasattr(namespace, SAMPLER):
+                stack.enter_context(replaced(namespace, SAMPLER, self._sample))
+            yield
+
+    def _before_pass(self, side: str) -> Callable[[Any, Any, Any], None]:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            x_RnD = kwargs["x"] if "x" in kwargs else args[0]
+            self.side = side
+            held = getattr(getattr(module, "attn", None), "cached_k", None)
+            cached = held.shape[2] if isinstance(held, Tensor) else 0
+            self.passes.append(SeenPass(side, x_RnD.detach().clone(), cached=cached))
+            self.note(f"{side} pass over {x_RnD.shape[1]} positions")
+
+        return hook
+
+    def _get_logits(self, side: str) -> Callable[..., Callable[..., Any]]:
+        def watch(real: Callable[..., Any]) -> Callable[..., Any]:
+            def get_logits(*args: Any, **kwargs: Any) -> Any:
+                rows_RnV = real(*args, **kwargs)
+                mine = [each for each in self.passes if each.side == side]
+                if mine:
+                    mine[-1].rows_RnV = rows_RnV.detach().clone()
+                return rows_RnV
+
+            return get_logits
+
+        return watch
+
+    def _look_up(self, module: Any, args: Any) -> None:
+        idx = args[0].detach()
+        if idx.dim() == 2:
+            self._looked_up[idx.shape[1]] = idx.clone()
+
+    def _accumulate(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def get_next_autoregressive_input(*args: Any, **kwargs: Any) -> Any:
+            si, _, _, h_BCpp = inspect.signature(real).bind(*args, **kwargs).args  # si, SN, f_hat, h
+            made = real(*args, **kwargs)
+            draw = next((each for each in reversed(self.draws) if each.scale == si), None)
+            idx_Bl = self._looked_up.get(h_BCpp.shape[-1] ** 2)
+            if idx_Bl is None and draw is not None:  # a soft mixture has no tokens: those that were drawn
+                idx_Bl = draw.idx_Bl
+            self.writes.append(SeenWrite(si, idx_Bl, made[0].detach().clone(), made[0].data_ptr(), draw))
+            self.note(f"f_hat of scale {si}")
+            return made
+
+        return get_next_autoregressive_input
+
+    def _picture(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def fhat_to_img(*args: Any, **kwargs: Any) -> Any:
+            (f_hat_BCPP,) = inspect.signature(real).bind(*args, **kwargs).args
+            self.image_f_hat = f_hat_BCPP.detach().clone()
+            return real(*args, **kwargs)
+
+        return fhat_to_img
+
+    def _sample(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def sample(*args: Any, **kwargs: Any) -> Any:
+            logits_BlV = args[0] if args else next(iter(kwargs.values()))
+            guided_BlV = logits_BlV.detach().clone()  # the filter writes into it
+            idx_Bl1 = real(*args, **kwargs)
+            sides = {self.pyramid.tokens(si): si for si in self.pyramid}
+            si = sides.get(logits_BlV.shape[1], -1)
+            last = self.passes[-1] if self.passes else None
+            self.draws.append(SeenDraw(self.side, si, guided_BlV, idx_Bl1[..., 0].detach().clone(), last))
+            self.note(f"{self.side} draw of scale {si}")
+            return idx_Bl1
+
+        return sample
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Let an attribute of one object be a wrapped one; an object's own method is found again afterwards."""
+    real, own = getattr(owner, name), name in vars(owner)
+    setattr(owner, name, wrap(real))
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, real)
+        else:
+            delattr(owner, name)
+
+
+def rows_of(made_by: SeenPass, pyramid: ScalePyramid, si: int) -> slice | None:
+    """Return which rows of a pass are those of a scale: all, its span of a prefix, or the last; None where too few."""
+    l = pyramid.tokens(si)
+    if made_by.n == l:
+        return slice(0, l)
+    if any(made_by.n == pyramid.end(last) for last in range(si, pyramid.S)):
+        return pyramid.span(si)
+    return slice(made_by.n - l, made_by.n) if made_by.n > l else None
+
+
+def empty(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return NaN: what was never written must not look like a number."""
+    return torch.full(shape, torch.nan, device=device)

@@ -1,0 +1,165 @@
+"""Two decoders under the same numbers: from which scale on they part, and in which tensor first.
+
+Promise: neither is called right; what both show is compared in the order in which it is computed, up to the first scale
+whose tokens differ. Numbers of two right decoders differ by rounding, and so do close draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.judge.evidence import Evidence
+from harness.judge.form import malformed
+from harness.judge.ties import margin_bound, race_margin
+from harness.judge.verdict import Divergence, Judgement
+from harness.protocol.noise import TOKEN
+from harness.protocol.trace import Trace
+
+SHOWN = ("inputs", "rows", "guided logits", "f_hat of every scale")
+PARTS = {"x_RLD": "query", "rows_RLV": "mask or cache", "guided_BLV": "guidance"}  # what makes each tensor
+
+
+def judge_against(evidence: Evidence, other: str) -> Judgement:
+    """Compare one decode with another decoder's.
+
+    Args:
+        evidence: `expected` is the other's trace.
+        other: its name, for messages.
+
+    Returns:
+        A judgement: a record an image for the first tensor that differs, and one for every differing token of the first
+        scale that has any; tokens of later scales have another prefix, and are counted as unclaimed.
+    """
+    evidence = replace(evidence, noise=evidence.numbers)  # drawn once, if at all
+    judgement = Judgement(evidence.request.B)
+    for side, trace in (("", evidence.actual), (f"{other}: ", evidence.expected)):
+        wrong = malformed(evidence.models, evidence.request, trace)
+        if wrong is not None:
+            detail = f"{side}{wrong.detail}"
+            judgement.defects.append(Divergence(wrong.component, detail, wrong.seed, wrong.image, scale=wrong.scale))
+    if judgement.defects:
+        return judgement
+    judgement.draws = evidence.actual.tokens_BL.numel()
+    judgement.identical = int((evidence.actual.tokens_BL == evidence.expected.tokens_BL).sum())
+    judgement.compared = ["tokens", "final f_hat"]
+    if evidence.actual.intermediates is not None and evidence.expected.intermediates is not None:
+        judgement.compared += SHOWN
+    else:
+        judgement.not_compared |= dict.fromkeys(SHOWN, "one of the two shows no Trace.intermediates")
+    for image in range(evidence.request.B):
+        _judge_image(evidence, image, judgement)
+    judgement.defects.sort(key=lambda each: each.scale)  # a stable sort: images stay in order
+    return judgement
+
+
+def changed(actual: Trace, expected: Trace) -> list[str]:
+    """Say which counts are others, where both show them: no defect, but what a change may have been for."""
+    found = []
+    for name in ("target_calls", "target_rows", "draft_calls", "draft_rows"):
+        one, other = getattr(actual, name), getattr(expected, name)
+        if one and other and one != other:
+            found.append(f"{name}: {sum(one)}, and {sum(other)} by the other")
+    return found
+
+
+def _judge_image(evidence: Evidence, image: int, judgement: Judgement) -> None:
+    """Compare one image scale by scale. Effects: on `judgement`."""
+    told = False
+    for si in evidence.models.pyramid:
+        if not told:
+            found = _wrong_tensor(evidence, image, si)
+            if found is not None:
+                judgement.defects.append(found)
+                judgement.wrong_tensors += 1
+                told = True
+        span = evidence.models.pyramid.span(si)
+        differ = torch.nonzero(evidence.actual.tokens_BL[image, span] != evidence.expected.tokens_BL[image, span])
+        positions = [span.start + int(offset) for offset in differ.flatten()]
+        if not positions:
+            if not told and (f_hat := _wrong_f_hat(evidence, image, si)) is not None:
+                judgement.defects.append(f_hat)
+                judgement.wrong_tensors += 1
+                told = True
+            continue
+        for position in positions:
+            record = _token(evidence, image, si, position, not told)
+            (judgement.ties if record.component == "tie" else judgement.defects).append(record)
+            judgement.wrong_tokens += record.component != "tie"
+        later = slice(span.stop, None)
+        rest = evidence.actual.tokens_BL[image, later] != evidence.expected.tokens_BL[image, later]
+        judgement.unclaimed += int(rest.sum())
+        return
+
+
+def _wrong_tensor(evidence: Evidence, image: int, si: int) -> Divergence | None:
+    """Return the first of input, rows and guided logits that differs by more than two right decoders may."""
+    one, other = evidence.actual.intermediates, evidence.expected.intermediates
+    if one is None or other is None:
+        return None
+    span, B = evidence.models.pyramid.span(si), evidence.request.B
+    allowed = evidence.allowance(si)
+    x = float(other.x_RLD[:, span].nan_to_num(0.0).abs().max())
+    errors = {
+        "x_RLD": max(2 * allowed.f_hat, 1e-5) * max(1.0, x),
+        "rows_RLV": 2 * evidence.budget.rows,
+        "guided_BLV": 2 * allowed.logits,
+    }
+    for name, error in errors.items():
+        rows = [image] if name == "guided_BLV" else [image, B + image]
+        far = _distance(getattr(one, name)[rows, span], getattr(other, name)[rows, span])
+        if far > error:
+            detail = f"{name} of scale {si} differs by {far:.3g}, rounding explains {error:.2g}"
+            return _at(evidence, PARTS[name], detail, image, si)
+    return None
+
+
+def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Divergence | None:
+    one, other = evidence.actual.intermediates, evidence.expected.intermediates
+    error = 2 * evidence.budget.f_hat
+    if one is not None and other is not None:
+        far = _distance(one.f_hat_SBCPP[si, image], other.f_hat_SBCPP[si, image])
+    elif si == evidence.models.pyramid.S - 1:
+        far = _distance(evidence.actual.f_hat_BCPP[image], evidence.expected.f_hat_BCPP[image])
+    else:
+        return None
+    if far <= error:
+        return None
+    detail = f"f_hat after scale {si} differs by {far:.3g}, rounding explains {error:.2g}"
+    return _at(evidence, "f_hat", detail, image, si)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference; what neither side wrote is equal, what one wrote alone is infinitely far."""
+    far = (one.double() - other.double()).abs()
+    far = torch.where(torch.isnan(one) & torch.isnan(other), torch.zeros_like(far), far)
+    return float(far.nan_to_num(torch.inf).max())
+
+
+def _at(evidence: Evidence, component: str, detail: str, image: int, si: int) -> Divergence:
+    labels, where = evidence.request.labels, evidence.request.where(image)
+    return Divergence(component, detail, **where, label=labels[image] if labels else -1, scale=si)
+
+
+def _token(evidence: Evidence, image: int, si: int, position: int, may_tie: bool) -> Divergence:
+    """Record a token that differs: a tie where the logits agree and the race between the two is within rounding."""
+    actual, expected = (int(t.tokens_BL[image, position]) for t in (evidence.actual, evidence.expected))
+    component, detail, margin = "token", "the tokens differ", float("nan")
+    allowed, kept = evidence.allowance(si), evidence.expected.intermediates
+    if kept is not None and may_tie and bool(torch.isfinite(kept.guided_BLV[image, position]).all()):
+        exact_V = kept.guided_BLV[image, position].double()
+        E_V = torch.ones_like(exact_V)
+        if not evidence.greedy:
+            noise = evidence.numbers
+            noise.labels(evidence.models.target.config.classes)  # drawn in front of all numbers
+            E_V = noise.exponential(si, TOKEN, "judge")[image, position - evidence.models.pyramid.begin(si)]
+        margin = max(race_margin(exact_V, E_V, token, evidence.request, allowed) for token in (actual, expected))
+        if margin <= margin_bound(allowed):
+            component, detail = "tie", "rounding decides between the two"
+        else:
+            component, detail = "draw", "the logits agree, and the tokens differ"
+    bound = margin_bound(allowed)
+    record = _at(evidence, component, detail, image, si)
+    return replace(record, position=position, actual=actual, expected=expected, margin=margin, bound=bound)

@@ -1,0 +1,88 @@
+"""How equal two right computations are in a case: to float64's rounding, or within what the networks' dtype explains.
+
+Promise: where a case is exact nothing but `FLOAT64` is allowed; elsewhere tensors differ by measured budgets at most,
+and tokens by certified ties alone, as in `verify`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.judge.components import INPUT_ULPS
+from harness.judge.ties import margin_bound, race_margin
+from harness.laws.case import Case
+from harness.laws.law import FLOAT64, NotOffered, require, require_tokens
+from harness.protocol.noise import TOKEN
+from harness.protocol.request import Request
+from harness.reference import cachefree
+from harness.rounding.measure import quick
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Largest differences, absolute.
+
+    Args:
+        x: of network inputs.
+        rows: of logits before guidance.
+        f_hat: of f_hat.
+        guided: of guided logits over their own rows.
+    """
+
+    x: float
+    rows: float
+    f_hat: float
+    guided: float
+
+    def trace(self) -> Mapping[str, float]:
+        """Return what is allowed by the names that laws give tensors."""
+        return {"x": self.x, "rows": self.rows, "f_hat": self.f_hat, "guided": self.guided}
+
+
+def allowed(case: Case) -> Allowed:
+    """Return what a case allows; measured once a process and network (`rounding.measure.quick`)."""
+    if case.exact:
+        return Allowed(FLOAT64, FLOAT64, FLOAT64, FLOAT64)
+    budget = quick(case.models)
+    eps = torch.finfo(case.models.target.dtype).eps
+    # inputs of these networks are sums of terms of size 10 at most
+    x = 10 * max(2 * budget.f_hat, INPUT_ULPS[case.models.target.dtype] * eps)
+    return Allowed(x, 2 * budget.rows, 2 * budget.f_hat, 64 * eps * (1 + 2 * abs(case.cfg)) * 10)
+
+
+def needs_exact(case: Case, why: str) -> None:
+    """Raise `NotOffered` where a law means nothing but in float64."""
+    if not case.exact:
+        raise NotOffered(f"{case.dtype} networks: {why}")
+
+
+def require_draws(case: Case, request: Request, actual_BL: Tensor, due_BL: Tensor, where: str) -> None:
+    """Raise `Broken` unless two decodes of one request have the same tokens.
+
+    Where the case is not exact the first scale in which an image differs may hold certified ties: float64 cannot tell
+    either token from the best one. What comes after it has another prefix, and is not compared.
+    """
+    if case.exact or actual_BL.shape != due_BL.shape:
+        require_tokens(actual_BL, due_BL, where)
+        return
+    models, pyramid = case.models, case.pyramid
+    noise, budget = models.noise(request), quick(models)
+    labels_B = noise.labels(models.target.config.classes)
+    wide = models.to(models.device, torch.float64)
+    for image in torch.nonzero((actual_BL != due_BL).any(1)).flatten().tolist():
+        differ = torch.nonzero(actual_BL[image] != due_BL[image]).flatten().tolist()
+        si, one = pyramid.level_of(differ[0]), slice(image, image + 1)
+        _, exact_1nV, _ = cachefree.teacher_forced(
+            wide.target, wide.vae, request.cfg, labels_B[one], due_BL[one], si + 1
+        )
+        limits = budget.guided(request.cfg, pyramid.ramp(si))
+        for position in (each for each in differ if each < pyramid.end(si)):
+            E_V = noise.exponential(si, TOKEN, "judge")[image, position - pyramid.begin(si)]
+            for token in (int(actual_BL[image, position]), int(due_BL[image, position])):
+                margin = race_margin(exact_1nV[0, position], E_V, token, request, limits)
+                said = f"{where}: image {image}, position {position}: token {token} loses by {margin:.3g}, no tie"
+                require(margin <= margin_bound(limits), said)

@@ -1,0 +1,23 @@
+"""Stand-in checkouts with the published interface, written from the interface page alone.
+
+As it stands a checkout is right; `make` writes one with mistakes behind its switches.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def make(folder: Path, kind: str, *mistakes: str) -> Path:
+    """Write a checkout of `kind` (var, code, sdvar) into a folder of its own; return it."""
+    checkout = folder / "-".join((kind, *mistakes))
+    if not checkout.exists():
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(HERE / "common", checkout, ignore=ignore)
+        shutil.copytree(HERE / kind, checkout, ignore=ignore, dirs_exist_ok=True)
+        switches = f"ON = frozenset({sorted(mistakes)!r})\n"
+        (checkout / "models" / "switches.py").write_text(f'"""Which mistakes this checkout holds."""\n\n{switches}')
+    return checkout

@@ -1,0 +1,129 @@
+"""Decodes that end half-way, what is left behind, and two decoders beside each other: here and apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import Limits, Request, Settings, Terms, Verdict, Verification, verify
+from harness.runs.leftovers import tidy
+from harness.runs.verification import Other
+from tests.helpers import decoder_factory, verify_here
+from tests.published.checkout import make
+from tests.unit.adapters.test_published import SMALL, settings
+
+TWO = Request((0, 1), 0)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ends")
+
+
+def run(checkout: Path, in_process: bool, kind: str = "var", **terms: object) -> Verification:
+    how = Terms(in_process=in_process, sequential=kind == "var", **terms)  # type: ignore[arg-type]
+    return verify(SMALL, f"published:{kind}", [settings(checkout)], [TWO], terms=how)
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_a_crash_keeps_the_trace_so_far(shelf: Path, in_process: bool):
+    result = run(make(shelf, "var", "crashes-late"), in_process)
+    assert result.first_divergence is not None
+    assert result.first_divergence.component == "crash"
+    assert "IndexError: list index out of range in forward, basic_var.py:" in result.first_divergence.detail
+    (text,) = result.so_far
+    assert "scales 0..1 of 4 final; last good tensor: f_hat of scale 1" in text
+    assert text.endswith("numbers read of scales: target 0..1; last seen: target pass over 9 positions")
+
+
+def test_rounds_before_a_crash_are_counted(shelf: Path):
+    result = run(make(shelf, "sdvar", "crashes-late"), True, "sdvar-parallel")
+    assert result.so_far[0].startswith("1 rounds, scales 0..0 of 4 final")
+
+
+def test_a_mistake_before_a_crash_is_found(shelf: Path):
+    result = run(make(shelf, "var", "crashes-late", "flat-guidance"), True)
+    assert result.first_divergence is not None
+    assert (result.first_divergence.component, result.first_divergence.scale) == ("guidance", 0)
+    assert result.settings[0].judgements[0].defects[-1].component == "crash"
+
+
+def test_a_decode_that_hangs_says_where(shelf: Path):
+    result = run(make(shelf, "var", "hangs"), False, limits=Limits(6.0))
+    assert result.first_divergence is not None
+    assert result.first_divergence.component == "process"
+    assert "no answer within 6 s (timeout) in forward, basic_var.py:" in result.first_divergence.detail
+    assert "scales 0..1 of 4 final" in result.so_far[0]
+
+
+LEFT = [
+    ("patches-torch", "decoding left torch.rand patched"),
+    ("default-dtype", "decoding left the default dtype at torch.float64, not torch.float32"),
+    ("moves-generator", "decoding moved PyTorch's global generator"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "said"), LEFT)
+@pytest.mark.parametrize("in_process", [True, False])
+def test_what_is_left_behind_is_named_and_put_back(shelf: Path, mistake: str, said: str, in_process: bool):
+    rand, state = torch.rand, torch.get_rng_state()
+    result = run(make(shelf, "var", mistake), in_process)
+    assert result.verdict is Verdict.DEFECT
+    first = result.settings[0].judgements[0].defects[0]
+    assert (first.component, first.detail) == ("environment", said)
+    assert result.settings[0].total("draws") == 60  # and the trace is judged all the same
+    assert torch.rand is rand
+    assert torch.get_default_dtype() is torch.float32
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_wrapper_of_pytorchs_own_is_nothing_left_behind():
+    def wrapped(seed: int) -> None: ...
+
+    with tidy() as left:
+        import torch._dynamo  # wraps torch.manual_seed
+    assert left == []
+    with tidy() as left:
+        torch.manual_seed = wrapped  # type: ignore[assignment]
+    assert left == ["left torch.manual_seed patched"]
+
+
+def against(shelf: Path, *mistakes: str, in_process: bool = True) -> Verification:
+    other = Other("published:var", (settings(make(shelf, "var", *mistakes)),))
+    return run(make(shelf, "var"), in_process, against=other)
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_two_checkouts_of_the_same_code_are_identical(shelf: Path, in_process: bool):
+    result = against(shelf, in_process=in_process)
+    assert result.verdict is Verdict.IDENTICAL
+    assert "rows" in result.compared
+
+
+@pytest.mark.parametrize(
+    ("mistake", "component", "scale"),
+    [("wrong-positions", "query", 1), ("flat-guidance", "guidance", 0), ("most-likely", "draw", -1)],
+)
+def test_what_a_change_did_is_named_with_its_scale(shelf: Path, mistake: str, component: str, scale: int):
+    result = against(shelf, mistake)
+    assert result.verdict is Verdict.DEFECT
+    assert result.first_divergence is not None
+    assert result.first_divergence.component == component
+    assert scale in (-1, result.first_divergence.scale)
+    judged = result.settings[0].judgements[0]
+    assert judged.draws == judged.identical + judged.wrong_tokens + len(judged.ties) + judged.unclaimed
+
+
+def test_another_decoder_that_crashes_is_told_apart(shelf: Path):
+    result = against(shelf, "crashes-late")
+    assert result.first_divergence is not None
+    assert result.first_divergence.detail.startswith("published:var: IndexError")
+
+
+def test_counts_that_changed_are_no_defect(shelf: Path):
+    other = Other("published:var", (settings(make(shelf, "var")),))
+    result = verify_here(SMALL, decoder_factory(), [Settings(2)], [TWO], against=other)
+    assert result.verdict in (Verdict.IDENTICAL, Verdict.TIE)
+    assert any(text.startswith("seed 0, draft_calls: ") for text in result.changes)
