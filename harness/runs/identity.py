@@ -77,9 +77,10 @@ def code_of(implementation: str, checkout: str = "") -> dict[str, Any]:
     places = [place for place in (module, Path(checkout) if checkout else None) if place is not None]
     if not places:
         return found
-    folder = places[-1] if places[-1].is_dir() else places[-1].parent
+    last = places[-1]
+    folder, sources = (last, ":(glob)**/*.py") if last.is_dir() else (last.parent, last.name)  # no __pycache__
     commit = _git(folder, "rev-parse", "HEAD")
-    changed = bool(_git(folder, "status", "--porcelain", "--", str(places[-1]))) if commit else False
+    changed = bool(_git(folder, "status", "--porcelain", "--", sources)) if commit else False
     return {**found, "source": "+".join(map(digest_of, places)), "commit": commit, "changed": changed}
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.errors import InputError
-from harness.protocol.decoder import Settings
+from harness.models.pair import ModelPair
+from harness.mutants.positions import OFFSET
+from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.rounding.stored import SHIPPED
 from harness.runs import bundle
@@ -20,6 +23,7 @@ from harness.runs.runfile import read
 from harness.runs.shrink import shrink
 from harness.runs.terms import Keeping, Other, Terms
 from harness.runs.verification import verify_plan
+from harness.speculative.build import build_decoder
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
 
@@ -131,3 +135,36 @@ def test_a_design_has_no_rival(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     said = capsys.readouterr().err
     assert "against=harness:build_decoder: is compared on the pair's own draft" in said
     assert "drop --cover" in said
+
+
+def test_a_checkout_is_changed_by_sources_alone(tmp_path: Path):
+    checkout = make(tmp_path, "var")
+
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org")
+        subprocess.run(["git", "-C", str(checkout), *who, *words], check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "As it is")
+    (checkout / "models" / "__pycache__").mkdir()
+    (checkout / "models" / "__pycache__" / "var.cpython-311.pyc").write_bytes(b"")
+    found = code_of(NAME, str(checkout))
+    assert (len(found["commit"]), found["changed"]) == (40, False)
+    (checkout / "models" / "more.py").write_text("")
+    assert code_of(NAME, str(checkout))["changed"]
+
+
+def test_two_factories_travel_to_workers():
+    def mine(models: ModelPair, settings: Settings) -> Implementation:
+        return build_decoder(models, settings)
+
+    def theirs(models: ModelPair, settings: Settings) -> Implementation:
+        return OFFSET(models, settings)
+
+    other = Other("theirs", (Settings(2),), theirs)
+    plan, terms = Plan.of([Settings(2)], [MIXED]), Terms(against=other)
+    rows = [verify_plan(SMALL, mine, plan, terms, Keeping(workers=workers)).settings[0].rows for workers in (1, 2)]
+    serial, spread = ([(row.judgement.defects, row.judgement.draws, row.changes) for row in of] for of in rows)
+    assert serial[0][0]
+    assert repr(serial) == repr(spread)  # NaN is not itself
