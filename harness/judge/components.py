@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from harness.judge.evidence import Evidence
-from harness.judge.suspects import embeds, other_row, round_of, wrong_label
+from harness.judge.suspects import behind_drafts, other_row, wrong_label
 from harness.judge.verdict import Found, Wrong
-from harness.models.network import Network
 from harness.protocol.trace import Intermediates
 from harness.rounding.budget import Budget
 
@@ -178,21 +177,10 @@ def _wrong_input(
         position_l = distance_SlL[level_l, row_l].argmin(1)
         found = f"{int(position_l[0])}..{int(position_l[-1])} with level {_span(level_l)}"
         return "positions", f"inputs of scale {si} sit at positions {found}, not {span.start}..{span.stop - 1}"
-    turn = round_of(evidence, image, si)
-    if (
-        turn is not None
-        and turn.first < si
-        and embeds(evidence, left_lD + _embedded(expected, network, image, si), error)
-    ):
+    if behind_drafts(evidence, actual.x_RLD[image, span], image, si, error):
         detail = f"scale {si} was made final behind tokens of scale {si - 1} that its input does not hold"
         return "accept", detail
     return "query", f"the input of scale {si} is not that of its f_hat"
-
-
-def _embedded(expected: Intermediates, network: Network, image: int, si: int) -> torch.Tensor:
-    """Return embed(raw) of one scale, less the position terms: what `left` lacks to be an embedding."""
-    span = network.pyramid.span(si)
-    return expected.x_RLD[image, span] - 2 * (network.lvl_SD[si] + network.pos_LD[span])
 
 
 def _misplaced(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.judge.evidence import Evidence
-from harness.protocol.noise import TOKEN
+from harness.protocol.noise import DRAFT, TOKEN
 from harness.protocol.trace import Intermediates, Round
 from harness.reference.cachefree import prefix_inputs
 from harness.reference.draw import draw, filter_logits
@@ -89,38 +89,53 @@ def _rows_under(evidence: Evidence, image: int, window: tuple[int, int], own: in
     return network.logits(hidden_RnD[:, pyramid.begin(last) - K :], others)
 
 
-def embeds(evidence: Evidence, left_lD: Tensor, error: float) -> bool:
-    """Tell whether what is left of inputs without their position terms is the embedding of some raw input."""
-    network = evidence.models.target
-    eye_1CC = torch.eye(network.config.C, device=network.device, dtype=evidence.models.vae.dtype)[None]
-    zero_1D = network.embed(torch.zeros_like(eye_1CC[:, :1]))[0].double()
-    basis_CD = network.embed(eye_1CC)[0].double() - zero_1D
-    wanted_lD = left_lD.double() - zero_1D
-    raw_Cl = torch.linalg.lstsq(basis_CD.T, wanted_lD.T).solution
-    return bool(((basis_CD.T @ raw_Cl).T - wanted_lD).abs().max() <= 4 * error)
-
-
 @torch.inference_mode()
+def behind_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int, error: float) -> bool:
+    """Tell whether a scale's input is the one behind what the draft draws at the scale before it, of the same round."""
+    turn = round_of(evidence, image, si)
+    if turn is None or not turn.first < si:
+        return False
+    network, pyramid = evidence.models.target, evidence.models.pyramid
+    label = evidence.numbers.labels(network.config.classes)[image]
+    condition = network.condition(torch.stack((label, torch.full_like(label, network.config.classes))))
+    tokens_1L, span = evidence.actual.tokens_BL[image : image + 1].clone(), pyramid.span(si - 1)
+    for stream in (TOKEN, DRAFT):
+        drafted_l = _drafted(evidence, image, si - 1, stream)
+        tokens_1L[0, span] = drafted_l
+        xs, _ = prefix_inputs(network, evidence.models.vae, condition, tokens_1L, si + 1)
+        if bool(((xs[si][0] - actual_x_lD).abs() <= error).all()):
+            return True
+    return False
+
+
 def kept_drafts(evidence: Evidence, image: int, si: int) -> bool:
     """Tell whether the wrong tokens of a scale are what the draft itself draws there: kept, and should have fallen."""
     turn = round_of(evidence, image, si)
     if turn is None or si >= turn.first + turn.drafted:
         return False
+    span = evidence.models.pyramid.span(si)
+    actual_l = evidence.actual.tokens_BL[image, span]
+    wrong_l = actual_l != evidence.expected.tokens_BL[image, span]
+    if not bool(wrong_l.any()):
+        return False
+    same_l = _drafted(evidence, image, si, TOKEN) == actual_l
+    return float(same_l[wrong_l].double().mean()) >= MOST_OF
+
+
+@torch.inference_mode()
+def _drafted(evidence: Evidence, image: int, si: int, stream: str) -> Tensor:
+    """Return tokens_l, what the draft draws at a scale behind the decoder's own tokens: by a stream, or greedily."""
     models, request, pyramid = evidence.models, evidence.request, evidence.models.pyramid
-    network, span = models.draft, pyramid.span(si)
-    tokens_1L = evidence.actual.tokens_BL[image : image + 1]
+    network, span, n = models.draft, pyramid.span(si), pyramid.end(si)
     noise = evidence.numbers
     label = noise.labels(network.config.classes)[image]
     condition = network.condition(torch.stack((label, torch.full_like(label, network.config.classes))))
+    tokens_1L = evidence.actual.tokens_BL[image : image + 1]
     xs, _ = prefix_inputs(network, models.vae, condition, tokens_1L, si + 1)
-    n = pyramid.end(si)
     mask_11nn = block_causal(pyramid, network.device, network.dtype)[:, :, :n, :n]
     hidden_RnD = network.hidden(torch.cat(xs, 1), condition, GrowingCache(), mask_11nn)
     guided_1lV = guide(network.logits(hidden_RnD[:, span], condition), request.cfg, si, pyramid.S)
     law_1lV = filter_logits(guided_1lV, request.top_k, request.top_p)
-    drafted_1l = law_1lV.argmax(-1)
-    if not evidence.greedy:
-        drafted_1l = draw(law_1lV, noise.exponential(si, TOKEN, "judge")[image : image + 1])
-    wrong_l = tokens_1L[0, span] != evidence.expected.tokens_BL[image, span]
-    same_l = drafted_1l[0] == tokens_1L[0, span]
-    return bool(wrong_l.any()) and float(same_l[wrong_l].double().mean()) >= MOST_OF
+    if evidence.greedy:
+        return law_1lV.argmax(-1)[0]
+    return draw(law_1lV, noise.exponential(si, stream, "judge")[image : image + 1])[0]

@@ -76,7 +76,7 @@ def independent(subject: Subject, case: Case) -> bool:
         some = some or rejected(got, case)
     for schedule in ("/".join(str(1 + si % 2) for si in case.pyramid), f"dynamic:1:{S}"):
         try:
-            decoder = subject.factory(case.models, replace(case.settings, draft_len=schedule, options=subject.options))
+            decoder = subject.decoder(case, draft_len=schedule)
         except (InputError, ValueError, TypeError):  # a number is all that every decoder must take
             continue
         got = decoder.decode(case.request, case.noise())

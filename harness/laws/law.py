@@ -95,9 +95,12 @@ class Subject:
         name = getattr(self.factory, "__qualname__", "<unnamed>")
         return "FACTORY" if "<" in name else repr(f"{self.factory.__module__}:{name}")
 
-    def decoder(self, case: Case, models: ModelPair | None = None) -> Implementation:
-        """Build the decoder for a case, or for other networks with the settings of the case."""
-        return build(self.factory, models or case.models, replace(case.settings, options=self.options))
+    def decoder(self, case: Case, models: ModelPair | None = None, draft_len: str | int = "") -> Implementation:
+        """Build the decoder for a case, or for other networks or another draft length with its settings."""
+        settings = replace(case.settings, options=self.options)
+        if draft_len:
+            settings = replace(settings, draft_len=draft_len)
+        return build(self.factory, models or case.models, settings)
 
     def decode(
         self, case: Case, request: Request | None = None, noise: Noise | None = None, models: ModelPair | None = None

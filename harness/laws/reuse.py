@@ -50,16 +50,15 @@ def alternating(subject: Subject, case: Case) -> bool:
     """
     S = case.pyramid.S
     for draft_len in (case.length, f"dynamic:1:{S}"):
-        settings = replace(case.settings, draft_len=draft_len)
         try:
-            decoder = subject.factory(case.models, settings)
+            decoder = subject.decoder(case, draft_len=draft_len)
         except (InputError, ValueError, TypeError):
             if draft_len == case.length:
                 raise
             continue
         for k, request in enumerate(_requests(case)):
             got = decoder.decode(request, case.noise(request))
-            due = subject.factory(case.models, settings).decode(request, case.noise(request))
+            due = subject.decoder(case, draft_len=draft_len).decode(request, case.noise(request))
             same_decode(got, due, f"draft_len {draft_len}, request {k} of one decoder ({request})")
     return True
 

@@ -95,7 +95,7 @@ def oracle(subject: Subject, case: Case) -> bool:
     fell = stood = False
     for k, tried in enumerate(_policies(subject, case)):
         draft_len = draft_lens(tried)[(case.seed + k) % 4]
-        decoder = subject.factory(tried.models, replace(tried.settings, draft_len=draft_len))
+        decoder = subject.decoder(tried, draft_len=draft_len)
         got = decoder.decode(tried.request, tried.noise())
         due_BL, due = policies.decode(tried.models, tried.request, tried.noise(), tried.policy, draft_len, tried.bonus)
         where = f"policy {tried.policy}, draft_len {draft_len}{', bonus' if tried.bonus else ''}"
@@ -117,7 +117,7 @@ def length(subject: Subject, case: Case) -> bool:
     )  # fmt: skip
     S, rule, several = case.pyramid.S, policies.Rule.of(case.policy), False
     for draft_len in (*draft_lens(case)[1:], f"dynamic:1:{S}"):
-        decoder = subject.factory(case.models, replace(case.settings, draft_len=draft_len))
+        decoder = subject.decoder(case, draft_len=draft_len)
         for seed in (case.seed, case.seed + 1):
             request = replace(case.request, seed=seed)
             for image, rounds in enumerate(decoder.decode(request, case.noise(request)).rounds):
@@ -171,7 +171,7 @@ def recount(subject: Subject, case: Case) -> bool:
     for name, spy in spies.items():
         for word in ("calls", "rows"):
             told = getattr(decoded, f"{name}_{word}")
-            if told or decoded.rounds:
+            if told:  # a trace need not count
                 where = f"{name}_{word} {told} add up to {sum(told)}"
                 require(sum(told) == spy.counts[word], f"{where}, and a spy counted {spy.counts[word]}")
     for image, rounds in enumerate(decoded.rounds):

@@ -53,9 +53,9 @@ class Scope:
             ScalePyramid(sides)
 
     def fitted(self, case: Case) -> Case:
-        """Return a case on the scope's device, in its dtype."""
+        """Return a case on the scope's device, all networks in its dtype."""
         case = replace(case, device=self.device)
-        return replace(case, dtype=self.dtype, exact=False) if self.dtype else case
+        return replace(case, dtype=self.dtype, draft_dtype="", exact=False) if self.dtype else case
 
     @property
     def pyramids(self) -> tuple[tuple[int, ...], ...]:

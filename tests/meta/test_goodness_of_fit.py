@@ -24,7 +24,11 @@ def spread(case: Case) -> float:
     return float(torch.special.entr(target_law(case)).sum())
 
 
-CASES = [distribution_case(Case(weights=k, V=3, draft="far", labels=(b,))) for k in range(6) for b in range(3)]
+CASES = [
+    distribution_case(Case(weights=k, V=3, draft="far", labels=(b,), policy="rejection"))
+    for k in range(6)
+    for b in range(3)
+]
 CASE = max(CASES, key=spread)
 
 

@@ -110,11 +110,13 @@ def test_the_last_position_may_differ_by_a_certified_tie():
     assert judgement.defects[0].detail == said
 
 
-@pytest.mark.parametrize("image", [0, 1])
-@pytest.mark.parametrize("position", [0, 3, 9])
-def test_a_wrong_draw_from_right_logits_is_no_tie_however_wide_the_budget(image: int, position: int):
-    """The decoder's own numbers, which it shows, give another token."""
-    found, gap = swapped(evidence(), image, position)
+PLACES = [(0, 0, 1), (0, 3, 1), (0, 9, 2), (1, 0, 1), (1, 3, 1), (1, 9, 1)]
+
+
+@pytest.mark.parametrize(("image", "position", "rank"), PLACES)
+def test_a_wrong_draw_from_right_logits_is_no_tie_however_wide_the_budget(image: int, position: int, rank: int):
+    """The decoder's own numbers, which it shows, give another token; of its rank, not the draft's own."""
+    found, gap = swapped(evidence(), image, position, rank)
     wide = Budget(gap, gap, 1e-6, "by hand")
     judgement = judge(replace(found, budget=wide))
     assert judgement.verdict is Verdict.DEFECT
@@ -128,6 +130,13 @@ def test_a_wrong_draw_from_right_logits_is_no_tie_however_wide_the_budget(image:
     assert first.bound == pytest.approx(2 * gap * (1, 5, 9)[first.scale], rel=1e-5)
     assert (first.delta_logits, first.delta_f_hat) == (pytest.approx(0, abs=1e-4), pytest.approx(0, abs=1e-4))
     assert judge(hidden(replace(found, budget=wide))).verdict is Verdict.TIE  # unseen, the budget must excuse it
+
+
+def test_a_wrong_draw_that_is_the_drafts_own_is_a_draft_that_was_kept():
+    found, gap = swapped(evidence(), 0, 9)
+    (first,) = judge(replace(found, budget=Budget(gap, gap, 1e-6, "by hand"))).defects
+    assert (first.component, first.position) == ("accept", 9)
+    assert first.detail == "the draft's own token stands, and is not the target's draw"
 
 
 def test_a_decoders_own_race_decides_where_it_shows_its_logits():
