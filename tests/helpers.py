@@ -33,6 +33,17 @@ RECORDED = Path(__file__).parent / "regression" / "recorded"
 V, C, CLASSES = 11, 4, 3
 
 
+def some(n: int, items: Sequence[Any]) -> list[Any]:
+    """Return parameters of which every n-th is tried every time, and all of them in `tox -e slow`."""
+    return [
+        item if k % n == 0 else pytest.param(*_values(item), marks=pytest.mark.slow) for k, item in enumerate(items)
+    ]
+
+
+def _values(item: Any) -> Sequence[Any]:
+    return item if isinstance(item, tuple) else (item,)
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way of building the networks; every field is a name in a checkpoint or not."""

@@ -3,4 +3,4 @@ from hypothesis import settings
 from tests.property.machine import DecodeMachine
 
 TestDecodeMachine = DecodeMachine.TestCase
-TestDecodeMachine.settings = settings(stateful_step_count=50)
+TestDecodeMachine.settings = settings(stateful_step_count=50, max_examples=max(6, settings().max_examples // 3))

@@ -145,6 +145,7 @@ def test_untouched_content_holds(content: Content, tmp_path: Path, monkeypatch: 
     assert command(monkeypatch, "golden", "check", str(content.save(tmp_path / "copy.safetensors")), "--quiet") == 0
 
 
+@pytest.mark.slow
 def test_digits_cases_swapped_or_touched_late_are_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

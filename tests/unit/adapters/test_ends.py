@@ -95,6 +95,7 @@ def against(shelf: Path, *mistakes: str, in_process: bool = True) -> Verificatio
     return run(make(shelf, "var"), in_process, against=other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_process", [True, False])
 def test_two_checkouts_of_the_same_code_are_identical(shelf: Path, in_process: bool):
     result = against(shelf, in_process=in_process)

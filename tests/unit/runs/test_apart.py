@@ -107,6 +107,7 @@ def test_much_output_goes_to_the_log(capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_after_three_deaths_in_a_row_the_rest_is_left_alone():
     requests = [Request((0,), seed) for seed in range(5)]
     result = verify(MODELS, "tests.bent:exits", [Settings(2)], requests)

@@ -210,6 +210,7 @@ def test_identical_is_equal_to_the_references_draw_on_the_same_prefix_under_ever
     assert (setting.total("unclaimed") > 0) is (policy != "coupled")
 
 
+@pytest.mark.slow
 def test_tokens_that_are_no_ties_because_they_are_many_are_wrong_tokens():
     models, request = digits().to("cpu", torch.bfloat16), Request((0,), 0)
     result = verify_here(models, lambda m, s: Blind(guidance.SWAPPED(m, s)), [Settings(5)], [request])

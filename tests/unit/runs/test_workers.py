@@ -60,6 +60,7 @@ def test_many_workers_find_what_one_finds_bit_for_bit(tmp_path: Path):
         assert (a.task, a.setting, a.judgement, a.counts) == (b.task, b.setting, b.judgement, b.counts)
 
 
+@pytest.mark.slow
 def test_a_request_that_kills_every_worker_is_a_defect_of_the_process():
     """Plant: in the worker's own process a decoder that kills it."""
     plan = Plan.of([Settings(2)], [task.request for task in PLAN.tasks[:2]])
@@ -114,6 +115,7 @@ def test_one_worker_is_this_process(tmp_path: Path):
         assert [answer[0] for _, answer in pool.map([3, 1])] == [9, 1]
 
 
+@pytest.mark.slow
 def test_a_setting_that_keeps_dying_is_left_alone_whoever_does_it_and_the_run_is_whole():
     requests = [Request((0,), seed) for seed in range(6)]
     results = [
