@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from harness.protocol.noise import (
     TOKEN,
     ExclusiveNoise,
     Ledger,
+    RecordedNumbers,
+    RowsOf,
     SeededNoise,
     derive_seed,
 )
@@ -191,3 +194,37 @@ def test_a_ledger_is_shared_unless_it_is_exclusive():
     one.enter(0, TOKEN, "a")
     one.enter(0, TOKEN, "a")
     assert one.readers == {(0, TOKEN): ["a"]}
+
+
+def test_some_images_have_their_rows_of_a_batchs_numbers_and_enter_its_ledger():
+    request = Request((2, 0, 1), 4)
+    batch, whole, rows = noise(request), noise(request), torch.tensor([2, 0])
+    some = RowsOf(batch, rows)
+    assert torch.equal(some.labels(3), whole.labels(3)[rows])
+    assert torch.equal(some.exponential(1, TOKEN, "one"), whole.exponential(1, TOKEN, "x")[rows])
+    assert torch.equal(some.uniform(1, ACCEPT, "two"), whole.uniform(1, ACCEPT, "x")[rows])
+    assert batch.ledger.readers == {(1, TOKEN): ["one"], (1, ACCEPT): ["two"]}
+
+
+def test_recorded_numbers_go_to_the_images_that_they_were_drawn_for():
+    known = Request((0, 1, 2), 7)
+    E_BlV = torch.arange(12.0).view(3, 2, 2)
+    kept = RecordedNumbers({"token/1": E_BlV}, known)
+    some = Request((1, 0), 7, images=(2, 0))
+    assert torch.equal(kept.rows(some, 1, "token"), E_BlV[[2, 0]])
+    said = "^stream=token: the numbers of scale 1 for these images were not recorded$"
+    for wrong in (Request((1,), 8), Request((1,), 7, images=(3,))):
+        with pytest.raises(NoiseError, match=said):
+            kept.rows(wrong, 1, "token")
+    with pytest.raises(NoiseError, match="scale 2"):
+        kept.rows(known, 2, "token")
+    published = replace(known, order="batch")
+    assert torch.equal(RecordedNumbers({"token/1": E_BlV}, published).rows(published, 1, "token"), E_BlV)
+    with pytest.raises(NoiseError, match=said):  # what a batch draws depends on all of it
+        RecordedNumbers({"token/1": E_BlV}, published).rows(replace(some, order="batch"), 1, "token")
+
+
+def test_a_note_is_kept_as_it_was_said():
+    numbers = noise(Request((0,), 1))
+    numbers.note("scale 3")
+    assert numbers.ledger.notes == ["scale 3"]

@@ -192,3 +192,25 @@ def test_scales_that_were_not_made_final_once_are_missing():
     assert trace([[1, 0, 1], [2, 1, 1]]).missing_scales(PYRAMID) == [(0, 1), (1, 0)]
     assert trace([[1, 1, 1]]).missing_scales(PYRAMID) == [(b, si) for b in range(2) for si in range(3)]
     assert len(trace([[1, 1]] * 2).missing_scales(PYRAMID)) == 6
+
+
+def test_settings_say_what_a_decoder_was_asked_for_and_nothing_else():
+    assert str(Settings(2)) == "coupled draft_len=2"
+    assert str(Settings("1/2", True, "greedy")) == "greedy draft_len=1/2 bonus"
+    assert str(Settings("", False, "")) == "as it is"
+    named = (("checkout", "/somewhere"), ("gamma", "3"), ("gamma", "4"))
+    assert str(Settings(3, options=named)) == "draft_len=3 gamma=3 gamma=4"  # a rule of its own
+    assert str(Settings("", policy="", options=named[:1])) == "as it is"
+    assert Settings(options=named).option("gamma") == "4"
+    assert Settings(options=named).option("other") == ""
+    assert Settings(options=named).option("other", "2") == "2"
+
+
+def test_a_batch_of_several_seeds_is_one_of_images():
+    mixed = Request((0, 1), 5, seeds=(5, 9))
+    assert [mixed.where(b) for b in (0, 1)] == [{"seed": 5, "image": 0}, {"seed": 9, "image": 1}]
+    with pytest.raises(InputError, match=r"^seeds=\(5, 9\): must hold one seed per image \(3\); drop it$"):
+        Request((0, 1, 2), 5, seeds=(5, 9))
+    said = r'^seeds=\(5, 9\): a batch in the published order has one seed; use order="image"$'
+    with pytest.raises(InputError, match=said):
+        Request((0, 1), 5, order="batch", seeds=(5, 9))

@@ -1,0 +1,80 @@
+"""Which precision certifies, and how many images at once: by hand, on devices that need not be there."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from harness.rounding import certifying as module
+from harness.rounding.certifying import FEWEST, Certifying, certifying, images_at_once, wide
+from tests.helpers import Layout, tiny
+
+CONFIG = SimpleNamespace(H=2, D=8, V=5, depth=3)
+F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+
+
+def pair(dtype: torch.dtype, device: str, L: int = 10) -> Any:
+    target = SimpleNamespace(dtype=dtype, config=CONFIG)
+    return SimpleNamespace(target=target, device=torch.device(device), pyramid=SimpleNamespace(L=L))
+
+
+CASES = [
+    (BF16, "cuda", False, Certifying(F32, False, 2.0**-4), "TF32, its error below 0.062 of the budget"),
+    (BF16, "cuda", True, Certifying(F32, False, 2.0**-4), "TF32, its error below 0.062 of the budget"),
+    (BF16, "cpu", False, Certifying(F32, True, 2.0**-13), "float32, its error below 0.00012 of the budget"),
+    (F32, "cuda", True, Certifying(F32, True, 2.0**-9), "float32, its error below 0.002 of the budget"),
+    (F32, "cuda", False, Certifying(F64, True, 2.0**-29), "float64, its error below 1.9e-09 of the budget"),
+    (F32, "cpu", True, Certifying(F64, True, 2.0**-29), "float64, its error below 1.9e-09 of the budget"),
+    (F64, "cuda", True, Certifying(F64, True, 2.0**-29), "float64, its error below 1.9e-09 of the budget"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "device", "tf32", "due", "said"), CASES)
+def test_the_cheapest_precision_whose_error_is_negligible(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str, tf32: bool, due: Certifying, said: str
+):
+    monkeypatch.setattr(module, "precision", lambda: {"tf32_matmul": tf32})
+    found = certifying(pair(dtype, device))
+    assert found == due
+    assert str(found) == said
+    assert found.share <= module.NEGLIGIBLE
+
+
+def test_networks_are_lent_wide_and_the_mode_is_put_back(monkeypatch: pytest.MonkeyPatch):
+    models, modes = tiny(Layout((1, 2))).to("cpu", BF16), []
+    for exact in (True, False):
+        with wide(models, Certifying(F64, exact, 0.0)) as (network, vae):
+            assert (network.dtype, vae.dtype) == (F64, F64)
+            modes.append(torch.backends.cuda.matmul.allow_tf32)
+    assert modes == [False, True]
+    assert not torch.backends.cuda.matmul.allow_tf32
+    with wide(models, Certifying(F32, True, 0.0)) as (network, vae):
+        assert (network.dtype, vae.dtype) == (F32, F32)
+
+
+def each(bytes_a_number: int, L: int = 10) -> int:
+    """Return the bytes of one image: two rows of attention twice and once more, activations, logits, keys, values."""
+    return 2 * bytes_a_number * (3 * 2 * L * L + 12 * L * 8 + 3 * L * 5 + 2 * 3 * L * 8)
+
+
+def test_as_many_images_at_once_as_a_quarter_of_the_free_memory_holds():
+    free = int(FEWEST * 2**30)
+    assert images_at_once(pair(F32, "cpu"), Certifying(F64, True, 0.0)) == free // 4 // each(8)
+    assert images_at_once(pair(F32, "cpu"), Certifying(F32, True, 0.0)) == free // 4 // each(4)
+    assert images_at_once(pair(F32, "cpu", L=10**6), Certifying(F64, True, 0.0)) == 1
+
+
+def test_on_cuda_what_the_allocator_keeps_unused_is_free_too(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def told(value: Any) -> Any:
+        return lambda device: asked.append(device) or value
+
+    monkeypatch.setattr(torch.cuda, "memory_reserved", told(9 * each(8)))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", told(4 * each(8)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", told((15 * each(8), 10**15)))
+    assert images_at_once(pair(F32, "cuda:1"), Certifying(F64, True, 0.0)) == 5  # (15 + 9 - 4) / 4
+    assert asked == [torch.device("cuda:1")] * 3
