@@ -19,11 +19,12 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
 from harness.report.progress import LongWork
-from harness.report.samples import cost_table, png_grid
+from harness.report.samples import png_grid, show_cost
 from harness.report.terminal import plain_console, say
 from harness.speculative.build import build_decoder
 from harness.speculative.sampler import SpeculativeDecoder
 from harness.speculative.tools.observer import ROUNDS, VALUES, Observer
+from harness.wording import count_of
 
 
 def sample(
@@ -89,8 +90,8 @@ def sample(
         write_whole(outputs["tokens"], save(tensors))
     console = plain_console()
     if observer is not None and profile:
-        console.print(cost_table(observer))
-    say(console, f"{sum(len(row) for row in rows)} images in {out}")
+        show_cost(observer, console)
+    say(console, f"{count_of(sum(len(row) for row in rows), 'image')} in {out}")
 
 
 def observer_for(sampler: str, trace: int, folder: Path | None, profile: bool) -> Observer | None:

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from rich.box import SIMPLE
-from rich.table import Table
+from rich.console import Console
 from torch import Tensor
 
+from harness.report.tables import Column, named, print_table
 from harness.speculative.tools.observer import Observer
 
+COST = (named("component"), Column("calls"), Column("time (ms)"), Column("largest result (KiB)"))
 
-def cost_table(observer: Observer) -> Table:
-    """Return calls, time and memory of every component; times exclude the components that one calls."""
-    table = Table(title="cost per component", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("component", no_wrap=True)
-    for header in ("calls", "ms", "largest result, KiB"):
-        table.add_column(header, justify="right")
-    for component, cost in observer.table():
-        table.add_row(component, str(cost.calls), f"{cost.seconds * 1e3:.1f}", f"{cost.bytes / 1024:.0f}")
-    return table
+
+def show_cost(observer: Observer, console: Console) -> None:
+    """Print calls, time and memory of every component; times exclude the components that one calls."""
+    rows = [
+        [component, str(cost.calls), f"{cost.seconds * 1e3:.1f}", f"{cost.bytes / 1024:.0f}"]
+        for component, cost in observer.table()
+    ]
+    print_table(console, "cost per component", COST, rows)
 
 
 def png_grid(rows: Sequence[Tensor]) -> bytes:
