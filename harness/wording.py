@@ -32,6 +32,11 @@ def readable(text: str) -> str:
     return text.encode("ascii", READABLE).decode()
 
 
+def spelled(text: str, encoding: str) -> str:
+    """Return a text as a stream of an encoding shows it; done before its width is measured (≤ takes two columns)."""
+    return text.encode(encoding, READABLE).decode(encoding)
+
+
 def _substitute(error: UnicodeError) -> tuple[str, int]:
     """Answer for letters that an encoding lacks: known ones are spelled in ASCII, others escaped."""
     if not isinstance(error, UnicodeEncodeError):

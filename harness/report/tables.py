@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
+
+from harness.wording import spelled
 
 SHY = "\u00ad"  # where the word of a header may be broken
 LEAST_PROSE = 32  # columns; prose with less room stands below its row
@@ -52,7 +54,10 @@ def prose(head: str) -> Column:
 def print_table(console: Console, title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """Print a table as wide as the console at most; nothing where there are no rows."""
     if rows:
-        lines = lines_of(title, columns, rows, console.width)
+        kind = console.encoding
+        shown = [replace(column, head=_head(column.head, kind)) for column in columns]
+        cells = [[spelled(cell, kind) for cell in row] for row in rows]
+        lines = lines_of(spelled(title, kind), shown, cells, console.width)
         console.print(Text("\n".join([*lines, ""])), soft_wrap=True)
 
 
@@ -93,6 +98,11 @@ def wrapped(text: str, width: int, indent: str = INDENT) -> list[str]:
     """Break a text between words; later lines are indented. A word that is too long is left whole."""
     made = textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return made or [""]
+
+
+def _head(head: str, encoding: str) -> str:
+    """Return a header in an encoding; `SHY` is never printed, so it stays."""
+    return SHY.join(spelled(part, encoding) for part in head.split(SHY))
 
 
 def _least(columns: Sequence[Column], rows: Sequence[Sequence[str]], prose: list[int]) -> int:

@@ -14,7 +14,7 @@ from harness.report.tables import SHY, Column, named, print_table, wrapped
 from harness.runs.records import against_of
 from harness.runs.repeat import repeat_line
 from harness.runs.result import COUNTS, SettingResult, Verification
-from harness.wording import count_of
+from harness.wording import count_of, spelled
 
 COLOURS = {
     Verdict.IDENTICAL: "green",
@@ -65,7 +65,7 @@ def say(console: Console, text: str, word: str = "", style: str = "", whole: boo
         style: of the word.
         whole: it is a command line, and copied.
     """
-    line = f"{word}{' ' if word else ''}{shortened(one_line(text), MOST_SHOWN)}"
+    line = spelled(f"{word}{' ' if word else ''}{shortened(one_line(text), MOST_SHOWN)}", console.encoding)
     lines = [line] if whole or console.soft_wrap else wrapped(line, console.width)
     shown = Text("\n".join(lines))
     shown.stylize(style, 0, len(word))
