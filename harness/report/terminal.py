@@ -196,11 +196,12 @@ def _row(words: str, settings: list[SettingResult], counted: list[str]) -> list[
     """Return what one setting came to, or several of them together."""
     calls = [count for setting in settings for count in setting.target_calls]
     accepted = [count for setting in settings for rounds in setting.accepted_scales for count in rounds]
+    once = {(row.task, row.reference_seconds) for setting in settings for row in setting.rows}  # decoded for them all
     return [
         words,
         *(str(sum(setting.total(count) for setting in settings)) for count in counted),
         f"{sum(calls) / len(calls):.2f} ({min(calls)}-{max(calls)})" if calls else "-",
         f"{sum(accepted) / len(accepted):.2f}" if accepted else "-",
         f"{sum(setting.seconds for setting in settings):.1f}",
-        f"{sum(setting.reference_seconds for setting in settings):.1f}",
+        f"{sum(seconds for _, seconds in once):.1f}",
     ]

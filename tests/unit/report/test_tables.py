@@ -181,6 +181,7 @@ def test_what_passed_shares_a_row_and_what_failed_has_its_own(monkeypatch: pytes
     assert [row[0] for row in rows] == ["3 settings IDENTICAL"]
     every = printed(verification, 80, "utf-8", monkeypatch).tables[0][1]
     assert len(every) == 3
+    assert rows[0][-1] == every[0][-1]  # one reference for all of them: its time is not counted three times
     assert int(rows[0][2]) == sum(int(row[2]) for row in every) > 0
     assert len(printed(defective, 80, "utf-8", monkeypatch).tables[0][1]) >= 2
     shown = [row[0] for row in printed(checked, 80, "utf-8", monkeypatch).tables[0][1]]
