@@ -31,6 +31,7 @@ from harness.commands.verify import verify
 from harness.errors import HarnessError, NonFiniteError, StopSignal, one_line, shortened, text_of
 from harness.judge.verdict import Verdict
 from harness.runs.interrupt import interruptible
+from harness.wording import READABLE
 
 BAD, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # the last two as a shell counts SIGINT and SIGPIPE
 MOST = 500  # characters of a line on stderr
@@ -59,7 +60,7 @@ def main() -> None:
     """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # Δ on a terminal that knows no Δ is \u0394
+            stream.reconfigure(errors=READABLE)  # a terminal that knows no Δ shows a d
     try:
         with interruptible():
             status = app(standalone_mode=False)

@@ -128,6 +128,21 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path 
     return {name: path.absolute() for name, path in outputs.items() if path is not None}
 
 
+def check_absent(outputs: Mapping[str, Path], force: bool) -> None:
+    """Refuse to replace a file unless told to.
+
+    Args:
+        outputs: option -> path that will be written.
+        force: replace what is there.
+
+    Raises:
+        InputError: one of them is there.
+    """
+    for name, path in outputs.items():
+        if not force and os.path.lexists(path):
+            raise InputError(name, str(path), "is there already", f"pass --force to replace it, or another --{name}")
+
+
 def check_folder(path: Path | None, name: str) -> None:
     """Refuse a folder that files cannot be written into.
 

@@ -201,25 +201,34 @@ def _sequential(models: ModelPair, request: Request, greedy: bool = False) -> Tr
     return trace
 
 
+HEADS = (
+    "policy", "contract", "draft_len", "target calls", "target rows", "draft rows", "tokens that differ", "pixels",
+    "rounds by final scales",
+)  # fmt: skip
+
+
+def cells(row: PolicyRow) -> list[str]:
+    """Return means and the histogram of a row, under `HEADS`."""
+    histogram = " ".join(f"{scales}:{count}" for scales, count in sorted(row.scales_per_round.items()))
+    counts = [f"{row.mean('target_calls'):.2f}", f"{row.mean('target_rows'):.0f}", f"{row.mean('draft_rows'):.0f}"]
+    distance = [f"{row.mean('tokens'):.3f}", f"{row.mean('pixels'):.4f}"]
+    return [row.policy, row.contract or "-", row.draft_len or "-", *counts, *distance, histogram or "-"]
+
+
 def markdown(rows: Sequence[PolicyRow]) -> str:
     """Return the rows as a table of means."""
-    lines = [
-        "| policy | contract | draft_len | target calls | target rows | draft rows | tokens that differ | pixels |"
-        " rounds by final scales |",
-        "|---|---|---|---:|---:|---:|---:|---:|---|",
-    ]
-    for row in rows:
-        histogram = " ".join(f"{scales}:{count}" for scales, count in sorted(row.scales_per_round.items()))
-        lines.append(
-            f"| {row.policy} | {row.contract or '-'} | {row.draft_len or '-'} | {row.mean('target_calls'):.2f} | "
-            f"{row.mean('target_rows'):.0f} | {row.mean('draft_rows'):.0f} | {row.mean('tokens'):.3f} | "
-            f"{row.mean('pixels'):.4f} | {histogram or '-'} |"
-        )
-    return "\n".join(lines) + "\n" + "".join(_acceptance(row) for row in rows if row.draft_len == "1")
+    lines = [f"| {' | '.join(HEADS)} |", "|---|---|---|---:|---:|---:|---:|---:|---|"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    return "\n".join(lines) + "\n" + "".join(f"\n{text}\n" for text in acceptance(rows))
+
+
+def acceptance(rows: Sequence[PolicyRow]) -> list[str]:
+    """Return a sentence on every policy whose scales were judged one by one."""
+    return [_acceptance(row) for row in rows if row.draft_len == "1"]
 
 
 def _acceptance(row: PolicyRow) -> str:
     """Return how often each scale stands, and each token, when every scale is judged by itself."""
     scales = " ".join(f"{row.whole[si] / count:.2f}" for si, count in sorted(row.judged.items()))
     tokens = sum(row.accepted_tokens) / sum(row.draft_rows)
-    return f"\nScale by scale, `{row.policy}` keeps a drafted scale in a share of {scales}; tokens: {tokens:.3f}.\n"
+    return f"Scale by scale, `{row.policy}` keeps a drafted scale in a share of {scales}; tokens: {tokens:.3f}."

@@ -19,8 +19,23 @@ STEADY = 1.05  # a speed-up beyond what the passes allow comes from a disturbed 
 LEAST_RATE = 0.5
 
 
+HEADS = (
+    "decoder", "contract", "target calls (≤ 5)", "speed-up (≥ 1.3)", "extra memory (< 20 %, published sizes)",
+    "pixels off (the draft's own: 100 %)", "promises kept",
+)  # fmt: skip
+
+
 def markdown(policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], draft_len: str = "5") -> str:
-    """Return the scoreboard: imposed acceptance first (see `_fastest`), then every policy at one draft length.
+    """Return the scoreboard as a table; arguments and errors as of `scoreboard`."""
+    lines = [f"| {' | '.join(HEADS)} |", "|---|---|---:|---:|---:|---:|---|"]
+    board = scoreboard(policies, models, runs, draft_len)
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in board)]) + "\n"
+
+
+def scoreboard(
+    policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], draft_len: str = "5"
+) -> list[list[str]]:
+    """Return the scoreboard under `HEADS`: imposed acceptance first, then every policy at one draft length.
 
     Args:
         policies: counts and distances, the draft's own among them.
@@ -31,11 +46,7 @@ def markdown(policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], 
     Raises:
         InputError: two runs time one policy of `models`.
     """
-    lines = [
-        "| decoder | contract | target calls (≤ 5) | speed-up (≥ 1.3) | extra memory (< 20 %, published sizes) |"
-        " pixels off (the draft's own: 100 %) | promises kept |",
-        "|---|---|---:|---:|---:|---:|---|",
-    ]
+    lines: list[list[str]] = []
     for run in runs:
         if run.models != models:
             lines += [_imposed(run, row) for row in _fastest(run.rows)]
@@ -51,7 +62,7 @@ def markdown(policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], 
     for row in policies:
         if row.contract and row.draft_len == draft_len:
             lines.append(_policy(row, models, timed.get(row.policy), draft))
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _fastest(rows: Sequence[SpeedRow]) -> list[SpeedRow]:
@@ -65,13 +76,13 @@ def _rate(row: SpeedRow) -> float:
     return float(row.policy.partition(":")[2])
 
 
-def _imposed(run: Speed, row: SpeedRow) -> str:
+def _imposed(run: Speed, row: SpeedRow) -> list[str]:
     what = f"{_pair(run)}, {run.title}, {row.draft_len} scales{' + bonus' if run.bonus else ''}"
     kept = [row.target_calls <= MOST_CALLS, _is_fast(row), row.extra_memory < MOST_MEMORY]
     memory = "-" if math.isnan(row.extra_memory) else f"{row.extra_memory:+.1%}"
     cells = (f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", memory, "imposed")
     verdict = _verdict(kept, ["calls", "speed", "memory"])
-    return f"| {what}, {row.kept:.0%} of scales kept | - | {' | '.join(cells)} | {verdict} |"
+    return [f"{what}, {row.kept:.0%} of scales kept", "-", *cells, verdict]
 
 
 def _is_fast(row: SpeedRow) -> bool:
@@ -80,7 +91,7 @@ def _is_fast(row: SpeedRow) -> bool:
     return row.speed_up >= LEAST_SPEED_UP and steady
 
 
-def _policy(row: PolicyRow, models: str, timing: SpeedRow | None, draft_pixels: float) -> str:
+def _policy(row: PolicyRow, models: str, timing: SpeedRow | None, draft_pixels: float) -> list[str]:
     share = row.mean("pixels") / draft_pixels
     exact = row.contract in "AB"
     kept = [row.mean("target_calls") <= MOST_CALLS, timing is not None and _is_fast(timing), exact]
@@ -88,10 +99,8 @@ def _policy(row: PolicyRow, models: str, timing: SpeedRow | None, draft_pixels: 
     distance = "0 %" if same else f"{share:.0%}".replace("%", " %") + (" (its law is exact)" if exact else "")
     speed = f"{timing.speed_up:.2f}" if timing else "-"
     verdict = _verdict(kept, ["calls", "speed", "image"]) + ("" if timing else " (speed not measured)")
-    return (
-        f"| {models}, `{row.policy}` | {row.contract} | {row.mean('target_calls'):.1f} | {speed} | - | {distance} | "
-        f"{verdict} |"
-    )
+    calls = f"{row.mean('target_calls'):.1f}"
+    return [f"{models}, `{row.policy}`", row.contract, calls, speed, "-", distance, verdict]
 
 
 def _verdict(kept: list[bool], names: list[str]) -> str:

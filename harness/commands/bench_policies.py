@@ -14,7 +14,10 @@ from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.report.pages import replaced
 from harness.report.progress import LongWork
+from harness.report.speed import show_policies
+from harness.report.terminal import plain_console
 from harness.runs.terms import Keeping
+from harness.wording import count_of
 
 
 def bench_policies(
@@ -56,7 +59,7 @@ def bench_policies(
     with LongWork("batches", len(requests)) as work:
         rows = measure(pair, requests, settings, work.advance, Keeping(workers, cluster, device=device))
     table = markdown(rows)
-    print(table, end="", flush=True)
+    show_policies(rows, plain_console())
     if "json" in outputs:
         write_whole(outputs["json"], policies_document(pair.title, str(pair.device), rows))
     if "picture" in outputs:
@@ -65,7 +68,7 @@ def bench_policies(
 
         write_whole(outputs["picture"], svg(chart(rows)))
     if "into" in outputs:
-        title = f"{images} images, cfg {cfg:g}, {pair.title} on {pair.device.type}, {dtype}"
+        title = f"{count_of(images, 'image')}, cfg {cfg:g}, {pair.title} on {pair.device.type}, {dtype}"
         write_whole(outputs["into"], replaced(outputs["into"], {"table": f"{title}\n\n{table}"}).encode())
 
 

@@ -10,8 +10,10 @@ import typer
 from harness.commands import options
 from harness.files import check_outputs
 from harness.report.progress import LongWork
+from harness.report.terminal import plain_console, say
 from harness.rounding.measure import BATCHES, check_explained, measure
 from harness.rounding.stored import load, save
+from harness.wording import count_of
 
 
 def calibrate(
@@ -41,7 +43,8 @@ def calibrate(
         entry = measure(pair, sizes, work.advance)
     check_explained(entry, pair)
     where = f"{entry.models} on {entry.device}, {entry.dtype}, products {entry.products}"
-    print(f"{where}: {entry.windows} windows of {entry.images} images against float64")
-    print(f"logits {entry.rows:.3g} (rms {entry.rows_rms:.3g}) before guidance, f_hat {entry.f_hat:.3g}")
+    console, windows = plain_console(), count_of(entry.windows, "window")
+    say(console, f"{where}: {windows} of {count_of(entry.images, 'image')} against float64")
+    say(console, f"logits {entry.rows:.3g} (rms {entry.rows_rms:.3g}) before guidance, f_hat {entry.f_hat:.3g}")
     if "into" in outputs:
         save(entry, outputs["into"], reason)

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import torch
 import typer
 
-from harness.commands.options import Device, Json, find_device
+from harness.commands.options import Device, Json, Verbose, find_device
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.golden import guard, own, plan
@@ -18,10 +18,11 @@ from harness.golden.check import parse_all, read_all
 from harness.golden.record import changed, fresh, write
 from harness.golden.result import FileResult
 from harness.judge.verdict import worst
-from harness.report.goldens import changes_table, results_as_json, show_results
+from harness.report.goldens import results_as_json, show_changes, show_results
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, say
 from harness.rounding.precision import set_precision
+from harness.wording import count_of
 
 app = typer.Typer(help="Recorded tensors: check, record, diff.", no_args_is_help=True)
 
@@ -36,6 +37,7 @@ def check(
     device: Device = "cpu",
     folder: Folder = own.DATA,
     only: Only = "*",
+    verbose: Verbose = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print defects and the last line only.")] = False,
 ) -> None:
     """Run every recorded case again, teacher-forced, and compare.
@@ -62,7 +64,7 @@ def check(
             if recording.own:
                 result.defects += own.stale(recording)
             results.append(result)
-    show_results(results, console, quiet)
+    show_results(results, console, quiet, verbose)
     if "json" in outputs:
         write_whole(outputs["json"], results_as_json(results, where))
     raise typer.Exit(worst([result.verdict for result in results]).exit_status)
@@ -86,7 +88,7 @@ def record(
         rule = "must hold before a golden is recorded"
         raise InputError("laws", "; ".join(broken), rule, "mend the code first (pytest tests/property)")
     for after in made:
-        console.print(changes_table(f"{after.path.name}: before and after", after.changes))
+        show_changes(f"{after.path.name}: before and after", after.changes, console)
     for after in made:
         write(after, reason, where)
         say(console, f"wrote {after.path}")
@@ -102,8 +104,8 @@ def diff(device: Device = "cpu", folder: Folder = own.DATA, only: Only = "*") ->
         after = fresh(models, where, folder, only)
         count += len(after.changes)
         if after.changes:
-            console.print(changes_table(f"{after.path.name}: before and after", after.changes))
-    say(console, f"{count} changes" if count else "nothing would change")
+            show_changes(f"{after.path.name}: before and after", after.changes, console)
+    say(console, count_of(count, "change") if count else "nothing would change")
     raise typer.Exit(1 if count else 0)
 
 

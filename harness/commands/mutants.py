@@ -47,6 +47,7 @@ def mutants(
     ] = 0,
     cluster: options.Cluster = "",
     json: options.Json = None,
+    verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Hunt planted bugs with the laws; a bug that its family of laws does not catch is a defect of the laws.
@@ -78,7 +79,7 @@ def mutants(
             work.advance(said=task[1])
     made.false_alarms = [law for law in checked if found["law", law.id]]
     made.found = [received(found["mutant", mutant.id]) for mutant in chosen]
-    show(made, plain_console(), quiet)
+    show(made, plain_console(), quiet, verbose)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(made))
     if "into" in outputs:

@@ -71,6 +71,7 @@ Workers = Annotated[int, typer.Option(help="Processes; 0 = one a GPU of --device
 Cluster = Annotated[str, typer.Option(help="Address of a Dask scheduler whose workers do it (docs/runs.md).")]
 # How much is said, and where.
 Json = Annotated[Path | None, typer.Option(help="Write the result to this file.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show a row for everything that passed, too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")]
 
 

@@ -42,6 +42,7 @@ def parts(
     timeout: Annotated[float, typer.Option(help="Seconds for all parts, in the decoder's own process.")] = TIMEOUT_S,
     in_process: Annotated[bool, typer.Option("--in-process", help="Ask them in this process: for a debugger.")] = False,
     json: options.Json = None,
+    verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Ask each part of a decoder the laws of its component; a decode that crashes hides none of them.
@@ -60,7 +61,7 @@ def parts(
         set_precision(False)
         rows = of_laws(own, examples, seed, quiet)
     verdict = verdict_of(rows)
-    show(rows, verdict, plain_console(), quiet)
+    show(rows, verdict, plain_console(), quiet, verbose)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(rows, verdict))
     raise typer.Exit(verdict.exit_status)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,18 +16,22 @@ from torch import Tensor
 
 from harness.commands import options
 from harness.errors import InputError, NonFiniteError
-from harness.files import check_folder, check_outputs, write_whole
+from harness.files import check_absent, check_folder, check_outputs, write_whole
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.provenance import versions
 from harness.reference import sequential
 from harness.report.progress import LongWork
-from harness.report.samples import cost_table, png_grid
+from harness.report.samples import Picture, pictures, png_grid, show_cost
 from harness.report.terminal import plain_console, say
+from harness.rounding.precision import precision
+from harness.runs.identity import weights_of
 from harness.speculative.build import build_decoder
 from harness.speculative.sampler import SpeculativeDecoder
 from harness.speculative.tools.observer import ROUNDS, VALUES, Observer
+from harness.wording import count_of
 
 
 def sample(
@@ -44,9 +52,9 @@ def sample(
     top_k: options.TopK = 0,
     top_p: options.TopP = 0.0,
     noise: options.Noise = "image",
-    out: Annotated[Path, typer.Option(help="PNG file; a row a seed and batch, a column an image.")] = Path(
-        "sample.png"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="PNG file, label and seed under every image; a row a seed and batch.")
+    ] = Path("sample.png"),
     tokens: Annotated[Path | None, typer.Option(help="Also write tokens and f_hat to this safetensors file.")] = None,
     sampler: Annotated[str, typer.Option(help="sequential or speculative.")] = "speculative",
     draft_len: Annotated[str, typer.Option(help="Scales proposed per round: 5, 1/2/3/… or dynamic:1:5.")] = "5",
@@ -56,11 +64,14 @@ def sample(
         Path | None, typer.Option(help="Folder for every named tensor: a safetensors file a round.")
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show calls, time and memory per component.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there already.")] = False,
 ) -> None:
-    """Draw images into a PNG grid."""
+    """Draw images into a PNG grid, whose text says what made them; a file that is there is kept."""
     networks = options.Networks(models, draft, target, vae, patch_nums, draft_noise)
     mode = options.Mode(device, tf32, dtype, draft_dtype)
     outputs = check_outputs({"out": out, "tokens": tokens}, networks.files())
+    kept = sorted(save_intermediates.glob("seed-*-round-*.safetensors")) if save_intermediates else []
+    check_absent(outputs | ({"save-intermediates": kept[0]} if kept else {}), force)
     if sampler not in ("sequential", "speculative"):
         raise InputError("sampler", sampler, "must be sequential or speculative", "pass --sampler speculative")
     observer = observer_for(sampler, trace, save_intermediates, profile)
@@ -70,7 +81,7 @@ def sample(
         pair, options.Images(seeds, labels, batch), options.Sampling(cfg, top_k, top_p, noise)
     )
     decoder = build_decoder(pair, Settings(draft_len, policy=policy), observer)
-    rows: list[Tensor] = []
+    rows: list[list[Picture]] = []
     tensors: dict[str, Tensor] = {}
     with LongWork("images", sum(request.B for request in requests), quiet=trace > 0) as work:  # rounds are printed then
         for request in requests:
@@ -79,18 +90,52 @@ def sample(
                 observer.begin(name)
             drawn = draw(pair, decoder if sampler == "speculative" else None, request)
             with torch.inference_mode():
-                rows.append(pair.vae.decode(drawn.f_hat_BCPP))
+                rows.append(pictures(request, pair.vae.decode(drawn.f_hat_BCPP)))
             tensors[f"{name}/tokens"] = drawn.tokens_BL.cpu().contiguous()
             tensors[f"{name}/f_hat"] = drawn.f_hat_BCPP.cpu().contiguous()
             tensors[f"{name}/labels"] = torch.tensor(request.labels)
             work.advance(request.B)
-    write_whole(outputs["out"], png_grid(rows))
+    check_absent(outputs, force)  # it may have come meanwhile
+    about = about_run(pair, requests, decoder if sampler == "speculative" else None)
+    write_whole(outputs["out"], png_grid(rows, about))
     if "tokens" in outputs:
         write_whole(outputs["tokens"], save(tensors))
     console = plain_console()
     if observer is not None and profile:
-        console.print(cost_table(observer))
-    say(console, f"{sum(len(row) for row in rows)} images in {out}")
+        show_cost(observer, console)
+    say(console, f"{count_of(sum(len(row) for row in rows), 'image')} in {out}")
+
+
+def about_run(pair: ModelPair, requests: Sequence[Request], decoder: SpeculativeDecoder | None) -> dict[str, str]:
+    """Return what made the images, as text: enough to make them again."""
+    first = requests[0]
+    drawn = {name: getattr(first, name) for name in ("cfg", "top_k", "top_p", "order")}
+    dtypes = {
+        side: str(network.dtype).removeprefix("torch.")
+        for side, network in (("draft", pair.draft), ("target", pair.target))
+    }
+    sampler: dict[str, object] = {"sampler": "sequential", "contract": "none: the reference itself"}
+    if decoder is not None:
+        options = decoder.options
+        sampler = {
+            "sampler": "speculative", "contract": str(decoder.contract), "policy": options.policy.name,
+            "draft_len": str(options.draft_len),
+        }  # fmt: skip
+    told = {
+        "Software": f"sdvar-harness {versions()['harness']}",
+        "command": shlex.join(["sdvar-harness", *sys.argv[1:]]),
+        "seeds": sorted({request.seed for request in requests}),
+        "labels": sorted({label for request in requests for label in request.labels or ()}),
+        **sampler,
+        **drawn,
+        "models": pair.title,
+        "weights": weights_of(pair),
+        "device": str(pair.device),
+        "dtypes": dtypes,
+        "precision": precision(),
+        "versions": versions(),
+    }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
 
 
 def observer_for(sampler: str, trace: int, folder: Path | None, profile: bool) -> Observer | None:

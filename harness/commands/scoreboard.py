@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from harness.bench.scoreboard import markdown, speed_table
+from harness.bench.scoreboard import scoreboard as board_of
 from harness.bench.stored import read_policies, read_speed
 from harness.commands import options
 from harness.errors import InputError
 from harness.files import check_outputs, check_writable, write_whole
 from harness.report.pages import replaced
+from harness.report.speed import show_scoreboard
+from harness.report.terminal import plain_console
 
 DEFAULT = Path("docs/measured")
 
@@ -34,9 +37,10 @@ def scoreboard(
     options.check_drawing(picture)
     runs = [read_speed(path) for path in files]
     models, rows = read_policies(policies)
+    board = board_of(rows, models, runs)
     parts = {"scoreboard": markdown(rows, models, runs), "speed": speed_table(runs)}
     written = {page: replaced(page, parts) for page in pages.values()}
-    print(parts["scoreboard"], end="", flush=True)
+    show_scoreboard(board, plain_console())
     if "picture" in outputs:
         from harness.bench.charts import speed_up, svg  # noqa: PLC0415  # matplotlib is asked for where one draws
 

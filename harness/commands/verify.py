@@ -91,6 +91,7 @@ def verify(
     workers: options.Workers = 0,
     cluster: options.Cluster = "",
     json: options.Json = None,
+    verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Run a decoder and the sequential reference under shared seeds and judge every token.
@@ -142,7 +143,7 @@ def verify(
         except RunInterrupted as stop:
             result, status = stop.result, stop.status
     result.about["batch"] = "those of the design" if cover else why
-    show(result, plain_console(), quiet)
+    show(result, plain_console(), quiet, verbose)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(result))
     raise typer.Exit(status or result.verdict.exit_status)
@@ -151,7 +152,7 @@ def verify(
 NOT_REPEATED = (
     "context", "cover",
     "seeds", "labels", "images", "batch", "cfg", "top_k", "top_p", "noise", "draft_len", "bonus", "policy", "run",
-    "resume", "workers", "cluster", "json", "quiet",
+    "resume", "workers", "cluster", "json", "verbose", "quiet",
     "checkout", "option", "against", "against_checkout", "against_option",  # each setting has its own (`runs.repeat`)
 )  # fmt: skip
 

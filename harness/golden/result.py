@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from harness.judge.verdict import Divergence, Verdict
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.wording import count_of
 
 NOT_RECORDED = float("nan")
 
@@ -86,5 +87,6 @@ def totals(results: Sequence[FileResult]) -> str:
     cases = [case for result in results for case in result.cases]
     good = sum(case.verdict in (Verdict.IDENTICAL, Verdict.TIE) for case in cases)
     unjudged = sum(case.not_judged for case in cases)
-    said = f"{good} of {len(cases)} cases, {sum(case.draws for case in cases) - unjudged} draws compared"
+    draws = count_of(sum(case.draws for case in cases) - unjudged, "draw")
+    said = f"{good} of {count_of(len(cases), 'case')}, {draws} compared"
     return f"{said}, {unjudged} not judged" if unjudged else said

@@ -18,6 +18,7 @@ from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.contract import Contract
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.trace import Trace
+from harness.wording import count_of
 
 
 def judge_so_far(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
@@ -74,7 +75,7 @@ def came(trace: Trace, pyramid: ScalePyramid) -> str:
     done = min(finished(trace, pyramid, image) for image in range(len(trace.tokens_BL)))
     rounds = max((len(turns) for turns in trace.rounds), default=0)
     scales = f"scales 0..{done - 1} of {pyramid.S} final" if done else f"no scale of {pyramid.S} final"
-    return f"{rounds} rounds, {scales}"
+    return f"{count_of(rounds, 'round')}, {scales}"
 
 
 def _first_wrong(along: Evidence, image: int, done: int) -> list[Divergence]:

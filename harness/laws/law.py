@@ -57,11 +57,13 @@ class Violation(HarnessError):  # noqa: N818
         self, law: Law, case: Case, found: str, factory: str = "FACTORY", options: tuple[tuple[str, str], ...] = ()
     ) -> None:
         self.law, self.case, self.found, self.factory, self.options = law, case, found, factory, options
+        self.replay = f"from harness.laws import Case, check; check({law.id!r}, {factory}, {case!r}" + (
+            f", {options!r})" if options else ")"
+        )
         super().__init__(
             f"law {law.id} is broken\n  law:     {law.statement}\n  found:   {found[:900]}\n"
             f"  watches: {', '.join(law.watches)}\n  case:    {case!r}\n"
-            f"  replay:  from harness.laws import Case, check; check({law.id!r}, {factory}, {case!r}"
-            + (f", {options!r})" if options else ")")
+            f"  replay:  {self.replay}"
         )
 
     def __reduce__(self) -> tuple[type[Violation], tuple[Law, Case, str, str, tuple[tuple[str, str], ...]]]:

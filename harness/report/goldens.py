@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from harness.errors import one_line
 from harness.files import compact
 from harness.golden.diff import Change
 from harness.golden.result import CaseResult, FileResult, totals
-from harness.judge.verdict import worst
+from harness.judge.verdict import Verdict, worst
 from harness.provenance import versions
+from harness.report.tables import SHY, Column, named, print_table
 from harness.report.terminal import say
 from harness.rounding.precision import precision
 
 SHOWN = 5  # defects of one case; the JSON file has more
 LISTED = 50
+COLUMNS = (
+    named("case"), Column("draws"), Column(f"iden{SHY}tical"), Column("ties"), Column("not judged", spare=1),
+    Column("defects"), Column("most |Δlogits|"), Column("most |Δf_hat|"), Column("most |Δimage|"),
+    Column("free run", spare=2),
+)  # fmt: skip
+CHANGES = (
+    named("case"), named("change"), Column("first scale"), Column("tokens"), Column("most |Δf_hat|"),
+    Column("most |Δimage|"),
+)  # fmt: skip
 UNJUDGED = ("not_judged", "soft_ties", "map_positions", "map_not_judged")
 
 
-def show_results(results: Sequence[FileResult], console: Console, quiet: bool) -> None:
-    """Print judgements: a table a file, then ties, defects and what is unverified, the totals last."""
+def show_results(results: Sequence[FileResult], console: Console, quiet: bool, verbose: bool = False) -> None:
+    """Print judgements: a table a file, then ties, defects and what is unverified, the totals last.
+
+    Args:
+        results: a file each.
+        console: of `plain_console`.
+        quiet: defects and the totals alone.
+        verbose: a row for every case that holds, and every tie.
+    """
     for result in results:
-        if not quiet and result.cases:
-            console.print(_table(result))
+        if not quiet:
+            print_table(console, one_line(result.path), COLUMNS, _rows(result, verbose))
         for case in result.cases:
-            for tie in case.ties if not quiet else []:
+            for tie in case.ties if verbose and not quiet else []:
                 say(console, f"tie in {case.id}: {tie}")
             for defect in case.defects[:SHOWN]:
                 say(console, f"DEFECT in {case.id}: {defect}")
@@ -43,27 +58,33 @@ def show_results(results: Sequence[FileResult], console: Console, quiet: bool) -
     say(console, totals(results))
 
 
-def _table(result: FileResult) -> Table:
-    table = Table(title=one_line(result.path), box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("case", no_wrap=True)
-    for name in (
-        "draws",
-        "identical",
-        "ties",
-        "not judged",
-        "defects",
-        "|Δlogits|",
-        "|Δf_hat|",
-        "|Δimage|",
-        "free run",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
-    for case in result.cases:
-        counts = (case.draws, case.identical, len(case.ties), case.not_judged, len(case.defects))
-        deltas = (case.delta_logits, case.delta_f_hat, case.delta_image)
-        cells = [*map(str, counts), *map(_number, deltas)]
-        table.add_row(one_line(case.id), *cells, "-" if case.run is None else "same" if case.free_run else "differs")
-    return table
+def _rows(result: FileResult, verbose: bool) -> list[list[str]]:
+    """Return a row a case; those that hold share one, the last, unless all are asked for."""
+    held = [case for case in result.cases if case.verdict in (Verdict.IDENTICAL, Verdict.TIE)]
+    if verbose or len(held) < 2:
+        held = []
+    rows = [_row(one_line(case.id), [case]) for case in result.cases if case not in held]
+    return rows + ([_row(f"{len(held)} cases that hold", held)] if held else [])
+
+
+def _row(words: str, cases: Sequence[CaseResult]) -> list[str]:
+    """Return what one case came to, or several of them together."""
+    counts = [(c.draws, c.identical, len(c.ties), c.not_judged, len(c.defects)) for c in cases]
+    deltas = (largest(getattr(c, delta) for c in cases) for delta in ("delta_logits", "delta_f_hat", "delta_image"))
+    return [words, *(str(sum(each)) for each in zip(*counts, strict=True)), *map(_number, deltas), _free_run(cases)]
+
+
+def _free_run(cases: Sequence[CaseResult]) -> str:
+    """Return what the free runs came to."""
+    same = [case.free_run for case in cases if case.run is not None]
+    if not same or all(same):
+        return "same" if same else "-"
+    return "differs" if len(same) == 1 else f"{sum(same)} of {len(same)} same"
+
+
+def largest(values: Iterable[float]) -> float:
+    """Return the largest number that is one; NaN where none is."""
+    return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 def results_as_json(results: Sequence[FileResult], device: torch.device) -> bytes:
@@ -123,18 +144,14 @@ def _case(case: CaseResult) -> dict[str, object]:
     }
 
 
-def changes_table(title: str, changes: Sequence[Change]) -> Table:
-    """Return what a regeneration changes, a row a case."""
-    table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("case", no_wrap=True)
-    for name in ("change", "first scale", "tokens", "max |Δf_hat|", "max |Δimage|"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for change in changes:
-        first = "-" if change.first_scale < 0 else str(change.first_scale)
-        table.add_row(
-            one_line(change.id), change.what, first, str(change.tokens), _number(change.f_hat), _number(change.image)
-        )
-    return table
+def show_changes(title: str, changes: Sequence[Change], console: Console) -> None:
+    """Print what a regeneration changes, a row a case."""
+    print_table(console, title, CHANGES, [_change(change) for change in changes])
+
+
+def _change(change: Change) -> list[str]:
+    first = "-" if change.first_scale < 0 else str(change.first_scale)
+    return [one_line(change.id), change.what, first, str(change.tokens), _number(change.f_hat), _number(change.image)]
 
 
 def _number(value: float) -> str:

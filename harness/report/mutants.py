@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE
+from collections import Counter
+
 from rich.console import Console
-from rich.table import Table
 
 from harness.files import compact
 from harness.judge.verdict import Verdict
 from harness.mutants.hunt import Caught, Hunt
 from harness.provenance import versions
+from harness.report.tables import Column, named, print_table, prose
 from harness.report.terminal import say
 from harness.rounding.precision import precision
+from harness.wording import count_of
 
 
-def show(hunt: Hunt, console: Console, quiet: bool) -> None:
-    """Print a hunt; `quiet` leaves the last line only."""
+def show(hunt: Hunt, console: Console, quiet: bool, verbose: bool = False) -> None:
+    """Print a hunt: what survived, and with `verbose` what was caught, too; `quiet` leaves the last line only."""
     if not quiet:
-        console.print(table(hunt))
+        title = f"planted bugs on {hunt.device}, {hunt.dtype} where a law does not need float64"
+        shown = [caught for caught in hunt.found if verbose or caught.survived]
+        print_table(console, title, _columns(hunt), [_cells(caught, hunt) for caught in shown])
+        if any(caught.mutant.alone for caught in shown):
+            say(console, "* no law of another family may catch it (--laws all checks this)")
+        if not verbose and len(hunt.survived) < len(hunt.found):
+            say(console, _caught(hunt))
         for caught in hunt.survived:
             say(console, f"survived: {caught.mutant.id} ({why(caught)})")
         for law in hunt.false_alarms:
             say(console, f"false alarm: {law.id} is broken by the correct decoder")
     word, colour = ("SURVIVED", "bold red") if hunt.verdict is Verdict.DEFECT else ("CAUGHT", "green")
-    total, alarms = len(hunt.found), len(hunt.false_alarms)
-    count = f"{total - len(hunt.survived)} of {total} planted bugs caught, {alarms} false alarms"
-    say(console, count, word, colour)
+    total, alarms = len(hunt.found), count_of(len(hunt.false_alarms), "false alarm")
+    say(console, f"{total - len(hunt.survived)} of {count_of(total, 'planted bug')} caught, {alarms}", word, colour)
+
+
+def _caught(hunt: Hunt) -> str:
+    """Return one line on what was caught: how many of each family, the longest hunt, the stages."""
+    caught = [each for each in hunt.found if not each.survived]
+    families = Counter(each.mutant.family for each in caught)
+    slowest = max(caught, key=lambda each: each.seconds)
+    said = f"caught: {', '.join(f'{family} {count}' for family, count in families.items())}"
+    stages = Counter(each.stage for each in caught) if _staged(hunt) else {}
+    first = "; first caught by " + ", ".join(f"{stage} {n}" for stage, n in stages.items()) if stages else ""
+    return f"{said}; at the latest after {slowest.seconds:.1f} s ({slowest.mutant.id}){first}"
 
 
 def why(caught: Caught) -> str:
@@ -36,30 +54,27 @@ def why(caught: Caught) -> str:
     return f"{caught.mutant.change}: no law of its family broke{elsewhere}"
 
 
-def table(hunt: Hunt) -> Table:
-    """Return one row a mutant: the laws that caught it, the smallest failing example, seconds to the first one."""
-    title = f"planted bugs on {hunt.device}, {hunt.dtype} where a law does not need float64"
-    shown = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    shown.add_column("bug")
-    shown.add_column("caught by")
-    shown.add_column("smallest failing example")
-    shown.add_column("seconds", justify="right")
-    stages = any(caught.verified for caught in hunt.found)
-    if stages:
-        shown.add_column("first caught by")
-    for caught in hunt.found:
-        laws = [violation.law.id.partition(".")[2] for violation in caught.own]
-        laws += [violation.law.id for violation in caught.elsewhere]
-        smallest = caught.smallest
-        shown.add_row(
-            f"{caught.mutant.id}{' *' if caught.mutant.alone else ''}",
-            ", ".join(laws) or "SURVIVED",
-            repr(smallest.case).removeprefix("Case(").removesuffix(")") if smallest else "-",
-            f"{caught.seconds:.1f}" if caught.violations else "-",
-            *([stage(caught)] if stages else []),
-        )
-    shown.caption = "* no law of another family may catch it (--laws all checks this)"
-    return shown
+def _staged(hunt: Hunt) -> bool:
+    return any(caught.verified for caught in hunt.found)
+
+
+def _columns(hunt: Hunt) -> list[Column]:
+    last = [named("first caught by")] if _staged(hunt) else []
+    return [named("bug"), Column("time (s)"), *last, prose("caught by"), prose("smallest failing example")]
+
+
+def _cells(caught: Caught, hunt: Hunt) -> list[str]:
+    """Return seconds to the first catch, the laws that caught a mutant, the smallest failing example."""
+    laws = [violation.law.id.partition(".")[2] for violation in caught.own]
+    laws += [violation.law.id for violation in caught.elsewhere]
+    smallest = caught.smallest
+    return [
+        f"{caught.mutant.id}{' *' if caught.mutant.alone else ''}",
+        f"{caught.seconds:.1f}" if caught.violations else "-",
+        *([stage(caught)] if _staged(hunt) else []),
+        ", ".join(laws) or "SURVIVED",
+        repr(smallest.case).removeprefix("Case(").removesuffix(")") if smallest else "-",
+    ]
 
 
 def stage(caught: Caught) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from harness.adapters.probe import ABSENT, BROKEN, CRASHED, HELD, PartLaw
 from harness.errors import one_line, shortened
 from harness.files import compact
 from harness.judge.verdict import Verdict
 from harness.provenance import versions
+from harness.report.tables import named, print_table, prose
 from harness.report.terminal import COLOURS, MOST_SHOWN, say
+from harness.wording import count_of
 
+COLUMNS = (named("part"), named("law"), named("verdict"), prose("what is wrong with the numbers"))
 WRONG = (BROKEN, CRASHED)
 
 
@@ -26,23 +27,24 @@ def verdict_of(rows: Sequence[PartLaw]) -> Verdict:
     return Verdict.CONSISTENT if asked else Verdict.INCONCLUSIVE
 
 
-def show(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quiet: bool) -> None:
-    """Print the rows; `quiet` leaves the verdict line only."""
+def show(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quiet: bool, verbose: bool = False) -> None:
+    """Print the rows, those that held in one line unless `verbose`; `quiet` leaves the verdict line only."""
     if not quiet:
-        table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-        for name in ("part", "law", "verdict", "what is wrong with the numbers"):
-            table.add_column(name, overflow="fold")
-        last = ""
-        for row in rows:
-            found = shortened(one_line(row.found), MOST_SHOWN)
-            table.add_row(one_line(row.part) if row.part != last else "", row.law, row.verdict, found)
-            last = row.part
-        console.print(table)
+        shown = [row for row in rows if verbose or row.verdict != HELD]
+        print_table(console, "", COLUMNS, [_row(row) for row in shown])
+        held = list(dict.fromkeys(row.part for row in rows if row.verdict == HELD))
+        if held and not verbose:
+            count = count_of(sum(row.verdict == HELD for row in rows), "law")
+            say(console, f"held: {count} of {count_of(len(held), 'part')}: {', '.join(map(one_line, held))}")
     counts = {word: sum(row.verdict == word for row in rows) for word in (HELD, *WRONG, ABSENT)}
     said = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count or word == HELD)
     wrong = list(dict.fromkeys(row.part for row in rows if row.verdict in WRONG))
-    line = f"{len(rows)} laws of parts: {said}{'; wrong: ' + ', '.join(wrong) if wrong else ''}"
-    say(console, line, verdict.value, COLOURS[verdict])
+    laws = f"{count_of(len(rows), 'law')} of parts"
+    say(console, f"{laws}: {said}{'; wrong: ' + ', '.join(wrong) if wrong else ''}", verdict.value, COLOURS[verdict])
+
+
+def _row(row: PartLaw) -> list[str]:
+    return [one_line(row.part), row.law, row.verdict, shortened(one_line(row.found), MOST_SHOWN)]
 
 
 def as_json(rows: Sequence[PartLaw], verdict: Verdict) -> bytes:

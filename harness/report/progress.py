@@ -16,7 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from harness.wording import count_of
+
 PLAIN_S = 30.0  # between two lines in a log
+BESIDE = 52  # columns of what stands beside the bar
 
 
 class _Rate(ProgressColumn):
@@ -41,8 +44,9 @@ class LongWork:
         self.unit, self.total, self.done, self.defects, self.quiet = unit, total, 0, 0, quiet
         self._begun = self._said = time.monotonic()
         self._kept = 0  # done before this began
+        bar = BarColumn(max(5, min(40, console.width - BESIDE)))
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
+            TextColumn("{task.description}"), bar, MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
             TextColumn("{task.fields[defects]}"),
         )  # fmt: skip
         self.shown = console.is_interactive and not quiet
@@ -71,7 +75,7 @@ class LongWork:
         if not self.done:
             self._kept = count if time.monotonic() - self._begun < 0.01 else 0
         self.done, self.defects = self.done + count, self.defects + defects
-        words = f"{self.defects} defects" if self.defects else ""
+        words = count_of(self.defects, "defect") if self.defects else ""
         self._bar.update(self._task, advance=count, defects=words, description=said or self.unit)
         if not (self.quiet or self.shown) and time.monotonic() - self._said >= PLAIN_S:
             self._said = time.monotonic()
@@ -83,5 +87,5 @@ class LongWork:
         left = (self.total - self.done) / rate if rate else 0.0
         return (
             f"{self.done} of {self.total} {self.unit}, {rate:.1f} a second, "
-            f"{int(left // 60)}:{int(left % 60):02d} left, {self.defects} defects"
+            f"{int(left // 60)}:{int(left % 60):02d} left, {count_of(self.defects, 'defect')}"
         )

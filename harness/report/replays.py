@@ -26,4 +26,4 @@ def say_smallest(console: Console, case: KeptCase) -> None:
     if recipe is not None:
         note = " (with all scales; --bundle keeps the cut)" if case.scales else ""
         line = repeat_line(recipe, case.settings, case.request, case.found, case.draft_noise, case.against)
-        say(console, f"  alone{note}: {line}")
+        say(console, f"  alone{note}: {line}", whole=True)

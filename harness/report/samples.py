@@ -3,37 +3,98 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from PIL import Image
-from rich.box import SIMPLE
-from rich.table import Table
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from rich.console import Console
 from torch import Tensor
 
+from harness.protocol.request import Request
+from harness.report.tables import Column, named, print_table
 from harness.speculative.tools.observer import Observer
 
-
-def cost_table(observer: Observer) -> Table:
-    """Return calls, time and memory of every component; times exclude the components that one calls."""
-    table = Table(title="cost per component", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("component", no_wrap=True)
-    for header in ("calls", "ms", "largest result, KiB"):
-        table.add_column(header, justify="right")
-    for component, cost in observer.table():
-        table.add_row(component, str(cost.calls), f"{cost.seconds * 1e3:.1f}", f"{cost.bytes / 1024:.0f}")
-    return table
+LEAST_SIDE = 128  # pixels of a shown image
+MOST_COLUMNS = 16
+GAP, LINE = 8, 13  # pixels between images, and of a line of text
+PAPER, INK = (250, 250, 250), (20, 20, 20)
+COST = (named("component"), Column("calls"), Column("time (ms)"), Column("largest result (KiB)"))
 
 
-def png_grid(rows: Sequence[Tensor]) -> bytes:
-    """Return a PNG of images (B,3,h,w) in [0, 1], a list item a row, shorter rows padded with black."""
-    _, _, h, w = rows[0].shape
-    columns = max(len(row) for row in rows)
-    canvas = torch.zeros(3, len(rows) * h, columns * w)
+def show_cost(observer: Observer, console: Console) -> None:
+    """Print calls, time and memory of every component; times exclude the components that one calls."""
+    rows = [
+        [component, str(cost.calls), f"{cost.seconds * 1e3:.1f}", f"{cost.bytes / 1024:.0f}"]
+        for component, cost in observer.table()
+    ]
+    print_table(console, "cost per component", COST, rows)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image and what is written under it.
+
+    Args:
+        image_3hw: in [0, 1], float.
+        label: its class.
+        seed: of its numbers.
+        address: of its numbers, where a label stands twice under one seed; else -1.
+    """
+
+    image_3hw: Tensor
+    label: int
+    seed: int
+    address: int = -1
+
+    @property
+    def caption(self) -> list[str]:
+        """The lines under it."""
+        return [f"label {self.label}", f"seed {self.seed}", *([f"image {self.address}"] * (self.address >= 0))]
+
+
+def pictures(request: Request, images_B3hw: Tensor) -> list[Picture]:
+    """Return the images of a batch with what they are."""
+    assert request.labels is not None and request.seed is not None
+    twice = len(set(request.labels)) < request.B
+    addresses = request.image_ids if twice else (-1,) * request.B
+    images = images_B3hw.detach().float().cpu()
+    return [Picture(*of) for of in zip(images, request.labels, (request.seed,) * request.B, addresses, strict=True)]
+
+
+def png_grid(rows: Sequence[Sequence[Picture]], about: Mapping[str, str]) -> bytes:
+    """Return a PNG of captioned images, a list item a row, rows of more than `MOST_COLUMNS` broken.
+
+    Small images are enlarged, every pixel into a square of equal ones. `about` and the pictures' captions, in order,
+    are kept as the PNG's text (iTXt).
+    """
+    rows = [row[k : k + MOST_COLUMNS] for row in rows for k in range(0, len(row), MOST_COLUMNS)]
+    _, h, w = rows[0][0].image_3hw.shape
+    factor, font = max(1, math.ceil(LEAST_SIDE / min(h, w))), ImageFont.load_default()
+    lines = max(len(picture.caption) for row in rows for picture in row)
+    widest = max(font.getlength(line) for row in rows for picture in row for line in picture.caption)
+    wide, high = max(w * factor, math.ceil(widest)) + GAP, h * factor + lines * LINE + GAP
+    canvas = Image.new("RGB", (max(map(len, rows)) * wide + GAP, len(rows) * high + GAP), PAPER)
+    pen = ImageDraw.Draw(canvas)
     for r, row in enumerate(rows):
-        for c, image in enumerate(row):
-            canvas[:, r * h : (r + 1) * h, c * w : (c + 1) * w] = image.float().cpu()
-    pixels = (canvas * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        for c, picture in enumerate(row):
+            x, y = GAP + c * wide, GAP + r * high
+            canvas.paste(_enlarged(picture.image_3hw, factor), (x, y))
+            for k, line in enumerate(picture.caption):
+                pen.text((x, y + h * factor + 1 + k * LINE), line, INK, font)
+    text = PngInfo()
+    named = [", ".join(picture.caption) for row in rows for picture in row]
+    for key, value in {**about, "pictures": "; ".join(named)}.items():
+        text.add_itxt(key, value)
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
+    canvas.save(stream, "PNG", pnginfo=text)
     return stream.getvalue()
+
+
+def _enlarged(image_3hw: Tensor, factor: int) -> Image.Image:
+    """Return an image with every pixel `factor` times as wide and high."""
+    pixels_hw3 = (image_3hw.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    big = pixels_hw3.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    return Image.fromarray(big.contiguous().numpy())

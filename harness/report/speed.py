@@ -5,51 +5,83 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
+from harness.bench import policies
+from harness.bench.policies import PolicyRow
 from harness.bench.speed import SpeedRow
 from harness.bench.stored import Speed
+from harness.report.tables import SHY, Column, named, print_table, prose
+from harness.report.terminal import say
+
+SEQUENTIAL = (
+    Column("batch (images)"), Column(f"refer{SHY}ence (ms)", spare=2), Column("target (ms)"),
+    Column("target passes (ms)"), Column("target floor (ms)", spare=4), Column("draft (ms)"),
+    Column("draft passes (ms)", spare=3), Column("memory", spare=1),
+)  # fmt: skip
+SPECULATIVE = (
+    named("policy"), Column("batch (images)"), Column("draft len"), Column("time (ms)"),
+    Column("draft passes (ms)", spare=3), Column("verify passes (ms)", spare=3), Column("floor (ms)", spare=4),
+    Column("target calls"), Column("speed-up"), Column("passes allow", spare=1), Column("share", spare=2),
+    Column("extra memory"),
+)  # fmt: skip
+
+POLICIES = (
+    named("policy"), named("contract"), named("draft_len"), Column("target calls"), Column("target rows", spare=1),
+    Column("draft rows", spare=2), Column("tokens differ (share)"), Column("pixels off (mean)"),
+    prose("rounds by final scales"),
+)  # fmt: skip
+SCOREBOARD = (
+    named("decoder"), named("contract"), Column("target calls (≤\u00a05)"), Column("speed-up (≥\u00a01.3)"),
+    Column("extra memory (<\u00a020\u00a0%)", spare=1), Column("pixels off (draft: 100\u00a0%)"),
+    prose("promises kept"),
+)  # fmt: skip
 
 
 def show(run: Speed, device: str, console: Console) -> None:
-    """Print one run."""
-    console.print(sequential_table(f"{run.models} on {device}, {run.title}", run.rows))
-    console.print(speculative_table("speculative decoding" + (", bonus scale" if run.bonus else ""), run.rows))
-    console.print(str(run.machine))
+    """Print one run; times are those of a batch."""
+    title = f"{run.models} on {device}, {run.title}: sequential decoding"
+    print_table(console, title, SEQUENTIAL, sequential_rows(run.rows))
+    title = "speculative decoding" + (", bonus scale" if run.bonus else "")
+    print_table(console, title, SPECULATIVE, speculative_rows(run.rows))
+    say(console, str(run.machine))
 
 
-def sequential_table(title: str, rows: Sequence[SpeedRow]) -> Table:
-    """Return what sequential decoding takes, a line a batch size; milliseconds per batch."""
-    shown = _table(title, "batch", "reference", "target", "its passes", "their floor", "draft", "its passes", "memory")
+def show_policies(rows: Sequence[PolicyRow], console: Console) -> None:
+    """Print what `bench-policies` measured; means of an image, histograms of all."""
+    print_table(console, "means of an image", POLICIES, [policies.cells(row) for row in rows])
+    for text in policies.acceptance(rows):
+        say(console, text)
+
+
+def show_scoreboard(board: Sequence[Sequence[str]], console: Console) -> None:
+    """Print the report's promises against what was measured."""
+    rows = [[cell.replace("`", "") for cell in row] for row in board]
+    print_table(console, "the report's promises", SCOREBOARD, rows)
+
+
+def sequential_rows(rows: Sequence[SpeedRow]) -> list[list[str]]:
+    """Return what sequential decoding takes, a row a batch size."""
+    shown = []
     for batch, row in {row.batch: row for row in rows}.items():
         target, draft = row.target, row.draft
         times = (row.reference_ms, target.ms, target.passes_ms, target.floor_ms, draft.ms, draft.passes_ms)
         memory = f"{target.peak / 2**30:.2f} GiB" if target.peak else "-"
-        shown.add_row(f"{batch}", *(_number(ms, ".1f") for ms in times), memory)
+        shown.append([f"{batch}", *(_number(ms, ".1f") for ms in times), memory])
     return shown
 
 
-def speculative_table(title: str, rows: Sequence[SpeedRow]) -> Table:
-    """Return what speculative decoding takes; milliseconds per batch."""
-    headers = ("batch", "policy", "draft\nlen", "ms", "draft\npasses", "verify\npasses", "floor", "target\ncalls")
-    shown = _table(title, *headers, "speed-\nup", "passes\nallow", "share", "extra\nmemory")
+def speculative_rows(rows: Sequence[SpeedRow]) -> list[list[str]]:
+    """Return what speculative decoding takes, a row a setting."""
+    shown = []
     for row in rows:
         times = (row.ms, row.draft_passes_ms, row.target_passes_ms, row.floor_ms)
-        cells = [f"{row.batch}", row.policy, f"{row.draft_len}", *(_number(ms, ".1f") for ms in times)]
-        cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f")]
+        cells = [row.policy, f"{row.batch}", f"{row.draft_len}", *(_number(ms, ".1f") for ms in times)]
+        cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}×", _number(row.allowed, ".2f", "×")]
         cells += [_number(row.speed_up / row.allowed, ".0%"), _number(row.extra_memory, ".1%")]
-        shown.add_row(*cells)
+        shown.append(cells)
     return shown
 
 
-def _table(title: str, *headers: str) -> Table:
-    shown = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in headers:
-        shown.add_column(name, justify="right", no_wrap=True)
-    return shown
-
-
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)
+def _number(value: float, form: str, unit: str = "") -> str:
+    return "-" if math.isnan(value) else format(value, form) + unit

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE
+import shutil
+import sys
+
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from harness.errors import one_line, shortened
 from harness.judge.verdict import Verdict
+from harness.report.tables import SHY, Column, named, print_table, wrapped
 from harness.runs.records import against_of
 from harness.runs.repeat import repeat_line
 from harness.runs.result import COUNTS, SettingResult, Verification
+from harness.wording import count_of, spelled
 
 COLOURS = {
     Verdict.IDENTICAL: "green",
@@ -22,47 +25,60 @@ COLOURS = {
 }
 
 
-HEADERS = {
-    "images": "images",
-    "draws": "draws",
-    "identical": "iden-\ntical",
-    "ties": "ties",
-    "wrong_tokens": "wrong\ntokens",
-    "unclaimed": "un-\nclaimed",
-    "wrong_tensors": "wrong\ntensors",
-    "defects": "defects",
+COLUMNS = {
+    "images": Column("images"),
+    "draws": Column("draws", spare=1),
+    "identical": Column(f"iden{SHY}tical"),
+    "ties": Column("ties"),
+    "wrong_tokens": Column("wrong tokens"),
+    "unclaimed": Column(f"un{SHY}claimed"),
+    "wrong_tensors": Column("wrong tensors"),
+    "defects": Column("defects"),
 }
+MEASURED = (
+    Column("target calls (range)"), Column("accepted scales a round", spare=2), Column("time (s)", spare=3),
+    Column(f"refer{SHY}ence (s)", spare=4),
+)  # fmt: skip
+PASSED = (Verdict.IDENTICAL, Verdict.TIE, Verdict.CONSISTENT)
 MOST_CHANGES = 4
 PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
 MOST_SHOWN = 2000  # characters of a line: the message of somebody else's crash may have any length
 
 
 def plain_console() -> Console:
-    """Return the console of results: as wide as the terminal, or `PIPE_WIDTH` when piped; text means itself alone."""
-    width = None if Console().is_terminal else PIPE_WIDTH
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+    """Return the console of results: as wide as the terminal, or `PIPE_WIDTH` when piped; text means itself alone.
+
+    Where nobody looks on, a line of prose stays one line (`soft_wrap`), so that it can be searched.
+    """
+    on_screen = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if on_screen else PIPE_WIDTH  # of a dumb terminal, too
+    return Console(width=width, soft_wrap=not on_screen, markup=False, emoji=False, highlight=False)
 
 
-def say(console: Console, text: str, word: str = "", style: str = "") -> None:
-    """Print one line, however long; no control character of a decoder or a file reaches the terminal.
+def say(console: Console, text: str, word: str = "", style: str = "", whole: bool = False) -> None:
+    """Print a paragraph, broken between words on a terminal; no control character of a decoder or file reaches it.
 
     Args:
         console: of `plain_console`.
         text: whatever it holds.
         word: stands before the text.
         style: of the word.
+        whole: it is a command line, and copied.
     """
-    line = shortened(one_line(text), MOST_SHOWN)
-    console.print(Text.assemble((word, style), " " if word else "", line), soft_wrap=True)
+    line = spelled(f"{word}{' ' if word else ''}{shortened(one_line(text), MOST_SHOWN)}", console.encoding)
+    lines = [line] if whole or console.soft_wrap else wrapped(line, console.width)
+    shown = Text("\n".join(lines))
+    shown.stylize(style, 0, len(word))
+    console.print(shown, soft_wrap=True)
 
 
-def show(result: Verification, console: Console, quiet: bool) -> None:
-    """Print a verification; `quiet` leaves the verdict line only."""
+def show(result: Verification, console: Console, quiet: bool, verbose: bool = False) -> None:
+    """Print a verification; `quiet` leaves the verdict line only, `verbose` a row for every setting that passed."""
     if not quiet:
-        console.print(_table(result))
+        print_table(console, _title(result), _columns(result), _rows(result, verbose))
         if (budget := result.budget) is not None:
             numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
-            console.print(f"error budget: {numbers}\n  = {budget.source}")
+            say(console, f"error budget: {numbers} = {budget.source}")
         if result.decode_seconds:
             say(console, f"judging: {result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
         if result.wall_seconds and result.images:
@@ -77,7 +93,7 @@ def show(result: Verification, console: Console, quiet: bool) -> None:
             say(console, f"not compared: {name} ({why})")
         _say_what_was_found(result, console)
     if not result.is_whole:
-        say(console, f"interrupted: {result.images} of {result.plan.images} images are judged")
+        say(console, f"interrupted: {result.images} of {count_of(result.plan.images, 'image')} judged")
     say(console, summary(result), result.verdict.value, COLOURS[result.verdict])
 
 
@@ -94,7 +110,7 @@ def _say_what_was_found(result: Verification, console: Console) -> None:
         word = "first difference" if result.against else word
         say(console, f"{word}: {first}")
         if alone := repeated_by(result):
-            say(console, f"alone: {alone}")
+            say(console, f"alone: {alone}", whole=True)
     for text in result.so_far[:1]:
         say(console, f"so far: {text}")
 
@@ -103,9 +119,9 @@ def spread(result: Verification) -> str:
     """Return one line on who did it: batches, why they are that large, workers, rate."""
     largest = max(task.request.B for task in result.plan.tasks)
     why = f" ({result.about['batch']})" if "batch" in result.about else ""
-    return f"batches of {largest}{why}; {result.about.get('workers', 'this process')}; ties certified in " + (
-        f"{result.about.get('certifying', '-')}; {result.images / result.wall_seconds:.1f} images a second"
-    )
+    who, certified = result.about.get("workers", "this process"), result.about.get("certifying", "-")
+    rate = f"{result.images / result.wall_seconds:.1f} images a second"
+    return f"batches of {count_of(largest, 'image')}{why}; {who}; ties certified in {certified}; {rate}"
 
 
 def repeated_by(result: Verification) -> str:
@@ -134,43 +150,58 @@ def summary(result: Verification) -> str:
     """Return the clause that follows the verdict."""
     totals = {name: sum(s.total(name) for s in result.settings) for name in COUNTS}
     totals["defects"] += len(result.early)
-    found = [f"{totals['identical']} identical", f"{totals['ties']} ties", f"{totals['wrong_tokens']} wrong tokens"]
+    found = [f"{totals['identical']} identical", count_of(totals["ties"], "tie")]
+    found.append(count_of(totals["wrong_tokens"], "wrong token"))
     if totals["unclaimed"]:
         found.append(f"{totals['unclaimed']} not claimed")
     return (
-        f"contract {result.contract}: {totals['images']} decodes, {totals['draws']} draws compared, "
-        f"{', '.join(found)}; {totals['wrong_tensors']} wrong tensors; {totals['defects']} defects"
+        f"contract {result.contract}: {count_of(totals['images'], 'decode')}, {count_of(totals['draws'], 'draw')} "
+        f"compared, {', '.join(found)}; {count_of(totals['wrong_tensors'], 'wrong tensor')}; "
+        f"{count_of(totals['defects'], 'defect')}"
     )
 
 
-def _table(result: Verification) -> Table:
+def _title(result: Verification) -> str:
     dtype, draft = (str(of).removeprefix("torch.") for of in (result.dtype, result.draft_dtype))
-    title = f"{one_line(result.models)} on {result.device}, {dtype}" + ("" if draft == dtype else f" (draft {draft})")
-    table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("setting", no_wrap=True)
-    headers = tuple(HEADERS[name] for name in _columns(result))
-    for name in (*headers, "target calls\nmean (range)", "accepted\nper round", "seconds", "refer-\nence s"):
-        table.add_column(name, justify="right")
-    for setting in result.settings:
-        table.add_row(*_row(setting, _columns(result)))
-    return table
+    return f"{one_line(result.models)} on {result.device}, {dtype}" + ("" if draft == dtype else f" (draft {draft})")
 
 
-def _columns(result: Verification) -> list[str]:
+def _counted(result: Verification) -> list[str]:
     """Return the counts that the table shows; a column of unclaimed tokens only where there are any."""
     unclaimed = any(setting.total("unclaimed") for setting in result.settings)
-    return [name for name in COUNTS if unclaimed or name != "unclaimed"]
+    return [count for count in COUNTS if unclaimed or count != "unclaimed"]
 
 
-def _row(setting: SettingResult, columns: list[str]) -> list[str]:
-    calls = setting.target_calls
-    accepted = [count for rounds in setting.accepted_scales for count in rounds]
-    counts = [str(setting.total(name)) for name in columns]
+def _columns(result: Verification) -> list[Column]:
+    return [named("setting"), *(COLUMNS[count] for count in _counted(result)), *MEASURED]
+
+
+def _rows(result: Verification, verbose: bool) -> list[list[str]]:
+    """Return a row a setting; those that passed share one, the last, unless all are asked for."""
+    passed = [setting for setting in result.settings if setting.verdict in PASSED]
+    if verbose or len(passed) < 2:
+        passed = []
+    rows = [_row(_named(each), [each], _counted(result)) for each in result.settings if each not in passed]
+    if passed:
+        words = sorted({setting.verdict.value for setting in passed})
+        rows.append(_row(f"{len(passed)} settings {', '.join(words)}", passed, _counted(result)))
+    return rows
+
+
+def _named(setting: SettingResult) -> str:
+    return one_line(f"{setting.settings}{f', {setting.draft}' if setting.draft else ''}")
+
+
+def _row(words: str, settings: list[SettingResult], counted: list[str]) -> list[str]:
+    """Return what one setting came to, or several of them together."""
+    calls = [count for setting in settings for count in setting.target_calls]
+    accepted = [count for setting in settings for rounds in setting.accepted_scales for count in rounds]
+    once = {(row.task, row.reference_seconds) for setting in settings for row in setting.rows}  # decoded for them all
     return [
-        one_line(f"{setting.settings}{f', {setting.draft}' if setting.draft else ''}"),
-        *counts,
+        words,
+        *(str(sum(setting.total(count) for setting in settings)) for count in counted),
         f"{sum(calls) / len(calls):.2f} ({min(calls)}-{max(calls)})" if calls else "-",
         f"{sum(accepted) / len(accepted):.2f}" if accepted else "-",
-        f"{setting.seconds:.1f}",
-        f"{setting.reference_seconds:.1f}",
+        f"{sum(setting.seconds for setting in settings):.1f}",
+        f"{sum(seconds for _, seconds in once):.1f}",
     ]

@@ -17,6 +17,7 @@ import torch
 
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
+from harness.wording import count_of
 
 # Beyond this a GPU gains nothing, and what a killed run does twice grows.
 MOST_ON_CUDA = 256
@@ -53,9 +54,8 @@ def default_batch(models: ModelPair, apart: bool = False) -> BatchSize:
     wide = activation_bytes(models)
     fits = int(share * available_bytes() // each)
     images = max(1, min(fits, max(cores, cache // wide)))
-    return BatchSize(
-        images, f"{cores} threads, {cache / 2**20:.0f} MiB of cache, {wide / 2**20:.1f} MiB of activations an image"
-    )
+    memory = f"{cache / 2**20:.0f} MiB of cache, {wide / 2**20:.1f} MiB of activations an image"
+    return BatchSize(images, f"{count_of(cores, 'thread')}, {memory}")
 
 
 def bytes_of_an_image(models: ModelPair) -> int:

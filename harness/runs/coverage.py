@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.protocol.trace import Round, Trace
+from harness.wording import count_of
 
 
 @dataclass
@@ -92,10 +93,12 @@ class Coverage:
     def __str__(self) -> str:
         by = ", ".join(f"{count}: {self.accepted[count]}" for count in sorted(self.accepted))
         return (
-            f"{self.rounds} rounds by accepted scales {{{by}}}; {self.whole} drafts of several scales kept whole, "
+            f"{count_of(self.rounds, 'round')} by accepted scales {{{by}}}; "
+            f"{count_of(self.whole, 'draft')} of several scales kept whole, "
             f"{self.corrected} corrected ({self.late} behind kept scales), {self.bonus} with a bonus scale "
-            f"({self.apart} in batches that part ways); {self.diverged} of {self.decodes} decodes part ways, "
-            f"{self.reused} by a decoder used before; {self.refused} refused"
+            f"({self.apart} in batches that part ways); {self.diverged} of "
+            f"{count_of(self.decodes, 'decode')} part ways, {self.reused} by a decoder used before; "
+            f"{self.refused} refused"
         )
 
 

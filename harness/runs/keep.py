@@ -20,6 +20,7 @@ from harness.runs.plan import Plan
 from harness.runs.records import against_values, request_values, to_json
 from harness.runs.runfile import REMEDY, Kept, RunFile, is_begun, read
 from harness.runs.terms import Keeping, Terms
+from harness.wording import count_of
 
 FREE = ("command", "recipe")  # may differ between two parts of a run: file names, the number of workers
 
@@ -101,4 +102,5 @@ def other_run(about: Mapping[str, Any], plan: Plan, kept: Kept) -> list[str]:
 def _drawn(plan: Plan) -> str:
     requests = [task.request for task in plan.tasks]
     images = sum(request.B for request in requests)
-    return f"{images} images in {len(requests)} batches of {max(request.B for request in requests)} at most"
+    batches = count_of(len(requests), "batch", "batches")
+    return f"{count_of(images, 'image')} in {batches} of {max(request.B for request in requests)} at most"

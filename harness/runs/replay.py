@@ -29,6 +29,7 @@ from harness.runs.records import against_of
 from harness.runs.runfile import exhibit_of, read
 from harness.runs.terms import Other, Terms
 from harness.runs.work import VerifyWork
+from harness.wording import count_of
 
 MOST_CASES = 16  # that are repeated where none is named
 CODE = ("decoder", "against")  # parts of an identity: what may have been changed in order to mend it
@@ -105,8 +106,8 @@ class KeptCase:
 
     def __str__(self) -> str:
         labels = sorted(set(self.request.labels or ()))
-        images = f"{self.request.B} image{'s' * (self.request.B > 1)} of label {', '.join(map(str, labels))}"
-        scales = f", the first {self.scales} scales" if self.scales else ""
+        images = f"{count_of(self.request.B, 'image')} of label {', '.join(map(str, labels))}"
+        scales = f", the first {count_of(self.scales, 'scale')}" if self.scales else ""
         return f"{images}, {self.settings}{scales}: {self.found}"
 
 

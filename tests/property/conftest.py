@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from harness.errors import InputError
+from harness.judge.verdict import Verdict
 from harness.laws import Case, Law, NotOffered, Subject
 from harness.laws.search import SHRINK_S, Patience, Scope
 from harness.laws.strategies import cases
 from harness.runs.factory import DEFAULT, load_factory
+from tests.told import Unproven, pytest_runtest_makereport, told
+
+__all__ = ["pytest_runtest_makereport", "told"]
 
 # print_blob and the case in the message: a failure prints what replays it. No deadline: a shared machine is slow at
 # times. No database: a run depends on its seed alone (--hypothesis-seed). No explanations: a failure fits one screen.
@@ -110,14 +114,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def law_holds(subject: Subject, pytestconfig: pytest.Config) -> Callable[[Law], None]:
+def law_holds(subject: Subject, pytestconfig: pytest.Config, told: dict[str, str]) -> Callable[[Law], None]:
     device = pytestconfig.getoption("--device", "cpu")
     if device != "cpu" and not torch.cuda.is_available():
         pytest.fail(f"device={device}: there is no CUDA device here; run without --device")
-    return lambda law: check_law(law, subject, scope(pytestconfig))
+    return lambda law: check_law(law, subject, scope(pytestconfig), told)
 
 
-def check_law(law: Law, subject: Subject, within: Scope) -> None:
+def check_law(law: Law, subject: Subject, within: Scope, told: dict[str, str]) -> None:
     """Check a law in as many examples as the scope says; fail if not one of them exercised it."""
     __tracebackhide__ = True
     count = COUNTS[law.id] = Count()
@@ -147,9 +151,13 @@ def check_law(law: Law, subject: Subject, within: Scope) -> None:
         holds()
     if not count.examples:
         count.skipped = reasons[0]
+        if count.refused:
+            told["verdict"] = Verdict.INCONCLUSIVE.value  # it applies, and proved nothing
         pytest.skip(count.skipped)
-    assert count.refused <= count.examples, f"{law.id}: {count.refused} cases refused, {count.examples} decoded"
-    assert count.exercised, f"{law.id}: {count.examples} examples, and every one was trivial: nothing was tested"
+    if count.refused > count.examples:
+        raise Unproven(f"{law.id}: {count.refused} cases refused, {count.examples} decoded")
+    if not count.exercised:
+        raise Unproven(f"{law.id}: {count.examples} examples, and every one was trivial: nothing was tested")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -24,6 +24,8 @@ from harness.golden.store import canonical, read
 from harness.reference import sequential
 from tests.helpers import command, recorded
 
+COMPONENT = "golden"  # where nothing more exact is known
+
 NAMES = ("shared-adaln-0", "shared-adaln-5", "shared-adaln-6", "no-l2norm-0", "no-l2norm-5")
 PLAIN, FILTERED, SMOOTH, OTHER, SHORT = NAMES
 

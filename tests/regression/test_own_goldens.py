@@ -13,6 +13,9 @@ from harness.golden.store import read
 from harness.reference import handoff, sequential
 from tests.bent_smooth import with_tau
 from tests.helpers import command
+from tests.told import golden_told
+
+COMPONENT = "golden"  # where nothing more exact is known
 
 PATHS = sorted(own.DATA.glob("*.safetensors"))
 
@@ -22,10 +25,12 @@ def file_digests() -> dict[str, str]:
 
 
 def test_they_hold_and_checking_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
 ):
     before, report = file_digests(), tmp_path / "report.json"
-    assert command(monkeypatch, "golden", "check", "--json", str(report)) == 0
+    status = command(monkeypatch, "golden", "check", "--json", str(report))
+    told.update(golden_told(json.loads(report.read_text())))
+    assert status == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "no FILES given: this project's own goldens on cpu"
     planned = sum(len(plan.cases(models)) for models in plan.FILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 from functools import cache
@@ -13,19 +14,25 @@ import pytest
 from harness.golden import networks
 from harness.models.pair import ModelPair
 from tests.helpers import RECORDED, command
+from tests.told import golden_told
+
+COMPONENT = "reference"  # where nothing more exact is known
 
 
-def checked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+def checked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, str]) -> dict:
     report = tmp_path / "report.json"
-    status = command(monkeypatch, "golden", "check", str(RECORDED / f"{name}.safetensors"), "--json", str(report))
-    return {"status": status, **json.loads(report.read_text())}
+    path = RECORDED / f"{name}.safetensors"
+    status = command(monkeypatch, "golden", "check", str(path), "--json", str(report))
+    found = json.loads(report.read_text())
+    told.update(golden_told(found, os.path.relpath(path)))
+    return {"status": status, **found}
 
 
 def test_all_76_cases_of_the_published_samplers_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
 ):
     begin = time.process_time()
-    found = checked("recorded-cpu", tmp_path, monkeypatch)
+    found = checked("recorded-cpu", tmp_path, monkeypatch, told)
     assert time.process_time() - begin < 2 * 60  # a minute on two cores, whatever else they do
     assert capsys.readouterr().out.splitlines()[-1].startswith("76 of 76 cases, 103")
     assert (found["status"], found["cases"], found["draws"], found["defects"]) == (0, 76, 103_360, 0)
@@ -41,17 +48,19 @@ def test_all_76_cases_of_the_published_samplers_hold(
     assert sum(case["delta_logits"] is not None for case in judged) == 6  # the deep ones
 
 
-def test_all_variants_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    found = checked("recorded-variants-cpu", tmp_path, monkeypatch)
+def test_all_variants_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
+):
+    found = checked("recorded-variants-cpu", tmp_path, monkeypatch, told)
     assert capsys.readouterr().out.splitlines()[-1] == "15 of 15 cases, 1428 draws compared"
     assert (found["status"], found["defects"]) == (0, 0)
     assert all(case["delta_logits"] is not None for case in found["files"][0]["cases"])
 
 
 def test_a_recording_of_another_platform_is_unverified_and_nothing_is_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
 ):
-    found = checked("recorded-cuda", tmp_path, monkeypatch)
+    found = checked("recorded-cuda", tmp_path, monkeypatch, told)
     assert (found["status"], found["verdict"], found["draws"]) == (3, "INCONCLUSIVE", 0)
     said = capsys.readouterr().out.splitlines()
     assert said[-2].startswith("UNVERIFIED ")
@@ -67,10 +76,10 @@ def bent(pair: ModelPair) -> ModelPair:
 
 
 def test_the_allowances_are_tight_enough_to_see_a_changed_weight(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
 ):
     straight = networks.filled
     monkeypatch.setattr(networks, "filled", cache(lambda *sizes: bent(straight(*sizes))))
-    found = checked("recorded-variants-cpu", tmp_path, monkeypatch)
+    found = checked("recorded-variants-cpu", tmp_path, monkeypatch, told)
     assert found["status"] == 1
     assert capsys.readouterr().out.splitlines()[-1] == "0 of 15 cases, 1428 draws compared"

@@ -21,6 +21,8 @@ from harness.reference.masks import block_causal
 from harness.reference.sequential import GrowingCache
 from tests.helpers import digits, recorded
 
+COMPONENT = "networks"  # where nothing more exact is known
+
 # What is recorded is float32 on another machine; 1e-3 of the largest value is the bound that the issue sets.
 RELATIVE = 1e-3
 # Nearest-code distances are differences of sums near 40: a few float32 units of that are rounding.

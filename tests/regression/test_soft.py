@@ -27,6 +27,8 @@ from harness.reference import handoff, sequential
 from tests.bent_smooth import SOFT_BUGS
 from tests.helpers import RECORDED
 
+COMPONENT = "more_smooth"  # where nothing more exact is known
+
 # Kinds of processors that one machine can be, as far as its libraries let themselves be told.
 SETTINGS = {
     "sse": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"},

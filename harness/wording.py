@@ -1,0 +1,49 @@
+"""Words for counts, and letters that every terminal has.
+
+Promise: one of a thing is singular; whatever is printed, a stream without a letter gets a readable one in its place.
+"""
+
+from __future__ import annotations
+
+import codecs
+
+READABLE = "readable"  # name of the error handler, for `TextIOWrapper.reconfigure(errors=…)`
+LETTERS = {
+    "Δ": "d", "α": "alpha", "β": "beta", "γ": "gamma", "θ": "theta", "μ": "u", "µ": "u", "π": "pi", "τ": "tau",
+    "φ": "phi", "ε": "eps", "×": "x", "·": "-", "•": "*", "…": "...", "—": "-", "–": "-", "−": "-", "‑": "-",
+    "≤": "<=", "≥": ">=", "≈": "~", "≠": "!=", "±": "+-", "∞": "inf", "→": "->", "←": "<-", "²": "^2", "√": "sqrt",
+    "‘": "'", "’": "'", "“": '"', "”": '"', "─": "-", "━": "-", "│": "|", "✓": "yes", "✗": "no", "\u00a0": " ",
+}  # fmt: skip
+
+
+def count_of(count: int, noun: str, plural: str = "") -> str:
+    """Return ``1 image``, ``2 images``.
+
+    Args:
+        count: how many.
+        noun: one of them.
+        plural: several; `noun` with an s where it is left out.
+    """
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def readable(text: str) -> str:
+    """Return a text in ASCII: known letters as in `LETTERS`, others escaped."""
+    return text.encode("ascii", READABLE).decode()
+
+
+def spelled(text: str, encoding: str) -> str:
+    """Return a text as a stream of an encoding shows it; done before its width is measured (≤ takes two columns)."""
+    return text.encode(encoding, READABLE).decode(encoding)
+
+
+def _substitute(error: UnicodeError) -> tuple[str, int]:
+    """Answer for letters that an encoding lacks: known ones are spelled in ASCII, others escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    spelled = (LETTERS.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in lacking)
+    return "".join(spelled), error.end
+
+
+codecs.register_error(READABLE, _substitute)
