@@ -71,6 +71,9 @@ Workers = Annotated[int, typer.Option(help="Processes; 0 = one a GPU of --device
 Cluster = Annotated[str, typer.Option(help="Address of a Dask scheduler whose workers do it (docs/runs.md).")]
 # How much is said, and where.
 Json = Annotated[Path | None, typer.Option(help="Write the result to this file.")]
+Html = Annotated[
+    Path | None, typer.Option(help="Write a page for people to this file: one HTML file, complete in itself.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")]
 
 

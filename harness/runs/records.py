@@ -167,8 +167,13 @@ def judgement_of(values: Values) -> Judgement:
 
 
 def to_json(values: Any) -> str:
-    """Return one line of JSON; NaN and infinity as Python writes and reads them."""
-    return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+    """Return one line of JSON that any file can hold; NaN and infinity as Python writes and reads them."""
+    text = json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: what a decoder raised may hold anything
+        return json.dumps(values, separators=(",", ":"))
+    return text
 
 
 def settings_of(values: Values) -> tuple[Settings, float | None]:

@@ -255,6 +255,15 @@ def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:
     return unpacked(found[0]) if found else {}
 
 
+def case_number(path: Path, row: JudgedRow) -> int | None:
+    """Return the number by which `replay` knows a row's first defect; None where the row was recorded without one."""
+    with _reading(path), closing(_opened(path)) as base:
+        earlier = "SELECT count(*) FROM judged WHERE defects > 0 AND (setting, task) < (?, ?)"
+        own = "SELECT count(*) FROM judged WHERE defects > 0 AND (setting, task) = (?, ?)"
+        before, there = (base.execute(of, (row.setting, row.task)).fetchone()[0] for of in (earlier, own))
+    return int(before) if there else None
+
+
 def pictures_of(path: Path) -> list[Picture]:
     """Return the pictures that a run file keeps, worst first."""
     with _reading(path), closing(_opened(path)) as base:
