@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 
+import torch
+
 from harness.judge.distances import distances
 from harness.judge.verdict import Distance
 from harness.models.pair import ModelPair
@@ -122,7 +124,10 @@ def measure(
         InputError: a policy or length that does not exist or does not fit.
         WorkerError: the workers die.
     """
-    crew, found = employ(workers, models.device, len(requests)), dict[Request, list[PolicyRow]]()
+    crew, found = (
+        employ(workers, torch.device(workers.device or models.device), len(requests)),
+        dict[Request, list[PolicyRow]](),
+    )
     with closing(crew.open(PolicyWork(models, tuple(settings)))) as pool:
         for request, rows in pool.map(requests):
             if isinstance(rows, Died):

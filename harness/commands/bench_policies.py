@@ -54,7 +54,7 @@ def bench_policies(
     pair.check_finite()
     requests = list(batches(images, batch, pair.target.config.classes, seed, cfg))
     with LongWork("batches", len(requests)) as work:
-        rows = measure(pair, requests, settings, work.advance, Keeping(workers, cluster))
+        rows = measure(pair, requests, settings, work.advance, Keeping(workers, cluster, device=device))
     table = markdown(rows)
     print(table, end="", flush=True)
     if "json" in outputs:

@@ -124,7 +124,7 @@ def verify(
         demanded, sequential, in_process, Limits(timeout, memory), budgets,
         against=other_for(other, settings, (draft_len, bonus, policy)) if other else None,
     )  # fmt: skip
-    keeping = Keeping(workers, cluster, outputs.get("run"), resume, recipe)
+    keeping = Keeping(workers, cluster, outputs.get("run"), resume, recipe, device)
     check_new(keeping)
     pair = options.load_models(networks, mode)
     apart = not in_process and not all(is_own(each.name) for each in (own, other) if each is not None)

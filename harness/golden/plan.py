@@ -6,7 +6,7 @@ from typing import Any
 
 FILES = {"digits": "golden-digits", "filled": "golden-tiny"}
 PLATFORMS = ("cpu", "cuda")  # classes of which goldens can be recorded
-KEPT = ("cpu",)  # those of which every file must be there; of another, all files or none
+KEPT = ("cpu", "cuda")  # those of which every file must be there; of another, all files or none
 
 PLAIN: dict[str, Any] = {"seed": 100, "cfg": 1.5, "top_k": 0, "top_p": 0.0, "more_smooth": False}
 FILTERED: dict[str, Any] = {"seed": 101, "cfg": 3.0, "top_k": 7, "top_p": 0.9, "more_smooth": False}

@@ -71,6 +71,7 @@ class Keeping:
         resume: go on where the run in that file stopped.
         recipe: options of the command line that repeat the run, without those of what is drawn; None = there is none,
             and nobody asks of what the run is.
+        device: as it was asked for, since ``cuda`` stands for every GPU; empty = where the networks lie.
 
     Raises:
         InputError: a number of workers that nobody has; workers of both kinds; nothing to resume.
@@ -81,6 +82,7 @@ class Keeping:
     file: Path | None = None
     resume: bool = False
     recipe: Mapping[str, str] | None = None
+    device: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.workers <= MOST_WORKERS:

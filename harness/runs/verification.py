@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 
+import torch
+
 from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge.verdict import Divergence, Judgement
 from harness.judge.weights import weigh_run
@@ -124,7 +126,7 @@ def verify_plan(
     identity = {}
     if keeping.recipe is not None or keeping.file:
         identity = identity_of(models, (name, plan.settings[0]), terms.against)
-    crew = employ(keeping, models.device, len(plan.tasks))
+    crew = employ(keeping, torch.device(keeping.device or models.device), len(plan.tasks))
     sent = pickled(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
     told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms
     wanted = MOST_PICTURES if keeping.file else 0

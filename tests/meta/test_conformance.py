@@ -27,6 +27,7 @@ def held(report: Report) -> set[str]:
     return {row.law.id for row in report.rows if row.verdict is Verdict.IDENTICAL}
 
 
+@pytest.mark.slow
 def test_a_decoder_with_the_end_to_end_hook_alone_is_judged_end_to_end():
     report = run_conformance(naive, examples=8, laws=END_TO_END)
     assert report.verdict is not Verdict.DEFECT, str(report)

@@ -92,7 +92,8 @@ def test_the_command_lists_what_caught_a_bug(
 
 
 def test_the_command_fails_when_a_bug_survives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr("harness.commands.mutants.MUTANTS", (HEALTHY,))
+    for module in ("harness.commands.mutants", "harness.mutants.hunt"):  # who asks, and who hunts by id
+        monkeypatch.setattr(f"{module}.MUTANTS", (HEALTHY,))
     assert run(monkeypatch, "--examples", "4") == 1
     out = capsys.readouterr().out
     assert "survived: masks.healthy (nothing: no law of its family broke)" in out

@@ -347,6 +347,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     few = tuple(c for c in plan.cases("filled") if c["id"].startswith("one-phi") and c["id"].endswith(("-plain", "-2")))
     assert len(few) == 2
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny"})
+    monkeypatch.setattr(plan, "KEPT", ("cpu",))
     monkeypatch.setattr(plan, "cases", lambda models: few)
     monkeypatch.setattr(guard, "broken_laws", list)  # twenty seconds, and a test of its own below
     monkeypatch.setattr(guard, "contradicted", lambda device: [])  # a minute, and a test of its own below
@@ -471,7 +472,8 @@ def test_missing_and_extra_files_fail(
     assert "golden-tiny-mps.safetensors: golden is not in the plan" in capsys.readouterr().out
 
 
-def test_an_unplanned_platform_is_unverified(tmp_path: Path):
+def test_an_unplanned_platform_is_unverified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan, "KEPT", ("cpu",))
     paths, results = own.inventory("cuda", tmp_path)
     assert paths == []
     assert [(result.unverified, result.verdict.exit_status) for result in results] == [
@@ -525,6 +527,7 @@ def test_a_broken_law_refuses_the_recording(
     assert not any(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_laws_behind_it_see_a_planted_bug():
     assert "guidance.trace" in " ".join(guard.broken_laws("harness.mutants.guidance:SWAPPED", examples=3))
 

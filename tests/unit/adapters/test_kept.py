@@ -108,7 +108,7 @@ def test_the_source_of_a_checkout_is_its_own(tmp_path: Path):
     assert code_of("harness:build_decoder", str(right))["source"].endswith(code_of(NAME, str(right))["source"])
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_the_command_line_repeats_what_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workers: str
 ):

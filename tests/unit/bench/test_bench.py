@@ -215,6 +215,7 @@ def test_files_are_read_back_as_they_were_written(tmp_path: Path):
             read(wrong)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_scoreboard_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -168,6 +168,7 @@ class OtherAt:
         return self.noise.uniform(si, stream, reader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [-1, 0, 1])
 def test_other_numbers_at_one_scale_are_no_ties_in_bfloat16(scale: int):
     models, request = digits().to("cpu", torch.bfloat16), Request((0, 1, 2, 3), 0)

@@ -28,6 +28,7 @@ REQUEST = Request((0, 1), 0)
 ENTRY = measure(MODELS, (1,))
 
 
+@pytest.mark.slow
 def test_fresh_images_stay_within_the_stored_errors_and_near_them():
     models = digits()
     stored = next(entry for entry in load(SHIPPED) if entry.mode == mode_of(models))

@@ -372,6 +372,7 @@ class Blind:
         return trace
 
 
+@pytest.mark.slow
 def test_many_ties_must_be_usual_ones():
     """In bfloat16 the largest error would excuse most draws of a wrong decoder that shows no logits."""
     models, request = digits().to("cpu", torch.bfloat16), Request((0, 3), 0)

@@ -11,7 +11,7 @@ import torch
 from harness.errors import InputError
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.runs.employ import employ
+from harness.runs.employ import Crew, employ
 from harness.runs.plan import Plan
 from harness.runs.runfile import read
 from harness.runs.terms import Keeping, Terms
@@ -66,6 +66,20 @@ def test_a_request_that_kills_every_worker_is_a_defect_of_the_process():
     result = verify_plan(MODELS, "tests.bent:killed", plan, Terms(in_process=True), Keeping(2))
     assert [j.defects[0].component for j in result.settings[0].judgements] == ["process"] * 2
     assert "every worker that took the request died, 3 of them" in result.first_divergence.detail
+
+
+def test_the_device_as_asked_for_says_how_many_gpus(monkeypatch: pytest.MonkeyPatch):
+    """Networks on "cuda" say that they lie on cuda:0; the option does not."""
+    asked: list[torch.device] = []
+
+    def employed(keeping: Keeping, device: torch.device, tasks: int) -> Crew:
+        asked.append(device)
+        return Crew(("cpu",))
+
+    monkeypatch.setattr("harness.runs.verification.employ", employed)
+    for device in ("", "cuda", "cuda:1"):
+        verify_plan(MODELS, "harness:build_decoder", PLAN, keeping=Keeping(2, device=device))
+    assert [str(device) for device in asked] == ["cpu", "cuda", "cuda:1"]
 
 
 @pytest.mark.parametrize(
