@@ -28,7 +28,7 @@ LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (KEPT, CORRECTE
 
 
 @dataclass(frozen=True)
-class Turn:
+class Lane:
     """One round: a state a scale, and its counts."""
 
     states: Sequence[State]
@@ -41,7 +41,7 @@ class Turns:
 
     caption: str
     scales: int
-    rows: Sequence[Turn]
+    rows: Sequence[Lane]
     kind: ClassVar[str] = "turns"
 
 
@@ -50,7 +50,7 @@ def turns(rounds: Sequence[Round], scales: int, caption: str) -> Turns:
     return Turns(caption, scales, [_turn(turn, scales) for turn in rounds])
 
 
-def _turn(turn: Round, scales: int) -> Turn:
+def _turn(turn: Round, scales: int) -> Lane:
     fell, behind = turn.first + turn.accepted, turn.first + turn.drafted
     states = []
     for si in range(scales):
@@ -65,4 +65,4 @@ def _turn(turn: Round, scales: int) -> Turn:
         else:
             states.append(DROPPED if si < behind else LATER)
     counts = (turn.accepted_tokens, turn.corrected_tokens, turn.target_rows)
-    return Turn(states, [f"{count:,}" for count in counts])
+    return Lane(states, [f"{count:,}" for count in counts])
