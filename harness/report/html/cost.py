@@ -62,7 +62,7 @@ def distances(result: Verification) -> list[object]:
     head = (
         "setting",
         "target calls",
-        *(f"{name}, {s}" for name in ("tokens", "|Δf_hat|", "|Δpixel|") for s in statistics),
+        *(f"{name}, {s}" for name in ("tokens", "Δf_hat", "Δpixel") for s in statistics),
     )
     sheet = Sheet("Distance from sequential decoding of the same seed", head, rows)
     if not series:

@@ -25,7 +25,7 @@ def facts(result: Verification) -> Facts:
     items = [
         ("images decoded", f"{result.images:,}", f"under {counted(len(result.settings), 'setting')}"),
         ("tokens compared", f"{totals['draws']:,}", f"{totals['identical']:,} identical"),
-        ("wrong tokens", f"{wrong:,}", f"{share(wrong, totals['draws'])} of those compared"),
+        ("wrong tokens", f"{wrong:,}", f"{share(wrong, totals['draws'])} of those compared" if totals["draws"] else ""),
         ("certified ties", f"{totals['ties']:,}", "rounding alone decides there"),
     ]
     if unclaimed:
@@ -52,7 +52,7 @@ def compared(result: Verification) -> list[object]:
     if result.not_compared:
         made.append(Words("Not compared:"))
         made.append(Bullets(list(result.not_compared.items())))
-    else:
+    elif result.compared:
         made.append(Words("Nothing that this check knows of was left out."))
     if result.inconclusive:
         made.append(Words("Why the run proves nothing:"))

@@ -103,6 +103,7 @@ def test_what_a_decoder_says_is_text(tmp_path: Path):
     assert "\\u202e" in page.words
     assert not any(character in html.decode() for character in "\x1b\x00\u202e")
     assert "The run kept none: no decode came so far" in page.words
+    assert "left out" not in page.words  # nothing was compared: that is no praise
 
 
 def test_verify_and_report_make_the_same_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
