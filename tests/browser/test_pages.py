@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from harness.mutants.positions import OFFSET
+from harness.report.html.hunt import hunt_page
 from harness.runs.runfile import read as read_run
 from tests.browser.conftest import MISSING
 from tests.browser.looks import DESK, PHONE, faults
 from tests.unit.report.made import Loud, large, page_of, run
+from tests.unit.report.test_hunt_page import some
 
 pytestmark = pytest.mark.browser
 SCHEMES = "light", "dark"
@@ -44,7 +46,11 @@ def crashed(path: Path) -> bytes:
     return page_of(path / "a.db")
 
 
-@pytest.fixture(scope="module", params=[passing, planted, lossy, many, crashed], ids=lambda make: make.__name__)
+def hunted(path: Path) -> bytes:
+    return hunt_page(some())
+
+
+@pytest.fixture(scope="module", params=[passing, planted, lossy, many, crashed, hunted], ids=lambda make: make.__name__)
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param.__name__)
     (folder / "page.html").write_bytes(request.param(folder))

@@ -85,6 +85,46 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class State:
+    """What one cell of a grid says: class of the style, letter, and the letter's meaning."""
+
+    name: str
+    letter: str
+    word: str
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One row of a grid: a state a column, and the counts behind them."""
+
+    name: str
+    states: Sequence[State]
+    counts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table that is a picture: a letter and a colour a cell.
+
+    Args:
+        caption: what it shows.
+        corner: head of the rows' names.
+        heads: of the columns; `upright` turns long ones.
+        rows: from top to bottom.
+        tails: heads of the counts.
+        upright: the heads are words and stand on end.
+    """
+
+    caption: str
+    corner: str
+    heads: Sequence[str]
+    rows: Sequence[Lane]
+    tails: Sequence[str] = ()
+    upright: bool = False
+    kind: ClassVar[str] = "grid"
+
+
+@dataclass(frozen=True)
 class Fold:
     """Parts that are shown when they are asked for."""
 

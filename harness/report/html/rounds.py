@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 from harness.protocol.trace import Round
-
-
-@dataclass(frozen=True)
-class State:
-    """What a round did with one scale: class, letter, word."""
-
-    name: str
-    letter: str
-    word: str
-
+from harness.report.html.page import Grid, Lane, State
 
 FINAL = State("final", "", "final before")
 LATER = State("later", "", "not reached")
@@ -25,32 +14,16 @@ CORRECTED = State("corrected", "C", "drafted and corrected: wrong tokens replace
 DROPPED = State("dropped", "d", "drafted and dropped")
 BONUS = State("bonus", "B", "bonus: finished by the target in the same pass, never drafted")
 LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (KEPT, CORRECTED, DROPPED, BONUS))
+TAILS = "kept tokens", "replaced", "target rows"
 
 
-@dataclass(frozen=True)
-class Lane:
-    """One round: a state a scale, and its counts."""
-
-    states: Sequence[State]
-    counts: Sequence[str]
+def time_line(rounds: Sequence[Round], scales: int, caption: str) -> Grid:
+    """Return the time line of one image: a row a round, a column a scale."""
+    rows = [_lane(f"{number}", turn, scales) for number, turn in enumerate(rounds, 1)]
+    return Grid(caption, "round", [f"{si}" for si in range(scales)], rows, TAILS)
 
 
-@dataclass(frozen=True)
-class Turns:
-    """All rounds of one image."""
-
-    caption: str
-    scales: int
-    rows: Sequence[Lane]
-    kind: ClassVar[str] = "turns"
-
-
-def turns(rounds: Sequence[Round], scales: int, caption: str) -> Turns:
-    """Return the time line of one image."""
-    return Turns(caption, scales, [_turn(turn, scales) for turn in rounds])
-
-
-def _turn(turn: Round, scales: int) -> Lane:
+def _lane(name: str, turn: Round, scales: int) -> Lane:
     fell, behind = turn.first + turn.accepted, turn.first + turn.drafted
     states = []
     for si in range(scales):
@@ -65,4 +38,4 @@ def _turn(turn: Round, scales: int) -> Lane:
         else:
             states.append(DROPPED if si < behind else LATER)
     counts = (turn.accepted_tokens, turn.corrected_tokens, turn.target_rows)
-    return Lane(states, [f"{count:,}" for count in counts])
+    return Lane(name, states, [f"{count:,}" for count in counts])

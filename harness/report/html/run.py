@@ -134,7 +134,9 @@ def _maps(result: Verification, seen: Seen) -> list[object]:
 def _rounds(result: Verification, seen: Seen) -> list[object]:
     S = len(scales.sides_of(result))
     made = [
-        rounds.turns(picture.rounds, S, f"{_name(picture)}: {_setting(result, picture.setting)}; columns are scales")
+        rounds.time_line(
+            picture.rounds, S, f"{_name(picture)}: {_setting(result, picture.setting)}; columns are scales"
+        )
         for picture in _one_a_setting(seen.pictures)
         if picture.rounds
     ]
