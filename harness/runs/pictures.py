@@ -147,8 +147,13 @@ def _mark(is_tie: bool, claimed: bool, is_listed: bool) -> str:
 
 
 def _pngs(vae: Autoencoder, f_hat_nCPP: Tensor) -> list[bytes]:
-    """Return latent maps as PNG images of `MOST_SIDE` pixels a side at most."""
-    images_n3hw = vae.decode(f_hat_nCPP).float().nan_to_num(0.0).clamp(0, 1)
+    """Return latent maps as PNG images."""
+    return pngs(vae.decode(f_hat_nCPP))
+
+
+def pngs(images_n3hw: Tensor) -> list[bytes]:
+    """Return images, 0 to 1, as PNG of `MOST_SIDE` pixels a side at most; what is no number is black."""
+    images_n3hw = images_n3hw.float().nan_to_num(0.0).clamp(0, 1)
     side = max(images_n3hw.shape[2:])
     if side > MOST_SIDE:
         images_n3hw = F.interpolate(images_n3hw, scale_factor=MOST_SIDE / side, mode="area")

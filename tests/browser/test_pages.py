@@ -10,11 +10,13 @@ import pytest
 
 from harness.mutants.positions import OFFSET
 from harness.report.html.hunt import hunt_page
+from harness.report.html.regeneration import regeneration_page
 from harness.runs.runfile import read as read_run
 from tests.browser.conftest import MISSING
 from tests.browser.looks import DESK, PHONE, faults
 from tests.unit.report.made import Loud, large, page_of, run
 from tests.unit.report.test_hunt_page import some
+from tests.unit.report.test_regeneration_page import other
 
 pytestmark = pytest.mark.browser
 SCHEMES = "light", "dark"
@@ -50,7 +52,14 @@ def hunted(path: Path) -> bytes:
     return hunt_page(some())
 
 
-@pytest.fixture(scope="module", params=[passing, planted, lossy, many, crashed, hunted], ids=lambda make: make.__name__)
+def regenerated(path: Path) -> bytes:
+    return regeneration_page([other()], "cpu")
+
+
+PAGES = passing, planted, lossy, many, crashed, hunted, regenerated
+
+
+@pytest.fixture(scope="module", params=PAGES, ids=lambda make: make.__name__)
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param.__name__)
     (folder / "page.html").write_bytes(request.param(folder))

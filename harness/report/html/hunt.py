@@ -45,15 +45,12 @@ def _sections(hunt: Hunt) -> list[Section]:
 
 
 def _facts(hunt: Hunt) -> Facts:
+    families = counted(len({caught.mutant.family for caught in hunt.found}), "family", "families")
     caught = len(hunt.found) - len(hunt.survived)
     broken = {violation.law.id for each in hunt.found for violation in each.violations}
     return Facts(
         [
-            (
-                "planted bugs",
-                f"{len(hunt.found):,}",
-                f"of {counted(len({c.mutant.family for c in hunt.found}), 'family', 'families')}",
-            ),
+            ("planted bugs", f"{len(hunt.found):,}", f"of {families}"),
             ("caught", f"{caught:,}", "each by its own family"),
             ("survived", f"{len(hunt.survived):,}", "none may"),
             ("false alarms", f"{len(hunt.false_alarms):,}", "laws that the correct decoder breaks"),
@@ -103,8 +100,10 @@ def _bugs(hunt: Hunt) -> Sheet:
              repr(smallest.case).removeprefix("Case(").removesuffix(")") if smallest else "–",
              f"{caught.seconds:.1f} s" if caught.violations else "–")
         )  # fmt: skip
-    head: tuple[str, ...] = ("bug", "what it changes", "where such a bug comes from", "first caught by", "what a law saw",
-            "smallest failing example", "to the first violation")  # fmt: skip
+    head: tuple[str, ...] = (
+        "bug", "what it changes", "where such a bug comes from", "first caught by", "what a law saw",
+        "smallest failing example", "to the first violation",
+    )  # fmt: skip
     if not asked:
         head, rows = head[:3] + head[4:], [row[:3] + row[4:] for row in rows]
     bad = frozenset(k for k, caught in enumerate(hunt.found) if caught.survived)
