@@ -25,6 +25,7 @@ from harness.commands.init import init
 from harness.commands.mutants import mutants
 from harness.commands.parts import parts
 from harness.commands.replay import replay
+from harness.commands.report import report
 from harness.commands.sample import sample
 from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command()(verify)
 app.command()(replay)
+app.command()(report)
 app.command()(sample)
 app.command()(parts)
 app.command()(init)

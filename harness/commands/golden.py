@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import torch
 import typer
 
-from harness.commands.options import Device, Json, Verbose, find_device
+from harness.commands.options import Device, Html, Json, Verbose, find_device
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.golden import guard, own, plan
@@ -19,6 +19,7 @@ from harness.golden.record import changed, fresh, write
 from harness.golden.result import FileResult
 from harness.judge.verdict import worst
 from harness.report.goldens import results_as_json, show_changes, show_results
+from harness.report.html.page import check_page
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, say
 from harness.rounding.precision import set_precision
@@ -97,15 +98,21 @@ def record(
 
 
 @app.command()
-def diff(device: Device = "cpu", folder: Folder = own.DATA, only: Only = "*") -> None:
-    """Show what `record` would change, rounding apart; writes nothing. Exit status 1 when something would."""
-    where, console, count = _prepare(device, only), plain_console(), 0
-    for models in plan.FILES:
-        after = fresh(models, where, folder, only)
-        count += len(after.changes)
+def diff(device: Device = "cpu", folder: Folder = own.DATA, only: Only = "*", html: Html = None) -> None:
+    """Show what `record` would change, rounding apart; writes no golden. Exit status 1 when something would."""
+    outputs = check_outputs({"html": html}, {f"file {path}": path for path in folder.glob("*")})
+    check_page(html)
+    where, console = _prepare(device, only), plain_console()
+    made = [fresh(models, where, folder, only) for models in plan.FILES]
+    for after in made:
         if after.changes:
             show_changes(f"{after.path.name}: before and after", after.changes, console)
+    count = sum(len(after.changes) for after in made)
     say(console, count_of(count, "change") if count else "nothing would change")
+    if "html" in outputs:
+        from harness.report.html.regeneration import regeneration_page  # noqa: PLC0415  # Jinja2 only for a page
+
+        write_whole(outputs["html"], regeneration_page(made, str(where)))
     raise typer.Exit(1 if count else 0)
 
 

@@ -18,6 +18,7 @@ from harness.laws.conformance import LAWS
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES, Hunt, HuntWork, hunting_cases, received
 from harness.mutants.mutant import Mutant
+from harness.report.html.page import check_page
 from harness.report.mutants import as_json, page, show
 from harness.report.pages import replaced
 from harness.report.progress import LongWork
@@ -48,13 +49,15 @@ def mutants(
     cluster: options.Cluster = "",
     json: options.Json = None,
     verbose: options.Verbose = False,
+    html: options.Html = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Hunt planted bugs with the laws; a bug that its family of laws does not catch is a defect of the laws.
 
     Exit status: 0 all caught, 1 one survived or a law broke on the correct decoder, 2 bad input.
     """
-    outputs = check_outputs({"json": json, "into": into}, {})
+    outputs = check_outputs({"json": json, "html": html, "into": into}, {})
+    check_page(html)
     if into is not None:
         replaced(into, {"mutants": ""})
     made, chosen = Hunt(laws, examples, seed, device, dtype), chosen_mutants(only)
@@ -82,6 +85,10 @@ def mutants(
     show(made, plain_console(), quiet, verbose)
     if "json" in outputs:
         write_whole(outputs["json"], as_json(made))
+    if "html" in outputs:
+        from harness.report.html.hunt import hunt_page  # noqa: PLC0415  # Jinja2 is asked for where a page is made
+
+        write_whole(outputs["html"], hunt_page(made))
     if "into" in outputs:
         write_whole(outputs["into"], replaced(outputs["into"], {"mutants": page(made)}).encode())
     raise typer.Exit(made.verdict.exit_status)

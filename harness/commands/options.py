@@ -72,6 +72,9 @@ Cluster = Annotated[str, typer.Option(help="Address of a Dask scheduler whose wo
 # How much is said, and where.
 Json = Annotated[Path | None, typer.Option(help="Write the result to this file.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show a row for everything that passed, too.")]
+Html = Annotated[
+    Path | None, typer.Option(help="Write a page for people to this file: one HTML file, complete in itself.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")]
 
 

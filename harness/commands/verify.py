@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -16,6 +18,7 @@ from harness.files import check_outputs, check_readable, write_whole
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.report.as_json import as_json
+from harness.report.html.page import check_page
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, show
 from harness.rounding.stored import SHIPPED
@@ -24,6 +27,7 @@ from harness.runs.factory import DEFAULT, is_own
 from harness.runs.keep import check_new
 from harness.runs.limits import TIMEOUT_S, Limits
 from harness.runs.plan import Plan
+from harness.runs.result import Verification
 from harness.runs.terms import Keeping, Other, Terms
 from harness.runs.verification import RunInterrupted, Step, verify_plan
 from harness.speculative.policies import parse
@@ -92,6 +96,7 @@ def verify(
     cluster: options.Cluster = "",
     json: options.Json = None,
     verbose: options.Verbose = False,
+    html: options.Html = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Run a decoder and the sequential reference under shared seeds and judge every token.
@@ -107,7 +112,8 @@ def verify(
         options.Mode(device, tf32, dtype, draft_dtype),
     )
     drawn, sampling = options.Images(seeds, labels, batch, images), options.Sampling(cfg, top_k, top_p, noise)
-    outputs = check_outputs({"json": json, "run": run}, {**networks.files(), "budgets": budgets})
+    outputs = check_outputs({"json": json, "run": run, "html": html}, {**networks.files(), "budgets": budgets})
+    check_page(html)
     check_readable(budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
     budgets = budgets.absolute()  # read behind the factory, which may change folder
     own = options.decoder(implementation, checkout, option, contract)
@@ -130,31 +136,51 @@ def verify(
     plan = Plan.of(settings, requests)
     blocks = covering(pair, policy, options=own.options) if cover else ()
     status = 0
-    with LongWork("images", sum(block.images for block in blocks) or plan.images, quiet) as work:
+    with kept_for(keeping, html is not None) as keeping:
+        with LongWork("images", sum(block.images for block in blocks) or plan.images, quiet) as work:
 
-        def progress(step: Step) -> None:
-            work.advance(step.images, step.defects)
+            def progress(step: Step) -> None:
+                work.advance(step.images, step.defects)
 
-        try:
-            if cover:
-                result = verify_blocks(blocks, implementation, terms, keeping, progress)
-            else:
-                result = verify_plan(pair, implementation, plan, terms, keeping, progress)
-        except RunInterrupted as stop:
-            result, status = stop.result, stop.status
-    result.about["batch"] = "those of the design" if cover else why
-    show(result, plain_console(), quiet, verbose)
-    if "json" in outputs:
-        write_whole(outputs["json"], as_json(result))
+            try:
+                if cover:
+                    result = verify_blocks(blocks, implementation, terms, keeping, progress)
+                else:
+                    result = verify_plan(pair, implementation, plan, terms, keeping, progress)
+            except RunInterrupted as stop:
+                result, status = stop.result, stop.status
+        result.about["batch"] = "those of the design" if cover else why
+        show(result, plain_console(), quiet, verbose)
+        if "json" in outputs:
+            write_whole(outputs["json"], as_json(result))
+        if "html" in outputs and keeping.file is not None:
+            write_whole(outputs["html"], page_of(result, keeping.file, run is not None))
     raise typer.Exit(status or result.verdict.exit_status)
 
 
 NOT_REPEATED = (
     "context", "cover",
     "seeds", "labels", "images", "batch", "cfg", "top_k", "top_p", "noise", "draft_len", "bonus", "policy", "run",
-    "resume", "workers", "cluster", "json", "verbose", "quiet",
+    "resume", "workers", "cluster", "json", "html", "verbose", "quiet",
     "checkout", "option", "against", "against_checkout", "against_option",  # each setting has its own (`runs.repeat`)
 )  # fmt: skip
+
+
+@contextmanager
+def kept_for(keeping: Keeping, page: bool) -> Iterator[Keeping]:
+    """Keep a run in a temporary file where a page is asked for and no run file: a page shows what a file keeps."""
+    if keeping.file is not None or not page:
+        yield keeping
+        return
+    with TemporaryDirectory(prefix="sdvar-") as folder:
+        yield replace(keeping, file=Path(folder) / "run.db")
+
+
+def page_of(result: Verification, file: Path, keeps: bool) -> bytes:
+    """Return the page of a run; `keeps` tells whether its file stays."""
+    from harness.report.html.run import run_page, seen_in  # noqa: PLC0415  # Jinja2 is asked for where a page is made
+
+    return run_page(result, seen_in(file, result, keeps))
 
 
 def recipe_of(given: Mapping[str, object]) -> dict[str, str]:

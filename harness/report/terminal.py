@@ -79,7 +79,7 @@ def show(result: Verification, console: Console, quiet: bool, verbose: bool = Fa
         if (budget := result.budget) is not None:
             numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
             say(console, f"error budget: {numbers} = {budget.source}")
-        if result.decode_seconds:
+        if result.decode_seconds and result.seconds:  # a run file keeps no time of judging
             say(console, f"judging: {result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
         if result.wall_seconds and result.images:
             say(console, spread(result))

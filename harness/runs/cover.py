@@ -31,7 +31,6 @@ class Block:
     models: ModelPair
     settings: tuple[Settings, ...]
     requests: tuple[Request, ...]
-    draft: str  # for tables: "own" or "close"
 
     @property
     def images(self) -> int:
@@ -60,7 +59,7 @@ def covering(
     own = settings((1, False), (4, True), (f"dynamic:1:{min(3, S)}", False))
     close = settings((1, True), (2, False), (3, True), (5, False), (S, True), (schedule, False),
                      (f"dynamic:1:{S}", True))  # fmt: skip
-    return Block(models, own, requests, "own"), Block(close_pair(models, noise), close, requests, "close")
+    return Block(models, own, requests), Block(close_pair(models, noise), close, requests)
 
 
 def requests_for(models: ModelPair) -> tuple[Request, ...]:
@@ -106,18 +105,19 @@ def verify_blocks(
     """
     tried = [list(blocks), _without(blocks, lambda setting: isinstance(setting.draft_len, int))]
     tried.append(_without(tried[-1], lambda setting: not setting.bonus))
-    terms = replace(terms, refusals=True)
     for design in tried:
+        asked, left = (sum(len(block.settings) * len(block.requests) for block in of) for of in (blocks, design))
+        told = replace(terms, refusals=True, covers=True, unasked=asked - left)
         try:
-            made = verify_plan(blocks[0].models, factory, plan_of(design), terms, keeping, progress)
+            made = verify_plan(blocks[0].models, factory, plan_of(design), told, keeping, progress)
         except RunInterrupted as stop:
-            _say_what_was_covered(stop.result, blocks, design, terms)
+            say_what_was_covered(stop.result, told)
             raise
         except InputError as error:
             if design is tried[-1] or error.name not in ("draft_len", "bonus", "implementation", "settings"):
                 raise
         else:
-            _say_what_was_covered(made, blocks, design, terms)
+            say_what_was_covered(made, told)
             return made
     raise AssertionError("the last try returns or raises")
 
@@ -140,14 +140,18 @@ def _without(blocks: Sequence[Block], keep: Callable[[Settings], bool]) -> list[
     return [replace(block, settings=tuple(filter(keep, block.settings))) for block in blocks]
 
 
-def _say_what_was_covered(result: Verification, blocks: Sequence[Block], design: Sequence[Block], terms: Terms) -> None:
-    """Name the drafts, count the refusals, and say what was never exercised. Effects: on the result."""
-    words = [block.draft for block in design for _ in block.settings]
-    for setting, word in zip(result.settings, words, strict=False):  # none where nothing could be decoded
-        setting.draft = word
+def say_what_was_covered(result: Verification, terms: Terms) -> None:
+    """Name the drafts, count the refusals, and say what was never exercised. Effects: on the result.
+
+    Args:
+        result: of a covering design.
+        terms: how it was judged.
+    """
+    for number, setting in enumerate(result.settings):  # none where nothing could be decoded
+        setting.draft = "own" if result.plan.draft_of(number) is None else "close"
     result.covers = True
-    asked, left = (sum(len(block.settings) * len(block.requests) for block in of) for of in (blocks, design))
-    result.coverage.refused += asked - left
+    asked = sum(len(task.settings) for task in result.plan.tasks) + terms.unasked
+    result.coverage.refused += terms.unasked
     refused = result.coverage.refused
     if refused > MOST_REFUSED * asked:
         result.reasons.append(f"the decoder refused {refused} of {asked} decodes")

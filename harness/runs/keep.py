@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.errors import InputError
+from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.rounding.budget import Budget
 from harness.runs.identity import Identity, differences
@@ -26,11 +27,16 @@ FREE = ("command", "recipe")  # may differ between two parts of a run: file name
 
 
 def describe(
-    identity: Identity, keeping: Keeping, terms: Terms, judged: tuple[Plan, Sequence[Contract], Budget]
+    models: ModelPair,
+    identity: Identity,
+    keeping: Keeping,
+    terms: Terms,
+    judged: tuple[Plan, Sequence[Contract], Budget],
 ) -> dict[str, Any]:
     """Return what repeats a run, as plain values.
 
     Args:
+        models: of which their names and sizes are told; the rest is in the identity.
         identity: of `identity_of`.
         keeping: its recipe.
         terms: how it is judged.
@@ -39,12 +45,23 @@ def describe(
     plan, contracts, budget = judged
     return {
         "identity": identity,
+        "networks": {
+            "title": models.title,
+            "device": str(models.device),
+            "dtype": str(models.target.dtype).removeprefix("torch."),
+            "draft_dtype": str(models.draft.dtype).removeprefix("torch."),
+            "patch_nums": list(models.pyramid.patch_nums),
+            "V": models.target.config.V,
+            "classes": models.target.config.classes,
+        },
         "terms": {
             "contract": terms.contract.letter if terms.contract else "",
             "sequential": terms.sequential,
             "in_process": terms.in_process,
             "limits": asdict(terms.limits),
             "against": against_values(terms.against),
+            "covers": terms.covers,
+            "unasked": terms.unasked,
         },
         "contracts": [str(contract) for contract in contracts],
         "budget": asdict(budget),

@@ -7,7 +7,7 @@ Promise: what is read is equal to what was written, NaN and infinity included; w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -15,13 +15,15 @@ from harness.errors import InputError
 from harness.judge.verdict import Distance, Divergence, Judgement
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.protocol.trace import Trace
+from harness.protocol.trace import Round, Trace
 from harness.runs.coverage import Coverage
+from harness.runs.pictures import Picture
 from harness.runs.terms import Other
 
 Values = Mapping[str, Any]
 NAMES = [f.name for f in fields(Divergence)]
 LISTS = ("ties", "defects")
+PIXELS = ("decoder", "reference")  # of a picture
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,45 @@ class Counts:
         target_rows: positions that the target computed.
         accepted_scales: accepted scales of every round.
         covered: what the decode exercised, of all its images together.
+        scales: of all its images together, by scale: how often it was drafted, kept whole, corrected and finished as a
+            bonus, and the tokens that differ from the other side's; a list is empty where nobody knows.
+        cache_bytes: held by each network's cache.
     """
 
     target_calls: list[int] = field(default_factory=list)
     target_rows: list[int] = field(default_factory=list)
     accepted_scales: list[list[int]] = field(default_factory=list)
     covered: Coverage = field(default_factory=Coverage)
+    scales: dict[str, list[int]] = field(default_factory=dict)
+    cache_bytes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, trace: Trace) -> Counts:
-        """Return the counts of a trace."""
+    def of(cls, trace: Trace, differing: Sequence[int] = ()) -> Counts:
+        """Return the counts of a trace; `differing` are the tokens of every scale that are not the other side's."""
         accepted = [[turn.accepted for turn in rounds] for rounds in trace.rounds]
-        return cls(list(trace.target_calls), list(trace.target_rows), accepted, Coverage.of(trace))
+        scales = {**_by_scale(trace), "differ": list(differing)}
+        # shown, and never judged: any value goes
+        held = {name: count for name, count in dict(trace.cache_bytes or {}).items() if isinstance(count, int)}
+        counts = list(trace.target_calls), list(trace.target_rows), accepted
+        return cls(*counts, Coverage.of(trace), scales, held)
+
+
+def _by_scale(trace: Trace) -> dict[str, list[int]]:
+    """Return what the rounds did with every scale; a decoder's numbers need not be scales that there are."""
+    S = trace.scale_writes_BS.shape[-1]
+    found = {name: [0] * S for name in ("drafted", "kept", "corrected", "bonus")}
+    for turn in (turn for rounds in trace.rounds for turn in rounds):
+        fell, behind = turn.first + turn.accepted, turn.first + turn.drafted
+        spans = {
+            "drafted": range(turn.first, behind),
+            "kept": range(turn.first, fell),
+            "corrected": range(fell, fell + bool(turn.corrected)),
+            "bonus": range(behind, behind + bool(turn.bonus)),
+        }
+        for name, span in spans.items():
+            for si in range(max(0, span.start), min(S, span.stop)):
+                found[name][si] += 1
+    return found
 
 
 @dataclass(frozen=True)
@@ -63,6 +92,7 @@ class JudgedRow:
         device_bytes: what its allocator held of the GPU then; 0 on a CPU.
         refused: why the decoder refused the request, where refusals are counted; empty = it did not.
         changes: counts that are others than those of the decoder that it was judged against, a clause each.
+        peak_bytes: high-water mark of memory as the decoder says; 0 where it does not.
     """
 
     task: int
@@ -76,6 +106,7 @@ class JudgedRow:
     device_bytes: int = 0
     refused: str = ""
     changes: tuple[str, ...] = ()
+    peak_bytes: int = 0
 
 
 def request_values(request: Request) -> dict[str, Any]:
@@ -97,6 +128,19 @@ def counts_values(counts: Counts) -> dict[str, Any]:
 def counts_of(values: Values) -> Counts:
     """Return the counts that `counts_values` and JSON made these values of."""
     return Counts(**{**values, "covered": Coverage.from_dict(values["covered"])})
+
+
+def picture_values(picture: Picture) -> dict[str, Any]:
+    """Return a picture as JSON values, without its pixels."""
+    return {name: value for name, value in asdict(picture).items() if name not in PIXELS}
+
+
+def picture_of(values: Values, decoder: bytes, reference: bytes) -> Picture:
+    """Return the picture that `picture_values` and JSON made these values of, with its pixels."""
+    made = dict(values)
+    made["rounds"] = [Round(**turn) for turn in made["rounds"]]
+    made["distance"] = Distance(**made["distance"]) if made["distance"] else None
+    return Picture(**made, decoder=decoder, reference=reference)
 
 
 def settings_values(settings: Settings, draft_noise: float | None) -> dict[str, Any]:
@@ -123,8 +167,13 @@ def judgement_of(values: Values) -> Judgement:
 
 
 def to_json(values: Any) -> str:
-    """Return one line of JSON; NaN and infinity as Python writes and reads them."""
-    return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+    """Return one line of JSON that any file can hold; NaN and infinity as Python writes and reads them."""
+    text = json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: what a decoder raised may hold anything
+        return json.dumps(values, separators=(",", ":"))
+    return text
 
 
 def settings_of(values: Values) -> tuple[Settings, float | None]:

@@ -123,6 +123,7 @@ class Verification:
     seconds: float = 0.0  # of all decodes and their judgement, summed over the workers
     wall_seconds: float = 0.0  # from the first task to the last
     stopped: int = 0  # signal that ended the run before its end
+    unfinished: int = 0  # tasks that nobody has judged, in the file of a run that goes on or was killed
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     about: dict[str, Any] = field(default_factory=dict)  # identity, recipe, workers: what repeats the run
     covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
@@ -175,7 +176,7 @@ class Verification:
     @property
     def is_whole(self) -> bool:
         """Whether the run came to its end; settings whose process keeps dying are left alone, and no interruption."""
-        return not self.stopped
+        return not (self.stopped or self.unfinished)
 
     @property
     def compared(self) -> list[str]:

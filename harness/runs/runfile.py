@@ -24,10 +24,11 @@ from harness.errors import InputError
 from harness.files import check_readable
 from harness.runs import records
 from harness.runs.exhibit import MOST_EXHIBITS, packed, unpacked
+from harness.runs.pictures import MOST_PICTURES, Picture
 from harness.runs.plan import Plan, Task
 from harness.runs.records import JudgedRow, request_of, settings_of, to_json
 
-SCHEMA = 1
+SCHEMA = 2  # docs/runs.md describes it; 1 kept no pictures
 APPLICATION = 0x5D7A5ADA  # SQLite's mark of whose file it is
 TABLES = """
 CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -40,12 +41,18 @@ CREATE TABLE judged (
     seconds REAL NOT NULL, reference_seconds REAL NOT NULL,
     ended REAL NOT NULL, host_bytes INTEGER NOT NULL, device_bytes INTEGER NOT NULL,
     judgement TEXT NOT NULL, counts TEXT, refused TEXT NOT NULL, changes TEXT NOT NULL,
+    peak_bytes INTEGER NOT NULL,
     PRIMARY KEY (task, setting)
 );
 CREATE TABLE exhibits (
     task INTEGER NOT NULL, setting INTEGER NOT NULL, tensors BLOB NOT NULL, PRIMARY KEY (task, setting)
 );
+CREATE TABLE pictures (
+    task INTEGER NOT NULL, setting INTEGER NOT NULL, row INTEGER NOT NULL, badness REAL NOT NULL,
+    value TEXT NOT NULL, decoder BLOB NOT NULL, reference BLOB NOT NULL, PRIMARY KEY (task, setting, row)
+);
 """
+WORST_FIRST = "ORDER BY badness DESC, task, setting, row"  # `Picture.rank`
 REMEDY = "pass --resume to go on with it, or another --run"
 
 
@@ -118,12 +125,18 @@ class RunFile:
         file._exhibits = file._one("SELECT count(*) FROM exhibits")
         return file
 
-    def write(self, rows: Sequence[JudgedRow], exhibits: Sequence[tuple[int, int, dict[str, Tensor]]] = ()) -> None:
+    def write(
+        self,
+        rows: Sequence[JudgedRow],
+        exhibits: Sequence[tuple[int, int, dict[str, Tensor]]] = (),
+        pictures: Sequence[Picture] = (),
+    ) -> None:
         """Add what one request came to; all of it or nothing.
 
         Args:
             rows: of one task.
             exhibits: task, setting and tensors; those of the run's first divergences are kept.
+            pictures: of some of its images; the worst ones of the run are kept.
         """
         with self._writing("run"), self._transaction():
             for row in rows:
@@ -132,13 +145,13 @@ class RunFile:
                     made.count(name) for name in ("images", "draws", "identical", "ties", "wrong_tokens", "defects")
                 ]
                 self._base.execute(
-                    "INSERT OR REPLACE INTO judged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    "INSERT OR REPLACE INTO judged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                     (
                         row.task, row.setting, made.verdict.value, *counts, row.seconds, row.reference_seconds,
                         row.ended, row.host_bytes, row.device_bytes,
                         to_json(records.judgement_values(made)),
                         to_json(records.counts_values(row.counts)) if row.counts else None, row.refused,
-                        to_json(row.changes),
+                        to_json(row.changes), row.peak_bytes,
                     ),
                 )  # fmt: skip
             for task, setting, tensors in exhibits:
@@ -147,6 +160,16 @@ class RunFile:
                         "INSERT OR IGNORE INTO exhibits VALUES (?,?,?)", (task, setting, packed(tensors))
                     )
                     self._exhibits += 1
+            for picture in pictures:
+                place = picture.task, picture.setting, picture.row, picture.badness
+                value = to_json(records.picture_values(picture))
+                self._base.execute(
+                    "INSERT OR REPLACE INTO pictures VALUES (?,?,?,?,?,?,?)",
+                    (*place, value, picture.decoder, picture.reference),
+                )
+            if pictures:
+                chosen = f"SELECT rowid FROM pictures {WORST_FIRST} LIMIT {MOST_PICTURES}"
+                self._base.execute(f"DELETE FROM pictures WHERE rowid NOT IN ({chosen})")
 
     def rows(self) -> list[JudgedRow]:
         """Return what is judged, in the order of the plan."""
@@ -232,6 +255,22 @@ def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:
     return unpacked(found[0]) if found else {}
 
 
+def case_number(path: Path, row: JudgedRow) -> int | None:
+    """Return the number by which `replay` knows a row's first defect; None where the row was recorded without one."""
+    with _reading(path), closing(_opened(path)) as base:
+        earlier = "SELECT count(*) FROM judged WHERE defects > 0 AND (setting, task) < (?, ?)"
+        own = "SELECT count(*) FROM judged WHERE defects > 0 AND (setting, task) = (?, ?)"
+        before, there = (base.execute(of, (row.setting, row.task)).fetchone()[0] for of in (earlier, own))
+    return int(before) if there else None
+
+
+def pictures_of(path: Path) -> list[Picture]:
+    """Return the pictures that a run file keeps, worst first."""
+    with _reading(path), closing(_opened(path)) as base:
+        found = base.execute(f"SELECT value, decoder, reference FROM pictures {WORST_FIRST}").fetchall()
+        return [records.picture_of(json.loads(value), ours, theirs) for value, ours, theirs in found]
+
+
 def is_begun(path: Path) -> bool:
     """Tell whether there is a run to go on with: a process that was killed early leaves no file, or an empty one."""
     with suppress(OSError):
@@ -240,14 +279,15 @@ def is_begun(path: Path) -> bool:
 
 
 def _rows(base: sqlite3.Connection, path: Path) -> Iterator[JudgedRow]:
-    names = "task, setting, judgement, counts, changes, seconds, reference_seconds, ended, host_bytes, device_bytes"
+    names = "task, setting, judgement, counts, changes, peak_bytes, seconds, reference_seconds, ended, host_bytes"
     with _reading(path):
-        for task, setting, judgement, counts, changes, *rest in base.execute(
-            f"SELECT {names}, refused FROM judged ORDER BY task, setting"
+        for task, setting, judgement, counts, changes, peak, *rest in base.execute(
+            f"SELECT {names}, device_bytes, refused FROM judged ORDER BY task, setting"
         ):
             made = records.counts_of(json.loads(counts)) if counts else None
             judged = records.judgement_of(json.loads(judgement))
-            yield replace(JudgedRow(task, setting, judged, made, *rest), changes=tuple(map(str, json.loads(changes))))
+            row = JudgedRow(task, setting, judged, made, *rest)
+            yield replace(row, changes=tuple(map(str, json.loads(changes))), peak_bytes=peak)
 
 
 @contextmanager

@@ -44,6 +44,8 @@ class Terms:
         refusals: count a request that the decoder refuses, in place of raising its error.
         first_only: stop at the first defect: for hunts.
         against: another decoder, in the reference's place: what changed, and from which scale on?
+        covers: the run is a covering design.
+        unasked: decodes of that design that are not in the plan, since the decoder cannot be built for them.
     """
 
     contract: Contract | None = None
@@ -54,6 +56,8 @@ class Terms:
     refusals: bool = False
     first_only: bool = False
     against: Other | None = None
+    covers: bool = False
+    unasked: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ that is not the harness's own runs in a process of its own. Who does the tasks, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from harness.judge.weights import weigh_run
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
+from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.rounding.budget import Allowance, Budget
 from harness.rounding.certifying import certifying
@@ -30,6 +31,7 @@ from harness.runs.factory import Factory, name_of
 from harness.runs.identity import identity_of
 from harness.runs.interrupt import held
 from harness.runs.keep import begin, describe
+from harness.runs.pictures import MOST_PICTURES
 from harness.runs.plan import Plan, Task
 from harness.runs.records import JudgedRow
 from harness.runs.result import SettingResult, Verification
@@ -119,7 +121,7 @@ def verify_plan(
     except NonFiniteError as error:
         result.early.append(Divergence("weights", str(error), plan.tasks[0].request.seed))
         return result
-    result.budget = _widest(budget, models, [task.request for task in plan.tasks])
+    result.budget = widest(budget, models.pyramid, [task.request for task in plan.tasks])
     name = factory if isinstance(factory, str) else name_of(factory)
     identity = {}
     if keeping.recipe is not None or keeping.file:
@@ -127,13 +129,14 @@ def verify_plan(
     crew = employ(keeping, torch.device(keeping.device or models.device), len(plan.tasks))
     sent = pickled(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
     told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms
-    work = VerifyWork(models, sent, plan.settings, plan.most, budget, told, plan.drafts)
+    wanted = MOST_PICTURES if keeping.file else 0
+    work = VerifyWork(models, sent, plan.settings, plan.most, budget, told, plan.drafts, wanted)
     with closing(crew.open(work)) as pool:
         seed, about = plan.tasks[0].request.seed, pool.about
         result.early += [Divergence("precision", f"building changed {what}", seed) for what in about["moved"]]
         contracts = [Contract.of(contract) for contract in about["contracts"]]
         result.settings = [SettingResult(*of) for of in zip(plan.settings, contracts, strict=True)]
-        result.about = describe(identity, keeping, terms, (plan, contracts, budget))
+        result.about = describe(models, identity, keeping, terms, (plan, contracts, budget))
         file = begin(keeping, result.about, plan)
         held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
         with held_file:
@@ -202,18 +205,7 @@ class RunInProgress:
 
     def put_together(self, models: ModelPair, budget: Budget) -> None:
         """Put the rows into the result in the plan's order, and weigh the ties of the whole run."""
-        settings, pyramid = self.result.settings, models.pyramid
-        requests = {task.number: task.request for task in self.plan.tasks}
-        for task in self.plan.tasks:
-            for row in sorted(self.rows.get(task.number, []), key=lambda row: row.setting):
-                if not keeps_dying(settings[row.setting].rows):
-                    settings[row.setting].rows.append(row)
-
-        def allowed(request: Request) -> list[Allowance]:
-            return [budget.guided(request.cfg, pyramid.ramp(si)) for si in pyramid]
-
-        for setting in settings:
-            weigh_run([(requests[row.task], row.judgement) for row in setting.rows], allowed, len(settings))
+        put_together(self.result, self.rows, models.pyramid, budget)
 
     def _left(self) -> Iterator[Task]:
         """Yield what is left, without settings whose process keeps dying."""
@@ -239,7 +231,7 @@ class RunInProgress:
             answer = Done(task.number, [_lost(task, number, answer.why) for number in task.settings], [])
         with held():
             if self.file:
-                self.file.write(answer.rows, answer.exhibits)
+                self.file.write(answer.rows, answer.exhibits, answer.pictures)
             self.rows[task.number] = answer.rows
         self.result.decode_seconds += answer.decode_seconds
         self.result.seconds += answer.seconds
@@ -262,9 +254,33 @@ def keeps_dying(rows: Sequence[JudgedRow]) -> bool:
     return len(last) == MOST_DEATHS and all(found and found[0].component == "process" for found in last)
 
 
-def _widest(budget: Budget, models: ModelPair, requests: Sequence[Request]) -> Allowance:
+def put_together(
+    result: Verification, rows: Mapping[int, Sequence[JudgedRow]], pyramid: ScalePyramid, budget: Budget
+) -> None:
+    """Put rows into a result in its plan's order, and weigh the ties of the whole run.
+
+    Args:
+        result: with its settings; changed.
+        rows: by task.
+        pyramid: of the networks.
+        budget: how far rounding may move them.
+    """
+    settings, requests = result.settings, {task.number: task.request for task in result.plan.tasks}
+    for task in result.plan.tasks:
+        for row in sorted(rows.get(task.number, []), key=lambda row: row.setting):
+            if not keeps_dying(settings[row.setting].rows):
+                settings[row.setting].rows.append(row)
+
+    def allowed(request: Request) -> list[Allowance]:
+        return [budget.guided(request.cfg, pyramid.ramp(si)) for si in pyramid]
+
+    for setting in settings:
+        weigh_run([(requests[row.task], row.judgement) for row in setting.rows], allowed, len(settings))
+
+
+def widest(budget: Budget, pyramid: ScalePyramid, requests: Sequence[Request]) -> Allowance:
     """Return the allowance of the last scale under the largest guidance value; its source says which of several."""
-    pyramid, values = models.pyramid, {abs(request.cfg) for request in requests}
+    values = {abs(request.cfg) for request in requests}
     allowed = budget.guided(max(values), pyramid.ramp(pyramid.S - 1))
     if len(values) == 1:
         return allowed

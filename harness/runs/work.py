@@ -12,7 +12,7 @@ import resource
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,13 +37,15 @@ from harness.reference import sequential
 from harness.rounding.budget import Budget
 from harness.runs.exhibit import exhibit
 from harness.runs.factory import Factory
+from harness.runs.pictures import Best, Picture, pictures
 from harness.runs.place import Place, claimed, place
 from harness.runs.plan import Task
 from harness.runs.records import Counts, JudgedRow
 from harness.runs.terms import Other, Terms
 
 Exhibits = list[tuple[int, int, dict[str, Tensor]]]  # task, setting, tensors
-Judged = tuple[JudgedRow, dict[str, Tensor], float]  # with the tensors around its first divergence, and seconds
+# With the tensors around its first divergence, the pictures that are worth keeping, and seconds.
+Judged = tuple[JudgedRow, dict[str, Tensor], list[Picture], float]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Done:
         exhibits: the tensors around each row's first divergence.
         decode_seconds: of every decode, the reference's included.
         seconds: of the whole task.
+        pictures: those of its images that are worth keeping.
     """
 
     task: int
@@ -63,6 +66,7 @@ class Done:
     exhibits: Exhibits
     decode_seconds: float = 0.0
     seconds: float = 0.0
+    pictures: list[Picture] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class VerifyWork:
         budget: fixed before any decoder is built.
         terms: how the run is judged.
         drafts: of the plan; empty = the pair's own for every setting.
+        pictures: how many of a run are kept; 0 = none is made.
     """
 
     models: ModelPair
@@ -86,6 +91,7 @@ class VerifyWork:
     budget: Budget
     terms: Terms
     drafts: tuple[float | None, ...] = ()
+    pictures: int = 0
 
     def open(self) -> Verifier:
         """Build the decoders. Raises `InputError` where they refuse."""
@@ -106,7 +112,7 @@ class Verifier:
 
     def __init__(self, work: VerifyWork) -> None:
         assert not isinstance(work.factory, bytes)
-        self.work = work
+        self.work, self._best = work, Best(work.pictures)
         drafts = work.drafts or (None,) * len(work.settings)
         self._decoders: dict[int, tuple[Place, int, ModelPair]] = {}  # by setting: where it is, and its number there
         contracts, moved = [""] * len(drafts), list[str]()
@@ -145,25 +151,27 @@ class Verifier:
     def _done(self, task: Task) -> Done:
         work, request = self.work, task.request
         rows, exhibits, free, total = list[JudgedRow](), Exhibits(), dict[bool, Free](), 0.0
+        made = list[Picture]()
         for number in task.settings:
             greedy = work.settings[number].greedy
             if self._other is None and greedy not in free:
                 free[greedy] = Free.of(work.models, request, greedy)
                 total += free[greedy].trace.seconds
             try:
-                row, shown, seconds = (
+                row, shown, seen, seconds = (
                     self._compared(task, number, *self._other) if self._other else self._row(task, number, free[greedy])
                 )
             except InputError as error:
                 if not work.terms.refusals:
                     raise
-                row, shown, seconds = refused(task, number, error), {}, 0.0
+                row, shown, seen, seconds = refused(task, number, error), {}, [], 0.0
             rows.append(row)
+            made += seen
             total += seconds
             exhibits += [(task.number, number, shown)] if shown else []
             if work.terms.first_only and row.judgement.defects:
                 break
-        return Done(task.number, rows, exhibits, total)
+        return Done(task.number, rows, exhibits, total, pictures=made)
 
     def _row(self, task: Task, number: int, free: Free) -> Judged:
         """Decode a task under one setting, and judge."""
@@ -174,13 +182,15 @@ class Verifier:
             if actual.partial is not None:
                 evidence = self._evidence(task.request, number, actual.partial, free.trace, free.noise)
                 actual = judge_so_far(evidence, contract, drafts, actual)
-            return replace(row, judgement=replace(actual, partial=None)), {}, seconds
+            return replace(row, judgement=replace(actual, partial=None)), {}, [], seconds
         evidence = self._evidence(task.request, number, actual, free.trace, free.noise)
         if free.costs_SB3 is None and contract is Contract.TOKENS:
             free.costs_SB3 = costs_of(evidence)
         judgement, along = judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
-        row = replace(row, judgement=judgement, counts=Counts.of(actual), seconds=seconds)
-        return row, shown(along, judgement), seconds
+        row = replace(row, judgement=judgement, counts=Counts.of(actual, _differing(along, judgement)), seconds=seconds)
+        row = replace(row, peak_bytes=_peak(actual))
+        seen = pictures((task.number, number), along, judgement, free.trace.f_hat_BCPP, self._best)
+        return row, shown(along, judgement), seen, seconds
 
     def _compared(self, task: Task, number: int, other: Other, there: Place) -> Judged:
         """Decode a task by both decoders under one setting, and judge one against the other."""
@@ -190,15 +200,17 @@ class Verifier:
         row = JudgedRow(task.number, number, Judgement(request.B), seconds=seconds, reference_seconds=others)
         seconds += others
         if isinstance(actual, Judgement):
-            return replace(row, judgement=replace(actual, partial=None)), {}, seconds
+            return replace(row, judgement=replace(actual, partial=None)), {}, [], seconds
         if isinstance(expected, Judgement):
             defects = [replace(each, detail=f"{other.name}: {each.detail}") for each in expected.defects]
-            return replace(row, judgement=replace(expected, defects=defects, partial=None)), {}, seconds
+            return replace(row, judgement=replace(expected, defects=defects, partial=None)), {}, [], seconds
         evidence = self._evidence(request, number, actual, expected, models.noise(request))
         judgement = judge_against(evidence, other.name)
         changes = tuple(f"{seeds_of(request)}, {each}" for each in changed(actual, expected))
-        row = replace(row, judgement=judgement, counts=Counts.of(actual), changes=changes)
-        return row, shown(evidence, judgement), seconds
+        counts = Counts.of(actual, _differing(evidence, judgement))
+        row = replace(row, judgement=judgement, counts=counts, changes=changes, peak_bytes=_peak(actual))
+        seen = pictures((task.number, number), evidence, judgement, expected.f_hat_BCPP, self._best)
+        return row, shown(evidence, judgement), seen, seconds
 
     def _decoded(self, task: Task, number: int) -> tuple[Trace | Judgement, float]:
         """Decode a task under one setting; return the seconds, too."""
@@ -208,6 +220,19 @@ class Verifier:
     def _evidence(self, request: Request, number: int, actual: Trace, expected: Trace, noise: Noise) -> Evidence:
         models, greedy = self._decoders[number][2], self.work.settings[number].greedy
         return Evidence(models, request, actual, expected, self.work.budget, greedy, noise=noise)
+
+
+def _peak(trace: Trace) -> int:
+    """Return the high-water mark that a trace states: shown, and never judged."""
+    return trace.peak_bytes if isinstance(trace.peak_bytes, int) else 0
+
+
+def _differing(evidence: Evidence, judgement: Judgement) -> list[int]:
+    """Return how many tokens of every scale are not those of the other side; empty where none were compared."""
+    if not judgement.draws:
+        return []
+    differ_L = (evidence.actual.tokens_BL != evidence.expected.tokens_BL).sum(0)
+    return [int(differ_L[evidence.models.pyramid.span(si)].sum()) for si in evidence.models.pyramid]
 
 
 def refused(task: Task, number: int, error: InputError) -> JudgedRow:

@@ -142,7 +142,7 @@ def test_one_decoder_goes_through_all_requests_of_a_block():
     models = tiny(FIVE)
     request = requests_for(models)[0]
     other = replace(request, seed=9)
-    block = Block(models, (Settings(2),), (request, other), "own")
+    block = Block(models, (Settings(2),), (request, other))
     result = verify_blocks([block], state.SHARED_BUFFERS, HERE)
     assert result.coverage.reused == 1
 

@@ -50,7 +50,7 @@ def stop_after(count: int):
 
 
 def test_a_row_is_what_was_written(tmp_path: Path):
-    found = Divergence("draw", 'a "quoted" Δ', 3, 1, 2, 4, 5, 6, 7, float("inf"), 0.5)
+    found = Divergence("draw", 'a "quoted" Δ, \udcff', 3, 1, 2, 4, 5, 6, 7, float("inf"), 0.5)
     judgement = Judgement(
         2, 20, 17, [replace(found, margin=1e-7)], 1, defects=[found], distances=[Distance(0.1, 0.2, 0.3)]
     )
@@ -153,7 +153,7 @@ def test_a_file_of_another_schema_is_refused(tmp_path: Path):
     base = sqlite3.connect(tmp_path / "a.db")
     base.execute("PRAGMA user_version = 99")
     base.close()
-    with pytest.raises(InputError, match="has schema 99, and this version reads 1"):
+    with pytest.raises(InputError, match="has schema 99, and this version reads 2"):
         read(tmp_path / "a.db")
 
 

@@ -1,0 +1,216 @@
+"""What a page is: a headline, sections, and a few kinds of parts; and how it becomes one file.
+
+Promise: the file needs nothing else, no script and no network; whatever text comes from a user or a decoder is text
+there, never markup; no information is told by colour alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from harness.errors import InputError, shortened
+from harness.provenance import versions
+
+MOST_TEXT = 4000  # characters of one text: the message of somebody else's crash may have any length
+TONES = {"good": "✓", "bad": "✕", "open": "?"}  # what a headline wears besides its colour
+NEEDED = {"jinja2": "Jinja2", "matplotlib": "matplotlib"}
+
+
+@dataclass(frozen=True)
+class Words:
+    """A paragraph; `kind` is what the template calls it, as in every part below."""
+
+    text: str
+    kind: ClassVar[str] = "words"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line, or other text to be copied, with what it is for."""
+
+    text: str
+    label: str
+    kind: ClassVar[str] = "line"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list: (word, explanation)."""
+
+    items: Sequence[tuple[str, str]]
+    kind: ClassVar[str] = "bullets"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Numbers that matter most: (what, number, what it means)."""
+
+    items: Sequence[tuple[str, str, str]]
+    kind: ClassVar[str] = "facts"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table.
+
+    Args:
+        caption: what it shows.
+        head: of the columns.
+        rows: as many cells as columns.
+        texts: how many columns, from the first one on, hold words; the others hold numbers.
+        bad: indices of rows that tell of something wrong; their first cell must say so, too.
+    """
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    texts: int = 1
+    bad: frozenset[int] = frozenset()
+    kind: ClassVar[str] = "sheet"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture: SVG markup of `plots`, what it shows in words, and its numbers."""
+
+    svg: str
+    label: str
+    caption: str
+    sheet: Sheet | None = None
+    kind: ClassVar[str] = "drawing"
+
+
+@dataclass(frozen=True)
+class State:
+    """What one cell of a grid says: class of the style, letter, and the letter's meaning."""
+
+    name: str
+    letter: str
+    word: str
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One row of a grid: a state a column, and the counts behind them."""
+
+    name: str
+    states: Sequence[State]
+    counts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table that is a picture: a letter and a colour a cell.
+
+    Args:
+        caption: what it shows.
+        corner: head of the rows' names.
+        heads: of the columns; `upright` turns long ones.
+        rows: from top to bottom.
+        tails: heads of the counts.
+        upright: the heads are words and stand on end.
+    """
+
+    caption: str
+    corner: str
+    heads: Sequence[str]
+    rows: Sequence[Lane]
+    tails: Sequence[str] = ()
+    upright: bool = False
+    kind: ClassVar[str] = "grid"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Parts that are shown when they are asked for."""
+
+    summary: str
+    parts: Sequence[object]
+    kind: ClassVar[str] = "fold"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A headed part of a page: `id` is its anchor, `lead` says for a newcomer what is to be seen."""
+
+    id: str
+    title: str
+    lead: str
+    parts: Sequence[object]
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page.
+
+    Args:
+        title: of the document.
+        word: the verdict.
+        tone: one of `TONES`.
+        headline: what the verdict means, in plain words.
+        sections: from top to bottom.
+        notes: what qualifies the headline: interrupted, unverified.
+    """
+
+    title: str
+    word: str
+    tone: str
+    headline: str
+    sections: Sequence[Section]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def check_page(path: Path | None, name: str = "html") -> None:
+    """Refuse a page where nothing makes one. Raises `InputError`."""
+    for module, library in NEEDED.items():
+        if path is not None and importlib.util.find_spec(module) is None:
+            rule = f"is made by {library}, which is not installed"
+            raise InputError(name, str(path), rule, 'pip install "sdvar-harness[report]"')
+
+
+def as_html(page: Page) -> bytes:
+    """Return a page as one HTML file, UTF-8."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  # asked for where a page is made
+
+    loader = PackageLoader("harness.report.html")
+    made = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, finalize=printable, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    style = loader.get_source(made, "style.css")[0]
+    text = made.get_template("page.html.j2").render(page=page, mark=TONES[page.tone], style=style, versions=versions())
+    return text.encode(errors="backslashreplace")
+
+
+def printable(value: object) -> object:
+    """Return a text without what no page can show: control characters and halves of surrogate pairs are spelled out."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    text = shortened(value, MOST_TEXT)
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: ``1 image``, ``1,200 images``."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def share(part: float, whole: float) -> str:
+    """Return a percentage; a dash of nothing, and never 0 % or 100 % of what is not none or all."""
+    if not whole:
+        return "–"
+    if 0 < part < whole:
+        return f"{min(99.99, max(0.01, 100 * part / whole)):.4g} %"
+    return "100 %" if part else "0 %"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in words; a dash of none."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 2**power:
+            return f"{count / 2**power:.1f} {unit}"
+    return f"{count} B" if count else "–"

@@ -1,0 +1,168 @@
+"""What people look at, kept with a run: of its worst images the pictures, tokens and rounds of both sides.
+
+Promise: a bounded number (`MOST_PICTURES` of a run) of a bounded size (`MOST_SIDE`), the worst ones, whoever decoded
+them and in whatever order; where nothing is wrong, the first ones of the plan.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import insort
+from dataclasses import dataclass, field, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.judge.evidence import Evidence
+from harness.judge.verdict import Distance, Judgement
+from harness.models.autoencoder import Autoencoder
+from harness.protocol.trace import Round
+
+MOST_PICTURES = 40  # of a run
+MOST_SIDE = 256  # pixels; larger images are kept smaller
+AGREES, TIE, WRONG, UNCLAIMED = "=tx."  # one letter a position
+DEFECT, SHARED = 1e6, 1e5  # what an image with a defect of its own, or of its whole batch, is worse by
+
+Rank = tuple[float, int, int, int]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a run, as both sides made it.
+
+    Args:
+        task: number in the plan.
+        setting: index in the plan.
+        row: in the batch.
+        badness: 0 where nothing is to be seen; defects, then wrong tokens, then ties and distance.
+        seed: of the image.
+        image: its address.
+        label: its class.
+        tokens: the decoder's.
+        expected: what the reference draws on the same prefix; the other decoder's tokens where one stood in its place.
+        marks: a letter a position: agrees, tie, wrong, or not claimed.
+        rounds: of the decoder, in order.
+        distance: from the sequential image, where tokens are not claimed.
+        decoder: its image as PNG.
+        reference: the sequential image of the same seed as PNG; the other decoder's.
+    """
+
+    task: int
+    setting: int
+    row: int
+    badness: float
+    seed: int
+    image: int
+    label: int
+    tokens: list[int]
+    expected: list[int]
+    marks: str
+    rounds: list[Round] = field(default_factory=list)
+    distance: Distance | None = None
+    decoder: bytes = field(default=b"", repr=False)
+    reference: bytes = field(default=b"", repr=False)
+
+    @property
+    def rank(self) -> Rank:
+        """Its place among all images of a run, worst first."""
+        return -self.badness, self.task, self.setting, self.row
+
+
+@dataclass
+class Best:
+    """The first so many of what is offered: what none of a run's workers keeps is not among the run's first either."""
+
+    most: int
+    ranks: list[Rank] = field(default_factory=list)
+
+    def takes(self, rank: Rank) -> bool:
+        """Tell whether this one is among the first ones so far. Effects: remembers it."""
+        if len(self.ranks) == self.most and rank > self.ranks[-1]:
+            return False
+        insort(self.ranks, rank)
+        del self.ranks[self.most :]
+        return True
+
+
+@torch.inference_mode()
+def pictures(
+    place: tuple[int, int], along: Evidence, judgement: Judgement, f_hat_BCPP: Tensor, best: Best
+) -> list[Picture]:
+    """Return the pictures of a decode that are worth keeping.
+
+    Args:
+        place: task and setting.
+        along: the decode, beside the reference on its own tokens.
+        judgement: on it.
+        f_hat_BCPP: of the reference's free run: the image that sequential decoding gives.
+        best: which ones are.
+
+    Returns:
+        None of a decode whose trace has no form, since nothing of it can be trusted to be an image.
+    """
+    if not judgement.draws or not best.most:
+        return []
+    made = [_plain(place, along, judgement, row) for row in range(along.request.B)]
+    chosen = [picture for picture in made if best.takes(picture.rank)]
+    if not chosen:
+        return []
+    rows = torch.tensor([picture.row for picture in chosen], device=f_hat_BCPP.device)
+    vae = along.models.vae
+    decoder, reference = (_pngs(vae, f_hat[rows]) for f_hat in (along.actual.f_hat_BCPP, f_hat_BCPP))
+    return [
+        replace(picture, decoder=ours, reference=theirs)
+        for picture, ours, theirs in zip(chosen, decoder, reference, strict=True)
+    ]
+
+
+def _plain(place: tuple[int, int], along: Evidence, judgement: Judgement, row: int) -> Picture:
+    """Return the picture of one image without its pixels."""
+    request, where = along.request, along.request.where(row)
+    labels = request.labels or along.numbers.labels(along.models.target.config.classes).tolist()
+    tokens, expected = along.actual.tokens_BL[row].tolist(), along.expected.tokens_BL[row].tolist()
+    ties, defects = (
+        {each.position for each in of if (each.seed, each.image) == (where["seed"], where["image"])}
+        for of in (judgement.ties, judgement.defects)
+    )
+    listed = defects if judgement.unclaimed else None  # None: every token that differs is a wrong one
+    marks = "".join(
+        AGREES if a == b else _mark(position in ties, judgement.claims_tokens, listed is None or position in listed)
+        for position, (a, b) in enumerate(zip(tokens, expected, strict=True))
+    )
+    distance = judgement.distances[row] if judgement.distances else None
+    badness = marks.count(WRONG) + marks.count(TIE) / 1000 + (distance.pixels if distance else 0.0)
+    badness += DEFECT * bool(defects) + SHARED * any(each.image < 0 for each in judgement.defects)
+    rounds = list(along.actual.rounds[row]) if along.actual.rounds else []
+    return Picture(
+        *place, row, badness, where["seed"], where["image"], int(labels[row]), tokens, expected, marks, rounds, distance
+    )
+
+
+def _mark(is_tie: bool, claimed: bool, is_listed: bool) -> str:
+    if is_tie:
+        return TIE
+    return WRONG if claimed and is_listed else UNCLAIMED
+
+
+def _pngs(vae: Autoencoder, f_hat_nCPP: Tensor) -> list[bytes]:
+    """Return latent maps as PNG images."""
+    return pngs(vae.decode(f_hat_nCPP))
+
+
+def pngs(images_n3hw: Tensor) -> list[bytes]:
+    """Return images, 0 to 1, as PNG of `MOST_SIDE` pixels a side at most; what is no number is black."""
+    images_n3hw = images_n3hw.float().nan_to_num(0.0).clamp(0, 1)
+    side = max(images_n3hw.shape[2:])
+    if side > MOST_SIDE:
+        images_n3hw = F.interpolate(images_n3hw, scale_factor=MOST_SIDE / side, mode="area")
+    pixels_nhw3 = (images_n3hw * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+    return [as_png(Image.fromarray(pixels_hw3)) for pixels_hw3 in pixels_nhw3]
+
+
+def as_png(image: Image.Image) -> bytes:
+    """Return an image as PNG."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()

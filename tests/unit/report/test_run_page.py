@@ -1,0 +1,212 @@
+"""The page of a verification: every section, nothing but text from outside, a bounded size, one line for bad input."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from harness.mutants.positions import OFFSET
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.report.html.gallery import MOST_BYTES
+from harness.report.html.run import run_page, seen_in
+from harness.report.terminal import repeated_by
+from harness.runs.plan import Plan
+from harness.runs.replay import cases_of
+from harness.runs.runfile import RunFile, pictures_of
+from harness.runs.runfile import read as read_run
+from harness.runs.terms import Keeping
+from harness.runs.verification import verify_plan
+from harness.speculative.build import build_decoder
+from tests.helpers import command, with_weight
+from tests.unit.report.made import HERE, MODELS, SCRIPT, Loud, large, page_of, run
+from tests.unit.report.reading import SECTIONS, read
+
+
+def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
+    result = run(tmp_path / "a.db", OFFSET)
+    page = read(page_of(tmp_path / "a.db"))
+    assert [section["id"] for section in page.all("section")] == [*SECTIONS[:5], "worst", *SECTIONS[5:]]
+    first, words = result.first_divergence, page.words
+    assert first is not None
+    assert "DEFECT" in words
+    assert "The decoder is wrong: something differs from sequential decoding" in words
+    assert "Contract A, token-identical: with the same seed" in words
+    assert f"Component: {first.component}." in words
+    same = f"The token there, {first.actual}, is the reference's all the same"
+    other = f"The decoder drew token {first.actual}. On the same prefix the reference draws {first.expected}."
+    assert (same if first.actual == first.expected else other) in words
+    assert f"Position {first.position}: row" in words
+    assert re.search(r"The prefix that agreed: \d+ tokens? \(", words)
+    assert "score, decoder score, reference random number E race, decoder race, reference" in words
+    assert repeated_by(result) in words
+    assert f"sdvar-harness replay {tmp_path / 'a.db'} --case 0" in words
+    assert sum(image["alt"].startswith("Image of the reference") for image in page.all("img")) == 4
+    marked = sum(set(picture.marks) != {"="} for picture in pictures_of(tmp_path / "a.db"))
+    assert sum(attributes.get("class") == "marker" for attributes in page.all("span")) == 3 * marked > 0
+    assert "kept whole" in words
+    assert "cfg 1.5" in words
+    assert len(page.all("abbr")) >= 3
+    assert "weights target" in words
+
+
+def test_the_named_case_is_the_one_that_replay_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def wrong_at_the_second_length(models, settings):
+        return (OFFSET if settings.draft_len == 3 else build_decoder)(models, settings)
+
+    plan = Plan.of([Settings(1), Settings(3)], [Request((0,), seed) for seed in range(3)])
+    result = verify_plan(MODELS, wrong_at_the_second_length, plan, HERE, Keeping(file=tmp_path / "a.db", recipe={}))
+    number = int(re.findall(r"--case (\d+)", read(page_of(tmp_path / "a.db")).words)[0])
+    assert str(cases_of(tmp_path / "a.db")[number].found) == str(result.first_divergence)
+
+
+def test_a_right_decoder_has_nothing_to_mark(tmp_path: Path):
+    run(tmp_path / "a.db")
+    page = read(page_of(tmp_path / "a.db"))
+    assert "✓ IDENTICAL" in page.words
+    assert "There is none: nothing differs from the reference." in page.words
+    assert "no pixel differs" in page.words
+    assert not any(attributes.get("class") == "marker" for attributes in page.all("span"))
+    assert not any("cell wrong" in attributes.get("class", "") for _, attributes in page.elements)
+
+
+def test_a_lossy_policy_shows_its_distance_and_calls_nothing_wrong(tmp_path: Path):
+    run(tmp_path / "a.db", policy="match:0.5")
+    page = read(page_of(tmp_path / "a.db"))
+    assert "distance" in [section["id"] for section in page.all("section")]
+    assert "Contract C, quality-preserving" in page.words
+    assert "tokens, mean tokens, median tokens, worst" in page.words
+    assert "tokens differ, and are not claimed" in page.words
+    assert "contract C does not claim them" in page.words
+    assert not any("cell wrong" in attributes.get("class", "") for _, attributes in page.elements)
+
+
+def test_what_a_decoder_says_is_text(tmp_path: Path):
+    path = tmp_path / "<b>&.db"
+    run(path, lambda models, settings: Loud(), options=(("<i>", SCRIPT),))
+    html = page_of(path)
+    page = read(html)
+    assert SCRIPT in page.words
+    assert SCRIPT.encode() not in html
+    assert not page.all("b") and not page.all("i")
+    assert "onerror" not in {name for image in page.all("img") for name in image}
+    assert "\\x1b[31m" in page.words
+    assert "\\udcff" in page.words
+    assert "\\u202e" in page.words
+    assert not any(character in html.decode() for character in "\x1b\x00\u202e")
+    assert "The run kept none: no decode came so far" in page.words
+    assert "left out" not in page.words  # nothing was compared: that is no praise
+
+
+def test_verify_and_report_make_the_same_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run_file, one, two = (tmp_path / name for name in ("a.db", "one.html", "two.html"))
+    words = "--implementation", "harness.mutants.positions:OFFSET", "--in-process", "--seeds", "0", "--labels", "0"
+    asked = ("verify", *words, "--draft-len", "2", "--quiet", "--html", str(one), "--run", str(run_file))
+    assert command(monkeypatch, *asked) == 1
+    assert command(monkeypatch, "report", str(run_file), "--html", str(two)) == 0
+    told = re.compile(rb"Decodes took [0-9.]+ s in all")
+    assert told.sub(b"", one.read_bytes()) == told.sub(b"", two.read_bytes())
+    alone = tmp_path / "alone.html"
+    assert command(monkeypatch, "verify", *words, "--draft-len", "2", "--quiet", "--html", str(alone)) == 1
+    page = read(alone.read_bytes())
+    assert "sdvar-harness replay" not in page.words  # there is no file to repeat it from
+    assert "sdvar-harness verify --implementation harness.mutants.positions:OFFSET" in page.words
+    assert len(page.all("img")) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.db", "alone.html", "one.html", "two.html"]
+
+
+def test_weights_that_are_no_numbers_give_a_page(tmp_path: Path):
+    models = replace(MODELS, target=with_weight(MODELS.target, "head.bias", lambda bias: bias * float("nan")))
+    result = run(tmp_path / "a.db", models=models)
+    page = read(run_page(result, seen_in(tmp_path / "a.db", result)))
+    assert "Component: weights." in page.words
+    assert "target.head.bias" in page.words
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path: Path):
+    run(tmp_path / "a.db")
+    kept, rows = read_run(tmp_path / "a.db")
+    for name, some in (("part", rows[:1]), ("none", [])):
+        file = RunFile.create(tmp_path / name, kept)
+        file.write(some)
+        file.close()
+        words = read(page_of(tmp_path / name)).words
+        assert f"the run is not finished: {2 * len(some)} of 4 images are judged" in words
+    assert "INCONCLUSIVE" in words
+    assert "Nothing was decoded." in words
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch, capsys):
+    run(tmp_path / "a.db")
+    (tmp_path / "text").write_text("no run")
+    (tmp_path / "empty").write_bytes(b"")
+    html = tmp_path / "page.html"
+    for words, said in (
+        ([str(tmp_path / "none"), "--html", str(html)], "no such file"),
+        ([str(tmp_path / "text"), "--html", str(html)], "holds no record of a run that can be read"),
+        ([str(tmp_path / "empty"), "--html", str(html)], "is no run file"),
+        ([str(tmp_path / "a.db"), "--html", str(tmp_path / "a.db")], "is the file of --run too"),
+        ([str(tmp_path / "a.db"), "--html", str(tmp_path / "no" / "page.html")], "is not there"),
+        ([str(tmp_path / "a.db"), "--html", str(tmp_path)], "is a folder, not a file"),
+    ):
+        before = (tmp_path / "a.db").read_bytes()
+        assert command(monkeypatch, "report", *words) == 2
+        output = capsys.readouterr()
+        assert said in output.err
+        assert output.err.count("\n") == 1
+        assert not html.exists()
+        assert (tmp_path / "a.db").read_bytes() == before
+
+
+def test_without_a_library_one_line_says_what_to_install(tmp_path: Path, monkeypatch, capsys):
+    run(tmp_path / "a.db")
+    monkeypatch.setattr("harness.report.html.page.NEEDED", {"no_such_library": "Nothing"})
+    assert command(monkeypatch, "report", str(tmp_path / "a.db"), "--html", str(tmp_path / "page.html")) == 2
+    assert 'which is not installed; pip install "sdvar-harness[report]"' in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_replaces_a_page_whole_or_not_at_all(tmp_path: Path, monkeypatch, capsys):
+    run(tmp_path / "a.db")
+    html = tmp_path / "page.html"
+    html.write_text("before")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert command(monkeypatch, "report", str(tmp_path / "a.db"), "--html", str(html)) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert html.read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    ("batches", "batch", "side", "most"),
+    [(1, 40, 256, 3e6), pytest.param(250, 20, 256, 8e6, marks=pytest.mark.slow), (250, 20, 32, 8e6)],
+)
+def test_a_page_is_small_and_made_at_once(batches: int, batch: int, side: int, most: float, tmp_path: Path):
+    run(tmp_path / "a.db")
+    large(tmp_path / "large.db", read_run(tmp_path / "a.db")[0], batches, batch, side)
+    start = time.process_time()
+    html = page_of(tmp_path / "large.db")
+    print(f"{len(html)} bytes in {time.process_time() - start:.2f} s")
+    assert time.process_time() - start < 10
+    assert len(html) < most
+    page = read(html)
+    assert f"{batches * batch:,} images in all" in page.words  # the page of 40 large ones has no room for all
+    sources = [image["src"] for image in page.all("img")]
+    assert sum(map(len, sources)) <= MOST_BYTES
+    assert sources
+    assert all(Image.open(io.BytesIO(_decoded(source))).size == (side, side) for source in sources)
+
+
+def _decoded(source: str) -> bytes:
+    return base64.b64decode(source.partition(",")[2])
