@@ -24,7 +24,7 @@ from harness.protocol.trace import Trace
 from harness.provenance import versions
 from harness.reference import sequential
 from harness.report.progress import LongWork
-from harness.report.samples import Picture, pictures, png_grid, show_cost
+from harness.report.samples import Sample, pictures, png_grid, show_cost
 from harness.report.terminal import plain_console, say
 from harness.rounding.precision import precision
 from harness.runs.identity import weights_of
@@ -81,7 +81,7 @@ def sample(
         pair, options.Images(seeds, labels, batch), options.Sampling(cfg, top_k, top_p, noise)
     )
     decoder = build_decoder(pair, Settings(draft_len, policy=policy), observer)
-    rows: list[list[Picture]] = []
+    rows: list[list[Sample]] = []
     tensors: dict[str, Tensor] = {}
     with LongWork("images", sum(request.B for request in requests), quiet=trace > 0) as work:  # rounds are printed then
         for request in requests:

@@ -34,7 +34,7 @@ def show_cost(observer: Observer, console: Console) -> None:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Sample:
     """One image and what is written under it.
 
     Args:
@@ -55,16 +55,16 @@ class Picture:
         return [f"label {self.label}", f"seed {self.seed}", *([f"image {self.address}"] * (self.address >= 0))]
 
 
-def pictures(request: Request, images_B3hw: Tensor) -> list[Picture]:
+def pictures(request: Request, images_B3hw: Tensor) -> list[Sample]:
     """Return the images of a batch with what they are."""
     assert request.labels is not None and request.seed is not None
     twice = len(set(request.labels)) < request.B
     addresses = request.image_ids if twice else (-1,) * request.B
     images = images_B3hw.detach().float().cpu()
-    return [Picture(*of) for of in zip(images, request.labels, (request.seed,) * request.B, addresses, strict=True)]
+    return [Sample(*of) for of in zip(images, request.labels, (request.seed,) * request.B, addresses, strict=True)]
 
 
-def png_grid(rows: Sequence[Sequence[Picture]], about: Mapping[str, str]) -> bytes:
+def png_grid(rows: Sequence[Sequence[Sample]], about: Mapping[str, str]) -> bytes:
     """Return a PNG of captioned images, a list item a row, rows of more than `MOST_COLUMNS` broken.
 
     Small images are enlarged, every pixel into a square of equal ones. `about` and the pictures' captions, in order,

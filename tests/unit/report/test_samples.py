@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 
 from harness.protocol.request import Request
-from harness.report.samples import GAP, LEAST_SIDE, MOST_COLUMNS, PAPER, Picture, pictures, png_grid
+from harness.report.samples import GAP, LEAST_SIDE, MOST_COLUMNS, PAPER, Sample, pictures, png_grid
 
 
-def opened(rows: list[list[Picture]], **about: str) -> Image.Image:
+def opened(rows: list[list[Sample]], **about: str) -> Image.Image:
     return Image.open(io.BytesIO(png_grid(rows, about)))
 
 
-def picture(side: int, **of: int) -> Picture:
+def picture(side: int, **of: int) -> Sample:
     generator = torch.Generator().manual_seed(side)
-    return Picture(torch.rand(3, side, side, generator=generator), **{"label": 3, "seed": 7, **of})
+    return Sample(torch.rand(3, side, side, generator=generator), **{"label": 3, "seed": 7, **of})
 
 
 @pytest.mark.parametrize(("side", "factor"), [(32, 4), (6, 22), (256, 1)])
