@@ -14,6 +14,7 @@ from harness.commands import options
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.protocol.request import Request
+from harness.report.html.page import check_page
 from harness.report.progress import LongWork
 from harness.report.speed import show
 from harness.report.terminal import plain_console
@@ -43,12 +44,14 @@ def bench(
     graphs: Annotated[bool, typer.Option("--graphs", help="Record and replay device work as CUDA graphs.")] = False,
     repeats: Annotated[int, typer.Option(help="Timed decodes per figure; the median is shown.")] = 5,
     json: options.Json = None,
+    html: options.Html = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow."""
     networks = options.Networks(models, draft, target, vae, patch_nums, draft_noise)
     mode = options.Mode(device, tf32, dtype, draft_dtype)
-    outputs = check_outputs({"json": json}, networks.files())
+    outputs = check_outputs({"json": json, "html": html}, networks.files())
+    check_page(html)
     settings = settings_for(policies, draft_len, repeats)
     requests_for(batches, seeds, 1)  # refused before the networks are loaded
     pair = options.load_models(networks, mode)
@@ -69,6 +72,10 @@ def bench(
     show(run, str(pair.device), plain_console())
     if "json" in outputs:
         write_whole(outputs["json"], run.document())
+    if "html" in outputs:
+        from harness.report.html.timings import timings_page  # noqa: PLC0415  # Jinja2 only where a page is made
+
+        write_whole(outputs["html"], timings_page(run, str(pair.device)))
 
 
 def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str, int]]:

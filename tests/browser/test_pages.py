@@ -11,12 +11,15 @@ import pytest
 from harness.mutants.positions import OFFSET
 from harness.report.html.hunt import hunt_page
 from harness.report.html.regeneration import regeneration_page
+from harness.report.html.timings import timings_page
 from harness.runs.runfile import read as read_run
 from tests.browser.conftest import MISSING
 from tests.browser.looks import DESK, PHONE, faults
 from tests.unit.report.made import Loud, large, page_of, run
 from tests.unit.report.test_hunt_page import some
 from tests.unit.report.test_regeneration_page import other
+from tests.unit.report.test_timings_page import FAST, SLOW
+from tests.unit.report.test_timings_page import run as timings
 
 pytestmark = pytest.mark.browser
 SCHEMES = "light", "dark"
@@ -56,7 +59,11 @@ def regenerated(path: Path) -> bytes:
     return regeneration_page([other()], "cpu")
 
 
-PAGES = passing, planted, lossy, many, crashed, hunted, regenerated
+def timed(path: Path) -> bytes:
+    return timings_page(timings(FAST, SLOW), "cpu")
+
+
+PAGES = passing, planted, lossy, many, crashed, hunted, regenerated, timed
 
 
 @pytest.fixture(scope="module", params=PAGES, ids=lambda make: make.__name__)

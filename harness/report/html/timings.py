@@ -1,0 +1,95 @@
+"""The page of `bench`: what speculation buys against what is accepted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from harness.bench.speed import SpeedRow
+from harness.bench.stored import Speed
+from harness.report.html.origin import here
+from harness.report.html.page import Drawing, Facts, Page, Section, Sheet, Words, as_html, counted
+from harness.report.html.plots import Axis, Series, plot
+
+
+def timings_page(run: Speed, device: str) -> bytes:
+    """Return the page of one run of `bench` as one HTML file.
+
+    Args:
+        run: with one row or more.
+        device: where it ran.
+    """
+    best = max(run.rows, key=lambda row: row.speed_up)
+    gains = best.speed_up > 1
+    text = f"At best {best.speed_up:.2f} times as fast as sequential decoding by the target, with {_named(best)}."
+    if not gains:
+        text = f"No setting is faster than sequential decoding; the best is {best.speed_up:.2f} times as fast."
+    sections = [
+        Section("result", "Result", "Times were measured, never judged: whether tokens are right is what verify tells.",
+                [_facts(run, best)]),
+        Section("speed", "Speed-up against acceptance",
+                "Sequential over speculative time, by the share of judged scales that stood.", [_plot(run)]),
+        Section("speculative", "Speculative decoding", "", [_speculative(run.rows)]),
+        Section("sequential", "Sequential decoding", "", [_sequential(run.rows)]),
+        Section("provenance", "Provenance", "",
+                [Words(f"{run.models} on {device}, {run.title}. {run.machine}."), *here()]),
+    ]  # fmt: skip
+    word, tone = (f"{best.speed_up:.2f} TIMES AS FAST", "good") if gains else ("NOT FASTER", "open")
+    return as_html(Page(f"{run.models} on {device}", word, tone, text, sections))
+
+
+def _named(row: SpeedRow) -> str:
+    return f"{row.policy}, {counted(row.draft_len, 'drafted scale')}, {counted(row.batch, 'image')} a batch"
+
+
+def _facts(run: Speed, best: SpeedRow) -> Facts:
+    return Facts(
+        [
+            ("best speed-up", f"{best.speed_up:.2f}", _named(best)),
+            ("its target calls", f"{best.target_calls:.2f}", "mean an image"),
+            ("its scales kept", _number(best.kept, ".0%"), "of those judged"),
+            ("its extra memory", _number(best.extra_memory, ".1%"), "beyond the target alone"),
+            ("settings timed", f"{len(run.rows):,}", run.title),
+        ]
+    )
+
+
+def _plot(run: Speed) -> Drawing:
+    series = []
+    for batch, length in dict.fromkeys((row.batch, row.draft_len) for row in run.rows):
+        points = sorted((r.kept, r.speed_up) for r in run.rows if (r.batch, r.draft_len) == (batch, length))
+        name = f"{counted(length, 'scale')}, {counted(batch, 'image')}"
+        series.append(Series(name, [100 * x for x, _ in points], [y for _, y in points]))
+    caption = "Above the dashed line speculation gains; right of it more drafted scales stood."
+    svg = plot(
+        series, Axis("judged scales that stood, %", low=0), Axis("speed-up", low=0), (1.0, "sequential"), "speed"
+    )
+    return Drawing(svg, f"Line plot: {caption} The numbers are in the table of the next section.", caption)
+
+
+def _speculative(rows: Sequence[SpeedRow]) -> Sheet:
+    cells = [
+        (row.policy, f"{row.batch}", f"{row.draft_len}", _number(row.kept, ".0%"), f"{row.ms:.1f}",
+         _number(row.draft_passes_ms, ".1f"), _number(row.target_passes_ms, ".1f"), _number(row.floor_ms, ".1f"),
+         f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f"),
+         _number(row.extra_memory, ".1%"))
+        for row in rows
+    ]  # fmt: skip
+    head = ("policy", "images", "draft_len", "scales kept", "ms a batch", "draft passes, ms", "target passes, ms",
+            "floor, ms", "target calls", "speed-up", "the passes allow", "extra memory")  # fmt: skip
+    return Sheet("Milliseconds a batch; a dash where images went apart, or where nothing is known", head, cells)
+
+
+def _sequential(rows: Sequence[SpeedRow]) -> Sheet:
+    cells = []
+    for batch, row in {row.batch: row for row in rows}.items():
+        target, draft = row.target, row.draft
+        times = (row.reference_ms, target.ms, target.passes_ms, target.floor_ms, draft.ms, draft.passes_ms)
+        memory = f"{target.peak / 2**30:.2f} GiB" if target.peak else "–"
+        cells.append((f"{batch}", *(_number(ms, ".1f") for ms in times), memory))
+    head = ("images", "plain reference", "target", "its passes", "their floor", "draft", "its passes", "memory")
+    return Sheet("Milliseconds a batch", head, cells)
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
