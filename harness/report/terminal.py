@@ -41,6 +41,7 @@ MEASURED = (
 )  # fmt: skip
 PASSED = (Verdict.IDENTICAL, Verdict.TIE, Verdict.CONSISTENT)
 MOST_CHANGES = 4
+LINES = 24  # nothing asks how high it is
 PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
 MOST_SHOWN = 2000  # characters of a line: the message of somebody else's crash may have any length
 
@@ -51,8 +52,9 @@ def plain_console() -> Console:
     Where nobody looks on, a line of prose stays one line (`soft_wrap`), so that it can be searched.
     """
     on_screen = sys.stdout is not None and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if on_screen else PIPE_WIDTH  # of a dumb terminal, too
-    return Console(width=width, soft_wrap=not on_screen, markup=False, emoji=False, highlight=False)
+    width = shutil.get_terminal_size().columns if on_screen else PIPE_WIDTH
+    # of a dumb terminal rich takes 80 columns, unless it is told both
+    return Console(width=width, height=LINES, soft_wrap=not on_screen, markup=False, emoji=False, highlight=False)
 
 
 def say(console: Console, text: str, word: str = "", style: str = "", whole: bool = False) -> None:

@@ -559,7 +559,7 @@ def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_pr
     only = ("--only", "*-plain")
     capsys.readouterr()
     assert command(monkeypatch, "golden", "diff", *options, *only) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "1 changes"
+    assert capsys.readouterr().out.splitlines()[-1] == "1 change"
     monkeypatch.setattr(guard, "_git", lambda folder, *words: "" if words[0] == "status" else "def")
     assert command(monkeypatch, "golden", "record", "--reason", "stronger", *options, *only) == 0
     after = read(path)

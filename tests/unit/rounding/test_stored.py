@@ -149,7 +149,7 @@ def test_the_command_keeps_what_it_measured_and_verify_uses_it(
 ):
     store, report = tmp_path / "budgets.json", tmp_path / "report.json"
     assert command(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 0
-    assert "55 windows of 1 images against float64" in capsys.readouterr().out
+    assert "55 windows of 1 image against float64" in capsys.readouterr().out
     (entry,) = load(store)
     arguments = ("--seeds", "0:1", "--labels", "0", "--draft-len", "5", "--budgets", str(store), "--json", str(report))
     assert command(monkeypatch, "verify", *arguments) == 0
