@@ -115,17 +115,19 @@ def test_a_signal_ends_a_run_that_can_go_on(number: int, status: int, pair: list
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_is_killed_again_and_again_ends_as_the_serial_one(workers: int, pair: list[str], tmp_path: Path):
     run = ("--draft-len", "1,2", "--batch", "3", "--seeds", "0:60", "--quiet")
-    assert started(pair, *run, "--run", str(tmp_path / "whole.db")).wait(300) == 0
+    process = started(pair, *run, "--run", str(tmp_path / "whole.db"))
+    assert (process.communicate(timeout=600)[1], process.returncode) == ("", 0)
     path, resumed = tmp_path / "a.db", ("--run", str(tmp_path / "a.db"), "--resume", "--workers", str(workers))
-    for kill in range(8):
+    for kill in range(10):
         process = started(pair, *run, *resumed)
         wait_for_rows(process, path, len(judged(path)) + 2)
         time.sleep(0.013 * kill)  # somewhere in a batch, or in a write
         process.kill()
         process.communicate()
     before = len(judged(path))
-    assert 8 <= before < 120
-    assert started(pair, *run, *resumed).wait(300) == 0
+    assert 10 <= before < 120
+    process = started(pair, *run, *resumed)
+    assert (process.communicate(timeout=600)[1], process.returncode) == ("", 0)
     assert judged(path) == judged(tmp_path / "whole.db")
 
 
