@@ -92,7 +92,7 @@ class Recorder:
                 stack.callback(hook.remove)
                 stack.enter_context(replaced(network, "get_logits", self._get_logits(side)))
             quantize = vae.quantize
-            stack.callback(quantize.embedding.register_forward_pre_hook(self._look_up).remove)
+            stack.callback(quantize.embedding.register_forward_pre_hook(self._look_up, with_kwargs=True).remove)
             stack.enter_context(replaced(quantize, "get_next_autoregressive_input", self._accumulate))
             stack.enter_context(replaced(vae, "fhat_to_img", self._picture))
             if hasattr(namespace, SAMPLER):
@@ -123,14 +123,14 @@ class Recorder:
 
         return watch
 
-    def _look_up(self, module: Any, args: Any) -> None:
-        idx = args[0].detach()
+    def _look_up(self, module: Any, args: Any, kwargs: Any) -> None:
+        idx = in_order(module.forward, args, kwargs)[0].detach()
         if idx.dim() == 2:
             self._looked_up[idx.shape[1]] = idx.clone()
 
     def _accumulate(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def get_next_autoregressive_input(*args: Any, **kwargs: Any) -> Any:
-            si, _, _, h_BCpp = inspect.signature(real).bind(*args, **kwargs).args  # si, SN, f_hat, h
+            si, _, _, h_BCpp = in_order(real, args, kwargs)[:4]  # si, SN, f_hat, h
             made = real(*args, **kwargs)
             draw = next((each for each in reversed(self.draws) if each.scale == si), None)
             idx_Bl = self._looked_up.get(h_BCpp.shape[-1] ** 2)
@@ -144,7 +144,7 @@ class Recorder:
 
     def _picture(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def fhat_to_img(*args: Any, **kwargs: Any) -> Any:
-            (f_hat_BCPP,) = inspect.signature(real).bind(*args, **kwargs).args
+            f_hat_BCPP = in_order(real, args, kwargs)[0]
             self.image_f_hat = f_hat_BCPP.detach().clone()
             return real(*args, **kwargs)
 
@@ -152,7 +152,7 @@ class Recorder:
 
     def _sample(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def sample(*args: Any, **kwargs: Any) -> Any:
-            logits_BlV = args[0] if args else next(iter(kwargs.values()))
+            logits_BlV = in_order(real, args, kwargs)[0]
             guided_BlV = logits_BlV.detach().clone()  # the filter writes into it
             idx_Bl1 = real(*args, **kwargs)
             sides = {self.pyramid.tokens(si): si for si in self.pyramid}
@@ -163,6 +163,12 @@ class Recorder:
             return idx_Bl1
 
         return sample
+
+
+def in_order(real: Callable[..., Any], args: Any, kwargs: Any) -> list[Any]:
+    """Return a call's arguments in the order of the function's signature, however they were given."""
+    call = inspect.signature(real).bind(*args, **kwargs)
+    return [*call.args, *call.kwargs.values()]
 
 
 @contextlib.contextmanager
