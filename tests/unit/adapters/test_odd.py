@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
+
 from harness import Request, Settings, Verdict, Verification
+from harness.adapters.factories import build_sdvar
+from harness.adapters.parts import examine
+from harness.adapters.probe import BROKEN, CRASHED, PartLaw
+from harness.adapters.published import published
+from harness.rounding.measure import quick
 from harness.runs.factory import load_factory
 from tests.helpers import Layout, tiny, verify_here
 from tests.published.checkout import edited
@@ -22,6 +30,16 @@ def run(kind: str, checkout: Path, request: Request = TWO, **options: object) ->
     return verify_here(SMALL, factory, [settings(checkout, **options)], [request], sequential=kind == "var")
 
 
+def parts(checkout: Path, **options: str) -> dict[str, PartLaw]:
+    code = published(checkout, SMALL)
+    rows = examine(code, build_sdvar(code, options), TWO, quick(SMALL))
+    return {f"{row.part}: {row.law}": row for row in rows}
+
+
+def broken(rows: dict[str, PartLaw]) -> dict[str, str]:
+    return {name: row.found for name, row in rows.items() if row.verdict in (BROKEN, CRASHED)}
+
+
 def test_arguments_may_be_given_by_name_in_any_order(tmp_path: Path):
     checkout = edited(
         tmp_path,
@@ -33,3 +51,37 @@ def test_arguments_may_be_given_by_name_in_any_order(tmp_path: Path):
     network.write_text(network.read_text().replace("embedding(idx_Bl)", "embedding(input=idx_Bl)"))
     result = run("var", checkout)
     assert result.verdict is Verdict.IDENTICAL, result.first_divergence
+
+
+OWN_MASK = "return target.attn_bias_for_masking[:, :, begin:end, begin:end]"
+MASKS = [
+    (
+        (OWN_MASK, f"{OWN_MASK}.nan_to_num(neginf=torch.nan)"),
+        "_get_attention_mask: masks.definition",
+        "is nan, not 0 or",
+    ),
+    ((OWN_MASK, f"{OWN_MASK}.nan_to_num(neginf=-2.0)"), "_get_attention_mask: masks.definition", "is -2, not 0 or"),
+    ((OWN_MASK, f"{OWN_MASK} + 0.25"), "_get_attention_mask: masks.definition", r"first .* \(0, 0\) is 0.25, not 0 or"),
+    (("own, 0.0, -torch.inf", "own, 0.0, -1.0"), "attn_bias_for_sdmasking: masks.hand-off", "is -1, not 0 or"),
+    (("same, 0.0, -torch.inf", "same, 0.0, torch.nan"), "attn_bias_for_block: masks.hand-off", "is nan, not 0 or"),
+]
+
+
+@pytest.mark.parametrize(("edit", "law", "said"), MASKS)
+def test_a_mask_that_neither_shows_nor_hides_is_wrong(tmp_path: Path, edit: tuple[str, str], law: str, said: str):
+    assert re.search(said, broken(parts(edited(tmp_path, "sdvar", edit)))[law])
+
+
+@pytest.mark.parametrize("fill", [-1e4, -3e38])
+def test_a_mask_may_hide_with_any_large_number(tmp_path: Path, fill: float):
+    hidden = f"torch.where(levels >= levels.transpose(1, 2), 0.0, {fill})"
+    checkout = edited(tmp_path, "sdvar", ("-torch.inf)[None, None]", f"{fill})[None, None]"))
+    network = checkout / "models" / "network.py"
+    network.write_text(network.read_text().replace(hidden.replace(str(fill), "-torch.inf"), hidden))
+    assert broken(parts(checkout)) == {}
+
+
+def test_the_networks_own_mask_may_not_be_soft(tmp_path: Path):
+    soft = ("levels.transpose(1, 2), 0.0, -torch.inf)", "levels.transpose(1, 2), 0.0, -30.0)")
+    found = broken(parts(edited(tmp_path, "sdvar", soft, of="models/network.py")))
+    assert "is -30, not 0 or" in found["attn_bias_for_masking: masks.definition"]
