@@ -58,6 +58,8 @@ class Parallel:
         numbers: "shared" or "own".
     """
 
+    threshold: float | None = None  # `similarity_thresh` that the object was built with, where it was given
+
     def __init__(self, code: Published, call: Callable[..., Any], sdvar: Any, contract: str, numbers: str) -> None:
         self.code, self.call, self.sdvar, self.contract, self.numbers = code, call, sdvar, str(contract), numbers
         self._begin(Recorder(code.models.pyramid), 0)

@@ -83,6 +83,7 @@ class Probe:
         tokens_BL: that were made final, or are drafted: uniform over the codebook.
         draft: that side's run along them.
         target: likewise.
+        threshold: `similarity_thresh` that the object was built with; None: its own default.
         rows: what was found so far.
     """
 
@@ -92,6 +93,7 @@ class Probe:
     tokens_BL: Tensor
     draft: ProbeSide
     target: ProbeSide
+    threshold: float | None = None
     rows: list[PartLaw] = field(default_factory=list)
 
     @classmethod

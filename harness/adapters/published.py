@@ -91,6 +91,7 @@ class Sampler:
     """
 
     sdvar: Any = None  # the SDVAR object that the function belongs to, where there is one
+    threshold: float | None = None  # what that was built with, where it was given
 
     def __init__(self, code: Published, call: Callable[..., Any], contract: str, numbers: str = "shared") -> None:
         self.code, self.call, self.contract, self.numbers = code, call, str(contract), numbers

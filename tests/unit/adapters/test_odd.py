@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness import Request, Settings, Verdict, Verification
-from harness.adapters.factories import build_sdvar
-from harness.adapters.parts import examine
 from harness.adapters.probe import BROKEN, CRASHED, PartLaw
-from harness.adapters.published import published
 from harness.rounding.measure import quick
 from harness.runs.factory import load_factory
+from harness.runs.inspection import inspect
 from tests.helpers import Layout, tiny, verify_here
 from tests.published.checkout import edited
 
@@ -31,8 +29,8 @@ def run(kind: str, checkout: Path, request: Request = TWO, **options: object) ->
 
 
 def parts(checkout: Path, **options: str) -> dict[str, PartLaw]:
-    code = published(checkout, SMALL)
-    rows = examine(code, build_sdvar(code, options), TWO, quick(SMALL))
+    decoder = load_factory("published:sdvar-parallel")(SMALL, settings(checkout, **options))
+    rows = inspect(decoder, TWO, quick(SMALL))
     return {f"{row.part}: {row.law}": row for row in rows}
 
 
@@ -85,3 +83,33 @@ def test_the_networks_own_mask_may_not_be_soft(tmp_path: Path):
     soft = ("levels.transpose(1, 2), 0.0, -torch.inf)", "levels.transpose(1, 2), 0.0, -30.0)")
     found = broken(parts(edited(tmp_path, "sdvar", soft, of="models/network.py")))
     assert "is -30, not 0 or" in found["attn_bias_for_masking: masks.definition"]
+
+
+GIVEN = " = draft_model, target_model, similarity_thresh"
+ELSEWHERE = (  # the object calls its threshold otherwise
+    (f"self.similarity_thresh{GIVEN}", f"self.at{GIVEN}"),
+    ("due = self.similarity_thresh", "due = self.at"),
+)
+RENAMED = (
+    ("similarity_thresh=0.8)", "accept_from=0.8)"),
+    (" target_model, similarity_thresh", " target_model, accept_from"),
+)
+BASIC = "basic_token_matching"
+
+
+@pytest.mark.parametrize("options", [{}, {"similarity_thresh": "0.3"}])
+def test_the_threshold_is_the_one_that_the_object_was_built_with(tmp_path: Path, options: dict[str, str]):
+    assert broken(parts(edited(tmp_path, "sdvar", *ELSEWHERE), **options)) == {}
+
+
+@pytest.mark.parametrize(
+    ("edits", "law"), [((), None), ((("share = hits[0].mean() if", "share = hits[0].mean() if True or"),), "share")]
+)
+def test_without_a_known_threshold_the_share_alone_is_judged(tmp_path: Path, edits: tuple, law: str | None):
+    found = broken(parts(edited(tmp_path, "sdvar", *RENAMED, *edits)))
+    assert [name for name in found if BASIC in name] == ([f"{BASIC}: accept.share"] if law else [])
+
+
+def test_a_threshold_of_its_own_is_named(tmp_path: Path):
+    found = broken(parts(edited(tmp_path, "sdvar", ("due = self.similarity_thresh", "due = 0.5"))))
+    assert "with a threshold of 0.8" in found[f"{BASIC}: accept.share"]
