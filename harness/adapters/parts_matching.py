@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.adapters.parts_state import state_at
 from harness.adapters.probe import Probe, Told, Wrong, require
 
 THRESHOLD = 0.5
@@ -35,13 +35,6 @@ def examine_matching(probe: Probe, sdvar: Any) -> None:
             partial(_contract, probe, sdvar, name))  # fmt: skip
 
 
-def _state(probe: Probe, first: int, count: int) -> Any:
-    return SimpleNamespace(
-        current_stage=first, gamma=count, total_stages=probe.pyramid.S, patch_nums=probe.pyramid.patch_nums,
-        accept_count=0, reject_count=0, target_calls=0, cfg=probe.request.cfg, top_k=0, top_p=0.0,
-    )  # fmt: skip
-
-
 def _logits(probe: Probe, tokens: Tensor, hits: Tensor) -> Tensor:
     """Return logits (B,l,V) whose best token is the drafted one exactly where `hits` says so, by a wide margin."""
     V = probe.target.network.config.V
@@ -57,7 +50,7 @@ def _ask(probe: Probe, sdvar: Any, name: str, hits: list[Tensor], first: int = 0
     given: dict[str, Any] = {
         "draft_tokens": tokens,
         "target_logits": logits,
-        "state": _state(probe, first, count),
+        "state": state_at(probe, sdvar, first, count),
         "B": probe.request.B,
         "similarity_threshold": THRESHOLD,
         "verbose": False,

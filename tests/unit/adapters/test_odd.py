@@ -113,3 +113,14 @@ def test_without_a_known_threshold_the_share_alone_is_judged(tmp_path: Path, edi
 def test_a_threshold_of_its_own_is_named(tmp_path: Path):
     found = broken(parts(edited(tmp_path, "sdvar", ("due = self.similarity_thresh", "due = 0.5"))))
     assert "with a threshold of 0.8" in found[f"{BASIC}: accept.share"]
+
+
+def test_every_part_gets_a_state_with_every_field_of_the_page(tmp_path: Path):
+    names = (
+        "current_stage gamma total_stages accept_count reject_count target_calls patch_nums draft_f_hat target_f_hat "
+        "draft_next_token_map target_next_token_map draft_cond_BD target_cond_BD draft_lvl_pos target_lvl_pos cfg rng "
+        "top_k top_p more_smooth accepted_tokens current_tokens_length"
+    )
+    read = f"[getattr(state, name) for name in {names.split()!r}]"
+    asked = (("accepted = 0\n", f"accepted, _ = 0, {read}\n"), ("made, at = [], 0\n", f"made, at, _ = [], 0, {read}\n"))
+    assert broken(parts(edited(tmp_path, "sdvar", *asked))) == {}
