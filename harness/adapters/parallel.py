@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.adapters.image import check_image
 from harness.adapters.published import Published
 from harness.adapters.recorder import Recorder, SeenPass, SeenWrite, replaced
 from harness.adapters.traces import blank, put
@@ -65,15 +66,22 @@ class Parallel:
         self._begin(Recorder(code.models.pyramid), 0)
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        """Run the code under the numbers given. Raises `InputError` for a request that it cannot take."""
+        """Run the code under the numbers given.
+
+        Raises:
+            InputError: it cannot take the request.
+            ImageError: what it returns is not the image of its f_hat.
+        """
         arguments = self.code.arguments(request, noise)
         self._begin(Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None)), request.B)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.code.running(self._recorder, request, noise, self.numbers))
             stack.enter_context(self._watching())
             stack.enter_context(torch.no_grad())
-            self.call(**arguments)
-        return self.so_far()
+            image = self.call(**arguments)
+        trace = self.so_far()
+        check_image(image, trace.f_hat_BCPP, self.code.models)
+        return trace
 
     def so_far(self) -> Trace:
         """Return the trace of the last decode, whole or not."""
@@ -96,7 +104,7 @@ class Parallel:
                     put(kept.x_RLD, span, x_RlD)
                 if si in turn.f_hats:
                     put(kept.f_hat_SBCPP, si, turn.f_hats[si])
-        f_hat = self._recorder.image_f_hat
+        f_hat = self._recorder.image_f_hat(self._B)
         state_f_hat = getattr(self._state, "target_f_hat", None)
         last = f_hat if f_hat is not None else state_f_hat
         if isinstance(last, Tensor) and last.shape == trace.f_hat_BCPP.shape:

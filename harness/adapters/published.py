@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from harness.adapters.checkout import Checkout
+from harness.adapters.image import check_image
 from harness.adapters.numbers import SharedNumbers, check_numbers
 from harness.adapters.recorder import Recorder
 from harness.adapters.traces import trace_of
@@ -46,7 +47,8 @@ class Published:
         """Return a decoder that can be judged.
 
         Args:
-            call: runs the code's own sampler; gets B, label_B, g_seed, cfg, top_k, top_p and more_smooth by name.
+            call: runs the code's own sampler and returns its image; gets B, label_B, g_seed, cfg, top_k, top_p and
+                more_smooth by name.
             contract: what the code is to be held to.
             numbers: "shared": every draw reads the harness's numbers; "own": the code keeps its generators, which must
                 then give the same tokens in the published order (`Request.order` "batch").
@@ -99,15 +101,22 @@ class Sampler:
         self._B = 0
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        """Run the code under the numbers given. Raises `InputError` for a request that it cannot take."""
+        """Run the code under the numbers given.
+
+        Raises:
+            InputError: it cannot take the request.
+            ImageError: what it returns is not the image of its f_hat.
+        """
         arguments = self.code.arguments(request, noise)
         self._recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
         self._B = request.B
         if self.numbers == "own" and request.labels is None:
             arguments["label_B"] = None
         with self.code.running(self._recorder, request, noise, self.numbers), torch.no_grad():
-            self.call(**arguments)
-        return self.so_far()
+            image = self.call(**arguments)
+        trace = self.so_far()
+        check_image(image, trace.f_hat_BCPP, self.code.models)
+        return trace
 
     def so_far(self) -> Trace:
         """Return the trace of the last decode, whole or not."""

@@ -71,7 +71,7 @@ class Recorder:
     passes: list[SeenPass] = field(default_factory=list)
     draws: list[SeenDraw] = field(default_factory=list)
     writes: list[SeenWrite] = field(default_factory=list)
-    image_f_hat: Tensor | None = None
+    pictured: list[Tensor] = field(default_factory=list)
     side: str = "target"
     _looked_up: dict[int, Tensor] = field(default_factory=dict)
 
@@ -82,6 +82,13 @@ class Recorder:
     def calls(self, side: str) -> list[int]:
         """Return the positions of every pass of one side."""
         return [each.n for each in self.passes if each.side == side]
+
+    def image_f_hat(self, B: int) -> Tensor | None:
+        """Return what was last made an image of: in one go, or image by image."""
+        for count in range(1, min(B, len(self.pictured)) + 1):
+            if sum(len(each) for each in self.pictured[-count:]) == B:
+                return torch.cat(self.pictured[-count:])
+        return self.pictured[-1] if self.pictured else None
 
     @contextlib.contextmanager
     def watching(self, sides: dict[str, Any], vae: Any, namespace: Any) -> Iterator[None]:
@@ -145,7 +152,7 @@ class Recorder:
     def _picture(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def fhat_to_img(*args: Any, **kwargs: Any) -> Any:
             f_hat_BCPP = in_order(real, args, kwargs)[0]
-            self.image_f_hat = f_hat_BCPP.detach().clone()
+            self.pictured.append(f_hat_BCPP.detach().clone())
             return real(*args, **kwargs)
 
         return fhat_to_img

@@ -51,8 +51,8 @@ def trace_of(recorder: Recorder, models: ModelPair, B: int) -> Trace:
         if write.idx_Bl is not None:
             put(trace.tokens_BL, (slice(None), span), write.idx_Bl)
         _keep_draw(write, models, kept)
-    if recorder.image_f_hat is not None:
-        trace.f_hat_BCPP = recorder.image_f_hat
+    if (f_hat_BCPP := recorder.image_f_hat(B)) is not None:
+        trace.f_hat_BCPP = f_hat_BCPP
     elif recorder.writes:
         trace.f_hat_BCPP = recorder.writes[-1].f_hat_BCPP
     trace.rounds = [rounds_of(recorder, models)] * B

@@ -124,3 +124,34 @@ def test_every_part_gets_a_state_with_every_field_of_the_page(tmp_path: Path):
     read = f"[getattr(state, name) for name in {names.split()!r}]"
     asked = (("accepted = 0\n", f"accepted, _ = 0, {read}\n"), ("made, at = [], 0\n", f"made, at, _ = [], 0, {read}\n"))
     assert broken(parts(edited(tmp_path, "sdvar", *asked))) == {}
+
+
+SHOWN = "self.vae_proxy[0].fhat_to_img(f_hat).add_(1).mul_(0.5)"
+PICTURES = [
+    (SHOWN.partition(".add_")[0], r"image 0 is not that of its f_hat, by up to \d.*: its pixels are -"),
+    (f"{SHOWN}.flip(0)", "image 0 is not that of its f_hat, .*: it is image 1"),
+    (f"{SHOWN}[:1]", r"the image is float32 \(1, 3, \d+, \d+\), not floating point \(2, 3"),
+    (f"{SHOWN}.mul(255).byte()", "the image is uint8"),
+    (f"{SHOWN} * torch.nan", "image 0 is not that of its f_hat, by up to inf"),
+    (f"{SHOWN} + 1.5e-4", "image 0 is not that of its f_hat, by up to 0.00015"),
+    (f"{SHOWN}.tolist()", "a list is returned, not an image"),
+]
+
+
+@pytest.mark.parametrize("kind", ["var", "sdvar"])
+@pytest.mark.parametrize(("picture", "said"), PICTURES)
+def test_the_image_that_is_returned_is_that_of_its_f_hat(tmp_path: Path, kind: str, picture: str, said: str):
+    checkout = edited(tmp_path, kind, (SHOWN, picture), of="models/network.py")
+    result = run("var" if kind == "var" else "sdvar-parallel", checkout)
+    assert result.verdict is Verdict.DEFECT
+    assert result.first_divergence is not None
+    assert result.first_divergence.component == "image"
+    assert re.search(said, result.first_divergence.detail)
+
+
+@pytest.mark.parametrize(
+    "picture", [f"{SHOWN} + 5e-5", f"torch.cat([{SHOWN.replace('f_hat)', 'f)')} for f in f_hat.split(2)])"]
+)
+def test_a_pixels_rounding_is_no_defect(tmp_path: Path, picture: str):
+    checkout = edited(tmp_path, "var", (SHOWN, picture), of="models/network.py")
+    assert run("var", checkout).verdict is Verdict.IDENTICAL
