@@ -34,12 +34,12 @@ MATCHING = ("basic_token_matching", "advanced_token_matching")
 
 @dataclass
 class Turn:
-    """One attempt: drafted tokens, the pass that checked them, what was accepted and made final."""
+    """One attempt: drafted tokens, the passes that checked them, what was accepted and made final."""
 
     first: int
     drafted: list[Tensor]
     draft_rows: int = 0
-    made_by: SeenPass | None = None
+    made_by: list[SeenPass] = field(default_factory=list)
     pieces: list[Tensor] = field(default_factory=list)
     guided: list[Tensor] = field(default_factory=list)
     target_rows: int = 0
@@ -162,7 +162,7 @@ class Parallel:
             before = len(self._recorder.passes)
             made = real(draft_tokens, state, *args, **kwargs)
             passes = [each for each in self._recorder.passes[before:] if each.side == "target"]
-            turn.made_by = passes[-1] if passes else None
+            turn.made_by = passes
             turn.target_rows += sum(each.n for each in passes)
             guided = made[0] if isinstance(made, tuple) else made
             turn.guided = [each.detach().clone() for each in guided]
@@ -218,18 +218,28 @@ def _f_hats(writes: list[SeenWrite], state: Any, first: int, count: int) -> dict
 
 
 def _inputs(turn: Turn, k: int) -> Tensor | None:
-    """Return the inputs behind the k-th scale's rows: where the logits that were kept for it stand in the pass."""
-    if turn.made_by is None or k >= len(turn.drafted):
+    """Return the inputs behind the k-th scale's rows: where the logits that were kept for it stand in a pass."""
+    if not turn.made_by or k >= len(turn.drafted):
         return None
-    l = turn.drafted[k].shape[1]
-    begin = sum(idx.shape[1] for idx in turn.drafted[:k])
-    rows_RnV = turn.made_by.rows_RnV
-    if rows_RnV is not None and k < len(turn.pieces) and len(turn.pieces[k]) == len(rows_RnV):
-        piece = turn.pieces[k]
-        same = [at for at in range(turn.made_by.n - l + 1) if torch.equal(rows_RnV[:, at : at + l], piece)]
-        begin = same[0] if same and begin not in same else begin
-    x_RnD = turn.made_by.x_RnD[:, begin : begin + l]
-    return x_RnD if x_RnD.shape[1] == l else None
+    sizes = [idx.shape[1] for idx in turn.drafted]
+    begin, l = sum(sizes[:k]), sizes[k]
+    whole = [each for each in turn.made_by if each.n == sum(sizes)]
+    if k < len(turn.pieces):
+        found = [(each, at) for each in turn.made_by for at in _places(each, turn.pieces[k])]
+        own = [(each, at) for each, at in found if at == begin and each in whole]
+        if found:
+            made_by, at = (own or found)[-1] if own else found[0]
+            return made_by.x_RnD[:, at : at + l]
+    x_RnD = torch.cat([each.x_RnD for each in whole[-1:] or turn.made_by], 1)  # of one pass, or of all in their order
+    return x_RnD[:, begin : begin + l] if x_RnD.shape[1] == sum(sizes) else None
+
+
+def _places(made_by: SeenPass, piece: Tensor) -> list[int]:
+    """Return where in a pass rows stand."""
+    rows_RnV, l = made_by.rows_RnV, piece.shape[1]
+    if rows_RnV is None or len(rows_RnV) != len(piece) or rows_RnV.shape[1] != made_by.n:
+        return []
+    return [at for at in range(made_by.n - l + 1) if torch.equal(rows_RnV[:, at : at + l], piece)]
 
 
 def _rounds(turns: list[Turn]) -> Iterator[Round]:

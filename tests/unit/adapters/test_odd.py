@@ -155,3 +155,33 @@ def test_the_image_that_is_returned_is_that_of_its_f_hat(tmp_path: Path, kind: s
 def test_a_pixels_rounding_is_no_defect(tmp_path: Path, picture: str):
     checkout = edited(tmp_path, "var", (SHOWN, picture), of="models/network.py")
     assert run("var", checkout).verdict is Verdict.IDENTICAL
+
+
+ONE_PASS = "logits = target.get_logits(target.run(x, state.target_cond_BD, mask), state.target_cond_BD)"
+IN_PASSES = (
+    "rows, at = [], 0\n"
+    "        for idx in draft_tokens:\n"
+    "            part, at = x[:, at : at + idx.shape[1]], at + idx.shape[1]\n"
+    "            rows.append(target.get_logits(target.run(part, state.target_cond_BD), state.target_cond_BD))\n"
+    "        logits = torch.cat(rows, 1)"
+)
+
+
+ONE_HEAD = IN_PASSES.replace("target.get_logits(target.run(part, state.target_cond_BD), state.target_cond_BD)", "0")
+ONE_HEAD = ONE_HEAD.replace("append(0)", "append(target.run(part, state.target_cond_BD))")
+ONE_HEAD = ONE_HEAD.replace("torch.cat(rows, 1)", "target.get_logits(torch.cat(rows, 1), state.target_cond_BD)")
+
+
+@pytest.mark.parametrize("gamma", [2, 4])
+@pytest.mark.parametrize("passes", [IN_PASSES, ONE_HEAD], ids=["scale-by-scale", "one-head"])
+def test_a_window_may_be_verified_in_several_passes(tmp_path: Path, passes: str, gamma: int):
+    result = run("sdvar-parallel", edited(tmp_path, "sdvar", (ONE_PASS, passes)), gamma=gamma, similarity_thresh=0.0)
+    assert result.verdict is Verdict.CONSISTENT, result.first_divergence
+
+
+def test_a_wrong_input_among_passes_is_named(tmp_path: Path):
+    wrong = ('1 if "position-offset" in ON', "1 if True")
+    result = run("sdvar-parallel", edited(tmp_path, "sdvar", (ONE_PASS, IN_PASSES), wrong), similarity_thresh=0.0)
+    assert result.verdict is Verdict.DEFECT
+    assert result.first_divergence is not None
+    assert result.first_divergence.component == "positions"
