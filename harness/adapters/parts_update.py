@@ -5,6 +5,7 @@ Promise: one function a law; asked with nothing, something and everything accept
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -150,12 +151,21 @@ def update_maps(probe: Probe, sdvar: Any) -> None:
             require_close(require_tensor(got, due.shape, what), due, probe.input_error(due), what, stale)
 
 
+def _tensors(kept: Any) -> Iterator[Tensor]:
+    """Yield the tokens (B,l) of a list, or of lists in it: a round a list, say."""
+    if isinstance(kept, Tensor) and kept.dim() == 2:
+        yield kept
+    elif isinstance(kept, list | tuple):
+        for each in kept:
+            yield from _tensors(each)
+
+
 def update_tokens(probe: Probe, sdvar: Any) -> None:
     """Require that `accepted_tokens` holds what was accepted."""
     for first, count, k in _cases(probe):
         state, tokens = _updated(probe, sdvar, first, count, k)
         due = torch.cat([*probe.drafted(0, first), *tokens[:k]], 1) if first + k else None
-        kept = [idx for idx in state.accepted_tokens if isinstance(idx, Tensor) and idx.dim() == 2]
+        kept = list(_tensors(state.accepted_tokens))
         held = torch.cat(kept, 1) if kept else None
         n = 0 if held is None else held.shape[1]
         wanted = 0 if due is None else due.shape[1]

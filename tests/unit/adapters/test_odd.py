@@ -185,3 +185,17 @@ def test_a_wrong_input_among_passes_is_named(tmp_path: Path):
     assert result.verdict is Verdict.DEFECT
     assert result.first_divergence is not None
     assert result.first_divergence.component == "positions"
+
+
+FILLED = ('if "accepted-not-filled" not in ON:\n                state.accepted_tokens.append(idx)', "pass")
+LAST = (
+    "state.current_stage += len(kept)\n",
+    "state.current_stage += len(kept)\n        state.accepted_tokens.append(MADE)\n",
+)
+
+
+@pytest.mark.parametrize(("made", "right"), [("list(kept)", True), ("[tuple(kept)]", True), ("list(kept[:-1])", False)])
+def test_accepted_tokens_may_be_lists_of_rounds(tmp_path: Path, made: str, right: bool):
+    checkout = edited(tmp_path, "sdvar", FILLED, (LAST[0], LAST[1].replace("MADE", made)))
+    found = broken(parts(checkout))
+    assert list(found) == ([] if right else ["update_state_with_accepted_tokens: state.tokens"])
