@@ -197,7 +197,7 @@ def rows_of(made_by: SeenPass, pyramid: ScalePyramid, si: int) -> slice | None:
     l = pyramid.tokens(si)
     if made_by.n == l:
         return slice(0, l)
-    if any(made_by.n == pyramid.end(last) for last in range(si, pyramid.S)):
+    if made_by.cached == 0 and any(made_by.n == pyramid.end(last) for last in range(si, pyramid.S)):
         return pyramid.span(si)
     return slice(made_by.n - l, made_by.n) if made_by.n > l else None
 

@@ -9,11 +9,12 @@ import pytest
 
 from harness import Request, Settings, Verdict, Verification
 from harness.adapters.probe import BROKEN, CRASHED, PartLaw
+from harness.reference import sequential
 from harness.rounding.measure import quick
 from harness.runs.factory import load_factory
 from harness.runs.inspection import inspect
 from tests.helpers import Layout, tiny, verify_here
-from tests.published.checkout import edited
+from tests.published.checkout import edited, make
 
 SMALL = tiny(Layout((1, 2, 3, 4)))
 TWO = Request((0, 1), 0)
@@ -199,3 +200,19 @@ def test_accepted_tokens_may_be_lists_of_rounds(tmp_path: Path, made: str, right
     checkout = edited(tmp_path, "sdvar", FILLED, (LAST[0], LAST[1].replace("MADE", made)))
     found = broken(parts(checkout))
     assert list(found) == ([] if right else ["update_state_with_accepted_tokens: state.tokens"])
+
+
+@pytest.mark.parametrize("options", [{"sd_mask": 0}, {"sd_mask": 3}])
+@pytest.mark.parametrize("entry", [2, 3])
+def test_a_scale_as_long_as_a_prefix_is_not_taken_for_it(tmp_path: Path, entry: int, options: dict[str, int]):
+    models = tiny(Layout((1, 4, 8, 9)))  # 1 + 16 + 64 = 81
+    decoder = load_factory("published:sdvar-test3")
+    made = decoder(models, settings(make(tmp_path, "sdvar"), entry_num=entry, **options))
+    trace = made.decode(TWO, models.noise(TWO))
+    due = sequential.sample(models.target, models.vae, TWO, models.noise(TWO), trace.tokens_BL).intermediates
+    assert trace.intermediates is not None
+    assert due is not None
+    for si in models.pyramid:
+        got, right = (each.x_RLD[:, models.pyramid.span(si)] for each in (trace.intermediates, due))
+        seen = si >= entry or options["sd_mask"] == 3
+        assert bool(((got - right).abs() <= 1e-4).all() if seen else got.isnan().all()), si
