@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,20 @@ def test_a_scale_as_long_as_a_prefix_is_not_taken_for_it(tmp_path: Path, entry: 
         got, right = (each.x_RLD[:, models.pyramid.span(si)] for each in (trace.intermediates, due))
         seen = si >= entry or options["sd_mask"] == 3
         assert bool(((got - right).abs() <= 1e-4).all() if seen else got.isnan().all()), si
+
+
+@pytest.mark.parametrize("put", ["sys.path.append(LIB)", "sys.path.insert(0, LIB)", "sys.path = [LIB, *sys.path]"])
+def test_what_a_checkout_puts_on_the_path_is_there_for_it_alone(tmp_path: Path, put: str):
+    before, path = list(sys.path), sys.path
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "only_while_decoding.py").write_text("MADE = True\n")
+    line = f"import sys\n\n{put.replace('LIB', repr(str(tmp_path / 'lib')))}\nimport torch\n"
+    late = ("            misbehave()\n", "            import only_while_decoding\n\n")
+    checkout = edited(tmp_path, "var", ("import torch\n", line), late)
+    try:
+        assert run("var", checkout).verdict is Verdict.IDENTICAL
+        assert sys.path is path
+        assert path == before
+    finally:
+        sys.modules.pop("only_while_decoding", None)
+        path[:], sys.path = before, path
