@@ -72,7 +72,7 @@ class Parallel:
             InputError: it cannot take the request.
             ImageError: what it returns is not the image of its f_hat.
         """
-        arguments = self.code.arguments(request, noise)
+        arguments = self.code.arguments(request, noise, self.numbers)
         self._begin(Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None)), request.B)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.code.running(self._recorder, request, noise, self.numbers))

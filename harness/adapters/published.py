@@ -55,13 +55,22 @@ class Published:
         """
         return Sampler(self, call, contract, numbers)
 
-    def arguments(self, request: Request, noise: Noise) -> dict[str, Any]:
-        """Return what every published sampler is called with. Raises `InputError` for a label or top_k that is not."""
+    def arguments(self, request: Request, noise: Noise, numbers: str = "shared") -> dict[str, Any]:
+        """Return what every published sampler is called with.
+
+        Without labels they are the noise's; code that keeps its own numbers draws them itself.
+
+        Raises:
+            InputError: a label or top_k that is not.
+        """
         request.check_against(self.models.target.config.classes, self.models.target.config.V)
-        label_B = None if request.labels is None else torch.tensor(request.labels, device=self.models.device)
+        if request.labels is not None:
+            label_B = torch.tensor(request.labels, device=self.models.device)
+        else:
+            label_B = None if numbers == "own" else noise.labels(self.models.target.config.classes)
         return {
             "B": request.B,
-            "label_B": noise.labels(self.models.target.config.classes) if label_B is None else label_B,
+            "label_B": label_B,
             "g_seed": request.seed,
             "cfg": request.cfg,
             "top_k": request.top_k,
@@ -107,11 +116,9 @@ class Sampler:
             InputError: it cannot take the request.
             ImageError: what it returns is not the image of its f_hat.
         """
-        arguments = self.code.arguments(request, noise)
+        arguments = self.code.arguments(request, noise, self.numbers)
         self._recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
         self._B = request.B
-        if self.numbers == "own" and request.labels is None:
-            arguments["label_B"] = None
         with self.code.running(self._recorder, request, noise, self.numbers), torch.no_grad():
             image = self.call(**arguments)
         trace = self.so_far()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness import Request, Settings, Verdict, Verification
 from harness.adapters.probe import BROKEN, CRASHED, PartLaw
@@ -234,3 +235,14 @@ def test_what_a_checkout_puts_on_the_path_is_there_for_it_alone(tmp_path: Path, 
     finally:
         sys.modules.pop("only_while_decoding", None)
         path[:], sys.path = before, path
+
+
+@pytest.mark.parametrize("kind", ["var", "sdvar-parallel"])
+def test_code_with_its_own_numbers_draws_its_own_labels(tmp_path: Path, kind: str):
+    checkout, request = make(tmp_path, kind.partition("-")[0]), Request(None, 5, order="batch", count=3)
+    options = {} if kind == "var" else {"similarity_thresh": 0.0}
+    made = []
+    for numbers in ("shared", "own"):
+        decoder = load_factory(f"published:{kind}")(SMALL, settings(checkout, numbers=numbers, **options))
+        made.append(decoder.decode(request, SMALL.noise(request)).tokens_BL)
+    assert torch.equal(*made)
