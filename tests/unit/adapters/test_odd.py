@@ -246,3 +246,29 @@ def test_code_with_its_own_numbers_draws_its_own_labels(tmp_path: Path, kind: st
         decoder = load_factory(f"published:{kind}")(SMALL, settings(checkout, numbers=numbers, **options))
         made.append(decoder.decode(request, SMALL.noise(request)).tokens_BL)
     assert torch.equal(*made)
+
+
+REBUILT = (  # the draft goes on from the target's f_hat, and nothing keeps one of its own
+    (
+        "x = state.draft_next_token_map\n        "
+        'f_hat = state.draft_f_hat if "alias" in ON else state.draft_f_hat.clone()',
+        "x, f_hat = state.draft_next_token_map, state.target_f_hat.clone()\n"
+        "        if (at := state.current_stage):\n"
+        '            raw = nn.functional.interpolate(f_hat, size=(draft.patch_nums[at],) * 2, mode="area")\n'
+        "            x = draft.next_input(raw, at, state.draft_lvl_pos)",
+    ),
+    ("state.draft_f_hat = state.target_f_hat.clone()", "pass"),
+    ("                state.draft_next_token_map = draft.next_input(raw, si + 1, state.draft_lvl_pos)\n", ""),
+    ('target_f_hat=draft_f_hat if "alias" in ON else draft_f_hat.clone()', "target_f_hat=draft_f_hat"),
+)
+
+
+def test_a_decoder_without_an_f_hat_of_the_draft_is_right(tmp_path: Path):
+    checkout = edited(tmp_path, "sdvar", *REBUILT)
+    assert broken(parts(checkout)) == {}
+    assert run("sdvar-parallel", checkout, similarity_thresh=0.0).verdict is Verdict.CONSISTENT
+
+
+@pytest.mark.parametrize(("left_out", "law"), [(1, "state.sync"), (2, "state.next-input")])
+def test_a_field_that_is_read_must_be_right(tmp_path: Path, left_out: int, law: str):
+    assert law in " ".join(broken(parts(edited(tmp_path, "sdvar", REBUILT[left_out]))))
