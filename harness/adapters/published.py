@@ -64,6 +64,7 @@ class Published:
             InputError: a label or top_k that is not.
         """
         request.check_against(self.models.target.config.classes, self.models.target.config.V)
+        label_B: torch.Tensor | None
         if request.labels is not None:
             label_B = torch.tensor(request.labels, device=self.models.device)
         else:
