@@ -48,6 +48,10 @@ class NonFiniteError(HarnessError):
         return NonFiniteError, (self.tensor, self.where)
 
 
+class ImageError(HarnessError):
+    """Say what is wrong with the image that a decoder returned: a defect of the decoder, not of the input."""
+
+
 class NoiseError(HarnessError):
     """A random number was read in a way that the contract of the run forbids."""
 

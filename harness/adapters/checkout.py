@@ -44,6 +44,7 @@ class Checkout:
         entries = [entry for entry in self.folder.iterdir() if entry.is_dir() or entry.suffix == ".py"]
         self._tops = {entry.stem for entry in entries}
         self._modules: dict[str, ModuleType] = {}
+        self._ahead, self._behind = [str(self.folder)], list[str]()  # of sys.path
         self._depth = 0
         self.module = self._imported()
 
@@ -54,9 +55,9 @@ class Checkout:
             yield
             return
         hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if self._is_ours(name)}
-        path, bytecode = str(self.folder), sys.dont_write_bytecode
+        path, before, bytecode = sys.path, list(sys.path), sys.dont_write_bytecode
         sys.modules.update(self._modules)
-        sys.path.insert(0, path)
+        path[:] = [*self._ahead, *before, *self._behind]
         sys.dont_write_bytecode = True  # a checkout under test stays as it is
         self._depth += 1
         try:
@@ -65,8 +66,8 @@ class Checkout:
         finally:
             self._depth -= 1
             sys.dont_write_bytecode = bytecode
-            if path in sys.path:
-                sys.path.remove(path)
+            self._keep_path(before)
+            path[:], sys.path = before, path
             self._modules = {name: sys.modules.pop(name) for name in list(sys.modules) if self._is_ours(name)}
             sys.modules.update(hidden)
 
@@ -102,6 +103,12 @@ class Checkout:
     def lacks(self, rule: str) -> InputError:
         """Return the error that says what ``models/var.py`` of this checkout is not."""
         return InputError("checkout", str(self.folder), f"models/var.py {rule}", "see docs/own-decoder.md")
+
+    def _keep_path(self, before: list[str]) -> None:
+        """Remember what the checkout's code put on `sys.path`, and on which side."""
+        first = next((at for at, each in enumerate(sys.path) if each in before), len(sys.path))
+        self._ahead = list(dict.fromkeys(sys.path[:first])) or [str(self.folder)]
+        self._behind = list(dict.fromkeys(each for each in sys.path[first:] if each not in before))
 
     def _is_ours(self, name: str) -> bool:
         return name.partition(".")[0] in self._tops

@@ -95,7 +95,10 @@ def sdvar_parallel(models: ModelPair, settings: Settings) -> Implementation:
         return getattr(sdvar, PARALLEL)(**how, gamma=gamma, **more)
 
     numbers = options.get("numbers", "shared")
-    return Parallel(made, call, sdvar, _contract(options, Contract.QUALITY), numbers)
+    decoder = Parallel(made, call, sdvar, _contract(options, Contract.QUALITY), numbers)
+    if "similarity_thresh" in options:
+        decoder.threshold = number(options, "similarity_thresh", 0.8)
+    return decoder
 
 
 FACTORIES: Mapping[str, Callable[[ModelPair, Settings], Implementation]] = {

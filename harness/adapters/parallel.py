@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.adapters.image import check_image
 from harness.adapters.published import Published
 from harness.adapters.recorder import Recorder, SeenPass, SeenWrite, replaced
 from harness.adapters.traces import blank, put
@@ -33,12 +34,12 @@ MATCHING = ("basic_token_matching", "advanced_token_matching")
 
 @dataclass
 class Turn:
-    """One attempt: drafted tokens, the pass that checked them, what was accepted and made final."""
+    """One attempt: drafted tokens, the passes that checked them, what was accepted and made final."""
 
     first: int
     drafted: list[Tensor]
     draft_rows: int = 0
-    made_by: SeenPass | None = None
+    made_by: list[SeenPass] = field(default_factory=list)
     pieces: list[Tensor] = field(default_factory=list)
     guided: list[Tensor] = field(default_factory=list)
     target_rows: int = 0
@@ -58,20 +59,29 @@ class Parallel:
         numbers: "shared" or "own".
     """
 
+    threshold: float | None = None  # `similarity_thresh` that the object was built with, where it was given
+
     def __init__(self, code: Published, call: Callable[..., Any], sdvar: Any, contract: str, numbers: str) -> None:
         self.code, self.call, self.sdvar, self.contract, self.numbers = code, call, sdvar, str(contract), numbers
         self._begin(Recorder(code.models.pyramid), 0)
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        """Run the code under the numbers given. Raises `InputError` for a request that it cannot take."""
-        arguments = self.code.arguments(request, noise)
+        """Run the code under the numbers given.
+
+        Raises:
+            InputError: it cannot take the request.
+            ImageError: what it returns is not the image of its f_hat.
+        """
+        arguments = self.code.arguments(request, noise, self.numbers)
         self._begin(Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None)), request.B)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.code.running(self._recorder, request, noise, self.numbers))
             stack.enter_context(self._watching())
             stack.enter_context(torch.no_grad())
-            self.call(**arguments)
-        return self.so_far()
+            image = self.call(**arguments)
+        trace = self.so_far()
+        check_image(image, trace.f_hat_BCPP, self.code.models)
+        return trace
 
     def so_far(self) -> Trace:
         """Return the trace of the last decode, whole or not."""
@@ -94,7 +104,7 @@ class Parallel:
                     put(kept.x_RLD, span, x_RlD)
                 if si in turn.f_hats:
                     put(kept.f_hat_SBCPP, si, turn.f_hats[si])
-        f_hat = self._recorder.image_f_hat
+        f_hat = self._recorder.image_f_hat(self._B)
         state_f_hat = getattr(self._state, "target_f_hat", None)
         last = f_hat if f_hat is not None else state_f_hat
         if isinstance(last, Tensor) and last.shape == trace.f_hat_BCPP.shape:
@@ -152,7 +162,7 @@ class Parallel:
             before = len(self._recorder.passes)
             made = real(draft_tokens, state, *args, **kwargs)
             passes = [each for each in self._recorder.passes[before:] if each.side == "target"]
-            turn.made_by = passes[-1] if passes else None
+            turn.made_by = passes
             turn.target_rows += sum(each.n for each in passes)
             guided = made[0] if isinstance(made, tuple) else made
             turn.guided = [each.detach().clone() for each in guided]
@@ -208,18 +218,28 @@ def _f_hats(writes: list[SeenWrite], state: Any, first: int, count: int) -> dict
 
 
 def _inputs(turn: Turn, k: int) -> Tensor | None:
-    """Return the inputs behind the k-th scale's rows: where the logits that were kept for it stand in the pass."""
-    if turn.made_by is None or k >= len(turn.drafted):
+    """Return the inputs behind the k-th scale's rows: where the logits that were kept for it stand in a pass."""
+    if not turn.made_by or k >= len(turn.drafted):
         return None
-    l = turn.drafted[k].shape[1]
-    begin = sum(idx.shape[1] for idx in turn.drafted[:k])
-    rows_RnV = turn.made_by.rows_RnV
-    if rows_RnV is not None and k < len(turn.pieces) and len(turn.pieces[k]) == len(rows_RnV):
-        piece = turn.pieces[k]
-        same = [at for at in range(turn.made_by.n - l + 1) if torch.equal(rows_RnV[:, at : at + l], piece)]
-        begin = same[0] if same and begin not in same else begin
-    x_RnD = turn.made_by.x_RnD[:, begin : begin + l]
-    return x_RnD if x_RnD.shape[1] == l else None
+    sizes = [idx.shape[1] for idx in turn.drafted]
+    begin, l = sum(sizes[:k]), sizes[k]
+    whole = [each for each in turn.made_by if each.n == sum(sizes)]
+    if k < len(turn.pieces):
+        found = [(each, at) for each in turn.made_by for at in _places(each, turn.pieces[k])]
+        own = [(each, at) for each, at in found if at == begin and each in whole]
+        if found:
+            made_by, at = (own or found)[-1] if own else found[0]
+            return made_by.x_RnD[:, at : at + l]
+    x_RnD = torch.cat([each.x_RnD for each in whole[-1:] or turn.made_by], 1)  # of one pass, or of all in their order
+    return x_RnD[:, begin : begin + l] if x_RnD.shape[1] == sum(sizes) else None
+
+
+def _places(made_by: SeenPass, piece: Tensor) -> list[int]:
+    """Return where in a pass rows stand."""
+    rows_RnV, l = made_by.rows_RnV, piece.shape[1]
+    if rows_RnV is None or len(rows_RnV) != len(piece) or rows_RnV.shape[1] != made_by.n:
+        return []
+    return [at for at in range(made_by.n - l + 1) if torch.equal(rows_RnV[:, at : at + l], piece)]
 
 
 def _rounds(turns: list[Turn]) -> Iterator[Round]:

@@ -15,7 +15,9 @@ from harness.protocol.request import Request
 from harness.rounding.budget import Budget
 
 
-def examine(code: Published, sdvar: Any, request: Request, budget: Budget, loop: bool = True) -> list[PartLaw]:
+def examine(
+    code: Published, sdvar: Any, request: Request, budget: Budget, loop: bool = True, threshold: float | None = None
+) -> list[PartLaw]:
     """Ask every law of every part.
 
     Args:
@@ -24,11 +26,13 @@ def examine(code: Published, sdvar: Any, request: Request, budget: Budget, loop:
         request: labels and guidance of what the parts are asked.
         budget: how far rounding may move a number, measured before the code was built.
         loop: ask the methods of the parallel decode, too.
+        threshold: `similarity_thresh` that the object was built with; None: its own default.
 
     Returns:
         A row a law, in the order of the report.
     """
     probe = Probe.of(code, request, budget)
+    probe.threshold = threshold
     if sdvar is not None:
         if loop:
             examine_sdvar(probe, sdvar)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.adapters.parts_state import state_at
 from harness.adapters.probe import Probe, Told, Wrong, require
 
 THRESHOLD = 0.5
@@ -35,13 +35,6 @@ def examine_matching(probe: Probe, sdvar: Any) -> None:
             partial(_contract, probe, sdvar, name))  # fmt: skip
 
 
-def _state(probe: Probe, first: int, count: int) -> Any:
-    return SimpleNamespace(
-        current_stage=first, gamma=count, total_stages=probe.pyramid.S, patch_nums=probe.pyramid.patch_nums,
-        accept_count=0, reject_count=0, target_calls=0, cfg=probe.request.cfg, top_k=0, top_p=0.0,
-    )  # fmt: skip
-
-
 def _logits(probe: Probe, tokens: Tensor, hits: Tensor) -> Tensor:
     """Return logits (B,l,V) whose best token is the drafted one exactly where `hits` says so, by a wide margin."""
     V = probe.target.network.config.V
@@ -57,7 +50,7 @@ def _ask(probe: Probe, sdvar: Any, name: str, hits: list[Tensor], first: int = 0
     given: dict[str, Any] = {
         "draft_tokens": tokens,
         "target_logits": logits,
-        "state": _state(probe, first, count),
+        "state": state_at(probe, sdvar, first, count),
         "B": probe.request.B,
         "similarity_threshold": THRESHOLD,
         "verbose": False,
@@ -87,10 +80,15 @@ def _extremes(probe: Probe, sdvar: Any, name: str) -> None:
     require(got == 0, f"a scale without a hit before scales full of hits: {got} scales accepted, not 0")
 
 
-def _threshold(probe: Probe, sdvar: Any, name: str) -> float:
-    """Return the threshold that it was given, or that the object was built with."""
-    known = inspect.signature(getattr(sdvar, name)).parameters
-    return THRESHOLD if "similarity_threshold" in known else float(getattr(sdvar, "similarity_thresh", THRESHOLD))
+def _threshold(probe: Probe, sdvar: Any, name: str) -> float | None:
+    """Return the threshold that it is given, or that the object was built with; None where nobody can know it."""
+    if "similarity_threshold" in inspect.signature(getattr(sdvar, name)).parameters:
+        return THRESHOLD
+    if probe.threshold is not None:
+        return probe.threshold
+    built = inspect.signature(type(sdvar)).parameters.get("similarity_thresh")
+    known = built is not None and isinstance(built.default, int | float)
+    return float(built.default) if known and built is not None else None
 
 
 def _share(probe: Probe, sdvar: Any, name: str) -> None:
@@ -104,22 +102,31 @@ def _share(probe: Probe, sdvar: Any, name: str) -> None:
         if kept and lowest is None:
             lowest = exact
         require(kept or lowest is None, f"a share of {exact:.2f} is kept no longer where {lowest} is")
-        if abs(exact - due) > 1e-6 and kept != (exact > due):
+        if due is not None and abs(exact - due) > 1e-6 and kept != (exact > due):
             found = "kept" if kept else "not kept"
             raise Wrong(f"a share of {exact:.2f} of the batch's tokens is {found}, with a threshold of {due:g}")
+    _uneven(probe, sdvar, name, due)
+
+
+def _uneven(probe: Probe, sdvar: Any, name: str, due: float | None) -> None:
+    """Require that hits in some images only count as a share of the whole batch."""
+    si = probe.pyramid.S - 1
     uneven = torch.zeros_like(_hits(probe, si, 0.0))
     uneven[: max(1, probe.request.B // 2)] = True
     share = float(uneven.float().mean())
+    even = _ask(probe, sdvar, name, [_hits(probe, si, share)], si) == 1  # as many hits, in every image
     for hits in (uneven, uneven.flip(0)):
         kept = _ask(probe, sdvar, name, [hits], si) == 1
-        if abs(share - due) > 1e-6 and kept != (share > due):
+        right = even if due is None else share > due
+        if kept != right and (due is None or abs(share - due) > 1e-6):
             raise Wrong(f"hits in some images only ({share:.2f} of the batch): {'kept' if kept else 'not kept'}")
 
 
 def _contract(probe: Probe, sdvar: Any, name: str) -> None:
     """Tell what the rule keeps: what it does to misses and to neighbours, and that it reads no number."""
     si, B = probe.pyramid.S - 1, probe.request.B
-    share = min(0.95, _threshold(probe, sdvar, name) + 0.05)
+    due = _threshold(probe, sdvar, name)
+    share = 0.95 if due is None else min(0.95, due + 0.05)
     hits = _hits(probe, si, share)
     wrong = int((~hits).sum())
     found = []

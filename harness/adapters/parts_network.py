@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.adapters.numbers import SharedNumbers
-from harness.adapters.probe import Probe, ProbeSide, Wrong, require, require_close, require_tensor
+from harness.adapters.probe import Probe, ProbeSide, Wrong, require, require_close, require_sight, require_tensor
 from harness.adapters.recorder import SAMPLER
 from harness.protocol.noise import TOKEN
 from harness.reference import draw as reference
@@ -53,8 +53,8 @@ def _hand_off(probe: Probe, mask: Tensor, sd_mask: int) -> None:
     for entry in probe.pyramid:
         n = probe.pyramid.end(entry)
         due = hand_off_mask(probe.pyramid, entry, sd_mask, torch.device("cpu"), torch.float32)[0, 0]
-        got = mask.reshape(mask.shape[-2:])[:n, :n].cpu()
-        wrong = torch.nonzero((got == 0) != (due == 0)).tolist()
+        got = require_sight(mask.reshape(mask.shape[-2:])[:n, :n], f"entry {entry}")
+        wrong = torch.nonzero(got != (due == 0)).tolist()
         require(not wrong, f"entry {entry}: {len(wrong)} entries are wrong, first (row, column) {wrong[:1]}")
 
 
@@ -117,10 +117,10 @@ def _wider(probe: Probe, side: ProbeSide) -> float:
 def _mask(probe: Probe) -> None:
     due = block_causal(probe.pyramid, torch.device("cpu"), torch.float32)
     for side in (probe.draft, probe.target):
-        mask = require_tensor(side.module.attn_bias_for_masking, due.shape, "the mask").cpu()
-        wrong = torch.nonzero((mask == 0) != (due == 0)).tolist()
+        mask = require_tensor(side.module.attn_bias_for_masking, due.shape, "the mask")
+        wrong = torch.nonzero(require_sight(mask[0, 0], "the mask") != (due[0, 0] == 0)).tolist()
         if wrong:
-            row, column = wrong[0][-2:]
+            row, column = wrong[0]
             raise Wrong(f"row {row} is wrong about column {column}; {len(wrong)} entries are")
 
 

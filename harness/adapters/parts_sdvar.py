@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.adapters.parts_matching import examine_matching
-from harness.adapters.parts_state import state_at, window
+from harness.adapters.parts_state import f_hats_along, flexible, state_at, window
 from harness.adapters.parts_update import (
     draft_state,
     draft_tokens,
@@ -50,7 +50,7 @@ def examine_sdvar(probe: Probe, sdvar: Any) -> None:
         ],
         "update_state_with_accepted_tokens": [
             ("state.f_hat", "The target's f_hat holds every accepted scale once, and no rejected one.", update_f_hat),
-            ("state.sync", "The draft's f_hat is the target's.", update_sync),
+            ("state.sync", "The draft's f_hat is the target's, where anything reads it.", update_sync),
             ("state.next-input", "Both next inputs are those of the scale behind the accepted ones.", update_maps),
             ("state.tokens", "accepted_tokens holds the accepted scales.", update_tokens),
             ("state.stage", "current_stage moves by the accepted scales, or is left to the loop.", update_stage),
@@ -60,7 +60,7 @@ def examine_sdvar(probe: Probe, sdvar: Any) -> None:
         ],
         "_initialize_inference_state": [
             ("state.start", "Conditions, positions and first inputs are those of the labels; f_hat is zero.", _start),
-            ("state.alias", "Draft and target have an f_hat of their own.", _alias),
+            ("state.alias", "Draft and target have an f_hat of their own, or sharing one does no harm.", _alias),
         ],
     }  # fmt: skip
     for part, laws in asked.items():
@@ -127,8 +127,19 @@ def _start(probe: Probe, sdvar: Any) -> None:
 
 
 def _alias(probe: Probe, sdvar: Any) -> None:
+    """Require that an f_hat which both sides share does no harm: a round must leave every scale in it once."""
     state = _begin(probe, sdvar)
-    shared = state.draft_f_hat.untyped_storage().data_ptr() == state.target_f_hat.untyped_storage().data_ptr()
-    require(
-        not shared, "draft_f_hat and target_f_hat are one tensor: what is drafted is accepted already, or counted twice"
-    )
+    if state.draft_f_hat.untyped_storage().data_ptr() != state.target_f_hat.untyped_storage().data_ptr():
+        return
+    found = "draft_f_hat and target_f_hat are one tensor: what is drafted is accepted already, or counted twice"
+    B, error = probe.request.B, 2 * probe.budget.f_hat
+    try:
+        with probe.code.running(Recorder(probe.pyramid), probe.request, probe.code.models.noise(probe.request)):
+            tokens = list(flexible(sdvar.draft_generate_batch, state=state, B=B, verbose=False))
+            drafted = state.target_f_hat.clone()
+            sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
+    except Exception:  # nobody can tell what the shared tensor would do
+        raise Wrong(found) from None
+    due = f_hats_along(probe, 0, tokens[:1])
+    for actual, expected in zip((drafted, state.target_f_hat), due, strict=True):
+        require(actual.shape == expected.shape and bool(((actual - expected).abs() <= error).all()), found)

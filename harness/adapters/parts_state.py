@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness.adapters.parts_network import fill
 from harness.adapters.probe import Probe
+from harness.adapters.recorder import Recorder
 from harness.reference.latent import accumulate
 
 
@@ -60,6 +61,30 @@ def flexible(method: Any, **given: Any) -> Any:
     """Call a method by the names that it knows."""
     parameters = inspect.signature(method).parameters
     return method(**{name: value for name, value in given.items() if name in parameters})
+
+
+def unread(probe: Probe, sdvar: Any, field: str) -> bool:
+    """Tell whether drafting, checking and updating at scale 1 come out the same with NaN in a field of the state."""
+    if probe.pyramid.S < 2:
+        return False
+    try:
+        right, spoilt = (_round(probe, sdvar, field, spoil) for spoil in (False, True))
+    except Exception:  # those methods have laws of their own
+        return False
+    return len(right) == len(spoilt) and all(map(torch.equal, right, spoilt))
+
+
+def _round(probe: Probe, sdvar: Any, field: str, spoil: bool) -> list[Tensor]:
+    """Return the tokens, guided logits and f_hat of one round at scale 1, of which the first scale is accepted."""
+    B, state = probe.request.B, state_at(probe, sdvar, 1, min(2, probe.pyramid.S - 1))
+    if spoil:
+        setattr(state, field, torch.full_like(getattr(state, field), torch.nan))
+    with probe.code.running(Recorder(probe.pyramid), probe.request, probe.code.models.noise(probe.request)):
+        tokens = list(flexible(sdvar.draft_generate_batch, state=state, B=B, verbose=False))
+        made = sdvar.target_verify_batch(tokens, state, B)
+        sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
+    guided = made[0] if isinstance(made, tuple) else made
+    return [*tokens, *guided, state.target_f_hat]
 
 
 def window(first: int, count: int) -> str:

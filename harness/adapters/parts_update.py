@@ -5,14 +5,15 @@ Promise: one function a law; asked with nothing, something and everything accept
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.adapters.parts_network import fill, forward
-from harness.adapters.parts_state import f_hats_along, flexible, labels_of, state_at, window
-from harness.adapters.probe import Probe, Wrong, require, require_close, require_tensor
+from harness.adapters.parts_state import f_hats_along, flexible, labels_of, state_at, unread, window
+from harness.adapters.probe import Probe, Told, Wrong, require, require_close, require_tensor
 from harness.adapters.recorder import Recorder
 from harness.protocol.noise import TOKEN
 from harness.reference.draw import draw, filter_logits
@@ -74,12 +75,13 @@ def draft_oracle(probe: Probe, first: int, drafted: list[Tensor]) -> list[tuple[
 
 def draft_state(probe: Probe, sdvar: Any) -> None:
     """Require that drafting leaves what is final alone."""
+    scratch = unread(probe, sdvar, "draft_f_hat")
     for first, count in probe.windows():
         state, got, _ = _draft(probe, sdvar, first, count)
         error = 2 * probe.budget.f_hat
         require_close(state.target_f_hat, probe.f_hat(first), error, f"{window(first, count)}: the target's f_hat")
         along = f_hats_along(probe, first, got)
-        if bool(((state.draft_f_hat - along[0]).abs() <= error).all()):
+        if scratch or bool(((state.draft_f_hat - along[0]).abs() <= error).all()):
             continue
         less = {f"it holds {k} of {count} drafted scales": f_hat for k, f_hat in enumerate(along[1:-1], 1)}
         require_close(state.draft_f_hat, along[-1], error, f"{window(first, count)}: the draft's f_hat", less)
@@ -121,7 +123,9 @@ def update_f_hat(probe: Probe, sdvar: Any) -> None:
 
 
 def update_sync(probe: Probe, sdvar: Any) -> None:
-    """Require that the draft's f_hat is the target's."""
+    """Require that the draft's f_hat is the target's, where anything reads it."""
+    if unread(probe, sdvar, "draft_f_hat"):
+        raise Told("nothing reads draft_f_hat: a round comes out the same with NaN in it")
     for first, count, k in _cases(probe):
         state, tokens = _updated(probe, sdvar, first, count, k)
         along = f_hats_along(probe, first, tokens)
@@ -133,14 +137,16 @@ def update_sync(probe: Probe, sdvar: Any) -> None:
 
 
 def update_maps(probe: Probe, sdvar: Any) -> None:
-    """Require that both next inputs are those of the next scale."""
+    """Require that both next inputs are those of the next scale, where anything reads them."""
+    sides = (("draft", probe.draft), ("target", probe.target))
+    sides_read = [each for each in sides if not unread(probe, sdvar, f"{each[0]}_next_token_map")]
     for first, count, k in _cases(probe):
         if first + k == probe.pyramid.S:
             continue
         state, tokens = _updated(probe, sdvar, first, count, k)
         si = first + k
         raw = next_input(f_hats_along(probe, first, tokens)[k], si, probe.pyramid) if si else None
-        for name, side in (("draft", probe.draft), ("target", probe.target)):
+        for name, side in sides_read:
             due = scale_input(side.network, side.network.condition(labels_of(probe)), raw, si)
             what = f"{window(first, count)}, {k} accepted: {name}_next_token_map"
             stale = {"it was never advanced": side.run.x_RLD[:, probe.pyramid.span(first)]}
@@ -150,12 +156,21 @@ def update_maps(probe: Probe, sdvar: Any) -> None:
             require_close(require_tensor(got, due.shape, what), due, probe.input_error(due), what, stale)
 
 
+def _tensors(kept: Any) -> Iterator[Tensor]:
+    """Yield the tokens (B,l) of a list, or of lists in it: a round a list, say."""
+    if isinstance(kept, Tensor) and kept.dim() == 2:
+        yield kept
+    elif isinstance(kept, list | tuple):
+        for each in kept:
+            yield from _tensors(each)
+
+
 def update_tokens(probe: Probe, sdvar: Any) -> None:
     """Require that `accepted_tokens` holds what was accepted."""
     for first, count, k in _cases(probe):
         state, tokens = _updated(probe, sdvar, first, count, k)
         due = torch.cat([*probe.drafted(0, first), *tokens[:k]], 1) if first + k else None
-        kept = [idx for idx in state.accepted_tokens if isinstance(idx, Tensor) and idx.dim() == 2]
+        kept = list(_tensors(state.accepted_tokens))
         held = torch.cat(kept, 1) if kept else None
         n = 0 if held is None else held.shape[1]
         wanted = 0 if due is None else due.shape[1]

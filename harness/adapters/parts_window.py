@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.adapters.parts_state import flexible, state_at, window
-from harness.adapters.probe import MOST_ROWS, Probe, Wrong, require, require_close, require_tensor
+from harness.adapters.probe import MOST_ROWS, Probe, Wrong, require, require_close, require_sight, require_tensor
 from harness.reference.masks import block_causal
-
-HIDDEN = -1e4  # an additive mask may hold any large negative number for -inf
 
 
 def query(probe: Probe, sdvar: Any) -> None:
@@ -134,8 +132,7 @@ def _masked(probe: Probe, sdvar: Any, first: int, count: int) -> tuple[Tensor, T
     wide = tuple(mask.shape) == tuple(due.shape) and begin > 0
     due = due if wide else due[..., begin:]
     require_tensor(mask, due.shape, f"{window(first, count)}: the mask")
-    allowed = mask if mask.dtype is torch.bool else mask > HIDDEN
-    return allowed[0, 0].cpu(), due[0, 0]
+    return require_sight(mask[0, 0], f"{window(first, count)}: the mask"), due[0, 0]
 
 
 def mask(probe: Probe, sdvar: Any) -> None:

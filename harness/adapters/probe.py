@@ -26,6 +26,7 @@ from harness.rounding.budget import Budget
 
 HELD, BROKEN, CRASHED, ABSENT, TOLD = "held", "BROKEN", "CRASHED", "not there", "told"
 MOST_FIRSTS = 6  # first scales of windows; more tell nothing new
+HIDDEN = -1e4  # an additive mask may hold any large negative number for -inf
 MOST_ROWS = 10_000  # positions of a tag; more than any pyramid has
 
 
@@ -82,6 +83,7 @@ class Probe:
         tokens_BL: that were made final, or are drafted: uniform over the codebook.
         draft: that side's run along them.
         target: likewise.
+        threshold: `similarity_thresh` that the object was built with; None: its own default.
         rows: what was found so far.
     """
 
@@ -91,6 +93,7 @@ class Probe:
     tokens_BL: Tensor
     draft: ProbeSide
     target: ProbeSide
+    threshold: float | None = None
     rows: list[PartLaw] = field(default_factory=list)
 
     @classmethod
@@ -196,3 +199,19 @@ def require_close(
         if other.shape == actual.shape and bool(((actual - other).abs() <= 2 * error).all()):
             raise Wrong(f"{said}: {clause}")
     raise Wrong(said)
+
+
+def require_sight(mask_nm: Tensor, what: str) -> Tensor:
+    """Return who sees whom by a mask (n, m), or raise `Wrong` at its first entry that says neither.
+
+    A boolean mask says it itself; of an additive one 0 is visible and `HIDDEN` or less is not.
+    """
+    if mask_nm.dtype is torch.bool:
+        return mask_nm.cpu()
+    mask_nm = mask_nm.cpu()
+    neither = torch.nonzero(~((mask_nm == 0) | (mask_nm <= HIDDEN))).tolist()  # NaN compares False
+    if neither:
+        row, column = neither[0]
+        found = f"{len(neither)} entries neither show nor hide, first (row, column) {(row, column)}"
+        raise Wrong(f"{what}: {found} is {float(mask_nm[row, column]):g}, not 0 or {HIDDEN:g} and less")
+    return mask_nm == 0

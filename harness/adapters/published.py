@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from harness.adapters.checkout import Checkout
+from harness.adapters.image import check_image
 from harness.adapters.numbers import SharedNumbers, check_numbers
 from harness.adapters.recorder import Recorder
 from harness.adapters.traces import trace_of
@@ -46,20 +47,31 @@ class Published:
         """Return a decoder that can be judged.
 
         Args:
-            call: runs the code's own sampler; gets B, label_B, g_seed, cfg, top_k, top_p and more_smooth by name.
+            call: runs the code's own sampler and returns its image; gets B, label_B, g_seed, cfg, top_k, top_p and
+                more_smooth by name.
             contract: what the code is to be held to.
             numbers: "shared": every draw reads the harness's numbers; "own": the code keeps its generators, which must
                 then give the same tokens in the published order (`Request.order` "batch").
         """
         return Sampler(self, call, contract, numbers)
 
-    def arguments(self, request: Request, noise: Noise) -> dict[str, Any]:
-        """Return what every published sampler is called with. Raises `InputError` for a label or top_k that is not."""
+    def arguments(self, request: Request, noise: Noise, numbers: str = "shared") -> dict[str, Any]:
+        """Return what every published sampler is called with.
+
+        Without labels they are the noise's; code that keeps its own numbers draws them itself.
+
+        Raises:
+            InputError: a label or top_k that is not.
+        """
         request.check_against(self.models.target.config.classes, self.models.target.config.V)
-        label_B = None if request.labels is None else torch.tensor(request.labels, device=self.models.device)
+        label_B: torch.Tensor | None
+        if request.labels is not None:
+            label_B = torch.tensor(request.labels, device=self.models.device)
+        else:
+            label_B = None if numbers == "own" else noise.labels(self.models.target.config.classes)
         return {
             "B": request.B,
-            "label_B": noise.labels(self.models.target.config.classes) if label_B is None else label_B,
+            "label_B": label_B,
             "g_seed": request.seed,
             "cfg": request.cfg,
             "top_k": request.top_k,
@@ -91,6 +103,7 @@ class Sampler:
     """
 
     sdvar: Any = None  # the SDVAR object that the function belongs to, where there is one
+    threshold: float | None = None  # what that was built with, where it was given
 
     def __init__(self, code: Published, call: Callable[..., Any], contract: str, numbers: str = "shared") -> None:
         self.code, self.call, self.contract, self.numbers = code, call, str(contract), numbers
@@ -98,15 +111,20 @@ class Sampler:
         self._B = 0
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        """Run the code under the numbers given. Raises `InputError` for a request that it cannot take."""
-        arguments = self.code.arguments(request, noise)
+        """Run the code under the numbers given.
+
+        Raises:
+            InputError: it cannot take the request.
+            ImageError: what it returns is not the image of its f_hat.
+        """
+        arguments = self.code.arguments(request, noise, self.numbers)
         self._recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
         self._B = request.B
-        if self.numbers == "own" and request.labels is None:
-            arguments["label_B"] = None
         with self.code.running(self._recorder, request, noise, self.numbers), torch.no_grad():
-            self.call(**arguments)
-        return self.so_far()
+            image = self.call(**arguments)
+        trace = self.so_far()
+        check_image(image, trace.f_hat_BCPP, self.code.models)
+        return trace
 
     def so_far(self) -> Trace:
         """Return the trace of the last decode, whole or not."""

@@ -71,7 +71,7 @@ class Recorder:
     passes: list[SeenPass] = field(default_factory=list)
     draws: list[SeenDraw] = field(default_factory=list)
     writes: list[SeenWrite] = field(default_factory=list)
-    image_f_hat: Tensor | None = None
+    pictured: list[Tensor] = field(default_factory=list)
     side: str = "target"
     _looked_up: dict[int, Tensor] = field(default_factory=dict)
 
@@ -83,6 +83,13 @@ class Recorder:
         """Return the positions of every pass of one side."""
         return [each.n for each in self.passes if each.side == side]
 
+    def image_f_hat(self, B: int) -> Tensor | None:
+        """Return what was last made an image of: in one go, or image by image."""
+        for count in range(1, min(B, len(self.pictured)) + 1):
+            if sum(len(each) for each in self.pictured[-count:]) == B:
+                return torch.cat(self.pictured[-count:])
+        return self.pictured[-1] if self.pictured else None
+
     @contextlib.contextmanager
     def watching(self, sides: dict[str, Any], vae: Any, namespace: Any) -> Iterator[None]:
         """Watch the networks of both sides, their VQ-VAE, and the sampling function of a module."""
@@ -92,7 +99,7 @@ class Recorder:
                 stack.callback(hook.remove)
                 stack.enter_context(replaced(network, "get_logits", self._get_logits(side)))
             quantize = vae.quantize
-            stack.callback(quantize.embedding.register_forward_pre_hook(self._look_up).remove)
+            stack.callback(quantize.embedding.register_forward_pre_hook(self._look_up, with_kwargs=True).remove)
             stack.enter_context(replaced(quantize, "get_next_autoregressive_input", self._accumulate))
             stack.enter_context(replaced(vae, "fhat_to_img", self._picture))
             if hasattr(namespace, SAMPLER):
@@ -123,14 +130,14 @@ class Recorder:
 
         return watch
 
-    def _look_up(self, module: Any, args: Any) -> None:
-        idx = args[0].detach()
+    def _look_up(self, module: Any, args: Any, kwargs: Any) -> None:
+        idx = in_order(module.forward, args, kwargs)[0].detach()
         if idx.dim() == 2:
             self._looked_up[idx.shape[1]] = idx.clone()
 
     def _accumulate(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def get_next_autoregressive_input(*args: Any, **kwargs: Any) -> Any:
-            si, _, _, h_BCpp = inspect.signature(real).bind(*args, **kwargs).args  # si, SN, f_hat, h
+            si, _, _, h_BCpp = in_order(real, args, kwargs)[:4]  # si, SN, f_hat, h
             made = real(*args, **kwargs)
             draw = next((each for each in reversed(self.draws) if each.scale == si), None)
             idx_Bl = self._looked_up.get(h_BCpp.shape[-1] ** 2)
@@ -144,15 +151,15 @@ class Recorder:
 
     def _picture(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def fhat_to_img(*args: Any, **kwargs: Any) -> Any:
-            (f_hat_BCPP,) = inspect.signature(real).bind(*args, **kwargs).args
-            self.image_f_hat = f_hat_BCPP.detach().clone()
+            f_hat_BCPP = in_order(real, args, kwargs)[0]
+            self.pictured.append(f_hat_BCPP.detach().clone())
             return real(*args, **kwargs)
 
         return fhat_to_img
 
     def _sample(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def sample(*args: Any, **kwargs: Any) -> Any:
-            logits_BlV = args[0] if args else next(iter(kwargs.values()))
+            logits_BlV = in_order(real, args, kwargs)[0]
             guided_BlV = logits_BlV.detach().clone()  # the filter writes into it
             idx_Bl1 = real(*args, **kwargs)
             sides = {self.pyramid.tokens(si): si for si in self.pyramid}
@@ -163,6 +170,12 @@ class Recorder:
             return idx_Bl1
 
         return sample
+
+
+def in_order(real: Callable[..., Any], args: Any, kwargs: Any) -> list[Any]:
+    """Return a call's arguments in the order of the function's signature, however they were given."""
+    call = inspect.signature(real).bind(*args, **kwargs)
+    return [*call.args, *call.kwargs.values()]
 
 
 @contextlib.contextmanager
@@ -184,7 +197,7 @@ def rows_of(made_by: SeenPass, pyramid: ScalePyramid, si: int) -> slice | None:
     l = pyramid.tokens(si)
     if made_by.n == l:
         return slice(0, l)
-    if any(made_by.n == pyramid.end(last) for last in range(si, pyramid.S)):
+    if made_by.cached == 0 and any(made_by.n == pyramid.end(last) for last in range(si, pyramid.S)):
         return pyramid.span(si)
     return slice(made_by.n - l, made_by.n) if made_by.n > l else None
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters.recorder import Recorder, SeenWrite, empty, rows_of
+from harness.adapters.recorder import Recorder, SeenDraw, SeenWrite, empty, rows_of
 from harness.models.pair import ModelPair
 from harness.protocol.trace import Intermediates, Round, Trace
 
@@ -51,8 +51,8 @@ def trace_of(recorder: Recorder, models: ModelPair, B: int) -> Trace:
         if write.idx_Bl is not None:
             put(trace.tokens_BL, (slice(None), span), write.idx_Bl)
         _keep_draw(write, models, kept)
-    if recorder.image_f_hat is not None:
-        trace.f_hat_BCPP = recorder.image_f_hat
+    if (f_hat_BCPP := recorder.image_f_hat(B)) is not None:
+        trace.f_hat_BCPP = f_hat_BCPP
     elif recorder.writes:
         trace.f_hat_BCPP = recorder.writes[-1].f_hat_BCPP
     trace.rounds = [rounds_of(recorder, models)] * B
@@ -67,10 +67,18 @@ def trace_of(recorder: Recorder, models: ModelPair, B: int) -> Trace:
 
 def _keep_prefixes(recorder: Recorder, models: ModelPair, x_RLD: Tensor) -> None:
     """Keep the target's inputs of a whole prefix, at scales that the draft decided too."""
+    pyramid = models.pyramid
+    ends = {pyramid.end(si) for si in pyramid}
+    alone = {id(draw.made_by) for draw in recorder.draws if draw.made_by and _of_one_scale(draw, models)}
     for each in recorder.passes:
-        ends = {models.pyramid.end(si) for si in models.pyramid}
-        if each.side == "target" and each.n in ends:
+        if each.side == "target" and each.n in ends and each.cached == 0 and id(each) not in alone:
             put(x_RLD, (slice(None), slice(0, each.n)), each.x_RnD)
+
+
+def _of_one_scale(draw: SeenDraw, models: ModelPair) -> bool:
+    """Tell whether a draw's pass is over its scale alone: that may be as long as a prefix (9² = 1² + 4² + 8²)."""
+    pyramid, si = models.pyramid, draw.scale
+    return si in pyramid and si > 0 and draw.made_by is not None and draw.made_by.n == pyramid.tokens(si)
 
 
 def _keep_draw(write: SeenWrite, models: ModelPair, kept: Intermediates) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.adapters.probe import PartLaw
-from harness.errors import InputError, NoiseError, NonFiniteError, one_line, text_of
+from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, one_line, text_of
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair, pair_checksums
@@ -121,6 +121,8 @@ def _run(implementation: Implementation, models: ModelPair, request: Request, by
         raise
     except NonFiniteError as error:
         found = Divergence("non-finite", str(error), request.seed)
+    except ImageError as error:
+        found = Divergence("image", str(error), request.seed)
     except NoiseError as error:
         found = Divergence("noise", str(error), request.seed)
     except (Exception, SystemExit, OutOfTimeError) as error:  # of whatever kind: the decoder is somebody else's code

@@ -26,7 +26,8 @@ def inspect(decoder: Implementation, request: Request, budget: Budget) -> list[P
         raise InputError(
             "implementation", type(decoder).__name__, rule, "pass --implementation published:sdvar-parallel"
         )
-    return examine(decoder.code, decoder.sdvar, request, budget, isinstance(decoder, Parallel))
+    loop = isinstance(decoder, Parallel)
+    return examine(decoder.code, decoder.sdvar, request, budget, loop, decoder.threshold)
 
 
 def died(why: str) -> PartLaw:

@@ -21,3 +21,14 @@ def make(folder: Path, kind: str, *mistakes: str) -> Path:
         switches = f"ON = frozenset({sorted(mistakes)!r})\n"
         (checkout / "models" / "switches.py").write_text(f'"""Which mistakes this checkout holds."""\n\n{switches}')
     return checkout
+
+
+def edited(folder: Path, kind: str, *edits: tuple[str, str], of: str = "models/var.py") -> Path:
+    """Write a checkout of `kind` with pieces of one file put otherwise; return it."""
+    checkout = make(folder, kind)
+    text = (checkout / of).read_text()
+    for before, after in edits:
+        assert before in text, before
+        text = text.replace(before, after)
+    (checkout / of).write_text(text)
+    return checkout

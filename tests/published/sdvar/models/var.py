@@ -299,6 +299,12 @@ class SDVAR(nn.Module):
 class Main(SDVAR):
     """Signatures of the branch main."""
 
+    def draft_generate_batch(self, state, B):
+        return super().draft_generate_batch(state, B)
+
+    def basic_token_matching(self, draft_tokens, target_logits, state, B):
+        return super().basic_token_matching(draft_tokens, target_logits, state, B)
+
     @torch.no_grad()
     def sdvar_autoregressive_infer_cfg_parallel_v1(
         self, B, label_B, g_seed=None, cfg=1.5, gamma=2, top_k=0, top_p=0.0, more_smooth=False,
