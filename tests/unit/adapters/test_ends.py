@@ -40,7 +40,7 @@ def test_a_crash_keeps_the_trace_so_far(shelf: Path, in_process: bool):
 
 def test_rounds_before_a_crash_are_counted(shelf: Path):
     result = run(make(shelf, "sdvar", "crashes-late"), True, "sdvar-parallel")
-    assert result.so_far[0].startswith("1 rounds, scales 0..0 of 4 final")
+    assert result.so_far[0].startswith("1 round, scales 0..0 of 4 final")
 
 
 def test_a_mistake_before_a_crash_is_found(shelf: Path):

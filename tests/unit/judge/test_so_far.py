@@ -49,7 +49,7 @@ def bent(found: Evidence, si: int, image: int = 0) -> Evidence:
 def test_what_was_right_until_the_end_leaves_the_end_alone():
     made = judge_so_far(cut(evidence(), 2, 2), Contract.TOKENS, True, ended())
     assert [each.component for each in made.defects] == ["crash"]
-    assert made.so_far == "1 rounds, scales 0..1 of 3 final; last good tensor: f_hat of scale 1; last seen: scale 2"
+    assert made.so_far == "1 round, scales 0..1 of 3 final; last good tensor: f_hat of scale 1; last seen: scale 2"
     assert (made.verdict, made.wrong_tensors, made.draws) == (Verdict.DEFECT, 0, 0)
 
 
@@ -63,20 +63,20 @@ def test_a_mistake_before_the_end_comes_first():
 def test_where_the_first_scale_is_wrong_no_tensor_was_right():
     made = judge_so_far(bent(cut(evidence(), 2, 2), 0), Contract.TOKENS, True, ended())
     assert made.defects[0].scale == 0
-    assert made.so_far == "1 rounds, scales 0..1 of 3 final; no tensor was right; last seen: scale 2"
+    assert made.so_far == "1 round, scales 0..1 of 3 final; no tensor was right; last seen: scale 2"
 
 
 def test_images_end_apart_and_the_shortest_is_told():
     found = cut(evidence(), 2, 1)
     made = judge_so_far(bent(found, 1, 0), Contract.TOKENS, True, replace(ended(), so_far=""))
     assert [(each.image, each.scale) for each in made.defects] == [(0, 1), (-1, -1)]
-    assert made.so_far == "1 rounds, scales 0..0 of 3 final; last good tensor: f_hat of scale 0"
+    assert made.so_far == "1 round, scales 0..0 of 3 final; last good tensor: f_hat of scale 0"
 
 
 def test_nothing_that_was_final_is_nothing_to_judge():
     made = judge_so_far(cut(evidence(), 0, 0), Contract.TOKENS, True, ended())
     assert [each.component for each in made.defects] == ["crash"]
-    assert made.so_far == "1 rounds, no scale of 3 final; last seen: scale 2"
+    assert made.so_far == "1 round, no scale of 3 final; last seen: scale 2"
 
 
 @pytest.mark.parametrize("contract", list(Contract))
@@ -90,7 +90,7 @@ def test_a_whole_trace_is_judged_as_one_and_the_end_comes_first(contract: Contra
 def test_without_intermediates_how_far_it_came_is_all_there_is():
     made = judge_so_far(hidden(cut(evidence(), 2, 2)), Contract.TOKENS, True, ended())
     assert [each.component for each in made.defects] == ["crash"]
-    assert made.so_far.startswith("1 rounds, scales 0..1 of 3 final; last good tensor")
+    assert made.so_far.startswith("1 round, scales 0..1 of 3 final; last good tensor")
 
 
 def test_a_scale_that_the_draft_decided_alone_has_no_target_tensors_under_contract_c():
