@@ -82,7 +82,9 @@ def test_the_command_lists_what_caught_a_bug(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     file = tmp_path / "mutants.json"
-    status = run(monkeypatch, "--only", "masks.corner,guidance.odd", "--examples", "6", "--verbose", "--json", str(file))
+    status = run(
+        monkeypatch, "--only", "masks.corner,guidance.odd", "--examples", "6", "--verbose", "--json", str(file)
+    )
     out, document = capsys.readouterr().out, json.loads(file.read_text())
     assert status == 0
     assert "CAUGHT 2 of 2 planted bugs caught, 0 false alarms" in out
