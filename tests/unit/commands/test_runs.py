@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from harness.report.progress import LongWork
+from harness.runs.employ import Crew
+from harness.runs.terms import Keeping
 from tests.helpers import Layout, command, tiny
 
 ROOT = Path(__file__).parents[3]
@@ -186,3 +188,19 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys:
         now[0] += 100.0
         work.advance(40)
     assert capsys.readouterr().err == ""
+
+
+def test_the_device_reaches_the_workers_as_it_was_asked_for(pair: list[str], monkeypatch: pytest.MonkeyPatch):
+    """The networks of ``--device cuda`` say that they lie on cuda:0: who asks them, never spreads."""
+    asked: list[str] = []
+
+    def employed(keeping: Keeping, *others: object) -> Crew:
+        asked.append(keeping.device)
+        return Crew(("cpu",))
+
+    monkeypatch.setattr("harness.runs.verification.employ", employed)
+    monkeypatch.setattr("harness.bench.policies.employ", employed)
+    assert command(monkeypatch, "verify", *pair, "--seeds", "0:1", "--draft-len", "1", "--device", "cpu") == 0
+    words = ("--policies", "coupled", "--images", "1", "--batch", "1", "--draft-len", "5", "--device", "cpu")
+    assert command(monkeypatch, "bench-policies", *words) == 0
+    assert asked == ["cpu", "cpu"]
