@@ -11,6 +11,7 @@ from harness.bench.floor import Machine
 from harness.bench.speed import Bench, SpeedRow
 from harness.bench.stored import Speed
 from harness.commands import options
+from harness.commands.listed import counts, integers
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.protocol.request import Request
@@ -83,13 +84,13 @@ def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str,
     if repeats < 1:
         raise InputError("repeats", repeats, "must be at least 1", "pass --repeats 5")
     names = [parse(text, bench=True).name for text in policies.split(",")]
-    return [(name, length) for length in options.integers("draft_len", draft_len, "2,5") for name in names]
+    return [(name, length) for length in integers("draft_len", draft_len, "2,5") for name in names]
 
 
 def requests_for(batches: str, seeds: str, classes: int) -> list[list[Request]]:
     """Return a request a seed for every batch size. Raises `InputError` for a size below 1, or no seed."""
-    sizes = options.counts("batches", batches, "1,8")
-    numbers = options.integers("seeds", seeds, "0:4")
+    sizes = counts("batches", batches, "1,8")
+    numbers = integers("seeds", seeds, "0:4")
     return [[_request(seed, size, classes) for seed in numbers] for size in sizes]
 
 

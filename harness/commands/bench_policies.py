@@ -10,6 +10,7 @@ import typer
 from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH, batches, markdown, measure
 from harness.bench.stored import policies_document
 from harness.commands import options
+from harness.commands.listed import check_most
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.report.pages import replaced
@@ -75,7 +76,7 @@ def bench_policies(
 def _check_counts(images: int, batch: int) -> None:
     if min(images, batch) < 1:
         raise InputError("images", images, "and batch must be at least 1", "pass --images 200 --batch 10")
-    options.check_most("images", images, "200")
+    check_most("images", images, "200")
 
 
 def settings_for(policies: str, once: str, draft_len: str) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.commands import options
+from harness.commands.listed import counts
 from harness.files import check_outputs
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, say
@@ -34,7 +35,7 @@ def calibrate(
     networks = options.Networks(models, draft, target, vae, patch_nums)
     mode = options.Mode(device, tf32, dtype, draft_dtype)
     outputs = check_outputs({"into": into}, networks.files())
-    sizes = options.counts("batches", batches, "1,2,8")
+    sizes = counts("batches", batches, "1,2,8")
     if "into" in outputs:
         load(outputs["into"])
     pair = options.load_models(networks, mode)

@@ -11,10 +11,11 @@ import torch
 import typer
 
 from harness.commands import options
+from harness.commands.listed import check_most
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.laws.case import DTYPES
-from harness.laws.conformance import LAWS
+from harness.laws.catalogue import LAWS
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES, Hunt, HuntWork, hunting_cases, received
 from harness.mutants.mutant import Mutant
@@ -110,7 +111,7 @@ def _check(made: Hunt) -> None:
         raise InputError("laws", made.scope, f"must be one of {', '.join(SCOPES)}", "pass --laws family")
     if made.examples < 1:
         raise InputError("examples", made.examples, "must be 1 or more", "pass --examples 16")
-    options.check_most("examples", made.examples, "16")
+    check_most("examples", made.examples, "16")
     if not 0 <= made.seed < 2**63:
         raise InputError("seed", made.seed, "must lie in 0..2^63-1", "pass --seed 0")
     options.find_dtype("dtype", made.dtype, DTYPES)

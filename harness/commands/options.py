@@ -16,6 +16,7 @@ import torch
 import typer
 
 from harness.adapters.factories import PREFIX, default_settings
+from harness.commands.listed import integers
 from harness.errors import InputError
 from harness.models.pair import CLOSE, ModelPair, close_pair, load_digits, load_pair, random_pair
 from harness.protocol.decoder import Settings
@@ -25,7 +26,6 @@ from harness.runs.batches import BatchSize, cut, default_batch
 from harness.runs.factory import DEFAULT
 from harness.speculative.policies import HELP
 
-MOST_NUMBERS = 10**6
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 # Which networks.
@@ -276,43 +276,6 @@ def _drawn(models: ModelPair, images: Images, sampling: Sampling) -> tuple[tuple
     for seed in (min(seeds), max(seeds)):
         replace(request, seed=seed)
     return seeds, request
-
-
-def integers(name: str, text: str, example: str) -> tuple[int, ...]:
-    """Parse ``0,3,5`` or a half-open range ``0:4``.
-
-    Raises:
-        InputError: another form, or nothing named.
-    """
-    remedy = f"pass --{name.replace('_', '-')} {example}"
-    try:
-        if ":" in text:
-            begin, end = (int(part) for part in text.split(":", maxsplit=1))
-            if end - begin > MOST_NUMBERS:
-                raise InputError(name, text, f"names more than {MOST_NUMBERS} numbers", f"pass --{name} {example}")
-            found = tuple(range(begin, end))
-        else:
-            found = tuple(int(part) for part in text.split(","))
-    except ValueError:  # of thousands of digits, too
-        raise InputError(name, text, "must read 0,3,5 or 0:4", remedy) from None
-    if not found:
-        raise InputError(name, text, "names nothing", remedy)
-    return found
-
-
-def counts(name: str, text: str, example: str) -> tuple[int, ...]:
-    """Parse numbers of images. Raises `InputError` as `integers` does, and for one below 1 or beyond all memory."""
-    found = integers(name, text, example)
-    if min(found) < 1:
-        raise InputError(name, text, "must all be at least 1", f"pass --{name} {example}")
-    check_most(name, max(found), example)
-    return found
-
-
-def check_most(name: str, number: int, example: str) -> None:
-    """Refuse a number of things that no machine holds. Raises `InputError`."""
-    if number > MOST_NUMBERS:
-        raise InputError(name, number, f"must be {MOST_NUMBERS} at most", f"pass --{name} {example}")
 
 
 def check_drawing(path: Path | None) -> None:

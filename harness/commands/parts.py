@@ -8,10 +8,11 @@ import typer
 
 from harness.adapters.probe import PartLaw
 from harness.commands import options
+from harness.commands.listed import counts
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
-from harness.laws.conformance import cases
 from harness.laws.law import Subject
+from harness.laws.listed import cases
 from harness.laws.parts import inspect_parts, part_laws
 from harness.models.pair import ModelPair
 from harness.report.parts import as_json, show, verdict_of
@@ -82,7 +83,7 @@ def of_published(
 
 def of_laws(own: options.Decoder, examples: int, seed: int, quiet: bool) -> list[PartLaw]:
     """Ask the parts of a decoder that shows them as `Parts` does. Raises `InputError` for what cannot be asked."""
-    options.counts("examples", str(examples), "12")
+    counts("examples", str(examples), "12")
     if not 0 <= seed < 2**63:
         raise InputError("seed", seed, "must lie in 0..2^63-1", "pass --seed 0")
     subject = Subject(load_factory(own.name), own.options)

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from harness.commands import options
+from harness.commands.listed import integers
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 from harness.protocol.contract import Contract
@@ -207,7 +208,7 @@ def settings_for(draft_len: str, bonus: bool, policy: str, own: options.Decoder)
         return own.settings()
     lengths: tuple[int | str, ...] = tuple(draft_len.split(","))
     if all(character in "0123456789:,-" for character in draft_len):
-        lengths = options.integers("draft_len", draft_len, "1,2,5")
+        lengths = integers("draft_len", draft_len, "1,2,5")
     return [Settings(length, bonus, "" if own.published else policy, own.options) for length in lengths]
 
 

@@ -1,7 +1,10 @@
 """The laws of a correct speculative decoder for VAR models; `run_conformance` is the entry for other decoders."""
 
 from harness.laws.case import Case
-from harness.laws.conformance import LAWS, Report, cases, check, run_conformance
+from harness.laws.catalogue import LAWS
+from harness.laws.conformance import check, run_conformance
 from harness.laws.law import Law, NotOffered, Subject, Violation
+from harness.laws.listed import cases
+from harness.laws.results import Report
 
 __all__ = ["LAWS", "Case", "Law", "NotOffered", "Report", "Subject", "Violation", "cases", "check", "run_conformance"]

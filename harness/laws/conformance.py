@@ -1,7 +1,6 @@
 """Run the laws over a decoder, without any test framework.
 
-Promise: the same cases for everybody (a function of their number and a seed); nothing passes by not having been tried.
-`run_conformance` draws and shrinks with Hypothesis; the hunt for planted bugs tries one list, smallest first.
+Promise: the same cases for everybody, a function of their number and a seed, drawn and shrunk by Hypothesis.
 """
 
 from __future__ import annotations
@@ -10,166 +9,24 @@ import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
 
 from harness.errors import InputError
-from harness.judge.verdict import Verdict
-from harness.laws import (
-    acceptance,
-    batch,
-    guidance,
-    masks,
-    numbers,
-    positions,
-    randomness,
-    reuse,
-    rules,
-    sensitivity,
-    state,
-    streams,
-)
-from harness.laws.case import CHOICES, Case
+from harness.laws.case import Case
+from harness.laws.catalogue import LAWS
 from harness.laws.law import Law, NotOffered, Subject, Violation
+from harness.laws.results import LawResult, Report
 from harness.laws.search import SHRINK_S, Scope, search
-from harness.runs.apart import pickled
 from harness.runs.employ import employ
-from harness.runs.factory import Factory, load_factory, name_of
+from harness.runs.factory import Factory, load_factory, name_of, pickled
 from harness.runs.terms import Keeping
 from harness.runs.workers import Died
 
 BUILT_NOTHING = ("implementation", "checkout", "option")
-FAMILIES = (
-    positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, batch, sensitivity, numbers
-)  # fmt: skip
-LAWS: tuple[Law, ...] = tuple(law for family in FAMILIES for law in family.LAWS)
-
-
-@dataclass
-class LawResult:
-    """What one law saw.
-
-    Args:
-        law: which.
-        examples: cases in which it was checked.
-        exercised: those that were not trivial for it.
-        refused: cases that the decoder refused with an `InputError`.
-        skipped: why it does not apply to the decoder, or to some case; empty when it always does.
-        violation: the first one.
-        seconds: of all its checks.
-        why: what the last refusal said.
-        done: no more cases follow.
-    """
-
-    law: Law
-    examples: int = 0
-    exercised: int = 0
-    refused: int = 0
-    skipped: str = ""
-    violation: Violation | None = None
-    seconds: float = 0.0
-    why: str = ""
-    done: bool = False
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """DEFECT, IDENTICAL (it held), INCONCLUSIVE (never exercised, or mostly refused), None: not applicable."""
-        if self.violation is not None:
-            return Verdict.DEFECT
-        if self.skipped and not self.examples:
-            return None
-        return Verdict.IDENTICAL if self.exercised and self.refused <= self.examples else Verdict.INCONCLUSIVE
-
-    def __str__(self) -> str:
-        most = "mostly refused" if self.exercised else "never exercised"
-        word = {None: f"not applicable: {self.skipped}", Verdict.DEFECT: "BROKEN", Verdict.IDENTICAL: "held"}
-        refused = f": {self.refused} cases refused, {self.why}" if self.refused else ""
-        said = word.get(self.verdict, most + refused)
-        counts = f"{self.examples:5d} examples {self.exercised:5d} exercised {self.refused:4d} refused"
-        return f"{self.law.id:28s} {counts} {self.seconds:7.2f} s  {said}"
-
-
-@dataclass
-class Report:
-    """What all laws saw; its `str` is a table and the first violation."""
-
-    rows: list[LawResult] = field(default_factory=list)
-
-    @property
-    def violations(self) -> list[Violation]:
-        """The first violation of every broken law."""
-        return [row.violation for row in self.rows if row.violation is not None]
-
-    @property
-    def verdict(self) -> Verdict:
-        """DEFECT if a law is broken, INCONCLUSIVE if one was never exercised or none applied, else IDENTICAL."""
-        verdicts = [row.verdict for row in self.rows if row.verdict is not None]
-        if Verdict.DEFECT in verdicts:
-            return Verdict.DEFECT
-        return Verdict.IDENTICAL if verdicts and Verdict.INCONCLUSIVE not in verdicts else Verdict.INCONCLUSIVE
-
-    def __str__(self) -> str:
-        applied = [row for row in self.rows if row.verdict is not None]
-        held = sum(row.verdict is Verdict.IDENTICAL for row in applied)
-        lines = [str(row) for row in self.rows]
-        lines += [f"\n{violation}" for violation in self.violations[:1]]
-        lines += [
-            f"{self.verdict.value} {held} of {len(applied)} laws held, {len(self.rows) - len(applied)} not applicable, "
-            f"{sum(row.refused for row in self.rows)} cases refused"
-        ]
-        return "\n".join(lines)
-
-
-def cases(count: int, seed: int = 0) -> list[Case]:
-    """Return cases that differ in everything, smallest pyramid first: a function of the arguments."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def pick(options: Sequence[object]) -> object:
-        return options[int(torch.randint(len(options), (), generator=generator))]
-
-    made = [Case(**{name: pick(options) for name, options in CHOICES.items()}) for _ in range(count)]  # type: ignore[arg-type]
-    return sorted(made, key=lambda case: (case.pyramid.L, case.B, case.depth, case.V))
-
-
-def run_law(law: Law, subject: Subject, tried: Sequence[Case]) -> LawResult:
-    """Check one law in cases until one breaks it."""
-    row, start = LawResult(law), time.perf_counter()
-    for case in tried:
-        try:
-            row.exercised += law.check(subject, case)
-            row.examples += 1
-        except NotOffered as why:
-            row.skipped = str(why)
-        except InputError:
-            row.refused += 1
-        except Violation as violation:
-            row.examples += 1
-            row.violation = smallest(law, subject, violation)
-            break
-    row.seconds = time.perf_counter() - start
-    return row
-
-
-def smallest(law: Law, subject: Subject, violation: Violation) -> Violation:
-    """Return the violation with every field of its case, in turn, at the simplest value that keeps it.
-
-    Simpler as in `CHOICES`; at most four values a field are tried.
-    """
-    for name, options in CHOICES.items():
-        now, known = getattr(violation.case, name), list(options)
-        simpler = known[: min(4, known.index(now))] if now in known else known[:1]
-        for value in simpler:
-            try:
-                law.check(subject, replace(violation.case, **{name: value}))
-            except Violation as found:
-                violation = found
-                break
-            except (NotOffered, InputError):
-                continue
-    return violation
 
 
 class How(TypedDict, total=False):

@@ -11,8 +11,10 @@ from dataclasses import fields
 from harness.adapters.probe import ABSENT, BROKEN, HELD, PartLaw
 from harness.judge.verdict import Verdict
 from harness.laws.case import Case
-from harness.laws.conformance import LAWS, LawResult, run_law
+from harness.laws.catalogue import LAWS
 from harness.laws.law import Law, Subject
+from harness.laws.listed import run_law
+from harness.laws.results import LawResult
 from harness.speculative.parts import Parts
 
 NAMES = tuple(field.name for field in fields(Parts))

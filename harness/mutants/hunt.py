@@ -15,8 +15,9 @@ import torch
 
 from harness.judge.verdict import Verdict
 from harness.laws.case import Case
-from harness.laws.conformance import LAWS, cases, run_law
+from harness.laws.catalogue import LAWS
 from harness.laws.law import Law, Subject, Violation
+from harness.laws.listed import cases, run_law
 from harness.models.pair import load_digits
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.mutant import Mutant, production

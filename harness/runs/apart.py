@@ -42,7 +42,7 @@ from harness.protocol.trace import Intermediates, Round, Trace
 from harness.rounding.budget import Budget
 from harness.rounding.precision import precision
 from harness.runs.child import KEPT, TENSORS, Job
-from harness.runs.factory import Factory, name_of
+from harness.runs.factory import Factory, name_of, pickled
 from harness.runs.inspection import died
 from harness.runs.limits import Limits
 from harness.runs.mailbox import Mailbox, UnreadableError, capacity
@@ -294,23 +294,6 @@ class Apart:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
-
-
-def pickled(factory: Factory, name: str) -> bytes:
-    """Return a factory as bytes: functions of a main script, lambdas and closures too.
-
-    Raises:
-        InputError: it holds what cannot be pickled, or cloudpickle is not installed.
-    """
-    try:
-        import cloudpickle  # noqa: PLC0415  # only factories without a name need it
-
-        made: bytes = cloudpickle.dumps(factory)
-    except Exception as error:
-        rule = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
-        remedy = "name it as package.module:factory, or verify with Terms(in_process=True)"
-        raise InputError("implementation", name, rule, remedy) from None
-    return made
 
 
 def _refused(values: Any) -> InputError:

@@ -1,6 +1,7 @@
-"""A decoder under test: found by name, and built.
+"""A decoder under test: found by name, built, and sent to other processes.
 
-Promise: what `build` returns has a known contract and a `decode`; anything else is one `InputError`.
+Promise: what `build` returns has a known contract and a `decode`; anything else is one `InputError`. A factory without
+a name travels as bytes.
 """
 
 from __future__ import annotations
@@ -88,3 +89,20 @@ def build(factory: Factory, models: ModelPair, settings: Settings) -> Implementa
         rule = f"built a decoder that claims {shown(contract)}, not one of {', '.join(list(Contract))}"
         raise InputError("implementation", name, rule, remedy)
     return decoder
+
+
+def pickled(factory: Factory, name: str) -> bytes:
+    """Return a factory as bytes: functions of a main script, lambdas and closures too.
+
+    Raises:
+        InputError: it holds what cannot be pickled, or cloudpickle is not installed.
+    """
+    try:
+        import cloudpickle  # noqa: PLC0415  # only factories without a name need it
+
+        made: bytes = cloudpickle.dumps(factory)
+    except Exception as error:
+        rule = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
+        remedy = "name it as package.module:factory, or verify with Terms(in_process=True)"
+        raise InputError("implementation", name, rule, remedy) from None
+    return made

@@ -25,9 +25,8 @@ from harness.protocol.request import Request
 from harness.rounding.budget import Allowance, Budget
 from harness.rounding.certifying import certifying
 from harness.rounding.measure import budget_for
-from harness.runs.apart import pickled
 from harness.runs.employ import employ
-from harness.runs.factory import Factory, name_of
+from harness.runs.factory import Factory, name_of, pickled
 from harness.runs.identity import identity_of
 from harness.runs.interrupt import held
 from harness.runs.keep import begin, describe

@@ -8,7 +8,7 @@ from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.laws import LAWS, Case, Report, Subject, Violation, check, run_conformance
 from harness.laws.case import CHOICES, SMALL
-from harness.laws.conformance import cases
+from harness.laws.listed import cases
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
 from tests.naive import Naive, WithParts, naive, with_parts

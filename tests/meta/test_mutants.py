@@ -11,7 +11,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.laws import LAWS, Case, Violation
-from harness.laws.conformance import FAMILIES
+from harness.laws.catalogue import FAMILIES
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import Caught, hunt, hunting_cases
 from harness.mutants.mutant import Mutant, production

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from harness.laws import Subject
-from harness.laws.conformance import cases
 from harness.laws.law import FLOAT64, Broken, require_same
+from harness.laws.listed import cases
 from harness.laws.masks import SEEN, UNSEEN
 from harness.laws.oracle import run_over
 from harness.speculative.build import build_decoder

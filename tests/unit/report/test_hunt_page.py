@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.laws import Case
-from harness.laws.conformance import LAWS
+from harness.laws.catalogue import LAWS
 from harness.laws.law import Violation
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import Caught, Hunt, laws_for

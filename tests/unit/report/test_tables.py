@@ -21,7 +21,7 @@ from harness.golden.diff import Change
 from harness.golden.result import CaseResult, FileResult
 from harness.judge.verdict import Divergence
 from harness.laws import Case, Violation
-from harness.laws.conformance import LAWS
+from harness.laws.catalogue import LAWS
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import Caught, Hunt
 from harness.protocol.decoder import Settings
