@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models.network import Condition, Network
 from harness.models.pair import ModelPair
 from harness.protocol.noise import SMOOTH, Noise
 from harness.protocol.request import Request
@@ -26,7 +25,8 @@ from harness.reference.draw import smooth_codes
 from harness.reference.guidance import guide
 from harness.reference.latent import accumulate, next_input
 from harness.reference.masks import HAND_OFF_MASKS, hand_off_mask
-from harness.reference.sequential import GrowingCache, choose, guidance_labels, scale_input
+from harness.reference.sequential import choose
+from harness.reference.side import Side
 
 HandOffMode = Literal["recorded", "corrected"]
 
@@ -69,27 +69,6 @@ class _Made:
     f_hat: list[Tensor] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One network with the conditions of its rows and a cache of its own."""
-
-    network: Network
-    condition: Condition
-    cache: GrowingCache
-
-    @classmethod
-    def begin(cls, network: Network, labels_B: Tensor) -> _Side:
-        condition = network.condition(guidance_labels(labels_B, network.config.classes))
-        return cls(network, condition, GrowingCache())
-
-    def input(self, raw_BlC: Tensor | None, si: int) -> Tensor:
-        return scale_input(self.network, self.condition, raw_BlC, si)
-
-    def rows(self, x_RlD: Tensor) -> Tensor:
-        """Return logits_RlV of one scale that sees its cache and all of itself."""
-        return self.network.logits(self.network.hidden(x_RlD, self.condition, self.cache, None), self.condition)
-
-
 @torch.inference_mode()
 def sample(
     models: ModelPair, request: Request, noise: Noise, hand_off: HandOff, forced_BL: Tensor | None = None
@@ -113,7 +92,7 @@ def sample(
     pyramid = models.pyramid
     request.check_against(models.target.config.classes, models.target.config.V)
     labels_B = noise.labels(models.target.config.classes)
-    draft, target = _Side.begin(models.draft, labels_B), _Side.begin(models.target, labels_B)
+    draft, target = Side.begin(models.draft, labels_B), Side.begin(models.target, labels_B)
     made = _Made()
     raw_BlC: Tensor | None = None
     for si in pyramid:
@@ -130,7 +109,7 @@ def sample(
     return _trace(models, request, made, hand_off, time.perf_counter() - start)
 
 
-def _entry_rows(target: _Side, x: list[Tensor], hand_off: HandOff) -> Tensor:
+def _entry_rows(target: Side, x: list[Tensor], hand_off: HandOff) -> Tensor:
     """Return logits_RlV of the entry scale. Effects: fills the target's cache."""
     if hand_off.sd_mask == 0:  # no prefix: the target never sees the earlier scales
         return target.rows(x[-1])

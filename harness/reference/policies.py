@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.models.network import Condition, Network
 from harness.models.pair import ModelPair
 from harness.protocol.noise import TOKEN, Noise
 from harness.protocol.request import Request
@@ -20,7 +19,7 @@ from harness.protocol.trace import Round
 from harness.reference.draw import draw, filter_logits
 from harness.reference.guidance import guide
 from harness.reference.latent import accumulate, next_input
-from harness.reference.sequential import GrowingCache, guidance_labels, scale_input
+from harness.reference.side import Side
 
 POLICIES = ("coupled", "greedy", "match", "coupled-match", "topk-match", "kl", "handoff", "collaborative")
 
@@ -159,23 +158,10 @@ class _Image:
         self.count = 0
 
 
-@dataclass(frozen=True)
-class _Side:
-    network: Network
-    condition: Condition
-    cache: GrowingCache
-
-    @classmethod
-    def begin(cls, network: Network, labels_B: Tensor) -> _Side:
-        condition = network.condition(guidance_labels(labels_B, network.config.classes))
-        return cls(network, condition, GrowingCache())
-
-    def law(self, raw_BlC: Tensor | None, si: int, request: Request) -> Tensor:
-        """Return the filtered logits (B,l,V) of scale `si`."""
-        x_RlD = scale_input(self.network, self.condition, raw_BlC, si)
-        rows_RlV = self.network.logits(self.network.hidden(x_RlD, self.condition, self.cache, None), self.condition)
-        guided_BlV = guide(rows_RlV, request.cfg, si, self.network.pyramid.S)
-        return filter_logits(guided_BlV, request.top_k, request.top_p)
+def _law(side: Side, raw_BlC: Tensor | None, si: int, request: Request) -> Tensor:
+    """Return the filtered logits (B,l,V) of scale `si`."""
+    guided_BlV = guide(side.rows(side.input(raw_BlC, si)), request.cfg, si, side.network.pyramid.S)
+    return filter_logits(guided_BlV, request.top_k, request.top_p)
 
 
 @torch.inference_mode()
@@ -197,13 +183,13 @@ def decode(
     """
     rule, pyramid, S = Rule.of(policy), models.pyramid, models.pyramid.S
     labels_B = noise.labels(models.target.config.classes)
-    draft, target = _Side.begin(models.draft, labels_B), _Side.begin(models.target, labels_B)
+    draft, target = Side.begin(models.draft, labels_B), Side.begin(models.target, labels_B)
     images = [_Image(length_begin(draft_len, S)) for _ in range(request.B)]
     config, raw_BlC = models.target.config, None
     f_hat = torch.zeros(request.B, config.C, pyramid.P, pyramid.P, device=models.device, dtype=models.vae.dtype)
     tokens = []
     for si in pyramid:
-        laws = [side.law(raw_BlC, si, request) for side in (draft, target)]
+        laws = [_law(side, raw_BlC, si, request) for side in (draft, target)]
         chosen = [_choose(law_BlV, rule, noise, si) for law_BlV in laws]
         final_Bl = chosen[1].clone()
         for b, image in enumerate(images):
