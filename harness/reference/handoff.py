@@ -26,7 +26,7 @@ from harness.reference.guidance import guide
 from harness.reference.latent import accumulate, next_input
 from harness.reference.masks import HAND_OFF_MASKS, hand_off_mask
 from harness.reference.sequential import choose
-from harness.reference.side import Side
+from harness.reference.walk import Walk
 
 HandOffMode = Literal["recorded", "corrected"]
 
@@ -92,7 +92,7 @@ def sample(
     pyramid = models.pyramid
     request.check_against(models.target.config.classes, models.target.config.V)
     labels_B = noise.labels(models.target.config.classes)
-    draft, target = Side.begin(models.draft, labels_B), Side.begin(models.target, labels_B)
+    draft, target = Walk.begin(models.draft, labels_B), Walk.begin(models.target, labels_B)
     made = _Made()
     raw_BlC: Tensor | None = None
     for si in pyramid:
@@ -109,7 +109,7 @@ def sample(
     return _trace(models, request, made, hand_off, time.perf_counter() - start)
 
 
-def _entry_rows(target: Side, x: list[Tensor], hand_off: HandOff) -> Tensor:
+def _entry_rows(target: Walk, x: list[Tensor], hand_off: HandOff) -> Tensor:
     """Return logits_RlV of the entry scale. Effects: fills the target's cache."""
     if hand_off.sd_mask == 0:  # no prefix: the target never sees the earlier scales
         return target.rows(x[-1])

@@ -19,7 +19,7 @@ from harness.protocol.trace import Round
 from harness.reference.draw import draw, filter_logits
 from harness.reference.guidance import guide
 from harness.reference.latent import accumulate, next_input
-from harness.reference.side import Side
+from harness.reference.walk import Walk
 
 POLICIES = ("coupled", "greedy", "match", "coupled-match", "topk-match", "kl", "handoff", "collaborative")
 
@@ -158,9 +158,9 @@ class _Image:
         self.count = 0
 
 
-def _law(side: Side, raw_BlC: Tensor | None, si: int, request: Request) -> Tensor:
+def _law(walk: Walk, raw_BlC: Tensor | None, si: int, request: Request) -> Tensor:
     """Return the filtered logits (B,l,V) of scale `si`."""
-    guided_BlV = guide(side.rows(side.input(raw_BlC, si)), request.cfg, si, side.network.pyramid.S)
+    guided_BlV = guide(walk.rows(walk.input(raw_BlC, si)), request.cfg, si, walk.network.pyramid.S)
     return filter_logits(guided_BlV, request.top_k, request.top_p)
 
 
@@ -183,13 +183,13 @@ def decode(
     """
     rule, pyramid, S = Rule.of(policy), models.pyramid, models.pyramid.S
     labels_B = noise.labels(models.target.config.classes)
-    draft, target = Side.begin(models.draft, labels_B), Side.begin(models.target, labels_B)
+    draft, target = Walk.begin(models.draft, labels_B), Walk.begin(models.target, labels_B)
     images = [_Image(length_begin(draft_len, S)) for _ in range(request.B)]
     config, raw_BlC = models.target.config, None
     f_hat = torch.zeros(request.B, config.C, pyramid.P, pyramid.P, device=models.device, dtype=models.vae.dtype)
     tokens = []
     for si in pyramid:
-        laws = [_law(side, raw_BlC, si, request) for side in (draft, target)]
+        laws = [_law(walk, raw_BlC, si, request) for walk in (draft, target)]
         chosen = [_choose(law_BlV, rule, noise, si) for law_BlV in laws]
         final_Bl = chosen[1].clone()
         for b, image in enumerate(images):

@@ -11,7 +11,7 @@ from harness.reference.sequential import GrowingCache, guidance_labels, scale_in
 
 
 @dataclass(frozen=True)
-class Side:
+class Walk:
     """One network with the conditions of its rows.
 
     Args:
@@ -25,8 +25,8 @@ class Side:
     cache: GrowingCache
 
     @classmethod
-    def begin(cls, network: Network, labels_B: Tensor) -> Side:
-        """Return a side that has seen nothing, for these labels."""
+    def begin(cls, network: Network, labels_B: Tensor) -> Walk:
+        """Return a walk that has not begun, for these labels."""
         condition = network.condition(guidance_labels(labels_B, network.config.classes))
         return cls(network, condition, GrowingCache())
 
