@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,11 +11,14 @@ import torch
 from torch import Tensor
 
 from harness.models.network import Condition, Network
-from harness.models.pair import close_pair
+from harness.models.pair import ModelPair, close_pair
 from harness.mutants import acceptance, batch, positions, randomness, reuse, windows
 from harness.mutants.mutant import Mutant, parts
 from harness.protocol.decoder import Settings
+from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.reference import sequential
 from harness.runs.cover import covering, verify_blocks
 from harness.runs.verification import Terms
 from harness.speculative import query
@@ -107,3 +112,28 @@ def test_a_crash_names_the_part_in_which_it_happened(changes: dict[str, Any], pa
     found = first(parts(**changes), Settings(3))
     assert found.component == "crash"
     assert found.detail.endswith(f": part {part}"), found.detail
+
+
+def corrected_too_late(models: ModelPair, settings: Settings) -> Any:
+    """Accept the first scale unseen, and put right its token and f_hat at the end: what was decided behind it stays."""
+    inner = acceptance.FIRST_STANDS(models, settings)
+
+    def decode(request: Request, noise: SeededNoise) -> Trace:
+        made = inner.decode(request, noise)
+        due = sequential.sample(models.target, models.vae, request, models.noise(request))
+        tokens_BL = torch.cat((due.tokens_BL[:, :1], made.tokens_BL[:, 1:]), 1)
+        f_hat_SBCPP = torch.cat((due.intermediates.f_hat_SBCPP[:1], made.intermediates.f_hat_SBCPP[1:]))
+        return replace(made, tokens_BL=tokens_BL, intermediates=replace(made.intermediates, f_hat_SBCPP=f_hat_SBCPP))
+
+    return SimpleNamespace(contract=inner.contract, decode=decode)
+
+
+@pytest.mark.parametrize("draft_len", [2, 3])
+def test_a_scale_behind_a_replaced_one_is_named_as_kept(draft_len: int):
+    """The second scale of the window stands on what the draft had drawn at the first, which is no longer there."""
+    # one image: where there are others, their rows may hold the same token by chance
+    requests = [Request((label,), seed) for label in (0, 1) for seed in range(3)]
+    found = verify_here(MODELS, corrected_too_late, [Settings(draft_len)], requests).first_divergence
+    assert found is not None
+    assert (found.component, found.scale) == ("accept", 1)
+    assert found.detail == "scale 1 was made final behind tokens of scale 0 that its input does not hold"
