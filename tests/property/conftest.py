@@ -37,6 +37,7 @@ COSTLY = {
     "acceptance.distribution": 4, "acceptance.support": 2, "acceptance.independent": 2, "masks.dependency": 2,
     "acceptance.real": 4, "reuse.alternating": 5, "rules.length": 3, "rules.oracle": 2, "numbers.phi": 4,
     "streams.starts": 4,
+    "batch.permutation": 2, "batch.splitting": 2, "batch.padding": 2, "batch.rounds": 2,
 }  # fmt: skip
 
 

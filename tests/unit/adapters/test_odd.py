@@ -15,7 +15,7 @@ from harness.reference import sequential
 from harness.rounding.measure import quick
 from harness.runs.factory import load_factory
 from harness.runs.inspection import inspect
-from tests.helpers import Layout, tiny, verify_here
+from tests.helpers import Layout, some, tiny, verify_here
 from tests.published.checkout import edited, make
 
 SMALL = tiny(Layout((1, 2, 3, 4)))
@@ -132,8 +132,8 @@ def test_every_part_gets_a_state_with_every_field_of_the_page(tmp_path: Path):
 SHOWN = "self.vae_proxy[0].fhat_to_img(f_hat).add_(1).mul_(0.5)"
 PICTURES = [
     (SHOWN.partition(".add_")[0], r"image 0 is not that of its f_hat, by up to \d.*: its pixels are -"),
-    (f"{SHOWN}.flip(0)", "image 0 is not that of its f_hat, .*: it is image 1"),
     (f"{SHOWN}[:1]", r"the image is float32 \(1, 3, \d+, \d+\), not floating point \(2, 3"),
+    (f"{SHOWN}.flip(0)", "image 0 is not that of its f_hat, .*: it is image 1"),
     (f"{SHOWN}.mul(255).byte()", "the image is uint8"),
     (f"{SHOWN} * torch.nan", "image 0 is not that of its f_hat, by up to inf"),
     (f"{SHOWN} + 1.5e-4", "image 0 is not that of its f_hat, by up to 0.00015"),
@@ -142,7 +142,7 @@ PICTURES = [
 
 
 @pytest.mark.parametrize("kind", ["var", "sdvar"])
-@pytest.mark.parametrize(("picture", "said"), PICTURES)
+@pytest.mark.parametrize(("picture", "said"), some(2, PICTURES))
 def test_the_image_that_is_returned_is_that_of_its_f_hat(tmp_path: Path, kind: str, picture: str, said: str):
     checkout = edited(tmp_path, kind, (SHOWN, picture), of="models/network.py")
     result = run("var" if kind == "var" else "sdvar-parallel", checkout)

@@ -182,7 +182,7 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", some(2, list(WRONG)))
+@pytest.mark.parametrize("name", some(3, list(WRONG)))
 def test_a_wrong_variant_has_another_law(name: str):
     change = dict(WRONG[name])
     options = Options(1, policy=change.pop("policy", REJECTION))

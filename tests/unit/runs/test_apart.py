@@ -19,7 +19,7 @@ from harness.runs.mailbox import Mailbox, UnreadableError
 from harness.runs.result import Verification
 from harness.runs.verification import Terms, verify
 from tests import bent
-from tests.helpers import Layout, tiny, verify_here
+from tests.helpers import Layout, some, tiny, verify_here
 
 MODELS = tiny(Layout((1, 2, 3)))
 REQUESTS = [Request((0, 1), seed) for seed in (0, 1)]
@@ -58,7 +58,7 @@ def test_a_factory_that_cannot_be_sent_is_bad_input():
         verify(MODELS, lambda models, settings: next(generator), [Settings(1)], REQUESTS[:1])
 
 
-@pytest.mark.parametrize("name", BENT)
+@pytest.mark.parametrize("name", some(2, list(BENT)))
 def test_what_a_decoder_does_to_weights_request_or_trace_is_found_out(name: str):
     before = checksums(MODELS.target.weights)
     assert apart(name).verdict is Verdict.DEFECT

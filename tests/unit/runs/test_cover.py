@@ -154,6 +154,7 @@ def test_a_hunt_stops_at_the_first_defect():
     assert sum(len(setting.judgements) for setting in result.settings) == 1
 
 
+@pytest.mark.slow
 def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     """The file holds drafts and what was covered; two workers go on with a part of it, to the serial result."""
     blocks = [replace(block, requests=block.requests[:3]) for block in covering(tiny(FIVE), noise=0.05)]

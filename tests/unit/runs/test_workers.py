@@ -24,6 +24,7 @@ MODELS = tiny(Layout((1, 2, 3)))
 PLAN = Plan.of([Settings(1), Settings(2)], [Request((0, 1, 2), seed) for seed in range(6)])
 
 
+@pytest.mark.slow
 def test_a_death_costs_the_request_in_hand_and_nothing_else(tmp_path: Path):
     work = Squares(tmp_path, {4: 1, 7: 2, 8: 99})
     with closing(Processes(work, ["cpu", "cpu"])) as pool:
