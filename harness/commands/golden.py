@@ -39,13 +39,16 @@ def check(
     folder: Folder = own.DATA,
     only: Only = "*",
     verbose: Verbose = False,
+    html: Html = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print defects and the last line only.")] = False,
 ) -> None:
     """Run every recorded case again, teacher-forced, and compare.
 
     Exit status: 0 all hold, 1 a defect, 2 bad input, 3 unverified (recorded on another platform).
     """
-    outputs = check_outputs({"json": json}, {f"file {path}": path for path in files or folder.glob("*")})
+    inputs = {f"file {path}": path for path in files or folder.glob("*")}
+    outputs = check_outputs({"json": json, "html": html}, inputs)
+    check_page(html)
     where, console = _prepare(device), plain_console()
     results: list[FileResult] = []
     if not files:
@@ -68,6 +71,11 @@ def check(
     show_results(results, console, quiet, verbose)
     if "json" in outputs:
         write_whole(outputs["json"], results_as_json(results, where))
+    if "html" in outputs:
+        from harness.report.html.recordings import recordings_page  # noqa: PLC0415  # Jinja2 only for a page
+
+        checked = list(zip(recordings, parsed, strict=True))
+        write_whole(outputs["html"], recordings_page(results, checked, str(where)))
     raise typer.Exit(worst([result.verdict for result in results]).exit_status)
 
 

@@ -17,6 +17,8 @@ from tests.browser.conftest import MISSING
 from tests.browser.looks import DESK, PHONE, faults
 from tests.unit.report.made import Loud, large, page_of, run
 from tests.unit.report.test_hunt_page import some
+from tests.unit.report.test_recordings_page import page_of as checked_page
+from tests.unit.report.test_recordings_page import some as recording
 from tests.unit.report.test_regeneration_page import other
 from tests.unit.report.test_timings_page import FAST, SLOW
 from tests.unit.report.test_timings_page import run as timings
@@ -59,11 +61,15 @@ def regenerated(path: Path) -> bytes:
     return regeneration_page([other()], "cpu")
 
 
+def checked(path: Path) -> bytes:
+    return checked_page(recording(wrong=True))
+
+
 def timed(path: Path) -> bytes:
     return timings_page(timings(FAST, SLOW), "cpu")
 
 
-PAGES = passing, planted, lossy, many, crashed, hunted, regenerated, timed
+PAGES = passing, planted, lossy, many, crashed, hunted, regenerated, checked, timed
 
 
 @pytest.fixture(scope="module", params=PAGES, ids=lambda make: make.__name__)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor
-
-from harness.golden.diff import FILE, Change
+from harness.golden.diff import FILE
 from harness.golden.networks import networks
 from harness.golden.record import Fresh
 from harness.golden.store import Recording, read
 from harness.report.html import gallery
-from harness.report.html.gallery import Marker, Shown
+from harness.report.html.gallery import Shown
 from harness.report.html.origin import here
 from harness.report.html.page import Facts, Page, Section, Sheet, Words, as_html, counted
-from harness.runs.pictures import pngs
+from harness.report.html.sidebyside import side_by_side
 
 SIDES = "recording", "code of today"
 MEANS = {
@@ -86,7 +84,8 @@ def _images(after: Fresh) -> list[Shown]:
     made: list[Shown] = []
     for change in after.changes:
         if change.id != FILE:
-            made += _of_case(change, before.of(change.id), new.of(change.id), _sides(after, change.id))
+            old, now, sides = before.of(change.id), new.of(change.id), _sides(after, change.id)
+            made += side_by_side(change.id, (old, now), SIDES, sides, f"{MEANS[change.what].capitalize()}.")
     return made
 
 
@@ -94,46 +93,6 @@ def _sides(after: Fresh, name: str) -> Sequence[int]:
     """Return the sides of a case's scales; none of one that is no longer planned."""
     case = next((case for case in after.cases if case["id"] == name), None)
     return networks(dict(case), after.models).pyramid.patch_nums if case else ()
-
-
-def _of_case(
-    change: Change, old: Mapping[str, Tensor], new: Mapping[str, Tensor], sides: Sequence[int]
-) -> list[Shown]:  # fmt: skip
-    before, after = _pngs(old), _pngs(new)
-    made = []
-    for row in range(max(len(before), len(after))):
-        name = f"{change.id}, image {row}"
-        if row < min(len(before), len(after)):
-            marker, said = _marker(old["tokens"][row], new["tokens"][row], sides)
-            made.append(Shown(name, said, gallery.tiles(before[row], after[row], name, SIDES), marker))
-        else:
-            side, png = (SIDES[0], before[row]) if row < len(before) else (SIDES[1], after[row])
-            made.append(Shown(name, f"{MEANS[change.what].capitalize()}.",
-                              (gallery.alone(png, f"Image of the {side}, {name}", side),)))  # fmt: skip
-    return made
-
-
-def _pngs(tensors: Mapping[str, Tensor]) -> list[bytes]:
-    """Return the images of a case; none where a file that was changed by hand holds something else there."""
-    image, tokens = tensors.get("image"), tensors.get("tokens")
-    if image is None or tokens is None or image.dim() != 4 or image.shape[1] != 3 or not image.numel():
-        return []
-    return pngs(image) if len(tokens) == len(image) else []
-
-
-def _marker(old_L: Tensor, new_L: Tensor, sides: Sequence[int]) -> tuple[Marker | None, str]:
-    """Return the frame around the first token that changes, and what there is to say."""
-    if old_L.shape != new_L.shape or sum(side * side for side in sides) != len(new_L):
-        return None, "Its tokens have another form than before."
-    found = (old_L != new_L).nonzero().flatten().tolist()
-    if not found:
-        return None, f"All {len(new_L):,} tokens stay."
-    si, y, x = gallery.at(sides, found[0])
-    text = (
-        f"{len(found):,} of {counted(len(new_L), 'token')} change. Framed: scale {si}, position {found[0]} "
-        f"(row {y}, column {x} of {sides[si]} × {sides[si]})."
-    )
-    return Marker(100 * x / sides[si], 100 * y / sides[si], 100 / sides[si]), text
 
 
 def _number(value: float) -> str:
