@@ -25,8 +25,9 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.rounding.measure import budget_for
+from harness.rounding.measure import joint_budget
 from harness.speculative.accept import Window
+from harness.speculative.build import build_sequential
 from harness.speculative.forward import forward, forward_window
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
@@ -112,6 +113,7 @@ class Bench:
         repeats: timed decodes a figure.
         machine: bandwidth and rate, for the floor.
         bonus: let the target finish the scale behind the drafted ones too.
+        compiled: compile the blocks of both sides; the plain reference stays as it is.
     """
 
     models: ModelPair
@@ -119,6 +121,10 @@ class Bench:
     repeats: int
     machine: Machine
     bonus: bool = False
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        self.fast = self.models.compiled() if self.compiled else self.models
 
     def rows(self, requests: Sequence[Request], settings: Sequence[tuple[str, int]]) -> Iterator[SpeedRow]:
         """Measure every (policy, draft_len).
@@ -132,11 +138,11 @@ class Bench:
             HarnessError: sequential decoding of this mode is not the reference's, or recorded work differs.
             InputError: a policy or length that does not fit.
         """
-        decoders = [self._decoder(self.models, policy, length, self.graphs) for policy, length in settings]
+        decoders = [self._decoder(policy, length) for policy, length in settings]
         request = requests[0]
         self.check_equal(request)
         reference_ms = median_ms(lambda: self._reference(request), self.repeats, self.models.device)
-        target, draft = (self.sequential(network, request) for network in (self.models.target, self.models.draft))
+        target, draft = (self.sequential(network, request) for network in (self.fast.target, self.fast.draft))
         for (policy, length), decoder in zip(settings, decoders, strict=True):
             self.check_recorded(decoder, request)
             done = [self._measure(decoder, request) for request in requests]
@@ -165,8 +171,10 @@ class Bench:
         Raises:
             HarnessError: a token differs that is no tie, or f_hat is not that of the tokens.
         """
-        budget = budget_for(self.models)
-        actual = self._sequential_decoder(self.models.target).decode(request, self.models.noise(request))
+        budget = joint_budget(self.models, self.compiled)
+        actual = build_sequential(self.models, self.fast.target, self.graphs).decode(
+            request, self.models.noise(request)
+        )
         # the target decodes in the draft's place, so the target's counts say nothing
         actual = replace(actual, rounds=[], target_calls=[], target_rows=[])
         defects = judge(Evidence(self.models, request, actual, self._reference(request), budget)).defects
@@ -181,7 +189,7 @@ class Bench:
         """
         if not self.graphs:
             return
-        eager = SpeculativeDecoder(self.models, replace(decoder.options, graphs=False))
+        eager = SpeculativeDecoder(self.fast, replace(decoder.options, graphs=False))
         expected = eager.decode(request, self.models.noise(request))
         for _ in range(2):  # recorded, then replayed
             actual = decoder.decode(request, self.models.noise(request))
@@ -192,24 +200,21 @@ class Bench:
 
     def sequential(self, network: Network, request: Request) -> Sequential:
         """Measure sequential decoding by one network."""
-        decoder = self._sequential_decoder(network)
+        decoder = build_sequential(self.models, network, self.graphs)
         ms, peak, _ = self._measure(decoder, request)
         turns = [("draft", si, si, si) for si in self.models.pyramid]
         passes_ms = self._passes_ms(decoder, request, turns)
         floor_ms = sum(self._floor(network, request, turn) for turn in turns)
         if peak:  # what stands in memory for the other measurements: the second network, and a cache never used
-            other = self.models.draft if network is self.models.target else self.models.target
+            other = self.fast.draft if network is self.fast.target else self.fast.target
             peak -= other.bytes() + 4 * request.B * network.config.depth * network.config.D * network.pyramid.L * (
                 network.dtype.itemsize
             )
         return Sequential(ms, passes_ms, floor_ms, peak)
 
-    def _decoder(self, models: ModelPair, policy: str, length: int, graphs: bool) -> SpeculativeDecoder:
-        return SpeculativeDecoder(models, Options(length, self.bonus, parse(policy, bench=True), False, graphs))
-
-    def _sequential_decoder(self, network: Network) -> SpeculativeDecoder:
-        alone = replace(self.models, draft=network, target=network)  # in the draft's place, and trusted everywhere
-        return self._decoder(alone, f"handoff:{self.models.pyramid.S}", 1, self.graphs)
+    def _decoder(self, policy: str, length: int) -> SpeculativeDecoder:
+        chosen = Options(length, self.bonus, parse(policy, bench=True), False, self.graphs)
+        return SpeculativeDecoder(self.fast, chosen)
 
     def _reference(self, request: Request) -> Trace:
         return sequential.sample(self.models.target, self.models.vae, request, self.models.noise(request))

@@ -39,6 +39,7 @@ class Speed:
         bonus: the scale behind the drafted ones is finished too.
         machine: where.
         rows: measurements.
+        compiled: the networks' blocks are; files from before there was a choice do not say.
     """
 
     models: str
@@ -48,13 +49,15 @@ class Speed:
     bonus: bool
     machine: Machine
     rows: list[SpeedRow]
+    compiled: bool = False
 
     @property
     def title(self) -> str:
         """Mode in words."""
         same = self.draft_dtype == ("float32" if self.mode == "TF32" else self.mode)
         named = self.mode if same else f"{self.mode}, draft {self.draft_dtype}"
-        return f"{named}, {'CUDA graphs' if self.graphs else 'kernel by kernel'}"
+        launched = "CUDA graphs" if self.graphs else "kernel by kernel"
+        return f"{named}, {launched}{', compiled' if self.compiled else ''}"
 
     def document(self) -> bytes:
         """Return the run as JSON, with what made it."""
@@ -86,6 +89,7 @@ def read_speed(path: Path) -> Speed:
                 values[side] = Sequential(**_numbers(values[side]))
             rows.append(SpeedRow(**_numbers(values)))
         words = {name: document[name] for name in ("models", "mode", "draft_dtype", "graphs", "bonus")}
+        words["compiled"] = document.get("compiled", False)
         if not all(isinstance(row.ms, float) and row.ms > 0 and row.policy.strip() for row in rows):
             raise ValueError("a row without a time")
         return Speed(**words, machine=Machine(**document["machine"]), rows=rows)

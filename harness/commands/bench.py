@@ -42,7 +42,8 @@ def bench(
     bonus: Annotated[
         bool, typer.Option("--bonus", help="Let the target finish the scale behind the drafted ones too.")
     ] = False,
-    graphs: Annotated[bool, typer.Option("--graphs", help="Record and replay device work as CUDA graphs.")] = False,
+    graphs: options.Graphs = False,
+    compile: options.Compile = False,
     repeats: Annotated[int, typer.Option(help="Timed decodes per figure; the median is shown.")] = 5,
     json: options.Json = None,
     html: options.Html = None,
@@ -61,7 +62,7 @@ def bench(
     machine = Machine.measure(pair.device, pair.target.dtype)
     if pair.device.type == "cuda":
         torch.cuda.empty_cache()
-    measured = Bench(pair, graphs, repeats, machine, bonus)
+    measured = Bench(pair, graphs, repeats, machine, bonus, compile)
     rows: list[SpeedRow] = []
     with LongWork("timings", len(requests) * len(settings), quiet) as work:
         for same_size in requests:
@@ -69,7 +70,7 @@ def bench(
                 rows.append(row)
                 work.advance()
     draft_name = str(pair.draft.dtype).removeprefix("torch.")
-    run = Speed(pair.title, "TF32" if tf32 else dtype, draft_name, graphs, bonus, machine, rows)
+    run = Speed(pair.title, "TF32" if tf32 else dtype, draft_name, graphs, bonus, machine, rows, compile)
     show(run, str(pair.device), plain_console())
     if "json" in outputs:
         write_whole(outputs["json"], run.document())

@@ -27,6 +27,7 @@ def calibrate(
     tf32: options.Tf32 = False,
     dtype: options.Dtype = "float32",
     draft_dtype: options.DraftDtype = "",
+    compile: options.Compile = False,
     batches: Annotated[str, typer.Option(help="Images per batch, a batch each.")] = ",".join(map(str, BATCHES)),
     into: Annotated[Path | None, typer.Option(help="File of budgets to add to; verify --budgets reads it.")] = None,
     reason: Annotated[str, typer.Option(help="Why a wider budget, or one of fewer images, may be kept.")] = "",
@@ -38,7 +39,7 @@ def calibrate(
     sizes = counts("batches", batches, "1,2,8")
     if "into" in outputs:
         load(outputs["into"])
-    pair = options.load_models(networks, mode)
+    pair = options.load_models(networks, mode).compiled(compile)
     pair.check_finite()
     with LongWork("batches", len(sizes)) as work:
         entry = measure(pair, sizes, work.advance)

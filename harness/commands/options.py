@@ -60,6 +60,8 @@ TopP = Annotated[float, typer.Option(help="Keep this much probability; 0 = off."
 Noise = Annotated[str, typer.Option(help="image: a stream per image; batch: the published order.")]
 # How the decoder speculates.
 Policy = Annotated[str, typer.Option(help=HELP)]
+Graphs = Annotated[bool, typer.Option("--graphs", help="Record and replay device work as CUDA graphs.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Run the networks' blocks through PyTorch's compiler.")]
 # The decoder under test.
 ImplementationName = Annotated[
     str, typer.Option("--implementation", help="Decoder under test: package.module:factory, or published:var, code, …")
@@ -201,6 +203,14 @@ def decoder(name: str, checkout: Path | None, given: list[str] | None, contract:
         rule = "the harness's own decoder takes --policy, --draft-len and --bonus"
         raise InputError("option", found[0][0], rule, "drop it, or pass --implementation package.module:factory")
     return Decoder(name, tuple(found), contract if name == DEFAULT else "")
+
+
+def with_speed(settings: list[Settings], own: Decoder, graphs: bool, compiled: bool) -> list[Settings]:
+    """Return the settings with recorded and compiled work. Raises `InputError` for a decoder of somebody else's."""
+    if own.name != DEFAULT and (graphs or compiled):
+        rule = "is how the harness's own decoder works"
+        raise InputError("graphs" if graphs else "compile", True, rule, "drop it; yours takes --option NAME=VALUE")
+    return [replace(setting, graphs=graphs, compiled=compiled) for setting in settings]
 
 
 @dataclass(frozen=True)

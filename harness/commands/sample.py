@@ -28,7 +28,7 @@ from harness.report.samples import Sample, pictures, png_grid, show_cost
 from harness.report.terminal import plain_console, say
 from harness.rounding.precision import precision
 from harness.runs.identity import weights_of
-from harness.speculative.build import build_decoder
+from harness.speculative.build import build_decoder, build_sequential
 from harness.speculative.sampler import SpeculativeDecoder
 from harness.speculative.tools.observer import ROUNDS, VALUES, Observer
 from harness.wording import count_of
@@ -59,6 +59,8 @@ def sample(
     sampler: Annotated[str, typer.Option(help="sequential or speculative.")] = "speculative",
     draft_len: Annotated[str, typer.Option(help="Scales proposed per round: 5, 1/2/3/… or dynamic:1:5.")] = "5",
     policy: options.Policy = "coupled",
+    graphs: options.Graphs = False,
+    compile: options.Compile = False,
     trace: Annotated[int, typer.Option(help="Print every round (1), step and shape (2), summary value (3).")] = 0,
     save_intermediates: Annotated[
         Path | None, typer.Option(help="Folder for every named tensor: a safetensors file a round.")
@@ -80,7 +82,11 @@ def sample(
     requests = options.requests_for(
         pair, options.Images(seeds, labels, batch), options.Sampling(cfg, top_k, top_p, noise)
     )
-    decoder = build_decoder(pair, Settings(draft_len, policy=policy), observer)
+    settings = Settings(draft_len, policy=policy, graphs=graphs, compiled=compile)
+    decoder = build_decoder(pair, settings, observer) if sampler == "speculative" else None
+    recorded = None
+    if decoder is None and (graphs or compile):
+        recorded = build_sequential(pair, pair.compiled(compile).target, graphs)
     rows: list[list[Sample]] = []
     tensors: dict[str, Tensor] = {}
     with LongWork("images", sum(request.B for request in requests), quiet=trace > 0) as work:  # rounds are printed then
@@ -88,7 +94,7 @@ def sample(
             name = f"seed-{request.seed}-image-{request.image_ids[0]}"
             if observer is not None:
                 observer.begin(name)
-            drawn = draw(pair, decoder if sampler == "speculative" else None, request)
+            drawn = draw(pair, decoder or recorded, request)
             with torch.inference_mode():
                 rows.append(pictures(request, pair.vae.decode(drawn.f_hat_BCPP)))
             tensors[f"{name}/tokens"] = drawn.tokens_BL.cpu().contiguous()
@@ -96,7 +102,7 @@ def sample(
             tensors[f"{name}/labels"] = torch.tensor(request.labels)
             work.advance(request.B)
     check_absent(outputs, force)  # it may have come meanwhile
-    about = about_run(pair, requests, decoder if sampler == "speculative" else None)
+    about = about_run(pair, requests, decoder)
     write_whole(outputs["out"], png_grid(rows, about))
     if "tokens" in outputs:
         write_whole(outputs["tokens"], save(tensors))

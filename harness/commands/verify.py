@@ -35,7 +35,7 @@ from harness.speculative.policies import parse
 
 # Options that say what is decoded and how: with none of them, the covering design is.
 GRID = ("models", "draft", "target", "vae", "draft_noise", "seeds", "labels", "images", "batch", "cfg", "top_k",
-        "top_p", "noise", "draft_len", "bonus", "dtype", "draft_dtype", "tf32")  # fmt: skip
+        "top_p", "noise", "draft_len", "bonus", "dtype", "draft_dtype", "tf32", "graphs", "compile")  # fmt: skip
 DRAFT_LENGTHS = "1,2,5,10"
 
 
@@ -66,6 +66,8 @@ def verify(
     ] = DRAFT_LENGTHS,
     bonus: Annotated[bool, typer.Option("--bonus", help="Also submit the scale behind the drafted ones.")] = False,
     policy: options.Policy = "coupled",
+    graphs: options.Graphs = False,
+    compile: options.Compile = False,
     contract: Annotated[
         str,
         typer.Option(help="Demand A, B or C; a weaker claim is refused. Empty: what the decoder claims."),
@@ -119,7 +121,9 @@ def verify(
     budgets = budgets.absolute()  # read behind the factory, which may change folder
     own = options.decoder(implementation, checkout, option, contract)
     rival = bool(against or against_checkout is not None or against_option)
-    settings = settings_for(draft_len, bonus, policy, own)
+    settings = options.with_speed(settings_for(draft_len, bonus, policy, own), own, graphs, compile)
+    if cover and (graphs or compile):
+        raise InputError("cover", True, "is a design with settings of its own", "drop it, or --graphs and --compile")
     demanded = Contract.of(contract) if contract else None
     other = options.decoder(against or implementation, against_checkout, against_option) if rival else None
     terms = Terms(

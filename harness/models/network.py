@@ -41,6 +41,9 @@ class Cache(Protocol):
         ...
 
 
+Modulation = tuple[Tensor, ...]  # γ1, γ2, 1 + scale1, 1 + scale2, shift1, shift2 of a block, (R,1,D) each
+
+
 @dataclass(frozen=True)
 class Condition:
     """All that depends on the label: six (R,1,D) vectors a block, two for the head, and the class embedding.
@@ -49,7 +52,7 @@ class Condition:
     """
 
     cond_RD: Tensor
-    blocks: tuple[tuple[Tensor, ...], ...]
+    blocks: tuple[Modulation, ...]
     head: tuple[Tensor, Tensor]
 
     def rows(self, rows: Tensor) -> Condition:

@@ -113,6 +113,14 @@ class ModelPair:
             vae=self.vae.to(device, latent),
         )
 
+    def compiled(self, on: bool = True) -> ModelPair:
+        """Return the pair with its transformers' blocks compiled, or not; networks of another kind stay as they are."""
+        draft, target = (
+            replace(network, compiled=on) if isinstance(network, Transformer) else network
+            for network in (self.draft, self.target)
+        )
+        return replace(self, draft=draft, target=target)
+
     def first_scales(self, count: int) -> ModelPair:
         """Return the pair on the first scales of its pyramid alone, as if it had been made for them.
 

@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.models.network import Cache, Condition, TransformerConfig
+from harness.models import block
+from harness.models.network import Cache, Condition, Modulation, TransformerConfig
 from harness.protocol.pyramid import ScalePyramid
 
-LN_EPS = 1e-6
 MAX_SCALE_MUL = math.log(100)
-MIN_NORM = 1e-12  # below it a query or key is not brought to its length
 
 
 def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
@@ -102,10 +101,12 @@ class Transformer:
     Args:
         config: sizes.
         weights: tensors under the names of `parameter_shapes`, all of one dtype and device.
+        compiled: run the blocks through PyTorch's compiler, which takes a while at the first pass of a kind.
     """
 
     config: TransformerConfig
     weights: Mapping[str, Tensor] = field(repr=False)
+    compiled: bool = False
 
     @property
     def pyramid(self) -> ScalePyramid:
@@ -146,8 +147,8 @@ class Transformer:
         return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})
 
     def converted(self, dtype: torch.dtype) -> Transformer:
-        """Return a view in `dtype`: every pass converts the layers in hand, and none is kept."""
-        return replace(self, weights=Converted(self.weights, dtype))
+        """Return a view in `dtype`, not compiled: every pass converts the layers in hand, and none is kept."""
+        return replace(self, weights=Converted(self.weights, dtype), compiled=False)
 
     def first_scales(self, count: int) -> Transformer:
         """Return the network on the first `count` scales of its pyramid."""
@@ -183,7 +184,7 @@ class Transformer:
         cond_RD = w["class_emb.weight"][labels_R]
         silu_RD = F.silu(cond_RD)
 
-        def six(i: int) -> tuple[Tensor, ...]:
+        def six(i: int) -> Modulation:
             # (R, 6D) -> six of (R, 1, D), in the order γ1, γ2, scale1, scale2, shift1, shift2
             if self.config.shared_adaln:
                 ada_R16D = w[f"blocks.{i}.ada_gss"] + shared_R16D
@@ -212,44 +213,19 @@ class Transformer:
         Returns:
             h_RnD.
         """
-        for i, (gamma1, gamma2, factor1, factor2, shift1, shift2) in enumerate(condition.blocks):
-            h_RnD = torch.addcmul(shift1, _layer_norm(x_RnD), factor1)
-            x_RnD = torch.addcmul(x_RnD, gamma1, self._attend(i, h_RnD, cache, mask_11nK))
-            h_RnD = torch.addcmul(shift2, _layer_norm(x_RnD), factor2)
-            x_RnD = torch.addcmul(x_RnD, gamma2, self._feed_forward(i, h_RnD))
+        before, after = block.compiled() if self.compiled else (block.before, block.after)
+        softmax_scale = 1.0 if self.config.l2_norm else 0.25 / math.sqrt(self.config.D // self.config.H)
+        for i, six in enumerate(condition.blocks):
+            w = block.block_weights(self.weights, i, *self._attention_constants[i])
+            q_RHnc, k_RHnc, v_RHnc = before(x_RnD, six, w, self.config.l2_norm)
+            k_RHKc, v_RHKc = cache.extend(i, k_RHnc, v_RHnc)
+            out_RHnc = F.scaled_dot_product_attention(q_RHnc, k_RHKc, v_RHKc, mask_11nK, scale=softmax_scale)
+            x_RnD = after(x_RnD, out_RHnc, six, w)
         return x_RnD
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV of hidden states, in float32 at least (spec §4)."""
         factor_R1D, shift_R1D = condition.head
         dtype = torch.promote_types(h_RnD.dtype, torch.float32)
-        h_RnD = torch.addcmul(shift_R1D.to(dtype), _layer_norm(h_RnD.to(dtype)), factor_R1D.to(dtype))
+        h_RnD = torch.addcmul(shift_R1D.to(dtype), block.layer_norm(h_RnD.to(dtype)), factor_R1D.to(dtype))
         return F.linear(h_RnD, self.weights["head.weight"].to(dtype), self.weights["head.bias"].to(dtype))
-
-    def _attend(self, i: int, h_RnD: Tensor, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
-        w, name = self.weights, f"blocks.{i}.attn."
-        R, n, D = h_RnD.shape
-        H = self.config.H
-        bias_3D, length_2H1 = self._attention_constants[i]
-        qkv = F.linear(h_RnD, w[name + "mat_qkv.weight"], bias_3D).view(R, n, 3, H, D // H)
-        softmax_scale = 0.25 / math.sqrt(D // H)
-        qk_Rn2Hc, v_RnHc = qkv[:, :, :2], qkv[:, :, 2]
-        if self.config.l2_norm:
-            norm_Rn2H1 = torch.linalg.vector_norm(qk_Rn2Hc, dim=-1, keepdim=True).clamp_min(MIN_NORM)
-            qk_Rn2Hc = qk_Rn2Hc * (length_2H1 / norm_Rn2H1)
-            softmax_scale = 1.0
-        q_RHnc, k_RHnc = qk_Rn2Hc.transpose(1, 3).unbind(2)  # (R, n, 2, H, c) -> two of (R, H, n, c)
-        v_RHnc = v_RnHc.transpose(1, 2)
-        k_RHKc, v_RHKc = cache.extend(i, k_RHnc, v_RHnc)
-        out_RHnc = F.scaled_dot_product_attention(q_RHnc, k_RHKc, v_RHKc, mask_11nK, scale=softmax_scale)
-        out_RnD = out_RHnc.transpose(1, 2).reshape(R, n, D)
-        return F.linear(out_RnD, w[name + "proj.weight"], w[name + "proj.bias"])
-
-    def _feed_forward(self, i: int, h_RnD: Tensor) -> Tensor:
-        w, name = self.weights, f"blocks.{i}.ffn."
-        h_Rn4D = F.gelu(F.linear(h_RnD, w[name + "fc1.weight"], w[name + "fc1.bias"]), approximate="tanh")
-        return F.linear(h_Rn4D, w[name + "fc2.weight"], w[name + "fc2.bias"])
-
-
-def _layer_norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=LN_EPS)

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from harness.models import quantizer
 from harness.models.autoencoder import Autoencoder
+from harness.models.block import BlockWeights
 from harness.models.quantizer import Quantizer
 from harness.models.transformer import Transformer
 from harness.mutants.mutant import Mutant, production
 from harness.protocol.pyramid import ScalePyramid
 
 PHI_INDEX, PHI, ENCODE = quantizer.phi_index, Quantizer.phi, Quantizer.encode
-CONDITION, FEED, ATTEND = Transformer.condition, Transformer._feed_forward, Transformer._attend
+CONDITION = Transformer.condition
 TO, VAE_TO = Transformer.to, Autoencoder.to
 
 
@@ -68,10 +69,8 @@ def _narrow(self: Autoencoder, device: Any, dtype: torch.dtype) -> Autoencoder:
     return VAE_TO(VAE_TO(self, device, torch.bfloat16), device, dtype)
 
 
-def _exact_gelu(self: Transformer, i: int, h_RnD: Tensor) -> Tensor:
-    w, name = self.weights, f"blocks.{i}.ffn."
-    inner = F.gelu(F.linear(h_RnD, w[name + "fc1.weight"], w[name + "fc1.bias"]))
-    return F.linear(inner, w[name + "fc2.weight"], w[name + "fc2.bias"])
+def _exact_gelu(h_RnD: Tensor, w: BlockWeights) -> Tensor:
+    return F.linear(F.gelu(F.linear(h_RnD, w.fc1, w.fc1_bias)), w.fc2, w.fc2_bias)
 
 
 def _shifts_swapped(self: Transformer, labels_R: Tensor) -> Any:
@@ -117,7 +116,7 @@ NARROW = Mutant(
 )  # fmt: skip
 GELU = Mutant(
     "numbers.gelu", "GELU by the error function", "the library's default", production,
-    shared=_transformer("Transformer._feed_forward", _exact_gelu), alone=True,
+    shared={"harness.models.block:feed_forward": _exact_gelu}, alone=True,
 )  # fmt: skip
 SHIFTS = Mutant(
     "numbers.shifts", "shift1 and shift2 change places", "the order of another block", production,
@@ -125,5 +124,5 @@ SHIFTS = Mutant(
 )  # fmt: skip
 NORM = Mutant(
     "numbers.norm", "layer norm with eps 1e-3", "another library's default", production,
-    shared=_transformer("_layer_norm", _loose_norm), alone=True,
+    shared={"harness.models.block:layer_norm": _loose_norm}, alone=True,
 )  # fmt: skip

@@ -24,12 +24,16 @@ class Settings:
         bonus: submit the scale behind the drafted ones too.
         policy: coupling and acceptance rule, as on the command line; empty where the decoder has none of ours.
         options: (name, value) of ``--option NAME=VALUE``, for decoders that have settings of their own.
+        graphs: the harness's own decoder: record and replay its device work as CUDA graphs.
+        compiled: likewise: run its networks' blocks through PyTorch's compiler.
     """
 
     draft_len: int | str = 5
     bonus: bool = False
     policy: str = "coupled"
     options: tuple[tuple[str, str], ...] = ()
+    graphs: bool = False
+    compiled: bool = False
 
     def option(self, name: str, default: str = "") -> str:
         """Return the value of an option, the last one where it was given twice."""
@@ -45,7 +49,7 @@ class Settings:
             [self.policy] if self.policy and not self.options else []
         )  # a decoder with options has a rule of its own
         words += [f"draft_len={self.draft_len}"] if self.draft_len != "" else []
-        words += ["bonus"] if self.bonus else []
+        words += [word for word in ("bonus", "graphs", "compiled") if getattr(self, word)]
         return " ".join(words + [f"{n}={v}" for n, v in self.options if n != "checkout"]) or "as it is"
 
 

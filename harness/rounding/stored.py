@@ -24,6 +24,7 @@ from harness.rounding.precision import precision
 # machines of the stored entries stayed within 1.4 times what is stored (tests/unit/rounding, tests/gpu).
 MARGIN = 2.0
 EXACT = "exact"
+COMPILED = " compiled"  # behind the products: a compiler joins kernels, and so rounds elsewhere
 Mode = tuple[str, str, str, str, str]  # models, weights, device, dtype, products
 SHIPPED = Path(str(files("harness.rounding") / "budgets.json"))
 # One rounding of the largest number met is the least that an error may be; float32 has 24 bits.
@@ -45,7 +46,8 @@ class Entry:
         weights: fingerprint of the target's and the quantiser's weights in this dtype; "random" for a random pair.
         device: cpu, or the name of the GPU.
         dtype: of the transformers.
-        products: of float32 numbers: exact, TF32, or mixed where products and convolutions differ.
+        products: of float32 numbers: exact, TF32, or mixed where products and convolutions differ; and whether the
+            blocks are compiled.
         rows: largest error of a logit before guidance, over every window of scales in one pass.
         rows_rms: largest root mean square of it over one scale of one guidance row.
         f_hat: largest error of f_hat.
@@ -90,7 +92,7 @@ class Entry:
         Raises:
             InputError: an error is more than `MOST_ROWS` or `MOST_F_HAT` roundings, or a mean above the largest.
         """
-        sums = "float32" if self.products == EXACT else "TF32"
+        sums = "float32" if self.products.removesuffix(COMPILED) == EXACT else "TF32"
         rows = self.dtype if self.dtype in EPS and EPS[self.dtype] > EPS[sums] else sums
         most = MOST_ROWS[rows] * EPS[rows] * logit
         limits = {"rows": most, "rows_rms": min(most, self.rows), "f_hat": MOST_F_HAT * EPS[sums] * max(1.0, f_hat)}
@@ -114,7 +116,8 @@ def mode_of(models: ModelPair) -> Mode:
     products = {(False, False): EXACT, (True, True): "TF32"}.get((now["tf32_matmul"], now["tf32_convolution"]), "mixed")
     # a CPU has no TF32, and float64 is not rounded to it; a bfloat16 network's head and quantiser are float32
     in_effect = device.type == "cuda" and dtype != "float64"
-    return models.name, _fingerprint(models), name, dtype, products if in_effect else EXACT
+    made = COMPILED if getattr(models.target, "compiled", False) else ""
+    return models.name, _fingerprint(models), name, dtype, (products if in_effect else EXACT) + made
 
 
 def _fingerprint(models: ModelPair) -> str:

@@ -21,7 +21,7 @@ from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.noise import RecordedNumbers
 from harness.protocol.request import Request
-from harness.rounding.measure import budget_for
+from harness.rounding.measure import joint_budget
 from harness.runs.identity import Identity, differences, identity_of
 from harness.runs.limits import Limits
 from harness.runs.plan import Task
@@ -207,7 +207,7 @@ def first_defect(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence
     if case.scales:
         models = models.first_scales(case.scales)
     budget, models = (
-        budget_for(models, budgets),
+        joint_budget(models, case.settings.compiled, budgets),
         replace(models, numbers=case.numbers),
     )  # measured by numbers of its own
     work = VerifyWork(

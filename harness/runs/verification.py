@@ -24,7 +24,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.rounding.budget import Allowance, Budget
 from harness.rounding.certifying import certifying
-from harness.rounding.measure import budget_for
+from harness.rounding.measure import joint_budget
 from harness.runs.employ import employ
 from harness.runs.factory import Factory, name_of, pickled
 from harness.runs.identity import identity_of
@@ -116,7 +116,8 @@ def verify_plan(
     result.against = terms.against.name if terms.against else ""
     try:
         models.check_finite()
-        budget = budget_for(models, terms.budgets)
+        compiled = any(setting.compiled for setting in plan.settings)
+        budget = joint_budget(models, compiled, terms.budgets)
     except NonFiniteError as error:
         result.early.append(Divergence("weights", str(error), plan.tasks[0].request.seed))
         return result

@@ -142,6 +142,12 @@ def test_graphs_change_nothing(mode: ModelPair, bonus: bool, policy: str) -> Non
             assert torch.equal(tensor.nan_to_num(7.0), b.intermediates.named()[name].nan_to_num(7.0)), name
 
 
+def test_recorded_and_compiled_work_is_judged_like_any_other(mode: ModelPair) -> None:
+    settings = [Settings(5, True, graphs=True, compiled=True), Settings(2, compiled=True)]
+    result = verify_here(mode, build_decoder, settings, [REQUEST, replace(REQUEST, seed=9)])
+    assert result.verdict in (Verdict.IDENTICAL, Verdict.TIE), result.first_divergence
+
+
 def test_a_draft_of_another_dtype_changes_no_token() -> None:
     set_precision(False)
     models = load_digits().to(torch.device("cuda"), torch.float32, torch.bfloat16)

@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from harness.bench import speed
 from harness.bench.charts import speed_up, svg
 from harness.bench.floor import Machine
 from harness.bench.policies import PolicyRow
@@ -132,7 +131,7 @@ def test_a_wrong_decoder_is_not_timed(monkeypatch: pytest.MonkeyPatch):
         return 2 * PARTS.guide(*given)
 
     wrong = partial(SpeculativeDecoder, parts=replace(PARTS, guide=doubled))
-    monkeypatch.setattr(speed, "SpeculativeDecoder", wrong)
+    monkeypatch.setattr("harness.speculative.build.SpeculativeDecoder", wrong)
     with pytest.raises(HarnessError, match="sequential decoding of this mode is wrong, so nothing was timed"):
         list(bench().rows(REQUESTS, [("imposed:1", 2)]))
 
