@@ -20,6 +20,7 @@ from harness.judge.ties import RACE_ROUNDING, margin_bound, race_margins
 from harness.judge.verdict import Divergence, Judgement, Wrong
 from harness.judge.weights import costs_of, weigh_decode
 from harness.protocol.noise import TOKEN
+from harness.protocol.pyramid import ScalePyramid
 from harness.reference import cachefree
 from harness.rounding.certifying import certifying, images_at_once, wide
 
@@ -71,20 +72,29 @@ class Raced:
 
 @torch.inference_mode()
 def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
-    """Race every differing token: all images that hold one go through the certifying network, many at a time."""
+    """Race every differing token: each image goes through the certifying network up to its last one, many at a time."""
     models, by = evidence.models, certifying(evidence.models)
     labels_B, tokens_BL = evidence.numbers.labels(models.target.config.classes), evidence.actual.tokens_BL
-    rows = places_N2[:, 0].unique()
-    scales = models.pyramid.level_of(int(places_N2[:, 1].max())) + 1
-    for some in rows.split(images_at_once(models, by)):
-        with wide(models, by) as (network, vae):
-            _, exact_bnV, _ = cachefree.teacher_forced(
-                network, vae, evidence.request.cfg, labels_B[some], tokens_BL[some], scales
-            )
-        here_N2 = places_N2[torch.isin(places_N2[:, 0], some)]
-        for piece_n2 in here_N2.split(max(1, NUMBERS // models.target.config.V)):
-            at = torch.searchsorted(some, piece_n2[:, 0].contiguous())
-            yield from _raced_by(evidence, piece_n2, exact_bnV[at, piece_n2[:, 1]])
+    for last, rows in _by_last_scale(models.pyramid, places_N2):
+        for some in rows.split(images_at_once(models, by)):
+            with wide(models, by) as (network, vae):
+                _, exact_bnV, _ = cachefree.teacher_forced(
+                    network, vae, evidence.request.cfg, labels_B[some], tokens_BL[some], last + 1
+                )
+            here_N2 = places_N2[torch.isin(places_N2[:, 0], some)]
+            for piece_n2 in here_N2.split(max(1, NUMBERS // models.target.config.V)):
+                at = torch.searchsorted(some, piece_n2[:, 0].contiguous())
+                yield from _raced_by(evidence, piece_n2, exact_bnV[at, piece_n2[:, 1]])
+
+
+def _by_last_scale(pyramid: ScalePyramid, places_N2: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield (scale, ascending rows) of the images whose last differing token is of that scale: later ones cost most."""
+    last_of: dict[int, int] = {}
+    for row, position in places_N2.tolist():
+        last_of[row] = max(position, last_of.get(row, 0))
+    scale_of = {row: pyramid.level_of(position) for row, position in last_of.items()}
+    for last in sorted(set(scale_of.values())):
+        yield last, torch.tensor(sorted(row for row, si in scale_of.items() if si == last), device=places_N2.device)
 
 
 def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[Raced]:
