@@ -38,7 +38,7 @@ class Decision:
     """What the device made of a window: tokens by scale, the numbers that the host needs, tensors for a diagnosis."""
 
     tokens_by_scale: list[Tensor]
-    numbers: Tensor  # of `numbers`
+    numbers: Tensor  # of `numbers`; without a draft nothing was accepted, and none kept
     verified: Verified | None
 
 
@@ -59,12 +59,16 @@ def trust(window: Window, proposal: Proposal) -> Outcome:
     return Outcome(list(window.split(proposal.tokens_bn)), [count] * B, [count] * B, [kept] * B)
 
 
+def finite(rows_RnV: Tensor) -> Tensor:
+    """Return one number: 1 where all logits are finite, else 0."""
+    return torch.isfinite(rows_RnV).all().long()[None]
+
+
 def numbers(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
     """Gather what the host must know of a round: whether the target's logits are finite, accepted_b and kept_bs."""
-    finite = torch.isfinite(rows_RnV).all().long()[None]
     accepted_b = judged.whole_bs.long().cumprod(1).sum(1)
     kept_bs = torch.stack([kept_bl.sum(1) for kept_bl in window.split(judged.kept_bn)], 1)
-    return torch.cat((finite, accepted_b, kept_bs.flatten()))
+    return torch.cat((finite(rows_RnV), accepted_b, kept_bs.flatten()))
 
 
 def fetch(decision: Decision, window: Window, bonus: bool) -> Outcome:
@@ -104,7 +108,7 @@ def keep_intermediates(state: DecodeState, window: Window, outcome: Outcome, ver
 def record(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Round:
     """Count the round of the group's k-th image. Tokens of a whole scale are accepted; else those that were kept."""
     pyramid, image, count, accepted = state.pyramid, window.images[k], len(window.scales), outcome.accepted[k]
-    fallen = window.first + accepted  # the first imperfect scale, if any
+    fallen = window.first + accepted  # the first imperfect scale, or that behind the drafted ones, if any
     corrected, bonus = accepted < count, outcome.finished[k] > count
     kept = outcome.kept_bs[k][accepted] if corrected else 0
     return Round(

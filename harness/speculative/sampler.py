@@ -36,8 +36,9 @@ class Options:
     """How to speculate.
 
     Args:
-        draft_len: scales proposed per round at most: a number 1..S, or another rule of `DraftLength`. Scales that a
-            policy leaves to the draft alone are proposed all at once, whatever it says.
+        draft_len: scales proposed per round at most: a number 1..S, or another rule of `DraftLength`. Whatever it says,
+            scales that a policy leaves to the draft alone are proposed all at once, and those that it leaves to the
+            target alone are not proposed.
         bonus: submit the scale behind the drafted ones too, where the target decides it, and finish it after full
             acceptance.
         policy: coupling and acceptance rule.

@@ -100,7 +100,7 @@ def passes(request: Request, settings: list[tuple[str, int]], bonus: bool) -> li
 @pytest.mark.parametrize("seed", range(4))
 def test_the_passes_of_a_decode_are_all_counted(seed: int, bonus: bool):
     pyramid, request = MODELS.pyramid, Request((0,), seed)
-    policies = ("imposed:0", "imposed:0.5", "imposed:1", "coupled", "handoff:2", "collaborative:1")
+    policies = ("imposed:0", "imposed:0.5", "imposed:1", "coupled", "handoff:2", "collaborative:1", "code:1", "code:3")
     settings = [(policy, draft_len) for policy in policies for draft_len in (1, 2, 3)]
     for (policy, draft_len), turns in zip(settings, passes(request, settings, bonus), strict=True):
         decoder = SpeculativeDecoder(MODELS, Options(draft_len, bonus, parse(policy, bench=True)))
