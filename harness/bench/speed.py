@@ -28,7 +28,7 @@ from harness.reference import sequential
 from harness.rounding.measure import budget_for
 from harness.speculative.accept import Window
 from harness.speculative.forward import forward, forward_window
-from harness.speculative.policies import parse
+from harness.speculative.policies import parse, speculates
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
 WARM_UPS = 2
@@ -59,7 +59,7 @@ class SpeedRow:
     Args:
         batch: images.
         policy: text form; ``imposed:RATE`` keeps drafted scales at that rate.
-        draft_len: scales proposed per round.
+        draft_len: scales proposed per round; means nothing where the target judges no draft (`speculates`).
         reference_ms: the plain reference sampler, kernel by kernel.
         target: sequential decoding by the target, in the mode of the run.
         draft: sequential decoding by the draft, in the mode of the run.
@@ -85,6 +85,11 @@ class SpeedRow:
     target_calls: float
     kept: float
     peak: int
+
+    @property
+    def speculates(self) -> bool:
+        """Whether the target judges drafts; False where target and draft divide the scales."""
+        return speculates(self.policy)
 
     @property
     def speed_up(self) -> float:
@@ -166,10 +171,12 @@ class Bench:
             HarnessError: a token differs that is no tie, or f_hat is not that of the tokens.
         """
         budget = budget_for(self.models)
+        expected = self._reference(request)
         actual = self._sequential_decoder(self.models.target).decode(request, self.models.noise(request))
         # the target decodes in the draft's place, so the target's counts say nothing
         actual = replace(actual, rounds=[], target_calls=[], target_rows=[])
-        defects = judge(Evidence(self.models, request, actual, self._reference(request), budget)).defects
+        release(self.models.device)  # two caches of the target, and it may decode once more along other tokens
+        defects = judge(Evidence(self.models, request, actual, expected, budget)).defects
         if defects:
             raise HarnessError(f"sequential decoding of this mode is wrong, so nothing was timed: {defects[0]}")
 
@@ -217,9 +224,8 @@ class Bench:
     def _measure(self, decoder: SpeculativeDecoder, request: Request) -> tuple[float, int, Trace]:
         """Return the median milliseconds of a decode, the peak of memory (recording included), and the last trace."""
         cuda = self.models.device.type == "cuda"
+        release(self.models.device)
         if cuda:
-            gc.collect()
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.models.device)
         for _ in range(WARM_UPS):
             trace = decoder.decode(request, self.models.noise(request))
@@ -254,6 +260,13 @@ class Bench:
     def _floor(self, network: Network, request: Request, turn: Turn) -> float:
         _, begin, first, last = turn
         return self.machine.pass_ms(network, 2 * request.B, begin, first, last)
+
+
+def release(device: torch.device) -> None:
+    """Give back what decoders held that are gone: recorded work refers to itself, so only a collection ends it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _kept(traces: Iterable[Trace]) -> float:

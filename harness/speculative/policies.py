@@ -187,6 +187,11 @@ def parse(text: str, contract: str = "", bench: bool = False) -> Policy:
     return policy
 
 
+def speculates(text: str) -> bool:
+    """Tell whether the target judges drafts under a policy of this text: of others a draft length changes nothing."""
+    return all(row.policy.speculates for row in TABLE if row.policy.name == text.partition(":")[0])
+
+
 def _numbers(text: str, values: list[str], row: Row) -> list[float]:
     remedy = f"pass --{'policies' if row.bench else 'policy'} {row.example}"
     if len(values) != len(row.numbers):
