@@ -1,7 +1,7 @@
 """What came of a round: what the device hands back, what the host makes of it, and what is written down.
 
 Promise: counts and kept tensors are those of scales that became final, image by image; `fetch` alone waits for the
-device.
+device, and `check_finite`, once a decode.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Decision:
     """What the device made of a window: tokens by scale, the numbers that the host needs, tensors for a diagnosis."""
 
     tokens_by_scale: list[Tensor]
-    numbers: Tensor  # of `numbers`; without a draft nothing was accepted, and none kept
+    numbers: Tensor  # of `numbers`; of `finite` alone where nothing was drafted
     verified: Verified | None
 
 
@@ -57,6 +57,25 @@ def trust(window: Window, proposal: Proposal) -> Outcome:
     count, B = len(window.scales), len(window.images)
     kept = [window.pyramid.tokens(si) for si in window.scales]
     return Outcome(list(window.split(proposal.tokens_bn)), [count] * B, [count] * B, [kept] * B)
+
+
+def decided(state: DecodeState, decision: Decision, window: Window) -> Outcome:
+    """Return what comes of a scale that the target decides without a draft: known without a wait for the device.
+
+    Effects: whether its logits are finite is asked when the decode ends (`check_finite`).
+    """
+    b = len(window.images)
+    state.unchecked.append((window.first, decision.numbers.clone()))
+    return Outcome(decision.tokens_by_scale, [0] * b, [1] * b, [[]] * b)
+
+
+def check_finite(state: DecodeState) -> None:
+    """Refuse logits that are not finite, of passes that nobody waited for. Raises `NonFiniteError`."""
+    if state.unchecked:
+        firsts, found = zip(*state.unchecked, strict=True)
+        for first, is_finite in zip(firsts, torch.cat(found).tolist(), strict=True):
+            if not is_finite:
+                raise NonFiniteError("target.logits", f"the pass that began at scale {first}")
 
 
 def finite(rows_RnV: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """One round: draft, verify, accept, update.
 
-Promise: a round finishes at least one scale of every image that it touches, waits for the device once, and gives the
-device four kinds of work: `propose_scale`, `verify_and_accept`, `decide_scale` and the update's, each a function of the
-state's tensors, which `DecodeState.run` launches or replays.
+Promise: a round finishes at least one scale of every image that it touches, and waits for the device once, where the
+target judges a draft, or not at all. It gives the device four kinds of work: `propose_scale`, `verify_and_accept`,
+`decide_scale` and the update's, each a function of the state's tensors, which `DecodeState.run` launches or replays.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from harness.speculative.forward import Pass, forward, forward_window
 from harness.speculative.outcome import (
     Decision,
     Verified,
+    decided,
     drafted,
     fetch,
     finite,
@@ -46,14 +47,16 @@ def run_round(state: DecodeState, parts: Parts, policy: Policy, window: Window, 
         draft_generate_batch(state, parts, policy, window)
     if policy.trusts(window.first):
         outcome = trust(window, drafted(state, window))
+    elif not count:
+        alone = replace(window, last=window.first)
+        decision = forward_window(state, parts, state.target, alone, decide_scale, policy, keep)
+        outcome = decided(state, decision, window)
+        keep_intermediates(state, window, outcome, decision.verified)
     else:
         behind = window.last + 1
-        bonus = not count or (bonus and behind < state.pyramid.S and not policy.trusts(behind))
+        bonus = bonus and behind < state.pyramid.S and not policy.trusts(behind)
         submitted = replace(window, last=window.last + bonus)
-        if count:
-            decision = forward_window(state, parts, state.target, submitted, verify_and_accept, policy, count, keep)
-        else:
-            decision = forward_window(state, parts, state.target, submitted, decide_scale, policy, keep)
+        decision = forward_window(state, parts, state.target, submitted, verify_and_accept, policy, count, keep)
         outcome = fetch(decision, window, bonus)
         keep_intermediates(state, window, outcome, decision.verified)
     tokens, finished = outcome.tokens_by_scale, outcome.finished
@@ -93,8 +96,7 @@ def decide_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy, k
     """Draw one scale that was not drafted from the target's law. Device work."""
     verified = target_verify_batch(state, parts, this)
     tokens_bl = policy.extend(parts, verified.probs_by_scale[0], this.window)
-    nothing = torch.zeros(len(this.window.images), dtype=torch.int64, device=tokens_bl.device)
-    return Decision([tokens_bl], torch.cat((finite(verified.rows_RnV), nothing)), verified if keep else None)
+    return Decision([tokens_bl], finite(verified.rows_RnV), verified if keep else None)
 
 
 def target_verify_batch(state: DecodeState, parts: Parts, this: Pass) -> Verified:

@@ -23,6 +23,7 @@ from harness.protocol.trace import Trace
 from harness.speculative.accept import Policy, Window
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.launcher import Eager
+from harness.speculative.outcome import check_finite
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED, check_against
 from harness.speculative.round import run_round
@@ -139,6 +140,7 @@ class SpeculativeDecoder:
                     turn = state.rounds[image][-1]
                     whole = turn.accepted == turn.drafted
                     state.draft_lens[image] = self.length.after(state.draft_lens[image], whole, S)
+        check_finite(state)
         trace = _trace(state, time.perf_counter() - start)
         state.intermediates = None  # recorded work keeps the state, and should not keep these
         return trace

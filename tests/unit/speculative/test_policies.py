@@ -164,8 +164,10 @@ def test_a_pass_of_the_target_alone_is_looked_at_for_numbers_that_are_not_finite
     models = tiny(Layout((1, 2, 3, 4)))
     weights = {**models.target.weights, "head.bias": models.target.weights["head.bias"] + torch.inf}
     broken = replace(models, target=replace(models.target, weights=weights))  # type: ignore[type-var]
-    with pytest.raises(NonFiniteError, match="the pass that began at scale 0"):
-        decoded("code:2", 2, broken)
+    for keep in (True, False):
+        decoder = SpeculativeDecoder(broken, Options(2, policy=parse("code:2"), keep_intermediates=keep))
+        with pytest.raises(NonFiniteError, match="the pass that began at scale 0"):
+            decoder.decode(REQUEST, models.noise(REQUEST))
 
 
 def test_a_match_may_reject_an_equal_draft():
