@@ -48,7 +48,7 @@ def policies(rows: Sequence[PolicyRow]) -> Figure:
 def _family(row: PolicyRow) -> str:
     """Policies that differ by ENTRY share a line."""
     name, _, rest = row.policy.partition(":")
-    return f"{name}:ENTRY" if name in ("handoff", "collaborative") and rest else row.policy
+    return f"{name}:ENTRY" if name in ("handoff", "collaborative", "code") and rest else row.policy
 
 
 def speed_up(runs: Iterable[Speed]) -> Figure:

@@ -23,7 +23,7 @@ from harness.reference import sequential
 from harness.runs.employ import employ
 from harness.runs.terms import Keeping
 from harness.runs.workers import Died, WorkerError
-from harness.speculative.policies import parse
+from harness.speculative.policies import parse, speculates
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
 ALONE = Keeping()
@@ -32,7 +32,10 @@ EVERY_LENGTH = (
     "coupled", "greedy", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial", "topk-match:5:0.5",
     "kl:0.1", "kl:0.5",
 )  # fmt: skip
-ONE_LENGTH = tuple(f"collaborative:{n}" for n in (2, 3, 5, 7)) + tuple(f"handoff:{n}" for n in (1, 3, 5, 7, 9))
+ONE_LENGTH = (
+    *(f"collaborative:{n}" for n in (2, 3, 5, 7)), *(f"code:{n}" for n in range(4, 10)),
+    *(f"handoff:{n}" for n in (1, 3, 5, 7, 9)),
+)  # fmt: skip
 
 
 @dataclass
@@ -224,7 +227,7 @@ def markdown(rows: Sequence[PolicyRow]) -> str:
 
 def acceptance(rows: Sequence[PolicyRow]) -> list[str]:
     """Return a sentence on every policy whose scales were judged one by one."""
-    return [_acceptance(row) for row in rows if row.draft_len == "1"]
+    return [_acceptance(row) for row in rows if row.draft_len == "1" and speculates(row.policy)]
 
 
 def _acceptance(row: PolicyRow) -> str:

@@ -6,13 +6,13 @@ Promise: every number comes from a file of measurements; a verdict is a comparis
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from harness.bench.policies import PolicyRow
 from harness.bench.speed import SpeedRow
 from harness.bench.stored import DRAFT_ALONE, Speed
 from harness.errors import InputError
-from harness.speculative.policies import IMPOSED
+from harness.speculative.policies import IMPOSED, parse
 
 MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
 STEADY = 1.05  # a speed-up beyond what the passes allow comes from a disturbed measurement of the other side
@@ -35,12 +35,13 @@ def markdown(policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], 
 def scoreboard(
     policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], draft_len: str = "5"
 ) -> list[list[str]]:
-    """Return the scoreboard under `HEADS`: imposed acceptance first, then every policy at one draft length.
+    """Return the scoreboard under `HEADS`: imposed acceptance, divided labour, then every policy at one draft length.
 
     Args:
         policies: counts and distances, the draft's own among them.
         models: whose they are.
-        runs: timings; those of `models` are joined to the policies, the others show imposed acceptance.
+        runs: timings; those of `models` are joined to the policies, the others show imposed acceptance, and policies
+            whose speed depends on no acceptance.
         draft_len: which length of the policies is shown.
 
     Raises:
@@ -50,11 +51,15 @@ def scoreboard(
     for run in runs:
         if run.models != models:
             lines += [_imposed(run, row) for row in _fastest(run.rows)]
+    for run in runs:
+        if run.models != models:
+            lines += [_divided(run, rows) for rows in _by_policy(row for row in run.rows if not row.speculates)]
     draft = next(row.mean("pixels") for row in policies if row.policy == DRAFT_ALONE)
     timed: dict[str, SpeedRow] = {}
     for run in runs:
         for timing in run.rows:
-            if run.models == models and timing.batch == 1 and str(timing.draft_len) == draft_len:
+            at_length = str(timing.draft_len) == draft_len or not timing.speculates
+            if run.models == models and timing.batch == 1 and at_length:
                 if timing.policy in timed:
                     rule = f"{timing.policy} at draft_len {draft_len} is timed twice on {models}"
                     raise InputError("speed", run.title, rule, "name one of the files with --speed")
@@ -83,6 +88,32 @@ def _imposed(run: Speed, row: SpeedRow) -> list[str]:
     cells = (f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", memory, "imposed")
     verdict = _verdict(kept, ["calls", "speed", "memory"])
     return [f"{what}, {row.kept:.0%} of scales kept", "-", *cells, verdict]
+
+
+def _by_policy(rows: Iterable[SpeedRow]) -> list[list[SpeedRow]]:
+    """Return the rows of every policy together, in order of their batch."""
+    found: dict[str, list[SpeedRow]] = {}
+    for row in sorted(rows, key=lambda row: row.batch):
+        found.setdefault(row.policy, []).append(row)
+    return list(found.values())
+
+
+def _divided(run: Speed, rows: Sequence[SpeedRow]) -> list[str]:
+    """Return the line of a policy under which nothing drafted is judged: its speed needs no luck, at any batch."""
+    batches = " / ".join(f"{row.batch}" for row in rows)
+    what = f"{_pair(run)}, {run.title}, `{rows[0].policy}`, batch {batches}"
+    memory = " / ".join(_number(row.extra_memory, "+.1%") for row in rows)
+    cells = (f"{rows[0].target_calls:.1f}", " / ".join(f"{row.speed_up:.2f}" for row in rows), memory, "random weights")
+    tests: dict[str, Callable[[SpeedRow], bool]] = {
+        "calls": lambda row: row.target_calls <= MOST_CALLS,
+        "speed": _is_fast,
+        "memory": lambda row: row.extra_memory < MOST_MEMORY,
+    }
+    kept = {name: [row.batch for row in rows if test(row)] for name, test in tests.items()}
+    words = [
+        name if len(at) == len(rows) else f"{name} at {' and '.join(map(str, at))}" for name, at in kept.items() if at
+    ]
+    return [what, parse(rows[0].policy).contract.letter, *cells, ", ".join(words) or "none"]
 
 
 def _is_fast(row: SpeedRow) -> bool:
@@ -116,7 +147,7 @@ def speed_table(runs: Sequence[Speed]) -> str:
     ]
     for run in runs:
         for row in run.rows:
-            length = f"{row.draft_len}{' + bonus' if run.bonus else ''}"
+            length = f"{row.draft_len}{' + bonus' if run.bonus else ''}" if row.speculates else "-"
             cells = [_pair(run), run.title, f"{row.batch}", f"`{row.policy}`", _number(row.kept, ".0%"), length]
             cells += [_number(ms, ".1f") for ms in (row.reference_ms, row.target.ms, row.draft.ms, row.ms)]
             cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f")]

@@ -29,7 +29,7 @@ from harness.rounding.measure import joint_budget
 from harness.speculative.accept import Window
 from harness.speculative.build import build_sequential
 from harness.speculative.forward import forward, forward_window
-from harness.speculative.policies import parse
+from harness.speculative.policies import parse, speculates
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
 WARM_UPS = 2
@@ -60,7 +60,7 @@ class SpeedRow:
     Args:
         batch: images.
         policy: text form; ``imposed:RATE`` keeps drafted scales at that rate.
-        draft_len: scales proposed per round.
+        draft_len: scales proposed per round; means nothing where the target judges no draft (`speculates`).
         reference_ms: the plain reference sampler, kernel by kernel.
         target: sequential decoding by the target, in the mode of the run.
         draft: sequential decoding by the draft, in the mode of the run.
@@ -86,6 +86,11 @@ class SpeedRow:
     target_calls: float
     kept: float
     peak: int
+
+    @property
+    def speculates(self) -> bool:
+        """Whether the target judges drafts; False where target and draft divide the scales."""
+        return speculates(self.policy)
 
     @property
     def speed_up(self) -> float:
@@ -172,12 +177,14 @@ class Bench:
             HarnessError: a token differs that is no tie, or f_hat is not that of the tokens.
         """
         budget = joint_budget(self.models, self.compiled)
-        actual = build_sequential(self.models, self.fast.target, self.graphs).decode(
-            request, self.models.noise(request)
-        )
+        expected = self._reference(request)
+        decoder = build_sequential(self.models, self.fast.target, self.graphs)
+        actual = decoder.decode(request, self.models.noise(request))
+        del decoder
         # the target decodes in the draft's place, so the target's counts say nothing
         actual = replace(actual, rounds=[], target_calls=[], target_rows=[])
-        defects = judge(Evidence(self.models, request, actual, self._reference(request), budget)).defects
+        release(self.models.device)  # two caches of the target, and it may decode once more along other tokens
+        defects = judge(Evidence(self.models, request, actual, expected, budget)).defects
         if defects:
             raise HarnessError(f"sequential decoding of this mode is wrong, so nothing was timed: {defects[0]}")
 
@@ -222,9 +229,8 @@ class Bench:
     def _measure(self, decoder: SpeculativeDecoder, request: Request) -> tuple[float, int, Trace]:
         """Return the median milliseconds of a decode, the peak of memory (recording included), and the last trace."""
         cuda = self.models.device.type == "cuda"
+        release(self.models.device)
         if cuda:
-            gc.collect()
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.models.device)
         for _ in range(WARM_UPS):
             trace = decoder.decode(request, self.models.noise(request))
@@ -259,6 +265,13 @@ class Bench:
     def _floor(self, network: Network, request: Request, turn: Turn) -> float:
         _, begin, first, last = turn
         return self.machine.pass_ms(network, 2 * request.B, begin, first, last)
+
+
+def release(device: torch.device) -> None:
+    """Give back what decoders held that are gone: recorded work refers to itself, so only a collection ends it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _kept(traces: Iterable[Trace]) -> float:

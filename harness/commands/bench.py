@@ -81,11 +81,16 @@ def bench(
 
 
 def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str, int]]:
-    """Return (policy, draft_len) pairs. Raises `InputError` for an unknown policy or fewer than one repeat."""
+    """Return (policy, draft_len) pairs; of a policy that no draft length touches one, with the first.
+
+    Raises:
+        InputError: an unknown policy, or fewer than one repeat.
+    """
     if repeats < 1:
         raise InputError("repeats", repeats, "must be at least 1", "pass --repeats 5")
-    names = [parse(text, bench=True).name for text in policies.split(",")]
-    return [(name, length) for length in integers("draft_len", draft_len, "2,5") for name in names]
+    named = [parse(text, bench=True) for text in policies.split(",")]
+    lengths = integers("draft_len", draft_len, "2,5")
+    return [(policy.name, n) for n in lengths for policy in named if policy.speculates or n == lengths[0]]
 
 
 def requests_for(batches: str, seeds: str, classes: int) -> list[list[Request]]:

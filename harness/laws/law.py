@@ -31,9 +31,9 @@ FLOAT64 = 1e-10
 
 PLAIN = ("coupled", "rejection")  # what every decoder may be asked for
 EXACT = ("coupled", "greedy")
-LOSSY = ("match", "coupled-match", "topk-match", "kl", "handoff", "collaborative")
+LOSSY = ("match", "coupled-match", "topk-match", "kl", "handoff", "collaborative", "code")
 EVERY = (*EXACT, "rejection", *LOSSY)
-KEEPS_AN_EQUAL = ("coupled", "greedy", "rejection", "coupled-match", "kl", "handoff", "collaborative")
+KEEPS_AN_EQUAL = ("coupled", "greedy", "rejection", "coupled-match", "kl", "handoff", "collaborative", "code")
 HOLDS = {Contract.TOKENS: EXACT, Contract.LAW: (*EXACT, "rejection"), Contract.QUALITY: EVERY}
 
 

@@ -126,6 +126,8 @@ def length(subject: Subject, case: Case) -> bool:
                     wanted = policies.length_wanted(draft_len, turn.first, current, S)
                     if rule.draft_alone(turn.first):
                         wanted = S
+                    if rule.target_alone(turn.first):
+                        wanted = 0
                     last = min(S, turn.first + wanted)
                     same = (rule.draft_alone(si) == rule.draft_alone(turn.first) for si in range(turn.first, last))
                     due = next((k for k, alike in enumerate(same) if not alike), last - turn.first)
@@ -197,12 +199,43 @@ def edges(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
+def labour(subject: Subject, case: Case) -> bool:
+    """The target alone, then the draft alone: the tokens are what each must draw, and neither computes the other's.
+
+    Of the target one pass a scale over the first ENTRY scales; of the draft one pass over all of them and the next, and
+    one for every scale behind. For every ENTRY, 0 and S included.
+    """
+    models, pyramid, S = case.models, case.pyramid, case.pyramid.S
+    alone_BL = sequential.sample(models.target, models.vae, case.request, case.noise()).tokens_BL
+    for entry in range(S + 1):
+        tried = replace(case, policy=f"code:{entry}")
+        try:
+            _follows(subject, tried)
+        except InputError:
+            raise NotOffered("policy code:ENTRY") from None
+        got, own = subject.decode(tried), pyramid.begin(entry)
+        where, lengths = f"policy {tried.policy}", str(tried.length)
+        require_tokens(got.tokens_BL[:, :own], alone_BL[:, :own], f"{where}, scales that the target decides alone")
+        due_BL, due = policies.decode(models, tried.request, tried.noise(), tried.policy, lengths, tried.bonus)
+        require_tokens(got.tokens_BL, due_BL, where)
+        require_rounds(got.rounds, due, where)
+        counts = {
+            "target_calls": entry, "target_rows": own, "draft_calls": S - entry, "draft_rows": pyramid.L * (entry < S)
+        }  # fmt: skip
+        for name, count in counts.items():
+            made = getattr(got, name)
+            require(not made or made == [count] * case.B, f"{where}: {name} {made}, not {count} an image")
+    return S > 1
+
+
 LAWS = (
     Law("rules.recount", "Calls and rows of both networks are those that a spy in the network counts.",
         ("decode", "trace"), recount),
     Law("rules.edges", "A RATE of 0 keeps every drafted scale, one above 1 keeps none.", ("accept",), edges),
     Law("rules.oracle", "Tokens and rounds are those of a naive decoder written from docs/policies.md.",
         ("accept", "draft_len", "bonus"), oracle, policies=BY_ORACLE),
+    Law("rules.labour", "Target first, draft behind it: each draws its own scales and computes no more than it must.",
+        ("decode", "cache"), labour),
     Law("rules.length", "Every round drafts what the draft length's rule says, decode after decode.",
         ("draft_len",), length, policies=EVERY),
 )  # fmt: skip

@@ -21,7 +21,7 @@ class Round:
 
     Args:
         first: scale that the round began at.
-        drafted: scales proposed.
+        drafted: scales proposed; 0 where the target decided one scale without a draft, which then counts as `bonus`.
         accepted: drafted scales kept whole.
         corrected: True when the first imperfect scale was replaced and is final.
         bonus: True when the pass also finished the scale after the last drafted one.

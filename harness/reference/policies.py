@@ -21,7 +21,7 @@ from harness.reference.guidance import guide
 from harness.reference.latent import accumulate, next_input
 from harness.reference.walk import Walk
 
-POLICIES = ("coupled", "greedy", "match", "coupled-match", "topk-match", "kl", "handoff", "collaborative")
+POLICIES = ("coupled", "greedy", "match", "coupled-match", "topk-match", "kl", "handoff", "collaborative", "code")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,11 @@ class Rule:
         """Tell whether the draft decides scale `si` by itself."""
         if self.name == "handoff":
             return si < self.numbers[0]
-        return self.name == "collaborative" and si >= self.numbers[0]
+        return self.name in ("collaborative", "code") and si >= self.numbers[0]
+
+    def target_alone(self, si: int) -> bool:
+        """Tell whether the target decides scale `si` without a draft."""
+        return self.name == "code" and si < self.numbers[0]
 
     def test(self, drafted_l: Tensor, own_l: Tensor, target_lV: Tensor, draft_lV: Tensor) -> tuple[bool, Tensor]:
         """Judge one drafted scale of one image.
@@ -135,7 +139,7 @@ class _Image:
     length: int
     rounds: list[Round] = field(default_factory=list)
     first: int = 0
-    count: int = 0  # scales drafted in the open round; 0 between rounds
+    count: int = 0  # scales drafted in the open round; 0 between rounds, and in one that the target decides alone
     accepted: int = 0
     kept: int = 0
     replaced: int = 0
@@ -148,10 +152,14 @@ class _Image:
         stop = si
         while stop < min(S, si + wanted) and rule.draft_alone(stop) == alone:
             stop += 1
-        self.first, self.count, self.accepted, self.kept, self.replaced, self.fallen = si, stop - si, 0, 0, 0, False
+        self.begin(si, stop - si)
+
+    def begin(self, si: int, count: int) -> None:
+        """Begin a round at scale `si` that drafts `count` scales."""
+        self.first, self.count, self.accepted, self.kept, self.replaced, self.fallen = si, count, 0, 0, 0, False
 
     def close(self, draft_len: str, bonus: int, S: int) -> None:
-        """End the round; `bonus` is the number of tokens of a bonus scale."""
+        """End the round; `bonus` is the number of tokens of a scale that was not drafted, 0 without one."""
         turn = (self.first, self.count, self.accepted, self.fallen, bonus > 0, self.kept, self.replaced, bonus)
         self.rounds.append(Round(*turn, target_rows=0))
         self.length = length_after(draft_len, self.length, self.accepted == self.count, S)
@@ -194,6 +202,10 @@ def decode(
         final_Bl = chosen[1].clone()
         for b, image in enumerate(images):
             if image.count and si == image.first + image.count:  # all that was drafted stands: the bonus scale
+                image.close(draft_len, pyramid.tokens(si), S)
+                continue
+            if rule.target_alone(si):  # a round of its own, in which nothing is drafted
+                image.begin(si, 0)
                 image.close(draft_len, pyramid.tokens(si), S)
                 continue
             if not image.count:

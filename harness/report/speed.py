@@ -76,7 +76,8 @@ def speculative_rows(rows: Sequence[SpeedRow]) -> list[list[str]]:
     shown = []
     for row in rows:
         times = (row.ms, row.draft_passes_ms, row.target_passes_ms, row.floor_ms)
-        cells = [row.policy, f"{row.batch}", f"{row.draft_len}", *(_number(ms, ".1f") for ms in times)]
+        length = f"{row.draft_len}" if row.speculates else "-"
+        cells = [row.policy, f"{row.batch}", length, *(_number(ms, ".1f") for ms in times)]
         cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}×", _number(row.allowed, ".2f", "×")]
         cells += [_number(row.speed_up / row.allowed, ".0%"), _number(row.extra_memory, ".1%")]
         shown.append(cells)

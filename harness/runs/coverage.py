@@ -24,6 +24,7 @@ class Coverage:
         refused: requests and settings that the decoder refused.
         reused: decodes by a decoder that had decoded another request before.
         rounds: of all images.
+        judged: rounds in which the target judged a draft.
         accepted: rounds by number of drafted scales that stood.
         whole: rounds whose draft of several scales stood whole.
         partial: rounds of which some drafted scales stood, and not all.
@@ -39,6 +40,7 @@ class Coverage:
     refused: int = 0
     reused: int = 0
     rounds: int = 0
+    judged: int = 0
     accepted: Counter[int] = field(default_factory=Counter)
     whole: int = 0
     partial: int = 0
@@ -57,7 +59,7 @@ class Coverage:
         for rounds in trace.rounds:
             for turn in rounds:
                 made._add_round(turn)
-                made.apart += diverged and turn.bonus
+                made.apart += diverged and turn.bonus and turn.drafted > 0
             made.final += bool(rounds) and rounds[-1].accepted == rounds[-1].drafted > 0 and not rounds[-1].bonus
         return made
 
@@ -70,6 +72,9 @@ class Coverage:
 
     def _add_round(self, turn: Round) -> None:
         self.rounds += 1
+        if not turn.drafted:  # the target decided alone: nothing stood or fell, and nothing stood before a bonus scale
+            return
+        self.judged += turn.target_rows > 0
         self.accepted[turn.accepted] += 1
         self.whole += turn.accepted == turn.drafted > 1
         self.partial += 0 < turn.accepted < turn.drafted
@@ -78,12 +83,18 @@ class Coverage:
         self.bonus += turn.bonus
 
     def never(self) -> list[str]:
-        """Return the claims that nothing exercised."""
-        return [word for word, exercised in CLAIMS.items() if not exercised(self)]
+        """Return the claims that nothing exercised.
+
+        Where the rounds show that the target never judges a draft there are none about what stands and falls.
+        """
+        claims = CLAIMS if self.judged or not self.rounds else {REUSED: CLAIMS[REUSED]}
+        return [word for word, exercised in claims.items() if not exercised(self)]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Coverage:
         """Return the counts that `as_dict` made these values of. Raises `TypeError` for other names."""
+        # files of before have no `judged`: they claim what they claimed
+        values = {"judged": values.get("rounds", 0), **values}
         return cls(**{**values, "accepted": Counter({int(k): n for k, n in values["accepted"].items()})})
 
     def as_dict(self) -> dict[str, object]:
@@ -102,6 +113,7 @@ class Coverage:
         )
 
 
+REUSED = "one decoder for several requests"
 CLAIMS: dict[str, Callable[[Coverage], int]] = {
     "a first drafted scale that falls": lambda c: c.accepted[0],
     "a draft of several scales that stands whole": lambda c: c.whole,
@@ -109,5 +121,5 @@ CLAIMS: dict[str, Callable[[Coverage], int]] = {
     "a bonus scale": lambda c: c.bonus,
     "images of one batch that part ways": lambda c: c.diverged,
     "a bonus scale in a batch that parts ways": lambda c: c.apart,
-    "one decoder for several requests": lambda c: c.reused,
+    REUSED: lambda c: c.reused,
 }

@@ -108,6 +108,7 @@ class Policy:
         extend: draws the target's tokens of a scale that was not drafted (the bonus scale).
         greedy: the oracle is the reference with argmax in place of the draw.
         trusted: half-open range of scales whose drafted tokens are final without a target pass.
+        speculates: the other scales are drafted and verified; False: the target decides them alone, one a pass.
         entry: scale at which the labour changes hands; at most S.
         top: smallest V that the policy needs.
         reason: why it claims this contract and no other.
@@ -120,6 +121,7 @@ class Policy:
     extend: Callable[[Parts, Tensor, Window], Tensor]
     greedy: bool = False
     trusted: tuple[int, int] = (0, 0)
+    speculates: bool = True
     entry: int = 0
     top: int = 1
     reason: str = ""
@@ -131,9 +133,11 @@ class Policy:
     def reach(self, first: int, count: int, S: int) -> int:
         """Return how many scales a round drafts that begins at `first` and wants `count`.
 
-        A round never crosses from scales that the target verifies to scales that the draft decides alone, or back;
-        those that it decides alone are drafted all at once.
+        A round never crosses from scales that the target decides to scales that the draft decides alone, or back;
+        those that it decides alone are drafted all at once. None is drafted where the target decides alone.
         """
         alone = self.trusts(first)
+        if not (alone or self.speculates):
+            return 0
         stop = next((si for si in range(first, S) if self.trusts(si) != alone), S)
         return stop - first if alone else min(count, stop - first)

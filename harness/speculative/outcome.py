@@ -1,7 +1,7 @@
 """What came of a round: what the device hands back, what the host makes of it, and what is written down.
 
 Promise: counts and kept tensors are those of scales that became final, image by image; `fetch` alone waits for the
-device.
+device, and `check_finite`, once a decode.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Decision:
     """What the device made of a window: tokens by scale, the numbers that the host needs, tensors for a diagnosis."""
 
     tokens_by_scale: list[Tensor]
-    numbers: Tensor  # of `numbers`
+    numbers: Tensor  # of `numbers`; of `finite` alone where nothing was drafted
     verified: Verified | None
 
 
@@ -59,12 +59,35 @@ def trust(window: Window, proposal: Proposal) -> Outcome:
     return Outcome(list(window.split(proposal.tokens_bn)), [count] * B, [count] * B, [kept] * B)
 
 
+def decided(state: DecodeState, decision: Decision, window: Window) -> Outcome:
+    """Return what comes of a scale that the target decides without a draft: known without a wait for the device.
+
+    Effects: whether its logits are finite is asked when the decode ends (`check_finite`).
+    """
+    b = len(window.images)
+    state.unchecked.append((window.first, decision.numbers.clone()))
+    return Outcome(decision.tokens_by_scale, [0] * b, [1] * b, [[]] * b)
+
+
+def check_finite(state: DecodeState) -> None:
+    """Refuse logits that are not finite, of passes that nobody waited for. Raises `NonFiniteError`."""
+    if state.unchecked:
+        firsts, found = zip(*state.unchecked, strict=True)
+        for first, is_finite in zip(firsts, torch.cat(found).tolist(), strict=True):
+            if not is_finite:
+                raise NonFiniteError("target.logits", f"the pass that began at scale {first}")
+
+
+def finite(rows_RnV: Tensor) -> Tensor:
+    """Return one number: 1 where all logits are finite, else 0."""
+    return torch.isfinite(rows_RnV).all().long()[None]
+
+
 def numbers(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
     """Gather what the host must know of a round: whether the target's logits are finite, accepted_b and kept_bs."""
-    finite = torch.isfinite(rows_RnV).all().long()[None]
     accepted_b = judged.whole_bs.long().cumprod(1).sum(1)
     kept_bs = torch.stack([kept_bl.sum(1) for kept_bl in window.split(judged.kept_bn)], 1)
-    return torch.cat((finite, accepted_b, kept_bs.flatten()))
+    return torch.cat((finite(rows_RnV), accepted_b, kept_bs.flatten()))
 
 
 def fetch(decision: Decision, window: Window, bonus: bool) -> Outcome:
@@ -104,7 +127,7 @@ def keep_intermediates(state: DecodeState, window: Window, outcome: Outcome, ver
 def record(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Round:
     """Count the round of the group's k-th image. Tokens of a whole scale are accepted; else those that were kept."""
     pyramid, image, count, accepted = state.pyramid, window.images[k], len(window.scales), outcome.accepted[k]
-    fallen = window.first + accepted  # the first imperfect scale, if any
+    fallen = window.first + accepted  # the first imperfect scale, or that behind the drafted ones, if any
     corrected, bonus = accepted < count, outcome.finished[k] > count
     kept = outcome.kept_bs[k][accepted] if corrected else 0
     return Round(

@@ -136,6 +136,9 @@ TABLE = (
         "handoff:3", (ENTRY,), lambda n, partly: {"trusted": (0, n[0]), "entry": n[0]}),
     Row(C("collaborative", reason=ALONE), "it is not one of the first ENTRY scales; `coupled` up to there",
         "collaborative:3", (ENTRY,), lambda n, partly: {"trusted": (n[0], sys.maxsize), "entry": n[0]}),
+    Row(C("code", reason=ALONE, speculates=False),
+        "always: the first ENTRY scales are never drafted, the target decides them alone, one a pass",
+        "code:6", (ENTRY,), lambda n, partly: {"trusted": (n[0], sys.maxsize), "entry": n[0]}),
     Row(C("imposed", reason="it keeps drafted scales by a coin"),
         "a coin of (seed, image, scale) says so, with chance RATE, whatever its tokens (`bench` alone)",
         "imposed:0.5", (Number("RATE", 0, 1),),
@@ -182,6 +185,11 @@ def parse(text: str, contract: str = "", bench: bool = False) -> Policy:
         rule = f"policy {text} claims contract {letter} ({policy.contract}) alone: {policy.reason}"
         raise InputError("contract", contract, rule, f"pass --contract {letter} or another --policy")
     return policy
+
+
+def speculates(text: str) -> bool:
+    """Tell whether the target judges drafts under a policy of this text: of others a draft length changes nothing."""
+    return all(row.policy.speculates for row in TABLE if row.policy.name == text.partition(":")[0])
 
 
 def _numbers(text: str, values: list[str], row: Row) -> list[float]:

@@ -1,8 +1,8 @@
 """One round: draft, verify, accept, update.
 
-Promise: a round finishes at least one scale of every image that it touches, waits for the device once, and gives the
-device three kinds of work: `propose_scale`, `verify_and_accept` and the update's, each a function of the state's
-tensors, which `DecodeState.run` launches or replays.
+Promise: a round finishes at least one scale of every image that it touches, and waits for the device once, where the
+target judges a draft, or not at all. It gives the device four kinds of work: `propose_scale`, `verify_and_accept`,
+`decide_scale` and the update's, each a function of the state's tensors, which `DecodeState.run` launches or replays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,18 @@ from torch import Tensor
 
 from harness.speculative.accept import Policy, Window
 from harness.speculative.forward import Pass, forward, forward_window
-from harness.speculative.outcome import Decision, Verified, drafted, fetch, keep_intermediates, numbers, record, trust
+from harness.speculative.outcome import (
+    Decision,
+    Verified,
+    decided,
+    drafted,
+    fetch,
+    finite,
+    keep_intermediates,
+    numbers,
+    record,
+    trust,
+)
 from harness.speculative.parts import Parts
 from harness.speculative.state import DecodeState, place
 
@@ -26,18 +37,26 @@ def run_round(state: DecodeState, parts: Parts, policy: Policy, window: Window, 
         state: changed in place.
         parts: the decoder's parts.
         policy: how to draw and what stands.
-        window: the scales to draft, all verified by the target or all decided by the draft alone (`Policy.reach`).
+        window: the scales to draft, all verified by the target or all decided by the draft alone (`Policy.reach`);
+            none where the target decides `window.first` alone: that is then the scale behind them.
         bonus: let the target finish the scale behind them, too, where it is one that the target decides.
     """
     before = [(state.target.rows[image], state.draft.rows[image]) for image in window.images]
-    draft_generate_batch(state, parts, policy, window)
+    count, keep = len(window.scales), state.intermediates is not None
+    if count:
+        draft_generate_batch(state, parts, policy, window)
     if policy.trusts(window.first):
         outcome = trust(window, drafted(state, window))
+    elif not count:
+        alone = replace(window, last=window.first)
+        decision = forward_window(state, parts, state.target, alone, decide_scale, policy, keep)
+        outcome = decided(state, decision, window)
+        keep_intermediates(state, window, outcome, decision.verified)
     else:
-        bonus = bonus and window.last + 1 < state.pyramid.S and not policy.trusts(window.last + 1)
+        behind = window.last + 1
+        bonus = bonus and behind < state.pyramid.S and not policy.trusts(behind)
         submitted = replace(window, last=window.last + bonus)
-        given = (policy, len(window.scales), state.intermediates is not None)
-        decision = forward_window(state, parts, state.target, submitted, verify_and_accept, *given)
+        decision = forward_window(state, parts, state.target, submitted, verify_and_accept, policy, count, keep)
         outcome = fetch(decision, window, bonus)
         keep_intermediates(state, window, outcome, decision.verified)
     tokens, finished = outcome.tokens_by_scale, outcome.finished
@@ -71,6 +90,13 @@ def propose_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy) 
         f_hat = parts.accumulate(window.pick(state.drafted_f_hat_BCPP), idx_bl, si, state.vae.quantizer, pyramid)
         state.drafted_f_hat_BCPP[rows] = f_hat
         state.raw_BLC[rows, pyramid.span(si + 1)] = parts.next_input(f_hat, si + 1, pyramid)
+
+
+def decide_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy, keep: bool) -> Decision:
+    """Draw one scale that was not drafted from the target's law. Device work."""
+    verified = target_verify_batch(state, parts, this)
+    tokens_bl = policy.extend(parts, verified.probs_by_scale[0], this.window)
+    return Decision([tokens_bl], finite(verified.rows_RnV), verified if keep else None)
 
 
 def target_verify_batch(state: DecodeState, parts: Parts, this: Pass) -> Verified:

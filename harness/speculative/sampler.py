@@ -23,6 +23,7 @@ from harness.protocol.trace import Trace
 from harness.speculative.accept import Policy, Window
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.launcher import Eager
+from harness.speculative.outcome import check_finite
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED, check_against
 from harness.speculative.round import run_round
@@ -36,8 +37,9 @@ class Options:
     """How to speculate.
 
     Args:
-        draft_len: scales proposed per round at most: a number 1..S, or another rule of `DraftLength`. Scales that a
-            policy leaves to the draft alone are proposed all at once, whatever it says.
+        draft_len: scales proposed per round at most: a number 1..S, or another rule of `DraftLength`. Whatever it says,
+            scales that a policy leaves to the draft alone are proposed all at once, and those that it leaves to the
+            target alone are not proposed.
         bonus: submit the scale behind the drafted ones too, where the target decides it, and finish it after full
             acceptance.
         policy: coupling and acceptance rule.
@@ -138,6 +140,7 @@ class SpeculativeDecoder:
                     turn = state.rounds[image][-1]
                     whole = turn.accepted == turn.drafted
                     state.draft_lens[image] = self.length.after(state.draft_lens[image], whole, S)
+        check_finite(state)
         trace = _trace(state, time.perf_counter() - start)
         state.intermediates = None  # recorded work keeps the state, and should not keep these
         return trace

@@ -86,6 +86,7 @@ class DecodeState:
         rounds: of every image.
         draft_lens: what the draft length's rule keeps for every image.
         intermediates: named tensors of the final positions, or None when not kept.
+        unchecked: (first scale, one number: are its logits finite?) of target passes that nobody waited for.
 
     The tensors are those of `Buffers`.
     """
@@ -107,6 +108,7 @@ class DecodeState:
     rounds: list[list[Round]]
     draft_lens: list[int]
     intermediates: Intermediates | None = field(repr=False, default=None)
+    unchecked: list[tuple[int, Tensor]] = field(repr=False, default_factory=list)
 
     @property
     def pyramid(self) -> ScalePyramid:

@@ -124,7 +124,7 @@ def test_repeated_decodes_are_bit_equal(mode: ModelPair) -> None:
     assert torch.equal(first.f_hat_BCPP, second.f_hat_BCPP)
 
 
-@pytest.mark.parametrize("policy", ["coupled", "rejection", "kl:0.5", "handoff:3"])
+@pytest.mark.parametrize("policy", ["coupled", "rejection", "kl:0.5", "handoff:3", "code:3"])
 @pytest.mark.parametrize("bonus", [False, True])
 def test_graphs_change_nothing(mode: ModelPair, bonus: bool, policy: str) -> None:
     eager = SpeculativeDecoder(mode, Options(5, bonus, parse(policy)))

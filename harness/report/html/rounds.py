@@ -12,7 +12,7 @@ LATER = State("later", "", "not reached")
 KEPT = State("kept", "K", "drafted and kept")
 CORRECTED = State("corrected", "C", "drafted and corrected: wrong tokens replaced")
 DROPPED = State("dropped", "d", "drafted and dropped")
-BONUS = State("bonus", "B", "bonus: finished by the target in the same pass, never drafted")
+BONUS = State("bonus", "B", "bonus: finished by the target, never drafted")
 LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (KEPT, CORRECTED, DROPPED, BONUS))
 TAILS = "kept tokens", "replaced", "target rows"
 

@@ -39,7 +39,8 @@ def timings_page(run: Speed, device: str) -> bytes:
 
 
 def _named(row: SpeedRow) -> str:
-    return f"{row.policy}, {counted(row.draft_len, 'drafted scale')}, {counted(row.batch, 'image')} a batch"
+    drafted = f", {counted(row.draft_len, 'drafted scale')}" if row.speculates else ""
+    return f"{row.policy}{drafted}, {counted(row.batch, 'image')} a batch"
 
 
 def _facts(run: Speed, best: SpeedRow) -> Facts:
@@ -56,8 +57,9 @@ def _facts(run: Speed, best: SpeedRow) -> Facts:
 
 def _plot(run: Speed) -> Drawing:
     series = []
-    for batch, length in dict.fromkeys((row.batch, row.draft_len) for row in run.rows):
-        points = sorted((r.kept, r.speed_up) for r in run.rows if (r.batch, r.draft_len) == (batch, length))
+    judged = [row for row in run.rows if not math.isnan(row.kept)]
+    for batch, length in dict.fromkeys((row.batch, row.draft_len) for row in judged):
+        points = sorted((r.kept, r.speed_up) for r in judged if (r.batch, r.draft_len) == (batch, length))
         name = f"{counted(length, 'scale')}, {counted(batch, 'image')}"
         series.append(Series(name, [100 * x for x, _ in points], [y for _, y in points]))
     caption = "Above the dashed line speculation gains; right of it more drafted scales stood."
@@ -69,9 +71,9 @@ def _plot(run: Speed) -> Drawing:
 
 def _speculative(rows: Sequence[SpeedRow]) -> Sheet:
     cells = [
-        (row.policy, f"{row.batch}", f"{row.draft_len}", _number(row.kept, ".0%"), f"{row.ms:.1f}",
-         _number(row.draft_passes_ms, ".1f"), _number(row.target_passes_ms, ".1f"), _number(row.floor_ms, ".1f"),
-         f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f"),
+        (row.policy, f"{row.batch}", f"{row.draft_len}" if row.speculates else "–", _number(row.kept, ".0%"),
+         f"{row.ms:.1f}", _number(row.draft_passes_ms, ".1f"), _number(row.target_passes_ms, ".1f"),
+         _number(row.floor_ms, ".1f"), f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f"),
          _number(row.extra_memory, ".1%"))
         for row in rows
     ]  # fmt: skip

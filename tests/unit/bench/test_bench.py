@@ -17,6 +17,7 @@ from harness.bench.policies import PolicyRow
 from harness.bench.scoreboard import markdown, speed_table
 from harness.bench.speed import Bench, Sequential, SpeedRow
 from harness.bench.stored import Speed, policies_document, read_policies, read_speed
+from harness.commands.bench import settings_for
 from harness.commands.scoreboard import replaced
 from harness.errors import HarnessError, InputError
 from harness.judge.verdict import Distance
@@ -99,7 +100,7 @@ def passes(request: Request, settings: list[tuple[str, int]], bonus: bool) -> li
 @pytest.mark.parametrize("seed", range(4))
 def test_the_passes_of_a_decode_are_all_counted(seed: int, bonus: bool):
     pyramid, request = MODELS.pyramid, Request((0,), seed)
-    policies = ("imposed:0", "imposed:0.5", "imposed:1", "coupled", "handoff:2", "collaborative:1")
+    policies = ("imposed:0", "imposed:0.5", "imposed:1", "coupled", "handoff:2", "collaborative:1", "code:1", "code:3")
     settings = [(policy, draft_len) for policy in policies for draft_len in (1, 2, 3)]
     for (policy, draft_len), turns in zip(settings, passes(request, settings, bonus), strict=True):
         decoder = SpeculativeDecoder(MODELS, Options(draft_len, bonus, parse(policy, bench=True)))
@@ -183,6 +184,42 @@ def test_the_scoreboard_repeats_its_files():
     ]
     line = "| TF32, draft bfloat16, CUDA graphs | 1 | `imposed:1` | 100% | 9 + bonus | 150.0 | 100.0 | 100.0 | 50.0 |"
     assert line in speed_table([RUN])
+
+
+def test_divided_labour_stands_at_every_batch_beside_imposed_acceptance():
+    code = replace(FAST, policy="code:5", draft_len=1, target_calls=5.0, kept=math.nan)
+    rows = [replace(code, batch=8, peak=1250), code, FAST, replace(code, batch=32, ms=90.0, peak=1250),
+            replace(code, policy="code:9", target_calls=9.0, ms=90.0, peak=1250)]  # fmt: skip
+    runs = [replace(RUN, bonus=False, rows=rows)]
+    lines = markdown(POLICIES, "digits", runs).splitlines()[2:]
+    named = "| d16-d30, TF32, draft bfloat16, CUDA graphs,"
+    assert lines[:3] == [
+        f"{named} 9 scales, 100% of scales kept | - | 1.0 | 2.00 | +15.0% | imposed | calls, speed, memory |",
+        f"{named} `code:5`, batch 1 / 8 / 32 | C | 5.0 | 2.00 / 2.00 / 1.11 | +15.0% / +25.0% / +25.0% |"
+        " random weights | calls, speed at 1 and 8, memory at 1 |",
+        f"{named} `code:9`, batch 1 | C | 9.0 | 1.11 | +25.0% | random weights | none |",
+    ]
+    assert len(lines) == 5
+    assert "| 8 | `code:5` | - | - | 150.0 |" in speed_table(runs)  # neither scales kept nor a draft length
+    on_digits = replace(DIGITS, rows=[replace(code, draft_len=2)])
+    policies = [*POLICIES, PolicyRow("code:5", "C", "5", [5], [5], [5], [Distance(0.5, 0.1, 0.05)])]
+    assert markdown(policies, "digits", [on_digits]).splitlines()[-1] == (
+        "| digits, `code:5` | C | 5.0 | 2.00 | - | 20 % | calls, speed |"
+    )
+
+
+def test_a_policy_that_no_draft_length_touches_is_timed_once():
+    assert settings_for("code:5,imposed:1", "2,5", 1) == [("code:5", 2), ("imposed:1", 2), ("imposed:1", 5)]
+
+
+def test_target_first_is_timed_as_its_passes_are():
+    machine, S = Listening(), MODELS.pyramid.S
+    (row,) = Bench(MODELS, False, 1, machine).rows(REQUESTS[:1], [("code:2", 1)])  # type: ignore[arg-type]
+    assert (row.target_calls, math.isnan(row.kept)) == (2, True)
+    # the draft's first pass computes all scales to its own, with logits of that one
+    due = [("target", 0, 0, 0), ("target", 1, 1, 1), ("draft", 0, 2, 2)]
+    assert machine.passes[2 * S :] == due
+    assert row.allowed == pytest.approx(row.target.passes_ms / (row.draft_passes_ms + row.target_passes_ms))
 
 
 def test_a_speed_up_that_the_passes_do_not_allow_keeps_no_promise():

@@ -12,7 +12,7 @@ import torch
 
 from harness.__main__ import main
 from harness.bench.charts import policies, svg
-from harness.bench.policies import PolicyRow, batches, markdown, measure
+from harness.bench.policies import PolicyRow, acceptance, batches, markdown, measure
 from harness.judge.verdict import Distance
 from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
@@ -53,6 +53,15 @@ def test_the_rows_say_what_the_policies_do():
     assert law.mean("tokens") > draft.mean("tokens")
     assert exact.judged == {0: 7, 1: 7, 2: 7}
     assert sum(n * rounds for n, rounds in longer.scales_per_round.items()) == 21
+
+
+def test_a_policy_under_which_nothing_is_judged_says_nothing_of_acceptance():
+    settings = [("code:3", "1"), ("code:1", "1"), ("coupled", "1")]
+    rows = measure(MODELS, list(batches(3, 3, 2, 0, 1.5)), settings)
+    alone, first = rows[2:4]
+    assert (alone.target_calls, alone.draft_rows, {d.tokens for d in alone.distances}) == ([3] * 3, [0] * 3, {0.0})
+    assert (first.target_calls, first.target_rows, first.draft_rows) == ([1] * 3, [1] * 3, [14] * 3)
+    assert [text.split("`")[1] for text in acceptance(rows)] == ["coupled"]
 
 
 def by_hand() -> list[PolicyRow]:

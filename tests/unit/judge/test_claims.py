@@ -66,12 +66,29 @@ def test_what_was_not_shown_is_said_and_under_contract_a_the_tokens_are_enough()
     assert "calls and rows" in judged(hide_counts).not_compared
 
 
-@pytest.mark.parametrize("policy", ["rejection", "match:0.5", "handoff:2"])
+@pytest.mark.parametrize("policy", ["rejection", "match:0.5", "handoff:2", "code:2"])
 def test_a_claim_about_the_target_needs_its_tensors(policy: str):
     assert judged(show_all, policy).verdict is Verdict.CONSISTENT
     blind = judged(hide, policy)
     assert blind.verdict is Verdict.INCONCLUSIVE
     assert blind.inconclusive == ["nothing of the target was compared: the decoder shows no Trace.intermediates"]
+
+
+def test_a_target_that_decides_everything_alone_leaves_nothing_of_the_draft_to_judge():
+    result = judged(show_all, "code:4")
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "nothing was drafted" in result.inconclusive[0]
+
+
+@pytest.mark.parametrize("name", ["x_RLD", "rows_RLV", "guided_BLV"])
+def test_under_target_first_the_tensors_of_its_scales_are_compared(name: str):
+    def change(trace: Trace) -> None:
+        assert trace.intermediates is not None
+        getattr(trace.intermediates, name)[:, 1] += torch.tensor(1.0)  # position 1: scale 1, the target's
+
+    result = judged(change, "code:2")
+    assert result.verdict is Verdict.DEFECT
+    assert result.first_divergence.scale == 1
 
 
 def test_a_draft_that_decides_everything_leaves_nothing_of_the_target_to_compare():

@@ -36,6 +36,15 @@ def test_the_best_setting_stands_above_and_every_row_below():
     assert not page.all("b")
 
 
+def test_where_no_draft_is_judged_there_is_no_share_and_no_draft_length():
+    code = replace(FAST, policy="code:5", draft_len=1, kept=math.nan)
+    for rows in ((code, FAST), (code,)):
+        page = read(timings_page(run(*rows), "cpu"))
+        assert "code:5, 1 image a batch" in page.words
+        assert "code:5 1 – – 50.0 20.0 25.0 10.0" in page.words
+        assert len(page.all("svg")) == 1
+
+
 def test_no_gain_is_said():
     page = read(timings_page(run(SLOW), "cpu"))
     assert "? NOT FASTER" in page.words

@@ -52,6 +52,27 @@ def test_every_claim_is_exercised_by_a_round_of_its_kind_and_by_no_other():
     assert (made.decodes, made.diverged, made.reused) == (3, 1, 1)
 
 
+def test_a_target_that_decides_alone_exercises_no_claim_about_drafts():
+    alone = [Round(si, 0, 0, False, True, 0, 0, 1, 1) for si in range(2)]
+    made = Coverage()
+    made.add([Coverage.of(trace([*alone, *rounds((2, 0, True))]))])
+    assert (made.rounds, made.judged, dict(made.accepted), made.bonus) == (3, 1, {0: 1}, 1)
+    assert "a first drafted scale that falls" not in made.never()
+    # nothing that the draft proposes is judged: what stands and what falls is nobody's claim
+    first = Coverage()
+    by_draft = Round(2, 2, 2, False, False, 2, 0, 0, 0)
+    first.add([Coverage.of(trace([*alone, by_draft]))] * 2)
+    assert (first.rounds, first.judged, first.never()) == (6, 0, [])
+    assert Coverage().never() == list(CLAIMS)  # where no rounds are shown, nothing excuses
+
+
+def test_counts_of_a_file_from_before_claim_what_they_claimed():
+    made = Coverage()
+    made.add([Coverage.of(trace(rounds((0, 2, False))))])
+    values = {name: value for name, value in made.as_dict().items() if name != "judged"}
+    assert Coverage.from_dict(values) == made
+
+
 def test_a_close_draft_is_the_target_moved_by_the_stated_amount():
     models = digits()
     close, again, other = close_pair(models, 0.01), close_pair(models, 0.01), close_pair(models, 0.01, seed=1)

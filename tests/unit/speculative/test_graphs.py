@@ -103,7 +103,8 @@ def graphed(options: Options) -> Graphed:
 @pytest.mark.parametrize("draft_len", [1, 3, "dynamic", "1/3/2/1"])
 @pytest.mark.parametrize("bonus", [False, True])
 @pytest.mark.parametrize(
-    "policy", ["coupled", "greedy", "rejection", "match:0.3+partial", "kl:0.5", "handoff:2", "collaborative:3"]
+    "policy",
+    ["coupled", "greedy", "rejection", "match:0.3+partial", "kl:0.5", "handoff:2", "collaborative:3", "code:2"],
 )
 def test_recorded_decodes_are_the_launched_ones(policy: str, bonus: bool, draft_len: int | str) -> None:
     options = Options(draft_len, bonus, parse(policy))

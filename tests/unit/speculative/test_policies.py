@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.__main__ import main
-from harness.errors import InputError
+from harness.errors import InputError, NonFiniteError
 from harness.models.pair import ModelPair
 from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
@@ -31,7 +31,7 @@ FOUR = ScalePyramid((1, 2, 3, 4))
 REQUEST = Request((0, 1, 1, 0), 5)
 EVERY = [
     "coupled", "greedy", "rejection", "match:0.5", "match:0.3+partial", "coupled-match:0.5", "topk-match:3:0.5",
-    "kl:0.2", "kl:0.2+partial", "handoff:2", "collaborative:2",
+    "kl:0.2", "kl:0.2+partial", "handoff:2", "collaborative:2", "code:2",
 ]  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_an_equal_draft_is_accepted_whole(policy: str, models: ModelPair):
         assert torch.equal(trace.tokens_BL, expected_tokens(models, greedy=policy == "greedy"))
 
 
-@pytest.mark.parametrize("name", ["handoff", "collaborative"])
+@pytest.mark.parametrize("name", ["handoff", "collaborative", "code"])
 @pytest.mark.parametrize("entry", range(5))
 def test_dividing_the_labour_between_equal_networks_is_sequential(name: str, entry: int):
     trace = decoded(f"{name}:{entry}", 2, toys(0.0))
@@ -122,13 +122,68 @@ def test_dividing_the_labour_between_equal_networks_is_sequential(name: str, ent
     assert all(rows == FOUR.L for rows in trace.target_rows) is (alone == 0 or (name == "handoff" and entry < 4))
 
 
+@pytest.mark.parametrize("draft_len", [1, 3, "dynamic", "4/1/2/1"])
+@pytest.mark.parametrize("entry", range(5))
+def test_target_first_makes_one_target_pass_a_scale_and_the_draft_fills_its_cache_in_one(
+    entry: int, draft_len: int | str
+):
+    request = Request((0, 1, 1, 0), 5, order="batch" if entry % 2 else "image")
+    trace, own = decoded(f"code:{entry}", draft_len, request=request), FOUR.begin(entry)
+    sequential_BL = expected_tokens(toys(), request)
+    assert torch.equal(trace.tokens_BL[:, :own], sequential_BL[:, :own])
+    assert (trace.target_calls, trace.target_rows) == ([entry] * 4, [own] * 4)
+    assert (trace.draft_calls, trace.draft_rows) == ([4 - entry] * 4, [FOUR.L if entry < 4 else 0] * 4)
+    turns = [(t.first, t.drafted, t.accepted, t.bonus, t.bonus_tokens) for t in trace.rounds[0]]
+    alone = [(si, 0, 0, True, FOUR.tokens(si)) for si in range(entry)]
+    assert turns == alone + [(entry, 4 - entry, 4 - entry, False, 0)] * (entry < 4)
+    if entry < 4:
+        assert trace.rounds[0][-1].draft_rows == FOUR.L  # scales 0..ENTRY in its first pass, and the others
+        assert not torch.equal(trace.tokens_BL, sequential_BL)
+    else:
+        assert torch.equal(trace.tokens_BL, sequential_BL)
+    kept = trace.intermediates
+    assert kept is not None
+    for name in ("x_RLD", "rows_RLV", "guided_BLV"):  # of the target's passes, and of nothing else
+        tensor = getattr(kept, name)
+        assert torch.isfinite(tensor[:, :own]).all()
+        assert torch.isnan(tensor[:, own:]).all()
+    assert torch.isfinite(kept.f_hat_SBCPP).all()
+
+
+@pytest.mark.parametrize("entry", range(5))
+def test_target_first_gives_the_images_of_collaborative(entry: int):
+    """With a draft for the first scales, the policy is `collaborative`: other calls, the same tokens."""
+    first, speculated = (decoded(f"{name}:{entry}", 2) for name in ("code", "collaborative"))
+    assert torch.equal(first.tokens_BL, speculated.tokens_BL)
+    assert torch.equal(first.f_hat_BCPP, speculated.f_hat_BCPP)
+    assert all(calls >= other for calls, other in zip(first.target_calls, speculated.target_calls, strict=True))
+    assert all(rows <= other for rows, other in zip(first.target_rows, speculated.target_rows, strict=True))
+
+
+def test_a_pass_of_the_target_alone_is_looked_at_for_numbers_that_are_not_finite():
+    models = tiny(Layout((1, 2, 3, 4)))
+    weights = {**models.target.weights, "head.bias": models.target.weights["head.bias"] + torch.inf}
+    broken = replace(models, target=replace(models.target, weights=weights))  # type: ignore[type-var]
+    for keep in (True, False):
+        decoder = SpeculativeDecoder(broken, Options(2, policy=parse("code:2"), keep_intermediates=keep))
+        with pytest.raises(NonFiniteError, match="the pass that began at scale 0"):
+            decoder.decode(REQUEST, models.noise(REQUEST))
+
+
 def test_a_match_may_reject_an_equal_draft():
     """A sampled token often is not the most likely one: this is what `match` measures, not a mistake of the draft."""
     assert rejected(decoded("match:1", 4, toys(0.0))) > 0
 
 
 @pytest.mark.parametrize(
-    ("policy", "sole"), [("handoff:4", "draft"), ("collaborative:0", "draft"), ("handoff:0", "target")]
+    ("policy", "sole"),
+    [
+        ("handoff:4", "draft"),
+        ("collaborative:0", "draft"),
+        ("handoff:0", "target"),
+        ("code:0", "draft"),
+        ("code:4", "target"),
+    ],
 )
 def test_at_its_ends_the_division_leaves_one_network_alone(policy: str, sole: str):
     trace = decoded(policy, 2)
@@ -167,7 +222,7 @@ def test_every_scale_is_finished_exactly_once_and_the_counts_add_up(policy: str,
         assert sum(n * rounds for n, rounds in trace.scales_per_round().items()) == 4 * FOUR.S
         for b, rounds in enumerate(trace.rounds):
             assert [t.first + k for t in rounds for k in range(t.finished)] == list(FOUR)
-            assert all(t.finished >= 1 and t.drafted >= 1 for t in rounds)
+            assert all(t.finished >= 1 and (t.drafted >= 1 or policy == "code:2") for t in rounds)
             assert sum(t.accepted_tokens + t.corrected_tokens + t.bonus_tokens for t in rounds) == FOUR.L
             assert sum(t.target_rows for t in rounds) == trace.target_rows[b]
             assert sum(t.draft_rows for t in rounds) == trace.draft_rows[b]
@@ -219,6 +274,10 @@ BAD = {
     "policy=handoff:11": (["--policy", "handoff:11"], "ENTRY must lie in 0..10"),
     "policy=handoff:99999999": (["--policy", "handoff:99999999"], "ENTRY must lie in 0..10"),
     "policy=collaborative:9999999999": (["--policy", "collaborative:9999999999"], "ENTRY must be a whole number >= 0"),
+    "policy=code:11": (["--policy", "code:11"], "ENTRY must lie in 0..10"),
+    "policy=code": (["--policy", "code"], "takes 1 numbers: ENTRY must be a whole number >= 0"),
+    "policy=code:5:2": (["--policy", "code:5:2"], "takes 1 numbers: ENTRY must be a whole number >= 0"),
+    "policy=code:5+partial": (["--policy", "code:5+partial"], "+partial changes what a rejected scale becomes"),
     "policy=handoff:-1": (["--policy", "handoff:-1"], "ENTRY must be a whole number >= 0"),
     "policy=collaborative:2.5": (["--policy", "collaborative:2.5"], "ENTRY must be a whole number >= 0"),
     "contract=A": (["--policy", "match:0.5", "--contract", "A"], "claims contract C"),
