@@ -10,7 +10,7 @@ import typer
 from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH
 from harness.commands import options
 from harness.commands.listed import check_most, integers
-from harness.errors import InputError, StopSignal
+from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
@@ -123,18 +123,18 @@ def quality(
         from harness.bench.charts import svg, trade_off  # noqa: PLC0415  # matplotlib is asked for where one draws
 
         write_whole(outputs["picture"], svg(trade_off(found)))
-    raise typer.Exit(worst(found.verdicts).exit_status if found.verdicts else 0)
+    status = worst(found.verdicts).exit_status if found.verdicts else 0
+    raise typer.Exit(128 + found.stopped if found.stopped else status)
 
 
 def drawn(pair: ModelPair, means: Means, asked: Asked, keeping: tuple[Keeping, Terms], quiet: bool) -> Measured:
-    """Draw and measure under a progress bar. Raises as `run` does; a signal says what to do with what is kept."""
-    try:
-        with LongWork("images", asked.images * (2 + len(asked.others)), quiet) as work:
-            return run(pair, means, asked, keeping, work.advance)
-    except StopSignal:
-        if (file := keeping[0].file) is not None:
-            say(plain_console(), f"what is drawn is in {file}; --resume goes on with it", "interrupted:")
-        raise
+    """Draw and measure under a progress bar. Raises as `run` does."""
+    with LongWork("images", asked.images * (2 + len(asked.others)), quiet) as work:
+        found = run(pair, means, asked, keeping, work.advance)
+    if found.stopped:
+        kept = "; --resume goes on with the run" if keeping[0].file else ""
+        say(plain_console(), f"interrupted: {found.rows[0].images} of {asked.images} images a decoder{kept}")
+    return found
 
 
 def means_for(networks: options.Networks, features: Path | None, real: Path | None) -> Means:

@@ -6,7 +6,7 @@ Promise: samples come in the order of the images, whoever drew them and in how m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.errors import InputError
+from harness.errors import InputError, StopSignal
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.quality.draw import Drawn, DrawWork, Features, letter
@@ -66,7 +66,7 @@ def gather(
     requests: Sequence[Request],
     keeping: tuple[Keeping, Terms] = (NOWHERE, Terms()),
     progress: Callable[[int], None] = lambda images: None,
-) -> list[ImageSet]:
+) -> tuple[list[ImageSet], int]:
     """Draw every portion of every source.
 
     Args:
@@ -77,10 +77,13 @@ def gather(
         keeping: who does it, and where it is kept; how decoders under test run.
         progress: called with the images of every portion, once for all that a resumed run has already.
 
+    Returns:
+        The sets, of what was drawn until a signal came (SIGINT, SIGTERM); and that signal, or 0.
+
     Raises:
         InputError: a decoder that refuses its settings or a request; a run file of another run.
         WorkerError: the workers die.
-        StopSignal: SIGINT or SIGTERM; what is drawn stays in the file.
+        StopSignal: a signal came before anything was drawn.
 
     Effects: processes, which have ended when this returns; the run file.
     """
@@ -90,7 +93,7 @@ def gather(
     tasks = [Task(k, request, tuple(range(len(sources)))) for k, request in enumerate(requests)]
     work = DrawWork(models, features, tuple(sources), max(task.request.B for task in tasks), terms)
     about = about_of(models, features, sources, requests) if where.file is not None else {}
-    file = opened(where, about)
+    file, stopped = opened(where, about), 0
     with closing(file) if file else nullcontext():
         drawn = file.portions() if file else {}
         if drawn:
@@ -98,17 +101,26 @@ def gather(
         crew = employ(where, torch.device(where.device or models.device), len(tasks))
         with closing(crew.open(work)) as pool:
             contracts = [letter(*of) for of in zip(sources, pool.about["contracts"], strict=True)]
-            for task, made in pool.map([task for task in tasks if task.number not in drawn]):
-                if isinstance(made, Died):
-                    raise WorkerError(f"batch={task.request.B}: {made.why}; pass a smaller --batch, or fewer --workers")
-                _keep(file, drawn, task, made)
-                progress(task.images)
-    labels_N = torch.tensor([label for request in requests for label in request.labels or ()])
+            try:
+                for task, made in pool.map([task for task in tasks if task.number not in drawn]):
+                    if isinstance(made, Died):
+                        rule = f"{made.why}; pass a smaller --batch, or fewer --workers"
+                        raise WorkerError(f"batch={task.request.B}: {rule}")
+                    _keep(file, drawn, task, made)
+                    progress(task.images)
+            except StopSignal as stop:
+                if not drawn:
+                    raise
+                stopped = stop.status - 128
+    return _sets(sources, contracts, [task for task in tasks if task.number in drawn], drawn), stopped
+
+
+def _sets(
+    sources: Sequence[Source], contracts: Sequence[str], tasks: Sequence[Task], drawn: Mapping[int, list[Drawn]]
+) -> list[ImageSet]:
+    labels_N = torch.tensor([label for task in tasks for label in task.request.labels or ()])
     columns = zip(*(drawn[task.number] for task in tasks), strict=True)
-    return [
-        _sample(source, contract, labels_N, column)
-        for source, contract, column in zip(sources, contracts, columns, strict=True)
-    ]
+    return [_set(*of[:2], labels_N, of[2]) for of in zip(sources, contracts, columns, strict=True)]
 
 
 def _keep(file: DrawnFile | None, drawn: dict[int, list[Drawn]], task: Task, made: list[Drawn]) -> None:
@@ -118,7 +130,7 @@ def _keep(file: DrawnFile | None, drawn: dict[int, list[Drawn]], task: Task, mad
         drawn[task.number] = made
 
 
-def _sample(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Drawn]) -> ImageSet:
+def _set(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Drawn]) -> ImageSet:
     failed = next((of.failed for of in portions if of.failed), "")
     good = [of for of in portions if not of.failed]
     if failed:

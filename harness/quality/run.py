@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from harness.clock import timed
-from harness.errors import InputError
+from harness.errors import InputError, StopSignal
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
@@ -118,6 +118,7 @@ def run(
 
     Raises:
         InputError: labels or filters that the networks do not have, and as `gather` and `measure` do.
+        StopSignal: a signal came before there were enough images for an interval.
     """
     sources = [BASE, LAW, *asked.others]
     check_labels(models, means, asked.labels)
@@ -125,16 +126,18 @@ def run(
     batch = asked.batch or min(default_batch(models, apart).images, asked.images)
     requests = portions(asked.images, batch, asked.labels, asked.request)
     requests[0].check_against(models.target.config.classes, models.target.config.V)
-    samples, seconds = timed(
+    (samples, stopped), seconds = timed(
         lambda: gather(models, means.features, sources, requests, keeping, progress), torch.device("cpu")
     )
+    if stopped and len(samples[0].labels_N) < 2 * asked.blocks:
+        raise StopSignal(stopped)
     where = models.device if means.features.D >= FEW else torch.device("cpu")
     samples = [_on(sample, where, models.device) for sample in samples]
     networks = models.pyramid, models.target.config.V
     rows = measure(samples, means.real, means.features.classes, networks, asked.blocks)
     real = means.real.name if means.real else ""
     about = models.title, str(models.device), asked.request.cfg, means.features.name, means.features.unit, real
-    return Measured(*about, asked.blocks, rows, asked.most, seconds)
+    return Measured(*about, asked.blocks, rows, asked.most, seconds, stopped)
 
 
 def check_labels(models: ModelPair, means: Means, labels: Sequence[int]) -> None:

@@ -42,6 +42,7 @@ class Measured:
         rows: sequential decoding first.
         most: loss that is allowed; None = nothing was asked.
         seconds: of the drawing.
+        stopped: signal that ended it early, or 0; the rows are of what was drawn until then.
     """
 
     models: str
@@ -54,6 +55,7 @@ class Measured:
     rows: list[QualityRow]
     most: float | None = None
     seconds: float = 0.0
+    stopped: int = 0
 
     @property
     def verdicts(self) -> list[Quality]:

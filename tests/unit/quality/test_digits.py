@@ -1,4 +1,4 @@
-"""The digits classifier that ships: how good it is, its unit and size, and that real digits are seen as drawn ones are."""
+"""The digits classifier that ships: how good it is, its unit and size; real digits are seen as drawn ones are."""
 
 from __future__ import annotations
 

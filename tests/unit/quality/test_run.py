@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.errors import InputError
+from harness.errors import InputError, StopSignal
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.quality.gather import ImageSet, gather
@@ -44,7 +44,9 @@ def crash(models, settings):
 def drawn(size: int, keeping: Keeping = NOWHERE, sources: list[Source] | None = None) -> list[ImageSet]:
     others = sources or [*decoders(DEFAULT, [Settings(3, policy="coupled"), Settings(3, policy="rejection")])]
     requests = portions(40, size, (0, 1), REQUEST)
-    return gather(MODELS, corners().features, [BASE, LAW, *others], requests, (keeping, IN_PROCESS))
+    made, stopped = gather(MODELS, corners().features, [BASE, LAW, *others], requests, (keeping, IN_PROCESS))
+    assert not stopped
+    return made
 
 
 def same(a: list[ImageSet], b: list[ImageSet]) -> bool:
@@ -81,6 +83,23 @@ def test_a_run_that_was_stopped_goes_on_to_the_same(tmp_path: Path):
     assert same(drawn(10, Keeping(file=path, resume=True)), whole)  # nothing is left to draw
     with pytest.raises(InputError, match="is there already; pass --resume"):
         drawn(10, Keeping(file=path))
+
+
+def test_a_signal_ends_the_drawing_and_what_is_there_is_measured():
+    done = 0
+
+    def stop(images: int) -> None:
+        nonlocal done
+        done += images
+        if done >= 2 * 3 * 20:
+            raise StopSignal(15)
+
+    asked = Asked(controls(1), 80, 20, (0, 1), REQUEST, 10)
+    found = run(MODELS, corners(), asked, (NOWHERE, IN_PROCESS), stop)
+    assert found.stopped == 15
+    assert {row.images for row in found.rows} == {40}
+    with pytest.raises(StopSignal):
+        run(MODELS, corners(), replace(asked, blocks=30), (NOWHERE, IN_PROCESS), stop)
 
 
 def test_a_file_of_another_run_is_refused_by_name(tmp_path: Path):
