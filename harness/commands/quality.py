@@ -12,7 +12,9 @@ from harness.commands import options
 from harness.commands.listed import check_most, integers
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
+from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
+from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.request import NoiseOrder, Request
 from harness.quality.distances import check_installed
@@ -22,16 +24,18 @@ from harness.quality.measure import Real
 from harness.quality.run import IMAGES, Asked, Means, decoders, digits, run
 from harness.quality.sources import DRAFT, Source, controls
 from harness.quality.stored import Measured
-from harness.quality.verdict import worst
+from harness.quality.verdict import Quality, why, worst
 from harness.report.pages import replaced
 from harness.report.progress import LongWork
 from harness.report.quality import best_cfg, markdown, show_quality
 from harness.report.terminal import plain_console, say
 from harness.runs.factory import DEFAULT
 from harness.runs.limits import TIMEOUT_S, Limits
+from harness.runs.result import Verification
 from harness.runs.terms import Keeping, Terms
 
 EVERY = ",".join(name for name in (*EVERY_LENGTH, *ONE_LENGTH) if name != "greedy")
+MaxLoss = Annotated[float | None, typer.Option(help="Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.")]
 FeaturesFile = Annotated[
     Path | None, typer.Option("--features", help="Inception's weights file (torch-fidelity's), for other images.")
 ]
@@ -70,7 +74,7 @@ def quality(
     find_cfg: Annotated[str, typer.Option(help="Measure sequential decoding at these guidance values alone.")] = "",
     features: FeaturesFile = None,
     real: RealFile = None,
-    max_loss: Annotated[float | None, typer.Option(help="Judge: KEPT, LOST or INCONCLUSIVE, at this loss.")] = None,
+    max_loss: MaxLoss = None,
     blocks: Annotated[int, typer.Option(help="Blocks of images that intervals are made from.")] = BLOCKS,
     timeout: Annotated[float, typer.Option(help="Seconds of one decode in a decoder's own process.")] = TIMEOUT_S,
     in_process: Annotated[bool, typer.Option("--in-process", help="Run decoders under test in this process.")] = False,
@@ -151,6 +155,53 @@ def means_for(networks: options.Networks, features: Path | None, real: Path | No
         rule = "has no labels, which the digits' features are joined by"
         raise InputError("real", str(real), rule, "drop it, or pass --features too")
     return usual
+
+
+def demand(
+    most: float | None, contract: str, images: int, asked: tuple[options.Networks, Path | None, Path | None]
+) -> tuple[Means, float, int] | None:
+    """Return what `verify --max-loss` demands: means, loss and images; None where nothing is demanded.
+
+    Raises:
+        InputError: another contract than C, a loss or a number of images that shows nothing, and as `means_for` does.
+    """
+    if most is None:
+        return None
+    if not contract or Contract.of(contract) is not Contract.QUALITY:
+        rule = "states a loss, which contract C alone allows"
+        raise InputError("max_loss", most, rule, "pass --contract C too, or sdvar-harness quality")
+    check_installed()
+    Asked([], images, most=most)
+    return means_for(*asked), most, images
+
+
+def claim(
+    result: Verification,
+    pair: ModelPair,
+    stated: tuple[Means, float, int],
+    asked: tuple[list[Source], options.Images, options.Sampling],
+    keeping: tuple[Keeping, Terms],
+    quiet: bool,
+) -> int:
+    """Measure the loss of a verification's settings, and put what it proves into its result.
+
+    LOST becomes a defect of component `quality`; INCONCLUSIVE, a reason to be that. Returns the exit status of a signal
+    that ended it early, or 0.
+    """
+    (means, most, images), (sources, wanted, sampling) = stated, asked
+    seed = integers("seeds", wanted.seeds, "0:4")[0]
+    request = Request((0,), seed, sampling.cfg, sampling.top_k, sampling.top_p)
+    sets = Asked(sources, images, wanted.batch, labels_of(wanted.labels, pair), request, BLOCKS, most)
+    found = drawn(pair, means, sets, keeping, quiet)
+    show_quality(found, plain_console(), quiet)
+    result.about["quality"] = found.values()
+    for row, verdict in zip(found.rows[1:], found.verdicts, strict=True):
+        said = f"{row.name}: {why(row, most)}"
+        if verdict is Quality.LOST:
+            result.early.append(Divergence("quality", said, seed))
+        elif verdict is Quality.INCONCLUSIVE:
+            result.reasons.append(f"quality of {said}")
+    return 128 + found.stopped if found.stopped else 0
 
 
 def own(policies: str, draft_len: str, bonus: bool) -> list[Source]:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,13 +69,20 @@ class _AsTheyAre(torch.nn.Module):
         return features_ND
 
 
-def frechet(a: Moments, b: Moments) -> float:
-    """Return the Fréchet distance of two sets, by torchmetrics, in float64."""
+@lru_cache(maxsize=4)
+def _metric(D: int, device: torch.device) -> Any:
+    """Return torchmetrics' metric; made once, since that takes longer than the distance of a few features."""
     from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: PLC0415  # asked for where it is used
 
+    return FrechetInceptionDistance(feature=_AsTheyAre(D)).to(device)
+
+
+def frechet(a: Moments, b: Moments) -> float:
+    """Return the Fréchet distance of two sets, by torchmetrics, in float64."""
     D, device = len(a.sum_D), a.sum_D.device
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(D)).to(device)
-    metric.update(torch.zeros(1, D, dtype=torch.float64, device=device), real=True)  # its states are set below
+    metric = _metric(D, device)
+    # forgets what it computed last; its states are set below
+    metric.update(torch.zeros(1, D, dtype=torch.float64, device=device), real=True)
     for side, of in (("real", a), ("fake", b)):
         setattr(metric, f"{side}_features_sum", of.sum_D)
         setattr(metric, f"{side}_features_cov_sum", of.products_DD)

@@ -62,12 +62,17 @@ def jackknife(whole: float, without: Sequence[float]) -> Estimate:
         InputError: fewer than `LEAST_BLOCKS` blocks.
     """
     g = len(without)
-    if g < LEAST_BLOCKS:
-        raise InputError("blocks", g, f"must be at least {LEAST_BLOCKS}", f"pass --blocks {BLOCKS}, and as many images")
+    check_blocks(g)
     pseudo = [g * whole - (g - 1) * value for value in without]
     value = fmean(pseudo)
     half = student(g - 1) * math.sqrt(sum((each - value) ** 2 for each in pseudo) / (g - 1) / g)
     return Estimate(value, value - half, value + half, whole)
+
+
+def check_blocks(blocks: int) -> None:
+    """Refuse fewer blocks than an interval needs. Raises `InputError`."""
+    if blocks < LEAST_BLOCKS:
+        raise InputError("blocks", blocks, f"must be at least {LEAST_BLOCKS}", f"pass --blocks {BLOCKS}")
 
 
 def of_means(values: Sequence[float]) -> Estimate:

@@ -18,7 +18,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.quality.digits import load_features, load_real
 from harness.quality.draw import Features
-from harness.quality.estimate import BLOCKS
+from harness.quality.estimate import BLOCKS, check_blocks
 from harness.quality.gather import NOWHERE, ImageSet, check_enough, gather
 from harness.quality.measure import Real, measure
 from harness.quality.sources import BASE, LAW, Source, portions
@@ -78,6 +78,7 @@ class Asked:
     most: float | None = None
 
     def __post_init__(self) -> None:
+        check_blocks(self.blocks)
         check_enough(self.images, self.blocks)
         check_loss(self.most)
 

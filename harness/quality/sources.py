@@ -57,7 +57,13 @@ LAW = Source("the target's law", seeds=1, keeps_tokens=True)
 
 
 def controls(count: int) -> list[Source]:
-    """Return sequential decoding under yet other seeds, so many times: decoders that lose nothing."""
+    """Return sequential decoding under yet other seeds, so many times: decoders that lose nothing.
+
+    Raises:
+        InputError: fewer than none.
+    """
+    if count < 0:
+        raise InputError("control", count, "must be 0 or more", "pass --control 1")
     numbered = [f"sequential, other seeds{f' {k + 1}' if count > 1 else ''}" for k in range(count)]
     return [Source(name, seeds=k + 2, keeps_tokens=True) for k, name in enumerate(numbered)]
 

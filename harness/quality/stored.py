@@ -62,14 +62,17 @@ class Measured:
         """The verdict on every row behind the first; none where no loss was stated."""
         return [quality(row, self.most) for row in self.rows[1:]] if self.most is not None else []
 
-    def document(self) -> bytes:
-        """Return the run as JSON, with what made it; null where there is no figure."""
+    def values(self) -> dict[str, Any]:
+        """Return the run as JSON values; null where there is no figure."""
         rows = [_row_values(row) for row in self.rows]
         for values, verdict in zip(rows[1:], self.verdicts, strict=bool(self.verdicts)):
             values["verdict"] = verdict.value
-        made = {"level": LEVEL, "precision": precision(), "versions": versions()}
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
-        return compact({"schema": SCHEMA, **kept, **made, "rows": rows})
+        return {"schema": SCHEMA, **kept, "level": LEVEL, "rows": rows}
+
+    def document(self) -> bytes:
+        """Return the run as JSON, with what made it."""
+        return compact({**self.values(), "precision": precision(), "versions": versions()})
 
 
 def _row_values(row: QualityRow) -> dict[str, Any]:
