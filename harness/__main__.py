@@ -24,6 +24,7 @@ from harness.commands.golden import app as golden
 from harness.commands.init import init
 from harness.commands.mutants import mutants
 from harness.commands.parts import parts
+from harness.commands.quality import quality
 from harness.commands.replay import replay
 from harness.commands.report import report
 from harness.commands.sample import sample
@@ -55,6 +56,7 @@ app.command()(calibrate)
 app.add_typer(golden, name="golden")
 app.command()(mutants)
 app.command()(bench_policies)
+app.command()(quality)
 app.command()(scoreboard)
 
 

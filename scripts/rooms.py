@@ -27,13 +27,15 @@ DOORS: dict[str, tuple[str, ...]] = {
     "laws": ("protocol", "adapters", "models", "reference", "rounding", "judge", "runs", "speculative"),
     "mutants": ("protocol", "models", "judge", "runs", "laws", "speculative"),
     "golden": ("protocol", "models", "reference", "rounding", "judge", "runs", "laws", "speculative"),
-    "bench": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
+    "quality": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
+    "bench": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative", "quality"),
     "report": (
-        "protocol", "adapters", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "speculative",
+        "protocol", "adapters", "rounding", "judge", "runs", "laws", "mutants", "golden", "quality", "bench",
+        "speculative",
     ),
     "commands": (
-        "protocol", "models", "reference", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "report",
-        "speculative", "adapters",
+        "protocol", "models", "reference", "rounding", "judge", "runs", "laws", "mutants", "golden", "quality", "bench",
+        "report", "speculative", "adapters",
     ),
 }  # fmt: skip
 

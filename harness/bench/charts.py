@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from harness.bench.policies import PolicyRow
 from harness.bench.stored import Speed
+from harness.quality.stored import Measured
 from harness.speculative.policies import IMPOSED
 
 SIZE = (9.0, 5.0)
@@ -42,6 +43,24 @@ def policies(rows: Sequence[PolicyRow]) -> Figure:
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside right upper")
+    return figure
+
+
+def trade_off(found: Measured) -> Figure:
+    """Draw target calls against the published loss and against the drift: a dot a decoder, bars are intervals."""
+    figure = Figure(SIZE, layout="constrained")
+    words = {"loss": "loss: farther from real data", "drift": "drift: farther from the target's law"}
+    for axes, (name, word) in zip(figure.subplots(1, 2, sharex=True), words.items(), strict=True):
+        axes.set(xlabel="mean target calls an image", ylabel=f"{word}\n({found.unit})", yscale="symlog")
+        axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
+        for row in found.rows[1:]:
+            of = getattr(row, name)
+            if of is not None and row.calls is not None:
+                label = row.name if name == "drift" else None
+                ends = [[of.value - of.low], [of.high - of.value]]
+                axes.errorbar([row.calls], [of.value], ends, marker="o", markersize=4, label=label, clip_on=False)
+        axes.axhline(found.most or 0.0, color="gray", linestyle="--")
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 

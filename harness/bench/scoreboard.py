@@ -6,36 +6,84 @@ Promise: every number comes from a file of measurements; a verdict is a comparis
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from harness.bench.policies import PolicyRow
 from harness.bench.speed import SpeedRow
 from harness.bench.stored import DRAFT_ALONE, Speed
 from harness.errors import InputError
+from harness.quality.measure import QualityRow
+from harness.quality.stored import Measured
+from harness.quality.verdict import Quality, quality
 from harness.speculative.policies import IMPOSED, parse
 
 MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
 STEADY = 1.05  # a speed-up beyond what the passes allow comes from a disturbed measurement of the other side
 LEAST_RATE = 0.5
+MOST_LOSS = 0.1  # the report: "FID loss below 0.1"; digits' unit is another (docs/quality.md)
+PROMISES = {
+    "calls": "5 target calls or fewer", "speed": "1.3 times faster or more", "memory": "less than 20 % more memory",
+    "image": "the image's quality",
+}  # fmt: skip
 
 
 HEADS = (
     "decoder", "contract", "target calls (≤ 5)", "speed-up (≥ 1.3)", "extra memory (< 20 %, published sizes)",
     "pixels off (the draft's own: 100 %)", "promises kept",
 )  # fmt: skip
+LOSS = "loss; drift (< 0.1)"  # stands before the promises, where quality was measured
 
 
-def markdown(policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], draft_len: str = "5") -> str:
-    """Return the scoreboard as a table; arguments and errors as of `scoreboard`."""
-    lines = [f"| {' | '.join(HEADS)} |", "|---|---|---:|---:|---:|---:|---|"]
-    board = scoreboard(policies, models, runs, draft_len)
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in board)]) + "\n"
+def heads(found: Measured | None = None) -> list[str]:
+    """Return the heads of the columns."""
+    return [*HEADS[:-1], *([LOSS] if found else []), HEADS[-1]]
+
+
+def markdown(
+    policies: Sequence[PolicyRow],
+    models: str,
+    runs: Sequence[Speed],
+    draft_len: str = "5",
+    found: Measured | None = None,
+) -> str:
+    """Return the scoreboard as a table, and what it says of each promise; arguments and errors as of `scoreboard`."""
+    lines = [f"| {' | '.join(heads(found))} |", f"|---|---|{'---:|' * (5 if found else 4)}---|"]
+    board = scoreboard(policies, models, runs, draft_len, found)
+    said = ["", *promises(board)] if found else []
+    lines += [f"| {' | '.join(row)} |" for row in board]
+    return "\n".join(lines + said) + "\n"
+
+
+def promises(board: Sequence[Sequence[str]]) -> list[str]:
+    """Return what a scoreboard says of each promise, and of those that a decoder keeps together, a sentence each."""
+    # "speed at 1 and 8" is a promise kept at those batches alone
+    kept = {
+        row[0]: {word.partition(" at ")[0]: word.partition(" at ")[2] for word in row[-1].split(" (")[0].split(", ")}
+        for row in board
+    }
+    kept = {name: {word: at for word, at in of.items() if word in PROMISES} for name, of in kept.items()}
+    real = {name: of for name, of in kept.items() if "% of scales kept" not in name}  # acceptance is not imposed
+    made = []
+    for word, text in PROMISES.items():
+        who = [name + (f" (at {of[word]})" if of[word] else "") for name, of in real.items() if word in of]
+        imposed = len([name for name, of in kept.items() if word in of and name not in real])
+        other = f"; of those with imposed acceptance {imposed}" if len(kept) > len(real) else ""
+        made.append(f"- {text[0].upper()}{text[1:]}: {'; '.join(who) or 'no decoder'}{other}.")
+    together = [name for name, of in real.items() if {"calls", "image"} <= of.keys()]
+    made.append(f"- Calls and image together: {'; '.join(together) or 'no decoder'}.")
+    most = max(map(len, real.values()), default=0)
+    best = [f"{name} ({', '.join(w for w in PROMISES if w in of)})" for name, of in real.items() if most == len(of) > 0]
+    return [*made, f"- Most promises together: {'; '.join(best) or 'no decoder keeps any'}."]
 
 
 def scoreboard(
-    policies: Sequence[PolicyRow], models: str, runs: Sequence[Speed], draft_len: str = "5"
+    policies: Sequence[PolicyRow],
+    models: str,
+    runs: Sequence[Speed],
+    draft_len: str = "5",
+    found: Measured | None = None,
 ) -> list[list[str]]:
-    """Return the scoreboard under `HEADS`: imposed acceptance, divided labour, then every policy at one draft length.
+    """Return the scoreboard under `heads`: imposed acceptance, divided labour, then every policy at one draft length.
 
     Args:
         policies: counts and distances, the draft's own among them.
@@ -43,6 +91,7 @@ def scoreboard(
         runs: timings; those of `models` are joined to the policies, the others show imposed acceptance, and policies
             whose speed depends on no acceptance.
         draft_len: which length of the policies is shown.
+        found: quality of the policies; None = the column is left out, and only an exact law keeps the image.
 
     Raises:
         InputError: two runs time one policy of `models`.
@@ -67,7 +116,26 @@ def scoreboard(
     for row in policies:
         if row.contract and row.draft_len == draft_len:
             lines.append(_policy(row, models, timed.get(row.policy), draft))
-    return lines
+    return _with_quality(lines, found, draft_len) if found else lines
+
+
+def _with_quality(lines: Sequence[list[str]], found: Measured, draft_len: str) -> list[list[str]]:
+    """Return the lines with losses, and the promise of the image as it was measured."""
+    rows = {f"{found.models}, `{row.name}`": row for row in found.rows if row.draft_len == draft_len}
+    return [_judged(line, rows) for line in lines]
+
+
+def _judged(line: list[str], rows: Mapping[str, QualityRow]) -> list[str]:
+    *cells, verdict = line
+    row = rows.get(line[0])
+    if row is None or not row.losses:
+        return [*cells, "imposed" if "imposed" in cells else "-", verdict]
+    answer = quality(row, MOST_LOSS)
+    words, paren, more = verdict.partition(" (")
+    kept = [word for word in words.split(", ") if word not in ("image", "none")]
+    kept += ["image"] if answer is Quality.KEPT else []
+    loss = f"{'-' if row.loss is None else row.loss}; {row.drift} {answer.value}"
+    return [*cells, loss, (", ".join(kept) or "none") + paren + more]
 
 
 def _fastest(rows: Sequence[SpeedRow]) -> list[SpeedRow]:

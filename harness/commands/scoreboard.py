@@ -7,21 +7,25 @@ from typing import Annotated
 
 import typer
 
-from harness.bench.scoreboard import markdown, speed_table
+from harness.bench.scoreboard import markdown, promises, speed_table
 from harness.bench.scoreboard import scoreboard as board_of
 from harness.bench.stored import read_policies, read_speed
 from harness.commands import options
 from harness.errors import InputError
 from harness.files import check_outputs, check_writable, write_whole
+from harness.quality.stored import read_quality
 from harness.report.pages import replaced
 from harness.report.speed import show_scoreboard
-from harness.report.terminal import plain_console
+from harness.report.terminal import plain_console, say
 
 DEFAULT = Path("docs/measured")
 
 
 def scoreboard(
     policies: Annotated[Path, typer.Option(help="File of bench-policies --json.")] = DEFAULT / "policies.json",
+    quality: Annotated[
+        Path | None, typer.Option(help="File of quality --json; by default quality.json beside the policies, if any.")
+    ] = None,
     speed: Annotated[str, typer.Option(help="Files of bench --json, by commas; empty: every speed-*.json there.")] = "",
     into: Annotated[str, typer.Option(help="Markdown files, by commas: replace what stands between the markers.")] = "",
     picture: Annotated[Path | None, typer.Option(help="Write speed-up against acceptance to this SVG file.")] = None,
@@ -32,15 +36,24 @@ def scoreboard(
         check_writable(page, "into")
     check_writable(picture, "picture")
     files = speed_files(speed, policies.parent)
-    inputs: dict[str, Path | None] = {"policies": policies, **{f"speed {path.name}": path for path in files}}
+    usual = policies.parent / "quality.json"
+    quality = usual if quality is None and usual.is_file() else quality
+    inputs: dict[str, Path | None] = {
+        "policies": policies,
+        "quality": quality,
+        **{f"speed {path.name}": path for path in files},
+    }
     outputs = check_outputs({**pages, "picture": picture}, inputs)
     options.check_drawing(picture)
     runs = [read_speed(path) for path in files]
     models, rows = read_policies(policies)
-    board = board_of(rows, models, runs)
-    parts = {"scoreboard": markdown(rows, models, runs), "speed": speed_table(runs)}
+    found = read_quality(quality) if quality is not None else None
+    board = board_of(rows, models, runs, found=found)
+    parts = {"scoreboard": markdown(rows, models, runs, found=found), "speed": speed_table(runs)}
     written = {page: replaced(page, parts) for page in pages.values()}
     show_scoreboard(board, plain_console())
+    for text in promises(board):
+        say(plain_console(), text)
     if "picture" in outputs:
         from harness.bench.charts import speed_up, svg  # noqa: PLC0415  # matplotlib is asked for where one draws
 

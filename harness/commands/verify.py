@@ -14,10 +14,13 @@ import typer
 
 from harness.commands import options
 from harness.commands.listed import integers
+from harness.commands.quality import FeaturesFile, MaxLoss, RealFile, claim, demand
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
+from harness.judge.verdict import Verdict
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
+from harness.quality.run import IMAGES, decoders
 from harness.report.as_json import as_json
 from harness.report.html.page import check_page
 from harness.report.progress import LongWork
@@ -81,6 +84,10 @@ def verify(
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Run the decoder in this process: for a debugger, and less safe.")
     ] = False,
+    max_loss: MaxLoss = None,
+    quality_images: Annotated[int, typer.Option(help="Images that --max-loss is judged on, each setting.")] = IMAGES,
+    features: FeaturesFile = None,
+    real: RealFile = None,
     against: Annotated[
         str, typer.Option(help="Judge against this decoder, OTHER:factory, in the reference's place.")
     ] = "",
@@ -117,6 +124,7 @@ def verify(
     drawn, sampling = options.Images(seeds, labels, batch, images), options.Sampling(cfg, top_k, top_p, noise)
     outputs = check_outputs({"json": json, "run": run, "html": html}, {**networks.files(), "budgets": budgets})
     check_page(html)
+    stated = demand(max_loss, contract, quality_images, (networks, features, real))
     check_readable(budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
     budgets = budgets.absolute()  # read behind the factory, which may change folder
     own = options.decoder(implementation, checkout, option, contract)
@@ -154,6 +162,10 @@ def verify(
                     result = verify_plan(pair, implementation, plan, terms, keeping, progress)
             except RunInterrupted as stop:
                 result, status = stop.result, stop.status
+        if stated is not None and result.is_whole and result.verdict is not Verdict.DEFECT:
+            sources = decoders(implementation, settings)
+            where = replace(keeping, file=None, resume=False), terms
+            status = claim(result, pair, stated, (sources, drawn, sampling), where, quiet)
         result.about["batch"] = "those of the design" if cover else why
         show(result, plain_console(), quiet, verbose)
         if "json" in outputs:
@@ -167,6 +179,7 @@ NOT_REPEATED = (
     "context", "cover",
     "seeds", "labels", "images", "batch", "cfg", "top_k", "top_p", "noise", "draft_len", "bonus", "policy", "run",
     "resume", "workers", "cluster", "json", "html", "verbose", "quiet",
+    "max_loss", "quality_images", "features", "real",
     "checkout", "option", "against", "against_checkout", "against_option",  # each setting has its own (`runs.repeat`)
 )  # fmt: skip
 

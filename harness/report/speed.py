@@ -57,7 +57,9 @@ def show_policies(rows: Sequence[PolicyRow], console: Console) -> None:
 def show_scoreboard(board: Sequence[Sequence[str]], console: Console) -> None:
     """Print the report's promises against what was measured."""
     rows = [[cell.replace("`", "") for cell in row] for row in board]
-    print_table(console, "the report's promises", SCOREBOARD, rows)
+    measured = bool(board) and len(board[0]) > len(SCOREBOARD)  # quality, too
+    columns = (*SCOREBOARD[:-1], *([Column("loss; drift (<\u00a00.1)")] if measured else []), SCOREBOARD[-1])
+    print_table(console, "the report's promises", columns, rows)
 
 
 def sequential_rows(rows: Sequence[SpeedRow]) -> list[list[str]]:

@@ -91,7 +91,7 @@ class RunFile:
         """
         if path.exists() and path.stat().st_size:
             raise InputError("run", str(path), "is there already", REMEDY)
-        file = cls(path, _locked(path))
+        file = cls(path, locked(path))
         try:
             file._begin(kept)
         except BaseException:
@@ -121,7 +121,7 @@ class RunFile:
     def go_on(cls, path: Path) -> RunFile:
         """Open the file of a run that stopped. Raises `InputError` where another process writes it."""
         check_readable(path, "run", "pass the file of a run")
-        file = cls(path, _locked(path))
+        file = cls(path, locked(path))
         file._exhibits = file._one("SELECT count(*) FROM exhibits")
         return file
 
@@ -203,7 +203,7 @@ class RunFile:
             raise InputError(name, str(self.path), rule, remedy) from None
 
 
-def _locked(path: Path) -> int:
+def locked(path: Path) -> int:
     """Lock a file for this process, made if need be. Raises `InputError` where another one holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:

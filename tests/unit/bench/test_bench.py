@@ -23,6 +23,9 @@ from harness.errors import HarnessError, InputError
 from harness.judge.verdict import Distance
 from harness.models.network import Network
 from harness.protocol.request import Request
+from harness.quality.estimate import Estimate
+from harness.quality.measure import QualityRow
+from harness.quality.stored import Measured, read_quality
 from harness.speculative.parts import PARTS
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
@@ -222,6 +225,40 @@ def test_target_first_is_timed_as_its_passes_are():
     assert row.allowed == pytest.approx(row.target.passes_ms / (row.draft_passes_ms + row.target_passes_ms))
 
 
+def quality_of(policy: str, contract: str, drift: float) -> QualityRow:
+    low, high = drift - 0.02, drift + 0.02
+    loss = Estimate(0.01, -0.01, 0.03)
+    return QualityRow(policy, contract, "5", 10_000, 42, 4.0, loss=loss, drift=Estimate(drift, low, high))
+
+
+def test_quality_adds_a_column_and_decides_the_promise_of_the_image():
+    rows = [quality_of("coupled", "A", 0.0), quality_of("match:0.5", "C", 0.03), quality_of("kl:0.1", "C", 0.5)]
+    found = Measured("digits", "cuda", 0.5, "a classifier", "a unit", "real", 40, rows)
+    lines = markdown(POLICIES, "digits", [RUN, DIGITS], found=found).splitlines()
+    assert lines[0].endswith("| loss; drift (< 0.1) | promises kept |")
+    assert lines[2].endswith("| +15.0% | imposed | imposed | calls, speed, memory |")
+    assert lines[4:] == [
+        "| digits, `coupled` | A | 8.0 | - | - | 0 % | 0.010 ± 0.020; 0.000 ± 0.020 KEPT | image (speed not"
+        " measured) |",
+        "| digits, `match:0.5` | C | 4.0 | 2.00 | - | 20 % | 0.010 ± 0.020; 0.030 ± 0.020 KEPT | calls, speed, image |",
+        "",
+        "- 5 target calls or fewer: digits, `match:0.5`; of those with imposed acceptance 1.",
+        "- 1.3 times faster or more: digits, `match:0.5`; of those with imposed acceptance 1.",
+        "- Less than 20 % more memory: no decoder; of those with imposed acceptance 1.",
+        "- The image's quality: digits, `coupled`; digits, `match:0.5`; of those with imposed acceptance 0.",
+        "- Calls and image together: digits, `match:0.5`.",
+        "- Most promises together: digits, `match:0.5` (calls, speed, image).",
+    ]
+    lost = replace(found, rows=[quality_of("coupled", "A", 0.5), quality_of("match:0.5", "C", 0.1)])
+    lines = markdown(POLICIES, "digits", [RUN, DIGITS], found=lost).splitlines()
+    assert lines[4].endswith("0.500 ± 0.020 LOST | none (speed not measured) |")
+    assert lines[5].endswith("0.100 ± 0.020 INCONCLUSIVE | calls, speed |")
+    assert lines[-2:] == [
+        "- Calls and image together: no decoder.",
+        "- Most promises together: digits, `match:0.5` (calls, speed).",
+    ]
+
+
 def test_a_speed_up_that_the_passes_do_not_allow_keeps_no_promise():
     noisy = replace(FAST, target=replace(ALONE, passes_ms=50.0))  # 2.0 measured, 1.11 allowed
     text = markdown(POLICIES, "digits", [replace(RUN, rows=[noisy])])
@@ -307,7 +344,9 @@ def test_the_published_tables_are_those_of_the_stored_measurements():
     root = Path(__file__).parents[3]
     runs = [read_speed(path) for path in sorted((root / "docs/measured").glob("speed-*.json"))]
     models, policies = read_policies(root / "docs/measured/policies.json")
-    parts = {"scoreboard": markdown(policies, models, runs), "speed": speed_table(runs)}
+    path = root / "docs/measured/quality.json"
+    found = read_quality(path) if path.exists() else None
+    parts = {"scoreboard": markdown(policies, models, runs, found=found), "speed": speed_table(runs)}
     for page in (root / "README.md", root / "docs/speed.md"):
         assert replaced(page, parts) == page.read_text(), f"run sdvar-harness scoreboard --into {page.name}"
 

@@ -1,0 +1,209 @@
+"""Distances between sets of features, whole and without each block; torchmetrics computes every one of them.
+
+Promise: a function of the features alone; sets are cut into the same blocks, image by image, so that what is paired in
+the drawing stays paired in the interval.
+
+Source: Fréchet distance, Heusel et al. 2017, with labels as in DeVries et al. 2019; kernel distance, Bińkowski et al.
+2018; precision, Kynkäänniemi et al. 2019; coverage, Naeem et al. 2020.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.quality.estimate import Estimate, jackknife, of_means, share
+
+NEIGHBOURS = 5  # as Naeem et al. recommend
+LAW_N = 50_000  # images behind a stored mean and covariance, whose n only scales sums that are divided by it again
+
+
+def check_installed() -> None:
+    """Refuse to measure without torchmetrics. Raises `InputError`."""
+    if importlib.util.find_spec("torchmetrics") is None:
+        rule = "needs torchmetrics, which is not installed"
+        raise InputError("quality", "distances", rule, 'pip install "sdvar-harness[quality]"')
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a Fréchet distance takes of a set: count, sum_D and sum of products_DD, float64."""
+
+    n: int
+    sum_D: Tensor
+    products_DD: Tensor
+
+    @classmethod
+    def of(cls, features_ND: Tensor) -> Moments:
+        """Return those of features."""
+        x_ND = features_ND.double()
+        return cls(len(x_ND), x_ND.sum(0), x_ND.T @ x_ND)
+
+    @classmethod
+    def of_law(cls, mean_D: Tensor, covariance_DD: Tensor) -> Moments:
+        """Return those of a set of which mean and covariance are known."""
+        mean_D = mean_D.double()
+        return cls(LAW_N, LAW_N * mean_D, (LAW_N - 1) * covariance_DD.double() + LAW_N * mean_D.outer(mean_D))
+
+    def without(self, other: Moments) -> Moments:
+        """Return those of the images that are not in `other`."""
+        return Moments(self.n - other.n, self.sum_D - other.sum_D, self.products_DD - other.products_DD)
+
+
+class _AsTheyAre(torch.nn.Module):
+    """The feature extractor of a metric that is given features."""
+
+    def __init__(self, D: int) -> None:
+        super().__init__()
+        self.num_features = D
+
+    def forward(self, features_ND: Tensor) -> Tensor:
+        return features_ND
+
+
+@lru_cache(maxsize=4)
+def _metric(D: int, device: torch.device) -> Any:
+    """Return torchmetrics' metric; made once, since that takes longer than the distance of a few features."""
+    from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: PLC0415  # asked for where it is used
+
+    return FrechetInceptionDistance(feature=_AsTheyAre(D)).to(device)
+
+
+def frechet(a: Moments, b: Moments) -> float:
+    """Return the Fréchet distance of two sets, by torchmetrics, in float64."""
+    D, device = len(a.sum_D), a.sum_D.device
+    metric = _metric(D, device)
+    # forgets what it computed last; its states are set below
+    metric.update(torch.zeros(1, D, dtype=torch.float64, device=device), real=True)
+    for side, of in (("real", a), ("fake", b)):
+        setattr(metric, f"{side}_features_sum", of.sum_D)
+        setattr(metric, f"{side}_features_cov_sum", of.products_DD)
+        setattr(metric, f"{side}_features_num_samples", torch.tensor(of.n, device=device))
+    return float(metric.compute())
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A set of features in blocks of independent images.
+
+    Args:
+        features_ND: in the order of the images.
+        edges: of the blocks.
+    """
+
+    features_ND: Tensor
+    edges: tuple[int, ...]
+
+    @classmethod
+    def cut(cls, features_ND: Tensor, blocks: int) -> Blocks:
+        """Return a set in so many blocks, as equal as they can be."""
+        N = len(features_ND)
+        return cls(features_ND, tuple(N * k // blocks for k in range(blocks + 1)))
+
+    @cached_property
+    def parts(self) -> list[Tensor]:
+        """Features of every block."""
+        return [self.features_ND[a:b] for a, b in pairwise(self.edges)]
+
+    @cached_property
+    def moments(self) -> tuple[Moments, list[Moments]]:
+        """Moments of the whole, and without each block."""
+        each = [Moments.of(part) for part in self.parts]
+        total = Moments(
+            sum(of.n for of in each),
+            torch.stack([of.sum_D for of in each]).sum(0),
+            torch.stack([of.products_DD for of in each]).sum(0),
+        )
+        return total, [total.without(of) for of in each]
+
+
+@dataclass(frozen=True)
+class Jackknifed:
+    """A statistic of all images, and without each block."""
+
+    whole: float
+    without: list[float]
+
+    def minus(self, other: Jackknifed) -> Jackknifed:
+        """Return the paired difference."""
+        return Jackknifed(self.whole - other.whole, [a - b for a, b in zip(self.without, other.without, strict=True)])
+
+    @property
+    def estimate(self) -> Estimate:
+        """The statistic with its interval."""
+        return jackknife(self.whole, self.without)
+
+
+def frechet_walk(actual: Blocks, expected: Blocks | Moments) -> Jackknifed:
+    """Return the Fréchet distance of a set from another one, or from a law of which nothing is left out."""
+    total, without = actual.moments
+    if isinstance(expected, Moments):
+        return Jackknifed(frechet(expected, total), [frechet(expected, of) for of in without])
+    there, others = expected.moments
+    return Jackknifed(frechet(there, total), [frechet(b, a) for a, b in zip(without, others, strict=True)])
+
+
+def kernel(actual: Blocks, others: Sequence[Tensor]) -> Estimate:
+    """Return the kernel distance: the mean of unbiased ones, block by block.
+
+    Args:
+        actual: a set.
+        others: features of as many blocks of the other one; each pair is cut to the smaller of the two.
+    """
+    from torchmetrics.image.kid import poly_mmd  # noqa: PLC0415
+
+    found = []
+    for mine, theirs in zip(actual.parts, others, strict=True):
+        m = min(len(mine), len(theirs))
+        found.append(float(poly_mmd(theirs[:m].double(), mine[:m].double())))
+    return of_means(found)
+
+
+def slices(features_ND: Tensor, like: Blocks) -> list[Tensor]:
+    """Return as many slices of a set as another one has blocks, each as large, from its begin again at its end."""
+    N = len(features_ND)
+    return [features_ND[torch.arange(a, b, device=features_ND.device) % N][:N] for a, b in pairwise(like.edges)]
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """Balls around real features that reach to their `NEIGHBOURS`-th neighbour among themselves."""
+
+    features_RD: Tensor
+    radii_R: Tensor
+
+    @classmethod
+    def of(cls, features_RD: Tensor) -> Manifold:
+        """Return the balls of a set of real features; needs more than `NEIGHBOURS` of them."""
+        x_RD = features_RD.double()
+        rows = [torch.cdist(part, x_RD).kthvalue(NEIGHBOURS + 1, dim=1).values for part in x_RD.split(1024)]
+        return cls(x_RD, torch.cat(rows))
+
+    def of_blocks(self, actual: Blocks) -> tuple[Estimate, Estimate]:
+        """Return precision, the share of images in any ball, and coverage, the share of balls that hold an image."""
+        inside, held = 0, list[Tensor]()
+        for part in actual.parts:
+            within_NR = torch.cat([torch.cdist(x, self.features_RD) <= self.radii_R for x in part.double().split(1024)])
+            inside += int(within_NR.any(1).sum())
+            held.append(within_NR.sum(0))
+        total_R = torch.stack(held).sum(0)
+        covered = Jackknifed(_covered(total_R), [_covered(total_R - of) for of in held])
+        return share(inside, len(actual.features_ND)), covered.estimate
+
+
+def _covered(count_R: Tensor) -> float:
+    return float((count_R > 0).double().mean())
+
+
+def with_labels(features_ND: Tensor, labels_N: Tensor, classes: int) -> Tensor:
+    """Return features joined by the label that was asked for, in standard deviations of labels in turn: (N, D + K)."""
+    one_hot_NK = torch.nn.functional.one_hot(labels_N.long(), classes).to(features_ND)
+    return torch.cat((features_ND, classes**0.5 * one_hot_NK), 1)

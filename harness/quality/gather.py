@@ -1,0 +1,172 @@
+"""A drawing: every portion of every source, by any workers, kept in a file or not.
+
+Promise: samples come in the order of the images, whoever drew them and in how many sittings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError, StopSignal
+from harness.models.pair import ModelPair
+from harness.protocol.request import Request
+from harness.quality.draw import Drawn, DrawWork, Features, letter
+from harness.quality.kept import TENSORS, DrawnFile, opened
+from harness.quality.sources import NONE, Source, check_distinct
+from harness.runs.employ import employ
+from harness.runs.factory import DEFAULT
+from harness.runs.identity import code_of, identity_of
+from harness.runs.interrupt import held
+from harness.runs.plan import Task
+from harness.runs.records import request_values
+from harness.runs.terms import Keeping, Terms
+from harness.runs.workers import Died, WorkerError
+
+NOWHERE = Keeping()
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """All images of one source.
+
+    Args:
+        source: which.
+        contract: letter of what it claims; empty for the draft.
+        labels_N: what was asked for, int64.
+        features_ND: float32.
+        classes_N: what was recognised; empty where nothing is.
+        calls_N: target forward passes.
+        tokens_NL: empty where they are not kept.
+        seconds: of all decodes.
+        failed: why the decoder gave no images, the first reason met; empty = it did.
+    """
+
+    source: Source
+    contract: str
+    labels_N: Tensor
+    features_ND: Tensor
+    classes_N: Tensor
+    calls_N: Tensor
+    tokens_NL: Tensor
+    seconds: float
+    failed: str = ""
+
+
+def gather(
+    models: ModelPair,
+    features: Features,
+    sources: Sequence[Source],
+    requests: Sequence[Request],
+    keeping: tuple[Keeping, Terms] = (NOWHERE, Terms()),
+    progress: Callable[[int], None] = lambda images: None,
+) -> tuple[list[ImageSet], int]:
+    """Draw every portion of every source.
+
+    Args:
+        models: networks, on their device.
+        features: what images become.
+        sources: what is drawn.
+        requests: portions, as of `sources.portions`.
+        keeping: who does it, and where it is kept; how decoders under test run.
+        progress: called with the images of every portion, once for all that a resumed run has already.
+
+    Returns:
+        The sets, of what was drawn until a signal came (SIGINT, SIGTERM); and that signal, or 0.
+
+    Raises:
+        InputError: a decoder that refuses its settings or a request; a run file of another run.
+        WorkerError: the workers die.
+        StopSignal: a signal came before anything was drawn.
+
+    Effects: processes, which have ended when this returns; the run file.
+    """
+    check_distinct(sources)
+    models.check_finite()
+    where, terms = keeping
+    tasks = [Task(k, request, tuple(range(len(sources)))) for k, request in enumerate(requests)]
+    work = DrawWork(models, features, tuple(sources), max(task.request.B for task in tasks), terms)
+    about = about_of(models, features, sources, requests) if where.file is not None else {}
+    file, stopped = opened(where, about), 0
+    with closing(file) if file else nullcontext():
+        drawn = file.portions() if file else {}
+        if drawn:
+            progress(sum(tasks[k].images for k in drawn))
+        crew = employ(where, torch.device(where.device or models.device), len(tasks))
+        with closing(crew.open(work)) as pool:
+            contracts = [letter(*of) for of in zip(sources, pool.about["contracts"], strict=True)]
+            try:
+                for task, made in pool.map([task for task in tasks if task.number not in drawn]):
+                    if isinstance(made, Died):
+                        rule = f"{made.why}; pass a smaller --batch, or fewer --workers"
+                        raise WorkerError(f"batch={task.request.B}: {rule}")
+                    _keep(file, drawn, task, made)
+                    progress(task.images)
+            except StopSignal as stop:
+                if not drawn:
+                    raise
+                stopped = stop.status - 128
+    return _sets(sources, contracts, [task for task in tasks if task.number in drawn], drawn), stopped
+
+
+def _sets(
+    sources: Sequence[Source], contracts: Sequence[str], tasks: Sequence[Task], drawn: Mapping[int, list[Drawn]]
+) -> list[ImageSet]:
+    labels_N = torch.tensor([label for task in tasks for label in task.request.labels or ()])
+    columns = zip(*(drawn[task.number] for task in tasks), strict=True)
+    return [_set(*of[:2], labels_N, of[2]) for of in zip(sources, contracts, columns, strict=True)]
+
+
+def _keep(file: DrawnFile | None, drawn: dict[int, list[Drawn]], task: Task, made: list[Drawn]) -> None:
+    with held():
+        if file:
+            file.write(task.number, made)
+        drawn[task.number] = made
+
+
+def _set(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Drawn]) -> ImageSet:
+    failed = next((of.failed for of in portions if of.failed), "")
+    good = [of for of in portions if not of.failed]
+    if failed:
+        good = good[:1] or [Drawn.nothing(failed)]
+    features_ND, classes_N, calls_N, tokens_NL = (torch.cat([getattr(of, name) for of in good]) for name in TENSORS)
+    seconds = sum(of.seconds for of in portions)
+    return ImageSet(source, contract, labels_N, features_ND, classes_N, calls_N, tokens_NL, seconds, failed)
+
+
+def about_of(
+    models: ModelPair, features: Features, sources: Sequence[Source], requests: Sequence[Request]
+) -> dict[str, Any]:
+    """Return what a drawing is of, as JSON values: two that are equal draw the same."""
+    codes = [code_of(s.factory, s.settings.option("checkout")) if s.factory != NONE else {} for s in sources]
+    drawn = [
+        f"{place}: {_digest(repr((sorted(asdict(source).items()), sorted(code.items()))))}"
+        for place, (source, code) in enumerate(zip(sources, codes, strict=True))
+    ]
+    first = next((source for source in sources if source.factory != NONE), sources[0])
+    return {
+        **identity_of(models, (first.factory or DEFAULT, first.settings), None),
+        "sources": dict(zip((source.name for source in sources), drawn, strict=True)),
+        "images": {
+            "number": sum(request.B for request in requests),
+            "requests": _digest(repr([sorted(request_values(request).items()) for request in requests])),
+        },
+        "features": {"name": features.name, "unit": features.unit},
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def check_enough(images: int, blocks: int) -> None:
+    """Refuse fewer images than blocks can be cut from. Raises `InputError`."""
+    if images < 2 * blocks:
+        rule = f"must be at least {2 * blocks}, two a block"
+        raise InputError("images", images, rule, "pass --images 10000, or fewer --blocks")

@@ -1,0 +1,203 @@
+"""Rows: what every set of images comes to, against real data, the target's law, and sequential decoding.
+
+Promise: a function of samples and real data; every figure has its interval, and a loss is paired, image by image.
+
+Two losses, because each alone can be fooled. `loss` is the published one: how much farther from real data the images
+are than those of sequential decoding; where the target is too sharp, a worse network wins by it. `drift` is how much
+farther from the target's own law they are than sequential decoding under the same seeds: below 0 only by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.protocol.contract import Contract
+from harness.protocol.pyramid import ScalePyramid
+from harness.quality.distances import Blocks, Jackknifed, Manifold, Moments, frechet_walk, kernel, slices, with_labels
+from harness.quality.estimate import Estimate, share
+from harness.quality.gather import ImageSet, check_enough
+from harness.quality.tokens import Tokens, compare
+
+SEED = 0  # of the swaps of the test of tokens
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real data: a law, and features where there are any.
+
+    Args:
+        name: for people.
+        law: mean and covariance, of features alone or joined by labels.
+        features_RD: features, joined alike; None where only the law is stored.
+        labelled: whether labels are joined.
+    """
+
+    name: str
+    law: Moments
+    features_RD: Tensor | None = None
+    labelled: bool = False
+
+    @classmethod
+    def of(cls, name: str, features_RD: Tensor, labels_R: Tensor, classes: int) -> Real:
+        """Return real data of which every feature is there; labels are joined where classes are recognised."""
+        joined = with_labels(features_RD, labels_R, classes) if classes else features_RD
+        return cls(name, Moments.of(joined), joined, bool(classes))
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """What one set of images came to; None where it does not apply or nothing tells.
+
+    Args:
+        name: of the source.
+        contract: letter of what it claims; empty for the draft.
+        draft_len: of its settings, as text; empty for sequential decoding.
+        images: in the set.
+        width: features that they are measured by, labels among them.
+        calls: mean target calls an image.
+        seconds: of its decodes.
+        real: Fréchet distance to real data.
+        real_kernel: kernel distance to real data.
+        law: Fréchet distance to the target's law, sequential decoding under other seeds.
+        law_kernel: kernel distance to it.
+        loss: paired, to real data.
+        drift: paired, to the target's law.
+        accuracy: share of images that are recognised as what was asked for.
+        precision: share of images within the real manifold.
+        coverage: share of the real manifold that images reach.
+        tokens: two-sample test of tokens; where contract B is claimed, and for sequential decoding.
+        failed: why there is no figure.
+    """
+
+    name: str
+    contract: str
+    draft_len: str
+    images: int
+    width: int = 0
+    calls: float | None = None
+    seconds: float = 0.0
+    real: Estimate | None = None
+    real_kernel: Estimate | None = None
+    law: Estimate | None = None
+    law_kernel: Estimate | None = None
+    loss: Estimate | None = None
+    drift: Estimate | None = None
+    accuracy: Estimate | None = None
+    precision: Estimate | None = None
+    coverage: Estimate | None = None
+    tokens: Tokens | None = None
+    failed: str = ""
+
+    @property
+    def losses(self) -> list[Estimate]:
+        """What the verdict is on."""
+        return [of for of in (self.loss, self.drift) if of is not None]
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every row is measured against.
+
+    Args:
+        classes: that are recognised, and whose labels are joined to the features; 0 = none.
+        law: sequential decoding under other seeds.
+        law_tokens_NL: its tokens.
+        real: real data; None = none is known.
+        manifold: of the real data; None where their features are not there.
+        networks: scales and codebook size.
+    """
+
+    classes: int
+    law: Blocks
+    law_tokens_NL: Tensor
+    real: Real | None
+    manifold: Manifold | None
+    networks: tuple[ScalePyramid, int]
+
+    def joined(self, sample: ImageSet) -> Tensor:
+        """Return features of a sample, joined by labels where they are judged."""
+        return joined(sample, self.classes)
+
+    def walks(self, actual: Blocks) -> tuple[Jackknifed, Jackknifed | None]:
+        """Return the Fréchet distances to the target's law, and to real data."""
+        return frechet_walk(actual, self.law), frechet_walk(actual, self.real.law) if self.real else None
+
+
+def measure(
+    samples: Sequence[ImageSet], real: Real | None, classes: int, networks: tuple[ScalePyramid, int], blocks: int
+) -> list[QualityRow]:
+    """Return a row for every sample but that of the law.
+
+    Args:
+        samples: sequential decoding, the target's law, and the others; features on one device.
+        real: real data, if any is known.
+        classes: that are recognised; 0 = labels are not judged.
+        networks: scales and codebook size.
+        blocks: of independent images, at least two in each.
+
+    Raises:
+        InputError: real data of other features; fewer images or blocks than an interval needs.
+    """
+    base, law, *others = samples
+    check_enough(len(base.labels_N), blocks)
+    for sample in (base, law):
+        if sample.failed:
+            raise InputError("models", sample.source.name, f"draws no image ({sample.failed})", "run verify first")
+    cut = Blocks.cut(joined(law, classes), blocks)
+    if real is not None and len(real.law.sum_D) != cut.features_ND.shape[1]:
+        rule = f"has {len(real.law.sum_D)} features, and the images {cut.features_ND.shape[1]}"
+        raise InputError("real", real.name, rule, "pass statistics of the same --features")
+    there = real is not None and real.features_RD is not None
+    manifold = Manifold.of(real.features_RD) if there else None  # type: ignore[arg-type, union-attr]
+    yardstick = Yardstick(classes, cut, law.tokens_NL, real, manifold, networks)
+    usual = yardstick.walks(Blocks(joined(base, classes), cut.edges))
+    first = replace(_row(base, yardstick, usual), loss=None, drift=None, tokens=None)  # it is what losses are against
+    return [first, *(_row(sample, yardstick, usual) for sample in others)]
+
+
+def joined(sample: ImageSet, classes: int) -> Tensor:
+    """Return features of a sample, joined by what was asked for where there are classes."""
+    if not classes:
+        return sample.features_ND
+    return with_labels(sample.features_ND, sample.labels_N.to(sample.features_ND.device), classes)
+
+
+def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackknifed | None]) -> QualityRow:
+    """Return the row of a sample; `usual` are the distances of sequential decoding."""
+    source, N = sample.source, len(sample.labels_N)
+    row = QualityRow(source.name, sample.contract, source.length, N, seconds=sample.seconds, failed=sample.failed)
+    if sample.failed:
+        return row
+    blocks = Blocks(yardstick.joined(sample), yardstick.law.edges)
+    (law, real), there = yardstick.walks(blocks), yardstick.real
+    row = replace(
+        row,
+        width=blocks.features_ND.shape[1],
+        calls=float(sample.calls_N.double().mean()) if len(sample.calls_N) else None,
+        law=law.estimate,
+        law_kernel=kernel(blocks, yardstick.law.parts),
+        drift=law.minus(usual[0]).estimate,
+        accuracy=share(int((sample.classes_N == sample.labels_N).sum()), N) if yardstick.classes else None,
+        tokens=_tokens(sample, yardstick),
+    )
+    if real is not None and usual[1] is not None:
+        row = replace(row, real=real.estimate, loss=real.minus(usual[1]).estimate)
+    if there is not None and there.features_RD is not None and yardstick.manifold is not None:
+        precision, coverage = yardstick.manifold.of_blocks(blocks)
+        near = kernel(blocks, slices(there.features_RD, blocks))
+        row = replace(row, real_kernel=near, precision=precision, coverage=coverage)
+    return row
+
+
+def _tokens(sample: ImageSet, yardstick: Yardstick) -> Tokens | None:
+    """Test the tokens of a decoder that claims their law, against other seeds' than its own."""
+    claims = sample.contract == Contract.LAW.letter or not sample.source.factory
+    if not claims or not sample.tokens_NL.numel() or not yardstick.law_tokens_NL.numel():
+        return None
+    generator = torch.Generator().manual_seed(SEED)
+    return compare(sample.tokens_NL, yardstick.law_tokens_NL, *yardstick.networks, generator)

@@ -1,0 +1,156 @@
+"""A whole measurement: what images are measured by, what is asked, and the rows that come of it.
+
+Promise: one order of things for `quality` and for `verify --max-loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from harness.clock import timed
+from harness.errors import InputError, StopSignal
+from harness.models.pair import ModelPair
+from harness.protocol.contract import Contract
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.quality.digits import load_features, load_real
+from harness.quality.draw import Features
+from harness.quality.estimate import BLOCKS, check_blocks
+from harness.quality.gather import NOWHERE, ImageSet, check_enough, gather
+from harness.quality.measure import Real, measure
+from harness.quality.sources import BASE, LAW, Source, portions
+from harness.quality.stored import Measured
+from harness.quality.verdict import check_loss
+from harness.runs.batches import default_batch
+from harness.runs.factory import is_own
+from harness.runs.terms import Keeping, Terms
+from harness.speculative.policies import parse
+
+IMAGES = 10_000
+FEW = 256  # features: below it a GPU's eigenvalues take longer than a CPU's
+
+
+@dataclass(frozen=True)
+class Means:
+    """What images are measured by.
+
+    Args:
+        features: of images.
+        real: real data; None = only the target's law is known.
+    """
+
+    features: Features
+    real: Real | None
+
+
+def digits() -> Means:
+    """Return what ships with the package."""
+    features = load_features()
+    return Means(features, Real.of("held-out digits of MNIST", *load_real(), features.classes))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked.
+
+    Args:
+        others: sources besides sequential decoding and the target's law.
+        images: of every source.
+        batch: images a batch; 0 = as many as device and memory like.
+        labels: in turn.
+        request: seed, guidance and filters.
+        blocks: of the intervals.
+        most: loss that is allowed; None = no verdict.
+
+    Raises:
+        InputError: fewer images than two a block; a loss that nothing could show.
+    """
+
+    others: Sequence[Source]
+    images: int = IMAGES
+    batch: int = 0
+    labels: tuple[int, ...] = tuple(range(10))
+    request: Request = field(default_factory=lambda: Request((0,)))
+    blocks: int = BLOCKS
+    most: float | None = None
+
+    def __post_init__(self) -> None:
+        check_blocks(self.blocks)
+        check_enough(self.images, self.blocks)
+        check_loss(self.most)
+
+
+def decoders(factory: str, settings: Sequence[Settings]) -> list[Source]:
+    """Return a source for every setting of a decoder under test; its tokens are kept where it may claim their law."""
+    made = []
+    for setting in settings:
+        own = is_own(factory)
+        keeps = not own or parse(setting.policy).contract is Contract.LAW
+        words = [setting.policy if own else factory.removeprefix("harness.quality.planted:"), _unusual(setting)]
+        made.append(Source(" ".join(filter(None, words)), factory, setting, keeps_tokens=keeps))
+    return made
+
+
+def _unusual(setting: Settings) -> str:
+    """Say what else tells a setting from others: length, bonus, options of its own."""
+    words = [f"draft_len {setting.draft_len}"] if setting.draft_len not in ("", 5, "5") else []
+    words += ["bonus"] if setting.bonus else []
+    return " ".join(words + [f"{name}={value}" for name, value in setting.options if name != "checkout"])
+
+
+def run(
+    models: ModelPair,
+    means: Means,
+    asked: Asked,
+    keeping: tuple[Keeping, Terms] = (NOWHERE, Terms()),
+    progress: Callable[[int], None] = lambda images: None,
+) -> Measured:
+    """Draw what is asked, and measure it.
+
+    Args:
+        models: networks, on their device.
+        means: what images are measured by.
+        asked: what is drawn.
+        keeping: as of `gather`.
+        progress: as of `gather`.
+
+    Raises:
+        InputError: labels or filters that the networks do not have, and as `gather` and `measure` do.
+        StopSignal: a signal came before there were enough images for an interval.
+    """
+    sources = [BASE, LAW, *asked.others]
+    check_labels(models, means, asked.labels)
+    apart = any(source.factory and not is_own(source.factory) for source in sources)
+    batch = asked.batch or min(default_batch(models, apart).images, asked.images)
+    requests = portions(asked.images, batch, asked.labels, asked.request)
+    requests[0].check_against(models.target.config.classes, models.target.config.V)
+    (samples, stopped), seconds = timed(
+        lambda: gather(models, means.features, sources, requests, keeping, progress), torch.device("cpu")
+    )
+    if stopped and len(samples[0].labels_N) < 2 * asked.blocks:
+        raise StopSignal(stopped)
+    where = models.device if means.features.D >= FEW else torch.device("cpu")
+    samples = [_on(sample, where, models.device) for sample in samples]
+    networks = models.pyramid, models.target.config.V
+    rows = measure(samples, means.real, means.features.classes, networks, asked.blocks)
+    real = means.real.name if means.real else ""
+    about = models.title, str(models.device), asked.request.cfg, means.features.name, means.features.unit, real
+    return Measured(*about, asked.blocks, rows, asked.most, seconds, stopped)
+
+
+def check_labels(models: ModelPair, means: Means, labels: Sequence[int]) -> None:
+    """Refuse labels that are no class, and features of other classes than the networks'. Raises `InputError`."""
+    classes, known = models.target.config.classes, means.features.classes
+    if known not in (0, classes):
+        rule = f"knows {known} classes, and the networks {classes}"
+        raise InputError("features", means.features.name, rule, "pass --features FILE")
+    for label in labels:
+        if not 0 <= label < classes:
+            raise InputError("labels", label, f"must lie in 0..{classes - 1}", "pass --labels all")
+
+
+def _on(sample: ImageSet, features: torch.device, tokens: torch.device) -> ImageSet:
+    return replace(sample, features_ND=sample.features_ND.to(features), tokens_NL=sample.tokens_NL.to(tokens))

@@ -1,0 +1,116 @@
+"""What `quality` measured, as a file: what `quality --json` writes and `scoreboard` reads.
+
+Promise: a file says what was measured on what; reading it back gives the same rows, or one `InputError`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError
+from harness.files import check_readable, compact
+from harness.provenance import versions
+from harness.quality.estimate import LEVEL, Estimate
+from harness.quality.measure import QualityRow
+from harness.quality.tokens import Tokens
+from harness.quality.verdict import Quality, quality
+from harness.rounding.precision import precision
+
+SCHEMA = 1  # docs/quality.md describes it
+BAD = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+ESTIMATES = (
+    "real", "real_kernel", "law", "law_kernel", "loss", "drift", "accuracy", "precision", "coverage",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of `quality`.
+
+    Args:
+        models: name of the pair.
+        device: where it was drawn.
+        cfg: guidance value.
+        features: name of what images were measured by.
+        unit: of a Fréchet distance.
+        real: name of the real data; empty = none.
+        blocks: of the intervals.
+        rows: sequential decoding first.
+        most: loss that is allowed; None = nothing was asked.
+        seconds: of the drawing.
+        stopped: signal that ended it early, or 0; the rows are of what was drawn until then.
+    """
+
+    models: str
+    device: str
+    cfg: float
+    features: str
+    unit: str
+    real: str
+    blocks: int
+    rows: list[QualityRow]
+    most: float | None = None
+    seconds: float = 0.0
+    stopped: int = 0
+
+    @property
+    def verdicts(self) -> list[Quality]:
+        """The verdict on every row behind the first; none where no loss was stated."""
+        return [quality(row, self.most) for row in self.rows[1:]] if self.most is not None else []
+
+    def values(self) -> dict[str, Any]:
+        """Return the run as JSON values; null where there is no figure."""
+        rows = [_row_values(row) for row in self.rows]
+        for values, verdict in zip(rows[1:], self.verdicts, strict=bool(self.verdicts)):
+            values["verdict"] = verdict.value
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
+        return {"schema": SCHEMA, **kept, "level": LEVEL, "rows": rows}
+
+    def document(self) -> bytes:
+        """Return the run as JSON, with what made it."""
+        return compact({**self.values(), "precision": precision(), "versions": versions()})
+
+
+def _row_values(row: QualityRow) -> dict[str, Any]:
+    values = asdict(row)
+    for name in ESTIMATES:
+        if values[name] is not None:
+            values[name] = {key: None if math.isnan(value) else value for key, value in values[name].items()}
+    return values
+
+
+def read_quality(path: Path) -> Measured:
+    """Read a file of `quality --json`. Raises `InputError` for anything else."""
+    remedy = "pass one of quality --json"
+    check_readable(path, "quality", remedy, "is no file of quality (no such file)")
+    try:
+        document = json.loads(path.read_text())
+        if document["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {document['schema']}, and this version reads {SCHEMA}")
+        rows = [_row_of(values) for values in document["rows"]]
+        kept = {f.name: document[f.name] for f in fields(Measured) if f.name != "rows"}
+        if not rows:
+            raise ValueError("no row")
+        return Measured(**kept, rows=rows)
+    except BAD as error:
+        raise InputError("quality", str(path), f"is no file of quality ({error})", remedy) from None
+
+
+def _row_of(values: dict[str, Any]) -> QualityRow:
+    values.pop("verdict", None)
+    tokens = values.pop("tokens")
+    found = {name: values.pop(name) for name in ESTIMATES}
+    row = QualityRow(**values, tokens=Tokens(**tokens) if tokens else None)
+    made = {name: None if value is None else _estimate_of(value) for name, value in found.items()}
+    return replace(row, **made)  # type: ignore[arg-type]  # every one of `ESTIMATES` is one
+
+
+def _estimate_of(values: dict[str, Any]) -> Estimate:
+    made = Estimate(**{key: math.nan if value is None else float(value) for key, value in values.items()})
+    if not made.low <= made.value <= made.high and not made.low <= made.high:
+        raise ValueError("an interval without an inside")
+    return made

@@ -1,0 +1,110 @@
+"""Two samples of tokens: do a decoder and sequential decoding under other seeds follow one law, scale by scale?
+
+Promise: images are the units, since tokens of one image hang together; under one law a p-value below x comes with
+probability x about, and `Tokens.p` is Bonferroni's over all `tests` of a decoder
+(tests/unit/quality/test_tokens.py measures false alarms and power).
+
+How: image k of both samples has one label and independent numbers, so that under one law swapping the two changes
+nothing. The statistic is the chi-square of two samples, over cells of (position, token) and over cells of tokens alone;
+its law under random swaps has a mean that is known and a variance that is measured, and Welch and Satterthwaite's
+scaled chi-square has the same two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from harness.protocol.pyramid import ScalePyramid
+
+SWAPS = 200  # the variance is then known to a tenth
+SMALL = 0.001  # a decoder whose p is below it has another law
+CHUNK = 2**24  # numbers in hand at once
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the tests of a decoder came to.
+
+    Args:
+        p_S: smallest p-value of every scale, of its two tests.
+        p: of the decoder: the smallest of all, times their number.
+        scale: where it is met.
+        tests: how many there were.
+    """
+
+    p_S: list[float]
+    p: float
+    scale: int
+    tests: int
+
+    def __str__(self) -> str:
+        return f"p = {self.p:.2g} (smallest of {self.tests} tests, times {self.tests}; scale {self.scale})"
+
+
+def compare(
+    actual_NL: Tensor, expected_NL: Tensor, pyramid: ScalePyramid, V: int, generator: torch.Generator
+) -> Tokens:
+    """Return the two-sample tests of every scale.
+
+    Args:
+        actual_NL: tokens of the decoder, any integer type.
+        expected_NL: of sequential decoding, image by image of the same label under other seeds.
+        pyramid: scales.
+        V: codebook size.
+        generator: of the swaps, on the CPU.
+    """
+    sign_WN = torch.randint(0, 2, (SWAPS, len(actual_NL)), generator=generator).float() * 2 - 1
+    sign_WN = sign_WN.to(actual_NL.device)
+    p_S = []
+    for si in pyramid:
+        a_Nl, b_Nl = (of[:, pyramid.span(si)].long() for of in (actual_NL, expected_NL))
+        place_l = torch.arange(a_Nl.shape[1], device=a_Nl.device) * V
+        found = [p_value(a_Nl + place_l, b_Nl + place_l, sign_WN)]
+        if si:  # one position has no other cells
+            found.append(p_value(a_Nl, b_Nl, sign_WN))
+        p_S.append(min(found))
+    tests = 2 * pyramid.S - 1
+    scale = min(range(len(p_S)), key=lambda si: p_S[si])
+    return Tokens(p_S, min(1.0, tests * p_S[scale]), scale, tests)
+
+
+def p_value(a_Nl: Tensor, b_Nl: Tensor, sign_WN: Tensor) -> float:
+    """Return the p-value of two samples of cells, image by image.
+
+    Args:
+        a_Nl: cells of one sample, int64.
+        b_Nl: of the other.
+        sign_WN: of every swap, -1 for an image that changes sides.
+    """
+    cells, which = torch.unique(torch.cat((a_Nl, b_Nl)), return_inverse=True)
+    count_K = torch.bincount(which.flatten(), minlength=len(cells))
+    weight_K, bags = 1 / count_K.double(), _bags(which[: len(a_Nl)], which[len(a_Nl) :], count_K)
+    observed = float(_statistic(bags, torch.ones_like(sign_WN[:1]), weight_K)[0])
+    few = max(1, CHUNK // len(cells))  # swaps at a time
+    swapped_W = torch.cat([_statistic(bags, of, weight_K) for of in sign_WN.split(few)])
+    mean, variance = float(swapped_W.mean()), float(swapped_W.var())
+    if mean == 0 or variance <= 1e-12 * mean**2:  # the two samples are one, or no swap changes anything
+        return 1.0
+    scale = variance / mean
+    shape = torch.tensor(mean / scale, dtype=torch.float64)
+    return float(torch.special.gammaincc(shape, torch.tensor(observed / scale, dtype=torch.float64)))
+
+
+def _bags(a_Nl: Tensor, b_Nl: Tensor, count_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the images that fill every cell, cell by cell, where each begins, and +1 or -1 by their sample."""
+    N, l = a_Nl.shape
+    image_M = torch.arange(N, device=a_Nl.device).repeat_interleave(l).repeat(2)
+    order_M = torch.cat((a_Nl.flatten(), b_Nl.flatten())).argsort()  # (2·N·l,)
+    side_M = torch.where(order_M < N * l, 1.0, -1.0)
+    return image_M[order_M], count_K.cumsum(0) - count_K, side_M
+
+
+def _statistic(bags: tuple[Tensor, Tensor, Tensor], sign_WN: Tensor, weight_K: Tensor) -> Tensor:
+    """Return the chi-square of two samples after each swap; counts are exact in float32 below 2^24."""
+    image_M, begin_K, side_M = bags
+    fuller_KW = embedding_bag(image_M, sign_WN.T.contiguous(), begin_K, mode="sum", per_sample_weights=side_M)
+    return weight_K @ fuller_KW.double().square()

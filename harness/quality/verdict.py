@@ -1,0 +1,99 @@
+"""KEPT, LOST or INCONCLUSIVE: what an interval says of a stated loss.
+
+Promise: no figure is computed here but the N that would decide. LOST comes wrongly with probability 5 % at most where a
+loss is just what is allowed (two bounds, 2.5 % each), and hardly ever where nothing is lost; KEPT comes wrongly with
+2.5 % at most (tests/unit/quality/test_simulated.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+
+from harness.errors import InputError
+from harness.quality.estimate import MOST_IMAGES, Estimate, images_for
+from harness.quality.measure import QualityRow
+from harness.quality.tokens import SMALL
+
+PER_FEATURE = 10  # images: with fewer the bias of finite N is no longer the 1/N that the jackknife takes out
+
+
+class Quality(StrEnum):
+    """The answers; the exit status of the command line follows from them."""
+
+    KEPT = "KEPT"
+    LOST = "LOST"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+    @property
+    def exit_status(self) -> int:
+        """0 the claim holds, 1 it does not, 3 inconclusive."""
+        return {"KEPT": 0, "LOST": 1, "INCONCLUSIVE": 3}[self.value]
+
+
+def check_loss(most: float | None) -> None:
+    """Refuse a loss that no number of images could show. Raises `InputError`."""
+    if most is not None and not (math.isfinite(most) and most > 0):
+        raise InputError("max_loss", most, "must be above 0: no interval has width 0", "pass --max-loss 0.1")
+
+
+def quality(row: QualityRow, most: float) -> Quality:
+    """Return whether a set of images is as good as sequential decoding's, up to a loss.
+
+    LOST: the lower end of either loss's interval is above `most`, the decoder gave no image, or it claims the law
+    (contract B) and its tokens have another one. KEPT: both upper ends are below `most`.
+    """
+    other_law = row.contract == "B" and row.tokens is not None and row.tokens.p < SMALL
+    if row.failed or other_law:
+        return Quality.LOST
+    if too_few(row) or not row.losses:
+        return Quality.INCONCLUSIVE
+    if any(loss.low > most for loss in row.losses):
+        return Quality.LOST
+    return Quality.KEPT if all(loss.high < most for loss in row.losses) else Quality.INCONCLUSIVE
+
+
+def too_few(row: QualityRow) -> bool:
+    """Tell whether the intervals of a row rest on too few images to be believed."""
+    return row.images < PER_FEATURE * row.width
+
+
+def worst(verdicts: Sequence[Quality]) -> Quality:
+    """Return the worst verdict: LOST, then INCONCLUSIVE, also for none, then KEPT."""
+    order = (Quality.LOST, Quality.INCONCLUSIVE, Quality.KEPT)
+    return next((verdict for verdict in order if verdict in verdicts), Quality.INCONCLUSIVE)
+
+
+def would_decide(row: QualityRow, most: float) -> int:
+    """Return the N at which every loss's interval would lie on one side of `most`, if the loss is what it seems."""
+    return max((images_for(row.images, of.half, abs(of.value - most)) for of in row.losses), default=MOST_IMAGES)
+
+
+def resolves(losses: Sequence[Estimate], images: int, most: float) -> int:
+    """Return the N at which a decoder that loses nothing is KEPT: its interval is half as wide as `most`."""
+    return max((images_for(images, of.half, most / 2) for of in losses), default=MOST_IMAGES)
+
+
+def why(row: QualityRow, most: float) -> str:
+    """Return one clause on the verdict: which figure decides, or which N would."""
+    if row.failed:
+        return f"it gives no image: {row.failed}"
+    if row.contract == "B" and row.tokens is not None and row.tokens.p < SMALL:
+        return f"its tokens have another law: {row.tokens}"
+    if too_few(row):
+        return (
+            f"{row.images} images are too few for {row.width} features: {PER_FEATURE * row.width} or more would decide"
+        )
+    named = [(word, of) for word, of in (("loss", row.loss), ("drift", row.drift)) if of is not None]
+    if not named:
+        return "nothing was measured: no real data, and no law"
+    over = [f"{word} {of}" for word, of in named if of.low > most]
+    if over:
+        return f"{' and '.join(over)}, above {most:g}"
+    if all(of.high < most for _, of in named):
+        return f"{' and '.join(f'{word} {of}' for word, of in named)}, below {most:g}"
+    need = would_decide(row, most)
+    many = "no feasible number of" if need >= MOST_IMAGES else f"about {need}"
+    open_ = [f"{word} {of}" for word, of in named if not of.high < most]
+    return f"{' and '.join(open_)}, not on one side of {most:g}: {many} images would decide"

@@ -1,0 +1,115 @@
+"""`quality` and `verify --max-loss`: what is refused, exit status, what is written."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.commands import quality as asked
+from harness.quality.estimate import Estimate
+from harness.quality.measure import QualityRow
+from harness.quality.run import IMAGES
+from harness.quality.stored import Measured, read_quality
+from tests.helpers import command
+
+ZERO = Estimate(0.0, -0.01, 0.01, 0.05)
+LARGE, WIDE = Estimate(0.5, 0.4, 0.6, 0.55), Estimate(0.05, -0.5, 0.6, 0.1)
+BASE = QualityRow("sequential", "A", "", IMAGES, 42, 10.0, 1.0, real=ZERO, law=ZERO, accuracy=ZERO)
+VERIFY = ("verify", "--contract", "C", "--policy", "kl:0.1", "--seeds", "0:1", "--labels", "0", "--draft-len", "5")
+
+
+def found(drift: Estimate, most: float | None = 0.1) -> Measured:
+    row = replace(BASE, name="kl:0.1", contract="C", draft_len="5", calls=7.9, loss=ZERO, drift=drift)
+    return Measured("digits", "cpu", 1.5, "a classifier", "a unit", "real digits", 40, [BASE, row], most)
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, drift: Estimate) -> list[asked.Asked]:
+    """Put figures in the place of a drawing; return what was asked for."""
+    seen: list[asked.Asked] = []
+
+    def run(pair, means, what, keeping, progress):
+        seen.append(what)
+        return found(drift, what.most)
+
+    monkeypatch.setattr(asked, "run", run)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("drift", "status", "word"), [(ZERO, 0, "KEPT"), (LARGE, 1, "LOST"), (WIDE, 3, "INCONCLUSIVE")]
+)
+def test_the_verdict_is_the_exit_status(monkeypatch, capsys, tmp_path: Path, drift, status, word):
+    seen = measured(monkeypatch, drift)
+    page, picture = tmp_path / "page.md", tmp_path / "q.svg"
+    page.write_text("<!-- quality: begin -->\n<!-- quality: end -->\n")
+    options = ("--json", str(tmp_path / "q.json"), "--into", str(page), "--picture", str(picture))
+    assert command(monkeypatch, "quality", "--max-loss", "0.1", "--policies", "kl:0.1", *options) == status
+    out = capsys.readouterr().out
+    assert f"\n{word} kl:0.1: " in out
+    assert "bias at N = 10000, which is taken out: +0.050 in FD to real data" in out
+    assert [source.name for source in seen[0].others] == ["sequential, other seeds", "the draft alone", "kl:0.1"]
+    assert json.loads((tmp_path / "q.json").read_text())["rows"][1]["verdict"] == word
+    assert read_quality(tmp_path / "q.json") == found(drift)
+    same = " | ".join([str(ZERO)] * 3)
+    assert f"| `kl:0.1` | C | 7.9 | {same} | {drift} | {ZERO} | - | - | {word} |" in page.read_text()
+    assert "drift" in picture.read_text()
+
+
+def test_without_a_loss_nothing_is_judged(monkeypatch, capsys):
+    measured(monkeypatch, LARGE)
+    assert command(monkeypatch, "quality", "--policies", "kl:0.1") == 0
+    assert "LOST" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("drift", "status"), [(ZERO, 0), (LARGE, 1), (WIDE, 3)])
+def test_verify_takes_the_verdict_over(monkeypatch, capsys, tmp_path: Path, drift, status):
+    seen = measured(monkeypatch, drift)
+    path = tmp_path / "v.json"
+    assert command(monkeypatch, *VERIFY, "--max-loss", "0.1", "--quality-images", "500", "--json", str(path)) == status
+    out, told = capsys.readouterr().out, json.loads(path.read_text())
+    assert (seen[0].images, seen[0].most, [source.name for source in seen[0].others]) == (500, 0.1, ["kl:0.1"])
+    assert told["verdict"] == {0: "CONSISTENT", 1: "DEFECT", 3: "INCONCLUSIVE"}[status]
+    assert told["run"]["quality"]["rows"][1]["drift"]["value"] == drift.value
+    if status == 1:
+        assert told["first_divergence"]["component"] == "quality"
+        assert "component quality (kl:0.1: drift 0.500 ± 0.100, above 0.1)" in out
+    if status == 3:
+        assert "inconclusive: quality of kl:0.1" in out
+
+
+REFUSED = {
+    ("verify", "--max-loss", "0.1"): "max_loss=0.1: states a loss, which contract C alone allows; pass --contract C",
+    (*VERIFY, "--max-loss", "0"): "max_loss=0.0: must be above 0",
+    (*VERIFY, "--max-loss", "0.1", "--quality-images", "10"): "images=10: must be at least 80",
+    ("quality", "--images", "10"): "images=10: must be at least 80",
+    ("quality", "--blocks", "5", "--images", "400"): "blocks=5: must be at least 10",
+    ("quality", "--max-loss", "nan"): "max_loss=nan: must be above 0",
+    ("quality", "--policies", "greedy"): "policies=greedy: draws one image a label",
+    ("quality", "--policies", "match:x"): "policy=match:x",
+    ("quality", "--find-cfg", "0,x"): "find_cfg=0,x: must read 0,0.5,1",
+    ("quality", "--models", "d16-d30"): "features=None: are needed for d16-d30",
+    ("quality", "--features", "none.pth"): "features=none.pth: no such file",
+    ("quality", "--real", "none.npz"): "real=none.npz: no such file",
+    ("quality", "--resume"): "resume=True: goes on with a run that was kept",
+    ("quality", "--control", "-1"): "control=-1: must be 0 or more",
+    ("quality", "--labels", "10"): "labels=10: must lie in 0..9",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_bad_input_is_one_line(monkeypatch, capsys, arguments: tuple[str, ...]):
+    assert command(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"error: {REFUSED[arguments]}"), error
+    assert "\n" not in error
+
+
+def test_without_torchmetrics_the_extra_is_named(monkeypatch, capsys):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchmetrics" else there(name))
+    assert command(monkeypatch, "quality") == 2
+    assert 'pip install "sdvar-harness[quality]"' in capsys.readouterr().err

@@ -1,0 +1,108 @@
+"""Features and statistics of real checkpoints, with a small network in Inception's place."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.errors import InputError
+from harness.quality.inception import load_inception, load_statistics
+
+
+class StandIn(nn.Module):
+    """Takes bytes of any size and returns a tuple, features first, as torch-fidelity's Inception does."""
+
+    num_features = 6
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.project = nn.Linear(12, 6)
+        self.load_state_dict(torch.load(path, weights_only=True))
+
+    def forward(self, image_B3hw: Tensor) -> tuple[Tensor]:
+        assert image_B3hw.dtype == torch.uint8
+        return (self.project(nn.functional.adaptive_avg_pool2d(image_B3hw.float(), 2).flatten(1))[..., None, None],)
+
+
+def weights(folder: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    state = {"project.weight": torch.rand(6, 12, generator=generator), "project.bias": torch.zeros(6)}
+    torch.save(state, folder / "weights.pth")
+    return folder / "weights.pth"
+
+
+def test_images_become_bytes_and_then_features(tmp_path: Path):
+    features = load_inception(weights(tmp_path), StandIn)
+    grey = torch.full((2, 3, 8, 8), 0.5)
+    made, classes = pickle.loads(pickle.dumps(features)).to(torch.device("cpu"))(grey)
+    assert classes is None
+    assert made.shape == (2, features.D) == (2, 6)
+    torch.testing.assert_close(made, features.network(torch.full((2, 3, 8, 8), 128, dtype=torch.uint8))[0][..., 0, 0])
+    assert "weights.pth (" in features.name
+
+
+def test_a_file_that_the_network_does_not_take_is_one_line(tmp_path: Path):
+    (tmp_path / "other.pth").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"^features=.*cannot be loaded \(.*pass torch-fidelity's Inception weights"):
+        load_inception(tmp_path / "other.pth", StandIn)
+    with pytest.raises(InputError, match="no such file"):
+        load_inception(tmp_path / "none.pth", StandIn)
+
+
+def test_another_width_is_refused(tmp_path: Path):
+    features = load_inception(weights(tmp_path), StandIn)
+    wrong = type(features)(features.network, features.name, 7)
+    with pytest.raises(InputError, match="gives 6 features, not 7"):
+        wrong(torch.zeros(1, 3, 8, 8))
+
+
+def test_without_torch_fidelity_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'pip install "sdvar-harness\[inception\]"'):
+        load_inception(weights(tmp_path))
+
+
+def test_statistics_are_read_as_they_were_written(tmp_path: Path):
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    np.savez(tmp_path / "real.npz", mu=x.mean(0), sigma=np.cov(x.T), mu_s=np.zeros(7))
+    real = load_statistics(tmp_path / "real.npz")
+    mean = real.law.sum_D / real.law.n
+    products = real.law.products_DD - real.law.n * mean.outer(mean)
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(products / (real.law.n - 1), np.cov(x.T), rtol=1e-9, atol=1e-12)
+    assert real.features_RD is None
+    assert not real.labelled
+
+
+BAD = {
+    "missing": ({"mu": np.zeros(3)}, "holds no statistics"),
+    "shapes": ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"has mu \(3,\) and sigma \(4, 4\)"),
+    "scalar": ({"mu": np.zeros(()), "sigma": np.eye(1)}, r"has mu \(\)"),
+    "empty": ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"has mu \(0,\)"),
+    "nan": ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "not finite"),
+    "asymmetric": ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.0, 1.0]])}, "no covariance"),
+    "negative": ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "no covariance"),
+    "words": ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "holds no statistics"),
+    "objects": ({"mu": np.array([None]), "sigma": np.eye(1)}, "holds no statistics"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_other_statistics_are_refused(name: str, tmp_path: Path):
+    arrays, rule = BAD[name]
+    np.savez(tmp_path / "real.npz", **arrays)
+    with pytest.raises(InputError, match=rf"^real=.*{rule}.*pass an .npz of the ADM evaluation"):
+        load_statistics(tmp_path / "real.npz")
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path):
+    for content in (b"", b"PK\x03\x04 cut short", b"text"):
+        (tmp_path / "real.npz").write_bytes(content)
+        with pytest.raises(InputError, match="holds no statistics"):
+            load_statistics(tmp_path / "real.npz")

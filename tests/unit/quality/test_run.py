@@ -1,0 +1,178 @@
+"""Drawing and measuring on quick networks: pairs, workers, run files, decoders that fail, rows that say what is so."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.errors import InputError, StopSignal
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.quality.gather import ImageSet, gather
+from harness.quality.kept import TENSORS
+from harness.quality.run import Asked, decoders, run
+from harness.quality.sources import BASE, DRAFT, LAW, Source, controls, portions
+from harness.quality.stored import read_quality
+from harness.runs.factory import DEFAULT
+from harness.runs.terms import Keeping, Terms
+from tests.unit.quality.means import MODELS, corners
+
+REQUEST, IN_PROCESS, NOWHERE = Request((0,), 3), Terms(in_process=True), Keeping()
+FIELDS = ("features_ND", "classes_N", "calls_N", "tokens_NL", "labels_N")
+
+
+class Crash:
+    """Fails at the second portion."""
+
+    contract = "quality-preserving"
+
+    def __init__(self) -> None:
+        self.decodes = 0
+
+    def decode(self, request, noise):
+        raise RuntimeError("out of paint")
+
+
+def crash(models, settings):
+    return Crash()
+
+
+def drawn(size: int, keeping: Keeping = NOWHERE, sources: list[Source] | None = None) -> list[ImageSet]:
+    others = sources or [*decoders(DEFAULT, [Settings(3, policy="coupled"), Settings(3, policy="rejection")])]
+    requests = portions(40, size, (0, 1), REQUEST)
+    made, stopped = gather(MODELS, corners().features, [BASE, LAW, *others], requests, (keeping, IN_PROCESS))
+    assert not stopped
+    return made
+
+
+def same(a: list[ImageSet], b: list[ImageSet]) -> bool:
+    return all(torch.equal(getattr(x, name), getattr(y, name)) for x, y in zip(a, b, strict=True) for name in FIELDS)
+
+
+def test_sets_are_paired_and_other_seeds_are_others():
+    base, law, coupled, rejection = drawn(40)
+    assert torch.equal(coupled.features_ND, base.features_ND)
+    assert not torch.equal(law.features_ND, base.features_ND)
+    assert not torch.equal(rejection.tokens_NL, law.tokens_NL)
+    assert base.labels_N.tolist() == [0, 1] * 20
+    assert [of.contract for of in (base, law, coupled, rejection)] == ["A", "A", "A", "B"]
+    assert base.tokens_NL.numel() == coupled.tokens_NL.numel() == 0
+    assert rejection.tokens_NL.shape == law.tokens_NL.shape == (40, MODELS.pyramid.L)
+    assert base.calls_N.tolist() == [3] * 40
+
+
+def test_batches_and_workers_change_nothing():
+    assert same(drawn(40), drawn(7))
+
+
+@pytest.mark.slow
+def test_workers_change_nothing():
+    assert same(drawn(10), drawn(10, Keeping(workers=2)))
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same(tmp_path: Path):
+    path = tmp_path / "q.db"
+    whole = drawn(10, Keeping(file=path))
+    with sqlite3.connect(path) as base:
+        base.execute("DELETE FROM drawn WHERE portion >= 2")
+    assert same(drawn(10, Keeping(file=path, resume=True)), whole)
+    assert same(drawn(10, Keeping(file=path, resume=True)), whole)  # nothing is left to draw
+    with pytest.raises(InputError, match="is there already; pass --resume"):
+        drawn(10, Keeping(file=path))
+
+
+def test_a_signal_ends_the_drawing_and_what_is_there_is_measured():
+    done = 0
+
+    def stop(images: int) -> None:
+        nonlocal done
+        done += images
+        if done >= 2 * 3 * 20:
+            raise StopSignal(15)
+
+    asked = Asked(controls(1), 80, 20, (0, 1), REQUEST, 10)
+    found = run(MODELS, corners(), asked, (NOWHERE, IN_PROCESS), stop)
+    assert found.stopped == 15
+    assert {row.images for row in found.rows} == {40}
+    with pytest.raises(StopSignal):
+        run(MODELS, corners(), replace(asked, blocks=30), (NOWHERE, IN_PROCESS), stop)
+
+
+def test_a_file_of_another_run_is_refused_by_name(tmp_path: Path):
+    path = tmp_path / "q.db"
+    drawn(10, Keeping(file=path))
+    with pytest.raises(InputError, match=r"is the file of another run: images requests"):
+        drawn(20, Keeping(file=path, resume=True))
+    with pytest.raises(
+        InputError, match=r"is the file of another run: sources coupled draft_len 3 \(here unknown, recorded"
+    ):
+        drawn(10, Keeping(file=path, resume=True), decoders(DEFAULT, [Settings(3, policy="kl:0.1")]))
+    for content in (b"no database", path.read_bytes()[:3000]):
+        (tmp_path / "bad.db").write_bytes(content)
+        with pytest.raises(InputError, match=r"^run=.*pass another --run"):
+            drawn(10, Keeping(file=tmp_path / "bad.db", resume=True))
+    assert (tmp_path / "bad.db").read_bytes() == path.read_bytes()[:3000]
+
+
+def test_a_damaged_row_is_one_error(tmp_path: Path):
+    path = tmp_path / "q.db"
+    drawn(10, Keeping(file=path))
+    with sqlite3.connect(path) as base:
+        base.execute(f"UPDATE drawn SET {TENSORS[0]} = x'00' WHERE portion = 1")
+    with pytest.raises(InputError, match=r"^run=.*cannot be read"):
+        drawn(10, Keeping(file=path, resume=True))
+
+
+def test_rows_say_what_the_decoders_are(tmp_path: Path):
+    shifted = Source("wrong labels", f"{__name__}:shift", Settings(5, policy=""))
+    others = [*controls(1), Source(DRAFT, draft=True), *decoders(DEFAULT, [Settings(3, policy="coupled")]), shifted]
+    asked = Asked(others, 200, 100, (0, 1), REQUEST, 10, 0.5)
+    found = run(MODELS, corners(), asked, (Keeping(), IN_PROCESS))
+    base, control, draft, coupled, wrong = found.rows
+    assert (base.loss, base.drift, base.tokens) == (None, None, None)
+    assert (coupled.loss.value, coupled.loss.half, coupled.drift.half) == (0, 0, 0)
+    assert control.loss.low <= 0 <= control.loss.high
+    assert control.drift.low <= 0 <= control.drift.high
+    assert control.tokens.p > 0.01
+    assert draft.calls == 0
+    assert draft.contract == ""
+    assert base.calls == 3
+    assert wrong.accuracy.value == pytest.approx(1 - base.accuracy.value, abs=0.2)
+    (tmp_path / "q.json").write_bytes(found.document())
+    again = read_quality(tmp_path / "q.json")
+    assert again == found
+    assert again.document() == found.document()
+
+
+def shift(models, settings):
+    from harness.quality.planted import labels
+
+    return labels(models, settings)
+
+
+def test_a_decoder_that_gives_no_image_is_lost_and_the_others_are_measured():
+    broken = Source("broken", f"{__name__}:crash", Settings(5, policy=""))
+    asked = Asked([broken, *controls(1)], 40, 10, (0, 1), REQUEST, 10, 1e3)
+    found = run(MODELS, corners(), asked, (Keeping(), IN_PROCESS))
+    assert "out of paint" in found.rows[1].failed
+    assert found.verdicts[0].value == "LOST"
+    assert found.rows[2].drift is not None
+
+
+def test_two_sources_of_one_name_are_refused():
+    twice = decoders(DEFAULT, [Settings(3, policy="coupled")] * 2)
+    with pytest.raises(InputError, match=r"coupled draft_len 3: is asked for twice"):
+        drawn(40, sources=twice)
+
+
+def test_few_images_and_the_published_order_are_refused():
+    with pytest.raises(InputError, match=r"^images=79: must be at least 80"):
+        Asked([], 79)
+    with pytest.raises(InputError, match=r"^noise=batch"):
+        portions(10, 5, (0, 1), replace(REQUEST, order="batch"))
+    with pytest.raises(InputError, match=r"^labels=2"):
+        run(MODELS, corners(), Asked([], 40, 10, (0, 2), REQUEST, 10))

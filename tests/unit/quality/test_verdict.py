@@ -1,0 +1,80 @@
+"""KEPT, LOST, INCONCLUSIVE: on which side both losses lie, and which N would decide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness.errors import InputError
+from harness.quality.estimate import Estimate
+from harness.quality.measure import QualityRow
+from harness.quality.tokens import Tokens
+from harness.quality.verdict import Quality, check_loss, quality, resolves, why, worst, would_decide
+
+ZERO, SMALL, LARGE = Estimate(0.0, -0.05, 0.05), Estimate(0.05, 0.0, 0.12), Estimate(0.5, 0.3, 0.7)
+ROW = QualityRow("a decoder", "C", "5", 1000, width=42, loss=ZERO, drift=ZERO)
+
+
+@pytest.mark.parametrize(
+    ("loss", "drift", "expected"),
+    [
+        (ZERO, ZERO, "KEPT"),
+        (None, ZERO, "KEPT"),
+        (ZERO, SMALL, "INCONCLUSIVE"),
+        (SMALL, ZERO, "INCONCLUSIVE"),
+        (ZERO, LARGE, "LOST"),
+        (LARGE, ZERO, "LOST"),
+        (SMALL, LARGE, "LOST"),
+        (Estimate(-2.0, -2.1, -1.9), ZERO, "KEPT"),
+        (Estimate(-2.0, -2.1, -1.9), LARGE, "LOST"),
+        (None, None, "INCONCLUSIVE"),
+        (Estimate(0.05, 0.0, 0.1), ZERO, "INCONCLUSIVE"),
+        (Estimate(0.2, 0.1, 0.3), ZERO, "INCONCLUSIVE"),
+    ],
+)
+def test_the_verdict(loss: Estimate | None, drift: Estimate | None, expected: str):
+    assert quality(replace(ROW, loss=loss, drift=drift), 0.1).value == expected
+
+
+def test_no_image_and_another_law_are_lost():
+    assert quality(replace(ROW, failed="crash"), 0.1) is Quality.LOST
+    told = Tokens([0.5, 1e-9], 3e-9, 1, 3)
+    assert quality(replace(ROW, contract="B", tokens=told), 0.1) is Quality.LOST
+    assert quality(replace(ROW, contract="C", tokens=told), 0.1) is Quality.KEPT
+    assert "another law: p = 3e-09" in why(replace(ROW, contract="B", tokens=told), 0.1)
+
+
+def test_too_few_images_decide_nothing():
+    few = replace(ROW, images=419, drift=LARGE)
+    assert quality(few, 0.1) is Quality.INCONCLUSIVE
+    assert why(few, 0.1) == "419 images are too few for 42 features: 420 or more would decide"
+    assert quality(replace(few, images=420), 0.1) is Quality.LOST
+
+
+def test_the_reason_names_what_decides():
+    assert why(ROW, 0.1) == "loss 0.000 ± 0.050 and drift 0.000 ± 0.050, below 0.1"
+    assert why(replace(ROW, drift=LARGE), 0.1) == "drift 0.500 ± 0.200, above 0.1"
+    assert why(replace(ROW, drift=SMALL), 0.1) == (
+        "drift 0.050 ± 0.060, not on one side of 0.1: about 1500 images would decide"
+    )
+    assert why(replace(ROW, loss=None, drift=None), 0.1).startswith("nothing was measured")
+
+
+def test_how_many_images():
+    assert would_decide(replace(ROW, drift=SMALL), 0.1) == 1500
+    assert resolves([SMALL], 1000, 0.1) == 1500
+    assert resolves([ZERO], 1000, 0.1) == 1000
+
+
+def test_the_worst_is_lost():
+    assert worst([Quality.KEPT, Quality.LOST, Quality.INCONCLUSIVE]) is Quality.LOST
+    assert worst([Quality.KEPT, Quality.INCONCLUSIVE]) is Quality.INCONCLUSIVE
+    assert worst([]) is Quality.INCONCLUSIVE
+    assert [each.exit_status for each in Quality] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("most", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_loss_that_nothing_could_show_is_refused(most: float):
+    with pytest.raises(InputError, match=r"^max_loss=.*must be above 0.*pass --max-loss 0.1"):
+        check_loss(most)
