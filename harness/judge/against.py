@@ -6,6 +6,7 @@ whose tokens differ. Numbers of two right decoders differ by rounding, and so do
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -38,8 +39,7 @@ def judge_against(evidence: Evidence, other: str) -> Judgement:
     for side, trace in (("", evidence.actual), (f"{other}: ", evidence.expected)):
         wrong = malformed(evidence.models, evidence.request, trace)
         if wrong is not None:
-            detail = f"{side}{wrong.detail}"
-            judgement.defects.append(Divergence(wrong.component, detail, wrong.seed, wrong.image, scale=wrong.scale))
+            judgement.defects.append(replace(wrong, detail=f"{side}{wrong.detail}"))
     if judgement.defects:
         return judgement
     judgement.draws = evidence.actual.tokens_BL.numel()
@@ -48,7 +48,7 @@ def judge_against(evidence: Evidence, other: str) -> Judgement:
     if evidence.actual.intermediates is not None and evidence.expected.intermediates is not None:
         judgement.compared += SHOWN
     else:
-        judgement.not_compared |= dict.fromkeys(SHOWN, "one of the two shows no Trace.intermediates")
+        judgement.not_compared = dict.fromkeys(SHOWN, "one of the two shows no Trace.intermediates")
     for image in range(evidence.request.B):
         _judge_image(evidence, image, judgement)
     judgement.defects.sort(key=lambda each: each.scale)  # a stable sort: images stay in order
@@ -67,31 +67,23 @@ def changed(actual: Trace, expected: Trace) -> list[str]:
 
 def _judge_image(evidence: Evidence, image: int, judgement: Judgement) -> None:
     """Compare one image scale by scale. Effects: on `judgement`."""
-    told = False
+    actual_L, expected_L = evidence.actual.tokens_BL[image], evidence.expected.tokens_BL[image]
+    wrong, records = None, list[Divergence]()
     for si in evidence.models.pyramid:
-        if not told:
-            found = _wrong_tensor(evidence, image, si)
-            if found is not None:
-                judgement.defects.append(found)
-                judgement.wrong_tensors += 1
-                told = True
+        wrong = wrong or _wrong_tensor(evidence, image, si)
         span = evidence.models.pyramid.span(si)
-        differ = torch.nonzero(evidence.actual.tokens_BL[image, span] != evidence.expected.tokens_BL[image, span])
-        positions = [span.start + int(offset) for offset in differ.flatten()]
-        if not positions:
-            if not told and (f_hat := _wrong_f_hat(evidence, image, si)) is not None:
-                judgement.defects.append(f_hat)
-                judgement.wrong_tensors += 1
-                told = True
-            continue
-        for position in positions:
-            record = _token(evidence, image, si, position, not told)
-            (judgement.ties if record.component == "tie" else judgement.defects).append(record)
-            judgement.wrong_tokens += record.component != "tie"
-        later = slice(span.stop, None)
-        rest = evidence.actual.tokens_BL[image, later] != evidence.expected.tokens_BL[image, later]
-        judgement.unclaimed += int(rest.sum())
-        return
+        differ = torch.nonzero(actual_L[span] != expected_L[span]).flatten().tolist()
+        if differ:
+            records = [_token(evidence, image, si, span.start + offset, wrong is None) for offset in differ]
+            judgement.unclaimed += int((actual_L[span.stop :] != expected_L[span.stop :]).sum())
+            break
+        wrong = wrong or _wrong_f_hat(evidence, image, si)
+    if wrong is not None:
+        judgement.defects.append(wrong)
+        judgement.wrong_tensors += 1
+    for record in records:
+        (judgement.ties if record.component == "tie" else judgement.defects).append(record)
+        judgement.wrong_tokens += record.component != "tie"
 
 
 def _wrong_tensor(evidence: Evidence, image: int, si: int) -> Divergence | None:
@@ -101,7 +93,7 @@ def _wrong_tensor(evidence: Evidence, image: int, si: int) -> Divergence | None:
         return None
     span, B = evidence.models.pyramid.span(si), evidence.request.B
     allowed = evidence.allowance(si)
-    x = float(other.x_RLD[:, span].nan_to_num(0.0).abs().max())
+    x = float(other.x_RLD[:, span].nan_to_num().abs().max())
     errors = {
         "x_RLD": max(2 * allowed.f_hat, 1e-5) * max(1.0, x),
         "rows_RLV": 2 * evidence.budget.rows,
@@ -146,7 +138,7 @@ def _at(evidence: Evidence, component: str, detail: str, image: int, si: int) ->
 def _token(evidence: Evidence, image: int, si: int, position: int, may_tie: bool) -> Divergence:
     """Record a token that differs: a tie where the logits agree and the race between the two is within rounding."""
     actual, expected = (int(t.tokens_BL[image, position]) for t in (evidence.actual, evidence.expected))
-    component, detail, margin = "token", "the tokens differ", float("nan")
+    component, detail, margin = "token", "the tokens differ", math.nan
     allowed, kept = evidence.allowance(si), evidence.expected.intermediates
     if kept is not None and may_tie and bool(torch.isfinite(kept.guided_BLV[image, position]).all()):
         exact_V = kept.guided_BLV[image, position].double()

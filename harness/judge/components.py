@@ -32,18 +32,15 @@ def first_wrong(evidence: Evidence) -> Wrong:
     if actual is None or expected is None:
         return dict.fromkeys(range(evidence.request.B))
     agree = _agree_SB(evidence, actual, expected).T.tolist()  # the one wait for the device
-    return {
-        image: None if all(agree_S) else _first_wrong(evidence, image, agree_S.index(False))
-        for image, agree_S in enumerate(agree)
-    }
+    return {image: None if all(agree_S) else _first_wrong(evidence, image) for image, agree_S in enumerate(agree)}
 
 
-def _first_wrong(evidence: Evidence, image: int, begin: int) -> Found | None:
-    """Place the first wrong tensor of one image, looked for from one scale on."""
+def _first_wrong(evidence: Evidence, image: int) -> Found | None:
+    """Place the first wrong tensor of one image."""
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
     assert actual is not None
     assert expected is not None
-    for si in range(begin, evidence.models.pyramid.S):
+    for si in evidence.models.pyramid:
         unseen = bool(evidence.unverified) and si in evidence.unverified[image]
         check = wrong_f_hat_at if unseen else wrong_at
         found = check(evidence, actual, expected, image, si)
@@ -209,7 +206,7 @@ def _half(right: list[bool]) -> str:
 def _cdist(actual_lD: Tensor, pos_LD: Tensor) -> Tensor:
     """Largest difference of every row from every position; in float32, since CUDA has no such kernel in bfloat16."""
     wide = torch.promote_types(actual_lD.dtype, torch.float32)
-    return torch.cdist(actual_lD.to(wide), pos_LD.to(wide), p=float("inf"))
+    return torch.cdist(actual_lD.to(wide), pos_LD.to(wide), p=torch.inf)
 
 
 def _span(level_l: Tensor) -> str:
@@ -234,5 +231,5 @@ def _wrong_f_hat(expected: Intermediates, image: int, si: int, f_hat: Tensor) ->
     added = (f_hat - before).flatten() @ (after - before).flatten() / (after - before).square().sum()
     residue = (f_hat - before - added * (after - before)).abs().max()
     if residue <= 1e-3 * (after - before).abs().max():
-        return f"the scale's contribution was added {float(added):.3g} times"
+        return f"the scale's contribution was added {round(float(added), 3):zg} times"
     return "accumulation"

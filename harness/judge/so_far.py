@@ -51,7 +51,8 @@ def judge_so_far(evidence: Evidence, contract: Contract, drafts: bool, ended: Ju
         last = f"; last good tensor: f_hat of scale {right - 1}" if right else "; no tensor was right"
     ended.defects = [*found, *ended.defects]
     ended.wrong_tensors = len(found)
-    ended.so_far = f"{came(evidence.actual, evidence.models.pyramid)}{last}; {ended.so_far}".strip("; ")
+    said = (f"{came(evidence.actual, evidence.models.pyramid)}{last}", ended.so_far)
+    ended.so_far = "; ".join(part for part in said if part)
     return ended
 
 

@@ -61,7 +61,7 @@ def weigh_decode(evidence: Evidence, judgement: Judgement, costs_SB3: Tensor, ro
     at = torch.tensor([[tie.scale for tie in ties], list(row_of)], dtype=torch.int64)
     surprise_SB = torch.zeros(S, B, dtype=torch.float64)
     surprise_SB.index_put_((at[0], at[1]), _surprise(ties, allowed_S), accumulate=True)
-    weights_SB3 = weights_SB3 + surprise_SB[..., None] * torch.tensor(THETAS, dtype=torch.float64)
+    weights_SB3 = weights_SB3 + surprise_SB[..., None] * surprise_SB.new_tensor(THETAS)
     judgement.surprise = weights_SB3.sum(1).tolist()
     beyond_SB = weights_SB3.logsumexp(-1) - math.log(len(THETAS)) > math.log(S / ALARM)
     rejected = [
@@ -83,7 +83,7 @@ def _surprise(ties: Sequence[Divergence], allowed_S: Sequence[Allowance]) -> Ten
     return found
 
 
-def weigh_run(judgements: Sequence[tuple[Request, Judgement]], allowed: Allowed, looks: int = 1) -> None:
+def weigh_run(judgements: Sequence[tuple[Request, Judgement]], allowed: Allowed, looks: int) -> None:
     """Reject the ties of a whole run that are too many or too wide: what each request may excuse, all may not.
 
     Args:

@@ -11,6 +11,9 @@ import pytest
 from harness.judge.against import SHOWN, changed, judge_against
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Judgement, Verdict
+from harness.models.pair import ModelPair
+from harness.protocol.noise import TOKEN
+from harness.protocol.request import Request
 from harness.rounding.budget import Budget
 from tests.unit.judge.test_tokens import MODELS, evidence, hidden, swapped
 
@@ -70,9 +73,17 @@ def test_a_trace_of_another_form_is_a_defect_of_its_side_and_nothing_is_compared
     trace = getattr(found, side)
     judgement = against(replace(found, **{side: replace(trace, tokens_BL=trace.tokens_BL.float())}))
     (defect,) = judgement.defects
-    assert defect.component == "trace"
+    assert (defect.component, defect.seed) == ("trace", 3)
     assert defect.detail.startswith(said)
-    assert (judgement.draws, judgement.compared) == (0, [])
+    assert (judgement.images, judgement.draws, judgement.compared) == (2, 0, [])
+
+
+def test_a_scale_that_was_never_final_is_told_of_its_image_and_scale():
+    found = evidence(WIDE)
+    found.expected.scale_writes_BS[1, 2] = 0
+    (defect,) = against(found).defects
+    assert (defect.component, defect.detail) == ("scheduling", f"{OTHER}: scale 2 was made final 0 times, not once")
+    assert (defect.seed, defect.image, defect.scale) == (3, 1, 2)
 
 
 PARTS = {"x_RLD": "query", "rows_RLV": "mask or cache", "guided_BLV": "guidance", "f_hat_SBCPP": "f_hat"}
@@ -108,6 +119,25 @@ def test_the_first_wrong_tensor_of_an_image_is_told_and_no_other():
     assert judgement.wrong_tensors == 2
 
 
+def test_the_first_scale_with_a_wrong_tensor_is_told_and_no_later_one():
+    for name, component in (("f_hat_SBCPP", "f_hat"), ("rows_RLV", "mask or cache")):
+        found = evidence(WIDE)
+        kept = found.actual.intermediates
+        getattr(kept, name)[0] += 9.0  # f_hat of scale 0, of both images; or the rows of image 0, of every scale
+        kept.guided_BLV[:, MODELS.pyramid.span(2)] += 9.0
+        judgement = against(found)
+        assert [(each.image, each.scale) for each in judgement.defects] == [
+            (0, 0),
+            (1, 0 if component == "f_hat" else 2),
+        ]
+        assert judgement.defects[0].component == component
+        assert judgement.wrong_tensors == 2
+
+
+def test_where_nothing_may_move_equal_tensors_are_equal():
+    assert against(evidence(Budget(0.0, 0.0, 0.0, "by hand"))).verdict is Verdict.IDENTICAL
+
+
 def test_without_intermediates_the_final_f_hat_is_compared():
     for far, count in ((0.98, 0), (1.02, 1)):
         found = hidden(evidence(WIDE))
@@ -135,6 +165,35 @@ def test_another_token_behind_equal_logits_is_a_draw_or_a_tie(greedy: bool):
     assert [(tie.component, tie.detail) for tie in judgement.ties] == [("tie", "rounding decides between the two")]
     assert (judgement.wrong_tokens, judgement.defects) == (0, [])
     assert against(replace(found, budget=replace(wide, rows=0.999 * wide.rows))).wrong_tokens == 1
+
+
+def test_drawn_labels_come_before_the_numbers_which_are_drawn_once(monkeypatch: pytest.MonkeyPatch):
+    """The published order: one generator for labels and numbers, so that whoever forgets the labels meets others."""
+    request = Request(None, 3, cfg=4.0, count=2, order="batch")
+    noise = MODELS.noise(request)
+    noise.labels(MODELS.target.config.classes)
+    found = evidence(request=request)
+    token, best = (int(of[1, 2]) for of in (found.actual.tokens_BL, found.expected.tokens_BL))
+    assert token == best
+    guided_V = found.expected.intermediates.guided_BLV[1, 2].double()
+    score_V = guided_V - noise.exponential(1, TOKEN, "test")[1, 1].double().log()
+    order = score_V.argsort(descending=True)
+    assert int(order[0]) == best
+    found.actual.tokens_BL[1, 2:4] = order[1]
+    asked, made = [], ModelPair.noise
+    monkeypatch.setattr(ModelPair, "noise", lambda self, of: asked.append(of) or made(self, of))
+    first = against(found).defects[0]
+    assert (first.component, first.position, first.label) == ("draw", 2, -1)
+    assert first.margin == pytest.approx(float(score_V[order[0]] - score_V[order[1]]), rel=1e-3)
+    assert asked == [request]
+
+
+def test_tokens_of_later_scales_are_unclaimed_of_every_image():
+    found = evidence()
+    for image in (0, 1):
+        found.actual.tokens_BL[image, [0, 3, 13 - image]] += 1
+    found.actual.tokens_BL.remainder_(MODELS.target.config.V)
+    assert (against(hidden(found)).wrong_tokens, against(hidden(found)).unclaimed) == (2, 4)
 
 
 def test_another_token_without_logits_is_a_token():

@@ -214,7 +214,7 @@ def test_a_run_weighs_its_ties_scale_by_scale():
 
     right, wrong = judged(1e-5, 5.0), judged(2e-3, 0.01)
     for run in (right, wrong):
-        weigh_run(run, allowed)
+        weigh_run(run, allowed, looks=1)
     assert all(len(judgement.ties) == 2 for _, judgement in right)
     assert all((len(j.defects), j.wrong_tokens, j.ties) == (2, 2, []) for _, j in wrong)
     assert ALARM < 1e-5

@@ -13,6 +13,7 @@ from harness.judge.so_far import came, finished, judge_so_far, whole
 from harness.judge.verdict import Divergence, Judgement, Verdict
 from harness.protocol.contract import Contract
 from harness.protocol.trace import Trace
+from harness.reference import sequential
 from tests.unit.judge.test_tokens import MODELS, evidence, hidden
 
 PYRAMID, NAN = MODELS.pyramid, float("nan")
@@ -85,6 +86,32 @@ def test_a_whole_trace_is_judged_as_one_and_the_end_comes_first(contract: Contra
     made, due = judge_so_far(found, contract, True, ended()), judge(found, contract)
     assert made.defects == [*ended().defects, *due.defects]
     assert (made.so_far, made.draws, made.identical) == ("last seen: scale 2", due.draws, due.identical)
+
+
+@pytest.mark.parametrize("drafts", [True, False])
+def test_a_whole_trace_must_draft_where_its_decoder_does(drafts: bool):
+    found = evidence()
+    made = judge_so_far(replace(found, actual=replace(found.actual, rounds=[])), Contract.TOKENS, drafts, ended())
+    assert (made.inconclusive != []) is drafts
+
+
+@pytest.mark.parametrize("garbage", [-1, 11, 10**6])
+def test_the_first_and_the_last_code_are_tokens_and_what_was_never_drawn_is_none(garbage: int):
+    """The reference runs along final tokens as they are, whatever lies behind them."""
+    found, V = evidence(), MODELS.target.config.V
+    tokens_BL = found.actual.tokens_BL.clone()
+    tokens_BL[:, :5] = torch.tensor([[0, V - 1, 0, V - 1, 0], [V - 1, 0, V - 1, 0, V - 1]])
+    noise = MODELS.noise(found.request)
+    forced = sequential.sample(MODELS.target, MODELS.vae, found.request, noise, forced_BL=tokens_BL)
+    actual = replace(found.actual, tokens_BL=tokens_BL, intermediates=forced.intermediates)
+    made = cut(replace(found, actual=actual), 2, 2)
+    made.actual.tokens_BL[:, 5:] = garbage
+    made = judge_so_far(made, Contract.TOKENS, True, ended())
+    assert [each.component for each in made.defects] == ["crash"]
+
+
+def test_a_sequential_decoder_came_no_round_far():
+    assert came(replace(evidence().actual, rounds=[]), PYRAMID) == "0 rounds, scales 0..2 of 3 final"
 
 
 def test_without_intermediates_how_far_it_came_is_all_there_is():

@@ -220,6 +220,49 @@ def test_the_costs_are_those_of_the_references_races(request_: Request, greedy: 
             assert costs_SB3[si, image].tolist() == cost(score_BlV[image], Tail.of(found.allowance(si)))
 
 
+def test_costs_that_somebody_has_already_are_taken():
+    costs_SB3 = torch.arange(18, dtype=torch.float64).reshape(3, 2, 3)
+    assert _judged_tokens(replace(evidence(), costs_SB3=costs_SB3)).surprise == (-costs_SB3.sum(1)).tolist()
+
+
+def test_one_tokens_logits_beyond_the_budget_excuse_no_other_ones_and_accuse_none():
+    """Two ties; at one of them the reference's own logits are off."""
+    found, gap = swapped(evidence(), 1, 13)
+    found, other = swapped(found, 0, 13)
+    wide = max(gap, other)
+    found = hidden(replace(found, budget=Budget(wide, wide, 1e-6, "by hand"))).along()
+    assert len(_judged_tokens(found).ties) == 2
+    kept = found.expected.intermediates
+    kept.guided_BLV = kept.guided_BLV.clone()
+    kept.guided_BLV[1, 13, 0] += 10 * wide
+    judgement = _judged_tokens(found)
+    assert ([tie.image for tie in judgement.ties], [wrong.image for wrong in judgement.defects]) == ([0], [1])
+
+
+def test_a_wrong_tokens_record_holds_both_tokens_the_reason_and_how_far_f_hat_is():
+    found, _ = swapped(evidence(), 0, 3)
+    along = found.along()
+    kept = along.actual.intermediates
+    kept.f_hat_SBCPP = kept.f_hat_SBCPP.clone()
+    kept.f_hat_SBCPP[1, 0, 0, 0, 0] += 0.25
+    judgement = Judgement(2, draws=28)
+    differ_BL = along.actual.tokens_BL != along.expected.tokens_BL
+    tokens.judge_tokens(along, {0: (1, "cache", "why"), 1: None}, differ_BL, judgement)
+    (wrong,) = judgement.defects
+    assert (wrong.component, wrong.detail, wrong.label) == ("cache", "why", 0)
+    assert (wrong.actual, wrong.expected) == (int(found.actual.tokens_BL[0, 3]), int(along.expected.tokens_BL[0, 3]))
+    assert wrong.actual != wrong.expected
+    assert wrong.delta_f_hat == pytest.approx(0.25, abs=1e-4)
+
+
+def test_drawn_labels_are_told_of_a_wrong_token():
+    request = Request(None, 3, cfg=4.0, count=2, order="batch")
+    found = evidence(request=request)
+    found.actual.tokens_BL[1, 13] = (found.actual.tokens_BL[1, 13] + 1) % MODELS.target.config.V
+    drawn = MODELS.noise(request).labels(MODELS.target.config.classes).tolist()
+    assert [each.label for each in _judged_tokens(hidden(found)).defects] == [drawn[1]]
+
+
 def test_greedy_tokens_are_raced_without_numbers():
     found, gap = swapped(evidence(greedy=True), 0, 13)
     (wrong,) = judge(hidden(found)).defects

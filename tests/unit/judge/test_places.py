@@ -1,0 +1,194 @@
+"""Where a wrong tensor is said to be: component, scale, rows, positions and how often, at the edges of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.judge.components import _cdist, wrong_at, wrong_f_hat_at
+from harness.judge.evidence import Evidence
+from harness.protocol.trace import Intermediates, Round
+from harness.rounding.budget import Budget
+from tests.unit.judge.test_tokens import MODELS, evidence
+
+BUDGET = Budget(1e-3, 1.0, 1e-5, "by hand")
+PYRAMID, SPAN = MODELS.pyramid, MODELS.pyramid.span(1)
+Change = Callable[[Intermediates], object]
+
+
+def same() -> Evidence:
+    """Return two traces that agree, the decoder's without rounds."""
+    found = evidence(BUDGET)
+    return replace(found, actual=replace(deepcopy(found.expected), rounds=[]))
+
+
+def said(found: Evidence, image: int, si: int = 1, check: Callable[..., object] = wrong_at) -> object:
+    return check(found, found.actual.intermediates, found.expected.intermediates, image, si)
+
+
+def changed(change: Change, image: int, si: int = 1) -> object:
+    found = same()
+    assert said(found, image, si) is None
+    change(found.actual.intermediates)
+    return said(found, image, si)
+
+
+def test_an_input_may_move_by_a_share_of_its_own_images_largest_value_in_any_channel():
+    for share, right in ((0.95, True), (1.05, False)):
+        found = same()
+        for trace in (found.actual, found.expected):
+            x_RLD = trace.intermediates.x_RLD
+            x_RLD.mul_(0.1)
+            x_RLD[2, 0, 1] = 3.0  # the other half, another scale, another channel
+            x_RLD[[1, 3]] *= 1000
+        found.actual.intermediates.x_RLD[0, SPAN.start, 5] += share * 3.0 * 2 * BUDGET.f_hat
+        assert (said(found, 0) is None) is right
+
+
+def test_rows_that_are_swapped_are_a_matter_of_guidance():
+    def swap(kept: Intermediates) -> None:
+        kept.rows_RLV[[1, 3], SPAN] = kept.rows_RLV[[3, 1], SPAN].clone()
+
+    assert changed(swap, 1) == ("guidance", "rows of scale 1 are swapped: unconditional half first")
+    assert changed(swap, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "other", "half"),
+    [
+        (0, 1, ""),
+        (2, 0, ", of the other half"),
+        (3, 1, ", of the other half"),
+        (3, 2, ""),
+        (1, 2, ", of the other half"),
+    ],
+)
+def test_logits_of_another_row_are_named_by_both_rows(row: int, other: int, half: str):
+    def copy(kept: Intermediates, off: float = 0.0) -> None:
+        kept.rows_RLV[row, SPAN] = kept.rows_RLV[other, SPAN]
+        kept.rows_RLV[row, SPAN.start, 0] += off * BUDGET.rows
+
+    due = ("rows", f"guidance row {row} of scale 1 holds what belongs to row {other}{half}")
+    assert changed(copy, row % 2) == due
+    assert changed(lambda kept: copy(kept, 1.95), row % 2) == due
+    assert changed(lambda kept: copy(kept, 2.05), row % 2) != due
+
+
+@pytest.mark.parametrize(("row", "other"), [(1, 2), (3, 0)])
+def test_inputs_of_another_row_are_named_by_both_rows(row: int, other: int):
+    def copy(kept: Intermediates) -> None:
+        kept.x_RLD[row, SPAN] = kept.x_RLD[other, SPAN]
+
+    due = f"guidance row {row} of scale 1 holds what belongs to row {other}, of the other half"
+    assert changed(copy, 1) == ("rows", due)
+
+
+@pytest.mark.parametrize("image", [0, 1])
+@pytest.mark.parametrize(
+    ("halves", "where"),
+    [([0], " in the conditional row alone"), ([1], " in the unconditional row alone"), ([0, 1], "")],
+)
+def test_an_input_that_is_wrong_in_one_half_alone_says_in_which(image: int, halves: list[int], where: str):
+    def move(kept: Intermediates) -> None:
+        kept.x_RLD[[image + 2 * half for half in halves]] += 9.0
+
+    assert changed(move, image, 0) == ("condition", f"the input of scale 0 is not that of its label{where}")
+    if where:
+        assert changed(move, image) == ("rows", f"the input of scale 1 is wrong{where}")
+    else:
+        assert changed(move, image) == ("query", "the input of scale 1 is not that of its f_hat")
+
+
+def test_an_input_that_is_off_by_just_what_is_allowed_is_right():
+    found = same()
+    for trace in (found.actual, found.expected):
+        trace.intermediates.x_RLD.mul_(0.01)
+        trace.intermediates.x_RLD[1, SPAN.start, 0] = 0.0
+    found.actual.intermediates.x_RLD[1, SPAN.start, 0] = 2 * BUDGET.f_hat
+    assert said(found, 1) is None
+    found.actual.intermediates.x_RLD[3, SPAN] += 9.0
+    assert said(found, 1) == ("rows", "the input of scale 1 is wrong in the unconditional row alone")
+
+
+@pytest.mark.parametrize(("levels", "word"), [([1] * 9, "1"), ([0] * 4 + [1] * 5, "0..1"), ([2] * 9, "2")])
+def test_inputs_at_other_positions_say_which_and_which_level(levels: list[int], word: str):
+    network, span = MODELS.target, PYRAMID.span(2)
+
+    def move(kept: Intermediates) -> None:
+        own_lD = network.lvl_SD[2] + network.pos_LD[span]
+        kept.x_RLD[[0, 2], span] += network.lvl_SD[levels] + network.pos_LD[4:13] - own_lD
+
+    detail = f"inputs of scale 2 sit at positions 4..12 with level {word}, not 5..13"
+    assert changed(move, 0, 2) == ("positions", detail)
+
+
+def test_positions_are_looked_for_in_float32_at_least():
+    for dtype, wide in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        far_lL = _cdist(torch.zeros(2, 3, dtype=dtype), torch.tensor([[0.5, -2.0, 1.0]], dtype=dtype))
+        assert (far_lL.dtype, far_lL.tolist()) == (wide, [[2.0], [2.0]])
+
+
+ALONE = "logits of scale 1, alone in its pass, differ: keys or values of earlier scales"
+
+
+@pytest.mark.parametrize(
+    ("turn", "component", "detail"),
+    [
+        (None, "mask or cache", "logits of scale 1 differ while its inputs agree"),
+        ((0, 2, 2, 0, 0, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 0..1"),
+        ((0, 1, 1, 0, 1, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 0..1"),
+        ((0, 3, 2, 1, 0, 14), "mask or cache", "logits of scale 1 differ in the pass over scales 0..2"),
+        ((1, 2, 1, 0, 0, 13), "mask or cache", "logits of scale 1 differ in the pass over scales 1..2"),
+        ((1, 1, 1, 0, 0, 4), "cache", ALONE),
+        ((1, 0, 0, 0, 1, 4), "cache", ALONE),
+        ((1, 1, 1, 0, 0, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 1..1"),
+    ],
+)
+def test_wrong_logits_name_the_pass_that_made_them(turn: tuple[int, ...] | None, component: str, detail: str):
+    found = same()
+    found.actual.intermediates.rows_RLV[[0, 2], SPAN, 3] += 9.0
+    if turn is not None:
+        first, drafted, accepted, corrected, bonus, rows = turn
+        made = Round(first, drafted, accepted, bool(corrected), bool(bonus), 0, 0, 0, rows)
+        found.actual.rounds = [[made], []]
+    assert said(found, 0) == (component, detail)
+
+
+def stairs() -> Evidence:
+    """Return two traces whose f_hat lies around 10 and moves by some tenths a scale."""
+    found, generator = same(), torch.Generator().manual_seed(0)
+    f_hat_SBCPP = found.expected.intermediates.f_hat_SBCPP
+    f_hat_SBCPP.copy_(10 + 0.1 * torch.randn(f_hat_SBCPP.shape, generator=generator).cumsum(0))
+    found.actual.intermediates.f_hat_SBCPP.copy_(f_hat_SBCPP)
+    return found
+
+
+@pytest.mark.parametrize("si", [0, 1, 2])
+@pytest.mark.parametrize(("times", "word"), [(2.0, "2"), (0.0, "0"), (-1.0, "-1"), (0.5, "0.5")])
+def test_a_contribution_that_is_added_another_number_of_times_says_how_often(si: int, times: float, word: str):
+    found = stairs()
+    after = found.expected.intermediates.f_hat_SBCPP[si, 1]
+    before = found.expected.intermediates.f_hat_SBCPP[si - 1, 1] if si else torch.zeros_like(after)
+    added, made = after - before, found.actual.intermediates.f_hat_SBCPP[si, 1]
+    made.copy_(before + times * added)
+    due = ("f_hat", f"f_hat after scale {si} differs: the scale's contribution was added {word} times")
+    assert said(found, 1, si, wrong_f_hat_at) == due
+    made[0, 0, 0] += 0.5e-3 * added.abs().max()
+    assert said(found, 1, si, wrong_f_hat_at) == due
+    made[0, 0, 0] += 1.5e-3 * added.abs().max()
+    assert said(found, 1, si, wrong_f_hat_at) == ("f_hat", f"f_hat after scale {si} differs: accumulation")
+
+
+def test_f_hat_may_move_by_two_budgets():
+    for share, right in ((1.9, True), (2.1, False)):
+        found = same()
+        found.actual.intermediates.f_hat_SBCPP[1, 1, 0, 0, 0] += share * BUDGET.f_hat
+        assert (said(found, 1, 1, wrong_f_hat_at) is None) is right
