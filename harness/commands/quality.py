@@ -24,7 +24,7 @@ from harness.quality.measure import Real
 from harness.quality.run import IMAGES, Asked, Means, decoders, digits, run
 from harness.quality.sources import DRAFT, Source, controls
 from harness.quality.stored import Measured
-from harness.quality.verdict import Quality, why, worst
+from harness.quality.verdict import Quality, why
 from harness.report.pages import replaced
 from harness.report.progress import LongWork
 from harness.report.quality import best_cfg, markdown, show_quality
@@ -91,8 +91,8 @@ def quality(
 ) -> None:
     """Measure how good images are: distances to real data and to the target's law, with intervals and a verdict.
 
-    Exit status: 0 every loss is KEPT, or none was stated; 1 one is LOST; 2 bad input; 3 one is INCONCLUSIVE; 130 or 143
-    interrupted.
+    Exit status: 0 every decoder under test is KEPT, or no loss was stated; 1 one is LOST; 2 bad input; 3 one is
+    INCONCLUSIVE; 130 or 143 interrupted.
     """
     networks = options.Networks(models, draft, target, vae, patch_nums, draft_noise)
     inputs = {**networks.files(), "features": features, "real": real}
@@ -127,7 +127,7 @@ def quality(
         from harness.bench.charts import svg, trade_off  # noqa: PLC0415  # matplotlib is asked for where one draws
 
         write_whole(outputs["picture"], svg(trade_off(found)))
-    status = worst(found.verdicts).exit_status if found.verdicts else 0
+    status = found.verdict.exit_status if found.verdict else 0
     raise typer.Exit(128 + found.stopped if found.stopped else status)
 
 
@@ -196,6 +196,8 @@ def claim(
     show_quality(found, plain_console(), quiet)
     result.about["quality"] = found.values()
     for row, verdict in zip(found.rows[1:], found.verdicts, strict=True):
+        if row.yardstick:
+            continue
         said = f"{row.name}: {why(row, most)}"
         if verdict is Quality.LOST:
             result.early.append(Divergence("quality", said, seed))

@@ -15,6 +15,7 @@ from harness.errors import InputError
 from harness.files import check_outputs, check_writable, write_whole
 from harness.quality.stored import read_quality
 from harness.report.pages import replaced
+from harness.report.quality import markdown as quality_table
 from harness.report.speed import show_scoreboard
 from harness.report.terminal import plain_console, say
 
@@ -50,6 +51,8 @@ def scoreboard(
     found = read_quality(quality) if quality is not None else None
     board = board_of(rows, models, runs, found=found)
     parts = {"scoreboard": markdown(rows, models, runs, found=found), "speed": speed_table(runs)}
+    if found is not None:
+        parts["quality"] = quality_table(found)
     written = {page: replaced(page, parts) for page in pages.values()}
     show_scoreboard(board, plain_console())
     for text in promises(board):

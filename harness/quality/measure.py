@@ -72,6 +72,7 @@ class QualityRow:
         coverage: share of the real manifold that images reach.
         tokens: two-sample test of tokens; where contract B is claimed, and for sequential decoding.
         failed: why there is no figure.
+        yardstick: it is drawn beside every run, and claims nothing.
     """
 
     name: str
@@ -92,6 +93,7 @@ class QualityRow:
     coverage: Estimate | None = None
     tokens: Tokens | None = None
     failed: str = ""
+    yardstick: bool = False
 
     @property
     def losses(self) -> list[Estimate]:
@@ -171,6 +173,7 @@ def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackkn
     """Return the row of a sample; `usual` are the distances of sequential decoding."""
     source, N = sample.source, len(sample.labels_N)
     row = QualityRow(source.name, sample.contract, source.length, N, seconds=sample.seconds, failed=sample.failed)
+    row = replace(row, yardstick=not source.factory)
     if sample.failed:
         return row
     blocks = Blocks(yardstick.joined(sample), yardstick.law.edges)

@@ -17,7 +17,7 @@ from harness.provenance import versions
 from harness.quality.estimate import LEVEL, Estimate
 from harness.quality.measure import QualityRow
 from harness.quality.tokens import Tokens
-from harness.quality.verdict import Quality, quality
+from harness.quality.verdict import Quality, quality, worst
 from harness.rounding.precision import precision
 
 SCHEMA = 1  # docs/quality.md describes it
@@ -61,6 +61,12 @@ class Measured:
     def verdicts(self) -> list[Quality]:
         """The verdict on every row behind the first; none where no loss was stated."""
         return [quality(row, self.most) for row in self.rows[1:]] if self.most is not None else []
+
+    @property
+    def verdict(self) -> Quality | None:
+        """The worst verdict on what is under test; None where nothing is, or no loss was stated."""
+        judged = [of for row, of in zip(self.rows[1:], self.verdicts, strict=False) if not row.yardstick]
+        return worst(judged) if judged else None
 
     def values(self) -> dict[str, Any]:
         """Return the run as JSON values; null where there is no figure."""

@@ -18,13 +18,14 @@ from tests.helpers import command
 
 ZERO = Estimate(0.0, -0.01, 0.01, 0.05)
 LARGE, WIDE = Estimate(0.5, 0.4, 0.6, 0.55), Estimate(0.05, -0.5, 0.6, 0.1)
-BASE = QualityRow("sequential", "A", "", IMAGES, 42, 10.0, 1.0, real=ZERO, law=ZERO, accuracy=ZERO)
+BASE = QualityRow("sequential", "A", "", IMAGES, 42, 10.0, 1.0, real=ZERO, law=ZERO, accuracy=ZERO, yardstick=True)
 VERIFY = ("verify", "--contract", "C", "--policy", "kl:0.1", "--seeds", "0:1", "--labels", "0", "--draft-len", "5")
 
 
 def found(drift: Estimate, most: float | None = 0.1) -> Measured:
-    row = replace(BASE, name="kl:0.1", contract="C", draft_len="5", calls=7.9, loss=ZERO, drift=drift)
-    return Measured("digits", "cpu", 1.5, "a classifier", "a unit", "real digits", 40, [BASE, row], most)
+    row = replace(BASE, name="kl:0.1", contract="C", draft_len="5", calls=7.9, loss=ZERO, drift=drift, yardstick=False)
+    draft = replace(row, name="the draft alone", contract="", draft_len="", drift=LARGE, yardstick=True)  # LOST, always
+    return Measured("digits", "cpu", 1.5, "a classifier", "a unit", "real digits", 40, [BASE, row, draft], most)
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, drift: Estimate) -> list[asked.Asked]:

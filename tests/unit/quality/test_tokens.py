@@ -64,6 +64,6 @@ def test_false_alarms_and_power():
     assert float((alarms < 0.05).double().mean()) <= 0.05 + 0.033  # three standard errors
     assert float((alarms < SMALL).double().mean()) <= 0.0075
     power = {bias: sum(p < SMALL for p, _ in ps(50, 4000, bias, seed=2)) / 50 for bias in (0.01, 0.02, 0.04)}
-    print(power, float((alarms < 0.05).double().mean()))
+    print(power, float((alarms < 0.05).double().mean()), float((alarms < SMALL).double().mean()))
     assert power[0.04] >= 0.95
     assert power[0.01] <= power[0.02] <= power[0.04]

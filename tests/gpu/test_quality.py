@@ -1,0 +1,34 @@
+"""Quality on a CUDA device: a decoder that loses nothing is KEPT, planted losses are LOST, workers change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.models.pair import load_digits
+from harness.protocol.decoder import Settings
+from harness.protocol.request import Request
+from harness.quality.run import Asked, decoders, digits, run
+from harness.quality.sources import DRAFT, Source, controls
+from harness.runs.factory import DEFAULT
+from harness.runs.terms import Keeping, Terms
+
+pytestmark = pytest.mark.gpu
+
+
+def test_planted_losses_are_lost_and_exact_decoders_kept():
+    planted = [
+        source
+        for name in ("labels", "phi", "blur")
+        for source in decoders(f"harness.quality.planted:{name}", [Settings(5, policy="")])
+    ]
+    own = decoders(DEFAULT, [Settings(5, policy=policy) for policy in ("coupled", "rejection")])
+    asked = Asked([*controls(1), *own, Source(DRAFT, draft=True), *planted], 4000, 500, request=Request((0,)), most=0.5)
+    found = run(load_digits().to("cuda"), digits(), asked, (Keeping(), Terms(in_process=True)))
+    verdicts = {row.name: verdict.value for row, verdict in zip(found.rows[1:], found.verdicts, strict=True)}
+    print([(row.name, str(row.loss), str(row.drift)) for row in found.rows])
+    assert verdicts == {
+        "sequential, other seeds": "KEPT", "coupled": "KEPT", "rejection": "KEPT",
+        "the draft alone": "LOST", "labels": "LOST", "phi": "LOST", "blur": "LOST",
+    }  # fmt: skip
+    assert torch.cuda.is_available()
