@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.commands import options
 from harness.errors import InputError, NonFiniteError
 from harness.files import check_absent, check_folder, check_outputs, write_whole
+from harness.judge.decode import unverified
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
@@ -170,6 +171,9 @@ def draw(models: ModelPair, decoder: SpeculativeDecoder | None, request: Request
         trace = decoder.decode(request, noise)
     if not bool(torch.isfinite(trace.f_hat_BCPP).all()):
         raise NonFiniteError("f_hat", f"seed {request.seed}")
-    if trace.intermediates is not None and not bool(torch.isfinite(trace.intermediates.guided_BLV).all()):
-        raise NonFiniteError("target.logits", f"seed {request.seed}")
+    if trace.intermediates is not None:
+        for image, guided_LV in enumerate(trace.intermediates.guided_BLV):
+            judged = set(models.pyramid) - unverified(trace, image)  # the others have no target tensors
+            if not all(bool(torch.isfinite(guided_LV[models.pyramid.span(si)]).all()) for si in judged):
+                raise NonFiniteError("target.logits", f"seed {request.seed}")
     return trace

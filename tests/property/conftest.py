@@ -35,8 +35,8 @@ settings.register_profile("deep", max_examples=1500, **common)
 # Laws that decode many times, or one large batch, try a share of the examples.
 COSTLY = {
     "acceptance.distribution": 4, "acceptance.support": 2, "acceptance.independent": 2, "masks.dependency": 2,
-    "acceptance.real": 4, "reuse.alternating": 5, "rules.length": 3, "rules.oracle": 2, "numbers.phi": 4,
-    "streams.starts": 4,
+    "acceptance.real": 4, "reuse.alternating": 5, "rules.labour": 2, "rules.length": 3, "rules.oracle": 2,
+    "numbers.phi": 4, "streams.starts": 4,
     "batch.permutation": 2, "batch.splitting": 2, "batch.padding": 2, "batch.rounds": 2,
 }  # fmt: skip
 

@@ -203,6 +203,17 @@ def test_sample_writes_a_grid_and_the_tokens(
     assert "6 images" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("policy", ["code:1", "handoff:2", "collaborative:0"])
+def test_sample_draws_where_the_draft_decides_alone(
+    policy: str, pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "grid.png"
+    options = ("--seeds", "0", "--labels", "0,1", "--draft-len", "2", "--policy", policy, "--out", str(out))
+    assert run(monkeypatch, "sample", *pair, *options) == 0
+    with Image.open(out) as grid:
+        assert grid.text["policy"] == policy
+
+
 @pytest.mark.parametrize("option", ["out", "tokens", "save-intermediates"])
 def test_sample_replaces_nothing_unless_told_to(
     option: str, pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -130,6 +130,13 @@ def test_what_was_never_exercised_is_said_and_inconclusive():
     assert b'"covers": true' in as_json(result)
 
 
+@pytest.mark.parametrize(("policy", "verdict"), [("code:2", Verdict.CONSISTENT), ("code:5", Verdict.INCONCLUSIVE)])
+def test_a_policy_that_divides_the_labour_need_not_reject(policy: str, verdict: Verdict):
+    result = verify_blocks(covering(tiny(FIVE), policy, noise=0.05), build_decoder, HERE)
+    assert result.verdict is verdict, result.inconclusive
+    assert not any("never exercised" in why for why in result.inconclusive)
+
+
 class Plain:
     """A right decoder that takes numbers alone for a draft length, no bonus, and no unconditional label."""
 
