@@ -14,6 +14,7 @@ from harness.quality.estimate import Estimate
 from harness.quality.measure import QualityRow
 from harness.quality.run import IMAGES
 from harness.quality.stored import Measured, read_quality
+from harness.runs.recorded import recorded
 from tests.helpers import command
 
 ZERO = Estimate(0.0, -0.01, 0.01, 0.05)
@@ -69,13 +70,18 @@ def test_without_a_loss_nothing_is_judged(monkeypatch, capsys):
 @pytest.mark.parametrize(("drift", "status"), [(ZERO, 0), (LARGE, 1), (WIDE, 3)])
 def test_verify_takes_the_verdict_over(monkeypatch, capsys, tmp_path: Path, drift, status):
     seen = measured(monkeypatch, drift)
-    path = tmp_path / "v.json"
-    assert command(monkeypatch, *VERIFY, "--max-loss", "0.1", "--quality-images", "500", "--json", str(path)) == status
+    path, run = tmp_path / "v.json", tmp_path / "run.db"
+    kept = ("--json", str(path), "--run", str(run))
+    assert command(monkeypatch, *VERIFY, "--max-loss", "0.1", "--quality-images", "500", *kept) == status
     out, told = capsys.readouterr().out, json.loads(path.read_text())
     assert (seen[0].images, seen[0].most, [source.name for source in seen[0].others]) == (500, 0.1, ["kl:0.1"])
     assert told["verdict"] == {0: "CONSISTENT", 1: "DEFECT", 3: "INCONCLUSIVE"}[status]
     assert told["run"]["quality"]["rows"][1]["drift"]["value"] == drift.value
+    again = recorded(run)
+    assert (again.verdict.value, again.inconclusive) == (told["verdict"], told["inconclusive"])
+    assert again.about["quality"]["rows"][1]["drift"]["value"] == drift.value
     if status == 1:
+        assert str(again.first_divergence) in out
         assert told["first_divergence"]["component"] == "quality"
         assert "component quality (kl:0.1: drift 0.500 ± 0.100, above 0.1)" in out
     if status == 3:
