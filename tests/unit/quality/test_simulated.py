@@ -54,10 +54,10 @@ def verdicts(found: list[QualityRow]) -> Counter[Quality]:
 
 
 def test_a_decoder_that_loses_nothing_is_kept_and_one_that_loses_is_lost():
-    assert verdicts(rows(4000, 0.0, 3)) == {Quality.KEPT: 3}
-    assert verdicts(rows(4000, 0.4, 3)) == {Quality.LOST: 3}
-    assert verdicts(rows(4000, 0.0, 2, drift=0.4)) == {Quality.LOST: 2}
-    assert verdicts(rows(60, 0.1, 3))[Quality.INCONCLUSIVE] == 3
+    assert verdicts(rows(4000, 0.0, 2)) == {Quality.KEPT: 2}
+    assert verdicts(rows(4000, 0.4, 1)) == {Quality.LOST: 1}
+    assert verdicts(rows(4000, 0.0, 1, drift=0.4)) == {Quality.LOST: 1}
+    assert verdicts(rows(60, 0.1, 1))[Quality.INCONCLUSIVE] == 1
 
 
 def test_pairs_narrow_the_interval():
