@@ -73,7 +73,7 @@ def train(image_N1hw: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
             loss.backward()
             optimiser.step()
             schedule.step()
-        print(f"epoch {epoch + 1} of {EPOCHS}: loss {float(loss):.4f}", flush=True)
+        print(f"epoch {epoch + 1} of {EPOCHS}: loss {loss.item():.4f}", flush=True)
     return {name: weight.detach() for name, weight in weights.items()}
 
 

@@ -51,7 +51,8 @@ def trade_off(found: Measured) -> Figure:
     figure = Figure(SIZE, layout="constrained")
     words = {"loss": "loss: farther from real data", "drift": "drift: farther from the target's law"}
     for axes, (name, word) in zip(figure.subplots(1, 2, sharex=True), words.items(), strict=True):
-        axes.set(xlabel="mean target calls an image", ylabel=f"{word}\n({found.unit})", yscale="symlog")
+        axes.set(xlabel="mean target calls an image", ylabel=f"{word}\n({found.unit})")
+        axes.set_yscale("symlog", linthresh=found.most or 0.1)
         axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
         for row in found.rows[1:]:
             of = getattr(row, name)

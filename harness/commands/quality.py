@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,6 @@ from harness.commands import options
 from harness.commands.listed import check_most, integers
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
-from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
@@ -31,7 +32,8 @@ from harness.report.quality import best_cfg, markdown, show_quality
 from harness.report.terminal import plain_console, say
 from harness.runs.factory import DEFAULT
 from harness.runs.limits import TIMEOUT_S, Limits
-from harness.runs.result import Verification
+from harness.runs.result import Claims, Verification
+from harness.runs.runfile import RunFile
 from harness.runs.terms import Keeping, Terms
 
 EVERY = ",".join(name for name in (*EVERY_LENGTH, *ONE_LENGTH) if name != "greedy")
@@ -183,7 +185,7 @@ def claim(
     keeping: tuple[Keeping, Terms],
     quiet: bool,
 ) -> int:
-    """Measure the loss of a verification's settings, and put what it proves into its result.
+    """Measure the loss of a verification's settings, and put what it proves into its result and its run file.
 
     LOST becomes a defect of component `quality`; INCONCLUSIVE, a reason to be that. Returns the exit status of a signal
     that ended it early, or 0.
@@ -192,17 +194,18 @@ def claim(
     seed = integers("seeds", wanted.seeds, "0:4")[0]
     request = Request((0,), seed, sampling.cfg, sampling.top_k, sampling.top_p)
     sets = Asked(sources, images, wanted.batch, labels_of(wanted.labels, pair), request, BLOCKS, most)
-    found = drawn(pair, means, sets, keeping, quiet)
+    found = drawn(pair, means, sets, (replace(keeping[0], file=None, resume=False), keeping[1]), quiet)
     show_quality(found, plain_console(), quiet)
-    result.about["quality"] = found.values()
+    claims: Claims = {"broken": [], "open": []}
     for row, verdict in zip(found.rows[1:], found.verdicts, strict=True):
-        if row.yardstick:
-            continue
-        said = f"{row.name}: {why(row, most)}"
-        if verdict is Quality.LOST:
-            result.early.append(Divergence("quality", said, seed))
-        elif verdict is Quality.INCONCLUSIVE:
-            result.reasons.append(f"quality of {said}")
+        if not row.yardstick and verdict is not Quality.KEPT:
+            claims["broken" if verdict is Quality.LOST else "open"].append(f"{row.name}: {why(row, most)}")
+    result.take(claims)
+    result.about |= {"quality": found.values(), "claims": claims}
+    if (file := keeping[0].file) is not None:
+        with closing(RunFile.go_on(file)) as kept:
+            kept.note("quality", result.about["quality"])
+            kept.note("claims", claims)
     return 128 + found.stopped if found.stopped else 0
 
 

@@ -164,8 +164,7 @@ def verify(
                 result, status = stop.result, stop.status
         if stated is not None and result.is_whole and result.verdict is not Verdict.DEFECT:
             sources = decoders(implementation, settings)
-            where = replace(keeping, file=None, resume=False), terms
-            status = claim(result, pair, stated, (sources, drawn, sampling), where, quiet)
+            status = claim(result, pair, stated, (sources, drawn, sampling), (keeping, terms), quiet)
         result.about["batch"] = "those of the design" if cover else why
         show(result, plain_console(), quiet, verbose)
         if "json" in outputs:

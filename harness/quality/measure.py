@@ -121,10 +121,6 @@ class Yardstick:
     manifold: Manifold | None
     networks: tuple[ScalePyramid, int]
 
-    def joined(self, sample: ImageSet) -> Tensor:
-        """Return features of a sample, joined by labels where they are judged."""
-        return joined(sample, self.classes)
-
     def walks(self, actual: Blocks) -> tuple[Jackknifed, Jackknifed | None]:
         """Return the Fréchet distances to the target's law, and to real data."""
         return frechet_walk(actual, self.law), frechet_walk(actual, self.real.law) if self.real else None
@@ -154,8 +150,8 @@ def measure(
     if real is not None and len(real.law.sum_D) != cut.features_ND.shape[1]:
         rule = f"has {len(real.law.sum_D)} features, and the images {cut.features_ND.shape[1]}"
         raise InputError("real", real.name, rule, "pass statistics of the same --features")
-    there = real is not None and real.features_RD is not None
-    manifold = Manifold.of(real.features_RD) if there else None  # type: ignore[arg-type, union-attr]
+    there = real.features_RD if real is not None else None
+    manifold = Manifold.of(there) if there is not None else None
     yardstick = Yardstick(classes, cut, law.tokens_NL, real, manifold, networks)
     usual = yardstick.walks(Blocks(joined(base, classes), cut.edges))
     first = replace(_row(base, yardstick, usual), loss=None, drift=None, tokens=None)  # it is what losses are against
@@ -176,7 +172,7 @@ def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackkn
     row = replace(row, yardstick=not source.factory)
     if sample.failed:
         return row
-    blocks = Blocks(yardstick.joined(sample), yardstick.law.edges)
+    blocks = Blocks(joined(sample, yardstick.classes), yardstick.law.edges)
     (law, real), there = yardstick.walks(blocks), yardstick.real
     row = replace(
         row,

@@ -21,7 +21,7 @@ from torch.nn.functional import embedding_bag
 from harness.protocol.pyramid import ScalePyramid
 
 SWAPS = 200  # the variance is then known to a tenth
-SMALL = 0.001  # a decoder whose p is below it has another law
+SMALL = 1e-5  # a decoder whose p is below it has another law; the scaled chi-square is no good guide much farther out
 CHUNK = 2**24  # numbers in hand at once
 
 

@@ -39,7 +39,7 @@ def show_quality(found: Measured, console: Console, quiet: bool = False) -> None
         if found.most is None and row.failed:
             say(console, f"{row.name}: no image ({row.failed})")
     for row, verdict in zip(found.rows[1:], found.verdicts, strict=False):
-        say(console, f"{_named(row)}: {why(row, found.most or 0.0)}", verdict.value, COLOURS[verdict])
+        say(console, f"{row.name}: {why(row, found.most or 0.0)}", verdict.value, COLOURS[verdict])
 
 
 def notes(found: Measured) -> list[str]:
@@ -62,7 +62,7 @@ def notes(found: Measured) -> list[str]:
         need = resolves([max(losses, key=lambda of: of.half)], first.images, found.most)
         many = f"about {need}" if need < MOST_IMAGES else "no feasible number of"
         made.append(f"a loss of {found.most:g} is resolved for every row above by {many} images a decoder")
-    made += [f"{_named(row)}: tokens, {row.tokens}" for row in others if row.tokens is not None]
+    made += [f"{row.name}: tokens, {row.tokens}" for row in others if row.tokens is not None]
     return made
 
 
@@ -82,17 +82,13 @@ def markdown(found: Measured) -> str:
     lines = [f"| {' | '.join(HEADS)} |", f"|{'---|' * 2}{'---:|' * (len(HEADS) - 3)}---|"]
     verdicts = ["-", *(verdict.value for verdict in found.verdicts)] if found.verdicts else ["-"] * len(found.rows)
     for row, verdict in zip(found.rows, verdicts, strict=True):
-        cells = [f"`{_named(row)}`", row.contract or "-", _number(row.calls)]
+        cells = [f"`{row.name}`", row.contract or "-", _number(row.calls)]
         cells += [_estimate(of) for of in (row.real, row.loss, row.law, row.drift, row.accuracy, row.precision)]
         lines.append(f"| {' | '.join([*cells, _estimate(row.coverage), verdict])} |")
     title = (
         f"{count_of(found.rows[0].images, 'image')}, cfg {found.cfg:g}, {found.models} on {found.device.split(':')[0]}"
     )
     return f"{title}\n\n" + "\n".join(lines) + "\n"
-
-
-def _named(row: QualityRow) -> str:
-    return f"{row.name}, draft_len {row.draft_len}" if row.draft_len not in ("", "5") else row.name
 
 
 def _cells(row: QualityRow) -> list[str]:

@@ -57,6 +57,8 @@ def _result(kept: Kept, rows: list[JudgedRow]) -> Verification:
     put_together(result, by_task, pyramid, budget)
     dead = {number for number, setting in enumerate(result.settings) if keeps_dying(setting.rows)}  # left alone
     result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in kept.plan.tasks)
+    if "claims" in about:
+        result.take(about["claims"])
     if terms["covers"]:
         say_what_was_covered(result, Terms(sequential=terms["sequential"], unasked=terms["unasked"]))
     return result

@@ -20,6 +20,7 @@ from harness.runs.coverage import Coverage
 from harness.runs.plan import Plan
 from harness.runs.records import JudgedRow
 
+Claims = dict[str, list[str]]  # on the quality of images: "broken" and "open", a clause each
 # What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
 COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
 
@@ -129,6 +130,12 @@ class Verification:
     covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
     reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
     against: str = ""  # the other decoder, where one stood in the reference's place
+
+    def take(self, claims: Claims) -> None:
+        """Count claims on the images as a whole: a broken one is a defect, an open one a reason to be inconclusive."""
+        seed = self.plan.tasks[0].request.seed
+        self.early += [Divergence("quality", text, seed) for text in claims["broken"]]
+        self.reasons += [f"quality of {text}" for text in claims["open"]]
 
     @cached_property
     def coverage(self) -> Coverage:

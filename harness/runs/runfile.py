@@ -171,6 +171,11 @@ class RunFile:
                 chosen = f"SELECT rowid FROM pictures {WORST_FIRST} LIMIT {MOST_PICTURES}"
                 self._base.execute(f"DELETE FROM pictures WHERE rowid NOT IN ({chosen})")
 
+    def note(self, key: str, value: Any) -> None:
+        """Keep, or replace, one thing that is known when the run is over; `Kept.about` has it."""
+        with self._writing("run"), self._transaction():
+            self._base.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, to_json(value)))
+
     def rows(self) -> list[JudgedRow]:
         """Return what is judged, in the order of the plan."""
         return list(_rows(self._base, self.path))

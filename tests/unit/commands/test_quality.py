@@ -14,7 +14,10 @@ from harness.quality.estimate import Estimate
 from harness.quality.measure import QualityRow
 from harness.quality.run import IMAGES
 from harness.quality.stored import Measured, read_quality
-from tests.helpers import command
+from harness.runs.recorded import recorded
+from tests.helpers import Layout, command, tiny
+from tests.published.checkout import make
+from tests.unit.quality.means import corners
 
 ZERO = Estimate(0.0, -0.01, 0.01, 0.05)
 LARGE, WIDE = Estimate(0.5, 0.4, 0.6, 0.55), Estimate(0.05, -0.5, 0.6, 0.1)
@@ -69,13 +72,18 @@ def test_without_a_loss_nothing_is_judged(monkeypatch, capsys):
 @pytest.mark.parametrize(("drift", "status"), [(ZERO, 0), (LARGE, 1), (WIDE, 3)])
 def test_verify_takes_the_verdict_over(monkeypatch, capsys, tmp_path: Path, drift, status):
     seen = measured(monkeypatch, drift)
-    path = tmp_path / "v.json"
-    assert command(monkeypatch, *VERIFY, "--max-loss", "0.1", "--quality-images", "500", "--json", str(path)) == status
+    path, run = tmp_path / "v.json", tmp_path / "run.db"
+    kept = ("--json", str(path), "--run", str(run))
+    assert command(monkeypatch, *VERIFY, "--max-loss", "0.1", "--quality-images", "500", *kept) == status
     out, told = capsys.readouterr().out, json.loads(path.read_text())
     assert (seen[0].images, seen[0].most, [source.name for source in seen[0].others]) == (500, 0.1, ["kl:0.1"])
     assert told["verdict"] == {0: "CONSISTENT", 1: "DEFECT", 3: "INCONCLUSIVE"}[status]
     assert told["run"]["quality"]["rows"][1]["drift"]["value"] == drift.value
+    again = recorded(run)
+    assert (again.verdict.value, again.inconclusive) == (told["verdict"], told["inconclusive"])
+    assert again.about["quality"]["rows"][1]["drift"]["value"] == drift.value
     if status == 1:
+        assert str(again.first_divergence) in out
         assert told["first_divergence"]["component"] == "quality"
         assert "component quality (kl:0.1: drift 0.500 ± 0.100, above 0.1)" in out
     if status == 3:
@@ -114,3 +122,33 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchmetrics" else there(name))
     assert command(monkeypatch, "quality") == 2
     assert 'pip install "sdvar-harness[quality]"' in capsys.readouterr().err
+
+
+def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
+    """Published code and the harness's own decoder, drawn, kept and measured; gone on with, nothing is drawn again."""
+    monkeypatch.setattr("harness.commands.options.load_digits", lambda: tiny(Layout((1, 2, 3))))
+    monkeypatch.setattr(asked, "digits", lambda: corners(3))
+    given = ["--implementation", "published:sdvar-parallel", "--checkout", str(make(tmp_path, "sdvar")), "--in-process"]
+    given += ["--option", "gamma=2", "--policies", "coupled,rejection", "--draft-len", "3"]
+    given += ["--images", "30", "--blocks", "10"]
+    given += ["--batch", "10", "--cfg", "2", "--run", str(tmp_path / "q.db"), "--max-loss", "1e6"]
+    assert command(monkeypatch, "quality", *given, "--json", str(tmp_path / "a.json")) == 3  # 70 images at least
+    out = capsys.readouterr().out
+    assert "INCONCLUSIVE published:sdvar-parallel gamma=2: 30 images are too few for 7 features: 70 or more" in out
+    assert "rejection draft_len 3: tokens, p = " in out
+    monkeypatch.setattr("harness.quality.draw.Artist.do", None)
+    assert command(monkeypatch, "quality", *given, "--resume", "--json", str(tmp_path / "b.json")) == 3
+    first, second = (read_quality(tmp_path / f"{name}.json").rows for name in "ab")
+    assert first == second
+    assert [row.contract for row in first] == ["A", "A", "", "A", "B", "C"]
+    assert abs(first[3].drift.value) < 1e-6  # the same tokens; f_hat is summed in another order
+
+
+def test_the_best_guidance_value_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("harness.commands.options.load_digits", lambda: tiny(Layout((1, 2, 3))))
+    monkeypatch.setattr(asked, "digits", lambda: corners(3))
+    options = ("--find-cfg", "0,4", "--images", "30", "--blocks", "10", "--control", "0", "--policies", "")
+    assert command(monkeypatch, "quality", *options) == 0
+    out = capsys.readouterr().out
+    assert "sequential, cfg 4" in out
+    assert "best for the target: cfg " in out

@@ -37,10 +37,9 @@ class Corners:
         return x_B4, (x_B4.mean(1) > 0.5).long()
 
 
-def corners(seed: int = 0) -> Means:
-    generator = torch.Generator().manual_seed(seed)
-    real = torch.rand(200, 4, generator=generator)
-    return Means(Corners(), Real.of("random corners", real, torch.arange(200) % 2, 2))
+def corners(classes: int = 2) -> Means:
+    real = torch.rand(200, 4, generator=torch.Generator().manual_seed(0))
+    return Means(Corners(classes=classes), Real.of("random corners", real, torch.arange(200) % classes, classes))
 
 
 def gaussian(n: int, shift: float, generator: torch.Generator, D: int = 4) -> Tensor:

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import InputError
+from harness.protocol.request import Request
 from harness.quality.inception import load_inception, load_statistics
+from harness.quality.run import Asked, Means, run
+from harness.quality.sources import controls
+from tests.unit.quality.means import MODELS
 
 
 class StandIn(nn.Module):
@@ -106,3 +110,25 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path):
         (tmp_path / "real.npz").write_bytes(content)
         with pytest.raises(InputError, match="holds no statistics"):
             load_statistics(tmp_path / "real.npz")
+
+
+def test_a_decoder_is_measured_by_such_features_and_statistics(tmp_path: Path):
+    """The path of real checkpoints: a weights file, an `.npz`, no class that is recognised."""
+    features = load_inception(weights(tmp_path), StandIn)
+    images = torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    x = features(images)[0].double().numpy()
+    np.savez(tmp_path / "real.npz", mu=x.mean(0), sigma=np.cov(x.T))
+    asked = Asked(controls(1), 120, 40, (0, 1), Request((0,), 3), 10, most=1e9)
+    found = run(MODELS, Means(features, load_statistics(tmp_path / "real.npz")), asked)
+    row = found.rows[1]
+    assert row.width == 6
+    assert row.real is not None
+    assert row.loss.low <= 0 <= row.loss.high
+    assert (row.accuracy, row.precision, row.coverage, row.real_kernel) == (None, None, None, None)
+    assert found.verdicts[0].value == "KEPT"
+    np.savez(tmp_path / "real.npz", mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(InputError, match=r"^real=real.npz: has 5 features, and the images 6"):
+        run(MODELS, Means(features, load_statistics(tmp_path / "real.npz")), asked)
+    alone = run(MODELS, Means(features, None), asked)
+    assert alone.rows[1].loss is None
+    assert alone.verdicts[0].value == "KEPT"

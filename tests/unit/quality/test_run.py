@@ -70,6 +70,18 @@ def test_batches_and_workers_change_nothing():
 
 
 @pytest.mark.slow
+def test_a_process_of_its_own_changes_nothing():
+    planted = decoders("harness.quality.planted:blur", [Settings(5, policy="")])
+    requests = portions(40, 20, (0, 1), REQUEST)
+    here, there = (
+        gather(MODELS, corners().features, [BASE, LAW, *planted], requests, (NOWHERE, Terms(in_process=inside)))[0]
+        for inside in (True, False)
+    )
+    assert same(here, there)
+    assert not torch.equal(there[2].features_ND, there[0].features_ND)
+
+
+@pytest.mark.slow
 def test_workers_change_nothing():
     assert same(drawn(10), drawn(10, Keeping(workers=2)))
 
