@@ -31,6 +31,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "report": (
         "protocol", "adapters", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "speculative",
     ),
+    "plugin": (
+        "protocol", "adapters", "models", "reference", "rounding", "judge", "runs", "laws", "report",
+    ),
     "commands": (
         "protocol", "models", "reference", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "report",
         "speculative", "adapters",
