@@ -21,6 +21,7 @@ from harness.plugin.asked import Asked
 from harness.plugin.checking import Unproven, WrongOnDigits, check_digits, check_law
 from harness.plugin.digits import DigitsCase
 from harness.plugin.verifying import cases_of
+from harness.runs.silence import each_warning_once
 
 
 class Suite(pytest.Collector):
@@ -98,8 +99,8 @@ def alone() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("once")
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), each_warning_once():
+            warnings.simplefilter("default")
             yield
     finally:
         torch.set_num_threads(threads)
