@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from harness.protocol.pyramid import ScalePyramid
     from harness.protocol.request import Request
     from harness.protocol.trace import Intermediates, Round, Trace
+    from harness.report.notebook import verify
     from harness.runs.limits import Limits
     from harness.runs.result import Verification
     from harness.runs.terms import Terms
-    from harness.runs.verification import verify
     from harness.speculative.build import build_decoder
 
 __all__ = [
@@ -61,10 +61,10 @@ _HOMES = {
     "protocol.pyramid": ("ScalePyramid",),
     "protocol.request": ("Request",),
     "protocol.trace": ("Intermediates", "Round", "Trace"),
+    "report.notebook": ("verify",),
     "runs.limits": ("Limits",),
     "runs.result": ("Verification",),
     "runs.terms": ("Terms",),
-    "runs.verification": ("verify",),
     "speculative.build": ("build_decoder",),
 }
 

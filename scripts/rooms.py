@@ -29,7 +29,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "golden": ("protocol", "models", "reference", "rounding", "judge", "runs", "laws", "speculative"),
     "bench": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
     "report": (
-        "protocol", "adapters", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench", "speculative",
+        "protocol", "models", "adapters", "rounding", "judge", "runs", "laws", "mutants", "golden", "bench",
+        "speculative",
     ),
     "plugin": (
         "protocol", "adapters", "models", "reference", "rounding", "judge", "runs", "laws", "report",

@@ -15,7 +15,7 @@ from harness.laws.results import LawResult
 from harness.plugin.asked import Asked
 from harness.plugin.digits import DigitsCase
 from harness.plugin.verifying import told_of, verified
-from harness.report.html.laws import Checked
+from harness.report.laws import Checked
 from harness.report.terminal import repeated_by, summary
 from harness.runs.result import Verification
 

@@ -11,7 +11,7 @@ import pytest
 
 from harness.plugin.asked import ASKED
 
-ROW = "sdvar_row"  # attribute of a test report: what `report.html.laws.Checked` holds, as plain values
+ROW = "sdvar_row"  # attribute of a test report: what `report.laws.Checked` holds, as plain values
 
 
 class Gathered:
@@ -34,7 +34,7 @@ class Gathered:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print a line a law or case: how much was tried, and how much of it was not trivial."""
         if self.rows:
-            from harness.report.html.laws import Checked, line  # noqa: PLC0415
+            from harness.report.laws import Checked, line  # noqa: PLC0415
 
             terminalreporter.section("laws")
             rows = [Checked.of(row) for _, row in sorted(self.rows.items())]
@@ -50,7 +50,8 @@ class Gathered:
         if asked is None or asked.report is None:
             return
         from harness.files import write_whole  # noqa: PLC0415
-        from harness.report.html.laws import Checked, laws_page  # noqa: PLC0415
+        from harness.report.html.laws import laws_page  # noqa: PLC0415
+        from harness.report.laws import Checked  # noqa: PLC0415
 
         rows = [Checked.of(row) for row in self.rows.values()]
         write_whole(asked.report, laws_page(rows, asked.name, asked.scope))

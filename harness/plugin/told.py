@@ -18,7 +18,7 @@ from harness.laws import Law, Violation
 from harness.plugin.checking import SEEN, Unproven, WrongOnDigits
 from harness.plugin.items import DigitsItem, LawItem
 from harness.plugin.seen import ROW
-from harness.report.html.laws import HELD
+from harness.report.laws import HELD
 from harness.runs.factory import DEFAULT
 
 NAMES = ("verdict", "component", "replay")
