@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+INDENTED = re.compile(r"^    ((?:[A-Z_]+=\S+ )?(?:sdvar-harness|pytest|tox) .*)$", re.M)
 STATUS = re.compile(r"\[exit status (\d+)\]")
 
 
@@ -51,6 +52,7 @@ def commands(page: Path) -> list[list[str]]:
     """Return the words of every command in a page's sh blocks, comments and continuations dealt with."""
     lines = [line for text in blocks(page, "sh") for line in text.replace("\\\n", " ").splitlines()]
     lines += [one.line for one in told(page)]
+    lines += INDENTED.findall(FENCE.sub("", page.read_text()))
     words = []
     for line in lines:
         for part in re.split(r"&&|\|", line.partition("  #")[0]):
