@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, TextIO
 
 import torch
 import typer
@@ -32,19 +32,35 @@ from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
 from harness.errors import HarnessError, NonFiniteError, StopSignal, one_line, shortened, text_of
 from harness.judge.verdict import Verdict
+from harness.provenance import versions
 from harness.runs.interrupt import interruptible
+from harness.runs.silence import each_warning_once
 from harness.wording import READABLE
 
 BAD, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # the last two as a shell counts SIGINT and SIGPIPE
 MOST = 500  # characters of a line on stderr
+COMPLETE, COMPLETIONS = "_SDVAR_HARNESS_COMPLETE", ("--show-completion", "--install-completion")
 TRACEBACK = "SDVAR_HARNESS_TRACEBACK"
 
-app = typer.Typer(
-    help="Verify speculative decoding of VAR image models.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sdvar-{', '.join(f'{name} {version}' for name, version in versions().items())}")
+        raise typer.Exit
+
+
+@app.callback()
+def everything(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the versions that decide a result."),
+    ] = False,
+) -> None:
+    """Verify speculative decoding of VAR image models."""
+
+
 app.command()(verify)
 app.command()(replay)
 app.command()(report)
@@ -65,13 +81,16 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=READABLE)  # a terminal that knows no Δ shows a d
+    completing = COMPLETE in os.environ or any(word.partition("=")[0] in COMPLETIONS for word in sys.argv[1:2])
     try:
-        with interruptible():
+        with interruptible(), each_warning_once():
             status = app(standalone_mode=False)
         status = status if isinstance(status, int) else 0
         if sys.stdout is not None:
             sys.stdout.flush()  # here, and not while Python shuts down
     except BaseException as error:
+        if completing and isinstance(error, SystemExit):
+            sys.exit(error.code)  # typer's way to end
         status, line = stopped(error)
         _say(line)
     sys.exit(status)

@@ -30,8 +30,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "quality": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
     "bench": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative", "quality"),
     "report": (
-        "protocol", "adapters", "rounding", "judge", "runs", "laws", "mutants", "golden", "quality", "bench",
+        "protocol", "models", "adapters", "rounding", "judge", "runs", "laws", "mutants", "golden", "quality", "bench",
         "speculative",
+    ),
+    "plugin": (
+        "protocol", "adapters", "models", "reference", "rounding", "judge", "runs", "laws", "report",
     ),
     "commands": (
         "protocol", "models", "reference", "rounding", "judge", "runs", "laws", "mutants", "golden", "quality", "bench",

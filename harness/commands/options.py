@@ -77,7 +77,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show a row for everyth
 Html = Annotated[
     Path | None, typer.Option(help="Write a page for people to this file: one HTML file, complete in itself.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only, and nothing that a decoder prints.")]
 
 
 @dataclass(frozen=True)

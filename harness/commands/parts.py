@@ -23,6 +23,7 @@ from harness.rounding.precision import set_precision
 from harness.runs.factory import DEFAULT, load_factory
 from harness.runs.limits import TIMEOUT_S, Limits
 from harness.runs.place import place
+from harness.runs.silence import silence
 from harness.runs.terms import Terms
 
 
@@ -57,7 +58,8 @@ def parts(
         pair = options.load_models(networks, options.Mode(device, False, "float32", ""))
         terms = Terms(in_process=in_process, limits=Limits(timeout))
         images = options.Images(str(seed), labels, 0)
-        rows = of_published(own, pair, images, options.Sampling(cfg, 0, 0.0, "image"), terms)
+        with silence(quiet):
+            rows = of_published(own, pair, images, options.Sampling(cfg, 0, 0.0, "image"), terms)
     else:
         set_precision(False)
         rows = of_laws(own, examples, seed, quiet)
@@ -87,5 +89,5 @@ def of_laws(own: options.Decoder, examples: int, seed: int, quiet: bool) -> list
     if not 0 <= seed < 2**63:
         raise InputError("seed", seed, "must lie in 0..2^63-1", "pass --seed 0")
     subject = Subject(load_factory(own.name), own.options)
-    with LongWork("laws of parts", len(part_laws()), quiet) as work:
+    with LongWork("laws of parts", len(part_laws()), quiet) as work, silence(quiet):
         return inspect_parts(subject, cases(examples, seed), work.advance)

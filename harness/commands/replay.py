@@ -21,6 +21,7 @@ from harness.runs import bundle as bundles
 from harness.runs.replay import MOST_CASES, Answer, KeptCase, Replayed, cases_of, of_checkouts
 from harness.runs.replay import replay as repeat
 from harness.runs.shrink import shrink as reduce
+from harness.runs.silence import silence
 
 
 def replay(
@@ -50,12 +51,14 @@ def replay(
     answers: list[Replayed] = []
     with LongWork("cases", len(cases), quiet) as work:
         for one in cases:
-            found, models = repeated(one, given, device, budgets)
+            with silence(quiet):
+                found, models = repeated(one, given, device, budgets)
             answers.append(found)
             say_replayed(console, found)
             smallest = one
             if shrink and models is not None and found.answer is Answer.STILL:
-                smallest = reduce(one, models, budgets)
+                with silence(quiet):
+                    smallest = reduce(one, models, budgets)
                 say_smallest(console, smallest)
             if "bundle" in outputs:
                 if models is None:

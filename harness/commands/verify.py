@@ -32,6 +32,7 @@ from harness.runs.keep import check_new
 from harness.runs.limits import TIMEOUT_S, Limits
 from harness.runs.plan import Plan
 from harness.runs.result import Verification
+from harness.runs.silence import silence
 from harness.runs.terms import Keeping, Other, Terms
 from harness.runs.verification import RunInterrupted, Step, verify_plan
 from harness.speculative.policies import parse
@@ -150,7 +151,7 @@ def verify(
     blocks = covering(pair, policy, options=own.options) if cover else ()
     status = 0
     with kept_for(keeping, html is not None) as keeping:
-        with LongWork("images", sum(block.images for block in blocks) or plan.images, quiet) as work:
+        with LongWork("images", sum(block.images for block in blocks) or plan.images, quiet) as work, silence(quiet):
 
             def progress(step: Step) -> None:
                 work.advance(step.images, step.defects)

@@ -5,6 +5,7 @@ Promise: every count is a sum over judgements; nothing is judged here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from harness.errors import InputError
 from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, worst
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
@@ -23,6 +25,16 @@ from harness.runs.records import JudgedRow
 Claims = dict[str, list[str]]  # on the quality of images: "broken" and "open", a clause each
 # What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
 COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
+
+
+# How a result is shown; `report.notebook` puts it here, since this room knows no report.
+PRESENTED: dict[str, Callable[[Verification], Any]] = {}
+
+
+def _presented(form: str) -> Callable[[Verification], Any]:
+    if form not in PRESENTED:
+        raise InputError("result", form, "was not asked for by harness.verify", "import harness.report.notebook first")
+    return PRESENTED[form]
 
 
 @dataclass
@@ -111,7 +123,7 @@ class SettingResult:
 
 @dataclass
 class Verification:
-    """The result of a whole run."""
+    """The result of a whole run; `harness.verify` returns one that shows itself in a notebook."""
 
     settings: list[SettingResult]
     budget: Allowance | None  # the widest of the run: of the last scale, under the largest guidance value met
@@ -136,6 +148,18 @@ class Verification:
         seed = self.plan.tasks[0].request.seed
         self.early += [Divergence("quality", text, seed) for text in claims["broken"]]
         self.reasons += [f"quality of {text}" for text in claims["open"]]
+
+    def _repr_html_(self) -> str | None:
+        shown: str | None = PRESENTED["html"](self) if PRESENTED else None
+        return shown
+
+    def to_json(self) -> str:
+        """Return the document that ``verify --json`` writes (docs/runs.md)."""
+        return str(_presented("json")(self))
+
+    def to_frame(self) -> Any:
+        """Return a `pandas.DataFrame`, a row a setting and request. Raises `InputError` where pandas is not there."""
+        return _presented("frame")(self)
 
     @cached_property
     def coverage(self) -> Coverage:

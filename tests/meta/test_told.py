@@ -13,7 +13,7 @@ import pytest
 from harness import laws
 from harness.laws import Case, Violation
 from harness.laws.positions import LAWS
-from tests.told import NAMES
+from harness.plugin.told import NAMES
 
 ROOT = Path(__file__).parents[2]
 OFFSET = "harness.mutants.positions:OFFSET"
@@ -62,7 +62,7 @@ def test_a_planted_bug_is_told_with_its_component_and_replay(tmp_path: Path):
         "pytest",
         "tests/property/test_positions.py::test_law_of_positions[positions.split]",
     ]
-    assert split[4:] == [f"--implementation={OFFSET}", "--examples=3", "--hypothesis-seed=0"]
+    assert split[4:] == [f"--sdvar-implementation={OFFSET}", "--sdvar-examples=3", "--sdvar-seed=0"]
     assert told["test_spans_partition_the_pyramid"]["component"] == "positions"
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from harness.golden import own, plan
 from harness.golden.store import read
+from harness.plugin.told import golden_told
 from harness.reference import handoff, sequential
 from tests.bent_smooth import with_tau
 from tests.helpers import command
-from tests.told import golden_told
 
 COMPONENT = "golden"  # where nothing more exact is known
 

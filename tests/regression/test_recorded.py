@@ -13,8 +13,8 @@ import pytest
 
 from harness.golden import networks
 from harness.models.pair import ModelPair
+from harness.plugin.told import golden_told
 from tests.helpers import RECORDED, command
-from tests.told import golden_told
 
 COMPONENT = "reference"  # where nothing more exact is known
 

@@ -1,0 +1,116 @@
+"""What the plugin's options ask for: which decoder, which cases, what is known to fail.
+
+Promise: bad input is one `pytest.UsageError`, before anything is collected. Imported by every run of pytest, so all
+that needs PyTorch is imported in the functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.laws import Law, Subject
+    from harness.laws.search import Scope
+
+# Laws that decode many times, or one large batch, try a share of the examples.
+COSTLY = {
+    "acceptance.distribution": 4, "acceptance.support": 2, "acceptance.independent": 2, "masks.dependency": 2,
+    "acceptance.real": 4, "reuse.alternating": 5, "rules.labour": 2, "rules.length": 3, "rules.oracle": 2,
+    "numbers.phi": 4, "streams.starts": 4,
+    "batch.permutation": 2, "batch.splitting": 2, "batch.padding": 2, "batch.rounds": 2,
+}  # fmt: skip
+EXAMPLES = 20  # cases a law, where nobody says how many
+FEWEST = 4  # cases of a costly law, where so many are asked for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for.
+
+    Args:
+        name: of the decoder's factory.
+        options: (name, value) for the factory, the checkout among them.
+        scope: of the laws' cases.
+        known: law or case -> why it fails.
+        report: where the page goes; None = nowhere.
+        cover: verify digits with the whole covering design.
+        sequential: the decoder drafts nothing.
+    """
+
+    name: str
+    options: tuple[tuple[str, str], ...]
+    scope: Scope
+    known: Mapping[str, str]
+    report: Path | None = None
+    cover: bool = False
+    sequential: bool = False
+
+    def __str__(self) -> str:
+        examples = f"{self.scope.examples} example{'' if self.scope.examples == 1 else 's'} a law"
+        known = f", {len(self.known)} known to fail" if self.known else ""
+        return f"{self.name}, {examples}, seed {self.scope.seed}{known}"
+
+    @property
+    def subject(self) -> Subject:
+        """The decoder under test, for laws."""
+        from harness.laws import Subject  # noqa: PLC0415
+        from harness.runs.factory import load_factory  # noqa: PLC0415
+
+        return Subject(load_factory(self.name), self.options)
+
+    def scope_of(self, law: Law) -> Scope:
+        """Return the scope of one law: fewer cases of a costly one; what is known to fail is not shrunk."""
+        few = max(min(FEWEST, self.scope.examples), self.scope.examples // COSTLY.get(law.id, 1))
+        return replace(self.scope, examples=few, shrink_s=0.0 if law.id in self.known else self.scope.shrink_s)
+
+    @classmethod
+    def of(cls, option: argparse.Namespace) -> Asked:
+        """Return what pytest's options ask for. Raises `InputError`, or `ValueError` for numbers that are none."""
+        from harness.errors import InputError  # noqa: PLC0415
+        from harness.files import check_outputs  # noqa: PLC0415
+        from harness.laws.case import PYRAMIDS  # noqa: PLC0415
+        from harness.laws.search import Scope  # noqa: PLC0415
+        from harness.plugin.known import read_known  # noqa: PLC0415
+        from harness.report.html.page import check_page  # noqa: PLC0415
+        from harness.runs.factory import DEFAULT, load_factory  # noqa: PLC0415
+
+        name = option.sdvar_implementation or DEFAULT
+        load_factory(name)
+        options = [("checkout", str(Path(option.sdvar_checkout).absolute()))] if option.sdvar_checkout else []
+        for text in option.sdvar_option:
+            word, equals, value = text.partition("=")
+            if not equals or not word.isidentifier():
+                raise InputError("sdvar-option", text, "must read NAME=VALUE", "pass --sdvar-option gamma=2")
+            options.append((word, value))
+        pyramids = tuple(tuple(int(side) for side in text.split(",")) for text in option.sdvar_patch_nums)
+        examples = EXAMPLES if option.sdvar_examples is None else option.sdvar_examples
+        scope = Scope(
+            examples, option.sdvar_seed or 0, pyramids or PYRAMIDS, option.sdvar_dtype, option.sdvar_device,
+            option.sdvar_shrink_seconds,
+        )  # fmt: skip
+        page = Path(option.sdvar_report) if option.sdvar_report else None
+        check_page(page, "sdvar-report")
+        report = check_outputs({"sdvar-report": page}, {}).get("sdvar-report")
+        known = read_known(Path(option.sdvar_known_failures)) if option.sdvar_known_failures else {}
+        return cls(name, tuple(options), scope, known, report, option.sdvar_cover, option.sdvar_sequential)
+
+
+ASKED = pytest.StashKey[Asked]()
+
+
+def asked(config: pytest.Config) -> Asked:
+    """Return what the options ask for. Raises `pytest.UsageError`."""
+    if ASKED not in config.stash:
+        from harness.errors import InputError  # noqa: PLC0415
+
+        try:
+            config.stash[ASKED] = Asked.of(config.option)
+        except (InputError, ValueError) as error:
+            raise pytest.UsageError(str(error)) from None
+    return config.stash[ASKED]

@@ -1,0 +1,68 @@
+"""Fixtures for tests of one's own: the pair, the numbers, the reference, the judge, a law.
+
+Promise: nothing is imported before a test asks for one of them. A project that has networks of its own overrides
+`sdvar_pair`, and the others follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.plugin.asked import asked
+
+if TYPE_CHECKING:
+    from harness import Implementation, ModelPair, Request, SeededNoise, Trace
+    from harness.judge.verdict import Judgement
+    from harness.laws import Law
+
+
+@pytest.fixture(scope="session")
+def sdvar_pair(pytestconfig: pytest.Config) -> ModelPair:
+    """Return the trained digits pair that ships with the package, on the device of --sdvar-device."""
+    from harness.plugin.digits import pair  # noqa: PLC0415
+
+    return pair(asked(pytestconfig).scope.device)
+
+
+@pytest.fixture
+def sdvar_noise(sdvar_pair: ModelPair) -> Callable[[Request], SeededNoise]:
+    """Return what makes the numbers of a request: fresh ones at every call, and always the same."""
+    return sdvar_pair.noise
+
+
+@pytest.fixture
+def sdvar_reference(sdvar_pair: ModelPair) -> Callable[[Request], Trace]:
+    """Return what decodes a request sequentially: the truth of contract A."""
+    from harness.plugin.judged import reference  # noqa: PLC0415
+
+    return lambda request: reference(sdvar_pair, request)
+
+
+@pytest.fixture
+def sdvar_judge(sdvar_pair: ModelPair) -> Callable[..., Judgement]:
+    """Return ``judge(decoder or trace, request, contract="", sequential=False)``; it fails the test at a defect."""
+    from harness.plugin.judged import judged  # noqa: PLC0415
+
+    def judge(
+        made: Implementation | Trace, request: Request, contract: str = "", sequential: bool = False
+    ) -> Judgement:
+        __tracebackhide__ = True
+        return judged(sdvar_pair, made, request, contract, drafts=not sequential)
+
+    return judge
+
+
+@pytest.fixture
+def sdvar_law(request: pytest.FixtureRequest) -> Callable[[Law], None]:
+    """Return what checks a law over the decoder under test, for a project that lists the laws in tests of its own."""
+    from harness.plugin.checking import check_law  # noqa: PLC0415
+
+    def check(law: Law) -> None:
+        __tracebackhide__ = True
+        node: Any = request.node
+        check_law(law, asked(request.config), node.stash)
+
+    return check

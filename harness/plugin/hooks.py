@@ -1,0 +1,90 @@
+"""What pytest loads (entry point `pytest11`): options, and hooks that do nothing unless a decoder is named.
+
+Promise: in a run that does not ask for it nothing happens: PyTorch is not imported, no item is added, nothing is said.
+Whatever is needed beyond pytest is therefore imported in the functions. The entry point has this module's name, so that
+`-p` and `pytest_plugins` find the same plugin where the package is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from harness.plugin.asked import ASKED, asked
+from harness.plugin.fixtures import sdvar_judge, sdvar_law, sdvar_noise, sdvar_pair, sdvar_reference
+from harness.plugin.seen import Gathered
+
+__all__ = ["sdvar_judge", "sdvar_law", "sdvar_noise", "sdvar_pair", "sdvar_reference"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options; every one begins with --sdvar."""
+    group = parser.getgroup("sdvar", "speculative decoding of VAR image models (sdvar-harness)")
+    add = group.addoption
+    add(
+        "--sdvar-implementation",
+        default="",
+        metavar="NAME",
+        help="decoder under test, package.module:factory: its laws and a verification on digits become test items",
+    )
+    add(
+        "--sdvar-known-failures",
+        default="",
+        metavar="FILE",
+        help='TOML file of "law or case" = "reason": these must fail, and a pass is a failure',
+    )
+    add("--sdvar-report", default="", metavar="FILE", help="write what the laws saw as one HTML page")
+    add("--sdvar-examples", type=int, metavar="N", help="cases a law [20]; costly laws try a share")
+    add("--sdvar-seed", type=int, metavar="N", help="of the cases [0]: the same ones at every run")
+    add("--sdvar-shrink-seconds", type=float, default=60.0, metavar="S", help="time to shrink a failure [60]")
+    add("--sdvar-patch-nums", action="append", default=[], metavar="1,2,3", help="a pyramid to try; several times")
+    add("--sdvar-dtype", default="", help="of all networks of the laws, rounding allowed for: float32")
+    add("--sdvar-device", default="cpu", help="where networks live: cpu, cuda or cuda:N [cpu]")
+    add("--sdvar-checkout", default="", metavar="DIR", help="folder of published code, for published:NAME")
+    add("--sdvar-option", action="append", default=[], metavar="NAME=VALUE", help="for the factory; several times")
+    add("--sdvar-cover", action="store_true", help="verify digits with the whole covering design, not a few settings")
+    add("--sdvar-sequential", action="store_true", help="the decoder drafts nothing, and need not")
+    add("--sdvar-no-items", action="store_true", help="add no items: the project has tests of its own for the laws")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse bad options before anything is collected; take what was seen in the process that reports it."""
+    option = config.option
+    if option.sdvar_implementation or option.sdvar_known_failures or option.sdvar_report:
+        asked(config)
+    if not hasattr(config, "workerinput"):  # under pytest-xdist the reports come from the workers
+        config.pluginmanager.register(Gathered(config), "sdvar-seen")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is under test."""
+    return [f"sdvar: {asked(config)}"] if config.option.sdvar_implementation else []
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and --deselect look at the items
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add the items where a decoder is named, and mark those that are known to fail."""
+    option = config.option
+    if option.sdvar_implementation and not option.sdvar_no_items:
+        from harness.plugin.items import Suite  # noqa: PLC0415
+
+        items += Suite.of(session, asked(config)).collect()
+    if ASKED in config.stash:
+        from harness.plugin.told import mark_known  # noqa: PLC0415
+
+        mark_known(items, asked(config).known)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put verdict, component and replay of a law or case into its report, and what it saw."""
+    report = yield
+    if ASKED in item.config.stash:
+        from harness.plugin.told import case_of, tell  # noqa: PLC0415
+
+        if case_of(item):
+            tell(item, call, report)
+    return report

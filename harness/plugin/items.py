@@ -1,0 +1,106 @@
+"""Test items: a law each, and a case on digits each.
+
+Promise: an item passes only where something was proved; it is skipped where a law does not apply to the decoder.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.errors import HarnessError
+from harness.laws import LAWS, Law
+from harness.plugin.asked import Asked
+from harness.plugin.checking import Unproven, WrongOnDigits, check_digits, check_law
+from harness.plugin.digits import DigitsCase
+from harness.plugin.verifying import cases_of
+from harness.runs.silence import each_warning_once
+
+
+class Suite(pytest.Collector):
+    """All items of one decoder; they lie in no file."""
+
+    asked: Asked
+
+    @classmethod
+    def of(cls, session: pytest.Session, asked: Asked) -> Suite:
+        """Return the collector of a decoder's items."""
+        made: Suite = cls.from_parent(session, name="sdvar", nodeid="sdvar")
+        made.asked = asked
+        return made
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Return an item a law, then an item a case."""
+        for law in LAWS:
+            yield LawItem.from_parent(self, name=law.id, law=law)
+        for case in cases_of(self.asked):
+            yield DigitsItem.from_parent(self, name=case.name, case=case)
+
+
+class _Item(pytest.Item):
+    """What both kinds share."""
+
+    parent: Suite
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Say where it stands: in no file of the project."""
+        return self.path, None, f"sdvar::{self.name}"
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """Show what was found, and no frames of the harness; of a crash those of the decoder."""
+        error = excinfo.value
+        if not isinstance(error, HarnessError | Unproven | WrongOnDigits):
+            return super().repr_failure(excinfo, style)
+        cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
+        return f"{cause}{error}"
+
+
+class LawItem(_Item):
+    """One law, in as many cases as were asked for."""
+
+    def __init__(self, *, law: Law, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.law = law
+
+    def runtest(self) -> None:
+        """Check the law."""
+        with alone():
+            check_law(self.law, self.parent.asked, self.stash)
+
+
+class DigitsItem(_Item):
+    """One setting on digits."""
+
+    def __init__(self, *, case: DigitsCase, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.case = case
+
+    def runtest(self) -> None:
+        """Verify it."""
+        with alone():
+            check_digits(self.case, self.parent.asked, self.stash)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep a check and its neighbours apart.
+
+    Tiny tensors gain nothing from a second thread, and on a busy machine threads that wait for each other crawl; the
+    global generator is left as it was; a warning is shown once, and is no error of the decoder's whatever the project's
+    filters say.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), each_warning_once():
+            warnings.simplefilter("default")
+            yield
+    finally:
+        torch.set_num_threads(threads)

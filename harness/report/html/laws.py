@@ -1,0 +1,133 @@
+"""The page of a run of laws: what was tried on whose decoder, what is broken, and how to see it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.laws.search import Scope
+from harness.report.html.origin import here
+from harness.report.html.page import (
+    Bullets,
+    Facts,
+    Fold,
+    Grid,
+    Lane,
+    Line,
+    Page,
+    Section,
+    Sheet,
+    State,
+    Words,
+    as_html,
+    counted,
+    share,
+)  # fmt: skip
+from harness.report.laws import DEFECT, HELD, OPEN, Checked
+
+STATES = {
+    "held": State("caught", "✓", "it was tried and holds"),
+    "broken": State("survived", "B", "broken"),
+    "known": State("elsewhere", "k", "broken, and known to be"),
+    "unproven": State("dropped", "?", "unproven: never exercised, or mostly refused"),
+    "": State("final", "–", "does not apply to this decoder"),
+}
+
+
+def laws_page(rows: Sequence[Checked], name: str, scope: Scope) -> bytes:
+    """Return the page of a run of laws as one HTML file.
+
+    Args:
+        rows: what was checked.
+        name: of the decoder under test.
+        scope: of the laws' cases.
+    """
+    word, tone, text = _headline(rows)
+    broken = [row for row in rows if row.state in ("broken", "known")]
+    sections = [
+        Section("result", "Result", f"The decoder {name}, put to what must hold of every right one.", [_facts(rows)]),
+        Section("left", "What went wrong", "", _left(rows)),
+        Section("story", "Every broken law", "The simplest case that was found, and the line that shows it again.",
+                [_story(row) for row in broken]),
+        Section("families", "Family by family", _legend(), _grid(rows)),
+        Section("laws", "Every law", "", _sheets(rows)),
+        Section("provenance", "Provenance", "", _provenance(scope)),
+    ]  # fmt: skip
+    return as_html(Page(f"laws of {name}", word, tone, text, [section for section in sections if section.parts]))
+
+
+def _headline(rows: Sequence[Checked]) -> tuple[str, str, str]:
+    """Return word, tone and text of the worst that was met; nothing tried proves nothing."""
+    states = [row.state for row in rows]
+    if "broken" in states or any(row.stands_still for row in rows):
+        return DEFECT, "bad", "A law is broken, or what is known to fail does not."
+    if "known" in states:
+        return DEFECT, "open", "Laws are broken, and every one of them is known to be."
+    if "unproven" in states or "held" not in states:
+        return OPEN, "open", "Nothing wrong was found, and not all is proved: something was never exercised."
+    return HELD, "good", "Every law that applies to this decoder was exercised, and holds."
+
+
+def _facts(rows: Sequence[Checked]) -> Facts:
+    laws = [row for row in rows if row.kind == "law"]
+    applied = [row for row in laws if row.verdict]
+    images = sum(row.examples for row in rows if row.kind != "law")
+    return Facts(
+        [
+            ("laws that apply", f"{len(applied):,}", f"of {len(laws):,}"),
+            ("held", f"{sum(row.state == 'held' for row in applied):,}", "exercised, and not once broken"),
+            ("broken", f"{sum(row.state in ('broken', 'known') for row in applied):,}",
+             f"{sum(row.state == 'known' for row in applied):,} of them known"),
+            ("unproven", f"{sum(row.state == 'unproven' for row in applied):,}", "never exercised, or mostly refused"),
+            ("cases tried", f"{sum(row.examples for row in laws):,}", "small networks, drawn at random"),
+            ("images of digits", f"{images:,}", "decoded beside the reference"),
+        ]
+    )  # fmt: skip
+
+
+def _left(rows: Sequence[Checked]) -> list[object]:
+    found = [(f"broken: {row.id}", row.found) for row in rows if row.state == "broken"]
+    found += [(f"unproven: {row.id}", row.why) for row in rows if row.state == "unproven"]
+    found += [(f"known to fail: {row.id}", row.known) for row in rows if row.state == "known"]
+    found += [(f"known to fail, and does not: {row.id}", row.known) for row in rows if row.stands_still]
+    return [Bullets(found)] if found else []
+
+
+def _story(row: Checked) -> Fold:
+    parts: list[object] = [
+        Bullets([("what holds", row.statement), ("what was found", row.found), ("watches", ", ".join(row.watches))])
+    ]
+    parts += [Line(row.case, "The smallest case:")] if row.case else []
+    parts += [Line(row.replay, "To see it again:")] if row.replay else []
+    return Fold(f"{row.id}{' (known)' if row.known else ''}", parts)
+
+
+def _legend() -> str:
+    return "; ".join(f"{state.letter} = {state.word}" for state in STATES.values()) + "."
+
+
+def _grid(rows: Sequence[Checked]) -> list[object]:
+    made: list[object] = []
+    for family in dict.fromkeys(row.family for row in rows):
+        of = [row for row in rows if row.family == family]
+        lanes = [
+            Lane(row.id, [STATES[row.state]], (f"{row.examples:,}", share(row.exercised, row.examples))) for row in of
+        ]
+        made.append(Grid(f"Family {family}", "law or case", ["state"], lanes, ("tried", "not trivial")))
+    return made
+
+
+def _sheets(rows: Sequence[Checked]) -> list[object]:
+    cells = [
+        (row.id, row.statement, ", ".join(row.watches), STATES[row.state].word + (f": {row.why}" if row.why else ""),
+         f"{row.examples:,}", f"{row.refused:,}", f"{row.seconds:.1f} s")
+        for row in rows
+    ]  # fmt: skip
+    head = ("law or case", "what holds", "watches", "result", "tried", "refused", "time")
+    bad = frozenset(k for k, row in enumerate(rows) if row.state == "broken" or row.stands_still)
+    return [Sheet("Laws, and cases on digits", head, cells, 4, bad)] if rows else []
+
+
+def _provenance(scope: Scope) -> list[object]:
+    dtype = scope.dtype or "float64 wherever rounding could decide"
+    text = f"Up to {counted(scope.examples, 'case')} a law, seed {scope.seed}, on {scope.device}; networks in {dtype}."
+    return [Words(text), *here()]

@@ -1,0 +1,62 @@
+"""The page of a run of laws: every state by a word, the headline is the worst, and nothing tried proves nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from harness.laws.search import Scope
+from harness.report.html.laws import laws_page
+from harness.report.laws import Checked, line
+from tests.unit.report.reading import read
+
+HELD = Checked("masks.future", "law", "Holds.", ("decode",), "IDENTICAL", 20, 19, 1, 1.5)
+BROKEN = replace(HELD, id="masks.visible", verdict="DEFECT", found="<script>a</script> differs", case="Case(V=3)",
+                 replay="check('masks.visible', 'mine:f', Case(V=3))")  # fmt: skip
+UNPROVEN = replace(HELD, id="masks.definition", verdict="INCONCLUSIVE", exercised=0, why="every one was trivial")
+ABSENT = replace(HELD, id="state.sync", verdict="", examples=0, exercised=0, why="no parts")
+DIGITS = Checked("digits[close-2]", "digits", "on digits", ("decode",), "TIE", 5, 5)
+
+
+def words(*rows: Checked) -> str:
+    return read(laws_page(rows, "mine:f", Scope(20, 3))).words
+
+
+def test_all_states_are_told_by_word():
+    said = words(HELD, BROKEN, UNPROVEN, ABSENT, DIGITS, replace(BROKEN, id="masks.dependency", known="see #12"))
+    assert "✕ DEFECT" in said
+    for part in ("broken: masks.visible – <script>a</script> differs", "unproven: masks.definition", "no parts",
+                 "known to fail: masks.dependency – see #12", "check('masks.visible', 'mine:f', Case(V=3))",
+                 "Up to 20 cases a law, seed 3", "Family digits"):  # fmt: skip
+        assert part in said, part
+
+
+@pytest.mark.parametrize(
+    ("rows", "headline"),
+    [
+        ((HELD, ABSENT, DIGITS), "✓ IDENTICAL"),
+        ((), "? INCONCLUSIVE"),
+        ((ABSENT,), "? INCONCLUSIVE"),
+        ((HELD, UNPROVEN), "? INCONCLUSIVE"),
+        ((HELD, replace(BROKEN, known="see #12")), "? DEFECT"),
+        ((replace(HELD, known="see #12"),), "✕ DEFECT"),
+        ((HELD, BROKEN), "✕ DEFECT"),
+    ],
+)
+def test_the_headline_is_the_worst(rows: tuple[Checked, ...], headline: str):
+    assert headline in words(*rows)
+
+
+def test_a_row_survives_json():
+    import json
+
+    assert Checked.of(json.loads(json.dumps(asdict(BROKEN)))) == BROKEN
+
+
+def test_lines_of_the_terminal():
+    assert line(HELD).endswith("20 examples,  95% not trivial, 1 refused")
+    assert line(ABSENT).endswith("does not apply: no parts")
+    assert line(BROKEN).endswith(": BROKEN, watches decode")
+    assert line(DIGITS).endswith("5 images, TIE")
+    assert line(replace(HELD, known="see #12")).endswith(": known to fail (see #12), and does not")
