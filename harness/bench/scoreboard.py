@@ -97,12 +97,12 @@ def scoreboard(
         InputError: two runs time one policy of `models`.
     """
     lines: list[list[str]] = []
-    for run in runs:
+    for run, named in _named(runs):
         if run.models != models:
-            lines += [_imposed(run, row) for row in _fastest(run.rows)]
-    for run in runs:
+            lines += [_imposed(run, named, row) for row in _fastest(run.rows)]
+    for run, named in _named(runs):
         if run.models != models:
-            lines += [_divided(run, rows) for rows in _by_policy(row for row in run.rows if not row.speculates)]
+            lines += [_divided(named, rows) for rows in _by_policy(row for row in run.rows if not row.speculates)]
     draft = next(row.mean("pixels") for row in policies if row.policy == DRAFT_ALONE)
     timed: dict[str, SpeedRow] = {}
     for run in runs:
@@ -149,8 +149,8 @@ def _rate(row: SpeedRow) -> float:
     return float(row.policy.partition(":")[2])
 
 
-def _imposed(run: Speed, row: SpeedRow) -> list[str]:
-    what = f"{_pair(run)}, {run.title}, {row.draft_len} scales{' + bonus' if run.bonus else ''}"
+def _imposed(run: Speed, named: str, row: SpeedRow) -> list[str]:
+    what = f"{named}, {row.draft_len} scales{' + bonus' if run.bonus else ''}"
     kept = [row.target_calls <= MOST_CALLS, _is_fast(row), row.extra_memory < MOST_MEMORY]
     memory = "-" if math.isnan(row.extra_memory) else f"{row.extra_memory:+.1%}"
     cells = (f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", memory, "imposed")
@@ -166,10 +166,10 @@ def _by_policy(rows: Iterable[SpeedRow]) -> list[list[SpeedRow]]:
     return list(found.values())
 
 
-def _divided(run: Speed, rows: Sequence[SpeedRow]) -> list[str]:
+def _divided(named: str, rows: Sequence[SpeedRow]) -> list[str]:
     """Return the line of a policy under which nothing drafted is judged: its speed needs no luck, at any batch."""
     batches = " / ".join(f"{row.batch}" for row in rows)
-    what = f"{_pair(run)}, {run.title}, `{rows[0].policy}`, batch {batches}"
+    what = f"{named}, `{rows[0].policy}`, batch {batches}"
     memory = " / ".join(_number(row.extra_memory, "+.1%") for row in rows)
     cells = (f"{rows[0].target_calls:.1f}", " / ".join(f"{row.speed_up:.2f}" for row in rows), memory, "random weights")
     tests: dict[str, Callable[[SpeedRow], bool]] = {
@@ -213,20 +213,26 @@ def speed_table(runs: Sequence[Speed]) -> str:
         " target calls | speed-up | passes allow | share | floor of the passes | extra memory |",
         "|---|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for run in runs:
+    for run, named in _named(runs):
+        pair, _, mode = named.partition(", ")
         for row in run.rows:
             length = f"{row.draft_len}{' + bonus' if run.bonus else ''}" if row.speculates else "-"
-            cells = [_pair(run), run.title, f"{row.batch}", f"`{row.policy}`", _number(row.kept, ".0%"), length]
+            cells = [pair, mode, f"{row.batch}", f"`{row.policy}`", _number(row.kept, ".0%"), length]
             cells += [_number(ms, ".1f") for ms in (row.reference_ms, row.target.ms, row.draft.ms, row.ms)]
             cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f")]
             cells += [_number(row.speed_up / row.allowed, ".0%"), _number(row.floor_ms, ".1f")]
             lines.append(f"| {' | '.join([*cells, _number(row.extra_memory, '+.1%')])} |")
-    machines = {run.mode: str(run.machine) for run in runs}  # the products' rate depends on the mode
-    return "\n".join([*lines, "", *(f"- {mode} on {machine}" for mode, machine in sorted(machines.items()))]) + "\n"
+    # the products' rate depends on the mode
+    machines = {(run.mode, run.machine.name): str(run.machine) for run in runs}
+    told = [f"- {mode} on {machine}" for (mode, _), machine in sorted(machines.items())]
+    return "\n".join([*lines, "", *told]) + "\n"
 
 
-def _pair(run: Speed) -> str:
-    return run.models.split(" ")[0]
+def _named(runs: Sequence[Speed]) -> list[tuple[Speed, str]]:
+    """Return every run with its pair and mode, and its card where the runs are of several: those do not compare."""
+    several = len({run.machine.name for run in runs}) > 1
+    card = [f", {run.machine.name.removeprefix('NVIDIA ')}" if several else "" for run in runs]
+    return [(run, f"{run.models.split(' ')[0]}, {run.title}{on}") for run, on in zip(runs, card, strict=True)]
 
 
 def _number(value: float, form: str) -> str:

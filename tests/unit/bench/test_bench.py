@@ -211,6 +211,19 @@ def test_divided_labour_stands_at_every_batch_beside_imposed_acceptance():
     )
 
 
+def test_runs_of_several_cards_say_which():
+    other = replace(RUN, machine=replace(MACHINE, name="NVIDIA H100 80GB HBM3"), rows=[FAST])
+    lines = markdown(POLICIES, "digits", [RUN, other, DIGITS]).splitlines()[2:5]
+    cards = ["by hand", "by hand", "H100 80GB HBM3"]
+    assert [line.partition(", 9 scales")[0] for line in lines] == [
+        f"| d16-d30, TF32, draft bfloat16, CUDA graphs, {card}" for card in cards
+    ]
+    table = speed_table([RUN, other])
+    assert "| d16-d30 | TF32, draft bfloat16, CUDA graphs, H100 80GB HBM3 | 1 |" in table
+    assert table.splitlines()[-2:] == [f"- TF32 on {run.machine}" for run in (other, RUN)]
+    assert "by hand |" not in speed_table([RUN, RUN])
+
+
 def test_a_policy_that_no_draft_length_touches_is_timed_once():
     assert settings_for("code:5,imposed:1", "2,5", 1) == [("code:5", 2), ("imposed:1", 2), ("imposed:1", 5)]
 
