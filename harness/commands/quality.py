@@ -22,7 +22,7 @@ from harness.quality.distances import check_installed
 from harness.quality.estimate import BLOCKS
 from harness.quality.inception import load_inception, load_statistics
 from harness.quality.measure import Real
-from harness.quality.run import IMAGES, Asked, Means, decoders, digits, run
+from harness.quality.run import IMAGES, Study, Means, decoders, digits, run
 from harness.quality.sources import DRAFT, Source, controls
 from harness.quality.stored import Measured
 from harness.quality.verdict import Quality, why
@@ -116,7 +116,7 @@ def quality(
     order: NoiseOrder = "image"
     request = Request((0,), seed, cfg, top_k, top_p, order=order)
     pair = options.load_models(networks, options.Mode(device, tf32, dtype, draft_dtype))
-    asked = Asked(others, images, batch, labels_of(labels, pair), request, blocks, max_loss)
+    asked = Study(others, images, batch, labels_of(labels, pair), request, blocks, max_loss)
     found = drawn(pair, means, asked, (keeping, terms), quiet)
     show_quality(found, plain_console(), quiet)
     if find_cfg:
@@ -133,7 +133,7 @@ def quality(
     raise typer.Exit(128 + found.stopped if found.stopped else status)
 
 
-def drawn(pair: ModelPair, means: Means, asked: Asked, keeping: tuple[Keeping, Terms], quiet: bool) -> Measured:
+def drawn(pair: ModelPair, means: Means, asked: Study, keeping: tuple[Keeping, Terms], quiet: bool) -> Measured:
     """Draw and measure under a progress bar. Raises as `run` does."""
     with LongWork("images", asked.images * (2 + len(asked.others)), quiet) as work:
         found = run(pair, means, asked, keeping, work.advance)
@@ -173,7 +173,7 @@ def demand(
         rule = "states a loss, which contract C alone allows"
         raise InputError("max_loss", most, rule, "pass --contract C too, or sdvar-harness quality")
     check_installed()
-    Asked([], images, most=most)
+    Study([], images, most=most)
     return means_for(*asked), most, images
 
 
@@ -193,7 +193,7 @@ def claim(
     (means, most, images), (sources, wanted, sampling) = stated, asked
     seed = integers("seeds", wanted.seeds, "0:4")[0]
     request = Request((0,), seed, sampling.cfg, sampling.top_k, sampling.top_p)
-    sets = Asked(sources, images, wanted.batch, labels_of(wanted.labels, pair), request, BLOCKS, most)
+    sets = Study(sources, images, wanted.batch, labels_of(wanted.labels, pair), request, BLOCKS, most)
     found = drawn(pair, means, sets, (replace(keeping[0], file=None, resume=False), keeping[1]), quiet)
     show_quality(found, plain_console(), quiet)
     claims: Claims = {"broken": [], "open": []}

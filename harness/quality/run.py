@@ -53,7 +53,7 @@ def digits() -> Means:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Study:
     """What is asked.
 
     Args:
@@ -104,7 +104,7 @@ def _unusual(setting: Settings) -> str:
 def run(
     models: ModelPair,
     means: Means,
-    asked: Asked,
+    asked: Study,
     keeping: tuple[Keeping, Terms] = (NOWHERE, Terms()),
     progress: Callable[[int], None] = lambda images: None,
 ) -> Measured:

@@ -8,7 +8,7 @@ import torch
 from harness.models.pair import load_digits
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.quality.run import Asked, decoders, digits, run
+from harness.quality.run import Study, decoders, digits, run
 from harness.quality.sources import DRAFT, Source, controls
 from harness.runs.factory import DEFAULT
 from harness.runs.terms import Keeping, Terms
@@ -23,7 +23,7 @@ def test_planted_losses_are_lost_and_exact_decoders_kept():
         for source in decoders(f"harness.quality.planted:{name}", [Settings(5, policy="")])
     ]
     own = decoders(DEFAULT, [Settings(5, policy=policy) for policy in ("coupled", "rejection")])
-    asked = Asked([*controls(1), *own, Source(DRAFT, draft=True), *planted], 4000, 500, request=Request((0,)), most=0.5)
+    asked = Study([*controls(1), *own, Source(DRAFT, draft=True), *planted], 4000, 500, request=Request((0,)), most=0.5)
     found = run(load_digits().to("cuda"), digits(), asked, (Keeping(), Terms(in_process=True)))
     verdicts = {row.name: verdict.value for row, verdict in zip(found.rows[1:], found.verdicts, strict=True)}
     print([(row.name, str(row.loss), str(row.drift)) for row in found.rows])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness.errors import InputError
 from harness.protocol.request import Request
 from harness.quality.inception import load_inception, load_statistics
-from harness.quality.run import Asked, Means, run
+from harness.quality.run import Study, Means, run
 from harness.quality.sources import controls
 from tests.unit.quality.means import MODELS
 
@@ -118,7 +118,7 @@ def test_a_decoder_is_measured_by_such_features_and_statistics(tmp_path: Path):
     images = torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     x = features(images)[0].double().numpy()
     np.savez(tmp_path / "real.npz", mu=x.mean(0), sigma=np.cov(x.T))
-    asked = Asked(controls(1), 120, 40, (0, 1), Request((0,), 3), 10, most=1e9)
+    asked = Study(controls(1), 120, 40, (0, 1), Request((0,), 3), 10, most=1e9)
     found = run(MODELS, Means(features, load_statistics(tmp_path / "real.npz")), asked)
     row = found.rows[1]
     assert row.width == 6

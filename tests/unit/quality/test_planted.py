@@ -12,7 +12,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.quality import planted
 from harness.quality.digits import DigitFeatures
-from harness.quality.run import Asked, Means, check_labels, decoders
+from harness.quality.run import Study, Means, check_labels, decoders
 from harness.reference import sequential
 from tests.helpers import Layout, tiny
 from tests.unit.quality.means import corners
@@ -75,5 +75,5 @@ def test_features_of_other_classes_are_refused():
 
 
 def test_what_is_asked_has_sensible_defaults():
-    asked = Asked([])
+    asked = Study([])
     assert (asked.images, asked.blocks, asked.most, asked.labels) == (10_000, 40, None, tuple(range(10)))

@@ -14,7 +14,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.quality.gather import ImageSet, gather
 from harness.quality.kept import TENSORS
-from harness.quality.run import Asked, decoders, run
+from harness.quality.run import Study, decoders, run
 from harness.quality.sources import BASE, DRAFT, LAW, Source, controls, portions
 from harness.quality.stored import read_quality
 from harness.runs.factory import DEFAULT
@@ -106,7 +106,7 @@ def test_a_signal_ends_the_drawing_and_what_is_there_is_measured():
         if done >= 2 * 3 * 20:
             raise StopSignal(15)
 
-    asked = Asked(controls(1), 80, 20, (0, 1), REQUEST, 10)
+    asked = Study(controls(1), 80, 20, (0, 1), REQUEST, 10)
     found = run(MODELS, corners(), asked, (NOWHERE, IN_PROCESS), stop)
     assert found.stopped == 15
     assert {row.images for row in found.rows} == {40}
@@ -142,7 +142,7 @@ def test_a_damaged_row_is_one_error(tmp_path: Path):
 def test_rows_say_what_the_decoders_are(tmp_path: Path):
     shifted = Source("wrong labels", f"{__name__}:shift", Settings(5, policy=""))
     others = [*controls(1), Source(DRAFT, draft=True), *decoders(DEFAULT, [Settings(3, policy="coupled")]), shifted]
-    asked = Asked(others, 200, 100, (0, 1), REQUEST, 10, 0.5)
+    asked = Study(others, 200, 100, (0, 1), REQUEST, 10, 0.5)
     found = run(MODELS, corners(), asked, (Keeping(), IN_PROCESS))
     base, control, draft, coupled, wrong = found.rows
     assert (base.loss, base.drift, base.tokens) == (None, None, None)
@@ -168,7 +168,7 @@ def shift(models, settings):
 
 def test_a_decoder_that_gives_no_image_is_lost_and_the_others_are_measured():
     broken = Source("broken", f"{__name__}:crash", Settings(5, policy=""))
-    asked = Asked([broken, *controls(1)], 40, 10, (0, 1), REQUEST, 10, 1e3)
+    asked = Study([broken, *controls(1)], 40, 10, (0, 1), REQUEST, 10, 1e3)
     found = run(MODELS, corners(), asked, (Keeping(), IN_PROCESS))
     assert "out of paint" in found.rows[1].failed
     assert found.verdicts[0].value == "LOST"
@@ -183,8 +183,8 @@ def test_two_sources_of_one_name_are_refused():
 
 def test_few_images_and_the_published_order_are_refused():
     with pytest.raises(InputError, match=r"^images=79: must be at least 80"):
-        Asked([], 79)
+        Study([], 79)
     with pytest.raises(InputError, match=r"^noise=batch"):
         portions(10, 5, (0, 1), replace(REQUEST, order="batch"))
     with pytest.raises(InputError, match=r"^labels=2"):
-        run(MODELS, corners(), Asked([], 40, 10, (0, 2), REQUEST, 10))
+        run(MODELS, corners(), Study([], 40, 10, (0, 2), REQUEST, 10))
