@@ -22,7 +22,7 @@ from harness.quality.distances import check_installed
 from harness.quality.estimate import BLOCKS
 from harness.quality.inception import load_inception, load_statistics
 from harness.quality.measure import Real
-from harness.quality.run import IMAGES, Study, Means, decoders, digits, run
+from harness.quality.run import IMAGES, Means, Study, decoders, digits, run
 from harness.quality.sources import DRAFT, Source, controls
 from harness.quality.stored import Measured
 from harness.quality.verdict import Quality, why

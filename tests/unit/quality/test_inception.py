@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness.errors import InputError
 from harness.protocol.request import Request
 from harness.quality.inception import load_inception, load_statistics
-from harness.quality.run import Study, Means, run
+from harness.quality.run import Means, Study, run
 from harness.quality.sources import controls
 from tests.unit.quality.means import MODELS
 

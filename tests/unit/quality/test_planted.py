@@ -12,7 +12,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.quality import planted
 from harness.quality.digits import DigitFeatures
-from harness.quality.run import Study, Means, check_labels, decoders
+from harness.quality.run import Means, Study, check_labels, decoders
 from harness.reference import sequential
 from tests.helpers import Layout, tiny
 from tests.unit.quality.means import corners
