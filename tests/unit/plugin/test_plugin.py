@@ -144,7 +144,7 @@ def known_failures(project: Path, *words: str) -> None:
     assert done.returncode == 1, done.stdout
     assert "1 failed, 1 xfailed" in done.stdout
     assert "[XPASS(strict)] it is right, in truth" in done.stdout
-    assert "broken, as is known: off by one, #12" in done.stdout
+    assert "fails, as is known: off by one, #12" in done.stdout
     told = properties(junit)
     assert told["positions.query"]["verdict"] == "DEFECT"
     assert told["positions.split"]["verdict"] == "IDENTICAL"
