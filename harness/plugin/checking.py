@@ -27,7 +27,7 @@ class Unproven(AssertionError):  # noqa: N818
     """Something was checked, and nothing follows: it was never exercised, or most of its cases were refused."""
 
 
-class Stale(AssertionError):  # noqa: N818
+class Struck(AssertionError):  # noqa: N818
     """What is known to fail cannot: it does not apply to this decoder."""
 
 
@@ -41,7 +41,7 @@ def check_law(law: Law, asked: Asked, stash: pytest.Stash) -> None:
     Raises:
         Violation: it is broken.
         Unproven: it was never exercised, or mostly refused.
-        Stale: it is known to fail, and does not apply.
+        Struck: it is known to fail, and does not apply.
 
     Effects: skips the test where the law does not apply to the decoder; what was seen, in `stash`.
     """
@@ -63,7 +63,7 @@ def check_digits(case: DigitsCase, asked: Asked, stash: pytest.Stash) -> None:
     Raises:
         WrongOnDigits: a defect.
         Unproven: nothing was drafted or compared.
-        Stale: the case is known to fail, and is refused.
+        Struck: the case is known to fail, and is refused.
         InputError: the decoder refuses a plain draft length or a request.
 
     Effects: skips the test where the decoder refuses a schedule or a bonus scale; what was seen, in `stash`.
@@ -85,9 +85,9 @@ def check_digits(case: DigitsCase, asked: Asked, stash: pytest.Stash) -> None:
 
 
 def _strike(name: str, why: str, asked: Asked) -> None:
-    """Refuse what is known to fail, and cannot. Raises `Stale`."""
+    """Refuse what is known to fail, and cannot. Raises `Struck`."""
     if name in asked.known:
-        raise Stale(f"{name} is known to fail ({asked.known[name]}), and does not apply ({why}): strike it")
+        raise Struck(f"{name} is known to fail ({asked.known[name]}), and does not apply ({why}): strike it")
 
 
 def _unseen(row: LawResult) -> None:

@@ -15,7 +15,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.judge.verdict import Verdict
 from harness.laws import Law, Violation
-from harness.plugin.checking import SEEN, Stale, Unproven, WrongOnDigits
+from harness.plugin.checking import SEEN, Struck, Unproven, WrongOnDigits
 from harness.plugin.items import DigitsItem, LawItem
 from harness.plugin.seen import ROW
 from harness.report.laws import HELD
@@ -118,7 +118,7 @@ def verdict(when: str, outcome: str, error: BaseException | None) -> str:
         return HELD if when == "call" else Verdict.INCONCLUSIVE.value
     if outcome == "skipped":
         return NOT_APPLICABLE
-    refused = isinstance(error, Stale | Unproven) or (isinstance(error, HarnessError) and not broken(error))
+    refused = isinstance(error, Struck | Unproven) or (isinstance(error, HarnessError) and not broken(error))
     return (Verdict.INCONCLUSIVE if refused or when == "setup" else Verdict.DEFECT).value
 
 

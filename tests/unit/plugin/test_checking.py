@@ -12,7 +12,7 @@ from harness.laws import LAWS as EVERY
 from harness.laws import Subject, Violation
 from harness.laws.positions import LAWS
 from harness.plugin.asked import Asked
-from harness.plugin.checking import SEEN, Stale, Unproven, WrongOnDigits, check_digits, check_law
+from harness.plugin.checking import SEEN, Struck, Unproven, WrongOnDigits, check_digits, check_law
 from harness.plugin.digits import design, pair
 from harness.plugin.judged import judged, reference
 from harness.plugin.verifying import cases_of
@@ -87,7 +87,7 @@ def test_a_law_that_does_not_apply_is_skipped_and_one_known_to_fail_must_be_stru
     of = asked("tests.naive:naive")
     with pytest.raises(pytest.skip.Exception, match="does not apply: no parts"):
         check_law(QUERY, of, pytest.Stash())
-    with pytest.raises(Stale, match=r"is known to fail .why.*strike it"):
+    with pytest.raises(Struck, match=r"is known to fail .why.*strike it"):
         check_law(QUERY, replace(of, known={"positions.query": "why"}), pytest.Stash())
 
 
