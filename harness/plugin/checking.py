@@ -27,6 +27,10 @@ class Unproven(AssertionError):  # noqa: N818
     """Something was checked, and nothing follows: it was never exercised, or most of its cases were refused."""
 
 
+class Struck(AssertionError):  # noqa: N818
+    """What is known to fail cannot: it does not apply to this decoder."""
+
+
 class WrongOnDigits(AssertionError):  # noqa: N818
     """A verification found a defect; the message is what `verify` prints."""
 
@@ -36,7 +40,8 @@ def check_law(law: Law, asked: Asked, stash: pytest.Stash) -> None:
 
     Raises:
         Violation: it is broken.
-        Unproven: it was never exercised, or mostly refused; it is known to fail, and does not apply.
+        Unproven: it was never exercised, or mostly refused.
+        Struck: it is known to fail, and does not apply.
 
     Effects: skips the test where the law does not apply to the decoder; what was seen, in `stash`.
     """
@@ -57,7 +62,8 @@ def check_digits(case: DigitsCase, asked: Asked, stash: pytest.Stash) -> None:
 
     Raises:
         WrongOnDigits: a defect.
-        Unproven: nothing was drafted or compared; the case is known to fail, and is refused.
+        Unproven: nothing was drafted or compared.
+        Struck: the case is known to fail, and is refused.
         InputError: the decoder refuses a plain draft length or a request.
 
     Effects: skips the test where the decoder refuses a schedule or a bonus scale; what was seen, in `stash`.
@@ -79,9 +85,9 @@ def check_digits(case: DigitsCase, asked: Asked, stash: pytest.Stash) -> None:
 
 
 def _strike(name: str, why: str, asked: Asked) -> None:
-    """Refuse what is known to fail, and cannot. Raises `Unproven`."""
+    """Refuse what is known to fail, and cannot. Raises `Struck`."""
     if name in asked.known:
-        raise Unproven(f"{name} is known to fail ({asked.known[name]}), and does not apply ({why}): strike it")
+        raise Struck(f"{name} is known to fail ({asked.known[name]}), and does not apply ({why}): strike it")
 
 
 def _unseen(row: LawResult) -> None:

@@ -18,7 +18,7 @@ import torch
 from harness.errors import HarnessError
 from harness.laws import LAWS, Law
 from harness.plugin.asked import Asked
-from harness.plugin.checking import Unproven, WrongOnDigits, check_digits, check_law
+from harness.plugin.checking import Struck, Unproven, WrongOnDigits, check_digits, check_law
 from harness.plugin.digits import DigitsCase
 from harness.plugin.verifying import cases_of
 from harness.runs.silence import each_warning_once
@@ -56,7 +56,7 @@ class _Item(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show what was found, and no frames of the harness; of a crash those of the decoder."""
         error = excinfo.value
-        if not isinstance(error, HarnessError | Unproven | WrongOnDigits):
+        if not isinstance(error, HarnessError | Struck | Unproven | WrongOnDigits):
             return super().repr_failure(excinfo, style)
         cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
         return f"{cause}{error}"

@@ -1,7 +1,7 @@
 """The file of known failures: what must fail, and why; nobody forgets it there.
 
 Promise: every name in it is a law or a case of this version, and every name has a reason; what passes, does not apply
-or fails in another way is no known failure.
+or cannot be asked is no known failure.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.judge.verdict import Verdict
 from harness.laws import Law, Violation
-from harness.plugin.checking import SEEN, Unproven, WrongOnDigits
+from harness.plugin.checking import SEEN, Struck, Unproven, WrongOnDigits
 from harness.plugin.items import DigitsItem, LawItem
 from harness.plugin.seen import ROW
 from harness.report.laws import HELD
@@ -78,10 +78,10 @@ def case_of(item: pytest.Item) -> str:
 
 
 def mark_known(items: Sequence[pytest.Item], known: Mapping[str, str]) -> None:
-    """Mark what is known to fail: it must, by a defect and nothing else."""
+    """Mark what is known to fail: it must, by a defect or by proving nothing; a refused setting is neither."""
     for item in items:
         if (reason := known.get(case_of(item))) is not None:
-            item.add_marker(pytest.mark.xfail(reason=reason, strict=True, raises=(Violation, WrongOnDigits)))
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=True, raises=(Violation, WrongOnDigits, Unproven)))
 
 
 def properties(item: pytest.Item, when: str, outcome: str, error: BaseException | None) -> dict[str, str]:
@@ -118,7 +118,7 @@ def verdict(when: str, outcome: str, error: BaseException | None) -> str:
         return HELD if when == "call" else Verdict.INCONCLUSIVE.value
     if outcome == "skipped":
         return NOT_APPLICABLE
-    refused = isinstance(error, Unproven) or (isinstance(error, HarnessError) and not broken(error))
+    refused = isinstance(error, Struck | Unproven) or (isinstance(error, HarnessError) and not broken(error))
     return (Verdict.INCONCLUSIVE if refused or when == "setup" else Verdict.DEFECT).value
 
 

@@ -58,8 +58,10 @@ class Checked:
     @property
     def state(self) -> str:
         """One of held, broken, known, unproven; empty where it does not apply."""
+        if self.known and self.verdict in (DEFECT, OPEN):
+            return "known"
         if self.verdict == DEFECT:
-            return "known" if self.known else "broken"
+            return "broken"
         return "held" if self.verdict in PASSED else "unproven" if self.verdict else ""
 
     @property
@@ -81,6 +83,6 @@ def line(row: Checked) -> str:
     if row.kind != "law":
         unit, word = "images", f", {row.verdict}"
     end = {"held": "", "unproven": ": UNPROVEN", "broken": f": BROKEN, watches {', '.join(row.watches)}"}
-    said = f": broken, as is known: {row.known}" if row.state == "known" else end[row.state]
+    said = f": fails, as is known: {row.known}" if row.state == "known" else end[row.state]
     said += f": known to fail ({row.known}), and does not" if row.stands_still else ""
     return f"{row.id:28s} {row.examples:5d} {unit}{word}{said}"

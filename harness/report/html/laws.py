@@ -27,7 +27,7 @@ from harness.report.laws import DEFECT, HELD, OPEN, Checked
 STATES = {
     "held": State("caught", "✓", "it was tried and holds"),
     "broken": State("survived", "B", "broken"),
-    "known": State("elsewhere", "k", "broken, and known to be"),
+    "known": State("elsewhere", "k", "fails, and is known to"),
     "unproven": State("dropped", "?", "unproven: never exercised, or mostly refused"),
     "": State("final", "–", "does not apply to this decoder"),
 }
@@ -42,7 +42,7 @@ def laws_page(rows: Sequence[Checked], name: str, scope: Scope) -> bytes:
         scope: of the laws' cases.
     """
     word, tone, text = _headline(rows)
-    broken = [row for row in rows if row.state in ("broken", "known")]
+    broken = [row for row in rows if row.found]
     sections = [
         Section("result", "Result", f"The decoder {name}, put to what must hold of every right one.", [_facts(rows)]),
         Section("left", "What went wrong", "", _left(rows)),
@@ -61,7 +61,7 @@ def _headline(rows: Sequence[Checked]) -> tuple[str, str, str]:
     if "broken" in states or any(row.stands_still for row in rows):
         return DEFECT, "bad", "A law is broken, or what is known to fail does not."
     if "known" in states:
-        return DEFECT, "open", "Laws are broken, and every one of them is known to be."
+        return DEFECT, "open", "Something fails, and all of it is known to."
     if "unproven" in states or "held" not in states:
         return OPEN, "open", "Nothing wrong was found, and not all is proved: something was never exercised."
     return HELD, "good", "Every law that applies to this decoder was exercised, and holds."

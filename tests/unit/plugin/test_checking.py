@@ -12,7 +12,7 @@ from harness.laws import LAWS as EVERY
 from harness.laws import Subject, Violation
 from harness.laws.positions import LAWS
 from harness.plugin.asked import Asked
-from harness.plugin.checking import SEEN, Unproven, WrongOnDigits, check_digits, check_law
+from harness.plugin.checking import SEEN, Struck, Unproven, WrongOnDigits, check_digits, check_law
 from harness.plugin.digits import design, pair
 from harness.plugin.judged import judged, reference
 from harness.plugin.verifying import cases_of
@@ -87,14 +87,17 @@ def test_a_law_that_does_not_apply_is_skipped_and_one_known_to_fail_must_be_stru
     of = asked("tests.naive:naive")
     with pytest.raises(pytest.skip.Exception, match="does not apply: no parts"):
         check_law(QUERY, of, pytest.Stash())
-    with pytest.raises(Unproven, match=r"is known to fail .why.*strike it"):
+    with pytest.raises(Struck, match=r"is known to fail .why.*strike it"):
         check_law(QUERY, replace(of, known={"positions.query": "why"}), pytest.Stash())
 
 
 def test_a_law_that_was_never_exercised_is_unproven():
     trace = next(law for law in LAWS if law.id == "positions.trace")
+    of, stash = asked(patch_nums=["1"]), pytest.Stash()
     with pytest.raises(Unproven, match="every one was trivial"):
-        check_law(trace, asked(patch_nums=["1"]), pytest.Stash())
+        check_law(trace, of, stash)
+    assert stash[SEEN].state == "unproven"
+    assert replace(stash[SEEN], known="why").state == "known"
 
 
 def test_what_is_known_to_fail_is_not_shrunk():
