@@ -83,19 +83,28 @@ def test_caps_are_those_of_measured_budgets_and_not_far_beyond():
     assert 1 < LIMITS["f_hat cap"] * f_hat / budget.f_hat < 30
 
 
-@pytest.mark.parametrize(("kind", "cap", "factor"), [("logits", 1e-5, 9.0), ("f_hat", 4e-6, 1.0)])
+@pytest.mark.parametrize(
+    ("case", "name", "cap", "factor"),
+    [(CASE, "logits/0", 1e-5, 1), (CASE, "logits/2", 1e-5, 9), (CASE, "f_hat/1", 4e-6, 1), (PLAIN, "f_hat", 4e-6, 1)],
+)
 @pytest.mark.parametrize(("caps", "wrong"), [(0.7, False), (1.5, True)])
 def test_budgets_that_claim_too_much_excuse_no_more_than_the_cap(
-    kind: str, cap: float, factor: float, caps: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
+    case: RecordedCase, name: str, cap: float, factor: int, caps: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
 ):
     """Plant: a plain sampler that is wrong by whole nats, and so would be its budget."""
     monkeypatch.setattr(allowance, "_budgets", lambda case: [Budget(10.0, 10.0, 10.0, "by hand")])
-    run = CASE.run()
+    run = case.run()
+    kind = name.partition("/")[0]
     largest_of = {"logits": run.intermediates.rows_RLV, "f_hat": run.intermediates.f_hat_SBCPP}
     largest = max(1.0, float(largest_of[kind].abs().max()))
     allowed = 2 * factor * cap * largest  # both sides may be off
-    components = [d.component for d in moved(CASE, f"{kind}/{2 if kind == 'logits' else 1}", caps * allowed).defects]
-    assert components == [kind] * wrong
+    assert [d.component for d in moved(case, name, caps * allowed).defects] == [kind] * wrong
+
+
+@pytest.mark.parametrize("case", [CASE, SMOOTH])
+@pytest.mark.parametrize(("by", "wrong"), [(0.7e-5, False), (1.5e-5, True)])
+def test_an_image_is_off_by_what_its_decoder_rounds(by: float, wrong: bool, case: RecordedCase):
+    assert [d.component for d in moved(case, "image", by).defects] == ["image"] * wrong
 
 
 def test_networks_that_make_no_numbers_are_a_defect_of_every_tensor(monkeypatch: pytest.MonkeyPatch):
