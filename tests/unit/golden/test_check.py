@@ -66,6 +66,26 @@ def test_every_recorded_scale_is_compared(si: int, kind: str, case: RecordedCase
         assert found == [(kind, si)]
 
 
+@pytest.mark.parametrize("sampler", ["sequential", "speculative"])
+def test_one_wrong_token_is_one_defect_and_what_follows_from_it_is_none(sampler: str):
+    """Plant: a token of scale 0 that is no draw; whatever is recorded behind it belongs to it."""
+    case, tensors = replace(CASE, sampler=sampler, options=Options(2)), {}
+    tokens_BL = case.run().tokens_BL.clone()
+    tokens_BL[1, 0] = (tokens_BL[1, 0] + 1) % 11
+    for si in SCALES[1:]:
+        tokens_BL[:, MODELS.pyramid.span(si)] = case.run(tokens_BL).tokens_BL[:, MODELS.pyramid.span(si)]
+    run = case.run(tokens_BL)
+    for si in SCALES:
+        tensors[f"f_hat/{si}"] = run.intermediates.f_hat_SBCPP[si]
+        tensors[f"logits/{si}"] = run.intermediates.guided_BLV[:, MODELS.pyramid.span(si)]
+    tensors |= {"tokens": tokens_BL.short(), "f_hat": run.f_hat_BCPP, "image": MODELS.vae.decode(run.f_hat_BCPP)}
+    if sampler == "speculative":
+        tensors["rounds"] = torch.zeros(1, 7, dtype=torch.int32)  # not compared: other tokens take other rounds
+    result = judged(case, tensors)
+    assert [(d.component, d.image, d.position) for d in result.defects] == [("token", 1, 0)]
+    assert (result.identical, result.free_run) == (result.draws - 1, False)
+
+
 @pytest.mark.parametrize("case", [CASE, SMOOTH])
 def test_f_hat_is_that_of_the_last_scale_to_the_bit(case: RecordedCase):
     tensors = tensors_of(case)
