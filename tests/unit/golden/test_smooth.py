@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden import smooth
-from harness.golden.allowance import allowances
+from harness.golden import allowance, smooth
+from harness.golden.allowance import allowances, smooth_rounding
 from harness.golden.cases import RecordedCase
 from harness.golden.result import CaseResult
 from harness.golden.smooth import judge_smooth
 from harness.golden.spread import Spread, spread
 from harness.judge.verdict import Divergence
 from harness.protocol.request import Request
+from harness.rounding.budget import Budget
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))
@@ -95,11 +96,24 @@ def test_a_scale_is_judged_from_the_recorded_one_before_where_a_free_run_may_go_
         assert (kind, si) in found
 
 
-@pytest.mark.parametrize(("ties", "wrong"), [(1, False), (2, True)])
-def test_more_than_very_few_ties_are_a_defect(ties: int, wrong: bool, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("images", "ties", "wrong"), [(2, 1, False), (2, 2, True), (29, 2, False), (29, 3, True)])
+def test_more_than_very_few_ties_are_a_defect(images: int, ties: int, wrong: bool, monkeypatch: pytest.MonkeyPatch):
+    """One tie is few, and so is one of two hundred draws."""
+
     def tied(case: RecordedCase, tokens_BL: Tensor, run: object, ground: object, result: CaseResult) -> None:
         result.ties += [Divergence("tie", "by hand", 3)] * ties
 
     monkeypatch.setattr(smooth, "judge_tokens", tied)
-    details = [d.detail for d in judged(CASE, recorded()).defects]
-    assert details == ["2 tokens differ, more than 0.5% of the draws"] * wrong
+    case = replace(CASE, request=replace(CASE.request, labels=(0,) * images))
+    run, result = case.run(), CaseResult(case.id, case.request)
+    tensors = {"tokens": run.tokens_BL, "f_hat": run.f_hat_BCPP, "image": MODELS.vae.decode(run.f_hat_BCPP)}
+    judge_smooth(case, tensors, run, result)
+    assert [d.detail for d in result.defects] == [f"{ties} tokens differ, more than 0.5% of the draws"] * wrong
+
+
+@pytest.mark.parametrize("error", [1e-7, 1e-3])
+def test_a_run_is_nudged_by_what_was_measured_and_by_the_cap_at_most(error: float, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(allowance, "_budgets", lambda case: [Budget(1.0, 2 * error, 1.0, "by hand")])  # of margin 2
+    cap = 2e-6 * float(RUN.intermediates.rows_RLV.abs().max())
+    assert 1e-7 < cap < 1e-3
+    assert smooth_rounding(CASE, RUN) == pytest.approx(min(error, cap))
