@@ -27,7 +27,7 @@ def structure(case: RecordedCase, recorded: Mapping[str, Tensor]) -> list[str]:
             found.append(f"{name} holds NaN or infinity")
         elif name == "tokens" and bool(((tensor < 0) | (tensor >= case.models.vae.config.V)).any()):
             found.append(f"tokens lie outside 0..{case.models.vae.config.V - 1}")
-    if "rounds" in with_rounds & recorded.keys():
+    if with_rounds and "rounds" in recorded:
         dtype, shape = recorded["rounds"].dtype, tuple(recorded["rounds"].shape)
         if dtype != torch.int32 or len(shape) != 2 or shape[1] != 7:
             found.append(f"rounds has dtype {dtype} and shape {shape}, expected torch.int32 and (any number, 7)")

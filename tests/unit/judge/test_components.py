@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from harness.judge.components import wrong_at
+from harness.judge.components import first_wrong, wrong_at
 from harness.judge.evidence import Evidence
 from harness.protocol.request import Request
 from harness.reference import sequential
@@ -41,3 +43,23 @@ def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: f
     ):
         component, detail = judged(guided_LV)
         assert (component, detail.partition(": ")[2]) == ("guidance", why)
+
+
+@pytest.mark.parametrize(
+    ("share", "by", "wrong"),
+    [(1, 0.9, False), (1, 1.5, True), (1, 4.5, True), (99, 4.5, False), (99, 5.5, True)],
+    ids=["all, little", "all, beyond the mean", "all, below the worst", "few, below the worst", "few, beyond it"],
+)
+def test_rows_are_bounded_at_worst_and_on_average(share: int, by: float, wrong: bool):
+    """Plant: a wrong mask moves every logit by less than the worst rounding, as bfloat16 has it."""
+    request = Request((0, 1), cfg=0.0)  # guided logits are the conditional rows
+    expected = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    budget = replace(BUDGET, rows_rms=BUDGET.rows / 5)
+    span, moved_RLV = MODELS.pyramid.span(2), expected.intermediates.rows_RLV.clone()
+    moved_RLV[1::2, span].flatten(1)[:, ::share].add_(2 * by * budget.rows_rms)  # both halves of image 1
+    shown = replace(expected.intermediates, rows_RLV=moved_RLV, guided_BLV=moved_RLV[:2])
+    evidence = Evidence(MODELS, request, replace(expected, intermediates=shown), expected, budget)
+    found = first_wrong(evidence)
+    assert found[0] is None
+    assert found[1] == ((2, "mask or cache", found[1][2]) if wrong else None)
+    assert (wrong_at(evidence, shown, expected.intermediates, 1, 2) is not None) == wrong

@@ -109,6 +109,9 @@ BENT: dict[str, tuple[Any, str, str]] = {
     "a repeated round": (
         replace(RIGHT, rounds=[turns + turns[-1:] for turns in RIGHT.rounds]), "scheduling", "rounds finish scales"
     ),
+    "rounds in another order": (
+        replace(RIGHT, rounds=[turns[::-1] for turns in RIGHT.rounds]), "scheduling", "rounds finish scales"
+    ),
     "written twice": (
         replace(RIGHT, scale_writes_BS=2 * RIGHT.scale_writes_BS), "scheduling", "scale 0 was made final 2 times"
     ),

@@ -1,0 +1,167 @@
+"""One case against its tensors: each of them is compared, at each scale, and by no more than its cap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.golden import allowance
+from harness.golden.allowance import LIMITS
+from harness.golden.cases import RecordedCase
+from harness.golden.check import check_case
+from harness.golden.record import produce
+from harness.golden.result import CaseResult
+from harness.golden.store import Recording
+from harness.golden.structure import structure
+from harness.judge.verdict import Verdict
+from harness.protocol.request import Request
+from harness.rounding.budget import Budget
+from harness.speculative.sampler import Options
+from tests.helpers import Layout, tiny
+
+MODELS = tiny(Layout((1, 2, 3)))
+CASE = RecordedCase("a", "sequential", Request((0, 1), 3, cfg=4.0), MODELS, f_hats=True, logits="all")
+SMOOTH = replace(CASE, request=replace(CASE.request, more_smooth=True))
+PLAIN = replace(CASE, f_hats=False, logits="none")
+SPECULATIVE = replace(PLAIN, sampler="speculative", options=Options(2))
+SCALES = tuple(MODELS.pyramid)
+
+
+def tensors_of(case: RecordedCase) -> dict[str, Tensor]:
+    """Return what is recorded of a case, by the name after its id."""
+    return {name.partition("/")[2]: tensor.clone() for name, tensor in produce(case)}
+
+
+def judged(case: RecordedCase, tensors: Mapping[str, Tensor]) -> CaseResult:
+    named = {f"{case.id}/{name}": tensor for name, tensor in tensors.items()}
+    return check_case(case, Recording(Path("of-no-file"), {}, ({"id": case.id},), named))
+
+
+def moved(case: RecordedCase, name: str, by: float) -> CaseResult:
+    """Judge a case of which one number of one tensor is another."""
+    tensors = tensors_of(case)
+    tensors[name].flatten()[-1] += by
+    return judged(case, tensors)
+
+
+@pytest.mark.parametrize("case", [CASE, SMOOTH, PLAIN, SPECULATIVE])
+def test_a_recording_holds_whatever_is_recorded_of_it(case: RecordedCase):
+    result = judged(case, tensors_of(case))
+    assert (result.verdict, result.identical, result.defects) == (Verdict.IDENTICAL, result.draws, [])
+    assert (result.delta_logits == 0) == (case.logits == "all")  # NaN where none are recorded
+
+
+@pytest.mark.parametrize("case", [CASE, SMOOTH])
+@pytest.mark.parametrize("kind", ["logits", "f_hat"])
+@pytest.mark.parametrize("si", SCALES)
+def test_every_recorded_scale_is_compared(si: int, kind: str, case: RecordedCase):
+    found = [(d.component, d.scale) for d in moved(case, f"{kind}/{si}", 1e-2).defects if "off by" in d.detail]
+    assert (kind, si) in found
+    if case is CASE:  # with `more_smooth`, f_hat of a scale is what the next one is judged from
+        assert found == [(kind, si)]
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "speculative"])
+def test_one_wrong_token_is_one_defect_and_what_follows_from_it_is_none(sampler: str):
+    """Plant: a token of scale 0 that is no draw; whatever is recorded behind it belongs to it."""
+    case, tensors = replace(CASE, sampler=sampler, options=Options(2)), {}
+    tokens_BL = case.run().tokens_BL.clone()
+    tokens_BL[1, 0] = (tokens_BL[1, 0] + 1) % 11
+    for si in SCALES[1:]:
+        tokens_BL[:, MODELS.pyramid.span(si)] = case.run(tokens_BL).tokens_BL[:, MODELS.pyramid.span(si)]
+    run = case.run(tokens_BL)
+    for si in SCALES:
+        tensors[f"f_hat/{si}"] = run.intermediates.f_hat_SBCPP[si]
+        tensors[f"logits/{si}"] = run.intermediates.guided_BLV[:, MODELS.pyramid.span(si)]
+    tensors |= {"tokens": tokens_BL.short(), "f_hat": run.f_hat_BCPP, "image": MODELS.vae.decode(run.f_hat_BCPP)}
+    if sampler == "speculative":
+        tensors["rounds"] = torch.zeros(1, 7, dtype=torch.int32)  # not compared: other tokens take other rounds
+    result = judged(case, tensors)
+    assert [(d.component, d.image, d.position) for d in result.defects] == [("token", 1, 0)]
+    assert (result.identical, result.free_run) == (result.draws - 1, False)
+
+
+@pytest.mark.parametrize("case", [CASE, SMOOTH])
+def test_f_hat_is_that_of_the_last_scale_to_the_bit(case: RecordedCase):
+    tensors = tensors_of(case)
+    tensors["f_hat"] = tensors["f_hat"].nextafter(torch.tensor(torch.inf))
+    assert [d.detail for d in judged(case, tensors).defects] == ["f_hat is not f_hat/2"]
+
+
+def test_caps_are_those_of_measured_budgets_and_not_far_beyond():
+    """What makes a cap tight: it lies beyond what the plain sampler needs, by less than thirty times."""
+    run = CASE.run()
+    budget = allowance.quick(MODELS)
+    largest = float(run.intermediates.rows_RLV.abs().max())
+    f_hat = max(1.0, float(run.intermediates.f_hat_SBCPP.abs().max()))
+    assert 1 < LIMITS["logits cap"] * largest / budget.rows < 30
+    assert 1 < LIMITS["f_hat cap"] * f_hat / budget.f_hat < 30
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "cap", "factor"),
+    [(CASE, "logits/0", 1e-5, 1), (CASE, "logits/2", 1e-5, 9), (CASE, "f_hat/1", 4e-6, 1), (PLAIN, "f_hat", 4e-6, 1)],
+)
+@pytest.mark.parametrize(("caps", "wrong"), [(0.7, False), (1.5, True)])
+def test_budgets_that_claim_too_much_excuse_no_more_than_the_cap(
+    case: RecordedCase, name: str, cap: float, factor: int, caps: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Plant: a plain sampler that is wrong by whole nats, and so would be its budget."""
+    monkeypatch.setattr(allowance, "_budgets", lambda case: [Budget(10.0, 10.0, 10.0, "by hand")])
+    run = case.run()
+    kind = name.partition("/")[0]
+    largest_of = {"logits": run.intermediates.rows_RLV, "f_hat": run.intermediates.f_hat_SBCPP}
+    largest = max(1.0, float(largest_of[kind].abs().max()))
+    allowed = 2 * factor * cap * largest  # both sides may be off
+    assert [d.component for d in moved(case, name, caps * allowed).defects] == [kind] * wrong
+
+
+@pytest.mark.parametrize("case", [CASE, SMOOTH])
+@pytest.mark.parametrize(("by", "wrong"), [(0.7e-5, False), (1.5e-5, True)])
+def test_an_image_is_off_by_what_its_decoder_rounds(by: float, wrong: bool, case: RecordedCase):
+    assert [d.component for d in moved(case, "image", by).defects] == ["image"] * wrong
+
+
+def test_networks_that_make_no_numbers_are_a_defect_of_every_tensor(monkeypatch: pytest.MonkeyPatch):
+    """Plant: a sampler whose f_hat and logits are NaN, its tokens as recorded."""
+    run = CASE.run()
+    nan = replace(run, f_hat_BCPP=run.f_hat_BCPP * torch.nan)
+    shown = run.intermediates
+    nan.intermediates = replace(
+        shown, guided_BLV=shown.guided_BLV * torch.nan, f_hat_SBCPP=shown.f_hat_SBCPP * torch.nan
+    )
+    tensors = tensors_of(CASE)
+    monkeypatch.setattr(RecordedCase, "run", lambda self, forced_BL=None: nan)
+    details = [d.detail.partition(" is ")[0] for d in judged(CASE, tensors).defects]
+    assert details == [*(f"logits/{si}" for si in SCALES), *(f"f_hat/{si}" for si in SCALES), "f_hat", "image"]
+
+
+def test_form_is_told_of_rounds_as_of_any_tensor():
+    tensors = tensors_of(SPECULATIVE)
+    rounds = tensors.pop("rounds")
+    assert structure(SPECULATIVE, tensors) == ["tensor rounds is missing"]
+    assert structure(PLAIN, {**tensors, "rounds": rounds}) == ["tensor rounds is not expected"]
+    for other in (rounds.long(), rounds[0], rounds[:, :6]):
+        found = structure(SPECULATIVE, {**tensors, "rounds": other})
+        assert len(found) == 1
+        assert found[0].endswith("expected torch.int32 and (any number, 7)")
+
+
+@pytest.mark.parametrize("token", [-1, 11])
+def test_tokens_on_either_side_of_the_vocabulary_are_a_defect_of_form(token: int):
+    tensors = tensors_of(PLAIN)
+    tensors["tokens"][1, 5] = token
+    assert structure(PLAIN, tensors) == ["tokens lie outside 0..10"]
+
+
+def test_only_the_names_behind_an_id_belong_to_its_case():
+    one = torch.zeros(1)
+    named = {"a/tokens": one, "ab/tokens": one, "a": one}
+    recording = Recording(Path("of-no-file"), {}, ({"id": "a"},), named)
+    assert list(recording.of("a")) == ["tokens"]
+    assert recording.strays() == ["a", "ab/tokens"]
