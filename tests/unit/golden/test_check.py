@@ -175,6 +175,12 @@ def test_cases_are_swapped_where_another_one_holds_almost_all_that_is_drawn(diff
     assert "swapped" not in [d.component for d in alone.defects]
 
 
+def test_a_case_is_not_swapped_with_itself():
+    tensors = tensors_of(PLAIN)
+    tensors["tokens"][1, -1] = (tensors["tokens"][1, -1] + 1) % 11  # 27 of 28 are those drawn here
+    assert [d.component for d in judged(PLAIN, tensors).defects] == ["token", "f_hat", "image"]
+
+
 def test_only_the_names_behind_an_id_belong_to_its_case():
     one = torch.zeros(1)
     named = {"a/tokens": one, "ab/tokens": one, "a": one}
