@@ -586,6 +586,30 @@ def test_a_golden_changed_by_hand_is_a_change_however_small(folder: Path, monkey
     assert torch.equal(read(path).tensors["one-phi-plain/f_hat"], before.tensors["one-phi-plain/f_hat"])
 
 
+def test_a_case_that_left_the_plan_and_other_weights_are_changes_and_another_precision_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert recording(monkeypatch, folder) == 0
+    path = folder / "golden-tiny-cpu.safetensors"
+    before, planned = read(path), plan.cases("filled")
+
+    def changes(**metadata: str) -> list[tuple[str, str]]:
+        Content(dict(before.tensors), list(before.cases), {**before.metadata, **metadata}).save(path)
+        return [(change.id, change.what) for change in record.fresh("filled", CPU, folder).changes]
+
+    assert changes() == []
+    assert changes(weights="0") == [("(file)", "weights")]
+    with pytest.raises(InputError, match=r"with TF32 on.*compare it on the platform that it was recorded on"):
+        changes(tf32="on")
+    monkeypatch.setattr(plan, "cases", lambda models: planned[:1])
+    gone = planned[1]["id"]
+    assert (gone, "removed") in changes()
+    made = record.fresh("filled", CPU, folder)
+    assert [case["id"] for case in made.cases] == [planned[0]["id"]]
+    assert {name.split("/")[0] for name in made.tensors} == {planned[0]["id"]}
+    assert [name for origin in made.origins for name in origin["cases"]] == [planned[0]["id"]]
+
+
 @pytest.mark.parametrize("word", ["check", "diff", "record"])
 def test_a_pattern_that_fits_no_case_is_bad_input(
     word: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.golden import allowance
 from harness.golden.allowance import LIMITS
 from harness.golden.cases import RecordedCase
-from harness.golden.check import check_case
+from harness.golden.check import check, check_case
 from harness.golden.record import produce
 from harness.golden.result import CaseResult
 from harness.golden.store import Recording
@@ -159,9 +159,39 @@ def test_tokens_on_either_side_of_the_vocabulary_are_a_defect_of_form(token: int
     assert structure(PLAIN, tensors) == ["tokens lie outside 0..10"]
 
 
+@pytest.mark.parametrize(("differing", "swapped"), [(1, True), (2, False)])
+def test_cases_are_swapped_where_another_one_holds_almost_all_that_is_drawn(differing: int, swapped: bool):
+    """Plant: two cases hold each other's tokens; 1 of 28 tokens is 4 %, 2 of them 7 %."""
+    theirs = tensors_of(PLAIN)
+    ours = tensors_of(replace(PLAIN, request=replace(PLAIN.request, seed=4)))
+    theirs["tokens"][0, :differing] = (theirs["tokens"][0, :differing] + 1) % 11
+    named = {f"a/{name}": tensor for name, tensor in ours.items()}
+    named |= {f"b/{name}": tensor for name, tensor in theirs.items()}
+    result = check_case(PLAIN, Recording(Path("of-no-file"), {}, ({"id": "a"}, {"id": "b"}), named))
+    assert result.verdict is Verdict.DEFECT
+    assert ("swapped" in [d.component for d in result.defects]) == swapped
+    assert swapped == (result.defects[0].component == "swapped")
+    alone = check_case(PLAIN, Recording(Path("of-no-file"), {}, ({"id": "a"},), named))
+    assert "swapped" not in [d.component for d in alone.defects]
+
+
+def test_a_case_is_not_swapped_with_itself():
+    tensors = tensors_of(PLAIN)
+    tensors["tokens"][1, -1] = (tensors["tokens"][1, -1] + 1) % 11  # 27 of 28 are those drawn here
+    assert [d.component for d in judged(PLAIN, tensors).defects] == ["token", "f_hat", "image"]
+
+
 def test_only_the_names_behind_an_id_belong_to_its_case():
     one = torch.zeros(1)
     named = {"a/tokens": one, "ab/tokens": one, "a": one}
     recording = Recording(Path("of-no-file"), {}, ({"id": "a"},), named)
     assert list(recording.of("a")) == ["tokens"]
     assert recording.strays() == ["a", "ab/tokens"]
+
+
+def test_a_name_that_belongs_to_no_case_is_a_defect_of_the_file():
+    named = {f"a/{name}": tensor for name, tensor in tensors_of(PLAIN).items()} | {"ab/tokens": torch.zeros(1)}
+    metadata = {"device": "cpu", "dtype": "float32", "tf32": "off"}
+    result = check(Recording(Path("of-no-file"), metadata, ({"id": "a"},), named), [PLAIN], MODELS.device)
+    assert result.defects == ["tensor ab/tokens is not expected: it belongs to no case"]
+    assert (result.verdict, [case.defects for case in result.cases]) == (Verdict.DEFECT, [[]])

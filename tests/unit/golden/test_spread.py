@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.golden import spread as measuring
 from harness.golden.cases import RecordedCase
 from harness.golden.choice import choices, soft_ties, temperature, tossed
 from harness.golden.nudged import as_they_are, nudged, raw_inputs
@@ -48,6 +49,34 @@ def test_more_rounding_leads_farther_and_repeats_exactly(name: str):
     assert torch.equal(again.peak_BL, near.peak_BL)
     assert torch.equal(again.map_SBPP, near.map_SBPP)
     assert int(near.ties_BL.sum()) <= int(far.ties_BL.sum())
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("error", [SMALL, LARGE])
+def test_one_more_run_is_well_within_what_rounding_may_do_and_not_far_within(error: float, name: str):
+    """Plant of a wide factor: the farthest run, times four, is some five times as far as another one."""
+    case = CASES[name]
+    found = spread(case, error)
+    again = replace(case, models=nudged(MODELS, measuring._Rounding(error, seed=99))).run()
+    moved_BL = (guided(again).double() - guided(found.exact)).square().mean(-1).sqrt()
+    share_BL = found.rms_BL / moved_BL
+    assert float(share_BL.min()) > 1.5
+    assert 3 < float(share_BL.median()) < 10
+    assert bool((found.peak_BL > found.rms_BL).all())
+
+
+def test_where_a_soft_tie_leads_farther_than_rounding_it_is_how_far_that_may_lead(monkeypatch: pytest.MonkeyPatch):
+    """Plant: ties that are tossed a thousand times as far, and none that are tossed."""
+    case, error = CASES["sequential"], 1e-3
+    monkeypatch.setattr(measuring, "tossed", lambda chosen, k: 1e3 * tossed(chosen, k))
+    far = spread(case, error)
+    assert bool(far.ties_BL.any())
+    monkeypatch.setattr(measuring, "PAIRS", 0)
+    near = spread(case, error)
+    assert torch.equal(far.ties_BL, near.ties_BL)
+    for of_far, of_near in ((far.rms_BL, near.rms_BL), (far.peak_BL, near.peak_BL), (far.map_SBPP, near.map_SBPP)):
+        assert bool((of_far >= of_near).all())
+        assert float((of_far / of_near).max()) > 10
 
 
 def test_with_given_inputs_rounding_does_not_grow_from_scale_to_scale():
