@@ -36,7 +36,8 @@ def _requests(case: Case) -> list[Request]:
 
 def _anew(models: ModelPair) -> ModelPair:
     """Return the same networks as objects of their own, on which no decoder has left anything."""
-    return replace(models, draft=copy.copy(models.draft), target=copy.copy(models.target), vae=copy.copy(models.vae))
+    sides: dict[str, Any] = {"draft": models.draft, "target": models.target, "vae": models.vae}
+    return replace(models, **{name: replace(network) for name, network in sides.items()})
 
 
 def same_decode(got: Trace, due: Trace, where: str) -> None:
