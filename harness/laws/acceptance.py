@@ -26,7 +26,7 @@ from harness.laws.law import (
 )
 from harness.laws.networks import QUALITIES
 from harness.laws.oracle import run_over, targeted
-from harness.laws.rules import require_rounds
+from harness.laws.turns import require_rounds
 from harness.protocol.contract import Contract
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
 from harness.protocol.trace import Round, Trace

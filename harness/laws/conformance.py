@@ -9,7 +9,7 @@ import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -20,7 +20,7 @@ from harness.laws.case import Case
 from harness.laws.catalogue import LAWS
 from harness.laws.law import Law, NotOffered, Subject, Violation
 from harness.laws.results import LawResult, Report
-from harness.laws.search import SHRINK_S, Scope, search
+from harness.laws.search import ROUNDS, SHRINK_S, Scope, search
 from harness.runs.employ import employ
 from harness.runs.factory import Factory, load_factory, name_of, pickled
 from harness.runs.terms import Keeping
@@ -164,7 +164,10 @@ def options_of(how: How) -> tuple[tuple[str, str], ...]:
 
 
 def explore(law: Law, subject: Subject, scope: Scope, progress: Callable[[LawResult], None]) -> LawResult:
-    """Check one law in the cases of a scope; what broke it is shrunk."""
+    """Check one law in the cases of a scope; what broke it is shrunk.
+
+    Where all of them were trivial as many more are drawn, and so on up to `ROUNDS` times.
+    """
     row, start = LawResult(law), time.perf_counter()
 
     def holds(case: Case) -> None:
@@ -188,7 +191,10 @@ def explore(law: Law, subject: Subject, scope: Scope, progress: Callable[[LawRes
             row.examples += 1
 
     try:
-        search(holds, scope)
+        for k in range(ROUNDS):
+            search(holds, replace(scope, seed=scope.seed + k))
+            if row.exercised or not row.examples:
+                break
     except Violation as violation:
         row.violation = violation
     row.seconds = time.perf_counter() - start

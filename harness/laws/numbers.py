@@ -6,23 +6,31 @@ decoder with networks of its own is judged by the others.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from harness.errors import NonFiniteError
 from harness.laws import formulas
 from harness.laws.case import Case
-from harness.laws.law import FLOAT64, Law, Subject, require, require_same
+from harness.laws.law import FLOAT64, PLAIN, Law, NotOffered, Subject, require, require_same
 from harness.laws.networks import CLASSES, random_models
 from harness.laws.oracle import run_over
+from harness.models.network import Condition
 from harness.models.pair import ModelPair
 from harness.models.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference.sequential import guidance_labels
+from harness.speculative.sampler import SpeculativeDecoder
 
 # φ of numbers of size 1 in float32: some twenty products a channel; a detour by half precision leaves 1e-3.
 FLOAT32 = 1e-5
 COUNTS = (1, 2, 3, 4, 5, 10)  # of φ; 4 has ticks of its own
 SCALES = (1, 2, 3, 7, 10)
+# Logits of size 20 at most in float32: 32 products each; a norm in bfloat16 leaves 1e-2.
+HEAD = 1e-4
 
 
 @torch.inference_mode()
@@ -112,7 +120,7 @@ def _weights(models: ModelPair) -> dict[str, Tensor]:
 
 
 def precision(subject: Subject, case: Case) -> bool:
-    """A pair in another precision holds its weights rounded once; the quantiser stays in float32 at least."""
+    """A pair in another precision holds its weights rounded once; quantiser and head stay in float32 at least."""
     made_anew = random_models(case.models.target.config, case.weights, case.draft)  # never yet in another precision
     wide = _weights(made_anew)
     for dtype, draft_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, None), (torch.float64, None)):
@@ -122,7 +130,67 @@ def precision(subject: Subject, case: Case) -> bool:
             if name.startswith("vae"):
                 due = torch.promote_types(dtype, torch.float32)
             require_same({name: made[name]}, {name: weight.to(case.at, due)}, f"a pair in {dtype}")
+        _head(case, made_anew.target.to(case.at, dtype))
     return True
+
+
+@torch.inference_mode()
+def _head(case: Case, network: Any) -> None:
+    """Require that a network's head computes the formula of its own weights and condition in float32 at least."""
+    condition = network.condition(guidance_labels(case.labels_B, CLASSES))
+    h_RnD = case.normal(2 * case.B, 3, network.config.D).to(network.dtype)
+    got = network.logits(h_RnD, condition)
+    factor_R1D, shift_R1D = (term.double() for term in condition.head)
+    weight_VD, bias_V = (network.weights[f"head.{name}"].double() for name in ("weight", "bias"))
+    due = (formulas.normal(h_RnD.double()) * factor_R1D + shift_R1D) @ weight_VD.T + bias_V
+    least = torch.promote_types(network.dtype, torch.float32)
+    require(got.dtype == least, f"logits of a network in {network.dtype} are {got.dtype}, not {least}")
+    atol = FLOAT64 if least == torch.float64 else HEAD
+    require_same({"logits": got.double()}, {"logits": due}, f"head of a network in {network.dtype}", atol)
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """A network of which one logit of a pass over the whole pyramid is another number."""
+
+    network: Any
+    at: tuple[int, int, int]
+    value: float
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass on what is not spoiled."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.network, name)
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        """Return logits_RnV, one of them spoiled."""
+        rows_RnV: Tensor = self.network.logits(h_RnD, condition)
+        if rows_RnV.shape[1] == self.network.pyramid.L:
+            rows_RnV = rows_RnV.clone()
+            rows_RnV[self.at] = self.value
+        return rows_RnV
+
+
+def finite(subject: Subject, case: Case) -> bool:
+    """A decode in which a single logit of the target is not finite ends in an error, at a bonus scale too."""
+    if not isinstance(subject.decoder(case), SpeculativeDecoder):
+        raise NotOffered("not composed of the harness's parts")
+    S, R = case.pyramid.S, 2 * case.B
+    case = replace(case, policy=PLAIN[case.seed % 2], draft="identical")
+    for draft_len, bonus in ((S, False), (S - 1, True))[: min(S, 2)]:  # both pass over the whole pyramid
+        for si in case.pyramid:
+            value = (float("nan"), float("inf"), float("-inf"))[(case.seed + si) % 3]
+            at = ((case.seed + 5 * si + draft_len) % R, case.pyramid.end(si) - 1, (case.seed + si) % case.V)
+            spoiled: Any = Spoiled(case.models.target, at, value)
+            tried = replace(case, draft_len=draft_len, bonus=bonus)
+            try:
+                subject.decode(tried, models=replace(case.models, target=spoiled))
+            except NonFiniteError:
+                continue
+            where = f"scale {si}, draft_len {draft_len}{', bonus' if bonus else ''}"
+            require(False, f"{where}: the logit of (row, position, token) {at} is {value}, and the decode ended well")
+    return S > 1
 
 
 LAWS = (
@@ -132,6 +200,8 @@ LAWS = (
         ("quantizer",), phi),
     Law("numbers.encode", "Encoding takes the nearest code, the lowest index on a tie.", ("quantizer",), encode),
     Law("numbers.pixels", "Pixels are (x + 1)/2 of the output clamped to [-1, 1].", ("autoencoder",), pixels),
-    Law("numbers.precision", "Weights in another precision are rounded once; the quantiser stays in float32 at least.",
+    Law("numbers.precision", "Weights in another precision are rounded once; quantiser and head stay in float32.",
         ("network", "quantizer"), precision),
+    Law("numbers.finite", "A logit that is not finite ends the harness's own decode, at a bonus scale too.",
+        ("decode",), finite),
 )  # fmt: skip

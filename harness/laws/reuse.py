@@ -9,6 +9,7 @@ from typing import Any
 from harness.errors import InputError
 from harness.laws.case import Case
 from harness.laws.law import Law, NotOffered, Subject, require, require_same, require_tokens
+from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 
@@ -21,6 +22,7 @@ def _requests(case: Case) -> list[Request]:
     return [
         base,
         replace(base, labels=turned),
+        replace(base, labels=turned[::-1]),  # the same labels in another order
         Request((2, 0, 3, 1), case.seed + 1, case.cfg, case.top_k, case.top_p, order=case.order),
         replace(base, cfg=case.cfg + 1.0),
         Request((1,), case.seed, 0.0, order=case.order),
@@ -30,6 +32,12 @@ def _requests(case: Case) -> list[Request]:
         replace(base, order=other),  # type: ignore[arg-type]
         base,
     ]
+
+
+def _anew(models: ModelPair) -> ModelPair:
+    """Return the same networks as objects of their own, on which no decoder has left anything."""
+    sides: dict[str, Any] = {"draft": models.draft, "target": models.target, "vae": models.vae}
+    return replace(models, **{name: replace(network) for name, network in sides.items()})
 
 
 def same_decode(got: Trace, due: Trace, where: str) -> None:
@@ -44,7 +52,7 @@ def same_decode(got: Trace, due: Trace, where: str) -> None:
 
 
 def alternating(subject: Subject, case: Case) -> bool:
-    """One decoder over requests of other labels, sizes and settings decodes each as a fresh decoder does.
+    """One decoder over requests of other labels, sizes and settings decodes each as a fresh one of fresh networks.
 
     Several draft lengths, where the decoder takes them: what a dynamic one learnt belongs to one decode.
     """
@@ -58,7 +66,7 @@ def alternating(subject: Subject, case: Case) -> bool:
             continue
         for k, request in enumerate(_requests(case)):
             got = decoder.decode(request, case.noise(request))
-            due = subject.decoder(case, draft_len=draft_len).decode(request, case.noise(request))
+            due = subject.decoder(case, _anew(case.models), draft_len).decode(request, case.noise(request))
             same_decode(got, due, f"draft_len {draft_len}, request {k} of one decoder ({request})")
     return True
 

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.laws.case import CHOICES, Case
+from harness.laws.coins import coin
 from harness.laws.law import EVERY, EXACT, LOSSY, Law, NotOffered, Subject, policy_name, require, require_tokens
+from harness.laws.turns import require_rounds
 from harness.models.network import Cache, Condition
-from harness.protocol.trace import Round, Trace
+from harness.models.pair import ModelPair
+from harness.protocol.trace import Trace
 from harness.reference import policies, sequential
 from harness.reference.draw import filter_logits
 
@@ -25,24 +28,6 @@ SHARP = (
     "match:0.9", "match:0.9+partial", "topk-match:1:0.8+partial", "topk-match:2:1", "topk-match:3:0.4",
     "coupled-match:1", "kl:0.02+partial",
 )  # fmt: skip
-SAID = (
-    "first", "drafted", "accepted", "corrected", "bonus", "accepted_tokens", "corrected_tokens", "bonus_tokens",
-)  # fmt: skip
-
-
-def said(turn: Round) -> dict[str, Any]:
-    """Return what a round says of scales and tokens."""
-    return {name: getattr(turn, name) for name in SAID}
-
-
-def require_rounds(got: list[list[Round]], due: list[list[Round]], where: str) -> None:
-    """Raise `Broken` with the first round that says something else than it must."""
-    for image, (actual, expected) in enumerate(zip(got, due, strict=True)):
-        for k, (one, other) in enumerate(zip(actual, expected, strict=False)):
-            wrong = {name: value for name, value in said(one).items() if value != said(other)[name]}
-            at = f"{where}: round {k} of image {image} (from scale {other.first})"
-            require(not wrong, f"{at} says {wrong}, not { {name: said(other)[name] for name in wrong} }")
-        require(len(actual) == len(expected), f"{where}: image {image} took {len(actual)} rounds, not {len(expected)}")
 
 
 def draft_lens(case: Case) -> tuple[str, ...]:
@@ -183,8 +168,19 @@ def recount(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
+def _all_tied(models: ModelPair) -> ModelPair:
+    """Return the networks with a target to which every token is equally likely, to the last bit."""
+    target: Any = models.target
+    weights = dict(target.weights)
+    weights |= {name: torch.zeros_like(weights[name]) for name in ("head.weight", "head.bias")}
+    return replace(models, target=replace(target, weights=weights))
+
+
 def edges(subject: Subject, case: Case) -> bool:
-    """A rule at its edges: a RATE of 0 keeps every drafted scale, one above 1 none, which is sequential decoding."""
+    """A rule at its edges: a RATE of 0 keeps every drafted scale, one above 1 none, which is sequential decoding.
+
+    A token that ties with the K-th most likely is among the K: where all tie, every drafted scale stands.
+    """
     _follows(subject, replace(case, policy="coupled"))
     for name in ("match:{}", "coupled-match:{}", "topk-match:1:{}"):
         for rate, stands in (("0", True), ("1.5", False)):
@@ -196,6 +192,10 @@ def edges(subject: Subject, case: Case) -> bool:
             for rounds in decoded.rounds:
                 kept = {turn.accepted == turn.drafted for turn in rounds}
                 require(kept == {stands}, f"policy {tried.policy}: rounds kept whole: {kept}")
+    tied = replace(case, policy="topk-match:1:1", top_k=0, top_p=0.0)
+    for rounds in subject.decode(tied, models=_all_tied(case.models)).rounds:
+        fell = [turn for turn in rounds if turn.accepted < turn.drafted]
+        require(not fell, f"policy {tied.policy}, all tokens equally likely: a scale fell: {fell[:1]}")
     return case.pyramid.S > 1
 
 
@@ -231,7 +231,10 @@ def labour(subject: Subject, case: Case) -> bool:
 LAWS = (
     Law("rules.recount", "Calls and rows of both networks are those that a spy in the network counts.",
         ("decode", "trace"), recount),
-    Law("rules.edges", "A RATE of 0 keeps every drafted scale, one above 1 keeps none.", ("accept",), edges),
+    Law("rules.edges", "A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in.",
+        ("accept",), edges),
+    Law("rules.coin", "Under a bench's imposed:RATE a scale of any size stands by its own coin, with chance RATE.",
+        ("accept", "noise"), coin),
     Law("rules.oracle", "Tokens and rounds are those of a naive decoder written from docs/policies.md.",
         ("accept", "draft_len", "bonus"), oracle, policies=BY_ORACLE),
     Law("rules.labour", "Target first, draft behind it: each draws its own scales and computes no more than it must.",

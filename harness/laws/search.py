@@ -16,6 +16,9 @@ from harness.laws.law import Violation
 from harness.protocol.pyramid import ScalePyramid
 
 SHRINK_S = 60.0
+ROUNDS = (
+    4  # of as many examples each: a law whose few examples all happen to be trivial draws more before it is unproven
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from harness.mutants.mutant import Mutant, parts, policy, wrapped
+from harness.mutants.mutant import Mutant, parts, patched, policy, wrapped
 from harness.protocol.contract import Contract
 from harness.protocol.noise import CORRECT, SeededNoise
 from harness.protocol.request import Request
@@ -52,6 +52,11 @@ def none_stand(judged: Acceptance, proposal: Proposal) -> Acceptance:
 def not_replaced(judged: Acceptance, proposal: Proposal) -> Acceptance:
     """Finish the first imperfect scale with its wrong tokens."""
     return replace(judged, tokens_bn=proposal.tokens_bn)
+
+
+def whole_in_bfloat16(self: Window, kept_bn: Tensor) -> Tensor:
+    """Average in bfloat16: one wrong token of more than 512 is none."""
+    return torch.stack([kept_bl.bfloat16().mean(1) == 1 for kept_bl in self.split(kept_bn)], 1)
 
 
 def by_rate(true: Policy) -> Policy:
@@ -207,3 +212,7 @@ ABSOLUTE = Mutant(
     parts(residual=absolute),
     alone=True,
 )
+NARROW_SHARE = Mutant(
+    "acceptance.narrow-share", "one wrong token of more than 512 is forgiven", "a mean in the networks' precision",
+    patched({"harness.speculative.accept:Window.whole": whole_in_bfloat16}), alone=True,
+)  # fmt: skip

@@ -12,14 +12,18 @@ from torch import Tensor
 
 from harness.models import quantizer
 from harness.models.autoencoder import Autoencoder
-from harness.models.block import BlockWeights
+from harness.models.block import BlockWeights, layer_norm
+from harness.models.network import Condition
 from harness.models.quantizer import Quantizer
 from harness.models.transformer import Transformer
-from harness.mutants.mutant import Mutant, production
+from harness.mutants.mutant import Mutant, patched, production
 from harness.protocol.pyramid import ScalePyramid
+from harness.speculative import outcome
+from harness.speculative.accept import Acceptance, Window
 
 PHI_INDEX, PHI, ENCODE = quantizer.phi_index, Quantizer.phi, Quantizer.encode
 CONDITION = Transformer.condition
+LOGITS, FINITE, OUTCOME = Transformer.logits, outcome.finite, outcome.numbers
 TO, VAE_TO = Transformer.to, Autoencoder.to
 
 
@@ -78,6 +82,25 @@ def _shifts_swapped(self: Transformer, labels_R: Tensor) -> Any:
     return replace(made, blocks=tuple((a, b, c, d, f, e) for a, b, c, d, e, f in made.blocks))
 
 
+def _narrow_head(self: Transformer, h_RnD: Tensor, condition: Condition) -> Tensor:
+    """Compute the head's norm in the network's own precision."""
+    factor_R1D, shift_R1D = (term.float() for term in condition.head)
+    if h_RnD.dtype == torch.float64:
+        return LOGITS(self, h_RnD, condition)
+    h_RnD = torch.addcmul(shift_R1D, layer_norm(h_RnD).float(), factor_R1D)
+    return F.linear(h_RnD, self.weights["head.weight"].float(), self.weights["head.bias"].float())
+
+
+def _of_half(rows_RnV: Tensor) -> Tensor:
+    """Look at the conditional rows alone."""
+    return FINITE(rows_RnV[: len(rows_RnV) // 2])
+
+
+def _of_drafted(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
+    """Look at the rows of the drafted scales alone."""
+    return OUTCOME(judged, rows_RnV[:, : window.span.stop - window.span.start], window)
+
+
 def _loose_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-3)
 
@@ -125,4 +148,16 @@ SHIFTS = Mutant(
 NORM = Mutant(
     "numbers.norm", "layer norm with eps 1e-3", "another library's default", production,
     shared={"harness.models.block:layer_norm": _loose_norm}, alone=True,
+)  # fmt: skip
+NARROW_HEAD = Mutant(
+    "numbers.narrow-head", "the head's norm in the network's precision", "a cast one call too late", production,
+    shared=_transformer("Transformer.logits", _narrow_head), alone=True,
+)  # fmt: skip
+DRAFTED_FINITE = Mutant(
+    "numbers.drafted-finite", "logits of a bonus scale may be NaN", "a check of what was drafted, before the bonus",
+    patched({"harness.speculative.round:numbers": _of_drafted}), alone=True,
+)  # fmt: skip
+HALF_FINITE = Mutant(
+    "numbers.half-finite", "unconditional logits may be NaN", "a check of one half of the guidance rows",
+    patched({"harness.speculative.outcome:finite": _of_half}), alone=True,
 )  # fmt: skip

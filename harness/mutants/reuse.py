@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from harness.models.network import Condition
 from harness.models.pair import ModelPair
 from harness.mutants.mutant import Mutant, patched
 from harness.protocol.decoder import Implementation, Settings
@@ -16,9 +17,18 @@ from harness.runs.factory import Factory
 from harness.speculative import outcome, update
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from harness.speculative.state import DecodeState
+from harness.speculative.state import DecodeState, Side
 
 ACCUMULATE = update.accumulate_scales
+
+
+def _by_set(self: Side) -> Condition:
+    """Remember the condition of a set of labels on the network, in the order in which they were first met."""
+    known: dict[Any, Condition] = vars(self.network).setdefault("conditions", {})
+    key = (len(self.labels_R), *self.labels_R.unique().tolist())
+    if key not in known:
+        known[key] = self.network.condition(self.labels_R)
+    return known[key]
 
 
 def _decoder(kind: type[SpeculativeDecoder]) -> Factory:
@@ -159,4 +169,8 @@ UNKEPT_F_HAT = Mutant(
 UNKEPT_COUNTS = Mutant(
     "reuse.unkept-counts", "without kept tensors corrected tokens count as accepted", "two paths of one count",
     patched({"harness.speculative.round:record": _unkept(_rows_forgotten, outcome.record)}), alone=True,
+)  # fmt: skip
+CONDITION_SET = Mutant(
+    "reuse.condition-set", "the condition is kept on the network by the set of labels", "a memo whose key is sorted",
+    patched({"harness.speculative.state:Side.condition": property(_by_set)}),
 )  # fmt: skip

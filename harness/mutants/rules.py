@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.mutants.mutant import Mutant, patched, policy
+from harness.mutants.mutant import Mutant, patched, policy, production
+from harness.protocol.noise import ACCEPT
 from harness.protocol.trace import Trace
 from harness.speculative import sampler
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.parts import Parts
 from harness.speculative.round import run_round
-from harness.speculative.rules import accept_by_kl, accept_by_rate, is_in_top, is_own_draw
+from harness.speculative.rules import accept_by_kl, accept_by_rate, is_in_top, is_own_draw, race
 
 TRACE = sampler._trace
 LENGTH = "harness.speculative.draft_length:DraftLength."
@@ -145,6 +146,30 @@ def _shifted(self: DraftLength, first: int, current: int, S: int) -> int:
     return min(self.schedule[0 if len(self.schedule) == 1 else max(0, first - 1)], S - first)
 
 
+def _top_by_index(proposal: Proposal, target_probs_bnV: Tensor, own_bn: Tensor, k: int) -> Tensor:
+    """Take K tokens, and of those tied with the K-th some."""
+    among_bn = (target_probs_bnV.topk(k).indices == proposal.tokens_bn[..., None]).any(-1)
+    return among_bn & (target_probs_bnV.gather(-1, proposal.tokens_bn[..., None])[..., 0] > 0)
+
+
+def _coin(coin: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> dict[str, Any]:
+    """Toss another coin: (u_bl of every scale of the window) -> number_b of every scale."""
+
+    def accept(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window, rate: float) -> Acceptance:
+        u_bn = window.read_as("accept").uniform(ACCEPT)
+        own_bn = race(parts, probs_bnV, window)
+        whole_bs = torch.stack([u_b < rate for u_b in coin(window.split(u_bn))], 1)
+        return Acceptance(own_bn, own_bn == proposal.tokens_bn, whole_bs)
+
+    return {"harness.speculative.policies:accept_by_coin": accept}
+
+
+def _whole_of_group(self: Acceptance, proposal: Proposal, window: Window) -> list[Tensor]:
+    """Keep a scale's drafted tokens where every image of the group accepts it."""
+    scales = zip(self.whole_bs.unbind(1), window.split(proposal.tokens_bn), window.split(self.tokens_bn), strict=True)
+    return [torch.where(whole_b.all(), drafted_bl, else_bl) for whole_b, drafted_bl, else_bl in scales]
+
+
 def _counted(change: Callable[[Trace], None]) -> dict[str, Any]:
     def trace(*arguments: Any) -> Trace:
         made = TRACE(*arguments)
@@ -195,6 +220,10 @@ STRICT_TOP = Mutant(
     "rules.strict-top", "the K-th most likely token is none of K", "> for >=",
     policy(_rule("topk-match", _top(_above_kth))), alone=True,
 )  # fmt: skip
+TOP_BY_INDEX = Mutant(
+    "rules.top-by-index", "of tokens tied with the K-th some are none of K", "topk's indices",
+    policy(_rule("topk-match", _top(_top_by_index))), alone=True,
+)  # fmt: skip
 TOP_OFF = Mutant(
     "rules.top-off", "K+1 most likely tokens", "an index counted from 0",
     policy(_rule("topk-match", lambda r: (partial(is_in_top, k=r[0].keywords["k"] + 1), *r[1:]))), alone=True,
@@ -238,4 +267,16 @@ MORE_ROWS = Mutant(
 DRAFT_CALLS = Mutant(
     "rules.draft-calls", "the draft's passes are counted by round", "a counter in the outer loop",
     patched(_counted(_draft_rows)), alone=True,
+)  # fmt: skip
+COIN_OF_MEAN = Mutant(
+    "rules.coin-of-mean", "a bench's coin is the mean of a scale's numbers", "one number a scale wanted, l at hand",
+    production, shared=_coin(lambda scales: [u_bl.mean(1) for u_bl in scales]), alone=True,
+)  # fmt: skip
+COIN_OF_WINDOW = Mutant(
+    "rules.coin-of-window", "one coin a window", "a draw outside the loop over scales", production,
+    shared=_coin(lambda scales: [scales[0][:, 0] for _ in scales]), alone=True,
+)  # fmt: skip
+WHOLE_OF_GROUP = Mutant(
+    "rules.whole-of-group", "an accepted scale keeps its tokens if all images accept it", "all() without a dimension",
+    patched({"harness.speculative.accept:Acceptance.tokens_by_scale": _whole_of_group}),
 )  # fmt: skip

@@ -67,6 +67,18 @@ FLOOR = Mutant(
     "streams.floor", "acceptance numbers never fall below 0.02", "a clamp against zero that is too high", production,
     shared=_shared("_Chain._next", _next(lambda x, stream: x.clamp_min(0.02) if stream == ACCEPT else x)), alone=True,
 )  # fmt: skip
+NARROW_SEED = Mutant(
+    "streams.narrow-seed", "seeds 2^32 apart are one", "a seed through 32 bits", production, alone=True,
+    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed % 2**32, image, stream)),
+)  # fmt: skip
+FLOAT_SEED = Mutant(
+    "streams.float-seed", "seeds beyond 2^53 are rounded", "a seed through a float", production, alone=True,
+    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(int(float(seed)), image, stream)),
+)  # fmt: skip
+SIGNED_SEED = Mutant(
+    "streams.signed-seed", "seeds 2^31 apart are one", "a seed that loses its sign bit", production, alone=True,
+    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed & 0x7FFFFFFF, image, stream)),
+)  # fmt: skip
 TINY = Mutant(
     "streams.tiny", "exponentials below 0.0005 are clamped", "an epsilon against division by zero", production,
     shared=_shared("_Chain._next", _next(lambda x, stream: x if stream == ACCEPT else x.clamp_min(5e-4))),

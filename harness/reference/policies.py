@@ -1,4 +1,4 @@
-"""What every deterministic acceptance policy must give, scale by scale, written from docs/policies.md alone.
+"""What every acceptance policy but contract B's must give, scale by scale, written from docs/policies.md alone.
 
 Promise: plain and slow. Draft and target walk along the same final tokens, scale after scale, each with a cache of its
 own, every image on its own; no window, no mask, no roll-back. Tokens and rounds of a correct decoder equal these:
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.models.pair import ModelPair
-from harness.protocol.noise import TOKEN, Noise
+from harness.protocol.noise import ACCEPT, TOKEN, Noise
 from harness.protocol.request import Request
 from harness.protocol.trace import Round
 from harness.reference.draw import draw, filter_logits
@@ -21,7 +21,18 @@ from harness.reference.guidance import guide
 from harness.reference.latent import accumulate, next_input
 from harness.reference.walk import Walk
 
-POLICIES = ("coupled", "greedy", "match", "coupled-match", "topk-match", "kl", "handoff", "collaborative", "code")
+POLICIES = (
+    "coupled",
+    "greedy",
+    "match",
+    "coupled-match",
+    "topk-match",
+    "kl",
+    "handoff",
+    "collaborative",
+    "code",
+    "imposed",
+)
 
 
 @dataclass(frozen=True)
@@ -181,7 +192,7 @@ def decode(
     Args:
         models: networks.
         request: what to draw; with labels.
-        noise: the numbers; stream TOKEN is read for draft and target alike.
+        noise: the numbers; stream TOKEN is read for draft and target alike, ACCEPT by ``imposed`` alone.
         policy: text of one of `POLICIES`.
         draft_len: text of its rule.
         bonus: finish the scale behind a draft that stands whole, where it is one that the target decides.
@@ -213,7 +224,9 @@ def decode(
             drafted_l, own_l = chosen[0][b], chosen[1][b]
             alone = rule.draft_alone(si)
             stands, passed_l = True, torch.ones_like(drafted_l, dtype=torch.bool)
-            if not alone:
+            if rule.name == "imposed":  # by the first number of its own stream, whatever its tokens
+                stands = float(noise.uniform(si, ACCEPT, "reference")[b, 0]) < rule.numbers[0]
+            elif not alone:
                 stands, passed_l = rule.test(drafted_l, own_l, laws[1][b].softmax(-1), laws[0][b].softmax(-1))
             if not stands:
                 final_Bl[b] = torch.where(passed_l, drafted_l, own_l) if rule.partial else own_l

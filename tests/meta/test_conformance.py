@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
-from harness.laws import LAWS, Case, Report, Subject, Violation, check, run_conformance
+from harness.laws import LAWS, Case, Law, Report, Subject, Violation, check, run_conformance
 from harness.laws.case import CHOICES, SMALL
 from harness.laws.listed import cases
 from harness.models.pair import ModelPair
@@ -73,6 +73,22 @@ def test_a_wrong_component_is_caught_where_the_decode_does_not_show_it(bug: str,
     laws = [each for each in LAWS if each.id in (law, "acceptance.token-identical")]
     report = run_conformance(factory, examples=8, laws=laws)
     assert [violation.law.id for violation in report.violations] == [law]
+
+
+@pytest.mark.parametrize(
+    ("trivial", "most", "verdict"),
+    [(0, 8, Verdict.IDENTICAL), (9, 16, Verdict.IDENTICAL), (99, 32, Verdict.INCONCLUSIVE)],
+)
+def test_a_law_that_was_trivial_by_chance_is_tried_in_more_cases(trivial: int, most: int, verdict: Verdict):
+    seen: list[Case] = []
+
+    def late(subject: Subject, case: Case) -> bool:
+        seen.append(case)
+        return len(seen) > trivial
+
+    row = run_conformance(naive, examples=8, laws=[Law("batch.late", "Late.", ("decode",), late)]).rows[0]
+    assert (row.verdict, row.examples) == (verdict, len(seen))
+    assert most - 8 < len(seen) <= most
 
 
 def test_a_violation_replays_from_what_it_prints():
