@@ -15,7 +15,9 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
+
+import torch
 
 from harness.errors import InputError, text_of
 
@@ -61,7 +63,7 @@ class Checkout:
         sys.dont_write_bytecode = True  # a checkout under test stays as it is
         self._depth += 1
         try:
-            with contextlib.redirect_stdout(_Nowhere()):
+            with contextlib.redirect_stdout(io.TextIOWrapper(cast(Any, _Sink()), encoding="utf-8")):
                 yield
         finally:
             self._depth -= 1
@@ -115,8 +117,9 @@ class Checkout:
 
     def _imported(self) -> ModuleType:
         importlib.invalidate_caches()
+        cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         try:
-            with self.active():
+            with self.active(), torch.random.fork_rng(cards):
                 return importlib.import_module(MODULE)
         except ModuleNotFoundError as error:
             rule = f"{self._place(error)} needs the package {error.name}, which is not installed"
@@ -136,8 +139,21 @@ class Checkout:
         return f"{Path(frames[-1].filename).relative_to(self.folder)}:{frames[-1].lineno}"
 
 
-class _Nowhere(io.TextIOBase):
-    """Takes whatever is printed."""
+def crash_of(error: BaseException, folder: Path) -> str:
+    """Describe an exception by the last frame in the checkout."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(folder))]
+    where = f" in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {' '.join(text_of(error).split())[:300]}{where}"
 
-    def write(self, text: str) -> int:
-        return len(text)
+
+class _Sink(io.RawIOBase):
+    """Takes bytes, and stays open: code may wrap or close what it prints to."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+    def close(self) -> None:
+        """Stay open."""

@@ -118,7 +118,7 @@ def build_sdvar(made: Published, options: Mapping[str, str]) -> Any:
     with building(made.checkout, made.models.device):
         try:
             sdvar = kind(made.draft, made.target, **more)
-            sdvar = sdvar.to(made.models.device) if isinstance(sdvar, torch.nn.Module) else sdvar
+            sdvar = sdvar.to(made.models.device).eval() if isinstance(sdvar, torch.nn.Module) else sdvar
         except Exception as error:
             raise made.checkout.lacks(f"builds no SDVAR ({type(error).__name__}: {error})") from None
     mask, L = getattr(sdvar, "attn_bias_for_sdmasking", None), made.models.pyramid.L

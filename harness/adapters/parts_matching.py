@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters.parts_state import state_at
+from harness.adapters.parts_state import flexible, state_at
 from harness.adapters.probe import Probe, Told, Wrong, require
+from harness.adapters.turns import scales_of
 
 THRESHOLD = 0.5
 NAMES = ("basic_token_matching", "advanced_token_matching")
@@ -46,7 +47,6 @@ def _ask(probe: Probe, sdvar: Any, name: str, hits: list[Tensor], first: int = 0
     count = len(hits)
     tokens = probe.drafted(first, count)
     logits = [_logits(probe, idx, hit) for idx, hit in zip(tokens, hits, strict=True)]
-    method = getattr(sdvar, name)
     given: dict[str, Any] = {
         "draft_tokens": tokens,
         "target_logits": logits,
@@ -55,11 +55,11 @@ def _ask(probe: Probe, sdvar: Any, name: str, hits: list[Tensor], first: int = 0
         "similarity_threshold": THRESHOLD,
         "verbose": False,
     }
-    known = inspect.signature(method).parameters
-    made = method(**{key: value for key, value in given.items() if key in known})
-    made = made[0] if isinstance(made, tuple) else made
-    require(isinstance(made, int | float | Tensor), f"it returns a {type(made).__name__}, not a number of scales")
-    return int(made)
+    made = flexible(getattr(sdvar, name), **given)
+    kept = scales_of(made)
+    if kept is None:
+        raise Wrong(f"it returns a {type(made).__name__}, not a number of scales")
+    return kept
 
 
 def _hits(probe: Probe, si: int, share: float) -> Tensor:
@@ -82,8 +82,11 @@ def _extremes(probe: Probe, sdvar: Any, name: str) -> None:
 
 def _threshold(probe: Probe, sdvar: Any, name: str) -> float | None:
     """Return the threshold that it is given, or that the object was built with; None where nobody can know it."""
-    if "similarity_threshold" in inspect.signature(getattr(sdvar, name)).parameters:
+    parameters = inspect.signature(getattr(sdvar, name)).parameters
+    if "similarity_threshold" in parameters:
         return THRESHOLD
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return None  # it may have a threshold of its own
     if probe.threshold is not None:
         return probe.threshold
     built = inspect.signature(type(sdvar)).parameters.get("similarity_thresh")

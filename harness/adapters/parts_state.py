@@ -17,6 +17,8 @@ from harness.adapters.probe import Probe
 from harness.adapters.recorder import Recorder
 from harness.reference.latent import accumulate
 
+SOME = ("verbose", "similarity_threshold")  # parameters that only some checkouts have
+
 
 def state_at(probe: Probe, sdvar: Any, first: int, count: int) -> Any:
     """Return the object's own state, made right at scale `first`; a plain one where it builds none."""
@@ -58,9 +60,12 @@ def state_at(probe: Probe, sdvar: Any, first: int, count: int) -> Any:
 
 
 def flexible(method: Any, **given: Any) -> Any:
-    """Call a method by the names that it knows."""
+    """Call a method by the names that it knows; one that takes any, by those of every checkout."""
     parameters = inspect.signature(method).parameters
-    return method(**{name: value for name, value in given.items() if name in parameters})
+    known = set(parameters)
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):  # a wrapper, say
+        known |= {name for name in given if name not in SOME}
+    return method(**{name: value for name, value in given.items() if name in known})
 
 
 def unread(probe: Probe, sdvar: Any, field: str) -> bool:

@@ -127,6 +127,7 @@ def _masked(probe: Probe, sdvar: Any, first: int, count: int) -> tuple[Tensor, T
     state_at(probe, sdvar, first, count)
     n = end - begin
     mask = sdvar._get_attention_mask(n, first, count)
+    mask = torch.zeros(1, 1, n, n) if mask is None else mask  # what a block takes for: all visible
     require(isinstance(mask, Tensor), f"{window(first, count)}: a {type(mask).__name__}, not a mask")
     due = block_causal(probe.pyramid, torch.device("cpu"), torch.float32)[:, :, begin:end, :end] == 0
     wide = tuple(mask.shape) == tuple(due.shape) and begin > 0

@@ -6,17 +6,16 @@ alone; the first wrong number of a law is reported with its rows, positions and 
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.adapters.checkout import crash_of
 from harness.adapters.published import Published
-from harness.errors import text_of
+from harness.adapters.weights import on_device
 from harness.judge.components import INPUT_ULPS
 from harness.models.network import Network
 from harness.protocol.request import Request
@@ -142,7 +141,7 @@ class Probe:
     def law(self, part: str, law: str, statement: str, test: Callable[[], None]) -> None:
         """Ask one law; whatever the code does, there is a row. Effects: on `rows`."""
         try:
-            with self.code.checkout.active(), torch.no_grad():
+            with self.code.checkout.active(), on_device(self.code.models.device), torch.no_grad():
                 test()
             self.rows.append(PartLaw(part, law, statement, HELD))
         except Told as told:
@@ -150,18 +149,15 @@ class Probe:
         except Wrong as wrong:
             self.rows.append(PartLaw(part, law, statement, BROKEN, str(wrong)))
         except Exception as error:
+            if where := self.code.card_asked(error):
+                said = f"not asked: it wants a GPU by itself ({where}); pass --device cuda, on a machine that has one"
+                self.rows.append(PartLaw(part, law, statement, ABSENT, said))
+                return
             self.rows.append(PartLaw(part, law, statement, CRASHED, crash_of(error, self.code.checkout.folder)))
 
     def absent(self, part: str) -> None:
         """Say that the code has no such part."""
         self.rows.append(PartLaw(part, "parts.there", "The part is there.", ABSENT, f"models/var.py has no {part}"))
-
-
-def crash_of(error: BaseException, folder: Path) -> str:
-    """Describe an exception by the last frame in the checkout."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(folder))]
-    where = f" in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}: {' '.join(text_of(error).split())[:300]}{where}"
 
 
 def require(holds: bool, found: str) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from harness.adapters.checkout import Checkout
+from harness.adapters.checkout import Checkout, crash_of
 from harness.adapters.image import check_image
 from harness.adapters.numbers import SharedNumbers, check_numbers
 from harness.adapters.recorder import Recorder
 from harness.adapters.traces import trace_of
-from harness.adapters.weights import build_network, build_vae, check_dtype
+from harness.adapters.weights import build_network, build_vae, check_dtype, on_device
+from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.noise import Noise
@@ -85,11 +86,25 @@ class Published:
         check_numbers(numbers, request)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.checkout.active())
+            stack.enter_context(on_device(self.models.device))
             sides = {"draft": self.draft, "target": self.target}
             stack.enter_context(recorder.watching(sides, self.vae, self.checkout.module))
             if numbers == "shared":
                 stack.enter_context(SharedNumbers(noise, request, self.models.pyramid, recorder.reader))
-            yield
+            try:
+                yield
+            except Exception as error:
+                if (where := self.card_asked(error)) is None:
+                    raise
+                rule = f"the code asks for a GPU by itself ({where})"
+                raise InputError("device", "cpu", rule, "pass --device cuda, on a machine that has one") from None
+
+    def card_asked(self, error: Exception) -> str | None:
+        """Tell where code that runs on a CPU asked for CUDA and got none; None where an error is another one."""
+        words = ("Torch not compiled with CUDA", "No CUDA GPUs", "NVIDIA driver", "least two devices, cuda")
+        if self.models.device.type != "cpu" or not any(each in str(error) for each in words):
+            return None
+        return crash_of(error, self.checkout.folder)
 
 
 class Sampler:

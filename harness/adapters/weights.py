@@ -7,6 +7,7 @@ stand where they stood; nothing of the pair is shared with the modules.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,8 @@ class CodesOnly(nn.Module):
 
     def fhat_to_img(self, f_hat_BCPP: Tensor) -> Tensor:
         """Return images in [-1, 1], a tensor of their own: samplers write into it."""
-        return self._decode(f_hat_BCPP) * 2 - 1
+        with torch.autocast(f_hat_BCPP.device.type, enabled=False):  # pixels are the harness's
+            return self._decode(f_hat_BCPP) * 2 - 1
 
 
 def check_dtype(models: Any) -> None:
@@ -140,16 +142,22 @@ def building(checkout: Checkout, device: torch.device) -> Iterator[None]:
     `dist.get_device()` says where a module's own generator lives, and would say what the machine has.
     """
     cards = [device] if device.type == "cuda" else []
-    with checkout.active(), torch.random.fork_rng(cards):
-        try:
-            dist: Any = importlib.import_module("dist")
-        except ImportError:
-            dist = None
-        before = getattr(dist, "get_device", None)
-        if before is not None:
-            dist.get_device = lambda: device
-        try:
-            yield
-        finally:
-            if before is not None:
-                dist.get_device = before
+    with checkout.active(), torch.random.fork_rng(cards), on_device(device):
+        yield
+
+
+@contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Let `dist.get_device()` of the active checkout say where the weights are, by whatever module it is called."""
+    try:
+        real = getattr(importlib.import_module("dist"), "get_device", None)
+    except ImportError:
+        real = None
+    places = [each for each in list(sys.modules.values()) if real and vars(each).get("get_device") is real]
+    try:
+        for place in places:
+            place.get_device = lambda: device  # type: ignore[attr-defined]
+        yield
+    finally:
+        for place in places:
+            place.get_device = real  # type: ignore[attr-defined]
