@@ -23,6 +23,8 @@ COSTLY = {
     "acceptance.distribution": 4, "acceptance.support": 2, "acceptance.independent": 2, "masks.dependency": 2,
     "acceptance.real": 4, "reuse.alternating": 5, "rules.labour": 2, "rules.length": 3, "rules.oracle": 2,
     "numbers.phi": 4, "streams.starts": 4, "rules.coin": 2, "numbers.finite": 2,
+    "sensitivity.seed": 2, "sensitivity.label": 2, "sensitivity.filters": 2, "sensitivity.images": 2,
+    "sensitivity.cfg": 2,
     "batch.permutation": 2, "batch.splitting": 2, "batch.padding": 2, "batch.rounds": 2,
 }  # fmt: skip
 EXAMPLES = 20  # cases a law, where nobody says how many

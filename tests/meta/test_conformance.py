@@ -91,6 +91,7 @@ def test_a_law_that_was_trivial_by_chance_is_tried_in_more_cases(trivial: int, m
     assert most - 8 < len(seen) <= most
 
 
+@pytest.mark.slow
 def test_a_violation_replays_from_what_it_prints():
     def factory(models: ModelPair, settings: Settings) -> Naive:
         return Naive(models, settings, "deaf")

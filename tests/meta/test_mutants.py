@@ -21,7 +21,7 @@ HEALTHY = Mutant("masks.healthy", "nothing", "no bug at all", production)
 CASES = hunting_cases(16)
 
 
-@pytest.mark.parametrize("mutant", some(8, MUTANTS), ids=lambda mutant: mutant.id)
+@pytest.mark.parametrize("mutant", some(16, MUTANTS), ids=lambda mutant: mutant.id)
 def test_a_law_of_its_family_catches_a_planted_bug(mutant: Mutant):
     caught = hunt(mutant, CASES, "first")
     assert not caught.survived

@@ -93,6 +93,7 @@ def test_laws_and_cases_are_items_without_a_file(project: Path):
     assert listed == [f"sdvar::{name}" for name in (*(law.id for law in LAWS), *USUAL)]
 
 
+@pytest.mark.slow
 def test_a_right_decoder_passes_beside_the_projects_own_tests(project: Path):
     (project / "test_own.py").write_text(
         "from harness import Request, Settings\nfrom mine import right\n\n"
@@ -151,6 +152,7 @@ def known_failures(project: Path, *words: str) -> None:
     assert told["positions.split"]["verdict"] == "IDENTICAL"
 
 
+@pytest.mark.slow
 def test_known_failures_must_fail(project: Path):
     known_failures(project)
 

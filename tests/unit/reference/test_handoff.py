@@ -67,6 +67,7 @@ def test_entry_at_the_last_scale_or_beyond_is_the_draft_alone(mode: str, beyond:
     assert (trace.target_calls, trace.target_rows) == ([0, 0], [0, 0])
 
 
+@pytest.mark.slow
 def test_digits_keep_the_properties_at_every_entry():
     models, request = digits(), Request((3,), 1)
     target = alone(models, "target", request)

@@ -106,6 +106,7 @@ def test_what_a_decoder_says_is_text(tmp_path: Path):
     assert "left out" not in page.words  # nothing was compared: that is no praise
 
 
+@pytest.mark.slow
 def test_verify_and_report_make_the_same_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run_file, one, two = (tmp_path / name for name in ("a.db", "one.html", "two.html"))
     words = "--implementation", "harness.mutants.positions:OFFSET", "--in-process", "--seeds", "0", "--labels", "0"

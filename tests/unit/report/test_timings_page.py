@@ -51,6 +51,7 @@ def test_no_gain_is_said():
     assert "the best is 0.80 times as fast" in page.words
 
 
+@pytest.mark.slow
 def test_the_command_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     html = tmp_path / "page.html"
     asked = ("bench", "--draft-len", "2", "--repeats", "1", "--quiet", "--html")

@@ -28,6 +28,7 @@ def test_the_budget_does_not_depend_on_the_decoder_under_test():
     assert right == wrong
 
 
+@pytest.mark.slow
 def test_a_relative_change_of_1e_3_to_one_weight_exceeds_the_budget():
     models = digits()
     allowed = quick(models).guided(REQUEST.cfg, 1.0)

@@ -29,6 +29,7 @@ def test_few_windows_cover_every_window_of_fresh_images_and_are_near(name: str, 
         assert getattr(budget, word) / (4 * MARGIN) < met < getattr(budget, word), word
 
 
+@pytest.mark.slow
 def test_few_windows_cover_every_window_of_the_digits():
     budget, fresh = quick(digits()), errors(digits(), Request((4,), 90, 4.0))
     for word in ("rows", "rows_rms", "f_hat"):

@@ -144,6 +144,7 @@ def test_a_damaged_file_is_refused(text: str, tmp_path: Path):
         load(store)
 
 
+@pytest.mark.slow
 def test_the_command_keeps_what_it_measured_and_verify_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -64,8 +64,8 @@ def test_a_decoder_that_switches_tf32_on_is_a_defect_and_it_is_put_back(factory:
 
 def test_the_mode_is_read_before_the_decoder_is_built(monkeypatch: pytest.MonkeyPatch):
     order: list[str] = []
-    measured = verification.budget_for
-    monkeypatch.setattr(verification, "budget_for", lambda *words: (order.append("budget"), measured(*words))[1])
+    measured = verification.joint_budget
+    monkeypatch.setattr(verification, "joint_budget", lambda *words: (order.append("budget"), measured(*words))[1])
 
     def factory(models: ModelPair, settings: Settings) -> Implementation:
         order.append("decoder")
