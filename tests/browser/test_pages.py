@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.laws.search import Scope
 from harness.mutants.positions import OFFSET
 from harness.report.html.hunt import hunt_page
+from harness.report.html.laws import laws_page
 from harness.report.html.regeneration import regeneration_page
 from harness.report.html.timings import timings_page
 from harness.runs.runfile import read as read_run
@@ -17,6 +19,7 @@ from tests.browser.conftest import MISSING
 from tests.browser.looks import DESK, PHONE, faults
 from tests.unit.report.made import Loud, large, page_of, run
 from tests.unit.report.test_hunt_page import some
+from tests.unit.report.test_laws_page import ABSENT, BROKEN, DIGITS, HELD, UNPROVEN
 from tests.unit.report.test_recordings_page import page_of as checked_page
 from tests.unit.report.test_recordings_page import some as recording
 from tests.unit.report.test_regeneration_page import other
@@ -65,11 +68,15 @@ def checked(path: Path) -> bytes:
     return checked_page(recording(wrong=True))
 
 
+def obeyed(path: Path) -> bytes:
+    return laws_page([HELD, BROKEN, UNPROVEN, ABSENT, DIGITS], "mine:f", Scope(20, 3))
+
+
 def timed(path: Path) -> bytes:
     return timings_page(timings(FAST, SLOW), "cpu")
 
 
-PAGES = passing, planted, lossy, many, crashed, hunted, regenerated, checked, timed
+PAGES = passing, planted, lossy, many, crashed, hunted, regenerated, checked, obeyed, timed
 
 
 @pytest.fixture(scope="module", params=PAGES, ids=lambda make: make.__name__)

@@ -76,6 +76,7 @@ def test_a_law_that_does_not_apply_is_told_as_that_and_one_never_exercised_as_in
     assert "DEFECT" not in verdicts
 
 
+@pytest.mark.slow
 def test_a_changed_weight_is_told_by_the_component_that_goldens_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "bent_weight.py").write_text(BENT)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")

@@ -58,7 +58,7 @@ def test_a_factory_that_cannot_be_sent_is_bad_input():
         verify(MODELS, lambda models, settings: next(generator), [Settings(1)], REQUESTS[:1])
 
 
-@pytest.mark.parametrize("name", some(2, list(BENT)))
+@pytest.mark.parametrize("name", some(3, list(BENT)))
 def test_what_a_decoder_does_to_weights_request_or_trace_is_found_out(name: str):
     before = checksums(MODELS.target.weights)
     assert apart(name).verdict is Verdict.DEFECT
