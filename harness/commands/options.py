@@ -23,7 +23,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import NoiseOrder, Request
 from harness.rounding.precision import set_precision
 from harness.runs.batches import BatchSize, cut, default_batch
-from harness.runs.factory import DEFAULT
+from harness.runs.factory import DEFAULT, named_options
 from harness.speculative.policies import HELP
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -189,20 +189,12 @@ class Decoder:
 
 
 def decoder(name: str, checkout: Path | None, given: list[str] | None, contract: str = "") -> Decoder:
-    """Return the decoder that the options name. Raises `InputError` for an option of another form.
-
-    The checkout's path is made absolute: a factory may change folder.
-    """
-    found = [("checkout", str(checkout.absolute()))] if checkout is not None else []
-    for text in given or []:
-        option, equals, value = text.partition("=")
-        if not equals or not option.isidentifier():
-            raise InputError("option", text, "must read NAME=VALUE", "pass --option gamma=2")
-        found.append((option, value))
+    """Return the decoder that the options name. Raises `InputError` for an option of another form."""
+    found = named_options(checkout, given or ())
     if name == DEFAULT and found:
         rule = "the harness's own decoder takes --policy, --draft-len and --bonus"
         raise InputError("option", found[0][0], rule, "drop it, or pass --implementation package.module:factory")
-    return Decoder(name, tuple(found), contract if name == DEFAULT else "")
+    return Decoder(name, found, contract if name == DEFAULT else "")
 
 
 def with_speed(settings: list[Settings], own: Decoder, graphs: bool, compiled: bool) -> list[Settings]:

@@ -74,22 +74,17 @@ class Asked:
     @classmethod
     def of(cls, option: argparse.Namespace) -> Asked:
         """Return what pytest's options ask for. Raises `InputError`, or `ValueError` for numbers that are none."""
-        from harness.errors import InputError  # noqa: PLC0415
         from harness.files import check_outputs  # noqa: PLC0415
         from harness.laws.case import PYRAMIDS  # noqa: PLC0415
         from harness.laws.search import Scope  # noqa: PLC0415
         from harness.plugin.known import read_known  # noqa: PLC0415
         from harness.report.html.page import check_page  # noqa: PLC0415
-        from harness.runs.factory import DEFAULT, load_factory  # noqa: PLC0415
+        from harness.runs.factory import DEFAULT, load_factory, named_options  # noqa: PLC0415
 
         name = option.sdvar_implementation or DEFAULT
         load_factory(name)
-        options = [("checkout", str(Path(option.sdvar_checkout).absolute()))] if option.sdvar_checkout else []
-        for text in option.sdvar_option:
-            word, equals, value = text.partition("=")
-            if not equals or not word.isidentifier():
-                raise InputError("sdvar-option", text, "must read NAME=VALUE", "pass --sdvar-option gamma=2")
-            options.append((word, value))
+        checkout = Path(option.sdvar_checkout) if option.sdvar_checkout else None
+        options = named_options(checkout, option.sdvar_option, "sdvar-option")
         pyramids = tuple(tuple(int(side) for side in text.split(",")) for text in option.sdvar_patch_nums)
         examples = EXAMPLES if option.sdvar_examples is None else option.sdvar_examples
         scope = Scope(
@@ -100,7 +95,7 @@ class Asked:
         check_page(page, "sdvar-report")
         report = check_outputs({"sdvar-report": page}, {}).get("sdvar-report")
         known = read_known(Path(option.sdvar_known_failures)) if option.sdvar_known_failures else {}
-        return cls(name, tuple(options), scope, known, report, option.sdvar_cover, option.sdvar_sequential)
+        return cls(name, options, scope, known, report, option.sdvar_cover, option.sdvar_sequential)
 
 
 ASKED = pytest.StashKey[Asked]()

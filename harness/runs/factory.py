@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.adapters.factories import FACTORIES, PREFIX
@@ -27,6 +27,28 @@ DEFAULT = "harness:build_decoder"  # the harness's own
 def is_own(factory: Factory | str) -> bool:
     """Tell whether a factory builds the harness's own decoder, which need not be mistrusted."""
     return factory == DEFAULT or factory is build_decoder
+
+
+def named_options(
+    checkout: Path | None, given: Sequence[str], option: str = "option"
+) -> tuple[tuple[str, str], ...]:  # fmt: skip
+    """Return what a factory is told: the checkout, its path made absolute since a factory may change folder, and more.
+
+    Args:
+        checkout: folder of published code.
+        given: NAME=VALUE, as typed.
+        option: what it was typed behind.
+
+    Raises:
+        InputError: one reads otherwise.
+    """
+    found = [("checkout", str(checkout.absolute()))] if checkout is not None else []
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(option, text, "must read NAME=VALUE", f"pass --{option} gamma=2")
+        found.append((name, value))
+    return tuple(found)
 
 
 def load_factory(name: str) -> Factory:
