@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.errors import InputError
+from harness.laws import Violation
+from harness.laws.catalogue import LAWS
+from harness.plugin.checking import Unproven, WrongOnDigits
 from harness.plugin.known import read_known
+from harness.plugin.told import mark_known
 
 
 def test_laws_and_cases_with_reasons(tmp_path: Path):
@@ -42,3 +47,15 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path: Path):
     (tmp_path / "known.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="is no TOML"):
         read_known(tmp_path / "known.toml")
+
+
+def test_what_is_known_to_fail_must_and_by_nothing_else():
+    marks: list[pytest.MarkDecorator] = []
+    law = LAWS[0]
+    item = SimpleNamespace(callspec=SimpleNamespace(params={"law": law}), add_marker=marks.append)
+    mark_known([item], {"another.law": "other"})
+    assert marks == []
+    mark_known([item], {law.id: "see #12"})
+    (mark,) = marks
+    expected = {"reason": "see #12", "strict": True, "raises": (Violation, WrongOnDigits, Unproven)}
+    assert (mark.name, mark.kwargs) == ("xfail", expected)
