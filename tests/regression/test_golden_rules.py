@@ -1,4 +1,7 @@
-"""The rules that guard recordings: tampering is caught in its own words, and nothing is written by chance."""
+"""The rules that guard recordings: tampering is caught in its own words, and nothing is written by chance.
+
+Long, since it is one list of tamperings, all on one recording that is made once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The speed bench: what is timed is right, the floor is counted by hand, and a scoreboard only repeats its files."""
+"""The speed bench: what is timed is right, the floor is counted by hand, and a scoreboard only repeats its files.
+
+Long, since the scoreboard is tested on the rows that the bench is.
+"""
 
 from __future__ import annotations
 

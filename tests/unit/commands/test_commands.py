@@ -1,4 +1,7 @@
-"""The command line: exit status, one-line refusals with nothing written, reports."""
+"""The command line: exit status, one-line refusals with nothing written, reports.
+
+Long, since it is one list of what can be typed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tokens against the reference's draws: what is excused, what is not, and what is counted."""
+"""Tokens against the reference's draws: what is excused, what is not, and what is counted.
+
+Long, since every case bends the same two decodes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Stored budgets: they hold for fresh images, are tight, and only widen with a reason."""
+"""Stored budgets: they hold for fresh images, are tight, and only widen with a reason.
+
+Long, since it is one list of what a file of budgets may hold.
+"""
 
 from __future__ import annotations
 

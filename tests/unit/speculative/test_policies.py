@@ -1,4 +1,7 @@
-"""The policies' promises: contract C, equal networks, images that do not touch each other, refusals, clean states."""
+"""The policies' promises: contract C, equal networks, images that do not touch each other, refusals, clean states.
+
+Long, since every promise is asked of every policy.
+"""
 
 from __future__ import annotations
 

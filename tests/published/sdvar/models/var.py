@@ -1,4 +1,7 @@
-"""Stand-in for SDVAR's `models.var`: right as it stands, each mistake of the report behind a switch."""
+"""Stand-in for SDVAR's `models.var`: right as it stands, each mistake of the report behind a switch.
+
+One file, since the published interface is one.
+"""
 
 import torch
 from torch import nn
