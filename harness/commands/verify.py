@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -13,11 +13,13 @@ from typing import Annotated
 import typer
 
 from harness.commands import options
-from harness.commands.listed import integers
+from harness.commands.listed import check_most, integers
 from harness.commands.quality import FeaturesFile, MaxLoss, RealFile, claim, demand
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 from harness.judge.verdict import Verdict
+from harness.laws.beside import CASES, laws_beside
+from harness.laws.catalogue import LAWS
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.quality.run import IMAGES, decoders
@@ -32,6 +34,7 @@ from harness.runs.keep import check_new
 from harness.runs.limits import TIMEOUT_S, Limits
 from harness.runs.plan import Plan
 from harness.runs.result import Verification
+from harness.runs.runfile import RunFile
 from harness.runs.silence import silence
 from harness.runs.terms import Keeping, Other, Terms
 from harness.runs.verification import RunInterrupted, Step, verify_plan
@@ -101,6 +104,13 @@ def verify(
             help="Two drafts, many lengths and requests: a covering design. [default: where nothing is asked]"
         ),
     ] = None,
+    laws: Annotated[
+        int | None,
+        typer.Option(
+            help="Try every law in so many cases, too; 0 = none. [default: 2, of the harness's own decoder and where "
+            "nothing is asked]",
+        ),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Keep everything in this file, as it happens.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that file stopped.")] = False,
     workers: options.Workers = 0,
@@ -147,6 +157,7 @@ def verify(
     if cover is None:
         # published code has settings of its own, and two decoders are compared on what is asked for
         cover = not (own.published or rival or any(_given(context, name) for name in GRID))
+    laws = laws_of(laws, own, cover)
     plan = Plan.of(settings, requests)
     blocks = covering(pair, policy, options=own.options) if cover else ()
     status = 0
@@ -163,6 +174,7 @@ def verify(
                     result = verify_plan(pair, implementation, plan, terms, keeping, progress)
             except RunInterrupted as stop:
                 result, status = stop.result, stop.status
+        try_laws(result, own, laws, (str(pair.device), apart and not is_own(implementation)), keeping.file, quiet)
         if stated is not None and result.is_whole and result.verdict is not Verdict.DEFECT:
             sources = decoders(implementation, settings)
             status = claim(result, pair, stated, (sources, drawn, sampling), (keeping, terms), quiet)
@@ -175,8 +187,37 @@ def verify(
     raise typer.Exit(status or result.verdict.exit_status)
 
 
+def laws_of(asked: int | None, own: options.Decoder, cover: bool) -> int:
+    """Return in how many cases every law is tried beside the run. Raises `InputError` where it cannot be."""
+    if asked is None:
+        # of others only where it is asked for: networks of their own, in float64, are not for everybody's code
+        return CASES if cover and is_own(own.name) else 0
+    if asked < 0:
+        raise InputError("laws", asked, "must be 0 cases or more", f"pass {CASES}")
+    check_most("laws", asked, str(CASES))
+    if asked and own.published:
+        rule = "are tried on networks that published code does not take"
+        remedy = f"pytest tests/property --implementation {own.name} --dtype float32"
+        raise InputError("laws", asked, rule, remedy)
+    return asked
+
+
+def try_laws(
+    result: Verification, own: options.Decoder, count: int, where: tuple[str, bool], file: Path | None, quiet: bool
+) -> None:
+    """Try every law in some cases, and put what they say into a result, and into its run file where it has one."""
+    if not count or not result.is_whole or result.verdict is Verdict.DEFECT:
+        return
+    with LongWork("laws", len(LAWS), quiet) as work, silence(quiet):
+        found = laws_beside(own.name, count, own.options, where, lambda law: work.advance(said=law))
+    result.take_laws(found)
+    if file is not None:
+        with closing(RunFile.go_on(file)) as kept:
+            kept.note("laws", found)
+
+
 NOT_REPEATED = (
-    "context", "cover",
+    "context", "cover", "laws",
     "seeds", "labels", "images", "batch", "cfg", "top_k", "top_p", "noise", "draft_len", "bonus", "policy", "run",
     "resume", "workers", "cluster", "json", "html", "verbose", "quiet",
     "max_loss", "quality_images", "features", "real",

@@ -67,7 +67,7 @@ def independent(subject: Subject, case: Case) -> bool:
     first = subject.decode(case)
     some = rejected(first, case)
     S = case.pyramid.S
-    lengths = [(1, False), (S, False), (max(1, S // 2), True)]
+    lengths = [(1, False), (S, False), (max(1, S // 2), subject.has_bonus(case))]
     for k, quality in enumerate(QUALITIES):
         draft_len, bonus = lengths[(k + case.seed) % len(lengths)]
         got = subject.decode(replace(case, draft=quality, draft_len=draft_len, bonus=bonus))

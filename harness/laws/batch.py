@@ -100,6 +100,8 @@ def rounds(subject: Subject, case: Case) -> bool:
 
 def bonus(subject: Subject, case: Case) -> bool:
     """A bonus scale behind a close draft is the image's own, also where its batch went on from other scales."""
+    if not subject.has_bonus(case):
+        raise NotOffered("it refuses bonus scales")
     base = _base(case)
     sides = base.patch_nums if len(base.patch_nums) > 3 else (1, 2, 3, 4)
     # next to the border of acceptance some images take the bonus scale and others fall

@@ -104,6 +104,14 @@ class Subject:
             settings = replace(settings, draft_len=draft_len)
         return build(self.factory, models or case.models, settings)
 
+    def has_bonus(self, case: Case) -> bool:
+        """Whether it can be built with bonus scales: one that refuses them claims none."""
+        try:
+            self.decoder(replace(case, bonus=True))
+        except InputError as error:
+            return error.name != "bonus"
+        return True
+
     def decode(
         self, case: Case, request: Request | None = None, noise: Noise | None = None, models: ModelPair | None = None
     ) -> Trace:
@@ -182,12 +190,14 @@ class Law:
         return replace(wide, policy=plain[case.seed % len(plain)])
 
     def offered(self, subject: Subject, case: Case) -> Case:
-        """Return the fitted case under a policy that the decoder knows.
+        """Return the fitted case under a policy that the decoder knows, without a bonus scale if it refuses one.
 
         Only a decoder that says which policy it follows is asked for others than `PLAIN`: one that ignores
         `Settings.policy` is right, and would be judged by another rule than its own.
         """
         case = self.fitted(case)
+        if case.bonus and not subject.has_bonus(case):
+            case = replace(case, bonus=False)
         if case.policy in PLAIN:
             return case
         try:
@@ -204,8 +214,9 @@ class Law:
             NotOffered: it does not apply to this decoder.
             InputError: the decoder refuses the case.
         """
+        models = self.fitted(case).models
+        before = pair_checksums(models)  # before any decoder is built
         case = self.offered(subject, case)
-        models, before = case.models, pair_checksums(case.models)  # before the decoder is built
         decoder = subject.decoder(case)
         claimed, follows = Contract.of(decoder.contract), getattr(decoder, "policy", None) == case.policy
         if not claimed.entails(self.contract) and not (follows and policy_name(case.policy) in self.policies):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from harness.judge.verdict import Verdict
+from harness.laws.beside import laws_beside
 from harness.laws.case import Case
 from harness.laws.catalogue import LAWS
 from harness.laws.law import Law, Subject, Violation
@@ -148,11 +149,13 @@ def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught
 
 
 def verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
-    """Run the default verification on a mutant, in this process, up to the first defect."""
+    """Do on a mutant what `verify` does without options, in this process, up to the first defect."""
     start = time.perf_counter()
     with mutant.planted():
         blocks = covering(load_digits(), policy)
         result = verify_blocks(blocks, mutant, Terms(in_process=True, first_only=True))
+        if result.verdict is not Verdict.DEFECT:
+            result.take_laws(laws_beside(mutant))
     first, seconds = result.first_divergence, time.perf_counter() - start
     if result.verdict is not Verdict.DEFECT or first is None:
         return VerifyFinding(result.verdict, "", "; ".join(result.inconclusive), seconds)

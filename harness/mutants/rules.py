@@ -262,7 +262,7 @@ SHIFTED = Mutant(
 )  # fmt: skip
 MORE_ROWS = Mutant(
     "rules.more-rows", "every round counts a target row too many", "a bonus row that was never submitted",
-    patched(_counted(_more_rows)), alone=True,
+    patched(_counted(_more_rows)),
 )  # fmt: skip
 DRAFT_CALLS = Mutant(
     "rules.draft-calls", "the draft's passes are counted by round", "a counter in the outer loop",

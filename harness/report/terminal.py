@@ -13,7 +13,7 @@ from harness.judge.verdict import Verdict
 from harness.report.tables import SHY, Column, named, print_table, wrapped
 from harness.runs.records import against_of
 from harness.runs.repeat import repeat_line
-from harness.runs.result import COUNTS, SettingResult, Verification
+from harness.runs.result import COUNTS, LawsBeside, SettingResult, Verification
 from harness.wording import count_of, spelled
 
 COLOURS = {
@@ -89,6 +89,8 @@ def show(result: Verification, console: Console, quiet: bool, verbose: bool = Fa
             say(console, f"compared with {result.against or 'the reference'}: {', '.join(result.compared)}")
         if result.coverage.rounds:
             say(console, f"covered: {result.coverage}")
+        if "laws" in result.about:
+            say(console, laws(result.about["laws"]))
         for text in result.changes[:MOST_CHANGES]:
             say(console, f"changed: {text}")
         for name, why in result.not_compared.items():
@@ -97,6 +99,14 @@ def show(result: Verification, console: Console, quiet: bool, verbose: bool = Fa
     if not result.is_whole:
         say(console, f"interrupted: {result.images} of {count_of(result.plan.images, 'image')} judged")
     say(console, summary(result), result.verdict.value, COLOURS[result.verdict])
+
+
+def laws(found: LawsBeside) -> str:
+    """Return one line on the laws that were tried beside a run."""
+    told = [f"{found['held']} held"] + ([f"{len(found['broken'])} broken"] if found["broken"] else [])
+    for name, word in (("trivial", "trivial in so few"), ("refused", "refused"), ("not_applicable", "not applicable")):
+        told += [f"{len(found[name])} {word}"] if found[name] else []
+    return f"laws, in {count_of(found['cases'], 'case')} each: {', '.join(told)}"
 
 
 def _say_what_was_found(result: Verification, console: Console) -> None:

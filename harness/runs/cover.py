@@ -156,4 +156,6 @@ def say_what_was_covered(result: Verification, terms: Terms) -> None:
     if refused > MOST_REFUSED * asked:
         result.reasons.append(f"the decoder refused {refused} of {asked} decodes")
     if not terms.sequential:
-        result.reasons += [f"never exercised: {word}" for word in result.coverage.never()]
+        # every design asks for bonus scales: a plan without them is that of a decoder that refuses them
+        bonus = any(settings.bonus for settings in result.plan.settings)
+        result.reasons += [f"never exercised: {word}" for word in result.coverage.never(bonus)]

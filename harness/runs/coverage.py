@@ -82,13 +82,16 @@ class Coverage:
         self.late += turn.corrected and turn.accepted > 0
         self.bonus += turn.bonus
 
-    def never(self) -> list[str]:
+    def never(self, bonus: bool = True) -> list[str]:
         """Return the claims that nothing exercised.
 
         Where the rounds show that the target never judges a draft there are none about what stands and falls.
+
+        Args:
+            bonus: the decoder was asked for bonus scales; one that refuses them claims none.
         """
         claims = CLAIMS if self.judged or not self.rounds else {REUSED: CLAIMS[REUSED]}
-        return [word for word, exercised in claims.items() if not exercised(self)]
+        return [word for word, exercised in claims.items() if not exercised(self) and (bonus or word not in BONUS)]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Coverage:
@@ -114,12 +117,13 @@ class Coverage:
 
 
 REUSED = "one decoder for several requests"
+BONUS = ("a bonus scale", "a bonus scale in a batch that parts ways")
 CLAIMS: dict[str, Callable[[Coverage], int]] = {
     "a first drafted scale that falls": lambda c: c.accepted[0],
     "a draft of several scales that stands whole": lambda c: c.whole,
     "a correction behind scales that stand": lambda c: c.late,
-    "a bonus scale": lambda c: c.bonus,
+    BONUS[0]: lambda c: c.bonus,
     "images of one batch that part ways": lambda c: c.diverged,
-    "a bonus scale in a batch that parts ways": lambda c: c.apart,
+    BONUS[1]: lambda c: c.apart,
     REUSED: lambda c: c.reused,
 }

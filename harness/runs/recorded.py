@@ -59,6 +59,8 @@ def _result(kept: Kept, rows: list[JudgedRow]) -> Verification:
     result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in kept.plan.tasks)
     if "claims" in about:
         result.take(about["claims"])
+    if "laws" in about:
+        result.take_laws(about["laws"])
     if terms["covers"]:
         say_what_was_covered(result, Terms(sequential=terms["sequential"], unasked=terms["unasked"]))
     return result

@@ -23,6 +23,9 @@ from harness.runs.plan import Plan
 from harness.runs.records import JudgedRow
 
 Claims = dict[str, list[str]]  # on the quality of images: "broken" and "open", a clause each
+LawsBeside = dict[
+    str, Any
+]  # what `laws.beside` found: counts and ids, and of every broken law (component, clause, seed)
 # What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
 COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
 
@@ -131,7 +134,7 @@ class Verification:
     dtype: torch.dtype
     draft_dtype: torch.dtype
     models: str
-    early: list[Divergence] = field(default_factory=list)  # defects met before anything could be decoded
+    early: list[Divergence] = field(default_factory=list)  # defects of the run as a whole, of no decode
     decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
     seconds: float = 0.0  # of all decodes and their judgement, summed over the workers
     wall_seconds: float = 0.0  # from the first task to the last
@@ -148,6 +151,11 @@ class Verification:
         seed = self.plan.tasks[0].request.seed
         self.early += [Divergence("quality", text, seed) for text in claims["broken"]]
         self.reasons += [f"quality of {text}" for text in claims["open"]]
+
+    def take_laws(self, found: LawsBeside) -> None:
+        """Count what was tried beside the run: every broken law is a defect of the component that it watches."""
+        self.about["laws"] = found
+        self.early += [Divergence(component, clause, seed) for component, clause, seed in found["broken"]]
 
     def _repr_html_(self) -> str | None:
         shown: str | None = PRESENTED["html"](self) if PRESENTED else None

@@ -126,7 +126,7 @@ def images(result: Verification) -> list[object]:
 
 def _bad(result: Verification) -> list[Bad]:
     """Return every image with a defect, under every setting."""
-    found = [Bad("before anything was decoded", each, 1) for each in result.early]
+    found = [Bad("the run as a whole", each, 1) for each in result.early]
     for setting in result.settings:
         found += _bad_of(setting)
     return found

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from harness import ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
-from harness.laws import Case, Violation, check
+from harness import InputError, ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
+from harness.judge.verdict import Verdict
+from harness.laws import LAWS as ALL
+from harness.laws import Case, Violation, check, run_conformance
 from harness.models.pair import pair_checksums
 
 LAWS = ("acceptance.token-identical", "state.once", "guidance.unconditional")
@@ -47,6 +51,42 @@ def test_writing_into_the_networks_breaks_every_law(law: str, factory):
         check(law, factory, CASE)
     assert pair_checksums(CASE.models) == due
     check(law, build_decoder, CASE)
+
+
+@pytest.mark.parametrize("policy", ["coupled", "code:2"])
+def test_a_decoder_that_writes_when_it_is_asked_what_it_offers_is_seen(policy: str):
+    case = replace(CASE, policy=policy, bonus=True)
+    with pytest.raises(Violation, match="wrote into"):
+        check("state.refusal", writes_when_built, case)
+
+
+class NoBonus:
+    """A right decoder that refuses bonus scales and is asked for none."""
+
+    contract = "token-identical"
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        if settings.bonus:
+            raise InputError("bonus", True, "must be off", "leave --bonus out")
+        self.decode = build_decoder(models, settings).decode
+
+
+class Ignores(NoBonus):
+    """It takes them, and never makes one: a claim that nothing proves."""
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        super().__init__(models, replace(settings, bonus=False))
+
+
+def test_a_decoder_without_bonus_scales_is_asked_for_none():
+    names = ["acceptance.independent", "acceptance.token-identical", "batch.bonus", "batch.splitting", "state.once"]
+    laws = [law for law in ALL if law.id in names]
+    rows = {row.law.id: row for row in run_conformance(NoBonus, 6, laws=laws).rows}
+    assert sum(row.refused for row in rows.values()) == 0
+    assert rows.pop("batch.bonus").skipped == "it refuses bonus scales"
+    assert {row.verdict for row in rows.values()} == {Verdict.IDENTICAL}
+    (row,) = run_conformance(Ignores, 2, laws=[law for law in laws if law.id == "batch.bonus"]).rows
+    assert row.verdict is Verdict.INCONCLUSIVE
 
 
 def test_writing_into_the_request_is_told():

@@ -43,6 +43,8 @@ def project(tmp_path: Path) -> Path:
 def pytest_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run pytest in a folder, as for a user whose environment holds the plugin."""
     command = [sys.executable, "-m", "pytest", "-p", PLUGIN, "-p", "no:cacheprovider", "-q", *words]
+    # which, before 5.2, warns of every run inside a run under xdist
+    command += ["-p", "no:benchmark"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, check=False, env=environment

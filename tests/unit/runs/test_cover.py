@@ -19,7 +19,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.trace import Round, Trace
 from harness.report.as_json import as_json
 from harness.runs.cover import Block, covering, plan_of, requests_for, verify_blocks
-from harness.runs.coverage import CLAIMS, Coverage
+from harness.runs.coverage import BONUS, CLAIMS, Coverage
 from harness.runs.runfile import read
 from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import Step
@@ -44,6 +44,7 @@ def test_every_claim_is_exercised_by_a_round_of_its_kind_and_by_no_other():
     made = Coverage()
     made.add([Coverage.of(trace(rounds((0, 2, False))))])
     assert made.never() == [word for word in CLAIMS if word != "a draft of several scales that stands whole"]
+    assert made.never(bonus=False) == [word for word in made.never() if word not in BONUS]
     apart = trace(rounds((0, 0, False), (1, 1, False)), rounds((0, 2, True)))
     made.add([Coverage.of(apart), Coverage.of(trace(rounds((0, 2, False))))])
     assert made.never() == []
@@ -162,7 +163,8 @@ def test_what_a_decoder_refuses_is_counted():
     asked = len(block.settings) * len(block.requests)
     assert len(result.settings) == kept
     assert result.coverage.refused == asked - kept * (len(block.requests) - unconditional)
-    assert f"the decoder refused {result.coverage.refused} of {asked} decodes" in result.inconclusive
+    # what it refuses to be built with it does not claim
+    assert result.inconclusive == [f"the decoder refused {result.coverage.refused} of {asked} decodes"]
     assert not any(judgement.defects for setting in result.settings for judgement in setting.judgements)
 
 

@@ -1,0 +1,122 @@
+"""Laws beside a verification: the harness's own decoder keeps them, planted bugs break them, no decoder ends them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from harness.errors import InputError
+from harness.judge.verdict import Verdict
+from harness.laws import LAWS, Case, Violation
+from harness.laws import beside as module
+from harness.laws.beside import CASES, cases_for, laws_beside, said
+from harness.laws.case import CHOICES
+from harness.laws.results import LawResult
+from harness.models.pair import ModelPair
+from harness.mutants.catalogue import MUTANTS
+from harness.protocol.decoder import Settings
+from harness.report.as_json import as_json
+from harness.report.terminal import laws, summary
+from harness.runs.result import Verification
+from harness.speculative.build import build_decoder
+
+BY_ID = {law.id: law for law in LAWS}
+PLANTED = {mutant.id: mutant for mutant in MUTANTS}
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let four laws stand for all."""
+    names = ("masks.definition", "numbers.encode", "state.once", "acceptance.keep")
+    monkeypatch.setattr(module, "LAWS", tuple(BY_ID[name] for name in names))
+
+
+def leaves(models: ModelPair, settings: Settings):
+    os._exit(0)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_right_decoder_keeps_them_and_a_bug_of_code_that_both_sides_share_is_seen():
+    done: list[str] = []
+    assert laws_beside(build_decoder, progress=done.append) == {
+        "cases": CASES, "held": 4, "broken": [], "trivial": [], "refused": [], "not_applicable": [],
+    }  # fmt: skip
+    assert sorted(done) == sorted(law.id for law in module.LAWS)
+    mutant = PLANTED["numbers.highest"]
+    with mutant.planted():
+        found = laws_beside(mutant)
+    ((component, clause, seed),) = found["broken"]
+    assert (component, found["held"]) == ("quantizer", 3)
+    assert clause.startswith("law numbers.encode: ")
+    assert "; from harness.laws import Case, check; check('numbers.encode', " in clause
+    assert isinstance(seed, int)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_decoder_that_ends_its_process_is_a_defect_where_it_has_processes_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(module, "LAWS", (BY_ID["state.once"],))
+    found = laws_beside("tests.unit.laws.test_beside:leaves", 1, where=("cpu", True))
+    ((component, clause, _seed),) = found["broken"]
+    assert component == "decode, update_state_with_accepted_tokens"
+    assert "the process died" in clause
+
+
+def test_what_proves_nothing_is_told_apart():
+    law = LAWS[0]
+    broken = Violation(law, Case(seed=7), "rows differ\n   by 1")
+    rows = [
+        LawResult(law, 2, 1), LawResult(law, 2, 0), LawResult(law, 0, 0, refused=2), LawResult(law, skipped="no parts"),
+        LawResult(law, 1, 0, violation=broken),
+    ]  # fmt: skip
+    found = said(rows, 2)
+    ((component, clause, seed),) = found.pop("broken")
+    assert (component, seed) == ("split_logits_by_scale", 7)
+    assert clause == f"law {law.id}: rows differ by 1; {broken.replay}"
+    assert found == {
+        "cases": 2, "held": 1, "trivial": [law.id], "refused": [law.id], "not_applicable": [law.id],
+    }  # fmt: skip
+    assert laws({**found, "broken": [("a", "b", 0)]}) == (
+        "laws, in 2 cases each: 1 held, 1 broken, 1 trivial in so few, 1 refused, 1 not applicable"
+    )
+    assert laws({**found, "broken": [], "trivial": [], "refused": [], "not_applicable": []}) == (
+        "laws, in 2 cases each: 1 held"
+    )
+
+
+def test_a_broken_law_is_a_defect_of_the_run_and_is_kept():
+    result = Verification([], None, torch.device("cpu"), torch.float32, torch.float32, "none")
+    right = {"cases": 2, "held": 1, "broken": [], "trivial": ["a.b"], "refused": [], "not_applicable": []}
+    result.take_laws(right)
+    assert result.verdict is not Verdict.DEFECT
+    assert result.reasons == []  # what so few cases leave trivial is no reason for anything
+    result.take_laws({**right, "broken": [["quantizer", "law numbers.encode: no", 3]]})
+    assert result.verdict is Verdict.DEFECT
+    assert str(result.first_divergence) == "component quantizer (law numbers.encode: no) at seed 3"
+    assert summary(result).endswith("1 defect")
+    assert b'"laws":{"cases":2' in as_json(result).replace(b" ", b"").replace(b"\n", b"")
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_case_at_all_is_refused(count: int):
+    with pytest.raises(InputError, match=rf"laws={count}: must be 1 case or more; pass 2, or no laws at all"):
+        laws_beside(build_decoder, count)
+
+
+@pytest.mark.slow
+def test_two_cases_leave_no_law_trivial_and_the_law_of_policies_meets_them_all():
+    found = laws_beside(build_decoder)
+    assert found == {
+        "cases": 2, "held": len(LAWS), "broken": [], "trivial": [], "refused": [], "not_applicable": [],
+    }  # fmt: skip
+
+
+def test_the_law_of_policies_meets_every_policy():
+    tried = [Case(seed=1), Case(seed=2)]
+    assert cases_for(BY_ID["state.once"], tried) == tried
+    met = cases_for(BY_ID["rules.oracle"], tried)
+    assert [case.policy for case in met] == list(CHOICES["policy"])
+    assert {case.seed for case in met} == {1, 2}
