@@ -35,6 +35,7 @@ from harness.runs.limits import TIMEOUT_S, Limits
 from harness.runs.result import Claims, Verification
 from harness.runs.runfile import RunFile
 from harness.runs.terms import Keeping, Terms
+from harness.speculative.build import build_decoder
 
 EVERY = ",".join(name for name in (*EVERY_LENGTH, *ONE_LENGTH) if name != "greedy")
 MaxLoss = Annotated[float | None, typer.Option(help="Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.")]
@@ -67,6 +68,8 @@ def quality(
     ] = EVERY,
     draft_len: Annotated[str, typer.Option(help="Draft lengths, by commas.")] = "5",
     bonus: Annotated[bool, typer.Option("--bonus", help="Also submit the scale behind the drafted ones.")] = False,
+    graphs: options.Graphs = False,
+    compile: options.Compile = False,
     implementation: Annotated[
         list[str] | None, typer.Option(help="A decoder under test, package.module:factory; several times.")
     ] = None,
@@ -105,9 +108,8 @@ def quality(
     if into is not None:
         replaced(into, {"quality": ""})
     means = means_for(networks, features, real)
-    others = controls(control) + (
-        at_cfgs(find_cfg) if find_cfg else [Source(DRAFT, draft=True), *own(policies, draft_len, bonus)]
-    )
+    mine = own(policies, Settings(draft_len, bonus, graphs=graphs, compiled=compile))
+    others = controls(control) + (at_cfgs(find_cfg) if find_cfg else [Source(DRAFT, draft=True), *mine])
     for name in implementation or []:
         given = options.decoder(name, checkout, option)
         others += decoders(name, given.settings() if given.published else [Settings(5, bonus, "", given.options)])
@@ -117,6 +119,8 @@ def quality(
     request = Request((0,), seed, cfg, top_k, top_p, order=order)
     pair = options.load_models(networks, options.Mode(device, tf32, dtype, draft_dtype))
     asked = Study(others, images, batch, labels_of(labels, pair), request, blocks, max_loss)
+    for source in mine:  # what the own decoder refuses is refused before anything is drawn
+        build_decoder(pair, source.settings)
     found = drawn(pair, means, asked, (keeping, terms), quiet)
     show_quality(found, plain_console(), quiet)
     if find_cfg:
@@ -209,15 +213,23 @@ def claim(
     return 128 + found.stopped if found.stopped else 0
 
 
-def own(policies: str, draft_len: str, bonus: bool) -> list[Source]:
-    """Return the sources of the harness's own decoder. Raises `InputError` for a policy without a law to measure."""
+def own(policies: str, how: Settings) -> list[Source]:
+    """Return the sources of the harness's own decoder: every policy at every draft length.
+
+    Args:
+        policies: by commas.
+        how: all else; its `draft_len` holds several by commas.
+
+    Raises:
+        InputError: a policy without a law to measure.
+    """
     made = []
     for name in filter(None, policies.split(",")):
         if name == "greedy":
             rule = "draws one image a label, which is no law"
             raise InputError("policies", name, rule, "drop it: verify compares it token by token")
-        for length in filter(None, draft_len.split(",")):
-            made += decoders(DEFAULT, [Settings(length, bonus, name)])
+        for length in filter(None, str(how.draft_len).split(",")):
+            made += decoders(DEFAULT, [replace(how, draft_len=length, policy=name)])
     return made
 
 

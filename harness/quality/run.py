@@ -95,9 +95,9 @@ def decoders(factory: str, settings: Sequence[Settings]) -> list[Source]:
 
 
 def _unusual(setting: Settings) -> str:
-    """Say what else tells a setting from others: length, bonus, options of its own."""
+    """Say what else tells a setting from others: length, bonus, recorded or compiled work, options of its own."""
     words = [f"draft_len {setting.draft_len}"] if setting.draft_len not in ("", 5, "5") else []
-    words += ["bonus"] if setting.bonus else []
+    words += [word for word in ("bonus", "graphs", "compiled") if getattr(setting, word)]
     return " ".join(words + [f"{name}={value}" for name, value in setting.options if name != "checkout"])
 
 

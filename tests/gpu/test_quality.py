@@ -23,6 +23,7 @@ def test_planted_losses_are_lost_and_exact_decoders_kept():
         for source in decoders(f"harness.quality.planted:{name}", [Settings(5, policy="")])
     ]
     own = decoders(DEFAULT, [Settings(5, policy=policy) for policy in ("coupled", "rejection")])
+    own += decoders(DEFAULT, [Settings(5, policy="coupled", graphs=True, compiled=True)])
     asked = Study(
         [*controls(1), *own, Source(DRAFT, draft=True), *planted], 4000, 500, request=Request((0,)), most=0.25
     )
@@ -31,6 +32,7 @@ def test_planted_losses_are_lost_and_exact_decoders_kept():
     print([(row.name, str(row.loss), str(row.drift)) for row in found.rows])
     assert verdicts == {
         "sequential, other seeds": "KEPT", "coupled": "KEPT", "rejection": "KEPT",
+        "coupled graphs compiled": "KEPT",
         "the draft alone": "LOST", "labels": "LOST", "phi": "LOST", "blur": "LOST",
     }  # fmt: skip
     assert torch.cuda.is_available()

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from harness.commands import quality as asked
+from harness.protocol.decoder import Settings
 from harness.quality.estimate import Estimate
 from harness.quality.measure import QualityRow
 from harness.quality.run import IMAGES
 from harness.quality.stored import Measured, read_quality
+from harness.runs.factory import DEFAULT
 from harness.runs.recorded import recorded
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
@@ -106,6 +108,7 @@ REFUSED = {
     ("quality", "--resume"): "resume=True: goes on with a run that was kept",
     ("quality", "--control", "-1"): "control=-1: must be 0 or more",
     ("quality", "--labels", "10"): "labels=10: must lie in 0..9",
+    ("quality", "--policies", "coupled", "--graphs"): "graphs=True: need a CUDA device, not cpu; pass --device cuda",
 }
 
 
@@ -115,6 +118,21 @@ def test_bad_input_is_one_line(monkeypatch, capsys, arguments: tuple[str, ...]):
     error = capsys.readouterr().err.strip()
     assert error.startswith(f"error: {REFUSED[arguments]}"), error
     assert "\n" not in error
+
+
+def test_recorded_and_compiled_work_is_asked_of_the_own_decoder(monkeypatch):
+    seen = measured(monkeypatch, ZERO)
+    built: list[Settings] = []
+    monkeypatch.setattr(asked, "build_decoder", lambda pair, settings: built.append(settings))
+    command(monkeypatch, "quality", "--policies", "coupled,kl:0.1", "--draft-len", "2,5", "--graphs", "--compile")
+    mine = {source.name: source.settings for source in seen[0].others if source.factory == DEFAULT}
+    assert list(mine) == [
+        "coupled draft_len 2 graphs compiled", "coupled graphs compiled",
+        "kl:0.1 draft_len 2 graphs compiled", "kl:0.1 graphs compiled",
+    ]  # fmt: skip
+    assert built == list(mine.values())
+    assert all(how.graphs and how.compiled for how in built)
+    assert [how.draft_len for how in mine.values()] == ["2", "5", "2", "5"]
 
 
 def test_without_torchmetrics_the_extra_is_named(monkeypatch, capsys):
