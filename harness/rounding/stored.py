@@ -17,6 +17,7 @@ import torch
 from harness.errors import InputError
 from harness.files import check_readable, compact, write_whole
 from harness.models.pair import ModelPair
+from harness.provenance import device_name
 from harness.rounding.budget import Budget
 from harness.rounding.precision import precision
 
@@ -111,13 +112,12 @@ class Entry:
 def mode_of(models: ModelPair) -> Mode:
     """Return what an entry for these networks must hold for. Reads the process-wide TF32 settings."""
     device, now = models.device, precision()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     dtype = str(models.target.dtype).removeprefix("torch.")
     products = {(False, False): EXACT, (True, True): "TF32"}.get((now["tf32_matmul"], now["tf32_convolution"]), "mixed")
     # a CPU has no TF32, and float64 is not rounded to it; a bfloat16 network's head and quantiser are float32
     in_effect = device.type == "cuda" and dtype != "float64"
     made = COMPILED if getattr(models.target, "compiled", False) else ""
-    return models.name, _fingerprint(models), name, dtype, (products if in_effect else EXACT) + made
+    return models.name, _fingerprint(models), device_name(device), dtype, (products if in_effect else EXACT) + made
 
 
 def _fingerprint(models: ModelPair) -> str:
