@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -94,7 +95,7 @@ class Entry:
             InputError: an error is more than `MOST_ROWS` or `MOST_F_HAT` roundings, or a mean above the largest.
         """
         sums = "float32" if self.products.removesuffix(COMPILED) == EXACT else "TF32"
-        rows = self.dtype if self.dtype in EPS and EPS[self.dtype] > EPS[sums] else sums
+        rows = max(sums, self.dtype, key=lambda word: EPS.get(word, 0.0))  # whichever rounds more
         most = MOST_ROWS[rows] * EPS[rows] * logit
         limits = {"rows": most, "rows_rms": min(most, self.rows), "f_hat": MOST_F_HAT * EPS[sums] * max(1.0, f_hat)}
         for name, limit in limits.items():
@@ -158,8 +159,8 @@ def load(store: Path) -> list[Entry]:
 
 
 def _is_error(number: object) -> bool:
-    # through float: a whole number of a thousand digits lies below infinity, and nobody can compute with it
-    return isinstance(number, int | float) and 0 < float(number) < float("inf")
+    # a whole number of a thousand digits raises `OverflowError` here: nobody can compute with it
+    return isinstance(number, int | float) and math.isfinite(number) and number > 0
 
 
 def save(entry: Entry, store: Path, reason: str = "") -> None:
