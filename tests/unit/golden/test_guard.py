@@ -109,6 +109,8 @@ def test_every_refusal_names_what_is_wrong_its_rule_and_the_remedy(tmp_path: Pat
 
 def test_an_installed_copy_says_so_and_keeps_its_goldens(tmp_path: Path):
     installed, here = tmp_path / "site-packages", Path(__file__).parent
+    assert guard.whose_code(here) == ""
+    assert guard.whose_code(tmp_path) == ""  # a checkout's code, installed with -e, runs anywhere
     assert guard.whose_code(tmp_path, installed) == (
         f"an installed copy runs, {installed / 'harness'}, with the goldens in it"
     )
@@ -119,6 +121,8 @@ def test_an_installed_copy_says_so_and_keeps_its_goldens(tmp_path: Path):
         guard.refuse_installed(own.DATA, installed)
     rule = "belongs to an installed copy; pip install -e . in a checkout, and record there"
     assert str(found.value) == f"folder={own.DATA}: {rule}"
+    guard.refuse_installed(tmp_path, installed)
+    guard.refuse_installed(own.DATA)
 
 
 def test_every_planned_platform_has_recordings_from_outside():
