@@ -97,10 +97,11 @@ def test_every_refusal_names_what_is_wrong_its_rule_and_the_remedy(tmp_path: Pat
     git = ["git", "-C", str(tmp_path), "-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-qm", "one", "--allow-empty"], check=True)
-    for name in ("one", "other"):
+    guard.refuse("because", tmp_path, tmp_path)
+    for name in ("one", "other", "third"):
         (tmp_path / name).touch()
     assert refusal("because", tmp_path, tmp_path) == (
-        f"tree={tmp_path}: is dirty (2 files differ from the last commit); "
+        f"tree={tmp_path}: is dirty (3 files differ from the last commit); "
         "commit first, so that the goldens name the code that made them"
     )
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True).stdout
