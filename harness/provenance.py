@@ -18,3 +18,8 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device's model, or its class where it has none, e.g. cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -30,6 +30,7 @@ from harness.speculative.build import build_decoder
 CODE = Path(__file__).parent
 CHECKOUT = Path(__file__).parents[2]
 RECORDINGS = CHECKOUT / "tests" / "regression" / "recorded"
+RECORDED = {"cpu": ("recorded-cpu", "recorded-variants-cpu"), "cuda": ("recorded-cuda",)}  # of every planned platform
 Laws = Callable[[ModelPair], list[str]]
 
 
@@ -98,12 +99,11 @@ def contradicted(device: torch.device, folder: Path = RECORDINGS) -> list[str]:
     """List the recordings of the device's class that do not hold; none of them may be missing.
 
     Args:
-        device: where to run.
+        device: where to run; of a platform of the plan.
         folder: of the recordings.
     """
-    names = {"cpu": ("recorded-cpu", "recorded-variants-cpu"), "cuda": ("recorded-cuda",)}.get(device.type, ())
     found = []
-    for recording in read_all([folder / f"{name}.safetensors" for name in names]):
+    for recording in read_all([folder / f"{name}.safetensors" for name in RECORDED[device.type]]):
         result = check(recording, parse_all(recording, device), device)
         wrong = [case.id for case in result.cases if case.defects]
         if result.verdict is Verdict.DEFECT:

@@ -28,7 +28,7 @@ from harness.golden.networks import networks
 from harness.golden.own import DATA, origins, path_of, weights_digest
 from harness.golden.platform import unverified
 from harness.golden.store import KIND, Recording, as_bytes, canonical, read
-from harness.provenance import versions
+from harness.provenance import device_name, versions
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,13 @@ def changed(
 
 def write(made: Fresh, reason: str, device: torch.device, code: Path = guard.CODE) -> None:
     """Write one file with its provenance. Effects: replaces `made.path` in one step."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    head = guard.commit(code)
-    stated = {"versions": versions(), "device_name": name, "commit": head, "reason": reason.strip()}
+    stated = {"device_name": device_name(device), "commit": guard.commit(code), "reason": reason.strip()}
     old = {case for origin in made.origins for case in origin["cases"]}
-    anew = {**stated, "cases": [case["id"] for case in made.cases if case["id"] not in old]}
+    anew = {**stated, "versions": versions(), "cases": [case["id"] for case in made.cases if case["id"] not in old]}
     provenance = {
-        "kind": KIND, "models": made.models, "device": device.type, "device_name": name, "dtype": "float32",
-        "tf32": "off", "versions": json.dumps(versions(), sort_keys=True), "weights": made.weights,
-        "digest": content_digest(made.tensors, canonical(made.cases)), "commit": head, "reason": reason.strip(),
+        **stated, "kind": KIND, "models": made.models, "device": device.type, "dtype": "float32", "tf32": "off",
+        "versions": json.dumps(versions(), sort_keys=True), "weights": made.weights,
+        "digest": content_digest(made.tensors, canonical(made.cases)),
         "origins": json.dumps([*made.origins, *([anew] if anew["cases"] else [])], sort_keys=True),
     }  # fmt: skip
     write_whole(made.path, as_bytes(provenance, made.cases, made.tensors))

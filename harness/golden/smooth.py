@@ -127,7 +127,7 @@ def _compare(name: str, actual: Tensor, expected: Tensor, allowed: Tensor, si: i
     if not bool((over <= 1).all()):
         where = int(over.argmax())
         off, most = float(delta.flatten()[where]), float(allowed.expand(delta.shape).flatten()[where])
-        result.defect(name.split("/", maxsplit=1)[0], f"{name} is off by {off:.3g}, allowed {most:.3g}", si)
+        result.defect(name.partition("/")[0], f"{name} is off by {off:.3g}, allowed {most:.3g}", si)
     return float(delta[judged].max())
 
 

@@ -67,7 +67,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     say_what_was_compared(along, contract, judgement)
     row = {address: b for b, address in reversed(list(enumerate(request.addresses)))}
     # a defect without a position (the final f_hat) comes behind the tokens that it is made of
-    judgement.defects.sort(key=lambda d: (d.scale, row.get((d.seed, d.image), -1), d.position < 0, d.position))
+    judgement.defects.sort(key=lambda d: (d.scale, row[d.seed, d.image], d.position < 0, d.position))
     if drafts and not any(turn.drafted for rounds in actual.rounds for turn in rounds):
         reason = "nothing was drafted, as far as Trace.rounds shows; pass --sequential for a decoder that never drafts"
         judgement.inconclusive.append(reason)

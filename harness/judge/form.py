@@ -64,8 +64,9 @@ def malformed(models: ModelPair, request: Request, trace: object) -> Divergence 
         trace: what `decode` returned.
     """
     detail = next(_unreadable(models, request, trace), None)
-    if detail is not None or not isinstance(trace, Trace):
-        return Divergence(UNREADABLE, detail or "", request.seed)
+    if detail is not None:
+        return Divergence(UNREADABLE, detail, request.seed)
+    assert isinstance(trace, Trace)
     return next(_wrong_values(models, request, trace), None)
 
 

@@ -20,20 +20,21 @@ def say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Jud
     judgement.compared.append("final f_hat")
     if contract is not Contract.TOKENS:
         judgement.not_compared["tokens"] = f"contract {contract.letter} does not claim them"
-    unseen = evidence.unverified and all(len(scales) == evidence.models.pyramid.S for scales in evidence.unverified)
-    if actual.intermediates is None:
-        why = "the decoder shows no Trace.intermediates"
-        judgement.not_compared |= dict.fromkeys(SHOWN, why)
-    elif unseen:
-        why = "the draft decided every scale alone"
-        judgement.not_compared |= dict.fromkeys(SHOWN[:3], why)
-        judgement.compared.append(SHOWN[3])
-    else:
-        why = ""
-        judgement.compared += SHOWN
-    if why and contract is not Contract.TOKENS:
-        judgement.inconclusive.append(f"nothing of the target was compared: {why}")
+    if why := _unseen(evidence):
+        unshown = SHOWN if actual.intermediates is None else SHOWN[:3]
+        judgement.not_compared |= dict.fromkeys(unshown, why)
+        if contract is not Contract.TOKENS:
+            judgement.inconclusive.append(f"nothing of the target was compared: {why}")
+    judgement.compared += [name for name in SHOWN if name not in judgement.not_compared]
     if actual.rounds and actual.target_calls and actual.target_rows:
         judgement.compared.append(COUNTS)
     else:
         judgement.not_compared[COUNTS] = "the trace lacks rounds, target_calls or target_rows"
+
+
+def _unseen(evidence: Evidence) -> str:
+    """Return why no tensor of the target could be compared; empty where one could."""
+    if evidence.actual.intermediates is None:
+        return "the decoder shows no Trace.intermediates"
+    alone = [len(scales) == evidence.models.pyramid.S for scales in evidence.unverified]
+    return "the draft decided every scale alone" if alone and all(alone) else ""

@@ -185,7 +185,7 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
     return Errors(rows, rms, max(f_hat, ROUNDING * max(1.0, float(run.f_hat_BCPP.abs().max()))))
 
 
-def windows(models: ModelPair, labels_B: Tensor, tokens_BL: Tensor, every: bool = True) -> Iterator[tuple[int, Tensor]]:
+def windows(models: ModelPair, labels_B: Tensor, tokens_BL: Tensor, every: bool) -> Iterator[tuple[int, Tensor]]:
     """Yield (first scale, rows_RnV) of windows of scales, from the given tokens of the scales before each.
 
     Args:
@@ -207,7 +207,7 @@ def windows(models: ModelPair, labels_B: Tensor, tokens_BL: Tensor, every: bool 
             cache = GrowingCache()
             cache.layers = dict(before.layers)
             window = slice(pyramid.begin(first), pyramid.end(last))
-            mask_11nK = mask_11LL[:, :, window, : window.stop] if last > first else None
+            mask_11nK = mask_11LL[:, :, window, : window.stop] if last > first else None  # as decoders run one scale
             yield first, network.logits(network.hidden(x_RLD[:, window], condition, cache, mask_11nK), condition)
             if last == first:
                 one_more = cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from harness.errors import InputError
 from harness.files import check_readable, compact, write_whole
 from harness.models.pair import ModelPair
+from harness.provenance import device_name
 from harness.rounding.budget import Budget
 from harness.rounding.precision import precision
 
@@ -93,7 +95,7 @@ class Entry:
             InputError: an error is more than `MOST_ROWS` or `MOST_F_HAT` roundings, or a mean above the largest.
         """
         sums = "float32" if self.products.removesuffix(COMPILED) == EXACT else "TF32"
-        rows = self.dtype if self.dtype in EPS and EPS[self.dtype] > EPS[sums] else sums
+        rows = max(sums, self.dtype, key=lambda word: EPS.get(word, 0.0))  # whichever rounds more
         most = MOST_ROWS[rows] * EPS[rows] * logit
         limits = {"rows": most, "rows_rms": min(most, self.rows), "f_hat": MOST_F_HAT * EPS[sums] * max(1.0, f_hat)}
         for name, limit in limits.items():
@@ -111,13 +113,12 @@ class Entry:
 def mode_of(models: ModelPair) -> Mode:
     """Return what an entry for these networks must hold for. Reads the process-wide TF32 settings."""
     device, now = models.device, precision()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     dtype = str(models.target.dtype).removeprefix("torch.")
     products = {(False, False): EXACT, (True, True): "TF32"}.get((now["tf32_matmul"], now["tf32_convolution"]), "mixed")
     # a CPU has no TF32, and float64 is not rounded to it; a bfloat16 network's head and quantiser are float32
     in_effect = device.type == "cuda" and dtype != "float64"
     made = COMPILED if getattr(models.target, "compiled", False) else ""
-    return models.name, _fingerprint(models), name, dtype, (products if in_effect else EXACT) + made
+    return models.name, _fingerprint(models), device_name(device), dtype, (products if in_effect else EXACT) + made
 
 
 def _fingerprint(models: ModelPair) -> str:
@@ -158,8 +159,8 @@ def load(store: Path) -> list[Entry]:
 
 
 def _is_error(number: object) -> bool:
-    # through float: a whole number of a thousand digits lies below infinity, and nobody can compute with it
-    return isinstance(number, int | float) and 0 < float(number) < float("inf")
+    # a whole number of a thousand digits raises `OverflowError` here: nobody can compute with it
+    return isinstance(number, int | float) and math.isfinite(number) and number > 0
 
 
 def save(entry: Entry, store: Path, reason: str = "") -> None:

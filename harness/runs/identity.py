@@ -14,12 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from harness.adapters.factories import PREFIX
 from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.decoder import Settings
-from harness.provenance import versions
+from harness.provenance import device_name, versions
 from harness.rounding.precision import precision
 from harness.runs.terms import Other
 
@@ -44,10 +42,7 @@ def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other
         "harness": {"source": digest_of(PACKAGE)},
         "weights": weights_of(models),
         "versions": versions(),
-        "machine": {
-            "device": device.type,
-            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        },
+        "machine": {"device": device.type, "name": device_name(device)},
         "mode": {
             "dtype": str(models.target.dtype).removeprefix("torch."),
             "draft_dtype": str(models.draft.dtype).removeprefix("torch."),

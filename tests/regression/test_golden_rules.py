@@ -651,17 +651,6 @@ def test_recording_is_refused_while_a_recording_is_contradicted(
     assert list(folder.iterdir()) == []
 
 
-def test_whose_code_runs_is_said_where_it_is_not_that_of_the_current_folder(tmp_path: Path):
-    assert guard.whose_code(Path(__file__).parent) == ""
-    assert guard.whose_code(tmp_path) == ""  # a checkout's code, installed with -e, runs anywhere
-    assert "an installed copy runs" in guard.whose_code(tmp_path, tmp_path / "site-packages")
-    assert f"not the checkout in {guard.CHECKOUT}" in guard.whose_code(Path(__file__).parent, tmp_path)
-    with pytest.raises(InputError, match=r"belongs to an installed copy; pip install -e \."):
-        guard.refuse_installed(own.DATA, tmp_path)
-    guard.refuse_installed(tmp_path, tmp_path)
-    guard.refuse_installed(own.DATA)
-
-
 def test_a_platform_has_all_its_files_or_none(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert recording(monkeypatch, folder) == 0
     (folder / "golden-tiny-cuda.safetensors").write_bytes(b"")

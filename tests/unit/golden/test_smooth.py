@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -81,8 +82,37 @@ def test_where_rounding_leads_nowhere_f_hat_may_be_off_by_rounding_alone(
     floors: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
 ):
     spreading(monkeypatch, map_SBPP=0.0)
-    result = judged(CASE, recorded("f_hat", floors * allowances(CASE, RUN).f_hat_S[-1]))
-    assert [d.component for d in result.defects] == ["f_hat"] * wrong
+    allowed = allowances(CASE, RUN)
+    floor = allowed.f_hat_S[-1]  # of the last scale
+    monkeypatch.setattr(smooth, "allowances", lambda case, run: replace(allowed, f_hat_S=(0.0, 0.0, floor)))
+    result = judged(CASE, recorded("f_hat", floors * floor))
+    assert [(d.component, d.scale) for d in result.defects] == [("f_hat", 2)] * wrong
+
+
+@pytest.mark.parametrize(("wide", "share"), [((torch.inf, torch.inf, 0.0), 0), ((0.0, 0.0, torch.inf), 1)])
+def test_the_final_f_hat_is_judged_by_what_rounding_does_to_the_last_scale(
+    wide: tuple[float, ...], share: int, monkeypatch: pytest.MonkeyPatch
+):
+    map_SBPP = torch.tensor(wide)[:, None, None, None].expand(3, 2, 3, 3)
+    monkeypatch.setattr(smooth, "spread", lambda *a: replace(spread(*a), map_SBPP=map_SBPP))
+    result = judged(CASE, recorded("f_hat", 2 * allowances(CASE, RUN).f_hat_S[-1]))
+    assert (result.map_positions, result.map_not_judged) == (18, share * 18)
+    assert [d.component for d in result.defects] == ["f_hat"] * (1 - share)
+
+
+def test_where_every_scale_follows_from_the_one_before_a_position_of_f_hat_is_judged(monkeypatch: pytest.MonkeyPatch):
+    """However far a free run may go; and one scale that may go anywhere leaves that position open, no other one."""
+
+    def given(case: RecordedCase, error: float, raw: Mapping[int, Tensor] | None = None) -> Spread:
+        found = spread(case, error, raw)
+        if raw is None:
+            return replace(found, map_SBPP=torch.full_like(found.map_SBPP, torch.inf))
+        found.map_SBPP[1, 0, 2, 1] = torch.inf
+        return found
+
+    monkeypatch.setattr(smooth, "spread", given)
+    result = judged(DEEP, recorded())
+    assert (result.defects, result.map_positions, result.map_not_judged) == ([], 18, 1)
 
 
 @pytest.mark.parametrize("si", tuple(MODELS.pyramid))
@@ -94,6 +124,7 @@ def test_a_scale_is_judged_from_the_recorded_one_before_where_a_free_run_may_go_
     for kind in ("f_hat", "logits"):
         found = [(d.component, d.scale) for d in judged(DEEP, recorded(f"{kind}/{si}", 1e-2)).defects]
         assert (kind, si) in found
+        assert (("logits", si + 1) in found) == (kind == "f_hat" and si < 2)  # what follows is judged along it
 
 
 @pytest.mark.parametrize(("images", "ties", "wrong"), [(2, 1, False), (2, 2, True), (29, 2, False), (29, 3, True)])
@@ -108,7 +139,48 @@ def test_more_than_very_few_ties_are_a_defect(images: int, ties: int, wrong: boo
     run, result = case.run(), CaseResult(case.id, case.request)
     tensors = {"tokens": run.tokens_BL, "f_hat": run.f_hat_BCPP, "image": MODELS.vae.decode(run.f_hat_BCPP)}
     judge_smooth(case, tensors, run, result)
-    assert [d.detail for d in result.defects] == [f"{ties} tokens differ, more than 0.5% of the draws"] * wrong
+    said = ("token", f"{ties} tokens differ, more than 0.5% of the draws")
+    assert [(d.component, d.detail) for d in result.defects] == [said] * wrong
+
+
+def test_a_case_of_some_logits_is_judged_by_those():
+    """So small a pyramid has all of them in "some", too."""
+    some = replace(DEEP, logits="some")
+    assert judged(some, recorded()).defects == []
+    assert [d.component for d in judged(some, recorded("logits/2", 1e-2)).defects] == ["logits"]
+
+
+def test_the_image_is_that_of_the_recorded_f_hat_to_the_limit(monkeypatch: pytest.MonkeyPatch):
+    off = judged(CASE, recorded("image", 1e-3)).delta_image
+    assert off == pytest.approx(1e-3, rel=1e-3)
+    monkeypatch.setitem(allowance.LIMITS, "image", off)
+    assert judged(CASE, recorded("image", 1e-3)).defects == []
+    monkeypatch.setitem(allowance.LIMITS, "image", off / 2)
+    (defect,) = judged(CASE, recorded("image", 1e-3)).defects
+    assert (defect.component, defect.detail) == ("image", "image is not that of f_hat: off by 0.001, allowed 0.0005")
+
+
+def test_f_hat_of_the_last_scale_is_the_final_one_to_the_bit():
+    (defect,) = judged(DEEP, recorded("f_hat/2", 1e-6)).defects
+    assert (defect.component, defect.detail, defect.scale) == ("f_hat", "f_hat is not f_hat/2", 2)
+
+
+def test_the_largest_difference_of_any_scale_is_told():
+    result = judged(DEEP, recorded("f_hat/1", 1e-2))
+    assert result.delta_f_hat == pytest.approx(1e-2, rel=1e-2)
+
+
+@pytest.mark.parametrize(("name", "component"), [("f_hat", "f_hat"), ("logits/2", "logits")])
+def test_just_what_is_allowed_is_right_and_where_all_is_allowed_nothing_is_compared(name: str, component: str):
+    result, allowed = CaseResult(CASE.id, CASE.request), torch.tensor([[0.5], [torch.inf]])
+    actual, expected = torch.tensor([[0.5, 0.0], [9.0, 9.0]]), torch.zeros(2, 2)
+    assert smooth._compare(name, actual, expected, allowed, 2, result) == 0.5
+    assert result.defects == []
+    assert smooth._compare(name, actual + 0.25, expected, allowed, 2, result) == 0.75
+    said = (component, f"{name} is off by 0.75, allowed 0.5", 2)
+    assert [(d.component, d.detail, d.scale) for d in result.defects] == [said]
+    nowhere = torch.full_like(allowed, torch.inf)
+    assert math.isnan(smooth._compare(name, actual, expected, nowhere, 2, result))
 
 
 @pytest.mark.parametrize("error", [1e-7, 1e-3])

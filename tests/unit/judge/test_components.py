@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 
+from harness.judge import components
 from harness.judge.components import first_wrong, wrong_at
 from harness.judge.evidence import Evidence
 from harness.protocol.request import Request
@@ -63,3 +65,34 @@ def test_rows_are_bounded_at_worst_and_on_average(share: int, by: float, wrong: 
     assert found[0] is None
     assert found[1] == ((2, "mask or cache", found[1][2]) if wrong else None)
     assert (wrong_at(evidence, shown, expected.intermediates, 1, 2) is not None) == wrong
+
+
+NAMES = ("x_RLD", "rows_RLV", "guided_BLV", "f_hat_SBCPP")
+
+
+def agreeing(budget: Budget) -> Evidence:
+    """Return two traces of two images that agree to the last bit."""
+    request = Request((0, 1), cfg=4.0)
+    expected = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    return Evidence(MODELS, request, deepcopy(expected), expected, budget)
+
+
+def test_what_is_equal_agrees_where_nothing_may_move():
+    found = agreeing(Budget(0.0, 0.0, 0.0, "by hand"))
+    shown, due = found.actual.intermediates, found.expected.intermediates
+    with torch.inference_mode():  # as the tensors were made
+        for kept in (shown, due):
+            kept.rows_RLV[:, 3], kept.guided_BLV[:, 3] = 0.0, 0.0
+    assert first_wrong(found) == {0: None, 1: None}
+    assert [wrong_at(found, shown, due, 1, si) for si in MODELS.pyramid] == [None] * 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_a_batch_only_the_image_that_differs_is_looked_at_again(name: str, monkeypatch: pytest.MonkeyPatch):
+    """A batch is compared at once; placing what is wrong costs a look at every scale."""
+    found, looked = agreeing(BUDGET), []
+    of_image = {"x_RLD": (slice(1, None, 2),), "rows_RLV": (slice(1, None, 2),), "guided_BLV": (1,)}
+    getattr(found.actual.intermediates, name)[of_image.get(name, (slice(None), 1))] += 9.0
+    monkeypatch.setattr(components, "_first_wrong", lambda evidence, image: looked.append(image))
+    first_wrong(found)
+    assert looked == [1]

@@ -16,9 +16,11 @@ from harness.judge.scope import say_what_was_compared
 from harness.judge.tensors import deltas, judge_tensors
 from harness.judge.verdict import Judgement, Verdict
 from harness.protocol.contract import Contract
+from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates
 from harness.reference import sequential
 from harness.rounding.budget import Budget
+from tests.helpers import Layout, tiny
 from tests.unit.judge.test_tokens import MODELS, REQUEST, evidence, hidden, swapped
 
 SHOWN = ["inputs", "rows", "guided logits", "f_hat of every scale"]
@@ -115,6 +117,27 @@ def test_what_differs_is_judged_in_causal_order_and_every_image_by_itself():
     assert judgement.wrong_tensors == sum(d.component not in ("counts", "draw") for d in judgement.defects)
 
 
+def test_the_final_f_hat_comes_behind_the_tokens_that_it_is_made_of():
+    models, request = tiny(Layout((1,), depth=1)), Request((0,), 3)
+    free = sequential.sample(models.target, models.vae, request, models.noise(request))
+    other_BL = (free.tokens_BL + 1) % 11
+    actual = sequential.sample(models.target, models.vae, request, models.noise(request), other_BL)
+    actual = replace(actual, tokens_BL=other_BL, f_hat_BCPP=actual.f_hat_BCPP + 1.0)
+    judgement = judge(Evidence(models, request, actual, free, Budget(1e-6, 5e-7, 1e-6, "by hand")), drafts=False)
+    assert [(d.component, d.position) for d in judgement.defects] == [("draw", 0), ("f_hat", -1)]
+
+
+def test_the_numbers_of_a_request_are_drawn_once(monkeypatch: pytest.MonkeyPatch):
+    found, _ = swapped(evidence(), 0, 3)
+    drawn: list[Request] = []
+    whole = type(MODELS).noise
+    monkeypatch.setattr(type(MODELS), "noise", lambda pair, request: drawn.append(request) or whole(pair, request))
+    assert judge(found).wrong_tokens == 1
+    assert drawn == [REQUEST]
+    assert judge(replace(found, noise=whole(MODELS, REQUEST))).wrong_tokens == 1
+    assert drawn == [REQUEST]  # whose numbers are at hand needs no others
+
+
 def test_a_trace_of_another_form_is_one_defect_and_nothing_was_compared():
     found = evidence()
     judgement = judge(replace(found, actual=replace(found.actual, tokens_BL=found.actual.tokens_BL[:, :3])))
@@ -170,8 +193,8 @@ def test_one_scale_of_one_image_by_the_target_is_something_to_compare():
     judgement = scope(replace(evidence(), unverified=(alone, alone)), Contract.QUALITY)
     why = "the draft decided every scale alone"
     assert judgement.compared == ["final f_hat", SHOWN[3], COUNTS]
-    assert judgement.not_compared["rows"] == judgement.not_compared["inputs"] == why
-    assert judgement.not_compared["guided logits"] == why
+    unclaimed = {"tokens": "contract C does not claim them"}
+    assert judgement.not_compared == unclaimed | dict.fromkeys(("inputs", "rows", "guided logits"), why)
     assert judgement.inconclusive == [f"nothing of the target was compared: {why}"]
     assert scope(replace(evidence(), unverified=(alone, most)), Contract.QUALITY).inconclusive == []
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from harness.errors import InputError
+from harness.judge import form
+from harness.judge.form import expected_tensors as whole
 from harness.judge.form import malformed
 from harness.judge.verdict import Verdict
 from harness.protocol.decoder import Settings
@@ -26,10 +28,18 @@ from tests.helpers import Layout, tiny, verify_here
 MODELS, REQUEST = tiny(Layout((1, 2, 3))), Request((0, 1), 0)
 RIGHT = build_decoder(MODELS, Settings(2)).decode(REQUEST, MODELS.noise(REQUEST))
 
+
+class Lenient(torch.Tensor):
+    """A tensor that could answer comparisons as it likes."""
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "None": (None, "decode returned None, not a Trace"),
     "a dict": ({}, "decode returned a dict, not a Trace"),
     "list of tokens": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL.tolist()), "tokens_BL is a list, not a tensor"),
+    "tokens of a subclass": (
+        replace(RIGHT, tokens_BL=RIGHT.tokens_BL.as_subclass(Lenient)), "tokens_BL is a Lenient, not a plain tensor"
+    ),
     "no tokens": (replace(RIGHT, tokens_BL=None), "tokens_BL is None, not a tensor"),
     "real tokens": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL.float()), "tokens_BL is torch.float32"),
     "meta tokens": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL.to("meta")), "tokens_BL is no dense tensor"),
@@ -110,7 +120,9 @@ BENT: dict[str, tuple[Any, str, str]] = {
         replace(RIGHT, rounds=[turns + turns[-1:] for turns in RIGHT.rounds]), "scheduling", "rounds finish scales"
     ),
     "rounds in another order": (
-        replace(RIGHT, rounds=[turns[::-1] for turns in RIGHT.rounds]), "scheduling", "rounds finish scales"
+        replace(RIGHT, rounds=[turns[::-1] for turns in RIGHT.rounds]),
+        "scheduling",
+        "rounds finish scales [2, 0, 1], not 0..2 once each",
     ),
     "written twice": (
         replace(RIGHT, scale_writes_BS=2 * RIGHT.scale_writes_BS), "scheduling", "scale 0 was made final 2 times"
@@ -123,10 +135,27 @@ def test_a_trace_that_can_be_read_is_judged_and_its_counts_are_kept(name: str):
     trace, component, said = BENT[name]
     result = judged(trace)
     first = result.first_divergence
-    assert (result.verdict, first.component) == (Verdict.DEFECT, component)
+    assert (result.verdict, first.component, first.seed) == (Verdict.DEFECT, component, REQUEST.seed)
     assert first.detail.startswith(said)
     assert result.settings[0].target_calls == RIGHT.target_calls
     assert result.settings[0].total("defects") == 1
+
+
+def test_a_token_outside_the_codebook_is_told_by_image_and_scale():
+    for position, scale in ((0, 0), (4, 1), (5, 2)):
+        tokens_BL = RIGHT.tokens_BL.clone()
+        tokens_BL[1, position] = 11
+        wrong = malformed(MODELS, REQUEST, replace(RIGHT, tokens_BL=tokens_BL))
+        assert (wrong.detail, wrong.image, wrong.scale) == ("token outside 0..10", 1, scale)
+
+
+def test_what_is_computed_with_lies_where_the_networks_do(monkeypatch: pytest.MonkeyPatch):
+    """What says how often a scale was made may lie anywhere."""
+    monkeypatch.setattr(type(MODELS), "device", property(lambda models: torch.device("cuda", 0)))
+    said = malformed(MODELS, REQUEST, RIGHT).detail
+    assert said == "tokens_BL lies on cpu, not on cuda:0"
+    monkeypatch.setattr(form, "expected_tensors", lambda *a: {"scale_writes_BS": whole(*a)["scale_writes_BS"]})
+    assert malformed(MODELS, REQUEST, RIGHT) is None
 
 
 @pytest.mark.parametrize("keep", [True, False])

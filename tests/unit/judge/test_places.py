@@ -110,6 +110,9 @@ def test_an_input_that_is_off_by_just_what_is_allowed_is_right():
         trace.intermediates.x_RLD[1, SPAN.start, 0] = 0.0
     found.actual.intermediates.x_RLD[1, SPAN.start, 0] = 2 * BUDGET.f_hat
     assert said(found, 1) is None
+    found.actual.intermediates.x_RLD[1, SPAN.start, 0] = 2.1 * BUDGET.f_hat  # of 1 where all are less, and no more
+    assert said(found, 1) is not None
+    found.actual.intermediates.x_RLD[1, SPAN.start, 0] = 2 * BUDGET.f_hat
     found.actual.intermediates.x_RLD[3, SPAN] += 9.0
     assert said(found, 1) == ("rows", "the input of scale 1 is wrong in the unconditional row alone")
 
@@ -172,7 +175,7 @@ def stairs() -> Evidence:
 
 
 @pytest.mark.parametrize("si", [0, 1, 2])
-@pytest.mark.parametrize(("times", "word"), [(2.0, "2"), (0.0, "0"), (-1.0, "-1"), (0.5, "0.5")])
+@pytest.mark.parametrize(("times", "word"), [(2.0, "2"), (0.0, "0"), (-1.0, "-1"), (0.5, "0.5"), (1 / 3, "0.333")])
 def test_a_contribution_that_is_added_another_number_of_times_says_how_often(si: int, times: float, word: str):
     found = stairs()
     after = found.expected.intermediates.f_hat_SBCPP[si, 1]

@@ -38,6 +38,8 @@ def test_the_logits_are_taken_in_float64():
     near = torch.tensor([1.0, 1.0 + 2.0**-40], dtype=torch.float64)
     assert margin(0, near, EVEN[:2]) == 2.0**-40
     assert margin(1, torch.tensor([1.0, 1.0]), EVEN[:2].float()) == 0.0
+    apart = torch.tensor([1.4, 0.0], dtype=torch.float64)  # by just twice the error; float32 rounds it down
+    assert margin(1, apart, EVEN[:2], error=0.7, top_k=1) == 1.4
 
 
 def test_top_k_drops_what_rounding_cannot_bring_back():
@@ -63,13 +65,15 @@ SHARES = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
 def test_top_p_keeps_the_most_likely_tokens_up_to_that_share(top_p: float, left: int):
     found = [margin(token, SHARES.log(), top_p=top_p) for token in range(4)]
     assert [math.isinf(value) for value in found] == [token >= left for token in range(4)]
+    found = [margin(token, SHARES.log() + 500, top_p=top_p) for token in range(4)]  # shares are of differences
+    assert [math.isinf(value) for value in found] == [token >= left for token in range(4)]
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.8, 0.95])
 def test_the_slack_of_top_p_is_that_of_a_float32_sum_and_no_more(top_p: float):
-    """At a border either side may be right; beyond it by a millionth nobody is."""
+    """At a border either side may be right; beyond it by four units of float32, one a token, nobody is."""
     kept = round({0.5: 1, 0.8: 2, 0.95: 3}[top_p])
-    for off, verdict in ((0.0, False), (2.0**-23, False), (-1e-5, True)):
+    for off, verdict in ((0.0, False), (2.0**-23, False), (-3.9 * 2.0**-23, False), (-4.1 * 2.0**-23, True)):
         value = margin(kept, SHARES.log(), top_p=top_p + off)
         assert math.isinf(value) is verdict, off
     assert math.isinf(margin(kept, SHARES.log(), top_p=top_p - 1e-3, error=1e-4))
@@ -139,5 +143,6 @@ def test_a_root_mean_square_of_one_is_usual_and_more_is_not():
     assert unusual_ties(ties([1.0] * 16), allowed_S) == []
     mixed = ties([1.01] * 16 + [0.0] * 4 + [-50.0] * 4)
     assert unusual_ties(mixed, allowed_S) == []  # close ones, and filter ties, speak for rounding
+    assert unusual_ties(ties([2.0, 0.0, 0.0, 0.0] * 4), allowed_S) == []
     mixed = ties([2.0] * 16 + [1.0, 0.5, -50.0])
     assert unusual_ties(mixed, allowed_S) == mixed[:16]

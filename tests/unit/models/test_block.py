@@ -13,14 +13,10 @@ from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.models import block
 from harness.models.network import Modulation
-from harness.models.pair import ModelPair
 from harness.models.transformer import Transformer
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.reference import sequential
-from harness.rounding import measure
-from harness.rounding.budget import Budget
-from harness.rounding.measure import WIDEST, joint_budget
 from harness.rounding.stored import COMPILED, EXACT, Entry, mode_of
 from harness.speculative.build import build_decoder, build_sequential
 from tests.helpers import Layout, command, tiny, verify_here
@@ -79,17 +75,6 @@ def test_compiled_blocks_are_a_mode_of_their_own():
     entry.check_explained(10.0, 1.0)
     with pytest.raises(InputError, match="exact compiled\\) rows"):  # as tight as float32, not as TF32
         replace(entry, rows=2.0 * 256 * 2**-23 * 10).check_explained(10.0, 1.0)
-
-
-def test_a_compiled_decoder_is_judged_by_the_wider_of_both_modes(monkeypatch: pytest.MonkeyPatch):
-    def measured(models: ModelPair, store: object) -> Budget:
-        is_compiled = getattr(models.target, "compiled", False)
-        return Budget(3.0, 1.0, 5.0, "compiled") if is_compiled else Budget(2.0, 4.0, 1.0, "plain")
-
-    monkeypatch.setattr(measure, "budget_for", measured)
-    assert joint_budget(MODELS, False) == Budget(2.0, 4.0, 1.0, "plain")
-    made = joint_budget(MODELS, True)
-    assert made == Budget(3.0, 4.0, WIDEST * 1.0, "the wider of two: plain; compiled, 4 times the first at most")
 
 
 def test_a_wrong_compiler_widens_no_budget(monkeypatch: pytest.MonkeyPatch):

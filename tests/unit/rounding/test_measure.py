@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from harness.errors import NonFiniteError
+from harness.models.pair import ModelPair
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.reference import sequential
 from harness.rounding import measure
-from harness.rounding.measure import Errors, errors, quick, windows
+from harness.rounding.budget import Budget
+from harness.rounding.measure import WIDEST, Errors, errors, joint_budget, quick, windows
 from harness.rounding.stored import MARGIN
 from tests.helpers import LAYOUTS, Layout, digits, tiny, with_weight
 
@@ -94,7 +97,7 @@ def naive(models, request: Request) -> tuple[float, float, float]:
     forced = sequential.sample(wide.target, wide.vae, request, noise, run.tokens_BL)
     exact_RLV = forced.intermediates.rows_RLV
     rows, rms = 2.0**-23 * float(exact_RLV.abs().max()), 2.0**-23 * float(exact_RLV.square().mean().sqrt())
-    for first, rows_RnV in windows(models, labels_B, run.tokens_BL):
+    for first, rows_RnV in windows(models, labels_B, run.tokens_BL, every=True):
         begin = pyramid.begin(first)
         error_RnV = (rows_RnV.double() - exact_RLV[:, begin : begin + rows_RnV.shape[1]]).abs()
         rows = max(rows, float(error_RnV.max()))
@@ -116,7 +119,8 @@ def test_the_errors_are_those_of_the_definition(dtype: torch.dtype):
 def test_an_entry_is_the_largest_of_its_batches_and_a_quick_budget_twice_its_errors(monkeypatch: pytest.MonkeyPatch):
     models, seen = tiny(Layout((1, 2, 3))), []
 
-    def made(models, request: Request, every: bool = True) -> Errors:
+    def made(measured, request: Request, every: bool = True) -> Errors:
+        assert measured is models
         seen.append((request.labels, request.seed, every))
         return [Errors(1.0, 0.5, 0.25), Errors(0.5, 0.75, 0.125), Errors(2.0, 0.25, 0.0625)][len(seen) - 1]
 
@@ -124,6 +128,7 @@ def test_an_entry_is_the_largest_of_its_batches_and_a_quick_budget_twice_its_err
     entry = measure.measure(models)
     assert seen == [((0,), 0, True), ((1, 2), 1, True), ((2, 0, 1, 2, 0, 1, 2, 0), 2, True)]
     assert (entry.rows, entry.rows_rms, entry.f_hat, entry.windows, entry.images) == (2.0, 0.75, 0.25, 6, 11)
+    assert entry.budget().source.endswith(" stored (cpu, float32, 6 windows)")
     assert entry.versions["torch"] == torch.__version__
     seen.clear()
     budget = measure._quick(models)
@@ -131,6 +136,9 @@ def test_an_entry_is_the_largest_of_its_batches_and_a_quick_budget_twice_its_err
     assert (budget.rows, budget.rows_rms, budget.f_hat) == (2.0, 1.0, 0.5)
     said = "2 × the reference's largest error against float64, measured in this run (cpu, float32, 8 images)"
     assert budget.source == said
+    seen.clear()
+    monkeypatch.setattr(measure, "mode_of", lambda models: ("m", "w", "a GPU", "bfloat16", "TF32"))
+    assert measure._quick(models).source == said.replace("cpu, float32", "a GPU, bfloat16 TF32")
 
 
 @pytest.mark.parametrize(("L", "images"), [(14, 8), (680, 2), (150, 8), (300, 4), (2240, 2)])
@@ -147,3 +155,30 @@ def test_sizes_are_the_largest_numbers_of_one_image():
     run = sequential.sample(models.target, models.vae, Request((0,), 0), models.noise(Request((0,), 0)))
     kept = run.intermediates
     assert measure._sizes(models) == (float(kept.rows_RLV.abs().max()), float(kept.f_hat_SBCPP.abs().max()))
+
+
+def test_a_scale_alone_is_measured_without_a_mask_as_decoders_run_it(monkeypatch: pytest.MonkeyPatch):
+    models, masks = tiny(Layout((1, 2, 3))).to("cpu", torch.bfloat16), []
+    whole = type(models.target).hidden
+
+    def hidden(network, x_RnD, condition, cache, mask_11nK):
+        masks.append((x_RnD.shape[1], None if mask_11nK is None else (mask_11nK.shape[2:], mask_11nK.dtype)))
+        return whole(network, x_RnD, condition, cache, mask_11nK)
+
+    monkeypatch.setattr(type(models.target), "hidden", hidden)
+    list(windows(models, torch.tensor([0]), torch.zeros(1, 14, dtype=torch.int64), every=True))
+    of = {n: ((n, K), torch.bfloat16) for n, K in ((5, 5), (14, 14), (13, 14))}
+    assert masks == [(1, None), (5, of[5]), (14, of[14]), (4, None), (13, of[13]), (9, None)]
+
+
+def test_a_compiled_decoder_is_judged_by_the_wider_of_both_modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    models, here = tiny(Layout((1, 2, 3))), tmp_path / "budgets.json"
+
+    def measured(models: ModelPair, store: Path) -> Budget:
+        assert store == here
+        return Budget(3.0, 1.0, 5.0, "compiled") if models.target.compiled else Budget(2.0, 4.0, 1.0, "plain")
+
+    monkeypatch.setattr(measure, "budget_for", measured)
+    assert joint_budget(models, False, here) == Budget(2.0, 4.0, 1.0, "plain")
+    made = joint_budget(models, True, here)
+    assert made == Budget(3.0, 4.0, WIDEST * 1.0, "the wider of two: plain; compiled, 4 times the first at most")

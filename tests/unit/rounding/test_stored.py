@@ -246,8 +246,10 @@ def test_a_number_of_a_thousand_digits_and_a_pipe_are_no_stored_budgets(tmp_path
         load(store)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(InputError, match=r"budgets=.*pipe"):
+    with pytest.raises(InputError) as caught:
         load(pipe)
+    said = "no such file (there is a pipe); pass a file of `sdvar-harness calibrate`"
+    assert str(caught.value) == f"budgets={pipe}: {said}"
 
 
 def entry(**words: object) -> Entry:
@@ -327,8 +329,10 @@ def test_a_stored_entry_is_replaced_for_a_reason(tmp_path: Path):
 def test_an_error_that_is_none_is_refused(tmp_path: Path, name: str, value: object):
     store = tmp_path / "budgets.json"
     store.write_text(json.dumps({"entries": [asdict(entry()) | {name: value}]}))
-    with pytest.raises(InputError, match=r"budgets=.*: must hold entries of .*; restore it, or delete it and calibr"):
+    with pytest.raises(InputError) as caught:
         load(store)
+    rule = "must hold entries of `sdvar-harness calibrate` with positive, finite errors"
+    assert str(caught.value) == f"budgets={store}: {rule}; restore it, or delete it and calibrate again"
 
 
 def test_a_fingerprint_tells_weights_apart_that_moments_do_not():
