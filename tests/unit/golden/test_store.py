@@ -74,13 +74,14 @@ def test_a_damaged_file_is_refused_in_few_words_whatever_its_names_are(tmp_path:
     path = tmp_path / "damaged"
     path.write_bytes(save({"a/tokens": torch.zeros(2)}, GOOD)[:-1])
     said = refusal(path)
-    assert said.startswith("cannot be read (Error while deserializing header: ")
+    assert said.startswith("cannot be read (")
+    assert "header" in said  # in the reader's own words
     assert said.endswith(f"); {remedy}")
     header = json.dumps({"n" * 10**5: {"dtype": "F32", "shape": [1], "data_offsets": [1, 5]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"12345")
     reason = refusal(path).removeprefix("cannot be read (").removesuffix(f"); {remedy}")
     assert len(reason) == store.MOST_REASON
-    assert reason.startswith("Error while deserializing header: invalid offset for tensor `nnn")
+    assert "nnn" in reason
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path):
