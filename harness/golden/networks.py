@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from harness.errors import InputError
-from harness.golden.limits import check_sizes, check_weights
+from harness.golden.limits import check_fit, check_sizes, check_weights
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.network import TransformerConfig
@@ -40,11 +40,7 @@ def networks(case: dict[str, Any], models_name: str, device: torch.device = CPU)
     check_sizes(case)
     values = tuple(tuple(case[key]) if isinstance(case[key], list) else case[key] for key in SIZES)
     draft = (case.get("draft_depth", case["depth"]), case.get("draft_D", case["D"]), case.get("draft_H", case["H"]))
-    try:
-        return filled(values, draft, device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        sizes = {key: case[key] for key in SIZES}
-        raise InputError("sizes", sizes, f"cannot be built ({error})", "record it again") from None
+    return filled(values, draft, device)
 
 
 @cache
@@ -71,11 +67,10 @@ def filled(values: tuple[Any, ...], draft_sizes: tuple[int, int, int], device: t
     if v["phi"] == "one a scale":
         phi, layout = target.pyramid.S, "per-scale"
     else:
-        number, _, word = str(v["phi"]).partition(" ")
-        if word != "shared" or not number.isdigit() or number == "0" or len(number) > 2:
-            raise InputError("phi", v["phi"], 'must read "N shared" or "one a scale"', "record it again")
-        phi, layout = int(number), "one" if number == "1" else "shared"
+        phi = int(v["phi"].removesuffix(" shared"))
+        layout = "one" if phi == 1 else "shared"
     vae = AutoencoderConfig(v["V"], v["C"], v["vae_ch"], v["vae_mult"], phi=phi, phi_layout=layout)
+    check_fit((draft, target), vae)
     of_draft, of_target = transformer.parameter_shapes(draft), transformer.parameter_shapes(target)
     of_vae = autoencoder.parameter_shapes(vae)
     for shapes in (of_draft, of_target, of_vae):

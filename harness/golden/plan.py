@@ -11,6 +11,7 @@ KEPT = ("cpu", "cuda")  # those of which every file must be there; of another, a
 PLAIN: dict[str, Any] = {"seed": 100, "cfg": 1.5, "top_k": 0, "top_p": 0.0, "more_smooth": False}
 FILTERED: dict[str, Any] = {"seed": 101, "cfg": 3.0, "top_k": 7, "top_p": 0.9, "more_smooth": False}
 SMOOTH: dict[str, Any] = {"seed": 102, "cfg": 1.0, "top_k": 0, "top_p": 0.0, "more_smooth": True}
+MASKS = (("recorded", range(6)), ("corrected", range(1, 6)))  # `sd_mask` by mode of the hand-off
 
 _COMMON = {"C": 8, "vae_ch": 32, "vae_mult": [1, 2], "V": 32, "D": 64, "draft_D": 32, "draft_depth": 1, "draft_H": 1}
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -27,7 +28,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 def cases(models: str) -> tuple[dict[str, Any], ...]:
     """Return the cases of one file; `models` is "digits" or "filled"."""
-    return tuple(_digits() if models == "digits" else _tiny())
+    return tuple({"digits": _digits, "filled": _tiny}[models]())
 
 
 def _digits() -> list[dict[str, Any]]:
@@ -39,7 +40,7 @@ def _digits() -> list[dict[str, Any]]:
         {"id": "drawn-labels", "sampler": "sequential", "model": "target", "labels": None, "count": 2, **PLAIN},
         {"id": "image-order", "sampler": "sequential", "model": "target", "labels": [7], "order": "image", **PLAIN},
     ]
-    for mode, masks in (("recorded", range(6)), ("corrected", range(1, 6))):
+    for mode, masks in MASKS:
         for sd_mask in masks:
             for entry in (1, 5, 9):
                 where = {"entry_num": entry, "sd_mask": sd_mask, "mode": mode}
@@ -60,7 +61,7 @@ def _tiny() -> list[dict[str, Any]]:
         for name, setting in (("plain", PLAIN), ("filtered", FILTERED), ("smooth", SMOOTH)):
             case = {"id": f"{word}-{name}", "sampler": "sequential", "model": "target", "labels": [0, 1]}
             found.append({**case, **network, **setting})
-        for mode, masks in (("recorded", range(6)), ("corrected", range(1, 6))):
+        for mode, masks in MASKS:
             for sd_mask in masks:
                 for entry in range(len(sizes["patch_nums"])):
                     where = {"entry_num": entry, "sd_mask": sd_mask, "mode": mode}

@@ -15,13 +15,17 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from harness.errors import InputError, text_of
+from harness.errors import InputError, shortened, text_of
 from harness.files import check_readable
 from harness.golden.digest import content_digest
 
 FORMAT = "1"
 MOST_BYTES = 2**30  # the largest recording has 9 MB; a header that promises more than the file holds is refused, too
+MOST_REASON = 120  # characters of why a file cannot be read: names of tensors are part of it
 KIND = "golden"  # metadata `kind` of this project's own; the published format has none
+NAME = "golden"  # of a file, in a message
+AGAIN = "record it again"
+SAMPLERS = "pass a recording of samplers (encoder and published-sizes recordings are not judged here)"
 
 
 @dataclass(frozen=True)
@@ -77,42 +81,43 @@ def read(path: Path) -> Recording:
         InputError: missing, no regular file, larger than any recording, truncated, not safetensors, another format
             version, no cases, or no device.
     """
-    check_readable(path, "golden", "record it, or restore it from version control")
-    if path.stat().st_size > MOST_BYTES:
-        rule = f"has {path.stat().st_size} bytes, more than the {MOST_BYTES} of any recording"
-        raise InputError("golden", str(path), rule, "pass a recording of samplers")
+    check_readable(path, NAME, "record it, or restore it from version control")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise _refused(path, f"has {size} bytes, more than the {MOST_BYTES} of any recording", SAMPLERS)
     try:
         with safe_open(path, "pt") as stream:
             metadata = dict(stream.metadata() or {})
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a mapping
     except Exception as error:  # whatever the bytes of a damaged file lead to
-        reason = text_of(error).splitlines()[0][:120]
-        rule = f"cannot be read ({reason})"
-        raise InputError("golden", str(path), rule, "the file may be truncated; copy it again") from None
+        rule = f"cannot be read ({shortened(text_of(error), MOST_REASON)})"
+        raise _refused(path, rule, "the file may be truncated; copy it again") from None
     if metadata.get("format") != FORMAT:
         rule = f"format version must be {FORMAT}, not {metadata.get('format')}"
-        raise InputError("golden", str(path), rule, "use the harness version that wrote it")
+        raise _refused(path, rule, "use the harness version that wrote it")
     cases = _cases(metadata.pop("cases", None), path)
     if not metadata.get("device"):
-        raise InputError("golden", str(path), "metadata must name the device", "record it again")
+        raise _refused(path, "metadata must name the device", AGAIN)
     return Recording(path, metadata, cases, tensors)
 
 
 def _cases(text: str | None, path: Path) -> tuple[dict[str, Any], ...]:
-    remedy = "pass a recording of samplers (encoder and published-sizes recordings are not judged here)"
     if text is None:
-        raise InputError("golden", str(path), "metadata has no cases", remedy)
+        raise _refused(path, "metadata has no cases", SAMPLERS)
     try:
         cases = json.loads(text)
     except (ValueError, RecursionError):
-        raise InputError("golden", str(path), "metadata cases are not JSON", "record it again") from None
+        raise _refused(path, "metadata cases are not JSON", AGAIN) from None
     if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
-        raise InputError("golden", str(path), "metadata cases must be a list of objects", "record it again")
+        raise _refused(path, "metadata cases must be a list of objects", AGAIN)
     if not cases:
-        raise InputError("golden", str(path), "holds zero cases: nothing could be compared", remedy)
+        raise _refused(path, "holds zero cases: nothing could be compared", SAMPLERS)
     if not all(isinstance(case.get("id"), str) and case["id"] for case in cases):
-        raise InputError("golden", str(path), "every case must have an id", "record it again")
+        raise _refused(path, "every case must have an id", AGAIN)
     return tuple(cases)
+
+
+def _refused(path: Path, rule: str, remedy: str) -> InputError:
+    return InputError(NAME, str(path), rule, remedy)
 
 
 def as_bytes(metadata: Mapping[str, str], cases: tuple[dict[str, Any], ...], tensors: Mapping[str, Tensor]) -> bytes:

@@ -189,7 +189,7 @@ BAD: dict[str, tuple[Tamper, str]] = {
     "order": (case_with(order="rows"), f"case {PLAIN}: order=rows: must be one of image, batch; record it again"),
     "boolean": (case_with(more_smooth="no"), "more_smooth=no: must be of type bool"),
     "top_k": (case_with(top_k=33), "top_k=33: must lie in 0..V=32"),
-    "phi": (case_with(phi="0 shared"), 'phi=0 shared: must read "N shared" or "one a scale"'),
+    "phi": (case_with(phi="0 shared"), 'phi=0 shared: must read "N shared" (N in 1..99)'),
     "sizes": (case_with(D=-64), "sizes="),
     "twice": (lambda c: c.cases.append(c.cases[0]), f"case {PLAIN} is listed twice"),
     "sd_mask": (case_with(sampler="test3", entry_num=1, sd_mask=6), "sd_mask=6: must lie in 0..5"),

@@ -82,6 +82,7 @@ def test_a_digest_tells_names_dtypes_shapes_and_settings_apart_where_bytes_are_t
     digests = {content_digest(tensors) for tensors in sets}
     digests |= {content_digest({"a": zeros}, "with a text")}
     assert len(digests) == 5
+    assert content_digest({"a": zeros}, "") in digests  # no text is the empty one
     path, tensors = Path("of-no-file"), {"one/tokens": zeros}
     one, other_reason, other_cfg = (
         Recording(path, {"reason": reason}, ({"id": "one", "cfg": cfg},), tensors).digest()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
 
 from harness.errors import InputError
-from harness.golden import limits, store
-from harness.golden.result import CaseResult, FileResult
-from harness.golden.store import as_bytes
+from harness.golden import limits
+from harness.golden.result import CaseResult, FileResult, totals
 from harness.judge.verdict import Divergence, Verdict
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
@@ -36,8 +33,10 @@ def test_a_batch_is_refused_by_its_largest_tensor(
     pyramid, config = ScalePyramid((1, 2, 3)), replace(transformer_config(Layout()), **change)
     monkeypatch.setattr(limits, "MOST_NUMBERS", 5 * numbers)
     limits.check_batch(5, pyramid, config, downsampling)
-    with pytest.raises(InputError, match=rf"images=6.*at most {5 * numbers} numbers, not {6 * numbers}"):
+    with pytest.raises(InputError) as caught:
         limits.check_batch(6, pyramid, config, downsampling)
+    rule = f"must make tensors of at most {5 * numbers} numbers, not {6 * numbers}"
+    assert str(caught.value) == f"images=6: {rule}; record it again"
 
 
 @pytest.mark.parametrize(
@@ -66,13 +65,19 @@ def test_the_worst_case_is_the_verdict_of_a_file(cases: list[str], verdict: Verd
     assert unverified is (Verdict.DEFECT if verdict is Verdict.DEFECT else Verdict.INCONCLUSIVE)
 
 
-def test_a_file_larger_than_any_recording_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "large.safetensors"
-    metadata = {"device": "cpu"}
-    path.write_bytes(as_bytes(metadata, ({"id": "a"},), {"a/tokens": torch.zeros(1)}))
-    size = path.stat().st_size
-    monkeypatch.setattr(store, "MOST_BYTES", size)
-    assert store.read(path).metadata["device"] == "cpu"
-    monkeypatch.setattr(store, "MOST_BYTES", size - 1)
-    with pytest.raises(InputError, match=f"has {size} bytes, more than the {size - 1} of any recording"):
-        store.read(path)
+def test_the_last_line_tells_cases_that_hold_and_draws_that_were_judged():
+    request = Request((0,), 7)
+    tie, wrong = Divergence("tie", "by hand", 7), Divergence("token", "by hand", 7)
+    right, tied = CaseResult("a", request, 1000, 1000), CaseResult("b", request, 10, 9, ties=[tie])
+    unjudged = CaseResult("c", request, 200, not_judged=200)
+    half = CaseResult("d", request, 30, 25, not_judged=5)
+    bent = CaseResult("e", request, 4, 3, defects=[wrong])
+
+    def told(*files: list[CaseResult]) -> str:
+        return totals([FileResult("of-no-file", cases) for cases in files])
+
+    assert told() == told([]) == "0 of 0 cases, 0 draws compared"
+    assert told([CaseResult("a", request, 1, 1)]) == "1 of 1 case, 1 draw compared"
+    assert told([right], [tied, bent]) == "2 of 3 cases, 1014 draws compared"
+    assert told([right, half]) == "2 of 2 cases, 1025 draws compared, 5 not judged"
+    assert told([half], [unjudged]) == "1 of 2 cases, 25 draws compared, 205 not judged"

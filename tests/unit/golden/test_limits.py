@@ -1,0 +1,103 @@
+"""Sizes that no recording has, on both sides of every limit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from harness.errors import InputError
+from harness.golden import limits
+from harness.golden.limits import MOST, MOST_LISTED, MOST_TOKENS, SWITCHES, check_fit, check_sizes, check_weights
+from tests.helpers import Layout, autoencoder_config, transformer_config
+
+RIGHT: dict[str, Any] = {
+    "patch_nums": [1, 2, 3], "vae_mult": [1, 2], "shared_adaln": False, "l2_norm": True, "phi": "4 shared",
+}  # fmt: skip
+
+
+def refusal(**sizes: object) -> str:
+    with pytest.raises(InputError) as caught:
+        check_sizes({**RIGHT, **sizes})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("key", MOST)
+def test_a_size_lies_between_one_and_its_limit(key: str):
+    for right in (1, MOST[key]):
+        check_sizes({**RIGHT, key: right})
+    for wrong in (0, -1, MOST[key] + 1, 2.0, True, "2", None, [2]):
+        told = f"sizes={{{key!r}: {wrong!r}}}: must be a whole number in 1..{MOST[key]}; record it again"
+        assert refusal(**{key: wrong}) == told
+
+
+@pytest.mark.parametrize("key", MOST_LISTED)
+def test_a_list_of_sizes_is_as_long_and_its_entries_as_large_as_their_limits(key: str, monkeypatch: pytest.MonkeyPatch):
+    length, most = MOST_LISTED[key]
+    monkeypatch.setattr(limits, "MOST_TOKENS", length * most**2)
+    for right in ([1], [1, most] * (length // 2)):
+        check_sizes({**RIGHT, key: right})
+    wrong: dict[str, object] = {
+        f"{key} of {length + 1} entries": [1] * (length + 1), f"{key} of 0 entries": [],
+        f"{key} of 2 entries": [1, most + 1],
+        f"{key} of 1 entries": [0], f"{key} of 3 entries": [1, 2.0, 3], f"{key} 12": 12, f"{key} '12'": "12",
+    }  # fmt: skip
+    for shown, values in wrong.items():
+        told = f"sizes={shown}: must list 1..{length} whole numbers in 1..{most}; record it again"
+        assert refusal(**{key: values}) == told
+
+
+@pytest.mark.parametrize("key", SWITCHES)
+def test_a_switch_is_true_or_false(key: str):
+    for right in (True, False):
+        check_sizes({**RIGHT, key: right})
+    for wrong in (0, 1, None, "no", [True]):
+        assert refusal(**{key: wrong}) == f"sizes={{{key!r}: {wrong!r}}}: must be true or false; record it again"
+
+
+def test_phi_is_one_of_its_spellings():
+    for right in ("1 shared", "4 shared", "99 shared", "one a scale"):
+        check_sizes({**RIGHT, "phi": right})
+    for wrong in ("0 shared", "00 shared", "04 shared", "100 shared", "-1 shared", "4 shared.", "4", "", 4, None):
+        told = f'phi={wrong}: must read "N shared" (N in 1..99) or "one a scale"; record it again'
+        assert refusal(phi=wrong) == told
+
+
+@pytest.mark.parametrize("key", [*MOST_LISTED, *SWITCHES, "phi"])
+def test_what_no_network_does_without_is_missed_by_name(key: str):
+    with pytest.raises(KeyError, match=key):
+        check_sizes({name: value for name, value in RIGHT.items() if name != key})
+
+
+def test_heads_share_the_width_and_groups_the_channels():
+    target, draft = (replace(transformer_config(Layout()), D=24, H=H) for H in (8, 3))
+    vae = replace(autoencoder_config(Layout()), ch=16, multipliers=(2, 4))
+    check_fit((draft, target), vae)
+    for wrong, said in (
+        ((replace(draft, D=25), target), "D=25 and H=3: D must be a multiple of H"),
+        ((draft, replace(target, H=9)), "D=24 and H=9: D must be a multiple of H"),
+    ):
+        with pytest.raises(InputError) as caught:
+            check_fit(wrong, vae)
+        assert str(caught.value) == f"sizes={said}; record it again"
+    for multipliers in ((2, 3), (3, 2)):
+        with pytest.raises(InputError) as caught:
+            check_fit((draft, target), replace(vae, multipliers=multipliers))
+        assert str(caught.value) == "sizes=vae_ch=16 times 3: must be a multiple of 32; record it again"
+
+
+def test_the_scales_of_a_pyramid_have_so_many_tokens_together():
+    side = 64
+    assert 2 * side**2 == MOST_TOKENS
+    check_sizes({**RIGHT, "patch_nums": [side, side]})
+    told = f"sizes=patch_nums of {MOST_TOKENS + 1} tokens: must have at most {MOST_TOKENS}; record it again"
+    assert refusal(patch_nums=[1, side, side]) == told
+
+
+def test_a_network_has_so_many_weights():
+    most = limits.MOST_NUMBERS
+    check_weights(most)
+    with pytest.raises(InputError) as caught:
+        check_weights(most + 1)
+    assert str(caught.value) == f"sizes={most + 1} weights: must be at most {most} a network; record it again"

@@ -1,0 +1,109 @@
+"""Files of recorded tensors: what is no recording is refused in a line of its own."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from harness.errors import InputError
+from harness.golden import own, plan, store
+from harness.golden.store import as_bytes, canonical, read
+
+GOOD = {"format": "1", "device": "cpu", "cases": '[{"id":"a"}]'}
+AGAIN = "record it again"
+SAMPLERS = "pass a recording of samplers (encoder and published-sizes recordings are not judged here)"
+
+
+def refusal(path: Path) -> str:
+    """Return what is said of a path; that it is named first is checked here."""
+    with pytest.raises(InputError) as caught:
+        read(path)
+    start = f"golden={path}: "
+    assert str(caught.value).startswith(start)
+    return str(caught.value).removeprefix(start)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": "2"}, "format version must be 1, not 2; use the harness version that wrote it"),
+        ({"format": None}, "format version must be 1, not None; use the harness version that wrote it"),
+        ({"device": None}, f"metadata must name the device; {AGAIN}"),
+        ({"device": ""}, f"metadata must name the device; {AGAIN}"),
+        ({"cases": None}, f"metadata has no cases; {SAMPLERS}"),
+        ({"cases": "[{]"}, f"metadata cases are not JSON; {AGAIN}"),
+        ({"cases": "[" * 10**6}, f"metadata cases are not JSON; {AGAIN}"),
+        ({"cases": '{"id": "a"}'}, f"metadata cases must be a list of objects; {AGAIN}"),
+        ({"cases": '[{"id": "a"}, 3]'}, f"metadata cases must be a list of objects; {AGAIN}"),
+        ({"cases": "{}"}, f"metadata cases must be a list of objects; {AGAIN}"),
+        ({"cases": "[]"}, f"holds zero cases: nothing could be compared; {SAMPLERS}"),
+        ({"cases": '[{"id": "a"}, {}]'}, f"every case must have an id; {AGAIN}"),
+        ({"cases": '[{"id": ""}]'}, f"every case must have an id; {AGAIN}"),
+        ({"cases": '[{"id": 3}]'}, f"every case must have an id; {AGAIN}"),
+    ],
+)
+def test_metadata_of_no_recording_is_refused(change: dict[str, str | None], said: str, tmp_path: Path):
+    path = tmp_path / "file"
+    tensors = {"a/tokens": torch.zeros(2)}
+    path.write_bytes(save(tensors, GOOD))
+    assert read(path).cases == ({"id": "a"},)
+    path.write_bytes(save(tensors, {key: value for key, value in {**GOOD, **change}.items() if value is not None}))
+    assert refusal(path) == said
+
+
+def test_what_is_no_file_or_larger_than_any_recording_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    absent = "record it, or restore it from version control"
+    assert refusal(tmp_path / "nowhere") == f"no such file; {absent}"
+    assert refusal(tmp_path) == f"no such file (there is a folder); {absent}"
+    path = tmp_path / "large"
+    path.write_bytes(save({"a/tokens": torch.zeros(2)}, GOOD))
+    size = path.stat().st_size
+    monkeypatch.setattr(store, "MOST_BYTES", size)
+    assert read(path).platform == "cpu"
+    monkeypatch.setattr(store, "MOST_BYTES", size - 1)
+    assert refusal(path) == f"has {size} bytes, more than the {size - 1} of any recording; {SAMPLERS}"
+
+
+def test_a_damaged_file_is_refused_in_few_words_whatever_its_names_are(tmp_path: Path):
+    remedy = "the file may be truncated; copy it again"
+    path = tmp_path / "damaged"
+    path.write_bytes(save({"a/tokens": torch.zeros(2)}, GOOD)[:-1])
+    said = refusal(path)
+    assert said.startswith("cannot be read (")
+    assert "header" in said  # in the reader's own words
+    assert said.endswith(f"); {remedy}")
+    header = json.dumps({"n" * 10**5: {"dtype": "F32", "shape": [1], "data_offsets": [1, 5]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"12345")
+    reason = refusal(path).removeprefix("cannot be read (").removesuffix(f"); {remedy}")
+    assert len(reason) == store.MOST_REASON
+    assert "nnn" in reason
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path: Path):
+    path, tensors = tmp_path / "file", {"b/x": torch.arange(6).view(2, 3).T, "a/x": torch.tensor([True])}
+    cases = ({"id": "b", "labels": [1, 2]}, {"id": "a", "cfg": 1.5})
+    path.write_bytes(as_bytes({"device": "cpu", "reason": "ä"}, cases, tensors))
+    found = read(path)
+    assert (found.path, found.cases) == (path, cases)
+    assert found.metadata == {"format": "1", "device": "cpu", "reason": "ä"}
+    assert found.tensors.keys() == tensors.keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())
+
+
+def test_equal_cases_have_one_text_whatever_the_order_of_their_keys():
+    text = '[{"cfg":1.5,"id":"a","labels":[1,2]},{"id":"b"}]'
+    assert canonical(({"id": "a", "labels": [1, 2], "cfg": 1.5}, {"id": "b"})) == text
+
+
+@pytest.mark.parametrize("models", plan.FILES)
+def test_the_committed_goldens_have_the_digest_that_they_state(models: str):
+    """What a digest is made of may never change unnoticed: every recording there is would be one changed by hand."""
+    for platform in plan.KEPT:
+        recording = read(own.path_of(models, platform))
+        assert recording.own
+        assert recording.digest() == recording.metadata["digest"]
