@@ -263,3 +263,11 @@ def test_a_name_that_belongs_to_no_case_is_a_defect_of_the_file():
     assert result.path == "of-no-file"
     assert result.defects == ["tensor ab/tokens is not expected: it belongs to no case"]
     assert (result.verdict, [case.defects for case in result.cases]) == (Verdict.DEFECT, [[]])
+
+
+def test_of_another_platform_nothing_is_compared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checking, "check_case", None)
+    recording = Recording(Path("of-no-file"), {"device": "cuda"}, ({"id": "a"},), {"stray": torch.zeros(1)})
+    result = check(recording, [PLAIN], MODELS.device)
+    assert result.unverified.startswith("recorded on cuda")
+    assert (result.cases, result.defects) == ([], [])

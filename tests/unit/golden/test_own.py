@@ -142,6 +142,13 @@ def test_no_goldens_of_a_platform_are_told_with_the_folder(tmp_path: Path, monke
     assert inventory("cuda", tmp_path) == none
     (tmp_path / "golden-tiny-cpu.safetensors").write_bytes(b"")
     assert inventory("cuda", tmp_path) == none
+    (tmp_path / "golden-tiny-cuda.safetensors").write_bytes(b"")  # one file, and all are due
+    files, results = inventory("cuda", tmp_path)
+    assert [path.name for path in files] == ["golden-tiny-cuda.safetensors"]
+    assert sorted(Path(result.path).name for result in results) == [
+        "golden-digits-cpu.safetensors",
+        "golden-digits-cuda.safetensors",
+    ]
 
 
 def test_what_is_missing_or_in_nobody_s_plan_is_told_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
