@@ -138,7 +138,7 @@ def _judge_plain(case: RecordedCase, recorded: dict[str, Tensor], free: Trace, r
     result.draws = tokens_BL.numel()
     result.identical = int((forced.tokens_BL == tokens_BL).sum())
     if not torch.equal(forced.tokens_BL, tokens_BL):
-        exact, moved_L = case.exact(tokens_BL), [allowed.logits_S[si].logits for si in pyramid.levels()]
+        exact, moved_L = case.exact(tokens_BL), [allowed.logits_S[si] for si in pyramid.levels()]
         moved_BL = guided(exact).new_tensor(moved_L).expand(tokens_BL.shape)
         judged_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
         judge_tokens(case, tokens_BL, forced, Ground(exact, moved_BL, moved_BL, judged_BL), result)
@@ -171,9 +171,7 @@ def _judge_tensors(
 
     logits = [NOT_RECORDED]
     if case.logits != "none":
-        logits = [
-            judge(f"logits/{si}", kept_logits(case, run, si), 2 * allowed.logits_S[si].logits, si) for si in pyramid
-        ]
+        logits = [judge(f"logits/{si}", kept_logits(case, run, si), 2 * allowed.logits_S[si], si) for si in pyramid]
     if case.f_hats:
         f_hats = [judge(f"f_hat/{si}", maps(run, steps=False)[si], most, si) for si in pyramid]
         if not torch.equal(recorded[f"f_hat/{pyramid.S - 1}"], recorded["f_hat"]):

@@ -126,7 +126,7 @@ def test_budgets_that_claim_too_much_excuse_no_more_than_the_cap(
 
 
 def test_where_nothing_may_be_off_what_is_not_off_holds(monkeypatch: pytest.MonkeyPatch):
-    none = Allowances(tuple(Budget(0.0, 0.0, 0.0, "by hand").guided(4.0, 1.0) for _ in SCALES), 0.0, 0.0)
+    none = Allowances((0.0,) * len(SCALES), 0.0, 0.0)
     monkeypatch.setattr(checking, "allowances", lambda case, run: none)
     assert judged(CASE, tensors_of(CASE)).defects == []
 
@@ -147,7 +147,7 @@ def test_tokens_are_judged_by_the_allowance_of_their_scale_and_float64_on_the_re
     judged(CASE, tensors)
     (ground,) = grounds
     assert torch.equal(ground.exact.intermediates.guided_BLV, CASE.exact(tokens_BL).intermediates.guided_BLV)
-    by_scale = [scale.logits for scale in allowances(CASE, CASE.run(tokens_BL)).logits_S]
+    by_scale = allowances(CASE, CASE.run(tokens_BL)).logits_S
     expected = [[by_scale[si] for si in MODELS.pyramid.levels()]] * 2
     assert ground.margin_BL.tolist() == ground.error_BL.tolist() == expected
     assert torch.equal(ground.judged_BL, torch.ones(tokens_BL.shape, dtype=torch.bool))
