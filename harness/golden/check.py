@@ -22,7 +22,7 @@ from harness.golden.cores import one_case_a_core
 from harness.golden.platform import unverified
 from harness.golden.result import NOT_RECORDED, CaseResult, FileResult
 from harness.golden.smooth import judge_smooth
-from harness.golden.spread import guided, maps
+from harness.golden.spread import f_hats, guided
 from harness.golden.store import Recording, read
 from harness.golden.structure import structure
 from harness.golden.tokens import Ground, judge_tokens
@@ -161,7 +161,7 @@ def _judge_tensors(
     case: RecordedCase, recorded: dict[str, Tensor], run: Trace, allowed: Allowances, result: CaseResult
 ) -> None:
     """Compare logits, f_hat and image. Effects: on `result`."""
-    pyramid, most, f_hats = case.models.pyramid, allowed.f_hat, []
+    pyramid, most, deltas = case.models.pyramid, allowed.f_hat, []
 
     def judge(name: str, made: Tensor, most: float, scale: int) -> float:
         delta = largest_difference(made, recorded[name])
@@ -173,9 +173,9 @@ def _judge_tensors(
     if case.logits != "none":
         logits = [judge(f"logits/{si}", kept_logits(case, run, si), 2 * allowed.logits_S[si], si) for si in pyramid]
     if case.f_hats:
-        f_hats = [judge(f"f_hat/{si}", maps(run, steps=False)[si], most, si) for si in pyramid]
+        deltas = [judge(f"f_hat/{si}", f_hats(run)[si], most, si) for si in pyramid]
         if not torch.equal(recorded[f"f_hat/{pyramid.S - 1}"], recorded["f_hat"]):
             result.defect("f_hat", f"f_hat is not f_hat/{pyramid.S - 1}", pyramid.S - 1)
-    f_hats.append(judge("f_hat", run.f_hat_BCPP, most, pyramid.S - 1))
-    result.delta_logits, result.delta_f_hat = max(logits), max(f_hats)
+    deltas.append(judge("f_hat", run.f_hat_BCPP, most, pyramid.S - 1))
+    result.delta_logits, result.delta_f_hat = max(logits), max(deltas)
     result.delta_image = judge("image", case.models.vae.decode(run.f_hat_BCPP), allowed.image, -1)

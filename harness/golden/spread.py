@@ -138,11 +138,15 @@ def guided(trace: Trace) -> Tensor:
     return trace.intermediates.guided_BLV
 
 
+def f_hats(trace: Trace) -> Tensor:
+    """Return f_hat_SBCPP of a plain sampler's run."""
+    assert trace.intermediates is not None
+    return trace.intermediates.f_hat_SBCPP
+
+
 def maps(trace: Trace, steps: bool) -> Tensor:
     """Return f_hat_SBCPP of a plain sampler's run, or what every scale adds to it."""
-    assert trace.intermediates is not None
-    f_hat_SBCPP = trace.intermediates.f_hat_SBCPP
-    return added(f_hat_SBCPP) if steps else f_hat_SBCPP
+    return added(f_hats(trace)) if steps else f_hats(trace)
 
 
 def added(f_hat_SBCPP: Tensor) -> Tensor:

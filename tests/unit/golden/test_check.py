@@ -21,9 +21,11 @@ from harness.golden.store import Recording
 from harness.golden.structure import structure
 from harness.golden.tokens import Ground
 from harness.judge.verdict import Verdict
+from harness.protocol.noise import Noise
 from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
-from harness.speculative.sampler import Options
+from harness.speculative.sampler import Options, SpeculativeDecoder
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))
@@ -151,6 +153,21 @@ def test_tokens_are_judged_by_the_allowance_of_their_scale_and_float64_on_the_re
     expected = [[by_scale[si] for si in MODELS.pyramid.levels()]] * 2
     assert ground.margin_BL.tolist() == ground.error_BL.tolist() == expected
     assert torch.equal(ground.judged_BL, torch.ones(tokens_BL.shape, dtype=torch.bool))
+    assert ground.judged_BL.dtype is torch.bool
+
+
+def test_of_a_speculative_decode_its_own_f_hat_is_judged(monkeypatch: pytest.MonkeyPatch):
+    """Plant: a decoder of the right tokens whose f_hat is another's."""
+    tensors, whole = tensors_of(SPECULATIVE), SpeculativeDecoder.decode
+
+    def bent(self: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
+        run = whole(self, request, noise)
+        return replace(run, f_hat_BCPP=run.f_hat_BCPP + 1e-2)
+
+    monkeypatch.setattr(SpeculativeDecoder, "decode", bent)
+    found = judged(SPECULATIVE, tensors)
+    assert found.free_run
+    assert [defect.component for defect in found.defects] == ["f_hat", "image"]
 
 
 @pytest.mark.parametrize(("position", "defects"), [(-1, 1), (-2, 0)])
@@ -238,7 +255,9 @@ def test_nineteen_of_twenty_tokens_are_not_more_than_their_share(
     theirs = case.run().tokens_BL.short()
     theirs[0, :differing] = (theirs[0, :differing] + 1) % 11
     named = {**{f"a/{name}": tensor for name, tensor in other.items()}, "b/tokens": theirs}
-    result = check_case(case, Recording(Path("of-no-file"), {}, ({"id": "b"}, {"id": "a"}), named))
+    named["of-another-size/tokens"] = theirs[:, :3]
+    listed = tuple({"id": name} for name in ("without-tokens", "of-another-size", "b", "a"))
+    result = check_case(case, Recording(Path("of-no-file"), {}, listed, named))
     assert (theirs.numel(), result.defects[0].component == "swapped") == (20, swapped)
 
 
