@@ -58,7 +58,7 @@ def choices(case: RecordedCase, guided_BLV: Tensor) -> Choices:
         factors += [(1 + ramp) / temperature(ramp)] * pyramid.tokens(si)
     score_BLV = torch.cat(scores, 1)
     kept_BLV = filter_logits(guided_BLV, request.top_k, request.top_p).isfinite()
-    best_BL2 = score_BLV.masked_fill(~kept_BLV, -torch.inf).topk(min(2, kept_BLV.shape[-1])).indices
+    best_BL2 = score_BLV.masked_fill(~kept_BLV, -torch.inf).topk(min(2, case.models.vae.config.V)).indices
     return Choices(score_BLV, kept_BLV, best_BL2, score_BLV.new_tensor(factors))
 
 
