@@ -127,6 +127,10 @@ def test_logits_that_move_together_are_off_but_not_apart():
     rms_BL, peak_BL, _ = farthest.farthest
     for off_BL in (rms_BL, peak_BL):
         torch.testing.assert_close(off_BL, torch.ones(2, 14, dtype=torch.float64))
+    slope_V = 1e-3 * torch.arange(11, dtype=torch.float64)
+    farthest.add(replace(case, models=nudged(MODELS.wide(), lambda logits_RlV: logits_RlV + slope_V)).run())
+    apart_BV = (slope_V - slope_V[farthest.best_BL1[:, 0]]).abs()  # of scale 0, which no f_hat leads elsewhere
+    torch.testing.assert_close(farthest.apart_BLV[:, 0], apart_BV)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
