@@ -36,7 +36,7 @@ KILLED = {1, 3, -24, 24, 36, 152, 255}
 # before and after are the same once what may be another is taken out of both: the rest of a line is never excused.
 EQUAL = [
     (r".*", r"strict=\w+", "both sides of the zip are as long by construction: strict is an assertion, not a branch"),
-    (r".*", r'(?<=, )("(XX)?(judge|JUDGE)(XX)?"|None)(?=\))', "the reader's word only names who read"),
+    (r".*", r'(?<=, )("(XX)?(judge|JUDGE|golden|GOLDEN)(XX)?"|None)(?=\))', "the reader's word only names who read"),
     (
         r".*",
         r'(encoding|errors)=("[^"]*"|None)',

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from harness.golden.cases import RecordedCase
 from harness.protocol.trace import Trace
-from harness.rounding.budget import Allowance, Budget
+from harness.rounding.budget import Budget
 from harness.rounding.measure import quick
 from harness.rounding.stored import MARGIN
 
@@ -52,13 +52,13 @@ class Allowances:
     """What one case may be off by.
 
     Args:
-        logits_S: of guided logits, by scale.
-        f_hat_S: largest difference from the recorded f_hat after every scale.
+        logits_S: largest difference of a guided logit from float64, by scale.
+        f_hat: largest difference from the recorded f_hat, after any scale.
         image: largest difference from the recorded image.
     """
 
-    logits_S: tuple[Allowance, ...]
-    f_hat_S: tuple[float, ...]
+    logits_S: tuple[float, ...]
+    f_hat: float
     image: float
 
 
@@ -79,9 +79,9 @@ def allowances(case: RecordedCase, run: Trace) -> Allowances:
         max(budget.f_hat for budget in budgets),
         LIMITS["f_hat cap"] * max(1.0, float(run.intermediates.f_hat_SBCPP.abs().max())),
     )
-    budget, pyramid = Budget(rows, worst.rows_rms, f_hat, worst.source), case.models.pyramid
-    logits_S = tuple(budget.guided(case.request.cfg, pyramid.ramp(si)) for si in pyramid)
-    return Allowances(logits_S, (2 * f_hat,) * pyramid.S, LIMITS["image"])  # both sides may be off
+    budget, pyramid = replace(worst, rows=rows), case.models.pyramid
+    logits_S = tuple(budget.guided(case.request.cfg, pyramid.ramp(si)).logits for si in pyramid)
+    return Allowances(logits_S, 2 * f_hat, LIMITS["image"])  # both sides may be off
 
 
 def smooth_rounding(case: RecordedCase, run: Trace) -> float:
@@ -98,4 +98,4 @@ def smooth_rounding(case: RecordedCase, run: Trace) -> float:
 
 def _budgets(case: RecordedCase) -> list[Budget]:
     """Of the networks that decide tokens, each on its own."""
-    return [quick(replace(case.models, draft=network, target=network)) for network in case.sides()]
+    return [quick(replace(case.models, target=network)) for network in case.sides()]

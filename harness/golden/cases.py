@@ -12,21 +12,23 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden.limits import check_batch
+from harness.golden.limits import REMEDY, check_batch
 from harness.golden.networks import networks
 from harness.models.network import Network
 from harness.models.pair import ModelPair
-from harness.protocol.noise import SeededNoise
-from harness.protocol.request import ORDERS, NoiseOrder, Request
+from harness.protocol.request import ORDERS, Request
 from harness.protocol.trace import Trace
 from harness.reference import handoff, sequential
 from harness.reference.handoff import HandOff
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
 SAMPLERS = ("sequential", "test3", "speculative")
+SIDES = ("draft", "target")
+LOGITS = ("none", "some", "all")
 LOGITS_STEP, LOGITS_DENSE = 16, 5  # digits: from scale 5 on every 16th position is kept
 TensorShapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 Number = TypeVar("Number", int, float, bool)
+Word = TypeVar("Word", bound=str)
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class RecordedCase:
         sampler: one of `SAMPLERS`.
         request: what was drawn.
         models: networks.
-        network: "target" or "draft" (`sequential`).
+        network: one of `SIDES` (`sequential`).
         hand_off: of `test3`.
         options: of `speculative`.
         f_hats: f_hat after every scale is recorded too.
-        logits: "none", "some" (digits) or "all" positions.
+        logits: one of `LOGITS`, "some" positions (digits).
     """
 
     id: str
@@ -57,18 +59,16 @@ class RecordedCase:
 
     def run(self, forced_BL: Tensor | None = None) -> Trace:
         """Run the sampler; teacher-forced, a speculative decode becomes the sequential one that it must equal."""
-        models = self.models
-        noise = SeededNoise(self.request, models.pyramid, models.target.config.V, models.device)
+        models, noise = self.models, self.models.noise(self.request)
         if self.sampler == "test3":
             return handoff.sample(models, self.request, noise, self.hand_off, forced_BL)
         if self.sampler == "speculative" and forced_BL is None:
             return SpeculativeDecoder(models, self.options).decode(self.request, noise)
-        network = models.draft if self.network == "draft" else models.target
-        return sequential.sample(network, models.vae, self.request, noise, forced_BL)
+        return sequential.sample(self.sides()[0], models.vae, self.request, noise, forced_BL)
 
     def exact(self, forced_BL: Tensor | None = None) -> Trace:
         """Run in float64, on the same numbers."""
-        return replace(self, models=self.models.to(self.models.device, torch.float64)).run(forced_BL)
+        return replace(self, models=self.models.wide()).run(forced_BL)
 
     def sides(self) -> tuple[Network, ...]:
         """Networks that decide tokens."""
@@ -116,27 +116,23 @@ def parse(case: dict[str, Any], models_name: str, device: torch.device) -> Recor
     except InputError as error:
         raise InputError(f"case {name}: {error.name}", error.value, error.rule, error.remedy) from None
     except KeyError as error:
-        raise InputError(f"case {name}", "metadata", f"lacks {error}", "record it again") from None
+        raise InputError(f"case {name}", "metadata", f"lacks {error}", REMEDY) from None
 
 
 def _parse(case: dict[str, Any], name: str, models_name: str, device: torch.device) -> RecordedCase:
-    if case["sampler"] not in SAMPLERS:
-        raise InputError("sampler", case["sampler"], f"must be one of {', '.join(SAMPLERS)}", "record it again")
+    sampler = _one_of("sampler", case["sampler"], SAMPLERS)
     models = networks(case, models_name, device)
     request = _request(case)
     request.check_against(models.target.config.classes, models.target.config.V)
     check_batch(request.B, models.pyramid, models.target.config, models.vae.config.downsampling)
-    deep = _value({"deep": False, **case}, "deep", bool)
-    default = "all" if models_name == "filled" else "some" if deep else "none"
-    parsed = RecordedCase(name, case["sampler"], request, models, f_hats=deep, logits=case.get("logits", default))
-    if parsed.logits not in ("none", "some", "all"):
-        raise InputError("logits", parsed.logits, "must be none, some or all", "record it again")
-    if parsed.sampler == "sequential":
-        network = case.get("model", "target") if models_name == "filled" else case["model"]
-        if network not in ("draft", "target"):
-            raise InputError("model", network, "must be draft or target", "record it again")
-        return replace(parsed, network=network)
-    if parsed.sampler == "test3":
+    deep, filled = "deep" in case and _value(case, "deep", bool), models_name == "filled"
+    default = "all" if filled else "some" if deep else "none"
+    logits = _one_of("logits", case.get("logits", default), LOGITS)
+    parsed = RecordedCase(name, sampler, request, models, f_hats=deep, logits=logits)
+    if sampler == "sequential":
+        side = case.get("model", "target") if filled else case["model"]
+        return replace(parsed, network=_one_of("model", side, SIDES))
+    if sampler == "test3":
         mode = case.get("mode", "recorded")  # the published format knows one behaviour only
         return replace(parsed, hand_off=HandOff(_value(case, "entry_num", int), _value(case, "sd_mask", int), mode))
     options = Options(_value(case, "draft_len", int), _value(case, "bonus", bool))
@@ -147,30 +143,30 @@ def _parse(case: dict[str, Any], name: str, models_name: str, device: torch.devi
 def _request(case: dict[str, Any]) -> Request:
     labels = case["labels"]
     if labels is not None and not (isinstance(labels, list) and all(type(label) is int for label in labels)):
-        raise InputError("labels", labels, "must be a list of integers, or null for drawn ones", "record it again")
+        raise InputError("labels", labels, "must be a list of integers, or null for drawn ones", REMEDY)
     numbers = (_value(case, "cfg", float), _value(case, "top_k", int), _value(case, "top_p", float))
     return Request(
         None if labels is None else tuple(labels), _value(case, "seed", int), *numbers,
-        _value(case, "more_smooth", bool), _order(case),
-        count=_value(case, "count", int) if labels is None else 0,
+        _value(case, "more_smooth", bool),
+        _one_of("order", case.get("order", "batch"), ORDERS),  # the published order
+        count=_value(case, "count", int) if labels is None else len(labels),
     )  # fmt: skip
 
 
-def _order(case: dict[str, Any]) -> NoiseOrder:
-    """Return whose noise streams; those of the batch where a case does not say. Raises `InputError`."""
-    named = case.get("order", "batch")
-    for order in ORDERS:
-        if order == named:
-            return order
-    raise InputError("order", named, f"must be one of {', '.join(ORDERS)}", "record it again")
+def _one_of(key: str, value: object, words: tuple[Word, ...]) -> Word:
+    """Return the word that a case says. Raises `InputError` where it is none of these."""
+    for word in words:
+        if word == value:
+            return word
+    raise InputError(key, value, f"must be one of {', '.join(words)}", REMEDY)
 
 
 def _value(case: dict[str, Any], key: str, kind: type[Number]) -> Number:
     """Return ``case[key]``, of exactly this kind; an integer may stand for a float. Raises `InputError`."""
     value = case[key]
     if type(value) is not kind and not (kind is float and type(value) is int):
-        raise InputError(key, value, f"must be of type {kind.__name__}", "record it again")
+        raise InputError(key, value, f"must be of type {kind.__name__}", REMEDY)
     try:
         return kind(value)
     except OverflowError:  # an integer of hundreds of digits
-        raise InputError(key, value, "must be a number that a float holds", "record it again") from None
+        raise InputError(key, value, "must be a number that a float holds", REMEDY) from None

@@ -22,6 +22,7 @@ from harness.golden.cores import one_case_a_core
 from harness.golden.platform import unverified
 from harness.golden.result import NOT_RECORDED, CaseResult, FileResult
 from harness.golden.smooth import judge_smooth
+from harness.golden.spread import f_hats, guided
 from harness.golden.store import Recording, read
 from harness.golden.structure import structure
 from harness.golden.tokens import Ground, judge_tokens
@@ -78,7 +79,7 @@ def check(
     result = FileResult(str(recording.path), unverified=unverified(recording, device))
     if result.unverified:
         return result
-    result.defects += [f"tensor {name} is not expected: it belongs to no case" for name in recording.strays()]
+    result.defects = [f"tensor {name} is not expected: it belongs to no case" for name in recording.strays()]
     with one_case_a_core(device) as pool:
         for judged in pool.map(lambda case: check_case(case, recording), cases):
             result.cases.append(judged)
@@ -126,8 +127,7 @@ def rounds(trace: Trace) -> Tensor:
 
 def kept_logits(case: RecordedCase, trace: Trace, si: int) -> Tensor:
     """Return the guided logits of one scale at the positions that are recorded."""
-    assert trace.intermediates is not None
-    return trace.intermediates.guided_BLV[:, case.models.pyramid.span(si)][:, case.logits_positions(si)]
+    return guided(trace)[:, case.models.pyramid.span(si)][:, case.logits_positions(si)]
 
 
 def _judge_plain(case: RecordedCase, recorded: dict[str, Tensor], free: Trace, result: CaseResult) -> None:
@@ -137,11 +137,11 @@ def _judge_plain(case: RecordedCase, recorded: dict[str, Tensor], free: Trace, r
     allowed = allowances(case, forced)
     result.draws = tokens_BL.numel()
     result.identical = int((forced.tokens_BL == tokens_BL).sum())
-    if result.identical < result.draws:
-        moved_L = [allowed.logits_S[si].logits for si in pyramid.levels()]
-        moved_BL = torch.tensor(moved_L, dtype=torch.float64, device=tokens_BL.device).expand(tokens_BL.shape)
-        ground = Ground(case.exact(tokens_BL), moved_BL, moved_BL, torch.ones_like(tokens_BL, dtype=torch.bool))
-        judge_tokens(case, tokens_BL, forced, ground, result)
+    if not torch.equal(forced.tokens_BL, tokens_BL):
+        exact, moved_L = case.exact(tokens_BL), [allowed.logits_S[si] for si in pyramid.levels()]
+        moved_BL = guided(exact).new_tensor(moved_L).expand(tokens_BL.shape)
+        judged_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
+        judge_tokens(case, tokens_BL, forced, Ground(exact, moved_BL, moved_BL, judged_BL), result)
     _judge_tensors(case, recorded, forced, allowed, result)
 
 
@@ -151,7 +151,7 @@ def _name_swapped(case: RecordedCase, recording: Recording, free_BL: Tensor, res
         theirs = recording.tensors.get(f"{other['id']}/tokens")
         if other["id"] == case.id or theirs is None or theirs.shape != free_BL.shape:
             continue
-        if float((free_BL == theirs.to(free_BL.device)).double().mean()) > SWAPPED:
+        if float((free_BL.cpu() == theirs).double().mean()) > SWAPPED:
             detail = f"case {other['id']} holds the tokens drawn here: two cases are swapped"
             result.defects.insert(0, Divergence("swapped", detail, case.request.seed))
             return
@@ -161,25 +161,21 @@ def _judge_tensors(
     case: RecordedCase, recorded: dict[str, Tensor], run: Trace, allowed: Allowances, result: CaseResult
 ) -> None:
     """Compare logits, f_hat and image. Effects: on `result`."""
-    assert run.intermediates is not None
-    pyramid, vae, f_hat_S = case.models.pyramid, case.models.vae, allowed.f_hat_S
+    pyramid, most, deltas = case.models.pyramid, allowed.f_hat, []
 
     def judge(name: str, made: Tensor, most: float, scale: int) -> float:
         delta = largest_difference(made, recorded[name])
         if not delta <= most:
-            component = name.split("/", maxsplit=1)[0]
-            result.defect(component, f"{name} is off by {delta:.3g}, allowed {most:.3g}", scale)
+            result.defect(name.partition("/")[0], f"{name} is off by {delta:.3g}, allowed {most:.3g}", scale)
         return delta
 
-    logits, f_hats = [NOT_RECORDED], []
+    logits = [NOT_RECORDED]
     if case.logits != "none":
-        logits = [
-            judge(f"logits/{si}", kept_logits(case, run, si), 2 * allowed.logits_S[si].logits, si) for si in pyramid
-        ]
+        logits = [judge(f"logits/{si}", kept_logits(case, run, si), 2 * allowed.logits_S[si], si) for si in pyramid]
     if case.f_hats:
-        f_hats = [judge(f"f_hat/{si}", run.intermediates.f_hat_SBCPP[si], f_hat_S[si], si) for si in pyramid]
+        deltas = [judge(f"f_hat/{si}", f_hats(run)[si], most, si) for si in pyramid]
         if not torch.equal(recorded[f"f_hat/{pyramid.S - 1}"], recorded["f_hat"]):
             result.defect("f_hat", f"f_hat is not f_hat/{pyramid.S - 1}", pyramid.S - 1)
-    f_hats.append(judge("f_hat", run.f_hat_BCPP, f_hat_S[-1], pyramid.S - 1))
-    result.delta_logits, result.delta_f_hat = max(logits), max(f_hats)
-    result.delta_image = judge("image", vae.decode(run.f_hat_BCPP), allowed.image, -1)
+    deltas.append(judge("f_hat", run.f_hat_BCPP, most, pyramid.S - 1))
+    result.delta_logits, result.delta_f_hat = max(logits), max(deltas)
+    result.delta_image = judge("image", case.models.vae.decode(run.f_hat_BCPP), allowed.image, -1)

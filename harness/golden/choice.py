@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.golden.cases import RecordedCase
-from harness.protocol.noise import SMOOTH, SeededNoise
+from harness.protocol.noise import SMOOTH
 from harness.protocol.request import Request
 from harness.reference.draw import filter_logits
 
@@ -49,8 +49,7 @@ def temperature(ramp: float) -> float:
 
 def choices(case: RecordedCase, guided_BLV: Tensor) -> Choices:
     """Return the choices that a case has at these guided logits (float64)."""
-    pyramid, request, V = case.models.pyramid, case.request, case.models.vae.config.V
-    noise = SeededNoise(request, pyramid, V, case.models.device)
+    pyramid, request, noise = case.models.pyramid, case.request, case.models.noise(case.request)
     noise.labels(case.models.target.config.classes)  # drawn ones come first
     scores, factors = [], []
     for si in pyramid:
@@ -59,8 +58,8 @@ def choices(case: RecordedCase, guided_BLV: Tensor) -> Choices:
         factors += [(1 + ramp) / temperature(ramp)] * pyramid.tokens(si)
     score_BLV = torch.cat(scores, 1)
     kept_BLV = filter_logits(guided_BLV, request.top_k, request.top_p).isfinite()
-    best_BL2 = score_BLV.masked_fill(~kept_BLV, -torch.inf).topk(min(2, V)).indices
-    return Choices(score_BLV, kept_BLV, best_BL2, torch.tensor(factors).to(score_BLV))
+    best_BL2 = score_BLV.masked_fill(~kept_BLV, -torch.inf).topk(min(2, case.models.vae.config.V)).indices
+    return Choices(score_BLV, kept_BLV, best_BL2, score_BLV.new_tensor(factors))
 
 
 def soft_ties(case: RecordedCase, guided_BLV: Tensor, chosen: Choices, reach_BLV: Tensor) -> Tensor:
@@ -87,10 +86,10 @@ def _unsure(guided_BLV: Tensor, reach_BLV: Tensor, request: Request, kept_BLV: T
     unsure_BLV = torch.zeros_like(kept_BLV)
     if not request.top_k and not request.top_p:
         return unsure_BLV
-    for k in range(2 * TOSSES):
-        way_BLV = (-1) ** k * _signs(guided_BLV, k // 2)
-        moved_BLV = filter_logits(guided_BLV + way_BLV * reach_BLV, request.top_k, request.top_p)
-        unsure_BLV |= moved_BLV.isfinite() != kept_BLV
+    for toss in range(TOSSES):
+        way_BLV = _signs(guided_BLV, toss) * reach_BLV
+        for moved_BLV in (guided_BLV + way_BLV, guided_BLV - way_BLV):
+            unsure_BLV |= filter_logits(moved_BLV, request.top_k, request.top_p).isfinite() != kept_BLV
     return unsure_BLV
 
 
@@ -103,4 +102,4 @@ def tossed(chosen: Choices, seed: int) -> Tensor:
 
 def _signs(like_BLV: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randint(2, like_BLV.shape, generator=generator) * 2 - 1).to(like_BLV)
+    return (torch.randint(2, like_BLV.shape, generator=generator) * 2 - 1).type_as(like_BLV)

@@ -39,7 +39,7 @@ class Nudged:
     def embed(self, raw_BnC: Tensor) -> Tensor:
         """Return the embedding of the given input, or of the sampler's own."""
         given = self._raw.get(raw_BnC.shape[1])
-        return self._network.embed(raw_BnC if given is None else given.to(raw_BnC.dtype))
+        return self._network.embed(raw_BnC if given is None else given)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return the network's logits, nudged."""

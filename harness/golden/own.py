@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.errors import InputError
 from harness.golden import plan
 from harness.golden.digest import content_digest
 from harness.golden.networks import networks
@@ -37,7 +38,7 @@ def inventory(platform: str, folder: Path = DATA) -> tuple[list[Path], list[File
     Returns:
         The files to judge, and a finished judgement for each missing or extra one, or for an unknown platform.
     """
-    there = set(folder.glob("*")) if folder.is_dir() else set()
+    there = set(folder.glob("*"))
     platforms = [name for name in plan.PLATFORMS if name in plan.KEPT or there & set(_paths(name, folder))]
     if platform not in platforms:
         return [], [FileResult(str(folder), unverified=f"no goldens were recorded on {platform}")]
@@ -52,7 +53,7 @@ def inventory(platform: str, folder: Path = DATA) -> tuple[list[Path], list[File
 
 def stale(recording: Recording) -> list[str]:
     """List in what an own file differs from the plan, from its own digest and from the weights of today."""
-    models = recording.metadata.get("models", "")
+    models = recording.metadata.get("models")
     if models not in plan.FILES:
         return [f"models {models} are not in the plan"]
     expected = {case["id"]: json.loads(canonical((case,))) for case in plan.cases(models)}
@@ -73,7 +74,7 @@ def stale(recording: Recording) -> list[str]:
     whence = origins(recording, actual)
     if not all(str(origin.get("reason", "")).strip() for origin in whence):
         found.append("provenance lacks the reason")
-    told = [name for origin in whence for name in origin.get("cases", ())]
+    told = [name for origin in whence for name in origin["cases"]]
     if sorted(told) != sorted(actual):
         found.append("provenance must name the origin of every case once")
     return found
@@ -85,12 +86,19 @@ def origins(recording: Recording, names: Collection[str]) -> tuple[dict[str, Any
     Args:
         recording: an own file; one that was written in one go states its origin for the whole file.
         names: of the cases.
+
+    Raises:
+        InputError: what it states is no list of groups of cases.
     """
     stated = recording.metadata.get("origins")
     whole = {key: recording.metadata.get(key, "") for key in ("device_name", "commit", "reason")}
-    whole |= {"versions": json.loads(recording.metadata.get("versions", "{}"))}
-    groups = json.loads(stated) if stated else [{**whole, "cases": [case["id"] for case in recording.cases]}]
-    kept = [{**group, "cases": [name for name in group["cases"] if name in names]} for group in groups]
+    try:
+        whole |= {"versions": json.loads(recording.metadata.get("versions", "{}"))}
+        groups = json.loads(stated) if stated else [{**whole, "cases": [case["id"] for case in recording.cases]}]
+        kept = [{**group, "cases": [name for name in group["cases"] if name in names]} for group in groups]
+    except (ValueError, TypeError, KeyError):
+        rule = "must state its origins as groups of cases"
+        raise InputError("golden", str(recording.path), rule, "restore it from version control") from None
     return tuple(group for group in kept if group["cases"])
 
 

@@ -54,7 +54,7 @@ class _Followed:
 
 def judge_smooth(case: RecordedCase, recorded: Mapping[str, Tensor], free: Trace, result: CaseResult) -> None:
     """Judge tokens, logits, f_hat and image of a case with `more_smooth`. Effects: on `result`."""
-    error, floor = smooth_rounding(case, free), allowances(case, free).f_hat_S[-1]
+    error, floor = smooth_rounding(case, free), allowances(case, free).f_hat
     own = _Followed(free, spread(case, error), floor)
     led = own
     if case.f_hats:

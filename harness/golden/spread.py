@@ -10,9 +10,8 @@ Promise: nothing here sees the recording that is judged.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ from torch import Tensor
 from harness.golden.cases import RecordedCase
 from harness.golden.choice import Choices, choices, soft_ties, tossed
 from harness.golden.nudged import Nudge, as_they_are, nudged
-from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.trace import Trace
 
 # Runs that are nudged by rounding alone, and pairs of runs that take every soft tie the one way and the other.
@@ -64,10 +62,9 @@ def spread(case: RecordedCase, error: float, raw: Mapping[int, Tensor] | None = 
     def run(nudge: Nudge) -> Trace:
         return replace(case, models=nudged(case.models, nudge, raw)).run()
 
-    wide = case.models.to(case.models.device, torch.float64)
-    exact = replace(case, models=nudged(wide, as_they_are, raw)).run()
+    exact = replace(case, models=nudged(case.models.wide(), as_they_are, raw)).run()
     chosen, steps = choices(case, guided(exact)), raw is not None
-    calm = _Farthest(exact, chosen, steps)
+    calm, pyramid = _Farthest(exact, chosen, steps), case.models.pyramid
     for k in range(RUNS):
         calm.add(run(_Rounding(error, k)))
     reach_BLV = FACTOR * calm.apart_BLV
@@ -75,7 +72,8 @@ def spread(case: RecordedCase, error: float, raw: Mapping[int, Tensor] | None = 
     both = _Farthest(exact, chosen, steps)
     for k in range(2 * PAIRS if bool(ties_BL.any()) else 0):
         shift_BLV = (-1) ** k * tossed(chosen, k // 2) * reach_BLV * ties_BL[..., None]
-        both.add(run(_Rounding(error, k, shift_BLV, case.models.pyramid)), shift_BLV)
+        shifts = {pyramid.tokens(si): shift_BLV[:, pyramid.span(si)] for si in pyramid}
+        both.add(run(_Rounding(error, k, shifts)), shift_BLV)
     rms_BL, peak_BL, map_SBPP = (
         torch.maximum(FACTOR * of_calm, of_both) for of_calm, of_both in zip(calm.farthest, both.farthest, strict=True)
     )
@@ -88,10 +86,8 @@ class _Farthest:
     def __init__(self, exact: Trace, chosen: Choices, steps: bool) -> None:
         self.exact_BLV, self.best_BL1, self.steps = guided(exact), chosen.best_BL2[..., :1], steps
         self.exact_SBCPP = maps(exact, steps)
-        self.apart_BLV = torch.zeros_like(self.exact_BLV)  # a code against the best one
-        self.rms_BL = torch.zeros_like(self.exact_BLV[..., 0])
-        self.peak_BL = torch.zeros_like(self.rms_BL)
-        self.map_SBPP = torch.zeros_like(self.exact_SBCPP[:, :, 0])
+        nowhere = self.exact_BLV.new_zeros(())  # of no run yet; any shape
+        self.apart_BLV = self.rms_BL = self.peak_BL = self.map_SBPP = nowhere  # apart: a code against the best one
 
     @property
     def farthest(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,12 +107,17 @@ class _Farthest:
 
 @dataclass
 class _Rounding:
-    """A nudge of the size of rounding, from a generator of its own, and a shift of the guided logits besides."""
+    """A nudge of the size of rounding, from a generator of its own, and shifts of the guided logits besides.
+
+    Args:
+        error: root mean square of the nudge.
+        seed: of the generator.
+        shifts: shift_BlV by number of tokens, which tells the scales of a pyramid apart.
+    """
 
     error: float
     seed: int
-    shift_BLV: Tensor | None = None
-    pyramid: ScalePyramid | None = None
+    shifts: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
@@ -124,12 +125,11 @@ class _Rounding:
     def __call__(self, logits_RlV: Tensor) -> Tensor:
         """Return the logits, moved; both guidance rows by the same shift, so that the guided ones move by it."""
         noise_RlV = torch.randn(logits_RlV.shape, generator=self.generator)
-        moved_RlV = logits_RlV + self.error * noise_RlV.to(logits_RlV)
-        if self.shift_BLV is None or self.pyramid is None:
+        moved_RlV = logits_RlV.add(noise_RlV.type_as(logits_RlV), alpha=self.error)
+        shift_BlV = self.shifts.get(logits_RlV.shape[1])
+        if shift_BlV is None:
             return moved_RlV
-        si = self.pyramid.patch_nums.index(math.isqrt(logits_RlV.shape[1]))
-        shift_BlV = self.shift_BLV[:, self.pyramid.span(si)].to(logits_RlV)
-        return moved_RlV + torch.cat((shift_BlV, shift_BlV))
+        return moved_RlV + torch.cat((shift_BlV, shift_BlV)).type_as(logits_RlV)
 
 
 def guided(trace: Trace) -> Tensor:
@@ -138,11 +138,15 @@ def guided(trace: Trace) -> Tensor:
     return trace.intermediates.guided_BLV
 
 
+def f_hats(trace: Trace) -> Tensor:
+    """Return f_hat_SBCPP of a plain sampler's run."""
+    assert trace.intermediates is not None
+    return trace.intermediates.f_hat_SBCPP
+
+
 def maps(trace: Trace, steps: bool) -> Tensor:
     """Return f_hat_SBCPP of a plain sampler's run, or what every scale adds to it."""
-    assert trace.intermediates is not None
-    f_hat_SBCPP = trace.intermediates.f_hat_SBCPP
-    return added(f_hat_SBCPP) if steps else f_hat_SBCPP
+    return added(f_hats(trace)) if steps else f_hats(trace)
 
 
 def added(f_hat_SBCPP: Tensor) -> Tensor:

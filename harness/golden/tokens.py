@@ -7,19 +7,22 @@ allowed; where nothing is allowed to be said (`judged_BL`), it is not judged, an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from harness.golden.cases import RecordedCase
 from harness.golden.result import CaseResult
+from harness.golden.spread import guided
 from harness.judge.compare import largest_difference
 from harness.judge.ties import margin_bound, race_margin
 from harness.judge.verdict import Divergence
-from harness.protocol.noise import TOKEN, SeededNoise
+from harness.protocol.noise import TOKEN
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Allowance
+
+POSITION = Allowance(math.nan, math.nan, math.nan, "of one position")  # a race asks for its logits alone
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,16 @@ class Ground:
 def judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, ground: Ground, result: CaseResult) -> None:
     """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
     pyramid, request = case.models.pyramid, case.request
-    noise = SeededNoise(request, pyramid, case.models.vae.config.V, case.models.device)
+    noise = case.models.noise(request)
     labels = noise.labels(case.models.target.config.classes).tolist()
-    assert ground.exact.intermediates is not None and run.intermediates is not None
     for image, position in torch.nonzero((run.tokens_BL != tokens_BL) & ground.judged_BL).tolist():
         si, token = pyramid.level_of(position), int(tokens_BL[image, position])
         E_V = noise.exponential(si, TOKEN, "golden")[image, position - pyramid.begin(si)]
-        exact_V = ground.exact.intermediates.guided_BLV[image, position]
+        exact_V = guided(ground.exact)[image, position]
         most, apart = float(ground.margin_BL[image, position]), float(ground.error_BL[image, position])
-        allowed = Allowance(most, most, math.nan, "of this position")
+        allowed = replace(POSITION, logits=most)
         margin, bound = race_margin(exact_V, E_V, token, request, allowed), margin_bound(allowed)
-        error = largest_difference(run.intermediates.guided_BLV[image, position], exact_V)
+        error = largest_difference(guided(run)[image, position], exact_V)
         tie = margin <= bound and error <= apart
         found = Divergence(
             "tie" if tie else "token",

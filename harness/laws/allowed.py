@@ -72,7 +72,7 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, due_BL: Tenso
     models, pyramid = case.models, case.pyramid
     noise, budget = models.noise(request), quick(models)
     labels_B = noise.labels(models.target.config.classes)
-    wide = models.to(models.device, torch.float64)
+    wide = models.wide()
     for image in torch.nonzero((actual_BL != due_BL).any(1)).flatten().tolist():
         differ = torch.nonzero(actual_BL[image] != due_BL[image]).flatten().tolist()
         si, one = pyramid.level_of(differ[0]), slice(image, image + 1)

@@ -113,6 +113,10 @@ class ModelPair:
             vae=self.vae.to(device, latent),
         )
 
+    def wide(self) -> ModelPair:
+        """Return the pair in float64, where it is: the same numbers, as good as exact."""
+        return self.to(self.device, torch.float64)
+
     def compiled(self, on: bool = True) -> ModelPair:
         """Return the pair with its transformers' blocks compiled, or not; networks of another kind stay as they are."""
         draft, target = (

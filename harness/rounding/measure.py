@@ -164,7 +164,7 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
     run = sequential.sample(models.target, models.vae, request, noise)
     assert run.intermediates is not None
     labels_B, tokens_BL = noise.labels(models.target.config.classes), run.tokens_BL
-    wide = models.compiled(False).to(models.device, torch.float64)
+    wide = models.compiled(False).wide()
     exact_RLV, _, f_hats = cachefree.teacher_forced(wide.target, wide.vae, request.cfg, labels_B, tokens_BL, pyramid.S)
     del wide
     if not bool(torch.isfinite(exact_RLV).all()):

@@ -478,52 +478,6 @@ def test_missing_and_extra_files_fail(
     assert "golden-tiny-mps.safetensors: golden is not in the plan" in capsys.readouterr().out
 
 
-def test_an_unplanned_platform_is_unverified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan, "KEPT", ("cpu",))
-    paths, results = own.inventory("cuda", tmp_path)
-    assert paths == []
-    assert [(result.unverified, result.verdict.exit_status) for result in results] == [
-        ("no goldens were recorded on cuda", 3)
-    ]
-
-
-def tell(content: Content, **values: object) -> None:
-    """Rewrite what the provenance says of the cases."""
-    content.metadata["origins"] = json.dumps([{**json.loads(content.metadata["origins"])[0], **values}])
-
-
-STALE: dict[str, tuple[Tamper, str]] = {
-    "missing": (lambda c: c.cases.pop(), "is missing"),
-    "extra": (lambda c: c.cases.append({**c.cases[0], "id": "more"}), "case more is not in the plan"),
-    "settings": (lambda c: c.cases[0].update(note="x"), "is stale: its settings are not the plan's"),
-    "by hand": (lambda c: next(iter(c.tensors.values())).view(-1)[:1].add_(1), "the file was changed by hand"),
-    "weights": (lambda c: c.metadata.update(weights="0"), "recorded with other weights"),
-    "reason": (lambda c: tell(c, reason=" "), "provenance lacks the reason"),
-    "origin": (lambda c: tell(c, cases=[]), "provenance must name the origin of every case once"),
-    "models": (lambda c: c.metadata.update(models="digits"), "models digits are not in the plan"),
-}
-
-
-@pytest.mark.parametrize("name", STALE)
-def test_a_stale_entry_fails(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    assert recording(monkeypatch, folder) == 0
-    path = folder / "golden-tiny-cpu.safetensors"
-    before = read(path)
-    assert own.stale(before) == []
-    changed = Content({n: t.clone() for n, t in before.tensors.items()}, [dict(c) for c in before.cases], {})
-    changed.metadata = dict(before.metadata)
-    tamper, words = STALE[name]
-    tamper(changed)
-    changed.save(path)
-    assert any(words in line for line in own.stale(read(path)))
-
-
-def test_a_golden_under_another_name_is_stale(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    assert recording(monkeypatch, folder) == 0
-    moved = (folder / "golden-tiny-cpu.safetensors").rename(folder / "golden-digits-cpu.safetensors")
-    assert own.stale(read(moved)) == ["file name must be golden-tiny-cpu.safetensors for filled on cpu"]
-
-
 def test_a_broken_law_refuses_the_recording(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -108,7 +108,7 @@ def part_judged(monkeypatch: pytest.MonkeyPatch) -> tuple[Recording, RecordedCas
     case = next(case for case in parse_all(recording, CPU) if case.id == "phi-per-scale-6-handed")
     run = case.run()
     found = spread(case, smooth_rounding(case, run))
-    floor = allowances(case, run).f_hat_S[-1]
+    floor = allowances(case, run).f_hat
     margin, f_hat = 2 * float(found.rms_BL.median()), float(found.map_SBPP[-1].median()) + floor
     monkeypatch.setitem(LIMITS, "smooth margin", margin)
     monkeypatch.setitem(LIMITS, "smooth f_hat", f_hat)

@@ -10,18 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden import allowance
-from harness.golden.allowance import LIMITS
+from harness.golden import allowance, cases
+from harness.golden import check as checking
+from harness.golden.allowance import LIMITS, Allowances, allowances
 from harness.golden.cases import RecordedCase
 from harness.golden.check import check, check_case
 from harness.golden.record import produce
 from harness.golden.result import CaseResult
 from harness.golden.store import Recording
 from harness.golden.structure import structure
+from harness.golden.tokens import Ground
 from harness.judge.verdict import Verdict
+from harness.protocol.noise import Noise
 from harness.protocol.request import Request
+from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
-from harness.speculative.sampler import Options
+from harness.speculative.sampler import Options, SpeculativeDecoder
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))
@@ -90,7 +94,8 @@ def test_one_wrong_token_is_one_defect_and_what_follows_from_it_is_none(sampler:
 def test_f_hat_is_that_of_the_last_scale_to_the_bit(case: RecordedCase):
     tensors = tensors_of(case)
     tensors["f_hat"] = tensors["f_hat"].nextafter(torch.tensor(torch.inf))
-    assert [d.detail for d in judged(case, tensors).defects] == ["f_hat is not f_hat/2"]
+    found = [(d.component, d.detail, d.scale) for d in judged(case, tensors).defects]
+    assert found == [("f_hat", "f_hat is not f_hat/2", 2)]
 
 
 def test_caps_are_those_of_measured_budgets_and_not_far_beyond():
@@ -107,7 +112,7 @@ def test_caps_are_those_of_measured_budgets_and_not_far_beyond():
     ("case", "name", "cap", "factor"),
     [(CASE, "logits/0", 1e-5, 1), (CASE, "logits/2", 1e-5, 9), (CASE, "f_hat/1", 4e-6, 1), (PLAIN, "f_hat", 4e-6, 1)],
 )
-@pytest.mark.parametrize(("caps", "wrong"), [(0.7, False), (1.5, True)])
+@pytest.mark.parametrize(("caps", "wrong"), [(0.9, False), (1.1, True)])
 def test_budgets_that_claim_too_much_excuse_no_more_than_the_cap(
     case: RecordedCase, name: str, cap: float, factor: int, caps: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
 ):
@@ -118,13 +123,76 @@ def test_budgets_that_claim_too_much_excuse_no_more_than_the_cap(
     largest_of = {"logits": run.intermediates.rows_RLV, "f_hat": run.intermediates.f_hat_SBCPP}
     largest = max(1.0, float(largest_of[kind].abs().max()))
     allowed = 2 * factor * cap * largest  # both sides may be off
-    assert [d.component for d in moved(case, name, caps * allowed).defects] == [kind] * wrong
+    scale = int(name.partition("/")[2] or SCALES[-1])
+    assert [(d.component, d.scale) for d in moved(case, name, caps * allowed).defects] == [(kind, scale)] * wrong
+
+
+def test_where_nothing_may_be_off_what_is_not_off_holds(monkeypatch: pytest.MonkeyPatch):
+    none = Allowances((0.0,) * len(SCALES), 0.0, 0.0)
+    monkeypatch.setattr(checking, "allowances", lambda case, run: none)
+    assert judged(CASE, tensors_of(CASE)).defects == []
+
+
+def test_where_no_token_differs_nothing_is_run_in_float64(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(RecordedCase, "exact", None)
+    assert judged(CASE, tensors_of(CASE)).verdict is Verdict.IDENTICAL
+
+
+def test_tokens_are_judged_by_the_allowance_of_their_scale_and_float64_on_the_recorded_prefix(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    grounds: list[Ground] = []
+    monkeypatch.setattr(checking, "judge_tokens", lambda case, tokens, run, ground, result: grounds.append(ground))
+    tensors = tensors_of(CASE)
+    tensors["tokens"][1, 0] = (tensors["tokens"][1, 0] + 1) % 11
+    tokens_BL = tensors["tokens"].long()
+    judged(CASE, tensors)
+    (ground,) = grounds
+    assert torch.equal(ground.exact.intermediates.guided_BLV, CASE.exact(tokens_BL).intermediates.guided_BLV)
+    by_scale = allowances(CASE, CASE.run(tokens_BL)).logits_S
+    expected = [[by_scale[si] for si in MODELS.pyramid.levels()]] * 2
+    assert ground.margin_BL.tolist() == ground.error_BL.tolist() == expected
+    assert torch.equal(ground.judged_BL, torch.ones(tokens_BL.shape, dtype=torch.bool))
+    assert ground.judged_BL.dtype is torch.bool
+
+
+def test_of_a_speculative_decode_its_own_f_hat_is_judged(monkeypatch: pytest.MonkeyPatch):
+    """Plant: a decoder of the right tokens whose f_hat is another's."""
+    tensors, whole = tensors_of(SPECULATIVE), SpeculativeDecoder.decode
+
+    def bent(self: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
+        run = whole(self, request, noise)
+        return replace(run, f_hat_BCPP=run.f_hat_BCPP + 1e-2)
+
+    monkeypatch.setattr(SpeculativeDecoder, "decode", bent)
+    found = judged(SPECULATIVE, tensors)
+    assert found.free_run
+    assert [defect.component for defect in found.defects] == ["f_hat", "image"]
+
+
+@pytest.mark.parametrize(("position", "defects"), [(-1, 1), (-2, 0)])
+def test_of_some_logits_those_that_are_recorded_are_compared(
+    position: int, defects: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Plant: a sampler of other logits at one position of the last scale; of nine, 0, 4 and 8 are recorded."""
+    monkeypatch.setattr(cases, "LOGITS_DENSE", 2)
+    monkeypatch.setattr(cases, "LOGITS_STEP", 4)
+    some = replace(CASE, logits="some")
+    tensors = tensors_of(some)
+    assert [tensors[f"logits/{si}"].shape[1] for si in SCALES] == [1, 4, 3]
+    assert judged(some, tensors).defects == []
+    run = CASE.run()
+    guided_BLV = run.intermediates.guided_BLV.clone()
+    guided_BLV[0, position] += 1e-2
+    run.intermediates = replace(run.intermediates, guided_BLV=guided_BLV)
+    monkeypatch.setattr(RecordedCase, "run", lambda self, forced_BL=None: run)
+    assert [(d.component, d.scale) for d in judged(some, tensors).defects] == [("logits", 2)] * defects
 
 
 @pytest.mark.parametrize("case", [CASE, SMOOTH])
 @pytest.mark.parametrize(("by", "wrong"), [(0.7e-5, False), (1.5e-5, True)])
 def test_an_image_is_off_by_what_its_decoder_rounds(by: float, wrong: bool, case: RecordedCase):
-    assert [d.component for d in moved(case, "image", by).defects] == ["image"] * wrong
+    assert [(d.component, d.scale) for d in moved(case, "image", by).defects] == [("image", -1)] * wrong
 
 
 def test_networks_that_make_no_numbers_are_a_defect_of_every_tensor(monkeypatch: pytest.MonkeyPatch):
@@ -171,8 +239,26 @@ def test_cases_are_swapped_where_another_one_holds_almost_all_that_is_drawn(diff
     assert result.verdict is Verdict.DEFECT
     assert ("swapped" in [d.component for d in result.defects]) == swapped
     assert swapped == (result.defects[0].component == "swapped")
+    if swapped:
+        first = result.defects[0]
+        assert (first.detail, first.seed) == ("case b holds the tokens drawn here: two cases are swapped", 3)
     alone = check_case(PLAIN, Recording(Path("of-no-file"), {}, ({"id": "a"},), named))
     assert "swapped" not in [d.component for d in alone.defects]
+
+
+@pytest.mark.parametrize(("differing", "swapped"), [(0, True), (1, False)])
+def test_nineteen_of_twenty_tokens_are_not_more_than_their_share(
+    differing: int, swapped: bool, monkeypatch: pytest.MonkeyPatch
+):
+    case = RecordedCase("a", "sequential", Request((0, 1, 2, 0), 3), tiny(Layout((1, 2))))
+    other = tensors_of(replace(case, request=replace(case.request, seed=4)))
+    theirs = case.run().tokens_BL.short()
+    theirs[0, :differing] = (theirs[0, :differing] + 1) % 11
+    named = {**{f"a/{name}": tensor for name, tensor in other.items()}, "b/tokens": theirs}
+    named["of-another-size/tokens"] = theirs[:, :3]
+    listed = tuple({"id": name} for name in ("without-tokens", "of-another-size", "b", "a"))
+    result = check_case(case, Recording(Path("of-no-file"), {}, listed, named))
+    assert (theirs.numel(), result.defects[0].component == "swapped") == (20, swapped)
 
 
 def test_a_case_is_not_swapped_with_itself():
@@ -193,5 +279,14 @@ def test_a_name_that_belongs_to_no_case_is_a_defect_of_the_file():
     named = {f"a/{name}": tensor for name, tensor in tensors_of(PLAIN).items()} | {"ab/tokens": torch.zeros(1)}
     metadata = {"device": "cpu", "dtype": "float32", "tf32": "off"}
     result = check(Recording(Path("of-no-file"), metadata, ({"id": "a"},), named), [PLAIN], MODELS.device)
+    assert result.path == "of-no-file"
     assert result.defects == ["tensor ab/tokens is not expected: it belongs to no case"]
     assert (result.verdict, [case.defects for case in result.cases]) == (Verdict.DEFECT, [[]])
+
+
+def test_of_another_platform_nothing_is_compared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checking, "check_case", None)
+    recording = Recording(Path("of-no-file"), {"device": "cuda"}, ({"id": "a"},), {"stray": torch.zeros(1)})
+    result = check(recording, [PLAIN], MODELS.device)
+    assert result.unverified.startswith("recorded on cuda")
+    assert (result.cases, result.defects) == ([], [])

@@ -82,10 +82,7 @@ def test_where_rounding_leads_nowhere_f_hat_may_be_off_by_rounding_alone(
     floors: float, wrong: bool, monkeypatch: pytest.MonkeyPatch
 ):
     spreading(monkeypatch, map_SBPP=0.0)
-    allowed = allowances(CASE, RUN)
-    floor = allowed.f_hat_S[-1]  # of the last scale
-    monkeypatch.setattr(smooth, "allowances", lambda case, run: replace(allowed, f_hat_S=(0.0, 0.0, floor)))
-    result = judged(CASE, recorded("f_hat", floors * floor))
+    result = judged(CASE, recorded("f_hat", floors * allowances(CASE, RUN).f_hat))
     assert [(d.component, d.scale) for d in result.defects] == [("f_hat", 2)] * wrong
 
 
@@ -95,7 +92,7 @@ def test_the_final_f_hat_is_judged_by_what_rounding_does_to_the_last_scale(
 ):
     map_SBPP = torch.tensor(wide)[:, None, None, None].expand(3, 2, 3, 3)
     monkeypatch.setattr(smooth, "spread", lambda *a: replace(spread(*a), map_SBPP=map_SBPP))
-    result = judged(CASE, recorded("f_hat", 2 * allowances(CASE, RUN).f_hat_S[-1]))
+    result = judged(CASE, recorded("f_hat", 2 * allowances(CASE, RUN).f_hat))
     assert (result.map_positions, result.map_not_judged) == (18, share * 18)
     assert [d.component for d in result.defects] == ["f_hat"] * (1 - share)
 

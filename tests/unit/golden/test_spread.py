@@ -34,8 +34,9 @@ def test_a_run_led_along_its_own_f_hat_is_itself_and_along_another_is_not(name: 
     again = replace(case, models=nudged(MODELS, as_they_are, raw_inputs(f_hat_SBCPP, MODELS.pyramid))).run()
     assert torch.equal(guided(again), guided(run))
     assert torch.equal(again.f_hat_BCPP, run.f_hat_BCPP)
+    assert raw_inputs(f_hat_SBCPP, MODELS.pyramid).keys() == {4, 9}  # scale 0 has no such input
     other = replace(case, models=nudged(MODELS, as_they_are, raw_inputs(f_hat_SBCPP + 1, MODELS.pyramid))).run()
-    assert torch.equal(guided(other)[:, :1], guided(run)[:, :1])  # scale 0 has no such input
+    assert torch.equal(guided(other)[:, :1], guided(run)[:, :1])
     assert not torch.equal(guided(other)[:, 1:5], guided(run)[:, 1:5])
 
 
@@ -114,6 +115,36 @@ def test_a_toss_moves_the_second_best_code_and_leaves_the_best():
     sign_BLV = tossed(chosen, 0)
     assert bool((sign_BLV.gather(-1, chosen.best_BL2) == torch.tensor((0.0, 1.0))).all())
     assert int((sign_BLV == 0).sum()) == chosen.best_BL2[..., 0].numel()
+
+
+def test_logits_that_move_together_are_off_but_not_apart():
+    """What a choice is turned by is how far codes move against each other."""
+    case = CASES["sequential"]
+    exact = case.exact()
+    farthest = measuring._Farthest(exact, choices(case, guided(exact)), steps=False)
+    farthest.add(replace(case, models=nudged(MODELS.wide(), lambda logits_RlV: logits_RlV + 1)).run())
+    assert float(farthest.apart_BLV.max()) < 1e-9
+    rms_BL, peak_BL, _ = farthest.farthest
+    for off_BL in (rms_BL, peak_BL):
+        torch.testing.assert_close(off_BL, torch.ones(2, 14, dtype=torch.float64))
+    slope_V = 1e-3 * torch.arange(11, dtype=torch.float64)
+    farthest.add(replace(case, models=nudged(MODELS.wide(), lambda logits_RlV: logits_RlV + slope_V)).run())
+    apart_BV = (slope_V - slope_V[farthest.best_BL1[:, 0]]).abs()  # of scale 0, which no f_hat leads elsewhere
+    torch.testing.assert_close(farthest.apart_BLV[:, 0], apart_BV)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_nudge_is_of_the_size_of_rounding_and_shifts_both_rows_of_the_scales_that_it_names(dtype: torch.dtype):
+    shift_BlV = torch.randn(2, 4, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits_RlV = torch.zeros(4, 4, 11, dtype=dtype)
+    shifted = measuring._Rounding(0.0, 0, {4: shift_BlV})
+    assert torch.equal(shifted(logits_RlV), torch.cat((shift_BlV, shift_BlV)).to(dtype))
+    assert torch.equal(shifted(logits_RlV[:, :1]), logits_RlV[:, :1])
+    moved_RlV = measuring._Rounding(1e-3, 7)(logits_RlV)
+    assert moved_RlV.dtype == dtype
+    assert torch.equal(moved_RlV, measuring._Rounding(1e-3, 7)(logits_RlV))
+    assert float(moved_RlV.square().mean().sqrt()) == pytest.approx(1e-3, rel=0.2)
+    assert abs(float(moved_RlV.mean())) < 3e-4
 
 
 def test_temperatures_are_those_of_the_specification():

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from harness.golden.cases import RecordedCase
 from harness.golden.result import CaseResult
 from harness.golden.tokens import Ground, judge_tokens
+from harness.judge import ties
 from harness.judge.verdict import Divergence
+from harness.protocol.noise import TOKEN
 from harness.protocol.request import Request
 from tests.helpers import Layout, tiny
 
@@ -28,7 +31,7 @@ def judged(margin: float, error: float, whole: bool = True, off: float = 0.0) ->
     guided_BLV = RUN.intermediates.guided_BLV.clone()
     guided_BLV[IMAGE, POSITION, 0] += off
     run = replace(RUN, intermediates=replace(RUN.intermediates, guided_BLV=guided_BLV))
-    everywhere_BL = torch.ones(tokens_BL.shape)
+    everywhere_BL = torch.ones(tokens_BL.shape, dtype=torch.float64)
     # nothing is allowed anywhere else, so that another position's allowance would tell
     margin_BL, error_BL, judged_BL = 0 * everywhere_BL, 0 * everywhere_BL, everywhere_BL == 1
     margin_BL[IMAGE, POSITION], error_BL[IMAGE, POSITION], judged_BL[IMAGE, POSITION] = margin, error, whole
@@ -42,12 +45,61 @@ def only(found: list[Divergence]) -> Divergence:
     return found[0]
 
 
-def test_a_differing_token_is_told_with_its_place_and_its_race():
-    found = only(judged(0.0, WIDE).defects)
-    assert (found.component, found.image, found.scale, found.position) == ("token", IMAGE, 2, POSITION)
-    assert found.actual == (found.expected + 1) % 11
-    assert found.margin > 0  # float64 draws what is drawn here
-    assert found.label == 1
+def race() -> tuple[Tensor, int, int]:
+    """Return the scores of the race in float64, the token that wins it, and the one that is recorded."""
+    expected = int(RUN.tokens_BL[IMAGE, POSITION])
+    tokens_BL = RUN.tokens_BL.clone()
+    tokens_BL[IMAGE, POSITION] = (expected + 1) % 11
+    exact_V = CASE.exact(tokens_BL).intermediates.guided_BLV[IMAGE, POSITION]
+    E_V = MODELS.noise(CASE.request).exponential(2, TOKEN, "test")[IMAGE, POSITION - MODELS.pyramid.begin(2)]
+    return exact_V - E_V.double().log(), expected, (expected + 1) % 11
+
+
+@pytest.mark.parametrize(
+    ("share", "component", "detail"),
+    [
+        (0.0, "token", "the recorded token is not the draw on its own prefix"),
+        (1.0, "tie", "within the error budget of float64"),
+    ],
+)
+def test_a_differing_token_is_told_with_its_place_and_its_race(share: float, component: str, detail: str):
+    score_V, expected, actual = race()
+    margin = float(score_V.max() - score_V[actual])
+    assert margin > 0  # float64 draws what is drawn here
+    result = judged(share * margin, WIDE, off=0.5)
+    found = only(result.ties if share else result.defects)
+    bound = 2 * share * margin + ties.RACE_ROUNDING
+    told = Divergence(component, detail, 3, IMAGE, 1, 2, POSITION, actual, expected, found.margin, bound, 0.5)
+    assert replace(found, delta_logits=0.5, delta_f_hat=told.delta_f_hat) == told
+    assert found.margin == pytest.approx(margin, rel=1e-12)
+    assert found.delta_logits == pytest.approx(0.5, abs=1e-5)
+
+
+def test_a_margin_of_just_what_is_allowed_is_a_tie(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ties, "RACE_ROUNDING", 0.0)
+    margin = only(judged(0.0, WIDE).defects).margin
+    assert len(judged(margin / 2, WIDE).ties) == 1
+
+
+def test_a_run_that_is_off_by_just_what_is_allowed_may_have_a_tie():
+    error = only(judged(WIDE, WIDE).ties).delta_logits
+    assert len(judged(WIDE, error).ties) == 1
+
+
+def test_drawn_labels_come_before_any_number(monkeypatch: pytest.MonkeyPatch):
+    case = replace(CASE, request=replace(CASE.request, labels=None, count=2, order="batch"))
+    run = case.run()
+    tokens_BL = run.tokens_BL.clone()
+    tokens_BL[0, 0] = (tokens_BL[0, 0] + 1) % 11
+    nothing_BL, result = torch.zeros(tokens_BL.shape, dtype=torch.float64), CaseResult("a", case.request)
+    ground = Ground(case.exact(tokens_BL), nothing_BL, nothing_BL + WIDE, nothing_BL == 0)
+    judge_tokens(case, tokens_BL, run, ground, result)
+    noise = MODELS.noise(case.request)
+    label = int(noise.labels(MODELS.target.config.classes)[0])
+    score_V = ground.exact.intermediates.guided_BLV[0, 0] - noise.exponential(0, TOKEN, "test")[0, 0].double().log()
+    found = only(result.defects)
+    assert found.label == label
+    assert found.margin == pytest.approx(float(score_V.max() - score_V[found.actual]), rel=1e-12)
 
 
 @pytest.mark.parametrize(("share", "tie"), [(0.51, True), (0.49, False)])
