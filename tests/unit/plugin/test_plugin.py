@@ -58,7 +58,8 @@ def properties(file: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def test_a_run_that_has_nothing_to_do_with_it_does_not_notice(tmp_path: Path):
+def test_a_run_that_has_nothing_to_do_with_it_does_not_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # other people's import numpy
     (tmp_path / "test_other.py").write_text(
         "import sys\ndef test_light(): assert not {'torch', 'numpy', 'hypothesis.core', 'rich'} & set(sys.modules)\n"
     )
