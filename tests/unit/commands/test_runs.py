@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,8 @@ def started(pair: list[str], *words: str) -> subprocess.Popen[str]:
 
 def judged(path: Path) -> list[tuple[object, ...]]:
     try:
-        base = sqlite3.connect(path)
-        return base.execute("SELECT task, setting, judgement, counts FROM judged ORDER BY task, setting").fetchall()
+        with closing(sqlite3.connect(path)) as base:
+            return base.execute("SELECT task, setting, judgement, counts FROM judged ORDER BY task, setting").fetchall()
     except sqlite3.Error:
         return []
 

@@ -84,7 +84,8 @@ def test_nothing_that_was_final_is_nothing_to_judge():
 def test_a_whole_trace_is_judged_as_one_and_the_end_comes_first(contract: Contract):
     found = bent(evidence(), 1)
     made, due = judge_so_far(found, contract, True, ended()), judge(found, contract)
-    assert made.defects == [*ended().defects, *due.defects]
+    # by text: NaN equals nothing, itself neither where a field is compared by itself (Python 3.13)
+    assert [str(each) for each in made.defects] == [str(each) for each in (*ended().defects, *due.defects)]
     assert (made.so_far, made.draws, made.identical) == ("last seen: scale 2", due.draws, due.identical)
 
 

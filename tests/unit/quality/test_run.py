@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def test_workers_change_nothing():
 def test_a_run_that_was_stopped_goes_on_to_the_same(tmp_path: Path):
     path = tmp_path / "q.db"
     whole = drawn(10, Keeping(file=path))
-    with sqlite3.connect(path) as base:
+    with closing(sqlite3.connect(path)) as base, base:
         base.execute("DELETE FROM drawn WHERE portion >= 2")
     assert same(drawn(10, Keeping(file=path, resume=True)), whole)
     assert same(drawn(10, Keeping(file=path, resume=True)), whole)  # nothing is left to draw
@@ -133,7 +134,7 @@ def test_a_file_of_another_run_is_refused_by_name(tmp_path: Path):
 def test_a_damaged_row_is_one_error(tmp_path: Path):
     path = tmp_path / "q.db"
     drawn(10, Keeping(file=path))
-    with sqlite3.connect(path) as base:
+    with closing(sqlite3.connect(path)) as base, base:
         base.execute(f"UPDATE drawn SET {TENSORS[0]} = x'00' WHERE portion = 1")
     with pytest.raises(InputError, match=r"^run=.*cannot be read"):
         drawn(10, Keeping(file=path, resume=True))
