@@ -10,6 +10,7 @@ from harness.judge.verdict import Divergence
 from harness.report.html.page import Bullets, Facts, Sheet, Words, counted, share
 from harness.report.html.scales import named, sides_of
 from harness.report.html.words import COMPARED, contracts
+from harness.report.terminal import laws
 from harness.runs.result import SettingResult, Verification
 
 MOST_ROWS = 40  # of a table of settings or images
@@ -59,6 +60,8 @@ def compared(result: Verification) -> list[object]:
         made.append(Bullets([(reason, "") for reason in result.inconclusive]))
     if result.coverage.rounds:
         made.append(Words(f"Exercised: {result.coverage}."))
+    if "laws" in result.about:
+        made.append(Words(f"Beside them, on small networks of their own: {laws(result.about['laws'])}."))
     made += [Words(f"Counted otherwise than by the other: {text}.") for text in result.changes[:4]]
     return made
 
