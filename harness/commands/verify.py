@@ -18,7 +18,7 @@ from harness.commands.quality import FeaturesFile, MaxLoss, RealFile, claim, dem
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 from harness.judge.verdict import Verdict
-from harness.laws.beside import CASES, laws_beside
+from harness.laws.beside import CASES, LawsInterrupted, laws_beside
 from harness.laws.catalogue import LAWS
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
@@ -83,7 +83,9 @@ def verify(
     implementation: options.ImplementationName = DEFAULT,
     checkout: options.Checkout = None,
     option: options.Own = None,
-    timeout: Annotated[float, typer.Option(help="Seconds of one decode in the decoder's own process.")] = TIMEOUT_S,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds of one decode, or one law, in the decoder's own process.")
+    ] = TIMEOUT_S,
     memory: Annotated[float, typer.Option(help="GiB that this process may allocate; 0 = no limit.")] = 0.0,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Run the decoder in this process: for a debugger, and less safe.")
@@ -133,8 +135,7 @@ def verify(
         options.Mode(device, tf32, dtype, draft_dtype),
     )
     drawn, sampling = options.Images(seeds, labels, batch, images), options.Sampling(cfg, top_k, top_p, noise)
-    outputs = check_outputs({"json": json, "run": run, "html": html}, {**networks.files(), "budgets": budgets})
-    check_page(html)
+    outputs = outputs_of((json, run, html), {**networks.files(), "budgets": budgets})
     stated = demand(max_loss, contract, quality_images, (networks, features, real))
     check_readable(budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
     budgets = budgets.absolute()  # read behind the factory, which may change folder
@@ -154,9 +155,9 @@ def verify(
     pair = options.load_models(networks, mode)
     apart = not in_process and not all(is_own(each.name) for each in (own, other) if each is not None)
     requests, why = options.batches_for(pair, drawn, sampling, apart)
-    if cover is None:
-        # published code has settings of its own, and two decoders are compared on what is asked for
-        cover = not (own.published or rival or any(_given(context, name) for name in GRID))
+    # published code has settings of its own, and two decoders are compared on what is asked for
+    usual = not (own.published or rival or any(_given(context, name) for name in GRID))
+    cover = usual if cover is None else cover
     laws = laws_of(laws, own, cover)
     plan = Plan.of(settings, requests)
     blocks = covering(pair, policy, options=own.options) if cover else ()
@@ -174,8 +175,9 @@ def verify(
                     result = verify_plan(pair, implementation, plan, terms, keeping, progress)
             except RunInterrupted as stop:
                 result, status = stop.result, stop.status
-        try_laws(result, own, laws, (str(pair.device), apart and not is_own(implementation)), keeping.file, quiet)
-        if stated is not None and result.is_whole and result.verdict is not Verdict.DEFECT:
+        limits = terms.limits if apart and not is_own(implementation) else None
+        status = try_laws(result, own, laws, (str(pair.device), limits), keeping.file, quiet) or status
+        if status == 0 and stated is not None and result.is_whole and result.verdict is not Verdict.DEFECT:
             sources = decoders(implementation, settings)
             status = claim(result, pair, stated, (sources, drawn, sampling), (keeping, terms), quiet)
         result.about["batch"] = "those of the design" if cover else why
@@ -203,17 +205,39 @@ def laws_of(asked: int | None, own: options.Decoder, cover: bool) -> int:
 
 
 def try_laws(
-    result: Verification, own: options.Decoder, count: int, where: tuple[str, bool], file: Path | None, quiet: bool
-) -> None:
-    """Try every law in some cases, and put what they say into a result, and into its run file where it has one."""
-    if not count or not result.is_whole or result.verdict is Verdict.DEFECT:
-        return
-    with LongWork("laws", len(LAWS), quiet) as work, silence(quiet):
-        found = laws_beside(own.name, count, own.options, where, lambda law: work.advance(said=law))
-    result.take_laws(found)
+    result: Verification, own: options.Decoder, count: int, where: tuple[str, Limits | None], file: Path | None,
+    quiet: bool,
+) -> int:  # fmt: skip
+    """Try every law in some cases, and put what they say into a result, and into its run file where it has one.
+
+    What the file of a run that is gone on with says already is not tried again. Returns the exit status of a signal
+    that ended it early, or 0.
+    """
+    if not result.is_whole or result.verdict is Verdict.DEFECT:
+        return 0
+    found, status = None, 0
     if file is not None:
         with closing(RunFile.go_on(file)) as kept:
-            kept.note("laws", found)
+            found = kept.noted("laws")
+    if count and (found is None or found["left"] or found["cases"] != count):
+        with LongWork("laws", len(LAWS), quiet) as work, silence(quiet):
+            try:
+                found = laws_beside(own.name, count, own.options, where, lambda law: work.advance(said=law))
+            except LawsInterrupted as stop:
+                found, status = stop.found, stop.status
+        if file is not None:
+            with closing(RunFile.go_on(file)) as kept:
+                kept.note("laws", found)
+    if found is not None:
+        result.take_laws(found)
+    return status
+
+
+def outputs_of(files: tuple[Path | None, ...], inputs: Mapping[str, Path | None]) -> dict[str, Path]:
+    """Return what is written, by name: JSON, run file, page. Raises as `check_outputs` and `check_page` do."""
+    outputs = check_outputs(dict(zip(("json", "run", "html"), files, strict=True)), inputs)
+    check_page(files[-1])
+    return outputs
 
 
 NOT_REPEATED = (

@@ -142,9 +142,10 @@ class Checker:
         """Nothing is left to end."""
 
 
-def lost(law: Law, died: Died) -> LawResult:
+def lost(law: Law, died: Died, factory: str = "FACTORY", options: tuple[tuple[str, str], ...] = ()) -> LawResult:
     """Return what a law found whose workers all died: the decoder breaks it in its own way."""
-    return LawResult(law, 1, 1, violation=Violation(law, Case(), f"the process died: {died.why}"), done=True)
+    found = Violation(law, Case(), f"the process died: {died.why}", factory, options)
+    return LawResult(law, 1, 1, violation=found, done=True)
 
 
 def scope_of(examples: int, seed: int, how: How) -> Scope:

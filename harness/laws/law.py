@@ -231,7 +231,7 @@ class Law:
             raise Violation(self, case, str(broken), subject.name, subject.options) from None
         except (NotOffered, InputError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # of whatever kind: the decoder is somebody else's code
             forget_models()
             found = f"the decoder raised {type(error).__name__}: {error}"
             raise Violation(self, case, found, subject.name, subject.options) from error

@@ -37,8 +37,9 @@ def run_law(law: Law, subject: Subject, tried: Sequence[Case]) -> LawResult:
             row.examples += 1
         except NotOffered as why:
             row.skipped = str(why)
-        except InputError:
+        except InputError as error:
             row.refused += 1
+            row.why = str(error)
         except Violation as violation:
             row.examples += 1
             row.violation = smallest(law, subject, violation)

@@ -104,7 +104,8 @@ def show(result: Verification, console: Console, quiet: bool, verbose: bool = Fa
 def laws(found: LawsBeside) -> str:
     """Return one line on the laws that were tried beside a run."""
     told = [f"{found['held']} held"] + ([f"{len(found['broken'])} broken"] if found["broken"] else [])
-    for name, word in (("trivial", "trivial in so few"), ("refused", "refused"), ("not_applicable", "not applicable")):
+    for name, word in (("trivial", "trivial in so few"), ("refused", "refused"),
+                       ("not_applicable", "not applicable"), ("left", "not tried")):  # fmt: skip
         told += [f"{len(found[name])} {word}"] if found[name] else []
     return f"laws, in {count_of(found['cases'], 'case')} each: {', '.join(told)}"
 

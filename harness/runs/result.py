@@ -21,11 +21,11 @@ from harness.rounding.budget import Allowance
 from harness.runs.coverage import Coverage
 from harness.runs.plan import Plan
 from harness.runs.records import JudgedRow
+from harness.wording import count_of
 
 Claims = dict[str, list[str]]  # on the quality of images: "broken" and "open", a clause each
-LawsBeside = dict[
-    str, Any
-]  # what `laws.beside` found: counts and ids, and of every broken law (component, clause, seed)
+# What `laws.beside` found: counts, ids of laws, and of every broken law (component, clause, seed).
+LawsBeside = dict[str, Any]
 # What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
 COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
 
@@ -153,9 +153,18 @@ class Verification:
         self.reasons += [f"quality of {text}" for text in claims["open"]]
 
     def take_laws(self, found: LawsBeside) -> None:
-        """Count what was tried beside the run: every broken law is a defect of the component that it watches."""
+        """Count what was tried beside the run: every broken law is a defect of the component that it watches.
+
+        A decoder that refuses most laws, or laws that nobody tried, are a reason to be inconclusive.
+        """
         self.about["laws"] = found
         self.early += [Divergence(component, clause, seed) for component, clause, seed in found["broken"]]
+        refused, left = len(found["refused"]), len(found["left"])
+        tried = refused + found["held"] + len(found["broken"]) + len(found["trivial"])
+        if 2 * refused > tried:
+            self.reasons.append(f"the decoder refused {refused} of {tried} laws: {found['why']}")
+        if left:
+            self.reasons.append(f"{count_of(left, 'law')} not tried")
 
     def _repr_html_(self) -> str | None:
         shown: str | None = PRESENTED["html"](self) if PRESENTED else None

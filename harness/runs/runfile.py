@@ -176,6 +176,12 @@ class RunFile:
         with self._writing("run"), self._transaction():
             self._base.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, to_json(value)))
 
+    def noted(self, key: str) -> Any:
+        """Return one thing that `note`, or the beginning of the run, kept; None where nothing did."""
+        with _reading(self.path):
+            found = self._base.execute("SELECT value FROM run WHERE key = ?", (key,)).fetchone()
+            return json.loads(found[0]) if found else None
+
     def rows(self) -> list[JudgedRow]:
         """Return what is judged, in the order of the plan."""
         return list(_rows(self._base, self.path))

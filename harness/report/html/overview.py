@@ -10,6 +10,7 @@ from harness.judge.verdict import Divergence
 from harness.report.html.page import Bullets, Facts, Sheet, Words, counted, share
 from harness.report.html.scales import named, sides_of
 from harness.report.html.words import COMPARED, contracts
+from harness.report.terminal import laws
 from harness.runs.result import SettingResult, Verification
 
 MOST_ROWS = 40  # of a table of settings or images
@@ -59,6 +60,8 @@ def compared(result: Verification) -> list[object]:
         made.append(Bullets([(reason, "") for reason in result.inconclusive]))
     if result.coverage.rounds:
         made.append(Words(f"Exercised: {result.coverage}."))
+    if "laws" in result.about:
+        made.append(Words(f"Beside them, on small networks of their own: {laws(result.about['laws'])}."))
     made += [Words(f"Counted otherwise than by the other: {text}.") for text in result.changes[:4]]
     return made
 
@@ -101,8 +104,9 @@ class Bad:
 def images(result: Verification) -> list[object]:
     """Return the worst images, and which labels and components they are of."""
     found = sorted(_bad(result), key=lambda each: -each.defects)
+    broken = _broken_laws(result)
     if not found:
-        return []
+        return broken
     rows = [
         (f"seed {bad.first.seed}, image {bad.first.image}" if bad.first.image >= 0 else f"seed {bad.first.seed}, batch",
          bad.setting, bad.first.component, _or_dash(bad.first.label), _or_dash(bad.first.scale),
@@ -110,7 +114,7 @@ def images(result: Verification) -> list[object]:
         for bad in found[:MOST_ROWS]
     ]  # fmt: skip
     head = ("image", "setting", "component", "label", "scale", "position", "defects listed")
-    made: list[object] = [Sheet("The worst images, each with its first defect", head, rows, 3)]
+    made: list[object] = [*broken, Sheet("The worst images, each with its first defect", head, rows, 3)]
     if len(found) > MOST_ROWS:
         made.append(Words(f"{len(found) - MOST_ROWS:,} more are not listed; the run file holds them all."))
     for word, of in (
@@ -124,9 +128,20 @@ def images(result: Verification) -> list[object]:
     return made
 
 
+def _broken(result: Verification) -> list[tuple[str, str, int]]:
+    return [tuple(each) for each in result.about.get("laws", {}).get("broken", [])]
+
+
+def _broken_laws(result: Verification) -> list[object]:
+    """Return a table of the laws that are broken, each with what was seen and the line that replays it."""
+    rows = [(clause, components) for components, clause, _ in _broken(result)]
+    return [Sheet("Laws that are broken", ("what was seen", "components that it watches"), rows, 2)] if rows else []
+
+
 def _bad(result: Verification) -> list[Bad]:
-    """Return every image with a defect, under every setting."""
-    found = [Bad("the run as a whole", each, 1) for each in result.early]
+    """Return every image with a defect, under every setting, and what is wrong with the run as a whole."""
+    clauses = {clause for _, clause, _ in _broken(result)}  # no images: they have a table of their own
+    found = [Bad("the run as a whole", each, 1) for each in result.early if each.detail not in clauses]
     for setting in result.settings:
         found += _bad_of(setting)
     return found

@@ -95,7 +95,7 @@ def _sections(result: Verification, seen: Seen) -> list[Section]:
         Section("tokens", "Token maps",
                 "Every token of the decoder beside what the reference draws on the same tokens before it, so that one "
                 "mistake is not counted again in all that follows it.", _maps(result, seen)),
-        Section("worst", "Which images are wrong", "", overview.images(result)),
+        Section("worst", "What is wrong", "", overview.images(result)),
         Section("scales", "Scale by scale", "", scales.parts(result)),
         Section("rounds", "Rounds",
                 "A round: the small model drafts some scales, the large one checks them in one pass, and at least one "

@@ -138,6 +138,8 @@ def _replays(result: Verification, file: str, number: int | None) -> list[object
     if file and number is not None:
         line = shlex.join(["sdvar-harness", "replay", file, "--case", str(number)])
         made.append(Line(line, "This line repeats it from the run file, and says whether it still fails:"))
-    if not made:
+    if not made and result.early:
+        made.append(Words("It is of the run as a whole: no image shows it alone."))
+    elif not made:
         made.append(Words("No command line made this run, so there is none that repeats it."))
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -18,11 +19,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from harness.laws.beside import LawsInterrupted
 from harness.report.progress import LongWork
 from harness.runs.employ import Crew
+from harness.runs.recorded import recorded
 from harness.runs.terms import Keeping
 from tests.helpers import Layout, command, tiny
 
+verifying = importlib.import_module("harness.commands.verify")  # the module, not the command
 ROOT = Path(__file__).parents[3]
 MODELS = tiny(Layout((1, 2, 3, 4)))
 OFFSET = ("--implementation", "harness.mutants.positions:OFFSET", "--in-process")
@@ -205,3 +209,30 @@ def test_the_device_reaches_the_workers_as_it_was_asked_for(pair: list[str], mon
     words = ("--policies", "coupled", "--images", "1", "--batch", "1", "--draft-len", "5", "--device", "cpu")
     assert command(monkeypatch, "bench-policies", *words) == 0
     assert asked == ["cpu", "cpu"]
+
+
+def test_laws_are_kept_with_a_run_gone_on_with_and_not_tried_twice(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    tried: list[int] = []
+    none = {"trivial": [], "refused": [], "why": "", "not_applicable": []}
+
+    def stopped(name, count, options, where, progress):
+        raise LawsInterrupted({"cases": count, "held": 1, "broken": [], "left": ["a.b"], **none}, signal.SIGTERM)
+
+    def broken(name, count, options, where, progress):
+        tried.append(count)
+        found = [("accept", "law a.b: no", 3)]
+        return {"cases": count, "held": 1, "broken": found, "left": [], **none}
+
+    file = tmp_path / "run.db"
+    words = ("verify", *pair, "--seeds", "0:1", "--labels", "0", "--draft-len", "2", "--run", str(file), "--resume")
+    monkeypatch.setattr(verifying, "laws_beside", stopped)
+    assert command(monkeypatch, *words, "--laws", "2") == 143
+    assert "INCONCLUSIVE" in capsys.readouterr().out
+    assert "1 law not tried" in recorded(file).reasons
+    monkeypatch.setattr(verifying, "laws_beside", broken)
+    assert [command(monkeypatch, *words, "--laws", count) for count in ("2", "2", "0", "3")] == [1, 1, 1, 1]
+    assert tried == [2, 3]
+    assert capsys.readouterr().out.count("first defect: component accept (law a.b: no) at seed 3") == 4
+    assert str(recorded(file).first_divergence) == "component accept (law a.b: no) at seed 3"

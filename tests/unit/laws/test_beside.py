@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 
 import pytest
 import torch
 
-from harness.errors import InputError
+from harness.errors import InputError, StopSignal
 from harness.judge.verdict import Verdict
 from harness.laws import LAWS, Case, Violation
 from harness.laws import beside as module
-from harness.laws.beside import CASES, cases_for, laws_beside, said
+from harness.laws.beside import CASES, LawsInterrupted, cases_for, in_time, laws_beside, said
 from harness.laws.case import CHOICES
 from harness.laws.results import LawResult
 from harness.models.pair import ModelPair
@@ -19,6 +21,9 @@ from harness.mutants.catalogue import MUTANTS
 from harness.protocol.decoder import Settings
 from harness.report.as_json import as_json
 from harness.report.terminal import laws, summary
+from harness.runs import workers
+from harness.runs.employ import Crew
+from harness.runs.limits import Limits
 from harness.runs.result import Verification
 from harness.speculative.build import build_decoder
 
@@ -37,11 +42,16 @@ def leaves(models: ModelPair, settings: Settings):
     os._exit(0)
 
 
+def hangs(models: ModelPair, settings: Settings):
+    time.sleep(60.0)
+
+
 @pytest.mark.usefixtures("few")
 def test_a_right_decoder_keeps_them_and_a_bug_of_code_that_both_sides_share_is_seen():
     done: list[str] = []
     assert laws_beside(build_decoder, progress=done.append) == {
-        "cases": CASES, "held": 4, "broken": [], "trivial": [], "refused": [], "not_applicable": [],
+        "cases": CASES, "held": 4, "broken": [], "trivial": [], "refused": [], "why": "", "not_applicable": [],
+        "left": [],
     }  # fmt: skip
     assert sorted(done) == sorted(law.id for law in module.LAWS)
     mutant = PLANTED["numbers.highest"]
@@ -59,37 +69,77 @@ def test_a_decoder_that_ends_its_process_is_a_defect_where_it_has_processes_of_i
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(module, "LAWS", (BY_ID["state.once"],))
-    found = laws_beside("tests.unit.laws.test_beside:leaves", 1, where=("cpu", True))
+    monkeypatch.setattr(workers, "MOST_DEATHS", 1)
+    found = laws_beside("tests.unit.laws.test_beside:leaves", 1, where=("cpu", Limits()))
     ((component, clause, _seed),) = found["broken"]
     assert component == "decode, update_state_with_accepted_tokens"
     assert "the process died" in clause
+    assert "check('state.once', 'tests.unit.laws.test_beside:leaves', Case())" in clause
+
+
+@pytest.mark.usefixtures("few")
+def test_a_decoder_that_hangs_is_a_defect_and_nobody_waits_for_the_other_laws(monkeypatch: pytest.MonkeyPatch):
+    crew: list[tuple[str, ...]] = []
+    monkeypatch.setattr(module, "Crew", lambda devices: crew.append(devices) or Crew(devices[:1]))  # faster in here
+    found = laws_beside(hangs, 1, where=("cpu", Limits(0.2)))
+    assert crew == [("cpu", "cpu")]
+    ((_component, clause, _seed),) = found["broken"]
+    assert clause.startswith("law masks.definition: the process died: no answer within 0.2 s (timeout); ")
+    assert found["left"] == ["numbers.encode", "state.once", "acceptance.keep"]
+
+
+@pytest.mark.usefixtures("few")
+def test_a_signal_leaves_what_was_tried_until_then():
+    def stop(law: str) -> None:
+        raise StopSignal(signal.SIGTERM)
+
+    with pytest.raises(LawsInterrupted) as stopped:
+        laws_beside(build_decoder, progress=stop)
+    assert stopped.value.status == 143
+    assert stopped.value.found["held"] == 1
+    assert len(stopped.value.found["left"]) == 3
+
+
+def test_a_law_in_time_leaves_no_alarm_behind():
+    with in_time(0.02):
+        pass
+    time.sleep(0.04)
+    with in_time(0.0):
+        time.sleep(0.01)
 
 
 def test_what_proves_nothing_is_told_apart():
     law = LAWS[0]
     broken = Violation(law, Case(seed=7), "rows differ\n   by 1")
+    laws_ = LAWS[:6]
     rows = [
-        LawResult(law, 2, 1), LawResult(law, 2, 0), LawResult(law, 0, 0, refused=2), LawResult(law, skipped="no parts"),
-        LawResult(law, 1, 0, violation=broken),
+        LawResult(law, 1, 0, violation=broken), LawResult(laws_[1], 2, 1), LawResult(laws_[2], 2, 0),
+        LawResult(laws_[3], 0, 0, refused=2, why="x=1: no"), LawResult(laws_[4], skipped="no parts"),
     ]  # fmt: skip
-    found = said(rows, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LAWS", laws_)
+        found = said({row.law.id: row for row in rows}, 2)
     ((component, clause, seed),) = found.pop("broken")
     assert (component, seed) == ("split_logits_by_scale", 7)
     assert clause == f"law {law.id}: rows differ by 1; {broken.replay}"
     assert found == {
-        "cases": 2, "held": 1, "trivial": [law.id], "refused": [law.id], "not_applicable": [law.id],
+        "cases": 2, "held": 1, "trivial": [laws_[2].id], "refused": [laws_[3].id], "why": "x=1: no",
+        "not_applicable": [laws_[4].id], "left": [laws_[5].id],
     }  # fmt: skip
     assert laws({**found, "broken": [("a", "b", 0)]}) == (
-        "laws, in 2 cases each: 1 held, 1 broken, 1 trivial in so few, 1 refused, 1 not applicable"
+        "laws, in 2 cases each: 1 held, 1 broken, 1 trivial in so few, 1 refused, 1 not applicable, 1 not tried"
     )
-    assert laws({**found, "broken": [], "trivial": [], "refused": [], "not_applicable": []}) == (
+    assert laws({**found, "broken": [], "trivial": [], "refused": [], "not_applicable": [], "left": []}) == (
         "laws, in 2 cases each: 1 held"
     )
 
 
 def test_a_broken_law_is_a_defect_of_the_run_and_is_kept():
     result = Verification([], None, torch.device("cpu"), torch.float32, torch.float32, "none")
-    right = {"cases": 2, "held": 1, "broken": [], "trivial": ["a.b"], "refused": [], "not_applicable": []}
+    right = {
+        "cases": 2, "held": 1, "broken": [], "trivial": ["a.b"], "refused": [], "why": "", "not_applicable": [],
+        "left": [],
+    }  # fmt: skip
     result.take_laws(right)
     assert result.verdict is not Verdict.DEFECT
     assert result.reasons == []  # what so few cases leave trivial is no reason for anything
@@ -98,6 +148,28 @@ def test_a_broken_law_is_a_defect_of_the_run_and_is_kept():
     assert str(result.first_divergence) == "component quantizer (law numbers.encode: no) at seed 3"
     assert summary(result).endswith("1 defect")
     assert b'"laws":{"cases":2' in as_json(result).replace(b" ", b"").replace(b"\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("held", "refused", "reasons"), [(3, 3, []), (2, 3, ["the decoder refused 3 of 5 laws: x=1: no"])]
+)
+def test_a_decoder_that_refuses_most_laws_proves_nothing(held: int, refused: int, reasons: list[str]):
+    result = Verification([], None, torch.device("cpu"), torch.float32, torch.float32, "none")
+    result.take_laws({
+        "cases": 2, "held": held, "broken": [], "trivial": [], "refused": ["a.b"] * refused, "why": "x=1: no",
+        "not_applicable": ["c.d"] * 9, "left": [],
+    })  # fmt: skip
+    assert result.reasons == reasons
+
+
+def test_laws_that_nobody_tried_are_a_reason():
+    result = Verification([], None, torch.device("cpu"), torch.float32, torch.float32, "none")
+    result.take_laws({
+        "cases": 2, "held": 2, "broken": [], "trivial": [], "refused": [], "why": "", "not_applicable": [],
+        "left": ["a.b"],
+    })  # fmt: skip
+    assert result.reasons == ["1 law not tried"]
+    assert result.verdict is Verdict.INCONCLUSIVE
 
 
 @pytest.mark.parametrize("count", [0, -1])
@@ -110,7 +182,8 @@ def test_no_case_at_all_is_refused(count: int):
 def test_two_cases_leave_no_law_trivial_and_the_law_of_policies_meets_them_all():
     found = laws_beside(build_decoder)
     assert found == {
-        "cases": 2, "held": len(LAWS), "broken": [], "trivial": [], "refused": [], "not_applicable": [],
+        "cases": 2, "held": len(LAWS), "broken": [], "trivial": [], "refused": [], "why": "", "not_applicable": [],
+        "left": [],
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,25 @@ def test_a_right_decoder_has_nothing_to_mark(tmp_path: Path):
     assert "no pixel differs" in page.words
     assert not any(attributes.get("class") == "marker" for attributes in page.all("span"))
     assert not any("cell wrong" in attributes.get("class", "") for _, attributes in page.elements)
+
+
+def test_a_broken_law_is_shown_with_what_was_seen_and_is_no_image(tmp_path: Path):
+    run(tmp_path / "a.db")
+    found = {
+        "cases": 2, "held": 68, "trivial": [], "refused": [], "why": "", "not_applicable": [], "left": [],
+        "broken": [("quantizer, encode", f"law numbers.encode: {SCRIPT}", 3)],
+    }  # fmt: skip
+    with closing(RunFile.go_on(tmp_path / "a.db")) as file:
+        assert file.noted("laws") is None
+        file.note("laws", found)
+        assert file.noted("laws")["held"] == 68
+    page = read(page_of(tmp_path / "a.db"))
+    assert "✕ DEFECT" in page.words
+    assert "laws, in 2 cases each: 68 held, 1 broken" in page.words
+    assert "Laws that are broken" in page.words
+    assert page.words.count(f"law numbers.encode: {SCRIPT}") == 2  # the first defect, and the table
+    assert "It is of the run as a whole: no image shows it alone." in page.words
+    assert "The worst images" not in page.words
 
 
 def test_a_lossy_policy_shows_its_distance_and_calls_nothing_wrong(tmp_path: Path):
