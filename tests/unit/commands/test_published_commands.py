@@ -9,7 +9,7 @@ import pytest
 
 from harness.judge.verdict import Verdict
 from harness.laws import LAWS, run_conformance
-from tests.helpers import command, some
+from tests.helpers import command
 from tests.published.checkout import make
 
 
@@ -129,7 +129,8 @@ def test_init_writes_a_decoder_that_is_identical_and_keeps_every_law(monkeypatch
 KINDS = [("var", "var"), ("code", "code"), ("sdvar-test3", "sdvar"), ("sdvar-parallel", "sdvar")]
 
 
-@pytest.mark.parametrize(("kind", "checkout"), some(4, KINDS))
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "checkout"), KINDS)
 def test_laws_take_published_code_in_float32(tmp_path: Path, kind: str, checkout: str):
     progress: list[object] = []
     report = run_conformance(
