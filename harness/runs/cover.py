@@ -104,7 +104,7 @@ def verify_blocks(
         RunInterrupted: as `verify_plan`.
     """
     tried = [list(blocks), _without(blocks, lambda setting: isinstance(setting.draft_len, int))]
-    tried.append(_without(tried[-1], lambda setting: not setting.bonus))
+    tried.append(_without_bonus(tried[-1]))
     for design in tried:
         asked, left = (sum(len(block.settings) * len(block.requests) for block in of) for of in (blocks, design))
         told = replace(terms, refusals=True, covers=True, unasked=asked - left)
@@ -138,6 +138,14 @@ def plan_of(blocks: Sequence[Block]) -> Plan:
 def _without(blocks: Sequence[Block], keep: Callable[[Settings], bool]) -> list[Block]:
     """Return the blocks with fewer kinds of settings: for a decoder that refuses to be built with the others."""
     return [replace(block, settings=tuple(filter(keep, block.settings))) for block in blocks]
+
+
+def _without_bonus(blocks: Sequence[Block]) -> list[Block]:
+    """Return the blocks with every bonus off: a decoder that has none is asked for the same lengths."""
+    return [
+        replace(block, settings=tuple(dict.fromkeys(replace(setting, bonus=False) for setting in block.settings)))
+        for block in blocks
+    ]
 
 
 def say_what_was_covered(result: Verification, terms: Terms) -> None:

@@ -158,7 +158,7 @@ class Plain:
 def test_what_a_decoder_refuses_is_counted():
     (block,) = covering(tiny(FIVE), noise=0.1)[1:]
     result = verify_blocks([block], Plain, HERE)
-    kept = sum(isinstance(setting.draft_len, int) and not setting.bonus for setting in block.settings)
+    kept = len({setting.draft_len for setting in block.settings if isinstance(setting.draft_len, int)})
     unconditional = sum(3 in (request.labels or ()) for request in block.requests)
     asked = len(block.settings) * len(block.requests)
     assert len(result.settings) == kept
