@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import faulthandler
 import pickle
-import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -62,9 +61,8 @@ class BesideWork:
 
     def open(self) -> _Tried:
         """Return what tries law after law. Effects: the limit of memory of this process."""
-        if self.limits is not None and self.limits.memory_gib:
-            most = int(self.limits.memory_gib * 2**30)
-            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        if self.limits is not None:
+            self.limits.bound_memory()
         factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
         factory = load_factory(factory) if isinstance(factory, str) else factory
         return _Tried(Subject(factory, self.options), self)

@@ -150,7 +150,7 @@ class Apart:
             tf32=precision()["tf32_matmul"],
             threads=torch.get_num_threads(),
             path=[path or str(Path.cwd()) for path in sys.path],
-            memory_bytes=int(self.limits.memory_gib * 2**30),
+            limits=self.limits,
         )
         stream = io.BytesIO()
         pickler = ForkingPickler if self.models.device.type == "cuda" else pickle.Pickler

@@ -12,7 +12,6 @@ import faulthandler
 import json
 import os
 import pickle
-import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from harness.rounding.precision import set_precision, unchanged
 from harness.runs.factory import build, load_factory
 from harness.runs.here import OutOfTimeError, run
 from harness.runs.inspection import inspect
+from harness.runs.limits import Limits
 from harness.runs.mailbox import Mailbox, UnreadableError
 from harness.runs.records import request_of
 
@@ -53,7 +53,7 @@ class Job:
         tf32: the mode.
         threads: that PyTorch computes with.
         path: where modules are found.
-        memory_bytes: limit on what the process may allocate; 0 = none.
+        limits: of the process.
     """
 
     factory: str | bytes
@@ -63,7 +63,7 @@ class Job:
     tf32: bool
     threads: int
     path: list[str] = field(default_factory=list)
-    memory_bytes: int = 0
+    limits: Limits = Limits()  # noqa: RUF009  # frozen
 
 
 def serve(job_file: str, read: str, write: str) -> None:
@@ -84,8 +84,7 @@ def _serve(job_file: Path, read: int, write: int) -> None:
     faulthandler.enable()  # a process that dies names its own frame in the log
     set_precision(job.tf32)
     torch.set_num_threads(job.threads)
-    if job.memory_bytes:
-        resource.setrlimit(resource.RLIMIT_DATA, (job.memory_bytes, job.memory_bytes))
+    job.limits.bound_memory()
     with os.fdopen(read, "rb") as lines, os.fdopen(write, "wb") as answers:
         mailbox, alarm = Mailbox.open(job.mailbox), _Alarm()
         try:

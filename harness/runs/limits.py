@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 
 from harness.errors import InputError
@@ -29,3 +30,9 @@ class Limits:
             raise InputError("timeout", self.timeout_s, "must be a number of seconds above 0", "pass --timeout 600")
         if not 0 <= self.memory_gib < float("inf"):
             raise InputError("memory", self.memory_gib, "must be 0 GiB or more", "pass --memory 0 for no limit")
+
+    def bound_memory(self) -> None:
+        """Let this process, and what it starts, allocate no more than `memory_gib`. Effects: its limits."""
+        if self.memory_gib:
+            most = int(self.memory_gib * 2**30)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StopSignal
 from harness.rounding.precision import set_precision
 
 OUT_OF_MEMORY = 137  # as a shell counts SIGKILL
@@ -39,18 +39,25 @@ def serve(job_file: str, descriptor: str, device: str, employer: str) -> None:
     """
     threading.Thread(target=_watch, args=(int(employer), Path(job_file).parent), daemon=True).start()
     signal.signal(signal.SIGTERM, _stop)
-    with Connection(int(descriptor)) as connection, suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        try:
-            opened = _open(Path(job_file), device)
-        except BaseException as error:
-            connection.send_bytes(pickle.dumps(_portable(error)))
-            return
-        try:
-            connection.send_bytes(pickle.dumps(opened.about))
-            while True:
-                connection.send_bytes(pickle.dumps(_answer(opened, pickle.loads(connection.recv_bytes()))))
-        finally:
-            opened.close()
+    try:
+        with Connection(int(descriptor)) as connection, suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            _converse(connection, Path(job_file), device)
+    except StopSignal as stop:
+        raise SystemExit(stop.status) from None
+
+
+def _converse(connection: Connection, job_file: Path, device: str) -> None:
+    try:
+        opened = _open(job_file, device)
+    except BaseException as error:
+        connection.send_bytes(pickle.dumps(_portable(error)))
+        return
+    try:
+        connection.send_bytes(pickle.dumps(opened.about))
+        while True:
+            connection.send_bytes(pickle.dumps(_answer(opened, pickle.loads(connection.recv_bytes()))))
+    finally:
+        opened.close()
 
 
 def _open(job_file: Path, device: str) -> Any:
@@ -84,7 +91,8 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def _stop(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+    """End the work by what no judge of a decoder catches: `SystemExit` would be called the decoder's own."""
+    raise StopSignal(number)
 
 
 def _watch(employer: int, folder: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 
 import pytest
 
 from harness import InputError, ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
+from harness.errors import StopSignal
 from harness.judge.verdict import Verdict
 from harness.laws import LAWS as ALL
 from harness.laws import Case, Violation, check, run_conformance
 from harness.models.pair import pair_checksums
+from harness.runs.worker import _stop
 
 LAWS = ("acceptance.token-identical", "state.once", "guidance.unconditional")
 CASE = Case(patch_nums=(1, 2, 3))
@@ -87,6 +90,29 @@ def test_a_decoder_without_bonus_scales_is_asked_for_none():
     assert {row.verdict for row in rows.values()} == {Verdict.IDENTICAL}
     (row,) = run_conformance(Ignores, 2, laws=[law for law in laws if law.id == "batch.bonus"]).rows
     assert row.verdict is Verdict.INCONCLUSIVE
+
+
+class Stopped(Writes):
+    """Its process is told to end while it decodes, or it ends itself."""
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        _stop(signal.SIGTERM, None)
+        return self.inner.decode(request, noise)
+
+
+class Exits(Writes):
+    """It ends its process by the usual exception."""
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        raise SystemExit(3)
+
+
+def test_who_is_told_to_end_is_not_accused_and_who_ends_by_itself_is():
+    with pytest.raises(StopSignal) as stop:
+        check("state.once", Stopped, CASE)
+    assert stop.value.status == 143
+    with pytest.raises(Violation, match="the decoder raised SystemExit: 3"):
+        check("state.once", Exits, CASE)
 
 
 def test_writing_into_the_request_is_told():
