@@ -141,4 +141,6 @@ exits = _factory(lambda bent, request, noise: os._exit(0))
 killed = _factory(lambda bent, request, noise: os.kill(os.getpid(), signal.SIGKILL))
 crashes_hard = _factory(lambda bent, request, noise: os.kill(os.getpid(), signal.SIGSEGV))
 hangs = _factory(lambda bent, request, noise: time.sleep(1000))
-hoards = _factory(lambda bent, request, noise: torch.zeros(10**14))
+hoards = _factory(lambda bent, request, noise: torch.zeros(10**14))  # more than any machine has
+# 9 GiB of addresses that are never touched: any machine grants them
+reserves = _factory(lambda bent, request, noise: (torch.empty(9 * 2**28), bent.inner.decode(request, noise))[1])

@@ -94,6 +94,8 @@ def test_a_decoder_that_hangs_is_given_up_in_time():
 def test_a_memory_limit_holds():
     models = replace(MODELS)
     assert apart("honest", models, memory_gib=8.0).verdict is Verdict.IDENTICAL
+    assert apart("reserves", models).verdict is Verdict.IDENTICAL
+    assert first(apart("reserves", models, memory_gib=8.0)).component == "process"
     assert first(apart("hoards", models, memory_gib=8.0)).component == "process"
 
 
