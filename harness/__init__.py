@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from harness.version import __version__
 
 if TYPE_CHECKING:
+    from harness.decoders.limits import Limits
+    from harness.decoders.terms import Terms
     from harness.errors import HarnessError, InputError, NonFiniteError
     from harness.judge.verdict import Verdict
     from harness.models.pair import ModelPair, load_digits, load_pair
@@ -19,11 +21,9 @@ if TYPE_CHECKING:
     from harness.protocol.pyramid import ScalePyramid
     from harness.protocol.request import Request
     from harness.protocol.trace import Intermediates, Round, Trace
-    from harness.report.notebook import verify
-    from harness.runs.limits import Limits
     from harness.runs.result import Verification
-    from harness.runs.terms import Terms
     from harness.speculative.build import build_decoder
+    from harness.verification import verify
 
 __all__ = [
     "Contract",
@@ -61,10 +61,10 @@ _HOMES = {
     "protocol.pyramid": ("ScalePyramid",),
     "protocol.request": ("Request",),
     "protocol.trace": ("Intermediates", "Round", "Trace"),
-    "report.notebook": ("verify",),
-    "runs.limits": ("Limits",),
+    "verification": ("verify",),
+    "decoders.limits": ("Limits",),
     "runs.result": ("Verification",),
-    "runs.terms": ("Terms",),
+    "decoders.terms": ("Terms",),
     "speculative.build": ("build_decoder",),
 }
 

@@ -15,6 +15,10 @@ BEGIN, END = "<!-- rooms: begin -->\n", "<!-- rooms: end -->\n"
 LOOSE = "(loose)"  # modules that lie in no room
 
 # What a room may import; the loose modules are open to all. Read it from top to bottom: no room opens upwards.
+# `verification` is one module, the question behind every door.
+ORACLE = ("protocol", "models", "reference", "rounding", "judge")
+UNDER_TEST = ("protocol", "models", "speculative", "adapters", "rounding", "judge")
+RUNS = (*ORACLE, "speculative", "adapters", "decoders", "pool")
 DOORS: dict[str, tuple[str, ...]] = {
     "protocol": (),
     "models": ("protocol",),
@@ -22,24 +26,22 @@ DOORS: dict[str, tuple[str, ...]] = {
     "reference": ("protocol", "models"),
     "rounding": ("protocol", "models", "reference"),
     "judge": ("protocol", "models", "reference", "rounding"),
-    "adapters": ("protocol", "models", "reference", "rounding", "judge"),
-    "runs": ("protocol", "models", "speculative", "adapters", "reference", "rounding", "judge"),
-    "laws": ("protocol", "adapters", "models", "reference", "rounding", "judge", "runs", "speculative"),
-    "mutants": ("protocol", "models", "judge", "runs", "laws", "speculative"),
-    "golden": ("protocol", "models", "reference", "rounding", "judge", "runs", "laws", "speculative"),
-    "quality": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative"),
-    "bench": ("protocol", "models", "reference", "rounding", "judge", "runs", "speculative", "quality"),
+    "adapters": ORACLE,
+    "decoders": UNDER_TEST,
+    "pool": ("models", "rounding", "decoders"),
+    "runs": RUNS,
+    "laws": (*RUNS, "runs"),
+    "mutants": ("protocol", "models", "speculative", "judge", "decoders", "pool", "runs", "laws"),
+    "golden": (*ORACLE, "speculative", "decoders", "pool", "runs", "laws"),
+    "quality": (*ORACLE, "speculative", "decoders", "pool", "runs"),
+    "bench": (*ORACLE, "speculative", "decoders", "pool", "runs", "quality"),
     "report": (
-        "protocol", "models", "adapters", "rounding", "judge", "runs", "laws", "mutants", "golden", "quality", "bench",
-        "speculative",
+        "protocol", "models", "speculative", "rounding", "judge", "adapters", "decoders", "pool", "runs", "laws",
+        "mutants", "golden", "quality", "bench",
     ),
-    "plugin": (
-        "protocol", "adapters", "models", "reference", "rounding", "judge", "runs", "laws", "report",
-    ),
-    "commands": (
-        "protocol", "models", "reference", "rounding", "judge", "runs", "laws", "mutants", "golden", "quality", "bench",
-        "report", "speculative", "adapters",
-    ),
+    "verification": (*RUNS, "runs", "laws", "quality", "report"),
+    "plugin": (*RUNS, "runs", "laws", "report", "verification"),
+    "commands": (*RUNS, "runs", "laws", "mutants", "golden", "quality", "bench", "report", "verification"),
 }  # fmt: skip
 
 OUTSIDE = {"harness": tuple(room for room in DOORS if room != "commands"), "harness.__main__": tuple(DOORS)}

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from harness.__main__ import main
+from harness.decoders.factory import Factory
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.network import TransformerConfig
@@ -23,7 +24,6 @@ from harness.models.transformer import Transformer
 from harness.protocol.decoder import Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
-from harness.runs.factory import Factory
 from harness.runs.result import Verification
 from harness.runs.verification import Terms, verify
 from harness.speculative.parts import PARTS, Parts

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
+from harness.decoders.terms import Keeping
 from harness.judge.distances import distances
 from harness.judge.verdict import Distance
 from harness.models.pair import ModelPair
+from harness.pool.employ import employ
+from harness.pool.workers import Died, WorkerError
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.runs.employ import employ
-from harness.runs.terms import Keeping
-from harness.runs.workers import Died, WorkerError
 from harness.speculative.policies import parse, speculates
 from harness.speculative.sampler import Options, SpeculativeDecoder
 

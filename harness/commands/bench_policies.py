@@ -11,13 +11,13 @@ from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH, batches, markdown, 
 from harness.bench.stored import policies_document
 from harness.commands import options
 from harness.commands.listed import check_most
+from harness.decoders.terms import Keeping
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.report.pages import replaced
 from harness.report.progress import LongWork
 from harness.report.speed import show_policies
 from harness.report.terminal import plain_console
-from harness.runs.terms import Keeping
 from harness.wording import count_of
 
 

@@ -12,6 +12,7 @@ import typer
 
 from harness.commands import options
 from harness.commands.listed import check_most
+from harness.decoders.terms import Keeping
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.laws.case import DTYPES
@@ -19,15 +20,14 @@ from harness.laws.catalogue import LAWS
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES, Hunt, HuntWork, hunting_cases, received
 from harness.mutants.mutant import Mutant
+from harness.pool.employ import employ
+from harness.pool.workers import Died, WorkerError
 from harness.report.html.page import check_page
 from harness.report.mutants import as_json, page, show
 from harness.report.pages import replaced
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console
 from harness.rounding.precision import set_precision
-from harness.runs.employ import employ
-from harness.runs.terms import Keeping
-from harness.runs.workers import Died, WorkerError
 
 FEW = 8  # mutants that are hunted in this process: starting others would take longer than they do
 

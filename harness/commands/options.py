@@ -17,13 +17,13 @@ import typer
 
 from harness.adapters.factories import PREFIX, default_settings
 from harness.commands.listed import integers
+from harness.decoders.factory import DEFAULT, named_options
 from harness.errors import InputError
 from harness.models.pair import CLOSE, ModelPair, close_pair, load_digits, load_pair, random_pair
 from harness.protocol.decoder import Settings
 from harness.protocol.request import NoiseOrder, Request
 from harness.rounding.precision import set_precision
 from harness.runs.batches import BatchSize, cut, default_batch
-from harness.runs.factory import DEFAULT, named_options
 from harness.speculative.policies import HELP
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}

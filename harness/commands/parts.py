@@ -9,6 +9,10 @@ import typer
 from harness.adapters.probe import PartLaw
 from harness.commands import options
 from harness.commands.listed import counts
+from harness.decoders.factory import DEFAULT, load_factory
+from harness.decoders.limits import TIMEOUT_S, Limits
+from harness.decoders.place import place
+from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.laws.law import Subject
@@ -20,11 +24,7 @@ from harness.report.progress import LongWork
 from harness.report.terminal import plain_console
 from harness.rounding.measure import budget_for
 from harness.rounding.precision import set_precision
-from harness.runs.factory import DEFAULT, load_factory
-from harness.runs.limits import TIMEOUT_S, Limits
-from harness.runs.place import place
 from harness.runs.silence import silence
-from harness.runs.terms import Terms
 
 
 def parts(

@@ -12,6 +12,9 @@ import typer
 from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH
 from harness.commands import options
 from harness.commands.listed import check_most, integers
+from harness.decoders.factory import DEFAULT
+from harness.decoders.limits import TIMEOUT_S, Limits
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.models.pair import ModelPair
@@ -30,11 +33,8 @@ from harness.report.pages import replaced
 from harness.report.progress import LongWork
 from harness.report.quality import best_cfg, markdown, show_quality
 from harness.report.terminal import plain_console, say
-from harness.runs.factory import DEFAULT
-from harness.runs.limits import TIMEOUT_S, Limits
 from harness.runs.result import Claims, Verification
 from harness.runs.runfile import RunFile
-from harness.runs.terms import Keeping, Terms
 from harness.speculative.build import build_decoder
 
 EVERY = ",".join(name for name in (*EVERY_LENGTH, *ONE_LENGTH) if name != "greedy")

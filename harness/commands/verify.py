@@ -15,6 +15,9 @@ import typer
 from harness.commands import options
 from harness.commands.listed import check_most, integers
 from harness.commands.quality import FeaturesFile, MaxLoss, RealFile, claim, demand
+from harness.decoders.factory import DEFAULT, is_own
+from harness.decoders.limits import TIMEOUT_S, Limits
+from harness.decoders.terms import Keeping, Other, Terms
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 from harness.judge.verdict import Verdict
@@ -29,14 +32,11 @@ from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, show
 from harness.rounding.stored import SHIPPED
 from harness.runs.cover import covering, verify_blocks
-from harness.runs.factory import DEFAULT, is_own
 from harness.runs.keep import check_new
-from harness.runs.limits import TIMEOUT_S, Limits
 from harness.runs.plan import Plan
 from harness.runs.result import Verification
 from harness.runs.runfile import RunFile
 from harness.runs.silence import silence
-from harness.runs.terms import Keeping, Other, Terms
 from harness.runs.verification import RunInterrupted, Step, verify_plan
 from harness.speculative.policies import parse
 

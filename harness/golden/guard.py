@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from harness.decoders.factory import DEFAULT
+from harness.decoders.in_process import run
 from harness.errors import InputError
 from harness.golden.check import check, parse_all, read_all
 from harness.golden.own import DATA
@@ -23,8 +25,6 @@ from harness.protocol.trace import Trace
 from harness.reference import cachefree, handoff, sequential
 from harness.reference.handoff import HandOff
 from harness.rounding.measure import quick
-from harness.runs.factory import DEFAULT
-from harness.runs.here import run
 from harness.speculative.build import build_decoder
 
 CODE = Path(__file__).parent

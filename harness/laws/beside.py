@@ -15,6 +15,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.decoders.factory import Factory, load_factory, name_of, pickled
+from harness.decoders.in_process import OutOfTimeError
+from harness.decoders.limits import Limits
 from harness.errors import InputError, StopSignal, one_line, shortened
 from harness.laws.case import CHOICES, Case
 from harness.laws.catalogue import LAWS
@@ -22,12 +25,9 @@ from harness.laws.conformance import lost
 from harness.laws.law import Law, Subject, Violation
 from harness.laws.listed import cases, run_law
 from harness.laws.results import LawResult
-from harness.runs.employ import Crew
-from harness.runs.factory import Factory, load_factory, name_of, pickled
-from harness.runs.here import OutOfTimeError
-from harness.runs.limits import Limits
+from harness.pool.employ import Crew
+from harness.pool.workers import Died
 from harness.runs.result import LawsBeside
-from harness.runs.workers import Died
 
 CASES = 2  # seconds for all laws
 SEED = 2  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_beside.py)

@@ -15,16 +15,16 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
+from harness.decoders.factory import Factory, load_factory, name_of, pickled
+from harness.decoders.terms import Keeping
 from harness.errors import InputError
 from harness.laws.case import Case
 from harness.laws.catalogue import LAWS
 from harness.laws.law import Law, NotOffered, Subject, Violation
 from harness.laws.results import LawResult, Report
 from harness.laws.search import ROUNDS, SHRINK_S, Scope, search
-from harness.runs.employ import employ
-from harness.runs.factory import Factory, load_factory, name_of, pickled
-from harness.runs.terms import Keeping
-from harness.runs.workers import Died
+from harness.pool.employ import employ
+from harness.pool.workers import Died
 
 BUILT_NOTHING = ("implementation", "checkout", "option")
 

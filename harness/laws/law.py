@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.decoders.factory import Factory, build
 from harness.errors import HarnessError, InputError
 from harness.judge.compare import differences
 from harness.laws.case import Case, forget_models
@@ -23,7 +24,6 @@ from harness.protocol.decoder import Implementation
 from harness.protocol.noise import Noise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.runs.factory import Factory, build
 
 # Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;
 # the smallest planted bug moves them by more than 1e-4. tests/meta/test_tolerances.py measures the first number.

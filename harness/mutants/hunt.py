@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from harness.decoders.terms import Terms
 from harness.judge.verdict import Verdict
 from harness.laws.beside import laws_beside
 from harness.laws.case import Case
@@ -23,7 +24,6 @@ from harness.models.pair import load_digits
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.mutant import Mutant, production
 from harness.runs.cover import covering, verify_blocks
-from harness.runs.terms import Terms
 
 SCOPES = ("first", "family", "all")
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.decoders.factory import Factory
 from harness.laws.case import forget_models
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.noise import Noise, SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.runs.factory import Factory
 from harness.speculative.accept import Policy
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import parse

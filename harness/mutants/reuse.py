@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from harness.decoders.factory import Factory
 from harness.models.network import Condition
 from harness.models.pair import ModelPair
 from harness.mutants.mutant import Mutant, patched
@@ -13,7 +14,6 @@ from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.noise import Noise, SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Round, Trace
-from harness.runs.factory import Factory
 from harness.speculative import outcome, update
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder

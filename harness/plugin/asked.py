@@ -61,8 +61,8 @@ class Asked:
     @property
     def subject(self) -> Subject:
         """The decoder under test, for laws."""
+        from harness.decoders.factory import load_factory  # noqa: PLC0415
         from harness.laws import Subject  # noqa: PLC0415
-        from harness.runs.factory import load_factory  # noqa: PLC0415
 
         return Subject(load_factory(self.name), self.options)
 
@@ -74,12 +74,12 @@ class Asked:
     @classmethod
     def of(cls, option: argparse.Namespace) -> Asked:
         """Return what pytest's options ask for. Raises `InputError`, or `ValueError` for numbers that are none."""
+        from harness.decoders.factory import DEFAULT, load_factory, named_options  # noqa: PLC0415
         from harness.files import check_outputs  # noqa: PLC0415
         from harness.laws.case import PYRAMIDS  # noqa: PLC0415
         from harness.laws.search import Scope  # noqa: PLC0415
         from harness.plugin.known import read_known  # noqa: PLC0415
         from harness.report.html.page import check_page  # noqa: PLC0415
-        from harness.runs.factory import DEFAULT, load_factory, named_options  # noqa: PLC0415
 
         name = option.sdvar_implementation or DEFAULT
         load_factory(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from harness.decoders.in_process import run
 from harness.errors import InputError
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
@@ -17,7 +18,6 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
 from harness.rounding.measure import budget_for
-from harness.runs.here import run
 
 
 def reference(models: ModelPair, request: Request) -> Trace:

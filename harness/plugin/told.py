@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness.decoders.factory import DEFAULT
 from harness.errors import HarnessError
 from harness.judge.verdict import Verdict
 from harness.laws import Law, Violation
@@ -19,7 +20,6 @@ from harness.plugin.checking import SEEN, Struck, Unproven, WrongOnDigits
 from harness.plugin.items import DigitsItem, LawItem
 from harness.plugin.seen import ROW
 from harness.report.laws import HELD
-from harness.runs.factory import DEFAULT
 
 NAMES = ("verdict", "component", "replay")
 NOT_APPLICABLE = "not applicable"

@@ -11,14 +11,14 @@ from dataclasses import replace
 from rich.console import Console
 
 from harness.adapters.factories import PREFIX, default_settings
+from harness.decoders.factory import DEFAULT
+from harness.decoders.terms import Keeping, Terms
 from harness.plugin.asked import Asked
 from harness.plugin.digits import USUAL, DigitsCase, design, pair
 from harness.report.terminal import show
 from harness.runs.cover import requests_for
-from harness.runs.factory import DEFAULT
 from harness.runs.plan import Plan, Task
 from harness.runs.result import Verification
-from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import verify_plan
 
 FEW = slice(1, 3)  # requests of a usual case: five images, with filters, guidance and both orders of noise

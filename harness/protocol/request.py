@@ -7,8 +7,9 @@ likely ones are taken (`Settings.greedy`), it determines every token of a correc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from harness.errors import InputError
 
@@ -136,3 +137,14 @@ class Request:
             seed=seeds[0] if seeds else self.seed,
             seeds=seeds,
         )
+
+
+def request_values(request: Request) -> dict[str, Any]:
+    """Return a request as JSON values."""
+    return asdict(request)
+
+
+def request_of(values: Mapping[str, Any]) -> Request:
+    """Return the request that `request_values` and JSON made these values of. Raises `TypeError` for other names."""
+    made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Request(**made)

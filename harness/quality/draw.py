@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from harness.clock import timed
+from harness.decoders.factory import is_own
+from harness.decoders.place import Place, claimed, place
+from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.judge.form import malformed
 from harness.judge.verdict import Judgement
@@ -24,10 +27,7 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.quality.sources import NONE, Source
 from harness.reference import sequential
-from harness.runs.factory import is_own
-from harness.runs.place import Place, claimed, place
 from harness.runs.plan import Task
-from harness.runs.terms import Terms
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 

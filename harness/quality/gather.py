@@ -14,20 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.decoders.factory import DEFAULT
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError, StopSignal
 from harness.models.pair import ModelPair
-from harness.protocol.request import Request
+from harness.pool.employ import employ
+from harness.pool.workers import Died, WorkerError
+from harness.protocol.request import Request, request_values
 from harness.quality.draw import Drawn, DrawWork, Features, letter
 from harness.quality.kept import TENSORS, DrawnFile, opened
 from harness.quality.sources import NONE, Source, check_distinct
-from harness.runs.employ import employ
-from harness.runs.factory import DEFAULT
 from harness.runs.identity import code_of, identity_of
-from harness.runs.interrupt import held
 from harness.runs.plan import Task
-from harness.runs.records import request_values
-from harness.runs.terms import Keeping, Terms
-from harness.runs.workers import Died, WorkerError
+from harness.signals import held
 
 NOWHERE = Keeping()
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.decoders.terms import Keeping
 from harness.errors import InputError
 from harness.files import check_readable
 from harness.quality.draw import Drawn
 from harness.runs.identity import differences
 from harness.runs.runfile import REMEDY, is_begun, locked
-from harness.runs.terms import Keeping
 
 APPLICATION = 0x5D7A5ADB  # SQLite's mark of whose file it is; a verification's ends with A
 SCHEMA = 1

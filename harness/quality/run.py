@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from harness.clock import timed
+from harness.decoders.factory import is_own
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError, StopSignal
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
@@ -25,8 +27,6 @@ from harness.quality.sources import BASE, LAW, Source, portions
 from harness.quality.stored import Measured
 from harness.quality.verdict import check_loss
 from harness.runs.batches import default_batch
-from harness.runs.factory import is_own
-from harness.runs.terms import Keeping, Terms
 from harness.speculative.policies import parse
 
 IMAGES = 10_000

@@ -6,10 +6,11 @@ import math
 from itertools import chain
 
 from harness.files import compact
+from harness.protocol.request import request_values
 from harness.provenance import versions
 from harness.report.terminal import repeated_by
 from harness.rounding.precision import precision
-from harness.runs.records import JudgedRow, request_values
+from harness.runs.records import JudgedRow
 from harness.runs.result import COUNTS, SettingResult, Verification
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of

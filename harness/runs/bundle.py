@@ -19,12 +19,11 @@ from harness.files import check_readable, write_whole
 from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
+from harness.protocol.request import request_of, request_values
 from harness.runs.records import (
     NAMES,
     against_of,
     against_values,
-    request_of,
-    request_values,
     settings_of,
     settings_values,
     to_json,

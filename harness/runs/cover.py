@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from harness.decoders.factory import Factory
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError
 from harness.models.pair import CLOSE, ModelPair, close_pair
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.runs.factory import Factory
 from harness.runs.plan import Plan, Task
 from harness.runs.result import Verification
-from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import NOWHERE, RunInterrupted, Step, verify_plan
 
 MOST_REFUSED = 0.5  # of all decodes asked for: a decoder that refuses more has not been tested

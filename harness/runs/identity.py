@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.adapters.factories import PREFIX
+from harness.decoders.terms import Other
 from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.decoder import Settings
 from harness.provenance import device_name, versions
 from harness.rounding.precision import precision
-from harness.runs.terms import Other
 
 PACKAGE = Path(__file__).parents[1]
 MOST_FILES = 5000  # of a package whose digest is taken

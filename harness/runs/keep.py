@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
+from harness.protocol.request import request_values
 from harness.rounding.budget import Budget
 from harness.runs.identity import Identity, differences
 from harness.runs.plan import Plan
-from harness.runs.records import against_values, request_values, to_json
+from harness.runs.records import against_values, to_json
 from harness.runs.runfile import REMEDY, Kept, RunFile, is_begun, read
-from harness.runs.terms import Keeping, Terms
 from harness.wording import count_of
 
 FREE = ("command", "recipe")  # may differ between two parts of a run: file names, the number of workers

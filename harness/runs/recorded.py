@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from harness.decoders.terms import Terms
 from harness.protocol.contract import Contract
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding.budget import Budget
@@ -17,7 +18,6 @@ from harness.runs.cover import say_what_was_covered
 from harness.runs.records import JudgedRow, unreadable
 from harness.runs.result import SettingResult, Verification
 from harness.runs.runfile import Kept, read
-from harness.runs.terms import Terms
 from harness.runs.verification import keeps_dying, put_together, widest
 
 

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from harness.decoders.terms import Other
 from harness.errors import InputError
 from harness.judge.verdict import Distance, Divergence, Judgement
 from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
 from harness.protocol.trace import Round, Trace
 from harness.runs.coverage import Coverage
 from harness.runs.pictures import Picture
-from harness.runs.terms import Other
 
 Values = Mapping[str, Any]
 NAMES = [f.name for f in fields(Divergence)]
@@ -107,17 +106,6 @@ class JudgedRow:
     refused: str = ""
     changes: tuple[str, ...] = ()
     peak_bytes: int = 0
-
-
-def request_values(request: Request) -> dict[str, Any]:
-    """Return a request as JSON values."""
-    return asdict(request)
-
-
-def request_of(values: Values) -> Request:
-    """Return the request that `request_values` and JSON made these values of. Raises `TypeError` for other names."""
-    made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return Request(**made)
 
 
 def counts_values(counts: Counts) -> dict[str, Any]:

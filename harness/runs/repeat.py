@@ -8,10 +8,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from harness.decoders.terms import Other
 from harness.judge.verdict import Divergence
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.runs.terms import Other
 
 USUAL = {"cfg": 1.5, "top_k": 0, "top_p": 0.0}
 

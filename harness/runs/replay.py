@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.decoders.limits import Limits
+from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
 from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
@@ -23,11 +25,9 @@ from harness.protocol.noise import RecordedNumbers
 from harness.protocol.request import Request
 from harness.rounding.measure import joint_budget
 from harness.runs.identity import Identity, differences, identity_of
-from harness.runs.limits import Limits
 from harness.runs.plan import Task
 from harness.runs.records import against_of
 from harness.runs.runfile import exhibit_of, read
-from harness.runs.terms import Other, Terms
 from harness.runs.work import VerifyWork
 from harness.wording import count_of
 

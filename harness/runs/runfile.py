@@ -22,11 +22,12 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.files import check_readable
+from harness.protocol.request import request_of, request_values
 from harness.runs import records
 from harness.runs.exhibit import MOST_EXHIBITS, packed, unpacked
 from harness.runs.pictures import MOST_PICTURES, Picture
 from harness.runs.plan import Plan, Task
-from harness.runs.records import JudgedRow, request_of, settings_of, to_json
+from harness.runs.records import JudgedRow, settings_of, to_json
 
 SCHEMA = 2  # docs/runs.md describes it; 1 kept no pictures
 APPLICATION = 0x5D7A5ADA  # SQLite's mark of whose file it is
@@ -114,7 +115,7 @@ class RunFile:
                 for k, setting in enumerate(plan.settings)
             ]
             self._base.executemany("INSERT INTO settings VALUES (?, ?)", settings)
-            tasks = [(t.number, to_json(records.request_values(t.request)), to_json(t.settings)) for t in plan.tasks]
+            tasks = [(t.number, to_json(request_values(t.request)), to_json(t.settings)) for t in plan.tasks]
             self._base.executemany("INSERT INTO tasks VALUES (?, ?, ?)", tasks)
 
     @classmethod

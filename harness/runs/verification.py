@@ -14,10 +14,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from harness.decoders.factory import Factory, name_of, pickled
+from harness.decoders.terms import Keeping, Other, Terms
 from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge.verdict import Divergence, Judgement
 from harness.judge.weights import weigh_run
 from harness.models.pair import ModelPair
+from harness.pool.employ import employ
+from harness.pool.workers import Died
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.pyramid import ScalePyramid
@@ -25,19 +29,15 @@ from harness.protocol.request import Request
 from harness.rounding.budget import Allowance, Budget
 from harness.rounding.certifying import certifying
 from harness.rounding.measure import joint_budget
-from harness.runs.employ import employ
-from harness.runs.factory import Factory, name_of, pickled
 from harness.runs.identity import identity_of
-from harness.runs.interrupt import held
 from harness.runs.keep import begin, describe
 from harness.runs.pictures import MOST_PICTURES
 from harness.runs.plan import Plan, Task
 from harness.runs.records import JudgedRow
 from harness.runs.result import SettingResult, Verification
 from harness.runs.runfile import RunFile
-from harness.runs.terms import Keeping, Other, Terms
 from harness.runs.work import Done, VerifyWork
-from harness.runs.workers import Died
+from harness.signals import held
 
 TERMS, NOWHERE = Terms(), Keeping()
 MOST_DEATHS = 3  # of one setting's process, one after the other: what is left would end as they did

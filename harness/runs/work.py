@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 
 from harness.clock import timed
+from harness.decoders.factory import Factory
+from harness.decoders.place import Place, claimed, place
+from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
 from harness.judge.against import changed, judge_against
 from harness.judge.decode import judge_along
@@ -36,12 +39,9 @@ from harness.protocol.trace import Trace
 from harness.reference import sequential
 from harness.rounding.budget import Budget
 from harness.runs.exhibit import exhibit
-from harness.runs.factory import Factory
 from harness.runs.pictures import Best, Picture, pictures
-from harness.runs.place import Place, claimed, place
 from harness.runs.plan import Task
 from harness.runs.records import Counts, JudgedRow
-from harness.runs.terms import Other, Terms
 
 Exhibits = list[tuple[int, int, dict[str, Tensor]]]  # task, setting, tensors
 # With the tensors around its first divergence, the pictures that are worth keeping, and seconds.

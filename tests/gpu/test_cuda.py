@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from harness.decoders.terms import Terms
 from harness.judge.verdict import Verdict
 from harness.models.pair import ModelPair, load_digits
 from harness.mutants import reuse, streams, windows
@@ -23,7 +24,6 @@ from harness.rounding.measure import errors, measure
 from harness.rounding.precision import set_precision
 from harness.rounding.stored import SHIPPED, load, mode_of
 from harness.runs.cover import covering, verify_blocks
-from harness.runs.terms import Terms
 from harness.runs.verification import verify
 from harness.speculative.build import build_decoder
 from harness.speculative.policies import parse

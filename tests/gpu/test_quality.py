@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harness.decoders.factory import DEFAULT
+from harness.decoders.terms import Keeping, Terms
 from harness.models.pair import load_digits
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.quality.run import Study, decoders, digits, run
 from harness.quality.sources import DRAFT, Source, controls
-from harness.runs.factory import DEFAULT
-from harness.runs.terms import Keeping, Terms
 
 pytestmark = pytest.mark.gpu
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.decoders.terms import Keeping, Other, Terms
 from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.mutants.positions import OFFSET
@@ -21,7 +22,6 @@ from harness.runs.plan import Plan
 from harness.runs.replay import Answer, cases_of, of_checkouts, replay
 from harness.runs.runfile import read
 from harness.runs.shrink import shrink
-from harness.runs.terms import Keeping, Other, Terms
 from harness.runs.verification import verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, command, tiny

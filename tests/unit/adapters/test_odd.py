@@ -11,10 +11,10 @@ import torch
 
 from harness import Request, Settings, Verdict, Verification
 from harness.adapters.probe import BROKEN, CRASHED, PartLaw
+from harness.decoders.factory import load_factory
+from harness.decoders.inspection import inspect
 from harness.reference import sequential
 from harness.rounding.measure import quick
-from harness.runs.factory import load_factory
-from harness.runs.inspection import inspect
 from tests.helpers import Layout, some, tiny, verify_here
 from tests.published.checkout import edited, make
 

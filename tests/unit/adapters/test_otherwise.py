@@ -9,8 +9,8 @@ import torch
 
 from harness import Verdict
 from harness.adapters.probe import ABSENT
+from harness.decoders.factory import load_factory
 from harness.errors import InputError
-from harness.runs.factory import load_factory
 from tests.published.checkout import edited, make
 from tests.unit.adapters.test_odd import BASIC, LAST, SMALL, TWO, broken, parts, run, settings
 

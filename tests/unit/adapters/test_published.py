@@ -10,9 +10,9 @@ import torch
 
 from harness import Request, Settings, Terms, Verdict, Verification, load_digits, verify
 from harness.adapters import published
+from harness.decoders.factory import load_factory
 from harness.errors import InputError
 from harness.models.pair import ModelPair
-from harness.runs.factory import load_factory
 from tests.helpers import LAYOUTS, Layout, tiny, verify_here
 from tests.published.checkout import make
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from harness.commands import quality as asked
+from harness.decoders.factory import DEFAULT
 from harness.protocol.decoder import Settings
 from harness.quality.estimate import Estimate
 from harness.quality.measure import QualityRow
 from harness.quality.run import IMAGES
 from harness.quality.stored import Measured, read_quality
-from harness.runs.factory import DEFAULT
 from harness.runs.recorded import recorded
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make

@@ -19,11 +19,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from harness.decoders.terms import Keeping
 from harness.laws.beside import LawsInterrupted
+from harness.pool.employ import Crew
 from harness.report.progress import LongWork
-from harness.runs.employ import Crew
 from harness.runs.recorded import recorded
-from harness.runs.terms import Keeping
 from tests.helpers import Layout, command, tiny
 
 verifying = importlib.import_module("harness.commands.verify")  # the module, not the command

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.decoders.factory import load_factory
 from harness.errors import InputError
 from harness.judge import form
 from harness.judge.form import expected_tensors as whole
@@ -21,7 +22,6 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.report.as_json import as_json
-from harness.runs.factory import load_factory
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, tiny, verify_here
 

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from harness.decoders.limits import Limits
 from harness.errors import InputError, StopSignal
 from harness.judge.verdict import Verdict
 from harness.laws import LAWS, Case, Violation
@@ -18,12 +19,11 @@ from harness.laws.case import CHOICES
 from harness.laws.results import LawResult
 from harness.models.pair import ModelPair
 from harness.mutants.catalogue import MUTANTS
+from harness.pool import workers
+from harness.pool.employ import Crew
 from harness.protocol.decoder import Settings
 from harness.report.as_json import as_json
 from harness.report.terminal import laws, summary
-from harness.runs import workers
-from harness.runs.employ import Crew
-from harness.runs.limits import Limits
 from harness.runs.result import Verification
 from harness.speculative.build import build_decoder
 

@@ -13,7 +13,7 @@ from harness.judge.verdict import Verdict
 from harness.laws import LAWS as ALL
 from harness.laws import Case, Violation, check, run_conformance
 from harness.models.pair import pair_checksums
-from harness.runs.worker import _stop
+from harness.pool.worker import _stop
 
 LAWS = ("acceptance.token-identical", "state.once", "guidance.unconditional")
 CASE = Case(patch_nums=(1, 2, 3))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.decoders.factory import DEFAULT
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError, StopSignal
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
@@ -18,8 +20,6 @@ from harness.quality.kept import TENSORS
 from harness.quality.run import Study, decoders, run
 from harness.quality.sources import BASE, DRAFT, LAW, Source, controls, portions
 from harness.quality.stored import read_quality
-from harness.runs.factory import DEFAULT
-from harness.runs.terms import Keeping, Terms
 from tests.unit.quality.means import MODELS, corners
 
 REQUEST, IN_PROCESS, NOWHERE = Request((0,), 3), Terms(in_process=True), Keeping()

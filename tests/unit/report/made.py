@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from harness.decoders.terms import Keeping, Terms
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.decoder import Settings
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
@@ -19,7 +20,6 @@ from harness.runs.recorded import recorded
 from harness.runs.records import Counts, JudgedRow
 from harness.runs.result import Verification
 from harness.runs.runfile import Kept, RunFile
-from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, tiny

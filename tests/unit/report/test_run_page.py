@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from harness.decoders.terms import Keeping
 from harness.mutants.positions import OFFSET
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
@@ -24,7 +25,6 @@ from harness.runs.plan import Plan
 from harness.runs.replay import cases_of
 from harness.runs.runfile import RunFile, pictures_of
 from harness.runs.runfile import read as read_run
-from harness.runs.terms import Keeping
 from harness.runs.verification import verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import command, with_weight

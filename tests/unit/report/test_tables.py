@@ -17,6 +17,7 @@ from rich.console import Console
 from harness.adapters.probe import BROKEN, CRASHED, HELD, PartLaw
 from harness.bench.scoreboard import scoreboard
 from harness.bench.stored import read_policies, read_speed
+from harness.decoders.factory import DEFAULT, load_factory
 from harness.golden.diff import Change
 from harness.golden.result import CaseResult, FileResult
 from harness.judge.verdict import Divergence
@@ -29,7 +30,6 @@ from harness.protocol.request import Request
 from harness.report import goldens, mutants, parts, samples, speed, tables, terminal
 from harness.report.tables import SHY, Column, lines_of, named, prose
 from harness.report.terminal import PIPE_WIDTH, plain_console
-from harness.runs.factory import DEFAULT, load_factory
 from harness.runs.result import Verification
 from harness.speculative.tools.observer import Cost, Observer
 from harness.wording import READABLE

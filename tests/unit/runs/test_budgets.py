@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.decoders.factory import Factory
 from harness.judge.verdict import Verdict
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
@@ -15,7 +16,6 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.rounding.measure import quick
 from harness.runs import verification
-from harness.runs.factory import Factory
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, decoder_factory, tiny, verify_here, with_weight
 

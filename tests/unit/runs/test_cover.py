@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.models.pair import CLOSE, ModelPair, close_pair
@@ -21,7 +22,6 @@ from harness.report.as_json import as_json
 from harness.runs.cover import Block, covering, plan_of, requests_for, verify_blocks
 from harness.runs.coverage import BONUS, CLAIMS, Coverage
 from harness.runs.runfile import read
-from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import Step
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, digits, tiny

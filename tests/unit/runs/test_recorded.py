@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.mutants.positions import OFFSET
@@ -24,7 +25,6 @@ from harness.runs.plan import Plan
 from harness.runs.recorded import recorded
 from harness.runs.result import Verification
 from harness.runs.runfile import Kept, RunFile, pictures_of
-from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, tiny

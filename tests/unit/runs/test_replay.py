@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError
 from harness.protocol.decoder import Settings
 from harness.protocol.noise import CORRECT, TOKEN, NoiseError, RecordedNumbers
@@ -17,7 +18,6 @@ from harness.runs import bundle
 from harness.runs.plan import Plan
 from harness.runs.replay import Answer, KeptCase, cases_of, replay
 from harness.runs.shrink import shrink
-from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import verify_plan
 from tests.helpers import Layout, tiny, with_weight
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError, StopSignal
 from harness.judge.verdict import Distance, Divergence, Judgement, Verdict
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
-from harness.protocol.request import Request
+from harness.protocol.request import Request, request_of, request_values
 from harness.provenance import versions
 from harness.runs.exhibit import MOST_BYTES, MOST_EXHIBITS
 from harness.runs.plan import Plan
-from harness.runs.records import Counts, JudgedRow, judgement_of, judgement_values, request_of, request_values
+from harness.runs.records import Counts, JudgedRow, judgement_of, judgement_values
 from harness.runs.runfile import Kept, RunFile, exhibit_of, read
-from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import RunInterrupted, Step, verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, tiny, with_weight

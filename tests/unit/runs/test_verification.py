@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from harness.__main__ import app
+from harness.decoders.factory import load_factory
 from harness.errors import InputError
 from harness.judge.ties import MANY_TIES, unusual_ties
 from harness.judge.tokens import MOST_RECORDS
@@ -30,7 +31,6 @@ from harness.reference import cachefree, sequential
 from harness.report.as_json import as_json
 from harness.report.terminal import summary
 from harness.rounding.budget import Allowance
-from harness.runs.factory import load_factory
 from harness.runs.result import SettingResult
 from harness.speculative.build import build_decoder
 from harness.speculative.parts import PARTS

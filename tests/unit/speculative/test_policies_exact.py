@@ -125,8 +125,8 @@ def test_the_settings_cover_what_they_are_meant_to():
 
 def test_the_comparison_sees_a_decoder_that_is_wrong():
     """The toys are no toys where it counts: every planted bug of the production parts changes their tokens."""
+    from harness.decoders.factory import Settings
     from harness.mutants import guidance, masks, positions, state
-    from harness.runs.factory import Settings
 
     request = Request((0, 1), 3)
     models = toy_pair(ScalePyramid((1, 2, 3, 5)), 17, 5, apart=0.3)

@@ -32,6 +32,11 @@ from typing import Any
 import torch
 
 from harness.adapters.probe import PartLaw
+from harness.decoders.child import KEPT, TENSORS, Job
+from harness.decoders.factory import Factory, name_of, pickled
+from harness.decoders.inspection import died
+from harness.decoders.limits import Limits
+from harness.decoders.mailbox import Mailbox, UnreadableError, capacity
 from harness.errors import InputError
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
@@ -41,18 +46,13 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates, Round, Trace
 from harness.rounding.budget import Budget
 from harness.rounding.precision import precision
-from harness.runs.child import KEPT, TENSORS, Job
-from harness.runs.factory import Factory, name_of, pickled
-from harness.runs.inspection import died
-from harness.runs.limits import Limits
-from harness.runs.mailbox import Mailbox, UnreadableError, capacity
 
 START_S = 600.0  # building a decoder, its imports included
 LONGEST = 2**26  # bytes of one answer; the rounds of a thousand images take some hundred KiB
 LAST_LINES = 3
 MOST_TEXT = 1000  # characters of a clause
 GRACE_S = 5.0
-SERVE = "import sys; from harness.runs.child import serve; serve(*sys.argv[1:])"
+SERVE = "import sys; from harness.decoders.child import serve; serve(*sys.argv[1:])"
 
 
 class Gone(Exception):  # noqa: N818

@@ -3,7 +3,7 @@
 Promise: it ends when its employer does; running out of memory ends it, so that another worker starts afresh; any other
 error of the harness travels to the employer.
 
-Started by `harness.runs.workers`, which is the other side of the conversation.
+Started by `harness.pool.workers`, which is the other side of the conversation.
 """
 
 from __future__ import annotations

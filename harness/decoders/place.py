@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from harness.adapters.probe import PartLaw
+from harness.decoders.factory import Factory, is_own, load_factory
+from harness.decoders.in_process import Here
+from harness.decoders.own_process import Apart
+from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.judge.verdict import Judgement
 from harness.models.pair import ModelPair
@@ -14,10 +18,6 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
-from harness.runs.apart import Apart
-from harness.runs.factory import Factory, is_own, load_factory
-from harness.runs.here import Here
-from harness.runs.terms import Terms
 from harness.speculative.build import build_decoder
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from harness.errors import InputError
+from harness.pool.workers import MOST_DEATHS, Died, Opened, Work
 from harness.rounding.precision import precision, set_precision
-from harness.runs.workers import MOST_DEATHS, Died, Opened, Work
 
 CONNECT_S = 30.0
 _OPENED: dict[str, Opened] = {}  # of this process, when it is a worker: one work at a time

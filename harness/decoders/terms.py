@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.decoders.factory import Factory
+from harness.decoders.limits import Limits
 from harness.errors import InputError
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.rounding.stored import SHIPPED
-from harness.runs.factory import Factory
-from harness.runs.limits import Limits
 
 MOST_WORKERS = 1024
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from harness import InputError, Request, Settings, Verdict
+from harness.decoders.mailbox import Mailbox, UnreadableError
+from harness.decoders.own_process import Limits
 from harness.judge.verdict import Divergence
 from harness.models.checksum import checksums
 from harness.models.pair import ModelPair
-from harness.runs.apart import Limits
-from harness.runs.mailbox import Mailbox, UnreadableError
 from harness.runs.result import Verification
 from harness.runs.verification import Terms, verify
 from tests import bent

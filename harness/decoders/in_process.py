@@ -2,7 +2,7 @@
 
 Promise: whatever somebody else's decoder does, the answer is its trace or a judgement; bad input alone is raised. A
 decoder that is not the harness's own gets a request of its own, hands its trace over by value, and is watched for
-writing into the networks; what a process of its own would keep from happening at all (`runs.apart`).
+writing into the networks; what a process of its own would keep from happening at all (`decoders.own_process`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from harness.adapters.probe import PartLaw
+from harness.decoders.factory import Factory, build
+from harness.decoders.inspection import inspect
+from harness.decoders.leftovers import tidy
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, one_line, text_of
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
@@ -27,9 +30,6 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
 from harness.rounding.precision import unchanged
-from harness.runs.factory import Factory, build
-from harness.runs.inspection import inspect
-from harness.runs.leftovers import tidy
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 PACKAGE = str(Path(__file__).parents[1])

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.decoders.terms import Keeping
 from harness.errors import InputError
+from harness.pool import cluster
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.runs import cluster
 from harness.runs.plan import Plan
 from harness.runs.runfile import read
-from harness.runs.terms import Keeping
 from harness.runs.verification import Step, verify_plan
 from tests.helpers import Layout, tiny
 

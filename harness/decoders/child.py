@@ -3,7 +3,7 @@
 Promise: it holds copies of everything: weights, requests, numbers. Whatever the decoder does to them, or to this
 process, the judge's side does not notice other than by what comes back.
 
-Started by `harness.runs.apart`, which is the other side of the conversation: a line of JSON each way.
+Started by `harness.decoders.own_process`, which is the other side of the conversation: a line of JSON each way.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ from typing import Any
 
 import torch
 
+from harness.decoders.factory import build, load_factory
+from harness.decoders.in_process import OutOfTimeError, run
+from harness.decoders.inspection import inspect
+from harness.decoders.limits import Limits
+from harness.decoders.mailbox import Mailbox, UnreadableError
 from harness.errors import InputError
 from harness.judge.verdict import Judgement
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
-from harness.protocol.request import Request
+from harness.protocol.request import Request, request_of
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
 from harness.rounding.precision import set_precision, unchanged
-from harness.runs.factory import build, load_factory
-from harness.runs.here import OutOfTimeError, run
-from harness.runs.inspection import inspect
-from harness.runs.limits import Limits
-from harness.runs.mailbox import Mailbox, UnreadableError
-from harness.runs.records import request_of
 
 TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
 KEPT = "intermediates."

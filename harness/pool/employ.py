@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
+from harness.decoders.terms import Keeping
 from harness.errors import InputError
-from harness.runs.cluster import Cluster
-from harness.runs.terms import Keeping
-from harness.runs.workers import Alone, Pool, Processes, Work
+from harness.pool.cluster import Cluster
+from harness.pool.workers import Alone, Pool, Processes, Work
 
 
 @dataclass(frozen=True)

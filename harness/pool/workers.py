@@ -5,8 +5,8 @@ nothing else, and another one takes that task. One that costs `MOST_DEATHS` work
 
 Why not concurrent.futures: its pool is broken for good when one process dies. Why not multiprocessing: its processes
 import the caller's main script again. The messages are pickled, since both sides are the harness; a decoder under test
-has a process of its own below the worker's (`runs.apart`). They are bytes of plain pickle: `Connection.send` would hand
-tensors over as shared memory, which a process that multiprocessing did not start may not open.
+has a process of its own below the worker's (`decoders.own_process`). They are bytes of plain pickle: `Connection.send`
+would hand tensors over as shared memory, which a process that multiprocessing did not start may not open.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from harness.rounding.precision import precision
 
 MOST_DEATHS = 3
 START_S, GRACE_S = 600.0, 5.0
-SERVE = "import sys; from harness.runs.worker import serve; serve(*sys.argv[1:])"
+SERVE = "import sys; from harness.pool.worker import serve; serve(*sys.argv[1:])"
 
 
 class Opened(Protocol):

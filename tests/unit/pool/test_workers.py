@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError
+from harness.pool.employ import Crew, employ
+from harness.pool.workers import Alone, Died, Processes, WorkerError
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.runs.employ import Crew, employ
 from harness.runs.plan import Plan
 from harness.runs.runfile import read
-from harness.runs.terms import Keeping, Terms
 from harness.runs.verification import verify_plan
-from harness.runs.workers import Alone, Died, Processes, WorkerError
 from tests.helpers import Layout, tiny
 from tests.labour import Squares
 
