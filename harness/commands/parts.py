@@ -15,9 +15,9 @@ from harness.decoders.place import place
 from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
+from harness.laws.conformance import inspect_parts, part_laws
 from harness.laws.law import Subject
 from harness.laws.listed import cases
-from harness.laws.parts import inspect_parts, part_laws
 from harness.models.pair import ModelPair
 from harness.report.parts import as_json, show, verdict_of
 from harness.report.progress import LongWork

@@ -10,9 +10,8 @@ from harness.errors import InputError
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
 from harness.laws.allowed import needs_exact, require_draws
-from harness.laws.case import Case
-from harness.laws.enumeration import output_law
-from harness.laws.goodness_of_fit import p_value, target_law
+from harness.laws.case import QUALITIES, Case
+from harness.laws.enumeration import output_law, p_value, target_law
 from harness.laws.law import (
     FLOAT64,
     KEEPS_AN_EQUAL,
@@ -21,12 +20,11 @@ from harness.laws.law import (
     NotOffered,
     Subject,
     require,
+    require_rounds,
     require_same,
     require_tokens,
 )
-from harness.laws.networks import QUALITIES
 from harness.laws.oracle import run_over, targeted
-from harness.laws.turns import require_rounds
 from harness.protocol.contract import Contract
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
 from harness.protocol.trace import Round, Trace

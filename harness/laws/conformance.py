@@ -9,22 +9,26 @@ import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
 
+from harness.adapters.probe import ABSENT, BROKEN, HELD, PartLaw
 from harness.decoders.factory import Factory, load_factory, name_of, pickled
 from harness.decoders.terms import Keeping
 from harness.errors import InputError
+from harness.judge.verdict import Verdict
 from harness.laws.case import Case
 from harness.laws.catalogue import LAWS
 from harness.laws.law import Law, NotOffered, Subject, Violation
+from harness.laws.listed import run_law
 from harness.laws.results import LawResult, Report
 from harness.laws.search import ROUNDS, SHRINK_S, Scope, search
 from harness.pool.employ import employ
 from harness.pool.workers import Died
+from harness.speculative.parts import Parts
 
 BUILT_NOTHING = ("implementation", "checkout", "option")
 
@@ -211,3 +215,32 @@ def check(law_id: str, implementation: Factory | str, case: Case, options: tuple
         raise InputError("law", law_id, "is not a law", f"pass one of {', '.join(sorted(known))}")
     factory = load_factory(implementation) if isinstance(implementation, str) else implementation
     return known[law_id].check(Subject(factory, options), case)
+
+
+NAMES = tuple(field.name for field in fields(Parts))
+
+
+def part_laws() -> list[Law]:
+    """Return the laws that ask parts."""
+    return [law for law in LAWS if set(law.watches) & set(NAMES) and "decode" not in law.watches]
+
+
+def inspect_parts(
+    subject: Subject, tried: Sequence[Case], progress: Callable[[], None] = lambda: None
+) -> list[PartLaw]:
+    """Ask every law of parts; return a row a part and law. `progress` is called after every law."""
+    rows = []
+    for law in part_laws():
+        result = run_law(law, subject, tried)
+        rows += [_row(part, result) for part in law.watches if part in NAMES]
+        progress()
+    return sorted(rows, key=lambda row: NAMES.index(row.part))
+
+
+def _row(part: str, result: LawResult) -> PartLaw:
+    verdict, found = HELD, ""
+    if result.violation is not None:
+        verdict, found = BROKEN, f"{result.violation.found}, at {result.violation.case!r}"
+    elif result.verdict is not Verdict.IDENTICAL:
+        verdict, found = ABSENT, result.skipped or f"never exercised ({result.refused} cases refused)"
+    return PartLaw(part, result.law.id, result.law.statement, verdict, found)

@@ -23,7 +23,7 @@ from harness.protocol.contract import Contract
 from harness.protocol.decoder import Implementation
 from harness.protocol.noise import Noise
 from harness.protocol.request import Request
-from harness.protocol.trace import Trace
+from harness.protocol.trace import Round, Trace
 
 # Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;
 # the smallest planted bug moves them by more than 1e-4. tests/meta/test_tolerances.py measures the first number.
@@ -263,3 +263,23 @@ def require_tokens(actual_BL: Tensor, expected_BL: Tensor, where: str) -> None:
         image, position = differ[0]
         was, due = int(actual_BL[image, position]), int(expected_BL[image, position])
         raise Broken(f"{where}: image {image}, position {position}: token {was}, not {due}; {len(differ)} differ")
+
+
+_SAID = (
+    "first", "drafted", "accepted", "corrected", "bonus", "accepted_tokens", "corrected_tokens", "bonus_tokens",
+)  # fmt: skip
+
+
+def _said(turn: Round) -> dict[str, Any]:
+    """Return what a round says of scales and tokens."""
+    return {name: getattr(turn, name) for name in _SAID}
+
+
+def require_rounds(got: list[list[Round]], due: list[list[Round]], where: str) -> None:
+    """Raise `Broken` with the first round that says something else than it must."""
+    for image, (actual, expected) in enumerate(zip(got, due, strict=True)):
+        for k, (one, other) in enumerate(zip(actual, expected, strict=False)):
+            wrong = {name: value for name, value in _said(one).items() if value != _said(other)[name]}
+            at = f"{where}: round {k} of image {image} (from scale {other.first})"
+            require(not wrong, f"{at} says {wrong}, not { {name: _said(other)[name] for name in wrong} }")
+        require(len(actual) == len(expected), f"{where}: image {image} took {len(actual)} rounds, not {len(expected)}")

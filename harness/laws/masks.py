@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from harness.laws.allowed import allowed
-from harness.laws.case import Case
+from harness.laws.case import CLASSES, Case
 from harness.laws.law import Law, NotOffered, Subject, require
-from harness.laws.networks import CLASSES
 from harness.laws.oracle import Run, rows_of, run_over, several, targeted
 from harness.models.network import Condition
 from harness.reference.masks import block_causal

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from harness.errors import NonFiniteError
 from harness.laws import formulas
-from harness.laws.case import Case
+from harness.laws.case import CLASSES, Case, random_models
 from harness.laws.law import FLOAT64, PLAIN, Law, NotOffered, Subject, require, require_same
-from harness.laws.networks import CLASSES, random_models
 from harness.laws.oracle import run_over
 from harness.models.network import Condition
 from harness.models.pair import ModelPair

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from harness.laws.allowed import allowed
-from harness.laws.case import Case
+from harness.laws.case import CLASSES, Case
 from harness.laws.law import FLOAT64, Law, NotOffered, Subject, require, require_same
-from harness.laws.networks import CLASSES
 from harness.laws.oracle import rows_of, run_over, several, targeted
 from harness.reference.sequential import guidance_labels, scale_input
 

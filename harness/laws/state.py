@@ -12,11 +12,8 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.laws.allowed import allowed
 from harness.laws.case import Case
-from harness.laws.interruption import BrokenNoise, Interrupted
 from harness.laws.law import FLOAT64, Law, Subject, require, require_same, require_tokens
-from harness.laws.list_cache import ListCache
-from harness.laws.oracle import run_over
-from harness.laws.snapshot import Snapshot, check_snapshot, snapshot
+from harness.laws.oracle import BrokenNoise, Interrupted, ListCache, Snapshot, check_snapshot, run_over, snapshot
 from harness.models.network import Network
 from harness.protocol.request import Request
 from harness.reference import latent as reference

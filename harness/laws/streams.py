@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.laws.case import Case
-from harness.laws.goodness_of_fit import chi_square
+from harness.laws.enumeration import chi_square
 from harness.laws.law import Law, Subject, require
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, SeededNoise
 from harness.protocol.pyramid import ScalePyramid

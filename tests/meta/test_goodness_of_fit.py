@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.laws import Case, Subject
 from harness.laws.acceptance import ALARM, DRAWS, distribution_case
-from harness.laws.goodness_of_fit import chi_square, p_value, sequences, target_law
+from harness.laws.enumeration import chi_square, p_value, sequences, target_law
 from harness.models.pair import ModelPair
 from harness.mutants.acceptance import FROM_TARGET, SHARED_NOISE
 from harness.protocol.decoder import Settings

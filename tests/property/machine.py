@@ -15,10 +15,8 @@ from torch import Tensor
 
 from harness.laws import Case
 from harness.laws.case import CHOICES
-from harness.laws.interruption import BrokenNoise, Interrupted
 from harness.laws.law import FLOAT64, require, require_same
-from harness.laws.oracle import Run, run_over
-from harness.laws.snapshot import Snapshot, check_snapshot, snapshot
+from harness.laws.oracle import BrokenNoise, Interrupted, Run, Snapshot, check_snapshot, run_over, snapshot
 from harness.laws.strategies import cases
 from harness.speculative.accept import Proposal, Window
 from harness.speculative.forward import forward_window
