@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.version import __version__
 
 if TYPE_CHECKING:
-    from harness.decoders.limits import Limits
+    from harness.decoders.process import Limits
     from harness.decoders.terms import Terms
     from harness.errors import HarnessError, InputError, NonFiniteError
     from harness.judge.verdict import Verdict

@@ -33,8 +33,7 @@ from harness.commands.verify import verify
 from harness.errors import HarnessError, NonFiniteError, StopSignal, one_line, shortened, text_of
 from harness.judge.verdict import Verdict
 from harness.provenance import versions
-from harness.runs.silence import each_warning_once
-from harness.signals import interruptible
+from harness.signals import each_warning_once, interruptible
 from harness.wording import READABLE
 
 BAD, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # the last two as a shell counts SIGINT and SIGPIPE

@@ -10,8 +10,8 @@ from harness.adapters.probe import PartLaw
 from harness.commands import options
 from harness.commands.listed import counts
 from harness.decoders.factory import DEFAULT, load_factory
-from harness.decoders.limits import TIMEOUT_S, Limits
-from harness.decoders.place import place
+from harness.decoders.process import TIMEOUT_S, Limits
+from harness.decoders.runner import start_runner
 from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
@@ -24,7 +24,7 @@ from harness.report.progress import LongWork
 from harness.report.terminal import plain_console
 from harness.rounding.measure import budget_for
 from harness.rounding.precision import set_precision
-from harness.runs.silence import silence
+from harness.signals import silence
 
 
 def parts(
@@ -76,7 +76,7 @@ def of_published(
     """Ask the parts of published code, in its own process. Raises `InputError` for a checkout that does not fit."""
     requests = options.requests_for(pair, images, sampling)
     budget = budget_for(pair)  # before the decoder is built
-    made = place(pair, own.name, own.settings()[:1], requests[0].B, terms)
+    made = start_runner(pair, own.name, own.settings()[:1], requests[0].B, terms)
     try:
         return made.parts(0, requests[0], budget)
     finally:

@@ -13,7 +13,7 @@ from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH
 from harness.commands import options
 from harness.commands.listed import check_most, integers
 from harness.decoders.factory import DEFAULT
-from harness.decoders.limits import TIMEOUT_S, Limits
+from harness.decoders.process import TIMEOUT_S, Limits
 from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole

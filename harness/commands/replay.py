@@ -17,11 +17,9 @@ from harness.report.progress import LongWork
 from harness.report.replays import say_replayed, say_smallest
 from harness.report.terminal import plain_console
 from harness.rounding.stored import SHIPPED
-from harness.runs import bundle as bundles
-from harness.runs.replay import MOST_CASES, Answer, KeptCase, Replayed, cases_of, of_checkouts
-from harness.runs.replay import replay as repeat
-from harness.runs.shrink import shrink as reduce
-from harness.runs.silence import silence
+from harness.runs.case import MOST_CASES, KeptCase, cases_of, is_bundle, of_checkouts, read_bundle, write_bundle
+from harness.runs.replay import Answer, Replayed, replay_case, shrink_case
+from harness.signals import silence
 
 
 def replay(
@@ -58,12 +56,12 @@ def replay(
             smallest = one
             if shrink and models is not None and found.answer is Answer.STILL:
                 with silence(quiet):
-                    smallest = reduce(one, models, budgets)
+                    smallest = shrink_case(one, models, budgets)
                 say_smallest(console, smallest)
             if "bundle" in outputs:
                 if models is None:
                     raise InputError("bundle", str(bundle), f"cannot be made here: {found.why}", "see the reason")
-                bundles.write(smallest, models, outputs["bundle"])
+                write_bundle(smallest, models, outputs["bundle"])
             work.advance()
     statuses = {found.answer.exit_status for found in answers}
     raise typer.Exit(1 if 1 in statuses else max(statuses, default=0))
@@ -71,7 +69,7 @@ def replay(
 
 def chosen(file: Path, number: int) -> list[KeptCase]:
     """Return the cases of a file, or one of them. Raises `InputError` where there is none of that number."""
-    cases = [bundles.read(file)] if bundles.is_bundle(file) else cases_of(file)
+    cases = [read_bundle(file)] if is_bundle(file) else cases_of(file)
     if number >= len(cases) or number < -1:
         raise InputError("case", number, f"is none of the {len(cases)} cases of {file}", "drop --case for all")
     return cases[:MOST_CASES] if number < 0 else [cases[number]]
@@ -97,4 +95,4 @@ def repeated(
         models = options.load_models(networks, options.Mode(where, "tf32" in recipe, *dtypes))
     except InputError as error:
         return Replayed(case, Answer.CANNOT, f"the networks cannot be had: {error}"), None
-    return repeat(case, models, budgets), models
+    return replay_case(case, models, budgets), models

@@ -16,7 +16,7 @@ from harness.commands import options
 from harness.commands.listed import check_most, integers
 from harness.commands.quality import FeaturesFile, MaxLoss, RealFile, claim, demand
 from harness.decoders.factory import DEFAULT, is_own
-from harness.decoders.limits import TIMEOUT_S, Limits
+from harness.decoders.process import TIMEOUT_S, Limits
 from harness.decoders.terms import Keeping, Other, Terms
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
@@ -36,8 +36,8 @@ from harness.runs.keep import check_new
 from harness.runs.plan import Plan
 from harness.runs.result import Verification
 from harness.runs.runfile import RunFile
-from harness.runs.silence import silence
 from harness.runs.verification import RunInterrupted, Step, verify_plan
+from harness.signals import silence
 from harness.speculative.policies import parse
 
 # Options that say what is decoded and how: with none of them, the covering design is.
@@ -245,7 +245,7 @@ NOT_REPEATED = (
     "seeds", "labels", "images", "batch", "cfg", "top_k", "top_p", "noise", "draft_len", "bonus", "policy", "run",
     "resume", "workers", "cluster", "json", "html", "verbose", "quiet",
     "max_loss", "quality_images", "features", "real",
-    "checkout", "option", "against", "against_checkout", "against_option",  # each setting has its own (`runs.repeat`)
+    "checkout", "option", "against", "against_checkout", "against_option",  # each setting has its own (`runs.case`)
 )  # fmt: skip
 
 

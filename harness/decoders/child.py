@@ -23,10 +23,9 @@ from typing import Any
 import torch
 
 from harness.decoders.factory import build, load_factory
-from harness.decoders.in_process import OutOfTimeError, run
-from harness.decoders.inspection import inspect
-from harness.decoders.limits import Limits
+from harness.decoders.in_process import OutOfTimeError, inspect_parts, run_in_process
 from harness.decoders.mailbox import Mailbox, UnreadableError
+from harness.decoders.process import Limits
 from harness.errors import InputError
 from harness.judge.verdict import Judgement
 from harness.models.pair import ModelPair
@@ -108,7 +107,7 @@ def _serve(job_file: Path, read: int, write: int) -> None:
 def _inspected(decoder: Implementation, request: Request, budget: Budget) -> dict[str, Any]:
     """Ask the decoder's parts; return the rows."""
     try:
-        return {"parts": [row.as_dict() for row in inspect(decoder, request, budget)]}
+        return {"parts": [row.as_dict() for row in inspect_parts(decoder, request, budget)]}
     except InputError as error:
         return {"refused": _refusal(error)}
 
@@ -116,7 +115,7 @@ def _inspected(decoder: Implementation, request: Request, budget: Budget) -> dic
 def _decoded(decoder: Implementation, models: ModelPair, request: Request, mailbox: Mailbox) -> dict[str, Any]:
     """Decode once; return the answer, the tensors in the mailbox."""
     try:
-        made = run(decoder, models, request)
+        made = run_in_process(decoder, models, request)
     except InputError as error:
         return {"refused": _refusal(error)}
     if not isinstance(made, Judgement):

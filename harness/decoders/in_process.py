@@ -2,24 +2,30 @@
 
 Promise: whatever somebody else's decoder does, the answer is its trace or a judgement; bad input alone is raised. A
 decoder that is not the harness's own gets a request of its own, hands its trace over by value, and is watched for
-writing into the networks; what a process of its own would keep from happening at all (`decoders.own_process`).
+writing into the networks; what a process of its own would keep from happening at all (`decoders.own_process`). What it
+leaves behind in this process, `torch` patched, another default dtype, generators moved, is named and put back.
 """
 
 from __future__ import annotations
 
+import inspect
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from harness.adapters.probe import PartLaw
+from harness.adapters.parallel import Parallel
+from harness.adapters.parts import examine
+from harness.adapters.probe import CRASHED, PartLaw
+from harness.adapters.published import Sampler
 from harness.decoders.factory import Factory, build
-from harness.decoders.inspection import inspect
-from harness.decoders.leftovers import tidy
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, one_line, text_of
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
@@ -42,7 +48,7 @@ class OutOfTimeError(BaseException):
     """A decode is taken too long; no `Exception`, so that a decoder cannot swallow it by accident."""
 
 
-class Here:
+class InProcess:
     """One decoder a setting, in this process.
 
     Args:
@@ -64,7 +70,7 @@ class Here:
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
-        made = run(self._decoders[setting], self.models, replace(request), by_value=self.watched)
+        made = run_in_process(self._decoders[setting], self.models, replace(request), by_value=self.watched)
         if not self.watched:
             return made
         changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
@@ -75,13 +81,13 @@ class Here:
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
         """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
-        return inspect(self._decoders[setting], request, budget)
+        return inspect_parts(self._decoders[setting], request, budget)
 
     def close(self) -> None:
         """Nothing is left to end."""
 
 
-def run(
+def run_in_process(
     implementation: Implementation, models: ModelPair, request: Request, by_value: bool = False
 ) -> Trace | Judgement:
     """Decode under fresh noise; a decoder that crashes, meets a non-finite tensor or returns no trace is judged, too.
@@ -215,3 +221,73 @@ def _by_value(trace: Trace) -> Trace:
         rounds=[list(rounds) for rounds in trace.rounds],
         intermediates=kept,
     )
+
+
+TORCH = str(Path(torch.__file__).parent)
+OWNERS: dict[str, Any] = {
+    "torch": torch,
+    "torch.Tensor": Tensor,
+    "torch.nn.functional": F,
+    "torch.nn.Module": torch.nn.Module,
+}
+
+
+@contextmanager
+def tidy() -> Iterator[list[str]]:
+    """Run somebody else's code; what it left behind is undone, and listed when it ends, one clause each."""
+    dtype, states = torch.get_default_dtype(), _states()
+    functions = {name: _callables(owner) for name, owner in OWNERS.items()}
+    found: list[str] = []
+    try:
+        yield found
+    finally:
+        if torch.get_default_dtype() != dtype:
+            found.append(f"left the default dtype at {torch.get_default_dtype()}, not {dtype}")
+            torch.set_default_dtype(dtype)
+        for name, owner in OWNERS.items():
+            for word, value in functions[name].items():
+                now = vars(owner).get(word)
+                if now is not value and not _by_torch(now, value):
+                    found.append(f"left {name}.{word} patched")
+                    setattr(owner, word, value)
+        for name, generator, state in states:
+            if not torch.equal(generator.get_state(), state):
+                found.append(f"moved PyTorch's global generator{name}")
+                generator.set_state(state)
+
+
+def _by_torch(now: Any, before: Any) -> bool:
+    """Tell whether PyTorch itself wrapped its function, as it does with `manual_seed` when `torch.compile` is used."""
+    code = getattr(now, "__code__", None)
+    return code is not None and code.co_filename.startswith(TORCH) and inspect.unwrap(now) is before
+
+
+def _callables(owner: Any) -> dict[str, Any]:
+    return {word: value for word, value in vars(owner).items() if callable(value) and not word.startswith("__")}
+
+
+def _states() -> list[tuple[str, torch.Generator, Tensor]]:
+    """Return the global generators that are there, each with its state."""
+    cards = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    every = [("", torch.default_generator), *((f" of cuda:{k}", card) for k, card in enumerate(cards))]
+    return [(name, generator, generator.get_state()) for name, generator in every]
+
+
+def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> list[PartLaw]:
+    """Ask every law of every part of a decoder that is made of published code.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(decoder, Sampler | Parallel):
+        rule = "is no decoder of published code, whose parts have the report's names"
+        raise InputError(
+            "implementation", type(decoder).__name__, rule, "pass --implementation published:sdvar-parallel"
+        )
+    loop = isinstance(decoder, Parallel)
+    return examine(decoder.code, decoder.sdvar, request, budget, loop, decoder.threshold)
+
+
+def died(why: str) -> PartLaw:
+    """Return the row of a process that gave no answer."""
+    return PartLaw("process", "process.ends", "The decoder's process answers.", CRASHED, why)

@@ -34,9 +34,9 @@ import torch
 from harness.adapters.probe import PartLaw
 from harness.decoders.child import KEPT, TENSORS, Job
 from harness.decoders.factory import Factory, name_of, pickled
-from harness.decoders.inspection import died
-from harness.decoders.limits import Limits
+from harness.decoders.in_process import died
 from harness.decoders.mailbox import Mailbox, UnreadableError, capacity
+from harness.decoders.process import Limits
 from harness.errors import InputError
 from harness.judge.form import UNREADABLE, malformed
 from harness.judge.verdict import Divergence, Judgement
@@ -59,7 +59,7 @@ class Gone(Exception):  # noqa: N818
     """The process gave no answer; the message says why."""
 
 
-class Apart:
+class OwnProcess:
     """One decoder a setting, in one process that is replaced when it dies.
 
     Args:

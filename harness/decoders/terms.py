@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.decoders.factory import Factory
-from harness.decoders.limits import Limits
+from harness.decoders.process import Limits
 from harness.errors import InputError
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings

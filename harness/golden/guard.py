@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from harness.decoders.factory import DEFAULT
-from harness.decoders.in_process import run
+from harness.decoders.in_process import run_in_process
 from harness.errors import InputError
 from harness.golden.check import check, parse_all, read_all
 from harness.golden.own import DATA
@@ -126,7 +126,7 @@ def failing_laws(models: ModelPair) -> list[str]:
     budget = quick(models)
     S = models.pyramid.S
     for draft_len in sorted({1, (S + 1) // 2, S}):
-        decoded = run(build_decoder(models, Settings(draft_len)), models, request)
+        decoded = run_in_process(build_decoder(models, Settings(draft_len)), models, request)
         judged = judge(Evidence(models, request, decoded, target, budget)) if isinstance(decoded, Trace) else decoded
         if judged.defects:
             found.append(f"speculative decoding, draft_len={draft_len} = sequential decoding ({judged.defects[0]})")

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.decoders.factory import Factory, load_factory, name_of, pickled
 from harness.decoders.in_process import OutOfTimeError
-from harness.decoders.limits import Limits
+from harness.decoders.process import Limits
 from harness.errors import InputError, StopSignal, one_line, shortened
 from harness.laws.case import CHOICES, Case
 from harness.laws.catalogue import LAWS

@@ -21,7 +21,7 @@ from harness.plugin.asked import Asked
 from harness.plugin.checking import Struck, Unproven, WrongOnDigits, check_digits, check_law
 from harness.plugin.digits import DigitsCase
 from harness.plugin.verifying import cases_of
-from harness.runs.silence import each_warning_once
+from harness.signals import each_warning_once
 
 
 class Suite(pytest.Collector):

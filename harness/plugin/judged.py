@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.decoders.in_process import run
+from harness.decoders.in_process import run_in_process
 from harness.errors import InputError
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
@@ -46,7 +46,7 @@ def judged(
     claim = _claim(made, contract)
     budget = budget_for(models)  # before the decoder runs, which may change what is process-wide
     free, before = reference(models, request), pair_checksums(models)
-    trace = made if isinstance(made, Trace) else run(made, models, replace(request), by_value=True)
+    trace = made if isinstance(made, Trace) else run_in_process(made, models, replace(request), by_value=True)
     changed = [name for name, value in pair_checksums(models).items() if value != before[name]]
     if changed:
         raise WrongOnDigits(f"component weights: the decoder wrote into {', '.join(changed[:3])}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.clock import timed
 from harness.decoders.factory import is_own
-from harness.decoders.place import Place, claimed, place
+from harness.decoders.runner import Runner, claimed_contract, start_runner
 from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.judge.form import malformed
@@ -121,7 +121,7 @@ class Artist:
         self.work, self.features = work, work.features.to(work.models.device)
         contracts = [""] * len(work.sources)
         self._own: dict[int, SpeculativeDecoder] = {}
-        self._places: dict[int, Place] = {}
+        self._places: dict[int, Runner] = {}
         with ExitStack() as stack:
             for k, source in enumerate(work.sources):
                 if source.factory == NONE:
@@ -133,9 +133,9 @@ class Artist:
                     )
                     self._own[k], contracts[k] = SpeculativeDecoder(work.models, options), policy.contract.letter
                     continue
-                there = place(work.models, source.factory, [source.settings], work.most, work.terms)
+                there = start_runner(work.models, source.factory, [source.settings], work.most, work.terms)
                 stack.callback(there.close)
-                self._places[k], contracts[k] = there, claimed(there.contracts[0], work.terms).letter
+                self._places[k], contracts[k] = there, claimed_contract(there.contracts[0], work.terms).letter
             self._stack = stack.pop_all()
         self.about: dict[str, Any] = {"contracts": contracts}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from harness.report.terminal import say
-from harness.runs.repeat import repeat_line
-from harness.runs.replay import Answer, KeptCase, Replayed
+from harness.runs.case import KeptCase, repeat_line
+from harness.runs.replay import Answer, Replayed
 
 COLOURS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "green", Answer.CANNOT: "yellow"}
 

@@ -11,8 +11,8 @@ from rich.text import Text
 from harness.errors import one_line, shortened
 from harness.judge.verdict import Verdict
 from harness.report.tables import SHY, Column, named, print_table, wrapped
+from harness.runs.case import repeat_line
 from harness.runs.records import against_of
-from harness.runs.repeat import repeat_line
 from harness.runs.result import COUNTS, LawsBeside, SettingResult, Verification
 from harness.wording import count_of, spelled
 

@@ -1,7 +1,8 @@
-"""What people look at, kept with a run: of its worst images the pictures, tokens and rounds of both sides.
+"""What a run keeps for people to look at: its worst images, as both sides made them, and its first divergences.
 
 Promise: a bounded number (`MOST_PICTURES` of a run) of a bounded size (`MOST_SIDE`), the worst ones, whoever decoded
-them and in whatever order; where nothing is wrong, the first ones of the plan.
+them and in whatever order; where nothing is wrong, the first ones of the plan. An exhibit, the tensors around a
+divergence, is bounded, too (`MOST_BYTES`), and a plain safetensors block, so that reading it executes nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
 from harness.judge.evidence import Evidence
-from harness.judge.verdict import Distance, Judgement
+from harness.judge.verdict import Distance, Divergence, Judgement
 from harness.models.autoencoder import Autoencoder
+from harness.protocol.noise import TOKEN
 from harness.protocol.trace import Round
 
 MOST_PICTURES = 40  # of a run
@@ -166,3 +169,43 @@ def as_png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+MOST_BYTES = 2**21
+MOST_EXHIBITS = 16  # of a run
+
+
+@torch.inference_mode()
+def exhibit(evidence: Evidence, found: Divergence) -> dict[str, Tensor]:
+    """Return what both sides computed at the place of a divergence; nothing where it has no place.
+
+    Args:
+        evidence: along the decoder's tokens.
+        found: the divergence.
+    """
+    address, request = (found.seed, found.image), evidence.request
+    if found.position < 0 or address not in request.addresses:
+        return {}
+    row, position, pyramid = request.addresses.index(address), found.position, evidence.models.pyramid
+    si = pyramid.level_of(position)
+    kept = {"tokens_L": torch.stack((evidence.actual.tokens_BL[row], evidence.expected.tokens_BL[row]))}
+    for side, trace in (("actual", evidence.actual), ("expected", evidence.expected)):
+        if trace.intermediates is not None:
+            both = [row, request.B + row]
+            kept[f"{side}.x_2D"] = trace.intermediates.x_RLD[both, position]
+            kept[f"{side}.rows_2V"] = trace.intermediates.rows_RLV[both, position]
+            kept[f"{side}.guided_V"] = trace.intermediates.guided_BLV[row, position]
+    if not evidence.greedy:
+        kept["E_V"] = evidence.numbers.exponential(si, TOKEN, "judge")[row, position - pyramid.begin(si)]
+    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in kept.items()}
+    return plain if sum(t.numel() * t.itemsize for t in plain.values()) <= MOST_BYTES else {}
+
+
+def packed(tensors: dict[str, Tensor]) -> bytes:
+    """Return an exhibit as bytes."""
+    return save(tensors)
+
+
+def unpacked(block: bytes) -> dict[str, Tensor]:
+    """Return the exhibit that `packed` made these bytes of."""
+    return load(block)

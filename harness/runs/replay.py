@@ -1,37 +1,27 @@
-"""Recorded defects, repeated: does the decoder still fail as it did?
+"""Recorded defects, repeated and reduced: does the decoder still fail as it did, and how small is a case that does?
 
 Promise: the answer is one of four, and says no more than was seen. `FIXED` is said of other code alone: where the code
-is the recorded one and nothing fails, the defect could not be reproduced, and what is different is named.
+is the recorded one and nothing fails, the defect could not be reproduced, and what is different is named. What
+`shrink_case` returns was seen to fail with the component of the case that was given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from harness.decoders.limits import Limits
-from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
 from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
-from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
-from harness.protocol.noise import RecordedNumbers
-from harness.protocol.request import Request
 from harness.rounding.measure import joint_budget
-from harness.runs.identity import Identity, differences, identity_of
+from harness.runs.case import KeptCase, unlike
+from harness.runs.identity import differences
 from harness.runs.plan import Task
-from harness.runs.records import against_of
-from harness.runs.runfile import exhibit_of, read
 from harness.runs.work import VerifyWork
-from harness.wording import count_of
 
-MOST_CASES = 16  # that are repeated where none is named
 CODE = ("decoder", "against")  # parts of an identity: what may have been changed in order to mend it
 
 
@@ -50,68 +40,6 @@ class Answer(StrEnum):
 
 
 @dataclass(frozen=True)
-class KeptCase:
-    """One recorded defect.
-
-    Args:
-        number: in its file.
-        about: what the run said of itself.
-        settings: of the decoder.
-        request: what was drawn.
-        found: the defect.
-        scales: the first ones of the pyramid that the networks are cut to; 0 = all.
-        numbers: those that were drawn, where they are kept; None = they are generated anew.
-        exhibit: tensors around it.
-        draft_noise: of the draft that the setting met, where a design chose it (`Plan.draft_of`).
-        against: the decoder that stood in the reference's place, with its one setting.
-    """
-
-    number: int
-    about: Mapping[str, Any]
-    settings: Settings
-    request: Request
-    found: Divergence
-    scales: int = 0
-    numbers: RecordedNumbers | None = field(default=None, repr=False)
-    exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    draft_noise: float | None = None
-    against: Other | None = None
-
-    @property
-    def implementation(self) -> str:
-        """Name of the decoder's factory."""
-        return str(self.about["identity"]["decoder"]["implementation"])
-
-    @property
-    def terms(self) -> Terms:
-        """How it was judged; the budget is that of the machine at hand."""
-        told = self.about["terms"]
-        contract = Contract.of(told["contract"]) if told["contract"] else None
-        limits = Limits(**told["limits"])
-        return Terms(contract, told["sequential"], told["in_process"], limits, against=self.against)
-
-    @property
-    def settings_of_both(self) -> list[Settings]:
-        """Settings of the decoder, then of the one in the reference's place."""
-        return [self.settings, *(self.against.settings if self.against else ())]
-
-    def under(self, settings: Sequence[Settings]) -> KeptCase:
-        """Return the case under other settings, in the order of `settings_of_both`."""
-        other = replace(self.against, settings=tuple(settings[1:])) if self.against else None
-        return replace(self, settings=settings[0], against=other)
-
-    def identity(self, models: ModelPair) -> Identity:
-        """Return what it is of here."""
-        return identity_of(models, (self.implementation, self.settings), self.against)
-
-    def __str__(self) -> str:
-        labels = sorted(set(self.request.labels or ()))
-        images = f"{count_of(self.request.B, 'image')} of label {', '.join(map(str, labels))}"
-        scales = f", the first {count_of(self.scales, 'scale')}" if self.scales else ""
-        return f"{images}, {self.settings}{scales}: {self.found}"
-
-
-@dataclass(frozen=True)
 class Replayed:
     """What came of a case: the answer, why in one clause, and the defect that was met now."""
 
@@ -121,61 +49,7 @@ class Replayed:
     found: Divergence | None = None
 
 
-def cases_of(path: Path) -> list[KeptCase]:
-    """Return the defects of a run file: the first of every request and setting that has one, setting by setting.
-
-    Raises:
-        InputError: it is no run file, or of a run that was not asked what it is of.
-    """
-    kept, rows = read(path, "file")
-    if not kept.about.get("identity"):
-        raise InputError("file", str(path), "does not say of what its run was", "record it with verify --run")
-    requests = {task.number: task.request for task in kept.plan.tasks}
-    bad = sorted((row for row in rows if row.judgement.defects), key=lambda row: (row.setting, row.task))
-    return [
-        KeptCase(
-            number, kept.about, kept.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
-            exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
-            draft_noise=kept.plan.draft_of(row.setting),
-            against=against_of(kept.about["terms"]["against"], row.setting),
-        )
-        for number, row in enumerate(bad)
-    ]  # fmt: skip
-
-
-def of_checkouts(case: KeptCase, checkouts: Sequence[Path | None]) -> KeptCase:
-    """Return the case with its published code elsewhere: the decoder's, and that in the reference's place.
-
-    Raises:
-        InputError: no such decoder has a checkout.
-    """
-    found = case.settings_of_both
-    for side, (name, folder) in enumerate(zip(("checkout", "against_checkout"), checkouts, strict=True)):
-        if folder is None:
-            continue
-        if side >= len(found) or not found[side].option("checkout"):
-            raise InputError(name, str(folder), f"is of no use: case {case.number} was recorded without one", "drop it")
-        options = tuple((n, str(folder.absolute()) if n == "checkout" else value) for n, value in found[side].options)
-        found[side] = replace(found[side], options=options)
-    return case.under(found)
-
-
-def unlike(case: KeptCase, models: ModelPair) -> str:
-    """Return why a case cannot be repeated on these networks at all; empty where it can."""
-    here, there = case.identity(models), case.about["identity"]
-    weights = differences({"weights": here["weights"]}, {"weights": there["weights"]})
-    if weights:
-        return f"other weights: {'; '.join(weights)}"
-    mode = differences({"mode": here["mode"]}, {"mode": there["mode"]})
-    if mode:
-        return f"another mode: {'; '.join(mode)}"
-    if here["machine"]["device"] != there["machine"]["device"] and case.numbers is None:
-        names = [side["machine"]["name"] for side in (there, here)]
-        return f"another device: recorded on {names[0]}, here {names[1]}, whose numbers are others; pass a --bundle"
-    return ""
-
-
-def replay(case: KeptCase, models: ModelPair, budgets: Path) -> Replayed:
+def replay_case(case: KeptCase, models: ModelPair, budgets: Path) -> Replayed:
     """Repeat one case.
 
     Args:
@@ -220,3 +94,78 @@ def first_defect(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence
         opened.close()
     moved = [Divergence("precision", f"building changed {what}", case.found.seed) for what in opened.about["moved"]]
     return next(iter(moved + [row.judgement.defects[0] for row in rows if row.judgement.defects]), None)
+
+
+MOST_TRIES = 64  # decodes of a reduction, and its judgement
+
+
+def shrink_case(case: KeptCase, models: ModelPair, budgets: Path) -> KeptCase:
+    """Reduce a case that fails.
+
+    Args:
+        case: recorded, and failing here.
+        models: networks, uncut.
+        budgets: file of stored error budgets.
+    """
+    for reduced in (_fewer_images, _one_label, _shorter, _fewer_scales):
+        for smaller in list(reduced(case, models))[:MOST_TRIES]:
+            found = _fails(smaller, models, budgets)
+            if found is not None:
+                case = replace(smaller, found=found, exhibit={})
+                break
+    return case
+
+
+def _fails(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence | None:
+    """Return the defect where it is of the same component; a decoder that refuses the case does not fail."""
+    try:
+        found = first_defect(case, models, budgets)
+    except InputError:
+        return None
+    return found if found is not None and found.component == case.found.component else None
+
+
+def _fewer_images(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
+    """The image alone, or with as few as possible of those in front of it and behind it."""
+    request, address = case.request, (case.found.seed, case.found.image)
+    if request.order != "image" or request.B == 1:
+        return
+    row = request.addresses.index(address) if address in request.addresses else 0
+    size = 1
+    while size < request.B:
+        for begin in dict.fromkeys((max(0, row - size + 1), min(row, request.B - size))):
+            yield replace(case, request=request.only(list(range(begin, begin + size))))
+        size *= 2
+
+
+def _one_label(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
+    labels = case.request.labels
+    if labels and len(set(labels)) > 1:
+        for label in dict.fromkeys((case.found.label, *labels)):
+            if label >= 0:
+                yield replace(case, request=replace(case.request, labels=(label,) * case.request.B))
+
+
+def _shorter(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
+    length = case.settings.draft_len
+    if length == "":  # published code, which is not asked for one
+        return
+    most = int(length) if str(length).isdigit() else models.pyramid.S + 1
+    for shorter in range(1, most):
+        yield case.under([_drafting(of, shorter) for of in case.settings_of_both])
+
+
+def _fewer_scales(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
+    for scales in range(1, models.pyramid.S):
+        yield replace(case.under([_fitting(of, scales) for of in case.settings_of_both]), scales=scales)
+
+
+def _drafting(settings: Settings, length: int) -> Settings:
+    """Return settings with another draft_len, where the decoder is asked for one."""
+    return settings if settings.draft_len == "" else replace(settings, draft_len=length)
+
+
+def _fitting(settings: Settings, scales: int) -> Settings:
+    """Return settings whose draft_len is no longer than the pyramid."""
+    length = settings.draft_len
+    return replace(settings, draft_len=min(int(length), scales)) if str(length).isdigit() else settings

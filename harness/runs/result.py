@@ -18,9 +18,8 @@ from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, wors
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.rounding.budget import Allowance
-from harness.runs.coverage import Coverage
 from harness.runs.plan import Plan
-from harness.runs.records import JudgedRow
+from harness.runs.records import Coverage, JudgedRow
 from harness.wording import count_of
 
 Claims = dict[str, list[str]]  # on the quality of images: "broken" and "open", a clause each

@@ -24,8 +24,7 @@ from harness.errors import InputError
 from harness.files import check_readable
 from harness.protocol.request import request_of, request_values
 from harness.runs import records
-from harness.runs.exhibit import MOST_EXHIBITS, packed, unpacked
-from harness.runs.pictures import MOST_PICTURES, Picture
+from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture, packed, unpacked
 from harness.runs.plan import Plan, Task
 from harness.runs.records import JudgedRow, settings_of, to_json
 

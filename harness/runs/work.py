@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness.clock import timed
 from harness.decoders.factory import Factory
-from harness.decoders.place import Place, claimed, place
+from harness.decoders.runner import Runner, claimed_contract, start_runner
 from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
 from harness.judge.against import changed, judge_against
@@ -38,8 +38,7 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
 from harness.rounding.budget import Budget
-from harness.runs.exhibit import exhibit
-from harness.runs.pictures import Best, Picture, pictures
+from harness.runs.pictures import Best, Picture, exhibit, pictures
 from harness.runs.plan import Task
 from harness.runs.records import Counts, JudgedRow
 
@@ -98,13 +97,13 @@ class VerifyWork:
         factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
         return Verifier(replace(self, factory=factory))
 
-    def open_other(self) -> tuple[Other, Place] | None:
+    def open_other(self) -> tuple[Other, Runner] | None:
         """Build the decoders that are judged against, if any. Raises `InputError` where they refuse."""
         other = self.terms.against
         if other is None:
             return None
         factory = pickle.loads(other.factory) if isinstance(other.factory, bytes) else other.factory
-        return other, place(self.models, factory or other.name, other.settings, self.most, self.terms)
+        return other, start_runner(self.models, factory or other.name, other.settings, self.most, self.terms)
 
 
 class Verifier:
@@ -114,7 +113,7 @@ class Verifier:
         assert not isinstance(work.factory, bytes)
         self.work, self._best = work, Best(work.pictures)
         drafts = work.drafts or (None,) * len(work.settings)
-        self._decoders: dict[int, tuple[Place, int, ModelPair]] = {}  # by setting: where it is, and its number there
+        self._decoders: dict[int, tuple[Runner, int, ModelPair]] = {}  # by setting: where it is, and its number there
         contracts, moved = [""] * len(drafts), list[str]()
         with ExitStack() as stack:
             self._other = work.open_other()
@@ -126,12 +125,12 @@ class Verifier:
                 models = paired(work.models, noise)
                 numbers = [number for number, of in enumerate(drafts) if of == noise]
                 settings = [work.settings[number] for number in numbers]
-                built = place(models, work.factory, settings, work.most, work.terms)
+                built = start_runner(models, work.factory, settings, work.most, work.terms)
                 stack.callback(built.close)
                 moved += built.moved
                 for k, number in enumerate(numbers):
                     self._decoders[number] = built, k, models
-                    contracts[number] = claimed(built.contracts[k], work.terms).value
+                    contracts[number] = claimed_contract(built.contracts[k], work.terms).value
             self._places = stack.pop_all()
         self.about = {"contracts": contracts, "moved": list(dict.fromkeys(moved))}
 
@@ -192,7 +191,7 @@ class Verifier:
         seen = pictures((task.number, number), along, judgement, free.trace.f_hat_BCPP, self._best)
         return row, shown(along, judgement), seen, seconds
 
-    def _compared(self, task: Task, number: int, other: Other, there: Place) -> Judged:
+    def _compared(self, task: Task, number: int, other: Other, there: Runner) -> Judged:
         """Decode a task by both decoders under one setting, and judge one against the other."""
         request, models = task.request, self._decoders[number][2]
         actual, seconds = self._decoded(task, number)

@@ -32,7 +32,7 @@ def parts(result: Verification, exhibit: Exhibit, kept: tuple[str, int | None]) 
 
     Args:
         result: of the run.
-        exhibit: tensors around the first divergence (`runs.exhibit`); empty where none were kept.
+        exhibit: tensors around the first divergence (`runs.pictures`); empty where none were kept.
         kept: the run file, empty where it is not kept, and the number of the divergence for `replay`, if it has one.
     """
     found = result.first_divergence

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness import Limits, Request, Settings, Terms, Verdict, Verification, verify
-from harness.decoders.leftovers import tidy
+from harness.decoders.in_process import tidy
 from harness.runs.verification import Other
 from tests.helpers import decoder_factory, verify_here
 from tests.published.checkout import make

@@ -16,12 +16,11 @@ from harness.mutants.positions import OFFSET
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.rounding.stored import SHIPPED
-from harness.runs import bundle
+from harness.runs.case import cases_of, of_checkouts, read_bundle, write_bundle
 from harness.runs.identity import code_of
 from harness.runs.plan import Plan
-from harness.runs.replay import Answer, cases_of, of_checkouts, replay
+from harness.runs.replay import Answer, replay_case, shrink_case
 from harness.runs.runfile import read
-from harness.runs.shrink import shrink
 from harness.runs.verification import verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, command, tiny
@@ -55,31 +54,31 @@ def test_a_defect_is_repeated_reduced_sent_and_fixed(tmp_path: Path, rival: bool
     cases = cases_of(tmp_path / "run.db")
     assert len(cases) == 2
     case = cases[0]
-    assert replay(case, SMALL, SHIPPED).answer is Answer.STILL
-    small = shrink(case, SMALL, SHIPPED)
+    assert replay_case(case, SMALL, SHIPPED).answer is Answer.STILL
+    small = shrink_case(case, SMALL, SHIPPED)
     assert (small.request.B, small.settings.draft_len) == (1, "")
     assert small.found.component == case.found.component
-    bundle.write(small, SMALL, tmp_path / "case.sdvar")
-    sent = bundle.read(tmp_path / "case.sdvar")
+    write_bundle(small, SMALL, tmp_path / "case.sdvar")
+    sent = read_bundle(tmp_path / "case.sdvar")
     assert sent.against == small.against
-    assert replay(sent, SMALL, SHIPPED).answer is Answer.STILL
+    assert replay_case(sent, SMALL, SHIPPED).answer is Answer.STILL
     moved = of_checkouts(sent, (right, None))
-    assert replay(moved, SMALL, SHIPPED).answer is Answer.FIXED
+    assert replay_case(moved, SMALL, SHIPPED).answer is Answer.FIXED
 
 
 def test_the_code_in_the_references_place_may_be_what_was_mended(tmp_path: Path):
     wrong, right = make(tmp_path, "var", "flat-guidance"), make(tmp_path, "var")
     kept(tmp_path / "run.db", right, wrong)
     case = cases_of(tmp_path / "run.db")[0]
-    assert replay(case, SMALL, SHIPPED).answer is Answer.STILL
-    assert replay(of_checkouts(case, (None, right)), SMALL, SHIPPED).answer is Answer.FIXED
+    assert replay_case(case, SMALL, SHIPPED).answer is Answer.STILL
+    assert replay_case(of_checkouts(case, (None, right)), SMALL, SHIPPED).answer is Answer.FIXED
 
 
 def test_a_checkout_that_is_gone_is_no_fix(tmp_path: Path):
     wrong = make(tmp_path, "var", "wrong-positions")
     kept(tmp_path / "run.db", wrong, None)
     case = cases_of(tmp_path / "run.db")[0]
-    found = replay(of_checkouts(case, (tmp_path / "gone", None)), SMALL, SHIPPED)
+    found = replay_case(of_checkouts(case, (tmp_path / "gone", None)), SMALL, SHIPPED)
     assert found.answer is Answer.CANNOT
     assert found.why.startswith("the decoder cannot be had: checkout=")
     with pytest.raises(InputError, match=r"against_checkout=\S+ is of no use: .* without one; drop it"):

@@ -12,7 +12,7 @@ import torch
 from harness import Request, Settings, Verdict, Verification
 from harness.adapters.probe import BROKEN, CRASHED, PartLaw
 from harness.decoders.factory import load_factory
-from harness.decoders.inspection import inspect
+from harness.decoders.in_process import inspect_parts
 from harness.reference import sequential
 from harness.rounding.measure import quick
 from tests.helpers import Layout, some, tiny, verify_here
@@ -33,7 +33,7 @@ def run(kind: str, checkout: Path, request: Request = TWO, **options: object) ->
 
 def parts(checkout: Path, **options: str) -> dict[str, PartLaw]:
     decoder = load_factory("published:sdvar-parallel")(SMALL, settings(checkout, **options))
-    rows = inspect(decoder, TWO, quick(SMALL))
+    rows = inspect_parts(decoder, TWO, quick(SMALL))
     return {f"{row.part}: {row.law}": row for row in rows}
 
 

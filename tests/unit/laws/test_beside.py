@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from harness.decoders.limits import Limits
+from harness.decoders.process import Limits
 from harness.errors import InputError, StopSignal
 from harness.judge.verdict import Verdict
 from harness.laws import LAWS, Case, Violation

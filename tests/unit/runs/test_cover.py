@@ -20,7 +20,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.trace import Round, Trace
 from harness.report.as_json import as_json
 from harness.runs.cover import Block, covering, plan_of, requests_for, verify_blocks
-from harness.runs.coverage import BONUS, CLAIMS, Coverage
+from harness.runs.records import BONUS, CLAIMS, Coverage
 from harness.runs.runfile import read
 from harness.runs.verification import Step
 from harness.speculative.build import build_decoder

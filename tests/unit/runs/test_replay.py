@@ -14,10 +14,9 @@ from harness.protocol.decoder import Settings
 from harness.protocol.noise import CORRECT, TOKEN, NoiseError, RecordedNumbers
 from harness.protocol.request import Request
 from harness.rounding.stored import SHIPPED
-from harness.runs import bundle
+from harness.runs.case import KeptCase, cases_of, is_bundle, read_bundle, write_bundle
 from harness.runs.plan import Plan
-from harness.runs.replay import Answer, KeptCase, cases_of, replay
-from harness.runs.shrink import shrink
+from harness.runs.replay import Answer, replay_case, shrink_case
 from harness.runs.verification import verify_plan
 from tests.helpers import Layout, tiny, with_weight
 
@@ -41,9 +40,9 @@ def changed(case: KeptCase, part: str, **values: object) -> KeptCase:
 
 def test_a_defect_is_repeated_and_known_again(recorded: Path):
     (case,) = cases_of(recorded)
-    assert replay(case, MODELS, SHIPPED).answer is Answer.STILL
+    assert replay_case(case, MODELS, SHIPPED).answer is Answer.STILL
     other = replace(case, found=replace(case.found, component="f_hat"))
-    found = replay(other, MODELS, SHIPPED)
+    found = replay_case(other, MODELS, SHIPPED)
     assert (found.answer, found.found.component) == (Answer.OTHER, "positions")
 
 
@@ -52,43 +51,43 @@ def test_a_fix_is_told_from_what_cannot_be_reproduced(recorded: Path):
     about = {**case.about, "identity": {**case.about["identity"]}}
     about["identity"]["decoder"] = {**about["identity"]["decoder"], "implementation": "harness:build_decoder"}
     right = replace(case, about=about)  # the same name, as it were, with nothing wrong
-    same = replay(right, MODELS, SHIPPED)
+    same = replay_case(right, MODELS, SHIPPED)
     assert (same.answer, same.why) == (Answer.CANNOT, "the same code on the same machine does not fail now")
-    assert replay(changed(right, "decoder", source="0123"), MODELS, SHIPPED).answer is Answer.FIXED
-    other = replay(changed(right, "versions", torch="1.0"), MODELS, SHIPPED)
+    assert replay_case(changed(right, "decoder", source="0123"), MODELS, SHIPPED).answer is Answer.FIXED
+    other = replay_case(changed(right, "versions", torch="1.0"), MODELS, SHIPPED)
     assert (other.answer, other.why) == (Answer.CANNOT, f"versions torch (here {torch.__version__}, recorded 1.0)")
 
 
 def test_what_stands_in_the_way_is_named(recorded: Path):
     (case,) = cases_of(recorded)
     other = replace(MODELS, target=with_weight(MODELS.target, "head.bias", lambda bias: bias + 1))
-    found = replay(case, other, SHIPPED)
+    found = replay_case(case, other, SHIPPED)
     assert found.answer is Answer.CANNOT
     assert found.why.startswith("other weights: weights target (here ")
     cuda = changed(case, "machine", device="cuda", name="NVIDIA H100")
-    assert "recorded on NVIDIA H100, here cpu" in replay(cuda, MODELS, SHIPPED).why
+    assert "recorded on NVIDIA H100, here cpu" in replay_case(cuda, MODELS, SHIPPED).why
     gone = changed(case, "decoder", implementation="no_such_module:factory")
-    assert "the decoder cannot be had: implementation=no_such_module:factory" in replay(gone, MODELS, SHIPPED).why
+    assert "the decoder cannot be had: implementation=no_such_module:factory" in replay_case(gone, MODELS, SHIPPED).why
     mode = changed(case, "mode", dtype="bfloat16")
-    assert replay(mode, MODELS, SHIPPED).why == "another mode: mode dtype (here float32, recorded bfloat16)"
+    assert replay_case(mode, MODELS, SHIPPED).why == "another mode: mode dtype (here float32, recorded bfloat16)"
 
 
 def test_the_smallest_case_is_one_image_one_scale_more_than_the_bug_needs(recorded: Path):
     (case,) = cases_of(recorded)
-    small = shrink(case, MODELS, SHIPPED)
+    small = shrink_case(case, MODELS, SHIPPED)
     assert (small.request.B, small.settings.draft_len) == (1, 1)
     assert 1 < small.scales < 4
     assert small.found.component == "positions"
-    assert replay(small, MODELS, SHIPPED).answer is Answer.STILL
+    assert replay_case(small, MODELS, SHIPPED).answer is Answer.STILL
 
 
 def test_a_bundle_meets_its_own_numbers_on_another_class_of_machine(recorded: Path, tmp_path: Path):
     (case,) = cases_of(recorded)
     path = tmp_path / "case.sdvar"
-    bundle.write(case, MODELS, path)
-    assert bundle.is_bundle(path)
-    assert not bundle.is_bundle(recorded)
-    sent = bundle.read(path)
+    write_bundle(case, MODELS, path)
+    assert is_bundle(path)
+    assert not is_bundle(recorded)
+    sent = read_bundle(path)
     assert (sent.request, sent.settings, sent.exhibit.keys()) == (case.request, case.settings, case.exhibit.keys())
     # numbers that no generator of this machine gives, as from a GPU
     tensors = {name: tensor.flip(-1).contiguous() for name, tensor in sent.numbers.tensors.items()}
@@ -97,15 +96,15 @@ def test_a_bundle_meets_its_own_numbers_on_another_class_of_machine(recorded: Pa
     )
     noise = replace(MODELS, numbers=bent.numbers).noise(case.request)
     assert torch.equal(noise.exponential(2, TOKEN, "x"), tensors["token/2"])
-    found = replay(bent, MODELS, SHIPPED)
+    found = replay_case(bent, MODELS, SHIPPED)
     assert found.answer is Answer.STILL
     assert "machine name (here cpu, recorded NVIDIA H100)" in found.why
 
 
 def test_numbers_that_were_not_recorded_are_no_numbers(recorded: Path, tmp_path: Path):
     (case,) = cases_of(recorded)
-    bundle.write(case, MODELS, tmp_path / "case.sdvar")
-    numbers = bundle.read(tmp_path / "case.sdvar").numbers
+    write_bundle(case, MODELS, tmp_path / "case.sdvar")
+    numbers = read_bundle(tmp_path / "case.sdvar").numbers
     models = replace(MODELS, numbers=numbers)
     one = case.request.only([2])
     assert one.addresses == ((6, 0),)
@@ -119,4 +118,4 @@ def test_numbers_that_were_not_recorded_are_no_numbers(recorded: Path, tmp_path:
 def test_what_is_no_bundle_is_one_line(content: bytes, tmp_path: Path):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(InputError, match=r"file=.*holds no record of a run"):
-        bundle.read(tmp_path / "x")
+        read_bundle(tmp_path / "x")

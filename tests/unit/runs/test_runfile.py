@@ -15,7 +15,7 @@ from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request, request_of, request_values
 from harness.provenance import versions
-from harness.runs.exhibit import MOST_BYTES, MOST_EXHIBITS
+from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS
 from harness.runs.plan import Plan
 from harness.runs.records import Counts, JudgedRow, judgement_of, judgement_values
 from harness.runs.runfile import Kept, RunFile, exhibit_of, read

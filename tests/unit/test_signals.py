@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from harness.runs.silence import silence
+from harness.signals import silence
 
 
 def loud() -> None:
@@ -49,7 +49,7 @@ def test_an_error_passes_through_and_the_streams_come_back(capfd: pytest.Capture
 def test_closed_streams_are_no_error():
     said = (
         "import os, sys; sys.stdout.flush(); os.close(1)\n"
-        "from harness.runs.silence import silence\n"
+        "from harness.signals import silence\n"
         "with silence(): print('x')\n"
         "os.write(2, b'done')"
     )

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from harness.adapters.probe import PartLaw
 from harness.decoders.factory import Factory, is_own, load_factory
-from harness.decoders.in_process import Here
-from harness.decoders.own_process import Apart
+from harness.decoders.in_process import InProcess
+from harness.decoders.own_process import OwnProcess
 from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.judge.verdict import Judgement
@@ -21,7 +21,7 @@ from harness.rounding.budget import Budget
 from harness.speculative.build import build_decoder
 
 
-class Place(Protocol):
+class Runner(Protocol):
     """Where the decoder under test lives: a decoder for every setting."""
 
     contracts: list[str]  # what the decoders claim
@@ -40,16 +40,18 @@ class Place(Protocol):
         ...
 
 
-def place(models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms) -> Place:
+def start_runner(
+    models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms
+) -> Runner:
     """Build the decoders: in a process of their own, unless they are the harness's own or it is asked otherwise."""
     if is_own(factory):
-        return Here(build_decoder, models, settings, watched=False)
+        return InProcess(build_decoder, models, settings, watched=False)
     if not terms.in_process:
-        return Apart(factory, models, settings, most, terms.limits)
-    return Here(load_factory(factory) if isinstance(factory, str) else factory, models, settings)
+        return OwnProcess(factory, models, settings, most, terms.limits)
+    return InProcess(load_factory(factory) if isinstance(factory, str) else factory, models, settings)
 
 
-def claimed(name: str, terms: Terms) -> Contract:
+def claimed_contract(name: str, terms: Terms) -> Contract:
     """Return the contract that a decoder claims. Raises `InputError` where it is weaker than the one demanded."""
     found = Contract.of(name)
     if terms.contract is not None and not found.entails(terms.contract):

@@ -1,0 +1,296 @@
+"""One recorded defect: read from a run file, as a file that can be sent, and as the command line that shows it alone.
+
+Promise: a bundle is a plain safetensors file, whose reading executes nothing; on another class of machine the case
+meets the recorded numbers, since generators differ there. Weights do not travel: their digests do. The words of the
+command line are those of `sdvar-harness verify`, quoted for a shell; the image it names meets the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from harness.decoders.process import Limits
+from harness.decoders.terms import Other, Terms
+from harness.errors import InputError
+from harness.files import check_readable, write_whole
+from harness.judge.verdict import Divergence
+from harness.models.pair import ModelPair
+from harness.protocol.contract import Contract
+from harness.protocol.decoder import Settings
+from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
+from harness.protocol.request import Request, request_of, request_values
+from harness.runs.identity import Identity, differences, identity_of
+from harness.runs.records import (
+    NAMES,
+    against_of,
+    against_values,
+    settings_of,
+    settings_values,
+    to_json,
+    unreadable,
+)
+from harness.runs.runfile import exhibit_of, read
+from harness.wording import count_of
+
+MOST_CASES = 16  # that are repeated where none is named
+KEY, SCHEMA = "sdvar-bundle", 1
+STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
+NUMBERS, EXHIBIT = "numbers/", "exhibit/"
+USUAL = {"cfg": 1.5, "top_k": 0, "top_p": 0.0}
+
+
+@dataclass(frozen=True)
+class KeptCase:
+    """One recorded defect.
+
+    Args:
+        number: in its file.
+        about: what the run said of itself.
+        settings: of the decoder.
+        request: what was drawn.
+        found: the defect.
+        scales: the first ones of the pyramid that the networks are cut to; 0 = all.
+        numbers: those that were drawn, where they are kept; None = they are generated anew.
+        exhibit: tensors around it.
+        draft_noise: of the draft that the setting met, where a design chose it (`Plan.draft_of`).
+        against: the decoder that stood in the reference's place, with its one setting.
+    """
+
+    number: int
+    about: Mapping[str, Any]
+    settings: Settings
+    request: Request
+    found: Divergence
+    scales: int = 0
+    numbers: RecordedNumbers | None = field(default=None, repr=False)
+    exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    draft_noise: float | None = None
+    against: Other | None = None
+
+    @property
+    def implementation(self) -> str:
+        """Name of the decoder's factory."""
+        return str(self.about["identity"]["decoder"]["implementation"])
+
+    @property
+    def terms(self) -> Terms:
+        """How it was judged; the budget is that of the machine at hand."""
+        told = self.about["terms"]
+        contract = Contract.of(told["contract"]) if told["contract"] else None
+        limits = Limits(**told["limits"])
+        return Terms(contract, told["sequential"], told["in_process"], limits, against=self.against)
+
+    @property
+    def settings_of_both(self) -> list[Settings]:
+        """Settings of the decoder, then of the one in the reference's place."""
+        return [self.settings, *(self.against.settings if self.against else ())]
+
+    def under(self, settings: Sequence[Settings]) -> KeptCase:
+        """Return the case under other settings, in the order of `settings_of_both`."""
+        other = replace(self.against, settings=tuple(settings[1:])) if self.against else None
+        return replace(self, settings=settings[0], against=other)
+
+    def identity(self, models: ModelPair) -> Identity:
+        """Return what it is of here."""
+        return identity_of(models, (self.implementation, self.settings), self.against)
+
+    def __str__(self) -> str:
+        labels = sorted(set(self.request.labels or ()))
+        images = f"{count_of(self.request.B, 'image')} of label {', '.join(map(str, labels))}"
+        scales = f", the first {count_of(self.scales, 'scale')}" if self.scales else ""
+        return f"{images}, {self.settings}{scales}: {self.found}"
+
+
+def cases_of(path: Path) -> list[KeptCase]:
+    """Return the defects of a run file: the first of every request and setting that has one, setting by setting.
+
+    Raises:
+        InputError: it is no run file, or of a run that was not asked what it is of.
+    """
+    kept, rows = read(path, "file")
+    if not kept.about.get("identity"):
+        raise InputError("file", str(path), "does not say of what its run was", "record it with verify --run")
+    requests = {task.number: task.request for task in kept.plan.tasks}
+    bad = sorted((row for row in rows if row.judgement.defects), key=lambda row: (row.setting, row.task))
+    return [
+        KeptCase(
+            number, kept.about, kept.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
+            exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
+            draft_noise=kept.plan.draft_of(row.setting),
+            against=against_of(kept.about["terms"]["against"], row.setting),
+        )
+        for number, row in enumerate(bad)
+    ]  # fmt: skip
+
+
+def of_checkouts(case: KeptCase, checkouts: Sequence[Path | None]) -> KeptCase:
+    """Return the case with its published code elsewhere: the decoder's, and that in the reference's place.
+
+    Raises:
+        InputError: no such decoder has a checkout.
+    """
+    found = case.settings_of_both
+    for side, (name, folder) in enumerate(zip(("checkout", "against_checkout"), checkouts, strict=True)):
+        if folder is None:
+            continue
+        if side >= len(found) or not found[side].option("checkout"):
+            raise InputError(name, str(folder), f"is of no use: case {case.number} was recorded without one", "drop it")
+        options = tuple((n, str(folder.absolute()) if n == "checkout" else value) for n, value in found[side].options)
+        found[side] = replace(found[side], options=options)
+    return case.under(found)
+
+
+def unlike(case: KeptCase, models: ModelPair) -> str:
+    """Return why a case cannot be repeated on these networks at all; empty where it can."""
+    here, there = case.identity(models), case.about["identity"]
+    weights = differences({"weights": here["weights"]}, {"weights": there["weights"]})
+    if weights:
+        return f"other weights: {'; '.join(weights)}"
+    mode = differences({"mode": here["mode"]}, {"mode": there["mode"]})
+    if mode:
+        return f"another mode: {'; '.join(mode)}"
+    if here["machine"]["device"] != there["machine"]["device"] and case.numbers is None:
+        names = [side["machine"]["name"] for side in (there, here)]
+        return f"another device: recorded on {names[0]}, here {names[1]}, whose numbers are others; pass a --bundle"
+    return ""
+
+
+def write_bundle(case: KeptCase, models: ModelPair, path: Path) -> None:
+    """Write a bundle.
+
+    Args:
+        case: recorded here, or read from a bundle.
+        models: networks, uncut, on a device of the class that it was recorded on.
+        path: where to.
+
+    Raises:
+        InputError: this machine cannot draw the case's numbers, or the file cannot be written.
+    """
+    why = unlike(case, models)
+    if why:
+        raise InputError("bundle", str(path), f"cannot be made here: {why}", "make it where the run was recorded")
+    numbers = case.numbers.tensors if case.numbers else _draw_numbers(case, models)
+    told = {
+        "schema": SCHEMA,
+        "about": dict(case.about),
+        "settings": settings_values(case.settings, case.draft_noise),
+        "request": request_values(case.request),
+        "recorded": request_values(case.numbers.request if case.numbers else case.request),
+        "found": [getattr(case.found, name) for name in NAMES],
+        "scales": case.scales,
+        "against": against_values(case.against),
+    }
+    tensors = {NUMBERS + name: tensor.cpu().contiguous() for name, tensor in numbers.items()}
+    tensors |= {EXHIBIT + name: tensor.contiguous() for name, tensor in case.exhibit.items()}
+    write_whole(path, save(tensors, {KEY: to_json(told)}))
+
+
+def _draw_numbers(case: KeptCase, models: ModelPair) -> dict[str, Tensor]:
+    noise, found = replace(models, numbers=None).noise(case.request), dict[str, Tensor]()
+    for si in range(case.scales or models.pyramid.S):
+        for stream in STREAMS:
+            read = noise.uniform if stream == ACCEPT else noise.exponential
+            numbers = read(si, stream, "bundle")
+            found[f"{stream}/{si}"] = numbers[..., None] if stream == ACCEPT else numbers
+    return found
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell a bundle from a run file by its first bytes. Raises `InputError` where there is no file."""
+    check_readable(path, "file", "pass a file of verify --run, or of replay --bundle")
+    with path.open("rb") as stream:
+        return stream.read(15) != b"SQLite format 3"
+
+
+def read_bundle(path: Path) -> KeptCase:
+    """Read a bundle. Raises `InputError` where it is none, or of another schema."""
+    try:
+        with safe_open(path, "pt") as file:
+            told = json.loads((file.metadata() or {})[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        if told["schema"] != SCHEMA:
+            rule = f"has schema {told['schema']}, and this version reads {SCHEMA}"
+            raise InputError("file", str(path), rule, "use the version of the harness that wrote it")
+        numbers = {name.removeprefix(NUMBERS): t for name, t in tensors.items() if name.startswith(NUMBERS)}
+        settings, draft_noise = settings_of(told["settings"])
+        return KeptCase(
+            0,
+            told["about"],
+            settings,
+            request_of(told["request"]),
+            Divergence(**dict(zip(NAMES, told["found"], strict=True))),
+            told["scales"],
+            RecordedNumbers(numbers, request_of(told["recorded"])),
+            {name.removeprefix(EXHIBIT): t for name, t in tensors.items() if name.startswith(EXHIBIT)},
+            draft_noise,
+            against_of(told["against"], 0),
+        )
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise unreadable("file", path, error) from None
+
+
+def repeat_line(
+    recipe: Mapping[str, str],
+    settings: Settings,
+    request: Request,
+    found: Divergence,
+    draft_noise: float | None = None,
+    against: Other | None = None,
+) -> str:
+    """Return the command line.
+
+    Args:
+        recipe: options of the run that are not the usual ones; an empty text is a flag.
+        settings: the decoder's.
+        request: the batch that held the image.
+        found: names the image; the images of its seed where it names none.
+        draft_noise: of the draft that the setting met, where a design chose it (`Plan.draft_of`).
+        against: the decoder in the reference's place, with its one setting.
+    """
+    words = ["sdvar-harness", "verify"]
+    for name, text in recipe.items():
+        words += [f"--{name.replace('_', '-')}", *([text] if text else [])]
+    words += _options("", settings)
+    words += ["--against", against.name, *_options("against-", against.settings[0])] if against else []
+    words += ["--draft-noise", f"{draft_noise!r}"] if draft_noise is not None else []
+    words += _image_options(request, found)
+    for name, usual in USUAL.items():
+        if getattr(request, name) != usual:
+            words += [f"--{name.replace('_', '-')}", f"{getattr(request, name):g}"]
+    words += ["--draft-len", str(settings.draft_len)] if settings.draft_len != "" else []
+    words += ["--bonus"] if settings.bonus else []
+    policy = settings.policy or (against.settings[0].policy if against else "")  # published code has none
+    words += ["--policy", policy] if policy not in ("", "coupled") else []
+    return shlex.join(words)
+
+
+def _options(side: str, settings: Settings) -> list[str]:
+    """Return the options of a factory; its checkout has a word of its own."""
+    words = []
+    for name, value in settings.options:
+        words += [f"--{side}checkout", value] if name == "checkout" else [f"--{side}option", f"{name}={value}"]
+    return words
+
+
+def _image_options(request: Request, found: Divergence) -> list[str]:
+    """Return seeds, labels and addresses: one image, or all those of a seed where they stand or fall together."""
+    labels, addresses = request.labels or (), request.addresses
+    alone = request.order == "image" and (found.seed, found.image) in addresses
+    rows = [
+        b for b, (seed, image) in enumerate(addresses) if seed == found.seed and (not alone or image == found.image)
+    ]
+    rows = rows[:1] if alone else rows
+    words = ["--seeds", str(found.seed), "--labels", ",".join(str(labels[b]) for b in rows)]
+    ids = [addresses[b][1] for b in rows]
+    if ids != list(range(len(ids))):
+        words += ["--images", ",".join(map(str, ids))]
+    return words + (["--noise", "batch"] if request.order == "batch" else [])
