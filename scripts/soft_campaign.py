@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 
-from harness.golden.cases import parse
+from harness.golden.cases import CPU, parse
 from harness.golden.check import check_case, parse_all
-from harness.golden.networks import CPU
 from harness.golden.record import produce
 from harness.golden.store import as_bytes, read
 from harness.rounding.precision import set_precision

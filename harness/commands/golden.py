@@ -12,7 +12,7 @@ import typer
 from harness.commands.options import Device, Html, Json, Verbose, find_device
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
-from harness.golden import guard, own, plan
+from harness.golden import guard, plan
 from harness.golden.check import check as judge
 from harness.golden.check import parse_all, read_all
 from harness.golden.record import changed, fresh, write
@@ -36,7 +36,7 @@ def check(
     files: Annotated[list[Path] | None, typer.Argument(help="Recordings; none = this project's own goldens.")] = None,
     json: Json = None,
     device: Device = "cpu",
-    folder: Folder = own.DATA,
+    folder: Folder = plan.DATA,
     only: Only = "*",
     verbose: Verbose = False,
     html: Html = None,
@@ -52,7 +52,7 @@ def check(
     where, console = _prepare(device), plain_console()
     results: list[FileResult] = []
     if not files:
-        files, results = own.inventory(where.type, folder)
+        files, results = plan.inventory(where.type, folder)
         if not quiet:
             say(console, f"no FILES given: this project's own goldens on {where.type}")
     recordings = read_all(files) if files or not results else []
@@ -66,7 +66,7 @@ def check(
                 continue
             result = judge(recording, cases, where, work.advance)
             if recording.own:
-                result.defects += own.stale(recording)
+                result.defects += plan.stale(recording)
             results.append(result)
     show_results(results, console, quiet, verbose)
     if "json" in outputs:
@@ -83,7 +83,7 @@ def check(
 def record(
     reason: Annotated[str, typer.Option(help="Why the goldens change; kept in the files.")] = "",
     device: Device = "cpu",
-    folder: Folder = own.DATA,
+    folder: Folder = plan.DATA,
     only: Only = "*",
 ) -> None:
     """Write this project's goldens anew, where they changed.
@@ -106,7 +106,7 @@ def record(
 
 
 @app.command()
-def diff(device: Device = "cpu", folder: Folder = own.DATA, only: Only = "*", html: Html = None) -> None:
+def diff(device: Device = "cpu", folder: Folder = plan.DATA, only: Only = "*", html: Html = None) -> None:
     """Show what `record` would change, rounding apart; writes no golden. Exit status 1 when something would."""
     outputs = check_outputs({"html": html}, {f"file {path}": path for path in folder.glob("*")})
     check_page(html)

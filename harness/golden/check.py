@@ -1,7 +1,8 @@
 """Judge a recording: run every case again, teacher-forced from the recorded tokens, and compare everything in it.
 
-Promise: a recorded token that is not the draw made here is a tie only if float64 on the recorded prefix cannot tell
-the two apart within an allowance that was never derived from the difference met; all else is a defect.
+Promise: missing and extra tensors, another dtype or shape, NaN and tokens outside 0..V-1 are all told apart before
+anything is run. A recorded token that is not the draw made here is a tie only if float64 on the recorded prefix cannot
+tell the two apart within an allowance that was never derived from the difference met; all else is a defect.
 
 Source: spec §7, §8; design §5, §6.
 """
@@ -9,7 +10,9 @@ Source: spec §7, §8; design §5, §6.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,17 +21,57 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.golden.allowance import Allowances, allowances
 from harness.golden.cases import RecordedCase, parse
-from harness.golden.cores import one_case_a_core
 from harness.golden.platform import unverified
 from harness.golden.result import NOT_RECORDED, CaseResult, FileResult
 from harness.golden.smooth import judge_smooth
 from harness.golden.spread import f_hats, guided
 from harness.golden.store import Recording, read
-from harness.golden.structure import structure
 from harness.golden.tokens import Ground, judge_tokens
 from harness.judge.compare import largest_difference
 from harness.judge.verdict import Divergence
 from harness.protocol.trace import Trace
+
+
+@contextmanager
+def one_case_a_core(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Give every core a case of its own; on CUDA one at a time.
+
+    The passes of one small case are too short to be shared out: on two busy cores the recorded cases took 274 s of
+    processor time with two threads a case, 78 s with one.
+
+    Effects: process-wide, PyTorch computes with one thread meanwhile.
+    """
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(cores if device.type == "cpu" else 1) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(cores)
+
+
+def structure(case: RecordedCase, recorded: Mapping[str, Tensor]) -> list[str]:
+    """List what is wrong with the form of a case's tensors; empty when nothing is."""
+    shapes = case.shapes()
+    with_rounds = {"rounds"} if case.sampler == "speculative" else set()
+    found = [f"tensor {name} is missing" for name in sorted((shapes.keys() | with_rounds) - recorded.keys())]
+    found += [f"tensor {name} is not expected" for name in sorted(recorded.keys() - shapes.keys() - with_rounds)]
+    for name in sorted(recorded.keys() & shapes.keys()):
+        tensor, (dtype, shape) = recorded[name], shapes[name]
+        if tensor.dtype != dtype:
+            found.append(f"{name} has dtype {tensor.dtype}, expected {dtype}")
+        elif tuple(tensor.shape) != shape:
+            found.append(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+        elif dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+            found.append(f"{name} holds NaN or infinity")
+        elif name == "tokens" and bool(((tensor < 0) | (tensor >= case.models.vae.config.V)).any()):
+            found.append(f"tokens lie outside 0..{case.models.vae.config.V - 1}")
+    if with_rounds and "rounds" in recorded:
+        dtype, shape = recorded["rounds"].dtype, tuple(recorded["rounds"].shape)
+        if dtype != torch.int32 or len(shape) != 2 or shape[1] != 7:
+            found.append(f"rounds has dtype {dtype} and shape {shape}, expected torch.int32 and (any number, 7)")
+    return found
+
 
 SWAPPED = 0.95  # share of tokens drawn here that another case of the file holds
 

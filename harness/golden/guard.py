@@ -13,7 +13,7 @@ from harness.decoders.factory import DEFAULT
 from harness.decoders.in_process import run_in_process
 from harness.errors import InputError
 from harness.golden.check import check, parse_all, read_all
-from harness.golden.own import DATA
+from harness.golden.plan import DATA
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Verdict

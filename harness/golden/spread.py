@@ -3,23 +3,173 @@
 Rounding moves logits by 1e-5. A soft choice divides by τ, which is tiny: where two codes are all but equal the choice
 moves a hundred times as far, f_hat with it, and so the logits of all later scales. How far is measured here on the
 plain sampler alone: float32 runs, their logits nudged by what rounding does, against float64. Where the best codes of a
-choice lie within the budget so found, in units of τ, the choice is a soft tie (`choice`): more runs take it both ways.
+choice lie within the budget so found, in units of τ, the choice is a soft tie: more runs take it both ways.
 
-Promise: nothing here sees the recording that is judged.
+Promise: nothing here sees the recording that is judged. Scores and τ are the specification's, written here again,
+whatever the sampler under judgement takes; a choice whose best codes rounding cannot bring together is never a tie.
+Everything but the nudge and the given inputs is the network's own.
+
+Source: spec §7, `more_smooth`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from harness.golden.cases import RecordedCase
-from harness.golden.choice import Choices, choices, soft_ties, tossed
-from harness.golden.nudged import Nudge, as_they_are, nudged
+from harness.models.network import Condition, Network
+from harness.models.pair import ModelPair
+from harness.protocol.noise import SMOOTH
+from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.reference.draw import filter_logits
+from harness.reference.latent import next_input
+
+Nudge = Callable[[Tensor], Tensor]  # logits_RlV of a whole scale -> the same, moved
+
+
+class Nudged:
+    """One network; `nudge` moves its logits, `raw` replaces the raw input of the scales that it names.
+
+    Args:
+        network: whose passes run.
+        nudge: what to make of the logits of a scale.
+        raw: raw_BlC by number of tokens, which tells the scales of a pyramid apart.
+    """
+
+    def __init__(self, network: Network, nudge: Nudge, raw: Mapping[int, Tensor]) -> None:
+        self._network, self._nudge, self._raw = network, nudge, raw
+        self.config, self.weights, self.pyramid = network.config, network.weights, network.pyramid
+        self.device, self.dtype, self.start_1D = network.device, network.dtype, network.start_1D
+        self.pos_LD, self.lvl_SD = network.pos_LD, network.lvl_SD
+        self.bytes, self.to = network.bytes, network.to
+        self.condition, self.hidden = network.condition, network.hidden
+
+    def embed(self, raw_BnC: Tensor) -> Tensor:
+        """Return the embedding of the given input, or of the sampler's own."""
+        given = self._raw.get(raw_BnC.shape[1])
+        return self._network.embed(raw_BnC if given is None else given)
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        """Return the network's logits, nudged."""
+        return self._nudge(self._network.logits(h_RnD, condition))
+
+
+def as_they_are(logits_RlV: Tensor) -> Tensor:
+    """Return the logits: no nudge."""
+    return logits_RlV
+
+
+def nudged(models: ModelPair, nudge: Nudge = as_they_are, raw: Mapping[int, Tensor] | None = None) -> ModelPair:
+    """Return a pair whose draft and target are nudged alike."""
+    draft, target = (Nudged(network, nudge, raw or {}) for network in (models.draft, models.target))
+    return replace(models, draft=draft, target=target)
+
+
+def raw_inputs(f_hat_SBCPP: Tensor, pyramid: ScalePyramid) -> dict[int, Tensor]:
+    """Return the raw input of every scale but the first that follows from f_hat after the one before it.
+
+    Args:
+        f_hat_SBCPP: f_hat after every scale.
+        pyramid: scales.
+
+    Returns:
+        raw_BlC by number of tokens, for `Nudged`.
+    """
+    return {pyramid.tokens(si): next_input(f_hat_SBCPP[si - 1], si, pyramid) for si in pyramid if si > 0}
+
+
+# A choice that rounding cannot move by a quarter of τ answers in proportion: no tie, and nudged runs show all of it.
+LEAST = 0.25
+# A code that stays two τ behind holds an eighth of the mixture at most, and nudged runs show how far that moves.
+BEHIND = 2.0
+TOSSES = 2  # pairs of moves that a filter is tried with
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The soft choices of one run.
+
+    Args:
+        score_BLV: logits after guidance times (1 + si/(S-1)), plus G, in units of τ; filtered codes too.
+        kept_BLV: codes that pass the filter.
+        best_BL2: the two best of those.
+        factor_L: units of τ that a unit of logits is, by position.
+    """
+
+    score_BLV: Tensor
+    kept_BLV: Tensor
+    best_BL2: Tensor
+    factor_L: Tensor
+
+
+def temperature(ramp: float) -> float:
+    """Return τ at si/(S-1) = `ramp`."""
+    return max(0.27 * (1 - 0.95 * ramp), 0.005)
+
+
+def choices(case: RecordedCase, guided_BLV: Tensor) -> Choices:
+    """Return the choices that a case has at these guided logits (float64)."""
+    pyramid, request, noise = case.models.pyramid, case.request, case.models.noise(case.request)
+    noise.labels(case.models.target.config.classes)  # drawn ones come first
+    scores, factors = [], []
+    for si in pyramid:
+        ramp, G_BlV = pyramid.ramp(si), -noise.exponential(si, SMOOTH, "golden").double().log()
+        scores.append((guided_BLV[:, pyramid.span(si)] * (1 + ramp) + G_BlV) / temperature(ramp))
+        factors += [(1 + ramp) / temperature(ramp)] * pyramid.tokens(si)
+    score_BLV = torch.cat(scores, 1)
+    kept_BLV = filter_logits(guided_BLV, request.top_k, request.top_p).isfinite()
+    best_BL2 = score_BLV.masked_fill(~kept_BLV, -torch.inf).topk(min(2, case.models.vae.config.V)).indices
+    return Choices(score_BLV, kept_BLV, best_BL2, score_BLV.new_tensor(factors))
+
+
+def soft_ties(case: RecordedCase, guided_BLV: Tensor, chosen: Choices, reach_BLV: Tensor) -> Tensor:
+    """Return ties_BL: the choices whose best codes lie within the budget, in units of τ.
+
+    Args:
+        case: its filters decide who takes part; near a threshold rounding does.
+        guided_BLV: the logits, float64.
+        chosen: the choices at those.
+        reach_BLV: how far rounding may move a code against the best one, in units of logits.
+    """
+    reach_tau_BLV = reach_BLV * chosen.factor_L[:, None]
+    best_BL1 = chosen.best_BL2[..., :1]
+    behind_BLV = chosen.score_BLV.gather(-1, best_BL1) - chosen.score_BLV
+    rival_BLV = (behind_BLV <= reach_tau_BLV + BEHIND).scatter(-1, best_BL1, False)
+    turns_BLV = rival_BLV & chosen.kept_BLV & (reach_tau_BLV > LEAST)
+    unsure_BLV = _unsure(guided_BLV, reach_BLV, case.request, chosen.kept_BLV)
+    leaves_BL1 = unsure_BLV.gather(-1, best_BL1)  # the best code itself may be filtered out
+    return (turns_BLV | (rival_BLV & unsure_BLV) | leaves_BL1).any(-1)
+
+
+def _unsure(guided_BLV: Tensor, reach_BLV: Tensor, request: Request, kept_BLV: Tensor) -> Tensor:
+    """Return at which codes a move of the logits may decide whether they pass the filter."""
+    unsure_BLV = torch.zeros_like(kept_BLV)
+    if not request.top_k and not request.top_p:
+        return unsure_BLV
+    for toss in range(TOSSES):
+        way_BLV = _signs(guided_BLV, toss) * reach_BLV
+        for moved_BLV in (guided_BLV + way_BLV, guided_BLV - way_BLV):
+            unsure_BLV |= filter_logits(moved_BLV, request.top_k, request.top_p).isfinite() != kept_BLV
+    return unsure_BLV
+
+
+def tossed(chosen: Choices, seed: int) -> Tensor:
+    """Return ±1 for every code, by which ties are taken one way: +1 for the second best, 0 for the best."""
+    sign_BLV = _signs(chosen.score_BLV, seed)
+    two_BL2 = sign_BLV.new_tensor((0.0, 1.0)[: chosen.best_BL2.shape[-1]]).expand(chosen.best_BL2.shape)
+    return sign_BLV.scatter(-1, chosen.best_BL2, two_BL2)
+
+
+def _signs(like_BLV: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randint(2, like_BLV.shape, generator=generator) * 2 - 1).type_as(like_BLV)
+
 
 # Runs that are nudged by rounding alone, and pairs of runs that take every soft tie the one way and the other.
 RUNS, PAIRS = 8, 2

@@ -21,10 +21,10 @@ NAIVE = "tests.naive:naive"  # it has no parts
 # A changed weight, planted from outside: code vectors are a thousandth longer.
 BENT = """
 from functools import cache
-from harness.golden import networks
+from harness.golden import cases
 from tests.regression.test_recorded import bent
-straight = networks.filled
-networks.filled = cache(lambda *sizes: bent(straight(*sizes)))
+straight = cases.filled
+cases.filled = cache(lambda *sizes: bent(straight(*sizes)))
 """
 
 

@@ -18,12 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden import cases, guard, own, plan, record
+from harness.golden import cases, guard, plan, record
+from harness.golden.cases import CPU
 from harness.golden.check import read_all
-from harness.golden.digest import content_digest
-from harness.golden.networks import CPU
 from harness.golden.platform import GENERATORS, probe, same_generator
-from harness.golden.store import canonical, read
+from harness.golden.store import canonical, content_digest, read
 from harness.reference import sequential
 from tests.helpers import command, recorded
 
@@ -441,7 +440,7 @@ def test_recording_for_an_unplanned_platform_or_nowhere_is_refused(folder: Path)
 def test_a_test_run_never_writes_a_golden(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    assert recording(monkeypatch, own.DATA) == 2
+    assert recording(monkeypatch, plan.DATA) == 2
     assert "a test run never writes a golden" in one_line(capsys)
 
 
@@ -527,7 +526,7 @@ def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_pr
     )
     told = {case: (o["reason"], o["commit"]) for o in json.loads(after.metadata["origins"]) for case in o["cases"]}
     assert told == {"one-phi-speculative-2": ("the first", "abc"), "one-phi-plain": ("stronger", "def")}
-    assert own.stale(after) == []
+    assert plan.stale(after) == []
 
 
 def test_a_golden_changed_by_hand_is_a_change_however_small(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -609,7 +608,7 @@ def test_a_platform_has_all_its_files_or_none(folder: Path, monkeypatch: pytest.
     assert recording(monkeypatch, folder) == 0
     (folder / "golden-tiny-cuda.safetensors").write_bytes(b"")
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny", "digits": "golden-digits"})
-    paths, results = own.inventory("cuda", folder)
+    paths, results = plan.inventory("cuda", folder)
     assert [path.name for path in paths] == ["golden-tiny-cuda.safetensors"]
     missing = {Path(result.path).name for result in results if "missing" in result.defects[0]}
     assert missing == {"golden-digits-cpu.safetensors", "golden-digits-cuda.safetensors"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.golden import own, plan
+from harness.golden import plan
 from harness.golden.store import read
 from harness.plugin.told import golden_told
 from harness.reference import handoff, sequential
@@ -17,11 +17,11 @@ from tests.helpers import command
 
 COMPONENT = "golden"  # where nothing more exact is known
 
-PATHS = sorted(own.DATA.glob("*.safetensors"))
+PATHS = sorted(plan.DATA.glob("*.safetensors"))
 
 
 def file_digests() -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in own.DATA.iterdir()}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in plan.DATA.iterdir()}
 
 
 def test_they_hold_and_checking_writes_nothing(
@@ -43,13 +43,13 @@ def test_they_hold_and_checking_writes_nothing(
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_they_are_as_planned_and_keep_their_provenance(path: Path):
     recording = read(path)
-    assert own.stale(recording) == []
+    assert plan.stale(recording) == []
     assert recording.metadata.keys() >= {"versions", "device", "device_name", "weights", "digest", "commit", "reason"}
     assert recording.metadata["reason"]
 
 
 def test_together_they_are_small_enough_for_git():
-    assert sum(path.stat().st_size for path in own.DATA.iterdir()) < 10_000_000
+    assert sum(path.stat().st_size for path in plan.DATA.iterdir()) < 10_000_000
 
 
 def test_the_plan_covers_samplers_modes_masks_entries_and_layouts():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.golden import networks
+from harness.golden import cases
 from harness.models.pair import ModelPair
 from harness.plugin.told import golden_told
 from tests.helpers import RECORDED, command
@@ -78,8 +78,8 @@ def bent(pair: ModelPair) -> ModelPair:
 def test_the_allowances_are_tight_enough_to_see_a_changed_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
 ):
-    straight = networks.filled
-    monkeypatch.setattr(networks, "filled", cache(lambda *sizes: bent(straight(*sizes))))
+    straight = cases.filled
+    monkeypatch.setattr(cases, "filled", cache(lambda *sizes: bent(straight(*sizes))))
     found = checked("recorded-variants-cpu", tmp_path, monkeypatch, told)
     assert found["status"] == 1
     assert capsys.readouterr().out.splitlines()[-1] == "0 of 15 cases, 1428 draws compared"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness.golden.diff import FILE
-from harness.golden.networks import networks
-from harness.golden.record import Fresh
+from harness.golden.cases import networks
+from harness.golden.record import FILE, Fresh
 from harness.golden.store import Recording, read
 from harness.report.html import gallery
 from harness.report.html.gallery import Shown

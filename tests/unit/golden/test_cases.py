@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.golden import cases, own, plan
-from harness.golden.cases import RecordedCase, parse
-from harness.golden.check import parse_all
-from harness.golden.networks import CPU
+from harness.golden import cases, plan
+from harness.golden.cases import CPU, RecordedCase, parse
+from harness.golden.check import parse_all, structure
 from harness.golden.spread import guided
 from harness.golden.store import canonical, read
-from harness.golden.structure import structure
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
@@ -78,7 +76,7 @@ def test_networks_lie_where_they_are_asked_for(text: dict[str, Any], models: str
 @pytest.mark.parametrize(
     "path",
     [RECORDED / "recorded-cpu.safetensors", RECORDED / "recorded-variants-cpu.safetensors"]
-    + [own.path_of(models, "cpu") for models in plan.FILES],
+    + [plan.path_of(models, "cpu") for models in plan.FILES],
     ids=lambda path: path.stem,
 )
 def test_every_recording_has_the_form_that_its_cases_say(path):

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden import choice
+from harness.golden import spread
 from harness.golden.cases import RecordedCase
-from harness.golden.choice import LEAST, TOSSES, Choices, choices, soft_ties, tossed
-from harness.golden.spread import guided
+from harness.golden.spread import LEAST, TOSSES, Choices, choices, guided, soft_ties, tossed
 from harness.protocol.noise import SMOOTH
 from harness.protocol.request import Request
 from harness.reference.draw import filter_logits, smooth_codes
@@ -109,14 +108,14 @@ def test_a_filter_that_may_drop_the_best_code_or_a_rival_makes_a_tie_at_whicheve
         assert {"top_k": top_k, "top_p": top_p} == {"top_k": 0, "top_p": 0.0, **words}
         return logits_BLV.index_fill(-1, torch.tensor([code]), -torch.inf) if len(seen) == toss + 1 else logits_BLV
 
-    monkeypatch.setattr(choice, "filter_logits", drops)
+    monkeypatch.setattr(spread, "filter_logits", drops)
     assert is_tie(by_hand([8.0, 9.0, -50.0]), LEAST / 2, with_request(**words)) is tie
     assert len(seen) == 2 * TOSSES
 
 
 def test_a_filter_is_tried_with_pairs_of_opposite_moves_as_far_as_rounding_reaches(monkeypatch: pytest.MonkeyPatch):
     seen: list[Tensor] = []
-    monkeypatch.setattr(choice, "filter_logits", lambda logits_BLV, top_k, top_p: seen.append(logits_BLV) or logits_BLV)
+    monkeypatch.setattr(spread, "filter_logits", lambda logits_BLV, top_k, top_p: seen.append(logits_BLV) or logits_BLV)
     chosen = by_hand([float(k) for k in range(64)])
     reach_BLV = torch.linspace(1, 2, 64, dtype=torch.float64)[None, None]
     soft_ties(with_request(top_k=3), chosen.score_BLV, chosen, reach_BLV)
@@ -130,7 +129,7 @@ def test_a_filter_is_tried_with_pairs_of_opposite_moves_as_far_as_rounding_reach
 
 
 def test_without_a_filter_nothing_is_filtered(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(choice, "filter_logits", None)
+    monkeypatch.setattr(spread, "filter_logits", None)
     assert not is_tie(by_hand([8.0, 9.0, -50.0]), LEAST / 2)
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden import guard, own, plan
+from harness.golden import guard, plan
+from harness.golden.cases import CPU
 from harness.golden.guard import failing_laws
-from harness.golden.networks import CPU
 from harness.golden.result import CaseResult, FileResult
 from harness.judge.verdict import Verdict
 from harness.protocol.request import Request
@@ -87,7 +87,7 @@ def test_every_refusal_names_what_is_wrong_its_rule_and_the_remedy(tmp_path: Pat
         "CI=yes: goldens are never recorded in CI; record on a developer's machine"
     )
     monkeypatch.delenv("CI")
-    roundabout = own.DATA / ".." / own.DATA.name  # the same folder
+    roundabout = plan.DATA / ".." / plan.DATA.name  # the same folder
     assert refusal("because", roundabout, tmp_path) == (
         f"folder={roundabout}: a test run never writes a golden; run golden record by hand"
     )
@@ -119,11 +119,11 @@ def test_an_installed_copy_says_so_and_keeps_its_goldens(tmp_path: Path):
         f"{installed / 'harness'} runs, not the checkout in {guard.CHECKOUT}; for that, pip install -e . there"
     )
     with pytest.raises(InputError) as found:
-        guard.refuse_installed(own.DATA, installed)
+        guard.refuse_installed(plan.DATA, installed)
     rule = "belongs to an installed copy; pip install -e . in a checkout, and record there"
-    assert str(found.value) == f"folder={own.DATA}: {rule}"
+    assert str(found.value) == f"folder={plan.DATA}: {rule}"
     guard.refuse_installed(tmp_path, installed)
-    guard.refuse_installed(own.DATA)
+    guard.refuse_installed(plan.DATA)
 
 
 def test_every_planned_platform_has_recordings_from_outside():

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.golden import limits
-from harness.golden.limits import MOST, MOST_LISTED, MOST_TOKENS, SWITCHES, check_fit, check_sizes, check_weights
+from harness.golden import store
+from harness.golden.store import MOST, MOST_LISTED, MOST_TOKENS, SWITCHES, check_fit, check_sizes, check_weights
 from tests.helpers import Layout, autoencoder_config, transformer_config
 
 RIGHT: dict[str, Any] = {
@@ -35,7 +35,7 @@ def test_a_size_lies_between_one_and_its_limit(key: str):
 @pytest.mark.parametrize("key", MOST_LISTED)
 def test_a_list_of_sizes_is_as_long_and_its_entries_as_large_as_their_limits(key: str, monkeypatch: pytest.MonkeyPatch):
     length, most = MOST_LISTED[key]
-    monkeypatch.setattr(limits, "MOST_TOKENS", length * most**2)
+    monkeypatch.setattr(store, "MOST_TOKENS", length * most**2)
     for right in ([1], [1, most] * (length // 2)):
         check_sizes({**RIGHT, key: right})
     wrong: dict[str, object] = {
@@ -96,7 +96,7 @@ def test_the_scales_of_a_pyramid_have_so_many_tokens_together():
 
 
 def test_a_network_has_so_many_weights():
-    most = limits.MOST_NUMBERS
+    most = store.MOST_NUMBERS
     check_weights(most)
     with pytest.raises(InputError) as caught:
         check_weights(most + 1)

@@ -9,7 +9,7 @@ import torch
 
 from harness.errors import InputError
 from harness.golden import plan
-from harness.golden.networks import CPU, SIZES, networks
+from harness.golden.cases import CPU, SIZES, networks
 
 CASE: dict[str, Any] = {
     key: value for key, value in plan.cases("filled")[0].items() if key in SIZES or key.startswith("draft_")
@@ -66,7 +66,7 @@ def test_what_names_no_networks_is_refused():
 def test_sizes_that_make_no_networks_are_refused_before_any_is_made(
     sizes: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("harness.golden.networks.filled_weights", None)
+    monkeypatch.setattr("harness.golden.cases.filled_weights", None)
     assert refusal(**sizes) == f"{said}; record it again"
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.golden import own, plan
-from harness.golden.networks import CPU, networks
-from harness.golden.own import inventory, origins, stale, weights_digest
+from harness.golden import plan
+from harness.golden.cases import CPU, networks
+from harness.golden.plan import inventory, origins, stale, weights_digest
 from harness.golden.result import FileResult
 from harness.golden.store import Recording, read
 
-TINY = own.path_of("filled", "cpu")
+TINY = plan.path_of("filled", "cpu")
 STATED = {"device_name": "CPU", "commit": "abc", "reason": "why"}
 
 
@@ -30,7 +30,7 @@ def shipped() -> Recording:
 
 @pytest.mark.parametrize("models", plan.FILES)
 def test_the_shipped_goldens_are_those_of_the_plan_made_with_the_weights_of_today(models: str):
-    assert stale(read(own.path_of(models, "cpu"))) == []
+    assert stale(read(plan.path_of(models, "cpu"))) == []
 
 
 def with_first(recording: Recording, **values: Any) -> Recording:
@@ -122,7 +122,7 @@ def test_every_weight_of_every_planned_pair_is_in_the_digest(monkeypatch: pytest
     planned = {"filled": few, "digits": few[:1]}
     monkeypatch.setattr(plan, "cases", lambda models: planned[models])
     made = {id(case): networks(case, "filled") for case in few}
-    monkeypatch.setattr(own, "networks", lambda case, models: made[id(case)])
+    monkeypatch.setattr(plan, "networks", lambda case, models: made[id(case)])
     digests = {weights_digest("filled"), weights_digest("digits")}
     for case in few:
         for part in ("draft", "target", "vae"):

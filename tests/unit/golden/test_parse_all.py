@@ -12,8 +12,8 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.golden import plan
+from harness.golden.cases import CPU
 from harness.golden.check import parse_all, read_all
-from harness.golden.networks import CPU
 from harness.golden.store import Recording, as_bytes
 
 

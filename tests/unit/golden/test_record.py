@@ -11,11 +11,10 @@ import torch
 
 from harness.errors import InputError
 from harness.golden import cases, guard, plan, record
-from harness.golden.digest import content_digest
-from harness.golden.networks import CPU
-from harness.golden.own import path_of, weights_digest
+from harness.golden.cases import CPU
+from harness.golden.plan import path_of, weights_digest
 from harness.golden.platform import unverified
-from harness.golden.store import FORMAT, Recording, as_bytes, canonical, read
+from harness.golden.store import FORMAT, Recording, as_bytes, canonical, content_digest, read
 from harness.models.pair import ModelPair
 from harness.provenance import device_name, versions
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from harness.errors import InputError
-from harness.golden import limits
+from harness.golden import store
 from harness.golden.result import CaseResult, FileResult, totals
 from harness.judge.verdict import Divergence, Verdict
 from harness.protocol.pyramid import ScalePyramid
@@ -31,10 +31,10 @@ def test_a_batch_is_refused_by_its_largest_tensor(
     change: dict[str, int], downsampling: int, numbers: int, monkeypatch: pytest.MonkeyPatch
 ):
     pyramid, config = ScalePyramid((1, 2, 3)), replace(transformer_config(Layout()), **change)
-    monkeypatch.setattr(limits, "MOST_NUMBERS", 5 * numbers)
-    limits.check_batch(5, pyramid, config, downsampling)
+    monkeypatch.setattr(store, "MOST_NUMBERS", 5 * numbers)
+    store.check_batch(5, pyramid, config, downsampling)
     with pytest.raises(InputError) as caught:
-        limits.check_batch(6, pyramid, config, downsampling)
+        store.check_batch(6, pyramid, config, downsampling)
     rule = f"must make tensors of at most {5 * numbers} numbers, not {6 * numbers}"
     assert str(caught.value) == f"images=6: {rule}; record it again"
 

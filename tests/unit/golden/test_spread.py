@@ -9,9 +9,19 @@ import torch
 
 from harness.golden import spread as measuring
 from harness.golden.cases import RecordedCase
-from harness.golden.choice import choices, soft_ties, temperature, tossed
-from harness.golden.nudged import as_they_are, nudged, raw_inputs
-from harness.golden.spread import added, guided, maps, spread
+from harness.golden.spread import (
+    added,
+    as_they_are,
+    choices,
+    guided,
+    maps,
+    nudged,
+    raw_inputs,
+    soft_ties,
+    spread,
+    temperature,
+    tossed,
+)
 from harness.protocol.request import Request
 from harness.reference.handoff import HandOff
 from tests.helpers import Layout, tiny

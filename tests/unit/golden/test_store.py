@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from harness.errors import InputError
-from harness.golden import own, plan, store
+from harness.golden import plan, store
 from harness.golden.store import as_bytes, canonical, read
 
 GOOD = {"format": "1", "device": "cpu", "cases": '[{"id":"a"}]'}
@@ -104,6 +104,6 @@ def test_equal_cases_have_one_text_whatever_the_order_of_their_keys():
 def test_the_committed_goldens_have_the_digest_that_they_state(models: str):
     """What a digest is made of may never change unnoticed: every recording there is would be one changed by hand."""
     for platform in plan.KEPT:
-        recording = read(own.path_of(models, platform))
+        recording = read(plan.path_of(models, platform))
         assert recording.own
         assert recording.digest() == recording.metadata["digest"]

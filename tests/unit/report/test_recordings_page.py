@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.golden.check import check, parse_all
-from harness.golden.own import DATA
+from harness.golden.plan import DATA
 from harness.golden.store import Recording, as_bytes, read
 from harness.report.html.recordings import MOST_IMAGES, recordings_page
 from tests.helpers import command

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden.diff import FILE, Change
-from harness.golden.own import DATA
-from harness.golden.record import Fresh
+from harness.golden.plan import DATA
+from harness.golden.record import FILE, Change, Fresh
 from harness.golden.store import as_bytes, read
 from harness.report.html.regeneration import regeneration_page
 from tests.helpers import command

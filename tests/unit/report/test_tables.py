@@ -18,7 +18,7 @@ from harness.adapters.probe import BROKEN, CRASHED, HELD, PartLaw
 from harness.bench.scoreboard import scoreboard
 from harness.bench.stored import read_policies, read_speed
 from harness.decoders.factory import DEFAULT, load_factory
-from harness.golden.diff import Change
+from harness.golden.record import Change
 from harness.golden.result import CaseResult, FileResult
 from harness.judge.verdict import Divergence
 from harness.laws import Case, Violation
