@@ -21,7 +21,7 @@ from harness.decoders.terms import Keeping, Other, Terms
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 from harness.judge.verdict import Verdict
-from harness.laws.beside import CASES, LawsInterrupted, laws_beside
+from harness.laws.beside import CASES, LawsInterrupted, Where, laws_beside
 from harness.laws.catalogue import LAWS
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
@@ -34,7 +34,7 @@ from harness.rounding.stored import SHIPPED
 from harness.runs.cover import covering, verify_blocks
 from harness.runs.keep import check_new
 from harness.runs.plan import Plan
-from harness.runs.result import Verification
+from harness.runs.result import LawsTried, Verification
 from harness.runs.runfile import RunFile
 from harness.runs.verification import RunInterrupted, Step, verify_plan
 from harness.signals import silence
@@ -176,7 +176,7 @@ def verify(
             except RunInterrupted as stop:
                 result, status = stop.result, stop.status
         limits = terms.limits if apart and not is_own(implementation) else None
-        status = try_laws(result, own, laws, (str(pair.device), limits), keeping.file, quiet) or status
+        status = try_laws(result, own, laws, Where(str(pair.device), limits), keeping.file, quiet) or status
         if status == 0 and stated is not None and result.is_whole and result.verdict is not Verdict.DEFECT:
             sources = decoders(implementation, settings)
             status = claim(result, pair, stated, (sources, drawn, sampling), (keeping, terms), quiet)
@@ -205,7 +205,7 @@ def laws_of(asked: int | None, own: options.Decoder, cover: bool) -> int:
 
 
 def try_laws(
-    result: Verification, own: options.Decoder, count: int, where: tuple[str, Limits | None], file: Path | None,
+    result: Verification, own: options.Decoder, count: int, where: Where, file: Path | None,
     quiet: bool,
 ) -> int:  # fmt: skip
     """Try every law in some cases, and put what they say into a result, and into its run file where it has one.
@@ -215,21 +215,22 @@ def try_laws(
     """
     if not result.is_whole or result.verdict is Verdict.DEFECT:
         return 0
-    found, status = None, 0
+    tried, status = None, 0
     if file is not None:
         with closing(RunFile.go_on(file)) as kept:
-            found = kept.noted("laws")
-    if count and (found is None or found["left"] or found["cases"] != count):
+            noted = kept.noted("laws")
+            tried = LawsTried.from_dict(noted) if noted else None
+    if count and (tried is None or tried.left or tried.cases != count):
         with LongWork("laws", len(LAWS), quiet) as work, silence(quiet):
             try:
-                found = laws_beside(own.name, count, own.options, where, lambda law: work.advance(said=law))
+                tried = laws_beside(own.name, count, own.options, where, lambda law: work.advance(said=law))
             except LawsInterrupted as stop:
-                found, status = stop.found, stop.status
+                tried, status = stop.tried, stop.status
         if file is not None:
             with closing(RunFile.go_on(file)) as kept:
-                kept.note("laws", found)
-    if found is not None:
-        result.take_laws(found)
+                kept.note("laws", tried.as_dict())
+    if tried is not None:
+        result.take_laws(tried)
     return status
 
 

@@ -27,7 +27,7 @@ from harness.laws.listed import cases, run_law
 from harness.laws.results import LawResult
 from harness.pool.employ import Crew
 from harness.pool.workers import Died
-from harness.runs.result import LawsBeside
+from harness.runs.result import BrokenLaw, LawsTried
 
 CASES = 2  # seconds for all laws
 SEED = 2  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_beside.py)
@@ -36,11 +36,28 @@ DEAF_S = 10.0  # for code to hear that its time is over
 
 
 class LawsInterrupted(StopSignal):
-    """A signal ended the laws; `found` is what they said until then."""
+    """A signal ended the laws; `tried` is what they said until then."""
 
-    def __init__(self, found: LawsBeside, number: int) -> None:
+    def __init__(self, tried: LawsTried, number: int) -> None:
         super().__init__(number)
-        self.found = found
+        self.tried = tried
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where laws are tried.
+
+    Args:
+        device: of the networks.
+        limits: of processes of the decoder's own, since nobody knows what it does; `timeout_s` is that of a law in all
+            its cases. None = this process does it all.
+    """
+
+    device: str = "cpu"
+    limits: Limits | None = None
+
+
+HERE = Where()
 
 
 @dataclass(frozen=True)
@@ -123,17 +140,16 @@ def laws_beside(
     implementation: Factory | str,
     count: int = CASES,
     options: tuple[tuple[str, str], ...] = (),
-    where: tuple[str, Limits | None] = ("cpu", None),
+    where: Where = HERE,
     progress: Callable[[str], None] = lambda law: None,
-) -> LawsBeside:
+) -> LawsTried:
     """Try every law in a few cases.
 
     Args:
         implementation: factory of the decoder, or its name.
         count: cases, >= 1: small networks in float64, where rounding decides nothing.
         options: (name, value) for the factory.
-        where: device, and the limits of processes of the decoder's own, since nobody knows what it does; None = this
-            process does it all. `timeout_s` is that of a law in all its cases.
+        where: device and processes.
         progress: called with the id of every law that is done.
 
     Returns:
@@ -145,16 +161,15 @@ def laws_beside(
     """
     if count < 1:
         raise InputError("laws", count, "must be 1 case or more", f"pass {CASES}, or no laws at all")
-    device, limits = where
-    crew = Crew((device,) * (1 if limits is None else 2))
+    crew = Crew((where.device,) * (1 if where.limits is None else 2))
     sent: Factory | str | bytes = implementation
     if crew.is_elsewhere and not isinstance(implementation, str):
         sent = pickled(implementation, name_of(implementation))
-    tried = tuple(replace(case, device=device) for case in cases(count, SEED))
+    tried = tuple(replace(case, device=where.device) for case in cases(count, SEED))
     named = repr(implementation) if isinstance(implementation, str) else Subject(implementation).name
     rows: dict[str, LawResult] = {}
     try:
-        with closing(crew.open(BesideWork(sent, options, tried, limits))) as pool:
+        with closing(crew.open(BesideWork(sent, options, tried, where.limits))) as pool:
             for law, row in pool.map(LAWS):
                 rows[law.id] = lost(law, row, named, options) if isinstance(row, Died) else row
                 progress(law.id)
@@ -165,21 +180,27 @@ def laws_beside(
     return said(rows, count)
 
 
-def said(found: Mapping[str, LawResult], count: int) -> LawsBeside:
-    """Return what the rows of some laws, by id, say: plain values that a file keeps."""
+def said(found: Mapping[str, LawResult], count: int) -> LawsTried:
+    """Return what the rows of some laws, by id, say."""
     rows = [found[law.id] for law in LAWS if law.id in found]
-    broken = [(", ".join(v.law.watches), _found(v), v.case.seed) for row in rows if (v := row.violation) is not None]
+    broken = [
+        BrokenLaw(", ".join(v.law.watches), _found(v), v.case.seed) for row in rows if (v := row.violation) is not None
+    ]
     refused = [row for row in rows if row.refused and not row.examples]
-    return {
-        "cases": count,
-        "held": sum(row.violation is None and row.exercised > 0 for row in rows),
-        "broken": broken,
-        "trivial": [row.law.id for row in rows if row.violation is None and row.examples and not row.exercised],
-        "refused": [row.law.id for row in refused],
-        "why": shortened(one_line(refused[0].why), MOST_SAID) if refused else "",
-        "not_applicable": [row.law.id for row in rows if row.skipped and not row.examples and not row.refused],
-        "left": [law.id for law in LAWS if law.id not in found],
-    }
+    return LawsTried(
+        count,
+        sum(row.violation is None and row.exercised > 0 for row in rows),
+        tuple(broken),
+        trivial=_ids(rows, lambda row: row.violation is None and row.examples > 0 and not row.exercised),
+        refused=tuple(row.law.id for row in refused),
+        why=shortened(one_line(refused[0].why), MOST_SAID) if refused else "",
+        not_applicable=_ids(rows, lambda row: bool(row.skipped) and not row.examples and not row.refused),
+        left=tuple(law.id for law in LAWS if law.id not in found),
+    )
+
+
+def _ids(rows: Sequence[LawResult], is_one: Callable[[LawResult], bool]) -> tuple[str, ...]:
+    return tuple(row.law.id for row in rows if is_one(row))
 
 
 def _found(violation: Violation) -> str:

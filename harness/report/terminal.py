@@ -13,7 +13,7 @@ from harness.judge.verdict import Verdict
 from harness.report.tables import SHY, Column, named, print_table, wrapped
 from harness.runs.case import repeat_line
 from harness.runs.records import against_of
-from harness.runs.result import COUNTS, LawsBeside, SettingResult, Verification
+from harness.runs.result import COUNTS, LawsTried, SettingResult, Verification
 from harness.wording import count_of, spelled
 
 COLOURS = {
@@ -89,8 +89,8 @@ def show(result: Verification, console: Console, quiet: bool, verbose: bool = Fa
             say(console, f"compared with {result.against or 'the reference'}: {', '.join(result.compared)}")
         if result.coverage.rounds:
             say(console, f"covered: {result.coverage}")
-        if "laws" in result.about:
-            say(console, laws(result.about["laws"]))
+        if result.laws is not None:
+            say(console, laws(result.laws))
         for text in result.changes[:MOST_CHANGES]:
             say(console, f"changed: {text}")
         for name, why in result.not_compared.items():
@@ -101,13 +101,12 @@ def show(result: Verification, console: Console, quiet: bool, verbose: bool = Fa
     say(console, summary(result), result.verdict.value, COLOURS[result.verdict])
 
 
-def laws(found: LawsBeside) -> str:
-    """Return one line on the laws that were tried beside a run."""
-    told = [f"{found['held']} held"] + ([f"{len(found['broken'])} broken"] if found["broken"] else [])
-    for name, word in (("trivial", "trivial in so few"), ("refused", "refused"),
-                       ("not_applicable", "not applicable"), ("left", "not tried")):  # fmt: skip
-        told += [f"{len(found[name])} {word}"] if found[name] else []
-    return f"laws, in {count_of(found['cases'], 'case')} each: {', '.join(told)}"
+def laws(tried: LawsTried) -> str:
+    """Return one line on the laws that were tried after a run."""
+    counted = ((tried.broken, "broken"), (tried.trivial, "trivial in so few"), (tried.refused, "refused"),
+               (tried.not_applicable, "not applicable"), (tried.left, "not tried"))  # fmt: skip
+    words = [f"{tried.held} held", *(f"{len(some)} {word}" for some, word in counted if some)]
+    return f"laws, in {count_of(tried.cases, 'case')} each: {', '.join(words)}"
 
 
 def _say_what_was_found(result: Verification, console: Console) -> None:

@@ -16,7 +16,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.rounding.budget import Budget
 from harness.runs.cover import say_what_was_covered
 from harness.runs.records import JudgedRow, unreadable
-from harness.runs.result import SettingResult, Verification
+from harness.runs.result import LawsTried, SettingResult, Verification
 from harness.runs.runfile import Kept, read
 from harness.runs.verification import keeps_dying, put_together, widest
 
@@ -60,7 +60,7 @@ def _result(kept: Kept, rows: list[JudgedRow]) -> Verification:
     if "claims" in about:
         result.take(about["claims"])
     if "laws" in about:
-        result.take_laws(about["laws"])
+        result.take_laws(LawsTried.from_dict(about["laws"]))
     if terms["covers"]:
         say_what_was_covered(result, Terms(sequential=terms["sequential"], unasked=terms["unasked"]))
     return result

@@ -23,10 +23,63 @@ from harness.runs.records import Coverage, JudgedRow
 from harness.wording import count_of
 
 Claims = dict[str, list[str]]  # on the quality of images: "broken" and "open", a clause each
-# What `laws.beside` found: counts, ids of laws, and of every broken law (component, clause, seed).
-LawsBeside = dict[str, Any]
 # What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
 COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
+
+
+@dataclass(frozen=True)
+class BrokenLaw:
+    """A law that is broken.
+
+    Args:
+        component: what it watches.
+        clause: which law, what was seen, and the line that replays it.
+        seed: of its case.
+    """
+
+    component: str
+    clause: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class LawsTried:
+    """What was seen of laws that were tried after a run.
+
+    Args:
+        cases: in how many each was tried.
+        held: how many held, and were exercised.
+        broken: those that are broken.
+        trivial: ids of those that no case exercised.
+        refused: ids of those of which the decoder refused every case.
+        why: what it said to the first of these.
+        not_applicable: ids of those that say nothing about such a decoder.
+        left: ids of those that nobody tried.
+    """
+
+    cases: int
+    held: int
+    broken: tuple[BrokenLaw, ...] = ()
+    trivial: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    why: str = ""
+    not_applicable: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> int:
+        """Laws that apply and were tried."""
+        return self.held + len(self.broken) + len(self.trivial) + len(self.refused)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what a run file and ``verify --json`` keep."""
+        return {**vars(self), "broken": [(law.component, law.clause, law.seed) for law in self.broken]}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> LawsTried:
+        """Return what `as_dict`, or JSON made of it, says."""
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)}
+        return cls(**{**values, **lists, "broken": tuple(BrokenLaw(*law) for law in values["broken"])})
 
 
 # How a result is shown; `report.notebook` puts it here, since this room knows no report.
@@ -144,6 +197,7 @@ class Verification:
     covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
     reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
     against: str = ""  # the other decoder, where one stood in the reference's place
+    laws: LawsTried | None = None  # what was seen of laws that were tried after the run
 
     def take(self, claims: Claims) -> None:
         """Count claims on the images as a whole: a broken one is a defect, an open one a reason to be inconclusive."""
@@ -151,19 +205,17 @@ class Verification:
         self.early += [Divergence("quality", text, seed) for text in claims["broken"]]
         self.reasons += [f"quality of {text}" for text in claims["open"]]
 
-    def take_laws(self, found: LawsBeside) -> None:
-        """Count what was tried beside the run: every broken law is a defect of the component that it watches.
+    def take_laws(self, tried: LawsTried) -> None:
+        """Count what was tried after the run: every broken law is a defect of the component that it watches.
 
         A decoder that refuses most laws, or laws that nobody tried, are a reason to be inconclusive.
         """
-        self.about["laws"] = found
-        self.early += [Divergence(component, clause, seed) for component, clause, seed in found["broken"]]
-        refused, left = len(found["refused"]), len(found["left"])
-        tried = refused + found["held"] + len(found["broken"]) + len(found["trivial"])
-        if 2 * refused > tried:
-            self.reasons.append(f"the decoder refused {refused} of {tried} laws: {found['why']}")
-        if left:
-            self.reasons.append(f"{count_of(left, 'law')} not tried")
+        self.laws, self.about["laws"] = tried, tried.as_dict()
+        self.early += [Divergence(law.component, law.clause, law.seed) for law in tried.broken]
+        if 2 * len(tried.refused) > tried.asked:
+            self.reasons.append(f"the decoder refused {len(tried.refused)} of {tried.asked} laws: {tried.why}")
+        if tried.left:
+            self.reasons.append(f"{count_of(len(tried.left), 'law')} not tried")
 
     def _repr_html_(self) -> str | None:
         shown: str | None = PRESENTED["html"](self) if PRESENTED else None

@@ -11,7 +11,7 @@ from harness.report.html.page import Bullets, Facts, Sheet, Words, counted, shar
 from harness.report.html.scales import named, sides_of
 from harness.report.html.words import COMPARED, contracts
 from harness.report.terminal import laws
-from harness.runs.result import SettingResult, Verification
+from harness.runs.result import BrokenLaw, SettingResult, Verification
 
 MOST_ROWS = 40  # of a table of settings or images
 OPTIONAL = ("not claimed", "wrong tensors", "refused")  # columns that are left out where all is 0
@@ -60,8 +60,8 @@ def compared(result: Verification) -> list[object]:
         made.append(Bullets([(reason, "") for reason in result.inconclusive]))
     if result.coverage.rounds:
         made.append(Words(f"Exercised: {result.coverage}."))
-    if "laws" in result.about:
-        made.append(Words(f"Beside them, on small networks of their own: {laws(result.about['laws'])}."))
+    if result.laws is not None:
+        made.append(Words(f"Beside them, on small networks of their own: {laws(result.laws)}."))
     made += [Words(f"Counted otherwise than by the other: {text}.") for text in result.changes[:4]]
     return made
 
@@ -128,19 +128,19 @@ def images(result: Verification) -> list[object]:
     return made
 
 
-def _broken(result: Verification) -> list[tuple[str, str, int]]:
-    return [tuple(each) for each in result.about.get("laws", {}).get("broken", [])]
+def _broken(result: Verification) -> Sequence[BrokenLaw]:
+    return result.laws.broken if result.laws is not None else ()
 
 
 def _broken_laws(result: Verification) -> list[object]:
     """Return a table of the laws that are broken, each with what was seen and the line that replays it."""
-    rows = [(clause, components) for components, clause, _ in _broken(result)]
+    rows = [(law.clause, law.component) for law in _broken(result)]
     return [Sheet("Laws that are broken", ("what was seen", "components that it watches"), rows, 2)] if rows else []
 
 
 def _bad(result: Verification) -> list[Bad]:
     """Return every image with a defect, under every setting, and what is wrong with the run as a whole."""
-    clauses = {clause for _, clause, _ in _broken(result)}  # no images: they have a table of their own
+    clauses = {law.clause for law in _broken(result)}  # no images: they have a table of their own
     found = [Bad("the run as a whole", each, 1) for each in result.early if each.detail not in clauses]
     for setting in result.settings:
         found += _bad_of(setting)

@@ -24,6 +24,7 @@ from harness.laws.beside import LawsInterrupted
 from harness.pool.employ import Crew
 from harness.report.progress import LongWork
 from harness.runs.recorded import recorded
+from harness.runs.result import BrokenLaw, LawsTried
 from tests.helpers import Layout, command, tiny
 
 verifying = importlib.import_module("harness.commands.verify")  # the module, not the command
@@ -215,15 +216,13 @@ def test_laws_are_kept_with_a_run_gone_on_with_and_not_tried_twice(
     pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     tried: list[int] = []
-    none = {"trivial": [], "refused": [], "why": "", "not_applicable": []}
 
     def stopped(name, count, options, where, progress):
-        raise LawsInterrupted({"cases": count, "held": 1, "broken": [], "left": ["a.b"], **none}, signal.SIGTERM)
+        raise LawsInterrupted(LawsTried(count, 1, left=("a.b",)), signal.SIGTERM)
 
     def broken(name, count, options, where, progress):
         tried.append(count)
-        found = [("accept", "law a.b: no", 3)]
-        return {"cases": count, "held": 1, "broken": found, "left": [], **none}
+        return LawsTried(count, 1, (BrokenLaw("accept", "law a.b: no", 3),))
 
     file = tmp_path / "run.db"
     words = ("verify", *pair, "--seeds", "0:1", "--labels", "0", "--draft-len", "2", "--run", str(file), "--resume")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from harness.errors import InputError, StopSignal
 from harness.judge.verdict import Verdict
 from harness.laws import LAWS, Case, Violation
 from harness.laws import beside as module
-from harness.laws.beside import CASES, LawsInterrupted, cases_for, in_time, laws_beside, said
+from harness.laws.beside import CASES, LawsInterrupted, Where, cases_for, in_time, laws_beside, said
 from harness.laws.case import CHOICES
 from harness.laws.results import LawResult
 from harness.models.pair import ModelPair
@@ -24,7 +26,7 @@ from harness.pool.employ import Crew
 from harness.protocol.decoder import Settings
 from harness.report.as_json import as_json
 from harness.report.terminal import laws, summary
-from harness.runs.result import Verification
+from harness.runs.result import BrokenLaw, LawsTried, Verification
 from harness.speculative.build import build_decoder
 
 BY_ID = {law.id: law for law in LAWS}
@@ -49,19 +51,16 @@ def hangs(models: ModelPair, settings: Settings):
 @pytest.mark.usefixtures("few")
 def test_a_right_decoder_keeps_them_and_a_bug_of_code_that_both_sides_share_is_seen():
     done: list[str] = []
-    assert laws_beside(build_decoder, progress=done.append) == {
-        "cases": CASES, "held": 4, "broken": [], "trivial": [], "refused": [], "why": "", "not_applicable": [],
-        "left": [],
-    }  # fmt: skip
+    assert laws_beside(build_decoder, progress=done.append) == LawsTried(CASES, held=4)
     assert sorted(done) == sorted(law.id for law in module.LAWS)
     mutant = PLANTED["numbers.highest"]
     with mutant.planted():
         found = laws_beside(mutant)
-    ((component, clause, seed),) = found["broken"]
-    assert (component, found["held"]) == ("quantizer", 3)
-    assert clause.startswith("law numbers.encode: ")
-    assert "; from harness.laws import Case, check; check('numbers.encode', " in clause
-    assert isinstance(seed, int)
+    (broken,) = found.broken
+    assert (broken.component, found.held) == ("quantizer", 3)
+    assert broken.clause.startswith("law numbers.encode: ")
+    assert "; from harness.laws import Case, check; check('numbers.encode', " in broken.clause
+    assert isinstance(broken.seed, int)
 
 
 @pytest.mark.usefixtures("few")
@@ -70,22 +69,22 @@ def test_a_decoder_that_ends_its_process_is_a_defect_where_it_has_processes_of_i
 ):
     monkeypatch.setattr(module, "LAWS", (BY_ID["state.once"],))
     monkeypatch.setattr(workers, "MOST_DEATHS", 1)
-    found = laws_beside("tests.unit.laws.test_beside:leaves", 1, where=("cpu", Limits()))
-    ((component, clause, _seed),) = found["broken"]
-    assert component == "decode, update_state_with_accepted_tokens"
-    assert "the process died" in clause
-    assert "check('state.once', 'tests.unit.laws.test_beside:leaves', Case())" in clause
+    found = laws_beside("tests.unit.laws.test_beside:leaves", 1, where=Where("cpu", Limits()))
+    (broken,) = found.broken
+    assert broken.component == "decode, update_state_with_accepted_tokens"
+    assert "the process died" in broken.clause
+    assert "check('state.once', 'tests.unit.laws.test_beside:leaves', Case())" in broken.clause
 
 
 @pytest.mark.usefixtures("few")
 def test_a_decoder_that_hangs_is_a_defect_and_nobody_waits_for_the_other_laws(monkeypatch: pytest.MonkeyPatch):
     crew: list[tuple[str, ...]] = []
     monkeypatch.setattr(module, "Crew", lambda devices: crew.append(devices) or Crew(devices[:1]))  # faster in here
-    found = laws_beside(hangs, 1, where=("cpu", Limits(0.2)))
+    found = laws_beside(hangs, 1, where=Where("cpu", Limits(0.2)))
     assert crew == [("cpu", "cpu")]
-    ((_component, clause, _seed),) = found["broken"]
-    assert clause.startswith("law masks.definition: the process died: no answer within 0.2 s (timeout); ")
-    assert found["left"] == ["numbers.encode", "state.once", "acceptance.keep"]
+    (broken,) = found.broken
+    assert broken.clause.startswith("law masks.definition: the process died: no answer within 0.2 s (timeout); ")
+    assert found.left == ("numbers.encode", "state.once", "acceptance.keep")
 
 
 @pytest.mark.usefixtures("few")
@@ -96,8 +95,8 @@ def test_a_signal_leaves_what_was_tried_until_then():
     with pytest.raises(LawsInterrupted) as stopped:
         laws_beside(build_decoder, progress=stop)
     assert stopped.value.status == 143
-    assert stopped.value.found["held"] == 1
-    assert len(stopped.value.found["left"]) == 3
+    assert stopped.value.tried.held == 1
+    assert len(stopped.value.tried.left) == 3
 
 
 def test_a_law_in_time_leaves_no_alarm_behind():
@@ -119,31 +118,24 @@ def test_what_proves_nothing_is_told_apart():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "LAWS", laws_)
         found = said({row.law.id: row for row in rows}, 2)
-    ((component, clause, seed),) = found.pop("broken")
-    assert (component, seed) == ("split_logits_by_scale", 7)
-    assert clause == f"law {law.id}: rows differ by 1; {broken.replay}"
-    assert found == {
-        "cases": 2, "held": 1, "trivial": [laws_[2].id], "refused": [laws_[3].id], "why": "x=1: no",
-        "not_applicable": [laws_[4].id], "left": [laws_[5].id],
-    }  # fmt: skip
-    assert laws({**found, "broken": [("a", "b", 0)]}) == (
+    seen = BrokenLaw("split_logits_by_scale", f"law {law.id}: rows differ by 1; {broken.replay}", 7)
+    assert found == LawsTried(
+        2, 1, (seen,), (laws_[2].id,), (laws_[3].id,), "x=1: no", not_applicable=(laws_[4].id,), left=(laws_[5].id,)
+    )
+    assert LawsTried.from_dict(json.loads(json.dumps(found.as_dict()))) == found  # as a run file keeps it
+    assert laws(found) == (
         "laws, in 2 cases each: 1 held, 1 broken, 1 trivial in so few, 1 refused, 1 not applicable, 1 not tried"
     )
-    assert laws({**found, "broken": [], "trivial": [], "refused": [], "not_applicable": [], "left": []}) == (
-        "laws, in 2 cases each: 1 held"
-    )
+    assert laws(LawsTried(2, 1)) == "laws, in 2 cases each: 1 held"
 
 
 def test_a_broken_law_is_a_defect_of_the_run_and_is_kept():
     result = Verification([], None, torch.device("cpu"), torch.float32, torch.float32, "none")
-    right = {
-        "cases": 2, "held": 1, "broken": [], "trivial": ["a.b"], "refused": [], "why": "", "not_applicable": [],
-        "left": [],
-    }  # fmt: skip
+    right = LawsTried(2, 1, trivial=("a.b",))
     result.take_laws(right)
     assert result.verdict is not Verdict.DEFECT
     assert result.reasons == []  # what so few cases leave trivial is no reason for anything
-    result.take_laws({**right, "broken": [["quantizer", "law numbers.encode: no", 3]]})
+    result.take_laws(replace(right, broken=(BrokenLaw("quantizer", "law numbers.encode: no", 3),)))
     assert result.verdict is Verdict.DEFECT
     assert str(result.first_divergence) == "component quantizer (law numbers.encode: no) at seed 3"
     assert summary(result).endswith("1 defect")
@@ -155,19 +147,13 @@ def test_a_broken_law_is_a_defect_of_the_run_and_is_kept():
 )
 def test_a_decoder_that_refuses_most_laws_proves_nothing(held: int, refused: int, reasons: list[str]):
     result = Verification([], None, torch.device("cpu"), torch.float32, torch.float32, "none")
-    result.take_laws({
-        "cases": 2, "held": held, "broken": [], "trivial": [], "refused": ["a.b"] * refused, "why": "x=1: no",
-        "not_applicable": ["c.d"] * 9, "left": [],
-    })  # fmt: skip
+    result.take_laws(LawsTried(2, held, refused=("a.b",) * refused, why="x=1: no", not_applicable=("c.d",) * 9))
     assert result.reasons == reasons
 
 
 def test_laws_that_nobody_tried_are_a_reason():
     result = Verification([], None, torch.device("cpu"), torch.float32, torch.float32, "none")
-    result.take_laws({
-        "cases": 2, "held": 2, "broken": [], "trivial": [], "refused": [], "why": "", "not_applicable": [],
-        "left": ["a.b"],
-    })  # fmt: skip
+    result.take_laws(LawsTried(2, 2, left=("a.b",)))
     assert result.reasons == ["1 law not tried"]
     assert result.verdict is Verdict.INCONCLUSIVE
 
@@ -180,11 +166,7 @@ def test_no_case_at_all_is_refused(count: int):
 
 @pytest.mark.slow
 def test_two_cases_leave_no_law_trivial_and_the_law_of_policies_meets_them_all():
-    found = laws_beside(build_decoder)
-    assert found == {
-        "cases": 2, "held": len(LAWS), "broken": [], "trivial": [], "refused": [], "why": "", "not_applicable": [],
-        "left": [],
-    }  # fmt: skip
+    assert laws_beside(build_decoder) == LawsTried(2, held=len(LAWS))
 
 
 def test_the_law_of_policies_meets_every_policy():

@@ -23,6 +23,7 @@ from harness.report.html.run import run_page, seen_in
 from harness.report.terminal import repeated_by
 from harness.runs.plan import Plan
 from harness.runs.replay import cases_of
+from harness.runs.result import BrokenLaw, LawsTried
 from harness.runs.runfile import RunFile, pictures_of
 from harness.runs.runfile import read as read_run
 from harness.runs.verification import verify_plan
@@ -81,13 +82,10 @@ def test_a_right_decoder_has_nothing_to_mark(tmp_path: Path):
 
 def test_a_broken_law_is_shown_with_what_was_seen_and_is_no_image(tmp_path: Path):
     run(tmp_path / "a.db")
-    found = {
-        "cases": 2, "held": 68, "trivial": [], "refused": [], "why": "", "not_applicable": [], "left": [],
-        "broken": [("quantizer, encode", f"law numbers.encode: {SCRIPT}", 3)],
-    }  # fmt: skip
+    tried = LawsTried(2, 68, (BrokenLaw("quantizer, encode", f"law numbers.encode: {SCRIPT}", 3),))
     with closing(RunFile.go_on(tmp_path / "a.db")) as file:
         assert file.noted("laws") is None
-        file.note("laws", found)
+        file.note("laws", tried.as_dict())
         assert file.noted("laws")["held"] == 68
     page = read(page_of(tmp_path / "a.db"))
     assert "✕ DEFECT" in page.words
