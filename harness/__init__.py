@@ -62,7 +62,7 @@ _HOMES = {
     "protocol.request": ("Request",),
     "protocol.trace": ("Intermediates", "Round", "Trace"),
     "verification": ("verify",),
-    "decoders.limits": ("Limits",),
+    "decoders.process": ("Limits",),
     "runs.result": ("Verification",),
     "decoders.terms": ("Terms",),
     "speculative.build": ("build_decoder",),
