@@ -1,6 +1,6 @@
 """`harness.verify`: the one question, asked by every door.
 
-Promise: the verdict is that of `runs.verification`; whatever goes wrong is an exception, never an exit. In a notebook a
+Promise: the verdict is that of `runs.decodes`; whatever goes wrong is an exception, never an exit. In a notebook a
 line says how far it is, and the result shows itself; elsewhere nothing is printed.
 """
 
@@ -16,9 +16,9 @@ from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.report.progress import LongWork
+from harness.runs.decodes import TERMS, Decodes, Step, verify_decodes
 from harness.runs.plan import Plan
 from harness.runs.result import Verification
-from harness.runs.verification import TERMS, Step, verify_plan
 
 
 def verify(
@@ -60,7 +60,7 @@ def verify(
         if line is not None:
             line.advance(done)
 
-    return verify_plan(models, factory, plan, terms, progress=step)
+    return verify_decodes(models, Decodes(factory, plan, terms), progress=step)
 
 
 def in_notebook() -> bool:

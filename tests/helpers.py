@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.__main__ import main
 from harness.decoders.factory import Factory
+from harness.decoders.terms import Terms
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.network import TransformerConfig
@@ -25,9 +26,9 @@ from harness.protocol.decoder import Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.runs.result import Verification
-from harness.runs.verification import Terms, verify
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.verification import verify
 
 RECORDED = Path(__file__).parent / "regression" / "recorded"
 V, C, CLASSES = 11, 4, 3

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from harness.decoders.terms import Keeping
 from harness.judge.distances import distances
 from harness.judge.verdict import Distance
 from harness.models.pair import ModelPair
-from harness.pool.employ import employ
+from harness.pool.employ import ALONE, Execution, employ
 from harness.pool.workers import Died, WorkerError
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
@@ -26,7 +25,6 @@ from harness.reference import sequential
 from harness.speculative.policies import parse, speculates
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
-ALONE = Keeping()
 ELSEWHERE = 2**32  # what another seed is away
 EVERY_LENGTH = (
     "coupled", "greedy", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial", "topk-match:5:0.5",
@@ -109,7 +107,7 @@ def measure(
     requests: Sequence[Request],
     settings: Sequence[tuple[str, str]],
     progress: Callable[[], None] = lambda: None,
-    workers: Keeping = ALONE,
+    workers: Execution = ALONE,
 ) -> list[PolicyRow]:
     """Decode every request under every setting.
 

@@ -11,9 +11,9 @@ from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH, batches, markdown, 
 from harness.bench.stored import policies_document
 from harness.commands import options
 from harness.commands.listed import check_most
-from harness.decoders.terms import Keeping
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
+from harness.pool.employ import Execution
 from harness.report.pages import replaced
 from harness.report.progress import LongWork
 from harness.report.speed import show_policies
@@ -58,7 +58,7 @@ def bench_policies(
     pair.check_finite()
     requests = list(batches(images, batch, pair.target.config.classes, seed, cfg))
     with LongWork("batches", len(requests)) as work:
-        rows = measure(pair, requests, settings, work.advance, Keeping(workers, cluster, device=device))
+        rows = measure(pair, requests, settings, work.advance, Execution(workers, cluster, device))
     table = markdown(rows)
     show_policies(rows, plain_console())
     if "json" in outputs:

@@ -12,7 +12,6 @@ import typer
 
 from harness.commands import options
 from harness.commands.listed import check_most
-from harness.decoders.terms import Keeping
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.laws.case import DTYPES
@@ -20,7 +19,7 @@ from harness.laws.catalogue import LAWS
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES, Hunt, HuntWork, hunting_cases, received
 from harness.mutants.mutant import Mutant
-from harness.pool.employ import employ
+from harness.pool.employ import Execution, employ
 from harness.pool.workers import Died, WorkerError
 from harness.report.html.page import check_page
 from harness.report.mutants import as_json, page, show
@@ -69,7 +68,7 @@ def mutants(
     tasks = [("law", law.id) for law in checked] + [("mutant", mutant.id) for mutant in chosen]
     if not (workers or cluster) and device == "cpu" and len(chosen) >= FEW:
         workers = os.cpu_count() or 1
-    crew = employ(Keeping(workers, cluster), torch.device(device), len(tasks))
+    crew = employ(Execution(workers, cluster), torch.device(device), len(tasks))
     threads = 1 if crew.is_elsewhere and device == "cpu" else 0  # the networks are tiny: a core each
     found: dict[tuple[str, str], Any] = {}
     with (

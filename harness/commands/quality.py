@@ -14,15 +14,17 @@ from harness.commands import options
 from harness.commands.listed import check_most, integers
 from harness.decoders.factory import DEFAULT
 from harness.decoders.process import TIMEOUT_S, Limits
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.models.pair import ModelPair
+from harness.pool.employ import Execution
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.request import NoiseOrder, Request
 from harness.quality.distances import check_installed
 from harness.quality.estimate import BLOCKS
+from harness.quality.gather import Conditions
 from harness.quality.inception import load_inception, load_statistics
 from harness.quality.measure import Real
 from harness.quality.run import IMAGES, Means, Study, decoders, digits, run
@@ -33,6 +35,7 @@ from harness.report.pages import replaced
 from harness.report.progress import LongWork
 from harness.report.quality import best_cfg, markdown, show_quality
 from harness.report.terminal import plain_console, say
+from harness.runs.keep import UNKEPT, RunStore
 from harness.runs.result import Claims, Verification
 from harness.runs.runfile import RunFile
 from harness.speculative.build import build_decoder
@@ -113,15 +116,18 @@ def quality(
     for name in implementation or []:
         given = options.decoder(name, checkout, option)
         others += decoders(name, given.settings() if given.published else [Settings(5, bonus, "", given.options)])
-    keeping = Keeping(workers, cluster, outputs.get("run"), resume, device=device)
-    terms = Terms(in_process=in_process, limits=Limits(timeout))
+    conditions = Conditions(
+        Execution(workers, cluster, device),
+        RunStore(outputs.get("run"), resume),
+        Terms(in_process=in_process, limits=Limits(timeout)),
+    )
     order: NoiseOrder = "image"
     request = Request((0,), seed, cfg, top_k, top_p, order=order)
     pair = options.load_models(networks, options.Mode(device, tf32, dtype, draft_dtype))
     asked = Study(others, images, batch, labels_of(labels, pair), request, blocks, max_loss)
     for source in mine:  # what the own decoder refuses is refused before anything is drawn
         build_decoder(pair, source.settings)
-    found = drawn(pair, means, asked, (keeping, terms), quiet)
+    found = drawn(pair, means, asked, conditions, quiet)
     show_quality(found, plain_console(), quiet)
     if find_cfg:
         say(plain_console(), best_cfg(found))
@@ -137,12 +143,12 @@ def quality(
     raise typer.Exit(128 + found.stopped if found.stopped else status)
 
 
-def drawn(pair: ModelPair, means: Means, asked: Study, keeping: tuple[Keeping, Terms], quiet: bool) -> Measured:
+def drawn(pair: ModelPair, means: Means, asked: Study, conditions: Conditions, quiet: bool) -> Measured:
     """Draw and measure under a progress bar. Raises as `run` does."""
     with LongWork("images", asked.images * (2 + len(asked.others)), quiet) as work:
-        found = run(pair, means, asked, keeping, work.advance)
+        found = run(pair, means, asked, conditions, work.advance)
     if found.stopped:
-        kept = "; --resume goes on with the run" if keeping[0].file else ""
+        kept = "; --resume goes on with the run" if conditions.store.file else ""
         say(plain_console(), f"interrupted: {found.rows[0].images} of {asked.images} images a decoder{kept}")
     return found
 
@@ -186,7 +192,7 @@ def claim(
     pair: ModelPair,
     stated: tuple[Means, float, int],
     asked: tuple[list[Source], options.Images, options.Sampling],
-    keeping: tuple[Keeping, Terms],
+    conditions: Conditions,
     quiet: bool,
 ) -> int:
     """Measure the loss of a verification's settings, and put what it proves into its result and its run file.
@@ -198,7 +204,7 @@ def claim(
     seed = integers("seeds", wanted.seeds, "0:4")[0]
     request = Request((0,), seed, sampling.cfg, sampling.top_k, sampling.top_p)
     sets = Study(sources, images, wanted.batch, labels_of(wanted.labels, pair), request, BLOCKS, most)
-    found = drawn(pair, means, sets, (replace(keeping[0], file=None, resume=False), keeping[1]), quiet)
+    found = drawn(pair, means, sets, replace(conditions, store=UNKEPT), quiet)
     show_quality(found, plain_console(), quiet)
     claims: Claims = {"broken": [], "open": []}
     for row, verdict in zip(found.rows[1:], found.verdicts, strict=True):
@@ -206,7 +212,7 @@ def claim(
             claims["broken" if verdict is Quality.LOST else "open"].append(f"{row.name}: {why(row, most)}")
     result.take(claims)
     result.about |= {"quality": found.values(), "claims": claims}
-    if (file := keeping[0].file) is not None:
+    if (file := conditions.store.file) is not None:
         with closing(RunFile.go_on(file)) as kept:
             kept.note("quality", result.about["quality"])
             kept.note("claims", claims)

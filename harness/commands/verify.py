@@ -17,26 +17,28 @@ from harness.commands.listed import check_most, integers
 from harness.commands.quality import FeaturesFile, MaxLoss, RealFile, claim, demand
 from harness.decoders.factory import DEFAULT, is_own
 from harness.decoders.process import TIMEOUT_S, Limits
-from harness.decoders.terms import Keeping, Other, Terms
+from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 from harness.judge.verdict import Verdict
 from harness.laws.beside import CASES, LawsInterrupted, Where, laws_beside
 from harness.laws.catalogue import LAWS
+from harness.pool.employ import Execution
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
+from harness.quality.gather import Conditions
 from harness.quality.run import IMAGES, decoders
 from harness.report.as_json import as_json
 from harness.report.html.page import check_page
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, show
 from harness.rounding.stored import SHIPPED
-from harness.runs.cover import covering, verify_blocks
-from harness.runs.keep import check_new
+from harness.runs.cover import covering, plan_of, verify_design
+from harness.runs.decodes import Decodes, RunInterrupted, Step, verify_decodes
+from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
 from harness.runs.result import LawsTried, Verification
 from harness.runs.runfile import RunFile
-from harness.runs.verification import RunInterrupted, Step, verify_plan
 from harness.signals import silence
 from harness.speculative.policies import parse
 
@@ -150,8 +152,8 @@ def verify(
         demanded, sequential, in_process, Limits(timeout, memory), budgets,
         against=other_for(other, settings, (draft_len, bonus, policy)) if other else None,
     )  # fmt: skip
-    keeping = Keeping(workers, cluster, outputs.get("run"), resume, recipe, device)
-    check_new(keeping)
+    execution, store = Execution(workers, cluster, device), RunStore(outputs.get("run"), resume, recipe)
+    store.check_new()
     pair = options.load_models(networks, mode)
     apart = not in_process and not all(is_own(each.name) for each in (own, other) if each is not None)
     requests, why = options.batches_for(pair, drawn, sampling, apart)
@@ -162,30 +164,29 @@ def verify(
     plan = Plan.of(settings, requests)
     blocks = covering(pair, policy, options=own.options) if cover else ()
     status = 0
-    with kept_for(keeping, html is not None) as keeping:
+    with kept_for(store, html is not None) as store:
         with LongWork("images", sum(block.images for block in blocks) or plan.images, quiet) as work, silence(quiet):
 
             def progress(step: Step) -> None:
                 work.advance(step.images, step.defects)
 
             try:
-                if cover:
-                    result = verify_blocks(blocks, implementation, terms, keeping, progress)
-                else:
-                    result = verify_plan(pair, implementation, plan, terms, keeping, progress)
+                do = verify_design if cover else verify_decodes
+                decodes = Decodes(implementation, plan_of(blocks) if cover else plan, terms)
+                result = do(pair, decodes, execution, store, progress)
             except RunInterrupted as stop:
                 result, status = stop.result, stop.status
         limits = terms.limits if apart and not is_own(implementation) else None
-        status = try_laws(result, own, laws, Where(str(pair.device), limits), keeping.file, quiet) or status
+        status = try_laws(result, own, laws, Where(str(pair.device), limits), store.file, quiet) or status
         if status == 0 and stated is not None and result.is_whole and result.verdict is not Verdict.DEFECT:
             sources = decoders(implementation, settings)
-            status = claim(result, pair, stated, (sources, drawn, sampling), (keeping, terms), quiet)
+            status = claim(result, pair, stated, (sources, drawn, sampling), Conditions(execution, store, terms), quiet)
         result.about["batch"] = "those of the design" if cover else why
         show(result, plain_console(), quiet, verbose)
         if "json" in outputs:
             write_whole(outputs["json"], as_json(result))
-        if "html" in outputs and keeping.file is not None:
-            write_whole(outputs["html"], page_of(result, keeping.file, run is not None))
+        if "html" in outputs and store.file is not None:
+            write_whole(outputs["html"], page_of(result, store.file, run is not None))
     raise typer.Exit(status or result.verdict.exit_status)
 
 
@@ -251,13 +252,13 @@ NOT_REPEATED = (
 
 
 @contextmanager
-def kept_for(keeping: Keeping, page: bool) -> Iterator[Keeping]:
+def kept_for(store: RunStore, page: bool) -> Iterator[RunStore]:
     """Keep a run in a temporary file where a page is asked for and no run file: a page shows what a file keeps."""
-    if keeping.file is not None or not page:
-        yield keeping
+    if store.file is not None or not page:
+        yield store
         return
     with TemporaryDirectory(prefix="sdvar-") as folder:
-        yield replace(keeping, file=Path(folder) / "run.db")
+        yield replace(store, file=Path(folder) / "run.db")
 
 
 def page_of(result: Verification, file: Path, keeps: bool) -> bytes:

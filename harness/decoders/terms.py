@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.decoders.factory import Factory
 from harness.decoders.process import Limits
-from harness.errors import InputError
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.rounding.stored import SHIPPED
-
-MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,36 +54,3 @@ class Terms:
     against: Other | None = None
     covers: bool = False
     unasked: int = 0
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """Where a run is done, and what is kept of it.
-
-    Args:
-        workers: processes on this machine; 1 = this process alone, 0 = one a GPU that the device stands for.
-        cluster: address of a Dask scheduler whose workers take the requests; empty = none.
-        file: the run file; None = nothing is kept.
-        resume: go on where the run in that file stopped.
-        recipe: options of the command line that repeat the run, without those of what is drawn; None = there is none,
-            and nobody asks of what the run is.
-        device: as it was asked for, since ``cuda`` stands for every GPU; empty = where the networks lie.
-
-    Raises:
-        InputError: a number of workers that nobody has; workers of both kinds; nothing to resume.
-    """
-
-    workers: int = 1
-    cluster: str = ""
-    file: Path | None = None
-    resume: bool = False
-    recipe: Mapping[str, str] | None = None
-    device: str = ""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.workers <= MOST_WORKERS:
-            raise InputError("workers", self.workers, f"must lie in 0..{MOST_WORKERS}", "pass --workers 0: one a GPU")
-        if self.cluster and self.workers > 1:
-            raise InputError("cluster", self.cluster, "brings its own workers", "drop --workers")
-        if self.resume and self.file is None:
-            raise InputError("resume", True, "goes on with a run that was kept", "pass --run FILE too")

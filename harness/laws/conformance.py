@@ -17,7 +17,6 @@ import torch
 
 from harness.adapters.probe import ABSENT, BROKEN, HELD, PartLaw
 from harness.decoders.factory import Factory, load_factory, name_of, pickled
-from harness.decoders.terms import Keeping
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.laws.case import Case
@@ -26,7 +25,7 @@ from harness.laws.law import Law, NotOffered, Subject, Violation
 from harness.laws.listed import run_law
 from harness.laws.results import LawResult, Report
 from harness.laws.search import ROUNDS, SHRINK_S, Scope, search
-from harness.pool.employ import employ
+from harness.pool.employ import Execution, employ
 from harness.pool.workers import Died
 from harness.speculative.parts import Parts
 
@@ -93,7 +92,7 @@ def run_conformance(
     except InputError as error:
         if error.name in BUILT_NOTHING:  # it built no decoder; other refusals are of this case
             raise
-    crew = employ(Keeping(how.get("workers", 1)), torch.device(scope.device), len(laws))
+    crew = employ(Execution(how.get("workers", 1)), torch.device(scope.device), len(laws))
     sent = pickled(factory, name_of(factory)) if crew.is_elsewhere else factory
     work = ConformanceWork(sent, subject.options, scope, _unseen if crew.is_elsewhere else progress)
     found: dict[str, LawResult] = {}

@@ -23,7 +23,8 @@ from harness.laws.listed import cases, run_law
 from harness.models.pair import load_digits
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.mutant import Mutant, production
-from harness.runs.cover import covering, verify_blocks
+from harness.runs.cover import covering, plan_of, verify_design
+from harness.runs.decodes import Decodes
 
 SCOPES = ("first", "family", "all")
 
@@ -153,7 +154,8 @@ def verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
     start = time.perf_counter()
     with mutant.planted():
         blocks = covering(load_digits(), policy)
-        result = verify_blocks(blocks, mutant, Terms(in_process=True, first_only=True))
+        decodes = Decodes(mutant, plan_of(blocks), Terms(in_process=True, first_only=True))
+        result = verify_design(blocks[0].models, decodes)
         if result.verdict is not Verdict.DEFECT:
             result.take_laws(laws_beside(mutant))
     first, seconds = result.first_divergence, time.perf_counter() - start

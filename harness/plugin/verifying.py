@@ -1,6 +1,6 @@
 """A verification on digits, a case at a time: some requests of the covering design under one setting, or all.
 
-Promise: `runs.verification` decides the verdict; a case passes where `verify` with its settings would exit with 0.
+Promise: `runs.decodes` decides the verdict; a case passes where `verify` with its settings would exit with 0.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from rich.console import Console
 
 from harness.adapters.factories import PREFIX, default_settings
 from harness.decoders.factory import DEFAULT
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.plugin.asked import Asked
 from harness.plugin.digits import USUAL, DigitsCase, design, pair
 from harness.report.terminal import show
 from harness.runs.cover import requests_for
+from harness.runs.decodes import Decodes, verify_decodes
+from harness.runs.keep import RunStore
 from harness.runs.plan import Plan, Task
 from harness.runs.result import Verification
-from harness.runs.verification import verify_plan
 
 FEW = slice(1, 3)  # requests of a usual case: five images, with filters, guidance and both orders of noise
 WIDTH = 120
@@ -47,7 +48,9 @@ def verified(case: DigitsCase, asked: Asked) -> Verification:
     plan = Plan((case.settings,), tasks, (case.draft_noise,))
     recipe = {"implementation": asked.name} if asked.name != DEFAULT else {}
     recipe |= {"device": asked.scope.device} if asked.scope.device != "cpu" else {}
-    return verify_plan(models, asked.name, plan, Terms(sequential=asked.sequential), Keeping(recipe=recipe))
+    return verify_decodes(
+        models, Decodes(asked.name, plan, Terms(sequential=asked.sequential)), store=RunStore(recipe=recipe)
+    )
 
 
 def told_of(result: Verification) -> str:

@@ -9,10 +9,38 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.decoders.terms import Keeping
 from harness.errors import InputError
 from harness.pool.cluster import Cluster
 from harness.pool.workers import Alone, Pool, Processes, Work
+
+MOST_WORKERS = 1024
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How work is spread.
+
+    Args:
+        workers: processes on this machine; 1 = this process alone, 0 = one a GPU that the device stands for.
+        cluster: address of a Dask scheduler whose workers do the work; empty = none.
+        device: as it was asked for, since ``cuda`` stands for every GPU; empty = where the networks lie.
+
+    Raises:
+        InputError: a number of workers that nobody has; workers of both kinds.
+    """
+
+    workers: int = 1
+    cluster: str = ""
+    device: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise InputError("workers", self.workers, f"must lie in 0..{MOST_WORKERS}", "pass --workers 0: one a GPU")
+        if self.cluster and self.workers > 1:
+            raise InputError("cluster", self.cluster, "brings its own workers", "drop --workers")
+
+
+ALONE = Execution()  # this process does it all
 
 
 @dataclass(frozen=True)
@@ -41,7 +69,7 @@ class Crew:
         return Alone(work, self.devices[0])
 
 
-def employ(keeping: Keeping, device: torch.device, tasks: int) -> Crew:
+def employ(execution: Execution, device: torch.device, tasks: int) -> Crew:
     """Return who does so many tasks on a device.
 
     A CUDA device without a number stands for all of this machine; a CPU is one device. More workers than devices share
@@ -50,13 +78,13 @@ def employ(keeping: Keeping, device: torch.device, tasks: int) -> Crew:
     Raises:
         InputError: several workers on one numbered CUDA device, which they would fight for.
     """
-    if keeping.cluster:
-        return Crew((device.type,), keeping.cluster)
+    if execution.cluster:
+        return Crew((device.type,), execution.cluster)
     there = [str(device)]
     if device.type == "cuda" and device.index is None:
         there = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
-    elif device.type == "cuda" and keeping.workers > 1:
+    elif device.type == "cuda" and execution.workers > 1:
         rule = f"would share {device}"
-        raise InputError("workers", keeping.workers, rule, "pass --device cuda for all GPUs, or --workers 1")
-    count = max(1, min(keeping.workers or len(there), tasks))
+        raise InputError("workers", execution.workers, rule, "pass --device cuda for all GPUs, or --workers 1")
+    count = max(1, min(execution.workers or len(there), tasks))
     return Crew((str(device),)) if count == 1 else Crew(tuple(there[k % len(there)] for k in range(count)))

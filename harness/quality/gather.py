@@ -15,20 +15,38 @@ import torch
 from torch import Tensor
 
 from harness.decoders.factory import DEFAULT
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.errors import InputError, StopSignal
 from harness.models.pair import ModelPair
-from harness.pool.employ import employ
+from harness.pool.employ import ALONE, Execution, employ
 from harness.pool.workers import Died, WorkerError
 from harness.protocol.request import Request, request_values
 from harness.quality.draw import Drawn, DrawWork, Features, letter
 from harness.quality.kept import TENSORS, DrawnFile, opened
 from harness.quality.sources import NONE, Source, check_distinct
+from harness.runs.decodes import TERMS
 from harness.runs.identity import code_of, identity_of
+from harness.runs.keep import UNKEPT, RunStore
 from harness.runs.plan import Task
 from harness.signals import held
 
-NOWHERE = Keeping()
+
+@dataclass(frozen=True)
+class Conditions:
+    """How images are drawn.
+
+    Args:
+        execution: who does it.
+        store: where what is drawn is kept.
+        terms: how decoders under test run.
+    """
+
+    execution: Execution = ALONE
+    store: RunStore = UNKEPT
+    terms: Terms = TERMS
+
+
+USUAL = Conditions()
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,7 @@ def gather(
     features: Features,
     sources: Sequence[Source],
     requests: Sequence[Request],
-    keeping: tuple[Keeping, Terms] = (NOWHERE, Terms()),
+    conditions: Conditions = USUAL,
     progress: Callable[[int], None] = lambda images: None,
 ) -> tuple[list[ImageSet], int]:
     """Draw every portion of every source.
@@ -73,7 +91,7 @@ def gather(
         features: what images become.
         sources: what is drawn.
         requests: portions, as of `sources.portions`.
-        keeping: who does it, and where it is kept; how decoders under test run.
+        conditions: who does it, where it is kept, and how decoders under test run.
         progress: called with the images of every portion, once for all that a resumed run has already.
 
     Returns:
@@ -88,16 +106,16 @@ def gather(
     """
     check_distinct(sources)
     models.check_finite()
-    where, terms = keeping
     tasks = [Task(k, request, tuple(range(len(sources)))) for k, request in enumerate(requests)]
-    work = DrawWork(models, features, tuple(sources), max(task.request.B for task in tasks), terms)
-    about = about_of(models, features, sources, requests) if where.file is not None else {}
-    file, stopped = opened(where, about), 0
+    work = DrawWork(models, features, tuple(sources), max(task.request.B for task in tasks), conditions.terms)
+    about = about_of(models, features, sources, requests) if conditions.store.file is not None else {}
+    file, stopped = opened(conditions.store, about), 0
     with closing(file) if file else nullcontext():
         drawn = file.portions() if file else {}
         if drawn:
             progress(sum(tasks[k].images for k in drawn))
-        crew = employ(where, torch.device(where.device or models.device), len(tasks))
+        device = torch.device(conditions.execution.device or models.device)
+        crew = employ(conditions.execution, device, len(tasks))
         with closing(crew.open(work)) as pool:
             contracts = [letter(*of) for of in zip(sources, pool.about["contracts"], strict=True)]
             try:

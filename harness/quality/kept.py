@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.decoders.terms import Keeping
 from harness.errors import InputError
 from harness.files import check_readable
 from harness.quality.draw import Drawn
 from harness.runs.identity import differences
+from harness.runs.keep import RunStore
 from harness.runs.runfile import REMEDY, is_begun, locked
 
 APPLICATION = 0x5D7A5ADB  # SQLite's mark of whose file it is; a verification's ends with A
@@ -141,9 +141,9 @@ class DrawnFile:
             raise InputError("run", str(self.path), rule, "pass another --run") from None
 
 
-def opened(keeping: Keeping, about: Mapping[str, Any]) -> DrawnFile | None:
+def opened(store: RunStore, about: Mapping[str, Any]) -> DrawnFile | None:
     """Return the file of a drawing; None where nothing is kept. Raises `InputError` as `DrawnFile` does."""
-    return DrawnFile(keeping.file, about, keeping.resume) if keeping.file is not None else None
+    return DrawnFile(store.file, about, store.resume) if store.file is not None else None
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -12,7 +12,6 @@ import torch
 
 from harness.clock import timed
 from harness.decoders.factory import is_own
-from harness.decoders.terms import Keeping, Terms
 from harness.errors import InputError, StopSignal
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
@@ -21,7 +20,7 @@ from harness.protocol.request import Request
 from harness.quality.digits import load_features, load_real
 from harness.quality.draw import Features
 from harness.quality.estimate import BLOCKS, check_blocks
-from harness.quality.gather import NOWHERE, ImageSet, check_enough, gather
+from harness.quality.gather import USUAL, Conditions, ImageSet, check_enough, gather
 from harness.quality.measure import Real, measure
 from harness.quality.sources import BASE, LAW, Source, portions
 from harness.quality.stored import Measured
@@ -105,7 +104,7 @@ def run(
     models: ModelPair,
     means: Means,
     asked: Study,
-    keeping: tuple[Keeping, Terms] = (NOWHERE, Terms()),
+    conditions: Conditions = USUAL,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Measured:
     """Draw what is asked, and measure it.
@@ -114,7 +113,7 @@ def run(
         models: networks, on their device.
         means: what images are measured by.
         asked: what is drawn.
-        keeping: as of `gather`.
+        conditions: as of `gather`.
         progress: as of `gather`.
 
     Raises:
@@ -128,7 +127,7 @@ def run(
     requests = portions(asked.images, batch, asked.labels, asked.request)
     requests[0].check_against(models.target.config.classes, models.target.config.V)
     (samples, stopped), seconds = timed(
-        lambda: gather(models, means.features, sources, requests, keeping, progress), torch.device("cpu")
+        lambda: gather(models, means.features, sources, requests, conditions, progress), torch.device("cpu")
     )
     if stopped and len(samples[0].labels_N) < 2 * asked.blocks:
         raise StopSignal(stopped)

@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from harness.decoders.factory import Factory
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.models.pair import CLOSE, ModelPair, close_pair
+from harness.pool.employ import ALONE, Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
+from harness.runs.decodes import Decodes, RunInterrupted, Step, verify_decodes
+from harness.runs.keep import UNKEPT, RunStore
 from harness.runs.plan import Plan, Task
 from harness.runs.result import Verification
-from harness.runs.verification import NOWHERE, RunInterrupted, Step, verify_plan
 
 MOST_REFUSED = 0.5  # of all decodes asked for: a decoder that refuses more has not been tested
 
@@ -83,42 +84,44 @@ def requests_for(models: ModelPair) -> tuple[Request, ...]:
     )
 
 
-def verify_blocks(
-    blocks: Sequence[Block],
-    factory: Factory | str,
-    terms: Terms,
-    keeping: Keeping = NOWHERE,
+def verify_design(
+    models: ModelPair,
+    decodes: Decodes,
+    execution: Execution = ALONE,
+    store: RunStore = UNKEPT,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Verification:
-    """Verify a decoder in every block, and say what was covered.
+    """Verify a decoder over a covering design, and say what was covered.
+
+    A decoder that refuses to be built for every setting is asked for those with a fixed draft length, then for these
+    without bonus scales; what it refuses is counted.
 
     Args:
-        blocks: at least one; all of one target, and every draft but the first block's a close one.
-        factory: as of `verify`.
-        terms: as of `verify`; what the decoder refuses is counted.
-        keeping: as of `verify_plan`.
-        progress: as of `verify_plan`.
+        models: networks; their own draft is the design's first.
+        decodes: its plan is that of `plan_of`.
+        execution: as of `verify_decodes`.
+        store: as of `verify_decodes`.
+        progress: as of `verify_decodes`.
 
     Raises:
-        InputError: as `verify_plan`, but for refusals of some settings or requests.
-        RunInterrupted: as `verify_plan`.
+        InputError: as `verify_decodes`, but for refusals of some settings or requests.
+        RunInterrupted: as `verify_decodes`.
     """
-    tried = [list(blocks), _without(blocks, lambda setting: isinstance(setting.draft_len, int))]
-    tried.append(_without_bonus(tried[-1]))
-    for design in tried:
-        asked, left = (sum(len(block.settings) * len(block.requests) for block in of) for of in (blocks, design))
-        told = replace(terms, refusals=True, covers=True, unasked=asked - left)
+    fixed = _narrowed(decodes.plan, lambda setting: setting if isinstance(setting.draft_len, int) else None)
+    plans = [decodes.plan, fixed, _narrowed(fixed, lambda setting: replace(setting, bonus=False))]
+    for plan in plans:
+        terms = replace(decodes.terms, refusals=True, covers=True, unasked=decodes.plan.decodes - plan.decodes)
         try:
-            made = verify_plan(blocks[0].models, factory, plan_of(design), told, keeping, progress)
+            result = verify_decodes(models, replace(decodes, plan=plan, terms=terms), execution, store, progress)
         except RunInterrupted as stop:
-            say_what_was_covered(stop.result, told)
+            say_what_was_covered(stop.result, terms)
             raise
         except InputError as error:
-            if design is tried[-1] or error.name not in ("draft_len", "bonus", "implementation", "settings"):
+            if plan is plans[-1] or error.name not in ("draft_len", "bonus", "implementation", "settings"):
                 raise
         else:
-            say_what_was_covered(made, told)
-            return made
+            say_what_was_covered(result, terms)
+            return result
     raise AssertionError("the last try returns or raises")
 
 
@@ -135,17 +138,17 @@ def plan_of(blocks: Sequence[Block]) -> Plan:
     return Plan(tuple(setting for block in blocks for setting in block.settings), tasks, drafts)
 
 
-def _without(blocks: Sequence[Block], keep: Callable[[Settings], bool]) -> list[Block]:
-    """Return the blocks with fewer kinds of settings: for a decoder that refuses to be built with the others."""
-    return [replace(block, settings=tuple(filter(keep, block.settings))) for block in blocks]
-
-
-def _without_bonus(blocks: Sequence[Block]) -> list[Block]:
-    """Return the blocks with every bonus off: a decoder that has none is asked for the same lengths."""
-    return [
-        replace(block, settings=tuple(dict.fromkeys(replace(setting, bonus=False) for setting in block.settings)))
-        for block in blocks
+def _narrowed(plan: Plan, change: Callable[[Settings], Settings | None]) -> Plan:
+    """Return a plan with other settings: None drops one, and those that become equal under one draft are one."""
+    changed = [(change(setting), draft) for setting, draft in zip(plan.settings, plan.drafts, strict=True)]
+    left = list(dict.fromkeys((setting, draft) for setting, draft in changed if setting is not None))
+    settings, drafts = tuple(setting for setting, _ in left), tuple(draft for _, draft in left)
+    number = {old: left.index((setting, draft)) for old, (setting, draft) in enumerate(changed) if setting is not None}
+    tasks = [
+        replace(task, settings=tuple(dict.fromkeys(number[old] for old in task.settings if old in number)))
+        for task in plan.tasks
     ]
+    return Plan(settings, tuple(task for task in tasks if task.settings), drafts)
 
 
 def say_what_was_covered(result: Verification, terms: Terms) -> None:
@@ -158,7 +161,7 @@ def say_what_was_covered(result: Verification, terms: Terms) -> None:
     for number, setting in enumerate(result.settings):  # none where nothing could be decoded
         setting.draft = "own" if result.plan.draft_of(number) is None else "close"
     result.covers = True
-    asked = sum(len(task.settings) for task in result.plan.tasks) + terms.unasked
+    asked = result.plan.decodes + terms.unasked
     result.coverage.refused += terms.unasked
     refused = result.coverage.refused
     if refused > MOST_REFUSED * asked:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
@@ -24,13 +25,43 @@ from harness.runs.records import against_values, to_json
 from harness.runs.runfile import REMEDY, Kept, RunFile, is_begun, read
 from harness.wording import count_of
 
+
+@dataclass(frozen=True)
+class RunStore:
+    """What is kept of a run, and where.
+
+    Args:
+        file: the run file; None = nothing is kept.
+        resume: go on where the run in that file stopped.
+        recipe: options of the command line that repeat the run, without those of what is drawn; None = no command line
+            made it, and nobody asks what the run is of.
+
+    Raises:
+        InputError: nothing to resume.
+    """
+
+    file: Path | None = None
+    resume: bool = False
+    recipe: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.resume and self.file is None:
+            raise InputError("resume", True, "goes on with a run that was kept", "pass --run FILE too")
+
+    def check_new(self) -> None:
+        """Refuse a file that is there, before any work, where no run is gone on with. Raises `InputError`."""
+        if self.file is not None and not self.resume and is_begun(self.file):
+            raise InputError("run", str(self.file), "is there already", REMEDY)
+
+
+UNKEPT = RunStore()
 FREE = ("command", "recipe")  # may differ between two parts of a run: file names, the number of workers
 
 
 def describe(
     models: ModelPair,
     identity: Identity,
-    keeping: Keeping,
+    store: RunStore,
     terms: Terms,
     judged: tuple[Plan, Sequence[Contract], Budget],
 ) -> dict[str, Any]:
@@ -39,7 +70,7 @@ def describe(
     Args:
         models: of which their names and sizes are told; the rest is in the identity.
         identity: of `identity_of`.
-        keeping: its recipe.
+        store: its recipe.
         terms: how it is judged.
         judged: the plan, what the decoders claim, and the budget.
     """
@@ -67,21 +98,21 @@ def describe(
         "contracts": [str(contract) for contract in contracts],
         "budget": asdict(budget),
         "images": plan.images,
-        "recipe": None if keeping.recipe is None else dict(keeping.recipe),
+        "recipe": None if store.recipe is None else dict(store.recipe),
         "command": sys.argv[1:],
     }
 
 
-def begin(keeping: Keeping, about: Mapping[str, Any], plan: Plan) -> RunFile | None:
+def begin(store: RunStore, about: Mapping[str, Any], plan: Plan) -> RunFile | None:
     """Return the file of a run, new or gone on with; None where nothing is kept.
 
     Raises:
         InputError: the file is there, is being written, or is that of another run.
     """
-    if keeping.file is None:
+    if store.file is None:
         return None
-    path = keeping.file
-    if not (keeping.resume and is_begun(path)):
+    path = store.file
+    if not (store.resume and is_begun(path)):
         return RunFile.create(path, Kept(dict(about), plan))
     file = RunFile.go_on(path)
     try:
@@ -94,12 +125,6 @@ def begin(keeping: Keeping, about: Mapping[str, Any], plan: Plan) -> RunFile | N
         file.close()
         raise
     return file
-
-
-def check_new(keeping: Keeping) -> None:
-    """Refuse a file that is there, before any work, where no run is gone on with. Raises `InputError`."""
-    if keeping.file is not None and not keeping.resume and is_begun(keeping.file):
-        raise InputError("run", str(keeping.file), "is there already", REMEDY)
 
 
 def other_run(about: Mapping[str, Any], plan: Plan, kept: Kept) -> list[str]:

@@ -68,6 +68,11 @@ class Plan:
         return sum(task.images for task in self.tasks)
 
     @property
+    def decodes(self) -> int:
+        """Decoded batches: every task, once a setting."""
+        return sum(len(task.settings) for task in self.tasks)
+
+    @property
     def most(self) -> int:
         """Images of the largest batch."""
         return max(task.request.B for task in self.tasks)

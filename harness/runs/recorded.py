@@ -15,10 +15,10 @@ from harness.protocol.contract import Contract
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding.budget import Budget
 from harness.runs.cover import say_what_was_covered
+from harness.runs.decodes import keeps_dying, put_together, widest
 from harness.runs.records import JudgedRow, unreadable
 from harness.runs.result import LawsTried, SettingResult, Verification
 from harness.runs.runfile import Kept, read
-from harness.runs.verification import keeps_dying, put_together, widest
 
 
 def recorded(path: Path, name: str = "run") -> Verification:

@@ -23,11 +23,12 @@ from harness.reference import handoff, sequential
 from harness.rounding.measure import errors, measure
 from harness.rounding.precision import set_precision
 from harness.rounding.stored import SHIPPED, load, mode_of
-from harness.runs.cover import covering, verify_blocks
-from harness.runs.verification import verify
+from harness.runs.cover import covering, plan_of, verify_design
+from harness.runs.decodes import Decodes
 from harness.speculative.build import build_decoder
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.verification import verify
 from tests.bent_smooth import SOFT_BUGS
 from tests.helpers import RECORDED, command, recorded, verify_here
 
@@ -113,7 +114,9 @@ def test_planted_bugs_are_caught_in_every_mode(name: str, mode: ModelPair) -> No
 
 @pytest.mark.parametrize("name", [name for name, mutant in PLACED.items() if mutant in MANY])
 def test_the_default_design_catches_what_one_request_does_not_show(name: str) -> None:
-    result = verify_blocks(covering(load_digits().to("cuda")), PLACED[name], Terms(in_process=True, first_only=True))
+    blocks = covering(load_digits().to("cuda"))
+    decodes = Decodes(PLACED[name], plan_of(blocks), Terms(in_process=True, first_only=True))
+    result = verify_design(blocks[0].models, decodes)
     assert result.verdict is Verdict.DEFECT
 
 

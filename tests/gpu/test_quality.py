@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from harness.decoders.factory import DEFAULT
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.models.pair import load_digits
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
+from harness.quality.gather import Conditions
 from harness.quality.run import Study, decoders, digits, run
 from harness.quality.sources import DRAFT, Source, controls
 
@@ -27,7 +28,7 @@ def test_planted_losses_are_lost_and_exact_decoders_kept():
     asked = Study(
         [*controls(1), *own, Source(DRAFT, draft=True), *planted], 4000, 500, request=Request((0,)), most=0.25
     )
-    found = run(load_digits().to("cuda"), digits(), asked, (Keeping(), Terms(in_process=True)))
+    found = run(load_digits().to("cuda"), digits(), asked, Conditions(terms=Terms(in_process=True)))
     verdicts = {row.name: verdict.value for row, verdict in zip(found.rows[1:], found.verdicts, strict=True)}
     print([(row.name, str(row.loss), str(row.drift)) for row in found.rows])
     assert verdicts == {

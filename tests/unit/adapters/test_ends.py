@@ -9,7 +9,7 @@ import torch
 
 from harness import Limits, Request, Settings, Terms, Verdict, Verification, verify
 from harness.decoders.in_process import tidy
-from harness.runs.verification import Other
+from harness.decoders.terms import Other
 from tests.helpers import decoder_factory, verify_here
 from tests.published.checkout import make
 from tests.unit.adapters.test_published import SMALL, settings

@@ -9,19 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from harness.decoders.terms import Keeping, Other, Terms
+from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.mutants.positions import OFFSET
+from harness.pool.employ import Execution
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
 from harness.rounding.stored import SHIPPED
 from harness.runs.case import cases_of, of_checkouts, read_bundle, write_bundle
+from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.identity import code_of
+from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
 from harness.runs.replay import Answer, replay_case, shrink_case
 from harness.runs.runfile import read
-from harness.runs.verification import verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
@@ -35,11 +37,11 @@ def settings(checkout: Path, *options: tuple[str, str]) -> Settings:
     return Settings("", False, "", (("checkout", str(checkout)), *options))
 
 
-def kept(path: Path, checkout: Path, against: Path | None, **keeping: object) -> None:
+def kept(path: Path, checkout: Path, against: Path | None, resume: bool = False) -> None:
     other = Other(NAME, (settings(against),)) if against is not None else None
     terms = Terms(in_process=True, sequential=True, against=other)
     plan = Plan.of([settings(checkout)], [MIXED, replace(MIXED, seed=7, seeds=None)])
-    verify_plan(SMALL, NAME, plan, terms, Keeping(file=path, recipe={}, **keeping))  # type: ignore[arg-type]
+    verify_decodes(SMALL, Decodes(NAME, plan, terms), store=RunStore(path, resume, {}))
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +167,9 @@ def test_two_factories_travel_to_workers():
 
     other = Other("theirs", (Settings(2),), theirs)
     plan, terms = Plan.of([Settings(2)], [MIXED]), Terms(against=other)
-    rows = [verify_plan(SMALL, mine, plan, terms, Keeping(workers=workers)).settings[0].rows for workers in (1, 2)]
+    rows = [
+        verify_decodes(SMALL, Decodes(mine, plan, terms), Execution(workers)).settings[0].rows for workers in (1, 2)
+    ]
     serial, spread = ([(row.judgement.defects, row.judgement.draws, row.changes) for row in of] for of in rows)
     assert serial[0][0]
     assert repr(serial) == repr(spread)  # NaN is not itself

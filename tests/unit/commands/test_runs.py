@@ -19,9 +19,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.decoders.terms import Keeping
 from harness.laws.beside import LawsInterrupted
-from harness.pool.employ import Crew
+from harness.pool.employ import Crew, Execution
 from harness.report.progress import LongWork
 from harness.runs.recorded import recorded
 from harness.runs.result import BrokenLaw, LawsTried
@@ -200,11 +199,11 @@ def test_the_device_reaches_the_workers_as_it_was_asked_for(pair: list[str], mon
     """The networks of ``--device cuda`` say that they lie on cuda:0: who asks them, never spreads."""
     asked: list[str] = []
 
-    def employed(keeping: Keeping, *others: object) -> Crew:
-        asked.append(keeping.device)
+    def employed(execution: Execution, *others: object) -> Crew:
+        asked.append(execution.device)
         return Crew(("cpu",))
 
-    monkeypatch.setattr("harness.runs.verification.employ", employed)
+    monkeypatch.setattr("harness.runs.decodes.employ", employed)
     monkeypatch.setattr("harness.bench.policies.employ", employed)
     assert command(monkeypatch, "verify", *pair, "--seeds", "0:1", "--draft-len", "1", "--device", "cpu") == 0
     words = ("--policies", "coupled", "--images", "1", "--batch", "1", "--draft-len", "5", "--device", "cpu")

@@ -13,11 +13,12 @@ import torch
 from harness import InputError, Request, Settings, Verdict
 from harness.decoders.mailbox import Mailbox, UnreadableError
 from harness.decoders.own_process import Limits
+from harness.decoders.terms import Terms
 from harness.judge.verdict import Divergence
 from harness.models.checksum import checksums
 from harness.models.pair import ModelPair
 from harness.runs.result import Verification
-from harness.runs.verification import Terms, verify
+from harness.verification import verify
 from tests import bent
 from tests.helpers import Layout, some, tiny, verify_here
 

@@ -19,8 +19,8 @@ from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.runs.cover import covering, verify_blocks
-from harness.runs.verification import Terms
+from harness.runs.cover import covering, plan_of, verify_design
+from harness.runs.decodes import Decodes, Terms
 from harness.speculative import query
 from harness.speculative.cache import KVCache
 from tests.helpers import Layout, some, tiny, verify_here
@@ -74,7 +74,8 @@ BEYOND = [
 @pytest.mark.parametrize("bug", some(3, BEYOND), ids=lambda bug: bug.id)
 def test_the_default_verification_catches_and_places_what_a_close_draft_shows(bug: Mutant):
     blocks = covering(tiny(Layout((1, 2, 3, 4, 5))), noise=0.1)
-    found = verify_blocks(blocks, bug, Terms(in_process=True, first_only=True)).first_divergence
+    decodes = Decodes(bug, plan_of(blocks), Terms(in_process=True, first_only=True))
+    found = verify_design(blocks[0].models, decodes).first_divergence
     assert found is not None
     assert found.component == bug.component, str(found)
 

@@ -11,18 +11,26 @@ import pytest
 import torch
 
 from harness.decoders.factory import DEFAULT
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.errors import InputError, StopSignal
+from harness.pool.employ import Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.quality.gather import ImageSet, gather
+from harness.quality.gather import Conditions, ImageSet, gather
 from harness.quality.kept import TENSORS
 from harness.quality.run import Study, decoders, run
 from harness.quality.sources import BASE, DRAFT, LAW, Source, controls, portions
 from harness.quality.stored import read_quality
+from harness.runs.keep import RunStore
 from tests.unit.quality.means import MODELS, corners
 
-REQUEST, IN_PROCESS, NOWHERE = Request((0,), 3), Terms(in_process=True), Keeping()
+REQUEST, IN_PROCESS = Request((0,), 3), Conditions(terms=Terms(in_process=True))
+
+
+def kept(path: Path, resume: bool = False) -> Conditions:
+    return replace(IN_PROCESS, store=RunStore(path, resume))
+
+
 FIELDS = ("features_ND", "classes_N", "calls_N", "tokens_NL", "labels_N")
 
 
@@ -42,10 +50,10 @@ def crash(models, settings):
     return Crash()
 
 
-def drawn(size: int, keeping: Keeping = NOWHERE, sources: list[Source] | None = None) -> list[ImageSet]:
+def drawn(size: int, conditions: Conditions = IN_PROCESS, sources: list[Source] | None = None) -> list[ImageSet]:
     others = sources or [*decoders(DEFAULT, [Settings(3, policy="coupled"), Settings(3, policy="rejection")])]
     requests = portions(40, size, (0, 1), REQUEST)
-    made, stopped = gather(MODELS, corners().features, [BASE, LAW, *others], requests, (keeping, IN_PROCESS))
+    made, stopped = gather(MODELS, corners().features, [BASE, LAW, *others], requests, conditions)
     assert not stopped
     return made
 
@@ -75,7 +83,9 @@ def test_a_process_of_its_own_changes_nothing():
     planted = decoders("harness.quality.planted:blur", [Settings(5, policy="")])
     requests = portions(40, 20, (0, 1), REQUEST)
     here, there = (
-        gather(MODELS, corners().features, [BASE, LAW, *planted], requests, (NOWHERE, Terms(in_process=inside)))[0]
+        gather(MODELS, corners().features, [BASE, LAW, *planted], requests, Conditions(terms=Terms(in_process=inside)))[
+            0
+        ]
         for inside in (True, False)
     )
     assert same(here, there)
@@ -84,18 +94,18 @@ def test_a_process_of_its_own_changes_nothing():
 
 @pytest.mark.slow
 def test_workers_change_nothing():
-    assert same(drawn(10), drawn(10, Keeping(workers=2)))
+    assert same(drawn(10), drawn(10, replace(IN_PROCESS, execution=Execution(2))))
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same(tmp_path: Path):
     path = tmp_path / "q.db"
-    whole = drawn(10, Keeping(file=path))
+    whole = drawn(10, kept(path))
     with closing(sqlite3.connect(path)) as base, base:
         base.execute("DELETE FROM drawn WHERE portion >= 2")
-    assert same(drawn(10, Keeping(file=path, resume=True)), whole)
-    assert same(drawn(10, Keeping(file=path, resume=True)), whole)  # nothing is left to draw
+    assert same(drawn(10, kept(path, resume=True)), whole)
+    assert same(drawn(10, kept(path, resume=True)), whole)  # nothing is left to draw
     with pytest.raises(InputError, match="is there already; pass --resume"):
-        drawn(10, Keeping(file=path))
+        drawn(10, kept(path))
 
 
 def test_a_signal_ends_the_drawing_and_what_is_there_is_measured():
@@ -108,43 +118,43 @@ def test_a_signal_ends_the_drawing_and_what_is_there_is_measured():
             raise StopSignal(15)
 
     asked = Study(controls(1), 80, 20, (0, 1), REQUEST, 10)
-    found = run(MODELS, corners(), asked, (NOWHERE, IN_PROCESS), stop)
+    found = run(MODELS, corners(), asked, IN_PROCESS, stop)
     assert found.stopped == 15
     assert {row.images for row in found.rows} == {40}
     with pytest.raises(StopSignal):
-        run(MODELS, corners(), replace(asked, blocks=30), (NOWHERE, IN_PROCESS), stop)
+        run(MODELS, corners(), replace(asked, blocks=30), IN_PROCESS, stop)
 
 
 def test_a_file_of_another_run_is_refused_by_name(tmp_path: Path):
     path = tmp_path / "q.db"
-    drawn(10, Keeping(file=path))
+    drawn(10, kept(path))
     with pytest.raises(InputError, match=r"is the file of another run: images requests"):
-        drawn(20, Keeping(file=path, resume=True))
+        drawn(20, kept(path, resume=True))
     with pytest.raises(
         InputError, match=r"is the file of another run: sources coupled draft_len 3 \(here unknown, recorded"
     ):
-        drawn(10, Keeping(file=path, resume=True), decoders(DEFAULT, [Settings(3, policy="kl:0.1")]))
+        drawn(10, kept(path, resume=True), decoders(DEFAULT, [Settings(3, policy="kl:0.1")]))
     for content in (b"no database", path.read_bytes()[:3000]):
         (tmp_path / "bad.db").write_bytes(content)
         with pytest.raises(InputError, match=r"^run=.*pass another --run"):
-            drawn(10, Keeping(file=tmp_path / "bad.db", resume=True))
+            drawn(10, kept(tmp_path / "bad.db", resume=True))
     assert (tmp_path / "bad.db").read_bytes() == path.read_bytes()[:3000]
 
 
 def test_a_damaged_row_is_one_error(tmp_path: Path):
     path = tmp_path / "q.db"
-    drawn(10, Keeping(file=path))
+    drawn(10, kept(path))
     with closing(sqlite3.connect(path)) as base, base:
         base.execute(f"UPDATE drawn SET {TENSORS[0]} = x'00' WHERE portion = 1")
     with pytest.raises(InputError, match=r"^run=.*cannot be read"):
-        drawn(10, Keeping(file=path, resume=True))
+        drawn(10, kept(path, resume=True))
 
 
 def test_rows_say_what_the_decoders_are(tmp_path: Path):
     shifted = Source("wrong labels", f"{__name__}:shift", Settings(5, policy=""))
     others = [*controls(1), Source(DRAFT, draft=True), *decoders(DEFAULT, [Settings(3, policy="coupled")]), shifted]
     asked = Study(others, 200, 100, (0, 1), REQUEST, 10, 0.5)
-    found = run(MODELS, corners(), asked, (Keeping(), IN_PROCESS))
+    found = run(MODELS, corners(), asked, IN_PROCESS)
     base, control, draft, coupled, wrong = found.rows
     assert (base.loss, base.drift, base.tokens) == (None, None, None)
     assert (coupled.loss.value, coupled.loss.half, coupled.drift.half) == (0, 0, 0)
@@ -170,7 +180,7 @@ def shift(models, settings):
 def test_a_decoder_that_gives_no_image_is_lost_and_the_others_are_measured():
     broken = Source("broken", f"{__name__}:crash", Settings(5, policy=""))
     asked = Study([broken, *controls(1)], 40, 10, (0, 1), REQUEST, 10, 1e3)
-    found = run(MODELS, corners(), asked, (Keeping(), IN_PROCESS))
+    found = run(MODELS, corners(), asked, IN_PROCESS)
     assert "out of paint" in found.rows[1].failed
     assert found.verdicts[0].value == "LOST"
     assert found.rows[2].drift is not None

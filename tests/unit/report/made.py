@@ -7,20 +7,21 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.decoder import Settings
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Round
 from harness.report.html.run import run_page, seen_in
+from harness.runs.decodes import Decodes, verify_decodes
+from harness.runs.keep import RunStore
 from harness.runs.pictures import Picture, as_png
 from harness.runs.plan import Plan
 from harness.runs.recorded import recorded
 from harness.runs.records import Counts, JudgedRow
 from harness.runs.result import Verification
 from harness.runs.runfile import Kept, RunFile
-from harness.runs.verification import verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, tiny
 
@@ -31,7 +32,7 @@ SCRIPT = "<script>alert(1)</script>"
 
 def run(path: Path, factory=build_decoder, policy: str = "coupled", models=MODELS, **settings) -> Verification:
     plan = Plan.of([Settings(2, policy=policy, **settings)], [Request((0, 1), seed) for seed in range(2)])
-    return verify_plan(models, factory, plan, HERE, Keeping(file=path, recipe={}))
+    return verify_decodes(models, Decodes(factory, plan, HERE), store=RunStore(path, recipe={}))
 
 
 def page_of(path: Path) -> bytes:

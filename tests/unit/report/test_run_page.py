@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness.decoders.terms import Keeping
 from harness.mutants.positions import OFFSET
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.report.html.gallery import MOST_BYTES
 from harness.report.html.run import run_page, seen_in
 from harness.report.terminal import repeated_by
+from harness.runs.decodes import Decodes, verify_decodes
+from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
 from harness.runs.replay import cases_of
 from harness.runs.result import BrokenLaw, LawsTried
 from harness.runs.runfile import RunFile, pictures_of
 from harness.runs.runfile import read as read_run
-from harness.runs.verification import verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import command, with_weight
 from tests.unit.report.made import HERE, MODELS, SCRIPT, Loud, large, page_of, run
@@ -65,7 +65,9 @@ def test_the_named_case_is_the_one_that_replay_repeats(tmp_path: Path, monkeypat
         return (OFFSET if settings.draft_len == 3 else build_decoder)(models, settings)
 
     plan = Plan.of([Settings(1), Settings(3)], [Request((0,), seed) for seed in range(3)])
-    result = verify_plan(MODELS, wrong_at_the_second_length, plan, HERE, Keeping(file=tmp_path / "a.db", recipe={}))
+    result = verify_decodes(
+        MODELS, Decodes(wrong_at_the_second_length, plan, HERE), store=RunStore(tmp_path / "a.db", recipe={})
+    )
     number = int(re.findall(r"--case (\d+)", read(page_of(tmp_path / "a.db")).words)[0])
     assert str(cases_of(tmp_path / "a.db")[number].found) == str(result.first_divergence)
 

@@ -15,7 +15,7 @@ from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.rounding.measure import quick
-from harness.runs import verification
+from harness.runs import decodes
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, decoder_factory, tiny, verify_here, with_weight
 
@@ -64,8 +64,8 @@ def test_a_decoder_that_switches_tf32_on_is_a_defect_and_it_is_put_back(factory:
 
 def test_the_mode_is_read_before_the_decoder_is_built(monkeypatch: pytest.MonkeyPatch):
     order: list[str] = []
-    measured = verification.joint_budget
-    monkeypatch.setattr(verification, "joint_budget", lambda *words: (order.append("budget"), measured(*words))[1])
+    measured = decodes.joint_budget
+    monkeypatch.setattr(decodes, "joint_budget", lambda *words: (order.append("budget"), measured(*words))[1])
 
     def factory(models: ModelPair, settings: Settings) -> Implementation:
         order.append("decoder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,23 +12,31 @@ from typing import Any
 import pytest
 import torch
 
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.factory import Factory
+from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.models.pair import CLOSE, ModelPair, close_pair
 from harness.mutants import state
+from harness.pool.employ import Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.trace import Round, Trace
 from harness.report.as_json import as_json
-from harness.runs.cover import Block, covering, plan_of, requests_for, verify_blocks
+from harness.runs.cover import Block, covering, plan_of, requests_for, verify_design
+from harness.runs.decodes import Decodes, Step
+from harness.runs.keep import RunStore
 from harness.runs.records import BONUS, CLAIMS, Coverage
+from harness.runs.result import Verification
 from harness.runs.runfile import read
-from harness.runs.verification import Step
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, digits, tiny
 
 FIVE = Layout((1, 2, 3, 4, 5))
 HERE = Terms(in_process=True)
+
+
+def designed(blocks: Sequence[Block], factory: Factory | str, terms: Terms = HERE, **how: Any) -> Verification:
+    return verify_design(blocks[0].models, Decodes(factory, plan_of(blocks), terms), **how)
 
 
 def rounds(*turns: tuple[int, int, bool]) -> list[Round]:
@@ -118,14 +127,14 @@ def test_the_design_holds_what_it_promises():
 
 @pytest.mark.parametrize("layout", [Layout((1,), depth=1), Layout((1, 2)), FIVE])
 def test_the_design_fits_any_pyramid(layout: Layout):
-    result = verify_blocks(covering(tiny(layout), noise=0.05), build_decoder, HERE)
+    result = designed(covering(tiny(layout), noise=0.05), build_decoder)
     assert result.verdict in (Verdict.IDENTICAL, Verdict.INCONCLUSIVE), result.first_divergence
     assert result.coverage.refused == 0
 
 
 def test_what_was_never_exercised_is_said_and_inconclusive():
     blocks = covering(tiny(FIVE), noise=0.0)[1:]  # draft = target: nothing ever falls
-    result = verify_blocks(blocks, build_decoder, HERE)
+    result = designed(blocks, build_decoder)
     assert result.verdict is Verdict.INCONCLUSIVE
     assert "never exercised: a first drafted scale that falls" in result.inconclusive
     assert b'"covers": true' in as_json(result)
@@ -133,7 +142,7 @@ def test_what_was_never_exercised_is_said_and_inconclusive():
 
 @pytest.mark.parametrize(("policy", "verdict"), [("code:2", Verdict.CONSISTENT), ("code:5", Verdict.INCONCLUSIVE)])
 def test_a_policy_that_divides_the_labour_need_not_reject(policy: str, verdict: Verdict):
-    result = verify_blocks(covering(tiny(FIVE), policy, noise=0.05), build_decoder, HERE)
+    result = designed(covering(tiny(FIVE), policy, noise=0.05), build_decoder)
     assert result.verdict is verdict, result.inconclusive
     assert not any("never exercised" in why for why in result.inconclusive)
 
@@ -157,7 +166,7 @@ class Plain:
 
 def test_what_a_decoder_refuses_is_counted():
     (block,) = covering(tiny(FIVE), noise=0.1)[1:]
-    result = verify_blocks([block], Plain, HERE)
+    result = designed([block], Plain)
     kept = len({setting.draft_len for setting in block.settings if isinstance(setting.draft_len, int)})
     unconditional = sum(3 in (request.labels or ()) for request in block.requests)
     asked = len(block.settings) * len(block.requests)
@@ -173,13 +182,13 @@ def test_one_decoder_goes_through_all_requests_of_a_block():
     request = requests_for(models)[0]
     other = replace(request, seed=9)
     block = Block(models, (Settings(2),), (request, other))
-    result = verify_blocks([block], state.SHARED_BUFFERS, HERE)
+    result = designed([block], state.SHARED_BUFFERS)
     assert result.coverage.reused == 1
 
 
 def test_a_hunt_stops_at_the_first_defect():
     blocks = covering(tiny(FIVE))
-    result = verify_blocks(blocks, state.TWICE, replace(HERE, first_only=True))
+    result = designed(blocks, state.TWICE, replace(HERE, first_only=True))
     assert result.verdict is Verdict.DEFECT
     assert sum(len(setting.judgements) for setting in result.settings) == 1
 
@@ -188,15 +197,20 @@ def test_a_hunt_stops_at_the_first_defect():
 def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     """The file holds drafts and what was covered; two workers go on with a part of it, to the serial result."""
     blocks = [replace(block, requests=block.requests[:3]) for block in covering(tiny(FIVE), noise=0.05)]
-    serial = verify_blocks(blocks, "harness.mutants.state:TWICE", HERE)
+    serial = designed(blocks, "harness.mutants.state:TWICE")
     path = tmp_path / "run.db"
-    verify_blocks(blocks, "harness.mutants.state:TWICE", HERE, Keeping(file=path))
+    designed(blocks, "harness.mutants.state:TWICE", store=RunStore(path))
     with closing(sqlite3.connect(path)) as base:
         base.execute("DELETE FROM judged WHERE task = 1")
         base.commit()
     steps = list[Step]()
-    keeping = Keeping(workers=2, file=path, resume=True)
-    again = verify_blocks(blocks, "harness.mutants.state:TWICE", HERE, keeping, steps.append)
+    again = designed(
+        blocks,
+        "harness.mutants.state:TWICE",
+        execution=Execution(2),
+        store=RunStore(path, resume=True),
+        progress=steps.append,
+    )
     assert again.verdict is serial.verdict is Verdict.DEFECT
     assert str(again.coverage) == str(serial.coverage)
     assert [str(setting.judgements) for setting in again.settings] == [str(s.judgements) for s in serial.settings]
@@ -208,16 +222,16 @@ def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     assert all(row.counts is not None for row in rows)
     other = [blocks[0], *(replace(block, models=close_pair(block.models, 0.06)) for block in blocks[1:])]
     with pytest.raises(InputError, match="is the file of another run: settings"):
-        verify_blocks(other, "harness.mutants.state:TWICE", HERE, Keeping(file=path, resume=True))
+        designed(other, "harness.mutants.state:TWICE", store=RunStore(path, resume=True))
 
 
 def test_what_a_decoder_refuses_is_kept_with_its_reason(tmp_path: Path):
     (block,) = covering(tiny(FIVE), noise=0.1)[1:]
     path = tmp_path / "run.db"
-    result = verify_blocks([block], Plain, HERE, Keeping(file=path))
+    result = designed([block], Plain, store=RunStore(path))
     _, rows = read(path)
     refused = [row for row in rows if row.refused]
     assert len(refused) == sum(setting.refused for setting in result.settings) > 0
     assert {row.refused for row in refused} == {"labels=3: is no class; pass others"}
-    again = verify_blocks([block], Plain, HERE, Keeping(file=path, resume=True))
+    again = designed([block], Plain, store=RunStore(path, resume=True))
     assert (again.verdict, again.inconclusive) == (result.verdict, result.inconclusive)

@@ -10,22 +10,24 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.mutants.positions import OFFSET
+from harness.pool.employ import Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.report.terminal import repeated_by, summary
 from harness.runs import pictures as kept_pictures
 from harness.runs import runfile
-from harness.runs.cover import covering, verify_blocks
+from harness.runs.cover import covering, plan_of, verify_design
+from harness.runs.decodes import Decodes, verify_decodes
+from harness.runs.keep import RunStore
 from harness.runs.pictures import TIE, UNCLAIMED, WRONG, Best
 from harness.runs.plan import Plan
 from harness.runs.recorded import recorded
 from harness.runs.result import Verification
 from harness.runs.runfile import Kept, RunFile, pictures_of
-from harness.runs.verification import verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, tiny
 
@@ -36,7 +38,7 @@ HERE = Terms(in_process=True)
 
 def run(path: Path, factory=build_decoder, policy: str = "coupled", workers: int = 1) -> Verification:
     plan = Plan.of([Settings(1, policy=policy), Settings(2, policy=policy)], REQUESTS)
-    return verify_plan(MODELS, factory, plan, HERE, Keeping(workers, file=path, recipe={}))
+    return verify_decodes(MODELS, Decodes(factory, plan, HERE), Execution(workers), store=RunStore(path, recipe={}))
 
 
 def said(result: Verification) -> object:
@@ -63,14 +65,16 @@ def test_a_file_says_what_its_run_said(factory, policy: str, verdict: Verdict, t
 
 def test_a_covering_design_says_again_what_it_covered(tmp_path: Path):
     models = tiny(Layout((1, 2, 3)))
-    terms, keeping = replace(HERE, sequential=False), Keeping(file=tmp_path / "a.db", recipe={})
+    terms, store = replace(HERE, sequential=False), RunStore(tmp_path / "a.db", recipe={})
 
     def only_fixed_lengths(networks, settings):
         if not isinstance(settings.draft_len, int):
             raise InputError("draft_len", settings.draft_len, "must be a number", "pass --draft-len 2")
         return build_decoder(networks, settings)
 
-    result = verify_blocks(covering(models), only_fixed_lengths, terms, keeping)
+    result = verify_design(
+        covering(models)[0].models, Decodes(only_fixed_lengths, plan_of(covering(models)), terms), store=store
+    )
     assert result.coverage.refused > 0
     assert said(recorded(tmp_path / "a.db")) == said(result)
     assert recorded(tmp_path / "a.db").covers

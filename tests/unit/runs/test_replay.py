@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.protocol.decoder import Settings
 from harness.protocol.noise import CORRECT, TOKEN, NoiseError, RecordedNumbers
 from harness.protocol.request import Request
 from harness.rounding.stored import SHIPPED
 from harness.runs.case import KeptCase, cases_of, is_bundle, read_bundle, write_bundle
+from harness.runs.decodes import Decodes, verify_decodes
+from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
 from harness.runs.replay import Answer, replay_case, shrink_case
-from harness.runs.verification import verify_plan
 from tests.helpers import Layout, tiny, with_weight
 
 MODELS = tiny(Layout((1, 2, 3, 4)))
@@ -28,7 +29,7 @@ PLAN = Plan.of([Settings(3)], [Request((0, 1, 2), 5, seeds=(5, 5, 6), images=(0,
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     path = tmp_path / "run.db"
-    verify_plan(MODELS, NAME, PLAN, Terms(in_process=True), Keeping(file=path, recipe={}))
+    verify_decodes(MODELS, Decodes(NAME, PLAN, Terms(in_process=True)), store=RunStore(path, recipe={}))
     return path
 
 

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from harness.decoders.terms import Keeping, Terms
+from harness.decoders.terms import Terms
 from harness.errors import InputError, StopSignal
 from harness.judge.verdict import Distance, Divergence, Judgement, Verdict
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request, request_of, request_values
 from harness.provenance import versions
+from harness.runs.decodes import Decodes, RunInterrupted, Step, verify_decodes
+from harness.runs.keep import RunStore
 from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS
 from harness.runs.plan import Plan
 from harness.runs.records import Counts, JudgedRow, judgement_of, judgement_values
 from harness.runs.runfile import Kept, RunFile, exhibit_of, read
-from harness.runs.verification import RunInterrupted, Step, verify_plan
 from harness.speculative.build import build_decoder
 from tests.helpers import Layout, tiny, with_weight
 
@@ -29,12 +30,12 @@ PLAN = Plan.of([Settings(1), Settings(2)], REQUESTS)
 HERE = Terms(in_process=True)
 
 
-def kept(path: Path, resume: bool = False) -> Keeping:
-    return Keeping(file=path, resume=resume, recipe={})
+def kept(path: Path, resume: bool = False) -> RunStore:
+    return RunStore(path, resume=resume, recipe={})
 
 
 def run(path: Path, models: ModelPair = MODELS, plan: Plan = PLAN, resume: bool = False, **terms: object):
-    return verify_plan(models, build_decoder, plan, replace(HERE, **terms), kept(path, resume))
+    return verify_decodes(models, Decodes(build_decoder, plan, replace(HERE, **terms)), store=kept(path, resume))
 
 
 def stop_after(count: int):
@@ -72,12 +73,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_serial_result(judged: int, tmp_pa
     run(tmp_path / "whole.db")
     path = tmp_path / "a.db"
     with pytest.raises(RunInterrupted) as stop:
-        verify_plan(MODELS, build_decoder, PLAN, HERE, kept(path), stop_after(judged))
+        verify_decodes(MODELS, Decodes(build_decoder, PLAN, HERE), store=kept(path), progress=stop_after(judged))
     assert stop.value.status == 143
     assert (stop.value.result.images, stop.value.result.is_whole) == (4 * judged, False)
     assert len(read(path)[1]) == 2 * judged
     steps: list[Step] = []
-    result = verify_plan(MODELS, build_decoder, PLAN, HERE, kept(path, resume=True), steps.append)
+    result = verify_decodes(
+        MODELS, Decodes(build_decoder, PLAN, HERE), store=kept(path, resume=True), progress=steps.append
+    )
     assert (len(steps), steps[0].images) == (1 + len(REQUESTS) - judged, 4 * judged)
     assert result.is_whole
     assert result.verdict is Verdict.IDENTICAL
@@ -123,7 +126,7 @@ def test_a_file_of_another_run_is_refused_and_the_difference_named(tmp_path: Pat
     with pytest.raises(InputError, match=r"terms sequential \(here True, recorded False"):
         run(path, resume=True, sequential=True)
     with pytest.raises(InputError, match=r"decoder implementation \(here .*other_code, recorded harness\.spec"):
-        verify_plan(MODELS, other_code, PLAN, HERE, kept(path, resume=True))
+        verify_decodes(MODELS, Decodes(other_code, PLAN, HERE), store=kept(path, resume=True))
     assert path.read_bytes() == before
 
 
@@ -181,7 +184,7 @@ class Wrong:
 def test_the_tensors_around_the_first_divergences_are_kept_and_few(tmp_path: Path):
     path = tmp_path / "a.db"
     plan = Plan.of([Settings(2)], [Request((0, 1), seed) for seed in range(MOST_EXHIBITS + 4)])
-    verify_plan(MODELS, Wrong, plan, HERE, kept(path))
+    verify_decodes(MODELS, Decodes(Wrong, plan, HERE), store=kept(path))
     rows = read(path)[1]
     shown = [exhibit_of(path, row) for row in rows]
     assert sum(map(bool, shown)) == MOST_EXHIBITS

@@ -1,4 +1,4 @@
-"""Verify a decoder over many requests and settings.
+"""Decode many requests under many settings, and judge every decode.
 
 Promise: every setting sees the same requests, the reference runs once a request, and the verdict is the worst one met.
 What decides the verdict (contract demanded, budget, precision mode) is fixed before the decoder is built, and a decoder
@@ -15,22 +15,21 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.decoders.factory import Factory, name_of, pickled
-from harness.decoders.terms import Keeping, Other, Terms
+from harness.decoders.terms import Other, Terms
 from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge.verdict import Divergence, Judgement
 from harness.judge.weights import weigh_run
 from harness.models.pair import ModelPair
-from harness.pool.employ import employ
+from harness.pool.employ import ALONE, Execution, employ
 from harness.pool.workers import Died
 from harness.protocol.contract import Contract
-from harness.protocol.decoder import Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.rounding.budget import Allowance, Budget
 from harness.rounding.certifying import certifying
 from harness.rounding.measure import joint_budget
 from harness.runs.identity import identity_of
-from harness.runs.keep import begin, describe
+from harness.runs.keep import UNKEPT, RunStore, begin, describe
 from harness.runs.pictures import MOST_PICTURES
 from harness.runs.plan import Plan, Task
 from harness.runs.records import JudgedRow
@@ -39,8 +38,23 @@ from harness.runs.runfile import RunFile
 from harness.runs.work import Done, VerifyWork
 from harness.signals import held
 
-TERMS, NOWHERE = Terms(), Keeping()
+TERMS = Terms()
 MOST_DEATHS = 3  # of one setting's process, one after the other: what is left would end as they did
+
+
+@dataclass(frozen=True)
+class Decodes:
+    """What one decoder is to decode, and how that is judged.
+
+    Args:
+        factory: builds the decoder for one setting; a function, or its name ``package.module:factory``.
+        plan: every request, under the settings that meet it.
+        terms: how it is judged.
+    """
+
+    factory: Factory | str
+    plan: Plan
+    terms: Terms = TERMS
 
 
 @dataclass(frozen=True)
@@ -59,57 +73,30 @@ class RunInterrupted(StopSignal):
         self.result = result
 
 
-def verify(
+def verify_decodes(
     models: ModelPair,
-    factory: Factory | str,
-    settings: Sequence[Settings],
-    requests: Sequence[Request],
-    progress: Callable[[], None] = lambda: None,
-    terms: Terms = TERMS,
+    decodes: Decodes,
+    execution: Execution = ALONE,
+    store: RunStore = UNKEPT,
+    progress: Callable[[Step], None] = lambda step: None,
 ) -> Verification:
     """Run a decoder and the reference over all requests and settings, and judge every token.
 
     Args:
         models: networks of both sides; the decoder under test gets copies.
-        factory: builds the decoder for one setting; a function, or its name ``package.module:factory``.
-        settings: at least one.
-        requests: at least one.
-        progress: called after every request.
-        terms: how the run is judged.
-
-    Raises:
-        InputError: a setting or a request that the decoder or the networks refuse; a decoder that claims less than is
-            demanded; a stored budget that is too wide.
-
-    Effects: a process for a decoder that is not the harness's own; it has ended when this returns.
-    """
-    return verify_plan(models, factory, Plan.of(settings, requests), terms, progress=lambda step: progress())
-
-
-def verify_plan(
-    models: ModelPair,
-    factory: Factory | str,
-    plan: Plan,
-    terms: Terms = TERMS,
-    keeping: Keeping = NOWHERE,
-    progress: Callable[[Step], None] = lambda step: None,
-) -> Verification:
-    """Verify as `verify` does, on any workers, kept in a file or not.
-
-    Args:
-        models: networks of both sides.
-        factory: as in `verify`.
-        plan: what is to be done.
-        terms: how the run is judged.
-        keeping: who does it, and what is kept.
+        decodes: what is decoded.
+        execution: who does it.
+        store: what is kept.
         progress: called after every task, and once for all that a resumed run has already.
 
     Raises:
-        InputError: as `verify` does; a run file of another run, or one that is being written.
+        InputError: a setting or a request that the decoder or the networks refuse; a decoder that claims less than is
+            demanded; a stored budget that is too wide; a run file of another run, or one that is being written.
         RunInterrupted: SIGINT or SIGTERM; holds what was judged.
 
     Effects: processes, which have ended when this returns; the run file.
     """
+    factory, plan, terms = decodes.factory, decodes.plan, decodes.terms
     plan.check()
     check_pairs(plan, terms)
     result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.title, plan=plan)
@@ -124,20 +111,20 @@ def verify_plan(
     result.budget = widest(budget, models.pyramid, [task.request for task in plan.tasks])
     name = factory if isinstance(factory, str) else name_of(factory)
     identity = {}
-    if keeping.recipe is not None or keeping.file:
+    if store.recipe is not None or store.file:
         identity = identity_of(models, (name, plan.settings[0]), terms.against)
-    crew = employ(keeping, torch.device(keeping.device or models.device), len(plan.tasks))
+    crew = employ(execution, torch.device(execution.device or models.device), len(plan.tasks))
     sent = pickled(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
     told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms
-    wanted = MOST_PICTURES if keeping.file else 0
+    wanted = MOST_PICTURES if store.file else 0
     work = VerifyWork(models, sent, plan.settings, plan.most, budget, told, plan.drafts, wanted)
     with closing(crew.open(work)) as pool:
         seed, about = plan.tasks[0].request.seed, pool.about
         result.early += [Divergence("precision", f"building changed {what}", seed) for what in about["moved"]]
         contracts = [Contract.of(contract) for contract in about["contracts"]]
         result.settings = [SettingResult(*of) for of in zip(plan.settings, contracts, strict=True)]
-        result.about = describe(models, identity, keeping, terms, (plan, contracts, budget))
-        file = begin(keeping, result.about, plan)
+        result.about = describe(models, identity, store, terms, (plan, contracts, budget))
+        file = begin(store, result.about, plan)
         held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
         with held_file:
             run = RunInProgress(plan, result, file, progress)
