@@ -14,9 +14,9 @@ from harness.commands.listed import check_most
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.pool.employ import Execution
-from harness.report.pages import replaced
 from harness.report.progress import LongWork
 from harness.report.speed import show_policies
+from harness.report.tables import replaced
 from harness.report.terminal import plain_console
 from harness.wording import count_of
 

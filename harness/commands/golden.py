@@ -118,7 +118,7 @@ def diff(device: Device = "cpu", folder: Folder = plan.DATA, only: Only = "*", h
     count = sum(len(after.changes) for after in made)
     say(console, count_of(count, "change") if count else "nothing would change")
     if "html" in outputs:
-        from harness.report.html.regeneration import regeneration_page  # noqa: PLC0415  # Jinja2 only for a page
+        from harness.report.html.recordings import regeneration_page  # noqa: PLC0415  # Jinja2 only for a page
 
         write_whole(outputs["html"], regeneration_page(made, str(where)))
     raise typer.Exit(1 if count else 0)

@@ -23,8 +23,8 @@ from harness.pool.employ import Execution, employ
 from harness.pool.workers import Died, WorkerError
 from harness.report.html.page import check_page
 from harness.report.mutants import as_json, page, show
-from harness.report.pages import replaced
 from harness.report.progress import LongWork
+from harness.report.tables import replaced
 from harness.report.terminal import plain_console
 from harness.rounding.precision import set_precision
 

@@ -31,9 +31,9 @@ from harness.quality.run import IMAGES, Means, Study, decoders, digits, run
 from harness.quality.sources import DRAFT, Source, controls
 from harness.quality.stored import Measured
 from harness.quality.verdict import Quality, why
-from harness.report.pages import replaced
 from harness.report.progress import LongWork
 from harness.report.quality import best_cfg, markdown, show_quality
+from harness.report.tables import replaced
 from harness.report.terminal import plain_console, say
 from harness.runs.keep import UNKEPT, RunStore
 from harness.runs.result import Claims, Verification

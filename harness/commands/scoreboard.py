@@ -14,9 +14,9 @@ from harness.commands import options
 from harness.errors import InputError
 from harness.files import check_outputs, check_writable, write_whole
 from harness.quality.stored import read_quality
-from harness.report.pages import replaced
 from harness.report.quality import markdown as quality_table
 from harness.report.speed import show_scoreboard
+from harness.report.tables import replaced
 from harness.report.terminal import plain_console, say
 
 DEFAULT = Path("docs/measured")

@@ -1,12 +1,21 @@
-"""The settings of the covering design on the shipped digits, as cases with names."""
+"""The settings of the covering design on the shipped digits, as cases with names; and which are known to fail.
+
+Promise: every name in the file of known failures is a law or a case of this version, and has a reason.
+"""
 
 from __future__ import annotations
 
+import difflib
+import tomllib
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 
+from harness.errors import InputError, text_of
+from harness.files import check_readable
+from harness.laws import LAWS
 from harness.models.pair import CLOSE, ModelPair, load_digits
 from harness.protocol.decoder import Settings
 from harness.runs.cover import covering
@@ -50,3 +59,34 @@ def design() -> dict[str, DigitsCase]:
             name = f"digits[{word}-{setting.draft_len}{'+bonus' if setting.bonus else ''}]"
             found[name] = DigitsCase(name, setting, noise)
     return found
+
+
+NAME = "sdvar-known-failures"
+EXAMPLE = 'write "masks.future" = "why it fails"'
+
+
+def read_known(path: Path) -> dict[str, str]:
+    """Return law or case -> reason.
+
+    Args:
+        path: a TOML file of one flat table.
+
+    Raises:
+        InputError: it cannot be read, names no law or case, or gives no reason.
+    """
+    check_readable(path, NAME, "pass a TOML file")
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # not UTF-8 is a ValueError, too
+        raise InputError(NAME, str(path), f"is no TOML ({text_of(error)})", EXAMPLE) from None
+    names = {law.id for law in LAWS} | set(design())
+    for name, reason in found.items():
+        if isinstance(reason, dict):
+            raise InputError(NAME, f"{path}: {name}", "is a table, or a name without quotes", EXAMPLE)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            remedy = f"did you mean {near[0]}?" if near else "see pytest --collect-only"
+            raise InputError(NAME, f"{path}: {name}", "is no law and no case", remedy)
+        if not isinstance(reason, str) or not reason.strip():
+            raise InputError(NAME, f"{path}: {name}", "needs a reason", EXAMPLE)
+    return dict(found)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.plugin.asked import asked
+from harness.plugin.options import asked
 
 if TYPE_CHECKING:
     from harness import Implementation, ModelPair, Request, SeededNoise, Trace
@@ -36,7 +36,7 @@ def sdvar_noise(sdvar_pair: ModelPair) -> Callable[[Request], SeededNoise]:
 @pytest.fixture
 def sdvar_reference(sdvar_pair: ModelPair) -> Callable[[Request], Trace]:
     """Return what decodes a request sequentially: the truth of contract A."""
-    from harness.plugin.judged import reference  # noqa: PLC0415
+    from harness.plugin.checking import reference  # noqa: PLC0415
 
     return lambda request: reference(sdvar_pair, request)
 
@@ -44,7 +44,7 @@ def sdvar_reference(sdvar_pair: ModelPair) -> Callable[[Request], Trace]:
 @pytest.fixture
 def sdvar_judge(sdvar_pair: ModelPair) -> Callable[..., Judgement]:
     """Return ``judge(decoder or trace, request, contract="", sequential=False)``; it fails the test at a defect."""
-    from harness.plugin.judged import judged  # noqa: PLC0415
+    from harness.plugin.checking import judged  # noqa: PLC0415
 
     def judge(
         made: Implementation | Trace, request: Request, contract: str = "", sequential: bool = False

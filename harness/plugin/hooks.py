@@ -11,8 +11,8 @@ from collections.abc import Generator
 
 import pytest
 
-from harness.plugin.asked import ASKED, asked
 from harness.plugin.fixtures import sdvar_judge, sdvar_law, sdvar_noise, sdvar_pair, sdvar_reference
+from harness.plugin.options import ASKED, asked
 from harness.plugin.seen import Gathered
 
 __all__ = ["sdvar_judge", "sdvar_law", "sdvar_noise", "sdvar_pair", "sdvar_reference"]
@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
         items += Suite.of(session, asked(config)).collect()
     if ASKED in config.stash:
-        from harness.plugin.told import mark_known  # noqa: PLC0415
+        from harness.plugin.junit import mark_known  # noqa: PLC0415
 
         mark_known(items, asked(config).known)
 
@@ -83,7 +83,7 @@ def pytest_runtest_makereport(
     """Put verdict, component and replay of a law or case into its report, and what it saw."""
     report = yield
     if ASKED in item.config.stash:
-        from harness.plugin.told import case_of, tell  # noqa: PLC0415
+        from harness.plugin.junit import case_of, tell  # noqa: PLC0415
 
         if case_of(item):
             tell(item, call, report)

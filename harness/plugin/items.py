@@ -17,10 +17,9 @@ import torch
 
 from harness.errors import HarnessError
 from harness.laws import LAWS, Law
-from harness.plugin.asked import Asked
-from harness.plugin.checking import Struck, Unproven, WrongOnDigits, check_digits, check_law
+from harness.plugin.checking import Struck, Unproven, WrongOnDigits, cases_of, check_digits, check_law
 from harness.plugin.digits import DigitsCase
-from harness.plugin.verifying import cases_of
+from harness.plugin.options import Asked
 from harness.signals import each_warning_once
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.plugin.asked import ASKED
+from harness.plugin.options import ASKED
 
 ROW = "sdvar_row"  # attribute of a test report: what `report.laws.Checked` holds, as plain values
 

@@ -12,7 +12,7 @@ from harness.laws.search import Scope
 from harness.mutants.positions import OFFSET
 from harness.report.html.hunt import hunt_page
 from harness.report.html.laws import laws_page
-from harness.report.html.regeneration import regeneration_page
+from harness.report.html.recordings import regeneration_page
 from harness.report.html.timings import timings_page
 from harness.runs.runfile import read as read_run
 from tests.browser.conftest import MISSING

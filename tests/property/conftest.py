@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from harness.plugin.told import pytest_runtest_makereport, told
+from harness.plugin.junit import pytest_runtest_makereport, told
 
 __all__ = ["pytest_runtest_makereport", "told"]
 

@@ -1,5 +1,5 @@
 """What JUnit is told of regressions."""
 
-from harness.plugin.told import pytest_runtest_makereport, told
+from harness.plugin.junit import pytest_runtest_makereport, told
 
 __all__ = ["pytest_runtest_makereport", "told"]

@@ -10,7 +10,7 @@ import pytest
 
 from harness.golden import plan
 from harness.golden.store import read
-from harness.plugin.told import golden_told
+from harness.plugin.junit import golden_told
 from harness.reference import handoff, sequential
 from tests.bent_smooth import with_tau
 from tests.helpers import command

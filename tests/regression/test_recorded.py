@@ -13,7 +13,7 @@ import pytest
 
 from harness.golden import cases
 from harness.models.pair import ModelPair
-from harness.plugin.told import golden_told
+from harness.plugin.junit import golden_told
 from tests.helpers import RECORDED, command
 
 COMPONENT = "reference"  # where nothing more exact is known

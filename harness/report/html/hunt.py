@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from harness.judge.verdict import Verdict
 from harness.mutants.hunt import Caught, Hunt, laws_for
-from harness.report.html.origin import here
-from harness.report.html.page import Bullets, Facts, Grid, Lane, Page, Section, Sheet, State, Words, as_html, counted
+from harness.report.html.page import (
+    Bullets,
+    Facts,
+    Grid,
+    Lane,
+    Page,
+    Section,
+    Sheet,
+    State,
+    Words,
+    as_html,
+    counted,
+    made_with,
+)
 from harness.report.mutants import stage, why
 
 CAUGHT = State("caught", "C", "caught by a law of its own family")
@@ -28,7 +40,7 @@ def hunt_page(hunt: Hunt) -> bytes:
         "The tests miss something: a planted bug was not caught, or a law broke on the correct decoder."
         if bad else "Every planted bug was caught by a law of its family, and no law broke on the correct decoder."
     )  # fmt: skip
-    return as_html(Page("planted bugs", word, tone, text, [s for s in _sections(hunt) if s.parts]))
+    return as_html(Page("planted bugs", word, tone, text, _sections(hunt)))
 
 
 def _sections(hunt: Hunt) -> list[Section]:
@@ -128,4 +140,4 @@ def _provenance(hunt: Hunt) -> list[object]:
         f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a law does "
         f"not need float64; asked: {ASKED[hunt.scope]}."
     )
-    return [Words(text), *here()]
+    return [Words(text), *made_with()]

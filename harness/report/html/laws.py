@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.laws.search import Scope
-from harness.report.html.origin import here
 from harness.report.html.page import (
     Bullets,
     Facts,
@@ -20,6 +19,7 @@ from harness.report.html.page import (
     Words,
     as_html,
     counted,
+    made_with,
     share,
 )  # fmt: skip
 from harness.report.laws import DEFECT, HELD, OPEN, Checked
@@ -52,7 +52,7 @@ def laws_page(rows: Sequence[Checked], name: str, scope: Scope) -> bytes:
         Section("laws", "Every law", "", _sheets(rows)),
         Section("provenance", "Provenance", "", _provenance(scope)),
     ]  # fmt: skip
-    return as_html(Page(f"laws of {name}", word, tone, text, [section for section in sections if section.parts]))
+    return as_html(Page(f"laws of {name}", word, tone, text, sections))
 
 
 def _headline(rows: Sequence[Checked]) -> tuple[str, str, str]:
@@ -130,4 +130,4 @@ def _sheets(rows: Sequence[Checked]) -> list[object]:
 def _provenance(scope: Scope) -> list[object]:
     dtype = scope.dtype or "float64 wherever rounding could decide"
     text = f"Up to {counted(scope.examples, 'case')} a law, seed {scope.seed}, on {scope.device}; networks in {dtype}."
-    return [Words(text), *here()]
+    return [Words(text), *made_with()]

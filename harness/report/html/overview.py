@@ -1,23 +1,29 @@
-"""What a run came to: the numbers that matter, what was compared and what was not, settings, worst images."""
+"""What a run came to: the numbers that matter, what was compared, settings, worst images, cost, distance, origin."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.judge.ties import margin_bound
 from harness.judge.verdict import Divergence
-from harness.report.html.page import Bullets, Facts, Sheet, Words, counted, share
-from harness.report.html.scales import named, sides_of
+from harness.provenance import versions
+from harness.report.html.page import Bullets, Drawing, Facts, Line, Sheet, Words, counted, flat_rows, share, size
+from harness.report.html.plots import Axis, Series, plot
+from harness.report.html.scales import setting_name, sides_of
 from harness.report.html.words import COMPARED, contracts
 from harness.report.terminal import laws
+from harness.rounding.budget import Budget
+from harness.rounding.precision import precision
 from harness.runs.result import BrokenLaw, SettingResult, Verification
 
 MOST_ROWS = 40  # of a table of settings or images
 OPTIONAL = ("not claimed", "wrong tensors", "refused")  # columns that are left out where all is 0
 
 
-def facts(result: Verification) -> Facts:
+def key_facts(result: Verification) -> Facts:
     """Return the numbers that matter most."""
     totals = {name: sum(s.total(name) for s in result.settings) for name in ("draws", "identical", "ties")}
     wrong = sum(setting.total("wrong_tokens") for setting in result.settings)
@@ -38,7 +44,7 @@ def facts(result: Verification) -> Facts:
     return Facts(items)
 
 
-def compared(result: Verification) -> list[object]:
+def compared_parts(result: Verification) -> list[object]:
     """Return what was claimed, what was compared, and what was not."""
     made: list[object] = [Words(text) for text in contracts(result.contract)]
     if result.against:
@@ -66,7 +72,7 @@ def compared(result: Verification) -> list[object]:
     return made
 
 
-def settings(result: Verification) -> list[object]:
+def settings_parts(result: Verification) -> list[object]:
     """Return a table with a line a setting."""
     rows: list[tuple[str, ...]] = []
     bad: list[int] = []
@@ -74,7 +80,7 @@ def settings(result: Verification) -> list[object]:
         calls = setting.target_calls
         accepted = [count for rounds in setting.accepted_scales for count in rounds]
         rows.append(
-            (named(setting), setting.verdict.value,
+            (setting_name(setting), setting.verdict.value,
              *(f"{setting.total(n):,}" for n in ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed")),
              f"{setting.total('wrong_tensors'):,}", f"{setting.refused:,}",
              f"{sum(calls) / len(calls):.2f} ({min(calls)}–{max(calls)})" if calls else "–",
@@ -101,7 +107,7 @@ class Bad:
     defects: int
 
 
-def images(result: Verification) -> list[object]:
+def worst_images(result: Verification) -> list[object]:
     """Return the worst images, and which labels and components they are of."""
     found = sorted(_bad(result), key=lambda each: -each.defects)
     broken = _broken_laws(result)
@@ -152,7 +158,7 @@ def _bad_of(setting: SettingResult) -> list[Bad]:
     for number, judgement in enumerate(setting.judgements):
         for each in judgement.defects:
             by_image.setdefault((number, each.seed, each.image), []).append(each)
-    return [Bad(named(setting), of[0], len(of)) for of in by_image.values()]
+    return [Bad(setting_name(setting), of[0], len(of)) for of in by_image.values()]
 
 
 def _or_dash(value: int) -> str:
@@ -163,3 +169,96 @@ def gap(values: Sequence[float]) -> tuple[float, float, float]:
     """Return mean, median and largest of some numbers, at least one."""
     ordered = sorted(values)
     return sum(ordered) / len(ordered), ordered[len(ordered) // 2], ordered[-1]
+
+
+MOST_DOTS = 16
+
+
+def cost_parts(result: Verification) -> list[object]:
+    """Return seconds and memory by setting."""
+    rows = []
+    for setting in result.settings[:MOST_ROWS]:
+        images = sum(row.judgement.images for row in setting.rows if not row.refused)
+        if not images:
+            continue
+        ours, theirs = setting.seconds, setting.reference_seconds
+        held = [row.counts.cache_bytes for row in setting.rows if row.counts]
+        rows.append(
+            (setting_name(setting), f"{ours:.2f} s", f"{theirs:.2f} s", f"{1000 * ours / images:.1f} ms",
+             f"{1000 * theirs / images:.1f} ms", f"{theirs / ours:.2f}" if ours and theirs else "–",
+             size(max((sum(of.values()) for of in held), default=0)),
+             size(max(row.peak_bytes for row in setting.rows)), size(max(row.host_bytes for row in setting.rows)),
+             size(max(row.device_bytes for row in setting.rows)))
+        )  # fmt: skip
+    other = result.against or "reference"
+    head = ("setting", "decoder", other, "decoder, an image", f"{other}, an image", "times as fast", "its caches",
+            "its peak", "judge's process", "GPU")  # fmt: skip
+    lead = (
+        f"Decodes took {result.decode_seconds:.1f} s in all, summed over workers. Judging runs beside them, and other "
+        "work may have slowed them down: sdvar-harness bench measures speed."
+    )
+    made: list[object] = [Words(lead)]
+    if rows:
+        made.append(Sheet("Time and memory by setting", head, rows))
+    return made
+
+
+def distance_parts(result: Verification) -> list[object]:
+    """Return how far images are from sequential ones, and what that buys; empty where tokens are claimed."""
+    measured = [setting for setting in result.settings if setting.distances]
+    if not measured:
+        return []
+    rows: list[tuple[str, ...]] = []
+    series: list[Series] = []
+    for setting in measured[:MOST_ROWS]:
+        cells = []
+        for name in ("tokens", "f_hat", "pixels"):
+            values = gap([getattr(distance, name) for distance in setting.distances])
+            cells += [f"{100 * v:.3g} %" if name == "tokens" else f"{v:.3g}" for v in values]
+        calls = setting.target_calls
+        mean = sum(calls) / len(calls) if calls else float("nan")
+        rows.append((setting_name(setting), f"{mean:.2f}" if calls else "–", *cells))
+        if calls and len(series) < MOST_DOTS:
+            far = gap([distance.pixels for distance in setting.distances])[0]
+            series.append(Series(setting_name(setting), [mean], [far], line=False))
+    statistics = ("mean", "median", "worst")
+    head = (
+        "setting",
+        "target calls",
+        *(f"{name}, {s}" for name in ("tokens", "Δf_hat", "Δpixel") for s in statistics),
+    )
+    sheet = Sheet("Distance from sequential decoding of the same seed", head, rows)
+    if not series:
+        return [sheet]
+    caption = "What the loss buys: target calls (fewer is faster) against mean pixel distance (less is closer)."
+    x, y = Axis("mean target calls an image", low=0), Axis("mean |pixel difference|", low=0)
+    svg = plot(series, x, y, salt="trade")
+    return [Drawing(svg, f"Scatter plot: {caption} The numbers are in the table.", caption), sheet]
+
+
+def budget_parts(result: Verification) -> list[object]:
+    """Return how far rounding may move a number at every scale, and where that is from."""
+    allowed = result.budget
+    if allowed is None:
+        return [Words("No budget was needed: nothing was decoded.")]
+    made: list[object] = [Words(f"Source: {allowed.source}.")]
+    sides, told = sides_of(result), result.about.get("budget")
+    if not sides or not told:
+        return made
+    budget, cfg = Budget(**told), max((abs(task.request.cfg) for task in result.plan.tasks), default=0.0)
+    rows = []
+    for si in range(len(sides)):
+        at = budget.guided(cfg, si / (len(sides) - 1) if len(sides) > 1 else 0.0)
+        rows.append((f"{si}", *(f"{v:.3g}" for v in (at.logits, at.logits_rms, at.f_hat, margin_bound(at)))))
+    head = ("scale", "guided score, any", "guided score, rms", "f_hat", "largest margin of a tie")
+    return [*made, Sheet(f"What rounding may move, at the largest guidance of the run, cfg {cfg:g}", head, rows)]
+
+
+def provenance_parts(result: Verification, file: str) -> list[object]:
+    """Return what the run was of, and the command that made it."""
+    rows = [("networks", result.models), ("device", str(result.device)), ("run file", file or "not kept")]
+    rows += flat_rows(result.about.get("identity") or {"versions": versions(), "precision": precision()})
+    made: list[object] = [Sheet("What the run was of", ("what", "value"), rows, 2)]
+    if words := result.about.get("command"):
+        made.append(Line(shlex.join(["sdvar-harness", *map(str, words)]), "The command:"))
+    return made

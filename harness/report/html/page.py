@@ -7,13 +7,15 @@ there, never markup; no information is told by colour alone.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from harness.errors import InputError, shortened
 from harness.provenance import versions
+from harness.rounding.precision import precision
 
 MOST_TEXT = 4000  # characters of one text: the message of somebody else's crash may have any length
 TONES = {"good": "✓", "bad": "✕", "open": "?"}  # what a headline wears besides its colour
@@ -152,7 +154,7 @@ class Page:
         word: the verdict.
         tone: one of `TONES`.
         headline: what the verdict means, in plain words.
-        sections: from top to bottom.
+        sections: from top to bottom; one without parts is left out.
         notes: what qualifies the headline: interrupted, unverified.
     """
 
@@ -208,9 +210,31 @@ def share(part: float, whole: float) -> str:
     return "100 %" if part else "0 %"
 
 
+def number(value: float, form: str = ".2g") -> str:
+    """Return a number in a form; a dash of none."""
+    return "–" if math.isnan(value) else format(value, form)
+
+
 def size(count: int) -> str:
     """Return a number of bytes in words; a dash of none."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if count >= 2**power:
             return f"{count / 2**power:.1f} {unit}"
     return f"{count} B" if count else "–"
+
+
+def made_with() -> list[object]:
+    """Return what a result that was made just now is of."""
+    rows = flat_rows({"versions": versions(), "precision": precision()})
+    return [Sheet("What this was made with", ("what", "value"), rows, 2)]
+
+
+def flat_rows(values: Mapping[str, object], before: str = "") -> list[tuple[str, str]]:
+    """Return nested values as rows of a name and a text; what is empty is left out."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += flat_rows(value, f"{before}{name} ")
+        elif value not in ("", None):
+            rows.append((f"{before}{name}".replace("_", " "), str(value)))
+    return rows

@@ -1,23 +1,35 @@
-"""The page of `golden check`: which recorded cases hold, what is wrong with the others, and their images."""
+"""The pages of recordings: which cases hold (`golden check`), what a regeneration would change (`golden diff`).
+
+Both show images as recorded and as this code makes them.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from harness.golden.cases import RecordedCase
+from harness.golden.cases import RecordedCase, networks
+from harness.golden.record import FILE, Fresh
 from harness.golden.result import CaseResult, FileResult, totals
-from harness.golden.store import Recording
+from harness.golden.store import Recording, read
 from harness.judge.verdict import Verdict, worst
 from harness.protocol.trace import Trace
-from harness.report.html import gallery
-from harness.report.html.gallery import Shown
-from harness.report.html.origin import here
-from harness.report.html.page import Bullets, Facts, Fold, Page, Section, Sheet, Words, as_html, counted
-from harness.report.html.sidebyside import side_by_side
+from harness.report.html.gallery import PicturePair, gallery_parts, side_by_side
+from harness.report.html.page import (
+    Bullets,
+    Facts,
+    Fold,
+    Page,
+    Section,
+    Sheet,
+    Words,
+    as_html,
+    counted,
+    made_with,
+    number,
+)  # fmt: skip
 from harness.report.html.words import COMPONENTS, TONE
 
 SIDES = "recording", "code of today"
@@ -28,38 +40,72 @@ HEADLINES = {
     Verdict.INCONCLUSIVE: "Not everything could be compared: see what is unverified below.",
 }
 HOLDS = "Every recorded case holds against this code: token by token, and every tensor within its bound."
-Checked = Sequence[tuple[Recording, Sequence[RecordedCase]]]
+CHANGES = {
+    "added": "planned, and not on disk",
+    "removed": "on disk, and no longer planned",
+    "settings": "planned with other settings",
+    "form": "other tensors, shapes or dtypes",
+    "values": "what is on disk no longer holds against this code",
+    "weights": "recorded with other weights",
+    "changed by hand": "the file is not what was written: its digest does not fit",
+}
+RecordedCases = Sequence[tuple[Recording, Sequence[RecordedCase]]]
 
 
-def recordings_page(results: Sequence[FileResult], checked: Checked, device: str) -> bytes:
+def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, device: str) -> bytes:
     """Return the page of judgements on recordings as one HTML file.
 
     Args:
         results: a file each.
-        checked: recordings and their cases, understood; images of the cases that do not hold are taken from here.
+        recorded: recordings and their cases; images of the cases that do not hold are taken from here.
         device: where this code ran.
     """
     verdict = worst([result.verdict for result in results])
-    shown, count = _images(results, checked)
-    left = [(result, case) for result in results for case in result.cases if case.defects]
+    pairs, count = _pairs_that_differ(results, recorded)
     sections = [
-        Section("result", "Result", "", [_facts(results)]),
-        Section("wrong", "What does not hold", "The first defects of every case, in causal order.", _wrong(left)),
-        Section("files", "What was not compared", "", _files(results)),
+        Section("result", "Result", "", [_result_facts(results)]),
+        Section("wrong", "What does not hold", "The first defects of every case, in causal order.", _wrong(results)),
+        Section("files", "What was not compared", "", _uncompared(results)),
         Section("images", "Images of the cases that do not hold",
                 "As recorded, as this code makes it, and the difference. A frame marks the first token that differs.",
-                gallery.parts(shown, count, "the files hold") if shown else []),
+                gallery_parts(pairs, count, "the files hold") if pairs else []),
         Section("cases", "Every case", "Differences are the largest of a case, on the recorded prefix.",
                 _cases(results)),
-        Section("provenance", "Provenance", "", [Words(f"On {device}."), *here()]),
     ]  # fmt: skip
-    headline = HEADLINES.get(verdict, HOLDS)
-    return as_html(
-        Page("goldens", verdict.value, TONE[verdict], headline, [section for section in sections if section.parts])
-    )
+    return _page(verdict.value, TONE[verdict], HEADLINES.get(verdict, HOLDS), sections, device)
 
 
-def _facts(results: Sequence[FileResult]) -> Facts:
+def regeneration_page(files: Sequence[Fresh], device: str) -> bytes:
+    """Return the page of a comparison of goldens with this code as one HTML file.
+
+    Args:
+        files: every file of the plan; what is on disk is read again.
+        device: where this code ran.
+    """
+    count = sum(len(file.changes) for file in files)
+    word, tone = ("CHANGED", "open") if count else ("UNCHANGED", "good")
+    headline = (
+        "This code no longer gives what is recorded. If the change is meant, golden record writes it, with a reason."
+        if count else "Everything that is recorded holds against this code, rounding apart: nothing would be written."
+    )  # fmt: skip
+    pairs = [pair for file in files for pair in _pairs_that_change(file)]
+    sections = [
+        Section("result", "Result", "", [_change_facts(files)]),
+        Section("changes", "What would change", "A change is what no longer holds; rounding is none.",
+                _change_sheets(files)),
+        Section("images", "Images before and after",
+                "As recorded, as this code makes it, and the difference. A frame marks the first token that changes.",
+                gallery_parts(pairs, len(pairs), "the files hold") if pairs else []),
+    ]  # fmt: skip
+    return _page(word, tone, headline, sections, device)
+
+
+def _page(word: str, tone: str, headline: str, sections: Sequence[Section], device: str) -> bytes:
+    last = Section("provenance", "Provenance", "", [Words(f"On {device}."), *made_with()])
+    return as_html(Page("goldens", word, tone, headline, [*sections, last]))
+
+
+def _result_facts(results: Sequence[FileResult]) -> Facts:
     cases = [case for result in results for case in result.cases]
     bad = sum(case.verdict is Verdict.DEFECT for case in cases)
     return Facts(
@@ -72,17 +118,17 @@ def _facts(results: Sequence[FileResult]) -> Facts:
     )
 
 
-def _wrong(left: Sequence[tuple[FileResult, CaseResult]]) -> list[object]:
-    made: list[object] = []
-    for result, case in left:
+def _wrong(results: Sequence[FileResult]) -> list[object]:
+    parts: list[object] = []
+    for path, case in ((result.path, case) for result in results for case in result.cases if case.defects):
         items = [(each.component, f"{each}. {COMPONENTS.get(each.component, '')}") for each in case.defects[:SHOWN]]
         if len(case.defects) > SHOWN:
             items.append(("and", counted(len(case.defects) - SHOWN, "defect more", "defects more")))
-        made += [Words(f"Case {case.id} of {result.path}:"), Bullets(items)]
-    return made
+        parts += [Words(f"Case {case.id} of {path}:"), Bullets(items)]
+    return parts
 
 
-def _files(results: Sequence[FileResult]) -> list[object]:
+def _uncompared(results: Sequence[FileResult]) -> list[object]:
     items = [(result.path, f"DEFECT: {line}") for result in results for line in result.defects]
     items += [(result.path, f"UNVERIFIED: {result.unverified}") for result in results if result.unverified]
     return [Bullets(items)] if items else []
@@ -91,43 +137,84 @@ def _files(results: Sequence[FileResult]) -> list[object]:
 def _cases(results: Sequence[FileResult]) -> list[object]:
     """Return a table a file: open where something in it is wrong, folded where all of it holds."""
     head = ("case", "verdict", "draws", "identical", "ties", "not judged", "defects", "Δlogits", "Δf_hat", "Δpixel")
-    made: list[object] = []
+    parts: list[object] = []
     for result in results:
-        rows = [
-            (case.id, case.verdict.value, f"{case.draws:,}", f"{case.identical:,}", f"{len(case.ties):,}",
-             f"{case.not_judged:,}", f"{len(case.defects):,}",
-             *map(_number, (case.delta_logits, case.delta_f_hat, case.delta_image)))
-            for case in sorted(result.cases, key=lambda case: not case.defects)
-        ]  # fmt: skip
+        rows = [_case_row(case) for case in sorted(result.cases, key=lambda case: not case.defects)]
         bad = frozenset(k for k, row in enumerate(rows) if row[1] == Verdict.DEFECT.value)
         sheet = Sheet(result.path, head, rows, 2, bad)
         if rows:
-            made.append(sheet if bad else Fold(f"{result.path}: {counted(len(rows), 'case')}", [sheet]))
-    return made
+            parts.append(sheet if bad else Fold(f"{result.path}: {counted(len(rows), 'case')}", [sheet]))
+    return parts
 
 
-def _images(results: Sequence[FileResult], checked: Checked) -> tuple[list[Shown], int]:
+def _case_row(case: CaseResult) -> list[str]:
+    counts = (case.draws, case.identical, len(case.ties), case.not_judged, len(case.defects))
+    deltas = (case.delta_logits, case.delta_f_hat, case.delta_image)
+    return [case.id, case.verdict.value, *(f"{count:,}" for count in counts), *map(number, deltas)]
+
+
+def _pairs_that_differ(results: Sequence[FileResult], recorded: RecordedCases) -> tuple[list[PicturePair], int]:
     """Return images of the cases that do not hold, up to `MOST_IMAGES`, and how many there are in all."""
-    of = {(str(recording.path), case.id): (recording, case) for recording, cases in checked for case in cases}
-    shown: list[Shown] = []
+    sources = {(str(recording.path), case.id): (recording, case) for recording, cases in recorded for case in cases}
+    pairs: list[PicturePair] = []
     count = 0
     for result in results:
         for judged in result.cases:
             if not judged.defects or judged.run is None:
                 continue
-            recording, case = of[result.path, judged.id]
+            recording, case = sources[result.path, judged.id]
             count += judged.request.B
-            if len(shown) < MOST_IMAGES:
-                old, sides = recording.of(case.id), case.models.pyramid.patch_nums
-                shown += side_by_side(case.id, (old, _made(case, judged.run)), SIDES, sides, "Only one side has it.")
-    return shown, count
+            if len(pairs) < MOST_IMAGES:
+                both = recording.of(case.id), _decoded(case, judged.run)
+                pairs += side_by_side(case.id, both, SIDES, case.models.pyramid.patch_nums, "Only one side has it.")
+    return pairs, count
 
 
 @torch.inference_mode()
-def _made(case: RecordedCase, run: Trace) -> Mapping[str, Tensor]:
-    """Return what the free run of a case made."""
+def _decoded(case: RecordedCase, run: Trace) -> Mapping[str, Tensor]:
+    """Return tokens and image of the free run of a case."""
     return {"tokens": run.tokens_BL, "image": case.models.vae.decode(run.f_hat_BCPP)}
 
 
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2g}"
+def _change_facts(files: Sequence[Fresh]) -> Facts:
+    changes = [change for file in files for change in file.changes]
+    return Facts(
+        [
+            ("cases on record", f"{sum(len(file.cases) for file in files):,}", f"in {counted(len(files), 'file')}"),
+            ("would change", f"{len({c.id for c in changes if c.id != FILE}):,}", "cases"),
+            ("tokens that change", f"{sum(change.tokens for change in changes):,}", "in those cases"),
+        ]
+    )
+
+
+def _change_sheets(files: Sequence[Fresh]) -> list[object]:
+    head = ("case", "change", "which means", "first scale", "tokens", "largest Δf_hat", "largest Δpixel")
+    sheets: list[object] = []
+    for file in files:
+        rows = [
+            (change.id, change.what, CHANGES.get(change.what, ""), str(change.first_scale) if change.tokens else "–",
+             f"{change.tokens:,}", number(change.f_hat), number(change.image))
+            for change in file.changes
+        ]  # fmt: skip
+        if rows:
+            sheets.append(Sheet(file.path.name, head, rows, 3))
+    return sheets
+
+
+def _pairs_that_change(file: Fresh) -> list[PicturePair]:
+    """Return the images of every case that changes, those of a case together."""
+    before = read(file.path) if file.path.exists() else Recording(file.path, {}, (), {})
+    after = Recording(file.path, {}, file.cases, file.tensors)
+    pairs: list[PicturePair] = []
+    for change in file.changes:
+        if change.id != FILE:
+            both = before.of(change.id), after.of(change.id)
+            alone = f"{CHANGES[change.what].capitalize()}."
+            pairs += side_by_side(change.id, both, SIDES, _sides(file, change.id), alone)
+    return pairs
+
+
+def _sides(file: Fresh, name: str) -> Sequence[int]:
+    """Return the sides of a case's scales; none of one that is no longer planned."""
+    case = next((case for case in file.cases if case["id"] == name), None)
+    return networks(dict(case), file.models).pyramid.patch_nums if case else ()

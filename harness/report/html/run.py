@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.judge.verdict import Verdict
 from harness.protocol.contract import Contract
-from harness.report.html import cost, gallery, origin, overview, rounds, scales, story, tokenmaps
+from harness.report.html import gallery, overview, scales, story
 from harness.report.html.page import Fold, Page, Section, Words, as_html, counted
 from harness.report.html.words import TONE, VERDICTS
 from harness.runs.pictures import Picture
@@ -57,7 +57,7 @@ def seen_in(path: Path, result: Verification, keeps: bool = True) -> Seen:
 def run_page(result: Verification, seen: Seen) -> bytes:
     """Return the page of a verification as one HTML file."""
     return as_html(Page(result.models, result.verdict.value, TONE[result.verdict], _headline(result),
-                        [section for section in _sections(result, seen) if section.parts], _notes(result)))  # fmt: skip
+                        _sections(result, seen), _notes(result)))  # fmt: skip
 
 
 def _headline(result: Verification) -> str:
@@ -80,14 +80,14 @@ def _sections(result: Verification, seen: Seen) -> list[Section]:
     other = result.against or "reference"
     found = result.first_divergence is not None
     return [
-        Section("result", "Result", "", [overview.facts(result), *overview.settings(result)]),
+        Section("result", "Result", "", [overview.key_facts(result), *overview.settings_parts(result)]),
         Section("compared", "What was compared, and what was not",
                 "The decoder under test and a plain sequential sampler met the same random numbers.",
-                overview.compared(result)),
-        Section("story", story.title(result) if found else "Divergence",
+                overview.compared_parts(result)),
+        Section("story", story.story_title(result) if found else "Divergence",
                 "Where the two sides part first, and how to see it again." if found else "",
-                story.parts(result, seen.exhibit, (seen.file, seen.case))),
-        Section("distance", "Distance and what it buys", "Measured, never judged.", cost.distances(result)),
+                story.story_parts(result, seen.exhibit, (seen.file, seen.case))),
+        Section("distance", "Distance and what it buys", "Measured, never judged.", overview.distance_parts(result)),
         Section("images", "Images",
                 f"The {other}'s image, the decoder's, and their difference; worst first. The images of one seed part "
                 "for good behind the first token that differs.",
@@ -95,36 +95,38 @@ def _sections(result: Verification, seen: Seen) -> list[Section]:
         Section("tokens", "Token maps",
                 "Every token of the decoder beside what the reference draws on the same tokens before it, so that one "
                 "mistake is not counted again in all that follows it.", _maps(result, seen)),
-        Section("worst", "What is wrong", "", overview.images(result)),
-        Section("scales", "Scale by scale", "", scales.parts(result)),
+        Section("worst", "What is wrong", "", overview.worst_images(result)),
+        Section("scales", "Scale by scale", "", scales.scale_parts(result)),
         Section("rounds", "Rounds",
                 "A round: the small model drafts some scales, the large one checks them in one pass, and at least one "
-                f"scale is final. {rounds.LEGEND}.", _rounds(result, seen)),
-        Section("cost", "Time and memory", "", cost.times(result)),
+                f"scale is final. {scales.ROUND_LEGEND}.", _rounds(result, seen)),
+        Section("cost", "Time and memory", "", overview.cost_parts(result)),
         Section("budget", "How much rounding may move",
                 "Two right decoders differ by rounding. These limits were measured on the reference before the decoder "
-                "was built, so that a bug cannot excuse itself.", origin.budgets(result)),
+                "was built, so that a bug cannot excuse itself.", overview.budget_parts(result)),
         Section("provenance", "Provenance", "All that is needed to repeat the run.",
-                origin.provenance(result, seen.file)),
+                overview.provenance_parts(result, seen.file)),
     ]  # fmt: skip
 
 
 def _setting(result: Verification, number: int) -> str:
-    return scales.named(result.settings[number]) if number < len(result.settings) else f"setting {number}"
+    return scales.setting_name(result.settings[number]) if number < len(result.settings) else f"setting {number}"
 
 
 def _images(result: Verification, seen: Seen, other: str) -> list[object]:
     if not seen.pictures:
         return [Words("The run kept none: no decode came so far that its result is an image.")]
     sides = scales.sides_of(result)
-    items = [gallery.shown(picture, sides, _setting(result, picture.setting), other) for picture in seen.pictures]
-    return gallery.parts(items, result.images)
+    items = [
+        gallery.picture_pair(picture, sides, _setting(result, picture.setting), other) for picture in seen.pictures
+    ]
+    return gallery.gallery_parts(items, result.images)
 
 
 def _maps(result: Verification, seen: Seen) -> list[object]:
     sides = scales.sides_of(result)
     made = [
-        tokenmaps.maps(picture, sides, f"{_name(picture)}: {_setting(result, picture.setting)}")
+        gallery.token_maps(picture, sides, f"{_name(picture)}: {_setting(result, picture.setting)}")
         for picture in seen.pictures[:MOST_MAPS]
         if picture.badness or picture is seen.pictures[0]
     ]
@@ -134,7 +136,7 @@ def _maps(result: Verification, seen: Seen) -> list[object]:
 def _rounds(result: Verification, seen: Seen) -> list[object]:
     S = len(scales.sides_of(result))
     made = [
-        rounds.time_line(
+        scales.time_line(
             picture.rounds, S, f"{_name(picture)}: {_setting(result, picture.setting)}; columns are scales"
         )
         for picture in _one_a_setting(seen.pictures)

@@ -1,4 +1,4 @@
-"""Scale by scale: what was compared, what became of drafts, and margins against what rounding explains."""
+"""Scale by scale: what was compared, what became of drafts, margins against what rounding explains; and the rounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from harness.judge.verdict import Divergence
-from harness.report.html.page import Drawing, Sheet, Words, share
+from harness.protocol.trace import Round
+from harness.report.html.page import Drawing, Grid, Lane, Sheet, State, Words, share
 from harness.report.html.plots import Axis, Series, plot
 from harness.runs.result import SettingResult, Verification
 
@@ -28,7 +29,7 @@ def by_scale(settings: Sequence[SettingResult], name: str, scales: int) -> list[
     return found
 
 
-def parts(result: Verification) -> list[object]:
+def scale_parts(result: Verification) -> list[object]:
     """Return the parts of the section."""
     sides = sides_of(result)
     if not sides or not result.images:
@@ -70,7 +71,7 @@ def _acceptance(result: Verification, scales: int) -> Drawing:
     for setting in result.settings[:MOST_LINES]:
         drafted, kept = (by_scale([setting], name, scales) for name in ("drafted", "kept"))
         points = [(si, 100 * k / d) for si, (k, d) in enumerate(zip(kept, drafted, strict=True)) if d]
-        name = named(setting)
+        name = setting_name(setting)
         if points:
             series.append(Series(name, *columns(points)))
         rows.append((name, *(share(k, d) for k, d in zip(kept, drafted, strict=True))))
@@ -123,7 +124,7 @@ def ratio(found: Divergence) -> float:
     return max(0.0, found.margin) / found.bound if found.bound > 0 else math.inf
 
 
-def named(setting: SettingResult) -> str:
+def setting_name(setting: SettingResult) -> str:
     """Return a setting in words, with its draft."""
     return f"{setting.settings}{f', {setting.draft} draft' if setting.draft else ''}"
 
@@ -134,3 +135,37 @@ def _listed(result: Verification, name: str) -> list[Divergence]:
 
 def _number(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "filtered out"
+
+
+FINAL = State("final", "", "final before")
+LATER = State("later", "", "not reached")
+KEPT = State("kept", "K", "drafted and kept")
+CORRECTED = State("corrected", "C", "drafted and corrected: wrong tokens replaced")
+DROPPED = State("dropped", "d", "drafted and dropped")
+BONUS = State("bonus", "B", "bonus: finished by the target, never drafted")
+ROUND_LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (KEPT, CORRECTED, DROPPED, BONUS))
+TAILS = "kept tokens", "replaced", "target rows"
+
+
+def time_line(rounds: Sequence[Round], scales: int, caption: str) -> Grid:
+    """Return the time line of one image: a row a round, a column a scale."""
+    rows = [_lane(f"{number}", turn, scales) for number, turn in enumerate(rounds, 1)]
+    return Grid(caption, "round", [f"{si}" for si in range(scales)], rows, TAILS)
+
+
+def _lane(name: str, turn: Round, scales: int) -> Lane:
+    fell, behind = turn.first + turn.accepted, turn.first + turn.drafted
+    states = []
+    for si in range(scales):
+        if si < turn.first:
+            states.append(FINAL)
+        elif si < fell:
+            states.append(KEPT)
+        elif si == fell and turn.corrected:
+            states.append(CORRECTED)
+        elif si == behind and turn.bonus:
+            states.append(BONUS)
+        else:
+            states.append(DROPPED if si < behind else LATER)
+    counts = (turn.accepted_tokens, turn.corrected_tokens, turn.target_rows)
+    return Lane(name, states, [f"{count:,}" for count in counts])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from harness.judge.verdict import Divergence, Verdict
-from harness.report.html.gallery import at
+from harness.report.html.gallery import place_of
 from harness.report.html.page import Line, Sheet, Words, counted
 from harness.report.html.scales import sides_of
 from harness.report.html.words import COMPONENTS
@@ -20,14 +20,14 @@ NEAR = 8  # tokens of the prefix that are listed
 Exhibit = Mapping[str, Tensor]
 
 
-def title(result: Verification) -> str:
+def story_title(result: Verification) -> str:
     """Return the heading of the section."""
     if result.against:
         return "The first difference"
     return "The first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "The first defect"
 
 
-def parts(result: Verification, exhibit: Exhibit, kept: tuple[str, int | None]) -> list[object]:
+def story_parts(result: Verification, exhibit: Exhibit, kept: tuple[str, int | None]) -> list[object]:
     """Return the parts of the section.
 
     Args:
@@ -55,7 +55,7 @@ def _where(found: Divergence, sides: Sequence[int]) -> str:
         text += f". Scale {found.scale}"
         text += f" of 0 to {len(sides) - 1}, {sides[found.scale]} × {sides[found.scale]} tokens" if sides else ""
     if found.position >= 0 and sides:
-        _, y, x = at(sides, found.position)
+        _, y, x = place_of(sides, found.position)
         text += f". Position {found.position}: row {y}, column {x} of that map"
     return f"{text}."
 

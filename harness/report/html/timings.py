@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from harness.bench.speed import SpeedRow
 from harness.bench.stored import Speed
-from harness.report.html.origin import here
-from harness.report.html.page import Drawing, Facts, Page, Section, Sheet, Words, as_html, counted
+from harness.report.html.page import Drawing, Facts, Page, Section, Sheet, Words, as_html, counted, made_with
 from harness.report.html.plots import Axis, Series, plot
 
 
@@ -32,7 +31,7 @@ def timings_page(run: Speed, device: str) -> bytes:
         Section("speculative", "Speculative decoding", "", [_speculative(run.rows)]),
         Section("sequential", "Sequential decoding", "", [_sequential(run.rows)]),
         Section("provenance", "Provenance", "",
-                [Words(f"{run.models} on {device}, {run.title}. {run.machine}."), *here()]),
+                [Words(f"{run.models} on {device}, {run.title}. {run.machine}."), *made_with()]),
     ]  # fmt: skip
     word, tone = (f"{best.speed_up:.2f} TIMES AS FAST", "good") if gains else ("NOT FASTER", "open")
     return as_html(Page(f"{run.models} on {device}", word, tone, text, sections))

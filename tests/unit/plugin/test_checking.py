@@ -11,11 +11,19 @@ from harness import InputError, ModelPair, Request, Settings, build_decoder
 from harness.laws import LAWS as EVERY
 from harness.laws import Subject, Violation
 from harness.laws.positions import LAWS
-from harness.plugin.asked import Asked
-from harness.plugin.checking import SEEN, Struck, Unproven, WrongOnDigits, check_digits, check_law
+from harness.plugin.checking import (
+    SEEN,
+    Struck,
+    Unproven,
+    WrongOnDigits,
+    cases_of,
+    check_digits,
+    check_law,
+    judged,
+    reference,
+)
 from harness.plugin.digits import design, pair
-from harness.plugin.judged import judged, reference
-from harness.plugin.verifying import cases_of
+from harness.plugin.options import Asked
 from harness.protocol.contract import Contract
 
 QUERY = next(law for law in LAWS if law.id == "positions.query")

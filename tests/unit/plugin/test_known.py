@@ -11,8 +11,8 @@ from harness.errors import InputError
 from harness.laws import Violation
 from harness.laws.catalogue import LAWS
 from harness.plugin.checking import Unproven, WrongOnDigits
-from harness.plugin.known import read_known
-from harness.plugin.told import mark_known
+from harness.plugin.digits import read_known
+from harness.plugin.junit import mark_known
 
 
 def test_laws_and_cases_with_reasons(tmp_path: Path):

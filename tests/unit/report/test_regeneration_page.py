@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.golden.plan import DATA
 from harness.golden.record import FILE, Change, Fresh
 from harness.golden.store import as_bytes, read
-from harness.report.html.regeneration import regeneration_page
+from harness.report.html.recordings import regeneration_page
 from tests.helpers import command
 from tests.unit.report.reading import read as read_page
 

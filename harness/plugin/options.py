@@ -78,7 +78,7 @@ class Asked:
         from harness.files import check_outputs  # noqa: PLC0415
         from harness.laws.case import PYRAMIDS  # noqa: PLC0415
         from harness.laws.search import Scope  # noqa: PLC0415
-        from harness.plugin.known import read_known  # noqa: PLC0415
+        from harness.plugin.digits import read_known  # noqa: PLC0415
         from harness.report.html.page import check_page  # noqa: PLC0415
 
         name = option.sdvar_implementation or DEFAULT

@@ -13,7 +13,7 @@ import pytest
 from harness import laws
 from harness.laws import Case, Violation
 from harness.laws.positions import LAWS
-from harness.plugin.told import NAMES
+from harness.plugin.junit import NAMES
 
 ROOT = Path(__file__).parents[2]
 OFFSET = "harness.mutants.positions:OFFSET"
