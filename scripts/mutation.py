@@ -50,11 +50,11 @@ EQUAL = [
         "what follows the first intermediate is the other ones, which are not shown either",
     ),
     (
-        r"ties\._survivors$",
+        r"race\._survivors$",
         r"(?<=request\.top_[kp]) <=? 0",
         "a shortcut: without a filter what follows drops nobody, and no filter is below 0",
     ),
-    (r"stored\.load$", r"(?<=good = )(False|None)", "neither is true"),
+    (r"budget\.load$", r"(?<=good = )(False|None)", "neither is true"),
     (r"record\.fresh$", r"(?<=else Recording\()(path|None)", "nobody asks where a file lies that is not there"),
     (
         r"measure\.windows$",
@@ -63,7 +63,7 @@ EQUAL = [
     ),
     (r"smooth\._judge_maps$", r"steps=(False|None)", "neither asks for what a scale adds"),
     (r"smooth\._compare$", r"(?<=delta / allowed, )[01]\.0", "what is not judged is within what is allowed either way"),
-    (r"weights\._surprise", r"dtype=(torch\.int64|None)", "a list of whole numbers becomes int64 by itself"),
+    (r"e_values\._surprise", r"dtype=(torch\.int64|None)", "a list of whole numbers becomes int64 by itself"),
 ]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from harness.judge.distances import distances
+from harness.judge.decode import distances
 from harness.judge.verdict import Distance
 from harness.models.pair import ModelPair
 from harness.pool.employ import ALONE, Execution, employ

@@ -12,8 +12,8 @@ from harness.commands.listed import counts
 from harness.files import check_outputs
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, say
+from harness.rounding.budget import load, save
 from harness.rounding.measure import BATCHES, check_explained, measure
-from harness.rounding.stored import load, save
 from harness.wording import count_of
 
 

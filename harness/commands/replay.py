@@ -16,7 +16,7 @@ from harness.models.pair import ModelPair
 from harness.report.progress import LongWork
 from harness.report.replays import say_replayed, say_smallest
 from harness.report.terminal import plain_console
-from harness.rounding.stored import SHIPPED
+from harness.rounding.budget import SHIPPED
 from harness.runs.case import MOST_CASES, KeptCase, cases_of, is_bundle, of_checkouts, read_bundle, write_bundle
 from harness.runs.replay import Answer, Replayed, replay_case, shrink_case
 from harness.signals import silence

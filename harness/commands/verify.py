@@ -32,7 +32,7 @@ from harness.report.as_json import as_json
 from harness.report.html.page import check_page
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, show
-from harness.rounding.stored import SHIPPED
+from harness.rounding.budget import SHIPPED
 from harness.runs.cover import covering, plan_of, verify_design
 from harness.runs.decodes import Decodes, RunInterrupted, Step, verify_decodes
 from harness.runs.keep import RunStore

@@ -9,7 +9,7 @@ from harness.decoders.factory import Factory
 from harness.decoders.process import Limits
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
-from harness.rounding.stored import SHIPPED
+from harness.rounding.budget import SHIPPED
 
 
 @dataclass(frozen=True)

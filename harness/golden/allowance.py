@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 from harness.golden.cases import RecordedCase
 from harness.protocol.trace import Trace
-from harness.rounding.budget import Budget
+from harness.rounding.budget import MARGIN, Budget
 from harness.rounding.measure import quick
-from harness.rounding.stored import MARGIN
 
 
 @dataclass(frozen=True)

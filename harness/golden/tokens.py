@@ -16,7 +16,7 @@ from harness.golden.cases import RecordedCase
 from harness.golden.result import CaseResult
 from harness.golden.spread import guided
 from harness.judge.compare import largest_difference
-from harness.judge.ties import margin_bound, race_margin
+from harness.judge.race import margin_bound, race_margin
 from harness.judge.verdict import Divergence
 from harness.protocol.noise import TOKEN
 from harness.protocol.trace import Trace

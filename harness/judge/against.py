@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.judge.evidence import Evidence
 from harness.judge.form import malformed
-from harness.judge.ties import margin_bound, race_margin
+from harness.judge.race import margin_bound, race_margin
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.noise import TOKEN
 from harness.protocol.trace import Trace

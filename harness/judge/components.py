@@ -6,12 +6,14 @@ f_hat), so the first one that differs names the component; where the decoder exp
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from harness.judge.evidence import Evidence
-from harness.judge.suspects import behind_drafts, other_row, wrong_label
-from harness.judge.verdict import Found, Wrong
+from harness.judge.suspects import is_after_drafts, other_row, round_of, wrong_label
 from harness.protocol.trace import Intermediates
 from harness.rounding.budget import Budget
 
@@ -22,8 +24,20 @@ INPUT_ULPS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 4}
 GUIDANCE_ULPS = 8
 
 
-def first_wrong(evidence: Evidence) -> Wrong:
-    """Return (scale, component, detail) of the first wrong tensor of every image; None where every tensor agrees.
+@dataclass(frozen=True)
+class WrongTensor:
+    """A tensor that is not the reference's, and the component that made it; `detail` is a clause on why."""
+
+    scale: int
+    component: str
+    detail: str
+
+
+WrongTensors = dict[int, WrongTensor | None]  # the first one of every row of the batch
+
+
+def first_wrong(evidence: Evidence) -> WrongTensors:
+    """Return the first wrong tensor of every image; None where every tensor agrees.
 
     Args:
         evidence: both traces; without intermediates nothing can be placed.
@@ -32,20 +46,21 @@ def first_wrong(evidence: Evidence) -> Wrong:
     if actual is None or expected is None:
         return dict.fromkeys(range(evidence.request.B))
     agree = _agree_SB(evidence, actual, expected).T.tolist()  # the one wait for the device
-    return {image: None if all(agree_S) else _first_wrong(evidence, image) for image, agree_S in enumerate(agree)}
+    scales = evidence.models.pyramid
+    return {b: None if all(agree_S) else first_wrong_of(evidence, b, scales) for b, agree_S in enumerate(agree)}
 
 
-def _first_wrong(evidence: Evidence, image: int) -> Found | None:
-    """Place the first wrong tensor of one image."""
+def first_wrong_of(evidence: Evidence, image: int, scales: Iterable[int]) -> WrongTensor | None:
+    """Return the first wrong tensor of one image at some scales, if any; None where intermediates are not shown."""
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
-    assert actual is not None
-    assert expected is not None
-    for si in evidence.models.pyramid:
-        unseen = bool(evidence.unverified) and si in evidence.unverified[image]
-        check = wrong_f_hat_at if unseen else wrong_at
-        found = check(evidence, actual, expected, image, si)
-        if found is not None:
-            return si, *found
+    if actual is None or expected is None:
+        return None
+    for si in scales:
+        unverified = bool(evidence.unverified) and si in evidence.unverified[image]
+        check = wrong_f_hat_at if unverified else wrong_at
+        wrong = check(evidence, actual, expected, image, si)
+        if wrong is not None:
+            return wrong
     return None
 
 
@@ -54,21 +69,18 @@ def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates
     """Tell of every scale of every image whether all its tensors agree, by the checks of `wrong_at`."""
     pyramid, budget = evidence.models.pyramid, evidence.budget
     error_B = _input_error(_halves(expected.x_RLD, slice(None), slice(None)), budget)
-    found = []
+    agree = []
     for si in pyramid:
         span, t = pyramid.span(si), evidence.request.cfg * pyramid.ramp(si)
-        pairs = [
-            (_halves(getattr(actual, name), slice(None), span), _halves(getattr(expected, name), slice(None), span))
-            for name in ("x_RLD", "rows_RLV")
-        ]
-        (x, x_due), (rows, rows_due) = pairs
-        seen_B = _close(x, x_due, error_B) & _same_rows(rows, rows_due, budget)
-        seen_B &= _is_guided(actual.guided_BLV[:, span], rows[0], rows[1], t)
+        x, rows = (_halves(each, slice(None), span) for each in (actual.x_RLD, actual.rows_RLV))
+        expected_x, expected_rows = (_halves(each, slice(None), span) for each in (expected.x_RLD, expected.rows_RLV))
+        agree_B = _close(x, expected_x, error_B) & _same_rows(rows, expected_rows, budget)
+        agree_B &= _is_guided(actual.guided_BLV[:, span], rows[0], rows[1], t)
         for image, scales in enumerate(evidence.unverified):
             if si in scales:
-                seen_B[image] = True
-        found.append(seen_B & _close(actual.f_hat_SBCPP[si], expected.f_hat_SBCPP[si], 2 * budget.f_hat))
-    return torch.stack(found)
+                agree_B[image] = True
+        agree.append(agree_B & _close(actual.f_hat_SBCPP[si], expected.f_hat_SBCPP[si], 2 * budget.f_hat))
+    return torch.stack(agree)
 
 
 def _halves(tensor_RLx: Tensor, images: slice, span: slice) -> Tensor:
@@ -79,41 +91,41 @@ def _halves(tensor_RLx: Tensor, images: slice, span: slice) -> Tensor:
 
 def wrong_at(
     evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
-) -> tuple[str, str] | None:
-    """Return (component, detail) of the first wrong tensor of one image at one scale; None when all agree."""
+) -> WrongTensor | None:
+    """Return the first wrong tensor of one image at one scale; None when all agree."""
     pyramid, budget = evidence.models.pyramid, evidence.budget
     span, one = pyramid.span(si), slice(image, image + 1)
     for name in ("x_RLD", "rows_RLV"):
         if not bool(torch.isfinite(_halves(getattr(actual, name), one, span)).all()):
-            return "scheduling", f"{name} of scale {si} is not finite or was never written"
+            return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
     error_b = _input_error(_halves(expected.x_RLD, one, slice(None)), budget)
     if not _close(_halves(actual.x_RLD, one, span), _halves(expected.x_RLD, one, span), error_b):
         return _wrong_input(evidence, actual, expected, image, si)
-    rows, due = _halves(actual.rows_RLV, one, span), _halves(expected.rows_RLV, one, span)
-    if not _same_rows(rows, due, budget):
-        if _same_rows(rows.flip(0), due, budget):
-            return "guidance", f"rows of scale {si} are swapped: unconditional half first"
+    rows, expected_rows = _halves(actual.rows_RLV, one, span), _halves(expected.rows_RLV, one, span)
+    if not _same_rows(rows, expected_rows, budget):
+        if _same_rows(rows.flip(0), expected_rows, budget):
+            return WrongTensor(si, "guidance", f"rows of scale {si} are swapped: unconditional half first")
         both, everyone = [image, evidence.request.B + image], expected.rows_RLV[:, span]
-        if (found := _misplaced(actual.rows_RLV[both, span], everyone, both, 2 * budget.rows, si)) is not None:
-            return found
-        if (found_label := wrong_label(evidence, actual, image, si)) is not None:
-            return "condition", found_label
+        if (misplaced := _misplaced(actual.rows_RLV[both, span], everyone, both, 2 * budget.rows, si)) is not None:
+            return misplaced
+        if (label := wrong_label(evidence, actual, image, si)) is not None:
+            return WrongTensor(si, "condition", label)
         return _wrong_rows(evidence, image, si)
     guided, t = actual.guided_BLV[one, span], evidence.request.cfg * pyramid.ramp(si)
     if not _is_guided(guided, rows[0], rows[1], t):
         swapped = _is_guided(guided, rows[1], rows[0], t)
         why = "unconditional half first" if swapped else "weight or halves"
-        return "guidance", f"guided logits of scale {si} are not those of their rows: {why}"
+        return WrongTensor(si, "guidance", f"guided logits of scale {si} are not those of their rows: {why}")
     return wrong_f_hat_at(evidence, actual, expected, image, si)
 
 
 def wrong_f_hat_at(
     evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
-) -> tuple[str, str] | None:
-    """Return ("f_hat", detail) where one image's f_hat after scale `si` is wrong; None where it agrees."""
+) -> WrongTensor | None:
+    """Return what is wrong with one image's f_hat after scale `si`; None where it agrees."""
     f_hat, one = actual.f_hat_SBCPP[si, image], slice(image, image + 1)
     if not _close(actual.f_hat_SBCPP[si, one], expected.f_hat_SBCPP[si, one], 2 * evidence.budget.f_hat):
-        return "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}"
+        return WrongTensor(si, "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}")
     return None
 
 
@@ -122,10 +134,12 @@ def wrong_f_hat_at(
 
 def _is_guided(guided_blV: Tensor, conditional_blV: Tensor, unconditional_blV: Tensor, t: float) -> Tensor:
     """Compare with the guidance of the decoder's own rows (spec §7): no network in between, so rounding is tiny."""
-    due = (1 + t) * conditional_blV - t * unconditional_blV
+    expected_blV = (1 + t) * conditional_blV - t * unconditional_blV
     # of the largest term in any usual form; that of u + (1+t)·(c − u) is u, even where t = 0 leaves c alone
     scale = (1 + abs(t)) * (conditional_blV.abs() + unconditional_blV.abs())
-    return ((guided_blV - due).abs() <= GUIDANCE_ULPS * torch.finfo(due.dtype).eps * scale).all(dim=(1, 2))
+    return ((guided_blV - expected_blV).abs() <= GUIDANCE_ULPS * torch.finfo(expected_blV.dtype).eps * scale).all(
+        dim=(1, 2)
+    )
 
 
 def _close(actual: Tensor, expected: Tensor, error: Tensor | float) -> Tensor:
@@ -151,7 +165,7 @@ def _input_error(expected_2bLD: Tensor, budget: Budget) -> Tensor:
 
 def _wrong_input(
     evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
-) -> tuple[str, str]:
+) -> WrongTensor:
     """The input is embed(raw) + position term: what is left without embed(raw) tells which of the two is wrong."""
     pyramid, network, B = evidence.models.pyramid, evidence.models.target, evidence.request.B
     span, one = pyramid.span(si), slice(image, image + 1)
@@ -161,9 +175,9 @@ def _wrong_input(
     if (misplaced := _misplaced(actual.x_RLD[both, span], expected.x_RLD[:, span], both, error, si)) is not None:
         return misplaced
     if si == 0:
-        return "condition", f"the input of scale 0 is not that of its label{_half(halves)}"
+        return WrongTensor(si, "condition", f"the input of scale 0 is not that of its label{_half(halves)}")
     if any(halves):
-        return "rows", f"the input of scale {si} is wrong{_half(halves)}"
+        return WrongTensor(si, "rows", f"the input of scale {si} is wrong{_half(halves)}")
     own_lD = network.lvl_SD[si] + network.pos_LD[span]
     left_lD = actual.x_RLD[image, span] - (expected.x_RLD[image, span] - own_lD)
     # [level, row, position]: how far a row is from that position's term, each row free to sit anywhere
@@ -172,17 +186,18 @@ def _wrong_input(
     if bool((nearest_l <= error).all()):
         row_l = torch.arange(len(level_l), device=level_l.device)
         position_l = distance_SlL[level_l, row_l].argmin(1)
-        found = f"{int(position_l[0])}..{int(position_l[-1])} with level {_span(level_l)}"
-        return "positions", f"inputs of scale {si} sit at positions {found}, not {span.start}..{span.stop - 1}"
-    if behind_drafts(evidence, actual.x_RLD[image, span], image, si, error):
-        detail = f"scale {si} was made final behind tokens of scale {si - 1} that its input does not hold"
-        return "accept", detail
-    return "query", f"the input of scale {si} is not that of its f_hat"
+        where = f"{int(position_l[0])}..{int(position_l[-1])} with level {_span(level_l)}"
+        detail = f"inputs of scale {si} sit at positions {where}, not {span.start}..{span.stop - 1}"
+        return WrongTensor(si, "positions", detail)
+    if is_after_drafts(evidence, actual.x_RLD[image, span], image, si, error):
+        detail = f"scale {si} was made final after tokens of scale {si - 1} that its input does not hold"
+        return WrongTensor(si, "accept", detail)
+    return WrongTensor(si, "query", f"the input of scale {si} is not that of its f_hat")
 
 
 def _misplaced(
     actual_2lX: torch.Tensor, expected_RlX: torch.Tensor, rows: list[int], error: float, si: int
-) -> tuple[str, str] | None:
+) -> WrongTensor | None:
     """Tell whether a guidance row holds what belongs to another one: halves mixed, or images."""
     B = len(expected_RlX) // 2
     for own, actual_lX in zip(rows, actual_2lX, strict=True):
@@ -190,9 +205,11 @@ def _misplaced(
         if other is None:
             continue
         if (own < B) != (other < B):
-            return "rows", f"guidance row {own} of scale {si} holds what belongs to row {other}, of the other half"
+            return WrongTensor(
+                si, "rows", f"guidance row {own} of scale {si} holds what belongs to row {other}, of the other half"
+            )
         if si:  # the input of scale 0 is its label's: another image's is a wrong condition
-            return "rows", f"guidance row {own} of scale {si} holds what belongs to row {other}"
+            return WrongTensor(si, "rows", f"guidance row {own} of scale {si} holds what belongs to row {other}")
     return None
 
 
@@ -214,15 +231,16 @@ def _span(level_l: Tensor) -> str:
     return str(low) if low == high else f"{low}..{high}"
 
 
-def _wrong_rows(evidence: Evidence, image: int, si: int) -> tuple[str, str]:
+def _wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
     """Inputs agree and logits do not: the pass saw the wrong keys. A pass over one scale needs no mask."""
-    for turn in evidence.actual.rounds[image] if evidence.actual.rounds else []:
-        if turn.first <= si < turn.first + turn.finished:
-            if turn.drafted + turn.bonus == 1 and turn.target_rows <= evidence.models.pyramid.tokens(si):
-                return "cache", f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
-            last = max(si, turn.first + turn.drafted - 1)
-            return "mask or cache", f"logits of scale {si} differ in the pass over scales {turn.first}..{last}"
-    return "mask or cache", f"logits of scale {si} differ while its inputs agree"
+    turn = round_of(evidence, image, si)
+    if turn is None:
+        return WrongTensor(si, "mask or cache", f"logits of scale {si} differ while its inputs agree")
+    if turn.drafted + turn.bonus == 1 and turn.target_rows <= evidence.models.pyramid.tokens(si):
+        detail = f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
+        return WrongTensor(si, "cache", detail)
+    last = max(si, turn.first + turn.drafted - 1)
+    return WrongTensor(si, "mask or cache", f"logits of scale {si} differ in the pass over scales {turn.first}..{last}")
 
 
 def _wrong_f_hat(expected: Intermediates, image: int, si: int, f_hat: Tensor) -> str:

@@ -90,7 +90,7 @@ def _rows_under(evidence: Evidence, image: int, window: tuple[int, int], own: in
 
 
 @torch.inference_mode()
-def behind_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int, error: float) -> bool:
+def is_after_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int, error: float) -> bool:
     """Tell whether a scale's input is the one behind what the draft draws at the scale before it, of the same round."""
     turn = round_of(evidence, image, si)
     if turn is None or not turn.first < si:
@@ -108,7 +108,7 @@ def behind_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int, 
     return False
 
 
-def kept_drafts(evidence: Evidence, image: int, si: int) -> bool:
+def is_accepted_draft(evidence: Evidence, image: int, si: int) -> bool:
     """Tell whether the wrong tokens of a scale are what the draft itself draws there: kept, and should have fallen."""
     turn = round_of(evidence, image, si)
     if turn is None or si >= turn.first + turn.drafted:

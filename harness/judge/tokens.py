@@ -1,6 +1,6 @@
 """Tokens against the reference's draws: certified ties, or defects of a named component.
 
-Promise: a tie is certified by a more precise reference on the decoder's own prefix (`rounding.certifying`); where the
+Promise: a tie is certified by a more precise reference on the decoder's own prefix (`rounding.precision`); where the
 decoder shows its logits, its own race must give its token too, so that no budget excuses a wrong draw. A differing
 token that is not certified is wrong, and counted; `MOST_RECORDS` of a decode are described, the earliest scales first.
 """
@@ -14,21 +14,22 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from harness.judge.components import WrongTensors
+from harness.judge.e_values import costs_of, weigh_decode
 from harness.judge.evidence import Evidence
-from harness.judge.suspects import kept_drafts
-from harness.judge.ties import RACE_ROUNDING, margin_bound, race_margins
-from harness.judge.verdict import Divergence, Judgement, Wrong
-from harness.judge.weights import costs_of, weigh_decode
+from harness.judge.race import RACE_ROUNDING, margin_bound, race_margins
+from harness.judge.suspects import is_accepted_draft
+from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.noise import TOKEN
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import cachefree
-from harness.rounding.certifying import certifying, images_at_once, wide
+from harness.rounding.precision import certifying, images_at_once, wide
 
 MOST_RECORDS = 1000  # wrong tokens of one decode that are described one by one
 NUMBERS = 2**26  # of logits that are raced at a time
 
 
-def judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement: Judgement) -> None:
+def judge_tokens(evidence: Evidence, wrong: WrongTensors, differ_BL: Tensor, judgement: Judgement) -> None:
     """Certify every differing token as a tie, or call it a defect.
 
     Args:
@@ -46,7 +47,7 @@ def judge_tokens(evidence: Evidence, wrong: Wrong, differ_BL: Tensor, judgement:
     ties = [one for one in raced if one.is_tie]
     judgement.ties = [_divergence(evidence, one, "tie", "within the error budget") for one in ties]
     others = [one for one in raced if not one.is_tie]
-    accepted_wrongly = cache(partial(kept_drafts, evidence))  # by image and scale
+    accepted_wrongly = cache(partial(is_accepted_draft, evidence))  # by image and scale
     judgement.defects = [_wrong_token(evidence, wrong, one, accepted_wrongly) for one in others[:MOST_RECORDS]]
     judgement.wrong_tokens = len(others)
     judgement.unlisted = len(others) - len(judgement.defects)
@@ -148,17 +149,17 @@ def _exponentials(evidence: Evidence, row_n: Tensor, position_n: Tensor, scale_n
 
 
 def _wrong_token(
-    evidence: Evidence, wrong: Wrong, one: Raced, accepted_wrongly: Callable[[int, int], bool]
+    evidence: Evidence, wrong: WrongTensors, one: Raced, accepted_wrongly: Callable[[int, int], bool]
 ) -> Divergence:
     """Name the component of a wrong token: what `wrong` found at or before its scale, else acceptance or the draw."""
     first = wrong[one.row]
-    if first is not None and first[0] <= one.scale:
-        return _divergence(evidence, one, first[1], first[2])
+    if first is not None and first.scale <= one.scale:
+        return _divergence(evidence, one, first.component, first.detail)
     if evidence.actual.intermediates is None:
         why = "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
         return _divergence(evidence, one, "unknown", why)
     if accepted_wrongly(one.row, one.scale):
-        why = "the draft's own token stands, and is not the target's draw"
+        why = "the draft's own token is accepted, and is not the target's draw"
         return _divergence(evidence, one, "accept", why)
     why = "guided logits agree, so filter, draw or noise is wrong"
     return _divergence(evidence, one, "draw", why)

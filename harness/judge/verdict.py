@@ -12,9 +12,6 @@ from enum import StrEnum
 
 from harness.protocol.trace import Trace
 
-Found = tuple[int, str, str]  # scale, component, detail of a wrong tensor
-Wrong = dict[int, Found | None]  # by row of the batch
-
 
 class Verdict(StrEnum):
     """The answers; the exit status of the command line follows from them.
@@ -131,7 +128,7 @@ class Judgement:
         distances: of every image, where tokens are not claimed.
         compared: what was compared with the reference's, in words; `not_compared` says why the rest was not.
         not_compared: what could not be, and why.
-        surprise: what its ties weigh against rounding, by scale and θ (`judge.many`); those of a run add up.
+        surprise: what its ties weigh against rounding, by scale and θ (`judge.e_values`); those of a run add up.
         so_far: how far a decode came that did not end well, in words.
         partial: its trace so far, or all of it where something else was wrong; None where nothing is known, and once
             it is judged.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.judge.components import INPUT_ULPS
-from harness.judge.ties import margin_bound, race_margin
+from harness.judge.race import margin_bound, race_margin
 from harness.laws.case import Case
 from harness.laws.law import FLOAT64, NotOffered, require, require_tokens
 from harness.protocol.noise import TOKEN

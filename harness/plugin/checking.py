@@ -18,9 +18,9 @@ from harness.decoders.in_process import run_in_process
 from harness.decoders.terms import Terms
 from harness.errors import InputError, one_line
 from harness.judge.decode import judge
+from harness.judge.e_values import weigh_run
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Judgement, Verdict
-from harness.judge.weights import weigh_run
 from harness.laws.conformance import explore
 from harness.laws.law import Law
 from harness.laws.results import LawResult

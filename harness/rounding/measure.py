@@ -23,8 +23,7 @@ from harness.provenance import versions
 from harness.reference import cachefree, sequential
 from harness.reference.masks import block_causal
 from harness.reference.sequential import GrowingCache, guidance_labels
-from harness.rounding.budget import Budget
-from harness.rounding.stored import EXACT, MARGIN, ROUNDING, SHIPPED, Entry, load, mode_of
+from harness.rounding.budget import EXACT, MARGIN, ROUNDING, SHIPPED, Budget, Entry, load, mode_of
 
 BATCHES = (1, 2, 8)
 # Where nothing is stored: every scale alone and all scales in one pass, for one batch of two images, or of more (up to

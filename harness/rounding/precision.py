@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+
+from harness.models.autoencoder import Autoencoder
+from harness.models.network import Network
+from harness.models.pair import ModelPair
+from harness.models.transformer import Transformer
 
 # What the results state, and what else decides how a product rounds; dotted names below `torch.backends`. The first is
 # PyTorch's newer switch over all of them (2.9 on): where one is set by both, PyTorch refuses to tell the older one.
@@ -30,6 +36,8 @@ WATCHED = {
 }
 MATMUL = "float32_matmul_precision"  # a function's, over those of CUDA and CPU
 UNREADABLE = "set by two interfaces at once"
+NEGLIGIBLE = 1 / 16  # of the budget, at most
+FEWEST = 2.0  # GiB that certifying may take where the device does not say what is free
 
 
 def set_precision(tf32: bool) -> dict[str, bool]:
@@ -124,3 +132,62 @@ def _owner(path: str) -> tuple[object, str]:
     for folder in folders:
         owner = getattr(owner, folder, None)
     return owner, name
+
+
+@dataclass(frozen=True)
+class Certifying:
+    """A precision to certify in.
+
+    Args:
+        dtype: of the certifying network.
+        exact: its float32 products are exact, not TF32; means something on CUDA alone.
+        share: bound on its error as a share of the budget of the judged network.
+    """
+
+    dtype: torch.dtype
+    exact: bool
+    share: float
+
+    def __str__(self) -> str:
+        word = str(self.dtype).removeprefix("torch.")
+        return f"{word if self.exact else 'TF32'}, its error below {self.share:.2g} of the budget"
+
+
+def certifying(models: ModelPair) -> Certifying:
+    """Return the precision for these networks in the present mode. Reads the process-wide TF32 setting."""
+    dtype, on_cuda = models.target.dtype, models.device.type == "cuda"
+    if dtype == torch.bfloat16:  # 8 bits of mantissa against 11 or 24
+        return Certifying(torch.float32, not on_cuda, 2.0**-4 if on_cuda else 2.0**-13)
+    if dtype == torch.float32 and on_cuda and precision()["tf32_matmul"]:  # 11 against 24, which also rounds its sums
+        return Certifying(torch.float32, True, 2.0**-9)
+    return Certifying(torch.float64, True, 2.0**-29)
+
+
+@contextmanager
+def wide(models: ModelPair, by: Certifying) -> Iterator[tuple[Network, Autoencoder]]:
+    """Lend the target and the quantiser in the certifying precision, that mode switched on.
+
+    Effects: process-wide settings of precision, put back when it ends.
+    """
+    target = models.target
+    network: Network = (
+        target.converted(by.dtype) if isinstance(target, Transformer) else target.to(models.device, by.dtype)
+    )
+    with exact_products(by.exact):
+        yield network, models.vae.to(models.device, torch.promote_types(by.dtype, models.vae.dtype))
+
+
+def images_at_once(models: ModelPair, by: Certifying) -> int:
+    """Return how many images fit into a certifying pass: a quarter of the memory that is free, one at least."""
+    config, L = models.target.config, models.pyramid.L
+    # two rows of: attention weights and their softmax, some twelve activations, logits thrice, all keys and values
+    numbers = 3 * config.H * L * L + 12 * L * config.D + 3 * L * config.V + 2 * config.depth * L * config.D
+    each = 2 * numbers * torch.finfo(by.dtype).bits // 8
+    return max(1, int(_free(models.device) // 4 // each))
+
+
+def _free(device: torch.device) -> float:
+    if device.type != "cuda":
+        return FEWEST * 2**30  # a CPU gains nothing from more
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + unused)

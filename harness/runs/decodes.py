@@ -17,8 +17,8 @@ import torch
 from harness.decoders.factory import Factory, name_of, pickled
 from harness.decoders.terms import Other, Terms
 from harness.errors import InputError, NonFiniteError, StopSignal
+from harness.judge.e_values import weigh_run
 from harness.judge.verdict import Divergence, Judgement
-from harness.judge.weights import weigh_run
 from harness.models.pair import ModelPair
 from harness.pool.employ import ALONE, Execution, employ
 from harness.pool.workers import Died
@@ -26,8 +26,8 @@ from harness.protocol.contract import Contract
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.rounding.budget import Allowance, Budget
-from harness.rounding.certifying import certifying
 from harness.rounding.measure import joint_budget
+from harness.rounding.precision import certifying
 from harness.runs.identity import identity_of
 from harness.runs.keep import UNKEPT, RunStore, begin, describe
 from harness.runs.pictures import MOST_PICTURES

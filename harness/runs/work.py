@@ -25,11 +25,10 @@ from harness.decoders.runner import Runner, claimed_contract, start_runner
 from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
 from harness.judge.against import changed, judge_against
-from harness.judge.decode import judge_along
+from harness.judge.decode import judge_along, judge_partial
+from harness.judge.e_values import costs_of
 from harness.judge.evidence import Evidence
-from harness.judge.so_far import judge_so_far
 from harness.judge.verdict import Divergence, Judgement
-from harness.judge.weights import costs_of
 from harness.models.pair import ModelPair, close_pair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
@@ -180,7 +179,7 @@ class Verifier:
         if isinstance(actual, Judgement):
             if actual.partial is not None:
                 evidence = self._evidence(task.request, number, actual.partial, free.trace, free.noise)
-                actual = judge_so_far(evidence, contract, drafts, actual)
+                actual = judge_partial(evidence, contract, drafts, actual)
             return replace(row, judgement=replace(actual, partial=None)), {}, [], seconds
         evidence = self._evidence(task.request, number, actual, free.trace, free.noise)
         if free.costs_SB3 is None and contract is Contract.TOKENS:

@@ -20,9 +20,9 @@ from harness.mutants.mutant import Mutant
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.reference import handoff, sequential
+from harness.rounding.budget import SHIPPED, load, mode_of
 from harness.rounding.measure import errors, measure
 from harness.rounding.precision import set_precision
-from harness.rounding.stored import SHIPPED, load, mode_of
 from harness.runs.cover import covering, plan_of, verify_design
 from harness.runs.decodes import Decodes
 from harness.speculative.build import build_decoder

@@ -55,8 +55,8 @@ def test_the_doors_themselves_lead_down():
     [
         ("harness.speculative.draw", "from harness.reference import draw"),
         ("harness.speculative.draw", "import harness.reference.guidance as g"),
-        ("harness.judge.ties", "from harness.speculative.draw import draw"),
-        ("harness.judge.ties", "if TYPE_CHECKING:\n    from harness.speculative.parts import Parts"),
+        ("harness.judge.race", "from harness.speculative.draw import draw"),
+        ("harness.judge.race", "if TYPE_CHECKING:\n    from harness.speculative.parts import Parts"),
         ("harness.reference.draw", "from ..speculative.draw import draw"),
         ("harness.protocol.noise", "from harness.models.pair import ModelPair"),
         ("harness.report.terminal", "from harness.commands.verify import verify"),

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.judge.ties import margin_bound
+from harness.judge.race import margin_bound
 from harness.judge.verdict import Divergence
 from harness.provenance import versions
 from harness.report.html.page import Bullets, Drawing, Facts, Line, Sheet, Words, counted, flat_rows, share, size

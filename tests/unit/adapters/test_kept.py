@@ -16,7 +16,7 @@ from harness.mutants.positions import OFFSET
 from harness.pool.employ import Execution
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
-from harness.rounding.stored import SHIPPED
+from harness.rounding.budget import SHIPPED
 from harness.runs.case import cases_of, of_checkouts, read_bundle, write_bundle
 from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.identity import code_of

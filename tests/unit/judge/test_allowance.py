@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from harness.judge.e_values import unusual_ties
 from harness.judge.evidence import Evidence
-from harness.judge.ties import unusual_ties
 from harness.judge.verdict import Divergence
 from harness.protocol.request import Request
 from harness.reference import sequential

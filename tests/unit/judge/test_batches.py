@@ -10,11 +10,10 @@ import torch
 
 from harness.errors import InputError
 from harness.judge.components import first_wrong, wrong_at
+from harness.judge.e_values import ALARM, THETAS, Tail, cost, costs_N3, weigh_run
 from harness.judge.evidence import Evidence
-from harness.judge.many import ALARM, THETAS, Tail, cost, costs_N3
-from harness.judge.ties import race_margin, race_margins
+from harness.judge.race import race_margin, race_margins
 from harness.judge.verdict import Divergence, Judgement
-from harness.judge.weights import weigh_run
 from harness.models.pair import ModelPair
 from harness.mutants import guidance, positions, state
 from harness.mutants.mutant import Mutant
@@ -22,8 +21,8 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.reference import cachefree, sequential
 from harness.rounding.budget import Allowance, Budget
-from harness.rounding.certifying import NEGLIGIBLE, certifying, images_at_once, wide
 from harness.rounding.measure import quick
+from harness.rounding.precision import NEGLIGIBLE, certifying, images_at_once, wide
 from harness.runs import batches
 from harness.runs.batches import cut, default_batch
 from harness.runs.result import Verification
@@ -111,10 +110,10 @@ def test_a_batch_is_judged_as_its_images_are():
     actual.intermediates = type(actual.intermediates)(**bent)
     evidence = Evidence(MODELS, request, actual, expected, quick(MODELS))
     found = first_wrong(evidence)
-    assert [found[b] and found[b][0] for b in range(4)] == [None, 1, 3, 0]
+    assert [found[b] and found[b].scale for b in range(4)] == [None, 1, 3, 0]
     for image in range(4):
         one_by_one = (
-            (si, *wrong)
+            wrong
             for si in MODELS.pyramid
             if (wrong := wrong_at(evidence, actual.intermediates, expected.intermediates, image, si))
         )

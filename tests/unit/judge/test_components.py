@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.judge import components
-from harness.judge.components import first_wrong, wrong_at
+from harness.judge.components import WrongTensor, first_wrong, wrong_at
 from harness.judge.evidence import Evidence
 from harness.protocol.request import Request
 from harness.reference import sequential
@@ -32,7 +32,7 @@ def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: f
     t = cfg * MODELS.pyramid.ramp(si)
     assert t == (0.0, 0.5, 4.0)[si]
 
-    def judged(guided_LV: torch.Tensor) -> tuple[str, str] | None:
+    def judged(guided_LV: torch.Tensor) -> WrongTensor | None:
         trace.intermediates.guided_BLV = guided_LV[None]
         evidence = Evidence(MODELS, request, trace, trace, BUDGET)
         return wrong_at(evidence, trace.intermediates, trace.intermediates, 0, si)
@@ -43,8 +43,8 @@ def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: f
         ((1 + off) * conditional_LV - off * unconditional_LV, "weight or halves"),
         ((1 + t) * unconditional_LV - t * conditional_LV, "unconditional half first"),
     ):
-        component, detail = judged(guided_LV)
-        assert (component, detail.partition(": ")[2]) == ("guidance", why)
+        wrong = judged(guided_LV)
+        assert (wrong.component, wrong.detail.partition(": ")[2]) == ("guidance", why)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_rows_are_bounded_at_worst_and_on_average(share: int, by: float, wrong: 
     evidence = Evidence(MODELS, request, replace(expected, intermediates=shown), expected, budget)
     found = first_wrong(evidence)
     assert found[0] is None
-    assert found[1] == ((2, "mask or cache", found[1][2]) if wrong else None)
+    assert found[1] == (WrongTensor(2, "mask or cache", found[1].detail) if wrong else None)
     assert (wrong_at(evidence, shown, expected.intermediates, 1, 2) is not None) == wrong
 
 
@@ -93,6 +93,6 @@ def test_of_a_batch_only_the_image_that_differs_is_looked_at_again(name: str, mo
     found, looked = agreeing(BUDGET), []
     of_image = {"x_RLD": (slice(1, None, 2),), "rows_RLV": (slice(1, None, 2),), "guided_BLV": (1,)}
     getattr(found.actual.intermediates, name)[of_image.get(name, (slice(None), 1))] += 9.0
-    monkeypatch.setattr(components, "_first_wrong", lambda evidence, image: looked.append(image))
+    monkeypatch.setattr(components, "first_wrong_of", lambda evidence, image, scales: looked.append(image))
     first_wrong(found)
     assert looked == [1]

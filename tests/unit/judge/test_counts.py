@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.judge.counts import wrong_counts
+from harness.judge.decode import wrong_counts
 from harness.protocol.contract import Contract
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request

@@ -9,11 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge.decode import judge
-from harness.judge.distances import distances
+from harness.judge.components import WrongTensor
+from harness.judge.decode import distances, judge, judge_tensors, say_what_was_compared
 from harness.judge.evidence import Evidence
-from harness.judge.scope import say_what_was_compared
-from harness.judge.tensors import deltas, judge_tensors
 from harness.judge.verdict import Judgement, Verdict
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
@@ -54,33 +52,21 @@ def test_a_wrong_tensor_is_placed_at_the_worst_position_of_its_scale():
     kept(found).guided_BLV[1, 9, 4] -= 2.0
     kept(found).guided_BLV[1, 2, 0] -= 9.0  # of another scale
     kept(found).f_hat_SBCPP[2, 1, 0, 0, 0] += 0.25
-    (wrong,) = judge_tensors(found, {0: None, 1: (2, "guidance", "why")})
+    (wrong,) = judge_tensors(found, {0: None, 1: WrongTensor(2, "guidance", "why")})
     assert (wrong.component, wrong.detail, wrong.seed) == ("guidance", "why", 3)
     assert (wrong.image, wrong.label, wrong.scale, wrong.position) == (1, 1, 2, 9)
     assert wrong.actual == wrong.expected == int(found.actual.tokens_BL[1, 9])
     assert wrong.delta_logits == pytest.approx(2, abs=1e-5)
     assert wrong.delta_f_hat == pytest.approx(0.25, abs=1e-5)
     unlabelled = replace(found, request=replace(REQUEST, labels=None, count=2, order="batch"))
-    assert judge_tensors(unlabelled, {0: None, 1: (2, "guidance", "why")})[0].label == -1
+    assert judge_tensors(unlabelled, {0: None, 1: WrongTensor(2, "guidance", "why")})[0].label == -1
 
 
 def test_the_tokens_of_a_wrong_tensor_are_both_sides():
     found, _ = swapped(evidence(), 0, 13)
-    (wrong,) = judge_tensors(found.along(), {0: (2, "draw", "why"), 1: None})
+    (wrong,) = judge_tensors(found.along(), {0: WrongTensor(2, "draw", "why"), 1: None})
     assert wrong.actual == int(found.actual.tokens_BL[0, wrong.position])
     assert wrong.expected == int(found.along().expected.tokens_BL[0, wrong.position])
-
-
-def test_deltas_are_of_one_position_and_of_the_scale_behind_it():
-    found = evidence()
-    kept(found).guided_BLV[0, 3] -= 0.5
-    kept(found).f_hat_SBCPP[1, 0] -= 0.125
-    assert deltas(found, 0, 1, 3) == (pytest.approx(0.5, abs=1e-5), pytest.approx(0.125, abs=1e-5))
-    assert deltas(found, 0, 1, 4) == (pytest.approx(0, abs=1e-5), pytest.approx(0.125, abs=1e-5))
-    assert deltas(found, 1, 1, 3) == (pytest.approx(0, abs=1e-5), pytest.approx(0, abs=1e-5))
-    blind = replace(found, expected=replace(found.expected, intermediates=None))
-    for unseen in (hidden(found), blind):
-        assert all(math.isnan(value) for value in deltas(unseen, 0, 1, 3))
 
 
 @pytest.mark.parametrize("by", [2e-6, -2e-6, float("nan")])
@@ -99,7 +85,7 @@ def test_the_final_f_hat_is_that_of_the_tokens_to_two_budgets(by: float):
     assert (first.image, first.scale, first.position, first.seed) == (1, 2, -1, 3)
     assert first.delta_f_hat == pytest.approx(abs(1.1 * by), rel=0.1, nan_ok=True)
     # where the image's tensors are wrong already, they say where
-    (other,) = judge_tensors(replace(found, actual=actual), {0: None, 1: (0, "rows", "why")})
+    (other,) = judge_tensors(replace(found, actual=actual), {0: None, 1: WrongTensor(0, "rows", "why")})
     assert other.component == "rows"
 
 

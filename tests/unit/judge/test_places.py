@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge.components import _cdist, wrong_at, wrong_f_hat_at
+from harness.judge.components import WrongTensor, _cdist, wrong_at, wrong_f_hat_at
 from harness.judge.evidence import Evidence
 from harness.protocol.trace import Intermediates, Round
 from harness.rounding.budget import Budget
@@ -26,8 +26,11 @@ def same() -> Evidence:
     return replace(found, actual=replace(deepcopy(found.expected), rounds=[]))
 
 
-def said(found: Evidence, image: int, si: int = 1, check: Callable[..., object] = wrong_at) -> object:
-    return check(found, found.actual.intermediates, found.expected.intermediates, image, si)
+def said(found: Evidence, image: int, si: int = 1, check: Callable[..., WrongTensor | None] = wrong_at) -> object:
+    """Return the component and the clause on why, if anything is wrong."""
+    wrong = check(found, found.actual.intermediates, found.expected.intermediates, image, si)
+    assert wrong is None or wrong.scale == si
+    return wrong and (wrong.component, wrong.detail)
 
 
 def changed(change: Change, image: int, si: int = 1) -> object:

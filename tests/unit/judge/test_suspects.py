@@ -137,4 +137,4 @@ def test_a_scale_behind_a_replaced_one_is_named_as_kept(draft_len: int):
     found = verify_here(MODELS, corrected_too_late, [Settings(draft_len)], requests).first_divergence
     assert found is not None
     assert (found.component, found.scale) == ("accept", 1)
-    assert found.detail == "scale 1 was made final behind tokens of scale 0 that its input does not hold"
+    assert found.detail == "scale 1 was made final after tokens of scale 0 that its input does not hold"

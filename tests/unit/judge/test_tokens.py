@@ -13,10 +13,11 @@ from functools import lru_cache
 import pytest
 import torch
 
-from harness.judge import tokens, weights
+from harness.judge import e_values, tokens
+from harness.judge.components import WrongTensor
 from harness.judge.decode import judge
+from harness.judge.e_values import ALARM, Tail, cost, log_e, surprise
 from harness.judge.evidence import Evidence
-from harness.judge.many import ALARM, Tail, cost, log_e, surprise
 from harness.judge.verdict import Divergence, Judgement, Verdict
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
@@ -135,7 +136,7 @@ def test_a_wrong_draw_that_is_the_drafts_own_is_a_draft_that_was_kept():
     found, gap = swapped(evidence(), 0, 9)
     (first,) = judge(replace(found, budget=Budget(gap, gap, 1e-6, "by hand"))).defects
     assert (first.component, first.position) == ("accept", 9)
-    assert first.detail == "the draft's own token stands, and is not the target's draw"
+    assert first.detail == "the draft's own token is accepted, and is not the target's draw"
 
 
 def test_a_decoders_own_race_decides_where_it_shows_its_logits():
@@ -181,7 +182,9 @@ def test_a_wrong_tensor_at_or_before_its_scale_names_the_component_and_one_behin
     for scale, component in ((0, "cache"), (1, "cache"), (2, "draw")):
         judgement = Judgement(2, draws=28)
         differ_BL = along.actual.tokens_BL != along.expected.tokens_BL
-        tokens.judge_tokens(along, {0: (scale, "cache", "why"), 1: (0, "query", "other")}, differ_BL, judgement)
+        tokens.judge_tokens(
+            along, {0: WrongTensor(scale, "cache", "why"), 1: WrongTensor(0, "query", "other")}, differ_BL, judgement
+        )
         assert [d.component for d in judgement.defects] == [component]
 
 
@@ -211,7 +214,7 @@ def test_past_the_last_record_wrong_tokens_are_counted_without_one(monkeypatch: 
 @pytest.mark.parametrize("request_", [REQUEST, replace(REQUEST, top_k=3), replace(REQUEST, top_p=0.7, cfg=1.5)])
 def test_the_costs_are_those_of_the_references_races(request_: Request, greedy: bool):
     found = evidence(request=request_, greedy=greedy)
-    costs_SB3 = weights.costs_of(found)
+    costs_SB3 = e_values.costs_of(found)
     assert costs_SB3.shape == (3, 2, 3)
     noise = MODELS.noise(request_)
     for si in MODELS.pyramid:
@@ -250,7 +253,7 @@ def test_a_wrong_tokens_record_holds_both_tokens_the_reason_and_how_far_f_hat_is
     kept.f_hat_SBCPP[1, 0, 0, 0, 0] += 0.25
     judgement = Judgement(2, draws=28)
     differ_BL = along.actual.tokens_BL != along.expected.tokens_BL
-    tokens.judge_tokens(along, {0: (1, "cache", "why"), 1: None}, differ_BL, judgement)
+    tokens.judge_tokens(along, {0: WrongTensor(1, "cache", "why"), 1: None}, differ_BL, judgement)
     (wrong,) = judgement.defects
     assert (wrong.component, wrong.detail, wrong.label) == ("cache", "why", 0)
     assert (wrong.actual, wrong.expected) == (int(found.actual.tokens_BL[0, 3]), int(along.expected.tokens_BL[0, 3]))
@@ -310,7 +313,7 @@ def together(ties: list[Divergence], costs: list[list[float]], budget: Budget) -
     judgement = Judgement(2, ties=list(ties))
     costs_SB3 = torch.zeros(3, 2, 3, dtype=torch.float64)
     costs_SB3[:, 0] = torch.tensor(costs)
-    weights.weigh_decode(evidence(budget), judgement, costs_SB3, [0] * len(ties))
+    e_values.weigh_decode(evidence(budget), judgement, costs_SB3, [0] * len(ties))
     return judgement
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge.ties import margin_bound, race_margin
+from harness.judge.race import margin_bound, race_margin
 from harness.judge.verdict import Verdict
 from harness.mutants.guidance import SWAPPED
 from harness.protocol.decoder import Settings

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.rounding import certifying as module
-from harness.rounding.certifying import FEWEST, Certifying, certifying, images_at_once, wide
+from harness.rounding import precision as module
+from harness.rounding.precision import FEWEST, Certifying, certifying, images_at_once, wide
 from tests.helpers import Layout, tiny
 
 CONFIG = SimpleNamespace(H=2, D=8, V=5, depth=3)

@@ -14,9 +14,8 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.reference import sequential
 from harness.rounding import measure
-from harness.rounding.budget import Budget
+from harness.rounding.budget import MARGIN, Budget
 from harness.rounding.measure import WIDEST, Errors, errors, joint_budget, quick, windows
-from harness.rounding.stored import MARGIN
 from tests.helpers import LAYOUTS, Layout, digits, tiny, with_weight
 
 FRESH = [Request((0, 1, 2), seed, cfg) for seed, cfg in ((50, 0.0), (51, 4.0), (52, 1.5))]

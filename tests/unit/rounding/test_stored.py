@@ -21,9 +21,9 @@ from harness.models.pair import random_pair
 from harness.mutants.guidance import SWAPPED
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.rounding import stored
+from harness.rounding import budget as stored
+from harness.rounding.budget import SHIPPED, Entry, load, mode_of, save
 from harness.rounding.measure import budget_for, errors, measure
-from harness.rounding.stored import SHIPPED, Entry, load, mode_of, save
 from tests.helpers import Layout, command, decoder_factory, digits, tiny, verify_here, with_weight
 
 MODELS = tiny(Layout((1, 2, 3)))

@@ -13,7 +13,7 @@ from harness.errors import InputError
 from harness.protocol.decoder import Settings
 from harness.protocol.noise import CORRECT, TOKEN, NoiseError, RecordedNumbers
 from harness.protocol.request import Request
-from harness.rounding.stored import SHIPPED
+from harness.rounding.budget import SHIPPED
 from harness.runs.case import KeptCase, cases_of, is_bundle, read_bundle, write_bundle
 from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.keep import RunStore

@@ -16,7 +16,7 @@ import torch
 from harness.__main__ import app
 from harness.decoders.factory import load_factory
 from harness.errors import InputError
-from harness.judge.ties import MANY_TIES, unusual_ties
+from harness.judge.e_values import MANY_TIES, unusual_ties
 from harness.judge.tokens import MOST_RECORDS
 from harness.judge.verdict import Divergence, Verdict
 from harness.models.pair import ModelPair

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from harness.judge.ties import MANY_TIES, RACE_ROUNDING, _survivors, margin_bound, race_margin, unusual_ties
+from harness.judge.e_values import MANY_TIES, unusual_ties
+from harness.judge.race import RACE_ROUNDING, _survivors, margin_bound, race_margin
 from harness.judge.verdict import Divergence
 from harness.protocol.request import Request
 from harness.reference.draw import filter_logits
@@ -146,3 +147,27 @@ def test_a_root_mean_square_of_one_is_usual_and_more_is_not():
     assert unusual_ties(ties([2.0, 0.0, 0.0, 0.0] * 4), allowed_S) == []
     mixed = ties([2.0] * 16 + [1.0, 0.5, -50.0])
     assert unusual_ties(mixed, allowed_S) == mixed[:16]
+
+
+TOP_P = Request((0,), top_p=0.8)
+# ascending shares 0.05, 0.15, 0.3, 0.5: with token 1 the sum is 0.2 = 1 - p, where it is dropped
+AT_THE_THRESHOLD = (0.05, 0.15, 0.3, 0.5)
+SECOND_WINS = torch.tensor([9.0, 1e-3, 9.0, 1.0])  # token 1 wins where it takes part, else token 3
+
+
+@pytest.mark.parametrize("above", [-1e-5, 0.0, 1e-5])
+def test_a_token_whose_share_sits_at_the_threshold_is_no_certain_rival(above: float):
+    logits_V = torch.tensor([math.log(share) for share in AT_THE_THRESHOLD], dtype=torch.float64)
+    logits_V[1] += above
+    allowed = Allowance(1e-3, 1e-3, 0.0, "by hand")
+    for token in (1, 3):
+        assert race_margin(logits_V, SECOND_WINS, token, TOP_P, allowed) <= margin_bound(allowed)
+    assert race_margin(logits_V, SECOND_WINS, 2, TOP_P, allowed) > margin_bound(allowed)
+    assert race_margin(logits_V, SECOND_WINS, 0, TOP_P, allowed) == float("inf")
+
+
+def test_a_token_well_above_the_threshold_is_a_certain_rival():
+    logits_V = torch.tensor([math.log(share) for share in (0.05, 0.17, 0.3, 0.48)], dtype=torch.float64)
+    allowed = Allowance(1e-3, 1e-3, 0.0, "by hand")
+    assert race_margin(logits_V, SECOND_WINS, 3, TOP_P, allowed) > margin_bound(allowed)
+    assert race_margin(logits_V, SECOND_WINS, 1, TOP_P, allowed) <= margin_bound(allowed)

@@ -7,22 +7,14 @@ from what is judged.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from harness.judge.verdict import Divergence
 from harness.protocol.request import Request
 from harness.rounding.budget import Allowance
 
 # Besides the logits, softmax, division and cumulative sum round: a few units of float32 on a log score.
 RACE_ROUNDING = 8 * 2.0**-23
-# A single tie may have any margin that the largest error allows. Many must be usual ones: in bfloat16 the largest error
-# is that large that it would excuse most draws of a wrong decoder that shows no logits. Digits, bfloat16: 75 ties of a
-# right decoder had a root mean square margin of 0.14 × logits_rms, those of eight planted bugs 3 to 5.5 times it.
-MANY_TIES = 10
 
 
 def race_margin(exact_V: Tensor, E_V: Tensor, token: int, request: Request, allowed: Allowance) -> float:
@@ -61,21 +53,6 @@ def race_margins(exact_NV: Tensor, E_NV: Tensor, token_N: Tensor, request: Reque
 def margin_bound(allowed: Allowance) -> float:
     """Return the largest margin that rounding explains: both tokens' logits move by all that is allowed."""
     return 2 * allowed.logits + RACE_ROUNDING
-
-
-def unusual_ties(ties: Sequence[Divergence], allowed_S: Sequence[Allowance]) -> list[Divergence]:
-    """Return the ties that are no ties where all of them together are beyond rounding; else none.
-
-    A margin is at most what its two logits moved by, and `logits_rms` is two times or more what one moves by as a rule.
-
-    Args:
-        ties: of one image, or of one run, each with its scale.
-        allowed_S: how far rounding may move a logit, by scale.
-    """
-    shares = [max(0.0, tie.margin) / (allowed_S[tie.scale].logits_rms + RACE_ROUNDING) for tie in ties]
-    if len(ties) < MANY_TIES or math.hypot(*shares) <= math.sqrt(len(ties)):
-        return []
-    return [tie for tie, share in zip(ties, shares, strict=True) if share > 1]
 
 
 def _survivors(logits_NV: Tensor, request: Request, error_N1: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,230 @@
+"""Whether ties, taken together, are as many and as close as rounding makes them.
+
+Promise: a right decoder is accused with probability at most `ALARM` a run, however long the run and wherever in it one
+looks; what a single tie may excuse, many may not.
+
+How: each draw has a known chance to come out otherwise under rounding, since the reference's own scores say by how much
+every other token loses. With q that chance, the evidence of a tie is −θ·ln q, and the cost of every draw, for having
+been free to flip, Σ (q^(1−θ) − q). exp(evidence − cost) has expectation at most 1 for a right decoder (it is an
+e-value: a product of such numbers again is one, and so is a mean), so it exceeds 1/ALARM with probability at most
+ALARM (Markov). Nothing is pooled before it is weighed: every scale has an e-value of its own, and so has the run.
+
+Source: Vovk and Wang, "E-values: calibration, combination and applications", Annals of Statistics 49 (2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from harness.judge.evidence import Evidence
+from harness.judge.race import RACE_ROUNDING
+from harness.judge.verdict import Divergence, Judgement
+from harness.protocol.noise import TOKEN
+from harness.protocol.request import Request
+from harness.reference.draw import filter_logits
+from harness.rounding.budget import Allowance
+
+Allowed = Callable[[Request], list[Allowance]]
+
+MANY = "one of many ties whose margins together are beyond rounding"
+ALARM = 1e-6
+THETAS = (0.25, 0.5, 0.75)
+# An error beyond the largest that was measured (some 1e8 numbers in a calibration) has about this chance.
+BEYOND = 1e-8
+NOTHING = 1e-60
+# A single tie may have any margin that the largest error allows. Many must be usual ones: in bfloat16 the largest error
+# is that large that it would excuse most draws of a wrong decoder that shows no logits. Digits, bfloat16: 75 ties of a
+# right decoder had a root mean square margin of 0.14 × logits_rms, those of eight planted bugs 3 to 5.5 times it.
+MANY_TIES = 10
+NEAREST = 16  # rivals of a draw that are looked at; the next one is farther than rounding reaches
+
+
+@dataclass(frozen=True)
+class Tail:
+    """How often rounding moves a logit by more than x: at most 2·exp(−½·(x/scale)^power).
+
+    A normal law has power 2. In bfloat16 the largest error is far from the usual one: the power is then what joins the
+    two, `scale` as the usual error and `BEYOND` as the chance of the largest.
+    """
+
+    scale: float
+    power: float
+
+    @classmethod
+    def of(cls, allowance: Allowance) -> Tail:
+        """Return the law that a scale's allowance speaks of."""
+        ratio = allowance.logits / allowance.logits_rms
+        power = math.log(-2 * math.log(BEYOND / 2)) / math.log(ratio) if ratio > 1 else 2.0
+        return cls(allowance.logits_rms, min(2.0, max(1.0, power)))
+
+    @property
+    def reach(self) -> float:
+        """The gap beyond which a chance is below `NOTHING`, and whatever it costs is no number of a sum."""
+        return float(2 * self.scale * (2 * math.log(4 / NOTHING)) ** (1 / self.power))
+
+    def chance(self, gap: Tensor) -> Tensor:
+        """Return a bound on the chance that rounding makes up for a gap between two scores, 0 to 1/2.
+
+        One of the two must have moved by half of it.
+        """
+        return (4 * torch.exp(-0.5 * (gap.clamp_min(0) / (2 * self.scale)) ** self.power)).clamp(1e-300, 0.5)
+
+
+def cost(scores_NV: Tensor, tail: Tail) -> list[float]:
+    """Return what draws cost for having been free to flip, for every θ.
+
+    Args:
+        scores_NV: of the race, logits − ln E, dropped tokens at −inf; N draws of one scale.
+        tail: of that scale.
+    """
+    total: list[float] = costs_N3(scores_NV, tail).sum(0).tolist()
+    return total
+
+
+def costs_N3(scores_NV: Tensor, tail: Tail) -> Tensor:
+    """Return what every draw costs, for every θ; float64. Draws without a rival within reach cost nothing."""
+    found_N3 = torch.zeros(len(scores_NV), len(THETAS), dtype=torch.float64, device=scores_NV.device)
+    near_NV = scores_NV > scores_NV.amax(1, keepdim=True) - tail.reach
+    rows = torch.nonzero(near_NV.sum(1) > 1).flatten()
+    best_nk = scores_NV[rows].topk(min(NEAREST, scores_NV.shape[1]), dim=1).values.double()
+    chance_nk = tail.chance(best_nk[:, :1] - best_nk[:, 1:])
+    found_N3[rows] = torch.stack([(chance_nk ** (1 - theta) - chance_nk).sum(1) for theta in THETAS], 1)
+    return found_N3
+
+
+def surprise(margins: Sequence[float], tail: Tail) -> list[float]:
+    """Return what ties of these margins weigh, for every θ. Filter ties, of margin 0 or less, weigh nothing."""
+    total = -float(tail.chance(torch.tensor([m for m in margins if m > 0], dtype=torch.float64)).log().sum())
+    return [theta * total for theta in THETAS]
+
+
+def log_e(weights: Sequence[float]) -> float:
+    """Return the logarithm of the e-value that evidence − cost for every θ makes: the mean over θ."""
+    highest = max(weights)
+    return highest + math.log(math.fsum(math.exp(weight - highest) for weight in weights) / len(weights))
+
+
+def too_many(weights: Sequence[float], looks: int = 1) -> bool:
+    """Tell whether evidence − cost is more than a right decoder shows with probability `ALARM`.
+
+    Args:
+        weights: for every θ.
+        looks: how many e-values are looked at, each of which could raise the alarm.
+    """
+    return log_e(weights) > math.log(looks / ALARM)
+
+
+@torch.inference_mode()
+def costs_of(evidence: Evidence) -> Tensor:
+    """Return, for every scale, image and θ, what its draws cost for having been free to flip, by the reference.
+
+    Returns:
+        costs_SB3, float64, on the CPU.
+    """
+    request, pyramid, kept = evidence.request, evidence.models.pyramid, evidence.expected.intermediates
+    assert kept is not None
+    noise, found = evidence.numbers, []
+    for si in pyramid:
+        scores_BlV = filter_logits(kept.guided_BLV[:, pyramid.span(si)], request.top_k, request.top_p)
+        if not evidence.greedy:
+            scores_BlV = scores_BlV - noise.exponential(si, TOKEN, "judge").log()
+        costs = costs_N3(scores_BlV.flatten(0, 1), Tail.of(evidence.allowance(si)))
+        found.append(costs.unflatten(0, (request.B, -1)).sum(1))  # (B·l, 3) -> (B, 3)
+    return torch.stack(found).cpu()
+
+
+def weigh_decode(evidence: Evidence, judgement: Judgement, costs_SB3: Tensor, row_of: Sequence[int]) -> None:
+    """Reject the ties of images that have too many or too wide ones. Effects: on `judgement`.
+
+    Args:
+        evidence: for the allowances.
+        judgement: with ties; its `surprise` is set, for `weigh_run`.
+        costs_SB3: of `costs_of`.
+        row_of: place in the batch of the image of every tie.
+    """
+    S, B, _ = costs_SB3.shape
+    allowed_S = [evidence.allowance(si) for si in range(S)]
+    weights_SB3, ties = -costs_SB3, judgement.ties
+    at = torch.tensor([[tie.scale for tie in ties], list(row_of)], dtype=torch.int64)
+    surprise_SB = torch.zeros(S, B, dtype=torch.float64)
+    surprise_SB.index_put_((at[0], at[1]), _surprise(ties, allowed_S), accumulate=True)
+    weights_SB3 = weights_SB3 + surprise_SB[..., None] * surprise_SB.new_tensor(THETAS)
+    judgement.surprise = weights_SB3.sum(1).tolist()
+    beyond_SB = weights_SB3.logsumexp(-1) - math.log(len(THETAS)) > math.log(S / ALARM)
+    rejected = [
+        tie for tie, row in zip(ties, row_of, strict=True) if bool(beyond_SB[tie.scale, row]) and tie.margin > 0
+    ]
+    for row in set(row_of):
+        rejected += unusual_ties([tie for tie, of in zip(ties, row_of, strict=True) if of == row], allowed_S)
+    reject(judgement, rejected)
+
+
+def _surprise(ties: Sequence[Divergence], allowed_S: Sequence[Allowance]) -> Tensor:
+    """Return −ln of the chance of every tie; 0 for a filter tie, of margin 0 or less."""
+    margin = torch.tensor([tie.margin for tie in ties], dtype=torch.float64)
+    scale = torch.tensor([tie.scale for tie in ties], dtype=torch.int64)
+    found = torch.zeros(len(ties), dtype=torch.float64)
+    for si in scale.unique().tolist():
+        at = (scale == si) & (margin > 0)
+        found[at] = -Tail.of(allowed_S[si]).chance(margin[at]).log()
+    return found
+
+
+def weigh_run(judgements: Sequence[tuple[Request, Judgement]], allowed: Allowed, looks: int) -> None:
+    """Reject the ties of a whole run that are too many or too wide: what each request may excuse, all may not.
+
+    Args:
+        judgements: of one setting; those of another contract than A weigh nothing.
+        allowed: how far rounding may move a request's logits, by scale.
+        looks: settings that are looked at.
+
+    Effects: on the judgements.
+    """
+    weighed = [(request, judgement) for request, judgement in judgements if judgement.surprise]
+    if not any(judgement.ties for _, judgement in weighed):
+        return
+    S = len(weighed[0][1].surprise)
+    by_scale = [[sum(of) for of in zip(*(j.surprise[si] for _, j in weighed), strict=True)] for si in range(S)]
+    for si in range(S):
+        if too_many(by_scale[si], looks * (S + 1)):
+            for _, judgement in weighed:
+                reject(judgement, [tie for tie in judgement.ties if tie.scale == si and tie.margin > 0])
+    for cfg in sorted({request.cfg for request, _ in weighed}):
+        alike = [judgement for request, judgement in weighed if request.cfg == cfg]
+        allowed_S = allowed(next(request for request, _ in weighed if request.cfg == cfg))
+        unusual = {id(tie) for tie in unusual_ties([tie for j in alike for tie in j.ties], allowed_S)}
+        for judgement in alike:
+            reject(judgement, [tie for tie in judgement.ties if id(tie) in unusual])
+    left = [judgement for _, judgement in weighed if judgement.ties]
+    if left and too_many([sum(of) for of in zip(*by_scale, strict=True)], looks * (S + 1)):
+        count = sum(len(judgement.ties) for judgement in left)
+        reject(left[-1], left[-1].ties[-1:], f"the {count} ties of the run together are beyond rounding")
+
+
+def unusual_ties(ties: Sequence[Divergence], allowed_S: Sequence[Allowance]) -> list[Divergence]:
+    """Return the ties that are no ties where all of them together are beyond rounding; else none.
+
+    A margin is at most what its two logits moved by, and `logits_rms` is two times or more what one moves by as a rule.
+
+    Args:
+        ties: of one image, or of one run, each with its scale.
+        allowed_S: how far rounding may move a logit, by scale.
+    """
+    shares = [max(0.0, tie.margin) / (allowed_S[tie.scale].logits_rms + RACE_ROUNDING) for tie in ties]
+    if len(ties) < MANY_TIES or math.hypot(*shares) <= math.sqrt(len(ties)):
+        return []
+    return [tie for tie, share in zip(ties, shares, strict=True) if share > 1]
+
+
+def reject(judgement: Judgement, ties: Sequence[Divergence], detail: str = MANY) -> None:
+    """Call ties defects. Effects: on `judgement`, which counts them as wrong tokens."""
+    rejected = {id(tie) for tie in ties}
+    judgement.ties = [tie for tie in judgement.ties if id(tie) not in rejected]
+    found = [replace(tie, component="unknown", detail=detail) for tie in {id(tie): tie for tie in ties}.values()]
+    judgement.defects += found
+    judgement.wrong_tokens += len(found)
