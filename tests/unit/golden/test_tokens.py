@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.golden.cases import RecordedCase
 from harness.golden.result import CaseResult
 from harness.golden.tokens import Ground, judge_tokens
-from harness.judge import ties
+from harness.judge import race as races
 from harness.judge.verdict import Divergence
 from harness.protocol.noise import TOKEN
 from harness.protocol.request import Request
@@ -68,7 +68,7 @@ def test_a_differing_token_is_told_with_its_place_and_its_race(share: float, com
     assert margin > 0  # float64 draws what is drawn here
     result = judged(share * margin, WIDE, off=0.5)
     found = only(result.ties if share else result.defects)
-    bound = 2 * share * margin + ties.RACE_ROUNDING
+    bound = 2 * share * margin + races.RACE_ROUNDING
     told = Divergence(component, detail, 3, IMAGE, 1, 2, POSITION, actual, expected, found.margin, bound, 0.5)
     assert replace(found, delta_logits=0.5, delta_f_hat=told.delta_f_hat) == told
     assert found.margin == pytest.approx(margin, rel=1e-12)
@@ -76,7 +76,7 @@ def test_a_differing_token_is_told_with_its_place_and_its_race(share: float, com
 
 
 def test_a_margin_of_just_what_is_allowed_is_a_tie(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ties, "RACE_ROUNDING", 0.0)
+    monkeypatch.setattr(races, "RACE_ROUNDING", 0.0)
     margin = only(judged(0.0, WIDE).defects).margin
     assert len(judged(margin / 2, WIDE).ties) == 1
 
