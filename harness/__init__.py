@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.protocol.request import Request
     from harness.protocol.trace import Intermediates, Round, Trace
     from harness.runs.result import Verification
-    from harness.speculative.build import build_decoder
+    from harness.speculative.sampler import build_decoder
     from harness.verification import verify
 
 __all__ = [
@@ -65,7 +65,7 @@ _HOMES = {
     "decoders.process": ("Limits",),
     "runs.result": ("Verification",),
     "decoders.terms": ("Terms",),
-    "speculative.build": ("build_decoder",),
+    "speculative.sampler": ("build_decoder",),
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.protocol.noise import TOKEN, Noise
 from harness.protocol.request import Request
-from harness.reference import draw
+from harness.reference import steps
 
 
 def with_tau(tau: Callable[[float], float], power: int = 1) -> Callable[..., Tensor]:
@@ -27,15 +27,15 @@ def right_tau(ramp: float) -> float:
 
 
 def wrong_row(logits_BlV: Tensor, E_BlV: Tensor, codebook_VC: Tensor, ramp: float) -> Tensor:
-    return draw.smooth_codes(logits_BlV, E_BlV, codebook_VC.roll(1, 0), ramp)
+    return steps.smooth_codes(logits_BlV, E_BlV, codebook_VC.roll(1, 0), ramp)
 
 
 def unfiltered(
     guided_BlV: Tensor, request: Request, noise: Noise, si: int, greedy: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The filter comes after the soft choice: it sees all codes."""
-    return guided_BlV, draw.draw(
-        draw.filter_logits(guided_BlV, request.top_k, request.top_p), noise.exponential(si, TOKEN, "reference")
+    return guided_BlV, steps.draw(
+        steps.filter_logits(guided_BlV, request.top_k, request.top_p), noise.exponential(si, TOKEN, "reference")
     )
 
 
@@ -44,7 +44,7 @@ def noise_first(
 ) -> tuple[Tensor, Tensor]:
     """G joins the logits before the filter, which then keeps other codes."""
     G_BlV = -noise.exponential(si, "smooth", "reference").log() if request.more_smooth else 0.0
-    kept_BlV = draw.filter_logits(guided_BlV + G_BlV, request.top_k, request.top_p).isfinite()
+    kept_BlV = steps.filter_logits(guided_BlV + G_BlV, request.top_k, request.top_p).isfinite()
     _, idx_Bl = unfiltered(guided_BlV, request, noise, si)
     return guided_BlV.masked_fill(~kept_BlV, -torch.inf), idx_Bl
 

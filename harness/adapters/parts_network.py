@@ -15,9 +15,8 @@ from harness.adapters.numbers import SharedNumbers
 from harness.adapters.probe import Probe, ProbeSide, Wrong, require, require_close, require_sight, require_tensor
 from harness.adapters.recorder import SAMPLER
 from harness.protocol.noise import TOKEN
-from harness.reference import draw as reference
-from harness.reference.latent import next_input
-from harness.reference.masks import block_causal, hand_off_mask
+from harness.reference import steps as reference
+from harness.reference.steps import block_causal, hand_off_mask, next_input
 
 
 def examine_network(probe: Probe) -> None:

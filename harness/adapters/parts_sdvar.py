@@ -26,7 +26,7 @@ from harness.adapters.parts_update import (
 from harness.adapters.parts_window import mask, query, query_arguments, split, split_refusal, visible
 from harness.adapters.probe import Probe, Wrong, require, require_close, require_tensor
 from harness.adapters.recorder import Recorder
-from harness.reference.guidance import guide
+from harness.reference.steps import guide
 
 
 def examine_sdvar(probe: Probe, sdvar: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.adapters.parts_network import fill
 from harness.adapters.probe import Probe
 from harness.adapters.recorder import Recorder
-from harness.reference.latent import accumulate
+from harness.reference.steps import accumulate
 
 SOME = ("verbose", "similarity_threshold")  # parameters that only some checkouts have
 

@@ -16,10 +16,7 @@ from harness.adapters.parts_state import f_hats_along, flexible, labels_of, stat
 from harness.adapters.probe import Probe, Told, Wrong, require, require_close, require_tensor
 from harness.adapters.recorder import Recorder
 from harness.protocol.noise import TOKEN
-from harness.reference.draw import draw, filter_logits
-from harness.reference.guidance import guide
-from harness.reference.latent import accumulate, next_input
-from harness.reference.sequential import scale_input
+from harness.reference.steps import accumulate, draw, filter_logits, guide, next_input, scale_input
 
 
 def _draft(probe: Probe, sdvar: Any, first: int, count: int) -> tuple[Any, list[Tensor], Recorder]:

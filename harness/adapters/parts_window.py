@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.adapters.parts_state import flexible, state_at, window
 from harness.adapters.probe import MOST_ROWS, Probe, Wrong, require, require_close, require_sight, require_tensor
-from harness.reference.masks import block_causal
+from harness.reference.steps import block_causal
 
 
 def query(probe: Probe, sdvar: Any) -> None:

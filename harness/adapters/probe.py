@@ -21,6 +21,7 @@ from harness.models.network import Network
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates
 from harness.reference import sequential
+from harness.reference.steps import guidance_labels
 from harness.rounding.budget import Budget
 
 HELD, BROKEN, CRASHED, ABSENT, TOLD = "held", "BROKEN", "CRASHED", "not there", "told"
@@ -106,9 +107,7 @@ class Probe:
         for network, module in ((models.draft, code.draft), (models.target, code.target)):
             run = sequential.sample(network, models.vae, request, models.noise(request), tokens_BL)
             assert run.intermediates is not None
-            labels_R = sequential.guidance_labels(
-                models.noise(request).labels(network.config.classes), network.config.classes
-            )
+            labels_R = guidance_labels(models.noise(request).labels(network.config.classes), network.config.classes)
             cond_RD = network.weights["class_emb.weight"][labels_R]
             sides.append(ProbeSide(network, module, run.intermediates, cond_RD))
         return cls(code, request, budget, tokens_BL, draft=sides[0], target=sides[1])

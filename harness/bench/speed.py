@@ -27,10 +27,9 @@ from harness.protocol.trace import Trace
 from harness.reference import sequential
 from harness.rounding.measure import joint_budget
 from harness.speculative.accept import Window
-from harness.speculative.build import build_sequential
 from harness.speculative.forward import forward, forward_window
 from harness.speculative.policies import parse, speculates
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import Options, SpeculativeDecoder, build_sequential
 
 WARM_UPS = 2
 Turn = tuple[str, int, int, int]  # side; first scale computed, first and last one with logits

@@ -38,7 +38,7 @@ from harness.report.terminal import plain_console, say
 from harness.runs.keep import UNKEPT, RunStore
 from harness.runs.result import Claims, Verification
 from harness.runs.runfile import RunFile
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 
 EVERY = ",".join(name for name in (*EVERY_LENGTH, *ONE_LENGTH) if name != "greedy")
 MaxLoss = Annotated[float | None, typer.Option(help="Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.")]

@@ -29,8 +29,7 @@ from harness.report.samples import Sample, pictures, png_grid, show_cost
 from harness.report.terminal import plain_console, say
 from harness.rounding.precision import precision
 from harness.runs.identity import weights_of
-from harness.speculative.build import build_decoder, build_sequential
-from harness.speculative.sampler import SpeculativeDecoder
+from harness.speculative.sampler import SpeculativeDecoder, build_decoder, build_sequential
 from harness.speculative.tools.observer import ROUNDS, VALUES, Observer
 from harness.wording import count_of
 

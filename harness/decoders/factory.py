@@ -16,7 +16,7 @@ from harness.errors import InputError, shown, text_of
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Implementation, Settings
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 
 Factory = Callable[[ModelPair, Settings], Implementation]
 

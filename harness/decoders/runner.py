@@ -18,7 +18,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 
 
 class Runner(Protocol):

@@ -25,7 +25,7 @@ from harness.protocol.trace import Trace
 from harness.reference import cachefree, handoff, sequential
 from harness.reference.handoff import HandOff
 from harness.rounding.measure import quick
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 
 CODE = Path(__file__).parent
 CHECKOUT = Path(__file__).parents[2]

@@ -27,8 +27,7 @@ from harness.protocol.noise import SMOOTH
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference.draw import filter_logits
-from harness.reference.latent import next_input
+from harness.reference.steps import filter_logits, next_input
 
 Nudge = Callable[[Tensor], Tensor]  # logits_RlV of a whole scale -> the same, moved
 

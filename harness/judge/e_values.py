@@ -26,7 +26,7 @@ from harness.judge.race import RACE_ROUNDING
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.noise import TOKEN
 from harness.protocol.request import Request
-from harness.reference.draw import filter_logits
+from harness.reference.steps import filter_logits
 from harness.rounding.budget import Allowance
 
 Allowed = Callable[[Request], list[Allowance]]

@@ -14,10 +14,8 @@ from harness.judge.evidence import Evidence
 from harness.protocol.noise import DRAFT, TOKEN
 from harness.protocol.trace import Intermediates, Round
 from harness.reference.cachefree import prefix_inputs
-from harness.reference.draw import draw, filter_logits
-from harness.reference.guidance import guide
-from harness.reference.masks import block_causal
 from harness.reference.sequential import GrowingCache
+from harness.reference.steps import block_causal, draw, filter_logits, guide
 
 MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
 MOST_OF = 0.9  # of wrong tokens: two runs of a draft round otherwise here and there

@@ -29,9 +29,8 @@ from harness.protocol.contract import Contract
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
 from harness.protocol.trace import Round, Trace
 from harness.reference import policies, sequential
-from harness.reference.draw import filter_logits
 from harness.reference.enumerate import distance, joint_law
-from harness.reference.guidance import guide
+from harness.reference.steps import filter_logits, guide
 from harness.rounding.measure import quick
 from harness.speculative.sampler import SpeculativeDecoder
 

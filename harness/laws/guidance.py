@@ -21,7 +21,7 @@ from harness.laws.law import (
 )
 from harness.laws.oracle import rows_of, targeted
 from harness.protocol.contract import Contract
-from harness.reference import guidance
+from harness.reference.steps import guide as guide_scale
 
 
 def _rows(case: Case, n: int) -> torch.Tensor:
@@ -34,7 +34,7 @@ def formula(subject: Subject, case: Case) -> bool:
     for first, last in case.windows:
         rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
         scales = rows_RnV.split([pyramid.tokens(si) for si in range(first, last + 1)], 1)
-        due = [guidance.guide(rows, case.cfg, first + k, pyramid.S) for k, rows in enumerate(scales)]
+        due = [guide_scale(rows, case.cfg, first + k, pyramid.S) for k, rows in enumerate(scales)]
         got = parts.guide(rows_RnV.clone(), pyramid, case.cfg, first, last)
         require_same({"guided": got}, {"guided": torch.cat(due, 1)}, f"window {first}..{last}", FLOAT64)
     return case.cfg != 0 and pyramid.S > 1
@@ -103,7 +103,7 @@ def weights(subject: Subject, case: Case) -> bool:
         span, images = case.pyramid.span(si), targeted(decoded, case.B, si)
         if not images:
             continue
-        due = guidance.guide(kept.rows_RLV[rows_of(images, case.B), span], case.cfg, si, case.pyramid.S)
+        due = guide_scale(kept.rows_RLV[rows_of(images, case.B), span], case.cfg, si, case.pyramid.S)
         require_same({"guided": kept.guided_BLV[images, span]}, {"guided": due}, f"scale {si}", allowed(case).guided)
     return case.cfg != 0 and case.pyramid.S > 1
 

@@ -12,8 +12,8 @@ from harness.laws.case import CLASSES, Case
 from harness.laws.law import Law, NotOffered, Subject, require
 from harness.laws.oracle import Run, rows_of, run_over, several, targeted
 from harness.models.network import Condition
-from harness.reference.masks import block_causal
-from harness.reference.sequential import GrowingCache, guidance_labels
+from harness.reference.sequential import GrowingCache
+from harness.reference.steps import block_causal, guidance_labels
 
 # A perturbation of unit size either moves a logit of these networks by more than the first number or, by rounding of
 # another kernel at most, by less than the second.

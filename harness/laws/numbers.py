@@ -21,7 +21,7 @@ from harness.models.network import Condition
 from harness.models.pair import ModelPair
 from harness.models.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference.sequential import guidance_labels
+from harness.reference.steps import guidance_labels
 from harness.speculative.sampler import SpeculativeDecoder
 
 # φ of numbers of size 1 in float32: some twenty products a channel; a detour by half precision leaves 1e-3.

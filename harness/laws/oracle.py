@@ -17,8 +17,8 @@ from harness.models.autoencoder import Autoencoder
 from harness.models.network import Network
 from harness.protocol.noise import Noise
 from harness.protocol.trace import Trace
-from harness.reference.latent import accumulate, next_input
-from harness.reference.sequential import GrowingCache, guidance_labels, scale_input
+from harness.reference.sequential import GrowingCache
+from harness.reference.steps import accumulate, guidance_labels, next_input, scale_input
 
 
 @dataclass(frozen=True)

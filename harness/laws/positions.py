@@ -9,7 +9,7 @@ from harness.laws.allowed import allowed
 from harness.laws.case import CLASSES, Case
 from harness.laws.law import FLOAT64, Law, NotOffered, Subject, require, require_same
 from harness.laws.oracle import rows_of, run_over, several, targeted
-from harness.reference.sequential import guidance_labels, scale_input
+from harness.reference.steps import guidance_labels, scale_input
 
 
 def _tags(case: Case, begin: int, end: int, trailing: tuple[int, ...]) -> Tensor:

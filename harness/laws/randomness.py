@@ -20,8 +20,8 @@ from harness.laws.law import (
 from harness.laws.oracle import targeted
 from harness.protocol.contract import Contract
 from harness.protocol.noise import TOKEN, Ledger, SeededNoise
-from harness.reference import draw as reference
 from harness.reference import sequential
+from harness.reference import steps as reference
 
 # Exponential numbers at the edge of what a generator can return, smallest first.
 EDGES = (0.0, torch.finfo(torch.float32).tiny, 1e-30, 104.0, torch.finfo(torch.float32).max, float("inf"))

@@ -31,7 +31,7 @@ from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import policies, sequential
-from harness.reference.draw import filter_logits
+from harness.reference.steps import filter_logits
 from harness.speculative.accept import Policy, Proposal, Window
 from harness.speculative.parts import PARTS
 from harness.speculative.policies import parse

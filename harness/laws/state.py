@@ -16,7 +16,7 @@ from harness.laws.law import FLOAT64, Law, Subject, require, require_same, requi
 from harness.laws.oracle import BrokenNoise, Interrupted, ListCache, Snapshot, check_snapshot, run_over, snapshot
 from harness.models.network import Network
 from harness.protocol.request import Request
-from harness.reference import latent as reference
+from harness.reference import steps as reference
 
 UPDATE = "update_state_with_accepted_tokens"
 

@@ -5,18 +5,19 @@ Promise: the three fit together, or one error says in which size they do not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.errors import InputError, NonFiniteError
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder
 from harness.models.checkpoint import load_autoencoder, load_transformer
-from harness.models.checksum import checksums
 from harness.models.network import Network
 from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
 from harness.models.transformer import Transformer
@@ -27,6 +28,7 @@ from harness.protocol.request import Request
 # Of the draft of `--models digits-close`: every number of accepted scales from none to all of a window is then common.
 CLOSE = 0.002
 MOST_NOISE = 10
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,20 @@ class ModelPair:
             for name, tensor in weights.items():
                 if not bool(torch.isfinite(tensor).all()):
                     raise NonFiniteError(f"{word}.{name}")
+
+
+def checksums(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the checksum of every tensor by name: a change of any one number, by however little, changes it.
+
+    Bits as integers, each times an odd number of its own, summed modulo 2^64: an odd factor hides no difference. On the
+    tensors' device, since the bytes of a large network would take longer to travel than to add.
+    """
+    sums = {}
+    for name, weight in weights.items():
+        bits = weight.detach().contiguous().flatten().view(_BITS[weight.itemsize]).long()
+        odd = torch.arange(1, 2 * len(bits), 2, device=bits.device)
+        sums[name] = int((bits * odd).sum())
+    return sums
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.mutants.mutant import Mutant, parts
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import guidance
+from harness.speculative.parts import PARTS
 
 
 def _guide(combine: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Callable[..., Tensor]:
@@ -29,7 +29,7 @@ def _guide(combine: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Callab
 
 def window_weight(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     """Use the weight of the window's first scale for all of it."""
-    conditional_BnV, unconditional_BnV = guidance.guide(rows_RnV, pyramid, 0.0, first, last), rows_RnV.chunk(2)[1]
+    conditional_BnV, unconditional_BnV = PARTS.guide(rows_RnV, pyramid, 0.0, first, last), rows_RnV.chunk(2)[1]
     t = cfg * pyramid.ramp(first)
     return (1 + t) * conditional_BnV - t * unconditional_BnV
 
@@ -38,30 +38,30 @@ def relative(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, la
     """Count scales from the window's first one: a draft of one scale a pass is never guided."""
     t = [cfg * pyramid.ramp(si - first) for si in range(first, last + 1) for _ in range(pyramid.tokens(si))]
     t_n1 = torch.tensor(t, device=rows_RnV.device, dtype=rows_RnV.dtype)[:, None]
-    conditional_BnV, unconditional_BnV = guidance.guide(rows_RnV, pyramid, 0.0, first, last), rows_RnV.chunk(2)[1]
+    conditional_BnV, unconditional_BnV = PARTS.guide(rows_RnV, pyramid, 0.0, first, last), rows_RnV.chunk(2)[1]
     return (1 + t_n1) * conditional_BnV - t_n1 * unconditional_BnV
 
 
 def short_ramp(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     """Take t = cfg·si/S."""
-    return guidance.guide(rows_RnV, pyramid, cfg * (pyramid.S - 1) / pyramid.S, first, last)
+    return PARTS.guide(rows_RnV, pyramid, cfg * (pyramid.S - 1) / pyramid.S, first, last)
 
 
 def odd(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     """Drop the last of an odd number of rows."""
-    return guidance.guide(rows_RnV[: len(rows_RnV) // 2 * 2], pyramid, cfg, first, last)
+    return PARTS.guide(rows_RnV[: len(rows_RnV) // 2 * 2], pyramid, cfg, first, last)
 
 
 def padded(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     """Take an odd row for both halves."""
     if len(rows_RnV) % 2:
         rows_RnV = torch.cat((rows_RnV, rows_RnV[-1:]))
-    return guidance.guide(rows_RnV, pyramid, cfg, first, last)
+    return PARTS.guide(rows_RnV, pyramid, cfg, first, last)
 
 
 def swapped(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     """Take the first half of the rows for the unconditional one."""
-    return guidance.guide(rows_RnV.roll(len(rows_RnV) // 2, 0), pyramid, cfg, first, last)
+    return PARTS.guide(rows_RnV.roll(len(rows_RnV) // 2, 0), pyramid, cfg, first, last)
 
 
 SWAPPED = Mutant(

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from harness.mutants.mutant import Mutant, patched, policy
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import guidance
 from harness.speculative.accept import Policy, Window
 from harness.speculative.forward import Pass, forward, forward_window
-from harness.speculative.parts import Parts
+from harness.speculative.parts import PARTS, Parts
 from harness.speculative.round import draft_generate_batch, propose_scale, run_round
 from harness.speculative.rules import most_likely, race_alone
 from harness.speculative.state import DecodeState
@@ -43,7 +42,7 @@ def _restarted(state: DecodeState, parts: Parts, this: Pass, policy: Policy) -> 
     def guide(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
         alone = not policy.speculates and first >= policy.entry > 0
         share = (first - policy.entry) / first if alone else 1.0
-        return guidance.guide(rows_RnV, pyramid, cfg * share, first, last)
+        return PARTS.guide(rows_RnV, pyramid, cfg * share, first, last)
 
     propose_scale(state, replace(parts, guide=guide), this, policy)
 

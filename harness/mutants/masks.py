@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.mutants.mutant import Mutant, parts
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import masks
+from harness.speculative.parts import PARTS
 
 
 def _mask(sees: Callable[[ScalePyramid, int, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -64,12 +64,12 @@ def cached_only(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor
 
 def finite(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Write -10,000 for -inf: enough for most attention scores, a leak for the rest."""
-    return masks.attention_mask(pyramid, first, last, device, dtype).clamp_min(-1e4)
+    return PARTS.attention_mask(pyramid, first, last, device, dtype).clamp_min(-1e4)
 
 
 def flat(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return (n,K+n), which broadcasts where a kernel allows it."""
-    return masks.attention_mask(pyramid, first, last, device, dtype)[0, 0]
+    return PARTS.attention_mask(pyramid, first, last, device, dtype)[0, 0]
 
 
 CORNER = Mutant(

@@ -18,12 +18,11 @@ from harness.models.quantizer import Quantizer
 from harness.models.transformer import Transformer
 from harness.mutants.mutant import Mutant, patched, production
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import outcome
-from harness.speculative.accept import Acceptance, Window
+from harness.speculative.accept import Acceptance, Window, finite_flag, round_numbers
 
 PHI_INDEX, PHI, ENCODE = quantizer.phi_index, Quantizer.phi, Quantizer.encode
 CONDITION = Transformer.condition
-LOGITS, FINITE, OUTCOME = Transformer.logits, outcome.finite, outcome.numbers
+LOGITS, FINITE, OUTCOME = Transformer.logits, finite_flag, round_numbers
 TO, VAE_TO = Transformer.to, Autoencoder.to
 
 
@@ -155,9 +154,9 @@ NARROW_HEAD = Mutant(
 )  # fmt: skip
 DRAFTED_FINITE = Mutant(
     "numbers.drafted-finite", "logits of a bonus scale may be NaN", "a check of what was drafted, before the bonus",
-    patched({"harness.speculative.round:numbers": _of_drafted}), alone=True,
+    patched({"harness.speculative.round:round_numbers": _of_drafted}), alone=True,
 )  # fmt: skip
 HALF_FINITE = Mutant(
     "numbers.half-finite", "unconditional logits may be NaN", "a check of one half of the guidance rows",
-    patched({"harness.speculative.outcome:finite": _of_half}), alone=True,
+    patched({"harness.speculative.accept:finite_flag": _of_half}), alone=True,
 )  # fmt: skip

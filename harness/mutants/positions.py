@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.models.network import Condition, Network
 from harness.mutants.mutant import Mutant, parts
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import query
+from harness.speculative.parts import PARTS
 
 
 def _terms(network: Network, begin: int, n: int) -> Tensor:
@@ -21,7 +21,7 @@ def _terms(network: Network, begin: int, n: int) -> Tensor:
 
 def offset(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Place every window behind the first at the positions of one scale earlier."""
-    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
+    x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
     if first == 0:
         return x_RnD
     pyramid, n = network.pyramid, raw_BnC.shape[1]
@@ -31,7 +31,7 @@ def offset(network: Network, condition: Condition, raw_BnC: Tensor, first: int, 
 
 def first_level(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Give every row the level of the window's first scale."""
-    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
+    x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
     levels_n = torch.tensor(network.pyramid.levels(), device=network.device)
     levels_n = levels_n[network.pyramid.begin(first) : network.pyramid.end(last)]
     return x_RnD - network.lvl_SD[levels_n] + network.lvl_SD[first]
@@ -39,14 +39,14 @@ def first_level(network: Network, condition: Condition, raw_BnC: Tensor, first: 
 
 def half(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Leave the position term out of the unconditional rows."""
-    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
+    x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
     terms_nD = _terms(network, network.pyramid.begin(first), x_RnD.shape[1])
     return torch.cat((x_RnD[: len(x_RnD) // 2], x_RnD[len(x_RnD) // 2 :] - terms_nD))
 
 
 def zero_leaks(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Add the raw input of position 0, which has none; zero in a decode, whatever the buffer held elsewhere."""
-    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
+    x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
     if first == 0:
         leak_BD = network.embed(raw_BnC[:, 0]) - network.embed(torch.zeros_like(raw_BnC[:, 0]))
         x_RnD[:, 0] += torch.cat((leak_BD, leak_BD))

@@ -12,7 +12,7 @@ from harness.mutants.mutant import Mutant, Tampered, parts, wrapped
 from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.speculative import draw
+from harness.speculative.parts import PARTS
 from harness.speculative.sampler import SpeculativeDecoder
 
 
@@ -100,7 +100,7 @@ def greedy_last(decoder: SpeculativeDecoder, request: Request, noise: SeededNois
 def sorted_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     """Race the sorted probabilities: the right law, and not the token of these numbers."""
     sorted_BnV, order_BnV = probs_BnV.sort(dim=-1, descending=True)
-    return order_BnV.gather(-1, draw.draw(sorted_BnV, E_BnV)[..., None])[..., 0]
+    return order_BnV.gather(-1, PARTS.draw(sorted_BnV, E_BnV)[..., None])[..., 0]
 
 
 def plain_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
@@ -121,13 +121,13 @@ def product(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
 def own_numbers(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     """Draw right, and move the global generator."""
     torch.rand((), generator=torch.default_generator)
-    return draw.draw(probs_BnV, E_BnV)
+    return PARTS.draw(probs_BnV, E_BnV)
 
 
 def jitter(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     """Break ties by the global generator."""
     tiny = torch.rand(probs_BnV.shape, generator=torch.default_generator).to(probs_BnV) * 1e-9
-    return draw.draw(probs_BnV * (1 + tiny), E_BnV)
+    return PARTS.draw(probs_BnV * (1 + tiny), E_BnV)
 
 
 def exactly_k(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -136,7 +136,7 @@ def exactly_k(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
         kept_Bnk = logits_BnV.topk(top_k).indices
         dropped_BnV = torch.full_like(logits_BnV, float("-inf"))
         logits_BnV = dropped_BnV.scatter(-1, kept_Bnk, logits_BnV.gather(-1, kept_Bnk))
-    return draw.filter_logits(logits_BnV, 0, top_p)
+    return PARTS.filter_logits(logits_BnV, 0, top_p)
 
 
 def above_kth(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -145,13 +145,13 @@ def above_kth(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
         kth_Bn1 = logits_BnV.topk(top_k).values[..., -1:]
         tied_BnV = (logits_BnV == kth_Bn1) & ((logits_BnV == kth_Bn1).sum(-1, keepdim=True) > 1)
         tied_BnV &= logits_BnV < logits_BnV.amax(-1, keepdim=True)
-        logits_BnV = draw.filter_logits(logits_BnV, top_k, 0.0).masked_fill(tied_BnV, float("-inf"))
-    return draw.filter_logits(logits_BnV, 0, top_p)
+        logits_BnV = PARTS.filter_logits(logits_BnV, top_k, 0.0).masked_fill(tied_BnV, float("-inf"))
+    return PARTS.filter_logits(logits_BnV, 0, top_p)
 
 
 def nucleus_first(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     """Filter by top-p, then by top-k."""
-    return draw.filter_logits(draw.filter_logits(logits_BnV, 0, top_p), top_k, 0.0)
+    return PARTS.filter_logits(PARTS.filter_logits(logits_BnV, 0, top_p), top_k, 0.0)
 
 
 REDRAWN = Mutant(

@@ -14,12 +14,12 @@ from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.noise import Noise, SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Round, Trace
-from harness.speculative import outcome, update
+from harness.speculative.accept import record_round
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
-from harness.speculative.state import DecodeState, Side
+from harness.speculative.state import DecodeState, Side, accumulate_scales
 
-ACCUMULATE = update.accumulate_scales
+ACCUMULATE = accumulate_scales
 
 
 def _by_set(self: Side) -> Condition:
@@ -114,7 +114,7 @@ def _unkept(change: Callable[..., Any], due: Callable[..., Any]) -> Callable[...
 
 
 def _one_round_less(state: DecodeState, *args: Any) -> Round:
-    return replace(outcome.record(state, *args), bonus_tokens=0)
+    return replace(record_round(state, *args), bonus_tokens=0)
 
 
 def _last_lost(state: DecodeState, parts: Any, first: int, chosen: list[list[int]]) -> Any:
@@ -125,7 +125,7 @@ def _last_lost(state: DecodeState, parts: Any, first: int, chosen: list[list[int
 
 
 def _rows_forgotten(state: DecodeState, *args: Any) -> Round:
-    turn = outcome.record(state, *args)
+    turn = record_round(state, *args)
     return replace(turn, corrected_tokens=0, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens)
 
 
@@ -159,16 +159,16 @@ REMEMBERED = Mutant(
 )  # fmt: skip
 UNKEPT_BONUS = Mutant(
     "reuse.unkept-bonus", "without kept tensors bonus tokens are not counted", "a count inside `if keep`",
-    patched({"harness.speculative.round:record": _unkept(_one_round_less, outcome.record)}), alone=True,
+    patched({"harness.speculative.round:record_round": _unkept(_one_round_less, record_round)}), alone=True,
 )  # fmt: skip
 UNKEPT_F_HAT = Mutant(
     "reuse.unkept-f-hat", "without kept tensors the final f_hat is halved", "a buffer that only a diagnosis copies",
-    patched({"harness.speculative.update:accumulate_scales": _unkept(_last_lost, ACCUMULATE)}),
+    patched({"harness.speculative.state:accumulate_scales": _unkept(_last_lost, ACCUMULATE)}),
     alone=True,
 )  # fmt: skip
 UNKEPT_COUNTS = Mutant(
     "reuse.unkept-counts", "without kept tensors corrected tokens count as accepted", "two paths of one count",
-    patched({"harness.speculative.round:record": _unkept(_rows_forgotten, outcome.record)}), alone=True,
+    patched({"harness.speculative.round:record_round": _unkept(_rows_forgotten, record_round)}), alone=True,
 )  # fmt: skip
 CONDITION_SET = Mutant(
     "reuse.condition-set", "the condition is kept on the network by the set of labels", "a memo whose key is sorted",

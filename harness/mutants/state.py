@@ -15,28 +15,27 @@ from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.speculative import latent
 from harness.speculative.cache import CacheWindow, KVCache
+from harness.speculative.parts import PARTS
 from harness.speculative.sampler import SpeculativeDecoder
-from harness.speculative.update import update_state_with_accepted_tokens
 
 
 def twice(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
     """Add every scale's contribution twice."""
-    once = latent.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid)
-    return latent.accumulate(once, idx_Bl, si, quantizer, pyramid)
+    once = PARTS.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid)
+    return PARTS.accumulate(once, idx_Bl, si, quantizer, pyramid)
 
 
 def in_place(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
     """Write into the argument: a draft then changes the final f_hat."""
-    return f_hat_BCPP.copy_(latent.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid))
+    return f_hat_BCPP.copy_(PARTS.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid))
 
 
 def last_lost(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
     """Leave out the last scale, which no later input needs."""
     if si == pyramid.S - 1:
         return f_hat_BCPP.clone()
-    return latent.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid)
+    return PARTS.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid)
 
 
 def bilinear(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
@@ -49,7 +48,7 @@ def alias(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
     """Return f_hat's own memory where no resizing is due."""
     if pyramid.patch_nums[si] == pyramid.P:
         return f_hat_BCPP.flatten(2).mT
-    return latent.next_input(f_hat_BCPP, si, pyramid)
+    return PARTS.next_input(f_hat_BCPP, si, pyramid)
 
 
 def stale_input(
@@ -57,7 +56,7 @@ def stale_input(
 ) -> None:
     """Keep the draft's input of the next scale, although the tokens before it were corrected."""
     drafted_BLC = state.raw_BLC.clone()
-    update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
+    PARTS.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
     for image in images:
         if state.done[image] < state.pyramid.S:
             span = state.pyramid.span(state.done[image])

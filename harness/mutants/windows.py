@@ -12,12 +12,20 @@ from torch import Tensor
 from harness.models.network import Condition, Network
 from harness.mutants.mutant import Mutant, parts, patched, policy
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import draw, guidance, latent, masks, outcome, query, state, update
-from harness.speculative.accept import Acceptance, Policy, Proposal, Window
+from harness.speculative.accept import (
+    Acceptance,
+    Outcome,
+    Policy,
+    Proposal,
+    Window,
+    fetch_outcome,
+    record_round,
+    round_numbers,
+)
 from harness.speculative.cache import KVCache
-from harness.speculative.parts import Parts
+from harness.speculative.parts import PARTS, Parts
 from harness.speculative.rules import most_likely
-from harness.speculative.state import DecodeState
+from harness.speculative.state import DecodeState, Side
 
 PICK = Window.pick
 
@@ -58,14 +66,14 @@ def _bonus_first(true: Policy) -> Policy:
 
 def _byte_counts(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
     """Count kept tokens in eight bits."""
-    made = outcome.numbers(judged, rows_RnV, window)
+    made = round_numbers(judged, rows_RnV, window)
     counts = 1 + len(window.images)
     return torch.cat((made[:counts], made[counts:] % 256))
 
 
 def _late_query(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Give the third and later scales of a window the level of the second."""
-    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last).clone()
+    x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last).clone()
     pyramid = network.pyramid
     for si in range(first + 2, last + 1):
         rows = slice(pyramid.begin(si) - pyramid.begin(first), pyramid.end(si) - pyramid.begin(first))
@@ -75,7 +83,7 @@ def _late_query(network: Network, condition: Condition, raw_BnC: Tensor, first: 
 
 def _late_mask(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Hide the first cached position from the third and later scales of a window."""
-    mask = masks.attention_mask(pyramid, first, last, device, dtype).clone()
+    mask = PARTS.attention_mask(pyramid, first, last, device, dtype).clone()
     if first and last >= first + 2:
         mask[:, :, pyramid.begin(first + 2) - pyramid.begin(first) :, 0] = float("-inf")
     return mask
@@ -83,23 +91,23 @@ def _late_mask(pyramid: ScalePyramid, first: int, last: int, device: torch.devic
 
 def _late_guide(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     """Leave the last scale of a window of three or more without guidance."""
-    guided = guidance.guide(rows_RnV, pyramid, cfg, first, last)
+    guided = PARTS.guide(rows_RnV, pyramid, cfg, first, last)
     if last >= first + 2:
         guided[:, -pyramid.tokens(last) :] = rows_RnV.chunk(2)[0][:, -pyramid.tokens(last) :]
     return guided
 
 
 def _guide_at(change: Callable[[float], float]) -> Callable[..., Tensor]:
-    return lambda rows, pyramid, cfg, first, last: guidance.guide(rows, pyramid, change(cfg), first, last)
+    return lambda rows, pyramid, cfg, first, last: PARTS.guide(rows, pyramid, change(cfg), first, last)
 
 
 def _filter_at(change: Callable[[int, float], tuple[int, float]]) -> Callable[..., Tensor]:
-    return lambda logits, top_k, top_p: draw.filter_logits(logits, *change(top_k, top_p))
+    return lambda logits, top_k, top_p: PARTS.filter_logits(logits, *change(top_k, top_p))
 
 
 def _interleaved(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     """Take rows 0, 2, 4 … for the conditional ones: right for one image."""
-    return guidance.guide(torch.cat((rows_RnV[0::2], rows_RnV[1::2])), pyramid, cfg, first, last)
+    return PARTS.guide(torch.cat((rows_RnV[0::2], rows_RnV[1::2])), pyramid, cfg, first, last)
 
 
 def _first_rows(this: Any, x_BX: Tensor) -> Tensor:
@@ -112,7 +120,7 @@ def _drafted(state: DecodeState, window: Window) -> Proposal:
     return Proposal(_first_rows(window, tokens_BL), _first_rows(window, probs_BLV))
 
 
-def _condition_of(self: state.Side, images: list[int]) -> Condition:
+def _condition_of(self: Side, images: list[int]) -> Condition:
     """Take the first images' condition for a group that is not the whole batch."""
     B, b = len(self.calls), len(images)
     if b == B:
@@ -125,7 +133,7 @@ def _bonus_not_added(
 ) -> None:
     """Add only drafted scales to f_hat: where all images finish more than one scale, the last one is lost."""
     before = state.f_hat_BCPP.clone()
-    update.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
+    PARTS.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
     for image, count in zip(images, finished, strict=True):
         if count >= 3:
             state.f_hat_BCPP[image] = 0.5 * (before[image] + state.f_hat_BCPP[image])
@@ -135,7 +143,7 @@ def _later_raw_lost(
     state: DecodeState, used: Any, images: list[int], first: int, tokens: list[Tensor], finished: list[int]
 ) -> None:
     """Roll the target's cache back one scale too far after several scales were finished."""
-    update.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
+    PARTS.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
     for image, count in zip(images, finished, strict=True):
         if count >= 2:
             state.target.cache.rollback(image, 0)
@@ -154,30 +162,30 @@ class HalfCache(KVCache):
 
 def _bfloat_sum(f_hat: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
     """Accumulate in bfloat16."""
-    return latent.accumulate(f_hat, idx_Bl, si, quantizer, pyramid).bfloat16().to(f_hat.dtype)
+    return PARTS.accumulate(f_hat, idx_Bl, si, quantizer, pyramid).bfloat16().to(f_hat.dtype)
 
 
-def _accepted_less(verified: Any, window: Window, bonus: bool) -> outcome.Outcome:
+def _accepted_less(verified: Any, window: Window, bonus: bool) -> Outcome:
     """Take one whole scale less where all of several stand, and correct the last, which needs none."""
-    made = outcome.fetch(verified, window, bonus)
+    made = fetch_outcome(verified, window, bonus)
     count = len(window.scales)
     accepted = [n - (n == count > 1 and not bonus) for n in made.accepted]
     finished = [min(n, a + 1) for n, a in zip(made.finished, accepted, strict=True)]
     return replace(made, accepted=accepted, finished=finished)
 
 
-def _same_for_group(verified: Any, window: Window, bonus: bool) -> outcome.Outcome:
+def _same_for_group(verified: Any, window: Window, bonus: bool) -> Outcome:
     """Let the group's least acceptance hold for all of its images."""
-    made = outcome.fetch(verified, window, bonus)
+    made = fetch_outcome(verified, window, bonus)
     return replace(
         made, accepted=[min(made.accepted)] * len(made.accepted), finished=[min(made.finished)] * len(made.finished)
     )
 
 
-def _kept_swapped(state: DecodeState, window: Window, made: outcome.Outcome, k: int, before: tuple[int, int]) -> Any:
+def _kept_swapped(state: DecodeState, window: Window, made: Outcome, k: int, before: tuple[int, int]) -> Any:
     """Read the kept tokens of the window's first scale, whichever fell."""
     kept = [[row[0]] * len(row) for row in made.kept_bs]
-    return outcome.record(state, window, replace(made, kept_bs=kept), k, before)
+    return record_round(state, window, replace(made, kept_bs=kept), k, before)
 
 
 def _clamped(u_Bn: Tensor, draft_Bn: Tensor, target_Bn: Tensor) -> Tensor:
@@ -187,7 +195,7 @@ def _clamped(u_Bn: Tensor, draft_Bn: Tensor, target_Bn: Tensor) -> Tensor:
 
 def _half_probs(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     """Race in half precision."""
-    return draw.draw(probs_BnV.half().float(), E_BnV)
+    return PARTS.draw(probs_BnV.half().float(), E_BnV)
 
 
 def _smoothed(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
@@ -207,7 +215,7 @@ ONE_FORGIVEN = Mutant(
 )  # fmt: skip
 BYTE_COUNTS = Mutant(
     "acceptance.byte-counts", "kept tokens are counted in eight bits", "a mask summed in its own type",
-    patched({ROUND + "numbers": _byte_counts}), alone=True,
+    patched({ROUND + "round_numbers": _byte_counts}), alone=True,
 )  # fmt: skip
 SECOND_FREE = Mutant(
     "acceptance.second-free", "the second drafted scale is never checked", "a loop that begins behind it",
@@ -231,11 +239,11 @@ BONUS_FIRST = Mutant(
 )  # fmt: skip
 ACCEPTED_LESS = Mutant(
     "acceptance.accepted-less", "a draft that stands whole loses its last scale to a correction", "a count from 0",
-    patched({ROUND + "fetch": _accepted_less}),
+    patched({ROUND + "fetch_outcome": _accepted_less}),
 )  # fmt: skip
 KEPT_SWAPPED = Mutant(
     "acceptance.kept-swapped", "kept tokens are those of the window's first scale", "an index that stays 0",
-    patched({ROUND + "record": _kept_swapped}),
+    patched({ROUND + "record_round": _kept_swapped}),
 )  # fmt: skip
 CLAMPED_U = Mutant(
     "acceptance.clamped-u", "contract B: u is at least 0.02", "a guard against zero", parts(keep_drafted=_clamped),
@@ -247,11 +255,11 @@ SMOOTHED = Mutant(
 )  # fmt: skip
 SAME_FOR_GROUP = Mutant(
     "batch.same-for-group", "the least acceptance of a group holds for all of it", "a minimum over the batch",
-    patched({ROUND + "fetch": _same_for_group}),
+    patched({ROUND + "fetch_outcome": _same_for_group}),
 )  # fmt: skip
 FIRST_DRAFTS = Mutant(
     "batch.first-drafts", "a group that is no whole batch is judged by other images' drafts", "rows not gathered",
-    patched({ROUND + "drafted": _drafted}),
+    patched({ROUND + "drafted_proposal": _drafted}),
 )  # fmt: skip
 FIRST_CONDITION = Mutant(
     "batch.first-condition", "a group that is no whole batch gets the first images' condition", "rows not gathered",

@@ -13,10 +13,8 @@ from harness.models.autoencoder import Autoencoder
 from harness.models.network import Condition, Network
 from harness.protocol.noise import Noise
 from harness.protocol.request import Request
-from harness.reference.guidance import guide
-from harness.reference.latent import accumulate, next_input
-from harness.reference.masks import block_causal
-from harness.reference.sequential import GrowingCache, choose, guidance_labels, scale_input
+from harness.reference.sequential import GrowingCache, choose
+from harness.reference.steps import accumulate, block_causal, guidance_labels, guide, next_input, scale_input
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.reference.cachefree import teacher_forced
-from harness.reference.draw import filter_logits
+from harness.reference.steps import filter_logits
 
 MOST = 1 << 20
 JointLaw = dict[tuple[int, ...], float]

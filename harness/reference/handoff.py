@@ -10,7 +10,7 @@ Source: spec §8.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,15 +18,11 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models.pair import ModelPair
-from harness.protocol.noise import SMOOTH, Noise
+from harness.protocol.noise import Noise
 from harness.protocol.request import Request
-from harness.protocol.trace import Intermediates, Trace
-from harness.reference.draw import smooth_codes
-from harness.reference.guidance import guide
-from harness.reference.latent import accumulate, next_input
-from harness.reference.masks import HAND_OFF_MASKS, hand_off_mask
-from harness.reference.sequential import choose
-from harness.reference.walk import Walk
+from harness.protocol.trace import Trace
+from harness.reference.sequential import Progress, Walk
+from harness.reference.steps import HAND_OFF_MASKS, hand_off_mask
 
 HandOffMode = Literal["recorded", "corrected"]
 
@@ -58,17 +54,6 @@ class HandOff:
             raise InputError("mode", self.mode, "must be recorded or corrected", "pass mode corrected")
 
 
-@dataclass
-class _Made:
-    """What was computed so far, a list item a scale; `x` holds the target's inputs of the draft's scales too."""
-
-    x: list[Tensor] = field(default_factory=list)
-    rows: list[Tensor] = field(default_factory=list)
-    guided: list[Tensor] = field(default_factory=list)
-    tokens: list[Tensor] = field(default_factory=list)
-    f_hat: list[Tensor] = field(default_factory=list)
-
-
 @torch.inference_mode()
 def sample(
     models: ModelPair, request: Request, noise: Noise, hand_off: HandOff, forced_BL: Tensor | None = None
@@ -89,24 +74,25 @@ def sample(
         InputError: a label or top_k that the networks do not have.
     """
     start = time.perf_counter()
-    pyramid = models.pyramid
+    pyramid, entry = models.pyramid, min(hand_off.entry, models.pyramid.S)
     request.check_against(models.target.config.classes, models.target.config.V)
     labels_B = noise.labels(models.target.config.classes)
     draft, target = Walk.begin(models.draft, labels_B), Walk.begin(models.target, labels_B)
-    made = _Made()
-    raw_BlC: Tensor | None = None
+    progress = Progress(models.vae, pyramid, request, noise, forced_BL)
     for si in pyramid:
-        made.x.append(target.input(raw_BlC, si))
-        if si < hand_off.entry:
-            made.rows.append(draft.rows(draft.input(raw_BlC, si)))
-        elif si == hand_off.entry:
-            made.rows.append(_entry_rows(target, made.x, hand_off))
+        raw_BlC = progress.raw()
+        x_RlD = target.input(raw_BlC, si)
+        if si < entry:
+            rows_RlV = draft.rows(draft.input(raw_BlC, si))
+        elif si == entry:
+            rows_RlV = _entry_rows(target, [*progress.x, x_RlD], hand_off)
         else:
-            made.rows.append(target.rows(made.x[si]))
-        _finish_scale(models, request, noise, made, forced_BL)
-        if si + 1 < pyramid.S:
-            raw_BlC = next_input(made.f_hat[si], si + 1, pyramid)
-    return _trace(models, request, made, hand_off, time.perf_counter() - start)
+            rows_RlV = target.rows(x_RlD)
+        progress.finish_scale(x_RlD, rows_RlV)
+    before = pyramid.begin(entry)
+    prefix = before if hand_off.sd_mask and entry < pyramid.S else 0
+    trace = progress.trace(time.perf_counter() - start, pyramid.S - entry, prefix + pyramid.L - before)
+    return replace(trace, draft_calls=[entry] * request.B, draft_rows=[before] * request.B)
 
 
 def _entry_rows(target: Walk, x: list[Tensor], hand_off: HandOff) -> Tensor:
@@ -119,41 +105,3 @@ def _entry_rows(target: Walk, x: list[Tensor], hand_off: HandOff) -> Tensor:
     if hand_off.mode == "recorded":
         return network.logits(x[-1], target.condition)  # the published defect: hidden states are thrown away
     return network.logits(hidden_RnD[:, network.pyramid.span(entry)], target.condition)
-
-
-def _finish_scale(models: ModelPair, request: Request, noise: Noise, made: _Made, forced_BL: Tensor | None) -> None:
-    """Guide, filter, draw and accumulate the scale whose rows came last. Effects: on `made`."""
-    pyramid, vae, si = models.pyramid, models.vae, len(made.rows) - 1
-    guided_BlV = guide(made.rows[si], request.cfg, si, pyramid.S)
-    filtered_BlV, idx_Bl = choose(guided_BlV, request, noise, si)
-    if request.more_smooth:
-        E_BlV = noise.exponential(si, SMOOTH, "reference")
-        codes_BlC = smooth_codes(filtered_BlV, E_BlV, vae.quantizer.codebook_VC, pyramid.ramp(si))
-        codes_BCpp = codes_BlC.mT.reshape(request.B, vae.config.C, pyramid.patch_nums[si], -1)
-    else:
-        used_Bl = idx_Bl if forced_BL is None else forced_BL[:, pyramid.span(si)]
-        codes_BCpp = vae.quantizer.codes(used_Bl, pyramid.patch_nums[si])
-    shape = (request.B, vae.config.C, pyramid.P, pyramid.P)
-    before = made.f_hat[-1] if made.f_hat else torch.zeros(shape, device=codes_BCpp.device, dtype=codes_BCpp.dtype)
-    made.guided.append(guided_BlV)
-    made.tokens.append(idx_Bl)
-    made.f_hat.append(accumulate(before, codes_BCpp, si, vae.quantizer, pyramid))
-
-
-def _trace(models: ModelPair, request: Request, made: _Made, hand_off: HandOff, seconds: float) -> Trace:
-    pyramid, B = models.pyramid, request.B
-    entry = min(hand_off.entry, pyramid.S)
-    prefix = pyramid.begin(entry) if hand_off.sd_mask and entry < pyramid.S else 0
-    return Trace(
-        tokens_BL=torch.cat(made.tokens, 1),
-        f_hat_BCPP=made.f_hat[-1],
-        scale_writes_BS=torch.ones(B, pyramid.S, dtype=torch.int64),
-        target_calls=[pyramid.S - entry] * B,
-        target_rows=[prefix + pyramid.L - pyramid.begin(entry)] * B,
-        draft_calls=[entry] * B,
-        draft_rows=[pyramid.begin(entry)] * B,
-        intermediates=Intermediates(
-            torch.cat(made.x, 1), torch.cat(made.rows, 1), torch.cat(made.guided, 1), torch.stack(made.f_hat)
-        ),
-        seconds=seconds,
-    )

@@ -16,10 +16,8 @@ from harness.models.pair import ModelPair
 from harness.protocol.noise import ACCEPT, TOKEN, Noise
 from harness.protocol.request import Request
 from harness.protocol.trace import Round
-from harness.reference.draw import draw, filter_logits
-from harness.reference.guidance import guide
-from harness.reference.latent import accumulate, next_input
-from harness.reference.walk import Walk
+from harness.reference.sequential import Walk
+from harness.reference.steps import accumulate, draw, filter_logits, guide, next_input
 
 POLICIES = (
     "coupled",

@@ -6,6 +6,7 @@ Promise: clarity. One scale after the other, one forward pass a scale, nothing s
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,11 +14,19 @@ from torch import Tensor
 from harness.models.autoencoder import Autoencoder
 from harness.models.network import Condition, Network
 from harness.protocol.noise import SMOOTH, TOKEN, Noise
+from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates, Trace
-from harness.reference.draw import draw, filter_logits, smooth_codes
-from harness.reference.guidance import guide
-from harness.reference.latent import accumulate, next_input
+from harness.reference.steps import (
+    accumulate,
+    draw,
+    filter_logits,
+    guidance_labels,
+    guide,
+    next_input,
+    scale_input,
+    smooth_codes,
+)
 
 
 class GrowingCache:
@@ -35,26 +44,93 @@ class GrowingCache:
         return k_RHnc, v_RHnc
 
 
-def guidance_labels(labels_B: Tensor, classes: int) -> Tensor:
-    """Return labels_R: the conditional rows, then the unconditional ones."""
-    return torch.cat((labels_B, torch.full_like(labels_B, classes)))
+@dataclass(frozen=True)
+class Walk:
+    """One network as it walks along the scales: the condition of its 2B guidance rows, and a cache of its own."""
+
+    network: Network
+    condition: Condition
+    cache: GrowingCache
+
+    @classmethod
+    def begin(cls, network: Network, labels_B: Tensor) -> Walk:
+        """Return a walk that has not begun, for these labels."""
+        condition = network.condition(guidance_labels(labels_B, network.config.classes))
+        return cls(network, condition, GrowingCache())
+
+    def input(self, raw_BlC: Tensor | None, si: int) -> Tensor:
+        """Return x_RlD of scale `si`; no raw input at scale 0."""
+        return scale_input(self.network, self.condition, raw_BlC, si)
+
+    def rows(self, x_RlD: Tensor) -> Tensor:
+        """Return logits_RlV of one scale that sees its cache and all of itself. Effects: the cache grows."""
+        return self.network.logits(self.network.hidden(x_RlD, self.condition, self.cache, None), self.condition)
 
 
-def scale_input(network: Network, condition: Condition, raw_BlC: Tensor | None, si: int) -> Tensor:
-    """Return the network's input x_RlD of scale `si` (spec §4).
+@dataclass
+class Progress:
+    """One batch on its way, and all that was computed of it so far, a list item a scale.
 
     Args:
-        network: whose embeddings are used.
-        condition: of the R rows.
-        raw_BlC: resized f_hat; None at scale 0.
-        si: scale index.
+        vae: quantiser.
+        pyramid: scales.
+        request: what is drawn.
+        noise: the numbers; read as "reference".
+        forced_BL: tokens that are consumed in place of the drawn ones.
+        greedy: take the most likely token in place of the draw.
     """
-    span = network.pyramid.span(si)
-    lvl_pos_lD = network.lvl_SD[si] + network.pos_LD[span]
-    if raw_BlC is None:
-        return condition.cond_RD[:, None] + network.start_1D + lvl_pos_lD
-    x_BlD = network.embed(raw_BlC) + lvl_pos_lD
-    return torch.cat((x_BlD, x_BlD))  # the same input for both guidance halves
+
+    vae: Autoencoder
+    pyramid: ScalePyramid
+    request: Request
+    noise: Noise
+    forced_BL: Tensor | None = None
+    greedy: bool = False
+    x: list[Tensor] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+    guided: list[Tensor] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
+    f_hat: list[Tensor] = field(default_factory=list)
+
+    def raw(self) -> Tensor | None:
+        """Return the raw input of the next scale; None at scale 0."""
+        return next_input(self.f_hat[-1], len(self.f_hat), self.pyramid) if self.f_hat else None
+
+    def finish_scale(self, x_RlD: Tensor, rows_RlV: Tensor) -> None:
+        """Guide, filter, draw and accumulate the next scale, whose inputs and logits these are."""
+        request, pyramid, quantizer, si = self.request, self.pyramid, self.vae.quantizer, len(self.rows)
+        C, P, pn = self.vae.config.C, pyramid.P, pyramid.patch_nums[si]
+        guided_BlV = guide(rows_RlV, request.cfg, si, pyramid.S)
+        filtered_BlV, idx_Bl = choose(guided_BlV, request, self.noise, si, self.greedy)
+        if request.more_smooth:
+            E_BlV = self.noise.exponential(si, SMOOTH, "reference")
+            codes_BlC = smooth_codes(filtered_BlV, E_BlV, quantizer.codebook_VC, pyramid.ramp(si))
+            codes_BCpp = codes_BlC.mT.reshape(request.B, C, pn, -1)
+        else:
+            used_Bl = idx_Bl if self.forced_BL is None else self.forced_BL[:, pyramid.span(si)]
+            codes_BCpp = quantizer.codes(used_Bl, pn)
+        nothing = torch.zeros(request.B, C, P, P, device=rows_RlV.device, dtype=self.vae.dtype)
+        before = self.f_hat[-1] if self.f_hat else nothing
+        self.x.append(x_RlD)
+        self.rows.append(rows_RlV)
+        self.guided.append(guided_BlV)
+        self.tokens.append(idx_Bl)
+        self.f_hat.append(accumulate(before, codes_BCpp, si, quantizer, pyramid))
+
+    def trace(self, seconds: float, target_calls: int, target_rows: int) -> Trace:
+        """Return the trace of a batch that has all its scales, with all intermediates; calls and rows an image."""
+        B = self.request.B
+        return Trace(
+            tokens_BL=torch.cat(self.tokens, 1),
+            f_hat_BCPP=self.f_hat[-1],
+            scale_writes_BS=torch.ones(B, self.pyramid.S, dtype=torch.int64),
+            target_calls=[target_calls] * B,
+            target_rows=[target_rows] * B,
+            intermediates=Intermediates(
+                torch.cat(self.x, 1), torch.cat(self.rows, 1), torch.cat(self.guided, 1), torch.stack(self.f_hat)
+            ),
+            seconds=seconds,
+        )
 
 
 @torch.inference_mode()
@@ -88,44 +164,12 @@ def sample(
     start = time.perf_counter()
     pyramid, config = network.pyramid, network.config
     request.check_against(config.classes, config.V)
-    labels_B = noise.labels(config.classes)
-    condition = network.condition(guidance_labels(labels_B, config.classes))
-    cache = GrowingCache()
-    f_hat = torch.zeros(request.B, config.C, pyramid.P, pyramid.P, device=network.device, dtype=vae.dtype)
-    raw_BlC: Tensor | None = None
-    made: dict[str, list[Tensor]] = {"x": [], "rows": [], "guided": [], "tokens": [], "f_hat": []}
+    walk = Walk.begin(network, noise.labels(config.classes))
+    progress = Progress(vae, pyramid, request, noise, forced_BL, greedy)
     for si in pyramid:
-        x_RlD = scale_input(network, condition, raw_BlC, si)
-        logits_RlV = network.logits(network.hidden(x_RlD, condition, cache, None), condition)
-        guided_BlV = guide(logits_RlV, request.cfg, si, pyramid.S)
-        filtered_BlV, idx_Bl = choose(guided_BlV, request, noise, si, greedy)
-        used_Bl = idx_Bl if forced_BL is None else forced_BL[:, pyramid.span(si)]
-        if request.more_smooth:
-            E_BlV = noise.exponential(si, SMOOTH, "reference")
-            codes_BlC = smooth_codes(filtered_BlV, E_BlV, vae.quantizer.codebook_VC, pyramid.ramp(si))
-            codes_BCpp = codes_BlC.mT.reshape(request.B, config.C, pyramid.patch_nums[si], -1)
-        else:
-            codes_BCpp = vae.quantizer.codes(used_Bl, pyramid.patch_nums[si])
-        f_hat = accumulate(f_hat, codes_BCpp, si, vae.quantizer, pyramid)
-        if si + 1 < pyramid.S:
-            raw_BlC = next_input(f_hat, si + 1, pyramid)
-        scale = {"x": x_RlD, "rows": logits_RlV, "guided": guided_BlV, "tokens": idx_Bl, "f_hat": f_hat}
-        for name, tensor in scale.items():
-            made[name].append(tensor)
-    return Trace(
-        tokens_BL=torch.cat(made["tokens"], 1),
-        f_hat_BCPP=f_hat,
-        scale_writes_BS=torch.ones(request.B, pyramid.S, dtype=torch.int64),
-        target_calls=[pyramid.S] * request.B,
-        target_rows=[pyramid.L] * request.B,
-        intermediates=Intermediates(
-            x_RLD=torch.cat(made["x"], 1),
-            rows_RLV=torch.cat(made["rows"], 1),
-            guided_BLV=torch.cat(made["guided"], 1),
-            f_hat_SBCPP=torch.stack(made["f_hat"]),
-        ),
-        seconds=time.perf_counter() - start,
-    )
+        x_RlD = walk.input(progress.raw(), si)
+        progress.finish_scale(x_RlD, walk.rows(x_RlD))
+    return progress.trace(time.perf_counter() - start, pyramid.S, pyramid.L)
 
 
 def choose(guided_BlV: Tensor, request: Request, noise: Noise, si: int, greedy: bool = False) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,8 @@ from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.provenance import versions
 from harness.reference import cachefree, sequential
-from harness.reference.masks import block_causal
-from harness.reference.sequential import GrowingCache, guidance_labels
+from harness.reference.sequential import GrowingCache
+from harness.reference.steps import block_causal, guidance_labels
 from harness.rounding.budget import EXACT, MARGIN, ROUNDING, SHIPPED, Budget, Entry, load, mode_of
 
 BATCHES = (1, 2, 8)

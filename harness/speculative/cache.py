@@ -6,6 +6,8 @@ Promise: preallocated once; slot = absolute position, so nothing ever moves; eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ class CacheWindow:
         self.rows_R: Tensor | None = None if whole else torch.tensor(rows, device=cache.kv.device)
 
     def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
-        """Write n positions behind the images' length; return keys and values of all positions so far."""
+        """Write n positions after the images' length; return keys and values of all positions so far."""
         k_slots, v_slots = self.cache.kv[layer]
         end = self.start + k_RHnc.shape[2]
         new = slice(self.start, end)
@@ -68,3 +70,6 @@ class CacheWindow:
         """Raise the images' lengths to `end`: what was written, by this pass or by the replay of an equal one."""
         for image in self.images:
             self.cache.lengths[image] = end
+
+
+NewCache = Callable[[Network, int], KVCache]  # (network, B) -> an empty cache of 2B rows

@@ -1,52 +1,43 @@
 """The decoder's replaceable parts.
 
 Promise: the decoder calls these functions through its `Parts` and nowhere by their own names, so replacing one
-(`dataclasses.replace(PARTS, attention_mask=wrong)`) plants a bug there and leaves the rest untouched. What is no part
-(rounds, passes, acceptance rules, the networks' own functions) is replaced elsewhere: a policy, a pair of models.
+(`dataclasses.replace(PARTS, attention_mask=wrong)`) plants a bug there and leaves the rest untouched; mypy refuses a
+function of another shape. What is no part (rounds, passes, acceptance rules, the networks' own functions) is replaced
+elsewhere: a policy, a pair of models.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from harness.speculative import cache, draw, guidance, latent, masks, query, rejection, signatures, update
-from harness.speculative.state import DecodeState
-
-
-class UpdateState(Protocol):
-    """(state, parts, images, first, final tokens (b,l) by scale, scales to finish by image): changes the state."""
-
-    def __call__(  # noqa: D102
-        self,
-        state: DecodeState,
-        parts: Parts,
-        images: list[int],
-        first: int,
-        tokens_by_scale: list[Tensor],
-        finished: list[int],
-        /,
-    ) -> None: ...
+from harness.models.network import Condition, Network
+from harness.models.quantizer import Quantizer
+from harness.protocol.pyramid import ScalePyramid
+from harness.speculative import cache, state, steps
 
 
 @dataclass(frozen=True)
 class Parts:
-    """One function a part; the function of the same name states its contract."""
+    """One function a part; the function of the same name states its contract (`steps`, `state`; `cache.KVCache`)."""
 
-    build_combined_query: signatures.BuildCombinedQuery = query.build_combined_query
-    attention_mask: signatures.AttentionMask = masks.attention_mask
-    guide: signatures.Guide = guidance.guide
-    split_logits_by_scale: signatures.SplitLogitsByScale = guidance.split_logits_by_scale
-    filter_logits: signatures.FilterLogits = draw.filter_logits
-    draw: signatures.Draw = draw.draw
-    keep_drafted: signatures.KeepDrafted = rejection.keep_drafted
-    residual: signatures.Residual = rejection.residual
-    accumulate: signatures.Accumulate = latent.accumulate
-    next_input: signatures.NextInput = latent.next_input
-    update_state_with_accepted_tokens: UpdateState = update.update_state_with_accepted_tokens
-    new_cache: signatures.NewCache = cache.KVCache
+    build_combined_query: Callable[[Network, Condition, Tensor, int, int], Tensor] = steps.build_combined_query
+    attention_mask: Callable[[ScalePyramid, int, int, torch.device, torch.dtype], Tensor] = steps.attention_mask
+    guide: Callable[[Tensor, ScalePyramid, float, int, int], Tensor] = steps.guide
+    split_logits_by_scale: Callable[[Tensor, ScalePyramid, int, int], list[Tensor]] = steps.split_logits_by_scale
+    filter_logits: Callable[[Tensor, int, float], Tensor] = steps.filter_logits
+    draw: Callable[[Tensor, Tensor], Tensor] = steps.draw
+    keep_drafted: Callable[[Tensor, Tensor, Tensor], Tensor] = steps.keep_drafted
+    residual: Callable[[Tensor, Tensor], Tensor] = steps.residual
+    accumulate: Callable[[Tensor, Tensor, int, Quantizer, ScalePyramid], Tensor] = steps.accumulate
+    next_input: Callable[[Tensor, int, ScalePyramid], Tensor] = steps.next_input
+    update_state_with_accepted_tokens: Callable[
+        [state.DecodeState, Parts, list[int], int, list[Tensor], list[int]], None
+    ] = state.update_state_with_accepted_tokens
+    new_cache: Callable[[Network, int], cache.KVCache] = cache.KVCache
 
 
 PARTS = Parts()

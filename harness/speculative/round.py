@@ -12,20 +12,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness.speculative.accept import Policy, Window
-from harness.speculative.forward import Pass, forward, forward_window
-from harness.speculative.outcome import (
+from harness.speculative.accept import (
     Decision,
+    Policy,
     Verified,
-    decided,
-    drafted,
-    fetch,
-    finite,
+    Window,
+    decided_outcome,
+    drafted_proposal,
+    fetch_outcome,
+    finite_flag,
     keep_intermediates,
-    numbers,
-    record,
-    trust,
+    record_round,
+    round_numbers,
+    trusted_outcome,
 )
+from harness.speculative.forward import Pass, forward, forward_window
 from harness.speculative.parts import Parts
 from harness.speculative.state import DecodeState, place
 
@@ -46,27 +47,27 @@ def run_round(state: DecodeState, parts: Parts, policy: Policy, window: Window, 
     if count:
         draft_generate_batch(state, parts, policy, window)
     if policy.trusts(window.first):
-        outcome = trust(window, drafted(state, window))
+        outcome = trusted_outcome(window, drafted_proposal(state, window))
     elif not count:
         alone = replace(window, last=window.first)
         decision = forward_window(state, parts, state.target, alone, decide_scale, policy, keep)
-        outcome = decided(state, decision, window)
+        outcome = decided_outcome(state, decision, window)
         keep_intermediates(state, window, outcome, decision.verified)
     else:
         behind = window.last + 1
         bonus = bonus and behind < state.pyramid.S and not policy.trusts(behind)
         submitted = replace(window, last=window.last + bonus)
         decision = forward_window(state, parts, state.target, submitted, verify_and_accept, policy, count, keep)
-        outcome = fetch(decision, window, bonus)
+        outcome = fetch_outcome(decision, window, bonus)
         keep_intermediates(state, window, outcome, decision.verified)
     tokens, finished = outcome.tokens_by_scale, outcome.finished
     parts.update_state_with_accepted_tokens(state, parts, window.images, window.first, tokens, finished)
     for k, image in enumerate(window.images):
-        state.rounds[image].append(record(state, window, outcome, k, before[k]))
+        state.rounds[image].append(record_round(state, window, outcome, k, before[k]))
 
 
 def draft_generate_batch(state: DecodeState, parts: Parts, policy: Policy, window: Window) -> None:
-    """Let the draft propose the window's scales, one after the other; `drafted` reads what it proposes.
+    """Let the draft propose the window's scales, one after the other; `drafted_proposal` reads what it proposes.
 
     Effects: writes the state's drafted tensors, its raw inputs of later scales and the draft's cache; nothing final
     changes. Draws as "draft".
@@ -96,7 +97,7 @@ def decide_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy, k
     """Draw one scale that was not drafted from the target's law. Device work."""
     verified = target_verify_batch(state, parts, this)
     tokens_bl = policy.extend(parts, verified.probs_by_scale[0], this.window)
-    return Decision([tokens_bl], finite(verified.rows_RnV), verified if keep else None)
+    return Decision([tokens_bl], finite_flag(verified.rows_RnV), verified if keep else None)
 
 
 def target_verify_batch(state: DecodeState, parts: Parts, this: Pass) -> Verified:
@@ -123,10 +124,10 @@ def verify_and_accept(state: DecodeState, parts: Parts, this: Pass, policy: Poli
     """
     verified = target_verify_batch(state, parts, this)
     window = replace(this.window, last=this.window.first + count - 1)
-    proposal = drafted(state, window)
+    proposal = drafted_proposal(state, window)
     judged = policy.accept(parts, proposal, torch.cat(verified.probs_by_scale[:count], 1), window)
     tokens = judged.tokens_by_scale(proposal, window)
     if this.window.last > window.last:
         behind = replace(window, first=this.window.last, last=this.window.last)
         tokens.append(policy.extend(parts, verified.probs_by_scale[count], behind))
-    return Decision(tokens, numbers(judged, verified.rows_RnV, window), verified if keep else None)
+    return Decision(tokens, round_numbers(judged, verified.rows_RnV, window), verified if keep else None)

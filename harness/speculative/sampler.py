@@ -1,7 +1,8 @@
 """The speculative decoder: draft, verify, accept, update, until every image has all its scales.
 
 Promise: every round finishes at least one scale of every image that it touches; under the coupled policy the tokens
-are those of sequential target decoding, whatever the draft proposes (contract A).
+are those of sequential target decoding, whatever the draft proposes (contract A). `build_decoder` makes
+one from settings: what `--implementation` takes by default, and what code outside wraps.
 """
 
 from __future__ import annotations
@@ -10,24 +11,24 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from harness.errors import InputError
+from harness.models.network import Network
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
+from harness.protocol.decoder import Settings
 from harness.protocol.noise import ExclusiveNoise, Noise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.speculative.accept import Policy, Window
+from harness.speculative.accept import Policy, Window, check_finite
 from harness.speculative.draft_length import DraftLength
-from harness.speculative.launcher import Eager
-from harness.speculative.outcome import check_finite
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.policies import COUPLED, check_against
+from harness.speculative.policies import COUPLED, check_against, parse
 from harness.speculative.round import run_round
-from harness.speculative.state import DecodeState
+from harness.speculative.state import DecodeState, Eager
 from harness.speculative.tools.graphs import Workspace
 from harness.speculative.tools.observer import Observer
 
@@ -177,3 +178,34 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def build_decoder(models: ModelPair, settings: Settings, observer: Observer | None = None) -> SpeculativeDecoder:
+    """Build the speculative decoder.
+
+    Args:
+        models: draft, target and VQ-VAE.
+        settings: how to speculate.
+        observer: debug tools; None = off.
+
+    Raises:
+        InputError: settings that do not exist or do not fit the networks.
+    """
+    options = Options(settings.draft_len, settings.bonus, parse(settings.policy), graphs=settings.graphs)
+    return SpeculativeDecoder(models.compiled() if settings.compiled else models, options, observer=observer)
+
+
+def build_sequential(models: ModelPair, network: Network, graphs: bool = False) -> SpeculativeDecoder:
+    """Build sequential decoding by one network out of the same parts: it stands in the draft's place, and is trusted.
+
+    Args:
+        models: whose VQ-VAE and name it takes.
+        network: the one that decides; compiled or not.
+        graphs: record and replay device work.
+
+    Raises:
+        InputError: graphs on another device than the first CUDA device.
+    """
+    trusted = parse(f"handoff:{models.pyramid.S}")
+    alone = replace(models, draft=network, target=network)
+    return SpeculativeDecoder(alone, Options(1, policy=trusted, keep_intermediates=False, graphs=graphs))

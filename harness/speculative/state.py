@@ -1,7 +1,9 @@
-"""Everything that belongs to one decode.
+"""Everything that belongs to one decode: its memory, the way to the device, what is final, and what makes scales final.
 
-Promise: between rounds the state of an image equals that of a sequential run over its final scales. Drafting writes
-only raw inputs and cache slots beyond the final scales; both are overwritten before they are read again.
+Promise: between rounds all that is read again of an image equals that of a sequential run over its final scales. What
+drafting writes before they are final (raw inputs and cache slots of later scales, the drafted tensors of `Buffers`) is
+written anew before it is read. Device work is plain functions of the tensors, launched kernel by kernel here, recorded
+once and replayed in `tools.graphs`; the decoder does not know which.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TypeVar, TypeVarTuple
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
@@ -17,15 +19,25 @@ from torch import Tensor
 from harness.models.autoencoder import Autoencoder
 from harness.models.network import Condition, Network
 from harness.models.pair import ModelPair
+from harness.models.quantizer import Quantizer
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates, Round
-from harness.speculative.cache import KVCache
-from harness.speculative.launcher import Launcher
+from harness.speculative.cache import KVCache, NewCache
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+class LatentParts(Protocol):
+    """The two parts that making a scale final needs."""
+
+    @property
+    def accumulate(self) -> Callable[[Tensor, Tensor, int, Quantizer, ScalePyramid], Tensor]: ...  # noqa: D102
+
+    @property
+    def next_input(self) -> Callable[[Tensor, int, ScalePyramid], Tensor]: ...  # noqa: D102
 
 
 def pick(tensor: Tensor, images: list[int]) -> Tensor:
@@ -36,6 +48,87 @@ def pick(tensor: Tensor, images: list[int]) -> Tensor:
 def place(images: list[int], B: int) -> list[int] | slice:
     """Return the index of the rows `images` of B: a slice when that is all of them, which costs the device no copy."""
     return slice(None) if images == list(range(B)) else images
+
+
+@dataclass
+class Buffers:
+    """What is final, and what the draft proposes after it.
+
+    Args:
+        tokens_BL: final tokens; -1 where none is final yet.
+        raw_BLC: raw inputs by position: those of scales 0..done are the final ones, later ones the draft's.
+        f_hat_BCPP: latent map over the final scales.
+        drafted_tokens_BL: proposed tokens; read only where this round wrote them.
+        drafted_probs_BLV: the laws that they were drawn from; likewise.
+        drafted_f_hat_BCPP: latent map over the final and the proposed scales; copied from f_hat in every round.
+    """
+
+    tokens_BL: Tensor
+    raw_BLC: Tensor
+    f_hat_BCPP: Tensor
+    drafted_tokens_BL: Tensor
+    drafted_probs_BLV: Tensor
+    drafted_f_hat_BCPP: Tensor
+
+    @classmethod
+    def new(cls, models: ModelPair, B: int) -> Buffers:
+        """Allocate for B images on the models' device."""
+        config, L, P = models.target.config, models.pyramid.L, models.pyramid.P
+        device, latent = models.device, models.vae.dtype
+        law = torch.promote_types(models.draft.dtype, torch.float32)
+        buffers = cls(
+            tokens_BL=torch.empty(B, L, dtype=torch.int64, device=device),
+            raw_BLC=torch.empty(B, L, config.C, dtype=latent, device=device),
+            f_hat_BCPP=torch.empty(B, config.C, P, P, dtype=latent, device=device),
+            drafted_tokens_BL=torch.empty(B, L, dtype=torch.int64, device=device),
+            drafted_probs_BLV=torch.empty(B, L, config.V, dtype=law, device=device),
+            drafted_f_hat_BCPP=torch.empty(B, config.C, P, P, dtype=latent, device=device),
+        )
+        buffers.clear()
+        return buffers
+
+    def clear(self) -> None:
+        """Make nothing final."""
+        self.tokens_BL.fill_(-1)
+        self.raw_BLC.zero_()
+        self.f_hat_BCPP.zero_()
+
+
+class Launcher(Protocol):
+    """The memory of a decode and its way to the device; one decode at a time."""
+
+    buffers: Buffers
+    caches: dict[str, KVCache]  # of "draft" and "target"
+
+    def begin(self, noise: Noise, labels_R: Tensor) -> tuple[Noise, Tensor]:
+        """Start a decode on empty buffers; return its numbers and labels where the work will read them."""
+        ...
+
+    def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
+        """Do device work.
+
+        Args:
+            key: equal keys must mean equal work on equal buffers.
+            compute: the work, without a host synchronisation.
+            lasting: what it returns is read after other work has run; else it must be read before.
+        """
+        ...
+
+
+class Eager:
+    """Launch kernel by kernel, on memory of one decode's own."""
+
+    def __init__(self, models: ModelPair, B: int, new_cache: NewCache) -> None:
+        self.caches = {"draft": new_cache(models.draft, B), "target": new_cache(models.target, B)}
+        self.buffers = Buffers.new(models, B)
+
+    def begin(self, noise: Noise, labels_R: Tensor) -> tuple[Noise, Tensor]:
+        """Return both as they are: everything is new and empty."""
+        return noise, labels_R
+
+    def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
+        """Do the work."""
+        return compute()
 
 
 @dataclass
@@ -164,3 +257,56 @@ def _empty_intermediates(models: ModelPair, B: int) -> Intermediates:
         guided_BLV=nan((B, pyramid.L, config.V), device=models.device, dtype=logits),
         f_hat_SBCPP=nan((pyramid.S, B, config.C, pyramid.P, pyramid.P), device=models.device, dtype=models.vae.dtype),
     )
+
+
+def update_state_with_accepted_tokens(
+    state: DecodeState,
+    parts: LatentParts,
+    images: list[int],
+    first: int,
+    tokens_by_scale: list[Tensor],
+    finished: list[int],
+) -> None:
+    """Make scales first..first+finished-1 of every image final, and roll both caches back to them.
+
+    Args:
+        state: changed in place: tokens, f_hat, the next raw input, caches, done.
+        parts: of which accumulation and next input are used.
+        images: of one group, all at scale `first`.
+        first: scale that the round began at.
+        tokens_by_scale: final tokens (b,l) of every scale of the window, for the images of the group.
+        finished: number of scales that each image of the group finishes.
+
+    Effects: in place. A cache's entries of a scale depend on the scales before it alone, so those of the last final
+    scale stay valid even where its tokens were corrected.
+    """
+    pyramid = state.pyramid
+    groups = [[k for k, count in enumerate(finished) if count > offset] for offset in range(max(finished))]
+    chosen = [[images[k] for k in group] for group in groups]
+    for offset, group in enumerate(groups):
+        rows = place(chosen[offset], len(state.done))
+        state.tokens_BL[rows, pyramid.span(first + offset)] = pick(tokens_by_scale[offset], group)
+        state.writes_BS[rows, first + offset] += 1
+    # every mixture of counts would be a recording of its own
+    key = ("update", first, finished[0]) if len(set(finished)) == 1 else ()
+    f_hats = state.run(images, key, accumulate_scales, state, parts, first, chosen)
+    if state.intermediates is not None:
+        for offset, f_hat in enumerate(f_hats):
+            state.intermediates.f_hat_SBCPP[first + offset, place(chosen[offset], len(state.done))] = f_hat
+    for image, count in zip(images, finished, strict=True):
+        state.done[image] = first + count
+        for side in (state.draft, state.target):
+            side.cache.rollback(image, pyramid.begin(first + count))
+
+
+def accumulate_scales(state: DecodeState, parts: LatentParts, first: int, chosen: list[list[int]]) -> list[Tensor]:
+    """Add scales from `first` on to f_hat, each of the images chosen for it; return f_hat after each. Device work."""
+    pyramid, f_hats = state.pyramid, []
+    for si, images in enumerate(chosen, first):
+        rows = place(images, len(state.done))
+        idx_bl = pick(state.tokens_BL[:, pyramid.span(si)], images)
+        f_hats.append(parts.accumulate(pick(state.f_hat_BCPP, images), idx_bl, si, state.vae.quantizer, pyramid))
+        state.f_hat_BCPP[rows] = f_hats[-1]
+        if si + 1 < pyramid.S:
+            state.raw_BLC[rows, pyramid.span(si + 1)] = parts.next_input(f_hats[-1], si + 1, pyramid)
+    return f_hats

@@ -19,15 +19,14 @@ from harness.mutants.catalogue import MUTANTS
 from harness.mutants.mutant import Mutant
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.reference import handoff, sequential
+from harness.reference import sequential
 from harness.rounding.budget import SHIPPED, load, mode_of
 from harness.rounding.measure import errors, measure
 from harness.rounding.precision import set_precision
 from harness.runs.cover import covering, plan_of, verify_design
 from harness.runs.decodes import Decodes
-from harness.speculative.build import build_decoder
 from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import Options, SpeculativeDecoder, build_decoder
 from harness.verification import verify
 from tests.bent_smooth import SOFT_BUGS
 from tests.helpers import RECORDED, command, recorded, verify_here
@@ -80,9 +79,8 @@ def test_this_projects_goldens_hold_on_the_device(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", BUGS_OF_SOFT)
 def test_planted_soft_bugs_are_caught_on_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (sequential, handoff):
-        for part, bug in BUGS_OF_SOFT[name].items():
-            monkeypatch.setattr(module, part, bug)
+    for part, bug in BUGS_OF_SOFT[name].items():
+        monkeypatch.setattr(sequential, part, bug)
     file = RECORDED / "recorded-cuda.safetensors"
     found = [command(monkeypatch, "golden", "check", str(file), "--device", "cuda", "--only", case) for case in SOFT]
     assert 1 in found

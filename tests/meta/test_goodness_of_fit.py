@@ -14,9 +14,8 @@ from harness.laws.enumeration import chi_square, p_value, sequences, target_law
 from harness.models.pair import ModelPair
 from harness.mutants.acceptance import FROM_TARGET, SHARED_NOISE
 from harness.protocol.decoder import Settings
-from harness.speculative.build import build_decoder
 from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import Options, SpeculativeDecoder, build_decoder
 
 
 def spread(case: Case) -> float:

@@ -53,11 +53,11 @@ def test_the_doors_themselves_lead_down():
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("harness.speculative.draw", "from harness.reference import draw"),
-        ("harness.speculative.draw", "import harness.reference.guidance as g"),
-        ("harness.judge.race", "from harness.speculative.draw import draw"),
+        ("harness.speculative.steps", "from harness.reference import steps"),
+        ("harness.speculative.steps", "import harness.reference.steps as g"),
+        ("harness.judge.race", "from harness.speculative.steps import draw"),
         ("harness.judge.race", "if TYPE_CHECKING:\n    from harness.speculative.parts import Parts"),
-        ("harness.reference.draw", "from ..speculative.draw import draw"),
+        ("harness.reference.steps", "from ..speculative.steps import draw"),
         ("harness.protocol.noise", "from harness.models.pair import ModelPair"),
         ("harness.report.terminal", "from harness.commands.verify import verify"),
         ("harness.laws.law", "def late():\n    from harness.commands import verify"),

@@ -17,7 +17,7 @@ from harness.models.pair import ModelPair
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 
 ENOUGH = 0.15
 QUIET = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}

@@ -10,7 +10,7 @@ from harness.laws.law import FLOAT64, Broken, require_same
 from harness.laws.listed import cases
 from harness.laws.masks import SEEN, UNSEEN
 from harness.laws.oracle import run_over
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 
 
 def distances() -> list[float]:

@@ -19,6 +19,10 @@ def without_arguments() -> Tensor:
     return torch.zeros(1)
 
 
+def without_numbers(probs_BnV: Tensor) -> Tensor:
+    return probs_BnV
+
+
 def right() -> Parts:
     return replace(PARTS, attention_mask=mask, residual=lambda draft_probs_BnV, target_probs_BnV: target_probs_BnV)
 
@@ -29,7 +33,7 @@ def wrong() -> None:
     replace(PARTS, guide=mask)  # type: ignore[arg-type]
     replace(PARTS, split_logits_by_scale=mask)  # type: ignore[arg-type]
     replace(PARTS, filter_logits=without_arguments)  # type: ignore[arg-type]
-    replace(PARTS, draw=lambda probs_BnV: probs_BnV)  # type: ignore[arg-type]
+    replace(PARTS, draw=without_numbers)  # type: ignore[arg-type]
     replace(PARTS, keep_drafted=PARTS.draw)  # type: ignore[arg-type]
     replace(PARTS, residual=PARTS.keep_drafted)  # type: ignore[arg-type]
     replace(PARTS, accumulate=PARTS.next_input)  # type: ignore[arg-type]

@@ -18,15 +18,13 @@ from harness.laws.case import CHOICES
 from harness.laws.law import FLOAT64, require, require_same
 from harness.laws.oracle import BrokenNoise, Interrupted, Run, Snapshot, check_snapshot, run_over, snapshot
 from harness.laws.strategies import cases
-from harness.speculative.accept import Proposal, Window
+from harness.speculative.accept import Proposal, Window, drafted_proposal
 from harness.speculative.forward import forward_window
-from harness.speculative.guidance import split_logits_by_scale
-from harness.speculative.launcher import Eager
-from harness.speculative.outcome import drafted
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED
 from harness.speculative.round import draft_generate_batch, target_verify_batch
-from harness.speculative.state import DecodeState
+from harness.speculative.state import DecodeState, Eager
+from harness.speculative.steps import split_logits_by_scale
 
 several_scales = st.sampled_from([sides for sides in CHOICES["patch_nums"] if 1 < len(sides) < 5])
 
@@ -102,7 +100,7 @@ class DecodeMachine(RuleBasedStateMachine):
         self._open(which, count)
         with torch.inference_mode():
             draft_generate_batch(self.state, self.parts, COUPLED, self._window())
-            self.proposal = drafted(self.state, self._window())
+            self.proposal = drafted_proposal(self.state, self._window())
 
     @precondition(lambda self: self.proposal is not None and not self.verified)
     @rule()

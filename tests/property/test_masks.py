@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from harness.laws import Law, masks
 from harness.laws.case import SMALL
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference.masks import hand_off_mask
+from harness.reference.steps import hand_off_mask
 
 
 @pytest.mark.parametrize("law", masks.LAWS, ids=lambda law: law.id)

@@ -11,7 +11,7 @@ import pytest
 from harness.golden import plan
 from harness.golden.store import read
 from harness.plugin.junit import golden_told
-from harness.reference import handoff, sequential
+from harness.reference import sequential
 from tests.bent_smooth import with_tau
 from tests.helpers import command
 
@@ -77,8 +77,7 @@ def test_a_changed_constant_of_more_smooth_changes_its_five_cases_and_no_other(
     assert command(monkeypatch, "golden", "diff") == 0
     assert capsys.readouterr().out.strip() == "nothing would change"
     warmer = with_tau(lambda ramp: max(0.28 * (1 - 0.95 * ramp), 0.005))
-    for module in (sequential, handoff):
-        monkeypatch.setattr(module, "smooth_codes", warmer)
+    monkeypatch.setattr(sequential, "smooth_codes", warmer)
     assert command(monkeypatch, "golden", "diff") == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     changed = {words[0] for words in lines if words[1:2] == ["values"]}

@@ -16,9 +16,8 @@ from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, count, fill_bits, fil
 from harness.models.transformer import Transformer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference.cachefree import prefix_inputs
-from harness.reference.latent import accumulate
-from harness.reference.masks import block_causal
 from harness.reference.sequential import GrowingCache
+from harness.reference.steps import accumulate, block_causal
 from tests.helpers import digits, recorded
 
 COMPONENT = "networks"  # where nothing more exact is known

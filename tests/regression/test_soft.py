@@ -22,7 +22,7 @@ from harness.golden.result import CaseResult
 from harness.golden.spread import Spread, spread
 from harness.golden.store import Recording, as_bytes, read
 from harness.judge.verdict import Verdict
-from harness.reference import handoff, sequential
+from harness.reference import sequential
 from tests.bent_smooth import SOFT_BUGS
 from tests.helpers import RECORDED
 
@@ -72,9 +72,8 @@ def test_a_right_sampler_passes_and_almost_all_of_it_is_judged():
 @pytest.fixture
 def plant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def plant(name: str) -> None:
-        for module in (sequential, handoff):
-            for part, bug in SOFT_BUGS[name].items():
-                monkeypatch.setattr(module, part, bug)
+        for part, bug in SOFT_BUGS[name].items():
+            monkeypatch.setattr(sequential, part, bug)
 
     return plant
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from harness.models.pair import ModelPair
 from harness.protocol.noise import Noise
-from harness.speculative.launcher import Buffers
-from harness.speculative.signatures import NewCache
+from harness.speculative.cache import NewCache
+from harness.speculative.state import Buffers
 
 T = TypeVar("T")
 WARM_UPS = 2  # runs before recording: library handles and workspaces are made outside the graph

@@ -24,7 +24,7 @@ from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
 from harness.runs.replay import Answer, replay_case, shrink_case
 from harness.runs.runfile import read
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
 

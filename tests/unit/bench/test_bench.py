@@ -138,7 +138,7 @@ def test_a_wrong_decoder_is_not_timed(monkeypatch: pytest.MonkeyPatch):
         return 2 * PARTS.guide(*given)
 
     wrong = partial(SpeculativeDecoder, parts=replace(PARTS, guide=doubled))
-    monkeypatch.setattr("harness.speculative.build.SpeculativeDecoder", wrong)
+    monkeypatch.setattr("harness.speculative.sampler.SpeculativeDecoder", wrong)
     with pytest.raises(HarnessError, match="sequential decoding of this mode is wrong, so nothing was timed"):
         list(bench().rows(REQUESTS, [("imposed:1", 2)]))
 

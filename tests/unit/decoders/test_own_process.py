@@ -15,8 +15,7 @@ from harness.decoders.mailbox import Mailbox, UnreadableError
 from harness.decoders.own_process import Limits
 from harness.decoders.terms import Terms
 from harness.judge.verdict import Divergence
-from harness.models.checksum import checksums
-from harness.models.pair import ModelPair
+from harness.models.pair import ModelPair, checksums
 from harness.runs.result import Verification
 from harness.verification import verify
 from tests import bent

@@ -13,7 +13,7 @@ from harness.golden.cases import RecordedCase
 from harness.golden.spread import LEAST, TOSSES, Choices, choices, guided, soft_ties, tossed
 from harness.protocol.noise import SMOOTH
 from harness.protocol.request import Request
-from harness.reference.draw import filter_logits, smooth_codes
+from harness.reference.steps import filter_logits, smooth_codes
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))

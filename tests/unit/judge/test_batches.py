@@ -26,7 +26,7 @@ from harness.rounding.precision import NEGLIGIBLE, certifying, images_at_once, w
 from harness.runs import batches
 from harness.runs.batches import cut, default_batch
 from harness.runs.result import Verification
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, tiny, verify_here
 
 MODELS = tiny(Layout((1, 2, 3, 4)))

@@ -13,7 +13,7 @@ from harness.judge.e_values import ALARM, MANY, Tail, cost, log_e, surprise, too
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.request import Request
 from harness.rounding.budget import Allowance, Budget
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import digits, verify_here
 from tests.unit.judge.test_tokens import evidence
 

@@ -22,7 +22,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.report.as_json import as_json
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, verify_here
 
 MODELS, REQUEST = tiny(Layout((1, 2, 3))), Request((0, 1), 0)

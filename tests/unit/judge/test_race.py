@@ -11,7 +11,7 @@ from harness.judge.e_values import MANY_TIES, unusual_ties
 from harness.judge.race import RACE_ROUNDING, _survivors, margin_bound, race_margin
 from harness.judge.verdict import Divergence
 from harness.protocol.request import Request
-from harness.reference.draw import filter_logits
+from harness.reference.steps import filter_logits
 from harness.rounding.budget import Allowance
 
 EVEN = torch.ones(4, dtype=torch.float64)

@@ -21,7 +21,7 @@ from harness.protocol.trace import Trace
 from harness.reference import sequential
 from harness.runs.cover import covering, plan_of, verify_design
 from harness.runs.decodes import Decodes, Terms
-from harness.speculative import query
+from harness.speculative import steps
 from harness.speculative.cache import KVCache
 from tests.helpers import Layout, some, tiny, verify_here
 
@@ -35,7 +35,7 @@ def first(bug: Any, *settings: Settings) -> Any:
 
 def rows_in_turns(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Put the two halves of every image side by side, where they must lie B rows apart."""
-    x_RnD = query.build_combined_query(network, condition, raw_BnC, first, last)
+    x_RnD = steps.build_combined_query(network, condition, raw_BnC, first, last)
     B = len(x_RnD) // 2
     return x_RnD[[row for b in range(B) for row in (b, B + b)]]
 

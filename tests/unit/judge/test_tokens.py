@@ -25,9 +25,9 @@ from harness.protocol.noise import TOKEN
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
-from harness.reference.draw import filter_logits
+from harness.reference.steps import filter_logits
 from harness.rounding.budget import Budget
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))

@@ -27,7 +27,7 @@ from harness.protocol.decoder import Settings
 from harness.report.as_json import as_json
 from harness.report.terminal import laws, summary
 from harness.runs.result import BrokenLaw, LawsTried, Verification
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 
 BY_ID = {law.id: law for law in LAWS}
 PLANTED = {mutant.id: mutant for mutant in MUTANTS}

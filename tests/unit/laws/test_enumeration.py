@@ -20,12 +20,11 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.reference.enumerate import JointLaw, distance, joint_law
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
-from harness.speculative.draw import draw, filter_logits
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED, REJECTION, parse
-from harness.speculative.rejection import keep_drafted, residual
 from harness.speculative.rules import accept_rejection, race
 from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.steps import draw, filter_logits, keep_drafted, residual
 from tests.helpers import some
 
 EXACT = 1e-12  # sums of a few thousand float64 products of at most 30 factors round to about 1e-16

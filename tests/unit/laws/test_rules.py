@@ -13,7 +13,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.noise import Noise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 
 CASE = Case(patch_nums=(1, 2, 3), draft="close", draft_len=2, exact=False)
 

@@ -18,7 +18,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.reference import sequential
 from harness.rounding.budget import COMPILED, EXACT, Entry, mode_of
-from harness.speculative.build import build_decoder, build_sequential
+from harness.speculative.sampler import build_decoder, build_sequential
 from tests.helpers import Layout, command, tiny, verify_here
 
 MODELS = tiny(Layout((1, 2, 3)))

@@ -22,7 +22,7 @@ from harness.runs.recorded import recorded
 from harness.runs.records import Counts, JudgedRow
 from harness.runs.result import Verification
 from harness.runs.runfile import Kept, RunFile
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))

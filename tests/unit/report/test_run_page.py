@@ -27,7 +27,7 @@ from harness.runs.replay import cases_of
 from harness.runs.result import BrokenLaw, LawsTried
 from harness.runs.runfile import RunFile, pictures_of
 from harness.runs.runfile import read as read_run
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import command, with_weight
 from tests.unit.report.made import HERE, MODELS, SCRIPT, Loud, large, page_of, run
 from tests.unit.report.reading import SECTIONS, read

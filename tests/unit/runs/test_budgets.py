@@ -16,7 +16,7 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.rounding.measure import quick
 from harness.runs import decodes
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, decoder_factory, tiny, verify_here, with_weight
 
 FOUR = Layout((1, 2, 3, 4))

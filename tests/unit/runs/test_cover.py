@@ -28,7 +28,7 @@ from harness.runs.keep import RunStore
 from harness.runs.records import BONUS, CLAIMS, Coverage
 from harness.runs.result import Verification
 from harness.runs.runfile import read
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, tiny
 
 FIVE = Layout((1, 2, 3, 4, 5))

@@ -28,7 +28,7 @@ from harness.runs.plan import Plan
 from harness.runs.recorded import recorded
 from harness.runs.result import Verification
 from harness.runs.runfile import Kept, RunFile, pictures_of
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))

@@ -21,7 +21,7 @@ from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS
 from harness.runs.plan import Plan
 from harness.runs.records import Counts, JudgedRow, judgement_of, judgement_values
 from harness.runs.runfile import Kept, RunFile, exhibit_of, read
-from harness.speculative.build import build_decoder
+from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, with_weight
 
 MODELS = tiny(Layout((1, 2, 3)))

@@ -32,9 +32,8 @@ from harness.report.as_json import as_json
 from harness.report.terminal import summary
 from harness.rounding.budget import Allowance
 from harness.runs.result import SettingResult
-from harness.speculative.build import build_decoder
 from harness.speculative.parts import PARTS
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import Options, SpeculativeDecoder, build_decoder
 from tests.helpers import LAYOUTS, Layout, digits, some, tiny, twins, verified, verify_here, with_weight
 
 FOUR = Layout((1, 2, 3, 4))

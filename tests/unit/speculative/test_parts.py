@@ -10,13 +10,11 @@ from harness.models.quantizer import phi_index
 from harness.models.sizes import fill_bits, filled_weights, random_weights
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
 from harness.protocol.request import Request
-from harness.reference.guidance import guide as plain_guide
-from harness.reference.masks import block_causal
+from harness.reference.steps import block_causal
+from harness.reference.steps import guide as plain_guide
 from harness.speculative.cache import KVCache
-from harness.speculative.guidance import guide, split_logits_by_scale
-from harness.speculative.masks import attention_mask
-from harness.speculative.query import build_combined_query
 from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.steps import attention_mask, build_combined_query, guide, split_logits_by_scale
 from tests.helpers import LAYOUTS, Layout, tiny
 
 FOUR = ScalePyramid((1, 2, 3, 4))

@@ -1,0 +1,159 @@
+"""The steps of sequential decoding as the spec page reads: input, masks, guidance, filter and draw, latent map.
+
+Promise: pure functions, one scale at a time; randomness is the argument `E`, and arguments are never written into. The
+file of this name in `speculative/` keeps the same contracts, a window of scales at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.models.network import Condition, Network
+from harness.models.quantizer import Quantizer
+from harness.protocol.pyramid import ScalePyramid
+
+HAND_OFF_MASKS = range(6)  # sd_mask; 0 feeds no prefix and has no mask
+
+
+def guidance_labels(labels_B: Tensor, classes: int) -> Tensor:
+    """Return labels_R: the conditional rows, then the unconditional ones."""
+    return torch.cat((labels_B, torch.full_like(labels_B, classes)))
+
+
+def scale_input(network: Network, condition: Condition, raw_BlC: Tensor | None, si: int) -> Tensor:
+    """Return the network's input x_RlD of scale `si` (spec §4).
+
+    Args:
+        network: whose embeddings are used.
+        condition: of the R rows.
+        raw_BlC: resized f_hat; None at scale 0.
+        si: scale index.
+    """
+    span = network.pyramid.span(si)
+    lvl_pos_lD = network.lvl_SD[si] + network.pos_LD[span]
+    if raw_BlC is None:
+        return condition.cond_RD[:, None] + network.start_1D + lvl_pos_lD
+    x_BlD = network.embed(raw_BlC) + lvl_pos_lD
+    return torch.cat((x_BlD, x_BlD))  # the same input for both guidance halves
+
+
+def block_causal(pyramid: ScalePyramid, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return mask_11LL (spec §5): 0 where level(i) >= level(j), so that i attends to j, -inf elsewhere."""
+    level_L = torch.tensor(pyramid.levels(), device=device)
+    return _additive(level_L[:, None] >= level_L[None, :], dtype)
+
+
+def hand_off_mask(pyramid: ScalePyramid, entry: int, sd_mask: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return mask_11nn of the hand-off pass over positions 0..end(entry)-1 = n-1; 0 and -inf.
+
+    Args:
+        pyramid: scales.
+        entry: first scale of the target, 0..S-1.
+        sd_mask: 1 "self"; 2 "self", but rows of the entry scale see all; 3 block-causal; 4 "block"; 5 "block", but rows
+            of the entry scale see all.
+        device: of the result.
+        dtype: of the result.
+
+    Raises:
+        InputError: sd_mask outside 1..5.
+
+    Source: spec §5 and §8.
+    """
+    n = pyramid.end(entry)
+    level_n = torch.tensor(pyramid.levels()[:n], device=device)
+    position_n = torch.arange(n, device=device)
+    same_nn = level_n[:, None] == level_n[None, :]
+    if sd_mask in (1, 2):  # "self": any earlier position of another level, and the position itself
+        earlier_nn = position_n[None, :] <= position_n[:, None]
+        allowed_nn = (earlier_nn & ~same_nn) | (position_n[:, None] == position_n[None, :])
+    elif sd_mask == 3:
+        allowed_nn = level_n[:, None] >= level_n[None, :]
+    elif sd_mask in (4, 5):  # "block": the position's own level
+        allowed_nn = same_nn
+    else:
+        raise InputError("sd_mask", sd_mask, "must lie in 1..5 to have a mask", "pass sd_mask 3 for block-causal")
+    if sd_mask in (2, 5):
+        allowed_nn = allowed_nn | (level_n == entry)[:, None]
+    return _additive(allowed_nn, dtype)
+
+
+def _additive(allowed_nn: Tensor, dtype: torch.dtype) -> Tensor:
+    mask_nn = torch.zeros(allowed_nn.shape, device=allowed_nn.device, dtype=dtype)
+    return mask_nn.masked_fill(~allowed_nn, float("-inf"))[None, None]
+
+
+def guide(logits_RlV: Tensor, cfg: float, si: int, S: int) -> Tensor:
+    """Return (1+t)·conditional − t·unconditional with t = cfg·si/(S-1) (spec §7); S = 1 gives t = 0.
+
+    Args:
+        logits_RlV: R = 2B rows, the first half conditional, the second half unconditional.
+        cfg: guidance value.
+        si: scale index.
+        S: number of scales.
+
+    Raises:
+        InputError: the number of rows is odd.
+    """
+    R = logits_RlV.shape[0]
+    if R % 2 != 0:
+        raise InputError("guidance rows", R, "must be 2B: conditional, then unconditional", "pass both halves")
+    B = R // 2
+    t = cfg * si / (S - 1) if S > 1 else 0.0
+    return (1 + t) * logits_RlV[:B] - t * logits_RlV[B:]
+
+
+def filter_logits(logits_BlV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Return the logits with the dropped ones at -inf: top-k first (ties stay), then top-p of the rest (spec §7)."""
+    if top_k > 0:
+        kth_Bl1 = logits_BlV.topk(top_k, dim=-1).values[..., -1:]
+        logits_BlV = logits_BlV.masked_fill(logits_BlV < kth_Bl1, float("-inf"))
+    if top_p > 0:
+        ascending_BlV, order_BlV = logits_BlV.sort(dim=-1)
+        drop_BlV = ascending_BlV.softmax(-1).cumsum(-1) <= 1 - top_p
+        drop_BlV[..., -1] = False  # never the largest
+        drop_BlV = torch.zeros_like(drop_BlV).scatter(-1, order_BlV, drop_BlV)
+        logits_BlV = logits_BlV.masked_fill(drop_BlV, float("-inf"))
+    return logits_BlV
+
+
+def race(logits_BlV: Tensor, E_BlV: Tensor) -> Tensor:
+    """Return the score of every token in the race, probs/E; a filtered token scores -1 whatever E is."""
+    probs_BlV = logits_BlV.softmax(-1)
+    return torch.where(probs_BlV > 0, probs_BlV / E_BlV, -1.0)
+
+
+def draw(logits_BlV: Tensor, E_BlV: Tensor) -> Tensor:
+    """Return idx_Bl, one categorical draw per position: argmax(probs / E)."""
+    return race(logits_BlV, E_BlV).argmax(-1)
+
+
+def smooth_codes(logits_BlV: Tensor, E_BlV: Tensor, codebook_VC: Tensor, ramp: float) -> Tensor:
+    """Return the soft code vectors (B,l,C) of `more_smooth`.
+
+    Args:
+        logits_BlV: after guidance and after the filter.
+        E_BlV: second exponential of the scale, E'.
+        codebook_VC: code vectors.
+        ramp: si/(S-1).
+    """
+    tau = max(0.27 * (1 - 0.95 * ramp), 0.005)
+    G_BlV = -E_BlV.log()
+    weights_BlV = ((logits_BlV * (1 + ramp) + G_BlV) / tau).softmax(-1)
+    return weights_BlV @ codebook_VC
+
+
+def accumulate(f_hat_BCPP: Tensor, codes_BCpp: Tensor, si: int, quantizer: Quantizer, pyramid: ScalePyramid) -> Tensor:
+    """Return f_hat after scale `si`, whose code vectors are `codes_BCpp` (spec §3)."""
+    if si < pyramid.S - 1:
+        codes_BCpp = F.interpolate(codes_BCpp, size=(pyramid.P, pyramid.P), mode="bicubic")
+    return f_hat_BCPP + quantizer.phi(codes_BCpp, si, pyramid.S)
+
+
+def next_input(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+    """Return the raw input (B, pn², C) of scale `si` from f_hat after scale si-1."""
+    pn = pyramid.patch_nums[si]
+    map_BCpp = F.interpolate(f_hat_BCPP, size=(pn, pn), mode="area")
+    return map_BCpp.flatten(2).transpose(1, 2)
