@@ -12,9 +12,9 @@ from itertools import groupby
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
-from harness.bench.policies import PolicyRow
-from harness.bench.stored import Speed
-from harness.quality.stored import Measured
+from harness.bench.files import Speed
+from harness.bench.policy_costs import PolicyRow
+from harness.quality.measured import Measured
 from harness.speculative.policies import IMPOSED
 
 SIZE = (9.0, 5.0)

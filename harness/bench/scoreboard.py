@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from harness.bench.policies import PolicyRow
+from harness.bench.files import DRAFT_ALONE, Speed
+from harness.bench.policy_costs import PolicyRow
 from harness.bench.speed import SpeedRow
-from harness.bench.stored import DRAFT_ALONE, Speed
 from harness.errors import InputError
-from harness.quality.measure import QualityRow
-from harness.quality.stored import Measured
-from harness.quality.verdict import Quality, quality
+from harness.quality.loss import Quality, quality
+from harness.quality.measured import Measured
+from harness.quality.rows import QualityRow
 from harness.speculative.policies import IMPOSED, parse
 
 MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %

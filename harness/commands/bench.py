@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 import typer
 
+from harness.bench.files import Speed
 from harness.bench.floor import Machine
 from harness.bench.speed import Bench, SpeedRow
-from harness.bench.stored import Speed
 from harness.commands import options
 from harness.commands.listed import counts, integers
 from harness.errors import InputError

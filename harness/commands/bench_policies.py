@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH, batches, markdown, measure
-from harness.bench.stored import policies_document
+from harness.bench.files import policies_document
+from harness.bench.policy_costs import EVERY_LENGTH, ONE_LENGTH, batches, markdown, measure
 from harness.commands import options
 from harness.commands.listed import check_most
 from harness.errors import InputError

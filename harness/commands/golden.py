@@ -15,8 +15,8 @@ from harness.files import check_outputs, write_whole
 from harness.golden import guard, plan
 from harness.golden.check import check as judge
 from harness.golden.check import parse_all, read_all
+from harness.golden.judgements import FileResult
 from harness.golden.record import changed, fresh, write
-from harness.golden.result import FileResult
 from harness.judge.verdict import worst
 from harness.report.goldens import results_as_json, show_changes, show_results
 from harness.report.html.page import check_page

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from harness.bench.policies import EVERY_LENGTH, ONE_LENGTH
+from harness.bench.policy_costs import EVERY_LENGTH, ONE_LENGTH
 from harness.commands import options
 from harness.commands.listed import check_most, integers
 from harness.decoders.factory import DEFAULT
@@ -22,15 +22,13 @@ from harness.pool.employ import Execution
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.request import NoiseOrder, Request
-from harness.quality.distances import check_installed
-from harness.quality.estimate import BLOCKS
+from harness.quality.distances import BLOCKS, check_installed
+from harness.quality.features import Real, load_inception, load_statistics
 from harness.quality.gather import Conditions
-from harness.quality.inception import load_inception, load_statistics
-from harness.quality.measure import Real
-from harness.quality.run import IMAGES, Means, Study, decoders, digits, run
+from harness.quality.loss import Quality, why
+from harness.quality.measured import Measured
 from harness.quality.sources import DRAFT, Source, controls
-from harness.quality.stored import Measured
-from harness.quality.verdict import Quality, why
+from harness.quality.study import IMAGES, Means, Study, decoders, digits, run
 from harness.report.progress import LongWork
 from harness.report.quality import best_cfg, markdown, show_quality
 from harness.report.tables import replaced

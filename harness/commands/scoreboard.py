@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from harness.bench.files import read_policies, read_speed
 from harness.bench.scoreboard import markdown, promises, speed_table
 from harness.bench.scoreboard import scoreboard as board_of
-from harness.bench.stored import read_policies, read_speed
 from harness.commands import options
 from harness.errors import InputError
 from harness.files import check_outputs, check_writable, write_whole
-from harness.quality.stored import read_quality
+from harness.quality.measured import read_quality
 from harness.report.quality import markdown as quality_table
 from harness.report.speed import show_scoreboard
 from harness.report.tables import replaced

@@ -27,7 +27,7 @@ from harness.pool.employ import Execution
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.quality.gather import Conditions
-from harness.quality.run import IMAGES, decoders
+from harness.quality.study import IMAGES, decoders
 from harness.report.as_json import as_json
 from harness.report.html.page import check_page
 from harness.report.progress import LongWork

@@ -21,8 +21,8 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.golden.allowance import Allowances, allowances
 from harness.golden.cases import RecordedCase, parse
+from harness.golden.judgements import NOT_RECORDED, CaseResult, FileResult
 from harness.golden.platform import unverified
-from harness.golden.result import NOT_RECORDED, CaseResult, FileResult
 from harness.golden.smooth import judge_smooth
 from harness.golden.spread import f_hats, guided
 from harness.golden.store import Recording, read

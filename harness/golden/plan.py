@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.golden.cases import networks
-from harness.golden.result import FileResult
+from harness.golden.judgements import FileResult
 from harness.golden.store import Recording, canonical, content_digest
 
 FILES = {"digits": "golden-digits", "filled": "golden-tiny"}

@@ -23,9 +23,9 @@ from harness.files import check_writable, write_whole
 from harness.golden import guard, plan
 from harness.golden.cases import CPU, RecordedCase, networks, parse
 from harness.golden.check import check_case, kept_logits, one_case_a_core, rounds
+from harness.golden.judgements import CaseResult
 from harness.golden.plan import DATA, origins, path_of, weights_digest
 from harness.golden.platform import unverified
-from harness.golden.result import CaseResult
 from harness.golden.store import KIND, Recording, as_bytes, canonical, content_digest, read
 from harness.judge.compare import differences, largest_difference
 from harness.provenance import device_name, versions

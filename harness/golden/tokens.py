@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.golden.cases import RecordedCase
-from harness.golden.result import CaseResult
+from harness.golden.judgements import CaseResult
 from harness.golden.spread import guided
 from harness.judge.compare import largest_difference
 from harness.judge.race import margin_bound, race_margin

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,43 +25,12 @@ from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.quality.features import Features
 from harness.quality.sources import NONE, Source
 from harness.reference import sequential
 from harness.runs.plan import Task
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
-
-
-class Features(Protocol):
-    """What images are measured by."""
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        ...
-
-    @property
-    def unit(self) -> str:
-        """Of a Fréchet distance."""
-        ...
-
-    @property
-    def D(self) -> int:
-        """Number of features."""
-        ...
-
-    @property
-    def classes(self) -> int:
-        """Classes that it recognises; 0 = none, and then labels are not judged."""
-        ...
-
-    def to(self, device: torch.device) -> Features:
-        """Return a copy on a device."""
-        ...
-
-    def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return features_BD, and the class of each image where there are classes, of images in [0, 1]."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from harness.models.pair import ModelPair
 from harness.pool.employ import ALONE, Execution, employ
 from harness.pool.workers import Died, WorkerError
 from harness.protocol.request import Request, request_values
-from harness.quality.draw import Drawn, DrawWork, Features, letter
+from harness.quality.draw import Drawn, DrawWork, letter
+from harness.quality.features import Features
 from harness.quality.kept import TENSORS, DrawnFile, opened
 from harness.quality.sources import NONE, Source, check_distinct
 from harness.runs.decodes import TERMS

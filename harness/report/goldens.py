@@ -10,8 +10,8 @@ from rich.console import Console
 
 from harness.errors import one_line
 from harness.files import compact
+from harness.golden.judgements import CaseResult, FileResult, totals
 from harness.golden.record import Change
-from harness.golden.result import CaseResult, FileResult, totals
 from harness.judge.verdict import Verdict, worst
 from harness.provenance import versions
 from harness.report.tables import SHY, Column, named, print_table

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from harness.quality.estimate import LEVEL, MOST_IMAGES, Estimate
-from harness.quality.measure import QualityRow
-from harness.quality.stored import Measured
-from harness.quality.verdict import Quality, resolves, why
+from harness.quality.distances import LEVEL, MOST_IMAGES, Estimate
+from harness.quality.loss import Quality, resolves, why
+from harness.quality.measured import Measured
+from harness.quality.rows import QualityRow
 from harness.report.tables import Column, named, print_table
 from harness.report.terminal import say
 from harness.wording import count_of

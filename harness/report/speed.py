@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from harness.bench import policies
-from harness.bench.policies import PolicyRow
+from harness.bench import policy_costs
+from harness.bench.files import Speed
+from harness.bench.policy_costs import PolicyRow
 from harness.bench.speed import SpeedRow
-from harness.bench.stored import Speed
 from harness.report.tables import SHY, Column, named, print_table, prose
 from harness.report.terminal import say
 
@@ -49,8 +49,8 @@ def show(run: Speed, device: str, console: Console) -> None:
 
 def show_policies(rows: Sequence[PolicyRow], console: Console) -> None:
     """Print what `bench-policies` measured; means of an image, histograms of all."""
-    print_table(console, "means of an image", POLICIES, [policies.cells(row) for row in rows])
-    for text in policies.acceptance(rows):
+    print_table(console, "means of an image", POLICIES, [policy_costs.cells(row) for row in rows])
+    for text in policy_costs.acceptance(rows):
         say(console, text)
 
 

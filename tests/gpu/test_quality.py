@@ -11,8 +11,8 @@ from harness.models.pair import load_digits
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.quality.gather import Conditions
-from harness.quality.run import Study, decoders, digits, run
 from harness.quality.sources import DRAFT, Source, controls
+from harness.quality.study import Study, decoders, digits, run
 
 pytestmark = pytest.mark.gpu
 

@@ -18,7 +18,7 @@ from harness.golden import record, smooth
 from harness.golden.allowance import LIMITS, allowances, smooth_rounding
 from harness.golden.cases import CPU, RecordedCase, parse
 from harness.golden.check import check_case, parse_all
-from harness.golden.result import CaseResult
+from harness.golden.judgements import CaseResult
 from harness.golden.spread import Spread, spread
 from harness.golden.store import Recording, as_bytes, read
 from harness.judge.verdict import Verdict

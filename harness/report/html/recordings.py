@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.golden.cases import RecordedCase, networks
+from harness.golden.judgements import CaseResult, FileResult, totals
 from harness.golden.record import FILE, Fresh
-from harness.golden.result import CaseResult, FileResult, totals
 from harness.golden.store import Recording, read
 from harness.judge.verdict import Verdict, worst
 from harness.protocol.trace import Trace

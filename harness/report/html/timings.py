@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from harness.bench.files import Speed
 from harness.bench.speed import SpeedRow
-from harness.bench.stored import Speed
 from harness.report.html.page import Drawing, Facts, Page, Section, Sheet, Words, as_html, counted, made_with
 from harness.report.html.plots import Axis, Series, plot
 

@@ -15,20 +15,20 @@ import pytest
 import torch
 
 from harness.bench.charts import speed_up, svg
+from harness.bench.files import Speed, policies_document, read_policies, read_speed
 from harness.bench.floor import Machine
-from harness.bench.policies import PolicyRow
+from harness.bench.policy_costs import PolicyRow
 from harness.bench.scoreboard import markdown, speed_table
 from harness.bench.speed import Bench, Sequential, SpeedRow
-from harness.bench.stored import Speed, policies_document, read_policies, read_speed
 from harness.commands.bench import settings_for
 from harness.commands.scoreboard import replaced
 from harness.errors import HarnessError, InputError
 from harness.judge.verdict import Distance
 from harness.models.network import Network
 from harness.protocol.request import Request
-from harness.quality.estimate import Estimate
-from harness.quality.measure import QualityRow
-from harness.quality.stored import Measured, read_quality
+from harness.quality.distances import Estimate
+from harness.quality.measured import Measured, read_quality
+from harness.quality.rows import QualityRow
 from harness.speculative.parts import PARTS
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder

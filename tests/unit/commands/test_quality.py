@@ -12,10 +12,10 @@ import pytest
 from harness.commands import quality as asked
 from harness.decoders.factory import DEFAULT
 from harness.protocol.decoder import Settings
-from harness.quality.estimate import Estimate
-from harness.quality.measure import QualityRow
-from harness.quality.run import IMAGES
-from harness.quality.stored import Measured, read_quality
+from harness.quality.distances import Estimate
+from harness.quality.measured import Measured, read_quality
+from harness.quality.rows import QualityRow
+from harness.quality.study import IMAGES
 from harness.runs.recorded import recorded
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make

@@ -204,7 +204,7 @@ def test_the_device_reaches_the_workers_as_it_was_asked_for(pair: list[str], mon
         return Crew(("cpu",))
 
     monkeypatch.setattr("harness.runs.decodes.employ", employed)
-    monkeypatch.setattr("harness.bench.policies.employ", employed)
+    monkeypatch.setattr("harness.bench.policy_costs.employ", employed)
     assert command(monkeypatch, "verify", *pair, "--seeds", "0:1", "--draft-len", "1", "--device", "cpu") == 0
     words = ("--policies", "coupled", "--images", "1", "--batch", "1", "--draft-len", "5", "--device", "cpu")
     assert command(monkeypatch, "bench-policies", *words) == 0

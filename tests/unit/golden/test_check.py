@@ -15,8 +15,8 @@ from harness.golden import check as checking
 from harness.golden.allowance import LIMITS, Allowances, allowances
 from harness.golden.cases import RecordedCase
 from harness.golden.check import check, check_case, structure
+from harness.golden.judgements import CaseResult
 from harness.golden.record import produce
-from harness.golden.result import CaseResult
 from harness.golden.store import Recording
 from harness.golden.tokens import Ground
 from harness.judge.verdict import Verdict

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from harness.golden import plan
+from harness.golden.judgements import CaseResult
 from harness.golden.record import change, kind_of_change
-from harness.golden.result import CaseResult
 from harness.golden.store import Recording, canonical, content_digest
 from harness.judge.verdict import Divergence
 from harness.protocol.request import Request

@@ -16,7 +16,7 @@ from harness.errors import InputError
 from harness.golden import guard, plan
 from harness.golden.cases import CPU
 from harness.golden.guard import failing_laws
-from harness.golden.result import CaseResult, FileResult
+from harness.golden.judgements import CaseResult, FileResult
 from harness.judge.verdict import Verdict
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace

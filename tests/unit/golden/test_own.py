@@ -13,8 +13,8 @@ import pytest
 from harness.errors import InputError
 from harness.golden import plan
 from harness.golden.cases import CPU, networks
+from harness.golden.judgements import FileResult
 from harness.golden.plan import inventory, origins, stale, weights_digest
-from harness.golden.result import FileResult
 from harness.golden.store import Recording, read
 
 TINY = plan.path_of("filled", "cpu")

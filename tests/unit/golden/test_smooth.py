@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.golden import allowance, smooth
 from harness.golden.allowance import allowances, smooth_rounding
 from harness.golden.cases import RecordedCase
-from harness.golden.result import CaseResult
+from harness.golden.judgements import CaseResult
 from harness.golden.smooth import judge_smooth
 from harness.golden.spread import Spread, spread
 from harness.judge.verdict import Divergence

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.golden.cases import RecordedCase
-from harness.golden.result import CaseResult
+from harness.golden.judgements import CaseResult
 from harness.golden.tokens import Ground, judge_tokens
 from harness.judge import race as races
 from harness.judge.verdict import Divergence

@@ -11,10 +11,10 @@ from torch import Tensor
 from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality.distances import Moments
+from harness.quality.features import Real
 from harness.quality.gather import ImageSet
-from harness.quality.measure import Real
-from harness.quality.run import Means
 from harness.quality.sources import Source
+from harness.quality.study import Means
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 6, seed=1, apart=0.2)
 NONE = torch.zeros(0, dtype=torch.int64)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.quality.digits import DATA, head, load_features, load_real, padded, parameter_shapes
+from harness.quality.features import DATA, head, load_features, load_real, padded, parameter_shapes
 from tests.helpers import digits, recorded
 
 

@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from harness.errors import InputError
-from harness.quality.estimate import MOST_IMAGES, Estimate, images_for, jackknife, of_means, share, student
+from harness.quality.distances import MOST_IMAGES, Estimate, images_for, jackknife, of_means, share, student
 
 
 def test_the_jackknife_of_a_mean_is_the_classic_interval():

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from harness.errors import InputError
 from harness.protocol.request import Request
-from harness.quality.inception import load_inception, load_statistics
-from harness.quality.run import Means, Study, run
+from harness.quality.features import load_inception, load_statistics
 from harness.quality.sources import controls
+from harness.quality.study import Means, Study, run
 from tests.unit.quality.means import MODELS
 
 

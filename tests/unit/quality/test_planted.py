@@ -11,8 +11,8 @@ from harness.protocol.decoder import Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.quality import planted
-from harness.quality.digits import DigitFeatures
-from harness.quality.run import Means, Study, check_labels, decoders
+from harness.quality.features import DigitFeatures
+from harness.quality.study import Means, Study, check_labels, decoders
 from harness.reference import sequential
 from tests.helpers import Layout, tiny
 from tests.unit.quality.means import corners

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from harness.protocol.pyramid import ScalePyramid
-from harness.quality.estimate import Estimate
-from harness.quality.measure import QualityRow, measure
-from harness.quality.verdict import PER_FEATURE, Quality, quality
+from harness.quality.distances import Estimate
+from harness.quality.loss import PER_FEATURE, Quality, quality
+from harness.quality.rows import QualityRow, measure
 from tests.unit.quality.means import gaussian, image_set, standard
 
 D, BLOCKS, MOST, TARGET = 4, 20, 0.1, 0.5  # TARGET: shift of the target from real data

@@ -15,11 +15,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from harness.adapters.probe import BROKEN, CRASHED, HELD, PartLaw
+from harness.bench.files import read_policies, read_speed
 from harness.bench.scoreboard import scoreboard
-from harness.bench.stored import read_policies, read_speed
 from harness.decoders.factory import DEFAULT, load_factory
+from harness.golden.judgements import CaseResult, FileResult
 from harness.golden.record import Change
-from harness.golden.result import CaseResult, FileResult
 from harness.judge.verdict import Divergence
 from harness.laws import Case, Violation
 from harness.laws.catalogue import LAWS

@@ -18,9 +18,9 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.quality.gather import Conditions, ImageSet, gather
 from harness.quality.kept import TENSORS
-from harness.quality.run import Study, decoders, run
+from harness.quality.measured import read_quality
 from harness.quality.sources import BASE, DRAFT, LAW, Source, controls, portions
-from harness.quality.stored import read_quality
+from harness.quality.study import Study, decoders, run
 from harness.runs.keep import RunStore
 from tests.unit.quality.means import MODELS, corners
 

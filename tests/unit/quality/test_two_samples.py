@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.protocol.pyramid import ScalePyramid
-from harness.quality.tokens import SMALL, compare
+from harness.quality.two_samples import SMALL, compare
 
 PYRAMID, V = ScalePyramid((1, 2)), 12
 

@@ -17,14 +17,13 @@ from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.quality.digits import load_features, load_real
-from harness.quality.draw import Features
-from harness.quality.estimate import BLOCKS, check_blocks
+from harness.quality.distances import BLOCKS, check_blocks
+from harness.quality.features import Features, Real, load_features, load_real
 from harness.quality.gather import USUAL, Conditions, ImageSet, check_enough, gather
-from harness.quality.measure import Real, measure
+from harness.quality.loss import check_loss
+from harness.quality.measured import Measured
+from harness.quality.rows import measure
 from harness.quality.sources import BASE, LAW, Source, portions
-from harness.quality.stored import Measured
-from harness.quality.verdict import check_loss
 from harness.runs.batches import default_batch
 from harness.speculative.policies import parse
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.bench.floor import Machine
-from harness.bench.policies import PolicyRow
+from harness.bench.policy_costs import PolicyRow
 from harness.bench.speed import Sequential, SpeedRow
 from harness.errors import InputError
 from harness.files import check_readable, compact

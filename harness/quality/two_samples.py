@@ -2,7 +2,7 @@
 
 Promise: images are the units, since tokens of one image hang together; under one law a p-value below x comes with
 probability x about, and `Tokens.p` is Bonferroni's over all `tests` of a decoder
-(tests/unit/quality/test_tokens.py measures false alarms and power).
+(tests/unit/quality/test_two_samples.py measures false alarms and power).
 
 How: image k of both samples has one label and independent numbers, so that under one law swapping the two changes
 nothing. The statistic is the chi-square of two samples, over cells of (position, token) and over cells of tokens alone;

@@ -8,7 +8,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.golden import store
-from harness.golden.result import CaseResult, FileResult, totals
+from harness.golden.judgements import CaseResult, FileResult, totals
 from harness.judge.verdict import Divergence, Verdict
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from harness.errors import InputError
-from harness.quality.estimate import Estimate
-from harness.quality.measure import QualityRow
-from harness.quality.tokens import Tokens
-from harness.quality.verdict import Quality, check_loss, quality, resolves, why, worst, would_decide
+from harness.quality.distances import Estimate
+from harness.quality.loss import Quality, check_loss, quality, resolves, why, worst, would_decide
+from harness.quality.rows import QualityRow
+from harness.quality.two_samples import Tokens
 
 ZERO, SMALL, LARGE = Estimate(0.0, -0.05, 0.05), Estimate(0.05, 0.0, 0.12), Estimate(0.5, 0.3, 0.7)
 ROW = QualityRow("a decoder", "C", "5", 1000, width=42, loss=ZERO, drift=ZERO)

@@ -14,10 +14,10 @@ from typing import Any
 from harness.errors import InputError
 from harness.files import check_readable, compact
 from harness.provenance import versions
-from harness.quality.estimate import LEVEL, Estimate
-from harness.quality.measure import QualityRow
-from harness.quality.tokens import Tokens
-from harness.quality.verdict import Quality, quality, worst
+from harness.quality.distances import LEVEL, Estimate
+from harness.quality.loss import Quality, quality, worst
+from harness.quality.rows import QualityRow
+from harness.quality.two_samples import Tokens
 from harness.rounding.precision import precision
 
 SCHEMA = 1  # docs/quality.md describes it

@@ -18,35 +18,22 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.protocol.contract import Contract
 from harness.protocol.pyramid import ScalePyramid
-from harness.quality.distances import Blocks, Jackknifed, Manifold, Moments, frechet_walk, kernel, slices, with_labels
-from harness.quality.estimate import Estimate, share
+from harness.quality.distances import (
+    Blocks,
+    Estimate,
+    Jackknifed,
+    Manifold,
+    frechet_walk,
+    kernel,
+    share,
+    slices,
+    with_labels,
+)
+from harness.quality.features import Real
 from harness.quality.gather import ImageSet, check_enough
-from harness.quality.tokens import Tokens, compare
+from harness.quality.two_samples import Tokens, compare
 
 SEED = 0  # of the swaps of the test of tokens
-
-
-@dataclass(frozen=True)
-class Real:
-    """Real data: a law, and features where there are any.
-
-    Args:
-        name: for people.
-        law: mean and covariance, of features alone or joined by labels.
-        features_RD: features, joined alike; None where only the law is stored.
-        labelled: whether labels are joined.
-    """
-
-    name: str
-    law: Moments
-    features_RD: Tensor | None = None
-    labelled: bool = False
-
-    @classmethod
-    def of(cls, name: str, features_RD: Tensor, labels_R: Tensor, classes: int) -> Real:
-        """Return real data of which every feature is there; labels are joined where classes are recognised."""
-        joined = with_labels(features_RD, labels_R, classes) if classes else features_RD
-        return cls(name, Moments.of(joined), joined, bool(classes))
 
 
 @dataclass(frozen=True)

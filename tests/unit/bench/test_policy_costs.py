@@ -12,7 +12,7 @@ import torch
 
 from harness.__main__ import main
 from harness.bench.charts import policies, svg
-from harness.bench.policies import PolicyRow, acceptance, batches, markdown, measure
+from harness.bench.policy_costs import PolicyRow, acceptance, batches, markdown, measure
 from harness.judge.verdict import Distance
 from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from harness.errors import InputError
-from harness.quality.estimate import MOST_IMAGES, Estimate, images_for
-from harness.quality.measure import QualityRow
-from harness.quality.tokens import SMALL
+from harness.quality.distances import MOST_IMAGES, Estimate, images_for
+from harness.quality.rows import QualityRow
+from harness.quality.two_samples import SMALL
 
 PER_FEATURE = 10  # images: with fewer the bias of finite N is no longer the 1/N that the jackknife takes out
 
