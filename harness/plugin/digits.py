@@ -53,12 +53,12 @@ def pair(device: str = "cpu") -> ModelPair:
 @cache
 def design() -> dict[str, DigitsCase]:
     """Return the cases of the covering design, by name."""
-    found = {}
+    cases = {}
     for block, (word, noise) in zip(covering(pair()), (("own", None), ("close", CLOSE)), strict=True):
         for setting in block.settings:
             name = f"digits[{word}-{setting.draft_len}{'+bonus' if setting.bonus else ''}]"
-            found[name] = DigitsCase(name, setting, noise)
-    return found
+            cases[name] = DigitsCase(name, setting, noise)
+    return cases
 
 
 NAME = "sdvar-known-failures"
@@ -76,11 +76,11 @@ def read_known(path: Path) -> dict[str, str]:
     """
     check_readable(path, NAME, "pass a TOML file")
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        reasons = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # not UTF-8 is a ValueError, too
         raise InputError(NAME, str(path), f"is no TOML ({text_of(error)})", EXAMPLE) from None
     names = {law.id for law in LAWS} | set(design())
-    for name, reason in found.items():
+    for name, reason in reasons.items():
         if isinstance(reason, dict):
             raise InputError(NAME, f"{path}: {name}", "is a table, or a name without quotes", EXAMPLE)
         if name not in names:
@@ -89,4 +89,4 @@ def read_known(path: Path) -> dict[str, str]:
             raise InputError(NAME, f"{path}: {name}", "is no law and no case", remedy)
         if not isinstance(reason, str) or not reason.strip():
             raise InputError(NAME, f"{path}: {name}", "needs a reason", EXAMPLE)
-    return dict(found)
+    return reasons

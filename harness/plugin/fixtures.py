@@ -7,11 +7,11 @@ Promise: nothing is imported before a test asks for one of them. A project that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.plugin.options import asked
+from harness.plugin.options import options_of
 
 if TYPE_CHECKING:
     from harness import Implementation, ModelPair, Request, SeededNoise, Trace
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def sdvar_pair(pytestconfig: pytest.Config) -> ModelPair:
     """Return the trained digits pair that ships with the package, on the device of --sdvar-device."""
-    from harness.plugin.digits import pair  # noqa: PLC0415
+    from harness.plugin.digits import pair
 
-    return pair(asked(pytestconfig).scope.device)
+    return pair(options_of(pytestconfig).scope.device)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def sdvar_noise(sdvar_pair: ModelPair) -> Callable[[Request], SeededNoise]:
 @pytest.fixture
 def sdvar_reference(sdvar_pair: ModelPair) -> Callable[[Request], Trace]:
     """Return what decodes a request sequentially: the truth of contract A."""
-    from harness.plugin.checking import reference  # noqa: PLC0415
+    from harness.plugin.checking import reference
 
     return lambda request: reference(sdvar_pair, request)
 
@@ -44,13 +44,13 @@ def sdvar_reference(sdvar_pair: ModelPair) -> Callable[[Request], Trace]:
 @pytest.fixture
 def sdvar_judge(sdvar_pair: ModelPair) -> Callable[..., Judgement]:
     """Return ``judge(decoder or trace, request, contract="", sequential=False)``; it fails the test at a defect."""
-    from harness.plugin.checking import judged  # noqa: PLC0415
+    from harness.plugin.checking import judged
 
     def judge(
-        made: Implementation | Trace, request: Request, contract: str = "", sequential: bool = False
+        decoder_or_trace: Implementation | Trace, request: Request, contract: str = "", sequential: bool = False
     ) -> Judgement:
         __tracebackhide__ = True
-        return judged(sdvar_pair, made, request, contract, drafts=not sequential)
+        return judged(sdvar_pair, decoder_or_trace, request, contract, drafts=not sequential)
 
     return judge
 
@@ -58,11 +58,10 @@ def sdvar_judge(sdvar_pair: ModelPair) -> Callable[..., Judgement]:
 @pytest.fixture
 def sdvar_law(request: pytest.FixtureRequest) -> Callable[[Law], None]:
     """Return what checks a law over the decoder under test, for a project that lists the laws in tests of its own."""
-    from harness.plugin.checking import check_law  # noqa: PLC0415
+    from harness.plugin.checking import check_law
 
     def check(law: Law) -> None:
         __tracebackhide__ = True
-        node: Any = request.node
-        check_law(law, asked(request.config), node.stash)
+        check_law(law, options_of(request.config), request.node.stash)
 
     return check

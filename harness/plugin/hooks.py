@@ -12,7 +12,7 @@ from collections.abc import Generator
 import pytest
 
 from harness.plugin.fixtures import sdvar_judge, sdvar_law, sdvar_noise, sdvar_pair, sdvar_reference
-from harness.plugin.options import ASKED, asked
+from harness.plugin.options import OPTIONS, options_of
 from harness.plugin.seen import Gathered
 
 __all__ = ["sdvar_judge", "sdvar_law", "sdvar_noise", "sdvar_pair", "sdvar_reference"]
@@ -52,14 +52,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; take what was seen in the process that reports it."""
     option = config.option
     if option.sdvar_implementation or option.sdvar_known_failures or option.sdvar_report:
-        asked(config)
+        options_of(config)
     if not hasattr(config, "workerinput"):  # under pytest-xdist the reports come from the workers
         config.pluginmanager.register(Gathered(config), "sdvar-seen")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what is under test."""
-    return [f"sdvar: {asked(config)}"] if config.option.sdvar_implementation else []
+    return [f"sdvar: {options_of(config)}"] if config.option.sdvar_implementation else []
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and --deselect look at the items
@@ -67,13 +67,13 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     """Add the items where a decoder is named, and mark those that are known to fail."""
     option = config.option
     if option.sdvar_implementation and not option.sdvar_no_items:
-        from harness.plugin.items import Suite  # noqa: PLC0415
+        from harness.plugin.items import Suite
 
-        items += Suite.of(session, asked(config)).collect()
-    if ASKED in config.stash:
-        from harness.plugin.junit import mark_known  # noqa: PLC0415
+        items += Suite.of(session, options_of(config)).collect()
+    if OPTIONS in config.stash:
+        from harness.plugin.junit import mark_known
 
-        mark_known(items, asked(config).known)
+        mark_known(items, options_of(config).known)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -82,9 +82,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Put verdict, component and replay of a law or case into its report, and what it saw."""
     report = yield
-    if ASKED in item.config.stash:
-        from harness.plugin.junit import case_of, tell  # noqa: PLC0415
+    if OPTIONS in item.config.stash:
+        from harness.plugin.junit import add_properties, case_of
 
         if case_of(item):
-            tell(item, call, report)
+            add_properties(item, call, report)
     return report

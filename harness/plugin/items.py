@@ -17,29 +17,29 @@ import torch
 
 from harness.errors import HarnessError
 from harness.laws import LAWS, Law
-from harness.plugin.checking import Struck, Unproven, WrongOnDigits, cases_of, check_digits, check_law
+from harness.plugin.checking import DefectFound, KnownNotApplicable, Unproven, cases_of, check_digits, check_law
 from harness.plugin.digits import DigitsCase
-from harness.plugin.options import Asked
+from harness.plugin.options import PluginOptions
 from harness.signals import each_warning_once
 
 
 class Suite(pytest.Collector):
     """All items of one decoder; they lie in no file."""
 
-    asked: Asked
+    options: PluginOptions
 
     @classmethod
-    def of(cls, session: pytest.Session, asked: Asked) -> Suite:
+    def of(cls, session: pytest.Session, options: PluginOptions) -> Suite:
         """Return the collector of a decoder's items."""
-        made: Suite = cls.from_parent(session, name="sdvar", nodeid="sdvar")
-        made.asked = asked
-        return made
+        suite: Suite = cls.from_parent(session, name="sdvar", nodeid="sdvar")
+        suite.options = options
+        return suite
 
     def collect(self) -> Iterator[pytest.Item]:
         """Return an item a law, then an item a case."""
         for law in LAWS:
             yield LawItem.from_parent(self, name=law.id, law=law)
-        for case in cases_of(self.asked):
+        for case in cases_of(self.options):
             yield DigitsItem.from_parent(self, name=case.name, case=case)
 
 
@@ -55,7 +55,7 @@ class _Item(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show what was found, and no frames of the harness; of a crash those of the decoder."""
         error = excinfo.value
-        if not isinstance(error, HarnessError | Struck | Unproven | WrongOnDigits):
+        if not isinstance(error, HarnessError | KnownNotApplicable | Unproven | DefectFound):
             return super().repr_failure(excinfo, style)
         cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
         return f"{cause}{error}"
@@ -71,7 +71,7 @@ class LawItem(_Item):
     def runtest(self) -> None:
         """Check the law."""
         with alone():
-            check_law(self.law, self.parent.asked, self.stash)
+            check_law(self.law, self.parent.options, self.stash)
 
 
 class DigitsItem(_Item):
@@ -84,7 +84,7 @@ class DigitsItem(_Item):
     def runtest(self) -> None:
         """Verify it."""
         with alone():
-            check_digits(self.case, self.parent.asked, self.stash)
+            check_digits(self.case, self.parent.options, self.stash)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the plugin's options ask for: which decoder, which cases, what is known to fail.
+"""The plugin's options, read: which decoder, which cases, what is known to fail.
 
 Promise: bad input is one `pytest.UsageError`, before anything is collected. Imported by every run of pytest, so all
 that needs PyTorch is imported in the functions.
@@ -32,12 +32,12 @@ FEWEST = 4  # cases of a costly law, where so many are asked for
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked for.
+class PluginOptions:
+    """What pytest's options say.
 
     Args:
         name: of the decoder's factory.
-        options: (name, value) for the factory, the checkout among them.
+        factory_options: (name, value) for the factory, the checkout among them.
         scope: of the laws' cases.
         known: law or case -> why it fails.
         report: where the page goes; None = nowhere.
@@ -46,7 +46,7 @@ class Asked:
     """
 
     name: str
-    options: tuple[tuple[str, str], ...]
+    factory_options: tuple[tuple[str, str], ...]
     scope: Scope
     known: Mapping[str, str]
     report: Path | None = None
@@ -61,10 +61,10 @@ class Asked:
     @property
     def subject(self) -> Subject:
         """The decoder under test, for laws."""
-        from harness.decoders.factory import load_factory  # noqa: PLC0415
-        from harness.laws import Subject  # noqa: PLC0415
+        from harness.decoders.factory import load_factory
+        from harness.laws import Subject
 
-        return Subject(load_factory(self.name), self.options)
+        return Subject(load_factory(self.name), self.factory_options)
 
     def scope_of(self, law: Law) -> Scope:
         """Return the scope of one law: fewer cases of a costly one; what is known to fail is not shrunk."""
@@ -72,19 +72,19 @@ class Asked:
         return replace(self.scope, examples=few, shrink_s=0.0 if law.id in self.known else self.scope.shrink_s)
 
     @classmethod
-    def of(cls, option: argparse.Namespace) -> Asked:
-        """Return what pytest's options ask for. Raises `InputError`, or `ValueError` for numbers that are none."""
-        from harness.decoders.factory import DEFAULT, load_factory, named_options  # noqa: PLC0415
-        from harness.files import check_outputs  # noqa: PLC0415
-        from harness.laws.case import PYRAMIDS  # noqa: PLC0415
-        from harness.laws.search import Scope  # noqa: PLC0415
-        from harness.plugin.digits import read_known  # noqa: PLC0415
-        from harness.report.html.page import check_page  # noqa: PLC0415
+    def read(cls, option: argparse.Namespace) -> PluginOptions:
+        """Read pytest's options. Raises `InputError`, or `ValueError` for numbers that are none."""
+        from harness.decoders.factory import DEFAULT, load_factory, named_options
+        from harness.files import check_outputs
+        from harness.laws.case import PYRAMIDS
+        from harness.laws.search import Scope
+        from harness.plugin.digits import read_known
+        from harness.report.html.page import check_page
 
         name = option.sdvar_implementation or DEFAULT
         load_factory(name)
         checkout = Path(option.sdvar_checkout) if option.sdvar_checkout else None
-        options = named_options(checkout, option.sdvar_option, "sdvar-option")
+        factory_options = named_options(checkout, option.sdvar_option, "sdvar-option")
         pyramids = tuple(tuple(int(side) for side in text.split(",")) for text in option.sdvar_patch_nums)
         examples = EXAMPLES if option.sdvar_examples is None else option.sdvar_examples
         scope = Scope(
@@ -95,19 +95,19 @@ class Asked:
         check_page(page, "sdvar-report")
         report = check_outputs({"sdvar-report": page}, {}).get("sdvar-report")
         known = read_known(Path(option.sdvar_known_failures)) if option.sdvar_known_failures else {}
-        return cls(name, options, scope, known, report, option.sdvar_cover, option.sdvar_sequential)
+        return cls(name, factory_options, scope, known, report, option.sdvar_cover, option.sdvar_sequential)
 
 
-ASKED = pytest.StashKey[Asked]()
+OPTIONS = pytest.StashKey[PluginOptions]()
 
 
-def asked(config: pytest.Config) -> Asked:
-    """Return what the options ask for. Raises `pytest.UsageError`."""
-    if ASKED not in config.stash:
-        from harness.errors import InputError  # noqa: PLC0415
+def options_of(config: pytest.Config) -> PluginOptions:
+    """Return the options of a run, read once. Raises `pytest.UsageError`."""
+    if OPTIONS not in config.stash:
+        from harness.errors import InputError
 
         try:
-            config.stash[ASKED] = Asked.of(config.option)
+            config.stash[OPTIONS] = PluginOptions.read(config.option)
         except (InputError, ValueError) as error:
             raise pytest.UsageError(str(error)) from None
-    return config.stash[ASKED]
+    return config.stash[OPTIONS]

@@ -5,13 +5,16 @@ Promise: imported by every run of pytest, and silent in all that checked no law.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.plugin.options import ASKED
+from harness.plugin.options import OPTIONS
 
-ROW = "sdvar_row"  # attribute of a test report: what `report.laws.Checked` holds, as plain values
+if TYPE_CHECKING:
+    from harness.report.laws import CheckRow
+
+ROW = "sdvar_row"  # attribute of a test report: a `CheckRow` as JSON
 
 
 class Gathered:
@@ -23,35 +26,34 @@ class Gathered:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, CheckRow] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a row."""
-        row = getattr(report, ROW, None)
-        if row is not None:
-            self.rows[row["id"]] = row
+        text = getattr(report, ROW, None)
+        if text is not None:
+            from harness.report.laws import CheckRow
+
+            row = CheckRow.from_json(text)
+            self.rows[row.id] = row
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print a line a law or case: how much was tried, and how much of it was not trivial."""
         if self.rows:
-            from harness.report.laws import Checked, line  # noqa: PLC0415
+            from harness.report.laws import check_line
 
             terminalreporter.section("laws")
-            rows = [Checked.of(row) for _, row in sorted(self.rows.items())]
-            for row in rows:
-                terminalreporter.write_line(line(row))
-            laws = [row for row in rows if row.kind == "law"]
-            examples = sum(row.examples for row in laws)
-            terminalreporter.write_line(f"{'all':28s} {examples:5d} examples of {len(laws)} laws")
+            for _, row in sorted(self.rows.items()):
+                terminalreporter.write_line(check_line(row))
+            examples = [row.examples for row in self.rows.values() if row.kind == "law"]
+            terminalreporter.write_line(f"{'all':28s} {sum(examples):5d} examples of {len(examples)} laws")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the page."""
-        asked = self.config.stash.get(ASKED, None)
-        if asked is None or asked.report is None:
+        options = self.config.stash.get(OPTIONS, None)
+        if options is None or options.report is None:
             return
-        from harness.files import write_whole  # noqa: PLC0415
-        from harness.report.html.laws import laws_page  # noqa: PLC0415
-        from harness.report.laws import Checked  # noqa: PLC0415
+        from harness.files import write_whole
+        from harness.report.html.laws import laws_page
 
-        rows = [Checked.of(row) for row in self.rows.values()]
-        write_whole(asked.report, laws_page(rows, asked.name, asked.scope))
+        write_whole(options.report, laws_page(list(self.rows.values()), options.name, options.scope))

@@ -1,34 +1,29 @@
-"""What laws and cases saw, as plain values that travel between processes, and their lines in the terminal."""
+"""What laws and cases saw: records that travel between processes, and their lines in the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+import json
+from dataclasses import asdict, dataclass
 
 from harness.judge.verdict import Verdict
 
-HELD = Verdict.IDENTICAL.value
-PASSED = (HELD, Verdict.TIE.value, Verdict.CONSISTENT.value)
-DEFECT, OPEN = Verdict.DEFECT.value, Verdict.INCONCLUSIVE.value
-
 
 @dataclass(frozen=True)
-class Checked:
-    """What one law, or one case on digits, saw; plain values, since it travels between processes.
+class CheckRow:
+    """What one law, or one case on digits, saw.
 
     Args:
         id: of the law, name of the case.
         kind: law or digits.
         statement: what holds, or what was decoded.
         watches: components that it points to.
-        verdict: as results name it; empty where it does not apply.
+        verdict: None where it does not apply.
         examples: cases, or images.
         exercised: those that were not trivial.
         refused: cases that the decoder refused.
         seconds: of all its checks.
         why: why it does not apply, or proves nothing.
-        found: what broke, one clause.
+        finding: what is broken, one clause.
         case: the smallest that breaks it.
         replay: the line that shows it again.
         known: why it is known to fail; empty where it is not.
@@ -38,34 +33,41 @@ class Checked:
     kind: str
     statement: str
     watches: tuple[str, ...]
-    verdict: str
+    verdict: Verdict | None
     examples: int = 0
     exercised: int = 0
     refused: int = 0
     seconds: float = 0.0
     why: str = ""
-    found: str = ""
+    finding: str = ""
     case: str = ""
     replay: str = ""
     known: str = ""
 
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self))
+
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Checked:
-        """Return the record of plain values, of which JSON makes a list of a tuple."""
-        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        return cls(**{**known, "watches": tuple(values["watches"])})
+    def from_json(cls, text: str) -> CheckRow:
+        """Return what `to_json` wrote."""
+        values = json.loads(text)
+        verdict = values["verdict"] and Verdict(values["verdict"])
+        return cls(**{**values, "watches": tuple(values["watches"]), "verdict": verdict})
 
     @property
     def state(self) -> str:
         """One of held, broken, known, unproven; empty where it does not apply."""
-        if self.known and self.verdict in (DEFECT, OPEN):
+        if self.verdict is None:
+            return ""
+        if not self.verdict.exit_status:
+            return "held"
+        if self.known:
             return "known"
-        if self.verdict == DEFECT:
-            return "broken"
-        return "held" if self.verdict in PASSED else "unproven" if self.verdict else ""
+        return "broken" if self.verdict is Verdict.DEFECT else "unproven"
 
     @property
-    def stands_still(self) -> bool:
+    def fails_no_more(self) -> bool:
         """Tell whether it is known to fail, and does not."""
         return bool(self.known) and self.state != "known"
 
@@ -75,14 +77,17 @@ class Checked:
         return self.id.partition("." if self.kind == "law" else "[")[0]
 
 
-def line(row: Checked) -> str:
+def check_line(row: CheckRow) -> str:
     """Return a row of the summary in the terminal."""
-    if not row.verdict:
+    if row.verdict is None:
         return f"{row.id:28s} does not apply: {row.why}"
-    unit, word = ("examples", f", {row.exercised / max(1, row.examples):4.0%} not trivial, {row.refused} refused")
-    if row.kind != "law":
-        unit, word = "images", f", {row.verdict}"
-    end = {"held": "", "unproven": ": UNPROVEN", "broken": f": BROKEN, watches {', '.join(row.watches)}"}
-    said = f": fails, as is known: {row.known}" if row.state == "known" else end[row.state]
-    said += f": known to fail ({row.known}), and does not" if row.stands_still else ""
-    return f"{row.id:28s} {row.examples:5d} {unit}{word}{said}"
+    counts = f"images, {row.verdict}"
+    if row.kind == "law":
+        share = row.exercised / max(1, row.examples)
+        counts = f"examples, {share:4.0%} not trivial, {row.refused} refused"
+    ends = {
+        "held": "", "unproven": ": UNPROVEN", "broken": f": BROKEN, watches {', '.join(row.watches)}",
+        "known": f": fails, as is known: {row.known}",
+    }  # fmt: skip
+    end = ends[row.state] + (f": known to fail ({row.known}), and does not" if row.fails_no_more else "")
+    return f"{row.id:28s} {row.examples:5d} {counts}{end}"

@@ -28,7 +28,7 @@ cases.filled = cache(lambda *sizes: bent(straight(*sizes)))
 """
 
 
-def told_by(path: Path, *arguments: str, plugins: str = "") -> dict[str, dict[str, str]]:
+def properties_by_test(path: Path, *arguments: str, plugins: str = "") -> dict[str, dict[str, str]]:
     """Run pytest into a JUnit file; return the properties by test."""
     words = [sys.executable, "-m", "pytest", "-q", "--junitxml", str(path), *arguments]
     words += ["-p", plugins] if plugins else []
@@ -42,20 +42,20 @@ def told_by(path: Path, *arguments: str, plugins: str = "") -> dict[str, dict[st
 
 def test_a_planted_bug_is_told_with_its_component_and_replay(tmp_path: Path):
     given = ("tests/property/test_positions.py", "--implementation", OFFSET, "--examples", "3")
-    told = told_by(tmp_path / "laws.xml", *given, "--hypothesis-seed", "0", "--shrink-seconds", "1")
-    assert len(told) == len(LAWS) + 1
-    assert all(properties.keys() == set(NAMES) for properties in told.values())
-    verdicts = {name: properties["verdict"] for name, properties in told.items()}
+    by_test = properties_by_test(tmp_path / "laws.xml", *given, "--hypothesis-seed", "0", "--shrink-seconds", "1")
+    assert len(by_test) == len(LAWS) + 1
+    assert all(properties.keys() == set(NAMES) for properties in by_test.values())
+    verdicts = {name: properties["verdict"] for name, properties in by_test.items()}
     assert verdicts["test_law_of_positions[positions.query]"] == "DEFECT"
     assert verdicts["test_law_of_positions[positions.split]"] == "IDENTICAL"
-    query = told["test_law_of_positions[positions.query]"]
+    query = by_test["test_law_of_positions[positions.query]"]
     assert query["component"] == "build_combined_query"
     assert query["replay"].startswith(
         "from harness.laws import Case, check; check('positions.query', 'harness.mutants."
     )
     with pytest.raises(Violation, match=r"positions\.query"):
         exec(query["replay"], {"Case": Case, "check": laws.check})  # as is promised
-    split = shlex.split(told["test_law_of_positions[positions.split]"]["replay"])
+    split = shlex.split(by_test["test_law_of_positions[positions.split]"]["replay"])
     assert split[:4] == [
         "python",
         "-m",
@@ -63,15 +63,17 @@ def test_a_planted_bug_is_told_with_its_component_and_replay(tmp_path: Path):
         "tests/property/test_positions.py::test_law_of_positions[positions.split]",
     ]
     assert split[4:] == [f"--sdvar-implementation={OFFSET}", "--sdvar-examples=3", "--sdvar-seed=0"]
-    assert told["test_spans_partition_the_pyramid"]["component"] == "positions"
+    assert by_test["test_spans_partition_the_pyramid"]["component"] == "positions"
 
 
 def test_a_law_that_does_not_apply_is_told_as_that_and_one_never_exercised_as_inconclusive(tmp_path: Path):
     given = ("tests/property/test_positions.py", "tests/property/test_guidance.py", "--implementation", NAIVE)
     pyramid = ("--patch-nums", "1", "--examples", "2")  # of one scale nothing is ever guided
-    told = told_by(tmp_path / "laws.xml", *given, *pyramid, "-k", "query or unconditional or formula or off")
-    assert told["test_law_of_positions[positions.query]"]["verdict"] == "not applicable"
-    verdicts = {properties["verdict"] for properties in told.values()}
+    by_test = properties_by_test(
+        tmp_path / "laws.xml", *given, *pyramid, "-k", "query or unconditional or formula or off"
+    )
+    assert by_test["test_law_of_positions[positions.query]"]["verdict"] == "not applicable"
+    verdicts = {properties["verdict"] for properties in by_test.values()}
     assert "INCONCLUSIVE" in verdicts
     assert "DEFECT" not in verdicts
 
@@ -82,14 +84,14 @@ def test_a_changed_weight_is_told_by_the_component_that_goldens_name(tmp_path: P
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     one = "tests/regression/test_recorded.py::test_all_variants_hold"
     other = "tests/regression/test_own_goldens.py::test_together_they_are_small_enough_for_git"
-    told = told_by(tmp_path / "bent.xml", one, other, plugins="bent_weight")
-    found = told["test_all_variants_hold"]
+    by_test = properties_by_test(tmp_path / "bent.xml", one, other, plugins="bent_weight")
+    found = by_test["test_all_variants_hold"]
     assert found["verdict"] == "DEFECT"
     assert found["component"] == "logits"  # what feeds every later scale is wrong
     recording = "tests/regression/recorded/recorded-variants-cpu.safetensors"
     assert found["replay"].startswith(f"sdvar-harness golden check {recording} --only ")
     held = {"verdict": "IDENTICAL", "component": "golden", "replay": f"python -m pytest {other}"}
-    assert told["test_together_they_are_small_enough_for_git"] == held
+    assert by_test["test_together_they_are_small_enough_for_git"] == held
 
 
 def test_modules_of_regressions_name_what_they_watch():

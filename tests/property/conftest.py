@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from harness.plugin.junit import pytest_runtest_makereport, told
+from harness.plugin.junit import pytest_runtest_makereport
 
-__all__ = ["pytest_runtest_makereport", "told"]
+__all__ = ["pytest_runtest_makereport"]
 
 # print_blob and the case in the message: a failure prints what replays it. No deadline: a shared machine is slow at
 # times. No database: a run depends on its seed alone (--hypothesis-seed). No explanations: a failure fits one screen.

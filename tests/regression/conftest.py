@@ -1,5 +1,26 @@
-"""What JUnit is told of regressions."""
+"""What JUnit says of regressions, and what a test may say itself."""
 
-from harness.plugin.junit import pytest_runtest_makereport, told
+from __future__ import annotations
 
-__all__ = ["pytest_runtest_makereport", "told"]
+import shlex
+
+import pytest
+
+from harness.plugin.junit import OWN, pytest_runtest_makereport
+
+__all__ = ["pytest_runtest_makereport"]
+
+
+@pytest.fixture
+def own_properties(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return what a test itself says of its component and replay; it counts where the test does not pass."""
+    return request.node.stash.setdefault(OWN, {})
+
+
+def golden_properties(document: dict, *files: str) -> dict[str, str]:
+    """Return component and replay of the first defect in the JSON of `golden check`; empty where there is none."""
+    cases = [case for file in document["files"] for case in file["cases"] if case["defects_listed"]]
+    if not cases:
+        return {}
+    words = ["sdvar-harness", "golden", "check", *files, "--only", cases[0]["id"]]
+    return {"component": cases[0]["defects_listed"][0]["component"], "replay": shlex.join(words)}

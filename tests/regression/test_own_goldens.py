@@ -10,10 +10,10 @@ import pytest
 
 from harness.golden import plan
 from harness.golden.store import read
-from harness.plugin.junit import golden_told
 from harness.reference import sequential
 from tests.bent_smooth import with_tau
 from tests.helpers import command
+from tests.regression.conftest import golden_properties
 
 COMPONENT = "golden"  # where nothing more exact is known
 
@@ -25,11 +25,11 @@ def file_digests() -> dict[str, str]:
 
 
 def test_they_hold_and_checking_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_properties: dict[str, str]
 ):
     before, report = file_digests(), tmp_path / "report.json"
     status = command(monkeypatch, "golden", "check", "--json", str(report))
-    told.update(golden_told(json.loads(report.read_text())))
+    own_properties.update(golden_properties(json.loads(report.read_text())))
     assert status == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "no FILES given: this project's own goldens on cpu"

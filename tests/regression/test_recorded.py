@@ -13,26 +13,26 @@ import pytest
 
 from harness.golden import cases
 from harness.models.pair import ModelPair
-from harness.plugin.junit import golden_told
 from tests.helpers import RECORDED, command
+from tests.regression.conftest import golden_properties
 
 COMPONENT = "reference"  # where nothing more exact is known
 
 
-def checked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, str]) -> dict:
+def checked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_properties: dict[str, str]) -> dict:
     report = tmp_path / "report.json"
     path = RECORDED / f"{name}.safetensors"
     status = command(monkeypatch, "golden", "check", str(path), "--json", str(report))
     found = json.loads(report.read_text())
-    told.update(golden_told(found, os.path.relpath(path)))
+    own_properties.update(golden_properties(found, os.path.relpath(path)))
     return {"status": status, **found}
 
 
 def test_all_76_cases_of_the_published_samplers_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_properties: dict[str, str]
 ):
     begin = time.process_time()
-    found = checked("recorded-cpu", tmp_path, monkeypatch, told)
+    found = checked("recorded-cpu", tmp_path, monkeypatch, own_properties)
     assert time.process_time() - begin < 2 * 60  # a minute on two cores, whatever else they do
     assert capsys.readouterr().out.splitlines()[-1].startswith("76 of 76 cases, 103")
     assert (found["status"], found["cases"], found["draws"], found["defects"]) == (0, 76, 103_360, 0)
@@ -49,18 +49,18 @@ def test_all_76_cases_of_the_published_samplers_hold(
 
 
 def test_all_variants_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_properties: dict[str, str]
 ):
-    found = checked("recorded-variants-cpu", tmp_path, monkeypatch, told)
+    found = checked("recorded-variants-cpu", tmp_path, monkeypatch, own_properties)
     assert capsys.readouterr().out.splitlines()[-1] == "15 of 15 cases, 1428 draws compared"
     assert (found["status"], found["defects"]) == (0, 0)
     assert all(case["delta_logits"] is not None for case in found["files"][0]["cases"])
 
 
 def test_a_recording_of_another_platform_is_unverified_and_nothing_is_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_properties: dict[str, str]
 ):
-    found = checked("recorded-cuda", tmp_path, monkeypatch, told)
+    found = checked("recorded-cuda", tmp_path, monkeypatch, own_properties)
     assert (found["status"], found["verdict"], found["draws"]) == (3, "INCONCLUSIVE", 0)
     said = capsys.readouterr().out.splitlines()
     assert said[-2].startswith("UNVERIFIED ")
@@ -76,10 +76,10 @@ def bent(pair: ModelPair) -> ModelPair:
 
 
 def test_the_allowances_are_tight_enough_to_see_a_changed_weight(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_properties: dict[str, str]
 ):
     straight = cases.filled
     monkeypatch.setattr(cases, "filled", cache(lambda *sizes: bent(straight(*sizes))))
-    found = checked("recorded-variants-cpu", tmp_path, monkeypatch, told)
+    found = checked("recorded-variants-cpu", tmp_path, monkeypatch, own_properties)
     assert found["status"] == 1
     assert capsys.readouterr().out.splitlines()[-1] == "0 of 15 cases, 1428 draws compared"

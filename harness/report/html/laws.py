@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.judge.verdict import Verdict
 from harness.laws.search import Scope
 from harness.report.html.page import (
     Bullets,
@@ -22,7 +23,7 @@ from harness.report.html.page import (
     made_with,
     share,
 )  # fmt: skip
-from harness.report.laws import DEFECT, HELD, OPEN, Checked
+from harness.report.laws import CheckRow
 
 STATES = {
     "held": State("caught", "✓", "it was tried and holds"),
@@ -33,7 +34,7 @@ STATES = {
 }
 
 
-def laws_page(rows: Sequence[Checked], name: str, scope: Scope) -> bytes:
+def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:
     """Return the page of a run of laws as one HTML file.
 
     Args:
@@ -42,7 +43,7 @@ def laws_page(rows: Sequence[Checked], name: str, scope: Scope) -> bytes:
         scope: of the laws' cases.
     """
     word, tone, text = _headline(rows)
-    broken = [row for row in rows if row.found]
+    broken = [row for row in rows if row.finding]
     sections = [
         Section("result", "Result", f"The decoder {name}, put to what must hold of every right one.", [_facts(rows)]),
         Section("left", "What went wrong", "", _left(rows)),
@@ -55,19 +56,23 @@ def laws_page(rows: Sequence[Checked], name: str, scope: Scope) -> bytes:
     return as_html(Page(f"laws of {name}", word, tone, text, sections))
 
 
-def _headline(rows: Sequence[Checked]) -> tuple[str, str, str]:
+def _headline(rows: Sequence[CheckRow]) -> tuple[str, str, str]:
     """Return word, tone and text of the worst that was met; nothing tried proves nothing."""
     states = [row.state for row in rows]
-    if "broken" in states or any(row.stands_still for row in rows):
-        return DEFECT, "bad", "A law is broken, or what is known to fail does not."
+    if "broken" in states or any(row.fails_no_more for row in rows):
+        return Verdict.DEFECT, "bad", "A law is broken, or what is known to fail does not."
     if "known" in states:
-        return DEFECT, "open", "Something fails, and all of it is known to."
+        return Verdict.DEFECT, "open", "Something fails, and all of it is known to."
     if "unproven" in states or "held" not in states:
-        return OPEN, "open", "Nothing wrong was found, and not all is proved: something was never exercised."
-    return HELD, "good", "Every law that applies to this decoder was exercised, and holds."
+        return (
+            Verdict.INCONCLUSIVE,
+            "open",
+            "Nothing wrong was found, and not all is proved: something was not exercised.",
+        )
+    return Verdict.IDENTICAL, "good", "Every law that applies to this decoder was exercised, and holds."
 
 
-def _facts(rows: Sequence[Checked]) -> Facts:
+def _facts(rows: Sequence[CheckRow]) -> Facts:
     laws = [row for row in rows if row.kind == "law"]
     applied = [row for row in laws if row.verdict]
     images = sum(row.examples for row in rows if row.kind != "law")
@@ -84,17 +89,17 @@ def _facts(rows: Sequence[Checked]) -> Facts:
     )  # fmt: skip
 
 
-def _left(rows: Sequence[Checked]) -> list[object]:
-    found = [(f"broken: {row.id}", row.found) for row in rows if row.state == "broken"]
-    found += [(f"unproven: {row.id}", row.why) for row in rows if row.state == "unproven"]
-    found += [(f"known to fail: {row.id}", row.known) for row in rows if row.state == "known"]
-    found += [(f"known to fail, and does not: {row.id}", row.known) for row in rows if row.stands_still]
-    return [Bullets(found)] if found else []
+def _left(rows: Sequence[CheckRow]) -> list[object]:
+    items = [(f"broken: {row.id}", row.finding) for row in rows if row.state == "broken"]
+    items += [(f"unproven: {row.id}", row.why) for row in rows if row.state == "unproven"]
+    items += [(f"known to fail: {row.id}", row.known) for row in rows if row.state == "known"]
+    items += [(f"known to fail, and does not: {row.id}", row.known) for row in rows if row.fails_no_more]
+    return [Bullets(items)] if items else []
 
 
-def _story(row: Checked) -> Fold:
+def _story(row: CheckRow) -> Fold:
     parts: list[object] = [
-        Bullets([("what holds", row.statement), ("what was found", row.found), ("watches", ", ".join(row.watches))])
+        Bullets([("what holds", row.statement), ("what was found", row.finding), ("watches", ", ".join(row.watches))])
     ]
     parts += [Line(row.case, "The smallest case:")] if row.case else []
     parts += [Line(row.replay, "To see it again:")] if row.replay else []
@@ -105,25 +110,26 @@ def _legend() -> str:
     return "; ".join(f"{state.letter} = {state.word}" for state in STATES.values()) + "."
 
 
-def _grid(rows: Sequence[Checked]) -> list[object]:
-    made: list[object] = []
+def _grid(rows: Sequence[CheckRow]) -> list[object]:
+    grids: list[object] = []
     for family in dict.fromkeys(row.family for row in rows):
-        of = [row for row in rows if row.family == family]
         lanes = [
-            Lane(row.id, [STATES[row.state]], (f"{row.examples:,}", share(row.exercised, row.examples))) for row in of
+            Lane(row.id, [STATES[row.state]], (f"{row.examples:,}", share(row.exercised, row.examples)))
+            for row in rows
+            if row.family == family
         ]
-        made.append(Grid(f"Family {family}", "law or case", ["state"], lanes, ("tried", "not trivial")))
-    return made
+        grids.append(Grid(f"Family {family}", "law or case", ["state"], lanes, ("tried", "not trivial")))
+    return grids
 
 
-def _sheets(rows: Sequence[Checked]) -> list[object]:
+def _sheets(rows: Sequence[CheckRow]) -> list[object]:
     cells = [
         (row.id, row.statement, ", ".join(row.watches), STATES[row.state].word + (f": {row.why}" if row.why else ""),
          f"{row.examples:,}", f"{row.refused:,}", f"{row.seconds:.1f} s")
         for row in rows
     ]  # fmt: skip
     head = ("law or case", "what holds", "watches", "result", "tried", "refused", "time")
-    bad = frozenset(k for k, row in enumerate(rows) if row.state == "broken" or row.stands_still)
+    bad = frozenset(k for k, row in enumerate(rows) if row.state == "broken" or row.fails_no_more)
     return [Sheet("Laws, and cases on digits", head, cells, 4, bad)] if rows else []
 
 

@@ -13,9 +13,9 @@ from harness.laws import Subject, Violation
 from harness.laws.positions import LAWS
 from harness.plugin.checking import (
     SEEN,
-    Struck,
+    DefectFound,
+    KnownNotApplicable,
     Unproven,
-    WrongOnDigits,
     cases_of,
     check_digits,
     check_law,
@@ -23,20 +23,22 @@ from harness.plugin.checking import (
     reference,
 )
 from harness.plugin.digits import design, pair
-from harness.plugin.options import Asked
+from harness.plugin.options import PluginOptions
 from harness.protocol.contract import Contract
 
 QUERY = next(law for law in LAWS if law.id == "positions.query")
 REQUEST = Request((3,), seed=1)
 
 
-def asked(name: str = "harness:build_decoder", known: dict[str, str] | None = None, **more: object) -> Asked:
+def asked(name: str = "harness:build_decoder", known: dict[str, str] | None = None, **more: object) -> PluginOptions:
     options = {
         "implementation": name, "known_failures": "", "report": "", "examples": 2, "seed": 0, "shrink_seconds": 0.0,
         "patch_nums": ["1,2"], "dtype": "", "device": "cpu", "checkout": "", "option": [], "cover": False,
         "sequential": False, **more,
     }  # fmt: skip
-    return replace(Asked.of(Namespace(**{f"sdvar_{key}": value for key, value in options.items()})), known=known or {})
+    return replace(
+        PluginOptions.read(Namespace(**{f"sdvar_{key}": value for key, value in options.items()})), known=known or {}
+    )
 
 
 def test_a_case_on_digits_passes_for_the_harness_itself():
@@ -95,7 +97,7 @@ def test_a_law_that_does_not_apply_is_skipped_and_one_known_to_fail_must_be_stru
     of = asked("tests.naive:naive")
     with pytest.raises(pytest.skip.Exception, match="does not apply: no parts"):
         check_law(QUERY, of, pytest.Stash())
-    with pytest.raises(Struck, match=r"is known to fail .why.*strike it"):
+    with pytest.raises(KnownNotApplicable, match=r"is known to fail .why.*strike it"):
         check_law(QUERY, replace(of, known={"positions.query": "why"}), pytest.Stash())
 
 
@@ -135,18 +137,18 @@ def test_a_defect_of_one_decode_names_its_component():
     from harness.mutants.positions import OFFSET
 
     models = pair()
-    with pytest.raises(WrongOnDigits, match="component positions"):
+    with pytest.raises(DefectFound, match="component positions"):
         judged(models, OFFSET(models, Settings(5)), REQUEST)
     trace = reference(models, REQUEST)
     trace.tokens_BL = trace.tokens_BL.roll(1, 1)
-    with pytest.raises(WrongOnDigits, match="more"):
+    with pytest.raises(DefectFound, match="more"):
         judged(models, trace, REQUEST, drafts=False)
 
 
 class Picky:
     """What was asked for, of another decoder."""
 
-    def __init__(self, of: Asked, factory) -> None:
+    def __init__(self, of: PluginOptions, factory) -> None:
         self.known, self.scope_of, self.subject = of.known, of.scope_of, Subject(factory)
 
 
@@ -166,7 +168,7 @@ class Writer:
 def test_a_decoder_that_writes_into_the_pair_is_told():
     weights = pair().draft.weights
     own = replace(pair(), draft=replace(pair().draft, weights={k: v.clone() for k, v in weights.items()}))
-    with pytest.raises(WrongOnDigits, match=r"wrote into draft\.head\.bias"):
+    with pytest.raises(DefectFound, match=r"wrote into draft\.head\.bias"):
         judged(own, Writer(own), REQUEST, drafts=False)
 
 

@@ -10,7 +10,7 @@ import pytest
 from harness.errors import InputError
 from harness.laws import Violation
 from harness.laws.catalogue import LAWS
-from harness.plugin.checking import Unproven, WrongOnDigits
+from harness.plugin.checking import DefectFound, Unproven
 from harness.plugin.digits import read_known
 from harness.plugin.junit import mark_known
 
@@ -57,5 +57,5 @@ def test_what_is_known_to_fail_must_and_by_nothing_else():
     assert marks == []
     mark_known([item], {law.id: "see #12"})
     (mark,) = marks
-    expected = {"reason": "see #12", "strict": True, "raises": (Violation, WrongOnDigits, Unproven)}
+    expected = {"reason": "see #12", "strict": True, "raises": (Violation, DefectFound, Unproven)}
     assert (mark.name, mark.kwargs) == ("xfail", expected)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
+from harness.judge.verdict import Verdict
 from harness.laws.search import Scope
 from harness.report.html.laws import laws_page
-from harness.report.laws import Checked, line
+from harness.report.laws import CheckRow, check_line
 from tests.unit.report.reading import read
 
-HELD = Checked("masks.future", "law", "Holds.", ("decode",), "IDENTICAL", 20, 19, 1, 1.5)
-BROKEN = replace(HELD, id="masks.visible", verdict="DEFECT", found="<script>a</script> differs", case="Case(V=3)",
-                 replay="check('masks.visible', 'mine:f', Case(V=3))")  # fmt: skip
-UNPROVEN = replace(HELD, id="masks.definition", verdict="INCONCLUSIVE", exercised=0, why="every one was trivial")
-ABSENT = replace(HELD, id="state.sync", verdict="", examples=0, exercised=0, why="no parts")
-DIGITS = Checked("digits[close-2]", "digits", "on digits", ("decode",), "TIE", 5, 5)
+HELD = CheckRow("masks.future", "law", "Holds.", ("decode",), Verdict.IDENTICAL, 20, 19, 1, 1.5)
+BROKEN = replace(
+    HELD, id="masks.visible", verdict=Verdict.DEFECT, finding="<script>a</script> differs", case="Case(V=3)",
+    replay="check('masks.visible', 'mine:f', Case(V=3))",
+)  # fmt: skip
+UNPROVEN = replace(HELD, id="masks.definition", verdict=Verdict.INCONCLUSIVE, exercised=0, why="every one was trivial")
+ABSENT = replace(HELD, id="state.sync", verdict=None, examples=0, exercised=0, why="no parts")
+DIGITS = CheckRow("digits[close-2]", "digits", "on digits", ("decode",), Verdict.TIE, 5, 5)
 
 
-def words(*rows: Checked) -> str:
+def words(*rows: CheckRow) -> str:
     return read(laws_page(rows, "mine:f", Scope(20, 3))).words
 
 
@@ -44,19 +47,18 @@ def test_all_states_are_told_by_word():
         ((HELD, BROKEN), "✕ DEFECT"),
     ],
 )
-def test_the_headline_is_the_worst(rows: tuple[Checked, ...], headline: str):
+def test_the_headline_is_the_worst(rows: tuple[CheckRow, ...], headline: str):
     assert headline in words(*rows)
 
 
 def test_a_row_survives_json():
-    import json
-
-    assert Checked.of(json.loads(json.dumps(asdict(BROKEN)))) == BROKEN
+    for row in (BROKEN, ABSENT):
+        assert CheckRow.from_json(row.to_json()) == row
 
 
 def test_lines_of_the_terminal():
-    assert line(HELD).endswith("20 examples,  95% not trivial, 1 refused")
-    assert line(ABSENT).endswith("does not apply: no parts")
-    assert line(BROKEN).endswith(": BROKEN, watches decode")
-    assert line(DIGITS).endswith("5 images, TIE")
-    assert line(replace(HELD, known="see #12")).endswith(": known to fail (see #12), and does not")
+    assert check_line(HELD).endswith("20 examples,  95% not trivial, 1 refused")
+    assert check_line(ABSENT).endswith("does not apply: no parts")
+    assert check_line(BROKEN).endswith(": BROKEN, watches decode")
+    assert check_line(DIGITS).endswith("5 images, TIE")
+    assert check_line(replace(HELD, known="see #12")).endswith(": known to fail (see #12), and does not")
