@@ -16,8 +16,8 @@ from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.laws.conformance import inspect_parts, part_laws
+from harness.laws.engine import fixed_cases
 from harness.laws.law import Subject
-from harness.laws.listed import cases
 from harness.models.pair import ModelPair
 from harness.report.parts import as_json, show, verdict_of
 from harness.report.progress import LongWork
@@ -90,4 +90,4 @@ def of_laws(own: options.Decoder, examples: int, seed: int, quiet: bool) -> list
         raise InputError("seed", seed, "must lie in 0..2^63-1", "pass --seed 0")
     subject = Subject(load_factory(own.name), own.options)
     with LongWork("laws of parts", len(part_laws()), quiet) as work, silence(quiet):
-        return inspect_parts(subject, cases(examples, seed), work.advance)
+        return inspect_parts(subject, fixed_cases(examples, seed), work.advance)

@@ -21,8 +21,8 @@ from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 from harness.judge.verdict import Verdict
-from harness.laws.beside import CASES, LawsInterrupted, Where, laws_beside
 from harness.laws.catalogue import LAWS
+from harness.laws.few_cases import CASES, LawsInterrupted, Where, laws_beside
 from harness.pool.employ import Execution
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings

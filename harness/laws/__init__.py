@@ -3,8 +3,9 @@
 from harness.laws.case import Case
 from harness.laws.catalogue import LAWS
 from harness.laws.conformance import check, run_conformance
+from harness.laws.engine import Report, fixed_cases
 from harness.laws.law import Law, NotOffered, Subject, Violation
-from harness.laws.listed import cases
-from harness.laws.results import Report
 
-__all__ = ["LAWS", "Case", "Law", "NotOffered", "Report", "Subject", "Violation", "cases", "check", "run_conformance"]
+__all__ = [
+    "LAWS", "Case", "Law", "NotOffered", "Report", "Subject", "Violation", "check", "fixed_cases", "run_conformance",
+]  # fmt: skip

@@ -1,14 +1,16 @@
-"""Run the laws over a decoder, without any test framework.
+"""Put a decoder to the laws, without any test framework: all of them, one in one case, or those of its parts.
 
-Promise: the same cases for everybody, a function of their number and a seed, drawn and shrunk by Hypothesis.
+Promise: the same cases for everybody, a function of their number and a seed. A decoder that ends its process breaks the
+law that was tried; so does one that lets its time pass, where it has any.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import pickle
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -17,19 +19,120 @@ import torch
 
 from harness.adapters.probe import ABSENT, BROKEN, HELD, PartLaw
 from harness.decoders.factory import Factory, load_factory, name_of, pickled
+from harness.decoders.in_process import OutOfTimeError
+from harness.decoders.process import Limits
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.laws.case import Case
 from harness.laws.catalogue import LAWS
-from harness.laws.law import Law, NotOffered, Subject, Violation
-from harness.laws.listed import run_law
-from harness.laws.results import LawResult, Report
-from harness.laws.search import ROUNDS, SHRINK_S, Scope, search
-from harness.pool.employ import Execution, employ
+from harness.laws.engine import SHRINK_S, CaseList, CaseSource, LawResult, Report, Scope, try_law
+from harness.laws.law import Law, Subject, Violation
+from harness.pool.employ import Crew, Execution, employ
 from harness.pool.workers import Died
 from harness.speculative.parts import Parts
 
+DEAF_S = 10.0  # for code to hear that its time is over
 BUILT_NOTHING = ("implementation", "checkout", "option")
+PARTS = tuple(field.name for field in fields(Parts))
+Options = tuple[tuple[str, str], ...]  # (name, value) for a factory
+
+
+def _unseen(row: LawResult) -> None:
+    """Show nothing: a worker has nobody to show it to."""
+
+
+@dataclass(frozen=True)
+class LawWork:
+    """What is tried, by this process or by others.
+
+    Args:
+        factory: of the decoder, its name, or cloudpickle's bytes of it.
+        options: of the factory.
+        source: of the cases.
+        limits: of the process that does the work; None = it is the caller's, and has none.
+        progress: as in `try_law`.
+    """
+
+    factory: Factory | str | bytes
+    options: Options
+    source: CaseSource
+    limits: Limits | None = None
+    progress: Callable[[LawResult], None] = _unseen
+
+    def subject(self) -> Subject:
+        """Return the decoder under test."""
+        factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
+        return Subject(load_factory(factory) if isinstance(factory, str) else factory, self.options)
+
+    def open(self) -> _Opened:
+        """Return what tries law after law. Effects: the limit of memory of this process."""
+        if self.limits is not None:
+            self.limits.bound_memory()
+        return _Opened(self)
+
+
+class _Opened:
+    """Tries laws over one decoder."""
+
+    def __init__(self, work: LawWork) -> None:
+        self.work, self.subject = work, work.subject()
+        self.about: dict[str, Any] = {"decoder": self.subject.name}
+
+    def do(self, law: Law) -> LawResult | Died:
+        """Try one law; `Died` where its time is over."""
+        try:
+            with in_time(self.work.limits.timeout_s if self.work.limits is not None else 0.0):
+                return try_law(law, self.subject, self.work.source, self.work.progress)
+        except OutOfTimeError as error:
+            return Died(str(error))
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
+@contextmanager
+def in_time(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTimeError` in what takes longer; code that hears no signal ends its process. 0 = no limit.
+
+    Effects: the alarm of this process, which must be one of its own.
+    """
+    if not seconds:
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise OutOfTimeError(f"no answer within {seconds:g} s (timeout)")
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + DEAF_S, exit=True)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def try_laws(work: LawWork, crew: Crew, laws: Sequence[Law]) -> Generator[LawResult]:
+    """Try laws one by one, each as soon as somebody is free; what ends its process is broken.
+
+    Raises:
+        InputError: the factory cannot be sent to another process.
+    """
+    sent = work
+    if crew.is_elsewhere:
+        factory = (
+            work.factory if isinstance(work.factory, str | bytes) else pickled(work.factory, name_of(work.factory))
+        )
+        sent = replace(work, factory=factory, progress=_unseen)
+    with closing(crew.open(sent)) as pool:
+        for law, row in pool.map(laws):
+            if isinstance(row, Died):
+                name = repr(work.factory) if isinstance(work.factory, str) else work.subject().name
+                violation = Violation(law, Case(), f"the process died: {row.why}", name, work.options)
+                yield LawResult(law, 1, 1, violation=violation, done=True, killed=True)
+            else:
+                yield row
 
 
 class How(TypedDict, total=False):
@@ -41,7 +144,7 @@ class How(TypedDict, total=False):
         patch_nums: one pyramid, or several; small ones otherwise.
         dtype: of all networks, rounding allowed for: float32 for code that computes in nothing else.
         device: of the networks.
-        shrink_s: seconds that a failure may be shrunk for.
+        shrink_s: seconds that a failure may be simplified for.
         workers: processes that share the laws; 1 = this process alone, 0 = one a GPU that the device stands for.
     """
 
@@ -62,7 +165,7 @@ def run_conformance(
     progress: Callable[[LawResult], None] = lambda row: None,
     **how: Unpack[How],
 ) -> Report:
-    """Check all laws against somebody's decoder, on cases that Hypothesis draws and shrinks.
+    """Check all laws against somebody's decoder, on cases that Hypothesis draws.
 
     Args:
         implementation: ``factory(models, settings) -> decoder``, or its name ``package.module:factory``. A factory,
@@ -86,128 +189,33 @@ def run_conformance(
             "implementation", type(factory).__name__, "must be a factory(models, settings)",
             "pass lambda models, settings: YourDecoder(models, settings.draft_len)",
         )  # fmt: skip
-    scope, subject, report = scope_of(examples, seed, how), Subject(factory, options_of(how)), Report()
+    options: Options = tuple((name, str(value)) for name, value in how.get("options", {}).items())
+    options = (("checkout", str(how["checkout"])), *options) if "checkout" in how else options
+    scope = _scope(examples, seed, how)
     try:
-        subject.decoder(scope.fitted(Case(scope.pyramids[0])))
+        Subject(factory, options).decoder(scope.fitted(Case(scope.pyramids[0])))
     except InputError as error:
         if error.name in BUILT_NOTHING:  # it built no decoder; other refusals are of this case
             raise
     crew = employ(Execution(how.get("workers", 1)), torch.device(scope.device), len(laws))
-    sent = pickled(factory, name_of(factory)) if crew.is_elsewhere else factory
-    work = ConformanceWork(sent, subject.options, scope, _unseen if crew.is_elsewhere else progress)
-    found: dict[str, LawResult] = {}
-    with closing(crew.open(work)) as pool:
-        for law, row in pool.map(laws):
-            found[law.id] = lost(law, row) if isinstance(row, Died) else row
+    rows: dict[str, LawResult] = {}
+    with closing(try_laws(LawWork(factory, options, scope, progress=progress), crew, laws)) as results:
+        for row in results:
+            rows[row.law.id] = row
             if crew.is_elsewhere:
-                progress(found[law.id])
-    report.rows = [found[law.id] for law in laws]
-    return report
+                progress(row)
+    return Report([rows[law.id] for law in laws])
 
 
-def _unseen(row: LawResult) -> None:
-    """Show nothing: a worker has nobody to show it to."""
-
-
-@dataclass(frozen=True)
-class ConformanceWork:
-    """What a worker of a conformance run gets.
-
-    Args:
-        factory: the factory, or cloudpickle's bytes of it.
-        options: of the factory.
-        scope: of the cases.
-        progress: as in `run_conformance`.
-    """
-
-    factory: Factory | bytes
-    options: tuple[tuple[str, str], ...]
-    scope: Scope
-    progress: Callable[[LawResult], None] = _unseen
-
-    def open(self) -> Checker:
-        """Return what checks law after law."""
-        return Checker(pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory, self)
-
-
-class Checker:
-    """Checks laws over one decoder in the cases of one scope."""
-
-    def __init__(self, factory: Factory, work: ConformanceWork) -> None:
-        self.subject, self.scope, self.progress = Subject(factory, work.options), work.scope, work.progress
-        self.about: dict[str, Any] = {"examples": work.scope.examples}
-
-    def do(self, law: Law) -> LawResult:
-        """Check one law."""
-        return explore(law, self.subject, self.scope, self.progress)
-
-    def close(self) -> None:
-        """Nothing is left to end."""
-
-
-def lost(law: Law, died: Died, factory: str = "FACTORY", options: tuple[tuple[str, str], ...] = ()) -> LawResult:
-    """Return what a law found whose workers all died: the decoder breaks it in its own way."""
-    found = Violation(law, Case(), f"the process died: {died.why}", factory, options)
-    return LawResult(law, 1, 1, violation=found, done=True)
-
-
-def scope_of(examples: int, seed: int, how: How) -> Scope:
-    """Return the scope that the arguments name. Raises `InputError`."""
-    given: Sequence[Any] = how.get("patch_nums", ())
-    sides = [given] if given and isinstance(given[0], int) else given
-    pyramids = tuple(tuple(each) for each in sides)
+def _scope(examples: int, seed: int, how: How) -> Scope:
+    sides: Sequence[Any] = how.get("patch_nums", ())
+    pyramids = tuple(tuple(each) for each in ([sides] if sides and isinstance(sides[0], int) else sides))
     return Scope(
         examples, seed, pyramids, how.get("dtype", ""), how.get("device", "cpu"), how.get("shrink_s", SHRINK_S)
     )
 
 
-def options_of(how: How) -> tuple[tuple[str, str], ...]:
-    """Return the options of the factory, the checkout among them."""
-    options = tuple((name, str(value)) for name, value in how.get("options", {}).items())
-    return (("checkout", str(how["checkout"])), *options) if "checkout" in how else options
-
-
-def explore(law: Law, subject: Subject, scope: Scope, progress: Callable[[LawResult], None]) -> LawResult:
-    """Check one law in the cases of a scope; what broke it is shrunk.
-
-    Where all of them were trivial as many more are drawn, and so on up to `ROUNDS` times.
-    """
-    row, start = LawResult(law), time.perf_counter()
-
-    def holds(case: Case) -> None:
-        try:
-            exercised = law.check(subject, case)
-        except NotOffered as why:
-            row.skipped = str(why)
-            return
-        except InputError as error:
-            row.refused += row.violation is None
-            row.why = str(error)
-            return
-        except Violation as violation:
-            row.examples += row.violation is None
-            row.violation = violation
-            raise
-        finally:
-            progress(row)
-        if row.violation is None:  # what follows a violation is shrinking
-            row.exercised += exercised
-            row.examples += 1
-
-    try:
-        for k in range(ROUNDS):
-            search(holds, replace(scope, seed=scope.seed + k))
-            if row.exercised or not row.examples:
-                break
-    except Violation as violation:
-        row.violation = violation
-    row.seconds = time.perf_counter() - start
-    row.done = True
-    progress(row)
-    return row
-
-
-def check(law_id: str, implementation: Factory | str, case: Case, options: tuple[tuple[str, str], ...] = ()) -> bool:
+def check(law_id: str, implementation: Factory | str, case: Case, options: Options = ()) -> bool:
     """Replay one law in one case, as a violation says. Raises as `Law.check`, and `InputError` for an unknown id."""
     known = {law.id: law for law in LAWS}
     if law_id not in known:
@@ -216,24 +224,21 @@ def check(law_id: str, implementation: Factory | str, case: Case, options: tuple
     return known[law_id].check(Subject(factory, options), case)
 
 
-NAMES = tuple(field.name for field in fields(Parts))
-
-
 def part_laws() -> list[Law]:
     """Return the laws that ask parts."""
-    return [law for law in LAWS if set(law.watches) & set(NAMES) and "decode" not in law.watches]
+    return [law for law in LAWS if set(law.watches) & set(PARTS) and "decode" not in law.watches]
 
 
 def inspect_parts(
-    subject: Subject, tried: Sequence[Case], progress: Callable[[], None] = lambda: None
+    subject: Subject, cases: Sequence[Case], progress: Callable[[], None] = lambda: None
 ) -> list[PartLaw]:
     """Ask every law of parts; return a row a part and law. `progress` is called after every law."""
     rows = []
     for law in part_laws():
-        result = run_law(law, subject, tried)
-        rows += [_row(part, result) for part in law.watches if part in NAMES]
+        result = try_law(law, subject, CaseList(cases))
+        rows += [_row(part, result) for part in law.watches if part in PARTS]
         progress()
-    return sorted(rows, key=lambda row: NAMES.index(row.part))
+    return sorted(rows, key=lambda row: PARTS.index(row.part))
 
 
 def _row(part: str, result: LawResult) -> PartLaw:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import hypothesis
 from hypothesis import strategies as st
 
 from harness.laws.case import CHOICES, PYRAMIDS, Case
@@ -30,6 +31,26 @@ def cases(patch_nums: st.SearchStrategy[tuple[int, ...]] = pyramids) -> st.Searc
         lambda sides, draft, *parts: Case(sides, draft=draft, **{k: v for part in parts for k, v in part.items()}),
         patch_nums, draft_qualities, configurations, sampling, speculation,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def drawn(patch_nums: tuple[tuple[int, ...], ...], count: int, seed: int) -> tuple[Case, ...]:
+    """Return what Hypothesis draws for so many examples: a function of the arguments."""
+    collected: list[Case] = []
+    limits = hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=(hypothesis.Phase.generate,),
+        verbosity=hypothesis.Verbosity.quiet,
+    )
+
+    def collect(case: Case) -> None:
+        collected.append(case)
+
+    hypothesis.seed(seed)(limits(hypothesis.given(cases(st.sampled_from(patch_nums)))(collect)))()
+    return tuple(collected)
 
 
 networks: st.SearchStrategy[ModelPair] = cases().map(lambda case: case.wide().models)

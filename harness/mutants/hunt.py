@@ -15,11 +15,11 @@ import torch
 
 from harness.decoders.terms import Terms
 from harness.judge.verdict import Verdict
-from harness.laws.beside import laws_beside
 from harness.laws.case import Case
 from harness.laws.catalogue import LAWS
+from harness.laws.engine import CaseList, fixed_cases, try_law
+from harness.laws.few_cases import laws_beside
 from harness.laws.law import Law, Subject, Violation
-from harness.laws.listed import cases, run_law
 from harness.models.pair import load_digits
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.mutant import Mutant, production
@@ -137,7 +137,7 @@ def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught
     caught, start = Caught(mutant), time.perf_counter()
     for law in laws_for(mutant, scope):
         with mutant.planted():
-            row = run_law(law, Subject(mutant), tried)
+            row = try_law(law, Subject(mutant), CaseList(tried))
         caught.tried += 1
         if row.violation is not None:
             caught.violations.append(row.violation)
@@ -199,7 +199,7 @@ class Hunter:
         kind, name = task
         if kind == "law":
             law = next(law for law in LAWS if law.id == name)
-            return run_law(law, Subject(production), self.work.tried).violation is not None
+            return try_law(law, Subject(production), CaseList(self.work.tried)).violation is not None
         mutant = next(mutant for mutant in MUTANTS if mutant.id == name)
         found = hunt(mutant, self.work.tried, self.work.scope)
         if self.work.stages:
@@ -223,4 +223,4 @@ def received(values: dict[str, Any]) -> Caught:
 
 def hunting_cases(examples: int, seed: int = 0, device: str = "cpu", dtype: str = "float64") -> list[Case]:
     """Return the cases of a hunt on a device; `dtype` is that of the networks where a law does not need float64."""
-    return [replace(case, device=device, dtype=dtype) for case in cases(examples, seed)]
+    return [replace(case, device=device, dtype=dtype) for case in fixed_cases(examples, seed)]

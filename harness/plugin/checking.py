@@ -22,9 +22,8 @@ from harness.judge.decode import judge
 from harness.judge.e_values import weigh_run
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Judgement, Verdict
-from harness.laws.conformance import explore
+from harness.laws.engine import LawResult, try_law
 from harness.laws.law import Law
-from harness.laws.results import LawResult
 from harness.models.pair import ModelPair, pair_checksums
 from harness.plugin.digits import USUAL, DigitsCase, design, pair
 from harness.plugin.options import PluginOptions
@@ -70,7 +69,7 @@ def check_law(law: Law, options: PluginOptions, stash: pytest.Stash) -> None:
     Effects: skips the test where the law does not apply to the decoder; what was seen, in `stash`.
     """
     __tracebackhide__ = True
-    result = explore(law, options.subject, options.scope_of(law), lambda progress: None)
+    result = try_law(law, options.subject, options.scope_of(law))
     stash[SEEN] = _row_of_law(result, options)
     if result.violation is not None:
         raise result.violation

@@ -16,7 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.laws import Law, Subject
-    from harness.laws.search import Scope
+    from harness.laws.engine import Scope
 
 # Laws that decode many times, or one large batch, try a share of the examples.
 COSTLY = {
@@ -77,7 +77,7 @@ class PluginOptions:
         from harness.decoders.factory import DEFAULT, load_factory, named_options
         from harness.files import check_outputs
         from harness.laws.case import PYRAMIDS
-        from harness.laws.search import Scope
+        from harness.laws.engine import Scope
         from harness.plugin.digits import read_known
         from harness.report.html.page import check_page
 

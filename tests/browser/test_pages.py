@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.laws.search import Scope
+from harness.laws.engine import Scope
 from harness.mutants.positions import OFFSET
 from harness.report.html.hunt import hunt_page
 from harness.report.html.laws import laws_page

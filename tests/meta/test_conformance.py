@@ -8,7 +8,7 @@ from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.laws import LAWS, Case, Law, Report, Subject, Violation, check, run_conformance
 from harness.laws.case import CHOICES, SMALL
-from harness.laws.listed import cases
+from harness.laws.engine import fixed_cases
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
 from tests.naive import Naive, WithParts, naive, with_parts
@@ -170,14 +170,14 @@ def test_an_unknown_law_is_refused():
 
 
 def test_cases_are_a_function_of_count_and_seed_and_smallest_first():
-    assert cases(20, 1) == cases(20, 1)
-    assert cases(20, 1) != cases(20, 2)
-    sizes = [case.pyramid.L for case in cases(20)]
+    assert fixed_cases(20, 1) == fixed_cases(20, 1)
+    assert fixed_cases(20, 1) != fixed_cases(20, 2)
+    sizes = [case.pyramid.L for case in fixed_cases(20)]
     assert sizes == sorted(sizes)
 
 
 def test_a_case_is_its_own_repr():
-    for case in cases(20):
+    for case in fixed_cases(20):
         assert eval(repr(case), {"Case": Case}) == case
     assert repr(Case()) == "Case()"
 

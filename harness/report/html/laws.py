@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.judge.verdict import Verdict
-from harness.laws.search import Scope
+from harness.laws.engine import Scope
 from harness.report.html.page import (
     Bullets,
     Facts,

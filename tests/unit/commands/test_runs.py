@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.laws.beside import LawsInterrupted
+from harness.laws.few_cases import LawsInterrupted
 from harness.pool.employ import Crew, Execution
 from harness.report.progress import LongWork
 from harness.runs.recorded import recorded

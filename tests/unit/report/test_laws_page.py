@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from harness.judge.verdict import Verdict
-from harness.laws.search import Scope
+from harness.laws.engine import Scope
 from harness.report.html.laws import laws_page
 from harness.report.laws import CheckRow, check_line
 from tests.unit.report.reading import read

@@ -1,4 +1,4 @@
-"""Laws beside a verification: the harness's own decoder keeps them, planted bugs break them, no decoder ends them."""
+"""Laws of a verification: the harness's own decoder keeps them, planted bugs break them, no decoder ends them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from harness.decoders.process import Limits
 from harness.errors import InputError, StopSignal
 from harness.judge.verdict import Verdict
 from harness.laws import LAWS, Case, Violation
-from harness.laws import beside as module
-from harness.laws.beside import CASES, LawsInterrupted, Where, cases_for, in_time, laws_beside, said
+from harness.laws import few_cases as module
 from harness.laws.case import CHOICES
-from harness.laws.results import LawResult
+from harness.laws.conformance import in_time
+from harness.laws.engine import CaseList, LawResult
+from harness.laws.few_cases import CASES, LawsInterrupted, Where, laws_beside, summed_up
 from harness.models.pair import ModelPair
 from harness.mutants.catalogue import MUTANTS
 from harness.pool import workers
@@ -69,11 +70,11 @@ def test_a_decoder_that_ends_its_process_is_a_defect_where_it_has_processes_of_i
 ):
     monkeypatch.setattr(module, "LAWS", (BY_ID["state.once"],))
     monkeypatch.setattr(workers, "MOST_DEATHS", 1)
-    found = laws_beside("tests.unit.laws.test_beside:leaves", 1, where=Where("cpu", Limits()))
+    found = laws_beside("tests.unit.laws.test_few_cases:leaves", 1, where=Where("cpu", Limits()))
     (broken,) = found.broken
     assert broken.component == "decode, update_state_with_accepted_tokens"
     assert "the process died" in broken.clause
-    assert "check('state.once', 'tests.unit.laws.test_beside:leaves', Case())" in broken.clause
+    assert "check('state.once', 'tests.unit.laws.test_few_cases:leaves', Case())" in broken.clause
 
 
 @pytest.mark.usefixtures("few")
@@ -100,9 +101,9 @@ def test_a_signal_leaves_what_was_tried_until_then():
 
 
 def test_a_law_in_time_leaves_no_alarm_behind():
-    with in_time(0.02):
+    with in_time(0.2):
         pass
-    time.sleep(0.04)
+    time.sleep(0.25)
     with in_time(0.0):
         time.sleep(0.01)
 
@@ -117,7 +118,7 @@ def test_what_proves_nothing_is_told_apart():
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "LAWS", laws_)
-        found = said({row.law.id: row for row in rows}, 2)
+        found = summed_up(rows, 2)
     seen = BrokenLaw("split_logits_by_scale", f"law {law.id}: rows differ by 1; {broken.replay}", 7)
     assert found == LawsTried(
         2, 1, (seen,), (laws_[2].id,), (laws_[3].id,), "x=1: no", not_applicable=(laws_[4].id,), left=(laws_[5].id,)
@@ -171,7 +172,8 @@ def test_two_cases_leave_no_law_trivial_and_the_law_of_policies_meets_them_all()
 
 def test_the_law_of_policies_meets_every_policy():
     tried = [Case(seed=1), Case(seed=2)]
-    assert cases_for(BY_ID["state.once"], tried) == tried
-    met = cases_for(BY_ID["rules.oracle"], tried)
+    assert list(CaseList(tried, every_policy=True).batches(BY_ID["state.once"])) == [tried]
+    assert list(CaseList(tried).batches(BY_ID["rules.oracle"])) == [tried]
+    (met,) = CaseList(tried, every_policy=True).batches(BY_ID["rules.oracle"])
     assert [case.policy for case in met] == list(CHOICES["policy"])
     assert {case.seed for case in met} == {1, 2}
