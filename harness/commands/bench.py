@@ -17,7 +17,7 @@ from harness.files import check_outputs, write_whole
 from harness.protocol.request import Request
 from harness.report.html.page import check_page
 from harness.report.progress import LongWork
-from harness.report.speed import show
+from harness.report.speed import show_speed
 from harness.report.terminal import plain_console
 from harness.speculative.policies import parse
 
@@ -71,7 +71,7 @@ def bench(
                 work.advance()
     draft_name = str(pair.draft.dtype).removeprefix("torch.")
     run = Speed(pair.title, "TF32" if tf32 else dtype, draft_name, graphs, bonus, machine, rows, compile)
-    show(run, str(pair.device), plain_console())
+    show_speed(run, str(pair.device), plain_console())
     if "json" in outputs:
         write_whole(outputs["json"], run.document())
     if "html" in outputs:

@@ -16,7 +16,7 @@ from harness.files import check_outputs, write_whole
 from harness.pool.employ import Execution
 from harness.report.progress import LongWork
 from harness.report.speed import show_policies
-from harness.report.tables import replaced
+from harness.report.tables import replaced_parts
 from harness.report.terminal import plain_console
 from harness.wording import count_of
 
@@ -51,7 +51,7 @@ def bench_policies(
     outputs = check_outputs({"into": into, "picture": picture, "json": json}, networks.files())
     options.check_drawing(picture)
     if into is not None:
-        replaced(into, {"table": ""})
+        replaced_parts(into, {"table": ""})
     _check_counts(images, batch)
     settings = settings_for(policies, once, draft_len)
     pair = options.load_models(networks, mode)
@@ -70,7 +70,7 @@ def bench_policies(
         write_whole(outputs["picture"], svg(chart(rows)))
     if "into" in outputs:
         title = f"{count_of(images, 'image')}, cfg {cfg:g}, {pair.title} on {pair.device.type}, {dtype}"
-        write_whole(outputs["into"], replaced(outputs["into"], {"table": f"{title}\n\n{table}"}).encode())
+        write_whole(outputs["into"], replaced_parts(outputs["into"], {"table": f"{title}\n\n{table}"}).encode())
 
 
 def _check_counts(images: int, batch: int) -> None:

@@ -18,7 +18,7 @@ from harness.golden.check import parse_all, read_all
 from harness.golden.judgements import FileResult
 from harness.golden.record import changed, fresh, write
 from harness.judge.verdict import worst
-from harness.report.goldens import results_as_json, show_changes, show_results
+from harness.report.goldens import recordings_json, show_golden_changes, show_recordings
 from harness.report.html.page import check_page
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console, say
@@ -68,9 +68,9 @@ def check(
             if recording.own:
                 result.defects += plan.stale(recording)
             results.append(result)
-    show_results(results, console, quiet, verbose)
+    show_recordings(results, console, quiet, verbose)
     if "json" in outputs:
-        write_whole(outputs["json"], results_as_json(results, where))
+        write_whole(outputs["json"], recordings_json(results, where))
     if "html" in outputs:
         from harness.report.html.recordings import recordings_page  # noqa: PLC0415  # Jinja2 only for a page
 
@@ -97,7 +97,7 @@ def record(
         rule = "must hold before a golden is recorded"
         raise InputError("laws", "; ".join(broken), rule, "mend the code first (pytest tests/property)")
     for after in made:
-        show_changes(f"{after.path.name}: before and after", after.changes, console)
+        show_golden_changes(f"{after.path.name}: before and after", after.changes, console)
     for after in made:
         write(after, reason, where)
         say(console, f"wrote {after.path}")
@@ -114,7 +114,7 @@ def diff(device: Device = "cpu", folder: Folder = plan.DATA, only: Only = "*", h
     made = [fresh(models, where, folder, only) for models in plan.FILES]
     for after in made:
         if after.changes:
-            show_changes(f"{after.path.name}: before and after", after.changes, console)
+            show_golden_changes(f"{after.path.name}: before and after", after.changes, console)
     count = sum(len(after.changes) for after in made)
     say(console, count_of(count, "change") if count else "nothing would change")
     if "html" in outputs:

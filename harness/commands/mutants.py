@@ -22,9 +22,9 @@ from harness.mutants.mutant import Mutant
 from harness.pool.employ import Execution, employ
 from harness.pool.workers import Died, WorkerError
 from harness.report.html.page import check_page
-from harness.report.mutants import as_json, page, show
+from harness.report.mutants import hunt_json, hunt_markdown, show_hunt
 from harness.report.progress import LongWork
-from harness.report.tables import replaced
+from harness.report.tables import replaced_parts
 from harness.report.terminal import plain_console
 from harness.rounding.precision import set_precision
 
@@ -59,7 +59,7 @@ def mutants(
     outputs = check_outputs({"json": json, "html": html, "into": into}, {})
     check_page(html)
     if into is not None:
-        replaced(into, {"mutants": ""})
+        replaced_parts(into, {"mutants": ""})
     made, chosen = Hunt(laws, examples, seed, device, dtype), chosen_mutants(only)
     _check(made)
     set_precision(False)
@@ -82,15 +82,15 @@ def mutants(
             work.advance(said=task[1])
     made.false_alarms = [law for law in checked if found["law", law.id]]
     made.found = [received(found["mutant", mutant.id]) for mutant in chosen]
-    show(made, plain_console(), quiet, verbose)
+    show_hunt(made, plain_console(), quiet, verbose)
     if "json" in outputs:
-        write_whole(outputs["json"], as_json(made))
+        write_whole(outputs["json"], hunt_json(made))
     if "html" in outputs:
         from harness.report.html.hunt import hunt_page  # noqa: PLC0415  # Jinja2 is asked for where a page is made
 
         write_whole(outputs["html"], hunt_page(made))
     if "into" in outputs:
-        write_whole(outputs["into"], replaced(outputs["into"], {"mutants": page(made)}).encode())
+        write_whole(outputs["into"], replaced_parts(outputs["into"], {"mutants": hunt_markdown(made)}).encode())
     raise typer.Exit(made.verdict.exit_status)
 
 

@@ -19,7 +19,7 @@ from harness.laws.conformance import inspect_parts, part_laws
 from harness.laws.engine import fixed_cases
 from harness.laws.law import Subject
 from harness.models.pair import ModelPair
-from harness.report.parts import as_json, show, verdict_of
+from harness.report.parts import parts_json, parts_verdict, show_parts
 from harness.report.progress import LongWork
 from harness.report.terminal import plain_console
 from harness.rounding.measure import budget_for
@@ -63,10 +63,10 @@ def parts(
     else:
         set_precision(False)
         rows = of_laws(own, examples, seed, quiet)
-    verdict = verdict_of(rows)
-    show(rows, verdict, plain_console(), quiet, verbose)
+    verdict = parts_verdict(rows)
+    show_parts(rows, verdict, plain_console(), quiet, verbose)
     if "json" in outputs:
-        write_whole(outputs["json"], as_json(rows, verdict))
+        write_whole(outputs["json"], parts_json(rows, verdict))
     raise typer.Exit(verdict.exit_status)
 
 

@@ -30,8 +30,8 @@ from harness.quality.measured import Measured
 from harness.quality.sources import DRAFT, Source, controls
 from harness.quality.study import IMAGES, Means, Study, decoders, digits, run
 from harness.report.progress import LongWork
-from harness.report.quality import best_cfg, markdown, show_quality
-from harness.report.tables import replaced
+from harness.report.quality import best_cfg_line, quality_markdown, show_quality
+from harness.report.tables import replaced_parts
 from harness.report.terminal import plain_console, say
 from harness.runs.keep import UNKEPT, RunStore
 from harness.runs.result import Claims, Verification
@@ -107,7 +107,7 @@ def quality(
     check_installed()
     check_most("images", images, str(IMAGES))
     if into is not None:
-        replaced(into, {"quality": ""})
+        replaced_parts(into, {"quality": ""})
     means = means_for(networks, features, real)
     mine = own(policies, Settings(draft_len, bonus, graphs=graphs, compiled=compile))
     others = controls(control) + (at_cfgs(find_cfg) if find_cfg else [Source(DRAFT, draft=True), *mine])
@@ -128,11 +128,11 @@ def quality(
     found = drawn(pair, means, asked, conditions, quiet)
     show_quality(found, plain_console(), quiet)
     if find_cfg:
-        say(plain_console(), best_cfg(found))
+        say(plain_console(), best_cfg_line(found))
     if "json" in outputs:
         write_whole(outputs["json"], found.document())
     if "into" in outputs:
-        write_whole(outputs["into"], replaced(outputs["into"], {"quality": markdown(found)}).encode())
+        write_whole(outputs["into"], replaced_parts(outputs["into"], {"quality": quality_markdown(found)}).encode())
     if "picture" in outputs:
         from harness.bench.charts import svg, trade_off  # noqa: PLC0415  # matplotlib is asked for where one draws
 

@@ -11,7 +11,7 @@ from harness.commands import options
 from harness.commands.verify import page_of
 from harness.files import check_outputs, write_whole
 from harness.report.html.page import check_page
-from harness.report.terminal import plain_console, say, show
+from harness.report.terminal import plain_console, say, show_verification
 from harness.runs.recorded import recorded
 
 
@@ -27,7 +27,7 @@ def report(
     outputs = check_outputs({"html": html}, {"run": run})
     check_page(html)
     result, console = recorded(run), plain_console()
-    show(result, console, quiet)
+    show_verification(result, console, quiet)
     if "html" in outputs:
         write_whole(outputs["html"], page_of(result, run, True))
         say(console, f"wrote {html}")

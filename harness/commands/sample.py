@@ -25,7 +25,7 @@ from harness.protocol.trace import Trace
 from harness.provenance import versions
 from harness.reference import sequential
 from harness.report.progress import LongWork
-from harness.report.samples import Sample, pictures, png_grid, show_cost
+from harness.report.samples import Sample, png_grid, samples_of, show_component_cost
 from harness.report.terminal import plain_console, say
 from harness.rounding.precision import precision
 from harness.runs.identity import weights_of
@@ -96,7 +96,7 @@ def sample(
                 observer.begin(name)
             drawn = draw(pair, decoder or recorded, request)
             with torch.inference_mode():
-                rows.append(pictures(request, pair.vae.decode(drawn.f_hat_BCPP)))
+                rows.append(samples_of(request, pair.vae.decode(drawn.f_hat_BCPP)))
             tensors[f"{name}/tokens"] = drawn.tokens_BL.cpu().contiguous()
             tensors[f"{name}/f_hat"] = drawn.f_hat_BCPP.cpu().contiguous()
             tensors[f"{name}/labels"] = torch.tensor(request.labels)
@@ -108,7 +108,7 @@ def sample(
         write_whole(outputs["tokens"], save(tensors))
     console = plain_console()
     if observer is not None and profile:
-        show_cost(observer, console)
+        show_component_cost(observer, console)
     say(console, f"{count_of(sum(len(row) for row in rows), 'image')} in {out}")
 
 

@@ -14,9 +14,9 @@ from harness.commands import options
 from harness.errors import InputError
 from harness.files import check_outputs, check_writable, write_whole
 from harness.quality.measured import read_quality
-from harness.report.quality import markdown as quality_table
+from harness.report.quality import quality_markdown
 from harness.report.speed import show_scoreboard
-from harness.report.tables import replaced
+from harness.report.tables import replaced_parts
 from harness.report.terminal import plain_console, say
 
 DEFAULT = Path("docs/measured")
@@ -52,8 +52,8 @@ def scoreboard(
     board = board_of(rows, models, runs, found=found)
     parts = {"scoreboard": markdown(rows, models, runs, found=found), "speed": speed_table(runs)}
     if found is not None:
-        parts["quality"] = quality_table(found)
-    written = {page: replaced(page, parts) for page in pages.values()}
+        parts["quality"] = quality_markdown(found)
+    written = {page: replaced_parts(page, parts) for page in pages.values()}
     show_scoreboard(board, plain_console())
     for text in promises(board):
         say(plain_console(), text)

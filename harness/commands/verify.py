@@ -31,7 +31,7 @@ from harness.quality.study import IMAGES, decoders
 from harness.report.as_json import as_json
 from harness.report.html.page import check_page
 from harness.report.progress import LongWork
-from harness.report.terminal import plain_console, show
+from harness.report.terminal import plain_console, show_verification
 from harness.rounding.budget import SHIPPED
 from harness.runs.cover import covering, plan_of, verify_design
 from harness.runs.decodes import Decodes, RunInterrupted, Step, verify_decodes
@@ -182,7 +182,7 @@ def verify(
             sources = decoders(implementation, settings)
             status = claim(result, pair, stated, (sources, drawn, sampling), Conditions(execution, store, terms), quiet)
         result.about["batch"] = "those of the design" if cover else why
-        show(result, plain_console(), quiet, verbose)
+        show_verification(result, plain_console(), quiet, verbose)
         if "json" in outputs:
             write_whole(outputs["json"], as_json(result))
         if "html" in outputs and store.file is not None:

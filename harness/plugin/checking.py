@@ -33,7 +33,7 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference import sequential
 from harness.report.laws import CheckRow
-from harness.report.terminal import repeated_by, show, summary
+from harness.report.terminal import repeated_by, show_verification, summary
 from harness.rounding.measure import budget_for
 from harness.runs.cover import requests_for
 from harness.runs.decodes import Decodes, verify_decodes
@@ -144,7 +144,9 @@ def _row_of_digits(case: DigitsCase, result: Verification, options: PluginOption
 def _message(result: Verification) -> str:
     """Return the verdict and the first divergence on one line, then all that `verify` prints to a log."""
     log = io.StringIO()
-    show(result, Console(file=log, width=WIDTH, soft_wrap=True, markup=False, emoji=False, highlight=False), False)
+    show_verification(
+        result, Console(file=log, width=WIDTH, soft_wrap=True, markup=False, emoji=False, highlight=False), False
+    )
     clause = str(result.first_divergence or "; ".join(result.inconclusive))
     return f"{result.verdict.value}: {clause}\n\n{log.getvalue()}"
 

@@ -14,25 +14,25 @@ from harness.golden.judgements import CaseResult, FileResult, totals
 from harness.golden.record import Change
 from harness.judge.verdict import Verdict, worst
 from harness.provenance import versions
-from harness.report.tables import SHY, Column, named, print_table
+from harness.report.tables import SHY, Column, name_column, print_table
 from harness.report.terminal import say
 from harness.rounding.precision import precision
 
 SHOWN = 5  # defects of one case; the JSON file has more
 LISTED = 50
 COLUMNS = (
-    named("case"), Column("draws"), Column(f"iden{SHY}tical"), Column("ties"), Column("not judged", spare=1),
+    name_column("case"), Column("draws"), Column(f"iden{SHY}tical"), Column("ties"), Column("not judged", spare=1),
     Column("defects"), Column("most |Δlogits|"), Column("most |Δf_hat|"), Column("most |Δimage|"),
     Column("free run", spare=2),
 )  # fmt: skip
 CHANGES = (
-    named("case"), named("change"), Column("first scale"), Column("tokens"), Column("most |Δf_hat|"),
+    name_column("case"), name_column("change"), Column("first scale"), Column("tokens"), Column("most |Δf_hat|"),
     Column("most |Δimage|"),
 )  # fmt: skip
 UNJUDGED = ("not_judged", "soft_ties", "map_positions", "map_not_judged")
 
 
-def show_results(results: Sequence[FileResult], console: Console, quiet: bool, verbose: bool = False) -> None:
+def show_recordings(results: Sequence[FileResult], console: Console, quiet: bool, verbose: bool = False) -> None:
     """Print judgements: a table a file, then ties, defects and what is unverified, the totals last.
 
     Args:
@@ -87,7 +87,7 @@ def largest(values: Iterable[float]) -> float:
     return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
-def results_as_json(results: Sequence[FileResult], device: torch.device) -> bytes:
+def recordings_json(results: Sequence[FileResult], device: torch.device) -> bytes:
     """Return judgements as indented UTF-8 JSON; keys of design §7, lists run over files, cases and images."""
     cases = [case for result in results for case in result.cases]
     runs = [case.run for case in cases if case.run is not None]
@@ -144,7 +144,7 @@ def _case(case: CaseResult) -> dict[str, object]:
     }
 
 
-def show_changes(title: str, changes: Sequence[Change], console: Console) -> None:
+def show_golden_changes(title: str, changes: Sequence[Change], console: Console) -> None:
     """Print what a regeneration changes, a row a case."""
     print_table(console, title, CHANGES, [_change(change) for change in changes])
 

@@ -10,13 +10,13 @@ from harness.files import compact
 from harness.judge.verdict import Verdict
 from harness.mutants.hunt import Caught, Hunt
 from harness.provenance import versions
-from harness.report.tables import Column, named, print_table, prose
+from harness.report.tables import Column, name_column, print_table, prose_column
 from harness.report.terminal import say
 from harness.rounding.precision import precision
 from harness.wording import count_of
 
 
-def show(hunt: Hunt, console: Console, quiet: bool, verbose: bool = False) -> None:
+def show_hunt(hunt: Hunt, console: Console, quiet: bool, verbose: bool = False) -> None:
     """Print a hunt: what survived, and with `verbose` what was caught, too; `quiet` leaves the last line only."""
     if not quiet:
         title = f"planted bugs on {hunt.device}, {hunt.dtype} where a law does not need float64"
@@ -27,7 +27,7 @@ def show(hunt: Hunt, console: Console, quiet: bool, verbose: bool = False) -> No
         if not verbose and len(hunt.survived) < len(hunt.found):
             say(console, _caught(hunt))
         for caught in hunt.survived:
-            say(console, f"survived: {caught.mutant.id} ({why(caught)})")
+            say(console, f"survived: {caught.mutant.id} ({why_survived(caught)})")
         for law in hunt.false_alarms:
             say(console, f"false alarm: {law.id} is broken by the correct decoder")
     word, colour = ("SURVIVED", "bold red") if hunt.verdict is Verdict.DEFECT else ("CAUGHT", "green")
@@ -46,7 +46,7 @@ def _caught(hunt: Hunt) -> str:
     return f"{said}; at the latest after {slowest.seconds:.1f} s ({slowest.mutant.id}){first}"
 
 
-def why(caught: Caught) -> str:
+def why_survived(caught: Caught) -> str:
     """Return why a mutant counts as surviving."""
     if caught.own:
         return f"caught outside its family, too, by {', '.join(v.law.id for v in caught.elsewhere)}"
@@ -59,8 +59,14 @@ def _staged(hunt: Hunt) -> bool:
 
 
 def _columns(hunt: Hunt) -> list[Column]:
-    last = [named("first caught by")] if _staged(hunt) else []
-    return [named("bug"), Column("time (s)"), *last, prose("caught by"), prose("smallest failing example")]
+    last = [name_column("first caught by")] if _staged(hunt) else []
+    return [
+        name_column("bug"),
+        Column("time (s)"),
+        *last,
+        prose_column("caught by"),
+        prose_column("smallest failing example"),
+    ]
 
 
 def _cells(caught: Caught, hunt: Hunt) -> list[str]:
@@ -71,13 +77,13 @@ def _cells(caught: Caught, hunt: Hunt) -> list[str]:
     return [
         f"{caught.mutant.id}{' *' if caught.mutant.alone else ''}",
         f"{caught.seconds:.1f}" if caught.violations else "-",
-        *([stage(caught)] if _staged(hunt) else []),
+        *([first_catch(caught)] if _staged(hunt) else []),
         ", ".join(laws) or "SURVIVED",
         repr(smallest.case).removeprefix("Case(").removesuffix(")") if smallest else "-",
     ]
 
 
-def stage(caught: Caught) -> str:
+def first_catch(caught: Caught) -> str:
     """Return what catches a mutant first, with the component that `verify` names and its seconds."""
     if caught.stage != "verify" or caught.verified is None:
         return caught.stage or "-"
@@ -85,7 +91,7 @@ def stage(caught: Caught) -> str:
     return f"verify ({caught.verified.component}{right}, {caught.verified.seconds:.1f} s)"
 
 
-def page(hunt: Hunt) -> str:
+def hunt_markdown(hunt: Hunt) -> str:
     """Return the table of docs/laws.md: what a bug changes, what catches it first, the first law, seconds."""
     asked = any(caught.verified for caught in hunt.found)
     by_verify = [caught for caught in hunt.found if caught.stage == "verify"]
@@ -97,7 +103,7 @@ def page(hunt: Hunt) -> str:
         lines += [f"{counts}; of the {len(named)} with a stated component it names {right} rightly.", ""]
     lines += ["| planted bug | what it changes | first caught by | law | seconds |", "|---|---|---|---|---:|"]
     for caught in hunt.found:
-        first = stage(caught) if asked else caught.stage or "SURVIVED"
+        first = first_catch(caught) if asked else caught.stage or "SURVIVED"
         law = f"`{caught.violations[0].law.id}`" if caught.violations else "-"
         seconds = f"{caught.seconds:.1f}" if caught.violations else "-"
         change = caught.mutant.change.replace("|", "\\|")
@@ -105,7 +111,7 @@ def page(hunt: Hunt) -> str:
     return "\n".join([*lines, ""])
 
 
-def as_json(hunt: Hunt) -> bytes:
+def hunt_json(hunt: Hunt) -> bytes:
     """Return the hunt as JSON."""
     return compact(
         {

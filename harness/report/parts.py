@@ -11,15 +11,20 @@ from harness.errors import one_line, shortened
 from harness.files import compact
 from harness.judge.verdict import Verdict
 from harness.provenance import versions
-from harness.report.tables import named, print_table, prose
+from harness.report.tables import name_column, print_table, prose_column
 from harness.report.terminal import COLOURS, MOST_SHOWN, say
 from harness.wording import count_of
 
-COLUMNS = (named("part"), named("law"), named("verdict"), prose("what is wrong with the numbers"))
+COLUMNS = (
+    name_column("part"),
+    name_column("law"),
+    name_column("verdict"),
+    prose_column("what is wrong with the numbers"),
+)
 WRONG = (BROKEN, CRASHED)
 
 
-def verdict_of(rows: Sequence[PartLaw]) -> Verdict:
+def parts_verdict(rows: Sequence[PartLaw]) -> Verdict:
     """DEFECT where a law is broken or its part crashes, INCONCLUSIVE where a part could not be asked."""
     if any(row.verdict in WRONG for row in rows):
         return Verdict.DEFECT
@@ -27,7 +32,7 @@ def verdict_of(rows: Sequence[PartLaw]) -> Verdict:
     return Verdict.CONSISTENT if asked else Verdict.INCONCLUSIVE
 
 
-def show(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quiet: bool, verbose: bool = False) -> None:
+def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quiet: bool, verbose: bool = False) -> None:
     """Print the rows, those that held in one line unless `verbose`; `quiet` leaves the verdict line only."""
     if not quiet:
         shown = [row for row in rows if verbose or row.verdict != HELD]
@@ -47,6 +52,6 @@ def _row(row: PartLaw) -> list[str]:
     return [one_line(row.part), row.law, row.verdict, shortened(one_line(row.found), MOST_SHOWN)]
 
 
-def as_json(rows: Sequence[PartLaw], verdict: Verdict) -> bytes:
+def parts_json(rows: Sequence[PartLaw], verdict: Verdict) -> bytes:
     """Return the rows as JSON."""
     return compact({"verdict": verdict.value, "parts": [row.as_dict() for row in rows], "versions": versions()})

@@ -10,13 +10,13 @@ from harness.quality.distances import LEVEL, MOST_IMAGES, Estimate
 from harness.quality.loss import Quality, resolves, why
 from harness.quality.measured import Measured
 from harness.quality.rows import QualityRow
-from harness.report.tables import Column, named, print_table
+from harness.report.tables import Column, name_column, print_table
 from harness.report.terminal import say
 from harness.wording import count_of
 
 COLOURS = {Quality.KEPT: "green", Quality.LOST: "bold red", Quality.INCONCLUSIVE: "yellow"}
 COLUMNS = (
-    named("decoder"), named("contract", spare=2), Column("draft len", spare=4), Column("target calls"),
+    name_column("decoder"), name_column("contract", spare=2), Column("draft len", spare=4), Column("target calls"),
     Column("FD to real data"), Column("loss"), Column("FD to the target's law", spare=1), Column("drift"),
     Column("KD to real data", spare=6), Column("KD to the target's law", spare=6), Column("class accuracy", spare=1),
     Column("precision", spare=5), Column("coverage", spare=5), Column("time (s)", spare=7),
@@ -66,7 +66,7 @@ def notes(found: Measured) -> list[str]:
     return made
 
 
-def best_cfg(found: Measured) -> str:
+def best_cfg_line(found: Measured) -> str:
     """Return one line on the guidance value at which sequential decoding comes nearest to real data."""
     rows = [row for row in found.rows if ", cfg " in row.name and row.real is not None]
     if not rows:
@@ -77,7 +77,7 @@ def best_cfg(found: Measured) -> str:
     return f"best for the target: cfg {best.name.partition('cfg ')[2]}, FD to real data {best.real}{beside}"
 
 
-def markdown(found: Measured) -> str:
+def quality_markdown(found: Measured) -> str:
     """Return the rows as a Markdown table."""
     lines = [f"| {' | '.join(HEADS)} |", f"|{'---|' * 2}{'---:|' * (len(HEADS) - 3)}---|"]
     verdicts = ["-", *(verdict.value for verdict in found.verdicts)] if found.verdicts else ["-"] * len(found.rows)

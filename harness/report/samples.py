@@ -14,17 +14,17 @@ from rich.console import Console
 from torch import Tensor
 
 from harness.protocol.request import Request
-from harness.report.tables import Column, named, print_table
+from harness.report.tables import Column, name_column, print_table
 from harness.speculative.tools.observer import Observer
 
 LEAST_SIDE = 128  # pixels of a shown image
 MOST_COLUMNS = 16
 GAP, LINE = 8, 13  # pixels between images, and of a line of text
 PAPER, INK = (250, 250, 250), (20, 20, 20)
-COST = (named("component"), Column("calls"), Column("time (ms)"), Column("largest result (KiB)"))
+COST = (name_column("component"), Column("calls"), Column("time (ms)"), Column("largest result (KiB)"))
 
 
-def show_cost(observer: Observer, console: Console) -> None:
+def show_component_cost(observer: Observer, console: Console) -> None:
     """Print calls, time and memory of every component; times exclude the components that one calls."""
     rows = [
         [component, str(cost.calls), f"{cost.seconds * 1e3:.1f}", f"{cost.bytes / 1024:.0f}"]
@@ -55,7 +55,7 @@ class Sample:
         return [f"label {self.label}", f"seed {self.seed}", *([f"image {self.address}"] * (self.address >= 0))]
 
 
-def pictures(request: Request, images_B3hw: Tensor) -> list[Sample]:
+def samples_of(request: Request, images_B3hw: Tensor) -> list[Sample]:
     """Return the images of a batch with what they are."""
     assert request.labels is not None and request.seed is not None
     twice = len(set(request.labels)) < request.B

@@ -11,7 +11,7 @@ from harness.bench import policy_costs
 from harness.bench.files import Speed
 from harness.bench.policy_costs import PolicyRow
 from harness.bench.speed import SpeedRow
-from harness.report.tables import SHY, Column, named, print_table, prose
+from harness.report.tables import SHY, Column, name_column, print_table, prose_column
 from harness.report.terminal import say
 
 SEQUENTIAL = (
@@ -20,25 +20,25 @@ SEQUENTIAL = (
     Column("draft passes (ms)", spare=3), Column("memory", spare=1),
 )  # fmt: skip
 SPECULATIVE = (
-    named("policy"), Column("batch (images)"), Column("draft len"), Column("time (ms)"),
+    name_column("policy"), Column("batch (images)"), Column("draft len"), Column("time (ms)"),
     Column("draft passes (ms)", spare=3), Column("verify passes (ms)", spare=3), Column("floor (ms)", spare=4),
     Column("target calls"), Column("speed-up"), Column("passes allow", spare=1), Column("share", spare=2),
     Column("extra memory"),
 )  # fmt: skip
 
 POLICIES = (
-    named("policy"), named("contract"), named("draft_len"), Column("target calls"), Column("target rows", spare=1),
+    *map(name_column, ("policy", "contract", "draft_len")), Column("target calls"), Column("target rows", spare=1),
     Column("draft rows", spare=2), Column("tokens differ (share)"), Column("pixels off (mean)"),
-    prose("rounds by final scales"),
+    prose_column("rounds by final scales"),
 )  # fmt: skip
 SCOREBOARD = (
-    named("decoder"), named("contract"), Column("target calls (≤\u00a05)"), Column("speed-up (≥\u00a01.3)"),
+    name_column("decoder"), name_column("contract"), Column("target calls (≤\u00a05)"), Column("speed-up (≥\u00a01.3)"),
     Column("extra memory (<\u00a020\u00a0%)", spare=1), Column("pixels off (draft: 100\u00a0%)"),
-    prose("promises kept"),
+    prose_column("promises kept"),
 )  # fmt: skip
 
 
-def show(run: Speed, device: str, console: Console) -> None:
+def show_speed(run: Speed, device: str, console: Console) -> None:
     """Print one run; times are those of a batch."""
     title = f"{run.models} on {device}, {run.title}: sequential decoding"
     print_table(console, title, SEQUENTIAL, sequential_rows(run.rows))

@@ -44,12 +44,12 @@ class Column:
     prose: bool = False
 
 
-def named(head: str, spare: int = 0) -> Column:
+def name_column(head: str, spare: int = 0) -> Column:
     """Return a column of names."""
     return Column(head, spare, right=False)
 
 
-def prose(head: str) -> Column:
+def prose_column(head: str) -> Column:
     """Return a column of prose."""
     return Column(head, right=False, prose=True)
 
@@ -60,11 +60,11 @@ def print_table(console: Console, title: str, columns: Sequence[Column], rows: S
         kind = console.encoding
         shown = [replace(column, head=_head(column.head, kind)) for column in columns]
         cells = [[spelled(cell, kind) for cell in row] for row in rows]
-        lines = lines_of(spelled(title, kind), shown, cells, console.width)
+        lines = table_lines(spelled(title, kind), shown, cells, console.width)
         console.print(Text("\n".join([*lines, ""])), soft_wrap=True)
 
 
-def lines_of(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+def table_lines(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Return the lines of a table.
 
     Args:
@@ -220,7 +220,7 @@ def _note(left_out: list[str], width: int) -> list[str]:
     return wrapped(f"no room for: {', '.join(left_out)}; a wider terminal or a pipe has it", width) if left_out else []
 
 
-def replaced(page: Path, parts: Mapping[str, str]) -> str:
+def replaced_parts(page: Path, parts: Mapping[str, str]) -> str:
     """Return the page with every part between its markers. Raises `InputError` for a page without any."""
     try:
         text = page.read_text() if page.exists() else ""

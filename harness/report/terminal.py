@@ -10,7 +10,7 @@ from rich.text import Text
 
 from harness.errors import one_line, shortened
 from harness.judge.verdict import Verdict
-from harness.report.tables import SHY, Column, named, print_table, wrapped
+from harness.report.tables import SHY, Column, name_column, print_table, wrapped
 from harness.runs.case import repeat_line
 from harness.runs.records import against_of
 from harness.runs.result import COUNTS, LawsTried, SettingResult, Verification
@@ -74,7 +74,7 @@ def say(console: Console, text: str, word: str = "", style: str = "", whole: boo
     console.print(shown, soft_wrap=True)
 
 
-def show(result: Verification, console: Console, quiet: bool, verbose: bool = False) -> None:
+def show_verification(result: Verification, console: Console, quiet: bool, verbose: bool = False) -> None:
     """Print a verification; `quiet` leaves the verdict line only, `verbose` a row for every setting that passed."""
     if not quiet:
         print_table(console, _title(result), _columns(result), _rows(result, verbose))
@@ -90,7 +90,7 @@ def show(result: Verification, console: Console, quiet: bool, verbose: bool = Fa
         if result.coverage.rounds:
             say(console, f"covered: {result.coverage}")
         if result.laws is not None:
-            say(console, laws(result.laws))
+            say(console, laws_line(result.laws))
         for text in result.changes[:MOST_CHANGES]:
             say(console, f"changed: {text}")
         for name, why in result.not_compared.items():
@@ -101,7 +101,7 @@ def show(result: Verification, console: Console, quiet: bool, verbose: bool = Fa
     say(console, summary(result), result.verdict.value, COLOURS[result.verdict])
 
 
-def laws(tried: LawsTried) -> str:
+def laws_line(tried: LawsTried) -> str:
     """Return one line on the laws that were tried after a run."""
     counted = ((tried.broken, "broken"), (tried.trivial, "trivial in so few"), (tried.refused, "refused"),
                (tried.not_applicable, "not applicable"), (tried.left, "not tried"))  # fmt: skip
@@ -185,7 +185,7 @@ def _counted(result: Verification) -> list[str]:
 
 
 def _columns(result: Verification) -> list[Column]:
-    return [named("setting"), *(COLUMNS[count] for count in _counted(result)), *MEASURED]
+    return [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *MEASURED]
 
 
 def _rows(result: Verification, verbose: bool) -> list[list[str]]:

@@ -18,7 +18,7 @@ from harness.report.html.page import (
     counted,
     made_with,
 )
-from harness.report.mutants import stage, why
+from harness.report.mutants import first_catch, why_survived
 
 CAUGHT = State("caught", "C", "caught by a law of its own family")
 ELSEWHERE = State("elsewhere", "e", "caught by a law of another family")
@@ -72,7 +72,7 @@ def _facts(hunt: Hunt) -> Facts:
 
 
 def _left(hunt: Hunt) -> list[object]:
-    found = [(f"survived: {caught.mutant.id}", why(caught)) for caught in hunt.survived]
+    found = [(f"survived: {caught.mutant.id}", why_survived(caught)) for caught in hunt.survived]
     found += [(f"false alarm: {law.id}", "the correct decoder breaks it") for law in hunt.false_alarms]
     return [Bullets(found)] if found else []
 
@@ -107,7 +107,7 @@ def _bugs(hunt: Hunt) -> Sheet:
     for caught in hunt.found:
         smallest = caught.smallest
         rows.append(
-            (_name(caught), caught.mutant.change, caught.mutant.origin, stage(caught) if asked else "",
+            (_name(caught), caught.mutant.change, caught.mutant.origin, first_catch(caught) if asked else "",
              smallest.found if smallest else "–",
              repr(smallest.case).removeprefix("Case(").removesuffix(")") if smallest else "–",
              f"{caught.seconds:.1f} s" if caught.violations else "–")

@@ -14,7 +14,7 @@ from harness.report.html.page import Bullets, Drawing, Facts, Line, Sheet, Words
 from harness.report.html.plots import Axis, Series, plot
 from harness.report.html.scales import setting_name, sides_of
 from harness.report.html.words import COMPARED, contracts
-from harness.report.terminal import laws
+from harness.report.terminal import laws_line
 from harness.rounding.budget import Budget
 from harness.rounding.precision import precision
 from harness.runs.result import BrokenLaw, SettingResult, Verification
@@ -67,7 +67,7 @@ def compared_parts(result: Verification) -> list[object]:
     if result.coverage.rounds:
         made.append(Words(f"Exercised: {result.coverage}."))
     if result.laws is not None:
-        made.append(Words(f"Beside them, on small networks of their own: {laws(result.laws)}."))
+        made.append(Words(f"Beside them, on small networks of their own: {laws_line(result.laws)}."))
     made += [Words(f"Counted otherwise than by the other: {text}.") for text in result.changes[:4]]
     return made
 

@@ -26,7 +26,7 @@ from harness.pool import workers
 from harness.pool.employ import Crew
 from harness.protocol.decoder import Settings
 from harness.report.as_json import as_json
-from harness.report.terminal import laws, summary
+from harness.report.terminal import laws_line, summary
 from harness.runs.result import BrokenLaw, LawsTried, Verification
 from harness.speculative.sampler import build_decoder
 
@@ -124,10 +124,10 @@ def test_what_proves_nothing_is_told_apart():
         2, 1, (seen,), (laws_[2].id,), (laws_[3].id,), "x=1: no", not_applicable=(laws_[4].id,), left=(laws_[5].id,)
     )
     assert LawsTried.from_dict(json.loads(json.dumps(found.as_dict()))) == found  # as a run file keeps it
-    assert laws(found) == (
+    assert laws_line(found) == (
         "laws, in 2 cases each: 1 held, 1 broken, 1 trivial in so few, 1 refused, 1 not applicable, 1 not tried"
     )
-    assert laws(LawsTried(2, 1)) == "laws, in 2 cases each: 1 held"
+    assert laws_line(LawsTried(2, 1)) == "laws, in 2 cases each: 1 held"
 
 
 def test_a_broken_law_is_a_defect_of_the_run_and_is_kept():

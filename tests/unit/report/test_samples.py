@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from harness.protocol.request import Request
-from harness.report.samples import GAP, LEAST_SIDE, MOST_COLUMNS, PAPER, Sample, pictures, png_grid
+from harness.report.samples import GAP, LEAST_SIDE, MOST_COLUMNS, PAPER, Sample, png_grid, samples_of
 
 
 def opened(rows: list[list[Sample]], **about: str) -> Image.Image:
@@ -61,6 +61,6 @@ def test_what_made_them_travels_in_the_file():
 
 def test_a_label_that_stands_twice_has_its_address():
     images = torch.zeros(2, 3, 4, 4)
-    assert [p.caption for p in pictures(Request((5, 6), 2), images)] == [["label 5", "seed 2"], ["label 6", "seed 2"]]
-    twice = pictures(Request((5, 5), 2, images=(0, 8)), images)
+    assert [p.caption for p in samples_of(Request((5, 6), 2), images)] == [["label 5", "seed 2"], ["label 6", "seed 2"]]
+    twice = samples_of(Request((5, 5), 2, images=(0, 8)), images)
     assert [p.caption[2] for p in twice] == ["image 0", "image 8"]

@@ -28,7 +28,7 @@ from harness.mutants.hunt import Caught, Hunt
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.report import goldens, mutants, parts, samples, speed, tables, terminal
-from harness.report.tables import SHY, Column, lines_of, named, prose
+from harness.report.tables import SHY, Column, name_column, prose_column, table_lines
 from harness.report.terminal import PIPE_WIDTH, plain_console
 from harness.runs.result import Verification
 from harness.speculative.tools.observer import Cost, Observer
@@ -47,11 +47,11 @@ def run_of(factory: str) -> Verification:
 
 
 def verification(console: Console) -> None:
-    terminal.show(run_of(DEFAULT), console, quiet=False, verbose=True)
+    terminal.show_verification(run_of(DEFAULT), console, quiet=False, verbose=True)
 
 
 def defective(console: Console) -> None:
-    terminal.show(run_of("harness.mutants.positions:OFFSET"), console, quiet=False)
+    terminal.show_verification(run_of("harness.mutants.positions:OFFSET"), console, quiet=False)
 
 
 def checked(console: Console) -> None:
@@ -61,11 +61,12 @@ def checked(console: Console) -> None:
         case.draws = case.identical = 103_360_000_000
         case.delta_logits = case.delta_f_hat = case.delta_image = 1.2345e-07
     cases[2].defects.append(wrong)
-    goldens.show_results([FileResult("recordings/of-a-name-without-end.safetensors", cases)], console, quiet=False)
+    goldens.show_recordings([FileResult("recordings/of-a-name-without-end.safetensors", cases)], console, quiet=False)
 
 
 def changed(console: Console) -> None:
-    goldens.show_changes("goldens", [Change("two-phi-handoff-corrected-5", "values", 3, 1234, 0.1, 2e-3)], console)
+    changes = [Change("two-phi-handoff-corrected-5", "values", 3, 1234, 0.1, 2e-3)]
+    goldens.show_golden_changes("goldens", changes, console)
 
 
 def hunted(console: Console) -> None:
@@ -75,7 +76,7 @@ def hunted(console: Console) -> None:
         Caught(MUTANTS[1]),
         Caught(MUTANTS[2], [broken], 3, 1.25, 3.0),
     ]
-    mutants.show(Hunt("first", 12, 0, "cpu", "float32", found), console, quiet=False, verbose=True)
+    mutants.show_hunt(Hunt("first", 12, 0, "cpu", "float32", found), console, quiet=False, verbose=True)
 
 
 def parted(console: Console) -> None:
@@ -84,12 +85,12 @@ def parted(console: Console) -> None:
     rows = [
         PartLaw("sdvar_autoregressive_infer_cfg_parallel_v1", f"masks.law{k}", "…", *of) for k, of in enumerate(said)
     ]
-    parts.show(rows, parts.verdict_of(rows), console, quiet=False, verbose=True)
+    parts.show_parts(rows, parts.parts_verdict(rows), console, quiet=False, verbose=True)
 
 
 def timed(console: Console) -> None:
     for path in sorted(MEASURED.glob("speed-*.json")):
-        speed.show(read_speed(path), "cuda", console)
+        speed.show_speed(read_speed(path), "cuda", console)
 
 
 def policies(console: Console) -> None:
@@ -105,7 +106,7 @@ def board(console: Console) -> None:
 def costs(console: Console) -> None:
     observer = Observer()
     observer.costs.update({"update_state_with_accepted_tokens": Cost(12, 1.5, 2**30), "draw": Cost(1, 0.001, 1024)})
-    samples.show_cost(observer, console)
+    samples.show_component_cost(observer, console)
 
 
 SHOWN: dict[str, Show] = {
@@ -127,10 +128,10 @@ def printed(show: Show, width: int, encoding: str, monkeypatch: pytest.MonkeyPat
     kept: list[tuple[list[Column], list[list[str]], list[str]]] = []
 
     def spied(title: str, columns: list[Column], rows: list[list[str]], width: int) -> list[str]:
-        kept.append((columns, rows, lines_of(title, columns, rows, width)))
+        kept.append((columns, rows, table_lines(title, columns, rows, width)))
         return kept[-1][2]
 
-    monkeypatch.setattr(tables, "lines_of", spied)
+    monkeypatch.setattr(tables, "table_lines", spied)
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding, errors=READABLE)  # as the command line opens it
     show(Console(file=file, width=width, markup=False, emoji=False, highlight=False))
@@ -175,7 +176,7 @@ def test_letters_that_an_encoding_lacks_are_spelled_before_widths_are_measured(
 
 def test_what_passed_shares_a_row_and_what_failed_has_its_own(monkeypatch: pytest.MonkeyPatch):
     def brief(console: Console) -> None:
-        terminal.show(run_of(DEFAULT), console, quiet=False)
+        terminal.show_verification(run_of(DEFAULT), console, quiet=False)
 
     rows = printed(brief, 80, "utf-8", monkeypatch).tables[0][1]
     assert [row[0] for row in rows] == ["3 settings IDENTICAL"]
@@ -215,15 +216,15 @@ def test_a_pipe_is_wide_whatever_the_terminal_is_and_has_no_colours(monkeypatch:
     assert NOTE not in said
 
 
-TINY = (named("name"), Column(f"iden{SHY}tical"), Column("time (s)", spare=1), prose("why"))
+TINY = (name_column("name"), Column(f"iden{SHY}tical"), Column("time (s)", spare=1), prose_column("why"))
 ROW = ("a-long-name-of-a-case", "123456789", "1.5", "words of prose that are broken between words alone")
 
 
 def test_columns_are_dropped_by_importance_and_named_and_then_stacked():
-    assert NOTE not in "\n".join(lines_of("", TINY, [ROW], 120))
-    narrow = lines_of("", TINY, [ROW], 13)
+    assert NOTE not in "\n".join(table_lines("", TINY, [ROW], 120))
+    narrow = table_lines("", TINY, [ROW], 13)
     assert "time (s)" in flat(" ".join(narrow)).partition(NOTE)[2]
     assert any("123456789" in line for line in narrow)
-    stacked = lines_of("", TINY, [ROW], 8)
+    stacked = table_lines("", TINY, [ROW], 8)
     assert "identical 123456789" in flat(" ".join(stacked))
     assert "a-long-name-of-a-case" in stacked
