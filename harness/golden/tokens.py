@@ -6,8 +6,7 @@ allowed; where nothing is allowed to be said (`judged_BL`), it is not judged, an
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,14 +14,9 @@ from torch import Tensor
 from harness.golden.cases import RecordedCase
 from harness.golden.judgements import CaseResult
 from harness.golden.spread import guided
-from harness.judge.compare import largest_difference
-from harness.judge.race import margin_bound, race_margin
+from harness.judge.race import exponentials, race
 from harness.judge.verdict import Divergence
-from harness.protocol.noise import TOKEN
 from harness.protocol.trace import Trace
-from harness.rounding.budget import Allowance
-
-POSITION = Allowance(math.nan, math.nan, math.nan, "of one position")  # a race asks for its logits alone
 
 
 @dataclass(frozen=True)
@@ -44,22 +38,20 @@ class Ground:
 
 def judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, ground: Ground, result: CaseResult) -> None:
     """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
-    pyramid, request = case.models.pyramid, case.request
-    noise = case.models.noise(request)
-    labels = noise.labels(case.models.target.config.classes).tolist()
-    for image, position in torch.nonzero((run.tokens_BL != tokens_BL) & ground.judged_BL).tolist():
-        si, token = pyramid.level_of(position), int(tokens_BL[image, position])
-        E_V = noise.exponential(si, TOKEN, "golden")[image, position - pyramid.begin(si)]
-        exact_V = guided(ground.exact)[image, position]
-        most, apart = float(ground.margin_BL[image, position]), float(ground.error_BL[image, position])
-        allowed = replace(POSITION, logits=most)
-        margin, bound = race_margin(exact_V, E_V, token, request, allowed), margin_bound(allowed)
-        error = largest_difference(guided(run)[image, position], exact_V)
-        tie = margin <= bound and error <= apart
-        found = Divergence(
-            "tie" if tie else "token",
-            "within the error budget of float64" if tie else "the recorded token is not the draw on its own prefix",
-            request.seed, image, labels[image], si, position, token, int(run.tokens_BL[image, position]),
-            margin, bound, error,
+    models, request, noise = case.models, case.request, case.models.noise(case.request)
+    labels = noise.labels(models.target.config.classes).tolist()
+    at = torch.nonzero((run.tokens_BL != tokens_BL) & ground.judged_BL).unbind(1)  # rows and positions
+    if not len(at[0]):
+        return
+    allowed_N, error_N = ground.margin_BL[at].double(), ground.error_BL[at].double()
+    E_NV = exponentials(noise, models.pyramid, *at)
+    races = race(guided(ground.exact)[at], E_NV, tokens_BL[at], request, allowed_N, [guided(run)[at]])
+    whole = torch.stack((*at, tokens_BL[at], run.tokens_BL[at]), 1).tolist()
+    real = torch.stack((races.margin_N, races.bound_N, races.error_N), 1).tolist()
+    for (image, position, *tokens), reals, is_tie in zip(whole, real, races.is_tie_N(error_N).tolist(), strict=True):
+        divergence = Divergence(
+            "tie" if is_tie else "token",
+            "within the error budget of float64" if is_tie else "the recorded token is not the draw on its own prefix",
+            request.seed, image, labels[image], models.pyramid.level_of(position), position, *tokens, *reals,
         )  # fmt: skip
-        (result.ties if tie else result.defects).append(found)
+        (result.ties if is_tie else result.defects).append(divergence)

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from harness.judge.evidence import Evidence
 from harness.judge.form import malformed
-from harness.judge.race import margin_bound, race_margin
+from harness.judge.race import exponentials, margin_bound, race
 from harness.judge.verdict import Divergence, Judgement
-from harness.protocol.noise import TOKEN
 from harness.protocol.trace import Trace
 
 SHOWN = ("inputs", "rows", "guided logits", "f_hat of every scale")
@@ -72,9 +71,9 @@ def _judge_image(evidence: Evidence, image: int, judgement: Judgement) -> None:
     for si in evidence.models.pyramid:
         wrong = wrong or _wrong_tensor(evidence, image, si)
         span = evidence.models.pyramid.span(si)
-        differ = torch.nonzero(actual_L[span] != expected_L[span]).flatten().tolist()
-        if differ:
-            records = [_token(evidence, image, si, span.start + offset, wrong is None) for offset in differ]
+        differ_n = torch.nonzero(actual_L[span] != expected_L[span]).flatten()
+        if len(differ_n):
+            records = _judge_tokens(evidence, image, si, span.start + differ_n, wrong is None)
             judgement.unclaimed += int((actual_L[span.stop :] != expected_L[span.stop :]).sum())
             break
         wrong = wrong or _wrong_f_hat(evidence, image, si)
@@ -135,23 +134,30 @@ def _at(evidence: Evidence, component: str, detail: str, image: int, si: int) ->
     return Divergence(component, detail, **where, label=labels[image] if labels else -1, scale=si)
 
 
-def _token(evidence: Evidence, image: int, si: int, position: int, may_tie: bool) -> Divergence:
-    """Record a token that differs: a tie where the logits agree and the race between the two is within rounding."""
-    actual, expected = (int(t.tokens_BL[image, position]) for t in (evidence.actual, evidence.expected))
-    component, detail, margin = "token", "the tokens differ", math.nan
-    allowed, kept = evidence.allowance(si), evidence.expected.intermediates
-    if kept is not None and may_tie and bool(torch.isfinite(kept.guided_BLV[image, position]).all()):
-        exact_V = kept.guided_BLV[image, position].double()
-        E_V = torch.ones_like(exact_V)
+def _judge_tokens(evidence: Evidence, image: int, si: int, position_n: Tensor, may_tie: bool) -> list[Divergence]:
+    """Record tokens that differ: a tie where the logits agree and the race between the two is within rounding."""
+    allowed, expected = evidence.allowance(si).logits, evidence.expected.intermediates
+    bound, row_n = margin_bound(allowed), torch.full_like(position_n, image)
+    tokens_2n = torch.stack([side.tokens_BL[row_n, position_n] for side in (evidence.actual, evidence.expected)])
+    margin_n = torch.full(position_n.shape, torch.nan, dtype=torch.float64, device=position_n.device)
+    if expected is not None and may_tie:
+        exact_nV, E_nV = expected.guided_BLV[row_n, position_n], None
         if not evidence.greedy:
             noise = evidence.numbers
-            noise.labels(evidence.models.target.config.classes)  # drawn in front of all numbers
-            E_V = noise.exponential(si, TOKEN, "judge")[image, position - evidence.models.pyramid.begin(si)]
-        margin = max(race_margin(exact_V, E_V, token, evidence.request, allowed) for token in (actual, expected))
-        if margin <= margin_bound(allowed):
+            noise.labels(evidence.models.target.config.classes)  # drawn before all numbers
+            E_nV = exponentials(noise, evidence.models.pyramid, row_n, position_n)
+        allowed_n = torch.full_like(margin_n, allowed)
+        one_n, other_n = (race(exact_nV, E_nV, token_n, evidence.request, allowed_n).margin_N for token_n in tokens_2n)
+        margin_n = torch.where(torch.isfinite(exact_nV).all(1), torch.maximum(one_n, other_n), torch.nan)
+    records = []
+    for position, actual, other, margin in zip(
+        position_n.tolist(), *tokens_2n.tolist(), margin_n.tolist(), strict=True
+    ):
+        component, detail = "draw", "the logits agree, and the tokens differ"
+        if math.isnan(margin):
+            component, detail = "token", "the tokens differ"
+        elif margin <= bound:
             component, detail = "tie", "rounding decides between the two"
-        else:
-            component, detail = "draw", "the logits agree, and the tokens differ"
-    bound = margin_bound(allowed)
-    record = _at(evidence, component, detail, image, si)
-    return replace(record, position=position, actual=actual, expected=expected, margin=margin, bound=bound)
+        place = _at(evidence, component, detail, image, si)
+        records.append(replace(place, position=position, actual=actual, expected=other, margin=margin, bound=bound))
+    return records

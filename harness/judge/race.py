@@ -1,4 +1,4 @@
-"""The mathematics of ties: what rounding can do to a categorical draw, and what it cannot.
+"""The race of a differing token: what rounding can do to a categorical draw, and what it cannot.
 
 Promise: a differing token is a tie only if the more precise reference itself, on the same prefix, cannot tell the two
 tokens apart within the error budget. Pure functions of many draws at once; the budget is an argument, never derived
@@ -7,52 +7,93 @@ from what is judged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
+from harness.protocol.noise import TOKEN, Noise
+from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
-from harness.rounding.budget import Allowance
 
 # Besides the logits, softmax, division and cumulative sum round: a few units of float32 on a log score.
 RACE_ROUNDING = 8 * 2.0**-23
 
-
-def race_margin(exact_V: Tensor, E_V: Tensor, token: int, request: Request, allowed: Allowance) -> float:
-    """Return the margin of one draw; arguments as `race_margins`."""
-    error_N = torch.tensor([allowed.logits], dtype=torch.float64, device=exact_V.device)
-    token_N = torch.tensor([token], device=exact_V.device)
-    return float(race_margins(exact_V[None], E_V[None], token_N, request, error_N)[0])
+Number = TypeVar("Number", float, Tensor)
 
 
-def race_margins(exact_NV: Tensor, E_NV: Tensor, token_N: Tensor, request: Request, error_N: Tensor) -> Tensor:
-    """Return by how much `token` loses each race of precise logits; <= 0 if it can win within the budget's filter.
+@dataclass(frozen=True)
+class Races:
+    """What precise races say of N tokens; float64.
 
-    The filter is a threshold, so near it rounding decides who takes part: `token` only has to beat the tokens that take
-    part for certain. A token that is filtered out for certain loses by infinity.
+    Args:
+        margin_N: by how much the token loses; <= 0 if it can win within the budget's filter, infinite if it is filtered
+            out for certain.
+        bound_N: the largest margin that rounding explains.
+        error_N: how far the logits that were shown are from the precise ones, at most; 0 where none were.
+    """
+
+    margin_N: Tensor
+    bound_N: Tensor
+    error_N: Tensor
+
+    def is_tie_N(self, allowed_N: Tensor) -> Tensor:
+        """Tell where the margin is within its bound, and the logits that were shown within `allowed_N`."""
+        return (self.margin_N <= self.bound_N) & (self.error_N <= allowed_N)
+
+
+def race(
+    exact_NV: Tensor,
+    E_NV: Tensor | None,
+    token_N: Tensor,
+    request: Request,
+    allowed_N: Tensor,
+    shown: Sequence[Tensor] = (),
+) -> Races:
+    """Race tokens by precise logits.
+
+    The filter is a threshold, so near it rounding decides who takes part: a token only has to beat the tokens that take
+    part for certain.
 
     Args:
         exact_NV: precise guided logits on the decoder's own prefix, before the filter.
-        E_NV: the exponentials of these draws.
-        token_N: int64, the decoder's.
+        E_NV: the exponentials of these draws; None where the most likely token is taken: nobody is slowed down.
+        token_N: int64, who races.
         request: its filters.
-        error_N: float64, how far rounding may move a logit there.
-
-    Returns:
-        margin_N, float64.
+        allowed_N: float64, how far rounding may move a logit there.
+        shown: guided logits (N, V) of those that drew, each.
     """
-    exact_NV = exact_NV.double()
-    possible_NV, certain_NV = _survivors(exact_NV, request, error_N[:, None])
-    score_NV, token_N1 = exact_NV - E_NV.double().log(), token_N[:, None]
+    exact_NV, token_N1 = exact_NV.double(), token_N[:, None]
+    possible_NV, certain_NV = _survivors(exact_NV, request, allowed_N[:, None])
+    score_NV = exact_NV if E_NV is None else exact_NV - E_NV.double().log()
     rivals_NV = certain_NV.scatter(1, token_N1, False)
     best_N = score_NV.masked_fill(~rivals_NV, -torch.inf).amax(1)
     margin_N = best_N - score_NV.gather(1, token_N1)[:, 0]
     margin_N = torch.where(rivals_NV.any(1), margin_N, 0.0)
-    return torch.where(possible_NV.gather(1, token_N1)[:, 0], margin_N, torch.inf)
+    margin_N = torch.where(possible_NV.gather(1, token_N1)[:, 0], margin_N, torch.inf)
+    error_N = torch.zeros_like(margin_N)
+    for logits_NV in shown:
+        error_N = torch.maximum(error_N, (logits_NV.double() - exact_NV).abs().amax(1))
+    return Races(margin_N, margin_bound(allowed_N), error_N)
 
 
-def margin_bound(allowed: Allowance) -> float:
+def margin_bound(allowed: Number) -> Number:
     """Return the largest margin that rounding explains: both tokens' logits move by all that is allowed."""
-    return 2 * allowed.logits + RACE_ROUNDING
+    return 2 * allowed + RACE_ROUNDING
+
+
+def exponentials(noise: Noise, pyramid: ScalePyramid, row_N: Tensor, position_N: Tensor) -> Tensor:
+    """Return E_NV of some draws of a batch; labels that are drawn come before all numbers: ask for them first."""
+    scale_N = torch.tensor(pyramid.levels(), device=position_N.device)[position_N]
+    scales = scale_N.unique().tolist()
+    index = [torch.nonzero(scale_N == si).flatten() for si in scales]
+    drawn = [
+        noise.exponential(si, TOKEN, "judge")[row_N[index_n], position_N[index_n] - pyramid.begin(si)]
+        for si, index_n in zip(scales, index, strict=True)
+    ]
+    return torch.cat(drawn)[torch.cat(index).argsort()]
 
 
 def _survivors(logits_NV: Tensor, request: Request, error_N1: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,8 @@ token that is not certified is wrong, and counted; `MOST_RECORDS` of a decode ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -17,10 +17,9 @@ from torch import Tensor
 from harness.judge.components import WrongTensors
 from harness.judge.e_values import costs_of, weigh_decode
 from harness.judge.evidence import Evidence
-from harness.judge.race import RACE_ROUNDING, margin_bound, race_margins
+from harness.judge.race import exponentials, race
 from harness.judge.suspects import is_accepted_draft
 from harness.judge.verdict import Divergence, Judgement
-from harness.protocol.noise import TOKEN
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import cachefree
 from harness.rounding.precision import certifying, images_at_once, wide
@@ -43,12 +42,11 @@ def judge_tokens(evidence: Evidence, wrong: WrongTensors, differ_BL: Tensor, jud
     places = torch.nonzero(differ_BL)
     if not len(places):
         return
-    raced = sorted(_raced(evidence, places), key=lambda one: (one.scale, one.row, one.position))
+    raced = sorted(_raced(evidence, places), key=lambda one: (one.token.scale, one.row, one.token.position))
     ties = [one for one in raced if one.is_tie]
-    judgement.ties = [_divergence(evidence, one, "tie", "within the error budget") for one in ties]
     others = [one for one in raced if not one.is_tie]
-    accepted_wrongly = cache(partial(is_accepted_draft, evidence))  # by image and scale
-    judgement.defects = [_wrong_token(evidence, wrong, one, accepted_wrongly) for one in others[:MOST_RECORDS]]
+    judgement.ties = [replace(one.token, component="tie", detail="within the error budget") for one in ties]
+    judgement.defects = _wrong_tokens(evidence, wrong, others[:MOST_RECORDS])
     judgement.wrong_tokens = len(others)
     judgement.unlisted = len(others) - len(judgement.defects)
     if ties:
@@ -57,17 +55,10 @@ def judge_tokens(evidence: Evidence, wrong: WrongTensors, differ_BL: Tensor, jud
 
 @dataclass(frozen=True)
 class Raced:
-    """One differing token and what the more precise race says of it; fields as in `Divergence`, `row` in the batch."""
+    """One differing token, the row of its image in the batch, and whether the more precise race leaves it a tie."""
 
     row: int
-    scale: int
-    position: int
-    actual: int
-    expected: int
-    margin: float
-    bound: float
-    delta_logits: float
-    delta_f_hat: float
+    token: Divergence
     is_tie: bool
 
 
@@ -101,84 +92,49 @@ def _by_last_scale(pyramid: ScalePyramid, places_N2: Tensor) -> Iterator[tuple[i
 def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[Raced]:
     """Race some differing tokens by their precise logits."""
     models, request, (row_n, position_n) = evidence.models, evidence.request, places_n2.T
-    level_L = torch.tensor(models.pyramid.levels(), device=models.device)
-    scale_n = level_L[position_n]
-    allowed_S = [evidence.allowance(si) for si in models.pyramid]
-    error_n = _by_scale([allowed.logits for allowed in allowed_S], scale_n)
-    bound_n = _by_scale([margin_bound(allowed) for allowed in allowed_S], scale_n)
-    E_nV, token_n = (
-        _exponentials(evidence, row_n, position_n, scale_n, exact_nV),
-        evidence.actual.tokens_BL[row_n, position_n],
-    )
-    margin_n = race_margins(exact_nV, E_nV, token_n, request, error_n)
-    kept = (evidence.actual.intermediates, evidence.expected.intermediates)  # a decoder may keep none
-    sides = [k.guided_BLV[row_n, position_n] for k in kept if k is not None]
-    is_tie_n = margin_n <= bound_n
-    for side_nV in sides:
-        is_tie_n &= (side_nV.double() - exact_nV).abs().amax(1) <= error_n
-    logits_n, f_hat_n = torch.full_like(margin_n, torch.nan), torch.full_like(margin_n, torch.nan)
-    if kept[0] is not None and kept[1] is not None:
+    scale_n = torch.tensor(models.pyramid.levels(), device=models.device)[position_n]
+    allowed_S = [evidence.allowance(si).logits for si in models.pyramid]
+    allowed_n = torch.tensor(allowed_S, dtype=torch.float64, device=scale_n.device)[scale_n]
+    E_nV = None if evidence.greedy else exponentials(evidence.numbers, models.pyramid, row_n, position_n)
+    token_n = evidence.actual.tokens_BL[row_n, position_n]
+    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates  # a decoder may show none
+    shown = [side.guided_BLV[row_n, position_n] for side in (actual, expected) if side is not None]
+    races = race(exact_nV, E_nV, token_n, request, allowed_n, shown)
+    is_tie_n = races.is_tie_N(allowed_n)
+    logits_n, f_hat_n = torch.full_like(allowed_n, torch.nan), torch.full_like(allowed_n, torch.nan)
+    if actual is not None and expected is not None:
         # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw. A
-        # cumulative sum of another shape may round otherwise at the edge of top-p, which `race_margins` allows for.
-        is_tie_n &= race_margins(sides[0], E_nV, token_n, request, torch.zeros_like(error_n)) <= RACE_ROUNDING
-        logits_n = (sides[0] - sides[1]).abs().amax(1).double()
-        f_hat_SB = (kept[0].f_hat_SBCPP - kept[1].f_hat_SBCPP).abs().flatten(2).amax(2)
+        # cumulative sum of another shape may round otherwise at the edge of top-p, which a race allows for.
+        nothing_n = torch.zeros_like(allowed_n)
+        is_tie_n &= race(shown[0], E_nV, token_n, request, nothing_n).is_tie_N(nothing_n)
+        logits_n = (shown[0] - shown[1]).abs().amax(1).double()
+        f_hat_SB = (actual.f_hat_SBCPP - expected.f_hat_SBCPP).abs().flatten(2).amax(2)
         f_hat_n = f_hat_SB[scale_n, row_n].double()
+    labels = request.labels or evidence.numbers.labels(models.target.config.classes).tolist()
     expected_n = evidence.expected.tokens_BL[row_n, position_n]
     whole = torch.stack((row_n, scale_n, position_n, token_n, expected_n), 1).tolist()
-    real = torch.stack((margin_n, bound_n, logits_n, f_hat_n), 1).tolist()
-    rows = zip(whole, real, is_tie_n.tolist(), strict=True)
-    return [Raced(a[0], a[1], a[2], a[3], a[4], b[0], b[1], b[2], b[3], tie) for a, b, tie in rows]
+    real = torch.stack((races.margin_N, races.bound_N, logits_n, f_hat_n), 1).tolist()
+    raced = []
+    for (row, *ints), reals, is_tie in zip(whole, real, is_tie_n.tolist(), strict=True):
+        seed, image = request.addresses[row]
+        raced.append(Raced(row, Divergence("", "", seed, image, labels[row], *ints, *reals), is_tie))
+    return raced
 
 
-def _by_scale(values: list[float], scale_n: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=scale_n.device)[scale_n]
-
-
-def _exponentials(evidence: Evidence, row_n: Tensor, position_n: Tensor, scale_n: Tensor, like_nV: Tensor) -> Tensor:
-    """Return E_nV of some draws; ones where both sides are greedy: a race in which nobody is slowed down."""
-    E_nV = torch.ones_like(like_nV)
-    if evidence.greedy:
-        return E_nV
-    noise, pyramid = evidence.numbers, evidence.models.pyramid
-    for si in scale_n.unique().tolist():
-        at = scale_n == si
-        E_BlV = noise.exponential(si, TOKEN, "judge")
-        E_nV[at] = E_BlV[row_n[at], position_n[at] - pyramid.begin(si)].to(E_nV.dtype)
-    return E_nV
-
-
-def _wrong_token(
-    evidence: Evidence, wrong: WrongTensors, one: Raced, accepted_wrongly: Callable[[int, int], bool]
-) -> Divergence:
-    """Name the component of a wrong token: what `wrong` found at or before its scale, else acceptance or the draw."""
-    first = wrong[one.row]
-    if first is not None and first.scale <= one.scale:
-        return _divergence(evidence, one, first.component, first.detail)
-    if evidence.actual.intermediates is None:
-        why = "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
-        return _divergence(evidence, one, "unknown", why)
-    if accepted_wrongly(one.row, one.scale):
-        why = "the draft's own token is accepted, and is not the target's draw"
-        return _divergence(evidence, one, "accept", why)
-    why = "guided logits agree, so filter, draw or noise is wrong"
-    return _divergence(evidence, one, "draw", why)
-
-
-def _divergence(evidence: Evidence, one: Raced, component: str, detail: str) -> Divergence:
-    request, noise = evidence.request, evidence.numbers
-    labels = request.labels or noise.labels(evidence.models.target.config.classes).tolist()
-    return Divergence(
-        component,
-        detail,
-        **request.where(one.row),
-        label=labels[one.row],
-        scale=one.scale,
-        position=one.position,
-        actual=one.actual,
-        expected=one.expected,
-        margin=one.margin,
-        bound=one.bound,
-        delta_logits=one.delta_logits,
-        delta_f_hat=one.delta_f_hat,
-    )
+def _wrong_tokens(evidence: Evidence, wrong: WrongTensors, others: Sequence[Raced]) -> list[Divergence]:
+    """Name the component of wrong tokens: what `wrong` says at or before their scale, else acceptance or the draw."""
+    is_draft_accepted = cache(partial(is_accepted_draft, evidence))  # by image and scale
+    divergences = []
+    for one in others:
+        first = wrong[one.row]
+        if first is not None and first.scale <= one.token.scale:
+            component, detail = first.component, first.detail
+        elif evidence.actual.intermediates is None:
+            component = "unknown"
+            detail = "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
+        elif is_draft_accepted(one.row, one.token.scale):
+            component, detail = "accept", "the draft's own token is accepted, and is not the target's draw"
+        else:
+            component, detail = "draw", "guided logits agree, so filter, draw or noise is wrong"
+        divergences.append(replace(one.token, component=component, detail=detail))
+    return divergences

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from harness.judge.components import INPUT_ULPS
-from harness.judge.race import margin_bound, race_margin
+from harness.judge.race import exponentials, margin_bound, race
 from harness.laws.case import Case
 from harness.laws.law import FLOAT64, NotOffered, require, require_tokens
-from harness.protocol.noise import TOKEN
 from harness.protocol.request import Request
 from harness.reference import cachefree
 from harness.rounding.measure import quick
@@ -74,15 +73,20 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, due_BL: Tenso
     labels_B = noise.labels(models.target.config.classes)
     wide = models.wide()
     for image in torch.nonzero((actual_BL != due_BL).any(1)).flatten().tolist():
-        differ = torch.nonzero(actual_BL[image] != due_BL[image]).flatten().tolist()
-        si, one = pyramid.level_of(differ[0]), slice(image, image + 1)
+        differ_n = torch.nonzero(actual_BL[image] != due_BL[image]).flatten()
+        si, one = pyramid.level_of(int(differ_n[0])), slice(image, image + 1)
         _, exact_1nV, _ = cachefree.teacher_forced(
             wide.target, wide.vae, request.cfg, labels_B[one], due_BL[one], si + 1
         )
-        limits = budget.guided(request.cfg, pyramid.ramp(si))
-        for position in (each for each in differ if each < pyramid.end(si)):
-            E_V = noise.exponential(si, TOKEN, "judge")[image, position - pyramid.begin(si)]
-            for token in (int(actual_BL[image, position]), int(due_BL[image, position])):
-                margin = race_margin(exact_1nV[0, position], E_V, token, request, limits)
+        position_n = differ_n[differ_n < pyramid.end(si)]
+        exact_nV, row_n = exact_1nV[0, position_n], torch.full_like(position_n, image)
+        allowed = budget.guided(request.cfg, pyramid.ramp(si)).logits
+        allowed_n = torch.full(position_n.shape, allowed, dtype=torch.float64)
+        E_nV = exponentials(noise, pyramid, row_n, position_n)
+        sides = [tokens_BL[image, position_n] for tokens_BL in (actual_BL, due_BL)]
+        margins = [race(exact_nV, E_nV, token_n, request, allowed_n).margin_N for token_n in sides]
+        rows = torch.stack(sides, 1).tolist(), torch.stack(margins, 1).tolist()
+        for position, *pairs in zip(position_n.tolist(), *rows, strict=True):
+            for token, margin in zip(*pairs, strict=True):
                 said = f"{where}: image {image}, position {position}: token {token} loses by {margin:.3g}, no tie"
-                require(margin <= margin_bound(limits), said)
+                require(margin <= margin_bound(allowed), said)

@@ -249,7 +249,7 @@ def budget_parts(result: Verification) -> list[object]:
     rows = []
     for si in range(len(sides)):
         at = budget.guided(cfg, si / (len(sides) - 1) if len(sides) > 1 else 0.0)
-        rows.append((f"{si}", *(f"{v:.3g}" for v in (at.logits, at.logits_rms, at.f_hat, margin_bound(at)))))
+        rows.append((f"{si}", *(f"{v:.3g}" for v in (at.logits, at.logits_rms, at.f_hat, margin_bound(at.logits)))))
     head = ("scale", "guided score, any", "guided score, rms", "f_hat", "largest margin of a tie")
     return [*made, Sheet(f"What rounding may move, at the largest guidance of the run, cfg {cfg:g}", head, rows)]
 

@@ -12,7 +12,7 @@ from harness.errors import InputError
 from harness.judge.components import first_wrong, wrong_at
 from harness.judge.e_values import ALARM, THETAS, Tail, cost, costs_N3, weigh_run
 from harness.judge.evidence import Evidence
-from harness.judge.race import race_margin, race_margins
+from harness.judge.race import race
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair
 from harness.mutants import guidance, positions, state
@@ -28,6 +28,7 @@ from harness.runs.batches import cut, default_batch
 from harness.runs.result import Verification
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, tiny, verify_here
+from tests.unit.judge.test_race import raced
 
 MODELS = tiny(Layout((1, 2, 3, 4)))
 WHOLE, SEEDS = Request((0, 1, 2)), (3, 4, 9)
@@ -151,12 +152,11 @@ def test_many_races_are_many_single_races(words: dict[str, float]):
     token_N = torch.randint(12, (40,), generator=generator)
     error_N = torch.rand(40, generator=generator, dtype=torch.float64) * 0.3
     error_N[::4] = 0.0
-    margins = race_margins(exact_NV, E_NV, token_N, request, error_N).tolist()
+    margins = race(exact_NV, E_NV, token_N, request, error_N).margin_N.tolist()
     for n, margin in enumerate(margins):
-        allowed = Allowance(float(error_N[n]), 1.0, 1.0, "")
-        assert margin == race_margin(exact_NV[n], E_NV[n], int(token_N[n]), request, allowed)
+        assert margin == raced(exact_NV[n], E_NV[n], int(token_N[n]), request, float(error_N[n]))
         assert margin == pytest.approx(
-            _margin(exact_NV[n].tolist(), E_NV[n].tolist(), int(token_N[n]), request, allowed.logits)
+            _margin(exact_NV[n].tolist(), E_NV[n].tolist(), int(token_N[n]), request, float(error_N[n]))
         )
 
 

@@ -29,15 +29,17 @@ def test_no_later_scale_is_computed_and_the_answers_are_those_of_whole_passes(mo
         return real(network, vae, cfg, labels_B, tokens_BL, MODELS.pyramid.S)
 
     monkeypatch.setattr(tokens.cachefree, "teacher_forced", watched)
-    made = {(one.row, one.position): one for one in _raced(found, PLACES)}
+    made = {(one.row, one.token.position): one for one in _raced(found, PLACES)}
     assert asked == [(1, 2), (1, 3)]
     monkeypatch.setattr(tokens.cachefree, "teacher_forced", whole)
-    expected = {(one.row, one.position): one for one in _raced(found, PLACES)}
+    expected = {(one.row, one.token.position): one for one in _raced(found, PLACES)}
     assert made.keys() == expected.keys() == {tuple(place) for place in PLACES.tolist()}
     for place, one in made.items():
-        assert one.actual == expected[place].actual
+        assert one.token.actual == expected[place].token.actual
         assert one.is_tie == expected[place].is_tie
-        assert one.margin == pytest.approx(expected[place].margin, rel=1e-9, abs=1e-9)  # float64 of another shape
+        assert one.token.margin == pytest.approx(
+            expected[place].token.margin, rel=1e-9, abs=1e-9
+        )  # float64 of another shape
 
 
 def test_one_image_alone_is_one_pass():

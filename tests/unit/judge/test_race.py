@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.judge.e_values import MANY_TIES, unusual_ties
-from harness.judge.race import RACE_ROUNDING, _survivors, margin_bound, race_margin
+from harness.judge.race import RACE_ROUNDING, _survivors, margin_bound, race
 from harness.judge.verdict import Divergence
 from harness.protocol.request import Request
 from harness.reference.steps import filter_logits
@@ -19,7 +19,13 @@ LOGITS = torch.tensor([3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
 
 
 def margin(token: int, logits=LOGITS, E_V=EVEN, error: float = 0.0, **filters: float) -> float:
-    return race_margin(logits, E_V, token, Request((0,), **filters), Allowance(error, error, 0.0, ""))
+    return raced(logits, E_V, token, Request((0,), **filters), error)
+
+
+def raced(logits_V: torch.Tensor, E_V: torch.Tensor, token: int, request: Request, error: float) -> float:
+    """Return the margin of one draw."""
+    error_1 = torch.tensor([error], dtype=torch.float64)
+    return float(race(logits_V[None], E_V[None], torch.tensor([token]), request, error_1).margin_N)
 
 
 def survive(logits_V: torch.Tensor, request: Request, error: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +127,7 @@ def test_equal_logits_at_a_border_may_both_stay_or_go():
 
 
 def test_the_bound_is_two_errors_and_the_rounding_of_the_race():
-    assert margin_bound(Allowance(0.25, 9.0, 9.0, "")) == 0.5 + RACE_ROUNDING
+    assert margin_bound(0.25) == 0.5 + RACE_ROUNDING
     assert RACE_ROUNDING == 8 * 2.0**-23
 
 
@@ -159,15 +165,13 @@ SECOND_WINS = torch.tensor([9.0, 1e-3, 9.0, 1.0])  # token 1 wins where it takes
 def test_a_token_whose_share_sits_at_the_threshold_is_no_certain_rival(above: float):
     logits_V = torch.tensor([math.log(share) for share in AT_THE_THRESHOLD], dtype=torch.float64)
     logits_V[1] += above
-    allowed = Allowance(1e-3, 1e-3, 0.0, "by hand")
     for token in (1, 3):
-        assert race_margin(logits_V, SECOND_WINS, token, TOP_P, allowed) <= margin_bound(allowed)
-    assert race_margin(logits_V, SECOND_WINS, 2, TOP_P, allowed) > margin_bound(allowed)
-    assert race_margin(logits_V, SECOND_WINS, 0, TOP_P, allowed) == float("inf")
+        assert raced(logits_V, SECOND_WINS, token, TOP_P, 1e-3) <= margin_bound(1e-3)
+    assert raced(logits_V, SECOND_WINS, 2, TOP_P, 1e-3) > margin_bound(1e-3)
+    assert raced(logits_V, SECOND_WINS, 0, TOP_P, 1e-3) == float("inf")
 
 
 def test_a_token_well_above_the_threshold_is_a_certain_rival():
     logits_V = torch.tensor([math.log(share) for share in (0.05, 0.17, 0.3, 0.48)], dtype=torch.float64)
-    allowed = Allowance(1e-3, 1e-3, 0.0, "by hand")
-    assert race_margin(logits_V, SECOND_WINS, 3, TOP_P, allowed) > margin_bound(allowed)
-    assert race_margin(logits_V, SECOND_WINS, 1, TOP_P, allowed) <= margin_bound(allowed)
+    assert raced(logits_V, SECOND_WINS, 3, TOP_P, 1e-3) > margin_bound(1e-3)
+    assert raced(logits_V, SECOND_WINS, 1, TOP_P, 1e-3) <= margin_bound(1e-3)

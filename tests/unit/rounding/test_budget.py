@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge.race import margin_bound, race_margin
+from harness.judge.race import margin_bound
 from harness.judge.verdict import Verdict
 from harness.mutants.guidance import SWAPPED
 from harness.protocol.decoder import Settings
@@ -16,6 +16,7 @@ from harness.reference import sequential
 from harness.rounding.budget import Allowance, Budget
 from harness.rounding.measure import quick
 from tests.helpers import Layout, decoder_factory, digits, tiny, verified, verify_here, with_weight
+from tests.unit.judge.test_race import raced
 
 REQUEST = Request((3,), 0)
 
@@ -69,14 +70,14 @@ FEW = Allowance(1e-4, 1e-5, 1e-6, "by hand")
     ],
 )
 def test_the_race_margin_tells_ties_from_defects(logits: list[float], token: int, words: dict, tie: bool):
-    margin = race_margin(torch.tensor(logits), torch.ones(3), token, replace(REQUEST, **words), FEW)
-    assert (margin <= margin_bound(FEW)) is tie
+    margin = raced(torch.tensor(logits), torch.ones(3), token, replace(REQUEST, **words), FEW.logits)
+    assert (margin <= margin_bound(FEW.logits)) is tie
 
 
 def test_a_filtered_token_loses_by_infinity():
     exact_V = torch.tensor([1.0, 0.0, -5.0])
-    assert race_margin(exact_V, torch.ones(3), 2, replace(REQUEST, top_k=2), FEW) == float("inf")
-    assert race_margin(exact_V, torch.ones(3), 2, replace(REQUEST, top_p=0.5), FEW) == float("inf")
+    assert raced(exact_V, torch.ones(3), 2, replace(REQUEST, top_k=2), FEW.logits) == float("inf")
+    assert raced(exact_V, torch.ones(3), 2, replace(REQUEST, top_p=0.5), FEW.logits) == float("inf")
 
 
 def test_the_budget_sees_a_decoder_whose_target_is_slightly_wrong():
