@@ -14,7 +14,6 @@ import traceback
 from pathlib import Path
 from typing import Annotated, TextIO
 
-import torch
 import typer
 
 from harness.commands.bench import bench
@@ -25,18 +24,18 @@ from harness.commands.init import init
 from harness.commands.mutants import mutants
 from harness.commands.parts import parts
 from harness.commands.quality import quality
+from harness.commands.records import add
 from harness.commands.replay import replay
 from harness.commands.report import report
 from harness.commands.sample import sample
 from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
 from harness.errors import HarnessError, NonFiniteError, StopSignal, one_line, shortened, text_of
-from harness.judge.verdict import Verdict
 from harness.provenance import versions
 from harness.signals import each_warning_once, interruptible
 from harness.wording import READABLE
 
-BAD, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # the last two as a shell counts SIGINT and SIGPIPE
+DEFECT, BAD, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # the last two as a shell counts SIGINT and SIGPIPE
 MOST = 500  # characters of a line on stderr
 COMPLETE, COMPLETIONS = "_SDVAR_HARNESS_COMPLETE", ("--show-completion", "--install-completion")
 TRACEBACK = "SDVAR_HARNESS_TRACEBACK"
@@ -60,19 +59,11 @@ def everything(
     """Verify speculative decoding of VAR image models."""
 
 
-app.command()(verify)
-app.command()(replay)
-app.command()(report)
-app.command()(sample)
-app.command()(parts)
-app.command()(init)
-app.command()(bench)
-app.command()(calibrate)
+for each in (verify, replay, report, sample, parts, init, bench, calibrate):
+    add(app, each)
 app.add_typer(golden, name="golden")
-app.command()(mutants)
-app.command()(bench_policies)
-app.command()(quality)
-app.command()(scoreboard)
+for each in (mutants, bench_policies, quality, scoreboard):
+    add(app, each)
 
 
 def main() -> None:
@@ -100,25 +91,31 @@ def stopped(error: BaseException) -> tuple[int, str]:
     if _is_closed_pipe(error):
         return CLOSED_PIPE, ""
     if isinstance(error, NonFiniteError):
-        return Verdict.DEFECT.exit_status, f"{Verdict.DEFECT.value} {error}"
+        return DEFECT, f"DEFECT {error}"
     if isinstance(error, HarnessError):
         return BAD, f"error: {text_of(error)}"
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         # typer makes an `Abort` of every KeyboardInterrupt
-        told = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, StopSignal)), None)
-        return told.status if told else INTERRUPTED, ""
+        signal = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, StopSignal)), None)
+        return signal.status if signal else INTERRUPTED, ""
     if hasattr(error, "format_message"):  # a usage error of typer, which has no public class in every version
         message = error.format_message()
         return BAD, f"error: {_cut(message)}; see sdvar-harness --help" if message else ""  # the help was printed
     if os.environ.get(TRACEBACK) == "1":
         traceback.print_exception(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if _is_out_of_memory(error):
         return BAD, f"error: out of memory ({_cut(text_of(error))}); pass fewer images per batch, or a smaller dtype"
     if isinstance(error, OSError):
         return BAD, f"error: the system refused ({_cut(text_of(error))}); see that its files and the output can be used"
     said = f"{type(error).__name__}: {_cut(text_of(error))}"
     where = _last_frame(error)
     return BAD, f"error: a bug of the harness: {said} in {where}; {TRACEBACK}=1 shows the traceback"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was lacking, a device's too; nothing is imported to find out."""
+    torch = sys.modules.get("torch")
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
 
 
 def _is_closed_pipe(error: BaseException) -> bool:

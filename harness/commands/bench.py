@@ -2,82 +2,97 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from harness.bench.files import Speed
-from harness.bench.floor import Machine
-from harness.bench.speed import Bench, SpeedRow
 from harness.commands import options
-from harness.commands.listed import counts, integers
+from harness.commands.options import DECODED, DRAWN, WRITTEN, Networks
+from harness.commands.records import RARE, Group, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
-from harness.protocol.request import Request
-from harness.report.html.page import check_page
-from harness.report.progress import LongWork
-from harness.report.speed import show_speed
-from harness.report.terminal import plain_console
-from harness.speculative.policies import parse
+
+if TYPE_CHECKING:
+    from harness.protocol.request import Request
 
 
-def bench(
-    models: options.Models = "digits",
-    draft: options.Draft = None,
-    target: options.Target = None,
-    vae: options.Vae = None,
-    patch_nums: options.PatchNums = "",
-    draft_noise: options.DraftNoise = None,
-    device: options.Device = "cpu",
-    tf32: options.Tf32 = False,
-    dtype: options.Dtype = "float32",
-    draft_dtype: options.DraftDtype = "",
-    batches: Annotated[str, typer.Option(help="Images per batch: 1,8.")] = "1",
-    seeds: Annotated[str, typer.Option(help="Seeds: 0,3 or the range 0:4; times are means over them.")] = "0",
-    draft_len: Annotated[str, typer.Option(help="Scales proposed per round: 2,5,10.")] = "2,5,10",
+@dataclass(frozen=True)
+class TimedDecodes(Group):
+    """What is decoded, and how."""
+
+    panel = DECODED
+    batches: Annotated[str, typer.Option(help="Images per batch: 1,8.", rich_help_panel=DRAWN)] = "1"
+    seeds: Annotated[
+        str, typer.Option(help="Seeds: 0,3 or the range 0:4; times are means over them.", rich_help_panel=DRAWN)
+    ] = "0"
+    draft_len: Annotated[str, typer.Option(help="Scales proposed per round: 2,5,10.")] = "2,5,10"
     policies: Annotated[
-        str, typer.Option(help="By commas; imposed:RATE keeps drafted scales at that rate, whatever they are.")
-    ] = "imposed:1",
+        str, typer.Option(help="By commas; imposed:RATE accepts drafted scales at that rate, whatever they are.")
+    ] = "imposed:1"
     bonus: Annotated[
-        bool, typer.Option("--bonus", help="Let the target finish the scale behind the drafted ones too.")
-    ] = False,
-    graphs: options.Graphs = False,
-    compile: options.Compile = False,
-    repeats: Annotated[int, typer.Option(help="Timed decodes per figure; the median is shown.")] = 5,
-    json: options.Json = None,
-    html: options.Html = None,
-    quiet: options.Quiet = False,
-) -> None:
+        bool, RARE, typer.Option("--bonus", help="Let the target finish the scale after the drafted ones too.")
+    ] = False
+    graphs: options.Graphs = False
+    compile: options.Compile = False
+    repeats: Annotated[int, typer.Option(help="Timed decodes per figure; the median is shown.")] = 5
+
+
+@dataclass(frozen=True)
+class BenchOutputs(Group):
+    """What is written."""
+
+    panel = WRITTEN
+    json: options.Json = None
+    html: options.Html = None
+    quiet: options.Quiet = False
+
+
+@command(
+    "bench --draft-len 2,5",
+    "bench --device cuda --dtype bfloat16 --graphs --policies imposed:0.5,imposed:1",
+    "bench --batches 1,8 --repeats 9 --json speed.json",
+)
+def bench(networks: Networks, decodes: TimedDecodes, outputs: BenchOutputs) -> None:
     """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow."""
-    networks = options.Networks(models, draft, target, vae, patch_nums, draft_noise)
-    mode = options.Mode(device, tf32, dtype, draft_dtype)
-    outputs = check_outputs({"json": json, "html": html}, networks.files())
-    check_page(html)
-    settings = settings_for(policies, draft_len, repeats)
-    requests_for(batches, seeds, 1)  # refused before the networks are loaded
-    pair = options.load_models(networks, mode)
+    import torch
+
+    from harness.bench.files import Speed
+    from harness.bench.floor import Machine
+    from harness.bench.speed import Bench, SpeedRow
+    from harness.commands.inputs import load_models
+    from harness.report.html.page import check_page
+    from harness.report.progress import LongWork
+    from harness.report.speed import show_speed
+    from harness.report.terminal import plain_console
+
+    files = check_outputs({"json": outputs.json, "html": outputs.html}, networks.files())
+    check_page(outputs.html)
+    settings = settings_for(decodes.policies, decodes.draft_len, decodes.repeats)
+    requests_for(decodes.batches, decodes.seeds, 1)  # refused before the networks are loaded
+    pair = load_models(networks, networks.mode)
     pair.check_finite()
-    requests = requests_for(batches, seeds, pair.target.config.classes)
+    requests = requests_for(decodes.batches, decodes.seeds, pair.target.config.classes)
     machine = Machine.measure(pair.device, pair.target.dtype)
     if pair.device.type == "cuda":
         torch.cuda.empty_cache()
-    measured = Bench(pair, graphs, repeats, machine, bonus, compile)
+    timer = Bench(pair, decodes.graphs, decodes.repeats, machine, decodes.bonus, decodes.compile)
     rows: list[SpeedRow] = []
-    with LongWork("timings", len(requests) * len(settings), quiet) as work:
+    with LongWork("timings", len(requests) * len(settings), outputs.quiet) as work:
         for same_size in requests:
-            for row in measured.rows(same_size, settings):
+            for row in timer.rows(same_size, settings):
                 rows.append(row)
                 work.advance()
     draft_name = str(pair.draft.dtype).removeprefix("torch.")
-    run = Speed(pair.title, "TF32" if tf32 else dtype, draft_name, graphs, bonus, machine, rows, compile)
-    show_speed(run, str(pair.device), plain_console())
-    if "json" in outputs:
-        write_whole(outputs["json"], run.document())
-    if "html" in outputs:
-        from harness.report.html.timings import timings_page  # noqa: PLC0415  # Jinja2 only where a page is made
+    mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
+    speed = Speed(pair.title, mode, draft_name, decodes.graphs, decodes.bonus, machine, rows, decodes.compile)
+    show_speed(speed, str(pair.device), plain_console())
+    if "json" in files:
+        write_whole(files["json"], speed.document())
+    if "html" in files:
+        from harness.report.html.timings import timings_page  # Jinja2 only where a page is made
 
-        write_whole(outputs["html"], timings_page(run, str(pair.device)))
+        write_whole(files["html"], timings_page(speed, str(pair.device)))
 
 
 def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str, int]]:
@@ -86,6 +101,9 @@ def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str,
     Raises:
         InputError: an unknown policy, or fewer than one repeat.
     """
+    from harness.commands.inputs import integers
+    from harness.speculative.policies import parse
+
     if repeats < 1:
         raise InputError("repeats", repeats, "must be at least 1", "pass --repeats 5")
     named = [parse(text, bench=True) for text in policies.split(",")]
@@ -94,13 +112,18 @@ def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str,
 
 
 def requests_for(batches: str, seeds: str, classes: int) -> list[list[Request]]:
-    """Return a request a seed for every batch size. Raises `InputError` for a size below 1, or no seed."""
-    sizes = counts("batches", batches, "1,8")
-    numbers = integers("seeds", seeds, "0:4")
-    return [[_request(seed, size, classes) for seed in numbers] for size in sizes]
+    """Return a request a seed for every batch size: labels and image addresses differ from seed to seed.
 
+    Raises:
+        InputError: a size below 1, or no seed.
+    """
+    from harness.commands.inputs import counts, integers
+    from harness.protocol.request import Request
 
-def _request(seed: int, size: int, classes: int) -> Request:
-    """Return a batch of its own labels and image addresses, so that imposed coins differ from seed to seed."""
-    images = tuple(range(seed * size, (seed + 1) * size))
-    return Request(tuple(image % classes for image in images), seed, images=images)
+    requests = []
+    for size in counts("batches", batches, "1,8"):
+        addresses = [(seed, tuple(range(seed * size, (seed + 1) * size))) for seed in integers("seeds", seeds, "0:4")]
+        requests.append(
+            [Request(tuple(each % classes for each in images), seed, images=images) for seed, images in addresses]
+        )
+    return requests

@@ -2,130 +2,182 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import torch
 import typer
 
-from harness.commands.options import Device, Html, Json, Verbose, find_device
+from harness.commands import options
+from harness.commands.options import GOLDENS, JUDGED, WRITTEN
+from harness.commands.records import Group, add, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
-from harness.golden import guard, plan
-from harness.golden.check import check as judge
-from harness.golden.check import parse_all, read_all
-from harness.golden.judgements import FileResult
-from harness.golden.record import changed, fresh, write
-from harness.judge.verdict import worst
-from harness.report.goldens import recordings_json, show_golden_changes, show_recordings
-from harness.report.html.page import check_page
-from harness.report.progress import LongWork
-from harness.report.terminal import plain_console, say
-from harness.rounding.precision import set_precision
 from harness.wording import count_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.golden.judgements import FileResult
 
 app = typer.Typer(help="Recorded tensors: check, record, diff.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Option(help="Where this project's goldens lie.")]
-Only = Annotated[str, typer.Option(metavar="PATTERN", help="Only cases whose id fits, e.g. 'one-phi-*'.")]
+
+@dataclass(frozen=True)
+class GoldenCases(Group):
+    """Which recorded cases, and where they run."""
+
+    panel = JUDGED
+    device: options.Device = "cpu"
+    folder: Annotated[Path, typer.Option(help="Where this project's goldens lie.", show_default="harness/golden")] = (
+        GOLDENS
+    )
+    only: Annotated[str, typer.Option(metavar="PATTERN", help="Only cases whose id fits, e.g. 'one-phi-*'.")] = "*"
 
 
-@app.command()
-def check(
-    files: Annotated[list[Path] | None, typer.Argument(help="Recordings; none = this project's own goldens.")] = None,
-    json: Json = None,
-    device: Device = "cpu",
-    folder: Folder = plan.DATA,
-    only: Only = "*",
-    verbose: Verbose = False,
-    html: Html = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print defects and the last line only.")] = False,
-) -> None:
+@dataclass(frozen=True)
+class CheckOutputs(Group):
+    """Which files are checked, and what is said of them."""
+
+    panel = WRITTEN
+    files: Annotated[list[Path] | None, typer.Argument(help="Recordings; none = this project's own goldens.")] = None
+    json: options.Json = None
+    html: options.Html = None
+    verbose: options.Verbose = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print defects and the last line only.")] = False
+
+
+@dataclass(frozen=True)
+class DiffOutputs(Group):
+    """What is written beside the goldens."""
+
+    panel = WRITTEN
+    html: options.Html = None
+
+
+@dataclass(frozen=True)
+class RecordReason(Group):
+    """Why goldens change."""
+
+    panel = WRITTEN
+    reason: Annotated[str, typer.Option(help="Why the goldens change; kept in the files.")] = ""
+
+
+@command("golden check", "golden check --only 'one-phi-*'", "golden check recorded-cpu.safetensors --html check.html")
+def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
     """Run every recorded case again, teacher-forced, and compare.
 
     Exit status: 0 all hold, 1 a defect, 2 bad input, 3 unverified (recorded on another platform).
     """
-    inputs = {f"file {path}": path for path in files or folder.glob("*")}
-    outputs = check_outputs({"json": json, "html": html}, inputs)
-    check_page(html)
-    where, console = _prepare(device), plain_console()
+    from harness.golden import plan
+    from harness.golden.check import check as judge
+    from harness.golden.check import parse_all, read_all
+    from harness.judge.verdict import worst
+    from harness.report.goldens import recordings_json, show_recordings
+    from harness.report.html.page import check_page
+    from harness.report.progress import LongWork
+    from harness.report.terminal import plain_console, say
+
+    files = recordings.files or []
+    inputs = {f"file {path}": path for path in files or cases.folder.glob("*")}
+    paths = check_outputs({"json": recordings.json, "html": recordings.html}, inputs)
+    check_page(recordings.html)
+    device, console = _prepare(cases.device), plain_console()
     results: list[FileResult] = []
     if not files:
-        files, results = plan.inventory(where.type, folder)
-        if not quiet:
-            say(console, f"no FILES given: this project's own goldens on {where.type}")
-    recordings = read_all(files) if files or not results else []
-    parsed = [parse_all(recording, where) for recording in recordings]  # all bad input is met before any work
-    parsed = [[case for case in cases if fnmatchcase(case.id, only)] for cases in parsed]
-    if recordings and not any(parsed):
-        _no_case(only)
-    with LongWork("cases", sum(map(len, parsed)), quiet) as work:
-        for recording, cases in zip(recordings, parsed, strict=True):
-            if not cases:
+        files, results = plan.inventory(device.type, cases.folder)
+        if not recordings.quiet:
+            say(console, f"no FILES given: this project's own goldens on {device.type}")
+    recorded = read_all(files) if files or not results else []
+    parsed = [parse_all(recording, device) for recording in recorded]  # all bad input is met before any work
+    parsed = [[case for case in chosen if fnmatchcase(case.id, cases.only)] for chosen in parsed]
+    if recorded and not any(parsed):
+        _no_case(cases.only)
+    with LongWork("cases", sum(map(len, parsed)), recordings.quiet) as work:
+        for recording, chosen in zip(recorded, parsed, strict=True):
+            if not chosen:
                 continue
-            result = judge(recording, cases, where, work.advance)
+            result = judge(recording, chosen, device, work.advance)
             if recording.own:
                 result.defects += plan.stale(recording)
             results.append(result)
-    show_recordings(results, console, quiet, verbose)
-    if "json" in outputs:
-        write_whole(outputs["json"], recordings_json(results, where))
-    if "html" in outputs:
-        from harness.report.html.recordings import recordings_page  # noqa: PLC0415  # Jinja2 only for a page
+    show_recordings(results, console, recordings.quiet, recordings.verbose)
+    if "json" in paths:
+        write_whole(paths["json"], recordings_json(results, device))
+    if "html" in paths:
+        from harness.report.html.recordings import recordings_page  # Jinja2 only for a page
 
-        checked = list(zip(recordings, parsed, strict=True))
-        write_whole(outputs["html"], recordings_page(results, checked, str(where)))
+        checked = list(zip(recorded, parsed, strict=True))
+        write_whole(paths["html"], recordings_page(results, checked, str(device)))
     raise typer.Exit(worst([result.verdict for result in results]).exit_status)
 
 
-@app.command()
-def record(
-    reason: Annotated[str, typer.Option(help="Why the goldens change; kept in the files.")] = "",
-    device: Device = "cpu",
-    folder: Folder = plan.DATA,
-    only: Only = "*",
-) -> None:
+@command(
+    "golden record --reason 'float64 ticks of phi'",
+    "golden record --only 'target*' --reason 'a new case'",
+    "golden record --device cuda --reason 'a new card'",
+)
+def record(cases: GoldenCases, reason: RecordReason) -> None:
     """Write this project's goldens anew, where they changed.
 
     Refused without a reason, in CI, on a dirty tree, while a recording is contradicted, and while a law fails.
     """
-    where, console = _prepare(device, only), plain_console()
-    guard.refuse_installed(folder)
-    made = changed(reason, where, folder, only=only)
-    if made and (broken := guard.broken_laws()):
+    from harness.golden import guard
+    from harness.golden.record import changed, write
+    from harness.report.goldens import show_golden_changes
+    from harness.report.terminal import plain_console, say
+
+    device, console = _prepare(cases.device, cases.only), plain_console()
+    guard.refuse_installed(cases.folder)
+    changes = changed(reason.reason, device, cases.folder, only=cases.only)
+    if changes and (broken := guard.broken_laws()):
         rule = "must hold before a golden is recorded"
         raise InputError("laws", "; ".join(broken), rule, "mend the code first (pytest tests/property)")
-    for after in made:
+    for after in changes:
         show_golden_changes(f"{after.path.name}: before and after", after.changes, console)
-    for after in made:
-        write(after, reason, where)
+    for after in changes:
+        write(after, reason.reason, device)
         say(console, f"wrote {after.path}")
-    if not made:
+    if not changes:
         say(console, "nothing changed; nothing written")
 
 
-@app.command()
-def diff(device: Device = "cpu", folder: Folder = plan.DATA, only: Only = "*", html: Html = None) -> None:
+@command("golden diff", "golden diff --only 'one-phi-*'", "golden diff --html changes.html")
+def diff(cases: GoldenCases, page: DiffOutputs) -> None:
     """Show what `record` would change, rounding apart; writes no golden. Exit status 1 when something would."""
-    outputs = check_outputs({"html": html}, {f"file {path}": path for path in folder.glob("*")})
-    check_page(html)
-    where, console = _prepare(device, only), plain_console()
-    made = [fresh(models, where, folder, only) for models in plan.FILES]
-    for after in made:
+    from harness.golden import plan
+    from harness.golden.record import fresh
+    from harness.report.goldens import show_golden_changes
+    from harness.report.html.page import check_page
+    from harness.report.terminal import plain_console, say
+
+    paths = check_outputs({"html": page.html}, {f"file {path}": path for path in cases.folder.glob("*")})
+    check_page(page.html)
+    device, console = _prepare(cases.device, cases.only), plain_console()
+    anew = [fresh(models, device, cases.folder, cases.only) for models in plan.FILES]
+    for after in anew:
         if after.changes:
             show_golden_changes(f"{after.path.name}: before and after", after.changes, console)
-    count = sum(len(after.changes) for after in made)
+    count = sum(len(after.changes) for after in anew)
     say(console, count_of(count, "change") if count else "nothing would change")
-    if "html" in outputs:
-        from harness.report.html.recordings import regeneration_page  # noqa: PLC0415  # Jinja2 only for a page
+    if "html" in paths:
+        from harness.report.html.recordings import regeneration_page  # Jinja2 only for a page
 
-        write_whole(outputs["html"], regeneration_page(made, str(where)))
+        write_whole(paths["html"], regeneration_page(anew, str(device)))
     raise typer.Exit(1 if count else 0)
+
+
+for each in (check, record, diff):
+    add(app, each)
 
 
 def _prepare(device: str, only: str = "*") -> torch.device:
     """Return the device. Effects: float32 means float32 from here on; says whose code and goldens these are."""
+    from harness.commands.inputs import find_device
+    from harness.golden import guard, plan
+    from harness.rounding.precision import set_precision
+
     set_precision(False)
     if note := guard.whose_code(Path.cwd()):
         typer.echo(f"note: {note}", err=True)

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness.commands.records import Group, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
-from harness.report.terminal import plain_console, say
 
 TEMPLATE = Path(__file__).with_name("mydecoder.txt")
 
 
-def init(
-    path: Annotated[Path, typer.Argument(help="File to write, e.g. mydecoder.py; one that is there is kept.")],
-) -> None:
+@dataclass(frozen=True)
+class NewModule(Group):
+    """What is written."""
+
+    path: Annotated[Path, typer.Argument(help="File to write, e.g. mydecoder.py; one that is there is kept.")]
+
+
+@command("init mydecoder.py", "init ours/decoder.py", "init fast.py")
+def init(module: NewModule) -> None:
     """Write a decoder that runs and is IDENTICAL, with the places marked where one's own code goes."""
+    from harness.report.terminal import plain_console, say
+
+    path = module.path
     if path.suffix != ".py" or not path.stem.isidentifier():
         raise InputError("path", str(path), "must be a Python module, NAME.py", "pass mydecoder.py")
     target = check_outputs({"path": path}, {})["path"]
     if target.exists():
         raise InputError("path", str(path), "is there already", "pass another name, or move it away")
     write_whole(target, TEMPLATE.read_bytes().replace(b"NAME:factory", f"{path.stem}:factory".encode()))
-    command = f"sdvar-harness verify --implementation {path.stem}:factory --seeds 0:1 --labels 0,1"
-    say(plain_console(), f"{path} is written; try: {command}")
+    line = f"sdvar-harness verify --implementation {path.stem}:factory --seeds 0:1 --labels 0,1"
+    say(plain_console(), f"{path} is written; try: {line}")

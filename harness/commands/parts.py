@@ -2,89 +2,114 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.adapters.probe import PartLaw
 from harness.commands import options
-from harness.commands.listed import counts
-from harness.decoders.factory import DEFAULT, load_factory
-from harness.decoders.process import TIMEOUT_S, Limits
-from harness.decoders.runner import start_runner
-from harness.decoders.terms import Terms
+from harness.commands.options import DRAWN, TIMEOUT_S, WRITTEN, Images, Mode, Pair
+from harness.commands.records import Group, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
-from harness.laws.conformance import inspect_parts, part_laws
-from harness.laws.engine import fixed_cases
-from harness.laws.law import Subject
-from harness.models.pair import ModelPair
-from harness.report.parts import parts_json, parts_verdict, show_parts
-from harness.report.progress import LongWork
-from harness.report.terminal import plain_console
-from harness.rounding.measure import budget_for
-from harness.rounding.precision import set_precision
-from harness.signals import silence
+
+if TYPE_CHECKING:
+    from harness.adapters.probe import PartLaw
+    from harness.commands.inputs import Decoder
+    from harness.decoders.terms import Terms
+    from harness.models.pair import ModelPair
 
 
-def parts(
-    implementation: options.ImplementationName = DEFAULT,
-    checkout: options.Checkout = None,
-    option: options.Own = None,
-    models: options.Models = "digits",
-    draft: options.Draft = None,
-    target: options.Target = None,
-    vae: options.Vae = None,
-    patch_nums: options.PatchNums = "",
-    device: options.Device = "cpu",
-    seed: Annotated[int, typer.Option(help="Of the tokens that parts are asked about, or of the cases.")] = 0,
-    labels: options.Labels = "0,1",
-    cfg: options.Cfg = 1.5,
-    examples: Annotated[int, typer.Option(help="Cases a law, for decoders with parts of our own names.")] = 12,
-    timeout: Annotated[float, typer.Option(help="Seconds for all parts, in the decoder's own process.")] = TIMEOUT_S,
-    in_process: Annotated[bool, typer.Option("--in-process", help="Ask them in this process: for a debugger.")] = False,
-    json: options.Json = None,
-    verbose: options.Verbose = False,
-    quiet: options.Quiet = False,
-) -> None:
+@dataclass(frozen=True)
+class PartsDecoder(options.UnderTest):
+    """The decoder whose parts are asked, and how long they may take."""
+
+    timeout: Annotated[float, typer.Option(help="Seconds for all parts, in the decoder's own process.")] = TIMEOUT_S
+    in_process: Annotated[bool, typer.Option("--in-process", help="Ask them in this process: for a debugger.")] = False
+
+
+@dataclass(frozen=True)
+class PartsQuestion(Group):
+    """What parts are asked about."""
+
+    panel = DRAWN
+    device: options.Device = "cpu"
+    seed: Annotated[int, typer.Option(help="Of the tokens that parts are asked about, or of the cases.")] = 0
+    labels: options.Labels = "0,1"
+    cfg: options.Cfg = 1.5
+    examples: Annotated[int, typer.Option(help="Cases a law, for decoders with parts of our own names.")] = 12
+
+
+@dataclass(frozen=True)
+class PartsOutputs(Group):
+    """What is written."""
+
+    panel = WRITTEN
+    json: options.Json = None
+    verbose: options.Verbose = False
+    quiet: options.Quiet = False
+
+
+@command(
+    "parts --examples 6",
+    "parts --implementation mydecoder:factory",
+    "parts --implementation published:sdvar-parallel --checkout ../SDVAR --json parts.json",
+)
+def parts(tested: PartsDecoder, networks: Pair, asked: PartsQuestion, outputs: PartsOutputs) -> None:
     """Ask each part of a decoder the laws of its component; a decode that crashes hides none of them.
 
     Exit status: 0 all hold, 1 one is broken or crashes, 2 bad input, 3 one is not there or was never asked.
     """
-    networks = options.Networks(models, draft, target, vae, patch_nums)
-    outputs = check_outputs({"json": json}, networks.files())
-    own = options.decoder(implementation, checkout, option)
+    from harness.commands.inputs import decoder, load_models
+    from harness.decoders.process import Limits
+    from harness.decoders.terms import Terms
+    from harness.report.parts import parts_json, parts_verdict, show_parts
+    from harness.report.terminal import plain_console
+    from harness.rounding.precision import set_precision
+    from harness.signals import silence
+
+    paths = check_outputs({"json": outputs.json}, networks.files())
+    own = decoder(tested.implementation, tested.checkout, tested.option)
     if own.published:
-        pair = options.load_models(networks, options.Mode(device, False, "float32", ""))
-        terms = Terms(in_process=in_process, limits=Limits(timeout))
-        images = options.Images(str(seed), labels, 0)
-        with silence(quiet):
-            rows = of_published(own, pair, images, options.Sampling(cfg, 0, 0.0, "image"), terms)
+        pair = load_models(networks, Mode(asked.device))
+        terms = Terms(in_process=tested.in_process, limits=Limits(tested.timeout))
+        with silence(outputs.quiet):
+            rows = of_published(own, pair, Images(str(asked.seed), asked.labels, cfg=asked.cfg), terms)
     else:
         set_precision(False)
-        rows = of_laws(own, examples, seed, quiet)
+        rows = of_laws(own, asked.examples, asked.seed, outputs.quiet)
     verdict = parts_verdict(rows)
-    show_parts(rows, verdict, plain_console(), quiet, verbose)
-    if "json" in outputs:
-        write_whole(outputs["json"], parts_json(rows, verdict))
+    show_parts(rows, verdict, plain_console(), outputs.quiet, outputs.verbose)
+    if "json" in paths:
+        write_whole(paths["json"], parts_json(rows, verdict))
     raise typer.Exit(verdict.exit_status)
 
 
-def of_published(
-    own: options.Decoder, pair: ModelPair, images: options.Images, sampling: options.Sampling, terms: Terms
-) -> list[PartLaw]:
+def of_published(own: Decoder, pair: ModelPair, images: Images, terms: Terms) -> list[PartLaw]:
     """Ask the parts of published code, in its own process. Raises `InputError` for a checkout that does not fit."""
-    requests = options.requests_for(pair, images, sampling)
+    from harness.commands.inputs import requests_for
+    from harness.decoders.runner import start_runner
+    from harness.rounding.measure import budget_for
+
+    requests = requests_for(pair, images)
     budget = budget_for(pair)  # before the decoder is built
-    made = start_runner(pair, own.name, own.settings()[:1], requests[0].B, terms)
+    built = start_runner(pair, own.name, own.settings()[:1], requests[0].B, terms)
     try:
-        return made.parts(0, requests[0], budget)
+        return built.parts(0, requests[0], budget)
     finally:
-        made.close()
+        built.close()
 
 
-def of_laws(own: options.Decoder, examples: int, seed: int, quiet: bool) -> list[PartLaw]:
+def of_laws(own: Decoder, examples: int, seed: int, quiet: bool) -> list[PartLaw]:
     """Ask the parts of a decoder that shows them as `Parts` does. Raises `InputError` for what cannot be asked."""
+    from harness.commands.inputs import counts
+    from harness.decoders.factory import load_factory
+    from harness.laws.conformance import inspect_parts, part_laws
+    from harness.laws.engine import fixed_cases
+    from harness.laws.law import Subject
+    from harness.report.progress import LongWork
+    from harness.signals import silence
+
     counts("examples", str(examples), "12")
     if not 0 <= seed < 2**63:
         raise InputError("seed", seed, "must lie in 0..2^63-1", "pass --seed 0")

@@ -3,162 +3,217 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.bench.policy_costs import EVERY_LENGTH, ONE_LENGTH
 from harness.commands import options
-from harness.commands.listed import check_most, integers
-from harness.decoders.factory import DEFAULT
-from harness.decoders.process import TIMEOUT_S, Limits
-from harness.decoders.terms import Terms
+from harness.commands.options import (
+    BLOCKS,
+    DECODED,
+    DRAWN,
+    EVERY_LENGTH,
+    JUDGED,
+    ONE_LENGTH,
+    QUALITY_IMAGES,
+    TESTED,
+    TIMEOUT_S,
+    WRITTEN,
+    Networks,
+    Pair,
+)
+from harness.commands.records import RARE, Group, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
-from harness.models.pair import ModelPair
-from harness.pool.employ import Execution
-from harness.protocol.contract import Contract
-from harness.protocol.decoder import Settings
-from harness.protocol.request import NoiseOrder, Request
-from harness.quality.distances import BLOCKS, check_installed
-from harness.quality.features import Real, load_inception, load_statistics
-from harness.quality.gather import Conditions
-from harness.quality.loss import Quality, why
-from harness.quality.measured import Measured
-from harness.quality.sources import DRAFT, Source, controls
-from harness.quality.study import IMAGES, Means, Study, decoders, digits, run
-from harness.report.progress import LongWork
-from harness.report.quality import best_cfg_line, quality_markdown, show_quality
-from harness.report.tables import replaced_parts
-from harness.report.terminal import plain_console, say
-from harness.runs.keep import UNKEPT, RunStore
-from harness.runs.result import Claims, Verification
-from harness.runs.runfile import RunFile
-from harness.speculative.sampler import build_decoder
+
+if TYPE_CHECKING:
+    from harness.models.pair import ModelPair
+    from harness.protocol.decoder import Settings
+    from harness.quality.gather import Conditions
+    from harness.quality.measured import Measured
+    from harness.quality.sources import Source
+    from harness.quality.study import Means, Study
+    from harness.runs.result import Claims, Verification
 
 EVERY = ",".join(name for name in (*EVERY_LENGTH, *ONE_LENGTH) if name != "greedy")
-MaxLoss = Annotated[float | None, typer.Option(help="Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.")]
-FeaturesFile = Annotated[
-    Path | None, typer.Option("--features", help="Inception's weights file (torch-fidelity's), for other images.")
-]
-RealFile = Annotated[Path | None, typer.Option(help="Real data's mu and sigma, .npz as of the ADM evaluation.")]
 
 
-def quality(
-    models: options.Models = "digits",
-    draft: options.Draft = None,
-    target: options.Target = None,
-    vae: options.Vae = None,
-    patch_nums: options.PatchNums = "",
-    draft_noise: options.DraftNoise = None,
-    device: options.Device = "cpu",
-    tf32: options.Tf32 = False,
-    dtype: options.Dtype = "float32",
-    draft_dtype: options.DraftDtype = "",
-    images: Annotated[int, typer.Option(help="Images of every decoder, labels in turn.")] = IMAGES,
-    batch: options.Batch = 0,
-    seed: Annotated[int, typer.Option(help="Seed of all images; other seeds lie 2^32 away.")] = 0,
-    labels: options.Labels = "all",
-    cfg: options.Cfg = 1.5,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 0.0,
-    policies: Annotated[
-        str, typer.Option(help="Policies of the harness's own decoder, by commas; empty: none.")
-    ] = EVERY,
-    draft_len: Annotated[str, typer.Option(help="Draft lengths, by commas.")] = "5",
-    bonus: Annotated[bool, typer.Option("--bonus", help="Also submit the scale behind the drafted ones.")] = False,
-    graphs: options.Graphs = False,
-    compile: options.Compile = False,
+@dataclass(frozen=True)
+class QualityImages(Group):
+    """What is drawn."""
+
+    panel = DRAWN
+    images: Annotated[int, typer.Option(help="Images of every decoder, labels in turn.")] = QUALITY_IMAGES
+    batch: options.Batch = 0
+    seed: Annotated[int, RARE, typer.Option(help="Seed of all images; other seeds lie 2^32 away.")] = 0
+    labels: options.Labels = "all"
+    cfg: options.Cfg = 1.5
+    top_k: options.TopK = 0
+    top_p: options.TopP = 0.0
+
+
+@dataclass(frozen=True)
+class QualityDecoding(Group):
+    """How the harness's own decoder decodes."""
+
+    panel = DECODED
+    policies: Annotated[str, typer.Option(help="Policies of the harness's own decoder, by commas; empty: none.")] = (
+        EVERY
+    )
+    draft_len: Annotated[str, typer.Option(help="Draft lengths, by commas.")] = "5"
+    bonus: options.Bonus = False
+    graphs: options.Graphs = False
+    compile: options.Compile = False
+
+
+@dataclass(frozen=True)
+class QualityDecoders(Group):
+    """Decoders under test, beside the harness's own."""
+
+    panel = TESTED
     implementation: Annotated[
         list[str] | None, typer.Option(help="A decoder under test, package.module:factory; several times.")
-    ] = None,
-    checkout: options.Checkout = None,
-    option: options.Own = None,
-    control: Annotated[int, typer.Option(help="How often sequential decoding is measured under other seeds.")] = 1,
-    find_cfg: Annotated[str, typer.Option(help="Measure sequential decoding at these guidance values alone.")] = "",
-    features: FeaturesFile = None,
-    real: RealFile = None,
-    max_loss: MaxLoss = None,
-    blocks: Annotated[int, typer.Option(help="Blocks of images that intervals are made from.")] = BLOCKS,
-    timeout: Annotated[float, typer.Option(help="Seconds of one decode in a decoder's own process.")] = TIMEOUT_S,
-    in_process: Annotated[bool, typer.Option("--in-process", help="Run decoders under test in this process.")] = False,
-    run_file: Annotated[
-        Path | None, typer.Option("--run", help="Keep what is drawn in this file, as it happens.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that file stopped.")] = False,
-    workers: options.Workers = 0,
-    cluster: options.Cluster = "",
-    json: options.Json = None,
-    into: Annotated[Path | None, typer.Option(help="Markdown file: replace its table between the markers.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Write target calls against loss to this SVG file.")] = None,
-    quiet: options.Quiet = False,
+    ] = None
+    checkout: options.Checkout = None
+    option: options.FactoryOptions = None
+    timeout: Annotated[float, RARE, typer.Option(help="Seconds of one decode in a decoder's own process.")] = TIMEOUT_S
+    in_process: Annotated[bool, RARE, typer.Option("--in-process", help="Run decoders under test in this process.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class QualityJudging(Group):
+    """How images are measured and judged."""
+
+    panel = JUDGED
+    max_loss: options.MaxLoss = None
+    control: Annotated[int, RARE, typer.Option(help="How often sequential decoding is measured under other seeds.")] = 1
+    find_cfg: Annotated[str, RARE, typer.Option(help="Measure sequential decoding at these guidance values alone.")] = (
+        ""
+    )
+    features: options.Features = None
+    real: options.Real = None
+    blocks: Annotated[int, RARE, typer.Option(help="Blocks of images that intervals are made from.")] = BLOCKS
+
+
+@dataclass(frozen=True)
+class QualityOutputs(Group):
+    """What is written, and by whom the work is done."""
+
+    panel = WRITTEN
+    run: Annotated[Path | None, typer.Option(help="Keep what is drawn in this file, as it happens.")] = None
+    resume: options.Resume = False
+    workers: options.Workers = 0
+    cluster: options.Cluster = ""
+    json: options.Json = None
+    into: options.Into = None
+    picture: Annotated[Path | None, typer.Option(help="Write target calls against loss to this SVG file.")] = None
+    quiet: options.Quiet = False
+
+
+@command(
+    "quality --policies coupled,kl:0.1 --images 2000",
+    "quality --implementation mydecoder:factory --policies '' --max-loss 0.1",
+    "quality --run drawn.db --resume --json quality.json --picture quality.svg",
+)
+def quality(
+    networks: Networks,
+    images: QualityImages,
+    decoding: QualityDecoding,
+    tested: QualityDecoders,
+    judging: QualityJudging,
+    outputs: QualityOutputs,
 ) -> None:
     """Measure how good images are: distances to real data and to the target's law, with intervals and a verdict.
 
     Exit status: 0 every decoder under test is KEPT, or no loss was stated; 1 one is LOST; 2 bad input; 3 one is
     INCONCLUSIVE; 130 or 143 interrupted.
     """
-    networks = options.Networks(models, draft, target, vae, patch_nums, draft_noise)
-    inputs = {**networks.files(), "features": features, "real": real}
-    outputs = check_outputs({"json": json, "run": run_file, "into": into, "picture": picture}, inputs)
-    options.check_drawing(picture)
+    from harness.commands.inputs import check_drawing, check_most, load_models
+    from harness.decoders.process import Limits
+    from harness.decoders.terms import Terms
+    from harness.pool.employ import Execution
+    from harness.protocol.decoder import Settings
+    from harness.protocol.request import Request
+    from harness.quality.distances import check_installed
+    from harness.quality.gather import Conditions
+    from harness.quality.sources import DRAFT, Source, controls
+    from harness.quality.study import Study
+    from harness.report.quality import best_cfg_line, quality_markdown, show_quality
+    from harness.report.tables import replaced_parts
+    from harness.report.terminal import plain_console, say
+    from harness.runs.keep import RunStore
+    from harness.speculative.sampler import build_decoder
+
+    files = {"json": outputs.json, "run": outputs.run, "into": outputs.into, "picture": outputs.picture}
+    inputs = {**networks.files(), "features": judging.features, "real": judging.real}
+    paths = check_outputs(files, inputs)
+    check_drawing(outputs.picture)
     check_installed()
-    check_most("images", images, str(IMAGES))
-    if into is not None:
-        replaced_parts(into, {"quality": ""})
-    means = means_for(networks, features, real)
-    mine = own(policies, Settings(draft_len, bonus, graphs=graphs, compiled=compile))
-    others = controls(control) + (at_cfgs(find_cfg) if find_cfg else [Source(DRAFT, draft=True), *mine])
-    for name in implementation or []:
-        given = options.decoder(name, checkout, option)
-        others += decoders(name, given.settings() if given.published else [Settings(5, bonus, "", given.options)])
+    check_most("images", images.images, str(QUALITY_IMAGES))
+    if outputs.into is not None:
+        replaced_parts(outputs.into, {"quality": ""})
+    means = means_for(networks, judging.features, judging.real)
+    how = Settings(decoding.draft_len, decoding.bonus, graphs=decoding.graphs, compiled=decoding.compile)
+    own_sources = own(decoding.policies, how)
+    sources = controls(judging.control)
+    sources += at_cfgs(judging.find_cfg) if judging.find_cfg else [Source(DRAFT, draft=True), *own_sources]
+    sources += under_test(tested)
     conditions = Conditions(
-        Execution(workers, cluster, device),
-        RunStore(outputs.get("run"), resume),
-        Terms(in_process=in_process, limits=Limits(timeout)),
+        Execution(outputs.workers, outputs.cluster, networks.mode.device),
+        RunStore(paths.get("run"), outputs.resume),
+        Terms(in_process=tested.in_process, limits=Limits(tested.timeout)),
     )
-    order: NoiseOrder = "image"
-    request = Request((0,), seed, cfg, top_k, top_p, order=order)
-    pair = options.load_models(networks, options.Mode(device, tf32, dtype, draft_dtype))
-    asked = Study(others, images, batch, labels_of(labels, pair), request, blocks, max_loss)
-    for source in mine:  # what the own decoder refuses is refused before anything is drawn
+    request = Request((0,), images.seed, images.cfg, images.top_k, images.top_p)
+    pair = load_models(networks, networks.mode)
+    labels = labels_of(images.labels, pair)
+    study = Study(sources, images.images, images.batch, labels, request, judging.blocks, judging.max_loss)
+    for source in own_sources:  # what the own decoder refuses is refused before anything is drawn
         build_decoder(pair, source.settings)
-    found = drawn(pair, means, asked, conditions, quiet)
-    show_quality(found, plain_console(), quiet)
-    if find_cfg:
-        say(plain_console(), best_cfg_line(found))
-    if "json" in outputs:
-        write_whole(outputs["json"], found.document())
-    if "into" in outputs:
-        write_whole(outputs["into"], replaced_parts(outputs["into"], {"quality": quality_markdown(found)}).encode())
-    if "picture" in outputs:
-        from harness.bench.charts import svg, trade_off  # noqa: PLC0415  # matplotlib is asked for where one draws
+    measured = drawn(pair, means, study, conditions, outputs.quiet)
+    show_quality(measured, plain_console(), outputs.quiet)
+    if judging.find_cfg:
+        say(plain_console(), best_cfg_line(measured))
+    if "json" in paths:
+        write_whole(paths["json"], measured.document())
+    if "into" in paths:
+        write_whole(paths["into"], replaced_parts(paths["into"], {"quality": quality_markdown(measured)}).encode())
+    if "picture" in paths:
+        from harness.bench.charts import svg, trade_off  # matplotlib is asked for where one draws
 
-        write_whole(outputs["picture"], svg(trade_off(found)))
-    status = found.verdict.exit_status if found.verdict else 0
-    raise typer.Exit(128 + found.stopped if found.stopped else status)
+        write_whole(paths["picture"], svg(trade_off(measured)))
+    status = measured.verdict.exit_status if measured.verdict else 0
+    raise typer.Exit(128 + measured.stopped if measured.stopped else status)
 
 
-def drawn(pair: ModelPair, means: Means, asked: Study, conditions: Conditions, quiet: bool) -> Measured:
+def drawn(pair: ModelPair, means: Means, study: Study, conditions: Conditions, quiet: bool) -> Measured:
     """Draw and measure under a progress bar. Raises as `run` does."""
-    with LongWork("images", asked.images * (2 + len(asked.others)), quiet) as work:
-        found = run(pair, means, asked, conditions, work.advance)
-    if found.stopped:
+    from harness.quality.study import run
+    from harness.report.progress import LongWork
+    from harness.report.terminal import plain_console, say
+
+    with LongWork("images", study.images * (2 + len(study.others)), quiet) as work:
+        measured = run(pair, means, study, conditions, work.advance)
+    if measured.stopped:
         kept = "; --resume goes on with the run" if conditions.store.file else ""
-        say(plain_console(), f"interrupted: {found.rows[0].images} of {asked.images} images a decoder{kept}")
-    return found
+        say(plain_console(), f"interrupted: {measured.rows[0].images} of {study.images} images a decoder{kept}")
+    return measured
 
 
-def means_for(networks: options.Networks, features: Path | None, real: Path | None) -> Means:
+def means_for(networks: Pair, features: Path | None, real: Path | None) -> Means:
     """Return what images are measured by. Raises `InputError` for other networks than digits without `features`."""
-    statistics: Real | None = load_statistics(real) if real is not None else None
+    from harness.quality.features import load_inception, load_statistics
+    from harness.quality.study import Means, digits
+
+    statistics = load_statistics(real) if real is not None else None
     if features is not None:
         return Means(load_inception(features), statistics)
-    own = networks.models if not any(networks.files().values()) else "custom"
-    if own not in ("digits", "digits-close"):
-        rule = f"are needed for {own}: the digits classifier that ships knows digits alone"
+    name = networks.models if not any(networks.files().values()) else "custom"
+    if name not in ("digits", "digits-close"):
+        rule = f"are needed for {name}: the digits classifier that ships knows digits alone"
         raise InputError("features", None, rule, "pass --features FILE, and --real FILE.npz")
     usual = digits()
     if statistics is not None:
@@ -168,13 +223,17 @@ def means_for(networks: options.Networks, features: Path | None, real: Path | No
 
 
 def demand(
-    most: float | None, contract: str, images: int, asked: tuple[options.Networks, Path | None, Path | None]
+    most: float | None, contract: str, images: int, asked: tuple[Pair, Path | None, Path | None]
 ) -> tuple[Means, float, int] | None:
     """Return what `verify --max-loss` demands: means, loss and images; None where nothing is demanded.
 
     Raises:
         InputError: another contract than C, a loss or a number of images that shows nothing, and as `means_for` does.
     """
+    from harness.protocol.contract import Contract
+    from harness.quality.distances import check_installed
+    from harness.quality.study import Study
+
     if most is None:
         return None
     if not contract or Contract.of(contract) is not Contract.QUALITY:
@@ -189,7 +248,7 @@ def claim(
     result: Verification,
     pair: ModelPair,
     stated: tuple[Means, float, int],
-    asked: tuple[list[Source], options.Images, options.Sampling],
+    asked: tuple[list[Source], options.Images],
     conditions: Conditions,
     quiet: bool,
 ) -> int:
@@ -198,9 +257,18 @@ def claim(
     LOST becomes a defect of component `quality`; INCONCLUSIVE, a reason to be that. Returns the exit status of a signal
     that ended it early, or 0.
     """
-    (means, most, images), (sources, wanted, sampling) = stated, asked
+    from harness.commands.inputs import integers
+    from harness.protocol.request import Request
+    from harness.quality.loss import Quality, why
+    from harness.quality.study import Study
+    from harness.report.quality import show_quality
+    from harness.report.terminal import plain_console
+    from harness.runs.keep import UNKEPT
+    from harness.runs.runfile import RunFile
+
+    (means, most, images), (sources, wanted) = stated, asked
     seed = integers("seeds", wanted.seeds, "0:4")[0]
-    request = Request((0,), seed, sampling.cfg, sampling.top_k, sampling.top_p)
+    request = Request((0,), seed, wanted.cfg, wanted.top_k, wanted.top_p)
     sets = Study(sources, images, wanted.batch, labels_of(wanted.labels, pair), request, BLOCKS, most)
     found = drawn(pair, means, sets, replace(conditions, store=UNKEPT), quiet)
     show_quality(found, plain_console(), quiet)
@@ -227,27 +295,43 @@ def own(policies: str, how: Settings) -> list[Source]:
     Raises:
         InputError: a policy without a law to measure.
     """
-    made = []
+    from harness.quality.study import decoders
+
+    sources = []
     for name in filter(None, policies.split(",")):
         if name == "greedy":
             rule = "draws one image a label, which is no law"
             raise InputError("policies", name, rule, "drop it: verify compares it token by token")
         for length in filter(None, str(how.draft_len).split(",")):
-            made += decoders(DEFAULT, [replace(how, draft_len=length, policy=name)])
-    return made
+            sources += decoders(options.OWN, [replace(how, draft_len=length, policy=name)])
+    return sources
+
+
+def under_test(tested: QualityDecoders) -> list[Source]:
+    """Return the sources of the decoders under test. Raises `InputError` for an option of another form."""
+    from harness.commands.inputs import decoder
+    from harness.protocol.decoder import Settings
+    from harness.quality.study import decoders
+
+    sources = []
+    for name in tested.implementation or []:
+        each = decoder(name, tested.checkout, tested.option)
+        sources += decoders(name, each.settings() if each.published else [Settings(5, False, "", each.options)])
+    return sources
 
 
 def at_cfgs(text: str) -> list[Source]:
     """Return sequential decoding at other guidance values. Raises `InputError` for another form."""
-    made = []
-    for each in text.split(","):
-        try:
-            made.append(Source(f"sequential, cfg {float(each):g}", cfg=float(each)))
-        except ValueError:
-            raise InputError("find_cfg", text, "must read 0,0.5,1", "pass --find-cfg 0,0.5,1,1.5") from None
-    return made
+    from harness.quality.sources import Source
+
+    try:
+        return [Source(f"sequential, cfg {float(each):g}", cfg=float(each)) for each in text.split(",")]
+    except ValueError:
+        raise InputError("find_cfg", text, "must read 0,0.5,1", "pass --find-cfg 0,0.5,1,1.5") from None
 
 
 def labels_of(text: str, pair: ModelPair) -> tuple[int, ...]:
     """Return the labels in turn. Raises `InputError` for another form."""
+    from harness.commands.inputs import integers
+
     return tuple(range(pair.target.config.classes)) if text == "all" else integers("labels", text, "0,1")

@@ -2,97 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
 from harness.commands import options
+from harness.commands.options import BUDGETS, JUDGED, PLACE, TESTED, WRITTEN, Mode, Networks
+from harness.commands.records import Group, command
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable
-from harness.models.pair import ModelPair
-from harness.report.progress import LongWork
-from harness.report.replays import say_replayed, say_smallest
-from harness.report.terminal import plain_console
-from harness.rounding.budget import SHIPPED
-from harness.runs.case import MOST_CASES, KeptCase, cases_of, is_bundle, of_checkouts, read_bundle, write_bundle
-from harness.runs.replay import Answer, Replayed, replay_case, shrink_case
-from harness.signals import silence
+
+if TYPE_CHECKING:
+    from harness.models.pair import ModelPair
+    from harness.runs.case import KeptCase
+    from harness.runs.replay import Replayed
 
 
-def replay(
-    file: Annotated[Path, typer.Argument(help="File of verify --run, or of replay --bundle.")],
-    case: Annotated[int, typer.Option(help="Number of one case; -1 = all, sixteen at most.")] = -1,
-    shrink: Annotated[bool, typer.Option("--shrink", help="Reduce a case that fails, and state the smallest.")] = False,
-    bundle: Annotated[Path | None, typer.Option(help="Write one case to this file, to be sent.")] = None,
-    draft: options.Draft = None,
-    target: options.Target = None,
-    vae: options.Vae = None,
-    checkout: Annotated[Path | None, typer.Option(help="Where the published code is now.")] = None,
-    against_checkout: Annotated[Path | None, typer.Option(help="Where the code that it was judged against is.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N. [default: the recorded one, or cpu]")] = "",
-    budgets: Annotated[Path, typer.Option(help="File of `calibrate`; modes that it lacks are measured.")] = SHIPPED,
-    quiet: options.Quiet = False,
-) -> None:
+@dataclass(frozen=True)
+class ReplayCases(Group):
+    """Which recorded defects, and what is done with them."""
+
+    panel = WRITTEN
+    file: Annotated[Path, typer.Argument(help="File of verify --run, or of replay --bundle.")]
+    case: Annotated[
+        int, typer.Option(help="Number of one case; -1 = all, sixteen at most.", rich_help_panel=JUDGED)
+    ] = -1
+    shrink: Annotated[
+        bool,
+        typer.Option("--shrink", help="Reduce a case that fails, and state the smallest.", rich_help_panel=JUDGED),
+    ] = False
+    bundle: Annotated[Path | None, typer.Option(help="Write one case to this file, to be sent.")] = None
+    quiet: options.Quiet = False
+
+
+@dataclass(frozen=True)
+class ReplayPlace(Group):
+    """Where the networks and the decoders are now, and where they run."""
+
+    panel = TESTED
+    draft: options.Draft = None
+    target: options.Target = None
+    vae: options.Vae = None
+    checkout: Annotated[Path | None, typer.Option(help="Where the published code is now.")] = None
+    against_checkout: Annotated[Path | None, typer.Option(help="Where the code that it was judged against is.")] = None
+    device: Annotated[
+        str,
+        typer.Option(help="cpu, cuda or cuda:N.", show_default="the recorded one, or cpu", rich_help_panel=PLACE),
+    ] = ""
+    budgets: options.Budgets = BUDGETS
+
+    def files(self) -> dict[str, Path | None]:
+        """Return the checkpoint files that are named, by option."""
+        return {"draft": self.draft, "target": self.target, "vae": self.vae}
+
+
+@command("replay run.db", "replay run.db --case 0 --shrink --bundle case.sdvar", "replay case.sdvar --device cpu")
+def replay(cases: ReplayCases, now: ReplayPlace) -> None:
     """Repeat recorded defects: STILL FAILS, FIXED, OTHER DEFECT, or CANNOT REPRODUCE and why.
 
     Exit status: 0 all fixed, 1 a defect, 2 bad input, 3 one cannot be reproduced.
     """
-    outputs = check_outputs({"bundle": bundle}, {"file": file, "draft": draft, "target": target, "vae": vae})
-    check_readable(budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
-    cases, console = [of_checkouts(one, (checkout, against_checkout)) for one in chosen(file, case)], plain_console()
-    if bundle is not None and len(cases) != 1:
-        raise InputError("bundle", str(bundle), f"holds one case, and there are {len(cases)}", "pass --case 0")
-    given = {"draft": draft, "target": target, "vae": vae}
-    answers: list[Replayed] = []
-    with LongWork("cases", len(cases), quiet) as work:
-        for one in cases:
-            with silence(quiet):
-                found, models = repeated(one, given, device, budgets)
-            answers.append(found)
-            say_replayed(console, found)
+    from harness.report.progress import LongWork
+    from harness.report.replays import say_replayed, say_smallest
+    from harness.report.terminal import plain_console
+    from harness.runs.case import of_checkouts, write_bundle
+    from harness.runs.replay import Answer, shrink_case
+    from harness.signals import silence
+
+    paths = check_outputs({"bundle": cases.bundle}, {"file": cases.file, **now.files()})
+    check_readable(now.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
+    checkouts = now.checkout, now.against_checkout
+    chosen, console = [of_checkouts(one, checkouts) for one in chosen_cases(cases)], plain_console()
+    if cases.bundle is not None and len(chosen) != 1:
+        raise InputError("bundle", str(cases.bundle), f"holds one case, and there are {len(chosen)}", "pass --case 0")
+    statuses = set()
+    with LongWork("cases", len(chosen), cases.quiet) as work:
+        for one in chosen:
+            with silence(cases.quiet):
+                replayed, models = repeated(one, now)
+            statuses.add(replayed.answer.exit_status)
+            say_replayed(console, replayed)
             smallest = one
-            if shrink and models is not None and found.answer is Answer.STILL:
-                with silence(quiet):
-                    smallest = shrink_case(one, models, budgets)
+            if cases.shrink and models is not None and replayed.answer is Answer.STILL:
+                with silence(cases.quiet):
+                    smallest = shrink_case(one, models, now.budgets)
                 say_smallest(console, smallest)
-            if "bundle" in outputs:
+            if "bundle" in paths:
                 if models is None:
-                    raise InputError("bundle", str(bundle), f"cannot be made here: {found.why}", "see the reason")
-                write_bundle(smallest, models, outputs["bundle"])
+                    rule = f"cannot be made here: {replayed.why}"
+                    raise InputError("bundle", str(cases.bundle), rule, "see the reason")
+                write_bundle(smallest, models, paths["bundle"])
             work.advance()
-    statuses = {found.answer.exit_status for found in answers}
     raise typer.Exit(1 if 1 in statuses else max(statuses, default=0))
 
 
-def chosen(file: Path, number: int) -> list[KeptCase]:
+def chosen_cases(cases: ReplayCases) -> list[KeptCase]:
     """Return the cases of a file, or one of them. Raises `InputError` where there is none of that number."""
-    cases = [read_bundle(file)] if is_bundle(file) else cases_of(file)
-    if number >= len(cases) or number < -1:
-        raise InputError("case", number, f"is none of the {len(cases)} cases of {file}", "drop --case for all")
-    return cases[:MOST_CASES] if number < 0 else [cases[number]]
+    from harness.runs.case import MOST_CASES, cases_of, is_bundle, read_bundle
+
+    kept = [read_bundle(cases.file)] if is_bundle(cases.file) else cases_of(cases.file)
+    if not -1 <= cases.case < len(kept):
+        raise InputError("case", cases.case, f"is none of the {len(kept)} cases of {cases.file}", "drop --case for all")
+    return kept[:MOST_CASES] if cases.case < 0 else [kept[cases.case]]
 
 
-def repeated(
-    case: KeptCase, given: Mapping[str, Path | None], device: str, budgets: Path
-) -> tuple[Replayed, ModelPair | None]:
+def repeated(case: KeptCase, now: ReplayPlace) -> tuple[Replayed, ModelPair | None]:
     """Repeat one case on the networks that its run was of, wherever they are now."""
+    import torch
+
+    from harness.commands.inputs import load_models
+    from harness.runs.replay import Answer, Replayed, replay_case
+
     recipe = case.about.get("recipe")
     if recipe is None:
         return Replayed(case, Answer.CANNOT, "the run was not made by the command line: its networks are unknown"), None
-    files = {name: path or (Path(recipe[name]) if name in recipe else None) for name, path in given.items()}
-    networks = options.Networks(
+    draft, target, vae = (
+        path or (Path(recipe[name]) if name in recipe else None) for name, path in now.files().items()
+    )
+    networks = Networks(
         recipe.get("models", "digits"),
-        **files,
-        patch_nums=recipe.get("patch_nums", ""),
+        draft,
+        target,
+        vae,
+        recipe.get("patch_nums", ""),
         draft_noise=float(recipe["draft_noise"]) if "draft_noise" in recipe else None,
     )
-    where = device or (recipe.get("device", "cpu") if torch.cuda.is_available() else "cpu")
-    dtypes = recipe.get("dtype", "float32"), recipe.get("draft_dtype", "")
+    device = now.device or (recipe.get("device", "cpu") if torch.cuda.is_available() else "cpu")
+    mode = Mode(device, "tf32" in recipe, recipe.get("dtype", "float32"), recipe.get("draft_dtype", ""))
     try:
-        models = options.load_models(networks, options.Mode(where, "tf32" in recipe, *dtypes))
+        models = load_models(networks, mode)
     except InputError as error:
         return Replayed(case, Answer.CANNOT, f"the networks cannot be had: {error}"), None
-    return replay_case(case, models, budgets), models
+    return replay_case(case, models, now.budgets), models

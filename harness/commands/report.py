@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.commands import options
-from harness.commands.verify import page_of
+from harness.commands.options import WRITTEN
+from harness.commands.records import Group, command
 from harness.files import check_outputs, write_whole
-from harness.report.html.page import check_page
-from harness.report.terminal import plain_console, say, show_verification
-from harness.runs.recorded import recorded
 
 
-def report(
-    run: Annotated[Path, typer.Argument(help="File of verify --run, of a run that goes on, too.")],
-    html: options.Html = None,
-    quiet: options.Quiet = False,
-) -> None:
+@dataclass(frozen=True)
+class ReportSource(Group):
+    """What is shown."""
+
+    run: Annotated[Path, typer.Argument(help="File of verify --run, of a run that goes on, too.")]
+
+
+@dataclass(frozen=True)
+class ReportOutputs(Group):
+    """What is written."""
+
+    panel = WRITTEN
+    html: options.Html = None
+    quiet: options.Quiet = False
+
+
+@command("report run.db", "report run.db --html run.html", "report run.db --quiet")
+def report(source: ReportSource, outputs: ReportOutputs) -> None:
     """Show a kept run again: what verify printed, and with --html the page for people. Nothing is decoded or judged.
 
     Exit status: 0 there is a report, whatever it says; 2 bad input.
     """
-    outputs = check_outputs({"html": html}, {"run": run})
-    check_page(html)
-    result, console = recorded(run), plain_console()
-    show_verification(result, console, quiet)
-    if "html" in outputs:
-        write_whole(outputs["html"], page_of(result, run, True))
-        say(console, f"wrote {html}")
+    from harness.report.html.page import check_page
+    from harness.report.terminal import plain_console, say, show_verification
+    from harness.runs.recorded import recorded
+
+    paths = check_outputs({"html": outputs.html}, {"run": source.run})
+    check_page(outputs.html)
+    result, console = recorded(source.run), plain_console()
+    show_verification(result, console, outputs.quiet)
+    if "html" in paths:
+        from harness.report.html.run import run_page, seen_in  # Jinja2 is asked for where a page is made
+
+        write_whole(paths["html"], run_page(result, seen_in(source.run, result, True)))
+        say(console, f"wrote {outputs.html}")

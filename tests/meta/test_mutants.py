@@ -95,7 +95,7 @@ def test_the_command_lists_what_caught_a_bug(
 
 
 def test_the_command_fails_when_a_bug_survives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    for module in ("harness.commands.mutants", "harness.mutants.hunt"):  # who asks, and who hunts by id
+    for module in ("harness.mutants.catalogue", "harness.mutants.hunt"):  # who asks, and who hunts by id
         monkeypatch.setattr(f"{module}.MUTANTS", (HEALTHY,))
     assert run(monkeypatch, "--examples", "4") == 1
     out = capsys.readouterr().out

@@ -9,6 +9,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -398,9 +399,7 @@ def test_recording_then_nothing_then_an_intentional_change(
     assert "error: laws=" in capsys.readouterr().err
     assert path.read_bytes() == content
 
-    monkeypatch.setattr(
-        "harness.commands.golden.changed", lambda *a, **k: record.changed(*a, **k, laws=lambda models: [])
-    )
+    monkeypatch.setattr(record, "changed", partial(record.changed, laws=lambda models: []))
     assert recording(monkeypatch, folder, "stronger guidance at scale 2") == 0
     assert "one-phi-plain" in capsys.readouterr().out
     assert read(path).metadata["reason"] == "stronger guidance at scale 2"
@@ -511,7 +510,7 @@ def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_pr
 
     whole = sequential.guide  # the speculative side has a guidance of its own: its case holds
     monkeypatch.setattr(sequential, "guide", lambda logits, cfg, si, S: whole(logits, cfg + (si == 2), si, S))
-    monkeypatch.setattr("harness.commands.golden.changed", lambda *a, **k: record.changed(*a, **k, laws=lambda m: []))
+    monkeypatch.setattr(record, "changed", partial(record.changed, laws=lambda models: []))
     only = ("--only", "*-plain")
     capsys.readouterr()
     assert command(monkeypatch, "golden", "diff", *options, *only) == 1

@@ -46,7 +46,7 @@ def kept(path: Path, checkout: Path, against: Path | None, resume: bool = False)
 
 @pytest.fixture(autouse=True)
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.commands.options.load_digits", lambda: SMALL)
+    monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: SMALL)
 
 
 @pytest.mark.parametrize("rival", [False, True])

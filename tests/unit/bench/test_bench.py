@@ -21,7 +21,6 @@ from harness.bench.policy_costs import PolicyRow
 from harness.bench.scoreboard import markdown, speed_table
 from harness.bench.speed import Bench, Sequential, SpeedRow
 from harness.commands.bench import settings_for
-from harness.commands.scoreboard import replaced
 from harness.errors import HarnessError, InputError
 from harness.judge.verdict import Distance
 from harness.models.network import Network
@@ -29,6 +28,7 @@ from harness.protocol.request import Request
 from harness.quality.distances import Estimate
 from harness.quality.measured import Measured, read_quality
 from harness.quality.rows import QualityRow
+from harness.report.tables import replaced_parts
 from harness.speculative.parts import PARTS
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
@@ -364,7 +364,7 @@ def test_the_published_tables_are_those_of_the_stored_measurements():
     found = read_quality(path) if path.exists() else None
     parts = {"scoreboard": markdown(policies, models, runs, found=found), "speed": speed_table(runs)}
     page = root / "docs/speed.md"
-    assert replaced(page, parts) == page.read_text(), f"run sdvar-harness scoreboard --into {page.name}"
+    assert replaced_parts(page, parts) == page.read_text(), f"run sdvar-harness scoreboard --into {page.name}"
 
 
 def test_a_page_without_markers_is_refused_and_left_alone(

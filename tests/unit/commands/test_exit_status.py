@@ -5,6 +5,7 @@ Long, since it is one list: every way in which a command can be stopped.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -257,7 +258,7 @@ def test_a_bug_of_the_harness_is_called_one(
     def broken(*_: object) -> None:
         raise LookupError("\x1b[31m" + "x" * 1000)
 
-    monkeypatch.setattr("harness.commands.verify.verify_decodes", broken)
+    monkeypatch.setattr("harness.runs.decodes.verify_decodes", broken)
     monkeypatch.setenv(command_line.TRACEBACK, str(int(loud)))
     assert command(monkeypatch, *QUICK) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -290,7 +291,7 @@ def test_every_way_of_stopping_has_its_status(
     def broken(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("harness.commands.verify.verify_decodes", broken)
+    monkeypatch.setattr("harness.runs.decodes.verify_decodes", broken)
     assert command(monkeypatch, *QUICK) == status
     err = capsys.readouterr().err
     assert said in the_line(err) if said else err == ""
@@ -313,7 +314,7 @@ def test_the_verdict_is_printed_before_the_report_is_written(
 
     monkeypatch.chdir(tmp_path)
     recording(Path("recording"), {})
-    monkeypatch.setattr(f"harness.commands.{name}.write_whole", full)
+    monkeypatch.setattr(importlib.import_module(f"harness.commands.{name}"), "write_whole", full)
     assert command(monkeypatch, *WRITES[name]) == 2
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1].split()[0] in ("IDENTICAL", "1", "CAUGHT", "SURVIVED")
@@ -388,7 +389,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("harness.commands.bench_policies.measure", partial(pytest.fail, "worked"))
+    monkeypatch.setattr("harness.bench.policy_costs.measure", partial(pytest.fail, "worked"))
     assert command(monkeypatch, "bench-policies", "--picture", str(tmp_path / "p.svg")) == 2
     assert "is drawn by matplotlib, which is not installed" in the_line(capsys.readouterr().err)
 

@@ -18,7 +18,7 @@ def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """One network for the digits would take minutes: a tiny pair stands in for it."""
     from tests.helpers import Layout, tiny
 
-    monkeypatch.setattr("harness.commands.options.load_digits", lambda: tiny(Layout((1, 2, 3, 4))))
+    monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: tiny(Layout((1, 2, 3, 4))))
 
 
 def test_parts_of_a_right_checkout_hold(monkeypatch, tmp_path: Path, capsys):

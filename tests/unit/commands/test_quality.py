@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.commands import quality as asked
 from harness.decoders.factory import DEFAULT
 from harness.protocol.decoder import Settings
 from harness.quality.distances import Estimate
 from harness.quality.measured import Measured, read_quality
 from harness.quality.rows import QualityRow
-from harness.quality.study import IMAGES
+from harness.quality.study import IMAGES, Study
 from harness.runs.recorded import recorded
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
@@ -33,15 +32,15 @@ def found(drift: Estimate, most: float | None = 0.1) -> Measured:
     return Measured("digits", "cpu", 1.5, "a classifier", "a unit", "real digits", 40, [BASE, row, draft], most)
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, drift: Estimate) -> list[asked.Asked]:
+def measured(monkeypatch: pytest.MonkeyPatch, drift: Estimate) -> list[Study]:
     """Put figures in the place of a drawing; return what was asked for."""
-    seen: list[asked.Asked] = []
+    seen: list[Study] = []
 
     def run(pair, means, what, keeping, progress):
         seen.append(what)
         return found(drift, what.most)
 
-    monkeypatch.setattr(asked, "run", run)
+    monkeypatch.setattr("harness.quality.study.run", run)
     return seen
 
 
@@ -123,7 +122,7 @@ def test_bad_input_is_one_line(monkeypatch, capsys, arguments: tuple[str, ...]):
 def test_recorded_and_compiled_work_is_asked_of_the_own_decoder(monkeypatch):
     seen = measured(monkeypatch, ZERO)
     built: list[Settings] = []
-    monkeypatch.setattr(asked, "build_decoder", lambda pair, settings: built.append(settings))
+    monkeypatch.setattr("harness.speculative.sampler.build_decoder", lambda pair, settings: built.append(settings))
     command(monkeypatch, "quality", "--policies", "coupled,kl:0.1", "--draft-len", "2,5", "--graphs", "--compile")
     mine = {source.name: source.settings for source in seen[0].others if source.factory == DEFAULT}
     assert list(mine) == [
@@ -144,8 +143,8 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch, capsys):
 
 def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
     """Published code and the harness's own decoder, drawn, kept and measured; gone on with, nothing is drawn again."""
-    monkeypatch.setattr("harness.commands.options.load_digits", lambda: tiny(Layout((1, 2, 3))))
-    monkeypatch.setattr(asked, "digits", lambda: corners(3))
+    monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
+    monkeypatch.setattr("harness.quality.study.digits", lambda: corners(3))
     given = ["--implementation", "published:sdvar-parallel", "--checkout", str(make(tmp_path, "sdvar")), "--in-process"]
     given += ["--option", "gamma=2", "--policies", "coupled,rejection", "--draft-len", "3"]
     given += ["--images", "30", "--blocks", "10"]
@@ -163,8 +162,8 @@ def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
 
 
 def test_the_best_guidance_value_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("harness.commands.options.load_digits", lambda: tiny(Layout((1, 2, 3))))
-    monkeypatch.setattr(asked, "digits", lambda: corners(3))
+    monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
+    monkeypatch.setattr("harness.quality.study.digits", lambda: corners(3))
     options = ("--find-cfg", "0,4", "--images", "30", "--blocks", "10", "--control", "0", "--policies", "")
     assert command(monkeypatch, "quality", *options) == 0
     out = capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -26,7 +25,6 @@ from harness.runs.recorded import recorded
 from harness.runs.result import BrokenLaw, LawsTried
 from tests.helpers import Layout, command, tiny
 
-verifying = importlib.import_module("harness.commands.verify")  # the module, not the command
 ROOT = Path(__file__).parents[3]
 MODELS = tiny(Layout((1, 2, 3, 4)))
 OFFSET = ("--implementation", "harness.mutants.positions:OFFSET", "--in-process")
@@ -225,11 +223,11 @@ def test_laws_are_kept_with_a_run_gone_on_with_and_not_tried_twice(
 
     file = tmp_path / "run.db"
     words = ("verify", *pair, "--seeds", "0:1", "--labels", "0", "--draft-len", "2", "--run", str(file), "--resume")
-    monkeypatch.setattr(verifying, "laws_beside", stopped)
+    monkeypatch.setattr("harness.laws.few_cases.laws_beside", stopped)
     assert command(monkeypatch, *words, "--laws", "2") == 143
     assert "INCONCLUSIVE" in capsys.readouterr().out
     assert "1 law not tried" in recorded(file).reasons
-    monkeypatch.setattr(verifying, "laws_beside", broken)
+    monkeypatch.setattr("harness.laws.few_cases.laws_beside", broken)
     assert [command(monkeypatch, *words, "--laws", count) for count in ("2", "2", "0", "3")] == [1, 1, 1, 1]
     assert tried == [2, 3]
     assert capsys.readouterr().out.count("first defect: component accept (law a.b: no) at seed 3") == 4

@@ -77,9 +77,7 @@ def test_a_tensor_that_is_no_image_is_not_shown(shape: tuple[int, ...], tmp_path
 
 def test_the_command_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     html = tmp_path / "page.html"
-    monkeypatch.setattr(
-        "harness.commands.golden.fresh", lambda models, *_: other() if models == "filled" else changed()
-    )
+    monkeypatch.setattr("harness.golden.record.fresh", lambda models, *_: other() if models == "filled" else changed())
     assert command(monkeypatch, "golden", "diff", "--html", str(html)) == 1
     assert "2 changes" in capsys.readouterr().out
     assert "Images before and after" in read_page(html.read_bytes()).words

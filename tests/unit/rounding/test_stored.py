@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.commands import calibrate as calibrate_command
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.models.pair import random_pair
@@ -232,7 +231,7 @@ def test_calibrate_keeps_nothing_that_verify_would_refuse(
 ):
     store = tmp_path / "budgets.json"
     wide = replace(next(e for e in load(SHIPPED) if e.mode == mode_of(digits())), rows=1.0)
-    monkeypatch.setattr(calibrate_command, "measure", lambda models, batches, progress: wide)
+    monkeypatch.setattr("harness.rounding.measure.measure", lambda models, batches, progress: wide)
     assert command(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 2
     assert "rows=1: must be at most" in capsys.readouterr().err
     assert not store.exists()
