@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters.numbers import SharedNumbers
 from harness.adapters.probe import Probe, ProbeSide, Wrong, require, require_close, require_sight, require_tensor
-from harness.adapters.recorder import SAMPLER
+from harness.adapters.recorder import SAMPLER, SharedNumbers
 from harness.protocol.noise import TOKEN
 from harness.reference import steps as reference
 from harness.reference.steps import block_causal, hand_off_mask, next_input

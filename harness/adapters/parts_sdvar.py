@@ -1,6 +1,7 @@
-"""Laws of the methods of an SDVAR object, by the names of the report, with their own signatures and state.
+"""The parts of a checkout, one by one: which laws the methods of an SDVAR object keep, by the names of the report.
 
-Promise: each method is asked alone, in a state that is right, so that one that crashes hides no other.
+Promise: each method is asked alone, with its own signature, in a state that is right; one that crashes is one row and
+hides no other. The whole decode is not needed.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters.parts_matching import examine_matching
+from harness.adapters.parts_network import examine_masks, examine_network
 from harness.adapters.parts_state import f_hats_along, flexible, state_at, window
 from harness.adapters.parts_update import (
     draft_state,
     draft_tokens,
+    examine_matching,
     update_f_hat,
     update_maps,
     update_stage,
@@ -24,9 +26,12 @@ from harness.adapters.parts_update import (
     update_tokens,
 )
 from harness.adapters.parts_window import mask, query, query_arguments, split, split_refusal, visible
-from harness.adapters.probe import Probe, Wrong, require, require_close, require_tensor
+from harness.adapters.probe import PartLaw, Probe, Wrong, require, require_close, require_tensor
+from harness.adapters.published import Published
 from harness.adapters.recorder import Recorder
+from harness.protocol.request import Request
 from harness.reference.steps import guide
+from harness.rounding.budget import Budget
 
 
 def examine_sdvar(probe: Probe, sdvar: Any) -> None:
@@ -143,3 +148,29 @@ def _alias(probe: Probe, sdvar: Any) -> None:
     due = f_hats_along(probe, 0, tokens[:1])
     for actual, expected in zip((drafted, state.target_f_hat), due, strict=True):
         require(actual.shape == expected.shape and bool(((actual - expected).abs() <= error).all()), found)
+
+
+def examine(
+    code: Published, sdvar: Any, request: Request, budget: Budget, loop: bool = True, threshold: float | None = None
+) -> list[PartLaw]:
+    """Ask every law of every part.
+
+    Args:
+        code: the checkout's modules.
+        sdvar: its SDVAR object; None where it has none.
+        request: labels and guidance of what the parts are asked.
+        budget: how far rounding may move a number, measured before the code was built.
+        loop: ask the methods of the parallel decode, too.
+        threshold: `similarity_thresh` that the object was built with; None: its own default.
+
+    Returns:
+        A row a law, in the order of the report.
+    """
+    probe = Probe.of(code, request, budget)
+    probe.threshold = threshold
+    if sdvar is not None:
+        if loop:
+            examine_sdvar(probe, sdvar)
+        examine_masks(probe, sdvar)
+    examine_network(probe)
+    return probe.rows

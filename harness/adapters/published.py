@@ -13,10 +13,8 @@ from typing import Any
 import torch
 
 from harness.adapters.checkout import Checkout, crash_of
-from harness.adapters.image import check_image
-from harness.adapters.numbers import SharedNumbers, check_numbers
-from harness.adapters.recorder import Recorder
-from harness.adapters.traces import trace_of
+from harness.adapters.recorder import Recorder, SharedNumbers, check_numbers
+from harness.adapters.traces import check_image, trace_of
 from harness.adapters.weights import build_network, build_vae, check_dtype, on_device
 from harness.errors import InputError
 from harness.models.pair import ModelPair

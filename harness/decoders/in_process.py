@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.adapters.parallel import Parallel
-from harness.adapters.parts import examine
+from harness.adapters.parts_sdvar import examine
 from harness.adapters.probe import CRASHED, PartLaw
 from harness.adapters.published import Sampler
 from harness.decoders.factory import Factory, build

@@ -10,7 +10,7 @@ import pytest
 
 from harness import Request, Verdict
 from harness.adapters.factories import build_sdvar
-from harness.adapters.parts import examine
+from harness.adapters.parts_sdvar import examine
 from harness.adapters.probe import ABSENT, BROKEN, CRASHED, HELD, TOLD, PartLaw
 from harness.adapters.published import published
 from harness.rounding.measure import quick
