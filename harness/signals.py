@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from types import FrameType
 from typing import TextIO
 
@@ -51,6 +52,25 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def ctrl_c_is_a_stop() -> Iterator[None]:
+    """Let Ctrl-C raise `StopSignal` whoever handles it, so that a `KeyboardInterrupt` is that of the code at hand.
+
+    Effects: the handler of SIGINT, put back when it ends; in another thread than the first nothing changes.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    handler = partial(_stop_by, before)
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is handler:  # else a first one has come, and the system hears the second
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def held() -> Iterator[None]:
     """Put a signal off until this has ended."""
     _STATE.held += 1
@@ -61,6 +81,15 @@ def held() -> Iterator[None]:
     if _STATE.waiting and not _STATE.held:
         number, _STATE.waiting = _STATE.waiting, 0
         raise StopSignal(number)
+
+
+def _stop_by(handler: Callable[[int, FrameType | None], object], number: int, frame: FrameType | None) -> None:
+    try:
+        handler(number, frame)
+    except StopSignal:
+        raise
+    except KeyboardInterrupt:
+        raise StopSignal(number) from None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -18,7 +18,10 @@ import torch
 
 from harness import ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
 
-FORGED = b'{"trace": {"rounds": [[1]]}, "tensors": [["tokens_BL", "int64", [1, 99999999999]]]}\n'
+FORGED = (
+    b'{"contracts": [], "moved": [], "refused": null, "parts": [], "defects": [], "so_far": "", '
+    b'"trace": {"rounds": [[1]]}, "tensors": [["tokens_BL", "int64", [1, 99999999999]]]}\n'
+)
 Attack = Callable[["Bent", Request, SeededNoise], Any]
 
 

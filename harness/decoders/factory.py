@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.adapters.factories import FACTORIES, PREFIX
-from harness.errors import InputError, shown, text_of
+from harness.decoders.process import OutOfTimeError
+from harness.errors import InputError, StopSignal, shown, text_of
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Implementation, Settings
+from harness.signals import ctrl_c_is_a_stop
 from harness.speculative.sampler import build_decoder
 
 Factory = Callable[[ModelPair, Settings], Implementation]
@@ -69,9 +71,12 @@ def load_factory(name: str) -> Factory:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a decoder in the current folder is found
     try:
-        module = importlib.import_module(module_name)
-        is_there, factory = hasattr(module, attribute), getattr(module, attribute, None)
-    except (Exception, SystemExit) as error:
+        with ctrl_c_is_a_stop():
+            module = importlib.import_module(module_name)
+            is_there, factory = hasattr(module, attribute), getattr(module, attribute, None)
+    except (StopSignal, OutOfTimeError):
+        raise
+    except BaseException as error:
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
         raise InputError("implementation", name, rule, "run where it is importable") from None
     if not is_there:
@@ -97,11 +102,12 @@ def build(factory: Factory, models: ModelPair, settings: Settings) -> Implementa
     name = getattr(factory, "__name__", type(factory).__name__)
     remedy = "see docs/own-decoder.md"
     try:
-        decoder = factory(models, settings)
-        contract, decode = getattr(decoder, "contract", None), getattr(decoder, "decode", None)
-    except InputError:
+        with ctrl_c_is_a_stop():
+            decoder = factory(models, settings)
+            contract, decode = getattr(decoder, "contract", None), getattr(decoder, "decode", None)
+    except (InputError, StopSignal, OutOfTimeError):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # of whatever kind: the factory is somebody else's code
         rule = f"failed to build a decoder ({type(error).__name__}: {text_of(error)})"
         raise InputError("implementation", name, rule, remedy) from None
     if not callable(decode):

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from harness.adapters.parallel import Parallel
 from harness.adapters.parts_sdvar import examine
-from harness.adapters.probe import CRASHED, PartLaw
+from harness.adapters.probe import PartLaw
 from harness.adapters.published import Sampler
 from harness.decoders.factory import Factory, build
-from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, one_line, text_of
-from harness.judge.form import UNREADABLE, malformed
+from harness.decoders.process import OutOfTimeError
+from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
+from harness.judge.form import UNREADABLE, malformed, wrong_shape
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.decoder import Implementation, Settings
@@ -36,16 +37,14 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
 from harness.rounding.precision import unchanged
+from harness.signals import ctrl_c_is_a_stop
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 PACKAGE = str(Path(__file__).parents[1])
 
 
 MOST_LEFT = 5  # things left behind that are named
-
-
-class OutOfTimeError(BaseException):
-    """A decode is taken too long; no `Exception`, so that a decoder cannot swallow it by accident."""
+KNOWN = {NonFiniteError: "non-finite", ImageError: "image", NoiseError: "noise"}  # exceptions that name their component
 
 
 class InProcess:
@@ -58,7 +57,7 @@ class InProcess:
         watched: False for the harness's own decoder, which need not be mistrusted.
 
     Raises:
-        InputError: the factory refuses the settings, or writes into the networks.
+        InputError: the factory refuses the settings.
     """
 
     def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
@@ -70,14 +69,14 @@ class InProcess:
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
-        made = run_in_process(self._decoders[setting], self.models, replace(request), by_value=self.watched)
+        outcome = run_in_process(self._decoders[setting], self.models, replace(request), by_value=self.watched)
         if not self.watched:
-            return made
+            return outcome
         changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
         if changed:
             detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
             return Judgement(request.B, defects=[Divergence("weights", detail, request.seed)])
-        return made
+        return outcome
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
         """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
@@ -103,40 +102,44 @@ def run_in_process(
 
     Effects: process-wide settings of precision that the decoder changed are put back.
     """
-    with unchanged() as moved, tidy() as left:
-        made = _run(implementation, models, request, by_value)
-    if left:
-        found = [Divergence("environment", f"decoding {what}", request.seed) for what in left[:MOST_LEFT]]
-        made = Judgement(request.B, partial=made) if isinstance(made, Trace) else made
-        made.defects = [*made.defects, *found]
+    with unchanged() as moved, tidy() as left_behind:
+        outcome = _run(implementation, models, request, by_value)
     if moved:  # whatever came of it was computed in another mode
-        found = [Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
-        return Judgement(request.B, defects=found)
-    return made
+        return Judgement(
+            request.B, defects=[Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
+        )
+    if left_behind:
+        outcome = Judgement(request.B, partial=outcome) if isinstance(outcome, Trace) else outcome
+        for what in left_behind[:MOST_LEFT]:
+            outcome.defects.append(Divergence("environment", f"decoding {what}", request.seed))
+    return outcome
 
 
 def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Trace | Judgement:
     noise = models.noise(request)
     try:
-        trace = implementation.decode(request, noise)
-        wrong = malformed(models, request, trace)
-        if wrong is None or wrong.component != UNREADABLE:
-            return _by_value(trace) if by_value else trace  # what can be read is the judge's
-        found = wrong
-    except InputError:
+        with ctrl_c_is_a_stop():
+            trace = implementation.decode(request, noise)
+            wrong = malformed(models, request, trace)
+            if wrong is None or wrong.component != UNREADABLE:
+                return _by_value(trace) if by_value else trace  # what can be read is the judge's
+            defect = wrong
+    except (InputError, StopSignal):
         raise
-    except NonFiniteError as error:
-        found = Divergence("non-finite", str(error), request.seed)
-    except ImageError as error:
-        found = Divergence("image", str(error), request.seed)
-    except NoiseError as error:
-        found = Divergence("noise", str(error), request.seed)
-    except (Exception, SystemExit, OutOfTimeError) as error:  # of whatever kind: the decoder is somebody else's code
-        process = _out_of_memory(error) or isinstance(error, OutOfTimeError)
-        found = Divergence("process" if process else "crash", _crash(error), request.seed)
+    except BaseException as error:  # of whatever kind: the decoder is somebody else's code
+        defect = _defect_of(error, request.seed)
     partial = _partial(implementation, models, request)
     partial = _by_value(partial) if by_value and partial is not None else partial
-    return Judgement(request.B, defects=[found], so_far=_seen(noise), partial=partial)
+    return Judgement(request.B, defects=[defect], so_far=_seen(noise), partial=partial)
+
+
+def _defect_of(error: BaseException, seed: int) -> Divergence:
+    """Return what an exception of a decode is called."""
+    for kind, component in KNOWN.items():
+        if isinstance(error, kind):
+            return Divergence(component, str(error), seed)
+    of_the_process = _out_of_memory(error) or isinstance(error, OutOfTimeError)
+    return Divergence("process" if of_the_process else "crash", _crash(error), seed)
 
 
 def _partial(implementation: Implementation, models: ModelPair, request: Request) -> Trace | None:
@@ -145,12 +148,15 @@ def _partial(implementation: Implementation, models: ModelPair, request: Request
     if not callable(so_far):
         return None
     try:
-        trace = so_far()
-    except Exception:  # it is the same code that just failed
+        with ctrl_c_is_a_stop():
+            trace = so_far()
+    except StopSignal:
+        raise
+    except BaseException:  # it is the same code that just failed
         return None
     wrong = malformed(models, request, trace)
-    known = isinstance(trace, Trace) and (wrong is None or "not (" not in wrong.detail)
-    return trace if known and (wrong is None or wrong.component != UNREADABLE) else None
+    is_readable = isinstance(trace, Trace) and (wrong is None or wrong.component != UNREADABLE)
+    return trace if is_readable and wrong_shape(models, request, trace) is None else None
 
 
 def _seen(noise: SeededNoise) -> str:
@@ -198,9 +204,9 @@ def _part(frames: list[tuple[str, str]]) -> str:
     """Return the part that an exception was raised in: of the innermost frame whose name, or module, tells one."""
     for names in reversed(frames):
         for name in names:
-            found = next((part for word, part in WORDS.items() if word in name.lower()), "")
-            if found:
-                return found
+            part = next((part for word, part in WORDS.items() if word in name.lower()), "")
+            if part:
+                return part
     return ""
 
 
@@ -210,16 +216,16 @@ def _by_value(trace: Trace) -> Trace:
     def copied(tensor: Tensor) -> Tensor:
         return tensor.detach().clone()
 
-    kept = trace.intermediates
-    if kept is not None:
-        kept = replace(kept, **{name: copied(tensor) for name, tensor in kept.named().items()})
+    shown = trace.intermediates
+    if shown is not None:
+        shown = replace(shown, **{name: copied(tensor) for name, tensor in shown.named().items()})
     return replace(
         trace,
         tokens_BL=copied(trace.tokens_BL),
         f_hat_BCPP=copied(trace.f_hat_BCPP),
         scale_writes_BS=copied(trace.scale_writes_BS),
         rounds=[list(rounds) for rounds in trace.rounds],
-        intermediates=kept,
+        intermediates=shown,
     )
 
 
@@ -237,22 +243,22 @@ def tidy() -> Iterator[list[str]]:
     """Run somebody else's code; what it left behind is undone, and listed when it ends, one clause each."""
     dtype, states = torch.get_default_dtype(), _states()
     functions = {name: _callables(owner) for name, owner in OWNERS.items()}
-    found: list[str] = []
+    changes: list[str] = []
     try:
-        yield found
+        yield changes
     finally:
         if torch.get_default_dtype() != dtype:
-            found.append(f"left the default dtype at {torch.get_default_dtype()}, not {dtype}")
+            changes.append(f"left the default dtype at {torch.get_default_dtype()}, not {dtype}")
             torch.set_default_dtype(dtype)
         for name, owner in OWNERS.items():
             for word, value in functions[name].items():
                 now = vars(owner).get(word)
                 if now is not value and not _by_torch(now, value):
-                    found.append(f"left {name}.{word} patched")
+                    changes.append(f"left {name}.{word} patched")
                     setattr(owner, word, value)
         for name, generator, state in states:
             if not torch.equal(generator.get_state(), state):
-                found.append(f"moved PyTorch's global generator{name}")
+                changes.append(f"moved PyTorch's global generator{name}")
                 generator.set_state(state)
 
 
@@ -286,8 +292,3 @@ def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> 
         )
     loop = isinstance(decoder, Parallel)
     return examine(decoder.code, decoder.sdvar, request, budget, loop, decoder.threshold)
-
-
-def died(why: str) -> PartLaw:
-    """Return the row of a process that gave no answer."""
-    return PartLaw("process", "process.ends", "The decoder's process answers.", CRASHED, why)

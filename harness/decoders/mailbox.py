@@ -33,6 +33,7 @@ DTYPES = {
     + (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 }
 Header = list[tuple[str, str, list[int]]]  # name, dtype, shape
+Handle = tuple[Any, ...]  # descriptor and size, or what PyTorch rebuilds a CUDA tensor from
 
 
 class UnreadableError(HarnessError):
@@ -56,7 +57,7 @@ class Mailbox:
     """
 
     block: Tensor
-    handle: Any
+    handle: Handle
     descriptor: int = -1
 
     @classmethod
@@ -74,7 +75,7 @@ class Mailbox:
         return cls(_mapped(descriptor, size), (descriptor, size), descriptor)
 
     @classmethod
-    def open(cls, handle: Any) -> Mailbox:
+    def open(cls, handle: Handle) -> Mailbox:
         """Open a mailbox that another process made."""
         if len(handle) == 2:
             return cls(_mapped(*handle), handle, handle[0])
@@ -86,7 +87,7 @@ class Mailbox:
             os.close(self.descriptor)
 
     def put(self, tensors: Mapping[str, Tensor]) -> Header:
-        """Copy tensors in, one behind the other; return what `take` needs. Raises `UnreadableError`."""
+        """Copy tensors in, one after the other; return what `take` needs. Raises `UnreadableError`."""
         header: Header = []
         begin = 0
         for name, tensor in tensors.items():

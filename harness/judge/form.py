@@ -102,10 +102,9 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
 def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator[Divergence]:
     """Shapes, ranges, and that every scale was made final exactly once."""
     pyramid, V, seed = models.pyramid, models.target.config.V, request.seed
-    for name, expected in expected_tensors(models, request).items():
-        tensor = _tensor(trace, name)
-        if tensor is not None and tuple(tensor.shape) != expected.shape:
-            yield Divergence(expected.component, f"{name} is {tuple(tensor.shape)}, not {expected.shape}", seed)
+    wrong = wrong_shape(models, request, trace)
+    if wrong is not None:
+        yield wrong
     for image, scale in trace.missing_scales(pyramid):
         detail = f"scale {scale} was made final {_times(trace, image, scale)} times, not once"
         yield Divergence("scheduling", detail, **request.where(image), scale=scale)
@@ -119,6 +118,16 @@ def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator
         if covered != list(pyramid) or any(turn.finished < 1 for turn in rounds):
             detail = f"rounds finish scales {covered}, not 0..{pyramid.S - 1} once each"
             yield Divergence("scheduling", detail, **request.where(image))
+
+
+def wrong_shape(models: ModelPair, request: Request, trace: Trace) -> Divergence | None:
+    """Return the first tensor of another shape than it must have, of a trace that can be read; None where none is."""
+    for name, expected in expected_tensors(models, request).items():
+        tensor = _tensor(trace, name)
+        if tensor is not None and tuple(tensor.shape) != expected.shape:
+            detail = f"{name} is {tuple(tensor.shape)}, not {expected.shape}"
+            return Divergence(expected.component, detail, request.seed)
+    return None
 
 
 def _times(trace: Trace, image: int, scale: int) -> int:

@@ -19,8 +19,7 @@ import torch
 
 from harness.adapters.probe import ABSENT, BROKEN, HELD, PartLaw
 from harness.decoders.factory import Factory, load_factory, name_of, pickled
-from harness.decoders.in_process import OutOfTimeError
-from harness.decoders.process import Limits
+from harness.decoders.process import Limits, OutOfTimeError
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.laws.case import Case

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from harness.decoders.process import Surroundings
 from harness.errors import InputError
-from harness.pool.workers import MOST_DEATHS, Died, Opened, Work
-from harness.rounding.precision import precision, set_precision
+from harness.pool.workers import MOST_DEATHS, Died, Opened, Work, WorkerJob
 
 CONNECT_S = 30.0
 _OPENED: dict[str, Opened] = {}  # of this process, when it is a worker: one work at a time
@@ -49,8 +49,7 @@ class Cluster:
         distributed = _distributed(address)
         stream = io.BytesIO()
         machine = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
-        job = {"work": work, "tf32": precision()["tf32_matmul"], "threads": torch.get_num_threads(), "machine": machine}
-        torch.save({**job, "path": [path or str(Path.cwd()) for path in sys.path]}, stream)
+        torch.save(WorkerJob(work, Surroundings.here(), machine), stream)
         self._bytes, self._device = stream.getvalue(), device.partition(":")[0]
         try:
             file = Path(address)
@@ -130,15 +129,13 @@ def _opened(job: bytes, digest: str, device: str) -> Opened:
             _OPENED.pop(other).close()
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("device", device, "is not there on a worker of the cluster", "give every worker a GPU")
-        made = torch.load(io.BytesIO(job), map_location=torch.device(device), weights_only=False)
+        made: WorkerJob = torch.load(io.BytesIO(job), map_location=torch.device(device), weights_only=False)
         name = torch.cuda.get_device_name() if device == "cuda" else ""
-        if made["machine"] and name != made["machine"]:
-            rule = f"on a worker of the cluster is {name}; budgets and numbers are those of {made['machine']}"
+        if made.machine and name != made.machine:
+            rule = f"on a worker of the cluster is {name}; budgets and numbers are those of {made.machine}"
             raise InputError("device", device, rule, "start the run on a machine like the workers'")
-        sys.path[:] = [*sys.path, *(path for path in made["path"] if path not in sys.path)]
-        set_precision(made["tf32"])
-        torch.set_num_threads(made["threads"])
-        _OPENED[digest] = made["work"].open()
+        made.surroundings.restore([*sys.path, *(path for path in made.surroundings.path if path not in sys.path)])
+        _OPENED[digest] = made.work.open()
     return _OPENED[digest]
 
 

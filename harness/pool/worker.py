@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from harness.errors import HarnessError, StopSignal
-from harness.rounding.precision import set_precision
+from harness.pool.workers import Opened, WorkerJob
 
 OUT_OF_MEMORY = 137  # as a shell counts SIGKILL
 
@@ -60,19 +60,17 @@ def _converse(connection: Connection, job_file: Path, device: str) -> None:
         opened.close()
 
 
-def _open(job_file: Path, device: str) -> Any:
+def _open(job_file: Path, device: str) -> Opened:
     where = torch.device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     # on a CPU all workers read the same pages of the file
-    job = torch.load(job_file, map_location=where, weights_only=False, mmap=where.type == "cpu")
-    sys.path[:] = job["path"]
-    set_precision(job["tf32"])
-    torch.set_num_threads(job["threads"])
-    return job["work"].open()
+    job: WorkerJob = torch.load(job_file, map_location=where, weights_only=False, mmap=where.type == "cpu")
+    job.surroundings.restore()
+    return job.work.open()
 
 
-def _answer(opened: Any, task: Any) -> Any:
+def _answer(opened: Opened, task: Any) -> Any:
     try:
         return opened.do(task)
     except (MemoryError, torch.OutOfMemoryError) as error:

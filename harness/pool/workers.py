@@ -16,13 +16,10 @@ import pickle
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -31,12 +28,10 @@ from typing import Any, Protocol
 
 import torch
 
+from harness.decoders.process import GRACE_S, START_S, Process, Surroundings, last_lines
 from harness.errors import HarnessError
-from harness.rounding.precision import precision
 
 MOST_DEATHS = 3
-START_S, GRACE_S = 600.0, 5.0
-SERVE = "import sys; from harness.pool.worker import serve; serve(*sys.argv[1:])"
 
 
 class Opened(Protocol):
@@ -59,6 +54,21 @@ class Work(Protocol):
     def open(self) -> Opened:
         """Make it ready."""
         ...
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a worker's process starts with.
+
+    Args:
+        work: what it does.
+        surroundings: those of its employer.
+        machine: name of the GPU that it must have; empty = of any machine.
+    """
+
+    work: Work
+    surroundings: Surroundings
+    machine: str = ""
 
 
 class Pool(Protocol):
@@ -109,7 +119,7 @@ class _Worker:
     """One process, as its employer sees it."""
 
     device: str
-    process: subprocess.Popen[bytes]
+    process: Process
     connection: Connection
     log: Path
     ready: bool = False
@@ -118,14 +128,8 @@ class _Worker:
 
     def death(self) -> str:
         """Say how it ended, and what it said last."""
-        try:
-            status = self.process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:  # it closed its connection and lives
-            self.process.kill()
-            status = self.process.wait()
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        said = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"the worker on {self.device} {how}{f': {said[-1][:200]}' if said else ''}"
+        lines = last_lines(self.log, 1)
+        return f"the worker on {self.device} {self.process.death()}{f': {lines[0][:200]}' if lines else ''}"
 
 
 class Processes:
@@ -150,13 +154,7 @@ class Processes:
         self._count = 0
         self.about: dict[str, Any] = {}
         try:
-            job = {
-                "work": work,
-                "tf32": precision()["tf32_matmul"],
-                "threads": torch.get_num_threads(),
-                "path": [path or str(Path.cwd()) for path in sys.path],
-            }
-            torch.save(job, self.folder / "job")
+            torch.save(WorkerJob(work, Surroundings.here()), self.folder / "job")
             self._workers = [self._hire(device) for device in devices]
             while not self.about:
                 self._attend(deque())
@@ -179,16 +177,11 @@ class Processes:
     def close(self) -> None:
         """End the workers and what they started."""
         for worker in self._workers:
-            with suppress(ProcessLookupError, OSError):
-                worker.process.send_signal(signal.SIGTERM if worker.task is not None else signal.SIGCONT)
+            worker.process.send(signal.SIGTERM if worker.task is not None else signal.SIGCONT)
             worker.connection.close()  # one that waits for a task ends by itself
         end = time.monotonic() + GRACE_S
         for worker in self._workers:
-            with suppress(subprocess.TimeoutExpired):
-                worker.process.wait(max(0.0, end - time.monotonic()))
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(worker.process.pid, signal.SIGKILL)
-            worker.process.wait()
+            worker.process.end(max(0.0, end - time.monotonic()))
         self._workers = []
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -197,17 +190,9 @@ class Processes:
         ours, theirs = socket.socketpair()
         self._count += 1
         log = self.folder / f"worker-{self._count}.log"
-        paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))))
-        with log.open("wb") as stream, theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, str(self.folder / "job"), str(theirs.fileno()), device, str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is the employer's to hear
-                env={**os.environ, "PYTHONPATH": paths},
-            )
+        with theirs:
+            words = [self.folder / "job", theirs.fileno(), device, os.getpid()]
+            process = Process("harness.pool.worker:serve", words, [theirs.fileno()], log)
         return _Worker(device, process, Connection(ours.detach()), log)
 
     def _fill(self, source: Iterator[Any], waiting: deque[Any]) -> bool:
@@ -232,7 +217,7 @@ class Processes:
         for place, worker in enumerate(self._workers):
             if worker.connection not in ready:
                 if not worker.ready and time.monotonic() - worker.since > START_S:
-                    worker.process.kill()
+                    worker.process.end()
                 continue
             try:
                 answer = pickle.loads(worker.connection.recv_bytes())
@@ -254,6 +239,7 @@ class Processes:
         """Return a new worker in a dead one's place. Raises `WorkerError` where they die before they are ready."""
         why = worker.death()
         worker.connection.close()
+        worker.process.end()
         if not worker.ready:
             self._deaths += 1
             if self._deaths >= MOST_DEATHS:

@@ -1,0 +1,123 @@
+"""A decoder in this process: whatever it raises is its own defect, and whoever stops the harness is obeyed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from harness.decoders.factory import build
+from harness.decoders.in_process import run_in_process
+from harness.decoders.own_process import OwnProcess
+from harness.decoders.process import Limits, OutOfTimeError
+from harness.errors import InputError, StopSignal
+from harness.judge.verdict import Judgement
+from harness.models.pair import ModelPair
+from harness.protocol.decoder import Settings
+from harness.protocol.noise import SeededNoise
+from harness.protocol.request import Request
+from harness.protocol.trace import Trace
+from harness.signals import interruptible
+from tests.helpers import Layout, tiny
+
+MODELS, REQUEST = tiny(Layout((1, 2))), Request((0,), 3)
+
+
+class Leave(BaseException):
+    """What somebody ends his own program by."""
+
+
+class Raises:
+    """A decoder that ends by an exception, and whose trace so far does, too."""
+
+    contract = "token-identical"
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        raise self.error
+
+    def so_far(self) -> Trace:
+        raise self.error
+
+
+class Interrupted(Raises):
+    """A decoder that somebody presses Ctrl-C in."""
+
+    def __init__(self) -> None:
+        super().__init__(AssertionError("nobody heard the signal"))
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        raise self.error
+
+
+def leaves(models: ModelPair, settings: Settings) -> Raises:
+    return Raises(Leave("for today"))
+
+
+OWN = [Leave("for today"), GeneratorExit(), KeyboardInterrupt(), SystemExit(3), ValueError("no")]
+
+
+def component(decoder: Raises) -> str:
+    judgement = run_in_process(decoder, MODELS, REQUEST)
+    assert isinstance(judgement, Judgement)
+    return judgement.defects[0].component
+
+
+@pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
+def test_whatever_a_decoder_raises_is_its_crash(error: BaseException):
+    judgement = run_in_process(Raises(error), MODELS, REQUEST)
+    assert isinstance(judgement, Judgement)
+    (defect,) = judgement.defects
+    assert defect.component == "crash"
+    assert defect.detail.startswith(f"{type(error).__name__}: ")
+    assert "in decode, test_in_process.py" in defect.detail
+
+
+@pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
+def test_whatever_a_factory_raises_is_bad_input(error: BaseException):
+    def factory(models: ModelPair, settings: Settings) -> Raises:
+        raise error
+
+    with pytest.raises(InputError, match=rf"failed to build a decoder \({type(error).__name__}: "):
+        build(factory, MODELS, Settings(1))
+
+
+def test_in_a_process_of_its_own_it_is_a_crash_too():
+    own = OwnProcess("tests.unit.decoders.test_in_process:leaves", MODELS, [Settings(1)], 1, Limits(60.0))
+    try:
+        judgement = own.decode(0, REQUEST)
+    finally:
+        own.close()
+    assert isinstance(judgement, Judgement)
+    assert (judgement.defects[0].component, judgement.defects[0].detail[:6]) == ("crash", "Leave:")
+
+
+@pytest.mark.parametrize("handled", [False, True])
+def test_ctrl_c_stops_the_harness_whoever_handles_it(handled: bool):
+    before = signal.getsignal(signal.SIGINT)
+    with ExitStack() as stack:
+        if handled:
+            stack.enter_context(interruptible())
+        with pytest.raises(StopSignal) as stop:
+            run_in_process(Interrupted(), MODELS, REQUEST)
+    assert stop.value.status == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_stop_passes_through_and_time_that_is_over_is_the_process():
+    with pytest.raises(StopSignal):
+        run_in_process(Raises(StopSignal(15)), MODELS, REQUEST)
+    assert component(Raises(OutOfTimeError("no answer within 1 s"))) == "process"
+
+    def factory(models: ModelPair, settings: Settings) -> Raises:
+        raise OutOfTimeError("no answer within 1 s")
+
+    with pytest.raises(OutOfTimeError):  # the law that builds the decoder ran out of it
+        build(factory, MODELS, Settings(1))
