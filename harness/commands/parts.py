@@ -63,8 +63,7 @@ def parts(tested: PartsDecoder, networks: Pair, asked: PartsQuestion, outputs: P
     from harness.commands.inputs import decoder, load_models
     from harness.decoders.process import Limits
     from harness.decoders.terms import Terms
-    from harness.report.parts import parts_json, parts_verdict, show_parts
-    from harness.report.terminal import plain_console
+    from harness.report.terminal import parts_json, parts_verdict, plain_console, show_parts
     from harness.rounding.precision import set_precision
     from harness.signals import silence
 

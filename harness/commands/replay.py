@@ -65,8 +65,7 @@ def replay(cases: ReplayCases, now: ReplayPlace) -> None:
     Exit status: 0 all fixed, 1 a defect, 2 bad input, 3 one cannot be reproduced.
     """
     from harness.report.progress import LongWork
-    from harness.report.replays import say_replayed, say_smallest
-    from harness.report.terminal import plain_console
+    from harness.report.terminal import plain_console, say_replayed, say_smallest
     from harness.runs.case import of_checkouts, write_bundle
     from harness.runs.replay import Answer, shrink_case
     from harness.signals import silence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -14,7 +14,7 @@ from harness.golden.judgements import CaseResult, FileResult, totals
 from harness.golden.record import Change
 from harness.judge.verdict import Verdict, worst
 from harness.provenance import versions
-from harness.report.tables import SHY, Column, name_column, print_table
+from harness.report.tables import SHY, Column, name_column, number, print_table
 from harness.report.terminal import say
 from harness.rounding.precision import precision
 
@@ -29,6 +29,7 @@ CHANGES = (
     name_column("case"), name_column("change"), Column("first scale"), Column("tokens"), Column("most |Δf_hat|"),
     Column("most |Δimage|"),
 )  # fmt: skip
+DELTAS = ("delta_logits", "delta_f_hat", "delta_image")
 UNJUDGED = ("not_judged", "soft_ties", "map_positions", "map_not_judged")
 
 
@@ -70,8 +71,10 @@ def _rows(result: FileResult, verbose: bool) -> list[list[str]]:
 def _row(words: str, cases: Sequence[CaseResult]) -> list[str]:
     """Return what one case came to, or several of them together."""
     counts = [(c.draws, c.identical, len(c.ties), c.not_judged, len(c.defects)) for c in cases]
-    deltas = (largest(getattr(c, delta) for c in cases) for delta in ("delta_logits", "delta_f_hat", "delta_image"))
-    return [words, *(str(sum(each)) for each in zip(*counts, strict=True)), *map(_number, deltas), _free_run(cases)]
+    deltas = [
+        max((delta for c in cases if not math.isnan(delta := getattr(c, name))), default=math.nan) for name in DELTAS
+    ]
+    return [words, *(str(sum(each)) for each in zip(*counts, strict=True)), *map(number, deltas), _free_run(cases)]
 
 
 def _free_run(cases: Sequence[CaseResult]) -> str:
@@ -80,11 +83,6 @@ def _free_run(cases: Sequence[CaseResult]) -> str:
     if not same or all(same):
         return "same" if same else "-"
     return "differs" if len(same) == 1 else f"{sum(same)} of {len(same)} same"
-
-
-def largest(values: Iterable[float]) -> float:
-    """Return the largest number that is one; NaN where none is."""
-    return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 def recordings_json(results: Sequence[FileResult], device: torch.device) -> bytes:
@@ -129,7 +127,7 @@ def recordings_json(results: Sequence[FileResult], device: torch.device) -> byte
 
 
 def _case(case: CaseResult) -> dict[str, object]:
-    deltas = {name: getattr(case, name) for name in ("delta_logits", "delta_f_hat", "delta_image")}
+    deltas = {name: getattr(case, name) for name in DELTAS}
     return {
         "id": case.id,
         "verdict": case.verdict.value,
@@ -146,13 +144,9 @@ def _case(case: CaseResult) -> dict[str, object]:
 
 def show_golden_changes(title: str, changes: Sequence[Change], console: Console) -> None:
     """Print what a regeneration changes, a row a case."""
-    print_table(console, title, CHANGES, [_change(change) for change in changes])
-
-
-def _change(change: Change) -> list[str]:
-    first = "-" if change.first_scale < 0 else str(change.first_scale)
-    return [one_line(change.id), change.what, first, str(change.tokens), _number(change.f_hat), _number(change.image)]
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2g}"
+    rows = [
+        [one_line(change.id), change.what, "-" if change.first_scale < 0 else str(change.first_scale),
+         str(change.tokens), number(change.f_hat), number(change.image)]
+        for change in changes
+    ]  # fmt: skip
+    print_table(console, title, CHANGES, rows)

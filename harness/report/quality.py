@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Console
 
 from harness.quality.distances import LEVEL, MOST_IMAGES, Estimate
 from harness.quality.loss import Quality, resolves, why
 from harness.quality.measured import Measured
 from harness.quality.rows import QualityRow
-from harness.report.tables import Column, name_column, print_table
+from harness.report.tables import Column, name_column, number, print_table
 from harness.report.terminal import say
 from harness.wording import count_of
 
@@ -27,82 +25,74 @@ HEADS = (
 )  # fmt: skip
 
 
-def show_quality(found: Measured, console: Console, quiet: bool = False) -> None:
+def show_quality(run: Measured, console: Console, quiet: bool = False) -> None:
     """Print a run; `quiet` leaves the verdict lines only."""
     if not quiet:
-        N = found.rows[0].images
-        title = f"{found.models} on {found.device}, cfg {found.cfg:g}, {count_of(N, 'image')} a decoder"
-        print_table(console, title, COLUMNS, [_cells(row) for row in found.rows])
-        for text in notes(found):
+        images = count_of(run.rows[0].images, "image")
+        title = f"{run.models} on {run.device}, cfg {run.cfg:g}, {images} a decoder"
+        print_table(console, title, COLUMNS, [_cells(row) for row in run.rows])
+        for text in _notes(run):
             say(console, text)
-    for row in found.rows[1:]:
-        if found.most is None and row.failed:
+    for row in run.rows[1:]:
+        if run.most is None and row.failed:
             say(console, f"{row.name}: no image ({row.failed})")
-    for row, verdict in zip(found.rows[1:], found.verdicts, strict=False):
-        say(console, f"{row.name}: {why(row, found.most or 0.0)}", verdict.value, COLOURS[verdict])
+    for row, verdict in zip(run.rows[1:], run.verdicts, strict=False):
+        say(console, f"{row.name}: {why(row, run.most or 0.0)}", verdict.value, COLOURS[verdict])
 
 
-def notes(found: Measured) -> list[str]:
+def _notes(run: Measured) -> list[str]:
     """Return what a reader needs to know of the figures, a line each."""
-    first, *others = found.rows
-    level = f"{LEVEL:.0%} intervals, jackknife over {found.blocks} blocks of images; shares by Wilson's"
-    made = [
-        f"FD: Fréchet distance in {found.features}, {found.unit}; KD: kernel distance; {level}",
+    first, *others = run.rows
+    level = f"{LEVEL:.0%} intervals, jackknife over {run.blocks} blocks of images; shares by Wilson's"
+    lines = [
+        f"FD: Fréchet distance in {run.features}, {run.unit}; KD: kernel distance; {level}",
         "loss: how much farther from real data than sequential decoding under the same seeds (paired); "
         "drift: how much farther from the target's law, which other seeds show",
     ]
-    if found.real:
-        made.append(f"real data: {found.real}; the same for every row, so that its own error is not in a loss")
-    biases = [f"{of.bias:+.3f} in FD to {word}" for word, of in (("real data", first.real),) if of is not None]
+    if run.real:
+        lines.append(f"real data: {run.real}; the same for every row, so that its own error is not in a loss")
+    biases = [f"{first.real.bias:+.3f} in FD to real data"] if first.real is not None else []
     biases += [f"{row.law.bias:+.3f} in FD to the target's law" for row in others[:1] if row.law is not None]
     if biases:
-        made.append(f"bias at N = {first.images}, which is taken out: {', '.join(biases)}")
-    losses = [of for row in others for of in row.losses if not row.failed]
-    if found.most is not None and losses:
-        need = resolves([max(losses, key=lambda of: of.half)], first.images, found.most)
+        lines.append(f"bias at N = {first.images}, which is taken out: {', '.join(biases)}")
+    losses = [loss for row in others for loss in row.losses if not row.failed]
+    if run.most is not None and losses:
+        need = resolves([max(losses, key=lambda loss: loss.half)], first.images, run.most)
         many = f"about {need}" if need < MOST_IMAGES else "no feasible number of"
-        made.append(f"a loss of {found.most:g} is resolved for every row above by {many} images a decoder")
-    made += [f"{row.name}: tokens, {row.tokens}" for row in others if row.tokens is not None]
-    return made
+        lines.append(f"a loss of {run.most:g} is resolved for every row above by {many} images a decoder")
+    return lines + [f"{row.name}: tokens, {row.tokens}" for row in others if row.tokens is not None]
 
 
-def best_cfg_line(found: Measured) -> str:
+def best_cfg_line(run: Measured) -> str:
     """Return one line on the guidance value at which sequential decoding comes nearest to real data."""
-    rows = [row for row in found.rows if ", cfg " in row.name and row.real is not None]
+    rows = [(row.name.partition(", cfg ")[2], row.real) for row in run.rows if row.real is not None]
+    rows = sorted(((cfg, real) for cfg, real in rows if cfg), key=lambda row: row[1].value)
     if not rows:
         return "no guidance value was compared with real data"
-    best, *others = sorted(rows, key=lambda row: row.real.value if row.real else 0.0)
-    near = [row.name.partition("cfg ")[2] for row in others if row.real and best.real and row.real.low < best.real.high]
-    beside = f"; cfg {', '.join(near)} within the intervals" if near else ""
-    return f"best for the target: cfg {best.name.partition('cfg ')[2]}, FD to real data {best.real}{beside}"
+    (best, real), *others = rows
+    near = [cfg for cfg, other in others if other.low < real.high]
+    after = f"; cfg {', '.join(near)} within the intervals" if near else ""
+    return f"best for the target: cfg {best}, FD to real data {real}{after}"
 
 
-def quality_markdown(found: Measured) -> str:
+def quality_markdown(run: Measured) -> str:
     """Return the rows as a Markdown table."""
     lines = [f"| {' | '.join(HEADS)} |", f"|{'---|' * 2}{'---:|' * (len(HEADS) - 3)}---|"]
-    verdicts = ["-", *(verdict.value for verdict in found.verdicts)] if found.verdicts else ["-"] * len(found.rows)
-    for row, verdict in zip(found.rows, verdicts, strict=True):
-        cells = [f"`{row.name}`", row.contract or "-", _number(row.calls)]
-        cells += [_estimate(of) for of in (row.real, row.loss, row.law, row.drift, row.accuracy, row.precision)]
-        lines.append(f"| {' | '.join([*cells, _estimate(row.coverage), verdict])} |")
-    title = (
-        f"{count_of(found.rows[0].images, 'image')}, cfg {found.cfg:g}, {found.models} on {found.device.split(':')[0]}"
-    )
-    return f"{title}\n\n" + "\n".join(lines) + "\n"
+    verdicts = ["-", *(verdict.value for verdict in run.verdicts)] if run.verdicts else ["-"] * len(run.rows)
+    for row, verdict in zip(run.rows, verdicts, strict=True):
+        figures = (row.real, row.loss, row.law, row.drift, row.accuracy, row.precision, row.coverage)
+        cells = [f"`{row.name}`", row.contract or "-", number(row.calls, ".1f"), *map(_estimate, figures), verdict]
+        lines.append(f"| {' | '.join(cells)} |")
+    images = count_of(run.rows[0].images, "image")
+    return "\n".join([f"{images}, cfg {run.cfg:g}, {run.models} on {run.device.split(':')[0]}", "", *lines, ""])
 
 
 def _cells(row: QualityRow) -> list[str]:
-    figures: Sequence[Estimate | None] = (
-        row.real, row.loss, row.law, row.drift, row.real_kernel, row.law_kernel, row.accuracy, row.precision,
-        row.coverage,
-    )  # fmt: skip
-    shown = [_estimate(of) for of in figures]
-    return [row.name, row.contract or "-", row.draft_len or "-", _number(row.calls), *shown, f"{row.seconds:.1f}"]
+    figures = (row.real, row.loss, row.law, row.drift, row.real_kernel, row.law_kernel, row.accuracy, row.precision,
+               row.coverage)  # fmt: skip
+    words = [row.name, row.contract or "-", row.draft_len or "-", number(row.calls, ".1f")]
+    return [*words, *map(_estimate, figures), f"{row.seconds:.1f}"]
 
 
-def _estimate(of: Estimate | None) -> str:
-    return "-" if of is None else str(of)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _estimate(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else str(estimate)

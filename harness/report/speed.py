@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from harness.bench import policy_costs
 from harness.bench.files import Speed
 from harness.bench.policy_costs import PolicyRow
 from harness.bench.speed import SpeedRow
-from harness.report.tables import SHY, Column, name_column, print_table, prose_column
+from harness.report.tables import SHY, Column, name_column, number, print_table, prose_column
 from harness.report.terminal import say
 
 SEQUENTIAL = (
@@ -64,27 +63,21 @@ def show_scoreboard(board: Sequence[Sequence[str]], console: Console) -> None:
 
 def sequential_rows(rows: Sequence[SpeedRow]) -> list[list[str]]:
     """Return what sequential decoding takes, a row a batch size."""
-    shown = []
+    cells = []
     for batch, row in {row.batch: row for row in rows}.items():
         target, draft = row.target, row.draft
         times = (row.reference_ms, target.ms, target.passes_ms, target.floor_ms, draft.ms, draft.passes_ms)
         memory = f"{target.peak / 2**30:.2f} GiB" if target.peak else "-"
-        shown.append([f"{batch}", *(_number(ms, ".1f") for ms in times), memory])
-    return shown
+        cells.append([f"{batch}", *(number(ms, ".1f") for ms in times), memory])
+    return cells
 
 
 def speculative_rows(rows: Sequence[SpeedRow]) -> list[list[str]]:
     """Return what speculative decoding takes, a row a setting."""
-    shown = []
-    for row in rows:
-        times = (row.ms, row.draft_passes_ms, row.target_passes_ms, row.floor_ms)
-        length = f"{row.draft_len}" if row.speculates else "-"
-        cells = [row.policy, f"{row.batch}", length, *(_number(ms, ".1f") for ms in times)]
-        cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}×", _number(row.allowed, ".2f", "×")]
-        cells += [_number(row.speed_up / row.allowed, ".0%"), _number(row.extra_memory, ".1%")]
-        shown.append(cells)
-    return shown
-
-
-def _number(value: float, form: str, unit: str = "") -> str:
-    return "-" if math.isnan(value) else format(value, form) + unit
+    return [
+        [row.policy, f"{row.batch}", f"{row.draft_len}" if row.speculates else "-",
+         *(number(ms, ".1f") for ms in (row.ms, row.draft_passes_ms, row.target_passes_ms, row.floor_ms)),
+         f"{row.target_calls:.2f}", f"{row.speed_up:.2f}×", number(row.allowed, ".2f", "×"),
+         number(row.speed_up / row.allowed, ".0%"), number(row.extra_memory, ".1%")]
+        for row in rows
+    ]  # fmt: skip

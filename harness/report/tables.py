@@ -8,6 +8,7 @@ replaced, and nothing else.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ LEAST_PROSE = 32  # columns; prose with less room stands below its row
 NOTHING = ("", "-")
 HEAD_LINES = 2  # of a header, where there is room
 GAP, INDENT = "  ", "  "
+Rows = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,19 @@ def prose_column(head: str) -> Column:
     return Column(head, right=False, prose=True)
 
 
-def print_table(console: Console, title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+def print_table(console: Console, title: str, columns: Sequence[Column], rows: Rows) -> None:
     """Print a table as wide as the console at most; nothing where there are no rows."""
     if rows:
         kind = console.encoding
-        shown = [replace(column, head=_head(column.head, kind)) for column in columns]
+        # a place to break a word at is never printed, so it stays
+        heads = [SHY.join(spelled(part, kind) for part in column.head.split(SHY)) for column in columns]
+        spelled_columns = [replace(column, head=head) for column, head in zip(columns, heads, strict=True)]
         cells = [[spelled(cell, kind) for cell in row] for row in rows]
-        lines = table_lines(spelled(title, kind), shown, cells, console.width)
+        lines = table_lines(spelled(title, kind), spelled_columns, cells, console.width)
         console.print(Text("\n".join([*lines, ""])), soft_wrap=True)
 
 
-def table_lines(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+def table_lines(title: str, columns: Sequence[Column], rows: Rows, width: int) -> list[str]:
     """Return the lines of a table.
 
     Args:
@@ -75,19 +79,22 @@ def table_lines(title: str, columns: Sequence[Column], rows: Sequence[Sequence[s
     """
     shown = [k for k, column in enumerate(columns) if not column.prose]
     below = [k for k, column in enumerate(columns) if column.prose]
-    least = _least(columns, rows, below)
-    taken = _total([_width(columns[k], [row[k] for row in rows]) for k in shown], False) + len(GAP)
+    # prose stands beside its row where it has room
+    longest = [cell_len(text) for k in below for text in (columns[k].head, *(row[k] for row in rows))]
+    least = min(LEAST_PROSE, max(longest, default=0))
+    taken = _total([_width(columns[k], [row[k] for row in rows]) for k in shown]) + len(GAP)
     beside = below.pop() if len(below) == 1 and taken + least <= width else -1
     left_out: list[str] = []
     head = wrapped(title, width) if title else []
     while True:
-        for stacked in (False, True):
-            grid = shown[1:] if stacked else shown
+        for lead in (-1, shown[0]):
+            grid = shown if lead < 0 else shown[1:]
             widths = [_width(columns[k], [row[k] for row in rows]) for k in grid]
-            if _total(widths, stacked) <= width and not (stacked and not grid):
-                room = width - _total(widths, stacked) - (len(GAP) + least) * (beside >= 0)
+            used = _total(widths) + (len(INDENT) if lead >= 0 else 0)
+            if used <= width and (grid or lead < 0):
+                room = width - used - (len(GAP) + least if beside >= 0 else 0)
                 widths = _with_flat_heads([columns[k] for k in grid], widths, room)
-                lines = _grid(columns, rows, (grid, widths, beside, width), below, shown[0] if stacked else -1)
+                lines = _Grid(columns, grid, widths, lead, beside, below).lines(rows, width)
                 return head + lines + _note(left_out, width)
         spare = max(columns[k].spare for k in shown)
         if not spare:
@@ -97,36 +104,31 @@ def table_lines(title: str, columns: Sequence[Column], rows: Sequence[Sequence[s
         left_out.insert(0, columns[gone].head.replace(SHY, ""))
 
 
+def number(value: float | None, form: str = ".2g", unit: str = "") -> str:
+    """Return a number in a form, with its unit; a dash of none."""
+    return "-" if value is None or math.isnan(value) else format(value, form) + unit
+
+
 def wrapped(text: str, width: int, indent: str = INDENT) -> list[str]:
     """Break a text between words; later lines are indented. A word that is too long is left whole."""
-    made = textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    return made or [""]
-
-
-def _head(head: str, encoding: str) -> str:
-    """Return a header in an encoding; `SHY` is never printed, so it stays."""
-    return SHY.join(spelled(part, encoding) for part in head.split(SHY))
-
-
-def _least(columns: Sequence[Column], rows: Sequence[Sequence[str]], prose: list[int]) -> int:
-    """Return the room that prose needs to stand beside its row."""
-    longest = [cell_len(text) for k in prose for text in (columns[k].head, *(row[k] for row in rows))]
-    return min(LEAST_PROSE, max(longest, default=0))
+    lines = textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return lines or [""]
 
 
 def _width(column: Column, cells: Sequence[str]) -> int:
-    pieces = [len(piece) + hyphen for word in column.head.split(" ") for piece, hyphen in _pieces(word)]
+    """Return the room that a column needs: its longest cell, or piece of a word of its header."""
+    pieces = [len(piece) for word in column.head.split(" ") for piece in _pieces(word)]
     return max([*map(cell_len, cells), *pieces])
 
 
-def _pieces(word: str) -> list[tuple[str, bool]]:
-    """Return what the word of a header may be broken into, and whether a hyphen follows."""
-    parts = word.split(SHY)
-    return [(part, k + 1 < len(parts)) for k, part in enumerate(parts)]
+def _pieces(word: str) -> list[str]:
+    """Return what the word of a header may be broken into; all but the last end in a hyphen."""
+    *parts, last = word.split(SHY)
+    return [*(f"{part}-" for part in parts), last]
 
 
-def _total(widths: Sequence[int], stacked: bool) -> int:
-    return sum(widths) + len(GAP) * (len(widths) - 1) + len(INDENT) * stacked
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
 def _with_flat_heads(columns: Sequence[Column], widths: list[int], room: int) -> list[int]:
@@ -144,58 +146,68 @@ def _with_flat_heads(columns: Sequence[Column], widths: list[int], room: int) ->
 
 def _heading(column: Column, width: int) -> list[str]:
     """Return the lines of a header."""
-    words = []
+    words: list[str] = []
     for word in column.head.split(" "):
         whole = word.replace(SHY, "")
-        words += [whole] if len(whole) <= width else [part + "-" * hyphen for part, hyphen in _pieces(word)]
+        words += [whole] if len(whole) <= width else _pieces(word)
     return wrapped(" ".join(words), width, "")
 
 
-def _grid(
-    columns: Sequence[Column],
-    rows: Sequence[Sequence[str]],
-    form: tuple[list[int], list[int], int, int],
-    below: list[int],
-    lead: int,
-) -> list[str]:
-    """Return head, rule and rows; `lead` is the column on a line of its own, -1 = none is."""
-    grid, widths, beside, width = form
-    indent = INDENT if lead >= 0 else ""
-    heads = [_heading(columns[k], w) for k, w in zip(grid, widths, strict=True)]
-    used = _total(widths, lead >= 0)
-    room = width - used - len(GAP)
-    if beside >= 0:
-        heads.append([columns[beside].head])
-    lines = [columns[lead].head] if lead >= 0 else []
-    for depth in range(height := max(map(len, heads))):
-        cells = [head[depth - height + len(head)] if depth >= height - len(head) else "" for head in heads]
-        lines.append(indent + _joined(columns, grid, widths, cells))
-    lines.append("─" * (width if beside >= 0 or below else max(used, *map(cell_len, lines))))
-    for row in rows:
-        texts = wrapped(row[beside], room, "") if beside >= 0 else []
-        lines += wrapped(row[lead], width) if lead >= 0 else []
-        lines.append(indent + _joined(columns, grid, widths, [*(row[k] for k in grid), *texts[:1]]))
-        lines += [" " * (used + len(GAP)) + text for text in texts[1:]]
-        for k in below:
-            lines += _prose(columns[k].head, row[k], width)
-    return [line.rstrip() for line in lines]
+@dataclass(frozen=True)
+class _Grid:
+    """Columns side by side.
+
+    Args:
+        columns: all of the table.
+        grid: indices of those side by side.
+        widths: theirs.
+        lead: the column on a line of its own above them; -1 = none is.
+        beside: the column of prose on their right; -1 = none is.
+        below: the columns of prose below them.
+    """
+
+    columns: Sequence[Column]
+    grid: list[int]
+    widths: list[int]
+    lead: int
+    beside: int
+    below: list[int]
+
+    def lines(self, rows: Rows, width: int) -> list[str]:
+        """Return head, rule and rows."""
+        columns, indent = self.columns, INDENT if self.lead >= 0 else ""
+        heads = [_heading(columns[k], w) for k, w in zip(self.grid, self.widths, strict=True)]
+        used = len(indent) + _total(self.widths) + len(GAP)
+        heads += [[columns[self.beside].head]] if self.beside >= 0 else []
+        height = max(map(len, heads))
+        heads = [[""] * (height - len(head)) + head for head in heads]
+        lines = [columns[self.lead].head] if self.lead >= 0 else []
+        lines += [indent + self._joined(cells) for cells in zip(*heads, strict=True)]
+        lines.append("─" * (width if self.beside >= 0 or self.below else max(used - len(GAP), *map(cell_len, lines))))
+        for row in rows:
+            texts = wrapped(row[self.beside], width - used, "") if self.beside >= 0 else []
+            lines += wrapped(row[self.lead], width) if self.lead >= 0 else []
+            lines.append(indent + self._joined([*(row[k] for k in self.grid), *texts[:1]]))
+            lines += [" " * used + text for text in texts[1:]]
+            for k in self.below:
+                lines += _prose_lines(columns[k].head, row[k], width)
+        return [line.rstrip() for line in lines]
+
+    def _joined(self, cells: Sequence[str]) -> str:
+        """Return one line of cells; what is more than the grid holds follows as it is."""
+        padded = []
+        for k, width, cell in zip(self.grid, self.widths, cells, strict=False):
+            space = " " * (width - cell_len(cell))
+            padded.append(space + cell if self.columns[k].right else cell + space)
+        return GAP.join([*padded, *cells[len(self.grid) :]])
 
 
-def _prose(head: str, text: str, width: int) -> list[str]:
+def _prose_lines(head: str, text: str, width: int) -> list[str]:
     """Return prose below its row; nothing where there is none."""
     return [] if text in NOTHING else wrapped(f"{INDENT}{head}: {text}", width, INDENT * 2)
 
 
-def _joined(columns: Sequence[Column], grid: list[int], widths: list[int], cells: list[str]) -> str:
-    """Return one line of cells; what is more than the grid holds follows as it is."""
-    made = []
-    for k, width, cell in zip(grid, widths, cells, strict=False):
-        space = " " * (width - cell_len(cell))
-        made.append(space + cell if columns[k].right else cell + space)
-    return GAP.join([*made, *cells[len(grid) :]])
-
-
-def _listed(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: list[int], width: int) -> list[str]:
+def _listed(columns: Sequence[Column], rows: Rows, shown: list[int], width: int) -> list[str]:
     """Return the rows as a name and `head value` pairs below it, as many on a line as have room."""
     lines = [columns[shown[0]].head, "─" * width]
     for row in rows:
@@ -203,13 +215,11 @@ def _listed(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: lis
         line = ""
         for k in shown[1:]:
             pair = f"{columns[k].head.replace(SHY, '')} {row[k]}"
-            if columns[k].prose:
-                lines += [INDENT + line] if line else []
+            if line and (columns[k].prose or cell_len(f"{INDENT}{line} · {pair}") > width):
+                lines.append(INDENT + line)
                 line = ""
-                lines += _prose(columns[k].head, row[k], width)
-            elif line and cell_len(f"{INDENT}{line} · {pair}") > width:
-                lines.append(f"{INDENT}{line}")
-                line = pair
+            if columns[k].prose:
+                lines += _prose_lines(columns[k].head, row[k], width)
             else:
                 line = f"{line} · {pair}" if line else pair
         lines += [INDENT + line] if line else []
@@ -226,15 +236,14 @@ def replaced_parts(page: Path, parts: Mapping[str, str]) -> str:
         text = page.read_text() if page.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("into", str(page), f"cannot be read ({error})", "pass a Markdown file") from None
-    names = []
+    replaced = False
     for name, part in parts.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
-        before, found, rest = text.partition(begin)
+        before, opened, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
-        if found and closed:
-            names.append(name)
-            text = f"{before}{begin}{part}{end}{after}"
-    if not names:
+        if opened and closed:
+            replaced, text = True, f"{before}{begin}{part}{end}{after}"
+    if not replaced:
         rule = "must hold the lines <!-- scoreboard: begin --> and <!-- scoreboard: end -->, or those of speed"
         raise InputError("into", str(page), rule, "add them")
     return text

@@ -1,30 +1,34 @@
-"""A verification on the terminal: a table, then what went wrong, the verdict last."""
+"""Verdicts on the terminal: of a verification, of the parts of a decoder, of repeated defects.
+
+Promise: a table first, then what went wrong, the verdict last; no control character of a decoder or file reaches it.
+"""
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
 
+from harness.adapters.probe import ABSENT, BROKEN, CRASHED, HELD, PartLaw
 from harness.errors import one_line, shortened
+from harness.files import compact
 from harness.judge.verdict import Verdict
-from harness.report.tables import SHY, Column, name_column, print_table, wrapped
-from harness.runs.case import repeat_line
+from harness.provenance import versions
+from harness.report.tables import SHY, Column, name_column, print_table, prose_column, wrapped
+from harness.runs.case import KeptCase, repeat_line
 from harness.runs.records import against_of
+from harness.runs.replay import Answer, Replayed
 from harness.runs.result import COUNTS, LawsTried, SettingResult, Verification
 from harness.wording import count_of, spelled
 
-COLOURS = {
-    Verdict.IDENTICAL: "green",
-    Verdict.TIE: "green",
-    Verdict.CONSISTENT: "green",
-    Verdict.DEFECT: "bold red",
-    Verdict.INCONCLUSIVE: "yellow",
-}
-
-
+COLOURS = {0: "green", 1: "bold red", 3: "yellow"}  # by the exit status of a verdict
+ANSWERS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "green", Answer.CANNOT: "yellow"}
+WRONG_PARTS = (BROKEN, CRASHED)
+PARTS = (*map(name_column, ("part", "law", "verdict")), prose_column("what is wrong with the numbers"))
 COLUMNS = {
     "images": Column("images"),
     "draws": Column("draws", spare=1),
@@ -39,7 +43,6 @@ MEASURED = (
     Column("target calls (range)"), Column("accepted scales a round", spare=2), Column("time (s)", spare=3),
     Column(f"refer{SHY}ence (s)", spare=4),
 )  # fmt: skip
-PASSED = (Verdict.IDENTICAL, Verdict.TIE, Verdict.CONSISTENT)
 MOST_CHANGES = 4
 LINES = 24  # nothing asks how high it is
 PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
@@ -84,7 +87,7 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         if result.decode_seconds and result.seconds:  # a run file keeps no time of judging
             say(console, f"judging: {result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
         if result.wall_seconds and result.images:
-            say(console, spread(result))
+            say(console, _work_line(result))
         if result.compared:
             say(console, f"compared with {result.against or 'the reference'}: {', '.join(result.compared)}")
         if result.coverage.rounds:
@@ -95,10 +98,10 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
             say(console, f"changed: {text}")
         for name, why in result.not_compared.items():
             say(console, f"not compared: {name} ({why})")
-        _say_what_was_found(result, console)
+        _say_first_divergence(result, console)
     if not result.is_whole:
         say(console, f"interrupted: {result.images} of {count_of(result.plan.images, 'image')} judged")
-    say(console, summary(result), result.verdict.value, COLOURS[result.verdict])
+    say(console, summary(result), result.verdict.value, COLOURS[result.verdict.exit_status])
 
 
 def laws_line(tried: LawsTried) -> str:
@@ -109,25 +112,23 @@ def laws_line(tried: LawsTried) -> str:
     return f"laws, in {count_of(tried.cases, 'case')} each: {', '.join(words)}"
 
 
-def _say_what_was_found(result: Verification, console: Console) -> None:
+def _say_first_divergence(result: Verification, console: Console) -> None:
     """Print distances, why the run is inconclusive, and the first divergence."""
     for setting in result.settings:
         if setting.distances:
-            say(console, measured(setting))
+            say(console, _distance_line(setting))
     for reason in result.inconclusive:
         say(console, f"inconclusive: {reason}")
-    first = result.first_divergence
-    if first is not None:
+    if (first := result.first_divergence) is not None:
         word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
-        word = "first difference" if result.against else word
-        say(console, f"{word}: {first}")
+        say(console, f"{'first difference' if result.against else word}: {first}")
         if alone := repeated_by(result):
             say(console, f"alone: {alone}", whole=True)
     for text in result.so_far[:1]:
         say(console, f"so far: {text}")
 
 
-def spread(result: Verification) -> str:
+def _work_line(result: Verification) -> str:
     """Return one line on who did it: batches, why they are that large, workers, rate."""
     largest = max(task.request.B for task in result.plan.tasks)
     why = f" ({result.about['batch']})" if "batch" in result.about else ""
@@ -148,7 +149,7 @@ def repeated_by(result: Verification) -> str:
     return repeat_line(recipe, plan.settings[row.setting], request, found, plan.draft_of(row.setting), other)
 
 
-def measured(setting: SettingResult) -> str:
+def _distance_line(setting: SettingResult) -> str:
     """Return one line on how far a decoder that does not claim the tokens is from sequential decoding."""
     count = len(setting.distances)
     mean = {k: sum(getattr(d, k) for d in setting.distances) / count for k in ("tokens", "f_hat", "pixels")}
@@ -178,29 +179,30 @@ def _title(result: Verification) -> str:
     return f"{one_line(result.models)} on {result.device}, {dtype}" + ("" if draft == dtype else f" (draft {draft})")
 
 
+def _columns(result: Verification) -> list[Column]:
+    return [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *MEASURED]
+
+
 def _counted(result: Verification) -> list[str]:
     """Return the counts that the table shows; a column of unclaimed tokens only where there are any."""
     unclaimed = any(setting.total("unclaimed") for setting in result.settings)
     return [count for count in COUNTS if unclaimed or count != "unclaimed"]
 
 
-def _columns(result: Verification) -> list[Column]:
-    return [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *MEASURED]
-
-
 def _rows(result: Verification, verbose: bool) -> list[list[str]]:
     """Return a row a setting; those that passed share one, the last, unless all are asked for."""
-    passed = [setting for setting in result.settings if setting.verdict in PASSED]
+    passed = [setting for setting in result.settings if not setting.verdict.exit_status]
     if verbose or len(passed) < 2:
         passed = []
-    rows = [_row(_named(each), [each], _counted(result)) for each in result.settings if each not in passed]
+    counted = _counted(result)
+    rows = [_row(_setting_name(each), [each], counted) for each in result.settings if each not in passed]
     if passed:
         words = sorted({setting.verdict.value for setting in passed})
-        rows.append(_row(f"{len(passed)} settings {', '.join(words)}", passed, _counted(result)))
+        rows.append(_row(f"{len(passed)} settings {', '.join(words)}", passed, counted))
     return rows
 
 
-def _named(setting: SettingResult) -> str:
+def _setting_name(setting: SettingResult) -> str:
     return one_line(f"{setting.settings}{f', {setting.draft}' if setting.draft else ''}")
 
 
@@ -217,3 +219,58 @@ def _row(words: str, settings: list[SettingResult], counted: list[str]) -> list[
         f"{sum(setting.seconds for setting in settings):.1f}",
         f"{sum(seconds for _, seconds in once):.1f}",
     ]
+
+
+def parts_verdict(rows: Sequence[PartLaw]) -> Verdict:
+    """DEFECT where a law is broken or its part crashes, INCONCLUSIVE where a part could not be asked."""
+    verdicts = {row.verdict for row in rows}
+    if verdicts & set(WRONG_PARTS):
+        return Verdict.DEFECT
+    return Verdict.CONSISTENT if HELD in verdicts and ABSENT not in verdicts else Verdict.INCONCLUSIVE
+
+
+def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quiet: bool, verbose: bool = False) -> None:
+    """Print the parts of a decoder, those that held in one line unless `verbose`; `quiet` leaves the verdict only."""
+    counts = Counter(row.verdict for row in rows)
+    if not quiet:
+        cells = [
+            [one_line(row.part), row.law, row.verdict, shortened(one_line(row.found), MOST_SHOWN)]
+            for row in rows
+            if verbose or row.verdict != HELD
+        ]
+        print_table(console, "", PARTS, cells)
+        held = list(dict.fromkeys(one_line(row.part) for row in rows if row.verdict == HELD))
+        if held and not verbose:
+            laws = count_of(counts[HELD], "law")
+            say(console, f"held: {laws} of {count_of(len(held), 'part')}: {', '.join(held)}")
+    clauses = [
+        f"{counts[word]} {word.lower()}" for word in (HELD, *WRONG_PARTS, ABSENT) if counts[word] or word == HELD
+    ]
+    wrong = list(dict.fromkeys(row.part for row in rows if row.verdict in WRONG_PARTS))
+    text = (
+        f"{count_of(len(rows), 'law')} of parts: {', '.join(clauses)}{'; wrong: ' + ', '.join(wrong) if wrong else ''}"
+    )
+    say(console, text, verdict.value, COLOURS[verdict.exit_status])
+
+
+def parts_json(rows: Sequence[PartLaw], verdict: Verdict) -> bytes:
+    """Return the rows as JSON."""
+    return compact({"verdict": verdict.value, "parts": [row.as_dict() for row in rows], "versions": versions()})
+
+
+def say_replayed(console: Console, replayed: Replayed) -> None:
+    """Print what came of a case: a line, its answer first."""
+    case, why = replayed.case, f" ({replayed.why})" if replayed.why else ""
+    say(console, f"case {case.number}{why}: {case}", replayed.answer.value, ANSWERS[replayed.answer])
+    if replayed.answer is Answer.OTHER:
+        say(console, f"  now: {replayed.found}")
+
+
+def say_smallest(console: Console, case: KeptCase) -> None:
+    """Print the smallest case, and the command line that shows it; of cut networks a bundle alone can."""
+    say(console, f"  smallest: {case}")
+    recipe = case.about.get("recipe")
+    if recipe is not None:
+        note = " (with all scales; --bundle keeps the cut)" if case.scales else ""
+        line = repeat_line(recipe, case.settings, case.request, case.found, case.draft_noise, case.against)
+        say(console, f"  alone{note}: {line}", whole=True)

@@ -18,7 +18,7 @@ from harness.report.html.page import (
     counted,
     made_with,
 )
-from harness.report.mutants import first_catch, why_survived
+from harness.report.mutants import first_catch, smallest_case, why_survived
 
 CAUGHT = State("caught", "C", "caught by a law of its own family")
 ELSEWHERE = State("elsewhere", "e", "caught by a law of another family")
@@ -72,21 +72,21 @@ def _facts(hunt: Hunt) -> Facts:
 
 
 def _left(hunt: Hunt) -> list[object]:
-    found = [(f"survived: {caught.mutant.id}", why_survived(caught)) for caught in hunt.survived]
-    found += [(f"false alarm: {law.id}", "the correct decoder breaks it") for law in hunt.false_alarms]
-    return [Bullets(found)] if found else []
+    items = [(f"survived: {caught.mutant.id}", why_survived(caught)) for caught in hunt.survived]
+    items += [(f"false alarm: {law.id}", "the correct decoder breaks it") for law in hunt.false_alarms]
+    return [Bullets(items)] if items else []
 
 
 def _matrix(hunt: Hunt) -> list[object]:
     """Return a grid a family; columns are the laws that were tried on any of its bugs."""
-    made: list[object] = []
+    grids: list[object] = []
     for family in dict.fromkeys(caught.mutant.family for caught in hunt.found):
-        of = [caught for caught in hunt.found if caught.mutant.family == family]
-        laws = laws_for(of[0].mutant, hunt.scope)[: max(caught.tried for caught in of)]
+        bugs = [caught for caught in hunt.found if caught.mutant.family == family]
+        laws = laws_for(bugs[0].mutant, hunt.scope)[: max(caught.tried for caught in bugs)]
         heads = [law.id.removeprefix(f"{family}.") for law in laws]
-        rows = [Lane(_name(each), [_state(each, k, law.id) for k, law in enumerate(laws)]) for each in of]
-        made.append(Grid(f"Family {family}", "planted bug", heads, rows, upright=True))
-    return made
+        rows = [Lane(_name(each), [_state(each, k, law.id) for k, law in enumerate(laws)]) for each in bugs]
+        grids.append(Grid(f"Family {family}", "planted bug", heads, rows, upright=True))
+    return grids
 
 
 def _state(caught: Caught, number: int, law: str) -> State:
@@ -102,24 +102,20 @@ def _name(caught: Caught) -> str:
 
 
 def _bugs(hunt: Hunt) -> Sheet:
-    asked = any(caught.verified for caught in hunt.found)
-    rows: list[tuple[str, ...]] = []
-    for caught in hunt.found:
-        smallest = caught.smallest
-        rows.append(
-            (_name(caught), caught.mutant.change, caught.mutant.origin, first_catch(caught) if asked else "",
-             smallest.found if smallest else "–",
-             repr(smallest.case).removeprefix("Case(").removesuffix(")") if smallest else "–",
-             f"{caught.seconds:.1f} s" if caught.violations else "–")
-        )  # fmt: skip
-    head: tuple[str, ...] = (
-        "bug", "what it changes", "where such a bug comes from", "first caught by", "what a law saw",
-        "smallest failing example", "to the first violation",
-    )  # fmt: skip
-    if not asked:
-        head, rows = head[:3] + head[4:], [row[:3] + row[4:] for row in rows]
+    rows = [
+        (_name(caught), caught.mutant.change, caught.mutant.origin, first_catch(caught),
+         caught.smallest.found if caught.smallest else "–", smallest_case(caught) or "–",
+         f"{caught.seconds:.1f} s" if caught.violations else "–")
+        for caught in hunt.found
+    ]  # fmt: skip
+    head = ("bug", "what it changes", "where such a bug comes from", "first caught by", "what a law saw",
+            "smallest failing example", "to the first violation")  # fmt: skip
+    staged = any(caught.verified for caught in hunt.found)
+    columns = [k for k in range(len(head)) if staged or head[k] != "first caught by"]
     bad = frozenset(k for k, caught in enumerate(hunt.found) if caught.survived)
-    return Sheet("Planted bugs, with the smallest example that their own family found", head, rows, len(head) - 1, bad)
+    caption = "Planted bugs, with the smallest example that their own family found"
+    cells = [[row[k] for k in columns] for row in rows]
+    return Sheet(caption, [head[k] for k in columns], cells, len(columns) - 1, bad)
 
 
 def _laws(hunt: Hunt) -> Sheet:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from harness.bench.files import Speed
 from harness.bench.speed import SpeedRow
-from harness.report.html.page import Drawing, Facts, Page, Section, Sheet, Words, as_html, counted, made_with
+from harness.report.html.page import Drawing, Facts, Page, Section, Sheet, Words, as_html, counted, made_with, number
 from harness.report.html.plots import Axis, Series, plot
+from harness.report.speed import sequential_rows, speculative_rows
 
 
 def timings_page(run: Speed, device: str) -> bytes:
@@ -27,7 +28,7 @@ def timings_page(run: Speed, device: str) -> bytes:
         Section("result", "Result", "Times were measured, never judged: whether tokens are right is what verify tells.",
                 [_facts(run, best)]),
         Section("speed", "Speed-up against acceptance",
-                "Sequential over speculative time, by the share of judged scales that stood.", [_plot(run)]),
+                "Sequential over speculative time, by the share of judged scales that were accepted.", [_plot(run)]),
         Section("speculative", "Speculative decoding", "", [_speculative(run.rows)]),
         Section("sequential", "Sequential decoding", "", [_sequential(run.rows)]),
         Section("provenance", "Provenance", "",
@@ -47,8 +48,8 @@ def _facts(run: Speed, best: SpeedRow) -> Facts:
         [
             ("best speed-up", f"{best.speed_up:.2f}", _named(best)),
             ("its target calls", f"{best.target_calls:.2f}", "mean an image"),
-            ("its scales kept", _number(best.kept, ".0%"), "of those judged"),
-            ("its extra memory", _number(best.extra_memory, ".1%"), "beyond the target alone"),
+            ("its scales accepted", number(best.kept, ".0%"), "of those judged"),
+            ("its extra memory", number(best.extra_memory, ".1%"), "beyond the target alone"),
             ("settings timed", f"{len(run.rows):,}", run.title),
         ]
     )
@@ -61,36 +62,28 @@ def _plot(run: Speed) -> Drawing:
         points = sorted((r.kept, r.speed_up) for r in judged if (r.batch, r.draft_len) == (batch, length))
         name = f"{counted(length, 'scale')}, {counted(batch, 'image')}"
         series.append(Series(name, [100 * x for x, _ in points], [y for _, y in points]))
-    caption = "Above the dashed line speculation gains; right of it more drafted scales stood."
-    svg = plot(
-        series, Axis("judged scales that stood, %", low=0), Axis("speed-up", low=0), (1.0, "sequential"), "speed"
-    )
+    caption = "Above the dashed line speculation gains; right of it more drafted scales are accepted."
+    x, y = Axis("judged scales that were accepted, %", low=0), Axis("speed-up", low=0)
+    svg = plot(series, x, y, (1.0, "sequential"), "speed")
     return Drawing(svg, f"Line plot: {caption} The numbers are in the table of the next section.", caption)
 
 
 def _speculative(rows: Sequence[SpeedRow]) -> Sheet:
     cells = [
-        (row.policy, f"{row.batch}", f"{row.draft_len}" if row.speculates else "–", _number(row.kept, ".0%"),
-         f"{row.ms:.1f}", _number(row.draft_passes_ms, ".1f"), _number(row.target_passes_ms, ".1f"),
-         _number(row.floor_ms, ".1f"), f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f"),
-         _number(row.extra_memory, ".1%"))
-        for row in rows
-    ]  # fmt: skip
-    head = ("policy", "images", "draft_len", "scales kept", "ms a batch", "draft passes, ms", "target passes, ms",
-            "floor, ms", "target calls", "speed-up", "the passes allow", "extra memory")  # fmt: skip
-    return Sheet("Milliseconds a batch; a dash where images went apart, or where nothing is known", head, cells)
+        [*cells[:3], number(row.kept, ".0%"), *cells[3:]]
+        for row, cells in zip(rows, speculative_rows(rows), strict=True)
+    ]
+    head = ("policy", "images", "draft_len", "scales accepted", "ms a batch", "draft passes, ms", "target passes, ms",
+            "floor, ms", "target calls", "speed-up", "the passes allow", "share of it", "extra memory")  # fmt: skip
+    caption = "Milliseconds a batch; a dash where images went apart, or where nothing is known"
+    return Sheet(caption, head, _dashed(cells))
 
 
 def _sequential(rows: Sequence[SpeedRow]) -> Sheet:
-    cells = []
-    for batch, row in {row.batch: row for row in rows}.items():
-        target, draft = row.target, row.draft
-        times = (row.reference_ms, target.ms, target.passes_ms, target.floor_ms, draft.ms, draft.passes_ms)
-        memory = f"{target.peak / 2**30:.2f} GiB" if target.peak else "–"
-        cells.append((f"{batch}", *(_number(ms, ".1f") for ms in times), memory))
     head = ("images", "plain reference", "target", "its passes", "their floor", "draft", "its passes", "memory")
-    return Sheet("Milliseconds a batch", head, cells)
+    return Sheet("Milliseconds a batch", head, _dashed(sequential_rows(rows)))
 
 
-def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+def _dashed(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return a page's dash in place of a terminal's."""
+    return [["–" if cell == "-" else cell for cell in row] for row in rows]

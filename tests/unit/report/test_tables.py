@@ -27,7 +27,7 @@ from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import Caught, Hunt
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.report import goldens, mutants, parts, samples, speed, tables, terminal
+from harness.report import goldens, mutants, samples, speed, tables, terminal
 from harness.report.tables import SHY, Column, name_column, prose_column, table_lines
 from harness.report.terminal import PIPE_WIDTH, plain_console
 from harness.runs.result import Verification
@@ -85,7 +85,7 @@ def parted(console: Console) -> None:
     rows = [
         PartLaw("sdvar_autoregressive_infer_cfg_parallel_v1", f"masks.law{k}", "…", *of) for k, of in enumerate(said)
     ]
-    parts.show_parts(rows, parts.parts_verdict(rows), console, quiet=False, verbose=True)
+    terminal.show_parts(rows, terminal.parts_verdict(rows), console, quiet=False, verbose=True)
 
 
 def timed(console: Console) -> None:

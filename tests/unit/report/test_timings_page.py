@@ -28,8 +28,8 @@ def test_the_best_setting_stands_above_and_every_row_below():
     page = read(timings_page(run(FAST, SLOW), "cpu"))
     assert "✓ 2.00 TIMES AS FAST" in page.words
     assert "imposed:1, 9 drafted scales, 1 image a batch" in page.words
-    assert "imposed:1 1 9 100% 50.0 20.0 25.0 10.0 1.00 2.00 1.11 50.0%" in page.words
-    assert "imposed:0.5 1 9 38% 125.0 – 25.0 10.0 6.00 0.80 – 50.0%" in page.words
+    assert "imposed:1 1 9 100% 50.0 20.0 25.0 10.0 1.00 2.00× 1.11× 180% 50.0%" in page.words
+    assert "imposed:0.5 1 9 38% 125.0 – 25.0 10.0 6.00 0.80× – – 50.0%" in page.words
     assert "1 150.0 100.0 50.0 40.0 100.0 50.0 1.00 GiB" in page.words
     assert len(page.all("svg")) == 1
     assert "pair <b>" in page.words
