@@ -14,8 +14,7 @@ from torch import Tensor
 from harness.adapters.probe import Probe, ProbeSide, Wrong, require, require_close, require_sight, require_tensor
 from harness.adapters.recorder import SAMPLER, SharedNumbers
 from harness.protocol.noise import TOKEN
-from harness.reference import steps as reference
-from harness.reference.steps import block_causal, hand_off_mask, next_input
+from harness.reference.steps import block_causal, draw, filter_logits, hand_off_mask, next_input
 
 
 def examine_network(probe: Probe) -> None:
@@ -156,7 +155,7 @@ def _filter(probe: Probe) -> None:
     V, l = probe.target.network.config.V, probe.pyramid.tokens(probe.pyramid.S - 1)
     for top_k, top_p in ((0, 0.0), (1, 0.0), (V, 0.0), (max(1, V // 2), 0.5), (0, 0.9)):
         given = _logits(probe, l)
-        due = reference.filter_logits(given.clone(), top_k, top_p)
+        due = filter_logits(given.clone(), top_k, top_p)
         _sample(probe, given, top_k, top_p)
         wrong = torch.nonzero(torch.isinf(given) != torch.isinf(due)).tolist()
         require(
@@ -168,7 +167,7 @@ def _draw(probe: Probe) -> None:
     noise = probe.code.models.noise(probe.request)
     for si in probe.pyramid:
         logits = _logits(probe, probe.pyramid.tokens(si))
-        due = reference.draw(logits, noise.exponential(si, TOKEN, "judge"))
+        due = draw(logits, noise.exponential(si, TOKEN, "judge"))
         got = _sample(probe, logits.clone(), 0, 0.0)
         wrong = torch.nonzero(got != due).tolist()
         require(not wrong, f"scale {si}: {len(wrong)} of {due.numel()} tokens are not the race's, first {wrong[:1]}")

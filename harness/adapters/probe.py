@@ -20,7 +20,7 @@ from harness.judge.components import INPUT_ULPS
 from harness.models.network import Network
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.reference.steps import guidance_labels
 from harness.rounding.budget import Budget
 
@@ -105,7 +105,7 @@ class Probe:
         tokens_BL = torch.randint(models.target.config.V, shape, generator=generator).to(models.device)
         sides = []
         for network, module in ((models.draft, code.draft), (models.target, code.target)):
-            run = sequential.sample(network, models.vae, request, models.noise(request), tokens_BL)
+            run = sample_sequential(network, models.vae, request, models.noise(request), tokens_BL)
             assert run.intermediates is not None
             labels_R = guidance_labels(models.noise(request).labels(network.config.classes), network.config.classes)
             cond_RD = network.weights["class_emb.weight"][labels_R]

@@ -21,7 +21,7 @@ from harness.pool.employ import ALONE, Execution, employ
 from harness.pool.workers import Died, WorkerError
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.speculative.policies import parse, speculates
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
@@ -197,7 +197,7 @@ class PolicyBench:
 
 
 def _sequential(models: ModelPair, request: Request, greedy: bool = False) -> Trace:
-    trace = sequential.sample(models.target, models.vae, request, models.noise(request), greedy=greedy)
+    trace = sample_sequential(models.target, models.vae, request, models.noise(request), greedy=greedy)
     trace.intermediates = None
     return trace
 

@@ -24,7 +24,7 @@ from harness.models.pair import ModelPair
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding.measure import joint_budget
 from harness.speculative.accept import Window
 from harness.speculative.forward import forward, forward_window
@@ -223,7 +223,7 @@ class Bench:
         return SpeculativeDecoder(self.fast, chosen)
 
     def _reference(self, request: Request) -> Trace:
-        return sequential.sample(self.models.target, self.models.vae, request, self.models.noise(request))
+        return sample_sequential(self.models.target, self.models.vae, request, self.models.noise(request))
 
     def _measure(self, decoder: SpeculativeDecoder, request: Request) -> tuple[float, int, Trace]:
         """Return the median milliseconds of a decode, the peak of memory (recording included), and the last trace."""

@@ -173,11 +173,11 @@ def draw(models: ModelPair, decoder: SpeculativeDecoder | None, request: Request
     import torch
 
     from harness.judge.decode import unverified
-    from harness.reference import sequential
+    from harness.reference.sequential import sample_sequential
 
     noise = models.noise(request)
     if decoder is None:
-        trace = sequential.sample(models.target, models.vae, request, noise)
+        trace = sample_sequential(models.target, models.vae, request, noise)
     else:
         trace = decoder.decode(request, noise)
     if not bool(torch.isfinite(trace.f_hat_BCPP).all()):

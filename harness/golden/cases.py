@@ -26,8 +26,8 @@ from harness.models.transformer import Transformer
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import ORDERS, Request
 from harness.protocol.trace import Trace
-from harness.reference import handoff, sequential
-from harness.reference.handoff import HandOff
+from harness.reference.handoff import HandOff, sample_handoff
+from harness.reference.sequential import sample_sequential
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
 SIZES = ("patch_nums", "V", "C", "phi", "vae_ch", "vae_mult", "depth", "D", "H", "shared_adaln", "l2_norm", "classes")
@@ -129,10 +129,10 @@ class RecordedCase:
         """Run the sampler; teacher-forced, a speculative decode becomes the sequential one that it must equal."""
         models, noise = self.models, self.models.noise(self.request)
         if self.sampler == "test3":
-            return handoff.sample(models, self.request, noise, self.hand_off, forced_BL)
+            return sample_handoff(models, self.request, noise, self.hand_off, forced_BL)
         if self.sampler == "speculative" and forced_BL is None:
             return SpeculativeDecoder(models, self.options).decode(self.request, noise)
-        return sequential.sample(self.sides()[0], models.vae, self.request, noise, forced_BL)
+        return sample_sequential(self.sides()[0], models.vae, self.request, noise, forced_BL)
 
     def exact(self, forced_BL: Tensor | None = None) -> Trace:
         """Run in float64, on the same numbers."""

@@ -22,8 +22,9 @@ from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import cachefree, handoff, sequential
-from harness.reference.handoff import HandOff
+from harness.reference.cachefree import sample_cachefree
+from harness.reference.handoff import HandOff, sample_handoff
+from harness.reference.sequential import sample_sequential
 from harness.rounding.measure import quick
 from harness.speculative.sampler import build_decoder
 
@@ -119,9 +120,9 @@ def failing_laws(models: ModelPair) -> list[str]:
     sequential, hand-off and the limits in which it is sequential.
     """
     request = Request((0, 1), 7)
-    target = sequential.sample(models.target, models.vae, request, models.noise(request))
+    target = sample_sequential(models.target, models.vae, request, models.noise(request))
     found = []
-    if not torch.equal(cachefree.sample(models.target, models.vae, request, models.noise(request)), target.tokens_BL):
+    if not torch.equal(sample_cachefree(models.target, models.vae, request, models.noise(request)), target.tokens_BL):
         found.append("decoding with a cache = decoding without one")
     budget = quick(models)
     S = models.pyramid.S
@@ -131,7 +132,7 @@ def failing_laws(models: ModelPair) -> list[str]:
         if judged.defects:
             found.append(f"speculative decoding, draft_len={draft_len} = sequential decoding ({judged.defects[0]})")
     for hand_off in (HandOff(0, 3), HandOff(0, 0, "recorded")):
-        handed = handoff.sample(models, request, models.noise(request), hand_off)
+        handed = sample_handoff(models, request, models.noise(request), hand_off)
         if not torch.equal(handed.tokens_BL, target.tokens_BL):
             found.append(f"hand-off at entry 0 ({hand_off.mode}, mask {hand_off.sd_mask}) = sequential decoding")
     return found

@@ -11,7 +11,7 @@ from harness.models.pair import ModelPair
 from harness.protocol.noise import Noise, RowsOf
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates, Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import Allowance, Budget
 
 
@@ -64,7 +64,7 @@ class Evidence:
         labels = tuple(noise.labels(models.target.config.classes)[rows].tolist())
         request = replace(self.request, labels=labels, images=None, seeds=None)
         forced_bL, numbers = self.actual.tokens_BL[rows], RowsOf(noise, rows)
-        run = sequential.sample(models.target, models.vae, request, numbers, forced_bL, self.greedy)
+        run = sample_sequential(models.target, models.vae, request, numbers, forced_bL, self.greedy)
         if len(rows) < self.request.B:
             run = _merged(self.expected, run, rows)
         return replace(self, expected=run, costs_SB3=None)

@@ -21,7 +21,7 @@ from harness.judge.race import exponentials, race
 from harness.judge.suspects import is_accepted_draft
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference import cachefree
+from harness.reference.cachefree import teacher_forced
 from harness.rounding.precision import certifying, images_at_once, wide
 
 MOST_RECORDS = 1000  # wrong tokens of one decode that are described one by one
@@ -70,7 +70,7 @@ def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
     for last, rows in _by_last_scale(models.pyramid, places_N2):
         for some in rows.split(images_at_once(models, by)):
             with wide(models, by) as (network, vae):
-                _, exact_bnV, _ = cachefree.teacher_forced(
+                _, exact_bnV, _ = teacher_forced(
                     network, vae, evidence.request.cfg, labels_B[some], tokens_BL[some], last + 1
                 )
             here_N2 = places_N2[torch.isin(places_N2[:, 0], some)]

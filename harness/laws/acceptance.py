@@ -28,8 +28,9 @@ from harness.laws.oracle import run_over, targeted
 from harness.protocol.contract import Contract
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
 from harness.protocol.trace import Round, Trace
-from harness.reference import policies, sequential
-from harness.reference.enumerate import distance, joint_law
+from harness.reference.enumerate import joint_law, law_distance
+from harness.reference.policies import decode_by_policy
+from harness.reference.sequential import sample_sequential
 from harness.reference.steps import filter_logits, guide
 from harness.rounding.measure import quick
 from harness.speculative.sampler import SpeculativeDecoder
@@ -51,7 +52,7 @@ def token_identical(subject: Subject, case: Case) -> bool:
     """Same seed, same tokens as sequential target decoding, up to ties certified by float64."""
     models, request = case.models, case.request
     greedy = case.settings.greedy
-    expected = sequential.sample(models.target, models.vae, request, case.noise(), greedy=greedy)
+    expected = sample_sequential(models.target, models.vae, request, case.noise(), greedy=greedy)
     budget = quick(models)
     actual = subject.decode(case)
     judgement = judge(Evidence(models, request, actual, expected, budget, greedy), drafts=False)
@@ -206,7 +207,7 @@ def exact(subject: Subject, case: Case) -> bool:
         raise NotOffered("not composed of the harness's parts")
     law, branches = output_law(case.models, case.request, decoder.options, decoder.parts)
     due = joint_law(case.models, case.request)
-    far = distance(law, due)
+    far = law_distance(law, due)
     require(far <= EXACT, f"an image's probability is {far:.3g} off; {branches} branches, {len(due)} images")
     return branches > len(due)
 
@@ -224,7 +225,7 @@ def real(subject: Subject, case: Case) -> bool:
         draft="single" if large else ("single", "identical", "close")[case.weights % 3],
         draft_len=(3, 10, 2, 5)[case.seed // 4 % 4],
     )  # fmt: skip
-    due_BL, due = policies.decode(case.models, case.request, case.noise(), case.policy, str(case.length), case.bonus)
+    due_BL, due = decode_by_policy(case.models, case.request, case.noise(), case.policy, str(case.length), case.bonus)
     decoded = subject.decode(case)
     require_tokens(decoded.tokens_BL, due_BL, f"{case.pyramid.L} tokens an image")
     if getattr(subject.decoder(case), "policy", None) == case.policy:

@@ -17,7 +17,7 @@ from harness.judge.race import exponentials, margin_bound, race
 from harness.laws.case import Case
 from harness.laws.law import FLOAT64, NotOffered, require, require_tokens
 from harness.protocol.request import Request
-from harness.reference import cachefree
+from harness.reference.cachefree import teacher_forced
 from harness.rounding.measure import quick
 
 
@@ -75,9 +75,7 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, due_BL: Tenso
     for image in torch.nonzero((actual_BL != due_BL).any(1)).flatten().tolist():
         differ_n = torch.nonzero(actual_BL[image] != due_BL[image]).flatten()
         si, one = pyramid.level_of(int(differ_n[0])), slice(image, image + 1)
-        _, exact_1nV, _ = cachefree.teacher_forced(
-            wide.target, wide.vae, request.cfg, labels_B[one], due_BL[one], si + 1
-        )
+        _, exact_1nV, _ = teacher_forced(wide.target, wide.vae, request.cfg, labels_B[one], due_BL[one], si + 1)
         position_n = differ_n[differ_n < pyramid.end(si)]
         exact_nV, row_n = exact_1nV[0, position_n], torch.full_like(position_n, image)
         allowed = budget.guided(request.cfg, pyramid.ramp(si)).logits

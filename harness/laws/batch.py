@@ -13,7 +13,7 @@ from harness.laws.law import EVERY, Law, NotOffered, Subject, require, require_t
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 
 
 def _base(case: Case) -> Case:
@@ -109,7 +109,7 @@ def bonus(subject: Subject, case: Case) -> bool:
     decoded, models = subject.decode(case), case.models
     if Contract.of(subject.decoder(case).contract) is Contract.TOKENS:
         greedy = case.settings.greedy
-        due = sequential.sample(models.target, models.vae, case.request, case.noise(), greedy=greedy)
+        due = sample_sequential(models.target, models.vae, case.request, case.noise(), greedy=greedy)
         require_tokens(decoded.tokens_BL, due.tokens_BL, "bonus scales in a batch that parts ways")
     for image in range(case.B):
         alone = subject.decode(case, request=case.request.only([image]))

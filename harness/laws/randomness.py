@@ -20,8 +20,8 @@ from harness.laws.law import (
 from harness.laws.oracle import targeted
 from harness.protocol.contract import Contract
 from harness.protocol.noise import TOKEN, Ledger, SeededNoise
-from harness.reference import sequential
 from harness.reference import steps as reference
+from harness.reference.sequential import choose
 
 # Exponential numbers at the edge of what a generator can return, smallest first.
 EDGES = (0.0, torch.finfo(torch.float32).tiny, 1e-30, 104.0, torch.finfo(torch.float32).max, float("inf"))
@@ -166,7 +166,7 @@ def rule(subject: Subject, case: Case) -> bool:
     noise, greedy = case.noise(), case.settings.greedy
     for si in case.pyramid:
         span = case.pyramid.span(si)
-        _, due_Bl = sequential.choose(decoded.intermediates.guided_BLV[:, span], case.request, noise, si, greedy)
+        _, due_Bl = choose(decoded.intermediates.guided_BLV[:, span], case.request, noise, si, greedy)
         require_tokens(decoded.tokens_BL[:, span], due_Bl, f"scale {si}")
     return case.V > 2 and case.pyramid.S > 1
 

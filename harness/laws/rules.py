@@ -30,7 +30,8 @@ from harness.protocol.noise import TOKEN, SeededNoise
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import policies, sequential
+from harness.reference.policies import Rule, decode_by_policy, length_after, length_begin, length_wanted
+from harness.reference.sequential import sample_sequential
 from harness.reference.steps import filter_logits
 from harness.speculative.accept import Policy, Proposal, Window
 from harness.speculative.parts import PARTS
@@ -63,7 +64,7 @@ def _at_the_border(case: Case) -> list[str]:
     """Return `kl` with bounds on both sides of what the first token's KL is: a bound read otherwise shows there."""
     laws = []
     for network in (case.models.target, case.models.draft):
-        kept = sequential.sample(network, case.models.vae, case.request, case.noise()).intermediates
+        kept = sample_sequential(network, case.models.vae, case.request, case.noise()).intermediates
         assert kept is not None
         laws.append(filter_logits(kept.guided_BLV[0, 0], case.top_k, case.top_p).softmax(-1).double())
     target_V, draft_V = laws
@@ -99,7 +100,7 @@ def oracle(subject: Subject, case: Case) -> bool:
         draft_len = draft_lens(tried)[(case.seed + k) % 4]
         decoder = subject.decoder(tried, draft_len=draft_len)
         got = decoder.decode(tried.request, tried.noise())
-        due_BL, due = policies.decode(tried.models, tried.request, tried.noise(), tried.policy, draft_len, tried.bonus)
+        due_BL, due = decode_by_policy(tried.models, tried.request, tried.noise(), tried.policy, draft_len, tried.bonus)
         where = f"policy {tried.policy}, draft_len {draft_len}{', bonus' if tried.bonus else ''}"
         require_tokens(got.tokens_BL, due_BL, where)
         require_rounds(got.rounds, due, where)
@@ -117,15 +118,15 @@ def length(subject: Subject, case: Case) -> bool:
         case, patch_nums=LONG, V=min(case.V, 5), D=16, depth=1, labels=(case.labels * 4)[:4],
         draft="close" if case.seed % 3 else "single",
     )  # fmt: skip
-    S, rule, several = case.pyramid.S, policies.Rule.of(case.policy), False
+    S, rule, several = case.pyramid.S, Rule.of(case.policy), False
     for draft_len in (*draft_lens(case)[1:], f"dynamic:1:{S}"):
         decoder = subject.decoder(case, draft_len=draft_len)
         for seed in (case.seed, case.seed + 1):
             request = replace(case.request, seed=seed)
             for image, rounds in enumerate(decoder.decode(request, case.noise(request)).rounds):
-                current = policies.length_begin(draft_len, S)
+                current = length_begin(draft_len, S)
                 for turn in rounds:
-                    wanted = policies.length_wanted(draft_len, turn.first, current, S)
+                    wanted = length_wanted(draft_len, turn.first, current, S)
                     if rule.draft_alone(turn.first):
                         wanted = S
                     if rule.target_alone(turn.first):
@@ -136,7 +137,7 @@ def length(subject: Subject, case: Case) -> bool:
                     at = f"draft_len {draft_len}, seed {seed}, image {image}, round from scale {turn.first}"
                     require(turn.drafted == due, f"{at}: drafted {turn.drafted} scales, not {due}")
                     whole = turn.accepted == turn.drafted
-                    current = policies.length_after(draft_len, current, whole, S)
+                    current = length_after(draft_len, current, whole, S)
                     several = several or due > 1
     return several
 
@@ -223,7 +224,7 @@ def labour(subject: Subject, case: Case) -> bool:
     one for every scale behind. For every ENTRY, 0 and S included.
     """
     models, pyramid, S = case.models, case.pyramid, case.pyramid.S
-    alone_BL = sequential.sample(models.target, models.vae, case.request, case.noise()).tokens_BL
+    alone_BL = sample_sequential(models.target, models.vae, case.request, case.noise()).tokens_BL
     for entry in range(S + 1):
         tried = replace(case, policy=f"code:{entry}")
         try:
@@ -233,7 +234,7 @@ def labour(subject: Subject, case: Case) -> bool:
         got, own = subject.decode(tried), pyramid.begin(entry)
         where, lengths = f"policy {tried.policy}", str(tried.length)
         require_tokens(got.tokens_BL[:, :own], alone_BL[:, :own], f"{where}, scales that the target decides alone")
-        due_BL, due = policies.decode(models, tried.request, tried.noise(), tried.policy, lengths, tried.bonus)
+        due_BL, due = decode_by_policy(models, tried.request, tried.noise(), tried.policy, lengths, tried.bonus)
         require_tokens(got.tokens_BL, due_BL, where)
         require_rounds(got.rounds, due, where)
         counts = {
@@ -261,7 +262,7 @@ def coin(subject: Subject, case: Case) -> bool:
         tossing.options = replace(decoder.options, policy=policy)
         got = tossing.decode(case.request, case.noise())
         draft_len = str(case.length)
-        due_BL, due = policies.decode(case.models, case.request, case.noise(), policy.name, draft_len, case.bonus)
+        due_BL, due = decode_by_policy(case.models, case.request, case.noise(), policy.name, draft_len, case.bonus)
         require_tokens(got.tokens_BL, due_BL, f"policy {policy.name}")
         require_rounds(got.rounds, due, f"policy {policy.name}")
         fell = fell or any(turn.corrected for rounds in due for turn in rounds)

@@ -12,7 +12,7 @@ from harness.laws.case import Case
 from harness.laws.law import Law, Subject, require
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 
 Variants = Callable[[Request], list[Request]]
 
@@ -34,7 +34,7 @@ def _changes(subject: Subject, case: Case, word: str, variants: Variants) -> boo
     models, request = case.models, replace(case.request, labels=labels)
 
     def reference(request: Request) -> Tensor:
-        return sequential.sample(
+        return sample_sequential(
             models.target, models.vae, request, case.noise(request), greedy=case.settings.greedy
         ).tokens_BL
 

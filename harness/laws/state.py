@@ -16,7 +16,7 @@ from harness.laws.law import FLOAT64, Law, Subject, require, require_same, requi
 from harness.laws.oracle import BrokenNoise, Interrupted, ListCache, Snapshot, check_snapshot, run_over, snapshot
 from harness.models.network import Network
 from harness.protocol.request import Request
-from harness.reference import steps as reference
+from harness.reference.steps import accumulate, next_input
 
 UPDATE = "update_state_with_accepted_tokens"
 
@@ -82,7 +82,7 @@ def latent(subject: Subject, case: Case) -> bool:
         idx_Bl = tokens_BL[:, pyramid.span(si)]
         before, tokens_before = f_hat.clone(), idx_Bl.clone()
         after = parts.accumulate(f_hat, idx_Bl, si, quantizer, pyramid)
-        due = reference.accumulate(before, quantizer.codes(idx_Bl, pyramid.patch_nums[si]), si, quantizer, pyramid)
+        due = accumulate(before, quantizer.codes(idx_Bl, pyramid.patch_nums[si]), si, quantizer, pyramid)
         require_same({"f_hat": after}, {"f_hat": due}, f"after scale {si}", FLOAT64)
         arguments = {"f_hat argument": f_hat, "tokens argument": idx_Bl}
         require_same(arguments, {"f_hat argument": before, "tokens argument": tokens_before}, f"scale {si}")
@@ -91,7 +91,7 @@ def latent(subject: Subject, case: Case) -> bool:
         if si + 1 < pyramid.S:
             kept = f_hat.clone()
             raw_BlC = parts.next_input(f_hat, si + 1, pyramid)
-            due_BlC = reference.next_input(kept, si + 1, pyramid)
+            due_BlC = next_input(kept, si + 1, pyramid)
             require_same({"next input": raw_BlC}, {"next input": due_BlC}, f"scale {si + 1}", FLOAT64)
             require_same({"f_hat argument": f_hat}, {"f_hat argument": kept}, f"next input of scale {si + 1}")
             require(not _share(raw_BlC, f_hat), f"the next input of scale {si + 1} is f_hat's memory")

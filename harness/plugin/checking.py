@@ -31,7 +31,7 @@ from harness.protocol.contract import Contract
 from harness.protocol.decoder import Implementation
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.report.laws import CheckRow
 from harness.report.terminal import repeated_by, show_verification, summary
 from harness.rounding.measure import budget_for
@@ -182,7 +182,7 @@ def verified(case: DigitsCase, options: PluginOptions) -> Verification:
 
 def reference(models: ModelPair, request: Request) -> Trace:
     """Return the sequential decode of a request."""
-    return sequential.sample(models.target, models.vae, request, models.noise(request))
+    return sample_sequential(models.target, models.vae, request, models.noise(request))
 
 
 def judged(

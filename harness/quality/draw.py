@@ -27,7 +27,7 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.quality.features import Features
 from harness.quality.sources import NONE, Source
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.runs.plan import Task
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
@@ -148,7 +148,7 @@ class Artist:
             except InputError as error:
                 raise InputError("implementation", source.name, f"refuses the request ({error})", "drop it") from None
         network = models.draft if source.draft else models.target
-        trace = sequential.sample(network, models.vae, request, models.noise(request))
+        trace = sample_sequential(network, models.vae, request, models.noise(request))
         return replace(trace, intermediates=None, target_calls=[0] * request.B) if source.draft else trace
 
 

@@ -16,7 +16,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.noise import Noise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 
 BLUR = 0.35  # share of its neighbours' mean in a pixel of the latent map
 
@@ -42,7 +42,7 @@ class Planted:
         """Draw a batch."""
         models, wanted = self.of_models(self.models), self.of_request(request)
         numbers = models.noise(wanted) if wanted != request else noise
-        trace = sequential.sample(models.target, models.vae, wanted, numbers)
+        trace = sample_sequential(models.target, models.vae, wanted, numbers)
         return self.of_trace(replace(trace, intermediates=None))
 
 

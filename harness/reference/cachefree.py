@@ -18,8 +18,8 @@ from harness.reference.steps import accumulate, block_causal, guidance_labels, g
 
 
 @torch.inference_mode()
-def sample(network: Network, vae: Autoencoder, request: Request, noise: Noise) -> Tensor:
-    """Return tokens_BL of a free run. Arguments as `sequential.sample`; `more_smooth` is not offered."""
+def sample_cachefree(network: Network, vae: Autoencoder, request: Request, noise: Noise) -> Tensor:
+    """Return tokens_BL of a free run. Arguments as `sample_sequential`; `more_smooth` is not offered."""
     pyramid = network.pyramid
     request.check_against(network.config.classes, network.config.V)
     labels_B = noise.labels(network.config.classes)

@@ -59,6 +59,6 @@ def joint_law(models: ModelPair, request: Request) -> JointLaw:
     return law
 
 
-def distance(actual: JointLaw, expected: JointLaw) -> float:
+def law_distance(actual: JointLaw, expected: JointLaw) -> float:
     """Return the largest difference of the probability of any one outcome."""
     return max(abs(actual.get(k, 0.0) - expected.get(k, 0.0)) for k in actual.keys() | expected.keys())

@@ -55,7 +55,7 @@ class HandOff:
 
 
 @torch.inference_mode()
-def sample(
+def sample_handoff(
     models: ModelPair, request: Request, noise: Noise, hand_off: HandOff, forced_BL: Tensor | None = None
 ) -> Trace:
     """Draw a batch of images, the first scales by the draft, the rest by the target.
@@ -65,7 +65,7 @@ def sample(
         request: what to draw.
         noise: one noise that runs through both; read as "reference".
         hand_off: entry, mask and mode.
-        forced_BL: teacher forcing as in `sequential.sample`: consumed in place of the drawn tokens.
+        forced_BL: teacher forcing as in `sample_sequential`: consumed in place of the drawn tokens.
 
     Returns:
         A trace with all intermediates; `x_RLD` are the target's inputs, at the draft's scales too.

@@ -182,7 +182,7 @@ def _law(walk: Walk, raw_BlC: Tensor | None, si: int, request: Request) -> Tenso
 
 
 @torch.inference_mode()
-def decode(
+def decode_by_policy(
     models: ModelPair, request: Request, noise: Noise, policy: str, draft_len: str, bonus: bool
 ) -> tuple[Tensor, list[list[Round]]]:
     """Decode by a policy.

@@ -134,7 +134,7 @@ class Progress:
 
 
 @torch.inference_mode()
-def sample(
+def sample_sequential(
     network: Network,
     vae: Autoencoder,
     request: Request,

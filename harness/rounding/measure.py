@@ -20,8 +20,8 @@ from harness.errors import NonFiniteError
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.provenance import versions
-from harness.reference import cachefree, sequential
-from harness.reference.sequential import GrowingCache
+from harness.reference.cachefree import prefix_inputs, teacher_forced
+from harness.reference.sequential import GrowingCache, sample_sequential
 from harness.reference.steps import block_causal, guidance_labels
 from harness.rounding.budget import EXACT, MARGIN, ROUNDING, SHIPPED, Budget, Entry, load, mode_of
 
@@ -160,11 +160,11 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
     """
     pyramid = models.pyramid
     noise = models.noise(request)
-    run = sequential.sample(models.target, models.vae, request, noise)
+    run = sample_sequential(models.target, models.vae, request, noise)
     assert run.intermediates is not None
     labels_B, tokens_BL = noise.labels(models.target.config.classes), run.tokens_BL
     wide = models.compiled(False).wide()
-    exact_RLV, _, f_hats = cachefree.teacher_forced(wide.target, wide.vae, request.cfg, labels_B, tokens_BL, pyramid.S)
+    exact_RLV, _, f_hats = teacher_forced(wide.target, wide.vae, request.cfg, labels_B, tokens_BL, pyramid.S)
     del wide
     if not bool(torch.isfinite(exact_RLV).all()):
         raise NonFiniteError("target.logits")
@@ -195,7 +195,7 @@ def windows(models: ModelPair, labels_B: Tensor, tokens_BL: Tensor, every: bool)
     """
     network, pyramid = models.target, models.pyramid
     condition = network.condition(guidance_labels(labels_B, network.config.classes))
-    xs, _ = cachefree.prefix_inputs(network, models.vae, condition, tokens_BL, pyramid.S)
+    xs, _ = prefix_inputs(network, models.vae, condition, tokens_BL, pyramid.S)
     x_RLD = torch.cat(xs, 1)
     mask_11LL = block_causal(pyramid, network.device, network.dtype)
     before = GrowingCache()
@@ -217,6 +217,6 @@ def windows(models: ModelPair, labels_B: Tensor, tokens_BL: Tensor, every: bool)
 def _sizes(models: ModelPair) -> tuple[float, float]:
     """Return the largest logit before guidance and the largest number in f_hat, of one image."""
     request = _request(models, 1)
-    run = sequential.sample(models.target, models.vae, request, models.noise(request))
+    run = sample_sequential(models.target, models.vae, request, models.noise(request))
     assert run.intermediates is not None
     return float(run.intermediates.rows_RLV.abs().max()), float(run.intermediates.f_hat_SBCPP.abs().max())

@@ -35,7 +35,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.noise import Noise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import Budget
 from harness.runs.pictures import Best, Picture, exhibit, pictures
 from harness.runs.plan import Task
@@ -267,7 +267,7 @@ class Free:
     def of(cls, models: ModelPair, request: Request, greedy: bool) -> Free:
         """Run the reference."""
         noise = models.noise(request)
-        run = partial(sequential.sample, models.target, models.vae, request, noise, greedy=greedy)
+        run = partial(sample_sequential, models.target, models.vae, request, noise, greedy=greedy)
         trace, seconds = timed(run, models.device)
         trace.seconds = seconds
         return cls(trace, noise)

@@ -13,7 +13,7 @@ from harness.judge.evidence import Evidence
 from harness.models.pair import ModelPair, load_digits
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding.measure import budget_for
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
@@ -33,7 +33,7 @@ def check(models: ModelPair, request: Request, policy: str) -> None:
     """Judge the decoder that is timed: every token under contract A, structure and tensors under C."""
     decoder = SpeculativeDecoder(models, Options(5, policy=parse(policy)))
     actual = decoder.decode(request, models.noise(request))
-    expected = sequential.sample(models.target, models.vae, request, models.noise(request))
+    expected = sample_sequential(models.target, models.vae, request, models.noise(request))
     evidence = Evidence(models, request, actual, expected, budget_for(models))
     judgement = judge(evidence, Contract.of(decoder.contract))
     assert judgement.verdict.exit_status == 0, judgement.defects[:1]
@@ -42,7 +42,7 @@ def check(models: ModelPair, request: Request, policy: str) -> None:
 @pytest.mark.parametrize("B", [1, 8])
 def test_sequential(models: ModelPair, B: int, benchmark) -> None:
     request = Request(tuple(k % 10 for k in range(B)), 0)
-    benchmark(lambda: sequential.sample(models.target, models.vae, request, models.noise(request)))
+    benchmark(lambda: sample_sequential(models.target, models.vae, request, models.noise(request)))
 
 
 @pytest.mark.parametrize("B", [1, 8])

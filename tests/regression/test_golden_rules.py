@@ -25,6 +25,7 @@ from harness.golden.check import read_all
 from harness.golden.platform import GENERATORS, probe, same_generator
 from harness.golden.store import canonical, content_digest, read
 from harness.reference import sequential
+from harness.reference.sequential import guide
 from tests.helpers import command, recorded
 
 COMPONENT = "golden"  # where nothing more exact is known
@@ -387,7 +388,7 @@ def test_recording_then_nothing_then_an_intentional_change(
     assert capsys.readouterr().out.strip() == "nothing changed; nothing written"
     assert path.read_bytes() == content
 
-    whole = sequential.guide
+    whole = guide
     monkeypatch.setattr(sequential, "guide", lambda logits, cfg, si, S: whole(logits, cfg + (si == 2), si, S))
     assert command(monkeypatch, "golden", "check", *options) == 1
     assert command(monkeypatch, "golden", "diff", *options) == 1
@@ -508,7 +509,7 @@ def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_pr
     assert recording(monkeypatch, folder, "again") == 0
     assert path.read_bytes() == content
 
-    whole = sequential.guide  # the speculative side has a guidance of its own: its case holds
+    whole = guide  # the speculative side has a guidance of its own: its case holds
     monkeypatch.setattr(sequential, "guide", lambda logits, cfg, si, S: whole(logits, cfg + (si == 2), si, S))
     monkeypatch.setattr(record, "changed", partial(record.changed, laws=lambda models: []))
     only = ("--only", "*-plain")

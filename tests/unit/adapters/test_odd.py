@@ -13,7 +13,7 @@ from harness import Request, Settings, Verdict, Verification
 from harness.adapters.probe import BROKEN, CRASHED, PartLaw
 from harness.decoders.factory import load_factory
 from harness.decoders.in_process import inspect_parts
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding.measure import quick
 from tests.helpers import Layout, some, tiny, verify_here
 from tests.published.checkout import edited, make
@@ -211,7 +211,7 @@ def test_a_scale_as_long_as_a_prefix_is_not_taken_for_it(tmp_path: Path, entry: 
     decoder = load_factory("published:sdvar-test3")
     made = decoder(models, settings(make(tmp_path, "sdvar"), entry_num=entry, **options))
     trace = made.decode(TWO, models.noise(TWO))
-    due = sequential.sample(models.target, models.vae, TWO, models.noise(TWO), trace.tokens_BL).intermediates
+    due = sample_sequential(models.target, models.vae, TWO, models.noise(TWO), trace.tokens_BL).intermediates
     assert trace.intermediates is not None
     assert due is not None
     for si in models.pyramid:

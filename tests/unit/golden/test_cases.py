@@ -18,8 +18,8 @@ from harness.golden.store import canonical, read
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import handoff, sequential
-from harness.reference.handoff import HandOff
+from harness.reference.handoff import HandOff, sample_handoff
+from harness.reference.sequential import sample_sequential
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from tests.helpers import RECORDED, Layout, tiny
 
@@ -137,10 +137,10 @@ def by_hand(case: RecordedCase, models: ModelPair, forced_BL: torch.Tensor | Non
     """Run the sampler that a case names, without it."""
     noise = models.noise(case.request)
     if case.sampler == "test3":
-        return handoff.sample(models, case.request, noise, case.hand_off, forced_BL)
+        return sample_handoff(models, case.request, noise, case.hand_off, forced_BL)
     if case.sampler == "speculative" and forced_BL is None:
         return SpeculativeDecoder(models, case.options).decode(case.request, noise)
-    return sequential.sample(getattr(models, case.network), models.vae, case.request, noise, forced_BL)
+    return sample_sequential(getattr(models, case.network), models.vae, case.request, noise, forced_BL)
 
 
 NAMED = [

@@ -34,8 +34,8 @@ def test_right_samplers_agree_with_each_other():
 
 
 def test_a_sampler_without_cache_that_draws_others_fails_one_law(monkeypatch: pytest.MonkeyPatch):
-    whole = guard.cachefree.sample
-    monkeypatch.setattr(guard.cachefree, "sample", lambda *a: other(whole(*a)))
+    whole = guard.sample_cachefree
+    monkeypatch.setattr(guard, "sample_cachefree", lambda *a: other(whole(*a)))
     assert failing_laws(MODELS) == ["decoding with a cache = decoding without one"]
 
 
@@ -43,14 +43,14 @@ def test_a_sampler_without_cache_that_draws_others_fails_one_law(monkeypatch: py
 def test_a_hand_off_that_draws_others_fails_the_laws_of_its_mode_and_mask(
     mode: str, mask: int, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = guard.handoff.sample
+    whole = guard.sample_handoff
 
     def bent(*arguments: Any) -> Trace:
         run = whole(*arguments)
         hit = (arguments[-1].mode, arguments[-1].sd_mask) == (mode, mask)
         return replace(run, tokens_BL=other(run.tokens_BL)) if hit else run
 
-    monkeypatch.setattr(guard.handoff, "sample", bent)
+    monkeypatch.setattr(guard, "sample_handoff", bent)
     assert failing_laws(MODELS) == [f"hand-off at entry 0 ({mode}, mask {mask}) = sequential decoding"]
 
 
@@ -58,7 +58,7 @@ def test_a_hand_off_that_draws_others_fails_the_laws_of_its_mode_and_mask(
 def test_a_speculative_decoder_that_draws_others_fails_at_its_draft_length(
     draft_len: int, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = guard.run
+    whole = guard.run_in_process
 
     def bent(decoder: Any, *arguments: Any) -> Any:
         decoded = whole(decoder, *arguments)
@@ -66,7 +66,7 @@ def test_a_speculative_decoder_that_draws_others_fails_at_its_draft_length(
             decoded.f_hat_BCPP = torch.zeros_like(decoded.f_hat_BCPP)
         return decoded
 
-    monkeypatch.setattr(guard, "run", bent)
+    monkeypatch.setattr(guard, "run_in_process", bent)
     found = failing_laws(MODELS)
     assert len(found) == 1
     assert found[0].startswith(f"speculative decoding, draft_len={draft_len} = sequential decoding (")

@@ -10,7 +10,7 @@ from harness.judge.e_values import unusual_ties
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Divergence
 from harness.protocol.request import Request
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import Budget
 from tests.helpers import Layout, tiny
 
@@ -20,7 +20,7 @@ REQUEST = Request((0, 1, 2), 0)
 
 def test_a_request_is_judged_by_its_own_guidance_at_the_scale():
     models = tiny(FOUR)
-    trace = sequential.sample(models.target, models.vae, REQUEST, models.noise(REQUEST))
+    trace = sample_sequential(models.target, models.vae, REQUEST, models.noise(REQUEST))
     budget = Budget(1.0, 0.5, 0.25, "by hand")
     for cfg, factors in ((0.0, [1, 1, 1, 1]), (1.5, [1, 2, 3, 4]), (-4.5, [1, 4, 7, 10])):
         evidence = Evidence(models, replace(REQUEST, cfg=cfg), trace, trace, budget)

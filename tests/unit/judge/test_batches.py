@@ -19,7 +19,8 @@ from harness.mutants import guidance, positions, state
 from harness.mutants.mutant import Mutant
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.reference import cachefree, sequential
+from harness.reference.cachefree import teacher_forced
+from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import Allowance, Budget
 from harness.rounding.measure import quick
 from harness.rounding.precision import NEGLIGIBLE, certifying, images_at_once, wide
@@ -59,11 +60,11 @@ def test_the_result_does_not_depend_on_the_batch(mutant: Mutant | None):
 def test_an_image_of_a_mixed_batch_is_that_of_its_seed_alone():
     (mixed,) = cut(WHOLE, SEEDS, 9)
     assert mixed.addresses == tuple((seed, image) for seed in SEEDS for image in range(3))
-    tokens_BL = sequential.sample(MODELS.target, MODELS.vae, mixed, MODELS.noise(mixed)).tokens_BL
+    tokens_BL = sample_sequential(MODELS.target, MODELS.vae, mixed, MODELS.noise(mixed)).tokens_BL
     for row in (0, 4, 8):
         one = mixed.only([row])
         assert (one.seed, one.image_ids) == (SEEDS[row // 3], (row % 3,))
-        alone = sequential.sample(MODELS.target, MODELS.vae, one, MODELS.noise(one)).tokens_BL
+        alone = sample_sequential(MODELS.target, MODELS.vae, one, MODELS.noise(one)).tokens_BL
         assert torch.equal(tokens_BL[row], alone[0])
 
 
@@ -102,8 +103,8 @@ def test_the_usual_batch_follows_the_machine(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_batch_is_judged_as_its_images_are():
     request = Request((0, 1, 2, 0), 1)
-    actual = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request))
-    expected = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    actual = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    expected = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
     bent = {name: tensor.clone() for name, tensor in actual.intermediates.named().items()}
     bent["x_RLD"][1, 2] += 1.0  # image 1, scale 1
     bent["rows_RLV"][2 + 4, 20] += 1.0  # image 2, scale 3, its unconditional row
@@ -123,14 +124,16 @@ def test_a_batch_is_judged_as_its_images_are():
 
 def test_only_images_that_differ_run_again(monkeypatch: pytest.MonkeyPatch):
     request = Request((0, 1, 2, 0), 1)
-    actual = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request))
-    expected = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    actual = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    expected = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
     actual.tokens_BL = actual.tokens_BL.clone()
     actual.tokens_BL[2, 3] = (actual.tokens_BL[2, 3] + 1) % 11
-    whole = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request), actual.tokens_BL)
+    whole = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request), actual.tokens_BL)
     seen: list[int] = []
-    real = sequential.sample
-    monkeypatch.setattr(sequential, "sample", lambda *a, **k: (seen.append(a[2].B), real(*a, **k))[1])
+    real = sample_sequential
+    monkeypatch.setattr(
+        "harness.judge.evidence.sample_sequential", lambda *a, **k: (seen.append(a[2].B), real(*a, **k))[1]
+    )
     along = Evidence(MODELS, request, actual, expected, quick(MODELS)).along().expected
     assert seen == [1]
     assert torch.equal(along.tokens_BL, whole.tokens_BL)
@@ -225,15 +228,15 @@ def test_the_certifying_precision_is_negligible_beside_the_budget(dtype: torch.d
     models, request = MODELS.to("cpu", dtype), Request((0, 1), 2)
     chosen, budget = certifying(models), quick(models)
     assert (chosen.dtype, chosen.share <= NEGLIGIBLE) == (by, True)
-    tokens_BL = sequential.sample(models.target, models.vae, request, models.noise(request)).tokens_BL
+    tokens_BL = sample_sequential(models.target, models.vae, request, models.noise(request)).tokens_BL
     labels_B = models.noise(request).labels(3)
     exact = models.to("cpu", torch.float64)
-    due_RLV = cachefree.teacher_forced(exact.target, exact.vae, 1.5, labels_B, tokens_BL, 4)[0]
+    due_RLV = teacher_forced(exact.target, exact.vae, 1.5, labels_B, tokens_BL, 4)[0]
     with wide(models, chosen) as (network, vae):
-        rows_RLV = cachefree.teacher_forced(network, vae, 1.5, labels_B, tokens_BL, 4)[0]
+        rows_RLV = teacher_forced(network, vae, 1.5, labels_B, tokens_BL, 4)[0]
     assert network.dtype is by
     assert float((rows_RLV.double() - due_RLV).abs().max()) <= chosen.share * budget.rows
-    own_RLV = cachefree.teacher_forced(models.target, models.vae, 1.5, labels_B, tokens_BL, 4)[0]
+    own_RLV = teacher_forced(models.target, models.vae, 1.5, labels_B, tokens_BL, 4)[0]
     assert float((own_RLV.double() - due_RLV).abs().max()) > NEGLIGIBLE * budget.rows
     assert images_at_once(models, chosen) >= 1
 

@@ -19,7 +19,7 @@ def test_images_go_by_their_last_differing_scale():
 
 
 def test_no_later_scale_is_computed_and_the_answers_are_those_of_whole_passes(monkeypatch: pytest.MonkeyPatch):
-    found, asked, real = evidence(), [], tokens.cachefree.teacher_forced
+    found, asked, real = evidence(), [], tokens.teacher_forced
 
     def watched(network, vae, cfg, labels_B, tokens_BL, scales):
         asked.append((len(tokens_BL), scales))
@@ -28,10 +28,10 @@ def test_no_later_scale_is_computed_and_the_answers_are_those_of_whole_passes(mo
     def whole(network, vae, cfg, labels_B, tokens_BL, scales):
         return real(network, vae, cfg, labels_B, tokens_BL, MODELS.pyramid.S)
 
-    monkeypatch.setattr(tokens.cachefree, "teacher_forced", watched)
+    monkeypatch.setattr(tokens, "teacher_forced", watched)
     made = {(one.row, one.token.position): one for one in _raced(found, PLACES)}
     assert asked == [(1, 2), (1, 3)]
-    monkeypatch.setattr(tokens.cachefree, "teacher_forced", whole)
+    monkeypatch.setattr(tokens, "teacher_forced", whole)
     expected = {(one.row, one.token.position): one for one in _raced(found, PLACES)}
     assert made.keys() == expected.keys() == {tuple(place) for place in PLACES.tolist()}
     for place, one in made.items():

@@ -10,7 +10,7 @@ import torch
 
 from harness import Contract, InputError, ModelPair, Request, SeededNoise, Settings, Trace, Verdict, build_decoder
 from harness.judge.verdict import Divergence
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.runs.result import Verification
 from tests.helpers import Layout, command, tiny, verify_here
 
@@ -180,7 +180,7 @@ class Plain:
         self.models = models
 
     def decode(self, request: Request, noise: SeededNoise) -> Trace:
-        return sequential.sample(self.models.target, self.models.vae, request, noise)
+        return sample_sequential(self.models.target, self.models.vae, request, noise)
 
 
 def test_a_sequential_decoder_is_identical_where_it_says_what_it_is():

@@ -12,7 +12,7 @@ from harness.judge import components
 from harness.judge.components import WrongTensor, first_wrong, wrong_at
 from harness.judge.evidence import Evidence
 from harness.protocol.request import Request
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import Budget
 from tests.helpers import Layout, tiny
 
@@ -24,7 +24,7 @@ BUDGET = Budget(1e-3, 1e-4, 1e-5, "by hand")
 @pytest.mark.parametrize(("si", "cfg"), [(0, 4.0), (1, 1.0), (2, 4.0)])
 def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: float, dtype: torch.dtype):
     request = Request((0,), cfg=cfg)
-    trace = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    trace = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
     rows_RLV = torch.randn(trace.intermediates.rows_RLV.shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
     rows_RLV[1] *= 100  # where c is small beside u, u + (c - u) is not c
     trace.intermediates.rows_RLV = rows_RLV
@@ -55,7 +55,7 @@ def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: f
 def test_rows_are_bounded_at_worst_and_on_average(share: int, by: float, wrong: bool):
     """Plant: a wrong mask moves every logit by less than the worst rounding, as bfloat16 has it."""
     request = Request((0, 1), cfg=0.0)  # guided logits are the conditional rows
-    expected = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    expected = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
     budget = replace(BUDGET, rows_rms=BUDGET.rows / 5)
     span, moved_RLV = MODELS.pyramid.span(2), expected.intermediates.rows_RLV.clone()
     moved_RLV[1::2, span].flatten(1)[:, ::share].add_(2 * by * budget.rows_rms)  # both halves of image 1
@@ -73,7 +73,7 @@ NAMES = ("x_RLD", "rows_RLV", "guided_BLV", "f_hat_SBCPP")
 def agreeing(budget: Budget) -> Evidence:
     """Return two traces of two images that agree to the last bit."""
     request = Request((0, 1), cfg=4.0)
-    expected = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    expected = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
     return Evidence(MODELS, request, deepcopy(expected), expected, budget)
 
 

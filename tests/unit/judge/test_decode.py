@@ -16,7 +16,7 @@ from harness.judge.verdict import Judgement, Verdict
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import Budget
 from tests.helpers import Layout, tiny
 from tests.unit.judge.test_tokens import MODELS, REQUEST, evidence, hidden, swapped
@@ -34,7 +34,7 @@ def test_the_reference_follows_the_decoders_tokens_where_they_differ():
     found, _ = swapped(evidence(), 0, 3)
     along = replace(found, costs_SB3=torch.ones(3, 2, 3)).along()
     noise = MODELS.noise(REQUEST)
-    due = sequential.sample(MODELS.target, MODELS.vae, REQUEST, noise, forced_BL=found.actual.tokens_BL)
+    due = sample_sequential(MODELS.target, MODELS.vae, REQUEST, noise, forced_BL=found.actual.tokens_BL)
     assert torch.equal(along.expected.tokens_BL, due.tokens_BL)
     # the image that differs ran alone, which may sum in another order; the other one is left as it was
     assert torch.allclose(along.expected.f_hat_BCPP[0], due.f_hat_BCPP[0], rtol=0, atol=1e-6)
@@ -105,9 +105,9 @@ def test_what_differs_is_judged_in_causal_order_and_every_image_by_itself():
 
 def test_the_final_f_hat_comes_behind_the_tokens_that_it_is_made_of():
     models, request = tiny(Layout((1,), depth=1)), Request((0,), 3)
-    free = sequential.sample(models.target, models.vae, request, models.noise(request))
+    free = sample_sequential(models.target, models.vae, request, models.noise(request))
     other_BL = (free.tokens_BL + 1) % 11
-    actual = sequential.sample(models.target, models.vae, request, models.noise(request), other_BL)
+    actual = sample_sequential(models.target, models.vae, request, models.noise(request), other_BL)
     actual = replace(actual, tokens_BL=other_BL, f_hat_BCPP=actual.f_hat_BCPP + 1.0)
     judgement = judge(Evidence(models, request, actual, free, Budget(1e-6, 5e-7, 1e-6, "by hand")), drafts=False)
     assert [(d.component, d.position) for d in judgement.defects] == [("draw", 0), ("f_hat", -1)]

@@ -12,7 +12,7 @@ from harness.judge.evidence import Evidence
 from harness.judge.verdict import Divergence, Judgement, Verdict
 from harness.protocol.contract import Contract
 from harness.protocol.trace import Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from tests.unit.judge.test_tokens import MODELS, evidence, hidden
 
 PYRAMID, NAN = MODELS.pyramid, float("nan")
@@ -102,7 +102,7 @@ def test_the_first_and_the_last_code_are_tokens_and_what_was_never_drawn_is_none
     tokens_BL = found.actual.tokens_BL.clone()
     tokens_BL[:, :5] = torch.tensor([[0, V - 1, 0, V - 1, 0], [V - 1, 0, V - 1, 0, V - 1]])
     noise = MODELS.noise(found.request)
-    forced = sequential.sample(MODELS.target, MODELS.vae, found.request, noise, forced_BL=tokens_BL)
+    forced = sample_sequential(MODELS.target, MODELS.vae, found.request, noise, forced_BL=tokens_BL)
     actual = replace(found.actual, tokens_BL=tokens_BL, intermediates=forced.intermediates)
     made = cut(replace(found, actual=actual), 2, 2)
     made.actual.tokens_BL[:, 5:] = garbage

@@ -15,7 +15,7 @@ from harness.judge.evidence import Evidence
 from harness.judge.suspects import is_accepted_draft, other_row, wrong_label
 from harness.protocol.request import Request
 from harness.protocol.trace import Round
-from harness.reference import sequential
+from harness.reference.sequential import GrowingCache
 from harness.reference.steps import guidance_labels, scale_input
 from harness.rounding.budget import Budget
 from tests.unit.judge.test_tokens import MODELS, REQUEST, evidence
@@ -64,7 +64,7 @@ def under(labels: tuple[int, int], first: int, si: int) -> Tensor:
     """Return the rows of a scale in a decode whose scales from `first` on are passed under other labels."""
     found = right()
     own, other = (NETWORK.condition(guidance_labels(torch.tensor(of), CLASSES)) for of in (REQUEST.labels, labels))
-    x_RLD, cache = found.expected.intermediates.x_RLD, sequential.GrowingCache()
+    x_RLD, cache = found.expected.intermediates.x_RLD, GrowingCache()
     for at in range(si + 1):
         condition = own if at < first else other
         x_RlD = x_RLD[:, PYRAMID.span(at)]

@@ -18,7 +18,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.runs.cover import covering, plan_of, verify_design
 from harness.runs.decodes import Decodes, Terms
 from harness.speculative import steps
@@ -121,7 +121,7 @@ def corrected_too_late(models: ModelPair, settings: Settings) -> Any:
 
     def decode(request: Request, noise: SeededNoise) -> Trace:
         made = inner.decode(request, noise)
-        due = sequential.sample(models.target, models.vae, request, models.noise(request))
+        due = sample_sequential(models.target, models.vae, request, models.noise(request))
         tokens_BL = torch.cat((due.tokens_BL[:, :1], made.tokens_BL[:, 1:]), 1)
         f_hat_SBCPP = torch.cat((due.intermediates.f_hat_SBCPP[:1], made.intermediates.f_hat_SBCPP[1:]))
         return replace(made, tokens_BL=tokens_BL, intermediates=replace(made.intermediates, f_hat_SBCPP=f_hat_SBCPP))

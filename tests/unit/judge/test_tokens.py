@@ -24,7 +24,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.noise import TOKEN
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.reference.steps import filter_logits
 from harness.rounding.budget import Budget
 from harness.speculative.sampler import build_decoder
@@ -38,7 +38,7 @@ TIGHT = Budget(1e-6, 5e-7, 1e-6, "by hand")
 @lru_cache(maxsize=8)
 def _decoded(request: Request, greedy: bool) -> tuple[Trace, Trace]:
     policy = "greedy" if greedy else "coupled"
-    free = sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request), greedy=greedy)
+    free = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request), greedy=greedy)
     return build_decoder(MODELS, Settings(2, policy=policy)).decode(request, MODELS.noise(request)), free
 
 
@@ -65,7 +65,7 @@ def swapped(found: Evidence, image: int, position: int, rank: int = 1) -> tuple[
     tokens_BL = found.actual.tokens_BL.clone()
     tokens_BL[image, position] = order[rank]
     request, greedy = found.request, found.greedy
-    forced = sequential.sample(
+    forced = sample_sequential(
         MODELS.target, MODELS.vae, request, MODELS.noise(request), forced_BL=tokens_BL, greedy=greedy
     )
     actual = replace(

@@ -18,7 +18,7 @@ from harness.protocol.contract import Contract
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, Noise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
-from harness.reference.enumerate import JointLaw, distance, joint_law
+from harness.reference.enumerate import JointLaw, joint_law, law_distance
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED, REJECTION, parse
@@ -64,7 +64,7 @@ def test_the_joint_law_is_the_targets(policy: str, draft_len: int | str, bonus: 
     law = law_of(small(), Options(draft_len, bonus, parse(policy)))
     expected = joint_law(small(), REQUEST)
     assert len(expected) == 3**5
-    assert distance(law, expected) < EXACT
+    assert law_distance(law, expected) < EXACT
 
 
 @pytest.mark.parametrize("draft_len", [1, 3, "2/1/1"])
@@ -73,7 +73,7 @@ def test_the_joint_law_of_three_scales_is_the_targets(draft_len: int | str):
     law = law_of(models, Options(draft_len, policy=REJECTION))
     expected = joint_law(models, REQUEST)
     assert len(expected) == 2**7
-    assert distance(law, expected) < EXACT
+    assert law_distance(law, expected) < EXACT
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_the_joint_law_of_all_fourteen_tokens_is_the_targets(draft_len: int, apa
     law = law_of(models, Options(draft_len, policy=REJECTION))
     expected = joint_law(models, REQUEST)
     assert len(expected) == 2**14
-    assert distance(law, expected) < EXACT
+    assert law_distance(law, expected) < EXACT
 
 
 @pytest.mark.parametrize("words", [{"top_k": 2}, {"top_p": 0.7}, {"top_k": 2, "top_p": 0.8, "cfg": 4.0}])
@@ -91,7 +91,7 @@ def test_the_joint_law_is_the_targets_under_guidance_and_filters(words: dict[str
     request = replace(REQUEST, **words)
     expected = joint_law(small(), request)
     assert len(expected) < 3**5
-    assert distance(law_of(small(), Options(2, policy=REJECTION), request), expected) < EXACT
+    assert law_distance(law_of(small(), Options(2, policy=REJECTION), request), expected) < EXACT
 
 
 @pytest.mark.parametrize("gap", ["adversarial", "equal"])
@@ -101,7 +101,7 @@ def test_the_law_does_not_depend_on_the_drafts_quality(gap: str):
         table = -3 * models.target.weights["table"]
         models = replace(models, draft=replace(models.draft, weights={**models.draft.weights, "table": table}))
     law, branches = output_law(models, REQUEST, Options(2, policy=REJECTION))
-    assert distance(law, joint_law(models, REQUEST)) < EXACT
+    assert law_distance(law, joint_law(models, REQUEST)) < EXACT
     assert (branches == 2**5) is (gap == "equal")  # equal laws leave nothing to reject
 
 
@@ -185,7 +185,7 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_a_wrong_variant_has_another_law(name: str):
     change = dict(WRONG[name])
     options = Options(1, policy=change.pop("policy", REJECTION))
-    assert distance(law_of(small(), options, **change), joint_law(small(), REQUEST)) > SEEN
+    assert law_distance(law_of(small(), options, **change), joint_law(small(), REQUEST)) > SEEN
 
 
 def test_a_draft_law_declared_before_the_filter_has_another_law():
@@ -204,7 +204,7 @@ def test_a_draft_law_declared_before_the_filter_has_another_law():
     parts, expected = replace(PARTS, filter_logits=lambda logits, *_: logits), joint_law(small(), request)
     for honest in (True, False):
         policy = replace(REJECTION, propose=propose, accept=partial(accept, honest=honest))
-        apart = distance(law_of(small(), Options(1, policy=policy), request, parts=parts), expected)
+        apart = law_distance(law_of(small(), Options(1, policy=policy), request, parts=parts), expected)
         assert apart < EXACT if honest else apart > SEEN
 
 
@@ -229,7 +229,7 @@ def test_a_choice_that_is_taken_for_moot_and_is_not_shows(looks_kept: bool):
         return Acceptance(redrawn_bn, never_bn, window.whole(never_bn))
 
     law, _ = output_law(models, REQUEST, Options(1, policy=wrong_policy(accept=accept)))
-    apart = distance(law, joint_law(models, REQUEST))
+    apart = law_distance(law, joint_law(models, REQUEST))
     assert apart > SEEN if looks_kept else apart < EXACT
 
 
@@ -267,5 +267,5 @@ def test_a_race_has_the_law_that_inversion_has():
 
 def test_the_enumeration_runs_any_policy():
     law = law_of(small(), Options(2, policy=parse("match:0.5")))
-    assert distance(law, joint_law(small(), REQUEST)) > SEEN  # lossy, as it says
-    assert distance(law_of(small(), Options(2, policy=COUPLED)), law) > SEEN
+    assert law_distance(law, joint_law(small(), REQUEST)) > SEEN  # lossy, as it says
+    assert law_distance(law_of(small(), Options(2, policy=COUPLED)), law) > SEEN

@@ -16,7 +16,7 @@ from harness.models.network import Modulation
 from harness.models.transformer import Transformer
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import COMPILED, EXACT, Entry, mode_of
 from harness.speculative.sampler import build_decoder, build_sequential
 from tests.helpers import Layout, command, tiny, verify_here
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_only_a_compiled_pair_meets_the_compiler(calls: Counter[str]):
-    plain = sequential.sample(MODELS.target, MODELS.vae, REQUEST, MODELS.noise(REQUEST))
+    plain = sample_sequential(MODELS.target, MODELS.vae, REQUEST, MODELS.noise(REQUEST))
     assert not calls
     made = build_decoder(MODELS, Settings(2, compiled=True)).decode(REQUEST, MODELS.noise(REQUEST))
     assert torch.equal(made.tokens_BL, plain.tokens_BL)
@@ -60,7 +60,7 @@ def test_a_view_in_another_precision_is_not_compiled():
 
 def test_sequential_decoding_out_of_the_same_parts_is_sequential(calls: Counter[str]):
     for network in (MODELS.target, MODELS.draft):
-        plain = sequential.sample(network, MODELS.vae, REQUEST, MODELS.noise(REQUEST))
+        plain = sample_sequential(network, MODELS.vae, REQUEST, MODELS.noise(REQUEST))
         made = build_sequential(MODELS, network).decode(REQUEST, MODELS.noise(REQUEST))
         assert torch.equal(made.tokens_BL, plain.tokens_BL)
         assert torch.equal(made.f_hat_BCPP, plain.f_hat_BCPP)

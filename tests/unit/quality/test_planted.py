@@ -13,7 +13,7 @@ from harness.protocol.request import Request
 from harness.quality import planted
 from harness.quality.features import DigitFeatures
 from harness.quality.study import Means, Study, check_labels, decoders
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from tests.helpers import Layout, tiny
 from tests.unit.quality.means import corners
 
@@ -26,7 +26,7 @@ def drawn(factory, request: Request = REQUEST):
 
 
 def usual(request: Request = REQUEST):
-    return sequential.sample(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    return sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from harness.errors import InputError
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import handoff, sequential
-from harness.reference.handoff import HandOff
+from harness.reference.handoff import HandOff, sample_handoff
+from harness.reference.sequential import sample_sequential
 from tests.helpers import LAYOUTS, digits, tiny
 
 REQUEST = Request((0, 2), 5, cfg=2.0)
@@ -18,12 +18,12 @@ STRANGERS = float("inf")  # a draft that the target does not resemble, so that w
 
 
 def handed(models: ModelPair, hand_off: HandOff, request: Request = REQUEST) -> Trace:
-    return handoff.sample(models, request, models.noise(request), hand_off)
+    return sample_handoff(models, request, models.noise(request), hand_off)
 
 
 def alone(models: ModelPair, network: str, request: Request = REQUEST, forced=None) -> Trace:
     chosen = {"draft": models.draft, "target": models.target}[network]
-    return sequential.sample(chosen, models.vae, request, models.noise(request), forced)
+    return sample_sequential(chosen, models.vae, request, models.noise(request), forced)
 
 
 def assert_same(a: Trace, b: Trace):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from harness.laws import Case
-from harness.reference import sequential
-from harness.reference.policies import Rule, decode, length_after, length_begin, length_wanted
+from harness.reference.policies import Rule, decode_by_policy, length_after, length_begin, length_wanted
+from harness.reference.sequential import sample_sequential
 
 OWN, DRAFTED = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 1, 2])
 TARGET = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2], [0.3, 0.3, 0.4], [0.7, 0.3, 0.0]], dtype=torch.float64)
@@ -65,9 +65,9 @@ def test_draft_lengths_by_hand():
 @pytest.mark.parametrize("policy", ["coupled", "greedy", "coupled-match:2", "handoff:0", "collaborative:4", "code:4"])
 def test_what_is_lossless_gives_the_sequential_tokens(policy: str, draft_len: str, draft: str):
     case = Case((1, 2, 3, 4), draft=draft, labels=(0, 3, 1), seed=4, top_p=0.9)
-    tokens_BL, rounds = decode(case.models, case.request, case.noise(), policy, draft_len, True)
+    tokens_BL, rounds = decode_by_policy(case.models, case.request, case.noise(), policy, draft_len, True)
     greedy = policy == "greedy"
-    due = sequential.sample(case.models.target, case.models.vae, case.request, case.noise(), greedy=greedy)
+    due = sample_sequential(case.models.target, case.models.vae, case.request, case.noise(), greedy=greedy)
     assert torch.equal(tokens_BL, due.tokens_BL)
     for of_image in rounds:
         covered = [turn.first + k for turn in of_image for k in range(turn.finished)]
@@ -77,19 +77,19 @@ def test_what_is_lossless_gives_the_sequential_tokens(policy: str, draft_len: st
 @pytest.mark.parametrize("policy", ["handoff:4", "collaborative:0", "code:0", "match:0", "kl:1000000"])
 def test_what_keeps_everything_gives_the_drafts_own_image(policy: str):
     case = Case((1, 2, 3, 4), draft="near", labels=(0, 3, 1), seed=4)
-    tokens_BL, rounds = decode(case.models, case.request, case.noise(), policy, "2", False)
-    due = sequential.sample(case.models.draft, case.models.vae, case.request, case.noise())
+    tokens_BL, rounds = decode_by_policy(case.models, case.request, case.noise(), policy, "2", False)
+    due = sample_sequential(case.models.draft, case.models.vae, case.request, case.noise())
     assert torch.equal(tokens_BL, due.tokens_BL)
     assert all(turn.accepted == turn.drafted for of_image in rounds for turn in of_image)
 
 
 def test_a_bonus_scale_does_not_cross_the_border_of_the_labour():
     case = Case((1, 2, 3, 4), draft="identical", labels=(0,))
-    _, (alone,) = decode(case.models, case.request, case.noise(), "collaborative:2", "2", True)
+    _, (alone,) = decode_by_policy(case.models, case.request, case.noise(), "collaborative:2", "2", True)
     assert [(turn.first, turn.drafted, turn.bonus) for turn in alone] == [(0, 2, False), (2, 2, False)]
-    _, (handed,) = decode(case.models, case.request, case.noise(), "handoff:2", "1", True)
+    _, (handed,) = decode_by_policy(case.models, case.request, case.noise(), "handoff:2", "1", True)
     assert [(turn.first, turn.drafted, turn.bonus) for turn in handed] == [(0, 2, False), (2, 1, True)]
-    _, (whole,) = decode(case.models, case.request, case.noise(), "coupled", "2", True)
+    _, (whole,) = decode_by_policy(case.models, case.request, case.noise(), "coupled", "2", True)
     assert [(turn.first, turn.drafted, turn.bonus) for turn in whole] == [(0, 2, True), (3, 1, False)]
 
 
@@ -97,13 +97,13 @@ def test_a_bonus_scale_does_not_cross_the_border_of_the_labour():
 @pytest.mark.parametrize("draft_len", ["1", "3", "dynamic"])
 def test_the_target_decides_the_first_scales_alone_and_the_draft_the_others(draft_len: str, bonus: bool):
     case = Case((1, 2, 3, 4), draft="near", labels=(0, 3), seed=4)
-    tokens_BL, rounds = decode(case.models, case.request, case.noise(), "code:2", draft_len, bonus)
+    tokens_BL, rounds = decode_by_policy(case.models, case.request, case.noise(), "code:2", draft_len, bonus)
     for of_image in rounds:
         counted = [(turn.first, turn.drafted, turn.accepted, turn.bonus) for turn in of_image]
         assert counted == [(0, 0, 0, True), (1, 0, 0, True), (2, 2, 2, False)]
         assert [(turn.accepted_tokens, turn.bonus_tokens) for turn in of_image] == [(0, 1), (0, 4), (25, 0)]
-    target = sequential.sample(case.models.target, case.models.vae, case.request, case.noise())
+    target = sample_sequential(case.models.target, case.models.vae, case.request, case.noise())
     assert torch.equal(tokens_BL[:, :5], target.tokens_BL[:, :5])
     # the draft's own draws behind the target's tokens
-    draft = sequential.sample(case.models.draft, case.models.vae, case.request, case.noise(), tokens_BL)
+    draft = sample_sequential(case.models.draft, case.models.vae, case.request, case.noise(), tokens_BL)
     assert torch.equal(tokens_BL[:, 5:], draft.tokens_BL[:, 5:])

@@ -12,7 +12,7 @@ from harness.judge.verdict import Verdict
 from harness.mutants.guidance import SWAPPED
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import Allowance, Budget
 from harness.rounding.measure import quick
 from tests.helpers import Layout, decoder_factory, digits, tiny, verified, verify_here, with_weight
@@ -38,7 +38,7 @@ def test_a_relative_change_of_1e_3_to_one_weight_exceeds_the_budget():
     for network in (models.target, bent):
         noise = models.noise(REQUEST)
         forced_BL = runs[0].tokens_BL if runs else None
-        runs.append(sequential.sample(network, models.vae, REQUEST, noise, forced_BL))
+        runs.append(sample_sequential(network, models.vae, REQUEST, noise, forced_BL))
     delta = (runs[0].intermediates.guided_BLV - runs[1].intermediates.guided_BLV).abs().max()
     assert float(delta) > 10 * allowed.logits
 

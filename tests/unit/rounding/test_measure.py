@@ -12,7 +12,7 @@ from harness.errors import NonFiniteError
 from harness.models.pair import ModelPair
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.rounding import measure
 from harness.rounding.budget import MARGIN, Budget
 from harness.rounding.measure import WIDEST, Errors, errors, joint_budget, quick, windows
@@ -90,10 +90,10 @@ def test_logits_that_overflow_have_no_budget():
 def naive(models, request: Request) -> tuple[float, float, float]:
     """Return the largest errors of every window against float64, as the definition reads."""
     pyramid, noise = models.pyramid, models.noise(request)
-    run = sequential.sample(models.target, models.vae, request, noise)
+    run = sample_sequential(models.target, models.vae, request, noise)
     wide = models.to("cpu", torch.float64)
     labels_B = noise.labels(models.target.config.classes)
-    forced = sequential.sample(wide.target, wide.vae, request, noise, run.tokens_BL)
+    forced = sample_sequential(wide.target, wide.vae, request, noise, run.tokens_BL)
     exact_RLV = forced.intermediates.rows_RLV
     rows, rms = 2.0**-23 * float(exact_RLV.abs().max()), 2.0**-23 * float(exact_RLV.square().mean().sqrt())
     for first, rows_RnV in windows(models, labels_B, run.tokens_BL, every=True):
@@ -151,7 +151,7 @@ def test_so_many_images_that_enough_numbers_are_met(L: int, images: int, monkeyp
 
 def test_sizes_are_the_largest_numbers_of_one_image():
     models = tiny(Layout((1, 2, 3)))
-    run = sequential.sample(models.target, models.vae, Request((0,), 0), models.noise(Request((0,), 0)))
+    run = sample_sequential(models.target, models.vae, Request((0,), 0), models.noise(Request((0,), 0)))
     kept = run.intermediates
     assert measure._sizes(models) == (float(kept.rows_RLV.abs().max()), float(kept.f_hat_SBCPP.abs().max()))
 

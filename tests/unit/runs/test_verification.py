@@ -27,7 +27,8 @@ from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import cachefree, sequential
+from harness.reference.cachefree import sample_cachefree
+from harness.reference.sequential import sample_sequential
 from harness.report.as_json import as_json
 from harness.report.terminal import summary
 from harness.rounding.budget import Allowance
@@ -81,7 +82,7 @@ def test_the_output_is_the_same_for_every_draft_len():
     models, request = digits(), Request((3, 8), 1)
     images = [decoded(models, request, length) for length in (1, 4)]
     images.append(decoded(models, request, 5, bonus=True))
-    expected = sequential.sample(models.target, models.vae, request, models.noise(request))
+    expected = sample_sequential(models.target, models.vae, request, models.noise(request))
     for trace in images:
         assert torch.equal(trace.tokens_BL, expected.tokens_BL)
         assert float((trace.f_hat_BCPP - expected.f_hat_BCPP).abs().max()) <= 1e-6
@@ -184,7 +185,7 @@ def test_every_wrong_token_is_counted_and_a_thousand_are_described():
     (judgement,) = setting.judgements
     due = models.noise(request)
     trace = guidance.SWAPPED(models, Settings(2)).decode(request, models.noise(request))
-    own = sequential.sample(models.target, models.vae, request, due, trace.tokens_BL)  # along the decoder's tokens
+    own = sample_sequential(models.target, models.vae, request, due, trace.tokens_BL)  # along the decoder's tokens
     differ = int((trace.tokens_BL != own.tokens_BL).sum())
     assert differ > MOST_RECORDS
     assert (setting.total("ties"), setting.total("wrong_tokens"), setting.total("wrong_tensors")) == (0, differ, 90)
@@ -203,7 +204,7 @@ def test_identical_is_equal_to_the_references_draw_on_the_same_prefix_under_ever
     models = tiny(FOUR)
     (setting,) = verify_here(models, build_decoder, [Settings(2, policy=policy)], [REQUEST]).settings
     tokens_BL = build_decoder(models, Settings(2, policy=policy)).decode(REQUEST, models.noise(REQUEST)).tokens_BL
-    own = sequential.sample(models.target, models.vae, REQUEST, models.noise(REQUEST), tokens_BL)
+    own = sample_sequential(models.target, models.vae, REQUEST, models.noise(REQUEST), tokens_BL)
     assert setting.total("identical") == int((tokens_BL == own.tokens_BL).sum())
     assert add_up(setting)
     assert (setting.total("unclaimed") > 0) is (policy != "coupled")
@@ -233,7 +234,7 @@ class Sequential:
         self.models = models
 
     def decode(self, request: Request, noise) -> Trace:
-        return sequential.sample(self.models.target, self.models.vae, request, noise)
+        return sample_sequential(self.models.target, self.models.vae, request, noise)
 
 
 def test_nothing_compared_is_inconclusive():
@@ -331,17 +332,17 @@ def test_a_decoder_that_refuses_the_request_is_bad_input():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_cached_float32_and_cache_free_float64_references_agree(name: str):
     models, request = tiny(LAYOUTS[name]), Request((0, 1, 2), 11)
-    run = sequential.sample(models.target, models.vae, request, models.noise(request))
+    run = sample_sequential(models.target, models.vae, request, models.noise(request))
     wide = models.to("cpu", torch.float64)
-    tokens_BL = cachefree.sample(wide.target, wide.vae, request, models.noise(request))
+    tokens_BL = sample_cachefree(wide.target, wide.vae, request, models.noise(request))
     assert torch.equal(run.tokens_BL, tokens_BL)
 
 
 def test_cached_float32_and_cache_free_float64_references_agree_on_digits():
     models, request = digits(), Request((6,), 3)
-    run = sequential.sample(models.target, models.vae, request, models.noise(request))
+    run = sample_sequential(models.target, models.vae, request, models.noise(request))
     wide = models.to("cpu", torch.float64)
-    tokens_BL = cachefree.sample(wide.target, wide.vae, request, models.noise(request))
+    tokens_BL = sample_cachefree(wide.target, wide.vae, request, models.noise(request))
     assert torch.equal(run.tokens_BL, tokens_BL)
 
 

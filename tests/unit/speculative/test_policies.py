@@ -23,7 +23,7 @@ from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.parts import PARTS
 from harness.speculative.policies import parse
@@ -52,7 +52,7 @@ def decoded(
 
 
 def expected_tokens(models: ModelPair, request: Request = REQUEST, greedy: bool = False) -> Tensor:
-    return sequential.sample(models.target, models.vae, request, models.noise(request), greedy=greedy).tokens_BL
+    return sample_sequential(models.target, models.vae, request, models.noise(request), greedy=greedy).tokens_BL
 
 
 def rejected(trace: Trace) -> int:

@@ -13,7 +13,7 @@ from harness.models.pair import ModelPair
 from harness.models.toy import ToyTransformer, toy_pair
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
-from harness.reference import sequential
+from harness.reference.sequential import sample_sequential
 from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
@@ -78,7 +78,7 @@ def check(number: int) -> tuple[bool, bool]:
     now = setting(number)
     models, request, options = now.models, now.request, now.options
     greedy = options.policy.greedy
-    expected = sequential.sample(models.target, models.vae, request, models.noise(request), greedy=greedy)
+    expected = sample_sequential(models.target, models.vae, request, models.noise(request), greedy=greedy)
     actual = SpeculativeDecoder(models, options).decode(request, models.noise(request))
     assert torch.equal(actual.tokens_BL, expected.tokens_BL), now
     assert float((actual.f_hat_BCPP - expected.f_hat_BCPP).abs().max()) < ROUNDING, now
@@ -130,7 +130,7 @@ def test_the_comparison_sees_a_decoder_that_is_wrong():
 
     request = Request((0, 1), 3)
     models = toy_pair(ScalePyramid((1, 2, 3, 5)), 17, 5, apart=0.3)
-    expected = sequential.sample(models.target, models.vae, request, models.noise(request)).tokens_BL
+    expected = sample_sequential(models.target, models.vae, request, models.noise(request)).tokens_BL
     for mutant in (positions.OFFSET, guidance.SWAPPED, state.TWICE, masks.CORNER, state.STALE):
         trace = mutant(models, Settings(2)).decode(request, models.noise(request))
         assert not torch.equal(trace.tokens_BL, expected), mutant.id
