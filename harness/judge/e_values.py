@@ -36,12 +36,15 @@ ALARM = 1e-6
 THETAS = (0.25, 0.5, 0.75)
 # An error beyond the largest that was measured (some 1e8 numbers in a calibration) has about this chance.
 BEYOND = 1e-8
+# A rival whose chance is below this is left out of a cost, to which it would add less than NOTHING**0.25 = 1e-15. All
+# of them in a million draws of 4096 tokens would add 4e-6: such a run is accused with probability 1.000004 ALARM.
 NOTHING = 1e-60
+FEW = 16  # a draw with so many tokens within reach is weighed by its best ones alone, which is cheaper
+NUMBERS = 2**20  # of rivals that are weighed at a time
 # A single tie may have any margin that the largest error allows. Many must be usual ones: in bfloat16 the largest error
 # is that large that it would excuse most draws of a wrong decoder that shows no logits. Digits, bfloat16: 75 ties of a
 # right decoder had a root mean square margin of 0.14 × logits_rms, those of eight planted bugs 3 to 5.5 times it.
 MANY_TIES = 10
-NEAREST = 16  # rivals of a draw that are looked at; the next one is farther than rounding reaches
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Tail:
 
     @property
     def reach(self) -> float:
-        """The gap beyond which a chance is below `NOTHING`, and whatever it costs is no number of a sum."""
+        """The gap beyond which a chance is below `NOTHING`."""
         return float(2 * self.scale * (2 * math.log(4 / NOTHING)) ** (1 / self.power))
 
     def chance(self, gap: Tensor) -> Tensor:
@@ -75,48 +78,54 @@ class Tail:
         return (4 * torch.exp(-0.5 * (gap.clamp_min(0) / (2 * self.scale)) ** self.power)).clamp(1e-300, 0.5)
 
 
-def cost(scores_NV: Tensor, tail: Tail) -> list[float]:
-    """Return what draws cost for having been free to flip, for every θ.
+def costs_N3(scores_NV: Tensor, tail: Tail) -> Tensor:
+    """Return what every draw costs for having been free to flip, for every θ; float64.
+
+    Every rival within reach is summed, however many there are: in bfloat16 that can be most of a codebook. What is
+    farther costs nothing (`NOTHING` says how much that leaves out).
 
     Args:
         scores_NV: of the race, logits − ln E, dropped tokens at −inf; N draws of one scale.
         tail: of that scale.
     """
-    total: list[float] = costs_N3(scores_NV, tail).sum(0).tolist()
-    return total
+    N, V = scores_NV.shape
+    costs_N3 = torch.zeros(N, len(THETAS), dtype=torch.float64, device=scores_NV.device)
+    near_N = (scores_NV > scores_NV.amax(1, keepdim=True) - tail.reach).sum(1)
+    few = torch.nonzero((near_N > 1) & (near_N <= FEW)).flatten()
+    best_nk = scores_NV[few].topk(min(FEW, V), dim=1).values.double()
+    costs_N3[few] = _costs_n3(best_nk[:, :1] - best_nk[:, 1:], tail)
+    for many in torch.nonzero(near_N > FEW).flatten().split(max(1, NUMBERS // V)):
+        best_n1, winner_n1 = scores_NV[many].double().max(1, keepdim=True)
+        gap_nV = best_n1 - scores_NV[many].double()
+        costs_N3[many] = _costs_n3(gap_nV.scatter(1, winner_n1, torch.inf), tail)  # a winner is no rival of itself
+    return costs_N3
 
 
-def costs_N3(scores_NV: Tensor, tail: Tail) -> Tensor:
-    """Return what every draw costs, for every θ; float64. Draws without a rival within reach cost nothing."""
-    found_N3 = torch.zeros(len(scores_NV), len(THETAS), dtype=torch.float64, device=scores_NV.device)
-    near_NV = scores_NV > scores_NV.amax(1, keepdim=True) - tail.reach
-    rows = torch.nonzero(near_NV.sum(1) > 1).flatten()
-    best_nk = scores_NV[rows].topk(min(NEAREST, scores_NV.shape[1]), dim=1).values.double()
-    chance_nk = tail.chance(best_nk[:, :1] - best_nk[:, 1:])
-    found_N3[rows] = torch.stack([(chance_nk ** (1 - theta) - chance_nk).sum(1) for theta in THETAS], 1)
-    return found_N3
+def _costs_n3(gap_nk: Tensor, tail: Tail) -> Tensor:
+    """Return what n draws cost whose k rivals lose by these gaps."""
+    chance_nk = tail.chance(gap_nk)
+    return torch.stack([(chance_nk ** (1 - theta) - chance_nk).sum(1) for theta in THETAS], 1)
 
 
-def surprise(margins: Sequence[float], tail: Tail) -> list[float]:
-    """Return what ties of these margins weigh, for every θ. Filter ties, of margin 0 or less, weigh nothing."""
-    total = -float(tail.chance(torch.tensor([m for m in margins if m > 0], dtype=torch.float64)).log().sum())
-    return [theta * total for theta in THETAS]
+def surprise_N(margin_N: Tensor, tail: Tail) -> Tensor:
+    """Return −ln of the chance of ties with these margins, float64; 0 for a filter tie, of margin 0 or less."""
+    return torch.where(margin_N > 0, -tail.chance(margin_N.double()).log(), 0.0)
 
 
-def log_e(weights: Sequence[float]) -> float:
-    """Return the logarithm of the e-value that evidence − cost for every θ makes: the mean over θ."""
-    highest = max(weights)
-    return highest + math.log(math.fsum(math.exp(weight - highest) for weight in weights) / len(weights))
+def log_e(weights_x3: Tensor) -> Tensor:
+    """Return the logarithm of the e-value that evidence − cost for every θ makes: the mean over θ, the last axis."""
+    highest_x1 = weights_x3.amax(-1, keepdim=True)
+    return highest_x1[..., 0] + (weights_x3 - highest_x1).exp().mean(-1).log()
 
 
-def too_many(weights: Sequence[float], looks: int = 1) -> bool:
-    """Tell whether evidence − cost is more than a right decoder shows with probability `ALARM`.
+def too_many(weights_x3: Tensor, looks: int = 1) -> Tensor:
+    """Tell where evidence − cost is more than a right decoder shows with probability `ALARM`.
 
     Args:
-        weights: for every θ.
+        weights_x3: float64, for every θ.
         looks: how many e-values are looked at, each of which could raise the alarm.
     """
-    return log_e(weights) > math.log(looks / ALARM)
+    return log_e(weights_x3) > math.log(looks / ALARM)
 
 
 @torch.inference_mode()
@@ -126,16 +135,16 @@ def costs_of(evidence: Evidence) -> Tensor:
     Returns:
         costs_SB3, float64, on the CPU.
     """
-    request, pyramid, kept = evidence.request, evidence.models.pyramid, evidence.expected.intermediates
-    assert kept is not None
-    noise, found = evidence.numbers, []
+    request, pyramid, shown = evidence.request, evidence.models.pyramid, evidence.expected.intermediates
+    assert shown is not None
+    noise, costs = evidence.numbers, []
     for si in pyramid:
-        scores_BlV = filter_logits(kept.guided_BLV[:, pyramid.span(si)], request.top_k, request.top_p)
+        scores_BlV = filter_logits(shown.guided_BLV[:, pyramid.span(si)], request.top_k, request.top_p)
         if not evidence.greedy:
             scores_BlV = scores_BlV - noise.exponential(si, TOKEN, "judge").log()
-        costs = costs_N3(scores_BlV.flatten(0, 1), Tail.of(evidence.allowance(si)))
-        found.append(costs.unflatten(0, (request.B, -1)).sum(1))  # (B·l, 3) -> (B, 3)
-    return torch.stack(found).cpu()
+        of_scale = costs_N3(scores_BlV.flatten(0, 1), Tail.of(evidence.allowance(si)))
+        costs.append(of_scale.unflatten(0, (request.B, -1)).sum(1))  # (B·l, 3) -> (B, 3)
+    return torch.stack(costs).cpu()
 
 
 def weigh_decode(evidence: Evidence, judgement: Judgement, costs_SB3: Tensor, row_of: Sequence[int]) -> None:
@@ -147,32 +156,21 @@ def weigh_decode(evidence: Evidence, judgement: Judgement, costs_SB3: Tensor, ro
         costs_SB3: of `costs_of`.
         row_of: place in the batch of the image of every tie.
     """
-    S, B, _ = costs_SB3.shape
+    S, ties = len(costs_SB3), judgement.ties
     allowed_S = [evidence.allowance(si) for si in range(S)]
-    weights_SB3, ties = -costs_SB3, judgement.ties
-    at = torch.tensor([[tie.scale for tie in ties], list(row_of)], dtype=torch.int64)
-    surprise_SB = torch.zeros(S, B, dtype=torch.float64)
-    surprise_SB.index_put_((at[0], at[1]), _surprise(ties, allowed_S), accumulate=True)
-    weights_SB3 = weights_SB3 + surprise_SB[..., None] * surprise_SB.new_tensor(THETAS)
+    scale_n, row_n = (torch.tensor(numbers, dtype=torch.int64) for numbers in ([tie.scale for tie in ties], row_of))
+    margin_n = torch.tensor([tie.margin for tie in ties], dtype=torch.float64)
+    surprise_SB = torch.zeros(costs_SB3.shape[:2], dtype=torch.float64)
+    for si in range(S):
+        at = scale_n == si
+        surprise_SB[si].index_add_(0, row_n[at], surprise_N(margin_n[at], Tail.of(allowed_S[si])))
+    weights_SB3 = surprise_SB[..., None] * surprise_SB.new_tensor(THETAS) - costs_SB3
     judgement.surprise = weights_SB3.sum(1).tolist()
-    beyond_SB = weights_SB3.logsumexp(-1) - math.log(len(THETAS)) > math.log(S / ALARM)
-    rejected = [
-        tie for tie, row in zip(ties, row_of, strict=True) if bool(beyond_SB[tie.scale, row]) and tie.margin > 0
-    ]
+    beyond = (too_many(weights_SB3, S)[scale_n, row_n] & (margin_n > 0)).tolist()
+    rejected = [tie for tie, is_beyond in zip(ties, beyond, strict=True) if is_beyond]
     for row in set(row_of):
-        rejected += unusual_ties([tie for tie, of in zip(ties, row_of, strict=True) if of == row], allowed_S)
+        rejected += unusual_ties([tie for tie, of_row in zip(ties, row_of, strict=True) if of_row == row], allowed_S)
     reject(judgement, rejected)
-
-
-def _surprise(ties: Sequence[Divergence], allowed_S: Sequence[Allowance]) -> Tensor:
-    """Return −ln of the chance of every tie; 0 for a filter tie, of margin 0 or less."""
-    margin = torch.tensor([tie.margin for tie in ties], dtype=torch.float64)
-    scale = torch.tensor([tie.scale for tie in ties], dtype=torch.int64)
-    found = torch.zeros(len(ties), dtype=torch.float64)
-    for si in scale.unique().tolist():
-        at = (scale == si) & (margin > 0)
-        found[at] = -Tail.of(allowed_S[si]).chance(margin[at]).log()
-    return found
 
 
 def weigh_run(judgements: Sequence[tuple[Request, Judgement]], allowed: Allowed, looks: int) -> None:
@@ -188,12 +186,11 @@ def weigh_run(judgements: Sequence[tuple[Request, Judgement]], allowed: Allowed,
     weighed = [(request, judgement) for request, judgement in judgements if judgement.surprise]
     if not any(judgement.ties for _, judgement in weighed):
         return
-    S = len(weighed[0][1].surprise)
-    by_scale = [[sum(of) for of in zip(*(j.surprise[si] for _, j in weighed), strict=True)] for si in range(S)]
-    for si in range(S):
-        if too_many(by_scale[si], looks * (S + 1)):
-            for _, judgement in weighed:
-                reject(judgement, [tie for tie in judgement.ties if tie.scale == si and tie.margin > 0])
+    weights_S3 = torch.tensor([judgement.surprise for _, judgement in weighed], dtype=torch.float64).sum(0)
+    looks *= len(weights_S3) + 1  # every scale, and the run
+    for si in torch.nonzero(too_many(weights_S3, looks)).flatten().tolist():
+        for _, judgement in weighed:
+            reject(judgement, [tie for tie in judgement.ties if tie.scale == si and tie.margin > 0])
     for cfg in sorted({request.cfg for request, _ in weighed}):
         alike = [judgement for request, judgement in weighed if request.cfg == cfg]
         allowed_S = allowed(next(request for request, _ in weighed if request.cfg == cfg))
@@ -201,7 +198,7 @@ def weigh_run(judgements: Sequence[tuple[Request, Judgement]], allowed: Allowed,
         for judgement in alike:
             reject(judgement, [tie for tie in judgement.ties if id(tie) in unusual])
     left = [judgement for _, judgement in weighed if judgement.ties]
-    if left and too_many([sum(of) for of in zip(*by_scale, strict=True)], looks * (S + 1)):
+    if left and bool(too_many(weights_S3.sum(0), looks)):
         count = sum(len(judgement.ties) for judgement in left)
         reject(left[-1], left[-1].ties[-1:], f"the {count} ties of the run together are beyond rounding")
 
@@ -223,8 +220,7 @@ def unusual_ties(ties: Sequence[Divergence], allowed_S: Sequence[Allowance]) -> 
 
 def reject(judgement: Judgement, ties: Sequence[Divergence], detail: str = MANY) -> None:
     """Call ties defects. Effects: on `judgement`, which counts them as wrong tokens."""
-    rejected = {id(tie) for tie in ties}
+    rejected = {id(tie): replace(tie, component="unknown", detail=detail) for tie in ties}
     judgement.ties = [tie for tie in judgement.ties if id(tie) not in rejected]
-    found = [replace(tie, component="unknown", detail=detail) for tie in {id(tie): tie for tie in ties}.values()]
-    judgement.defects += found
-    judgement.wrong_tokens += len(found)
+    judgement.defects += rejected.values()
+    judgement.wrong_tokens += len(rejected)

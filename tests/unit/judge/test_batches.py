@@ -10,7 +10,7 @@ import torch
 
 from harness.errors import InputError
 from harness.judge.components import first_wrong, wrong_at
-from harness.judge.e_values import ALARM, THETAS, Tail, cost, costs_N3, weigh_run
+from harness.judge.e_values import ALARM, THETAS, Tail, costs_N3, weigh_run
 from harness.judge.evidence import Evidence
 from harness.judge.race import race
 from harness.judge.verdict import Divergence, Judgement
@@ -192,10 +192,10 @@ def _margin(logits: list[float], E: list[float], token: int, request: Request, e
 def test_what_is_out_of_reach_costs_nothing(usual: float):
     generator, tail = torch.Generator().manual_seed(1), Tail.of(Allowance(7 * usual, usual, 0.0, ""))
     scores_NV = 3 * torch.randn(50, 32, generator=generator, dtype=torch.float64)
-    best_Nk = scores_NV.topk(16, dim=1).values
+    best_Nk = scores_NV.topk(32, dim=1).values
     chance_Nk = tail.chance(best_Nk[:, :1] - best_Nk[:, 1:])
     due = [float((chance_Nk ** (1 - theta) - chance_Nk).sum()) for theta in THETAS]
-    assert cost(scores_NV, tail) == pytest.approx(due, rel=1e-9, abs=1e-9)
+    assert costs_N3(scores_NV, tail).sum(0).tolist() == pytest.approx(due, rel=1e-9, abs=1e-9)
     assert costs_N3(scores_NV, tail).shape == (50, 3)
 
 

@@ -9,7 +9,20 @@ import torch
 from torch import Tensor
 
 from harness import ModelPair, SeededNoise, Settings, Trace, Verdict
-from harness.judge.e_values import ALARM, MANY, Tail, cost, log_e, surprise, too_many, weigh_decode, weigh_run
+from harness.judge import e_values
+from harness.judge.e_values import (
+    ALARM,
+    FEW,
+    MANY,
+    THETAS,
+    Tail,
+    costs_N3,
+    log_e,
+    surprise_N,
+    too_many,
+    weigh_decode,
+    weigh_run,
+)
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.request import Request
 from harness.rounding.budget import Allowance, Budget
@@ -22,7 +35,7 @@ RATIO = 7.0  # largest error over the usual one: digits in float32
 
 def simulated(
     generator: torch.Generator, usual: float, wrong: int = 0, N: int = 120, V: int = 32
-) -> tuple[list[float], int]:
+) -> tuple[Tensor, int]:
     """Draw N tokens by a decoder whose logits are off by `usual`; `wrong` of them under another seed's numbers.
 
     Returns:
@@ -40,8 +53,8 @@ def simulated(
     margin_N = scores_NV.amax(1) - scores_NV.gather(1, drawn_N[:, None])[:, 0]
     # a budget is twice what was measured
     tail = Tail.of(Allowance(2 * RATIO * usual, 2 * usual, 0.0, ""))
-    margins = margin_N[margin_N > 0].tolist()
-    return [a - b for a, b in zip(surprise(margins, tail), cost(scores_NV, tail), strict=True)], len(margins)
+    evidence_3 = surprise_N(margin_N, tail).sum() * margin_N.new_tensor(THETAS)
+    return evidence_3 - costs_N3(scores_NV, tail).sum(0), int((margin_N > 0).sum())
 
 
 def alarms(count: int, usual: float, wrong: int = 0) -> tuple[int, int]:
@@ -49,7 +62,7 @@ def alarms(count: int, usual: float, wrong: int = 0) -> tuple[int, int]:
     generator, found, ties = torch.Generator().manual_seed(0), 0, 0
     for _ in range(count):
         weights, differing = simulated(generator, usual, wrong)
-        found, ties = found + too_many(weights), ties + differing
+        found, ties = found + int(too_many(weights)), ties + differing
     return found, ties
 
 
@@ -74,24 +87,25 @@ def test_other_numbers_are_found_out(usual: float, wrong: int, least: int):
 def test_runs_add_up_to_what_none_of_them_shows():
     generator = torch.Generator().manual_seed(1)
     right = [simulated(generator, 0.1)[0] for _ in range(50)]
-    assert not too_many([sum(of) for of in zip(*right, strict=True)])
+    assert not too_many(torch.stack(right).sum(0))
     biased = [simulated(generator, 0.1, wrong=8)[0] for _ in range(50)]
-    assert sum(map(too_many, biased)) < 25
-    assert too_many([sum(of) for of in zip(*biased, strict=True)])
+    assert int(too_many(torch.stack(biased)).sum()) < 25
+    assert too_many(torch.stack(biased).sum(0))
 
 
 def test_the_alarm_is_where_markov_puts_it():
-    level = math.log(1 / ALARM)
-    assert not too_many([level] * 3)
-    assert too_many([level + 1e-9] * 3)
-    assert not too_many([level + 1e-9] * 3, looks=2)
-    assert log_e([0.0, -1e9, -1e9]) == pytest.approx(math.log(1 / 3))
+    level_3 = torch.full((3,), math.log(1 / ALARM), dtype=torch.float64)
+    assert not too_many(level_3)
+    assert too_many(level_3 + 1e-9)
+    assert not too_many(level_3 + 1e-9, looks=2)
+    assert too_many(torch.stack((level_3, level_3 + 1e-9))).tolist() == [False, True]
+    assert float(log_e(torch.tensor([0.0, -1e9, -1e9]).double())) == pytest.approx(math.log(1 / 3))
 
 
 def test_an_e_value_has_expectation_at_most_one():
     generator = torch.Generator().manual_seed(2)
-    values = [math.exp(log_e(simulated(generator, 0.02)[0])) for _ in range(500)]
-    assert sum(values) / len(values) <= 1
+    weights_N3 = torch.stack([simulated(generator, 0.02)[0] for _ in range(500)])
+    assert float(log_e(weights_N3).exp().mean()) <= 1
 
 
 def test_the_tail_joins_the_usual_error_and_the_largest():
@@ -115,23 +129,46 @@ def test_a_draw_costs_what_its_rivals_may_flip():
     scores_NV = torch.tensor([[3.0, 0.0, -1.0], [-1.0, 2.0, -math.inf]])
     due = [(2 * q ** (1 - theta) - 2 * q) + (r ** (1 - theta) - r) for theta in (0.25, 0.5, 0.75)]
     floor = [1e-300 ** (1 - theta) for theta in (0.25, 0.5, 0.75)]
-    assert cost(scores_NV, tail) == pytest.approx([a + b for a, b in zip(due, floor, strict=True)], rel=1e-12)
-    assert cost(scores_NV[:, :1], tail) == [0.0, 0.0, 0.0]  # nobody to flip to
-    wide_NV = torch.arange(40.0).mul(1e-3)[None]
-    one = 0.5 ** (1 - 0.25) - 0.5
-    assert cost(wide_NV, tail)[0] == pytest.approx(15 * one)  # the sixteen nearest
+    total = costs_N3(scores_NV, tail).sum(0).tolist()
+    assert total == pytest.approx([a + b for a, b in zip(due, floor, strict=True)], rel=1e-12)
+    assert costs_N3(scores_NV[:, :1], tail).tolist() == [[0.0] * 3] * 2  # nobody to flip to
+
+
+@pytest.mark.parametrize("rivals", [FEW - 2, FEW - 1, FEW, FEW + 1, 39, 3000])
+def test_every_rival_within_reach_is_counted_however_many_there_are(rivals: int, monkeypatch: pytest.MonkeyPatch):
+    """In bfloat16 on digits 52 and more of the nearest 64 tokens of 512 lie within reach; others lie far below."""
+    monkeypatch.setattr(e_values, "NUMBERS", 2 * (rivals + 50))  # several pieces
+    tail = Tail(0.5, 2.0)
+    gap_K = torch.linspace(0, 0.9 * tail.reach, rivals, dtype=torch.float64)
+    scores_NV = torch.cat((torch.zeros(1).double(), -gap_K, torch.full((49,), -1e3).double())).repeat(5, 1)
+    scores_NV = scores_NV[:, torch.randperm(rivals + 50, generator=torch.Generator().manual_seed(0))] + 7
+    scores_NV[3] = torch.arange(rivals + 50.0) * -1e3  # nobody is near
+    expected = [math.fsum(q ** (1 - theta) - q for q in tail.chance(gap_K).tolist()) for theta in THETAS]
+    for n, costs in enumerate(costs_N3(scores_NV, tail).tolist()):
+        assert costs == pytest.approx([0.0] * 3 if n == 3 else expected, rel=1e-12), n
+    assert FEW == 16
+
+
+def test_what_is_out_of_reach_adds_next_to_nothing():
+    """`NOTHING` states it: less than 1e-15 a rival, for every θ."""
+    for power in (1.0, 1.4, 2.0):
+        tail = Tail(0.5, power)
+        chance = float(tail.chance(torch.tensor(tail.reach, dtype=torch.float64)))
+        assert chance == pytest.approx(1e-60)
+        assert max(chance ** (1 - theta) - chance for theta in THETAS) < 1.001e-15
 
 
 def test_ties_weigh_by_their_margins_and_filter_ties_nothing():
     tail = Tail(0.5, 2.0)
-    due = -math.log(4 * math.exp(-4.5)) - math.log(4 * math.exp(-8.0))
-    assert surprise([3.0, 4.0, 0.0, -2.0], tail) == pytest.approx([0.25 * due, 0.5 * due, 0.75 * due], rel=1e-12)
-    assert surprise([], tail) == [0.0, 0.0, 0.0]
+    due = [-math.log(4 * math.exp(-4.5)), -math.log(4 * math.exp(-8.0))]
+    surprises = surprise_N(torch.tensor([3.0, 4.0, 0.0, -2.0]), tail).tolist()
+    assert surprises == pytest.approx([*due, 0.0, 0.0], rel=1e-12)
+    assert surprise_N(torch.tensor([]), tail).tolist() == []
 
 
 def test_an_e_value_is_the_mean_over_theta_without_overflow():
-    assert log_e([1.0, 2.0, 3.0]) == pytest.approx(math.log((math.e + math.e**2 + math.e**3) / 3))
-    assert log_e([1e6, 1e6, 1e6]) == pytest.approx(1e6)
+    values = log_e(torch.tensor([[1.0, 2.0, 3.0], [1e6, 1e6, 1e6]]).double()).tolist()
+    assert values == pytest.approx([math.log((math.e + math.e**2 + math.e**3) / 3), 1e6])
 
 
 def test_an_error_without_a_tail_is_a_normal_one():
