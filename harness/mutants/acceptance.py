@@ -130,88 +130,57 @@ def absolute(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
 
 
 ALL_STAND = Mutant(
-    "acceptance.all-stand",
-    "every drafted scale is accepted",
-    "verification that was computed and never used",
+    "acceptance.all-stand", "every drafted scale is accepted", "verification that was computed and never used",
     policy(_judged(all_stand)),
-)
+)  # fmt: skip
 FIRST_STANDS = Mutant(
-    "acceptance.first-stands",
-    "the first drafted scale is never checked",
-    "a comparison shifted by one scale",
+    "acceptance.first-stands", "the first drafted scale is never checked", "a comparison shifted by one scale",
     policy(_judged(first_stands)),
-)
+)  # fmt: skip
 NONE_STAND = Mutant(
-    "acceptance.none-stand",
-    "every round corrects its first scale, right or not",
-    "an inverted mask that the output does not show",
-    policy(_judged(none_stand)),
-)
+    "acceptance.none-stand", "every round corrects its first scale, right or not",
+    "an inverted mask that the output does not show", policy(_judged(none_stand)),
+)  # fmt: skip
 NOT_REPLACED = Mutant(
-    "acceptance.not-replaced",
-    "the first imperfect scale keeps its wrong tokens",
-    "accepted length plus one without a correction",
-    policy(_judged(not_replaced)),
-)
+    "acceptance.not-replaced", "the first imperfect scale keeps its wrong tokens",
+    "accepted length plus one without a correction", policy(_judged(not_replaced)),
+)  # fmt: skip
 BY_RATE = Mutant(
-    "acceptance.by-rate",
-    "a scale stands when half of its tokens are right",
-    "a lossy rule under a lossless claim",
+    "acceptance.by-rate", "a scale stands when half of its tokens are right", "a lossy rule under a lossless claim",
     policy(by_rate),
-)
+)  # fmt: skip
 SHARED_NOISE = Mutant(
-    "acceptance.shared-noise",
-    "contract B: draft and target read the same numbers",
-    "coupled numbers with the rejection rule",
-    policy(shared_noise),
-)
+    "acceptance.shared-noise", "contract B: draft and target read the same numbers",
+    "coupled numbers with the rejection rule", policy(shared_noise),
+)  # fmt: skip
 SHARP_BONUS = Mutant(
-    "acceptance.sharp-bonus",
-    "contract B: the bonus scale is drawn from another law",
-    "a temperature applied once too often",
-    policy(sharp_bonus),
-    alone=True,
-)
+    "acceptance.sharp-bonus", "contract B: the bonus scale is drawn from another law",
+    "a temperature applied once too often", policy(sharp_bonus), alone=True,
+)  # fmt: skip
 ONE_CALL = Mutant(
-    "acceptance.one-call",
-    "one target call is reported, whatever was made",
-    "a counter in the wrong loop; such a report was seen in the wild",
-    wrapped(one_call),
-)
+    "acceptance.one-call", "one target call is reported, whatever was made",
+    "a counter in the wrong loop; such a report was seen in the wild", wrapped(one_call),
+)  # fmt: skip
 GENEROUS = Mutant(
-    "acceptance.generous",
-    "corrected tokens are counted as accepted",
-    "acceptance counted after the correction",
+    "acceptance.generous", "corrected tokens are counted as accepted", "acceptance counted after the correction",
     wrapped(generous),
-)
+)  # fmt: skip
 INVERTED = Mutant(
-    "acceptance.inverted",
-    "contract B: kept with probability draft/target",
-    "p and q swapped",
-    parts(keep_drafted=inverted),
-    alone=True,
-)
+    "acceptance.inverted", "contract B: kept with probability draft/target", "p and q swapped",
+    parts(keep_drafted=inverted), alone=True,
+)  # fmt: skip
 LENIENT = Mutant(
-    "acceptance.lenient",
-    "contract B: kept with probability 2·target/draft",
-    "a tuned threshold",
-    parts(keep_drafted=half),
-    alone=True,
-)
+    "acceptance.lenient", "contract B: kept with probability 2·target/draft", "a tuned threshold",
+    parts(keep_drafted=half), alone=True,
+)  # fmt: skip
 FROM_TARGET = Mutant(
-    "acceptance.from-target",
-    "contract B: redrawn from the target's law",
-    "the residual left out",
-    parts(residual=from_target),
-    alone=True,
-)
+    "acceptance.from-target", "contract B: redrawn from the target's law", "the residual left out",
+    parts(residual=from_target), alone=True,
+)  # fmt: skip
 ABSOLUTE = Mutant(
-    "acceptance.absolute",
-    "contract B: |target − draft| for the residual",
-    "abs for clamp",
-    parts(residual=absolute),
+    "acceptance.absolute", "contract B: |target − draft| for the residual", "abs for clamp", parts(residual=absolute),
     alone=True,
-)
+)  # fmt: skip
 NARROW_SHARE = Mutant(
     "acceptance.narrow-share", "one wrong token of more than 512 is forgiven", "a mean in the networks' precision",
     patched({"harness.speculative.accept:Window.whole": whole_in_bfloat16}), alone=True,

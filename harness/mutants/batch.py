@@ -99,46 +99,31 @@ def growing_law(decoder: SpeculativeDecoder, request: Request, noise: SeededNois
 
 
 SHARED_LENGTH = Mutant(
-    "batch.shared-length",
-    "one image's rejection shortens everybody's drafts",
-    "a dynamic length kept once for the batch",
-    _shared_length,
-)
+    "batch.shared-length", "one image's rejection shortens everybody's drafts",
+    "a dynamic length kept once for the batch", _shared_length,
+)  # fmt: skip
 INTERLEAVED = Mutant(
-    "batch.interleaved",
-    "cache rows of part of a batch are taken for neighbouring pairs",
-    "another order of the guidance rows",
-    parts(new_cache=InterleavedCache),
-)
+    "batch.interleaved", "cache rows of part of a batch are taken for neighbouring pairs",
+    "another order of the guidance rows", parts(new_cache=InterleavedCache),
+)  # fmt: skip
 AVERAGE = Mutant(
-    "batch.average",
-    "a scale stands when most images would keep it",
-    "acceptance averaged over the batch",
+    "batch.average", "a scale stands when most images would keep it", "acceptance averaged over the batch",
     policy(average),
-)
+)  # fmt: skip
 NEIGHBOURS_NUMBERS = Mutant(
-    "batch.neighbours-numbers",
-    "contract B: an image reads its neighbour's numbers",
+    "batch.neighbours-numbers", "contract B: an image reads its neighbour's numbers",
     "rows gathered after the batch was reordered; each image still follows the target's law",
-    wrapped(neighbours_numbers),
-    alone=True,
-)
+    wrapped(neighbours_numbers), alone=True,
+)  # fmt: skip
 GROWING = Mutant(
-    "batch.growing",
-    "numbers depend on the size of the batch",
-    "one generator for whatever batch there is",
+    "batch.growing", "numbers depend on the size of the batch", "one generator for whatever batch there is",
     wrapped(growing_batch),
-)
+)  # fmt: skip
 GROWING_LAW = Mutant(
-    "batch.growing-law",
-    "contract B: numbers depend on the size of the batch",
-    "one generator for whatever batch there is, which the law does not show",
-    wrapped(growing_law),
-    alone=True,
-)
+    "batch.growing-law", "contract B: numbers depend on the size of the batch",
+    "one generator for whatever batch there is, which the law does not show", wrapped(growing_law), alone=True,
+)  # fmt: skip
 FIRST_LABEL = Mutant(
-    "batch.first-label",
-    "every image gets the first one's label",
-    "a condition broadcast from one row",
+    "batch.first-label", "every image gets the first one's label", "a condition broadcast from one row",
     asked_for(labels=lambda r: r.labels[:1] * len(r.labels)),
-)
+)  # fmt: skip

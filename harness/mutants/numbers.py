@@ -133,8 +133,8 @@ HALF_WEIGHTS = Mutant(
     production, shared=_transformer("Transformer.to", _half_weights), alone=True,
 )  # fmt: skip
 NARROW = Mutant(
-    "numbers.narrow", "the quantiser's weights are rounded to bfloat16", "one `.to` for all three networks",
-    production, shared={"harness.models.autoencoder:Autoencoder.to": _narrow}, alone=True,
+    "numbers.narrow", "the quantiser's weights are rounded to bfloat16", "one `.to` for all three networks", production,
+    shared={"harness.models.autoencoder:Autoencoder.to": _narrow}, alone=True,
 )  # fmt: skip
 GELU = Mutant(
     "numbers.gelu", "GELU by the error function", "the library's default", production,

@@ -66,41 +66,27 @@ def backwards(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) 
 
 
 OFFSET = Mutant(
-    "positions.offset",
-    "windows behind the first sit one scale earlier",
-    "a window counted from what is cached instead of from the pyramid",
-    parts(build_combined_query=offset),
+    "positions.offset", "windows behind the first sit one scale earlier",
+    "a window counted from what is cached instead of from the pyramid", parts(build_combined_query=offset),
     component="positions",
-)
+)  # fmt: skip
 FIRST_LEVEL = Mutant(
-    "positions.first-level",
-    "all rows of a window get its first scale's level",
-    "a level looked up once per pass, right while a pass was one scale",
-    parts(build_combined_query=first_level),
-)
+    "positions.first-level", "all rows of a window get its first scale's level",
+    "a level looked up once per pass, right while a pass was one scale", parts(build_combined_query=first_level),
+)  # fmt: skip
 HALF = Mutant(
-    "positions.half",
-    "unconditional rows lack their position term",
-    "the term added before the rows were doubled, to one half",
-    parts(build_combined_query=half),
-)
+    "positions.half", "unconditional rows lack their position term",
+    "the term added before the rows were doubled, to one half", parts(build_combined_query=half),
+)  # fmt: skip
 ZERO_LEAKS = Mutant(
-    "positions.zero-leaks",
-    "position 0 also gets a raw input",
-    "a buffer that happens to be zero, until it is reused",
-    parts(build_combined_query=zero_leaks),
-    alone=True,
-)
+    "positions.zero-leaks", "position 0 also gets a raw input", "a buffer that happens to be zero, until it is reused",
+    parts(build_combined_query=zero_leaks), alone=True,
+)  # fmt: skip
 LAST_AXIS = Mutant(
-    "positions.last-axis",
-    "splits along the last axis but one",
-    "an axis counted from the wrong end",
-    parts(split_logits_by_scale=last_axis),
-    alone=True,
-)
+    "positions.last-axis", "splits along the last axis but one", "an axis counted from the wrong end",
+    parts(split_logits_by_scale=last_axis), alone=True,
+)  # fmt: skip
 BACKWARDS = Mutant(
-    "positions.backwards",
-    "a window's rows are cut as if the fine scales came first",
-    "scale sizes in the order of another loop",
-    parts(split_logits_by_scale=backwards),
-)
+    "positions.backwards", "a window's rows are cut as if the fine scales came first",
+    "scale sizes in the order of another loop", parts(split_logits_by_scale=backwards),
+)  # fmt: skip

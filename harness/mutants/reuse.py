@@ -163,8 +163,7 @@ UNKEPT_BONUS = Mutant(
 )  # fmt: skip
 UNKEPT_F_HAT = Mutant(
     "reuse.unkept-f-hat", "without kept tensors the final f_hat is halved", "a buffer that only a diagnosis copies",
-    patched({"harness.speculative.state:accumulate_scales": _unkept(_last_lost, ACCUMULATE)}),
-    alone=True,
+    patched({"harness.speculative.state:accumulate_scales": _unkept(_last_lost, ACCUMULATE)}), alone=True,
 )  # fmt: skip
 UNKEPT_COUNTS = Mutant(
     "reuse.unkept-counts", "without kept tensors corrected tokens count as accepted", "two paths of one count",

@@ -283,8 +283,7 @@ CAPPED = Mutant(
 )  # fmt: skip
 ZERO_DEFAULT = Mutant(
     "guidance.zero-default", "cfg 0 is taken for the default", "`cfg or 1.5`",
-    parts(guide=_guide_at(lambda cfg: cfg or 1.5)),
-    component="guidance",
+    parts(guide=_guide_at(lambda cfg: cfg or 1.5)), component="guidance",
 )  # fmt: skip
 NEARLY_ONE = Mutant(
     "randomness.nearly-one", "top_p above 0.95 is switched off", "a shortcut",
