@@ -19,6 +19,7 @@ from harness.laws.law import (
     Law,
     NotOffered,
     Subject,
+    law,
     require,
     require_rounds,
     require_same,
@@ -35,6 +36,8 @@ from harness.reference.steps import filter_logits, guide
 from harness.rounding.measure import quick
 from harness.speculative.sampler import SpeculativeDecoder
 
+LAWS: list[Law] = []
+
 # One false alarm in 10^6 checks if chi-square held to that depth; with pooled cells it is some factors off so far out.
 # tests/meta/test_goodness_of_fit.py measures the rate, and the power at this many draws.
 DRAWS, ALARM = 3000, 1e-6
@@ -48,8 +51,9 @@ def rejected(decoded: Trace, case: Case) -> bool:
     return any(turn.corrected for rounds in decoded.rounds for turn in rounds)
 
 
+@law(LAWS, "acceptance.token-identical", "decode", "accept", contract=Contract.TOKENS, wide=False)
 def token_identical(subject: Subject, case: Case) -> bool:
-    """Same seed, same tokens as sequential target decoding, up to ties certified by float64."""
+    """Same seed, same tokens as sequential target decoding (ties certified)."""
     models, request = case.models, case.request
     greedy = case.settings.greedy
     expected = sample_sequential(models.target, models.vae, request, case.noise(), greedy=greedy)
@@ -60,31 +64,15 @@ def token_identical(subject: Subject, case: Case) -> bool:
     return rejected(actual, case)
 
 
-def independent(subject: Subject, case: Case) -> bool:
-    """Another draft, draft_len, schedule or bonus gives the same image."""
-    first = subject.decode(case)
-    some = rejected(first, case)
-    S = case.pyramid.S
-    lengths = [(1, False), (S, False), (max(1, S // 2), subject.has_bonus(case))]
-    for k, quality in enumerate(QUALITIES):
-        draft_len, bonus = lengths[(k + case.seed) % len(lengths)]
-        got = subject.decode(replace(case, draft=quality, draft_len=draft_len, bonus=bonus))
-        where = f"draft {quality}, draft_len {draft_len}, bonus {bonus} (base: {case.draft}, {case.draft_len})"
-        require_draws(case, case.request, got.tokens_BL, first.tokens_BL, where)
-        some = some or rejected(got, case)
-    for schedule in ("/".join(str(1 + si % 2) for si in case.pyramid), f"dynamic:1:{S}"):
-        try:
-            decoder = subject.decoder(case, draft_len=schedule)
-        except (InputError, ValueError, TypeError):  # a number is all that every decoder must take
-            continue
-        got = decoder.decode(case.request, case.noise())
-        where = f"draft_len {schedule} (base: {case.draft_len})"
-        require_draws(case, case.request, got.tokens_BL, first.tokens_BL, where)
-    return some
-
-
+@law(
+    LAWS, "acceptance.identical-draft", "accept", "draft_generate_batch", "cache",
+    contract=Contract.LAW, policies=KEEPS_AN_EQUAL,
+)  # fmt: skip
 def identical_draft(subject: Subject, case: Case) -> bool:
-    """A draft that is the target itself is accepted whole, at every window length."""
+    """draft = target accepts everything.
+
+    At every window length.
+    """
     needs_exact(case, "rounding decides whether a draft = target is kept whole")
     for draft_len in range(1, case.pyramid.S + 1):
         decoded = subject.decode(replace(case, draft="identical", draft_len=draft_len))
@@ -100,8 +88,9 @@ def identical_draft(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
+@law(LAWS, "acceptance.honest", "decode", "trace")
 def honest(subject: Subject, case: Case) -> bool:
-    """What a round says that it accepted is what the draft proposed, as far as counts can tell."""
+    """The trace's counts add up: nothing accepted that was not drafted, no pass uncounted."""
     decoded = subject.decode(case)
     claimed = Contract.of(subject.decoder(case).contract)
     # a rule of the decoder's own: it claims less than the policy that it was asked for
@@ -128,6 +117,24 @@ def honest(subject: Subject, case: Case) -> bool:
     return rejected(decoded, case) or lossy
 
 
+@law(LAWS, "acceptance.exact", "accept", "residual", "noise", contract=Contract.LAW)
+def exact(subject: Subject, case: Case) -> bool:
+    """The probability of every image, by walking all branches of the decoder, is the target's.
+
+    On pyramid (1, 2) with V = 2.
+    """
+    # the walk lives on the host; on another device `distribution` is what tests the law
+    case = replace(distribution_case(case), V=2, labels=case.labels[:1], order="image", device="cpu")
+    decoder = subject.decoder(case)
+    if not isinstance(decoder, SpeculativeDecoder):
+        raise NotOffered("not composed of the harness's parts")
+    law, branches = output_law(case.models, case.request, decoder.options, decoder.parts)
+    due = joint_law(case.models, case.request)
+    far = law_distance(law, due)
+    require(far <= EXACT, f"an image's probability is {far:.3g} off; {branches} branches, {len(due)} images")
+    return branches > len(due)
+
+
 def _honest_round(case: Case, turn: Round, at: str, lossy: bool) -> None:
     """Require that the counts of one round can be true; under contract C a rule of the decoder's own may decide."""
     left = case.pyramid.S - turn.first
@@ -146,93 +153,7 @@ def _honest_round(case: Case, turn: Round, at: str, lossy: bool) -> None:
     require(made == due, f"counts {made} tokens in {due}: {at}")
 
 
-def support(subject: Subject, case: Case) -> bool:
-    """Every token lies in the support of the target's filtered law, one-hot laws and ties included."""
-    needs_exact(case, "rounding decides what a filter keeps at its edge")
-    narrow = [(1, 0.0), (0, 0.1), (max(1, case.V // 2), 0.4), (case.top_k, case.top_p)]
-    dropped = False
-    for top_k, top_p in narrow:
-        request = replace(case.request, top_k=top_k, top_p=top_p)
-        decoded = subject.decode(case, request=request)
-        run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
-        for si in case.pyramid:
-            span = case.pyramid.span(si)
-            law_BlV = filter_logits(guide(run.rows_RLV[:, span], case.cfg, si, case.pyramid.S), top_k, top_p)
-            own_Bl = law_BlV.gather(-1, decoded.tokens_BL[:, span, None])[..., 0]
-            wrong = torch.nonzero(torch.isinf(own_Bl)).tolist()
-            require(
-                not wrong, f"top_k {top_k}, top_p {top_p}, scale {si}: filtered tokens at (image, token) {wrong[:4]}"
-            )
-            dropped = dropped or bool(torch.isinf(law_BlV).any())
-    return dropped
-
-
-def distribution(subject: Subject, case: Case) -> bool:
-    """The joint law over both scales of the smallest real pyramid is the target's."""
-    small = distribution_case(case)
-    decoded = subject.decode(small)
-    p = p_value(decoded.tokens_BL, target_law(small), small.V)
-    require(p >= ALARM, f"{DRAWS} images do not follow the target's joint law: p = {p:.2g}, alarm at {ALARM:g}")
-    return rejected(decoded, small)
-
-
-def distribution_case(case: Case) -> Case:
-    """Return the case as contract B is tested in it: many draws of one label, a draft that is often wrong.
-
-    One generator for the batch, since a generator an image costs more than the decode; filters that leave something
-    to draw; a scale behind the drafted one where a bonus is asked for.
-    """
-    V = min(case.V, 3)
-    return replace(
-        case,
-        patch_nums=(1, 2),
-        V=V,
-        draft="near" if case.draft == "identical" else case.draft,
-        top_k=2 if case.top_k == 3 else 0,
-        top_p=0.9 if case.top_p else 0.0,
-        cfg=min(case.cfg, 0.5),  # guidance sharpens a law, and a sharp law hides a bias
-        labels=case.labels[:1] * DRAWS,
-        order="batch",
-        policy=case.policy if case.policy in PLAIN else "rejection",
-        draft_len=1 if case.bonus else case.draft_len,
-    )
-
-
-def exact(subject: Subject, case: Case) -> bool:
-    """The law of the decoder itself, every branch of its numbers walked, is the target's; pyramid (1, 2), V = 2."""
-    # the walk lives on the host; on another device `distribution` is what tests the law
-    case = replace(distribution_case(case), V=2, labels=case.labels[:1], order="image", device="cpu")
-    decoder = subject.decoder(case)
-    if not isinstance(decoder, SpeculativeDecoder):
-        raise NotOffered("not composed of the harness's parts")
-    law, branches = output_law(case.models, case.request, decoder.options, decoder.parts)
-    due = joint_law(case.models, case.request)
-    far = law_distance(law, due)
-    require(far <= EXACT, f"an image's probability is {far:.3g} off; {branches} branches, {len(due)} images")
-    return branches > len(due)
-
-
-def real(subject: Subject, case: Case) -> bool:
-    """On the real pyramids, 256 and 512 pixels, tokens are the sequential ones and counts what they must be.
-
-    Drafts that are equal, or wrong at one position of a scale of hundreds: a count that wraps, or a share that is
-    rounded, shows there and nowhere else. The smallest networks; one image, or two.
-    """
-    large = case.seed % 2 == 1
-    case = replace(
-        case, patch_nums=PATCH_NUMS_512 if large else PATCH_NUMS_256, V=min(case.V, 5), D=16, depth=1,
-        labels=case.labels[: 1 if large else 2],
-        draft="single" if large else ("single", "identical", "close")[case.weights % 3],
-        draft_len=(3, 10, 2, 5)[case.seed // 4 % 4],
-    )  # fmt: skip
-    due_BL, due = decode_by_policy(case.models, case.request, case.noise(), case.policy, str(case.length), case.bonus)
-    decoded = subject.decode(case)
-    require_tokens(decoded.tokens_BL, due_BL, f"{case.pyramid.L} tokens an image")
-    if getattr(subject.decoder(case), "policy", None) == case.policy:
-        require_rounds(decoded.rounds, due, f"{case.pyramid.L} tokens an image")
-    return case.draft != "close" or rejected(decoded, case)
-
-
+@law(LAWS, "acceptance.keep", "keep_drafted")
 def keep(subject: Subject, case: Case) -> bool:
     """A drafted token is kept iff u < target/draft, from the least number to the last below 1."""
     parts = subject.parts(case, "keep_drafted")
@@ -258,8 +179,9 @@ def keep(subject: Subject, case: Case) -> bool:
     return True
 
 
+@law(LAWS, "acceptance.residual", "residual")
 def residual_law(subject: Subject, case: Case) -> bool:
-    """What a token that fails is drawn from is the normalised positive part of target − draft."""
+    """A token that fails is drawn from the normalised positive part of target − draft."""
     parts = subject.parts(case, "residual")
     draft_BnV, target_BnV = case.normal(2, 2, 9, case.V).mul(3).softmax(-1).unbind(0)
     target_BnV = torch.where(target_BnV < 0.05, 0.0, target_BnV)
@@ -272,26 +194,104 @@ def residual_law(subject: Subject, case: Case) -> bool:
     return True
 
 
-LAWS = (
-    Law("acceptance.token-identical", "Same seed, same tokens as sequential target decoding (ties certified).",
-        ("decode", "accept"), token_identical, Contract.TOKENS, wide=False),
-    Law("acceptance.identical-draft", "draft = target accepts everything.",
-        ("accept", "draft_generate_batch", "cache"), identical_draft, Contract.LAW,
-        policies=KEEPS_AN_EQUAL),
-    Law("acceptance.honest", "The trace's counts add up: nothing accepted that was not drafted, no pass uncounted.",
-        ("decode", "trace"), honest),
-    Law("acceptance.exact", "The probability of every image, by walking all branches of the decoder, is the target's.",
-        ("accept", "residual", "noise"), exact, Contract.LAW),
-    Law("acceptance.keep", "A drafted token is kept iff u < target/draft, from the least number to the last below 1.",
-        ("keep_drafted",), keep),
-    Law("acceptance.residual", "A token that fails is drawn from the normalised positive part of target − draft.",
-        ("residual",), residual_law),
-    Law("acceptance.support", "Degenerate laws (one-hot, -inf, ties) stay inside the target's support.",
-        ("accept", "filter_logits", "draw"), support, Contract.LAW),
-    Law("acceptance.real", "On the real pyramids, near-perfect drafts included, tokens and counts are right.",
-        ("decode", "accept", "trace"), real, Contract.TOKENS),
-    Law("acceptance.independent", "The image does not depend on draft, draft_len, schedule or bonus.",
-        ("decode", "accept"), independent, Contract.TOKENS),
-    Law("acceptance.distribution", "The joint law over scales is the target's.",
-        ("accept", "draw", "noise"), distribution, Contract.LAW),
-)  # fmt: skip
+def distribution_case(case: Case) -> Case:
+    """Return the case as contract B is tested in it: many draws of one label, a draft that is often wrong.
+
+    One generator for the batch, since a generator an image costs more than the decode; filters that leave something
+    to draw; a scale behind the drafted one where a bonus is asked for.
+    """
+    V = min(case.V, 3)
+    return replace(
+        case,
+        patch_nums=(1, 2),
+        V=V,
+        draft="near" if case.draft == "identical" else case.draft,
+        top_k=2 if case.top_k == 3 else 0,
+        top_p=0.9 if case.top_p else 0.0,
+        cfg=min(case.cfg, 0.5),  # guidance sharpens a law, and a sharp law hides a bias
+        labels=case.labels[:1] * DRAWS,
+        order="batch",
+        policy=case.policy if case.policy in PLAIN else "rejection",
+        draft_len=1 if case.bonus else case.draft_len,
+    )
+
+
+@law(LAWS, "acceptance.support", "accept", "filter_logits", "draw", contract=Contract.LAW)
+def support(subject: Subject, case: Case) -> bool:
+    """Degenerate laws (one-hot, -inf, ties) stay inside the target's support."""
+    needs_exact(case, "rounding decides what a filter keeps at its edge")
+    narrow = [(1, 0.0), (0, 0.1), (max(1, case.V // 2), 0.4), (case.top_k, case.top_p)]
+    dropped = False
+    for top_k, top_p in narrow:
+        request = replace(case.request, top_k=top_k, top_p=top_p)
+        decoded = subject.decode(case, request=request)
+        run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+        for si in case.pyramid:
+            span = case.pyramid.span(si)
+            law_BlV = filter_logits(guide(run.rows_RLV[:, span], case.cfg, si, case.pyramid.S), top_k, top_p)
+            own_Bl = law_BlV.gather(-1, decoded.tokens_BL[:, span, None])[..., 0]
+            wrong = torch.nonzero(torch.isinf(own_Bl)).tolist()
+            require(
+                not wrong, f"top_k {top_k}, top_p {top_p}, scale {si}: filtered tokens at (image, token) {wrong[:4]}"
+            )
+            dropped = dropped or bool(torch.isinf(law_BlV).any())
+    return dropped
+
+
+@law(LAWS, "acceptance.real", "decode", "accept", "trace", contract=Contract.TOKENS)
+def real(subject: Subject, case: Case) -> bool:
+    """On the real pyramids, near-perfect drafts included, tokens and counts are right.
+
+    Drafts that are equal, or wrong at one position of a scale of hundreds: a count that wraps, or a share that is
+    rounded, shows there and nowhere else. The smallest networks; one image, or two.
+    """
+    large = case.seed % 2 == 1
+    case = replace(
+        case, patch_nums=PATCH_NUMS_512 if large else PATCH_NUMS_256, V=min(case.V, 5), D=16, depth=1,
+        labels=case.labels[: 1 if large else 2],
+        draft="single" if large else ("single", "identical", "close")[case.weights % 3],
+        draft_len=(3, 10, 2, 5)[case.seed // 4 % 4],
+    )  # fmt: skip
+    due_BL, due = decode_by_policy(case.models, case.request, case.noise(), case.policy, str(case.length), case.bonus)
+    decoded = subject.decode(case)
+    require_tokens(decoded.tokens_BL, due_BL, f"{case.pyramid.L} tokens an image")
+    if getattr(subject.decoder(case), "policy", None) == case.policy:
+        require_rounds(decoded.rounds, due, f"{case.pyramid.L} tokens an image")
+    return case.draft != "close" or rejected(decoded, case)
+
+
+@law(LAWS, "acceptance.independent", "decode", "accept", contract=Contract.TOKENS)
+def independent(subject: Subject, case: Case) -> bool:
+    """The image does not depend on draft, draft_len, schedule or bonus."""
+    first = subject.decode(case)
+    some = rejected(first, case)
+    S = case.pyramid.S
+    lengths = [(1, False), (S, False), (max(1, S // 2), subject.has_bonus(case))]
+    for k, quality in enumerate(QUALITIES):
+        draft_len, bonus = lengths[(k + case.seed) % len(lengths)]
+        got = subject.decode(replace(case, draft=quality, draft_len=draft_len, bonus=bonus))
+        where = f"draft {quality}, draft_len {draft_len}, bonus {bonus} (base: {case.draft}, {case.draft_len})"
+        require_draws(case, case.request, got.tokens_BL, first.tokens_BL, where)
+        some = some or rejected(got, case)
+    for schedule in ("/".join(str(1 + si % 2) for si in case.pyramid), f"dynamic:1:{S}"):
+        try:
+            decoder = subject.decoder(case, draft_len=schedule)
+        except (InputError, ValueError, TypeError):  # a number is all that every decoder must take
+            continue
+        got = decoder.decode(case.request, case.noise())
+        where = f"draft_len {schedule} (base: {case.draft_len})"
+        require_draws(case, case.request, got.tokens_BL, first.tokens_BL, where)
+    return some
+
+
+@law(LAWS, "acceptance.distribution", "accept", "draw", "noise", contract=Contract.LAW)
+def distribution(subject: Subject, case: Case) -> bool:
+    """The joint law over scales is the target's.
+
+    On the smallest real pyramid, of two scales.
+    """
+    small = distribution_case(case)
+    decoded = subject.decode(small)
+    p = p_value(decoded.tokens_BL, target_law(small), small.V)
+    require(p >= ALARM, f"{DRAWS} images do not follow the target's joint law: p = {p:.2g}, alarm at {ALARM:g}")
+    return rejected(decoded, small)

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from harness.laws.allowed import needs_exact, require_draws
 from harness.laws.case import Case
-from harness.laws.law import EVERY, Law, NotOffered, Subject, require, require_tokens
+from harness.laws.law import EVERY, Law, NotOffered, Subject, law, require, require_tokens
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference.sequential import sample_sequential
+
+LAWS: list[Law] = []
 
 
 def _base(case: Case) -> Case:
@@ -38,8 +40,9 @@ def _compare(subject: Subject, case: Case, request: Request, rows: list[int], du
         require_draws(case, request.only(list(range(len(rows)))), got_BL[: len(rows)], due_BL[rows], where)
 
 
+@law(LAWS, "batch.permutation", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
 def permutation(subject: Subject, case: Case) -> bool:
-    """The images of a permuted batch are the permuted images."""
+    """Permuting the batch permutes the images."""
     case = _base(case)
     due = subject.decode(case)
     order = torch.randperm(case.B, generator=case.generator()).tolist()
@@ -48,8 +51,9 @@ def permutation(subject: Subject, case: Case) -> bool:
     return _uneven(due)
 
 
+@law(LAWS, "batch.splitting", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
 def splitting(subject: Subject, case: Case) -> bool:
-    """An image decoded alone, or with part of the batch, is the image of the whole batch."""
+    """An image alone is the image of the batch."""
     case = _base(case)
     due = subject.decode(case)
     for rows in [[b] for b in range(case.B)] + [list(range(1, case.B))]:
@@ -57,8 +61,9 @@ def splitting(subject: Subject, case: Case) -> bool:
     return _uneven(due)
 
 
+@law(LAWS, "batch.padding", "decode", "cache", contract=Contract.LAW, policies=EVERY)
 def padding(subject: Subject, case: Case) -> bool:
-    """Images behind a batch change nothing in it."""
+    """More images behind the batch change nothing in it."""
     case = _base(case)
     due = subject.decode(case)
     ids = (*range(case.B), 77, 78)
@@ -67,8 +72,9 @@ def padding(subject: Subject, case: Case) -> bool:
     return _uneven(due)
 
 
+@law(LAWS, "batch.neighbour", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
 def neighbour(subject: Subject, case: Case) -> bool:
-    """An image keeps its tokens when its neighbours are others."""
+    """An image does not depend on its neighbours."""
     case = _base(case)
     due = subject.decode(case)
     labels = (case.labels[0], *((label + 1) % 4 for label in case.labels[1:]))
@@ -77,8 +83,9 @@ def neighbour(subject: Subject, case: Case) -> bool:
     return _uneven(due)
 
 
+@law(LAWS, "batch.rounds", "accept", "draft_len", contract=Contract.LAW, policies=EVERY)
 def rounds(subject: Subject, case: Case) -> bool:
-    """An image is drafted, accepted and corrected as it would be alone: acceptance is no affair of the batch.
+    """An image is drafted, accepted and corrected as it would be alone.
 
     Some images must go on drafting where others fell: a close draft, and scales enough for a round after the next.
     """
@@ -98,8 +105,9 @@ def rounds(subject: Subject, case: Case) -> bool:
     return _uneven(due)
 
 
+@law(LAWS, "batch.bonus", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
 def bonus(subject: Subject, case: Case) -> bool:
-    """A bonus scale behind a close draft is the image's own, also where its batch went on from other scales."""
+    """A bonus scale behind a close draft is the image's own, whatever its batch does."""
     if not subject.has_bonus(case):
         raise NotOffered("it refuses bonus scales")
     base = _base(case)
@@ -119,19 +127,3 @@ def bonus(subject: Subject, case: Case) -> bool:
             require(actual == expected, f"image {image}: rounds {actual} in the batch, {expected} alone")
     turns = [turn for rounds in decoded.rounds for turn in rounds]
     return _uneven(decoded) and (not turns or any(turn.bonus for turn in turns))
-
-
-LAWS = (
-    Law("batch.permutation", "Permuting the batch permutes the images.", ("decode", "accept", "cache"), permutation,
-        Contract.LAW, policies=EVERY),
-    Law("batch.splitting", "An image alone is the image of the batch.", ("decode", "accept", "cache"), splitting,
-        Contract.LAW, policies=EVERY),
-    Law("batch.padding", "More images behind the batch change nothing in it.", ("decode", "cache"), padding,
-        Contract.LAW, policies=EVERY),
-    Law("batch.neighbour", "An image does not depend on its neighbours.", ("decode", "accept", "cache"), neighbour,
-        Contract.LAW, policies=EVERY),
-    Law("batch.rounds", "An image is drafted, accepted and corrected as it would be alone.", ("accept", "draft_len"),
-        rounds, Contract.LAW, policies=EVERY),
-    Law("batch.bonus", "A bonus scale behind a close draft is the image's own, whatever its batch does.",
-        ("decode", "accept", "cache"), bonus, Contract.LAW, policies=EVERY),
-)  # fmt: skip

@@ -16,6 +16,7 @@ from harness.laws.law import (
     Law,
     NotOffered,
     Subject,
+    law,
     require,
     require_same,
 )
@@ -23,13 +24,16 @@ from harness.laws.oracle import rows_of, targeted
 from harness.protocol.contract import Contract
 from harness.reference.steps import guide as guide_scale
 
+LAWS: list[Law] = []
+
 
 def _rows(case: Case, n: int) -> torch.Tensor:
     return case.normal(2 * case.B, n, case.V)
 
 
+@law(LAWS, "guidance.formula", "guide")
 def formula(subject: Subject, case: Case) -> bool:
-    """Guidance of a window is the plain formula scale by scale."""
+    """guided = (1+t)·conditional − t·unconditional, t = cfg·si/(S-1), conditional half first."""
     parts, pyramid = subject.parts(case, "guide"), case.pyramid
     for first, last in case.windows:
         rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
@@ -40,8 +44,9 @@ def formula(subject: Subject, case: Case) -> bool:
     return case.cfg != 0 and pyramid.S > 1
 
 
+@law(LAWS, "guidance.off", "guide")
 def off(subject: Subject, case: Case) -> bool:
-    """Without guidance, and at scale 0, the conditional rows come out to the bit."""
+    """cfg = 0, and any cfg at scale 0, give the conditional logits to the bit."""
     parts, pyramid = subject.parts(case, "guide"), case.pyramid
     for first, last in case.windows:
         rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
@@ -53,8 +58,9 @@ def off(subject: Subject, case: Case) -> bool:
     return True
 
 
+@law(LAWS, "guidance.refusal", "guide")
 def refusal(subject: Subject, case: Case) -> bool:
-    """An odd number of guidance rows is an error, not a result."""
+    """An odd number of guidance rows is refused."""
     parts = subject.parts(case, "guide")
     odd_RnV = _rows(case, 1)[:-1]
     if case.B == 1:
@@ -67,8 +73,12 @@ def refusal(subject: Subject, case: Case) -> bool:
     return True
 
 
+@law(LAWS, "guidance.unconditional", "decode", "guide", "condition", contract=Contract.LAW, policies=EVERY)
 def unconditional(subject: Subject, case: Case) -> bool:
-    """With the unconditional label both halves are equal, so guidance has nothing to say."""
+    """The unconditional label gives the same image for every cfg.
+
+    Both halves are equal then, so that guidance has nothing to say.
+    """
     case = replace(case, labels=(3,) * case.B)
     tokens_BL = subject.decode(case).tokens_BL
     for cfg in (0.0, 4.0):
@@ -78,8 +88,9 @@ def unconditional(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
+@law(LAWS, "guidance.both-sides", "guide", "draft_generate_batch", contract=Contract.LAW, policies=KEEPS_AN_EQUAL)
 def both_sides(subject: Subject, case: Case) -> bool:
-    """A draft that is the target proposes what the target keeps, under guidance and filters too."""
+    """Draft and target are guided at the same scale index: a draft = target is kept whole."""
     needs_exact(case, "rounding decides whether a draft = target is kept whole")
     decoded = subject.decode(replace(case, draft="identical", cfg=max(case.cfg, 2.0)))
     if not decoded.rounds:
@@ -93,8 +104,9 @@ def both_sides(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
+@law(LAWS, "guidance.trace", "decode", "guide")
 def weights(subject: Subject, case: Case) -> bool:
-    """The guided logits that a decode used are the formula over its own rows."""
+    """The guided logits of a decode are the formula over its own rows."""
     decoded = subject.decode(case)
     kept = decoded.intermediates
     if kept is None:
@@ -106,18 +118,3 @@ def weights(subject: Subject, case: Case) -> bool:
         due = guide_scale(kept.rows_RLV[rows_of(images, case.B), span], case.cfg, si, case.pyramid.S)
         require_same({"guided": kept.guided_BLV[images, span]}, {"guided": due}, f"scale {si}", allowed(case).guided)
     return case.cfg != 0 and case.pyramid.S > 1
-
-
-LAWS = (
-    Law("guidance.formula", "guided = (1+t)·conditional − t·unconditional, t = cfg·si/(S-1), conditional half first.",
-        ("guide",), formula),
-    Law("guidance.off", "cfg = 0, and any cfg at scale 0, give the conditional logits to the bit.", ("guide",), off),
-    Law("guidance.refusal", "An odd number of guidance rows is refused.", ("guide",), refusal),
-    Law("guidance.unconditional", "The unconditional label gives the same image for every cfg.",
-        ("decode", "guide", "condition"), unconditional, Contract.LAW, policies=EVERY),
-    Law("guidance.both-sides", "Draft and target are guided at the same scale index: a draft = target is kept whole.",
-        ("guide", "draft_generate_batch"), both_sides, Contract.LAW,
-        policies=KEEPS_AN_EQUAL),
-    Law("guidance.trace", "The guided logits of a decode are the formula over its own rows.",
-        ("decode", "guide"), weights),
-)  # fmt: skip

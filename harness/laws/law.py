@@ -7,6 +7,7 @@ Promise: checking a law ends in one of four ways: it held (and the example was t
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -143,6 +144,9 @@ class Subject:
         return decoder  # type: ignore[no-any-return]
 
 
+Test = Callable[[Subject, Case], bool]  # raises `Broken`, or returns whether the case exercised the law
+
+
 @dataclass(frozen=True)
 class Law:
     """One law of a correct decoder.
@@ -161,7 +165,7 @@ class Law:
     id: str
     statement: str
     watches: tuple[str, ...]
-    test: Callable[[Subject, Case], bool] = field(repr=False)
+    test: Test = field(repr=False)
     contract: Contract = Contract.QUALITY
     wide: bool = True
     policies: tuple[str, ...] = ()
@@ -235,6 +239,33 @@ class Law:
             forget_models()
             found = f"the decoder raised {type(error).__name__}: {error}"
             raise Violation(self, case, found, subject.name, subject.options) from error
+
+
+def law(
+    family: list[Law],
+    name: str,
+    *watches: str,
+    contract: Contract = Contract.QUALITY,
+    wide: bool = True,
+    policies: tuple[str, ...] = (),
+) -> Callable[[Test], Test]:
+    """Add a function to the laws of its family; the first paragraph of its docstring says what holds.
+
+    Args:
+        family: the list.
+        name: family and word.
+        watches: as `Law` has it, and so have the others.
+        contract: likewise.
+        wide: likewise.
+        policies: likewise.
+    """
+
+    def added(test: Test) -> Test:
+        statement = " ".join((inspect.getdoc(test) or "").partition("\n\n")[0].split())
+        family.append(Law(name, statement, watches, test, contract, wide, policies))
+        return test
+
+    return added
 
 
 def require(holds: bool, found: str) -> None:

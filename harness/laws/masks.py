@@ -9,11 +9,13 @@ from torch import Tensor
 
 from harness.laws.allowed import allowed
 from harness.laws.case import CLASSES, Case
-from harness.laws.law import Law, NotOffered, Subject, require
+from harness.laws.law import Law, NotOffered, Subject, law, require
 from harness.laws.oracle import Run, rows_of, run_over, several, targeted
 from harness.models.network import Condition
 from harness.reference.sequential import GrowingCache
 from harness.reference.steps import block_causal, guidance_labels
+
+LAWS: list[Law] = []
 
 # A perturbation of unit size either moves a logit of these networks by more than the first number or, by rounding of
 # another kernel at most, by less than the second.
@@ -26,8 +28,9 @@ def _mask(subject: Subject, case: Case, first: int, last: int) -> Tensor:
     return mask
 
 
+@law(LAWS, "masks.definition", "attention_mask")
 def definition(subject: Subject, case: Case) -> bool:
-    """The mask of a window is its rows and columns of the whole block-causal mask."""
+    """The mask of scales a..b is rows begin(a).., columns 0..end(b) of the block-causal one."""
     pyramid = case.pyramid
     whole_11LL = block_causal(pyramid, case.at, torch.float64)
     for first, last in case.windows:
@@ -45,17 +48,25 @@ def definition(subject: Subject, case: Case) -> bool:
     return any(a > 0 and b > a for a, b in case.windows)
 
 
+@law(LAWS, "masks.visible", "attention_mask")
 def visible(subject: Subject, case: Case) -> bool:
-    """No row of any mask is without a visible column, which softmax would turn into NaN."""
+    """No row of a mask is without a visible column.
+
+    Softmax would turn such a row into NaN.
+    """
     for first, last in case.windows:
         blind = torch.nonzero(~(_mask(subject, case, first, last)[0, 0] == 0).any(-1)).flatten().tolist()
         require(not blind, f"window {first}..{last}: rows {blind[:8]} see nothing")
     return case.pyramid.S > 1
 
 
+@law(LAWS, "masks.dependency", "attention_mask")
 @torch.inference_mode()
 def dependency(subject: Subject, case: Case) -> bool:
-    """Which input moves which logit, found by perturbing one position at a time, is the block-causal matrix."""
+    """A row depends on exactly the positions of its own and earlier scales.
+
+    Found by perturbing one position at a time.
+    """
     case = replace(case, labels=case.labels[:1])
     pyramid, network = case.pyramid, case.models.target
     labels_B = case.labels_B
@@ -93,9 +104,10 @@ def _moved(run: Run, condition: Condition, case: Case, window: tuple[int, int], 
     return (rows_cnV[1:] - rows_cnV[:1]).abs().amax(-1)
 
 
+@law(LAWS, "masks.future", "decode", "attention_mask", "next_input")
 @torch.inference_mode()
 def future(subject: Subject, case: Case) -> bool:
-    """Logits of a scale do not move when the tokens of that scale and of later ones are others."""
+    """Logits of a scale are those of a run whose tokens of that scale and later ones are others."""
     decoded = subject.decode(case)
     kept = decoded.intermediates
     if kept is None:
@@ -113,14 +125,3 @@ def future(subject: Subject, case: Case) -> bool:
         most = SEEN if case.exact else allowed(case).rows
         require(moved <= most, f"logits of scale {si} hold tokens of scale {si} or later: moved by {moved:.3g}")
     return several(decoded, pyramid.S)
-
-
-LAWS = (
-    Law("masks.definition", "The mask of scales a..b is rows begin(a).., columns 0..end(b) of the block-causal one.",
-        ("attention_mask",), definition),
-    Law("masks.visible", "No row of a mask is without a visible column.", ("attention_mask",), visible),
-    Law("masks.dependency", "A row depends on exactly the positions of its own and earlier scales.",
-        ("attention_mask",), dependency),
-    Law("masks.future", "Logits of a scale are those of a run whose tokens of that scale and later ones are others.",
-        ("decode", "attention_mask", "next_input"), future),
-)  # fmt: skip

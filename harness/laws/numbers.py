@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.errors import NonFiniteError
 from harness.laws import formulas
 from harness.laws.case import CLASSES, Case, random_models
-from harness.laws.law import FLOAT64, PLAIN, Law, NotOffered, Subject, require, require_same
+from harness.laws.law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, require, require_same
 from harness.laws.oracle import run_over
 from harness.models.network import Condition
 from harness.models.pair import ModelPair
@@ -23,6 +23,8 @@ from harness.models.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference.steps import guidance_labels
 from harness.speculative.sampler import SpeculativeDecoder
+
+LAWS: list[Law] = []
 
 # φ of numbers of size 1 in float32: some twenty products a channel; a detour by half precision leaves 1e-3.
 FLOAT32 = 1e-5
@@ -32,9 +34,10 @@ SCALES = (1, 2, 3, 7, 10)
 HEAD = 1e-4
 
 
+@law(LAWS, "numbers.transformer", "network")
 @torch.inference_mode()
 def transformer(subject: Subject, case: Case) -> bool:
-    """Both networks compute the formula of spec §4, condition, attention, feed-forward and head included."""
+    """Both networks compute the formula of the spec page, head included."""
     tokens_BL = case.random_tokens()
     level_L = torch.tensor(case.pyramid.levels(), device=case.at)
     for name in ("draft", "target"):
@@ -47,9 +50,10 @@ def transformer(subject: Subject, case: Case) -> bool:
     return True
 
 
+@law(LAWS, "numbers.phi", "quantizer")
 @torch.inference_mode()
 def phi(subject: Subject, case: Case) -> bool:
-    """Every scale of every layout uses the φ of its tick, and φ is its formula in the quantiser's own precision."""
+    """Every scale uses the φ of its tick, whatever their number, in the quantiser's own precision."""
     h_BCPP = case.normal(1, 4, 5, 5)
     for n in COUNTS:
         kernels = [case.normal(4 * (k + 1), 4, 3, 3)[-4:] for k in range(n)]
@@ -69,9 +73,10 @@ def phi(subject: Subject, case: Case) -> bool:
     return True
 
 
+@law(LAWS, "numbers.encode", "quantizer")
 @torch.inference_mode()
 def encode(subject: Subject, case: Case) -> bool:
-    """Tokens of a latent map are the nearest codes scale by scale, the lowest index on a tie."""
+    """Encoding takes the nearest code, the lowest index on a tie."""
     quantizer, pyramid = case.models.vae.quantizer, ScalePyramid(case.patch_nums[:3])
     z_BCPP = case.normal(2, quantizer.C, pyramid.P, pyramid.P)
     tokens_BL, margin_BL = quantizer.encode(z_BCPP, pyramid)
@@ -100,9 +105,10 @@ def encode(subject: Subject, case: Case) -> bool:
     return True
 
 
+@law(LAWS, "numbers.pixels", "autoencoder")
 @torch.inference_mode()
 def pixels(subject: Subject, case: Case) -> bool:
-    """Pixels are (x + 1)/2 of the decoder's output clamped to [-1, 1]."""
+    """Pixels are (x + 1)/2 of the output clamped to [-1, 1]."""
     vae = case.models.vae
     f_hat = 3 * case.normal(1, vae.quantizer.C, 3, 3)
     raw = vae.latent_to_raw_image(f_hat)
@@ -118,8 +124,9 @@ def _weights(models: ModelPair) -> dict[str, Tensor]:
     return {f"{side}.{name}": w for side, weights in sides.items() for name, w in weights.items()}
 
 
+@law(LAWS, "numbers.precision", "network", "quantizer")
 def precision(subject: Subject, case: Case) -> bool:
-    """A pair in another precision holds its weights rounded once; quantiser and head stay in float32 at least."""
+    """Weights in another precision are rounded once; quantiser and head stay in float32."""
     made_anew = random_models(case.models.target.config, case.weights, case.draft)  # never yet in another precision
     wide = _weights(made_anew)
     for dtype, draft_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, None), (torch.float64, None)):
@@ -171,8 +178,9 @@ class Spoiled:
         return rows_RnV
 
 
+@law(LAWS, "numbers.finite", "decode")
 def finite(subject: Subject, case: Case) -> bool:
-    """A decode in which a single logit of the target is not finite ends in an error, at a bonus scale too."""
+    """A logit that is not finite ends the harness's own decode, at a bonus scale too."""
     if not isinstance(subject.decoder(case), SpeculativeDecoder):
         raise NotOffered("not composed of the harness's parts")
     S, R = case.pyramid.S, 2 * case.B
@@ -190,17 +198,3 @@ def finite(subject: Subject, case: Case) -> bool:
             where = f"scale {si}, draft_len {draft_len}{', bonus' if bonus else ''}"
             require(False, f"{where}: the logit of (row, position, token) {at} is {value}, and the decode ended well")
     return S > 1
-
-
-LAWS = (
-    Law("numbers.transformer", "Both networks compute the formula of the spec page, head included.",
-        ("network",), transformer),
-    Law("numbers.phi", "Every scale uses the φ of its tick, whatever their number, in the quantiser's own precision.",
-        ("quantizer",), phi),
-    Law("numbers.encode", "Encoding takes the nearest code, the lowest index on a tie.", ("quantizer",), encode),
-    Law("numbers.pixels", "Pixels are (x + 1)/2 of the output clamped to [-1, 1].", ("autoencoder",), pixels),
-    Law("numbers.precision", "Weights in another precision are rounded once; quantiser and head stay in float32.",
-        ("network", "quantizer"), precision),
-    Law("numbers.finite", "A logit that is not finite ends the harness's own decode, at a bonus scale too.",
-        ("decode",), finite),
-)  # fmt: skip

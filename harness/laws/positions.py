@@ -7,9 +7,11 @@ from torch import Tensor
 
 from harness.laws.allowed import allowed
 from harness.laws.case import CLASSES, Case
-from harness.laws.law import FLOAT64, Law, NotOffered, Subject, require, require_same
+from harness.laws.law import FLOAT64, Law, NotOffered, Subject, law, require, require_same
 from harness.laws.oracle import rows_of, run_over, several, targeted
 from harness.reference.steps import guidance_labels, scale_input
+
+LAWS: list[Law] = []
 
 
 def _tags(case: Case, begin: int, end: int, trailing: tuple[int, ...]) -> Tensor:
@@ -18,8 +20,9 @@ def _tags(case: Case, begin: int, end: int, trailing: tuple[int, ...]) -> Tensor
     return position_n.view(-1, *(1 for _ in trailing)).expand(case.B, -1, *trailing)
 
 
+@law(LAWS, "positions.split", "split_logits_by_scale")
 def split(subject: Subject, case: Case) -> bool:
-    """Rows tagged with their position are split into the spans of the scales."""
+    """A window's rows split into exactly the spans of its scales."""
     parts, pyramid = subject.parts(case, "split_logits_by_scale"), case.pyramid
     for first, last in case.windows:
         for trailing in ((2,), (2, 3)):
@@ -32,9 +35,10 @@ def split(subject: Subject, case: Case) -> bool:
     return pyramid.S > 1
 
 
+@law(LAWS, "positions.query", "build_combined_query")
 @torch.inference_mode()
 def query(subject: Subject, case: Case) -> bool:
-    """The combined query of a window is the inputs of its scales, one behind the other."""
+    """The combined query of scales a..b sits at the positions of a..b, for every window."""
     parts, pyramid = subject.parts(case, "build_combined_query"), case.pyramid
     labels_R = guidance_labels(case.labels_B, CLASSES)
     for network in (case.models.draft, case.models.target):
@@ -51,9 +55,10 @@ def query(subject: Subject, case: Case) -> bool:
     return pyramid.S > 1
 
 
+@law(LAWS, "positions.rows", "build_combined_query", "attention_mask", "split_logits_by_scale")
 @torch.inference_mode()
 def rows(subject: Subject, case: Case) -> bool:
-    """Every row of a verify pass is the sequential row of the same position and prefix."""
+    """Every verify row equals the sequential row for the same prefix, for every window."""
     parts = subject.parts(case, "build_combined_query", "attention_mask", "split_logits_by_scale")
     pyramid, network = case.pyramid, case.models.target
     labels_B = case.labels_B
@@ -71,8 +76,9 @@ def rows(subject: Subject, case: Case) -> bool:
     return pyramid.S > 1
 
 
+@law(LAWS, "positions.trace", "decode", "build_combined_query", "attention_mask", "cache")
 def trace(subject: Subject, case: Case) -> bool:
-    """The inputs and rows that a decode was decided by are those of a sequential run over its tokens."""
+    """The inputs and rows behind every token are those of a sequential run over the tokens."""
     decoded = subject.decode(case)
     kept = decoded.intermediates
     if kept is None:
@@ -86,15 +92,3 @@ def trace(subject: Subject, case: Case) -> bool:
         if images:
             require_same(actual, expected, f"scale {si}", allowed(case).trace())
     return several(decoded, case.pyramid.S)
-
-
-LAWS = (
-    Law("positions.split", "A window's rows split into exactly the spans of its scales.",
-        ("split_logits_by_scale",), split),
-    Law("positions.query", "The combined query of scales a..b sits at the positions of a..b, for every window.",
-        ("build_combined_query",), query),
-    Law("positions.rows", "Every verify row equals the sequential row for the same prefix, for every window.",
-        ("build_combined_query", "attention_mask", "split_logits_by_scale"), rows),
-    Law("positions.trace", "The inputs and rows behind every token are those of a sequential run over the tokens.",
-        ("decode", "build_combined_query", "attention_mask", "cache"), trace),
-)  # fmt: skip

@@ -13,6 +13,7 @@ from harness.laws.law import (
     Law,
     NotOffered,
     Subject,
+    law,
     require,
     require_same,
     require_tokens,
@@ -22,6 +23,8 @@ from harness.protocol.contract import Contract
 from harness.protocol.noise import TOKEN, Ledger, SeededNoise
 from harness.reference import steps as reference
 from harness.reference.sequential import choose
+
+LAWS: list[Law] = []
 
 # Exponential numbers at the edge of what a generator can return, smallest first.
 EDGES = (0.0, torch.finfo(torch.float32).tiny, 1e-30, 104.0, torch.finfo(torch.float32).max, float("inf"))
@@ -33,8 +36,12 @@ def _logits(case: Case, n: int) -> Tensor:
     return torch.where(logits_BnV.abs() < 1, logits_BnV.round(), logits_BnV)
 
 
+@law(LAWS, "randomness.filter", "filter_logits")
 def filters(subject: Subject, case: Case) -> bool:
-    """The filter keeps what the plain one keeps, ties included, and leaves its argument alone."""
+    """top-k (ties stay), then top-p, as the plain filter, for every combination.
+
+    And it leaves its argument alone.
+    """
     parts = subject.parts(case, "filter_logits")
     logits_BnV = _logits(case, 7)
     kept_BnV = logits_BnV.clone()
@@ -53,8 +60,9 @@ def filters(subject: Subject, case: Case) -> bool:
 FLOAT_LAW = 1e-12  # softmax of equal logits: a few roundings of numbers below 1
 
 
+@law(LAWS, "randomness.race", "draw")
 def race(subject: Subject, case: Case) -> bool:
-    """A draw is argmax(probs / E) under the numbers given, whatever the filter left."""
+    """A draw is argmax(probs / E) under exactly the numbers given."""
     parts = subject.parts(case, "draw")
     logits_BnV = reference.filter_logits(_logits(case, 9), case.top_k, case.top_p)
     E_BnV = torch.empty(logits_BnV.shape).exponential_(1, generator=case.generator()).to(case.at)
@@ -69,8 +77,9 @@ def race(subject: Subject, case: Case) -> bool:
     return case.V > 2
 
 
+@law(LAWS, "randomness.boundary", "draw")
 def boundary(subject: Subject, case: Case) -> bool:
-    """Edge values of the exponential never yield a filtered token."""
+    """No value of the exponential, 0 and infinity included, yields a filtered token."""
     parts = subject.parts(case, "draw")
     generator = case.generator()
     probs_BnV = _logits(case, 16).softmax(-1)
@@ -90,8 +99,9 @@ def boundary(subject: Subject, case: Case) -> bool:
     return bool(gone.any())
 
 
+@law(LAWS, "randomness.published", "draw", "noise")
 def published(subject: Subject, case: Case) -> bool:
-    """In the published order the draw of scale after scale equals torch.multinomial under one generator."""
+    """The published order equals torch.multinomial under one generator."""
     parts = subject.parts(case, "draw")
     request = replace(case.request, order="batch")
     noise = SeededNoise(request, case.pyramid, case.V, case.at)
@@ -110,8 +120,9 @@ def _global_generators(case: Case) -> list[torch.Generator]:
     return [torch.default_generator, *(torch.cuda.default_generators if case.at.type == "cuda" else ())]
 
 
+@law(LAWS, "randomness.own-numbers", "decode")
 def own_numbers(subject: Subject, case: Case) -> bool:
-    """No other generator is read or moved: the global ones may be anything and stay what they are."""
+    """No generator but the noise's is read or moved."""
     generators = _global_generators(case)
     decoder = subject.decoder(case)  # built before: a module's own initial weights are drawn from the global generator
     kept = [generator.get_state() for generator in generators]
@@ -129,8 +140,9 @@ def own_numbers(subject: Subject, case: Case) -> bool:
     return True
 
 
+@law(LAWS, "randomness.reading-order", "decode", "noise")
 def reading_order(subject: Subject, case: Case) -> bool:
-    """Numbers that were read before, in any order, are the same numbers."""
+    """The order in which numbers are read does not matter."""
     due = subject.decode(case)
     noise = case.noise()
     for si in torch.randperm(case.pyramid.S, generator=case.generator()).tolist():
@@ -140,8 +152,9 @@ def reading_order(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
+@law(LAWS, "randomness.addresses", "decode", "noise")
 def addresses(subject: Subject, case: Case) -> bool:
-    """Every scale is decided by its own numbers; under contract B no number has two readers."""
+    """Every scale is decided by numbers of its own; under contract B they have one reader."""
     claimed = subject.decoder(case).contract
     ledger = Ledger(claimed == Contract.LAW)
     noise = SeededNoise(case.request, case.pyramid, case.V, case.at, ledger)
@@ -158,8 +171,9 @@ def addresses(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
+@law(LAWS, "randomness.rule", "decode", "draw", "filter_logits", contract=Contract.TOKENS)
 def rule(subject: Subject, case: Case) -> bool:
-    """Every token of a decode is the race of its own row under the numbers of its own address."""
+    """Every token is the race of its own row under the numbers of its own address."""
     decoded = subject.decode(case)
     if decoded.intermediates is None:
         raise NotOffered("no intermediates")
@@ -169,21 +183,3 @@ def rule(subject: Subject, case: Case) -> bool:
         _, due_Bl = choose(decoded.intermediates.guided_BLV[:, span], case.request, noise, si, greedy)
         require_tokens(decoded.tokens_BL[:, span], due_Bl, f"scale {si}")
     return case.V > 2 and case.pyramid.S > 1
-
-
-LAWS = (
-    Law("randomness.filter", "top-k (ties stay), then top-p, as the plain filter, for every combination.",
-        ("filter_logits",), filters),
-    Law("randomness.race", "A draw is argmax(probs / E) under exactly the numbers given.", ("draw",), race),
-    Law("randomness.boundary", "No value of the exponential, 0 and infinity included, yields a filtered token.",
-        ("draw",), boundary),
-    Law("randomness.published", "The published order equals torch.multinomial under one generator.",
-        ("draw", "noise"), published),
-    Law("randomness.own-numbers", "No generator but the noise's is read or moved.", ("decode",), own_numbers),
-    Law("randomness.reading-order", "The order in which numbers are read does not matter.",
-        ("decode", "noise"), reading_order),
-    Law("randomness.addresses", "Every scale is decided by numbers of its own; under contract B they have one reader.",
-        ("decode", "noise"), addresses),
-    Law("randomness.rule", "Every token is the race of its own row under the numbers of its own address.",
-        ("decode", "draw", "filter_logits"), rule, Contract.TOKENS),
-)  # fmt: skip

@@ -8,10 +8,12 @@ from typing import Any
 
 from harness.errors import InputError
 from harness.laws.case import Case
-from harness.laws.law import Law, NotOffered, Subject, require, require_same, require_tokens
+from harness.laws.law import Law, NotOffered, Subject, law, require, require_same, require_tokens
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+
+LAWS: list[Law] = []
 
 
 def _requests(case: Case) -> list[Request]:
@@ -51,8 +53,25 @@ def same_decode(got: Trace, due: Trace, where: str) -> None:
         require(actual_B == expected_B, f"{where}: {name} {actual_B}, not {expected_B}")
 
 
+@law(LAWS, "reuse.kept", "decode")
+def kept(subject: Subject, case: Case) -> bool:
+    """Keeping tensors for a diagnosis, or not, changes nothing: tokens, f_hat, rounds, counts."""
+    due = subject.decode(case)
+    decoder: Any = copy.copy(subject.decoder(case))
+    options: Any = getattr(decoder, "options", None)
+    if not hasattr(options, "keep_intermediates"):
+        raise NotOffered("no options.keep_intermediates")
+    decoder.options = replace(options, keep_intermediates=False)
+    got = decoder.decode(case.request, case.noise())
+    require(got.intermediates is None, "keep_intermediates is off, and the trace holds them")
+    require(due.intermediates is not None, "keep_intermediates is on, and the trace lacks them")
+    same_decode(got, due, "without kept tensors")
+    return case.pyramid.S > 1
+
+
+@law(LAWS, "reuse.alternating", "decode", "condition", "draft_len")
 def alternating(subject: Subject, case: Case) -> bool:
-    """One decoder over requests of other labels, sizes and settings decodes each as a fresh one of fresh networks.
+    """One decoder over other labels, batch sizes and settings decodes as fresh ones do.
 
     Several draft lengths, where the decoder takes them: what a dynamic one learnt belongs to one decode.
     """
@@ -69,26 +88,3 @@ def alternating(subject: Subject, case: Case) -> bool:
             due = subject.decoder(case, _anew(case.models), draft_len).decode(request, case.noise(request))
             same_decode(got, due, f"draft_len {draft_len}, request {k} of one decoder ({request})")
     return True
-
-
-def kept(subject: Subject, case: Case) -> bool:
-    """A decode that keeps no tensors for a diagnosis, as benches run it, is the decode that keeps them."""
-    due = subject.decode(case)
-    decoder: Any = copy.copy(subject.decoder(case))
-    options: Any = getattr(decoder, "options", None)
-    if not hasattr(options, "keep_intermediates"):
-        raise NotOffered("no options.keep_intermediates")
-    decoder.options = replace(options, keep_intermediates=False)
-    got = decoder.decode(case.request, case.noise())
-    require(got.intermediates is None, "keep_intermediates is off, and the trace holds them")
-    require(due.intermediates is not None, "keep_intermediates is on, and the trace lacks them")
-    same_decode(got, due, "without kept tensors")
-    return case.pyramid.S > 1
-
-
-LAWS = (
-    Law("reuse.kept", "Keeping tensors for a diagnosis, or not, changes nothing: tokens, f_hat, rounds, counts.",
-        ("decode",), kept),
-    Law("reuse.alternating", "One decoder over other labels, batch sizes and settings decodes as fresh ones do.",
-        ("decode", "condition", "draft_len"), alternating),
-)  # fmt: skip

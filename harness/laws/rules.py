@@ -19,6 +19,7 @@ from harness.laws.law import (
     Law,
     NotOffered,
     Subject,
+    law,
     policy_name,
     require,
     require_rounds,
@@ -37,6 +38,8 @@ from harness.speculative.accept import Policy, Proposal, Window
 from harness.speculative.parts import PARTS
 from harness.speculative.policies import parse
 from harness.speculative.sampler import SpeculativeDecoder
+
+LAWS: list[Law] = []
 
 BY_ORACLE = (*EXACT, *LOSSY)
 LONG = (1, 2, 3, 4, 5, 6, 7)
@@ -93,53 +96,51 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
     return found
 
 
-def oracle(subject: Subject, case: Case) -> bool:
-    """Tokens and rounds are those of a naive decoder of docs/policies.md, whatever policy and draft length."""
-    fell = stood = False
-    for k, tried in enumerate(_policies(subject, case)):
-        draft_len = draft_lens(tried)[(case.seed + k) % 4]
-        decoder = subject.decoder(tried, draft_len=draft_len)
-        got = decoder.decode(tried.request, tried.noise())
-        due_BL, due = decode_by_policy(tried.models, tried.request, tried.noise(), tried.policy, draft_len, tried.bonus)
-        where = f"policy {tried.policy}, draft_len {draft_len}{', bonus' if tried.bonus else ''}"
-        require_tokens(got.tokens_BL, due_BL, where)
-        require_rounds(got.rounds, due, where)
-        turns = [turn for rounds in due for turn in rounds]
-        fell = fell or any(turn.corrected for turn in turns)
-        stood = stood or any(turn.accepted for turn in turns)
-    return fell and stood
+@law(LAWS, "rules.recount", "decode", "trace")
+def recount(subject: Subject, case: Case) -> bool:
+    """Calls and rows of both networks are those that a spy in the network counts."""
+    models = case.models
+    spies: dict[str, Any] = {name: Spy(getattr(models, name), Counter()) for name in ("draft", "target")}
+    watched = replace(models, **spies)
+    decoder = subject.decoder(case, watched)
+    decoded: Trace = decoder.decode(case.request, watched.noise(case.request))
+    if not spies["target"].counts and not spies["draft"].counts:
+        raise NotOffered("no pass through Network.hidden")
+    for name, spy in spies.items():
+        for word in ("calls", "rows"):
+            told = getattr(decoded, f"{name}_{word}")
+            if told:  # counts are optional (docs/own-decoder.md), and `verify` says where they are not compared
+                where = f"{name}_{word} {told} add up to {sum(told)}"
+                require(sum(told) == spy.counts[word], f"{where}, and a spy counted {spy.counts[word]}")
+    for image, rounds in enumerate(decoded.rounds):
+        for name in ("target_rows", "draft_rows"):
+            made, told = sum(getattr(turn, name) for turn in rounds), getattr(decoded, name)
+            require(not told or told[image] == made, f"image {image}: {name} {told}, its rounds add up to {made}")
+    return case.pyramid.S > 1
 
 
-def length(subject: Subject, case: Case) -> bool:
-    """Every round drafts what the rule says: by number, schedule or the image's own history, decode after decode."""
-    _follows(subject, case)
-    # long enough for a length to grow beyond a bound, and to shrink again
-    case = replace(
-        case, patch_nums=LONG, V=min(case.V, 5), D=16, depth=1, labels=(case.labels * 4)[:4],
-        draft="close" if case.seed % 3 else "single",
-    )  # fmt: skip
-    S, rule, several = case.pyramid.S, Rule.of(case.policy), False
-    for draft_len in (*draft_lens(case)[1:], f"dynamic:1:{S}"):
-        decoder = subject.decoder(case, draft_len=draft_len)
-        for seed in (case.seed, case.seed + 1):
-            request = replace(case.request, seed=seed)
-            for image, rounds in enumerate(decoder.decode(request, case.noise(request)).rounds):
-                current = length_begin(draft_len, S)
-                for turn in rounds:
-                    wanted = length_wanted(draft_len, turn.first, current, S)
-                    if rule.draft_alone(turn.first):
-                        wanted = S
-                    if rule.target_alone(turn.first):
-                        wanted = 0
-                    last = min(S, turn.first + wanted)
-                    same = (rule.draft_alone(si) == rule.draft_alone(turn.first) for si in range(turn.first, last))
-                    due = next((k for k, alike in enumerate(same) if not alike), last - turn.first)
-                    at = f"draft_len {draft_len}, seed {seed}, image {image}, round from scale {turn.first}"
-                    require(turn.drafted == due, f"{at}: drafted {turn.drafted} scales, not {due}")
-                    whole = turn.accepted == turn.drafted
-                    current = length_after(draft_len, current, whole, S)
-                    several = several or due > 1
-    return several
+@law(LAWS, "rules.edges", "accept")
+def edges(subject: Subject, case: Case) -> bool:
+    """A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in.
+
+    A token that ties with the K-th most likely is among the K: where all tie, every drafted scale stands.
+    """
+    _follows(subject, replace(case, policy="coupled"))
+    for name in ("match:{}", "coupled-match:{}", "topk-match:1:{}"):
+        for rate, stands in (("0", True), ("1.5", False)):
+            tried = replace(case, policy=name.format(rate))
+            try:
+                decoded = subject.decode(tried)
+            except InputError:
+                raise NotOffered(f"policy {tried.policy}") from None
+            for rounds in decoded.rounds:
+                kept = {turn.accepted == turn.drafted for turn in rounds}
+                require(kept == {stands}, f"policy {tried.policy}: rounds kept whole: {kept}")
+    tied = replace(case, policy="topk-match:1:1", top_k=0, top_p=0.0)
+    for rounds in subject.decode(tied, models=_all_tied(case.models)).rounds:
+        fell = [turn for turn in rounds if turn.accepted < turn.drafted]
+        require(not fell, f"policy {tied.policy}, all tokens equally likely: a scale fell: {fell[:1]}")
+    return case.pyramid.S > 1
 
 
 @dataclass(frozen=True)
@@ -164,26 +165,26 @@ class Spy:
         return hidden
 
 
-def recount(subject: Subject, case: Case) -> bool:
-    """Calls and rows of both networks are those that a spy in the network counts, all images together."""
-    models = case.models
-    spies: dict[str, Any] = {name: Spy(getattr(models, name), Counter()) for name in ("draft", "target")}
-    watched = replace(models, **spies)
-    decoder = subject.decoder(case, watched)
-    decoded: Trace = decoder.decode(case.request, watched.noise(case.request))
-    if not spies["target"].counts and not spies["draft"].counts:
-        raise NotOffered("no pass through Network.hidden")
-    for name, spy in spies.items():
-        for word in ("calls", "rows"):
-            told = getattr(decoded, f"{name}_{word}")
-            if told:  # counts are optional (docs/own-decoder.md), and `verify` says where they are not compared
-                where = f"{name}_{word} {told} add up to {sum(told)}"
-                require(sum(told) == spy.counts[word], f"{where}, and a spy counted {spy.counts[word]}")
-    for image, rounds in enumerate(decoded.rounds):
-        for name in ("target_rows", "draft_rows"):
-            made, told = sum(getattr(turn, name) for turn in rounds), getattr(decoded, name)
-            require(not told or told[image] == made, f"image {image}: {name} {told}, its rounds add up to {made}")
-    return case.pyramid.S > 1
+@law(LAWS, "rules.coin", "accept", "noise")
+def coin(subject: Subject, case: Case) -> bool:
+    """Under a bench's imposed:RATE a scale of any size stands by its own coin, with chance RATE."""
+    decoder: Any = subject.decoder(case)
+    if not isinstance(decoder, SpeculativeDecoder):
+        raise NotOffered("not composed of the harness's parts")
+    fell, stood, many = False, False, _coins(case)
+    for rate in (0.3, 0.7):
+        policy = parse(f"imposed:{rate}", bench=True)
+        tossing = copy.copy(decoder)
+        tossing.options = replace(decoder.options, policy=policy)
+        got = tossing.decode(case.request, case.noise())
+        draft_len = str(case.length)
+        due_BL, due = decode_by_policy(case.models, case.request, case.noise(), policy.name, draft_len, case.bonus)
+        require_tokens(got.tokens_BL, due_BL, f"policy {policy.name}")
+        require_rounds(got.rounds, due, f"policy {policy.name}")
+        fell = fell or any(turn.corrected for rounds in due for turn in rounds)
+        stood = stood or any(turn.accepted for rounds in due for turn in rounds)
+        _tossed(policy, rate, many)
+    return fell and stood
 
 
 def _all_tied(models: ModelPair) -> ModelPair:
@@ -194,31 +195,27 @@ def _all_tied(models: ModelPair) -> ModelPair:
     return replace(models, target=replace(target, weights=weights))
 
 
-def edges(subject: Subject, case: Case) -> bool:
-    """A rule at its edges: a RATE of 0 keeps every drafted scale, one above 1 none, which is sequential decoding.
-
-    A token that ties with the K-th most likely is among the K: where all tie, every drafted scale stands.
-    """
-    _follows(subject, replace(case, policy="coupled"))
-    for name in ("match:{}", "coupled-match:{}", "topk-match:1:{}"):
-        for rate, stands in (("0", True), ("1.5", False)):
-            tried = replace(case, policy=name.format(rate))
-            try:
-                decoded = subject.decode(tried)
-            except InputError:
-                raise NotOffered(f"policy {tried.policy}") from None
-            for rounds in decoded.rounds:
-                kept = {turn.accepted == turn.drafted for turn in rounds}
-                require(kept == {stands}, f"policy {tried.policy}: rounds kept whole: {kept}")
-    tied = replace(case, policy="topk-match:1:1", top_k=0, top_p=0.0)
-    for rounds in subject.decode(tied, models=_all_tied(case.models)).rounds:
-        fell = [turn for turn in rounds if turn.accepted < turn.drafted]
-        require(not fell, f"policy {tied.policy}, all tokens equally likely: a scale fell: {fell[:1]}")
-    return case.pyramid.S > 1
+@law(LAWS, "rules.oracle", "accept", "draft_len", "bonus", policies=BY_ORACLE)
+def oracle(subject: Subject, case: Case) -> bool:
+    """Tokens and rounds are those of a naive decoder written from docs/policies.md."""
+    fell = stood = False
+    for k, tried in enumerate(_policies(subject, case)):
+        draft_len = draft_lens(tried)[(case.seed + k) % 4]
+        decoder = subject.decoder(tried, draft_len=draft_len)
+        got = decoder.decode(tried.request, tried.noise())
+        due_BL, due = decode_by_policy(tried.models, tried.request, tried.noise(), tried.policy, draft_len, tried.bonus)
+        where = f"policy {tried.policy}, draft_len {draft_len}{', bonus' if tried.bonus else ''}"
+        require_tokens(got.tokens_BL, due_BL, where)
+        require_rounds(got.rounds, due, where)
+        turns = [turn for rounds in due for turn in rounds]
+        fell = fell or any(turn.corrected for turn in turns)
+        stood = stood or any(turn.accepted for turn in turns)
+    return fell and stood
 
 
+@law(LAWS, "rules.labour", "decode", "cache")
 def labour(subject: Subject, case: Case) -> bool:
-    """The target alone, then the draft alone: the tokens are what each must draw, and neither computes the other's.
+    """Target first, draft behind it: each draws its own scales and computes no more than it must.
 
     Of the target one pass a scale over the first ENTRY scales; of the draft one pass over all of them and the next, and
     one for every scale behind. For every ENTRY, 0 and S included.
@@ -250,25 +247,37 @@ def labour(subject: Subject, case: Case) -> bool:
 TOSSES, SIGMAS = 200, 6.0
 
 
-def coin(subject: Subject, case: Case) -> bool:
-    """Under a bench's `imposed:RATE` a scale stands by the first number of its stream, with chance RATE at any size."""
-    decoder: Any = subject.decoder(case)
-    if not isinstance(decoder, SpeculativeDecoder):
-        raise NotOffered("not composed of the harness's parts")
-    fell, stood, many = False, False, _coins(case)
-    for rate in (0.3, 0.7):
-        policy = parse(f"imposed:{rate}", bench=True)
-        tossing = copy.copy(decoder)
-        tossing.options = replace(decoder.options, policy=policy)
-        got = tossing.decode(case.request, case.noise())
-        draft_len = str(case.length)
-        due_BL, due = decode_by_policy(case.models, case.request, case.noise(), policy.name, draft_len, case.bonus)
-        require_tokens(got.tokens_BL, due_BL, f"policy {policy.name}")
-        require_rounds(got.rounds, due, f"policy {policy.name}")
-        fell = fell or any(turn.corrected for rounds in due for turn in rounds)
-        stood = stood or any(turn.accepted for rounds in due for turn in rounds)
-        _tossed(policy, rate, many)
-    return fell and stood
+@law(LAWS, "rules.length", "draft_len", policies=EVERY)
+def length(subject: Subject, case: Case) -> bool:
+    """Every round drafts what the draft length's rule says, decode after decode."""
+    _follows(subject, case)
+    # long enough for a length to grow beyond a bound, and to shrink again
+    case = replace(
+        case, patch_nums=LONG, V=min(case.V, 5), D=16, depth=1, labels=(case.labels * 4)[:4],
+        draft="close" if case.seed % 3 else "single",
+    )  # fmt: skip
+    S, rule, several = case.pyramid.S, Rule.of(case.policy), False
+    for draft_len in (*draft_lens(case)[1:], f"dynamic:1:{S}"):
+        decoder = subject.decoder(case, draft_len=draft_len)
+        for seed in (case.seed, case.seed + 1):
+            request = replace(case.request, seed=seed)
+            for image, rounds in enumerate(decoder.decode(request, case.noise(request)).rounds):
+                current = length_begin(draft_len, S)
+                for turn in rounds:
+                    wanted = length_wanted(draft_len, turn.first, current, S)
+                    if rule.draft_alone(turn.first):
+                        wanted = S
+                    if rule.target_alone(turn.first):
+                        wanted = 0
+                    last = min(S, turn.first + wanted)
+                    same = (rule.draft_alone(si) == rule.draft_alone(turn.first) for si in range(turn.first, last))
+                    due = next((k for k, alike in enumerate(same) if not alike), last - turn.first)
+                    at = f"draft_len {draft_len}, seed {seed}, image {image}, round from scale {turn.first}"
+                    require(turn.drafted == due, f"{at}: drafted {turn.drafted} scales, not {due}")
+                    whole = turn.accepted == turn.drafted
+                    current = length_after(draft_len, current, whole, S)
+                    several = several or due > 1
+    return several
 
 
 def _coins(case: Case) -> Window:
@@ -288,19 +297,3 @@ def _tossed(policy: Policy, rate: float, window: Window) -> None:
     for si, share in enumerate(whole_bs.double().mean(0).tolist()):
         said = f"policy {policy.name}: {share:.3f} of {TOSSES} images keep scale {si} ({pyramid.tokens(si)} tokens)"
         require(abs(share - rate) < far, said)
-
-
-LAWS = (
-    Law("rules.recount", "Calls and rows of both networks are those that a spy in the network counts.",
-        ("decode", "trace"), recount),
-    Law("rules.edges", "A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in.",
-        ("accept",), edges),
-    Law("rules.coin", "Under a bench's imposed:RATE a scale of any size stands by its own coin, with chance RATE.",
-        ("accept", "noise"), coin),
-    Law("rules.oracle", "Tokens and rounds are those of a naive decoder written from docs/policies.md.",
-        ("accept", "draft_len", "bonus"), oracle, policies=BY_ORACLE),
-    Law("rules.labour", "Target first, draft behind it: each draws its own scales and computes no more than it must.",
-        ("decode", "cache"), labour),
-    Law("rules.length", "Every round drafts what the draft length's rule says, decode after decode.",
-        ("draft_len",), length, policies=EVERY),
-)  # fmt: skip

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from harness.laws.case import Case
-from harness.laws.law import Law, Subject, require
+from harness.laws.law import Law, Subject, law, require
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
 from harness.reference.sequential import sample_sequential
+
+LAWS: list[Law] = []
 
 Variants = Callable[[Request], list[Request]]
 
@@ -47,8 +49,9 @@ def _changes(subject: Subject, case: Case, word: str, variants: Variants) -> boo
     return bool(telling)
 
 
+@law(LAWS, "sensitivity.seed", "decode", "noise", contract=Contract.LAW)
 def seed(subject: Subject, case: Case) -> bool:
-    """Another seed gives another image, also one that differs in high bits only.
+    """The seed changes the image.
 
     Image order: in batch order the seed is PyTorch's, whose CPU generator itself takes 32 bits.
     """
@@ -56,8 +59,9 @@ def seed(subject: Subject, case: Case) -> bool:
     return _changes(subject, case, "seed", lambda r: [replace(r, seed=r.seed + step) for step in (1, 2, 2**32)])
 
 
+@law(LAWS, "sensitivity.label", "decode", "condition", contract=Contract.LAW)
 def label(subject: Subject, case: Case) -> bool:
-    """Another label gives another image."""
+    """The label changes the image."""
 
     def moved(request: Request, step: int) -> Request:
         return replace(request, labels=tuple((label + step) % 4 for label in request.labels or ()))
@@ -65,34 +69,26 @@ def label(subject: Subject, case: Case) -> bool:
     return _changes(subject, case, "label", lambda request: [moved(request, step) for step in (1, 2)])
 
 
+@law(LAWS, "sensitivity.cfg", "decode", "guide", contract=Contract.LAW)
 def cfg(subject: Subject, case: Case) -> bool:
-    """Another guidance value gives another image, where the label is not the unconditional one."""
+    """The guidance value changes the image."""
     case = replace(case, labels=tuple(label % 3 for label in case.labels))
     return _changes(subject, case, "cfg", lambda r: [replace(r, cfg=case.cfg + step) for step in (3.0, 8.0)])
 
 
+@law(LAWS, "sensitivity.filters", "decode", "filter_logits", contract=Contract.LAW)
 def filters(subject: Subject, case: Case) -> bool:
-    """Keeping the best token only, by either filter, gives another image."""
+    """top_k = 1 and a tiny top_p change the image."""
     case = replace(case, top_k=0, top_p=0.0)
     return _changes(subject, case, "filters", lambda r: [replace(r, top_k=1), replace(r, top_p=1e-6)])
 
 
+@law(LAWS, "sensitivity.images", "decode", "noise", contract=Contract.TOKENS)
 def images(subject: Subject, case: Case) -> bool:
-    """Another noise address gives another image."""
+    """The noise address changes the image."""
     case = replace(case, order="image")
 
     def moved(request: Request, step: int) -> Request:
         return replace(request, images=tuple(step + image for image in request.image_ids))
 
     return _changes(subject, case, "image addresses", lambda request: [moved(request, step) for step in (50, 300)])
-
-
-LAWS = (
-    Law("sensitivity.seed", "The seed changes the image.", ("decode", "noise"), seed, Contract.LAW),
-    Law("sensitivity.label", "The label changes the image.", ("decode", "condition"), label, Contract.LAW),
-    Law("sensitivity.cfg", "The guidance value changes the image.", ("decode", "guide"), cfg, Contract.LAW),
-    Law("sensitivity.filters", "top_k = 1 and a tiny top_p change the image.", ("decode", "filter_logits"), filters,
-        Contract.LAW),
-    Law("sensitivity.images", "The noise address changes the image.", ("decode", "noise"), images,
-        Contract.TOKENS),
-)  # fmt: skip

@@ -12,17 +12,20 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.laws.allowed import allowed
 from harness.laws.case import Case
-from harness.laws.law import FLOAT64, Law, Subject, require, require_same, require_tokens
+from harness.laws.law import FLOAT64, Law, Subject, law, require, require_same, require_tokens
 from harness.laws.oracle import BrokenNoise, Interrupted, ListCache, Snapshot, check_snapshot, run_over, snapshot
 from harness.models.network import Network
 from harness.protocol.request import Request
 from harness.reference.steps import accumulate, next_input
 
+LAWS: list[Law] = []
+
 UPDATE = "update_state_with_accepted_tokens"
 
 
+@law(LAWS, "state.sync", UPDATE, "cache", "accumulate", "next_input")
 def sync(subject: Subject, case: Case) -> bool:
-    """After every round the whole state is that of a sequential run over the committed prefix."""
+    """After every round the whole state equals that of a sequential run over the committed prefix."""
     taken: list[Snapshot] = []
 
     def watch(update: Callable[..., None]) -> Callable[..., None]:
@@ -43,8 +46,9 @@ def sync(subject: Subject, case: Case) -> bool:
     return any(turn.corrected for rounds in decoded.rounds for turn in rounds) and len(taken) > 1
 
 
+@law(LAWS, "state.poison", UPDATE, "cache", "forward_window")
 def poison(subject: Subject, case: Case) -> bool:
-    """What is rejected is never read again: NaN in its place changes nothing."""
+    """Rejected cache slots and inputs are never read: poisoned with NaN they change nothing."""
     due = subject.decode(case)
     poisoned = 0
 
@@ -72,8 +76,9 @@ def _share(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
+@law(LAWS, "state.latent", "accumulate", "next_input")
 def latent(subject: Subject, case: Case) -> bool:
-    """Accumulation and next input are the plain ones, leave their arguments alone and share no memory with them."""
+    """f_hat and next input are the plain ones; arguments are neither changed nor aliased."""
     parts = subject.parts(case, "accumulate", "next_input")
     pyramid, quantizer = case.pyramid, case.models.vae.quantizer
     tokens_BL = case.random_tokens()
@@ -98,8 +103,9 @@ def latent(subject: Subject, case: Case) -> bool:
     return pyramid.S > 1
 
 
+@law(LAWS, "state.cache", "new_cache")
 def cache(subject: Subject, case: Case) -> bool:
-    """A cache under random passes and rollbacks returns what a list of positions an image returns."""
+    """Under any passes and rollbacks a cache returns each image's own positions, in order."""
     parts, network, generator = subject.parts(case, "new_cache"), case.models.target, case.generator()
     config, B, L = network.config, max(2, case.B), case.pyramid.L
     real, model = parts.new_cache(network, B), ListCache(B)
@@ -128,6 +134,7 @@ def cache(subject: Subject, case: Case) -> bool:
     return True
 
 
+@law(LAWS, "state.once", "decode", UPDATE)
 def once(subject: Subject, case: Case) -> bool:
     """Every scale of every image is made final exactly once, and f_hat is that of the tokens."""
     decoded, pyramid = subject.decode(case), case.pyramid
@@ -147,8 +154,9 @@ def once(subject: Subject, case: Case) -> bool:
     return pyramid.S > 1
 
 
+@law(LAWS, "state.exception", "decode")
 def exception(subject: Subject, case: Case) -> bool:
-    """A decoder that was interrupted in mid-round decodes the next request as a new one does."""
+    """A decode interrupted in mid-round leaves nothing behind."""
     decoder = subject.decoder(case)
     due = decoder.decode(case.request, case.noise())
     interrupted = 0
@@ -163,8 +171,9 @@ def exception(subject: Subject, case: Case) -> bool:
     return interrupted > 0
 
 
+@law(LAWS, "state.untouched", "decode")
 def untouched(subject: Subject, case: Case) -> bool:
-    """Decoding leaves the networks and the decoder as they were, and hands out memory of its own."""
+    """Decoding changes neither the networks nor the decoder nor an earlier trace."""
     models = case.models
     sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
     named = {f"{side}.{name}": w for side, weights in sides.items() for name, w in weights.items()}
@@ -187,29 +196,12 @@ def untouched(subject: Subject, case: Case) -> bool:
     return True
 
 
+@law(LAWS, "state.refusal", "decode")
 def refuses(subject: Subject, case: Case) -> bool:
-    """A label that the networks do not have is refused, not decoded as something else."""
+    """A label that the networks do not have is refused."""
     try:
         subject.decode(case, request=Request((7,) * case.B, case.seed))
     except (InputError, ValueError, IndexError):
         return True
     require(False, "label 7 of 3 classes was decoded")
     return True
-
-
-LAWS = (
-    Law("state.sync", "After every round the whole state equals that of a sequential run over the committed prefix.",
-        (UPDATE, "cache", "accumulate", "next_input"), sync),
-    Law("state.poison", "Rejected cache slots and inputs are never read: poisoned with NaN they change nothing.",
-        (UPDATE, "cache", "forward_window"), poison),
-    Law("state.latent", "f_hat and next input are the plain ones; arguments are neither changed nor aliased.",
-        ("accumulate", "next_input"), latent),
-    Law("state.cache", "Under any passes and rollbacks a cache returns each image's own positions, in order.",
-        ("new_cache",), cache),
-    Law("state.once", "Every scale of every image is made final exactly once, and f_hat is that of the tokens.",
-        ("decode", UPDATE), once),
-    Law("state.exception", "A decode interrupted in mid-round leaves nothing behind.", ("decode",), exception),
-    Law("state.untouched", "Decoding changes neither the networks nor the decoder nor an earlier trace.",
-        ("decode",), untouched),
-    Law("state.refusal", "A label that the networks do not have is refused.", ("decode",), refuses),
-)  # fmt: skip

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from harness.laws.case import Case
 from harness.laws.enumeration import chi_square
-from harness.laws.law import Law, Subject, require
+from harness.laws.law import Law, Subject, law, require
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import NoiseOrder, Request
+
+LAWS: list[Law] = []
 
 STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
 SIDES, WIDE_V, ALARM = ScalePyramid((1, 2, 3, 4, 5, 6)), 16, 1e-6
@@ -59,8 +61,9 @@ def _far(case: Case, order: NoiseOrder) -> None:
             require(not _related(one, two), f"{order} order: {stream} of seeds {a} and {b} holds the same numbers")
 
 
+@law(LAWS, "streams.independent", "noise")
 def independent(subject: Subject, case: Case) -> bool:
-    """Streams, images, scales and seeds share no numbers, in either order of noise; seeds lie in 0..2^63-1."""
+    """Streams, images, scales and seeds share no numbers, in either order."""
     orders: tuple[NoiseOrder, NoiseOrder] = ("image", "batch")
     for order in orders:
         _far(case, order)
@@ -80,19 +83,8 @@ def independent(subject: Subject, case: Case) -> bool:
     return True
 
 
-def starts(subject: Subject, case: Case) -> bool:
-    """Over many seeds the first numbers of two streams are unrelated: no two generators start from one seed."""
-    small = ScalePyramid((1,))
-    orders: tuple[NoiseOrder, NoiseOrder] = ("image", "batch")
-    for order in orders:
-        sources = [_noise(case, order, 1000 * case.seed + k, 2, small) for k in range(120)]
-        firsts = {s: torch.stack([_read(noise, 0, s)[0, 0] for noise in sources]) for s in STREAMS}
-        for (a, one), (b, two) in combinations(firsts.items(), 2):
-            require(not _related(one, two), f"{order} order: the first numbers of {a} and {b} go together")
-    return True
-
-
-def law(subject: Subject, case: Case) -> bool:
+@law(LAWS, "streams.law", "noise")
+def distributions(subject: Subject, case: Case) -> bool:
     """Exponentials are Exp(1) and acceptance numbers uniform, tails included."""
     order: NoiseOrder = case.order
     for stream in STREAMS:
@@ -112,6 +104,7 @@ def law(subject: Subject, case: Case) -> bool:
     return True
 
 
+@law(LAWS, "streams.used", "decode", "noise")
 def used(subject: Subject, case: Case) -> bool:
     """What draws and acceptance tests are given is what the noise holds, number by number."""
     noise = case.noise()
@@ -144,11 +137,17 @@ def used(subject: Subject, case: Case) -> bool:
     return bool(seen["draw"])
 
 
-LAWS = (
-    Law("streams.independent", "Streams, images, scales and seeds share no numbers, in either order.",
-        ("noise",), independent),
-    Law("streams.law", "Exponentials are Exp(1) and acceptance numbers uniform, tails included.", ("noise",), law),
-    Law("streams.used", "What draws and acceptance tests are given is what the noise holds, number by number.",
-        ("decode", "noise"), used),
-    Law("streams.starts", "Over many seeds the first numbers of two streams are unrelated.", ("noise",), starts),
-)  # fmt: skip
+@law(LAWS, "streams.starts", "noise")
+def starts(subject: Subject, case: Case) -> bool:
+    """Over many seeds the first numbers of two streams are unrelated.
+
+    No two generators start from one seed.
+    """
+    small = ScalePyramid((1,))
+    orders: tuple[NoiseOrder, NoiseOrder] = ("image", "batch")
+    for order in orders:
+        sources = [_noise(case, order, 1000 * case.seed + k, 2, small) for k in range(120)]
+        firsts = {s: torch.stack([_read(noise, 0, s)[0, 0] for noise in sources]) for s in STREAMS}
+        for (a, one), (b, two) in combinations(firsts.items(), 2):
+            require(not _related(one, two), f"{order} order: the first numbers of {a} and {b} go together")
+    return True
