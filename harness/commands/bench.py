@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from harness.commands import options
 from harness.commands.options import DECODED, DRAWN, WRITTEN, Networks
-from harness.commands.records import RARE, Group, command
+from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
@@ -22,20 +20,16 @@ class TimedDecodes(Group):
     """What is decoded, and how."""
 
     panel = DECODED
-    batches: Annotated[str, typer.Option(help="Images per batch: 1,8.", rich_help_panel=DRAWN)] = "1"
-    seeds: Annotated[
-        str, typer.Option(help="Seeds: 0,3 or the range 0:4; times are means over them.", rich_help_panel=DRAWN)
-    ] = "0"
-    draft_len: Annotated[str, typer.Option(help="Scales proposed per round: 2,5,10.")] = "2,5,10"
+    batches: Annotated[str, Option("Images per batch: 1,8.", panel=DRAWN)] = "1"
+    seeds: Annotated[str, Option("Seeds: 0,3 or the range 0:4; times are means over them.", panel=DRAWN)] = "0"
+    draft_len: Annotated[str, Option("Scales proposed per round: 2,5,10.")] = "2,5,10"
     policies: Annotated[
-        str, typer.Option(help="By commas; imposed:RATE accepts drafted scales at that rate, whatever they are.")
+        str, Option("By commas; imposed:RATE accepts drafted scales at that rate, whatever they are.")
     ] = "imposed:1"
-    bonus: Annotated[
-        bool, RARE, typer.Option("--bonus", help="Let the target finish the scale after the drafted ones too.")
-    ] = False
+    bonus: Annotated[bool, Option("Let the target finish the scale after the drafted ones too.", rare=True)] = False
     graphs: options.Graphs = False
     compile: options.Compile = False
-    repeats: Annotated[int, typer.Option(help="Timed decodes per figure; the median is shown.")] = 5
+    repeats: Annotated[int, Option("Timed decodes per figure; the median is shown.")] = 5
 
 
 @dataclass(frozen=True)

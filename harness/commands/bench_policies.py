@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from harness.commands import options
 from harness.commands.options import DECODED, DRAWN, EVERY_LENGTH, ONE_LENGTH, WRITTEN, Networks
-from harness.commands.records import Group, command
+from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.wording import count_of
@@ -21,13 +19,13 @@ class PolicyDecodes(Group):
     """What is decoded, and how."""
 
     panel = DECODED
-    images: Annotated[int, typer.Option(help="Images per setting, labels in turn.", rich_help_panel=DRAWN)] = 200
-    batch: Annotated[int, typer.Option(help="Images per batch.", rich_help_panel=DRAWN)] = 10
-    seed: Annotated[int, typer.Option(help="Seed of all images.", rich_help_panel=DRAWN)] = 0
+    images: Annotated[int, Option("Images per setting, labels in turn.", panel=DRAWN)] = 200
+    batch: Annotated[int, Option("Images per batch.", panel=DRAWN)] = 10
+    seed: Annotated[int, Option("Seed of all images.", panel=DRAWN)] = 0
     cfg: options.Cfg = 1.5
-    policies: Annotated[str, typer.Option(help="Policies at every draft_len, by commas.")] = ",".join(EVERY_LENGTH)
-    once: Annotated[str, typer.Option(help="Policies at draft_len 5 alone, by commas.")] = ",".join(ONE_LENGTH)
-    draft_len: Annotated[str, typer.Option(help="Draft lengths, by commas.")] = "1,2,3,5,10"
+    policies: Annotated[str, Option("Policies at every draft_len, by commas.")] = ",".join(EVERY_LENGTH)
+    once: Annotated[str, Option("Policies at draft_len 5 alone, by commas.")] = ",".join(ONE_LENGTH)
+    draft_len: Annotated[str, Option("Draft lengths, by commas.")] = "1,2,3,5,10"
     workers: options.Workers = 0
     cluster: options.Cluster = ""
 
@@ -38,8 +36,8 @@ class PolicyOutputs(Group):
 
     panel = WRITTEN
     into: options.Into = None
-    picture: Annotated[Path | None, typer.Option(help="Write the chart to this SVG file.")] = None
-    json: Annotated[Path | None, typer.Option(help="Write every count and distance to this file.")] = None
+    picture: Annotated[Path | None, Option("Write the chart to this SVG file.")] = None
+    json: Annotated[Path | None, Option("Write every count and distance to this file.")] = None
 
 
 @command(

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from harness.commands import options
 from harness.commands.options import WRITTEN, Mode, Pair
-from harness.commands.records import Group, command
+from harness.commands.records import Group, Option, command
 from harness.files import check_outputs
 from harness.wording import count_of
 
@@ -21,15 +19,9 @@ class Calibration(Group):
 
     panel = "What is measured"
     compile: options.Compile = False
-    batches: Annotated[str, typer.Option(help="Images per batch, a batch each.")] = "1,2,8"
-    into: Annotated[
-        Path | None,
-        typer.Option(help="File of budgets to add to; verify --budgets reads it.", rich_help_panel=WRITTEN),
-    ] = None
-    reason: Annotated[
-        str,
-        typer.Option(help="Why a wider budget, or one of fewer images, may be kept.", rich_help_panel=WRITTEN),
-    ] = ""
+    batches: Annotated[str, Option("Images per batch, a batch each.")] = "1,2,8"
+    into: Annotated[Path | None, Option("File of budgets to add to; verify --budgets reads it.", panel=WRITTEN)] = None
+    reason: Annotated[str, Option("Why a wider budget, or one of fewer images, may be kept.", panel=WRITTEN)] = ""
 
 
 @command(

@@ -11,7 +11,7 @@ import typer
 
 from harness.commands import options
 from harness.commands.options import GOLDENS, JUDGED, WRITTEN
-from harness.commands.records import Group, add, command
+from harness.commands.records import Group, Option, add, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 from harness.wording import count_of
@@ -30,10 +30,8 @@ class GoldenCases(Group):
 
     panel = JUDGED
     device: options.Device = "cpu"
-    folder: Annotated[Path, typer.Option(help="Where this project's goldens lie.", show_default="harness/golden")] = (
-        GOLDENS
-    )
-    only: Annotated[str, typer.Option(metavar="PATTERN", help="Only cases whose id fits, e.g. 'one-phi-*'.")] = "*"
+    folder: Annotated[Path, Option("Where this project's goldens lie.", shown="harness/golden")] = GOLDENS
+    only: Annotated[str, Option("Only cases whose id fits, e.g. 'one-phi-*'.")] = "*"
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,11 @@ class CheckOutputs(Group):
     """Which files are checked, and what is said of them."""
 
     panel = WRITTEN
-    files: Annotated[list[Path] | None, typer.Argument(help="Recordings; none = this project's own goldens.")] = None
+    files: Annotated[list[Path] | None, Option("Recordings; none = this project's own goldens.", argument=True)] = None
     json: options.Json = None
     html: options.Html = None
     verbose: options.Verbose = False
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print defects and the last line only.")] = False
+    quiet: Annotated[bool, Option("Print defects and the last line only.")] = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class RecordReason(Group):
     """Why goldens change."""
 
     panel = WRITTEN
-    reason: Annotated[str, typer.Option(help="Why the goldens change; kept in the files.")] = ""
+    reason: Annotated[str, Option("Why the goldens change; kept in the files.")] = ""
 
 
 @command("golden check", "golden check --only 'one-phi-*'", "golden check recorded-cpu.safetensors --html check.html")

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from harness.commands.records import Group, command
+from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
@@ -19,7 +17,7 @@ TEMPLATE = Path(__file__).with_name("mydecoder.txt")
 class NewModule(Group):
     """What is written."""
 
-    path: Annotated[Path, typer.Argument(help="File to write, e.g. mydecoder.py; one that is there is kept.")]
+    path: Annotated[Path, Option("File to write, e.g. mydecoder.py; one that is there is kept.", argument=True)]
 
 
 @command("init mydecoder.py", "init ours/decoder.py", "init fast.py")

@@ -11,7 +11,7 @@ import typer
 
 from harness.commands import options
 from harness.commands.options import DTYPES, JUDGED, PLACE, WRITTEN
-from harness.commands.records import Group, command, offer
+from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
@@ -31,19 +31,12 @@ class HuntedBugs(Group):
 
     panel = JUDGED
     only: Annotated[
-        str,
-        typer.Option(
-            help="Mutants whose id begins so: masks or masks.corner; several: a,b.", autocompletion=offer(*FAMILIES)
-        ),
+        str, Option("Mutants whose id begins so: masks or masks.corner; several: a,b.", offers=FAMILIES)
     ] = ""
-    laws: Annotated[
-        str, typer.Option(help="first: stop at the first violation; family; all laws.", autocompletion=offer(*SCOPES))
-    ] = "family"
-    examples: Annotated[int, typer.Option(help="Cases per law.")] = 16
-    seed: Annotated[int, typer.Option(help="Seed of the cases.")] = 0
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Run the default verify on each, too: which stage catches it first?")
-    ] = False
+    laws: Annotated[str, Option("first: stop at the first violation; family; all laws.", offers=SCOPES)] = "family"
+    examples: Annotated[int, Option("Cases per law.")] = 16
+    seed: Annotated[int, Option("Seed of the cases.")] = 0
+    verify: Annotated[bool, Option("Run the default verify on each, too: which stage catches it first?")] = False
 
 
 @dataclass(frozen=True)
@@ -52,13 +45,9 @@ class HuntPlace(Group):
 
     panel = PLACE
     device: options.Device = "cpu"
-    dtype: Annotated[
-        str,
-        typer.Option(help="Of the networks where a law does not need float64.", autocompletion=offer(*DTYPES)),
-    ] = "float32"
+    dtype: Annotated[str, Option("Of the networks where a law does not need float64.", offers=DTYPES)] = "float32"
     workers: Annotated[
-        int,
-        typer.Option(help="Processes; 0 = one a GPU of --device cuda; on a CPU one a core, where there are many bugs."),
+        int, Option("Processes; 0 = one a GPU of --device cuda; on a CPU one a core, where there are many bugs.")
     ] = 0
     cluster: options.Cluster = ""
 

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from harness.commands.records import RARE, Group, offer
+from harness.commands.records import Group, Option
 
 # Titles of the panels, by what options are for.
 NETWORKS, DRAWN, DECODED = "Networks", "What is drawn", "How it is decoded"
@@ -40,79 +38,51 @@ PACKAGE = Path(__file__).parents[1]
 BUDGETS, GOLDENS = PACKAGE / "rounding" / "budgets.json", PACKAGE / "golden" / "data"
 
 # Options of several records.
-Draft = Annotated[Path | None, typer.Option(help="Draft checkpoint (.pth or .safetensors).", rich_help_panel=NETWORKS)]
-Target = Annotated[Path | None, typer.Option(help="Target checkpoint.", rich_help_panel=NETWORKS)]
-Vae = Annotated[Path | None, typer.Option(help="VQ-VAE checkpoint.", rich_help_panel=NETWORKS)]
-Device = Annotated[
-    str, typer.Option(help="cpu, cuda or cuda:N.", autocompletion=offer("cpu", "cuda"), rich_help_panel=PLACE)
-]
-Dtype = Annotated[
-    str, RARE, typer.Option(help=f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.", autocompletion=offer(*DTYPES))
-]
-Labels = Annotated[str, typer.Option(help="Classes: 0,1 or a range 0:4 or all.", autocompletion=offer("all"))]
-Batch = Annotated[int, RARE, typer.Option(help="Images per batch; 0 = all labels of a seed together.")]
-Cfg = Annotated[float, RARE, typer.Option(help="Guidance value; 0 = off.")]
-TopK = Annotated[int, RARE, typer.Option(help="Keep the k most likely tokens; 0 = off.")]
-TopP = Annotated[float, RARE, typer.Option(help="Keep this much probability; 0 = off.")]
-Policy = Annotated[str, typer.Option(help=f"Acceptance rule: {', '.join(POLICIES)}.", autocompletion=offer(*POLICIES))]
-Bonus = Annotated[bool, RARE, typer.Option("--bonus", help="Also submit the scale after the drafted ones.")]
-Graphs = Annotated[bool, RARE, typer.Option("--graphs", help="Record and replay device work as CUDA graphs.")]
-Compile = Annotated[bool, RARE, typer.Option("--compile", help="Run the networks' blocks through PyTorch's compiler.")]
+Draft = Annotated[Path | None, Option("Draft checkpoint (.pth or .safetensors).", panel=NETWORKS)]
+Target = Annotated[Path | None, Option("Target checkpoint.", panel=NETWORKS)]
+Vae = Annotated[Path | None, Option("VQ-VAE checkpoint.", panel=NETWORKS)]
+Device = Annotated[str, Option("cpu, cuda or cuda:N.", offers=("cpu", "cuda"), panel=PLACE)]
+Dtype = Annotated[str, Option(f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.", rare=True, offers=DTYPES)]
+Labels = Annotated[str, Option("Classes: 0,1 or a range 0:4 or all.", offers=("all",))]
+Batch = Annotated[int, Option("Images per batch; 0 = all labels of a seed together.", rare=True)]
+Cfg = Annotated[float, Option("Guidance value; 0 = off.", rare=True)]
+TopK = Annotated[int, Option("Keep the k most likely tokens; 0 = off.", rare=True)]
+TopP = Annotated[float, Option("Keep this much probability; 0 = off.", rare=True)]
+Policy = Annotated[str, Option(f"Acceptance rule: {', '.join(POLICIES)}.", offers=POLICIES)]
+Bonus = Annotated[bool, Option("Also submit the scale after the drafted ones.", rare=True)]
+Graphs = Annotated[bool, Option("Record and replay device work as CUDA graphs.", rare=True)]
+Compile = Annotated[bool, Option("Run the networks' blocks through PyTorch's compiler.", rare=True)]
 Implementation = Annotated[
     str,
-    typer.Option(
-        "--implementation",
-        help="Decoder under test: package.module:factory, or published:var, code, …",
-        autocompletion=offer(OWN, *(f"published:{name}" for name in PUBLISHED)),
+    Option(
+        "Decoder under test: package.module:factory, or published:var, code, …",
+        offers=(OWN, *(f"published:{name}" for name in PUBLISHED)),
     ),
 ]
-Checkout = Annotated[
-    Path | None, RARE, typer.Option(help="Folder of published code: holds the packages models and dist.")
-]
+Checkout = Annotated[Path | None, Option("Folder of published code: holds the packages models and dist.", rare=True)]
 FactoryOptions = Annotated[
-    list[str] | None, RARE, typer.Option("--option", help="NAME=VALUE for the decoder's factory; several times.")
+    list[str] | None, Option("NAME=VALUE for the decoder's factory; several times.", name="--option", rare=True)
 ]
 Contract = Annotated[
-    str,
-    typer.Option(
-        help="Demand A, B or C; a weaker claim is refused. Empty: what the decoder claims.",
-        autocompletion=offer("A", "B", "C"),
-    ),
+    str, Option("Demand A, B or C; a weaker claim is refused. Empty: what the decoder claims.", offers=("A", "B", "C"))
 ]
 Budgets = Annotated[
     Path,
-    RARE,
-    typer.Option(
-        help="File of `calibrate`; modes that it lacks are measured.",
-        show_default="those that ship",
-        rich_help_panel=JUDGED,
-    ),
+    Option("File of `calibrate`; modes that it lacks are measured.", rare=True, shown="those that ship", panel=JUDGED),
 ]
-MaxLoss = Annotated[
-    float | None, RARE, typer.Option(help="Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.")
-]
-Features = Annotated[
-    Path | None, RARE, typer.Option(help="Inception's weights file (torch-fidelity's), for other images.")
-]
-Real = Annotated[Path | None, RARE, typer.Option(help="Real data's mu and sigma, .npz as of the ADM evaluation.")]
-Workers = Annotated[
-    int, RARE, typer.Option(help="Processes; 0 = one a GPU of --device cuda, else one.", rich_help_panel=PLACE)
-]
+MaxLoss = Annotated[float | None, Option("Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.", rare=True)]
+Features = Annotated[Path | None, Option("Inception's weights file (torch-fidelity's), for other images.", rare=True)]
+Real = Annotated[Path | None, Option("Real data's mu and sigma, .npz as of the ADM evaluation.", rare=True)]
+Workers = Annotated[int, Option("Processes; 0 = one a GPU of --device cuda, else one.", rare=True, panel=PLACE)]
 Cluster = Annotated[
-    str,
-    RARE,
-    typer.Option(help="Address of a Dask scheduler whose workers do it (docs/runs.md).", rich_help_panel=PLACE),
+    str, Option("Address of a Dask scheduler whose workers do it (docs/runs.md).", rare=True, panel=PLACE)
 ]
-Json = Annotated[Path | None, typer.Option(help="Write the result to this file.")]
-Html = Annotated[
-    Path | None, typer.Option(help="Write a page for people to this file: one HTML file, complete in itself.")
-]
-Resume = Annotated[bool, RARE, typer.Option("--resume", help="Go on where the run in that file stopped.")]
-Into = Annotated[Path | None, typer.Option(help="Markdown file: replace its table between the markers.")]
-Verbose = Annotated[bool, RARE, typer.Option("--verbose", help="Show a row for everything that passed, too.")]
-Quiet = Annotated[
-    bool, RARE, typer.Option("--quiet", help="Print the verdict only, and nothing that a decoder prints.")
-]
+Json = Annotated[Path | None, Option("Write the result to this file.")]
+Html = Annotated[Path | None, Option("Write a page for people to this file: one HTML file, complete in itself.")]
+Resume = Annotated[bool, Option("Go on where the run in that file stopped.", rare=True)]
+Into = Annotated[Path | None, Option("Markdown file: replace its table between the markers.")]
+Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", rare=True)]
+Quiet = Annotated[bool, Option("Print the verdict only, and nothing that a decoder prints.", rare=True)]
 
 
 @dataclass(frozen=True)
@@ -122,15 +92,14 @@ class Pair(Group):
     panel = NETWORKS
     models: Annotated[
         str,
-        typer.Option(
-            help="digits, digits-close, or sizes with random weights: d16-d30.",
-            autocompletion=offer("digits", "digits-close", *SIZES),
+        Option(
+            "digits, digits-close, or sizes with random weights: d16-d30.", offers=("digits", "digits-close", *SIZES)
         ),
     ] = "digits"
     draft: Draft = None
     target: Target = None
     vae: Vae = None
-    patch_nums: Annotated[str, RARE, typer.Option(help="Sides of the scales, where the checkpoint does not tell.")] = ""
+    patch_nums: Annotated[str, Option("Sides of the scales, where the checkpoint does not tell.", rare=True)] = ""
 
     def files(self) -> dict[str, Path | None]:
         """Return the files that are read, by option."""
@@ -143,15 +112,15 @@ class Mode(Group):
 
     panel = PLACE
     device: Device = "cpu"
-    tf32: Annotated[bool, RARE, typer.Option("--tf32", help="Allow TF32 on CUDA; off, float32 is float32.")] = False
+    tf32: Annotated[bool, Option("Allow TF32 on CUDA; off, float32 is float32.", rare=True)] = False
     dtype: Dtype = "float32"
     draft_dtype: Annotated[
         str,
-        RARE,
-        typer.Option(
-            help="The draft's own, where speed counts: a draft may round as it likes.",
-            show_default="that of --dtype",
-            autocompletion=offer(*DTYPES),
+        Option(
+            "The draft's own, where speed counts: a draft may round as it likes.",
+            rare=True,
+            offers=DTYPES,
+            shown="that of --dtype",
         ),
     ] = ""
 
@@ -162,9 +131,8 @@ class Networks(Pair):
 
     draft_noise: Annotated[
         float | None,
-        RARE,
-        typer.Option(
-            help=f"Draft with the target, its weights moved by so much of their size; digits-close is {CLOSE:g}."
+        Option(
+            f"Draft with the target, its weights moved by so much of their size; digits-close is {CLOSE:g}.", rare=True
         ),
     ] = None
     mode: Mode = Mode()
@@ -175,18 +143,14 @@ class Images(Group):
     """What is drawn, and how: every seed with every label, in batches."""
 
     panel = DRAWN
-    seeds: Annotated[str, typer.Option(help="Seeds: 0,3 or the range 0:4.")] = "0:4"
+    seeds: Annotated[str, Option("Seeds: 0,3 or the range 0:4.")] = "0:4"
     labels: Labels = "all"
     batch: Batch = 0
     cfg: Cfg = 1.5
     top_k: TopK = 0
     top_p: TopP = 0.0
     noise: Annotated[
-        str,
-        RARE,
-        typer.Option(
-            help="image: a stream per image; batch: the published order.", autocompletion=offer("image", "batch")
-        ),
+        str, Option("image: a stream per image; batch: the published order.", rare=True, offers=("image", "batch"))
     ] = "image"
     addresses: str = ""  # an option of `verify` alone
 

@@ -9,7 +9,7 @@ import typer
 
 from harness.commands import options
 from harness.commands.options import DRAWN, TIMEOUT_S, WRITTEN, Images, Mode, Pair
-from harness.commands.records import Group, command
+from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class PartsDecoder(options.UnderTest):
     """The decoder whose parts are asked, and how long they may take."""
 
-    timeout: Annotated[float, typer.Option(help="Seconds for all parts, in the decoder's own process.")] = TIMEOUT_S
-    in_process: Annotated[bool, typer.Option("--in-process", help="Ask them in this process: for a debugger.")] = False
+    timeout: Annotated[float, Option("Seconds for all parts, in the decoder's own process.")] = TIMEOUT_S
+    in_process: Annotated[bool, Option("Ask them in this process: for a debugger.")] = False
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class PartsQuestion(Group):
 
     panel = DRAWN
     device: options.Device = "cpu"
-    seed: Annotated[int, typer.Option(help="Of the tokens that parts are asked about, or of the cases.")] = 0
+    seed: Annotated[int, Option("Of the tokens that parts are asked about, or of the cases.")] = 0
     labels: options.Labels = "0,1"
     cfg: options.Cfg = 1.5
-    examples: Annotated[int, typer.Option(help="Cases a law, for decoders with parts of our own names.")] = 12
+    examples: Annotated[int, Option("Cases a law, for decoders with parts of our own names.")] = 12
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from harness.commands.options import (
     Networks,
     Pair,
 )
-from harness.commands.records import RARE, Group, command
+from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
@@ -45,9 +45,9 @@ class QualityImages(Group):
     """What is drawn."""
 
     panel = DRAWN
-    images: Annotated[int, typer.Option(help="Images of every decoder, labels in turn.")] = QUALITY_IMAGES
+    images: Annotated[int, Option("Images of every decoder, labels in turn.")] = QUALITY_IMAGES
     batch: options.Batch = 0
-    seed: Annotated[int, RARE, typer.Option(help="Seed of all images; other seeds lie 2^32 away.")] = 0
+    seed: Annotated[int, Option("Seed of all images; other seeds lie 2^32 away.", rare=True)] = 0
     labels: options.Labels = "all"
     cfg: options.Cfg = 1.5
     top_k: options.TopK = 0
@@ -59,10 +59,8 @@ class QualityDecoding(Group):
     """How the harness's own decoder decodes."""
 
     panel = DECODED
-    policies: Annotated[str, typer.Option(help="Policies of the harness's own decoder, by commas; empty: none.")] = (
-        EVERY
-    )
-    draft_len: Annotated[str, typer.Option(help="Draft lengths, by commas.")] = "5"
+    policies: Annotated[str, Option("Policies of the harness's own decoder, by commas; empty: none.")] = EVERY
+    draft_len: Annotated[str, Option("Draft lengths, by commas.")] = "5"
     bonus: options.Bonus = False
     graphs: options.Graphs = False
     compile: options.Compile = False
@@ -74,14 +72,12 @@ class QualityDecoders(Group):
 
     panel = TESTED
     implementation: Annotated[
-        list[str] | None, typer.Option(help="A decoder under test, package.module:factory; several times.")
+        list[str] | None, Option("A decoder under test, package.module:factory; several times.")
     ] = None
     checkout: options.Checkout = None
     option: options.FactoryOptions = None
-    timeout: Annotated[float, RARE, typer.Option(help="Seconds of one decode in a decoder's own process.")] = TIMEOUT_S
-    in_process: Annotated[bool, RARE, typer.Option("--in-process", help="Run decoders under test in this process.")] = (
-        False
-    )
+    timeout: Annotated[float, Option("Seconds of one decode in a decoder's own process.", rare=True)] = TIMEOUT_S
+    in_process: Annotated[bool, Option("Run decoders under test in this process.", rare=True)] = False
 
 
 @dataclass(frozen=True)
@@ -90,13 +86,11 @@ class QualityJudging(Group):
 
     panel = JUDGED
     max_loss: options.MaxLoss = None
-    control: Annotated[int, RARE, typer.Option(help="How often sequential decoding is measured under other seeds.")] = 1
-    find_cfg: Annotated[str, RARE, typer.Option(help="Measure sequential decoding at these guidance values alone.")] = (
-        ""
-    )
+    control: Annotated[int, Option("How often sequential decoding is measured under other seeds.", rare=True)] = 1
+    find_cfg: Annotated[str, Option("Measure sequential decoding at these guidance values alone.", rare=True)] = ""
     features: options.Features = None
     real: options.Real = None
-    blocks: Annotated[int, RARE, typer.Option(help="Blocks of images that intervals are made from.")] = BLOCKS
+    blocks: Annotated[int, Option("Blocks of images that intervals are made from.", rare=True)] = BLOCKS
 
 
 @dataclass(frozen=True)
@@ -104,13 +98,13 @@ class QualityOutputs(Group):
     """What is written, and by whom the work is done."""
 
     panel = WRITTEN
-    run: Annotated[Path | None, typer.Option(help="Keep what is drawn in this file, as it happens.")] = None
+    run: Annotated[Path | None, Option("Keep what is drawn in this file, as it happens.")] = None
     resume: options.Resume = False
     workers: options.Workers = 0
     cluster: options.Cluster = ""
     json: options.Json = None
     into: options.Into = None
-    picture: Annotated[Path | None, typer.Option(help="Write target calls against loss to this SVG file.")] = None
+    picture: Annotated[Path | None, Option("Write target calls against loss to this SVG file.")] = None
     quiet: options.Quiet = False
 
 

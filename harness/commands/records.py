@@ -8,19 +8,39 @@ records the flat one that typer wants, and calls it with records that are filled
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from copy import copy
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
-from typer.models import ParameterInfo
 
-RARE = "rare"  # in an option's `Annotated`: shown by --help-all alone
 ALL = f"{__name__}.all"  # in a context's `meta`: --help-all was typed
 Function = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What an option is beside its name, type and default: stands in the `Annotated` of a record's field.
+
+    Args:
+        help: what it does.
+        name: as it is typed, where that is not the field's name.
+        rare: shown by --help-all alone.
+        offers: values, or beginnings of some, that completion offers.
+        shown: what the help shows as the default, where that is no value.
+        panel: where it is shown, where that is not with its record.
+        argument: it is typed without a name.
+    """
+
+    help: str
+    name: str = ""
+    rare: bool = False
+    offers: tuple[str, ...] = ()
+    shown: str = ""
+    panel: str = ""
+    argument: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,7 @@ class Group:
 def command(*examples: str) -> Callable[[Function], Function]:
     """Decorate a function whose parameters are records: typer sees an option a field.
 
-    A parameter's own default, a record, replaces the defaults of its fields; a subclass replaces whole options.
+    A subclass of a record replaces the options that it annotates anew.
 
     Args:
         examples: command lines, without the program's name; shown under the help.
@@ -64,16 +84,6 @@ def add(app: typer.Typer, function: Function, name: str | None = None) -> None:
     """Give an app a function that `command` decorated."""
     lines = (f"[dim]$[/dim] sdvar-harness {example}" for example in function.__dict__["examples"])
     app.command(name, cls=Command, epilog="\n\n".join(lines))(function)
-
-
-def offer(*values: str) -> Callable[[str], list[str]]:
-    """Return what completes one of some values, or the last of several by commas."""
-
-    def complete(incomplete: str) -> list[str]:
-        before, comma, last = incomplete.rpartition(",")
-        return [f"{before}{comma}{value}" for value in values if value.startswith(last)]
-
-    return complete
 
 
 class Command(TyperCommand):
@@ -101,12 +111,13 @@ def _flat(examples: tuple[str, ...], function: Function) -> Function:
     """Return a function with one parameter an option that calls `function` with its records."""
     hints = get_type_hints(function)
     records = {name: hints[name] for name in signature(function).parameters}
-    parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-    rare: set[str] = set()
-    for name, given in signature(function).parameters.items():
-        for parameter in _options(records[name], given.default):
-            parameters.append(parameter)
-            rare |= {parameter.name} if RARE in get_args(parameter.annotation) else set()
+    parameters, rare = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)], set()
+    for record in records.values():
+        for name, kind, option, default in _options(record):
+            if option.rare:
+                rare.add(name)
+            annotation = Annotated[kind, _for_typer(name, kind, option)]  # type: ignore[valid-type]  # known when run
+            parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     if rare:
         parameters.append(Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=HELP_ALL))
 
@@ -120,37 +131,54 @@ def _flat(examples: tuple[str, ...], function: Function) -> Function:
     return filled
 
 
-def _options(record: type[Group], usual: object = Parameter.empty) -> Iterator[Parameter]:
-    """Yield a parameter for each field of a record that is an option, those of records inside, too."""
+def _options(record: type[Group]) -> Iterator[tuple[str, Any, Option, Any]]:
+    """Yield name, type, option and default of each field that is an option, of records inside, too."""
     hints = get_type_hints(record, include_extras=True)
     for each in fields(record):
-        hint, default = hints[each.name], each.default
-        if usual is not Parameter.empty:
-            default = getattr(usual, each.name)
-        if isinstance(hint, type) and issubclass(hint, Group):
-            yield from _options(hint, default)
-        elif get_origin(hint) is Annotated:
-            kind, *notes = get_args(hint)
-            option = copy(next(note for note in notes if isinstance(note, ParameterInfo)))
-            option.rich_help_panel = option.rich_help_panel or record.panel or None
-            if record.applies and default is not False and default not in (None, ""):
-                option.show_default = f"{default} {record.applies}"
-            kept = Parameter.empty if default is MISSING else default
-            note = RARE if RARE in notes else ""
-            yield Parameter(each.name, Parameter.KEYWORD_ONLY, default=kept, annotation=Annotated[kind, note, option])
+        if _is_group(hints[each.name]):
+            yield from _options(hints[each.name])
+        elif get_origin(hints[each.name]) is Annotated:
+            kind, option = get_args(hints[each.name])
+            shown, default = option.shown, Parameter.empty if each.default is MISSING else each.default
+            if record.applies and not shown and default is not False and default not in (None, ""):
+                shown = f"{default} {record.applies}"
+            yield each.name, kind, replace(option, shown=shown, panel=option.panel or record.panel), default
+
+
+def _for_typer(name: str, kind: object, option: Option) -> Any:
+    """Return what typer reads of an option. A flag has no --no-… beside it; what may be None as well has."""
+    if option.argument:
+        return typer.Argument(help=option.help)
+    flag = f"--{name.replace('_', '-')}" if kind is bool else ""
+    names = [each for each in (option.name or flag,) if each]
+
+    def completed(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")  # of several, the last
+        return [f"{before}{comma}{value}" for value in option.offers if value.startswith(last)]
+
+    return typer.Option(
+        *names,
+        help=option.help,
+        show_default=option.shown or True,
+        rich_help_panel=option.panel or None,
+        autocompletion=completed if option.offers else None,
+    )
 
 
 def _filled(record: type[Group], values: Mapping[str, object], given: frozenset[str]) -> Group:
     """Return a record of what was typed, with the records inside."""
-    hints: dict[str, Any] = get_type_hints(record)
-    inside: dict[str, Any] = {
-        each.name: _filled(hints[each.name], values, given)
-        if isinstance(hints[each.name], type) and issubclass(hints[each.name], Group)
-        else values[each.name]
-        for each in fields(record)
-        if each.name in values or (isinstance(hints[each.name], type) and issubclass(hints[each.name], Group))
-    }
+    hints, inside = get_type_hints(record), dict[str, Any]()
+    for each in fields(record):
+        if _is_group(hints[each.name]):
+            inside[each.name] = _filled(hints[each.name], values, given)
+        elif each.name in values:
+            inside[each.name] = values[each.name]
     return record(**inside, given=given & inside.keys())
+
+
+def _is_group(hint: object) -> bool:
+    """Tell whether a field's type is a record of options."""
+    return isinstance(hint, type) and issubclass(hint, Group)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

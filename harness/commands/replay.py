@@ -10,7 +10,7 @@ import typer
 
 from harness.commands import options
 from harness.commands.options import BUDGETS, JUDGED, PLACE, TESTED, WRITTEN, Mode, Networks
-from harness.commands.records import Group, command
+from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable
 
@@ -25,15 +25,10 @@ class ReplayCases(Group):
     """Which recorded defects, and what is done with them."""
 
     panel = WRITTEN
-    file: Annotated[Path, typer.Argument(help="File of verify --run, or of replay --bundle.")]
-    case: Annotated[
-        int, typer.Option(help="Number of one case; -1 = all, sixteen at most.", rich_help_panel=JUDGED)
-    ] = -1
-    shrink: Annotated[
-        bool,
-        typer.Option("--shrink", help="Reduce a case that fails, and state the smallest.", rich_help_panel=JUDGED),
-    ] = False
-    bundle: Annotated[Path | None, typer.Option(help="Write one case to this file, to be sent.")] = None
+    file: Annotated[Path, Option("File of verify --run, or of replay --bundle.", argument=True)]
+    case: Annotated[int, Option("Number of one case; -1 = all, sixteen at most.", panel=JUDGED)] = -1
+    shrink: Annotated[bool, Option("Reduce a case that fails, and state the smallest.", panel=JUDGED)] = False
+    bundle: Annotated[Path | None, Option("Write one case to this file, to be sent.")] = None
     quiet: options.Quiet = False
 
 
@@ -45,12 +40,9 @@ class ReplayPlace(Group):
     draft: options.Draft = None
     target: options.Target = None
     vae: options.Vae = None
-    checkout: Annotated[Path | None, typer.Option(help="Where the published code is now.")] = None
-    against_checkout: Annotated[Path | None, typer.Option(help="Where the code that it was judged against is.")] = None
-    device: Annotated[
-        str,
-        typer.Option(help="cpu, cuda or cuda:N.", show_default="the recorded one, or cpu", rich_help_panel=PLACE),
-    ] = ""
+    checkout: Annotated[Path | None, Option("Where the published code is now.")] = None
+    against_checkout: Annotated[Path | None, Option("Where the code that it was judged against is.")] = None
+    device: Annotated[str, Option("cpu, cuda or cuda:N.", shown="the recorded one, or cpu", panel=PLACE)] = ""
     budgets: options.Budgets = BUDGETS
 
     def files(self) -> dict[str, Path | None]:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from harness.commands import options
 from harness.commands.options import WRITTEN
-from harness.commands.records import Group, command
+from harness.commands.records import Group, Option, command
 from harness.files import check_outputs, write_whole
 
 
@@ -18,7 +16,7 @@ from harness.files import check_outputs, write_whole
 class ReportSource(Group):
     """What is shown."""
 
-    run: Annotated[Path, typer.Argument(help="File of verify --run, of a run that goes on, too.")]
+    run: Annotated[Path, Option("File of verify --run, of a run that goes on, too.", argument=True)]
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from harness.commands import options
 from harness.commands.options import DECODED, WRITTEN, Images, Networks
-from harness.commands.records import RARE, Group, command, offer
+from harness.commands.records import Group, Option, command
 from harness.errors import InputError, NonFiniteError
 from harness.files import check_absent, check_folder, check_outputs, write_whole
 from harness.wording import count_of
@@ -34,11 +32,8 @@ class SampleDecoding(Group):
     """How it is drawn."""
 
     panel = DECODED
-    sampler: Annotated[
-        str,
-        typer.Option(help="sequential or speculative.", autocompletion=offer("sequential", "speculative")),
-    ] = "speculative"
-    draft_len: Annotated[str, typer.Option(help="Scales proposed per round: 5, 1/2/3/… or dynamic:1:5.")] = "5"
+    sampler: Annotated[str, Option("sequential or speculative.", offers=("sequential", "speculative"))] = "speculative"
+    draft_len: Annotated[str, Option("Scales proposed per round: 5, 1/2/3/… or dynamic:1:5.")] = "5"
     policy: options.Policy = "coupled"
     graphs: options.Graphs = False
     compile: options.Compile = False
@@ -49,16 +44,16 @@ class SampleOutputs(Group):
     """What is written, and what is watched."""
 
     panel = WRITTEN
-    out: Annotated[Path, typer.Option(help="PNG file, label and seed under every image; a row a seed and batch.")] = (
-        Path("sample.png")
+    out: Annotated[Path, Option("PNG file, label and seed under every image; a row a seed and batch.")] = Path(
+        "sample.png"
     )
-    tokens: Annotated[Path | None, typer.Option(help="Also write tokens and f_hat to this safetensors file.")] = None
-    trace: Annotated[int, RARE, typer.Option(help="Print every round (1), step and shape (2), summary value (3).")] = 0
+    tokens: Annotated[Path | None, Option("Also write tokens and f_hat to this safetensors file.")] = None
+    trace: Annotated[int, Option("Print every round (1), step and shape (2), summary value (3).", rare=True)] = 0
     save_intermediates: Annotated[
-        Path | None, RARE, typer.Option(help="Folder for every named tensor: a safetensors file a round.")
+        Path | None, Option("Folder for every named tensor: a safetensors file a round.", rare=True)
     ] = None
-    profile: Annotated[bool, RARE, typer.Option("--profile", help="Show calls, time and memory per component.")] = False
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there already.")] = False
+    profile: Annotated[bool, Option("Show calls, time and memory per component.", rare=True)] = False
+    force: Annotated[bool, Option("Replace files that are there already.")] = False
 
 
 @command(

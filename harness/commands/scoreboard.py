@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from harness.commands.options import WRITTEN
-from harness.commands.records import Group, command
+from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, check_writable, write_whole
 
@@ -21,14 +19,11 @@ class StoredMeasurements(Group):
     """Which measurements are read."""
 
     panel = "What is read"
-    policies: Annotated[Path, typer.Option(help="File of bench-policies --json.")] = MEASURED / "policies.json"
+    policies: Annotated[Path, Option("File of bench-policies --json.")] = MEASURED / "policies.json"
     quality: Annotated[
-        Path | None,
-        typer.Option(help="File of quality --json.", show_default="quality.json beside the policies, if any"),
+        Path | None, Option("File of quality --json.", shown="quality.json beside the policies, if any")
     ] = None
-    speed: Annotated[
-        str, typer.Option(help="Files of bench --json, by commas.", show_default="every speed-*.json there")
-    ] = ""
+    speed: Annotated[str, Option("Files of bench --json, by commas.", shown="every speed-*.json there")] = ""
 
 
 @dataclass(frozen=True)
@@ -36,8 +31,8 @@ class ScoreboardOutputs(Group):
     """What is written."""
 
     panel = WRITTEN
-    into: Annotated[str, typer.Option(help="Markdown files, by commas: replace what stands between the markers.")] = ""
-    picture: Annotated[Path | None, typer.Option(help="Write speed-up against acceptance to this SVG file.")] = None
+    into: Annotated[str, Option("Markdown files, by commas: replace what stands between the markers.")] = ""
+    picture: Annotated[Path | None, Option("Write speed-up against acceptance to this SVG file.")] = None
 
 
 @command(

@@ -21,7 +21,7 @@ from harness.commands.options import (
     WRITTEN,
     Networks,
 )
-from harness.commands.records import RARE, Group, command
+from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 
@@ -44,12 +44,11 @@ class VerifyImages(options.Images):
 
     applies = GRID
     batch: Annotated[
-        int, RARE, typer.Option(help="Images per batch, seeds mixed; 0 = as many as device and memory like.")
+        int, Option("Images per batch, seeds mixed; 0 = as many as device and memory like.", rare=True)
     ] = 0
     addresses: Annotated[
         str,
-        RARE,
-        typer.Option("--images", help="Address of every label's image, which its numbers depend on: 0,5 or 0:4."),
+        Option("Address of every label's image, which its numbers depend on: 0,5 or 0:4.", name="--images", rare=True),
     ] = ""
 
 
@@ -59,7 +58,7 @@ class VerifyLengths(Group):
 
     panel, applies = DECODED, GRID
     draft_len: Annotated[
-        str, typer.Option(help="Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic.")
+        str, Option("Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic.")
     ] = DRAFT_LENGTHS
     bonus: options.Bonus = False
 
@@ -79,12 +78,12 @@ class VerifyDecoding(Group):
 class VerifyDecoder(options.UnderTest):
     """The decoder under test, and what it may take."""
 
-    timeout: Annotated[
-        float, RARE, typer.Option(help="Seconds of one decode, or one law, in the decoder's own process.")
-    ] = TIMEOUT_S
-    memory: Annotated[float, RARE, typer.Option(help="GiB that its process may allocate; 0 = no limit.")] = 0.0
+    timeout: Annotated[float, Option("Seconds of one decode, or one law, in the decoder's own process.", rare=True)] = (
+        TIMEOUT_S
+    )
+    memory: Annotated[float, Option("GiB that its process may allocate; 0 = no limit.", rare=True)] = 0.0
     in_process: Annotated[
-        bool, RARE, typer.Option("--in-process", help="Run the decoder in this process: for a debugger, and less safe.")
+        bool, Option("Run the decoder in this process: for a debugger, and less safe.", rare=True)
     ] = False
 
 
@@ -94,34 +93,27 @@ class VerifyJudging(Group):
 
     panel = JUDGED
     contract: options.Contract = ""
-    sequential: Annotated[
-        bool, RARE, typer.Option("--sequential", help="The decoder drafts nothing, and need not.")
-    ] = False
+    sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.", rare=True)] = False
     cover: Annotated[
         bool | None,
-        RARE,
-        typer.Option(
-            help="Two drafts, many lengths and requests: a covering design.", show_default="where nothing is asked"
-        ),
+        Option("Two drafts, many lengths and requests: a covering design.", rare=True, shown="where nothing is asked"),
     ] = None
     laws: Annotated[
         int | None,
-        RARE,
-        typer.Option(
-            help="Try every law in so many cases, too; 0 = none.",
-            show_default=f"{LAW_CASES}, of the harness's own decoder and where nothing is asked",
+        Option(
+            "Try every law in so many cases, too; 0 = none.",
+            rare=True,
+            shown=f"{LAW_CASES}, of the harness's own decoder and where nothing is asked",
         ),
     ] = None
     budgets: options.Budgets = BUDGETS
     against: Annotated[
-        str, RARE, typer.Option(help="Judge against this decoder, OTHER:factory, in the reference's place.")
+        str, Option("Judge against this decoder, OTHER:factory, in the reference's place.", rare=True)
     ] = ""
-    against_checkout: Annotated[Path | None, RARE, typer.Option(help="Its checkout; alone: of the same sampler.")] = (
-        None
-    )
-    against_option: Annotated[list[str] | None, RARE, typer.Option(help="NAME=VALUE for its factory.")] = None
+    against_checkout: Annotated[Path | None, Option("Its checkout; alone: of the same sampler.", rare=True)] = None
+    against_option: Annotated[list[str] | None, Option("NAME=VALUE for its factory.", rare=True)] = None
     max_loss: options.MaxLoss = None
-    quality_images: Annotated[int, RARE, typer.Option(help="Images that --max-loss is judged on, each setting.")] = (
+    quality_images: Annotated[int, Option("Images that --max-loss is judged on, each setting.", rare=True)] = (
         QUALITY_IMAGES
     )
     features: options.Features = None
@@ -133,7 +125,7 @@ class VerifyOutputs(Group):
     """What is written, and by whom the work is done."""
 
     panel = WRITTEN
-    run: Annotated[Path | None, RARE, typer.Option(help="Keep everything in this file, as it happens.")] = None
+    run: Annotated[Path | None, Option("Keep everything in this file, as it happens.", rare=True)] = None
     resume: options.Resume = False
     workers: options.Workers = 0
     cluster: options.Cluster = ""
