@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import stat
@@ -212,6 +213,11 @@ def _take_after(descriptor: int, path: Path) -> None:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+def finite(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the values with None for what JSON has no number for."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
 def compact(document: object) -> bytes:

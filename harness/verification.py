@@ -1,41 +1,185 @@
-"""`harness.verify`: the one question, asked by every door.
+"""The one question: is this decoder right, and if not, where does it first go wrong?
 
-Promise: the verdict is that of `runs.decodes`; whatever goes wrong is an exception, never an exit. In a notebook a
-line says how far it is, and the result shows itself; elsewhere nothing is printed.
+Promise: every door (command, API, notebook, plugin) asks through `answer`, so that one decoder has one verdict. What is
+asked is a `Question`, who does it an `Execution`, what is kept a `RunStore`. Whatever goes wrong is an exception, never
+an exit. In a notebook a line says how far the work is; elsewhere nothing is printed.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol, TypeVar
 
-import harness.report.notebook  # noqa: F401  # how a result shows itself
-from harness.decoders.factory import Factory
+from harness.adapters.factories import PREFIX, default_settings
+from harness.decoders.factory import DEFAULT, Factory, is_own
 from harness.decoders.terms import Terms
+from harness.errors import InputError
+from harness.judge.verdict import Verdict
+from harness.laws.catalogue import LAWS
+from harness.laws.few_cases import CASES, LawsInterrupted, Where, laws_beside
 from harness.models.pair import ModelPair
+from harness.pool.employ import ALONE, Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
+from harness.quality.gather import Conditions
+from harness.quality.loss import Quality, why
+from harness.quality.measured import Measured
+from harness.quality.study import IMAGES, Means, Study, decoders
+from harness.quality.study import run as measured
 from harness.report.progress import LongWork
-from harness.runs.decodes import TERMS, Decodes, Step, verify_decodes
+from harness.runs.batches import cut, default_batch
+from harness.runs.claims import LawsTried, QualityClaims
+from harness.runs.cover import covering, plan_of, verify_design
+from harness.runs.decodes import TERMS, Decodes, RunInterrupted, verify_decodes
+from harness.runs.keep import UNKEPT, RunStore
 from harness.runs.plan import Plan
 from harness.runs.result import Verification
+from harness.runs.runfile import RunFile
+
+LENGTHS = (1, 2, 5, 10)  # draft lengths where none is asked for
+SEEDS = range(4)  # seeds where no request is made: every label under each
+MOST_LAWS = 10**6  # cases
+
+
+Item = TypeVar("Item", Settings, Request)
+
+
+class Bar(Protocol):
+    """Shows how far some work is."""
+
+    def advance(self, count: int = 1, defects: int = 0, said: str = "") -> None:
+        """Count what was done."""
+        ...
+
+
+Watch = Callable[[str, int], AbstractContextManager[Bar]]  # of what is counted, and how many there are
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of quality that a decoder under contract C may not exceed.
+
+    Args:
+        most: in Fréchet distance, to real data and to the target's law.
+        means: features of images, and real data.
+        images: of every setting.
+        labels: in turn; empty = all.
+        request: seed, guidance and filters.
+        batch: images a batch; 0 = as many as device and memory like.
+    """
+
+    most: float
+    means: Means
+    images: int = IMAGES
+    labels: tuple[int, ...] = ()
+    request: Request = field(default_factory=lambda: Request((0,)))
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that is asked of one decoder.
+
+    Args:
+        decoder: its factory, or the name of one: ``package.module:factory``, ``published:var``.
+        settings: at least one. Of a covering design the first says policy and options, and the design all else.
+        requests: what every setting decodes; a covering design has its own.
+        terms: how the decodes are judged.
+        cover: decode the covering design.
+        laws: try every law in so many cases, too; 0 = none.
+        loss: the loss of quality that is allowed; None = quality is not asked about.
+        drafts: of every setting, the draft's noise (`Plan.drafts`); empty = the pair's own draft.
+        batches: why batches are as large as they are, one clause for the result.
+    """
+
+    decoder: Factory | str
+    settings: tuple[Settings, ...]
+    requests: tuple[Request, ...] = ()
+    terms: Terms = TERMS
+    cover: bool = False
+    laws: int = 0
+    loss: Loss | None = None
+    drafts: tuple[float | None, ...] = ()
+    batches: str = "as asked for"
+
+    def __post_init__(self) -> None:
+        if self.laws < 0:
+            raise InputError("laws", self.laws, "must be 0 cases or more", f"pass {CASES}")
+        if self.laws > MOST_LAWS:
+            raise InputError("laws", self.laws, f"must be {MOST_LAWS} at most", f"pass --laws {CASES}")
+        if self.laws and is_published(self.decoder):
+            rule = "are tried on networks that published code does not take"
+            checkout = f" --checkout {self.settings[0].option('checkout')}"
+            remedy = f"pytest tests/property --implementation {self.decoder}{checkout} --dtype float32"
+            raise InputError("laws", self.laws, rule, remedy)
+
+    @property
+    def in_process(self) -> bool:
+        """Whether every decoder runs in this process: the harness's own does."""
+        others = [self.decoder, *([self.terms.against.name] if self.terms.against else [])]
+        return self.terms.in_process or all(map(is_own, others))
+
+    def decodes(self, models: ModelPair) -> Decodes:
+        """Return what is decoded on these networks."""
+        if not self.cover:
+            return Decodes(self.decoder, Plan.of(self.settings, self.requests, self.drafts), self.terms)
+        first = self.settings[0]
+        return Decodes(self.decoder, plan_of(covering(models, first.policy, options=first.options)), self.terms)
+
+
+def is_published(decoder: Factory | str) -> bool:
+    """Tell whether a decoder is published code, named as ``published:var``."""
+    return isinstance(decoder, str) and decoder.startswith(f"{PREFIX}:")
+
+
+def usual_settings(decoder: Factory | str, like: Settings) -> tuple[Settings, ...]:
+    """Return the settings where none are asked for: four draft lengths; those of published code are its own.
+
+    Args:
+        decoder: a factory, or the name of one.
+        like: all but the draft length.
+    """
+    if isinstance(decoder, str) and is_published(decoder):
+        return tuple(default_settings(decoder.partition(":")[2], like.options))
+    return tuple(replace(like, draft_len=length) for length in LENGTHS)
+
+
+def usual_requests(models: ModelPair, in_process: bool) -> tuple[Request, ...]:
+    """Return the requests where none are made: every label under four seeds, in batches that device and memory like."""
+    whole = Request(tuple(range(models.target.config.classes)))
+    return tuple(cut(whole, SEEDS, default_batch(models, not in_process).images))
+
+
+def usual_laws(decoder: Factory | str, cover: bool) -> int:
+    """Return in how many cases laws are tried where nobody says: those of others only where it is asked for.
+
+    Laws need networks of their own, in float64, which are not for everybody's code.
+    """
+    return CASES if cover and is_own(decoder) else 0
 
 
 def verify(
     models: ModelPair,
-    factory: Factory | str,
-    settings: Settings | Sequence[Settings],
-    requests: Request | Sequence[Request],
+    factory: Factory | str = DEFAULT,
+    settings: Settings | Sequence[Settings] | None = None,
+    requests: Request | Sequence[Request] | None = None,
     progress: Callable[[], None] | None = None,
     terms: Terms = TERMS,
 ) -> Verification:
-    """Run a decoder and the reference over all requests and settings, and judge every token.
+    """Run a decoder and the reference under the same random numbers, and judge every token.
+
+    Without settings and requests this asks what ``sdvar-harness verify`` asks without options: the covering design, and
+    of the harness's own decoder the laws, too.
 
     Args:
         models: networks of both sides; the decoder under test gets copies.
         factory: builds the decoder for one setting; a function, or its name ``package.module:factory``.
-        settings: one, or several.
-        requests: one, or several.
+        settings: one, or several; None = draft lengths 1, 2, 5 and 10.
+        requests: one, or several; None = every label under seeds 0 to 3.
         progress: called after every request; None = a line in a notebook, and nothing elsewhere.
         terms: how the run is judged.
 
@@ -49,39 +193,195 @@ def verify(
 
     Effects: a process for a decoder that is not the harness's own; it has ended when this returns.
     """
-    chosen = [settings] if isinstance(settings, Settings) else settings
-    asked = [requests] if isinstance(requests, Request) else requests
-    plan, told = Plan.of(chosen, asked), progress
-    line = NotebookLine(plan.images) if told is None and in_notebook() else None
-
-    def step(done: Step) -> None:
-        if told is not None:
-            told()
-        if line is not None:
-            line.advance(done)
-
-    return verify_decodes(models, Decodes(factory, plan, terms), progress=step)
+    cover = settings is None and requests is None and terms.against is None and not is_published(factory)
+    if settings is None:
+        settings = usual_settings(factory, Settings(LENGTHS[0]))
+    laws = usual_laws(factory, cover) if terms.laws is None else terms.laws
+    question = Question(factory, _listed(settings, Settings), (), terms, cover, laws)
+    if not cover:
+        drawn = usual_requests(models, question.in_process) if requests is None else _listed(requests, Request)
+        question = replace(question, requests=drawn)
+    return answer(models, question, watch=_watch_of(progress))
 
 
-def in_notebook() -> bool:
-    """Tell whether a notebook's kernel runs this; nothing is imported to find out."""
-    return "ipykernel" in sys.modules and hasattr(sys.modules.get("IPython.display"), "display")
+def _listed(given: Item | Sequence[Item], kind: type[Item]) -> tuple[Item, ...]:
+    return (given,) if isinstance(given, kind) else tuple(given)  # type: ignore[arg-type]  # no record is a sequence
+
+
+def answer(
+    models: ModelPair,
+    question: Question,
+    execution: Execution = ALONE,
+    store: RunStore = UNKEPT,
+    watch: Watch | None = None,
+) -> Verification:
+    """Answer a question: decode and judge, try laws, measure quality; what is worst of these is the verdict.
+
+    A defect of the decodes ends it, and what an interrupted run has not come to is not begun.
+
+    Args:
+        models: networks of both sides.
+        question: what is asked.
+        execution: who does it.
+        store: what is kept.
+        watch: called once for every stage with what is counted and how many there are; shows how far it is.
+
+    Raises:
+        InputError: as `verify`; a run file of another run, or one that is being written.
+        RunInterrupted: SIGINT or SIGTERM; holds what was found until then.
+
+    Effects: processes, which have ended when this returns; the run file.
+    """
+    shown = watch or unwatched
+    result = _decoded(models, question, execution, store, shown)
+    for add in (_add_laws, _add_quality):
+        if result.verdict is not Verdict.DEFECT:
+            add(result, models, question, Conditions(execution, store, question.terms), shown)
+    return result
+
+
+def _decoded(
+    models: ModelPair, question: Question, execution: Execution, store: RunStore, watch: Watch
+) -> Verification:
+    """Decode and judge. Raises as `answer`."""
+    decodes, verified = question.decodes(models), verify_design if question.cover else verify_decodes
+    batches = "those of the design" if question.cover else question.batches
+    with watch("images", decodes.plan.images) as bar:
+        try:
+            result = verified(models, decodes, execution, store, lambda step: bar.advance(step.images, step.defects))
+        except RunInterrupted as stop:
+            stop.result.batches = batches
+            raise
+    result.batches = batches
+    return result
+
+
+def _add_laws(
+    result: Verification, models: ModelPair, question: Question, conditions: Conditions, watch: Watch
+) -> None:
+    """Try every law in some cases; what the file of a run that is gone on with says already is not tried again."""
+    file, count, tried = conditions.store.file, question.laws, None
+    if file is not None:
+        with closing(RunFile.go_on(file)) as kept:
+            noted = kept.noted("laws")
+            tried = None if noted is None else LawsTried.from_dict(noted)
+    stopped = 0
+    if count and (tried is None or tried.left or tried.cases != count):
+        own = question.in_process or is_own(question.decoder)
+        where = Where(str(models.device), None if own else question.terms.limits)
+        with watch("laws", len(LAWS)) as bar:
+            try:
+                tried = laws_beside(
+                    question.decoder, count, question.settings[0].options, where, lambda law: bar.advance(said=law)
+                )
+            except LawsInterrupted as stop:
+                tried, stopped = stop.tried, stop.status - 128
+        _note(file, laws=tried.as_dict())
+    if tried is not None:
+        result.take_laws(tried)
+    if stopped:
+        raise RunInterrupted(result, stopped)
+
+
+def _add_quality(
+    result: Verification, models: ModelPair, question: Question, conditions: Conditions, watch: Watch
+) -> None:
+    """Measure the loss of every setting: LOST is a defect of component `quality`, INCONCLUSIVE a reason to be that."""
+    loss = question.loss
+    if loss is None:
+        return
+    assert isinstance(question.decoder, str), "quality is asked of a decoder with a name"
+    study = Study(
+        decoders(question.decoder, question.settings), loss.images, loss.batch,
+        loss.labels or tuple(range(models.target.config.classes)), loss.request, most=loss.most,
+    )  # fmt: skip
+    with watch("images", study.total) as bar:
+        found = measured(models, loss.means, study, replace(conditions, store=UNKEPT), bar.advance)
+    claims = claims_of(found)
+    result.take_quality(claims, found)
+    _note(conditions.store.file, quality=found.values(), claims=claims.as_dict())
+    if found.stopped:
+        raise RunInterrupted(result, found.stopped)
+
+
+def claims_of(found: Measured) -> QualityClaims:
+    """Return what a measurement says of the loss that is allowed, a clause a decoder under test that is not KEPT."""
+    judged = [(row, verdict) for row, verdict in zip(found.rows[1:], found.verdicts, strict=True) if not row.yardstick]
+    clauses = {
+        quality: tuple(f"{row.name}: {why(row, found.most or 0.0)}" for row, verdict in judged if verdict is quality)
+        for quality in (Quality.LOST, Quality.INCONCLUSIVE)
+    }
+    return QualityClaims(clauses[Quality.LOST], clauses[Quality.INCONCLUSIVE])
+
+
+def _note(file: Path | None, **values: object) -> None:
+    """Keep values in a run's file, if it has one."""
+    if file is None:
+        return
+    with closing(RunFile.go_on(file)) as kept:
+        for name, value in values.items():
+            kept.note(name, value)
+
+
+class _Unwatched:
+    """Shows nothing."""
+
+    def advance(self, count: int = 1, defects: int = 0, said: str = "") -> None:
+        """Show nothing."""
+
+
+@contextmanager
+def unwatched(what: str, total: int) -> Iterator[Bar]:
+    """Show nothing of some work."""
+    yield _Unwatched()
+
+
+class _Called(_Unwatched):
+    """Calls somebody's function after every step."""
+
+    def __init__(self, progress: Callable[[], None]) -> None:
+        self.progress = progress
+
+    def advance(self, count: int = 1, defects: int = 0, said: str = "") -> None:
+        """Call it."""
+        self.progress()
 
 
 class NotebookLine:
     """A line in a notebook that says how far some work is.
 
     Args:
-        images: how many there are.
+        what: is counted.
+        total: how many there are.
     """
 
-    def __init__(self, images: int) -> None:
-        self.work = LongWork("images", images, quiet=True)
+    def __init__(self, what: str, total: int) -> None:
+        self.work = LongWork(what, total, quiet=True)
         self._shown = sys.modules["IPython.display"].display(
             {"text/plain": self.work.line()}, raw=True, display_id=True
         )
 
-    def advance(self, done: Step) -> None:
+    def advance(self, count: int = 1, defects: int = 0, said: str = "") -> None:
         """Count what was done."""
-        self.work.advance(done.images, done.defects)
+        self.work.advance(count, defects)
         self._shown.update({"text/plain": self.work.line()}, raw=True)
+
+
+def _watch_of(progress: Callable[[], None] | None) -> Watch:
+    """Return what shows progress: somebody's function, a line in a notebook, or nothing."""
+
+    @contextmanager
+    def watch(what: str, total: int) -> Iterator[Bar]:
+        if progress is not None:
+            yield _Called(progress)
+        elif in_notebook():
+            yield NotebookLine(what, total)
+        else:
+            yield _Unwatched()
+
+    return watch
+
+
+def in_notebook() -> bool:
+    """Tell whether a notebook's kernel runs this; nothing is imported to find out."""
+    return "ipykernel" in sys.modules and hasattr(sys.modules.get("IPython.display"), "display")

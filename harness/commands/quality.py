@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from harness.quality.measured import Measured
     from harness.quality.sources import Source
     from harness.quality.study import Means, Study
-    from harness.runs.result import Claims, Verification
 
 EVERY = ",".join(name for name in (*EVERY_LENGTH, *ONE_LENGTH) if name != "greedy")
 
@@ -189,7 +187,7 @@ def drawn(pair: ModelPair, means: Means, study: Study, conditions: Conditions, q
     from harness.report.progress import LongWork
     from harness.report.terminal import plain_console, say
 
-    with LongWork("images", study.images * (2 + len(study.others)), quiet) as work:
+    with LongWork("images", study.total, quiet) as work:
         measured = run(pair, means, study, conditions, work.advance)
     if measured.stopped:
         kept = "; --resume goes on with the run" if conditions.store.file else ""
@@ -214,69 +212,6 @@ def means_for(networks: Pair, features: Path | None, real: Path | None) -> Means
         rule = "has no labels, which the digits' features are joined by"
         raise InputError("real", str(real), rule, "drop it, or pass --features too")
     return usual
-
-
-def demand(
-    most: float | None, contract: str, images: int, asked: tuple[Pair, Path | None, Path | None]
-) -> tuple[Means, float, int] | None:
-    """Return what `verify --max-loss` demands: means, loss and images; None where nothing is demanded.
-
-    Raises:
-        InputError: another contract than C, a loss or a number of images that shows nothing, and as `means_for` does.
-    """
-    from harness.protocol.contract import Contract
-    from harness.quality.distances import check_installed
-    from harness.quality.study import Study
-
-    if most is None:
-        return None
-    if not contract or Contract.of(contract) is not Contract.QUALITY:
-        rule = "states a loss, which contract C alone allows"
-        raise InputError("max_loss", most, rule, "pass --contract C too, or sdvar-harness quality")
-    check_installed()
-    Study([], images, most=most)
-    return means_for(*asked), most, images
-
-
-def claim(
-    result: Verification,
-    pair: ModelPair,
-    stated: tuple[Means, float, int],
-    asked: tuple[list[Source], options.Images],
-    conditions: Conditions,
-    quiet: bool,
-) -> int:
-    """Measure the loss of a verification's settings, and put what it proves into its result and its run file.
-
-    LOST becomes a defect of component `quality`; INCONCLUSIVE, a reason to be that. Returns the exit status of a signal
-    that ended it early, or 0.
-    """
-    from harness.commands.inputs import integers
-    from harness.protocol.request import Request
-    from harness.quality.loss import Quality, why
-    from harness.quality.study import Study
-    from harness.report.quality import show_quality
-    from harness.report.terminal import plain_console
-    from harness.runs.keep import UNKEPT
-    from harness.runs.runfile import RunFile
-
-    (means, most, images), (sources, wanted) = stated, asked
-    seed = integers("seeds", wanted.seeds, "0:4")[0]
-    request = Request((0,), seed, wanted.cfg, wanted.top_k, wanted.top_p)
-    sets = Study(sources, images, wanted.batch, labels_of(wanted.labels, pair), request, BLOCKS, most)
-    found = drawn(pair, means, sets, replace(conditions, store=UNKEPT), quiet)
-    show_quality(found, plain_console(), quiet)
-    claims: Claims = {"broken": [], "open": []}
-    for row, verdict in zip(found.rows[1:], found.verdicts, strict=True):
-        if not row.yardstick and verdict is not Quality.KEPT:
-            claims["broken" if verdict is Quality.LOST else "open"].append(f"{row.name}: {why(row, most)}")
-    result.take(claims)
-    result.about |= {"quality": found.values(), "claims": claims}
-    if (file := conditions.store.file) is not None:
-        with closing(RunFile.go_on(file)) as kept:
-            kept.note("quality", result.about["quality"])
-            kept.note("claims", claims)
-    return 128 + found.stopped if found.stopped else 0
 
 
 def own(policies: str, how: Settings) -> list[Source]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,10 +28,14 @@ from harness.files import check_outputs, check_readable, write_whole
 if TYPE_CHECKING:
     from harness.commands.inputs import Decoder
     from harness.decoders.terms import Other
-    from harness.laws.few_cases import Where
+    from harness.models.pair import ModelPair
+    from harness.pool.employ import Execution
     from harness.protocol.decoder import Settings
+    from harness.protocol.request import Request
+    from harness.quality.study import Means
     from harness.runs.keep import RunStore
     from harness.runs.result import Verification
+    from harness.verification import Loss, Question
 
 DRAFT_LENGTHS = "1,2,5,10"
 LAW_CASES = 2
@@ -134,13 +138,17 @@ class VerifyOutputs(Group):
     verbose: options.Verbose = False
     quiet: options.Quiet = False
 
+    def files(self) -> dict[str, Path | None]:
+        """Return the files that are written, by option."""
+        return {"json": self.json, "run": self.run, "html": self.html}
+
 
 @command(
     "verify",
     "verify --implementation mydecoder:factory --seeds 0:2 --labels 0,1",
     "verify --draft small.pth --target large.pth --vae vae.pth --device cuda --html report.html",
 )
-def verify(  # noqa: PLR0915  # it imports what it works with
+def verify(
     networks: Networks,
     images: VerifyImages,
     decoding: VerifyDecoding,
@@ -157,147 +165,118 @@ def verify(  # noqa: PLR0915  # it imports what it works with
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
     from harness.commands.inputs import batches_for, decoder, load_models, with_speed
-    from harness.commands.quality import claim, demand
-    from harness.decoders.factory import is_own
     from harness.decoders.process import Limits
     from harness.decoders.terms import Terms
-    from harness.judge.verdict import Verdict
-    from harness.laws.few_cases import Where
     from harness.pool.employ import Execution
     from harness.protocol.contract import Contract
-    from harness.quality.gather import Conditions
-    from harness.quality.study import decoders
-    from harness.report.as_json import as_json
     from harness.report.html.page import check_page
-    from harness.report.progress import LongWork
-    from harness.report.terminal import plain_console, show_verification
-    from harness.runs.cover import covering, plan_of, verify_design
-    from harness.runs.decodes import Decodes, RunInterrupted, Step, verify_decodes
     from harness.runs.keep import RunStore
-    from harness.runs.plan import Plan
-    from harness.signals import silence
+    from harness.verification import Question, usual_laws
 
-    files = {"json": outputs.json, "run": outputs.run, "html": outputs.html}
-    paths = check_outputs(files, {**networks.files(), "budgets": judging.budgets})
+    paths = check_outputs(outputs.files(), {**networks.files(), "budgets": judging.budgets})
     check_page(outputs.html)
-    measuring = networks, judging.features, judging.real
-    stated = demand(judging.max_loss, judging.contract, judging.quality_images, measuring)
+    means = means_of(networks, judging)
     check_readable(judging.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
-    budgets = judging.budgets.absolute()  # read after the factory, which may change folder
     own = decoder(tested.implementation, tested.checkout, tested.option, judging.contract)
-    theirs = judging.against, judging.against_checkout, judging.against_option
-    rival = any(each not in (None, "") and each != [] for each in theirs)
     settings = with_speed(settings_for(decoding, own), own, decoding.graphs, decoding.compile)
     if judging.cover and (decoding.graphs or decoding.compile):
         raise InputError("cover", True, "is a design with settings of its own", "drop it, or --graphs and --compile")
-    other = decoder(theirs[0] or tested.implementation, *theirs[1:]) if rival else None
+    budgets = judging.budgets.absolute()  # read after the factory, which may change folder
     terms = Terms(
         Contract.of(judging.contract) if judging.contract else None, judging.sequential, tested.in_process,
         Limits(tested.timeout, tested.memory), budgets,
-        against=other_for(other, settings, decoding) if other else None,
+        against=other_for(judging, own, settings, decoding),
     )  # fmt: skip
     execution = Execution(outputs.workers, outputs.cluster, networks.mode.device)
     store = RunStore(paths.get("run"), outputs.resume, recipe_of(networks, decoding, tested, judging))
     store.check_new()
     pair = load_models(networks, networks.mode)
-    apart = not tested.in_process and not all(is_own(each.name) for each in (own, other) if each is not None)
-    requests, why = batches_for(pair, images, apart)
     # published code has settings of its own, and two decoders are compared on what is asked for
-    usual = not (own.published or rival or asks(networks, images, decoding))
-    cover = usual if judging.cover is None else judging.cover
-    laws = laws_of(judging.laws, own, cover)
-    plan = Plan.of(settings, requests)
-    blocks = covering(pair, decoding.policy, options=own.options) if cover else ()
-    status, quiet = 0, outputs.quiet
+    cover = judging.cover
+    if cover is None:
+        cover = not (own.published or terms.against or asks(networks, images, decoding))
+    laws = usual_laws(own.name, cover) if judging.laws is None else judging.laws
+    question = Question(own.name, tuple(settings), (), terms, cover, laws)
+    requests, why = batches_for(pair, images, apart=not question.in_process)
+    loss = loss_of(means, judging, images, requests[0]) if means else None
+    question = replace(question, requests=tuple(requests), batches=why, loss=loss)
     with kept_for(store, outputs.html is not None) as store:
-        with LongWork("images", sum(block.images for block in blocks) or plan.images, quiet) as work, silence(quiet):
-
-            def progress(step: Step) -> None:
-                work.advance(step.images, step.defects)
-
-            try:
-                do = verify_design if cover else verify_decodes
-                decodes = Decodes(tested.implementation, plan_of(blocks) if cover else plan, terms)
-                result = do(pair, decodes, execution, store, progress)
-            except RunInterrupted as stop:
-                result, status = stop.result, stop.status
-        limits = terms.limits if apart and not is_own(tested.implementation) else None
-        status = try_laws(result, own, laws, Where(str(pair.device), limits), store.file, quiet) or status
-        if status == 0 and stated is not None and result.is_whole and result.verdict is not Verdict.DEFECT:
-            sources = decoders(tested.implementation, settings)
-            status = claim(result, pair, stated, (sources, images), Conditions(execution, store, terms), quiet)
-        result.about["batch"] = "those of the design" if cover else why
-        show_verification(result, plain_console(), quiet, outputs.verbose)
-        if "json" in paths:
-            write_whole(paths["json"], as_json(result))
-        if "html" in paths and store.file is not None:
-            from harness.report.html.run import run_page, seen_in  # Jinja2 is asked for where a page is made
-
-            page = run_page(result, seen_in(store.file, result, outputs.run is not None))
-            write_whole(paths["html"], page)
+        result, status = answered(pair, question, execution, store, outputs.quiet)
+        write(result, paths, store, outputs)
     raise typer.Exit(status or result.verdict.exit_status)
+
+
+def answered(
+    models: ModelPair, question: Question, execution: Execution, store: RunStore, quiet: bool
+) -> tuple[Verification, int]:
+    """Return the answer to a question, and the exit status of a signal that ended it early, or 0."""
+    from functools import partial
+
+    from harness.report.progress import LongWork
+    from harness.runs.decodes import RunInterrupted
+    from harness.signals import silence
+    from harness.verification import answer
+
+    try:
+        with silence(quiet):
+            return answer(models, question, execution, store, partial(LongWork, quiet=quiet)), 0
+    except RunInterrupted as stop:
+        return stop.result, stop.status
+
+
+def write(result: Verification, paths: Mapping[str, Path], store: RunStore, outputs: VerifyOutputs) -> None:
+    """Show a result, and write it as JSON and as a page where that is asked for."""
+    from harness.quality.measured import Measured
+    from harness.report.quality import show_quality
+    from harness.report.terminal import plain_console, show_verification
+
+    if isinstance(result.quality, Measured):
+        show_quality(result.quality, plain_console(), outputs.quiet)
+    show_verification(result, plain_console(), outputs.quiet, outputs.verbose)
+    if "json" in paths:
+        write_whole(paths["json"], result.to_json().encode())
+    if "html" in paths and store.file is not None:
+        from harness.report.html.run import run_page, seen_in  # Jinja2 is asked for where a page is made
+
+        write_whole(paths["html"], run_page(result, seen_in(store.file, result, outputs.run is not None)))
+
+
+def means_of(networks: Networks, judging: VerifyJudging) -> Means | None:
+    """Return what the quality of images is measured by; None where no loss is stated.
+
+    Raises:
+        InputError: another contract than C, a loss or a number of images that shows nothing, and as `means_for` does.
+    """
+    from harness.commands.quality import means_for
+    from harness.protocol.contract import Contract
+    from harness.quality.distances import check_installed
+    from harness.quality.study import Study
+
+    if judging.max_loss is None:
+        return None
+    if not judging.contract or Contract.of(judging.contract) is not Contract.QUALITY:
+        rule = "states a loss, which contract C alone allows"
+        raise InputError("max_loss", judging.max_loss, rule, "pass --contract C too, or sdvar-harness quality")
+    check_installed()
+    Study([], judging.quality_images, most=judging.max_loss)
+    return means_for(networks, judging.features, judging.real)
+
+
+def loss_of(means: Means, judging: VerifyJudging, images: VerifyImages, first: Request) -> Loss:
+    """Return the loss that is allowed, judged on the labels, the filters and the first seed that are asked for."""
+    from harness.commands.inputs import integers
+    from harness.protocol.request import Request
+    from harness.verification import Loss
+
+    labels = () if images.labels == "all" else integers("labels", images.labels, "0,1")
+    request = Request((0,), first.seed, images.cfg, images.top_k, images.top_p)
+    return Loss(judging.max_loss or 0.0, means, judging.quality_images, labels, request, images.batch)
 
 
 def asks(networks: Networks, images: VerifyImages, decoding: VerifyDecoding) -> bool:
     """Tell whether an option says what is decoded, or how: with none of them, the covering design is."""
     given = networks.given | images.given | (networks.mode.given - {"device"})
     return bool(given | decoding.length.given | (decoding.given - {"policy"}))
-
-
-def laws_of(asked: int | None, own: Decoder, cover: bool) -> int:
-    """Return in how many cases every law is tried beside the run. Raises `InputError` where it cannot be."""
-    from harness.commands.inputs import check_most
-    from harness.decoders.factory import is_own
-
-    if asked is None:
-        # of others only where it is asked for: networks of their own, in float64, are not for everybody's code
-        return LAW_CASES if cover and is_own(own.name) else 0
-    if asked < 0:
-        raise InputError("laws", asked, "must be 0 cases or more", f"pass {LAW_CASES}")
-    check_most("laws", asked, str(LAW_CASES))
-    if asked and own.published:
-        rule = "are tried on networks that published code does not take"
-        remedy = f"pytest tests/property --implementation {own.name} --dtype float32"
-        raise InputError("laws", asked, rule, remedy)
-    return asked
-
-
-def try_laws(
-    result: Verification, own: Decoder, count: int, where: Where, file: Path | None,
-    quiet: bool,
-) -> int:  # fmt: skip
-    """Try every law in some cases, and put what they say into a result, and into its run file where it has one.
-
-    What the file of a run that is gone on with says already is not tried again. Returns the exit status of a signal
-    that ended it early, or 0.
-    """
-    from harness.judge.verdict import Verdict
-    from harness.laws.catalogue import LAWS
-    from harness.laws.few_cases import LawsInterrupted, laws_beside
-    from harness.report.progress import LongWork
-    from harness.runs.result import LawsTried
-    from harness.runs.runfile import RunFile
-    from harness.signals import silence
-
-    if not result.is_whole or result.verdict is Verdict.DEFECT:
-        return 0
-    tried, status = None, 0
-    if file is not None:
-        with closing(RunFile.go_on(file)) as kept:
-            noted = kept.noted("laws")
-            tried = LawsTried.from_dict(noted) if noted else None
-    if count and (tried is None or tried.left or tried.cases != count):
-        with LongWork("laws", len(LAWS), quiet) as work, silence(quiet):
-            try:
-                tried = laws_beside(own.name, count, own.options, where, lambda law: work.advance(said=law))
-            except LawsInterrupted as stop:
-                tried, status = stop.tried, stop.status
-        if file is not None:
-            with closing(RunFile.go_on(file)) as kept:
-                kept.note("laws", tried.as_dict())
-    if tried is not None:
-        result.take_laws(tried)
-    return status
 
 
 @contextmanager
@@ -356,12 +335,16 @@ def settings_for(decoding: VerifyDecoding, own: Decoder) -> list[Settings]:
     return [Settings(length, decoding.length.bonus, policy, own.options) for length in lengths]
 
 
-def other_for(other: Decoder, settings: list[Settings], decoding: VerifyDecoding) -> Other:
+def other_for(judging: VerifyJudging, own: Decoder, settings: list[Settings], decoding: VerifyDecoding) -> Other | None:
     """Return the decoder to judge against, with as many settings. Raises `InputError` where they do not pair up."""
+    from harness.commands.inputs import decoder
     from harness.decoders.terms import Other
 
+    if not judging.against and judging.against_checkout is None and not judging.against_option:
+        return None
+    other = decoder(judging.against or own.name, judging.against_checkout, judging.against_option)
     theirs = settings_for(decoding, other)
-    if len(theirs) == 1:  # its draft_len is that of the setting it stands beside, as with one --draft-len
+    if len(theirs) == 1:  # its draft_len is that of the setting that it is compared under, as with one --draft-len
         theirs = [replace(theirs[0], draft_len=setting.draft_len) for setting in settings]
     if len(theirs) != len(settings):
         rule = f"has {len(theirs)} settings, and the decoder {len(settings)}"

@@ -41,6 +41,7 @@ class Terms:
         first_only: stop at the first defect: for hunts.
         against: another decoder, in the reference's place: what changed, and from which scale on?
         covers: the run is a covering design.
+        laws: try every law in so many cases, too (`verify`); 0 = none, None = as ``sdvar-harness verify`` does.
         unasked: decodes of that design that are not in the plan, since the decoder cannot be built for them.
     """
 
@@ -54,3 +55,4 @@ class Terms:
     against: Other | None = None
     covers: bool = False
     unasked: int = 0
+    laws: int | None = None

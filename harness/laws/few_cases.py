@@ -19,7 +19,7 @@ from harness.laws.conformance import LawWork, Options, try_laws
 from harness.laws.engine import CaseList, LawResult, fixed_cases
 from harness.laws.law import Violation
 from harness.pool.employ import Crew
-from harness.runs.result import BrokenLaw, LawsTried
+from harness.runs.claims import BrokenLaw, LawsTried
 
 CASES = 2  # seconds for all laws
 SEED = 2  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_few_cases.py)

@@ -33,13 +33,12 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference.sequential import sample_sequential
 from harness.report.laws import CheckRow
-from harness.report.terminal import repeated_by, show_verification, summary
+from harness.report.terminal import show_verification
 from harness.rounding.measure import budget_for
 from harness.runs.cover import requests_for
-from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.keep import RunStore
-from harness.runs.plan import Plan, Task
 from harness.runs.result import Verification
+from harness.verification import Question, answer
 
 SEEN = pytest.StashKey[CheckRow]()
 FEW = slice(1, 3)  # requests of a usual case: five images, with filters, guidance and both orders of noise
@@ -133,11 +132,11 @@ def _row_of_law(result: LawResult, options: PluginOptions) -> CheckRow:
 def _row_of_digits(case: DigitsCase, result: Verification, options: PluginOptions) -> CheckRow:
     defect = result.first_divergence if result.verdict is Verdict.DEFECT else None
     return CheckRow(
-        case.name, "digits", f"{case.settings} on digits: {summary(result)}",
+        case.name, "digits", f"{case.settings} on digits: {result.summary}",
         (defect.component,) if defect else ("decode",), result.verdict,
         examples=result.images, exercised=result.images, seconds=result.wall_seconds,
         why="; ".join(result.inconclusive), finding=str(defect) if defect else "",
-        replay=repeated_by(result) if defect else "", known=options.known.get(case.name, ""),
+        replay=result.alone if defect else "", known=options.known.get(case.name, ""),
     )  # fmt: skip
 
 
@@ -172,12 +171,11 @@ def verified(case: DigitsCase, options: PluginOptions) -> Verification:
     """
     models = pair(options.scope.device)
     requests = requests_for(models) if options.cover else requests_for(models)[FEW]
-    tasks = tuple(Task(number, request, (0,)) for number, request in enumerate(requests))
-    plan = Plan((case.settings,), tasks, (case.draft_noise,))
     recipe = {"implementation": options.name} if options.name != DEFAULT else {}
     recipe |= {"device": options.scope.device} if options.scope.device != "cpu" else {}
-    decodes = Decodes(options.name, plan, Terms(sequential=options.sequential))
-    return verify_decodes(models, decodes, store=RunStore(recipe=recipe))
+    terms = Terms(sequential=options.sequential)
+    question = Question(options.name, (case.settings,), requests, terms, drafts=(case.draft_noise,))
+    return answer(models, question, store=RunStore(recipe=recipe))
 
 
 def reference(models: ModelPair, request: Request) -> Trace:

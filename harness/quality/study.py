@@ -75,6 +75,11 @@ class Study:
     blocks: int = BLOCKS
     most: float | None = None
 
+    @property
+    def total(self) -> int:
+        """Images that are drawn: of sequential decoding, of the target's law, and of every other source."""
+        return self.images * (2 + len(self.others))
+
     def __post_init__(self) -> None:
         check_blocks(self.blocks)
         check_enough(self.images, self.blocks)

@@ -20,9 +20,10 @@ from harness.judge.verdict import Verdict
 from harness.provenance import versions
 from harness.report.tables import SHY, Column, name_column, print_table, prose_column, wrapped
 from harness.runs.case import KeptCase, repeat_line
-from harness.runs.records import against_of
+from harness.runs.claims import LawsTried
 from harness.runs.replay import Answer, Replayed
-from harness.runs.result import COUNTS, LawsTried, SettingResult, Verification
+from harness.runs.result import Verification
+from harness.runs.setting import COUNTS, SettingResult
 from harness.wording import count_of, spelled
 
 COLOURS = {0: "green", 1: "bold red", 3: "yellow"}  # by the exit status of a verdict
@@ -101,7 +102,7 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         _say_first_divergence(result, console)
     if not result.is_whole:
         say(console, f"interrupted: {result.images} of {count_of(result.plan.images, 'image')} judged")
-    say(console, summary(result), result.verdict.value, COLOURS[result.verdict.exit_status])
+    say(console, result.summary, result.verdict.value, COLOURS[result.verdict.exit_status])
 
 
 def laws_line(tried: LawsTried) -> str:
@@ -122,7 +123,7 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
     if (first := result.first_divergence) is not None:
         word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
         say(console, f"{'first difference' if result.against else word}: {first}")
-        if alone := repeated_by(result):
+        if alone := result.alone:
             say(console, f"alone: {alone}", whole=True)
     for text in result.so_far[:1]:
         say(console, f"so far: {text}")
@@ -131,22 +132,10 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
 def _work_line(result: Verification) -> str:
     """Return one line on who did it: batches, why they are that large, workers, rate."""
     largest = max(task.request.B for task in result.plan.tasks)
-    why = f" ({result.about['batch']})" if "batch" in result.about else ""
+    why = f" ({result.batches})" if result.batches else ""
     who, certified = result.about.get("workers", "this process"), result.about.get("certifying", "-")
     rate = f"{result.images / result.wall_seconds:.1f} images a second"
     return f"batches of {count_of(largest, 'image')}{why}; {who}; ties certified in {certified}; {rate}"
-
-
-def repeated_by(result: Verification) -> str:
-    """Return the command line that shows the first divergence alone; empty where no command line made the run."""
-    case, recipe = result.first_case, result.about.get("recipe")
-    if case is None or recipe is None or result.early:
-        return ""
-    row, found = case
-    request = next(task.request for task in result.plan.tasks if task.number == row.task)
-    plan = result.plan
-    other = against_of(result.about.get("terms", {}).get("against"), row.setting)
-    return repeat_line(recipe, plan.settings[row.setting], request, found, plan.draft_of(row.setting), other)
 
 
 def _distance_line(setting: SettingResult) -> str:
@@ -156,21 +145,6 @@ def _distance_line(setting: SettingResult) -> str:
     return (
         f"{setting.settings}: {mean['tokens']:.1%} of tokens differ from sequential decoding of the same seed, "
         f"mean |Δf_hat| {mean['f_hat']:.3g}, mean |Δpixel| {mean['pixels']:.3g}"
-    )
-
-
-def summary(result: Verification) -> str:
-    """Return the clause that follows the verdict."""
-    totals = {name: sum(s.total(name) for s in result.settings) for name in COUNTS}
-    totals["defects"] += len(result.early)
-    found = [f"{totals['identical']} identical", count_of(totals["ties"], "tie")]
-    found.append(count_of(totals["wrong_tokens"], "wrong token"))
-    if totals["unclaimed"]:
-        found.append(f"{totals['unclaimed']} not claimed")
-    return (
-        f"contract {result.contract}: {count_of(totals['images'], 'decode')}, {count_of(totals['draws'], 'draw')} "
-        f"compared, {', '.join(found)}; {count_of(totals['wrong_tensors'], 'wrong tensor')}; "
-        f"{count_of(totals['defects'], 'defect')}"
     )
 
 

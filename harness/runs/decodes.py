@@ -33,8 +33,9 @@ from harness.runs.keep import UNKEPT, RunStore, begin, describe
 from harness.runs.pictures import MOST_PICTURES
 from harness.runs.plan import Plan, Task
 from harness.runs.records import JudgedRow
-from harness.runs.result import SettingResult, Verification
+from harness.runs.result import Verification
 from harness.runs.runfile import RunFile
+from harness.runs.setting import SettingResult
 from harness.runs.work import Done, VerifyWork
 from harness.signals import held
 

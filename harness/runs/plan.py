@@ -57,10 +57,12 @@ class Plan:
         return self.drafts[setting]
 
     @classmethod
-    def of(cls, settings: Sequence[Settings], requests: Sequence[Request]) -> Plan:
-        """Return the plan in which every setting meets every request."""
+    def of(
+        cls, settings: Sequence[Settings], requests: Sequence[Request], drafts: tuple[float | None, ...] = ()
+    ) -> Plan:
+        """Return the plan in which every setting, with its draft, meets every request."""
         every = tuple(range(len(settings)))
-        return cls(tuple(settings), tuple(Task(k, request, every) for k, request in enumerate(requests)))
+        return cls(tuple(settings), tuple(Task(k, request, every) for k, request in enumerate(requests)), drafts)
 
     @property
     def images(self) -> int:

@@ -14,11 +14,13 @@ from harness.decoders.terms import Terms
 from harness.protocol.contract import Contract
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding.budget import Budget
+from harness.runs.claims import LawsTried, QualityClaims
 from harness.runs.cover import say_what_was_covered
 from harness.runs.decodes import keeps_dying, put_together, widest
 from harness.runs.records import JudgedRow, unreadable
-from harness.runs.result import LawsTried, SettingResult, Verification
+from harness.runs.result import Verification
 from harness.runs.runfile import Kept, read
+from harness.runs.setting import SettingResult
 
 
 def recorded(path: Path, name: str = "run") -> Verification:
@@ -58,7 +60,7 @@ def _result(kept: Kept, rows: list[JudgedRow]) -> Verification:
     dead = {number for number, setting in enumerate(result.settings) if keeps_dying(setting.rows)}  # left alone
     result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in kept.plan.tasks)
     if "claims" in about:
-        result.take(about["claims"])
+        result.take_quality(QualityClaims.from_dict(about["claims"]))
     if "laws" in about:
         result.take_laws(LawsTried.from_dict(about["laws"]))
     if terms["covers"]:

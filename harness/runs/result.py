@@ -1,179 +1,39 @@
 """What a run found: counts and judgements by setting, and the worst verdict.
 
-Promise: every count is a sum over judgements; nothing is judged here.
+Promise: every count is a sum over judgements; a verdict is the worst one met, and a claim on the run as a whole (laws,
+quality, what was never exercised) can only make it worse. A result is complete in itself: as JSON, as a table, in a
+notebook.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from itertools import chain
 from typing import Any
 
 import torch
 
-from harness.errors import InputError
-from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, worst
-from harness.protocol.contract import Contract
-from harness.protocol.decoder import Settings
+from harness.errors import InputError, one_line, shortened
+from harness.files import compact, finite
+from harness.judge.verdict import Divergence, Verdict, worst
+from harness.protocol.request import request_values
+from harness.provenance import versions
 from harness.rounding.budget import Allowance
+from harness.rounding.precision import precision
+from harness.runs.case import repeat_line
+from harness.runs.claims import LawsTried, QualityClaims, QualityFigures
 from harness.runs.plan import Plan
-from harness.runs.records import Coverage, JudgedRow
+from harness.runs.records import Coverage, JudgedRow, against_of
+from harness.runs.setting import COUNTS, SettingResult, row_values
 from harness.wording import count_of
 
-Claims = dict[str, list[str]]  # on the quality of images: "broken" and "open", a clause each
-# What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
-COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
-
-
-@dataclass(frozen=True)
-class BrokenLaw:
-    """A law that is broken.
-
-    Args:
-        component: what it watches.
-        clause: which law, what was seen, and the line that replays it.
-        seed: of its case.
-    """
-
-    component: str
-    clause: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class LawsTried:
-    """What was seen of laws that were tried after a run.
-
-    Args:
-        cases: in how many each was tried.
-        held: how many held, and were exercised.
-        broken: those that are broken.
-        trivial: ids of those that no case exercised.
-        refused: ids of those of which the decoder refused every case.
-        why: what it said to the first of these.
-        not_applicable: ids of those that say nothing about such a decoder.
-        left: ids of those that nobody tried.
-    """
-
-    cases: int
-    held: int
-    broken: tuple[BrokenLaw, ...] = ()
-    trivial: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()
-    why: str = ""
-    not_applicable: tuple[str, ...] = ()
-    left: tuple[str, ...] = ()
-
-    @property
-    def asked(self) -> int:
-        """Laws that apply and were tried."""
-        return self.held + len(self.broken) + len(self.trivial) + len(self.refused)
-
-    def as_dict(self) -> dict[str, object]:
-        """Return what a run file and ``verify --json`` keep."""
-        return {**vars(self), "broken": [(law.component, law.clause, law.seed) for law in self.broken]}
-
-    @classmethod
-    def from_dict(cls, values: Any) -> LawsTried:
-        """Return what `as_dict`, or JSON made of it, says."""
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)}
-        return cls(**{**values, **lists, "broken": tuple(BrokenLaw(*law) for law in values["broken"])})
-
-
-# How a result is shown; `report.notebook` puts it here, since this room knows no report.
-PRESENTED: dict[str, Callable[[Verification], Any]] = {}
-
-
-def _presented(form: str) -> Callable[[Verification], Any]:
-    if form not in PRESENTED:
-        raise InputError("result", form, "was not asked for by harness.verify", "import harness.report.notebook first")
-    return PRESENTED[form]
-
-
-@dataclass
-class SettingResult:
-    """What one setting did over all requests.
-
-    Args:
-        settings: which.
-        contract: what the decoder claims.
-        rows: what each request came to, in the order of the plan.
-        draft: which of a design's drafts.
-    """
-
-    settings: Settings
-    contract: Contract
-    rows: list[JudgedRow] = field(default_factory=list)
-    draft: str = ""
-
-    @property
-    def judgements(self) -> list[Judgement]:
-        """The judgement on every request that was not refused."""
-        return [row.judgement for row in self.rows if not row.refused]
-
-    @property
-    def refused(self) -> int:
-        """Requests that the decoder refused."""
-        return sum(bool(row.refused) for row in self.rows)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of the decodes."""
-        return sum(row.seconds for row in self.rows)
-
-    @property
-    def reference_seconds(self) -> float:
-        """Seconds of the reference's decodes of the same requests."""
-        return sum(row.reference_seconds for row in self.rows)
-
-    def total(self, name: str) -> int:
-        """Return the sum of a count of `Judgement` over all judgements."""
-        return sum(judgement.count(name) for judgement in self.judgements)
-
-    def counted(self, name: str) -> list[Any]:
-        """Return a list of `Counts`, of every image."""
-        return list(chain.from_iterable(getattr(row.counts, name) for row in self.rows if row.counts))
-
-    @property
-    def target_calls(self) -> list[int]:
-        """Target forward passes of every image."""
-        return self.counted("target_calls")
-
-    @property
-    def target_rows(self) -> list[int]:
-        """Positions that the target computed, of every image."""
-        return self.counted("target_rows")
-
-    @property
-    def rounds(self) -> list[int]:
-        """Number of rounds of every image."""
-        return [len(accepted) for accepted in self.accepted_scales]
-
-    @property
-    def accepted_scales(self) -> list[list[int]]:
-        """Accepted scales of every round of every image."""
-        return self.counted("accepted_scales")
-
-    @property
-    def first(self) -> tuple[JudgedRow, Divergence] | None:
-        """The first defect, else the first tie: that of the earliest scale, whatever batches the run was cut into."""
-        for name in ("defects", "ties"):
-            found = [(row, listed[0]) for row in self.rows if (listed := getattr(row.judgement, name))]
-            if found:
-                return min(found, key=lambda of: of[1].scale)
-        return None
-
-    @property
-    def distances(self) -> list[Distance]:
-        """Distance of every image from the sequential one, where tokens are not claimed."""
-        return list(chain.from_iterable(judgement.distances for judgement in self.judgements))
-
-    @property
-    def verdict(self) -> Verdict:
-        """The worst verdict of the requests."""
-        return worst([judgement.verdict for judgement in self.judgements])
+SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
+MOST = 600  # characters of a text from outside
+# Readable on light and dark; the verdict's word says the same as its colour.
+COLOURS = {Verdict.DEFECT: "#d1242f", Verdict.INCONCLUSIVE: "#9a6700"}
+RIGHT = "#1a7f37"
 
 
 @dataclass
@@ -198,12 +58,22 @@ class Verification:
     reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
     against: str = ""  # the other decoder, where one stood in the reference's place
     laws: LawsTried | None = None  # what was seen of laws that were tried after the run
+    quality: QualityFigures | None = None  # what was measured of the quality of images
+    batches: str = ""  # why batches are as large as they are
 
-    def take(self, claims: Claims) -> None:
-        """Count claims on the images as a whole: a broken one is a defect, an open one a reason to be inconclusive."""
+    def take_quality(self, claims: QualityClaims, figures: QualityFigures | None = None) -> None:
+        """Count claims on the images as a whole: a broken one is a defect, an open one a reason to be inconclusive.
+
+        Args:
+            claims: those that do not hold.
+            figures: what was measured.
+        """
         seed = self.plan.tasks[0].request.seed
-        self.early += [Divergence("quality", text, seed) for text in claims["broken"]]
-        self.reasons += [f"quality of {text}" for text in claims["open"]]
+        self.about["claims"] = claims.as_dict()
+        if figures is not None:
+            self.quality, self.about["quality"] = figures, figures.values()
+        self.early += [Divergence("quality", text, seed) for text in claims.broken]
+        self.reasons += [f"quality of {text}" for text in claims.open]
 
     def take_laws(self, tried: LawsTried) -> None:
         """Count what was tried after the run: every broken law is a defect of the component that it watches.
@@ -216,18 +86,6 @@ class Verification:
             self.reasons.append(f"the decoder refused {len(tried.refused)} of {tried.asked} laws: {tried.why}")
         if tried.left:
             self.reasons.append(f"{count_of(len(tried.left), 'law')} not tried")
-
-    def _repr_html_(self) -> str | None:
-        shown: str | None = PRESENTED["html"](self) if PRESENTED else None
-        return shown
-
-    def to_json(self) -> str:
-        """Return the document that ``verify --json`` writes (docs/runs.md)."""
-        return str(_presented("json")(self))
-
-    def to_frame(self) -> Any:
-        """Return a `pandas.DataFrame`, a row a setting and request. Raises `InputError` where pandas is not there."""
-        return _presented("frame")(self)
 
     @cached_property
     def coverage(self) -> Coverage:
@@ -305,3 +163,122 @@ class Verification:
     def inconclusive(self) -> list[str]:
         """Every distinct reason why the run proves nothing."""
         return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive}) + self.reasons
+
+    @property
+    def summary(self) -> str:
+        """The clause that follows the verdict."""
+        totals = self.totals
+        counts = [f"{totals['identical']} identical", count_of(totals["ties"], "tie")]
+        counts.append(count_of(totals["wrong_tokens"], "wrong token"))
+        if totals["unclaimed"]:
+            counts.append(f"{totals['unclaimed']} not claimed")
+        return (
+            f"contract {self.contract}: {count_of(totals['images'], 'decode')}, {count_of(totals['draws'], 'draw')} "
+            f"compared, {', '.join(counts)}; {count_of(totals['wrong_tensors'], 'wrong tensor')}; "
+            f"{count_of(totals['defects'], 'defect')}"
+        )
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Every count of `COUNTS` over all settings, defects of the run as a whole among them."""
+        totals = {name: sum(setting.total(name) for setting in self.settings) for name in COUNTS}
+        return totals | {"defects": totals["defects"] + len(self.early)}
+
+    @property
+    def alone(self) -> str:
+        """The command line that shows the first divergence alone; empty where no command line made the run."""
+        case, recipe, plan = self.first_case, self.about.get("recipe"), self.plan
+        if case is None or recipe is None or self.early:
+            return ""
+        row, divergence = case
+        request = next(task.request for task in plan.tasks if task.number == row.task)
+        other = against_of(self.about.get("terms", {}).get("against"), row.setting)
+        number = row.setting
+        return repeat_line(recipe, plan.settings[number], request, divergence, plan.draft_of(number), other)
+
+    def to_json(self) -> str:
+        """Return the document that ``verify --json`` writes (docs/runs.md): counts are totals, lists of images."""
+        return compact(self._document()).decode()
+
+    def to_records(self) -> list[dict[str, object]]:
+        """Return plain values, a record a setting and request."""
+        requests = {task.number: task.request for task in self.plan.tasks}
+        return [
+            {"setting": str(setting.settings), "contract": str(setting.contract), **row_values(row, requests[row.task])}
+            for setting in self.settings
+            for row in setting.rows
+        ]
+
+    def to_frame(self) -> Any:
+        """Return a `pandas.DataFrame` of `to_records`. Raises `InputError` where pandas is not installed."""
+        try:
+            import pandas  # noqa: PLC0415  # no dependency: whoever works with frames has it
+        except ImportError:
+            rule, remedy = "is not installed", "pip install pandas, or take to_json()"
+            raise InputError("to_frame", "pandas", rule, remedy) from None
+        return pandas.DataFrame.from_records(self.to_records())
+
+    def __str__(self) -> str:
+        return f"{self.verdict.value} {self.summary}"
+
+    def _repr_html_(self) -> str:
+        """Return a fragment for notebooks: verdict, a row a setting, the first divergence and what repeats it."""
+        head = "".join(f"<th>{word.replace('_', ' ')}</th>" for word in ("setting", "verdict", *COUNTS))
+        rows = "".join(
+            f"<tr><td>{_text(str(setting.settings))}</td><td>{setting.verdict.value}</td>"
+            + "".join(f"<td>{setting.total(name):,}</td>" for name in COUNTS)
+            + "</tr>"
+            for setting in self.settings
+        )
+        colour = COLOURS.get(self.verdict, RIGHT)
+        parts = [f'<p><strong style="color:{colour}">{self.verdict.value}</strong> {_text(self.summary)}</p>']
+        parts += [f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"] if rows else []
+        parts += [f"<p>inconclusive: {_text(reason)}</p>" for reason in self.inconclusive]
+        if first := self.first_divergence:
+            word = "first defect" if self.verdict is Verdict.DEFECT else "first tie"
+            parts.append(f"<p>{word}: {_text(str(first))}</p>")
+        if self.alone:
+            parts.append(f"<pre>{_text(self.alone)}</pre>")
+        return f"<div>{''.join(parts)}</div>"
+
+    def _document(self) -> dict[str, object]:
+        first = self.first_divergence
+
+        def joined(name: str) -> list[object]:
+            return list(chain.from_iterable(getattr(setting, name) for setting in self.settings))
+
+        return {
+            "schema": SCHEMA,
+            "contract": self.contract,
+            "verdict": self.verdict.value,
+            **self.totals,
+            "first_divergence": first.as_dict() if first else None,
+            "inconclusive": self.inconclusive,
+            "so_far": self.so_far,
+            "against": self.against or None,
+            "changes": self.changes,
+            "compared": self.compared,
+            "not_compared": self.not_compared,
+            **{name: joined(name) for name in ("target_calls", "target_rows", "rounds", "accepted_scales")},
+            "covers": self.covers,
+            "coverage": self.coverage.as_dict(),
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "draft_dtype": str(self.draft_dtype).removeprefix("torch."),
+            "precision": precision(),
+            "models": self.models,
+            "budget": finite(vars(self.budget)) if self.budget else None,
+            "versions": versions(),
+            "seconds": self.seconds,
+            "decode_seconds": self.decode_seconds,
+            "wall_seconds": self.wall_seconds,
+            "whole": self.is_whole,
+            "alone": self.alone,
+            "run": self.about | ({"batch": self.batches} if self.batches else {}),
+            "requests": [request_values(task.request) for task in self.plan.tasks],
+            "settings": [setting.as_dict() for setting in self.settings],
+        }
+
+
+def _text(words: str) -> str:
+    return escape(shortened(one_line(words), MOST))

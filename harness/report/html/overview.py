@@ -17,7 +17,9 @@ from harness.report.html.words import COMPARED, contracts
 from harness.report.terminal import laws_line
 from harness.rounding.budget import Budget
 from harness.rounding.precision import precision
-from harness.runs.result import BrokenLaw, SettingResult, Verification
+from harness.runs.claims import BrokenLaw
+from harness.runs.result import Verification
+from harness.runs.setting import SettingResult
 
 MOST_ROWS = 40  # of a table of settings or images
 OPTIONAL = ("not claimed", "wrong tensors", "refused")  # columns that are left out where all is 0

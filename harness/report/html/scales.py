@@ -9,7 +9,8 @@ from harness.judge.verdict import Divergence
 from harness.protocol.trace import Round
 from harness.report.html.page import Drawing, Grid, Lane, Sheet, State, Words, share
 from harness.report.html.plots import Axis, Series, plot
-from harness.runs.result import SettingResult, Verification
+from harness.runs.result import Verification
+from harness.runs.setting import SettingResult
 
 MOST_POINTS = 60  # of a scale and kind, those with the largest margins
 MOST_LINES = 8

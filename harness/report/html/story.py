@@ -13,7 +13,6 @@ from harness.report.html.gallery import place_of
 from harness.report.html.page import Line, Sheet, Words, counted
 from harness.report.html.scales import sides_of
 from harness.report.html.words import COMPONENTS
-from harness.report.terminal import repeated_by
 from harness.runs.result import Verification
 
 NEAR = 8  # tokens of the prefix that are listed
@@ -133,7 +132,7 @@ def _scores(found: Divergence, exhibit: Exhibit) -> list[object]:
 
 def _replays(result: Verification, file: str, number: int | None) -> list[object]:
     made: list[object] = []
-    if alone := repeated_by(result):
+    if alone := result.alone:
         made.append(Line(alone, "This line shows it alone:"))
     if file and number is not None:
         line = shlex.join(["sdvar-harness", "replay", file, "--case", str(number)])

@@ -258,14 +258,14 @@ def test_a_bug_of_the_harness_is_called_one(
     def broken(*_: object) -> None:
         raise LookupError("\x1b[31m" + "x" * 1000)
 
-    monkeypatch.setattr("harness.runs.decodes.verify_decodes", broken)
+    monkeypatch.setattr("harness.verification.verify_decodes", broken)
     monkeypatch.setenv(command_line.TRACEBACK, str(int(loud)))
     assert command(monkeypatch, *QUICK) == 2
     lines = capsys.readouterr().err.splitlines()
     assert (len(lines) > 1, "Traceback" in lines[0]) == (loud, loud)
     said = the_line(lines[-1] + "\n")
     assert said.startswith("error: a bug of the harness: LookupError: \\x1b[31mxxx")
-    assert " in verify, harness/commands/verify.py:" in said
+    assert " in _decoded, harness/verification.py:" in said
     assert said.endswith("SDVAR_HARNESS_TRACEBACK=1 shows the traceback")
 
 
@@ -291,7 +291,7 @@ def test_every_way_of_stopping_has_its_status(
     def broken(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("harness.runs.decodes.verify_decodes", broken)
+    monkeypatch.setattr("harness.verification.verify_decodes", broken)
     assert command(monkeypatch, *QUICK) == status
     err = capsys.readouterr().err
     assert said in the_line(err) if said else err == ""

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from harness.laws.few_cases import LawsInterrupted
 from harness.pool.employ import Crew, Execution
 from harness.report.progress import LongWork
+from harness.runs.claims import BrokenLaw, LawsTried
 from harness.runs.recorded import recorded
-from harness.runs.result import BrokenLaw, LawsTried
 from tests.helpers import Layout, command, tiny
 
 ROOT = Path(__file__).parents[3]

@@ -21,7 +21,6 @@ from harness.judge.verdict import Verdict
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.report.as_json import as_json
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, verify_here
 
@@ -102,7 +101,7 @@ def test_another_form_is_a_defect_that_names_the_field(name: str):
     first = result.first_divergence
     assert first.component == "trace"
     assert first.detail.startswith(said)
-    assert json.loads(as_json(result))["verdict"] == "DEFECT"
+    assert json.loads(result.to_json())["verdict"] == "DEFECT"
 
 
 BENT: dict[str, tuple[Any, str, str]] = {

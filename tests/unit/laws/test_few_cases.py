@@ -25,9 +25,9 @@ from harness.mutants.catalogue import MUTANTS
 from harness.pool import workers
 from harness.pool.employ import Crew
 from harness.protocol.decoder import Settings
-from harness.report.as_json import as_json
-from harness.report.terminal import laws_line, summary
-from harness.runs.result import BrokenLaw, LawsTried, Verification
+from harness.report.terminal import laws_line
+from harness.runs.claims import BrokenLaw, LawsTried
+from harness.runs.result import Verification
 from harness.speculative.sampler import build_decoder
 
 BY_ID = {law.id: law for law in LAWS}
@@ -139,8 +139,8 @@ def test_a_broken_law_is_a_defect_of_the_run_and_is_kept():
     result.take_laws(replace(right, broken=(BrokenLaw("quantizer", "law numbers.encode: no", 3),)))
     assert result.verdict is Verdict.DEFECT
     assert str(result.first_divergence) == "component quantizer (law numbers.encode: no) at seed 3"
-    assert summary(result).endswith("1 defect")
-    assert b'"laws":{"cases":2' in as_json(result).replace(b" ", b"").replace(b"\n", b"")
+    assert result.summary.endswith("1 defect")
+    assert b'"laws":{"cases":2' in result.to_json().replace(b" ", b"").replace(b"\n", b"")
 
 
 @pytest.mark.parametrize(

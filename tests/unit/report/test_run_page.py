@@ -19,12 +19,11 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.report.html.gallery import MOST_BYTES
 from harness.report.html.run import run_page, seen_in
-from harness.report.terminal import repeated_by
+from harness.runs.case import cases_of
+from harness.runs.claims import BrokenLaw, LawsTried
 from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
-from harness.runs.replay import cases_of
-from harness.runs.result import BrokenLaw, LawsTried
 from harness.runs.runfile import RunFile, pictures_of
 from harness.runs.runfile import read as read_run
 from harness.speculative.sampler import build_decoder
@@ -49,7 +48,7 @@ def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
     assert f"Position {first.position}: row" in words
     assert re.search(r"The prefix that agreed: \d+ tokens? \(", words)
     assert "score, decoder score, reference random number E race, decoder race, reference" in words
-    assert repeated_by(result) in words
+    assert result.alone in words
     assert f"sdvar-harness replay {tmp_path / 'a.db'} --case 0" in words
     assert sum(image["alt"].startswith("Image of the reference") for image in page.all("img")) == 4
     marked = sum(set(picture.marks) != {"="} for picture in pictures_of(tmp_path / "a.db"))

@@ -21,7 +21,6 @@ from harness.mutants import state
 from harness.pool.employ import Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.trace import Round, Trace
-from harness.report.as_json import as_json
 from harness.runs.cover import Block, covering, plan_of, requests_for, verify_design
 from harness.runs.decodes import Decodes, Step
 from harness.runs.keep import RunStore
@@ -137,7 +136,7 @@ def test_what_was_never_exercised_is_said_and_inconclusive():
     result = designed(blocks, build_decoder)
     assert result.verdict is Verdict.INCONCLUSIVE
     assert "never exercised: a first drafted scale that falls" in result.inconclusive
-    assert b'"covers": true' in as_json(result)
+    assert '"covers": true' in result.to_json()
 
 
 @pytest.mark.parametrize(("policy", "verdict"), [("code:2", Verdict.CONSISTENT), ("code:5", Verdict.INCONCLUSIVE)])

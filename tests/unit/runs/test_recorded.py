@@ -17,7 +17,6 @@ from harness.mutants.positions import OFFSET
 from harness.pool.employ import Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.report.terminal import repeated_by, summary
 from harness.runs import pictures as kept_pictures
 from harness.runs import runfile
 from harness.runs.cover import covering, plan_of, verify_design
@@ -44,7 +43,7 @@ def run(path: Path, factory=build_decoder, policy: str = "coupled", workers: int
 def said(result: Verification) -> object:
     listed = [(str(s.settings), s.draft, s.verdict, s.refused, len(s.rows), s.target_calls) for s in result.settings]
     about = result.device, result.dtype, result.draft_dtype, result.models, str(result.budget), str(result.coverage)
-    return summary(result), str(result.first_divergence), repeated_by(result), result.inconclusive, listed, about
+    return result.summary, str(result.first_divergence), result.alone, result.inconclusive, listed, about
 
 
 @pytest.mark.parametrize(

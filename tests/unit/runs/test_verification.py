@@ -29,10 +29,8 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference.cachefree import sample_cachefree
 from harness.reference.sequential import sample_sequential
-from harness.report.as_json import as_json
-from harness.report.terminal import summary
 from harness.rounding.budget import Allowance
-from harness.runs.result import SettingResult
+from harness.runs.setting import SettingResult
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import Options, SpeculativeDecoder, build_decoder
 from tests.helpers import LAYOUTS, Layout, digits, some, tiny, twins, verified, verify_here, with_weight
@@ -192,11 +190,11 @@ def test_every_wrong_token_is_counted_and_a_thousand_are_described():
     assert add_up(setting)
     assert len(judgement.defects) == MOST_RECORDS + 90
     assert setting.total("defects") == differ + 90
-    document = json.loads(as_json(result))
+    document = json.loads(result.to_json())
     for counts in (document, document["settings"][0]):
         assert (counts["draws"], counts["identical"]) == (2700, 2700 - differ)
         assert (counts["wrong_tokens"], counts["wrong_tensors"], counts["defects"]) == (differ, 90, differ + 90)
-    assert f"0 ties, {differ} wrong tokens; 90 wrong tensors; {differ + 90} defects" in summary(result)
+    assert f"0 ties, {differ} wrong tokens; 90 wrong tensors; {differ + 90} defects" in result.summary
 
 
 @pytest.mark.parametrize("policy", ["coupled", "rejection", "match:0.5", "handoff:4"])

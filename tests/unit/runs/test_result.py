@@ -11,7 +11,6 @@ import pytest
 
 import harness
 from harness import InputError, Request, Settings, Verification
-from harness.report.notebook import as_frame, records
 from tests.unit.report.reading import Reader
 
 REQUEST = Request((3,), seed=1)
@@ -65,7 +64,7 @@ def test_json_is_that_of_the_command(right: Verification):
 
 
 def test_a_row_a_setting_and_request(wrong: Verification):
-    rows = records(wrong)
+    rows = wrong.to_records()
     assert [row["setting"] for row in rows] == ["coupled draft_len=2", "coupled draft_len=1"]
     assert all(row["verdict"] == "DEFECT" and row["draws"] == 680 and row["seed"] == 1 for row in rows)
     assert all(row["target_calls"] > 0 for row in rows)
@@ -80,10 +79,10 @@ def test_a_frame_where_pandas_is(wrong: Verification, monkeypatch: pytest.Monkey
     pandas = ModuleType("pandas")
     pandas.DataFrame = DataFrame  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pandas", pandas)
-    assert wrong.to_frame() == records(wrong)
+    assert wrong.to_frame() == wrong.to_records()
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(InputError, match="pandas: is not installed; pip install pandas"):
-        as_frame(wrong)
+        wrong.to_frame()
 
 
 def test_bad_input_is_an_exception():
