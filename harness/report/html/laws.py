@@ -29,7 +29,7 @@ STATES = {
     "held": State("caught", "✓", "it was tried and holds"),
     "broken": State("survived", "B", "broken"),
     "known": State("elsewhere", "k", "fails, and is known to"),
-    "unproven": State("dropped", "?", "unproven: never exercised, or mostly refused"),
+    "unproven": State("rejected", "?", "unproven: never exercised, or mostly refused"),
     "": State("final", "–", "does not apply to this decoder"),
 }
 

@@ -97,7 +97,7 @@ class State:
 
 @dataclass(frozen=True)
 class Lane:
-    """One row of a grid: a state a column, and the counts behind them."""
+    """One row of a grid: a state a column, and counts of them."""
 
     name: str
     states: Sequence[State]

@@ -24,27 +24,12 @@ VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", **{colour: f"c{k}" for k, c
 MARKERS = "os^Dv*Px"
 DASHES = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {  # matplotlib's type of a key lists them all
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": SOFT,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": RULE,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "text.parse_math": False,
-}
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5, "text.color": INK, "text.parse_math": False,
+    "axes.edgecolor": SOFT, "axes.labelcolor": INK, "axes.grid": True, "axes.axisbelow": True, "axes.facecolor": "none",
+    "axes.spines.top": False, "axes.spines.right": False, "xtick.color": INK, "ytick.color": INK,
+    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": RULE, "legend.frameon": False,
+    "figure.facecolor": "none", "savefig.facecolor": "none",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,7 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, level: tuple[float, str] | 
     """Return a plot of a few series, each with a colour, a marker and a dash of its own.
 
     Args:
-        series: at most so many that they can be told apart; colours and markers begin again behind the eighth.
+        series: at most so many that they can be told apart; colours and markers begin again after the eighth.
         x: the horizontal axis.
         y: the vertical one.
         level: a horizontal line at a height, and its name.
@@ -84,16 +69,16 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, level: tuple[float, str] | 
             dash = DASHES[(k // 4) % 4] if one.line else "none"
             colour, marker = SERIES[k % 8], MARKERS[k % 8]
             axes.plot(one.x, one.y, color=colour, marker=marker, markersize=5, linestyle=dash,
-                      label=_text(one.name), clip_on=False)  # fmt: skip
+                      label=_label(one.name), clip_on=False)  # fmt: skip
         if level is not None:
-            axes.axhline(level[0], color=INK, linestyle="--", linewidth=1, label=_text(level[1]))
+            axes.axhline(level[0], color=INK, linestyle="--", linewidth=1, label=_label(level[1]))
         _scale(axes, x, y)
         if len(series) + (level is not None) > 1:
             figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
-        return markup(figure, salt)
+        return _markup(figure, salt)
 
 
-def _text(text: str) -> str:
+def _label(text: str) -> str:
     """Return a label that matplotlib shows: one that begins with _ is hidden."""
     return str(printable(text)).lstrip("_")
 
@@ -112,7 +97,7 @@ def _scale(axes: Axes, x: Axis, y: Axis) -> None:
         axes.set_ylim(y.low, axes.get_ylim()[1] * 1.08)
 
 
-def markup(figure: Figure, salt: str) -> str:
+def _markup(figure: Figure, salt: str) -> str:
     """Return a figure drawn in the colours above as SVG markup for a page."""
     stream = io.StringIO()
     with rc_context({**STYLE, "svg.hashsalt": salt}):
@@ -122,7 +107,7 @@ def markup(figure: Figure, salt: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
     used = set(re.findall(r"(?:xlink:href=\"|url\()#([^\")]+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{salt}-{found[1]}"' if found[1] in used else "", text)
+    text = re.sub(r' id="([^"]+)"', lambda match: f' id="{salt}-{match[1]}"' if match[1] in used else "", text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{salt}-", text)
     for colour, name in VARIABLES.items():
         text = text.replace(colour, f"var(--{name})")

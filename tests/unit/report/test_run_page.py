@@ -53,7 +53,7 @@ def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
     assert sum(image["alt"].startswith("Image of the reference") for image in page.all("img")) == 4
     marked = sum(set(picture.marks) != {"="} for picture in pictures_of(tmp_path / "a.db"))
     assert sum(attributes.get("class") == "marker" for attributes in page.all("span")) == 3 * marked > 0
-    assert "kept whole" in words
+    assert "Drafted scales accepted" in words
     assert "cfg 1.5" in words
     assert len(page.all("abbr")) >= 3
     assert "weights target" in words

@@ -163,7 +163,7 @@ def test_every_table_fits_and_nothing_is_cut(name: str, width: int, encoding: st
 
 
 def whole(cell: str, text: str) -> bool:
-    """Whether a cell stands in a text, neither behind nor before other letters; prose may be broken by a column."""
+    """Whether a cell stands in a text, neither after nor before other letters; prose may be broken by a column."""
     return all(re.search(rf"(?<!\S){re.escape(word)}(?!\S)", text) for word in cell.split())
 
 
