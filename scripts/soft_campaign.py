@@ -10,48 +10,50 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 from harness.golden.cases import CPU, parse
-from harness.golden.check import check_case, parse_all
+from harness.golden.check import check_case, recorded_cases
+from harness.golden.metadata import DrawSettings, GoldenCase
 from harness.golden.record import produce
-from harness.golden.store import as_bytes, read
+from harness.golden.store import as_bytes, read_recording
 from harness.rounding.precision import set_precision
 
 METADATA = {"device": "cpu", "models": "digits", "dtype": "float32", "tf32": "off", "device_name": "campaign"}
 
 
-def cases(count: int, seed: int) -> list[dict[str, Any]]:
+def cases(count: int, seed: int) -> list[GoldenCase]:
     """Return cases of all samplers, filters and guidance values; every fifth has f_hat of every scale."""
-    rng, found = random.Random(seed), []
+    rng, listed = random.Random(seed), []
     for i in range(count):
-        case: dict[str, Any] = {
-            "id": f"soft-{i:03d}", "labels": [rng.randrange(11) for _ in range(rng.choice([1, 2]))],
-            "seed": 1000 * seed + i, "cfg": rng.choice([0.0, 1.0, 1.5, 1.5, 3.0, 5.0]),
-            "top_k": rng.choice([0, 0, 0, 20, 100]), "top_p": rng.choice([0.0, 0.0, 0.0, 0.8, 0.95]),
-            "more_smooth": True, "deep": i % 5 == 0,
-        }  # fmt: skip
-        handed = {"sampler": "test3", "entry_num": rng.choice([0, 1, 3, 6, 8, 10]), "sd_mask": rng.randrange(6)}
-        plain = {"sampler": "sequential", "model": rng.choice(["draft", "target", "target"])}
-        found.append({**case, **rng.choice([handed, plain])})
-    return found
+        labels = tuple(rng.randrange(11) for _ in range(rng.choice([1, 2])))
+        drawing = DrawSettings(
+            1000 * seed + i, cfg=rng.choice([0.0, 1.0, 1.5, 1.5, 3.0, 5.0]), top_k=rng.choice([0, 0, 0, 20, 100]),
+            top_p=rng.choice([0.0, 0.0, 0.0, 0.8, 0.95]), more_smooth=True,
+        )  # fmt: skip
+        case = GoldenCase(f"soft-{i:03d}", "sequential", labels, drawing, deep=i % 5 == 0)
+        entry, sd_mask = rng.choice([0, 1, 3, 6, 8, 10]), rng.randrange(6)
+        handed = replace(case, sampler="test3", entry_num=entry, sd_mask=sd_mask)
+        plain = replace(case, model=rng.choice(["draft", "target", "target"]))
+        listed.append(rng.choice([handed, plain]))
+    return listed
 
 
 def record(path: Path, count: int, seed: int) -> None:
     """Write a recording of fresh cases."""
     listed = cases(count, seed)
     tensors = dict(pair for case in listed for pair in produce(parse(case, "digits", CPU)))
-    path.write_bytes(as_bytes(METADATA, tuple(listed), tensors))
+    path.write_bytes(as_bytes(METADATA, listed, tensors))
 
 
 def check(path: Path, part: int, parts: int) -> None:
     """Judge every `parts`-th case of a recording, from the one with number `part`."""
-    recording, found = read(path), []
-    for case in parse_all(recording, CPU)[part::parts]:
+    recording, found = read_recording(path), []
+    for case in recorded_cases(recording, CPU)[part::parts]:
         result = check_case(case, recording)
         found.append(result)
         counts = (

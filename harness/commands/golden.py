@@ -68,9 +68,8 @@ def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
 
     Exit status: 0 all hold, 1 a defect, 2 bad input, 3 unverified (recorded on another platform).
     """
-    from harness.golden import plan
-    from harness.golden.check import check as judge
-    from harness.golden.check import parse_all, read_all
+    from harness.golden.check import check_recording, read_recordings, recorded_cases
+    from harness.golden.plan import golden_inventory, stale_entries
     from harness.judge.verdict import worst
     from harness.report.goldens import recordings_json, show_recordings
     from harness.report.html.page import check_page
@@ -84,11 +83,11 @@ def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
     device, console = _prepare(cases.device), plain_console()
     results: list[FileResult] = []
     if not files:
-        files, results = plan.inventory(device.type, cases.folder)
+        files, results = golden_inventory(device.type, cases.folder)
         if not recordings.quiet:
             say(console, f"no FILES given: this project's own goldens on {device.type}")
-    recorded = read_all(files) if files or not results else []
-    parsed = [parse_all(recording, device) for recording in recorded]  # all bad input is met before any work
+    recorded = read_recordings(files) if files or not results else []
+    parsed = [recorded_cases(recording, device) for recording in recorded]  # all bad input is met before any work
     parsed = [[case for case in chosen if fnmatchcase(case.id, cases.only)] for chosen in parsed]
     if recorded and not any(parsed):
         _no_case(cases.only)
@@ -96,9 +95,9 @@ def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
         for recording, chosen in zip(recorded, parsed, strict=True):
             if not chosen:
                 continue
-            result = judge(recording, chosen, device, work.advance)
+            result = check_recording(recording, chosen, device, work.advance)
             if recording.own:
-                result.defects += plan.stale(recording)
+                result.defects += stale_entries(recording)
             results.append(result)
     show_recordings(results, console, recordings.quiet, recordings.verbose)
     if "json" in paths:
@@ -121,21 +120,21 @@ def record(cases: GoldenCases, reason: RecordReason) -> None:
 
     Refused without a reason, in CI, on a dirty tree, while a recording is contradicted, and while a law fails.
     """
-    from harness.golden import guard
-    from harness.golden.record import changed, write
+    from harness.golden.guard import broken_laws, refuse_installed
+    from harness.golden.record import changed_goldens, write_golden
     from harness.report.goldens import show_golden_changes
     from harness.report.terminal import plain_console, say
 
     device, console = _prepare(cases.device, cases.only), plain_console()
-    guard.refuse_installed(cases.folder)
-    changes = changed(reason.reason, device, cases.folder, only=cases.only)
-    if changes and (broken := guard.broken_laws()):
+    refuse_installed(cases.folder)
+    changes = changed_goldens(reason.reason, device, cases.folder, only=cases.only)
+    if changes and (broken := broken_laws()):
         rule = "must hold before a golden is recorded"
         raise InputError("laws", "; ".join(broken), rule, "mend the code first (pytest tests/property)")
     for after in changes:
         show_golden_changes(f"{after.path.name}: before and after", after.changes, console)
     for after in changes:
-        write(after, reason.reason, device)
+        write_golden(after, reason.reason, device)
         say(console, f"wrote {after.path}")
     if not changes:
         say(console, "nothing changed; nothing written")
@@ -144,8 +143,7 @@ def record(cases: GoldenCases, reason: RecordReason) -> None:
 @command("golden diff", "golden diff --only 'one-phi-*'", "golden diff --html changes.html")
 def diff(cases: GoldenCases, page: DiffOutputs) -> None:
     """Show what `record` would change, rounding apart; writes no golden. Exit status 1 when something would."""
-    from harness.golden import plan
-    from harness.golden.record import fresh
+    from harness.golden.record import regenerate_all
     from harness.report.goldens import show_golden_changes
     from harness.report.html.page import check_page
     from harness.report.terminal import plain_console, say
@@ -153,7 +151,7 @@ def diff(cases: GoldenCases, page: DiffOutputs) -> None:
     paths = check_outputs({"html": page.html}, {f"file {path}": path for path in cases.folder.glob("*")})
     check_page(page.html)
     device, console = _prepare(cases.device, cases.only), plain_console()
-    anew = [fresh(models, device, cases.folder, cases.only) for models in plan.FILES]
+    anew = regenerate_all(device, cases.folder, cases.only)
     for after in anew:
         if after.changes:
             show_golden_changes(f"{after.path.name}: before and after", after.changes, console)
@@ -173,13 +171,14 @@ for each in (check, record, diff):
 def _prepare(device: str, only: str = "*") -> torch.device:
     """Return the device. Effects: float32 means float32 from here on; says whose code and goldens these are."""
     from harness.commands.inputs import find_device
-    from harness.golden import guard, plan
+    from harness.golden.guard import whose_code
+    from harness.golden.plan import planned_ids
     from harness.rounding.precision import set_precision
 
     set_precision(False)
-    if note := guard.whose_code(Path.cwd()):
+    if note := whose_code(Path.cwd()):
         typer.echo(f"note: {note}", err=True)
-    if not any(fnmatchcase(case["id"], only) for models in plan.FILES for case in plan.cases(models)):
+    if not any(fnmatchcase(name, only) for name in planned_ids()):
         _no_case(only)
     return find_device(device)
 

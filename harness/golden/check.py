@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from harness.golden.judgements import NOT_RECORDED, CaseResult, FileResult
 from harness.golden.platform import unverified
 from harness.golden.smooth import judge_smooth
 from harness.golden.spread import f_hats, guided
-from harness.golden.store import Recording, read
+from harness.golden.store import Recording, read_recording
 from harness.golden.tokens import Ground, judge_tokens
 from harness.judge.compare import largest_difference
 from harness.judge.verdict import Divergence
@@ -76,7 +77,7 @@ def structure(case: RecordedCase, recorded: Mapping[str, Tensor]) -> list[str]:
 SWAPPED = 0.95  # share of tokens drawn here that another case of the file holds
 
 
-def read_all(paths: Sequence[Path]) -> list[Recording]:
+def read_recordings(paths: Sequence[Path]) -> list[Recording]:
     """Read the files to be judged.
 
     Raises:
@@ -89,23 +90,23 @@ def read_all(paths: Sequence[Path]) -> list[Recording]:
         if (real := os.path.realpath(path)) in seen:
             raise InputError("files", str(path), "is named twice", "name every file once")
         seen.add(real)
-    return [read(path) for path in paths]
+    return [read_recording(path) for path in paths]
 
 
-def parse_all(recording: Recording, device: torch.device) -> list[RecordedCase]:
+def recorded_cases(recording: Recording, device: torch.device) -> list[RecordedCase]:
     """Return every case, understood. Raises `InputError` for one that is not, or for two of one id."""
-    cases: list[RecordedCase] = []
-    for plain in recording.cases:
-        tokens = recording.tensors.get(f"{plain['id']}/tokens")
-        count = len(tokens) if tokens is not None and tokens.dim() else 1  # drawn labels: the tensors tell how many
-        case = parse({"count": count, **plain}, recording.metadata.get("models", ""), device)
+    models, cases = recording.metadata.get("models", ""), list[RecordedCase]()
+    for stated in recording.cases:
+        tokens = recording.tensors.get(f"{stated.id}/tokens")
+        images = len(tokens) if tokens is not None and tokens.dim() else 1  # drawn labels: the tensors tell how many
+        case = parse(stated if stated.count is not None else replace(stated, count=images), models, device)
         if case.id in {other.id for other in cases}:
             raise InputError("golden", str(recording.path), f"case {case.id} is listed twice", "record it again")
         cases.append(case)
     return cases
 
 
-def check(
+def check_recording(
     recording: Recording,
     cases: Sequence[RecordedCase],
     device: torch.device,
@@ -114,8 +115,8 @@ def check(
     """Judge a whole file.
 
     Args:
-        recording: what `store.read` returned.
-        cases: what `parse_all` made of it.
+        recording: what `read_recording` returned.
+        cases: what `recorded_cases` made of it.
         device: where to run; another platform than the recording's makes the result UNVERIFIED.
         progress: called after every case.
     """
@@ -191,11 +192,11 @@ def _judge_plain(case: RecordedCase, recorded: dict[str, Tensor], free: Trace, r
 def _name_swapped(case: RecordedCase, recording: Recording, free_BL: Tensor, result: CaseResult) -> None:
     """Say so, first of all, if another case of the file holds what was drawn here. Effects: on `result`."""
     for other in recording.cases:
-        theirs = recording.tensors.get(f"{other['id']}/tokens")
-        if other["id"] == case.id or theirs is None or theirs.shape != free_BL.shape:
+        theirs = recording.tensors.get(f"{other.id}/tokens")
+        if other.id == case.id or theirs is None or theirs.shape != free_BL.shape:
             continue
         if float((free_BL.cpu() == theirs).double().mean()) > SWAPPED:
-            detail = f"case {other['id']} holds the tokens drawn here: two cases are swapped"
+            detail = f"case {other.id} holds the tokens drawn here: two cases are swapped"
             result.defects.insert(0, Divergence("swapped", detail, case.request.seed))
             return
 

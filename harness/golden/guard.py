@@ -12,8 +12,8 @@ import torch
 from harness.decoders.factory import DEFAULT
 from harness.decoders.in_process import run_in_process
 from harness.errors import InputError
-from harness.golden.check import check, parse_all, read_all
-from harness.golden.plan import DATA
+from harness.golden.check import check_recording, read_recordings, recorded_cases
+from harness.golden.plan import GOLDENS
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Verdict
@@ -50,7 +50,7 @@ def refuse(reason: str, folder: Path, code: Path) -> None:
         raise InputError("reason", reason, "must say why the goldens change", 'pass --reason "what changed and why"')
     if os.environ.get("CI"):
         raise InputError("CI", os.environ["CI"], "goldens are never recorded in CI", "record on a developer's machine")
-    if "PYTEST_CURRENT_TEST" in os.environ and folder.resolve() == DATA.resolve():
+    if "PYTEST_CURRENT_TEST" in os.environ and folder.resolve() == GOLDENS.resolve():
         raise InputError("folder", str(folder), "a test run never writes a golden", "run golden record by hand")
     try:
         dirty = _git(code, "status", "--porcelain")
@@ -86,7 +86,7 @@ def whose_code(here: Path, code: Path = CHECKOUT) -> str:
 
 def refuse_installed(folder: Path, code: Path = CHECKOUT) -> None:
     """Refuse to write the goldens of an installed copy. Raises `InputError`."""
-    if folder.resolve() == DATA.resolve() and not _is_checkout(code):
+    if folder.resolve() == GOLDENS.resolve() and not _is_checkout(code):
         rule = "belongs to an installed copy"
         raise InputError("folder", str(folder), rule, "pip install -e . in a checkout, and record there")
 
@@ -104,8 +104,8 @@ def contradicted(device: torch.device, folder: Path = RECORDINGS) -> list[str]:
         folder: of the recordings.
     """
     found = []
-    for recording in read_all([folder / f"{name}.safetensors" for name in RECORDED[device.type]]):
-        result = check(recording, parse_all(recording, device), device)
+    for recording in read_recordings([folder / f"{name}.safetensors" for name in RECORDED[device.type]]):
+        result = check_recording(recording, recorded_cases(recording, device), device)
         wrong = [case.id for case in result.cases if case.defects]
         if result.verdict is Verdict.DEFECT:
             found.append(f"{recording.path.name} ({', '.join([*result.defects, *wrong][:5])})")

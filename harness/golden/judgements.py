@@ -82,7 +82,7 @@ class FileResult:
         return Verdict.TIE if Verdict.TIE in verdicts else Verdict.IDENTICAL
 
 
-def totals(results: Sequence[FileResult]) -> str:
+def golden_totals(results: Sequence[FileResult]) -> str:
     """Return the last line: ``N of N cases, M draws compared``, and how many were not judged, where any was not."""
     cases = [case for result in results for case in result.cases]
     good = sum(case.verdict in (Verdict.IDENTICAL, Verdict.TIE) for case in cases)

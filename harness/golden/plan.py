@@ -6,91 +6,100 @@ Promise: plain lists of cases; a missing, extra or stale file or entry is report
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden.cases import networks
+from harness.golden.cases import recorded_networks
 from harness.golden.judgements import FileResult
-from harness.golden.store import Recording, canonical, content_digest
+from harness.golden.metadata import DrawSettings, GoldenCase, Recipe
+from harness.golden.store import Recording, content_digest
 
 FILES = {"digits": "golden-digits", "filled": "golden-tiny"}
 PLATFORMS = ("cpu", "cuda")  # classes of which goldens can be recorded
 KEPT = ("cpu", "cuda")  # those of which every file must be there; of another, all files or none
 
-PLAIN: dict[str, Any] = {"seed": 100, "cfg": 1.5, "top_k": 0, "top_p": 0.0, "more_smooth": False}
-FILTERED: dict[str, Any] = {"seed": 101, "cfg": 3.0, "top_k": 7, "top_p": 0.9, "more_smooth": False}
-SMOOTH: dict[str, Any] = {"seed": 102, "cfg": 1.0, "top_k": 0, "top_p": 0.0, "more_smooth": True}
+PLAIN, FILTERED, SMOOTH = (
+    DrawSettings(100, 1.5),
+    DrawSettings(101, 3.0, 7, 0.9),
+    DrawSettings(102, 1.0, more_smooth=True),
+)
 MASKS = (("recorded", range(6)), ("corrected", range(1, 6)))  # `sd_mask` by mode of the hand-off
 
-_COMMON = {"C": 8, "vae_ch": 32, "vae_mult": [1, 2], "V": 32, "D": 64, "draft_D": 32, "draft_depth": 1, "draft_H": 1}
-NETWORKS: dict[str, dict[str, Any]] = {
-    "shared-adaln": {"patch_nums": [1, 2, 3, 4], "phi": "4 shared", "depth": 2, "H": 2, "shared_adaln": True,
-                     "l2_norm": True, "classes": 5},
-    "no-l2norm": {"patch_nums": [1, 3, 5], "phi": "4 shared", "depth": 2, "H": 1, "shared_adaln": False,
-                  "l2_norm": False, "classes": 3},
-    "one-phi": {"patch_nums": [1, 2, 4, 6], "phi": "1 shared", "depth": 1, "H": 1, "shared_adaln": False,
-                "l2_norm": True, "classes": 4},
-    "phi-per-scale": {"patch_nums": [1, 2, 3, 5, 7], "phi": "one a scale", "depth": 1, "H": 1, "shared_adaln": False,
-                      "l2_norm": True, "classes": 4},
-}  # fmt: skip
+
+def _small(
+    patch_nums: tuple[int, ...], phi: str, depth: int, H: int, classes: int, *, shared_adaln: bool = False,
+    l2_norm: bool = True,
+) -> Recipe:  # fmt: skip
+    return Recipe(
+        patch_nums, V=32, C=8, phi=phi, vae_ch=32, vae_mult=(1, 2), depth=depth, D=64, H=H, shared_adaln=shared_adaln,
+        l2_norm=l2_norm, classes=classes, draft_depth=1, draft_D=32, draft_H=1,
+    )  # fmt: skip
 
 
-def cases(models: str) -> tuple[dict[str, Any], ...]:
+NETWORKS = {
+    "shared-adaln": _small((1, 2, 3, 4), "4 shared", depth=2, H=2, classes=5, shared_adaln=True),
+    "no-l2norm": _small((1, 3, 5), "4 shared", depth=2, H=1, classes=3, l2_norm=False),
+    "one-phi": _small((1, 2, 4, 6), "1 shared", depth=1, H=1, classes=4),
+    "phi-per-scale": _small((1, 2, 3, 5, 7), "one a scale", depth=1, H=1, classes=4),
+}
+
+
+def cases(models: str) -> tuple[GoldenCase, ...]:
     """Return the cases of one file; `models` is "digits" or "filled"."""
     return tuple({"digits": _digits, "filled": _tiny}[models]())
 
 
-def _digits() -> list[dict[str, Any]]:
-    found = [
-        {"id": "target", "sampler": "sequential", "model": "target", "labels": [4], "deep": True, **PLAIN},
-        {"id": "draft", "sampler": "sequential", "model": "draft", "labels": [4, 10], **PLAIN},
-        {"id": "filtered", "sampler": "sequential", "model": "target", "labels": [2], **FILTERED},
-        {"id": "smooth", "sampler": "sequential", "model": "target", "labels": [2], **SMOOTH},
-        {"id": "drawn-labels", "sampler": "sequential", "model": "target", "labels": None, "count": 2, **PLAIN},
-        {"id": "image-order", "sampler": "sequential", "model": "target", "labels": [7], "order": "image", **PLAIN},
-    ]
+def planned_ids() -> list[str]:
+    """Return the ids of all cases of all files."""
+    return [case.id for models in FILES for case in cases(models)]
+
+
+def _digits() -> Iterator[GoldenCase]:
+    target = GoldenCase("target", "sequential", (4,), PLAIN, model="target")
+    yield replace(target, deep=True)
+    yield replace(target, id="draft", model="draft", labels=(4, 10))
+    yield replace(target, id="filtered", labels=(2,), drawing=FILTERED)
+    yield replace(target, id="smooth", labels=(2,), drawing=SMOOTH)
+    yield replace(target, id="drawn-labels", labels=None, count=2)
+    yield replace(target, id="image-order", labels=(7,), order="image")
+    yield from _handed(GoldenCase("", "test3", (4,), PLAIN), (1, 5, 9))
+    speculative = GoldenCase("", "speculative", (4,), PLAIN)
+    for draft_len in (1, 3, 5, 10):
+        yield replace(speculative, id=f"speculative-{draft_len}", draft_len=draft_len, bonus=draft_len == 3)
+    filtered = replace(speculative, labels=(4, 8), drawing=FILTERED, order="image")
+    yield replace(filtered, id="speculative-filtered", draft_len=4, bonus=False)
+
+
+def _tiny() -> Iterator[GoldenCase]:
+    for word, recipe in NETWORKS.items():
+        for name, drawing in (("plain", PLAIN), ("filtered", FILTERED), ("smooth", SMOOTH)):
+            yield GoldenCase(f"{word}-{name}", "sequential", (0, 1), drawing, model="target", recipe=recipe)
+        handed = GoldenCase(f"{word}-", "test3", (1,), PLAIN, recipe=recipe)
+        yield from _handed(handed, range(len(recipe.patch_nums)))
+        speculative = GoldenCase("", "speculative", (0, 1), PLAIN, recipe=recipe)
+        for draft_len in (1, 2, 3):
+            name = f"{word}-speculative-{draft_len}"
+            yield replace(speculative, id=name, draft_len=draft_len, bonus=draft_len == 2)
+
+
+def _handed(case: GoldenCase, entries: Iterable[int]) -> Iterator[GoldenCase]:
+    """Yield a case of the hand-off under every mode, mask and entry; its id begins every one of theirs."""
     for mode, masks in MASKS:
         for sd_mask in masks:
-            for entry in (1, 5, 9):
-                where = {"entry_num": entry, "sd_mask": sd_mask, "mode": mode}
-                name = f"handoff-{mode}-mask{sd_mask}-entry{entry}"
-                found.append({"id": name, "sampler": "test3", "labels": [4], **where, **PLAIN})
-    for draft_len in (1, 3, 5, 10):
-        how: dict[str, Any] = {"draft_len": draft_len, "bonus": draft_len == 3}
-        found.append({"id": f"speculative-{draft_len}", "sampler": "speculative", "labels": [4], **how, **PLAIN})
-    how = {"draft_len": 4, "bonus": False, "order": "image"}
-    found.append({"id": "speculative-filtered", "sampler": "speculative", "labels": [4, 8], **how, **FILTERED})
-    return found
+            for entry in entries:
+                name = f"{case.id}handoff-{mode}-mask{sd_mask}-entry{entry}"
+                yield replace(case, id=name, entry_num=entry, sd_mask=sd_mask, mode=mode)
 
 
-def _tiny() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for word, sizes in NETWORKS.items():
-        network = {**_COMMON, **sizes}
-        for name, setting in (("plain", PLAIN), ("filtered", FILTERED), ("smooth", SMOOTH)):
-            case = {"id": f"{word}-{name}", "sampler": "sequential", "model": "target", "labels": [0, 1]}
-            found.append({**case, **network, **setting})
-        for mode, masks in MASKS:
-            for sd_mask in masks:
-                for entry in range(len(sizes["patch_nums"])):
-                    where = {"entry_num": entry, "sd_mask": sd_mask, "mode": mode}
-                    name = f"{word}-handoff-{mode}-mask{sd_mask}-entry{entry}"
-                    found.append({"id": name, "sampler": "test3", "labels": [1], **where, **network, **PLAIN})
-        for draft_len in (1, 2, 3):
-            how = {"draft_len": draft_len, "bonus": draft_len == 2}
-            name = f"{word}-speculative-{draft_len}"
-            found.append({"id": name, "sampler": "speculative", "labels": [0, 1], **how, **network, **PLAIN})
-    return found
+GOLDENS = Path(__file__).parent / "data"
 
 
-DATA = Path(__file__).parent / "data"
-
-
-def path_of(models: str, platform: str, folder: Path = DATA) -> Path:
+def path_of(models: str, platform: str, folder: Path = GOLDENS) -> Path:
     """Return where the goldens of one group of networks lie."""
     return folder / f"{FILES[models]}-{platform}.safetensors"
 
@@ -99,7 +108,7 @@ def _paths(platform: str, folder: Path) -> list[Path]:
     return [path_of(models, platform, folder) for models in FILES]
 
 
-def inventory(platform: str, folder: Path = DATA) -> tuple[list[Path], list[FileResult]]:
+def golden_inventory(platform: str, folder: Path = GOLDENS) -> tuple[list[Path], list[FileResult]]:
     """Compare the files that are there with those that must be.
 
     Args:
@@ -122,37 +131,66 @@ def inventory(platform: str, folder: Path = DATA) -> tuple[list[Path], list[File
     return sorted(path for path in there & wanted.keys() if wanted[path] == platform), wrong
 
 
-def stale(recording: Recording) -> list[str]:
+def stale_entries(recording: Recording) -> list[str]:
     """List in what an own file differs from the plan, from its own digest and from the weights of today."""
     models = recording.metadata.get("models")
     if models not in FILES:
         return [f"models {models} are not in the plan"]
-    expected = {case["id"]: json.loads(canonical((case,))) for case in cases(models)}
-    actual = {case["id"]: [case] for case in recording.cases}
-    found = [f"case {name} is missing" for name in sorted(expected.keys() - actual.keys())]
-    found += [f"case {name} is not in the plan" for name in sorted(actual.keys() - expected.keys())]
-    both = sorted(expected.keys() & actual.keys())
-    found += [
-        f"case {name} is stale: its settings are not the plan's" for name in both if expected[name] != actual[name]
+    expected, actual = ({case.id: case for case in listed} for listed in (cases(models), recording.cases))
+    differences = [f"case {name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    differences += [f"case {name} is not in the plan" for name in sorted(actual.keys() - expected.keys())]
+    differences += [
+        f"case {name} is stale: its settings are not the plan's"
+        for name in sorted(expected.keys() & actual.keys())
+        if expected[name] != actual[name]
     ]
-    name = path_of(models, recording.platform).name
-    if recording.path.name != name:
-        found.append(f"file name must be {name} for {models} on {recording.platform}")
+    file_name = path_of(models, recording.platform).name
+    if recording.path.name != file_name:
+        differences.append(f"file name must be {file_name} for {models} on {recording.platform}")
     if recording.metadata.get("digest") != recording.digest():
-        found.append("content digest differs: the file was changed by hand")
-    if not found and recording.metadata.get("weights") != weights_digest(models):
-        found.append("weights digest differs: recorded with other weights")
-    whence = origins(recording, actual)
-    if not all(str(origin.get("reason", "")).strip() for origin in whence):
-        found.append("provenance lacks the reason")
-    told = [name for origin in whence for name in origin["cases"]]
-    if sorted(told) != sorted(actual):
-        found.append("provenance must name the origin of every case once")
-    return found
+        differences.append("content digest differs: the file was changed by hand")
+    if not differences and recording.metadata.get("weights") != weights_digest(models):
+        differences.append("weights digest differs: recorded with other weights")
+    groups = origins(recording, actual)
+    if not all(group.reason.strip() for group in groups):
+        differences.append("provenance lacks the reason")
+    if sorted(name for group in groups for name in group.cases) != sorted(actual):
+        differences.append("provenance must name the origin of every case once")
+    return differences
 
 
-def origins(recording: Recording, names: Collection[str]) -> tuple[dict[str, Any], ...]:
-    """Return where some cases come from: groups of cases with versions, device_name, commit and reason.
+@dataclass(frozen=True)
+class Origin:
+    """Where a group of cases comes from.
+
+    Args:
+        cases: ids.
+        reason: why they were recorded.
+        commit: that recorded them.
+        device_name: of the machine.
+        versions: of what made them.
+    """
+
+    cases: tuple[str, ...]
+    reason: str
+    commit: str
+    device_name: str
+    versions: Mapping[str, str]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Origin:
+        """Read one group of a file. Raises `KeyError` or `TypeError` for anything else."""
+        cases = tuple(values["cases"])
+        reason, commit, device_name = (str(values.get(word, "")) for word in ("reason", "commit", "device_name"))
+        return cls(cases, reason, commit, device_name, values.get("versions", {}))
+
+    def as_values(self) -> dict[str, object]:
+        """Return the group as JSON values, as files hold it."""
+        return asdict(self)
+
+
+def origins(recording: Recording, names: Collection[str]) -> tuple[Origin, ...]:
+    """Return where some cases come from, in groups.
 
     Args:
         recording: an own file; one that was written in one go states its origin for the whole file.
@@ -162,23 +200,26 @@ def origins(recording: Recording, names: Collection[str]) -> tuple[dict[str, Any
         InputError: what it states is no list of groups of cases.
     """
     stated = recording.metadata.get("origins")
-    whole = {key: recording.metadata.get(key, "") for key in ("device_name", "commit", "reason")}
     try:
-        whole |= {"versions": json.loads(recording.metadata.get("versions", "{}"))}
-        groups = json.loads(stated) if stated else [{**whole, "cases": [case["id"] for case in recording.cases]}]
-        kept = [{**group, "cases": [name for name in group["cases"] if name in names]} for group in groups]
+        versions = json.loads(recording.metadata.get("versions", "{}"))
+        whole = {**recording.metadata, "versions": versions, "cases": [case.id for case in recording.cases]}
+        groups = [Origin.from_values(group) for group in (json.loads(stated) if stated else [whole])]
+        named = [replace(group, cases=tuple(name for name in group.cases if name in names)) for group in groups]
     except (ValueError, TypeError, KeyError):
         rule = "must state its origins as groups of cases"
         raise InputError("golden", str(recording.path), rule, "restore it from version control") from None
-    return tuple(group for group in kept if group["cases"])
+    return tuple(group for group in named if group.cases)
 
 
 def weights_digest(models: str) -> str:
     """Return the digest of all weights that the planned cases of one file use."""
-    pairs = {id(pair): pair for pair in (networks(case, models) for case in cases(models))}
+    pairs = {id(pair): pair for pair in (recorded_networks(case, models) for case in cases(models))}
     tensors: dict[str, Tensor] = {}
     for number, pair in enumerate(pairs.values()):
-        parts: dict[str, Any] = {"draft": pair.draft, "target": pair.target, "vae": pair.vae}
-        for word, part in parts.items():
-            tensors |= {f"{number}.{word}.{name}": tensor for name, tensor in part.weights.items()}
+        for word, weights in (
+            ("draft", pair.draft.weights),
+            ("target", pair.target.weights),
+            ("vae", pair.vae.weights),
+        ):
+            tensors |= {f"{number}.{word}.{name}": tensor for name, tensor in weights.items()}
     return content_digest(tensors)

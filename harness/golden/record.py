@@ -8,12 +8,11 @@ disk no longer holds against this code; what rounding does on another machine is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,17 +20,17 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.files import check_writable, write_whole
 from harness.golden import guard, plan
-from harness.golden.cases import CPU, RecordedCase, networks, parse
+from harness.golden.cases import CPU, RecordedCase, parse, recorded_networks
 from harness.golden.check import check_case, kept_logits, one_case_a_core, rounds
 from harness.golden.judgements import CaseResult
-from harness.golden.plan import DATA, origins, path_of, weights_digest
+from harness.golden.metadata import GoldenCase
 from harness.golden.platform import unverified
-from harness.golden.store import KIND, Recording, as_bytes, canonical, content_digest, read
+from harness.golden.store import KIND, Recording, as_bytes, canonical, content_digest, read_recording
 from harness.judge.compare import differences, largest_difference
 from harness.provenance import device_name, versions
 
 UNKNOWN = float("nan")
-FILE = "(file)"  # the id of a change that concerns a whole file
+WHOLE_FILE = "(file)"  # the id of a change that concerns a whole file
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Change:
     """How one case changes.
 
     Args:
-        id: of the case; `FILE` for a whole file.
+        id: of the case; `WHOLE_FILE` for a whole file.
         what: added, removed, settings, form (other tensors, shapes or dtypes), values; of a whole file: weights,
             changed by hand.
         first_scale: of the first token that changes; -1: no token does.
@@ -56,15 +55,15 @@ class Change:
     image: float = UNKNOWN
 
 
-def kind_of_change(planned: Mapping[str, Any], before: Recording, judged: CaseResult | None) -> str:
+def kind_of_change(planned: GoldenCase, before: Recording, judged: CaseResult | None) -> str:
     """Return what has become of a case: "" for nothing but rounding.
 
     Args:
-        planned: its settings, plain values.
+        planned: what it asks for.
         before: what is on disk.
         judged: the judgement on what is on disk; None = it was not judged, since its settings are others.
     """
-    recorded = {case["id"]: case for case in before.cases}.get(planned["id"])
+    recorded = {case.id: case for case in before.cases}.get(planned.id)
     if recorded is None:
         return "added"
     if recorded != planned:
@@ -75,21 +74,19 @@ def kind_of_change(planned: Mapping[str, Any], before: Recording, judged: CaseRe
     return "values" if judged.defects else ""
 
 
-def change(
-    planned: Mapping[str, Any], models: str, what: str, new: dict[str, Tensor], old: dict[str, Tensor]
-) -> Change:
+def change(planned: GoldenCase, models: str, what: str, new: dict[str, Tensor], old: dict[str, Tensor]) -> Change:
     """Measure one change; `new` and `old` are the tensors of the case, by the name after its id."""
     if what == "added" or any(difference.kind != "value" for difference in differences(new, old)):
-        return Change(planned["id"], what)
-    pyramid = networks(dict(planned), models, CPU).pyramid
+        return Change(planned.id, what)
+    pyramid = recorded_networks(planned, models, CPU).pyramid
     positions = torch.nonzero(new["tokens"] != old["tokens"])[:, 1].tolist()
     first = pyramid.level_of(min(positions)) if positions else -1
     f_hat, image = (largest_difference(new[key], old[key]) for key in ("f_hat", "image"))
-    return Change(planned["id"], what, first, len(positions), f_hat, image)
+    return Change(planned.id, what, first, len(positions), f_hat, image)
 
 
 @dataclass(frozen=True)
-class Fresh:
+class Regeneration:
     """A file as this code would write it now.
 
     Args:
@@ -99,19 +96,19 @@ class Fresh:
         tensors: of cases that changed, made here; of all others, those on disk.
         weights: digest.
         changes: what differs from what is on disk, rounding apart.
-        origins: provenance of the cases that keep theirs (`own.origins`).
+        origins: provenance of the cases that keep theirs.
     """
 
     path: Path
     models: str
-    cases: tuple[dict[str, Any], ...]
+    cases: tuple[GoldenCase, ...]
     tensors: dict[str, Tensor]
     weights: str
     changes: tuple[Change, ...]
-    origins: tuple[dict[str, Any], ...]
+    origins: tuple[plan.Origin, ...]
 
 
-def fresh(models: str, device: torch.device, folder: Path = DATA, only: str = "*") -> Fresh:
+def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, only: str = "*") -> Regeneration:
     """Judge what is on disk of one file's plan, and make anew what no longer holds.
 
     Args:
@@ -123,44 +120,44 @@ def fresh(models: str, device: torch.device, folder: Path = DATA, only: str = "*
     Raises:
         InputError: the file was changed by hand, so that no case of it can stay as it is.
     """
-    path, weights = path_of(models, device.type, folder), weights_digest(models)
-    before = read(path) if path.exists() else Recording(path, {}, (), {})
+    path, weights = plan.path_of(models, device.type, folder), plan.weights_digest(models)
+    before = read_recording(path) if path.exists() else Recording(path, {}, (), {})
     if before.cases and (why := unverified(before, device)):
         raise InputError("golden", str(path), why, "compare it on the platform that it was recorded on")
-    touched = bool(before.cases) and before.metadata.get("digest") != before.digest()
-    if touched and only != "*":
+    by_hand = bool(before.cases) and before.metadata.get("digest") != before.digest()
+    if by_hand and only != "*":
         rule = "was changed by hand: none of its cases can be kept"
         raise InputError("golden", str(path), rule, "restore it from version control, or leave out --only")
-    planned = tuple(json.loads(canonical(plan.cases(models))))
-    kinds = _kinds(tuple(case for case in planned if fnmatchcase(case["id"], only)), models, before, device)
-    kinds = {name: what or "values" for name, what in kinds.items()} if touched else kinds
-    known = {case["id"]: case for case in before.cases}
-    stays = {name for name in known if not fnmatchcase(name, only) or kinds.get(name) == ""}
-    cases = [case if case["id"] in kinds else known.get(case["id"]) for case in planned]
-    cases += [known[name] for name in known if name in stays and name not in {case["id"] for case in planned}]
-    tensors = {name: t for name, t in before.tensors.items() if name.split("/")[0] in stays}
-    parsed = [parse(case, models, device) for case in planned if kinds.get(case["id"])]
+    planned = plan.cases(models)
+    ids, on_disk = {case.id for case in planned}, {case.id: case for case in before.cases}
+    kinds = _kinds([case for case in planned if fnmatchcase(case.id, only)], models, before, device)
+    if by_hand:
+        kinds = {name: kind or "values" for name, kind in kinds.items()}
+    stays = {name for name in on_disk if not fnmatchcase(name, only) or kinds.get(name) == ""}
+    anew = [case for case in planned if kinds.get(case.id)]
+    listed = [case if case.id in kinds else on_disk.get(case.id) for case in planned]
+    listed += [on_disk[name] for name in on_disk if name in stays and name not in ids]
+    tensors = {name: tensor for name, tensor in before.tensors.items() if name.split("/")[0] in stays}
     with one_case_a_core(device) as pool:
-        tensors |= dict(chain.from_iterable(pool.map(produce, parsed)))
-    found = [Change(name, "removed") for name in sorted(known.keys() - {c["id"] for c in planned} - stays)]
-    for case in (case for case in planned if kinds.get(case["id"])):
-        new = {n.removeprefix(f"{case['id']}/"): t for n, t in tensors.items() if n.startswith(f"{case['id']}/")}
-        found.append(change(case, models, kinds[case["id"]], new, before.of(case["id"])))
-    found += [Change(FILE, "changed by hand")] if touched else []
-    found += [Change(FILE, "weights")] if before.cases and before.metadata.get("weights") != weights else []
-    kept = tuple(case for case in cases if case is not None)
-    return Fresh(path, models, kept, tensors, weights, tuple(found), origins(before, stays))
+        produced = pool.map(produce, [parse(case, models, device) for case in anew])
+        tensors |= dict(chain.from_iterable(produced))
+    cases = tuple(case for case in listed if case is not None)
+    after = Recording(path, {}, cases, tensors)
+    changes = [Change(name, "removed") for name in sorted(on_disk.keys() - ids - stays)]
+    changes += [change(case, models, kinds[case.id], after.of(case.id), before.of(case.id)) for case in anew]
+    changes += [Change(WHOLE_FILE, "changed by hand")] if by_hand else []
+    changes += [Change(WHOLE_FILE, "weights")] if before.cases and before.metadata.get("weights") != weights else []
+    return Regeneration(path, models, cases, tensors, weights, tuple(changes), plan.origins(before, stays))
 
 
 def _kinds(
-    planned: tuple[dict[str, Any], ...], models: str, before: Recording, device: torch.device
+    planned: Sequence[GoldenCase], models: str, before: Recording, device: torch.device
 ) -> dict[str, str]:  # fmt: skip
     """Return what has become of every planned case, by id; those of unchanged settings are judged."""
-    same = [case for case in planned if case in before.cases]
-    parsed = [parse(case, models, device) for case in same]
+    unchanged = [parse(case, models, device) for case in planned if case in before.cases]
     with one_case_a_core(device) as pool:
-        judged = {result.id: result for result in pool.map(lambda case: check_case(case, before), parsed)}
-    return {case["id"]: kind_of_change(case, before, judged.get(case["id"])) for case in planned}
+        judged = {result.id: result for result in pool.map(lambda case: check_case(case, before), unchanged)}
+    return {case.id: kind_of_change(case, before, judged.get(case.id)) for case in planned}
 
 
 @torch.inference_mode()
@@ -183,14 +180,19 @@ def produce(case: RecordedCase) -> list[tuple[str, Tensor]]:
     return [(f"{case.id}/{name}", tensor.cpu().clone()) for name, tensor in tensors.items()]
 
 
-def changed(
+def regenerate_all(device: torch.device, folder: Path = plan.GOLDENS, only: str = "*") -> list[Regeneration]:
+    """Return every file of the plan as this code would write it now; arguments and errors as of `regenerate`."""
+    return [regenerate(models, device, folder, only) for models in plan.FILES]
+
+
+def changed_goldens(
     reason: str,
     device: torch.device,
-    folder: Path = DATA,
+    folder: Path = plan.GOLDENS,
     code: Path = guard.CODE,
     laws: guard.Laws = guard.failing_laws,
     only: str = "*",
-) -> list[Fresh]:
+) -> list[Regeneration]:
     """Judge every file and return those that would change.
 
     Args:
@@ -211,28 +213,29 @@ def changed(
     if not folder.is_dir():
         raise InputError("folder", str(folder), "is not there", "make it first")
     for models in plan.FILES:
-        check_writable(path_of(models, device.type, folder), "folder")
+        check_writable(plan.path_of(models, device.type, folder), "folder")
     if contradicted := guard.contradicted(device):
         rule = "are contradicted: outside truth outranks any golden"
         raise InputError("recordings", "; ".join(contradicted), rule, "mend the code first (golden check FILE)")
-    pairs = {id(p): p for m in plan.FILES for p in (networks(case, m, device) for case in plan.cases(m))}
+    pairs = {id(p): p for m in plan.FILES for p in (recorded_networks(case, m, device) for case in plan.cases(m))}
     with one_case_a_core(device) as pool:
         failing = list(chain.from_iterable(pool.map(laws, pairs.values())))
     if failing:
         rule = "must hold before a golden is recorded"
         raise InputError("laws", "; ".join(failing), rule, "mend the code first")
-    return [made for made in (fresh(models, device, folder, only) for models in plan.FILES) if made.changes]
+    return [after for after in regenerate_all(device, folder, only) if after.changes]
 
 
-def write(made: Fresh, reason: str, device: torch.device, code: Path = guard.CODE) -> None:
-    """Write one file with its provenance. Effects: replaces `made.path` in one step."""
-    stated = {"device_name": device_name(device), "commit": guard.commit(code), "reason": reason.strip()}
-    old = {case for origin in made.origins for case in origin["cases"]}
-    anew = {**stated, "versions": versions(), "cases": [case["id"] for case in made.cases if case["id"] not in old]}
+def write_golden(after: Regeneration, reason: str, device: torch.device, code: Path = guard.CODE) -> None:
+    """Write one file with its provenance. Effects: replaces `after.path` in one step."""
+    commit, device_words = guard.commit(code), device_name(device)
+    known = {name for origin in after.origins for name in origin.cases}
+    anew = tuple(case.id for case in after.cases if case.id not in known)
+    groups = [*after.origins, *([plan.Origin(anew, reason.strip(), commit, device_words, versions())] if anew else [])]
     provenance = {
-        **stated, "kind": KIND, "models": made.models, "device": device.type, "dtype": "float32", "tf32": "off",
-        "versions": json.dumps(versions(), sort_keys=True), "weights": made.weights,
-        "digest": content_digest(made.tensors, canonical(made.cases)),
-        "origins": json.dumps([*made.origins, *([anew] if anew["cases"] else [])], sort_keys=True),
+        "device_name": device_words, "commit": commit, "reason": reason.strip(), "kind": KIND, "models": after.models,
+        "device": device.type, "dtype": "float32", "tf32": "off", "versions": json.dumps(versions(), sort_keys=True),
+        "weights": after.weights, "digest": content_digest(after.tensors, canonical(after.cases)),
+        "origins": json.dumps([group.as_values() for group in groups], sort_keys=True),
     }  # fmt: skip
-    write_whole(made.path, as_bytes(provenance, made.cases, made.tensors))
+    write_whole(after.path, as_bytes(provenance, after.cases, after.tensors))

@@ -1,19 +1,16 @@
-"""Files of recorded tensors: one reader for the published format and for this project's own, and what they may ask.
+"""Files of recorded tensors: one reader for the published format and for this project's own.
 
-Promise: a file is read whole and its frame is checked (format version, cases, device), or it is refused in one line;
-sizes far beyond any recording are refused from its text alone, before anything of that size is made. A digest depends
-on names, dtypes, shapes and bytes alone, not on the order of the set or on a file's layout.
+Promise: a file is read whole, or it is refused in one line. A digest depends on names, dtypes, shapes and bytes alone,
+not on the order of the set or on a file's layout.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,77 +19,7 @@ from torch import Tensor
 
 from harness.errors import InputError, shortened, text_of
 from harness.files import check_readable
-from harness.models.autoencoder import GROUPS, AutoencoderConfig
-from harness.models.network import TransformerConfig
-from harness.protocol.pyramid import ScalePyramid
-
-# Largest values of single sizes; the published networks have depth 36, width 2304, 2240 tokens, 10 scales.
-MOST = {"V": 2**16, "C": 2**12, "vae_ch": 2**12, "depth": 128, "D": 2**14, "H": 2**10, "classes": 2**16}
-MOST |= {"draft_depth": MOST["depth"], "draft_D": MOST["D"], "draft_H": MOST["H"]}
-MOST_LISTED = {"patch_nums": (64, 128), "vae_mult": (8, 64)}  # length, largest entry
-SWITCHES = ("shared_adaln", "l2_norm")
-PHI = re.compile(r"[1-9][0-9]? shared|one a scale")
-MOST_TOKENS = 2**13
-MOST_NUMBERS = 2**28  # of one tensor, or of all weights of a network: 1 GiB in float32
-REMEDY = "record it again"
-
-
-def check_sizes(case: Mapping[str, Any]) -> None:
-    """Refuse single sizes that no recording has.
-
-    Raises:
-        InputError: one is too large, or of another kind.
-        KeyError: a list, a switch or `phi` is missing; a missing number is met elsewhere.
-    """
-    for key, most in MOST.items():
-        if key in case and not _is_size(case[key], most):
-            raise _refused({key: case[key]}, f"must be a whole number in 1..{most}")
-    for key, (length, most) in MOST_LISTED.items():
-        values = case[key]
-        if not isinstance(values, list) or not (1 <= len(values) <= length and all(_is_size(v, most) for v in values)):
-            shown = f"{key} of {len(values)} entries" if isinstance(values, list) else f"{key} {values!r}"
-            raise _refused(shown, f"must list 1..{length} whole numbers in 1..{most}")
-    for key in SWITCHES:
-        if type(case[key]) is not bool:
-            raise _refused({key: case[key]}, "must be true or false")
-    if not isinstance(case["phi"], str) or not PHI.fullmatch(case["phi"]):
-        raise InputError("phi", case["phi"], 'must read "N shared" (N in 1..99) or "one a scale"', REMEDY)
-    tokens = sum(pn * pn for pn in case["patch_nums"])
-    if tokens > MOST_TOKENS:
-        raise _refused(f"patch_nums of {tokens} tokens", f"must have at most {MOST_TOKENS}")
-
-
-def check_fit(transformers: Iterable[TransformerConfig], vae: AutoencoderConfig) -> None:
-    """Refuse sizes that are right one by one and make no networks together. Raises `InputError`."""
-    for config in transformers:
-        if config.D % config.H:
-            raise _refused(f"D={config.D} and H={config.H}", "D must be a multiple of H")
-    for multiplier in vae.multipliers:
-        if vae.ch * multiplier % GROUPS:
-            raise _refused(f"vae_ch={vae.ch} times {multiplier}", f"must be a multiple of {GROUPS}")
-
-
-def _refused(shown: object, rule: str) -> InputError:
-    return InputError("sizes", shown, rule, REMEDY)
-
-
-def _is_size(value: object, most: int) -> bool:
-    return type(value) is int and 1 <= value <= most
-
-
-def check_weights(numbers: int) -> None:
-    """Refuse a network of too many weights. Raises `InputError`."""
-    if numbers > MOST_NUMBERS:
-        raise _refused(f"{numbers} weights", f"must be at most {MOST_NUMBERS} a network")
-
-
-def check_batch(images: int, pyramid: ScalePyramid, config: TransformerConfig, downsampling: int) -> None:
-    """Refuse a batch whose logits, attention or pixels are too many. Raises `InputError`."""
-    side = pyramid.P * downsampling
-    numbers = images * max(2 * pyramid.L * config.V, 2 * config.H * pyramid.L**2, 3 * side * side)
-    if numbers > MOST_NUMBERS:
-        rule = f"must make tensors of at most {MOST_NUMBERS} numbers, not {numbers}"
-        raise InputError("images", images, rule, REMEDY)
+from harness.golden.metadata import REMEDY, GoldenCase
 
 
 def content_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -110,7 +37,6 @@ MOST_BYTES = 2**30  # the largest recording has 9 MB; a header that promises mor
 MOST_REASON = 120  # characters of why a file cannot be read: names of tensors are part of it
 KIND = "golden"  # metadata `kind` of this project's own; the published format has none
 NAME = "golden"  # of a file, in a message
-AGAIN = "record it again"
 SAMPLERS = "pass a recording of samplers (encoder and published-sizes recordings are not judged here)"
 
 
@@ -121,13 +47,13 @@ class Recording:
     Args:
         path: where it lies.
         metadata: strings, `cases` left out.
-        cases: one plain dict a case.
+        cases: what was asked for.
         tensors: by full name, ``ID/tokens`` and so on.
     """
 
     path: Path
     metadata: Mapping[str, str]
-    cases: tuple[dict[str, Any], ...]
+    cases: tuple[GoldenCase, ...]
     tensors: Mapping[str, Tensor]
 
     @property
@@ -147,7 +73,7 @@ class Recording:
 
     def strays(self) -> list[str]:
         """Return the names that belong to no case."""
-        prefixes = tuple(f"{case['id']}/" for case in self.cases)
+        prefixes = tuple(f"{case.id}/" for case in self.cases)
         return sorted(name for name in self.tensors if not name.startswith(prefixes))
 
     def digest(self) -> str:
@@ -155,17 +81,17 @@ class Recording:
         return content_digest(self.tensors, canonical(self.cases))
 
 
-def canonical(cases: tuple[dict[str, Any], ...]) -> str:
+def canonical(cases: Sequence[GoldenCase]) -> str:
     """Return the one JSON text of a list of cases."""
-    return json.dumps(list(cases), sort_keys=True, separators=(",", ":"))
+    return json.dumps([case.as_values() for case in cases], sort_keys=True, separators=(",", ":"))
 
 
-def read(path: Path) -> Recording:
+def read_recording(path: Path) -> Recording:
     """Read a file.
 
     Raises:
         InputError: missing, no regular file, larger than any recording, truncated, not safetensors, another format
-            version, no cases, or no device.
+            version, no device, no cases, or one that `GoldenCase` does not understand.
     """
     check_readable(path, NAME, "record it, or restore it from version control")
     if (size := path.stat().st_size) > MOST_BYTES:
@@ -182,31 +108,31 @@ def read(path: Path) -> Recording:
         raise _no_recording(path, rule, "use the harness version that wrote it")
     cases = _cases(metadata.pop("cases", None), path)
     if not metadata.get("device"):
-        raise _no_recording(path, "metadata must name the device", AGAIN)
+        raise _no_recording(path, "metadata must name the device", REMEDY)
     return Recording(path, metadata, cases, tensors)
 
 
-def _cases(text: str | None, path: Path) -> tuple[dict[str, Any], ...]:
+def _cases(text: str | None, path: Path) -> tuple[GoldenCase, ...]:
     if text is None:
         raise _no_recording(path, "metadata has no cases", SAMPLERS)
     try:
         cases = json.loads(text)
     except (ValueError, RecursionError):
-        raise _no_recording(path, "metadata cases are not JSON", AGAIN) from None
+        raise _no_recording(path, "metadata cases are not JSON", REMEDY) from None
     if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
-        raise _no_recording(path, "metadata cases must be a list of objects", AGAIN)
+        raise _no_recording(path, "metadata cases must be a list of objects", REMEDY)
     if not cases:
         raise _no_recording(path, "holds zero cases: nothing could be compared", SAMPLERS)
     if not all(isinstance(case.get("id"), str) and case["id"] for case in cases):
-        raise _no_recording(path, "every case must have an id", AGAIN)
-    return tuple(cases)
+        raise _no_recording(path, "every case must have an id", REMEDY)
+    return tuple(map(GoldenCase.from_values, cases))
 
 
 def _no_recording(path: Path, rule: str, remedy: str) -> InputError:
     return InputError(NAME, str(path), rule, remedy)
 
 
-def as_bytes(metadata: Mapping[str, str], cases: tuple[dict[str, Any], ...], tensors: Mapping[str, Tensor]) -> bytes:
+def as_bytes(metadata: Mapping[str, str], cases: Sequence[GoldenCase], tensors: Mapping[str, Tensor]) -> bytes:
     """Return a file's content."""
     whole = {"format": FORMAT, **metadata, "cases": canonical(cases)}
     content: bytes = save({name: tensors[name].contiguous() for name in sorted(tensors)}, metadata=whole)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.errors import one_line
 from harness.files import compact
-from harness.golden.judgements import CaseResult, FileResult, totals
+from harness.golden.judgements import CaseResult, FileResult, golden_totals
 from harness.golden.record import Change
 from harness.judge.verdict import Verdict, worst
 from harness.provenance import versions
@@ -56,7 +56,7 @@ def show_recordings(results: Sequence[FileResult], console: Console, quiet: bool
             say(console, f"DEFECT in {result.path}: {line}")
         if result.unverified:
             say(console, f"UNVERIFIED {result.path}: {result.unverified}")
-    say(console, totals(results))
+    say(console, golden_totals(results))
 
 
 def _rows(result: FileResult, verbose: bool) -> list[list[str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.golden import cases, guard, plan, record
 from harness.golden.cases import CPU
-from harness.golden.check import read_all
+from harness.golden.check import read_recordings
+from harness.golden.metadata import GoldenCase
 from harness.golden.platform import GENERATORS, probe, same_generator
-from harness.golden.store import canonical, content_digest, read
+from harness.golden.store import canonical, content_digest, read_recording
 from harness.reference import sequential
 from harness.reference.sequential import guide
 from tests.helpers import command, recorded
@@ -50,6 +51,11 @@ class Content:
         for name in [name.removeprefix(f"{a}/") for name in self.tensors if name.startswith(f"{a}/")]:
             one, other = f"{a}/{name}", f"{b}/{name}"
             self.tensors[one], self.tensors[other] = self.tensors[other], self.tensors[one]
+
+
+def values_of(stated: Sequence[GoldenCase]) -> list[dict[str, Any]]:
+    """Return cases as a file holds them."""
+    return json.loads(canonical(stated))
 
 
 @pytest.fixture
@@ -259,7 +265,7 @@ def test_files_that_are_no_files_or_named_twice_are_bad_input(
 
 def test_an_empty_list_of_files_is_bad_input():
     with pytest.raises(InputError, match="name nothing to check"):
-        read_all([])
+        read_recordings([])
 
 
 def test_rounds_of_a_speculative_case_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Content):
@@ -271,7 +277,7 @@ def test_rounds_of_a_speculative_case_are_judged(tmp_path: Path, monkeypatch: py
         (lambda t: t[1:], 1),
         (lambda t: t + torch.eye(len(t), 7, dtype=torch.int32), 1),
     ):
-        tensors = dict(record.produce(cases.parse(case, "filled", CPU)))
+        tensors = dict(record.produce(cases.parse(GoldenCase.from_values(case), "filled", CPU)))
         tensors["turns/rounds"] = tamper(tensors["turns/rounds"].clone()).contiguous()
         path = Content(tensors, [case], content.metadata).save(tmp_path / "turns.safetensors")
         assert command(monkeypatch, "golden", "check", str(path), "--quiet") == status
@@ -326,7 +332,9 @@ def test_drawn_labels_and_other_settings_than_the_recorded_ones_are_understood(
         {**base, "id": "handed", "count": 2, "sampler": "test3", "entry_num": 2, "sd_mask": 4},
         {**base, "id": "soft", "count": 2, "sampler": "test3", "entry_num": 9, "sd_mask": 0, "more_smooth": True},
     ]
-    tensors = dict(pair for case in made for pair in record.produce(cases.parse(case, "filled", CPU)))
+    tensors = dict(
+        pair for case in made for pair in record.produce(cases.parse(GoldenCase.from_values(case), "filled", CPU))
+    )
     for case in made:
         del case["count"]  # as published: the tensors tell how many
     content.tensors |= tensors
@@ -351,7 +359,7 @@ def test_the_digest_depends_on_content_and_not_on_order():
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for goldens of a small plan, on a tree that passes for clean, outside CI."""
-    few = tuple(c for c in plan.cases("filled") if c["id"].startswith("one-phi") and c["id"].endswith(("-plain", "-2")))
+    few = tuple(c for c in plan.cases("filled") if c.id.startswith("one-phi") and c.id.endswith(("-plain", "-2")))
     assert len(few) == 2
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny"})
     monkeypatch.setattr(plan, "KEPT", ("cpu",))
@@ -376,7 +384,7 @@ def test_recording_then_nothing_then_an_intentional_change(
     assert recording(monkeypatch, folder, "the first") == 0
     assert "added" in capsys.readouterr().out
     path = folder / "golden-tiny-cpu.safetensors"
-    content, metadata = path.read_bytes(), read(path).metadata
+    content, metadata = path.read_bytes(), read_recording(path).metadata
     assert {key: metadata[key] for key in ("reason", "commit", "kind")} == {
         "reason": "the first", "commit": "abc", "kind": "golden",
     }  # fmt: skip
@@ -400,10 +408,10 @@ def test_recording_then_nothing_then_an_intentional_change(
     assert "error: laws=" in capsys.readouterr().err
     assert path.read_bytes() == content
 
-    monkeypatch.setattr(record, "changed", partial(record.changed, laws=lambda models: []))
+    monkeypatch.setattr(record, "changed_goldens", partial(record.changed_goldens, laws=lambda models: []))
     assert recording(monkeypatch, folder, "stronger guidance at scale 2") == 0
     assert "one-phi-plain" in capsys.readouterr().out
-    assert read(path).metadata["reason"] == "stronger guidance at scale 2"
+    assert read_recording(path).metadata["reason"] == "stronger guidance at scale 2"
     assert command(monkeypatch, "golden", "check", *options) == 0
     assert command(monkeypatch, "golden", "diff", *options) == 0
 
@@ -426,21 +434,21 @@ def test_recording_in_ci_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_recording_while_a_law_fails_is_refused(folder: Path):
     with pytest.raises(InputError, match="laws=a = b: must hold before a golden is recorded"):
-        record.changed("because", CPU, folder, laws=lambda models: ["a = b"])
+        record.changed_goldens("because", CPU, folder, laws=lambda models: ["a = b"])
     assert list(folder.iterdir()) == []
 
 
 def test_recording_for_an_unplanned_platform_or_nowhere_is_refused(folder: Path):
     with pytest.raises(InputError, match="must be a platform of the plan"):
-        record.changed("because", torch.device("mps"), folder)
+        record.changed_goldens("because", torch.device("mps"), folder)
     with pytest.raises(InputError, match="is not there; make it first"):
-        record.changed("because", CPU, folder / "nowhere")
+        record.changed_goldens("because", CPU, folder / "nowhere")
 
 
 def test_a_test_run_never_writes_a_golden(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    assert recording(monkeypatch, plan.DATA) == 2
+    assert recording(monkeypatch, plan.GOLDENS) == 2
     assert "a test run never writes a golden" in one_line(capsys)
 
 
@@ -499,8 +507,8 @@ def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_pr
 ):
     assert recording(monkeypatch, folder, "the first") == 0
     path, options = folder / "golden-tiny-cpu.safetensors", ("--folder", str(folder))
-    before = read(path)
-    rounded = Content({n: t.clone() for n, t in before.tensors.items()}, list(before.cases), dict(before.metadata))
+    before = read_recording(path)
+    rounded = Content({n: t.clone() for n, t in before.tensors.items()}, values_of(before.cases), dict(before.metadata))
     for name in ("one-phi-plain/f_hat", "one-phi-speculative-2/image"):
         rounded.tensors[name] *= 1 + 2.0**-23  # what another processor might have written
     rounded.metadata["digest"] = content_digest(rounded.tensors, canonical(before.cases))
@@ -511,14 +519,14 @@ def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_pr
 
     whole = guide  # the speculative side has a guidance of its own: its case holds
     monkeypatch.setattr(sequential, "guide", lambda logits, cfg, si, S: whole(logits, cfg + (si == 2), si, S))
-    monkeypatch.setattr(record, "changed", partial(record.changed, laws=lambda models: []))
+    monkeypatch.setattr(record, "changed_goldens", partial(record.changed_goldens, laws=lambda models: []))
     only = ("--only", "*-plain")
     capsys.readouterr()
     assert command(monkeypatch, "golden", "diff", *options, *only) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "1 change"
     monkeypatch.setattr(guard, "_git", lambda folder, *words: "" if words[0] == "status" else "def")
     assert command(monkeypatch, "golden", "record", "--reason", "stronger", *options, *only) == 0
-    after = read(path)
+    after = read_recording(path)
     assert all(
         torch.equal(after.tensors[name], tensor) == name.startswith("one-phi-speculative-2/")
         for name, tensor in rounded.tensors.items()
@@ -526,20 +534,20 @@ def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_pr
     )
     told = {case: (o["reason"], o["commit"]) for o in json.loads(after.metadata["origins"]) for case in o["cases"]}
     assert told == {"one-phi-speculative-2": ("the first", "abc"), "one-phi-plain": ("stronger", "def")}
-    assert plan.stale(after) == []
+    assert plan.stale_entries(after) == []
 
 
 def test_a_golden_changed_by_hand_is_a_change_however_small(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert recording(monkeypatch, folder) == 0
     path, options = folder / "golden-tiny-cpu.safetensors", ("--folder", str(folder))
-    before = read(path)
-    bent = Content({n: t.clone() for n, t in before.tensors.items()}, list(before.cases), dict(before.metadata))
+    before = read_recording(path)
+    bent = Content({n: t.clone() for n, t in before.tensors.items()}, values_of(before.cases), dict(before.metadata))
     bent.tensors["one-phi-plain/f_hat"] *= 1 + 2.0**-23
     bent.save(path)
     assert command(monkeypatch, "golden", "diff", *options) == 1
     assert command(monkeypatch, "golden", "diff", *options, "--only", "*-plain") == 2
     assert recording(monkeypatch, folder) == 0
-    assert torch.equal(read(path).tensors["one-phi-plain/f_hat"], before.tensors["one-phi-plain/f_hat"])
+    assert torch.equal(read_recording(path).tensors["one-phi-plain/f_hat"], before.tensors["one-phi-plain/f_hat"])
 
 
 def test_a_case_that_left_the_plan_and_other_weights_are_changes_and_another_precision_is_refused(
@@ -547,23 +555,23 @@ def test_a_case_that_left_the_plan_and_other_weights_are_changes_and_another_pre
 ):
     assert recording(monkeypatch, folder) == 0
     path = folder / "golden-tiny-cpu.safetensors"
-    before, planned = read(path), plan.cases("filled")
+    before, planned = read_recording(path), plan.cases("filled")
 
     def changes(**metadata: str) -> list[tuple[str, str]]:
-        Content(dict(before.tensors), list(before.cases), {**before.metadata, **metadata}).save(path)
-        return [(change.id, change.what) for change in record.fresh("filled", CPU, folder).changes]
+        Content(dict(before.tensors), values_of(before.cases), {**before.metadata, **metadata}).save(path)
+        return [(change.id, change.what) for change in record.regenerate("filled", CPU, folder).changes]
 
     assert changes() == []
     assert changes(weights="0") == [("(file)", "weights")]
     with pytest.raises(InputError, match=r"with TF32 on.*compare it on the platform that it was recorded on"):
         changes(tf32="on")
     monkeypatch.setattr(plan, "cases", lambda models: planned[:1])
-    gone = planned[1]["id"]
+    gone = planned[1].id
     assert (gone, "removed") in changes()
-    made = record.fresh("filled", CPU, folder)
-    assert [case["id"] for case in made.cases] == [planned[0]["id"]]
-    assert {name.split("/")[0] for name in made.tensors} == {planned[0]["id"]}
-    assert [name for origin in made.origins for name in origin["cases"]] == [planned[0]["id"]]
+    made = record.regenerate("filled", CPU, folder)
+    assert [case.id for case in made.cases] == [planned[0].id]
+    assert {name.split("/")[0] for name in made.tensors} == {planned[0].id}
+    assert [name for origin in made.origins for name in origin.cases] == [planned[0].id]
 
 
 @pytest.mark.parametrize("word", ["check", "diff", "record"])
@@ -600,7 +608,7 @@ def test_recording_is_refused_while_a_recording_is_contradicted(
     monkeypatch.setattr(guard, "refuse", lambda *a: None)
     monkeypatch.setattr(guard, "contradicted", lambda device: ["recorded-cpu (case a)"])
     with pytest.raises(InputError, match="are contradicted: outside truth outranks any golden"):
-        record.changed("because", CPU, folder)
+        record.changed_goldens("because", CPU, folder)
     assert list(folder.iterdir()) == []
 
 
@@ -608,7 +616,7 @@ def test_a_platform_has_all_its_files_or_none(folder: Path, monkeypatch: pytest.
     assert recording(monkeypatch, folder) == 0
     (folder / "golden-tiny-cuda.safetensors").write_bytes(b"")
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny", "digits": "golden-digits"})
-    paths, results = plan.inventory("cuda", folder)
+    paths, results = plan.golden_inventory("cuda", folder)
     assert [path.name for path in paths] == ["golden-tiny-cuda.safetensors"]
     missing = {Path(result.path).name for result in results if "missing" in result.defects[0]}
     assert missing == {"golden-digits-cpu.safetensors", "golden-digits-cuda.safetensors"}

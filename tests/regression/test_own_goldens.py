@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.golden import plan
-from harness.golden.store import read
+from harness.golden.store import read_recording
 from harness.reference import sequential
 from tests.bent_smooth import with_tau
 from tests.helpers import command
@@ -17,11 +17,11 @@ from tests.regression.conftest import golden_properties
 
 COMPONENT = "golden"  # where nothing more exact is known
 
-PATHS = sorted(plan.DATA.glob("*.safetensors"))
+PATHS = sorted(plan.GOLDENS.glob("*.safetensors"))
 
 
 def file_digests() -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in plan.DATA.iterdir()}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in plan.GOLDENS.iterdir()}
 
 
 def test_they_hold_and_checking_writes_nothing(
@@ -42,32 +42,32 @@ def test_they_hold_and_checking_writes_nothing(
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_they_are_as_planned_and_keep_their_provenance(path: Path):
-    recording = read(path)
-    assert plan.stale(recording) == []
+    recording = read_recording(path)
+    assert plan.stale_entries(recording) == []
     assert recording.metadata.keys() >= {"versions", "device", "device_name", "weights", "digest", "commit", "reason"}
     assert recording.metadata["reason"]
 
 
 def test_together_they_are_small_enough_for_git():
-    assert sum(path.stat().st_size for path in plan.DATA.iterdir()) < 10_000_000
+    assert sum(path.stat().st_size for path in plan.GOLDENS.iterdir()) < 10_000_000
 
 
 def test_the_plan_covers_samplers_modes_masks_entries_and_layouts():
     cases = [case for models in plan.FILES for case in plan.cases(models)]
-    assert {case["sampler"] for case in cases} == {"sequential", "test3", "speculative"}
+    assert {case.sampler for case in cases} == {"sequential", "test3", "speculative"}
     for models in plan.FILES:
-        handed = [case for case in plan.cases(models) if case["sampler"] == "test3"]
-        assert {(c["mode"], c["sd_mask"]) for c in handed} == {("recorded", m) for m in range(6)} | {
+        handed = [case for case in plan.cases(models) if case.sampler == "test3"]
+        assert {(c.mode, c.sd_mask) for c in handed} == {("recorded", m) for m in range(6)} | {
             ("corrected", m) for m in range(1, 6)
         }
-        assert any(case["sampler"] == "speculative" for case in plan.cases(models))
+        assert any(case.sampler == "speculative" for case in plan.cases(models))
     tiny = plan.cases("filled")
-    assert {case["shared_adaln"] for case in tiny} == {case["l2_norm"] for case in tiny} == {True, False}
-    assert {case["phi"] for case in tiny} == {"1 shared", "4 shared", "one a scale"}
-    assert len({tuple(case["patch_nums"]) for case in tiny}) == 4
+    assert {case.recipe.shared_adaln for case in tiny} == {case.recipe.l2_norm for case in tiny} == {True, False}
+    assert {case.recipe.phi for case in tiny} == {"1 shared", "4 shared", "one a scale"}
+    assert len({tuple(case.recipe.patch_nums) for case in tiny}) == 4
     for network in plan.NETWORKS:
-        entries = {c["entry_num"] for c in tiny if c["id"].startswith(f"{network}-handoff")}
-        assert entries == set(range(len(plan.NETWORKS[network]["patch_nums"])))
+        entries = {c.entry_num for c in tiny if c.id.startswith(f"{network}-handoff")}
+        assert entries == set(range(len(plan.NETWORKS[network].patch_nums)))
 
 
 @pytest.mark.slow

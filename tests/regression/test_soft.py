@@ -17,10 +17,10 @@ from torch import Tensor
 from harness.golden import record, smooth
 from harness.golden.allowance import LIMITS, allowances, smooth_rounding
 from harness.golden.cases import CPU, RecordedCase, parse
-from harness.golden.check import check_case, parse_all
+from harness.golden.check import check_case, recorded_cases
 from harness.golden.judgements import CaseResult
 from harness.golden.spread import Spread, spread
-from harness.golden.store import Recording, as_bytes, read
+from harness.golden.store import Recording, as_bytes, read_recording
 from harness.judge.verdict import Verdict
 from harness.reference import sequential
 from tests.bent_smooth import SOFT_BUGS
@@ -41,23 +41,22 @@ if torch.backends.cpu.get_cpu_capability() == "AVX512":  # what a machine lacks 
 @cache
 def small() -> Recording:
     """The recorded `more_smooth` cases on small networks, and some with filters, hand-offs and f_hat of every scale."""
-    published = read(RECORDED / "recorded-variants-cpu.safetensors")
-    soft = [case for case in published.cases if case["more_smooth"]]
+    published = read_recording(RECORDED / "recorded-variants-cpu.safetensors")
+    soft = [case for case in published.cases if case.drawing.more_smooth]
     made = []
     for case in soft:
-        made += [
-            {**case, "id": f"{case['id']}-top-k", "top_k": 7, "cfg": 3.0, "seed": 5},
-            {**case, "id": f"{case['id']}-top-p", "top_p": 0.8, "seed": 6, "deep": True},
-        ]
-        handed = {"sampler": "test3", "entry_num": 1, "sd_mask": 5, "top_k": 5, "seed": 7, "logits": "none"}
-        made.append({**case, "id": f"{case['id']}-handed", **handed})
+        top_k, top_p = replace(case.drawing, top_k=7, cfg=3.0, seed=5), replace(case.drawing, top_p=0.8, seed=6)
+        made.append(replace(case, id=f"{case.id}-top-k", drawing=top_k))
+        made.append(replace(case, id=f"{case.id}-top-p", drawing=top_p, deep=True))
+        handed = replace(case, sampler="test3", entry_num=1, sd_mask=5, logits="none")
+        made.append(replace(handed, id=f"{case.id}-handed", drawing=replace(case.drawing, top_k=5, seed=7)))
     tensors = dict(pair for case in made for pair in record.produce(parse(case, "filled", CPU)))
-    kept = {name: t for name, t in published.tensors.items() if name.split("/")[0] in {case["id"] for case in soft}}
+    kept = {name: t for name, t in published.tensors.items() if name.split("/")[0] in {case.id for case in soft}}
     return Recording(published.path, published.metadata, (*soft, *made), {**kept, **tensors})
 
 
 def judged(recording: Recording) -> list[CaseResult]:
-    return [check_case(case, recording) for case in parse_all(recording, CPU)]
+    return [check_case(case, recording) for case in recorded_cases(recording, CPU)]
 
 
 def test_a_right_sampler_passes_and_almost_all_of_it_is_judged():
@@ -103,7 +102,7 @@ def test_a_planted_soft_bug_is_caught(name: str, plant: Callable[[str], None]):
 def part_judged(monkeypatch: pytest.MonkeyPatch) -> tuple[Recording, RecordedCase, Tensor, Tensor]:
     """A case of which a part is judged, by limits in the middle of what rounding does; judged_BL and judged_BPP."""
     recording = small()
-    case = next(case for case in parse_all(recording, CPU) if case.id == "phi-per-scale-6-handed")
+    case = next(case for case in recorded_cases(recording, CPU) if case.id == "phi-per-scale-6-handed")
     run = case.run()
     found = spread(case, smooth_rounding(case, run))
     floor = allowances(case, run).f_hat
@@ -153,7 +152,7 @@ def test_f_hat_is_held_by_its_image_where_it_is_not_judged(monkeypatch: pytest.M
 def test_a_case_of_which_nothing_is_judged_is_inconclusive(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(LIMITS, "smooth margin", 0.0)
     recording = small()
-    case = parse_all(recording, CPU)[0]
+    case = recorded_cases(recording, CPU)[0]
     result = check_case(case, recording)
     assert (result.not_judged, result.verdict) == (result.draws, Verdict.INCONCLUSIVE)
 
@@ -162,7 +161,7 @@ def test_f_hat_of_every_scale_is_judged_behind_a_soft_tie(monkeypatch: pytest.Mo
     """Nothing of the free run is judged here, and a thousandth in one number of one scale is still seen."""
     monkeypatch.setattr(smooth, "spread", lambda case, error, raw=None: widened(case, error, raw))
     recording = small()
-    case = next(case for case in parse_all(recording, CPU) if case.id == "phi-per-scale-6-top-p")
+    case = next(case for case in recorded_cases(recording, CPU) if case.id == "phi-per-scale-6-top-p")
     assert check_case(case, recording).not_judged == 0
 
     def bent(f_hat: Tensor) -> Tensor:
@@ -184,11 +183,13 @@ def widened(case: RecordedCase, error: float, raw: Mapping[int, Tensor] | None) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOFT_BUGS)
 def test_a_planted_soft_bug_is_caught_on_digits(name: str, plant: Callable[[str], None]):
-    published = read(RECORDED / "recorded-cpu.safetensors")
-    base = next(case for case in published.cases if case["id"] == "sequential-005")
-    plain = {**base, "id": "top-k", "labels": [3], "top_k": 20, "seed": 9}
-    handed = {**plain, "id": "top-p", "top_k": 0, "top_p": 0.9, "sampler": "test3", "entry_num": 3, "sd_mask": 3}
-    made = (plain, handed, {**plain, "id": "deep", "deep": True})
+    published = read_recording(RECORDED / "recorded-cpu.safetensors")
+    base = next(case for case in published.cases if case.id == "sequential-005")
+    plain = replace(base, id="top-k", labels=(3,), drawing=replace(base.drawing, top_k=20, seed=9))
+    handed = replace(
+        plain, id="top-p", drawing=replace(plain.drawing, top_k=0, top_p=0.9), sampler="test3", entry_num=3, sd_mask=3
+    )
+    made = (plain, handed, replace(plain, id="deep", deep=True))
     tensors = dict(pair for case in made for pair in record.produce(parse(case, "digits", CPU)))
     recording = Recording(published.path, published.metadata, made, tensors)
     assert [result.defects for result in judged(recording)] == [[], [], []]

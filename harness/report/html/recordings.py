@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from harness.golden.cases import RecordedCase, networks
-from harness.golden.judgements import CaseResult, FileResult, totals
-from harness.golden.record import FILE, Fresh
-from harness.golden.store import Recording, read
+from harness.golden.cases import RecordedCase, recorded_networks
+from harness.golden.judgements import CaseResult, FileResult, golden_totals
+from harness.golden.record import WHOLE_FILE, Regeneration
+from harness.golden.store import Recording, read_recording
 from harness.judge.verdict import Verdict, worst
 from harness.protocol.trace import Trace
 from harness.report.html.gallery import PicturePair, gallery_parts, side_by_side
@@ -75,7 +75,7 @@ def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, devi
     return _page(verdict.value, TONE[verdict], HEADLINES.get(verdict, HOLDS), sections, device)
 
 
-def regeneration_page(files: Sequence[Fresh], device: str) -> bytes:
+def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
     """Return the page of a comparison of goldens with this code as one HTML file.
 
     Args:
@@ -112,7 +112,7 @@ def _result_facts(results: Sequence[FileResult]) -> Facts:
         [
             ("cases", f"{len(cases):,}", f"in {counted(len(results), 'file')}"),
             ("cases with a defect", f"{bad:,}", "none may"),
-            ("draws", f"{sum(case.draws for case in cases):,}", totals(results)),
+            ("draws", f"{sum(case.draws for case in cases):,}", golden_totals(results)),
             ("certified ties", f"{sum(len(case.ties) for case in cases):,}", "rounding alone decides these"),
         ]
     )
@@ -176,18 +176,18 @@ def _decoded(case: RecordedCase, run: Trace) -> Mapping[str, Tensor]:
     return {"tokens": run.tokens_BL, "image": case.models.vae.decode(run.f_hat_BCPP)}
 
 
-def _change_facts(files: Sequence[Fresh]) -> Facts:
+def _change_facts(files: Sequence[Regeneration]) -> Facts:
     changes = [change for file in files for change in file.changes]
     return Facts(
         [
             ("cases on record", f"{sum(len(file.cases) for file in files):,}", f"in {counted(len(files), 'file')}"),
-            ("would change", f"{len({c.id for c in changes if c.id != FILE}):,}", "cases"),
+            ("would change", f"{len({c.id for c in changes if c.id != WHOLE_FILE}):,}", "cases"),
             ("tokens that change", f"{sum(change.tokens for change in changes):,}", "in those cases"),
         ]
     )
 
 
-def _change_sheets(files: Sequence[Fresh]) -> list[object]:
+def _change_sheets(files: Sequence[Regeneration]) -> list[object]:
     head = ("case", "change", "which means", "first scale", "tokens", "largest Δf_hat", "largest Δpixel")
     sheets: list[object] = []
     for file in files:
@@ -201,20 +201,20 @@ def _change_sheets(files: Sequence[Fresh]) -> list[object]:
     return sheets
 
 
-def _pairs_that_change(file: Fresh) -> list[PicturePair]:
+def _pairs_that_change(file: Regeneration) -> list[PicturePair]:
     """Return the images of every case that changes, those of a case together."""
-    before = read(file.path) if file.path.exists() else Recording(file.path, {}, (), {})
+    before = read_recording(file.path) if file.path.exists() else Recording(file.path, {}, (), {})
     after = Recording(file.path, {}, file.cases, file.tensors)
     pairs: list[PicturePair] = []
     for change in file.changes:
-        if change.id != FILE:
+        if change.id != WHOLE_FILE:
             both = before.of(change.id), after.of(change.id)
             alone = f"{CHANGES[change.what].capitalize()}."
             pairs += side_by_side(change.id, both, SIDES, _sides(file, change.id), alone)
     return pairs
 
 
-def _sides(file: Fresh, name: str) -> Sequence[int]:
+def _sides(file: Regeneration, name: str) -> Sequence[int]:
     """Return the sides of a case's scales; none of one that is no longer planned."""
-    case = next((case for case in file.cases if case["id"] == name), None)
-    return networks(dict(case), file.models).pyramid.patch_nums if case else ()
+    case = next((case for case in file.cases if case.id == name), None)
+    return recorded_networks(case, file.models).pyramid.patch_nums if case else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -11,10 +11,12 @@ import torch
 
 from harness.errors import InputError
 from harness.golden import cases, plan
-from harness.golden.cases import CPU, RecordedCase, parse
-from harness.golden.check import parse_all, structure
+from harness.golden.cases import CPU, RecordedCase, recorded_networks
+from harness.golden.cases import parse as fitted
+from harness.golden.check import recorded_cases, structure
+from harness.golden.metadata import GoldenCase, Recipe
 from harness.golden.spread import guided
-from harness.golden.store import canonical, read
+from harness.golden.store import canonical, read_recording
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
@@ -24,14 +26,19 @@ from harness.speculative.sampler import Options, SpeculativeDecoder
 from tests.helpers import RECORDED, Layout, tiny
 
 TEXT: dict[str, Any] = next(
-    json.loads(canonical((case,)))[0] for case in plan.cases("filled") if case["id"] == "one-phi-filtered"
+    json.loads(canonical((case,)))[0] for case in plan.cases("filled") if case.id == "one-phi-filtered"
 )
-DIGITS: dict[str, Any] = {"id": "a", "sampler": "sequential", "model": "draft", "labels": [4], **plan.PLAIN}
+DIGITS = {"id": "a", "sampler": "sequential", "model": "draft", "labels": [4], **asdict(plan.PLAIN)}
 HANDED = {"sampler": "test3", "entry_num": 2, "sd_mask": 4}
 SPECULATIVE = {"sampler": "speculative", "draft_len": 3, "bonus": True}
 WORDS = Request((0, 1), 101, cfg=3.0, top_k=7, top_p=0.9, order="batch")
 TEACHER = Request((0, 1), 3, cfg=4.0)
 MODELS = tiny(Layout((1, 2, 3)))
+
+
+def parse(text: dict[str, Any], models: str, device: torch.device) -> RecordedCase:
+    """Read a case and fit it to its networks, as a file is."""
+    return fitted(GoldenCase.from_values(text), models, device)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +87,10 @@ def test_networks_lie_where_they_are_asked_for(text: dict[str, Any], models: str
     ids=lambda path: path.stem,
 )
 def test_every_recording_has_the_form_that_its_cases_say(path):
-    recording = read(path)
-    parsed = parse_all(recording, CPU)
+    recording = read_recording(path)
+    parsed = recorded_cases(recording, CPU)
     assert [(case.id, structure(case, recording.of(case.id))) for case in parsed] == [
-        (case["id"], []) for case in recording.cases
+        (case.id, []) for case in recording.cases
     ]
 
 
@@ -177,3 +184,80 @@ def test_some_logits_are_every_so_many_positions_from_one_scale_on(monkeypatch: 
         for logits in ("some", "all")
     }
     assert kept == {"some": [list(range(9)), [0, 3, 6]], "all": [list(range(9))] * 2}
+
+
+# ---- networks ----
+
+
+META = torch.device("meta")
+
+
+def stated(*left_out: str, **values: object) -> GoldenCase:
+    """Return a case of networks of other sizes, some of them not stated."""
+    text = {**TEXT, **values}
+    return GoldenCase.from_values({key: value for key, value in text.items() if key not in left_out})
+
+
+def refusal(models: str = "filled", **sizes: object) -> str:
+    with pytest.raises(InputError) as caught:
+        recorded_networks(stated(**sizes), models)
+    return str(caught.value)
+
+
+def test_the_draft_has_the_sizes_that_are_stated_and_otherwise_those_of_the_target():
+    sizes_of_both = {"depth": 3, "D": 64, "H": 2, "draft_depth": 1, "draft_D": 32, "draft_H": 4}
+    for left_out, sizes in (
+        ((), (1, 32, 4)),
+        (("draft_depth",), (3, 32, 4)),
+        (("draft_D",), (1, 64, 4)),
+        (("draft_H",), (1, 32, 2)),
+        (("draft_depth", "draft_D", "draft_H"), (3, 64, 2)),
+    ):
+        pair = recorded_networks(stated(*left_out, **sizes_of_both), "filled")
+        assert (pair.draft.config.depth, pair.draft.config.D, pair.draft.config.H) == sizes
+        assert (pair.target.config.depth, pair.target.config.D, pair.target.config.H) == (3, 64, 2)
+        assert pair.name == "filled"
+
+
+@pytest.mark.parametrize("models", plan.FILES)
+def test_the_same_case_has_the_same_objects_on_each_device(models: str):
+    pair = recorded_networks(stated(), models)
+    assert recorded_networks(stated(), models, CPU) is pair
+    assert pair.device == CPU
+    assert recorded_networks(stated(), models, META).device == META
+
+
+def test_what_names_no_networks_is_refused():
+    assert refusal("cats") == "models=cats: must be digits or filled; pass a recording of known networks"
+    for key in (size.name for size in fields(Recipe) if not size.name.startswith("draft_")):
+        with pytest.raises(InputError) as caught:
+            fitted(stated(key), "filled", CPU)
+        assert str(caught.value) == f"case one-phi-filtered=metadata: lacks '{key}'; record it again"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"H": 3}, "sizes=D=64 and H=3: D must be a multiple of H"),
+        ({"draft_H": 3}, "sizes=D=32 and H=3: D must be a multiple of H"),
+        ({"vae_ch": 48}, "sizes=vae_ch=48 times 1: must be a multiple of 32"),
+        (
+            {"D": 2**14, "depth": 128, "H": 2, "shared_adaln": True},
+            "sizes=414495605024 weights: must be at most 268435456 a network",
+        ),
+    ],
+)
+def test_sizes_that_make_no_networks_are_refused_before_any_is_made(
+    sizes: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cases, "filled_weights", None)
+    assert refusal(**sizes) == f"{said}; record it again"
+
+
+@pytest.mark.parametrize(
+    ("phi", "number", "layout"), [("1 shared", 1, "one"), ("2 shared", 2, "shared"), ("one a scale", 4, "per-scale")]
+)
+def test_phi_is_laid_out_as_it_is_spelled(phi: str, number: int, layout: str):
+    config = recorded_networks(stated(phi=phi), "filled").vae.config
+    assert (config.phi, config.phi_layout) == (number, layout)
+    assert len(TEXT["patch_nums"]) == 4

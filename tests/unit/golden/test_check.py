@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden import allowance, cases
+from harness.errors import InputError
+from harness.golden import allowance, cases, plan
 from harness.golden import check as checking
 from harness.golden.allowance import LIMITS, Allowances, allowances
-from harness.golden.cases import RecordedCase
-from harness.golden.check import check, check_case, structure
+from harness.golden.cases import CPU, RecordedCase
+from harness.golden.check import check_case, check_recording, read_recordings, recorded_cases, structure
 from harness.golden.judgements import CaseResult
+from harness.golden.metadata import GoldenCase
 from harness.golden.record import produce
-from harness.golden.store import Recording
+from harness.golden.store import Recording, as_bytes
 from harness.golden.tokens import Ground
 from harness.judge.verdict import Verdict
 from harness.protocol.noise import Noise
@@ -35,6 +37,11 @@ SPECULATIVE = replace(PLAIN, sampler="speculative", options=Options(2))
 SCALES = tuple(MODELS.pyramid)
 
 
+def stated(case_id: str) -> GoldenCase:
+    """Return what a file says of a case, as far as other cases look at it."""
+    return GoldenCase(case_id, "sequential", (0, 1), plan.PLAIN)
+
+
 def tensors_of(case: RecordedCase) -> dict[str, Tensor]:
     """Return what is recorded of a case, by the name after its id."""
     return {name.partition("/")[2]: tensor.clone() for name, tensor in produce(case)}
@@ -42,7 +49,7 @@ def tensors_of(case: RecordedCase) -> dict[str, Tensor]:
 
 def judged(case: RecordedCase, tensors: Mapping[str, Tensor]) -> CaseResult:
     named = {f"{case.id}/{name}": tensor for name, tensor in tensors.items()}
-    return check_case(case, Recording(Path("of-no-file"), {}, ({"id": case.id},), named))
+    return check_case(case, Recording(Path("of-no-file"), {}, (stated(case.id),), named))
 
 
 def moved(case: RecordedCase, name: str, by: float) -> CaseResult:
@@ -234,14 +241,14 @@ def test_cases_are_swapped_where_another_one_holds_almost_all_that_is_drawn(diff
     theirs["tokens"][0, :differing] = (theirs["tokens"][0, :differing] + 1) % 11
     named = {f"a/{name}": tensor for name, tensor in ours.items()}
     named |= {f"b/{name}": tensor for name, tensor in theirs.items()}
-    result = check_case(PLAIN, Recording(Path("of-no-file"), {}, ({"id": "a"}, {"id": "b"}), named))
+    result = check_case(PLAIN, Recording(Path("of-no-file"), {}, (stated("a"), stated("b")), named))
     assert result.verdict is Verdict.DEFECT
     assert ("swapped" in [d.component for d in result.defects]) == swapped
     assert swapped == (result.defects[0].component == "swapped")
     if swapped:
         first = result.defects[0]
         assert (first.detail, first.seed) == ("case b holds the tokens drawn here: two cases are swapped", 3)
-    alone = check_case(PLAIN, Recording(Path("of-no-file"), {}, ({"id": "a"},), named))
+    alone = check_case(PLAIN, Recording(Path("of-no-file"), {}, (stated("a"),), named))
     assert "swapped" not in [d.component for d in alone.defects]
 
 
@@ -255,7 +262,7 @@ def test_nineteen_of_twenty_tokens_are_not_more_than_their_share(
     theirs[0, :differing] = (theirs[0, :differing] + 1) % 11
     named = {**{f"a/{name}": tensor for name, tensor in other.items()}, "b/tokens": theirs}
     named["of-another-size/tokens"] = theirs[:, :3]
-    listed = tuple({"id": name} for name in ("without-tokens", "of-another-size", "b", "a"))
+    listed = tuple(stated(name) for name in ("without-tokens", "of-another-size", "b", "a"))
     result = check_case(case, Recording(Path("of-no-file"), {}, listed, named))
     assert (theirs.numel(), result.defects[0].component == "swapped") == (20, swapped)
 
@@ -269,7 +276,7 @@ def test_a_case_is_not_swapped_with_itself():
 def test_only_the_names_behind_an_id_belong_to_its_case():
     one = torch.zeros(1)
     named = {"a/tokens": one, "ab/tokens": one, "a": one}
-    recording = Recording(Path("of-no-file"), {}, ({"id": "a"},), named)
+    recording = Recording(Path("of-no-file"), {}, (stated("a"),), named)
     assert list(recording.of("a")) == ["tokens"]
     assert recording.strays() == ["a", "ab/tokens"]
 
@@ -277,7 +284,7 @@ def test_only_the_names_behind_an_id_belong_to_its_case():
 def test_a_name_that_belongs_to_no_case_is_a_defect_of_the_file():
     named = {f"a/{name}": tensor for name, tensor in tensors_of(PLAIN).items()} | {"ab/tokens": torch.zeros(1)}
     metadata = {"device": "cpu", "dtype": "float32", "tf32": "off"}
-    result = check(Recording(Path("of-no-file"), metadata, ({"id": "a"},), named), [PLAIN], MODELS.device)
+    result = check_recording(Recording(Path("of-no-file"), metadata, (stated("a"),), named), [PLAIN], MODELS.device)
     assert result.path == "of-no-file"
     assert result.defects == ["tensor ab/tokens is not expected: it belongs to no case"]
     assert (result.verdict, [case.defects for case in result.cases]) == (Verdict.DEFECT, [[]])
@@ -285,7 +292,62 @@ def test_a_name_that_belongs_to_no_case_is_a_defect_of_the_file():
 
 def test_of_another_platform_nothing_is_compared(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checking, "check_case", None)
-    recording = Recording(Path("of-no-file"), {"device": "cuda"}, ({"id": "a"},), {"stray": torch.zeros(1)})
-    result = check(recording, [PLAIN], MODELS.device)
+    recording = Recording(Path("of-no-file"), {"device": "cuda"}, (stated("a"),), {"stray": torch.zeros(1)})
+    result = check_recording(recording, [PLAIN], MODELS.device)
     assert result.unverified.startswith("recorded on cuda")
     assert (result.cases, result.defects) == ([], [])
+
+
+# ---- files and cases to judge ----
+
+
+def refused(action: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        action()
+    return str(caught.value)
+
+
+def test_files_to_judge_are_named_and_named_once(tmp_path: Path):
+    assert refused(lambda: read_recordings([])) == "files=[]: name nothing to check; pass at least one recording"
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(as_bytes({"device": "cpu"}, (SMALL,), {}))
+    again = tmp_path / ".." / tmp_path.name / path.name
+    assert refused(lambda: read_recordings([path, again])) == f"files={again}: is named twice; name every file once"
+    assert [recording.path for recording in read_recordings([path])] == [path]
+
+
+SMALL = next(case for case in plan.cases("filled") if case.id == "one-phi-plain")
+
+
+def recording_of(*listed: GoldenCase, models: str = "filled", **tensors: Tensor) -> Recording:
+    words = {"models": models} if models else {}
+    return Recording(Path("of-no-file"), words, listed, {name.replace("__", "/"): t for name, t in tensors.items()})
+
+
+def test_cases_are_understood_in_their_order_on_the_device_that_is_asked_for():
+    parsed = recorded_cases(recording_of(replace(SMALL, id="b"), replace(SMALL, id="a")), torch.device("meta"))
+    assert [(case.id, case.models.device.type) for case in parsed] == [("b", "meta"), ("a", "meta")]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "images"),
+    [
+        ({"a__tokens": torch.zeros(3, 5)}, 3),
+        ({}, 1),
+        ({"a__tokens": torch.tensor(7)}, 1),
+        ({"b__tokens": torch.zeros(3, 5)}, 1),
+    ],
+)
+def test_tokens_tell_how_many_images_have_drawn_labels_where_there_are_any(tensors: dict[str, Tensor], images: int):
+    (case,) = recorded_cases(recording_of(replace(SMALL, id="a", labels=None), **tensors), CPU)
+    assert case.request.labels is None
+    assert images == case.request.B
+
+
+def test_a_case_that_is_listed_twice_and_networks_that_nobody_knows_are_refused():
+    twice = recording_of(replace(SMALL, id="a"), replace(SMALL, id="b"), replace(SMALL, id="a"))
+    said = "golden=of-no-file: case a is listed twice; record it again"
+    assert refused(lambda: recorded_cases(twice, CPU)) == said
+    unknown = recording_of(replace(SMALL, id="a"), models="")
+    said = "case a: models=: must be digits or filled; pass a recording of known networks"
+    assert refused(lambda: recorded_cases(unknown, CPU)) == said

@@ -87,7 +87,7 @@ def test_every_refusal_names_what_is_wrong_its_rule_and_the_remedy(tmp_path: Pat
         "CI=yes: goldens are never recorded in CI; record on a developer's machine"
     )
     monkeypatch.delenv("CI")
-    roundabout = plan.DATA / ".." / plan.DATA.name  # the same folder
+    roundabout = plan.GOLDENS / ".." / plan.GOLDENS.name  # the same folder
     assert refusal("because", roundabout, tmp_path) == (
         f"folder={roundabout}: a test run never writes a golden; run golden record by hand"
     )
@@ -119,11 +119,11 @@ def test_an_installed_copy_says_so_and_keeps_its_goldens(tmp_path: Path):
         f"{installed / 'harness'} runs, not the checkout in {guard.CHECKOUT}; for that, pip install -e . there"
     )
     with pytest.raises(InputError) as found:
-        guard.refuse_installed(plan.DATA, installed)
+        guard.refuse_installed(plan.GOLDENS, installed)
     rule = "belongs to an installed copy; pip install -e . in a checkout, and record there"
-    assert str(found.value) == f"folder={plan.DATA}: {rule}"
+    assert str(found.value) == f"folder={plan.GOLDENS}: {rule}"
     guard.refuse_installed(tmp_path, installed)
-    guard.refuse_installed(plan.DATA)
+    guard.refuse_installed(plan.GOLDENS)
 
 
 def test_every_planned_platform_has_recordings_from_outside():
@@ -147,9 +147,11 @@ def test_what_contradicts_is_told_by_file_with_five_of_its_names(monkeypatch: py
         return result if recording.path.name != "b" else FileResult("b", unverified="by hand")
 
     monkeypatch.setitem(guard.RECORDED, "cpu", ("a", "b", "c"))
-    monkeypatch.setattr(guard, "read_all", lambda paths: [SimpleNamespace(path=path.with_suffix("")) for path in paths])
-    monkeypatch.setattr(guard, "parse_all", lambda recording, device: (recording.path.name, device))
-    monkeypatch.setattr(guard, "check", judged)
+    monkeypatch.setattr(
+        guard, "read_recordings", lambda paths: [SimpleNamespace(path=path.with_suffix("")) for path in paths]
+    )
+    monkeypatch.setattr(guard, "recorded_cases", lambda recording, device: (recording.path.name, device))
+    monkeypatch.setattr(guard, "check_recording", judged)
     assert guard.contradicted(CPU) == ["a (stray 1, stray 2, case 1, case 2, case 3)"]
     assert seen == [(name, (name, CPU), CPU) for name in "abc"]
 

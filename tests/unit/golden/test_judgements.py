@@ -6,13 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from harness.errors import InputError
-from harness.golden import store
-from harness.golden.judgements import CaseResult, FileResult, totals
+from harness.golden.judgements import CaseResult, FileResult, golden_totals
 from harness.judge.verdict import Divergence, Verdict
-from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
-from tests.helpers import Layout, transformer_config
 
 
 def test_a_defect_of_a_case_keeps_its_seed_and_scale():
@@ -21,22 +17,6 @@ def test_a_defect_of_a_case_keeps_its_seed_and_scale():
     result.defect("counts", "why not")
     found = [(d.component, d.detail, d.seed, d.scale) for d in result.defects]
     assert found == [("f_hat", "why", 7, 2), ("counts", "why not", 7, -1)]
-
-
-@pytest.mark.parametrize(
-    ("change", "downsampling", "numbers"),
-    [({"V": 1000}, 1, 2 * 14 * 1000), ({"H": 100}, 1, 2 * 100 * 14**2), ({}, 64, 3 * (3 * 64) ** 2)],
-)
-def test_a_batch_is_refused_by_its_largest_tensor(
-    change: dict[str, int], downsampling: int, numbers: int, monkeypatch: pytest.MonkeyPatch
-):
-    pyramid, config = ScalePyramid((1, 2, 3)), replace(transformer_config(Layout()), **change)
-    monkeypatch.setattr(store, "MOST_NUMBERS", 5 * numbers)
-    store.check_batch(5, pyramid, config, downsampling)
-    with pytest.raises(InputError) as caught:
-        store.check_batch(6, pyramid, config, downsampling)
-    rule = f"must make tensors of at most {5 * numbers} numbers, not {6 * numbers}"
-    assert str(caught.value) == f"images=6: {rule}; record it again"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +54,7 @@ def test_the_last_line_tells_cases_that_hold_and_draws_that_were_judged():
     bent = CaseResult("e", request, 4, 3, defects=[wrong])
 
     def told(*files: list[CaseResult]) -> str:
-        return totals([FileResult("of-no-file", cases) for cases in files])
+        return golden_totals([FileResult("of-no-file", cases) for cases in files])
 
     assert told() == told([]) == "0 of 0 cases, 0 draws compared"
     assert told([CaseResult("a", request, 1, 1)]) == "1 of 1 case, 1 draw compared"

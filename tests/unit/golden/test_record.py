@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,15 +13,20 @@ import torch
 from harness.errors import InputError
 from harness.golden import cases, guard, plan, record
 from harness.golden.cases import CPU
+from harness.golden.judgements import CaseResult
+from harness.golden.metadata import GoldenCase
 from harness.golden.plan import path_of, weights_digest
 from harness.golden.platform import unverified
-from harness.golden.store import FORMAT, Recording, as_bytes, canonical, content_digest, read
+from harness.golden.record import change, kind_of_change
+from harness.golden.store import FORMAT, Recording, as_bytes, canonical, content_digest, read_recording
+from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
+from harness.protocol.request import Request
 from harness.provenance import device_name, versions
 
 IDS = ("no-l2norm-plain", "one-phi-plain", "one-phi-speculative-2")
 OTHER, PLAIN, SPECULATIVE = IDS
-PLANNED = tuple(case for case in plan.cases("filled") if case["id"] in IDS)
+PLANNED = tuple(case for case in plan.cases("filled") if case.id in IDS)
 NAME = "golden-tiny-cpu.safetensors"
 
 
@@ -36,9 +42,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert device is CPU
         return []
 
-    whole = cases.networks
+    whole = cases.recorded_networks
 
-    def networks(case: dict[str, Any], models: str, device: torch.device | None = None) -> ModelPair:
+    def networks(case: GoldenCase, models: str, device: torch.device | None = None) -> ModelPair:
         assert device is CPU
         return whole(case, models, device)
 
@@ -47,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(guard, "_git", git)
     monkeypatch.setattr(guard, "contradicted", contradicted)
     for module in (cases, record):
-        monkeypatch.setattr(module, "networks", networks)
+        monkeypatch.setattr(module, "recorded_networks", networks)
     monkeypatch.delenv("CI", raising=False)
     made = tmp_path / "goldens"
     made.mkdir()
@@ -60,14 +66,14 @@ def holds(models: ModelPair) -> list[str]:
 
 def recorded(folder: Path, reason: str = "because", only: str = "*") -> Recording:
     """Record; return what lies there."""
-    for made in record.changed(reason, CPU, folder, folder.parent, holds, only):
-        record.write(made, reason, CPU, folder.parent)
-    return read(folder / NAME)
+    for made in record.changed_goldens(reason, CPU, folder, folder.parent, holds, only):
+        record.write_golden(made, reason, CPU, folder.parent)
+    return read_recording(folder / NAME)
 
 
 def rewritten(path: Path, **metadata: str) -> None:
     """Write a file's metadata anew, its cases and tensors as they were."""
-    before = read(path)
+    before = read_recording(path)
     path.write_bytes(as_bytes({**before.metadata, **metadata}, before.cases, before.tensors))
 
 
@@ -91,20 +97,20 @@ def test_a_file_that_only_loses_cases_names_no_new_origin(folder: Path, monkeypa
 
 
 def test_a_pattern_records_the_cases_that_fit_and_no_other(folder: Path):
-    assert [case["id"] for case in recorded(folder, only="one-phi-p*").cases] == [PLAIN]
-    assert [case["id"] for case in recorded(folder, "the rest").cases] == list(IDS)
-    assert record.changed("again", CPU, folder, folder.parent, holds) == []
+    assert [case.id for case in recorded(folder, only="one-phi-p*").cases] == [PLAIN]
+    assert [case.id for case in recorded(folder, "the rest").cases] == list(IDS)
+    assert record.changed_goldens("again", CPU, folder, folder.parent, holds) == []
 
 
 def test_a_golden_changed_by_hand_is_made_anew_as_a_whole_or_not_at_all(folder: Path):
     recorded(folder)
     rewritten(folder / NAME, digest="0")
-    assert [(change.id, change.what) for change in record.fresh("filled", CPU, folder).changes] == [
+    assert [(change.id, change.what) for change in record.regenerate("filled", CPU, folder).changes] == [
         *((name, "values") for name in IDS),
         ("(file)", "changed by hand"),
     ]
     with pytest.raises(InputError) as found:
-        record.fresh("filled", CPU, folder, "one-*")
+        record.regenerate("filled", CPU, folder, "one-*")
     rule = "was changed by hand: none of its cases can be kept"
     assert str(found.value) == f"golden={folder / NAME}: {rule}; restore it from version control, or leave out --only"
 
@@ -113,14 +119,17 @@ def test_a_golden_of_another_precision_is_not_overwritten(folder: Path):
     recorded(folder)
     rewritten(folder / NAME, tf32="on")
     with pytest.raises(InputError) as found:
-        record.fresh("filled", CPU, folder)
+        record.regenerate("filled", CPU, folder)
     rule = "recorded in float32 with TF32 on; float32 with TF32 off is what runs here"
     assert str(found.value) == f"golden={folder / NAME}: {rule}; compare it on the platform that it was recorded on"
 
 
 def test_laws_are_tried_on_every_pair_of_networks_once(folder: Path):
     tried: list[ModelPair] = []
-    assert len(record.changed("because", CPU, folder, folder.parent, lambda models: tried.append(models) or [])) == 1
+    assert (
+        len(record.changed_goldens("because", CPU, folder, folder.parent, lambda models: tried.append(models) or []))
+        == 1
+    )
     assert sorted(pair.pyramid.patch_nums for pair in tried) == [(1, 2, 4, 6), (1, 3, 5)]
 
 
@@ -128,7 +137,7 @@ def refusal(folder: Path, device: torch.device = CPU, laws: guard.Laws = holds) 
     """Return what recording is refused with; nothing was made before or is left behind."""
     before = sorted(folder.parent.rglob("*"))
     with pytest.raises(InputError) as found:
-        record.changed("because", device, folder, folder.parent, laws)
+        record.changed_goldens("because", device, folder, folder.parent, laws)
     assert sorted(folder.parent.rglob("*")) == before
     return str(found.value)
 
@@ -151,3 +160,63 @@ def test_what_recording_is_refused_for_reads_in_one_line(folder: Path, monkeypat
     assert refusal(folder) == (
         f"folder={folder / NAME}: is a folder, not a file; pass --folder FILE in a folder that you can write to"
     )
+
+
+# ---- what has become of a case ----
+
+CHANGING = next(case for case in plan.cases("filled") if case.id == "phi-per-scale-plain")
+FIRST_OF_SCALE_2 = sum(pn * pn for pn in CHANGING.recipe.patch_nums[:2])
+
+
+def on_disk(*cases: GoldenCase) -> Recording:
+    return Recording(Path("of-no-file"), {}, cases, {})
+
+
+def result_of(*components: str) -> CaseResult:
+    judged = CaseResult(CHANGING.id, Request((0,), 0))
+    for component in components:
+        judged.defect(component, "by hand")
+    return judged
+
+
+@pytest.mark.parametrize(
+    ("components", "kind"),
+    [((), ""), (("token",), "values"), (("form",), "form"), (("image", "f_hat"), "values")],
+)
+def test_one_defect_is_a_change_of_values_or_of_form(components: tuple[str, ...], kind: str):
+    assert kind_of_change(CHANGING, on_disk(CHANGING), result_of(*components)) == kind
+
+
+def test_a_tie_is_no_change():
+    tied = result_of()
+    tied.ties.append(Divergence("tie", "by hand", 0))
+    assert kind_of_change(CHANGING, on_disk(CHANGING), tied) == ""
+
+
+def test_a_case_that_is_not_there_is_added_and_one_of_other_settings_is_not_judged():
+    other = replace(CHANGING, id="another")
+    assert kind_of_change(CHANGING, on_disk(other), None) == "added"
+    assert (
+        kind_of_change(CHANGING, on_disk(other, replace(CHANGING, drawing=replace(plan.PLAIN, cfg=2.5))), None)
+        == "settings"
+    )
+
+
+def test_a_change_tells_the_first_scale_and_each_difference():
+    old = {"tokens": torch.zeros(2, FIRST_OF_SCALE_2 + 9), "f_hat": torch.zeros(2, 3), "image": torch.zeros(4)}
+    new = {name: tensor.clone() for name, tensor in old.items()}
+    same = change(CHANGING, "filled", "values", new, old)
+    assert (same.first_scale, same.tokens, same.f_hat, same.image) == (-1, 0, 0, 0)
+    new["tokens"][0, -1] = new["tokens"][1, FIRST_OF_SCALE_2 - 1] = 1
+    new["f_hat"][1, 2], new["image"][0] = -0.5, 0.25
+    found = change(CHANGING, "filled", "values", new, old)
+    assert (found.what, found.first_scale, found.tokens, found.f_hat, found.image) == ("values", 1, 2, 0.5, 0.25)
+    for what, other in (
+        ("added", old),
+        ("form", {**old, "image": torch.zeros(5)}),
+        ("form", {"tokens": old["tokens"]}),
+    ):
+        found = change(CHANGING, "filled", what, new, other)
+        assert (found.what, found.first_scale, found.tokens) == (what, -1, 0)
+        assert math.isnan(found.f_hat)
+        assert math.isnan(found.image)

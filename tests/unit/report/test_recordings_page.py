@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.golden.check import check, parse_all
-from harness.golden.plan import DATA
-from harness.golden.store import Recording, as_bytes, read
+from harness.golden.check import check_recording, recorded_cases
+from harness.golden.plan import GOLDENS
+from harness.golden.store import Recording, as_bytes, read_recording
 from harness.report.html.recordings import MOST_IMAGES, recordings_page
 from tests.helpers import command
 from tests.unit.report.reading import read as read_page
@@ -23,10 +23,10 @@ CPU = torch.device("cpu")
 
 def some(*, wrong: bool) -> Recording:
     """Return two cases of a file, one of them with another token and another image."""
-    whole = read(DATA / NAME)
-    cases = tuple(case for case in whole.cases if case["id"] in (CASE, "one-phi-filtered"))
+    whole = read_recording(GOLDENS / NAME)
+    cases = tuple(case for case in whole.cases if case.id in (CASE, "one-phi-filtered"))
     assert len(cases) == 2
-    tensors = {f"{case['id']}/{name}": t for case in cases for name, t in whole.of(case["id"]).items()}
+    tensors = {f"{case.id}/{name}": t for case in cases for name, t in whole.of(case.id).items()}
     if wrong:
         tokens, image = tensors[f"{CASE}/tokens"].clone(), tensors[f"{CASE}/image"].clone()
         tokens[0, LATE] = (tokens[0, LATE] + 1) % 32
@@ -36,8 +36,8 @@ def some(*, wrong: bool) -> Recording:
 
 
 def page_of(recording: Recording, words: str = "") -> bytes:
-    cases = parse_all(recording, CPU)
-    result = check(recording, cases, CPU)
+    cases = recorded_cases(recording, CPU)
+    result = check_recording(recording, cases, CPU)
     result.unverified = words
     return recordings_page([result], [(recording, cases)], "cpu")
 
@@ -69,8 +69,8 @@ def test_what_was_not_compared_is_said():
 
 def test_images_are_no_more_than_stated():
     recording = some(wrong=True)
-    cases = [replace(parse_all(recording, CPU)[0], id=CASE)]
-    result = check(recording, cases, CPU)
+    cases = [replace(recorded_cases(recording, CPU)[0], id=CASE)]
+    result = check_recording(recording, cases, CPU)
     result.cases *= MOST_IMAGES
     page = read_page(recordings_page([result], [(recording, cases)], "cpu"))
     assert f"{2 * MOST_IMAGES} images in all; {MOST_IMAGES} are shown" in page.words

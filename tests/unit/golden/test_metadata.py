@@ -1,15 +1,26 @@
-"""Sizes that no recording has, on both sides of every limit."""
+"""What a case may ask for: sizes on both sides of every limit, and every case as it was written."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from harness.errors import InputError
-from harness.golden import store
-from harness.golden.store import MOST, MOST_LISTED, MOST_TOKENS, SWITCHES, check_fit, check_sizes, check_weights
+from harness.golden import metadata, plan
+from harness.golden.metadata import (
+    MOST,
+    MOST_LISTED,
+    MOST_TOKENS,
+    SWITCHES,
+    GoldenCase,
+    check_fit,
+    check_sizes,
+    check_weights,
+)
+from harness.protocol.pyramid import ScalePyramid
 from tests.helpers import Layout, autoencoder_config, transformer_config
 
 RIGHT: dict[str, Any] = {
@@ -35,7 +46,7 @@ def test_a_size_lies_between_one_and_its_limit(key: str):
 @pytest.mark.parametrize("key", MOST_LISTED)
 def test_a_list_of_sizes_is_as_long_and_its_entries_as_large_as_their_limits(key: str, monkeypatch: pytest.MonkeyPatch):
     length, most = MOST_LISTED[key]
-    monkeypatch.setattr(store, "MOST_TOKENS", length * most**2)
+    monkeypatch.setattr(metadata, "MOST_TOKENS", length * most**2)
     for right in ([1], [1, most] * (length // 2)):
         check_sizes({**RIGHT, key: right})
     wrong: dict[str, object] = {
@@ -96,8 +107,32 @@ def test_the_scales_of_a_pyramid_have_so_many_tokens_together():
 
 
 def test_a_network_has_so_many_weights():
-    most = store.MOST_NUMBERS
+    most = metadata.MOST_NUMBERS
     check_weights(most)
     with pytest.raises(InputError) as caught:
         check_weights(most + 1)
     assert str(caught.value) == f"sizes={most + 1} weights: must be at most {most} a network; record it again"
+
+
+@pytest.mark.parametrize(
+    ("change", "downsampling", "numbers"),
+    [({"V": 1000}, 1, 2 * 14 * 1000), ({"H": 100}, 1, 2 * 100 * 14**2), ({}, 64, 3 * (3 * 64) ** 2)],
+)
+def test_a_batch_is_refused_by_its_largest_tensor(
+    change: dict[str, int], downsampling: int, numbers: int, monkeypatch: pytest.MonkeyPatch
+):
+    pyramid, config = ScalePyramid((1, 2, 3)), replace(transformer_config(Layout()), **change)
+    monkeypatch.setattr(metadata, "MOST_NUMBERS", 5 * numbers)
+    metadata.check_batch(5, pyramid, config, downsampling)
+    with pytest.raises(InputError) as caught:
+        metadata.check_batch(6, pyramid, config, downsampling)
+    rule = f"must make tensors of at most {5 * numbers} numbers, not {6 * numbers}"
+    assert str(caught.value) == f"images=6: {rule}; record it again"
+
+
+@pytest.mark.parametrize("models", plan.FILES)
+def test_a_case_that_is_read_is_the_case_that_was_written(models: str):
+    for case in plan.cases(models):
+        values = json.loads(json.dumps(case.as_values()))
+        assert GoldenCase.from_values(values) == case
+        assert json.loads(json.dumps(GoldenCase.from_values(values).as_values())) == values
