@@ -23,6 +23,7 @@ from harness.commands.golden import app as golden
 from harness.commands.init import init
 from harness.commands.mutants import mutants
 from harness.commands.parts import parts
+from harness.commands.project import project_options
 from harness.commands.quality import quality
 from harness.commands.records import add
 from harness.commands.replay import replay
@@ -51,12 +52,14 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def everything(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the versions that decide a result."),
     ] = False,
 ) -> None:
     """Verify speculative decoding of VAR image models."""
+    context.default_map = project_options(context.command, Path.cwd())
 
 
 for each in (verify, replay, report, sample, parts, init, bench, calibrate):

@@ -76,6 +76,9 @@ def command(*examples: str) -> Callable[[Function], Function]:
 
     Args:
         examples: command lines, without the program's name; shown under the help.
+
+    What is returned keeps in its `__dict__` the `examples`, the names of `rare` options, and all `options`: as they
+    are spelled -> (parameter, type).
     """
     return partial(_flat, examples)
 
@@ -94,6 +97,8 @@ class Command(TyperCommand):
         rare = () if ALL in ctx.meta else self.callback.__dict__["rare"]
         for parameter in self.params:
             parameter.hidden = parameter.name in rare  # type: ignore[attr-defined]  # options and arguments have it
+            if parameter.name in (ctx.default_map or {}):  # of pyproject.toml
+                parameter.show_default = True  # type: ignore[attr-defined]  # likewise
         super().format_help(ctx, formatter)
 
 
@@ -112,10 +117,13 @@ def _flat(examples: tuple[str, ...], function: Function) -> Function:
     hints = get_type_hints(function)
     records = {name: hints[name] for name in signature(function).parameters}
     parameters, rare = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)], set()
+    spelled: dict[str, tuple[str, object]] = {}
     for record in records.values():
         for name, kind, option, default in _options(record):
             if option.rare:
                 rare.add(name)
+            if not option.argument:
+                spelled[option.name.strip("-").replace("-", "_") or name] = name, kind
             annotation = Annotated[kind, _for_typer(name, kind, option)]  # type: ignore[valid-type]  # known when run
             parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     if rare:
@@ -126,7 +134,9 @@ def _flat(examples: tuple[str, ...], function: Function) -> Function:
         given = frozenset(name for name in values if _is_given(context, name))
         function(**{name: _filled(record, values, given) for name, record in records.items()})
 
-    filled.__dict__.update(__signature__=Signature(parameters), examples=examples, rare=frozenset(rare))
+    filled.__dict__.update(
+        __signature__=Signature(parameters), examples=examples, rare=frozenset(rare), options=spelled
+    )
     filled.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return filled
 
