@@ -26,14 +26,6 @@ from harness.speculative.policies import parse, speculates
 from harness.speculative.sampler import Options, SpeculativeDecoder
 
 ELSEWHERE = 2**32  # what another seed is away
-EVERY_LENGTH = (
-    "coupled", "greedy", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial", "topk-match:5:0.5",
-    "kl:0.1", "kl:0.5",
-)  # fmt: skip
-ONE_LENGTH = (
-    *(f"collaborative:{n}" for n in (2, 3, 5, 7)), *(f"code:{n}" for n in range(4, 10)),
-    *(f"handoff:{n}" for n in (1, 3, 5, 7, 9)),
-)  # fmt: skip
 
 
 @dataclass

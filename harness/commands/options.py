@@ -22,7 +22,7 @@ OWN = "harness:build_decoder"  # the harness's own decoder
 DTYPES = ("float32", "float64", "bfloat16")
 POLICIES = ("coupled", "greedy", "rejection", "match:RATE", "coupled-match:RATE", "topk-match:K:RATE", "kl:BOUND",
             "handoff:ENTRY", "collaborative:ENTRY", "code:ENTRY")  # fmt: skip
-PUBLISHED = ("var", "code", "sdvar-parallel", "sdvar-test3", "sdvar-window")
+PUBLISHED = ("var", "code", "sdvar-parallel", "sdvar-test3")
 SIZES = (
     *(f"d{draft}-d{target}" for target in (16, 20, 24, 30) for draft in (16, 20, 24, 30) if draft <= target),
     "d36-d36",

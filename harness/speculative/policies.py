@@ -1,6 +1,6 @@
 """The acceptance policies and their text form, in one table.
 
-Promise: `TABLE` is all that is said about a policy: parser, help, docs/policies.md and tests read it. `parse` returns a
+Promise: `TABLE` is all that is said about a policy: parser, docs/policies.md and tests read it. `parse` returns a
 policy that is legal under its contract, or raises one `InputError`. Every policy judges an image by that image's own
 numbers alone.
 
@@ -145,7 +145,6 @@ TABLE = (
         lambda n, partly: {"name": f"imposed:{n[0]:g}", "accept": partial(accept_by_coin, rate=n[0])}, bench=True),
 )  # fmt: skip
 (IMPOSED,) = (row.policy.name for row in TABLE if row.bench)
-HELP = f"Acceptance rule: {', '.join(row.form for row in TABLE if not row.bench)}."
 
 
 def table() -> str:

@@ -10,7 +10,7 @@ import pytest
 from harness.errors import InputError
 from harness.protocol.decoder import Settings
 from harness.speculative import policies
-from harness.speculative.policies import HELP, IMPOSED, TABLE, Number, parse, table
+from harness.speculative.policies import IMPOSED, TABLE, Number, parse, table
 from tests.helpers import command
 
 DOCS = Path(__file__).parents[3] / "docs" / "policies.md"
@@ -53,15 +53,6 @@ def test_what_only_a_bench_may_use_is_unknown_elsewhere():
 def test_verify_refuses_an_imposed_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     assert command(monkeypatch, "verify", "--policy", "imposed:0.5", "--quiet") == 2
     assert capsys.readouterr().err.startswith("error: policy=imposed:0.5: must be one of coupled, greedy, rejection, ")
-
-
-@pytest.mark.parametrize("name", ["verify", "sample"])
-def test_the_help_names_every_policy(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setenv("TERMINAL_WIDTH", "400")
-    assert command(monkeypatch, name, "--help") == 0
-    assert HELP in " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert all(row.form in HELP for row in USUAL)
 
 
 def test_the_page_holds_the_table():
