@@ -1,11 +1,13 @@
 """A drawing: every portion of every source, by any workers, kept in a file or not.
 
-Promise: samples come in the order of the images, whoever drew them and in how many sittings.
+Promise: samples come in the order of the images, whoever drew them and in how many sittings. A portion is on the disk
+when it is drawn; a file of another drawing is refused, and what differs is named.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
@@ -23,13 +25,85 @@ from harness.pool.workers import Died, WorkerError
 from harness.protocol.request import Request, request_values
 from harness.quality.draw import Drawn, DrawWork, letter
 from harness.quality.features import Features
-from harness.quality.kept import TENSORS, DrawnFile, opened
 from harness.quality.sources import NONE, Source, check_distinct
+from harness.runs.database import FileKind, GrowingFile, is_begun, notes_of, readable
 from harness.runs.decodes import TERMS
-from harness.runs.identity import code_of, identity_of
+from harness.runs.identity import code_of, differences, identity_of
 from harness.runs.keep import UNKEPT, RunStore
 from harness.runs.plan import Task
+from harness.runs.records import to_json
 from harness.signals import held
+
+TENSORS = ("features_BD", "classes_B", "calls_B", "tokens_BL")
+COLUMNS = "portion INTEGER NOT NULL, source INTEGER NOT NULL, seconds REAL NOT NULL, failed TEXT NOT NULL"
+BLOBS = ", ".join(f"{name} BLOB NOT NULL" for name in TENSORS)
+DRAWN_FILE = FileKind(
+    application=0x5D7A5ADB,  # a verification's ends with A
+    schema=1,
+    tables=(f"CREATE TABLE drawn ({COLUMNS}, shapes TEXT NOT NULL, {BLOBS}, PRIMARY KEY (portion, source))",),
+    command="quality",
+)
+
+
+class DrawnFile(GrowingFile):
+    """The file of a drawing that this process writes: what is read back is what was written, bit for bit."""
+
+    kind = DRAWN_FILE
+
+    @classmethod
+    def open(cls, store: RunStore, about: Mapping[str, object]) -> DrawnFile | None:
+        """Return the file of a drawing, new or gone on with; None where nothing is kept.
+
+        Args:
+            store: which file.
+            about: what the drawing is of, as JSON values; compared by name with what a file says.
+
+        Raises:
+            InputError: it is there already and not resumed, is being written, is no such file, or of another drawing.
+        """
+        if store.file is None:
+            return None
+        if not (store.resume and is_begun(store.file)):
+            return cls._create(store.file, about)
+        file = cls.go_on(store.file)
+        try:
+            with readable(file.path):
+                differing = differences(json.loads(to_json(dict(about))), notes_of(file.base))
+            if differing:
+                rule = f"is the file of another run: {'; '.join(differing[:3])}"
+                remedy = "repeat the command that began it, or pass another --run"
+                raise InputError("resume", str(file.path), rule, remedy)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def portions(self) -> dict[int, list[Drawn]]:
+        """Return what is drawn, by portion."""
+        drawn: dict[int, list[Drawn]] = {}
+        with readable(self.path):
+            names = ", ".join(TENSORS)
+            for portion, seconds, failed, shapes, *blobs in self.base.execute(
+                f"SELECT portion, seconds, failed, shapes, {names} FROM drawn ORDER BY portion, source"
+            ):
+                tensors = [_tensor(blob, *shape) for blob, shape in zip(blobs, json.loads(shapes), strict=True)]
+                named = dict(zip(TENSORS, tensors, strict=True))
+                drawn.setdefault(portion, []).append(Drawn(**named, seconds=seconds, failed=failed))
+        return drawn
+
+    def write(self, portion: int, drawn: Sequence[Drawn]) -> None:
+        """Add one portion of every source; all of it or nothing."""
+        with self.transaction():
+            for source, each in enumerate(drawn):
+                tensors = [getattr(each, name) for name in TENSORS]
+                shapes = to_json([[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors])
+                blobs = [tensor.contiguous().numpy().tobytes() for tensor in tensors]
+                self.insert("drawn", (portion, source, each.seconds, each.failed, shapes, *blobs))
+
+
+def _tensor(blob: bytes, shape: list[int], dtype: str) -> Tensor:
+    kind = getattr(torch, dtype)
+    return torch.frombuffer(bytearray(blob), dtype=kind).reshape(shape) if blob else torch.zeros(shape, dtype=kind)
 
 
 @dataclass(frozen=True)
@@ -110,7 +184,7 @@ def gather(
     tasks = [Task(k, request, tuple(range(len(sources)))) for k, request in enumerate(requests)]
     work = DrawWork(models, features, tuple(sources), max(task.request.B for task in tasks), conditions.terms)
     about = about_of(models, features, sources, requests) if conditions.store.file is not None else {}
-    file, stopped = opened(conditions.store, about), 0
+    file, stopped = DrawnFile.open(conditions.store, about), 0
     with closing(file) if file else nullcontext():
         drawn = file.portions() if file else {}
         if drawn:

@@ -19,10 +19,11 @@ from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.request import request_values
 from harness.rounding.budget import Budget
+from harness.runs.database import REMEDY, is_begun
 from harness.runs.identity import Identity, differences
 from harness.runs.plan import Plan
 from harness.runs.records import against_values, to_json
-from harness.runs.runfile import REMEDY, Kept, RunFile, is_begun, read
+from harness.runs.runfile import Kept, RunFile, read
 from harness.wording import count_of
 
 

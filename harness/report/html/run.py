@@ -15,9 +15,10 @@ from harness.report.html.gallery import gallery_parts, picture_pair, token_maps
 from harness.report.html.page import Fold, Page, Section, Words, as_html, counted
 from harness.report.html.story import story_parts, story_title
 from harness.report.html.words import TONE, VERDICTS
+from harness.runs.database import is_begun
 from harness.runs.pictures import Picture
 from harness.runs.result import Verification
-from harness.runs.runfile import case_number, exhibit_of, is_begun, pictures_of
+from harness.runs.runfile import case_number, exhibit_of, pictures_of
 
 MOST_MAPS = 5  # images whose tokens and rounds are drawn
 

@@ -16,8 +16,7 @@ from harness.errors import InputError, StopSignal
 from harness.pool.employ import Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
-from harness.quality.gather import Conditions, ImageSet, gather
-from harness.quality.kept import TENSORS
+from harness.quality.gather import TENSORS, Conditions, ImageSet, gather
 from harness.quality.measured import read_quality
 from harness.quality.sources import BASE, DRAFT, LAW, Source, controls, portions
 from harness.quality.study import Study, decoders, run
