@@ -26,7 +26,7 @@ from harness.protocol.request import Request, request_values
 from harness.quality.draw import Drawn, DrawWork, letter
 from harness.quality.features import Features
 from harness.quality.sources import NONE, Source, check_distinct
-from harness.runs.database import FileKind, GrowingFile, is_begun, notes_of, readable
+from harness.runs.database import FileKind, GrowingFile, is_begun, notes_of
 from harness.runs.decodes import TERMS
 from harness.runs.identity import code_of, differences, identity_of
 from harness.runs.keep import UNKEPT, RunStore
@@ -67,7 +67,7 @@ class DrawnFile(GrowingFile):
             return cls._create(store.file, about)
         file = cls.go_on(store.file)
         try:
-            with readable(file.path):
+            with file.kind.readable(file.path):
                 differing = differences(json.loads(to_json(dict(about))), notes_of(file.base))
             if differing:
                 rule = f"is the file of another run: {'; '.join(differing[:3])}"
@@ -81,7 +81,7 @@ class DrawnFile(GrowingFile):
     def portions(self) -> dict[int, list[Drawn]]:
         """Return what is drawn, by portion."""
         drawn: dict[int, list[Drawn]] = {}
-        with readable(self.path):
+        with self.kind.readable(self.path):
             names = ", ".join(TENSORS)
             for portion, seconds, failed, shapes, *blobs in self.base.execute(
                 f"SELECT portion, seconds, failed, shapes, {names} FROM drawn ORDER BY portion, source"

@@ -42,11 +42,24 @@ class FileKind:
     tables: tuple[str, ...]
     command: str
 
+    @property
+    def remedy(self) -> str:
+        """What to do about a file that is none of them."""
+        return f"pass a file of {self.command} --run"
+
+    @contextmanager
+    def readable(self, path: Path, name: str = "run") -> Iterator[None]:
+        """Turn what a damaged file does into one `InputError`."""
+        try:
+            yield
+        except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise unreadable(name, path, error, self.remedy) from None
+
     def check(self, base: sqlite3.Connection, path: Path, name: str) -> None:
         """Refuse a file of another kind or schema. Raises `InputError`."""
         mark, schema = (base.execute(f"PRAGMA {word}").fetchone()[0] for word in ("application_id", "user_version"))
         if mark != self.application:
-            raise InputError(name, str(path), "is no run file", f"pass a file of {self.command} --run")
+            raise InputError(name, str(path), "is no run file", self.remedy)
         if schema != self.schema:
             rule = f"has schema {schema}, and this version reads {self.schema}"
             raise InputError(name, str(path), rule, "use the version of the harness that wrote it")
@@ -62,8 +75,8 @@ class FileKind:
         Raises:
             InputError: it is none, of another kind or schema, or damaged.
         """
-        check_readable(path, name, f"pass a file of {self.command} --run")
-        with readable(path, name), closing(_opened(path)) as base:
+        check_readable(path, name, self.remedy)
+        with self.readable(path, name), closing(_opened(path)) as base:
             self.check(base, path, name)
             yield base
 
@@ -123,10 +136,10 @@ class GrowingFile:
         Raises:
             InputError: another process writes it, or it is of another kind or schema.
         """
-        check_readable(path, "run", f"pass a file of {cls.kind.command} --run")
+        check_readable(path, "run", cls.kind.remedy)
         file = cls(path, _locked(path))
         try:
-            with readable(path):
+            with cls.kind.readable(path):
                 cls.kind.check(file.base, path, "run")
         except BaseException:
             file.close()
@@ -150,7 +163,7 @@ class GrowingFile:
 
     def noted(self, key: str) -> Any:
         """Return one thing that is known of the run as a whole; None where it is not."""
-        with readable(self.path):
+        with self.kind.readable(self.path):
             return notes_of(self.base).get(key)
 
     def close(self) -> None:
@@ -184,15 +197,6 @@ def is_begun(path: Path) -> bool:
     with suppress(OSError):
         return path.stat().st_size > 0
     return False
-
-
-@contextmanager
-def readable(path: Path, name: str = "run") -> Iterator[None]:
-    """Turn what a damaged file does into one `InputError`."""
-    try:
-        yield
-    except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise unreadable(name, path, error) from None
 
 
 def _opened(path: Path) -> sqlite3.Connection:

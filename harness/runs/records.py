@@ -301,7 +301,9 @@ def against_of(values: Values | None, setting: int) -> Other | None:
     return Other(str(values["name"]), (settings,))
 
 
-def unreadable(name: str, path: object, error: Exception) -> InputError:
+def unreadable(
+    name: str, path: object, error: Exception, remedy: str = "pass a file of verify --run, or of replay --bundle"
+) -> InputError:
     """Return the refusal of a file whose records have another form."""
     rule = f"holds no record of a run that can be read ({type(error).__name__}: {error})"
-    return InputError(name, str(path), rule, "pass a file of verify --run, or of replay --bundle")
+    return InputError(name, str(path), rule, remedy)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.protocol.request import request_of, request_values
 from harness.runs import records
-from harness.runs.database import FileKind, GrowingFile, notes_of, readable
+from harness.runs.database import FileKind, GrowingFile, notes_of
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture, packed, unpacked
 from harness.runs.plan import Plan, Task
 from harness.runs.records import JudgedRow, settings_of, to_json
@@ -107,7 +107,7 @@ class RunFile(GrowingFile):
 
     def rows(self) -> list[JudgedRow]:
         """Return what is judged, in the order of the plan."""
-        with readable(self.path):
+        with self.kind.readable(self.path):
             return list(_rows(self.base))
 
 
