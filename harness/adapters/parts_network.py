@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters.probe import Probe, ProbeSide, Wrong, require, require_close, require_sight, require_tensor
+from harness.adapters.probe import Probe, ProbeSide, require_close, require_sight, require_tensor
 from harness.adapters.recorder import SAMPLER, SharedNumbers
+from harness.judge.part_law import Broken, require
 from harness.protocol.noise import TOKEN
 from harness.reference.steps import block_causal, draw, filter_logits, hand_off_mask, next_input
 
@@ -118,7 +119,7 @@ def _mask(probe: Probe) -> None:
         wrong = torch.nonzero(require_sight(mask[0, 0], "the mask") != (due[0, 0] == 0)).tolist()
         if wrong:
             row, column = wrong[0]
-            raise Wrong(f"row {row} is wrong about column {column}; {len(wrong)} entries are")
+            raise Broken(f"row {row} is wrong about column {column}; {len(wrong)} entries are")
 
 
 def _latent(probe: Probe) -> None:

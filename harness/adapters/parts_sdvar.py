@@ -26,9 +26,10 @@ from harness.adapters.parts_update import (
     update_tokens,
 )
 from harness.adapters.parts_window import mask, query, query_arguments, split, split_refusal, visible
-from harness.adapters.probe import PartLaw, Probe, Wrong, require, require_close, require_tensor
+from harness.adapters.probe import Probe, require_close, require_tensor
 from harness.adapters.published import Published
 from harness.adapters.recorder import Recorder
+from harness.judge.part_law import Broken, PartLaw, require
 from harness.protocol.request import Request
 from harness.reference.steps import guide
 from harness.rounding.budget import Budget
@@ -103,8 +104,8 @@ def _guided(probe: Probe, logits: Tensor, si: int, what: str, cache: str) -> Non
         why["its guidance weight is that of the next scale"] = guide(rows, request.cfg, si + 1, pyramid.S)
     try:
         require_close(require_tensor(logits, due.shape, what), due, error, what, why)
-    except Wrong as wrong:
-        raise Wrong(f"{wrong}{cache}") from None
+    except Broken as wrong:
+        raise Broken(f"{wrong}{cache}") from None
 
 
 def _begin(probe: Probe, sdvar: Any) -> Any:
@@ -144,7 +145,7 @@ def _alias(probe: Probe, sdvar: Any) -> None:
             drafted = state.target_f_hat.clone()
             sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
     except Exception:  # nobody can tell what the shared tensor would do
-        raise Wrong(found) from None
+        raise Broken(found) from None
     due = f_hats_along(probe, 0, tokens[:1])
     for actual, expected in zip((drafted, state.target_f_hat), due, strict=True):
         require(actual.shape == expected.shape and bool(((actual - expected).abs() <= error).all()), found)

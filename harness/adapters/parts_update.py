@@ -18,8 +18,9 @@ from torch import Tensor
 from harness.adapters.parallel import scales_of
 from harness.adapters.parts_network import fill, forward
 from harness.adapters.parts_state import f_hats_along, flexible, labels_of, state_at, unread, window
-from harness.adapters.probe import Probe, Told, Wrong, require, require_close, require_tensor
+from harness.adapters.probe import Probe, Told, require_close, require_tensor
 from harness.adapters.recorder import Recorder
+from harness.judge.part_law import Broken, require
 from harness.protocol.noise import TOKEN
 from harness.reference.steps import accumulate, draw, filter_logits, guide, next_input, scale_input
 
@@ -48,7 +49,7 @@ def draft_tokens(probe: Probe, sdvar: Any) -> None:
                 cache = f"; its pass saw {seen} cached positions, not {due_cached}" if seen != due_cached else ""
                 found = f"{len(wrong)} of {tokens.numel()} tokens of scale {first + k} are not the draft's there"
                 where = f"first at (image, token) {tuple(wrong[0])}"
-                raise Wrong(f"{window(first, count)}: {found}, {where}{cache}")
+                raise Broken(f"{window(first, count)}: {found}, {where}{cache}")
 
 
 def draft_oracle(probe: Probe, first: int, drafted: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -88,7 +89,7 @@ def draft_state(probe: Probe, sdvar: Any) -> None:
         less = {f"it holds {k} of {count} drafted scales": f_hat for k, f_hat in enumerate(along[1:-1], 1)}
         try:
             require_close(state.draft_f_hat, along[-1], error, f"{window(first, count)}: the draft's f_hat", less)
-        except Wrong:
+        except Broken:
             scratch = _restored(probe, sdvar)
             if not scratch:
                 raise
@@ -168,7 +169,9 @@ def update_maps(probe: Probe, sdvar: Any) -> None:
             stale = {"it was never advanced": side.run.x_RLD[:, probe.pyramid.span(first)]}
             got = getattr(state, f"{name}_next_token_map")
             if isinstance(got, Tensor) and got.shape == stale["it was never advanced"].shape != due.shape:
-                raise Wrong(f"{what} is {tuple(got.shape)}, that of scale {first}: it was never advanced to scale {si}")
+                raise Broken(
+                    f"{what} is {tuple(got.shape)}, that of scale {first}: it was never advanced to scale {si}"
+                )
             require_close(require_tensor(got, due.shape, what), due, probe.input_error(due), what, stale)
 
 
@@ -246,7 +249,7 @@ def _ask(probe: Probe, sdvar: Any, name: str, hits: list[Tensor], first: int = 0
     made = flexible(getattr(sdvar, name), **given)
     kept = scales_of(made)
     if kept is None:
-        raise Wrong(f"it returns a {type(made).__name__}, not a number of scales")
+        raise Broken(f"it returns a {type(made).__name__}, not a number of scales")
     return kept
 
 
@@ -295,7 +298,7 @@ def _share(probe: Probe, sdvar: Any, name: str) -> None:
         require(kept or lowest is None, f"a share of {exact:.2f} is kept no longer where {lowest} is")
         if due is not None and abs(exact - due) > 1e-6 and kept != (exact > due):
             found = "kept" if kept else "not kept"
-            raise Wrong(f"a share of {exact:.2f} of the batch's tokens is {found}, with a threshold of {due:g}")
+            raise Broken(f"a share of {exact:.2f} of the batch's tokens is {found}, with a threshold of {due:g}")
     _uneven(probe, sdvar, name, due)
 
 
@@ -310,7 +313,7 @@ def _uneven(probe: Probe, sdvar: Any, name: str, due: float | None) -> None:
         kept = _ask(probe, sdvar, name, [hits], si) == 1
         right = even if due is None else share > due
         if kept != right and (due is None or abs(share - due) > 1e-6):
-            raise Wrong(f"hits in some images only ({share:.2f} of the batch): {'kept' if kept else 'not kept'}")
+            raise Broken(f"hits in some images only ({share:.2f} of the batch): {'kept' if kept else 'not kept'}")
 
 
 def _contract(probe: Probe, sdvar: Any, name: str) -> None:

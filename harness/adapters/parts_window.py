@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.adapters.parts_state import flexible, state_at, window
-from harness.adapters.probe import MOST_ROWS, Probe, Wrong, require, require_close, require_sight, require_tensor
+from harness.adapters.probe import MOST_ROWS, Probe, require_close, require_sight, require_tensor
+from harness.judge.part_law import Broken, require
 from harness.reference.steps import block_causal
 
 
@@ -31,7 +32,7 @@ def query(probe: Probe, sdvar: Any) -> None:
             and bool(((got[:, 1:] - due).abs() <= error).all())
         ):
             found = f"{window(first, count)}: {got.shape[1]} rows for {due.shape[1]} positions"
-            raise Wrong(f"{found}: a start token stands before the drafted scales, and all sit one position later")
+            raise Broken(f"{found}: a start token stands before the drafted scales, and all sit one position later")
         require_tensor(got, due.shape, f"{window(first, count)}: the query")
         for k in range(count):
             _query_scale(probe, got, due, (first, k), error)
@@ -98,10 +99,10 @@ def split(probe: Probe, sdvar: Any) -> None:
             due = tags[:, span.start - offset : span.stop - offset]
             what = f"{window(first, count)}: scale {first + k}"
             if piece.shape[0] != len(due) or piece.shape[1] != due.shape[1]:
-                raise Wrong(f"{what} gets {tuple(piece.shape[:2])} rows, not {tuple(due.shape[:2])} (2B, l)")
+                raise Broken(f"{what} gets {tuple(piece.shape[:2])} rows, not {tuple(due.shape[:2])} (2B, l)")
             if not torch.equal(piece, due):
                 seen, wanted = float(piece[0, 0, 0]), float(due[0, 0, 0])
-                raise Wrong(
+                raise Broken(
                     f"{what} begins at position {int(seen) % MOST_ROWS}, not {int(wanted)}: off by {int(seen - wanted)}"
                 )
 
@@ -118,7 +119,7 @@ def split_refusal(probe: Probe, sdvar: Any) -> None:
         except Exception:
             continue
         sizes = [piece.shape[1] for piece in got]
-        raise Wrong(f"{tags.shape[1]} rows for {tags.shape[1] - more} tokens are taken, and give pieces of {sizes}")
+        raise Broken(f"{tags.shape[1]} rows for {tags.shape[1] - more} tokens are taken, and give pieces of {sizes}")
 
 
 def _masked(probe: Probe, sdvar: Any, first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -151,7 +152,7 @@ def mask(probe: Probe, sdvar: Any) -> None:
         row, column = wrong[0]
         sees = "sees" if bool(allowed[row, column]) else "does not see"
         found = f"{len(wrong)} of {n * n} entries are wrong, first position {begin + row} {sees} {begin + column}"
-        raise Wrong(f"{window(first, count)}: {found}{': it is the ' + why + ' one' if why else ''}")
+        raise Broken(f"{window(first, count)}: {found}{': it is the ' + why + ' one' if why else ''}")
 
 
 def visible(probe: Probe, sdvar: Any) -> None:

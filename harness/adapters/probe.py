@@ -7,7 +7,7 @@ alone; the first wrong number of a law is reported with its rows, positions and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from harness.adapters.checkout import crash_of
 from harness.adapters.published import Published
 from harness.adapters.weights import on_device
 from harness.judge.components import INPUT_ULPS
+from harness.judge.part_law import Broken, PartLaw, PartVerdict, require
 from harness.models.network import Network
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates
@@ -24,41 +25,13 @@ from harness.reference.sequential import sample_sequential
 from harness.reference.steps import guidance_labels
 from harness.rounding.budget import Budget
 
-HELD, BROKEN, CRASHED, ABSENT, TOLD = "held", "BROKEN", "CRASHED", "not there", "told"
 MOST_FIRSTS = 6  # first scales of windows; more tell nothing new
 HIDDEN = -1e4  # an additive mask may hold any large negative number for -inf
 MOST_ROWS = 10_000  # positions of a tag; more than any pyramid has
 
 
-class Wrong(Exception):  # noqa: N818
-    """Raised inside a law of a part: what is wrong with its numbers, one clause."""
-
-
 class Told(Exception):  # noqa: N818
     """Raised inside a question about a part: what it is, where that is no mistake."""
-
-
-@dataclass(frozen=True)
-class PartLaw:
-    """What one law of one part found.
-
-    Args:
-        part: the method, as the code names it.
-        law: family and word.
-        statement: what must hold.
-        verdict: held, BROKEN, CRASHED or not there; told for what is no law, but worth knowing.
-        found: what is wrong with the numbers; empty where nothing is.
-    """
-
-    part: str
-    law: str
-    statement: str
-    verdict: str
-    found: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """Return plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -139,34 +112,29 @@ class Probe:
 
     def law(self, part: str, law: str, statement: str, test: Callable[[], None]) -> None:
         """Ask one law; whatever the code does, there is a row. Effects: on `rows`."""
+        verdict, found = PartVerdict.HELD, ""
         try:
             with self.code.checkout.active(), on_device(self.code.models.device), torch.no_grad():
                 test()
-            self.rows.append(PartLaw(part, law, statement, HELD))
         except Told as told:
-            self.rows.append(PartLaw(part, law, statement, TOLD, str(told)))
-        except Wrong as wrong:
-            self.rows.append(PartLaw(part, law, statement, BROKEN, str(wrong)))
+            verdict, found = PartVerdict.TOLD, str(told)
+        except Broken as broken:
+            verdict, found = PartVerdict.BROKEN, str(broken)
         except Exception as error:
+            verdict, found = PartVerdict.CRASHED, crash_of(error, self.code.checkout.folder)
             if where := self.code.card_asked(error):
-                said = f"not asked: it wants a GPU by itself ({where}); pass --device cuda, on a machine that has one"
-                self.rows.append(PartLaw(part, law, statement, ABSENT, said))
-                return
-            self.rows.append(PartLaw(part, law, statement, CRASHED, crash_of(error, self.code.checkout.folder)))
+                verdict = PartVerdict.ABSENT
+                found = f"not asked: it wants a GPU by itself ({where}); pass --device cuda, on a machine that has one"
+        self.rows.append(PartLaw(part, law, statement, verdict, found))
 
     def absent(self, part: str) -> None:
         """Say that the code has no such part."""
-        self.rows.append(PartLaw(part, "parts.there", "The part is there.", ABSENT, f"models/var.py has no {part}"))
-
-
-def require(holds: bool, found: str) -> None:
-    """Raise `Wrong` unless it holds."""
-    if not holds:
-        raise Wrong(found)
+        found = f"models/var.py has no {part}"
+        self.rows.append(PartLaw(part, "parts.there", "The part is there.", PartVerdict.ABSENT, found))
 
 
 def require_tensor(value: object, shape: Sequence[int], what: str) -> Tensor:
-    """Return a tensor of a shape, or raise `Wrong` with what stands there."""
+    """Return a tensor of a shape, or raise `Broken` with what stands there."""
     require(isinstance(value, Tensor), f"{what} is a {type(value).__name__}, not a tensor")
     assert isinstance(value, Tensor)
     require(tuple(value.shape) == tuple(shape), f"{what} is {tuple(value.shape)}, not {tuple(shape)}")
@@ -176,7 +144,7 @@ def require_tensor(value: object, shape: Sequence[int], what: str) -> Tensor:
 def require_close(
     actual: Tensor, due: Tensor, error: float, what: str, why: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Raise `Wrong` where two tensors of one shape differ by more than `error`.
+    """Raise `Broken` where two tensors of one shape differ by more than `error`.
 
     Args:
         actual: the code's.
@@ -192,12 +160,12 @@ def require_close(
     said = f"{what}: {count} of {far.numel()} numbers differ, by up to {largest:.3g} (rounding explains {error:.2g})"
     for clause, other in (why or {}).items():
         if other.shape == actual.shape and bool(((actual - other).abs() <= 2 * error).all()):
-            raise Wrong(f"{said}: {clause}")
-    raise Wrong(said)
+            raise Broken(f"{said}: {clause}")
+    raise Broken(said)
 
 
 def require_sight(mask_nm: Tensor, what: str) -> Tensor:
-    """Return who sees whom by a mask (n, m), or raise `Wrong` at its first entry that says neither.
+    """Return who sees whom by a mask (n, m), or raise `Broken` at its first entry that says neither.
 
     A boolean mask says it itself; of an additive one 0 is visible and `HIDDEN` or less is not.
     """
@@ -208,5 +176,5 @@ def require_sight(mask_nm: Tensor, what: str) -> Tensor:
     if neither:
         row, column = neither[0]
         found = f"{len(neither)} entries neither show nor hide, first (row, column) {(row, column)}"
-        raise Wrong(f"{what}: {found} is {float(mask_nm[row, column]):g}, not 0 or {HIDDEN:g} and less")
+        raise Broken(f"{what}: {found} is {float(mask_nm[row, column]):g}, not 0 or {HIDDEN:g} and less")
     return mask_nm == 0

@@ -14,9 +14,9 @@ from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
 if TYPE_CHECKING:
-    from harness.adapters.probe import PartLaw
     from harness.commands.inputs import Decoder
     from harness.decoders.terms import Terms
+    from harness.judge.part_law import PartLaw
     from harness.models.pair import ModelPair
 
 

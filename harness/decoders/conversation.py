@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
-from harness.adapters.probe import PartLaw
 from harness.decoders.mailbox import Handle, Header, Mailbox, UnreadableError
 from harness.decoders.process import Limits, Surroundings
 from harness.errors import InputError
+from harness.judge.part_law import PartLaw, PartVerdict
 from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
@@ -147,7 +147,7 @@ class Reply:
                 [str(name) for name in values["contracts"]],
                 [str(clause)[:200] for clause in values["moved"]],
                 InputError(*_texts(refused, 4)) if refused is not None else None,
-                [PartLaw(*_texts(row, len(fields(PartLaw)))) for row in values["parts"]],
+                [_part_law(row) for row in values["parts"]],
                 [_defect(each, seed) for each in values["defects"]],
                 str(values["so_far"])[:MOST_TEXT],
                 values["tensors"],  # `Mailbox.take` checks it
@@ -178,6 +178,11 @@ def _texts(values: object, count: int) -> list[str]:
     if not isinstance(values, list) or len(values) != count:
         raise ValueError("no list of so many texts")
     return [str(text)[:MOST_TEXT] for text in values]
+
+
+def _part_law(values: object) -> PartLaw:
+    part, law, statement, verdict, found = _texts(values, 5)
+    return PartLaw(part, law, statement, PartVerdict(verdict), found)
 
 
 def _defect(values: object, seed: int) -> Divergence:

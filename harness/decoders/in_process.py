@@ -23,12 +23,12 @@ from torch import Tensor
 
 from harness.adapters.parallel import Parallel
 from harness.adapters.parts_sdvar import examine
-from harness.adapters.probe import PartLaw
 from harness.adapters.published import Sampler
 from harness.decoders.factory import Factory, build
 from harness.decoders.process import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
 from harness.judge.form import UNREADABLE, malformed, wrong_shape
+from harness.judge.part_law import PartLaw
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.decoder import Implementation, Settings

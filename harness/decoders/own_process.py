@@ -24,13 +24,13 @@ from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
-from harness.adapters.probe import CRASHED, PartLaw
 from harness.decoders.conversation import LONGEST, DecoderJob, Question, Reply
 from harness.decoders.factory import Factory, name_of, pickled
 from harness.decoders.mailbox import Mailbox, UnreadableError, capacity
 from harness.decoders.process import GRACE_S, START_S, Limits, Process, Surroundings, last_lines
 from harness.errors import InputError
 from harness.judge.form import UNREADABLE, malformed
+from harness.judge.part_law import PartLaw, PartVerdict
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
@@ -107,7 +107,7 @@ class OwnProcess:
             return self._ask(Question(setting, request, self.limits.timeout_s, budget)).parts
         except (_GoneError, UnreadableError) as error:
             detail = self._given_up(error)
-            return [PartLaw("process", "process.ends", "The decoder's process answers.", CRASHED, detail)]
+            return [PartLaw("process", "process.ends", "The decoder's process answers.", PartVerdict.CRASHED, detail)]
 
     def close(self) -> None:
         """End the process; its log stays where a decode failed."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from harness.adapters.probe import PartLaw
 from harness.decoders.factory import Factory, is_own, load_factory
 from harness.decoders.in_process import InProcess
 from harness.decoders.own_process import OwnProcess
 from harness.decoders.terms import Terms
 from harness.errors import InputError
+from harness.judge.part_law import PartLaw
 from harness.judge.verdict import Judgement
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract

@@ -9,6 +9,7 @@ import torch
 from harness.errors import InputError
 from harness.judge.decode import judge
 from harness.judge.evidence import Evidence
+from harness.judge.part_law import require
 from harness.laws.allowed import needs_exact, require_draws
 from harness.laws.case import QUALITIES, Case
 from harness.laws.enumeration import output_law, p_value, target_law
@@ -20,7 +21,6 @@ from harness.laws.law import (
     NotOffered,
     Subject,
     law,
-    require,
     require_rounds,
     require_same,
     require_tokens,

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from harness.judge.components import INPUT_ULPS
+from harness.judge.part_law import require
 from harness.judge.race import exponentials, margin_bound, race
 from harness.laws.case import Case
-from harness.laws.law import FLOAT64, NotOffered, require, require_tokens
+from harness.laws.law import FLOAT64, NotOffered, require_tokens
 from harness.protocol.request import Request
 from harness.reference.cachefree import teacher_forced
 from harness.rounding.measure import quick

@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from harness.judge.part_law import require
 from harness.laws.allowed import needs_exact, require_draws
 from harness.laws.case import Case
-from harness.laws.law import EVERY, Law, NotOffered, Subject, law, require, require_tokens
+from harness.laws.law import EVERY, Law, NotOffered, Subject, law, require_tokens
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace

@@ -17,10 +17,10 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
-from harness.adapters.probe import ABSENT, BROKEN, HELD, PartLaw
 from harness.decoders.factory import Factory, load_factory, name_of, pickled
 from harness.decoders.process import Limits, OutOfTimeError
 from harness.errors import InputError
+from harness.judge.part_law import PartLaw, PartVerdict
 from harness.judge.verdict import Verdict
 from harness.laws.case import Case
 from harness.laws.catalogue import LAWS
@@ -241,9 +241,9 @@ def inspect_parts(
 
 
 def _row(part: str, result: LawResult) -> PartLaw:
-    verdict, found = HELD, ""
+    verdict, found = PartVerdict.HELD, ""
     if result.violation is not None:
-        verdict, found = BROKEN, f"{result.violation.found}, at {result.violation.case!r}"
+        verdict, found = PartVerdict.BROKEN, f"{result.violation.found}, at {result.violation.case!r}"
     elif result.verdict is not Verdict.IDENTICAL:
-        verdict, found = ABSENT, result.skipped or f"never exercised ({result.refused} cases refused)"
+        verdict, found = PartVerdict.ABSENT, result.skipped or f"never exercised ({result.refused} cases refused)"
     return PartLaw(part, result.law.id, result.law.statement, verdict, found)

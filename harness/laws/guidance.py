@@ -7,19 +7,10 @@ from dataclasses import replace
 import torch
 
 from harness.errors import HarnessError
+from harness.judge.part_law import require
 from harness.laws.allowed import allowed, needs_exact, require_draws
 from harness.laws.case import Case
-from harness.laws.law import (
-    EVERY,
-    FLOAT64,
-    KEEPS_AN_EQUAL,
-    Law,
-    NotOffered,
-    Subject,
-    law,
-    require,
-    require_same,
-)
+from harness.laws.law import EVERY, FLOAT64, KEEPS_AN_EQUAL, Law, NotOffered, Subject, law, require_same
 from harness.laws.oracle import rows_of, targeted
 from harness.protocol.contract import Contract
 from harness.reference.steps import guide as guide_scale

@@ -18,6 +18,7 @@ from torch import Tensor
 from harness.decoders.factory import Factory, build
 from harness.errors import HarnessError, InputError
 from harness.judge.compare import differences
+from harness.judge.part_law import Broken, require
 from harness.laws.case import Case, forget_models
 from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.contract import Contract
@@ -70,10 +71,6 @@ class Violation(HarnessError):  # noqa: N818
     def __reduce__(self) -> tuple[type[Violation], tuple[Law, Case, str, str, tuple[tuple[str, str], ...]]]:
         """Travel between processes: an exception is pickled by its arguments."""
         return Violation, (self.law, self.case, self.found, self.factory, self.options)
-
-
-class Broken(Exception):  # noqa: N818
-    """Raised inside a law: what was found. `Law.check` turns it into a `Violation`."""
 
 
 class NotOffered(Exception):  # noqa: N818
@@ -266,12 +263,6 @@ def law(
         return test
 
     return added
-
-
-def require(holds: bool, found: str) -> None:
-    """Raise `Broken` with what was found unless it holds."""
-    if not holds:
-        raise Broken(found)
 
 
 def require_same(

@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from harness.judge.part_law import require
 from harness.laws.allowed import allowed
 from harness.laws.case import CLASSES, Case
-from harness.laws.law import Law, NotOffered, Subject, law, require
+from harness.laws.law import Law, NotOffered, Subject, law
 from harness.laws.oracle import Run, rows_of, run_over, several, targeted
 from harness.models.network import Condition
 from harness.reference.sequential import GrowingCache

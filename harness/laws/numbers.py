@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from harness.errors import NonFiniteError
+from harness.judge.part_law import require
 from harness.laws import formulas
 from harness.laws.case import CLASSES, Case, random_models
-from harness.laws.law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, require, require_same
+from harness.laws.law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, require_same
 from harness.laws.oracle import run_over
 from harness.models.network import Condition
 from harness.models.pair import ModelPair

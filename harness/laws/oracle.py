@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.judge.part_law import require
 from harness.laws.case import Case
-from harness.laws.law import FLOAT64, NotOffered, require, require_same, require_tokens
+from harness.laws.law import FLOAT64, NotOffered, require_same, require_tokens
 from harness.models.autoencoder import Autoencoder
 from harness.models.network import Network
 from harness.protocol.noise import Noise

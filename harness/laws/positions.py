@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.judge.part_law import require
 from harness.laws.allowed import allowed
 from harness.laws.case import CLASSES, Case
-from harness.laws.law import FLOAT64, Law, NotOffered, Subject, law, require, require_same
+from harness.laws.law import FLOAT64, Law, NotOffered, Subject, law, require_same
 from harness.laws.oracle import rows_of, run_over, several, targeted
 from harness.reference.steps import guidance_labels, scale_input
 

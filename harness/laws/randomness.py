@@ -7,17 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from harness.judge.part_law import require
 from harness.laws.case import Case
-from harness.laws.law import (
-    PLAIN,
-    Law,
-    NotOffered,
-    Subject,
-    law,
-    require,
-    require_same,
-    require_tokens,
-)
+from harness.laws.law import PLAIN, Law, NotOffered, Subject, law, require_same, require_tokens
 from harness.laws.oracle import targeted
 from harness.protocol.contract import Contract
 from harness.protocol.noise import TOKEN, Ledger, SeededNoise

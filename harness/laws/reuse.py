@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from harness.errors import InputError
+from harness.judge.part_law import require
 from harness.laws.case import Case
-from harness.laws.law import Law, NotOffered, Subject, law, require, require_same, require_tokens
+from harness.laws.law import Law, NotOffered, Subject, law, require_same, require_tokens
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace

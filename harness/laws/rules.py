@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
+from harness.judge.part_law import require
 from harness.laws.case import CHOICES, Case
 from harness.laws.law import (
     EVERY,
@@ -21,7 +22,6 @@ from harness.laws.law import (
     Subject,
     law,
     policy_name,
-    require,
     require_rounds,
     require_tokens,
 )

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from harness.judge.part_law import require
 from harness.laws.case import Case
-from harness.laws.law import Law, Subject, law, require
+from harness.laws.law import Law, Subject, law
 from harness.protocol.contract import Contract
 from harness.protocol.request import Request
 from harness.reference.sequential import sample_sequential

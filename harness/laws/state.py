@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
+from harness.judge.part_law import require
 from harness.laws.allowed import allowed
 from harness.laws.case import Case
-from harness.laws.law import FLOAT64, Law, Subject, law, require, require_same, require_tokens
+from harness.laws.law import FLOAT64, Law, Subject, law, require_same, require_tokens
 from harness.laws.oracle import BrokenNoise, Interrupted, ListCache, Snapshot, check_snapshot, run_over, snapshot
 from harness.models.network import Network
 from harness.protocol.request import Request

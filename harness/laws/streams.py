@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.judge.part_law import require
 from harness.laws.case import Case
 from harness.laws.enumeration import chi_square
-from harness.laws.law import Law, Subject, law, require
+from harness.laws.law import Law, Subject, law
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import NoiseOrder, Request

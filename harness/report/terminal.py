@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from harness.adapters.probe import ABSENT, BROKEN, CRASHED, HELD, PartLaw
 from harness.errors import one_line, shortened
 from harness.files import compact
+from harness.judge.part_law import PartLaw, PartVerdict
 from harness.judge.verdict import Verdict
 from harness.provenance import versions
 from harness.report.tables import SHY, Column, name_column, print_table, prose_column, wrapped
@@ -28,7 +28,7 @@ from harness.wording import count_of, spelled
 
 COLOURS = {0: "green", 1: "bold red", 3: "yellow"}  # by the exit status of a verdict
 ANSWERS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "green", Answer.CANNOT: "yellow"}
-WRONG_PARTS = (BROKEN, CRASHED)
+WRONG_PARTS = (PartVerdict.BROKEN, PartVerdict.CRASHED)
 PARTS = (*map(name_column, ("part", "law", "verdict")), prose_column("what is wrong with the numbers"))
 COLUMNS = {
     "images": Column("images"),
@@ -200,7 +200,8 @@ def parts_verdict(rows: Sequence[PartLaw]) -> Verdict:
     verdicts = {row.verdict for row in rows}
     if verdicts & set(WRONG_PARTS):
         return Verdict.DEFECT
-    return Verdict.CONSISTENT if HELD in verdicts and ABSENT not in verdicts else Verdict.INCONCLUSIVE
+    is_whole = PartVerdict.HELD in verdicts and PartVerdict.ABSENT not in verdicts
+    return Verdict.CONSISTENT if is_whole else Verdict.INCONCLUSIVE
 
 
 def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quiet: bool, verbose: bool = False) -> None:
@@ -210,15 +211,17 @@ def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quie
         cells = [
             [one_line(row.part), row.law, row.verdict, shortened(one_line(row.found), MOST_SHOWN)]
             for row in rows
-            if verbose or row.verdict != HELD
+            if verbose or row.verdict != PartVerdict.HELD
         ]
         print_table(console, "", PARTS, cells)
-        held = list(dict.fromkeys(one_line(row.part) for row in rows if row.verdict == HELD))
+        held = list(dict.fromkeys(one_line(row.part) for row in rows if row.verdict == PartVerdict.HELD))
         if held and not verbose:
-            laws = count_of(counts[HELD], "law")
+            laws = count_of(counts[PartVerdict.HELD], "law")
             say(console, f"held: {laws} of {count_of(len(held), 'part')}: {', '.join(held)}")
     clauses = [
-        f"{counts[word]} {word.lower()}" for word in (HELD, *WRONG_PARTS, ABSENT) if counts[word] or word == HELD
+        f"{counts[word]} {word.lower()}"
+        for word in (PartVerdict.HELD, *WRONG_PARTS, PartVerdict.ABSENT)
+        if counts[word] or word == PartVerdict.HELD
     ]
     wrong = list(dict.fromkeys(row.part for row in rows if row.verdict in WRONG_PARTS))
     text = (

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harness.judge.part_law import Broken
 from harness.laws import Subject
 from harness.laws.engine import fixed_cases
-from harness.laws.law import FLOAT64, Broken, require_same
+from harness.laws.law import FLOAT64, require_same
 from harness.laws.masks import SEEN, UNSEEN
 from harness.laws.oracle import run_over
 from harness.speculative.sampler import build_decoder

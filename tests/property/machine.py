@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
+from harness.judge.part_law import require
 from harness.laws import Case
 from harness.laws.case import CHOICES
-from harness.laws.law import FLOAT64, require, require_same
+from harness.laws.law import FLOAT64, require_same
 from harness.laws.oracle import BrokenNoise, Interrupted, Run, Snapshot, check_snapshot, run_over, snapshot
 from harness.laws.strategies import cases
 from harness.speculative.accept import Proposal, Window, drafted_proposal

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from harness import Request, Settings, Verdict, Verification
-from harness.adapters.probe import BROKEN, CRASHED, PartLaw
 from harness.decoders.factory import load_factory
 from harness.decoders.in_process import inspect_parts
+from harness.judge.part_law import PartLaw, PartVerdict
 from harness.reference.sequential import sample_sequential
 from harness.rounding.measure import quick
 from tests.helpers import Layout, some, tiny, verify_here
@@ -38,7 +38,7 @@ def parts(checkout: Path, **options: str) -> dict[str, PartLaw]:
 
 
 def broken(rows: dict[str, PartLaw]) -> dict[str, str]:
-    return {name: row.found for name, row in rows.items() if row.verdict in (BROKEN, CRASHED)}
+    return {name: row.found for name, row in rows.items() if row.verdict in (PartVerdict.BROKEN, PartVerdict.CRASHED)}
 
 
 def test_arguments_may_be_given_by_name_in_any_order(tmp_path: Path):

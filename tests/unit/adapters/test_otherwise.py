@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from harness import Verdict
-from harness.adapters.probe import ABSENT
 from harness.decoders.factory import load_factory
 from harness.errors import InputError
+from harness.judge.part_law import PartVerdict
 from tests.published.checkout import edited, make
 from tests.unit.adapters.test_odd import BASIC, LAST, SMALL, TWO, broken, parts, run, settings
 
@@ -145,7 +145,7 @@ def test_code_that_wants_a_gpu_by_itself_is_refused_in_a_line(tmp_path: Path):
         run("sdvar-test3", make(tmp_path, "sdvar"), sd_mask=1)
     waits = ("        accepted = 0\n", "        accepted = 0\n        torch.cuda.synchronize()\n")
     rows = parts(edited(tmp_path, "sdvar", waits))
-    assert rows[f"{BASIC}: accept.share"].verdict == ABSENT
+    assert rows[f"{BASIC}: accept.share"].verdict == PartVerdict.ABSENT
     assert "pass --device cuda" in rows[f"{BASIC}: accept.share"].found
 
 

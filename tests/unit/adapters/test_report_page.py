@@ -11,8 +11,8 @@ import pytest
 from harness import Request, Verdict
 from harness.adapters.factories import build_sdvar
 from harness.adapters.parts_sdvar import examine
-from harness.adapters.probe import ABSENT, BROKEN, CRASHED, HELD, TOLD, PartLaw
 from harness.adapters.published import published
+from harness.judge.part_law import PartLaw, PartVerdict
 from harness.rounding.measure import quick
 from tests.helpers import some
 from tests.published.checkout import make
@@ -56,7 +56,7 @@ def test_the_page_has_every_finding_of_the_report_in_its_order():
 
 def test_a_right_checkout_breaks_none_of_the_laws(shelf: Path):
     rows = rows_of(make(shelf, "sdvar"))
-    assert {row.verdict for row in rows} == {HELD, TOLD}
+    assert {row.verdict for row in rows} == {PartVerdict.HELD, PartVerdict.TOLD}
     named = {text for _, laws in ROWS for text in laws if not text.startswith(("verify", "test3"))}
     assert named <= {f"{row.part}: {row.law}" for row in rows}
 
@@ -66,7 +66,11 @@ def test_a_row_of_the_page_is_what_the_harness_says(shelf: Path, switch: str, la
     checkout = make(shelf, "sdvar", "addparam-th", *switch.split())
     of_parts = {text for text in laws if not text.startswith(("verify", "test3"))}
     if of_parts:
-        broken = {f"{row.part}: {row.law}" for row in rows_of(checkout) if row.verdict in (BROKEN, CRASHED, ABSENT)}
+        broken = {
+            f"{row.part}: {row.law}"
+            for row in rows_of(checkout)
+            if row.verdict in (PartVerdict.BROKEN, PartVerdict.CRASHED, PartVerdict.ABSENT)
+        }
         assert of_parts <= broken
     for text in set(laws) - of_parts:
         where, _, component = text.partition(": ")

@@ -14,12 +14,12 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness.adapters.probe import BROKEN, CRASHED, HELD, PartLaw
 from harness.bench.files import read_policies, read_speed
 from harness.bench.scoreboard import scoreboard
 from harness.decoders.factory import DEFAULT, load_factory
 from harness.golden.judgements import CaseResult, FileResult
 from harness.golden.record import Change
+from harness.judge.part_law import PartLaw, PartVerdict
 from harness.judge.verdict import Divergence
 from harness.laws import Case, Violation
 from harness.laws.catalogue import LAWS
@@ -81,7 +81,7 @@ def hunted(console: Console) -> None:
 
 def parted(console: Console) -> None:
     wrong = "rows 5 to 13 sit at positions 1 to 9 and not where the sequential sampler has them, by 3.64"
-    said = ((HELD, ""), (BROKEN, wrong), (CRASHED, "IndexError: 14"))
+    said = ((PartVerdict.HELD, ""), (PartVerdict.BROKEN, wrong), (PartVerdict.CRASHED, "IndexError: 14"))
     rows = [
         PartLaw("sdvar_autoregressive_infer_cfg_parallel_v1", f"masks.law{k}", "…", *of) for k, of in enumerate(said)
     ]

@@ -1,0 +1,52 @@
+"""What came of a law of one part of a decoder, and how a law says that it is broken.
+
+Promise: laws of the harness's own parts and of published code end in the same record, so that one table shows both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+
+class PartVerdict(StrEnum):
+    """How a law of a part ended; told is for what is no law, but worth knowing."""
+
+    HELD = "held"
+    BROKEN = "BROKEN"
+    CRASHED = "CRASHED"
+    ABSENT = "not there"
+    TOLD = "told"
+
+
+class Broken(Exception):  # noqa: N818
+    """Raised inside a law: what was found, one clause."""
+
+
+@dataclass(frozen=True)
+class PartLaw:
+    """What one law of one part found.
+
+    Args:
+        part: the method, as the code names it.
+        law: family and word.
+        statement: what must hold.
+        verdict: how it ended.
+        found: what is wrong with the numbers; empty where nothing is.
+    """
+
+    part: str
+    law: str
+    statement: str
+    verdict: PartVerdict
+    found: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def require(holds: bool, found: str) -> None:
+    """Raise `Broken` with what was found unless it holds."""
+    if not holds:
+        raise Broken(found)
