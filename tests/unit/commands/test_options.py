@@ -19,7 +19,7 @@ from harness.commands import mutants, options, verify
 from harness.commands.inputs import DTYPES
 from harness.decoders.factory import DEFAULT
 from harness.decoders.process import TIMEOUT_S
-from harness.golden.plan import DATA
+from harness.golden.plan import GOLDENS
 from harness.laws.few_cases import CASES
 from harness.models.pair import CLOSE
 from harness.models.sizes import PUBLISHED
@@ -106,7 +106,7 @@ def test_the_door_opens_at_once(words: str):
 def test_what_the_door_says_is_what_the_rooms_say():
     assert (options.OWN, options.CLOSE, options.TIMEOUT_S) == (DEFAULT, CLOSE, TIMEOUT_S)
     assert (options.QUALITY_IMAGES, options.BLOCKS) == (IMAGES, BLOCKS)
-    assert (options.BUDGETS, options.GOLDENS) == (SHIPPED, DATA)
+    assert (options.BUDGETS, options.GOLDENS) == (SHIPPED, GOLDENS)
     assert set(options.DTYPES) == set(DTYPES)
     assert list(options.POLICIES) == [row.form for row in TABLE if not row.bench]
     assert all(parse(policy) for policy in (*options.EVERY_LENGTH, *options.ONE_LENGTH))
