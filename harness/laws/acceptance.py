@@ -21,8 +21,9 @@ from harness.laws.law import (
     NotOffered,
     Subject,
     law,
+    require_equal,
     require_rounds,
-    require_same,
+    require_shown_rounds,
     require_tokens,
 )
 from harness.laws.oracle import run_over, targeted
@@ -73,11 +74,10 @@ def identical_draft(subject: Subject, case: Case) -> bool:
 
     At every window length.
     """
-    needs_exact(case, "rounding decides whether a draft = target is kept whole")
+    needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     for draft_len in range(1, case.pyramid.S + 1):
         decoded = subject.decode(replace(case, draft="identical", draft_len=draft_len))
-        if not decoded.rounds:
-            raise NotOffered("no rounds in the trace")
+        require_shown_rounds(decoded)
         for image, rounds in enumerate(decoded.rounds):
             for turn in rounds:
                 require(
@@ -95,14 +95,13 @@ def honest(subject: Subject, case: Case) -> bool:
     claimed = Contract.of(subject.decoder(case).contract)
     # a rule of the decoder's own: it claims less than the policy that it was asked for
     lossy = claimed is Contract.QUALITY and case.policy in PLAIN
-    if not decoded.rounds:
-        raise NotOffered("no rounds in the trace")
+    require_shown_rounds(decoded)
     for image, rounds in enumerate(decoded.rounds):
         for turn in rounds:
             _honest_round(case, turn, f"image {image}, round at scale {turn.first}: {turn}", lossy)
             # a lossy rule looks at something else than whether a token is the target's own draw
-            fell = turn.corrected_tokens >= 1 or not turn.corrected
-            require(fell or not claimed.entails(Contract.LAW), f"a scale fell without a wrong token: {image}, {turn}")
+            has_reason = turn.corrected_tokens >= 1 or not turn.corrected or not claimed.entails(Contract.LAW)
+            require(has_reason, f"a scale was rejected without a wrong token: {image}, {turn}")
         calls, passes = decoded.target_calls[image], sum(turn.target_rows > 0 for turn in rounds)
         alone = sum(case.pyramid.tokens(si) for si in case.pyramid if image not in targeted(decoded, case.B, si))
         made_rows = sum(turn.target_rows for turn in rounds)
@@ -129,10 +128,10 @@ def exact(subject: Subject, case: Case) -> bool:
     if not isinstance(decoder, SpeculativeDecoder):
         raise NotOffered("not composed of the harness's parts")
     law, branches = output_law(case.models, case.request, decoder.options, decoder.parts)
-    due = joint_law(case.models, case.request)
-    far = law_distance(law, due)
-    require(far <= EXACT, f"an image's probability is {far:.3g} off; {branches} branches, {len(due)} images")
-    return branches > len(due)
+    expected = joint_law(case.models, case.request)
+    far = law_distance(law, expected)
+    require(far <= EXACT, f"an image's probability is {far:.3g} off; {branches} branches, {len(expected)} images")
+    return branches > len(expected)
 
 
 def _honest_round(case: Case, turn: Round, at: str, lossy: bool) -> None:
@@ -143,14 +142,14 @@ def _honest_round(case: Case, turn: Round, at: str, lossy: bool) -> None:
             require(turn.finished == 1 and turn.bonus, f"nothing drafted, and not one scale decided: {at}")
         most = case.length if turn.target_rows else left  # scales that the draft decides alone are drafted at once
         require(turn.drafted <= min(most, left), f"drafted too much: {at}")
-        require(turn.corrected == (turn.accepted < turn.drafted), f"corrected iff a drafted scale fell: {at}")
+        require(turn.corrected == (turn.accepted < turn.drafted), f"corrected iff a drafted scale was rejected: {at}")
         require(not (turn.bonus and turn.corrected), f"bonus after a correction: {at}")
         require(turn.bonus <= (case.bonus or not turn.drafted), f"bonus although none was asked for: {at}")
     require(0 <= turn.accepted <= turn.drafted <= left, f"accepted more than drafted: {at}")
     require(turn.finished >= 1, f"finished nothing: {at}")
-    due = sum(case.pyramid.tokens(turn.first + k) for k in range(turn.finished))
+    expected = sum(case.pyramid.tokens(turn.first + k) for k in range(turn.finished))
     made = turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens
-    require(made == due, f"counts {made} tokens in {due}: {at}")
+    require(made == expected, f"counts {made} tokens in {expected}: {at}")
 
 
 @law(LAWS, "acceptance.keep", "keep_drafted")
@@ -161,7 +160,7 @@ def keep(subject: Subject, case: Case) -> bool:
     probs = torch.tensor([1e-300, 1e-9, 1e-6, 1e-3, 0.02, 0.3, 0.5, 0.9, 1.0], dtype=torch.float64)
     u_Bn, draft_Bn, target_Bn = (t.flatten()[None].to(case.at) for t in torch.meshgrid(u, probs, probs, indexing="ij"))
     u_Bn = u_Bn.float()  # as the noise holds them
-    for ratio in (0.9, 0.5, 0.011, 1e-5):  # beside the threshold, on both sides
+    for ratio in (0.9, 0.5, 0.011, 1e-5):  # next to the threshold, on both sides
         for side in (1 - 1e-4, 1 + 1e-4):
             u_1 = torch.full((1, 1), ratio * side, dtype=torch.float32, device=case.at)
             draft_1 = torch.full_like(u_1, 0.5, dtype=torch.float64)
@@ -170,12 +169,12 @@ def keep(subject: Subject, case: Case) -> bool:
     none = parts.keep_drafted(u_Bn[:, :1], draft_Bn[:, -1:], torch.zeros_like(target_Bn[:, :1]))
     require(not bool(none.any()), "u = 0 keeps a token that the target never draws")
     apart = ((u_Bn.double() * draft_Bn) / target_Bn - 1).abs() > 1e-6
-    got_Bn = parts.keep_drafted(u_Bn, draft_Bn, target_Bn)
-    wrong = torch.nonzero((got_Bn != (u_Bn.double() * draft_Bn < target_Bn)) & apart).tolist()
+    actual_Bn = parts.keep_drafted(u_Bn, draft_Bn, target_Bn)
+    wrong = torch.nonzero((actual_Bn != (u_Bn.double() * draft_Bn < target_Bn)) & apart).tolist()
     if wrong:
         n = wrong[0][1]
         require(False, f"u {float(u_Bn[0, n]):g}, draft {float(draft_Bn[0, n]):g}, target {float(target_Bn[0, n]):g}: "
-                       f"kept {bool(got_Bn[0, n])}")  # fmt: skip
+                       f"kept {bool(actual_Bn[0, n])}")  # fmt: skip
     return True
 
 
@@ -187,8 +186,8 @@ def residual_law(subject: Subject, case: Case) -> bool:
     target_BnV = torch.where(target_BnV < 0.05, 0.0, target_BnV)
     target_BnV = target_BnV / target_BnV.sum(-1, keepdim=True)
     above_BnV = torch.where(target_BnV > draft_BnV, target_BnV - draft_BnV, 0.0)
-    due = above_BnV / above_BnV.sum(-1, keepdim=True)
-    require_same({"residual": parts.residual(draft_BnV, target_BnV)}, {"residual": due}, "", FLOAT64)
+    expected = above_BnV / above_BnV.sum(-1, keepdim=True)
+    require_equal("residual", parts.residual(draft_BnV, target_BnV), expected, "", FLOAT64)
     equal = parts.residual(target_BnV, target_BnV)
     require(bool(torch.isfinite(equal).all()), "draft = target leaves a residual that is not finite")
     return True
@@ -198,7 +197,7 @@ def distribution_case(case: Case) -> Case:
     """Return the case as contract B is tested in it: many draws of one label, a draft that is often wrong.
 
     One generator for the batch, since a generator an image costs more than the decode; filters that leave something
-    to draw; a scale behind the drafted one where a bonus is asked for.
+    to draw; a scale after the drafted one where a bonus is asked for.
     """
     V = min(case.V, 3)
     return replace(
@@ -252,11 +251,11 @@ def real(subject: Subject, case: Case) -> bool:
         draft="single" if large else ("single", "identical", "close")[case.weights % 3],
         draft_len=(3, 10, 2, 5)[case.seed // 4 % 4],
     )  # fmt: skip
-    due_BL, due = decode_by_policy(case.models, case.request, case.noise(), case.policy, str(case.length), case.bonus)
-    decoded = subject.decode(case)
-    require_tokens(decoded.tokens_BL, due_BL, f"{case.pyramid.L} tokens an image")
+    decoded, request, where = subject.decode(case), case.request, f"{case.pyramid.L} tokens an image"
+    tokens_BL, rounds = decode_by_policy(case.models, request, case.noise(), case.policy, str(case.length), case.bonus)
+    require_tokens(decoded.tokens_BL, tokens_BL, where)
     if getattr(subject.decoder(case), "policy", None) == case.policy:
-        require_rounds(decoded.rounds, due, f"{case.pyramid.L} tokens an image")
+        require_rounds(decoded.rounds, rounds, where)
     return case.draft != "close" or rejected(decoded, case)
 
 
@@ -269,18 +268,18 @@ def independent(subject: Subject, case: Case) -> bool:
     lengths = [(1, False), (S, False), (max(1, S // 2), subject.has_bonus(case))]
     for k, quality in enumerate(QUALITIES):
         draft_len, bonus = lengths[(k + case.seed) % len(lengths)]
-        got = subject.decode(replace(case, draft=quality, draft_len=draft_len, bonus=bonus))
+        actual = subject.decode(replace(case, draft=quality, draft_len=draft_len, bonus=bonus))
         where = f"draft {quality}, draft_len {draft_len}, bonus {bonus} (base: {case.draft}, {case.draft_len})"
-        require_draws(case, case.request, got.tokens_BL, first.tokens_BL, where)
-        some = some or rejected(got, case)
+        require_draws(case, case.request, actual.tokens_BL, first.tokens_BL, where)
+        some = some or rejected(actual, case)
     for schedule in ("/".join(str(1 + si % 2) for si in case.pyramid), f"dynamic:1:{S}"):
         try:
             decoder = subject.decoder(case, draft_len=schedule)
         except (InputError, ValueError, TypeError):  # a number is all that every decoder must take
             continue
-        got = decoder.decode(case.request, case.noise())
+        actual = decoder.decode(case.request, case.noise())
         where = f"draft_len {schedule} (base: {case.draft_len})"
-        require_draws(case, case.request, got.tokens_BL, first.tokens_BL, where)
+        require_draws(case, case.request, actual.tokens_BL, first.tokens_BL, where)
     return some
 
 

@@ -60,29 +60,29 @@ def needs_exact(case: Case, why: str) -> None:
         raise NotOffered(f"{case.dtype} networks: {why}")
 
 
-def require_draws(case: Case, request: Request, actual_BL: Tensor, due_BL: Tensor, where: str) -> None:
+def require_draws(case: Case, request: Request, actual_BL: Tensor, expected_BL: Tensor, where: str) -> None:
     """Raise `Broken` unless two decodes of one request have the same tokens.
 
     Where the case is not exact the first scale in which an image differs may hold certified ties: float64 cannot tell
     either token from the best one. What comes after it has another prefix, and is not compared.
     """
-    if case.exact or actual_BL.shape != due_BL.shape:
-        require_tokens(actual_BL, due_BL, where)
+    if case.exact or actual_BL.shape != expected_BL.shape:
+        require_tokens(actual_BL, expected_BL, where)
         return
     models, pyramid = case.models, case.pyramid
     noise, budget = models.noise(request), quick(models)
     labels_B = noise.labels(models.target.config.classes)
     wide = models.wide()
-    for image in torch.nonzero((actual_BL != due_BL).any(1)).flatten().tolist():
-        differ_n = torch.nonzero(actual_BL[image] != due_BL[image]).flatten()
+    for image in torch.nonzero((actual_BL != expected_BL).any(1)).flatten().tolist():
+        differ_n = torch.nonzero(actual_BL[image] != expected_BL[image]).flatten()
         si, one = pyramid.level_of(int(differ_n[0])), slice(image, image + 1)
-        _, exact_1nV, _ = teacher_forced(wide.target, wide.vae, request.cfg, labels_B[one], due_BL[one], si + 1)
+        _, exact_1nV, _ = teacher_forced(wide.target, wide.vae, request.cfg, labels_B[one], expected_BL[one], si + 1)
         position_n = differ_n[differ_n < pyramid.end(si)]
         exact_nV, row_n = exact_1nV[0, position_n], torch.full_like(position_n, image)
         allowed = budget.guided(request.cfg, pyramid.ramp(si)).logits
         allowed_n = torch.full(position_n.shape, allowed, dtype=torch.float64)
         E_nV = exponentials(noise, pyramid, row_n, position_n)
-        sides = [tokens_BL[image, position_n] for tokens_BL in (actual_BL, due_BL)]
+        sides = [tokens_BL[image, position_n] for tokens_BL in (actual_BL, expected_BL)]
         margins = [race(exact_nV, E_nV, token_n, request, allowed_n).margin_N for token_n in sides]
         rows = torch.stack(sides, 1).tolist(), torch.stack(margins, 1).tolist()
         for position, *pairs in zip(position_n.tolist(), *rows, strict=True):

@@ -44,7 +44,7 @@ SMALL = tuple(
         key=lambda sides: sum(side * side for side in sides),
     )
 )
-# What the fields of a case are drawn from, simplest first; a value that stands twice is drawn twice as often.
+# What the fields of a case are drawn from, simplest first; a value that is listed twice is drawn twice as often.
 CHOICES: dict[str, Sequence[Any]] = {
     "patch_nums": SMALL,
     "V": (3, 5, 8, 13),
@@ -93,7 +93,7 @@ class Case:
         top_p: filter, 0 = off.
         order: whose noise streams (`Request.order`).
         draft_len: scales proposed per round; cut to the number of scales.
-        bonus: submit the scale behind the drafted ones too.
+        bonus: submit the scale after the drafted ones too.
         policy: coupling and acceptance rule, for decoders that offer several.
         dtype: of the networks, one of `DTYPES`; most laws take float64 whatever it says (`Law.wide`).
         draft_dtype: of the draft, where it is another.

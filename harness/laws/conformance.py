@@ -172,7 +172,7 @@ def run_conformance(
         examples: cases per law, >= 1; all laws meet the same ones.
         seed: of the cases.
         laws: which.
-        progress: called after every case with what its law saw so far, and once more when the law is done; with several
+        progress: called after every case with what its law has seen, and once more when the law is done; with several
             workers when a law is done.
         how: see `How`.
 

@@ -250,7 +250,7 @@ def try_law(
         law: which.
         subject: the decoder.
         source: of the cases.
-        progress: called after every case with what the law saw so far, and once more when it is done.
+        progress: called after every case with what the law has seen, and once more when it is done.
     """
     row, start = LawResult(law), time.perf_counter()
     for cases in source.batches(law):

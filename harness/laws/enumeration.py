@@ -10,7 +10,7 @@ the same number. Only the two functions that turn a number into a decision, `Par
 replaced: by inversion of the cumulative law on [0, 1), which has the law of a race, and by u < target/draft. All else
 is the production code. A decode walks as many branches as its batch has images.
 
-Moot decisions (about a scale that the round drops, or a redraw where the drafted token stands) shrink no box: one
+Moot decisions (about a scale that the round drops, or a redraw where the drafted token is accepted) shrink no box: one
 arbitrary choice stands for all, at full weight. Were such a choice to matter after all, the law would come out wrong,
 so what is saved here cannot hide a mistake.
 """
@@ -61,7 +61,7 @@ class _Lane:
     aside: list[Box] = field(default_factory=list)
     pending: list[tuple[int, int, Sequence[float], int]] = field(default_factory=list)  # scale, number, edges, choice
     guess: Box = field(default_factory=dict)  # the box, if all that is pending matters
-    stands: list[bool] = field(default_factory=list)  # places whose drafted token stands: the next redraw is moot
+    accepted: list[bool] = field(default_factory=list)  # by place, of drafted tokens: a redraw is moot then
 
     def decide(self, cell: int, si: int, edges: Sequence[float], moot: bool) -> int:
         """Return which piece between `edges` a number of scale `si` lies in."""
@@ -146,15 +146,15 @@ class _Walk:
         rows = []
         for name_n, edges_n in zip(u_Bn.tolist(), edges, strict=True):
             lane, choices = self._decide(name_n, edges_n)
-            lane.stands = [choice == 0 for choice in choices]
-            rows.append(lane.stands)
+            lane.accepted = [choice == 0 for choice in choices]
+            rows.append(lane.accepted)
         return torch.tensor(rows)
 
     def _decide(self, name_n: list[float], edges_n: list[list[float]]) -> tuple[_Lane, list[int]]:
         """Return the lane of one image's numbers, and what it decides."""
         B, L = len(self.lanes), len(self.levels)
         lane = self.lanes[int(name_n[0]) % B]
-        moot_n, lane.stands = lane.stands or [False] * len(name_n), []
+        moot_n, lane.accepted = lane.accepted or [False] * len(name_n), []
         cell_n = [int(name) // B for name in name_n]
         decisions = zip(cell_n, edges_n, moot_n, strict=True)
         return lane, [lane.decide(cell, self.levels[cell % L], edges, moot) for cell, edges, moot in decisions]

@@ -1,7 +1,7 @@
 """Every law in a few cases, for a verification: what a trained pair on one pyramid never meets.
 
 Promise: the same cases for everybody; a law that breaks in one of them is a defect. A law that so few cases leave
-trivial is told, and no reason for anything: laws are proved by `pytest tests/property` and `run_conformance`. A decoder
+trivial is said, and no reason for anything: laws are proved by `pytest tests/property` and `run_conformance`. A decoder
 that hangs, or ends its process, ends the laws: what is left would end as that one did.
 """
 

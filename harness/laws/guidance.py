@@ -10,7 +10,17 @@ from harness.errors import HarnessError
 from harness.judge.part_law import require
 from harness.laws.allowed import allowed, needs_exact, require_draws
 from harness.laws.case import Case
-from harness.laws.law import EVERY, FLOAT64, KEEPS_AN_EQUAL, Law, NotOffered, Subject, law, require_same
+from harness.laws.law import (
+    EVERY,
+    FLOAT64,
+    KEEPS_AN_EQUAL,
+    Law,
+    Subject,
+    law,
+    require_equal,
+    require_shown_rounds,
+    shown_tensors,
+)
 from harness.laws.oracle import rows_of, targeted
 from harness.protocol.contract import Contract
 from harness.reference.steps import guide as guide_scale
@@ -29,9 +39,9 @@ def formula(subject: Subject, case: Case) -> bool:
     for first, last in case.windows:
         rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
         scales = rows_RnV.split([pyramid.tokens(si) for si in range(first, last + 1)], 1)
-        due = [guide_scale(rows, case.cfg, first + k, pyramid.S) for k, rows in enumerate(scales)]
-        got = parts.guide(rows_RnV.clone(), pyramid, case.cfg, first, last)
-        require_same({"guided": got}, {"guided": torch.cat(due, 1)}, f"window {first}..{last}", FLOAT64)
+        expected = [guide_scale(rows, case.cfg, first + k, pyramid.S) for k, rows in enumerate(scales)]
+        actual = parts.guide(rows_RnV.clone(), pyramid, case.cfg, first, last)
+        require_equal("guided", actual, torch.cat(expected, 1), f"window {first}..{last}", FLOAT64)
     return case.cfg != 0 and pyramid.S > 1
 
 
@@ -41,11 +51,11 @@ def off(subject: Subject, case: Case) -> bool:
     parts, pyramid = subject.parts(case, "guide"), case.pyramid
     for first, last in case.windows:
         rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
-        got = parts.guide(rows_RnV.clone(), pyramid, 0.0, first, last)
-        require_same({"guided": got}, {"guided": rows_RnV[: case.B]}, f"cfg 0, window {first}..{last}")
+        actual = parts.guide(rows_RnV.clone(), pyramid, 0.0, first, last)
+        require_equal("guided", actual, rows_RnV[: case.B], f"cfg 0, window {first}..{last}")
     rows_R1V = _rows(case, 1)
-    got = parts.guide(rows_R1V.clone(), pyramid, case.cfg, 0, 0)
-    require_same({"guided": got}, {"guided": rows_R1V[: case.B]}, "scale 0")
+    actual = parts.guide(rows_R1V.clone(), pyramid, case.cfg, 0, 0)
+    require_equal("guided", actual, rows_R1V[: case.B], "scale 0")
     return True
 
 
@@ -57,10 +67,10 @@ def refusal(subject: Subject, case: Case) -> bool:
     if case.B == 1:
         odd_RnV = _rows(replace(case, labels=(0, 0)), 1)[:3]
     try:
-        got = parts.guide(odd_RnV, case.pyramid, case.cfg, 0, 0)
+        actual = parts.guide(odd_RnV, case.pyramid, case.cfg, 0, 0)
     except (HarnessError, ValueError):
         return True
-    require(False, f"{len(odd_RnV)} rows were taken for 2B and gave {tuple(got.shape)}")
+    require(False, f"{len(odd_RnV)} rows were taken for 2B and gave {tuple(actual.shape)}")
     return True
 
 
@@ -81,11 +91,10 @@ def unconditional(subject: Subject, case: Case) -> bool:
 
 @law(LAWS, "guidance.both-sides", "guide", "draft_generate_batch", contract=Contract.LAW, policies=KEEPS_AN_EQUAL)
 def both_sides(subject: Subject, case: Case) -> bool:
-    """Draft and target are guided at the same scale index: a draft = target is kept whole."""
-    needs_exact(case, "rounding decides whether a draft = target is kept whole")
+    """Draft and target are guided at the same scale index: a draft = target is accepted whole."""
+    needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     decoded = subject.decode(replace(case, draft="identical", cfg=max(case.cfg, 2.0)))
-    if not decoded.rounds:
-        raise NotOffered("no rounds in the trace")
+    require_shown_rounds(decoded)
     for image, rounds in enumerate(decoded.rounds):
         for turn in rounds:
             require(
@@ -99,13 +108,11 @@ def both_sides(subject: Subject, case: Case) -> bool:
 def weights(subject: Subject, case: Case) -> bool:
     """The guided logits of a decode are the formula over its own rows."""
     decoded = subject.decode(case)
-    kept = decoded.intermediates
-    if kept is None:
-        raise NotOffered("no intermediates")
+    shown = shown_tensors(decoded)
     for si in case.pyramid:
         span, images = case.pyramid.span(si), targeted(decoded, case.B, si)
         if not images:
             continue
-        due = guide_scale(kept.rows_RLV[rows_of(images, case.B), span], case.cfg, si, case.pyramid.S)
-        require_same({"guided": kept.guided_BLV[images, span]}, {"guided": due}, f"scale {si}", allowed(case).guided)
+        expected = guide_scale(shown.rows_RLV[rows_of(images, case.B), span], case.cfg, si, case.pyramid.S)
+        require_equal("guided", shown.guided_BLV[images, span], expected, f"scale {si}", allowed(case).guided)
     return case.cfg != 0 and case.pyramid.S > 1

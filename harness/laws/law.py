@@ -25,7 +25,7 @@ from harness.protocol.contract import Contract
 from harness.protocol.decoder import Implementation
 from harness.protocol.noise import Noise
 from harness.protocol.request import Request
-from harness.protocol.trace import Round, Trace
+from harness.protocol.trace import Intermediates, Round, Trace
 
 # Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;
 # the smallest planted bug moves them by more than 1e-4. tests/meta/test_tolerances.py measures the first number.
@@ -276,6 +276,13 @@ def require_same(
     require(not found, f"{where}{': ' if where else ''}{'; '.join(map(str, found))}")
 
 
+def require_equal(
+    name: str, actual: Tensor, expected: Tensor, where: str = "", atol: float | Mapping[str, float] = 0.0
+) -> None:
+    """Raise `Broken` unless two tensors are equal, as `require_same` says."""
+    require_same({name: actual}, {name: expected}, where, atol)
+
+
 def require_tokens(actual_BL: Tensor, expected_BL: Tensor, where: str) -> None:
     """Raise `Broken` with the first differing position unless the tokens are equal."""
     if actual_BL.shape != expected_BL.shape:
@@ -283,8 +290,8 @@ def require_tokens(actual_BL: Tensor, expected_BL: Tensor, where: str) -> None:
     differ = torch.nonzero(actual_BL != expected_BL).tolist()
     if differ:
         image, position = differ[0]
-        was, due = int(actual_BL[image, position]), int(expected_BL[image, position])
-        raise Broken(f"{where}: image {image}, position {position}: token {was}, not {due}; {len(differ)} differ")
+        was, expected = int(actual_BL[image, position]), int(expected_BL[image, position])
+        raise Broken(f"{where}: image {image}, position {position}: token {was}, not {expected}; {len(differ)} differ")
 
 
 _SAID = (
@@ -297,11 +304,25 @@ def _said(turn: Round) -> dict[str, Any]:
     return {name: getattr(turn, name) for name in _SAID}
 
 
-def require_rounds(got: list[list[Round]], due: list[list[Round]], where: str) -> None:
+def require_rounds(actual: list[list[Round]], expected: list[list[Round]], where: str) -> None:
     """Raise `Broken` with the first round that says something else than it must."""
-    for image, (actual, expected) in enumerate(zip(got, due, strict=True)):
-        for k, (one, other) in enumerate(zip(actual, expected, strict=False)):
+    for image, (turns, expected_turns) in enumerate(zip(actual, expected, strict=True)):
+        for k, (one, other) in enumerate(zip(turns, expected_turns, strict=False)):
             wrong = {name: value for name, value in _said(one).items() if value != _said(other)[name]}
             at = f"{where}: round {k} of image {image} (from scale {other.first})"
             require(not wrong, f"{at} says {wrong}, not { {name: _said(other)[name] for name in wrong} }")
-        require(len(actual) == len(expected), f"{where}: image {image} took {len(actual)} rounds, not {len(expected)}")
+        count = len(expected_turns)
+        require(len(turns) == count, f"{where}: image {image} took {len(turns)} rounds, not {count}")
+
+
+def shown_tensors(decoded: Trace) -> Intermediates:
+    """Return what a trace shows of its passes. Raises `NotOffered`."""
+    if decoded.intermediates is None:
+        raise NotOffered("no intermediates")
+    return decoded.intermediates
+
+
+def require_shown_rounds(decoded: Trace) -> None:
+    """Raise `NotOffered` where a trace shows no rounds."""
+    if not decoded.rounds:
+        raise NotOffered("no rounds in the trace")

@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.judge.part_law import require
 from harness.laws.allowed import allowed
 from harness.laws.case import CLASSES, Case
-from harness.laws.law import Law, NotOffered, Subject, law
+from harness.laws.law import Law, Subject, law, shown_tensors
 from harness.laws.oracle import Run, rows_of, run_over, several, targeted
 from harness.models.network import Condition
 from harness.reference.sequential import GrowingCache
@@ -36,12 +36,15 @@ def definition(subject: Subject, case: Case) -> bool:
     whole_11LL = block_causal(pyramid, case.at, torch.float64)
     for first, last in case.windows:
         K, end = pyramid.begin(first), pyramid.end(last)
-        due = whole_11LL[:, :, K:end, :end]
+        expected = whole_11LL[:, :, K:end, :end]
         mask = _mask(subject, case, first, last)
         where = f"window {first}..{last}"
-        require(mask.shape == due.shape, f"{where}: shape {tuple(mask.shape)}, not (1, 1, n, K+n) = {tuple(due.shape)}")
-        require(mask.dtype == due.dtype, f"{where}: {mask.dtype}, not {due.dtype}")
-        wrong = torch.nonzero(mask[0, 0] != due[0, 0]).tolist()
+        require(
+            mask.shape == expected.shape,
+            f"{where}: shape {tuple(mask.shape)}, not (1, 1, n, K+n) = {tuple(expected.shape)}",
+        )
+        require(mask.dtype == expected.dtype, f"{where}: {mask.dtype}, not {expected.dtype}")
+        wrong = torch.nonzero(mask[0, 0] != expected[0, 0]).tolist()
         if wrong:
             row, column = wrong[0]
             value = float(mask[0, 0, row, column])
@@ -110,9 +113,7 @@ def _moved(run: Run, condition: Condition, case: Case, window: tuple[int, int], 
 def future(subject: Subject, case: Case) -> bool:
     """Logits of a scale are those of a run whose tokens of that scale and later ones are others."""
     decoded = subject.decode(case)
-    kept = decoded.intermediates
-    if kept is None:
-        raise NotOffered("no intermediates")
+    shown = shown_tensors(decoded)
     pyramid = case.pyramid
     for si in pyramid:
         other_BL = decoded.tokens_BL.clone()
@@ -122,7 +123,7 @@ def future(subject: Subject, case: Case) -> bool:
             continue
         run = run_over(case.models.target, case.models.vae, case.labels_B, other_BL)
         span = pyramid.span(si)
-        moved = float((kept.rows_RLV[rows, span] - run.rows_RLV[rows, span]).abs().max())
+        moved = float((shown.rows_RLV[rows, span] - run.rows_RLV[rows, span]).abs().max())
         most = SEEN if case.exact else allowed(case).rows
         require(moved <= most, f"logits of scale {si} hold tokens of scale {si} or later: moved by {moved:.3g}")
     return several(decoded, pyramid.S)

@@ -16,7 +16,7 @@ from harness.errors import NonFiniteError
 from harness.judge.part_law import require
 from harness.laws import formulas
 from harness.laws.case import CLASSES, Case, random_models
-from harness.laws.law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, require_same
+from harness.laws.law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, require_equal, require_same
 from harness.laws.oracle import run_over
 from harness.models.network import Condition
 from harness.models.pair import ModelPair
@@ -46,8 +46,8 @@ def transformer(subject: Subject, case: Case) -> bool:
         run = run_over(network, case.models.vae, case.labels_B, tokens_BL)
         labels_R = guidance_labels(case.labels_B, CLASSES)
         sees_LL = level_L[:, None] >= level_L[None, :]
-        due = formulas.logits(network.config, network.weights, run.x_RLD, labels_R, sees_LL)
-        require_same({"logits": run.rows_RLV}, {"logits": due}, name, FLOAT64)
+        expected = formulas.logits(network.config, network.weights, run.x_RLD, labels_R, sees_LL)
+        require_equal("logits", run.rows_RLV, expected, name, FLOAT64)
     return True
 
 
@@ -66,11 +66,11 @@ def phi(subject: Subject, case: Case) -> bool:
         for S in (*SCALES, n):
             for si in range(S):
                 k = formulas.phi_choice(si, S, n)
-                due = formulas.phi(h_BCPP, kernels[k], biases[k])
+                expected = formulas.phi(h_BCPP, kernels[k], biases[k])
                 where = f"{n} φ, scale {si} of {S} (φ {k})"
-                require_same({"φ": made[torch.float64].phi(h_BCPP, si, S)}, {"φ": due}, where, FLOAT64)
-                got = made[torch.float32].phi(h_BCPP.float(), si, S)
-                require_same({"φ": got.double()}, {"φ": due}, f"{where}, float32", FLOAT32)
+                require_equal("φ", made[torch.float64].phi(h_BCPP, si, S), expected, where, FLOAT64)
+                actual = made[torch.float32].phi(h_BCPP.float(), si, S)
+                require_equal("φ", actual.double(), expected, f"{where}, float32", FLOAT32)
     return True
 
 
@@ -86,12 +86,12 @@ def encode(subject: Subject, case: Case) -> bool:
         span, last = pyramid.span(si), si == pyramid.S - 1
         small = residual if last else torch.nn.functional.interpolate(residual, (side, side), mode="area")
         flat_NC = small.flatten(2).mT.reshape(-1, quantizer.C)
-        due_Bl = formulas.nearest(flat_NC, quantizer.codebook_VC).view(2, -1)
-        require_same({"tokens": tokens_BL[:, span]}, {"tokens": due_Bl}, f"scale {si}")
+        expected_Bl = formulas.nearest(flat_NC, quantizer.codebook_VC).view(2, -1)
+        require_equal("tokens", tokens_BL[:, span], expected_Bl, f"scale {si}")
         two = torch.cdist(flat_NC, quantizer.codebook_VC).square().sort(1).values[:, :2].view(2, -1, 2)
         margins = {"margin": two[..., 1] - two[..., 0]}
         require_same({"margin": margin_BL[:, span]}, margins, f"scale {si}", FLOAT64)
-        h = quantizer.codebook_VC[due_Bl].mT.reshape(2, quantizer.C, side, side)
+        h = quantizer.codebook_VC[expected_Bl].mT.reshape(2, quantizer.C, side, side)
         h = h if last else torch.nn.functional.interpolate(h, (pyramid.P, pyramid.P), mode="bicubic")
         kernel, bias = quantizer.phi_weights[formulas.phi_choice(si, pyramid.S, len(quantizer.phi_weights))]
         residual = residual - formulas.phi(h, kernel, bias)
@@ -100,8 +100,8 @@ def encode(subject: Subject, case: Case) -> bool:
     twins = Quantizer(torch.cat((codes_VC, codes_VC)), quantizer.phi_weights)
     z_BC11 = (2 * case.normal(64, quantizer.C, 1, 1)).round()
     tokens_B1, margin_B1 = twins.encode(z_BC11, ScalePyramid((1,)))
-    due_B1 = formulas.nearest(z_BC11.flatten(1), twins.codebook_VC)[:, None]
-    require_same({"tokens": tokens_B1}, {"tokens": due_B1}, "every code twice")
+    expected_B1 = formulas.nearest(z_BC11.flatten(1), twins.codebook_VC)[:, None]
+    require_equal("tokens", tokens_B1, expected_B1, "every code twice")
     require(bool((margin_B1 == 0).all()), "every code twice is no tie to `encode`")
     return True
 
@@ -113,8 +113,8 @@ def pixels(subject: Subject, case: Case) -> bool:
     vae = case.models.vae
     f_hat = 3 * case.normal(1, vae.quantizer.C, 3, 3)
     raw = vae.latent_to_raw_image(f_hat)
-    due = (torch.minimum(torch.maximum(raw, -torch.ones_like(raw)), torch.ones_like(raw)) + 1) / 2
-    require_same({"image": vae.decode(f_hat)}, {"image": due}, "decode", FLOAT64)
+    expected = (torch.minimum(torch.maximum(raw, -torch.ones_like(raw)), torch.ones_like(raw)) + 1) / 2
+    require_equal("image", vae.decode(f_hat), expected, "decode", FLOAT64)
     many = vae.decode(1e3 * f_hat)
     require(float(many.min()) >= 0 and float(many.max()) <= 1, "pixels outside [0, 1]")
     return True
@@ -133,10 +133,10 @@ def precision(subject: Subject, case: Case) -> bool:
     for dtype, draft_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, None), (torch.float64, None)):
         made = _weights(made_anew.to(case.at, dtype, draft_dtype))
         for name, weight in wide.items():
-            due = draft_dtype or dtype if name.startswith("draft") else dtype
+            expected = draft_dtype or dtype if name.startswith("draft") else dtype
             if name.startswith("vae"):
-                due = torch.promote_types(dtype, torch.float32)
-            require_same({name: made[name]}, {name: weight.to(case.at, due)}, f"a pair in {dtype}")
+                expected = torch.promote_types(dtype, torch.float32)
+            require_equal(name, made[name], weight.to(case.at, expected), f"a pair in {dtype}")
         _head(case, made_anew.target.to(case.at, dtype))
     return True
 
@@ -146,14 +146,14 @@ def _head(case: Case, network: Any) -> None:
     """Require that a network's head computes the formula of its own weights and condition in float32 at least."""
     condition = network.condition(guidance_labels(case.labels_B, CLASSES))
     h_RnD = case.normal(2 * case.B, 3, network.config.D).to(network.dtype)
-    got = network.logits(h_RnD, condition)
+    actual = network.logits(h_RnD, condition)
     factor_R1D, shift_R1D = (term.double() for term in condition.head)
     weight_VD, bias_V = (network.weights[f"head.{name}"].double() for name in ("weight", "bias"))
-    due = (formulas.normal(h_RnD.double()) * factor_R1D + shift_R1D) @ weight_VD.T + bias_V
+    expected = (formulas.normal(h_RnD.double()) * factor_R1D + shift_R1D) @ weight_VD.T + bias_V
     least = torch.promote_types(network.dtype, torch.float32)
-    require(got.dtype == least, f"logits of a network in {network.dtype} are {got.dtype}, not {least}")
+    require(actual.dtype == least, f"logits of a network in {network.dtype} are {actual.dtype}, not {least}")
     atol = FLOAT64 if least == torch.float64 else HEAD
-    require_same({"logits": got.double()}, {"logits": due}, f"head of a network in {network.dtype}", atol)
+    require_equal("logits", actual.double(), expected, f"head of a network in {network.dtype}", atol)
 
 
 @dataclass(frozen=True)

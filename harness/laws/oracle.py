@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.judge.part_law import require
 from harness.laws.case import Case
-from harness.laws.law import FLOAT64, NotOffered, require_same, require_tokens
+from harness.laws.law import FLOAT64, NotOffered, require_equal, require_same, require_tokens
 from harness.models.autoencoder import Autoencoder
 from harness.models.network import Network
 from harness.protocol.noise import Noise
@@ -132,11 +132,11 @@ def check_snapshot(taken: Snapshot, case: Case, runs: dict[str, Run], tokens_BL:
             continue
         require_tokens(taken.tokens_BL[image : image + 1, :n], tokens_BL[image : image + 1, :n], at)
         f_hat = runs["target"].f_hat_SBCPP[done - 1, image]
-        require_same({"f_hat": taken.f_hat_BCPP[image]}, {"f_hat": f_hat}, at, FLOAT64)
+        require_equal("f_hat", taken.f_hat_BCPP[image], f_hat, at, FLOAT64)
         known = slice(1, pyramid.end(min(done, pyramid.S - 1)))
         if known.stop > 1:
             raw_nC = runs["target"].raw_BLC[image, known]
-            require_same({"next input": taken.raw_BLC[image, known]}, {"next input": raw_nC}, at, FLOAT64)
+            require_equal("next input", taken.raw_BLC[image, known], raw_nC, at, FLOAT64)
         for side, (lengths, kv) in taken.caches.items():
             _check_cache(kv, lengths[image], runs[side], image, n, f"{at}, {side} cache")
 

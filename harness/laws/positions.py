@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.judge.part_law import require
 from harness.laws.allowed import allowed
 from harness.laws.case import CLASSES, Case
-from harness.laws.law import FLOAT64, Law, NotOffered, Subject, law, require_same
+from harness.laws.law import FLOAT64, Law, Subject, law, require_equal, require_same, shown_tensors
 from harness.laws.oracle import rows_of, run_over, several, targeted
 from harness.reference.steps import guidance_labels, scale_input
 
@@ -28,11 +28,11 @@ def split(subject: Subject, case: Case) -> bool:
     for first, last in case.windows:
         for trailing in ((2,), (2, 3)):
             tags = _tags(case, pyramid.begin(first), pyramid.end(last), trailing)
-            got = parts.split_logits_by_scale(tags, pyramid, first, last)
-            require(len(got) == last - first + 1, f"window {first}..{last} splits into {len(got)} scales")
-            for si, rows in zip(range(first, last + 1), got, strict=True):
-                due = _tags(case, pyramid.begin(si), pyramid.end(si), trailing)
-                require_same({"rows": rows}, {"rows": due}, f"window {first}..{last}, scale {si}, trailing {trailing}")
+            actual = parts.split_logits_by_scale(tags, pyramid, first, last)
+            require(len(actual) == last - first + 1, f"window {first}..{last} splits into {len(actual)} scales")
+            for si, rows in zip(range(first, last + 1), actual, strict=True):
+                expected = _tags(case, pyramid.begin(si), pyramid.end(si), trailing)
+                require_equal("rows", rows, expected, f"window {first}..{last}, scale {si}, trailing {trailing}")
     return pyramid.S > 1
 
 
@@ -47,12 +47,12 @@ def query(subject: Subject, case: Case) -> bool:
         raw_BLC = case.normal(case.B, pyramid.L, network.config.C)
         for first, last in case.windows:
             raws = [raw_BLC[:, pyramid.span(si)] if si else None for si in range(first, last + 1)]
-            due = torch.cat([scale_input(network, condition, raw, first + k) for k, raw in enumerate(raws)], 1)
+            expected = torch.cat([scale_input(network, condition, raw, first + k) for k, raw in enumerate(raws)], 1)
             window = slice(pyramid.begin(first), pyramid.end(last))
             given_BnC = raw_BLC[:, window].clone()
             x_RnD = parts.build_combined_query(network, condition, given_BnC, first, last)
-            require_same({"x": x_RnD}, {"x": due}, f"window {first}..{last}", FLOAT64)
-            require_same({"argument": given_BnC}, {"argument": raw_BLC[:, window]}, f"window {first}..{last}")
+            require_equal("x", x_RnD, expected, f"window {first}..{last}", FLOAT64)
+            require_equal("argument", given_BnC, raw_BLC[:, window], f"window {first}..{last}")
     return pyramid.S > 1
 
 
@@ -70,25 +70,23 @@ def rows(subject: Subject, case: Case) -> bool:
         x_RnD = parts.build_combined_query(network, condition, run.raw_BLC[:, window], first, last)
         mask = parts.attention_mask(pyramid, first, last, x_RnD.device, x_RnD.dtype)
         hidden_RnD = network.hidden(x_RnD, condition, run.cache(window.start), mask)
-        got = parts.split_logits_by_scale(network.logits(hidden_RnD, condition), pyramid, first, last)
-        for si, rows_RlV in zip(range(first, last + 1), got, strict=True):
-            due = run.rows_RLV[:, pyramid.span(si)]
-            require_same({"logits": rows_RlV}, {"logits": due}, f"window {first}..{last}, scale {si}", FLOAT64)
+        actual = parts.split_logits_by_scale(network.logits(hidden_RnD, condition), pyramid, first, last)
+        for si, rows_RlV in zip(range(first, last + 1), actual, strict=True):
+            expected = run.rows_RLV[:, pyramid.span(si)]
+            require_equal("logits", rows_RlV, expected, f"window {first}..{last}, scale {si}", FLOAT64)
     return pyramid.S > 1
 
 
 @law(LAWS, "positions.trace", "decode", "build_combined_query", "attention_mask", "cache")
 def trace(subject: Subject, case: Case) -> bool:
-    """The inputs and rows behind every token are those of a sequential run over the tokens."""
+    """The inputs and rows of every token are those of a sequential run over the tokens."""
     decoded = subject.decode(case)
-    kept = decoded.intermediates
-    if kept is None:
-        raise NotOffered("no intermediates")
+    shown = shown_tensors(decoded)
     run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
     for si in case.pyramid:
         span, images = case.pyramid.span(si), targeted(decoded, case.B, si)
         rows = rows_of(images, case.B)
-        actual: dict[str, Tensor] = {"x": kept.x_RLD[rows, span], "rows": kept.rows_RLV[rows, span]}
+        actual: dict[str, Tensor] = {"x": shown.x_RLD[rows, span], "rows": shown.rows_RLV[rows, span]}
         expected = {"x": run.x_RLD[rows, span], "rows": run.rows_RLV[rows, span]}
         if images:
             require_same(actual, expected, f"scale {si}", allowed(case).trace())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.judge.part_law import require
 from harness.laws.case import Case
-from harness.laws.law import PLAIN, Law, NotOffered, Subject, law, require_same, require_tokens
+from harness.laws.law import PLAIN, Law, NotOffered, Subject, law, require_equal, require_tokens
 from harness.laws.oracle import targeted
 from harness.protocol.contract import Contract
 from harness.protocol.noise import TOKEN, Ledger, SeededNoise
@@ -39,13 +39,13 @@ def filters(subject: Subject, case: Case) -> bool:
     kept_BnV = logits_BnV.clone()
     some = [(case.top_k, case.top_p), (0, 0.0), (1, 0.0), (case.V, 0.0), (0, 1.0), (max(1, case.V // 2), 0.5)]
     for top_k, top_p in some:
-        got = parts.filter_logits(logits_BnV, top_k, top_p)
-        due = reference.filter_logits(kept_BnV, top_k, top_p)
+        actual = parts.filter_logits(logits_BnV, top_k, top_p)
+        expected = reference.filter_logits(kept_BnV, top_k, top_p)
         # softmax makes -inf comparable and is what both sides draw from
-        require_same({"probs": got.softmax(-1)}, {"probs": due.softmax(-1)}, f"top_k {top_k}, top_p {top_p}", FLOAT_LAW)
-        wrong = torch.nonzero(torch.isinf(got) != torch.isinf(due)).tolist()
+        require_equal("probs", actual.softmax(-1), expected.softmax(-1), f"top_k {top_k}, top_p {top_p}", FLOAT_LAW)
+        wrong = torch.nonzero(torch.isinf(actual) != torch.isinf(expected)).tolist()
         require(not wrong, f"top_k {top_k}, top_p {top_p}: kept or dropped wrongly at {wrong[:4]}")
-    require_same({"argument": logits_BnV}, {"argument": kept_BnV}, "filter_logits wrote into its argument")
+    require_equal("argument", logits_BnV, kept_BnV, "filter_logits wrote into its argument")
     return case.V > 2
 
 
@@ -58,14 +58,14 @@ def race(subject: Subject, case: Case) -> bool:
     parts = subject.parts(case, "draw")
     logits_BnV = reference.filter_logits(_logits(case, 9), case.top_k, case.top_p)
     E_BnV = torch.empty(logits_BnV.shape).exponential_(1, generator=case.generator()).to(case.at)
-    got = parts.draw(logits_BnV.softmax(-1), E_BnV)
-    require_same({"tokens": got}, {"tokens": reference.draw(logits_BnV, E_BnV)}, "draw")
+    actual = parts.draw(logits_BnV.softmax(-1), E_BnV)
+    require_equal("tokens", actual, reference.draw(logits_BnV, E_BnV), "draw")
     # every race within 1e-5 of a tie, more than single precision needs: the chosen token wins all the same
     probs_BnV = 2 * case.normal(case.B, 9, case.V)
     probs_BnV = probs_BnV.softmax(-1).float()
     chosen_Bn1 = torch.randint(case.V, (case.B, 9, 1), generator=case.generator()).to(case.at)
     close_BnV = probs_BnV * torch.ones_like(probs_BnV).scatter(-1, chosen_Bn1, 1 - 1e-5)
-    require_same({"tokens": parts.draw(probs_BnV, close_BnV)}, {"tokens": chosen_Bn1[..., 0]}, "races near a tie")
+    require_equal("tokens", parts.draw(probs_BnV, close_BnV), chosen_Bn1[..., 0], "races near a tie")
     return case.V > 2
 
 
@@ -101,9 +101,9 @@ def published(subject: Subject, case: Case) -> bool:
     for si in case.pyramid:
         l = case.pyramid.tokens(si)
         probs_BlV = _logits(case, l).float().softmax(-1)
-        due = torch.multinomial(probs_BlV.view(-1, case.V), 1, generator=generator).view(case.B, l)
-        got = parts.draw(probs_BlV, noise.exponential(si, TOKEN, "target"))
-        require_same({"tokens": got}, {"tokens": due}, f"scale {si}")
+        expected = torch.multinomial(probs_BlV.view(-1, case.V), 1, generator=generator).view(case.B, l)
+        actual = parts.draw(probs_BlV, noise.exponential(si, TOKEN, "target"))
+        require_equal("tokens", actual, expected, f"scale {si}")
     return case.pyramid.S > 1
 
 
@@ -135,12 +135,12 @@ def own_numbers(subject: Subject, case: Case) -> bool:
 @law(LAWS, "randomness.reading-order", "decode", "noise")
 def reading_order(subject: Subject, case: Case) -> bool:
     """The order in which numbers are read does not matter."""
-    due = subject.decode(case)
+    expected = subject.decode(case)
     noise = case.noise()
     for si in torch.randperm(case.pyramid.S, generator=case.generator()).tolist():
         noise.exponential(si, TOKEN, "target")
-    got = subject.decode(case, noise=noise)
-    require_tokens(got.tokens_BL, due.tokens_BL, "numbers read before the decode")
+    actual = subject.decode(case, noise=noise)
+    require_tokens(actual.tokens_BL, expected.tokens_BL, "numbers read before the decode")
     return case.pyramid.S > 1
 
 
@@ -154,11 +154,11 @@ def addresses(subject: Subject, case: Case) -> bool:
     if case.settings.greedy:
         require(not ledger.readers, f"the most likely tokens need no numbers, and {ledger.readers} were read")
         return True
-    # under contract C a rule of the decoder's own may let the draft's draw stand
+    # under contract C a rule of the decoder's own may accept the draft's draw
     own_rule = claimed == Contract.QUALITY and case.policy in PLAIN
-    due = [si for si in case.pyramid if own_rule or targeted(decoded, case.B, si)]
+    expected = [si for si in case.pyramid if own_rule or targeted(decoded, case.B, si)]
     read = {si for (si, _), readers in ledger.readers.items() if set(readers) - (set() if own_rule else {"draft"})}
-    missing = sorted(set(due) - read)
+    missing = sorted(set(expected) - read)
     require(not missing, f"scales {missing} were decided without a number, but for the draft's")
     return case.pyramid.S > 1
 
@@ -172,6 +172,6 @@ def rule(subject: Subject, case: Case) -> bool:
     noise, greedy = case.noise(), case.settings.greedy
     for si in case.pyramid:
         span = case.pyramid.span(si)
-        _, due_Bl = choose(decoded.intermediates.guided_BLV[:, span], case.request, noise, si, greedy)
-        require_tokens(decoded.tokens_BL[:, span], due_Bl, f"scale {si}")
+        _, expected_Bl = choose(decoded.intermediates.guided_BLV[:, span], case.request, noise, si, greedy)
+        require_tokens(decoded.tokens_BL[:, span], expected_Bl, f"scale {si}")
     return case.V > 2 and case.pyramid.S > 1

@@ -9,7 +9,7 @@ from typing import Any
 from harness.errors import InputError
 from harness.judge.part_law import require
 from harness.laws.case import Case
-from harness.laws.law import Law, NotOffered, Subject, law, require_same, require_tokens
+from harness.laws.law import Law, NotOffered, Subject, law, require_equal, require_tokens
 from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
@@ -43,30 +43,30 @@ def _anew(models: ModelPair) -> ModelPair:
     return replace(models, **{name: replace(network) for name, network in sides.items()})
 
 
-def same_decode(got: Trace, due: Trace, where: str) -> None:
+def same_decode(actual: Trace, expected: Trace, where: str) -> None:
     """Raise `Broken` unless two decodes of one request gave the same: tokens, f_hat, rounds and counts."""
-    require_tokens(got.tokens_BL, due.tokens_BL, where)
-    require_same({"f_hat": got.f_hat_BCPP}, {"f_hat": due.f_hat_BCPP}, where)
-    for image, (actual, expected) in enumerate(zip(got.rounds, due.rounds, strict=True)):
-        require(actual == expected, f"{where}: rounds of image {image} are {actual}, not {expected}")
+    require_tokens(actual.tokens_BL, expected.tokens_BL, where)
+    require_equal("f_hat", actual.f_hat_BCPP, expected.f_hat_BCPP, where)
+    for image, (turns, expected_turns) in enumerate(zip(actual.rounds, expected.rounds, strict=True)):
+        require(turns == expected_turns, f"{where}: rounds of image {image} are {turns}, not {expected_turns}")
     for name in ("target_calls", "target_rows", "draft_calls", "draft_rows"):
-        actual_B, expected_B = getattr(got, name), getattr(due, name)
-        require(actual_B == expected_B, f"{where}: {name} {actual_B}, not {expected_B}")
+        count_B, expected_count_B = getattr(actual, name), getattr(expected, name)
+        require(count_B == expected_count_B, f"{where}: {name} {count_B}, not {expected_count_B}")
 
 
 @law(LAWS, "reuse.kept", "decode")
 def kept(subject: Subject, case: Case) -> bool:
     """Keeping tensors for a diagnosis, or not, changes nothing: tokens, f_hat, rounds, counts."""
-    due = subject.decode(case)
+    expected = subject.decode(case)
     decoder: Any = copy.copy(subject.decoder(case))
     options: Any = getattr(decoder, "options", None)
     if not hasattr(options, "keep_intermediates"):
         raise NotOffered("no options.keep_intermediates")
     decoder.options = replace(options, keep_intermediates=False)
-    got = decoder.decode(case.request, case.noise())
-    require(got.intermediates is None, "keep_intermediates is off, and the trace holds them")
-    require(due.intermediates is not None, "keep_intermediates is on, and the trace lacks them")
-    same_decode(got, due, "without kept tensors")
+    actual = decoder.decode(case.request, case.noise())
+    require(actual.intermediates is None, "keep_intermediates is off, and the trace holds them")
+    require(expected.intermediates is not None, "keep_intermediates is on, and the trace lacks them")
+    same_decode(actual, expected, "without kept tensors")
     return case.pyramid.S > 1
 
 
@@ -85,7 +85,7 @@ def alternating(subject: Subject, case: Case) -> bool:
                 raise
             continue
         for k, request in enumerate(_requests(case)):
-            got = decoder.decode(request, case.noise(request))
-            due = subject.decoder(case, _anew(case.models), draft_len).decode(request, case.noise(request))
-            same_decode(got, due, f"draft_len {draft_len}, request {k} of one decoder ({request})")
+            actual = decoder.decode(request, case.noise(request))
+            expected = subject.decoder(case, _anew(case.models), draft_len).decode(request, case.noise(request))
+            same_decode(actual, expected, f"draft_len {draft_len}, request {k} of one decoder ({request})")
     return True

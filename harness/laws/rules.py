@@ -30,7 +30,7 @@ from harness.models.pair import ModelPair
 from harness.protocol.noise import TOKEN, SeededNoise
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.protocol.request import Request
-from harness.protocol.trace import Trace
+from harness.protocol.trace import Round, Trace
 from harness.reference.policies import Rule, decode_by_policy, length_after, length_begin, length_wanted
 from harness.reference.sequential import sample_sequential
 from harness.reference.steps import filter_logits
@@ -43,8 +43,8 @@ LAWS: list[Law] = []
 
 BY_ORACLE = (*EXACT, *LOSSY)
 LONG = (1, 2, 3, 4, 5, 6, 7)
-# Beside those of `CHOICES`: rates at which most scales fall, so that what a rejected scale becomes is seen, and a K
-# above the number of tokens that a filter leaves.
+# Besides those of `CHOICES`: rates at which most scales are rejected, so that what they become is seen, and a K above
+# the number of tokens that a filter leaves.
 SHARP = (
     "match:0.9", "match:0.9+partial", "topk-match:1:0.8+partial", "topk-match:2:1", "topk-match:3:0.4",
     "coupled-match:1", "kl:0.02+partial",
@@ -56,6 +56,15 @@ def draft_lens(case: Case) -> tuple[str, ...]:
     S = case.pyramid.S
     schedule = "/".join(str(min(S, 1 + (si + case.seed) % 3)) for si in range(S))
     return (str(case.length), schedule, f"dynamic:1:{min(2, S)}", f"dynamic:{min(2, S)}:{S}")
+
+
+def _require_policy(decoded: Trace, case: Case, draft_len: str, where: str) -> list[list[Round]]:
+    """Require the tokens and rounds of a naive decoder of docs/policies.md; return its rounds."""
+    request, noise = case.request, case.noise()
+    tokens_BL, rounds = decode_by_policy(case.models, request, noise, case.policy, draft_len, case.bonus)
+    require_tokens(decoded.tokens_BL, tokens_BL, where)
+    require_rounds(decoded.rounds, rounds, where)
+    return rounds
 
 
 def _follows(subject: Subject, case: Case) -> None:
@@ -123,29 +132,29 @@ def recount(subject: Subject, case: Case) -> bool:
 def edges(subject: Subject, case: Case) -> bool:
     """A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in.
 
-    A token that ties with the K-th most likely is among the K: where all tie, every drafted scale stands.
+    A token that ties with the K-th most likely is among the K: where all tie, every drafted scale is accepted.
     """
     _follows(subject, replace(case, policy="coupled"))
     for name in ("match:{}", "coupled-match:{}", "topk-match:1:{}"):
-        for rate, stands in (("0", True), ("1.5", False)):
+        for rate, is_accepted in (("0", True), ("1.5", False)):
             tried = replace(case, policy=name.format(rate))
             try:
                 decoded = subject.decode(tried)
             except InputError:
                 raise NotOffered(f"policy {tried.policy}") from None
             for rounds in decoded.rounds:
-                kept = {turn.accepted == turn.drafted for turn in rounds}
-                require(kept == {stands}, f"policy {tried.policy}: rounds kept whole: {kept}")
+                accepted = {turn.accepted == turn.drafted for turn in rounds}
+                require(accepted == {is_accepted}, f"policy {tried.policy}: rounds accepted whole: {accepted}")
     tied = replace(case, policy="topk-match:1:1", top_k=0, top_p=0.0)
     for rounds in subject.decode(tied, models=_all_tied(case.models)).rounds:
-        fell = [turn for turn in rounds if turn.accepted < turn.drafted]
-        require(not fell, f"policy {tied.policy}, all tokens equally likely: a scale fell: {fell[:1]}")
+        rejected = [turn for turn in rounds if turn.accepted < turn.drafted]
+        require(not rejected, f"policy {tied.policy}, all tokens equally likely: a scale was rejected: {rejected[:1]}")
     return case.pyramid.S > 1
 
 
 @dataclass(frozen=True)
 class Spy:
-    """A network that counts its passes, and is otherwise the one behind it."""
+    """A network that counts its passes, and is otherwise the one inside it."""
 
     network: Any
     counts: Counter[str]
@@ -167,24 +176,21 @@ class Spy:
 
 @law(LAWS, "rules.coin", "accept", "noise")
 def coin(subject: Subject, case: Case) -> bool:
-    """Under a bench's imposed:RATE a scale of any size stands by its own coin, with chance RATE."""
+    """Under a bench's imposed:RATE a scale of any size is accepted by its own coin, with chance RATE."""
     decoder: Any = subject.decoder(case)
     if not isinstance(decoder, SpeculativeDecoder):
         raise NotOffered("not composed of the harness's parts")
-    fell, stood, many = False, False, _coins(case)
+    rejected, accepted, many = False, False, _coins(case)
     for rate in (0.3, 0.7):
         policy = parse(f"imposed:{rate}", bench=True)
         tossing = copy.copy(decoder)
         tossing.options = replace(decoder.options, policy=policy)
-        got = tossing.decode(case.request, case.noise())
-        draft_len = str(case.length)
-        due_BL, due = decode_by_policy(case.models, case.request, case.noise(), policy.name, draft_len, case.bonus)
-        require_tokens(got.tokens_BL, due_BL, f"policy {policy.name}")
-        require_rounds(got.rounds, due, f"policy {policy.name}")
-        fell = fell or any(turn.corrected for rounds in due for turn in rounds)
-        stood = stood or any(turn.accepted for rounds in due for turn in rounds)
+        actual = tossing.decode(case.request, case.noise())
+        expected = _require_policy(actual, replace(case, policy=policy.name), str(case.length), f"policy {policy.name}")
+        rejected = rejected or any(turn.corrected for rounds in expected for turn in rounds)
+        accepted = accepted or any(turn.accepted for rounds in expected for turn in rounds)
         _tossed(policy, rate, many)
-    return fell and stood
+    return rejected and accepted
 
 
 def _all_tied(models: ModelPair) -> ModelPair:
@@ -198,27 +204,25 @@ def _all_tied(models: ModelPair) -> ModelPair:
 @law(LAWS, "rules.oracle", "accept", "draft_len", "bonus", policies=BY_ORACLE)
 def oracle(subject: Subject, case: Case) -> bool:
     """Tokens and rounds are those of a naive decoder written from docs/policies.md."""
-    fell = stood = False
+    rejected = accepted = False
     for k, tried in enumerate(_policies(subject, case)):
         draft_len = draft_lens(tried)[(case.seed + k) % 4]
         decoder = subject.decoder(tried, draft_len=draft_len)
-        got = decoder.decode(tried.request, tried.noise())
-        due_BL, due = decode_by_policy(tried.models, tried.request, tried.noise(), tried.policy, draft_len, tried.bonus)
+        actual = decoder.decode(tried.request, tried.noise())
         where = f"policy {tried.policy}, draft_len {draft_len}{', bonus' if tried.bonus else ''}"
-        require_tokens(got.tokens_BL, due_BL, where)
-        require_rounds(got.rounds, due, where)
-        turns = [turn for rounds in due for turn in rounds]
-        fell = fell or any(turn.corrected for turn in turns)
-        stood = stood or any(turn.accepted for turn in turns)
-    return fell and stood
+        expected = _require_policy(actual, tried, draft_len, where)
+        turns = [turn for rounds in expected for turn in rounds]
+        rejected = rejected or any(turn.corrected for turn in turns)
+        accepted = accepted or any(turn.accepted for turn in turns)
+    return rejected and accepted
 
 
 @law(LAWS, "rules.labour", "decode", "cache")
 def labour(subject: Subject, case: Case) -> bool:
-    """Target first, draft behind it: each draws its own scales and computes no more than it must.
+    """Target first, the draft after it: each draws its own scales and computes no more than it must.
 
     Of the target one pass a scale over the first ENTRY scales; of the draft one pass over all of them and the next, and
-    one for every scale behind. For every ENTRY, 0 and S included.
+    one for every scale after. For every ENTRY, 0 and S included.
     """
     models, pyramid, S = case.models, case.pyramid, case.pyramid.S
     alone_BL = sample_sequential(models.target, models.vae, case.request, case.noise()).tokens_BL
@@ -228,17 +232,15 @@ def labour(subject: Subject, case: Case) -> bool:
             _follows(subject, tried)
         except InputError:
             raise NotOffered("policy code:ENTRY") from None
-        got, own = subject.decode(tried), pyramid.begin(entry)
-        where, lengths = f"policy {tried.policy}", str(tried.length)
-        require_tokens(got.tokens_BL[:, :own], alone_BL[:, :own], f"{where}, scales that the target decides alone")
-        due_BL, due = decode_by_policy(models, tried.request, tried.noise(), tried.policy, lengths, tried.bonus)
-        require_tokens(got.tokens_BL, due_BL, where)
-        require_rounds(got.rounds, due, where)
+        actual, own = subject.decode(tried), pyramid.begin(entry)
+        where = f"policy {tried.policy}"
+        require_tokens(actual.tokens_BL[:, :own], alone_BL[:, :own], f"{where}, scales that the target decides alone")
+        _require_policy(actual, tried, str(tried.length), where)
         counts = {
             "target_calls": entry, "target_rows": own, "draft_calls": S - entry, "draft_rows": pyramid.L * (entry < S)
         }  # fmt: skip
         for name, count in counts.items():
-            made = getattr(got, name)
+            made = getattr(actual, name)
             require(not made or made == [count] * case.B, f"{where}: {name} {made}, not {count} an image")
     return S > 1
 
@@ -271,12 +273,12 @@ def length(subject: Subject, case: Case) -> bool:
                         wanted = 0
                     last = min(S, turn.first + wanted)
                     same = (rule.draft_alone(si) == rule.draft_alone(turn.first) for si in range(turn.first, last))
-                    due = next((k for k, alike in enumerate(same) if not alike), last - turn.first)
+                    expected = next((k for k, alike in enumerate(same) if not alike), last - turn.first)
                     at = f"draft_len {draft_len}, seed {seed}, image {image}, round from scale {turn.first}"
-                    require(turn.drafted == due, f"{at}: drafted {turn.drafted} scales, not {due}")
+                    require(turn.drafted == expected, f"{at}: drafted {turn.drafted} scales, not {expected}")
                     whole = turn.accepted == turn.drafted
                     current = length_after(draft_len, current, whole, S)
-                    several = several or due > 1
+                    several = several or expected > 1
     return several
 
 
@@ -288,12 +290,12 @@ def _coins(case: Case) -> Window:
 
 
 def _tossed(policy: Policy, rate: float, window: Window) -> None:
-    """Require that at every scale the share of images whose scale stands is RATE, whatever its size."""
+    """Require that at every scale the share of images whose scale is accepted is RATE, whatever its size."""
     pyramid, device = window.pyramid, window.exponential(TOKEN).device
     tokens_bn = torch.zeros(TOSSES, pyramid.L, dtype=torch.int64, device=device)
     probs_bnV = torch.full((TOSSES, pyramid.L, 2), 0.5, device=device)
     whole_bs = policy.accept(PARTS, Proposal(tokens_bn, probs_bnV), probs_bnV, window).whole_bs
     far = SIGMAS * (rate * (1 - rate) / TOSSES) ** 0.5
     for si, share in enumerate(whole_bs.double().mean(0).tolist()):
-        said = f"policy {policy.name}: {share:.3f} of {TOSSES} images keep scale {si} ({pyramid.tokens(si)} tokens)"
+        said = f"policy {policy.name}: {share:.3f} of {TOSSES} images accept scale {si} ({pyramid.tokens(si)} tokens)"
         require(abs(share - rate) < far, said)

@@ -43,9 +43,9 @@ def _changes(subject: Subject, case: Case, word: str, variants: Variants) -> boo
 
     base_BL = reference(request)
     telling = [v for v in variants(request) if 2 * int((reference(v) != base_BL).any(1).sum()) >= request.B]
-    due_BL = subject.decode(case, request=request).tokens_BL if telling else base_BL
+    expected_BL = subject.decode(case, request=request).tokens_BL if telling else base_BL
     for variant in telling:
-        same = torch.equal(subject.decode(case, request=variant).tokens_BL, due_BL)
+        same = torch.equal(subject.decode(case, request=variant).tokens_BL, expected_BL)
         require(not same, f"{word}: {request.B} images are the same with {variant}")
     return bool(telling)
 

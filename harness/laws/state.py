@@ -13,7 +13,7 @@ from harness.errors import InputError
 from harness.judge.part_law import require
 from harness.laws.allowed import allowed
 from harness.laws.case import Case
-from harness.laws.law import FLOAT64, Law, Subject, law, require_same, require_tokens
+from harness.laws.law import FLOAT64, Law, Subject, law, require_equal, require_same, require_tokens
 from harness.laws.oracle import BrokenNoise, Interrupted, ListCache, Snapshot, check_snapshot, run_over, snapshot
 from harness.models.network import Network
 from harness.protocol.request import Request
@@ -50,7 +50,7 @@ def sync(subject: Subject, case: Case) -> bool:
 @law(LAWS, "state.poison", UPDATE, "cache", "forward_window")
 def poison(subject: Subject, case: Case) -> bool:
     """Rejected cache slots and inputs are never read: poisoned with NaN they change nothing."""
-    due = subject.decode(case)
+    expected = subject.decode(case)
     poisoned = 0
 
     def spoil(update: Callable[..., None]) -> Callable[..., None]:
@@ -67,9 +67,9 @@ def poison(subject: Subject, case: Case) -> bool:
 
         return updated
 
-    got = subject.spied(case, **{UPDATE: spoil}).decode(case.request, case.noise())
-    require_tokens(got.tokens_BL, due.tokens_BL, "rejected slots poisoned with NaN")
-    require_same({"f_hat": got.f_hat_BCPP}, {"f_hat": due.f_hat_BCPP}, "rejected slots poisoned with NaN")
+    actual = subject.spied(case, **{UPDATE: spoil}).decode(case.request, case.noise())
+    require_tokens(actual.tokens_BL, expected.tokens_BL, "rejected slots poisoned with NaN")
+    require_equal("f_hat", actual.f_hat_BCPP, expected.f_hat_BCPP, "rejected slots poisoned with NaN")
     return poisoned > 0
 
 
@@ -88,18 +88,18 @@ def latent(subject: Subject, case: Case) -> bool:
         idx_Bl = tokens_BL[:, pyramid.span(si)]
         before, tokens_before = f_hat.clone(), idx_Bl.clone()
         after = parts.accumulate(f_hat, idx_Bl, si, quantizer, pyramid)
-        due = accumulate(before, quantizer.codes(idx_Bl, pyramid.patch_nums[si]), si, quantizer, pyramid)
-        require_same({"f_hat": after}, {"f_hat": due}, f"after scale {si}", FLOAT64)
+        expected = accumulate(before, quantizer.codes(idx_Bl, pyramid.patch_nums[si]), si, quantizer, pyramid)
+        require_equal("f_hat", after, expected, f"after scale {si}", FLOAT64)
         arguments = {"f_hat argument": f_hat, "tokens argument": idx_Bl}
         require_same(arguments, {"f_hat argument": before, "tokens argument": tokens_before}, f"scale {si}")
         require(not _share(after, f_hat), f"f_hat after scale {si} is the argument's memory")
-        f_hat = due
+        f_hat = expected
         if si + 1 < pyramid.S:
             kept = f_hat.clone()
             raw_BlC = parts.next_input(f_hat, si + 1, pyramid)
-            due_BlC = next_input(kept, si + 1, pyramid)
-            require_same({"next input": raw_BlC}, {"next input": due_BlC}, f"scale {si + 1}", FLOAT64)
-            require_same({"f_hat argument": f_hat}, {"f_hat argument": kept}, f"next input of scale {si + 1}")
+            expected_BlC = next_input(kept, si + 1, pyramid)
+            require_equal("next input", raw_BlC, expected_BlC, f"scale {si + 1}", FLOAT64)
+            require_equal("f_hat argument", f_hat, kept, f"next input of scale {si + 1}")
             require(not _share(raw_BlC, f_hat), f"the next input of scale {si + 1} is f_hat's memory")
     return pyramid.S > 1
 
@@ -122,11 +122,11 @@ def cache(subject: Subject, case: Case) -> bool:
             shape = (config.depth, 2, 2 * len(group), config.H, n, config.D // config.H)
             kv = torch.randn(shape, generator=generator, dtype=network.dtype).to(case.at)
             window = real.window(group)
-            got = [window.extend(layer, *kv[layer]) for layer in range(config.depth)]
+            actual = [window.extend(layer, *kv[layer]) for layer in range(config.depth)]
             window.commit(length + n)
-            due = model.extend(group, kv)
-            for layer, (keys, values) in enumerate(got):
-                names = {"keys": due[layer, 0], "values": due[layer, 1]}
+            expected = model.extend(group, kv)
+            for layer, (keys, values) in enumerate(actual):
+                names = {"keys": expected[layer, 0], "values": expected[layer, 1]}
                 require_same({"keys": keys, "values": values}, names, f"step {step}, images {group}, layer {layer}")
         image, kept = below(B), below(L + 1)
         for each in (real, model):
@@ -146,7 +146,7 @@ def once(subject: Subject, case: Case) -> bool:
     wrong = decoded.missing_scales(pyramid)
     require(not wrong, f"not made final exactly once: (image, scale) {wrong[:6]}")
     run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
-    require_same({"f_hat": decoded.f_hat_BCPP}, {"f_hat": run.f_hat_SBCPP[-1]}, "at the end", allowed(case).f_hat)
+    require_equal("f_hat", decoded.f_hat_BCPP, run.f_hat_SBCPP[-1], "at the end", allowed(case).f_hat)
     for image, rounds in enumerate(decoded.rounds):
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         require(covered == list(pyramid), f"rounds of image {image} finish scales {covered}")
@@ -157,18 +157,18 @@ def once(subject: Subject, case: Case) -> bool:
 
 @law(LAWS, "state.exception", "decode")
 def exception(subject: Subject, case: Case) -> bool:
-    """A decode interrupted in mid-round leaves nothing behind."""
+    """A decode interrupted in mid-round leaves nothing to the next."""
     decoder = subject.decoder(case)
-    due = decoder.decode(case.request, case.noise())
+    expected = decoder.decode(case.request, case.noise())
     interrupted = 0
     for k in (1, 2, case.pyramid.S):
         try:
             decoder.decode(case.request, BrokenNoise(case.noise(), k))
         except Interrupted:
             interrupted += 1
-        got = decoder.decode(case.request, case.noise())
-        require_tokens(got.tokens_BL, due.tokens_BL, f"after an exception at reading {k}")
-        require_same({"f_hat": got.f_hat_BCPP}, {"f_hat": due.f_hat_BCPP}, f"after an exception at reading {k}")
+        actual = decoder.decode(case.request, case.noise())
+        require_tokens(actual.tokens_BL, expected.tokens_BL, f"after an exception at reading {k}")
+        require_equal("f_hat", actual.f_hat_BCPP, expected.f_hat_BCPP, f"after an exception at reading {k}")
     return interrupted > 0
 
 
@@ -186,7 +186,7 @@ def untouched(subject: Subject, case: Case) -> bool:
     try:
         decoder.decode(other, case.noise(other))
         require_tokens(first.tokens_BL, kept_BL, "first trace, after another decode")
-        require_same({"f_hat": first.f_hat_BCPP}, {"f_hat": kept_f_hat}, "first trace, after another decode")
+        require_equal("f_hat", first.f_hat_BCPP, kept_f_hat, "first trace, after another decode")
         second = decoder.decode(case.request, case.noise())
     finally:
         changed = [name for name, w in named.items() if not torch.equal(w, before[name])]

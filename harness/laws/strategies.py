@@ -58,5 +58,5 @@ requests: st.SearchStrategy[Request] = cases().map(lambda case: case.request)
 small_cases = cases(st.sampled_from(CHOICES["patch_nums"]))
 
 
-# How many of the drafted scales stand, round by round; the last number holds for all later rounds.
+# How many of the drafted scales are accepted, round by round; the last number holds for all later rounds.
 acceptance_patterns = st.lists(st.integers(0, 4), min_size=1, max_size=6).map(tuple)

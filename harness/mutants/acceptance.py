@@ -1,4 +1,4 @@
-"""Planted bugs of acceptance: what stands that should not, what falls that should stand, and counts that lie."""
+"""Planted bugs of acceptance: what is accepted or rejected wrongly, and counts that lie."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def _judged(change: Callable[[Acceptance, Proposal], Acceptance]) -> Callable[[P
     return changed
 
 
-def all_stand(judged: Acceptance, proposal: Proposal) -> Acceptance:
+def all_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
     """Accept whatever was drafted."""
     return Acceptance(proposal.tokens_bn, torch.ones_like(judged.kept_bn), torch.ones_like(judged.whole_bs))
 
 
-def first_stands(judged: Acceptance, proposal: Proposal) -> Acceptance:
+def first_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
     """Accept the first drafted scale without a look."""
     whole_bs = judged.whole_bs.clone()
     whole_bs[:, 0] = True
     return replace(judged, whole_bs=whole_bs)
 
 
-def none_stand(judged: Acceptance, proposal: Proposal) -> Acceptance:
+def none_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
     """Correct the first drafted scale even where it is right."""
     return replace(judged, whole_bs=torch.zeros_like(judged.whole_bs))
 
@@ -131,23 +131,23 @@ def absolute(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
 
 ALL_STAND = Mutant(
     "acceptance.all-stand", "every drafted scale is accepted", "verification that was computed and never used",
-    policy(_judged(all_stand)),
+    policy(_judged(all_accepted)),
 )  # fmt: skip
 FIRST_STANDS = Mutant(
     "acceptance.first-stands", "the first drafted scale is never checked", "a comparison shifted by one scale",
-    policy(_judged(first_stands)),
+    policy(_judged(first_accepted)),
 )  # fmt: skip
 NONE_STAND = Mutant(
     "acceptance.none-stand", "every round corrects its first scale, right or not",
-    "an inverted mask that the output does not show", policy(_judged(none_stand)),
+    "an inverted mask that the output does not show", policy(_judged(none_accepted)),
 )  # fmt: skip
 NOT_REPLACED = Mutant(
     "acceptance.not-replaced", "the first imperfect scale keeps its wrong tokens",
     "accepted length plus one without a correction", policy(_judged(not_replaced)),
 )  # fmt: skip
 BY_RATE = Mutant(
-    "acceptance.by-rate", "a scale stands when half of its tokens are right", "a lossy rule under a lossless claim",
-    policy(by_rate),
+    "acceptance.by-rate", "a scale is accepted when half of its tokens are right",
+    "a lossy rule under a lossless claim", policy(by_rate),
 )  # fmt: skip
 SHARED_NOISE = Mutant(
     "acceptance.shared-noise", "contract B: draft and target read the same numbers",

@@ -107,7 +107,7 @@ INTERLEAVED = Mutant(
     "another order of the guidance rows", parts(new_cache=InterleavedCache),
 )  # fmt: skip
 AVERAGE = Mutant(
-    "batch.average", "a scale stands when most images would keep it", "acceptance averaged over the batch",
+    "batch.average", "a scale is accepted when most images would accept it", "acceptance averaged over the batch",
     policy(average),
 )  # fmt: skip
 NEIGHBOURS_NUMBERS = Mutant(

@@ -96,6 +96,6 @@ ODD = Mutant(
     "guidance.odd", "an odd row is dropped", "integer division of the number of rows", parts(guide=odd), alone=True,
 )  # fmt: skip
 PADDED = Mutant(
-    "guidance.padded", "an odd row stands for both halves", "padding where an error is due", parts(guide=padded),
+    "guidance.padded", "an odd row stands for both halves", "padding where an error is expected", parts(guide=padded),
     alone=True,
 )  # fmt: skip

@@ -20,7 +20,7 @@ ROUND = "harness.speculative.round:"
 
 
 def _filled_short(state: DecodeState, parts: Parts, policy: Policy, window: Window) -> None:
-    """Take scale 0 for cached where the draft begins behind it."""
+    """Take scale 0 for cached where the draft begins after it."""
     for image in window.images:
         if window.first and not state.draft.cache.lengths[image]:
             state.draft.cache.lengths[image] = state.pyramid.end(0)

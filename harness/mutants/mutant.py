@@ -138,7 +138,7 @@ def policy(change: Callable[[Policy], Policy]) -> Factory:
 
 @dataclass(frozen=True)
 class Wrapped:
-    """The production decoder behind something that changes what goes in or comes out."""
+    """The production decoder inside something that changes what goes in or comes out."""
 
     inner: SpeculativeDecoder
     around: Callable[[SpeculativeDecoder, Request, Noise], Trace]

@@ -20,7 +20,7 @@ def _terms(network: Network, begin: int, n: int) -> Tensor:
 
 
 def offset(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    """Place every window behind the first at the positions of one scale earlier."""
+    """Place every window after the first at the positions of one scale earlier."""
     x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
     if first == 0:
         return x_RnD
@@ -66,7 +66,7 @@ def backwards(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) 
 
 
 OFFSET = Mutant(
-    "positions.offset", "windows behind the first sit one scale earlier",
+    "positions.offset", "windows after the first sit one scale earlier",
     "a window counted from what is cached instead of from the pyramid", parts(build_combined_query=offset),
     component="positions",
 )  # fmt: skip

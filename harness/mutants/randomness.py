@@ -114,7 +114,7 @@ def log_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
 
 
 def product(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-    """Multiply where division is due: positive, plausible, and another law."""
+    """Multiply where division is expected: positive, plausible, and another law."""
     return (probs_BnV * E_BnV).argmax(-1)
 
 
@@ -179,7 +179,7 @@ GREEDY_LAST = Mutant(
     wrapped(greedy_last),
 )  # fmt: skip
 SORTED_RACE = Mutant(
-    "randomness.sorted-race", "numbers belong to ranks, not to tokens", "a draw behind a filter that sorted the tokens",
+    "randomness.sorted-race", "numbers belong to ranks, not to tokens", "a draw after a filter that sorted the tokens",
     parts(draw=sorted_race),
 )  # fmt: skip
 PLAIN_RACE = Mutant(

@@ -49,7 +49,7 @@ def _kl(change: Callable[[Proposal, Tensor], tuple[Proposal, Tensor]]) -> Callab
         inner: Any = true.accept
 
         def accept(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-            own = accept_by_kl(parts, proposal, probs_bnV, window, (-1.0, False))  # everything falls
+            own = accept_by_kl(parts, proposal, probs_bnV, window, (-1.0, False))  # everything is rejected
             other, law_bnV = change(proposal, probs_bnV)
             judged = inner(parts, other, law_bnV, window)
             partly = inner.keywords["rule"][1]
@@ -72,11 +72,11 @@ def _summed(true: Policy) -> Policy:
 
     def accept(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
         judged: Acceptance = inner(parts, proposal, probs_bnV, window)
-        stood = []
+        whole = []
         for k, si in enumerate(window.scales):
             narrow = accept_by_kl(parts, proposal, probs_bnV, window, (bound / window.pyramid.tokens(si), False))
-            stood.append(narrow.whole_bs[:, k])
-        return replace(judged, whole_bs=torch.stack(stood, 1))
+            whole.append(narrow.whole_bs[:, k])
+        return replace(judged, whole_bs=torch.stack(whole, 1))
 
     return replace(true, accept=accept)
 
@@ -229,7 +229,7 @@ TOP_OFF = Mutant(
     policy(_rule("topk-match", lambda r: (partial(is_in_top, k=r[0].keywords["k"] + 1), *r[1:]))), alone=True,
 )  # fmt: skip
 STRICT_RATE = Mutant(
-    "rules.strict-rate", "more than RATE, where at least RATE is due", "> for >=",
+    "rules.strict-rate", "more than RATE, where at least RATE is expected", "> for >=",
     policy(_rule("match", lambda rule: (rule[0], rule[1] + 1e-9, rule[2]))), alone=True,
 )  # fmt: skip
 KEPT_BY_TEST = Mutant(

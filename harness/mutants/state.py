@@ -45,7 +45,7 @@ def bilinear(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
 
 
 def alias(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
-    """Return f_hat's own memory where no resizing is due."""
+    """Return f_hat's own memory where no resizing is needed."""
     if pyramid.patch_nums[si] == pyramid.P:
         return f_hat_BCPP.flatten(2).mT
     return PARTS.next_input(f_hat_BCPP, si, pyramid)
@@ -86,7 +86,7 @@ class Stale(KVCache):
         self.written = [0] * B
 
     def window(self, images: list[int]) -> CacheWindow:
-        """Return a view that writes behind the high-water mark only."""
+        """Return a view that writes after the high-water mark only."""
         return _StaleWindow(self, images)
 
 
@@ -181,7 +181,7 @@ BILINEAR = Mutant(
     parts(next_input=bilinear),
 )  # fmt: skip
 ALIAS = Mutant(
-    "state.alias", "the last scale's input is f_hat's memory", "a shortcut where no resizing is due",
+    "state.alias", "the last scale's input is f_hat's memory", "a shortcut where no resizing is needed",
     parts(next_input=alias), alone=True,
 )  # fmt: skip
 STALE_INPUT = Mutant(

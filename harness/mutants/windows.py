@@ -1,4 +1,4 @@
-"""Planted bugs that a close draft shows: later rows of a window, bonus scales, large scales, images that part ways."""
+"""Planted bugs that a close draft shows: later rows of a window, bonus scales, large scales, uneven batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PICK = Window.pick
 
 
 def _whole(rule: Callable[[Tensor, int], Tensor]) -> Callable[[Policy], Policy]:
-    """Return a change of policies in which a scale stands by another rule: (kept_bl, index in the window)."""
+    """Return a change of policies in which a scale is accepted by another rule: (kept_bl, index in the window)."""
 
     def changed(true: Policy) -> Policy:
         def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
@@ -166,7 +166,7 @@ def _bfloat_sum(f_hat: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid:
 
 
 def _accepted_less(verified: Any, window: Window, bonus: bool) -> Outcome:
-    """Take one whole scale less where all of several stand, and correct the last, which needs none."""
+    """Take one whole scale less where all of several are accepted, and correct the last, which needs none."""
     made = fetch_outcome(verified, window, bonus)
     count = len(window.scales)
     accepted = [n - (n == count > 1 and not bonus) for n in made.accepted]
@@ -183,7 +183,7 @@ def _same_for_group(verified: Any, window: Window, bonus: bool) -> Outcome:
 
 
 def _kept_swapped(state: DecodeState, window: Window, made: Outcome, k: int, before: tuple[int, int]) -> Any:
-    """Read the kept tokens of the window's first scale, whichever fell."""
+    """Read the kept tokens of the window's first scale, whichever was rejected."""
     kept = [[row[0]] * len(row) for row in made.kept_bs]
     return record_round(state, window, replace(made, kept_bs=kept), k, before)
 
@@ -206,7 +206,7 @@ def _smoothed(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
 
 ROUND = "harness.speculative.round:"
 NEARLY_WHOLE = Mutant(
-    "acceptance.nearly-whole", "a scale stands when more than 99 % of it is right", "a rate for an all",
+    "acceptance.nearly-whole", "a scale is accepted when more than 99 % of it is right", "a rate for an all",
     policy(_whole(lambda kept_bl, k: kept_bl.double().mean(1) > 0.99)), component="accept",
 )  # fmt: skip
 ONE_FORGIVEN = Mutant(
@@ -218,7 +218,7 @@ BYTE_COUNTS = Mutant(
     patched({ROUND + "round_numbers": _byte_counts}), alone=True,
 )  # fmt: skip
 SECOND_FREE = Mutant(
-    "acceptance.second-free", "the second drafted scale is never checked", "a loop that begins behind it",
+    "acceptance.second-free", "the second drafted scale is never checked", "a loop that begins after it",
     policy(_whole(lambda kept_bl, k: kept_bl.all(1) | (k == 1))), component="accept",
 )  # fmt: skip
 LATE_FREE = Mutant(
@@ -238,7 +238,7 @@ BONUS_FIRST = Mutant(
     policy(_bonus_first), component="draw",
 )  # fmt: skip
 ACCEPTED_LESS = Mutant(
-    "acceptance.accepted-less", "a draft that stands whole loses its last scale to a correction", "a count from 0",
+    "acceptance.accepted-less", "a draft accepted whole loses its last scale to a correction", "a count from 0",
     patched({ROUND + "fetch_outcome": _accepted_less}),
 )  # fmt: skip
 KEPT_SWAPPED = Mutant(
