@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from harness.bench.files import DRAFT_ALONE, Speed
 from harness.bench.policy_costs import PolicyRow
@@ -50,30 +51,57 @@ def markdown(
     lines = [f"| {' | '.join(heads(found))} |", f"|---|---|{'---:|' * (5 if found else 4)}---|"]
     board = scoreboard(policies, models, runs, draft_len, found)
     said = ["", *promises(board)] if found else []
-    lines += [f"| {' | '.join(row)} |" for row in board]
+    lines += [f"| {' | '.join(line.shown(found is not None))} |" for line in board]
     return "\n".join(lines + said) + "\n"
 
 
-def promises(board: Sequence[Sequence[str]]) -> list[str]:
+@dataclass(frozen=True)
+class Line:
+    """One decoder against the promises, cells as they are shown.
+
+    Args:
+        name: models and policy.
+        contract: its letter.
+        cells: target calls, speed-up, extra memory, pixels off.
+        kept: the promises that it keeps, and at which batches; empty where at all of them.
+        imposed: its acceptance is imposed, which is no decoder's merit.
+        note: what else is to say of the promises.
+        loss: of quality.
+    """
+
+    name: str
+    contract: str
+    cells: tuple[str, str, str, str]
+    kept: Mapping[str, str]
+    imposed: bool = False
+    note: str = ""
+    loss: str = "-"
+
+    def shown(self, with_loss: bool) -> list[str]:
+        """Return the cells under `heads`."""
+        kept = ", ".join(word + (f" at {at}" if at else "") for word, at in self.kept.items()) or "none"
+        return [self.name, self.contract, *self.cells, *([self.loss] if with_loss else []), kept + self.note]
+
+
+def promises(board: Sequence[Line]) -> list[str]:
     """Return what a scoreboard says of each promise, and of those that a decoder keeps together, a sentence each."""
-    # "speed at 1 and 8" is a promise kept at those batches alone
-    kept = {
-        row[0]: {word.partition(" at ")[0]: word.partition(" at ")[2] for word in row[-1].split(" (")[0].split(", ")}
-        for row in board
-    }
-    kept = {name: {word: at for word, at in of.items() if word in PROMISES} for name, of in kept.items()}
-    real = {name: of for name, of in kept.items() if "% of scales kept" not in name}  # acceptance is not imposed
-    made = []
+    kept = {line.name: line.kept for line in board}
+    real = {line.name: line.kept for line in board if not line.imposed}
+    sentences = []
     for word, text in PROMISES.items():
-        who = [name + (f" (at {of[word]})" if of[word] else "") for name, of in real.items() if word in of]
-        imposed = len([name for name, of in kept.items() if word in of and name not in real])
+        who = [name + (f" (at {words[word]})" if words[word] else "") for name, words in real.items() if word in words]
+        imposed = len([name for name, words in kept.items() if word in words and name not in real])
         other = f"; of those with imposed acceptance {imposed}" if len(kept) > len(real) else ""
-        made.append(f"- {text[0].upper()}{text[1:]}: {'; '.join(who) or 'no decoder'}{other}.")
-    together = [name for name, of in real.items() if {"calls", "image"} <= of.keys()]
-    made.append(f"- Calls and image together: {'; '.join(together) or 'no decoder'}.")
+        sentences.append(f"- {text[0].upper()}{text[1:]}: {'; '.join(who) or 'no decoder'}{other}.")
+    together = [name for name, words in real.items() if {"calls", "image"} <= words.keys()]
+    sentences.append(f"- Calls and image together: {'; '.join(together) or 'no decoder'}.")
     most = max(map(len, real.values()), default=0)
-    best = [f"{name} ({', '.join(w for w in PROMISES if w in of)})" for name, of in real.items() if most == len(of) > 0]
-    return [*made, f"- Most promises together: {'; '.join(best) or 'no decoder keeps any'}."]
+    best = [
+        f"{name} ({', '.join(w for w in PROMISES if w in words)})"
+        for name, words in real.items()
+        if most == len(words) > 0
+    ]
+    return [*sentences, f"- Most promises together: {'; '.join(best) or 'no decoder keeps any'}."]
 
 
 def scoreboard(
@@ -82,8 +110,8 @@ def scoreboard(
     runs: Sequence[Speed],
     draft_len: str = "5",
     found: Measured | None = None,
-) -> list[list[str]]:
-    """Return the scoreboard under `heads`: imposed acceptance, divided labour, then every policy at one draft length.
+) -> list[Line]:
+    """Return the scoreboard: imposed acceptance, divided labour, then every policy at one draft length.
 
     Args:
         policies: counts and distances, the draft's own among them.
@@ -96,7 +124,9 @@ def scoreboard(
     Raises:
         InputError: two runs time one policy of `models`.
     """
-    lines: list[list[str]] = []
+    measured = found.rows if found is not None and found.models == models else []
+    losses = {row.name: row for row in measured if row.draft_len == draft_len and row.losses}
+    lines: list[Line] = []
     for run, named in _named(runs):
         if run.models != models:
             lines += [_imposed(run, named, row) for row in _fastest(run.rows)]
@@ -115,27 +145,9 @@ def scoreboard(
                 timed[timing.policy] = timing
     for row in policies:
         if row.contract and row.draft_len == draft_len:
-            lines.append(_policy(row, models, timed.get(row.policy), draft))
-    return _with_quality(lines, found, draft_len) if found else lines
-
-
-def _with_quality(lines: Sequence[list[str]], found: Measured, draft_len: str) -> list[list[str]]:
-    """Return the lines with losses, and the promise of the image as it was measured."""
-    rows = {f"{found.models}, `{row.name}`": row for row in found.rows if row.draft_len == draft_len}
-    return [_judged(line, rows) for line in lines]
-
-
-def _judged(line: list[str], rows: Mapping[str, QualityRow]) -> list[str]:
-    *cells, verdict = line
-    row = rows.get(line[0])
-    if row is None or not row.losses:
-        return [*cells, "imposed" if "imposed" in cells else "-", verdict]
-    answer = quality(row, MOST_LOSS)
-    words, paren, more = verdict.partition(" (")
-    kept = [word for word in words.split(", ") if word not in ("image", "none")]
-    kept += ["image"] if answer is Quality.KEPT else []
-    loss = f"{'-' if row.loss is None else row.loss}; {row.drift} {answer.value}"
-    return [*cells, loss, (", ".join(kept) or "none") + paren + more]
+            name = f"{models}, `{row.policy}`"
+            lines.append(_policy(name, row, timed.get(row.policy), draft, losses.get(row.policy)))
+    return lines
 
 
 def _fastest(rows: Sequence[SpeedRow]) -> list[SpeedRow]:
@@ -149,13 +161,12 @@ def _rate(row: SpeedRow) -> float:
     return float(row.policy.partition(":")[2])
 
 
-def _imposed(run: Speed, named: str, row: SpeedRow) -> list[str]:
-    what = f"{named}, {row.draft_len} scales{' + bonus' if run.bonus else ''}"
-    kept = [row.target_calls <= MOST_CALLS, _is_fast(row), row.extra_memory < MOST_MEMORY]
+def _imposed(run: Speed, named: str, row: SpeedRow) -> Line:
+    name = f"{named}, {row.draft_len} scales{' + bonus' if run.bonus else ''}, {row.kept:.0%} of scales kept"
     memory = "-" if math.isnan(row.extra_memory) else f"{row.extra_memory:+.1%}"
     cells = (f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", memory, "imposed")
-    verdict = _verdict(kept, ["calls", "speed", "memory"])
-    return [f"{what}, {row.kept:.0%} of scales kept", "-", *cells, verdict]
+    kept = _kept(calls=row.target_calls <= MOST_CALLS, speed=_is_fast(row), memory=row.extra_memory < MOST_MEMORY)
+    return Line(name, "-", cells, kept, imposed=True, loss="imposed")
 
 
 def _by_policy(rows: Iterable[SpeedRow]) -> list[list[SpeedRow]]:
@@ -166,7 +177,7 @@ def _by_policy(rows: Iterable[SpeedRow]) -> list[list[SpeedRow]]:
     return list(found.values())
 
 
-def _divided(named: str, rows: Sequence[SpeedRow]) -> list[str]:
+def _divided(named: str, rows: Sequence[SpeedRow]) -> Line:
     """Return the line of a policy under which nothing drafted is judged: its speed needs no luck, at any batch."""
     batches = " / ".join(f"{row.batch}" for row in rows)
     what = f"{named}, `{rows[0].policy}`, batch {batches}"
@@ -178,10 +189,8 @@ def _divided(named: str, rows: Sequence[SpeedRow]) -> list[str]:
         "memory": lambda row: row.extra_memory < MOST_MEMORY,
     }
     kept = {name: [row.batch for row in rows if test(row)] for name, test in tests.items()}
-    words = [
-        name if len(at) == len(rows) else f"{name} at {' and '.join(map(str, at))}" for name, at in kept.items() if at
-    ]
-    return [what, parse(rows[0].policy).contract.letter, *cells, ", ".join(words) or "none"]
+    at_all = {name: "" if len(at) == len(rows) else " and ".join(map(str, at)) for name, at in kept.items() if at}
+    return Line(what, parse(rows[0].policy).contract.letter, cells, at_all)
 
 
 def _is_fast(row: SpeedRow) -> bool:
@@ -190,20 +199,27 @@ def _is_fast(row: SpeedRow) -> bool:
     return row.speed_up >= LEAST_SPEED_UP and steady
 
 
-def _policy(row: PolicyRow, models: str, timing: SpeedRow | None, draft_pixels: float) -> list[str]:
+def _policy(name: str, row: PolicyRow, timing: SpeedRow | None, draft_pixels: float, loss: QualityRow | None) -> Line:
     share = row.mean("pixels") / draft_pixels
     exact = row.contract in "AB"
-    kept = [row.mean("target_calls") <= MOST_CALLS, timing is not None and _is_fast(timing), exact]
+    answer = quality(loss, MOST_LOSS) if loss is not None else None
+    kept = _kept(
+        calls=row.mean("target_calls") <= MOST_CALLS,
+        speed=timing is not None and _is_fast(timing),
+        image=exact if answer is None else answer is Quality.KEPT,
+    )
     same = row.mean("tokens") == 0
-    distance = "0 %" if same else f"{share:.0%}".replace("%", " %") + (" (its law is exact)" if exact else "")
-    speed = f"{timing.speed_up:.2f}" if timing else "-"
-    verdict = _verdict(kept, ["calls", "speed", "image"]) + ("" if timing else " (speed not measured)")
-    calls = f"{row.mean('target_calls'):.1f}"
-    return [f"{models}, `{row.policy}`", row.contract, calls, speed, "-", distance, verdict]
+    distance = "0 %" if same else f"{share * 100:.0f} %" + (" (its law is exact)" if exact else "")
+    cells = (f"{row.mean('target_calls'):.1f}", f"{timing.speed_up:.2f}" if timing else "-", "-", distance)
+    note = "" if timing else " (speed not measured)"
+    if loss is None or answer is None:
+        return Line(name, row.contract, cells, kept, note=note)
+    lost = f"{'-' if loss.loss is None else loss.loss}; {loss.drift} {answer.value}"
+    return Line(name, row.contract, cells, kept, note=note, loss=lost)
 
 
-def _verdict(kept: list[bool], names: list[str]) -> str:
-    return ", ".join(name for name, is_kept in zip(names, kept, strict=True) if is_kept) or "none"
+def _kept(**promises: bool) -> dict[str, str]:
+    return {name: "" for name, is_kept in promises.items() if is_kept}
 
 
 def speed_table(runs: Sequence[Speed]) -> str:

@@ -72,7 +72,7 @@ def scoreboard(measurements: StoredMeasurements, outputs: ScoreboardOutputs) -> 
     if measured is not None:
         tables["quality"] = quality_markdown(measured)
     texts = {page: replaced_parts(page, tables) for page in pages.values()}
-    show_scoreboard(board, plain_console())
+    show_scoreboard(board, plain_console(), measured is not None)
     for text in boards.promises(board):
         say(plain_console(), text)
     if "picture" in paths:
