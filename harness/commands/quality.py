@@ -168,7 +168,7 @@ def quality(
     measured = drawn(pair, means, study, conditions, outputs.quiet)
     show_quality(measured, plain_console(), outputs.quiet)
     if judging.find_cfg:
-        say(plain_console(), best_cfg_line(measured))
+        say(plain_console(), best_cfg_line(measured, sources))
     if "json" in paths:
         write_whole(paths["json"], measured.document())
     if "into" in paths:

@@ -27,7 +27,7 @@ from harness.adapters.published import Sampler
 from harness.decoders.factory import Factory, build
 from harness.decoders.process import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
-from harness.judge.form import UNREADABLE, malformed, wrong_shape
+from harness.judge.form import unreadable, wrong_shape
 from harness.judge.part_law import PartLaw
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair, pair_checksums
@@ -120,8 +120,8 @@ def _run(implementation: Implementation, models: ModelPair, request: Request, by
     try:
         with ctrl_c_is_a_stop():
             trace = implementation.decode(request, noise)
-            wrong = malformed(models, request, trace)
-            if wrong is None or wrong.component != UNREADABLE:
+            wrong = unreadable(models, request, trace)
+            if wrong is None:
                 return _by_value(trace) if by_value else trace  # what can be read is the judge's
             defect = wrong
     except (InputError, StopSignal):
@@ -154,9 +154,9 @@ def _partial(implementation: Implementation, models: ModelPair, request: Request
         raise
     except BaseException:  # it is the same code that just failed
         return None
-    wrong = malformed(models, request, trace)
-    is_readable = isinstance(trace, Trace) and (wrong is None or wrong.component != UNREADABLE)
-    return trace if is_readable and wrong_shape(models, request, trace) is None else None
+    if not isinstance(trace, Trace) or unreadable(models, request, trace) is not None:
+        return None
+    return trace if wrong_shape(models, request, trace) is None else None
 
 
 def _seen(noise: SeededNoise) -> str:

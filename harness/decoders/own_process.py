@@ -29,7 +29,7 @@ from harness.decoders.factory import Factory, name_of, pickled
 from harness.decoders.mailbox import Mailbox, UnreadableError, capacity
 from harness.decoders.process import GRACE_S, START_S, Limits, Process, Surroundings, last_lines
 from harness.errors import InputError
-from harness.judge.form import UNREADABLE, malformed
+from harness.judge.form import unreadable
 from harness.judge.part_law import PartLaw, PartVerdict
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair
@@ -166,8 +166,8 @@ class OwnProcess:
     def _trace(self, reply: Reply, request: Request) -> Trace | Judgement:
         """Build the trace, and judge its form again, since a reply can be forged."""
         trace = reply.read_trace(self.mailbox)
-        wrong = malformed(self.models, request, trace)
-        return trace if wrong is None or wrong.component != UNREADABLE else Judgement(request.B, defects=[wrong])
+        wrong = unreadable(self.models, request, trace)
+        return trace if wrong is None else Judgement(request.B, defects=[wrong])
 
     def _given_up(self, error: Exception) -> str:
         """End the process; return why, with the end of its log and where it lies."""

@@ -1,7 +1,7 @@
 """What a trace must be before its numbers can be compared: the decoder is somebody else's code.
 
 Promise: whatever a decoder returns, the answer is the first thing that is wrong with its form, or None; nothing is
-raised. In order: what cannot be read at all (component `UNREADABLE`), then shapes, what was not made final exactly
+raised. In order: what cannot be read at all (component ``trace``), then shapes, what was not made final exactly
 once, and values that cannot be.
 """
 
@@ -18,7 +18,6 @@ from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates, Round, Trace
 
-UNREADABLE = "trace"  # nothing of such a trace can be used, not even its counts
 COUNTS = ("target_calls", "target_rows", "draft_calls", "draft_rows")
 INTEGERS, REALS = "integers", "floating point"
 
@@ -63,11 +62,16 @@ def malformed(models: ModelPair, request: Request, trace: object) -> Divergence 
         request: what was drawn.
         trace: what `decode` returned.
     """
-    detail = next(_unreadable(models, request, trace), None)
-    if detail is not None:
-        return Divergence(UNREADABLE, detail, request.seed)
+    if (wrong := unreadable(models, request, trace)) is not None:
+        return wrong
     assert isinstance(trace, Trace)
     return next(_wrong_values(models, request, trace), None)
+
+
+def unreadable(models: ModelPair, request: Request, trace: object) -> Divergence | None:
+    """Return why nothing of a trace can be used, not even its counts; None where it can. Arguments as `malformed`."""
+    detail = next(_unreadable(models, request, trace), None)
+    return None if detail is None else Divergence("trace", detail, request.seed)
 
 
 def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[str]:

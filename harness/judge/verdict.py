@@ -77,8 +77,8 @@ class Divergence:
         for word, value in (("image", self.image), ("label", self.label), ("scale", self.scale)):
             where += f", {word} {value}" if value >= 0 else ""
         if self.position >= 0:
-            agrees = "agrees" if self.actual == self.expected else f"expected {self.expected}"
-            where += f", position {self.position}: token {self.actual}, {agrees}".replace(", agrees", " agrees")
+            agreement = " agrees" if self.actual == self.expected else f", expected {self.expected}"
+            where += f", position {self.position}: token {self.actual}{agreement}"
         if not math.isnan(self.margin):
             where += f", margin {self.margin:.3g} (bound {self.bound:.3g})"
         for word, delta in (("|Δlogits|", self.delta_logits), ("|Δf_hat|", self.delta_f_hat)):

@@ -69,17 +69,14 @@ def independent(subject: Subject, case: Case) -> bool:
     for order in orders:
         _far(case, order)
         noise, other = _noise(case, order, case.seed), _noise(case, order, case.seed + 1)
-        named: dict[str, Tensor] = {}
+        named, of_scales = dict[str, Tensor](), dict[str, Tensor]()
         for stream in STREAMS:
             # one vector an image: what stands at equal places of two streams would be read for one another
             numbers_BN = torch.cat([_read(noise, si, stream) for si in SIDES], 1)
             named |= {f"{stream} of image {image}": numbers_BN[image] for image in range(2)}
             named[f"{stream} of seed + 1"] = torch.cat([_read(other, si, stream)[0] for si in SIDES])
-            named[f"{stream} of scale 4"] = _read(noise, 4, stream)[0]
-            named[f"{stream} of scale 5"] = _read(noise, 5, stream)[0]
-        for (a, one), (b, two) in combinations(named.items(), 2):
-            if "of scale" in a + b and not ("of scale" in a and "of scale" in b):
-                continue
+            of_scales |= {f"{stream} of scale {si}": _read(noise, si, stream)[0] for si in (4, 5)}
+        for (a, one), (b, two) in (*combinations(named.items(), 2), *combinations(of_scales.items(), 2)):
             require(not _related(one, two), f"{order} order: {a} and {b} hold the same numbers")
     return True
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
 from harness.quality.distances import LEVEL, MOST_IMAGES, Estimate
 from harness.quality.loss import Quality, resolves, why
 from harness.quality.measured import Measured
 from harness.quality.rows import QualityRow
+from harness.quality.sources import Source
 from harness.report.tables import Column, name_column, number, print_table
 from harness.report.terminal import say
 from harness.wording import count_of
@@ -63,10 +66,11 @@ def _notes(run: Measured) -> list[str]:
     return lines + [f"{row.name}: tokens, {row.tokens}" for row in others if row.tokens is not None]
 
 
-def best_cfg_line(run: Measured) -> str:
-    """Return one line on the guidance value at which sequential decoding comes nearest to real data."""
-    rows = [(row.name.partition(", cfg ")[2], row.real) for row in run.rows if row.real is not None]
-    rows = sorted(((cfg, real) for cfg, real in rows if cfg), key=lambda row: row[1].value)
+def best_cfg_line(run: Measured, sources: Sequence[Source]) -> str:
+    """Return one line on the guidance value, of those of the sources, at which images come nearest to real data."""
+    cfgs = {source.name: f"{source.cfg:g}" for source in sources if source.cfg is not None}
+    rows = [(cfgs[row.name], row.real) for row in run.rows if row.name in cfgs and row.real is not None]
+    rows.sort(key=lambda row: row[1].value)
     if not rows:
         return "no guidance value was compared with real data"
     (best, real), *others = rows
