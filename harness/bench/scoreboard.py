@@ -56,7 +56,7 @@ def markdown(
 
 
 @dataclass(frozen=True)
-class Line:
+class BoardLine:
     """One decoder against the promises, cells as they are shown.
 
     Args:
@@ -83,7 +83,7 @@ class Line:
         return [self.name, self.contract, *self.cells, *([self.loss] if with_loss else []), kept + self.note]
 
 
-def promises(board: Sequence[Line]) -> list[str]:
+def promises(board: Sequence[BoardLine]) -> list[str]:
     """Return what a scoreboard says of each promise, and of those that a decoder keeps together, a sentence each."""
     kept = {line.name: line.kept for line in board}
     real = {line.name: line.kept for line in board if not line.imposed}
@@ -110,7 +110,7 @@ def scoreboard(
     runs: Sequence[Speed],
     draft_len: str = "5",
     found: Measured | None = None,
-) -> list[Line]:
+) -> list[BoardLine]:
     """Return the scoreboard: imposed acceptance, divided labour, then every policy at one draft length.
 
     Args:
@@ -126,7 +126,7 @@ def scoreboard(
     """
     measured = found.rows if found is not None and found.models == models else []
     losses = {row.name: row for row in measured if row.draft_len == draft_len and row.losses}
-    lines: list[Line] = []
+    lines: list[BoardLine] = []
     for run, named in _named(runs):
         if run.models != models:
             lines += [_imposed(run, named, row) for row in _fastest(run.rows)]
@@ -161,12 +161,12 @@ def _rate(row: SpeedRow) -> float:
     return float(row.policy.partition(":")[2])
 
 
-def _imposed(run: Speed, named: str, row: SpeedRow) -> Line:
+def _imposed(run: Speed, named: str, row: SpeedRow) -> BoardLine:
     name = f"{named}, {row.draft_len} scales{' + bonus' if run.bonus else ''}, {row.kept:.0%} of scales kept"
     memory = "-" if math.isnan(row.extra_memory) else f"{row.extra_memory:+.1%}"
     cells = (f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", memory, "imposed")
     kept = _kept(calls=row.target_calls <= MOST_CALLS, speed=_is_fast(row), memory=row.extra_memory < MOST_MEMORY)
-    return Line(name, "-", cells, kept, imposed=True, loss="imposed")
+    return BoardLine(name, "-", cells, kept, imposed=True, loss="imposed")
 
 
 def _by_policy(rows: Iterable[SpeedRow]) -> list[list[SpeedRow]]:
@@ -177,7 +177,7 @@ def _by_policy(rows: Iterable[SpeedRow]) -> list[list[SpeedRow]]:
     return list(found.values())
 
 
-def _divided(named: str, rows: Sequence[SpeedRow]) -> Line:
+def _divided(named: str, rows: Sequence[SpeedRow]) -> BoardLine:
     """Return the line of a policy under which nothing drafted is judged: its speed needs no luck, at any batch."""
     batches = " / ".join(f"{row.batch}" for row in rows)
     what = f"{named}, `{rows[0].policy}`, batch {batches}"
@@ -190,7 +190,7 @@ def _divided(named: str, rows: Sequence[SpeedRow]) -> Line:
     }
     kept = {name: [row.batch for row in rows if test(row)] for name, test in tests.items()}
     at_all = {name: "" if len(at) == len(rows) else " and ".join(map(str, at)) for name, at in kept.items() if at}
-    return Line(what, parse(rows[0].policy).contract.letter, cells, at_all)
+    return BoardLine(what, parse(rows[0].policy).contract.letter, cells, at_all)
 
 
 def _is_fast(row: SpeedRow) -> bool:
@@ -199,7 +199,9 @@ def _is_fast(row: SpeedRow) -> bool:
     return row.speed_up >= LEAST_SPEED_UP and steady
 
 
-def _policy(name: str, row: PolicyRow, timing: SpeedRow | None, draft_pixels: float, loss: QualityRow | None) -> Line:
+def _policy(
+    name: str, row: PolicyRow, timing: SpeedRow | None, draft_pixels: float, loss: QualityRow | None
+) -> BoardLine:
     share = row.mean("pixels") / draft_pixels
     exact = row.contract in "AB"
     answer = quality(loss, MOST_LOSS) if loss is not None else None
@@ -213,9 +215,9 @@ def _policy(name: str, row: PolicyRow, timing: SpeedRow | None, draft_pixels: fl
     cells = (f"{row.mean('target_calls'):.1f}", f"{timing.speed_up:.2f}" if timing else "-", "-", distance)
     note = "" if timing else " (speed not measured)"
     if loss is None or answer is None:
-        return Line(name, row.contract, cells, kept, note=note)
+        return BoardLine(name, row.contract, cells, kept, note=note)
     lost = f"{'-' if loss.loss is None else loss.loss}; {loss.drift} {answer.value}"
-    return Line(name, row.contract, cells, kept, note=note, loss=lost)
+    return BoardLine(name, row.contract, cells, kept, note=note, loss=lost)
 
 
 def _kept(**promises: bool) -> dict[str, str]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from harness.bench import policy_costs
 from harness.bench.files import Speed
 from harness.bench.policy_costs import PolicyRow
-from harness.bench.scoreboard import Line
+from harness.bench.scoreboard import BoardLine
 from harness.bench.speed import SpeedRow
 from harness.report.tables import SHY, Column, name_column, number, print_table, prose_column
 from harness.report.terminal import say
@@ -54,7 +54,7 @@ def show_policies(rows: Sequence[PolicyRow], console: Console) -> None:
         say(console, text)
 
 
-def show_scoreboard(board: Sequence[Line], console: Console, with_loss: bool = False) -> None:
+def show_scoreboard(board: Sequence[BoardLine], console: Console, with_loss: bool = False) -> None:
     """Print the report's promises against what was measured; losses, too, where quality was."""
     rows = [[cell.replace("`", "") for cell in line.shown(with_loss)] for line in board]
     columns = (*SCOREBOARD[:-1], *([Column("loss; drift (<\u00a00.1)")] if with_loss else []), SCOREBOARD[-1])
