@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from harness.decoders.terms import Terms
     from harness.judge.part_law import PartLaw
     from harness.models.pair import ModelPair
+    from harness.protocol.request import Request
+    from harness.verification import Question
+
+
+DRAFT_LEN = 5  # of the decode that a decoder with parts of our own names is asked for
 
 
 @dataclass(frozen=True)
@@ -60,23 +65,27 @@ def parts(tested: PartsDecoder, networks: Pair, asked: PartsQuestion, outputs: P
 
     Exit status: 0 all hold, 1 one is broken or crashes, 2 bad input, 3 one is not there or was never asked.
     """
-    from harness.commands.inputs import decoder, load_models
+    from harness.commands.inputs import decoder, load_models, requests_for
     from harness.decoders.process import Limits
     from harness.decoders.terms import Terms
+    from harness.protocol.decoder import Settings
     from harness.report.terminal import parts_json, parts_verdict, plain_console, show_parts
-    from harness.rounding.precision import set_precision
     from harness.signals import silence
+    from harness.verification import Question
 
     paths = check_outputs({"json": outputs.json}, networks.files())
     own = decoder(tested.implementation, tested.checkout, tested.option)
-    if own.published:
-        pair = load_models(networks, Mode(asked.device))
-        terms = Terms(in_process=tested.in_process, limits=Limits(tested.timeout))
-        with silence(outputs.quiet):
-            rows = of_published(own, pair, Images(str(asked.seed), asked.labels, cfg=asked.cfg), terms)
-    else:
-        set_precision(False)
-        rows = of_laws(own, asked.examples, asked.seed, outputs.quiet)
+    pair = load_models(networks, Mode(asked.device))
+    # parts are asked about what is computed, and not whether anything was drafted
+    terms = Terms(sequential=True, in_process=tested.in_process, limits=Limits(tested.timeout))
+    settings = own.settings()[0] if own.published else Settings(DRAFT_LEN, options=own.options)
+    request = requests_for(pair, Images(str(asked.seed), asked.labels, cfg=asked.cfg))[0]
+    with silence(outputs.quiet):
+        if own.published:
+            rows = of_published(own, pair, request, terms)
+        else:
+            rows = of_laws(own, asked.examples, asked.seed, outputs.quiet)
+        rows.append(of_decode(pair, Question(own.name, (settings,), (request,), terms)))
     verdict = parts_verdict(rows)
     show_parts(rows, verdict, plain_console(), outputs.quiet, outputs.verbose)
     if "json" in paths:
@@ -84,17 +93,31 @@ def parts(tested: PartsDecoder, networks: Pair, asked: PartsQuestion, outputs: P
     raise typer.Exit(verdict.exit_status)
 
 
-def of_published(own: Decoder, pair: ModelPair, images: Images, terms: Terms) -> list[PartLaw]:
+def of_decode(pair: ModelPair, question: Question) -> PartLaw:
+    """Ask the whole decode what `verify` asks, as one more part: parts may all hold where what joins them is wrong."""
+    from harness.adapters.probe import ABSENT, BROKEN, HELD, PartLaw
+    from harness.judge.verdict import Verdict
+    from harness.verification import answer
+
+    statement = "The decode keeps its contract, token by token and tensor by tensor, as `verify` judges it."
+    try:
+        result = answer(pair, question)
+    except InputError as error:
+        return PartLaw("decode", "decode.contract", statement, ABSENT, f"refused: {error}")
+    verdict = {Verdict.DEFECT: BROKEN, Verdict.INCONCLUSIVE: ABSENT}.get(result.verdict, HELD)
+    finding = "" if verdict == HELD else str(result.first_divergence or "; ".join(result.inconclusive))
+    return PartLaw("decode", "decode.contract", statement, verdict, finding)
+
+
+def of_published(own: Decoder, pair: ModelPair, request: Request, terms: Terms) -> list[PartLaw]:
     """Ask the parts of published code, in its own process. Raises `InputError` for a checkout that does not fit."""
-    from harness.commands.inputs import requests_for
     from harness.decoders.runner import start_runner
     from harness.rounding.measure import budget_for
 
-    requests = requests_for(pair, images)
     budget = budget_for(pair)  # before the decoder is built
-    built = start_runner(pair, own.name, own.settings()[:1], requests[0].B, terms)
+    built = start_runner(pair, own.name, own.settings()[:1], request.B, terms)
     try:
-        return built.parts(0, requests[0], budget)
+        return built.parts(0, request, budget)
     finally:
         built.close()
 

@@ -28,10 +28,10 @@ def test_parts_of_a_right_checkout_hold(monkeypatch, tmp_path: Path, capsys):
     assert command(monkeypatch, *arguments, "--json", str(out)) == 0
     said = capsys.readouterr().out
     assert "contract C alone, neither A nor B" in said
-    assert "CONSISTENT 30 laws of parts: 29 held" in said
+    assert "CONSISTENT 31 laws of parts: 30 held" in said
     found = json.loads(out.read_text())
     assert found["verdict"] == "CONSISTENT"
-    assert len(found["parts"]) == 30
+    assert len(found["parts"]) == 31
 
 
 def test_parts_name_the_part_that_is_wrong(monkeypatch, tmp_path: Path, capsys):
@@ -40,7 +40,16 @@ def test_parts_name_the_part_that_is_wrong(monkeypatch, tmp_path: Path, capsys):
     assert command(monkeypatch, *arguments) == 1
     said = capsys.readouterr().out
     assert "top-left corner" in " ".join(said.split())
-    assert "wrong: _get_attention_mask, draft_generate_batch, target_verify_batch" in said
+    assert "wrong: _get_attention_mask, draft_generate_batch, target_verify_batch, decode" in said
+
+
+def test_parts_that_hold_excuse_no_sampler_that_is_wrong(monkeypatch, tmp_path: Path, capsys):
+    checkout = make(tmp_path, "var", "wrong-positions")
+    arguments = ["parts", "--implementation", "published:var", "--checkout", str(checkout), "--in-process"]
+    assert command(monkeypatch, *arguments) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "decode decode.contract BROKEN component positions" in said
+    assert "8 held, 1 broken; wrong: decode" in said
 
 
 def test_parts_of_the_harness_itself_hold(monkeypatch, capsys):
