@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.decoders.conversation import DecoderJob, Question, Reply
+from harness.decoders.conversation import DecoderJob, DecoderQuestion, DecoderReply
 from harness.decoders.factory import build, load_factory
 from harness.decoders.in_process import inspect_parts, run_in_process
 from harness.decoders.mailbox import Mailbox
@@ -53,31 +53,31 @@ def _serve(job_file: Path, read: int, write: int) -> None:
             with unchanged() as moved:
                 decoders = [build(factory, job.models, setting) for setting in job.settings]
         except InputError as error:
-            _say(replies, Reply(refused=error))
+            _say(replies, DecoderReply(refused=error))
             return
-        _say(replies, Reply([str(decoder.contract) for decoder in decoders], moved))
+        _say(replies, DecoderReply([str(decoder.contract) for decoder in decoders], moved))
         for line in questions:
-            question = Question.of(line)
+            question = DecoderQuestion.of(line)
             with alarm.within(question.timeout_s):
                 reply = _answer(question, decoders[question.setting], job.models, mailbox)
             _say(replies, reply)
 
 
-def _answer(question: Question, decoder: Implementation, models: ModelPair, mailbox: Mailbox) -> Reply:
+def _answer(question: DecoderQuestion, decoder: Implementation, models: ModelPair, mailbox: Mailbox) -> DecoderReply:
     """Decode once, the tensors into the mailbox, or ask the decoder's parts."""
     try:
         if question.budget is not None:
-            return Reply(parts=inspect_parts(decoder, question.request, question.budget))
+            return DecoderReply(parts=inspect_parts(decoder, question.request, question.budget))
         outcome = run_in_process(decoder, models, question.request)
     except InputError as error:
-        return Reply(refused=error)
+        return DecoderReply(refused=error)
     if not isinstance(outcome, Judgement):
-        return Reply.with_trace(outcome, mailbox)
-    partial = Reply() if outcome.partial is None else Reply.with_trace(outcome.partial, mailbox)
-    return Reply(defects=outcome.defects, so_far=outcome.so_far, tensors=partial.tensors, trace=partial.trace)
+        return DecoderReply.with_trace(outcome, mailbox)
+    partial = DecoderReply() if outcome.partial is None else DecoderReply.with_trace(outcome.partial, mailbox)
+    return DecoderReply(defects=outcome.defects, so_far=outcome.so_far, tensors=partial.tensors, trace=partial.trace)
 
 
-def _say(replies: BinaryIO, reply: Reply) -> None:
+def _say(replies: BinaryIO, reply: DecoderReply) -> None:
     replies.write(reply.line())
     replies.flush()
 

@@ -1,6 +1,6 @@
 """What a judge and the process of a decoder say to each other: a line of JSON each way, and tensors in a mailbox.
 
-Promise: what the judge reads of a line is a `Reply` of known types, or `UnreadableError`: no object of the other
+Promise: what the judge reads of a line is a `DecoderReply` of known types, or `UnreadableError`: no object of the other
 process is ever built here, and a text has a bounded length.
 """
 
@@ -49,7 +49,7 @@ class DecoderJob:
 
 
 @dataclass(frozen=True)
-class Question:
+class DecoderQuestion:
     """What the process is asked: a decode, or what its decoder's parts are.
 
     Args:
@@ -69,7 +69,7 @@ class Question:
         return json.dumps(asdict(self)).encode() + b"\n"
 
     @classmethod
-    def of(cls, line: bytes) -> Question:
+    def of(cls, line: bytes) -> DecoderQuestion:
         """Read what `line` made."""
         values = json.loads(line)
         budget = Budget(**values["budget"]) if values["budget"] else None
@@ -77,7 +77,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Reply:
+class DecoderReply:
     """What the process answers.
 
     Args:
@@ -101,7 +101,7 @@ class Reply:
     trace: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def with_trace(cls, trace: Trace, mailbox: Mailbox) -> Reply:
+    def with_trace(cls, trace: Trace, mailbox: Mailbox) -> DecoderReply:
         """Put a trace's tensors into the mailbox; return what the judge's side makes a trace of, or the defect instead.
 
         Effects: on the mailbox.
@@ -130,7 +130,7 @@ class Reply:
         return json.dumps(vars(self) | rest).encode() + b"\n"
 
     @classmethod
-    def of(cls, line: bytes, seed: int = 0) -> Reply:
+    def of(cls, line: bytes, seed: int = 0) -> DecoderReply:
         """Read what `line` made, or what somebody forged.
 
         Args:

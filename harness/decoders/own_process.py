@@ -24,7 +24,7 @@ from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
-from harness.decoders.conversation import LONGEST, DecoderJob, Question, Reply
+from harness.decoders.conversation import LONGEST, DecoderJob, DecoderQuestion, DecoderReply
 from harness.decoders.factory import Factory, name_of, pickled
 from harness.decoders.mailbox import Mailbox, UnreadableError, capacity
 from harness.decoders.process import GRACE_S, START_S, Limits, Process, Surroundings, last_lines
@@ -90,7 +90,7 @@ class OwnProcess:
             InputError: the decoder refuses the request.
         """
         try:
-            reply = self._ask(Question(setting, request, self.limits.timeout_s))
+            reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s))
             if not reply.defects:
                 return self._trace(reply, request)
             judgement = Judgement(request.B, defects=reply.defects, so_far=reply.so_far)
@@ -104,7 +104,7 @@ class OwnProcess:
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
         """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
         try:
-            return self._ask(Question(setting, request, self.limits.timeout_s, budget)).parts
+            return self._ask(DecoderQuestion(setting, request, self.limits.timeout_s, budget)).parts
         except (_GoneError, UnreadableError) as error:
             detail = self._given_up(error)
             return [PartLaw("process", "process.ends", "The decoder's process answers.", PartVerdict.CRASHED, detail)]
@@ -122,11 +122,11 @@ class OwnProcess:
         pickler(stream, pickle.HIGHEST_PROTOCOL).dump(job)
         (self.folder / "job").write_bytes(stream.getbuffer())
 
-    def _start(self) -> Reply:
+    def _start(self) -> DecoderReply:
         """Start the process and wait until its decoders are built; return what they claim."""
         self._line = _Line(self.folder, self.mailbox)
         try:
-            reply = Reply.of(self._line.hear(START_S, "time to build a decoder"))
+            reply = DecoderReply.of(self._line.hear(START_S, "time to build a decoder"))
         except (_GoneError, UnreadableError) as error:
             rule = f"built no decoder: {self._given_up(error)}"
             raise InputError("implementation", self.name, rule, "see docs/own-decoder.md") from None
@@ -134,7 +134,7 @@ class OwnProcess:
             raise reply.refused
         return reply
 
-    def _ask(self, question: Question) -> Reply:
+    def _ask(self, question: DecoderQuestion) -> DecoderReply:
         """Return the reply to a question; who takes too long is asked to say where it is before it is ended.
 
         Raises:
@@ -147,15 +147,15 @@ class OwnProcess:
         assert self._line is not None
         self._line.tell(question)
         try:
-            reply = Reply.of(self._line.hear(question.timeout_s, "timeout"), question.request.seed)
+            reply = DecoderReply.of(self._line.hear(question.timeout_s, "timeout"), question.request.seed)
         except _GoneError as gone:
             if not self._line.process.is_alive:
                 raise
             self._line.process.send(signal.SIGUSR1)
             try:
-                reply = Reply.of(self._line.hear(GRACE_S, "timeout"), question.request.seed)
+                reply = DecoderReply.of(self._line.hear(GRACE_S, "timeout"), question.request.seed)
             except _GoneError:
-                reply = Reply()
+                reply = DecoderReply()
             self._give_up()  # whatever else it may still do
             if not reply.defects:
                 raise gone from None
@@ -163,7 +163,7 @@ class OwnProcess:
             raise reply.refused
         return reply
 
-    def _trace(self, reply: Reply, request: Request) -> Trace | Judgement:
+    def _trace(self, reply: DecoderReply, request: Request) -> Trace | Judgement:
         """Build the trace, and judge its form again, since a reply can be forged."""
         trace = reply.read_trace(self.mailbox)
         wrong = unreadable(self.models, request, trace)
@@ -208,7 +208,7 @@ class _Line:
             os.close(descriptor)
         self._writer, self._reader, self._buffer = os.fdopen(to_read[1], "wb"), to_write[0], b""
 
-    def tell(self, question: Question) -> None:
+    def tell(self, question: DecoderQuestion) -> None:
         """Send a question. Raises `_GoneError`."""
         try:
             self._writer.write(question.line())
