@@ -109,7 +109,8 @@ class DecoderReply:
         tensors = {name: getattr(trace, name) for name in TENSORS}
         if trace.intermediates is not None:
             tensors |= {f"{SHOWN}{name}": tensor for name, tensor in trace.intermediates.named().items()}
-        values = {name: value for name, value in vars(trace).items() if name not in (*TENSORS, "intermediates")}
+        names = [f.name for f in fields(Trace) if f.name not in (*TENSORS, "intermediates")]
+        values = {name: getattr(trace, name) for name in names}
         try:
             values["rounds"] = [[asdict(turn) for turn in rounds] for rounds in trace.rounds]
             json.dumps(values, allow_nan=False)
