@@ -28,7 +28,7 @@ def svg(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def policies(rows: Sequence[PolicyRow]) -> Figure:
+def policies_chart(rows: Sequence[PolicyRow]) -> Figure:
     """Draw target calls against distance: a line a policy, a dot a draft length, dashes for rows without a contract."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.add_subplot(xlabel="mean target calls an image", ylabel="mean |pixel difference| from sequential")
@@ -46,21 +46,21 @@ def policies(rows: Sequence[PolicyRow]) -> Figure:
     return figure
 
 
-def trade_off(found: Measured) -> Figure:
+def trade_off_chart(measured: Measured) -> Figure:
     """Draw target calls against the published loss and against the drift: a dot a decoder, bars are intervals."""
     figure = Figure(SIZE, layout="constrained")
     words = {"loss": "loss: farther from real data", "drift": "drift: farther from the target's law"}
     for axes, (name, word) in zip(figure.subplots(1, 2, sharex=True), words.items(), strict=True):
-        axes.set(xlabel="mean target calls an image", ylabel=f"{word}\n({found.unit})")
-        axes.set_yscale("symlog", linthresh=found.most or 0.1)
+        axes.set(xlabel="mean target calls an image", ylabel=f"{word}\n({measured.unit})")
+        axes.set_yscale("symlog", linthresh=measured.most or 0.1)
         axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
-        for row in found.rows[1:]:
+        for row in measured.rows[1:]:
             of = getattr(row, name)
             if of is not None and row.calls is not None:
                 label = row.name if name == "drift" else None
                 ends = [[of.value - of.low], [of.high - of.value]]
                 axes.errorbar([row.calls], [of.value], ends, marker="o", markersize=4, label=label, clip_on=False)
-        axes.axhline(found.most or 0.0, color="gray", linestyle="--")
+        axes.axhline(measured.most or 0.0, color="gray", linestyle="--")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
@@ -71,7 +71,7 @@ def _family(row: PolicyRow) -> str:
     return f"{name}:ENTRY" if name in ("handoff", "collaborative", "code") and rest else row.policy
 
 
-def speed_up(runs: Iterable[Speed]) -> Figure:
+def speed_up_chart(runs: Iterable[Speed]) -> Figure:
     """Draw the speed-up of one image against imposed acceptance: a line a mode and draft length."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.add_subplot(xlabel="share of drafted scales that stand", ylabel="speed-up over the sequential target")

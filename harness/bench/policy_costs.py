@@ -87,14 +87,14 @@ class PolicyRow:
             self.judged.update([*stood, turn.first + turn.accepted] if turn.corrected else stood)
 
 
-def batches(images: int, size: int, classes: int, seed: int, cfg: float) -> Iterator[Request]:
+def policy_batches(images: int, size: int, classes: int, seed: int, cfg: float) -> Iterator[Request]:
     """Yield requests over `images` images, labels in turn, each image with an address of its own."""
     for begin in range(0, images, size):
         ids = tuple(range(begin, min(begin + size, images)))
         yield Request(tuple(k % classes for k in ids), seed, cfg, images=ids)
 
 
-def measure(
+def measure_policies(
     models: ModelPair,
     requests: Sequence[Request],
     settings: Sequence[tuple[str, str]],
@@ -200,7 +200,7 @@ HEADS = (
 )  # fmt: skip
 
 
-def cells(row: PolicyRow) -> list[str]:
+def policy_cells(row: PolicyRow) -> list[str]:
     """Return means and the histogram of a row, under `HEADS`."""
     histogram = " ".join(f"{scales}:{count}" for scales, count in sorted(row.scales_per_round.items()))
     counts = [f"{row.mean('target_calls'):.2f}", f"{row.mean('target_rows'):.0f}", f"{row.mean('draft_rows'):.0f}"]
@@ -208,14 +208,14 @@ def cells(row: PolicyRow) -> list[str]:
     return [row.policy, row.contract or "-", row.draft_len or "-", *counts, *distance, histogram or "-"]
 
 
-def markdown(rows: Sequence[PolicyRow]) -> str:
+def policy_markdown(rows: Sequence[PolicyRow]) -> str:
     """Return the rows as a table of means."""
     lines = [f"| {' | '.join(HEADS)} |", "|---|---|---|---:|---:|---:|---:|---:|---|"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
-    return "\n".join(lines) + "\n" + "".join(f"\n{text}\n" for text in acceptance(rows))
+    lines += [f"| {' | '.join(policy_cells(row))} |" for row in rows]
+    return "\n".join(lines) + "\n" + "".join(f"\n{text}\n" for text in acceptance_sentences(rows))
 
 
-def acceptance(rows: Sequence[PolicyRow]) -> list[str]:
+def acceptance_sentences(rows: Sequence[PolicyRow]) -> list[str]:
     """Return a sentence on every policy whose scales were judged one by one."""
     return [_acceptance(row) for row in rows if row.draft_len == "1" and speculates(row.policy)]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.bench.files import DRAFT_ALONE, Speed
 from harness.bench.policy_costs import PolicyRow
@@ -26,8 +26,6 @@ PROMISES = {
     "calls": "5 target calls or fewer", "speed": "1.3 times faster or more", "memory": "less than 20 % more memory",
     "image": "the image's quality",
 }  # fmt: skip
-
-
 HEADS = (
     "decoder", "contract", "target calls (≤ 5)", "speed-up (≥ 1.3)", "extra memory (< 20 %, published sizes)",
     "pixels off (the draft's own: 100 %)", "promises kept",
@@ -35,73 +33,85 @@ HEADS = (
 LOSS = "loss; drift (< 0.1)"  # stands before the promises, where quality was measured
 
 
-def heads(found: Measured | None = None) -> list[str]:
-    """Return the heads of the columns."""
-    return [*HEADS[:-1], *([LOSS] if found else []), HEADS[-1]]
+@dataclass(frozen=True)
+class BoardLine:
+    """One decoder against the promises.
 
+    Args:
+        decoder: pair, mode and policy.
+        contract: its letter; "-" where there is none.
+        calls: target calls, and what follows as cells of the table.
+        speed_up: one figure, or one a batch.
+        memory: beyond the target's.
+        pixels: off, or why that means nothing.
+        kept: promises that hold; the batches at which they do, empty = at all.
+        timed: its speed was measured.
+        is_imposed: acceptance is.
+        loss: loss and drift; None = they were not measured.
+    """
 
-def markdown(
-    policies: Sequence[PolicyRow],
-    models: str,
-    runs: Sequence[Speed],
-    draft_len: str = "5",
-    found: Measured | None = None,
-) -> str:
-    """Return the scoreboard as a table, and what it says of each promise; arguments and errors as of `scoreboard`."""
-    lines = [f"| {' | '.join(heads(found))} |", f"|---|---|{'---:|' * (5 if found else 4)}---|"]
-    board = scoreboard(policies, models, runs, draft_len, found)
-    said = ["", *promises(board)] if found else []
-    lines += [f"| {' | '.join(line.shown(found is not None))} |" for line in board]
-    return "\n".join(lines + said) + "\n"
+    decoder: str
+    contract: str
+    calls: str
+    speed_up: str
+    memory: str
+    pixels: str
+    kept: Mapping[str, str]
+    timed: bool = True
+    is_imposed: bool = False
+    loss: str | None = None
+
+    def cells(self, with_quality: bool) -> list[str]:
+        """Return the line as text."""
+        figures = [self.decoder, self.contract, self.calls, self.speed_up, self.memory, self.pixels]
+        if with_quality:
+            figures.append(self.loss or ("imposed" if self.is_imposed else "-"))
+        promises = ", ".join(f"{name} at {at}" if at else name for name, at in self.kept.items()) or "none"
+        return [*figures, promises + ("" if self.timed else " (speed not measured)")]
 
 
 @dataclass(frozen=True)
-class BoardLine:
-    """One decoder against the promises, cells as they are shown.
+class Scoreboard:
+    """Imposed acceptance, divided labour, then every policy; `with_quality`: its quality was measured, too."""
 
-    Args:
-        name: models and policy.
-        contract: its letter.
-        cells: target calls, speed-up, extra memory, pixels off.
-        kept: the promises that it keeps, and at which batches; empty where at all of them.
-        imposed: its acceptance is imposed, which is no decoder's merit.
-        note: what else is to say of the promises.
-        loss: of quality.
-    """
+    lines: tuple[BoardLine, ...]
+    with_quality: bool
 
-    name: str
-    contract: str
-    cells: tuple[str, str, str, str]
-    kept: Mapping[str, str]
-    imposed: bool = False
-    note: str = ""
-    loss: str = "-"
+    @property
+    def rows(self) -> list[list[str]]:
+        """The lines as text."""
+        return [line.cells(self.with_quality) for line in self.lines]
 
-    def shown(self, with_loss: bool) -> list[str]:
-        """Return the cells under `heads`."""
-        kept = ", ".join(word + (f" at {at}" if at else "") for word, at in self.kept.items()) or "none"
-        return [self.name, self.contract, *self.cells, *([self.loss] if with_loss else []), kept + self.note]
+    def markdown(self) -> str:
+        """Return the table, and what it says of each promise."""
+        heads = [*HEADS[:-1], *([LOSS] if self.with_quality else []), HEADS[-1]]
+        text = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * (len(heads) - 3)}---|"]
+        text += [f"| {' | '.join(row)} |" for row in self.rows]
+        return "\n".join(text + (["", *self.promises()] if self.with_quality else [])) + "\n"
+
+    def promises(self) -> list[str]:
+        """Return what is kept of each promise, and of those that a decoder keeps together, a sentence each."""
+        own = [line for line in self.lines if not line.is_imposed]
+        imposed = [line for line in self.lines if line.is_imposed]
+        sentences = []
+        for promise, text in PROMISES.items():
+            who = [line.decoder + _at(line.kept[promise]) for line in own if promise in line.kept]
+            others = sum(promise in line.kept for line in imposed)
+            other = f"; of those with imposed acceptance {others}" if imposed else ""
+            sentences.append(f"- {text[0].upper()}{text[1:]}: {'; '.join(who) or 'no decoder'}{other}.")
+        together = [line.decoder for line in own if {"calls", "image"} <= line.kept.keys()]
+        most = max((len(line.kept) for line in own), default=0)
+        best = [
+            f"{line.decoder} ({', '.join(promise for promise in PROMISES if promise in line.kept)})"
+            for line in own
+            if len(line.kept) == most > 0
+        ]
+        sentences.append(f"- Calls and image together: {'; '.join(together) or 'no decoder'}.")
+        return [*sentences, f"- Most promises together: {'; '.join(best) or 'no decoder keeps any'}."]
 
 
-def promises(board: Sequence[BoardLine]) -> list[str]:
-    """Return what a scoreboard says of each promise, and of those that a decoder keeps together, a sentence each."""
-    kept = {line.name: line.kept for line in board}
-    real = {line.name: line.kept for line in board if not line.imposed}
-    sentences = []
-    for word, text in PROMISES.items():
-        who = [name + (f" (at {words[word]})" if words[word] else "") for name, words in real.items() if word in words]
-        imposed = len([name for name, words in kept.items() if word in words and name not in real])
-        other = f"; of those with imposed acceptance {imposed}" if len(kept) > len(real) else ""
-        sentences.append(f"- {text[0].upper()}{text[1:]}: {'; '.join(who) or 'no decoder'}{other}.")
-    together = [name for name, words in real.items() if {"calls", "image"} <= words.keys()]
-    sentences.append(f"- Calls and image together: {'; '.join(together) or 'no decoder'}.")
-    most = max(map(len, real.values()), default=0)
-    best = [
-        f"{name} ({', '.join(w for w in PROMISES if w in words)})"
-        for name, words in real.items()
-        if most == len(words) > 0
-    ]
-    return [*sentences, f"- Most promises together: {'; '.join(best) or 'no decoder keeps any'}."]
+def _at(batches: str) -> str:
+    return f" (at {batches})" if batches else ""
 
 
 def scoreboard(
@@ -109,9 +119,9 @@ def scoreboard(
     models: str,
     runs: Sequence[Speed],
     draft_len: str = "5",
-    found: Measured | None = None,
-) -> list[BoardLine]:
-    """Return the scoreboard: imposed acceptance, divided labour, then every policy at one draft length.
+    measured: Measured | None = None,
+) -> Scoreboard:
+    """Compare policies at one draft length with the promises.
 
     Args:
         policies: counts and distances, the draft's own among them.
@@ -119,78 +129,59 @@ def scoreboard(
         runs: timings; those of `models` are joined to the policies, the others show imposed acceptance, and policies
             whose speed depends on no acceptance.
         draft_len: which length of the policies is shown.
-        found: quality of the policies; None = the column is left out, and only an exact law keeps the image.
+        measured: quality of the policies; None = only an exact law keeps the image.
 
     Raises:
         InputError: two runs time one policy of `models`.
     """
-    measured = found.rows if found is not None and found.models == models else []
-    losses = {row.name: row for row in measured if row.draft_len == draft_len and row.losses}
-    lines: list[BoardLine] = []
-    for run, named in _named(runs):
-        if run.models != models:
-            lines += [_imposed(run, named, row) for row in _fastest(run.rows)]
-    for run, named in _named(runs):
-        if run.models != models:
-            lines += [_divided(named, rows) for rows in _by_policy(row for row in run.rows if not row.speculates)]
-    draft = next(row.mean("pixels") for row in policies if row.policy == DRAFT_ALONE)
-    timed: dict[str, SpeedRow] = {}
+    foreign = [(run, named) for run, named in _named(runs) if run.models != models]
+    lines = [_imposed(run, named, row) for run, named in foreign for row in _fastest(run.rows)]
+    for run, named in foreign:
+        lines += [_divided(named, rows) for rows in _by_policy(row for row in run.rows if not row.speculates)]
+    draft_pixels = next(row.mean("pixels") for row in policies if row.policy == DRAFT_ALONE)
+    timings = _timings([run for run in runs if run.models == models], draft_len)
+    shown = [row for row in policies if row.contract and row.draft_len == draft_len]
+    lines += [_policy(row, models, timings.get(row.policy), draft_pixels) for row in shown]
+    if measured is not None:
+        rows = {f"{measured.models}, `{row.name}`": row for row in measured.rows if row.draft_len == draft_len}
+        lines = [_with_quality(line, rows.get(line.decoder)) for line in lines]
+    return Scoreboard(tuple(lines), measured is not None)
+
+
+def _timings(runs: Sequence[Speed], draft_len: str) -> dict[str, SpeedRow]:
+    """Return the timing of one image by policy. Raises `InputError` for a policy that is timed twice."""
+    timings: dict[str, SpeedRow] = {}
     for run in runs:
-        for timing in run.rows:
-            at_length = str(timing.draft_len) == draft_len or not timing.speculates
-            if run.models == models and timing.batch == 1 and at_length:
-                if timing.policy in timed:
-                    rule = f"{timing.policy} at draft_len {draft_len} is timed twice on {models}"
-                    raise InputError("speed", run.title, rule, "name one of the files with --speed")
-                timed[timing.policy] = timing
-    for row in policies:
-        if row.contract and row.draft_len == draft_len:
-            name = f"{models}, `{row.policy}`"
-            lines.append(_policy(name, row, timed.get(row.policy), draft, losses.get(row.policy)))
-    return lines
+        for row in run.rows:
+            if row.batch != 1 or (row.speculates and str(row.draft_len) != draft_len):
+                continue
+            if row.policy in timings:
+                rule = f"{row.policy} at draft_len {draft_len} is timed twice on {run.models}"
+                raise InputError("speed", run.title, rule, "name one of the files with --speed")
+            timings[row.policy] = row
+    return timings
+
+
+def _with_quality(line: BoardLine, row: QualityRow | None) -> BoardLine:
+    """Return a line with its losses, and the promise of the image as it was measured."""
+    if row is None or not row.losses:
+        return line
+    verdict = quality(row, MOST_LOSS)
+    kept = {promise: at for promise, at in line.kept.items() if promise != "image"}
+    if verdict is Quality.KEPT:
+        kept["image"] = ""
+    return replace(line, loss=f"{'-' if row.loss is None else row.loss}; {row.drift} {verdict.value}", kept=kept)
 
 
 def _fastest(rows: Sequence[SpeedRow]) -> list[SpeedRow]:
     """Return the fastest draft length of one image at every imposed rate of a half or more, the highest rate first."""
-    shown = [row for row in rows if row.policy.startswith(IMPOSED) and row.batch == 1 and _rate(row) >= LEAST_RATE]
-    best = {rate: max((r for r in shown if _rate(r) == rate), key=lambda r: r.speed_up) for rate in map(_rate, shown)}
+    best: dict[float, SpeedRow] = {}
+    for row in rows:
+        if row.policy.startswith(IMPOSED) and row.batch == 1:
+            rate = float(row.policy.partition(":")[2])
+            if rate >= LEAST_RATE and (rate not in best or row.speed_up > best[rate].speed_up):
+                best[rate] = row
     return [best[rate] for rate in sorted(best, reverse=True)]
-
-
-def _rate(row: SpeedRow) -> float:
-    return float(row.policy.partition(":")[2])
-
-
-def _imposed(run: Speed, named: str, row: SpeedRow) -> BoardLine:
-    name = f"{named}, {row.draft_len} scales{' + bonus' if run.bonus else ''}, {row.kept:.0%} of scales kept"
-    memory = "-" if math.isnan(row.extra_memory) else f"{row.extra_memory:+.1%}"
-    cells = (f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", memory, "imposed")
-    kept = _kept(calls=row.target_calls <= MOST_CALLS, speed=_is_fast(row), memory=row.extra_memory < MOST_MEMORY)
-    return BoardLine(name, "-", cells, kept, imposed=True, loss="imposed")
-
-
-def _by_policy(rows: Iterable[SpeedRow]) -> list[list[SpeedRow]]:
-    """Return the rows of every policy together, in order of their batch."""
-    found: dict[str, list[SpeedRow]] = {}
-    for row in sorted(rows, key=lambda row: row.batch):
-        found.setdefault(row.policy, []).append(row)
-    return list(found.values())
-
-
-def _divided(named: str, rows: Sequence[SpeedRow]) -> BoardLine:
-    """Return the line of a policy under which nothing drafted is judged: its speed needs no luck, at any batch."""
-    batches = " / ".join(f"{row.batch}" for row in rows)
-    what = f"{named}, `{rows[0].policy}`, batch {batches}"
-    memory = " / ".join(_number(row.extra_memory, "+.1%") for row in rows)
-    cells = (f"{rows[0].target_calls:.1f}", " / ".join(f"{row.speed_up:.2f}" for row in rows), memory, "random weights")
-    tests: dict[str, Callable[[SpeedRow], bool]] = {
-        "calls": lambda row: row.target_calls <= MOST_CALLS,
-        "speed": _is_fast,
-        "memory": lambda row: row.extra_memory < MOST_MEMORY,
-    }
-    kept = {name: [row.batch for row in rows if test(row)] for name, test in tests.items()}
-    at_all = {name: "" if len(at) == len(rows) else " and ".join(map(str, at)) for name, at in kept.items() if at}
-    return BoardLine(what, parse(rows[0].policy).contract.letter, cells, at_all)
 
 
 def _is_fast(row: SpeedRow) -> bool:
@@ -199,29 +190,59 @@ def _is_fast(row: SpeedRow) -> bool:
     return row.speed_up >= LEAST_SPEED_UP and steady
 
 
-def _policy(
-    name: str, row: PolicyRow, timing: SpeedRow | None, draft_pixels: float, loss: QualityRow | None
-) -> BoardLine:
-    share = row.mean("pixels") / draft_pixels
-    exact = row.contract in "AB"
-    answer = quality(loss, MOST_LOSS) if loss is not None else None
-    kept = _kept(
-        calls=row.mean("target_calls") <= MOST_CALLS,
-        speed=timing is not None and _is_fast(timing),
-        image=exact if answer is None else answer is Quality.KEPT,
+# Promises of calls, speed and memory, as a timing keeps them.
+TIMED_PROMISES: Mapping[str, Callable[[SpeedRow], bool]] = {
+    "calls": lambda row: row.target_calls <= MOST_CALLS,
+    "speed": _is_fast,
+    "memory": lambda row: row.extra_memory < MOST_MEMORY,
+}
+
+
+def _imposed(run: Speed, named: str, row: SpeedRow) -> BoardLine:
+    what = f"{named}, {row.draft_len} scales{' + bonus' if run.bonus else ''}, {row.kept:.0%} of scales kept"
+    kept = {promise: "" for promise, holds in TIMED_PROMISES.items() if holds(row)}
+    calls, speed_up, memory = f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", _number(row.extra_memory, "+.1%")
+    return BoardLine(what, "-", calls, speed_up, memory, "imposed", kept, is_imposed=True)
+
+
+def _by_policy(rows: Iterable[SpeedRow]) -> list[list[SpeedRow]]:
+    """Return the rows of every policy together, in order of their batch."""
+    groups: dict[str, list[SpeedRow]] = {}
+    for row in sorted(rows, key=lambda row: row.batch):
+        groups.setdefault(row.policy, []).append(row)
+    return list(groups.values())
+
+
+def _divided(named: str, rows: Sequence[SpeedRow]) -> BoardLine:
+    """Return the line of a policy under which nothing drafted is judged: its speed needs no luck, at any batch."""
+    first, kept = rows[0], dict[str, str]()
+    for promise, holds in TIMED_PROMISES.items():
+        if batches := [str(row.batch) for row in rows if holds(row)]:
+            kept[promise] = "" if len(batches) == len(rows) else " and ".join(batches)
+    return BoardLine(
+        f"{named}, `{first.policy}`, batch {' / '.join(f'{row.batch}' for row in rows)}",
+        parse(first.policy).contract.letter,
+        f"{first.target_calls:.1f}",
+        " / ".join(f"{row.speed_up:.2f}" for row in rows),
+        " / ".join(_number(row.extra_memory, "+.1%") for row in rows),
+        "random weights",
+        kept,
     )
-    same = row.mean("tokens") == 0
-    distance = "0 %" if same else f"{share * 100:.0f} %" + (" (its law is exact)" if exact else "")
-    cells = (f"{row.mean('target_calls'):.1f}", f"{timing.speed_up:.2f}" if timing else "-", "-", distance)
-    note = "" if timing else " (speed not measured)"
-    if loss is None or answer is None:
-        return BoardLine(name, row.contract, cells, kept, note=note)
-    lost = f"{'-' if loss.loss is None else loss.loss}; {loss.drift} {answer.value}"
-    return BoardLine(name, row.contract, cells, kept, note=note, loss=lost)
 
 
-def _kept(**promises: bool) -> dict[str, str]:
-    return {name: "" for name, is_kept in promises.items() if is_kept}
+def _policy(row: PolicyRow, models: str, timing: SpeedRow | None, draft_pixels: float) -> BoardLine:
+    exact = row.contract in "AB"
+    holds = {
+        "calls": row.mean("target_calls") <= MOST_CALLS,
+        "speed": timing is not None and _is_fast(timing),
+        "image": exact,
+    }
+    share = f"{row.mean('pixels') / draft_pixels:.0%}".replace("%", " %")
+    pixels = "0 %" if row.mean("tokens") == 0 else share + (" (its law is exact)" if exact else "")
+    speed_up = f"{timing.speed_up:.2f}" if timing else "-"
+    kept = {promise: "" for promise, is_kept in holds.items() if is_kept}
+    calls = f"{row.mean('target_calls'):.1f}"
+    return BoardLine(f"{models}, `{row.policy}`", row.contract, calls, speed_up, "-", pixels, kept, timing is not None)
 
 
 def speed_table(runs: Sequence[Speed]) -> str:
@@ -242,8 +263,8 @@ def speed_table(runs: Sequence[Speed]) -> str:
             lines.append(f"| {' | '.join([*cells, _number(row.extra_memory, '+.1%')])} |")
     # the products' rate depends on the mode
     machines = {(run.mode, run.machine.name): str(run.machine) for run in runs}
-    told = [f"- {mode} on {machine}" for (mode, _), machine in sorted(machines.items())]
-    return "\n".join([*lines, "", *told]) + "\n"
+    listed = [f"- {mode} on {machine}" for (mode, _), machine in sorted(machines.items())]
+    return "\n".join([*lines, "", *listed]) + "\n"
 
 
 def _named(runs: Sequence[Speed]) -> list[tuple[Speed, str]]:

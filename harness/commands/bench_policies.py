@@ -48,7 +48,7 @@ class PolicyOutputs(Group):
 def bench_policies(networks: Networks, decodes: PolicyDecodes, outputs: PolicyOutputs) -> None:
     """Measure target calls, target rows and distances of the acceptance policies."""
     from harness.bench.files import policies_document
-    from harness.bench.policy_costs import batches, markdown, measure
+    from harness.bench.policy_costs import measure_policies, policy_batches, policy_markdown
     from harness.commands.inputs import check_drawing, check_most, load_models
     from harness.pool.employ import Execution
     from harness.report.progress import LongWork
@@ -67,20 +67,22 @@ def bench_policies(networks: Networks, decodes: PolicyDecodes, outputs: PolicyOu
     settings = settings_for(decodes)
     pair = load_models(networks, networks.mode)
     pair.check_finite()
-    requests = list(batches(decodes.images, decodes.batch, pair.target.config.classes, decodes.seed, decodes.cfg))
+    requests = list(
+        policy_batches(decodes.images, decodes.batch, pair.target.config.classes, decodes.seed, decodes.cfg)
+    )
     execution = Execution(decodes.workers, decodes.cluster, networks.mode.device)
     with LongWork("batches", len(requests)) as work:
-        rows = measure(pair, requests, settings, work.advance, execution)
+        rows = measure_policies(pair, requests, settings, work.advance, execution)
     show_policies(rows, plain_console())
     if "json" in paths:
         write_whole(paths["json"], policies_document(pair.title, str(pair.device), rows))
     if "picture" in paths:
-        from harness.bench.charts import policies, svg  # matplotlib is asked for where one draws
+        from harness.bench.charts import policies_chart, svg  # matplotlib is asked for where one draws
 
-        write_whole(paths["picture"], svg(policies(rows)))
+        write_whole(paths["picture"], svg(policies_chart(rows)))
     if "into" in paths:
         subject = f"{pair.title} on {pair.device.type}, {networks.mode.dtype}"
-        table = f"{count_of(decodes.images, 'image')}, cfg {decodes.cfg:g}, {subject}\n\n{markdown(rows)}"
+        table = f"{count_of(decodes.images, 'image')}, cfg {decodes.cfg:g}, {subject}\n\n{policy_markdown(rows)}"
         write_whole(paths["into"], replaced_parts(paths["into"], {"table": table}).encode())
 
 

@@ -174,9 +174,9 @@ def quality(
     if "into" in paths:
         write_whole(paths["into"], replaced_parts(paths["into"], {"quality": quality_markdown(measured)}).encode())
     if "picture" in paths:
-        from harness.bench.charts import svg, trade_off  # matplotlib is asked for where one draws
+        from harness.bench.charts import svg, trade_off_chart  # matplotlib is asked for where one draws
 
-        write_whole(paths["picture"], svg(trade_off(measured)))
+        write_whole(paths["picture"], svg(trade_off_chart(measured)))
     status = measured.verdict.exit_status if measured.verdict else 0
     raise typer.Exit(128 + measured.stopped if measured.stopped else status)
 

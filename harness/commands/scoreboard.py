@@ -42,8 +42,9 @@ class ScoreboardOutputs(Group):
 )
 def scoreboard(measurements: StoredMeasurements, outputs: ScoreboardOutputs) -> None:
     """Compare stored measurements with the promises of the SDVAR report: calls, speed, memory, image."""
-    from harness.bench import scoreboard as boards
     from harness.bench.files import read_policies, read_speed
+    from harness.bench.scoreboard import scoreboard as board_of
+    from harness.bench.scoreboard import speed_table
     from harness.commands.inputs import check_drawing
     from harness.quality.measured import read_quality
     from harness.report.quality import quality_markdown
@@ -67,18 +68,18 @@ def scoreboard(measurements: StoredMeasurements, outputs: ScoreboardOutputs) -> 
     runs = [read_speed(path) for path in files]
     models, rows = read_policies(policies)
     measured = read_quality(quality) if quality is not None else None
-    board = boards.scoreboard(rows, models, runs, found=measured)
-    tables = {"scoreboard": boards.markdown(rows, models, runs, found=measured), "speed": boards.speed_table(runs)}
+    board = board_of(rows, models, runs, measured=measured)
+    tables = {"scoreboard": board.markdown(), "speed": speed_table(runs)}
     if measured is not None:
         tables["quality"] = quality_markdown(measured)
     texts = {page: replaced_parts(page, tables) for page in pages.values()}
-    show_scoreboard(board, plain_console(), measured is not None)
-    for text in boards.promises(board):
+    show_scoreboard(board, plain_console())
+    for text in board.promises():
         say(plain_console(), text)
     if "picture" in paths:
-        from harness.bench.charts import speed_up, svg  # matplotlib is asked for where one draws
+        from harness.bench.charts import speed_up_chart, svg  # matplotlib is asked for where one draws
 
-        write_whole(paths["picture"], svg(speed_up(runs)))
+        write_whole(paths["picture"], svg(speed_up_chart(runs)))
     for page, text in texts.items():
         write_whole(page, text.encode())
 

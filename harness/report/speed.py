@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from harness.bench import policy_costs
 from harness.bench.files import Speed
-from harness.bench.policy_costs import PolicyRow
-from harness.bench.scoreboard import BoardLine
+from harness.bench.policy_costs import PolicyRow, acceptance_sentences, policy_cells
+from harness.bench.scoreboard import Scoreboard
 from harness.bench.speed import SpeedRow
 from harness.report.tables import SHY, Column, name_column, number, print_table, prose_column
 from harness.report.terminal import say
@@ -49,15 +48,16 @@ def show_speed(run: Speed, device: str, console: Console) -> None:
 
 def show_policies(rows: Sequence[PolicyRow], console: Console) -> None:
     """Print what `bench-policies` measured; means of an image, histograms of all."""
-    print_table(console, "means of an image", POLICIES, [policy_costs.cells(row) for row in rows])
-    for text in policy_costs.acceptance(rows):
+    print_table(console, "means of an image", POLICIES, [policy_cells(row) for row in rows])
+    for text in acceptance_sentences(rows):
         say(console, text)
 
 
-def show_scoreboard(board: Sequence[BoardLine], console: Console, with_loss: bool = False) -> None:
-    """Print the report's promises against what was measured; losses, too, where quality was."""
-    rows = [[cell.replace("`", "") for cell in line.shown(with_loss)] for line in board]
-    columns = (*SCOREBOARD[:-1], *([Column("loss; drift (<\u00a00.1)")] if with_loss else []), SCOREBOARD[-1])
+def show_scoreboard(board: Scoreboard, console: Console) -> None:
+    """Print the report's promises against what was measured."""
+    rows = [[cell.replace("`", "") for cell in row] for row in board.rows]
+    quality = [Column("loss; drift (<\u00a00.1)")] if board.with_quality else []
+    columns = (*SCOREBOARD[:-1], *quality, SCOREBOARD[-1])
     print_table(console, "the report's promises", columns, rows)
 
 

@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from harness.bench.charts import speed_up, svg
+from harness.bench.charts import speed_up_chart, svg
 from harness.bench.files import Speed, policies_document, read_policies, read_speed
 from harness.bench.floor import Machine
 from harness.bench.policy_costs import PolicyRow
-from harness.bench.scoreboard import markdown, speed_table
+from harness.bench.scoreboard import scoreboard, speed_table
 from harness.bench.speed import Bench, Sequential, SpeedRow
 from harness.commands.bench import settings_for
 from harness.errors import HarnessError, InputError
@@ -179,7 +179,7 @@ POLICIES = [
 
 
 def test_the_scoreboard_repeats_its_files():
-    lines = markdown(POLICIES, "digits", [RUN, DIGITS]).splitlines()[2:]
+    lines = scoreboard(POLICIES, "digits", [RUN, DIGITS]).markdown().splitlines()[2:]
     assert lines == [
         "| d16-d30, TF32, draft bfloat16, CUDA graphs, 9 scales + bonus, 100% of scales kept | - | 1.0 | 2.00 |"
         " +15.0% | imposed | calls, speed, memory |",
@@ -197,7 +197,7 @@ def test_divided_labour_stands_at_every_batch_beside_imposed_acceptance():
     rows = [replace(code, batch=8, peak=1250), code, FAST, replace(code, batch=32, ms=90.0, peak=1250),
             replace(code, policy="code:9", target_calls=9.0, ms=90.0, peak=1250)]  # fmt: skip
     runs = [replace(RUN, bonus=False, rows=rows)]
-    lines = markdown(POLICIES, "digits", runs).splitlines()[2:]
+    lines = scoreboard(POLICIES, "digits", runs).markdown().splitlines()[2:]
     named = "| d16-d30, TF32, draft bfloat16, CUDA graphs,"
     assert lines[:3] == [
         f"{named} 9 scales, 100% of scales kept | - | 1.0 | 2.00 | +15.0% | imposed | calls, speed, memory |",
@@ -209,14 +209,14 @@ def test_divided_labour_stands_at_every_batch_beside_imposed_acceptance():
     assert "| 8 | `code:5` | - | - | 150.0 |" in speed_table(runs)  # neither scales kept nor a draft length
     on_digits = replace(DIGITS, rows=[replace(code, draft_len=2)])
     policies = [*POLICIES, PolicyRow("code:5", "C", "5", [5], [5], [5], [Distance(0.5, 0.1, 0.05)])]
-    assert markdown(policies, "digits", [on_digits]).splitlines()[-1] == (
+    assert scoreboard(policies, "digits", [on_digits]).markdown().splitlines()[-1] == (
         "| digits, `code:5` | C | 5.0 | 2.00 | - | 20 % | calls, speed |"
     )
 
 
 def test_runs_of_several_cards_say_which():
     other = replace(RUN, machine=replace(MACHINE, name="NVIDIA H100 80GB HBM3"), rows=[FAST])
-    lines = markdown(POLICIES, "digits", [RUN, other, DIGITS]).splitlines()[2:5]
+    lines = scoreboard(POLICIES, "digits", [RUN, other, DIGITS]).markdown().splitlines()[2:5]
     cards = ["by hand", "by hand", "H100 80GB HBM3"]
     assert [line.partition(", 9 scales")[0] for line in lines] == [
         f"| d16-d30, TF32, draft bfloat16, CUDA graphs, {card}" for card in cards
@@ -250,7 +250,7 @@ def quality_of(policy: str, contract: str, drift: float) -> QualityRow:
 def test_quality_adds_a_column_and_decides_the_promise_of_the_image():
     rows = [quality_of("coupled", "A", 0.0), quality_of("match:0.5", "C", 0.03), quality_of("kl:0.1", "C", 0.5)]
     found = Measured("digits", "cuda", 0.5, "a classifier", "a unit", "real", 40, rows)
-    lines = markdown(POLICIES, "digits", [RUN, DIGITS], found=found).splitlines()
+    lines = scoreboard(POLICIES, "digits", [RUN, DIGITS], measured=found).markdown().splitlines()
     assert lines[0].endswith("| loss; drift (< 0.1) | promises kept |")
     assert lines[2].endswith("| +15.0% | imposed | imposed | calls, speed, memory |")
     assert lines[4:] == [
@@ -266,7 +266,7 @@ def test_quality_adds_a_column_and_decides_the_promise_of_the_image():
         "- Most promises together: digits, `match:0.5` (calls, speed, image).",
     ]
     lost = replace(found, rows=[quality_of("coupled", "A", 0.5), quality_of("match:0.5", "C", 0.1)])
-    lines = markdown(POLICIES, "digits", [RUN, DIGITS], found=lost).splitlines()
+    lines = scoreboard(POLICIES, "digits", [RUN, DIGITS], measured=lost).markdown().splitlines()
     assert lines[4].endswith("0.500 ± 0.020 LOST | none (speed not measured) |")
     assert lines[5].endswith("0.100 ± 0.020 INCONCLUSIVE | calls, speed |")
     assert lines[-2:] == [
@@ -277,17 +277,17 @@ def test_quality_adds_a_column_and_decides_the_promise_of_the_image():
 
 def test_a_speed_up_that_the_passes_do_not_allow_keeps_no_promise():
     noisy = replace(FAST, target=replace(ALONE, passes_ms=50.0))  # 2.0 measured, 1.11 allowed
-    text = markdown(POLICIES, "digits", [replace(RUN, rows=[noisy])])
+    text = scoreboard(POLICIES, "digits", [replace(RUN, rows=[noisy])]).markdown()
     assert "| 1.0 | 2.00 | +15.0% | imposed | calls, memory |" in text
 
 
 def test_a_policy_timed_twice_is_refused():
     with pytest.raises(InputError, match=r"match:0.5 at draft_len 5 is timed twice on digits; name one of the files"):
-        markdown(POLICIES, "digits", [DIGITS, replace(DIGITS, graphs=False)])
+        scoreboard(POLICIES, "digits", [DIGITS, replace(DIGITS, graphs=False)]).markdown()
 
 
 def test_the_picture_shows_speed_against_acceptance():
-    figure = speed_up([RUN, DIGITS])
+    figure = speed_up_chart([RUN, DIGITS])
     drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
     assert drawn["TF32, draft bfloat16, CUDA graphs, 9 scales + bonus"] == [[0.375, 1.25], [1.0, 2.0]]
     ElementTree.fromstring(svg(figure))
@@ -362,7 +362,7 @@ def test_the_published_tables_are_those_of_the_stored_measurements():
     models, policies = read_policies(root / "docs/measured/policies.json")
     path = root / "docs/measured/quality.json"
     found = read_quality(path) if path.exists() else None
-    parts = {"scoreboard": markdown(policies, models, runs, found=found), "speed": speed_table(runs)}
+    parts = {"scoreboard": scoreboard(policies, models, runs, measured=found).markdown(), "speed": speed_table(runs)}
     page = root / "docs/speed.md"
     assert replaced_parts(page, parts) == page.read_text(), f"run sdvar-harness scoreboard --into {page.name}"
 

@@ -11,8 +11,14 @@ import pytest
 import torch
 
 from harness.__main__ import main
-from harness.bench.charts import policies, svg
-from harness.bench.policy_costs import PolicyRow, acceptance, batches, markdown, measure
+from harness.bench.charts import policies_chart, svg
+from harness.bench.policy_costs import (
+    PolicyRow,
+    acceptance_sentences,
+    measure_policies,
+    policy_batches,
+    policy_markdown,
+)
 from harness.judge.verdict import Distance
 from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
@@ -23,7 +29,7 @@ SETTINGS = [("coupled", "1"), ("coupled", "3"), ("match:0", "3"), ("rejection", 
 
 
 def measured(size: int) -> list[PolicyRow]:
-    return measure(MODELS, list(batches(7, size, 2, 0, 1.5)), SETTINGS)
+    return measure_policies(MODELS, list(policy_batches(7, size, 2, 0, 1.5)), SETTINGS)
 
 
 def test_every_image_is_measured_once_whatever_the_batch():
@@ -57,11 +63,11 @@ def test_the_rows_say_what_the_policies_do():
 
 def test_a_policy_under_which_nothing_is_judged_says_nothing_of_acceptance():
     settings = [("code:3", "1"), ("code:1", "1"), ("coupled", "1")]
-    rows = measure(MODELS, list(batches(3, 3, 2, 0, 1.5)), settings)
+    rows = measure_policies(MODELS, list(policy_batches(3, 3, 2, 0, 1.5)), settings)
     alone, first = rows[2:4]
     assert (alone.target_calls, alone.draft_rows, {d.tokens for d in alone.distances}) == ([3] * 3, [0] * 3, {0.0})
     assert (first.target_calls, first.target_rows, first.draft_rows) == ([1] * 3, [1] * 3, [14] * 3)
-    assert [text.split("`")[1] for text in acceptance(rows)] == ["coupled"]
+    assert [text.split("`")[1] for text in acceptance_sentences(rows)] == ["coupled"]
 
 
 def by_hand() -> list[PolicyRow]:
@@ -74,20 +80,20 @@ def by_hand() -> list[PolicyRow]:
 
 
 def test_the_table_holds_the_means():
-    lines = markdown(by_hand()).splitlines()
+    lines = policy_markdown(by_hand()).splitlines()
     assert lines[3] == "| match:0.5 | C | 2 | 1.50 | 5 | 5 | 0.250 | 0.0050 | - |"
     assert len(lines) == 6
     assert {line.count("|") for line in lines} == {10}
 
 
 def test_the_picture_is_one_line_a_policy_and_one_dot_a_setting():
-    figure = policies(by_hand())
+    figure = policies_chart(by_hand())
     drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
     assert drawn["match:0.5"] == [[1.5, 0.005]]
     assert drawn["handoff:ENTRY"] == [[1.0, 0.05], [0.0, 0.2]]  # both hand-offs share one
     assert [note.get_text() for note in figure.axes[0].texts] == ["another seed"]
     assert len(drawn) == 3
-    assert svg(figure) == svg(policies(by_hand()))
+    assert svg(figure) == svg(policies_chart(by_hand()))
     ElementTree.fromstring(svg(figure))
 
 
