@@ -78,7 +78,7 @@ def parts(tested: PartsDecoder, networks: Pair, asked: PartsQuestion, outputs: P
     pair = load_models(networks, Mode(asked.device))
     # parts are asked about what is computed, and not whether anything was drafted
     terms = Terms(sequential=True, in_process=tested.in_process, limits=Limits(tested.timeout))
-    settings = own.settings()[0] if own.published else Settings(DRAFT_LEN, options=own.options)
+    settings = own.settings()[0] if own.published else Settings(min(DRAFT_LEN, pair.pyramid.S), options=own.options)
     request = requests_for(pair, Images(str(asked.seed), asked.labels, cfg=asked.cfg))[0]
     with silence(outputs.quiet):
         if own.published:
