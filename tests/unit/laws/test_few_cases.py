@@ -140,7 +140,7 @@ def test_a_broken_law_is_a_defect_of_the_run_and_is_kept():
     assert result.verdict is Verdict.DEFECT
     assert str(result.first_divergence) == "component quantizer (law numbers.encode: no) at seed 3"
     assert result.summary.endswith("1 defect")
-    assert b'"laws":{"cases":2' in result.to_json().replace(b" ", b"").replace(b"\n", b"")
+    assert '"laws":{"cases":2' in result.to_json().replace(" ", "").replace("\n", "")
 
 
 @pytest.mark.parametrize(
