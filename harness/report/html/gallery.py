@@ -11,12 +11,11 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from harness.report.html.page import Fold, Words, counted, share
+from harness.report.html.page import Fold, counted, share
 from harness.report.html.words import MARKS
 from harness.runs.pictures import AGREES, TIE, UNCLAIMED, WRONG, Picture, as_png, pngs
 
@@ -74,7 +73,6 @@ class Gallery:
     """Images, in order."""
 
     items: Sequence[PicturePair]
-    kind: ClassVar[str] = "gallery"
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,6 @@ class Maps:
     title: str
     legend: Sequence[Sign]
     items: Sequence[TokenMap]
-    kind: ClassVar[str] = "maps"
 
 
 def gallery_parts(pairs: Sequence[PicturePair], images: int, keeper: str = "the run file keeps") -> list[object]:
@@ -136,7 +133,7 @@ def gallery_parts(pairs: Sequence[PicturePair], images: int, keeper: str = "the 
         parts.append(Fold(counted(fit - FIRST, "more image"), [Gallery(pairs[FIRST:fit])]))
     if images > fit:
         rest = f", and {keeper} {counted(len(pairs) - fit, 'more')}" if len(pairs) > fit else ""
-        parts.append(Words(f"{counted(images, 'image')} in all; {fit} are shown{rest}."))
+        parts.append(f"{counted(images, 'image')} in all; {fit} are shown{rest}.")
     return parts
 
 

@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from harness.judge.verdict import Verdict
 from harness.mutants.hunt import Caught, Hunt, laws_for
-from harness.report.html.page import (
-    Bullets,
-    Facts,
-    Grid,
-    Lane,
-    Page,
-    Section,
-    Sheet,
-    State,
-    Words,
-    as_html,
-    counted,
-    made_with,
-)
+from harness.report.html.page import Bullets, Facts, Grid, Lane, Section, Sheet, State, as_html, counted, made_now
 from harness.report.mutants import first_catch, smallest_case, why_survived
 
 CAUGHT = State("caught", "C", "caught by a law of its own family")
@@ -40,7 +27,7 @@ def hunt_page(hunt: Hunt) -> bytes:
         "The tests miss something: a planted bug was not caught, or a law broke on the correct decoder."
         if bad else "Every planted bug was caught by a law of its family, and no law broke on the correct decoder."
     )  # fmt: skip
-    return as_html(Page("planted bugs", word, tone, text, _sections(hunt)))
+    return as_html("planted bugs", word, tone, text, _sections(hunt))
 
 
 def _sections(hunt: Hunt) -> list[Section]:
@@ -52,7 +39,8 @@ def _sections(hunt: Hunt) -> list[Section]:
                 _matrix(hunt)),
         Section("bugs", "Every bug", "", [_bugs(hunt)]),
         Section("laws", "Every law", "", [_laws(hunt)]),
-        Section("provenance", "Provenance", "", _provenance(hunt)),
+        made_now(f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a "
+                 f"law does not need float64; asked: {ASKED[hunt.scope]}."),
     ]  # fmt: skip
 
 
@@ -129,11 +117,3 @@ def _laws(hunt: Hunt) -> Sheet:
     bad = frozenset(k for k, name in enumerate(tried) if name in alarms)
     return Sheet("Laws that were tried, and how many of these bugs each catches", ("law", "what holds", "bugs"), rows,
                  2, bad)  # fmt: skip
-
-
-def _provenance(hunt: Hunt) -> list[object]:
-    text = (
-        f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a law does "
-        f"not need float64; asked: {ASKED[hunt.scope]}."
-    )
-    return [Words(text), *made_with()]

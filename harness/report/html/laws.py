@@ -13,14 +13,11 @@ from harness.report.html.page import (
     Grid,
     Lane,
     Line,
-    Page,
     Section,
     Sheet,
     State,
-    Words,
     as_html,
-    counted,
-    made_with,
+    made_now,
     share,
 )  # fmt: skip
 from harness.report.laws import CheckRow
@@ -51,9 +48,10 @@ def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:
                 [_story(row) for row in broken]),
         Section("families", "Family by family", _legend(), _grid(rows)),
         Section("laws", "Every law", "", _sheets(rows)),
-        Section("provenance", "Provenance", "", _provenance(scope)),
+        made_now(f"Up to {scope.examples:,} cases a law, seed {scope.seed}, on {scope.device}; networks in "
+                 f"{scope.dtype or 'float64 wherever rounding could decide'}."),
     ]  # fmt: skip
-    return as_html(Page(f"laws of {name}", word, tone, text, sections))
+    return as_html(f"laws of {name}", word, tone, text, sections)
 
 
 def _headline(rows: Sequence[CheckRow]) -> tuple[str, str, str]:
@@ -64,11 +62,8 @@ def _headline(rows: Sequence[CheckRow]) -> tuple[str, str, str]:
     if "known" in states:
         return Verdict.DEFECT, "open", "Something fails, and all of it is known to."
     if "unproven" in states or "held" not in states:
-        return (
-            Verdict.INCONCLUSIVE,
-            "open",
-            "Nothing wrong was found, and not all is proved: something was not exercised.",
-        )
+        text = "Nothing wrong was found, and not all is proved: something was never exercised."
+        return Verdict.INCONCLUSIVE, "open", text
     return Verdict.IDENTICAL, "good", "Every law that applies to this decoder was exercised, and holds."
 
 
@@ -131,9 +126,3 @@ def _sheets(rows: Sequence[CheckRow]) -> list[object]:
     head = ("law or case", "what holds", "watches", "result", "tried", "refused", "time")
     bad = frozenset(k for k, row in enumerate(rows) if row.state == "broken" or row.fails_no_more)
     return [Sheet("Laws, and cases on digits", head, cells, 4, bad)] if rows else []
-
-
-def _provenance(scope: Scope) -> list[object]:
-    dtype = scope.dtype or "float64 wherever rounding could decide"
-    text = f"Up to {counted(scope.examples, 'case')} a law, seed {scope.seed}, on {scope.device}; networks in {dtype}."
-    return [Words(text), *made_with()]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from harness.judge.race import margin_bound
 from harness.judge.verdict import Divergence
 from harness.provenance import versions
-from harness.report.html.page import Bullets, Drawing, Facts, Line, Sheet, Words, counted, flat_rows, share, size
+from harness.report.html.page import Bullets, Drawing, Facts, Line, Sheet, counted, flat_rows, share, size
 from harness.report.html.plots import Axis, Series, plot
 from harness.report.html.scales import setting_name, sides_of
 from harness.report.html.words import COMPARED, contracts
@@ -47,26 +47,26 @@ def key_facts(result: Verification) -> Facts:
 
 def compared_parts(result: Verification) -> list[object]:
     """Return what was claimed, what was compared, and what was not."""
-    parts: list[object] = [Words(text) for text in contracts(result.contract)]
+    parts: list[object] = [*contracts(result.contract)]
     if result.against:
         text = f"In the reference's place stands another decoder, {result.against}: neither is called right."
-        parts.append(Words(text))
+        parts.append(text)
     if result.compared:
-        parts.append(Words(f"Compared with {result.against or 'the reference'}, for every decode:"))
+        parts.append(f"Compared with {result.against or 'the reference'}, for every decode:")
         parts.append(Bullets([(name, COMPARED.get(name, "")) for name in result.compared]))
     else:
-        parts.append(Words("Nothing was compared for every decode."))
+        parts.append("Nothing was compared for every decode.")
     if result.not_compared:
-        parts += [Words("Not compared:"), Bullets(list(result.not_compared.items()))]
+        parts += ["Not compared:", Bullets(list(result.not_compared.items()))]
     elif result.compared:
-        parts.append(Words("Nothing that this check knows of was left out."))
+        parts.append("Nothing that this check knows of was left out.")
     if result.inconclusive:
-        parts += [Words("Why the run proves nothing:"), Bullets([(reason, "") for reason in result.inconclusive])]
+        parts += ["Why the run proves nothing:", Bullets([(reason, "") for reason in result.inconclusive])]
     if result.coverage.rounds:
-        parts.append(Words(f"Exercised: {result.coverage}."))
+        parts.append(f"Exercised: {result.coverage}.")
     if result.laws is not None:
-        parts.append(Words(f"After them, on small networks of their own: {laws_line(result.laws)}."))
-    return parts + [Words(f"Counted otherwise than by the other: {text}.") for text in result.changes[:4]]
+        parts.append(f"After them, on small networks of their own: {laws_line(result.laws)}.")
+    return parts + [f"Counted otherwise than by the other: {text}." for text in result.changes[:4]]
 
 
 def settings_parts(result: Verification) -> list[object]:
@@ -89,7 +89,7 @@ def settings_parts(result: Verification) -> list[object]:
     cells = [[row[k] for k in columns] for row in rows]
     parts: list[object] = [Sheet("Results by setting", [head[k] for k in columns], cells, 2, bad)] if rows else []
     if len(result.settings) > MOST_ROWS:
-        parts.append(Words(f"{len(result.settings) - MOST_ROWS:,} more settings are not listed."))
+        parts.append(f"{len(result.settings) - MOST_ROWS:,} more settings are not listed.")
     return parts
 
 
@@ -110,7 +110,7 @@ def worst_parts(result: Verification) -> list[object]:
     head = ("image", "setting", "component", "label", "scale", "position", "defects listed")
     parts.append(Sheet("The worst images, each with its first defect", head, rows, 3))
     if len(defects) > MOST_ROWS:
-        parts.append(Words(f"{len(defects) - MOST_ROWS:,} more are not listed; the run file holds them all."))
+        parts.append(f"{len(defects) - MOST_ROWS:,} more are not listed; the run file holds them all.")
     properties: dict[str, Callable[[Divergence], str]] = {
         "component": lambda first: first.component,
         "label": lambda first: _or_dash(first.label),
@@ -164,7 +164,7 @@ def cost_parts(result: Verification) -> list[object]:
         f"Decodes took {result.decode_seconds:.1f} s in all, summed over workers. Judging runs beside them, and other "
         "work may have slowed them down: sdvar-harness bench measures speed."
     )
-    return [Words(lead), *([Sheet("Time and memory by setting", head, rows)] if rows else [])]
+    return [lead, *([Sheet("Time and memory by setting", head, rows)] if rows else [])]
 
 
 def distance_parts(result: Verification) -> list[object]:
@@ -198,8 +198,8 @@ def distance_parts(result: Verification) -> list[object]:
 def budget_parts(result: Verification) -> list[object]:
     """Return how far rounding may move a number at every scale, and where that is from."""
     if result.budget is None:
-        return [Words("No budget was needed: nothing was decoded.")]
-    parts: list[object] = [Words(f"Source: {result.budget.source}.")]
+        return ["No budget was needed: nothing was decoded."]
+    parts: list[object] = [f"Source: {result.budget.source}."]
     scales, stored = len(sides_of(result)), result.about.get("budget")
     if not scales or not stored:
         return parts

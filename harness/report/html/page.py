@@ -1,5 +1,7 @@
 """What a page is: a headline, sections, and a few kinds of parts; and how it becomes one file.
 
+A part is a paragraph (a `str`) or one of the records here and in `gallery`, which the template knows by their names.
+
 Promise: the file needs nothing else, no script and no network; whatever text comes from a user or a decoder is text
 there, never markup; no information is told by colour alone.
 """
@@ -9,9 +11,8 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from harness.errors import InputError, shortened
 from harness.provenance import versions
@@ -23,20 +24,11 @@ NEEDED = {"jinja2": "Jinja2", "matplotlib": "matplotlib"}
 
 
 @dataclass(frozen=True)
-class Words:
-    """A paragraph; `kind` is what the template calls it, as in every part below."""
-
-    text: str
-    kind: ClassVar[str] = "words"
-
-
-@dataclass(frozen=True)
 class Line:
     """A command line, or other text to be copied, with what it is for."""
 
     text: str
     label: str
-    kind: ClassVar[str] = "line"
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,6 @@ class Bullets:
     """A list: (word, explanation)."""
 
     items: Sequence[tuple[str, str]]
-    kind: ClassVar[str] = "bullets"
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,6 @@ class Facts:
     """Numbers that matter most: (what, number, what it means)."""
 
     items: Sequence[tuple[str, str, str]]
-    kind: ClassVar[str] = "facts"
 
 
 @dataclass(frozen=True)
@@ -72,7 +62,6 @@ class Sheet:
     rows: Sequence[Sequence[str]]
     texts: int = 1
     bad: frozenset[int] = frozenset()
-    kind: ClassVar[str] = "sheet"
 
 
 @dataclass(frozen=True)
@@ -83,7 +72,6 @@ class Drawing:
     label: str
     caption: str
     sheet: Sheet | None = None
-    kind: ClassVar[str] = "drawing"
 
 
 @dataclass(frozen=True)
@@ -123,7 +111,6 @@ class Grid:
     rows: Sequence[Lane]
     tails: Sequence[str] = ()
     upright: bool = False
-    kind: ClassVar[str] = "grid"
 
 
 @dataclass(frozen=True)
@@ -132,7 +119,6 @@ class Fold:
 
     summary: str
     parts: Sequence[object]
-    kind: ClassVar[str] = "fold"
 
 
 @dataclass(frozen=True)
@@ -145,9 +131,18 @@ class Section:
     parts: Sequence[object]
 
 
-@dataclass(frozen=True)
-class Page:
-    """One page.
+def check_page(path: Path | None, name: str = "html") -> None:
+    """Refuse a page where nothing makes one. Raises `InputError`."""
+    for module, library in NEEDED.items():
+        if path is not None and importlib.util.find_spec(module) is None:
+            rule = f"is made by {library}, which is not installed"
+            raise InputError(name, str(path), rule, 'pip install "sdvar-harness[report]"')
+
+
+def as_html(
+    title: str, word: str, tone: str, headline: str, sections: Sequence[Section], notes: Sequence[str] = ()
+) -> bytes:
+    """Return a page as one HTML file, UTF-8.
 
     Args:
         title: of the document.
@@ -157,34 +152,17 @@ class Page:
         sections: from top to bottom; one without parts is left out.
         notes: what qualifies the headline: interrupted, unverified.
     """
-
-    title: str
-    word: str
-    tone: str
-    headline: str
-    sections: Sequence[Section]
-    notes: Sequence[str] = field(default_factory=tuple)
-
-
-def check_page(path: Path | None, name: str = "html") -> None:
-    """Refuse a page where nothing makes one. Raises `InputError`."""
-    for module, library in NEEDED.items():
-        if path is not None and importlib.util.find_spec(module) is None:
-            rule = f"is made by {library}, which is not installed"
-            raise InputError(name, str(path), rule, 'pip install "sdvar-harness[report]"')
-
-
-def as_html(page: Page) -> bytes:
-    """Return a page as one HTML file, UTF-8."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  # asked for where a page is made
 
     loader = PackageLoader("harness.report.html")
-    made = Environment(
+    templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, finalize=printable, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    style = loader.get_source(made, "style.css")[0]
-    text = made.get_template("page.html.j2").render(page=page, mark=TONES[page.tone], style=style, versions=versions())
+    text = templates.get_template("page.html.j2").render(
+        title=title, word=word, tone=tone, headline=headline, sections=[each for each in sections if each.parts],
+        notes=notes, mark=TONES[tone], style=loader.get_source(templates, "style.css")[0], versions=versions(),
+    )  # fmt: skip
     return text.encode(errors="backslashreplace")
 
 
@@ -223,10 +201,11 @@ def size(count: int) -> str:
     return f"{count} B" if count else "–"
 
 
-def made_with() -> list[object]:
-    """Return what a result that was made just now is of."""
+def made_now(text: str) -> Section:
+    """Return the last section of a page of what was done just now: a paragraph, versions and precision."""
     rows = flat_rows({"versions": versions(), "precision": precision()})
-    return [Sheet("What this was made with", ("what", "value"), rows, 2)]
+    sheet = Sheet("What this was made with", ("what", "value"), rows, 2)
+    return Section("provenance", "Provenance", "", [text, sheet])
 
 
 def flat_rows(values: Mapping[str, object], before: str = "") -> list[tuple[str, str]]:

@@ -17,19 +17,7 @@ from harness.golden.store import Recording, read_recording
 from harness.judge.verdict import Verdict, worst
 from harness.protocol.trace import Trace
 from harness.report.html.gallery import PicturePair, gallery_parts, side_by_side
-from harness.report.html.page import (
-    Bullets,
-    Facts,
-    Fold,
-    Page,
-    Section,
-    Sheet,
-    Words,
-    as_html,
-    counted,
-    made_with,
-    number,
-)  # fmt: skip
+from harness.report.html.page import Bullets, Facts, Fold, Section, Sheet, as_html, counted, made_now, number
 from harness.report.html.words import COMPONENTS, TONE
 
 SIDES = "recording", "code of today"
@@ -101,8 +89,7 @@ def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
 
 
 def _page(word: str, tone: str, headline: str, sections: Sequence[Section], device: str) -> bytes:
-    last = Section("provenance", "Provenance", "", [Words(f"On {device}."), *made_with()])
-    return as_html(Page("goldens", word, tone, headline, [*sections, last]))
+    return as_html("goldens", word, tone, headline, [*sections, made_now(f"On {device}.")])
 
 
 def _result_facts(results: Sequence[FileResult]) -> Facts:
@@ -124,7 +111,7 @@ def _wrong(results: Sequence[FileResult]) -> list[object]:
         items = [(each.component, f"{each}. {COMPONENTS.get(each.component, '')}") for each in case.defects[:SHOWN]]
         if len(case.defects) > SHOWN:
             items.append(("and", counted(len(case.defects) - SHOWN, "defect more", "defects more")))
-        parts += [Words(f"Case {case.id} of {path}:"), Bullets(items)]
+        parts += [f"Case {case.id} of {path}:", Bullets(items)]
     return parts
 
 

@@ -12,7 +12,7 @@ from harness.judge.verdict import Verdict
 from harness.protocol.contract import Contract
 from harness.report.html import overview, scales
 from harness.report.html.gallery import gallery_parts, picture_pair, token_maps
-from harness.report.html.page import Fold, Page, Section, Words, as_html, counted
+from harness.report.html.page import Fold, Section, as_html, counted
 from harness.report.html.story import story_parts, story_title
 from harness.report.html.words import TONE, VERDICTS
 from harness.runs.database import is_begun
@@ -63,7 +63,7 @@ def run_page(result: Verification, seen: Seen) -> bytes:
         whole = counted(result.plan.images, "image")
         notes = [f"the run is not finished: {result.images:,} of {whole} are judged"]
     word, tone = result.verdict.value, TONE[result.verdict]
-    return as_html(Page(result.models, word, tone, _headline(result), _sections(result, seen), notes))
+    return as_html(result.models, word, tone, _headline(result), _sections(result, seen), notes)
 
 
 def _headline(result: Verification) -> str:
@@ -113,7 +113,7 @@ def _sections(result: Verification, seen: Seen) -> list[Section]:
 
 def _images(result: Verification, seen: Seen, other: str) -> list[object]:
     if not seen.pictures:
-        return [Words("The run kept none: no decode came so far that its result is an image.")]
+        return ["The run kept none: no decode came so far that its result is an image."]
     sides = scales.sides_of(result)
     pairs = [picture_pair(picture, sides, _setting(result, picture), other) for picture in seen.pictures]
     return gallery_parts(pairs, result.images)

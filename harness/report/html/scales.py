@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from harness.judge.verdict import Divergence
 from harness.protocol.trace import Round
-from harness.report.html.page import Drawing, Grid, Lane, Sheet, State, Words, share
+from harness.report.html.page import Drawing, Grid, Lane, Sheet, State, share
 from harness.report.html.plots import Axis, Series, plot
 from harness.runs.result import Verification
 from harness.runs.setting import SettingResult
@@ -39,7 +39,7 @@ def scale_parts(result: Verification) -> list[object]:
     """Return what was compared at every scale, what became of drafts, and margins."""
     sides = sides_of(result)
     if not sides or not result.images:
-        return [Words("Nothing was decoded.")]
+        return ["Nothing was decoded."]
     drafted = any(_by_scale(result.settings, "drafted", len(sides)))
     acceptance = [_acceptance(result, len(sides))] if drafted else []
     return [_counts(result, sides), *acceptance, *_margins(result, len(sides))]
@@ -109,7 +109,7 @@ def _margins(result: Verification, scales: int) -> list[object]:
             series.append(Series(name, x, y, line=False))
     if not rows:
         differ = any(setting.total("unclaimed") or setting.total("wrong_tokens") for setting in result.settings)
-        return [] if differ else [Words("Every compared token is identical, so there is no margin to show.")]
+        return [] if differ else ["Every compared token is identical, so there is no margin to show."]
     caption = "By how much a differing token loses, as a multiple of what rounding explains: above 1 it is no tie."
     sheet = Sheet("Margin / bound", ("scale", "tokens", "median", "largest"), rows)
     if not series:

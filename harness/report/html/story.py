@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.judge.verdict import Divergence, Verdict
 from harness.report.html.gallery import place_of
-from harness.report.html.page import Line, Sheet, Words, counted
+from harness.report.html.page import Line, Sheet, counted
 from harness.report.html.scales import sides_of
 from harness.report.html.words import COMPONENTS
 from harness.runs.result import Verification
@@ -38,13 +38,13 @@ def story_parts(result: Verification, exhibit: Mapping[str, Tensor], file: str, 
     if first is None:
         unclaimed = any(setting.total("unclaimed") for setting in result.settings)
         rest = "tokens differ, and are not claimed" if unclaimed else "nothing differs from the reference"
-        return [Words(f"There is none: {rest}." if result.images else "Nothing was decoded.")]
+        return [f"There is none: {rest}." if result.images else "Nothing was decoded."]
     meaning = COMPONENTS.get(first.component, "")
     what = f"Component: {first.component}. {meaning} What was seen: {first.detail}."
-    parts: list[object] = [Words(_where(first, sides_of(result))), Words(what)]
+    parts: list[object] = [_where(first, sides_of(result)), what]
     if first.position >= 0:
-        parts += [Words(_tokens(first)), *_prefix(exhibit), *_scores(first, exhibit)]
-    parts += [Words(f"How far that decode came: {text}.") for text in result.so_far[:1]]
+        parts += [_tokens(first), *_prefix(exhibit), *_scores(first, exhibit)]
+    parts += [f"How far that decode came: {text}." for text in result.so_far[:1]]
     return parts + _replays(result, file, case)
 
 
@@ -85,10 +85,10 @@ def _prefix(exhibit: Mapping[str, Tensor]) -> list[object]:
     actual, expected = tokens.tolist()
     agreed = next((k for k, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b), len(actual))
     if not agreed:
-        return [Words("No token comes before it: they differ at the very first one.")]
+        return ["No token comes before it: they differ at the very first one."]
     last = " ".join(map(str, actual[max(0, agreed - NEAR) : agreed]))
     lead = "the last ones " if agreed > NEAR else ""
-    return [Words(f"The prefix that agreed: {counted(agreed, 'token')} ({lead}{last}).")]
+    return [f"The prefix that agreed: {counted(agreed, 'token')} ({lead}{last})."]
 
 
 def _scores(first: Divergence, exhibit: Mapping[str, Tensor]) -> list[object]:
@@ -96,7 +96,7 @@ def _scores(first: Divergence, exhibit: Mapping[str, Tensor]) -> list[object]:
     sides = (("decoder", "actual"), ("reference", "expected"))
     scores = {side: exhibit[f"{key}.guided_V"].double() for side, key in sides if f"{key}.guided_V" in exhibit}
     if not scores:
-        return [Words("The decoder shows no scores, so they cannot be set beside each other.")]
+        return ["The decoder shows no scores, so they cannot be set beside each other."]
     columns = {f"score, {side}": guided_V for side, guided_V in scores.items()}
     E_V = exhibit.get("E_V")
     if E_V is not None:
@@ -115,7 +115,7 @@ def _scores(first: Divergence, exhibit: Mapping[str, Tensor]) -> list[object]:
     if E_V is None:
         return [sheet]
     race = "A draw is a race: the token with the largest score − log E wins. Both sides meet the same E."
-    return [sheet, Words(race)]
+    return [sheet, race]
 
 
 def _replays(result: Verification, file: str, case: int | None) -> list[object]:
@@ -128,5 +128,5 @@ def _replays(result: Verification, file: str, case: int | None) -> list[object]:
     if lines:
         return lines
     if result.early:
-        return [Words("It is of the run as a whole: no image shows it alone.")]
-    return [Words("No command line made this run, so there is none that repeats it.")]
+        return ["It is of the run as a whole: no image shows it alone."]
+    return ["No command line made this run, so there is none that repeats it."]
