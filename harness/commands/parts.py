@@ -95,7 +95,7 @@ def parts(tested: PartsDecoder, networks: Pair, asked: PartsQuestion, outputs: P
 
 def of_decode(pair: ModelPair, question: Question) -> PartLaw:
     """Ask the whole decode what `verify` asks, as one more part: parts may all hold where what joins them is wrong."""
-    from harness.adapters.probe import ABSENT, BROKEN, HELD, PartLaw
+    from harness.judge.part_law import PartLaw, PartVerdict
     from harness.judge.verdict import Verdict
     from harness.verification import answer
 
@@ -103,9 +103,10 @@ def of_decode(pair: ModelPair, question: Question) -> PartLaw:
     try:
         result = answer(pair, question)
     except InputError as error:
-        return PartLaw("decode", "decode.contract", statement, ABSENT, f"refused: {error}")
-    verdict = {Verdict.DEFECT: BROKEN, Verdict.INCONCLUSIVE: ABSENT}.get(result.verdict, HELD)
-    finding = "" if verdict == HELD else str(result.first_divergence or "; ".join(result.inconclusive))
+        return PartLaw("decode", "decode.contract", statement, PartVerdict.ABSENT, f"refused: {error}")
+    verdicts = {Verdict.DEFECT: PartVerdict.BROKEN, Verdict.INCONCLUSIVE: PartVerdict.ABSENT}
+    verdict = verdicts.get(result.verdict, PartVerdict.HELD)
+    finding = "" if verdict is PartVerdict.HELD else str(result.first_divergence or "; ".join(result.inconclusive))
     return PartLaw("decode", "decode.contract", statement, verdict, finding)
 
 
