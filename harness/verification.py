@@ -26,10 +26,9 @@ from harness.pool.employ import ALONE, Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.quality.gather import Conditions
-from harness.quality.loss import Quality, why
+from harness.quality.loss import Quality, why_quality
 from harness.quality.measured import Measured
-from harness.quality.study import IMAGES, Means, Study, decoders
-from harness.quality.study import run as measured
+from harness.quality.study import USUAL_IMAGES, Means, Study, decoder_sources, run_study
 from harness.report.progress import LongWork
 from harness.runs.batches import cut, default_batch
 from harness.runs.claims import LawsTried, QualityClaims
@@ -74,7 +73,7 @@ class Loss:
 
     most: float
     means: Means
-    images: int = IMAGES
+    images: int = USUAL_IMAGES
     labels: tuple[int, ...] = ()
     request: Request = field(default_factory=lambda: Request((0,)))
     batch: int = 0
@@ -292,11 +291,11 @@ def _add_quality(
         return
     assert isinstance(question.decoder, str), "quality is asked of a decoder with a name"
     study = Study(
-        decoders(question.decoder, question.settings), loss.images, loss.batch,
+        decoder_sources(question.decoder, question.settings), loss.images, loss.batch,
         loss.labels or tuple(range(models.target.config.classes)), loss.request, most=loss.most,
     )  # fmt: skip
     with watch("images", study.total) as bar:
-        found = measured(models, loss.means, study, replace(conditions, store=UNKEPT), bar.advance)
+        found = run_study(models, loss.means, study, replace(conditions, store=UNKEPT), bar.advance)
     claims = claims_of(found)
     result.take_quality(claims, found)
     _note(conditions.store.file, quality=found.values(), claims=claims.as_dict())
@@ -308,7 +307,9 @@ def claims_of(found: Measured) -> QualityClaims:
     """Return what a measurement says of the loss that is allowed, a clause a decoder under test that is not KEPT."""
     judged = [(row, verdict) for row, verdict in zip(found.rows[1:], found.verdicts, strict=True) if not row.yardstick]
     clauses = {
-        quality: tuple(f"{row.name}: {why(row, found.most or 0.0)}" for row, verdict in judged if verdict is quality)
+        quality: tuple(
+            f"{row.name}: {why_quality(row, found.most or 0.0)}" for row, verdict in judged if verdict is quality
+        )
         for quality in (Quality.LOST, Quality.INCONCLUSIVE)
     }
     return QualityClaims(clauses[Quality.LOST], clauses[Quality.INCONCLUSIVE])

@@ -13,7 +13,7 @@ from harness.bench.files import DRAFT_ALONE, Speed
 from harness.bench.policy_costs import PolicyRow
 from harness.bench.speed import SpeedRow
 from harness.errors import InputError
-from harness.quality.loss import Quality, quality
+from harness.quality.loss import Quality, quality_verdict
 from harness.quality.measured import Measured
 from harness.quality.rows import QualityRow
 from harness.speculative.policies import IMPOSED, parse
@@ -166,7 +166,7 @@ def _with_quality(line: BoardLine, row: QualityRow | None) -> BoardLine:
     """Return a line with its losses, and the promise of the image as it was measured."""
     if row is None or not row.losses:
         return line
-    verdict = quality(row, MOST_LOSS)
+    verdict = quality_verdict(row, MOST_LOSS)
     kept = {promise: at for promise, at in line.kept.items() if promise != "image"}
     if verdict is Quality.KEPT:
         kept["image"] = ""

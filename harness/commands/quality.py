@@ -130,9 +130,9 @@ def quality(
     from harness.pool.employ import Execution
     from harness.protocol.decoder import Settings
     from harness.protocol.request import Request
-    from harness.quality.distances import check_installed
+    from harness.quality.distances import check_torchmetrics
     from harness.quality.gather import Conditions
-    from harness.quality.sources import DRAFT, Source, controls
+    from harness.quality.sources import DRAFT, Source, control_sources
     from harness.quality.study import Study
     from harness.report.quality import best_cfg_line, quality_markdown, show_quality
     from harness.report.tables import replaced_parts
@@ -144,14 +144,14 @@ def quality(
     inputs = {**networks.files(), "features": judging.features, "real": judging.real}
     paths = check_outputs(files, inputs)
     check_drawing(outputs.picture)
-    check_installed()
+    check_torchmetrics()
     check_most("images", images.images, str(QUALITY_IMAGES))
     if outputs.into is not None:
         replaced_parts(outputs.into, {"quality": ""})
     means = means_for(networks, judging.features, judging.real)
     how = Settings(decoding.draft_len, decoding.bonus, graphs=decoding.graphs, compiled=decoding.compile)
     own_sources = own(decoding.policies, how)
-    sources = controls(judging.control)
+    sources = control_sources(judging.control)
     sources += at_cfgs(judging.find_cfg) if judging.find_cfg else [Source(DRAFT, draft=True), *own_sources]
     sources += under_test(tested)
     conditions = Conditions(
@@ -183,12 +183,12 @@ def quality(
 
 def drawn(pair: ModelPair, means: Means, study: Study, conditions: Conditions, quiet: bool) -> Measured:
     """Draw and measure under a progress bar. Raises as `run` does."""
-    from harness.quality.study import run
+    from harness.quality.study import run_study
     from harness.report.progress import LongWork
     from harness.report.terminal import plain_console, say
 
     with LongWork("images", study.total, quiet) as work:
-        measured = run(pair, means, study, conditions, work.advance)
+        measured = run_study(pair, means, study, conditions, work.advance)
     if measured.stopped:
         kept = "; --resume goes on with the run" if conditions.store.file else ""
         say(plain_console(), f"interrupted: {measured.rows[0].images} of {study.images} images a decoder{kept}")
@@ -198,7 +198,7 @@ def drawn(pair: ModelPair, means: Means, study: Study, conditions: Conditions, q
 def means_for(networks: Pair, features: Path | None, real: Path | None) -> Means:
     """Return what images are measured by. Raises `InputError` for other networks than digits without `features`."""
     from harness.quality.features import load_inception, load_statistics
-    from harness.quality.study import Means, digits
+    from harness.quality.study import Means, digits_means
 
     statistics = load_statistics(real) if real is not None else None
     if features is not None:
@@ -207,7 +207,7 @@ def means_for(networks: Pair, features: Path | None, real: Path | None) -> Means
     if name not in ("digits", "digits-close"):
         rule = f"are needed for {name}: the digits classifier that ships knows digits alone"
         raise InputError("features", None, rule, "pass --features FILE, and --real FILE.npz")
-    usual = digits()
+    usual = digits_means()
     if statistics is not None:
         rule = "has no labels, which the digits' features are joined by"
         raise InputError("real", str(real), rule, "drop it, or pass --features too")
@@ -224,7 +224,7 @@ def own(policies: str, how: Settings) -> list[Source]:
     Raises:
         InputError: a policy without a law to measure.
     """
-    from harness.quality.study import decoders
+    from harness.quality.study import decoder_sources
 
     sources = []
     for name in filter(None, policies.split(",")):
@@ -232,7 +232,7 @@ def own(policies: str, how: Settings) -> list[Source]:
             rule = "draws one image a label, which is no law"
             raise InputError("policies", name, rule, "drop it: verify compares it token by token")
         for length in filter(None, str(how.draft_len).split(",")):
-            sources += decoders(options.OWN, [replace(how, draft_len=length, policy=name)])
+            sources += decoder_sources(options.OWN, [replace(how, draft_len=length, policy=name)])
     return sources
 
 
@@ -240,12 +240,12 @@ def under_test(tested: QualityDecoders) -> list[Source]:
     """Return the sources of the decoders under test. Raises `InputError` for an option of another form."""
     from harness.commands.inputs import decoder
     from harness.protocol.decoder import Settings
-    from harness.quality.study import decoders
+    from harness.quality.study import decoder_sources
 
     sources = []
     for name in tested.implementation or []:
         each = decoder(name, tested.checkout, tested.option)
-        sources += decoders(name, each.settings() if each.published else [Settings(5, False, "", each.options)])
+        sources += decoder_sources(name, each.settings() if each.published else [Settings(5, False, "", each.options)])
     return sources
 
 

@@ -249,7 +249,7 @@ def means_of(networks: Networks, judging: VerifyJudging) -> Means | None:
     """
     from harness.commands.quality import means_for
     from harness.protocol.contract import Contract
-    from harness.quality.distances import check_installed
+    from harness.quality.distances import check_torchmetrics
     from harness.quality.study import Study
 
     if judging.max_loss is None:
@@ -257,7 +257,7 @@ def means_of(networks: Networks, judging: VerifyJudging) -> Means | None:
     if not judging.contract or Contract.of(judging.contract) is not Contract.QUALITY:
         rule = "states a loss, which contract C alone allows"
         raise InputError("max_loss", judging.max_loss, rule, "pass --contract C too, or sdvar-harness quality")
-    check_installed()
+    check_torchmetrics()
     Study([], judging.quality_images, most=judging.max_loss)
     return means_for(networks, judging.features, judging.real)
 

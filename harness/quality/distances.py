@@ -132,7 +132,7 @@ NEIGHBOURS = 5  # as Naeem et al. recommend
 LAW_N = 50_000  # images behind a stored mean and covariance, whose n only scales sums that are divided by it again
 
 
-def check_installed() -> None:
+def check_torchmetrics() -> None:
     """Refuse to measure without torchmetrics. Raises `InputError`."""
     if importlib.util.find_spec("torchmetrics") is None:
         rule = "needs torchmetrics, which is not installed"

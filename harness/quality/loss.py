@@ -38,7 +38,7 @@ def check_loss(most: float | None) -> None:
         raise InputError("max_loss", most, "must be above 0: no interval has width 0", "pass --max-loss 0.1")
 
 
-def quality(row: QualityRow, most: float) -> Quality:
+def quality_verdict(row: QualityRow, most: float) -> Quality:
     """Return whether a set of images is as good as sequential decoding's, up to a loss.
 
     LOST: the lower end of either loss's interval is above `most`, the decoder gave no image, or it claims the law
@@ -65,17 +65,17 @@ def worst(verdicts: Sequence[Quality]) -> Quality:
     return next((verdict for verdict in order if verdict in verdicts), Quality.INCONCLUSIVE)
 
 
-def would_decide(row: QualityRow, most: float) -> int:
+def images_to_decide(row: QualityRow, most: float) -> int:
     """Return the N at which every loss's interval would lie on one side of `most`, if the loss is what it seems."""
     return max((images_for(row.images, of.half, abs(of.value - most)) for of in row.losses), default=MOST_IMAGES)
 
 
-def resolves(losses: Sequence[Estimate], images: int, most: float) -> int:
+def images_to_resolve(losses: Sequence[Estimate], images: int, most: float) -> int:
     """Return the N at which a decoder that loses nothing is KEPT: its interval is half as wide as `most`."""
     return max((images_for(images, of.half, most / 2) for of in losses), default=MOST_IMAGES)
 
 
-def why(row: QualityRow, most: float) -> str:
+def why_quality(row: QualityRow, most: float) -> str:
     """Return one clause on the verdict: which figure decides, or which N would."""
     if row.failed:
         return f"it gives no image: {row.failed}"
@@ -93,7 +93,7 @@ def why(row: QualityRow, most: float) -> str:
         return f"{' and '.join(over)}, above {most:g}"
     if all(of.high < most for _, of in named):
         return f"{' and '.join(f'{word} {of}' for word, of in named)}, below {most:g}"
-    need = would_decide(row, most)
+    need = images_to_decide(row, most)
     many = "no feasible number of" if need >= MOST_IMAGES else f"about {need}"
     open_ = [f"{word} {of}" for word, of in named if not of.high < most]
     return f"{' and '.join(open_)}, not on one side of {most:g}: {many} images would decide"

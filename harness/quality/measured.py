@@ -15,7 +15,7 @@ from harness.errors import InputError
 from harness.files import check_readable, compact
 from harness.provenance import versions
 from harness.quality.distances import LEVEL, Estimate
-from harness.quality.loss import Quality, quality, worst
+from harness.quality.loss import Quality, quality_verdict, worst
 from harness.quality.rows import QualityRow
 from harness.quality.two_samples import Tokens
 from harness.rounding.precision import precision
@@ -60,7 +60,7 @@ class Measured:
     @property
     def verdicts(self) -> list[Quality]:
         """The verdict on every row behind the first; none where no loss was stated."""
-        return [quality(row, self.most) for row in self.rows[1:]] if self.most is not None else []
+        return [quality_verdict(row, self.most) for row in self.rows[1:]] if self.most is not None else []
 
     @property
     def verdict(self) -> Quality | None:

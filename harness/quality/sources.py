@@ -56,7 +56,7 @@ BASE = Source(TARGET)
 LAW = Source("the target's law", seeds=1, keeps_tokens=True)
 
 
-def controls(count: int) -> list[Source]:
+def control_sources(count: int) -> list[Source]:
     """Return sequential decoding under yet other seeds, so many times: decoders that lose nothing.
 
     Raises:

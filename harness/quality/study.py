@@ -27,7 +27,7 @@ from harness.quality.sources import BASE, LAW, Source, portions
 from harness.runs.batches import default_batch
 from harness.speculative.policies import parse
 
-IMAGES = 10_000
+USUAL_IMAGES = 10_000
 FEW = 256  # features: below it a GPU's eigenvalues take longer than a CPU's
 
 
@@ -44,7 +44,7 @@ class Means:
     real: Real | None
 
 
-def digits() -> Means:
+def digits_means() -> Means:
     """Return what ships with the package."""
     features = load_features()
     return Means(features, Real.of("held-out digits of MNIST", *load_real(), features.classes))
@@ -68,7 +68,7 @@ class Study:
     """
 
     others: Sequence[Source]
-    images: int = IMAGES
+    images: int = USUAL_IMAGES
     batch: int = 0
     labels: tuple[int, ...] = tuple(range(10))
     request: Request = field(default_factory=lambda: Request((0,)))
@@ -86,7 +86,7 @@ class Study:
         check_loss(self.most)
 
 
-def decoders(factory: str, settings: Sequence[Settings]) -> list[Source]:
+def decoder_sources(factory: str, settings: Sequence[Settings]) -> list[Source]:
     """Return a source for every setting of a decoder under test; its tokens are kept where it may claim their law."""
     made = []
     for setting in settings:
@@ -104,7 +104,7 @@ def _unusual(setting: Settings) -> str:
     return " ".join(words + [f"{name}={value}" for name, value in setting.options if name != "checkout"])
 
 
-def run(
+def run_study(
     models: ModelPair,
     means: Means,
     asked: Study,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from harness.quality.distances import LEVEL, MOST_IMAGES, Estimate
-from harness.quality.loss import Quality, resolves, why
+from harness.quality.loss import Quality, images_to_resolve, why_quality
 from harness.quality.measured import Measured
 from harness.quality.rows import QualityRow
 from harness.quality.sources import Source
@@ -40,7 +40,7 @@ def show_quality(run: Measured, console: Console, quiet: bool = False) -> None:
         if run.most is None and row.failed:
             say(console, f"{row.name}: no image ({row.failed})")
     for row, verdict in zip(run.rows[1:], run.verdicts, strict=False):
-        say(console, f"{row.name}: {why(row, run.most or 0.0)}", verdict.value, COLOURS[verdict])
+        say(console, f"{row.name}: {why_quality(row, run.most or 0.0)}", verdict.value, COLOURS[verdict])
 
 
 def _notes(run: Measured) -> list[str]:
@@ -60,7 +60,7 @@ def _notes(run: Measured) -> list[str]:
         lines.append(f"bias at N = {first.images}, which is taken out: {', '.join(biases)}")
     losses = [loss for row in others for loss in row.losses if not row.failed]
     if run.most is not None and losses:
-        need = resolves([max(losses, key=lambda loss: loss.half)], first.images, run.most)
+        need = images_to_resolve([max(losses, key=lambda loss: loss.half)], first.images, run.most)
         many = f"about {need}" if need < MOST_IMAGES else "no feasible number of"
         lines.append(f"a loss of {run.most:g} is resolved for every row above by {many} images a decoder")
     return lines + [f"{row.name}: tokens, {row.tokens}" for row in others if row.tokens is not None]

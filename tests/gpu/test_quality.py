@@ -11,8 +11,8 @@ from harness.models.pair import load_digits
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.quality.gather import Conditions
-from harness.quality.sources import DRAFT, Source, controls
-from harness.quality.study import Study, decoders, digits, run
+from harness.quality.sources import DRAFT, Source, control_sources
+from harness.quality.study import Study, decoder_sources, digits_means, run_study
 
 pytestmark = pytest.mark.gpu
 
@@ -21,14 +21,14 @@ def test_planted_losses_are_lost_and_exact_decoders_kept():
     planted = [
         source
         for name in ("labels", "phi", "blur")
-        for source in decoders(f"harness.quality.planted:{name}", [Settings(5, policy="")])
+        for source in decoder_sources(f"harness.quality.planted:{name}", [Settings(5, policy="")])
     ]
-    own = decoders(DEFAULT, [Settings(5, policy=policy) for policy in ("coupled", "rejection")])
-    own += decoders(DEFAULT, [Settings(5, policy="coupled", graphs=True, compiled=True)])
+    own = decoder_sources(DEFAULT, [Settings(5, policy=policy) for policy in ("coupled", "rejection")])
+    own += decoder_sources(DEFAULT, [Settings(5, policy="coupled", graphs=True, compiled=True)])
     asked = Study(
-        [*controls(1), *own, Source(DRAFT, draft=True), *planted], 4000, 500, request=Request((0,)), most=0.25
+        [*control_sources(1), *own, Source(DRAFT, draft=True), *planted], 4000, 500, request=Request((0,)), most=0.25
     )
-    found = run(load_digits().to("cuda"), digits(), asked, Conditions(terms=Terms(in_process=True)))
+    found = run_study(load_digits().to("cuda"), digits_means(), asked, Conditions(terms=Terms(in_process=True)))
     verdicts = {row.name: verdict.value for row, verdict in zip(found.rows[1:], found.verdicts, strict=True)}
     print([(row.name, str(row.loss), str(row.drift)) for row in found.rows])
     assert verdicts == {

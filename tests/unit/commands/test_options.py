@@ -26,7 +26,7 @@ from harness.models.sizes import PUBLISHED
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES
 from harness.quality.distances import BLOCKS
-from harness.quality.study import IMAGES
+from harness.quality.study import USUAL_IMAGES
 from harness.rounding.budget import SHIPPED
 from harness.speculative.policies import TABLE, parse
 from tests.helpers import command
@@ -105,7 +105,7 @@ def test_the_door_opens_at_once(words: str):
 
 def test_what_the_door_says_is_what_the_rooms_say():
     assert (options.OWN, options.CLOSE, options.TIMEOUT_S) == (DEFAULT, CLOSE, TIMEOUT_S)
-    assert (options.QUALITY_IMAGES, options.BLOCKS) == (IMAGES, BLOCKS)
+    assert (options.QUALITY_IMAGES, options.BLOCKS) == (USUAL_IMAGES, BLOCKS)
     assert (options.BUDGETS, options.GOLDENS) == (SHIPPED, GOLDENS)
     assert set(options.DTYPES) == set(DTYPES)
     assert list(options.POLICIES) == [row.form for row in TABLE if not row.bench]

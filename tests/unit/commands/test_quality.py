@@ -14,7 +14,7 @@ from harness.protocol.decoder import Settings
 from harness.quality.distances import Estimate
 from harness.quality.measured import Measured, read_quality
 from harness.quality.rows import QualityRow
-from harness.quality.study import IMAGES, Study
+from harness.quality.study import USUAL_IMAGES, Study
 from harness.runs.recorded import recorded
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
@@ -22,7 +22,9 @@ from tests.unit.quality.means import corners
 
 ZERO = Estimate(0.0, -0.01, 0.01, 0.05)
 LARGE, WIDE = Estimate(0.5, 0.4, 0.6, 0.55), Estimate(0.05, -0.5, 0.6, 0.1)
-BASE = QualityRow("sequential", "A", "", IMAGES, 42, 10.0, 1.0, real=ZERO, law=ZERO, accuracy=ZERO, yardstick=True)
+BASE = QualityRow(
+    "sequential", "A", "", USUAL_IMAGES, 42, 10.0, 1.0, real=ZERO, law=ZERO, accuracy=ZERO, yardstick=True
+)
 VERIFY = ("verify", "--contract", "C", "--policy", "kl:0.1", "--seeds", "0:1", "--labels", "0", "--draft-len", "5")
 
 
@@ -40,7 +42,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, drift: Estimate) -> list[Study]:
         seen.append(what)
         return found(drift, what.most)
 
-    monkeypatch.setattr("harness.quality.study.run", run)
+    monkeypatch.setattr("harness.quality.study.run_study", run)
     return seen
 
 
@@ -144,7 +146,7 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch, capsys):
 def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
     """Published code and the harness's own decoder, drawn, kept and measured; gone on with, nothing is drawn again."""
     monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
-    monkeypatch.setattr("harness.quality.study.digits", lambda: corners(3))
+    monkeypatch.setattr("harness.quality.study.digits_means", lambda: corners(3))
     given = ["--implementation", "published:sdvar-parallel", "--checkout", str(make(tmp_path, "sdvar")), "--in-process"]
     given += ["--option", "gamma=2", "--policies", "coupled,rejection", "--draft-len", "3"]
     given += ["--images", "30", "--blocks", "10"]
@@ -163,7 +165,7 @@ def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
 
 def test_the_best_guidance_value_is_named(monkeypatch, capsys):
     monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
-    monkeypatch.setattr("harness.quality.study.digits", lambda: corners(3))
+    monkeypatch.setattr("harness.quality.study.digits_means", lambda: corners(3))
     options = ("--find-cfg", "0,4", "--images", "30", "--blocks", "10", "--control", "0", "--policies", "")
     assert command(monkeypatch, "quality", *options) == 0
     out = capsys.readouterr().out

@@ -14,7 +14,7 @@ from harness.quality.distances import (
     Blocks,
     Manifold,
     Moments,
-    check_installed,
+    check_torchmetrics,
     frechet,
     frechet_walk,
     kernel,
@@ -115,4 +115,4 @@ def test_precision_and_coverage_by_hand():
 def test_without_torchmetrics_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'needs torchmetrics.*pip install "sdvar-harness\[quality\]"'):
-        check_installed()
+        check_torchmetrics()

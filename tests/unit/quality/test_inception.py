@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from harness.errors import InputError
 from harness.protocol.request import Request
 from harness.quality.features import load_inception, load_statistics
-from harness.quality.sources import controls
-from harness.quality.study import Means, Study, run
+from harness.quality.sources import control_sources
+from harness.quality.study import Means, Study, run_study
 from tests.unit.quality.means import MODELS
 
 
@@ -118,8 +118,8 @@ def test_a_decoder_is_measured_by_such_features_and_statistics(tmp_path: Path):
     images = torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     x = features(images)[0].double().numpy()
     np.savez(tmp_path / "real.npz", mu=x.mean(0), sigma=np.cov(x.T))
-    asked = Study(controls(1), 120, 40, (0, 1), Request((0,), 3), 10, most=1e9)
-    found = run(MODELS, Means(features, load_statistics(tmp_path / "real.npz")), asked)
+    asked = Study(control_sources(1), 120, 40, (0, 1), Request((0,), 3), 10, most=1e9)
+    found = run_study(MODELS, Means(features, load_statistics(tmp_path / "real.npz")), asked)
     row = found.rows[1]
     assert row.width == 6
     assert row.real is not None
@@ -128,7 +128,7 @@ def test_a_decoder_is_measured_by_such_features_and_statistics(tmp_path: Path):
     assert found.verdicts[0].value == "KEPT"
     np.savez(tmp_path / "real.npz", mu=np.zeros(5), sigma=np.eye(5))
     with pytest.raises(InputError, match=r"^real=real.npz: has 5 features, and the images 6"):
-        run(MODELS, Means(features, load_statistics(tmp_path / "real.npz")), asked)
-    alone = run(MODELS, Means(features, None), asked)
+        run_study(MODELS, Means(features, load_statistics(tmp_path / "real.npz")), asked)
+    alone = run_study(MODELS, Means(features, None), asked)
     assert alone.rows[1].loss is None
     assert alone.verdicts[0].value == "KEPT"

@@ -8,7 +8,15 @@ import pytest
 
 from harness.errors import InputError
 from harness.quality.distances import Estimate
-from harness.quality.loss import Quality, check_loss, quality, resolves, why, worst, would_decide
+from harness.quality.loss import (
+    Quality,
+    check_loss,
+    images_to_decide,
+    images_to_resolve,
+    quality_verdict,
+    why_quality,
+    worst,
+)
 from harness.quality.rows import QualityRow
 from harness.quality.two_samples import Tokens
 
@@ -34,37 +42,37 @@ ROW = QualityRow("a decoder", "C", "5", 1000, width=42, loss=ZERO, drift=ZERO)
     ],
 )
 def test_the_verdict(loss: Estimate | None, drift: Estimate | None, expected: str):
-    assert quality(replace(ROW, loss=loss, drift=drift), 0.1).value == expected
+    assert quality_verdict(replace(ROW, loss=loss, drift=drift), 0.1).value == expected
 
 
 def test_no_image_and_another_law_are_lost():
-    assert quality(replace(ROW, failed="crash"), 0.1) is Quality.LOST
+    assert quality_verdict(replace(ROW, failed="crash"), 0.1) is Quality.LOST
     told = Tokens([0.5, 1e-9], 3e-9, 1, 3)
-    assert quality(replace(ROW, contract="B", tokens=told), 0.1) is Quality.LOST
-    assert quality(replace(ROW, contract="C", tokens=told), 0.1) is Quality.KEPT
-    assert "another law: p = 3e-09" in why(replace(ROW, contract="B", tokens=told), 0.1)
+    assert quality_verdict(replace(ROW, contract="B", tokens=told), 0.1) is Quality.LOST
+    assert quality_verdict(replace(ROW, contract="C", tokens=told), 0.1) is Quality.KEPT
+    assert "another law: p = 3e-09" in why_quality(replace(ROW, contract="B", tokens=told), 0.1)
 
 
 def test_too_few_images_decide_nothing():
     few = replace(ROW, images=419, drift=LARGE)
-    assert quality(few, 0.1) is Quality.INCONCLUSIVE
-    assert why(few, 0.1) == "419 images are too few for 42 features: 420 or more would decide"
-    assert quality(replace(few, images=420), 0.1) is Quality.LOST
+    assert quality_verdict(few, 0.1) is Quality.INCONCLUSIVE
+    assert why_quality(few, 0.1) == "419 images are too few for 42 features: 420 or more would decide"
+    assert quality_verdict(replace(few, images=420), 0.1) is Quality.LOST
 
 
 def test_the_reason_names_what_decides():
-    assert why(ROW, 0.1) == "loss 0.000 ± 0.050 and drift 0.000 ± 0.050, below 0.1"
-    assert why(replace(ROW, drift=LARGE), 0.1) == "drift 0.500 ± 0.200, above 0.1"
-    assert why(replace(ROW, drift=SMALL), 0.1) == (
+    assert why_quality(ROW, 0.1) == "loss 0.000 ± 0.050 and drift 0.000 ± 0.050, below 0.1"
+    assert why_quality(replace(ROW, drift=LARGE), 0.1) == "drift 0.500 ± 0.200, above 0.1"
+    assert why_quality(replace(ROW, drift=SMALL), 0.1) == (
         "drift 0.050 ± 0.060, not on one side of 0.1: about 1500 images would decide"
     )
-    assert why(replace(ROW, loss=None, drift=None), 0.1).startswith("nothing was measured")
+    assert why_quality(replace(ROW, loss=None, drift=None), 0.1).startswith("nothing was measured")
 
 
 def test_how_many_images():
-    assert would_decide(replace(ROW, drift=SMALL), 0.1) == 1500
-    assert resolves([SMALL], 1000, 0.1) == 1500
-    assert resolves([ZERO], 1000, 0.1) == 1000
+    assert images_to_decide(replace(ROW, drift=SMALL), 0.1) == 1500
+    assert images_to_resolve([SMALL], 1000, 0.1) == 1500
+    assert images_to_resolve([ZERO], 1000, 0.1) == 1000
 
 
 def test_the_worst_is_lost():

@@ -12,7 +12,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.quality import planted
 from harness.quality.features import DigitFeatures
-from harness.quality.study import Means, Study, check_labels, decoders
+from harness.quality.study import Means, Study, check_labels, decoder_sources
 from harness.reference.sequential import sample_sequential
 from tests.helpers import Layout, tiny
 from tests.unit.quality.means import corners
@@ -60,10 +60,10 @@ def test_one_phi_serves_all_scales():
 
 
 def test_decoders_are_named_by_what_tells_them_apart():
-    own = decoders("harness:build_decoder", [Settings(5, policy="kl:0.1"), Settings(3, True, "rejection")])
+    own = decoder_sources("harness:build_decoder", [Settings(5, policy="kl:0.1"), Settings(3, True, "rejection")])
     assert [source.name for source in own] == ["kl:0.1", "rejection draft_len 3 bonus"]
     assert [source.keeps_tokens for source in own] == [False, True]
-    (other,) = decoders("mine:factory", [Settings("", policy="", options=(("checkout", "x"), ("gamma", "2")))])
+    (other,) = decoder_sources("mine:factory", [Settings("", policy="", options=(("checkout", "x"), ("gamma", "2")))])
     assert (other.name, other.keeps_tokens) == ("mine:factory gamma=2", True)
 
 

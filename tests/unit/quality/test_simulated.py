@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality.distances import Estimate
-from harness.quality.loss import PER_FEATURE, Quality, quality
+from harness.quality.loss import PER_FEATURE, Quality, quality_verdict
 from harness.quality.rows import QualityRow, measure
 from tests.unit.quality.means import gaussian, image_set, standard
 
@@ -50,7 +50,7 @@ def covered(found: list[Estimate], truth: float) -> float:
 
 
 def verdicts(found: list[QualityRow]) -> Counter[Quality]:
-    return Counter(quality(row, MOST) for row in found)
+    return Counter(quality_verdict(row, MOST) for row in found)
 
 
 def test_a_decoder_that_loses_nothing_is_kept_and_one_that_loses_is_lost():

@@ -18,8 +18,8 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.quality.gather import TENSORS, Conditions, ImageSet, gather
 from harness.quality.measured import read_quality
-from harness.quality.sources import BASE, DRAFT, LAW, Source, controls, portions
-from harness.quality.study import Study, decoders, run
+from harness.quality.sources import BASE, DRAFT, LAW, Source, control_sources, portions
+from harness.quality.study import Study, decoder_sources, run_study
 from harness.runs.keep import RunStore
 from tests.unit.quality.means import MODELS, corners
 
@@ -50,7 +50,7 @@ def crash(models, settings):
 
 
 def drawn(size: int, conditions: Conditions = IN_PROCESS, sources: list[Source] | None = None) -> list[ImageSet]:
-    others = sources or [*decoders(DEFAULT, [Settings(3, policy="coupled"), Settings(3, policy="rejection")])]
+    others = sources or [*decoder_sources(DEFAULT, [Settings(3, policy="coupled"), Settings(3, policy="rejection")])]
     requests = portions(40, size, (0, 1), REQUEST)
     made, stopped = gather(MODELS, corners().features, [BASE, LAW, *others], requests, conditions)
     assert not stopped
@@ -79,7 +79,7 @@ def test_batches_and_workers_change_nothing():
 
 @pytest.mark.slow
 def test_a_process_of_its_own_changes_nothing():
-    planted = decoders("harness.quality.planted:blur", [Settings(5, policy="")])
+    planted = decoder_sources("harness.quality.planted:blur", [Settings(5, policy="")])
     requests = portions(40, 20, (0, 1), REQUEST)
     here, there = (
         gather(MODELS, corners().features, [BASE, LAW, *planted], requests, Conditions(terms=Terms(in_process=inside)))[
@@ -116,12 +116,12 @@ def test_a_signal_ends_the_drawing_and_what_is_there_is_measured():
         if done >= 2 * 3 * 20:
             raise StopSignal(15)
 
-    asked = Study(controls(1), 80, 20, (0, 1), REQUEST, 10)
-    found = run(MODELS, corners(), asked, IN_PROCESS, stop)
+    asked = Study(control_sources(1), 80, 20, (0, 1), REQUEST, 10)
+    found = run_study(MODELS, corners(), asked, IN_PROCESS, stop)
     assert found.stopped == 15
     assert {row.images for row in found.rows} == {40}
     with pytest.raises(StopSignal):
-        run(MODELS, corners(), replace(asked, blocks=30), IN_PROCESS, stop)
+        run_study(MODELS, corners(), replace(asked, blocks=30), IN_PROCESS, stop)
 
 
 def test_a_file_of_another_run_is_refused_by_name(tmp_path: Path):
@@ -132,7 +132,7 @@ def test_a_file_of_another_run_is_refused_by_name(tmp_path: Path):
     with pytest.raises(
         InputError, match=r"is the file of another run: sources coupled draft_len 3 \(here unknown, recorded"
     ):
-        drawn(10, kept(path, resume=True), decoders(DEFAULT, [Settings(3, policy="kl:0.1")]))
+        drawn(10, kept(path, resume=True), decoder_sources(DEFAULT, [Settings(3, policy="kl:0.1")]))
     for content in (b"no database", path.read_bytes()[:3000]):
         (tmp_path / "bad.db").write_bytes(content)
         with pytest.raises(InputError, match=r"^run=.*pass a file of quality --run"):
@@ -151,9 +151,14 @@ def test_a_damaged_row_is_one_error(tmp_path: Path):
 
 def test_rows_say_what_the_decoders_are(tmp_path: Path):
     shifted = Source("wrong labels", f"{__name__}:shift", Settings(5, policy=""))
-    others = [*controls(1), Source(DRAFT, draft=True), *decoders(DEFAULT, [Settings(3, policy="coupled")]), shifted]
+    others = [
+        *control_sources(1),
+        Source(DRAFT, draft=True),
+        *decoder_sources(DEFAULT, [Settings(3, policy="coupled")]),
+        shifted,
+    ]
     asked = Study(others, 200, 100, (0, 1), REQUEST, 10, 0.5)
-    found = run(MODELS, corners(), asked, IN_PROCESS)
+    found = run_study(MODELS, corners(), asked, IN_PROCESS)
     base, control, draft, coupled, wrong = found.rows
     assert (base.loss, base.drift, base.tokens) == (None, None, None)
     assert (coupled.loss.value, coupled.loss.half, coupled.drift.half) == (0, 0, 0)
@@ -178,15 +183,15 @@ def shift(models, settings):
 
 def test_a_decoder_that_gives_no_image_is_lost_and_the_others_are_measured():
     broken = Source("broken", f"{__name__}:crash", Settings(5, policy=""))
-    asked = Study([broken, *controls(1)], 40, 10, (0, 1), REQUEST, 10, 1e3)
-    found = run(MODELS, corners(), asked, IN_PROCESS)
+    asked = Study([broken, *control_sources(1)], 40, 10, (0, 1), REQUEST, 10, 1e3)
+    found = run_study(MODELS, corners(), asked, IN_PROCESS)
     assert "out of paint" in found.rows[1].failed
     assert found.verdicts[0].value == "LOST"
     assert found.rows[2].drift is not None
 
 
 def test_two_sources_of_one_name_are_refused():
-    twice = decoders(DEFAULT, [Settings(3, policy="coupled")] * 2)
+    twice = decoder_sources(DEFAULT, [Settings(3, policy="coupled")] * 2)
     with pytest.raises(InputError, match=r"coupled draft_len 3: is asked for twice"):
         drawn(40, sources=twice)
 
@@ -197,4 +202,4 @@ def test_few_images_and_the_published_order_are_refused():
     with pytest.raises(InputError, match=r"^noise=batch"):
         portions(10, 5, (0, 1), replace(REQUEST, order="batch"))
     with pytest.raises(InputError, match=r"^labels=2"):
-        run(MODELS, corners(), Study([], 40, 10, (0, 2), REQUEST, 10))
+        run_study(MODELS, corners(), Study([], 40, 10, (0, 2), REQUEST, 10))
