@@ -148,8 +148,8 @@ def _honest_round(case: Case, turn: Round, at: str, lossy: bool) -> None:
     require(0 <= turn.accepted <= turn.drafted <= left, f"accepted more than drafted: {at}")
     require(turn.finished >= 1, f"finished nothing: {at}")
     expected = sum(case.pyramid.tokens(turn.first + k) for k in range(turn.finished))
-    made = turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens
-    require(made == expected, f"counts {made} tokens in {expected}: {at}")
+    counted = turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens
+    require(counted == expected, f"counts {counted} tokens in {expected}: {at}")
 
 
 @law(LAWS, "acceptance.keep", "keep_drafted")
@@ -164,8 +164,8 @@ def keep(subject: Subject, case: Case) -> bool:
         for side in (1 - 1e-4, 1 + 1e-4):
             u_1 = torch.full((1, 1), ratio * side, dtype=torch.float32, device=case.at)
             draft_1 = torch.full_like(u_1, 0.5, dtype=torch.float64)
-            kept = bool(parts.keep_drafted(u_1, draft_1, ratio * draft_1))
-            require(kept == (side < 1), f"u = {ratio * side:.6g} against target/draft = {ratio:g}: kept {kept}")
+            is_kept = bool(parts.keep_drafted(u_1, draft_1, ratio * draft_1))
+            require(is_kept == (side < 1), f"u = {ratio * side:.6g} against target/draft = {ratio:g}: kept {is_kept}")
     none = parts.keep_drafted(u_Bn[:, :1], draft_Bn[:, -1:], torch.zeros_like(target_Bn[:, :1]))
     require(not bool(none.any()), "u = 0 keeps a token that the target never draws")
     apart = ((u_Bn.double() * draft_Bn) / target_Bn - 1).abs() > 1e-6

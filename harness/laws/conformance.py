@@ -241,9 +241,9 @@ def inspect_parts(
 
 
 def _row(part: str, result: LawResult) -> PartLaw:
-    verdict, found = PartVerdict.HELD, ""
+    verdict, finding = PartVerdict.HELD, ""
     if result.violation is not None:
-        verdict, found = PartVerdict.BROKEN, f"{result.violation.found}, at {result.violation.case!r}"
+        verdict, finding = PartVerdict.BROKEN, f"{result.violation.found}, at {result.violation.case!r}"
     elif result.verdict is not Verdict.IDENTICAL:
-        verdict, found = PartVerdict.ABSENT, result.skipped or f"never exercised ({result.refused} cases refused)"
-    return PartLaw(part, result.law.id, result.law.statement, verdict, found)
+        verdict, finding = PartVerdict.ABSENT, result.skipped or f"never exercised ({result.refused} cases refused)"
+    return PartLaw(part, result.law.id, result.law.statement, verdict, finding)

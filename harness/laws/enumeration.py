@@ -237,11 +237,11 @@ def chi_square(counts_N: Tensor, law_N: Tensor) -> float:
     """Return the p-value of observed counts under a law; cells below an expected count of `LEAST` are pooled."""
     expected_N, order = (law_N * counts_N.sum()).sort(descending=True)
     observed_N = counts_N[order].double()
-    kept = int((expected_N >= LEAST).sum())
-    while kept and 0 < float(expected_N[kept:].sum()) < LEAST:  # the pool itself is small: one more cell joins it
-        kept -= 1
-    expected = torch.cat((expected_N[:kept], expected_N[kept:].sum()[None]))
-    observed = torch.cat((observed_N[:kept], observed_N[kept:].sum()[None]))
+    count = int((expected_N >= LEAST).sum())
+    while count and 0 < float(expected_N[count:].sum()) < LEAST:  # the pool itself is small: one more cell joins it
+        count -= 1
+    expected = torch.cat((expected_N[:count], expected_N[count:].sum()[None]))
+    observed = torch.cat((observed_N[:count], observed_N[count:].sum()[None]))
     expected, observed = expected[expected > 0], observed[expected > 0]
     if len(expected) < 2:
         return 1.0

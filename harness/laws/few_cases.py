@@ -114,6 +114,6 @@ def _ids(rows: Iterable[LawResult]) -> tuple[str, ...]:
 
 
 def _broken(violation: Violation) -> BrokenLaw:
-    found = " ".join(violation.found.split())[:MOST_SAID]
-    clause = f"law {violation.law.id}: {found}; {violation.replay}"
+    finding = " ".join(violation.found.split())[:MOST_SAID]
+    clause = f"law {violation.law.id}: {finding}; {violation.replay}"
     return BrokenLaw(", ".join(violation.law.watches), clause, violation.case.seed)

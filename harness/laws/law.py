@@ -115,9 +115,9 @@ class Subject:
     ) -> Trace:
         """Decode a case; the three arguments replace what the case says."""
         request = request or case.request
-        kept = replace(request)
+        before = replace(request)
         decoded = self.decoder(case, models).decode(request, noise or case.noise(request))
-        require(request == kept, f"decoding changed the request to {request}")
+        require(request == before, f"decoding changed the request to {request}")
         return decoded
 
     def parts(self, case: Case, *names: str) -> Any:
@@ -272,8 +272,8 @@ def require_same(
     atol: float | Mapping[str, float] = 0.0,
 ) -> None:
     """Raise `Broken` unless both sets of tensors are equal: names, dtypes, shapes, values within `atol` (by name)."""
-    found = differences(actual, expected, atol if isinstance(atol, Mapping) else dict.fromkeys(expected, atol))
-    require(not found, f"{where}{': ' if where else ''}{'; '.join(map(str, found))}")
+    wrong = differences(actual, expected, atol if isinstance(atol, Mapping) else dict.fromkeys(expected, atol))
+    require(not wrong, f"{where}{': ' if where else ''}{'; '.join(map(str, wrong))}")
 
 
 def require_equal(

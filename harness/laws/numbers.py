@@ -59,17 +59,17 @@ def phi(subject: Subject, case: Case) -> bool:
     for n in COUNTS:
         kernels = [case.normal(4 * (k + 1), 4, 3, 3)[-4:] for k in range(n)]
         biases = [case.normal(4 * (k + 1))[-4:] for k in range(n)]
-        made = {}
+        quantizers = {}
         for dtype in (torch.float64, torch.float32):
             pairs = tuple((w.to(dtype), b.to(dtype)) for w, b in zip(kernels, biases, strict=True))
-            made[dtype] = Quantizer(case.normal(case.V, 4).to(dtype), pairs)
+            quantizers[dtype] = Quantizer(case.normal(case.V, 4).to(dtype), pairs)
         for S in (*SCALES, n):
             for si in range(S):
                 k = formulas.phi_choice(si, S, n)
                 expected = formulas.phi(h_BCPP, kernels[k], biases[k])
                 where = f"{n} φ, scale {si} of {S} (φ {k})"
-                require_equal("φ", made[torch.float64].phi(h_BCPP, si, S), expected, where, FLOAT64)
-                actual = made[torch.float32].phi(h_BCPP.float(), si, S)
+                require_equal("φ", quantizers[torch.float64].phi(h_BCPP, si, S), expected, where, FLOAT64)
+                actual = quantizers[torch.float32].phi(h_BCPP.float(), si, S)
                 require_equal("φ", actual.double(), expected, f"{where}, float32", FLOAT32)
     return True
 
@@ -131,12 +131,12 @@ def precision(subject: Subject, case: Case) -> bool:
     made_anew = random_models(case.models.target.config, case.weights, case.draft)  # never yet in another precision
     wide = _weights(made_anew)
     for dtype, draft_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, None), (torch.float64, None)):
-        made = _weights(made_anew.to(case.at, dtype, draft_dtype))
+        weights = _weights(made_anew.to(case.at, dtype, draft_dtype))
         for name, weight in wide.items():
             expected = draft_dtype or dtype if name.startswith("draft") else dtype
             if name.startswith("vae"):
                 expected = torch.promote_types(dtype, torch.float32)
-            require_equal(name, made[name], weight.to(case.at, expected), f"a pair in {dtype}")
+            require_equal(name, weights[name], weight.to(case.at, expected), f"a pair in {dtype}")
         _head(case, made_anew.target.to(case.at, dtype))
     return True
 
@@ -191,9 +191,9 @@ def finite(subject: Subject, case: Case) -> bool:
             value = (float("nan"), float("inf"), float("-inf"))[(case.seed + si) % 3]
             at = ((case.seed + 5 * si + draft_len) % R, case.pyramid.end(si) - 1, (case.seed + si) % case.V)
             spoiled: Any = Spoiled(case.models.target, at, value)
-            tried = replace(case, draft_len=draft_len, bonus=bonus)
+            spoiled_case = replace(case, draft_len=draft_len, bonus=bonus)
             try:
-                subject.decode(tried, models=replace(case.models, target=spoiled))
+                subject.decode(spoiled_case, models=replace(case.models, target=spoiled))
             except NonFiniteError:
                 continue
             where = f"scale {si}, draft_len {draft_len}{', bonus' if bonus else ''}"

@@ -117,7 +117,7 @@ def own_numbers(subject: Subject, case: Case) -> bool:
     """No generator but the noise's is read or moved."""
     generators = _global_generators(case)
     decoder = subject.decoder(case)  # built before: a module's own initial weights are drawn from the global generator
-    kept = [generator.get_state() for generator in generators]
+    states = [generator.get_state() for generator in generators]
     try:
         traces = []
         for seed in (1, 2):
@@ -126,7 +126,7 @@ def own_numbers(subject: Subject, case: Case) -> bool:
             after = [generator.get_state() for generator in generators]
             require(all(map(torch.equal, before, after)), "decoding moved PyTorch's global generator")
     finally:
-        for generator, state in zip(generators, kept, strict=True):
+        for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
     require_tokens(traces[1].tokens_BL, traces[0].tokens_BL, "other state of the global generator")
     return True

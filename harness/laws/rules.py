@@ -76,9 +76,9 @@ def _at_the_border(case: Case) -> list[str]:
     """Return `kl` with bounds on both sides of what the first token's KL is: a bound read otherwise shows there."""
     laws = []
     for network in (case.models.target, case.models.draft):
-        kept = sample_sequential(network, case.models.vae, case.request, case.noise()).intermediates
-        assert kept is not None
-        laws.append(filter_logits(kept.guided_BLV[0, 0], case.top_k, case.top_p).softmax(-1).double())
+        shown = sample_sequential(network, case.models.vae, case.request, case.noise()).intermediates
+        assert shown is not None
+        laws.append(filter_logits(shown.guided_BLV[0, 0], case.top_k, case.top_p).softmax(-1).double())
     target_V, draft_V = laws
     kl = float(torch.where(target_V > 0, target_V * (target_V / draft_V).log(), 0.0).sum())
     if not 1e-6 < kl < float("inf"):
@@ -92,39 +92,40 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
     known += SHARP
     start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
     wanted = [case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", *_at_the_border(case)]
-    found = []
+    cases = []
     for policy in dict.fromkeys(wanted):
-        tried = replace(case, policy=policy, draft="near" if policy in SHARP else case.draft)
+        candidate = replace(case, policy=policy, draft="near" if policy in SHARP else case.draft)
         try:
-            _follows(subject, tried)
+            _follows(subject, candidate)
         except (NotOffered, InputError):
             continue
-        found.append(tried)
-    if not found:
+        cases.append(candidate)
+    if not cases:
         raise NotOffered("decoder.policy does not say which rule it follows")
-    return found
+    return cases
 
 
 @law(LAWS, "rules.recount", "decode", "trace")
 def recount(subject: Subject, case: Case) -> bool:
     """Calls and rows of both networks are those that a spy in the network counts."""
-    models = case.models
-    spies: dict[str, Any] = {name: Spy(getattr(models, name), Counter()) for name in ("draft", "target")}
-    watched = replace(models, **spies)
+    spies = {name: Spy(getattr(case.models, name), Counter()) for name in ("draft", "target")}
+    watched = replace(case.models, **spies)  # type: ignore[arg-type]
     decoder = subject.decoder(case, watched)
     decoded: Trace = decoder.decode(case.request, watched.noise(case.request))
     if not spies["target"].counts and not spies["draft"].counts:
         raise NotOffered("no pass through Network.hidden")
     for name, spy in spies.items():
         for word in ("calls", "rows"):
-            told = getattr(decoded, f"{name}_{word}")
-            if told:  # counts are optional (docs/own-decoder.md), and `verify` says where they are not compared
-                where = f"{name}_{word} {told} add up to {sum(told)}"
-                require(sum(told) == spy.counts[word], f"{where}, and a spy counted {spy.counts[word]}")
+            counts = getattr(decoded, f"{name}_{word}")
+            if counts:  # counts are optional (docs/own-decoder.md), and `verify` says where they are not compared
+                where = f"{name}_{word} {counts} add up to {sum(counts)}"
+                require(sum(counts) == spy.counts[word], f"{where}, and a spy counted {spy.counts[word]}")
     for image, rounds in enumerate(decoded.rounds):
         for name in ("target_rows", "draft_rows"):
-            made, told = sum(getattr(turn, name) for turn in rounds), getattr(decoded, name)
-            require(not told or told[image] == made, f"image {image}: {name} {told}, its rounds add up to {made}")
+            total, counts = sum(getattr(turn, name) for turn in rounds), getattr(decoded, name)
+            require(
+                not counts or counts[image] == total, f"image {image}: {name} {counts}, its rounds add up to {total}"
+            )
     return case.pyramid.S > 1
 
 
@@ -132,19 +133,19 @@ def recount(subject: Subject, case: Case) -> bool:
 def edges(subject: Subject, case: Case) -> bool:
     """A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in.
 
-    A token that ties with the K-th most likely is among the K: where all tie, every drafted scale is accepted.
+    Where all tokens tie, every drafted scale is accepted.
     """
     _follows(subject, replace(case, policy="coupled"))
     for name in ("match:{}", "coupled-match:{}", "topk-match:1:{}"):
         for rate, is_accepted in (("0", True), ("1.5", False)):
-            tried = replace(case, policy=name.format(rate))
+            extreme = replace(case, policy=name.format(rate))
             try:
-                decoded = subject.decode(tried)
+                decoded = subject.decode(extreme)
             except InputError:
-                raise NotOffered(f"policy {tried.policy}") from None
+                raise NotOffered(f"policy {extreme.policy}") from None
             for rounds in decoded.rounds:
                 accepted = {turn.accepted == turn.drafted for turn in rounds}
-                require(accepted == {is_accepted}, f"policy {tried.policy}: rounds accepted whole: {accepted}")
+                require(accepted == {is_accepted}, f"policy {extreme.policy}: rounds accepted whole: {accepted}")
     tied = replace(case, policy="topk-match:1:1", top_k=0, top_p=0.0)
     for rounds in subject.decode(tied, models=_all_tied(case.models)).rounds:
         rejected = [turn for turn in rounds if turn.accepted < turn.drafted]
@@ -227,21 +228,21 @@ def labour(subject: Subject, case: Case) -> bool:
     models, pyramid, S = case.models, case.pyramid, case.pyramid.S
     alone_BL = sample_sequential(models.target, models.vae, case.request, case.noise()).tokens_BL
     for entry in range(S + 1):
-        tried = replace(case, policy=f"code:{entry}")
+        handing = replace(case, policy=f"code:{entry}")
         try:
-            _follows(subject, tried)
+            _follows(subject, handing)
         except InputError:
             raise NotOffered("policy code:ENTRY") from None
-        actual, own = subject.decode(tried), pyramid.begin(entry)
-        where = f"policy {tried.policy}"
+        actual, own = subject.decode(handing), pyramid.begin(entry)
+        where = f"policy {handing.policy}"
         require_tokens(actual.tokens_BL[:, :own], alone_BL[:, :own], f"{where}, scales that the target decides alone")
-        _require_policy(actual, tried, str(tried.length), where)
+        _require_policy(actual, handing, str(handing.length), where)
         counts = {
             "target_calls": entry, "target_rows": own, "draft_calls": S - entry, "draft_rows": pyramid.L * (entry < S)
         }  # fmt: skip
         for name, count in counts.items():
-            made = getattr(actual, name)
-            require(not made or made == [count] * case.B, f"{where}: {name} {made}, not {count} an image")
+            counted = getattr(actual, name)
+            require(not counted or counted == [count] * case.B, f"{where}: {name} {counted}, not {count} an image")
     return S > 1
 
 

@@ -95,11 +95,11 @@ def latent(subject: Subject, case: Case) -> bool:
         require(not _share(after, f_hat), f"f_hat after scale {si} is the argument's memory")
         f_hat = expected
         if si + 1 < pyramid.S:
-            kept = f_hat.clone()
+            f_hat_before = f_hat.clone()
             raw_BlC = parts.next_input(f_hat, si + 1, pyramid)
-            expected_BlC = next_input(kept, si + 1, pyramid)
+            expected_BlC = next_input(f_hat_before, si + 1, pyramid)
             require_equal("next input", raw_BlC, expected_BlC, f"scale {si + 1}", FLOAT64)
-            require_equal("f_hat argument", f_hat, kept, f"next input of scale {si + 1}")
+            require_equal("f_hat argument", f_hat, f_hat_before, f"next input of scale {si + 1}")
             require(not _share(raw_BlC, f_hat), f"the next input of scale {si + 1} is f_hat's memory")
     return pyramid.S > 1
 
@@ -128,9 +128,9 @@ def cache(subject: Subject, case: Case) -> bool:
             for layer, (keys, values) in enumerate(actual):
                 names = {"keys": expected[layer, 0], "values": expected[layer, 1]}
                 require_same({"keys": keys, "values": values}, names, f"step {step}, images {group}, layer {layer}")
-        image, kept = below(B), below(L + 1)
+        image, length_left = below(B), below(L + 1)
         for each in (real, model):
-            each.rollback(image, kept)
+            each.rollback(image, length_left)
         require(list(real.lengths) == model.lengths, f"step {step}: lengths {list(real.lengths)}, not {model.lengths}")
     return True
 
@@ -150,8 +150,8 @@ def once(subject: Subject, case: Case) -> bool:
     for image, rounds in enumerate(decoded.rounds):
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         require(covered == list(pyramid), f"rounds of image {image} finish scales {covered}")
-        made = sum(turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens for turn in rounds)
-        require(made == pyramid.L, f"rounds of image {image} account for {made} tokens of {pyramid.L}")
+        counted = sum(turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens for turn in rounds)
+        require(counted == pyramid.L, f"rounds of image {image} account for {counted} tokens of {pyramid.L}")
     return pyramid.S > 1
 
 

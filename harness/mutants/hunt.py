@@ -126,18 +126,18 @@ def laws_for(mutant: Mutant, scope: str) -> list[Law]:
     return own if scope != "all" else own + [law for law in LAWS if law.family != mutant.family]
 
 
-def hunt(mutant: Mutant, tried: Sequence[Case], scope: str = "family") -> Caught:
+def hunt(mutant: Mutant, cases: Sequence[Case], scope: str = "family") -> Caught:
     """Check the laws of a scope against one mutant.
 
     Args:
         mutant: the planted bug.
-        tried: cases, smallest first.
+        cases: smallest first.
         scope: "first" stops at the first violation, "family" tries the laws of its family, "all" every law.
     """
     caught, start = Caught(mutant), time.perf_counter()
     for law in laws_for(mutant, scope):
         with mutant.planted():
-            row = try_law(law, Subject(mutant), CaseList(tried))
+            row = try_law(law, Subject(mutant), CaseList(cases))
         caught.tried += 1
         if row.violation is not None:
             caught.violations.append(row.violation)
@@ -169,13 +169,13 @@ class HuntWork:
     """What a worker of a hunt gets.
 
     Args:
-        tried: cases.
+        cases: smallest first.
         scope: one of `SCOPES`.
         stages: run `verify` on each mutant, too.
         threads: of PyTorch, for a worker; 0 = as they are.
     """
 
-    tried: tuple[Case, ...]
+    cases: tuple[Case, ...]
     scope: str
     stages: bool = False
     threads: int = 0
@@ -192,33 +192,27 @@ class Hunter:
 
     def __init__(self, work: HuntWork) -> None:
         self.work = work
-        self.about: dict[str, Any] = {"cases": len(work.tried)}
+        self.about: dict[str, Any] = {"cases": len(work.cases)}
 
-    def do(self, task: tuple[str, str]) -> Any:
-        """Do ("law", id), whose answer is whether the correct decoder breaks it, or ("mutant", id): see `caught`."""
+    def do(self, task: tuple[str, str]) -> bool | Caught:
+        """Do ("law", id), whether the correct decoder breaks it, or ("mutant", id), which `received` completes."""
         kind, name = task
         if kind == "law":
             law = next(law for law in LAWS if law.id == name)
-            return try_law(law, Subject(production), CaseList(self.work.tried)).violation is not None
+            return try_law(law, Subject(production), CaseList(self.work.cases)).violation is not None
         mutant = next(mutant for mutant in MUTANTS if mutant.id == name)
-        found = hunt(mutant, self.work.tried, self.work.scope)
+        caught = hunt(mutant, self.work.cases, self.work.scope)
         if self.work.stages:
-            found.verified = verified(mutant)
-        violations = [(violation.law.id, violation.case, violation.found) for violation in found.violations]
-        return {**vars(found), "mutant": name, "violations": violations}
+            caught.verified = verified(mutant)
+        return replace(caught, mutant=replace(mutant, build=production, shared={}))
 
     def close(self) -> None:
         """Nothing is left to end."""
 
 
-def received(values: dict[str, Any]) -> Caught:
-    """Return what a hunter found, from what it sent: laws and mutants go by their ids."""
-    mutant = next(mutant for mutant in MUTANTS if mutant.id == values["mutant"])
-    laws = {law.id: law for law in LAWS}
-    violations = [
-        Violation(laws[name], case, found, Subject(mutant).name) for name, case, found in values["violations"]
-    ]
-    return Caught(**{**values, "mutant": mutant, "violations": violations})
+def received(caught: Caught) -> Caught:
+    """Return what a hunter caught, with the mutant itself."""
+    return replace(caught, mutant=next(mutant for mutant in MUTANTS if mutant.id == caught.mutant.id))
 
 
 def hunting_cases(examples: int, seed: int = 0, device: str = "cpu", dtype: str = "float64") -> list[Case]:

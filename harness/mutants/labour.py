@@ -29,11 +29,11 @@ def _filled_short(state: DecodeState, parts: Parts, policy: Policy, window: Wind
 
 def _inputs_lost(state: DecodeState, parts: Parts, policy: Policy, window: Window) -> None:
     """Fill the draft's cache from empty inputs: those of scales that it never drafted."""
-    kept = state.raw_BLC.clone()
+    raw_before = state.raw_BLC.clone()
     if window.first and not state.draft.cache.lengths[window.images[0]]:
         state.raw_BLC[window.images, : window.span.start] = 0
     draft_generate_batch(state, parts, policy, window)
-    state.raw_BLC[window.images, : window.span.start] = kept[window.images, : window.span.start]
+    state.raw_BLC[window.images, : window.span.start] = raw_before[window.images, : window.span.start]
 
 
 def _restarted(state: DecodeState, parts: Parts, this: Pass, policy: Policy) -> None:

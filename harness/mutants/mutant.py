@@ -49,7 +49,7 @@ class Mutant:
     build: Factory = field(repr=False)
     alone: bool = False
     component: str = ""
-    shared: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    shared: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     @property
     def family(self) -> str:
@@ -72,13 +72,13 @@ class Mutant:
 
 
 @contextmanager
-def replaced(targets: Mapping[str, Any]) -> Iterator[None]:
+def replaced(targets: Mapping[str, object]) -> Iterator[None]:
     """Put other things in the places of module attributes for a while.
 
     Args:
         targets: "module:name" or "module:Class.name" -> what stands there.
     """
-    kept = []
+    originals = []
     try:
         for place, thing in targets.items():
             module, _, path = place.partition(":")
@@ -86,18 +86,18 @@ def replaced(targets: Mapping[str, Any]) -> Iterator[None]:
             *outer, name = path.split(".")
             for each in outer:
                 holder = getattr(holder, each)
-            kept.append((holder, name, holder.__dict__[name]))
+            originals.append((holder, name, holder.__dict__[name]))
             setattr(holder, name, thing)
         yield
     finally:
-        for holder, name, was in reversed(kept):
+        for holder, name, was in reversed(originals):
             setattr(holder, name, was)
 
 
 class Patched(SpeculativeDecoder):
     """The production decoder that decodes with other functions in some modules' places."""
 
-    targets: Mapping[str, Any] = {}
+    targets: Mapping[str, object] = {}
 
     def decode(self, request: Request, noise: Noise) -> Trace:
         """Decode with the bug."""
@@ -105,7 +105,7 @@ class Patched(SpeculativeDecoder):
             return super().decode(request, noise)
 
 
-def patched(targets: Mapping[str, Any]) -> Factory:
+def patched(targets: Mapping[str, object]) -> Factory:
     """Plant a bug in a function that is no part: "module:name" -> what stands there while the decoder decodes."""
 
     def build(models: ModelPair, settings: Settings) -> Implementation:
@@ -192,8 +192,8 @@ def asked_for(**changes: Any) -> Factory:
     """Plant a bug that decodes another request, with that request's numbers; a change may be a function of it."""
 
     def around(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-        made = {name: change(request) if callable(change) else change for name, change in changes.items()}
-        other = replace(request, **made)
+        changed = {name: change(request) if callable(change) else change for name, change in changes.items()}
+        other = replace(request, **changed)
         models = decoder.models
         own = SeededNoise(other, models.pyramid, models.target.config.V, models.device, noise.ledger)
         return decoder.decode(other, own)

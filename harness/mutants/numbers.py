@@ -77,8 +77,8 @@ def _exact_gelu(h_RnD: Tensor, w: BlockWeights) -> Tensor:
 
 
 def _shifts_swapped(self: Transformer, labels_R: Tensor) -> Any:
-    made = CONDITION(self, labels_R)
-    return replace(made, blocks=tuple((a, b, c, d, f, e) for a, b, c, d, e, f in made.blocks))
+    condition = CONDITION(self, labels_R)
+    return replace(condition, blocks=tuple((a, b, c, d, f, e) for a, b, c, d, e, f in condition.blocks))
 
 
 def _narrow_head(self: Transformer, h_RnD: Tensor, condition: Condition) -> Tensor:

@@ -46,10 +46,10 @@ class StaleCondition(SpeculativeDecoder):
     def begin(self, request: Request, noise: Noise) -> DecodeState:
         """Take the condition of an earlier decode of as many images."""
         state = super().begin(request, noise)
-        kept = self.__dict__.setdefault("kept_conditions", {})
+        conditions = self.__dict__.setdefault("kept_conditions", {})
         for name in self.sides:
             side = getattr(state, name)
-            side.__dict__["condition"] = kept.setdefault((name, request.B), side.condition)
+            side.__dict__["condition"] = conditions.setdefault((name, request.B), side.condition)
         return state
 
 
@@ -80,8 +80,8 @@ def _first(*names: str) -> type[SpeculativeDecoder]:
 
         def decode(self, request: Request, noise: Noise) -> Trace:
             """Decode another request than the one asked for."""
-            kept = self.__dict__.setdefault("first_of_all", {name: getattr(request, name) for name in names})
-            return super().decode(replace(request, **kept), noise)
+            first = self.__dict__.setdefault("first_of_all", {name: getattr(request, name) for name in names})
+            return super().decode(replace(request, **first), noise)
 
     return First
 
@@ -91,8 +91,8 @@ class SameNoise(SpeculativeDecoder):
 
     def decode(self, request: Request, noise: Noise) -> Trace:
         """Decode with numbers that were read before."""
-        kept = self.__dict__.setdefault("kept_noise", {})
-        return super().decode(request, kept.setdefault((request.B, request.order), noise))
+        noises = self.__dict__.setdefault("kept_noise", {})
+        return super().decode(request, noises.setdefault((request.B, request.order), noise))
 
 
 class Remembered(SpeculativeDecoder):
@@ -108,9 +108,9 @@ class Remembered(SpeculativeDecoder):
         return replace(trace, tokens_BL=trace.tokens_BL.clone(), f_hat_BCPP=trace.f_hat_BCPP.clone())
 
 
-def _unkept(change: Callable[..., Any], due: Callable[..., Any]) -> Callable[..., Any]:
+def _unkept(change: Callable[..., Any], true: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of a state that is another one while no tensors are kept."""
-    return lambda state, *args: (due if state.intermediates is not None else change)(state, *args)
+    return lambda state, *args: (true if state.intermediates is not None else change)(state, *args)
 
 
 def _one_round_less(state: DecodeState, *args: Any) -> Round:
@@ -118,10 +118,10 @@ def _one_round_less(state: DecodeState, *args: Any) -> Round:
 
 
 def _last_lost(state: DecodeState, parts: Any, first: int, chosen: list[list[int]]) -> Any:
-    made = ACCUMULATE(state, parts, first, chosen)
+    scales = ACCUMULATE(state, parts, first, chosen)
     if first + len(chosen) == state.pyramid.S:
         state.f_hat_BCPP.mul_(0.5)
-    return made
+    return scales
 
 
 def _rows_forgotten(state: DecodeState, *args: Any) -> Round:

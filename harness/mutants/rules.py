@@ -89,9 +89,9 @@ def _kept_by_test(true: Policy) -> Policy:
     test = accept.keywords["rule"][0]
 
     def judged(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-        made: Acceptance = accept(parts, proposal, probs_bnV, window)
+        acceptance: Acceptance = accept(parts, proposal, probs_bnV, window)
         own_bn = parts.draw(probs_bnV, window.exponential("token"))
-        return replace(made, kept_bn=test(proposal, probs_bnV, own_bn).bool())
+        return replace(acceptance, kept_bn=test(proposal, probs_bnV, own_bn).bool())
 
     return replace(true, accept=judged)
 
@@ -172,9 +172,9 @@ def _whole_of_group(self: Acceptance, proposal: Proposal, window: Window) -> lis
 
 def _counted(change: Callable[[Trace], None]) -> dict[str, Any]:
     def trace(*arguments: Any) -> Trace:
-        made = TRACE(*arguments)
-        change(made)
-        return made
+        true = TRACE(*arguments)
+        change(true)
+        return true
 
     return {"harness.speculative.sampler:_trace": trace}
 

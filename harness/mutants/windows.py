@@ -66,9 +66,9 @@ def _bonus_first(true: Policy) -> Policy:
 
 def _byte_counts(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
     """Count kept tokens in eight bits."""
-    made = round_numbers(judged, rows_RnV, window)
+    numbers = round_numbers(judged, rows_RnV, window)
     counts = 1 + len(window.images)
-    return torch.cat((made[:counts], made[counts:] % 256))
+    return torch.cat((numbers[:counts], numbers[counts:] % 256))
 
 
 def _late_query(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
@@ -167,25 +167,27 @@ def _bfloat_sum(f_hat: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid:
 
 def _accepted_less(verified: Any, window: Window, bonus: bool) -> Outcome:
     """Take one whole scale less where all of several are accepted, and correct the last, which needs none."""
-    made = fetch_outcome(verified, window, bonus)
+    outcome = fetch_outcome(verified, window, bonus)
     count = len(window.scales)
-    accepted = [n - (n == count > 1 and not bonus) for n in made.accepted]
-    finished = [min(n, a + 1) for n, a in zip(made.finished, accepted, strict=True)]
-    return replace(made, accepted=accepted, finished=finished)
+    accepted = [n - (n == count > 1 and not bonus) for n in outcome.accepted]
+    finished = [min(n, a + 1) for n, a in zip(outcome.finished, accepted, strict=True)]
+    return replace(outcome, accepted=accepted, finished=finished)
 
 
 def _same_for_group(verified: Any, window: Window, bonus: bool) -> Outcome:
     """Let the group's least acceptance hold for all of its images."""
-    made = fetch_outcome(verified, window, bonus)
+    outcome = fetch_outcome(verified, window, bonus)
     return replace(
-        made, accepted=[min(made.accepted)] * len(made.accepted), finished=[min(made.finished)] * len(made.finished)
+        outcome,
+        accepted=[min(outcome.accepted)] * len(outcome.accepted),
+        finished=[min(outcome.finished)] * len(outcome.finished),
     )
 
 
-def _kept_swapped(state: DecodeState, window: Window, made: Outcome, k: int, before: tuple[int, int]) -> Any:
+def _kept_swapped(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Any:
     """Read the kept tokens of the window's first scale, whichever was rejected."""
-    kept = [[row[0]] * len(row) for row in made.kept_bs]
-    return record_round(state, window, replace(made, kept_bs=kept), k, before)
+    kept_bs = [[row[0]] * len(row) for row in outcome.kept_bs]
+    return record_round(state, window, replace(outcome, kept_bs=kept_bs), k, before)
 
 
 def _clamped(u_Bn: Tensor, draft_Bn: Tensor, target_Bn: Tensor) -> Tensor:
