@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -234,16 +233,16 @@ def _set(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Dra
 
 def about_of(
     models: ModelPair, features: Features, sources: Sequence[Source], requests: Sequence[Request]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what a drawing is of, as JSON values: two that are equal draw the same."""
-    codes = [code_of(s.factory, s.settings.option("checkout")) if s.factory != NONE else {} for s in sources]
+    codes = [code_of(s.factory, s.settings.option("checkout")) if s.factory != NONE else None for s in sources]
     drawn = [
-        f"{place}: {_digest(repr((sorted(asdict(source).items()), sorted(code.items()))))}"
+        f"{place}: {_digest(repr((sorted(asdict(source).items()), sorted(asdict(code).items() if code else ()))))}"
         for place, (source, code) in enumerate(zip(sources, codes, strict=True))
     ]
     first = next((source for source in sources if source.factory != NONE), sources[0])
     return {
-        **identity_of(models, (first.factory or DEFAULT, first.settings), None),
+        **identity_of(models, (first.factory or DEFAULT, first.settings)).as_dict(),
         "sources": dict(zip((source.name for source in sources), drawn, strict=True)),
         "images": {
             "number": sum(request.B for request in requests),

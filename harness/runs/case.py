@@ -28,7 +28,7 @@ from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
 from harness.protocol.request import Request, request_of, request_values
-from harness.runs.identity import Identity, differences, identity_of
+from harness.runs.identity import Identity, identity_of
 from harness.runs.records import (
     NAMES,
     against_of,
@@ -79,7 +79,12 @@ class KeptCase:
     @property
     def implementation(self) -> str:
         """Name of the decoder's factory."""
-        return str(self.about["identity"]["decoder"]["implementation"])
+        return self.recorded.decoder.implementation
+
+    @property
+    def recorded(self) -> Identity:
+        """What its run was of."""
+        return Identity.from_dict(self.about["identity"])
 
     @property
     def terms(self) -> Terms:
@@ -151,16 +156,16 @@ def of_checkouts(case: KeptCase, checkouts: Sequence[Path | None]) -> KeptCase:
 
 def unlike(case: KeptCase, models: ModelPair) -> str:
     """Return why a case cannot be repeated on these networks at all; empty where it can."""
-    here, there = case.identity(models), case.about["identity"]
-    weights = differences({"weights": here["weights"]}, {"weights": there["weights"]})
+    here, recorded = case.identity(models), case.recorded
+    weights = here.differences(recorded, ["weights"])
     if weights:
         return f"other weights: {'; '.join(weights)}"
-    mode = differences({"mode": here["mode"]}, {"mode": there["mode"]})
+    mode = here.differences(recorded, ["mode"])
     if mode:
         return f"another mode: {'; '.join(mode)}"
-    if here["machine"]["device"] != there["machine"]["device"] and case.numbers is None:
-        names = [side["machine"]["name"] for side in (there, here)]
-        return f"another device: recorded on {names[0]}, here {names[1]}, whose numbers are others; pass a --bundle"
+    if here.device != recorded.device and case.numbers is None:
+        names = f"recorded on {recorded.device_name}, here {here.device_name}"
+        return f"another device: {names}, whose numbers are others; pass a --bundle"
     return ""
 
 

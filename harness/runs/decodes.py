@@ -111,7 +111,7 @@ def verify_decodes(
         return result
     result.budget = widest(budget, models.pyramid, [task.request for task in plan.tasks])
     name = factory if isinstance(factory, str) else name_of(factory)
-    identity = {}
+    identity = None
     if store.recipe is not None or store.file:
         identity = identity_of(models, (name, plan.settings[0]), terms.against)
     crew = employ(execution, torch.device(execution.device or models.device), len(plan.tasks))

@@ -1,4 +1,4 @@
-"""What a run is of: the decoder's code, the weights, the machine and the versions, as plain values to compare.
+"""What a run is of: the decoder's code, the weights, the machine and the versions.
 
 Promise: two identities are equal exactly when a run may go on where the other one stopped; where they differ,
 `differences` names it. The decoder's code is read and never executed here.
@@ -10,7 +10,8 @@ import hashlib
 import importlib.machinery
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,82 @@ from harness.rounding.precision import precision
 PACKAGE = Path(__file__).parents[1]
 MOST_FILES = 5000  # of a package whose digest is taken
 GIT_S = 10.0
-Identity = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CodeIdentity:
+    """The code of a decoder.
+
+    Args:
+        implementation: name of its factory.
+        source: digest of its Python files; empty where nobody finds them.
+        commit: of the repository that they lie in; empty where there is none.
+        changed: whether files differ from that commit.
+        checkout: folder of published code, as it was given.
+    """
+
+    implementation: str
+    source: str = ""
+    commit: str = ""
+    changed: bool = False
+    checkout: str = ""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run is of.
+
+    Args:
+        decoder: the code under test.
+        against: that in the reference's place; None = the reference.
+        source: digest of the harness.
+        weights: a digest of every network.
+        versions: of what decides a result.
+        device: type of the device.
+        device_name: its model.
+        mode: dtypes and settings of precision.
+    """
+
+    decoder: CodeIdentity
+    against: CodeIdentity | None
+    source: str
+    weights: dict[str, str]
+    versions: dict[str, str]
+    device: str
+    device_name: str
+    mode: dict[str, str | bool]
+
+    def as_dict(self) -> dict[str, Mapping[str, object]]:
+        """Return it as JSON values, part by part."""
+        return {
+            "decoder": asdict(self.decoder),
+            "against": asdict(self.against) if self.against else {},
+            "harness": {"source": self.source},
+            "weights": self.weights,
+            "versions": self.versions,
+            "machine": {"device": self.device, "name": self.device_name},
+            "mode": self.mode,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Identity:
+        """Return what `as_dict` and JSON made these values of. Raises `KeyError` or `TypeError` for others."""
+        against = CodeIdentity(**values["against"]) if values["against"] else None
+        machine = values["machine"]
+        return cls(
+            CodeIdentity(**values["decoder"]), against, values["harness"]["source"], values["weights"],
+            values["versions"], machine["device"], machine["name"], values["mode"],
+        )  # fmt: skip
+
+    def differences(self, recorded: Identity, parts: Sequence[str]) -> list[str]:
+        """List what differs from a recorded one, one clause a value.
+
+        Args:
+            recorded: the other one.
+            parts: those of `as_dict` that matter.
+        """
+        here, there = ({part: of.as_dict()[part] for part in parts} for of in (self, recorded))
+        return differences(here, there)
 
 
 def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other | None = None) -> Identity:
@@ -35,20 +111,17 @@ def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other
         decoder: name of its factory, and settings that tell its checkout, if it has one.
         against: the decoder that stands in the reference's place.
     """
-    device = models.device
-    return {
-        "decoder": code_of(decoder[0], decoder[1].option("checkout")),
-        "against": code_of(against.name, against.settings[0].option("checkout")) if against else {},
-        "harness": {"source": digest_of(PACKAGE)},
-        "weights": weights_of(models),
-        "versions": versions(),
-        "machine": {"device": device.type, "name": device_name(device)},
-        "mode": {
-            "dtype": str(models.target.dtype).removeprefix("torch."),
-            "draft_dtype": str(models.draft.dtype).removeprefix("torch."),
-            **precision(),
-        },
-    }
+    dtypes = {"dtype": models.target.dtype, "draft_dtype": models.draft.dtype}
+    return Identity(
+        code_of(decoder[0], decoder[1].option("checkout")),
+        code_of(against.name, against.settings[0].option("checkout")) if against else None,
+        _digest_of(PACKAGE),
+        weights_of(models),
+        versions(),
+        models.device.type,
+        device_name(models.device),
+        {**{name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()}, **precision()},
+    )
 
 
 def weights_of(models: ModelPair) -> dict[str, str]:
@@ -59,24 +132,22 @@ def weights_of(models: ModelPair) -> dict[str, str]:
     return {side: digest.hexdigest() for side, digest in digests.items()}
 
 
-def code_of(implementation: str, checkout: str = "") -> dict[str, Any]:
-    """Return name, digest of the source, commit of its repository, and whether files differ from that commit.
+def code_of(implementation: str, checkout: str = "") -> CodeIdentity:
+    """Return what the code of a decoder is.
 
     Args:
         implementation: ``package.module:factory``; of a name that nobody finds nothing but the name is known.
         checkout: folder of the code that the factory puts under test, which is part of the source; its commit counts.
     """
-    found: dict[str, Any] = {"implementation": implementation, "source": "", "commit": "", "changed": False}
-    found["checkout"] = checkout
     module = _place(implementation.partition(":")[0]) if not implementation.startswith(f"{PREFIX}:") else None
     places = [place for place in (module, Path(checkout) if checkout else None) if place is not None]
     if not places:
-        return found
+        return CodeIdentity(implementation, checkout=checkout)
     last = places[-1]
     folder, sources = (last, ":(glob)**/*.py") if last.is_dir() else (last.parent, last.name)  # no __pycache__
     commit = _git(folder, "rev-parse", "HEAD")
     changed = bool(_git(folder, "status", "--porcelain", "--", sources)) if commit else False
-    return {**found, "source": "+".join(map(digest_of, places)), "commit": commit, "changed": changed}
+    return CodeIdentity(implementation, "+".join(map(_digest_of, places)), commit, changed, checkout)
 
 
 def _place(module: str) -> Path | None:
@@ -94,7 +165,7 @@ def _place(module: str) -> Path | None:
     return Path(where) if where and Path(where).exists() else None
 
 
-def digest_of(place: Path) -> str:
+def _digest_of(place: Path) -> str:
     """Return a digest of a Python file, or of every Python file of a folder; of the first `MOST_FILES` at most."""
     digest = hashlib.blake2b(digest_size=8)
     for name, path in _sources(place):
@@ -122,25 +193,24 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def differences(here: Mapping[str, Any], there: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[str]:
+def differences(here: Mapping[str, object], recorded: Mapping[str, object]) -> list[str]:
     """List what differs, one clause a value; empty when nothing does.
 
     Args:
-        here: an identity.
-        there: the recorded one.
-        without: parts that do not matter.
+        here: JSON values by part.
+        recorded: likewise.
     """
-    found = []
-    for part in [name for name in (*here, *(there.keys() - here.keys())) if name not in without]:
-        mine, other = here.get(part), there.get(part)
+    clauses = []
+    for part in (*here, *(recorded.keys() - here.keys())):
+        mine, other = here.get(part), recorded.get(part)
         if not isinstance(mine, Mapping) or not isinstance(other, Mapping):
-            found += [f"{part} (here {mine}, recorded {other})"] if mine != other else []
+            clauses += [f"{part} (here {mine}, recorded {other})"] if mine != other else []
             continue
         for name in sorted(mine.keys() | other.keys()):
             if mine.get(name) != other.get(name):
-                found.append(f"{part} {name} (here {_word(mine.get(name))}, recorded {_word(other.get(name))})")
-    return found
+                clauses.append(f"{part} {name} (here {_word(mine.get(name))}, recorded {_word(other.get(name))})")
+    return clauses
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     return str(value) if value not in ("", None) else "unknown"

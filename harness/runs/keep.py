@@ -61,7 +61,7 @@ FREE = ("command", "recipe")  # may differ between two parts of a run: file name
 
 def describe(
     models: ModelPair,
-    identity: Identity,
+    identity: Identity | None,
     store: RunStore,
     terms: Terms,
     judged: tuple[Plan, Sequence[Contract], Budget],
@@ -77,7 +77,7 @@ def describe(
     """
     plan, contracts, budget = judged
     return {
-        "identity": identity,
+        "identity": identity.as_dict() if identity else {},
         "networks": {
             "title": models.title,
             "device": str(models.device),

@@ -18,11 +18,8 @@ from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
 from harness.rounding.measure import joint_budget
 from harness.runs.case import KeptCase, unlike
-from harness.runs.identity import differences
 from harness.runs.plan import Task
 from harness.runs.work import VerifyWork
-
-CODE = ("decoder", "against")  # parts of an identity: what may have been changed in order to mend it
 
 
 class Answer(StrEnum):
@@ -62,16 +59,17 @@ def replay_case(case: KeptCase, models: ModelPair, budgets: Path) -> Replayed:
     why = unlike(case, models)
     if why:
         return Replayed(case, Answer.CANNOT, why)
-    there, here = case.about["identity"], case.identity(models)
+    recorded, here = case.recorded, case.identity(models)
     try:
         found = first_defect(case, models, budgets)
     except InputError as error:
         return Replayed(case, Answer.CANNOT, f"the decoder cannot be had: {error}")
-    elsewhere = differences(here, there, without=(*CODE, "weights", "mode"))
+    elsewhere = here.differences(recorded, ("harness", "versions", "machine"))
     if found is not None:
         is_same = all(getattr(found, n) == getattr(case.found, n) for n in ("component", "seed", "image", "scale"))
         return Replayed(case, Answer.STILL if is_same else Answer.OTHER, "; ".join(elsewhere), found)
-    if any(here[side].get("source") != there[side].get("source") for side in CODE):
+    codes = [(side.decoder.source, side.against and side.against.source) for side in (here, recorded)]
+    if codes[0] != codes[1]:  # what may have been changed in order to mend it
         return Replayed(case, Answer.FIXED, "; ".join(elsewhere))
     return Replayed(case, Answer.CANNOT, "; ".join(elsewhere) or "the same code on the same machine does not fail now")
 

@@ -104,9 +104,9 @@ def test_a_run_goes_on_beside_the_same_code_alone(tmp_path: Path):
 
 def test_the_source_of_a_checkout_is_its_own(tmp_path: Path):
     right, wrong = make(tmp_path, "var"), make(tmp_path, "var", "wrong-positions")
-    digests = {code_of(NAME, str(folder))["source"] for folder in (right, wrong)}
+    digests = {code_of(NAME, str(folder)).source for folder in (right, wrong)}
     assert len(digests - {""}) == 2
-    assert code_of("harness:build_decoder", str(right))["source"].endswith(code_of(NAME, str(right))["source"])
+    assert code_of("harness:build_decoder", str(right)).source.endswith(code_of(NAME, str(right)).source)
 
 
 @pytest.mark.slow
@@ -151,10 +151,10 @@ def test_a_checkout_is_changed_by_sources_alone(tmp_path: Path):
     git("commit", "-m", "As it is")
     (checkout / "models" / "__pycache__").mkdir()
     (checkout / "models" / "__pycache__" / "var.cpython-311.pyc").write_bytes(b"")
-    found = code_of(NAME, str(checkout))
-    assert (len(found["commit"]), found["changed"]) == (40, False)
+    code = code_of(NAME, str(checkout))
+    assert (len(code.commit), code.changed) == (40, False)
     (checkout / "models" / "more.py").write_text("")
-    assert code_of(NAME, str(checkout))["changed"]
+    assert code_of(NAME, str(checkout)).changed
 
 
 @pytest.mark.slow
