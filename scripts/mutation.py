@@ -54,7 +54,7 @@ EQUAL = [
         r"(?<=request\.top_[kp]) <=? 0",
         "a shortcut: without a filter what follows drops nobody, and no filter is below 0",
     ),
-    (r"budget\.load$", r"(?<=good = )(False|None)", "neither is true"),
+    (r"budget\.load_budgets$", r"(?<=good = )(False|None)", "neither is true"),
     (r"record\.fresh$", r"(?<=else Recording\()(path|None)", "nobody asks where a file lies that is not there"),
     (
         r"measure\.windows$",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from harness.judge.decode import distances
+from harness.judge.decode import image_distances
 from harness.judge.verdict import Distance
 from harness.models.pair import ModelPair
 from harness.pool.employ import ALONE, Execution, employ
@@ -78,7 +78,7 @@ class PolicyRow:
         self.target_calls += actual.target_calls
         self.target_rows += actual.target_rows
         self.draft_rows += actual.draft_rows or [0] * len(actual.tokens_BL)
-        self.distances += distances(models, actual, expected)
+        self.distances += image_distances(models, actual, expected)
         self.accepted_tokens += actual.total("accepted_tokens")
         self.scales_per_round.update(actual.scales_per_round())
         for turn in (turn for rounds in actual.rounds for turn in rounds):

@@ -34,21 +34,21 @@ def calibrate(networks: Pair, mode: Mode, measurement: Calibration) -> None:
     from harness.commands.inputs import counts, load_models
     from harness.report.progress import LongWork
     from harness.report.terminal import plain_console, say
-    from harness.rounding.budget import load, save
-    from harness.rounding.measure import check_explained, measure
+    from harness.rounding.budget import load_budgets, save_budget
+    from harness.rounding.measure import check_explained, measure_budget
 
     outputs = check_outputs({"into": measurement.into}, networks.files())
     sizes = counts("batches", measurement.batches, "1,2,8")
     if "into" in outputs:
-        load(outputs["into"])
+        load_budgets(outputs["into"])
     pair = load_models(networks, mode).compiled(measurement.compile)
     pair.check_finite()
     with LongWork("batches", len(sizes)) as work:
-        entry = measure(pair, sizes, work.advance)
+        entry = measure_budget(pair, sizes, work.advance)
     check_explained(entry, pair)
     subject = f"{entry.models} on {entry.device}, {entry.dtype}, products {entry.products}"
     console, windows = plain_console(), count_of(entry.windows, "window")
     say(console, f"{subject}: {windows} of {count_of(entry.images, 'image')} against float64")
     say(console, f"logits {entry.rows:.3g} (rms {entry.rows_rms:.3g}) before guidance, f_hat {entry.f_hat:.3g}")
     if "into" in outputs:
-        save(entry, outputs["into"], measurement.reason)
+        save_budget(entry, outputs["into"], measurement.reason)

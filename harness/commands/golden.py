@@ -70,7 +70,7 @@ def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
     """
     from harness.golden.check import check_recording, read_recordings, recorded_cases
     from harness.golden.plan import golden_inventory, stale_entries
-    from harness.judge.verdict import worst
+    from harness.judge.verdict import worst_verdict
     from harness.report.goldens import recordings_json, show_recordings
     from harness.report.html.page import check_page
     from harness.report.progress import LongWork
@@ -107,7 +107,7 @@ def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
 
         checked = list(zip(recorded, parsed, strict=True))
         write_whole(paths["html"], recordings_page(results, checked, str(device)))
-    raise typer.Exit(worst([result.verdict for result in results]).exit_status)
+    raise typer.Exit(worst_verdict([result.verdict for result in results]).exit_status)
 
 
 @command(

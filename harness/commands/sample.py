@@ -167,7 +167,7 @@ def draw(models: ModelPair, decoder: SpeculativeDecoder | None, request: Request
     """Draw one batch, sequentially where there is no decoder. Raises `NonFiniteError`."""
     import torch
 
-    from harness.judge.decode import unverified
+    from harness.judge.decode import unverified_scales
     from harness.reference.sequential import sample_sequential
 
     noise = models.noise(request)
@@ -179,7 +179,7 @@ def draw(models: ModelPair, decoder: SpeculativeDecoder | None, request: Request
         raise NonFiniteError("f_hat", f"seed {request.seed}")
     if trace.intermediates is not None:
         for image, guided_LV in enumerate(trace.intermediates.guided_BLV):
-            judged = set(models.pyramid) - unverified(trace, image)  # the others have no target tensors
+            judged = set(models.pyramid) - unverified_scales(trace, image)  # the others have no target tensors
             if not all(bool(torch.isfinite(guided_LV[models.pyramid.span(si)]).all()) for si in judged):
                 raise NonFiniteError("target.logits", f"seed {request.seed}")
     return trace

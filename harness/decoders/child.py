@@ -26,7 +26,7 @@ from harness.errors import InputError
 from harness.judge.verdict import Judgement
 from harness.models.pair import ModelPair
 from harness.protocol.decoder import Implementation
-from harness.rounding.precision import unchanged
+from harness.rounding.precision import precision_unchanged
 
 
 def serve(job_file: str, read: str, write: str) -> None:
@@ -50,7 +50,7 @@ def _serve(job_file: Path, read: int, write: int) -> None:
         mailbox, alarm = Mailbox.open(job.mailbox), _Alarm()
         try:
             factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
-            with unchanged() as moved:
+            with precision_unchanged() as moved:
                 decoders = [build(factory, job.models, setting) for setting in job.settings]
         except InputError as error:
             _say(replies, DecoderReply(refused=error))

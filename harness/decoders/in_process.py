@@ -36,7 +36,7 @@ from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
-from harness.rounding.precision import unchanged
+from harness.rounding.precision import precision_unchanged
 from harness.signals import ctrl_c_is_a_stop
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
@@ -63,7 +63,7 @@ class InProcess:
     def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
         self.models, self.watched = models, watched
         self._sums = pair_checksums(models) if watched else {}
-        with unchanged() as self.moved:
+        with precision_unchanged() as self.moved:
             self._decoders = [build(factory, models, setting) for setting in settings]
         self.contracts = [str(decoder.contract) for decoder in self._decoders]
 
@@ -102,7 +102,7 @@ def run_in_process(
 
     Effects: process-wide settings of precision that the decoder changed are put back.
     """
-    with unchanged() as moved, tidy() as left_behind:
+    with precision_unchanged() as moved, tidy() as left_behind:
         outcome = _run(implementation, models, request, by_value)
     if moved:  # whatever came of it was computed in another mode
         return Judgement(

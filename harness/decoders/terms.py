@@ -9,7 +9,7 @@ from harness.decoders.factory import Factory
 from harness.decoders.process import Limits
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
-from harness.rounding.budget import SHIPPED
+from harness.rounding.budget import SHIPPED_BUDGETS
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Terms:
     sequential: bool = False
     in_process: bool = False
     limits: Limits = field(default_factory=Limits)
-    budgets: Path = SHIPPED
+    budgets: Path = SHIPPED_BUDGETS
     refusals: bool = False
     first_only: bool = False
     against: Other | None = None

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from harness.golden.cases import RecordedCase
 from harness.protocol.trace import Trace
-from harness.rounding.budget import MARGIN, Budget
-from harness.rounding.measure import quick
+from harness.rounding.budget import BUDGET_MARGIN, Budget
+from harness.rounding.measure import quick_budget
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,12 @@ def smooth_rounding(case: RecordedCase, run: Trace) -> float:
         run: of it, made here; its largest logit scales the cap.
     """
     assert run.intermediates is not None
-    rms = max(budget.rows_rms for budget in _budgets(case)) / MARGIN  # as measured: `spread` has a factor of its own
+    rms = (
+        max(budget.rows_rms for budget in _budgets(case)) / BUDGET_MARGIN
+    )  # as measured: `spread` has a factor of its own
     return min(rms, LIMITS["smooth rounding"] * float(run.intermediates.rows_RLV.abs().max()))
 
 
 def _budgets(case: RecordedCase) -> list[Budget]:
     """Of the networks that decide tokens, each on its own."""
-    return [quick(replace(case.models, target=network)) for network in case.sides()]
+    return [quick_budget(replace(case.models, target=network)) for network in case.sides()]

@@ -25,7 +25,7 @@ from harness.protocol.trace import Trace
 from harness.reference.cachefree import sample_cachefree
 from harness.reference.handoff import HandOff, sample_handoff
 from harness.reference.sequential import sample_sequential
-from harness.rounding.measure import quick
+from harness.rounding.measure import quick_budget
 from harness.speculative.sampler import build_decoder
 
 CODE = Path(__file__).parent
@@ -124,7 +124,7 @@ def failing_laws(models: ModelPair) -> list[str]:
     found = []
     if not torch.equal(sample_cachefree(models.target, models.vae, request, models.noise(request)), target.tokens_BL):
         found.append("decoding with a cache = decoding without one")
-    budget = quick(models)
+    budget = quick_budget(models)
     S = models.pyramid.S
     for draft_len in sorted({1, (S + 1) // 2, S}):
         decoded = run_in_process(build_decoder(models, Settings(draft_len)), models, request)

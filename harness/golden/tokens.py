@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.golden.cases import RecordedCase
 from harness.golden.judgements import CaseResult
 from harness.golden.spread import guided
-from harness.judge.race import exponentials, race
+from harness.judge.race import exponentials, race_tokens
 from harness.judge.verdict import Divergence
 from harness.protocol.trace import Trace
 
@@ -45,7 +45,7 @@ def judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, ground: Grou
         return
     allowed_N, error_N = ground.margin_BL[at].double(), ground.error_BL[at].double()
     E_NV = exponentials(noise, models.pyramid, *at)
-    races = race(guided(ground.exact)[at], E_NV, tokens_BL[at], request, allowed_N, [guided(run)[at]])
+    races = race_tokens(guided(ground.exact)[at], E_NV, tokens_BL[at], request, allowed_N, [guided(run)[at]])
     whole = torch.stack((*at, tokens_BL[at], run.tokens_BL[at]), 1).tolist()
     real = torch.stack((races.margin_N, races.bound_N, races.error_N), 1).tolist()
     for (image, position, *tokens), reals, is_tie in zip(whole, real, races.is_tie_N(error_N).tolist(), strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.judge.evidence import Evidence
 from harness.judge.form import malformed
-from harness.judge.race import exponentials, margin_bound, race
+from harness.judge.race import exponentials, margin_bound, race_tokens
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.trace import Trace
 
@@ -54,7 +54,7 @@ def judge_against(evidence: Evidence, other: str) -> Judgement:
     return judgement
 
 
-def changed(actual: Trace, expected: Trace) -> list[str]:
+def changed_counts(actual: Trace, expected: Trace) -> list[str]:
     """Say which counts are others, where both show them: no defect, but what a change may have been for."""
     found = []
     for name in ("target_calls", "target_rows", "draft_calls", "draft_rows"):
@@ -147,7 +147,9 @@ def _judge_tokens(evidence: Evidence, image: int, si: int, position_n: Tensor, m
             noise.labels(evidence.models.target.config.classes)  # drawn before all numbers
             E_nV = exponentials(noise, evidence.models.pyramid, row_n, position_n)
         allowed_n = torch.full_like(margin_n, allowed)
-        one_n, other_n = (race(exact_nV, E_nV, token_n, evidence.request, allowed_n).margin_N for token_n in tokens_2n)
+        one_n, other_n = (
+            race_tokens(exact_nV, E_nV, token_n, evidence.request, allowed_n).margin_N for token_n in tokens_2n
+        )
         margin_n = torch.where(torch.isfinite(exact_nV).all(1), torch.maximum(one_n, other_n), torch.nan)
     records = []
     for position, actual, other, margin in zip(

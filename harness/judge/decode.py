@@ -57,7 +57,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     judgement.draws = actual.tokens_BL.numel()
     along = _along(evidence, contract)
     if not claims_tokens:
-        judgement.distances = distances(evidence.models, actual, evidence.expected)
+        judgement.distances = image_distances(evidence.models, actual, evidence.expected)
     differ_BL = actual.tokens_BL != along.expected.tokens_BL
     judgement.identical = judgement.draws - int(differ_BL.sum())
     wrong = first_wrong(along)
@@ -118,10 +118,10 @@ def _along(evidence: Evidence, contract: Contract) -> Evidence:
     along = evidence.along()
     if contract is not Contract.QUALITY:  # every other claim is about the target's law at every scale
         return along
-    return replace(along, unverified=tuple(unverified(evidence.actual, b) for b in range(evidence.request.B)))
+    return replace(along, unverified=tuple(unverified_scales(evidence.actual, b) for b in range(evidence.request.B)))
 
 
-def unverified(actual: Trace, image: int) -> frozenset[int]:
+def unverified_scales(actual: Trace, image: int) -> frozenset[int]:
     """Return the scales that a round without a target pass made final: they have no target tensors to check."""
     rounds = actual.rounds[image] if actual.rounds else []
     return frozenset(t.first + k for t in rounds if t.target_rows == 0 for k in range(t.finished))
@@ -278,7 +278,7 @@ def _not_shown(evidence: Evidence) -> str:
 
 
 @torch.inference_mode()
-def distances(models: ModelPair, actual: Trace, expected: Trace) -> list[Distance]:
+def image_distances(models: ModelPair, actual: Trace, expected: Trace) -> list[Distance]:
     """Return how far every image is from the other trace's; measured, never judged."""
     tokens_B = (actual.tokens_BL != expected.tokens_BL).double().mean(1)
     f_hat_B = (actual.f_hat_BCPP - expected.f_hat_BCPP).abs().double().flatten(1).mean(1)

@@ -129,7 +129,7 @@ def too_many(weights_x3: Tensor, looks: int = 1) -> Tensor:
 
 
 @torch.inference_mode()
-def costs_of(evidence: Evidence) -> Tensor:
+def costs_of_draws(evidence: Evidence) -> Tensor:
     """Return, for every scale, image and θ, what its draws cost for having been free to flip, by the reference.
 
     Returns:
@@ -153,7 +153,7 @@ def weigh_decode(evidence: Evidence, judgement: Judgement, costs_SB3: Tensor, ro
     Args:
         evidence: for the allowances.
         judgement: with ties; its `surprise` is set, for `weigh_run`.
-        costs_SB3: of `costs_of`.
+        costs_SB3: of `costs_of_draws`.
         row_of: place in the batch of the image of every tie.
     """
     S, ties = len(costs_SB3), judgement.ties

@@ -26,7 +26,7 @@ class Evidence:
         expected: the reference's under the same noise; a free run until `along` replaces it.
         budget: how far rounding may move rows and f_hat in this mode.
         greedy: both sides take the most likely token in place of a draw.
-        costs_SB3: what the draws of `expected` cost (`judge.e_values.costs_of`), where somebody has them already.
+        costs_SB3: what the draws of `expected` cost (`judge.e_values.costs_of_draws`), where somebody has them already.
         unverified: by image, scales without a target pass, which have no target tensors to check (contract C).
         noise: the request's numbers, those that the reference read; never the decoder's copy.
     """

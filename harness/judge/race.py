@@ -44,7 +44,7 @@ class Races:
         return (self.margin_N <= self.bound_N) & (self.error_N <= allowed_N)
 
 
-def race(
+def race_tokens(
     exact_NV: Tensor,
     E_NV: Tensor | None,
     token_N: Tensor,

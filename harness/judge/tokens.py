@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from harness.judge.components import WrongTensors
-from harness.judge.e_values import costs_of, weigh_decode
+from harness.judge.e_values import costs_of_draws, weigh_decode
 from harness.judge.evidence import Evidence
-from harness.judge.race import exponentials, race
+from harness.judge.race import exponentials, race_tokens
 from harness.judge.suspects import is_accepted_draft
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference.cachefree import teacher_forced
-from harness.rounding.precision import certifying, images_at_once, wide
+from harness.rounding.precision import certifying_networks, certifying_precision, images_per_certifying_pass
 
 MOST_RECORDS = 1000  # wrong tokens of one decode that are described one by one
 NUMBERS = 2**26  # of logits that are raced at a time
@@ -37,7 +37,7 @@ def judge_tokens(evidence: Evidence, wrong: WrongTensors, differ_BL: Tensor, jud
         differ_BL: tokens that are not the reference's.
         judgement: changed.
     """
-    costs_SB3 = costs_of(evidence) if evidence.costs_SB3 is None else evidence.costs_SB3
+    costs_SB3 = costs_of_draws(evidence) if evidence.costs_SB3 is None else evidence.costs_SB3
     judgement.surprise = (-costs_SB3.sum(1)).tolist()
     places = torch.nonzero(differ_BL)
     if not len(places):
@@ -65,11 +65,11 @@ class Raced:
 @torch.inference_mode()
 def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
     """Race every differing token: each image goes through the certifying network up to its last one, many at a time."""
-    models, by = evidence.models, certifying(evidence.models)
+    models, by = evidence.models, certifying_precision(evidence.models)
     labels_B, tokens_BL = evidence.numbers.labels(models.target.config.classes), evidence.actual.tokens_BL
     for last, rows in _by_last_scale(models.pyramid, places_N2):
-        for some in rows.split(images_at_once(models, by)):
-            with wide(models, by) as (network, vae):
+        for some in rows.split(images_per_certifying_pass(models, by)):
+            with certifying_networks(models, by) as (network, vae):
                 _, exact_bnV, _ = teacher_forced(
                     network, vae, evidence.request.cfg, labels_B[some], tokens_BL[some], last + 1
                 )
@@ -99,14 +99,14 @@ def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[R
     token_n = evidence.actual.tokens_BL[row_n, position_n]
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates  # a decoder may show none
     shown = [side.guided_BLV[row_n, position_n] for side in (actual, expected) if side is not None]
-    races = race(exact_nV, E_nV, token_n, request, allowed_n, shown)
+    races = race_tokens(exact_nV, E_nV, token_n, request, allowed_n, shown)
     is_tie_n = races.is_tie_N(allowed_n)
     logits_n, f_hat_n = torch.full_like(allowed_n, torch.nan), torch.full_like(allowed_n, torch.nan)
     if actual is not None and expected is not None:
         # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw. A
         # cumulative sum of another shape may round otherwise at the edge of top-p, which a race allows for.
         nothing_n = torch.zeros_like(allowed_n)
-        is_tie_n &= race(shown[0], E_nV, token_n, request, nothing_n).is_tie_N(nothing_n)
+        is_tie_n &= race_tokens(shown[0], E_nV, token_n, request, nothing_n).is_tie_N(nothing_n)
         logits_n = (shown[0] - shown[1]).abs().amax(1).double()
         f_hat_SB = (actual.f_hat_SBCPP - expected.f_hat_SBCPP).abs().flatten(2).amax(2)
         f_hat_n = f_hat_SB[scale_n, row_n].double()

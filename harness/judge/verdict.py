@@ -32,7 +32,7 @@ class Verdict(StrEnum):
         return {"IDENTICAL": 0, "TIE": 0, "CONSISTENT": 0, "DEFECT": 1, "INCONCLUSIVE": 3}[self.value]
 
 
-def worst(verdicts: Sequence[Verdict]) -> Verdict:
+def worst_verdict(verdicts: Sequence[Verdict]) -> Verdict:
     """Return the worst verdict: DEFECT, then INCONCLUSIVE (also for none), then CONSISTENT, TIE, IDENTICAL."""
     order = (Verdict.DEFECT, Verdict.INCONCLUSIVE, Verdict.CONSISTENT, Verdict.TIE, Verdict.IDENTICAL)
     return next((verdict for verdict in order if verdict in verdicts), Verdict.INCONCLUSIVE)

@@ -34,7 +34,7 @@ from harness.reference.enumerate import joint_law, law_distance
 from harness.reference.policies import decode_by_policy
 from harness.reference.sequential import sample_sequential
 from harness.reference.steps import filter_logits, guide
-from harness.rounding.measure import quick
+from harness.rounding.measure import quick_budget
 from harness.speculative.sampler import SpeculativeDecoder
 
 LAWS: list[Law] = []
@@ -58,7 +58,7 @@ def token_identical(subject: Subject, case: Case) -> bool:
     models, request = case.models, case.request
     greedy = case.settings.greedy
     expected = sample_sequential(models.target, models.vae, request, case.noise(), greedy=greedy)
-    budget = quick(models)
+    budget = quick_budget(models)
     actual = subject.decode(case)
     judgement = judge(Evidence(models, request, actual, expected, budget, greedy), drafts=False)
     require(not judgement.defects, f"{judgement.defects[0] if judgement.defects else ''}")

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from harness.judge.components import INPUT_ULPS
 from harness.judge.part_law import require
-from harness.judge.race import exponentials, margin_bound, race
+from harness.judge.race import exponentials, margin_bound, race_tokens
 from harness.laws.case import Case
 from harness.laws.law import FLOAT64, NotOffered, require_tokens
 from harness.protocol.request import Request
 from harness.reference.cachefree import teacher_forced
-from harness.rounding.measure import quick
+from harness.rounding.measure import quick_budget
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Allowed:
 
 
 def allowed(case: Case) -> Allowed:
-    """Return what a case allows; measured once a process and network (`rounding.measure.quick`)."""
+    """Return what a case allows; measured once a process and network (`rounding.measure.quick_budget`)."""
     if case.exact:
         return Allowed(FLOAT64, FLOAT64, FLOAT64, FLOAT64)
-    budget = quick(case.models)
+    budget = quick_budget(case.models)
     eps = torch.finfo(case.models.target.dtype).eps
     # inputs of these networks are sums of terms of size 10 at most
     x = 10 * max(2 * budget.f_hat, INPUT_ULPS[case.models.target.dtype] * eps)
@@ -70,7 +70,7 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, expected_BL: 
         require_tokens(actual_BL, expected_BL, where)
         return
     models, pyramid = case.models, case.pyramid
-    noise, budget = models.noise(request), quick(models)
+    noise, budget = models.noise(request), quick_budget(models)
     labels_B = noise.labels(models.target.config.classes)
     wide = models.wide()
     for image in torch.nonzero((actual_BL != expected_BL).any(1)).flatten().tolist():
@@ -83,7 +83,7 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, expected_BL: 
         allowed_n = torch.full(position_n.shape, allowed, dtype=torch.float64)
         E_nV = exponentials(noise, pyramid, row_n, position_n)
         sides = [tokens_BL[image, position_n] for tokens_BL in (actual_BL, expected_BL)]
-        margins = [race(exact_nV, E_nV, token_n, request, allowed_n).margin_N for token_n in sides]
+        margins = [race_tokens(exact_nV, E_nV, token_n, request, allowed_n).margin_N for token_n in sides]
         rows = torch.stack(sides, 1).tolist(), torch.stack(margins, 1).tolist()
         for position, *pairs in zip(position_n.tolist(), *rows, strict=True):
             for token, margin in zip(*pairs, strict=True):

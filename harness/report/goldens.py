@@ -12,7 +12,7 @@ from harness.errors import one_line
 from harness.files import compact
 from harness.golden.judgements import CaseResult, FileResult, golden_totals
 from harness.golden.record import Change
-from harness.judge.verdict import Verdict, worst
+from harness.judge.verdict import Verdict, worst_verdict
 from harness.provenance import versions
 from harness.report.tables import SHY, Column, name_column, number, print_table
 from harness.report.terminal import say
@@ -95,7 +95,7 @@ def recordings_json(results: Sequence[FileResult], device: torch.device) -> byte
     return compact(
         {
             "contract": "token-identical",
-            "verdict": worst([result.verdict for result in results]).value,
+            "verdict": worst_verdict([result.verdict for result in results]).value,
             "images": sum(case.request.B for case in cases),
             "cases": len(cases),
             "draws": sum(case.draws for case in cases),

@@ -70,11 +70,11 @@ class Budget:
 
 # Other seeds, labels, batch sizes and processors of the same kind round a little differently: fresh images on the
 # machines of the stored entries stayed within 1.4 times what is stored (tests/unit/rounding, tests/gpu).
-MARGIN = 2.0
+BUDGET_MARGIN = 2.0
 EXACT = "exact"
 COMPILED = " compiled"  # behind the products: a compiler joins kernels, and so rounds elsewhere
 Mode = tuple[str, str, str, str, str]  # models, weights, device, dtype, products
-SHIPPED = Path(str(files("harness.rounding") / "budgets.json"))
+SHIPPED_BUDGETS = Path(str(files("harness.rounding") / "budgets.json"))
 # One rounding of the largest number met is the least that an error may be; float32 has 24 bits.
 ROUNDING = 2.0**-23
 # The most that an error may be, in roundings of the largest logit, or of the largest f_hat (at least 1). Sums of some
@@ -86,7 +86,7 @@ EPS = {"float32": ROUNDING, "TF32": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass(frozen=True)
-class Entry:
+class BudgetEntry:
     """What rounding did, at worst.
 
     Args:
@@ -124,11 +124,11 @@ class Entry:
         return self.models, self.weights, self.device, self.dtype, self.products
 
     def budget(self) -> Budget:
-        """Return the budget of this mode: `MARGIN` times the errors."""
+        """Return the budget of this mode: `BUDGET_MARGIN` times the errors."""
         products = "" if self.products == EXACT else f" {self.products}"
         mode = f"{self.device}, {self.dtype}{products}, {self.windows} windows"
-        source = f"{MARGIN:g} × the reference's largest error against float64, stored ({mode})"
-        return Budget(MARGIN * self.rows, MARGIN * self.rows_rms, MARGIN * self.f_hat, source)
+        source = f"{BUDGET_MARGIN:g} × the reference's largest error against float64, stored ({mode})"
+        return Budget(BUDGET_MARGIN * self.rows, BUDGET_MARGIN * self.rows_rms, BUDGET_MARGIN * self.f_hat, source)
 
     def check_explained(self, logit: float, f_hat: float) -> None:
         """Refuse an entry that its dtype cannot explain.
@@ -183,7 +183,7 @@ def _fingerprint(models: ModelPair) -> str:
     return digest.hexdigest()
 
 
-def load(store: Path) -> list[Entry]:
+def load_budgets(store: Path) -> list[BudgetEntry]:
     """Read a file of entries; none where there is no file.
 
     Raises:
@@ -193,7 +193,7 @@ def load(store: Path) -> list[Entry]:
         return []
     check_readable(store, "budgets", "pass a file of `sdvar-harness calibrate`")  # a pipe would wait for ever
     try:
-        entries = [Entry(**values) for values in json.loads(store.read_text())["entries"]]
+        entries = [BudgetEntry(**values) for values in json.loads(store.read_text())["entries"]]
         good = all(isinstance(word, str) for entry in entries for word in entry.mode)
         good = good and all(_is_error(number) for e in entries for number in (e.rows, e.rows_rms, e.f_hat))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
@@ -209,13 +209,13 @@ def _is_error(number: object) -> bool:
     return isinstance(number, int | float) and math.isfinite(number) and number > 0
 
 
-def save(entry: Entry, store: Path, reason: str = "") -> None:
+def save_budget(entry: BudgetEntry, store: Path, reason: str = "") -> None:
     """Add an entry to a file, or replace the one of its mode.
 
     Raises:
         InputError: the new one is wider, or from fewer images, and there is no reason for it.
     """
-    entries = load(store)
+    entries = load_budgets(store)
     old = next((other for other in entries if other.mode == entry.mode), None)
     grown = old is not None and any(getattr(entry, n) > getattr(old, n) for n in ("rows", "rows_rms", "f_hat"))
     if old is not None and entry.images < old.images and not reason:

@@ -23,13 +23,22 @@ from harness.provenance import versions
 from harness.reference.cachefree import prefix_inputs, teacher_forced
 from harness.reference.sequential import GrowingCache, sample_sequential
 from harness.reference.steps import block_causal, guidance_labels
-from harness.rounding.budget import EXACT, MARGIN, ROUNDING, SHIPPED, Budget, Entry, load, mode_of
+from harness.rounding.budget import (
+    BUDGET_MARGIN,
+    EXACT,
+    ROUNDING,
+    SHIPPED_BUDGETS,
+    Budget,
+    BudgetEntry,
+    load_budgets,
+    mode_of,
+)
 
-BATCHES = (1, 2, 8)
+CALIBRATION_BATCHES = (1, 2, 8)
 # Where nothing is stored: every scale alone and all scales in one pass, for one batch of two images, or of more (up to
 # eight) where images are that small that two would meet too few numbers. Over all windows of fresh images the errors
 # stayed within 1.91 times these (digits and d16 -> d30 on CPU and H100 in float32, TF32 and bfloat16; 16 tiny networks
-# and those of 40 cases of the laws in float32 and bfloat16), so `MARGIN` covers them too.
+# and those of 40 cases of the laws in float32 and bfloat16), so `BUDGET_MARGIN` covers them too.
 POSITIONS, FEWEST, MOST = 1200, 2, 8
 
 # Compiled blocks may round so much more, no further: on an H200 they rounded 0.85 to 1.07 times as much in three modes.
@@ -56,7 +65,7 @@ class Errors:
     f_hat: float
 
 
-def budget_for(models: ModelPair, store: Path = SHIPPED) -> Budget:
+def budget_for(models: ModelPair, store: Path = SHIPPED_BUDGETS) -> Budget:
     """Return the stored budget of this mode, or measure one where there is none.
 
     The mode is read here: call it before a decoder is built, which may change what is process-wide.
@@ -66,14 +75,14 @@ def budget_for(models: ModelPair, store: Path = SHIPPED) -> Budget:
         NonFiniteError: the target's logits are not finite.
     """
     mode = mode_of(models)
-    entry = next((entry for entry in load(store) if entry.mode == mode), None)
+    entry = next((entry for entry in load_budgets(store) if entry.mode == mode), None)
     if entry is None:
-        return quick(models)
+        return quick_budget(models)
     check_explained(entry, models)
     return entry.budget()
 
 
-def joint_budget(models: ModelPair, compiled: bool, store: Path = SHIPPED) -> Budget:
+def joint_budget(models: ModelPair, compiled: bool, store: Path = SHIPPED_BUDGETS) -> Budget:
     """Return the budget of networks as they are, or, for a decoder whose blocks are compiled, the wider of both modes.
 
     The compiler's work is measured, and is under test: `WIDEST` keeps what it does wrong from excusing itself.
@@ -95,13 +104,13 @@ def joint_budget(models: ModelPair, compiled: bool, store: Path = SHIPPED) -> Bu
     return Budget(rows, rms, f_hat, source)
 
 
-def check_explained(entry: Entry, models: ModelPair) -> None:
+def check_explained(entry: BudgetEntry, models: ModelPair) -> None:
     """Refuse an entry that is wider than its dtype can explain of these networks. Raises `InputError`."""
     entry.check_explained(*_once(_SIZES, models, _sizes))
 
 
-def quick(models: ModelPair) -> Budget:
-    """Return `MARGIN` times the errors of a few windows and images; measured once a process and mode."""
+def quick_budget(models: ModelPair) -> Budget:
+    """Return `BUDGET_MARGIN` times the errors of a few windows and images; measured once a process and mode."""
     return _once(_BUDGETS, models, _quick)
 
 
@@ -119,11 +128,13 @@ def _quick(models: ModelPair) -> Budget:
     found = errors(models, _request(models, images), every=False)
     _, _, device, dtype, products = mode_of(models)
     mode = f"{device}, {dtype}{'' if products == EXACT else f' {products}'}, {images} images"
-    source = f"{MARGIN:g} × the reference's largest error against float64, measured in this run ({mode})"
-    return Budget(MARGIN * found.rows, MARGIN * found.rows_rms, MARGIN * found.f_hat, source)
+    source = f"{BUDGET_MARGIN:g} × the reference's largest error against float64, measured in this run ({mode})"
+    return Budget(BUDGET_MARGIN * found.rows, BUDGET_MARGIN * found.rows_rms, BUDGET_MARGIN * found.f_hat, source)
 
 
-def measure(models: ModelPair, batches: Sequence[int] = BATCHES, progress: Callable[[], None] = lambda: None) -> Entry:
+def measure_budget(
+    models: ModelPair, batches: Sequence[int] = CALIBRATION_BATCHES, progress: Callable[[], None] = lambda: None
+) -> BudgetEntry:
     """Measure every window of the pyramid in one pass, scales before it cached one pass each.
 
     Args:
@@ -139,7 +150,7 @@ def measure(models: ModelPair, batches: Sequence[int] = BATCHES, progress: Calla
         progress()
     rows, rms, f_hat = (max(getattr(batch, name) for batch in found) for name in ("rows", "rows_rms", "f_hat"))
     S = models.pyramid.S
-    return Entry(*mode_of(models), rows, rms, f_hat, S * (S + 1) // 2, sum(batches), versions=versions())
+    return BudgetEntry(*mode_of(models), rows, rms, f_hat, S * (S + 1) // 2, sum(batches), versions=versions())
 
 
 def _request(models: ModelPair, images: int, seed: int = 0) -> Request:

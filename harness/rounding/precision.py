@@ -88,7 +88,7 @@ def watched() -> dict[str, object]:
 
 
 @contextmanager
-def unchanged() -> Iterator[list[str]]:
+def precision_unchanged() -> Iterator[list[str]]:
     """Run somebody else's code; what it changed is undone, and listed when it ends, one clause a setting."""
     before, changed = watched(), list[str]()
     try:
@@ -153,7 +153,7 @@ class Certifying:
         return f"{word if self.exact else 'TF32'}, its error below {self.share:.2g} of the budget"
 
 
-def certifying(models: ModelPair) -> Certifying:
+def certifying_precision(models: ModelPair) -> Certifying:
     """Return the precision for these networks in the present mode. Reads the process-wide TF32 setting."""
     dtype, on_cuda = models.target.dtype, models.device.type == "cuda"
     if dtype == torch.bfloat16:  # 8 bits of mantissa against 11 or 24
@@ -164,7 +164,7 @@ def certifying(models: ModelPair) -> Certifying:
 
 
 @contextmanager
-def wide(models: ModelPair, by: Certifying) -> Iterator[tuple[Network, Autoencoder]]:
+def certifying_networks(models: ModelPair, by: Certifying) -> Iterator[tuple[Network, Autoencoder]]:
     """Lend the target and the quantiser in the certifying precision, that mode switched on.
 
     Effects: process-wide settings of precision, put back when it ends.
@@ -177,7 +177,7 @@ def wide(models: ModelPair, by: Certifying) -> Iterator[tuple[Network, Autoencod
         yield network, models.vae.to(models.device, torch.promote_types(by.dtype, models.vae.dtype))
 
 
-def images_at_once(models: ModelPair, by: Certifying) -> int:
+def images_per_certifying_pass(models: ModelPair, by: Certifying) -> int:
     """Return how many images fit into a certifying pass: a quarter of the memory that is free, one at least."""
     config, L = models.target.config, models.pyramid.L
     # two rows of: attention weights and their softmax, some twelve activations, logits thrice, all keys and values

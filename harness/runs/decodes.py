@@ -27,7 +27,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.rounding.budget import Allowance, Budget
 from harness.rounding.measure import joint_budget
-from harness.rounding.precision import certifying
+from harness.rounding.precision import certifying_precision
 from harness.runs.identity import identity_of
 from harness.runs.keep import UNKEPT, RunStore, begin, describe
 from harness.runs.pictures import MOST_PICTURES
@@ -130,7 +130,7 @@ def verify_decodes(
         with held_file:
             run = RunInProgress(plan, result, file, progress)
             result.stopped = run.go(pool.map, terms.first_only)
-        result.about |= {"workers": pool.name, "certifying": str(certifying(models))}
+        result.about |= {"workers": pool.name, "certifying": str(certifying_precision(models))}
     run.put_together(models, budget)
     if result.stopped:
         raise RunInterrupted(result, result.stopped)

@@ -17,7 +17,7 @@ import torch
 
 from harness.errors import InputError, one_line, shortened
 from harness.files import compact, finite
-from harness.judge.verdict import Divergence, Verdict, worst
+from harness.judge.verdict import Divergence, Verdict, worst_verdict
 from harness.protocol.request import request_values
 from harness.provenance import versions
 from harness.rounding.budget import Allowance
@@ -109,7 +109,7 @@ class Verification:
     def verdict(self) -> Verdict:
         """The worst verdict of the settings; INCONCLUSIVE at best where the run as a whole proves nothing."""
         found = [setting.verdict for setting in self.settings] + [Verdict.INCONCLUSIVE] * bool(self.reasons)
-        return Verdict.DEFECT if self.early else worst(found)
+        return Verdict.DEFECT if self.early else worst_verdict(found)
 
     @property
     def first_case(self) -> tuple[JudgedRow, Divergence] | None:

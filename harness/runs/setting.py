@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, worst
+from harness.judge.verdict import Distance, Divergence, Judgement, Verdict, worst_verdict
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
@@ -101,7 +101,7 @@ class SettingResult:
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of the requests."""
-        return worst([judgement.verdict for judgement in self.judgements])
+        return worst_verdict([judgement.verdict for judgement in self.judgements])
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``verify --json`` says of it; the first defects of every decode, all ties."""

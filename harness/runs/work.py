@@ -24,9 +24,9 @@ from harness.decoders.factory import Factory
 from harness.decoders.runner import Runner, claimed_contract, start_runner
 from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
-from harness.judge.against import changed, judge_against
+from harness.judge.against import changed_counts, judge_against
 from harness.judge.decode import judge_along, judge_partial
-from harness.judge.e_values import costs_of
+from harness.judge.e_values import costs_of_draws
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair, close_pair
@@ -183,7 +183,7 @@ class Verifier:
             return replace(row, judgement=replace(actual, partial=None)), {}, [], seconds
         evidence = self._evidence(task.request, number, actual, free.trace, free.noise)
         if free.costs_SB3 is None and contract is Contract.TOKENS:
-            free.costs_SB3 = costs_of(evidence)
+            free.costs_SB3 = costs_of_draws(evidence)
         judgement, along = judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
         row = replace(row, judgement=judgement, counts=Counts.of(actual, _differing(along, judgement)), seconds=seconds)
         row = replace(row, peak_bytes=_peak(actual))
@@ -204,7 +204,7 @@ class Verifier:
             return replace(row, judgement=replace(expected, defects=defects, partial=None)), {}, [], seconds
         evidence = self._evidence(request, number, actual, expected, models.noise(request))
         judgement = judge_against(evidence, other.name)
-        changes = tuple(f"{seeds_of(request)}, {each}" for each in changed(actual, expected))
+        changes = tuple(f"{seeds_of(request)}, {each}" for each in changed_counts(actual, expected))
         counts = Counts.of(actual, _differing(evidence, judgement))
         row = replace(row, judgement=judgement, counts=counts, changes=changes, peak_bytes=_peak(actual))
         seen = pictures((task.number, number), evidence, judgement, expected.f_hat_BCPP, self._best)

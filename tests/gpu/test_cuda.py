@@ -20,8 +20,8 @@ from harness.mutants.mutant import Mutant
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.reference import sequential
-from harness.rounding.budget import SHIPPED, load, mode_of
-from harness.rounding.measure import errors, measure
+from harness.rounding.budget import SHIPPED_BUDGETS, load_budgets, mode_of
+from harness.rounding.measure import errors, measure_budget
 from harness.rounding.precision import set_precision
 from harness.runs.cover import covering, plan_of, verify_design
 from harness.runs.decodes import Decodes
@@ -157,8 +157,8 @@ def test_a_draft_of_another_dtype_changes_no_token() -> None:
 
 
 def test_fresh_images_stay_within_the_stored_errors_and_near_them(mode: ModelPair) -> None:
-    entry = next((entry for entry in load(SHIPPED) if entry.mode == mode_of(mode)), None)
-    entry = entry or measure(mode)  # another GPU than that of the stored entries
+    entry = next((entry for entry in load_budgets(SHIPPED_BUDGETS) if entry.mode == mode_of(mode)), None)
+    entry = entry or measure_budget(mode)  # another GPU than that of the stored entries
     fresh = errors(mode, Request((2, 5), 71))
     for name in ("rows", "rows_rms", "f_hat"):
         assert getattr(entry, name) / 4 < getattr(fresh, name) < 1.4 * getattr(entry, name), name

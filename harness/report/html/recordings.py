@@ -14,7 +14,7 @@ from harness.golden.cases import RecordedCase, recorded_networks
 from harness.golden.judgements import CaseResult, FileResult, golden_totals
 from harness.golden.record import WHOLE_FILE, Regeneration
 from harness.golden.store import Recording, read_recording
-from harness.judge.verdict import Verdict, worst
+from harness.judge.verdict import Verdict, worst_verdict
 from harness.protocol.trace import Trace
 from harness.report.html.gallery import PicturePair, gallery_parts, side_by_side
 from harness.report.html.page import Bullets, Facts, Fold, Section, Sheet, as_html, counted, made_now, number
@@ -48,7 +48,7 @@ def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, devi
         recorded: recordings and their cases; images of the cases that do not hold are taken from here.
         device: where this code ran.
     """
-    verdict = worst([result.verdict for result in results])
+    verdict = worst_verdict([result.verdict for result in results])
     pairs, count = _pairs_that_differ(results, recorded)
     sections = [
         Section("result", "Result", "", [_result_facts(results)]),

@@ -16,7 +16,7 @@ from harness.mutants.positions import OFFSET
 from harness.pool.employ import Execution
 from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.request import Request
-from harness.rounding.budget import SHIPPED
+from harness.rounding.budget import SHIPPED_BUDGETS
 from harness.runs.case import cases_of, of_checkouts, read_bundle, write_bundle
 from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.identity import code_of
@@ -56,31 +56,31 @@ def test_a_defect_is_repeated_reduced_sent_and_fixed(tmp_path: Path, rival: bool
     cases = cases_of(tmp_path / "run.db")
     assert len(cases) == 2
     case = cases[0]
-    assert replay_case(case, SMALL, SHIPPED).answer is Answer.STILL
-    small = shrink_case(case, SMALL, SHIPPED)
+    assert replay_case(case, SMALL, SHIPPED_BUDGETS).answer is Answer.STILL
+    small = shrink_case(case, SMALL, SHIPPED_BUDGETS)
     assert (small.request.B, small.settings.draft_len) == (1, "")
     assert small.found.component == case.found.component
     write_bundle(small, SMALL, tmp_path / "case.sdvar")
     sent = read_bundle(tmp_path / "case.sdvar")
     assert sent.against == small.against
-    assert replay_case(sent, SMALL, SHIPPED).answer is Answer.STILL
+    assert replay_case(sent, SMALL, SHIPPED_BUDGETS).answer is Answer.STILL
     moved = of_checkouts(sent, (right, None))
-    assert replay_case(moved, SMALL, SHIPPED).answer is Answer.FIXED
+    assert replay_case(moved, SMALL, SHIPPED_BUDGETS).answer is Answer.FIXED
 
 
 def test_the_code_in_the_references_place_may_be_what_was_mended(tmp_path: Path):
     wrong, right = make(tmp_path, "var", "flat-guidance"), make(tmp_path, "var")
     kept(tmp_path / "run.db", right, wrong)
     case = cases_of(tmp_path / "run.db")[0]
-    assert replay_case(case, SMALL, SHIPPED).answer is Answer.STILL
-    assert replay_case(of_checkouts(case, (None, right)), SMALL, SHIPPED).answer is Answer.FIXED
+    assert replay_case(case, SMALL, SHIPPED_BUDGETS).answer is Answer.STILL
+    assert replay_case(of_checkouts(case, (None, right)), SMALL, SHIPPED_BUDGETS).answer is Answer.FIXED
 
 
 def test_a_checkout_that_is_gone_is_no_fix(tmp_path: Path):
     wrong = make(tmp_path, "var", "wrong-positions")
     kept(tmp_path / "run.db", wrong, None)
     case = cases_of(tmp_path / "run.db")[0]
-    found = replay_case(of_checkouts(case, (tmp_path / "gone", None)), SMALL, SHIPPED)
+    found = replay_case(of_checkouts(case, (tmp_path / "gone", None)), SMALL, SHIPPED_BUDGETS)
     assert found.answer is Answer.CANNOT
     assert found.why.startswith("the decoder cannot be had: checkout=")
     with pytest.raises(InputError, match=r"against_checkout=\S+ is of no use: .* without one; drop it"):

@@ -14,7 +14,7 @@ from harness.decoders.factory import load_factory
 from harness.decoders.in_process import inspect_parts
 from harness.judge.part_law import PartLaw, PartVerdict
 from harness.reference.sequential import sample_sequential
-from harness.rounding.measure import quick
+from harness.rounding.measure import quick_budget
 from tests.helpers import Layout, some, tiny, verify_here
 from tests.published.checkout import edited, make
 
@@ -33,7 +33,7 @@ def run(kind: str, checkout: Path, request: Request = TWO, **options: object) ->
 
 def parts(checkout: Path, **options: str) -> dict[str, PartLaw]:
     decoder = load_factory("published:sdvar-parallel")(SMALL, settings(checkout, **options))
-    rows = inspect_parts(decoder, TWO, quick(SMALL))
+    rows = inspect_parts(decoder, TWO, quick_budget(SMALL))
     return {f"{row.part}: {row.law}": row for row in rows}
 
 

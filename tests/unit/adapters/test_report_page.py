@@ -13,7 +13,7 @@ from harness.adapters.factories import build_sdvar
 from harness.adapters.parts_sdvar import examine
 from harness.adapters.published import published
 from harness.judge.part_law import PartLaw, PartVerdict
-from harness.rounding.measure import quick
+from harness.rounding.measure import quick_budget
 from tests.helpers import some
 from tests.published.checkout import make
 from tests.unit.adapters.test_published import SMALL, run
@@ -34,7 +34,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows_of(checkout: Path) -> list[PartLaw]:
     code = published(checkout, SMALL)
-    return examine(code, build_sdvar(code, {}), Request((0, 1), 0), quick(SMALL))
+    return examine(code, build_sdvar(code, {}), Request((0, 1), 0), quick_budget(SMALL))
 
 
 def test_the_page_has_every_finding_of_the_report_in_its_order():

@@ -27,7 +27,7 @@ from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES
 from harness.quality.distances import BLOCKS
 from harness.quality.study import USUAL_IMAGES
-from harness.rounding.budget import SHIPPED
+from harness.rounding.budget import SHIPPED_BUDGETS
 from harness.speculative.policies import TABLE, parse
 from tests.helpers import command
 
@@ -106,7 +106,7 @@ def test_the_door_opens_at_once(words: str):
 def test_what_the_door_says_is_what_the_rooms_say():
     assert (options.OWN, options.CLOSE, options.TIMEOUT_S) == (DEFAULT, CLOSE, TIMEOUT_S)
     assert (options.QUALITY_IMAGES, options.BLOCKS) == (USUAL_IMAGES, BLOCKS)
-    assert (options.BUDGETS, options.GOLDENS) == (SHIPPED, GOLDENS)
+    assert (options.BUDGETS, options.GOLDENS) == (SHIPPED_BUDGETS, GOLDENS)
     assert set(options.DTYPES) == set(DTYPES)
     assert list(options.POLICIES) == [row.form for row in TABLE if not row.bench]
     assert all(parse(policy) for policy in (*options.EVERY_LENGTH, *options.ONE_LENGTH))

@@ -27,14 +27,14 @@ def test_the_measured_budget_is_what_allows_and_grows_with_the_guidance_of_the_s
     first, middle, last = allowed.logits_S
     assert middle == pytest.approx(5 * first)
     assert last == pytest.approx(9 * first)
-    assert first == pytest.approx(allowance.quick(MODELS).rows)
+    assert first == pytest.approx(allowance.quick_budget(MODELS).rows)
     assert allowed.image == LIMITS["image"]
 
 
 @torch.inference_mode()
 def test_a_plain_sampler_that_is_wrong_itself_is_capped(monkeypatch: pytest.MonkeyPatch):
     """Plant: errors as wide as those of a wrong mask."""
-    monkeypatch.setattr(allowance, "quick", lambda models: Budget(1.0, 1.0, 1.0, "by hand"))
+    monkeypatch.setattr(allowance, "quick_budget", lambda models: Budget(1.0, 1.0, 1.0, "by hand"))
     run = CASE.run()
     allowed = allowances(CASE, run)
     largest = float(run.intermediates.rows_RLV.abs().max())
@@ -48,7 +48,7 @@ def test_of_several_networks_the_one_that_rounds_most_is_what_allows(monkeypatch
     def by_network(models):
         return Budget(*((2e-6, 1e-7, 1e-7) if models.target is MODELS.draft else (1e-6, 1e-7, 1e-7)), "by hand")
 
-    monkeypatch.setattr(allowance, "quick", by_network)
+    monkeypatch.setattr(allowance, "quick_budget", by_network)
     assert allowances(CASE, CASE.run()).logits_S[0] == 1e-6
     handed = RecordedCase("b", "test3", CASE.request, MODELS)
     assert allowances(handed, CASE.run()).logits_S[0] == 2e-6

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.judge.against import SHOWN, changed, judge_against
+from harness.judge.against import SHOWN, changed_counts, judge_against
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Judgement, Verdict
 from harness.models.pair import ModelPair
@@ -221,5 +221,5 @@ def test_records_are_in_the_order_of_scales():
 def test_counts_that_are_others_are_told_where_both_show_them():
     one = replace(evidence().actual, target_calls=[2, 3], target_rows=[], draft_calls=[1, 1], draft_rows=[4, 4])
     other = replace(one, target_calls=[3, 3], target_rows=[9, 9], draft_rows=[4, 5])
-    assert changed(one, other) == ["target_calls: 5, and 6 by the other", "draft_rows: 8, and 9 by the other"]
-    assert changed(one, one) == []
+    assert changed_counts(one, other) == ["target_calls: 5, and 6 by the other", "draft_rows: 8, and 9 by the other"]
+    assert changed_counts(one, one) == []

@@ -12,7 +12,7 @@ from harness.errors import InputError
 from harness.judge.components import first_wrong, wrong_at
 from harness.judge.e_values import ALARM, THETAS, Tail, costs_N3, weigh_run
 from harness.judge.evidence import Evidence
-from harness.judge.race import race
+from harness.judge.race import race_tokens
 from harness.judge.verdict import Divergence, Judgement
 from harness.models.pair import ModelPair
 from harness.mutants import guidance, positions, state
@@ -22,8 +22,8 @@ from harness.protocol.request import Request
 from harness.reference.cachefree import teacher_forced
 from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import Allowance, Budget
-from harness.rounding.measure import quick
-from harness.rounding.precision import NEGLIGIBLE, certifying, images_at_once, wide
+from harness.rounding.measure import quick_budget
+from harness.rounding.precision import NEGLIGIBLE, certifying_networks, certifying_precision, images_per_certifying_pass
 from harness.runs import batches
 from harness.runs.batches import cut, default_batch
 from harness.runs.result import Verification
@@ -110,7 +110,7 @@ def test_a_batch_is_judged_as_its_images_are():
     bent["rows_RLV"][2 + 4, 20] += 1.0  # image 2, scale 3, its unconditional row
     bent["guided_BLV"][3, 0, 0] = torch.nan
     actual.intermediates = type(actual.intermediates)(**bent)
-    evidence = Evidence(MODELS, request, actual, expected, quick(MODELS))
+    evidence = Evidence(MODELS, request, actual, expected, quick_budget(MODELS))
     found = first_wrong(evidence)
     assert [found[b] and found[b].scale for b in range(4)] == [None, 1, 3, 0]
     for image in range(4):
@@ -134,7 +134,7 @@ def test_only_images_that_differ_run_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         "harness.judge.evidence.sample_sequential", lambda *a, **k: (seen.append(a[2].B), real(*a, **k))[1]
     )
-    along = Evidence(MODELS, request, actual, expected, quick(MODELS)).along().expected
+    along = Evidence(MODELS, request, actual, expected, quick_budget(MODELS)).along().expected
     assert seen == [1]
     assert torch.equal(along.tokens_BL, whole.tokens_BL)
     for name, tensor in along.intermediates.named().items():
@@ -155,7 +155,7 @@ def test_many_races_are_many_single_races(words: dict[str, float]):
     token_N = torch.randint(12, (40,), generator=generator)
     error_N = torch.rand(40, generator=generator, dtype=torch.float64) * 0.3
     error_N[::4] = 0.0
-    margins = race(exact_NV, E_NV, token_N, request, error_N).margin_N.tolist()
+    margins = race_tokens(exact_NV, E_NV, token_N, request, error_N).margin_N.tolist()
     for n, margin in enumerate(margins):
         assert margin == raced(exact_NV[n], E_NV[n], int(token_N[n]), request, float(error_N[n]))
         assert margin == pytest.approx(
@@ -226,19 +226,19 @@ def test_a_run_weighs_its_ties_scale_by_scale():
 def test_the_certifying_precision_is_negligible_beside_the_budget(dtype: torch.dtype, by: torch.dtype):
     """The stated share is a bound, and no loose one would do: in its own precision a network fills its budget."""
     models, request = MODELS.to("cpu", dtype), Request((0, 1), 2)
-    chosen, budget = certifying(models), quick(models)
+    chosen, budget = certifying_precision(models), quick_budget(models)
     assert (chosen.dtype, chosen.share <= NEGLIGIBLE) == (by, True)
     tokens_BL = sample_sequential(models.target, models.vae, request, models.noise(request)).tokens_BL
     labels_B = models.noise(request).labels(3)
     exact = models.to("cpu", torch.float64)
     due_RLV = teacher_forced(exact.target, exact.vae, 1.5, labels_B, tokens_BL, 4)[0]
-    with wide(models, chosen) as (network, vae):
+    with certifying_networks(models, chosen) as (network, vae):
         rows_RLV = teacher_forced(network, vae, 1.5, labels_B, tokens_BL, 4)[0]
     assert network.dtype is by
     assert float((rows_RLV.double() - due_RLV).abs().max()) <= chosen.share * budget.rows
     own_RLV = teacher_forced(models.target, models.vae, 1.5, labels_B, tokens_BL, 4)[0]
     assert float((own_RLV.double() - due_RLV).abs().max()) > NEGLIGIBLE * budget.rows
-    assert images_at_once(models, chosen) >= 1
+    assert images_per_certifying_pass(models, chosen) >= 1
 
 
 def test_a_converted_network_keeps_no_wide_weights():

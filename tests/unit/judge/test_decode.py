@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.judge.components import WrongTensor
-from harness.judge.decode import distances, judge, judge_tensors, say_what_was_compared
+from harness.judge.decode import image_distances, judge, judge_tensors, say_what_was_compared
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Judgement, Verdict
 from harness.protocol.contract import Contract
@@ -207,7 +207,7 @@ def test_a_scale_that_no_pass_of_the_target_decided_has_no_target_tensors(contra
 
 def test_distances_are_means_over_an_image():
     found, _ = swapped(evidence(), 1, 3)
-    same, other = distances(MODELS, found.actual, found.expected)
+    same, other = image_distances(MODELS, found.actual, found.expected)
     assert (same.tokens, same.f_hat) == (0.0, pytest.approx(0, abs=1e-6))
     a, b = found.actual, found.expected
     assert other.tokens == 1 / 14

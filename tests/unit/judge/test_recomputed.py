@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.judge import suspects
-from harness.judge.decode import unverified
+from harness.judge.decode import unverified_scales
 from harness.judge.evidence import Evidence
 from harness.judge.suspects import is_accepted_draft, other_row, wrong_label
 from harness.protocol.request import Request
@@ -176,4 +176,4 @@ def test_most_of_the_wrong_tokens_must_be_the_drafts(monkeypatch: pytest.MonkeyP
 
 
 def test_without_rounds_no_scale_is_known_to_lack_a_target_pass():
-    assert unverified(right().actual, 1) == frozenset()
+    assert unverified_scales(right().actual, 1) == frozenset()

@@ -214,7 +214,7 @@ def test_past_the_last_record_wrong_tokens_are_counted_without_one(monkeypatch: 
 @pytest.mark.parametrize("request_", [REQUEST, replace(REQUEST, top_k=3), replace(REQUEST, top_p=0.7, cfg=1.5)])
 def test_the_costs_are_those_of_the_references_races(request_: Request, greedy: bool):
     found = evidence(request=request_, greedy=greedy)
-    costs_SB3 = e_values.costs_of(found)
+    costs_SB3 = e_values.costs_of_draws(found)
     assert costs_SB3.shape == (3, 2, 3)
     noise = MODELS.noise(request_)
     for si in MODELS.pyramid:

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from harness.judge.verdict import Divergence, Judgement, Verdict, worst
+from harness.judge.verdict import Divergence, Judgement, Verdict, worst_verdict
 
 WORST_FIRST = ["DEFECT", "INCONCLUSIVE", "CONSISTENT", "TIE", "IDENTICAL"]
 
@@ -14,9 +14,9 @@ WORST_FIRST = ["DEFECT", "INCONCLUSIVE", "CONSISTENT", "TIE", "IDENTICAL"]
 def test_every_pair_of_verdicts_is_ranked():
     for a, b in permutations(WORST_FIRST, 2):
         expected = min(a, b, key=WORST_FIRST.index)
-        assert worst([Verdict(a), Verdict(b)]).value == expected
-    assert worst([]) is Verdict.INCONCLUSIVE
-    assert worst([Verdict.IDENTICAL]) is Verdict.IDENTICAL
+        assert worst_verdict([Verdict(a), Verdict(b)]).value == expected
+    assert worst_verdict([]) is Verdict.INCONCLUSIVE
+    assert worst_verdict([Verdict.IDENTICAL]) is Verdict.IDENTICAL
 
 
 def test_the_exit_status_follows_from_the_verdict():

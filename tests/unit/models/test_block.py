@@ -17,7 +17,7 @@ from harness.models.transformer import Transformer
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.reference.sequential import sample_sequential
-from harness.rounding.budget import COMPILED, EXACT, Entry, mode_of
+from harness.rounding.budget import COMPILED, EXACT, BudgetEntry, mode_of
 from harness.speculative.sampler import build_decoder, build_sequential
 from tests.helpers import Layout, command, tiny, verify_here
 
@@ -71,7 +71,7 @@ def test_compiled_blocks_are_a_mode_of_their_own():
     *same, products = mode_of(MODELS.compiled())
     assert [*same, products.removesuffix(COMPILED)] == list(mode_of(MODELS))
     assert products == EXACT + COMPILED
-    entry = Entry(*mode_of(MODELS.compiled()), 1e-6, 1e-7, 1e-7, 6, 2, {})
+    entry = BudgetEntry(*mode_of(MODELS.compiled()), 1e-6, 1e-7, 1e-7, 6, 2, {})
     entry.check_explained(10.0, 1.0)
     with pytest.raises(InputError, match="exact compiled\\) rows"):  # as tight as float32, not as TF32
         replace(entry, rows=2.0 * 256 * 2**-23 * 10).check_explained(10.0, 1.0)

@@ -14,7 +14,7 @@ from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import Allowance, Budget
-from harness.rounding.measure import quick
+from harness.rounding.measure import quick_budget
 from tests.helpers import Layout, decoder_factory, digits, tiny, verified, verify_here, with_weight
 from tests.unit.judge.test_race import raced
 
@@ -32,7 +32,7 @@ def test_the_budget_does_not_depend_on_the_decoder_under_test():
 @pytest.mark.slow
 def test_a_relative_change_of_1e_3_to_one_weight_exceeds_the_budget():
     models = digits()
-    allowed = quick(models).guided(REQUEST.cfg, 1.0)
+    allowed = quick_budget(models).guided(REQUEST.cfg, 1.0)
     bent = with_weight(models.target, "blocks.2.attn.proj.weight", lambda weight: weight * 1.001)
     runs = []
     for network in (models.target, bent):
@@ -44,7 +44,7 @@ def test_a_relative_change_of_1e_3_to_one_weight_exceeds_the_budget():
 
 
 def test_the_budget_is_a_small_multiple_of_float32():
-    budget = quick(digits())
+    budget = quick_budget(digits())
     assert 0 < budget.rows_rms < budget.rows < 1e-3
     assert 0 < budget.f_hat < 1e-5
 

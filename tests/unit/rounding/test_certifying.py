@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from harness.rounding import precision as module
-from harness.rounding.precision import FEWEST, Certifying, certifying, images_at_once, wide
+from harness.rounding.precision import (
+    FEWEST,
+    Certifying,
+    certifying_networks,
+    certifying_precision,
+    images_per_certifying_pass,
+)
 from tests.helpers import Layout, tiny
 
 CONFIG = SimpleNamespace(H=2, D=8, V=5, depth=3)
@@ -37,7 +43,7 @@ def test_the_cheapest_precision_whose_error_is_negligible(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str, tf32: bool, due: Certifying, said: str
 ):
     monkeypatch.setattr(module, "precision", lambda: {"tf32_matmul": tf32})
-    found = certifying(pair(dtype, device))
+    found = certifying_precision(pair(dtype, device))
     assert found == due
     assert str(found) == said
     assert found.share <= module.NEGLIGIBLE
@@ -46,12 +52,12 @@ def test_the_cheapest_precision_whose_error_is_negligible(
 def test_networks_are_lent_wide_and_the_mode_is_put_back(monkeypatch: pytest.MonkeyPatch):
     models, modes = tiny(Layout((1, 2))).to("cpu", BF16), []
     for exact in (True, False):
-        with wide(models, Certifying(F64, exact, 0.0)) as (network, vae):
+        with certifying_networks(models, Certifying(F64, exact, 0.0)) as (network, vae):
             assert (network.dtype, vae.dtype) == (F64, F64)
             modes.append(torch.backends.cuda.matmul.allow_tf32)
     assert modes == [False, True]
     assert not torch.backends.cuda.matmul.allow_tf32
-    with wide(models, Certifying(F32, True, 0.0)) as (network, vae):
+    with certifying_networks(models, Certifying(F32, True, 0.0)) as (network, vae):
         assert (network.dtype, vae.dtype) == (F32, F32)
 
 
@@ -62,9 +68,9 @@ def each(bytes_a_number: int, L: int = 10) -> int:
 
 def test_as_many_images_at_once_as_a_quarter_of_the_free_memory_holds():
     free = int(FEWEST * 2**30)
-    assert images_at_once(pair(F32, "cpu"), Certifying(F64, True, 0.0)) == free // 4 // each(8)
-    assert images_at_once(pair(F32, "cpu"), Certifying(F32, True, 0.0)) == free // 4 // each(4)
-    assert images_at_once(pair(F32, "cpu", L=10**6), Certifying(F64, True, 0.0)) == 1
+    assert images_per_certifying_pass(pair(F32, "cpu"), Certifying(F64, True, 0.0)) == free // 4 // each(8)
+    assert images_per_certifying_pass(pair(F32, "cpu"), Certifying(F32, True, 0.0)) == free // 4 // each(4)
+    assert images_per_certifying_pass(pair(F32, "cpu", L=10**6), Certifying(F64, True, 0.0)) == 1
 
 
 def test_on_cuda_what_the_allocator_keeps_unused_is_free_too(monkeypatch: pytest.MonkeyPatch):
@@ -76,5 +82,5 @@ def test_on_cuda_what_the_allocator_keeps_unused_is_free_too(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "memory_reserved", told(9 * each(8)))
     monkeypatch.setattr(torch.cuda, "memory_allocated", told(4 * each(8)))
     monkeypatch.setattr(torch.cuda, "mem_get_info", told((15 * each(8), 10**15)))
-    assert images_at_once(pair(F32, "cuda:1"), Certifying(F64, True, 0.0)) == 5  # (15 + 9 - 4) / 4
+    assert images_per_certifying_pass(pair(F32, "cuda:1"), Certifying(F64, True, 0.0)) == 5  # (15 + 9 - 4) / 4
     assert asked == [torch.device("cuda:1")] * 3

@@ -14,8 +14,8 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.reference.sequential import sample_sequential
 from harness.rounding import measure
-from harness.rounding.budget import MARGIN, Budget
-from harness.rounding.measure import WIDEST, Errors, errors, joint_budget, quick, windows
+from harness.rounding.budget import BUDGET_MARGIN, Budget
+from harness.rounding.measure import WIDEST, Errors, errors, joint_budget, quick_budget, windows
 from tests.helpers import LAYOUTS, Layout, digits, tiny, with_weight
 
 FRESH = [Request((0, 1, 2), seed, cfg) for seed, cfg in ((50, 0.0), (51, 4.0), (52, 1.5))]
@@ -25,17 +25,17 @@ FRESH = [Request((0, 1, 2), seed, cfg) for seed, cfg in ((50, 0.0), (51, 4.0), (
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_few_windows_cover_every_window_of_fresh_images_and_are_near(name: str, dtype: torch.dtype):
     models = tiny(LAYOUTS[name]).to("cpu", dtype)
-    budget, fresh = quick(models), [errors(models, request) for request in FRESH]
+    budget, fresh = quick_budget(models), [errors(models, request) for request in FRESH]
     for word in ("rows", "rows_rms", "f_hat"):
         met = max(getattr(batch, word) for batch in fresh)
-        assert getattr(budget, word) / (4 * MARGIN) < met < getattr(budget, word), word
+        assert getattr(budget, word) / (4 * BUDGET_MARGIN) < met < getattr(budget, word), word
 
 
 @pytest.mark.slow
 def test_few_windows_cover_every_window_of_the_digits():
-    budget, fresh = quick(digits()), errors(digits(), Request((4,), 90, 4.0))
+    budget, fresh = quick_budget(digits()), errors(digits(), Request((4,), 90, 4.0))
     for word in ("rows", "rows_rms", "f_hat"):
-        assert getattr(budget, word) / (4 * MARGIN) < getattr(fresh, word) < 0.8 * getattr(budget, word), word
+        assert getattr(budget, word) / (4 * BUDGET_MARGIN) < getattr(fresh, word) < 0.8 * getattr(budget, word), word
 
 
 @pytest.mark.parametrize(("every", "expected"), [(True, 10), (False, 5)])
@@ -63,28 +63,28 @@ def test_a_network_is_measured_once_a_process_by_its_weights_and_not_by_its_name
     copied = models.to("cpu", torch.float64).to("cpu", torch.float32)
     assert copied.target is not models.target
     for same in (models, copied, replace(models, draft=copied.target)):
-        assert quick(same).rows == MARGIN
+        assert quick_budget(same).rows == BUDGET_MARGIN
     assert measured == [8]
     heads = replace(models.target, config=replace(models.target.config, H=4))
     bent = with_weight(models.target, "head.weight", lambda weight: weight * 1.01)
     for other in (replace(models, target=bent), replace(models, target=heads), models.to("cpu", torch.bfloat16)):
-        quick(other)
+        quick_budget(other)
     assert len(measured) == 4
 
 
 def test_weights_that_are_changed_in_place_are_measured_anew():
     models = tiny(Layout((1, 2, 3)))
     models = replace(models, target=with_weight(models.target, "head.weight", lambda weight: weight))
-    before = quick(models)
+    before = quick_budget(models)
     models.target.weights["head.weight"].mul_(100)
-    assert quick(models).rows > 10 * before.rows
+    assert quick_budget(models).rows > 10 * before.rows
 
 
 def test_logits_that_overflow_have_no_budget():
     models = tiny(Layout((1, 2, 3)))
     models = replace(models, target=with_weight(models.target, "head.bias", lambda weight: weight + float("inf")))
     with pytest.raises(NonFiniteError, match=r"target\.logits"):
-        quick(models)
+        quick_budget(models)
 
 
 def naive(models, request: Request) -> tuple[float, float, float]:
@@ -124,7 +124,7 @@ def test_an_entry_is_the_largest_of_its_batches_and_a_quick_budget_twice_its_err
         return [Errors(1.0, 0.5, 0.25), Errors(0.5, 0.75, 0.125), Errors(2.0, 0.25, 0.0625)][len(seen) - 1]
 
     monkeypatch.setattr(measure, "errors", made)
-    entry = measure.measure(models)
+    entry = measure.measure_budget(models)
     assert seen == [((0,), 0, True), ((1, 2), 1, True), ((2, 0, 1, 2, 0, 1, 2, 0), 2, True)]
     assert (entry.rows, entry.rows_rms, entry.f_hat, entry.windows, entry.images) == (2.0, 0.75, 0.25, 6, 11)
     assert entry.budget().source.endswith(" stored (cpu, float32, 6 windows)")

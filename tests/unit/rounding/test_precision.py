@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.rounding.precision import precision, set_precision, unchanged, watched
+from harness.rounding.precision import precision, precision_unchanged, set_precision, watched
 
 
 def products() -> Tensor:
@@ -50,7 +50,7 @@ CHANGES: dict[str, Callable[[], None]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_named_and_undone(name: str):
     before = watched()
-    with unchanged() as changed:
+    with precision_unchanged() as changed:
         CHANGES[name]()
     assert any(clause.startswith(name) for clause in changed)
     assert watched() == before
@@ -60,7 +60,7 @@ def test_it_is_undone_when_the_code_fails():
     before = watched()
 
     def failing() -> None:
-        with unchanged():
+        with precision_unchanged():
             torch.set_float32_matmul_precision("medium")
             raise KeyError
 
@@ -70,7 +70,7 @@ def test_it_is_undone_when_the_code_fails():
 
 
 def test_nothing_changed_is_nothing_listed(tf32: bool):
-    with unchanged() as changed:
+    with precision_unchanged() as changed:
         pass
     assert changed == []
     assert precision()["tf32_matmul"] is tf32

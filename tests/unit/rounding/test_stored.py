@@ -21,19 +21,19 @@ from harness.mutants.guidance import SWAPPED
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.rounding import budget as stored
-from harness.rounding.budget import SHIPPED, Entry, load, mode_of, save
-from harness.rounding.measure import budget_for, errors, measure
+from harness.rounding.budget import SHIPPED_BUDGETS, BudgetEntry, load_budgets, mode_of, save_budget
+from harness.rounding.measure import budget_for, errors, measure_budget
 from tests.helpers import Layout, command, decoder_factory, digits, tiny, verify_here, with_weight
 
 MODELS = tiny(Layout((1, 2, 3)))
 REQUEST = Request((0, 1), 0)
-ENTRY = measure(MODELS, (1,))
+ENTRY = measure_budget(MODELS, (1,))
 
 
 @pytest.mark.slow
 def test_fresh_images_stay_within_the_stored_errors_and_near_them():
     models = digits()
-    stored = next(entry for entry in load(SHIPPED) if entry.mode == mode_of(models))
+    stored = next(entry for entry in load_budgets(SHIPPED_BUDGETS) if entry.mode == mode_of(models))
     for request in (Request((2, 5), 71), Request((9, 4), 72, cfg=4.0, top_k=50)):
         fresh = errors(models, request)
         for name in ("rows", "rows_rms", "f_hat"):
@@ -47,7 +47,7 @@ def test_every_window_is_measured():
 
 def test_a_mode_that_is_not_stored_is_measured(tmp_path: Path):
     store = tmp_path / "budgets.json"
-    save(ENTRY, store)
+    save_budget(ENTRY, store)
     assert "stored" in budget_for(MODELS, store).source
     others = [replace(MODELS, name="other"), MODELS.to("cpu", torch.float64)]
     for name in ("lvl_embed.weight", "head.weight", "blocks.0.attn.proj.bias"):
@@ -89,31 +89,31 @@ def test_a_random_pair_is_known_by_its_flag():
 
 def test_fewer_images_replace_a_stored_budget_with_a_reason_only(tmp_path: Path):
     store = tmp_path / "budgets.json"
-    save(replace(ENTRY, images=11), store)
+    save_budget(replace(ENTRY, images=11), store)
     with pytest.raises(InputError, match="has 1 images where the stored one has 11; measure as many"):
-        save(ENTRY, store)
-    save(ENTRY, store, "the others were wrong")
-    assert load(store)[0].images == 1
+        save_budget(ENTRY, store)
+    save_budget(ENTRY, store, "the others were wrong")
+    assert load_budgets(store)[0].images == 1
 
 
 @pytest.mark.parametrize("name", ["rows", "rows_rms", "f_hat"])
 def test_a_stored_budget_widens_with_a_reason_only(name: str, tmp_path: Path):
     store = tmp_path / "budgets.json"
-    save(ENTRY, store)
+    save_budget(ENTRY, store)
     before = store.read_bytes()
     wider = replace(ENTRY, **{name: 1.001 * getattr(ENTRY, name)})
     with pytest.raises(InputError, match=r'must not widen .* without a reason .*; find out why, or pass --reason "…"'):
-        save(wider, store)
+        save_budget(wider, store)
     assert store.read_bytes() == before
-    save(wider, store, "another kernel")
-    assert load(store) == [replace(wider, reason="another kernel")]
-    save(ENTRY, store)  # narrower again: no reason needed
-    assert load(store) == [ENTRY]
+    save_budget(wider, store, "another kernel")
+    assert load_budgets(store) == [replace(wider, reason="another kernel")]
+    save_budget(ENTRY, store)  # narrower again: no reason needed
+    assert load_budgets(store) == [ENTRY]
 
 
 def test_a_failing_run_is_judged_by_the_stored_budget_and_leaves_it_alone(tmp_path: Path):
     store = tmp_path / "budgets.json"
-    save(ENTRY, store)
+    save_budget(ENTRY, store)
     before = store.read_bytes()
     result = verify_here(MODELS, SWAPPED, [Settings(2)], [REQUEST], budgets=store)
     assert result.verdict is Verdict.DEFECT
@@ -123,7 +123,7 @@ def test_a_failing_run_is_judged_by_the_stored_budget_and_leaves_it_alone(tmp_pa
 
 def test_a_slightly_wrong_target_exceeds_the_stored_budget(tmp_path: Path):
     store = tmp_path / "budgets.json"
-    save(ENTRY, store)
+    save_budget(ENTRY, store)
     bent = replace(MODELS, target=with_weight(MODELS.target, "head.weight", lambda weight: weight * 1.001))
     wrong = verify_here(MODELS, lambda _, s: decoder_factory()(bent, s), [Settings(2)], [REQUEST], budgets=store)
     assert wrong.verdict is Verdict.DEFECT
@@ -143,7 +143,7 @@ def test_a_damaged_file_is_refused(text: str, tmp_path: Path):
     store = tmp_path / "budgets.json"
     store.write_text(text)
     with pytest.raises(InputError, match=r"budgets=.*must hold entries of `sdvar-harness calibrate`"):
-        load(store)
+        load_budgets(store)
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_the_command_keeps_what_it_measured_and_verify_uses_it(
     store, report = tmp_path / "budgets.json", tmp_path / "report.json"
     assert command(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 0
     assert "55 windows of 1 image against float64" in capsys.readouterr().out
-    (entry,) = load(store)
+    (entry,) = load_budgets(store)
     arguments = ("--seeds", "0:1", "--labels", "0", "--draft-len", "5", "--budgets", str(store), "--json", str(report))
     assert command(monkeypatch, "verify", *arguments) == 0
     document = json.loads(report.read_text())
@@ -179,7 +179,7 @@ def test_bad_input_is_one_line(
 
 
 def test_an_entry_states_its_mode():
-    entry = Entry("m", "w", "NVIDIA H200", "float32", "TF32", 1.0, 0.5, 0.25, 3, 2, {"torch": "2.11"})
+    entry = BudgetEntry("m", "w", "NVIDIA H200", "float32", "TF32", 1.0, 0.5, 0.25, 3, 2, {"torch": "2.11"})
     budget = entry.budget()
     assert (budget.rows, budget.rows_rms, budget.f_hat) == (2.0, 1.0, 0.5)
     assert "stored (NVIDIA H200, float32 TF32, 3 windows)" in budget.source
@@ -203,14 +203,14 @@ def test_an_entry_that_its_dtype_cannot_explain_is_refused(name: str, factor: fl
 
 def test_the_shipped_entries_keep_the_bound_with_room():
     """Half the bound and more is free: eight times in all but the mean, which is bounded by the largest error."""
-    assert len(SHIPPED_SIZES) == len(load(SHIPPED))
+    assert len(SHIPPED_SIZES) == len(load_budgets(SHIPPED_BUDGETS))
     for entry, logit, f_hat in SHIPPED_SIZES:
         replace(entry, rows=8 * entry.rows, f_hat=7.9 * entry.f_hat).check_explained(logit, f_hat)
 
 
 # largest logit before guidance and largest number in f_hat of one image, as `verify` finds them (CPU; H100)
 SIZES = {"digits": (57.3, 1.06), "d16-d30 (random weights)": (4.91, 3.76)}
-SHIPPED_SIZES = [(entry, *SIZES[entry.models]) for entry in load(SHIPPED)]
+SHIPPED_SIZES = [(entry, *SIZES[entry.models]) for entry in load_budgets(SHIPPED_BUDGETS)]
 
 
 @pytest.mark.parametrize(("name", "factor"), WIDER)
@@ -218,9 +218,9 @@ def test_a_file_that_is_too_wide_never_judges(
     name: str, factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """A decoder whose halves are swapped would be excused by it."""
-    (entry,) = [entry for entry in load(SHIPPED) if entry.mode == mode_of(digits())]
+    (entry,) = [entry for entry in load_budgets(SHIPPED_BUDGETS) if entry.mode == mode_of(digits())]
     store = tmp_path / "budgets.json"
-    save(replace(entry, **{name: factor * getattr(entry, name)}), store)
+    save_budget(replace(entry, **{name: factor * getattr(entry, name)}), store)
     options = ("--implementation", "tests.planted:halves", "--seeds", "0:1", "--labels", "0", "--draft-len", "5")
     assert command(monkeypatch, "verify", *options, "--budgets", str(store)) == 2
     assert f"float32, exact) {name}=" in capsys.readouterr().err
@@ -230,8 +230,8 @@ def test_calibrate_keeps_nothing_that_verify_would_refuse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     store = tmp_path / "budgets.json"
-    wide = replace(next(e for e in load(SHIPPED) if e.mode == mode_of(digits())), rows=1.0)
-    monkeypatch.setattr("harness.rounding.measure.measure", lambda models, batches, progress: wide)
+    wide = replace(next(e for e in load_budgets(SHIPPED_BUDGETS) if e.mode == mode_of(digits())), rows=1.0)
+    monkeypatch.setattr("harness.rounding.measure.measure_budget", lambda models, batches, progress: wide)
     assert command(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 2
     assert "rows=1: must be at most" in capsys.readouterr().err
     assert not store.exists()
@@ -239,20 +239,20 @@ def test_calibrate_keeps_nothing_that_verify_would_refuse(
 
 def test_a_number_of_a_thousand_digits_and_a_pipe_are_no_stored_budgets(tmp_path: Path):
     store = tmp_path / "budgets.json"
-    save(ENTRY, store)
+    save_budget(ENTRY, store)
     store.write_text(re.sub(r'"rows":[^,]*', f'"rows":{10**400}', store.read_text()))
     with pytest.raises(InputError, match="must hold entries of `sdvar-harness calibrate` with positive, finite errors"):
-        load(store)
+        load_budgets(store)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(InputError) as caught:
-        load(pipe)
+        load_budgets(pipe)
     said = "no such file (there is a pipe); pass a file of `sdvar-harness calibrate`"
     assert str(caught.value) == f"budgets={pipe}: {said}"
 
 
-def entry(**words: object) -> Entry:
-    return replace(Entry("m", "w", "cpu", "float32", "exact", 1e-6, 5e-7, 1e-7, 6, 4, {}), **words)
+def entry(**words: object) -> BudgetEntry:
+    return replace(BudgetEntry("m", "w", "cpu", "float32", "exact", 1e-6, 5e-7, 1e-7, 6, 4, {}), **words)
 
 
 @pytest.mark.parametrize(
@@ -302,25 +302,25 @@ def test_a_stored_entry_is_replaced_for_a_reason(tmp_path: Path):
     store = tmp_path / "budgets.json"
     other = entry(device="another")
     for first in (other, entry()):
-        save(first, store, "a first one needs none")
-    assert load(store) == [other, entry()]  # in the order of their modes, without a reason
-    save(entry(rows=0.9e-6, rows_rms=4e-7, images=5), store)  # tighter, from more images
-    assert load(store)[1] == entry(rows=0.9e-6, rows_rms=4e-7, images=5)
+        save_budget(first, store, "a first one needs none")
+    assert load_budgets(store) == [other, entry()]  # in the order of their modes, without a reason
+    save_budget(entry(rows=0.9e-6, rows_rms=4e-7, images=5), store)  # tighter, from more images
+    assert load_budgets(store)[1] == entry(rows=0.9e-6, rows_rms=4e-7, images=5)
     for name in ("rows", "rows_rms", "f_hat"):
         wider = entry(images=5, **{"rows": 0.9e-6, "rows_rms": 4e-7, name: 2e-6})
         with pytest.raises(InputError) as caught:
-            save(wider, store)
+            save_budget(wider, store)
         assert str(caught.value) == (
             f"budget=m: must not widen the stored one without a reason (logits 9e-07 -> {wider.rows:.3g}); "
             'find out why, or pass --reason "…"'
         )
     with pytest.raises(InputError) as caught:
-        save(entry(rows=1e-7, rows_rms=1e-7, f_hat=1e-8), store)
+        save_budget(entry(rows=1e-7, rows_rms=1e-7, f_hat=1e-8), store)
     assert str(caught.value) == (
         'budget=m: has 4 images where the stored one has 5; measure as many, or pass --reason "…"'
     )
-    save(entry(rows=2e-6), store, "another kernel")
-    assert load(store) == [other, entry(rows=2e-6, reason="another kernel")]
+    save_budget(entry(rows=2e-6), store, "another kernel")
+    assert load_budgets(store) == [other, entry(rows=2e-6, reason="another kernel")]
 
 
 @pytest.mark.parametrize("name", ["rows", "rows_rms", "f_hat"])
@@ -329,7 +329,7 @@ def test_an_error_that_is_none_is_refused(tmp_path: Path, name: str, value: obje
     store = tmp_path / "budgets.json"
     store.write_text(json.dumps({"entries": [asdict(entry()) | {name: value}]}))
     with pytest.raises(InputError) as caught:
-        load(store)
+        load_budgets(store)
     rule = "must hold entries of `sdvar-harness calibrate` with positive, finite errors"
     assert str(caught.value) == f"budgets={store}: {rule}; restore it, or delete it and calibrate again"
 

@@ -14,7 +14,7 @@ from harness.protocol.decoder import Implementation, Settings
 from harness.protocol.noise import SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
-from harness.rounding.measure import quick
+from harness.rounding.measure import quick_budget
 from harness.runs import decodes
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, decoder_factory, tiny, verify_here, with_weight
@@ -80,14 +80,14 @@ def test_the_widest_budget_of_several_guidance_values_is_stated():
     result = verify_here(models, decoder_factory(), [Settings(2)], requests)
     one = verify_here(models, decoder_factory(), [Settings(2)], requests[1:2])
     assert result.budget == replace(one.budget, source=f"{one.budget.source}; the widest, at cfg 4")
-    assert one.budget.logits == pytest.approx(9 * quick(models).rows)
+    assert one.budget.logits == pytest.approx(9 * quick_budget(models).rows)
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.5, Verdict.IDENTICAL), (3.0, Verdict.DEFECT), (7.0, Verdict.DEFECT)])
 def test_rows_are_judged_before_guidance(share: float, verdict: Verdict):
     """Plant: one logit of every row is off by a share of the budget; guidance would excuse 8 budgets at cfg 1.5."""
     models = tiny(FOUR)
-    off = share * quick(models).rows
+    off = share * quick_budget(models).rows
     bent = with_weight(models.target, "head.bias", lambda bias: bias + off * (torch.arange(len(bias)) == 0))
     result = verify_here(models, lambda m, s: build_decoder(replace(m, target=bent), s), [Settings(2)], [REQUEST])
     assert result.verdict is verdict

@@ -13,7 +13,7 @@ from harness.errors import InputError
 from harness.protocol.decoder import Settings
 from harness.protocol.noise import CORRECT, TOKEN, NoiseError, RecordedNumbers
 from harness.protocol.request import Request
-from harness.rounding.budget import SHIPPED
+from harness.rounding.budget import SHIPPED_BUDGETS
 from harness.runs.case import KeptCase, cases_of, is_bundle, read_bundle, write_bundle
 from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.keep import RunStore
@@ -41,9 +41,9 @@ def changed(case: KeptCase, part: str, **values: object) -> KeptCase:
 
 def test_a_defect_is_repeated_and_known_again(recorded: Path):
     (case,) = cases_of(recorded)
-    assert replay_case(case, MODELS, SHIPPED).answer is Answer.STILL
+    assert replay_case(case, MODELS, SHIPPED_BUDGETS).answer is Answer.STILL
     other = replace(case, found=replace(case.found, component="f_hat"))
-    found = replay_case(other, MODELS, SHIPPED)
+    found = replay_case(other, MODELS, SHIPPED_BUDGETS)
     assert (found.answer, found.found.component) == (Answer.OTHER, "positions")
 
 
@@ -52,34 +52,39 @@ def test_a_fix_is_told_from_what_cannot_be_reproduced(recorded: Path):
     about = {**case.about, "identity": {**case.about["identity"]}}
     about["identity"]["decoder"] = {**about["identity"]["decoder"], "implementation": "harness:build_decoder"}
     right = replace(case, about=about)  # the same name, as it were, with nothing wrong
-    same = replay_case(right, MODELS, SHIPPED)
+    same = replay_case(right, MODELS, SHIPPED_BUDGETS)
     assert (same.answer, same.why) == (Answer.CANNOT, "the same code on the same machine does not fail now")
-    assert replay_case(changed(right, "decoder", source="0123"), MODELS, SHIPPED).answer is Answer.FIXED
-    other = replay_case(changed(right, "versions", torch="1.0"), MODELS, SHIPPED)
+    assert replay_case(changed(right, "decoder", source="0123"), MODELS, SHIPPED_BUDGETS).answer is Answer.FIXED
+    other = replay_case(changed(right, "versions", torch="1.0"), MODELS, SHIPPED_BUDGETS)
     assert (other.answer, other.why) == (Answer.CANNOT, f"versions torch (here {torch.__version__}, recorded 1.0)")
 
 
 def test_what_stands_in_the_way_is_named(recorded: Path):
     (case,) = cases_of(recorded)
     other = replace(MODELS, target=with_weight(MODELS.target, "head.bias", lambda bias: bias + 1))
-    found = replay_case(case, other, SHIPPED)
+    found = replay_case(case, other, SHIPPED_BUDGETS)
     assert found.answer is Answer.CANNOT
     assert found.why.startswith("other weights: weights target (here ")
     cuda = changed(case, "machine", device="cuda", name="NVIDIA H100")
-    assert "recorded on NVIDIA H100, here cpu" in replay_case(cuda, MODELS, SHIPPED).why
+    assert "recorded on NVIDIA H100, here cpu" in replay_case(cuda, MODELS, SHIPPED_BUDGETS).why
     gone = changed(case, "decoder", implementation="no_such_module:factory")
-    assert "the decoder cannot be had: implementation=no_such_module:factory" in replay_case(gone, MODELS, SHIPPED).why
+    assert (
+        "the decoder cannot be had: implementation=no_such_module:factory"
+        in replay_case(gone, MODELS, SHIPPED_BUDGETS).why
+    )
     mode = changed(case, "mode", dtype="bfloat16")
-    assert replay_case(mode, MODELS, SHIPPED).why == "another mode: mode dtype (here float32, recorded bfloat16)"
+    assert (
+        replay_case(mode, MODELS, SHIPPED_BUDGETS).why == "another mode: mode dtype (here float32, recorded bfloat16)"
+    )
 
 
 def test_the_smallest_case_is_one_image_one_scale_more_than_the_bug_needs(recorded: Path):
     (case,) = cases_of(recorded)
-    small = shrink_case(case, MODELS, SHIPPED)
+    small = shrink_case(case, MODELS, SHIPPED_BUDGETS)
     assert (small.request.B, small.settings.draft_len) == (1, 1)
     assert 1 < small.scales < 4
     assert small.found.component == "positions"
-    assert replay_case(small, MODELS, SHIPPED).answer is Answer.STILL
+    assert replay_case(small, MODELS, SHIPPED_BUDGETS).answer is Answer.STILL
 
 
 def test_a_bundle_meets_its_own_numbers_on_another_class_of_machine(recorded: Path, tmp_path: Path):
@@ -97,7 +102,7 @@ def test_a_bundle_meets_its_own_numbers_on_another_class_of_machine(recorded: Pa
     )
     noise = replace(MODELS, numbers=bent.numbers).noise(case.request)
     assert torch.equal(noise.exponential(2, TOKEN, "x"), tensors["token/2"])
-    found = replay_case(bent, MODELS, SHIPPED)
+    found = replay_case(bent, MODELS, SHIPPED_BUDGETS)
     assert found.answer is Answer.STILL
     assert "machine name (here cpu, recorded NVIDIA H100)" in found.why
 
