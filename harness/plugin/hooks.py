@@ -20,20 +20,11 @@ __all__ = ["sdvar_judge", "sdvar_law", "sdvar_noise", "sdvar_pair", "sdvar_refer
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options; every one begins with --sdvar."""
-    group = parser.getgroup("sdvar", "speculative decoding of VAR image models (sdvar-harness)")
-    add = group.addoption
-    add(
-        "--sdvar-implementation",
-        default="",
-        metavar="NAME",
-        help="decoder under test, package.module:factory: its laws and a verification on digits become test items",
-    )
-    add(
-        "--sdvar-known-failures",
-        default="",
-        metavar="FILE",
-        help='TOML file of "law or case" = "reason": these must fail, and a pass is a failure',
-    )
+    add = parser.getgroup("sdvar", "speculative decoding of VAR image models (sdvar-harness)").addoption
+    decoder = "decoder under test, package.module:factory: its laws and a verification on digits become test items"
+    add("--sdvar-implementation", default="", metavar="NAME", help=decoder)
+    known = 'TOML file of "law or case" = "reason": these must fail, and a pass is a failure'
+    add("--sdvar-known-failures", default="", metavar="FILE", help=known)
     add("--sdvar-report", default="", metavar="FILE", help="write what the laws saw as one HTML page")
     add("--sdvar-examples", type=int, metavar="N", help="cases a law [20]; costly laws try a share")
     add("--sdvar-seed", type=int, metavar="N", help="of the cases [0]: the same ones at every run")
@@ -69,7 +60,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     if option.sdvar_implementation and not option.sdvar_no_items:
         from harness.plugin.items import Suite
 
-        items += Suite.of(session, options_of(config)).collect()
+        items += Suite.from_parent(session, name="sdvar", nodeid="sdvar", options=options_of(config)).collect()
     if OPTIONS in config.stash:
         from harness.plugin.junit import mark_known
 

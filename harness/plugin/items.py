@@ -26,30 +26,37 @@ from harness.signals import each_warning_once
 class Suite(pytest.Collector):
     """All items of one decoder; they lie in no file."""
 
-    options: PluginOptions
-
-    @classmethod
-    def of(cls, session: pytest.Session, options: PluginOptions) -> Suite:
-        """Return the collector of a decoder's items."""
-        suite: Suite = cls.from_parent(session, name="sdvar", nodeid="sdvar")
-        suite.options = options
-        return suite
+    def __init__(self, *, options: PluginOptions, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.options = options
 
     def collect(self) -> Iterator[pytest.Item]:
         """Return an item a law, then an item a case."""
         for law in LAWS:
-            yield LawItem.from_parent(self, name=law.id, law=law)
+            yield CheckItem.from_parent(self, name=law.id, subject=law)
         for case in cases_of(self.options):
-            yield DigitsItem.from_parent(self, name=case.name, case=case)
+            yield CheckItem.from_parent(self, name=case.name, subject=case)
 
 
-class _Item(pytest.Item):
-    """What both kinds share."""
+class CheckItem(pytest.Item):
+    """One law, in as many cases as the options say, or one setting on digits."""
 
     parent: Suite
 
+    def __init__(self, *, subject: Law | DigitsCase, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.subject = subject
+
+    def runtest(self) -> None:
+        """Check it."""
+        with alone():
+            if isinstance(self.subject, Law):
+                check_law(self.subject, self.parent.options, self.stash)
+            else:
+                check_digits(self.subject, self.parent.options, self.stash)
+
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Say where it stands: in no file of the project."""
+        """Say where it is: in no file of the project."""
         return self.path, None, f"sdvar::{self.name}"
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
@@ -59,32 +66,6 @@ class _Item(pytest.Item):
             return super().repr_failure(excinfo, style)
         cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
         return f"{cause}{error}"
-
-
-class LawItem(_Item):
-    """One law, in as many cases as were asked for."""
-
-    def __init__(self, *, law: Law, **rest: Any) -> None:
-        super().__init__(**rest)
-        self.law = law
-
-    def runtest(self) -> None:
-        """Check the law."""
-        with alone():
-            check_law(self.law, self.parent.options, self.stash)
-
-
-class DigitsItem(_Item):
-    """One setting on digits."""
-
-    def __init__(self, *, case: DigitsCase, **rest: Any) -> None:
-        super().__init__(**rest)
-        self.case = case
-
-    def runtest(self) -> None:
-        """Verify it."""
-        with alone():
-            check_digits(self.case, self.parent.options, self.stash)
 
 
 @contextmanager

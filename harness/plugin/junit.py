@@ -16,7 +16,7 @@ from harness.errors import HarnessError
 from harness.judge.verdict import Verdict
 from harness.laws import Law, Violation
 from harness.plugin.checking import SEEN, DefectFound, KnownNotApplicable, Unproven
-from harness.plugin.items import DigitsItem, LawItem
+from harness.plugin.items import CheckItem
 from harness.plugin.seen import ROW
 
 NOT_APPLICABLE = "not applicable"
@@ -74,7 +74,7 @@ def add_properties(item: pytest.Item, call: pytest.CallInfo[None], report: pytes
 def case_of(item: pytest.Item) -> str:
     """Return the law or case that a test is of; empty of any other test."""
     law = _law_of(item)
-    return law.id if law else item.case.name if isinstance(item, DigitsItem) else ""
+    return law.id if law else item.name if isinstance(item, CheckItem) else ""
 
 
 def mark_known(items: Sequence[pytest.Item], known: Mapping[str, str]) -> None:
@@ -108,7 +108,7 @@ def _component(item: pytest.Item) -> str:
     law, module = _law_of(item), getattr(item, "module", None)
     if law:
         return ", ".join(law.watches)
-    if isinstance(item, DigitsItem):
+    if isinstance(item, CheckItem):
         return "decode"
     return getattr(module, "COMPONENT", str(getattr(module, "__name__", item.name)).rpartition("test_")[2])
 
@@ -133,7 +133,7 @@ def _violation(error: BaseException | None) -> Violation | None:
 
 def _replay(item: pytest.Item) -> str:
     """Return the command line that runs a test alone, with the options that change it."""
-    which = ["-k", item.name] if isinstance(item, LawItem | DigitsItem) else [item.nodeid]
+    which = ["-k", item.name] if isinstance(item, CheckItem) else [item.nodeid]
     words = ["python", "-m", "pytest", *which]
     for option in OPTIONS if case_of(item) else HYPOTHESIS if hasattr(item, "obj") else ():
         given = item.config.getoption(option, None)
@@ -156,8 +156,6 @@ def _with_name(violation: Violation, item: pytest.Item) -> Violation:
 
 def _law_of(item: pytest.Item) -> Law | None:
     """Return the law that a test is of: an item of the plugin, or a test with a parameter of that name."""
-    if isinstance(item, LawItem):
-        return item.law
     spec = getattr(item, "callspec", None)
-    law = spec.params.get("law") if spec else None
+    law = item.subject if isinstance(item, CheckItem) else spec.params.get("law") if spec else None
     return law if isinstance(law, Law) else None

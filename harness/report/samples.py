@@ -61,7 +61,7 @@ def samples_of(request: Request, images_B3hw: Tensor) -> list[Sample]:
     twice = len(set(request.labels)) < request.B
     addresses = request.image_ids if twice else (-1,) * request.B
     images = images_B3hw.detach().float().cpu()
-    return [Sample(*of) for of in zip(images, request.labels, (request.seed,) * request.B, addresses, strict=True)]
+    return [Sample(*each) for each in zip(images, request.labels, (request.seed,) * request.B, addresses, strict=True)]
 
 
 def png_grid(rows: Sequence[Sequence[Sample]], about: Mapping[str, str]) -> bytes:

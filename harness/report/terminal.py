@@ -81,7 +81,8 @@ def say(console: Console, text: str, word: str = "", style: str = "", whole: boo
 def show_verification(result: Verification, console: Console, quiet: bool, verbose: bool = False) -> None:
     """Print a verification; `quiet` leaves the verdict line only, `verbose` a row for every setting that passed."""
     if not quiet:
-        print_table(console, _title(result), _columns(result), _rows(result, verbose))
+        columns = [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *MEASURED]
+        print_table(console, _title(result), columns, _rows(result, verbose))
         if (budget := result.budget) is not None:
             numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
             say(console, f"error budget: {numbers} = {budget.source}")
@@ -149,12 +150,8 @@ def _distance_line(setting: SettingResult) -> str:
 
 
 def _title(result: Verification) -> str:
-    dtype, draft = (str(of).removeprefix("torch.") for of in (result.dtype, result.draft_dtype))
+    dtype, draft = (str(each).removeprefix("torch.") for each in (result.dtype, result.draft_dtype))
     return f"{one_line(result.models)} on {result.device}, {dtype}" + ("" if draft == dtype else f" (draft {draft})")
-
-
-def _columns(result: Verification) -> list[Column]:
-    return [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *MEASURED]
 
 
 def _counted(result: Verification) -> list[str]:
@@ -218,16 +215,11 @@ def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quie
         if held and not verbose:
             laws = count_of(counts[PartVerdict.HELD], "law")
             say(console, f"held: {laws} of {count_of(len(held), 'part')}: {', '.join(held)}")
-    clauses = [
-        f"{counts[word]} {word.lower()}"
-        for word in (PartVerdict.HELD, *WRONG_PARTS, PartVerdict.ABSENT)
-        if counts[word] or word == PartVerdict.HELD
-    ]
-    wrong = list(dict.fromkeys(row.part for row in rows if row.verdict in WRONG_PARTS))
-    text = (
-        f"{count_of(len(rows), 'law')} of parts: {', '.join(clauses)}{'; wrong: ' + ', '.join(wrong) if wrong else ''}"
-    )
-    say(console, text, verdict.value, COLOURS[verdict.exit_status])
+    order = (PartVerdict.HELD, *WRONG_PARTS, PartVerdict.ABSENT)
+    clauses = [f"{counts[word]} {word.lower()}" for word in order if counts[word] or word is PartVerdict.HELD]
+    wrong = ", ".join(dict.fromkeys(row.part for row in rows if row.verdict in WRONG_PARTS))
+    text = f"{count_of(len(rows), 'law')} of parts: {', '.join(clauses)}"
+    say(console, text + (f"; wrong: {wrong}" if wrong else ""), verdict.value, COLOURS[verdict.exit_status])
 
 
 def parts_json(rows: Sequence[PartLaw], verdict: Verdict) -> bytes:

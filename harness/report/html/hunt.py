@@ -48,15 +48,13 @@ def _facts(hunt: Hunt) -> Facts:
     families = counted(len({caught.mutant.family for caught in hunt.found}), "family", "families")
     caught = len(hunt.found) - len(hunt.survived)
     broken = {violation.law.id for each in hunt.found for violation in each.violations}
-    return Facts(
-        [
-            ("planted bugs", f"{len(hunt.found):,}", f"of {families}"),
-            ("caught", f"{caught:,}", "each by its own family"),
-            ("survived", f"{len(hunt.survived):,}", "none may"),
-            ("false alarms", f"{len(hunt.false_alarms):,}", "laws that the correct decoder breaks"),
-            ("laws that caught one", f"{len(broken):,}", ASKED[hunt.scope]),
-        ]
-    )
+    return Facts([
+        ("planted bugs", f"{len(hunt.found):,}", f"of {families}"),
+        ("caught", f"{caught:,}", "each by its own family"),
+        ("survived", f"{len(hunt.survived):,}", "none may"),
+        ("false alarms", f"{len(hunt.false_alarms):,}", "laws that the correct decoder breaks"),
+        ("laws that caught one", f"{len(broken):,}", ASKED[hunt.scope]),
+    ])  # fmt: skip
 
 
 def _left(hunt: Hunt) -> list[object]:

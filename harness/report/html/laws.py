@@ -71,17 +71,15 @@ def _facts(rows: Sequence[CheckRow]) -> Facts:
     laws = [row for row in rows if row.kind == "law"]
     applied = [row for row in laws if row.verdict]
     images = sum(row.examples for row in rows if row.kind != "law")
-    return Facts(
-        [
-            ("laws that apply", f"{len(applied):,}", f"of {len(laws):,}"),
-            ("held", f"{sum(row.state == 'held' for row in applied):,}", "exercised, and not once broken"),
-            ("broken", f"{sum(row.state in ('broken', 'known') for row in applied):,}",
-             f"{sum(row.state == 'known' for row in applied):,} of them known"),
-            ("unproven", f"{sum(row.state == 'unproven' for row in applied):,}", "never exercised, or mostly refused"),
-            ("cases tried", f"{sum(row.examples for row in laws):,}", "small networks, drawn at random"),
-            ("images of digits", f"{images:,}", "decoded beside the reference"),
-        ]
-    )  # fmt: skip
+    return Facts([
+        ("laws that apply", f"{len(applied):,}", f"of {len(laws):,}"),
+        ("held", f"{sum(row.state == 'held' for row in applied):,}", "exercised, and not once broken"),
+        ("broken", f"{sum(row.state in ('broken', 'known') for row in applied):,}",
+         f"{sum(row.state == 'known' for row in applied):,} of them known"),
+        ("unproven", f"{sum(row.state == 'unproven' for row in applied):,}", "never exercised, or mostly refused"),
+        ("cases tried", f"{sum(row.examples for row in laws):,}", "small networks, drawn at random"),
+        ("images of digits", f"{images:,}", "decoded beside the reference"),
+    ])  # fmt: skip
 
 
 def _left(rows: Sequence[CheckRow]) -> list[object]:

@@ -95,14 +95,12 @@ def _page(word: str, tone: str, headline: str, sections: Sequence[Section], devi
 def _result_facts(results: Sequence[FileResult]) -> Facts:
     cases = [case for result in results for case in result.cases]
     bad = sum(case.verdict is Verdict.DEFECT for case in cases)
-    return Facts(
-        [
-            ("cases", f"{len(cases):,}", f"in {counted(len(results), 'file')}"),
-            ("cases with a defect", f"{bad:,}", "none may"),
-            ("draws", f"{sum(case.draws for case in cases):,}", golden_totals(results)),
-            ("certified ties", f"{sum(len(case.ties) for case in cases):,}", "rounding alone decides these"),
-        ]
-    )
+    return Facts([
+        ("cases", f"{len(cases):,}", f"in {counted(len(results), 'file')}"),
+        ("cases with a defect", f"{bad:,}", "none may"),
+        ("draws", f"{sum(case.draws for case in cases):,}", golden_totals(results)),
+        ("certified ties", f"{sum(len(case.ties) for case in cases):,}", "rounding alone decides these"),
+    ])  # fmt: skip
 
 
 def _wrong(results: Sequence[FileResult]) -> list[object]:
@@ -165,13 +163,11 @@ def _decoded(case: RecordedCase, run: Trace) -> Mapping[str, Tensor]:
 
 def _change_facts(files: Sequence[Regeneration]) -> Facts:
     changes = [change for file in files for change in file.changes]
-    return Facts(
-        [
-            ("cases on record", f"{sum(len(file.cases) for file in files):,}", f"in {counted(len(files), 'file')}"),
-            ("would change", f"{len({c.id for c in changes if c.id != WHOLE_FILE}):,}", "cases"),
-            ("tokens that change", f"{sum(change.tokens for change in changes):,}", "in those cases"),
-        ]
-    )
+    return Facts([
+        ("cases on record", f"{sum(len(file.cases) for file in files):,}", f"in {counted(len(files), 'file')}"),
+        ("would change", f"{len({c.id for c in changes if c.id != WHOLE_FILE}):,}", "cases"),
+        ("tokens that change", f"{sum(change.tokens for change in changes):,}", "in those cases"),
+    ])  # fmt: skip
 
 
 def _change_sheets(files: Sequence[Regeneration]) -> list[object]:

@@ -43,15 +43,13 @@ def _named(row: SpeedRow) -> str:
 
 
 def _facts(run: Speed, best: SpeedRow) -> Facts:
-    return Facts(
-        [
-            ("best speed-up", f"{best.speed_up:.2f}", _named(best)),
-            ("its target calls", f"{best.target_calls:.2f}", "mean an image"),
-            ("its scales accepted", number(best.kept, ".0%"), "of those judged"),
-            ("its extra memory", number(best.extra_memory, ".1%"), "beyond the target alone"),
-            ("settings timed", f"{len(run.rows):,}", run.title),
-        ]
-    )
+    return Facts([
+        ("best speed-up", f"{best.speed_up:.2f}", _named(best)),
+        ("its target calls", f"{best.target_calls:.2f}", "mean an image"),
+        ("its scales accepted", number(best.kept, ".0%"), "of those judged"),
+        ("its extra memory", number(best.extra_memory, ".1%"), "beyond the target alone"),
+        ("settings timed", f"{len(run.rows):,}", run.title),
+    ])  # fmt: skip
 
 
 def _plot(run: Speed) -> Drawing:
