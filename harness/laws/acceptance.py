@@ -42,10 +42,10 @@ LAWS: list[Law] = []
 # One false alarm in 10^6 checks if chi-square held to that depth; with pooled cells it is some factors off so far out.
 # tests/meta/test_goodness_of_fit.py measures the rate, and the power at this many draws.
 DRAWS, ALARM = 3000, 1e-6
-EXACT = 1e-12  # sums of some hundred products of float64 numbers below 1; seen: 1e-15
+_EXACT = 1e-12  # sums of some hundred products of float64 numbers below 1; seen: 1e-15
 
 
-def rejected(decoded: Trace, case: Case) -> bool:
+def _rejected(decoded: Trace, case: Case) -> bool:
     """Return whether any round replaced a drafted scale; where no rounds are shown, whether the draft is another."""
     if not any(turn.drafted for rounds in decoded.rounds for turn in rounds):
         return case.draft != "identical"
@@ -53,7 +53,7 @@ def rejected(decoded: Trace, case: Case) -> bool:
 
 
 @law(LAWS, "acceptance.token-identical", "decode", "accept", contract=Contract.TOKENS, wide=False)
-def token_identical(subject: Subject, case: Case) -> bool:
+def _token_identical(subject: Subject, case: Case) -> bool:
     """Same seed, same tokens as sequential target decoding (ties certified)."""
     models, request = case.models, case.request
     greedy = case.settings.greedy
@@ -62,14 +62,14 @@ def token_identical(subject: Subject, case: Case) -> bool:
     actual = subject.decode(case)
     judgement = judge(Evidence(models, request, actual, expected, budget, greedy), drafts=False)
     require(not judgement.defects, f"{judgement.defects[0] if judgement.defects else ''}")
-    return rejected(actual, case)
+    return _rejected(actual, case)
 
 
 @law(
     LAWS, "acceptance.identical-draft", "accept", "draft_generate_batch", "cache",
     contract=Contract.LAW, policies=KEEPS_AN_EQUAL,
 )  # fmt: skip
-def identical_draft(subject: Subject, case: Case) -> bool:
+def _identical_draft(subject: Subject, case: Case) -> bool:
     """draft = target accepts everything.
 
     At every window length.
@@ -113,7 +113,7 @@ def honest(subject: Subject, case: Case) -> bool:
         require(decoded.target_rows[image] == made_rows, f"image {image}: target_rows do not add up to {made_rows}")
         due_rows = case.pyramid.L if claimed.entails(Contract.LAW) else case.pyramid.L - alone
         require(made_rows >= due_rows, f"image {image}: {made_rows} target rows cannot decide {due_rows}")
-    return rejected(decoded, case) or lossy
+    return _rejected(decoded, case) or lossy
 
 
 @law(LAWS, "acceptance.exact", "accept", "residual", "noise", contract=Contract.LAW)
@@ -130,7 +130,7 @@ def exact(subject: Subject, case: Case) -> bool:
     law, branches = output_law(case.models, case.request, decoder.options, decoder.parts)
     expected = joint_law(case.models, case.request)
     far = law_distance(law, expected)
-    require(far <= EXACT, f"an image's probability is {far:.3g} off; {branches} branches, {len(expected)} images")
+    require(far <= _EXACT, f"an image's probability is {far:.3g} off; {branches} branches, {len(expected)} images")
     return branches > len(expected)
 
 
@@ -179,7 +179,7 @@ def keep(subject: Subject, case: Case) -> bool:
 
 
 @law(LAWS, "acceptance.residual", "residual")
-def residual_law(subject: Subject, case: Case) -> bool:
+def _residual_law(subject: Subject, case: Case) -> bool:
     """A token that fails is drawn from the normalised positive part of target − draft."""
     parts = subject.parts(case, "residual")
     draft_BnV, target_BnV = case.normal(2, 2, 9, case.V).mul(3).softmax(-1).unbind(0)
@@ -256,14 +256,14 @@ def real(subject: Subject, case: Case) -> bool:
     require_tokens(decoded.tokens_BL, tokens_BL, where)
     if getattr(subject.decoder(case), "policy", None) == case.policy:
         require_rounds(decoded.rounds, rounds, where)
-    return case.draft != "close" or rejected(decoded, case)
+    return case.draft != "close" or _rejected(decoded, case)
 
 
 @law(LAWS, "acceptance.independent", "decode", "accept", contract=Contract.TOKENS)
 def independent(subject: Subject, case: Case) -> bool:
     """The image does not depend on draft, draft_len, schedule or bonus."""
     first = subject.decode(case)
-    some = rejected(first, case)
+    some = _rejected(first, case)
     S = case.pyramid.S
     lengths = [(1, False), (S, False), (max(1, S // 2), subject.has_bonus(case))]
     for k, quality in enumerate(QUALITIES):
@@ -271,7 +271,7 @@ def independent(subject: Subject, case: Case) -> bool:
         actual = subject.decode(replace(case, draft=quality, draft_len=draft_len, bonus=bonus))
         where = f"draft {quality}, draft_len {draft_len}, bonus {bonus} (base: {case.draft}, {case.draft_len})"
         require_draws(case, case.request, actual.tokens_BL, first.tokens_BL, where)
-        some = some or rejected(actual, case)
+        some = some or _rejected(actual, case)
     for schedule in ("/".join(str(1 + si % 2) for si in case.pyramid), f"dynamic:1:{S}"):
         try:
             decoder = subject.decoder(case, draft_len=schedule)
@@ -293,4 +293,4 @@ def distribution(subject: Subject, case: Case) -> bool:
     decoded = subject.decode(small)
     p = p_value(decoded.tokens_BL, target_law(small), small.V)
     require(p >= ALARM, f"{DRAWS} images do not follow the target's joint law: p = {p:.2g}, alarm at {ALARM:g}")
-    return rejected(decoded, small)
+    return _rejected(decoded, small)

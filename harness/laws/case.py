@@ -32,8 +32,8 @@ from harness.protocol.request import NoiseOrder, Request
 QUALITIES = ("near", "close", "far", "adversarial", "identical", "single")
 # Relative size of the change from the target's weights to the draft's; chosen so that full acceptance, partial
 # acceptance and first-scale rejection all happen often (tests/meta/test_strategies.py counts them).
-CHANGE = {"close": 0.03, "near": 0.15}
-C, CLASSES = 4, 3
+_CHANGE = {"close": 0.03, "near": 0.15}
+_C, CLASSES = 4, 3
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -208,12 +208,12 @@ def forget_models() -> None:
 @lru_cache(maxsize=64)
 def _models(case: Case) -> ModelPair:
     config = TransformerConfig(
-        case.pyramid, case.depth, case.D, 2, case.V, C, CLASSES, shared_adaln=case.shared_adaln, l2_norm=case.l2_norm
+        case.pyramid, case.depth, case.D, 2, case.V, _C, CLASSES, shared_adaln=case.shared_adaln, l2_norm=case.l2_norm
     )
     return random_models(config, case.weights, case.draft).to(case.at, DTYPES[case.dtype], DTYPES.get(case.draft_dtype))
 
 
-def transformer_weights(config: TransformerConfig, seed: int) -> Transformer:
+def _transformer_weights(config: TransformerConfig, seed: int) -> Transformer:
     """Return a network of random weights whose positions, scales and labels leave marks of ordinary size.
 
     The plain random weights of a size scale with fan-in, which would drown the embeddings: they are drawn at unit size
@@ -226,7 +226,7 @@ def transformer_weights(config: TransformerConfig, seed: int) -> Transformer:
     return Transformer(config, weights)
 
 
-def draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
+def _draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
     """Return a draft of one of `QUALITIES`.
 
     Raises:
@@ -235,16 +235,16 @@ def draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
     if quality == "identical":
         return target
     if quality == "far":
-        return transformer_weights(replace(target.config, depth=1), seed + 1)
+        return _transformer_weights(replace(target.config, depth=1), seed + 1)
     if quality == "adversarial":
         negated = {name: -w if name.startswith("head.") else w for name, w in target.weights.items()}
         return replace(target, weights=negated)
     if quality == "single":
         return replace(target, weights=_few_positions_moved(target, seed))
-    if quality not in CHANGE:
+    if quality not in _CHANGE:
         raise InputError("draft", quality, f"must be one of {', '.join(QUALITIES)}", "pass near")
-    other = transformer_weights(target.config, seed + 1).weights
-    share = CHANGE[quality]
+    other = _transformer_weights(target.config, seed + 1).weights
+    share = _CHANGE[quality]
     mixed = {name: w * math.sqrt(1 - share * share) + share * other[name] for name, w in target.weights.items()}
     return replace(target, weights=mixed)
 
@@ -264,11 +264,11 @@ def _few_positions_moved(target: Transformer, seed: int) -> dict[str, Tensor]:
 
 def random_models(config: TransformerConfig, seed: int, quality: str) -> ModelPair:
     """Return a target, a draft of one of `QUALITIES`, and a quantiser whose φ layout goes with the seed."""
-    target = transformer_weights(config, 1000 * seed)
+    target = _transformer_weights(config, 1000 * seed)
     layout, phi = (("shared", 4), ("one", 1), ("per-scale", config.pyramid.S))[seed % 3]
     vae_config = AutoencoderConfig(
         config.V, config.C, 32, (1,), res_blocks=0, phi=phi, phi_layout=layout, has_encoder=False
     )
     vae_weights = random_weights(autoencoder.parameter_shapes(vae_config), 1000 * seed + 2)
     vae_weights["quantize.embedding.weight"] *= 2
-    return ModelPair(draft_of(target, quality, 1000 * seed), target, Autoencoder(vae_config, vae_weights))
+    return ModelPair(_draft_of(target, quality, 1000 * seed), target, Autoencoder(vae_config, vae_weights))

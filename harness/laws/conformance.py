@@ -30,9 +30,9 @@ from harness.pool.employ import Crew, Execution, employ
 from harness.pool.workers import Died
 from harness.speculative.parts import Parts
 
-DEAF_S = 10.0  # for code to hear that its time is over
-BUILT_NOTHING = ("implementation", "checkout", "option")
-PARTS = tuple(field.name for field in fields(Parts))
+_DEAF_S = 10.0  # for code to hear that its time is over
+_BUILT_NOTHING = ("implementation", "checkout", "option")
+_PARTS = tuple(field.name for field in fields(Parts))
 Options = tuple[tuple[str, str], ...]  # (name, value) for a factory
 
 
@@ -104,7 +104,7 @@ def in_time(seconds: float) -> Iterator[None]:
 
     signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(seconds + DEAF_S, exit=True)
+    faulthandler.dump_traceback_later(seconds + _DEAF_S, exit=True)
     try:
         yield
     finally:
@@ -194,7 +194,7 @@ def run_conformance(
     try:
         Subject(factory, options).decoder(scope.fitted(Case(scope.pyramids[0])))
     except InputError as error:
-        if error.name in BUILT_NOTHING:  # it built no decoder; other refusals are of this case
+        if error.name in _BUILT_NOTHING:  # it built no decoder; other refusals are of this case
             raise
     crew = employ(Execution(how.get("workers", 1)), torch.device(scope.device), len(laws))
     rows: dict[str, LawResult] = {}
@@ -225,7 +225,7 @@ def check(law_id: str, implementation: Factory | str, case: Case, options: Optio
 
 def part_laws() -> list[Law]:
     """Return the laws that ask parts."""
-    return [law for law in LAWS if set(law.watches) & set(PARTS) and "decode" not in law.watches]
+    return [law for law in LAWS if set(law.watches) & set(_PARTS) and "decode" not in law.watches]
 
 
 def inspect_parts(
@@ -235,9 +235,9 @@ def inspect_parts(
     rows = []
     for law in part_laws():
         result = try_law(law, subject, CaseList(cases))
-        rows += [_row(part, result) for part in law.watches if part in PARTS]
+        rows += [_row(part, result) for part in law.watches if part in _PARTS]
         progress()
-    return sorted(rows, key=lambda row: PARTS.index(row.part))
+    return sorted(rows, key=lambda row: _PARTS.index(row.part))
 
 
 def _row(part: str, result: LawResult) -> PartLaw:

@@ -21,7 +21,7 @@ from harness.laws.law import Law, NotOffered, Subject, Violation
 from harness.protocol.pyramid import ScalePyramid
 
 SHRINK_S = 60.0
-ROUNDS = 4  # of as many cases each: a law whose few cases all happen to be trivial draws more before it is unproven
+_ROUNDS = 4  # of as many cases each: a law whose few cases all happen to be trivial draws more before it is unproven
 
 
 @dataclass
@@ -225,10 +225,10 @@ class Scope:
         return Effort(values=32, passes=8, seconds=self.shrink_s)
 
     def batches(self, law: Law) -> Iterator[Sequence[Case]]:
-        """Draw up to `ROUNDS` times; every law meets the same cases."""
+        """Draw up to `_ROUNDS` times; every law meets the same cases."""
         from harness.laws.strategies import drawn  # noqa: PLC0415  # Hypothesis: a third of a second
 
-        for k in range(ROUNDS):
+        for k in range(_ROUNDS):
             yield [self.fitted(case) for case in drawn(self.pyramids, self.examples, self.seed + k)]
 
     def fitted(self, case: Case) -> Case:

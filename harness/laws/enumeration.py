@@ -35,21 +35,21 @@ from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from harness.speculative.state import DecodeState
 
-LANES = 2048
-STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
-TINY = 1e-15  # an interval this short is rounding, not a branch
-Interval = tuple[float, float]
-Box = dict[int, Interval]  # by number ("cell"); what is not in it may lie anywhere in [0, 1)
-WHOLE = (0.0, 1.0)
+_LANES = 2048
+_STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
+_TINY = 1e-15  # an interval this short is rounding, not a branch
+_Interval = tuple[float, float]
+_Box = dict[int, _Interval]  # by number ("cell"); what is not in it may lie anywhere in [0, 1)
+_WHOLE = (0.0, 1.0)
 
 
-def _pieces(interval: Interval, edges: Sequence[float]) -> list[Interval]:
+def _pieces(interval: _Interval, edges: Sequence[float]) -> list[_Interval]:
     """Return the parts of an interval between `edges` (ascending, within [0, 1]); empty ones end before they begin."""
     low, high = interval
     return [(max(low, a), min(high, b)) for a, b in pairwise([0.0, *edges, 1.0])]
 
 
-def _width(interval: Interval) -> float:
+def _width(interval: _Interval) -> float:
     return interval[1] - interval[0]
 
 
@@ -57,15 +57,15 @@ def _width(interval: Interval) -> float:
 class _Lane:
     """One branch in flight: its box, the boxes left aside, and the decisions of a round, which may prove moot."""
 
-    box: Box
-    aside: list[Box] = field(default_factory=list)
+    box: _Box
+    aside: list[_Box] = field(default_factory=list)
     pending: list[tuple[int, int, Sequence[float], int]] = field(default_factory=list)  # scale, number, edges, choice
-    guess: Box = field(default_factory=dict)  # the box, if all that is pending matters
+    guess: _Box = field(default_factory=dict)  # the box, if all that is pending matters
     accepted: list[bool] = field(default_factory=list)  # by place, of drafted tokens: a redraw is moot then
 
     def decide(self, cell: int, si: int, edges: Sequence[float], moot: bool) -> int:
         """Return which piece between `edges` a number of scale `si` lies in."""
-        pieces = _pieces(self.guess.get(cell) or self.box.get(cell, WHOLE), edges)
+        pieces = _pieces(self.guess.get(cell) or self.box.get(cell, _WHOLE), edges)
         choice = max(range(len(pieces)), key=lambda k: _width(pieces[k]))
         if not moot:
             self.pending.append((si, cell, edges, choice))
@@ -76,15 +76,15 @@ class _Lane:
         """Close a round that made the scales before `end` final: what mattered, scale by scale, shrinks the box."""
         for si, cell, edges, choice in sorted(self.pending, key=lambda decision: decision[0]):
             if si < end:
-                pieces = _pieces(self.box.get(cell, WHOLE), edges)
-                others = [piece for k, piece in enumerate(pieces) if k != choice and _width(piece) > TINY]
+                pieces = _pieces(self.box.get(cell, _WHOLE), edges)
+                others = [piece for k, piece in enumerate(pieces) if k != choice and _width(piece) > _TINY]
                 self.aside += [{**self.box, cell: piece} for piece in others]
                 self.box[cell] = pieces[choice]
         self.pending, self.guess = [], {}
 
 
 @dataclass(frozen=True)
-class CellNoise:
+class _CellNoise:
     """Numbers that are names, number · B + image, in float64, so that indexing and concatenation carry them.
 
     Args:
@@ -102,7 +102,7 @@ class CellNoise:
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
         """Return names (B,l) of the numbers of one address."""
         pyramid, B = self.models.pyramid, self.request.B
-        begin = STREAMS.index(stream) * pyramid.L + pyramid.begin(si)
+        begin = _STREAMS.index(stream) * pyramid.L + pyramid.begin(si)
         cell_l = torch.arange(begin, begin + pyramid.tokens(si), dtype=torch.float64)
         return cell_l * B + torch.arange(B, dtype=torch.float64)[:, None]
 
@@ -114,7 +114,7 @@ class CellNoise:
 class _Walk:
     """One decode of many lanes: the deciding parts, and the end of a round."""
 
-    def __init__(self, boxes: list[Box], models: ModelPair) -> None:
+    def __init__(self, boxes: list[_Box], models: ModelPair) -> None:
         self.lanes, self.levels = [_Lane(box) for box in boxes], models.pyramid.levels()
 
     def parts(self, parts: Parts) -> Parts:
@@ -177,15 +177,15 @@ def output_law(
         prepare: changes the parts last of all, around the deciding functions: where a test plants a bug in those.
     """
     law: JointLaw = {}
-    waiting: list[Box] = [{}]
+    waiting: list[_Box] = [{}]
     branches = 0
     options = replace(options, keep_intermediates=False)
     while waiting:
-        walk = _Walk(waiting[-LANES:], models)
-        del waiting[-LANES:]
+        walk = _Walk(waiting[-_LANES:], models)
+        del waiting[-_LANES:]
         batch = request.only([0] * len(walk.lanes))
         decoder = SpeculativeDecoder(models, options, prepare(walk.parts(parts)))
-        trace = decoder.decode(batch, CellNoise(models, batch))
+        trace = decoder.decode(batch, _CellNoise(models, batch))
         for lane, tokens in zip(walk.lanes, trace.tokens_BL.tolist(), strict=True):
             weight = prod(map(_width, lane.box.values()))
             law[tuple(tokens)] = law.get(tuple(tokens), 0.0) + weight
@@ -194,7 +194,7 @@ def output_law(
     return law, branches
 
 
-LEAST = 5.0  # expected count of a cell, below which cells are pooled: the usual bound for chi-square
+_LEAST = 5.0  # expected count of a cell, below which cells are pooled: the usual bound for chi-square
 
 
 def sequences(V: int, L: int) -> Tensor:
@@ -234,11 +234,11 @@ def p_value(tokens_BL: Tensor, law_N: Tensor, V: int) -> float:
 
 
 def chi_square(counts_N: Tensor, law_N: Tensor) -> float:
-    """Return the p-value of observed counts under a law; cells below an expected count of `LEAST` are pooled."""
+    """Return the p-value of observed counts under a law; cells below an expected count of `_LEAST` are pooled."""
     expected_N, order = (law_N * counts_N.sum()).sort(descending=True)
     observed_N = counts_N[order].double()
-    count = int((expected_N >= LEAST).sum())
-    while count and 0 < float(expected_N[count:].sum()) < LEAST:  # the pool itself is small: one more cell joins it
+    count = int((expected_N >= _LEAST).sum())
+    while count and 0 < float(expected_N[count:].sum()) < _LEAST:  # the pool itself is small: one more cell joins it
         count -= 1
     expected = torch.cat((expected_N[:count], expected_N[count:].sum()[None]))
     observed = torch.cat((observed_N[:count], observed_N[count:].sum()[None]))

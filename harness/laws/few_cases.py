@@ -22,8 +22,8 @@ from harness.pool.employ import Crew
 from harness.runs.claims import BrokenLaw, LawsTried
 
 CASES = 2  # seconds for all laws
-SEED = 2  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_few_cases.py)
-MOST_SAID = 300  # characters of what a decoder says
+_SEED = 2  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_few_cases.py)
+_MOST_SAID = 300  # characters of what a decoder says
 
 
 class LawsInterrupted(StopSignal):
@@ -48,14 +48,14 @@ class Where:
     limits: Limits | None = None
 
 
-HERE = Where()
+_HERE = Where()
 
 
 def laws_beside(
     implementation: Factory | str,
     count: int = CASES,
     options: Options = (),
-    where: Where = HERE,
+    where: Where = _HERE,
     progress: Callable[[str], None] = lambda law: None,
 ) -> LawsTried:
     """Try every law in a few cases.
@@ -77,7 +77,7 @@ def laws_beside(
     if count < 1:
         raise InputError("laws", count, "must be 1 case or more", f"pass {CASES}, or no laws at all")
     crew = Crew((where.device,) * (1 if where.limits is None else 2))
-    cases = tuple(replace(case, device=where.device) for case in fixed_cases(count, SEED))
+    cases = tuple(replace(case, device=where.device) for case in fixed_cases(count, _SEED))
     work = LawWork(implementation, options, CaseList(cases, every_policy=True), where.limits)
     rows: list[LawResult] = []
     try:
@@ -103,7 +103,7 @@ def summed_up(results: Iterable[LawResult], count: int) -> LawsTried:
         tuple(_broken(row.violation) for row in rows if row.violation is not None),
         _ids(row for row in rows if row.violation is None and row.examples and not row.exercised),
         _ids(refused),
-        shortened(one_line(refused[0].why), MOST_SAID) if refused else "",
+        shortened(one_line(refused[0].why), _MOST_SAID) if refused else "",
         _ids(row for row in rows if row.skipped and not row.examples and not row.refused),
         tuple(law.id for law in LAWS if law.id not in by_id),
     )
@@ -114,6 +114,6 @@ def _ids(rows: Iterable[LawResult]) -> tuple[str, ...]:
 
 
 def _broken(violation: Violation) -> BrokenLaw:
-    finding = " ".join(violation.found.split())[:MOST_SAID]
+    finding = " ".join(violation.found.split())[:_MOST_SAID]
     clause = f"law {violation.law.id}: {finding}; {violation.replay}"
     return BrokenLaw(", ".join(violation.law.watches), clause, violation.case.seed)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.models.network import TransformerConfig
 
-Weights = Mapping[str, Tensor]
+_Weights = Mapping[str, Tensor]
 
 
 def normal(x: Tensor) -> Tensor:
@@ -23,12 +23,12 @@ def normal(x: Tensor) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def silu(x: Tensor) -> Tensor:
+def _silu(x: Tensor) -> Tensor:
     """Return x·σ(x)."""
     return x / (1 + (-x).exp())
 
 
-def logits(config: TransformerConfig, w: Weights, x_RnD: Tensor, labels_R: Tensor, mask_nn: Tensor) -> Tensor:
+def logits(config: TransformerConfig, w: _Weights, x_RnD: Tensor, labels_R: Tensor, mask_nn: Tensor) -> Tensor:
     """Return logits_RnV of positions 0..n-1 in one masked pass (spec §4).
 
     Args:
@@ -39,7 +39,7 @@ def logits(config: TransformerConfig, w: Weights, x_RnD: Tensor, labels_R: Tenso
         mask_nn: True where a row sees a column.
     """
     R, D = len(x_RnD), config.D
-    silu_RD = silu(w["class_emb.weight"][labels_R])
+    silu_RD = _silu(w["class_emb.weight"][labels_R])
     for i in range(config.depth):
         block = f"blocks.{i}."
         if config.shared_adaln:
@@ -56,7 +56,7 @@ def logits(config: TransformerConfig, w: Weights, x_RnD: Tensor, labels_R: Tenso
     return (normal(x_RnD) * (1 + two[:, :, 0]) + two[:, :, 1]) @ w["head.weight"].T + w["head.bias"]
 
 
-def _attention(config: TransformerConfig, w: Weights, block: str, h_RnD: Tensor, mask_nn: Tensor) -> Tensor:
+def _attention(config: TransformerConfig, w: _Weights, block: str, h_RnD: Tensor, mask_nn: Tensor) -> Tensor:
     R, n, D = h_RnD.shape
     H, c = config.H, D // config.H
     q_bias, v_bias = w[block + "attn.q_bias"], w[block + "attn.v_bias"]

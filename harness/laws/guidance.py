@@ -90,7 +90,7 @@ def unconditional(subject: Subject, case: Case) -> bool:
 
 
 @law(LAWS, "guidance.both-sides", "guide", "draft_generate_batch", contract=Contract.LAW, policies=KEEPS_AN_EQUAL)
-def both_sides(subject: Subject, case: Case) -> bool:
+def _both_sides(subject: Subject, case: Case) -> bool:
     """Draft and target are guided at the same scale index: a draft = target is accepted whole."""
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     decoded = subject.decode(replace(case, draft="identical", cfg=max(case.cfg, 2.0)))
@@ -105,7 +105,7 @@ def both_sides(subject: Subject, case: Case) -> bool:
 
 
 @law(LAWS, "guidance.trace", "decode", "guide")
-def weights(subject: Subject, case: Case) -> bool:
+def _weights(subject: Subject, case: Case) -> bool:
     """The guided logits of a decode are the formula over its own rows."""
     decoded = subject.decode(case)
     shown = shown_tensors(decoded)

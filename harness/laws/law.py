@@ -36,7 +36,7 @@ EXACT = ("coupled", "greedy")
 LOSSY = ("match", "coupled-match", "topk-match", "kl", "handoff", "collaborative", "code")
 EVERY = (*EXACT, "rejection", *LOSSY)
 KEEPS_AN_EQUAL = ("coupled", "greedy", "rejection", "coupled-match", "kl", "handoff", "collaborative", "code")
-HOLDS = {Contract.TOKENS: EXACT, Contract.LAW: (*EXACT, "rejection"), Contract.QUALITY: EVERY}
+_HOLDS = {Contract.TOKENS: EXACT, Contract.LAW: (*EXACT, "rejection"), Contract.QUALITY: EVERY}
 
 
 def policy_name(text: str) -> str:
@@ -141,7 +141,7 @@ class Subject:
         return decoder  # type: ignore[no-any-return]
 
 
-Test = Callable[[Subject, Case], bool]  # raises `Broken`, or returns whether the case exercised the law
+_Test = Callable[[Subject, Case], bool]  # raises `Broken`, or returns whether the case exercised the law
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Law:
     id: str
     statement: str
     watches: tuple[str, ...]
-    test: Test = field(repr=False)
+    test: _Test = field(repr=False)
     contract: Contract = Contract.QUALITY
     wide: bool = True
     policies: tuple[str, ...] = ()
@@ -180,7 +180,7 @@ class Law:
     @property
     def holds_under(self) -> tuple[str, ...]:
         """Names of the policies under which the law holds."""
-        return self.policies or HOLDS[self.contract]
+        return self.policies or _HOLDS[self.contract]
 
     def fitted(self, case: Case) -> Case:
         """Return the case as the law takes it: float64 networks if it is wide, a policy under which it holds."""
@@ -245,7 +245,7 @@ def law(
     contract: Contract = Contract.QUALITY,
     wide: bool = True,
     policies: tuple[str, ...] = (),
-) -> Callable[[Test], Test]:
+) -> Callable[[_Test], _Test]:
     """Add a function to the laws of its family; the first paragraph of its docstring says what holds.
 
     Args:
@@ -257,7 +257,7 @@ def law(
         policies: likewise.
     """
 
-    def added(test: Test) -> Test:
+    def added(test: _Test) -> _Test:
         statement = " ".join((inspect.getdoc(test) or "").partition("\n\n")[0].split())
         family.append(Law(name, statement, watches, test, contract, wide, policies))
         return test

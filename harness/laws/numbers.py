@@ -28,11 +28,11 @@ from harness.speculative.sampler import SpeculativeDecoder
 LAWS: list[Law] = []
 
 # φ of numbers of size 1 in float32: some twenty products a channel; a detour by half precision leaves 1e-3.
-FLOAT32 = 1e-5
-COUNTS = (1, 2, 3, 4, 5, 10)  # of φ; 4 has ticks of its own
-SCALES = (1, 2, 3, 7, 10)
+_FLOAT32 = 1e-5
+_COUNTS = (1, 2, 3, 4, 5, 10)  # of φ; 4 has ticks of its own
+_SCALES = (1, 2, 3, 7, 10)
 # Logits of size 20 at most in float32: 32 products each; a norm in bfloat16 leaves 1e-2.
-HEAD = 1e-4
+_HEAD = 1e-4
 
 
 @law(LAWS, "numbers.transformer", "network")
@@ -56,21 +56,21 @@ def transformer(subject: Subject, case: Case) -> bool:
 def phi(subject: Subject, case: Case) -> bool:
     """Every scale uses the φ of its tick, whatever their number, in the quantiser's own precision."""
     h_BCPP = case.normal(1, 4, 5, 5)
-    for n in COUNTS:
+    for n in _COUNTS:
         kernels = [case.normal(4 * (k + 1), 4, 3, 3)[-4:] for k in range(n)]
         biases = [case.normal(4 * (k + 1))[-4:] for k in range(n)]
         quantizers = {}
         for dtype in (torch.float64, torch.float32):
             pairs = tuple((w.to(dtype), b.to(dtype)) for w, b in zip(kernels, biases, strict=True))
             quantizers[dtype] = Quantizer(case.normal(case.V, 4).to(dtype), pairs)
-        for S in (*SCALES, n):
+        for S in (*_SCALES, n):
             for si in range(S):
                 k = formulas.phi_choice(si, S, n)
                 expected = formulas.phi(h_BCPP, kernels[k], biases[k])
                 where = f"{n} φ, scale {si} of {S} (φ {k})"
                 require_equal("φ", quantizers[torch.float64].phi(h_BCPP, si, S), expected, where, FLOAT64)
                 actual = quantizers[torch.float32].phi(h_BCPP.float(), si, S)
-                require_equal("φ", actual.double(), expected, f"{where}, float32", FLOAT32)
+                require_equal("φ", actual.double(), expected, f"{where}, float32", _FLOAT32)
     return True
 
 
@@ -152,12 +152,12 @@ def _head(case: Case, network: Any) -> None:
     expected = (formulas.normal(h_RnD.double()) * factor_R1D + shift_R1D) @ weight_VD.T + bias_V
     least = torch.promote_types(network.dtype, torch.float32)
     require(actual.dtype == least, f"logits of a network in {network.dtype} are {actual.dtype}, not {least}")
-    atol = FLOAT64 if least == torch.float64 else HEAD
+    atol = FLOAT64 if least == torch.float64 else _HEAD
     require_equal("logits", actual.double(), expected, f"head of a network in {network.dtype}", atol)
 
 
 @dataclass(frozen=True)
-class Spoiled:
+class _Spoiled:
     """A network of which one logit of a pass over the whole pyramid is another number."""
 
     network: Any
@@ -190,7 +190,7 @@ def finite(subject: Subject, case: Case) -> bool:
         for si in case.pyramid:
             value = (float("nan"), float("inf"), float("-inf"))[(case.seed + si) % 3]
             at = ((case.seed + 5 * si + draft_len) % R, case.pyramid.end(si) - 1, (case.seed + si) % case.V)
-            spoiled: Any = Spoiled(case.models.target, at, value)
+            spoiled: Any = _Spoiled(case.models.target, at, value)
             spoiled_case = replace(case, draft_len=draft_len, bonus=bonus)
             try:
                 subject.decode(spoiled_case, models=replace(case.models, target=spoiled))

@@ -19,7 +19,7 @@ from harness.reference.sequential import choose
 LAWS: list[Law] = []
 
 # Exponential numbers at the edge of what a generator can return, smallest first.
-EDGES = (0.0, torch.finfo(torch.float32).tiny, 1e-30, 104.0, torch.finfo(torch.float32).max, float("inf"))
+_EDGES = (0.0, torch.finfo(torch.float32).tiny, 1e-30, 104.0, torch.finfo(torch.float32).max, float("inf"))
 
 
 def _logits(case: Case, n: int) -> Tensor:
@@ -29,7 +29,7 @@ def _logits(case: Case, n: int) -> Tensor:
 
 
 @law(LAWS, "randomness.filter", "filter_logits")
-def filters(subject: Subject, case: Case) -> bool:
+def _filters(subject: Subject, case: Case) -> bool:
     """top-k (ties stay), then top-p, as the plain filter, for every combination.
 
     And it leaves its argument alone.
@@ -42,14 +42,14 @@ def filters(subject: Subject, case: Case) -> bool:
         actual = parts.filter_logits(logits_BnV, top_k, top_p)
         expected = reference.filter_logits(kept_BnV, top_k, top_p)
         # softmax makes -inf comparable and is what both sides draw from
-        require_equal("probs", actual.softmax(-1), expected.softmax(-1), f"top_k {top_k}, top_p {top_p}", FLOAT_LAW)
+        require_equal("probs", actual.softmax(-1), expected.softmax(-1), f"top_k {top_k}, top_p {top_p}", _FLOAT_LAW)
         wrong = torch.nonzero(torch.isinf(actual) != torch.isinf(expected)).tolist()
         require(not wrong, f"top_k {top_k}, top_p {top_p}: kept or dropped wrongly at {wrong[:4]}")
     require_equal("argument", logits_BnV, kept_BnV, "filter_logits wrote into its argument")
     return case.V > 2
 
 
-FLOAT_LAW = 1e-12  # softmax of equal logits: a few roundings of numbers below 1
+_FLOAT_LAW = 1e-12  # softmax of equal logits: a few roundings of numbers below 1
 
 
 @law(LAWS, "randomness.race", "draw")
@@ -79,8 +79,8 @@ def boundary(subject: Subject, case: Case) -> bool:
     gone[..., :1] |= gone[..., 1:].sum(-1, keepdim=True) < case.V - 1  # mostly drop token 0, where argmax of NaN lands
     probs_BnV = probs_BnV.masked_fill(gone, 0.0)
     probs_BnV = probs_BnV / probs_BnV.sum(-1, keepdim=True)
-    edges = torch.tensor(EDGES)[torch.randint(len(EDGES), probs_BnV.shape, generator=generator)].to(case.at)
-    every = [torch.full_like(edges, edge) for edge in EDGES] + [edges]
+    edges = torch.tensor(_EDGES)[torch.randint(len(_EDGES), probs_BnV.shape, generator=generator)].to(case.at)
+    every = [torch.full_like(edges, edge) for edge in _EDGES] + [edges]
     for E_BnV in every:
         idx_Bn = parts.draw(probs_BnV, E_BnV)
         wrong = torch.nonzero(probs_BnV.gather(-1, idx_Bn[..., None])[..., 0] <= 0).tolist()
@@ -113,7 +113,7 @@ def _global_generators(case: Case) -> list[torch.Generator]:
 
 
 @law(LAWS, "randomness.own-numbers", "decode")
-def own_numbers(subject: Subject, case: Case) -> bool:
+def _own_numbers(subject: Subject, case: Case) -> bool:
     """No generator but the noise's is read or moved."""
     generators = _global_generators(case)
     decoder = subject.decoder(case)  # built before: a module's own initial weights are drawn from the global generator
@@ -133,7 +133,7 @@ def own_numbers(subject: Subject, case: Case) -> bool:
 
 
 @law(LAWS, "randomness.reading-order", "decode", "noise")
-def reading_order(subject: Subject, case: Case) -> bool:
+def _reading_order(subject: Subject, case: Case) -> bool:
     """The order in which numbers are read does not matter."""
     expected = subject.decode(case)
     noise = case.noise()

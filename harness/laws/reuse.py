@@ -45,7 +45,7 @@ def _anew(models: Any) -> ModelPair:
     return fresh
 
 
-def same_decode(actual: Trace, expected: Trace, where: str) -> None:
+def _same_decode(actual: Trace, expected: Trace, where: str) -> None:
     """Raise `Broken` unless two decodes of one request gave the same: tokens, f_hat, rounds and counts."""
     require_tokens(actual.tokens_BL, expected.tokens_BL, where)
     require_equal("f_hat", actual.f_hat_BCPP, expected.f_hat_BCPP, where)
@@ -68,7 +68,7 @@ def kept(subject: Subject, case: Case) -> bool:
     actual = decoder.decode(case.request, case.noise())
     require(actual.intermediates is None, "keep_intermediates is off, and the trace holds them")
     require(expected.intermediates is not None, "keep_intermediates is on, and the trace lacks them")
-    same_decode(actual, expected, "without kept tensors")
+    _same_decode(actual, expected, "without kept tensors")
     return case.pyramid.S > 1
 
 
@@ -89,5 +89,5 @@ def alternating(subject: Subject, case: Case) -> bool:
         for k, request in enumerate(_requests(case)):
             actual = decoder.decode(request, case.noise(request))
             expected = subject.decoder(case, _anew(case.models), draft_len).decode(request, case.noise(request))
-            same_decode(actual, expected, f"draft_len {draft_len}, request {k} of one decoder ({request})")
+            _same_decode(actual, expected, f"draft_len {draft_len}, request {k} of one decoder ({request})")
     return True

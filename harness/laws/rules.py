@@ -41,17 +41,17 @@ from harness.speculative.sampler import SpeculativeDecoder
 
 LAWS: list[Law] = []
 
-BY_ORACLE = (*EXACT, *LOSSY)
-LONG = (1, 2, 3, 4, 5, 6, 7)
+_BY_ORACLE = (*EXACT, *LOSSY)
+_LONG = (1, 2, 3, 4, 5, 6, 7)
 # Besides those of `CHOICES`: rates at which most scales are rejected, so that what they become is seen, and a K above
 # the number of tokens that a filter leaves.
-SHARP = (
+_SHARP = (
     "match:0.9", "match:0.9+partial", "topk-match:1:0.8+partial", "topk-match:2:1", "topk-match:3:0.4",
     "coupled-match:1", "kl:0.02+partial",
 )  # fmt: skip
 
 
-def draft_lens(case: Case) -> tuple[str, ...]:
+def _draft_lens(case: Case) -> tuple[str, ...]:
     """Return rules of every kind that fit the pyramid: a number, a schedule, and dynamic ones of two bounds."""
     S = case.pyramid.S
     schedule = "/".join(str(min(S, 1 + (si + case.seed) % 3)) for si in range(S))
@@ -88,13 +88,13 @@ def _at_the_border(case: Case) -> list[str]:
 
 def _policies(subject: Subject, case: Case) -> list[Case]:
     """Return the case under its own policy and some others that the decoder follows, some ten a case."""
-    known = [policy for policy in dict.fromkeys(CHOICES["policy"]) if policy_name(policy) in BY_ORACLE]
-    known += SHARP
+    known = [policy for policy in dict.fromkeys(CHOICES["policy"]) if policy_name(policy) in _BY_ORACLE]
+    known += _SHARP
     start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
     wanted = [case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", *_at_the_border(case)]
     cases = []
     for policy in dict.fromkeys(wanted):
-        candidate = replace(case, policy=policy, draft="near" if policy in SHARP else case.draft)
+        candidate = replace(case, policy=policy, draft="near" if policy in _SHARP else case.draft)
         try:
             _follows(subject, candidate)
         except (NotOffered, InputError):
@@ -108,7 +108,7 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
 @law(LAWS, "rules.recount", "decode", "trace")
 def recount(subject: Subject, case: Case) -> bool:
     """Calls and rows of both networks are those that a spy in the network counts."""
-    spies = {name: Spy(getattr(case.models, name), Counter()) for name in ("draft", "target")}
+    spies = {name: _Spy(getattr(case.models, name), Counter()) for name in ("draft", "target")}
     watched = replace(case.models, **spies)  # type: ignore[arg-type]
     decoder = subject.decoder(case, watched)
     decoded: Trace = decoder.decode(case.request, watched.noise(case.request))
@@ -154,7 +154,7 @@ def edges(subject: Subject, case: Case) -> bool:
 
 
 @dataclass(frozen=True)
-class Spy:
+class _Spy:
     """A network that counts its passes, and is otherwise the one inside it."""
 
     network: Any
@@ -202,12 +202,12 @@ def _all_tied(models: ModelPair) -> ModelPair:
     return replace(models, target=replace(target, weights=weights))
 
 
-@law(LAWS, "rules.oracle", "accept", "draft_len", "bonus", policies=BY_ORACLE)
+@law(LAWS, "rules.oracle", "accept", "draft_len", "bonus", policies=_BY_ORACLE)
 def oracle(subject: Subject, case: Case) -> bool:
     """Tokens and rounds are those of a naive decoder written from docs/policies.md."""
     rejected = accepted = False
     for k, tried in enumerate(_policies(subject, case)):
-        draft_len = draft_lens(tried)[(case.seed + k) % 4]
+        draft_len = _draft_lens(tried)[(case.seed + k) % 4]
         decoder = subject.decoder(tried, draft_len=draft_len)
         actual = decoder.decode(tried.request, tried.noise())
         where = f"policy {tried.policy}, draft_len {draft_len}{', bonus' if tried.bonus else ''}"
@@ -247,7 +247,7 @@ def labour(subject: Subject, case: Case) -> bool:
 
 
 # Images whose coins are counted; a share is off by more than six standard deviations with a chance below 1e-7.
-TOSSES, SIGMAS = 200, 6.0
+_TOSSES, _SIGMAS = 200, 6.0
 
 
 @law(LAWS, "rules.length", "draft_len", policies=EVERY)
@@ -256,11 +256,11 @@ def length(subject: Subject, case: Case) -> bool:
     _follows(subject, case)
     # long enough for a length to grow beyond a bound, and to shrink again
     case = replace(
-        case, patch_nums=LONG, V=min(case.V, 5), D=16, depth=1, labels=(case.labels * 4)[:4],
+        case, patch_nums=_LONG, V=min(case.V, 5), D=16, depth=1, labels=(case.labels * 4)[:4],
         draft="close" if case.seed % 3 else "single",
     )  # fmt: skip
     S, rule, several = case.pyramid.S, Rule.of(case.policy), False
-    for draft_len in (*draft_lens(case)[1:], f"dynamic:1:{S}"):
+    for draft_len in (*_draft_lens(case)[1:], f"dynamic:1:{S}"):
         decoder = subject.decoder(case, draft_len=draft_len)
         for seed in (case.seed, case.seed + 1):
             request = replace(case.request, seed=seed)
@@ -286,17 +286,17 @@ def length(subject: Subject, case: Case) -> bool:
 def _coins(case: Case) -> Window:
     """Return the real pyramid's scales, for many images."""
     pyramid = ScalePyramid(PATCH_NUMS_256)
-    noise = SeededNoise(Request((0,) * TOSSES, case.seed, order="batch"), pyramid, 2, case.at)
-    return Window(noise, pyramid, list(range(TOSSES)), 0, pyramid.S - 1, "law")
+    noise = SeededNoise(Request((0,) * _TOSSES, case.seed, order="batch"), pyramid, 2, case.at)
+    return Window(noise, pyramid, list(range(_TOSSES)), 0, pyramid.S - 1, "law")
 
 
 def _tossed(policy: Policy, rate: float, window: Window) -> None:
     """Require that at every scale the share of images whose scale is accepted is RATE, whatever its size."""
     pyramid, device = window.pyramid, window.exponential(TOKEN).device
-    tokens_bn = torch.zeros(TOSSES, pyramid.L, dtype=torch.int64, device=device)
-    probs_bnV = torch.full((TOSSES, pyramid.L, 2), 0.5, device=device)
+    tokens_bn = torch.zeros(_TOSSES, pyramid.L, dtype=torch.int64, device=device)
+    probs_bnV = torch.full((_TOSSES, pyramid.L, 2), 0.5, device=device)
     whole_bs = policy.accept(PARTS, Proposal(tokens_bn, probs_bnV), probs_bnV, window).whole_bs
-    far = SIGMAS * (rate * (1 - rate) / TOSSES) ** 0.5
+    far = _SIGMAS * (rate * (1 - rate) / _TOSSES) ** 0.5
     for si, share in enumerate(whole_bs.double().mean(0).tolist()):
-        said = f"policy {policy.name}: {share:.3f} of {TOSSES} images accept scale {si} ({pyramid.tokens(si)} tokens)"
+        said = f"policy {policy.name}: {share:.3f} of {_TOSSES} images accept scale {si} ({pyramid.tokens(si)} tokens)"
         require(abs(share - rate) < far, said)

@@ -17,23 +17,23 @@ from harness.reference.sequential import sample_sequential
 
 LAWS: list[Law] = []
 
-Variants = Callable[[Request], list[Request]]
+_Variants = Callable[[Request], list[Request]]
 
 # Under contract B an image is another draw of the same law, and one image may well stay as it was. Of this many, of
 # which the reference changes at least half, a decoder that heeds the input leaves all unchanged with a chance below
 # 1e-7: a race changes a token with at most twice the chance of any other way to draw it, so (3/4)^64 = 1e-8.
-IMAGES = 64
+_IMAGES = 64
 
 
-def _changes(subject: Subject, case: Case, word: str, variants: Variants) -> bool:
+def _changes(subject: Subject, case: Case, word: str, variants: _Variants) -> bool:
     """Require that every variant of a request changes its images, if it changes (most of) the reference's.
 
-    Under contract A the images are the reference's; under contract B see `IMAGES`.
+    Under contract A the images are the reference's; under contract B see `_IMAGES`.
     """
     labels = case.labels
     if subject.decoder(case).contract != Contract.TOKENS:
         # one generator for the batch, since a generator an image costs more than the decode; few scales
-        labels, case = (labels * IMAGES)[:IMAGES], replace(case, order="batch", patch_nums=case.patch_nums[:3])
+        labels, case = (labels * _IMAGES)[:_IMAGES], replace(case, order="batch", patch_nums=case.patch_nums[:3])
     models, request = case.models, replace(case.request, labels=labels)
 
     def reference(request: Request) -> Tensor:

@@ -21,10 +21,10 @@ from harness.reference.steps import accumulate, next_input
 
 LAWS: list[Law] = []
 
-UPDATE = "update_state_with_accepted_tokens"
+_UPDATE = "update_state_with_accepted_tokens"
 
 
-@law(LAWS, "state.sync", UPDATE, "cache", "accumulate", "next_input")
+@law(LAWS, "state.sync", _UPDATE, "cache", "accumulate", "next_input")
 def sync(subject: Subject, case: Case) -> bool:
     """After every round the whole state equals that of a sequential run over the committed prefix."""
     taken: list[Snapshot] = []
@@ -36,7 +36,7 @@ def sync(subject: Subject, case: Case) -> bool:
 
         return updated
 
-    decoded = subject.spied(case, **{UPDATE: watch}).decode(case.request, case.noise())
+    decoded = subject.spied(case, **{_UPDATE: watch}).decode(case.request, case.noise())
     require(bool(taken), "the decode never updated its state")
     models, labels_B = case.models, case.labels_B
     networks: dict[str, Network] = {"draft": models.draft, "target": models.target}
@@ -47,7 +47,7 @@ def sync(subject: Subject, case: Case) -> bool:
     return any(turn.corrected for rounds in decoded.rounds for turn in rounds) and len(taken) > 1
 
 
-@law(LAWS, "state.poison", UPDATE, "cache", "forward_window")
+@law(LAWS, "state.poison", _UPDATE, "cache", "forward_window")
 def poison(subject: Subject, case: Case) -> bool:
     """Rejected cache slots and inputs are never read: poisoned with NaN they change nothing."""
     expected = subject.decode(case)
@@ -67,7 +67,7 @@ def poison(subject: Subject, case: Case) -> bool:
 
         return updated
 
-    actual = subject.spied(case, **{UPDATE: spoil}).decode(case.request, case.noise())
+    actual = subject.spied(case, **{_UPDATE: spoil}).decode(case.request, case.noise())
     require_tokens(actual.tokens_BL, expected.tokens_BL, "rejected slots poisoned with NaN")
     require_equal("f_hat", actual.f_hat_BCPP, expected.f_hat_BCPP, "rejected slots poisoned with NaN")
     return poisoned > 0
@@ -135,7 +135,7 @@ def cache(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "state.once", "decode", UPDATE)
+@law(LAWS, "state.once", "decode", _UPDATE)
 def once(subject: Subject, case: Case) -> bool:
     """Every scale of every image is made final exactly once, and f_hat is that of the tokens."""
     decoded, pyramid = subject.decode(case), case.pyramid
@@ -198,7 +198,7 @@ def untouched(subject: Subject, case: Case) -> bool:
 
 
 @law(LAWS, "state.refusal", "decode")
-def refuses(subject: Subject, case: Case) -> bool:
+def _refuses(subject: Subject, case: Case) -> bool:
     """A label that the networks do not have is refused."""
     try:
         subject.decode(case, request=Request((7,) * case.B, case.seed))

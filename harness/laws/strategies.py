@@ -12,14 +12,14 @@ from harness.models.pair import ModelPair
 from harness.protocol.request import Request
 
 pyramids = st.sampled_from(PYRAMIDS)
-draft_qualities = st.sampled_from(CHOICES["draft"])
-configurations = st.fixed_dictionaries(
+_draft_qualities = st.sampled_from(CHOICES["draft"])
+_configurations = st.fixed_dictionaries(
     {name: st.sampled_from(CHOICES[name]) for name in ("V", "D", "depth", "shared_adaln", "l2_norm", "weights")}
 )
-sampling = st.fixed_dictionaries(
+_sampling = st.fixed_dictionaries(
     {name: st.sampled_from(CHOICES[name]) for name in ("labels", "seed", "cfg", "top_k", "top_p", "order")}
 )
-speculation = st.fixed_dictionaries(
+_speculation = st.fixed_dictionaries(
     {name: st.sampled_from(CHOICES[name]) for name in ("draft_len", "bonus", "policy", "dtype", "draft_dtype")}
 )
 
@@ -29,7 +29,7 @@ def cases(patch_nums: st.SearchStrategy[tuple[int, ...]] = pyramids) -> st.Searc
     """Return networks, requests, settings and draft qualities in one record."""
     return st.builds(
         lambda sides, draft, *parts: Case(sides, draft=draft, **{k: v for part in parts for k, v in part.items()}),
-        patch_nums, draft_qualities, configurations, sampling, speculation,
+        patch_nums, _draft_qualities, _configurations, _sampling, _speculation,
     )  # fmt: skip
 
 

@@ -19,15 +19,15 @@ from harness.protocol.request import NoiseOrder, Request
 
 LAWS: list[Law] = []
 
-STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
-SIDES, WIDE_V, ALARM = ScalePyramid((1, 2, 3, 4, 5, 6)), 16, 1e-6
+_STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
+_SIDES, _WIDE_V, _ALARM = ScalePyramid((1, 2, 3, 4, 5, 6)), 16, 1e-6
 # |correlation| of N independent pairs exceeds 6/√N with a chance of 2e-9 (normal approximation, N >= 90 here).
-SIGMAS = 6.0
+_SIGMAS = 6.0
 # Edges of probability: twenty in the middle, and tails down to one in ten thousand.
-EDGES = (1e-4, 1e-3, 1e-2, *(k / 20 for k in range(1, 20)), 0.99, 0.999, 0.9999)
+_EDGES = (1e-4, 1e-3, 1e-2, *(k / 20 for k in range(1, 20)), 0.99, 0.999, 0.9999)
 
 
-def _noise(case: Case, order: NoiseOrder, seed: int, V: int = WIDE_V, pyramid: ScalePyramid = SIDES) -> SeededNoise:
+def _noise(case: Case, order: NoiseOrder, seed: int, V: int = _WIDE_V, pyramid: ScalePyramid = _SIDES) -> SeededNoise:
     return SeededNoise(Request((0, 1), seed, order=order), pyramid, V, case.at)
 
 
@@ -44,7 +44,7 @@ def _related(one: Tensor, other: Tensor) -> bool:
     if n < 90:
         return n > 1 and bool((one == other).all())
     r = torch.corrcoef(torch.stack((one, other)))[0, 1]
-    return not abs(float(r)) < SIGMAS / n**0.5
+    return not abs(float(r)) < _SIGMAS / n**0.5
 
 
 def _far_seeds(seed: int, order: NoiseOrder, stream: str) -> list[tuple[int, int]]:
@@ -56,9 +56,9 @@ def _far_seeds(seed: int, order: NoiseOrder, stream: str) -> list[tuple[int, int
 
 
 def _far(case: Case, order: NoiseOrder) -> None:
-    for stream in STREAMS:
+    for stream in _STREAMS:
         for a, b in _far_seeds(case.seed, order, stream):
-            one, two = (torch.cat([_read(_noise(case, order, s), si, stream)[0] for si in SIDES]) for s in (a, b))
+            one, two = (torch.cat([_read(_noise(case, order, s), si, stream)[0] for si in _SIDES]) for s in (a, b))
             require(not _related(one, two), f"{order} order: {stream} of seeds {a} and {b} holds the same numbers")
 
 
@@ -70,11 +70,11 @@ def independent(subject: Subject, case: Case) -> bool:
         _far(case, order)
         noise, other = _noise(case, order, case.seed), _noise(case, order, case.seed + 1)
         named, of_scales = dict[str, Tensor](), dict[str, Tensor]()
-        for stream in STREAMS:
+        for stream in _STREAMS:
             # one vector an image: what stands at equal places of two streams would be read for one another
-            numbers_BN = torch.cat([_read(noise, si, stream) for si in SIDES], 1)
+            numbers_BN = torch.cat([_read(noise, si, stream) for si in _SIDES], 1)
             named |= {f"{stream} of image {image}": numbers_BN[image] for image in range(2)}
-            named[f"{stream} of seed + 1"] = torch.cat([_read(other, si, stream)[0] for si in SIDES])
+            named[f"{stream} of seed + 1"] = torch.cat([_read(other, si, stream)[0] for si in _SIDES])
             of_scales |= {f"{stream} of scale {si}": _read(noise, si, stream)[0] for si in (4, 5)}
         for (a, one), (b, two) in (*combinations(named.items(), 2), *combinations(of_scales.items(), 2)):
             require(not _related(one, two), f"{order} order: {a} and {b} hold the same numbers")
@@ -82,19 +82,19 @@ def independent(subject: Subject, case: Case) -> bool:
 
 
 @law(LAWS, "streams.law", "noise")
-def distributions(subject: Subject, case: Case) -> bool:
+def _distributions(subject: Subject, case: Case) -> bool:
     """Exponentials are Exp(1) and acceptance numbers uniform, tails included."""
     order: NoiseOrder = case.order
-    for stream in STREAMS:
+    for stream in _STREAMS:
         V = 1024 if stream != ACCEPT else 2
         sources = [_noise(case, order, 50 * case.seed + k, V) for k in range(1 if stream != ACCEPT else 60)]
-        numbers_N = torch.cat([_read(noise, si, stream).flatten() for noise in sources for si in SIDES])
+        numbers_N = torch.cat([_read(noise, si, stream).flatten() for noise in sources for si in _SIDES])
         require(bool(((numbers_N >= 0) & (numbers_N <= 1)).all()), f"{stream}: a number outside [0, 1]")
-        edges = torch.tensor(EDGES, dtype=torch.float64, device=case.at)
-        counts = torch.bincount(torch.bucketize(numbers_N, edges), minlength=len(EDGES) + 1).double().cpu()
-        law_N = torch.tensor([b - a for a, b in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True)], dtype=torch.float64)
+        edges = torch.tensor(_EDGES, dtype=torch.float64, device=case.at)
+        counts = torch.bincount(torch.bucketize(numbers_N, edges), minlength=len(_EDGES) + 1).double().cpu()
+        law_N = torch.tensor([b - a for a, b in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True)], dtype=torch.float64)
         p = chi_square(counts, law_N)
-        require(p >= ALARM, f"{stream}, {order} order: {len(numbers_N)} numbers have another law: p = {p:.2g}")
+        require(p >= _ALARM, f"{stream}, {order} order: {len(numbers_N)} numbers have another law: p = {p:.2g}")
         # none of N numbers below 20/N: a chance of e^-20
         least = 20 / len(numbers_N)
         low, high = float(numbers_N.min()), float(numbers_N.max())
@@ -145,7 +145,7 @@ def starts(subject: Subject, case: Case) -> bool:
     orders: tuple[NoiseOrder, NoiseOrder] = ("image", "batch")
     for order in orders:
         sources = [_noise(case, order, 1000 * case.seed + k, 2, small) for k in range(120)]
-        firsts = {s: torch.stack([_read(noise, 0, s)[0, 0] for noise in sources]) for s in STREAMS}
+        firsts = {s: torch.stack([_read(noise, 0, s)[0, 0] for noise in sources]) for s in _STREAMS}
         for (a, one), (b, two) in combinations(firsts.items(), 2):
             require(not _related(one, two), f"{order} order: the first numbers of {a} and {b} go together")
     return True

@@ -32,39 +32,35 @@ def _judged(change: Callable[[Acceptance, Proposal], Acceptance]) -> Callable[[P
     return changed
 
 
-def all_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
-    """Accept whatever was drafted."""
+def _all_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
     return Acceptance(proposal.tokens_bn, torch.ones_like(judged.kept_bn), torch.ones_like(judged.whole_bs))
 
 
-def first_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
-    """Accept the first drafted scale without a look."""
+def _first_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
     whole_bs = judged.whole_bs.clone()
     whole_bs[:, 0] = True
     return replace(judged, whole_bs=whole_bs)
 
 
-def none_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
-    """Correct the first drafted scale even where it is right."""
+def _none_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
     return replace(judged, whole_bs=torch.zeros_like(judged.whole_bs))
 
 
-def not_replaced(judged: Acceptance, proposal: Proposal) -> Acceptance:
-    """Finish the first imperfect scale with its wrong tokens."""
+def _not_replaced(judged: Acceptance, proposal: Proposal) -> Acceptance:
     return replace(judged, tokens_bn=proposal.tokens_bn)
 
 
-def whole_in_bfloat16(self: Window, kept_bn: Tensor) -> Tensor:
+def _whole_in_bfloat16(self: Window, kept_bn: Tensor) -> Tensor:
     """Average in bfloat16: one wrong token of more than 512 is none."""
     return torch.stack([kept_bl.bfloat16().mean(1) == 1 for kept_bl in self.split(kept_bn)], 1)
 
 
-def by_rate(true: Policy) -> Policy:
-    """Keep a scale when half of its tokens are right, and claim what the exact rule claims."""
+def _by_rate(true: Policy) -> Policy:
+    """Keep a scale when _half of its tokens are right, and claim what the exact rule claims."""
     return replace(true, accept=partial(accept_by_rate, rule=(is_own_draw, 0.5, False)))
 
 
-def shared_noise(true: Policy) -> Policy:
+def _shared_noise(true: Policy) -> Policy:
     """Draft and target race under the same numbers, and u < target/draft decides between the two tokens."""
     if true.contract != Contract.LAW:
         return true
@@ -74,28 +70,26 @@ def shared_noise(true: Policy) -> Policy:
         return tokens_bn
 
     def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-        return true.accept(replace(used, residual=from_target), proposal, probs_bnV, window)
+        return true.accept(replace(used, residual=_from_target), proposal, probs_bnV, window)
 
     return replace(true, propose=propose, accept=accept)
 
 
-def sharp_bonus(true: Policy) -> Policy:
+def _sharp_bonus(true: Policy) -> Policy:
     """Draw a bonus scale from the squared probabilities."""
     if true.contract != Contract.LAW:
         return true
     return replace(true, extend=lambda used, probs_bnV, window: race(used, probs_bnV * probs_bnV, window))
 
 
-def one_call(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    """Report one target call an image."""
+def _one_call(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     trace = decoder.decode(request, noise)
     trace.target_calls = [1] * request.B
     trace.target_rows = [rounds[0].target_rows for rounds in trace.rounds]
     return trace
 
 
-def generous(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    """Count corrected tokens as accepted."""
+def _generous(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     trace = decoder.decode(request, noise)
     trace.rounds = [
         [
@@ -107,23 +101,20 @@ def generous(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) 
     return trace
 
 
-def inverted(u_Bn: Tensor, draft_prob_Bn: Tensor, target_prob_Bn: Tensor) -> Tensor:
-    """Keep with probability draft/target."""
+def _inverted(u_Bn: Tensor, draft_prob_Bn: Tensor, target_prob_Bn: Tensor) -> Tensor:
     return u_Bn * target_prob_Bn < draft_prob_Bn
 
 
-def half(u_Bn: Tensor, draft_prob_Bn: Tensor, target_prob_Bn: Tensor) -> Tensor:
-    """Be lenient: keep with probability min(1, 2·target/draft)."""
+def _half(u_Bn: Tensor, draft_prob_Bn: Tensor, target_prob_Bn: Tensor) -> Tensor:
     return u_Bn * draft_prob_Bn < 2 * target_prob_Bn
 
 
-def from_target(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
+def _from_target(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
     """Redraw from the target's law, which favours what was just rejected."""
     return target_probs_BnV
 
 
-def absolute(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
-    """Take |target − draft| for the residual."""
+def _absolute(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
     above_BnV = (target_probs_BnV - draft_probs_BnV).abs()
     mass_Bn1 = above_BnV.sum(-1, keepdim=True)
     return torch.where(mass_Bn1 > 0, above_BnV / mass_Bn1, target_probs_BnV)
@@ -131,57 +122,57 @@ def absolute(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
 
 ALL_STAND = Mutant(
     "acceptance.all-stand", "every drafted scale is accepted", "verification that was computed and never used",
-    policy(_judged(all_accepted)),
+    policy(_judged(_all_accepted)),
 )  # fmt: skip
 FIRST_STANDS = Mutant(
     "acceptance.first-stands", "the first drafted scale is never checked", "a comparison shifted by one scale",
-    policy(_judged(first_accepted)),
+    policy(_judged(_first_accepted)),
 )  # fmt: skip
 NONE_STAND = Mutant(
     "acceptance.none-stand", "every round corrects its first scale, right or not",
-    "an inverted mask that the output does not show", policy(_judged(none_accepted)),
+    "an _inverted mask that the output does not show", policy(_judged(_none_accepted)),
 )  # fmt: skip
 NOT_REPLACED = Mutant(
     "acceptance.not-replaced", "the first imperfect scale keeps its wrong tokens",
-    "accepted length plus one without a correction", policy(_judged(not_replaced)),
+    "accepted length plus one without a correction", policy(_judged(_not_replaced)),
 )  # fmt: skip
 BY_RATE = Mutant(
-    "acceptance.by-rate", "a scale is accepted when half of its tokens are right",
-    "a lossy rule under a lossless claim", policy(by_rate),
+    "acceptance.by-rate", "a scale is accepted when _half of its tokens are right",
+    "a lossy rule under a lossless claim", policy(_by_rate),
 )  # fmt: skip
 SHARED_NOISE = Mutant(
     "acceptance.shared-noise", "contract B: draft and target read the same numbers",
-    "coupled numbers with the rejection rule", policy(shared_noise),
+    "coupled numbers with the rejection rule", policy(_shared_noise),
 )  # fmt: skip
 SHARP_BONUS = Mutant(
     "acceptance.sharp-bonus", "contract B: the bonus scale is drawn from another law",
-    "a temperature applied once too often", policy(sharp_bonus), alone=True,
+    "a temperature applied once too often", policy(_sharp_bonus), alone=True,
 )  # fmt: skip
 ONE_CALL = Mutant(
     "acceptance.one-call", "one target call is reported, whatever was made",
-    "a counter in the wrong loop; such a report was seen in the wild", wrapped(one_call),
+    "a counter in the wrong loop; such a report was seen in the wild", wrapped(_one_call),
 )  # fmt: skip
 GENEROUS = Mutant(
     "acceptance.generous", "corrected tokens are counted as accepted", "acceptance counted after the correction",
-    wrapped(generous),
+    wrapped(_generous),
 )  # fmt: skip
 INVERTED = Mutant(
     "acceptance.inverted", "contract B: kept with probability draft/target", "p and q swapped",
-    parts(keep_drafted=inverted), alone=True,
+    parts(keep_drafted=_inverted), alone=True,
 )  # fmt: skip
 LENIENT = Mutant(
     "acceptance.lenient", "contract B: kept with probability 2·target/draft", "a tuned threshold",
-    parts(keep_drafted=half), alone=True,
+    parts(keep_drafted=_half), alone=True,
 )  # fmt: skip
 FROM_TARGET = Mutant(
     "acceptance.from-target", "contract B: redrawn from the target's law", "the residual left out",
-    parts(residual=from_target), alone=True,
+    parts(residual=_from_target), alone=True,
 )  # fmt: skip
 ABSOLUTE = Mutant(
-    "acceptance.absolute", "contract B: |target − draft| for the residual", "abs for clamp", parts(residual=absolute),
+    "acceptance.absolute", "contract B: |target − draft| for the residual", "abs for clamp", parts(residual=_absolute),
     alone=True,
 )  # fmt: skip
 NARROW_SHARE = Mutant(
     "acceptance.narrow-share", "one wrong token of more than 512 is forgiven", "a mean in the networks' precision",
-    patched({"harness.speculative.accept:Window.whole": whole_in_bfloat16}), alone=True,
+    patched({"harness.speculative.accept:Window.whole": _whole_in_bfloat16}), alone=True,
 )  # fmt: skip

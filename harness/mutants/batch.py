@@ -21,7 +21,7 @@ from harness.speculative.parts import Parts
 from harness.speculative.sampler import SpeculativeDecoder
 
 
-class SharedLength:
+class _SharedLength:
     """A draft length that shrinks for everybody when one image rejects."""
 
     def __init__(self, length: DraftLength) -> None:
@@ -44,11 +44,11 @@ class SharedLength:
 
 def _shared_length(models: ModelPair, settings: Settings) -> Implementation:
     decoder = production(models, settings)
-    decoder.length = SharedLength(decoder.length)  # type: ignore[assignment]
+    decoder.length = _SharedLength(decoder.length)  # type: ignore[assignment]
     return decoder
 
 
-class InterleavedCache(KVCache):
+class _InterleavedCache(KVCache):
     """Take the rows of a part of the batch for pairs (conditional, unconditional) of neighbours."""
 
     def window(self, images: list[int]) -> CacheWindow:
@@ -60,8 +60,7 @@ class InterleavedCache(KVCache):
         return window
 
 
-def average(true: Policy) -> Policy:
-    """Let most images decide for all of them."""
+def _average(true: Policy) -> Policy:
 
     def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
         judged = true.accept(used, proposal, probs_bnV, window)
@@ -71,7 +70,7 @@ def average(true: Policy) -> Policy:
     return replace(true, accept=accept)
 
 
-def neighbours_numbers(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+def _neighbours_numbers(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Give every image the numbers of the one before it, under contract B: the law is still right."""
     if decoder.contract != Contract.LAW:
         return decoder.decode(request, noise)
@@ -82,7 +81,7 @@ def neighbours_numbers(decoder: SpeculativeDecoder, request: Request, noise: See
     return decoder.decode(request, Tampered(noise, change))
 
 
-def growing_batch(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+def _growing_batch(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Turn the numbers by the size of the batch."""
 
     def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
@@ -91,10 +90,10 @@ def growing_batch(decoder: SpeculativeDecoder, request: Request, noise: SeededNo
     return decoder.decode(request, Tampered(noise, change))
 
 
-def growing_law(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+def _growing_law(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Do so under contract B alone: each image still follows the target's law."""
     return (
-        growing_batch(decoder, request, noise) if decoder.contract == Contract.LAW else decoder.decode(request, noise)
+        _growing_batch(decoder, request, noise) if decoder.contract == Contract.LAW else decoder.decode(request, noise)
     )
 
 
@@ -104,24 +103,24 @@ SHARED_LENGTH = Mutant(
 )  # fmt: skip
 INTERLEAVED = Mutant(
     "batch.interleaved", "cache rows of part of a batch are taken for neighbouring pairs",
-    "another order of the guidance rows", parts(new_cache=InterleavedCache),
+    "another order of the guidance rows", parts(new_cache=_InterleavedCache),
 )  # fmt: skip
 AVERAGE = Mutant(
     "batch.average", "a scale is accepted when most images would accept it", "acceptance averaged over the batch",
-    policy(average),
+    policy(_average),
 )  # fmt: skip
 NEIGHBOURS_NUMBERS = Mutant(
     "batch.neighbours-numbers", "contract B: an image reads its neighbour's numbers",
     "rows gathered after the batch was reordered; each image still follows the target's law",
-    wrapped(neighbours_numbers), alone=True,
+    wrapped(_neighbours_numbers), alone=True,
 )  # fmt: skip
 GROWING = Mutant(
     "batch.growing", "numbers depend on the size of the batch", "one generator for whatever batch there is",
-    wrapped(growing_batch),
+    wrapped(_growing_batch),
 )  # fmt: skip
 GROWING_LAW = Mutant(
     "batch.growing-law", "contract B: numbers depend on the size of the batch",
-    "one generator for whatever batch there is, which the law does not show", wrapped(growing_law), alone=True,
+    "one generator for whatever batch there is, which the law does not show", wrapped(_growing_law), alone=True,
 )  # fmt: skip
 FIRST_LABEL = Mutant(
     "batch.first-label", "every image gets the first one's label", "a condition broadcast from one row",

@@ -27,8 +27,7 @@ def _guide(combine: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Callab
     return guide
 
 
-def window_weight(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
-    """Use the weight of the window's first scale for all of it."""
+def _window_weight(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     conditional_BnV, unconditional_BnV = PARTS.guide(rows_RnV, pyramid, 0.0, first, last), rows_RnV.chunk(2)[1]
     t = cfg * pyramid.ramp(first)
     return (1 + t) * conditional_BnV - t * unconditional_BnV
@@ -42,42 +41,38 @@ def relative(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, la
     return (1 + t_n1) * conditional_BnV - t_n1 * unconditional_BnV
 
 
-def short_ramp(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
-    """Take t = cfg·si/S."""
+def _short_ramp(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     return PARTS.guide(rows_RnV, pyramid, cfg * (pyramid.S - 1) / pyramid.S, first, last)
 
 
-def odd(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
-    """Drop the last of an odd number of rows."""
+def _odd(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     return PARTS.guide(rows_RnV[: len(rows_RnV) // 2 * 2], pyramid, cfg, first, last)
 
 
-def padded(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
-    """Take an odd row for both halves."""
+def _padded(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     if len(rows_RnV) % 2:
         rows_RnV = torch.cat((rows_RnV, rows_RnV[-1:]))
     return PARTS.guide(rows_RnV, pyramid, cfg, first, last)
 
 
-def swapped(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
-    """Take the first half of the rows for the unconditional one."""
+def _swapped(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     return PARTS.guide(rows_RnV.roll(len(rows_RnV) // 2, 0), pyramid, cfg, first, last)
 
 
 SWAPPED = Mutant(
-    "guidance.swapped", "unconditional half first", "the order of another code base", parts(guide=swapped),
+    "guidance.swapped", "unconditional half first", "the order of another code base", parts(guide=_swapped),
     component="guidance",
 )  # fmt: skip
 WINDOW_WEIGHT = Mutant(
     "guidance.window-weight", "a whole window gets its first scale's weight",
-    "one t a pass, right while a pass was one scale", parts(guide=window_weight),
+    "one t a pass, right while a pass was one scale", parts(guide=_window_weight),
 )  # fmt: skip
 RELATIVE = Mutant(
     "guidance.relative", "scales are counted from the window's first one", "the loop's index taken for the scale's",
     parts(guide=relative),
 )  # fmt: skip
 SHORT_RAMP = Mutant(
-    "guidance.short-ramp", "t = cfg·si/S", "off by one, to save a case for S = 1", parts(guide=short_ramp),
+    "guidance.short-ramp", "t = cfg·si/S", "off by one, to save a case for S = 1", parts(guide=_short_ramp),
 )  # fmt: skip
 UNBALANCED = Mutant(
     "guidance.unbalanced", "(1+t)·conditional − cfg·unconditional", "a ramp added to one of two terms",
@@ -93,9 +88,9 @@ DIFFERENCE = Mutant(
     parts(guide=_guide(lambda c, u, t, cfg: u + (1 + t) * (c - u))), alone=True,
 )  # fmt: skip
 ODD = Mutant(
-    "guidance.odd", "an odd row is dropped", "integer division of the number of rows", parts(guide=odd), alone=True,
+    "guidance.odd", "an _odd row is dropped", "integer division of the number of rows", parts(guide=_odd), alone=True,
 )  # fmt: skip
 PADDED = Mutant(
-    "guidance.padded", "an odd row stands for both halves", "padding where an error is expected", parts(guide=padded),
+    "guidance.padded", "an _odd row stands for both halves", "padding where an error is expected", parts(guide=_padded),
     alone=True,
 )  # fmt: skip

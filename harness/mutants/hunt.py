@@ -149,7 +149,7 @@ def hunt(mutant: Mutant, cases: Sequence[Case], scope: str = "family") -> Caught
     return caught
 
 
-def verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
+def _verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
     """Do on a mutant what `verify` does without options, in this process, up to the first defect."""
     start = time.perf_counter()
     with mutant.planted():
@@ -180,14 +180,14 @@ class HuntWork:
     stages: bool = False
     threads: int = 0
 
-    def open(self) -> Hunter:
+    def open(self) -> _Hunter:
         """Return what hunts mutant after mutant. Effects: the number of threads of this process."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        return Hunter(self)
+        return _Hunter(self)
 
 
-class Hunter:
+class _Hunter:
     """Hunts mutants by id, and asks the correct decoder about laws by id: a mutant itself may not travel."""
 
     def __init__(self, work: HuntWork) -> None:
@@ -203,7 +203,7 @@ class Hunter:
         mutant = next(mutant for mutant in MUTANTS if mutant.id == name)
         caught = hunt(mutant, self.work.cases, self.work.scope)
         if self.work.stages:
-            caught.verified = verified(mutant)
+            caught.verified = _verified(mutant)
         return replace(caught, mutant=replace(mutant, build=production, shared={}))
 
     def close(self) -> None:

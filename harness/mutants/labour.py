@@ -16,11 +16,10 @@ from harness.speculative.round import draft_generate_batch, propose_scale, run_r
 from harness.speculative.rules import most_likely, race_alone
 from harness.speculative.state import DecodeState
 
-ROUND = "harness.speculative.round:"
+_ROUND = "harness.speculative.round:"
 
 
 def _filled_short(state: DecodeState, parts: Parts, policy: Policy, window: Window) -> None:
-    """Take scale 0 for cached where the draft begins after it."""
     for image in window.images:
         if window.first and not state.draft.cache.lengths[image]:
             state.draft.cache.lengths[image] = state.pyramid.end(0)
@@ -37,7 +36,6 @@ def _inputs_lost(state: DecodeState, parts: Parts, policy: Policy, window: Windo
 
 
 def _restarted(state: DecodeState, parts: Parts, this: Pass, policy: Policy) -> None:
-    """Count guidance's scales from ENTRY where the draft decides alone."""
 
     def guide(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
         alone = not policy.speculates and first >= policy.entry > 0
@@ -61,15 +59,15 @@ def _of_code(**changes: Any) -> Any:
 
 FILLED_SHORT = Mutant(
     "rules.filled-short", "the draft that takes over has never seen scale 0", "a cache taken for filled",
-    patched({ROUND + "draft_generate_batch": _filled_short}),
+    patched({_ROUND + "draft_generate_batch": _filled_short}),
 )  # fmt: skip
 INPUTS_LOST = Mutant(
     "rules.inputs-lost", "the draft that takes over fills its cache from empty inputs", "inputs that only drafts keep",
-    patched({ROUND + "draft_generate_batch": _inputs_lost}),
+    patched({_ROUND + "draft_generate_batch": _inputs_lost}),
 )  # fmt: skip
 RESTARTED = Mutant(
     "rules.restarted", "guidance begins at t = 0 again where the draft takes over", "an index counted from ENTRY",
-    patched({ROUND + "propose_scale": _restarted}), alone=True,
+    patched({_ROUND + "propose_scale": _restarted}), alone=True,
 )  # fmt: skip
 OWN_STREAM = Mutant(
     "rules.own-stream", "the draft that takes over draws with numbers of its own", "the stream of a rejection sampler",

@@ -32,33 +32,28 @@ def _level(pyramid: ScalePyramid, position: Tensor) -> Tensor:
     return torch.tensor(pyramid.levels(), device=position.device)[position]
 
 
-def corner(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
-    """Take the rows of the mask from its top, as if nothing were cached."""
+def _corner(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
     return _level(pyramid, row_n1 - K) >= _level(pyramid, column_1K)
 
 
-def token_causal(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
-    """Hide the later tokens of a row's own scale."""
+def _token_causal(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
     return row_n1 >= column_1K
 
 
-def open_window(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
-    """Let every row of a window see all of it."""
+def _open_window(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
     return torch.ones_like(row_n1 >= column_1K)
 
 
-def no_prefix(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
-    """Hide the cached scales."""
+def _no_prefix(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
     return (_level(pyramid, row_n1) >= _level(pyramid, column_1K)) & (column_1K >= K)
 
 
-def earlier_only(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
+def _earlier_only(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
     """Hide a row's own scale from it; the first row then sees nothing."""
     return _level(pyramid, row_n1) > _level(pyramid, column_1K)
 
 
-def cached_only(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
-    """Hide the whole window from itself."""
+def _cached_only(pyramid: ScalePyramid, K: int, row_n1: Tensor, column_1K: Tensor) -> Tensor:
     return (column_1K < K).expand(len(row_n1), -1)
 
 
@@ -73,28 +68,28 @@ def flat(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dty
 
 
 CORNER = Mutant(
-    "masks.corner", "the top-left corner of the mask, whatever is cached",
-    "the published mask sliced in both axes alike", parts(attention_mask=_mask(corner)), component="mask or cache",
+    "masks.corner", "the top-left _corner of the mask, whatever is cached",
+    "the published mask sliced in both axes alike", parts(attention_mask=_mask(_corner)), component="mask or cache",
 )  # fmt: skip
 TOKEN_CAUSAL = Mutant(
     "masks.token-causal", "rows do not see later tokens of their own scale", "the causal mask of language models",
-    parts(attention_mask=_mask(token_causal)),
+    parts(attention_mask=_mask(_token_causal)),
 )  # fmt: skip
 OPEN = Mutant(
     "masks.open", "rows see the whole window, later scales too", "no mask, as in a pass over one scale",
-    parts(attention_mask=_mask(open_window)),
+    parts(attention_mask=_mask(_open_window)),
 )  # fmt: skip
 NO_PREFIX = Mutant(
     "masks.no-prefix", "rows do not see what is cached", "the mask of a hand-off without its prefix",
-    parts(attention_mask=_mask(no_prefix)),
+    parts(attention_mask=_mask(_no_prefix)),
 )  # fmt: skip
 EARLIER_ONLY = Mutant(
     "masks.earlier-only", "rows do not see their own scale", "> for >= between levels",
-    parts(attention_mask=_mask(earlier_only)),
+    parts(attention_mask=_mask(_earlier_only)),
 )  # fmt: skip
 CACHED_ONLY = Mutant(
     "masks.cached-only", "rows see the cached scales alone", "a window's keys written after its attention",
-    parts(attention_mask=_mask(cached_only)),
+    parts(attention_mask=_mask(_cached_only)),
 )  # fmt: skip
 FINITE = Mutant(
     "masks.finite", "-10,000 in place of -inf", "a habit from half precision", parts(attention_mask=finite), alone=True,

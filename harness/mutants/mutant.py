@@ -94,7 +94,7 @@ def replaced(targets: Mapping[str, object]) -> Iterator[None]:
             setattr(holder, name, was)
 
 
-class Patched(SpeculativeDecoder):
+class _Patched(SpeculativeDecoder):
     """The production decoder that decodes with other functions in some modules' places."""
 
     targets: Mapping[str, object] = {}
@@ -109,7 +109,7 @@ def patched(targets: Mapping[str, object]) -> Factory:
     """Plant a bug in a function that is no part: "module:name" -> what stands there while the decoder decodes."""
 
     def build(models: ModelPair, settings: Settings) -> Implementation:
-        decoder = Patched(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
+        decoder = _Patched(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
         decoder.targets = targets
         return decoder
 
@@ -137,7 +137,7 @@ def policy(change: Callable[[Policy], Policy]) -> Factory:
 
 
 @dataclass(frozen=True)
-class Wrapped:
+class _Wrapped:
     """The production decoder inside something that changes what goes in or comes out."""
 
     inner: SpeculativeDecoder
@@ -160,7 +160,7 @@ class Wrapped:
 
 def wrapped(around: Callable[[SpeculativeDecoder, Request, Any], Trace]) -> Factory:
     """Plant a bug around the whole decode; the decoder then exposes no parts."""
-    return lambda models, settings: Wrapped(production(models, settings), around)
+    return lambda models, settings: _Wrapped(production(models, settings), around)
 
 
 @dataclass(frozen=True)

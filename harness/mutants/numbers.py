@@ -20,10 +20,10 @@ from harness.mutants.mutant import Mutant, patched, production
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative.accept import Acceptance, Window, finite_flag, round_numbers
 
-PHI_INDEX, PHI, ENCODE = quantizer.phi_index, Quantizer.phi, Quantizer.encode
-CONDITION = Transformer.condition
-LOGITS, FINITE, OUTCOME = Transformer.logits, finite_flag, round_numbers
-TO, VAE_TO = Transformer.to, Autoencoder.to
+_PHI_INDEX, _PHI, _ENCODE = quantizer.phi_index, Quantizer.phi, Quantizer.encode
+_CONDITION = Transformer.condition
+_LOGITS, _FINITE, _OUTCOME = Transformer.logits, finite_flag, round_numbers
+_TO, _VAE_TO = Transformer.to, Autoencoder.to
 
 
 def _quantizer(name: str, thing: Any) -> dict[str, Any]:
@@ -35,14 +35,12 @@ def _transformer(name: str, thing: Any) -> dict[str, Any]:
 
 
 def _ticks(si: int, S: int, n: int) -> int:
-    """Place the ticks of any number of φ as those of four."""
     ticks = [1 / (3 * n) + k * (1 - 2 / (3 * n)) / max(1, n - 1) for k in range(n)]
     at = si / (S - 1) if S > 1 else 0.0
-    return PHI_INDEX(si, S, n) if n == 4 else min(range(n), key=lambda k: abs(ticks[k] - at))
+    return _PHI_INDEX(si, S, n) if n == 4 else min(range(n), key=lambda k: abs(ticks[k] - at))
 
 
 def _floor(si: int, S: int, n: int) -> int:
-    """Cut the scales into n equal parts."""
     return min(n - 1, si * n // S)
 
 
@@ -54,7 +52,7 @@ def _through(dtype: torch.dtype, method: Callable[..., Tensor]) -> Callable[...,
 def _highest(self: Quantizer, z_BCPP: Tensor, pyramid: ScalePyramid) -> tuple[Tensor, Tensor]:
     """Take the highest index of a tie: search the codebook backwards."""
     turned = replace(self, codebook_VC=self.codebook_VC.flip(0))
-    tokens_BL, margin_BL = ENCODE(turned, z_BCPP, pyramid)
+    tokens_BL, margin_BL = _ENCODE(turned, z_BCPP, pyramid)
     return self.V - 1 - tokens_BL, margin_BL
 
 
@@ -63,13 +61,11 @@ def _unclamped(self: Autoencoder, f_hat_BCPP: Tensor) -> Tensor:
 
 
 def _half_weights(self: Transformer, device: Any, dtype: torch.dtype) -> Transformer:
-    """Go through half precision on the way to another one."""
-    return TO(TO(self, device, torch.float16), device, dtype)
+    return _TO(_TO(self, device, torch.float16), device, dtype)
 
 
 def _narrow(self: Autoencoder, device: Any, dtype: torch.dtype) -> Autoencoder:
-    """Round the quantiser's weights to bfloat16 and back."""
-    return VAE_TO(VAE_TO(self, device, torch.bfloat16), device, dtype)
+    return _VAE_TO(_VAE_TO(self, device, torch.bfloat16), device, dtype)
 
 
 def _exact_gelu(h_RnD: Tensor, w: BlockWeights) -> Tensor:
@@ -77,27 +73,24 @@ def _exact_gelu(h_RnD: Tensor, w: BlockWeights) -> Tensor:
 
 
 def _shifts_swapped(self: Transformer, labels_R: Tensor) -> Any:
-    condition = CONDITION(self, labels_R)
+    condition = _CONDITION(self, labels_R)
     return replace(condition, blocks=tuple((a, b, c, d, f, e) for a, b, c, d, e, f in condition.blocks))
 
 
 def _narrow_head(self: Transformer, h_RnD: Tensor, condition: Condition) -> Tensor:
-    """Compute the head's norm in the network's own precision."""
     factor_R1D, shift_R1D = (term.float() for term in condition.head)
     if h_RnD.dtype == torch.float64:
-        return LOGITS(self, h_RnD, condition)
+        return _LOGITS(self, h_RnD, condition)
     h_RnD = torch.addcmul(shift_R1D, layer_norm(h_RnD).float(), factor_R1D)
     return F.linear(h_RnD, self.weights["head.weight"].float(), self.weights["head.bias"].float())
 
 
 def _of_half(rows_RnV: Tensor) -> Tensor:
-    """Look at the conditional rows alone."""
-    return FINITE(rows_RnV[: len(rows_RnV) // 2])
+    return _FINITE(rows_RnV[: len(rows_RnV) // 2])
 
 
 def _of_drafted(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
-    """Look at the rows of the drafted scales alone."""
-    return OUTCOME(judged, rows_RnV[:, : window.span.stop - window.span.start], window)
+    return _OUTCOME(judged, rows_RnV[:, : window.span.stop - window.span.start], window)
 
 
 def _loose_norm(x: Tensor) -> Tensor:
@@ -114,11 +107,11 @@ PARTS = Mutant(
 )  # fmt: skip
 HALF_PHI = Mutant(
     "numbers.half-phi", "φ in half precision", "autocast around the quantiser", production,
-    shared=_quantizer("Quantizer.phi", _through(torch.float16, PHI)),
+    shared=_quantizer("Quantizer.phi", _through(torch.float16, _PHI)),
 )  # fmt: skip
 BROAD_PHI = Mutant(
     "numbers.bfloat-phi", "φ in bfloat16", "the networks' precision for the quantiser's", production,
-    shared=_quantizer("Quantizer.phi", _through(torch.bfloat16, PHI)),
+    shared=_quantizer("Quantizer.phi", _through(torch.bfloat16, _PHI)),
 )  # fmt: skip
 HIGHEST = Mutant(
     "numbers.highest", "the highest index of a tie", "<= for < in a search", production,

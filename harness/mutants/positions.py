@@ -19,8 +19,7 @@ def _terms(network: Network, begin: int, n: int) -> Tensor:
     return network.lvl_SD[levels_L[begin : begin + n]] + network.pos_LD[begin : begin + n]
 
 
-def offset(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    """Place every window after the first at the positions of one scale earlier."""
+def _offset(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
     if first == 0:
         return x_RnD
@@ -29,22 +28,20 @@ def offset(network: Network, condition: Condition, raw_BnC: Tensor, first: int, 
     return x_RnD - own_nD + wrong_nD
 
 
-def first_level(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    """Give every row the level of the window's first scale."""
+def _first_level(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
     levels_n = torch.tensor(network.pyramid.levels(), device=network.device)
     levels_n = levels_n[network.pyramid.begin(first) : network.pyramid.end(last)]
     return x_RnD - network.lvl_SD[levels_n] + network.lvl_SD[first]
 
 
-def half(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    """Leave the position term out of the unconditional rows."""
+def _half(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
     terms_nD = _terms(network, network.pyramid.begin(first), x_RnD.shape[1])
     return torch.cat((x_RnD[: len(x_RnD) // 2], x_RnD[len(x_RnD) // 2 :] - terms_nD))
 
 
-def zero_leaks(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+def _zero_leaks(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Add the raw input of position 0, which has none; zero in a decode, whatever the buffer held elsewhere."""
     x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
     if first == 0:
@@ -53,13 +50,12 @@ def zero_leaks(network: Network, condition: Condition, raw_BnC: Tensor, first: i
     return x_RnD
 
 
-def last_axis(window: Tensor, pyramid: ScalePyramid, first: int, last: int) -> list[Tensor]:
+def _last_axis(window: Tensor, pyramid: ScalePyramid, first: int, last: int) -> list[Tensor]:
     """Split along the last axis but one, which is the rows' axis of (B,n,V) alone."""
     return list(window.split([pyramid.tokens(si) for si in range(first, last + 1)], -2))
 
 
-def backwards(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Any:
-    """Cut the rows as if the fine scales came first."""
+def _backwards(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Any:
     sizes = [pyramid.tokens(si) for si in range(first, last + 1)]
     cut = list(window_BnX.split(sizes[::-1], 1))[::-1]
     return [rows if rows.shape[1] == size else window_BnX[:, :size] for rows, size in zip(cut, sizes, strict=True)]
@@ -67,26 +63,26 @@ def backwards(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) 
 
 OFFSET = Mutant(
     "positions.offset", "windows after the first sit one scale earlier",
-    "a window counted from what is cached instead of from the pyramid", parts(build_combined_query=offset),
+    "a window counted from what is cached instead of from the pyramid", parts(build_combined_query=_offset),
     component="positions",
 )  # fmt: skip
 FIRST_LEVEL = Mutant(
     "positions.first-level", "all rows of a window get its first scale's level",
-    "a level looked up once per pass, right while a pass was one scale", parts(build_combined_query=first_level),
+    "a level looked up once per pass, right while a pass was one scale", parts(build_combined_query=_first_level),
 )  # fmt: skip
 HALF = Mutant(
     "positions.half", "unconditional rows lack their position term",
-    "the term added before the rows were doubled, to one half", parts(build_combined_query=half),
+    "the term added before the rows were doubled, to one half", parts(build_combined_query=_half),
 )  # fmt: skip
 ZERO_LEAKS = Mutant(
     "positions.zero-leaks", "position 0 also gets a raw input", "a buffer that happens to be zero, until it is reused",
-    parts(build_combined_query=zero_leaks), alone=True,
+    parts(build_combined_query=_zero_leaks), alone=True,
 )  # fmt: skip
 LAST_AXIS = Mutant(
     "positions.last-axis", "splits along the last axis but one", "an axis counted from the wrong end",
-    parts(split_logits_by_scale=last_axis), alone=True,
+    parts(split_logits_by_scale=_last_axis), alone=True,
 )  # fmt: skip
 BACKWARDS = Mutant(
     "positions.backwards", "a window's rows are cut as if the fine scales came first",
-    "scale sizes in the order of another loop", parts(split_logits_by_scale=backwards),
+    "scale sizes in the order of another loop", parts(split_logits_by_scale=_backwards),
 )  # fmt: skip

@@ -27,8 +27,7 @@ def redrawn(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -
     return decoder.decode(request, Tampered(noise, change))
 
 
-def wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    """Give the target the numbers of the scale before."""
+def _wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
 
     def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
         if reader != "target" or si == 0:
@@ -39,8 +38,7 @@ def wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNois
     return decoder.decode(request, Tampered(noise, change))
 
 
-def call_order(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    """Let a number depend on how many scales were read before it."""
+def _call_order(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
 
     def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
         return E_BlV.roll(len(noise.ledger.readers), -1)
@@ -59,7 +57,7 @@ def consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) 
 
 
 @dataclass(frozen=True)
-class Instead:
+class _Instead:
     """A source that answers for the last scale's draws without reading it, but for the draft's readings.
 
     Args:
@@ -86,30 +84,28 @@ class Instead:
         return self.noise.uniform(si, stream, reader)
 
 
-def first_again(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    """Decide the last scale by the numbers of the first."""
-    return decoder.decode(request, Instead(noise, lambda true, *at: true.exponential(0, *at)))
+def _first_again(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+    return decoder.decode(request, _Instead(noise, lambda true, *at: true.exponential(0, *at)))
 
 
-def greedy_last(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+def _greedy_last(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Decide the last scale without numbers: equal ones leave the most likely token."""
     ones = torch.ones(request.B, 1, decoder.models.target.config.V, device=decoder.models.device)
-    return decoder.decode(request, Instead(noise, lambda *at: ones))
+    return decoder.decode(request, _Instead(noise, lambda *at: ones))
 
 
-def sorted_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+def _sorted_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     """Race the sorted probabilities: the right law, and not the token of these numbers."""
     sorted_BnV, order_BnV = probs_BnV.sort(dim=-1, descending=True)
     return order_BnV.gather(-1, PARTS.draw(sorted_BnV, E_BnV)[..., None])[..., 0]
 
 
-def plain_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+def _plain_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     """Divide without a look at zero: 0/0 is NaN, and argmax takes NaN for the largest."""
     return (probs_BnV / E_BnV).argmax(-1)
 
 
-def log_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-    """Race in logarithms: log 0 − log 0 is NaN."""
+def _log_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     return (probs_BnV.log() - E_BnV.log()).argmax(-1)
 
 
@@ -118,20 +114,17 @@ def product(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     return (probs_BnV * E_BnV).argmax(-1)
 
 
-def own_numbers(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-    """Draw right, and move the global generator."""
+def _own_numbers(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     torch.rand((), generator=torch.default_generator)
     return PARTS.draw(probs_BnV, E_BnV)
 
 
-def jitter(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-    """Break ties by the global generator."""
+def _jitter(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     tiny = torch.rand(probs_BnV.shape, generator=torch.default_generator).to(probs_BnV) * 1e-9
     return PARTS.draw(probs_BnV * (1 + tiny), E_BnV)
 
 
-def exactly_k(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Keep exactly k, whichever of the tied ones come first."""
+def _exactly_k(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_k:
         kept_Bnk = logits_BnV.topk(top_k).indices
         dropped_BnV = torch.full_like(logits_BnV, float("-inf"))
@@ -139,7 +132,7 @@ def exactly_k(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return PARTS.filter_logits(logits_BnV, 0, top_p)
 
 
-def above_kth(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
+def _above_kth(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     """Drop what ties with the k-th largest, but for the largest."""
     if top_k:
         kth_Bn1 = logits_BnV.topk(top_k).values[..., -1:]
@@ -149,8 +142,7 @@ def above_kth(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return PARTS.filter_logits(logits_BnV, 0, top_p)
 
 
-def nucleus_first(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Filter by top-p, then by top-k."""
+def _nucleus_first(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return PARTS.filter_logits(PARTS.filter_logits(logits_BnV, 0, top_p), top_k, 0.0)
 
 
@@ -160,11 +152,11 @@ REDRAWN = Mutant(
 )  # fmt: skip
 WRONG_SCALE = Mutant(
     "randomness.wrong-scale", "the target reads the numbers of the scale before",
-    "an index into a window taken for the scale", wrapped(wrong_scale), component="draw",
+    "an index into a window taken for the scale", wrapped(_wrong_scale), component="draw",
 )  # fmt: skip
 CALL_ORDER = Mutant(
     "randomness.call-order", "numbers depend on what was read before them", "one generator read as it comes",
-    wrapped(call_order),
+    wrapped(_call_order),
 )  # fmt: skip
 CONSUMED = Mutant(
     "randomness.consumed", "numbers that were read before are not read again", "a generator without addresses",
@@ -172,42 +164,42 @@ CONSUMED = Mutant(
 )  # fmt: skip
 FIRST_AGAIN = Mutant(
     "randomness.first-again", "the last scale is decided by the first scale's numbers",
-    "a buffer of numbers that is too short", wrapped(first_again),
+    "a buffer of numbers that is too short", wrapped(_first_again),
 )  # fmt: skip
 GREEDY_LAST = Mutant(
     "randomness.greedy-last", "the last scale is decided without numbers", "argmax where quality counts most",
-    wrapped(greedy_last),
+    wrapped(_greedy_last),
 )  # fmt: skip
 SORTED_RACE = Mutant(
     "randomness.sorted-race", "numbers belong to ranks, not to tokens", "a draw after a filter that sorted the tokens",
-    parts(draw=sorted_race),
+    parts(draw=_sorted_race),
 )  # fmt: skip
 PLAIN_RACE = Mutant(
     "randomness.plain-race", "E = 0 yields NaN, and argmax takes it", "probs/E as the formula reads",
-    parts(draw=plain_race), alone=True,
+    parts(draw=_plain_race), alone=True,
 )  # fmt: skip
 LOG_RACE = Mutant(
-    "randomness.log-race", "log probs − log E, NaN where both are zero", "a race in logarithms", parts(draw=log_race),
+    "randomness.log-race", "log probs − log E, NaN where both are zero", "a race in logarithms", parts(draw=_log_race),
     alone=True,
 )  # fmt: skip
 PRODUCT = Mutant("randomness.product", "argmax(probs · E)", "the wrong race", parts(draw=product))
 OWN_NUMBERS = Mutant(
     "randomness.own-numbers", "a draw moves the global generator", "a library call with a default generator",
-    parts(draw=own_numbers), alone=True,
+    parts(draw=_own_numbers), alone=True,
 )  # fmt: skip
 JITTER = Mutant(
-    "randomness.jitter", "ties are broken by the global generator", "noise against exact ties", parts(draw=jitter),
+    "randomness.jitter", "ties are broken by the global generator", "noise against exact ties", parts(draw=_jitter),
     alone=True,
 )  # fmt: skip
 EXACTLY_K = Mutant(
     "randomness.exactly-k", "top-k keeps k tokens, whatever ties with the k-th", "indices in place of a threshold",
-    parts(filter_logits=exactly_k), alone=True,
+    parts(filter_logits=_exactly_k), alone=True,
 )  # fmt: skip
 ABOVE_KTH = Mutant(
     "randomness.above-kth", "top-k drops what ties with the k-th", "> for >= at the threshold",
-    parts(filter_logits=above_kth), alone=True,
+    parts(filter_logits=_above_kth), alone=True,
 )  # fmt: skip
 NUCLEUS_FIRST = Mutant(
     "randomness.nucleus-first", "top-p before top-k", "the order of another library",
-    parts(filter_logits=nucleus_first),
+    parts(filter_logits=_nucleus_first),
 )  # fmt: skip

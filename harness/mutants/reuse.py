@@ -19,7 +19,7 @@ from harness.speculative.policies import parse
 from harness.speculative.sampler import Options, SpeculativeDecoder
 from harness.speculative.state import DecodeState, Side, accumulate_scales
 
-ACCUMULATE = accumulate_scales
+_ACCUMULATE = accumulate_scales
 
 
 def _by_set(self: Side) -> Condition:
@@ -38,7 +38,7 @@ def _decoder(kind: type[SpeculativeDecoder]) -> Factory:
     return build
 
 
-class StaleCondition(SpeculativeDecoder):
+class _StaleCondition(SpeculativeDecoder):
     """Compute the condition of a batch size once."""
 
     sides: tuple[str, ...] = ("draft", "target")
@@ -53,13 +53,13 @@ class StaleCondition(SpeculativeDecoder):
         return state
 
 
-class StaleDraftCondition(StaleCondition):
+class _StaleDraftCondition(_StaleCondition):
     """Do so for the draft alone: the tokens stay right."""
 
     sides = ("draft",)
 
 
-class StaleLengths(SpeculativeDecoder):
+class _StaleLengths(SpeculativeDecoder):
     """Go on with the dynamic draft lengths of the decode before."""
 
     def begin(self, request: Request, noise: Noise) -> DecodeState:
@@ -86,7 +86,7 @@ def _first(*names: str) -> type[SpeculativeDecoder]:
     return First
 
 
-class SameNoise(SpeculativeDecoder):
+class _SameNoise(SpeculativeDecoder):
     """Keep the numbers of the first request of a batch size."""
 
     def decode(self, request: Request, noise: Noise) -> Trace:
@@ -95,7 +95,7 @@ class SameNoise(SpeculativeDecoder):
         return super().decode(request, noises.setdefault((request.B, request.order), noise))
 
 
-class Remembered(SpeculativeDecoder):
+class _Remembered(SpeculativeDecoder):
     """Answer from memory where labels and seed are known."""
 
     def decode(self, request: Request, noise: SeededNoise) -> Trace:  # type: ignore[override]
@@ -118,7 +118,7 @@ def _one_round_less(state: DecodeState, *args: Any) -> Round:
 
 
 def _last_lost(state: DecodeState, parts: Any, first: int, chosen: list[list[int]]) -> Any:
-    scales = ACCUMULATE(state, parts, first, chosen)
+    scales = _ACCUMULATE(state, parts, first, chosen)
     if first + len(chosen) == state.pyramid.S:
         state.f_hat_BCPP.mul_(0.5)
     return scales
@@ -131,15 +131,15 @@ def _rows_forgotten(state: DecodeState, *args: Any) -> Round:
 
 STALE_CONDITION = Mutant(
     "reuse.stale-condition", "the condition is that of an earlier batch of the same size",
-    "a cache keyed by the batch size", _decoder(StaleCondition), component="condition",
+    "a cache keyed by the batch size", _decoder(_StaleCondition), component="condition",
 )  # fmt: skip
 STALE_DRAFT = Mutant(
     "reuse.stale-draft", "the draft's condition is that of an earlier batch of the same size",
-    "a cache keyed by the batch size, which no token shows", _decoder(StaleDraftCondition), alone=True,
+    "a cache keyed by the batch size, which no token shows", _decoder(_StaleDraftCondition), alone=True,
 )  # fmt: skip
 STALE_LENGTHS = Mutant(
     "reuse.stale-lengths", "dynamic draft lengths outlive a decode", "a list made in the constructor",
-    _decoder(StaleLengths),
+    _decoder(_StaleLengths),
 )  # fmt: skip
 FIRST_CFG = Mutant(
     "reuse.first-cfg", "the first request's guidance value holds for good", "a constant of a recorded pass",
@@ -151,11 +151,11 @@ FIRST_FILTER = Mutant(
 )  # fmt: skip
 SAME_NOISE = Mutant(
     "reuse.same-noise", "a batch size keeps the numbers that it first met", "static buffers, never refilled",
-    _decoder(SameNoise), component="condition",
+    _decoder(_SameNoise), component="condition",
 )  # fmt: skip
 REMEMBERED = Mutant(
     "reuse.remembered", "a decode is looked up by labels and seed alone", "a cache key that forgets settings",
-    _decoder(Remembered),
+    _decoder(_Remembered),
 )  # fmt: skip
 UNKEPT_BONUS = Mutant(
     "reuse.unkept-bonus", "without kept tensors bonus tokens are not counted", "a count inside `if keep`",
@@ -163,7 +163,7 @@ UNKEPT_BONUS = Mutant(
 )  # fmt: skip
 UNKEPT_F_HAT = Mutant(
     "reuse.unkept-f-hat", "without kept tensors the final f_hat is halved", "a buffer that only a diagnosis copies",
-    patched({"harness.speculative.state:accumulate_scales": _unkept(_last_lost, ACCUMULATE)}), alone=True,
+    patched({"harness.speculative.state:accumulate_scales": _unkept(_last_lost, _ACCUMULATE)}), alone=True,
 )  # fmt: skip
 UNKEPT_COUNTS = Mutant(
     "reuse.unkept-counts", "without kept tensors corrected tokens count as accepted", "two paths of one count",

@@ -20,8 +20,8 @@ from harness.speculative.parts import Parts
 from harness.speculative.round import run_round
 from harness.speculative.rules import accept_by_kl, accept_by_rate, is_in_top, is_own_draw, race
 
-TRACE = sampler._trace
-LENGTH = "harness.speculative.draft_length:DraftLength."
+_TRACE = sampler._trace
+_LENGTH = "harness.speculative.draft_length:DraftLength."
 
 
 def _rule(name: str, change: Callable[[Any], Any]) -> Callable[[Policy], Policy]:
@@ -64,7 +64,6 @@ def _kl(change: Callable[[Proposal, Tensor], tuple[Proposal, Tensor]]) -> Callab
 
 
 def _summed(true: Policy) -> Policy:
-    """Compare the sum of the tokens' KL with the bound, not their mean."""
     if not true.name.startswith("kl"):
         return true
     inner: Any = true.accept
@@ -82,7 +81,6 @@ def _summed(true: Policy) -> Policy:
 
 
 def _kept_by_test(true: Policy) -> Policy:
-    """Count what passes the test as kept, whatever a rejected scale becomes."""
     accept: Any = true.accept
     if getattr(accept, "func", None) is not accept_by_rate:
         return true
@@ -147,7 +145,6 @@ def _shifted(self: DraftLength, first: int, current: int, S: int) -> int:
 
 
 def _top_by_index(proposal: Proposal, target_probs_bnV: Tensor, own_bn: Tensor, k: int) -> Tensor:
-    """Take K tokens, and of those tied with the K-th some."""
     among_bn = (target_probs_bnV.topk(k).indices == proposal.tokens_bn[..., None]).any(-1)
     return among_bn & (target_probs_bnV.gather(-1, proposal.tokens_bn[..., None])[..., 0] > 0)
 
@@ -165,14 +162,13 @@ def _coin(coin: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> dict[str, Any]:
 
 
 def _whole_of_group(self: Acceptance, proposal: Proposal, window: Window) -> list[Tensor]:
-    """Keep a scale's drafted tokens where every image of the group accepts it."""
     scales = zip(self.whole_bs.unbind(1), window.split(proposal.tokens_bn), window.split(self.tokens_bn), strict=True)
     return [torch.where(whole_b.all(), drafted_bl, else_bl) for whole_b, drafted_bl, else_bl in scales]
 
 
 def _counted(change: Callable[[Trace], None]) -> dict[str, Any]:
     def trace(*arguments: Any) -> Trace:
-        true = TRACE(*arguments)
+        true = _TRACE(*arguments)
         change(true)
         return true
 
@@ -180,7 +176,6 @@ def _counted(change: Callable[[Trace], None]) -> dict[str, Any]:
 
 
 def _more_rows(trace: Trace) -> None:
-    """Count one row too many a round, in rounds and total alike."""
     trace.rounds = [[replace(turn, target_rows=turn.target_rows + 1) for turn in rounds] for rounds in trace.rounds]
     trace.target_rows = [sum(turn.target_rows for turn in rounds) for rounds in trace.rounds]
 
@@ -246,19 +241,19 @@ BORDER = Mutant(
 )  # fmt: skip
 HIGH_IGNORED = Mutant(
     "rules.high-ignored", "a dynamic length grows beyond HIGH", "a bound that is parsed and dropped",
-    patched({LENGTH + "after": _high_ignored}), alone=True,
+    patched({_LENGTH + "after": _high_ignored}), alone=True,
 )  # fmt: skip
 LOW_IGNORED = Mutant(
-    "rules.low-ignored", "a dynamic length shrinks below LOW", "max(1, …)", patched({LENGTH + "after": _low_ignored}),
+    "rules.low-ignored", "a dynamic length shrinks below LOW", "max(1, …)", patched({_LENGTH + "after": _low_ignored}),
     alone=True,
 )  # fmt: skip
 RESET = Mutant(
     "rules.reset", "a rejection puts a dynamic length back to LOW", "another rule of another paper",
-    patched({LENGTH + "after": _reset}), alone=True,
+    patched({_LENGTH + "after": _reset}), alone=True,
 )  # fmt: skip
 SHIFTED = Mutant(
     "rules.shifted", "a schedule is read one scale off", "an index counted from the last final scale",
-    patched({LENGTH + "count": _shifted}), alone=True,
+    patched({_LENGTH + "count": _shifted}), alone=True,
 )  # fmt: skip
 MORE_ROWS = Mutant(
     "rules.more-rows", "every round counts a target row too many", "a bonus row that was never submitted",

@@ -26,26 +26,24 @@ def twice(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: 
     return PARTS.accumulate(once, idx_Bl, si, quantizer, pyramid)
 
 
-def in_place(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
+def _in_place(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
     """Write into the argument: a draft then changes the final f_hat."""
     return f_hat_BCPP.copy_(PARTS.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid))
 
 
-def last_lost(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
+def _last_lost(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
     """Leave out the last scale, which no later input needs."""
     if si == pyramid.S - 1:
         return f_hat_BCPP.clone()
     return PARTS.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid)
 
 
-def bilinear(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
-    """Resize by another rule than area averages."""
+def _bilinear(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
     side = pyramid.patch_nums[si]
     return F.interpolate(f_hat_BCPP, (side, side), mode="bilinear").flatten(2).mT
 
 
-def alias(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
-    """Return f_hat's own memory where no resizing is needed."""
+def _alias(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
     if pyramid.patch_nums[si] == pyramid.P:
         return f_hat_BCPP.flatten(2).mT
     return PARTS.next_input(f_hat_BCPP, si, pyramid)
@@ -63,14 +61,14 @@ def stale_input(
             state.raw_BLC[image, span] = drafted_BLC[image, span]
 
 
-class NeverRolledBack(KVCache):
+class _NeverRolledBack(KVCache):
     """Keep every length that was ever reached, so that rejected scales stay in the cache."""
 
     def rollback(self, image: int, length: int) -> None:
         """Do nothing."""
 
 
-class RolledForward(KVCache):
+class _RolledForward(KVCache):
     """Take a rollback for the new length, also where it is longer than what was written."""
 
     def rollback(self, image: int, length: int) -> None:
@@ -78,7 +76,7 @@ class RolledForward(KVCache):
         self.lengths[image] = length
 
 
-class Stale(KVCache):
+class _Stale(KVCache):
     """Forget to overwrite: a slot keeps what a rejected scale wrote into it."""
 
     def __init__(self, network: Network, B: int) -> None:
@@ -91,7 +89,7 @@ class Stale(KVCache):
 
 
 class _StaleWindow(CacheWindow):
-    cache: Stale
+    cache: _Stale
 
     def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
         """Write, and put back what was there."""
@@ -113,7 +111,7 @@ class _StaleWindow(CacheWindow):
             self.cache.written[image] = max(self.cache.written[image], end)
 
 
-class Reused:
+class _Reused:
     """The production decoder with caches that are emptied at the end of a decode, which an exception skips."""
 
     def __init__(self, models: ModelPair, settings: Settings) -> None:
@@ -136,7 +134,7 @@ class Reused:
         return trace
 
 
-class SharedBuffers:
+class _SharedBuffers:
     """The production decoder that hands out the same memory for every decode of one batch size."""
 
     def __init__(self, models: ModelPair, settings: Settings) -> None:
@@ -157,11 +155,11 @@ class SharedBuffers:
 
 
 def _shared(models: ModelPair, settings: Settings) -> Implementation:
-    return SharedBuffers(models, settings)
+    return _SharedBuffers(models, settings)
 
 
 def _reused(models: ModelPair, settings: Settings) -> Implementation:
-    return Reused(models, settings)
+    return _Reused(models, settings)
 
 
 TWICE = Mutant(
@@ -170,19 +168,19 @@ TWICE = Mutant(
 )  # fmt: skip
 IN_PLACE = Mutant(
     "state.in-place", "accumulation writes into its argument",
-    "+= to save memory, while the draft works on the same map", parts(accumulate=in_place),
+    "+= to save memory, while the draft works on the same map", parts(accumulate=_in_place),
 )  # fmt: skip
 LAST_LOST = Mutant(
     "state.last-lost", "the last scale never reaches f_hat", "accumulation inside `if there is a next scale`",
-    parts(accumulate=last_lost),
+    parts(accumulate=_last_lost),
 )  # fmt: skip
 BILINEAR = Mutant(
     "state.bilinear", "next inputs are resized bilinearly", "the default of the resizing call",
-    parts(next_input=bilinear),
+    parts(next_input=_bilinear),
 )  # fmt: skip
 ALIAS = Mutant(
     "state.alias", "the last scale's input is f_hat's memory", "a shortcut where no resizing is needed",
-    parts(next_input=alias), alone=True,
+    parts(next_input=_alias), alone=True,
 )  # fmt: skip
 STALE_INPUT = Mutant(
     "state.stale-input", "after a correction the next input is still the draft's", "inputs kept from drafting",
@@ -190,15 +188,15 @@ STALE_INPUT = Mutant(
 )  # fmt: skip
 STALE = Mutant(
     "state.stale", "cache slots keep what a rejected scale wrote", "a slot taken for valid because it was written",
-    parts(new_cache=Stale), component="cache",
+    parts(new_cache=_Stale), component="cache",
 )  # fmt: skip
 NO_ROLLBACK = Mutant(
     "state.no-rollback", "caches are never rolled back", "a rollback that was forgotten for one network",
-    parts(new_cache=NeverRolledBack), component="crash",
+    parts(new_cache=_NeverRolledBack), component="crash",
 )  # fmt: skip
 ROLLED_FORWARD = Mutant(
     "state.rolled-forward", "a rollback may lengthen a cache", "length = n for length = min(length, n)",
-    parts(new_cache=RolledForward),
+    parts(new_cache=_RolledForward),
 )  # fmt: skip
 REUSED = Mutant(
     "state.reused", "an exception leaves the caches full for the next decode",

@@ -12,20 +12,19 @@ from harness.protocol import noise
 from harness.protocol.noise import ACCEPT, TOKEN, SeededNoise, derive_seed
 from harness.speculative.accept import Window
 
-NEXT, EXPONENTIAL, UNIFORM, DRAW = (
+_NEXT, _EXPONENTIAL, _UNIFORM, _DRAW = (
     vars(noise)["_Chain"].__dict__["_next"], Window.exponential, Window.uniform, SeededNoise.__dict__["_draw"],
 )  # fmt: skip
 
 
 def _next(change: Callable[[Tensor, str], Tensor]) -> Callable[..., Tensor]:
     def changed(chain: Any, index: int, count: int) -> Tensor:
-        return change(NEXT(chain, index, count), chain.addresses[index][1])
+        return change(_NEXT(chain, index, count), chain.addresses[index][1])
 
     return changed
 
 
 def _batch_seed(source: SeededNoise, stream: str) -> Any:
-    """Seed every stream of the batch order alike."""
     key = (source.request.seed, -1, stream)
     if key not in source._chains:
         source._chains[key] = vars(noise)["_Chain"](source, source.request.seed, (stream,))
@@ -33,8 +32,7 @@ def _batch_seed(source: SeededNoise, stream: str) -> Any:
 
 
 def _twice(source: SeededNoise, si: int, stream: str) -> Tensor:
-    """Give image 1 the numbers of image 0."""
-    drawn: Tensor = DRAW(source, si, stream).clone()
+    drawn: Tensor = _DRAW(source, si, stream).clone()
     drawn[1:2] = drawn[:1]
     return drawn
 
@@ -93,10 +91,10 @@ RATE = Mutant(
 )  # fmt: skip
 BENT = Mutant(
     "streams.bent", "a window's exponentials are clamped at 0.05", "an epsilon in the decoder",
-    patched({"harness.speculative.accept:Window.exponential": lambda w, s: EXPONENTIAL(w, s).clamp_min(0.05)}),
+    patched({"harness.speculative.accept:Window.exponential": lambda w, s: _EXPONENTIAL(w, s).clamp_min(0.05)}),
     component="draw",
 )  # fmt: skip
 BENT_ACCEPT = Mutant(
     "streams.bent-accept", "acceptance numbers are rounded to hundredths in the decoder", "numbers through a log file",
-    patched({"harness.speculative.accept:Window.uniform": lambda w, s: (UNIFORM(w, s) * 100).floor() / 100}),
+    patched({"harness.speculative.accept:Window.uniform": lambda w, s: (_UNIFORM(w, s) * 100).floor() / 100}),
 )  # fmt: skip

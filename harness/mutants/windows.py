@@ -27,7 +27,7 @@ from harness.speculative.parts import PARTS, Parts
 from harness.speculative.rules import most_likely
 from harness.speculative.state import DecodeState, Side
 
-PICK = Window.pick
+_PICK = Window.pick
 
 
 def _whole(rule: Callable[[Tensor, int], Tensor]) -> Callable[[Policy], Policy]:
@@ -49,14 +49,12 @@ def _extend(change: Callable[[Parts, Tensor, Window], Tensor]) -> Callable[[Poli
 
 
 def _bonus_noise(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
-    """Read the numbers of the scale before, repeated."""
     before = replace(window, first=window.first - 1, last=window.last - 1).exponential("token")
     n = probs_bnV.shape[1]
     return used.draw(probs_bnV, before.repeat(1, -(-n // before.shape[1]), 1)[:, :n])
 
 
 def _bonus_first(true: Policy) -> Policy:
-    """Hand the bonus scale of the group's first image to all of it."""
 
     def extend(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
         return true.extend(used, probs_bnV, window)[:1].expand(len(window.images), -1)
@@ -65,14 +63,12 @@ def _bonus_first(true: Policy) -> Policy:
 
 
 def _byte_counts(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
-    """Count kept tokens in eight bits."""
     numbers = round_numbers(judged, rows_RnV, window)
     counts = 1 + len(window.images)
     return torch.cat((numbers[:counts], numbers[counts:] % 256))
 
 
 def _late_query(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    """Give the third and later scales of a window the level of the second."""
     x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last).clone()
     pyramid = network.pyramid
     for si in range(first + 2, last + 1):
@@ -82,7 +78,6 @@ def _late_query(network: Network, condition: Condition, raw_BnC: Tensor, first: 
 
 
 def _late_mask(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Hide the first cached position from the third and later scales of a window."""
     mask = PARTS.attention_mask(pyramid, first, last, device, dtype).clone()
     if first and last >= first + 2:
         mask[:, :, pyramid.begin(first + 2) - pyramid.begin(first) :, 0] = float("-inf")
@@ -90,7 +85,6 @@ def _late_mask(pyramid: ScalePyramid, first: int, last: int, device: torch.devic
 
 
 def _late_guide(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
-    """Leave the last scale of a window of three or more without guidance."""
     guided = PARTS.guide(rows_RnV, pyramid, cfg, first, last)
     if last >= first + 2:
         guided[:, -pyramid.tokens(last) :] = rows_RnV.chunk(2)[0][:, -pyramid.tokens(last) :]
@@ -121,7 +115,6 @@ def _drafted(state: DecodeState, window: Window) -> Proposal:
 
 
 def _condition_of(self: Side, images: list[int]) -> Condition:
-    """Take the first images' condition for a group that is not the whole batch."""
     B, b = len(self.calls), len(images)
     if b == B:
         return self.condition
@@ -151,7 +144,7 @@ def _later_raw_lost(
             state.target.cache.kv[:, :, image, :, state.pyramid.begin(first + count - 1) :] = 0
 
 
-class HalfCache(KVCache):
+class _HalfCache(KVCache):
     """Store keys and values in half precision."""
 
     def window(self, images: list[int]) -> Any:
@@ -161,7 +154,6 @@ class HalfCache(KVCache):
 
 
 def _bfloat_sum(f_hat: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
-    """Accumulate in bfloat16."""
     return PARTS.accumulate(f_hat, idx_Bl, si, quantizer, pyramid).bfloat16().to(f_hat.dtype)
 
 
@@ -175,7 +167,6 @@ def _accepted_less(verified: Any, window: Window, bonus: bool) -> Outcome:
 
 
 def _same_for_group(verified: Any, window: Window, bonus: bool) -> Outcome:
-    """Let the group's least acceptance hold for all of its images."""
     outcome = fetch_outcome(verified, window, bonus)
     return replace(
         outcome,
@@ -185,28 +176,24 @@ def _same_for_group(verified: Any, window: Window, bonus: bool) -> Outcome:
 
 
 def _kept_swapped(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Any:
-    """Read the kept tokens of the window's first scale, whichever was rejected."""
     kept_bs = [[row[0]] * len(row) for row in outcome.kept_bs]
     return record_round(state, window, replace(outcome, kept_bs=kept_bs), k, before)
 
 
 def _clamped(u_Bn: Tensor, draft_Bn: Tensor, target_Bn: Tensor) -> Tensor:
-    """Never test with a number below 0.02."""
     return u_Bn.clamp_min(0.02) * draft_Bn < target_Bn
 
 
 def _half_probs(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-    """Race in half precision."""
     return PARTS.draw(probs_BnV.half().float(), E_BnV)
 
 
 def _smoothed(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
-    """Add an epsilon to the residual's mass."""
     above_BnV = (target_BnV - draft_BnV).clamp_min(0) + 1e-3
     return above_BnV / above_BnV.sum(-1, keepdim=True)
 
 
-ROUND = "harness.speculative.round:"
+_ROUND = "harness.speculative.round:"
 NEARLY_WHOLE = Mutant(
     "acceptance.nearly-whole", "a scale is accepted when more than 99 % of it is right", "a rate for an all",
     policy(_whole(lambda kept_bl, k: kept_bl.double().mean(1) > 0.99)), component="accept",
@@ -217,7 +204,7 @@ ONE_FORGIVEN = Mutant(
 )  # fmt: skip
 BYTE_COUNTS = Mutant(
     "acceptance.byte-counts", "kept tokens are counted in eight bits", "a mask summed in its own type",
-    patched({ROUND + "round_numbers": _byte_counts}), alone=True,
+    patched({_ROUND + "round_numbers": _byte_counts}), alone=True,
 )  # fmt: skip
 SECOND_FREE = Mutant(
     "acceptance.second-free", "the second drafted scale is never checked", "a loop that begins after it",
@@ -241,11 +228,11 @@ BONUS_FIRST = Mutant(
 )  # fmt: skip
 ACCEPTED_LESS = Mutant(
     "acceptance.accepted-less", "a draft accepted whole loses its last scale to a correction", "a count from 0",
-    patched({ROUND + "fetch_outcome": _accepted_less}),
+    patched({_ROUND + "fetch_outcome": _accepted_less}),
 )  # fmt: skip
 KEPT_SWAPPED = Mutant(
     "acceptance.kept-swapped", "kept tokens are those of the window's first scale", "an index that stays 0",
-    patched({ROUND + "record_round": _kept_swapped}),
+    patched({_ROUND + "record_round": _kept_swapped}),
 )  # fmt: skip
 CLAMPED_U = Mutant(
     "acceptance.clamped-u", "contract B: u is at least 0.02", "a guard against zero", parts(keep_drafted=_clamped),
@@ -257,11 +244,11 @@ SMOOTHED = Mutant(
 )  # fmt: skip
 SAME_FOR_GROUP = Mutant(
     "batch.same-for-group", "the least acceptance of a group holds for all of it", "a minimum over the batch",
-    patched({ROUND + "fetch_outcome": _same_for_group}),
+    patched({_ROUND + "fetch_outcome": _same_for_group}),
 )  # fmt: skip
 FIRST_DRAFTS = Mutant(
     "batch.first-drafts", "a group that is no whole batch is judged by other images' drafts", "rows not gathered",
-    patched({ROUND + "drafted_proposal": _drafted}),
+    patched({_ROUND + "drafted_proposal": _drafted}),
 )  # fmt: skip
 FIRST_CONDITION = Mutant(
     "batch.first-condition", "a group that is no whole batch gets the first images' condition", "rows not gathered",
@@ -311,7 +298,7 @@ CACHE_LOST = Mutant(
     parts(update_state_with_accepted_tokens=_later_raw_lost), component="mask or cache",
 )  # fmt: skip
 HALF_CACHE = Mutant(
-    "state.half-cache", "keys and values are stored in half precision", "a smaller cache", parts(new_cache=HalfCache),
+    "state.half-cache", "keys and values are stored in half precision", "a smaller cache", parts(new_cache=_HalfCache),
 )  # fmt: skip
 BFLOAT_SUM = Mutant(
     "state.bfloat-sum", "f_hat is accumulated in bfloat16", "the networks' precision for the quantiser's",
