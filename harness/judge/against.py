@@ -1,4 +1,4 @@
-"""Two decoders under the same numbers: from which scale on they part, and in which tensor first.
+"""Two decoders under the same numbers: from which scale on they diverge, and in which tensor first.
 
 Promise: neither is called right; what both show is compared in the order in which it is computed, up to the first scale
 whose tokens differ. Numbers of two right decoders differ by rounding, and so do close draws.
@@ -12,13 +12,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from harness.judge.decode import SHOWN
 from harness.judge.evidence import Evidence
-from harness.judge.form import malformed
+from harness.judge.form import COUNTS, malformed
 from harness.judge.race import exponentials, margin_bound, race_tokens
 from harness.judge.verdict import Divergence, Judgement
 from harness.protocol.trace import Trace
 
-SHOWN = ("inputs", "rows", "guided logits", "f_hat of every scale")
 PARTS = {"x_RLD": "query", "rows_RLV": "mask or cache", "guided_BLV": "guidance"}  # what makes each tensor
 
 
@@ -56,12 +56,8 @@ def judge_against(evidence: Evidence, other: str) -> Judgement:
 
 def changed_counts(actual: Trace, expected: Trace) -> list[str]:
     """Say which counts are others, where both show them: no defect, but what a change may have been for."""
-    found = []
-    for name in ("target_calls", "target_rows", "draft_calls", "draft_rows"):
-        one, other = getattr(actual, name), getattr(expected, name)
-        if one and other and one != other:
-            found.append(f"{name}: {sum(one)}, and {sum(other)} by the other")
-    return found
+    counts = [(name, getattr(actual, name), getattr(expected, name)) for name in COUNTS]
+    return [f"{name}: {sum(a)}, and {sum(b)} by the other" for name, a, b in counts if a and b and a != b]
 
 
 def _judge_image(evidence: Evidence, image: int, judgement: Judgement) -> None:

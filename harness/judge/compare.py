@@ -45,16 +45,15 @@ def differences(
     """
     if not actual and not expected:
         return [Difference("(all)", "nothing", "nothing was compared: both sides are empty")]
-    found = []
+    listed = []
     for name in sorted(actual.keys() | expected.keys()):
         if name not in actual:
-            found.append(Difference(name, "missing", "missing"))
+            listed.append(Difference(name, "missing", "missing"))
         elif name not in expected:
-            found.append(Difference(name, "extra", "not expected"))
-        else:
-            difference = _difference(name, actual[name], expected[name], (atol or {}).get(name, 0.0))
-            found += [difference] if difference else []
-    return found
+            listed.append(Difference(name, "extra", "not expected"))
+        elif difference := _difference(name, actual[name], expected[name], (atol or {}).get(name, 0.0)):
+            listed.append(difference)
+    return listed
 
 
 def _difference(name: str, actual: Tensor, expected: Tensor, atol: float) -> Difference | None:

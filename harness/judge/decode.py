@@ -28,7 +28,7 @@ from harness.protocol.trace import Trace
 from harness.wording import count_of
 
 SHOWN = ("inputs", "rows", "guided logits", "f_hat of every scale")  # what Trace.intermediates holds
-COUNTS = "calls and rows"
+CALLS_AND_ROWS = "calls and rows"
 
 
 def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool = True) -> Judgement:
@@ -264,9 +264,9 @@ def say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Jud
             judgement.inconclusive.append(f"nothing of the target was compared: {why}")
     judgement.compared += [name for name in SHOWN if name not in judgement.not_compared]
     if actual.rounds and actual.target_calls and actual.target_rows:
-        judgement.compared.append(COUNTS)
+        judgement.compared.append(CALLS_AND_ROWS)
     else:
-        judgement.not_compared[COUNTS] = "the trace lacks rounds, target_calls or target_rows"
+        judgement.not_compared[CALLS_AND_ROWS] = "the trace lacks rounds, target_calls or target_rows"
 
 
 def _not_shown(evidence: Evidence) -> str:

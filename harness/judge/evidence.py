@@ -1,8 +1,8 @@
-"""What a judgement is made from: one decode beside the reference's, and how far rounding may part them."""
+"""What a judgement is made from: one decode beside the reference's, and how far rounding may set them apart."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -73,14 +73,14 @@ class Evidence:
 @torch.inference_mode()
 def _merged(all_of: Trace, some: Trace, rows: Tensor) -> Trace:
     """Return a copy of a trace of which some images are another's."""
-    kept, new = all_of.intermediates, some.intermediates
-    assert kept is not None
+    old, new = all_of.intermediates, some.intermediates
+    assert old is not None
     assert new is not None
     B = len(all_of.tokens_BL)
     both = torch.cat((rows, B + rows))
-    along = {"x_RLD": (0, both), "rows_RLV": (0, both), "guided_BLV": (0, rows), "f_hat_SBCPP": (1, rows)}
-    names = [f.name for f in fields(Intermediates)]
-    merged = {n: getattr(kept, n).index_copy(along[n][0], along[n][1], getattr(new, n)) for n in names}
+    places = {"x_RLD": (0, both), "rows_RLV": (0, both), "guided_BLV": (0, rows), "f_hat_SBCPP": (1, rows)}
+    others = new.named()
+    merged = {name: tensor.index_copy(*places[name], others[name]) for name, tensor in old.named().items()}
     return replace(
         all_of,
         tokens_BL=all_of.tokens_BL.index_copy(0, rows, some.tokens_BL),

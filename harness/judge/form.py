@@ -106,11 +106,10 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
 def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator[Divergence]:
     """Shapes, ranges, and that every scale was made final exactly once."""
     pyramid, V, seed = models.pyramid, models.target.config.V, request.seed
-    wrong = wrong_shape(models, request, trace)
-    if wrong is not None:
+    if (wrong := wrong_shape(models, request, trace)) is not None:
         yield wrong
     for image, scale in trace.missing_scales(pyramid):
-        detail = f"scale {scale} was made final {_times(trace, image, scale)} times, not once"
+        detail = f"scale {scale} was made final {int(trace.scale_writes_BS[image, scale])} times, not once"
         yield Divergence("scheduling", detail, **request.where(image), scale=scale)
     for image, position in torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V)).tolist():
         scale = pyramid.level_of(position)
@@ -132,10 +131,6 @@ def wrong_shape(models: ModelPair, request: Request, trace: Trace) -> Divergence
             detail = f"{name} is {tuple(tensor.shape)}, not {expected.shape}"
             return Divergence(expected.component, detail, request.seed)
     return None
-
-
-def _times(trace: Trace, image: int, scale: int) -> int:
-    return int(trace.scale_writes_BS[image, scale])
 
 
 def _tensor(trace: Trace, name: str) -> Tensor | None:

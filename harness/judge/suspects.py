@@ -13,9 +13,9 @@ from torch import Tensor
 from harness.judge.evidence import Evidence
 from harness.protocol.noise import DRAFT, TOKEN
 from harness.protocol.trace import Intermediates, Round
-from harness.reference.cachefree import prefix_inputs
+from harness.reference.cachefree import prefix_inputs, teacher_forced
 from harness.reference.sequential import GrowingCache
-from harness.reference.steps import block_causal, draw, filter_logits, guide
+from harness.reference.steps import block_causal, draw, filter_logits, guidance_labels
 
 MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
 MOST_OF = 0.9  # of wrong tokens: two runs of a draft round otherwise here and there
@@ -37,10 +37,9 @@ def other_row(actual_lX: Tensor, expected_RlX: Tensor, own: int, error: float) -
     differs_R = (expected_RlX - actual_lX).abs().flatten(1).amax(1)
     # a row that equals the right one tells nothing
     apart_R = (expected_RlX - expected_RlX[own]).abs().flatten(1).amax(1) > 2 * error
-    found = torch.nonzero((differs_R <= error) & apart_R).flatten().tolist()
+    rows = torch.nonzero((differs_R <= error) & apart_R).flatten().tolist()
     B = len(expected_RlX) // 2
-    found.sort(key=lambda row: (row < B) == (own < B))
-    return int(found[0]) if found else None
+    return min(rows, key=lambda row: (row < B) == (own < B), default=None)
 
 
 def wrong_label(evidence: Evidence, actual: Intermediates, image: int, si: int) -> str | None:
@@ -55,8 +54,8 @@ def wrong_label(evidence: Evidence, actual: Intermediates, image: int, si: int) 
         rows_lV = actual.rows_RLV[row, span]
         others = [label for label in labels if label != own]
         for first in {0, turn.first if turn else si}:
-            made_RlV = _rows_under(evidence, image, (first, si), own, others)
-            near = [bool(((made_lV - rows_lV).abs() <= tolerance).all()) for made_lV in made_RlV]
+            rows_RlV = _rows_under(evidence, image, (first, si), own, others)
+            near = ((rows_RlV - rows_lV).abs() <= tolerance).flatten(1).all(1).tolist()
             if any(near):
                 return f"the {half} rows of scale {si} are those of label {others[near.index(True)]}, not {own}"
     return None
@@ -89,17 +88,16 @@ def _rows_under(evidence: Evidence, image: int, window: tuple[int, int], own: in
 
 @torch.inference_mode()
 def is_after_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int, error: float) -> bool:
-    """Tell whether a scale's input is the one behind what the draft draws at the scale before it, of the same round."""
+    """Tell whether a scale's input is the one after what the draft draws at the scale before it, of the same round."""
     turn = round_of(evidence, image, si)
     if turn is None or not turn.first < si:
         return False
-    network, pyramid = evidence.models.target, evidence.models.pyramid
-    label = evidence.numbers.labels(network.config.classes)[image]
-    condition = network.condition(torch.stack((label, torch.full_like(label, network.config.classes))))
-    tokens_1L, span = evidence.actual.tokens_BL[image : image + 1].clone(), pyramid.span(si - 1)
+    network = evidence.models.target
+    classes = network.config.classes
+    condition = network.condition(guidance_labels(evidence.numbers.labels(classes)[image : image + 1], classes))
+    tokens_1L, span = evidence.actual.tokens_BL[image : image + 1].clone(), network.pyramid.span(si - 1)
     for stream in (TOKEN, DRAFT):
-        drafted_l = _drafted(evidence, image, si - 1, stream)
-        tokens_1L[0, span] = drafted_l
+        tokens_1L[0, span] = _drafted(evidence, image, si - 1, stream)
         xs, _ = prefix_inputs(network, evidence.models.vae, condition, tokens_1L, si + 1)
         if bool(((xs[si][0] - actual_x_lD).abs() <= error).all()):
             return True
@@ -107,7 +105,7 @@ def is_after_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int
 
 
 def is_accepted_draft(evidence: Evidence, image: int, si: int) -> bool:
-    """Tell whether the wrong tokens of a scale are what the draft itself draws there: kept, and should have fallen."""
+    """Tell whether the wrong tokens of a scale are what the draft itself draws there: accepted, not rejected."""
     turn = round_of(evidence, image, si)
     if turn is None or si >= turn.first + turn.drafted:
         return False
@@ -122,18 +120,11 @@ def is_accepted_draft(evidence: Evidence, image: int, si: int) -> bool:
 
 @torch.inference_mode()
 def _drafted(evidence: Evidence, image: int, si: int, stream: str) -> Tensor:
-    """Return tokens_l, what the draft draws at a scale behind the decoder's own tokens: by a stream, or greedily."""
-    models, request, pyramid = evidence.models, evidence.request, evidence.models.pyramid
-    network, span, n = models.draft, pyramid.span(si), pyramid.end(si)
-    noise = evidence.numbers
-    label = noise.labels(network.config.classes)[image]
-    condition = network.condition(torch.stack((label, torch.full_like(label, network.config.classes))))
-    tokens_1L = evidence.actual.tokens_BL[image : image + 1]
-    xs, _ = prefix_inputs(network, models.vae, condition, tokens_1L, si + 1)
-    mask_11nn = block_causal(pyramid, network.device, network.dtype)[:, :, :n, :n]
-    hidden_RnD = network.hidden(torch.cat(xs, 1), condition, GrowingCache(), mask_11nn)
-    guided_1lV = guide(network.logits(hidden_RnD[:, span], condition), request.cfg, si, pyramid.S)
-    law_1lV = filter_logits(guided_1lV, request.top_k, request.top_p)
+    """Return tokens_l, what the draft draws at a scale after the decoder's own tokens: by a stream, or greedily."""
+    models, request, noise, one = evidence.models, evidence.request, evidence.numbers, slice(image, image + 1)
+    labels_1, tokens_1L = noise.labels(models.draft.config.classes)[one], evidence.actual.tokens_BL[one]
+    _, guided_1nV, _ = teacher_forced(models.draft, models.vae, request.cfg, labels_1, tokens_1L, si + 1)
+    law_1lV = filter_logits(guided_1nV[:, models.pyramid.span(si)], request.top_k, request.top_p)
     if evidence.greedy:
         return law_1lV.argmax(-1)[0]
-    return draw(law_1lV, noise.exponential(si, stream, "judge")[image : image + 1])[0]
+    return draw(law_1lV, noise.exponential(si, stream, "judge")[one])[0]

@@ -13,7 +13,7 @@ from harness.errors import InputError
 
 
 class Contract(StrEnum):
-    """The claims, the strongest first; each entails those behind it. The value is the name that results carry."""
+    """The claims, the strongest first; each entails those after it. The value is the name that results carry."""
 
     TOKENS = "token-identical"
     LAW = "distribution-identical"

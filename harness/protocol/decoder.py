@@ -1,4 +1,4 @@
-"""What a decoder under test must offer, and how it is told to speculate.
+"""What a decoder under test must offer, and how it should speculate.
 
 Promise: anything with `contract` and `decode(request, noise) -> Trace` can be judged. `tokens_BL`, `f_hat_BCPP` and
 `scale_writes_BS` are indispensable; the more of the trace is filled in, the closer the harness can point at a mistake.
@@ -21,7 +21,7 @@ class Settings:
     Args:
         draft_len: scales proposed per round: a number, or the text of another rule (`speculative.draft_length`); empty
             where the decoder is not asked for one.
-        bonus: submit the scale behind the drafted ones too.
+        bonus: submit the scale after the drafted ones too.
         policy: coupling and acceptance rule, as on the command line; empty where the decoder has none of ours.
         options: (name, value) of ``--option NAME=VALUE``, for decoders that have settings of their own.
         graphs: the harness's own decoder: record and replay its device work as CUDA graphs.

@@ -1,7 +1,7 @@
 """All randomness of a run, addressed by (seed, image, scale, stream).
 
 Promise: a number depends on its address alone. Any scale may be read in any order and as often as needed, and always
-gives the same numbers, because the generator's state in front of every scale is kept; a ledger tells who read what.
+gives the same numbers, because the generator's state before every scale is kept; a ledger tells who read what.
 
 A categorical draw is an exponential race, ``argmax(probs / E)`` with E ~ Exp(1): E never depends on the logits, so the
 draft, the target and the reference that read the same address meet the same numbers (spec §7).
@@ -79,7 +79,7 @@ class Ledger:
 
 
 class ExclusiveNoise:
-    """Another source of numbers behind an exclusive ledger: what contract B reads through.
+    """A source of numbers with an exclusive ledger before it: what contract B reads through.
 
     Args:
         noise: where the numbers come from.
@@ -258,7 +258,7 @@ class SeededNoise:
 
 
 class _Chain:
-    """One generator walked through its addresses in order, with the state in front of each kept."""
+    """One generator walked through its addresses in order, with the state before each kept."""
 
     def __init__(self, noise: SeededNoise, seed: int, streams: tuple[str, ...]) -> None:
         self.pyramid, self.V, self.device = noise.pyramid, noise.V, noise.device
@@ -266,7 +266,7 @@ class _Chain:
         self.generator = torch.Generator(device=noise.device)
         self.generator.manual_seed(seed)
         self.states = [self.generator.get_state()]
-        self.at = 0  # the address that the generator stands in front of
+        self.at = 0  # the address that the generator is about to draw
 
     def read(self, si: int, stream: str, count: int) -> Tensor:
         wanted = self.addresses.index((si, stream))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from harness.errors import InputError
 
@@ -139,12 +139,12 @@ class Request:
         )
 
 
-def request_values(request: Request) -> dict[str, Any]:
+def request_values(request: Request) -> dict[str, object]:
     """Return a request as JSON values."""
     return asdict(request)
 
 
-def request_of(values: Mapping[str, Any]) -> Request:
-    """Return the request that `request_values` and JSON made these values of. Raises `TypeError` for other names."""
-    made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return Request(**made)
+def request_of(values: Mapping[str, object]) -> Request:
+    """Return the request of values that `request_values` gave to JSON. Raises `TypeError` for other names."""
+    words = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Request(**words)  # type: ignore[arg-type]  # which values they are is checked by their users

@@ -22,10 +22,10 @@ class Round:
     Args:
         first: scale that the round began at.
         drafted: scales proposed; 0 where the target decided one scale without a draft, which then counts as `bonus`.
-        accepted: drafted scales kept whole.
+        accepted: drafted scales accepted as a whole.
         corrected: True when the first imperfect scale was replaced and is final.
         bonus: True when the pass also finished the scale after the last drafted one.
-        accepted_tokens: drafted tokens kept, those in a corrected scale included.
+        accepted_tokens: drafted tokens accepted, those in a corrected scale included.
         corrected_tokens: drafted tokens replaced.
         bonus_tokens: tokens finished that were never drafted.
         target_rows: positions that the target computed for this image; 0 where the draft decided alone.

@@ -1,7 +1,9 @@
-"""How far rounding alone may move a correct decoder's numbers: the record that the judge reads.
+"""How far rounding alone may move a correct decoder's numbers: the record that the judge reads, and the file of them.
 
 Promise: a budget is stated before guidance, for one mode of one target; what it allows at a scale of a request follows
-from that request's guidance and nothing else. How it is measured: `measure`.
+from that request's guidance and nothing else. A stored entry holds for one set of weights, one device, dtype and mode;
+what it states is positive, finite and no more than its dtype can explain of the networks that it is used for, so that
+no file can turn a bug into a tie. How it is measured: `measure`.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Budget:
 # machines of the stored entries stayed within 1.4 times what is stored (tests/unit/rounding, tests/gpu).
 BUDGET_MARGIN = 2.0
 EXACT = "exact"
-COMPILED = " compiled"  # behind the products: a compiler joins kernels, and so rounds elsewhere
+COMPILED = " compiled"  # after the products: a compiler joins kernels, and so rounds elsewhere
 Mode = tuple[str, str, str, str, str]  # models, weights, device, dtype, products
 SHIPPED_BUDGETS = Path(str(files("harness.rounding") / "budgets.json"))
 # One rounding of the largest number met is the least that an error may be; float32 has 24 bits.
@@ -163,8 +165,8 @@ def mode_of(models: ModelPair) -> Mode:
     products = {(False, False): EXACT, (True, True): "TF32"}.get((now["tf32_matmul"], now["tf32_convolution"]), "mixed")
     # a CPU has no TF32, and float64 is not rounded to it; a bfloat16 network's head and quantiser are float32
     in_effect = device.type == "cuda" and dtype != "float64"
-    made = COMPILED if getattr(models.target, "compiled", False) else ""
-    return models.name, _fingerprint(models), device_name(device), dtype, (products if in_effect else EXACT) + made
+    compiled = COMPILED if getattr(models.target, "compiled", False) else ""
+    return models.name, _fingerprint(models), device_name(device), dtype, (products if in_effect else EXACT) + compiled
 
 
 def _fingerprint(models: ModelPair) -> str:
@@ -225,7 +227,6 @@ def save_budget(entry: BudgetEntry, store: Path, reason: str = "") -> None:
         assert old is not None
         rule = f"must not widen the stored one without a reason (logits {old.rows:.3g} -> {entry.rows:.3g})"
         raise InputError("budget", entry.models, rule, 'find out why, or pass --reason "…"')
-    kept = [other for other in entries if other is not old]
-    kept.append(replace(entry, reason=reason if old is not None else ""))
-    ordered = sorted(kept, key=lambda e: e.mode)
+    others = [other for other in entries if other is not old]
+    ordered = sorted([*others, replace(entry, reason=reason if old is not None else "")], key=lambda e: e.mode)
     write_whole(store, compact({"entries": [asdict(e) for e in ordered]}))

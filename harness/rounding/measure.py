@@ -114,22 +114,22 @@ def quick_budget(models: ModelPair) -> Budget:
     return _once(_BUDGETS, models, _quick)
 
 
-def _once(kept: dict[object, Result], models: ModelPair, make: Callable[[ModelPair], Result]) -> Result:
-    """Return what was made for these weights, sizes and mode, or make it. Effects: kept until the process ends."""
+def _once(results: dict[object, Result], models: ModelPair, measured: Callable[[ModelPair], Result]) -> Result:
+    """Return the result for these weights, sizes and mode, measured at the first call. Effects: kept in `results`."""
     key = (mode_of(models), models.target.config, models.vae.config)
     with _LOCK:
-        if key not in kept:
-            kept[key] = make(models)
-        return kept[key]
+        if key not in results:
+            results[key] = measured(models)
+        return results[key]
 
 
 def _quick(models: ModelPair) -> Budget:
     images = min(max(-(-POSITIONS // models.pyramid.L), FEWEST), MOST)
-    found = errors(models, _request(models, images), every=False)
+    largest = errors(models, _request(models, images), every=False)
     _, _, device, dtype, products = mode_of(models)
     mode = f"{device}, {dtype}{'' if products == EXACT else f' {products}'}, {images} images"
     source = f"{BUDGET_MARGIN:g} × the reference's largest error against float64, measured in this run ({mode})"
-    return Budget(BUDGET_MARGIN * found.rows, BUDGET_MARGIN * found.rows_rms, BUDGET_MARGIN * found.f_hat, source)
+    return Budget(BUDGET_MARGIN * largest.rows, BUDGET_MARGIN * largest.rows_rms, BUDGET_MARGIN * largest.f_hat, source)
 
 
 def measure_budget(
@@ -144,11 +144,11 @@ def measure_budget(
 
     Draws: from generators of its own.
     """
-    found = []
+    batch_errors = []
     for seed, B in enumerate(batches):
-        found.append(errors(models, _request(models, B, seed)))
+        batch_errors.append(errors(models, _request(models, B, seed)))
         progress()
-    rows, rms, f_hat = (max(getattr(batch, name) for batch in found) for name in ("rows", "rows_rms", "f_hat"))
+    rows, rms, f_hat = (max(getattr(batch, name) for batch in batch_errors) for name in ("rows", "rows_rms", "f_hat"))
     S = models.pyramid.S
     return BudgetEntry(*mode_of(models), rows, rms, f_hat, S * (S + 1) // 2, sum(batches), versions=versions())
 
@@ -190,8 +190,8 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
             scale_RlV = error_RnV[:, pyramid.begin(si) - begin : pyramid.end(si) - begin]
             rms = max(rms, float(scale_RlV.square().mean((1, 2)).max().sqrt()))
     # teacher_forced lists f_hat before scales 0..S-1, the run lists it after them
-    made = run.intermediates.f_hat_SBCPP[:-1]
-    f_hat = float((made.double() - f_hats[1:]).abs().max()) if len(made) else 0.0
+    after_SBCPP = run.intermediates.f_hat_SBCPP[:-1]
+    f_hat = float((after_SBCPP.double() - f_hats[1:]).abs().max()) if len(after_SBCPP) else 0.0
     return Errors(rows, rms, max(f_hat, ROUNDING * max(1.0, float(run.f_hat_BCPP.abs().max()))))
 
 
