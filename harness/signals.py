@@ -116,17 +116,17 @@ def silence(wanted: bool = True) -> Iterator[None]:
         yield
         return
     _flush()
-    kept = {stream: os.dup(stream) for stream in STREAMS if _is_open(stream)}
+    copies = {stream: os.dup(stream) for stream in STREAMS if _is_open(stream)}
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         try:
-            for stream in kept:
+            for stream in copies:
                 os.dup2(nowhere.fileno(), stream)
             with redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
         finally:
             nowhere.flush()
-            for stream, copy in kept.items():
+            for stream, copy in copies.items():
                 os.dup2(copy, stream)
                 os.close(copy)
 

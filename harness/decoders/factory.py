@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from harness.adapters.factories import FACTORIES, PREFIX
 from harness.decoders.process import OutOfTimeError
@@ -34,23 +35,23 @@ def is_own(factory: Factory | str) -> bool:
 def named_options(
     checkout: Path | None, given: Sequence[str], option: str = "option"
 ) -> tuple[tuple[str, str], ...]:  # fmt: skip
-    """Return what a factory is told: the checkout, its path made absolute since a factory may change folder, and more.
+    """Return the options of a factory: its checkout, as an absolute path since a factory may change folder, and more.
 
     Args:
         checkout: folder of published code.
         given: NAME=VALUE, as typed.
-        option: what it was typed behind.
+        option: what it was typed after.
 
     Raises:
         InputError: one reads otherwise.
     """
-    found = [("checkout", str(checkout.absolute()))] if checkout is not None else []
+    options = [("checkout", str(checkout.absolute()))] if checkout is not None else []
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise InputError(option, text, "must read NAME=VALUE", f"pass --{option} gamma=2")
-        found.append((name, value))
-    return tuple(found)
+        options.append((name, value))
+    return tuple(options)
 
 
 def load_factory(name: str) -> Factory:
@@ -83,8 +84,7 @@ def load_factory(name: str) -> Factory:
         raise InputError("implementation", name, f"module {module_name} has no {attribute}", example)
     if not callable(factory):
         raise InputError("implementation", name, "must be callable as factory(models, settings)", example)
-    found: Factory = factory
-    return found
+    return cast("Factory", factory)
 
 
 def name_of(factory: Factory) -> str:
@@ -128,9 +128,8 @@ def pickled(factory: Factory, name: str) -> bytes:
     try:
         import cloudpickle  # noqa: PLC0415  # only factories without a name need it
 
-        made: bytes = cloudpickle.dumps(factory)
+        return bytes(cloudpickle.dumps(factory))
     except Exception as error:
         rule = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
         remedy = "name it as package.module:factory, or verify with Terms(in_process=True)"
         raise InputError("implementation", name, rule, remedy) from None
-    return made

@@ -108,21 +108,21 @@ class Mailbox:
         Raises:
             UnreadableError: the header has another form, or points beyond the block.
         """
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         begin = 0
         for name, dtype, shape in _checked(header):
             size = math.prod(shape) * dtype.itemsize
             if begin + size > len(self.block):
                 raise UnreadableError(f"{name} of shape {shape} lies beyond the mailbox")
-            found[name] = self.block[begin : begin + size].view(dtype).view(shape).clone()
+            tensors[name] = self.block[begin : begin + size].view(dtype).view(shape).clone()
             begin = _next(begin + size)
-        return found
+        return tensors
 
 
 def _checked(header: object) -> list[tuple[str, torch.dtype, list[int]]]:
     if not isinstance(header, list):
         raise UnreadableError("the list of tensors is missing")
-    found = []
+    checked = []
     for item in header:
         if not (isinstance(item, list | tuple) and len(item) == 3):
             raise UnreadableError("a tensor is not described by name, dtype and shape")
@@ -130,8 +130,8 @@ def _checked(header: object) -> list[tuple[str, torch.dtype, list[int]]]:
         good = isinstance(name, str) and dtype in DTYPES and isinstance(shape, list)
         if not good or not all(type(side) is int and 0 <= side < 2**40 for side in shape):
             raise UnreadableError(f"a tensor is described as {str(item)[:100]}")
-        found.append((name, DTYPES[dtype], shape))
-    return found
+        checked.append((name, DTYPES[dtype], shape))
+    return checked
 
 
 def _next(begin: int) -> int:

@@ -53,9 +53,9 @@ def start_runner(
 
 def claimed_contract(name: str, terms: Terms) -> Contract:
     """Return the contract that a decoder claims. Raises `InputError` where it is weaker than the one demanded."""
-    found = Contract.of(name)
-    if terms.contract is not None and not found.entails(terms.contract):
-        rule = f"is demanded, and the decoder claims {found.letter} ({found}) only"
-        remedy = f"pass --contract {found.letter}, or a decoder that claims more"
+    claimed = Contract.of(name)
+    if terms.contract is not None and not claimed.entails(terms.contract):
+        rule = f"is demanded, and the decoder claims {claimed.letter} ({claimed}) only"
+        remedy = f"pass --contract {claimed.letter}, or a decoder that claims more"
         raise InputError("contract", terms.contract.letter, rule, remedy)
-    return found
+    return claimed

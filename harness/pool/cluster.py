@@ -129,13 +129,14 @@ def _opened(job: bytes, digest: str, device: str) -> Opened:
             _OPENED.pop(other).close()
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("device", device, "is not there on a worker of the cluster", "give every worker a GPU")
-        made: WorkerJob = torch.load(io.BytesIO(job), map_location=torch.device(device), weights_only=False)
+        worker_job: WorkerJob = torch.load(io.BytesIO(job), map_location=torch.device(device), weights_only=False)
         name = torch.cuda.get_device_name() if device == "cuda" else ""
-        if made.machine and name != made.machine:
-            rule = f"on a worker of the cluster is {name}; budgets and numbers are those of {made.machine}"
+        if worker_job.machine and name != worker_job.machine:
+            rule = f"on a worker of the cluster is {name}; budgets and numbers are those of {worker_job.machine}"
             raise InputError("device", device, rule, "start the run on a machine like the workers'")
-        made.surroundings.restore([*sys.path, *(path for path in made.surroundings.path if path not in sys.path)])
-        _OPENED[digest] = made.work.open()
+        more = [path for path in worker_job.surroundings.path if path not in sys.path]
+        worker_job.surroundings.restore([*sys.path, *more])
+        _OPENED[digest] = worker_job.work.open()
     return _OPENED[digest]
 
 

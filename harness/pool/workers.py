@@ -212,7 +212,7 @@ class Processes:
                     waiting.appendleft(worker.task)  # it died idle: its task is nobody's loss
                     worker.task = None
                     self._workers[place] = self._replaced(worker)
-        found = []
+        answered = []
         ready = wait([worker.connection for worker in self._workers], timeout=1.0)
         for place, worker in enumerate(self._workers):
             if worker.connection not in ready:
@@ -223,7 +223,7 @@ class Processes:
                 answer = pickle.loads(worker.connection.recv_bytes())
             except (EOFError, OSError):
                 if worker.task is not None:
-                    found.append((worker.task, Died(worker.death())))
+                    answered.append((worker.task, Died(worker.death())))
                 self._workers[place] = self._replaced(worker)
                 continue
             if isinstance(answer, BaseException):
@@ -231,9 +231,9 @@ class Processes:
             if not worker.ready:
                 worker.ready, self._deaths, self.about = True, 0, self.about or answer
             else:
-                found.append((worker.task, answer))
+                answered.append((worker.task, answer))
                 worker.task = None
-        return found
+        return answered
 
     def _replaced(self, worker: _Worker) -> _Worker:
         """Return a new worker in a dead one's place. Raises `WorkerError` where they die before they are ready."""

@@ -191,13 +191,13 @@ def gather(
         device = torch.device(conditions.execution.device or models.device)
         crew = employ(conditions.execution, device, len(tasks))
         with closing(crew.open(work)) as pool:
-            contracts = [letter(*of) for of in zip(sources, pool.about["contracts"], strict=True)]
+            contracts = [letter(*pair) for pair in zip(sources, pool.about["contracts"], strict=True)]
             try:
-                for task, made in pool.map([task for task in tasks if task.number not in drawn]):
-                    if isinstance(made, Died):
-                        rule = f"{made.why}; pass a smaller --batch, or fewer --workers"
+                for task, portion in pool.map([task for task in tasks if task.number not in drawn]):
+                    if isinstance(portion, Died):
+                        rule = f"{portion.why}; pass a smaller --batch, or fewer --workers"
                         raise WorkerError(f"batch={task.request.B}: {rule}")
-                    _keep(file, drawn, task, made)
+                    _keep(file, drawn, task, portion)
                     progress(task.images)
             except StopSignal as stop:
                 if not drawn:
@@ -211,23 +211,25 @@ def _sets(
 ) -> list[ImageSet]:
     labels_N = torch.tensor([label for task in tasks for label in task.request.labels or ()])
     columns = zip(*(drawn[task.number] for task in tasks), strict=True)
-    return [_set(*of[:2], labels_N, of[2]) for of in zip(sources, contracts, columns, strict=True)]
+    return [_set(*column[:2], labels_N, column[2]) for column in zip(sources, contracts, columns, strict=True)]
 
 
-def _keep(file: DrawnFile | None, drawn: dict[int, list[Drawn]], task: Task, made: list[Drawn]) -> None:
+def _keep(file: DrawnFile | None, drawn: dict[int, list[Drawn]], task: Task, portion: list[Drawn]) -> None:
     with held():
         if file:
-            file.write(task.number, made)
-        drawn[task.number] = made
+            file.write(task.number, portion)
+        drawn[task.number] = portion
 
 
 def _set(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Drawn]) -> ImageSet:
-    failed = next((of.failed for of in portions if of.failed), "")
-    good = [of for of in portions if not of.failed]
+    failed = next((portion.failed for portion in portions if portion.failed), "")
+    good = [portion for portion in portions if not portion.failed]
     if failed:
         good = good[:1] or [Drawn.nothing(failed)]
-    features_ND, classes_N, calls_N, tokens_NL = (torch.cat([getattr(of, name) for of in good]) for name in TENSORS)
-    seconds = sum(of.seconds for of in portions)
+    features_ND, classes_N, calls_N, tokens_NL = (
+        torch.cat([getattr(portion, name) for portion in good]) for name in TENSORS
+    )
+    seconds = sum(portion.seconds for portion in portions)
     return ImageSet(source, contract, labels_N, features_ND, classes_N, calls_N, tokens_NL, seconds, failed)
 
 

@@ -232,7 +232,7 @@ def say_replayed(console: Console, replayed: Replayed) -> None:
     case, why = replayed.case, f" ({replayed.why})" if replayed.why else ""
     say(console, f"case {case.number}{why}: {case}", replayed.answer.value, ANSWERS[replayed.answer])
     if replayed.answer is Answer.OTHER:
-        say(console, f"  now: {replayed.found}")
+        say(console, f"  now: {replayed.defect}")
 
 
 def say_smallest(console: Console, case: KeptCase) -> None:
@@ -241,5 +241,5 @@ def say_smallest(console: Console, case: KeptCase) -> None:
     recipe = case.about.get("recipe")
     if recipe is not None:
         note = " (with all scales; --bundle keeps the cut)" if case.scales else ""
-        line = repeat_line(recipe, case.settings, case.request, case.found, case.draft_noise, case.against)
+        line = repeat_line(recipe, case.settings, case.request, case.defect, case.draft_noise, case.against)
         say(console, f"  alone{note}: {line}", whole=True)

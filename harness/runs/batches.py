@@ -23,7 +23,7 @@ from harness.wording import count_of
 MOST_ON_CUDA = 256
 # Of the free memory: certifying takes a quarter of what is left, and allocators leave holes. A decoder with a process
 # of its own needs as much again for its copies, and the memory through which they travel.
-SHARE, SHARE_APART = 0.6, 0.2
+SHARE, SHARE_OWN_PROCESS = 0.6, 0.2
 LEAST_CACHE = 2**20  # bytes, where the machine does not tell
 CACHES = "/sys/devices/system/cpu/cpu0/cache"
 
@@ -36,14 +36,14 @@ class BatchSize:
     why: str
 
 
-def default_batch(models: ModelPair, apart: bool = False) -> BatchSize:
+def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
     """Return the batch for these networks on their device. Reads what memory is free.
 
     Args:
         models: on their device.
-        apart: the decoder under test has a process of its own there.
+        own_process: the decoder under test has a process of its own there.
     """
-    each, device, share = bytes_of_an_image(models), models.device, SHARE_APART if apart else SHARE
+    each, device, share = bytes_of_an_image(models), models.device, SHARE_OWN_PROCESS if own_process else SHARE
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
@@ -77,15 +77,15 @@ def activation_bytes(models: ModelPair) -> int:
 
 def cache_bytes() -> int:
     """Return the size of the largest cache that the first core uses."""
-    found = [LEAST_CACHE]
+    sizes = [LEAST_CACHE]
     for size in Path(CACHES).glob("index*/size"):
         try:
             text = size.read_text().strip()
         except OSError:
             continue
         factor = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)
-        found.append(int(text.rstrip("KMG") or 0) * factor)
-    return max(found)
+        sizes.append(int(text.rstrip("KMG") or 0) * factor)
+    return max(sizes)
 
 
 def available_bytes() -> int:
@@ -119,6 +119,6 @@ def cut(request: Request, seeds: Sequence[int], size: int) -> list[Request]:
 
 
 def _batch(request: Request, images: Sequence[tuple[int, int, int]]) -> Request:
-    seeds, labels, ids = (tuple(of) for of in zip(*images, strict=True))
+    seeds, labels, ids = (tuple(column) for column in zip(*images, strict=True))
     mixed = seeds if len(set(seeds)) > 1 else None
     return replace(request, labels=labels, images=ids, seed=seeds[0], seeds=mixed, count=len(labels))

@@ -57,7 +57,7 @@ class KeptCase:
         about: what the run said of itself.
         settings: of the decoder.
         request: what was drawn.
-        found: the defect.
+        defect: what is wrong.
         scales: the first ones of the pyramid that the networks are cut to; 0 = all.
         numbers: those that were drawn, where they are kept; None = they are generated anew.
         exhibit: tensors around it.
@@ -69,7 +69,7 @@ class KeptCase:
     about: Mapping[str, Any]
     settings: Settings
     request: Request
-    found: Divergence
+    defect: Divergence
     scales: int = 0
     numbers: RecordedNumbers | None = field(default=None, repr=False)
     exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
@@ -89,10 +89,10 @@ class KeptCase:
     @property
     def terms(self) -> Terms:
         """How it was judged; the budget is that of the machine at hand."""
-        told = self.about["terms"]
-        contract = Contract.of(told["contract"]) if told["contract"] else None
-        limits = Limits(**told["limits"])
-        return Terms(contract, told["sequential"], told["in_process"], limits, against=self.against)
+        terms = self.about["terms"]
+        contract = Contract.of(terms["contract"]) if terms["contract"] else None
+        limits = Limits(**terms["limits"])
+        return Terms(contract, terms["sequential"], terms["in_process"], limits, against=self.against)
 
     @property
     def settings_of_both(self) -> list[Settings]:
@@ -112,7 +112,7 @@ class KeptCase:
         labels = sorted(set(self.request.labels or ()))
         images = f"{count_of(self.request.B, 'image')} of label {', '.join(map(str, labels))}"
         scales = f", the first {count_of(self.scales, 'scale')}" if self.scales else ""
-        return f"{images}, {self.settings}{scales}: {self.found}"
+        return f"{images}, {self.settings}{scales}: {self.defect}"
 
 
 def cases_of(path: Path) -> list[KeptCase]:
@@ -121,17 +121,17 @@ def cases_of(path: Path) -> list[KeptCase]:
     Raises:
         InputError: it is no run file, or of a run that was not asked what it is of.
     """
-    kept, rows = read(path, "file")
-    if not kept.about.get("identity"):
+    run, rows = read(path, "file")
+    if not run.about.get("identity"):
         raise InputError("file", str(path), "does not say of what its run was", "record it with verify --run")
-    requests = {task.number: task.request for task in kept.plan.tasks}
+    requests = {task.number: task.request for task in run.plan.tasks}
     bad = sorted((row for row in rows if row.judgement.defects), key=lambda row: (row.setting, row.task))
     return [
         KeptCase(
-            number, kept.about, kept.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
+            number, run.about, run.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
             exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
-            draft_noise=kept.plan.draft_of(row.setting),
-            against=against_of(kept.about["terms"]["against"], row.setting),
+            draft_noise=run.plan.draft_of(row.setting),
+            against=against_of(run.about["terms"]["against"], row.setting),
         )
         for number, row in enumerate(bad)
     ]  # fmt: skip
@@ -143,15 +143,16 @@ def of_checkouts(case: KeptCase, checkouts: Sequence[Path | None]) -> KeptCase:
     Raises:
         InputError: no such decoder has a checkout.
     """
-    found = case.settings_of_both
+    settings = case.settings_of_both
     for side, (name, folder) in enumerate(zip(("checkout", "against_checkout"), checkouts, strict=True)):
         if folder is None:
             continue
-        if side >= len(found) or not found[side].option("checkout"):
+        if side >= len(settings) or not settings[side].option("checkout"):
             raise InputError(name, str(folder), f"is of no use: case {case.number} was recorded without one", "drop it")
-        options = tuple((n, str(folder.absolute()) if n == "checkout" else value) for n, value in found[side].options)
-        found[side] = replace(found[side], options=options)
-    return case.under(found)
+        given, there = settings[side].options, str(folder.absolute())
+        options = tuple((option, there if option == "checkout" else value) for option, value in given)
+        settings[side] = replace(settings[side], options=options)
+    return case.under(settings)
 
 
 def unlike(case: KeptCase, models: ModelPair) -> str:
@@ -184,29 +185,29 @@ def write_bundle(case: KeptCase, models: ModelPair, path: Path) -> None:
     if why:
         raise InputError("bundle", str(path), f"cannot be made here: {why}", "make it where the run was recorded")
     numbers = case.numbers.tensors if case.numbers else _draw_numbers(case, models)
-    told = {
+    values = {
         "schema": SCHEMA,
         "about": dict(case.about),
         "settings": settings_values(case.settings, case.draft_noise),
         "request": request_values(case.request),
         "recorded": request_values(case.numbers.request if case.numbers else case.request),
-        "found": [getattr(case.found, name) for name in NAMES],
+        "found": [getattr(case.defect, name) for name in NAMES],
         "scales": case.scales,
         "against": against_values(case.against),
     }
     tensors = {NUMBERS + name: tensor.cpu().contiguous() for name, tensor in numbers.items()}
     tensors |= {EXHIBIT + name: tensor.contiguous() for name, tensor in case.exhibit.items()}
-    write_whole(path, save(tensors, {KEY: to_json(told)}))
+    write_whole(path, save(tensors, {KEY: to_json(values)}))
 
 
 def _draw_numbers(case: KeptCase, models: ModelPair) -> dict[str, Tensor]:
-    noise, found = replace(models, numbers=None).noise(case.request), dict[str, Tensor]()
+    noise, drawn = replace(models, numbers=None).noise(case.request), dict[str, Tensor]()
     for si in range(case.scales or models.pyramid.S):
         for stream in STREAMS:
             read = noise.uniform if stream == ACCEPT else noise.exponential
             numbers = read(si, stream, "bundle")
-            found[f"{stream}/{si}"] = numbers[..., None] if stream == ACCEPT else numbers
-    return found
+            drawn[f"{stream}/{si}"] = numbers[..., None] if stream == ACCEPT else numbers
+    return drawn
 
 
 def is_bundle(path: Path) -> bool:
@@ -220,24 +221,24 @@ def read_bundle(path: Path) -> KeptCase:
     """Read a bundle. Raises `InputError` where it is none, or of another schema."""
     try:
         with safe_open(path, "pt") as file:
-            told = json.loads((file.metadata() or {})[KEY])
+            values = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        if told["schema"] != SCHEMA:
-            rule = f"has schema {told['schema']}, and this version reads {SCHEMA}"
+        if values["schema"] != SCHEMA:
+            rule = f"has schema {values['schema']}, and this version reads {SCHEMA}"
             raise InputError("file", str(path), rule, "use the version of the harness that wrote it")
         numbers = {name.removeprefix(NUMBERS): t for name, t in tensors.items() if name.startswith(NUMBERS)}
-        settings, draft_noise = settings_of(told["settings"])
+        settings, draft_noise = settings_of(values["settings"])
         return KeptCase(
             0,
-            told["about"],
+            values["about"],
             settings,
-            request_of(told["request"]),
-            Divergence(**dict(zip(NAMES, told["found"], strict=True))),
-            told["scales"],
-            RecordedNumbers(numbers, request_of(told["recorded"])),
+            request_of(values["request"]),
+            Divergence(**dict(zip(NAMES, values["found"], strict=True))),
+            values["scales"],
+            RecordedNumbers(numbers, request_of(values["recorded"])),
             {name.removeprefix(EXHIBIT): t for name, t in tensors.items() if name.startswith(EXHIBIT)},
             draft_noise,
-            against_of(told["against"], 0),
+            against_of(values["against"], 0),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise unreadable("file", path, error) from None
@@ -247,7 +248,7 @@ def repeat_line(
     recipe: Mapping[str, str],
     settings: Settings,
     request: Request,
-    found: Divergence,
+    divergence: Divergence,
     draft_noise: float | None = None,
     against: Other | None = None,
 ) -> str:
@@ -257,7 +258,7 @@ def repeat_line(
         recipe: options of the run that are not the usual ones; an empty text is a flag.
         settings: the decoder's.
         request: the batch that held the image.
-        found: names the image; the images of its seed where it names none.
+        divergence: names the image; the images of its seed where it names none.
         draft_noise: of the draft that the setting met, where a design chose it (`Plan.draft_of`).
         against: the decoder in the reference's place, with its one setting.
     """
@@ -267,7 +268,7 @@ def repeat_line(
     words += _options("", settings)
     words += ["--against", against.name, *_options("against-", against.settings[0])] if against else []
     words += ["--draft-noise", f"{draft_noise!r}"] if draft_noise is not None else []
-    words += _image_options(request, found)
+    words += _image_options(request, divergence)
     for name, usual in USUAL.items():
         if getattr(request, name) != usual:
             words += [f"--{name.replace('_', '-')}", f"{getattr(request, name):g}"]
@@ -286,15 +287,17 @@ def _options(side: str, settings: Settings) -> list[str]:
     return words
 
 
-def _image_options(request: Request, found: Divergence) -> list[str]:
-    """Return seeds, labels and addresses: one image, or all those of a seed where they stand or fall together."""
+def _image_options(request: Request, divergence: Divergence) -> list[str]:
+    """Return seeds, labels and addresses: one image, or all those of a seed where they are drawn together."""
     labels, addresses = request.labels or (), request.addresses
-    alone = request.order == "image" and (found.seed, found.image) in addresses
+    alone = request.order == "image" and (divergence.seed, divergence.image) in addresses
     rows = [
-        b for b, (seed, image) in enumerate(addresses) if seed == found.seed and (not alone or image == found.image)
+        b
+        for b, (seed, image) in enumerate(addresses)
+        if seed == divergence.seed and (not alone or image == divergence.image)
     ]
     rows = rows[:1] if alone else rows
-    words = ["--seeds", str(found.seed), "--labels", ",".join(str(labels[b]) for b in rows)]
+    words = ["--seeds", str(divergence.seed), "--labels", ",".join(str(labels[b]) for b in rows)]
     ids = [addresses[b][1] for b in rows]
     if ids != list(range(len(ids))):
         words += ["--images", ",".join(map(str, ids))]

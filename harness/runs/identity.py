@@ -99,7 +99,7 @@ class Identity:
             recorded: the other one.
             parts: those of `as_dict` that matter.
         """
-        here, there = ({part: of.as_dict()[part] for part in parts} for of in (self, recorded))
+        here, there = ({part: side.as_dict()[part] for part in parts} for side in (self, recorded))
         return differences(here, there)
 
 

@@ -107,8 +107,8 @@ def pictures(
     """
     if not judgement.draws or not best.most:
         return []
-    made = [_plain(place, along, judgement, row) for row in range(along.request.B)]
-    chosen = [picture for picture in made if best.takes(picture.rank)]
+    every = [_plain(place, along, judgement, row) for row in range(along.request.B)]
+    chosen = [picture for picture in every if best.takes(picture.rank)]
     if not chosen:
         return []
     rows = torch.tensor([picture.row for picture in chosen], device=f_hat_BCPP.device)
@@ -126,8 +126,8 @@ def _plain(place: tuple[int, int], along: Evidence, judgement: Judgement, row: i
     labels = request.labels or along.numbers.labels(along.models.target.config.classes).tolist()
     tokens, expected = along.actual.tokens_BL[row].tolist(), along.expected.tokens_BL[row].tolist()
     ties, defects = (
-        {each.position for each in of if (each.seed, each.image) == (where["seed"], where["image"])}
-        for of in (judgement.ties, judgement.defects)
+        {each.position for each in listed if (each.seed, each.image) == (where["seed"], where["image"])}
+        for listed in (judgement.ties, judgement.defects)
     )
     listed = defects if judgement.unclaimed else None  # None: every token that differs is a wrong one
     marks = "".join(
@@ -176,28 +176,28 @@ MOST_EXHIBITS = 16  # of a run
 
 
 @torch.inference_mode()
-def exhibit(evidence: Evidence, found: Divergence) -> dict[str, Tensor]:
+def exhibit(evidence: Evidence, divergence: Divergence) -> dict[str, Tensor]:
     """Return what both sides computed at the place of a divergence; nothing where it has no place.
 
     Args:
         evidence: along the decoder's tokens.
-        found: the divergence.
+        divergence: its place and image.
     """
-    address, request = (found.seed, found.image), evidence.request
-    if found.position < 0 or address not in request.addresses:
+    address, request = (divergence.seed, divergence.image), evidence.request
+    if divergence.position < 0 or address not in request.addresses:
         return {}
-    row, position, pyramid = request.addresses.index(address), found.position, evidence.models.pyramid
+    row, position, pyramid = request.addresses.index(address), divergence.position, evidence.models.pyramid
     si = pyramid.level_of(position)
-    kept = {"tokens_L": torch.stack((evidence.actual.tokens_BL[row], evidence.expected.tokens_BL[row]))}
+    tensors = {"tokens_L": torch.stack((evidence.actual.tokens_BL[row], evidence.expected.tokens_BL[row]))}
     for side, trace in (("actual", evidence.actual), ("expected", evidence.expected)):
         if trace.intermediates is not None:
             both = [row, request.B + row]
-            kept[f"{side}.x_2D"] = trace.intermediates.x_RLD[both, position]
-            kept[f"{side}.rows_2V"] = trace.intermediates.rows_RLV[both, position]
-            kept[f"{side}.guided_V"] = trace.intermediates.guided_BLV[row, position]
+            tensors[f"{side}.x_2D"] = trace.intermediates.x_RLD[both, position]
+            tensors[f"{side}.rows_2V"] = trace.intermediates.rows_RLV[both, position]
+            tensors[f"{side}.guided_V"] = trace.intermediates.guided_BLV[row, position]
     if not evidence.greedy:
-        kept["E_V"] = evidence.numbers.exponential(si, TOKEN, "judge")[row, position - pyramid.begin(si)]
-    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in kept.items()}
+        tensors["E_V"] = evidence.numbers.exponential(si, TOKEN, "judge")[row, position - pyramid.begin(si)]
+    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     return plain if sum(t.numel() * t.itemsize for t in plain.values()) <= MOST_BYTES else {}
 
 

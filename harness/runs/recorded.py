@@ -33,22 +33,22 @@ def recorded(path: Path, name: str = "run") -> Verification:
     Raises:
         InputError: it is no run file, of another schema, or does not say what its run was of.
     """
-    kept, rows = read(path, name)
+    run, rows = read(path, name)
     try:
-        return _result(kept, rows)
+        return _result(run, rows)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise unreadable(name, path, error) from None
 
 
-def _result(kept: Kept, rows: list[JudgedRow]) -> Verification:
-    about, told = kept.about, kept.about["networks"]
-    pyramid, budget = ScalePyramid(tuple(told["patch_nums"])), Budget(**about["budget"])
+def _result(run: Kept, rows: list[JudgedRow]) -> Verification:
+    about, networks = run.about, run.about["networks"]
+    pyramid, budget = ScalePyramid(tuple(networks["patch_nums"])), Budget(**about["budget"])
     contracts = [Contract.of(name) for name in about["contracts"]]
     result = Verification(
-        [SettingResult(*of) for of in zip(kept.plan.settings, contracts, strict=True)],
-        widest(budget, pyramid, [task.request for task in kept.plan.tasks]),
-        torch.device(told["device"]), _dtype(told["dtype"]), _dtype(told["draft_dtype"]), told["title"],
-        plan=kept.plan, about=about,
+        [SettingResult(settings, contract) for settings, contract in zip(run.plan.settings, contracts, strict=True)],
+        widest(budget, pyramid, [task.request for task in run.plan.tasks]),
+        torch.device(networks["device"]), _dtype(networks["dtype"]), _dtype(networks["draft_dtype"]), networks["title"],
+        plan=run.plan, about=about,
     )  # fmt: skip
     terms: dict[str, Any] = about["terms"]
     result.against = terms["against"]["name"] if terms["against"] else ""
@@ -58,7 +58,7 @@ def _result(kept: Kept, rows: list[JudgedRow]) -> Verification:
         result.decode_seconds += row.seconds + row.reference_seconds
     put_together(result, by_task, pyramid, budget)
     dead = {number for number, setting in enumerate(result.settings) if keeps_dying(setting.rows)}  # left alone
-    result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in kept.plan.tasks)
+    result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in run.plan.tasks)
     if "claims" in about:
         result.take_quality(QualityClaims.from_dict(about["claims"]))
     if "laws" in about:
@@ -69,7 +69,7 @@ def _result(kept: Kept, rows: list[JudgedRow]) -> Verification:
 
 
 def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name)
-    if not isinstance(found, torch.dtype):
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{name} is no dtype")
-    return found
+    return dtype

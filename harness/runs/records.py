@@ -37,15 +37,15 @@ class Coverage:
         reused: decodes by a decoder that had decoded another request before.
         rounds: of all images.
         judged: rounds in which the target judged a draft.
-        accepted: rounds by number of drafted scales that stood.
-        whole: rounds whose draft of several scales stood whole.
-        partial: rounds of which some drafted scales stood, and not all.
+        accepted: rounds by number of drafted scales that were accepted.
+        whole: rounds whose draft of several scales was accepted.
+        partial: rounds whose draft was partly accepted.
         corrected: rounds that replaced a drafted scale.
-        late: those behind a scale that stood: another row of the window than its first.
-        bonus: rounds that finished a scale behind the drafted ones.
+        late: those after an accepted scale: another row of the window than its first.
+        bonus: rounds that finished a scale after the drafted ones.
         diverged: decodes whose images went on from different scales.
         apart: rounds with a bonus scale in such a decode.
-        final: final rounds that drafted the last scale and kept it.
+        final: final rounds that drafted the last scale, which was accepted.
     """
 
     decodes: int = 0
@@ -66,14 +66,14 @@ class Coverage:
     @classmethod
     def of(cls, trace: Trace) -> Coverage:
         """Count one decode."""
-        made, diverged = cls(decodes=1), len({tuple(turn.first for turn in rounds) for rounds in trace.rounds}) > 1
-        made.diverged = int(diverged)
+        diverged = len({tuple(turn.first for turn in rounds) for rounds in trace.rounds}) > 1
+        coverage = cls(decodes=1, diverged=int(diverged))
         for rounds in trace.rounds:
             for turn in rounds:
-                made._add_round(turn)
-                made.apart += diverged and turn.bonus and turn.drafted > 0
-            made.final += bool(rounds) and rounds[-1].accepted == rounds[-1].drafted > 0 and not rounds[-1].bonus
-        return made
+                coverage._add_round(turn)
+                coverage.apart += diverged and turn.bonus and turn.drafted > 0
+            coverage.final += bool(rounds) and rounds[-1].accepted == rounds[-1].drafted > 0 and not rounds[-1].bonus
+        return coverage
 
     def add(self, decodes: Sequence[Coverage]) -> None:
         """Add the decodes of one decoder, each with its counts. Effects: on all counts."""
@@ -84,7 +84,7 @@ class Coverage:
 
     def _add_round(self, turn: Round) -> None:
         self.rounds += 1
-        if not turn.drafted:  # the target decided alone: nothing stood or fell, and nothing stood before a bonus scale
+        if not turn.drafted:  # the target decided alone: nothing was accepted or rejected
             return
         self.judged += turn.target_rows > 0
         self.accepted[turn.accepted] += 1
@@ -97,7 +97,7 @@ class Coverage:
     def never(self, bonus: bool = True) -> list[str]:
         """Return the claims that nothing exercised.
 
-        Where the rounds show that the target never judges a draft there are none about what stands and falls.
+        Where the rounds show that the target never judges a draft there are none about what is accepted.
 
         Args:
             bonus: the decoder was asked for bonus scales; one that refuses them claims none.
@@ -120,22 +120,22 @@ class Coverage:
         by = ", ".join(f"{count}: {self.accepted[count]}" for count in sorted(self.accepted))
         return (
             f"{count_of(self.rounds, 'round')} by accepted scales {{{by}}}; "
-            f"{count_of(self.whole, 'draft')} of several scales kept whole, "
-            f"{self.corrected} corrected ({self.late} behind kept scales), {self.bonus} with a bonus scale "
-            f"({self.apart} in batches that part ways); {self.diverged} of "
-            f"{count_of(self.decodes, 'decode')} part ways, {self.reused} by a decoder used before; "
+            f"{count_of(self.whole, 'draft')} of several scales accepted, "
+            f"{self.corrected} corrected ({self.late} after accepted scales), {self.bonus} with a bonus scale "
+            f"({self.apart} in batches that diverge); {self.diverged} of "
+            f"{count_of(self.decodes, 'decode')} diverge, {self.reused} by a decoder used before; "
             f"{self.refused} refused"
         )
 
 
 REUSED = "one decoder for several requests"
-BONUS = ("a bonus scale", "a bonus scale in a batch that parts ways")
+BONUS = ("a bonus scale", "a bonus scale in a batch that diverges")
 CLAIMS: dict[str, Callable[[Coverage], int]] = {
-    "a first drafted scale that falls": lambda c: c.accepted[0],
-    "a draft of several scales that stands whole": lambda c: c.whole,
-    "a correction behind scales that stand": lambda c: c.late,
+    "a first drafted scale that is rejected": lambda c: c.accepted[0],
+    "a draft of several scales that is accepted": lambda c: c.whole,
+    "a correction after accepted scales": lambda c: c.late,
     BONUS[0]: lambda c: c.bonus,
-    "images of one batch that part ways": lambda c: c.diverged,
+    "images of one batch that accept different numbers of scales": lambda c: c.diverged,
     BONUS[1]: lambda c: c.apart,
     REUSED: lambda c: c.reused,
 }
@@ -150,7 +150,7 @@ class Counts:
         target_rows: positions that the target computed.
         accepted_scales: accepted scales of every round.
         covered: what the decode exercised, of all its images together.
-        scales: of all its images together, by scale: how often it was drafted, kept whole, corrected and finished as a
+        scales: of all its images together, by scale: how often it was drafted, accepted, corrected and finished as a
             bonus, and the tokens that differ from the other side's; a list is empty where nobody knows.
         cache_bytes: held by each network's cache.
     """
@@ -176,19 +176,19 @@ class Counts:
 def _by_scale(trace: Trace) -> dict[str, list[int]]:
     """Return what the rounds did with every scale; a decoder's numbers need not be scales that there are."""
     S = trace.scale_writes_BS.shape[-1]
-    found = {name: [0] * S for name in ("drafted", "kept", "corrected", "bonus")}
+    by_scale = {name: [0] * S for name in ("drafted", "kept", "corrected", "bonus")}
     for turn in (turn for rounds in trace.rounds for turn in rounds):
-        fell, behind = turn.first + turn.accepted, turn.first + turn.drafted
+        rejected, after = turn.first + turn.accepted, turn.first + turn.drafted
         spans = {
-            "drafted": range(turn.first, behind),
-            "kept": range(turn.first, fell),
-            "corrected": range(fell, fell + bool(turn.corrected)),
-            "bonus": range(behind, behind + bool(turn.bonus)),
+            "drafted": range(turn.first, after),
+            "kept": range(turn.first, rejected),
+            "corrected": range(rejected, rejected + bool(turn.corrected)),
+            "bonus": range(after, after + bool(turn.bonus)),
         }
         for name, span in spans.items():
             for si in range(max(0, span.start), min(S, span.stop)):
-                found[name][si] += 1
-    return found
+                by_scale[name][si] += 1
+    return by_scale
 
 
 @dataclass(frozen=True)
@@ -241,10 +241,9 @@ def picture_values(picture: Picture) -> dict[str, Any]:
 
 def picture_of(values: Values, decoder: bytes, reference: bytes) -> Picture:
     """Return the picture that `picture_values` and JSON made these values of, with its pixels."""
-    made = dict(values)
-    made["rounds"] = [Round(**turn) for turn in made["rounds"]]
-    made["distance"] = Distance(**made["distance"]) if made["distance"] else None
-    return Picture(**made, decoder=decoder, reference=reference)
+    rounds = [Round(**turn) for turn in values["rounds"]]
+    distance = Distance(**values["distance"]) if values["distance"] else None
+    return Picture(**{**values, "rounds": rounds, "distance": distance}, decoder=decoder, reference=reference)
 
 
 def settings_values(settings: Settings, draft_noise: float | None) -> dict[str, Any]:
@@ -263,11 +262,8 @@ def judgement_values(judgement: Judgement) -> dict[str, Any]:
 
 def judgement_of(values: Values) -> Judgement:
     """Return the judgement that these values were made of."""
-    made = dict(values)
-    for name in LISTS:
-        made[name] = [Divergence(**dict(zip(NAMES, of, strict=True))) for of in made[name]]
-    made["distances"] = [Distance(*of) for of in made["distances"]]
-    return Judgement(**made)
+    lists = {name: [Divergence(**dict(zip(NAMES, row, strict=True))) for row in values[name]] for name in LISTS}
+    return Judgement(**{**values, **lists, "distances": [Distance(*row) for row in values["distances"]]})
 
 
 def to_json(values: Any) -> str:
@@ -282,15 +278,14 @@ def to_json(values: Any) -> str:
 
 def settings_of(values: Values) -> tuple[Settings, float | None]:
     """Return what `settings_values` made these values of."""
-    made = dict(values)
-    draft_noise = made.pop("draft_noise")
-    made["options"] = tuple((str(name), str(value)) for name, value in made["options"])
-    return Settings(**made), draft_noise
+    fields_of_it = {name: value for name, value in values.items() if name != "draft_noise"}
+    options = tuple((str(name), str(value)) for name, value in values["options"])
+    return Settings(**{**fields_of_it, "options": options}), values["draft_noise"]
 
 
 def against_values(other: Other | None) -> dict[str, Any] | None:
     """Return the decoder that is judged against as JSON values; its factory stands there by name."""
-    return None if other is None else {"name": other.name, "settings": [vars(of) for of in other.settings]}
+    return None if other is None else {"name": other.name, "settings": [vars(settings) for settings in other.settings]}
 
 
 def against_of(values: Values | None, setting: int) -> Other | None:

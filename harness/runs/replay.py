@@ -8,6 +8,7 @@ is the recorded one and nothing fails, the defect could not be reproduced, and w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -43,7 +44,7 @@ class Replayed:
     case: KeptCase
     answer: Answer
     why: str = ""
-    found: Divergence | None = None
+    defect: Divergence | None = None
 
 
 def replay_case(case: KeptCase, models: ModelPair, budgets: Path) -> Replayed:
@@ -61,13 +62,13 @@ def replay_case(case: KeptCase, models: ModelPair, budgets: Path) -> Replayed:
         return Replayed(case, Answer.CANNOT, why)
     recorded, here = case.recorded, case.identity(models)
     try:
-        found = first_defect(case, models, budgets)
+        defect = first_defect(case, models, budgets)
     except InputError as error:
         return Replayed(case, Answer.CANNOT, f"the decoder cannot be had: {error}")
     elsewhere = here.differences(recorded, ("harness", "versions", "machine"))
-    if found is not None:
-        is_same = all(getattr(found, n) == getattr(case.found, n) for n in ("component", "seed", "image", "scale"))
-        return Replayed(case, Answer.STILL if is_same else Answer.OTHER, "; ".join(elsewhere), found)
+    if defect is not None:
+        is_same = all(getattr(defect, n) == getattr(case.defect, n) for n in ("component", "seed", "image", "scale"))
+        return Replayed(case, Answer.STILL if is_same else Answer.OTHER, "; ".join(elsewhere), defect)
     codes = [(side.decoder.source, side.against and side.against.source) for side in (here, recorded)]
     if codes[0] != codes[1]:  # what may have been changed in order to mend it
         return Replayed(case, Answer.FIXED, "; ".join(elsewhere))
@@ -78,19 +79,14 @@ def first_defect(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence
     """Judge a case again; return the first defect met, or None. Raises `InputError` where nothing can be built."""
     if case.scales:
         models = models.first_scales(case.scales)
-    budget, models = (
-        joint_budget(models, case.settings.compiled, budgets),
-        replace(models, numbers=case.numbers),
-    )  # measured by numbers of its own
+    budget = joint_budget(models, case.settings.compiled, budgets)  # measured by numbers of its own
+    models = replace(models, numbers=case.numbers)
     work = VerifyWork(
         models, case.implementation, (case.settings,), case.request.B, budget, case.terms, (case.draft_noise,)
     )
-    opened = work.open()
-    try:
+    with closing(work.open()) as opened:
         rows = opened.do(Task(0, case.request, (0,))).rows
-    finally:
-        opened.close()
-    moved = [Divergence("precision", f"building changed {what}", case.found.seed) for what in opened.about["moved"]]
+    moved = [Divergence("precision", f"building changed {what}", case.defect.seed) for what in opened.about["moved"]]
     return next(iter(moved + [row.judgement.defects[0] for row in rows if row.judgement.defects]), None)
 
 
@@ -107,9 +103,9 @@ def shrink_case(case: KeptCase, models: ModelPair, budgets: Path) -> KeptCase:
     """
     for reduced in (_fewer_images, _one_label, _shorter, _fewer_scales):
         for smaller in list(reduced(case, models))[:MOST_TRIES]:
-            found = _fails(smaller, models, budgets)
-            if found is not None:
-                case = replace(smaller, found=found, exhibit={})
+            defect = _fails(smaller, models, budgets)
+            if defect is not None:
+                case = replace(smaller, defect=defect, exhibit={})
                 break
     return case
 
@@ -117,15 +113,15 @@ def shrink_case(case: KeptCase, models: ModelPair, budgets: Path) -> KeptCase:
 def _fails(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence | None:
     """Return the defect where it is of the same component; a decoder that refuses the case does not fail."""
     try:
-        found = first_defect(case, models, budgets)
+        defect = first_defect(case, models, budgets)
     except InputError:
         return None
-    return found if found is not None and found.component == case.found.component else None
+    return defect if defect is not None and defect.component == case.defect.component else None
 
 
 def _fewer_images(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
-    """The image alone, or with as few as possible of those in front of it and behind it."""
-    request, address = case.request, (case.found.seed, case.found.image)
+    """The image alone, or with as few as possible of those before and after it."""
+    request, address = case.request, (case.defect.seed, case.defect.image)
     if request.order != "image" or request.B == 1:
         return
     row = request.addresses.index(address) if address in request.addresses else 0
@@ -139,7 +135,7 @@ def _fewer_images(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
 def _one_label(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
     labels = case.request.labels
     if labels and len(set(labels)) > 1:
-        for label in dict.fromkeys((case.found.label, *labels)):
+        for label in dict.fromkeys((case.defect.label, *labels)):
             if label >= 0:
                 yield replace(case, request=replace(case.request, labels=(label,) * case.request.B))
 
@@ -150,12 +146,12 @@ def _shorter(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
         return
     most = int(length) if str(length).isdigit() else models.pyramid.S + 1
     for shorter in range(1, most):
-        yield case.under([_drafting(of, shorter) for of in case.settings_of_both])
+        yield case.under([_drafting(settings, shorter) for settings in case.settings_of_both])
 
 
 def _fewer_scales(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
     for scales in range(1, models.pyramid.S):
-        yield replace(case.under([_fitting(of, scales) for of in case.settings_of_both]), scales=scales)
+        yield replace(case.under([_fitting(settings, scales) for settings in case.settings_of_both]), scales=scales)
 
 
 def _drafting(settings: Settings, length: int) -> Settings:

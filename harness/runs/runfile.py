@@ -71,12 +71,12 @@ class RunFile(GrowingFile):
     kind = RUN_FILE
 
     @classmethod
-    def create(cls, path: Path, kept: Kept) -> RunFile:
+    def create(cls, path: Path, run: Kept) -> RunFile:
         """Make the file of a new run. Raises `InputError` where there is one, or none can be written."""
-        plan = kept.plan
+        plan = run.plan
         settings = [to_json(records.settings_values(each, plan.draft_of(k))) for k, each in enumerate(plan.settings)]
         tasks = [(t.number, to_json(request_values(t.request)), to_json(t.settings)) for t in plan.tasks]
-        return cls._create(path, kept.about, {"settings": list(enumerate(settings)), "tasks": tasks})
+        return cls._create(path, run.about, {"settings": list(enumerate(settings)), "tasks": tasks})
 
     def write(
         self,

@@ -59,7 +59,7 @@ def test_a_defect_is_repeated_reduced_sent_and_fixed(tmp_path: Path, rival: bool
     assert replay_case(case, SMALL, SHIPPED_BUDGETS).answer is Answer.STILL
     small = shrink_case(case, SMALL, SHIPPED_BUDGETS)
     assert (small.request.B, small.settings.draft_len) == (1, "")
-    assert small.found.component == case.found.component
+    assert small.defect.component == case.defect.component
     write_bundle(small, SMALL, tmp_path / "case.sdvar")
     sent = read_bundle(tmp_path / "case.sdvar")
     assert sent.against == small.against

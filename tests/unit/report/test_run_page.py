@@ -68,7 +68,7 @@ def test_the_named_case_is_the_one_that_replay_repeats(tmp_path: Path, monkeypat
         MODELS, Decodes(wrong_at_the_second_length, plan, HERE), store=RunStore(tmp_path / "a.db", recipe={})
     )
     number = int(re.findall(r"--case (\d+)", read(page_of(tmp_path / "a.db")).words)[0])
-    assert str(cases_of(tmp_path / "a.db")[number].found) == str(result.first_divergence)
+    assert str(cases_of(tmp_path / "a.db")[number].defect) == str(result.first_divergence)
 
 
 def test_a_right_decoder_has_nothing_to_mark(tmp_path: Path):

@@ -51,7 +51,7 @@ def trace(*images: list[Round]) -> Trace:
 def test_every_claim_is_exercised_by_a_round_of_its_kind_and_by_no_other():
     made = Coverage()
     made.add([Coverage.of(trace(rounds((0, 2, False))))])
-    assert made.never() == [word for word in CLAIMS if word != "a draft of several scales that stands whole"]
+    assert made.never() == [word for word in CLAIMS if word != "a draft of several scales that is accepted"]
     assert made.never(bonus=False) == [word for word in made.never() if word not in BONUS]
     apart = trace(rounds((0, 0, False), (1, 1, False)), rounds((0, 2, True)))
     made.add([Coverage.of(apart), Coverage.of(trace(rounds((0, 2, False))))])
@@ -66,7 +66,7 @@ def test_a_target_that_decides_alone_exercises_no_claim_about_drafts():
     made = Coverage()
     made.add([Coverage.of(trace([*alone, *rounds((2, 0, True))]))])
     assert (made.rounds, made.judged, dict(made.accepted), made.bonus) == (3, 1, {0: 1}, 1)
-    assert "a first drafted scale that falls" not in made.never()
+    assert "a first drafted scale that is rejected" not in made.never()
     # nothing that the draft proposes is judged: what stands and what falls is nobody's claim
     first = Coverage()
     by_draft = Round(2, 2, 2, False, False, 2, 0, 0, 0)
@@ -135,7 +135,7 @@ def test_what_was_never_exercised_is_said_and_inconclusive():
     blocks = covering(tiny(FIVE), noise=0.0)[1:]  # draft = target: nothing ever falls
     result = designed(blocks, build_decoder)
     assert result.verdict is Verdict.INCONCLUSIVE
-    assert "never exercised: a first drafted scale that falls" in result.inconclusive
+    assert "never exercised: a first drafted scale that is rejected" in result.inconclusive
     assert '"covers": true' in result.to_json()
 
 

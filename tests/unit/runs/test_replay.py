@@ -42,9 +42,9 @@ def changed(case: KeptCase, part: str, **values: object) -> KeptCase:
 def test_a_defect_is_repeated_and_known_again(recorded: Path):
     (case,) = cases_of(recorded)
     assert replay_case(case, MODELS, SHIPPED_BUDGETS).answer is Answer.STILL
-    other = replace(case, found=replace(case.found, component="f_hat"))
+    other = replace(case, defect=replace(case.defect, component="f_hat"))
     found = replay_case(other, MODELS, SHIPPED_BUDGETS)
-    assert (found.answer, found.found.component) == (Answer.OTHER, "positions")
+    assert (found.answer, found.defect.component) == (Answer.OTHER, "positions")
 
 
 def test_a_fix_is_told_from_what_cannot_be_reproduced(recorded: Path):
@@ -83,7 +83,7 @@ def test_the_smallest_case_is_one_image_one_scale_more_than_the_bug_needs(record
     small = shrink_case(case, MODELS, SHIPPED_BUDGETS)
     assert (small.request.B, small.settings.draft_len) == (1, 1)
     assert 1 < small.scales < 4
-    assert small.found.component == "positions"
+    assert small.defect.component == "positions"
     assert replay_case(small, MODELS, SHIPPED_BUDGETS).answer is Answer.STILL
 
 
