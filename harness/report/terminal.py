@@ -31,15 +31,10 @@ ANSWERS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "gr
 WRONG_PARTS = (PartVerdict.BROKEN, PartVerdict.CRASHED)
 PARTS = (*map(name_column, ("part", "law", "verdict")), prose_column("what is wrong with the numbers"))
 COLUMNS = {
-    "images": Column("images"),
-    "draws": Column("draws", spare=1),
-    "identical": Column(f"iden{SHY}tical"),
-    "ties": Column("ties"),
-    "wrong_tokens": Column("wrong tokens"),
-    "unclaimed": Column(f"un{SHY}claimed"),
-    "wrong_tensors": Column("wrong tensors"),
-    "defects": Column("defects"),
-}
+    "images": Column("images"), "draws": Column("draws", spare=1), "identical": Column(f"iden{SHY}tical"),
+    "ties": Column("ties"), "wrong_tokens": Column("wrong tokens"), "unclaimed": Column(f"un{SHY}claimed"),
+    "wrong_tensors": Column("wrong tensors"), "defects": Column("defects"),
+}  # fmt: skip
 MEASURED = (
     Column("target calls (range)"), Column("accepted scales a round", spare=2), Column("time (s)", spare=3),
     Column(f"refer{SHY}ence (s)", spare=4),

@@ -21,8 +21,8 @@ from tests.unit.report.made import Loud, large, page_of, run
 from tests.unit.report.test_hunt_page import some
 from tests.unit.report.test_laws_page import ABSENT, BROKEN, DIGITS, HELD, UNPROVEN
 from tests.unit.report.test_recordings_page import page_of as checked_page
+from tests.unit.report.test_recordings_page import regenerated as regenerated_file
 from tests.unit.report.test_recordings_page import some as recording
-from tests.unit.report.test_regeneration_page import other
 from tests.unit.report.test_timings_page import FAST, SLOW
 from tests.unit.report.test_timings_page import run as timings
 
@@ -61,7 +61,7 @@ def hunted(path: Path) -> bytes:
 
 
 def regenerated(path: Path) -> bytes:
-    return regeneration_page([other()], "cpu")
+    return regeneration_page([regenerated_file()], "cpu")
 
 
 def checked(path: Path) -> bytes:

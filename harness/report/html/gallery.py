@@ -28,12 +28,6 @@ SIGNS = {  # in a cell of side 1
     "wrong": "M{x}.2 {y}.2l.6.6m0-.6l-.6.6",
     "unclaimed": "M{x}.2 {y}.8l.6-.6",
 }
-LEGEND_SIGNS = {
-    "agree": "",
-    "tie": "M2.5 5a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0",
-    "wrong": "M2 2l6 6m0-6l-6 6",
-    "unclaimed": "M2 8l6-6",
-}
 PIXELS = (9, 24)  # of a cell: at least, at most
 Tensors = Mapping[str, Tensor]
 
@@ -265,7 +259,11 @@ def token_maps(picture: Picture, sides: Sequence[int], title: str) -> Maps:
     for si, side in enumerate(sides):
         items.append(_map(picture.marks[begin : begin + side * side], si, side))
         begin += side * side
-    legend = [Sign(name, word, LEGEND_SIGNS[name]) for mark, (name, word, _) in MARKS.items() if mark in picture.marks]
+    legend = [
+        Sign(name, word, SIGNS[name].format(x=0, y=0))
+        for mark, (name, word, _) in MARKS.items()
+        if mark in picture.marks
+    ]
     return Maps(title, legend, items)
 
 
