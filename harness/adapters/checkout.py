@@ -26,10 +26,7 @@ REMEDY = "pass --checkout DIR, a folder that holds the packages models and dist"
 
 
 class Checkout:
-    """One checkout, imported.
-
-    Args:
-        folder: holds the top-level packages ``models`` and ``dist``.
+    """One checkout, imported: a folder that holds the top-level packages ``models`` and ``dist``.
 
     Raises:
         InputError: it is not there, or its ``models/var.py`` cannot be imported.
@@ -43,8 +40,7 @@ class Checkout:
             raise InputError("checkout", str(folder), "is no folder that is there", REMEDY)
         if not (self.folder / "models" / "var.py").is_file():
             raise InputError("checkout", str(folder), "holds no models/var.py", REMEDY)
-        entries = [entry for entry in self.folder.iterdir() if entry.is_dir() or entry.suffix == ".py"]
-        self._tops = {entry.stem for entry in entries}
+        self._tops = {entry.stem for entry in self.folder.iterdir() if entry.is_dir() or entry.suffix == ".py"}
         self._modules: dict[str, ModuleType] = {}
         self._ahead, self._behind = [str(self.folder)], list[str]()  # of sys.path
         self._depth = 0
@@ -80,12 +76,7 @@ class Checkout:
         return getattr(self.module, name)
 
     def method(self, owner: Any, name: str, known: tuple[str, ...] = ()) -> inspect.Signature:
-        """Return the signature of a method.
-
-        Args:
-            owner: the object or class that should have it.
-            name: the method.
-            known: parameters that it must take by name.
+        """Return the signature of a method of an object or class, which must take the parameters `known` by name.
 
         Raises:
             InputError: there is no such method, or it takes no such parameter.
@@ -121,28 +112,27 @@ class Checkout:
         try:
             with self.active(), torch.random.fork_rng(cards):
                 return importlib.import_module(MODULE)
-        except ModuleNotFoundError as error:
-            rule = f"{self._place(error)} needs the package {error.name}, which is not installed"
-            raise InputError("checkout", str(self.folder), rule, f"pip install {error.name}") from None
-        except SystemExit as error:
-            rule = f"{self._place(error)} exits when it is imported (status {error.code})"
-            raise InputError("checkout", str(self.folder), rule, REMEDY) from None
-        except Exception as error:
-            rule = f"{self._place(error)} cannot be imported ({type(error).__name__}: {text_of(error)})"
-            raise InputError("checkout", str(self.folder), rule, REMEDY) from None
+        except (Exception, SystemExit) as error:
+            frame, remedy = _last_frame(error, self.folder), REMEDY
+            why = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
+            if isinstance(error, ModuleNotFoundError):
+                why, remedy = f"needs the package {error.name}, which is not installed", f"pip install {error.name}"
+            elif isinstance(error, SystemExit):
+                why = f"exits when it is imported (status {error.code})"
+            place = f"{Path(frame.filename).relative_to(self.folder)}:{frame.lineno}" if frame else "models/var.py"
+            raise InputError("checkout", str(self.folder), f"{place} {why}", remedy) from None
 
-    def _place(self, error: BaseException) -> str:
-        """Return the last file of the checkout that an error went through, with its line."""
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(self.folder)]
-        if not frames:
-            return "models/var.py"
-        return f"{Path(frames[-1].filename).relative_to(self.folder)}:{frames[-1].lineno}"
+
+def _last_frame(error: BaseException, folder: Path) -> traceback.FrameSummary | None:
+    """Return the last frame in the checkout that an error went through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((each for each in reversed(frames) if Path(each.filename).is_relative_to(folder)), None)
 
 
 def crash_of(error: BaseException, folder: Path) -> str:
     """Describe an exception by the last frame in the checkout."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(folder))]
-    where = f" in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    frame = _last_frame(error, folder)
+    where = f" in {frame.name}, {Path(frame.filename).name}:{frame.lineno}" if frame else ""
     return f"{type(error).__name__}: {' '.join(text_of(error).split())[:300]}{where}"
 
 

@@ -11,112 +11,80 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters.probe import Probe, ProbeSide, require_close, require_sight, require_tensor
+from harness.adapters.probe import PartQuestion, Probe, ProbeSide, require_close, require_sight, require_tensor
 from harness.adapters.recorder import SAMPLER, SharedNumbers
 from harness.judge.part_law import Broken, require
 from harness.protocol.noise import TOKEN
 from harness.reference.steps import block_causal, draw, filter_logits, hand_off_mask, next_input
 
+CPU = torch.device("cpu")
+MASKS = {"attn_bias_for_sdmasking": 1, "attn_bias_for_block": 4}  # of an SDVAR object: `sd_mask` that each is
 
-def examine_network(probe: Probe) -> None:
+
+def ask_network(probe: Probe) -> None:
     """Ask every law of the networks' parts. Effects: on `probe.rows`."""
+    rows = "Scale after scale, with its cache, a network's logits are the reference's."
+    masked = "All scales in one pass under attn_bias_for_masking give the same logits."
+    questions = []
     for name, side in (("target", probe.target), ("draft", probe.draft)):
         part = f"VAR blocks, get_logits ({name})"
-        probe.law(part, "network.rows", "Scale after scale, with its cache, a network's logits are the reference's.",
-            partial(_rows, probe, side))  # fmt: skip
-        probe.law(part, "network.masked", "All scales in one pass under attn_bias_for_masking give the same logits.",
-            partial(_masked, probe, side))  # fmt: skip
-    probe.law("attn_bias_for_masking", "masks.definition", "Position i sees position j iff level(i) >= level(j).",
-        lambda: _mask(probe))  # fmt: skip
-    probe.law("get_next_autoregressive_input", "state.latent", "f_hat grows by each scale once; its area is next.",
-        lambda: _latent(probe))  # fmt: skip
-    if not hasattr(probe.code.checkout.module, SAMPLER):
-        probe.absent(SAMPLER)
-        return
-    probe.law(SAMPLER, "randomness.filter", "top-k (ties stay), then top-p, in place.", lambda: _filter(probe))
-    probe.law(SAMPLER, "randomness.race", "A draw is that of the numbers of its scale.", lambda: _draw(probe))
+        questions.append(PartQuestion(part, "network.rows", rows, partial(_rows, side=side)))
+        questions.append(PartQuestion(part, "network.masked", masked, partial(_masked, side=side)))
+    questions += [
+        PartQuestion("attn_bias_for_masking", "masks.definition",
+            "Position i sees position j iff level(i) >= level(j).", _mask),
+        PartQuestion("get_next_autoregressive_input", "state.latent",
+            "f_hat grows by each scale once; its area is next.", _latent),
+        PartQuestion(SAMPLER, "randomness.filter", "top-k (ties stay), then top-p, in place.", _filter),
+        PartQuestion(SAMPLER, "randomness.race", "A draw is that of the numbers of its scale.", _draw),
+    ]  # fmt: skip
+    probe.ask(questions, lambda part: part != SAMPLER or hasattr(probe.code.checkout.module, SAMPLER))
 
 
-def examine_masks(probe: Probe, sdvar: Any) -> None:
+def ask_hand_off_masks(probe: Probe) -> None:
     """Ask the laws of the hand-off's masks. Effects: on `probe.rows`."""
-    for name, sd_mask in (("attn_bias_for_sdmasking", 1), ("attn_bias_for_block", 4)):
-        if not isinstance(getattr(sdvar, name, None), Tensor):
-            probe.absent(name)
-            continue
-        probe.law(name, "masks.hand-off", "The mask is its definition (spec §5), to every entry scale.",
-            partial(_hand_off, probe, getattr(sdvar, name), sd_mask))  # fmt: skip
+    statement = "The mask is its definition (spec §5), to every entry scale."
+    questions = [PartQuestion(name, "masks.hand-off", statement, partial(_hand_off, name=name)) for name in MASKS]
+    probe.ask(questions, lambda part: isinstance(getattr(probe.sdvar, part, None), Tensor))
 
 
-def _hand_off(probe: Probe, mask: Tensor, sd_mask: int) -> None:
+def _hand_off(probe: Probe, name: str) -> None:
+    mask = getattr(probe.sdvar, name)
     for entry in probe.pyramid:
         n = probe.pyramid.end(entry)
-        due = hand_off_mask(probe.pyramid, entry, sd_mask, torch.device("cpu"), torch.float32)[0, 0]
-        got = require_sight(mask.reshape(mask.shape[-2:])[:n, :n], f"entry {entry}")
-        wrong = torch.nonzero(got != (due == 0)).tolist()
+        expected = hand_off_mask(probe.pyramid, entry, MASKS[name], CPU, torch.float32)[0, 0]
+        actual = require_sight(mask.reshape(mask.shape[-2:])[:n, :n], f"entry {entry}")
+        wrong = torch.nonzero(actual != (expected == 0)).tolist()
         require(not wrong, f"entry {entry}: {len(wrong)} entries are wrong, first (row, column) {wrong[:1]}")
 
 
-def caching(module: Any, enable: bool) -> None:
-    """Switch the cache of every block on or off, which empties it."""
-    for block in module.blocks:
-        block.attn.kv_caching(enable)
-
-
-def forward(side: ProbeSide, x_RnD: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Run a module's own blocks and head over n positions; return logits_RnV."""
-    module, x_RnD = side.module, x_RnD.clone()  # code may write into what it is given
-    shared = module.shared_ada_lin(side.cond_RD)
-    for block in module.blocks:
-        x_RnD = block(x=x_RnD, cond_BD=shared, attn_bias=mask)
-    logits: Tensor = module.get_logits(x_RnD, side.cond_RD)
-    return logits
-
-
-def fill(probe: Probe, side: ProbeSide, done: int) -> None:
-    """Switch a module's cache on and let it hold `done` scales. Effects: the first time, one pass a scale."""
-    if not side.kv:
-        caching(side.module, True)
-        for si in probe.pyramid:
-            forward(side, side.run.x_RLD[:, probe.pyramid.span(si)])
-        side.kv.extend((block.attn.cached_k.clone(), block.attn.cached_v.clone()) for block in side.module.blocks)
-    caching(side.module, True)
-    length = probe.pyramid.begin(done)
-    if length:
-        for block, (k_RHLc, v_RHLc) in zip(side.module.blocks, side.kv, strict=True):
-            block.attn.cached_k, block.attn.cached_v = k_RHLc[:, :, :length].clone(), v_RHLc[:, :, :length].clone()
-
-
 def _rows(probe: Probe, side: ProbeSide) -> None:
-    caching(side.module, True)
+    side.caching(True)
     for si in probe.pyramid:
-        span = probe.pyramid.span(si)
-        rows = forward(side, side.run.x_RLD[:, span])
-        require_close(
-            rows, side.run.rows_RLV[:, span], 2 * probe.budget.rows * _wider(probe, side), f"logits of scale {si}"
-        )
-    caching(side.module, False)
+        _require_logits(probe, side, si, side.forward(side.run.x_RLD[:, probe.pyramid.span(si)]))
+    side.caching(False)
 
 
 def _masked(probe: Probe, side: ProbeSide) -> None:
-    caching(side.module, False)
-    rows = forward(side, side.run.x_RLD, side.module.attn_bias_for_masking)
+    side.caching(False)
+    rows = side.forward(side.run.x_RLD, side.module.attn_bias_for_masking)
     for si in probe.pyramid:
-        span = probe.pyramid.span(si)
-        due = side.run.rows_RLV[:, span]
-        require_close(rows[:, span], due, 2 * probe.budget.rows * _wider(probe, side), f"logits of scale {si}")
+        _require_logits(probe, side, si, rows[:, probe.pyramid.span(si)])
 
 
-def _wider(probe: Probe, side: ProbeSide) -> float:
-    """The budget is the target's: logits of another size round in proportion."""
+def _require_logits(probe: Probe, side: ProbeSide, si: int, rows_RlV: Tensor) -> None:
+    """Require the reference's. The budget is the target's: logits of another size round in proportion."""
     size = float(side.run.rows_RLV.abs().max()) / float(probe.target.run.rows_RLV.abs().max())
-    return max(1.0, 4.0 * size) if side is probe.draft else 1.0
+    wider = max(1.0, 4.0 * size) if side is probe.draft else 1.0
+    expected = side.run.rows_RLV[:, probe.pyramid.span(si)]
+    require_close(rows_RlV, expected, 2 * probe.budget.rows * wider, f"logits of scale {si}")
 
 
 def _mask(probe: Probe) -> None:
-    due = block_causal(probe.pyramid, torch.device("cpu"), torch.float32)
+    expected = block_causal(probe.pyramid, CPU, torch.float32)
     for side in (probe.draft, probe.target):
-        mask = require_tensor(side.module.attn_bias_for_masking, due.shape, "the mask")
-        wrong = torch.nonzero(require_sight(mask[0, 0], "the mask") != (due[0, 0] == 0)).tolist()
+        mask = require_tensor(side.module.attn_bias_for_masking, expected.shape, "the mask")
+        wrong = torch.nonzero(require_sight(mask[0, 0], "the mask") != (expected[0, 0] == 0)).tolist()
         if wrong:
             row, column = wrong[0]
             raise Broken(f"row {row} is wrong about column {column}; {len(wrong)} entries are")
@@ -131,9 +99,9 @@ def _latent(probe: Probe) -> None:
         f_hat, raw = quantize.get_next_autoregressive_input(si, S, f_hat, codes.clone())
         require_close(f_hat, probe.f_hat(si + 1), 2 * probe.budget.f_hat, f"f_hat after scale {si}")
         if si + 1 < S:
-            due = next_input(probe.f_hat(si + 1), si + 1, probe.pyramid)
-            got = raw.flatten(2).transpose(1, 2)
-            require_close(got, due, 4 * probe.budget.f_hat, f"the raw input of scale {si + 1}")
+            expected = next_input(probe.f_hat(si + 1), si + 1, probe.pyramid)
+            actual = raw.flatten(2).transpose(1, 2)
+            require_close(actual, expected, 4 * probe.budget.f_hat, f"the raw input of scale {si + 1}")
 
 
 def _logits(probe: Probe, l: int) -> Tensor:
@@ -155,20 +123,20 @@ def _sample(probe: Probe, logits_BlV: Tensor, top_k: int, top_p: float) -> Tenso
 def _filter(probe: Probe) -> None:
     V, l = probe.target.network.config.V, probe.pyramid.tokens(probe.pyramid.S - 1)
     for top_k, top_p in ((0, 0.0), (1, 0.0), (V, 0.0), (max(1, V // 2), 0.5), (0, 0.9)):
-        given = _logits(probe, l)
-        due = filter_logits(given.clone(), top_k, top_p)
-        _sample(probe, given, top_k, top_p)
-        wrong = torch.nonzero(torch.isinf(given) != torch.isinf(due)).tolist()
-        require(
-            not wrong, f"top_k {top_k}, top_p {top_p}: {len(wrong)} logits kept or dropped wrongly, first {wrong[:1]}"
-        )
+        actual = _logits(probe, l)
+        expected = filter_logits(actual.clone(), top_k, top_p)
+        _sample(probe, actual, top_k, top_p)
+        wrong = torch.nonzero(torch.isinf(actual) != torch.isinf(expected)).tolist()
+        message = f"top_k {top_k}, top_p {top_p}: {len(wrong)} logits are filtered wrongly, first {wrong[:1]}"
+        require(not wrong, message)
 
 
 def _draw(probe: Probe) -> None:
     noise = probe.code.models.noise(probe.request)
     for si in probe.pyramid:
         logits = _logits(probe, probe.pyramid.tokens(si))
-        due = draw(logits, noise.exponential(si, TOKEN, "judge"))
-        got = _sample(probe, logits.clone(), 0, 0.0)
-        wrong = torch.nonzero(got != due).tolist()
-        require(not wrong, f"scale {si}: {len(wrong)} of {due.numel()} tokens are not the race's, first {wrong[:1]}")
+        expected = draw(logits, noise.exponential(si, TOKEN, "judge"))
+        actual = _sample(probe, logits.clone(), 0, 0.0)
+        wrong = torch.nonzero(actual != expected).tolist()
+        message = f"scale {si}: {len(wrong)} of {expected.numel()} tokens are not the race's, first {wrong[:1]}"
+        require(not wrong, message)

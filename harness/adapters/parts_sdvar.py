@@ -1,177 +1,241 @@
 """The parts of a checkout, one by one: which laws the methods of an SDVAR object keep, by the names of the report.
 
 Promise: each method is asked alone, with its own signature, in a state that is right; one that crashes is one row and
-hides no other. The whole decode is not needed.
+hides no other. The whole decode is not needed. Acceptance is asked by its own statement, the share of top-1 hits of a
+scale over the whole batch; what it keeps of contract A, B or C is told apart from whether it does what it says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.adapters.parts_network import examine_masks, examine_network
-from harness.adapters.parts_state import f_hats_along, flexible, state_at, window
-from harness.adapters.parts_update import (
-    draft_state,
-    draft_tokens,
-    examine_matching,
-    update_f_hat,
-    update_maps,
-    update_stage,
-    update_sync,
-    update_tokens,
+from harness.adapters.parallel import accepted_scales
+from harness.adapters.parts_network import ask_hand_off_masks, ask_network
+from harness.adapters.parts_update import UPDATE_QUESTIONS
+from harness.adapters.parts_window import WINDOW_QUESTIONS
+from harness.adapters.probe import (
+    PartNoted,
+    PartQuestion,
+    Probe,
+    ProbeWindow,
+    call_by_known_names,
+    require_close,
+    require_tensor,
 )
-from harness.adapters.parts_window import mask, query, query_arguments, split, split_refusal, visible
-from harness.adapters.probe import Probe, require_close, require_tensor
-from harness.adapters.published import Published
+from harness.adapters.published import Sampler
 from harness.adapters.recorder import Recorder
 from harness.judge.part_law import Broken, PartLaw, require
 from harness.protocol.request import Request
 from harness.reference.steps import guide
 from harness.rounding.budget import Budget
 
-
-def examine_sdvar(probe: Probe, sdvar: Any) -> None:
-    """Ask every law of an SDVAR object's methods, in the order of the report. Effects: on `probe.rows`."""
-    asked: dict[str, list[tuple[str, str, Callable[[Probe, Any], None]]]] = {
-        "_build_combined_query": [
-            ("positions.query", "The query of scales a..b is their inputs, conditional half first.", query),
-            ("state.arguments", "Building it changes neither tokens nor f_hat.", query_arguments),
-        ],
-        "_split_logits_by_stage": [
-            ("positions.split", "Every scale gets its own rows of both halves.", split),
-            ("positions.refusal", "Logits of another length are refused.", split_refusal),
-        ],
-        "_get_attention_mask": [
-            ("masks.definition", "Rows a..b of the block-causal mask, not its top-left corner.", mask),
-            ("masks.visible", "No row is without a visible column.", visible),
-        ],
-        "draft_generate_batch": [
-            ("draft.tokens", "The tokens are the draft's own draws on the committed prefix.", draft_tokens),
-            ("draft.state", "Drafting leaves the target's f_hat alone; the draft's holds all or none.", draft_state),
-        ],
-        "update_state_with_accepted_tokens": [
-            ("state.f_hat", "The target's f_hat holds every accepted scale once, and no rejected one.", update_f_hat),
-            ("state.sync", "The draft's f_hat is the target's, where anything reads it.", update_sync),
-            ("state.next-input", "Both next inputs are those of the scale behind the accepted ones.", update_maps),
-            ("state.tokens", "accepted_tokens holds the accepted scales.", update_tokens),
-            ("state.stage", "current_stage moves by the accepted scales, or is left to the loop.", update_stage),
-        ],
-        "target_verify_batch": [
-            ("positions.rows", "The guided logits of a window are those of sequential decoding.", _verify),
-        ],
-        "_initialize_inference_state": [
-            ("state.start", "Conditions, positions and first inputs are those of the labels; f_hat is zero.", _start),
-            ("state.alias", "Draft and target have an f_hat of their own, or sharing one does no harm.", _alias),
-        ],
-    }  # fmt: skip
-    for part, laws in asked.items():
-        if not callable(getattr(sdvar, part, None)):
-            probe.absent(part)
-            continue
-        for law, statement, test in laws:
-            probe.law(part, law, statement, partial(test, probe, sdvar))
-    examine_matching(probe, sdvar)
+THRESHOLD = 0.5  # that acceptance is asked with, where it takes one
 
 
-def _verify(probe: Probe, sdvar: Any) -> None:
-    for first, count in probe.windows():
-        state, tokens = state_at(probe, sdvar, first, count), probe.drafted(first, count)
-        recorder = Recorder(probe.pyramid)
-        with recorder.watching({"target": probe.code.target}, probe.code.vae, probe.code.checkout.module):
-            got = sdvar.target_verify_batch(tokens, state, probe.request.B)
-        guided = got[0] if isinstance(got, tuple) else got
-        require(len(guided) == count, f"{window(first, count)}: logits of {len(guided)} scales")
-        seen = recorder.passes[-1].cached if recorder.passes else -1
-        K = probe.pyramid.begin(first)
-        cache = f"; the pass saw {seen} cached positions, not {K}" if seen != K else ""
-        for k, logits in enumerate(guided):
-            _guided(probe, logits, first + k, f"{window(first, count)}: guided logits of scale {first + k}", cache)
-
-
-def _guided(probe: Probe, logits: Tensor, si: int, what: str, cache: str) -> None:
-    side, request, pyramid, B = probe.target, probe.request, probe.pyramid, probe.request.B
-    rows = side.run.rows_RLV[:, pyramid.span(si)]
-    due = guide(rows, request.cfg, si, pyramid.S)
-    error = 2 * probe.budget.guided(request.cfg, pyramid.ramp(si)).logits
-    swapped = guide(rows.roll(B, 0), request.cfg, si, pyramid.S)
-    why = {"it is not guided": rows[:B], "the halves are swapped": swapped}
-    if si + 1 < pyramid.S:
-        why["its guidance weight is that of the next scale"] = guide(rows, request.cfg, si + 1, pyramid.S)
-    try:
-        require_close(require_tensor(logits, due.shape, what), due, error, what, why)
-    except Broken as wrong:
-        raise Broken(f"{wrong}{cache}") from None
-
-
-def _begin(probe: Probe, sdvar: Any) -> Any:
-    label_B = torch.tensor(probe.request.labels, device=probe.code.models.device)
-    return sdvar._initialize_inference_state(probe.request.B, label_B, probe.request.seed, probe.request.cfg, 2)
-
-
-def _start(probe: Probe, sdvar: Any) -> None:
-    state = _begin(probe, sdvar)
-    require(int(state.current_stage) == 0, f"current_stage begins at {state.current_stage}")
-    require(int(state.total_stages) == probe.pyramid.S, f"total_stages is {state.total_stages}, not {probe.pyramid.S}")
-    lvl = torch.tensor(probe.pyramid.levels(), device=probe.code.models.device)
-    for name, side in (("draft", probe.draft), ("target", probe.target)):
-        f_hat = require_tensor(getattr(state, f"{name}_f_hat"), probe.f_hat(0).shape, f"{name}_f_hat")
-        require(not bool(f_hat.any()), f"{name}_f_hat does not begin at zero")
-        due: dict[str, Tensor] = {
-            "cond_BD": side.cond_RD,
-            "lvl_pos": (side.network.lvl_SD[lvl] + side.network.pos_LD)[None],
-            "next_token_map": side.run.x_RLD[:, probe.pyramid.span(0)],
-        }
-        for word, tensor in due.items():
-            got = require_tensor(getattr(state, f"{name}_{word}"), tensor.shape, f"{name}_{word}")
-            halves = {"its halves are swapped": tensor.roll(probe.request.B, 0)} if len(tensor) > 1 else {}
-            require_close(got, tensor, probe.input_error(tensor), f"{name}_{word}", halves)
-
-
-def _alias(probe: Probe, sdvar: Any) -> None:
-    """Require that an f_hat which both sides share does no harm: a round must leave every scale in it once."""
-    state = _begin(probe, sdvar)
-    if state.draft_f_hat.untyped_storage().data_ptr() != state.target_f_hat.untyped_storage().data_ptr():
-        return
-    found = "draft_f_hat and target_f_hat are one tensor: what is drafted is accepted already, or counted twice"
-    B, error = probe.request.B, 2 * probe.budget.f_hat
-    try:
-        with probe.code.running(Recorder(probe.pyramid), probe.request, probe.code.models.noise(probe.request)):
-            tokens = list(flexible(sdvar.draft_generate_batch, state=state, B=B, verbose=False))
-            drafted = state.target_f_hat.clone()
-            sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
-    except Exception:  # nobody can tell what the shared tensor would do
-        raise Broken(found) from None
-    due = f_hats_along(probe, 0, tokens[:1])
-    for actual, expected in zip((drafted, state.target_f_hat), due, strict=True):
-        require(actual.shape == expected.shape and bool(((actual - expected).abs() <= error).all()), found)
-
-
-def examine(
-    code: Published, sdvar: Any, request: Request, budget: Budget, loop: bool = True, threshold: float | None = None
-) -> list[PartLaw]:
-    """Ask every law of every part.
+def examine(decoder: Sampler, request: Request, budget: Budget) -> list[PartLaw]:
+    """Ask every law of every part of a decoder that is made of published code.
 
     Args:
-        code: the checkout's modules.
-        sdvar: its SDVAR object; None where it has none.
+        decoder: its SDVAR object is asked, where it has one, and the methods of the parallel decode, where that is it.
         request: labels and guidance of what the parts are asked.
         budget: how far rounding may move a number, measured before the code was built.
-        loop: ask the methods of the parallel decode, too.
-        threshold: `similarity_thresh` that the object was built with; None: its own default.
 
     Returns:
         A row a law, in the order of the report.
     """
-    probe = Probe.of(code, request, budget)
-    probe.threshold = threshold
-    if sdvar is not None:
-        if loop:
-            examine_sdvar(probe, sdvar)
-        examine_masks(probe, sdvar)
-    examine_network(probe)
+    probe = Probe.of(decoder, request, budget)
+    if decoder.loop is not None:
+        probe.ask(SDVAR_QUESTIONS, lambda part: callable(getattr(decoder.sdvar, part, None)))
+    if decoder.sdvar is not None:
+        ask_hand_off_masks(probe)
+    ask_network(probe)
     return probe.rows
+
+
+def _verify(probe: Probe) -> None:
+    for window in probe.windows():
+        state, tokens, recorder = probe.state_at(window), probe.drafted(window), Recorder(probe.pyramid)
+        with recorder.watching({"target": probe.code.target}, probe.code.vae, probe.code.checkout.module):
+            verified = probe.sdvar.target_verify_batch(tokens, state, probe.request.B)
+        guided = verified[0] if isinstance(verified, tuple) else verified
+        require(len(guided) == window.count, f"{window}: logits of {len(guided)} scales")
+        seen, K = recorder.passes[-1].cached if recorder.passes else -1, probe.pyramid.begin(window.first)
+        cache = f"; the pass saw {seen} cached positions, not {K}" if seen != K else ""
+        for si, logits in zip(window.scales, guided, strict=True):
+            try:
+                _require_guided(probe, logits, si, f"{window}: guided logits of scale {si}")
+            except Broken as wrong:
+                raise Broken(f"{wrong}{cache}") from None
+
+
+def _require_guided(probe: Probe, logits: Tensor, si: int, what: str) -> None:
+    cfg, pyramid, B = probe.request.cfg, probe.pyramid, probe.request.B
+    rows = probe.target.run.rows_RLV[:, pyramid.span(si)]
+    expected = guide(rows, cfg, si, pyramid.S)
+    why = {"it is not guided": rows[:B], "the halves are swapped": guide(rows.roll(B, 0), cfg, si, pyramid.S)}
+    if si + 1 < pyramid.S:
+        why["its guidance weight is that of the next scale"] = guide(rows, cfg, si + 1, pyramid.S)
+    error = 2 * probe.budget.guided(cfg, pyramid.ramp(si)).logits
+    require_close(require_tensor(logits, expected.shape, what), expected, error, what, why)
+
+
+def _start(probe: Probe) -> None:
+    state, S = probe.begin_state(2), probe.pyramid.S
+    require(int(state.current_stage) == 0, f"current_stage begins at {state.current_stage}")
+    require(int(state.total_stages) == S, f"total_stages is {state.total_stages}, not {S}")
+    lvl = torch.tensor(probe.pyramid.levels(), device=probe.code.models.device)
+    for name, side in (("draft", probe.draft), ("target", probe.target)):
+        f_hat = require_tensor(getattr(state, f"{name}_f_hat"), probe.f_hat(0).shape, f"{name}_f_hat")
+        require(not bool(f_hat.any()), f"{name}_f_hat does not begin at zero")
+        expected: dict[str, Tensor] = {
+            "cond_BD": side.cond_RD,
+            "lvl_pos": (side.network.lvl_SD[lvl] + side.network.pos_LD)[None],
+            "next_token_map": side.run.x_RLD[:, probe.pyramid.span(0)],
+        }
+        for word, tensor in expected.items():
+            actual = require_tensor(getattr(state, f"{name}_{word}"), tensor.shape, f"{name}_{word}")
+            halves = {"its halves are swapped": tensor.roll(probe.request.B, 0)} if len(tensor) > 1 else {}
+            require_close(actual, tensor, probe.input_error(tensor), f"{name}_{word}", halves)
+
+
+def _alias(probe: Probe) -> None:
+    state, B = probe.begin_state(2), probe.request.B
+    if state.draft_f_hat.untyped_storage().data_ptr() != state.target_f_hat.untyped_storage().data_ptr():
+        return
+    harm = "draft_f_hat and target_f_hat are one tensor: what is drafted is accepted already, or counted twice"
+    try:
+        with probe.code.running(Recorder(probe.pyramid), probe.request, probe.code.models.noise(probe.request)):
+            tokens = list(call_by_known_names(probe.sdvar.draft_generate_batch, state=state, B=B, verbose=False))
+            drafted = state.target_f_hat.clone()
+            probe.sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
+    except Exception:  # nobody can tell what the shared tensor would do
+        raise Broken(harm) from None
+    f_hats = probe.f_hats_along(0, tokens[:1])
+    for actual, expected in zip((drafted, state.target_f_hat), f_hats, strict=True):
+        same = actual.shape == expected.shape and bool(((actual - expected).abs() <= 2 * probe.budget.f_hat).all())
+        require(same, harm)
+
+
+def _accepted(probe: Probe, rule: str, hits: list[Tensor], first: int = 0) -> int:
+    """Return how many scales a rule accepts where the target's best token is the drafted one just where `hits` say."""
+    window, V = ProbeWindow(first, len(hits)), probe.target.network.config.V
+    tokens, logits = probe.drafted(window), []
+    for idx, hits_Bl in zip(tokens, hits, strict=True):
+        best = torch.where(hits_Bl, idx, (idx + 1) % V)
+        logits.append(12.0 * torch.nn.functional.one_hot(best, V).float())  # by a wide margin
+    answer = call_by_known_names(
+        getattr(probe.sdvar, rule),
+        draft_tokens=tokens,
+        target_logits=logits,
+        state=probe.state_at(window),
+        B=probe.request.B,
+        similarity_threshold=THRESHOLD,
+        verbose=False,
+    )
+    count = accepted_scales(answer)
+    if count is None:
+        raise Broken(f"it returns a {type(answer).__name__}, not a number of scales")
+    return count
+
+
+def _hits(probe: Probe, si: int, share: float) -> Tensor:
+    """Return hits (B,l), `share` of them, spread over images and positions."""
+    shape = (probe.request.B, probe.pyramid.tokens(si))
+    hits = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
+    order = torch.randperm(len(hits), generator=torch.Generator().manual_seed(si))
+    hits[order[: round(share * len(hits))]] = True
+    return hits.view(shape).to(probe.code.models.device)
+
+
+def _accept_extremes(probe: Probe, rule: str) -> None:
+    count = min(3, probe.pyramid.S)
+    full, none = [1.0] * count, [0.0] * count
+    for shares, expected in ((full, count), (none, 0), ([1.0, *none[1:]], 1)):
+        accepted = _accepted(probe, rule, [_hits(probe, si, share) for si, share in enumerate(shares)])
+        require(accepted == expected, f"shares of hits {shares}: {accepted} scales accepted, not {expected}")
+    accepted = _accepted(probe, rule, [_hits(probe, si, share) for si, share in enumerate([0.0, *full[1:]])])
+    require(accepted == 0, f"a scale without a hit before scales full of hits: {accepted} scales accepted, not 0")
+
+
+def _threshold(probe: Probe, rule: str) -> float | None:
+    """Return the threshold that it is given, or that the object was built with; None where nobody can know it."""
+    parameters = inspect.signature(getattr(probe.sdvar, rule)).parameters
+    if "similarity_threshold" in parameters:
+        return THRESHOLD
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return None  # it may have a threshold of its own
+    if probe.decoder.threshold is not None:
+        return probe.decoder.threshold
+    built = inspect.signature(type(probe.sdvar)).parameters.get("similarity_thresh")
+    default = built.default if built is not None else None
+    return float(default) if isinstance(default, int | float) else None
+
+
+def _accept_share(probe: Probe, rule: str) -> None:
+    si, threshold, lowest = probe.pyramid.S - 1, _threshold(probe, rule), None
+    for step in range(21):
+        hits = _hits(probe, si, step / 20)
+        share = float(hits.float().mean())
+        accepted = _accepted(probe, rule, [hits], si) == 1
+        lowest = share if accepted and lowest is None else lowest
+        require(accepted or lowest is None, f"a share of {share:.2f} is not accepted, where {lowest} is")
+        if threshold is not None and abs(share - threshold) > 1e-6 and accepted != (share > threshold):
+            said = f"{'accepted' if accepted else 'not accepted'}, with a threshold of {threshold:g}"
+            raise Broken(f"a share of {share:.2f} of the batch's tokens is {said}")
+    _require_whole_batch(probe, rule, threshold)
+
+
+def _require_whole_batch(probe: Probe, rule: str, threshold: float | None) -> None:
+    """Require that hits in some images only count as a share of the whole batch."""
+    si = probe.pyramid.S - 1
+    uneven = torch.zeros_like(_hits(probe, si, 0.0))
+    uneven[: max(1, probe.request.B // 2)] = True
+    share = float(uneven.float().mean())
+    even = _accepted(probe, rule, [_hits(probe, si, share)], si) == 1  # as many hits, in every image
+    expected = even if threshold is None else share > threshold
+    for hits in (uneven, uneven.flip(0)):
+        accepted = _accepted(probe, rule, [hits], si) == 1
+        if accepted != expected and (threshold is None or abs(share - threshold) > 1e-6):
+            said = "accepted" if accepted else "not accepted"
+            raise Broken(f"hits in some images only ({share:.2f} of the batch): {said}")
+
+
+def _accept_contract(probe: Probe, rule: str) -> None:
+    si, threshold, clauses = probe.pyramid.S - 1, _threshold(probe, rule), []
+    hits = _hits(probe, si, 0.95 if threshold is None else min(0.95, threshold + 0.05))
+    wrong = int((~hits).sum())
+    if wrong and _accepted(probe, rule, [hits], si) == 1:
+        clauses.append(f"it accepts {wrong} of {hits.numel()} tokens to which the target gives hardly a chance")
+    if probe.request.B > 1:
+        all_hits, first_image = torch.ones_like(hits), torch.ones_like(hits)
+        first_image[1:] = False
+        if _accepted(probe, rule, [all_hits], si) != _accepted(probe, rule, [first_image], si):
+            clauses.append("image 0, the same in both, is accepted or not as its neighbours are")
+    if clauses:
+        raise PartNoted(f"contract C alone, neither A nor B: {'; '.join(clauses)}")
+    raise PartNoted("no token was accepted that the target would not draw: A or B is not ruled out by this")
+
+
+_BASIC, _ADVANCED = "basic_token_matching", "advanced_token_matching"
+_EXTREMES = "All hits accept every scale, no hit accepts none, and a miss ends the run."
+SDVAR_QUESTIONS = (
+    *WINDOW_QUESTIONS,
+    *UPDATE_QUESTIONS,
+    PartQuestion("target_verify_batch", "positions.rows",
+        "The guided logits of a window are those of sequential decoding.", _verify),
+    PartQuestion("_initialize_inference_state", "state.start",
+        "Conditions, positions and first inputs are those of the labels; f_hat is zero.", _start),
+    PartQuestion("_initialize_inference_state", "state.alias",
+        "Draft and target have an f_hat of their own, or sharing one does no harm.", _alias),
+    PartQuestion(_BASIC, "accept.extremes", _EXTREMES, partial(_accept_extremes, rule=_BASIC)),
+    PartQuestion(_BASIC, "accept.share",
+        "A scale is accepted iff the batch's share of top-1 hits reaches the threshold.",
+        partial(_accept_share, rule=_BASIC)),
+    PartQuestion(_BASIC, "accept.contract", "Which contract does the rule keep?",
+        partial(_accept_contract, rule=_BASIC)),
+    PartQuestion(_ADVANCED, "accept.extremes", _EXTREMES, partial(_accept_extremes, rule=_ADVANCED)),
+)  # fmt: skip

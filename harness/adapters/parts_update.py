@@ -1,336 +1,241 @@
-"""Laws of drafting, of acceptance, and of the update with what was accepted.
+"""Laws of drafting and of the update with what was accepted.
 
-Promise: one function a law; the update is asked with nothing, something and everything accepted. Acceptance is asked
-by its own statement, the share of top-1 hits of a scale over the whole batch; what it keeps of contract A, B or C is
-told apart from whether it does what it says.
+Promise: one function a law; the update is asked with nothing, something and everything accepted.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.adapters.parallel import scales_of
-from harness.adapters.parts_network import fill, forward
-from harness.adapters.parts_state import f_hats_along, flexible, labels_of, state_at, unread, window
-from harness.adapters.probe import Probe, Told, require_close, require_tensor
+from harness.adapters.probe import (
+    PartNoted,
+    PartQuestion,
+    Probe,
+    ProbeWindow,
+    call_by_known_names,
+    require_close,
+    require_tensor,
+)
 from harness.adapters.recorder import Recorder
 from harness.judge.part_law import Broken, require
 from harness.protocol.noise import TOKEN
-from harness.reference.steps import accumulate, draw, filter_logits, guide, next_input, scale_input
+from harness.reference.steps import draw, filter_logits, guide, next_input
+
+CLOSE_RACE = 1e-3  # in log: float32 logits of these sizes move by less, so that closer races are rounding's to decide
 
 
-def _draft(probe: Probe, sdvar: Any, first: int, count: int) -> tuple[Any, list[Tensor], Recorder]:
-    """Let the code draft from a right state, under the harness's numbers."""
-    state = state_at(probe, sdvar, first, count)
-    recorder = Recorder(probe.pyramid)
-    with probe.code.running(recorder, probe.request, probe.code.models.noise(probe.request)):
-        got = flexible(sdvar.draft_generate_batch, state=state, B=probe.request.B, verbose=False)
-    return state, list(got), recorder
-
-
-def draft_tokens(probe: Probe, sdvar: Any) -> None:
-    """Require that drafted tokens are the draft's own draws."""
-    for first, count in probe.windows():
-        _, got, recorder = _draft(probe, sdvar, first, count)
-        require(len(got) == count, f"{window(first, count)}: {len(got)} scales are drafted")
-        due = draft_oracle(probe, first, got)
-        for k, (idx, (tokens, gap)) in enumerate(zip(got, due, strict=True)):
-            require_tensor(idx, tokens.shape, f"{window(first, count)}: the tokens of scale {first + k}")
-            wrong = torch.nonzero((idx != tokens) & (gap > 1e-3)).tolist()
+def _draft_tokens(probe: Probe) -> None:
+    for window in probe.windows():
+        tokens, recorder = probe.draft_from(probe.state_at(window))
+        require(len(tokens) == window.count, f"{window}: {len(tokens)} scales are drafted")
+        for k, (idx, (expected, gap)) in enumerate(zip(tokens, _draft_oracle(probe, window, tokens), strict=True)):
+            si = window.first + k
+            require_tensor(idx, expected.shape, f"{window}: the tokens of scale {si}")
+            wrong = torch.nonzero((idx != expected) & (gap > CLOSE_RACE)).tolist()
             if wrong:
-                seen = recorder.passes[k].cached if k < len(recorder.passes) else 0
-                due_cached = probe.pyramid.begin(first + k)
-                cache = f"; its pass saw {seen} cached positions, not {due_cached}" if seen != due_cached else ""
-                found = f"{len(wrong)} of {tokens.numel()} tokens of scale {first + k} are not the draft's there"
-                where = f"first at (image, token) {tuple(wrong[0])}"
-                raise Broken(f"{window(first, count)}: {found}, {where}{cache}")
+                seen, K = (recorder.passes[k].cached if k < len(recorder.passes) else 0), probe.pyramid.begin(si)
+                cache = f"; its pass saw {seen} cached positions, not {K}" if seen != K else ""
+                share = f"{len(wrong)} of {expected.numel()} tokens of scale {si} are not the draft's there"
+                raise Broken(f"{window}: {share}, first at (image, token) {tuple(wrong[0])}{cache}")
 
 
-def draft_oracle(probe: Probe, first: int, drafted: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return the draft's draws of a window along the code's own tokens, and by how much each race was won (log).
-
-    A race closer than 0.001 is rounding's to decide: float32 logits of these sizes move by less than that.
-    """
-    side, made = probe.draft, []
-    models, pyramid, request = probe.code.models, probe.pyramid, probe.request
-    noise = models.noise(request)
-    f_hat, raw = probe.f_hat(first), None
-    fill(probe, side, first)
-    condition = side.network.condition(labels_of(probe))
-    for k, idx in enumerate(drafted):
-        si = first + k
-        raw = next_input(f_hat, si, pyramid) if si else None
-        rows = forward(side, scale_input(side.network, condition, raw, si))
-        logits = filter_logits(guide(rows, request.cfg, si, pyramid.S), 0, 0.0)
+def _draft_oracle(probe: Probe, window: ProbeWindow, drafted: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return the draft's draws of a window along the code's own tokens, and by how much each race was won (log)."""
+    side, pyramid, draws = probe.draft, probe.pyramid, []
+    noise = probe.code.models.noise(probe.request)
+    side.fill_cache(window.first)
+    for si, f_hat in zip(window.scales, probe.f_hats_along(window.first, drafted)[:-1], strict=True):
+        rows = side.forward(side.input(next_input(f_hat, si, pyramid) if si else None, si))
+        logits = filter_logits(guide(rows, probe.request.cfg, si, pyramid.S), 0, 0.0)
         E_BlV = noise.exponential(si, TOKEN, "judge")
-        two = (logits.log_softmax(-1) - E_BlV.log()).topk(2, -1).values
-        made.append((draw(logits, E_BlV), two[..., 0] - two[..., 1]))
-        codes = models.vae.quantizer.codes(idx, pyramid.patch_nums[si])
-        f_hat = accumulate(f_hat, codes, si, models.vae.quantizer, pyramid)
-    return made
+        best_two = (logits.log_softmax(-1) - E_BlV.log()).topk(2, -1).values
+        draws.append((draw(logits, E_BlV), best_two[..., 0] - best_two[..., 1]))
+    return draws
 
 
-def draft_state(probe: Probe, sdvar: Any) -> None:
-    """Require that drafting leaves what is final alone."""
-    scratch = unread(probe, sdvar, "draft_f_hat")
-    for first, count in probe.windows():
-        state, got, _ = _draft(probe, sdvar, first, count)
-        error = 2 * probe.budget.f_hat
-        require_close(state.target_f_hat, probe.f_hat(first), error, f"{window(first, count)}: the target's f_hat")
-        along = f_hats_along(probe, first, got)
+def _draft_state(probe: Probe) -> None:
+    scratch, error = _is_unread(probe, "draft_f_hat"), 2 * probe.budget.f_hat
+    for window in probe.windows():
+        state = probe.state_at(window)
+        tokens, _ = probe.draft_from(state)
+        require_close(state.target_f_hat, probe.f_hat(window.first), error, f"{window}: the target's f_hat")
+        along = probe.f_hats_along(window.first, tokens)
         if scratch or bool(((state.draft_f_hat - along[0]).abs() <= error).all()):
             continue
-        less = {f"it holds {k} of {count} drafted scales": f_hat for k, f_hat in enumerate(along[1:-1], 1)}
+        less = {f"it holds {k} of {window.count} drafted scales": f_hat for k, f_hat in enumerate(along[1:-1], 1)}
         try:
-            require_close(state.draft_f_hat, along[-1], error, f"{window(first, count)}: the draft's f_hat", less)
+            require_close(state.draft_f_hat, along[-1], error, f"{window}: the draft's f_hat", less)
         except Broken:
-            scratch = _restored(probe, sdvar)
+            scratch = _is_restored(probe)
             if not scratch:
                 raise
 
 
-def _restored(probe: Probe, sdvar: Any) -> bool:
+def _is_restored(probe: Probe) -> bool:
     """Tell whether every update puts the draft's f_hat right: then it does no harm what drafting leaves there."""
     try:
-        update_sync(probe, sdvar)
+        _update_sync(probe)
     except Exception:  # that method has laws of its own
         return False
     return True
 
 
-def _updated(probe: Probe, sdvar: Any, first: int, count: int, accepted: int) -> tuple[Any, list[Tensor]]:
-    """Draft, where that works, and let the code accept some of what was drafted; return its state and the tokens."""
+def _is_unread(probe: Probe, name: str) -> bool:
+    """Tell whether drafting, checking and updating at scale 1 come out the same with NaN in a field of the state."""
+    if probe.pyramid.S < 2:
+        return False
     try:
-        state, tokens, _ = _draft(probe, sdvar, first, count)
-        due = [(probe.request.B, probe.pyramid.tokens(first + k)) for k in range(count)]
-        whole = [tuple(idx.shape) for idx in tokens] == due
-    except Exception:
-        whole = False
-    if not whole:
-        state, tokens = state_at(probe, sdvar, first, count), probe.drafted(first, count)
-    with probe.code.checkout.active():
-        sdvar.update_state_with_accepted_tokens(tokens, accepted, state, probe.request.B)
-    return state, tokens
+        right, spoilt = (_one_round(probe, name, spoil) for spoil in (False, True))
+    except Exception:  # those methods have laws of their own
+        return False
+    return len(right) == len(spoilt) and all(map(torch.equal, right, spoilt))
 
 
-def _cases(probe: Probe) -> list[tuple[int, int, int]]:
-    """Every window with nothing, something and everything accepted."""
-    return [(first, count, k) for first, count in probe.windows() for k in sorted({0, 1, count})]
+def _one_round(probe: Probe, name: str, spoil: bool) -> list[Tensor]:
+    """Return the tokens, guided logits and f_hat of one round at scale 1, of which the first scale is accepted."""
+    B, sdvar, state = probe.request.B, probe.sdvar, probe.state_at(ProbeWindow(1, min(2, probe.pyramid.S - 1)))
+    if spoil:
+        setattr(state, name, torch.full_like(getattr(state, name), torch.nan))
+    with probe.code.running(Recorder(probe.pyramid), probe.request, probe.code.models.noise(probe.request)):
+        tokens = list(call_by_known_names(sdvar.draft_generate_batch, state=state, B=B, verbose=False))
+        verified = sdvar.target_verify_batch(tokens, state, B)
+        sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
+    guided = verified[0] if isinstance(verified, tuple) else verified
+    return [*tokens, *guided, state.target_f_hat]
 
 
-def update_f_hat(probe: Probe, sdvar: Any) -> None:
-    """Require that the target's f_hat holds the accepted scales once."""
-    for first, count, k in _cases(probe):
-        state, tokens = _updated(probe, sdvar, first, count, k)
-        along = f_hats_along(probe, first, tokens)
-        why = {f"{more} drafted scales are in it": along[more] for more in range(count + 1) if more != k}
+@dataclass(frozen=True)
+class _Update:
+    """A window of which the code accepted some scales; its text is how messages call it."""
+
+    window: ProbeWindow
+    accepted: int
+    state: Any
+    tokens: list[Tensor]
+
+    def __str__(self) -> str:
+        return f"{self.window}, {self.accepted} accepted"
+
+    @property
+    def done(self) -> int:
+        """Scales that are final after it."""
+        return self.window.first + self.accepted
+
+
+def _updates(probe: Probe, most_done: int | None = None) -> Iterator[_Update]:
+    """Yield every window with nothing, something and everything accepted; `most_done` leaves out what finishes more."""
+    for window in probe.windows():
+        for accepted in sorted({0, 1, window.count}):
+            if most_done is not None and window.first + accepted > most_done:
+                continue
+            state, tokens = _drafted_or_given(probe, window)
+            with probe.code.checkout.active():
+                probe.sdvar.update_state_with_accepted_tokens(tokens, accepted, state, probe.request.B)
+            yield _Update(window, accepted, state, tokens)
+
+
+def _drafted_or_given(probe: Probe, window: ProbeWindow) -> tuple[Any, list[Tensor]]:
+    """Return a state and tokens of a window that the code drafted, where that works; else those that are given."""
+    try:
+        state = probe.state_at(window)
+        tokens, _ = probe.draft_from(state)
+        if list(map(Tensor.size, tokens)) == list(map(Tensor.size, probe.drafted(window))):
+            return state, tokens
+    except Exception:  # drafting has laws of its own
+        pass
+    return probe.state_at(window), probe.drafted(window)
+
+
+def _require_f_hat(probe: Probe, update: _Update, side: str, expected: Tensor, why: dict[str, Tensor]) -> None:
+    """Require the f_hat of one side's state."""
+    what = f"{update}: the {side}'s f_hat"
+    actual = require_tensor(getattr(update.state, f"{side}_f_hat"), expected.shape, what)
+    require_close(actual, expected, 2 * probe.budget.f_hat, what, why)
+
+
+def _update_f_hat(probe: Probe) -> None:
+    for update in _updates(probe):
+        k, along = update.accepted, probe.f_hats_along(update.window.first, update.tokens)
+        why = {f"{more} drafted scales are in it": f_hat for more, f_hat in enumerate(along) if more != k}
         if k:
             why["the accepted scales are in it twice"] = 2 * along[k] - along[0]
             why["the last accepted scale is in it twice"] = 2 * along[k] - along[k - 1]
-        what = f"{window(first, count)}, {k} accepted: the target's f_hat"
-        require_close(
-            require_tensor(state.target_f_hat, along[k].shape, what), along[k], 2 * probe.budget.f_hat, what, why
-        )
+        _require_f_hat(probe, update, "target", along[k], why)
 
 
-def update_sync(probe: Probe, sdvar: Any) -> None:
-    """Require that the draft's f_hat is the target's, where anything reads it."""
-    if unread(probe, sdvar, "draft_f_hat"):
-        raise Told("nothing reads draft_f_hat: a round comes out the same with NaN in it")
-    for first, count, k in _cases(probe):
-        state, tokens = _updated(probe, sdvar, first, count, k)
-        along = f_hats_along(probe, first, tokens)
-        why = {f"it holds {more} drafted scales": along[more] for more in range(count + 1) if more != k}
-        what = f"{window(first, count)}, {k} accepted: the draft's f_hat"
-        require_close(
-            require_tensor(state.draft_f_hat, along[k].shape, what), along[k], 2 * probe.budget.f_hat, what, why
-        )
+def _update_sync(probe: Probe) -> None:
+    if _is_unread(probe, "draft_f_hat"):
+        raise PartNoted("nothing reads draft_f_hat: a round comes out the same with NaN in it")
+    for update in _updates(probe):
+        k, along = update.accepted, probe.f_hats_along(update.window.first, update.tokens)
+        why = {f"it holds {more} drafted scales": f_hat for more, f_hat in enumerate(along) if more != k}
+        _require_f_hat(probe, update, "draft", along[k], why)
 
 
-def update_maps(probe: Probe, sdvar: Any) -> None:
-    """Require that both next inputs are those of the next scale, where anything reads them."""
+def _update_maps(probe: Probe) -> None:
     sides = (("draft", probe.draft), ("target", probe.target))
-    sides_read = [each for each in sides if not unread(probe, sdvar, f"{each[0]}_next_token_map")]
-    for first, count, k in _cases(probe):
-        if first + k == probe.pyramid.S:
-            continue
-        state, tokens = _updated(probe, sdvar, first, count, k)
-        si = first + k
-        raw = next_input(f_hats_along(probe, first, tokens)[k], si, probe.pyramid) if si else None
+    sides_read = [each for each in sides if not _is_unread(probe, f"{each[0]}_next_token_map")]
+    for update in _updates(probe, most_done=probe.pyramid.S - 1):
+        si, first = update.done, update.window.first
+        f_hat = probe.f_hats_along(first, update.tokens)[update.accepted]
+        raw = next_input(f_hat, si, probe.pyramid) if si else None
         for name, side in sides_read:
-            due = scale_input(side.network, side.network.condition(labels_of(probe)), raw, si)
-            what = f"{window(first, count)}, {k} accepted: {name}_next_token_map"
-            stale = {"it was never advanced": side.run.x_RLD[:, probe.pyramid.span(first)]}
-            got = getattr(state, f"{name}_next_token_map")
-            if isinstance(got, Tensor) and got.shape == stale["it was never advanced"].shape != due.shape:
-                raise Broken(
-                    f"{what} is {tuple(got.shape)}, that of scale {first}: it was never advanced to scale {si}"
-                )
-            require_close(require_tensor(got, due.shape, what), due, probe.input_error(due), what, stale)
+            expected, what = side.input(raw, si), f"{update}: {name}_next_token_map"
+            stale = side.run.x_RLD[:, probe.pyramid.span(first)]
+            actual = getattr(update.state, f"{name}_next_token_map")
+            if isinstance(actual, Tensor) and actual.shape == stale.shape != expected.shape:
+                shape = tuple(actual.shape)
+                raise Broken(f"{what} is {shape}, that of scale {first}: it was never advanced to scale {si}")
+            why = {"it was never advanced": stale}
+            require_close(
+                require_tensor(actual, expected.shape, what), expected, probe.input_error(expected), what, why
+            )
 
 
-def _tensors(kept: Any) -> Iterator[Tensor]:
+def _tensors(tokens: object) -> Iterator[Tensor]:
     """Yield the tokens (B,l) of a list, or of lists in it: a round a list, say."""
-    if isinstance(kept, Tensor) and kept.dim() == 2:
-        yield kept
-    elif isinstance(kept, list | tuple):
-        for each in kept:
+    if isinstance(tokens, Tensor) and tokens.dim() == 2:
+        yield tokens
+    elif isinstance(tokens, list | tuple):
+        for each in tokens:
             yield from _tensors(each)
 
 
-def update_tokens(probe: Probe, sdvar: Any) -> None:
-    """Require that `accepted_tokens` holds what was accepted."""
-    for first, count, k in _cases(probe):
-        state, tokens = _updated(probe, sdvar, first, count, k)
-        due = torch.cat([*probe.drafted(0, first), *tokens[:k]], 1) if first + k else None
-        kept = list(_tensors(state.accepted_tokens))
-        held = torch.cat(kept, 1) if kept else None
-        n = 0 if held is None else held.shape[1]
-        wanted = 0 if due is None else due.shape[1]
-        said = f"{window(first, count)}, {k} accepted: accepted_tokens holds {n} tokens, not {wanted}"
-        require(n == wanted, said)
-        require(held is None or due is None or torch.equal(held, due), f"{said[:-1]}: others than were accepted")
+def _update_tokens(probe: Probe) -> None:
+    nothing = probe.tokens_BL[:, :0]
+    for update in _updates(probe):
+        accepted = [*probe.drafted(ProbeWindow(0, update.window.first)), *update.tokens[: update.accepted]]
+        held = list(_tensors(update.state.accepted_tokens))
+        expected, actual = (torch.cat(each, 1) if each else nothing for each in (accepted, held))
+        n, wanted = actual.shape[1], expected.shape[1]
+        require(n == wanted, f"{update}: accepted_tokens holds {n} tokens, not {wanted}")
+        same = n == 0 or torch.equal(actual, expected)
+        require(same, f"{update}: accepted_tokens holds {n} tokens, others than were accepted")
 
 
-def update_stage(probe: Probe, sdvar: Any) -> None:
-    """Require that `current_stage` moves by what was accepted, or not at all."""
-    for first, count, k in _cases(probe):
-        state, _ = _updated(probe, sdvar, first, count, k)
-        stage = int(state.current_stage)
-        said = f"{window(first, count)}, {k} accepted: current_stage is {stage}, not {first + k}"
-        require(stage in (first, first + k), said)
+def _update_stage(probe: Probe) -> None:
+    for update in _updates(probe):
+        stage = int(update.state.current_stage)
+        require(stage in (update.window.first, update.done), f"{update}: current_stage is {stage}, not {update.done}")
 
 
-THRESHOLD = 0.5
-NAMES = ("basic_token_matching", "advanced_token_matching")
-
-
-def examine_matching(probe: Probe, sdvar: Any) -> None:
-    """Ask the laws of both rules. Effects: on `probe.rows`."""
-    for name in NAMES:
-        if not callable(getattr(sdvar, name, None)):
-            probe.absent(name)
-            continue
-        probe.law(name, "accept.extremes", "All hits keep every scale, no hit keeps none, and a miss ends the run.",
-            partial(_extremes, probe, sdvar, name))  # fmt: skip
-        if name != NAMES[0]:
-            continue
-        probe.law(name, "accept.share", "A scale is kept iff the batch's share of top-1 hits reaches the threshold.",
-            partial(_share, probe, sdvar, name))  # fmt: skip
-        probe.law(name, "accept.contract", "Which contract does the rule keep?",
-            partial(_contract, probe, sdvar, name))  # fmt: skip
-
-
-def _logits(probe: Probe, tokens: Tensor, hits: Tensor) -> Tensor:
-    """Return logits (B,l,V) whose best token is the drafted one exactly where `hits` says so, by a wide margin."""
-    V = probe.target.network.config.V
-    best = torch.where(hits, tokens, (tokens + 1) % V)
-    return 12.0 * torch.nn.functional.one_hot(best, V).float()
-
-
-def _ask(probe: Probe, sdvar: Any, name: str, hits: list[Tensor], first: int = 0) -> int:
-    count = len(hits)
-    tokens = probe.drafted(first, count)
-    logits = [_logits(probe, idx, hit) for idx, hit in zip(tokens, hits, strict=True)]
-    given: dict[str, Any] = {
-        "draft_tokens": tokens,
-        "target_logits": logits,
-        "state": state_at(probe, sdvar, first, count),
-        "B": probe.request.B,
-        "similarity_threshold": THRESHOLD,
-        "verbose": False,
-    }
-    made = flexible(getattr(sdvar, name), **given)
-    kept = scales_of(made)
-    if kept is None:
-        raise Broken(f"it returns a {type(made).__name__}, not a number of scales")
-    return kept
-
-
-def _hits(probe: Probe, si: int, share: float) -> Tensor:
-    """Return hits (B,l), `share` of them, spread over images and positions."""
-    shape = (probe.request.B, probe.pyramid.tokens(si))
-    flat = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
-    order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(si))
-    flat[order[: round(share * len(flat))]] = True
-    return flat.view(shape).to(probe.code.models.device)
-
-
-def _extremes(probe: Probe, sdvar: Any, name: str) -> None:
-    count = min(3, probe.pyramid.S)
-    for shares, due in (([1.0] * count, count), ([0.0] * count, 0), ([1.0] + [0.0] * (count - 1), 1)):
-        got = _ask(probe, sdvar, name, [_hits(probe, si, share) for si, share in enumerate(shares)])
-        require(got == due, f"shares of hits {shares}: {got} scales accepted, not {due}")
-    got = _ask(probe, sdvar, name, [_hits(probe, si, share) for si, share in enumerate([0.0] + [1.0] * (count - 1))])
-    require(got == 0, f"a scale without a hit before scales full of hits: {got} scales accepted, not 0")
-
-
-def _threshold(probe: Probe, sdvar: Any, name: str) -> float | None:
-    """Return the threshold that it is given, or that the object was built with; None where nobody can know it."""
-    parameters = inspect.signature(getattr(sdvar, name)).parameters
-    if "similarity_threshold" in parameters:
-        return THRESHOLD
-    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
-        return None  # it may have a threshold of its own
-    if probe.threshold is not None:
-        return probe.threshold
-    built = inspect.signature(type(sdvar)).parameters.get("similarity_thresh")
-    known = built is not None and isinstance(built.default, int | float)
-    return float(built.default) if known and built is not None else None
-
-
-def _share(probe: Probe, sdvar: Any, name: str) -> None:
-    si, due = probe.pyramid.S - 1, _threshold(probe, sdvar, name)
-    lowest = None
-    for step in range(21):
-        share = step / 20
-        hits = _hits(probe, si, share)
-        exact = float(hits.float().mean())
-        kept = _ask(probe, sdvar, name, [hits], si) == 1
-        if kept and lowest is None:
-            lowest = exact
-        require(kept or lowest is None, f"a share of {exact:.2f} is kept no longer where {lowest} is")
-        if due is not None and abs(exact - due) > 1e-6 and kept != (exact > due):
-            found = "kept" if kept else "not kept"
-            raise Broken(f"a share of {exact:.2f} of the batch's tokens is {found}, with a threshold of {due:g}")
-    _uneven(probe, sdvar, name, due)
-
-
-def _uneven(probe: Probe, sdvar: Any, name: str, due: float | None) -> None:
-    """Require that hits in some images only count as a share of the whole batch."""
-    si = probe.pyramid.S - 1
-    uneven = torch.zeros_like(_hits(probe, si, 0.0))
-    uneven[: max(1, probe.request.B // 2)] = True
-    share = float(uneven.float().mean())
-    even = _ask(probe, sdvar, name, [_hits(probe, si, share)], si) == 1  # as many hits, in every image
-    for hits in (uneven, uneven.flip(0)):
-        kept = _ask(probe, sdvar, name, [hits], si) == 1
-        right = even if due is None else share > due
-        if kept != right and (due is None or abs(share - due) > 1e-6):
-            raise Broken(f"hits in some images only ({share:.2f} of the batch): {'kept' if kept else 'not kept'}")
-
-
-def _contract(probe: Probe, sdvar: Any, name: str) -> None:
-    """Tell what the rule keeps: what it does to misses and to neighbours, and that it reads no number."""
-    si, B = probe.pyramid.S - 1, probe.request.B
-    due = _threshold(probe, sdvar, name)
-    share = 0.95 if due is None else min(0.95, due + 0.05)
-    hits = _hits(probe, si, share)
-    wrong = int((~hits).sum())
-    found = []
-    if wrong and _ask(probe, sdvar, name, [hits], si) == 1:
-        found.append(f"it keeps {wrong} of {hits.numel()} tokens to which the target gives hardly a chance")
-    if B > 1:
-        one, other = torch.ones_like(hits), torch.ones_like(hits)
-        other[1:] = False
-        if _ask(probe, sdvar, name, [one], si) != _ask(probe, sdvar, name, [other], si):
-            found.append("image 0, the same in both, is kept or not as its neighbours are")
-    if found:
-        raise Told(f"contract C alone, neither A nor B: {'; '.join(found)}")
-    raise Told("no token was kept that the target would not draw: A or B is not ruled out by this")
+_DRAFT, _UPDATE = "draft_generate_batch", "update_state_with_accepted_tokens"
+UPDATE_QUESTIONS = (
+    PartQuestion(_DRAFT, "draft.tokens",
+        "The tokens are the draft's own draws on the committed prefix.", _draft_tokens),
+    PartQuestion(_DRAFT, "draft.state",
+        "Drafting leaves the target's f_hat alone; the draft's holds all or none.", _draft_state),
+    PartQuestion(_UPDATE, "state.f_hat",
+        "The target's f_hat holds every accepted scale once, and no rejected one.", _update_f_hat),
+    PartQuestion(_UPDATE, "state.sync", "The draft's f_hat is the target's, where anything reads it.", _update_sync),
+    PartQuestion(_UPDATE, "state.next-input",
+        "Both next inputs are those of the scale after the accepted ones.", _update_maps),
+    PartQuestion(_UPDATE, "state.tokens", "accepted_tokens holds the accepted scales.", _update_tokens),
+    PartQuestion(_UPDATE, "state.stage",
+        "current_stage moves by the accepted scales, or is left to the loop.", _update_stage),
+)  # fmt: skip

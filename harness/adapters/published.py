@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from harness.adapters.checkout import Checkout, crash_of
+from harness.adapters.parallel import ParallelLoop
 from harness.adapters.recorder import Recorder, SharedNumbers, check_numbers
 from harness.adapters.traces import check_image, trace_of
 from harness.adapters.weights import build_network, build_vae, check_dtype, on_device
@@ -25,11 +26,7 @@ from harness.protocol.trace import Trace
 
 
 class Published:
-    """A checkout's own modules.
-
-    Args:
-        checkout: the folder.
-        models: whose weights they get; float32, two scales or more.
+    """A checkout's own modules, with the weights of a pair of float32 and two scales or more.
 
     Raises:
         InputError: see `Checkout`, `build_network`; or the pair is of another dtype.
@@ -106,20 +103,23 @@ class Published:
 
 
 class Sampler:
-    """A decoder made of somebody's sampling function.
+    """A decoder made of somebody's sampling function, as `Published.sampler` says.
 
-    Args:
-        code: the checkout's modules.
-        call: runs the function.
-        contract: what it is held to.
-        numbers: "shared" or "own".
+    `loop` sees the rounds where the function is SDVAR's parallel decode.
     """
 
     sdvar: Any = None  # the SDVAR object that the function belongs to, where there is one
-    threshold: float | None = None  # what that was built with, where it was given
+    threshold: float | None = None  # `similarity_thresh` that it was built with, where that was given
 
-    def __init__(self, code: Published, call: Callable[..., Any], contract: str, numbers: str = "shared") -> None:
-        self.code, self.call, self.contract, self.numbers = code, call, str(contract), numbers
+    def __init__(
+        self,
+        code: Published,
+        call: Callable[..., Any],
+        contract: str,
+        numbers: str = "shared",
+        loop: ParallelLoop | None = None,
+    ) -> None:
+        self.code, self.call, self.contract, self.numbers, self.loop = code, call, str(contract), numbers, loop
         self._recorder = Recorder(code.models.pyramid)
         self._B = 0
 
@@ -133,7 +133,11 @@ class Sampler:
         arguments = self.code.arguments(request, noise, self.numbers)
         self._recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
         self._B = request.B
-        with self.code.running(self._recorder, request, noise, self.numbers), torch.no_grad():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.code.running(self._recorder, request, noise, self.numbers))
+            if self.loop is not None:
+                stack.enter_context(self.loop.watching(self._recorder))
+            stack.enter_context(torch.no_grad())
             image = self.call(**arguments)
         trace = self.so_far()
         check_image(image, trace.f_hat_BCPP, self.code.models)
@@ -141,6 +145,8 @@ class Sampler:
 
     def so_far(self) -> Trace:
         """Return the trace of the last decode, whole or not."""
+        if self.loop is not None:
+            return self.loop.trace(self._B)
         return trace_of(self._recorder, self.code.models, self._B)
 
 

@@ -1,5 +1,4 @@
-"""What published code does while it decodes: seen through hooks on the modules that the harness built of it, and its
-draws answered with the harness's numbers.
+"""What published code does while it decodes: seen by hooks on modules that the harness built of it, its draws answered.
 
 Promise: the code runs as it would without; every tensor is copied before the code can write into it; `watching` leaves
 no hook behind. While `SharedNumbers` is on, a draw by `torch.multinomial` or `exponential_`, by whatever name it is
@@ -13,6 +12,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 
 SAMPLER = "sample_with_top_k_top_p_"
+NUMBERS = ("shared", "own")
 
 
 @dataclass
@@ -40,6 +41,15 @@ class SeenPass:
     def n(self) -> int:
         """Positions computed."""
         return self.x_RnD.shape[1]
+
+    def rows_of_scale(self, pyramid: ScalePyramid, si: int) -> slice | None:
+        """Return which rows are those of a scale: all, its span of a prefix, or the last; None where too few."""
+        l = pyramid.tokens(si)
+        if self.n == l:
+            return slice(0, l)
+        if self.cached == 0 and any(self.n == pyramid.end(last) for last in range(si, pyramid.S)):
+            return pyramid.span(si)
+        return slice(self.n - l, self.n) if self.n > l else None
 
 
 @dataclass(frozen=True)
@@ -66,15 +76,10 @@ class SeenWrite:
 
 @dataclass
 class Recorder:
-    """The events of one decode, in order.
-
-    Args:
-        pyramid: scales.
-        note: told in a clause how far the decode is.
-    """
+    """The events of one decode, in order."""
 
     pyramid: ScalePyramid
-    note: Callable[[str], None] = lambda text: None
+    note: Callable[[str], None] = lambda text: None  # takes a clause: how far the decode is
     passes: list[SeenPass] = field(default_factory=list)
     draws: list[SeenDraw] = field(default_factory=list)
     writes: list[SeenWrite] = field(default_factory=list)
@@ -102,9 +107,9 @@ class Recorder:
         """Watch the networks of both sides, their VQ-VAE, and the sampling function of a module."""
         with contextlib.ExitStack() as stack:
             for side, network in sides.items():
-                hook = network.blocks[0].register_forward_pre_hook(self._before_pass(side), with_kwargs=True)
-                stack.callback(hook.remove)
-                stack.enter_context(replaced(network, "get_logits", self._get_logits(side)))
+                hook = partial(self._before_pass, side)
+                stack.callback(network.blocks[0].register_forward_pre_hook(hook, with_kwargs=True).remove)
+                stack.enter_context(replaced(network, "get_logits", partial(self._get_logits, side)))
             quantize = vae.quantize
             stack.callback(quantize.embedding.register_forward_pre_hook(self._look_up, with_kwargs=True).remove)
             stack.enter_context(replaced(quantize, "get_next_autoregressive_input", self._accumulate))
@@ -113,70 +118,49 @@ class Recorder:
                 stack.enter_context(replaced(namespace, SAMPLER, self._sample))
             yield
 
-    def _before_pass(self, side: str) -> Callable[[Any, Any, Any], None]:
-        def hook(module: Any, args: Any, kwargs: Any) -> None:
-            x_RnD = kwargs["x"] if "x" in kwargs else args[0]
-            self.side = side
-            held = getattr(getattr(module, "attn", None), "cached_k", None)
-            cached = held.shape[2] if isinstance(held, Tensor) else 0
-            self.passes.append(SeenPass(side, x_RnD.detach().clone(), cached=cached))
-            self.note(f"{side} pass over {x_RnD.shape[1]} positions")
+    def _before_pass(self, side: str, module: Any, args: Any, kwargs: Any) -> None:
+        x_RnD = kwargs["x"] if "x" in kwargs else args[0]
+        self.side = side
+        held = getattr(getattr(module, "attn", None), "cached_k", None)
+        cached = held.shape[2] if isinstance(held, Tensor) else 0
+        self.passes.append(SeenPass(side, x_RnD.detach().clone(), cached=cached))
+        self.note(f"{side} pass over {x_RnD.shape[1]} positions")
 
-        return hook
-
-    def _get_logits(self, side: str) -> Callable[..., Callable[..., Any]]:
-        def watch(real: Callable[..., Any]) -> Callable[..., Any]:
-            def get_logits(*args: Any, **kwargs: Any) -> Any:
-                rows_RnV = real(*args, **kwargs)
-                mine = [each for each in self.passes if each.side == side]
-                if mine:
-                    mine[-1].rows_RnV = rows_RnV.detach().clone()
-                return rows_RnV
-
-            return get_logits
-
-        return watch
+    def _get_logits(self, side: str, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        rows_RnV = real(*args, **kwargs)
+        last = next((each for each in reversed(self.passes) if each.side == side), None)
+        if last is not None:
+            last.rows_RnV = rows_RnV.detach().clone()
+        return rows_RnV
 
     def _look_up(self, module: Any, args: Any, kwargs: Any) -> None:
         idx = in_order(module.forward, args, kwargs)[0].detach()
         if idx.dim() == 2:
             self._looked_up[idx.shape[1]] = idx.clone()
 
-    def _accumulate(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def get_next_autoregressive_input(*args: Any, **kwargs: Any) -> Any:
-            si, _, _, h_BCpp = in_order(real, args, kwargs)[:4]  # si, SN, f_hat, h
-            made = real(*args, **kwargs)
-            draw = next((each for each in reversed(self.draws) if each.scale == si), None)
-            idx_Bl = self._looked_up.get(h_BCpp.shape[-1] ** 2)
-            if idx_Bl is None and draw is not None:  # a soft mixture has no tokens: those that were drawn
-                idx_Bl = draw.idx_Bl
-            self.writes.append(SeenWrite(si, idx_Bl, made[0].detach().clone(), made[0].data_ptr(), draw))
-            self.note(f"f_hat of scale {si}")
-            return made
+    def _accumulate(self, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        si, _, _, h_BCpp = in_order(real, args, kwargs)[:4]  # si, SN, f_hat, h
+        result = real(*args, **kwargs)
+        draw = next((each for each in reversed(self.draws) if each.scale == si), None)
+        idx_Bl = self._looked_up.get(h_BCpp.shape[-1] ** 2)
+        if idx_Bl is None and draw is not None:  # a soft mixture has no tokens: those that were drawn
+            idx_Bl = draw.idx_Bl
+        self.writes.append(SeenWrite(si, idx_Bl, result[0].detach().clone(), result[0].data_ptr(), draw))
+        self.note(f"f_hat of scale {si}")
+        return result
 
-        return get_next_autoregressive_input
+    def _picture(self, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.pictured.append(in_order(real, args, kwargs)[0].detach().clone())
+        return real(*args, **kwargs)
 
-    def _picture(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def fhat_to_img(*args: Any, **kwargs: Any) -> Any:
-            f_hat_BCPP = in_order(real, args, kwargs)[0]
-            self.pictured.append(f_hat_BCPP.detach().clone())
-            return real(*args, **kwargs)
-
-        return fhat_to_img
-
-    def _sample(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def sample(*args: Any, **kwargs: Any) -> Any:
-            logits_BlV = in_order(real, args, kwargs)[0]
-            guided_BlV = logits_BlV.detach().clone()  # the filter writes into it
-            idx_Bl1 = real(*args, **kwargs)
-            sides = {self.pyramid.tokens(si): si for si in self.pyramid}
-            si = sides.get(logits_BlV.shape[1], -1)
-            last = self.passes[-1] if self.passes else None
-            self.draws.append(SeenDraw(self.side, si, guided_BlV, idx_Bl1[..., 0].detach().clone(), last))
-            self.note(f"{self.side} draw of scale {si}")
-            return idx_Bl1
-
-        return sample
+    def _sample(self, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        guided_BlV = in_order(real, args, kwargs)[0].detach().clone()  # the filter writes into it
+        idx_Bl1 = real(*args, **kwargs)
+        si = next((si for si in self.pyramid if self.pyramid.tokens(si) == guided_BlV.shape[1]), -1)
+        last = self.passes[-1] if self.passes else None
+        self.draws.append(SeenDraw(self.side, si, guided_BlV, idx_Bl1[..., 0].detach().clone(), last))
+        self.note(f"{self.side} draw of scale {si}")
+        return idx_Bl1
 
 
 def in_order(real: Callable[..., Any], args: Any, kwargs: Any) -> list[Any]:
@@ -186,10 +170,10 @@ def in_order(real: Callable[..., Any], args: Any, kwargs: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Let an attribute of one object be a wrapped one; an object's own method is found again afterwards."""
+def replaced(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
+    """Let `around`, which gets the real one first, stand for a method of one object, which has its own afterwards."""
     real, own = getattr(owner, name), name in vars(owner)
-    setattr(owner, name, wrap(real))
+    setattr(owner, name, partial(around, real))
     try:
         yield
     finally:
@@ -197,26 +181,6 @@ def replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callabl
             setattr(owner, name, real)
         else:
             delattr(owner, name)
-
-
-def rows_of(made_by: SeenPass, pyramid: ScalePyramid, si: int) -> slice | None:
-    """Return which rows of a pass are those of a scale: all, its span of a prefix, or the last; None where too few."""
-    l = pyramid.tokens(si)
-    if made_by.n == l:
-        return slice(0, l)
-    if made_by.cached == 0 and any(made_by.n == pyramid.end(last) for last in range(si, pyramid.S)):
-        return pyramid.span(si)
-    return slice(made_by.n - l, made_by.n) if made_by.n > l else None
-
-
-def empty(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return NaN: what was never written must not look like a number."""
-    return torch.full(shape, torch.nan, device=device)
-
-
-DRAWS = (torch.multinomial, Tensor.multinomial)
-EXPONENTIALS = (Tensor.exponential_,)
-NUMBERS = ("shared", "own")
 
 
 def check_numbers(numbers: str, request: Request) -> None:
@@ -229,7 +193,7 @@ def check_numbers(numbers: str, request: Request) -> None:
 
 
 class SharedNumbers(TorchFunctionMode):
-    """Answers draws with numbers by address.
+    """Answers draws with numbers by address; a `TorchFunctionMode` sees every call into PyTorch.
 
     Args:
         noise: the numbers.
@@ -245,12 +209,11 @@ class SharedNumbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer a draw, or let any other call through."""
-        kwargs = kwargs or {}
-        if func in DRAWS:
-            return self._multinomial(*args, **kwargs)
-        if func in EXPONENTIALS:
-            return self._exponential(*args, **kwargs)
-        return func(*args, **kwargs)
+        if func in (torch.multinomial, Tensor.multinomial):
+            return self._multinomial(*args, **(kwargs or {}))
+        if func is Tensor.exponential_:
+            return self._exponential(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
     def _multinomial(
         self, input: Tensor, num_samples: int, replacement: bool = False, *, generator: Any = None, out: Any = None

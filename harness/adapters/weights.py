@@ -18,20 +18,16 @@ from torch import Tensor, nn
 from harness.adapters.checkout import Checkout
 from harness.errors import InputError, text_of
 from harness.models.autoencoder import Autoencoder
-from harness.models.network import Network, TransformerConfig
+from harness.models.network import Network
 
 SHARES = {"one": 1, "per-scale": 0}  # share_quant_resi of a layout of φ; of "shared" the number of φ
 QUANTIZER = "quantize."
 
 
 class CodesOnly(nn.Module):
-    """What samplers see of a VQ-VAE: the checkout's quantiser, and pixels by the harness's own decoder.
+    """What samplers see of a VQ-VAE: the checkout's ``VectorQuantizer2``, and pixels by the harness's own decoder.
 
     The published decoder has its channel multipliers built in and takes no other weights.
-
-    Args:
-        quantize: the checkout's ``VectorQuantizer2``.
-        vae: decodes f_hat.
     """
 
     def __init__(self, quantize: nn.Module, vae: Autoencoder) -> None:
@@ -51,9 +47,8 @@ def check_dtype(models: Any) -> None:
     for name, network in (("dtype", models.target), ("draft_dtype", models.draft)):
         if network.dtype != torch.float32:
             rule = "published code casts its logits to float32, and is judged in float32 alone"
-            raise InputError(
-                name, str(network.dtype).removeprefix("torch."), rule, f"pass --{name.replace('_', '-')} float32"
-            )
+            dtype = str(network.dtype).removeprefix("torch.")
+            raise InputError(name, dtype, rule, f"pass --{name.replace('_', '-')} float32")
     if models.pyramid.S < 2:
         rule = "published code divides by the number of scales less one"
         raise InputError("patch_nums", models.pyramid.patch_nums, rule, "pass two scales or more")
@@ -86,32 +81,27 @@ def build_network(checkout: Checkout, network: Network, vae: CodesOnly) -> Any:
     with building(checkout, device):
         kind = checkout.get("VAR")
         try:
-            made = kind(vae, **_sizes(config))
+            module = kind(
+                vae,
+                num_classes=config.classes,
+                depth=config.depth,
+                embed_dim=config.D,
+                num_heads=config.H,
+                shared_aln=config.shared_adaln,
+                attn_l2_norm=config.l2_norm,
+                patch_nums=config.pyramid.patch_nums,
+            )
         except TypeError as error:
             raise checkout.lacks(f"has a VAR that takes other arguments ({text_of(error)})") from None
         except Exception as error:
             raise checkout.lacks(f"builds no VAR ({type(error).__name__}: {text_of(error)})") from None
-    _load(checkout, made, network.weights, "VAR")
-    made = made.to(device).eval()
-    if isinstance(getattr(made, "uniform_prob", None), Tensor):
-        made.uniform_prob = made.uniform_prob.to(device)
-    if isinstance(getattr(made, "rng", None), torch.Generator) and made.rng.device.type != device.type:
-        made.rng = torch.Generator(device=device)
-    for parameter in made.parameters():
-        parameter.requires_grad_(False)
-    return made
-
-
-def _sizes(config: TransformerConfig) -> dict[str, Any]:
-    return {
-        "num_classes": config.classes,
-        "depth": config.depth,
-        "embed_dim": config.D,
-        "num_heads": config.H,
-        "shared_aln": config.shared_adaln,
-        "attn_l2_norm": config.l2_norm,
-        "patch_nums": config.pyramid.patch_nums,
-    }
+    _load(checkout, module, network.weights, "VAR")
+    module = module.to(device).eval().requires_grad_(False)
+    if isinstance(getattr(module, "uniform_prob", None), Tensor):
+        module.uniform_prob = module.uniform_prob.to(device)
+    if isinstance(getattr(module, "rng", None), torch.Generator) and module.rng.device.type != device.type:
+        module.rng = torch.Generator(device=device)
+    return module
 
 
 def _load(checkout: Checkout, module: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.adapters.parallel import Parallel
 from harness.adapters.parts_sdvar import examine
 from harness.adapters.published import Sampler
 from harness.decoders.factory import Factory, build
@@ -285,10 +284,9 @@ def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> 
     Raises:
         InputError: it is not.
     """
-    if not isinstance(decoder, Sampler | Parallel):
+    if not isinstance(decoder, Sampler):
         rule = "is no decoder of published code, whose parts have the report's names"
         raise InputError(
             "implementation", type(decoder).__name__, rule, "pass --implementation published:sdvar-parallel"
         )
-    loop = isinstance(decoder, Parallel)
-    return examine(decoder.code, decoder.sdvar, request, budget, loop, decoder.threshold)
+    return examine(decoder, request, budget)

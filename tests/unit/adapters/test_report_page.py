@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from harness import Request, Verdict
-from harness.adapters.factories import build_sdvar
+from harness.adapters.factories import FACTORIES
 from harness.adapters.parts_sdvar import examine
-from harness.adapters.published import published
 from harness.judge.part_law import PartLaw, PartVerdict
 from harness.rounding.measure import quick_budget
 from tests.helpers import some
 from tests.published.checkout import make
-from tests.unit.adapters.test_published import SMALL, run
+from tests.unit.adapters.test_published import SMALL, run, settings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "report.md").read_text()
 ROW = re.compile(r"^\|(?P<claim>[^|]*)\|(?P<says>[^|]*)\|(?P<laws>[^|]*)\| `(?P<switch>[a-z -]+)` \|$", re.MULTILINE)
 ROWS = [(m["switch"], re.findall(r"`([^`]+)`", m["laws"])) for m in ROW.finditer(PAGE)]
+WRONG = (PartVerdict.BROKEN, PartVerdict.CRASHED, PartVerdict.ABSENT)
 METHODS = (
     "_build_combined_query", "_split_logits_by_stage", "_get_attention_mask", "draft_generate_batch",
     "target_verify_batch", "basic_token_matching", "update_state_with_accepted_tokens", "_initialize_inference_state",
@@ -33,8 +33,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(checkout: Path) -> list[PartLaw]:
-    code = published(checkout, SMALL)
-    return examine(code, build_sdvar(code, {}), Request((0, 1), 0), quick_budget(SMALL))
+    decoder = FACTORIES["sdvar-parallel"](SMALL, settings(checkout))
+    return examine(decoder, Request((0, 1), 0), quick_budget(SMALL))
 
 
 def test_the_page_has_every_finding_of_the_report_in_its_order():
