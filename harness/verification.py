@@ -135,16 +135,17 @@ def is_published(decoder: Factory | str) -> bool:
     return isinstance(decoder, str) and decoder.startswith(f"{PREFIX}:")
 
 
-def usual_settings(decoder: Factory | str, like: Settings) -> tuple[Settings, ...]:
-    """Return the settings where none are asked for: four draft lengths; those of published code are its own.
+def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple[Settings, ...]:
+    """Return the settings where none are asked for: draft lengths up to all scales; published code has its own.
 
     Args:
         decoder: a factory, or the name of one.
         like: all but the draft length.
+        scales: of the networks.
     """
     if isinstance(decoder, str) and is_published(decoder):
         return tuple(default_settings(decoder.partition(":")[2], like.options))
-    return tuple(replace(like, draft_len=length) for length in LENGTHS)
+    return tuple(replace(like, draft_len=length) for length in dict.fromkeys(min(length, scales) for length in LENGTHS))
 
 
 def usual_requests(models: ModelPair, in_process: bool) -> tuple[Request, ...]:
@@ -194,7 +195,7 @@ def verify(
     """
     cover = settings is None and requests is None and terms.against is None and not is_published(factory)
     if settings is None:
-        settings = usual_settings(factory, Settings(LENGTHS[0]))
+        settings = usual_settings(factory, Settings(LENGTHS[0]), models.pyramid.S)
     laws = usual_laws(factory, cover) if terms.laws is None else terms.laws
     question = Question(factory, _listed(settings, Settings), (), terms, cover, laws)
     if not cover:

@@ -171,7 +171,7 @@ def verify(
     from harness.protocol.contract import Contract
     from harness.report.html.page import check_page
     from harness.runs.keep import RunStore
-    from harness.verification import Question, usual_laws
+    from harness.verification import Question, usual_laws, usual_settings
 
     paths = check_outputs(outputs.files(), {**networks.files(), "budgets": judging.budgets})
     check_page(outputs.html)
@@ -191,6 +191,8 @@ def verify(
     store = RunStore(paths.get("run"), outputs.resume, recipe_of(networks, decoding, tested, judging))
     store.check_new()
     pair = load_models(networks, networks.mode)
+    if "draft_len" not in decoding.length.given and terms.against is None:
+        settings = list(usual_settings(own.name, settings[0], pair.pyramid.S))
     # published code has settings of its own, and two decoders are compared on what is asked for
     cover = judging.cover
     if cover is None:
