@@ -55,7 +55,7 @@ EQUAL = [
         "a shortcut: without a filter what follows drops nobody, and no filter is below 0",
     ),
     (r"budget\.load_budgets$", r"(?<=good = )(False|None)", "neither is true"),
-    (r"record\.fresh$", r"(?<=else Recording\()(path|None)", "nobody asks where a file lies that is not there"),
+    (r"record\.regenerate$", r"(?<=else Recording\()(path|None)", "nobody asks where a file lies that is not there"),
     (
         r"measure\.windows$",
         r"(?<=block_causal\(pyramid, )(network\.device|None)",
@@ -63,7 +63,6 @@ EQUAL = [
     ),
     (r"smooth\._judge_maps$", r"steps=(False|None)", "neither asks for what a scale adds"),
     (r"smooth\._compare$", r"(?<=delta / allowed, )[01]\.0", "what is not judged is within what is allowed either way"),
-    (r"e_values\._surprise", r"dtype=(torch\.int64|None)", "a list of whole numbers becomes int64 by itself"),
 ]
 
 
