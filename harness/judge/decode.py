@@ -151,18 +151,13 @@ def tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Div
     delta_l = (a.guided_BLV[image, span] - b.guided_BLV[image, span]).abs().amax(1)
     offset = int(delta_l.argmax())
     position, labels = span.start + offset, evidence.request.labels
+    actual, expected = (int(side.tokens_BL[image, position]) for side in (evidence.actual, evidence.expected))
+    delta_f_hat = float((a.f_hat_SBCPP[si, image] - b.f_hat_SBCPP[si, image]).abs().max())
     return Divergence(
-        wrong.component,
-        wrong.detail,
-        **evidence.request.where(image),
-        label=labels[image] if labels else -1,
-        scale=si,
-        position=position,
-        actual=int(evidence.actual.tokens_BL[image, position]),
-        expected=int(evidence.expected.tokens_BL[image, position]),
-        delta_logits=float(delta_l[offset]),
-        delta_f_hat=float((a.f_hat_SBCPP[si, image] - b.f_hat_SBCPP[si, image]).abs().max()),
-    )
+        wrong.component, wrong.detail, **evidence.request.where(image), label=labels[image] if labels else -1,
+        scale=si, position=position, actual=actual, expected=expected,
+        delta_logits=float(delta_l[offset]), delta_f_hat=delta_f_hat,
+    )  # fmt: skip
 
 
 # What of a decode that ended half-way is final.

@@ -81,9 +81,7 @@ def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
 
 def _by_last_scale(pyramid: ScalePyramid, places_N2: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield (scale, ascending rows) of the images whose last differing token is of that scale: later ones cost most."""
-    last_of: dict[int, int] = {}
-    for row, position in places_N2.tolist():
-        last_of[row] = max(position, last_of.get(row, 0))
+    last_of: dict[int, int] = dict(sorted(places_N2.tolist()))  # the highest position of a row stands last
     scale_of = {row: pyramid.level_of(position) for row, position in last_of.items()}
     for last in sorted(set(scale_of.values())):
         yield last, torch.tensor(sorted(row for row, si in scale_of.items() if si == last), device=places_N2.device)

@@ -7,7 +7,7 @@ what is missing. Buffers are indexed by absolute position, so the traces of diff
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -71,12 +71,7 @@ class Intermediates:
 
     def named(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
-        return {
-            "x_RLD": self.x_RLD,
-            "rows_RLV": self.rows_RLV,
-            "guided_BLV": self.guided_BLV,
-            "f_hat_SBCPP": self.f_hat_SBCPP,
-        }
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass
