@@ -127,7 +127,7 @@ def measure_policies(
                 raise WorkerError(f"batch={request.B}: {rows.why}; pass a smaller --batch, or fewer --workers")
             found[request] = rows
             progress()
-        total: list[PolicyRow] = pool.about["rows"]
+        total: list[PolicyRow] = pool.about
     for request in requests:
         for row, more in zip(total, found[request], strict=True):
             row.join(more)
@@ -161,7 +161,7 @@ class PolicyBench:
             SpeculativeDecoder(work.models, Options(length, policy=policy, keep_intermediates=False))
             for policy, (_, length) in zip(self.policies, work.settings, strict=True)
         ]
-        self.about = {"rows": self.rows()}
+        self.about = self.rows()
 
     def rows(self) -> list[PolicyRow]:
         """Return rows that count nothing yet."""

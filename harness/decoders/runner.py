@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from harness.decoders.factory import Factory, is_own, load_factory
@@ -19,6 +20,19 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
 from harness.speculative.sampler import build_decoder
+
+
+@dataclass(frozen=True)
+class Built:
+    """What building decoders showed.
+
+    Args:
+        contracts: what they claim, as far as it is enough, by setting.
+        moved: process-wide settings of precision that building them changed, a clause each.
+    """
+
+    contracts: list[str]
+    moved: list[str] = field(default_factory=list)
 
 
 class Runner(Protocol):

@@ -75,7 +75,7 @@ class _Opened:
 
     def __init__(self, work: LawWork) -> None:
         self.work, self.subject = work, work.subject()
-        self.about: dict[str, Any] = {"decoder": self.subject.name}
+        self.about = self.subject.name
 
     def do(self, law: Law) -> LawResult | Died:
         """Try one law; `Died` where its time is over."""

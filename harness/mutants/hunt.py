@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
@@ -192,7 +191,7 @@ class _Hunter:
 
     def __init__(self, work: HuntWork) -> None:
         self.work = work
-        self.about: dict[str, Any] = {"cases": len(work.cases)}
+        self.about = len(work.cases)
 
     def do(self, task: tuple[str, str]) -> bool | Caught:
         """Do ("law", id), whether the correct decoder breaks it, or ("mutant", id), which `received` completes."""

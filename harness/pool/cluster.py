@@ -62,9 +62,7 @@ class Cluster:
         self._distributed = distributed
         self._digest = hashlib.blake2b(self._bytes, digest_size=16).hexdigest()
         self._job = self._sent()
-        self.about: dict[str, Any] = self._client.submit(
-            about, self._job, self._digest, self._device, pure=False
-        ).result()
+        self.about = self._client.submit(about, self._job, self._digest, self._device, pure=False).result()
         self.name = f"{len(self._client.scheduler_info()['workers'])} workers of {address}"
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -111,7 +109,7 @@ class Cluster:
         return self._client.submit(do, self._job, self._digest, self._device, task, pure=False)
 
 
-def about(job: bytes, digest: str, device: str) -> dict[str, Any]:
+def about(job: bytes, digest: str, device: str) -> Any:
     """Open the work in a worker of the cluster; return what the one who asks must know."""
     with _LOCK:
         return _opened(job, digest, device).about

@@ -37,7 +37,7 @@ MOST_DEATHS = 3
 class Opened(Protocol):
     """Work that is ready: networks loaded, decoders built."""
 
-    about: dict[str, Any]  # what the one who asks must know
+    about: Any  # a record of what the one who asks must know
 
     def do(self, task: Any) -> Any:
         """Do one task."""
@@ -74,7 +74,7 @@ class WorkerJob:
 class Pool(Protocol):
     """Who does the tasks."""
 
-    about: dict[str, Any]
+    about: Any  # that of the work, once it is open
     name: str  # e.g. "2 processes on cuda:0, cuda:1"
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -152,11 +152,11 @@ class Processes:
         self._workers: list[_Worker] = []
         self._deaths = 0  # of workers that never got ready, one after the other
         self._count = 0
-        self.about: dict[str, Any] = {}
+        self.about: Any = None
         try:
             torch.save(WorkerJob(work, Surroundings.here()), self.folder / "job")
             self._workers = [self._hire(device) for device in devices]
-            while not self.about:
+            while not any(worker.ready for worker in self._workers):
                 self._attend(deque())
         except BaseException:
             self.close()
@@ -229,7 +229,7 @@ class Processes:
             if isinstance(answer, BaseException):
                 raise answer
             if not worker.ready:
-                worker.ready, self._deaths, self.about = True, 0, self.about or answer
+                worker.ready, self._deaths, self.about = True, 0, answer
             else:
                 answered.append((worker.task, answer))
                 worker.task = None

@@ -9,14 +9,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.clock import timed
 from harness.decoders.factory import is_own
-from harness.decoders.runner import Runner, claimed_contract, start_runner
+from harness.decoders.runner import Built, Runner, claimed_contract, start_runner
 from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.judge.form import malformed
@@ -106,7 +105,7 @@ class Artist:
                 stack.callback(there.close)
                 self._places[k], contracts[k] = there, claimed_contract(there.contracts[0], work.terms).letter
             self._stack = stack.pop_all()
-        self.about: dict[str, Any] = {"contracts": contracts}
+        self.about = Built(contracts)
 
     @torch.inference_mode()
     def do(self, task: Task) -> list[Drawn]:

@@ -191,7 +191,7 @@ def gather(
         device = torch.device(conditions.execution.device or models.device)
         crew = employ(conditions.execution, device, len(tasks))
         with closing(crew.open(work)) as pool:
-            contracts = [letter(*pair) for pair in zip(sources, pool.about["contracts"], strict=True)]
+            contracts = [letter(*pair) for pair in zip(sources, pool.about.contracts, strict=True)]
             try:
                 for task, portion in pool.map([task for task in tasks if task.number not in drawn]):
                     if isinstance(portion, Died):

@@ -120,9 +120,9 @@ def verify_decodes(
     wanted = MOST_PICTURES if store.file else 0
     work = VerifyWork(models, sent, plan.settings, plan.most, budget, told, plan.drafts, wanted)
     with closing(crew.open(work)) as pool:
-        seed, about = plan.tasks[0].request.seed, pool.about
-        result.early += [Divergence("precision", f"building changed {what}", seed) for what in about["moved"]]
-        contracts = [Contract.of(contract) for contract in about["contracts"]]
+        seed, built = plan.tasks[0].request.seed, pool.about
+        result.early += [Divergence("precision", f"building changed {what}", seed) for what in built.moved]
+        contracts = [Contract.of(contract) for contract in built.contracts]
         result.settings = [SettingResult(*of) for of in zip(plan.settings, contracts, strict=True)]
         result.about = describe(models, identity, store, terms, (plan, contracts, budget))
         file = begin(store, result.about, plan)

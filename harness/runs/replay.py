@@ -86,7 +86,7 @@ def first_defect(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence
     )
     with closing(work.open()) as opened:
         rows = opened.do(Task(0, case.request, (0,))).rows
-    moved = [Divergence("precision", f"building changed {what}", case.defect.seed) for what in opened.about["moved"]]
+    moved = [Divergence("precision", f"building changed {what}", case.defect.seed) for what in opened.about.moved]
     return next(iter(moved + [row.judgement.defects[0] for row in rows if row.judgement.defects]), None)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness.clock import timed
 from harness.decoders.factory import Factory
-from harness.decoders.runner import Runner, claimed_contract, start_runner
+from harness.decoders.runner import Built, Runner, claimed_contract, start_runner
 from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
 from harness.judge.against import changed_counts, judge_against
@@ -131,7 +131,7 @@ class Verifier:
                     self._decoders[number] = built, k, models
                     contracts[number] = claimed_contract(built.contracts[k], work.terms).value
             self._places = stack.pop_all()
-        self.about = {"contracts": contracts, "moved": list(dict.fromkeys(moved))}
+        self.about = Built(contracts, list(dict.fromkeys(moved)))
 
     def do(self, task: Task) -> Done:
         """Decode one task by the reference and under its settings, and judge."""
@@ -175,7 +175,7 @@ class Verifier:
         """Decode a task under one setting, and judge."""
         actual, seconds = self._decoded(task, number)
         row = JudgedRow(task.number, number, Judgement(task.request.B), reference_seconds=free.trace.seconds)
-        contract, drafts = Contract.of(self.about["contracts"][number]), not self.work.terms.sequential
+        contract, drafts = Contract.of(self.about.contracts[number]), not self.work.terms.sequential
         if isinstance(actual, Judgement):
             if actual.partial is not None:
                 evidence = self._evidence(task.request, number, actual.partial, free.trace, free.noise)
