@@ -272,7 +272,7 @@ def _add_laws(
         with watch("laws", len(LAWS)) as bar:
             try:
                 tried = laws_beside(
-                    question.decoder, count, question.settings[0].options, where, lambda law: bar.advance(said=law)
+                    question.decoder, count, question.settings[0].options, where, lambda law: bar.advance(task=law)
                 )
             except LawsInterrupted as stop:
                 tried, stopped = stop.tried, stop.status - 128

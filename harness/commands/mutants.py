@@ -108,7 +108,7 @@ def mutants(hunted: HuntedBugs, place: HuntPlace, outputs: HuntOutputs) -> None:
             if isinstance(answer, Died):
                 raise WorkerError(f"{task[0]}={task[1]}: {answer.why}; pass fewer --workers, or fewer --examples")
             answers[task] = answer
-            work.advance(said=task[1])
+            work.advance(task=task[1])
     hunt.false_alarms = [law for law in checked if answers["law", law.id]]
     hunt.found = [received(answers["mutant", mutant.id]) for mutant in chosen]
     show_hunt(hunt, plain_console(), outputs.quiet, outputs.verbose)

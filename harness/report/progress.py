@@ -64,19 +64,19 @@ class LongWork:
         """Take the bar away."""
         self._bar.stop()
 
-    def advance(self, count: int = 1, defects: int = 0, said: str = "") -> None:
+    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
         """Count what was done.
 
         Args:
             count: how many more.
             defects: how many more.
-            said: what is in hand now, in place of the unit.
+            task: what is in hand now, in place of the unit.
         """
         if not self.done:
             self._kept = count if time.monotonic() - self._begun < 0.01 else 0
         self.done, self.defects = self.done + count, self.defects + defects
         words = count_of(self.defects, "defect") if self.defects else ""
-        self._bar.update(self._task, advance=count, defects=words, description=said or self.unit)
+        self._bar.update(self._task, advance=count, defects=words, description=task or self.unit)
         if not (self.quiet or self.shown) and time.monotonic() - self._said >= PLAIN_S:
             self._said = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)

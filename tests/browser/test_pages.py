@@ -17,7 +17,7 @@ from harness.report.html.timings import timings_page
 from harness.runs.runfile import read as read_run
 from tests.browser.conftest import MISSING
 from tests.browser.looks import DESK, PHONE, faults
-from tests.unit.report.made import Loud, large, page_of, run
+from tests.unit.report.sample_runs import Loud, large, page_of, run
 from tests.unit.report.test_hunt_page import some
 from tests.unit.report.test_laws_page import ABSENT, BROKEN, DIGITS, HELD, UNPROVEN
 from tests.unit.report.test_recordings_page import page_of as checked_page

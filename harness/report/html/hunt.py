@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.judge.verdict import Verdict
 from harness.mutants.hunt import Caught, Hunt, laws_for
-from harness.report.html.page import Bullets, Facts, Grid, Lane, Section, Sheet, State, as_html, counted, made_now
+from harness.report.html.page import Bullets, Facts, Grid, Lane, Section, Sheet, State, as_html, counted, origin
 from harness.report.mutants import first_catch, smallest_case, why_survived
 
 CAUGHT = State("caught", "C", "caught by a law of its own family")
@@ -12,7 +12,7 @@ ELSEWHERE = State("elsewhere", "e", "caught by a law of another family")
 HELD = State("held", "·", "the law was tried and holds")
 NOT_TRIED = State("final", "", "not tried")
 LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (CAUGHT, ELSEWHERE, HELD))
-ASKED = {
+SCOPE_WORDS = {
     "first": "up to the first law that a bug breaks",
     "family": "the laws of a bug's own family",
     "all": "every law, on every bug",
@@ -39,8 +39,8 @@ def _sections(hunt: Hunt) -> list[Section]:
                 _matrix(hunt)),
         Section("bugs", "Every bug", "", [_bugs(hunt)]),
         Section("laws", "Every law", "", [_laws(hunt)]),
-        made_now(f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a "
-                 f"law does not need float64; asked: {ASKED[hunt.scope]}."),
+        origin(f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a "
+                 f"law does not need float64; asked: {SCOPE_WORDS[hunt.scope]}."),
     ]  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def _facts(hunt: Hunt) -> Facts:
         ("caught", f"{caught:,}", "each by its own family"),
         ("survived", f"{len(hunt.survived):,}", "none may"),
         ("false alarms", f"{len(hunt.false_alarms):,}", "laws that the correct decoder breaks"),
-        ("laws that caught one", f"{len(broken):,}", ASKED[hunt.scope]),
+        ("laws that caught one", f"{len(broken):,}", SCOPE_WORDS[hunt.scope]),
     ])  # fmt: skip
 
 

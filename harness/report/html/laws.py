@@ -17,7 +17,7 @@ from harness.report.html.page import (
     Sheet,
     State,
     as_html,
-    made_now,
+    origin,
     share,
 )  # fmt: skip
 from harness.report.laws import CheckRow
@@ -29,6 +29,7 @@ STATES = {
     "unproven": State("rejected", "?", "unproven: never exercised, or mostly refused"),
     "": State("final", "–", "does not apply to this decoder"),
 }
+LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in STATES.values())
 
 
 def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:
@@ -46,9 +47,9 @@ def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:
         Section("left", "What went wrong", "", _left(rows)),
         Section("story", "Every broken law", "The simplest case that was found, and the line that shows it again.",
                 [_story(row) for row in broken]),
-        Section("families", "Family by family", _legend(), _grid(rows)),
+        Section("families", "Family by family", f"{LEGEND}.", _grid(rows)),
         Section("laws", "Every law", "", _sheets(rows)),
-        made_now(f"Up to {scope.examples:,} cases a law, seed {scope.seed}, on {scope.device}; networks in "
+        origin(f"Up to {scope.examples:,} cases a law, seed {scope.seed}, on {scope.device}; networks in "
                  f"{scope.dtype or 'float64 wherever rounding could decide'}."),
     ]  # fmt: skip
     return as_html(f"laws of {name}", word, tone, text, sections)
@@ -97,10 +98,6 @@ def _story(row: CheckRow) -> Fold:
     parts += [Line(row.case, "The smallest case:")] if row.case else []
     parts += [Line(row.replay, "To see it again:")] if row.replay else []
     return Fold(f"{row.id}{' (known)' if row.known else ''}", parts)
-
-
-def _legend() -> str:
-    return "; ".join(f"{state.letter} = {state.word}" for state in STATES.values()) + "."
 
 
 def _grid(rows: Sequence[CheckRow]) -> list[object]:

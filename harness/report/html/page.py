@@ -201,7 +201,7 @@ def size(count: int) -> str:
     return f"{count} B" if count else "–"
 
 
-def made_now(text: str) -> Section:
+def origin(text: str) -> Section:
     """Return the last section of a page of what was done just now: a paragraph, versions and precision."""
     rows = flat_rows({"versions": versions(), "precision": precision()})
     sheet = Sheet("What this was made with", ("what", "value"), rows, 2)

@@ -17,7 +17,7 @@ from harness.golden.store import Recording, read_recording
 from harness.judge.verdict import Verdict, worst_verdict
 from harness.protocol.trace import Trace
 from harness.report.html.gallery import PicturePair, gallery_parts, side_by_side
-from harness.report.html.page import Bullets, Facts, Fold, Section, Sheet, as_html, counted, made_now, number
+from harness.report.html.page import Bullets, Facts, Fold, Section, Sheet, as_html, counted, number, origin
 from harness.report.html.words import COMPONENTS, TONE
 
 SIDES = "recording", "code of today"
@@ -89,7 +89,7 @@ def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
 
 
 def _page(word: str, tone: str, headline: str, sections: Sequence[Section], device: str) -> bytes:
-    return as_html("goldens", word, tone, headline, [*sections, made_now(f"On {device}.")])
+    return as_html("goldens", word, tone, headline, [*sections, origin(f"On {device}.")])
 
 
 def _result_facts(results: Sequence[FileResult]) -> Facts:

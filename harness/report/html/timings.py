@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from harness.bench.files import Speed
 from harness.bench.speed import SpeedRow
-from harness.report.html.page import Drawing, Facts, Section, Sheet, as_html, counted, made_now, number
+from harness.report.html.page import Drawing, Facts, Section, Sheet, as_html, counted, number, origin
 from harness.report.html.plots import Axis, Series, plot
 from harness.report.speed import sequential_rows, speculative_rows
 
@@ -31,7 +31,7 @@ def timings_page(run: Speed, device: str) -> bytes:
                 "Sequential over speculative time, by the share of judged scales that were accepted.", [_plot(run)]),
         Section("speculative", "Speculative decoding", "", [_speculative(run.rows)]),
         Section("sequential", "Sequential decoding", "", [_sequential(run.rows)]),
-        made_now(f"{run.models} on {device}, {run.title}. {run.machine}."),
+        origin(f"{run.models} on {device}, {run.title}. {run.machine}."),
     ]  # fmt: skip
     word, tone = (f"{best.speed_up:.2f} TIMES AS FAST", "good") if gains else ("NOT FASTER", "open")
     return as_html(f"{run.models} on {device}", word, tone, text, sections)

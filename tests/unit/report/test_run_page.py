@@ -28,8 +28,8 @@ from harness.runs.runfile import RunFile, pictures_of
 from harness.runs.runfile import read as read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import command, with_weight
-from tests.unit.report.made import HERE, MODELS, SCRIPT, Loud, large, page_of, run
 from tests.unit.report.reading import SECTIONS, read
+from tests.unit.report.sample_runs import HERE, MODELS, SCRIPT, Loud, large, page_of, run
 
 
 def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
