@@ -129,7 +129,7 @@ def images_for(n: int, half: float, wanted: float) -> int:
 
 
 NEIGHBOURS = 5  # as Naeem et al. recommend
-LAW_N = 50_000  # images behind a stored mean and covariance, whose n only scales sums that are divided by it again
+LAW_N = 50_000  # images of a stored mean and covariance, whose n only scales sums that are divided by it again
 
 
 def check_torchmetrics() -> None:
@@ -189,10 +189,10 @@ def frechet(a: Moments, b: Moments) -> float:
     metric = _metric(D, device)
     # forgets what it computed last; its states are set below
     metric.update(torch.zeros(1, D, dtype=torch.float64, device=device), real=True)
-    for side, of in (("real", a), ("fake", b)):
-        setattr(metric, f"{side}_features_sum", of.sum_D)
-        setattr(metric, f"{side}_features_cov_sum", of.products_DD)
-        setattr(metric, f"{side}_features_num_samples", torch.tensor(of.n, device=device))
+    for side, moments in (("real", a), ("fake", b)):
+        setattr(metric, f"{side}_features_sum", moments.sum_D)
+        setattr(metric, f"{side}_features_cov_sum", moments.products_DD)
+        setattr(metric, f"{side}_features_num_samples", torch.tensor(moments.n, device=device))
     return float(metric.compute())
 
 
@@ -224,11 +224,11 @@ class Blocks:
         """Moments of the whole, and without each block."""
         each = [Moments.of(part) for part in self.parts]
         total = Moments(
-            sum(of.n for of in each),
-            torch.stack([of.sum_D for of in each]).sum(0),
-            torch.stack([of.products_DD for of in each]).sum(0),
+            sum(block.n for block in each),
+            torch.stack([block.sum_D for block in each]).sum(0),
+            torch.stack([block.products_DD for block in each]).sum(0),
         )
-        return total, [total.without(of) for of in each]
+        return total, [total.without(block) for block in each]
 
 
 @dataclass(frozen=True)
@@ -252,9 +252,9 @@ def frechet_walk(actual: Blocks, expected: Blocks | Moments) -> Jackknifed:
     """Return the Fréchet distance of a set from another one, or from a law of which nothing is left out."""
     total, without = actual.moments
     if isinstance(expected, Moments):
-        return Jackknifed(frechet(expected, total), [frechet(expected, of) for of in without])
-    there, others = expected.moments
-    return Jackknifed(frechet(there, total), [frechet(b, a) for a, b in zip(without, others, strict=True)])
+        return Jackknifed(frechet(expected, total), [frechet(expected, moments) for moments in without])
+    whole, others = expected.moments
+    return Jackknifed(frechet(whole, total), [frechet(b, a) for a, b in zip(without, others, strict=True)])
 
 
 def kernel(actual: Blocks, others: Sequence[Tensor]) -> Estimate:
@@ -266,11 +266,11 @@ def kernel(actual: Blocks, others: Sequence[Tensor]) -> Estimate:
     """
     from torchmetrics.image.kid import poly_mmd  # noqa: PLC0415
 
-    found = []
+    distances = []
     for mine, theirs in zip(actual.parts, others, strict=True):
         m = min(len(mine), len(theirs))
-        found.append(float(poly_mmd(theirs[:m].double(), mine[:m].double())))
-    return of_means(found)
+        distances.append(float(poly_mmd(theirs[:m].double(), mine[:m].double())))
+    return of_means(distances)
 
 
 def slices(features_ND: Tensor, like: Blocks) -> list[Tensor]:
@@ -301,7 +301,7 @@ class Manifold:
             inside += int(within_NR.any(1).sum())
             held.append(within_NR.sum(0))
         total_R = torch.stack(held).sum(0)
-        covered = Jackknifed(_covered(total_R), [_covered(total_R - of) for of in held])
+        covered = Jackknifed(_covered(total_R), [_covered(total_R - block_R) for block_R in held])
         return share(inside, len(actual.features_ND)), covered.estimate
 
 

@@ -54,7 +54,7 @@ class Drawn:
 
     @classmethod
     def nothing(cls, why: str) -> Drawn:
-        """Return the record of a failure."""
+        """Return the record of a failure: why."""
         none = torch.zeros(0, dtype=torch.int64)
         return cls(torch.zeros(0, 0), none, none, torch.zeros(0, 0, dtype=torch.int16), failed=why)
 
@@ -87,23 +87,22 @@ class Artist:
 
     def __init__(self, work: DrawWork) -> None:
         self.work, self.features = work, work.features.to(work.models.device)
-        contracts = [""] * len(work.sources)
+        # sequential decoding by the target claims its own tokens, by the draft nothing
+        contracts = ["" if source.draft else Contract.TOKENS.letter for source in work.sources]
         self._own: dict[int, SpeculativeDecoder] = {}
-        self._places: dict[int, Runner] = {}
+        self._runners: dict[int, Runner] = {}
         with ExitStack() as stack:
             for k, source in enumerate(work.sources):
                 if source.factory == NONE:
                     continue
                 if is_own(source.factory):
-                    policy = parse(source.settings.policy)
-                    options = Options(
-                        source.settings.draft_len, source.settings.bonus, policy, keep_intermediates=False
-                    )
+                    settings, policy = source.settings, parse(source.settings.policy)
+                    options = Options(settings.draft_len, settings.bonus, policy, keep_intermediates=False)
                     self._own[k], contracts[k] = SpeculativeDecoder(work.models, options), policy.contract.letter
                     continue
-                there = start_runner(work.models, source.factory, [source.settings], work.most, work.terms)
-                stack.callback(there.close)
-                self._places[k], contracts[k] = there, claimed_contract(there.contracts[0], work.terms).letter
+                runner = start_runner(work.models, source.factory, [source.settings], work.most, work.terms)
+                stack.callback(runner.close)
+                self._runners[k], contracts[k] = runner, claimed_contract(runner.contracts[0], work.terms).letter
             self._stack = stack.pop_all()
         self.about = Built(contracts)
 
@@ -118,21 +117,20 @@ class Artist:
 
     def _drawn(self, k: int, source: Source, request: Request) -> Drawn:
         models = self.work.models
-        made, seconds = timed(partial(self._decoded, k, source, request), models.device)
-        if isinstance(made, Judgement):
-            return Drawn.nothing(str(made.defects[0]) if made.defects else "the decoder gave no trace")
-        wrong = malformed(models, request, made)
-        if wrong is not None:
-            return Drawn.nothing(str(wrong))
-        features_BD, classes_B = self.features(models.vae.decode(made.f_hat_BCPP.to(models.vae.dtype)))
+        trace, seconds = timed(partial(self._decoded, k, source, request), models.device)
+        if isinstance(trace, Judgement):
+            return Drawn.nothing(str(trace.defects[0]) if trace.defects else "the decoder gave no trace")
+        if (defect := malformed(models, request, trace)) is not None:
+            return Drawn.nothing(str(defect))
+        features_BD, classes_B = self.features(models.vae.decode(trace.f_hat_BCPP.to(models.vae.dtype)))
         if not bool(torch.isfinite(features_BD).all()):
             return Drawn.nothing("non-finite images")
         small = torch.int16 if models.target.config.V <= 2**15 else torch.int32
-        tokens_BL = made.tokens_BL.to("cpu", small) if source.keeps_tokens else torch.zeros(request.B, 0, dtype=small)
+        tokens_BL = trace.tokens_BL.to("cpu", small) if source.keeps_tokens else torch.zeros(request.B, 0, dtype=small)
         return Drawn(
             features_BD.float().cpu(),
             torch.zeros(0, dtype=torch.int64) if classes_B is None else classes_B.cpu(),
-            torch.tensor(list(made.target_calls), dtype=torch.int64),
+            torch.tensor(list(trace.target_calls), dtype=torch.int64),
             tokens_BL,
             seconds,
         )
@@ -141,18 +139,11 @@ class Artist:
         models = self.work.models
         if k in self._own:
             return self._own[k].decode(request, models.noise(request))
-        if k in self._places:
+        if k in self._runners:
             try:
-                return self._places[k].decode(0, request)
+                return self._runners[k].decode(0, request)
             except InputError as error:
                 raise InputError("implementation", source.name, f"refuses the request ({error})", "drop it") from None
         network = models.draft if source.draft else models.target
         trace = sample_sequential(network, models.vae, request, models.noise(request))
         return replace(trace, intermediates=None, target_calls=[0] * request.B) if source.draft else trace
-
-
-def letter(source: Source, claims: str) -> str:
-    """Return the contract of a source: A for sequential decoding by the target, none for the draft's."""
-    if source.factory != NONE:
-        return claims
-    return "" if source.draft else Contract.TOKENS.letter

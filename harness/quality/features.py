@@ -211,10 +211,10 @@ def torch_fidelity(path: Path) -> nn.Module:
         raise InputError("features", str(path), rule, 'pip install "sdvar-harness[inception]"')
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # noqa: PLC0415
 
-    made: nn.Module = FeatureExtractorInceptionV3(
+    network: nn.Module = FeatureExtractorInceptionV3(
         "inception-v3-compat", [str(POOL_D)], feature_extractor_weights_path=str(path)
     )
-    return made
+    return network
 
 
 def load_inception(path: Path, build: Build = torch_fidelity) -> InceptionFeatures:

@@ -22,7 +22,7 @@ from harness.models.pair import ModelPair
 from harness.pool.employ import ALONE, Execution, employ
 from harness.pool.workers import Died, WorkerError
 from harness.protocol.request import Request, request_values
-from harness.quality.draw import Drawn, DrawWork, letter
+from harness.quality.draw import Drawn, DrawWork
 from harness.quality.features import Features
 from harness.quality.sources import NONE, Source, check_distinct
 from harness.runs.database import FileKind, GrowingFile, is_begun, notes_of
@@ -191,34 +191,26 @@ def gather(
         device = torch.device(conditions.execution.device or models.device)
         crew = employ(conditions.execution, device, len(tasks))
         with closing(crew.open(work)) as pool:
-            contracts = [letter(*pair) for pair in zip(sources, pool.about.contracts, strict=True)]
+            contracts = pool.about.contracts
             try:
                 for task, portion in pool.map([task for task in tasks if task.number not in drawn]):
                     if isinstance(portion, Died):
                         rule = f"{portion.why}; pass a smaller --batch, or fewer --workers"
                         raise WorkerError(f"batch={task.request.B}: {rule}")
-                    _keep(file, drawn, task, portion)
+                    with held():
+                        if file:
+                            file.write(task.number, portion)
+                        drawn[task.number] = portion
                     progress(task.images)
             except StopSignal as stop:
                 if not drawn:
                     raise
                 stopped = stop.status - 128
-    return _sets(sources, contracts, [task for task in tasks if task.number in drawn], drawn), stopped
-
-
-def _sets(
-    sources: Sequence[Source], contracts: Sequence[str], tasks: Sequence[Task], drawn: Mapping[int, list[Drawn]]
-) -> list[ImageSet]:
-    labels_N = torch.tensor([label for task in tasks for label in task.request.labels or ()])
-    columns = zip(*(drawn[task.number] for task in tasks), strict=True)
-    return [_set(*column[:2], labels_N, column[2]) for column in zip(sources, contracts, columns, strict=True)]
-
-
-def _keep(file: DrawnFile | None, drawn: dict[int, list[Drawn]], task: Task, portion: list[Drawn]) -> None:
-    with held():
-        if file:
-            file.write(task.number, portion)
-        drawn[task.number] = portion
+    done = [task for task in tasks if task.number in drawn]
+    labels_N = torch.tensor([label for task in done for label in task.request.labels or ()])
+    columns = zip(*(drawn[task.number] for task in done), strict=True)
+    sets = zip(sources, contracts, columns, strict=True)
+    return [_set(source, contract, labels_N, portions) for source, contract, portions in sets], stopped
 
 
 def _set(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Drawn]) -> ImageSet:

@@ -67,12 +67,12 @@ def worst(verdicts: Sequence[Quality]) -> Quality:
 
 def images_to_decide(row: QualityRow, most: float) -> int:
     """Return the N at which every loss's interval would lie on one side of `most`, if the loss is what it seems."""
-    return max((images_for(row.images, of.half, abs(of.value - most)) for of in row.losses), default=MOST_IMAGES)
+    return max((images_for(row.images, loss.half, abs(loss.value - most)) for loss in row.losses), default=MOST_IMAGES)
 
 
 def images_to_resolve(losses: Sequence[Estimate], images: int, most: float) -> int:
     """Return the N at which a decoder that loses nothing is KEPT: its interval is half as wide as `most`."""
-    return max((images_for(images, of.half, most / 2) for of in losses), default=MOST_IMAGES)
+    return max((images_for(images, loss.half, most / 2) for loss in losses), default=MOST_IMAGES)
 
 
 def why_quality(row: QualityRow, most: float) -> str:
@@ -85,15 +85,15 @@ def why_quality(row: QualityRow, most: float) -> str:
         return (
             f"{row.images} images are too few for {row.width} features: {PER_FEATURE * row.width} or more would decide"
         )
-    named = [(word, of) for word, of in (("loss", row.loss), ("drift", row.drift)) if of is not None]
+    named = [(word, loss) for word, loss in (("loss", row.loss), ("drift", row.drift)) if loss is not None]
     if not named:
         return "nothing was measured: no real data, and no law"
-    over = [f"{word} {of}" for word, of in named if of.low > most]
+    over = [f"{word} {loss}" for word, loss in named if loss.low > most]
     if over:
         return f"{' and '.join(over)}, above {most:g}"
-    if all(of.high < most for _, of in named):
-        return f"{' and '.join(f'{word} {of}' for word, of in named)}, below {most:g}"
+    if all(loss.high < most for _, loss in named):
+        return f"{' and '.join(f'{word} {loss}' for word, loss in named)}, below {most:g}"
     need = images_to_decide(row, most)
     many = "no feasible number of" if need >= MOST_IMAGES else f"about {need}"
-    open_ = [f"{word} {of}" for word, of in named if not of.high < most]
-    return f"{' and '.join(open_)}, not on one side of {most:g}: {many} images would decide"
+    undecided = [f"{word} {loss}" for word, loss in named if not loss.high < most]
+    return f"{' and '.join(undecided)}, not on one side of {most:g}: {many} images would decide"

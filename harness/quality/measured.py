@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Measured:
         real: name of the real data; empty = none.
         blocks: of the intervals.
         rows: sequential decoding first.
-        most: loss that is allowed; None = nothing was asked.
+        most: loss that is allowed; None = none was stated.
         seconds: of the drawing.
         stopped: signal that ended it early, or 0; the rows are of what was drawn until then.
     """
@@ -59,29 +59,30 @@ class Measured:
 
     @property
     def verdicts(self) -> list[Quality]:
-        """The verdict on every row behind the first; none where no loss was stated."""
+        """The verdict on every row after the first; none where no loss was stated."""
         return [quality_verdict(row, self.most) for row in self.rows[1:]] if self.most is not None else []
 
     @property
     def verdict(self) -> Quality | None:
         """The worst verdict on what is under test; None where nothing is, or no loss was stated."""
-        judged = [of for row, of in zip(self.rows[1:], self.verdicts, strict=False) if not row.yardstick]
+        rows = zip(self.rows[1:], self.verdicts, strict=False)
+        judged = [verdict for row, verdict in rows if not row.yardstick]
         return worst(judged) if judged else None
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """Return the run as JSON values; null where there is no figure."""
         rows = [_row_values(row) for row in self.rows]
         for values, verdict in zip(rows[1:], self.verdicts, strict=bool(self.verdicts)):
             values["verdict"] = verdict.value
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
-        return {"schema": SCHEMA, **kept, "level": LEVEL, "rows": rows}
+        header = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
+        return {"schema": SCHEMA, **header, "level": LEVEL, "rows": rows}
 
     def document(self) -> bytes:
         """Return the run as JSON, with what made it."""
         return compact({**self.values(), "precision": precision(), "versions": versions()})
 
 
-def _row_values(row: QualityRow) -> dict[str, Any]:
+def _row_values(row: QualityRow) -> dict[str, object]:
     values = asdict(row)
     for name in ESTIMATES:
         if values[name] is not None:
@@ -98,25 +99,24 @@ def read_quality(path: Path) -> Measured:
         if document["schema"] != SCHEMA:
             raise ValueError(f"its schema is {document['schema']}, and this version reads {SCHEMA}")
         rows = [_row_of(values) for values in document["rows"]]
-        kept = {f.name: document[f.name] for f in fields(Measured) if f.name != "rows"}
+        header = {field.name: document[field.name] for field in fields(Measured) if field.name != "rows"}
         if not rows:
             raise ValueError("no row")
-        return Measured(**kept, rows=rows)
+        return Measured(**header, rows=rows)
     except BAD as error:
         raise InputError("quality", str(path), f"is no file of quality ({error})", remedy) from None
 
 
-def _row_of(values: dict[str, Any]) -> QualityRow:
+def _row_of(values: Any) -> QualityRow:
+    """Read a row of JSON. Raises one of `BAD` for anything else."""
     values.pop("verdict", None)
     tokens = values.pop("tokens")
-    found = {name: values.pop(name) for name in ESTIMATES}
-    row = QualityRow(**values, tokens=Tokens(**tokens) if tokens else None)
-    made = {name: None if value is None else _estimate_of(value) for name, value in found.items()}
-    return replace(row, **made)  # type: ignore[arg-type]  # every one of `ESTIMATES` is one
+    estimates = {name: None if (stated := values.pop(name)) is None else _estimate_of(stated) for name in ESTIMATES}
+    return QualityRow(**{**values, **estimates, "tokens": Tokens(**tokens) if tokens else None})
 
 
-def _estimate_of(values: dict[str, Any]) -> Estimate:
-    made = Estimate(**{key: math.nan if value is None else float(value) for key, value in values.items()})
-    if not made.low <= made.value <= made.high and not made.low <= made.high:
+def _estimate_of(values: Any) -> Estimate:
+    estimate = Estimate(**{key: math.nan if value is None else float(value) for key, value in values.items()})
+    if not estimate.low <= estimate.high:
         raise ValueError("an interval without an inside")
-    return made
+    return estimate

@@ -31,7 +31,7 @@ from harness.quality.distances import (
 )
 from harness.quality.features import Real
 from harness.quality.gather import ImageSet, check_enough
-from harness.quality.two_samples import Tokens, compare
+from harness.quality.two_samples import Tokens, compare_samples
 
 SEED = 0  # of the swaps of the test of tokens
 
@@ -85,7 +85,7 @@ class QualityRow:
     @property
     def losses(self) -> list[Estimate]:
         """What the verdict is on."""
-        return [of for of in (self.loss, self.drift) if of is not None]
+        return [estimate for estimate in (self.loss, self.drift) if estimate is not None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Yardstick:
         law_tokens_NL: its tokens.
         real: real data; None = none is known.
         manifold: of the real data; None where their features are not there.
-        networks: scales and codebook size.
+        pyramid: scales.
+        V: codebook size.
     """
 
     classes: int
@@ -106,15 +107,16 @@ class Yardstick:
     law_tokens_NL: Tensor
     real: Real | None
     manifold: Manifold | None
-    networks: tuple[ScalePyramid, int]
+    pyramid: ScalePyramid
+    V: int
 
     def walks(self, actual: Blocks) -> tuple[Jackknifed, Jackknifed | None]:
         """Return the Fréchet distances to the target's law, and to real data."""
         return frechet_walk(actual, self.law), frechet_walk(actual, self.real.law) if self.real else None
 
 
-def measure(
-    samples: Sequence[ImageSet], real: Real | None, classes: int, networks: tuple[ScalePyramid, int], blocks: int
+def measure_rows(
+    samples: Sequence[ImageSet], real: Real | None, classes: int, pyramid: ScalePyramid, V: int, blocks: int
 ) -> list[QualityRow]:
     """Return a row for every sample but that of the law.
 
@@ -122,7 +124,8 @@ def measure(
         samples: sequential decoding, the target's law, and the others; features on one device.
         real: real data, if any is known.
         classes: that are recognised; 0 = labels are not judged.
-        networks: scales and codebook size.
+        pyramid: scales.
+        V: codebook size.
         blocks: of independent images, at least two in each.
 
     Raises:
@@ -137,9 +140,8 @@ def measure(
     if real is not None and len(real.law.sum_D) != cut.features_ND.shape[1]:
         rule = f"has {len(real.law.sum_D)} features, and the images {cut.features_ND.shape[1]}"
         raise InputError("real", real.name, rule, "pass statistics of the same --features")
-    there = real.features_RD if real is not None else None
-    manifold = Manifold.of(there) if there is not None else None
-    yardstick = Yardstick(classes, cut, law.tokens_NL, real, manifold, networks)
+    manifold = Manifold.of(real.features_RD) if real is not None and real.features_RD is not None else None
+    yardstick = Yardstick(classes, cut, law.tokens_NL, real, manifold, pyramid, V)
     usual = yardstick.walks(Blocks(joined(base, classes), cut.edges))
     first = replace(_row(base, yardstick, usual), loss=None, drift=None, tokens=None)  # it is what losses are against
     return [first, *(_row(sample, yardstick, usual) for sample in others)]
@@ -160,7 +162,7 @@ def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackkn
     if sample.failed:
         return row
     blocks = Blocks(joined(sample, yardstick.classes), yardstick.law.edges)
-    (law, real), there = yardstick.walks(blocks), yardstick.real
+    law, real = yardstick.walks(blocks)
     row = replace(
         row,
         width=blocks.features_ND.shape[1],
@@ -173,9 +175,10 @@ def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackkn
     )
     if real is not None and usual[1] is not None:
         row = replace(row, real=real.estimate, loss=real.minus(usual[1]).estimate)
-    if there is not None and there.features_RD is not None and yardstick.manifold is not None:
+    known = yardstick.real.features_RD if yardstick.real is not None else None
+    if known is not None and yardstick.manifold is not None:
         precision, coverage = yardstick.manifold.of_blocks(blocks)
-        near = kernel(blocks, slices(there.features_RD, blocks))
+        near = kernel(blocks, slices(known, blocks))
         row = replace(row, real_kernel=near, precision=precision, coverage=coverage)
     return row
 
@@ -186,4 +189,4 @@ def _tokens(sample: ImageSet, yardstick: Yardstick) -> Tokens | None:
     if not claims or not sample.tokens_NL.numel() or not yardstick.law_tokens_NL.numel():
         return None
     generator = torch.Generator().manual_seed(SEED)
-    return compare(sample.tokens_NL, yardstick.law_tokens_NL, *yardstick.networks, generator)
+    return compare_samples(sample.tokens_NL, yardstick.law_tokens_NL, yardstick.pyramid, yardstick.V, generator)

@@ -92,10 +92,9 @@ def portions(images: int, batch: int, labels: Sequence[int], request: Request) -
         raise InputError("images", images, "and batch must be at least 1", "pass --images 10000")
     if request.order != "image":
         raise InputError("noise", request.order, "gives no image a stream of its own", "pass --noise image")
-    made = []
+    requests = []
     for begin in range(0, images, batch):
         ids = tuple(range(begin, min(begin + batch, images)))
-        made.append(
-            replace(request, labels=tuple(labels[k % len(labels)] for k in ids), images=ids, count=len(ids), seeds=None)
-        )
-    return made
+        drawn = tuple(labels[k % len(labels)] for k in ids)
+        requests.append(replace(request, labels=drawn, images=ids, count=len(ids), seeds=None))
+    return requests

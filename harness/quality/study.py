@@ -22,7 +22,7 @@ from harness.quality.features import Features, Real, load_features, load_real
 from harness.quality.gather import USUAL, Conditions, ImageSet, check_enough, gather
 from harness.quality.loss import check_loss
 from harness.quality.measured import Measured
-from harness.quality.rows import measure
+from harness.quality.rows import measure_rows
 from harness.quality.sources import BASE, LAW, Source, portions
 from harness.runs.batches import default_batch
 from harness.speculative.policies import parse
@@ -52,7 +52,7 @@ def digits_means() -> Means:
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked.
+    """What is study.
 
     Args:
         others: sources besides sequential decoding and the target's law.
@@ -88,13 +88,13 @@ class Study:
 
 def decoder_sources(factory: str, settings: Sequence[Settings]) -> list[Source]:
     """Return a source for every setting of a decoder under test; its tokens are kept where it may claim their law."""
-    made = []
+    sources = []
     for setting in settings:
         own = is_own(factory)
         keeps = not own or parse(setting.policy).contract is Contract.LAW
         words = [setting.policy if own else factory.removeprefix("harness.quality.planted:"), _unusual(setting)]
-        made.append(Source(" ".join(filter(None, words)), factory, setting, keeps_tokens=keeps))
-    return made
+        sources.append(Source(" ".join(filter(None, words)), factory, setting, keeps_tokens=keeps))
+    return sources
 
 
 def _unusual(setting: Settings) -> str:
@@ -107,7 +107,7 @@ def _unusual(setting: Settings) -> str:
 def run_study(
     models: ModelPair,
     means: Means,
-    asked: Study,
+    study: Study,
     conditions: Conditions = USUAL,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Measured:
@@ -116,32 +116,33 @@ def run_study(
     Args:
         models: networks, on their device.
         means: what images are measured by.
-        asked: what is drawn.
+        study: what is drawn.
         conditions: as of `gather`.
         progress: as of `gather`.
 
     Raises:
-        InputError: labels or filters that the networks do not have, and as `gather` and `measure` do.
+        InputError: labels or filters that the networks do not have, and as `gather` and `measure_rows` do.
         StopSignal: a signal came before there were enough images for an interval.
     """
-    sources = [BASE, LAW, *asked.others]
-    check_labels(models, means, asked.labels)
-    apart = any(source.factory and not is_own(source.factory) for source in sources)
-    batch = asked.batch or min(default_batch(models, apart).images, asked.images)
-    requests = portions(asked.images, batch, asked.labels, asked.request)
+    sources = [BASE, LAW, *study.others]
+    check_labels(models, means, study.labels)
+    own_process = any(source.factory and not is_own(source.factory) for source in sources)
+    batch = study.batch or min(default_batch(models, own_process).images, study.images)
+    requests = portions(study.images, batch, study.labels, study.request)
     requests[0].check_against(models.target.config.classes, models.target.config.V)
     (samples, stopped), seconds = timed(
         lambda: gather(models, means.features, sources, requests, conditions, progress), torch.device("cpu")
     )
-    if stopped and len(samples[0].labels_N) < 2 * asked.blocks:
+    if stopped and len(samples[0].labels_N) < 2 * study.blocks:
         raise StopSignal(stopped)
     where = models.device if means.features.D >= FEW else torch.device("cpu")
     samples = [_on(sample, where, models.device) for sample in samples]
-    networks = models.pyramid, models.target.config.V
-    rows = measure(samples, means.real, means.features.classes, networks, asked.blocks)
-    real = means.real.name if means.real else ""
-    about = models.title, str(models.device), asked.request.cfg, means.features.name, means.features.unit, real
-    return Measured(*about, asked.blocks, rows, asked.most, seconds, stopped)
+    vocabulary = models.target.config.V
+    rows = measure_rows(samples, means.real, means.features.classes, models.pyramid, vocabulary, study.blocks)
+    return Measured(
+        models.title, str(models.device), study.request.cfg, means.features.name, means.features.unit,
+        means.real.name if means.real else "", study.blocks, rows, study.most, seconds, stopped,
+    )  # fmt: skip
 
 
 def check_labels(models: ModelPair, means: Means, labels: Sequence[int]) -> None:

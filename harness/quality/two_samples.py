@@ -45,7 +45,7 @@ class Tokens:
         return f"p = {self.p:.2g} (smallest of {self.tests} tests, times {self.tests}; scale {self.scale})"
 
 
-def compare(
+def compare_samples(
     actual_NL: Tensor, expected_NL: Tensor, pyramid: ScalePyramid, V: int, generator: torch.Generator
 ) -> Tokens:
     """Return the two-sample tests of every scale.
@@ -61,12 +61,12 @@ def compare(
     sign_WN = sign_WN.to(actual_NL.device)
     p_S = []
     for si in pyramid:
-        a_Nl, b_Nl = (of[:, pyramid.span(si)].long() for of in (actual_NL, expected_NL))
+        a_Nl, b_Nl = (tokens_NL[:, pyramid.span(si)].long() for tokens_NL in (actual_NL, expected_NL))
         place_l = torch.arange(a_Nl.shape[1], device=a_Nl.device) * V
-        found = [p_value(a_Nl + place_l, b_Nl + place_l, sign_WN)]
+        p_values = [p_value(a_Nl + place_l, b_Nl + place_l, sign_WN)]
         if si:  # one position has no other cells
-            found.append(p_value(a_Nl, b_Nl, sign_WN))
-        p_S.append(min(found))
+            p_values.append(p_value(a_Nl, b_Nl, sign_WN))
+        p_S.append(min(p_values))
     tests = 2 * pyramid.S - 1
     scale = min(range(len(p_S)), key=lambda si: p_S[si])
     return Tokens(p_S, min(1.0, tests * p_S[scale]), scale, tests)
@@ -85,7 +85,7 @@ def p_value(a_Nl: Tensor, b_Nl: Tensor, sign_WN: Tensor) -> float:
     weight_K, bags = 1 / count_K.double(), _bags(which[: len(a_Nl)], which[len(a_Nl) :], count_K)
     observed = float(_statistic(bags, torch.ones_like(sign_WN[:1]), weight_K)[0])
     few = max(1, CHUNK // len(cells))  # swaps at a time
-    swapped_W = torch.cat([_statistic(bags, of, weight_K) for of in sign_WN.split(few)])
+    swapped_W = torch.cat([_statistic(bags, swaps_WN, weight_K) for swaps_WN in sign_WN.split(few)])
     mean, variance = float(swapped_W.mean()), float(swapped_W.var())
     if mean == 0 or variance <= 1e-12 * mean**2:  # the two samples are one, or no swap changes anything
         return 1.0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.protocol.pyramid import ScalePyramid
-from harness.quality.two_samples import SMALL, compare
+from harness.quality.two_samples import SMALL, compare_samples
 
 PYRAMID, V = ScalePyramid((1, 2)), 12
 
@@ -27,7 +27,7 @@ def ps(runs: int, n: int, bias: float, seed: int = 0, scale: int = 1) -> list[tu
     found = []
     for k in range(runs):
         generator = torch.Generator().manual_seed(1000 * seed + k)
-        made = compare(drawn(n, generator, bias, scale), drawn(n, generator), PYRAMID, V, generator)
+        made = compare_samples(drawn(n, generator, bias, scale), drawn(n, generator), PYRAMID, V, generator)
         found.append((made.p, made.scale))
     return found
 
@@ -42,7 +42,7 @@ def test_one_law_is_no_alarm_and_a_bias_is_found_at_its_scale():
 
 def test_a_sample_is_like_itself():
     tokens = drawn(50, torch.Generator().manual_seed(0))
-    made = compare(tokens, tokens, PYRAMID, V, torch.Generator().manual_seed(0))
+    made = compare_samples(tokens, tokens, PYRAMID, V, torch.Generator().manual_seed(0))
     assert made.p == 1.0
     assert made.tests == 3
     assert "smallest of 3 tests, times 3" in str(made)
@@ -52,7 +52,7 @@ def test_the_narrow_type_of_a_run_file_gives_the_same():
     generator = torch.Generator().manual_seed(5)
     a, b = drawn(60, generator), drawn(60, generator)
     wide, narrow = (
-        compare(x(a), x(b), PYRAMID, V, torch.Generator().manual_seed(0)) for x in (Tensor.long, Tensor.short)
+        compare_samples(x(a), x(b), PYRAMID, V, torch.Generator().manual_seed(0)) for x in (Tensor.long, Tensor.short)
     )
     assert wide == narrow
 
