@@ -50,7 +50,7 @@ Item = TypeVar("Item", Settings, Request)
 class Bar(Protocol):
     """Shows how far some work is."""
 
-    def advance(self, count: int = 1, defects: int = 0, said: str = "") -> None:
+    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
         """Count what was done."""
         ...
 
@@ -328,7 +328,7 @@ def _note(file: Path | None, **values: object) -> None:
 class _Unwatched:
     """Shows nothing."""
 
-    def advance(self, count: int = 1, defects: int = 0, said: str = "") -> None:
+    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
         """Show nothing."""
 
 
@@ -344,7 +344,7 @@ class _Called(_Unwatched):
     def __init__(self, progress: Callable[[], None]) -> None:
         self.progress = progress
 
-    def advance(self, count: int = 1, defects: int = 0, said: str = "") -> None:
+    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
         """Call it."""
         self.progress()
 
@@ -363,7 +363,7 @@ class NotebookLine:
             {"text/plain": self.work.line()}, raw=True, display_id=True
         )
 
-    def advance(self, count: int = 1, defects: int = 0, said: str = "") -> None:
+    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
         """Count what was done."""
         self.work.advance(count, defects)
         self._shown.update({"text/plain": self.work.line()}, raw=True)
