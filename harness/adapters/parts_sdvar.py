@@ -59,7 +59,7 @@ def examine(decoder: Sampler, request: Request, budget: Budget) -> list[PartLaw]
 def _verify(probe: Probe) -> None:
     for window in probe.windows():
         state, tokens, recorder = probe.state_at(window), probe.drafted(window), Recorder(probe.pyramid)
-        with recorder.watching({"target": probe.code.target}, probe.code.vae, probe.code.checkout.module):
+        with recorder.watching(None, probe.code.target, probe.code.vae, probe.code.checkout.module):
             verified = probe.sdvar.target_verify_batch(tokens, state, probe.request.B)
         guided = verified[0] if isinstance(verified, tuple) else verified
         require(len(guided) == window.count, f"{window}: logits of {len(guided)} scales")

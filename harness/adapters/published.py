@@ -82,8 +82,7 @@ class Published:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.checkout.active())
             stack.enter_context(on_device(self.models.device))
-            sides = {"draft": self.draft, "target": self.target}
-            stack.enter_context(recorder.watching(sides, self.vae, self.checkout.module))
+            stack.enter_context(recorder.watching(self.draft, self.target, self.vae, self.checkout.module))
             if numbers == "shared":
                 stack.enter_context(SharedNumbers(noise, request, self.models.pyramid, recorder.reader))
             try:

@@ -103,10 +103,12 @@ class Recorder:
         return self.pictured[-1] if self.pictured else None
 
     @contextlib.contextmanager
-    def watching(self, sides: dict[str, Any], vae: Any, namespace: Any) -> Iterator[None]:
-        """Watch the networks of both sides, their VQ-VAE, and the sampling function of a module."""
+    def watching(self, draft: Any, target: Any, vae: Any, namespace: Any) -> Iterator[None]:
+        """Watch the networks of both sides (None: not that one), their VQ-VAE, and a module's sampling function."""
         with contextlib.ExitStack() as stack:
-            for side, network in sides.items():
+            for side, network in (("draft", draft), ("target", target)):
+                if network is None:
+                    continue
                 hook = partial(self._before_pass, side)
                 stack.callback(network.blocks[0].register_forward_pre_hook(hook, with_kwargs=True).remove)
                 stack.enter_context(replaced(network, "get_logits", partial(self._get_logits, side)))

@@ -149,8 +149,8 @@ def _vote(tensors: Mapping[str, Tensor], sources: list[tuple[str, int]], what: s
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """Return how many of the indices 0, 1, … `pattern` finds in the names without a gap; 0 when it finds none."""
-    found = {int(match.group(1)) for key in tensors if (match := re.match(pattern, key))}
-    return next(index for index in range(len(found) + 1) if index not in found)
+    indices = {int(match.group(1)) for key in tensors if (match := re.match(pattern, key))}
+    return next(index for index in range(len(indices) + 1) if index not in indices)
 
 
 def _infer_transformer(
@@ -184,23 +184,23 @@ def _infer_transformer(
 
 
 def _infer_pyramid(tensors: Mapping[str, Tensor], source: str, patch_nums: tuple[int, ...] | None) -> ScalePyramid:
-    asked = ScalePyramid(patch_nums) if patch_nums else None
-    told = None
+    wanted = ScalePyramid(patch_nums) if patch_nums else None
     if "lvl_1L" in tensors:
         counts = torch.unique(tensors["lvl_1L"].flatten(), return_counts=True)[1].tolist()
         sides = tuple(math.isqrt(count) for count in counts)
         if any(side * side != count for side, count in zip(sides, counts, strict=True)):
             raise _refuse(source, f"lvl_1L counts {counts} are not squares", "export the checkpoint again")
-        told = ScalePyramid(sides)
+        pyramid: ScalePyramid | None = ScalePyramid(sides)
     else:
         S = _vote(tensors, [("lvl_embed.weight", 0)], "number of scales S", source)
         L = _vote(tensors, [("pos_1LC", 1)], "number of positions L", source)
-        told = next((p for p in (asked, *KNOWN_PYRAMIDS) if p and (p.S, p.L) == (S, L)), None)
-        if told is None:
+        pyramid = next((p for p in (wanted, *KNOWN_PYRAMIDS) if p and (p.S, p.L) == (S, L)), None)
+        if pyramid is None:
             raise _refuse(source, f"no known pyramid has S={S} scales and L={L} positions", "pass --patch-nums 1,2,3,…")
-    if asked and asked != told:
-        raise _refuse(source, f"its patch_nums are {told.patch_nums}, not {asked.patch_nums}", "drop --patch-nums")
-    return told
+    assert pyramid is not None
+    if wanted and wanted != pyramid:
+        raise _refuse(source, f"its patch_nums are {pyramid.patch_nums}, not {wanted.patch_nums}", "drop --patch-nums")
+    return pyramid
 
 
 def _infer_autoencoder(tensors: Mapping[str, Tensor], source: str) -> AutoencoderConfig:

@@ -163,7 +163,7 @@ class Transformer:
     @cached_property
     def _attention_constants(self) -> list[tuple[Tensor, Tensor]]:
         """Per block: the bias of q, k and v together (keys have none), and the lengths that q and k are brought to."""
-        w, found = self.weights, []
+        w, constants = self.weights, []
         for i in range(self.config.depth):
             name = f"blocks.{i}.attn."
             q_bias, v_bias = w[name + "q_bias"], w[name + "v_bias"]
@@ -171,8 +171,8 @@ class Transformer:
             length_H = q_bias.new_ones(self.config.H)
             if self.config.l2_norm:
                 length_H = w[name + "scale_mul_1H11"].clamp_max(MAX_SCALE_MUL).exp().flatten()
-            found.append((bias_3D, torch.stack((length_H, torch.ones_like(length_H)))[..., None]))
-        return found
+            constants.append((bias_3D, torch.stack((length_H, torch.ones_like(length_H)))[..., None]))
+        return constants
 
     def condition(self, labels_R: Tensor) -> Condition:
         """Compute what depends on the label alone.

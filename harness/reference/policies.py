@@ -2,7 +2,7 @@
 
 Promise: plain and slow. Draft and target walk along the same final tokens, scale after scale, each with a cache of its
 own, every image on its own; no window, no mask, no roll-back. Tokens and rounds of a correct decoder equal these:
-what a draft proposes behind scales that stand is what it proposes behind final ones.
+what a draft proposes after accepted scales is what it proposes after final ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Rule:
 
     Args:
         name: one of `POLICIES`.
-        numbers: behind it, in order.
+        numbers: after it, in order.
         partial: in a rejected scale, tokens that pass on their own stay.
     """
 
@@ -76,7 +76,7 @@ class Rule:
             draft_lV: the draft's, likewise.
 
         Returns:
-            Whether the scale stands, and which tokens pass on their own.
+            Whether the scale is accepted, and which tokens pass on their own.
         """
         l = len(drafted_l)
         if self.name == "match":
@@ -134,7 +134,7 @@ def length_begin(rule: str, S: int) -> int:
 
 
 def length_after(rule: str, current: int, whole: bool, S: int) -> int:
-    """Return an image's dynamic length after a round: one more if all that was drafted stands, else one less."""
+    """Return an image's dynamic length after a round: one more if all that was drafted is accepted, else one less."""
     if not rule.startswith("dynamic"):
         return current
     low, high = length_bounds(rule, S)
@@ -152,7 +152,7 @@ class _Image:
     accepted: int = 0
     kept: int = 0
     replaced: int = 0
-    fallen: bool = False
+    rejected: bool = False
 
     def open(self, si: int, rule: Rule, draft_len: str, S: int) -> None:
         """Begin a round at scale `si`: it never goes from scales of one sort to those of the other."""
@@ -165,11 +165,11 @@ class _Image:
 
     def begin(self, si: int, count: int) -> None:
         """Begin a round at scale `si` that drafts `count` scales."""
-        self.first, self.count, self.accepted, self.kept, self.replaced, self.fallen = si, count, 0, 0, 0, False
+        self.first, self.count, self.accepted, self.kept, self.replaced, self.rejected = si, count, 0, 0, 0, False
 
     def close(self, draft_len: str, bonus: int, S: int) -> None:
         """End the round; `bonus` is the number of tokens of a scale that was not drafted, 0 without one."""
-        turn = (self.first, self.count, self.accepted, self.fallen, bonus > 0, self.kept, self.replaced, bonus)
+        turn = (self.first, self.count, self.accepted, self.rejected, bonus > 0, self.kept, self.replaced, bonus)
         self.rounds.append(Round(*turn, target_rows=0))
         self.length = length_after(draft_len, self.length, self.accepted == self.count, S)
         self.count = 0
@@ -193,7 +193,7 @@ def decode_by_policy(
         noise: the numbers; stream TOKEN is read for draft and target alike, ACCEPT by ``imposed`` alone.
         policy: text of one of `POLICIES`.
         draft_len: text of its rule.
-        bonus: finish the scale behind a draft that stands whole, where it is one that the target decides.
+        bonus: finish the scale after a draft that is accepted whole, where it is one that the target decides.
 
     Returns:
         tokens_BL, and the rounds of every image, in which rows and caches are left at 0.
@@ -210,7 +210,7 @@ def decode_by_policy(
         chosen = [_choose(law_BlV, rule, noise, si) for law_BlV in laws]
         final_Bl = chosen[1].clone()
         for b, image in enumerate(images):
-            if image.count and si == image.first + image.count:  # all that was drafted stands: the bonus scale
+            if image.count and si == image.first + image.count:  # all that was drafted is accepted: the bonus scale
                 image.close(draft_len, pyramid.tokens(si), S)
                 continue
             if rule.target_alone(si):  # a round of its own, in which nothing is drafted
@@ -221,21 +221,21 @@ def decode_by_policy(
                 image.open(si, rule, draft_len, S)
             drafted_l, own_l = chosen[0][b], chosen[1][b]
             alone = rule.draft_alone(si)
-            stands, passed_l = True, torch.ones_like(drafted_l, dtype=torch.bool)
+            accepted, passed_l = True, torch.ones_like(drafted_l, dtype=torch.bool)
             if rule.name == "imposed":  # by the first number of its own stream, whatever its tokens
-                stands = float(noise.uniform(si, ACCEPT, "reference")[b, 0]) < rule.numbers[0]
+                accepted = float(noise.uniform(si, ACCEPT, "reference")[b, 0]) < rule.numbers[0]
             elif not alone:
-                stands, passed_l = rule.test(drafted_l, own_l, laws[1][b].softmax(-1), laws[0][b].softmax(-1))
-            if not stands:
+                accepted, passed_l = rule.test(drafted_l, own_l, laws[1][b].softmax(-1), laws[0][b].softmax(-1))
+            if not accepted:
                 final_Bl[b] = torch.where(passed_l, drafted_l, own_l) if rule.partial else own_l
             else:
                 final_Bl[b] = drafted_l
             same = int((final_Bl[b] == drafted_l).sum())
             image.kept, image.replaced = image.kept + same, image.replaced + len(drafted_l) - same
-            image.accepted, image.fallen = image.accepted + stands, not stands
+            image.accepted, image.rejected = image.accepted + accepted, not accepted
             last = si + 1 == image.first + image.count
             goes_on = last and bonus and not alone and si + 1 < S and not rule.draft_alone(si + 1)
-            if image.fallen or (last and not goes_on):
+            if image.rejected or (last and not goes_on):
                 image.close(draft_len, 0, S)
         tokens.append(final_Bl)
         codes = models.vae.quantizer.codes(final_Bl, pyramid.patch_nums[si])

@@ -66,7 +66,7 @@ class Window:
         return by_scale
 
     def whole(self, kept_bn: Tensor) -> Tensor:
-        """Return whole_bs: True where every token of a scale is kept."""
+        """Return whole_bs: True where every token of a scale is accepted."""
         return torch.stack([kept_bl.all(1) for kept_bl in self.split(kept_bn)], 1)
 
 
@@ -84,8 +84,8 @@ class Acceptance:
 
     Args:
         tokens_bn: what a scale's tokens become where it is the first imperfect one.
-        kept_bn: True where the drafted token stands.
-        whole_bs: True where the scale stands as drafted.
+        kept_bn: True where the drafted token is accepted.
+        whole_bs: True where the scale is accepted as drafted.
     """
 
     tokens_bn: Tensor
@@ -93,7 +93,7 @@ class Acceptance:
     whole_bs: Tensor
 
     def tokens_by_scale(self, proposal: Proposal, window: Window) -> list[Tensor]:
-        """Return tokens_bl of every scale: the drafted ones where it stands, else what it becomes."""
+        """Return tokens_bl of every scale: the drafted ones where it is accepted, else what it becomes."""
         scales = zip(
             self.whole_bs.unbind(1), window.split(proposal.tokens_bn), window.split(self.tokens_bn), strict=True
         )
@@ -202,8 +202,8 @@ def decided_outcome(state: DecodeState, decision: Decision, window: Window) -> O
 def check_finite(state: DecodeState) -> None:
     """Refuse logits that are not finite, of passes that nobody waited for. Raises `NonFiniteError`."""
     if state.unchecked:
-        firsts, found = zip(*state.unchecked, strict=True)
-        for first, is_finite in zip(firsts, torch.cat(found).tolist(), strict=True):
+        firsts, flags = zip(*state.unchecked, strict=True)
+        for first, is_finite in zip(firsts, torch.cat(flags).tolist(), strict=True):
             if not is_finite:
                 raise NonFiniteError("target.logits", f"the pass that began at scale {first}")
 
@@ -255,9 +255,9 @@ def keep_intermediates(state: DecodeState, window: Window, outcome: Outcome, ver
 
 
 def record_round(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Round:
-    """Count the round of the group's k-th image. Tokens of a whole scale are accepted; else those that were kept."""
+    """Count the round of the group's k-th image. All tokens of an accepted scale count; else those that were accepted."""
     pyramid, image, count, accepted = state.pyramid, window.images[k], len(window.scales), outcome.accepted[k]
-    fallen = window.first + accepted  # the first imperfect scale, or that behind the drafted ones, if any
+    rejected = window.first + accepted  # the first imperfect scale, or that after the drafted ones, if any
     corrected, bonus = accepted < count, outcome.finished[k] > count
     kept = outcome.kept_bs[k][accepted] if corrected else 0
     return Round(
@@ -266,9 +266,9 @@ def record_round(state: DecodeState, window: Window, outcome: Outcome, k: int, b
         accepted=accepted,
         corrected=corrected,
         bonus=bonus,
-        accepted_tokens=pyramid.begin(fallen) - pyramid.begin(window.first) + kept,
-        corrected_tokens=pyramid.tokens(fallen) - kept if corrected else 0,
-        bonus_tokens=pyramid.tokens(fallen) if bonus else 0,
+        accepted_tokens=pyramid.begin(rejected) - pyramid.begin(window.first) + kept,
+        corrected_tokens=pyramid.tokens(rejected) - kept if corrected else 0,
+        bonus_tokens=pyramid.tokens(rejected) if bonus else 0,
         target_rows=state.target.rows[image] - before[0],
         draft_rows=state.draft.rows[image] - before[1],
         target_cache=state.target.cache.lengths[image],

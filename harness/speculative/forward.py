@@ -1,4 +1,4 @@
-"""One forward pass of one network over a window of scales, and the device work behind it.
+"""One forward pass of one network over a window of scales, and the device work that begins with it.
 
 Promise: pass and work are one piece for the device, whether launched or replayed; caches and counts are the host's, and
 the same either way.
@@ -29,7 +29,7 @@ class Pass:
     Args:
         side: whose.
         window: scales whose logits are asked for.
-        begin: first scale computed, that behind what the cache holds; before the window's after a bonus scale, say.
+        begin: first scale computed, that after what the cache holds; before the window's after a bonus scale, say.
         condition: of the window's images.
         cache: their slots.
         mask_11nK: None where everything is visible.
@@ -88,5 +88,5 @@ def forward(state: DecodeState, parts: Parts, this: Pass) -> tuple[Tensor, Tenso
     raw_bmC = window.pick(state.raw_BLC)[:, pyramid.begin(this.begin) : pyramid.end(window.last)]
     x_RmD = parts.build_combined_query(network, this.condition, raw_bmC, this.begin, window.last)
     hidden_RmD = network.hidden(x_RmD, this.condition, this.cache, this.mask_11nK)
-    asked = slice(pyramid.begin(window.first) - pyramid.begin(this.begin), None)
-    return x_RmD[:, asked], network.logits(hidden_RmD[:, asked], this.condition)
+    window_n = slice(pyramid.begin(window.first) - pyramid.begin(this.begin), None)
+    return x_RmD[:, window_n], network.logits(hidden_RmD[:, window_n], this.condition)

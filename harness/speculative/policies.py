@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from harness.errors import InputError
 from harness.protocol.contract import Contract
@@ -73,20 +72,20 @@ class Row:
 
     Args:
         policy: named without its numbers, and complete but for what `bind` sets.
-        stands: when a drafted scale stands, one clause.
+        accepted: when a drafted scale is accepted, one clause.
         example: text of one.
-        numbers: behind its name.
-        bind: (numbers, is the text `+partial`) -> fields of the policy that they decide.
+        numbers: after its name.
+        bind: (policy, numbers, is the text `+partial`) -> the policy with the fields that they decide.
         half: the name alone means the example.
         partial: `+partial` has a meaning.
         bench: for measuring speed, and nothing else.
     """
 
     policy: Policy
-    stands: str
+    accepted: str
     example: str
     numbers: tuple[Number, ...] = ()
-    bind: Callable[[list[Any], bool], dict[str, Any]] = lambda n, partly: {}
+    bind: Callable[[Policy, list[float], bool], Policy] = lambda policy, n, partly: policy
     half: bool = False
     partial: bool = False
     bench: bool = False
@@ -109,6 +108,14 @@ REJECTION = Policy(
     "rejection", Contract.LAW, race_alone, accept_rejection, race,
     reason="it draws from the target's law with numbers of its own, so the tokens are not the sequential ones",
 )  # fmt: skip
+
+
+def _draft_ends(policy: Policy, numbers: list[float], partly: bool) -> Policy:
+    """Return the policy whose draft decides all scales from ENTRY on."""
+    entry = int(numbers[0])
+    return replace(policy, trusted=(entry, sys.maxsize), entry=entry)
+
+
 RATE, K, ENTRY = Number("RATE"), Number("K", 1, whole=True), Number("ENTRY", whole=True)
 C = partial(Policy, contract=Contract.QUALITY, propose=race, accept=COUPLED.accept, extend=race)
 KEEPS, ALONE = "it keeps drafted tokens that the target would not have drawn", "the draft decides some scales alone"
@@ -119,40 +126,42 @@ TABLE = (
         "rejection"),
     Row(C("match", reason=KEEPS), "at least RATE (default 0.5) of its tokens are the target's most likely ones",
         "match:0.5", (RATE,),
-        lambda n, partly: {"accept": partial(accept_by_rate, rule=(is_most_likely, n[0], partly))},
+        lambda policy, n, partly: replace(policy, accept=partial(accept_by_rate, rule=(is_most_likely, n[0], partly))),
         half=True, partial=True),
     Row(C("coupled-match", reason=KEEPS), "at least RATE of its tokens are the target's own draws",
         "coupled-match:0.5", (RATE,),
-        lambda n, partly: {"accept": partial(accept_by_rate, rule=(is_own_draw, n[0], partly))}, partial=True),
+        lambda policy, n, partly: replace(policy, accept=partial(accept_by_rate, rule=(is_own_draw, n[0], partly))),
+        partial=True),
     Row(C("topk-match", reason=KEEPS), "at least RATE of its tokens are among the target's K most likely ones",
         "topk-match:5:0.5", (K, RATE),
-        lambda n, partly: {"accept": partial(accept_by_rate, rule=(partial(is_in_top, k=n[0]), n[1], partly)),
-                           "top": n[0]}, partial=True),
+        lambda policy, n, partly: replace(policy, top=int(n[0]),
+            accept=partial(accept_by_rate, rule=(partial(is_in_top, k=int(n[0])), n[1], partly))), partial=True),
     Row(C("kl", reason="it keeps the tokens of laws that are merely near"),
         "the mean over its tokens of KL(target, draft) is at most BOUND nats",
         "kl:0.1", (Number("BOUND"),),
-        lambda n, partly: {"accept": partial(accept_by_kl, rule=(n[0], partly))}, partial=True),
+        lambda policy, n, partly: replace(policy, accept=partial(accept_by_kl, rule=(n[0], partly))), partial=True),
     Row(C("handoff", reason=ALONE), "it is one of the first ENTRY scales; `coupled` from there on",
-        "handoff:3", (ENTRY,), lambda n, partly: {"trusted": (0, n[0]), "entry": n[0]}),
+        "handoff:3", (ENTRY,), lambda policy, n, partly: replace(policy, trusted=(0, int(n[0])), entry=int(n[0]))),
     Row(C("collaborative", reason=ALONE), "it is not one of the first ENTRY scales; `coupled` up to there",
-        "collaborative:3", (ENTRY,), lambda n, partly: {"trusted": (n[0], sys.maxsize), "entry": n[0]}),
+        "collaborative:3", (ENTRY,), _draft_ends),
     Row(C("code", reason=ALONE, speculates=False),
         "always: the first ENTRY scales are never drafted, the target decides them alone, one a pass",
-        "code:6", (ENTRY,), lambda n, partly: {"trusted": (n[0], sys.maxsize), "entry": n[0]}),
+        "code:6", (ENTRY,), _draft_ends),
     Row(C("imposed", reason="it keeps drafted scales by a coin"),
         "a coin of (seed, image, scale) says so, with chance RATE, whatever its tokens (`bench` alone)",
         "imposed:0.5", (Number("RATE", 0, 1),),
-        lambda n, partly: {"name": f"imposed:{n[0]:g}", "accept": partial(accept_by_coin, rate=n[0])}, bench=True),
+        lambda policy, n, partly: replace(policy, name=f"imposed:{n[0]:g}", accept=partial(accept_by_coin, rate=n[0])),
+        bench=True),
 )  # fmt: skip
 (IMPOSED,) = (row.policy.name for row in TABLE if row.bench)
 
 
 def table() -> str:
     """Return the table of docs/policies.md."""
-    lines = ["| `--policy` | contract | the draft draws with | a drafted scale stands when |", "|---|---|---|---|"]
+    lines = ["| `--policy` | contract | the draft draws with | a drafted scale is accepted when |", "|---|---|---|---|"]
     for row in TABLE:
         drawn = COUPLINGS[row.policy.propose]
-        lines.append(f"| `{row.form}` | {row.policy.contract.letter} | {drawn} | {row.stands} |")
+        lines.append(f"| `{row.form}` | {row.policy.contract.letter} | {drawn} | {row.accepted} |")
     return "\n".join(lines)
 
 
@@ -178,7 +187,7 @@ def parse(text: str, contract: str = "", bench: bool = False) -> Policy:
         rule = f"+partial changes what a rejected scale becomes, which {name} leaves no choice about"
         raise InputError("policy", text, rule, f"pass --policy {body}")
     numbers = _numbers(text, values or row.example.split(":")[1:] if row.half else values, row)
-    policy = replace(row.policy, **{"name": text, **row.bind(numbers, body != text)})
+    policy = row.bind(replace(row.policy, name=text), numbers, body != text)
     if contract and Contract.of(contract) is not policy.contract:
         letter = policy.contract.letter
         rule = f"policy {text} claims contract {letter} ({policy.contract}) alone: {policy.reason}"
@@ -197,10 +206,12 @@ def _numbers(text: str, values: list[str], row: Row) -> list[float]:
         counts = "0 or 1" if row.half else len(row.numbers)
         rules = f": {', '.join(map(str, row.numbers))}" if row.numbers else ""
         raise InputError("policy", text, f"takes {counts} numbers{rules}", remedy)
+    numbers = []
     for number, value in zip(row.numbers, values, strict=True):
-        if math.isnan(number.read(value)):
+        numbers.append(number.read(value))
+        if math.isnan(numbers[-1]):
             raise InputError("policy", text, str(number), remedy)
-    return [number.read(value) for number, value in zip(row.numbers, values, strict=True)]
+    return numbers
 
 
 def check_against(policy: Policy, S: int, V: int) -> None:

@@ -37,10 +37,10 @@ def run_round(state: DecodeState, parts: Parts, policy: Policy, window: Window, 
     Args:
         state: changed in place.
         parts: the decoder's parts.
-        policy: how to draw and what stands.
+        policy: how to draw and what is accepted.
         window: the scales to draft, all verified by the target or all decided by the draft alone (`Policy.reach`);
-            none where the target decides `window.first` alone: that is then the scale behind them.
-        bonus: let the target finish the scale behind them, too, where it is one that the target decides.
+            none where the target decides `window.first` alone: that is then the scale after them.
+        bonus: let the target finish the scale after them, too, where it is one that the target decides.
     """
     before = [(state.target.rows[image], state.draft.rows[image]) for image in window.images]
     count, keep = len(window.scales), state.intermediates is not None
@@ -54,8 +54,8 @@ def run_round(state: DecodeState, parts: Parts, policy: Policy, window: Window, 
         outcome = decided_outcome(state, decision, window)
         keep_intermediates(state, window, outcome, decision.verified)
     else:
-        behind = window.last + 1
-        bonus = bonus and behind < state.pyramid.S and not policy.trusts(behind)
+        after = window.last + 1
+        bonus = bonus and after < state.pyramid.S and not policy.trusts(after)
         submitted = replace(window, last=window.last + bonus)
         decision = forward_window(state, parts, state.target, submitted, verify_and_accept, policy, count, keep)
         outcome = fetch_outcome(decision, window, bonus)
@@ -117,10 +117,10 @@ def _law(state: DecodeState, parts: Parts, rows_RnV: Tensor, window: Window) -> 
 
 
 def verify_and_accept(state: DecodeState, parts: Parts, this: Pass, policy: Policy, count: int, keep: bool) -> Decision:
-    """Judge `count` drafted scales by the target's laws, and draw the one behind them if it was submitted. Device work.
+    """Judge `count` drafted scales by the target's laws, and draw the one after them if it was submitted. Device work.
 
     Returns:
-        Of every scale what it becomes if it is the first imperfect one or stands; `verified` if `keep`.
+        Of every scale what it becomes if it is the first imperfect one, or accepted; `verified` if `keep`.
     """
     verified = target_verify_batch(state, parts, this)
     window = replace(this.window, last=this.window.first + count - 1)
@@ -128,6 +128,6 @@ def verify_and_accept(state: DecodeState, parts: Parts, this: Pass, policy: Poli
     judged = policy.accept(parts, proposal, torch.cat(verified.probs_by_scale[:count], 1), window)
     tokens = judged.tokens_by_scale(proposal, window)
     if this.window.last > window.last:
-        behind = replace(window, first=this.window.last, last=this.window.last)
-        tokens.append(policy.extend(parts, verified.probs_by_scale[count], behind))
+        after = replace(window, first=this.window.last, last=this.window.last)
+        tokens.append(policy.extend(parts, verified.probs_by_scale[count], after))
     return Decision(tokens, round_numbers(judged, verified.rows_RnV, window), verified if keep else None)

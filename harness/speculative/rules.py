@@ -1,4 +1,4 @@
-"""The acceptance rules that policies are made of: how tokens are drawn, which drafted ones stand, what replaces them.
+"""The rules that policies are made of: how tokens are drawn, which drafted ones are accepted, what replaces others.
 
 Promise: pure functions of tensors and numbers, per image and per scale; each says which streams it reads.
 """
@@ -39,7 +39,7 @@ def accept_equal(
     window: Window,
     choose: Callable[[Parts, Tensor, Window], Tensor],
 ) -> Acceptance:
-    """Contract A: a drafted token stands iff it is what the target itself chooses there (design §1)."""
+    """Contract A: a drafted token is accepted iff it is what the target itself chooses there (design §1)."""
     tokens_bn = choose(parts, target_probs_bnV, window)
     kept_bn = tokens_bn == proposal.tokens_bn
     return Acceptance(tokens_bn, kept_bn, window.whole(kept_bn))
@@ -62,7 +62,7 @@ def accept_rejection(parts: Parts, proposal: Proposal, target_probs_bnV: Tensor,
 def accept_by_rate(
     parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window, rule: tuple[Test, float, bool]
 ) -> Acceptance:
-    """Contract C: a scale stands when at least RATE of its tokens pass; `rule` is (test, RATE, partial)."""
+    """Contract C: a scale is accepted when at least RATE of its tokens pass; `rule` is (test, RATE, partial)."""
     test, rate, token_level = rule
     own_bn = race(parts, target_probs_bnV, window)
     passed_bn = test(proposal, target_probs_bnV, own_bn).bool()
@@ -74,7 +74,7 @@ def accept_by_rate(
 def accept_by_kl(
     parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window, rule: tuple[float, bool]
 ) -> Acceptance:
-    """Contract C: a scale stands when the mean KL(target, draft) of its tokens is small; `rule` is (BOUND, partial)."""
+    """Contract C: a scale is accepted when its mean KL(target, draft) is small; `rule` is (BOUND, partial)."""
     bound, token_level = rule
     own_bn = race(parts, target_probs_bnV, window)
     draft_bnV = proposal.probs_bnV
@@ -87,7 +87,7 @@ def accept_by_kl(
 def accept_by_coin(
     parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window, rate: float
 ) -> Acceptance:
-    """Contract C, benches only: a scale stands with probability RATE, whatever its tokens.
+    """Contract C, benches only: a scale is accepted with probability RATE, whatever its tokens.
 
     Its coin is the first number of its stream ACCEPT, so it depends on (seed, image, scale) alone.
     """
@@ -97,9 +97,9 @@ def accept_by_coin(
     return Acceptance(own_bn, own_bn == proposal.tokens_bn, whole_bs)
 
 
-def _replace(proposal: Proposal, own_bn: Tensor, stands_bn: Tensor, whole_bs: Tensor) -> Acceptance:
-    """What a rejected scale becomes: the target's own draws, but for the tokens that stand."""
-    tokens_bn = torch.where(stands_bn, proposal.tokens_bn, own_bn)
+def _replace(proposal: Proposal, own_bn: Tensor, accepted_bn: Tensor, whole_bs: Tensor) -> Acceptance:
+    """What a rejected scale becomes: the target's own draws, but for the tokens that are accepted."""
+    tokens_bn = torch.where(accepted_bn, proposal.tokens_bn, own_bn)
     return Acceptance(tokens_bn, tokens_bn == proposal.tokens_bn, whole_bs)
 
 

@@ -41,7 +41,7 @@ class Options:
         draft_len: scales proposed per round at most: a number 1..S, or another rule of `DraftLength`. Whatever it says,
             scales that a policy leaves to the draft alone are proposed all at once, and those that it leaves to the
             target alone are not proposed.
-        bonus: submit the scale behind the drafted ones too, where the target decides it, and finish it after full
+        bonus: submit the scale after the drafted ones too, where the target decides it, and finish it after full
             acceptance.
         policy: coupling and acceptance rule.
         keep_intermediates: put the tensors that a defect is traced with into the trace; scales without a target pass
@@ -106,7 +106,7 @@ class SpeculativeDecoder:
 
     @torch.inference_mode()
     def begin(self, request: Request, noise: Noise) -> DecodeState:
-        """Return the state in front of the first round. Arguments and errors as `decode`."""
+        """Return the state before the first round. Arguments and errors as `decode`."""
         request.check_against(self.models.target.config.classes, self.models.target.config.V)
         if request.more_smooth:
             raise InputError("more_smooth", True, "cannot be speculated: f_hat is no function of the tokens", "drop it")

@@ -87,8 +87,8 @@ class Observer:
     def watch(self, models: ModelPair, parts: Parts) -> tuple[ModelPair, Parts]:
         """Return the same networks and parts, observed."""
         draft, target = _Watched(models.draft, "draft", self), _Watched(models.target, "target", self)
-        around: dict[str, Any] = {f.name: partial(self.call, f.name, getattr(parts, f.name)) for f in fields(parts)}
-        return replace(models, draft=draft, target=target), replace(parts, **around)
+        watched = Parts(**{f.name: partial(self.call, f.name, getattr(parts, f.name)) for f in fields(parts)})
+        return replace(models, draft=draft, target=target), watched
 
     def table(self) -> list[tuple[str, Cost]]:
         """Return the cost of every component, the dearest first."""
