@@ -255,7 +255,7 @@ def keep_intermediates(state: DecodeState, window: Window, outcome: Outcome, ver
 
 
 def record_round(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Round:
-    """Count the round of the group's k-th image. All tokens of an accepted scale count; else those that were accepted."""
+    """Count the round of the group's k-th image. Of a scale that is not accepted, single tokens may be."""
     pyramid, image, count, accepted = state.pyramid, window.images[k], len(window.scales), outcome.accepted[k]
     rejected = window.first + accepted  # the first imperfect scale, or that after the drafted ones, if any
     corrected, bonus = accepted < count, outcome.finished[k] > count
