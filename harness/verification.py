@@ -20,7 +20,7 @@ from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
 from harness.laws.catalogue import LAWS
-from harness.laws.few_cases import CASES, LawsInterrupted, Where, laws_beside
+from harness.laws.few_cases import LAW_CASES, LawsInterrupted, LawsPlace, try_few_cases
 from harness.models.pair import ModelPair
 from harness.pool.employ import ALONE, Execution
 from harness.protocol.decoder import Settings
@@ -107,9 +107,9 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.laws < 0:
-            raise InputError("laws", self.laws, "must be 0 cases or more", f"pass {CASES}")
+            raise InputError("laws", self.laws, "must be 0 cases or more", f"pass {LAW_CASES}")
         if self.laws > MOST_LAWS:
-            raise InputError("laws", self.laws, f"must be {MOST_LAWS} at most", f"pass --laws {CASES}")
+            raise InputError("laws", self.laws, f"must be {MOST_LAWS} at most", f"pass --laws {LAW_CASES}")
         if self.laws and is_published(self.decoder):
             rule = "are tried on networks that published code does not take"
             checkout = f" --checkout {self.settings[0].option('checkout')}"
@@ -159,7 +159,7 @@ def usual_laws(decoder: Factory | str, cover: bool) -> int:
 
     Laws need networks of their own, in float64, which are not for everybody's code.
     """
-    return CASES if cover and is_own(decoder) else 0
+    return LAW_CASES if cover and is_own(decoder) else 0
 
 
 def verify(
@@ -268,10 +268,10 @@ def _add_laws(
     stopped = 0
     if count and (tried is None or tried.left or tried.cases != count):
         own = question.in_process or is_own(question.decoder)
-        where = Where(str(models.device), None if own else question.terms.limits)
+        where = LawsPlace(str(models.device), None if own else question.terms.limits)
         with watch("laws", len(LAWS)) as bar:
             try:
-                tried = laws_beside(
+                tried = try_few_cases(
                     question.decoder, count, question.settings[0].options, where, lambda law: bar.advance(task=law)
                 )
             except LawsInterrupted as stop:

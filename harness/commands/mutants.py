@@ -73,7 +73,7 @@ def mutants(hunted: HuntedBugs, place: HuntPlace, outputs: HuntOutputs) -> None:
     import torch
 
     from harness.laws.catalogue import LAWS
-    from harness.mutants.hunt import Hunt, HuntWork, hunting_cases, received
+    from harness.mutants.hunt import Hunt, HuntWork, caught_with_mutant, hunting_cases
     from harness.pool.employ import Execution, employ
     from harness.pool.workers import Died, WorkerError
     from harness.report.html.page import check_page
@@ -110,7 +110,7 @@ def mutants(hunted: HuntedBugs, place: HuntPlace, outputs: HuntOutputs) -> None:
             answers[task] = answer
             work.advance(task=task[1])
     hunt.false_alarms = [law for law in checked if answers["law", law.id]]
-    hunt.found = [received(answers["mutant", mutant.id]) for mutant in chosen]
+    hunt.found = [caught_with_mutant(answers["mutant", mutant.id]) for mutant in chosen]
     show_hunt(hunt, plain_console(), outputs.quiet, outputs.verbose)
     if "json" in paths:
         write_whole(paths["json"], hunt_json(hunt))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -116,27 +116,6 @@ class Effort:
     seconds: float
 
 
-class CaseSource(Protocol):
-    """Where cases come from."""
-
-    def batches(self, law: Law) -> Iterator[Sequence[Case]]:
-        """Return cases for a law; the next ones follow where all before were trivial for it."""
-        ...
-
-    def fitted(self, case: Case) -> Case:
-        """Return a case as the source would have it."""
-        ...
-
-    def choices(self, name: str) -> Sequence[Any]:
-        """Return values of a field of a case, simplest first."""
-        ...
-
-    @property
-    def effort(self) -> Effort:
-        """How hard a simpler case is looked for."""
-        ...
-
-
 @dataclass(frozen=True)
 class CaseList:
     """One list of cases for all laws: for hunts, and for the laws of a verification.
@@ -239,6 +218,9 @@ class Scope:
     def choices(self, name: str) -> Sequence[Any]:
         """Return those of all cases, of pyramids the scope's own."""
         return self.pyramids if name == "patch_nums" else CHOICES[name]
+
+
+CaseSource = Scope | CaseList
 
 
 def try_law(

@@ -21,7 +21,7 @@ from harness.laws.law import Violation
 from harness.pool.employ import Crew
 from harness.runs.claims import BrokenLaw, LawsTried
 
-CASES = 2  # seconds for all laws
+LAW_CASES = 2  # seconds for all laws
 _SEED = 2  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_few_cases.py)
 _MOST_SAID = 300  # characters of what a decoder says
 
@@ -35,7 +35,7 @@ class LawsInterrupted(StopSignal):
 
 
 @dataclass(frozen=True)
-class Where:
+class LawsPlace:
     """Where laws are tried.
 
     Args:
@@ -48,14 +48,14 @@ class Where:
     limits: Limits | None = None
 
 
-_HERE = Where()
+_HERE = LawsPlace()
 
 
-def laws_beside(
+def try_few_cases(
     implementation: Factory | str,
-    count: int = CASES,
+    count: int = LAW_CASES,
     options: Options = (),
-    where: Where = _HERE,
+    where: LawsPlace = _HERE,
     progress: Callable[[str], None] = lambda law: None,
 ) -> LawsTried:
     """Try every law in a few cases.
@@ -75,7 +75,7 @@ def laws_beside(
         LawsInterrupted: SIGINT or SIGTERM; holds what they said until then.
     """
     if count < 1:
-        raise InputError("laws", count, "must be 1 case or more", f"pass {CASES}, or no laws at all")
+        raise InputError("laws", count, "must be 1 case or more", f"pass {LAW_CASES}, or no laws at all")
     crew = Crew((where.device,) * (1 if where.limits is None else 2))
     cases = tuple(replace(case, device=where.device) for case in fixed_cases(count, _SEED))
     work = LawWork(implementation, options, CaseList(cases, every_policy=True), where.limits)

@@ -246,16 +246,7 @@ def law(
     wide: bool = True,
     policies: tuple[str, ...] = (),
 ) -> Callable[[_Test], _Test]:
-    """Add a function to the laws of its family; the first paragraph of its docstring says what holds.
-
-    Args:
-        family: the list.
-        name: family and word.
-        watches: as `Law` has it, and so have the others.
-        contract: likewise.
-        wide: likewise.
-        policies: likewise.
-    """
+    """Add a function to the laws of its family, as `Law` has the arguments; its docstring begins with what holds."""
 
     def added(test: _Test) -> _Test:
         statement = " ".join((inspect.getdoc(test) or "").partition("\n\n")[0].split())

@@ -21,19 +21,7 @@ from harness.mutants import (
 from harness.mutants.mutant import Mutant
 
 FAMILIES = (
-    positions,
-    guidance,
-    masks,
-    state,
-    reuse,
-    randomness,
-    streams,
-    acceptance,
-    rules,
-    labour,
-    windows,
-    batch,
-    sensitivity,
-    numbers,
-)
+    positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, labour, windows, batch,
+    sensitivity, numbers,
+)  # fmt: skip
 MUTANTS = tuple(thing for family in FAMILIES for thing in vars(family).values() if isinstance(thing, Mutant))

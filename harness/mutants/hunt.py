@@ -17,7 +17,7 @@ from harness.judge.verdict import Verdict
 from harness.laws.case import Case
 from harness.laws.catalogue import LAWS
 from harness.laws.engine import CaseList, fixed_cases, try_law
-from harness.laws.few_cases import laws_beside
+from harness.laws.few_cases import try_few_cases
 from harness.laws.law import Law, Subject, Violation
 from harness.models.pair import load_digits
 from harness.mutants.catalogue import MUTANTS
@@ -156,7 +156,7 @@ def _verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
         decodes = Decodes(mutant, plan_of(blocks), Terms(in_process=True, first_only=True))
         result = verify_design(blocks[0].models, decodes)
         if result.verdict is not Verdict.DEFECT:
-            result.take_laws(laws_beside(mutant))
+            result.take_laws(try_few_cases(mutant))
     first, seconds = result.first_divergence, time.perf_counter() - start
     if result.verdict is not Verdict.DEFECT or first is None:
         return VerifyFinding(result.verdict, "", "; ".join(result.inconclusive), seconds)
@@ -194,7 +194,7 @@ class _Hunter:
         self.about = len(work.cases)
 
     def do(self, task: tuple[str, str]) -> bool | Caught:
-        """Do ("law", id), whether the correct decoder breaks it, or ("mutant", id), which `received` completes."""
+        """Do ("law", id): whether the correct decoder breaks it; or ("mutant", id): see `caught_with_mutant`."""
         kind, name = task
         if kind == "law":
             law = next(law for law in LAWS if law.id == name)
@@ -209,7 +209,7 @@ class _Hunter:
         """Nothing is left to end."""
 
 
-def received(caught: Caught) -> Caught:
+def caught_with_mutant(caught: Caught) -> Caught:
     """Return what a hunter caught, with the mutant itself."""
     return replace(caught, mutant=next(mutant for mutant in MUTANTS if mutant.id == caught.mutant.id))
 

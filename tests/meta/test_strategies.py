@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from harness.laws import Case, Subject
 from harness.laws.case import CHOICES, SMALL
-from harness.laws.strategies import acceptance_patterns, cases, networks, pyramids, requests, small_cases
+from harness.laws.strategies import cases
 from harness.models.pair import ModelPair
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.speculative.sampler import build_decoder
+from tests.drawn import acceptance_patterns, networks, pyramids, requests, small_cases
 
 ENOUGH = 0.15
 QUIET = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}

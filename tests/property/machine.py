@@ -27,7 +27,7 @@ from harness.speculative.round import draft_generate_batch, target_verify_batch
 from harness.speculative.state import DecodeState, Eager
 from harness.speculative.steps import split_logits_by_scale
 
-several_scales = st.sampled_from([sides for sides in CHOICES["patch_nums"] if 1 < len(sides) < 5])
+several_scales = tuple(sides for sides in CHOICES["patch_nums"] if 1 < len(sides) < 5)
 
 
 class DecodeMachine(RuleBasedStateMachine):

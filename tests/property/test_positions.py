@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 
 from harness.laws import Law, positions
-from harness.laws.strategies import pyramids
 from harness.protocol.pyramid import ScalePyramid
+from tests.drawn import pyramids
 
 
 @pytest.mark.parametrize("law", positions.LAWS, ids=lambda law: law.id)

@@ -7,10 +7,10 @@ from hypothesis import given
 from torch import Tensor
 
 from harness.laws import Case, Law, Subject, state
-from harness.laws.strategies import acceptance_patterns, small_cases
 from harness.mutants.mutant import policy
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import Parts
+from tests.drawn import acceptance_patterns, small_cases
 
 
 @pytest.mark.parametrize("law", state.LAWS, ids=lambda law: law.id)

@@ -20,7 +20,7 @@ from harness.commands.inputs import DTYPES
 from harness.decoders.factory import DEFAULT
 from harness.decoders.process import TIMEOUT_S
 from harness.golden.plan import GOLDENS
-from harness.laws.few_cases import CASES
+from harness.laws.few_cases import LAW_CASES
 from harness.models.pair import CLOSE
 from harness.models.sizes import PUBLISHED
 from harness.mutants.catalogue import MUTANTS
@@ -112,7 +112,7 @@ def test_what_the_door_says_is_what_the_rooms_say():
     assert all(parse(policy) for policy in (*options.EVERY_LENGTH, *options.ONE_LENGTH))
     assert set(options.PUBLISHED) == set(FACTORIES)
     assert {size for pair in options.SIZES for size in pair.split("-")} == set(PUBLISHED)
-    assert (verify.LAW_CASES, mutants.SCOPES) == (CASES, SCOPES)
+    assert (verify.LAW_CASES, mutants.SCOPES) == (LAW_CASES, SCOPES)
     assert set(mutants.FAMILIES) == {mutant.family for mutant in MUTANTS}
 
 
