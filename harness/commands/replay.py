@@ -106,7 +106,7 @@ def repeated(case: KeptCase, now: ReplayPlace) -> tuple[Replayed, ModelPair | No
     from harness.commands.inputs import load_models
     from harness.runs.replay import Answer, Replayed, replay_case
 
-    recipe = case.about.get("recipe")
+    recipe = case.run.recipe
     if recipe is None:
         return Replayed(case, Answer.CANNOT, "the run was not made by the command line: its networks are unknown"), None
     draft, target, vae = (

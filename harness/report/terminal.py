@@ -233,7 +233,7 @@ def say_replayed(console: Console, replayed: Replayed) -> None:
 def say_smallest(console: Console, case: KeptCase) -> None:
     """Print the smallest case, and the command line that shows it; of cut networks a bundle alone can."""
     say(console, f"  smallest: {case}")
-    recipe = case.about.get("recipe")
+    recipe = case.run.recipe
     if recipe is not None:
         note = " (with all scales; --bundle keeps the cut)" if case.scales else ""
         line = repeat_line(recipe, case.settings, case.request, case.defect, case.draft_noise, case.against)

@@ -12,22 +12,20 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from harness.decoders.process import Limits
 from harness.decoders.terms import Other, Terms
 from harness.errors import InputError
 from harness.files import check_readable, write_whole
 from harness.judge.verdict import Divergence
 from harness.models.pair import ModelPair
-from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
 from harness.protocol.request import Request, request_of, request_values
+from harness.runs.description import RunDescription
 from harness.runs.identity import Identity, identity_of
 from harness.runs.records import (
     NAMES,
@@ -54,7 +52,7 @@ class KeptCase:
 
     Args:
         number: in its file.
-        about: what the run said of itself.
+        run: what the run said of itself.
         settings: of the decoder.
         request: what was drawn.
         defect: what is wrong.
@@ -66,7 +64,7 @@ class KeptCase:
     """
 
     number: int
-    about: Mapping[str, Any]
+    run: RunDescription
     settings: Settings
     request: Request
     defect: Divergence
@@ -84,15 +82,13 @@ class KeptCase:
     @property
     def recorded(self) -> Identity:
         """What its run was of."""
-        return Identity.from_dict(self.about["identity"])
+        assert self.run.identity is not None
+        return self.run.identity
 
     @property
     def terms(self) -> Terms:
-        """How it was judged; the budget is that of the machine at hand."""
-        terms = self.about["terms"]
-        contract = Contract.of(terms["contract"]) if terms["contract"] else None
-        limits = Limits(**terms["limits"])
-        return Terms(contract, terms["sequential"], terms["in_process"], limits, against=self.against)
+        """How it was judged."""
+        return self.run.terms.terms(self.against)
 
     @property
     def settings_of_both(self) -> list[Settings]:
@@ -122,16 +118,17 @@ def cases_of(path: Path) -> list[KeptCase]:
         InputError: it is no run file, or of a run that was not asked what it is of.
     """
     run, rows = read(path, "file")
-    if not run.about.get("identity"):
+    description = run.description("file", path)
+    if description.identity is None:
         raise InputError("file", str(path), "does not say of what its run was", "record it with verify --run")
     requests = {task.number: task.request for task in run.plan.tasks}
     bad = sorted((row for row in rows if row.judgement.defects), key=lambda row: (row.setting, row.task))
     return [
         KeptCase(
-            number, run.about, run.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
+            number, description, run.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
             exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
             draft_noise=run.plan.draft_of(row.setting),
-            against=against_of(run.about["terms"]["against"], row.setting),
+            against=description.terms.other(row.setting),
         )
         for number, row in enumerate(bad)
     ]  # fmt: skip
@@ -187,7 +184,7 @@ def write_bundle(case: KeptCase, models: ModelPair, path: Path) -> None:
     numbers = case.numbers.tensors if case.numbers else _draw_numbers(case, models)
     values = {
         "schema": SCHEMA,
-        "about": dict(case.about),
+        "about": case.run.as_dict(),
         "settings": settings_values(case.settings, case.draft_noise),
         "request": request_values(case.request),
         "recorded": request_values(case.numbers.request if case.numbers else case.request),
@@ -230,7 +227,7 @@ def read_bundle(path: Path) -> KeptCase:
         settings, draft_noise = settings_of(values["settings"])
         return KeptCase(
             0,
-            values["about"],
+            RunDescription.from_dict(values["about"]),
             settings,
             request_of(values["request"]),
             Divergence(**dict(zip(NAMES, values["found"], strict=True))),

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness.decoders.terms import Terms
 from harness.errors import InputError
@@ -131,7 +131,7 @@ def begin(store: RunStore, about: Mapping[str, Any], plan: Plan) -> RunFile | No
 def other_run(about: Mapping[str, Any], plan: Plan, kept: Kept) -> list[str]:
     """List why a recorded run is another one, one clause each."""
     here = json.loads(to_json({key: value for key, value in about.items() if key not in FREE}))
-    identity = differences(here.pop("identity"), kept.about.get("identity", {}))
+    identity = differences(here.pop("identity"), cast("Mapping[str, object]", kept.about.get("identity", {})))
     recorded = {key: kept.about.get(key) for key in here}
     found = identity + differences(here, recorded)
     if (plan.settings, plan.drafts) != (kept.plan.settings, kept.plan.drafts):

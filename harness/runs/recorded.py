@@ -6,17 +6,14 @@ Promise: nothing is decoded or judged anew; counts, verdict and first divergence
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from harness.decoders.terms import Terms
 from harness.protocol.contract import Contract
-from harness.protocol.pyramid import ScalePyramid
-from harness.rounding.budget import Budget
 from harness.runs.claims import LawsTried, QualityClaims
 from harness.runs.cover import say_what_was_covered
 from harness.runs.decodes import keeps_dying, put_together, widest
+from harness.runs.description import RunDescription
 from harness.runs.records import JudgedRow, unreadable
 from harness.runs.result import Verification
 from harness.runs.runfile import Kept, read
@@ -41,17 +38,17 @@ def recorded(path: Path, name: str = "run") -> Verification:
 
 
 def _result(run: Kept, rows: list[JudgedRow]) -> Verification:
-    about, networks = run.about, run.about["networks"]
-    pyramid, budget = ScalePyramid(tuple(networks["patch_nums"])), Budget(**about["budget"])
-    contracts = [Contract.of(name) for name in about["contracts"]]
+    description = RunDescription.from_dict(run.about)
+    networks, terms, budget, more = description.networks, description.terms, description.budget, description.more
+    pyramid, contracts = networks.pyramid, [Contract.of(name) for name in description.contracts]
     result = Verification(
         [SettingResult(settings, contract) for settings, contract in zip(run.plan.settings, contracts, strict=True)],
         widest(budget, pyramid, [task.request for task in run.plan.tasks]),
-        torch.device(networks["device"]), _dtype(networks["dtype"]), _dtype(networks["draft_dtype"]), networks["title"],
-        plan=run.plan, about=about,
+        torch.device(networks.device), _dtype(networks.dtype), _dtype(networks.draft_dtype), networks.title,
+        plan=run.plan, about=dict(run.about),
     )  # fmt: skip
-    terms: dict[str, Any] = about["terms"]
-    result.against = terms["against"]["name"] if terms["against"] else ""
+    other = terms.other(0)
+    result.against = other.name if other else ""
     by_task: dict[int, list[JudgedRow]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)
@@ -59,12 +56,12 @@ def _result(run: Kept, rows: list[JudgedRow]) -> Verification:
     put_together(result, by_task, pyramid, budget)
     dead = {number for number, setting in enumerate(result.settings) if keeps_dying(setting.rows)}  # left alone
     result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in run.plan.tasks)
-    if "claims" in about:
-        result.take_quality(QualityClaims.from_dict(about["claims"]))
-    if "laws" in about:
-        result.take_laws(LawsTried.from_dict(about["laws"]))
-    if terms["covers"]:
-        say_what_was_covered(result, Terms(sequential=terms["sequential"], unasked=terms["unasked"]))
+    if "claims" in more:
+        result.take_quality(QualityClaims.from_dict(more["claims"]))
+    if "laws" in more:
+        result.take_laws(LawsTried.from_dict(more["laws"]))
+    if terms.covers:
+        say_what_was_covered(result, terms.terms())
     return result
 
 

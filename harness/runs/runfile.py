@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from harness.protocol.request import request_of, request_values
 from harness.runs import records
 from harness.runs.database import FileKind, GrowingFile, notes_of
+from harness.runs.description import RunDescription
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture, packed, unpacked
 from harness.runs.plan import Plan, Task
 from harness.runs.records import JudgedRow, settings_of, to_json
@@ -61,8 +61,21 @@ class Kept:
         plan: what it has to do.
     """
 
-    about: dict[str, Any]
+    about: Mapping[str, object]
     plan: Plan
+
+    def description(self, name: str, path: Path) -> RunDescription:
+        """Return what the run says of itself, as records.
+
+        Args:
+            name: what its file is to the user.
+            path: of the file.
+
+        Raises:
+            InputError: it has another form.
+        """
+        with RUN_FILE.readable(path, name):
+            return RunDescription.from_dict(self.about)
 
 
 class RunFile(GrowingFile):

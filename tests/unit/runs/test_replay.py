@@ -16,9 +16,11 @@ from harness.protocol.request import Request
 from harness.rounding.budget import SHIPPED_BUDGETS
 from harness.runs.case import KeptCase, cases_of, is_bundle, read_bundle, write_bundle
 from harness.runs.decodes import Decodes, verify_decodes
+from harness.runs.identity import Identity
 from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
 from harness.runs.replay import Answer, replay_case, shrink_case
+from harness.runs.runfile import read
 from tests.helpers import Layout, tiny, with_weight
 
 MODELS = tiny(Layout((1, 2, 3, 4)))
@@ -35,12 +37,14 @@ def recorded(tmp_path: Path) -> Path:
 
 def changed(case: KeptCase, part: str, **values: object) -> KeptCase:
     """Return the case as another machine or version would have recorded it."""
-    identity = {**case.about["identity"], part: {**case.about["identity"][part], **values}}
-    return replace(case, about={**case.about, "identity": identity})
+    identity = case.recorded.as_dict()
+    identity[part] = {**identity[part], **values}
+    return replace(case, run=replace(case.run, identity=Identity.from_dict(identity)))
 
 
 def test_a_defect_is_repeated_and_known_again(recorded: Path):
     (case,) = cases_of(recorded)
+    assert case.run.as_dict() == read(recorded)[0].about
     assert replay_case(case, MODELS, SHIPPED_BUDGETS).answer is Answer.STILL
     other = replace(case, defect=replace(case.defect, component="f_hat"))
     found = replay_case(other, MODELS, SHIPPED_BUDGETS)
@@ -49,9 +53,8 @@ def test_a_defect_is_repeated_and_known_again(recorded: Path):
 
 def test_a_fix_is_told_from_what_cannot_be_reproduced(recorded: Path):
     (case,) = cases_of(recorded)
-    about = {**case.about, "identity": {**case.about["identity"]}}
-    about["identity"]["decoder"] = {**about["identity"]["decoder"], "implementation": "harness:build_decoder"}
-    right = replace(case, about=about)  # the same name, as it were, with nothing wrong
+    # the same name, as it were, with nothing wrong
+    right = changed(case, "decoder", implementation="harness:build_decoder")
     same = replay_case(right, MODELS, SHIPPED_BUDGETS)
     assert (same.answer, same.why) == (Answer.CANNOT, "the same code on the same machine does not fail now")
     assert replay_case(changed(right, "decoder", source="0123"), MODELS, SHIPPED_BUDGETS).answer is Answer.FIXED
