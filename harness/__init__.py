@@ -73,8 +73,8 @@ def __getattr__(name: str) -> Any:
     home = next((module for module, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(f"{__name__}.{home}"), name)
-    return found
+    globals()[name] = public = getattr(import_module(f"{__name__}.{home}"), name)
+    return public
 
 
 def __dir__() -> list[str]:

@@ -1,14 +1,15 @@
-"""Errors that a user of the harness can meet, and how any error is told in one line.
+"""Errors that a user of the harness can meet, and how any error is said in one line.
 
-Promise: every error raised on purpose is a `HarnessError`, and bad input reads in one line as `name=value`, the rule
-that it breaks, and the remedy. Whatever text comes from outside, a line holds no control character.
+Promise: bad input reads in one line as `name=value`, the rule that it breaks, and the remedy. Whatever text comes from
+outside, a line holds no control character. What leaves the harness is a `HarnessError`, a signal, or in tests a failure
+of pytest; rooms have errors of their own for what they catch again.
 """
 
 from __future__ import annotations
 
 
 class HarnessError(Exception):
-    """Base of every error that the harness raises on purpose."""
+    """Base of the errors that leave the harness."""
 
 
 class InputError(HarnessError):

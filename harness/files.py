@@ -40,8 +40,8 @@ def check_readable(path: Path, name: str, remedy: str, missing: str = "no such f
     except (OSError, ValueError) as error:
         raise InputError(name, str(path), f"cannot be read ({_reason(error)})", remedy) from None
     if not stat.S_ISREG(mode):
-        found = next((word for is_one, word in KINDS if is_one(mode)), "device")
-        raise InputError(name, str(path), f"{missing} (there is a {found})", remedy)
+        kind = next((word for is_one, word in KINDS if is_one(mode)), "device")
+        raise InputError(name, str(path), f"{missing} (there is a {kind})", remedy)
 
 
 def check_writable(path: Path | None, name: str) -> None:

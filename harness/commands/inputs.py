@@ -7,7 +7,6 @@ import it where they begin to work.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,12 +78,12 @@ def find_device(text: str) -> torch.device:
     return device
 
 
-def find_dtype(name: str, text: str, known: Mapping[str, torch.dtype] = DTYPES) -> torch.dtype:
-    """Return the dtype that an option names. Raises `InputError` for one that is not `known`."""
-    if text not in known:
+def find_dtype(name: str, text: str) -> torch.dtype:
+    """Return the dtype that an option names. Raises `InputError` for another name."""
+    if text not in DTYPES:
         remedy = f"pass --{name.replace('_', '-')} float32"
-        raise InputError(name, text, f"must be one of {', '.join(known)}", remedy)
-    return known[text]
+        raise InputError(name, text, f"must be one of {', '.join(DTYPES)}", remedy)
+    return DTYPES[text]
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Re
 def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]:
     """Return the seeds, and the request for every label under one of them. Raises `InputError`."""
     seeds, classes = integers("seeds", images.seeds, "0:4"), models.target.config.classes
-    labels = tuple(range(classes)) if images.labels == "all" else integers("labels", images.labels, "0,1")
+    labels = labels_for(images.labels, models)
     ids = integers("images", images.addresses, "0,5") if images.addresses else tuple(range(len(labels)))
     if images.batch < 0:
         raise InputError("batch", images.batch, "must be 0 or more", "pass --batch 0 for the usual one")
@@ -180,6 +179,11 @@ def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]
     for seed in (min(seeds), max(seeds)):
         replace(request, seed=seed)
     return seeds, request
+
+
+def labels_for(text: str, models: ModelPair) -> tuple[int, ...]:
+    """Return the labels in turn. Raises `InputError` for another form."""
+    return tuple(range(models.target.config.classes)) if text == "all" else integers("labels", text, "0,1")
 
 
 def check_drawing(path: Path | None) -> None:

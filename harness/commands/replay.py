@@ -93,10 +93,12 @@ def chosen_cases(cases: ReplayCases) -> list[KeptCase]:
     """Return the cases of a file, or one of them. Raises `InputError` where there is none of that number."""
     from harness.runs.case import MOST_CASES, cases_of, is_bundle, read_bundle
 
-    kept = [read_bundle(cases.file)] if is_bundle(cases.file) else cases_of(cases.file)
-    if not -1 <= cases.case < len(kept):
-        raise InputError("case", cases.case, f"is none of the {len(kept)} cases of {cases.file}", "drop --case for all")
-    return kept[:MOST_CASES] if cases.case < 0 else [kept[cases.case]]
+    recorded = [read_bundle(cases.file)] if is_bundle(cases.file) else cases_of(cases.file)
+    if not -1 <= cases.case < len(recorded):
+        raise InputError(
+            "case", cases.case, f"is none of the {len(recorded)} cases of {cases.file}", "drop --case for all"
+        )
+    return recorded[:MOST_CASES] if cases.case < 0 else [recorded[cases.case]]
 
 
 def repeated(case: KeptCase, now: ReplayPlace) -> tuple[Replayed, ModelPair | None]:

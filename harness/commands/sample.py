@@ -75,8 +75,8 @@ def sample(networks: Networks, images: Images, decoding: SampleDecoding, outputs
 
     paths = check_outputs({"out": outputs.out, "tokens": outputs.tokens}, networks.files())
     folder = outputs.save_intermediates
-    kept = sorted(folder.glob("seed-*-round-*.safetensors")) if folder else []
-    check_absent(paths | ({"save-intermediates": kept[0]} if kept else {}), outputs.force)
+    tensor_files = sorted(folder.glob("seed-*-round-*.safetensors")) if folder else []
+    check_absent(paths | ({"save-intermediates": tensor_files[0]} if tensor_files else {}), outputs.force)
     if decoding.sampler not in ("sequential", "speculative"):
         raise InputError("sampler", decoding.sampler, "must be sequential or speculative", "pass --sampler speculative")
     observer = observer_for(decoding.sampler, outputs)

@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.commands import options
-from harness.commands.options import (
-    BUDGETS,
-    DECODED,
-    JUDGED,
-    QUALITY_IMAGES,
-    TIMEOUT_S,
-    WRITTEN,
-    Networks,
-)
+from harness.commands.options import Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
@@ -60,7 +52,7 @@ class VerifyImages(options.Images):
 class VerifyLengths(Group):
     """How many scales are drafted; the covering design has lengths of its own."""
 
-    panel, applies = DECODED, GRID
+    panel, applies = options.DECODED, GRID
     draft_len: Annotated[
         str, Option("Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic.")
     ] = DRAFT_LENGTHS
@@ -71,7 +63,7 @@ class VerifyLengths(Group):
 class VerifyDecoding(Group):
     """How it is decoded."""
 
-    panel = DECODED
+    panel = options.DECODED
     length: VerifyLengths = VerifyLengths()
     policy: options.Policy = "coupled"
     graphs: options.Graphs = False
@@ -83,7 +75,7 @@ class VerifyDecoder(options.UnderTest):
     """The decoder under test, and what it may take."""
 
     timeout: Annotated[float, Option("Seconds of one decode, or one law, in the decoder's own process.", rare=True)] = (
-        TIMEOUT_S
+        options.TIMEOUT_S
     )
     memory: Annotated[float, Option("GiB that its process may allocate; 0 = no limit.", rare=True)] = 0.0
     in_process: Annotated[
@@ -95,7 +87,7 @@ class VerifyDecoder(options.UnderTest):
 class VerifyJudging(Group):
     """How it is judged."""
 
-    panel = JUDGED
+    panel = options.JUDGED
     contract: options.Contract = ""
     sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.", rare=True)] = False
     cover: Annotated[
@@ -110,7 +102,7 @@ class VerifyJudging(Group):
             shown=f"{LAW_CASES}, of the harness's own decoder and where nothing is asked",
         ),
     ] = None
-    budgets: options.Budgets = BUDGETS
+    budgets: options.Budgets = options.BUDGETS
     against: Annotated[
         str, Option("Judge against this decoder, OTHER:factory, in the reference's place.", rare=True)
     ] = ""
@@ -118,7 +110,7 @@ class VerifyJudging(Group):
     against_option: Annotated[list[str] | None, Option("NAME=VALUE for its factory.", rare=True)] = None
     max_loss: options.MaxLoss = None
     quality_images: Annotated[int, Option("Images that --max-loss is judged on, each setting.", rare=True)] = (
-        QUALITY_IMAGES
+        options.QUALITY_IMAGES
     )
     features: options.Features = None
     real: options.Real = None
@@ -128,7 +120,7 @@ class VerifyJudging(Group):
 class VerifyOutputs(Group):
     """What is written, and by whom the work is done."""
 
-    panel = WRITTEN
+    panel = options.WRITTEN
     run: Annotated[Path | None, Option("Keep everything in this file, as it happens.", rare=True)] = None
     resume: options.Resume = False
     workers: options.Workers = 0
@@ -291,17 +283,8 @@ def kept_for(store: RunStore, page: bool) -> Iterator[RunStore]:
         yield replace(store, file=Path(folder) / "run.db")
 
 
-REPEATED = (
-    "graphs",
-    "compile",
-    "contract",
-    "sequential",
-    "implementation",
-    "timeout",
-    "memory",
-    "in_process",
-    "budgets",
-)
+REPEATED = ("graphs", "compile", "contract", "sequential", "implementation", "timeout", "memory", "in_process",
+            "budgets")  # fmt: skip
 
 
 def recipe_of(networks: Networks, *others: Group) -> dict[str, str]:
