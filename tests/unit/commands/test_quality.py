@@ -42,7 +42,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, drift: Estimate) -> list[Study]:
         seen.append(what)
         return found(drift, what.most)
 
-    monkeypatch.setattr("harness.quality.study.run_study", run)
+    for module in ("harness.quality.study", "harness.verification"):  # of `quality`, and of `verify`
+        monkeypatch.setattr(f"{module}.run_study", run)
     return seen
 
 
