@@ -29,40 +29,24 @@ MOST_TEXT = 1000  # characters of a clause
 
 @dataclass(frozen=True)
 class DecoderJob:
-    """What the process is started with; pickled by the judge's side, which trusts itself.
+    """What the process is started with; pickled by the judge's side, which trusts itself."""
 
-    Args:
-        factory: name of the factory, or the factory itself as cloudpickle's bytes.
-        models: copies of the networks.
-        settings: a decoder is built for each.
-        mailbox: handle of the shared memory.
-        surroundings: those of the judge's side.
-        limits: of the process.
-    """
-
-    factory: str | bytes
-    models: ModelPair
-    settings: list[Settings]
-    mailbox: Handle
-    surroundings: Surroundings
-    limits: Limits
+    factory: str | bytes  # name of the factory, or the factory itself as cloudpickle's bytes
+    models: ModelPair  # copies of the networks
+    settings: list[Settings]  # a decoder is built for each
+    mailbox: Handle  # handle of the shared memory
+    surroundings: Surroundings  # those of the judge's side
+    limits: Limits  # of the process
 
 
 @dataclass(frozen=True)
 class DecoderQuestion:
-    """What the process is asked: a decode, or what its decoder's parts are.
+    """What the process is asked: a decode, or what its decoder's parts are."""
 
-    Args:
-        setting: index of the decoder.
-        request: what is drawn.
-        timeout_s: seconds that it may take.
-        budget: how far rounding moves the networks; asks the parts. None = a decode is wanted.
-    """
-
-    setting: int
-    request: Request
-    timeout_s: float
-    budget: Budget | None = None
+    setting: int  # index of the decoder
+    request: Request  # what is drawn
+    timeout_s: float  # seconds that it may take
+    budget: Budget | None = None  # how far rounding moves the networks; asks the parts. None = a decode is wanted
 
     def line(self) -> bytes:
         """Return it as it is sent."""
@@ -78,27 +62,17 @@ class DecoderQuestion:
 
 @dataclass(frozen=True)
 class DecoderReply:
-    """What the process answers.
+    """What the process answers."""
 
-    Args:
-        contracts: what the decoders claim, once they are built.
-        moved: process-wide settings of precision that building them changed, a clause each.
-        refused: the refusal of the settings, or of a request.
-        parts: what the laws of the parts found.
-        defects: why a decode did not end well.
-        so_far: how far that decode came.
-        tensors: what lies in the mailbox; None = no trace.
-        trace: the rest of the trace as JSON values.
-    """
-
-    contracts: list[str] = field(default_factory=list)
+    contracts: list[str] = field(default_factory=list)  # what the decoders claim, once they are built
+    # process-wide settings of precision that building them changed, a clause each
     moved: list[str] = field(default_factory=list)
-    refused: InputError | None = None
-    parts: list[PartLaw] = field(default_factory=list)
-    defects: list[Divergence] = field(default_factory=list)
-    so_far: str = ""
-    tensors: Header | None = None
-    trace: Mapping[str, object] = field(default_factory=dict)
+    refused: InputError | None = None  # the refusal of the settings, or of a request
+    parts: list[PartLaw] = field(default_factory=list)  # what the laws of the parts found
+    defects: list[Divergence] = field(default_factory=list)  # why a decode did not end well
+    so_far: str = ""  # how far that decode came
+    tensors: Header | None = None  # what lies in the mailbox; None = no trace
+    trace: Mapping[str, object] = field(default_factory=dict)  # the rest of the trace as JSON values
 
     @classmethod
     def with_trace(cls, trace: Trace, mailbox: Mailbox) -> DecoderReply:

@@ -1,9 +1,10 @@
 """A decoder under test in this process: for the harness's own, for laws, and for a debugger.
 
-Promise: whatever somebody else's decoder does, the answer is its trace or a judgement; bad input alone is raised. A
-decoder that is not the harness's own gets a request of its own, hands its trace over by value, and is watched for
-writing into the networks; what a process of its own would keep from happening at all (`decoders.own_process`). What it
-leaves behind in this process, `torch` patched, another default dtype, generators moved, is named and put back.
+Promise: whatever somebody else's decoder does or raises, the answer is its trace or a judgement; bad input, and a
+signal that stops the harness, alone are raised. A decoder that is not the harness's own gets a request of its own,
+hands its trace over by value, and is watched for writing into the networks; what a process of its own would keep from
+happening at all (`decoders.own_process`). What it leaves behind in this process, `torch` patched, another default
+dtype, generators moved, is named and put back.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ def run_in_process(
 
     Raises:
         InputError: the decoder refuses the request.
+        StopSignal: a signal stops the harness, not the decoder.
 
-    Effects: process-wide settings of precision that the decoder changed are put back.
+    Effects: what the decoder left behind in the process, and changed of its precision, is put back.
     """
     with precision_unchanged() as moved, tidy() as left_behind:
         outcome = _run(implementation, models, request, by_value)

@@ -57,17 +57,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a process shares with the one that starts it, so that both compute the same.
+    """What a process shares with the one that starts it, so that both compute the same."""
 
-    Args:
-        tf32: the mode of precision.
-        threads: that PyTorch computes with.
-        path: where modules are found.
-    """
-
-    tf32: bool
-    threads: int
-    path: tuple[str, ...]
+    tf32: bool  # the mode of precision
+    threads: int  # that PyTorch computes with
+    path: tuple[str, ...]  # where modules are found
 
     @classmethod
     def here(cls) -> Surroundings:

@@ -24,14 +24,10 @@ from harness.speculative.sampler import build_decoder
 
 @dataclass(frozen=True)
 class Built:
-    """What building decoders showed.
+    """What building decoders showed."""
 
-    Args:
-        contracts: what they claim, as far as it is enough, by setting.
-        moved: process-wide settings of precision that building them changed, a clause each.
-    """
-
-    contracts: list[str]
+    contracts: list[str]  # what they claim, as far as it is enough, by setting
+    # process-wide settings of precision that building them changed, a clause each
     moved: list[str] = field(default_factory=list)
 
 
@@ -43,15 +39,12 @@ class Runner(Protocol):
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting."""
-        ...
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
         """Ask the parts of one setting's decoder, where it is made of published code."""
-        ...
 
     def close(self) -> None:
         """End what was started."""
-        ...
 
 
 def start_runner(

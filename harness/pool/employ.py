@@ -45,15 +45,10 @@ ALONE = Execution()  # this process does it all
 
 @dataclass(frozen=True)
 class Crew:
-    """Who will do the work.
+    """Who will do the work."""
 
-    Args:
-        devices: of every worker.
-        cluster: address of a scheduler; empty = none.
-    """
-
-    devices: tuple[str, ...]
-    cluster: str = ""
+    devices: tuple[str, ...]  # of every worker
+    cluster: str = ""  # address of a scheduler; empty = none
 
     @property
     def is_elsewhere(self) -> bool:

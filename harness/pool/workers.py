@@ -41,11 +41,9 @@ class Opened(Protocol):
 
     def do(self, task: Any) -> Any:
         """Do one task."""
-        ...
 
     def close(self) -> None:
         """End what was started."""
-        ...
 
 
 class Work(Protocol):
@@ -53,22 +51,15 @@ class Work(Protocol):
 
     def open(self) -> Opened:
         """Make it ready."""
-        ...
 
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What a worker's process starts with.
+    """What a worker's process starts with."""
 
-    Args:
-        work: what it does.
-        surroundings: those of its employer.
-        machine: name of the GPU that it must have; empty = of any machine.
-    """
-
-    work: Work
-    surroundings: Surroundings
-    machine: str = ""
+    work: Work  # what it does
+    surroundings: Surroundings  # those of its employer
+    machine: str = ""  # name of the GPU that it must have; empty = of any machine
 
 
 class Pool(Protocol):
@@ -79,11 +70,9 @@ class Pool(Protocol):
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield every task with its result, or with `Died`, as they are done."""
-        ...
 
     def close(self) -> None:
         """End what was started."""
-        ...
 
 
 @dataclass(frozen=True)

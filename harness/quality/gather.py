@@ -107,17 +107,11 @@ def _tensor(blob: bytes, shape: list[int], dtype: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How images are drawn.
+    """How images are drawn."""
 
-    Args:
-        execution: who does it.
-        store: where what is drawn is kept.
-        terms: how decoders under test run.
-    """
-
-    execution: Execution = ALONE
-    store: RunStore = UNKEPT
-    terms: Terms = TERMS
+    execution: Execution = ALONE  # who does it
+    store: RunStore = UNKEPT  # where what is drawn is kept
+    terms: Terms = TERMS  # how decoders under test run
 
 
 USUAL = Conditions()
@@ -125,29 +119,17 @@ USUAL = Conditions()
 
 @dataclass(frozen=True)
 class ImageSet:
-    """All images of one source.
+    """All images of one source."""
 
-    Args:
-        source: which.
-        contract: letter of what it claims; empty for the draft.
-        labels_N: what was asked for, int64.
-        features_ND: float32.
-        classes_N: what was recognised; empty where nothing is.
-        calls_N: target forward passes.
-        tokens_NL: empty where they are not kept.
-        seconds: of all decodes.
-        failed: why the decoder gave no images, the first reason met; empty = it did.
-    """
-
-    source: Source
-    contract: str
-    labels_N: Tensor
-    features_ND: Tensor
-    classes_N: Tensor
-    calls_N: Tensor
-    tokens_NL: Tensor
-    seconds: float
-    failed: str = ""
+    source: Source  # which
+    contract: str  # letter of what it claims; empty for the draft
+    labels_N: Tensor  # what was asked for, int64
+    features_ND: Tensor  # float32
+    classes_N: Tensor  # what was recognised; empty where nothing is
+    calls_N: Tensor  # target forward passes
+    tokens_NL: Tensor  # empty where they are not kept
+    seconds: float  # of all decodes
+    failed: str = ""  # why the decoder gave no images, the first reason met; empty = it did
 
 
 def gather(

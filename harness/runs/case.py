@@ -48,31 +48,19 @@ USUAL = {"cfg": 1.5, "top_k": 0, "top_p": 0.0}
 
 @dataclass(frozen=True)
 class KeptCase:
-    """One recorded defect.
+    """One recorded defect."""
 
-    Args:
-        number: in its file.
-        run: what the run said of itself.
-        settings: of the decoder.
-        request: what was drawn.
-        defect: what is wrong.
-        scales: the first ones of the pyramid that the networks are cut to; 0 = all.
-        numbers: those that were drawn, where they are kept; None = they are generated anew.
-        exhibit: tensors around it.
-        draft_noise: of the draft that the setting met, where a design chose it (`Plan.draft_of`).
-        against: the decoder that stood in the reference's place, with its one setting.
-    """
-
-    number: int
-    run: RunDescription
-    settings: Settings
-    request: Request
-    defect: Divergence
-    scales: int = 0
+    number: int  # in its file
+    run: RunDescription  # what the run said of itself
+    settings: Settings  # of the decoder
+    request: Request  # what was drawn
+    defect: Divergence  # what is wrong
+    scales: int = 0  # the first ones of the pyramid that the networks are cut to; 0 = all
+    # those that were drawn, where they are kept; None = they are generated anew
     numbers: RecordedNumbers | None = field(default=None, repr=False)
-    exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    draft_noise: float | None = None
-    against: Other | None = None
+    exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # tensors around it
+    draft_noise: float | None = None  # of the draft that the setting met, where a design chose it (`Plan.draft_of`)
+    against: Other | None = None  # the decoder that stood in the reference's place, with its one setting
 
     @property
     def implementation(self) -> str:

@@ -28,19 +28,12 @@ NOTES = "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of these files.
+    """A kind of these files."""
 
-    Args:
-        application: SQLite's mark of whose file it is.
-        schema: version of the tables.
-        tables: statements that make them; `run`, which holds notes by key, is there always.
-        command: that writes it.
-    """
-
-    application: int
-    schema: int
-    tables: tuple[str, ...]
-    command: str
+    application: int  # SQLite's mark of whose file it is
+    schema: int  # version of the tables
+    tables: tuple[str, ...]  # statements that make them; `run`, which holds notes by key, is there always
+    command: str  # that writes it
 
     @property
     def remedy(self) -> str:

@@ -20,25 +20,15 @@ from harness.runs.records import against_of
 
 @dataclass(frozen=True)
 class NetworksUsed:
-    """The networks of a run, by what they are called and their sizes; the rest is in its identity.
+    """The networks of a run, by what they are called and their sizes; the rest is in its identity."""
 
-    Args:
-        title: what they are called.
-        device: where they lie.
-        dtype: of the target.
-        draft_dtype: of the draft.
-        patch_nums: sides of the scales.
-        V: size of the vocabulary.
-        classes: number of labels.
-    """
-
-    title: str
-    device: str
-    dtype: str
-    draft_dtype: str
-    patch_nums: list[int]
-    V: int
-    classes: int
+    title: str  # what they are called
+    device: str  # where they lie
+    dtype: str  # of the target
+    draft_dtype: str  # of the draft
+    patch_nums: list[int]  # sides of the scales
+    V: int  # size of the vocabulary
+    classes: int  # number of labels
 
     @property
     def pyramid(self) -> ScalePyramid:
@@ -48,18 +38,13 @@ class NetworksUsed:
 
 @dataclass(frozen=True)
 class TermsUsed:
-    """The terms of a run, as far as they are kept.
+    """The terms of a run, as far as they are kept."""
 
-    Args:
-        contract: letter of what was demanded; empty = what the decoder claims.
-        sequential: as in `Terms`; so are `in_process`, `limits`, `covers` and `unasked`.
-        against: the decoder in the reference's place as JSON values (`records.against_values`).
-    """
-
-    contract: str
-    sequential: bool
+    contract: str  # letter of what was demanded; empty = what the decoder claims
+    sequential: bool  # as in `Terms`; so are `in_process`, `limits`, `covers` and `unasked`
     in_process: bool
     limits: Limits
+    # the decoder in the reference's place as JSON values (`records.against_values`)
     against: Mapping[str, object] | None
     covers: bool
     unasked: int
@@ -77,29 +62,17 @@ class TermsUsed:
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What a run says of itself.
+    """What a run says of itself."""
 
-    Args:
-        identity: what it is of; None where nobody asked.
-        networks: those of both sides.
-        terms: how it is judged.
-        contracts: what the decoders claim, by setting.
-        budget: how far rounding may move the networks.
-        images: decodes of the plan.
-        recipe: options of the command line that repeat it; None = no command line made it.
-        command: as it was typed.
-        more: what is known when it is over, by key: who did it, laws, quality.
-    """
-
-    identity: Identity | None
-    networks: NetworksUsed
-    terms: TermsUsed
-    contracts: list[str]
-    budget: Budget
-    images: int
-    recipe: Mapping[str, str] | None
-    command: list[str]
-    more: Mapping[str, object]
+    identity: Identity | None  # what it is of; None where nobody asked
+    networks: NetworksUsed  # those of both sides
+    terms: TermsUsed  # how it is judged
+    contracts: list[str]  # what the decoders claim, by setting
+    budget: Budget  # how far rounding may move the networks
+    images: int  # decodes of the plan
+    recipe: Mapping[str, str] | None  # options of the command line that repeat it; None = no command line made it
+    command: list[str]  # as it was typed
+    more: Mapping[str, object]  # what is known when it is over, by key: who did it, laws, quality
 
     def as_dict(self) -> dict[str, object]:
         """Return it as JSON values."""

@@ -29,46 +29,27 @@ GIT_S = 10.0
 
 @dataclass(frozen=True)
 class CodeIdentity:
-    """The code of a decoder.
+    """The code of a decoder."""
 
-    Args:
-        implementation: name of its factory.
-        source: digest of its Python files; empty where nobody finds them.
-        commit: of the repository that they lie in; empty where there is none.
-        changed: whether files differ from that commit.
-        checkout: folder of published code, as it was given.
-    """
-
-    implementation: str
-    source: str = ""
-    commit: str = ""
-    changed: bool = False
-    checkout: str = ""
+    implementation: str  # name of its factory
+    source: str = ""  # digest of its Python files; empty where nobody finds them
+    commit: str = ""  # of the repository that they lie in; empty where there is none
+    changed: bool = False  # whether files differ from that commit
+    checkout: str = ""  # folder of published code, as it was given
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run is of.
+    """What a run is of."""
 
-    Args:
-        decoder: the code under test.
-        against: that in the reference's place; None = the reference.
-        source: digest of the harness.
-        weights: a digest of every network.
-        versions: of what decides a result.
-        device: type of the device.
-        device_name: its model.
-        mode: dtypes and settings of precision.
-    """
-
-    decoder: CodeIdentity
-    against: CodeIdentity | None
-    source: str
-    weights: dict[str, str]
-    versions: dict[str, str]
-    device: str
-    device_name: str
-    mode: dict[str, str | bool]
+    decoder: CodeIdentity  # the code under test
+    against: CodeIdentity | None  # that in the reference's place; None = the reference
+    source: str  # digest of the harness
+    weights: dict[str, str]  # a digest of every network
+    versions: dict[str, str]  # of what decides a result
+    device: str  # type of the device
+    device_name: str  # its model
+    mode: dict[str, str | bool]  # dtypes and settings of precision
 
     def as_dict(self) -> dict[str, Mapping[str, object]]:
         """Return it as JSON values, part by part."""

@@ -33,38 +33,23 @@ Rank = tuple[float, int, int, int]
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a run, as both sides made it.
+    """One image of a run, as both sides made it."""
 
-    Args:
-        task: number in the plan.
-        setting: index in the plan.
-        row: in the batch.
-        badness: 0 where nothing is to be seen; defects, then wrong tokens, then ties and distance.
-        seed: of the image.
-        image: its address.
-        label: its class.
-        tokens: the decoder's.
-        expected: what the reference draws on the same prefix; the other decoder's tokens where one stood in its place.
-        marks: a letter a position: agrees, tie, wrong, or not claimed.
-        rounds: of the decoder, in order.
-        distance: from the sequential image, where tokens are not claimed.
-        decoder: its image as PNG.
-        reference: the sequential image of the same seed as PNG; the other decoder's.
-    """
-
-    task: int
-    setting: int
-    row: int
-    badness: float
-    seed: int
-    image: int
-    label: int
-    tokens: list[int]
+    task: int  # number in the plan
+    setting: int  # index in the plan
+    row: int  # in the batch
+    badness: float  # 0 where nothing is to be seen; defects, then wrong tokens, then ties and distance
+    seed: int  # of the image
+    image: int  # its address
+    label: int  # its class
+    tokens: list[int]  # the decoder's
+    # what the reference draws on the same prefix; the other decoder's tokens where one stood in its place
     expected: list[int]
-    marks: str
-    rounds: list[Round] = field(default_factory=list)
-    distance: Distance | None = None
-    decoder: bytes = field(default=b"", repr=False)
+    marks: str  # a letter a position: agrees, tie, wrong, or not claimed
+    rounds: list[Round] = field(default_factory=list)  # of the decoder, in order
+    distance: Distance | None = None  # from the sequential image, where tokens are not claimed
+    decoder: bytes = field(default=b"", repr=False)  # its image as PNG
+    # the sequential image of the same seed as PNG; the other decoder's
     reference: bytes = field(default=b"", repr=False)
 
     @property

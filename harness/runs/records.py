@@ -29,39 +29,22 @@ PIXELS = ("decoder", "reference")  # of a picture
 
 @dataclass
 class Coverage:
-    """Counts over all decodes of a run.
+    """Counts over all decodes of a run."""
 
-    Args:
-        decodes: requests that were decoded.
-        refused: requests and settings that the decoder refused.
-        reused: decodes by a decoder that had decoded another request before.
-        rounds: of all images.
-        judged: rounds in which the target judged a draft.
-        accepted: rounds by number of drafted scales that were accepted.
-        whole: rounds whose draft of several scales was accepted.
-        partial: rounds whose draft was partly accepted.
-        corrected: rounds that replaced a drafted scale.
-        late: those after an accepted scale: another row of the window than its first.
-        bonus: rounds that finished a scale after the drafted ones.
-        diverged: decodes whose images went on from different scales.
-        apart: rounds with a bonus scale in such a decode.
-        final: final rounds that drafted the last scale, which was accepted.
-    """
-
-    decodes: int = 0
-    refused: int = 0
-    reused: int = 0
-    rounds: int = 0
-    judged: int = 0
-    accepted: Counter[int] = field(default_factory=Counter)
-    whole: int = 0
-    partial: int = 0
-    corrected: int = 0
-    late: int = 0
-    bonus: int = 0
-    diverged: int = 0
-    apart: int = 0
-    final: int = 0
+    decodes: int = 0  # requests that were decoded
+    refused: int = 0  # requests and settings that the decoder refused
+    reused: int = 0  # decodes by a decoder that had decoded another request before
+    rounds: int = 0  # of all images
+    judged: int = 0  # rounds in which the target judged a draft
+    accepted: Counter[int] = field(default_factory=Counter)  # rounds by number of drafted scales that were accepted
+    whole: int = 0  # rounds whose draft of several scales was accepted
+    partial: int = 0  # rounds whose draft was partly accepted
+    corrected: int = 0  # rounds that replaced a drafted scale
+    late: int = 0  # those after an accepted scale: another row of the window than its first
+    bonus: int = 0  # rounds that finished a scale after the drafted ones
+    diverged: int = 0  # decodes whose images went on from different scales
+    apart: int = 0  # rounds with a bonus scale in such a decode
+    final: int = 0  # final rounds that drafted the last scale, which was accepted
 
     @classmethod
     def of(cls, trace: Trace) -> Coverage:
@@ -143,24 +126,16 @@ CLAIMS: dict[str, Callable[[Coverage], int]] = {
 
 @dataclass(frozen=True)
 class Counts:
-    """What a decode counted, by image.
+    """What a decode counted, by image."""
 
-    Args:
-        target_calls: target forward passes.
-        target_rows: positions that the target computed.
-        accepted_scales: accepted scales of every round.
-        covered: what the decode exercised, of all its images together.
-        scales: of all its images together, by scale: how often it was drafted, accepted, corrected and finished as a
-            bonus, and the tokens that differ from the other side's; a list is empty where nobody knows.
-        cache_bytes: held by each network's cache.
-    """
-
-    target_calls: list[int] = field(default_factory=list)
-    target_rows: list[int] = field(default_factory=list)
-    accepted_scales: list[list[int]] = field(default_factory=list)
-    covered: Coverage = field(default_factory=Coverage)
+    target_calls: list[int] = field(default_factory=list)  # target forward passes
+    target_rows: list[int] = field(default_factory=list)  # positions that the target computed
+    accepted_scales: list[list[int]] = field(default_factory=list)  # accepted scales of every round
+    covered: Coverage = field(default_factory=Coverage)  # what the decode exercised, of all its images together
+    # of all its images together, by scale: how often it was drafted, accepted, corrected and finished as a
+    # bonus, and the tokens that differ from the other side's; a list is empty where nobody knows
     scales: dict[str, list[int]] = field(default_factory=dict)
-    cache_bytes: dict[str, int] = field(default_factory=dict)
+    cache_bytes: dict[str, int] = field(default_factory=dict)  # held by each network's cache
 
     @classmethod
     def of(cls, trace: Trace, differing: Sequence[int] = ()) -> Counts:
@@ -193,35 +168,21 @@ def _by_scale(trace: Trace) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class JudgedRow:
-    """What one request came to under one setting.
+    """What one request came to under one setting."""
 
-    Args:
-        task: number in the plan.
-        setting: index in the plan.
-        judgement: on the decode; empty where it was refused.
-        counts: of the decode; None where there was none to count.
-        seconds: of the decode.
-        reference_seconds: of the reference's.
-        ended: when its task was done, seconds since 1970.
-        host_bytes: resident memory of the worker then.
-        device_bytes: what its allocator held of the GPU then; 0 on a CPU.
-        refused: why the decoder refused the request, where refusals are counted; empty = it did not.
-        changes: counts that are others than those of the decoder that it was judged against, a clause each.
-        peak_bytes: high-water mark of memory as the decoder says; 0 where it does not.
-    """
-
-    task: int
-    setting: int
-    judgement: Judgement
-    counts: Counts | None = None
-    seconds: float = 0.0
-    reference_seconds: float = 0.0
-    ended: float = 0.0
-    host_bytes: int = 0
-    device_bytes: int = 0
-    refused: str = ""
+    task: int  # number in the plan
+    setting: int  # index in the plan
+    judgement: Judgement  # on the decode; empty where it was refused
+    counts: Counts | None = None  # of the decode; None where there was none to count
+    seconds: float = 0.0  # of the decode
+    reference_seconds: float = 0.0  # of the reference's
+    ended: float = 0.0  # when its task was done, seconds since 1970
+    host_bytes: int = 0  # resident memory of the worker then
+    device_bytes: int = 0  # what its allocator held of the GPU then; 0 on a CPU
+    refused: str = ""  # why the decoder refused the request, where refusals are counted; empty = it did not
+    # counts that are others than those of the decoder that it was judged against, a clause each
     changes: tuple[str, ...] = ()
-    peak_bytes: int = 0
+    peak_bytes: int = 0  # high-water mark of memory as the decoder says; 0 where it does not
 
 
 def counts_values(counts: Counts) -> dict[str, Any]:

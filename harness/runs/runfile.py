@@ -54,15 +54,10 @@ WORST_FIRST = "ORDER BY badness DESC, task, setting, row"  # `Picture.rank`
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run file says of its run.
+    """What a run file says of its run."""
 
-    Args:
-        about: identity, budget, contracts, recipe: whatever was written when the run began.
-        plan: what it has to do.
-    """
-
-    about: Mapping[str, object]
-    plan: Plan
+    about: Mapping[str, object]  # identity, budget, contracts, recipe: whatever was written when the run began
+    plan: Plan  # what it has to do
 
     def description(self, name: str, path: Path) -> RunDescription:
         """Return what the run says of itself, as records.
