@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from harness.adapters.factories import PREFIX, default_settings
+from harness.adapters.factories import PUBLISHED_PREFIX, published_settings
 from harness.decoders.factory import DEFAULT, Factory, is_own
 from harness.decoders.terms import Terms
 from harness.errors import InputError
@@ -132,7 +132,7 @@ class Question:
 
 def is_published(decoder: Factory | str) -> bool:
     """Tell whether a decoder is published code, named as ``published:var``."""
-    return isinstance(decoder, str) and decoder.startswith(f"{PREFIX}:")
+    return isinstance(decoder, str) and decoder.startswith(f"{PUBLISHED_PREFIX}:")
 
 
 def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple[Settings, ...]:
@@ -144,7 +144,7 @@ def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple
         scales: of the networks.
     """
     if isinstance(decoder, str) and is_published(decoder):
-        return tuple(default_settings(decoder.partition(":")[2], like.options))
+        return tuple(published_settings(decoder.partition(":")[2], like.options))
     return tuple(replace(like, draft_len=length) for length in dict.fromkeys(min(length, scales) for length in LENGTHS))
 
 

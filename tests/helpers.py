@@ -27,7 +27,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.runs.result import Verification
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.verification import verify
 
 RECORDED = Path(__file__).parent / "regression" / "recorded"
@@ -82,11 +82,11 @@ def autoencoder_config(layout: Layout, has_encoder: bool = True) -> AutoencoderC
 
 
 def random_transformer(config: TransformerConfig, seed: int) -> Transformer:
-    return Transformer(config, random_weights(transformer.parameter_shapes(config), seed))
+    return Transformer(config, random_weights(transformer.transformer_shapes(config), seed))
 
 
 def random_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
-    return Autoencoder(config, random_weights(autoencoder.parameter_shapes(config), seed))
+    return Autoencoder(config, random_weights(autoencoder.autoencoder_shapes(config), seed))
 
 
 @lru_cache(maxsize=64)
@@ -125,7 +125,9 @@ def with_weight(network: Transformer, name: str, change: Callable[[Tensor], Tens
 
 def decoder_factory(parts: Parts = PARTS) -> Factory:
     """Return a factory of speculative decoders composed of `parts`."""
-    return lambda models, settings: SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus), parts)
+    return lambda models, settings: SpeculativeDecoder(
+        models, DecoderOptions(settings.draft_len, settings.bonus), parts
+    )
 
 
 def verify_here(

@@ -21,7 +21,7 @@ from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
 from harness.protocol.decoder import Implementation, Settings
 
-PREFIX = "published"
+PUBLISHED_PREFIX = "published"
 COMMON = ("checkout", "contract", "numbers")
 SAMPLING = ("B", "label_B", "g_seed", "cfg", "top_k", "top_p", "more_smooth")
 TEST3 = "sdvar_autoregressive_infer_cfg_sd_test3"
@@ -171,7 +171,7 @@ def sdvar_parallel(models: ModelPair, settings: Settings) -> Implementation:
     return sampler
 
 
-FACTORIES: Mapping[str, Callable[[ModelPair, Settings], Implementation]] = {
+PUBLISHED_FACTORIES: Mapping[str, Callable[[ModelPair, Settings], Implementation]] = {
     "var": var,
     "code": code,
     "sdvar-test3": sdvar_test3,
@@ -179,7 +179,7 @@ FACTORIES: Mapping[str, Callable[[ModelPair, Settings], Implementation]] = {
 }
 
 
-def default_settings(name: str, options: tuple[tuple[str, str], ...]) -> list[Settings]:
+def published_settings(name: str, options: tuple[tuple[str, str], ...]) -> list[Settings]:
     """Return the settings of a published sampler where no draft_len is asked for: both roles of CoDe's two models."""
     roles: tuple[tuple[tuple[str, str], ...], ...] = ((),)
     if name == "code" and "refiner" not in dict(options):

@@ -36,7 +36,7 @@ from harness.rounding.budget import Budget
 THRESHOLD = 0.5  # that acceptance is asked with, where it takes one
 
 
-def examine(decoder: Sampler, request: Request, budget: Budget) -> list[PartLaw]:
+def examine_parts(decoder: Sampler, request: Request, budget: Budget) -> list[PartLaw]:
     """Ask every law of every part of a decoder that is made of published code.
 
     Args:

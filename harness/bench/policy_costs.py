@@ -22,8 +22,8 @@ from harness.pool.workers import Died, WorkerError
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference.sequential import sample_sequential
-from harness.speculative.policies import parse, speculates
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.policies import parse_policy, policy_speculates
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 ELSEWHERE = 2**32  # what another seed is away
 
@@ -156,9 +156,9 @@ class PolicyBench:
 
     def __init__(self, work: PolicyWork) -> None:
         self.models, self.settings = work.models, work.settings
-        self.policies = [parse(text) for text, _ in work.settings]
+        self.policies = [parse_policy(text) for text, _ in work.settings]
         self.decoders = [
-            SpeculativeDecoder(work.models, Options(length, policy=policy, keep_intermediates=False))
+            SpeculativeDecoder(work.models, DecoderOptions(length, policy=policy, keep_intermediates=False))
             for policy, (_, length) in zip(self.policies, work.settings, strict=True)
         ]
         self.about = self.rows()
@@ -217,7 +217,7 @@ def policy_markdown(rows: Sequence[PolicyRow]) -> str:
 
 def acceptance_sentences(rows: Sequence[PolicyRow]) -> list[str]:
     """Return a sentence on every policy whose scales were judged one by one."""
-    return [_acceptance(row) for row in rows if row.draft_len == "1" and speculates(row.policy)]
+    return [_acceptance(row) for row in rows if row.draft_len == "1" and policy_speculates(row.policy)]
 
 
 def _acceptance(row: PolicyRow) -> str:

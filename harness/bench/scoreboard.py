@@ -16,7 +16,7 @@ from harness.errors import InputError
 from harness.quality.loss import Quality, quality_verdict
 from harness.quality.measured import Measured
 from harness.quality.rows import QualityRow
-from harness.speculative.policies import IMPOSED, parse
+from harness.speculative.policies import IMPOSED, parse_policy
 
 MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
 STEADY = 1.05  # a speed-up beyond what the passes allow comes from a disturbed measurement of the other side
@@ -221,7 +221,7 @@ def _divided(named: str, rows: Sequence[SpeedRow]) -> BoardLine:
             kept[promise] = "" if len(batches) == len(rows) else " and ".join(batches)
     return BoardLine(
         f"{named}, `{first.policy}`, batch {' / '.join(f'{row.batch}' for row in rows)}",
-        parse(first.policy).contract.letter,
+        parse_policy(first.policy).contract.letter,
         f"{first.target_calls:.1f}",
         " / ".join(f"{row.speed_up:.2f}" for row in rows),
         " / ".join(_number(row.extra_memory, "+.1%") for row in rows),

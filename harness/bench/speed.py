@@ -28,8 +28,8 @@ from harness.reference.sequential import sample_sequential
 from harness.rounding.measure import joint_budget
 from harness.speculative.accept import Window
 from harness.speculative.forward import forward, forward_window
-from harness.speculative.policies import parse, speculates
-from harness.speculative.sampler import Options, SpeculativeDecoder, build_sequential
+from harness.speculative.policies import parse_policy, policy_speculates
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_sequential
 
 WARM_UPS = 2
 Turn = tuple[str, int, int, int]  # side; first scale computed, first and last one with logits
@@ -89,7 +89,7 @@ class SpeedRow:
     @property
     def speculates(self) -> bool:
         """Whether the target judges drafts; False where target and draft divide the scales."""
-        return speculates(self.policy)
+        return policy_speculates(self.policy)
 
     @property
     def speed_up(self) -> float:
@@ -219,7 +219,7 @@ class Bench:
         return Sequential(ms, passes_ms, floor_ms, peak)
 
     def _decoder(self, policy: str, length: int) -> SpeculativeDecoder:
-        chosen = Options(length, self.bonus, parse(policy, bench=True), False, self.graphs)
+        chosen = DecoderOptions(length, self.bonus, parse_policy(policy, bench=True), False, self.graphs)
         return SpeculativeDecoder(self.fast, chosen)
 
     def _reference(self, request: Request) -> Trace:

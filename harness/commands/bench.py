@@ -96,11 +96,11 @@ def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str,
         InputError: an unknown policy, or fewer than one repeat.
     """
     from harness.commands.inputs import integers
-    from harness.speculative.policies import parse
+    from harness.speculative.policies import parse_policy
 
     if repeats < 1:
         raise InputError("repeats", repeats, "must be at least 1", "pass --repeats 5")
-    named = [parse(text, bench=True) for text in policies.split(",")]
+    named = [parse_policy(text, bench=True) for text in policies.split(",")]
     lengths = integers("draft_len", draft_len, "2,5")
     return [(policy.name, n) for n in lengths for policy in named if policy.speculates or n == lengths[0]]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from harness.adapters.factories import PREFIX, default_settings
+from harness.adapters.factories import PUBLISHED_PREFIX, published_settings
 from harness.commands.options import Images, Mode, Networks, Pair
 from harness.decoders.factory import DEFAULT, named_options
 from harness.errors import InputError
-from harness.models.pair import CLOSE, ModelPair, close_pair, load_digits, load_pair, random_pair
+from harness.models.pair import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, random_pair
 from harness.protocol.decoder import Settings
 from harness.protocol.request import NoiseOrder, Request
 from harness.rounding.precision import set_precision
@@ -38,7 +38,7 @@ def load_models(networks: Pair, mode: Mode) -> ModelPair:
     named = not any(networks.files().values())
     noise = networks.draft_noise if isinstance(networks, Networks) else None
     if named and noise is None and networks.models == "digits-close":
-        noise = CLOSE
+        noise = CLOSE_NOISE
     pair = _by_name(networks, place[0]) if named else _from_files(networks)
     return (pair if noise is None else close_pair(pair, noise)).to(*place, draft_dtype)
 
@@ -103,11 +103,11 @@ class Decoder:
     @property
     def published(self) -> bool:
         """Tell whether it is published code."""
-        return self.name.startswith(f"{PREFIX}:")
+        return self.name.startswith(f"{PUBLISHED_PREFIX}:")
 
     def settings(self) -> list[Settings]:
         """Return the settings where no draft_len is asked for: both roles of CoDe's two models."""
-        return default_settings(self.name.partition(":")[2], self.options)
+        return published_settings(self.name.partition(":")[2], self.options)
 
 
 def decoder(name: str, checkout: Path | None, given: list[str] | None, contract: str = "") -> Decoder:

@@ -306,11 +306,11 @@ def settings_for(decoding: VerifyDecoding, own: Decoder) -> list[Settings]:
     """Return one setting a draft_len. Raises `InputError` for another form, or an illegal (contract, policy)."""
     from harness.commands.inputs import integers
     from harness.protocol.decoder import Settings
-    from harness.speculative.policies import parse
+    from harness.speculative.policies import parse_policy
 
     draft_len = decoding.length.draft_len
     if own.contract:
-        parse(decoding.policy, own.contract)
+        parse_policy(decoding.policy, own.contract)
     if own.published and draft_len == DRAFT_LENGTHS:
         return own.settings()
     lengths: tuple[int | str, ...] = tuple(draft_len.split(","))

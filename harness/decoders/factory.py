@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from harness.adapters.factories import FACTORIES, PREFIX
+from harness.adapters.factories import PUBLISHED_FACTORIES, PUBLISHED_PREFIX
 from harness.decoders.process import OutOfTimeError
 from harness.errors import InputError, StopSignal, shown, text_of
 from harness.models.pair import ModelPair
@@ -64,11 +64,11 @@ def load_factory(name: str) -> Factory:
     example = f"pass --implementation {DEFAULT}"
     if not module_name or not attribute or module_name.startswith("."):
         raise InputError("implementation", name, "must read package.module:factory", example)
-    if module_name == PREFIX:
-        if attribute not in FACTORIES:
-            known = ", ".join(f"{PREFIX}:{each}" for each in FACTORIES)
+    if module_name == PUBLISHED_PREFIX:
+        if attribute not in PUBLISHED_FACTORIES:
+            known = ", ".join(f"{PUBLISHED_PREFIX}:{each}" for each in PUBLISHED_FACTORIES)
             raise InputError("implementation", name, "is no published sampler that is known", f"pass one of {known}")
-        return FACTORIES[attribute]
+        return PUBLISHED_FACTORIES[attribute]
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a decoder in the current folder is found
     try:

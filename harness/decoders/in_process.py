@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.adapters.parts_sdvar import examine
+from harness.adapters.parts_sdvar import examine_parts
 from harness.adapters.published import Sampler
 from harness.decoders.factory import Factory, build
 from harness.decoders.process import OutOfTimeError
@@ -291,4 +291,4 @@ def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> 
         raise InputError(
             "implementation", type(decoder).__name__, rule, "pass --implementation published:sdvar-parallel"
         )
-    return examine(decoder, request, budget)
+    return examine_parts(decoder, request, budget)

@@ -17,18 +17,17 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.golden.metadata import GoldenCase, Recipe, check_batch, check_fit, check_weights, naming
-from harness.models import autoencoder, transformer
-from harness.models.autoencoder import Autoencoder, AutoencoderConfig
+from harness.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.network import Network, TransformerConfig
 from harness.models.pair import ModelPair, load_digits
-from harness.models.sizes import count, filled_weights
-from harness.models.transformer import Transformer
+from harness.models.sizes import count_scalars, filled_weights
+from harness.models.transformer import Transformer, transformer_shapes
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference.handoff import HandOff, sample_handoff
 from harness.reference.sequential import sample_sequential
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 CPU = torch.device("cpu")
 LOGITS_STEP, LOGITS_DENSE = 16, 5  # digits: from scale 5 on every 16th position is kept
@@ -72,10 +71,10 @@ def filled(recipe: Recipe, device: torch.device) -> ModelPair:
         layout = "one" if phi == 1 else "shared"
     vae = AutoencoderConfig(recipe.V, recipe.C, recipe.vae_ch, recipe.vae_mult, phi=phi, phi_layout=layout)
     check_fit((draft, target), vae)
-    of_draft, of_target = transformer.parameter_shapes(draft), transformer.parameter_shapes(target)
-    of_vae = autoencoder.parameter_shapes(vae)
+    of_draft, of_target = transformer_shapes(draft), transformer_shapes(target)
+    of_vae = autoencoder_shapes(vae)
     for shapes in (of_draft, of_target, of_vae):
-        check_weights(count(shapes))
+        check_weights(count_scalars(shapes))
     return ModelPair(
         Transformer(draft, filled_weights(of_draft)),
         Transformer(target, filled_weights(of_target)),
@@ -106,7 +105,7 @@ class RecordedCase:
     models: ModelPair
     network: str = "target"
     hand_off: HandOff = field(default_factory=lambda: HandOff(0))
-    options: Options = field(default_factory=Options)
+    options: DecoderOptions = field(default_factory=DecoderOptions)
     f_hats: bool = False
     logits: str = "none"
 
@@ -187,7 +186,7 @@ def _fitted(case: GoldenCase, models_name: str, device: torch.device) -> Recorde
         entry, sd_mask = _needed("entry_num", case.entry_num), _needed("sd_mask", case.sd_mask)
         mode = case.mode or "recorded"  # the published format knows one behaviour only
         return replace(fitted, hand_off=HandOff(entry, sd_mask, mode))  # type: ignore[arg-type]  # refuses other words
-    options = Options(_needed("draft_len", case.draft_len), _needed("bonus", case.bonus))
+    options = DecoderOptions(_needed("draft_len", case.draft_len), _needed("bonus", case.bonus))
     SpeculativeDecoder(models, options)  # refuses what does not fit
     return replace(fitted, options=options)
 

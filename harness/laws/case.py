@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models import autoencoder, transformer
-from harness.models.autoencoder import Autoencoder, AutoencoderConfig
+from harness.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.network import TransformerConfig
 from harness.models.pair import ModelPair
 from harness.models.sizes import random_weights
-from harness.models.transformer import Transformer
+from harness.models.transformer import Transformer, transformer_shapes
 from harness.protocol.decoder import Settings
 from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
@@ -219,7 +218,7 @@ def _transformer_weights(config: TransformerConfig, seed: int) -> Transformer:
     The plain random weights of a size scale with fan-in, which would drown the embeddings: they are drawn at unit size
     here, so that a wrong position, level or label moves every logit by far more than rounding.
     """
-    weights = random_weights(transformer.parameter_shapes(config), seed)
+    weights = random_weights(transformer_shapes(config), seed)
     for name in ("pos_1LC", "pos_start", "lvl_embed.weight", "class_emb.weight"):
         weights[name] = weights[name] / weights[name].std().clamp_min(1e-3)
     weights["head.weight"] = 1.5 * weights["head.weight"]
@@ -269,6 +268,6 @@ def random_models(config: TransformerConfig, seed: int, quality: str) -> ModelPa
     vae_config = AutoencoderConfig(
         config.V, config.C, 32, (1,), res_blocks=0, phi=phi, phi_layout=layout, has_encoder=False
     )
-    vae_weights = random_weights(autoencoder.parameter_shapes(vae_config), 1000 * seed + 2)
+    vae_weights = random_weights(autoencoder_shapes(vae_config), 1000 * seed + 2)
     vae_weights["quantize.embedding.weight"] *= 2
     return ModelPair(_draft_of(target, quality, 1000 * seed), target, Autoencoder(vae_config, vae_weights))

@@ -32,7 +32,7 @@ from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN
 from harness.protocol.request import Request
 from harness.reference.enumerate import JointLaw, joint_law
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.speculative.state import DecodeState
 
 _LANES = 2048
@@ -163,7 +163,7 @@ class _Walk:
 def output_law(
     models: ModelPair,
     request: Request,
-    options: Options,
+    options: DecoderOptions,
     parts: Parts = PARTS,
     prepare: Callable[[Parts], Parts] = lambda parts: parts,
 ) -> tuple[JointLaw, int]:

@@ -13,8 +13,9 @@ from harness.laws.law import PLAIN, Law, NotOffered, Subject, law, require_equal
 from harness.laws.oracle import targeted
 from harness.protocol.contract import Contract
 from harness.protocol.noise import TOKEN, Ledger, SeededNoise
-from harness.reference import steps as reference
 from harness.reference.sequential import choose
+from harness.reference.steps import draw as draw_scale
+from harness.reference.steps import filter_logits as filter_scale
 
 LAWS: list[Law] = []
 
@@ -40,7 +41,7 @@ def _filters(subject: Subject, case: Case) -> bool:
     some = [(case.top_k, case.top_p), (0, 0.0), (1, 0.0), (case.V, 0.0), (0, 1.0), (max(1, case.V // 2), 0.5)]
     for top_k, top_p in some:
         actual = parts.filter_logits(logits_BnV, top_k, top_p)
-        expected = reference.filter_logits(kept_BnV, top_k, top_p)
+        expected = filter_scale(kept_BnV, top_k, top_p)
         # softmax makes -inf comparable and is what both sides draw from
         require_equal("probs", actual.softmax(-1), expected.softmax(-1), f"top_k {top_k}, top_p {top_p}", _FLOAT_LAW)
         wrong = torch.nonzero(torch.isinf(actual) != torch.isinf(expected)).tolist()
@@ -56,10 +57,10 @@ _FLOAT_LAW = 1e-12  # softmax of equal logits: a few roundings of numbers below 
 def race(subject: Subject, case: Case) -> bool:
     """A draw is argmax(probs / E) under exactly the numbers given."""
     parts = subject.parts(case, "draw")
-    logits_BnV = reference.filter_logits(_logits(case, 9), case.top_k, case.top_p)
+    logits_BnV = filter_scale(_logits(case, 9), case.top_k, case.top_p)
     E_BnV = torch.empty(logits_BnV.shape).exponential_(1, generator=case.generator()).to(case.at)
     actual = parts.draw(logits_BnV.softmax(-1), E_BnV)
-    require_equal("tokens", actual, reference.draw(logits_BnV, E_BnV), "draw")
+    require_equal("tokens", actual, draw_scale(logits_BnV, E_BnV), "draw")
     # every race within 1e-5 of a tie, more than single precision needs: the chosen token wins all the same
     probs_BnV = 2 * case.normal(case.B, 9, case.V)
     probs_BnV = probs_BnV.softmax(-1).float()

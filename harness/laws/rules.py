@@ -31,12 +31,12 @@ from harness.protocol.noise import TOKEN, SeededNoise
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Round, Trace
-from harness.reference.policies import Rule, decode_by_policy, length_after, length_begin, length_wanted
+from harness.reference.policies import PolicyRule, decode_by_policy, length_after, length_begin, length_wanted
 from harness.reference.sequential import sample_sequential
 from harness.reference.steps import filter_logits
 from harness.speculative.accept import Policy, Proposal, Window
 from harness.speculative.parts import PARTS
-from harness.speculative.policies import parse
+from harness.speculative.policies import parse_policy
 from harness.speculative.sampler import SpeculativeDecoder
 
 LAWS: list[Law] = []
@@ -183,7 +183,7 @@ def coin(subject: Subject, case: Case) -> bool:
         raise NotOffered("not composed of the harness's parts")
     rejected, accepted, many = False, False, _coins(case)
     for rate in (0.3, 0.7):
-        policy = parse(f"imposed:{rate}", bench=True)
+        policy = parse_policy(f"imposed:{rate}", bench=True)
         tossing = copy.copy(decoder)
         tossing.options = replace(decoder.options, policy=policy)
         actual = tossing.decode(case.request, case.noise())
@@ -259,7 +259,7 @@ def length(subject: Subject, case: Case) -> bool:
         case, patch_nums=_LONG, V=min(case.V, 5), D=16, depth=1, labels=(case.labels * 4)[:4],
         draft="close" if case.seed % 3 else "single",
     )  # fmt: skip
-    S, rule, several = case.pyramid.S, Rule.of(case.policy), False
+    S, rule, several = case.pyramid.S, PolicyRule.of(case.policy), False
     for draft_len in (*_draft_lens(case)[1:], f"dynamic:1:{S}"):
         decoder = subject.decoder(case, draft_len=draft_len)
         for seed in (case.seed, case.seed + 1):

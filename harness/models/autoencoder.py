@@ -61,7 +61,7 @@ class AutoencoderConfig:
         return [f"{stem}.{k}" for k in range(self.phi)]
 
 
-def parameter_shapes(config: AutoencoderConfig) -> Shapes:
+def autoencoder_shapes(config: AutoencoderConfig) -> Shapes:
     """Return every parameter's name and shape; the one place that knows the checkpoint layout (spec §2, §6)."""
     shapes: Shapes = {"quantize.embedding.weight": (config.V, config.C)}
     for name in config.phi_names():
@@ -136,7 +136,7 @@ class Autoencoder:
 
     Args:
         config: sizes.
-        weights: tensors under the names of `parameter_shapes`.
+        weights: tensors under the names of `autoencoder_shapes`.
     """
 
     config: AutoencoderConfig

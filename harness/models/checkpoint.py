@@ -88,7 +88,7 @@ def transformer_from(
 ) -> Transformer:
     """Build a transformer from a state dict; `source` is ``name=value`` for the error."""
     config = _infer_transformer(tensors, source, patch_nums)
-    shapes = transformer.parameter_shapes(config)
+    shapes = transformer.transformer_shapes(config)
     _check_names(tensors, shapes, transformer.buffer_shapes(config), source)
     _check_buffers(tensors, config.pyramid, source)
     return Transformer(config, {key: tensors[key] for key in shapes})
@@ -97,7 +97,7 @@ def transformer_from(
 def autoencoder_from(tensors: Mapping[str, Tensor], source: str) -> Autoencoder:
     """Build a VQ-VAE from a state dict; `source` is ``name=value`` for the error."""
     config = _infer_autoencoder(tensors, source)
-    shapes = autoencoder.parameter_shapes(config)
+    shapes = autoencoder.autoencoder_shapes(config)
     hits = tensors.get("quantize.ema_vocab_hit_SV")
     buffers: dict[str, Shape] = {} if hits is None else {"quantize.ema_vocab_hit_SV": (*hits.shape[:1], config.V)}
     _check_names(tensors, shapes, buffers, source)

@@ -26,7 +26,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 
 # Of the draft of `--models digits-close`: every number of accepted scales from none to all of a window is then common.
-CLOSE = 0.002
+CLOSE_NOISE = 0.002
 MOST_NOISE = 10
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -200,7 +200,7 @@ def close_pair(models: ModelPair, noise: float, seed: int = 0) -> ModelPair:
         InputError: an amount outside its range.
     """
     if not 0 <= noise <= MOST_NOISE:
-        raise InputError("draft_noise", noise, f"must lie in [0, {MOST_NOISE}]", f"pass --draft-noise {CLOSE}")
+        raise InputError("draft_noise", noise, f"must lie in [0, {MOST_NOISE}]", f"pass --draft-noise {CLOSE_NOISE}")
     generator = torch.Generator().manual_seed(seed)
     moved = {}
     for name, weight in models.target.weights.items():
@@ -229,10 +229,10 @@ def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) ->
     if sides[0] != sides[1]:  # known before the weights are drawn
         raise InputError("models", name, "draft and target must have the same patch_nums", "pass --models d16-d30")
     draft, target = (
-        Transformer(PUBLISHED[word], random_weights(transformer.parameter_shapes(PUBLISHED[word]), seed + k, device))
+        Transformer(PUBLISHED[word], random_weights(transformer.transformer_shapes(PUBLISHED[word]), seed + k, device))
         for k, word in enumerate(words)
     )
-    vae = random_weights(autoencoder.parameter_shapes(PUBLISHED_VAE), seed + 2, device)
+    vae = random_weights(autoencoder.autoencoder_shapes(PUBLISHED_VAE), seed + 2, device)
     return ModelPair(draft, target, Autoencoder(PUBLISHED_VAE, vae), f"{name} (random weights)", random=True)
 
 

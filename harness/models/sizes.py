@@ -30,7 +30,7 @@ PUBLISHED = {f"d{depth}": _published(depth) for depth in (16, 20, 24, 30)} | {
 PUBLISHED_VAE = AutoencoderConfig(V=V, C=C, ch=160, multipliers=(1, 1, 2, 2, 4))
 
 
-def count(shapes: dict[str, tuple[int, ...]]) -> int:
+def count_scalars(shapes: dict[str, tuple[int, ...]]) -> int:
     """Return the number of scalars in tensors of these shapes."""
     return sum(math.prod(shape) for shape in shapes.values())
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from harness.models.autoencoder import Autoencoder, AutoencoderConfig, parameter_shapes
+from harness.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.network import Cache, Condition, TransformerConfig
 from harness.models.pair import ModelPair
 from harness.models.sizes import random_weights
@@ -121,7 +121,7 @@ def toy_autoencoder(V: int, seed: int = 0) -> Autoencoder:
     """Return a tiny VQ-VAE of random weights: a real quantiser, and pixels of no meaning."""
     config = AutoencoderConfig(V, CHANNELS, ch=32, multipliers=(1,), res_blocks=1, phi=1, phi_layout="one")
     config = replace(config, has_encoder=False)
-    return Autoencoder(config, random_weights(parameter_shapes(config), seed)).to("cpu", torch.float64)
+    return Autoencoder(config, random_weights(autoencoder_shapes(config), seed)).to("cpu", torch.float64)
 
 
 def as_pair(draft: ToyTransformer, target: ToyTransformer, name: str = "toy") -> ModelPair:

@@ -24,7 +24,7 @@ from harness.protocol.pyramid import ScalePyramid
 MAX_SCALE_MUL = math.log(100)
 
 
-def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+def transformer_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Return every parameter's name and shape; the one place that knows the checkpoint layout (spec §2)."""
     D, H, S = config.D, config.H, config.pyramid.S
     shapes: dict[str, tuple[int, ...]] = {
@@ -100,7 +100,7 @@ class Transformer:
 
     Args:
         config: sizes.
-        weights: tensors under the names of `parameter_shapes`, all of one dtype and device.
+        weights: tensors under the names of `transformer_shapes`, all of one dtype and device.
         compiled: run the blocks through PyTorch's compiler, which takes a while at the first pass of a kind.
     """
 

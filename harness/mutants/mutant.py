@@ -24,8 +24,8 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.speculative.accept import Policy
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def patched(targets: Mapping[str, object]) -> Factory:
     """Plant a bug in a function that is no part: "module:name" -> what stands there while the decoder decodes."""
 
     def build(models: ModelPair, settings: Settings) -> Implementation:
-        decoder = _Patched(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
+        decoder = _Patched(models, DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy)))
         decoder.targets = targets
         return decoder
 
@@ -118,7 +118,9 @@ def patched(targets: Mapping[str, object]) -> Factory:
 
 def production(models: ModelPair, settings: Settings, used: Parts = PARTS) -> SpeculativeDecoder:
     """Build the decoder without a bug, or composed of other parts."""
-    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)), used)
+    return SpeculativeDecoder(
+        models, DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy)), used
+    )
 
 
 def parts(**replaced: Any) -> Factory:
@@ -130,8 +132,8 @@ def policy(change: Callable[[Policy], Policy]) -> Factory:
     """Plant a bug in the acceptance policy: the one that the settings name, changed."""
 
     def build(models: ModelPair, settings: Settings) -> Implementation:
-        changed = change(parse(settings.policy))
-        return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus, changed))
+        changed = change(parse_policy(settings.policy))
+        return SpeculativeDecoder(models, DecoderOptions(settings.draft_len, settings.bonus, changed))
 
     return build
 

@@ -15,8 +15,8 @@ from harness.protocol.noise import Noise, SeededNoise
 from harness.protocol.request import Request
 from harness.protocol.trace import Round, Trace
 from harness.speculative.accept import record_round
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.speculative.state import DecodeState, Side, accumulate_scales
 
 _ACCUMULATE = accumulate_scales
@@ -33,7 +33,7 @@ def _by_set(self: Side) -> Condition:
 
 def _decoder(kind: type[SpeculativeDecoder]) -> Factory:
     def build(models: ModelPair, settings: Settings) -> Implementation:
-        return kind(models, Options(settings.draft_len, settings.bonus, parse(settings.policy)))
+        return kind(models, DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy)))
 
     return build
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 from rich.console import Console
 
-from harness.adapters.factories import PREFIX, default_settings
+from harness.adapters.factories import PUBLISHED_PREFIX, published_settings
 from harness.decoders.factory import DEFAULT
 from harness.decoders.in_process import run_in_process
 from harness.decoders.terms import Terms
@@ -153,8 +153,8 @@ def _message(result: Verification) -> str:
 def cases_of(options: PluginOptions) -> list[DigitsCase]:
     """Return the cases that a decoder is put to; published code has settings of its own."""
     prefix, _, sampler = options.name.partition(":")
-    if prefix == PREFIX:
-        every = default_settings(sampler, options.factory_options)
+    if prefix == PUBLISHED_PREFIX:
+        every = published_settings(sampler, options.factory_options)
         return [DigitsCase(f"digits[{sampler}{f'-{k}' if k else ''}]", each) for k, each in enumerate(every)]
     names = design() if options.cover else USUAL
     return [

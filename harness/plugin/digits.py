@@ -16,7 +16,7 @@ import torch
 from harness.errors import InputError, text_of
 from harness.files import check_readable
 from harness.laws import LAWS
-from harness.models.pair import CLOSE, ModelPair, load_digits
+from harness.models.pair import CLOSE_NOISE, ModelPair, load_digits
 from harness.protocol.decoder import Settings
 from harness.runs.cover import covering
 
@@ -54,7 +54,7 @@ def pair(device: str = "cpu") -> ModelPair:
 def design() -> dict[str, DigitsCase]:
     """Return the cases of the covering design, by name."""
     cases = {}
-    for block, (word, noise) in zip(covering(pair()), (("own", None), ("close", CLOSE)), strict=True):
+    for block, (word, noise) in zip(covering(pair()), (("own", None), ("close", CLOSE_NOISE)), strict=True):
         for setting in block.settings:
             name = f"digits[{word}-{setting.draft_len}{'+bonus' if setting.bonus else ''}]"
             cases[name] = DigitsCase(name, setting, noise)

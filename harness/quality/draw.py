@@ -28,8 +28,8 @@ from harness.quality.features import Features
 from harness.quality.sources import NONE, Source
 from harness.reference.sequential import sample_sequential
 from harness.runs.plan import Task
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Artist:
                 if source.factory == NONE:
                     continue
                 if is_own(source.factory):
-                    settings, policy = source.settings, parse(source.settings.policy)
-                    options = Options(settings.draft_len, settings.bonus, policy, keep_intermediates=False)
+                    settings, policy = source.settings, parse_policy(source.settings.policy)
+                    options = DecoderOptions(settings.draft_len, settings.bonus, policy, keep_intermediates=False)
                     self._own[k], contracts[k] = SpeculativeDecoder(work.models, options), policy.contract.letter
                     continue
                 runner = start_runner(work.models, source.factory, [source.settings], work.most, work.terms)

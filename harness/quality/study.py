@@ -25,7 +25,7 @@ from harness.quality.measured import Measured
 from harness.quality.rows import measure_rows
 from harness.quality.sources import BASE, LAW, Source, portions
 from harness.runs.batches import default_batch
-from harness.speculative.policies import parse
+from harness.speculative.policies import parse_policy
 
 USUAL_IMAGES = 10_000
 FEW = 256  # features: below it a GPU's eigenvalues take longer than a CPU's
@@ -91,7 +91,7 @@ def decoder_sources(factory: str, settings: Sequence[Settings]) -> list[Source]:
     sources = []
     for setting in settings:
         own = is_own(factory)
-        keeps = not own or parse(setting.policy).contract is Contract.LAW
+        keeps = not own or parse_policy(setting.policy).contract is Contract.LAW
         words = [setting.policy if own else factory.removeprefix("harness.quality.planted:"), _unusual(setting)]
         sources.append(Source(" ".join(filter(None, words)), factory, setting, keeps_tokens=keeps))
     return sources

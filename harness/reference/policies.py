@@ -34,7 +34,7 @@ POLICIES = (
 
 
 @dataclass(frozen=True)
-class Rule:
+class PolicyRule:
     """A policy's text, taken apart.
 
     Args:
@@ -48,7 +48,7 @@ class Rule:
     partial: bool
 
     @classmethod
-    def of(cls, text: str) -> Rule:
+    def of(cls, text: str) -> PolicyRule:
         """Return the rule of a text such as ``topk-match:5:0.5+partial``."""
         body = text.removesuffix("+partial")
         name, *numbers = body.split(":")
@@ -154,7 +154,7 @@ class _Image:
     replaced: int = 0
     rejected: bool = False
 
-    def open(self, si: int, rule: Rule, draft_len: str, S: int) -> None:
+    def open(self, si: int, rule: PolicyRule, draft_len: str, S: int) -> None:
         """Begin a round at scale `si`: it never goes from scales of one sort to those of the other."""
         alone = rule.draft_alone(si)
         wanted = S if alone else length_wanted(draft_len, si, self.length, S)
@@ -198,7 +198,7 @@ def decode_by_policy(
     Returns:
         tokens_BL, and the rounds of every image, in which rows and caches are left at 0.
     """
-    rule, pyramid, S = Rule.of(policy), models.pyramid, models.pyramid.S
+    rule, pyramid, S = PolicyRule.of(policy), models.pyramid, models.pyramid.S
     labels_B = noise.labels(models.target.config.classes)
     draft, target = Walk.begin(models.draft, labels_B), Walk.begin(models.target, labels_B)
     images = [_Image(length_begin(draft_len, S)) for _ in range(request.B)]
@@ -245,7 +245,7 @@ def decode_by_policy(
     return torch.cat(tokens, 1), [image.rounds for image in images]
 
 
-def _choose(law_BlV: Tensor, rule: Rule, noise: Noise, si: int) -> Tensor:
+def _choose(law_BlV: Tensor, rule: PolicyRule, noise: Noise, si: int) -> Tensor:
     """Return the draws of one side; under ``greedy`` its most likely tokens."""
     if rule.name == "greedy":
         return law_BlV.argmax(-1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from harness.decoders.terms import Terms
 from harness.errors import InputError
-from harness.models.pair import CLOSE, ModelPair, close_pair
+from harness.models.pair import CLOSE_NOISE, ModelPair, close_pair
 from harness.pool.employ import ALONE, Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
@@ -40,7 +40,7 @@ class Block:
 
 
 def covering(
-    models: ModelPair, policy: str = "coupled", noise: float = CLOSE, options: tuple[tuple[str, str], ...] = ()
+    models: ModelPair, policy: str = "coupled", noise: float = CLOSE_NOISE, options: tuple[tuple[str, str], ...] = ()
 ) -> tuple[Block, ...]:
     """Return the blocks of the default verification.
 

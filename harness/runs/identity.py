@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.adapters.factories import PREFIX
+from harness.adapters.factories import PUBLISHED_PREFIX
 from harness.decoders.terms import Other
 from harness.models.pair import ModelPair, pair_checksums
 from harness.protocol.decoder import Settings
@@ -120,7 +120,7 @@ def code_of(implementation: str, checkout: str = "") -> CodeIdentity:
         implementation: ``package.module:factory``; of a name that nobody finds nothing but the name is known.
         checkout: folder of the code that the factory puts under test, which is part of the source; its commit counts.
     """
-    module = _place(implementation.partition(":")[0]) if not implementation.startswith(f"{PREFIX}:") else None
+    module = _place(implementation.partition(":")[0]) if not implementation.startswith(f"{PUBLISHED_PREFIX}:") else None
     places = [place for place in (module, Path(checkout) if checkout else None) if place is not None]
     if not places:
         return CodeIdentity(implementation, checkout=checkout)

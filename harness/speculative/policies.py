@@ -1,7 +1,7 @@
 """The acceptance policies and their text form, in one table.
 
-Promise: `TABLE` is all that is said about a policy: parser, docs/policies.md and tests read it. `parse` returns a
-policy that is legal under its contract, or raises one `InputError`. Every policy judges an image by that image's own
+Promise: `TABLE` is all that is said about a policy: parser, docs/policies.md and tests read it. `parse_policy` returns
+a policy that is legal under its contract, or raises one `InputError`. Every policy judges an image by that image's own
 numbers alone.
 
 A rejected scale of a C policy takes the target's own draws; with `+partial` only where a token fails the policy's test.
@@ -165,7 +165,7 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def parse(text: str, contract: str = "", bench: bool = False) -> Policy:
+def parse_policy(text: str, contract: str = "", bench: bool = False) -> Policy:
     """Return the policy that a text names.
 
     Args:
@@ -195,7 +195,7 @@ def parse(text: str, contract: str = "", bench: bool = False) -> Policy:
     return policy
 
 
-def speculates(text: str) -> bool:
+def policy_speculates(text: str) -> bool:
     """Tell whether the target judges drafts under a policy of this text: of others a draft length changes nothing."""
     return all(row.policy.speculates for row in TABLE if row.policy.name == text.partition(":")[0])
 

@@ -26,7 +26,7 @@ from harness.protocol.trace import Trace
 from harness.speculative.accept import Policy, Window, check_finite
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.policies import COUPLED, check_against, parse
+from harness.speculative.policies import COUPLED, check_against, parse_policy
 from harness.speculative.round import run_round
 from harness.speculative.state import DecodeState, Eager
 from harness.speculative.tools.graphs import Workspace
@@ -34,7 +34,7 @@ from harness.speculative.tools.observer import Observer
 
 
 @dataclass(frozen=True)
-class Options:
+class DecoderOptions:
     """How to speculate.
 
     Args:
@@ -71,7 +71,7 @@ class SpeculativeDecoder:
     """
 
     def __init__(
-        self, models: ModelPair, options: Options, parts: Parts = PARTS, observer: Observer | None = None
+        self, models: ModelPair, options: DecoderOptions, parts: Parts = PARTS, observer: Observer | None = None
     ) -> None:
         self.length = DraftLength.parse(options.draft_len)
         self.length.check(models.pyramid.S)
@@ -191,7 +191,7 @@ def build_decoder(models: ModelPair, settings: Settings, observer: Observer | No
     Raises:
         InputError: settings that do not exist or do not fit the networks.
     """
-    options = Options(settings.draft_len, settings.bonus, parse(settings.policy), graphs=settings.graphs)
+    options = DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy), graphs=settings.graphs)
     return SpeculativeDecoder(models.compiled() if settings.compiled else models, options, observer=observer)
 
 
@@ -206,6 +206,6 @@ def build_sequential(models: ModelPair, network: Network, graphs: bool = False) 
     Raises:
         InputError: graphs on another device than the first CUDA device.
     """
-    trusted = parse(f"handoff:{models.pyramid.S}")
+    trusted = parse_policy(f"handoff:{models.pyramid.S}")
     alone = replace(models, draft=network, target=network)
-    return SpeculativeDecoder(alone, Options(1, policy=trusted, keep_intermediates=False, graphs=graphs))
+    return SpeculativeDecoder(alone, DecoderOptions(1, policy=trusted, keep_intermediates=False, graphs=graphs))

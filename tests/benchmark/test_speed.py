@@ -15,8 +15,8 @@ from harness.protocol.contract import Contract
 from harness.protocol.request import Request
 from harness.reference.sequential import sample_sequential
 from harness.rounding.measure import budget_for
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 POLICIES = ("coupled", "coupled-match:0.5", "match:0.5", "handoff:5", "collaborative:5")
 DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -31,7 +31,7 @@ def models(request: pytest.FixtureRequest) -> ModelPair:
 
 def check(models: ModelPair, request: Request, policy: str) -> None:
     """Judge the decoder that is timed: every token under contract A, structure and tensors under C."""
-    decoder = SpeculativeDecoder(models, Options(5, policy=parse(policy)))
+    decoder = SpeculativeDecoder(models, DecoderOptions(5, policy=parse_policy(policy)))
     actual = decoder.decode(request, models.noise(request))
     expected = sample_sequential(models.target, models.vae, request, models.noise(request))
     evidence = Evidence(models, request, actual, expected, budget_for(models))
@@ -50,6 +50,6 @@ def test_sequential(models: ModelPair, B: int, benchmark) -> None:
 def test_speculative(models: ModelPair, policy: str, B: int, benchmark) -> None:
     request = Request(tuple(k % 10 for k in range(B)), 0)
     check(models, request, policy)
-    decoder = SpeculativeDecoder(models, Options(5, policy=parse(policy), keep_intermediates=False))
+    decoder = SpeculativeDecoder(models, DecoderOptions(5, policy=parse_policy(policy), keep_intermediates=False))
     trace = benchmark(lambda: decoder.decode(request, models.noise(request)))
     assert bool((trace.scale_writes_BS == 1).all())

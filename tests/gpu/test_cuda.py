@@ -25,8 +25,8 @@ from harness.rounding.measure import errors, measure_budget
 from harness.rounding.precision import set_precision
 from harness.runs.cover import covering, plan_of, verify_design
 from harness.runs.decodes import Decodes
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder, build_decoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
 from harness.verification import verify
 from tests.bent_smooth import SOFT_BUGS
 from tests.helpers import RECORDED, command, recorded, verify_here
@@ -119,7 +119,7 @@ def test_the_default_design_catches_what_one_request_does_not_show(name: str) ->
 
 
 def test_repeated_decodes_are_bit_equal(mode: ModelPair) -> None:
-    decoder = SpeculativeDecoder(mode, Options(5))
+    decoder = SpeculativeDecoder(mode, DecoderOptions(5))
     first, second = (decoder.decode(REQUEST, mode.noise(REQUEST)) for _ in range(2))
     assert torch.equal(first.tokens_BL, second.tokens_BL)
     assert torch.equal(first.f_hat_BCPP, second.f_hat_BCPP)
@@ -128,8 +128,8 @@ def test_repeated_decodes_are_bit_equal(mode: ModelPair) -> None:
 @pytest.mark.parametrize("policy", ["coupled", "rejection", "kl:0.5", "handoff:3", "code:3"])
 @pytest.mark.parametrize("bonus", [False, True])
 def test_graphs_change_nothing(mode: ModelPair, bonus: bool, policy: str) -> None:
-    eager = SpeculativeDecoder(mode, Options(5, bonus, parse(policy)))
-    graphed = SpeculativeDecoder(mode, Options(5, bonus, parse(policy), graphs=True))
+    eager = SpeculativeDecoder(mode, DecoderOptions(5, bonus, parse_policy(policy)))
+    graphed = SpeculativeDecoder(mode, DecoderOptions(5, bonus, parse_policy(policy), graphs=True))
     requests = [REQUEST, replace(REQUEST, seed=9), Request((4,), 2), replace(REQUEST, cfg=4.0, top_k=50), REQUEST]
     expected = [eager.decode(request, mode.noise(request)) for request in requests]
     # all traces are kept: a later decode must not write into an earlier one's tensors

@@ -14,8 +14,8 @@ from harness.laws.enumeration import chi_square, p_value, sequences, target_law
 from harness.models.pair import ModelPair
 from harness.mutants.acceptance import FROM_TARGET, SHARED_NOISE
 from harness.protocol.decoder import Settings
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder, build_decoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
 
 
 def spread(case: Case) -> float:
@@ -78,7 +78,9 @@ def test_power_at_a_stated_distance(shift: float, power: float):
 
 def handing_off(models: ModelPair, settings: Settings, entry: int) -> SpeculativeDecoder:
     """The negative control: the draft decides the first scale alone."""
-    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus, parse(f"handoff:{entry}")))
+    return SpeculativeDecoder(
+        models, DecoderOptions(settings.draft_len, settings.bonus, parse_policy(f"handoff:{entry}"))
+    )
 
 
 def test_the_negative_control_is_found_out():

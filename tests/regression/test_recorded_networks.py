@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.models import autoencoder, transformer
 from harness.models.autoencoder import Autoencoder
 from harness.models.network import TransformerConfig
-from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, count, fill_bits, filled_weights
+from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, count_scalars, fill_bits, filled_weights
 from harness.models.transformer import Transformer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference.cachefree import prefix_inputs
@@ -101,23 +101,23 @@ def test_the_reconstruction_is_the_recorded_one(encoded: tuple[Tensor, Tensor, T
     ],
 )
 def test_published_transformers_have_their_exact_parameter_counts(name: str, parameters: int):
-    assert count(transformer.parameter_shapes(PUBLISHED[name])) == parameters
+    assert count_scalars(transformer.transformer_shapes(PUBLISHED[name])) == parameters
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_published_state_dicts_have_their_exact_number_of_entries(name: str):
     config = PUBLISHED[name]
-    entries = len(transformer.parameter_shapes(config)) + len(transformer.buffer_shapes(config))
+    entries = len(transformer.transformer_shapes(config)) + len(transformer.buffer_shapes(config))
     assert entries == (12 * config.depth + 14 if config.shared_adaln else 13 * config.depth + 12)
 
 
 def test_the_published_autoencoder_has_its_exact_parameter_count():
-    assert count(autoencoder.parameter_shapes(PUBLISHED_VAE)) == 108_948_355
+    assert count_scalars(autoencoder.autoencoder_shapes(PUBLISHED_VAE)) == 108_948_355
 
 
 @pytest.fixture(scope="module")
 def published_vae() -> Autoencoder:
-    return Autoencoder(PUBLISHED_VAE, filled_weights(autoencoder.parameter_shapes(PUBLISHED_VAE)))
+    return Autoencoder(PUBLISHED_VAE, filled_weights(autoencoder.autoencoder_shapes(PUBLISHED_VAE)))
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_published_d16_logits_are_as_recorded(name: str, shared: bool, published
     d16 = PUBLISHED["d16"]
     pyramid = ScalePyramid(d16.pyramid.patch_nums)
     config = TransformerConfig(pyramid, 16, 1024, 16, d16.V, d16.C, d16.classes, shared_adaln=shared)
-    network = Transformer(config, filled_weights(transformer.parameter_shapes(config)))
+    network = Transformer(config, filled_weights(transformer.transformer_shapes(config)))
     labels_R, positions = torch.tensor(json.loads(metadata["labels"])), json.loads(metadata["positions"])
     assert labels_R.tolist() == [207, 1000]
     condition = network.condition(labels_R)

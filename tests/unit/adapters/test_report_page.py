@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness import Request, Verdict
-from harness.adapters.factories import FACTORIES
-from harness.adapters.parts_sdvar import examine
+from harness.adapters.factories import PUBLISHED_FACTORIES
+from harness.adapters.parts_sdvar import examine_parts
 from harness.judge.part_law import PartLaw, PartVerdict
 from harness.rounding.measure import quick_budget
 from tests.helpers import some
@@ -33,8 +33,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(checkout: Path) -> list[PartLaw]:
-    decoder = FACTORIES["sdvar-parallel"](SMALL, settings(checkout))
-    return examine(decoder, Request((0, 1), 0), quick_budget(SMALL))
+    decoder = PUBLISHED_FACTORIES["sdvar-parallel"](SMALL, settings(checkout))
+    return examine_parts(decoder, Request((0, 1), 0), quick_budget(SMALL))
 
 
 def test_the_page_has_every_finding_of_the_report_in_its_order():

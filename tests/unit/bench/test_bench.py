@@ -30,8 +30,8 @@ from harness.quality.measured import Measured, read_quality
 from harness.quality.rows import QualityRow
 from harness.report.tables import replaced_parts
 from harness.speculative.parts import PARTS
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import Layout, command, some, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))
@@ -46,15 +46,15 @@ def bench(bonus: bool = False) -> Bench:
 
 @pytest.mark.parametrize(("rate", "calls"), [(1.0, [1, 1]), (0.0, [3, 3])])
 def test_imposed_rates_decide_what_stands(rate: float, calls: list[int]):
-    decoder = SpeculativeDecoder(MODELS, Options(3, policy=parse(f"imposed:{rate}", bench=True)))
+    decoder = SpeculativeDecoder(MODELS, DecoderOptions(3, policy=parse_policy(f"imposed:{rate}", bench=True)))
     trace = decoder.decode(REQUESTS[0], MODELS.noise(REQUESTS[0]))
     assert trace.target_calls == calls
     assert bool((trace.scale_writes_BS == 1).all())
 
 
 def test_an_imposed_rate_is_kept_on_average():
-    policy = parse("imposed:0.3", bench=True)
-    decoder = SpeculativeDecoder(MODELS, Options(1, policy=policy))
+    policy = parse_policy("imposed:0.3", bench=True)
+    decoder = SpeculativeDecoder(MODELS, DecoderOptions(1, policy=policy))
     request = Request(tuple(k % 3 for k in range(200)), 0)
     trace = decoder.decode(request, MODELS.noise(request))
     stood = [turn.accepted for rounds in trace.rounds for turn in rounds]
@@ -65,7 +65,7 @@ def test_an_imposed_rate_is_kept_on_average():
 @pytest.mark.parametrize("text", ["imposed", "imposed:", "imposed:2", "imposed:-1", "imposed:nan"])
 def test_a_rate_outside_its_range_is_refused(text: str):
     with pytest.raises(InputError, match=r"policy=imposed.*RATE must be a number in \[0, 1\]; pass --policies imposed"):
-        parse(text, bench=True)
+        parse_policy(text, bench=True)
 
 
 def test_the_rows_measure_every_setting():
@@ -109,7 +109,7 @@ def test_the_passes_of_a_decode_are_all_counted(seed: int, bonus: bool):
     policies = ("imposed:0", "imposed:0.5", "imposed:1", "coupled", "handoff:2", "collaborative:1", "code:1", "code:3")
     settings = [(policy, draft_len) for policy in policies for draft_len in (1, 2, 3)]
     for (policy, draft_len), turns in zip(settings, passes(request, settings, bonus), strict=True):
-        decoder = SpeculativeDecoder(MODELS, Options(draft_len, bonus, parse(policy, bench=True)))
+        decoder = SpeculativeDecoder(MODELS, DecoderOptions(draft_len, bonus, parse_policy(policy, bench=True)))
         trace = decoder.decode(request, MODELS.noise(request))
         rows = {side: sum(pyramid.end(t[3]) - pyramid.begin(t[1]) for t in turns if t[0] == side) for side in SIDES}
         assert rows == {"draft": trace.draft_rows[0], "target": trace.target_rows[0]}

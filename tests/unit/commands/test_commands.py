@@ -251,8 +251,8 @@ def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
         layout
     )
     assert autoencoder_from(models.vae.weights, "vae=x").config == autoencoder_config(layout)
-    assert set(transformer.parameter_shapes(models.target.config)) == set(models.target.weights)
-    assert set(autoencoder.parameter_shapes(models.vae.config)) == set(models.vae.weights)
+    assert set(transformer.transformer_shapes(models.target.config)) == set(models.target.weights)
+    assert set(autoencoder.autoencoder_shapes(models.vae.config)) == set(models.vae.weights)
 
 
 @pytest.mark.parametrize(

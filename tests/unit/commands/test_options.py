@@ -14,21 +14,21 @@ import pytest
 import typer.main
 
 from harness.__main__ import app
-from harness.adapters.factories import FACTORIES
+from harness.adapters.factories import PUBLISHED_FACTORIES
 from harness.commands import mutants, options, verify
 from harness.commands.inputs import DTYPES
 from harness.decoders.factory import DEFAULT
 from harness.decoders.process import TIMEOUT_S
 from harness.golden.plan import GOLDENS
 from harness.laws.few_cases import LAW_CASES
-from harness.models.pair import CLOSE
+from harness.models.pair import CLOSE_NOISE
 from harness.models.sizes import PUBLISHED
 from harness.mutants.catalogue import MUTANTS
 from harness.mutants.hunt import SCOPES
 from harness.quality.distances import BLOCKS
 from harness.quality.study import USUAL_IMAGES
 from harness.rounding.budget import SHIPPED_BUDGETS
-from harness.speculative.policies import TABLE, parse
+from harness.speculative.policies import TABLE, parse_policy
 from tests.helpers import command
 
 ROOT = Path(__file__).parents[3]
@@ -104,13 +104,13 @@ def test_the_door_opens_at_once(words: str):
 
 
 def test_what_the_door_says_is_what_the_rooms_say():
-    assert (options.OWN, options.CLOSE, options.TIMEOUT_S) == (DEFAULT, CLOSE, TIMEOUT_S)
+    assert (options.OWN, options.CLOSE, options.TIMEOUT_S) == (DEFAULT, CLOSE_NOISE, TIMEOUT_S)
     assert (options.QUALITY_IMAGES, options.BLOCKS) == (USUAL_IMAGES, BLOCKS)
     assert (options.BUDGETS, options.GOLDENS) == (SHIPPED_BUDGETS, GOLDENS)
     assert set(options.DTYPES) == set(DTYPES)
     assert list(options.POLICIES) == [row.form for row in TABLE if not row.bench]
-    assert all(parse(policy) for policy in (*options.EVERY_LENGTH, *options.ONE_LENGTH))
-    assert set(options.PUBLISHED) == set(FACTORIES)
+    assert all(parse_policy(policy) for policy in (*options.EVERY_LENGTH, *options.ONE_LENGTH))
+    assert set(options.PUBLISHED) == set(PUBLISHED_FACTORIES)
     assert {size for pair in options.SIZES for size in pair.split("-")} == set(PUBLISHED)
     assert (verify.LAW_CASES, mutants.SCOPES) == (LAW_CASES, SCOPES)
     assert set(mutants.FAMILIES) == {mutant.family for mutant in MUTANTS}

@@ -22,7 +22,7 @@ from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.reference.handoff import HandOff, sample_handoff
 from harness.reference.sequential import sample_sequential
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import RECORDED, Layout, tiny
 
 TEXT: dict[str, Any] = next(
@@ -55,7 +55,7 @@ def parse(text: dict[str, Any], models: str, device: torch.device) -> RecordedCa
         ({"cfg": 2, "top_p": 1}, {"request": replace(WORDS, cfg=2.0, top_p=1.0)}),
         (HANDED, {"sampler": "test3", "hand_off": HandOff(2, 4, "recorded")}),
         ({**HANDED, "mode": "corrected"}, {"sampler": "test3", "hand_off": HandOff(2, 4, "corrected")}),
-        (SPECULATIVE, {"sampler": "speculative", "options": Options(3, bonus=True)}),
+        (SPECULATIVE, {"sampler": "speculative", "options": DecoderOptions(3, bonus=True)}),
     ],
 )
 def test_a_case_is_what_its_text_says(change: dict[str, Any], said: dict[str, Any]):
@@ -154,7 +154,7 @@ NAMED = [
     RecordedCase("a", "sequential", TEACHER, MODELS),
     RecordedCase("b", "sequential", TEACHER, MODELS, network="draft"),
     RecordedCase("c", "test3", TEACHER, MODELS, hand_off=HandOff(1, 5)),
-    RecordedCase("d", "speculative", TEACHER, MODELS, options=Options(2, bonus=True)),
+    RecordedCase("d", "speculative", TEACHER, MODELS, options=DecoderOptions(2, bonus=True)),
 ]
 
 

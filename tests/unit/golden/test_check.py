@@ -26,14 +26,14 @@ from harness.protocol.noise import Noise
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.rounding.budget import Budget
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))
 CASE = RecordedCase("a", "sequential", Request((0, 1), 3, cfg=4.0), MODELS, f_hats=True, logits="all")
 SMOOTH = replace(CASE, request=replace(CASE.request, more_smooth=True))
 PLAIN = replace(CASE, f_hats=False, logits="none")
-SPECULATIVE = replace(PLAIN, sampler="speculative", options=Options(2))
+SPECULATIVE = replace(PLAIN, sampler="speculative", options=DecoderOptions(2))
 SCALES = tuple(MODELS.pyramid)
 
 
@@ -79,7 +79,7 @@ def test_every_recorded_scale_is_compared(si: int, kind: str, case: RecordedCase
 @pytest.mark.parametrize("sampler", ["sequential", "speculative"])
 def test_one_wrong_token_is_one_defect_and_what_follows_from_it_is_none(sampler: str):
     """Plant: a token of scale 0 that is no draw; whatever is recorded behind it belongs to it."""
-    case, tensors = replace(CASE, sampler=sampler, options=Options(2)), {}
+    case, tensors = replace(CASE, sampler=sampler, options=DecoderOptions(2)), {}
     tokens_BL = case.run().tokens_BL.clone()
     tokens_BL[1, 0] = (tokens_BL[1, 0] + 1) % 11
     for si in SCALES[1:]:

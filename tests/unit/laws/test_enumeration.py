@@ -21,9 +21,9 @@ from harness.protocol.request import Request
 from harness.reference.enumerate import JointLaw, joint_law, law_distance
 from harness.speculative.accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.policies import COUPLED, REJECTION, parse
+from harness.speculative.policies import COUPLED, REJECTION, parse_policy
 from harness.speculative.rules import accept_rejection, race
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.speculative.steps import draw, filter_logits, keep_drafted, residual
 from tests.helpers import some
 
@@ -49,7 +49,7 @@ def tall(apart: tuple[int, ...], certain: int = 0) -> ModelPair:
     return as_pair(toy_transformer(TALL, draft, 1.0), toy_transformer(TALL, target, 1.0))
 
 
-def law_of(models: ModelPair, options: Options, request: Request = REQUEST, **change: Any) -> JointLaw:
+def law_of(models: ModelPair, options: DecoderOptions, request: Request = REQUEST, **change: Any) -> JointLaw:
     """Return the decoder's law, which must at least be one."""
     law, _ = output_law(models, request, options, **change)
     assert abs(sum(law.values()) - 1) < EXACT
@@ -61,7 +61,7 @@ def law_of(models: ModelPair, options: Options, request: Request = REQUEST, **ch
     [("rejection", 1, False), ("rejection", 2, False), ("rejection", "dynamic", True), ("coupled", 2, False)],
 )
 def test_the_joint_law_is_the_targets(policy: str, draft_len: int | str, bonus: bool):
-    law = law_of(small(), Options(draft_len, bonus, parse(policy)))
+    law = law_of(small(), DecoderOptions(draft_len, bonus, parse_policy(policy)))
     expected = joint_law(small(), REQUEST)
     assert len(expected) == 3**5
     assert law_distance(law, expected) < EXACT
@@ -70,7 +70,7 @@ def test_the_joint_law_is_the_targets(policy: str, draft_len: int | str, bonus: 
 @pytest.mark.parametrize("draft_len", [1, 3, "2/1/1"])
 def test_the_joint_law_of_three_scales_is_the_targets(draft_len: int | str):
     models = tall((0, 1, 3, 4, 5, 6), certain=7)
-    law = law_of(models, Options(draft_len, policy=REJECTION))
+    law = law_of(models, DecoderOptions(draft_len, policy=REJECTION))
     expected = joint_law(models, REQUEST)
     assert len(expected) == 2**7
     assert law_distance(law, expected) < EXACT
@@ -80,7 +80,7 @@ def test_the_joint_law_of_three_scales_is_the_targets(draft_len: int | str):
 @pytest.mark.parametrize(("draft_len", "apart"), [(3, (0, 1, 9)), (1, (0, 4, 13))])
 def test_the_joint_law_of_all_fourteen_tokens_is_the_targets(draft_len: int, apart: tuple[int, ...]):
     models = tall(apart)
-    law = law_of(models, Options(draft_len, policy=REJECTION))
+    law = law_of(models, DecoderOptions(draft_len, policy=REJECTION))
     expected = joint_law(models, REQUEST)
     assert len(expected) == 2**14
     assert law_distance(law, expected) < EXACT
@@ -91,7 +91,7 @@ def test_the_joint_law_is_the_targets_under_guidance_and_filters(words: dict[str
     request = replace(REQUEST, **words)
     expected = joint_law(small(), request)
     assert len(expected) < 3**5
-    assert law_distance(law_of(small(), Options(2, policy=REJECTION), request), expected) < EXACT
+    assert law_distance(law_of(small(), DecoderOptions(2, policy=REJECTION), request), expected) < EXACT
 
 
 @pytest.mark.parametrize("gap", ["adversarial", "equal"])
@@ -100,7 +100,7 @@ def test_the_law_does_not_depend_on_the_drafts_quality(gap: str):
     if gap == "adversarial":  # the draft prefers what the target avoids
         table = -3 * models.target.weights["table"]
         models = replace(models, draft=replace(models.draft, weights={**models.draft.weights, "table": table}))
-    law, branches = output_law(models, REQUEST, Options(2, policy=REJECTION))
+    law, branches = output_law(models, REQUEST, DecoderOptions(2, policy=REJECTION))
     assert law_distance(law, joint_law(models, REQUEST)) < EXACT
     assert (branches == 2**5) is (gap == "equal")  # equal laws leave nothing to reject
 
@@ -184,7 +184,7 @@ WRONG: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", some(3, list(WRONG)))
 def test_a_wrong_variant_has_another_law(name: str):
     change = dict(WRONG[name])
-    options = Options(1, policy=change.pop("policy", REJECTION))
+    options = DecoderOptions(1, policy=change.pop("policy", REJECTION))
     assert law_distance(law_of(small(), options, **change), joint_law(small(), REQUEST)) > SEEN
 
 
@@ -204,7 +204,7 @@ def test_a_draft_law_declared_before_the_filter_has_another_law():
     parts, expected = replace(PARTS, filter_logits=lambda logits, *_: logits), joint_law(small(), request)
     for honest in (True, False):
         policy = replace(REJECTION, propose=propose, accept=partial(accept, honest=honest))
-        apart = law_distance(law_of(small(), Options(1, policy=policy), request, parts=parts), expected)
+        apart = law_distance(law_of(small(), DecoderOptions(1, policy=policy), request, parts=parts), expected)
         assert apart < EXACT if honest else apart > SEEN
 
 
@@ -212,7 +212,7 @@ def test_a_draft_law_declared_before_the_filter_has_another_law():
 def test_the_ledger_refuses_a_second_reader_of_any_number(streams: dict[str, str]):
     policy = replace(REJECTION, accept=accept_under(streams))
     with pytest.raises(NoiseError, match="contract B"):
-        SpeculativeDecoder(small(), Options(2, policy=policy)).decode(REQUEST, small().noise(REQUEST))
+        SpeculativeDecoder(small(), DecoderOptions(2, policy=policy)).decode(REQUEST, small().noise(REQUEST))
 
 
 @pytest.mark.parametrize("looks_kept", [False, True])
@@ -228,7 +228,7 @@ def test_a_choice_that_is_taken_for_moot_and_is_not_shows(looks_kept: bool):
         never_bn = one_bn < 0
         return Acceptance(redrawn_bn, never_bn, window.whole(never_bn))
 
-    law, _ = output_law(models, REQUEST, Options(1, policy=wrong_policy(accept=accept)))
+    law, _ = output_law(models, REQUEST, DecoderOptions(1, policy=wrong_policy(accept=accept)))
     apart = law_distance(law, joint_law(models, REQUEST))
     assert apart > SEEN if looks_kept else apart < EXACT
 
@@ -266,6 +266,6 @@ def test_a_race_has_the_law_that_inversion_has():
 
 
 def test_the_enumeration_runs_any_policy():
-    law = law_of(small(), Options(2, policy=parse("match:0.5")))
+    law = law_of(small(), DecoderOptions(2, policy=parse_policy("match:0.5")))
     assert law_distance(law, joint_law(small(), REQUEST)) > SEEN  # lossy, as it says
-    assert law_distance(law_of(small(), Options(2, policy=COUPLED)), law) > SEEN
+    assert law_distance(law_of(small(), DecoderOptions(2, policy=COUPLED)), law) > SEEN

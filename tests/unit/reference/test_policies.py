@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.laws import Case
-from harness.reference.policies import Rule, decode_by_policy, length_after, length_begin, length_wanted
+from harness.reference.policies import PolicyRule, decode_by_policy, length_after, length_begin, length_wanted
 from harness.reference.sequential import sample_sequential
 
 OWN, DRAFTED = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 1, 2])
@@ -32,7 +32,7 @@ BY_HAND = {
 @pytest.mark.parametrize("text", BY_HAND)
 def test_a_rule_by_hand(text: str):
     stands, passed = BY_HAND[text]
-    got, passed_l = Rule.of(text).test(DRAFTED, OWN, TARGET, DRAFT)
+    got, passed_l = PolicyRule.of(text).test(DRAFTED, OWN, TARGET, DRAFT)
     assert (got, passed_l.tolist()) == (stands, passed)
 
 
@@ -41,12 +41,12 @@ def test_kl_is_of_the_target_by_the_draft_in_nats_and_its_mean():
     last = 0.7 * math.log(0.7 / 0.2)
     mean = (third + last) / 4
     for bound, stands in ((mean * 1.001, True), (mean * 0.999, False)):
-        got, passed_l = Rule.of(f"kl:{bound}").test(DRAFTED, OWN, TARGET, DRAFT)
+        got, passed_l = PolicyRule.of(f"kl:{bound}").test(DRAFTED, OWN, TARGET, DRAFT)
         assert got is stands
         assert passed_l.tolist() == [True, True, third <= bound, False]
     ruled_out = DRAFT.clone()
     ruled_out[0] = torch.tensor([1.0, 0.0, 0.0])
-    assert not Rule.of("kl:1000").test(DRAFTED, OWN, TARGET, ruled_out)[0]
+    assert not PolicyRule.of("kl:1000").test(DRAFTED, OWN, TARGET, ruled_out)[0]
 
 
 def test_draft_lengths_by_hand():

@@ -16,7 +16,7 @@ from harness.decoders.factory import Factory
 from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
-from harness.models.pair import CLOSE, ModelPair, close_pair
+from harness.models.pair import CLOSE_NOISE, ModelPair, close_pair
 from harness.mutants import state
 from harness.pool.employ import Execution
 from harness.protocol.decoder import Settings
@@ -109,7 +109,7 @@ def test_the_design_holds_what_it_promises():
     own, close = covering(digits())
     requests = own.requests
     assert requests == close.requests == requests_for(digits())
-    assert (own.models.draft_noise, close.models.draft_noise) == (None, CLOSE)
+    assert (own.models.draft_noise, close.models.draft_noise) == (None, CLOSE_NOISE)
     assert {setting.bonus for block in (own, close) for setting in block.settings} == {True, False}
     kinds = {type(setting.draft_len) for setting in close.settings}
     assert kinds == {int, str}

@@ -32,7 +32,7 @@ from harness.reference.sequential import sample_sequential
 from harness.rounding.budget import Allowance
 from harness.runs.setting import SettingResult
 from harness.speculative.parts import PARTS
-from harness.speculative.sampler import Options, SpeculativeDecoder, build_decoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
 from tests.helpers import LAYOUTS, Layout, digits, some, tiny, twins, verified, verify_here, with_weight
 
 FOUR = Layout((1, 2, 3, 4))
@@ -65,11 +65,11 @@ def test_the_decoder_is_right_for_every_layout_and_draft_len(name: str, bonus: b
 
 
 def healthy(models: ModelPair, settings: Settings) -> SpeculativeDecoder:
-    return SpeculativeDecoder(models, Options(settings.draft_len, settings.bonus))
+    return SpeculativeDecoder(models, DecoderOptions(settings.draft_len, settings.bonus))
 
 
 def decoded(models: ModelPair, request: Request, draft_len: int, bonus: bool = False) -> Trace:
-    decoder = SpeculativeDecoder(models, Options(draft_len, bonus))
+    decoder = SpeculativeDecoder(models, DecoderOptions(draft_len, bonus))
     trace = decoder.decode(request, models.noise(request))
     # clones: what was made in inference mode cannot be tampered with
     tensors = {name: getattr(trace, name).clone() for name in ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")}

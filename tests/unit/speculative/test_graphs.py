@@ -20,8 +20,8 @@ from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Intermediates
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.speculative.tools.graphs import Workspace
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3, 4)), 12, seed=1, apart=0.4)
@@ -94,7 +94,7 @@ class Graphed(SpeculativeDecoder):
         return self.workspaces[B]
 
 
-def graphed(options: Options) -> Graphed:
+def graphed(options: DecoderOptions) -> Graphed:
     decoder = Graphed(MODELS, options)  # refused on a CPU with graphs=True
     decoder.options = replace(options, graphs=True)
     return decoder
@@ -107,7 +107,7 @@ def graphed(options: Options) -> Graphed:
     ["coupled", "greedy", "rejection", "match:0.3+partial", "kl:0.5", "handoff:2", "collaborative:3", "code:2"],
 )
 def test_recorded_decodes_are_the_launched_ones(policy: str, bonus: bool, draft_len: int | str) -> None:
-    options = Options(draft_len, bonus, parse(policy))
+    options = DecoderOptions(draft_len, bonus, parse_policy(policy))
     eager, recorded = SpeculativeDecoder(MODELS, options), graphed(options)
     expected = [eager.decode(request, MODELS.noise(request)) for request in REQUESTS]
     actual = [recorded.decode(request, MODELS.noise(request)) for request in REQUESTS]
@@ -128,7 +128,7 @@ def test_an_output_that_is_not_said_to_last_does_not() -> None:
         def run(self, key: Any, compute: Any, lasting: bool = False) -> Any:
             return super().run(key, compute)
 
-    decoder = graphed(Options(2))
+    decoder = graphed(DecoderOptions(2))
     decoder.workspaces[1] = Forgetful(MODELS, 1, decoder.parts.new_cache)
     request = Request((0,), 0)
     with pytest.raises(NonFiniteError):
@@ -141,7 +141,7 @@ def test_recorded_work_keeps_no_intermediates_and_reads_what_it_read() -> None:
         return {id(thing) for thing in gc.get_objects() if type(thing) is Intermediates}
 
     before = alive()  # other tests have some
-    decoder = graphed(Options(2, policy=parse("match:0.3")))
+    decoder = graphed(DecoderOptions(2, policy=parse_policy("match:0.3")))
     for seed in range(6):
         request = Request((0, 1), seed)
         decoder.decode(request, MODELS.noise(request))
@@ -157,4 +157,4 @@ def test_graphs_are_refused_where_they_cannot_be_recorded(
 ) -> None:
     monkeypatch.setattr(type(MODELS), "device", property(lambda models: torch.device(device)))
     with pytest.raises(InputError, match=f"graphs=True: .*{said}"):
-        SpeculativeDecoder(MODELS, Options(2, graphs=True))
+        SpeculativeDecoder(MODELS, DecoderOptions(2, graphs=True))

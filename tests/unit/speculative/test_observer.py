@@ -15,13 +15,13 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
 from harness.speculative.parts import PARTS
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.speculative.tools.observer import NAMES, Observer, summary
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 5, seed=1, apart=0.5)
 REQUEST = Request((0, 1, 1), 2, top_k=4)
-OPTIONS = Options(2, policy=parse("rejection"))
+OPTIONS = DecoderOptions(2, policy=parse_policy("rejection"))
 
 
 def decoded(observer: Observer | None) -> Trace:

@@ -13,7 +13,7 @@ from harness.protocol.request import Request
 from harness.reference.steps import block_causal
 from harness.reference.steps import guide as plain_guide
 from harness.speculative.cache import KVCache
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.speculative.steps import attention_mask, build_combined_query, guide, split_logits_by_scale
 from tests.helpers import LAYOUTS, Layout, tiny
 
@@ -107,7 +107,7 @@ def test_what_was_rolled_back_is_overwritten_and_never_read():
 @pytest.mark.parametrize("draft_len", [1, 2, 4])
 def test_state_counts_add_up_and_images_do_not_touch_each_other(draft_len: int):
     models = tiny(Layout((1, 2, 3, 4)))
-    decoder = SpeculativeDecoder(models, Options(draft_len))
+    decoder = SpeculativeDecoder(models, DecoderOptions(draft_len))
     request = Request((0, 1, 2), 4)
     trace = decoder.decode(request, models.noise(request))
     assert bool((trace.scale_writes_BS == 1).all())

@@ -26,8 +26,8 @@ from harness.protocol.trace import Trace
 from harness.reference.sequential import sample_sequential
 from harness.speculative.draft_length import DraftLength
 from harness.speculative.parts import PARTS
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import Layout, digits, tiny, twins
 
 FOUR = ScalePyramid((1, 2, 3, 4))
@@ -47,7 +47,7 @@ def decoded(
     policy: str, draft_len: int | str = 2, models: ModelPair | None = None, request: Request = REQUEST
 ) -> Trace:
     models = models or toys()
-    decoder = SpeculativeDecoder(models, Options(draft_len, policy=parse(policy)))
+    decoder = SpeculativeDecoder(models, DecoderOptions(draft_len, policy=parse_policy(policy)))
     return decoder.decode(request, models.noise(request))
 
 
@@ -168,7 +168,7 @@ def test_a_pass_of_the_target_alone_is_looked_at_for_numbers_that_are_not_finite
     weights = {**models.target.weights, "head.bias": models.target.weights["head.bias"] + torch.inf}
     broken = replace(models, target=replace(models.target, weights=weights))  # type: ignore[type-var]
     for keep in (True, False):
-        decoder = SpeculativeDecoder(broken, Options(2, policy=parse("code:2"), keep_intermediates=keep))
+        decoder = SpeculativeDecoder(broken, DecoderOptions(2, policy=parse_policy("code:2"), keep_intermediates=keep))
         with pytest.raises(NonFiniteError, match="the pass that began at scale 0"):
             decoder.decode(REQUEST, models.noise(REQUEST))
 
@@ -219,7 +219,7 @@ def test_an_image_is_the_same_alone_and_in_any_batch(policy: str, draft_len: int
 @pytest.mark.parametrize("draft_len", [1, 2, 4, "4/1/2/1", "dynamic", "dynamic:2:3"])
 def test_every_scale_is_finished_exactly_once_and_the_counts_add_up(policy: str, draft_len: int | str):
     for bonus in (False, True):
-        decoder = SpeculativeDecoder(toys(), Options(draft_len, bonus, parse(policy)))
+        decoder = SpeculativeDecoder(toys(), DecoderOptions(draft_len, bonus, parse_policy(policy)))
         trace = decoder.decode(REQUEST, toys().noise(REQUEST))
         assert trace.missing_scales(FOUR) == []
         assert sum(n * rounds for n, rounds in trace.scales_per_round().items()) == 4 * FOUR.S
@@ -333,7 +333,7 @@ def snapshot(models: ModelPair) -> dict[str, Tensor]:
 def test_a_decode_changes_neither_networks_nor_request_nor_numbers(policy: str):
     models, request = tiny(Layout((1, 2, 3, 4))), Request((0, 1), 4)
     before, asked, noise = snapshot(models), copy.deepcopy(request), models.noise(request)
-    SpeculativeDecoder(models, Options(2, policy=parse(policy))).decode(request, noise)
+    SpeculativeDecoder(models, DecoderOptions(2, policy=parse_policy(policy))).decode(request, noise)
     after, fresh = snapshot(models), models.noise(request)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -363,7 +363,9 @@ def test_an_exception_in_any_part_leaves_the_models_reusable(name: str):
     failures = 0
     for point in range(12):
         calls, at = 0, point
-        decoder = SpeculativeDecoder(models, Options(2, policy=parse("rejection")), replace(PARTS, **{name: failing}))
+        decoder = SpeculativeDecoder(
+            models, DecoderOptions(2, policy=parse_policy("rejection")), replace(PARTS, **{name: failing})
+        )
         try:
             decoder.decode(request, models.noise(request))
         except PlannedError:
@@ -404,7 +406,9 @@ def test_an_exception_in_a_pass_leaves_the_models_reusable(side: str, name: str,
 
 def test_the_peak_of_the_cache_is_the_formula_and_is_given_back():
     models, request = digits(), Request((0, 1, 2), 0)
-    trace = SpeculativeDecoder(models, Options(5, policy=parse("match:0"))).decode(request, models.noise(request))
+    trace = SpeculativeDecoder(models, DecoderOptions(5, policy=parse_policy("match:0"))).decode(
+        request, models.noise(request)
+    )
     for side, network in (("draft", models.draft), ("target", models.target)):
         depth, D, L, B = network.config.depth, network.config.D, network.pyramid.L, 3
         assert trace.cache_bytes[side] == depth * D * L * 2 * B * 2 * 4
@@ -412,7 +416,7 @@ def test_the_peak_of_the_cache_is_the_formula_and_is_given_back():
 
 def test_two_hundred_decodes_leave_nothing_behind():
     models, request = toys(), Request((0, 1), 5)
-    decoder = SpeculativeDecoder(models, Options(2, policy=parse("rejection")))
+    decoder = SpeculativeDecoder(models, DecoderOptions(2, policy=parse_policy("rejection")))
 
     def held() -> int:
         gc.collect()
@@ -428,6 +432,6 @@ def test_two_hundred_decodes_leave_nothing_behind():
 
 def test_policies_say_why_they_claim_a_contract():
     for text in EVERY:
-        assert parse(text).reason
+        assert parse_policy(text).reason
     with pytest.raises(InputError, match="drafted tokens that the target would not have drawn"):
-        parse("match:0.5", "A")
+        parse_policy("match:0.5", "A")

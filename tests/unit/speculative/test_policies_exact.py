@@ -14,8 +14,8 @@ from harness.models.toy import ToyTransformer, toy_pair
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
 from harness.reference.sequential import sample_sequential
-from harness.speculative.policies import parse
-from harness.speculative.sampler import Options, SpeculativeDecoder
+from harness.speculative.policies import parse_policy
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 DRAFTS = ("equal", "near", "far", "adversarial", "stubborn")
 USUAL, ALL = 500, 2000
@@ -28,7 +28,7 @@ class Setting:
 
     models: ModelPair
     request: Request
-    options: Options
+    options: DecoderOptions
     draft: str
 
 
@@ -67,10 +67,10 @@ def setting(number: int) -> Setting:
         top_p=pick.choice([0.0, 0.0, 0.3, 0.9, 1.0]),
         order=pick.choice(["image", "batch"]),  # type: ignore[arg-type]
     )
-    policy = parse("greedy" if number % 5 == 4 else "coupled")
+    policy = parse_policy("greedy" if number % 5 == 4 else "coupled")
     draft = pick.choice(DRAFTS)
     models = pair_of(draft, pyramid, V, pick.randrange(1000))
-    return Setting(models, request, Options(pick.choice(lengths), pick.random() < 0.5, policy), draft)
+    return Setting(models, request, DecoderOptions(pick.choice(lengths), pick.random() < 0.5, policy), draft)
 
 
 def check(number: int) -> tuple[bool, bool]:

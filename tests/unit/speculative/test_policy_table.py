@@ -10,7 +10,7 @@ import pytest
 from harness.errors import InputError
 from harness.protocol.decoder import Settings
 from harness.speculative import policies
-from harness.speculative.policies import IMPOSED, TABLE, Number, parse, table
+from harness.speculative.policies import IMPOSED, TABLE, Number, parse_policy, table
 from tests.helpers import command
 
 DOCS = Path(__file__).parents[3] / "docs" / "policies.md"
@@ -19,35 +19,35 @@ USUAL = [row for row in TABLE if not row.bench]
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.form)
 def test_every_row_keeps_what_it_says(row: policies.Row):
-    policy = parse(row.example, bench=True)
+    policy = parse_policy(row.example, bench=True)
     assert (policy.name, policy.contract, policy.reason) == (row.example, row.policy.contract, row.policy.reason)
     assert policy.propose in policies.COUPLINGS
     if row.numbers:  # what the numbers decide is bound: the template alone is no policy
         other = replace(policy, name=row.policy.name)
         assert other != row.policy
     if row.partial:
-        assert parse(f"{row.example}+partial").accept.keywords["rule"][-1] is True  # type: ignore[attr-defined]
+        assert parse_policy(f"{row.example}+partial").accept.keywords["rule"][-1] is True  # type: ignore[attr-defined]
         assert policy.accept.keywords["rule"][-1] is False  # type: ignore[attr-defined]
     else:
         with pytest.raises(InputError, match=r"\+partial changes"):
-            parse(f"{row.example}+partial", bench=True)
+            parse_policy(f"{row.example}+partial", bench=True)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.form)
 def test_a_wrong_count_of_numbers_names_them_all_and_an_example_that_parses(row: policies.Row):
     with pytest.raises(InputError) as refused:
-        parse(f"{row.example}:1", bench=True)
+        parse_policy(f"{row.example}:1", bench=True)
     assert all(str(number) in refused.value.rule for number in row.numbers)
-    assert parse(refused.value.remedy.split()[-1], bench=True).name == row.example
+    assert parse_policy(refused.value.remedy.split()[-1], bench=True).name == row.example
 
 
 def test_what_only_a_bench_may_use_is_unknown_elsewhere():
     names = ", ".join(row.policy.name for row in USUAL)
     with pytest.raises(InputError) as refused:
-        parse("imposed:0.5")
+        parse_policy("imposed:0.5")
     assert str(refused.value) == f"policy=imposed:0.5: must be one of {names}; pass --policy coupled"
     assert IMPOSED not in names
-    assert parse("imposed:0.50", bench=True).name == "imposed:0.5"
+    assert parse_policy("imposed:0.50", bench=True).name == "imposed:0.5"
 
 
 def test_verify_refuses_an_imposed_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
