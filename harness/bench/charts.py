@@ -55,11 +55,11 @@ def trade_off_chart(measured: Measured) -> Figure:
         axes.set_yscale("symlog", linthresh=measured.most or 0.1)
         axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
         for row in measured.rows[1:]:
-            of = getattr(row, name)
-            if of is not None and row.calls is not None:
+            loss = getattr(row, name)
+            if loss is not None and row.calls is not None:
                 label = row.name if name == "drift" else None
-                ends = [[of.value - of.low], [of.high - of.value]]
-                axes.errorbar([row.calls], [of.value], ends, marker="o", markersize=4, label=label, clip_on=False)
+                ends = [[loss.value - loss.low], [loss.high - loss.value]]
+                axes.errorbar([row.calls], [loss.value], ends, marker="o", markersize=4, label=label, clip_on=False)
         axes.axhline(measured.most or 0.0, color="gray", linestyle="--")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     return figure
@@ -74,7 +74,9 @@ def _family(row: PolicyRow) -> str:
 def speed_up_chart(runs: Iterable[Speed]) -> Figure:
     """Draw the speed-up of one image against imposed acceptance: a line a mode and draft length."""
     figure = Figure(SIZE, layout="constrained")
-    axes = figure.add_subplot(xlabel="share of drafted scales that stand", ylabel="speed-up over the sequential target")
+    axes = figure.add_subplot(
+        xlabel="share of drafted scales accepted", ylabel="speed-up over the sequential target"
+    )
     for run in runs:
         rows = sorted((r for r in run.rows if r.batch == 1 and r.policy.startswith(IMPOSED)), key=lambda r: r.draft_len)
         for length, group in groupby(rows, lambda row: row.draft_len):

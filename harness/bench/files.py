@@ -36,7 +36,7 @@ class Speed:
         mode: dtype, or TF32.
         draft_dtype: of the draft.
         graphs: recorded work; else kernel by kernel.
-        bonus: the scale behind the drafted ones is finished too.
+        bonus: the scale after the drafted ones is finished too.
         machine: where.
         rows: measurements.
         compiled: the networks' blocks are; files from before there was a choice do not say.
@@ -61,8 +61,7 @@ class Speed:
 
     def document(self) -> bytes:
         """Return the run as JSON, with what made it."""
-        made = {"precision": precision(), "versions": versions()}
-        return compact({**_plain(asdict(self)), **made})
+        return compact({**_plain(asdict(self)), "precision": precision(), "versions": versions()})
 
 
 def _plain(value: Any) -> Any:
@@ -74,7 +73,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+def _numbers(values: Any) -> Any:
+    """Return the values of JSON with NaN for null."""
     return {key: math.nan if value is None else value for key, value in values.items()}
 
 
@@ -100,8 +100,8 @@ def read_speed(path: Path) -> Speed:
 def policies_document(models: str, device: str, rows: list[PolicyRow]) -> bytes:
     """Return the rows of `bench-policies` as JSON, with what made them."""
     listed = [{**vars(row), "distances": _columns(row.distances)} for row in rows]
-    made = {"precision": precision(), "versions": versions()}
-    return compact({"models": models, "device": device, **made, "rows": listed})
+    header = {"models": models, "device": device, "precision": precision(), "versions": versions()}
+    return compact({**header, "rows": listed})
 
 
 def _columns(distances: list[Distance]) -> dict[str, list[float]]:
@@ -116,7 +116,7 @@ def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
         rows = []
         for values in document["rows"]:
             columns = values["distances"]
-            values["distances"] = [Distance(*of) for of in zip(*(columns[name] for name in DISTANCES), strict=True)]
+            values["distances"] = [Distance(*each) for each in zip(*(columns[name] for name in DISTANCES), strict=True)]
             for name in ("scales_per_round", "judged", "whole"):  # JSON has text keys only
                 values[name] = Counter({int(key): count for key, count in values[name].items()})
             rows.append(PolicyRow(**values))
@@ -133,5 +133,5 @@ def _is_whole(row: PolicyRow) -> bool:
     """Tell whether a row has counts and distances of at least one image."""
     counts = (row.target_calls, row.target_rows, row.draft_rows)
     return bool(row.distances) and all(
-        len(of) == len(row.distances) and all(isinstance(n, int) for n in of) for of in counts
+        len(count) == len(row.distances) and all(isinstance(n, int) for n in count) for count in counts
     )

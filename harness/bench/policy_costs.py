@@ -40,10 +40,10 @@ class PolicyRow:
         target_rows: positions that the target computed.
         draft_rows: positions that the draft computed.
         distances: from sequential decoding of the same numbers (under `greedy`: from greedy sequential decoding).
-        accepted_tokens: drafted tokens that stood.
+        accepted_tokens: drafted tokens that were accepted.
         scales_per_round: histogram, final scales -> rounds.
         judged: scale -> how often it was judged on final earlier scales.
-        whole: scale -> how often it stood then.
+        whole: scale -> how often it was accepted then.
     """
 
     policy: str
@@ -65,7 +65,7 @@ class PolicyRow:
         return statistics.fmean(getattr(self, name))
 
     def join(self, other: PolicyRow) -> None:
-        """Count what another row counted, behind what this one did."""
+        """Count what another row counted, after what this one did."""
         for part in fields(self):
             value, more = getattr(self, part.name), getattr(other, part.name)
             if isinstance(value, list):
@@ -82,9 +82,9 @@ class PolicyRow:
         self.accepted_tokens += actual.total("accepted_tokens")
         self.scales_per_round.update(actual.scales_per_round())
         for turn in (turn for rounds in actual.rounds for turn in rounds):
-            stood = range(turn.first, turn.first + turn.accepted)
-            self.whole.update(stood)
-            self.judged.update([*stood, turn.first + turn.accepted] if turn.corrected else stood)
+            accepted = range(turn.first, turn.first + turn.accepted)
+            self.whole.update(accepted)
+            self.judged.update([*accepted, turn.first + turn.accepted] if turn.corrected else accepted)
 
 
 def policy_batches(images: int, size: int, classes: int, seed: int, cfg: float) -> Iterator[Request]:
@@ -117,19 +117,17 @@ def measure_policies(
         InputError: a policy or length that does not exist or does not fit.
         WorkerError: the workers die.
     """
-    crew, found = (
-        employ(workers, torch.device(workers.device or models.device), len(requests)),
-        dict[Request, list[PolicyRow]](),
-    )
+    crew = employ(workers, torch.device(workers.device or models.device), len(requests))
+    counted: dict[Request, list[PolicyRow]] = {}
     with closing(crew.open(PolicyWork(models, tuple(settings)))) as pool:
         for request, rows in pool.map(requests):
             if isinstance(rows, Died):
                 raise WorkerError(f"batch={request.B}: {rows.why}; pass a smaller --batch, or fewer --workers")
-            found[request] = rows
+            counted[request] = rows
             progress()
         total: list[PolicyRow] = pool.about
     for request in requests:
-        for row, more in zip(total, found[request], strict=True):
+        for row, more in zip(total, counted[request], strict=True):
             row.join(more)
     return total
 
@@ -166,23 +164,24 @@ class PolicyBench:
     def rows(self) -> list[PolicyRow]:
         """Return rows that count nothing yet."""
         lengths = [length for _, length in self.settings]
-        made = [PolicyRow(p.name, p.contract.letter, length) for p, length in zip(self.policies, lengths, strict=True)]
-        return [PolicyRow("the draft alone"), PolicyRow("another seed"), *made]
+        policies = zip(self.policies, lengths, strict=True)
+        rows = [PolicyRow(policy.name, policy.contract.letter, length) for policy, length in policies]
+        return [PolicyRow("the draft alone"), PolicyRow("another seed"), *rows]
 
     def do(self, request: Request) -> list[PolicyRow]:
         """Decode one request; return its rows."""
-        models, made = self.models, self.rows()
-        sole, other, *rows = made
+        models, rows = self.models, self.rows()
+        draft_row, other_row, *policy_rows = rows
         usual = _sequential(models, request)
         greedy = _sequential(models, request, greedy=True) if any(policy.greedy for policy in self.policies) else usual
         draft = _sequential(replace(models, target=models.draft), request)
         draft.draft_rows, draft.target_rows = draft.target_rows, [0] * request.B
         draft.target_calls = [0] * request.B
-        sole.add(models, draft, usual)
-        other.add(models, _sequential(models, replace(request, seed=request.seed + ELSEWHERE)), usual)
-        for policy, decoder, row in zip(self.policies, self.decoders, rows, strict=True):
+        draft_row.add(models, draft, usual)
+        other_row.add(models, _sequential(models, replace(request, seed=request.seed + ELSEWHERE)), usual)
+        for policy, decoder, row in zip(self.policies, self.decoders, policy_rows, strict=True):
             row.add(models, decoder.decode(request, models.noise(request)), greedy if policy.greedy else usual)
-        return made
+        return rows
 
     def close(self) -> None:
         """Nothing is left to end."""
@@ -221,7 +220,7 @@ def acceptance_sentences(rows: Sequence[PolicyRow]) -> list[str]:
 
 
 def _acceptance(row: PolicyRow) -> str:
-    """Return how often each scale stands, and each token, when every scale is judged by itself."""
+    """Return how often each scale is accepted, and each token, when every scale is judged by itself."""
     scales = " ".join(f"{row.whole[si] / count:.2f}" for si, count in sorted(row.judged.items()))
     tokens = sum(row.accepted_tokens) / sum(row.draft_rows)
     return f"Scale by scale, `{row.policy}` keeps a drafted scale in a share of {scales}; tokens: {tokens:.3f}."

@@ -64,11 +64,11 @@ class SpeedRow:
         target: sequential decoding by the target, in the mode of the run.
         draft: sequential decoding by the draft, in the mode of the run.
         ms: speculative decoding.
-        draft_passes_ms: the draft's passes alone, one after the other; NaN where images went apart.
+        draft_passes_ms: the draft's passes alone, one after the other; NaN where the images took different rounds.
         target_passes_ms: the target's passes alone; likewise.
         floor_ms: what the machine allows all of them; likewise.
         target_calls: mean target passes of an image.
-        kept: share of the judged scales that stood: what an imposed rate came to on these few images.
+        kept: share of the judged scales that were accepted: what an imposed rate came to on these few images.
         peak: most memory allocated, all weights included; 0 on a CPU.
     """
 
@@ -116,7 +116,7 @@ class Bench:
         graphs: record and replay device work.
         repeats: timed decodes a figure.
         machine: bandwidth and rate, for the floor.
-        bonus: let the target finish the scale behind the drafted ones too.
+        bonus: let the target finish the scale after the drafted ones too.
         compiled: compile the blocks of both sides; the plain reference stays as it is.
     """
 
@@ -151,7 +151,7 @@ class Bench:
             self.check_recorded(decoder, request)
             done = [self._measure(decoder, request) for request in requests]
             parts = [self._alone(decoder, request, _turns(trace, self.models.pyramid)) for _, _, trace in done]
-            draft_ms, target_ms, floor_ms = (statistics.mean(of) for of in zip(*parts, strict=True))
+            draft_ms, target_ms, floor_ms = (statistics.mean(each) for each in zip(*parts, strict=True))
             yield SpeedRow(
                 batch=request.B,
                 policy=policy,
@@ -254,7 +254,7 @@ class Bench:
     def _alone(
         self, decoder: SpeculativeDecoder, request: Request, turns: Sequence[Turn]
     ) -> tuple[float, float, float]:
-        """Return draft passes, target passes and floor of one decode; NaN where its images went apart."""
+        """Return draft passes, target passes and floor of one decode; NaN where its images took different rounds."""
         if not turns:
             return math.nan, math.nan, math.nan
         draft, target = ([turn for turn in turns if turn[0] == side] for side in ("draft", "target"))
@@ -274,15 +274,15 @@ def release(device: torch.device) -> None:
 
 
 def _kept(traces: Iterable[Trace]) -> float:
-    """Return the share of drafted scales that stood, of those that were judged; NaN where none was."""
+    """Return the share of drafted scales that were accepted, of those that were judged; NaN where none was."""
     turns = [turn for trace in traces for rounds in trace.rounds for turn in rounds if turn.target_rows]
-    stood = sum(turn.accepted for turn in turns)
-    judged = stood + sum(turn.corrected for turn in turns)
-    return stood / judged if judged else math.nan
+    accepted = sum(turn.accepted for turn in turns)
+    judged = accepted + sum(turn.corrected for turn in turns)
+    return accepted / judged if judged else math.nan
 
 
 def _turns(trace: Trace, pyramid: ScalePyramid) -> list[Turn]:
-    """Return the passes of a decode in order, from what its caches held; none where its images went apart."""
+    """Return the passes of a decode, from what its caches held; none where its images took different rounds."""
     ways = [[(t.first, t.drafted, t.target_rows, t.draft_rows) for t in rounds] for rounds in trace.rounds]
     if any(way != ways[0] for way in ways):
         return []
@@ -290,7 +290,7 @@ def _turns(trace: Trace, pyramid: ScalePyramid) -> list[Turn]:
     cached = {"draft": 0, "target": 0}  # positions
     for turn in trace.rounds[0]:
         last = turn.first + turn.drafted - 1
-        # behind a bonus scale the draft catches up in its first pass
+        # after a bonus scale the draft catches up in its first pass
         begin = pyramid.level_of(cached["draft"])
         turns += [("draft", begin if si == turn.first else si, si, si) for si in range(turn.first, last + 1)]
         if turn.target_rows:

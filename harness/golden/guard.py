@@ -103,13 +103,13 @@ def contradicted(device: torch.device, folder: Path = RECORDINGS) -> list[str]:
         device: where to run; of a platform of the plan.
         folder: of the recordings.
     """
-    found = []
+    contradictions = []
     for recording in read_recordings([folder / f"{name}.safetensors" for name in RECORDED[device.type]]):
         result = check_recording(recording, recorded_cases(recording, device), device)
         wrong = [case.id for case in result.cases if case.defects]
         if result.verdict is Verdict.DEFECT:
-            found.append(f"{recording.path.name} ({', '.join([*result.defects, *wrong][:5])})")
-    return found
+            contradictions.append(f"{recording.path.name} ({', '.join([*result.defects, *wrong][:5])})")
+    return contradictions
 
 
 @torch.inference_mode()
@@ -121,21 +121,21 @@ def failing_laws(models: ModelPair) -> list[str]:
     """
     request = Request((0, 1), 7)
     target = sample_sequential(models.target, models.vae, request, models.noise(request))
-    found = []
+    failing = []
     if not torch.equal(sample_cachefree(models.target, models.vae, request, models.noise(request)), target.tokens_BL):
-        found.append("decoding with a cache = decoding without one")
+        failing.append("decoding with a cache = decoding without one")
     budget = quick_budget(models)
     S = models.pyramid.S
     for draft_len in sorted({1, (S + 1) // 2, S}):
         decoded = run_in_process(build_decoder(models, Settings(draft_len)), models, request)
         judged = judge(Evidence(models, request, decoded, target, budget)) if isinstance(decoded, Trace) else decoded
         if judged.defects:
-            found.append(f"speculative decoding, draft_len={draft_len} = sequential decoding ({judged.defects[0]})")
+            failing.append(f"speculative decoding, draft_len={draft_len} = sequential decoding ({judged.defects[0]})")
     for hand_off in (HandOff(0, 3), HandOff(0, 0, "recorded")):
         handed = sample_handoff(models, request, models.noise(request), hand_off)
         if not torch.equal(handed.tokens_BL, target.tokens_BL):
-            found.append(f"hand-off at entry 0 ({hand_off.mode}, mask {hand_off.sd_mask}) = sequential decoding")
-    return found
+            failing.append(f"hand-off at entry 0 ({hand_off.mode}, mask {hand_off.sd_mask}) = sequential decoding")
+    return failing
 
 
 def broken_laws(implementation: str = DEFAULT, examples: int = 20) -> list[str]:

@@ -22,7 +22,7 @@ class CaseResult:
         request: what was drawn.
         draws: tokens recorded; identical + ties + wrong ones + not judged.
         identical: recorded tokens that are the draw made here on the same prefix.
-        not_judged: tokens behind a soft tie of `more_smooth`, where rounding may move more than a bound allows.
+        not_judged: tokens after a soft tie of `more_smooth`, where rounding may move more than a bound allows.
         soft_ties: choices of `more_smooth` whose best codes lie within the budget, in units of τ.
         map_positions: positions of f_hat, and `map_not_judged` those that are not judged, for the same reason.
         ties: certified ones.
@@ -88,5 +88,5 @@ def golden_totals(results: Sequence[FileResult]) -> str:
     good = sum(case.verdict in (Verdict.IDENTICAL, Verdict.TIE) for case in cases)
     unjudged = sum(case.not_judged for case in cases)
     draws = count_of(sum(case.draws for case in cases) - unjudged, "draw")
-    said = f"{good} of {count_of(len(cases), 'case')}, {draws} compared"
-    return f"{said}, {unjudged} not judged" if unjudged else said
+    line = f"{good} of {count_of(len(cases), 'case')}, {draws} compared"
+    return f"{line}, {unjudged} not judged" if unjudged else line

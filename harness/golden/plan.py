@@ -31,21 +31,16 @@ PLAIN, FILTERED, SMOOTH = (
 MASKS = (("recorded", range(6)), ("corrected", range(1, 6)))  # `sd_mask` by mode of the hand-off
 
 
-def _small(
-    patch_nums: tuple[int, ...], phi: str, depth: int, H: int, classes: int, *, shared_adaln: bool = False,
-    l2_norm: bool = True,
-) -> Recipe:  # fmt: skip
-    return Recipe(
-        patch_nums, V=32, C=8, phi=phi, vae_ch=32, vae_mult=(1, 2), depth=depth, D=64, H=H, shared_adaln=shared_adaln,
-        l2_norm=l2_norm, classes=classes, draft_depth=1, draft_D=32, draft_H=1,
-    )  # fmt: skip
-
-
+_SMALL = Recipe(
+    (1, 2, 3, 4), V=32, C=8, phi="4 shared", vae_ch=32, vae_mult=(1, 2), depth=2, D=64, H=2, shared_adaln=True,
+    l2_norm=True, classes=5, draft_depth=1, draft_D=32, draft_H=1,
+)  # fmt: skip
+_ONE_BLOCK = replace(_SMALL, depth=1, H=1, shared_adaln=False, classes=4)
 NETWORKS = {
-    "shared-adaln": _small((1, 2, 3, 4), "4 shared", depth=2, H=2, classes=5, shared_adaln=True),
-    "no-l2norm": _small((1, 3, 5), "4 shared", depth=2, H=1, classes=3, l2_norm=False),
-    "one-phi": _small((1, 2, 4, 6), "1 shared", depth=1, H=1, classes=4),
-    "phi-per-scale": _small((1, 2, 3, 5, 7), "one a scale", depth=1, H=1, classes=4),
+    "shared-adaln": _SMALL,
+    "no-l2norm": replace(_SMALL, patch_nums=(1, 3, 5), H=1, shared_adaln=False, l2_norm=False, classes=3),
+    "one-phi": replace(_ONE_BLOCK, patch_nums=(1, 2, 4, 6), phi="1 shared"),
+    "phi-per-scale": replace(_ONE_BLOCK, patch_nums=(1, 2, 3, 5, 7), phi="one a scale"),
 }
 
 

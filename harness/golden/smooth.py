@@ -1,7 +1,7 @@
 """Judge a `more_smooth` case position by position.
 
 f_hat is no function of the tokens here, so the case runs free, and rounding grows from scale to scale (`spread`). What
-rounding can move little is judged by how little that is; what it can move far, behind a soft tie, is not judged, and
+rounding can move little is judged by how little that is; what it can move far, after a soft tie, is not judged, and
 counted so. Where f_hat of every scale is recorded, every scale is judged from the recorded f_hat before it besides.
 
 Promise: no bound is wider than the limits of `allowance`, and what is not judged is told by the plain sampler alone.
@@ -84,10 +84,11 @@ def _judge_positions(case: RecordedCase, recorded: Mapping[str, Tensor], led: _F
     if case.logits == "none":
         return
     for si in pyramid:
-        kept = case.logits_positions(si)
-        made_BnV = guided(led.run)[:, pyramid.span(si)][:, kept]
-        allowed_Bn = led.spread.peak_BL.masked_fill(~judged_BL, torch.inf)[:, pyramid.span(si)][:, kept]
-        delta = _compare(f"logits/{si}", made_BnV, recorded[f"logits/{si}"], allowed_Bn[..., None], si, result)
+        recorded_positions = case.logits_positions(si)
+        actual_BnV = guided(led.run)[:, pyramid.span(si)][:, recorded_positions]
+        allowed_BL = led.spread.peak_BL.masked_fill(~judged_BL, torch.inf)
+        allowed_Bn = allowed_BL[:, pyramid.span(si)][:, recorded_positions]
+        delta = _compare(f"logits/{si}", actual_BnV, recorded[f"logits/{si}"], allowed_Bn[..., None], si, result)
         result.delta_logits = worse(result.delta_logits, delta)
 
 

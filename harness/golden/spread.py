@@ -85,7 +85,7 @@ def raw_inputs(f_hat_SBCPP: Tensor, pyramid: ScalePyramid) -> dict[int, Tensor]:
 
 # A choice that rounding cannot move by a quarter of τ answers in proportion: no tie, and nudged runs show all of it.
 LEAST = 0.25
-# A code that stays two τ behind holds an eighth of the mixture at most, and nudged runs show how far that moves.
+# A code two τ below the best holds an eighth of the mixture at most, and nudged runs show how far that moves.
 BEHIND = 2.0
 TOSSES = 2  # pairs of moves that a filter is tried with
 

@@ -107,7 +107,7 @@ def test_f_hat_is_that_of_the_last_scale_to_the_bit(case: RecordedCase):
 def test_caps_are_those_of_measured_budgets_and_not_far_beyond():
     """What makes a cap tight: it lies beyond what the plain sampler needs, by less than thirty times."""
     run = CASE.run()
-    budget = allowance.quick(MODELS)
+    budget = allowance.quick_budget(MODELS)
     largest = float(run.intermediates.rows_RLV.abs().max())
     f_hat = max(1.0, float(run.intermediates.f_hat_SBCPP.abs().max()))
     assert 1 < LIMITS["logits cap"] * largest / budget.rows < 30
