@@ -74,9 +74,7 @@ def _family(row: PolicyRow) -> str:
 def speed_up_chart(runs: Iterable[Speed]) -> Figure:
     """Draw the speed-up of one image against imposed acceptance: a line a mode and draft length."""
     figure = Figure(SIZE, layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="share of drafted scales accepted", ylabel="speed-up over the sequential target"
-    )
+    axes = figure.add_subplot(xlabel="share of drafted scales accepted", ylabel="speed-up over the sequential target")
     for run in runs:
         rows = sorted((r for r in run.rows if r.batch == 1 and r.policy.startswith(IMPOSED)), key=lambda r: r.draft_len)
         for length, group in groupby(rows, lambda row: row.draft_len):

@@ -13,17 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.bench.floor import Machine
 from harness.bench.policy_costs import PolicyRow
-from harness.bench.speed import Sequential, SpeedRow
+from harness.bench.speed import Machine, Sequential, SpeedRow
 from harness.errors import InputError
 from harness.files import check_readable, compact
 from harness.judge.verdict import Distance
 from harness.provenance import versions
+from harness.quality.draw import DRAFT
 from harness.rounding.precision import precision
 
 BAD = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-DRAFT_ALONE = "the draft alone"
 DISTANCES = ("tokens", "f_hat", "pixels")
 
 
@@ -121,7 +120,7 @@ def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
                 values[name] = Counter({int(key): count for key, count in values[name].items()})
             rows.append(PolicyRow(**values))
         models: str = document["models"]
-        if not any(row.policy == DRAFT_ALONE for row in rows) or not all(_is_whole(row) for row in rows):
+        if not any(row.policy == DRAFT for row in rows) or not all(_is_whole(row) for row in rows):
             raise ValueError("a row without numbers, or no row of the draft alone")
         return models.strip(), rows
     except BAD as error:

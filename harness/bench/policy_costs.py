@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 
@@ -21,11 +21,10 @@ from harness.pool.employ import ALONE, Execution, employ
 from harness.pool.workers import Died, WorkerError
 from harness.protocol.request import Request
 from harness.protocol.trace import Trace
+from harness.quality.draw import DRAFT, ELSEWHERE
 from harness.reference.sequential import sample_sequential
 from harness.speculative.policies import parse_policy, policy_speculates
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
-
-ELSEWHERE = 2**32  # what another seed is away
 
 
 @dataclass
@@ -85,13 +84,6 @@ class PolicyRow:
             accepted = range(turn.first, turn.first + turn.accepted)
             self.whole.update(accepted)
             self.judged.update([*accepted, turn.first + turn.accepted] if turn.corrected else accepted)
-
-
-def policy_batches(images: int, size: int, classes: int, seed: int, cfg: float) -> Iterator[Request]:
-    """Yield requests over `images` images, labels in turn, each image with an address of its own."""
-    for begin in range(0, images, size):
-        ids = tuple(range(begin, min(begin + size, images)))
-        yield Request(tuple(k % classes for k in ids), seed, cfg, images=ids)
 
 
 def measure_policies(
@@ -166,7 +158,7 @@ class PolicyBench:
         lengths = [length for _, length in self.settings]
         policies = zip(self.policies, lengths, strict=True)
         rows = [PolicyRow(policy.name, policy.contract.letter, length) for policy, length in policies]
-        return [PolicyRow("the draft alone"), PolicyRow("another seed"), *rows]
+        return [PolicyRow(DRAFT), PolicyRow("another seed"), *rows]
 
     def do(self, request: Request) -> list[PolicyRow]:
         """Decode one request; return its rows."""

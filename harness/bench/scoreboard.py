@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from harness.bench.files import DRAFT_ALONE, Speed
+from harness.bench.files import Speed
 from harness.bench.policy_costs import PolicyRow
 from harness.bench.speed import SpeedRow
 from harness.errors import InputError
+from harness.quality.draw import DRAFT
 from harness.quality.loss import Quality, quality_verdict
 from harness.quality.measured import Measured
 from harness.quality.rows import QualityRow
@@ -138,7 +139,7 @@ def scoreboard(
     lines = [_imposed(run, named, row) for run, named in foreign for row in _fastest(run.rows)]
     for run, named in foreign:
         lines += [_divided(named, rows) for rows in _by_policy(row for row in run.rows if not row.speculates)]
-    draft_pixels = next(row.mean("pixels") for row in policies if row.policy == DRAFT_ALONE)
+    draft_pixels = next(row.mean("pixels") for row in policies if row.policy == DRAFT)
     timings = _timings([run for run in runs if run.models == models], draft_len)
     shown = [row for row in policies if row.contract and row.draft_len == draft_len]
     lines += [_policy(row, models, timings.get(row.policy), draft_pixels) for row in shown]

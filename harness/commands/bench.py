@@ -52,8 +52,7 @@ def bench(networks: Networks, decodes: TimedDecodes, outputs: BenchOutputs) -> N
     import torch
 
     from harness.bench.files import Speed
-    from harness.bench.floor import Machine
-    from harness.bench.speed import Bench, SpeedRow
+    from harness.bench.speed import Bench, Machine, SpeedRow
     from harness.commands.inputs import load_models
     from harness.report.html.page import check_page
     from harness.report.progress import LongWork

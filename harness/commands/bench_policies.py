@@ -48,9 +48,11 @@ class PolicyOutputs(Group):
 def bench_policies(networks: Networks, decodes: PolicyDecodes, outputs: PolicyOutputs) -> None:
     """Measure target calls, target rows and distances of the acceptance policies."""
     from harness.bench.files import policies_document
-    from harness.bench.policy_costs import measure_policies, policy_batches, policy_markdown
+    from harness.bench.policy_costs import measure_policies, policy_markdown
     from harness.commands.inputs import check_drawing, check_most, load_models
     from harness.pool.employ import Execution
+    from harness.protocol.request import Request
+    from harness.quality.draw import portions
     from harness.report.progress import LongWork
     from harness.report.speed import show_policies
     from harness.report.tables import replaced_parts
@@ -67,9 +69,8 @@ def bench_policies(networks: Networks, decodes: PolicyDecodes, outputs: PolicyOu
     settings = settings_for(decodes)
     pair = load_models(networks, networks.mode)
     pair.check_finite()
-    requests = list(
-        policy_batches(decodes.images, decodes.batch, pair.target.config.classes, decodes.seed, decodes.cfg)
-    )
+    labels, request = range(pair.target.config.classes), Request((0,), decodes.seed, decodes.cfg)
+    requests = portions(decodes.images, decodes.batch, labels, request)
     execution = Execution(decodes.workers, decodes.cluster, networks.mode.device)
     with LongWork("batches", len(requests)) as work:
         rows = measure_policies(pair, requests, settings, work.advance, execution)

@@ -15,7 +15,7 @@ from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
 if TYPE_CHECKING:
-    from harness.quality.sources import Source
+    from harness.quality.draw import Source
     from harness.quality.study import Means
 
 EVERY = ",".join(name for name in (*options.EVERY_LENGTH, *options.ONE_LENGTH) if name != "greedy")
@@ -193,7 +193,7 @@ def sources_for(decoding: QualityDecoding, tested: QualityDecoders, judging: Qua
     """
     from harness.commands.inputs import decoder
     from harness.protocol.decoder import Settings
-    from harness.quality.sources import DRAFT, Source, control_sources
+    from harness.quality.draw import DRAFT, Source, control_sources
     from harness.quality.study import decoder_sources
 
     policies, lengths = (list(filter(None, text.split(","))) for text in (decoding.policies, decoding.draft_len))

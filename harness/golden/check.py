@@ -22,12 +22,11 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.golden.allowance import Allowances, allowances
 from harness.golden.cases import RecordedCase, parse
-from harness.golden.judgements import NOT_RECORDED, CaseResult, FileResult
+from harness.golden.judgements import NOT_RECORDED, CaseResult, FileResult, Ground, judge_tokens
 from harness.golden.platform import unverified
 from harness.golden.smooth import judge_smooth
 from harness.golden.spread import f_hats, guided
 from harness.golden.store import Recording, read_recording
-from harness.golden.tokens import Ground, judge_tokens
 from harness.judge.compare import largest_difference
 from harness.judge.verdict import Divergence
 from harness.protocol.trace import Trace

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from harness.golden.allowance import LIMITS, allowances, smooth_rounding
 from harness.golden.cases import RecordedCase
-from harness.golden.judgements import NOT_RECORDED, CaseResult
+from harness.golden.judgements import NOT_RECORDED, CaseResult, Ground, judge_tokens
 from harness.golden.spread import Spread, added, as_they_are, guided, maps, nudged, raw_inputs, spread
-from harness.golden.tokens import Ground, judge_tokens
 from harness.judge.compare import largest_difference
 from harness.protocol.trace import Trace
 

@@ -22,9 +22,8 @@ from harness.models.pair import ModelPair
 from harness.pool.employ import ALONE, Execution, employ
 from harness.pool.workers import Died, WorkerError
 from harness.protocol.request import Request, request_values
-from harness.quality.draw import Drawn, DrawWork
+from harness.quality.draw import NONE, Drawn, DrawWork, Source, check_distinct
 from harness.quality.features import Features
-from harness.quality.sources import NONE, Source, check_distinct
 from harness.runs.database import FileKind, GrowingFile, is_begun, notes_of
 from harness.runs.decodes import TERMS
 from harness.runs.identity import code_of, differences, identity_of

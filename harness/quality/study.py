@@ -18,12 +18,12 @@ from harness.protocol.contract import Contract
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
 from harness.quality.distances import BLOCKS, check_blocks
+from harness.quality.draw import BASE, LAW, Source, portions
 from harness.quality.features import Features, Real, load_features, load_real
 from harness.quality.gather import USUAL, Conditions, ImageSet, check_enough, gather
 from harness.quality.loss import check_loss
 from harness.quality.measured import Measured
 from harness.quality.rows import measure_rows
-from harness.quality.sources import BASE, LAW, Source, portions
 from harness.runs.batches import default_batch
 from harness.speculative.policies import parse_policy
 

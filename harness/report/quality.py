@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from harness.quality.distances import LEVEL, MOST_IMAGES, Estimate
+from harness.quality.draw import Source
 from harness.quality.loss import Quality, images_to_resolve, why_quality
 from harness.quality.measured import Measured
 from harness.quality.rows import QualityRow
-from harness.quality.sources import Source
 from harness.report.tables import Column, name_column, number, print_table
 from harness.report.terminal import say
 from harness.wording import count_of

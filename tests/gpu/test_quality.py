@@ -10,8 +10,8 @@ from harness.decoders.terms import Terms
 from harness.models.pair import load_digits
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
+from harness.quality.draw import DRAFT, Source, control_sources
 from harness.quality.gather import Conditions
-from harness.quality.sources import DRAFT, Source, control_sources
 from harness.quality.study import Study, decoder_sources, digits_means, run_study
 
 pytestmark = pytest.mark.gpu

@@ -16,10 +16,9 @@ import torch
 
 from harness.bench.charts import speed_up_chart, svg
 from harness.bench.files import Speed, policies_document, read_policies, read_speed
-from harness.bench.floor import Machine
 from harness.bench.policy_costs import PolicyRow
 from harness.bench.scoreboard import scoreboard, speed_table
-from harness.bench.speed import Bench, Sequential, SpeedRow
+from harness.bench.speed import Bench, Machine, Sequential, SpeedRow
 from harness.commands.bench import settings_for
 from harness.errors import HarnessError, InputError
 from harness.judge.verdict import Distance

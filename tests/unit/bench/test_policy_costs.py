@@ -16,12 +16,13 @@ from harness.bench.policy_costs import (
     PolicyRow,
     acceptance_sentences,
     measure_policies,
-    policy_batches,
     policy_markdown,
 )
 from harness.judge.verdict import Distance
 from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.request import Request
+from harness.quality.draw import portions
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 6, seed=1, apart=0.2)
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
@@ -29,7 +30,7 @@ SETTINGS = [("coupled", "1"), ("coupled", "3"), ("match:0", "3"), ("rejection", 
 
 
 def measured(size: int) -> list[PolicyRow]:
-    return measure_policies(MODELS, list(policy_batches(7, size, 2, 0, 1.5)), SETTINGS)
+    return measure_policies(MODELS, portions(7, size, (0, 1), Request((0,), 0, 1.5)), SETTINGS)
 
 
 def test_every_image_is_measured_once_whatever_the_batch():
@@ -63,7 +64,7 @@ def test_the_rows_say_what_the_policies_do():
 
 def test_a_policy_under_which_nothing_is_judged_says_nothing_of_acceptance():
     settings = [("code:3", "1"), ("code:1", "1"), ("coupled", "1")]
-    rows = measure_policies(MODELS, list(policy_batches(3, 3, 2, 0, 1.5)), settings)
+    rows = measure_policies(MODELS, portions(3, 3, (0, 1), Request((0,), 0, 1.5)), settings)
     alone, first = rows[2:4]
     assert (alone.target_calls, alone.draft_rows, {d.tokens for d in alone.distances}) == ([3] * 3, [0] * 3, {0.0})
     assert (first.target_calls, first.target_rows, first.draft_rows) == ([1] * 3, [1] * 3, [14] * 3)

@@ -16,11 +16,10 @@ from harness.golden import check as checking
 from harness.golden.allowance import LIMITS, Allowances, allowances
 from harness.golden.cases import CPU, RecordedCase
 from harness.golden.check import check_case, check_recording, read_recordings, recorded_cases, structure
-from harness.golden.judgements import CaseResult
+from harness.golden.judgements import CaseResult, Ground
 from harness.golden.metadata import GoldenCase
 from harness.golden.record import produce
 from harness.golden.store import Recording, as_bytes
-from harness.golden.tokens import Ground
 from harness.judge.verdict import Verdict
 from harness.protocol.noise import Noise
 from harness.protocol.request import Request

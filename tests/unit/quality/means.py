@@ -11,9 +11,9 @@ from torch import Tensor
 from harness.models.toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality.distances import Moments
+from harness.quality.draw import Source
 from harness.quality.features import Real
 from harness.quality.gather import ImageSet
-from harness.quality.sources import Source
 from harness.quality.study import Means
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 6, seed=1, apart=0.2)

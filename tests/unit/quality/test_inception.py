@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from harness.errors import InputError
 from harness.protocol.request import Request
+from harness.quality.draw import control_sources
 from harness.quality.features import load_inception, load_statistics
-from harness.quality.sources import control_sources
 from harness.quality.study import Means, Study, run_study
 from tests.unit.quality.means import MODELS
 

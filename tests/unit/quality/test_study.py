@@ -16,9 +16,9 @@ from harness.errors import InputError, StopSignal
 from harness.pool.employ import Execution
 from harness.protocol.decoder import Settings
 from harness.protocol.request import Request
+from harness.quality.draw import BASE, DRAFT, LAW, Source, control_sources, portions
 from harness.quality.gather import TENSORS, Conditions, ImageSet, gather
 from harness.quality.measured import read_quality
-from harness.quality.sources import BASE, DRAFT, LAW, Source, control_sources, portions
 from harness.quality.study import Study, decoder_sources, run_study
 from harness.runs.keep import RunStore
 from tests.unit.quality.means import MODELS, corners

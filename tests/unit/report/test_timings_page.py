@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.bench.files import Speed
-from harness.bench.floor import Machine
-from harness.bench.speed import Sequential, SpeedRow
+from harness.bench.speed import Machine, Sequential, SpeedRow
 from harness.report.html.timings import timings_page
 from tests.helpers import command
 from tests.unit.report.reading import read
