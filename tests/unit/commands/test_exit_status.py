@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from harness import __main__ as command_line
 from harness.files import write_whole
-from harness.golden import store
+from harness.golden import metadata
 from tests.helpers import RECORDED, command, digits, recorded
 
 ROOT = Path(__file__).parents[3]
@@ -379,10 +379,10 @@ def test_the_limits_leave_room_for_every_recording():
     for name in ("cpu", "variants-cpu"):
         tensors, _ = recorded(name)
         largest = max(largest, *(tensor.numel() for tensor in tensors.values()))
-    store.check_batch(40, pair.pyramid, pair.target.config, pair.vae.config.downsampling)
-    assert 10 * largest < store.MOST_NUMBERS
+    metadata.check_batch(40, pair.pyramid, pair.target.config, pair.vae.config.downsampling)
+    assert 10 * largest < metadata.MOST_NUMBERS
     with pytest.raises(Exception, match="must make tensors of at most"):
-        store.check_batch(10**4, pair.pyramid, pair.target.config, pair.vae.config.downsampling)
+        metadata.check_batch(10**4, pair.pyramid, pair.target.config, pair.vae.config.downsampling)
 
 
 def test_a_picture_without_matplotlib_is_refused_before_the_work(
