@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from harness.adapters.factories import PUBLISHED_PREFIX, published_settings
-from harness.decoders.factory import DEFAULT, Factory, is_own
+from harness.decoders.factory import OWN_DECODER, Factory, is_own_decoder
 from harness.decoders.terms import Terms
 from harness.errors import InputError
 from harness.judge.verdict import Verdict
@@ -30,7 +30,7 @@ from harness.quality.loss import Quality, why_quality
 from harness.quality.measured import Measured
 from harness.quality.study import USUAL_IMAGES, Means, Study, decoder_sources, run_study
 from harness.report.progress import LongWork
-from harness.runs.batches import cut, default_batch
+from harness.runs.batches import cut_batches, default_batch
 from harness.runs.claims import LawsTried, QualityClaims
 from harness.runs.cover import covering, plan_of, verify_design
 from harness.runs.decodes import TERMS, Decodes, RunInterrupted, verify_decodes
@@ -120,7 +120,7 @@ class Question:
     def in_process(self) -> bool:
         """Whether every decoder runs in this process: the harness's own does."""
         others = [self.decoder, *([self.terms.against.name] if self.terms.against else [])]
-        return self.terms.in_process or all(map(is_own, others))
+        return self.terms.in_process or all(map(is_own_decoder, others))
 
     def decodes(self, models: ModelPair) -> Decodes:
         """Return what is decoded on these networks."""
@@ -151,7 +151,7 @@ def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple
 def usual_requests(models: ModelPair, in_process: bool) -> tuple[Request, ...]:
     """Return the requests where none are made: every label under four seeds, in batches that device and memory like."""
     whole = Request(tuple(range(models.target.config.classes)))
-    return tuple(cut(whole, SEEDS, default_batch(models, not in_process).images))
+    return tuple(cut_batches(whole, SEEDS, default_batch(models, not in_process).images))
 
 
 def usual_laws(decoder: Factory | str, cover: bool) -> int:
@@ -159,12 +159,12 @@ def usual_laws(decoder: Factory | str, cover: bool) -> int:
 
     Laws need networks of their own, in float64, which are not for everybody's code.
     """
-    return LAW_CASES if cover and is_own(decoder) else 0
+    return LAW_CASES if cover and is_own_decoder(decoder) else 0
 
 
 def verify(
     models: ModelPair,
-    factory: Factory | str = DEFAULT,
+    factory: Factory | str = OWN_DECODER,
     settings: Settings | Sequence[Settings] | None = None,
     requests: Request | Sequence[Request] | None = None,
     progress: Callable[[], None] | None = None,
@@ -267,7 +267,7 @@ def _add_laws(
             tried = None if noted is None else LawsTried.from_dict(noted)
     stopped = 0
     if count and (tried is None or tried.left or tried.cases != count):
-        own = question.in_process or is_own(question.decoder)
+        own = question.in_process or is_own_decoder(question.decoder)
         where = LawsPlace(str(models.device), None if own else question.terms.limits)
         with watch("laws", len(LAWS)) as bar:
             try:

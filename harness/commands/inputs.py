@@ -14,13 +14,13 @@ import torch
 
 from harness.adapters.factories import PUBLISHED_PREFIX, published_settings
 from harness.commands.options import Images, Mode, Networks, Pair
-from harness.decoders.factory import DEFAULT, named_options
+from harness.decoders.factory import OWN_DECODER, parse_factory_options
 from harness.errors import InputError
 from harness.models.pair import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, random_pair
 from harness.protocol.decoder import Settings
 from harness.protocol.request import NoiseOrder, Request
 from harness.rounding.precision import set_precision
-from harness.runs.batches import BatchSize, cut, default_batch
+from harness.runs.batches import BatchSize, cut_batches, default_batch
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 MOST_NUMBERS = 10**6
@@ -112,16 +112,16 @@ class Decoder:
 
 def decoder(name: str, checkout: Path | None, given: list[str] | None, contract: str = "") -> Decoder:
     """Return the decoder that the options name. Raises `InputError` for an option of another form."""
-    options = named_options(checkout, given or ())
-    if name == DEFAULT and options:
+    options = parse_factory_options(checkout, given or ())
+    if name == OWN_DECODER and options:
         rule = "the harness's own decoder takes --policy, --draft-len and --bonus"
         raise InputError("option", options[0][0], rule, "drop it, or pass --implementation package.module:factory")
-    return Decoder(name, options, contract if name == DEFAULT else "")
+    return Decoder(name, options, contract if name == OWN_DECODER else "")
 
 
 def with_speed(settings: list[Settings], own: Decoder, graphs: bool, compiled: bool) -> list[Settings]:
     """Return the settings with recorded and compiled work. Raises `InputError` for a decoder of somebody else's."""
-    if own.name != DEFAULT and (graphs or compiled):
+    if own.name != OWN_DECODER and (graphs or compiled):
         rule = "is how the harness's own decoder works"
         raise InputError("graphs" if graphs else "compile", True, rule, "drop it; yours takes --option NAME=VALUE")
     return [replace(setting, graphs=graphs, compiled=compiled) for setting in settings]
@@ -161,7 +161,7 @@ def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Re
         return requests_for(models, images), "the published order draws for whole batches"
     seeds, whole = _drawn(models, images)
     size = BatchSize(images.batch, "as asked for") if images.batch else default_batch(models, apart)
-    return cut(whole, seeds, size.images), size.why
+    return cut_batches(whole, seeds, size.images), size.why
 
 
 def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]:

@@ -36,11 +36,11 @@ def report(source: ReportSource, outputs: ReportOutputs) -> None:
     """
     from harness.report.html.page import check_page
     from harness.report.terminal import plain_console, say, show_verification
-    from harness.runs.recorded import recorded
+    from harness.runs.recorded import recorded_result
 
     paths = check_outputs({"html": outputs.html}, {"run": source.run})
     check_page(outputs.html)
-    result, console = recorded(source.run), plain_console()
+    result, console = recorded_result(source.run), plain_console()
     show_verification(result, console, outputs.quiet)
     if "html" in paths:
         from harness.report.html.run import run_page, seen_in  # Jinja2 is asked for where a page is made

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.decoders.conversation import DecoderJob, DecoderQuestion, DecoderReply
-from harness.decoders.factory import build, load_factory
+from harness.decoders.factory import build_by_factory, load_factory
 from harness.decoders.in_process import inspect_parts, run_in_process
 from harness.decoders.mailbox import Mailbox
 from harness.decoders.process import OutOfTimeError
@@ -51,7 +51,7 @@ def _serve(job_file: Path, read: int, write: int) -> None:
         try:
             factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
             with precision_unchanged() as moved:
-                decoders = [build(factory, job.models, setting) for setting in job.settings]
+                decoders = [build_by_factory(factory, job.models, setting) for setting in job.settings]
         except InputError as error:
             _say(replies, DecoderReply(refused=error))
             return

@@ -24,15 +24,15 @@ from harness.speculative.sampler import build_decoder
 Factory = Callable[[ModelPair, Settings], Implementation]
 
 
-DEFAULT = "harness:build_decoder"  # the harness's own
+OWN_DECODER = "harness:build_decoder"  # the harness's own
 
 
-def is_own(factory: Factory | str) -> bool:
+def is_own_decoder(factory: Factory | str) -> bool:
     """Tell whether a factory builds the harness's own decoder, which need not be mistrusted."""
-    return factory == DEFAULT or factory is build_decoder
+    return factory == OWN_DECODER or factory is build_decoder
 
 
-def named_options(
+def parse_factory_options(
     checkout: Path | None, given: Sequence[str], option: str = "option"
 ) -> tuple[tuple[str, str], ...]:  # fmt: skip
     """Return the options of a factory: its checkout, as an absolute path since a factory may change folder, and more.
@@ -61,7 +61,7 @@ def load_factory(name: str) -> Factory:
         InputError: the name has another form, the module cannot be imported, or the attribute is not callable.
     """
     module_name, _, attribute = name.partition(":")
-    example = f"pass --implementation {DEFAULT}"
+    example = f"pass --implementation {OWN_DECODER}"
     if not module_name or not attribute or module_name.startswith("."):
         raise InputError("implementation", name, "must read package.module:factory", example)
     if module_name == PUBLISHED_PREFIX:
@@ -87,13 +87,13 @@ def load_factory(name: str) -> Factory:
     return cast("Factory", factory)
 
 
-def name_of(factory: Factory) -> str:
+def factory_name(factory: Factory) -> str:
     """Return a factory's name for messages: ``package.module:attribute`` where it has one."""
     qualified = getattr(factory, "__qualname__", "")
     return f"{factory.__module__}:{qualified}" if qualified else str(getattr(factory, "id", type(factory).__name__))
 
 
-def build(factory: Factory, models: ModelPair, settings: Settings) -> Implementation:
+def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) -> Implementation:
     """Let a factory build its decoder.
 
     Raises:
@@ -119,7 +119,7 @@ def build(factory: Factory, models: ModelPair, settings: Settings) -> Implementa
     return decoder
 
 
-def pickled(factory: Factory, name: str) -> bytes:
+def pickled_factory(factory: Factory, name: str) -> bytes:
     """Return a factory as bytes: functions of a main script, lambdas and closures too.
 
     Raises:

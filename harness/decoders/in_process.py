@@ -24,7 +24,7 @@ from torch import Tensor
 
 from harness.adapters.parts_sdvar import examine_parts
 from harness.adapters.published import Sampler
-from harness.decoders.factory import Factory, build
+from harness.decoders.factory import Factory, build_by_factory
 from harness.decoders.process import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
 from harness.judge.form import unreadable, wrong_shape
@@ -64,7 +64,7 @@ class InProcess:
         self.models, self.watched = models, watched
         self._sums = pair_checksums(models) if watched else {}
         with precision_unchanged() as self.moved:
-            self._decoders = [build(factory, models, setting) for setting in settings]
+            self._decoders = [build_by_factory(factory, models, setting) for setting in settings]
         self.contracts = [str(decoder.contract) for decoder in self._decoders]
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
@@ -103,7 +103,7 @@ def run_in_process(
 
     Effects: what the decoder left behind in the process, and changed of its precision, is put back.
     """
-    with precision_unchanged() as moved, tidy() as left_behind:
+    with precision_unchanged() as moved, tidied_process() as left_behind:
         outcome = _run(implementation, models, request, by_value)
     if moved:  # whatever came of it was computed in another mode
         return Judgement(
@@ -240,7 +240,7 @@ OWNERS: dict[str, Any] = {
 
 
 @contextmanager
-def tidy() -> Iterator[list[str]]:
+def tidied_process() -> Iterator[list[str]]:
     """Run somebody else's code; what it left behind is undone, and listed when it ends, one clause each."""
     dtype, states = torch.get_default_dtype(), _states()
     functions = {name: _callables(owner) for name, owner in OWNERS.items()}

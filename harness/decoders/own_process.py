@@ -25,7 +25,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 from harness.decoders.conversation import LONGEST, DecoderJob, DecoderQuestion, DecoderReply
-from harness.decoders.factory import Factory, name_of, pickled
+from harness.decoders.factory import Factory, factory_name, pickled_factory
 from harness.decoders.mailbox import Mailbox, UnreadableError, capacity
 from harness.decoders.process import GRACE_S, START_S, Limits, Process, Surroundings, last_lines
 from harness.errors import InputError
@@ -65,7 +65,7 @@ class OwnProcess:
         self, factory: Factory | str, models: ModelPair, settings: Sequence[Settings], most: int, limits: Limits
     ) -> None:
         self.models, self.limits = models, limits
-        self.name = factory if isinstance(factory, str) else name_of(factory)
+        self.name = factory if isinstance(factory, str) else factory_name(factory)
         self.folder = Path(tempfile.mkdtemp(prefix="sdvar-harness-"))
         self.failed = False
         self.mailbox = Mailbox.make(capacity(models, most), models.device)
@@ -73,7 +73,7 @@ class OwnProcess:
         self._copies = copy.deepcopy(models) if models.device.type == "cuda" else models
         self._line: _Line | None = None
         try:
-            sent = factory if isinstance(factory, str) else pickled(factory, self.name)
+            sent = factory if isinstance(factory, str) else pickled_factory(factory, self.name)
             self._write_job(
                 DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
             )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from harness.decoders.factory import Factory, is_own, load_factory
+from harness.decoders.factory import Factory, is_own_decoder, load_factory
 from harness.decoders.in_process import InProcess
 from harness.decoders.own_process import OwnProcess
 from harness.decoders.terms import Terms
@@ -51,7 +51,7 @@ def start_runner(
     models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms
 ) -> Runner:
     """Build the decoders: in a process of their own, unless they are the harness's own or it is asked otherwise."""
-    if is_own(factory):
+    if is_own_decoder(factory):
         return InProcess(build_decoder, models, settings, watched=False)
     if not terms.in_process:
         return OwnProcess(factory, models, settings, most, terms.limits)

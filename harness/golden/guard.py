@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from harness.decoders.factory import DEFAULT
+from harness.decoders.factory import OWN_DECODER
 from harness.decoders.in_process import run_in_process
 from harness.errors import InputError
 from harness.golden.check import check_recording, read_recordings, recorded_cases
@@ -138,7 +138,7 @@ def failing_laws(models: ModelPair) -> list[str]:
     return failing
 
 
-def broken_laws(implementation: str = DEFAULT, examples: int = 20) -> list[str]:
+def broken_laws(implementation: str = OWN_DECODER, examples: int = 20) -> list[str]:
     """List the laws of `harness.laws` that a decoder, by default the production one, breaks."""
     rows = run_conformance(implementation, examples).rows
     return [f"{row.law.id} ({row.law.statement})" for row in rows if row.verdict is Verdict.DEFECT]

@@ -17,7 +17,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
-from harness.decoders.factory import Factory, load_factory, name_of, pickled
+from harness.decoders.factory import Factory, factory_name, load_factory, pickled_factory
 from harness.decoders.process import Limits, OutOfTimeError
 from harness.errors import InputError
 from harness.judge.part_law import PartLaw, PartVerdict
@@ -121,7 +121,9 @@ def try_laws(work: LawWork, crew: Crew, laws: Sequence[Law]) -> Generator[LawRes
     sent = work
     if crew.is_elsewhere:
         factory = (
-            work.factory if isinstance(work.factory, str | bytes) else pickled(work.factory, name_of(work.factory))
+            work.factory
+            if isinstance(work.factory, str | bytes)
+            else pickled_factory(work.factory, factory_name(work.factory))
         )
         sent = replace(work, factory=factory, progress=_unseen)
     with closing(crew.open(sent)) as pool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.decoders.factory import Factory, build
+from harness.decoders.factory import Factory, build_by_factory
 from harness.errors import HarnessError, InputError
 from harness.judge.compare import differences
 from harness.judge.part_law import Broken, require
@@ -100,7 +100,7 @@ class Subject:
         settings = replace(case.settings, options=self.options)
         if draft_len:
             settings = replace(settings, draft_len=draft_len)
-        return build(self.factory, models or case.models, settings)
+        return build_by_factory(self.factory, models or case.models, settings)
 
     def has_bonus(self, case: Case) -> bool:
         """Whether it can be built with bonus scales: one that refuses them claims none."""

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from harness.adapters.factories import PUBLISHED_PREFIX, published_settings
-from harness.decoders.factory import DEFAULT
+from harness.decoders.factory import OWN_DECODER
 from harness.decoders.in_process import run_in_process
 from harness.decoders.terms import Terms
 from harness.errors import InputError, one_line
@@ -171,7 +171,7 @@ def verified(case: DigitsCase, options: PluginOptions) -> Verification:
     """
     models = pair(options.scope.device)
     requests = requests_for(models) if options.cover else requests_for(models)[FEW]
-    recipe = {"implementation": options.name} if options.name != DEFAULT else {}
+    recipe = {"implementation": options.name} if options.name != OWN_DECODER else {}
     recipe |= {"device": options.scope.device} if options.scope.device != "cpu" else {}
     terms = Terms(sequential=options.sequential)
     question = Question(options.name, (case.settings,), requests, terms, drafts=(case.draft_noise,))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pytest
 
-from harness.decoders.factory import DEFAULT
+from harness.decoders.factory import OWN_DECODER
 from harness.errors import HarnessError
 from harness.judge.verdict import Verdict
 from harness.laws import Law, Violation
@@ -26,7 +26,7 @@ OPTIONS = (
     "--sdvar-dtype", "--sdvar-examples", "--sdvar-seed", "--sdvar-sequential",
 )  # fmt: skip
 HYPOTHESIS = ("--hypothesis-profile", "--hypothesis-seed")  # of tests that draw for themselves
-USUAL = (None, "", 0, False, "cpu", DEFAULT)
+USUAL = (None, "", 0, False, "cpu", OWN_DECODER)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _with_name(violation: Violation, item: pytest.Item) -> Violation:
     """Return a violation whose replay names the decoder as it was given, where it has no name of its own."""
     if violation.factory != "FACTORY":
         return violation
-    given = repr(item.config.getoption("--sdvar-implementation") or DEFAULT)
+    given = repr(item.config.getoption("--sdvar-implementation") or OWN_DECODER)
     return Violation(violation.law, violation.case, violation.found, given, violation.options)
 
 

@@ -74,17 +74,17 @@ class PluginOptions:
     @classmethod
     def read(cls, option: argparse.Namespace) -> PluginOptions:
         """Read pytest's options. Raises `InputError`, or `ValueError` for numbers that are none."""
-        from harness.decoders.factory import DEFAULT, load_factory, named_options
+        from harness.decoders.factory import OWN_DECODER, load_factory, parse_factory_options
         from harness.files import check_outputs
         from harness.laws.case import PYRAMIDS
         from harness.laws.engine import Scope
         from harness.plugin.digits import read_known
         from harness.report.html.page import check_page
 
-        name = option.sdvar_implementation or DEFAULT
+        name = option.sdvar_implementation or OWN_DECODER
         load_factory(name)
         checkout = Path(option.sdvar_checkout) if option.sdvar_checkout else None
-        factory_options = named_options(checkout, option.sdvar_option, "sdvar-option")
+        factory_options = parse_factory_options(checkout, option.sdvar_option, "sdvar-option")
         pyramids = tuple(tuple(int(side) for side in text.split(",")) for text in option.sdvar_patch_nums)
         examples = EXAMPLES if option.sdvar_examples is None else option.sdvar_examples
         scope = Scope(

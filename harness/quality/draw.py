@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.clock import timed
-from harness.decoders.factory import is_own
+from harness.decoders.factory import is_own_decoder
 from harness.decoders.runner import Built, Runner, claimed_contract, start_runner
 from harness.decoders.terms import Terms
 from harness.errors import InputError
@@ -183,7 +183,7 @@ class Artist:
             for k, source in enumerate(work.sources):
                 if source.factory == NONE:
                     continue
-                if is_own(source.factory):
+                if is_own_decoder(source.factory):
                     settings, policy = source.settings, parse_policy(source.settings.policy)
                     options = DecoderOptions(settings.draft_len, settings.bonus, policy, keep_intermediates=False)
                     self._own[k], contracts[k] = SpeculativeDecoder(work.models, options), policy.contract.letter

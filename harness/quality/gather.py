@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from harness.decoders.factory import DEFAULT
+from harness.decoders.factory import OWN_DECODER
 from harness.decoders.terms import Terms
 from harness.errors import InputError, StopSignal
 from harness.models.pair import ModelPair
@@ -217,7 +217,7 @@ def about_of(
     ]
     first = next((source for source in sources if source.factory != NONE), sources[0])
     return {
-        **identity_of(models, (first.factory or DEFAULT, first.settings)).as_dict(),
+        **identity_of(models, (first.factory or OWN_DECODER, first.settings)).as_dict(),
         "sources": dict(zip((source.name for source in sources), drawn, strict=True)),
         "images": {
             "number": sum(request.B for request in requests),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from harness.clock import timed
-from harness.decoders.factory import is_own
+from harness.decoders.factory import is_own_decoder
 from harness.errors import InputError, StopSignal
 from harness.models.pair import ModelPair
 from harness.protocol.contract import Contract
@@ -90,7 +90,7 @@ def decoder_sources(factory: str, settings: Sequence[Settings]) -> list[Source]:
     """Return a source for every setting of a decoder under test; its tokens are kept where it may claim their law."""
     sources = []
     for setting in settings:
-        own = is_own(factory)
+        own = is_own_decoder(factory)
         keeps = not own or parse_policy(setting.policy).contract is Contract.LAW
         words = [setting.policy if own else factory.removeprefix("harness.quality.planted:"), _unusual(setting)]
         sources.append(Source(" ".join(filter(None, words)), factory, setting, keeps_tokens=keeps))
@@ -126,7 +126,7 @@ def run_study(
     """
     sources = [BASE, LAW, *study.others]
     check_labels(models, means, study.labels)
-    own_process = any(source.factory and not is_own(source.factory) for source in sources)
+    own_process = any(source.factory and not is_own_decoder(source.factory) for source in sources)
     batch = study.batch or min(default_batch(models, own_process).images, study.images)
     requests = portions(study.images, batch, study.labels, study.request)
     requests[0].check_against(models.target.config.classes, models.target.config.V)

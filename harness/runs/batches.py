@@ -99,7 +99,7 @@ def available_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def cut(request: Request, seeds: Sequence[int], size: int) -> list[Request]:
+def cut_batches(request: Request, seeds: Sequence[int], size: int) -> list[Request]:
     """Cut every seed with every label of a request into batches of equal sizes, `size` at most.
 
     Args:

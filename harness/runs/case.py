@@ -36,7 +36,7 @@ from harness.runs.records import (
     to_json,
     unreadable,
 )
-from harness.runs.runfile import exhibit_of, read
+from harness.runs.runfile import exhibit_of, read_run
 from harness.wording import count_of
 
 MOST_CASES = 16  # that are repeated where none is named
@@ -105,7 +105,7 @@ def cases_of(path: Path) -> list[KeptCase]:
     Raises:
         InputError: it is no run file, or of a run that was not asked what it is of.
     """
-    run, rows = read(path, "file")
+    run, rows = read_run(path, "file")
     description = run.description("file", path)
     if description.identity is None:
         raise InputError("file", str(path), "does not say of what its run was", "record it with verify --run")
@@ -189,8 +189,8 @@ def _draw_numbers(case: KeptCase, models: ModelPair) -> dict[str, Tensor]:
     noise, drawn = replace(models, numbers=None).noise(case.request), dict[str, Tensor]()
     for si in range(case.scales or models.pyramid.S):
         for stream in STREAMS:
-            read = noise.uniform if stream == ACCEPT else noise.exponential
-            numbers = read(si, stream, "bundle")
+            read_run = noise.uniform if stream == ACCEPT else noise.exponential
+            numbers = read_run(si, stream, "bundle")
             drawn[f"{stream}/{si}"] = numbers[..., None] if stream == ACCEPT else numbers
     return drawn
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.decoders.factory import Factory, name_of, pickled
+from harness.decoders.factory import Factory, factory_name, pickled_factory
 from harness.decoders.terms import Other, Terms
 from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge.e_values import weigh_run
@@ -110,12 +110,12 @@ def verify_decodes(
         result.early.append(Divergence("weights", str(error), plan.tasks[0].request.seed))
         return result
     result.budget = widest(budget, models.pyramid, [task.request for task in plan.tasks])
-    name = factory if isinstance(factory, str) else name_of(factory)
+    name = factory if isinstance(factory, str) else factory_name(factory)
     identity = None
     if store.recipe is not None or store.file:
         identity = identity_of(models, (name, plan.settings[0]), terms.against)
     crew = employ(execution, torch.device(execution.device or models.device), len(plan.tasks))
-    sent = pickled(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
+    sent = pickled_factory(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
     told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms
     wanted = MOST_PICTURES if store.file else 0
     work = VerifyWork(models, sent, plan.settings, plan.most, budget, told, plan.drafts, wanted)
@@ -153,7 +153,7 @@ def _sent(other: Other | None) -> Other | None:
     """Return the other decoder as it travels to a worker. Raises `InputError` where it cannot."""
     if other is None or other.factory is None or isinstance(other.factory, bytes):
         return other
-    return replace(other, factory=pickled(other.factory, other.name))
+    return replace(other, factory=pickled_factory(other.factory, other.name))
 
 
 class RunInProgress:

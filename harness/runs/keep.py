@@ -23,7 +23,7 @@ from harness.runs.database import REMEDY, is_begun
 from harness.runs.identity import Identity, differences
 from harness.runs.plan import Plan
 from harness.runs.records import against_values, to_json
-from harness.runs.runfile import Kept, RunFile, read
+from harness.runs.runfile import Kept, RunFile, read_run
 from harness.wording import count_of
 
 
@@ -117,7 +117,7 @@ def begin(store: RunStore, about: Mapping[str, Any], plan: Plan) -> RunFile | No
         return RunFile.create(path, Kept(dict(about), plan))
     file = RunFile.go_on(path)
     try:
-        kept, _ = read(path)
+        kept, _ = read_run(path)
         found = other_run(about, plan, kept)
         if found:
             rule = f"is the file of another run: {'; '.join(found[:3])}"

@@ -16,11 +16,11 @@ from harness.runs.decodes import keeps_dying, put_together, widest
 from harness.runs.description import RunDescription
 from harness.runs.records import JudgedRow, unreadable
 from harness.runs.result import Verification
-from harness.runs.runfile import Kept, read
+from harness.runs.runfile import Kept, read_run
 from harness.runs.setting import SettingResult
 
 
-def recorded(path: Path, name: str = "run") -> Verification:
+def recorded_result(path: Path, name: str = "run") -> Verification:
     """Return the result of a run file, of a run that goes on or was stopped, too.
 
     Args:
@@ -30,7 +30,7 @@ def recorded(path: Path, name: str = "run") -> Verification:
     Raises:
         InputError: it is no run file, of another schema, or does not say what its run was of.
     """
-    run, rows = read(path, name)
+    run, rows = read_run(path, name)
     try:
         return _result(run, rows)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -119,7 +119,7 @@ class RunFile(GrowingFile):
             return list(_rows(self.base))
 
 
-def read(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
+def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
     """Read a run file, of a run that goes on, too.
 
     Raises:

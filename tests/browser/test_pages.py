@@ -14,7 +14,7 @@ from harness.report.html.hunt import hunt_page
 from harness.report.html.laws import laws_page
 from harness.report.html.recordings import regeneration_page
 from harness.report.html.timings import timings_page
-from harness.runs.runfile import read as read_run
+from harness.runs.runfile import read_run
 from tests.browser.conftest import MISSING
 from tests.browser.looks import DESK, PHONE, faults
 from tests.unit.report.sample_runs import Loud, large, page_of, run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.decoders.factory import DEFAULT
+from harness.decoders.factory import OWN_DECODER
 from harness.decoders.terms import Terms
 from harness.models.pair import load_digits
 from harness.protocol.decoder import Settings
@@ -23,8 +23,8 @@ def test_planted_losses_are_lost_and_exact_decoders_kept():
         for name in ("labels", "phi", "blur")
         for source in decoder_sources(f"harness.quality.planted:{name}", [Settings(5, policy="")])
     ]
-    own = decoder_sources(DEFAULT, [Settings(5, policy=policy) for policy in ("coupled", "rejection")])
-    own += decoder_sources(DEFAULT, [Settings(5, policy="coupled", graphs=True, compiled=True)])
+    own = decoder_sources(OWN_DECODER, [Settings(5, policy=policy) for policy in ("coupled", "rejection")])
+    own += decoder_sources(OWN_DECODER, [Settings(5, policy="coupled", graphs=True, compiled=True)])
     asked = Study(
         [*control_sources(1), *own, Source(DRAFT, draft=True), *planted], 4000, 500, request=Request((0,)), most=0.25
     )

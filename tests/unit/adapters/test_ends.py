@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness import Limits, Request, Settings, Terms, Verdict, Verification, verify
-from harness.decoders.in_process import tidy
+from harness.decoders.in_process import tidied_process
 from harness.decoders.terms import Other
 from tests.helpers import decoder_factory, verify_here
 from tests.published.checkout import make
@@ -82,10 +82,10 @@ def test_what_is_left_behind_is_named_and_put_back(shelf: Path, mistake: str, sa
 def test_a_wrapper_of_pytorchs_own_is_nothing_left_behind():
     def wrapped(seed: int) -> None: ...
 
-    with tidy() as left:
+    with tidied_process() as left:
         import torch._dynamo  # wraps torch.manual_seed
     assert left == []
-    with tidy() as left:
+    with tidied_process() as left:
         torch.manual_seed = wrapped  # type: ignore[assignment]
     assert left == ["left torch.manual_seed patched"]
 

@@ -23,7 +23,7 @@ from harness.runs.identity import code_of
 from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
 from harness.runs.replay import Answer, replay_case, shrink_case
-from harness.runs.runfile import read
+from harness.runs.runfile import read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
@@ -91,9 +91,9 @@ def test_a_run_goes_on_beside_the_same_code_alone(tmp_path: Path):
     right, other = make(tmp_path, "var"), make(tmp_path, "var", "wrong-positions")
     path = tmp_path / "run.db"
     kept(path, right, right)
-    before = read(path)[1]
+    before = read_run(path)[1]
     kept(path, right, right, resume=True)
-    assert read(path)[1] == before
+    assert read_run(path)[1] == before
     with pytest.raises(InputError, match="against source"):
         kept(path, right, other, resume=True)
     with pytest.raises(InputError, match="decoder source"):

@@ -17,7 +17,7 @@ from harness.__main__ import app
 from harness.adapters.factories import PUBLISHED_FACTORIES
 from harness.commands import mutants, options, verify
 from harness.commands.inputs import DTYPES
-from harness.decoders.factory import DEFAULT
+from harness.decoders.factory import OWN_DECODER
 from harness.decoders.process import TIMEOUT_S
 from harness.golden.plan import GOLDENS
 from harness.laws.few_cases import LAW_CASES
@@ -104,7 +104,7 @@ def test_the_door_opens_at_once(words: str):
 
 
 def test_what_the_door_says_is_what_the_rooms_say():
-    assert (options.OWN, options.CLOSE, options.TIMEOUT_S) == (DEFAULT, CLOSE_NOISE, TIMEOUT_S)
+    assert (options.OWN, options.CLOSE, options.TIMEOUT_S) == (OWN_DECODER, CLOSE_NOISE, TIMEOUT_S)
     assert (options.QUALITY_IMAGES, options.BLOCKS) == (USUAL_IMAGES, BLOCKS)
     assert (options.BUDGETS, options.GOLDENS) == (SHIPPED_BUDGETS, GOLDENS)
     assert set(options.DTYPES) == set(DTYPES)

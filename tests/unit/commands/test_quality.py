@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.decoders.factory import DEFAULT
+from harness.decoders.factory import OWN_DECODER
 from harness.protocol.decoder import Settings
 from harness.quality.distances import Estimate
 from harness.quality.measured import Measured, read_quality
 from harness.quality.rows import QualityRow
 from harness.quality.study import USUAL_IMAGES, Study
-from harness.runs.recorded import recorded
+from harness.runs.recorded import recorded_result
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
 from tests.unit.quality.means import corners
@@ -83,7 +83,7 @@ def test_verify_takes_the_verdict_over(monkeypatch, capsys, tmp_path: Path, drif
     assert (seen[0].images, seen[0].most, [source.name for source in seen[0].others]) == (500, 0.1, ["kl:0.1"])
     assert told["verdict"] == {0: "CONSISTENT", 1: "DEFECT", 3: "INCONCLUSIVE"}[status]
     assert told["run"]["quality"]["rows"][1]["drift"]["value"] == drift.value
-    again = recorded(run)
+    again = recorded_result(run)
     assert (again.verdict.value, again.inconclusive) == (told["verdict"], told["inconclusive"])
     assert again.about["quality"]["rows"][1]["drift"]["value"] == drift.value
     if status == 1:
@@ -127,7 +127,7 @@ def test_recorded_and_compiled_work_is_asked_of_the_own_decoder(monkeypatch):
     built: list[Settings] = []
     monkeypatch.setattr("harness.speculative.sampler.build_decoder", lambda pair, settings: built.append(settings))
     command(monkeypatch, "quality", "--policies", "coupled,kl:0.1", "--draft-len", "2,5", "--graphs", "--compile")
-    mine = {source.name: source.settings for source in seen[0].others if source.factory == DEFAULT}
+    mine = {source.name: source.settings for source in seen[0].others if source.factory == OWN_DECODER}
     assert list(mine) == [
         "coupled draft_len 2 graphs compiled", "coupled graphs compiled",
         "kl:0.1 draft_len 2 graphs compiled", "kl:0.1 graphs compiled",

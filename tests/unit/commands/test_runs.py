@@ -22,7 +22,7 @@ from harness.laws.few_cases import LawsInterrupted
 from harness.pool.employ import Crew, Execution
 from harness.report.progress import LongWork
 from harness.runs.claims import BrokenLaw, LawsTried
-from harness.runs.recorded import recorded
+from harness.runs.recorded import recorded_result
 from tests.helpers import Layout, command, tiny
 
 ROOT = Path(__file__).parents[3]
@@ -226,9 +226,9 @@ def test_laws_are_kept_with_a_run_gone_on_with_and_not_tried_twice(
     monkeypatch.setattr("harness.verification.try_few_cases", stopped)
     assert command(monkeypatch, *words, "--laws", "2") == 143
     assert "INCONCLUSIVE" in capsys.readouterr().out
-    assert "1 law not tried" in recorded(file).reasons
+    assert "1 law not tried" in recorded_result(file).reasons
     monkeypatch.setattr("harness.verification.try_few_cases", broken)
     assert [command(monkeypatch, *words, "--laws", count) for count in ("2", "2", "0", "3")] == [1, 1, 1, 1]
     assert tried == [2, 3]
     assert capsys.readouterr().out.count("first defect: component accept (law a.b: no) at seed 3") == 4
-    assert str(recorded(file).first_divergence) == "component accept (law a.b: no) at seed 3"
+    assert str(recorded_result(file).first_divergence) == "component accept (law a.b: no) at seed 3"

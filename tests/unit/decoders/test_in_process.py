@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from harness.decoders.factory import build
+from harness.decoders.factory import build_by_factory
 from harness.decoders.in_process import run_in_process
 from harness.decoders.own_process import OwnProcess
 from harness.decoders.process import Limits, OutOfTimeError
@@ -86,7 +86,7 @@ def test_whatever_a_factory_raises_is_bad_input(error: BaseException):
         raise error
 
     with pytest.raises(InputError, match=rf"failed to build a decoder \({type(error).__name__}: "):
-        build(factory, MODELS, Settings(1))
+        build_by_factory(factory, MODELS, Settings(1))
 
 
 def test_in_a_process_of_its_own_it_is_a_crash_too():
@@ -120,4 +120,4 @@ def test_a_stop_passes_through_and_time_that_is_over_is_the_process():
         raise OutOfTimeError("no answer within 1 s")
 
     with pytest.raises(OutOfTimeError):  # the law that builds the decoder ran out of it
-        build(factory, MODELS, Settings(1))
+        build_by_factory(factory, MODELS, Settings(1))

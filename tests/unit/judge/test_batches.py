@@ -25,7 +25,7 @@ from harness.rounding.budget import Allowance, Budget
 from harness.rounding.measure import quick_budget
 from harness.rounding.precision import NEGLIGIBLE, certifying_networks, certifying_precision, images_per_certifying_pass
 from harness.runs import batches
-from harness.runs.batches import cut, default_batch
+from harness.runs.batches import cut_batches, default_batch
 from harness.runs.result import Verification
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, tiny, verify_here
@@ -50,7 +50,8 @@ def told(result: Verification) -> list[object]:
 @pytest.mark.parametrize("mutant", [None, positions.OFFSET, guidance.SWAPPED, state.TWICE], ids=str)
 def test_the_result_does_not_depend_on_the_batch(mutant: Mutant | None):
     results = [
-        verify_here(MODELS, mutant or build_decoder, [Settings(2)], cut(WHOLE, SEEDS, size)) for size in (1, 2, 4, 9)
+        verify_here(MODELS, mutant or build_decoder, [Settings(2)], cut_batches(WHOLE, SEEDS, size))
+        for size in (1, 2, 4, 9)
     ]
     assert [told(result) for result in results[1:]] == [told(results[0])] * 3
     firsts = [result.first_divergence for result in results]
@@ -58,7 +59,7 @@ def test_the_result_does_not_depend_on_the_batch(mutant: Mutant | None):
 
 
 def test_an_image_of_a_mixed_batch_is_that_of_its_seed_alone():
-    (mixed,) = cut(WHOLE, SEEDS, 9)
+    (mixed,) = cut_batches(WHOLE, SEEDS, 9)
     assert mixed.addresses == tuple((seed, image) for seed in SEEDS for image in range(3))
     tokens_BL = sample_sequential(MODELS.target, MODELS.vae, mixed, MODELS.noise(mixed)).tokens_BL
     for row in (0, 4, 8):
@@ -70,7 +71,7 @@ def test_an_image_of_a_mixed_batch_is_that_of_its_seed_alone():
 
 @pytest.mark.parametrize(("size", "sizes"), [(4, [3, 3, 3]), (9, [9]), (100, [9]), (1, [1] * 9), (8, [4, 5])])
 def test_batches_are_equal_and_in_order(size: int, sizes: list[int]):
-    made = cut(WHOLE, SEEDS, size)
+    made = cut_batches(WHOLE, SEEDS, size)
     assert [request.B for request in made] == sizes
     assert [a for request in made for a in request.addresses] == [(s, k) for s in SEEDS for k in range(3)]
     assert all(request.seeds is None or len(set(request.seeds)) > 1 for request in made)

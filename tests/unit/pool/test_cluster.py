@@ -20,7 +20,7 @@ from harness.protocol.request import Request
 from harness.runs.decodes import Decodes, Step, verify_decodes
 from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
-from harness.runs.runfile import read
+from harness.runs.runfile import read_run
 from tests.helpers import Layout, tiny
 
 ROOT = Path(__file__).parents[3]
@@ -79,7 +79,7 @@ def test_two_workers_one_of_them_killed_find_what_this_process_finds(address: st
     )
     verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), store=RunStore(tmp_path / "here.db"))
     one, two = (
-        [(row.task, row.setting, row.judgement, row.counts) for row in read(tmp_path / name)[1]]
+        [(row.task, row.setting, row.judgement, row.counts) for row in read_run(tmp_path / name)[1]]
         for name in ("there.db", "here.db")
     )
     assert one == two

@@ -17,7 +17,7 @@ from harness.protocol.request import Request
 from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
-from harness.runs.runfile import read
+from harness.runs.runfile import read_run
 from tests.helpers import Layout, tiny
 from tests.labour import Squares
 
@@ -61,7 +61,7 @@ def test_many_workers_find_what_one_finds_bit_for_bit(tmp_path: Path):
             Execution(workers),
             store=RunStore(tmp_path / f"{workers}.db"),
         )
-    one, two = (read(tmp_path / f"{workers}.db")[1] for workers in (1, 2))
+    one, two = (read_run(tmp_path / f"{workers}.db")[1] for workers in (1, 2))
     assert len(one) == 12
     for a, b in zip(one, two, strict=True):
         assert (a.task, a.setting, a.judgement, a.counts) == (b.task, b.setting, b.judgement, b.counts)

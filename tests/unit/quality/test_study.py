@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.decoders.factory import DEFAULT
+from harness.decoders.factory import OWN_DECODER
 from harness.decoders.terms import Terms
 from harness.errors import InputError, StopSignal
 from harness.pool.employ import Execution
@@ -50,7 +50,9 @@ def crash(models, settings):
 
 
 def drawn(size: int, conditions: Conditions = IN_PROCESS, sources: list[Source] | None = None) -> list[ImageSet]:
-    others = sources or [*decoder_sources(DEFAULT, [Settings(3, policy="coupled"), Settings(3, policy="rejection")])]
+    others = sources or [
+        *decoder_sources(OWN_DECODER, [Settings(3, policy="coupled"), Settings(3, policy="rejection")])
+    ]
     requests = portions(40, size, (0, 1), REQUEST)
     made, stopped = gather(MODELS, corners().features, [BASE, LAW, *others], requests, conditions)
     assert not stopped
@@ -132,7 +134,7 @@ def test_a_file_of_another_run_is_refused_by_name(tmp_path: Path):
     with pytest.raises(
         InputError, match=r"is the file of another run: sources coupled draft_len 3 \(here unknown, recorded"
     ):
-        drawn(10, kept(path, resume=True), decoder_sources(DEFAULT, [Settings(3, policy="kl:0.1")]))
+        drawn(10, kept(path, resume=True), decoder_sources(OWN_DECODER, [Settings(3, policy="kl:0.1")]))
     for content in (b"no database", path.read_bytes()[:3000]):
         (tmp_path / "bad.db").write_bytes(content)
         with pytest.raises(InputError, match=r"^run=.*pass a file of quality --run"):
@@ -154,7 +156,7 @@ def test_rows_say_what_the_decoders_are(tmp_path: Path):
     others = [
         *control_sources(1),
         Source(DRAFT, draft=True),
-        *decoder_sources(DEFAULT, [Settings(3, policy="coupled")]),
+        *decoder_sources(OWN_DECODER, [Settings(3, policy="coupled")]),
         shifted,
     ]
     asked = Study(others, 200, 100, (0, 1), REQUEST, 10, 0.5)
@@ -191,7 +193,7 @@ def test_a_decoder_that_gives_no_image_is_lost_and_the_others_are_measured():
 
 
 def test_two_sources_of_one_name_are_refused():
-    twice = decoder_sources(DEFAULT, [Settings(3, policy="coupled")] * 2)
+    twice = decoder_sources(OWN_DECODER, [Settings(3, policy="coupled")] * 2)
     with pytest.raises(InputError, match=r"coupled draft_len 3: is asked for twice"):
         drawn(40, sources=twice)
 

@@ -18,7 +18,7 @@ from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.keep import RunStore
 from harness.runs.pictures import Picture, as_png
 from harness.runs.plan import Plan
-from harness.runs.recorded import recorded
+from harness.runs.recorded import recorded_result
 from harness.runs.records import Counts, JudgedRow
 from harness.runs.result import Verification
 from harness.runs.runfile import Kept, RunFile
@@ -36,7 +36,7 @@ def run(path: Path, factory=build_decoder, policy: str = "coupled", models=MODEL
 
 
 def page_of(path: Path) -> bytes:
-    result = recorded(path)
+    result = recorded_result(path)
     return run_page(result, seen_in(path, result))
 
 

@@ -24,8 +24,7 @@ from harness.runs.claims import BrokenLaw, LawsTried
 from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
-from harness.runs.runfile import RunFile, pictures_of
-from harness.runs.runfile import read as read_run
+from harness.runs.runfile import RunFile, pictures_of, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import command, with_weight
 from tests.unit.report.reading import SECTIONS, read

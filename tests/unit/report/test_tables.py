@@ -16,7 +16,7 @@ from rich.console import Console
 
 from harness.bench.files import read_policies, read_speed
 from harness.bench.scoreboard import scoreboard
-from harness.decoders.factory import DEFAULT, load_factory
+from harness.decoders.factory import OWN_DECODER, load_factory
 from harness.golden.judgements import CaseResult, FileResult
 from harness.golden.record import Change
 from harness.judge.part_law import PartLaw, PartVerdict
@@ -47,7 +47,7 @@ def run_of(factory: str) -> Verification:
 
 
 def verification(console: Console) -> None:
-    terminal.show_verification(run_of(DEFAULT), console, quiet=False, verbose=True)
+    terminal.show_verification(run_of(OWN_DECODER), console, quiet=False, verbose=True)
 
 
 def defective(console: Console) -> None:
@@ -176,7 +176,7 @@ def test_letters_that_an_encoding_lacks_are_spelled_before_widths_are_measured(
 
 def test_what_passed_shares_a_row_and_what_failed_has_its_own(monkeypatch: pytest.MonkeyPatch):
     def brief(console: Console) -> None:
-        terminal.show_verification(run_of(DEFAULT), console, quiet=False)
+        terminal.show_verification(run_of(OWN_DECODER), console, quiet=False)
 
     rows = printed(brief, 80, "utf-8", monkeypatch).tables[0][1]
     assert [row[0] for row in rows] == ["3 settings IDENTICAL"]

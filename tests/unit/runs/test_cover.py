@@ -26,7 +26,7 @@ from harness.runs.decodes import Decodes, Step
 from harness.runs.keep import RunStore
 from harness.runs.records import BONUS, CLAIMS, Coverage
 from harness.runs.result import Verification
-from harness.runs.runfile import read
+from harness.runs.runfile import read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, tiny
 
@@ -215,7 +215,7 @@ def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     assert [str(setting.judgements) for setting in again.settings] == [str(s.judgements) for s in serial.settings]
     assert [setting.draft for setting in again.settings] == ["own"] * 3 + ["close"] * (len(again.settings) - 3)
     assert sum(step.images for step in steps) == sum(block.images for block in blocks)
-    kept, rows = read(path)
+    kept, rows = read_run(path)
     assert kept.plan == plan_of(blocks)
     assert kept.plan.drafts[-1] == 0.05
     assert all(row.counts is not None for row in rows)
@@ -228,7 +228,7 @@ def test_what_a_decoder_refuses_is_kept_with_its_reason(tmp_path: Path):
     (block,) = covering(tiny(FIVE), noise=0.1)[1:]
     path = tmp_path / "run.db"
     result = designed([block], Plain, store=RunStore(path))
-    _, rows = read(path)
+    _, rows = read_run(path)
     refused = [row for row in rows if row.refused]
     assert len(refused) == sum(setting.refused for setting in result.settings) > 0
     assert {row.refused for row in refused} == {"labels=3: is no class; pass others"}

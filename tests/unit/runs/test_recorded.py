@@ -24,7 +24,7 @@ from harness.runs.decodes import Decodes, verify_decodes
 from harness.runs.keep import RunStore
 from harness.runs.pictures import TIE, UNCLAIMED, WRONG, Best
 from harness.runs.plan import Plan
-from harness.runs.recorded import recorded
+from harness.runs.recorded import recorded_result
 from harness.runs.result import Verification
 from harness.runs.runfile import Kept, RunFile, pictures_of
 from harness.speculative.sampler import build_decoder
@@ -56,7 +56,7 @@ def said(result: Verification) -> object:
 )
 def test_a_file_says_what_its_run_said(factory, policy: str, verdict: Verdict, tmp_path: Path):
     result = run(tmp_path / "a.db", factory, policy)
-    again = recorded(tmp_path / "a.db")
+    again = recorded_result(tmp_path / "a.db")
     assert result.verdict is again.verdict is verdict
     assert said(again) == said(result)
     assert again.is_whole
@@ -75,8 +75,8 @@ def test_a_covering_design_says_again_what_it_covered(tmp_path: Path):
         covering(models)[0].models, Decodes(only_fixed_lengths, plan_of(covering(models)), terms), store=store
     )
     assert result.coverage.refused > 0
-    assert said(recorded(tmp_path / "a.db")) == said(result)
-    assert recorded(tmp_path / "a.db").covers
+    assert said(recorded_result(tmp_path / "a.db")) == said(result)
+    assert recorded_result(tmp_path / "a.db").covers
 
 
 def test_a_run_that_was_killed_is_not_whole(tmp_path: Path):
@@ -85,7 +85,7 @@ def test_a_run_that_was_killed_is_not_whole(tmp_path: Path):
     base.execute("DELETE FROM judged WHERE task = 3")
     base.commit()
     base.close()
-    again = recorded(tmp_path / "a.db")
+    again = recorded_result(tmp_path / "a.db")
     assert (again.is_whole, again.unfinished, again.images) == (False, 1, 18)
 
 
@@ -95,14 +95,14 @@ def test_an_empty_run_is_inconclusive(tmp_path: Path):
     base.execute("DELETE FROM judged")
     base.commit()
     base.close()
-    assert recorded(tmp_path / "a.db").verdict is Verdict.INCONCLUSIVE
+    assert recorded_result(tmp_path / "a.db").verdict is Verdict.INCONCLUSIVE
 
 
 def test_a_file_that_does_not_say_its_networks_is_refused(tmp_path: Path):
     plan = Plan.of([Settings(1)], REQUESTS)
     RunFile.create(tmp_path / "a.db", Kept({"identity": {}}, plan)).close()
     with pytest.raises(InputError, match="holds no record of a run that can be read"):
-        recorded(tmp_path / "a.db")
+        recorded_result(tmp_path / "a.db")
 
 
 def test_pictures_of_the_worst_images_are_kept_worst_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

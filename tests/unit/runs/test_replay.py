@@ -20,7 +20,7 @@ from harness.runs.identity import Identity
 from harness.runs.keep import RunStore
 from harness.runs.plan import Plan
 from harness.runs.replay import Answer, replay_case, shrink_case
-from harness.runs.runfile import read
+from harness.runs.runfile import read_run
 from tests.helpers import Layout, tiny, with_weight
 
 MODELS = tiny(Layout((1, 2, 3, 4)))
@@ -44,7 +44,7 @@ def changed(case: KeptCase, part: str, **values: object) -> KeptCase:
 
 def test_a_defect_is_repeated_and_known_again(recorded: Path):
     (case,) = cases_of(recorded)
-    assert case.run.as_dict() == read(recorded)[0].about
+    assert case.run.as_dict() == read_run(recorded)[0].about
     assert replay_case(case, MODELS, SHIPPED_BUDGETS).answer is Answer.STILL
     other = replace(case, defect=replace(case.defect, component="f_hat"))
     found = replay_case(other, MODELS, SHIPPED_BUDGETS)

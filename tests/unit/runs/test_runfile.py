@@ -20,7 +20,7 @@ from harness.runs.keep import RunStore
 from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS
 from harness.runs.plan import Plan
 from harness.runs.records import Counts, JudgedRow, judgement_of, judgement_values
-from harness.runs.runfile import Kept, RunFile, exhibit_of, read
+from harness.runs.runfile import Kept, RunFile, exhibit_of, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, with_weight
 
@@ -63,7 +63,7 @@ def test_a_row_is_what_was_written(tmp_path: Path):
     file = RunFile.create(tmp_path / "a.db", Kept({"identity": {}}, PLAN))
     file.write([JudgedRow(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
     file.close()
-    told, rows = read(tmp_path / "a.db")
+    told, rows = read_run(tmp_path / "a.db")
     assert told.plan == PLAN
     assert str(rows) == str([JudgedRow(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
 
@@ -76,7 +76,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_serial_result(judged: int, tmp_pa
         verify_decodes(MODELS, Decodes(build_decoder, PLAN, HERE), store=kept(path), progress=stop_after(judged))
     assert stop.value.status == 143
     assert (stop.value.result.images, stop.value.result.is_whole) == (4 * judged, False)
-    assert len(read(path)[1]) == 2 * judged
+    assert len(read_run(path)[1]) == 2 * judged
     steps: list[Step] = []
     result = verify_decodes(
         MODELS, Decodes(build_decoder, PLAN, HERE), store=kept(path, resume=True), progress=steps.append
@@ -84,7 +84,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_serial_result(judged: int, tmp_pa
     assert (len(steps), steps[0].images) == (1 + len(REQUESTS) - judged, 4 * judged)
     assert result.is_whole
     assert result.verdict is Verdict.IDENTICAL
-    whole, again = read(tmp_path / "whole.db")[1], read(path)[1]
+    whole, again = read_run(tmp_path / "whole.db")[1], read_run(path)[1]
     assert [(r.task, r.setting, r.judgement, r.counts) for r in whole] == [
         (r.task, r.setting, r.judgement, r.counts) for r in again
     ]
@@ -95,7 +95,7 @@ def test_two_runs_into_one_file_at_once_are_refused(tmp_path: Path):
     first = RunFile.create(path, Kept({}, PLAN))
     with pytest.raises(InputError, match=r"run=.*a\.db: is being written by another run; wait for it"):
         RunFile.go_on(path)
-    assert read(path)[0].plan == PLAN  # reading is free
+    assert read_run(path)[0].plan == PLAN  # reading is free
     first.close()
     RunFile.go_on(path).close()
 
@@ -148,7 +148,7 @@ def test_what_is_no_run_file_is_one_line(content: bytes, tmp_path: Path):
     path = tmp_path / "a.db"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"is no run file|holds no record of a run"):
-        read(path)
+        read_run(path)
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path: Path):
@@ -157,7 +157,7 @@ def test_a_file_of_another_schema_is_refused(tmp_path: Path):
     base.execute("PRAGMA user_version = 99")
     base.close()
     with pytest.raises(InputError, match="has schema 99, and this version reads 2"):
-        read(tmp_path / "a.db")
+        read_run(tmp_path / "a.db")
 
 
 def test_a_run_killed_before_its_file_was_made_begins_anew(tmp_path: Path):
@@ -185,7 +185,7 @@ def test_the_tensors_around_the_first_divergences_are_kept_and_few(tmp_path: Pat
     path = tmp_path / "a.db"
     plan = Plan.of([Settings(2)], [Request((0, 1), seed) for seed in range(MOST_EXHIBITS + 4)])
     verify_decodes(MODELS, Decodes(Wrong, plan, HERE), store=kept(path))
-    rows = read(path)[1]
+    rows = read_run(path)[1]
     shown = [exhibit_of(path, row) for row in rows]
     assert sum(map(bool, shown)) == MOST_EXHIBITS
     first = shown[0]
