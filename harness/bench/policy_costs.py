@@ -126,12 +126,7 @@ def measure_policies(
 
 @dataclass(frozen=True)
 class PolicyWork:
-    """What a worker of a bench gets.
-
-    Args:
-        models: networks.
-        settings: policy and draft length, in text form.
-    """
+    """What a worker of a bench gets: networks, and policies with their draft lengths, in text form."""
 
     models: ModelPair
     settings: tuple[tuple[str, str], ...]

@@ -149,15 +149,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class DrawWork:
-    """What a worker gets.
-
-    Args:
-        models: networks.
-        features: of images.
-        sources: all that is drawn.
-        most: images of the largest portion.
-        terms: where decoders under test run.
-    """
+    """What a worker gets; `most`: images of the largest portion, `terms`: where decoders under test run."""
 
     models: ModelPair
     features: Features

@@ -41,30 +41,24 @@ class Features(Protocol):
     @property
     def name(self) -> str:
         """For people."""
-        ...
 
     @property
     def unit(self) -> str:
         """Of a Fréchet distance."""
-        ...
 
     @property
     def D(self) -> int:
         """Number of features."""
-        ...
 
     @property
     def classes(self) -> int:
         """Classes that it recognises; 0 = none, and then labels are not judged."""
-        ...
 
     def to(self, device: torch.device) -> Features:
         """Return a copy on a device."""
-        ...
 
     def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return features_BD, and the class of each image where there are classes, of images in [0, 1]."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,7 @@ FEW = 256  # features: below it a GPU's eigenvalues take longer than a CPU's
 
 @dataclass(frozen=True)
 class Means:
-    """What images are measured by.
-
-    Args:
-        features: of images.
-        real: real data; None = only the target's law is known.
-    """
+    """What images are measured by; without real data only the target's law is known."""
 
     features: Features
     real: Real | None
