@@ -28,7 +28,7 @@ from harness.protocol.trace import Trace
 from harness.wording import count_of
 
 SHOWN = ("inputs", "rows", "guided logits", "f_hat of every scale")  # what Trace.intermediates holds
-CALLS_AND_ROWS = "calls and rows"
+_CALLS_AND_ROWS = "calls and rows"
 
 
 def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool = True) -> Judgement:
@@ -65,11 +65,11 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
         judge_tokens(along, wrong, differ_BL, judgement)
     else:
         judgement.unclaimed = judgement.draws - judgement.identical
-    tensors = judge_tensors(along, wrong)
+    tensors = _judge_tensors(along, wrong)
     judgement.wrong_tensors = len(tensors)
     judgement.defects += tensors
-    judgement.defects += wrong_counts(evidence.models.pyramid, request, actual, contract)
-    say_what_was_compared(along, contract, judgement)
+    judgement.defects += _wrong_counts(evidence.models.pyramid, request, actual, contract)
+    _say_what_was_compared(along, contract, judgement)
     row = {address: b for b, address in reversed(list(enumerate(request.addresses)))}
     # a defect without a position (the final f_hat) comes after the tokens that it is made of
     judgement.defects.sort(key=lambda d: (d.scale, row[d.seed, d.image], d.position < 0, d.position))
@@ -92,12 +92,12 @@ def judge_partial(evidence: Evidence, contract: Contract, drafts: bool, ended: J
         A judgement: wrong tensors first, in causal order, then how the decode ended.
     """
     actual, pyramid = evidence.actual, evidence.models.pyramid
-    if is_whole(actual, pyramid, evidence.models.target.config.V):
+    if _is_whole(actual, pyramid, evidence.models.target.config.V):
         judgement = judge(evidence, contract, drafts)
         judgement.defects = [*ended.defects, *judgement.defects]
         judgement.so_far = ended.so_far
         return judgement
-    final_B = [final_scales(actual, pyramid, image) for image in range(evidence.request.B)]
+    final_B = [_final_scales(actual, pyramid, image) for image in range(evidence.request.B)]
     last_right, divergences = "", list[Divergence]()
     if max(final_B):
         # what was never drawn may be any number
@@ -108,7 +108,7 @@ def judge_partial(evidence: Evidence, contract: Contract, drafts: bool, ended: J
         last_right = f"; last good tensor: f_hat of scale {right - 1}" if right else "; no tensor was right"
     ended.defects = [*divergences, *ended.defects]
     ended.wrong_tensors = len(divergences)
-    clauses = (f"{progress(actual, pyramid)}{last_right}", ended.so_far)
+    clauses = (f"{_progress(actual, pyramid)}{last_right}", ended.so_far)
     ended.so_far = "; ".join(clause for clause in clauses if clause)
     return ended
 
@@ -130,9 +130,9 @@ def unverified_scales(actual: Trace, image: int) -> frozenset[int]:
 # Tensors that differ beyond rounding although the tokens may agree.
 
 
-def judge_tensors(evidence: Evidence, wrong: WrongTensors) -> list[Divergence]:
+def _judge_tensors(evidence: Evidence, wrong: WrongTensors) -> list[Divergence]:
     """Return the first wrong tensor of every image, placed; `wrong` is what `first_wrong` says of them."""
-    divergences = [tensor_divergence(evidence, first, image) for image, first in wrong.items() if first]
+    divergences = [_tensor_divergence(evidence, first, image) for image, first in wrong.items() if first]
     error_B = (evidence.actual.f_hat_BCPP - evidence.expected.f_hat_BCPP).abs().flatten(1).amax(1)
     for image, error in enumerate(error_B.tolist()):
         if not error <= 2 * evidence.budget.f_hat and not wrong[image]:
@@ -142,7 +142,7 @@ def judge_tensors(evidence: Evidence, wrong: WrongTensors) -> list[Divergence]:
     return divergences
 
 
-def tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Divergence:
+def _tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Divergence:
     """Place a wrong tensor at its scale's worst position."""
     a, b = evidence.actual.intermediates, evidence.expected.intermediates
     assert a is not None
@@ -163,13 +163,13 @@ def tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Div
 # What of a decode that ended half-way is final.
 
 
-def is_whole(trace: Trace, pyramid: ScalePyramid, V: int) -> bool:
+def _is_whole(trace: Trace, pyramid: ScalePyramid, V: int) -> bool:
     """Tell whether every scale was made final once, with tokens that there are."""
     inside = bool(((trace.tokens_BL >= 0) & (trace.tokens_BL < V)).all())
     return inside and not trace.missing_scales(pyramid)
 
 
-def final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
+def _final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
     """Return how many scales of an image, from the first on, were made final with tokens."""
     for si in pyramid:
         known = bool((trace.tokens_BL[image, pyramid.span(si)] >= 0).all())
@@ -178,9 +178,9 @@ def final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
     return pyramid.S
 
 
-def progress(trace: Trace, pyramid: ScalePyramid) -> str:
+def _progress(trace: Trace, pyramid: ScalePyramid) -> str:
     """Say how far a decode came: rounds and final scales."""
-    final = min(final_scales(trace, pyramid, image) for image in range(len(trace.tokens_BL)))
+    final = min(_final_scales(trace, pyramid, image) for image in range(len(trace.tokens_BL)))
     rounds = max((len(turns) for turns in trace.rounds), default=0)
     scales = f"scales 0..{final - 1} of {pyramid.S} final" if final else f"no scale of {pyramid.S} final"
     return f"{count_of(rounds, 'round')}, {scales}"
@@ -193,13 +193,13 @@ def _first_of_final(along: Evidence, image: int, final: int) -> list[Divergence]
         return []
     written = (si for si in range(final) if torch.isfinite(actual.f_hat_SBCPP[si, image]).all())
     wrong = first_wrong_of(along, image, written)
-    return [] if wrong is None else [tensor_divergence(along, wrong, image)]
+    return [] if wrong is None else [_tensor_divergence(along, wrong, image)]
 
 
 # Counts of calls and rows, recomputed from the rounds: one that is too low to be true is a defect.
 
 
-def wrong_counts(pyramid: ScalePyramid, request: Request, trace: Trace, contract: Contract) -> list[Divergence]:
+def _wrong_counts(pyramid: ScalePyramid, request: Request, trace: Trace, contract: Contract) -> list[Divergence]:
     """List the first count of every image that is too low.
 
     A target pass of a round computes every scale that it makes final, at least. Where every token is the target's
@@ -242,7 +242,7 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
 # What was compared, and what could not be.
 
 
-def say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Judgement) -> None:
+def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Judgement) -> None:
     """List what was compared; a claim about the target without its tensors proves nothing.
 
     Effects: on `judgement`: `compared`, `not_compared`, and a reason to be inconclusive under contracts B and C.
@@ -259,9 +259,9 @@ def say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Jud
             judgement.inconclusive.append(f"nothing of the target was compared: {why}")
     judgement.compared += [name for name in SHOWN if name not in judgement.not_compared]
     if actual.rounds and actual.target_calls and actual.target_rows:
-        judgement.compared.append(CALLS_AND_ROWS)
+        judgement.compared.append(_CALLS_AND_ROWS)
     else:
-        judgement.not_compared[CALLS_AND_ROWS] = "the trace lacks rounds, target_calls or target_rows"
+        judgement.not_compared[_CALLS_AND_ROWS] = "the trace lacks rounds, target_calls or target_rows"
 
 
 def _not_shown(evidence: Evidence) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.judge.decode import wrong_counts
+from harness.judge.decode import _wrong_counts
 from harness.protocol.contract import Contract
 from harness.protocol.pyramid import ScalePyramid
 from harness.protocol.request import Request
@@ -23,7 +23,7 @@ ALONE = replace(LAST, target_rows=0)  # the draft decided
 def found(rounds: list[list[Round]], contract: Contract, calls: Any = (), rows: Any = ()) -> list[tuple[int, str]]:
     trace = Trace(torch.zeros(1), torch.zeros(1), torch.zeros(1), rounds, list(calls), list(rows))
     request = Request(tuple(range(max(1, len(rounds)))), seed=7)
-    wrong = wrong_counts(PYRAMID, request, trace, contract)
+    wrong = _wrong_counts(PYRAMID, request, trace, contract)
     assert {(d.component, d.seed) for d in wrong} <= {("counts", 7)}
     return [(d.image, d.detail) for d in wrong]
 

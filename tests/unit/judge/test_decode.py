@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.judge.components import WrongTensor
-from harness.judge.decode import image_distances, judge, judge_tensors, say_what_was_compared
+from harness.judge.decode import _judge_tensors, _say_what_was_compared, image_distances, judge
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Judgement, Verdict
 from harness.protocol.contract import Contract
@@ -52,19 +52,19 @@ def test_a_wrong_tensor_is_placed_at_the_worst_position_of_its_scale():
     kept(found).guided_BLV[1, 9, 4] -= 2.0
     kept(found).guided_BLV[1, 2, 0] -= 9.0  # of another scale
     kept(found).f_hat_SBCPP[2, 1, 0, 0, 0] += 0.25
-    (wrong,) = judge_tensors(found, {0: None, 1: WrongTensor(2, "guidance", "why")})
+    (wrong,) = _judge_tensors(found, {0: None, 1: WrongTensor(2, "guidance", "why")})
     assert (wrong.component, wrong.detail, wrong.seed) == ("guidance", "why", 3)
     assert (wrong.image, wrong.label, wrong.scale, wrong.position) == (1, 1, 2, 9)
     assert wrong.actual == wrong.expected == int(found.actual.tokens_BL[1, 9])
     assert wrong.delta_logits == pytest.approx(2, abs=1e-5)
     assert wrong.delta_f_hat == pytest.approx(0.25, abs=1e-5)
     unlabelled = replace(found, request=replace(REQUEST, labels=None, count=2, order="batch"))
-    assert judge_tensors(unlabelled, {0: None, 1: WrongTensor(2, "guidance", "why")})[0].label == -1
+    assert _judge_tensors(unlabelled, {0: None, 1: WrongTensor(2, "guidance", "why")})[0].label == -1
 
 
 def test_the_tokens_of_a_wrong_tensor_are_both_sides():
     found, _ = swapped(evidence(), 0, 13)
-    (wrong,) = judge_tensors(found.along(), {0: WrongTensor(2, "draw", "why"), 1: None})
+    (wrong,) = _judge_tensors(found.along(), {0: WrongTensor(2, "draw", "why"), 1: None})
     assert wrong.actual == int(found.actual.tokens_BL[0, wrong.position])
     assert wrong.expected == int(found.along().expected.tokens_BL[0, wrong.position])
 
@@ -78,14 +78,14 @@ def test_the_final_f_hat_is_that_of_the_tokens_to_two_budgets(by: float):
     error[1, 2, 0, 1] = by
     for factor, wrong in ((0.9, math.isnan(by)), (1.1, True)):
         actual = replace(found.actual, f_hat_BCPP=due + factor * error)
-        told = judge_tensors(replace(found, actual=actual), {0: None, 1: None})
+        told = _judge_tensors(replace(found, actual=actual), {0: None, 1: None})
         assert len(told) == wrong
     (first,) = told
     assert (first.component, first.detail) == ("f_hat", "the final f_hat is not that of the decoder's own tokens")
     assert (first.image, first.scale, first.position, first.seed) == (1, 2, -1, 3)
     assert first.delta_f_hat == pytest.approx(abs(1.1 * by), rel=0.1, nan_ok=True)
     # where the image's tensors are wrong already, they say where
-    (other,) = judge_tensors(replace(found, actual=actual), {0: None, 1: WrongTensor(0, "rows", "why")})
+    (other,) = _judge_tensors(replace(found, actual=actual), {0: None, 1: WrongTensor(0, "rows", "why")})
     assert other.component == "rows"
 
 
@@ -148,7 +148,7 @@ def test_nothing_drafted_proves_nothing_unless_it_is_said():
 
 def scope(found: Evidence, contract: Contract) -> Judgement:
     judgement = Judgement(2, draws=28)
-    say_what_was_compared(found, contract, judgement)
+    _say_what_was_compared(found, contract, judgement)
     return judgement
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge.decode import final_scales, is_whole, judge, judge_partial, progress
+from harness.judge.decode import _final_scales, _is_whole, _progress, judge, judge_partial
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Divergence, Judgement, Verdict
 from harness.protocol.contract import Contract
@@ -111,7 +111,7 @@ def test_the_first_and_the_last_code_are_tokens_and_what_was_never_drawn_is_none
 
 
 def test_a_sequential_decoder_came_no_round_far():
-    assert progress(replace(evidence().actual, rounds=[]), PYRAMID) == "0 rounds, scales 0..2 of 3 final"
+    assert _progress(replace(evidence().actual, rounds=[]), PYRAMID) == "0 rounds, scales 0..2 of 3 final"
 
 
 def test_without_intermediates_how_far_it_came_is_all_there_is():
@@ -146,16 +146,16 @@ FULL = [0] * 14
 def test_finished_counts_scales_from_the_first_on():
     gap = [*[0] * 4, -1, *[0] * 9]
     made = trace([[1, 1, 1], [1, 0, 1]], [FULL, FULL])
-    assert [final_scales(made, PYRAMID, image) for image in (0, 1)] == [3, 1]
+    assert [_final_scales(made, PYRAMID, image) for image in (0, 1)] == [3, 1]
     made = trace([[1, 1, 1], [0, 1, 1]], [gap, FULL])
-    assert [final_scales(made, PYRAMID, image) for image in (0, 1)] == [1, 0]
-    assert progress(made, PYRAMID) == "0 rounds, no scale of 3 final"
-    assert progress(trace([[1, 1, 0]] * 2, [FULL] * 2), PYRAMID) == "0 rounds, scales 0..1 of 3 final"
+    assert [_final_scales(made, PYRAMID, image) for image in (0, 1)] == [1, 0]
+    assert _progress(made, PYRAMID) == "0 rounds, no scale of 3 final"
+    assert _progress(trace([[1, 1, 0]] * 2, [FULL] * 2), PYRAMID) == "0 rounds, scales 0..1 of 3 final"
 
 
 def test_whole_means_every_scale_once_with_tokens_that_there_are():
     V = MODELS.target.config.V
-    assert is_whole(trace([[1, 1, 1]] * 2, [FULL, [V - 1] * 14]), PYRAMID, V)
-    assert not is_whole(trace([[1, 1, 1]] * 2, [FULL, [*FULL[:-1], V]]), PYRAMID, V)
-    assert not is_whole(trace([[1, 1, 1]] * 2, [FULL, [*FULL[:-1], -1]]), PYRAMID, V)
-    assert not is_whole(trace([[1, 1, 1], [1, 0, 1]], [FULL, FULL]), PYRAMID, V)
+    assert _is_whole(trace([[1, 1, 1]] * 2, [FULL, [V - 1] * 14]), PYRAMID, V)
+    assert not _is_whole(trace([[1, 1, 1]] * 2, [FULL, [*FULL[:-1], V]]), PYRAMID, V)
+    assert not _is_whole(trace([[1, 1, 1]] * 2, [FULL, [*FULL[:-1], -1]]), PYRAMID, V)
+    assert not _is_whole(trace([[1, 1, 1], [1, 0, 1]], [FULL, FULL]), PYRAMID, V)
