@@ -26,17 +26,11 @@ USUAL = ("digits[own-1]", "digits[close-2]", "digits[close-5]", "digits[close-10
 
 @dataclass(frozen=True)
 class DigitsCase:
-    """One setting on the shipped digits.
+    """One setting on the shipped digits."""
 
-    Args:
-        name: of the item.
-        settings: the decoder's.
-        draft_noise: of the draft; None = the pair's own.
-    """
-
-    name: str
-    settings: Settings
-    draft_noise: float | None = None
+    name: str  # of the item
+    settings: Settings  # the decoder's
+    draft_noise: float | None = None  # of the draft; None = the pair's own
 
     @property
     def may_be_refused(self) -> bool:

@@ -33,25 +33,15 @@ FEWEST = 4  # cases of a costly law, where so many are asked for
 
 @dataclass(frozen=True)
 class PluginOptions:
-    """What pytest's options say.
+    """What pytest's options say."""
 
-    Args:
-        name: of the decoder's factory.
-        factory_options: (name, value) for the factory, the checkout among them.
-        scope: of the laws' cases.
-        known: law or case -> why it fails.
-        report: where the page goes; None = nowhere.
-        cover: verify digits with the whole covering design.
-        sequential: the decoder drafts nothing.
-    """
-
-    name: str
-    factory_options: tuple[tuple[str, str], ...]
-    scope: Scope
-    known: Mapping[str, str]
-    report: Path | None = None
-    cover: bool = False
-    sequential: bool = False
+    name: str  # of the decoder's factory
+    factory_options: tuple[tuple[str, str], ...]  # (name, value) for the factory, the checkout among them
+    scope: Scope  # of the laws' cases
+    known: Mapping[str, str]  # law or case -> why it fails
+    report: Path | None = None  # where the page goes; None = nowhere
+    cover: bool = False  # verify digits with the whole covering design
+    sequential: bool = False  # the decoder drafts nothing
 
     def __str__(self) -> str:
         examples = f"{self.scope.examples} example{'' if self.scope.examples == 1 else 's'} a law"

@@ -10,39 +10,22 @@ from harness.judge.verdict import Verdict
 
 @dataclass(frozen=True)
 class CheckRow:
-    """What one law, or one case on digits, saw.
+    """What one law, or one case on digits, saw."""
 
-    Args:
-        id: of the law, name of the case.
-        kind: law or digits.
-        statement: what holds, or what was decoded.
-        watches: components that it points to.
-        verdict: None where it does not apply.
-        examples: cases, or images.
-        exercised: those that were not trivial.
-        refused: cases that the decoder refused.
-        seconds: of all its checks.
-        why: why it does not apply, or proves nothing.
-        finding: what is broken, one clause.
-        case: the smallest that breaks it.
-        replay: the line that shows it again.
-        known: why it is known to fail; empty where it is not.
-    """
-
-    id: str
-    kind: str
-    statement: str
-    watches: tuple[str, ...]
-    verdict: Verdict | None
-    examples: int = 0
-    exercised: int = 0
-    refused: int = 0
-    seconds: float = 0.0
-    why: str = ""
-    finding: str = ""
-    case: str = ""
-    replay: str = ""
-    known: str = ""
+    id: str  # of the law, name of the case
+    kind: str  # law or digits
+    statement: str  # what holds, or what was decoded
+    watches: tuple[str, ...]  # components that it points to
+    verdict: Verdict | None  # None where it does not apply
+    examples: int = 0  # cases, or images
+    exercised: int = 0  # those that were not trivial
+    refused: int = 0  # cases that the decoder refused
+    seconds: float = 0.0  # of all its checks
+    why: str = ""  # why it does not apply, or proves nothing
+    finding: str = ""  # what is broken, one clause
+    case: str = ""  # the smallest that breaks it
+    replay: str = ""  # the line that shows it again
+    known: str = ""  # why it is known to fail; empty where it is not
 
     def to_json(self) -> str:
         """Return it as JSON."""

@@ -35,19 +35,12 @@ def show_component_cost(observer: Observer, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what is written under it.
+    """One image and what is written under it."""
 
-    Args:
-        image_3hw: in [0, 1], float.
-        label: its class.
-        seed: of its numbers.
-        address: of its numbers, where a label stands twice under one seed; else -1.
-    """
-
-    image_3hw: Tensor
-    label: int
-    seed: int
-    address: int = -1
+    image_3hw: Tensor  # in [0, 1], float
+    label: int  # its class
+    seed: int  # of its numbers
+    address: int = -1  # of its numbers, where a label stands twice under one seed; else -1
 
     @property
     def caption(self) -> list[str]:

@@ -31,19 +31,12 @@ Rows = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """One column."""
 
-    Args:
-        head: words that stand above it, with the unit; broken between words, and at `SHY`.
-        spare: 0 = it is always shown; the largest is left out first.
-        right: numbers stand on the right, names on the left.
-        prose: text of any length: broken between words, below its row where it has little room.
-    """
-
-    head: str
-    spare: int = 0
-    right: bool = True
-    prose: bool = False
+    head: str  # words that stand above it, with the unit; broken between words, and at `SHY`
+    spare: int = 0  # 0 = it is always shown; the largest is left out first
+    right: bool = True  # numbers stand on the right, names on the left
+    prose: bool = False  # text of any length: broken between words, below its row where it has little room
 
 
 def name_column(head: str, spare: int = 0) -> Column:
@@ -155,23 +148,14 @@ def _heading(column: Column, width: int) -> list[str]:
 
 @dataclass(frozen=True)
 class _Grid:
-    """Columns side by side.
+    """Columns side by side."""
 
-    Args:
-        columns: all of the table.
-        grid: indices of those side by side.
-        widths: theirs.
-        lead: the column on a line of its own above them; -1 = none is.
-        beside: the column of prose on their right; -1 = none is.
-        below: the columns of prose below them.
-    """
-
-    columns: Sequence[Column]
-    grid: list[int]
-    widths: list[int]
-    lead: int
-    beside: int
-    below: list[int]
+    columns: Sequence[Column]  # all of the table
+    grid: list[int]  # indices of those side by side
+    widths: list[int]  # theirs
+    lead: int  # the column on a line of its own above them; -1 = none is
+    beside: int  # the column of prose on their right; -1 = none is
+    below: list[int]  # the columns of prose below them
 
     def lines(self, rows: Rows, width: int) -> list[str]:
         """Return head, rule and rows."""

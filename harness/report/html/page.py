@@ -47,21 +47,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table.
+    """A table."""
 
-    Args:
-        caption: what it shows.
-        head: of the columns.
-        rows: as many cells as columns.
-        texts: how many columns, from the first one on, hold words; the others hold numbers.
-        bad: indices of rows that tell of something wrong; their first cell must say so, too.
-    """
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    texts: int = 1
-    bad: frozenset[int] = frozenset()
+    caption: str  # what it shows
+    head: Sequence[str]  # of the columns
+    rows: Sequence[Sequence[str]]  # as many cells as columns
+    texts: int = 1  # how many columns, from the first one on, hold words; the others hold numbers
+    bad: frozenset[int] = frozenset()  # indices of rows that tell of something wrong; their first cell must say so, too
 
 
 @dataclass(frozen=True)
@@ -94,23 +86,14 @@ class Lane:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table that is a picture: a letter and a colour a cell.
+    """A table that is a picture: a letter and a colour a cell."""
 
-    Args:
-        caption: what it shows.
-        corner: head of the rows' names.
-        heads: of the columns; `upright` turns long ones.
-        rows: from top to bottom.
-        tails: heads of the counts.
-        upright: the heads are words and stand on end.
-    """
-
-    caption: str
-    corner: str
-    heads: Sequence[str]
-    rows: Sequence[Lane]
-    tails: Sequence[str] = ()
-    upright: bool = False
+    caption: str  # what it shows
+    corner: str  # head of the rows' names
+    heads: Sequence[str]  # of the columns; `upright` turns long ones
+    rows: Sequence[Lane]  # from top to bottom
+    tails: Sequence[str] = ()  # heads of the counts
+    upright: bool = False  # the heads are words and stand on end
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,12 @@ MOST_MAPS = 5  # images whose tokens and rounds are drawn
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run file keeps to be looked at.
+    """What a run file keeps to be looked at."""
 
-    Args:
-        pictures: worst first.
-        exhibit: tensors around the first divergence.
-        file: the run file, as a user may type it; empty where it is not kept.
-        case: number of the first divergence for `replay`; None where it is none of its cases.
-    """
-
-    pictures: Sequence[Picture] = ()
-    exhibit: Mapping[str, Tensor] = field(default_factory=dict)
-    file: str = ""
-    case: int | None = None
+    pictures: Sequence[Picture] = ()  # worst first
+    exhibit: Mapping[str, Tensor] = field(default_factory=dict)  # tensors around the first divergence
+    file: str = ""  # the run file, as a user may type it; empty where it is not kept
+    case: int | None = None  # number of the first divergence for `replay`; None where it is none of its cases
 
 
 def seen_in(path: Path, result: Verification, keeps: bool = True) -> Seen:
