@@ -26,27 +26,16 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Sizes of one VQ-VAE.
+    """Sizes of one VQ-VAE."""
 
-    Args:
-        V: codebook size.
-        C: channels of a code vector.
-        ch: base width.
-        multipliers: width of every level, coarse last, in units of `ch`.
-        res_blocks: residual blocks a level in the encoder; the decoder has one more.
-        phi: number of φ convolutions.
-        phi_layout: "shared" (`qresi_ls.k`), "one" (`qresi`) or "per-scale" (`k`).
-        has_encoder: False when the checkpoint is for decoding only.
-    """
-
-    V: int
-    C: int
-    ch: int
-    multipliers: tuple[int, ...]
-    res_blocks: int = 2
-    phi: int = 4
-    phi_layout: str = "shared"
-    has_encoder: bool = True
+    V: int  # codebook size
+    C: int  # channels of a code vector
+    ch: int  # base width
+    multipliers: tuple[int, ...]  # width of every level, coarse last, in units of `ch`
+    res_blocks: int = 2  # residual blocks a level in the encoder; the decoder has one more
+    phi: int = 4  # number of φ convolutions
+    phi_layout: str = "shared"  # "shared" (`qresi_ls.k`), "one" (`qresi`) or "per-scale" (`k`)
+    has_encoder: bool = True  # False when the checkpoint is for decoding only
 
     @property
     def downsampling(self) -> int:
@@ -132,15 +121,10 @@ def _decoder_shapes(config: AutoencoderConfig) -> Shapes:
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A VQ-VAE: sizes and weights.
+    """A VQ-VAE: sizes and weights."""
 
-    Args:
-        config: sizes.
-        weights: tensors under the names of `autoencoder_shapes`.
-    """
-
-    config: AutoencoderConfig
-    weights: Mapping[str, Tensor] = field(repr=False)
+    config: AutoencoderConfig  # sizes
+    weights: Mapping[str, Tensor] = field(repr=False)  # tensors under the names of `autoencoder_shapes`
     quantizer: Quantizer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -32,15 +32,10 @@ def phi_index(si: int, S: int, n: int) -> int:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Codebook and φ.
+    """Codebook and φ."""
 
-    Args:
-        codebook_VC: code vectors, float32.
-        phi_weights: (C,C,3,3) kernel and (C,) bias of every φ.
-    """
-
-    codebook_VC: Tensor = field(repr=False)
-    phi_weights: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
+    codebook_VC: Tensor = field(repr=False)  # code vectors, float32
+    phi_weights: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)  # (C,C,3,3) kernel and (C,) bias of every φ
 
     @property
     def V(self) -> int:

@@ -28,14 +28,10 @@ NEVER = -1e4  # a logit whose probability is exactly 0 in float64, and finite, s
 
 @dataclass(frozen=True)
 class ToyTransformer:
-    """A transformer of one uniform attention layer over one-hot positions, levels and raw inputs.
+    """A transformer of one uniform attention layer over one-hot positions, levels and raw inputs."""
 
-    Args:
-        config: sizes; D = C + L + S, one layer, one head.
-        weights: "table" (classes+1, L, V), "mix" (D, V) and the one-hot embeddings; all of one dtype.
-    """
-
-    config: TransformerConfig
+    config: TransformerConfig  # sizes; D = C + L + S, one layer, one head
+    # "table" (classes+1, L, V), "mix" (D, V) and the one-hot embeddings; all of one dtype
     weights: Mapping[str, Tensor] = field(repr=False)
 
     @property

@@ -96,17 +96,12 @@ class Converted(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Transformer:
-    """A VAR transformer: sizes and weights.
+    """A VAR transformer: sizes and weights."""
 
-    Args:
-        config: sizes.
-        weights: tensors under the names of `transformer_shapes`, all of one dtype and device.
-        compiled: run the blocks through PyTorch's compiler, which takes a while at the first pass of a kind.
-    """
-
-    config: TransformerConfig
+    config: TransformerConfig  # sizes
+    # tensors under the names of `transformer_shapes`, all of one dtype and device
     weights: Mapping[str, Tensor] = field(repr=False)
-    compiled: bool = False
+    compiled: bool = False  # run the blocks through PyTorch's compiler, which takes a while at the first pass of a kind
 
     @property
     def pyramid(self) -> ScalePyramid:

@@ -35,17 +35,11 @@ POLICIES = (
 
 @dataclass(frozen=True)
 class PolicyRule:
-    """A policy's text, taken apart.
+    """A policy's text, taken apart."""
 
-    Args:
-        name: one of `POLICIES`.
-        numbers: after it, in order.
-        partial: in a rejected scale, tokens that pass on their own stay.
-    """
-
-    name: str
-    numbers: tuple[float, ...]
-    partial: bool
+    name: str  # one of `POLICIES`
+    numbers: tuple[float, ...]  # after it, in order
+    partial: bool  # in a rejected scale, tokens that pass on their own stay
 
     @classmethod
     def of(cls, text: str) -> PolicyRule:

@@ -69,23 +69,14 @@ class Walk:
 
 @dataclass
 class Progress:
-    """One batch on its way, and all that was computed of it so far, a list item a scale.
+    """One batch on its way, and all that was computed of it so far, a list item a scale."""
 
-    Args:
-        vae: quantiser.
-        pyramid: scales.
-        request: what is drawn.
-        noise: the numbers; read as "reference".
-        forced_BL: tokens that are consumed in place of the drawn ones.
-        greedy: take the most likely token in place of the draw.
-    """
-
-    vae: Autoencoder
-    pyramid: ScalePyramid
-    request: Request
-    noise: Noise
-    forced_BL: Tensor | None = None
-    greedy: bool = False
+    vae: Autoencoder  # quantiser
+    pyramid: ScalePyramid  # scales
+    request: Request  # what is drawn
+    noise: Noise  # the numbers; read as "reference"
+    forced_BL: Tensor | None = None  # tokens that are consumed in place of the drawn ones
+    greedy: bool = False  # take the most likely token in place of the draw
     x: list[Tensor] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
     guided: list[Tensor] = field(default_factory=list)

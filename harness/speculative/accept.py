@@ -80,17 +80,11 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """The judgement on one window of drafted scales.
+    """The judgement on one window of drafted scales."""
 
-    Args:
-        tokens_bn: what a scale's tokens become where it is the first imperfect one.
-        kept_bn: True where the drafted token is accepted.
-        whole_bs: True where the scale is accepted as drafted.
-    """
-
-    tokens_bn: Tensor
-    kept_bn: Tensor
-    whole_bs: Tensor
+    tokens_bn: Tensor  # what a scale's tokens become where it is the first imperfect one
+    kept_bn: Tensor  # True where the drafted token is accepted
+    whole_bs: Tensor  # True where the scale is accepted as drafted
 
     def tokens_by_scale(self, proposal: Proposal, window: Window) -> list[Tensor]:
         """Return tokens_bl of every scale: the drafted ones where it is accepted, else what it becomes."""
@@ -102,33 +96,21 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class Policy:
-    """A coupling and its acceptance rule.
+    """A coupling and its acceptance rule."""
 
-    Args:
-        name: as on the command line.
-        contract: what the policy claims (design §1).
-        propose: draws the draft's tokens of a window from its law.
-        accept: judges a proposal under the target's law.
-        extend: draws the target's tokens of a scale that was not drafted (the bonus scale).
-        greedy: the oracle is the reference with argmax in place of the draw.
-        trusted: half-open range of scales whose drafted tokens are final without a target pass.
-        speculates: the other scales are drafted and verified; False: the target decides them alone, one a pass.
-        entry: scale at which the labour changes hands; at most S.
-        top: smallest V that the policy needs.
-        reason: why it claims this contract and no other.
-    """
-
-    name: str
-    contract: Contract
-    propose: Callable[[Parts, Tensor, Window], Tensor]
-    accept: Callable[[Parts, Proposal, Tensor, Window], Acceptance]
+    name: str  # as on the command line
+    contract: Contract  # what the policy claims (design §1)
+    propose: Callable[[Parts, Tensor, Window], Tensor]  # draws the draft's tokens of a window from its law
+    accept: Callable[[Parts, Proposal, Tensor, Window], Acceptance]  # judges a proposal under the target's law
+    # draws the target's tokens of a scale that was not drafted (the bonus scale)
     extend: Callable[[Parts, Tensor, Window], Tensor]
-    greedy: bool = False
-    trusted: tuple[int, int] = (0, 0)
+    greedy: bool = False  # the oracle is the reference with argmax in place of the draw
+    trusted: tuple[int, int] = (0, 0)  # half-open range of scales whose drafted tokens are final without a target pass
+    # the other scales are drafted and verified; False: the target decides them alone, one a pass
     speculates: bool = True
-    entry: int = 0
-    top: int = 1
-    reason: str = ""
+    entry: int = 0  # scale at which the labour changes hands; at most S
+    top: int = 1  # smallest V that the policy needs
+    reason: str = ""  # why it claims this contract and no other
 
     def trusts(self, si: int) -> bool:
         """Tell whether the draft decides scale `si` alone."""

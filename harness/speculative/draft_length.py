@@ -17,19 +17,12 @@ from harness.errors import InputError
 
 @dataclass(frozen=True)
 class DraftLength:
-    """A rule for the number of scales per round.
+    """A rule for the number of scales per round."""
 
-    Args:
-        text: as given.
-        schedule: by scale; one number alone holds everywhere; empty when dynamic.
-        low: least dynamic length.
-        high: greatest dynamic length; 0 = the number of scales.
-    """
-
-    text: str
-    schedule: tuple[int, ...] = ()
-    low: int = 1
-    high: int = 0
+    text: str  # as given
+    schedule: tuple[int, ...] = ()  # by scale; one number alone holds everywhere; empty when dynamic
+    low: int = 1  # least dynamic length
+    high: int = 0  # greatest dynamic length; 0 = the number of scales
 
     @classmethod
     def parse(cls, value: int | str | DraftLength) -> DraftLength:

@@ -24,23 +24,14 @@ Ts = TypeVarTuple("Ts")
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass about to be made.
+    """A pass about to be made."""
 
-    Args:
-        side: whose.
-        window: scales whose logits are asked for.
-        begin: first scale computed, that after what the cache holds; before the window's after a bonus scale, say.
-        condition: of the window's images.
-        cache: their slots.
-        mask_11nK: None where everything is visible.
-    """
-
-    side: Side
-    window: Window
-    begin: int
-    condition: Condition
-    cache: CacheWindow
-    mask_11nK: Tensor | None
+    side: Side  # whose
+    window: Window  # scales whose logits are asked for
+    begin: int  # first scale computed, that after what the cache holds; before the window's after a bonus scale, say
+    condition: Condition  # of the window's images
+    cache: CacheWindow  # their slots
+    mask_11nK: Tensor | None  # None where everything is visible
 
 
 def forward_window(

@@ -68,27 +68,17 @@ class Number:
 
 @dataclass(frozen=True)
 class Row:
-    """One policy, or a family of them.
+    """One policy, or a family of them."""
 
-    Args:
-        policy: named without its numbers, and complete but for what `bind` sets.
-        accepted: when a drafted scale is accepted, one clause.
-        example: text of one.
-        numbers: after its name.
-        bind: (policy, numbers, is the text `+partial`) -> the policy with the fields that they decide.
-        half: the name alone means the example.
-        partial: `+partial` has a meaning.
-        bench: for measuring speed, and nothing else.
-    """
-
-    policy: Policy
-    accepted: str
-    example: str
-    numbers: tuple[Number, ...] = ()
+    policy: Policy  # named without its numbers, and complete but for what `bind` sets
+    accepted: str  # when a drafted scale is accepted, one clause
+    example: str  # text of one
+    numbers: tuple[Number, ...] = ()  # after its name
+    # (policy, numbers, is the text `+partial`) -> the policy with the fields that they decide
     bind: Callable[[Policy, list[float], bool], Policy] = lambda policy, n, partly: policy
-    half: bool = False
-    partial: bool = False
-    bench: bool = False
+    half: bool = False  # the name alone means the example
+    partial: bool = False  # `+partial` has a meaning
+    bench: bool = False  # for measuring speed, and nothing else
 
     @property
     def form(self) -> str:

@@ -52,23 +52,14 @@ def place(images: list[int], B: int) -> list[int] | slice:
 
 @dataclass
 class Buffers:
-    """What is final, and what the draft proposes after it.
+    """What is final, and what the draft proposes after it."""
 
-    Args:
-        tokens_BL: final tokens; -1 where none is final yet.
-        raw_BLC: raw inputs by position: those of scales 0..done are the final ones, later ones the draft's.
-        f_hat_BCPP: latent map over the final scales.
-        drafted_tokens_BL: proposed tokens; read only where this round wrote them.
-        drafted_probs_BLV: the laws that they were drawn from; likewise.
-        drafted_f_hat_BCPP: latent map over the final and the proposed scales; copied from f_hat in every round.
-    """
-
-    tokens_BL: Tensor
-    raw_BLC: Tensor
-    f_hat_BCPP: Tensor
-    drafted_tokens_BL: Tensor
-    drafted_probs_BLV: Tensor
-    drafted_f_hat_BCPP: Tensor
+    tokens_BL: Tensor  # final tokens; -1 where none is final yet
+    raw_BLC: Tensor  # raw inputs by position: those of scales 0..done are the final ones, later ones the draft's
+    f_hat_BCPP: Tensor  # latent map over the final scales
+    drafted_tokens_BL: Tensor  # proposed tokens; read only where this round wrote them
+    drafted_probs_BLV: Tensor  # the laws that they were drawn from; likewise
+    drafted_f_hat_BCPP: Tensor  # latent map over the final and the proposed scales; copied from f_hat in every round
 
     @classmethod
     def new(cls, models: ModelPair, B: int) -> Buffers:
@@ -167,40 +158,28 @@ class Side:
 class DecodeState:
     """One decode in flight.
 
-    Args:
-        request: what is drawn.
-        noise: the numbers.
-        vae: quantiser.
-        draft: the small network's side.
-        target: the large network's side.
-        launcher: how device work is done: launched, or recorded and replayed.
-        done: number of final scales of every image.
-        writes_BS: how often each scale was made final.
-        rounds: of every image.
-        draft_lens: what the draft length's rule keeps for every image.
-        intermediates: named tensors of the final positions, or None when not kept.
-        unchecked: (first scale, one number: are its logits finite?) of target passes that nobody waited for.
-
     The tensors are those of `Buffers`.
     """
 
-    request: Request
-    noise: Noise
-    vae: Autoencoder
-    draft: Side
-    target: Side
-    launcher: Launcher
-    done: list[int]
+    request: Request  # what is drawn
+    noise: Noise  # the numbers
+    vae: Autoencoder  # quantiser
+    draft: Side  # the small network's side
+    target: Side  # the large network's side
+    launcher: Launcher  # how device work is done: launched, or recorded and replayed
+    done: list[int]  # number of final scales of every image
     tokens_BL: Tensor
     raw_BLC: Tensor
     f_hat_BCPP: Tensor
     drafted_tokens_BL: Tensor
     drafted_probs_BLV: Tensor
     drafted_f_hat_BCPP: Tensor
-    writes_BS: Tensor
-    rounds: list[list[Round]]
-    draft_lens: list[int]
+    writes_BS: Tensor  # how often each scale was made final
+    rounds: list[list[Round]]  # of every image
+    draft_lens: list[int]  # what the draft length's rule keeps for every image
+    # named tensors of the final positions, or None when not kept
     intermediates: Intermediates | None = field(repr=False, default=None)
+    # (first scale, one number: are its logits finite?) of target passes that nobody waited for
     unchecked: list[tuple[int, Tensor]] = field(repr=False, default_factory=list)
 
     @property

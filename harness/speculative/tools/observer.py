@@ -59,21 +59,14 @@ class Cost:
 class Observer:
     """Watch one decoder.
 
-    Args:
-        level: 0 = silent, 1 = a line a round, 2 = also a line a step with shapes, 3 = also with summary values.
-        folder: where every named tensor is written, a safetensors file a round; None = nowhere.
-        say: takes the lines.
-        costs: of every component so far.
-        side: the network at work.
-
     Effects: with a CUDA device every step waits for it, so that times belong to their step.
     """
 
-    level: int = 0
-    folder: Path | None = None
-    say: Callable[[str], None] = print
-    costs: dict[str, Cost] = field(default_factory=dict)
-    side: str = ""
+    level: int = 0  # 0 = silent, 1 = a line a round, 2 = also a line a step with shapes, 3 = also with summary values
+    folder: Path | None = None  # where every named tensor is written, a safetensors file a round; None = nowhere
+    say: Callable[[str], None] = print  # takes the lines
+    costs: dict[str, Cost] = field(default_factory=dict)  # of every component so far
+    side: str = ""  # the network at work
     _decode: str = "decode"
     _round: int = 0
     _step: int = 0
