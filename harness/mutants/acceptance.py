@@ -33,7 +33,7 @@ def _judged(change: Callable[[Acceptance, Proposal], Acceptance]) -> Callable[[P
 
 
 def _all_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
-    return Acceptance(proposal.tokens_bn, torch.ones_like(judged.kept_bn), torch.ones_like(judged.whole_bs))
+    return Acceptance(proposal.tokens_bn, torch.ones_like(judged.accepted_bn), torch.ones_like(judged.whole_bs))
 
 
 def _first_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
@@ -50,9 +50,9 @@ def _not_replaced(judged: Acceptance, proposal: Proposal) -> Acceptance:
     return replace(judged, tokens_bn=proposal.tokens_bn)
 
 
-def _whole_in_bfloat16(self: Window, kept_bn: Tensor) -> Tensor:
+def _whole_in_bfloat16(self: Window, accepted_bn: Tensor) -> Tensor:
     """Average in bfloat16: one wrong token of more than 512 is none."""
-    return torch.stack([kept_bl.bfloat16().mean(1) == 1 for kept_bl in self.split(kept_bn)], 1)
+    return torch.stack([accepted_bl.bfloat16().mean(1) == 1 for accepted_bl in self.split(accepted_bn)], 1)
 
 
 def _by_rate(true: Policy) -> Policy:

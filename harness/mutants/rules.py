@@ -89,7 +89,7 @@ def _kept_by_test(true: Policy) -> Policy:
     def judged(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
         acceptance: Acceptance = accept(parts, proposal, probs_bnV, window)
         own_bn = parts.draw(probs_bnV, window.exponential("token"))
-        return replace(acceptance, kept_bn=test(proposal, probs_bnV, own_bn).bool())
+        return replace(acceptance, accepted_bn=test(proposal, probs_bnV, own_bn).bool())
 
     return replace(true, accept=judged)
 

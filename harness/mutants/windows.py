@@ -31,12 +31,12 @@ _PICK = Window.pick
 
 
 def _whole(rule: Callable[[Tensor, int], Tensor]) -> Callable[[Policy], Policy]:
-    """Return a change of policies in which a scale is accepted by another rule: (kept_bl, index in the window)."""
+    """Return a change of policies in which a scale is accepted by another rule: (accepted_bl, index in the window)."""
 
     def changed(true: Policy) -> Policy:
         def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
             judged = true.accept(used, proposal, probs_bnV, window)
-            scales = [rule(kept_bl, k) for k, kept_bl in enumerate(window.split(judged.kept_bn))]
+            scales = [rule(accepted_bl, k) for k, accepted_bl in enumerate(window.split(judged.accepted_bn))]
             return replace(judged, whole_bs=torch.stack(scales, 1))
 
         return replace(true, accept=accept)
@@ -176,8 +176,8 @@ def _same_for_group(verified: Any, window: Window, bonus: bool) -> Outcome:
 
 
 def _kept_swapped(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Any:
-    kept_bs = [[row[0]] * len(row) for row in outcome.kept_bs]
-    return record_round(state, window, replace(outcome, kept_bs=kept_bs), k, before)
+    accepted_bs = [[row[0]] * len(row) for row in outcome.accepted_bs]
+    return record_round(state, window, replace(outcome, accepted_bs=accepted_bs), k, before)
 
 
 def _clamped(u_Bn: Tensor, draft_Bn: Tensor, target_Bn: Tensor) -> Tensor:
@@ -196,11 +196,11 @@ def _smoothed(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
 _ROUND = "harness.speculative.round:"
 NEARLY_WHOLE = Mutant(
     "acceptance.nearly-whole", "a scale is accepted when more than 99 % of it is right", "a rate for an all",
-    policy(_whole(lambda kept_bl, k: kept_bl.double().mean(1) > 0.99)), component="accept",
+    policy(_whole(lambda accepted_bl, k: accepted_bl.double().mean(1) > 0.99)), component="accept",
 )  # fmt: skip
 ONE_FORGIVEN = Mutant(
     "acceptance.one-forgiven", "one error is forgiven above 200 tokens", "a tolerance tuned on images",
-    policy(_whole(lambda kept_bl, k: (~kept_bl).sum(1) <= (kept_bl.shape[1] > 200))), component="accept",
+    policy(_whole(lambda accepted_bl, k: (~accepted_bl).sum(1) <= (accepted_bl.shape[1] > 200))), component="accept",
 )  # fmt: skip
 BYTE_COUNTS = Mutant(
     "acceptance.byte-counts", "kept tokens are counted in eight bits", "a mask summed in its own type",
@@ -208,11 +208,11 @@ BYTE_COUNTS = Mutant(
 )  # fmt: skip
 SECOND_FREE = Mutant(
     "acceptance.second-free", "the second drafted scale is never checked", "a loop that begins after it",
-    policy(_whole(lambda kept_bl, k: kept_bl.all(1) | (k == 1))), component="accept",
+    policy(_whole(lambda accepted_bl, k: accepted_bl.all(1) | (k == 1))), component="accept",
 )  # fmt: skip
 LATE_FREE = Mutant(
     "acceptance.late-free", "from the third drafted scale on one right token is enough", "any for all",
-    policy(_whole(lambda kept_bl, k: kept_bl.all(1) if k < 2 else kept_bl.any(1))), component="accept",
+    policy(_whole(lambda accepted_bl, k: accepted_bl.all(1) if k < 2 else accepted_bl.any(1))), component="accept",
 )  # fmt: skip
 BONUS_GREEDY = Mutant(
     "acceptance.bonus-greedy", "the bonus scale takes the most likely tokens", "a draw left out",

@@ -65,9 +65,9 @@ class Window:
         by_scale: tuple[Tensor, ...] = x_bnX.split([self.pyramid.tokens(si) for si in self.scales], 1)
         return by_scale
 
-    def whole(self, kept_bn: Tensor) -> Tensor:
+    def whole(self, accepted_bn: Tensor) -> Tensor:
         """Return whole_bs: True where every token of a scale is accepted."""
-        return torch.stack([kept_bl.all(1) for kept_bl in self.split(kept_bn)], 1)
+        return torch.stack([accepted_bl.all(1) for accepted_bl in self.split(accepted_bn)], 1)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Acceptance:
     """The judgement on one window of drafted scales."""
 
     tokens_bn: Tensor  # what a scale's tokens become where it is the first imperfect one
-    kept_bn: Tensor  # True where the drafted token is accepted
+    accepted_bn: Tensor  # True where the drafted token is accepted
     whole_bs: Tensor  # True where the scale is accepted as drafted
 
     def tokens_by_scale(self, proposal: Proposal, window: Window) -> list[Tensor]:
@@ -161,7 +161,7 @@ class Outcome:
     tokens_by_scale: list[Tensor]
     accepted: list[int]
     finished: list[int]
-    kept_bs: list[list[int]]
+    accepted_bs: list[list[int]]
 
 
 def trusted_outcome(window: Window, proposal: Proposal) -> Outcome:
@@ -196,10 +196,10 @@ def finite_flag(rows_RnV: Tensor) -> Tensor:
 
 
 def round_numbers(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
-    """Gather what the host must know of a round: whether the target's logits are finite, accepted_b and kept_bs."""
+    """Gather what the host must know of a round: whether the target's logits are finite, accepted_b and accepted_bs."""
     accepted_b = judged.whole_bs.long().cumprod(1).sum(1)
-    kept_bs = torch.stack([kept_bl.sum(1) for kept_bl in window.split(judged.kept_bn)], 1)
-    return torch.cat((finite_flag(rows_RnV), accepted_b, kept_bs.flatten()))
+    accepted_bs = torch.stack([accepted_bl.sum(1) for accepted_bl in window.split(judged.accepted_bn)], 1)
+    return torch.cat((finite_flag(rows_RnV), accepted_b, accepted_bs.flatten()))
 
 
 def fetch_outcome(decision: Decision, window: Window, bonus: bool) -> Outcome:
@@ -241,7 +241,7 @@ def record_round(state: DecodeState, window: Window, outcome: Outcome, k: int, b
     pyramid, image, count, accepted = state.pyramid, window.images[k], len(window.scales), outcome.accepted[k]
     rejected = window.first + accepted  # the first imperfect scale, or that after the drafted ones, if any
     corrected, bonus = accepted < count, outcome.finished[k] > count
-    kept = outcome.kept_bs[k][accepted] if corrected else 0
+    kept = outcome.accepted_bs[k][accepted] if corrected else 0
     return Round(
         first=window.first,
         drafted=count,

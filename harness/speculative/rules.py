@@ -41,8 +41,8 @@ def accept_equal(
 ) -> Acceptance:
     """Contract A: a drafted token is accepted iff it is what the target itself chooses there (design §1)."""
     tokens_bn = choose(parts, target_probs_bnV, window)
-    kept_bn = tokens_bn == proposal.tokens_bn
-    return Acceptance(tokens_bn, kept_bn, window.whole(kept_bn))
+    accepted_bn = tokens_bn == proposal.tokens_bn
+    return Acceptance(tokens_bn, accepted_bn, window.whole(accepted_bn))
 
 
 def accept_rejection(parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window) -> Acceptance:
@@ -53,10 +53,10 @@ def accept_rejection(parts: Parts, proposal: Proposal, target_probs_bnV: Tensor,
     """
     at_bn1 = proposal.tokens_bn[..., None]
     draft_bn, target_bn = proposal.probs_bnV.gather(-1, at_bn1)[..., 0], target_probs_bnV.gather(-1, at_bn1)[..., 0]
-    kept_bn = parts.keep_drafted(window.read_as("accept").uniform(ACCEPT), draft_bn, target_bn)
+    accepted_bn = parts.keep_drafted(window.read_as("accept").uniform(ACCEPT), draft_bn, target_bn)
     law_bnV = parts.residual(proposal.probs_bnV, target_probs_bnV)
     redrawn_bn = parts.draw(law_bnV, window.read_as("correct").exponential(CORRECT))
-    return Acceptance(torch.where(kept_bn, proposal.tokens_bn, redrawn_bn), kept_bn, window.whole(kept_bn))
+    return Acceptance(torch.where(accepted_bn, proposal.tokens_bn, redrawn_bn), accepted_bn, window.whole(accepted_bn))
 
 
 def accept_by_rate(
