@@ -104,6 +104,7 @@ class Process:
         module, _, function = serve.partition(":")
         code = f"import sys; from {module} import {function}; {function}(*sys.argv[1:])"
         paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))))
+        self._ended = False  # by its starter
         with log.open("ab") as stream:
             self._popen = subprocess.Popen(
                 [sys.executable, "-c", code, *map(str, words)],
@@ -134,10 +135,11 @@ class Process:
         if status >= 0:
             return f"ended with status {status}"
         name = signal.Signals(-status).name
-        return f"was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+        return f"was killed by {name}{' (out of memory?)' if name == 'SIGKILL' and not self._ended else ''}"
 
     def end(self, grace_s: float = 0.0) -> None:
         """Kill it, and whatever it started, once it has had so many seconds to end by itself."""
+        self._ended = True
         with suppress(subprocess.TimeoutExpired):
             self._popen.wait(grace_s)
         with suppress(ProcessLookupError, PermissionError):

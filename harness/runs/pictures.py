@@ -13,17 +13,16 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
-from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
 from harness.judge.evidence import Evidence
 from harness.judge.verdict import Distance, Divergence, Judgement
-from harness.models.autoencoder import Autoencoder
 from harness.protocol.noise import TOKEN
 from harness.protocol.trace import Round
 
-MOST_PICTURES = 40  # of a run
+MOST_PICTURES, MOST_EXHIBITS = 40, 16  # of a run
+MOST_BYTES = 2**21  # of an exhibit
 MOST_SIDE = 256  # pixels; larger images are kept smaller
 AGREES, TIE, WRONG, UNCLAIMED = "=tx."  # one letter a position
 DEFECT, SHARED = 1e6, 1e5  # what an image with a defect of its own, or of its whole batch, is worse by
@@ -98,7 +97,7 @@ def pictures(
         return []
     rows = torch.tensor([picture.row for picture in chosen], device=f_hat_BCPP.device)
     vae = along.models.vae
-    decoder, reference = (_pngs(vae, f_hat[rows]) for f_hat in (along.actual.f_hat_BCPP, f_hat_BCPP))
+    decoder, reference = (pngs(vae.decode(f_hat[rows])) for f_hat in (along.actual.f_hat_BCPP, f_hat_BCPP))
     return [
         replace(picture, decoder=ours, reference=theirs)
         for picture, ours, theirs in zip(chosen, decoder, reference, strict=True)
@@ -134,11 +133,6 @@ def _mark(is_tie: bool, claimed: bool, is_listed: bool) -> str:
     return WRONG if claimed and is_listed else UNCLAIMED
 
 
-def _pngs(vae: Autoencoder, f_hat_nCPP: Tensor) -> list[bytes]:
-    """Return latent maps as PNG images."""
-    return pngs(vae.decode(f_hat_nCPP))
-
-
 def pngs(images_n3hw: Tensor) -> list[bytes]:
     """Return images, 0 to 1, as PNG of `MOST_SIDE` pixels a side at most; what is no number is black."""
     images_n3hw = images_n3hw.float().nan_to_num(0.0).clamp(0, 1)
@@ -154,10 +148,6 @@ def as_png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
-
-
-MOST_BYTES = 2**21
-MOST_EXHIBITS = 16  # of a run
 
 
 @torch.inference_mode()
@@ -184,13 +174,3 @@ def exhibit(evidence: Evidence, divergence: Divergence) -> dict[str, Tensor]:
         tensors["E_V"] = evidence.numbers.exponential(si, TOKEN, "judge")[row, position - pyramid.begin(si)]
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     return plain if sum(t.numel() * t.itemsize for t in plain.values()) <= MOST_BYTES else {}
-
-
-def packed(tensors: dict[str, Tensor]) -> bytes:
-    """Return an exhibit as bytes."""
-    return save(tensors)
-
-
-def unpacked(block: bytes) -> dict[str, Tensor]:
-    """Return the exhibit that `packed` made these bytes of."""
-    return load(block)

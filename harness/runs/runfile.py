@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors.torch import load, save
 from torch import Tensor
 
 from harness.protocol.request import request_of, request_values
 from harness.runs import records
 from harness.runs.database import FileKind, GrowingFile, notes_of
 from harness.runs.description import RunDescription
-from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture, packed, unpacked
+from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
 from harness.runs.plan import Plan, Task
 from harness.runs.records import JudgedRow, settings_of, to_json
 
@@ -104,7 +105,7 @@ class RunFile(GrowingFile):
                 self.insert("judged", _columns(row), "REPLACE")
             for task, setting, tensors in exhibits:
                 if tensors and self.base.execute("SELECT count(*) FROM exhibits").fetchone()[0] < MOST_EXHIBITS:
-                    self.insert("exhibits", (task, setting, packed(tensors)), "IGNORE")
+                    self.insert("exhibits", (task, setting, save(tensors)), "IGNORE")
             for picture in pictures:
                 place = picture.task, picture.setting, picture.row, picture.badness
                 value = to_json(records.picture_values(picture))
@@ -142,7 +143,7 @@ def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:
     with RUN_FILE.reading(path) as base:
         question = "SELECT tensors FROM exhibits WHERE task = ? AND setting = ?"
         blobs = base.execute(question, (row.task, row.setting)).fetchone()
-    return unpacked(blobs[0]) if blobs else {}
+    return load(blobs[0]) if blobs else {}
 
 
 def case_number(path: Path, row: JudgedRow) -> int | None:
