@@ -16,13 +16,7 @@ from harness.rounding.measure import quick_budget
 
 @dataclass(frozen=True)
 class Limit:
-    """A number that a recording is judged by.
-
-    Args:
-        name: of what it bounds.
-        limit: the number.
-        reason: where it comes from.
-    """
+    """A number that a recording is judged by: of what, and where it comes from."""
 
     name: str
     limit: float
@@ -62,13 +56,9 @@ class Allowances:
 
 
 def allowances(case: RecordedCase, run: Trace) -> Allowances:
-    """Return what a case may be off by whose f_hat is a function of its tokens.
+    """Return what a case may be off by whose f_hat is a function of its tokens; its run here scales the caps.
 
     The plain sampler is what a golden judges, so its own error must not excuse it: a budget is capped.
-
-    Args:
-        case: recorded.
-        run: of it, made here; its largest numbers scale the caps.
     """
     assert run.intermediates is not None
     budgets = _budgets(case)
@@ -84,12 +74,7 @@ def allowances(case: RecordedCase, run: Trace) -> Allowances:
 
 
 def smooth_rounding(case: RecordedCase, run: Trace) -> float:
-    """Return the root mean square of what rounding does to a logit before guidance, capped like a budget.
-
-    Args:
-        case: recorded.
-        run: of it, made here; its largest logit scales the cap.
-    """
+    """Return the root mean square of what rounding does to a logit before guidance, capped like a budget."""
     assert run.intermediates is not None
     rms = (
         max(budget.rows_rms for budget in _budgets(case)) / BUDGET_MARGIN

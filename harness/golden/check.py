@@ -114,8 +114,8 @@ def check_recording(
     """Judge a whole file.
 
     Args:
-        recording: what `read_recording` returned.
-        cases: what `recorded_cases` made of it.
+        recording: the file.
+        cases: of `recorded_cases`.
         device: where to run; another platform than the recording's makes the result UNVERIFIED.
         progress: called after every case.
     """

@@ -36,12 +36,7 @@ Laws = Callable[[ModelPair], list[str]]
 
 
 def refuse(reason: str, folder: Path, code: Path) -> None:
-    """Refuse to record without a reason, in CI, in a test run, or on a dirty tree.
-
-    Args:
-        reason: why the goldens change.
-        folder: where they would be written; a test may write into a folder of its own.
-        code: a folder of the checkout whose state is looked at.
+    """Refuse to record without a reason, in CI, in a test run (but into another folder), or where `code` is dirty.
 
     Raises:
         InputError: one of them.
@@ -72,12 +67,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def whose_code(here: Path, code: Path = CHECKOUT) -> str:
-    """Return what a person may not expect about whose code runs: "" when it is the checkout that they are in.
-
-    Args:
-        here: the current folder.
-        code: the folder that holds the package that runs.
-    """
+    """Return what a person in folder `here` may not expect about whose code runs: "" when it is that checkout's."""
     around = next((folder for folder in (here, *here.parents) if _is_checkout(folder)), None)
     if around is not None and around.resolve() != code.resolve():
         return f"{code / 'harness'} runs, not the checkout in {around}; for that, pip install -e . there"
@@ -97,12 +87,7 @@ def _is_checkout(folder: Path) -> bool:
 
 
 def contradicted(device: torch.device, folder: Path = RECORDINGS) -> list[str]:
-    """List the recordings of the device's class that do not hold; none of them may be missing.
-
-    Args:
-        device: where to run; of a platform of the plan.
-        folder: of the recordings.
-    """
+    """List the recordings of the device's class that do not hold; none of them may be missing."""
     contradictions = []
     for recording in read_recordings([folder / f"{name}.safetensors" for name in RECORDED[device.type]]):
         result = check_recording(recording, recorded_cases(recording, device), device)

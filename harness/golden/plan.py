@@ -173,7 +173,7 @@ class Origin:
     versions: Mapping[str, str]
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Origin:
+    def from_values(cls, values: Any) -> Origin:
         """Read one group of a file. Raises `KeyError` or `TypeError` for anything else."""
         cases = tuple(values["cases"])
         reason, commit, device_name = (str(values.get(word, "")) for word in ("reason", "commit", "device_name"))

@@ -33,12 +33,7 @@ GENERATORS: dict[str, tuple[float, ...]] = {
 
 
 def unverified(recording: Recording, device: torch.device) -> str:
-    """Return why a recording cannot be judged on `device`; empty when it can.
-
-    Args:
-        recording: its metadata names device, dtype and tf32.
-        device: where it would run.
-    """
+    """Return why a recording cannot be judged on `device`, by the metadata of both; empty when it can."""
     name = recording.metadata.get("device_name", "no name")
     if recording.platform != device.type:
         return f"recorded on {recording.platform} ({name}), whose generator draws other numbers than {device.type}"

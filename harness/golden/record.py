@@ -197,11 +197,9 @@ def changed_goldens(
 
     Args:
         reason: why, for the reviewer; not empty.
-        device: where to run; its class keys the files.
-        folder: where they lie.
+        device: as of `regenerate`, with `folder` and `only`.
         code: a folder of the checkout that must be clean.
         laws: lists the laws that fail on a pair.
-        only: cases by id, with wildcards.
 
     Raises:
         InputError: recording is refused.

@@ -71,15 +71,7 @@ def nudged(models: ModelPair, nudge: Nudge = as_they_are, raw: Mapping[int, Tens
 
 
 def raw_inputs(f_hat_SBCPP: Tensor, pyramid: ScalePyramid) -> dict[int, Tensor]:
-    """Return the raw input of every scale but the first that follows from f_hat after the one before it.
-
-    Args:
-        f_hat_SBCPP: f_hat after every scale.
-        pyramid: scales.
-
-    Returns:
-        raw_BlC by number of tokens, for `Nudged`.
-    """
+    """Return the raw input of every scale but the first, from f_hat after the one before: by number of tokens."""
     return {pyramid.tokens(si): next_input(f_hat_SBCPP[si - 1], si, pyramid) for si in pyramid if si > 0}
 
 

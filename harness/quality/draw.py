@@ -77,11 +77,7 @@ LAW = Source("the target's law", seeds=1, keeps_tokens=True)
 
 
 def control_sources(count: int) -> list[Source]:
-    """Return sequential decoding under yet other seeds, so many times: decoders that lose nothing.
-
-    Raises:
-        InputError: fewer than none.
-    """
+    """Return sequential decoding under `count` other seeds, which loses nothing. Raises `InputError` below 0."""
     if count < 0:
         raise InputError("control", count, "must be 0 or more", "pass --control 1")
     numbered = [f"sequential, other seeds{f' {k + 1}' if count > 1 else ''}" for k in range(count)]
@@ -98,12 +94,6 @@ def check_distinct(sources: Sequence[Source]) -> None:
 
 def portions(images: int, batch: int, labels: Sequence[int], request: Request) -> list[Request]:
     """Return the batches of one set: labels in turn, every image with an address of its own.
-
-    Args:
-        images: of the set, at least 1.
-        batch: images a batch.
-        labels: in turn.
-        request: seed and sampling; "image" order.
 
     Raises:
         InputError: a number below 1, or the published order, in which an image depends on its batch.

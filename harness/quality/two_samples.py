@@ -73,13 +73,7 @@ def compare_samples(
 
 
 def p_value(a_Nl: Tensor, b_Nl: Tensor, sign_WN: Tensor) -> float:
-    """Return the p-value of two samples of cells, image by image.
-
-    Args:
-        a_Nl: cells of one sample, int64.
-        b_Nl: of the other.
-        sign_WN: of every swap, -1 for an image that changes sides.
-    """
+    """Return the p-value of two samples of cells (int64), image by image; a swap's sign is -1 where sides change."""
     cells, which = torch.unique(torch.cat((a_Nl, b_Nl)), return_inverse=True)
     count_K = torch.bincount(which.flatten(), minlength=len(cells))
     weight_K, bags = 1 / count_K.double(), _bags(which[: len(a_Nl)], which[len(a_Nl) :], count_K)

@@ -167,4 +167,4 @@ def test_a_broken_law_is_told_with_its_statement_and_no_other_row_is(monkeypatch
     monkeypatch.setattr(guard, "run_conformance", run)
     assert guard.broken_laws() == ["one.law (it holds)"]
     assert guard.broken_laws("another:decoder", 3) == ["one.law (it holds)"]
-    assert asked == [(guard.DEFAULT, 20), ("another:decoder", 3)]
+    assert asked == [(guard.OWN_DECODER, 20), ("another:decoder", 3)]
