@@ -108,7 +108,7 @@ def repeated(case: KeptCase, now: ReplayPlace) -> tuple[Replayed, ModelPair | No
     from harness.commands.inputs import load_models
     from harness.runs.replay import Answer, Replayed, replay_case
 
-    recipe = case.run.recipe
+    recipe = case.record.recipe
     if recipe is None:
         return Replayed(case, Answer.CANNOT, "the run was not made by the command line: its networks are unknown"), None
     draft, target, vae = (

@@ -129,9 +129,11 @@ def _work_line(result: Verification) -> str:
     """Return one line on who did it: batches, why they are that large, workers, rate."""
     largest = max(task.request.B for task in result.plan.tasks)
     why = f" ({result.batches})" if result.batches else ""
-    who, certified = result.about.get("workers", "this process"), result.about.get("certifying", "-")
+    record = result.record
+    who, certified = (record.workers, record.certifying) if record else ("", "")
     rate = f"{result.images / result.wall_seconds:.1f} images a second"
-    return f"batches of {count_of(largest, 'image')}{why}; {who}; ties certified in {certified}; {rate}"
+    batches = f"batches of {count_of(largest, 'image')}{why}"
+    return f"{batches}; {who or 'this process'}; ties certified in {certified or '-'}; {rate}"
 
 
 def _distance_line(setting: SettingResult) -> str:
@@ -233,7 +235,7 @@ def say_replayed(console: Console, replayed: Replayed) -> None:
 def say_smallest(console: Console, case: KeptCase) -> None:
     """Print the smallest case, and the command line that shows it; of cut networks a bundle alone can."""
     say(console, f"  smallest: {case}")
-    recipe = case.run.recipe
+    recipe = case.record.recipe
     if recipe is not None:
         note = " (with all scales; --bundle keeps the cut)" if case.scales else ""
         line = repeat_line(recipe, case.settings, case.request, case.defect, case.draft_noise, case.against)

@@ -25,12 +25,10 @@ from harness.models.pair import ModelPair
 from harness.protocol.decoder import Settings
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
 from harness.protocol.request import Request, request_of, request_values
-from harness.runs.description import RunDescription
 from harness.runs.identity import Identity, identity_of
+from harness.runs.record import RunRecord, against_of, against_values
 from harness.runs.records import (
     NAMES,
-    against_of,
-    against_values,
     settings_of,
     settings_values,
     to_json,
@@ -51,7 +49,7 @@ class KeptCase:
     """One recorded defect."""
 
     number: int  # in its file
-    run: RunDescription  # what the run said of itself
+    record: RunRecord  # what the run said of itself
     settings: Settings  # of the decoder
     request: Request  # what was drawn
     defect: Divergence  # what is wrong
@@ -70,13 +68,14 @@ class KeptCase:
     @property
     def recorded(self) -> Identity:
         """What its run was of."""
-        assert self.run.identity is not None
-        return self.run.identity
+        assert self.record.identity is not None, "a case is of a run that was asked what it is of"
+        return self.record.identity
 
     @property
     def terms(self) -> Terms:
-        """How it was judged."""
-        return self.run.terms.terms(self.against)
+        """How it was judged; the budget is that of the machine at hand."""
+        terms = self.record.terms
+        return Terms(terms.contract, terms.sequential, terms.in_process, terms.limits, against=self.against)
 
     @property
     def settings_of_both(self) -> list[Settings]:
@@ -106,17 +105,16 @@ def cases_of(path: Path) -> list[KeptCase]:
         InputError: it is no run file, or of a run that was not asked what it is of.
     """
     run, rows = read_run(path, "file")
-    description = run.description("file", path)
-    if description.identity is None:
+    if run.record.identity is None:
         raise InputError("file", str(path), "does not say of what its run was", "record it with verify --run")
     requests = {task.number: task.request for task in run.plan.tasks}
     bad = sorted((row for row in rows if row.judgement.defects), key=lambda row: (row.setting, row.task))
     return [
         KeptCase(
-            number, description, run.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
+            number, run.record, run.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
             exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
             draft_noise=run.plan.draft_of(row.setting),
-            against=description.terms.other(row.setting),
+            against=run.record.against(row.setting),
         )
         for number, row in enumerate(bad)
     ]  # fmt: skip
@@ -172,7 +170,7 @@ def write_bundle(case: KeptCase, models: ModelPair, path: Path) -> None:
     numbers = case.numbers.tensors if case.numbers else _draw_numbers(case, models)
     values = {
         "schema": SCHEMA,
-        "about": case.run.as_dict(),
+        "about": case.record.as_dict(),
         "settings": settings_values(case.settings, case.draft_noise),
         "request": request_values(case.request),
         "recorded": request_values(case.numbers.request if case.numbers else case.request),
@@ -215,7 +213,7 @@ def read_bundle(path: Path) -> KeptCase:
         settings, draft_noise = settings_of(values["settings"])
         return KeptCase(
             0,
-            RunDescription.from_dict(values["about"]),
+            RunRecord.from_dict(values["about"]),
             settings,
             request_of(values["request"]),
             Divergence(**dict(zip(NAMES, values["found"], strict=True))),
@@ -223,7 +221,7 @@ def read_bundle(path: Path) -> KeptCase:
             RecordedNumbers(numbers, request_of(values["recorded"])),
             {name.removeprefix(EXHIBIT): t for name, t in tensors.items() if name.startswith(EXHIBIT)},
             draft_noise,
-            against_of(values["against"], 0),
+            against_of(values["against"]),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise unreadable("file", path, error) from None

@@ -67,9 +67,20 @@ class LawsTried:
 class QualityFigures(Protocol):
     """What was measured of the quality of images (`quality.stored.Measured`)."""
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """Return what ``quality --json`` writes."""
         ...
+
+
+@dataclass(frozen=True)
+class KeptFigures:
+    """Figures that a run file gave back."""
+
+    kept: dict[str, object]
+
+    def values(self) -> dict[str, object]:
+        """Return what ``quality --json`` writes."""
+        return self.kept
 
 
 @dataclass(frozen=True)

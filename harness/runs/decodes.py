@@ -7,6 +7,7 @@ that is not the harness's own runs in a process of its own. Who does the tasks, 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -29,9 +30,10 @@ from harness.rounding.budget import Allowance, Budget
 from harness.rounding.measure import joint_budget
 from harness.rounding.precision import certifying_precision
 from harness.runs.identity import identity_of
-from harness.runs.keep import UNKEPT, RunStore, begin, describe
+from harness.runs.keep import UNKEPT, RunStore, begin
 from harness.runs.pictures import MOST_PICTURES
 from harness.runs.plan import Plan, Task
+from harness.runs.record import NetworksUsed, RunRecord
 from harness.runs.records import JudgedRow
 from harness.runs.result import Verification
 from harness.runs.runfile import RunFile
@@ -124,13 +126,16 @@ def verify_decodes(
         result.early += [Divergence("precision", f"building changed {what}", seed) for what in built.moved]
         contracts = [Contract.of(contract) for contract in built.contracts]
         result.settings = [SettingResult(*of) for of in zip(plan.settings, contracts, strict=True)]
-        result.about = describe(models, identity, store, terms, (plan, contracts, budget))
-        file = begin(store, result.about, plan)
+        record = RunRecord(
+            identity, NetworksUsed.of(models), terms, tuple(contracts), budget, plan.images, store.recipe,
+            tuple(sys.argv[1:]),
+        )  # fmt: skip
+        file = begin(store, record, plan)
         held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
         with held_file:
             run = RunInProgress(plan, result, file, progress)
             result.stopped = run.go(pool.map, terms.first_only)
-        result.about |= {"workers": pool.name, "certifying": str(certifying_precision(models))}
+        result.record = replace(record, workers=pool.name, certifying=str(certifying_precision(models)))
     run.put_together(models, budget)
     if result.stopped:
         raise RunInterrupted(result, result.stopped)

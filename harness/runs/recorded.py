@@ -9,11 +9,8 @@ from pathlib import Path
 
 import torch
 
-from harness.protocol.contract import Contract
-from harness.runs.claims import LawsTried, QualityClaims
 from harness.runs.cover import say_what_was_covered
 from harness.runs.decodes import keeps_dying, put_together, widest
-from harness.runs.description import RunDescription
 from harness.runs.records import JudgedRow, unreadable
 from harness.runs.result import Verification
 from harness.runs.runfile import Kept, read_run
@@ -38,35 +35,26 @@ def recorded_result(path: Path, name: str = "run") -> Verification:
 
 
 def _result(run: Kept, rows: list[JudgedRow]) -> Verification:
-    description = RunDescription.from_dict(run.about)
-    networks, terms, budget, more = description.networks, description.terms, description.budget, description.more
-    pyramid, contracts = networks.pyramid, [Contract.of(name) for name in description.contracts]
+    record, networks, terms = run.record, run.record.networks, run.record.terms
+    requests = [task.request for task in run.plan.tasks]
+    settings = zip(run.plan.settings, record.contracts, strict=True)
     result = Verification(
-        [SettingResult(settings, contract) for settings, contract in zip(run.plan.settings, contracts, strict=True)],
-        widest(budget, pyramid, [task.request for task in run.plan.tasks]),
-        torch.device(networks.device), _dtype(networks.dtype), _dtype(networks.draft_dtype), networks.title,
-        plan=run.plan, about=dict(run.about),
+        [SettingResult(setting, contract) for setting, contract in settings],
+        widest(record.budget, networks.pyramid, requests),
+        torch.device(networks.device), *networks.dtypes, networks.title, plan=run.plan, record=record,
     )  # fmt: skip
-    other = terms.other(0)
-    result.against = other.name if other else ""
+    result.against = terms.against.name if terms.against else ""
     by_task: dict[int, list[JudgedRow]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)
         result.decode_seconds += row.seconds + row.reference_seconds
-    put_together(result, by_task, pyramid, budget)
+    put_together(result, by_task, networks.pyramid, record.budget)
     dead = {number for number, setting in enumerate(result.settings) if keeps_dying(setting.rows)}  # left alone
     result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in run.plan.tasks)
-    if "claims" in more:
-        result.take_quality(QualityClaims.from_dict(more["claims"]))
-    if "laws" in more:
-        result.take_laws(LawsTried.from_dict(more["laws"]))
+    if run.claims is not None:
+        result.take_quality(run.claims, run.quality)
+    if run.laws is not None:
+        result.take_laws(run.laws)
     if terms.covers:
-        say_what_was_covered(result, terms.terms())
+        say_what_was_covered(result, terms)
     return result
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name} is no dtype")
-    return dtype

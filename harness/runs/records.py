@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from harness.decoders.terms import Other
 from harness.errors import InputError
 from harness.judge.verdict import Distance, Divergence, Judgement
 from harness.protocol.decoder import Settings
@@ -242,19 +241,6 @@ def settings_of(values: Values) -> tuple[Settings, float | None]:
     fields_of_it = {name: value for name, value in values.items() if name != "draft_noise"}
     options = tuple((str(name), str(value)) for name, value in values["options"])
     return Settings(**{**fields_of_it, "options": options}), values["draft_noise"]
-
-
-def against_values(other: Other | None) -> dict[str, Any] | None:
-    """Return the decoder that is judged against as JSON values; its factory stands there by name."""
-    return None if other is None else {"name": other.name, "settings": [vars(settings) for settings in other.settings]}
-
-
-def against_of(values: Values | None, setting: int) -> Other | None:
-    """Return what `against_values` and JSON made these values of, with its settings for one of the decoder's."""
-    if values is None:
-        return None
-    settings, _ = settings_of({**values["settings"][setting], "draft_noise": None})
-    return Other(str(values["name"]), (settings,))
 
 
 def unreadable(

@@ -25,7 +25,8 @@ from harness.rounding.precision import precision
 from harness.runs.case import repeat_line
 from harness.runs.claims import LawsTried, QualityClaims, QualityFigures
 from harness.runs.plan import Plan
-from harness.runs.records import Coverage, JudgedRow, against_of
+from harness.runs.record import RunRecord
+from harness.runs.records import Coverage, JudgedRow
 from harness.runs.setting import COUNTS, SettingResult, row_values
 from harness.wording import count_of
 
@@ -53,11 +54,12 @@ class Verification:
     stopped: int = 0  # signal that ended the run before its end
     unfinished: int = 0  # tasks that nobody has judged, in the file of a run that goes on or was killed
     plan: Plan = field(default_factory=lambda: Plan((), ()))
-    about: dict[str, Any] = field(default_factory=dict)  # identity, recipe, workers: what repeats the run
+    record: RunRecord | None = None  # what repeats the run; None where nothing was decoded
     covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
     reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
     against: str = ""  # the other decoder, where one stood in the reference's place
     laws: LawsTried | None = None  # what was seen of laws that were tried after the run
+    claims: QualityClaims | None = None  # on the quality of images
     quality: QualityFigures | None = None  # what was measured of the quality of images
     batches: str = ""  # why batches are as large as they are
 
@@ -69,9 +71,7 @@ class Verification:
             figures: what was measured.
         """
         seed = self.plan.tasks[0].request.seed
-        self.about["claims"] = claims.as_dict()
-        if figures is not None:
-            self.quality, self.about["quality"] = figures, figures.values()
+        self.claims, self.quality = claims, figures
         self.early += [Divergence("quality", text, seed) for text in claims.broken]
         self.reasons += [f"quality of {text}" for text in claims.open]
 
@@ -80,7 +80,7 @@ class Verification:
 
         A decoder that refuses most laws, or laws that nobody tried, are a reason to be inconclusive.
         """
-        self.laws, self.about["laws"] = tried, tried.as_dict()
+        self.laws = tried
         self.early += [Divergence(law.component, law.clause, law.seed) for law in tried.broken]
         if 2 * len(tried.refused) > tried.asked:
             self.reasons.append(f"the decoder refused {len(tried.refused)} of {tried.asked} laws: {tried.why}")
@@ -187,14 +187,13 @@ class Verification:
     @property
     def alone(self) -> str:
         """The command line that shows the first divergence alone; empty where no command line made the run."""
-        case, recipe, plan = self.first_case, self.about.get("recipe"), self.plan
-        if case is None or recipe is None or self.early:
+        case, record, plan = self.first_case, self.record, self.plan
+        if case is None or record is None or record.recipe is None or self.early:
             return ""
         row, divergence = case
         request = next(task.request for task in plan.tasks if task.number == row.task)
-        other = against_of(self.about.get("terms", {}).get("against"), row.setting)
-        number = row.setting
-        return repeat_line(recipe, plan.settings[number], request, divergence, plan.draft_of(number), other)
+        settings, draft = plan.settings[row.setting], plan.draft_of(row.setting)
+        return repeat_line(record.recipe, settings, request, divergence, draft, record.against(row.setting))
 
     def to_json(self) -> str:
         """Return the document that ``verify --json`` writes (docs/runs.md): counts are totals, lists of images."""
@@ -274,9 +273,19 @@ class Verification:
             "wall_seconds": self.wall_seconds,
             "whole": self.is_whole,
             "alone": self.alone,
-            "run": self.about | ({"batch": self.batches} if self.batches else {}),
+            "run": self._run(),
             "requests": [request_values(task.request) for task in self.plan.tasks],
             "settings": [setting.as_dict() for setting in self.settings],
+        }
+
+    def _run(self) -> dict[str, object]:
+        """Return what repeats the run, and what was found besides its decodes."""
+        parts: dict[str, LawsTried | QualityClaims | None] = {"laws": self.laws, "claims": self.claims}
+        return {
+            **(self.record.as_dict() if self.record else {}),
+            **{name: part.as_dict() for name, part in parts.items() if part is not None},
+            **({"quality": self.quality.values()} if self.quality else {}),
+            **({"batch": self.batches} if self.batches else {}),
         }
 
 

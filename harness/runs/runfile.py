@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from harness.protocol.request import request_of, request_values
 from harness.runs import records
+from harness.runs.claims import KeptFigures, LawsTried, QualityClaims
 from harness.runs.database import FileKind, GrowingFile, notes_of
-from harness.runs.description import RunDescription
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
 from harness.runs.plan import Plan, Task
+from harness.runs.record import RunRecord
 from harness.runs.records import JudgedRow, settings_of, to_json
 
 TABLES = """
@@ -57,21 +58,11 @@ WORST_FIRST = "ORDER BY badness DESC, task, setting, row"  # `Picture.rank`
 class Kept:
     """What a run file says of its run."""
 
-    about: Mapping[str, object]  # identity, budget, contracts, recipe: whatever was written when the run began
+    record: RunRecord  # what was written when the run began
     plan: Plan  # what it has to do
-
-    def description(self, name: str, path: Path) -> RunDescription:
-        """Return what the run says of itself, as records.
-
-        Args:
-            name: what its file is to the user.
-            path: of the file.
-
-        Raises:
-            InputError: it has another form.
-        """
-        with RUN_FILE.readable(path, name):
-            return RunDescription.from_dict(self.about)
+    laws: LawsTried | None = None  # those that were tried after its decodes
+    claims: QualityClaims | None = None  # on the quality of images
+    quality: KeptFigures | None = None  # what was measured of it
 
 
 class RunFile(GrowingFile):
@@ -85,7 +76,7 @@ class RunFile(GrowingFile):
         plan = run.plan
         settings = [to_json(records.settings_values(each, plan.draft_of(k))) for k, each in enumerate(plan.settings)]
         tasks = [(t.number, to_json(request_values(t.request)), to_json(t.settings)) for t in plan.tasks]
-        return cls._create(path, run.about, {"settings": list(enumerate(settings)), "tasks": tasks})
+        return cls._create(path, run.record.as_dict(), {"settings": list(enumerate(settings)), "tasks": tasks})
 
     def write(
         self,
@@ -135,7 +126,11 @@ def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
             tuple(Task(number, request_of(json.loads(a)), tuple(json.loads(b))) for number, a, b in tasks),
             tuple(noise for _, noise in settings),
         )
-        return Kept(notes_of(base), plan), list(_rows(base))
+        notes = notes_of(base)
+        laws = LawsTried.from_dict(notes["laws"]) if "laws" in notes else None
+        claims = QualityClaims.from_dict(notes["claims"]) if "claims" in notes else None
+        quality = KeptFigures(notes["quality"]) if "quality" in notes else None
+        return Kept(RunRecord.from_dict(notes), plan, laws, claims, quality), list(_rows(base))
 
 
 def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:

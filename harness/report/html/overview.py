@@ -14,7 +14,6 @@ from harness.report.html.plots import Axis, Series, plot
 from harness.report.html.scales import setting_name, sides_of
 from harness.report.html.words import COMPARED, contracts
 from harness.report.terminal import laws_line
-from harness.rounding.budget import Budget
 from harness.rounding.precision import precision
 from harness.runs.result import Verification
 
@@ -200,10 +199,10 @@ def budget_parts(result: Verification) -> list[object]:
     if result.budget is None:
         return ["No budget was needed: nothing was decoded."]
     parts: list[object] = [f"Source: {result.budget.source}."]
-    scales, stored = len(sides_of(result)), result.about.get("budget")
-    if not scales or not stored:
+    scales, record = len(sides_of(result)), result.record
+    if record is None:
         return parts
-    budget, cfg = Budget(**stored), max((abs(task.request.cfg) for task in result.plan.tasks), default=0.0)
+    budget, cfg = record.budget, max((abs(task.request.cfg) for task in result.plan.tasks), default=0.0)
     rows = []
     for si in range(scales):
         at = budget.guided(cfg, si / (scales - 1) if scales > 1 else 0.0)
@@ -214,8 +213,9 @@ def budget_parts(result: Verification) -> list[object]:
 
 def provenance_parts(result: Verification, file: str) -> list[object]:
     """Return what the run was of, and the command that made it."""
+    record = result.record
+    identity, words = (record.identity, record.command) if record else (None, ())
     rows = [("networks", result.models), ("device", str(result.device)), ("run file", file or "not kept")]
-    rows += flat_rows(result.about.get("identity") or {"versions": versions(), "precision": precision()})
+    rows += flat_rows(identity.as_dict() if identity else {"versions": versions(), "precision": precision()})
     sheet = Sheet("What the run was of", ("what", "value"), rows, 2)
-    words = result.about.get("command")
     return [sheet, Line(shlex.join(["sdvar-harness", *map(str, words)]), "The command:")] if words else [sheet]

@@ -27,7 +27,7 @@ ROUND_COUNTS = "accepted tokens", "corrected", "target rows"
 
 def sides_of(result: Verification) -> list[int]:
     """Return the sides of the scales; none where the run did not come so far as to say."""
-    return list(result.about.get("networks", {}).get("patch_nums", []))
+    return list(result.record.networks.patch_nums) if result.record else []
 
 
 def setting_name(setting: SettingResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,8 +59,8 @@ def large(path: Path, kept: Kept, batches: int, batch: int, side: int) -> None:
     """Write a run of many wrong images, each with a hundred records and a picture of noise."""
     L = ScalePyramid(PATCH_NUMS_256).L
     plan = Plan.of([Settings(2)], [Request((0,) * batch, seed) for seed in range(batches)])
-    about = kept.about | {"networks": kept.about["networks"] | {"patch_nums": list(PATCH_NUMS_256)}}
-    file = RunFile.create(path, Kept(about, plan))
+    networks = replace(kept.record.networks, patch_nums=PATCH_NUMS_256)
+    file = RunFile.create(path, Kept(replace(kept.record, networks=networks), plan))
     for task in plan.tasks:
         found = [
             Divergence("positions", "moved", task.number, image, 0, 4, 30 + k, 3, 4, 5.0, 1e-4, 1.0, 0.1)

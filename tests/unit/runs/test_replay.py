@@ -38,8 +38,8 @@ def recorded(tmp_path: Path) -> Path:
 def changed(case: KeptCase, part: str, **values: object) -> KeptCase:
     """Return the case as another machine or version would have recorded it."""
     identity = case.recorded.as_dict()
-    identity[part] = {**identity[part], **values}
-    return replace(case, run=replace(case.run, identity=Identity.from_dict(identity)))
+    identity |= {part: {**identity[part], **values}}
+    return replace(case, record=replace(case.record, identity=Identity.from_dict(identity)))
 
 
 def test_a_defect_is_repeated_and_known_again(recorded: Path):
@@ -53,8 +53,7 @@ def test_a_defect_is_repeated_and_known_again(recorded: Path):
 
 def test_a_fix_is_told_from_what_cannot_be_reproduced(recorded: Path):
     (case,) = cases_of(recorded)
-    # the same name, as it were, with nothing wrong
-    right = changed(case, "decoder", implementation="harness:build_decoder")
+    right = changed(case, "decoder", implementation="harness:build_decoder")  # as if that name had had the defect
     same = replay_case(right, MODELS, SHIPPED_BUDGETS)
     assert (same.answer, same.why) == (Answer.CANNOT, "the same code on the same machine does not fail now")
     assert replay_case(changed(right, "decoder", source="0123"), MODELS, SHIPPED_BUDGETS).answer is Answer.FIXED
