@@ -60,50 +60,31 @@ Watch = Callable[[str, int], AbstractContextManager[Bar]]  # of what is counted,
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of quality that a decoder under contract C may not exceed.
+    """A loss of quality that a decoder under contract C may not exceed."""
 
-    Args:
-        most: in Fréchet distance, to real data and to the target's law.
-        means: features of images, and real data.
-        images: of every setting.
-        labels: in turn; empty = all.
-        request: seed, guidance and filters.
-        batch: images a batch; 0 = as many as device and memory like.
-    """
-
-    most: float
-    means: Means
-    images: int = USUAL_IMAGES
-    labels: tuple[int, ...] = ()
-    request: Request = field(default_factory=lambda: Request((0,)))
-    batch: int = 0
+    most: float  # in Fréchet distance, to real data and to the target's law
+    means: Means  # features of images, and real data
+    images: int = USUAL_IMAGES  # of every setting
+    labels: tuple[int, ...] = ()  # in turn; empty = all
+    request: Request = field(default_factory=lambda: Request((0,)))  # seed, guidance and filters
+    batch: int = 0  # images a batch; 0 = as many as device and memory like
 
 
 @dataclass(frozen=True)
 class Question:
-    """All that is asked of one decoder.
+    """All that is asked of one decoder."""
 
-    Args:
-        decoder: its factory, or the name of one: ``package.module:factory``, ``published:var``.
-        settings: at least one. Of a covering design the first says policy and options, and the design all else.
-        requests: what every setting decodes; a covering design has its own.
-        terms: how the decodes are judged.
-        cover: decode the covering design.
-        laws: try every law in so many cases, too; 0 = none.
-        loss: the loss of quality that is allowed; None = quality is not asked about.
-        drafts: of every setting, the draft's noise (`Plan.drafts`); empty = the pair's own draft.
-        batches: why batches are as large as they are, one clause for the result.
-    """
-
-    decoder: Factory | str
+    decoder: Factory | str  # its factory, or the name of one: package.module:factory, published:var
+    # at least one. Of a covering design the first says policy and options, and the design all else
     settings: tuple[Settings, ...]
-    requests: tuple[Request, ...] = ()
-    terms: Terms = TERMS
-    cover: bool = False
-    laws: int = 0
-    loss: Loss | None = None
+    requests: tuple[Request, ...] = ()  # what every setting decodes; a covering design has its own
+    terms: Terms = TERMS  # how the decodes are judged
+    cover: bool = False  # decode the covering design
+    laws: int = 0  # try every law in so many cases, too; 0 = none
+    loss: Loss | None = None  # the loss of quality that is allowed; None = quality is not asked about
+    # of every setting, the draft's noise (`Plan.drafts`); empty = the pair's own draft
     drafts: tuple[float | None, ...] = ()
-    batches: str = "as asked for"
+    batches: str = "as asked for"  # why batches are as large as they are, one clause for the result
 
     def __post_init__(self) -> None:
         if self.laws < 0:

@@ -38,14 +38,16 @@ def _crash(models: ModelPair, settings: Settings, request: Request, noise: Seede
 
 def _wrong_token(models: ModelPair, settings: Settings, request: Request, noise: SeededNoise) -> Trace:
     trace = _own(models, settings, request, noise)
-    trace.tokens_BL[-1, -1] = (trace.tokens_BL[-1, -1] + 1) % models.target.config.V
-    return trace
+    tokens_BL = trace.tokens_BL.clone()
+    tokens_BL[-1, -1] = (tokens_BL[-1, -1] + 1) % models.target.config.V
+    return replace(trace, tokens_BL=tokens_BL)
 
 
 def _not_finite(models: ModelPair, settings: Settings, request: Request, noise: SeededNoise) -> Trace:
     trace = _own(models, settings, request, noise)
-    trace.f_hat_BCPP[0, 0, 0, 0] = torch.nan
-    return trace
+    f_hat_BCPP = trace.f_hat_BCPP.clone()
+    f_hat_BCPP[0, 0, 0, 0] = torch.nan
+    return replace(trace, f_hat_BCPP=f_hat_BCPP)
 
 
 def _lock_step(models: ModelPair, settings: Settings, request: Request, noise: SeededNoise) -> Trace:
@@ -70,8 +72,13 @@ lossy = _factory(lambda *words: _own(*words, policy="match:0.5"), "quality-prese
 RIGHT = ("harness:build_decoder", "tests.doors:lock_step")
 NOTHING_DRAFTED = ("tests.naive:naive",)
 WITHOUT_TOKENS = ("tests.doors:contract_b", "tests.doors:lossy")
-WRONG = (
-    "harness.mutants.positions:OFFSET", "harness.mutants.state:TWICE", "tests.bent:zeroes_codebook",
-    "tests.doors:wrong_token", "tests.doors:not_finite", "tests.doors:crash", "tests.doors:no_trace",
-)  # fmt: skip
+WRONG = {  # with the component of the first defect
+    "harness.mutants.positions:OFFSET": "positions",
+    "harness.mutants.state:TWICE": "f_hat",
+    "tests.bent:zeroes_codebook": "f_hat",
+    "tests.doors:wrong_token": "draw",
+    "tests.doors:not_finite": "non-finite",
+    "tests.doors:crash": "crash",
+    "tests.doors:no_trace": "trace",
+}
 EVERY = (*RIGHT, *NOTHING_DRAFTED, *WITHOUT_TOKENS, *WRONG)

@@ -28,27 +28,16 @@ DISTANCES = ("tokens", "f_hat", "pixels")
 
 @dataclass(frozen=True)
 class Speed:
-    """One run of `bench`.
+    """One run of `bench`."""
 
-    Args:
-        models: name of the pair.
-        mode: dtype, or TF32.
-        draft_dtype: of the draft.
-        graphs: recorded work; else kernel by kernel.
-        bonus: the scale after the drafted ones is finished too.
-        machine: where.
-        rows: measurements.
-        compiled: the networks' blocks are; files from before there was a choice do not say.
-    """
-
-    models: str
-    mode: str
-    draft_dtype: str
-    graphs: bool
-    bonus: bool
-    machine: Machine
-    rows: list[SpeedRow]
-    compiled: bool = False
+    models: str  # name of the pair
+    mode: str  # dtype, or TF32
+    draft_dtype: str  # of the draft
+    graphs: bool  # recorded work; else kernel by kernel
+    bonus: bool  # the scale after the drafted ones is finished too
+    machine: Machine  # where
+    rows: list[SpeedRow]  # measurements
+    compiled: bool = False  # the networks' blocks are; files from before there was a choice do not say
 
     @property
     def title(self) -> str:

@@ -29,33 +29,20 @@ from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 @dataclass
 class PolicyRow:
-    """One policy at one draft length; counts and distances of every image, in order.
+    """One policy at one draft length; counts and distances of every image, in order."""
 
-    Args:
-        policy: text form, or the name of a yardstick.
-        contract: its letter; empty for a yardstick.
-        draft_len: text form; empty where it means nothing.
-        target_calls: target forward passes.
-        target_rows: positions that the target computed.
-        draft_rows: positions that the draft computed.
-        distances: from sequential decoding of the same numbers (under `greedy`: from greedy sequential decoding).
-        accepted_tokens: drafted tokens that were accepted.
-        scales_per_round: histogram, final scales -> rounds.
-        judged: scale -> how often it was judged on final earlier scales.
-        whole: scale -> how often it was accepted then.
-    """
-
-    policy: str
-    contract: str = ""
-    draft_len: str = ""
-    target_calls: list[int] = field(default_factory=list)
-    target_rows: list[int] = field(default_factory=list)
-    draft_rows: list[int] = field(default_factory=list)
+    policy: str  # text form, or the name of a yardstick
+    contract: str = ""  # its letter; empty for a yardstick
+    draft_len: str = ""  # text form; empty where it means nothing
+    target_calls: list[int] = field(default_factory=list)  # target forward passes
+    target_rows: list[int] = field(default_factory=list)  # positions that the target computed
+    draft_rows: list[int] = field(default_factory=list)  # positions that the draft computed
+    # from sequential decoding of the same numbers (under `greedy`: from greedy sequential decoding)
     distances: list[Distance] = field(default_factory=list)
-    accepted_tokens: list[int] = field(default_factory=list)
-    scales_per_round: Counter[int] = field(default_factory=Counter)
-    judged: Counter[int] = field(default_factory=Counter)
-    whole: Counter[int] = field(default_factory=Counter)
+    accepted_tokens: list[int] = field(default_factory=list)  # drafted tokens that were accepted
+    scales_per_round: Counter[int] = field(default_factory=Counter)  # histogram, final scales -> rounds
+    judged: Counter[int] = field(default_factory=Counter)  # scale -> how often it was judged on final earlier scales
+    whole: Counter[int] = field(default_factory=Counter)  # scale -> how often it was accepted then
 
     def mean(self, name: str) -> float:
         """Return the mean of a count, or of a component of the distance."""

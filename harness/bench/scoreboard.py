@@ -36,31 +36,18 @@ LOSS = "loss; drift (< 0.1)"  # stands before the promises, where quality was me
 
 @dataclass(frozen=True)
 class BoardLine:
-    """One decoder against the promises.
+    """One decoder against the promises."""
 
-    Args:
-        decoder: pair, mode and policy.
-        contract: its letter; "-" where there is none.
-        calls: target calls, and what follows as cells of the table.
-        speed_up: one figure, or one a batch.
-        memory: beyond the target's.
-        pixels: off, or why that means nothing.
-        kept: promises that hold; the batches at which they do, empty = at all.
-        timed: its speed was measured.
-        is_imposed: acceptance is.
-        loss: loss and drift; None = they were not measured.
-    """
-
-    decoder: str
-    contract: str
-    calls: str
-    speed_up: str
-    memory: str
-    pixels: str
-    kept: Mapping[str, str]
-    timed: bool = True
-    is_imposed: bool = False
-    loss: str | None = None
+    decoder: str  # pair, mode and policy
+    contract: str  # its letter; "-" where there is none
+    calls: str  # target calls, and what follows as cells of the table
+    speed_up: str  # one figure, or one a batch
+    memory: str  # beyond the target's
+    pixels: str  # off, or why that means nothing
+    kept: Mapping[str, str]  # promises that hold; the batches at which they do, empty = at all
+    timed: bool = True  # its speed was measured
+    is_imposed: bool = False  # acceptance is
+    loss: str | None = None  # loss and drift; None = they were not measured
 
     def cells(self, with_quality: bool) -> list[str]:
         """Return the line as text."""

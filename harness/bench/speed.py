@@ -38,17 +38,11 @@ GB, TERA = 1e9, 1e12
 
 @dataclass(frozen=True)
 class Machine:
-    """What a device can do, in the dtype and mode of a run.
+    """What a device can do, in the dtype and mode of a run."""
 
-    Args:
-        name: of the device.
-        bandwidth: bytes a second, read plus written, of a large copy.
-        rate: floating-point operations a second of a large matrix product.
-    """
-
-    name: str
-    bandwidth: float
-    rate: float
+    name: str  # of the device
+    bandwidth: float  # bytes a second, read plus written, of a large copy
+    rate: float  # floating-point operations a second of a large matrix product
 
     @classmethod
     def measure(cls, device: torch.device, dtype: torch.dtype) -> Machine:
@@ -88,54 +82,31 @@ Turn = tuple[str, int, int, int]  # side; first scale computed, first and last o
 
 @dataclass(frozen=True)
 class Sequential:
-    """Sequential decoding of one batch; milliseconds a batch, bytes.
+    """Sequential decoding of one batch; milliseconds a batch, bytes."""
 
-    Args:
-        ms: whole decodes.
-        passes_ms: their transformer passes alone.
-        floor_ms: what the machine's bandwidth and rate allow those passes.
-        peak: most memory allocated, this network's weights and the VQ-VAE included; 0 on a CPU.
-    """
-
-    ms: float
-    passes_ms: float
-    floor_ms: float
-    peak: int
+    ms: float  # whole decodes
+    passes_ms: float  # their transformer passes alone
+    floor_ms: float  # what the machine's bandwidth and rate allow those passes
+    peak: int  # most memory allocated, this network's weights and the VQ-VAE included; 0 on a CPU
 
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One setting of one batch; milliseconds a batch, bytes.
+    """One setting of one batch; milliseconds a batch, bytes."""
 
-    Args:
-        batch: images.
-        policy: text form; ``imposed:RATE`` keeps drafted scales at that rate.
-        draft_len: scales proposed per round; means nothing where the target judges no draft (`speculates`).
-        reference_ms: the plain reference sampler, kernel by kernel.
-        target: sequential decoding by the target, in the mode of the run.
-        draft: sequential decoding by the draft, in the mode of the run.
-        ms: speculative decoding.
-        draft_passes_ms: the draft's passes alone, one after the other; NaN where the images took different rounds.
-        target_passes_ms: the target's passes alone; likewise.
-        floor_ms: what the machine allows all of them; likewise.
-        target_calls: mean target passes of an image.
-        kept: share of the judged scales that were accepted: what an imposed rate came to on these few images.
-        peak: most memory allocated, all weights included; 0 on a CPU.
-    """
-
-    batch: int
-    policy: str
-    draft_len: int
-    reference_ms: float
-    target: Sequential
-    draft: Sequential
-    ms: float
-    draft_passes_ms: float
-    target_passes_ms: float
-    floor_ms: float
-    target_calls: float
-    kept: float
-    peak: int
+    batch: int  # images
+    policy: str  # text form; imposed:RATE keeps drafted scales at that rate
+    draft_len: int  # scales proposed per round; means nothing where the target judges no draft (`speculates`)
+    reference_ms: float  # the plain reference sampler, kernel by kernel
+    target: Sequential  # sequential decoding by the target, in the mode of the run
+    draft: Sequential  # sequential decoding by the draft, in the mode of the run
+    ms: float  # speculative decoding
+    draft_passes_ms: float  # the draft's passes alone, one after the other; NaN where the images took different rounds
+    target_passes_ms: float  # the target's passes alone; likewise
+    floor_ms: float  # what the machine allows all of them; likewise
+    target_calls: float  # mean target passes of an image
+    kept: float  # share of the judged scales that were accepted: what an imposed rate came to on these few images
+    peak: int  # most memory allocated, all weights included; 0 on a CPU
 
     @property
     def speculates(self) -> bool:
@@ -160,23 +131,14 @@ class SpeedRow:
 
 @dataclass
 class Bench:
-    """The measurements of one mode.
+    """The measurements of one mode."""
 
-    Args:
-        models: on their device, in their dtype.
-        graphs: record and replay device work.
-        repeats: timed decodes a figure.
-        machine: bandwidth and rate, for the floor.
-        bonus: let the target finish the scale after the drafted ones too.
-        compiled: compile the blocks of both sides; the plain reference stays as it is.
-    """
-
-    models: ModelPair
-    graphs: bool
-    repeats: int
-    machine: Machine
-    bonus: bool = False
-    compiled: bool = False
+    models: ModelPair  # on their device, in their dtype
+    graphs: bool  # record and replay device work
+    repeats: int  # timed decodes a figure
+    machine: Machine  # bandwidth and rate, for the floor
+    bonus: bool = False  # let the target finish the scale after the drafted ones too
+    compiled: bool = False  # compile the blocks of both sides; the plain reference stays as it is
 
     def __post_init__(self) -> None:
         self.fast = self.models.compiled() if self.compiled else self.models

@@ -88,17 +88,11 @@ def find_dtype(name: str, text: str) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The decoder under test as it is asked for.
+    """The decoder under test as it is asked for."""
 
-    Args:
-        name: of its factory.
-        options: (name, value) for the factory, the checkout among them.
-        contract: demanded of the harness's own decoder, whose policy must keep it; else empty.
-    """
-
-    name: str
-    options: tuple[tuple[str, str], ...]
-    contract: str = ""
+    name: str  # of its factory
+    options: tuple[tuple[str, str], ...]  # (name, value) for the factory, the checkout among them
+    contract: str = ""  # demanded of the harness's own decoder, whose policy must keep it; else empty
 
     @property
     def published(self) -> bool:

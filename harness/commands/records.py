@@ -22,25 +22,15 @@ Function = Callable[..., None]
 
 @dataclass(frozen=True)
 class Option:
-    """What an option is beside its name, type and default: stands in the `Annotated` of a record's field.
+    """What an option is beside its name, type and default: stands in the `Annotated` of a record's field."""
 
-    Args:
-        help: what it does.
-        name: as it is typed, where that is not the field's name.
-        rare: shown by --help-all alone.
-        offers: values, or beginnings of some, that completion offers.
-        shown: what the help shows as the default, where that is no value.
-        panel: where it is shown, where that is not with its record.
-        argument: it is typed without a name.
-    """
-
-    help: str
-    name: str = ""
-    rare: bool = False
-    offers: tuple[str, ...] = ()
-    shown: str = ""
-    panel: str = ""
-    argument: bool = False
+    help: str  # what it does
+    name: str = ""  # as it is typed, where that is not the field's name
+    rare: bool = False  # shown by --help-all alone
+    offers: tuple[str, ...] = ()  # values, or beginnings of some, that completion offers
+    shown: str = ""  # what the help shows as the default, where that is no value
+    panel: str = ""  # where it is shown, where that is not with its record
+    argument: bool = False  # it is typed without a name
 
 
 @dataclass(frozen=True)
@@ -48,13 +38,11 @@ class Group:
     """Options of one kind, which the help shows in one panel. A field that is no option keeps its default.
 
     Class attributes: `panel`, its title; `applies`, when the defaults that the help shows hold (empty: always).
-
-    Args:
-        given: names of the fields that were typed, or that stand in pyproject.toml.
     """
 
     panel: ClassVar[str] = ""
     applies: ClassVar[str] = ""
+    # names of the fields that were typed, or that stand in pyproject.toml
     given: frozenset[str] = field(default=frozenset(), kw_only=True, compare=False, repr=False)
 
     def changed(self) -> dict[str, object]:

@@ -48,17 +48,11 @@ def capacity(models: ModelPair, B: int) -> int:
 
 @dataclass(frozen=True)
 class Mailbox:
-    """One block of shared memory.
+    """One block of shared memory."""
 
-    Args:
-        block: its bytes.
-        handle: what the other process opens it by; picklable.
-        descriptor: of the anonymous file, which that process must inherit; -1 on CUDA.
-    """
-
-    block: Tensor
-    handle: Handle
-    descriptor: int = -1
+    block: Tensor  # its bytes
+    handle: Handle  # what the other process opens it by; picklable
+    descriptor: int = -1  # of the anonymous file, which that process must inherit; -1 on CUDA
 
     @classmethod
     def make(cls, size: int, device: torch.device) -> Mailbox:

@@ -14,17 +14,11 @@ from harness.rounding.budget import SHIPPED_BUDGETS
 
 @dataclass(frozen=True)
 class Other:
-    """Another decoder to judge against, in the reference's place.
+    """Another decoder to judge against, in the reference's place."""
 
-    Args:
-        name: of its factory.
-        settings: one for each of the decoder's, in order.
-        factory: builds it, or cloudpickle's bytes of one that does; None = by name.
-    """
-
-    name: str
-    settings: tuple[Settings, ...]
-    factory: Factory | bytes | None = None
+    name: str  # of its factory
+    settings: tuple[Settings, ...]  # one for each of the decoder's, in order
+    factory: Factory | bytes | None = None  # builds it, or cloudpickle's bytes of one that does; None = by name
 
 
 @dataclass(frozen=True)

@@ -42,17 +42,11 @@ LIMITS = {row.name: row.limit for row in TABLE}
 
 @dataclass(frozen=True)
 class Allowances:
-    """What one case may be off by.
+    """What one case may be off by."""
 
-    Args:
-        logits_S: largest difference of a guided logit from float64, by scale.
-        f_hat: largest difference from the recorded f_hat, after any scale.
-        image: largest difference from the recorded image.
-    """
-
-    logits_S: tuple[float, ...]
-    f_hat: float
-    image: float
+    logits_S: tuple[float, ...]  # largest difference of a guided logit from float64, by scale
+    f_hat: float  # largest difference from the recorded f_hat, after any scale
+    image: float  # largest difference from the recorded image
 
 
 def allowances(case: RecordedCase, run: Trace) -> Allowances:

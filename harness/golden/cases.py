@@ -85,29 +85,17 @@ def filled(recipe: Recipe, device: torch.device) -> ModelPair:
 
 @dataclass(frozen=True)
 class RecordedCase:
-    """A case that fits its networks.
+    """A case that fits its networks."""
 
-    Args:
-        id: first part of the names of its tensors.
-        sampler: one of `SAMPLERS`.
-        request: what was drawn.
-        models: networks.
-        network: one of `SIDES` (`sequential`).
-        hand_off: of `test3`.
-        options: of `speculative`.
-        f_hats: f_hat after every scale is recorded too.
-        logits: one of `LOGITS`, "some" positions (digits).
-    """
-
-    id: str
-    sampler: str
-    request: Request
-    models: ModelPair
-    network: str = "target"
-    hand_off: HandOff = field(default_factory=lambda: HandOff(0))
-    options: DecoderOptions = field(default_factory=DecoderOptions)
-    f_hats: bool = False
-    logits: str = "none"
+    id: str  # first part of the names of its tensors
+    sampler: str  # one of `SAMPLERS`
+    request: Request  # what was drawn
+    models: ModelPair  # networks
+    network: str = "target"  # one of `SIDES` (`sequential`)
+    hand_off: HandOff = field(default_factory=lambda: HandOff(0))  # of `test3`
+    options: DecoderOptions = field(default_factory=DecoderOptions)  # of `speculative`
+    f_hats: bool = False  # f_hat after every scale is recorded too
+    logits: str = "none"  # one of `LOGITS`, "some" positions (digits)
 
     def run(self, forced_BL: Tensor | None = None) -> Trace:
         """Run the sampler; teacher-forced, a speculative decode becomes the sequential one that it must equal."""

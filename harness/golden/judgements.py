@@ -26,40 +26,23 @@ NOT_RECORDED = float("nan")
 
 @dataclass
 class CaseResult:
-    """The judgement on one case.
+    """The judgement on one case."""
 
-    Args:
-        id: of the case.
-        request: what was drawn.
-        draws: tokens recorded; identical + ties + wrong ones + not judged.
-        identical: recorded tokens that are the draw made here on the same prefix.
-        not_judged: tokens after a soft tie of `more_smooth`, where rounding may move more than a bound allows.
-        soft_ties: choices of `more_smooth` whose best codes lie within the budget, in units of τ.
-        map_positions: positions of f_hat, and `map_not_judged` those that are not judged, for the same reason.
-        ties: certified ones.
-        defects: everything else.
-        delta_logits: largest |Δ guided logits|; NaN where not recorded.
-        delta_f_hat: largest |Δ f_hat|, after any recorded scale.
-        delta_image: largest |Δ image|.
-        run: the free run, tensors dropped, counts kept; None when nothing was run.
-        free_run: whether it reproduces every token.
-    """
-
-    id: str
-    request: Request
-    draws: int = 0
-    identical: int = 0
-    not_judged: int = 0
-    soft_ties: int = 0
-    map_positions: int = 0
+    id: str  # of the case
+    request: Request  # what was drawn
+    draws: int = 0  # tokens recorded; identical + ties + wrong ones + not judged
+    identical: int = 0  # recorded tokens that are the draw made here on the same prefix
+    not_judged: int = 0  # tokens after a soft tie of `more_smooth`, where rounding may move more than a bound allows
+    soft_ties: int = 0  # choices of `more_smooth` whose best codes lie within the budget, in units of τ
+    map_positions: int = 0  # positions of f_hat, and `map_not_judged` those that are not judged, for the same reason
     map_not_judged: int = 0
-    ties: list[Divergence] = field(default_factory=list)
-    defects: list[Divergence] = field(default_factory=list)
-    delta_logits: float = NOT_RECORDED
-    delta_f_hat: float = NOT_RECORDED
-    delta_image: float = NOT_RECORDED
-    run: Trace | None = None
-    free_run: bool = False
+    ties: list[Divergence] = field(default_factory=list)  # certified ones
+    defects: list[Divergence] = field(default_factory=list)  # everything else
+    delta_logits: float = NOT_RECORDED  # largest |Δ guided logits|; NaN where not recorded
+    delta_f_hat: float = NOT_RECORDED  # largest |Δ f_hat|, after any recorded scale
+    delta_image: float = NOT_RECORDED  # largest |Δ image|
+    run: Trace | None = None  # the free run, tensors dropped, counts kept; None when nothing was run
+    free_run: bool = False  # whether it reproduces every token
 
     @property
     def verdict(self) -> Verdict:
@@ -105,19 +88,12 @@ def golden_totals(results: Sequence[FileResult]) -> str:
 
 @dataclass(frozen=True)
 class Ground:
-    """What tokens are judged on.
+    """What tokens are judged on."""
 
-    Args:
-        exact: the float64 run on the same prefix.
-        margin_BL: how far a guided logit may be off, by position: what a margin is judged by.
-        error_BL: how far any guided logit of the float32 run may be off.
-        judged_BL: positions that are judged.
-    """
-
-    exact: Trace
-    margin_BL: Tensor
-    error_BL: Tensor
-    judged_BL: Tensor
+    exact: Trace  # the float64 run on the same prefix
+    margin_BL: Tensor  # how far a guided logit may be off, by position: what a margin is judged by
+    error_BL: Tensor  # how far any guided logit of the float32 run may be off
+    judged_BL: Tensor  # positions that are judged
 
 
 def judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, ground: Ground, result: CaseResult) -> None:

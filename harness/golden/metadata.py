@@ -82,38 +82,23 @@ def _is_needed(size: str) -> bool:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """What one case asks for; None = its metadata does not say.
+    """What one case asks for; None = its metadata does not say."""
 
-    Args:
-        id: first part of the names of its tensors.
-        sampler: one of `SAMPLERS`.
-        labels: of the images; None = drawn ones.
-        drawing: how tokens are drawn.
-        model: which network decides, one of `SIDES` (`sequential`).
-        deep: f_hat after every scale is recorded too.
-        logits: one of `LOGITS`.
-        order: of the noise.
-        count: images, where labels are drawn.
-        entry_num: of `test3`, with `sd_mask` and `mode`.
-        draft_len: of `speculative`, with `bonus`.
-        recipe: of networks that are filled by formula.
-    """
-
-    id: str
-    sampler: str
-    labels: tuple[int, ...] | None
-    drawing: DrawSettings
-    model: str | None = None
-    deep: bool | None = None
-    logits: str | None = None
-    order: NoiseOrder | None = None
-    count: int | None = None
-    entry_num: int | None = None
+    id: str  # first part of the names of its tensors
+    sampler: str  # one of `SAMPLERS`
+    labels: tuple[int, ...] | None  # of the images; None = drawn ones
+    drawing: DrawSettings  # how tokens are drawn
+    model: str | None = None  # which network decides, one of `SIDES` (`sequential`)
+    deep: bool | None = None  # f_hat after every scale is recorded too
+    logits: str | None = None  # one of `LOGITS`
+    order: NoiseOrder | None = None  # of the noise
+    count: int | None = None  # images, where labels are drawn
+    entry_num: int | None = None  # of `test3`, with `sd_mask` and `mode`
     sd_mask: int | None = None
     mode: str | None = None
-    draft_len: int | None = None
+    draft_len: int | None = None  # of `speculative`, with `bonus`
     bonus: bool | None = None
-    recipe: Recipe | None = None
+    recipe: Recipe | None = None  # of networks that are filled by formula
 
     @classmethod
     def from_values(cls, values: Mapping[str, object]) -> GoldenCase:

@@ -156,21 +156,13 @@ def stale_entries(recording: Recording) -> list[str]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a group of cases comes from.
+    """Where a group of cases comes from."""
 
-    Args:
-        cases: ids.
-        reason: why they were recorded.
-        commit: that recorded them.
-        device_name: of the machine.
-        versions: of what made them.
-    """
-
-    cases: tuple[str, ...]
-    reason: str
-    commit: str
-    device_name: str
-    versions: Mapping[str, str]
+    cases: tuple[str, ...]  # ids
+    reason: str  # why they were recorded
+    commit: str  # that recorded them
+    device_name: str  # of the machine
+    versions: Mapping[str, str]  # of what made them
 
     @classmethod
     def from_values(cls, values: Any) -> Origin:

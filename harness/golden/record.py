@@ -35,24 +35,16 @@ WHOLE_FILE = "(file)"  # the id of a change that concerns a whole file
 
 @dataclass(frozen=True)
 class Change:
-    """How one case changes.
+    """How one case changes."""
 
-    Args:
-        id: of the case; `WHOLE_FILE` for a whole file.
-        what: added, removed, settings, form (other tensors, shapes or dtypes), values; of a whole file: weights,
-            changed by hand.
-        first_scale: of the first token that changes; -1: no token does.
-        tokens: how many change.
-        f_hat: largest difference; NaN where not compared.
-        image: largest difference; NaN where not compared.
-    """
-
-    id: str
+    id: str  # of the case; `WHOLE_FILE` for a whole file
+    # added, removed, settings, form (other tensors, shapes or dtypes), values; of a whole file: weights, changed by
+    # hand
     what: str
-    first_scale: int = -1
-    tokens: int = 0
-    f_hat: float = UNKNOWN
-    image: float = UNKNOWN
+    first_scale: int = -1  # of the first token that changes; -1: no token does
+    tokens: int = 0  # how many change
+    f_hat: float = UNKNOWN  # largest difference; NaN where not compared
+    image: float = UNKNOWN  # largest difference; NaN where not compared
 
 
 def kind_of_change(planned: GoldenCase, before: Recording, judged: CaseResult | None) -> str:
@@ -87,25 +79,15 @@ def change(planned: GoldenCase, models: str, what: str, new: dict[str, Tensor], 
 
 @dataclass(frozen=True)
 class Regeneration:
-    """A file as this code would write it now.
+    """A file as this code would write it now."""
 
-    Args:
-        path: where.
-        models: its group of networks.
-        cases: of the plan; what is not asked for stays as it is on disk.
-        tensors: of cases that changed, made here; of all others, those on disk.
-        weights: digest.
-        changes: what differs from what is on disk, rounding apart.
-        origins: provenance of the cases that keep theirs.
-    """
-
-    path: Path
-    models: str
-    cases: tuple[GoldenCase, ...]
-    tensors: dict[str, Tensor]
-    weights: str
-    changes: tuple[Change, ...]
-    origins: tuple[plan.Origin, ...]
+    path: Path  # where
+    models: str  # its group of networks
+    cases: tuple[GoldenCase, ...]  # of the plan; what is not asked for stays as it is on disk
+    tensors: dict[str, Tensor]  # of cases that changed, made here; of all others, those on disk
+    weights: str  # digest
+    changes: tuple[Change, ...]  # what differs from what is on disk, rounding apart
+    origins: tuple[plan.Origin, ...]  # provenance of the cases that keep theirs
 
 
 def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, only: str = "*") -> Regeneration:

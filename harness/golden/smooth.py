@@ -26,17 +26,11 @@ from harness.protocol.trace import Trace
 
 @dataclass(frozen=True)
 class _Followed:
-    """A run beside the recording, and how far rounding may lead it.
+    """A run beside the recording, and how far rounding may lead it."""
 
-    Args:
-        run: free, or from the recorded f_hat of every scale.
-        spread: of that run.
-        floor: least that f_hat is allowed, one rounding or so.
-    """
-
-    run: Trace
-    spread: Spread
-    floor: float
+    run: Trace  # free, or from the recorded f_hat of every scale
+    spread: Spread  # of that run
+    floor: float  # least that f_hat is allowed, one rounding or so
 
     @property
     def judged_BL(self) -> Tensor:

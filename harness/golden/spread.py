@@ -84,19 +84,12 @@ TOSSES = 2  # pairs of moves that a filter is tried with
 
 @dataclass(frozen=True)
 class Choices:
-    """The soft choices of one run.
+    """The soft choices of one run."""
 
-    Args:
-        score_BLV: logits after guidance times (1 + si/(S-1)), plus G, in units of τ; filtered codes too.
-        kept_BLV: codes that pass the filter.
-        best_BL2: the two best of those.
-        factor_L: units of τ that a unit of logits is, by position.
-    """
-
-    score_BLV: Tensor
-    kept_BLV: Tensor
-    best_BL2: Tensor
-    factor_L: Tensor
+    score_BLV: Tensor  # logits after guidance times (1 + si/(S-1)), plus G, in units of τ; filtered codes too
+    kept_BLV: Tensor  # codes that pass the filter
+    best_BL2: Tensor  # the two best of those
+    factor_L: Tensor  # units of τ that a unit of logits is, by position
 
 
 def temperature(ramp: float) -> float:
@@ -171,21 +164,13 @@ FACTOR = 4.0
 
 @dataclass(frozen=True)
 class Spread:
-    """How far from `exact` rounding may lead.
+    """How far from `exact` rounding may lead."""
 
-    Args:
-        exact: the float64 run.
-        rms_BL: the guided logits of a position, root mean square over codes.
-        peak_BL: any one of them.
-        map_SBPP: f_hat after every scale, any channel; with given inputs, what every scale adds to it.
-        ties_BL: the soft ties.
-    """
-
-    exact: Trace
-    rms_BL: Tensor
-    peak_BL: Tensor
-    map_SBPP: Tensor
-    ties_BL: Tensor
+    exact: Trace  # the float64 run
+    rms_BL: Tensor  # the guided logits of a position, root mean square over codes
+    peak_BL: Tensor  # any one of them
+    map_SBPP: Tensor  # f_hat after every scale, any channel; with given inputs, what every scale adds to it
+    ties_BL: Tensor  # the soft ties
 
 
 @torch.inference_mode()
@@ -248,16 +233,11 @@ class _Farthest:
 
 @dataclass
 class _Rounding:
-    """A nudge of the size of rounding, from a generator of its own, and shifts of the guided logits besides.
+    """A nudge of the size of rounding, from a generator of its own, and shifts of the guided logits besides."""
 
-    Args:
-        error: root mean square of the nudge.
-        seed: of the generator.
-        shifts: shift_BlV by number of tokens, which tells the scales of a pyramid apart.
-    """
-
-    error: float
-    seed: int
+    error: float  # root mean square of the nudge
+    seed: int  # of the generator
+    # shift_BlV by number of tokens, which tells the scales of a pyramid apart
     shifts: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -42,19 +42,12 @@ SAMPLERS = "pass a recording of samplers (encoder and published-sizes recordings
 
 @dataclass(frozen=True)
 class Recording:
-    """One file.
+    """One file."""
 
-    Args:
-        path: where it lies.
-        metadata: strings, `cases` left out.
-        cases: what was asked for.
-        tensors: by full name, ``ID/tokens`` and so on.
-    """
-
-    path: Path
-    metadata: Mapping[str, str]
-    cases: tuple[GoldenCase, ...]
-    tensors: Mapping[str, Tensor]
+    path: Path  # where it lies
+    metadata: Mapping[str, str]  # strings, `cases` left out
+    cases: tuple[GoldenCase, ...]  # what was asked for
+    tensors: Mapping[str, Tensor]  # by full name, ID/tokens and so on
 
     @property
     def own(self) -> bool:

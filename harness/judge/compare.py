@@ -15,19 +15,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Difference:
-    """One way in which two sets of tensors differ.
+    """One way in which two sets of tensors differ."""
 
-    Args:
-        name: tensor.
-        kind: missing, extra, dtype, shape, empty, non-finite or value; "nothing" when both sets are empty.
-        detail: one clause for a person.
-        largest: largest absolute difference; 0 where values were not compared.
-    """
-
-    name: str
-    kind: str
-    detail: str
-    largest: float = 0.0
+    name: str  # tensor
+    kind: str  # missing, extra, dtype, shape, empty, non-finite or value; "nothing" when both sets are empty
+    detail: str  # one clause for a person
+    largest: float = 0.0  # largest absolute difference; 0 where values were not compared
 
     def __str__(self) -> str:
         return f"{self.name}: {self.detail}"

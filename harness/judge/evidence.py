@@ -17,28 +17,19 @@ from harness.rounding.budget import Allowance, Budget
 
 @dataclass(frozen=True)
 class Evidence:
-    """One decode and its oracle.
+    """One decode and its oracle."""
 
-    Args:
-        models: as both sides used them.
-        request: what was drawn.
-        actual: the decoder's trace.
-        expected: the reference's under the same noise; a free run until `along` replaces it.
-        budget: how far rounding may move rows and f_hat in this mode.
-        greedy: both sides take the most likely token in place of a draw.
-        costs_SB3: what the draws of `expected` cost (`judge.e_values.costs_of_draws`), where somebody has them already.
-        unverified: by image, scales without a target pass, which have no target tensors to check (contract C).
-        noise: the request's numbers, those that the reference read; never the decoder's copy.
-    """
-
-    models: ModelPair
-    request: Request
-    actual: Trace
-    expected: Trace
-    budget: Budget
-    greedy: bool = False
+    models: ModelPair  # as both sides used them
+    request: Request  # what was drawn
+    actual: Trace  # the decoder's trace
+    expected: Trace  # the reference's under the same noise; a free run until `along` replaces it
+    budget: Budget  # how far rounding may move rows and f_hat in this mode
+    greedy: bool = False  # both sides take the most likely token in place of a draw
+    # what the draws of `expected` cost (`judge.e_values.costs_of_draws`), where somebody has them already
     costs_SB3: Tensor | None = None
+    # by image, scales without a target pass, which have no target tensors to check (contract C)
     unverified: tuple[frozenset[int], ...] = ()
+    # the request's numbers, those that the reference read; never the decoder's copy
     noise: Noise | None = field(default=None, repr=False)
 
     @property

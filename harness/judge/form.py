@@ -24,19 +24,12 @@ INTEGERS, REALS = "integers", "floating point"
 
 @dataclass(frozen=True)
 class Expected:
-    """What one tensor of a trace must be.
+    """What one tensor of a trace must be."""
 
-    Args:
-        dtype: the dtype itself, or `INTEGERS` or `REALS` where the width is the decoder's.
-        shape: its shape.
-        component: what a wrong shape points to.
-        anywhere: it may lie on another device than the networks.
-    """
-
-    dtype: torch.dtype | str
-    shape: tuple[int, ...]
-    component: str = "scheduling"
-    anywhere: bool = False
+    dtype: torch.dtype | str  # the dtype itself, or `INTEGERS` or `REALS` where the width is the decoder's
+    shape: tuple[int, ...]  # its shape
+    component: str = "scheduling"  # what a wrong shape points to
+    anywhere: bool = False  # it may lie on another device than the networks
 
 
 def expected_tensors(models: ModelPair, request: Request) -> dict[str, Expected]:

@@ -25,21 +25,13 @@ class Broken(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class PartLaw:
-    """What one law of one part found.
+    """What one law of one part found."""
 
-    Args:
-        part: the method, as the code names it.
-        law: family and word.
-        statement: what must hold.
-        verdict: how it ended.
-        found: what is wrong with the numbers; empty where nothing is.
-    """
-
-    part: str
-    law: str
-    statement: str
-    verdict: PartVerdict
-    found: str = ""
+    part: str  # the method, as the code names it
+    law: str  # family and word
+    statement: str  # what must hold
+    verdict: PartVerdict  # how it ended
+    found: str = ""  # what is wrong with the numbers; empty where nothing is
 
     def as_dict(self) -> dict[str, str]:
         """Return plain values."""

@@ -26,18 +26,13 @@ Number = TypeVar("Number", float, Tensor)
 
 @dataclass(frozen=True)
 class Races:
-    """What precise races say of N tokens; float64.
+    """What precise races say of N tokens; float64."""
 
-    Args:
-        margin_N: by how much the token loses; <= 0 if it can win within the budget's filter, infinite if it is filtered
-            out for certain.
-        bound_N: the largest margin that rounding explains.
-        error_N: how far the logits that were shown are from the precise ones, at most; 0 where none were.
-    """
-
+    # by how much the token loses; <= 0 if it can win within the budget's filter, infinite if it is filtered out for
+    # certain
     margin_N: Tensor
-    bound_N: Tensor
-    error_N: Tensor
+    bound_N: Tensor  # the largest margin that rounding explains
+    error_N: Tensor  # how far the logits that were shown are from the precise ones, at most; 0 where none were
 
     def is_tie_N(self, allowed_N: Tensor) -> Tensor:
         """Tell where the margin is within its bound, and the logits that were shown within `allowed_N`."""

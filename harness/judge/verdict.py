@@ -40,37 +40,24 @@ def worst_verdict(verdicts: Sequence[Verdict]) -> Verdict:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a decoder first goes wrong, or a token that is not the reference's.
+    """Where a decoder first goes wrong, or a token that is not the reference's."""
 
-    Args:
-        component: the part it points to, e.g. ``positions``.
-        detail: one clause on why.
-        seed: of the image.
-        image: its address (`Request.image_ids`), whatever its place in the batch; -1 where the whole batch is meant.
-        label: of the image.
-        scale: scale index; -1 where no scale is concerned.
-        position: absolute position, 0..L-1; -1 where none is concerned.
-        actual: the decoder's token; -1 where none is concerned.
-        expected: the reference's token on the same prefix.
-        margin: by how much the decoder's token loses the float64 race, log scale; NaN where not raced.
-        bound: largest margin that rounding explains.
-        delta_logits: largest |Δ guided logits| against the reference at that position; NaN where not exposed.
-        delta_f_hat: largest |Δ f_hat| after that scale; NaN where not exposed.
-    """
-
-    component: str
-    detail: str
-    seed: int
+    component: str  # the part it points to, e.g. positions
+    detail: str  # one clause on why
+    seed: int  # of the image
+    # its address (`Request.image_ids`), whatever its place in the batch; -1 where the whole batch is meant
     image: int = -1
-    label: int = -1
-    scale: int = -1
-    position: int = -1
-    actual: int = -1
-    expected: int = -1
+    label: int = -1  # of the image
+    scale: int = -1  # scale index; -1 where no scale is concerned
+    position: int = -1  # absolute position, 0..L-1; -1 where none is concerned
+    actual: int = -1  # the decoder's token; -1 where none is concerned
+    expected: int = -1  # the reference's token on the same prefix
+    # by how much the decoder's token loses the float64 race, log scale; NaN where not raced
     margin: float = float("nan")
-    bound: float = float("nan")
+    bound: float = float("nan")  # largest margin that rounding explains
+    # largest |Δ guided logits| against the reference at that position; NaN where not exposed
     delta_logits: float = float("nan")
-    delta_f_hat: float = float("nan")
+    delta_f_hat: float = float("nan")  # largest |Δ f_hat| after that scale; NaN where not exposed
 
     def __str__(self) -> str:
         where = f"seed {self.seed}"
@@ -95,61 +82,40 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far an image is from the sequential one of the same seed; measured, never judged.
+    """How far an image is from the sequential one of the same seed; measured, never judged."""
 
-    Args:
-        tokens: share of tokens that differ.
-        f_hat: mean absolute difference of the final f_hat.
-        pixels: mean absolute difference of the images, in [0, 1].
-    """
-
-    tokens: float
-    f_hat: float
-    pixels: float
+    tokens: float  # share of tokens that differ
+    f_hat: float  # mean absolute difference of the final f_hat
+    pixels: float  # mean absolute difference of the images, in [0, 1]
 
 
 @dataclass
 class Judgement:
-    """The judgement on one decode.
+    """The judgement on one decode."""
 
-    Args:
-        images: number of images.
-        draws: tokens compared.
-        identical: tokens equal to the reference's draw on the same prefix, whatever the contract.
-        ties: certified ones.
-        wrong_tokens: tokens that are neither (contract A).
-        unclaimed: tokens that are not identical, where none is claimed (contracts B and C). Always
-            draws = identical + ties + wrong_tokens + unclaimed.
-        wrong_tensors: records of `defects` about a tensor: one an image at most, whatever its tokens are.
-        defects: records of all that is wrong, in causal order; the first one is where to look.
-        unlisted: wrong tokens without a record, since a broken decoder has more than anybody reads.
-        inconclusive: reasons why the run proves nothing; empty in a good run.
-        claims_tokens: True under contract A; otherwise `identical` is a measurement, and no token a defect.
-        distances: of every image, where tokens are not claimed.
-        compared: what was compared with the reference's, in words; `not_compared` says why the rest was not.
-        not_compared: what could not be, and why.
-        surprise: what its ties weigh against rounding, by scale and θ (`judge.e_values`); those of a run add up.
-        so_far: how far a decode came that did not end well, in words.
-        partial: its trace so far, or all of it where something else was wrong; None where nothing is known, and once
-            it is judged.
-    """
-
-    images: int
-    draws: int = 0
-    identical: int = 0
-    ties: list[Divergence] = field(default_factory=list)
-    wrong_tokens: int = 0
+    images: int  # number of images
+    draws: int = 0  # tokens compared
+    identical: int = 0  # tokens equal to the reference's draw on the same prefix, whatever the contract
+    ties: list[Divergence] = field(default_factory=list)  # certified ones
+    wrong_tokens: int = 0  # tokens that are neither (contract A)
+    # tokens that are not identical, where none is claimed (contracts B and C). Always draws = identical + ties +
+    # wrong_tokens + unclaimed
     unclaimed: int = 0
-    wrong_tensors: int = 0
+    wrong_tensors: int = 0  # records of `defects` about a tensor: one an image at most, whatever its tokens are
+    # records of all that is wrong, in causal order; the first one is where to look
     defects: list[Divergence] = field(default_factory=list)
-    unlisted: int = 0
-    inconclusive: list[str] = field(default_factory=list)
-    claims_tokens: bool = True
-    distances: list[Distance] = field(default_factory=list)
+    unlisted: int = 0  # wrong tokens without a record, since a broken decoder has more than anybody reads
+    inconclusive: list[str] = field(default_factory=list)  # reasons why the run proves nothing; empty in a good run
+    claims_tokens: bool = True  # True under contract A; otherwise `identical` is a measurement, and no token a defect
+    distances: list[Distance] = field(default_factory=list)  # of every image, where tokens are not claimed
+    # what was compared with the reference's, in words; `not_compared` says why the rest was not
     compared: list[str] = field(default_factory=list)
-    not_compared: dict[str, str] = field(default_factory=dict)
+    not_compared: dict[str, str] = field(default_factory=dict)  # what could not be, and why
+    # what its ties weigh against rounding, by scale and θ (`judge.e_values`); those of a run add up
     surprise: list[list[float]] = field(default_factory=list)
-    so_far: str = ""
+    so_far: str = ""  # how far a decode came that did not end well, in words
+    # its trace so far, or all of it where something else was wrong; None where nothing is known, and once it is
+    # judged
     partial: Trace | None = None
 
     def count(self, name: str) -> int:

@@ -24,19 +24,12 @@ from harness.rounding.measure import quick_budget
 
 @dataclass(frozen=True)
 class Allowed:
-    """Largest differences, absolute.
+    """Largest differences, absolute."""
 
-    Args:
-        x: of network inputs.
-        rows: of logits before guidance.
-        f_hat: of f_hat.
-        guided: of guided logits over their own rows.
-    """
-
-    x: float
-    rows: float
-    f_hat: float
-    guided: float
+    x: float  # of network inputs
+    rows: float  # of logits before guidance
+    f_hat: float  # of f_hat
+    guided: float  # of guided logits over their own rows
 
     def trace(self) -> Mapping[str, float]:
         """Return what is allowed by the names that laws give tensors."""

@@ -42,21 +42,13 @@ def _unseen(row: LawResult) -> None:
 
 @dataclass(frozen=True)
 class LawWork:
-    """What is tried, by this process or by others.
+    """What is tried, by this process or by others."""
 
-    Args:
-        factory: of the decoder, its name, or cloudpickle's bytes of it.
-        options: of the factory.
-        source: of the cases.
-        limits: of the process that does the work; None = it is the caller's, and has none.
-        progress: as in `try_law`.
-    """
-
-    factory: Factory | str | bytes
-    options: Options
-    source: CaseSource
-    limits: Limits | None = None
-    progress: Callable[[LawResult], None] = _unseen
+    factory: Factory | str | bytes  # of the decoder, its name, or cloudpickle's bytes of it
+    options: Options  # of the factory
+    source: CaseSource  # of the cases
+    limits: Limits | None = None  # of the process that does the work; None = it is the caller's, and has none
+    progress: Callable[[LawResult], None] = _unseen  # as in `try_law`
 
     def subject(self) -> Subject:
         """Return the decoder under test."""

@@ -26,31 +26,18 @@ _ROUNDS = 4  # of as many cases each: a law whose few cases all happen to be tri
 
 @dataclass
 class LawResult:
-    """What one law saw.
+    """What one law saw."""
 
-    Args:
-        law: which.
-        examples: cases in which it was checked.
-        exercised: those that were not trivial for it.
-        refused: cases that the decoder refused with an `InputError`.
-        skipped: why it does not apply to the decoder, or to some case; empty when it always does.
-        violation: in the simplest case that was found.
-        seconds: of all its checks.
-        why: what the last refusal said.
-        done: no more cases follow.
-        killed: the process that tried it ended, or its time was over.
-    """
-
-    law: Law
-    examples: int = 0
-    exercised: int = 0
-    refused: int = 0
-    skipped: str = ""
-    violation: Violation | None = None
-    seconds: float = 0.0
-    why: str = ""
-    done: bool = False
-    killed: bool = False
+    law: Law  # which
+    examples: int = 0  # cases in which it was checked
+    exercised: int = 0  # those that were not trivial for it
+    refused: int = 0  # cases that the decoder refused with an `InputError`
+    skipped: str = ""  # why it does not apply to the decoder, or to some case; empty when it always does
+    violation: Violation | None = None  # in the simplest case that was found
+    seconds: float = 0.0  # of all its checks
+    why: str = ""  # what the last refusal said
+    done: bool = False  # no more cases follow
+    killed: bool = False  # the process that tried it ended, or its time was over
 
     @property
     def verdict(self) -> Verdict | None:
@@ -103,30 +90,19 @@ class Report:
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard a simpler case that still breaks a law is looked for.
+    """How hard a simpler case that still breaks a law is looked for."""
 
-    Args:
-        values: of a field that are tried.
-        passes: over all fields, as long as one helps.
-        seconds: after which the simplest case so far is taken.
-    """
-
-    values: int
-    passes: int
-    seconds: float
+    values: int  # of a field that are tried
+    passes: int  # over all fields, as long as one helps
+    seconds: float  # after which the simplest case so far is taken
 
 
 @dataclass(frozen=True)
 class CaseList:
-    """One list of cases for all laws: for hunts, and for the laws of a verification.
+    """One list of cases for all laws: for hunts, and for the laws of a verification."""
 
-    Args:
-        cases: smallest first.
-        every_policy: the law of the policies meets every policy, in one case after the other.
-    """
-
-    cases: Sequence[Case]
-    every_policy: bool = False
+    cases: Sequence[Case]  # smallest first
+    every_policy: bool = False  # the law of the policies meets every policy, in one case after the other
     effort = Effort(values=4, passes=1, seconds=float("inf"))
 
     def batches(self, law: Law) -> Iterator[Sequence[Case]]:
@@ -161,25 +137,19 @@ def fixed_cases(count: int, seed: int = 0) -> list[Case]:
 class Scope:
     """Cases that Hypothesis draws.
 
-    Args:
-        examples: cases a law, >= 1.
-        seed: of the cases.
-        patch_nums: pyramids; empty = the small ones of `CHOICES`.
-        dtype: "" = the laws' own choice, float64 wherever rounding could decide; otherwise every law takes networks of
-            this dtype, and rounding is allowed for.
-        device: of the networks.
-        shrink_s: seconds that a failure may be simplified for.
 
     Raises:
         InputError: a value outside its range.
     """
 
-    examples: int = 20
-    seed: int = 0
-    patch_nums: tuple[tuple[int, ...], ...] = ()
+    examples: int = 20  # cases a law, >= 1
+    seed: int = 0  # of the cases
+    patch_nums: tuple[tuple[int, ...], ...] = ()  # pyramids; empty = the small ones of `CHOICES`
+    # "" = the laws' own choice, float64 wherever rounding could decide; otherwise every law takes networks of this
+    # dtype, and rounding is allowed for
     dtype: str = ""
-    device: str = "cpu"
-    shrink_s: float = SHRINK_S
+    device: str = "cpu"  # of the networks
+    shrink_s: float = SHRINK_S  # seconds that a failure may be simplified for
 
     def __post_init__(self) -> None:
         if self.examples < 1:

@@ -85,15 +85,10 @@ class _Lane:
 
 @dataclass(frozen=True)
 class _CellNoise:
-    """Numbers that are names, number · B + image, in float64, so that indexing and concatenation carry them.
+    """Numbers that are names, number · B + image, in float64, so that indexing and concatenation carry them."""
 
-    Args:
-        models: whose pyramid and V shape the answers.
-        request: with labels.
-    """
-
-    models: ModelPair
-    request: Request
+    models: ModelPair  # whose pyramid and V shape the answers
+    request: Request  # with labels
 
     def labels(self, classes: int) -> Tensor:
         """Return the request's labels."""

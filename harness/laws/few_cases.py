@@ -36,15 +36,11 @@ class LawsInterrupted(StopSignal):
 
 @dataclass(frozen=True)
 class LawsPlace:
-    """Where laws are tried.
+    """Where laws are tried."""
 
-    Args:
-        device: of the networks.
-        limits: of processes of the decoder's own, since nobody knows what it does; `timeout_s` is that of a law in all
-            its cases. None = this process does it all.
-    """
-
-    device: str = "cpu"
+    device: str = "cpu"  # of the networks
+    # of processes of the decoder's own, since nobody knows what it does; `timeout_s` is that of a law in all its
+    # cases. None = this process does it all
     limits: Limits | None = None
 
 

@@ -79,15 +79,10 @@ class NotOffered(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Subject:
-    """A decoder under test.
+    """A decoder under test."""
 
-    Args:
-        factory: builds it for models and settings.
-        options: (name, value), for factories that take any (`Settings.options`).
-    """
-
-    factory: Factory
-    options: tuple[tuple[str, str], ...] = ()
+    factory: Factory  # builds it for models and settings
+    options: tuple[tuple[str, str], ...] = ()  # (name, value), for factories that take any (`Settings.options`)
 
     @property
     def name(self) -> str:

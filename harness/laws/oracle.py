@@ -24,21 +24,13 @@ from harness.reference.steps import accumulate, guidance_labels, next_input, sca
 
 @dataclass(frozen=True)
 class Run:
-    """One network's sequential run over given tokens.
+    """One network's sequential run over given tokens."""
 
-    Args:
-        raw_BLC: raw inputs by position; zero at position 0.
-        x_RLD: inputs with their position term.
-        rows_RLV: logits of the guidance rows.
-        f_hat_SBCPP: f_hat after every scale.
-        kv: keys and values (R,H,L,c) of every layer.
-    """
-
-    raw_BLC: Tensor
-    x_RLD: Tensor
-    rows_RLV: Tensor
-    f_hat_SBCPP: Tensor
-    kv: dict[int, tuple[Tensor, Tensor]]
+    raw_BLC: Tensor  # raw inputs by position; zero at position 0
+    x_RLD: Tensor  # inputs with their position term
+    rows_RLV: Tensor  # logits of the guidance rows
+    f_hat_SBCPP: Tensor  # f_hat after every scale
+    kv: dict[int, tuple[Tensor, Tensor]]  # keys and values (R,H,L,c) of every layer
 
     def cache(self, length: int) -> GrowingCache:
         """Return a cache that holds the first `length` positions."""

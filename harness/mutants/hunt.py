@@ -40,23 +40,15 @@ class VerifyFinding:
 
 @dataclass
 class Caught:
-    """What the laws said of one mutant.
+    """What the laws said of one mutant."""
 
-    Args:
-        mutant: the planted bug.
-        violations: the smallest one of every law that caught it, those of its own family first.
-        tried: laws that were checked.
-        seconds: from the start to the first violation, its search for a smaller case included.
-        total_seconds: of all laws.
-        verified: what `verify` says, where it was asked.
-    """
-
-    mutant: Mutant
+    mutant: Mutant  # the planted bug
+    # the smallest one of every law that caught it, those of its own family first
     violations: list[Violation] = field(default_factory=list)
-    tried: int = 0
-    seconds: float = float("nan")
-    total_seconds: float = 0.0
-    verified: VerifyFinding | None = None
+    tried: int = 0  # laws that were checked
+    seconds: float = float("nan")  # from the start to the first violation, its search for a smaller case included
+    total_seconds: float = 0.0  # of all laws
+    verified: VerifyFinding | None = None  # what `verify` says, where it was asked
 
     @property
     def stage(self) -> str:
@@ -88,25 +80,15 @@ class Caught:
 
 @dataclass
 class Hunt:
-    """What a hunt for many mutants was asked, and what it found.
+    """What a hunt for many mutants was asked, and what it found."""
 
-    Args:
-        scope: one of `SCOPES`.
-        examples: cases a law.
-        seed: of the cases.
-        device: where the networks are.
-        dtype: theirs, where a law does not need float64.
-        found: what the laws said of every mutant.
-        false_alarms: laws that the correct decoder broke.
-    """
-
-    scope: str
-    examples: int
-    seed: int
-    device: str
-    dtype: str
-    found: list[Caught] = field(default_factory=list)
-    false_alarms: list[Law] = field(default_factory=list)
+    scope: str  # one of `SCOPES`
+    examples: int  # cases a law
+    seed: int  # of the cases
+    device: str  # where the networks are
+    dtype: str  # theirs, where a law does not need float64
+    found: list[Caught] = field(default_factory=list)  # what the laws said of every mutant
+    false_alarms: list[Law] = field(default_factory=list)  # laws that the correct decoder broke
 
     @property
     def survived(self) -> list[Caught]:
@@ -165,19 +147,12 @@ def _verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
 
 @dataclass(frozen=True)
 class HuntWork:
-    """What a worker of a hunt gets.
+    """What a worker of a hunt gets."""
 
-    Args:
-        cases: smallest first.
-        scope: one of `SCOPES`.
-        stages: run `verify` on each mutant, too.
-        threads: of PyTorch, for a worker; 0 = as they are.
-    """
-
-    cases: tuple[Case, ...]
-    scope: str
-    stages: bool = False
-    threads: int = 0
+    cases: tuple[Case, ...]  # smallest first
+    scope: str  # one of `SCOPES`
+    stages: bool = False  # run `verify` on each mutant, too
+    threads: int = 0  # of PyTorch, for a worker; 0 = as they are
 
     def open(self) -> _Hunter:
         """Return what hunts mutant after mutant. Effects: the number of threads of this process."""

@@ -30,25 +30,16 @@ from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 @dataclass(frozen=True)
 class Mutant:
-    """One planted bug.
+    """One planted bug."""
 
-    Args:
-        id: family of the laws that must catch it, and a word.
-        change: what it does differently, one clause.
-        origin: where such a bug comes from, one clause.
-        build: the decoder with the bug.
-        alone: True when no law of another family may catch it.
-        component: what `verify` must point to; empty where the bug is the laws' alone to find, or to place.
-        shared: "module:name" -> what stands there instead, for a bug in code that decoder and reference share: it is
-            planted for both while the laws or `verify` run.
-    """
-
-    id: str
-    change: str
-    origin: str
-    build: Factory = field(repr=False)
-    alone: bool = False
-    component: str = ""
+    id: str  # family of the laws that must catch it, and a word
+    change: str  # what it does differently, one clause
+    origin: str  # where such a bug comes from, one clause
+    build: Factory = field(repr=False)  # the decoder with the bug
+    alone: bool = False  # True when no law of another family may catch it
+    component: str = ""  # what `verify` must point to; empty where the bug is the laws' alone to find, or to place
+    # "module:name" -> what stands there instead, for a bug in code that decoder and reference share: it is planted
+    # for both while the laws or `verify` run
     shared: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     @property
@@ -167,15 +158,10 @@ def wrapped(around: Callable[[SpeculativeDecoder, Request, Any], Trace]) -> Fact
 
 @dataclass(frozen=True)
 class Tampered:
-    """A source of numbers of which some readings are changed.
+    """A source of numbers of which some readings are changed."""
 
-    Args:
-        noise: the true one.
-        change: (numbers, scale, stream, reader) -> numbers.
-    """
-
-    noise: Noise
-    change: Callable[[Tensor, int, str, str], Tensor]
+    noise: Noise  # the true one
+    change: Callable[[Tensor, int, str, str], Tensor]  # (numbers, scale, stream, reader) -> numbers
 
     def labels(self, classes: int) -> Tensor:
         """Return the labels."""

@@ -58,15 +58,10 @@ def consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) 
 
 @dataclass(frozen=True)
 class _Instead:
-    """A source that answers for the last scale's draws without reading it, but for the draft's readings.
+    """A source that answers for the last scale's draws without reading it, but for the draft's readings."""
 
-    Args:
-        noise: the true one.
-        last: what it answers there.
-    """
-
-    noise: SeededNoise
-    last: Callable[[SeededNoise, str, str], Tensor]
+    noise: SeededNoise  # the true one
+    last: Callable[[SeededNoise, str, str], Tensor]  # what it answers there
 
     def labels(self, classes: int) -> Tensor:
         """Return the labels."""

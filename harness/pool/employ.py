@@ -20,18 +20,14 @@ MOST_WORKERS = 1024
 class Execution:
     """How work is spread.
 
-    Args:
-        workers: processes on this machine; 1 = this process alone, 0 = one a GPU that the device stands for.
-        cluster: address of a Dask scheduler whose workers do the work; empty = none.
-        device: as it was asked for, since ``cuda`` stands for every GPU; empty = where the networks lie.
 
     Raises:
         InputError: a number of workers that nobody has; workers of both kinds.
     """
 
-    workers: int = 1
-    cluster: str = ""
-    device: str = ""
+    workers: int = 1  # processes on this machine; 1 = this process alone, 0 = one a GPU that the device stands for
+    cluster: str = ""  # address of a Dask scheduler whose workers do the work; empty = none
+    device: str = ""  # as it was asked for, since cuda stands for every GPU; empty = where the networks lie
 
     def __post_init__(self) -> None:
         if not 0 <= self.workers <= MOST_WORKERS:

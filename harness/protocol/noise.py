@@ -132,15 +132,10 @@ class RowsOf:
 
 @dataclass(frozen=True)
 class RecordedNumbers:
-    """Numbers that somebody drew elsewhere and kept.
+    """Numbers that somebody drew elsewhere and kept."""
 
-    Args:
-        tensors: E_BlV or u_Bl1, by ``stream/scale``.
-        request: whose they are.
-    """
-
-    tensors: Mapping[str, Tensor]
-    request: Request
+    tensors: Mapping[str, Tensor]  # E_BlV or u_Bl1, by stream/scale
+    request: Request  # whose they are
 
     def rows(self, request: Request, si: int, stream: str) -> Tensor:
         """Return the numbers of another request's images, which are among those recorded.

@@ -34,18 +34,12 @@ MOST_IMAGES = 10**9
 
 @dataclass(frozen=True)
 class Estimate:
-    """A quantity, its interval, and what finite N adds to it.
+    """A quantity, its interval, and what finite N adds to it."""
 
-    Args:
-        value: estimate, free of the bias of finite N to first order.
-        low: lower end of the interval.
-        high: upper end.
-        raw: as computed at this N, which published figures are; NaN where there is no other than `value`.
-    """
-
-    value: float
-    low: float
-    high: float
+    value: float  # estimate, free of the bias of finite N to first order
+    low: float  # lower end of the interval
+    high: float  # upper end
+    # as computed at this N, which published figures are; NaN where there is no other than `value`
     raw: float = math.nan
 
     @property
@@ -198,15 +192,10 @@ def frechet(a: Moments, b: Moments) -> float:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A set of features in blocks of independent images.
+    """A set of features in blocks of independent images."""
 
-    Args:
-        features_ND: in the order of the images.
-        edges: of the blocks.
-    """
-
-    features_ND: Tensor
-    edges: tuple[int, ...]
+    features_ND: Tensor  # in the order of the images
+    edges: tuple[int, ...]  # of the blocks
 
     @classmethod
     def cut(cls, features_ND: Tensor, blocks: int) -> Blocks:

@@ -112,23 +112,14 @@ def portions(images: int, batch: int, labels: Sequence[int], request: Request) -
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is kept of one portion of one source; on the CPU.
+    """What is kept of one portion of one source; on the CPU."""
 
-    Args:
-        features_BD: float32; none where the decode failed.
-        classes_B: what was recognised, int64; empty where nothing is.
-        calls_B: target forward passes, int64.
-        tokens_BL: int16 or int32; empty where they are not kept.
-        seconds: of the decode.
-        failed: why the decoder gave no image, one clause; empty = it did.
-    """
-
-    features_BD: Tensor
-    classes_B: Tensor
-    calls_B: Tensor
-    tokens_BL: Tensor
-    seconds: float = 0.0
-    failed: str = ""
+    features_BD: Tensor  # float32; none where the decode failed
+    classes_B: Tensor  # what was recognised, int64; empty where nothing is
+    calls_B: Tensor  # target forward passes, int64
+    tokens_BL: Tensor  # int16 or int32; empty where they are not kept
+    seconds: float = 0.0  # of the decode
+    failed: str = ""  # why the decoder gave no image, one clause; empty = it did
 
     @classmethod
     def nothing(cls, why: str) -> Drawn:

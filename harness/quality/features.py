@@ -63,19 +63,12 @@ class Features(Protocol):
 
 @dataclass(frozen=True)
 class Real:
-    """Real data: a law, and features where there are any.
+    """Real data: a law, and features where there are any."""
 
-    Args:
-        name: for people.
-        law: mean and covariance, of features alone or joined by labels.
-        features_RD: features, joined alike; None where only the law is stored.
-        labelled: whether labels are joined.
-    """
-
-    name: str
-    law: Moments
-    features_RD: Tensor | None = None
-    labelled: bool = False
+    name: str  # for people
+    law: Moments  # mean and covariance, of features alone or joined by labels
+    features_RD: Tensor | None = None  # features, joined alike; None where only the law is stored
+    labelled: bool = False  # whether labels are joined
 
     @classmethod
     def of(cls, name: str, features_RD: Tensor, labels_R: Tensor, classes: int) -> Real:
@@ -114,12 +107,9 @@ def head(weights: Mapping[str, Tensor], embedding_BD: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DigitFeatures:
-    """Features of digits.
+    """Features of digits."""
 
-    Args:
-        weights: of `parameter_shapes`, with `mean_D` and `whiten_DD`, which give the features their unit.
-    """
-
+    # of `parameter_shapes`, with `mean_D` and `whiten_DD`, which give the features their unit
     weights: Mapping[str, Tensor] = field(repr=False)
     name: str = "digits classifier"
     unit: str = "squared standard deviations of real digits"
@@ -169,17 +159,11 @@ Build = Callable[[Path], nn.Module]
 
 @dataclass(frozen=True)
 class InceptionFeatures:
-    """Features of colour images of any size.
+    """Features of colour images of any size."""
 
-    Args:
-        network: takes uint8 images (B,3,h,w), resizes them itself, and returns features_BD first.
-        name: says which file.
-        D: features.
-    """
-
-    network: nn.Module
-    name: str
-    D: int = POOL_D
+    network: nn.Module  # takes uint8 images (B,3,h,w), resizes them itself, and returns features_BD first
+    name: str  # says which file
+    D: int = POOL_D  # features
     unit: str = "that of FID: squared Inception features"
     classes: int = 0
 

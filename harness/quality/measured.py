@@ -29,33 +29,19 @@ ESTIMATES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of `quality`.
+    """One run of `quality`."""
 
-    Args:
-        models: name of the pair.
-        device: where it was drawn.
-        cfg: guidance value.
-        features: name of what images were measured by.
-        unit: of a Fréchet distance.
-        real: name of the real data; empty = none.
-        blocks: of the intervals.
-        rows: sequential decoding first.
-        most: loss that is allowed; None = none was stated.
-        seconds: of the drawing.
-        stopped: signal that ended it early, or 0; the rows are of what was drawn until then.
-    """
-
-    models: str
-    device: str
-    cfg: float
-    features: str
-    unit: str
-    real: str
-    blocks: int
-    rows: list[QualityRow]
-    most: float | None = None
-    seconds: float = 0.0
-    stopped: int = 0
+    models: str  # name of the pair
+    device: str  # where it was drawn
+    cfg: float  # guidance value
+    features: str  # name of what images were measured by
+    unit: str  # of a Fréchet distance
+    real: str  # name of the real data; empty = none
+    blocks: int  # of the intervals
+    rows: list[QualityRow]  # sequential decoding first
+    most: float | None = None  # loss that is allowed; None = none was stated
+    seconds: float = 0.0  # of the drawing
+    stopped: int = 0  # signal that ended it early, or 0; the rows are of what was drawn until then
 
     @property
     def verdicts(self) -> list[Quality]:

@@ -23,19 +23,13 @@ BLUR = 0.35  # share of its neighbours' mean in a pixel of the latent map
 
 @dataclass(frozen=True)
 class Planted:
-    """Sequential decoding with one thing wrong.
+    """Sequential decoding with one thing wrong."""
 
-    Args:
-        models: networks.
-        of_request: changes what is drawn; the numbers stay those of the request that was asked for.
-        of_models: changes the networks.
-        of_trace: changes what is returned.
-    """
-
-    models: ModelPair
+    models: ModelPair  # networks
+    # changes what is drawn; the numbers stay those of the request that was asked for
     of_request: Callable[[Request], Request] = lambda request: request
-    of_models: Callable[[ModelPair], ModelPair] = lambda models: models
-    of_trace: Callable[[Trace], Trace] = lambda trace: trace
+    of_models: Callable[[ModelPair], ModelPair] = lambda models: models  # changes the networks
+    of_trace: Callable[[Trace], Trace] = lambda trace: trace  # changes what is returned
     contract: str = Contract.QUALITY.value
 
     def decode(self, request: Request, noise: Noise) -> Trace:

@@ -38,49 +38,27 @@ SEED = 0  # of the swaps of the test of tokens
 
 @dataclass(frozen=True)
 class QualityRow:
-    """What one set of images came to; None where it does not apply or nothing tells.
+    """What one set of images came to; None where it does not apply or nothing tells."""
 
-    Args:
-        name: of the source.
-        contract: letter of what it claims; empty for the draft.
-        draft_len: of its settings, as text; empty for sequential decoding.
-        images: in the set.
-        width: features that they are measured by, labels among them.
-        calls: mean target calls an image.
-        seconds: of its decodes.
-        real: Fréchet distance to real data.
-        real_kernel: kernel distance to real data.
-        law: Fréchet distance to the target's law, sequential decoding under other seeds.
-        law_kernel: kernel distance to it.
-        loss: paired, to real data.
-        drift: paired, to the target's law.
-        accuracy: share of images that are recognised as what was asked for.
-        precision: share of images within the real manifold.
-        coverage: share of the real manifold that images reach.
-        tokens: two-sample test of tokens; where contract B is claimed, and for sequential decoding.
-        failed: why there is no figure.
-        yardstick: it is drawn beside every run, and claims nothing.
-    """
-
-    name: str
-    contract: str
-    draft_len: str
-    images: int
-    width: int = 0
-    calls: float | None = None
-    seconds: float = 0.0
-    real: Estimate | None = None
-    real_kernel: Estimate | None = None
-    law: Estimate | None = None
-    law_kernel: Estimate | None = None
-    loss: Estimate | None = None
-    drift: Estimate | None = None
-    accuracy: Estimate | None = None
-    precision: Estimate | None = None
-    coverage: Estimate | None = None
-    tokens: Tokens | None = None
-    failed: str = ""
-    yardstick: bool = False
+    name: str  # of the source
+    contract: str  # letter of what it claims; empty for the draft
+    draft_len: str  # of its settings, as text; empty for sequential decoding
+    images: int  # in the set
+    width: int = 0  # features that they are measured by, labels among them
+    calls: float | None = None  # mean target calls an image
+    seconds: float = 0.0  # of its decodes
+    real: Estimate | None = None  # Fréchet distance to real data
+    real_kernel: Estimate | None = None  # kernel distance to real data
+    law: Estimate | None = None  # Fréchet distance to the target's law, sequential decoding under other seeds
+    law_kernel: Estimate | None = None  # kernel distance to it
+    loss: Estimate | None = None  # paired, to real data
+    drift: Estimate | None = None  # paired, to the target's law
+    accuracy: Estimate | None = None  # share of images that are recognised as what was asked for
+    precision: Estimate | None = None  # share of images within the real manifold
+    coverage: Estimate | None = None  # share of the real manifold that images reach
+    tokens: Tokens | None = None  # two-sample test of tokens; where contract B is claimed, and for sequential decoding
+    failed: str = ""  # why there is no figure
+    yardstick: bool = False  # it is drawn beside every run, and claims nothing
 
     @property
     def losses(self) -> list[Estimate]:
@@ -90,25 +68,15 @@ class QualityRow:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What every row is measured against.
+    """What every row is measured against."""
 
-    Args:
-        classes: that are recognised, and whose labels are joined to the features; 0 = none.
-        law: sequential decoding under other seeds.
-        law_tokens_NL: its tokens.
-        real: real data; None = none is known.
-        manifold: of the real data; None where their features are not there.
-        pyramid: scales.
-        V: codebook size.
-    """
-
-    classes: int
-    law: Blocks
-    law_tokens_NL: Tensor
-    real: Real | None
-    manifold: Manifold | None
-    pyramid: ScalePyramid
-    V: int
+    classes: int  # that are recognised, and whose labels are joined to the features; 0 = none
+    law: Blocks  # sequential decoding under other seeds
+    law_tokens_NL: Tensor  # its tokens
+    real: Real | None  # real data; None = none is known
+    manifold: Manifold | None  # of the real data; None where their features are not there
+    pyramid: ScalePyramid  # scales
+    V: int  # codebook size
 
     def walks(self, actual: Blocks) -> tuple[Jackknifed, Jackknifed | None]:
         """Return the Fréchet distances to the target's law, and to real data."""

@@ -49,26 +49,18 @@ def digits_means() -> Means:
 class Study:
     """What is study.
 
-    Args:
-        others: sources besides sequential decoding and the target's law.
-        images: of every source.
-        batch: images a batch; 0 = as many as device and memory like.
-        labels: in turn.
-        request: seed, guidance and filters.
-        blocks: of the intervals.
-        most: loss that is allowed; None = no verdict.
 
     Raises:
         InputError: fewer images than two a block; a loss that nothing could show.
     """
 
-    others: Sequence[Source]
-    images: int = USUAL_IMAGES
-    batch: int = 0
-    labels: tuple[int, ...] = tuple(range(10))
-    request: Request = field(default_factory=lambda: Request((0,)))
-    blocks: int = BLOCKS
-    most: float | None = None
+    others: Sequence[Source]  # sources besides sequential decoding and the target's law
+    images: int = USUAL_IMAGES  # of every source
+    batch: int = 0  # images a batch; 0 = as many as device and memory like
+    labels: tuple[int, ...] = tuple(range(10))  # in turn
+    request: Request = field(default_factory=lambda: Request((0,)))  # seed, guidance and filters
+    blocks: int = BLOCKS  # of the intervals
+    most: float | None = None  # loss that is allowed; None = no verdict
 
     @property
     def total(self) -> int:

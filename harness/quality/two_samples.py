@@ -27,19 +27,12 @@ CHUNK = 2**24  # numbers in hand at once
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the tests of a decoder came to.
+    """What the tests of a decoder came to."""
 
-    Args:
-        p_S: smallest p-value of every scale, of its two tests.
-        p: of the decoder: the smallest of all, times their number.
-        scale: where it is met.
-        tests: how many there were.
-    """
-
-    p_S: list[float]
-    p: float
-    scale: int
-    tests: int
+    p_S: list[float]  # smallest p-value of every scale, of its two tests
+    p: float  # of the decoder: the smallest of all, times their number
+    scale: int  # where it is met
+    tests: int  # how many there were
 
     def __str__(self) -> str:
         return f"p = {self.p:.2g} (smallest of {self.tests} tests, times {self.tests}; scale {self.scale})"

@@ -26,37 +26,24 @@ from harness.rounding.precision import precision
 
 @dataclass(frozen=True)
 class Allowance:
-    """Largest distance of a correct decoder from float64 at one scale of one request, absolute.
+    """Largest distance of a correct decoder from float64 at one scale of one request, absolute."""
 
-    Args:
-        logits: of guided logits, any one of them.
-        logits_rms: of guided logits, root mean square over one scale of one image. In bfloat16 the largest error is
-            far from the usual one, and only the mean tells a wrong mask from rounding.
-        f_hat: of f_hat.
-        source: how it was measured.
-    """
-
-    logits: float
+    logits: float  # of guided logits, any one of them
+    # of guided logits, root mean square over one scale of one image. In bfloat16 the largest error is far from the
+    # usual one, and only the mean tells a wrong mask from rounding
     logits_rms: float
-    f_hat: float
-    source: str
+    f_hat: float  # of f_hat
+    source: str  # how it was measured
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Largest distance of a correct decoder from float64 before guidance, absolute.
+    """Largest distance of a correct decoder from float64 before guidance, absolute."""
 
-    Args:
-        rows: of the logits of a guidance row, any one of them.
-        rows_rms: root mean square of it over one scale of one row.
-        f_hat: of f_hat.
-        source: how it was measured.
-    """
-
-    rows: float
-    rows_rms: float
-    f_hat: float
-    source: str
+    rows: float  # of the logits of a guidance row, any one of them
+    rows_rms: float  # root mean square of it over one scale of one row
+    f_hat: float  # of f_hat
+    source: str  # how it was measured
 
     def guided(self, cfg: float, ramp: float) -> Allowance:
         """Return what guidance makes of it: (1+t)·c − t·u moves by 1 + 2·|t| errors of a row at most.
@@ -89,36 +76,22 @@ EPS = {"float32": ROUNDING, "TF32": 2.0**-10, "bfloat16": 2.0**-7}
 
 @dataclass(frozen=True)
 class BudgetEntry:
-    """What rounding did, at worst.
+    """What rounding did, at worst."""
 
-    Args:
-        models: name of the pair.
-        weights: fingerprint of the target's and the quantiser's weights in this dtype; "random" for a random pair.
-        device: cpu, or the name of the GPU.
-        dtype: of the transformers.
-        products: of float32 numbers: exact, TF32, or mixed where products and convolutions differ; and whether the
-            blocks are compiled.
-        rows: largest error of a logit before guidance, over every window of scales in one pass.
-        rows_rms: largest root mean square of it over one scale of one guidance row.
-        f_hat: largest error of f_hat.
-        windows: measured windows.
-        images: measured images.
-        versions: of what measured it.
-        reason: why it replaced a smaller one; empty for a first measurement.
-    """
-
-    models: str
-    weights: str
-    device: str
-    dtype: str
+    models: str  # name of the pair
+    weights: str  # fingerprint of the target's and the quantiser's weights in this dtype; "random" for a random pair
+    device: str  # cpu, or the name of the GPU
+    dtype: str  # of the transformers
+    # of float32 numbers: exact, TF32, or mixed where products and convolutions differ; and whether the blocks are
+    # compiled
     products: str
-    rows: float
-    rows_rms: float
-    f_hat: float
-    windows: int
-    images: int
-    versions: dict[str, str]
-    reason: str = ""
+    rows: float  # largest error of a logit before guidance, over every window of scales in one pass
+    rows_rms: float  # largest root mean square of it over one scale of one guidance row
+    f_hat: float  # largest error of f_hat
+    windows: int  # measured windows
+    images: int  # measured images
+    versions: dict[str, str]  # of what measured it
+    reason: str = ""  # why it replaced a smaller one; empty for a first measurement
 
     @property
     def mode(self) -> Mode:

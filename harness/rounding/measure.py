@@ -52,17 +52,11 @@ _SIZES: dict[object, tuple[float, float]] = {}
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest errors of one batch against float64; one rounding of the largest number met is the least.
+    """Largest errors of one batch against float64; one rounding of the largest number met is the least."""
 
-    Args:
-        rows: of a logit before guidance.
-        rows_rms: root mean square of it over one scale of one guidance row.
-        f_hat: of f_hat.
-    """
-
-    rows: float
-    rows_rms: float
-    f_hat: float
+    rows: float  # of a logit before guidance
+    rows_rms: float  # root mean square of it over one scale of one guidance row
+    f_hat: float  # of f_hat
 
 
 def budget_for(models: ModelPair, store: Path = SHIPPED_BUDGETS) -> Budget:

@@ -144,17 +144,11 @@ def _owner(path: str) -> tuple[object, str]:
 
 @dataclass(frozen=True)
 class Certifying:
-    """A precision to certify in.
+    """A precision to certify in."""
 
-    Args:
-        dtype: of the certifying network.
-        exact: its float32 products are exact, not TF32; means something on CUDA alone.
-        share: bound on its error as a share of the budget of the judged network.
-    """
-
-    dtype: torch.dtype
-    exact: bool
-    share: float
+    dtype: torch.dtype  # of the certifying network
+    exact: bool  # its float32 products are exact, not TF32; means something on CUDA alone
+    share: float  # bound on its error as a share of the budget of the judged network
 
     def __str__(self) -> str:
         word = str(self.dtype).removeprefix("torch.")

@@ -11,42 +11,25 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class BrokenLaw:
-    """A law that is broken.
+    """A law that is broken."""
 
-    Args:
-        component: what it watches.
-        clause: which law, what was seen, and the line that replays it.
-        seed: of its case.
-    """
-
-    component: str
-    clause: str
-    seed: int
+    component: str  # what it watches
+    clause: str  # which law, what was seen, and the line that replays it
+    seed: int  # of its case
 
 
 @dataclass(frozen=True)
 class LawsTried:
-    """What was seen of laws that were tried after a run.
+    """What was seen of laws that were tried after a run."""
 
-    Args:
-        cases: in how many each was tried.
-        held: how many held, and were exercised.
-        broken: those that are broken.
-        trivial: ids of those that no case exercised.
-        refused: ids of those of which the decoder refused every case.
-        why: what it said to the first of these.
-        not_applicable: ids of those that say nothing about such a decoder.
-        left: ids of those that nobody tried.
-    """
-
-    cases: int
-    held: int
-    broken: tuple[BrokenLaw, ...] = ()
-    trivial: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()
-    why: str = ""
-    not_applicable: tuple[str, ...] = ()
-    left: tuple[str, ...] = ()
+    cases: int  # in how many each was tried
+    held: int  # how many held, and were exercised
+    broken: tuple[BrokenLaw, ...] = ()  # those that are broken
+    trivial: tuple[str, ...] = ()  # ids of those that no case exercised
+    refused: tuple[str, ...] = ()  # ids of those of which the decoder refused every case
+    why: str = ""  # what it said to the first of these
+    not_applicable: tuple[str, ...] = ()  # ids of those that say nothing about such a decoder
+    left: tuple[str, ...] = ()  # ids of those that nobody tried
 
     @property
     def asked(self) -> int:
@@ -85,15 +68,10 @@ class KeptFigures:
 
 @dataclass(frozen=True)
 class QualityClaims:
-    """Claims on the quality of images that do not hold, a clause each.
+    """Claims on the quality of images that do not hold, a clause each."""
 
-    Args:
-        broken: a loss beyond the one that is allowed.
-        open: too few images to decide.
-    """
-
-    broken: tuple[str, ...] = ()
-    open: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()  # a loss beyond the one that is allowed
+    open: tuple[str, ...] = ()  # too few images to decide
 
     def as_dict(self) -> dict[str, object]:
         """Return what a run file and ``verify --json`` keep."""

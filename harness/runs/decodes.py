@@ -47,17 +47,11 @@ MOST_DEATHS = 3  # of one setting's process, one after the other: what is left w
 
 @dataclass(frozen=True)
 class Decodes:
-    """What one decoder is to decode, and how that is judged.
+    """What one decoder is to decode, and how that is judged."""
 
-    Args:
-        factory: builds the decoder for one setting; a function, or its name ``package.module:factory``.
-        plan: every request, under the settings that meet it.
-        terms: how it is judged.
-    """
-
-    factory: Factory | str
-    plan: Plan
-    terms: Terms = TERMS
+    factory: Factory | str  # builds the decoder for one setting; a function, or its name package.module:factory
+    plan: Plan  # every request, under the settings that meet it
+    terms: Terms = TERMS  # how it is judged
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,15 @@ from harness.wording import count_of
 class RunStore:
     """What is kept of a run, and where.
 
-    Args:
-        file: the run file; None = nothing is kept.
-        resume: go on where the run in that file stopped.
-        recipe: options of the command line that repeat the run, without those of what is drawn; None = no command line
-            made it, and nobody asks what the run is of.
 
     Raises:
         InputError: nothing to resume.
     """
 
-    file: Path | None = None
-    resume: bool = False
+    file: Path | None = None  # the run file; None = nothing is kept
+    resume: bool = False  # go on where the run in that file stopped
+    # options of the command line that repeat the run, without those of what is drawn; None = no command line made it,
+    # and nobody asks what the run is of
     recipe: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:

@@ -15,17 +15,11 @@ from harness.protocol.request import Request
 
 @dataclass(frozen=True)
 class Task:
-    """One batch, to be drawn by the reference once and by the decoder under every setting.
+    """One batch, to be drawn by the reference once and by the decoder under every setting."""
 
-    Args:
-        number: place in the plan.
-        request: what is drawn.
-        settings: indices of the plan's settings.
-    """
-
-    number: int
-    request: Request
-    settings: tuple[int, ...]
+    number: int  # place in the plan
+    request: Request  # what is drawn
+    settings: tuple[int, ...]  # indices of the plan's settings
 
     @property
     def images(self) -> int:
@@ -35,17 +29,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run has to do.
+    """All that a run has to do."""
 
-    Args:
-        settings: those of all tasks.
-        tasks: in the order of the result.
-        drafts: by setting, the `draft_noise` of the draft that it meets (`models.pair.close_pair`); None = the pair's
-            own, and so is all of an empty tuple.
-    """
-
-    settings: tuple[Settings, ...]
-    tasks: tuple[Task, ...]
+    settings: tuple[Settings, ...]  # those of all tasks
+    tasks: tuple[Task, ...]  # in the order of the result
+    # by setting, the `draft_noise` of the draft that it meets (`models.pair.close_pair`); None = the pair's own, and
+    # so is all of an empty tuple
     drafts: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:

@@ -22,19 +22,12 @@ MOST_LISTED = 20  # defects of a decode
 
 @dataclass
 class SettingResult:
-    """What one setting did over all requests.
+    """What one setting did over all requests."""
 
-    Args:
-        settings: which.
-        contract: what the decoder claims.
-        rows: what each request came to, in the order of the plan.
-        draft: which of a design's drafts.
-    """
-
-    settings: Settings
-    contract: Contract
-    rows: list[JudgedRow] = field(default_factory=list)
-    draft: str = ""
+    settings: Settings  # which
+    contract: Contract  # what the decoder claims
+    rows: list[JudgedRow] = field(default_factory=list)  # what each request came to, in the order of the plan
+    draft: str = ""  # which of a design's drafts
 
     @property
     def judgements(self) -> list[Judgement]:

@@ -48,48 +48,28 @@ Judged = tuple[JudgedRow, dict[str, Tensor], list[Picture], float]
 
 @dataclass(frozen=True)
 class Done:
-    """What came of one task.
+    """What came of one task."""
 
-    Args:
-        task: its number.
-        rows: one a setting.
-        exhibits: the tensors around each row's first divergence.
-        decode_seconds: of every decode, the reference's included.
-        seconds: of the whole task.
-        pictures: those of its images that are worth keeping.
-    """
-
-    task: int
-    rows: list[JudgedRow]
-    exhibits: Exhibits
-    decode_seconds: float = 0.0
-    seconds: float = 0.0
-    pictures: list[Picture] = field(default_factory=list)
+    task: int  # its number
+    rows: list[JudgedRow]  # one a setting
+    exhibits: Exhibits  # the tensors around each row's first divergence
+    decode_seconds: float = 0.0  # of every decode, the reference's included
+    seconds: float = 0.0  # of the whole task
+    pictures: list[Picture] = field(default_factory=list)  # those of its images that are worth keeping
 
 
 @dataclass(frozen=True)
 class VerifyWork:
-    """What a worker of a verification gets, once.
+    """What a worker of a verification gets, once."""
 
-    Args:
-        models: networks.
-        factory: name of the factory, the factory, or cloudpickle's bytes of it.
-        settings: of the plan.
-        most: images of the largest batch.
-        budget: fixed before any decoder is built.
-        terms: how the run is judged.
-        drafts: of the plan; empty = the pair's own for every setting.
-        pictures: how many of a run are kept; 0 = none is made.
-    """
-
-    models: ModelPair
-    factory: Factory | str | bytes
-    settings: tuple[Settings, ...]
-    most: int
-    budget: Budget
-    terms: Terms
-    drafts: tuple[float | None, ...] = ()
-    pictures: int = 0
+    models: ModelPair  # networks
+    factory: Factory | str | bytes  # name of the factory, the factory, or cloudpickle's bytes of it
+    settings: tuple[Settings, ...]  # of the plan
+    most: int  # images of the largest batch
+    budget: Budget  # fixed before any decoder is built
+    terms: Terms  # how the run is judged
+    drafts: tuple[float | None, ...] = ()  # of the plan; empty = the pair's own for every setting
+    pictures: int = 0  # how many of a run are kept; 0 = none is made
 
     def open(self) -> Verifier:
         """Build the decoders. Raises `InputError` where they refuse."""
