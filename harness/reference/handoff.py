@@ -31,19 +31,16 @@ HandOffMode = Literal["recorded", "corrected"]
 class HandOff:
     """Where and how the target takes over.
 
-    Args:
-        entry: first scale of the target; 0 = it decodes everything, S or more = the draft does.
-        sd_mask: what the target is fed at the entry scale, 0..5: 0 the entry scale alone, 1..5 the whole prefix too,
-            under that mask.
-        mode: "recorded" (published, defect included) or "corrected".
 
     Raises:
         InputError: a value outside its range.
     """
 
-    entry: int
+    entry: int  # first scale of the target; 0 = it decodes everything, S or more = the draft does
+    # what the target is fed at the entry scale, 0..5: 0 the entry scale alone, 1..5 the whole prefix too, under that
+    # mask
     sd_mask: int = 0
-    mode: HandOffMode = "corrected"
+    mode: HandOffMode = "corrected"  # "recorded" (published, defect included) or "corrected"
 
     def __post_init__(self) -> None:
         if self.entry < 0:

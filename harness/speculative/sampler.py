@@ -35,24 +35,18 @@ from harness.speculative.tools.observer import Observer
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """How to speculate.
+    """How to speculate."""
 
-    Args:
-        draft_len: scales proposed per round at most: a number 1..S, or another rule of `DraftLength`. Whatever it says,
-            scales that a policy leaves to the draft alone are proposed all at once, and those that it leaves to the
-            target alone are not proposed.
-        bonus: submit the scale after the drafted ones too, where the target decides it, and finish it after full
-            acceptance.
-        policy: coupling and acceptance rule.
-        keep_intermediates: put the tensors that a defect is traced with into the trace; scales without a target pass
-            have none.
-        graphs: record and replay the device work of whole batches as CUDA graphs; needs the first CUDA device.
-    """
-
+    # scales proposed per round at most: a number 1..S, or another rule of `DraftLength`. Whatever it says, scales
+    # that a policy leaves to the draft alone are proposed all at once, and those that it leaves to the target alone
+    # are not proposed
     draft_len: int | str | DraftLength = 5
+    # submit the scale after the drafted ones too, where the target decides it, and finish it after full acceptance
     bonus: bool = False
-    policy: Policy = COUPLED
+    policy: Policy = COUPLED  # coupling and acceptance rule
+    # put the tensors that a defect is traced with into the trace; scales without a target pass have none
     keep_intermediates: bool = True
+    # record and replay the device work of whole batches as CUDA graphs; needs the first CUDA device
     graphs: bool = False
 
 
