@@ -163,6 +163,9 @@ def sample_sequential(
     return progress.trace(time.perf_counter() - start, pyramid.S, pyramid.L)
 
 
+sample = sample_sequential  # the name by which decoders outside know it
+
+
 def choose(guided_BlV: Tensor, request: Request, noise: Noise, si: int, greedy: bool = False) -> tuple[Tensor, Tensor]:
     """Filter and draw one scale; return the filtered logits and idx_Bl. Draws: stream TOKEN of `si`, unless greedy."""
     filtered_BlV = filter_logits(guided_BlV, request.top_k, request.top_p)

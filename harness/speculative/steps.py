@@ -1,4 +1,4 @@
-"""The steps of a decode as pure functions over a window of scales: query, mask, guidance, draw, rejection, latent map.
+"""The steps of a decode as pure functions over a window of scales: query, mask, guidance, draw, latent map.
 
 Promise: each states its contract, and depends on its arguments alone; `parts` composes the decoder of them. The file
 of this name in `reference/` keeps the same contracts, one scale at a time.
@@ -103,21 +103,6 @@ def filter_logits(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
 def draw(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     """Return int64 tokens_Bn = argmax(probs/E) among tokens of positive probability, for any E in [0, inf]."""
     return torch.where(probs_BnV > 0, probs_BnV / E_BnV, -1.0).argmax(-1)
-
-
-def keep_drafted(u_Bn: Tensor, draft_prob_Bn: Tensor, target_prob_Bn: Tensor) -> Tensor:
-    """Return kept_Bn, True with probability min(1, target/draft) of the drafted token, for u in [0, 1)."""
-    return u_Bn * draft_prob_Bn < target_prob_Bn
-
-
-def residual(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
-    """Return the law that a rejected token is drawn from anew: the normalised positive part of target − draft.
-
-    It is the target's law where that part is empty.
-    """
-    above_BnV = (target_probs_BnV - draft_probs_BnV).clamp_min(0)
-    mass_Bn1 = above_BnV.sum(-1, keepdim=True)
-    return torch.where(mass_Bn1 > 0, above_BnV / mass_Bn1, target_probs_BnV)
 
 
 def accumulate(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Quantizer, pyramid: ScalePyramid) -> Tensor:
