@@ -17,8 +17,7 @@ from torch import Tensor
 from harness.models.network import Condition, Network
 from harness.models.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import cache, state, steps
-from harness.speculative.rejection import keep_drafted, residual
+from harness.speculative import cache, rejection, state, steps
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Parts:
     split_logits_by_scale: Callable[[Tensor, ScalePyramid, int, int], list[Tensor]] = steps.split_logits_by_scale
     filter_logits: Callable[[Tensor, int, float], Tensor] = steps.filter_logits
     draw: Callable[[Tensor, Tensor], Tensor] = steps.draw
-    keep_drafted: Callable[[Tensor, Tensor, Tensor], Tensor] = keep_drafted
-    residual: Callable[[Tensor, Tensor], Tensor] = residual
+    keep_drafted: Callable[[Tensor, Tensor, Tensor], Tensor] = rejection.keep_drafted
+    residual: Callable[[Tensor, Tensor], Tensor] = rejection.residual
     accumulate: Callable[[Tensor, Tensor, int, Quantizer, ScalePyramid], Tensor] = steps.accumulate
     next_input: Callable[[Tensor, int, ScalePyramid], Tensor] = steps.next_input
     update_state_with_accepted_tokens: Callable[
