@@ -24,7 +24,8 @@ from harness.speculative.parts import PARTS, Parts
 from harness.speculative.policies import COUPLED, REJECTION, parse_policy
 from harness.speculative.rules import accept_rejection, race
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
-from harness.speculative.steps import draw, filter_logits, keep_drafted, residual
+from harness.speculative.rejection import keep_drafted, residual
+from harness.speculative.steps import draw, filter_logits
 from tests.helpers import some
 
 EXACT = 1e-12  # sums of a few thousand float64 products of at most 30 factors round to about 1e-16
