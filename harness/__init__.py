@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any
 from harness.version import __version__
 
 if TYPE_CHECKING:
-    from harness.decoders.process import Limits
-    from harness.decoders.terms import Terms
+    from harness.decoders import Limits, Terms
     from harness.errors import HarnessError, InputError, NonFiniteError
-    from harness.judge.verdict import Verdict
-    from harness.models.pair import ModelPair, load_digits, load_pair
-    from harness.protocol.contract import Contract
-    from harness.protocol.decoder import Implementation, Settings
+    from harness.judge import Verdict
+    from harness.models import ModelPair, load_digits, load_pair
+    from harness.protocol import Contract, Implementation, Intermediates, Request, Round, Settings, Trace
     from harness.protocol.noise import SeededNoise
     from harness.protocol.pyramid import ScalePyramid
-    from harness.protocol.request import Request
-    from harness.protocol.trace import Intermediates, Round, Trace
-    from harness.runs.result import Verification
+    from harness.runs import Verification
     from harness.speculative.sampler import build_decoder
     from harness.verification import verify
 
@@ -52,20 +48,16 @@ __all__ = [
 
 # Where each name lives; tests/unit/test_public_names.py sees that it is where type checkers find it above.
 _HOMES = {
+    "decoders": ("Limits", "Terms"),
     "errors": ("HarnessError", "InputError", "NonFiniteError"),
-    "judge.verdict": ("Verdict",),
-    "models.pair": ("ModelPair", "load_digits", "load_pair"),
-    "protocol.contract": ("Contract",),
-    "protocol.decoder": ("Implementation", "Settings"),
+    "judge": ("Verdict",),
+    "models": ("ModelPair", "load_digits", "load_pair"),
+    "protocol": ("Contract", "Implementation", "Intermediates", "Request", "Round", "Settings", "Trace"),
     "protocol.noise": ("SeededNoise",),
     "protocol.pyramid": ("ScalePyramid",),
-    "protocol.request": ("Request",),
-    "protocol.trace": ("Intermediates", "Round", "Trace"),
-    "verification": ("verify",),
-    "decoders.process": ("Limits",),
-    "runs.result": ("Verification",),
-    "decoders.terms": ("Terms",),
+    "runs": ("Verification",),
     "speculative.sampler": ("build_decoder",),
+    "verification": ("verify",),
 }
 
 

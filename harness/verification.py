@@ -14,30 +14,44 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from harness.adapters.factories import PUBLISHED_PREFIX, published_settings
-from harness.decoders.factory import OWN_DECODER, Factory, is_own_decoder
-from harness.decoders.terms import Terms
+from harness.adapters import PUBLISHED_PREFIX, published_settings
+from harness.decoders import OWN_DECODER, Factory, Terms, is_own_decoder
 from harness.errors import InputError
-from harness.judge.verdict import Verdict
-from harness.laws.catalogue import LAWS
-from harness.laws.few_cases import LAW_CASES, LawsInterrupted, LawsPlace, try_few_cases
-from harness.models.pair import ModelPair
-from harness.pool.employ import ALONE, Execution
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
-from harness.quality.gather import Conditions
-from harness.quality.loss import Quality, why_quality
-from harness.quality.measured import Measured
-from harness.quality.study import USUAL_IMAGES, Means, Study, decoder_sources, run_study
-from harness.report.progress import LongWork
-from harness.runs.batches import cut_batches, default_batch
-from harness.runs.claims import LawsTried, QualityClaims
-from harness.runs.cover import covering, plan_of, verify_design
-from harness.runs.decodes import TERMS, Decodes, RunInterrupted, verify_decodes
-from harness.runs.keep import UNKEPT, RunStore
-from harness.runs.plan import Plan
-from harness.runs.result import Verification
-from harness.runs.runfile import RunFile
+from harness.judge import Verdict
+from harness.laws import LAW_CASES, LAWS, LawsInterrupted, LawsPlace, try_few_cases
+from harness.models import ModelPair
+from harness.pool import ALONE, Execution
+from harness.protocol import Request, Settings
+from harness.quality import (
+    USUAL_IMAGES,
+    Conditions,
+    Means,
+    Measured,
+    Quality,
+    Study,
+    decoder_sources,
+    run_study,
+    why_quality,
+)
+from harness.report import LongWork
+from harness.runs import (
+    TERMS,
+    UNKEPT,
+    Decodes,
+    LawsTried,
+    Plan,
+    QualityClaims,
+    RunFile,
+    RunInterrupted,
+    RunStore,
+    Verification,
+    covering,
+    cut_batches,
+    default_batch,
+    plan_of,
+    verify_decodes,
+    verify_design,
+)
 
 LENGTHS = (1, 2, 5, 10)  # draft lengths where none is asked for
 SEEDS = range(4)  # seeds where no request is made: every label under each

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.quality.features import DATA, DigitFeatures, embed, head, padded, parameter_shapes, trunk
+from harness.quality._features import DATA, DigitFeatures, embed, head, padded, parameter_shapes, trunk
 
 TRAINED, EPOCHS, BATCH, RATE, DROPPED, SEED = 6000, 24, 100, 3e-3, 0.3, 0
 

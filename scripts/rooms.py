@@ -48,7 +48,7 @@ OUTSIDE = {"harness": tuple(room for room in DOORS if room != "commands"), "harn
 
 
 def room_of(module: str) -> str:
-    """Return the room of a dotted module name, e.g. ``judge`` of ``harness.judge.race``."""
+    """Return the room of a dotted module name, e.g. ``judge`` of ``harness.judge._race``."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in DOORS else LOOSE
 
@@ -109,6 +109,24 @@ def broken_doors(graph: dict[str, set[str]]) -> list[str]:
             if there not in DOORS.get(room, OUTSIDE.get(module, ())):
                 found.append(f"{module} imports {target}")
     return found
+
+
+def broken_faces(graph: dict[str, set[str]]) -> list[str]:
+    """List the imports of another room's private modules: what others may use, a room's `__init__` re-exports.
+
+    `plugin` and `commands` have no face, since pytest and the command line import what they need alone: of them others
+    import modules, none of which is private.
+    """
+    return [
+        f"{module} imports {target}"
+        for module, targets in sorted(graph.items())
+        for target in sorted(targets)
+        if target.rpartition(".")[2].startswith("_") and target.rpartition(".")[0] != _package(module)
+    ]
+
+
+def _package(module: str) -> str:
+    return module if (ROOT / module.replace(".", "/")).is_dir() else module.rpartition(".")[0]
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:

@@ -16,12 +16,12 @@ from statistics import median
 
 import torch
 
-from harness.golden.cases import CPU, parse
-from harness.golden.check import check_case, recorded_cases
-from harness.golden.metadata import DrawSettings, GoldenCase
-from harness.golden.record import produce
-from harness.golden.store import as_bytes, read_recording
-from harness.rounding.precision import set_precision
+from harness.golden._cases import CPU, parse
+from harness.golden._check import check_case, recorded_cases
+from harness.golden._metadata import DrawSettings, GoldenCase
+from harness.golden._record import produce
+from harness.golden._store import as_bytes, read_recording
+from harness.rounding import set_precision
 
 METADATA = {"device": "cpu", "models": "digits", "dtype": "float32", "tf32": "off", "device_name": "campaign"}
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from harness.protocol._request import Request
 from harness.protocol.noise import TOKEN, Noise
-from harness.protocol.request import Request
-from harness.reference import steps
+from harness.reference import _steps as steps
 
 
 def with_tau(tau: Callable[[float], float], power: int = 1) -> Callable[..., Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from harness.laws.case import CHOICES, PYRAMIDS
-from harness.laws.strategies import cases
+from harness.laws._case import CHOICES, PYRAMIDS
+from harness.laws._strategies import cases
 
 pyramids = st.sampled_from(PYRAMIDS)
 networks = cases().map(lambda case: case.wide().models)

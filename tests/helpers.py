@@ -14,18 +14,18 @@ from safetensors import safe_open
 from torch import Tensor
 
 from harness.__main__ import main
-from harness.decoders.factory import Factory
-from harness.decoders.terms import Terms
+from harness.decoders._factory import Factory
+from harness.decoders._terms import Terms
 from harness.models import autoencoder, transformer
+from harness.models._pair import ModelPair, load_digits
 from harness.models.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.network import TransformerConfig
-from harness.models.pair import ModelPair, load_digits
 from harness.models.sizes import random_weights
 from harness.models.transformer import Transformer
-from harness.protocol.decoder import Settings
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
-from harness.runs.result import Verification
+from harness.runs._result import Verification
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.verification import verify

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models.pair import ModelPair
+from harness.models._pair import ModelPair
 from harness.models.transformer import Transformer
-from harness.protocol.decoder import Settings
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
 
 BUGS = ("", "trusting", "one-scale", "deaf", "unguided", "crashing", "stale-f-hat", "odd-rows", "corner")
 

@@ -12,10 +12,10 @@ from itertools import groupby
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
-from harness.bench.files import Speed
-from harness.bench.policy_costs import PolicyRow
-from harness.quality.measured import Measured
-from harness.speculative.policies import IMPOSED
+from harness.bench._files import Speed
+from harness.bench._policy_costs import PolicyRow
+from harness.quality import Measured
+from harness.speculative import IMPOSED
 
 SIZE = (9.0, 5.0)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from harness.commands import options
-from harness.commands.options import DECODED, DRAWN, WRITTEN, Networks
+from harness.commands import _options as options
+from harness.commands._options import DECODED, DRAWN, WRITTEN, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
 if TYPE_CHECKING:
-    from harness.protocol.request import Request
+    from harness.protocol import Request
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,10 @@ def bench(networks: Networks, decodes: TimedDecodes, outputs: BenchOutputs) -> N
     """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow."""
     import torch
 
-    from harness.bench.files import Speed
-    from harness.bench.speed import Bench, Machine, SpeedRow
-    from harness.commands.inputs import load_models
-    from harness.report.html.page import check_page
-    from harness.report.progress import LongWork
-    from harness.report.speed import show_speed
-    from harness.report.terminal import plain_console
+    from harness.bench import Bench, Machine, Speed, SpeedRow
+    from harness.commands._inputs import load_models
+    from harness.report import LongWork, plain_console, show_speed
+    from harness.report.html import check_page
 
     files = check_outputs({"json": outputs.json, "html": outputs.html}, networks.files())
     check_page(outputs.html)
@@ -83,7 +80,7 @@ def bench(networks: Networks, decodes: TimedDecodes, outputs: BenchOutputs) -> N
     if "json" in files:
         write_whole(files["json"], speed.document())
     if "html" in files:
-        from harness.report.html.timings import timings_page  # Jinja2 only where a page is made
+        from harness.report.html import timings_page  # Jinja2 only where a page is made
 
         write_whole(files["html"], timings_page(speed, str(pair.device)))
 
@@ -94,8 +91,8 @@ def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str,
     Raises:
         InputError: an unknown policy, or fewer than one repeat.
     """
-    from harness.commands.inputs import integers
-    from harness.speculative.policies import parse_policy
+    from harness.commands._inputs import integers
+    from harness.speculative import parse_policy
 
     if repeats < 1:
         raise InputError("repeats", repeats, "must be at least 1", "pass --repeats 5")
@@ -110,8 +107,8 @@ def requests_for(batches: str, seeds: str, classes: int) -> list[list[Request]]:
     Raises:
         InputError: a size below 1, or no seed.
     """
-    from harness.commands.inputs import counts, integers
-    from harness.protocol.request import Request
+    from harness.commands._inputs import counts, integers
+    from harness.protocol import Request
 
     requests = []
     for size in counts("batches", batches, "1,8"):

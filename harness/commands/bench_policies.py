@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from harness.commands import options
-from harness.commands.options import DECODED, DRAWN, EVERY_LENGTH, ONE_LENGTH, WRITTEN, Networks
+from harness.commands import _options as options
+from harness.commands._options import DECODED, DRAWN, EVERY_LENGTH, ONE_LENGTH, WRITTEN, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
@@ -47,16 +47,12 @@ class PolicyOutputs(Group):
 )
 def bench_policies(networks: Networks, decodes: PolicyDecodes, outputs: PolicyOutputs) -> None:
     """Measure target calls, target rows and distances of the acceptance policies."""
-    from harness.bench.files import policies_document
-    from harness.bench.policy_costs import measure_policies, policy_markdown
-    from harness.commands.inputs import check_drawing, check_most, load_models
-    from harness.pool.employ import Execution
-    from harness.protocol.request import Request
-    from harness.quality.draw import portions
-    from harness.report.progress import LongWork
-    from harness.report.speed import show_policies
-    from harness.report.tables import replaced_parts
-    from harness.report.terminal import plain_console
+    from harness.bench import measure_policies, policies_document, policy_markdown
+    from harness.commands._inputs import check_drawing, check_most, load_models
+    from harness.pool import Execution
+    from harness.protocol import Request
+    from harness.quality import portions
+    from harness.report import LongWork, plain_console, replaced_parts, show_policies
 
     files = {"into": outputs.into, "picture": outputs.picture, "json": outputs.json}
     paths = check_outputs(files, networks.files())

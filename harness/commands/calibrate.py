@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from harness.commands import options
-from harness.commands.options import WRITTEN, Mode, Pair
+from harness.commands import _options as options
+from harness.commands._options import WRITTEN, Mode, Pair
 from harness.commands.records import Group, Option, command
 from harness.files import check_outputs
 from harness.wording import count_of
@@ -31,11 +31,9 @@ class Calibration(Group):
 )
 def calibrate(networks: Pair, mode: Mode, measurement: Calibration) -> None:
     """Measure the reference against float64 over every window of the pyramid, in one device, dtype and mode."""
-    from harness.commands.inputs import counts, load_models
-    from harness.report.progress import LongWork
-    from harness.report.terminal import plain_console, say
-    from harness.rounding.budget import load_budgets, save_budget
-    from harness.rounding.measure import check_explained, measure_budget
+    from harness.commands._inputs import counts, load_models
+    from harness.report import LongWork, plain_console, say
+    from harness.rounding import check_explained, load_budgets, measure_budget, save_budget
 
     outputs = check_outputs({"into": measurement.into}, networks.files())
     sizes = counts("batches", measurement.batches, "1,2,8")

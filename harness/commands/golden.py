@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from harness.commands import options
-from harness.commands.options import GOLDENS, JUDGED, WRITTEN
+from harness.commands import _options as options
+from harness.commands._options import GOLDENS, JUDGED, WRITTEN
 from harness.commands.records import Group, Option, add, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
@@ -19,7 +19,7 @@ from harness.wording import count_of
 if TYPE_CHECKING:
     import torch
 
-    from harness.golden.judgements import FileResult
+    from harness.golden import FileResult
 
 app = typer.Typer(help="Recorded tensors: check, record, diff.", no_args_is_help=True)
 
@@ -68,13 +68,10 @@ def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
 
     Exit status: 0 all hold, 1 a defect, 2 bad input, 3 unverified (recorded on another platform).
     """
-    from harness.golden.check import check_recording, read_recordings, recorded_cases
-    from harness.golden.plan import golden_inventory, stale_entries
-    from harness.judge.verdict import worst_verdict
-    from harness.report.goldens import recordings_json, show_recordings
-    from harness.report.html.page import check_page
-    from harness.report.progress import LongWork
-    from harness.report.terminal import plain_console, say
+    from harness.golden import check_recording, golden_inventory, read_recordings, recorded_cases, stale_entries
+    from harness.judge import worst_verdict
+    from harness.report import LongWork, plain_console, recordings_json, say, show_recordings
+    from harness.report.html import check_page
 
     files = recordings.files or []
     inputs = {f"file {path}": path for path in files or cases.folder.glob("*")}
@@ -103,7 +100,7 @@ def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
     if "json" in paths:
         write_whole(paths["json"], recordings_json(results, device))
     if "html" in paths:
-        from harness.report.html.recordings import recordings_page  # Jinja2 only for a page
+        from harness.report.html import recordings_page  # Jinja2 only for a page
 
         checked = list(zip(recorded, parsed, strict=True))
         write_whole(paths["html"], recordings_page(results, checked, str(device)))
@@ -120,10 +117,8 @@ def record(cases: GoldenCases, reason: RecordReason) -> None:
 
     Refused without a reason, in CI, on a dirty tree, while a recording is contradicted, and while a law fails.
     """
-    from harness.golden.guard import broken_laws, refuse_installed
-    from harness.golden.record import changed_goldens, write_golden
-    from harness.report.goldens import show_golden_changes
-    from harness.report.terminal import plain_console, say
+    from harness.golden import broken_laws, changed_goldens, refuse_installed, write_golden
+    from harness.report import plain_console, say, show_golden_changes
 
     device, console = _prepare(cases.device, cases.only), plain_console()
     refuse_installed(cases.folder)
@@ -143,10 +138,9 @@ def record(cases: GoldenCases, reason: RecordReason) -> None:
 @command("golden diff", "golden diff --only 'one-phi-*'", "golden diff --html changes.html")
 def diff(cases: GoldenCases, page: DiffOutputs) -> None:
     """Show what `record` would change, rounding apart; writes no golden. Exit status 1 when something would."""
-    from harness.golden.record import regenerate_all
-    from harness.report.goldens import show_golden_changes
-    from harness.report.html.page import check_page
-    from harness.report.terminal import plain_console, say
+    from harness.golden import regenerate_all
+    from harness.report import plain_console, say, show_golden_changes
+    from harness.report.html import check_page
 
     paths = check_outputs({"html": page.html}, {f"file {path}": path for path in cases.folder.glob("*")})
     check_page(page.html)
@@ -158,7 +152,7 @@ def diff(cases: GoldenCases, page: DiffOutputs) -> None:
     count = sum(len(after.changes) for after in anew)
     say(console, count_of(count, "change") if count else "nothing would change")
     if "html" in paths:
-        from harness.report.html.recordings import regeneration_page  # Jinja2 only for a page
+        from harness.report.html import regeneration_page  # Jinja2 only for a page
 
         write_whole(paths["html"], regeneration_page(anew, str(device)))
     raise typer.Exit(1 if count else 0)
@@ -170,10 +164,9 @@ for each in (check, record, diff):
 
 def _prepare(device: str, only: str = "*") -> torch.device:
     """Return the device. Effects: float32 means float32 from here on; says whose code and goldens these are."""
-    from harness.commands.inputs import find_device
-    from harness.golden.guard import whose_code
-    from harness.golden.plan import planned_ids
-    from harness.rounding.precision import set_precision
+    from harness.commands._inputs import find_device
+    from harness.golden import planned_ids, whose_code
+    from harness.rounding import set_precision
 
     set_precision(False)
     if note := whose_code(Path.cwd()):

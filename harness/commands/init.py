@@ -23,7 +23,7 @@ class NewModule(Group):
 @command("init mydecoder.py", "init ours/decoder.py", "init fast.py")
 def init(module: NewModule) -> None:
     """Write a decoder that runs and is IDENTICAL, with the places marked where one's own code goes."""
-    from harness.report.terminal import plain_console, say
+    from harness.report import plain_console, say
 
     path = module.path
     if path.suffix != ".py" or not path.stem.isidentifier():

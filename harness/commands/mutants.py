@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.commands import options
-from harness.commands.options import DTYPES, JUDGED, PLACE, WRITTEN
+from harness.commands import _options as options
+from harness.commands._options import DTYPES, JUDGED, PLACE, WRITTEN
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
 if TYPE_CHECKING:
-    from harness.mutants.hunt import Hunt
-    from harness.mutants.mutant import Mutant
+    from harness.mutants import Hunt, Mutant
 
 FEW = 8  # mutants that are hunted in this process: starting others would take longer than they do
 SCOPES = ("first", "family", "all")
@@ -72,16 +71,12 @@ def mutants(hunted: HuntedBugs, place: HuntPlace, outputs: HuntOutputs) -> None:
     """
     import torch
 
-    from harness.laws.catalogue import LAWS
-    from harness.mutants.hunt import Hunt, HuntWork, caught_with_mutant, hunting_cases
-    from harness.pool.employ import Execution, employ
-    from harness.pool.workers import Died, WorkerError
-    from harness.report.html.page import check_page
-    from harness.report.mutants import hunt_json, hunt_markdown, show_hunt
-    from harness.report.progress import LongWork
-    from harness.report.tables import replaced_parts
-    from harness.report.terminal import plain_console
-    from harness.rounding.precision import set_precision
+    from harness.laws import LAWS
+    from harness.mutants import Hunt, HuntWork, caught_with_mutant, hunting_cases
+    from harness.pool import Died, Execution, WorkerError, employ
+    from harness.report import LongWork, hunt_json, hunt_markdown, plain_console, replaced_parts, show_hunt
+    from harness.report.html import check_page
+    from harness.rounding import set_precision
 
     paths = check_outputs({"json": outputs.json, "html": outputs.html, "into": outputs.into}, {})
     check_page(outputs.html)
@@ -115,7 +110,7 @@ def mutants(hunted: HuntedBugs, place: HuntPlace, outputs: HuntOutputs) -> None:
     if "json" in paths:
         write_whole(paths["json"], hunt_json(hunt))
     if "html" in paths:
-        from harness.report.html.hunt import hunt_page  # Jinja2 is asked for where a page is made
+        from harness.report.html import hunt_page  # Jinja2 is asked for where a page is made
 
         write_whole(paths["html"], hunt_page(hunt))
     if "into" in paths:
@@ -125,7 +120,7 @@ def mutants(hunted: HuntedBugs, place: HuntPlace, outputs: HuntOutputs) -> None:
 
 def chosen_mutants(only: str) -> list[Mutant]:
     """Return the mutants whose ids begin as one of the words. Raises `InputError` for a word that names none."""
-    from harness.mutants.catalogue import MUTANTS
+    from harness.mutants import MUTANTS
 
     words = only.split(",") if only else [""]
     for name in words:
@@ -137,7 +132,7 @@ def chosen_mutants(only: str) -> list[Mutant]:
 
 def _check(hunt: Hunt) -> None:
     """Refuse what cannot be hunted with. Raises `InputError`."""
-    from harness.commands.inputs import check_most, find_device, find_dtype
+    from harness.commands._inputs import check_most, find_device, find_dtype
 
     if hunt.scope not in SCOPES:
         raise InputError("laws", hunt.scope, f"must be one of {', '.join(SCOPES)}", "pass --laws family")

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands import options
-from harness.commands.options import DRAWN, TIMEOUT_S, WRITTEN, Images, Mode, Pair
+from harness.commands import _options as options
+from harness.commands._options import DRAWN, TIMEOUT_S, WRITTEN, Images, Mode, Pair
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
 if TYPE_CHECKING:
-    from harness.commands.inputs import Decoder
-    from harness.decoders.terms import Terms
-    from harness.judge.part_law import PartLaw
-    from harness.models.pair import ModelPair
-    from harness.protocol.request import Request
+    from harness.commands._inputs import Decoder
+    from harness.decoders import Terms
+    from harness.judge import PartLaw
+    from harness.models import ModelPair
+    from harness.protocol import Request
     from harness.verification import Question
 
 
@@ -65,11 +65,10 @@ def parts(tested: PartsDecoder, networks: Pair, asked: PartsQuestion, outputs: P
 
     Exit status: 0 all hold, 1 one is broken or crashes, 2 bad input, 3 one is not there or was never asked.
     """
-    from harness.commands.inputs import decoder, load_models, requests_for
-    from harness.decoders.process import Limits
-    from harness.decoders.terms import Terms
-    from harness.protocol.decoder import Settings
-    from harness.report.terminal import parts_json, parts_verdict, plain_console, show_parts
+    from harness.commands._inputs import decoder, load_models, requests_for
+    from harness.decoders import Limits, Terms
+    from harness.protocol import Settings
+    from harness.report import parts_json, parts_verdict, plain_console, show_parts
     from harness.signals import silence
     from harness.verification import Question
 
@@ -95,8 +94,7 @@ def parts(tested: PartsDecoder, networks: Pair, asked: PartsQuestion, outputs: P
 
 def of_decode(pair: ModelPair, question: Question) -> PartLaw:
     """Ask the whole decode what `verify` asks, as one more part: parts may all hold where what joins them is wrong."""
-    from harness.judge.part_law import PartLaw, PartVerdict
-    from harness.judge.verdict import Verdict
+    from harness.judge import PartLaw, PartVerdict, Verdict
     from harness.verification import answer
 
     statement = "The decode keeps its contract, token by token and tensor by tensor, as `verify` judges it."
@@ -112,8 +110,8 @@ def of_decode(pair: ModelPair, question: Question) -> PartLaw:
 
 def of_published(own: Decoder, pair: ModelPair, request: Request, terms: Terms) -> list[PartLaw]:
     """Ask the parts of published code, in its own process. Raises `InputError` for a checkout that does not fit."""
-    from harness.decoders.runner import start_runner
-    from harness.rounding.measure import budget_for
+    from harness.decoders import start_runner
+    from harness.rounding import budget_for
 
     budget = budget_for(pair)  # before the decoder is built
     built = start_runner(pair, own.name, own.settings()[:1], request.B, terms)
@@ -125,12 +123,10 @@ def of_published(own: Decoder, pair: ModelPair, request: Request, terms: Terms) 
 
 def of_laws(own: Decoder, examples: int, seed: int, quiet: bool) -> list[PartLaw]:
     """Ask the parts of a decoder that shows them as `Parts` does. Raises `InputError` for what cannot be asked."""
-    from harness.commands.inputs import counts
-    from harness.decoders.factory import load_factory
-    from harness.laws.conformance import inspect_parts, part_laws
-    from harness.laws.engine import fixed_cases
-    from harness.laws.law import Subject
-    from harness.report.progress import LongWork
+    from harness.commands._inputs import counts
+    from harness.decoders import load_factory
+    from harness.laws import Subject, fixed_cases, inspect_parts, part_laws
+    from harness.report import LongWork
     from harness.signals import silence
 
     counts("examples", str(examples), "12")

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands import options
-from harness.commands.options import Networks, Pair
+from harness.commands import _options as options
+from harness.commands._options import Networks, Pair
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
 if TYPE_CHECKING:
-    from harness.quality.draw import Source
-    from harness.quality.study import Means
+    from harness.quality import Means, Source
 
 EVERY = ",".join(name for name in (*options.EVERY_LENGTH, *options.ONE_LENGTH) if name != "greedy")
 
@@ -109,19 +108,21 @@ def quality(
     Exit status: 0 every decoder under test is KEPT, or no loss was stated; 1 one is LOST; 2 bad input; 3 one is
     INCONCLUSIVE; 130 or 143 interrupted.
     """
-    from harness.commands.inputs import check_drawing, check_most, labels_for, load_models
-    from harness.decoders.process import Limits
-    from harness.decoders.terms import Terms
-    from harness.pool.employ import Execution
-    from harness.protocol.request import Request
-    from harness.quality.distances import check_torchmetrics
-    from harness.quality.gather import Conditions
-    from harness.quality.study import Study, run_study
-    from harness.report.progress import LongWork
-    from harness.report.quality import best_cfg_line, quality_markdown, show_quality
-    from harness.report.tables import replaced_parts
-    from harness.report.terminal import plain_console, say
-    from harness.runs.keep import RunStore
+    from harness.commands._inputs import check_drawing, check_most, labels_for, load_models
+    from harness.decoders import Limits, Terms
+    from harness.pool import Execution
+    from harness.protocol import Request
+    from harness.quality import Conditions, Study, check_torchmetrics, run_study
+    from harness.report import (
+        LongWork,
+        best_cfg_line,
+        plain_console,
+        quality_markdown,
+        replaced_parts,
+        say,
+        show_quality,
+    )
+    from harness.runs import RunStore
     from harness.speculative.sampler import build_decoder
 
     files = {"json": outputs.json, "run": outputs.run, "into": outputs.into, "picture": outputs.picture}
@@ -168,8 +169,7 @@ def quality(
 
 def means_for(networks: Pair, features: Path | None, real: Path | None) -> Means:
     """Return what images are measured by. Raises `InputError` for other networks than digits without `features`."""
-    from harness.quality.features import load_inception, load_statistics
-    from harness.quality.study import Means, digits_means
+    from harness.quality import Means, digits_means, load_inception, load_statistics
 
     statistics = load_statistics(real) if real is not None else None
     if features is not None:
@@ -191,10 +191,9 @@ def sources_for(decoding: QualityDecoding, tested: QualityDecoders, judging: Qua
     Raises:
         InputError: a policy without a law to measure, a guidance value or an option of another form.
     """
-    from harness.commands.inputs import decoder
-    from harness.protocol.decoder import Settings
-    from harness.quality.draw import DRAFT, Source, control_sources
-    from harness.quality.study import decoder_sources
+    from harness.commands._inputs import decoder
+    from harness.protocol import Settings
+    from harness.quality import DRAFT, Source, control_sources, decoder_sources
 
     policies, lengths = (list(filter(None, text.split(","))) for text in (decoding.policies, decoding.draft_len))
     if "greedy" in policies:

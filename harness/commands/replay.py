@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands import options
-from harness.commands.options import BUDGETS, JUDGED, PLACE, TESTED, WRITTEN, Mode, Networks
+from harness.commands import _options as options
+from harness.commands._options import BUDGETS, JUDGED, PLACE, TESTED, WRITTEN, Mode, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable
 
 if TYPE_CHECKING:
-    from harness.models.pair import ModelPair
-    from harness.runs.case import KeptCase
-    from harness.runs.replay import Replayed
+    from harness.models import ModelPair
+    from harness.runs import KeptCase, Replayed
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,8 @@ def replay(cases: ReplayCases, now: ReplayPlace) -> None:
 
     Exit status: 0 all fixed, 1 a defect, 2 bad input, 3 one cannot be reproduced.
     """
-    from harness.report.progress import LongWork
-    from harness.report.terminal import plain_console, say_replayed, say_smallest
-    from harness.runs.case import of_checkouts, write_bundle
-    from harness.runs.replay import Answer, shrink_case
+    from harness.report import LongWork, plain_console, say_replayed, say_smallest
+    from harness.runs import Answer, of_checkouts, shrink_case, write_bundle
     from harness.signals import silence
 
     paths = check_outputs({"bundle": cases.bundle}, {"file": cases.file, **now.files()})
@@ -91,7 +88,7 @@ def replay(cases: ReplayCases, now: ReplayPlace) -> None:
 
 def chosen_cases(cases: ReplayCases) -> list[KeptCase]:
     """Return the cases of a file, or one of them. Raises `InputError` where there is none of that number."""
-    from harness.runs.case import MOST_CASES, cases_of, is_bundle, read_bundle
+    from harness.runs import MOST_CASES, cases_of, is_bundle, read_bundle
 
     recorded = [read_bundle(cases.file)] if is_bundle(cases.file) else cases_of(cases.file)
     if not -1 <= cases.case < len(recorded):
@@ -105,8 +102,8 @@ def repeated(case: KeptCase, now: ReplayPlace) -> tuple[Replayed, ModelPair | No
     """Repeat one case on the networks that its run was of, wherever they are now."""
     import torch
 
-    from harness.commands.inputs import load_models
-    from harness.runs.replay import Answer, Replayed, replay_case
+    from harness.commands._inputs import load_models
+    from harness.runs import Answer, Replayed, replay_case
 
     recipe = case.record.recipe
     if recipe is None:

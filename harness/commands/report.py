@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from harness.commands import options
-from harness.commands.options import WRITTEN
+from harness.commands import _options as options
+from harness.commands._options import WRITTEN
 from harness.commands.records import Group, Option, command
 from harness.files import check_outputs, write_whole
 
@@ -34,16 +34,16 @@ def report(source: ReportSource, outputs: ReportOutputs) -> None:
 
     Exit status: 0 there is a report, whatever it says; 2 bad input.
     """
-    from harness.report.html.page import check_page
-    from harness.report.terminal import plain_console, say, show_verification
-    from harness.runs.recorded import recorded_result
+    from harness.report import plain_console, say, show_verification
+    from harness.report.html import check_page
+    from harness.runs import recorded_result
 
     paths = check_outputs({"html": outputs.html}, {"run": source.run})
     check_page(outputs.html)
     result, console = recorded_result(source.run), plain_console()
     show_verification(result, console, outputs.quiet)
     if "html" in paths:
-        from harness.report.html.run import run_page, seen_in  # Jinja2 is asked for where a page is made
+        from harness.report.html import run_page, seen_in  # Jinja2 is asked for where a page is made
 
         write_whole(paths["html"], run_page(result, seen_in(source.run, result, True)))
         say(console, f"wrote {outputs.html}")

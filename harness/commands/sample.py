@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from harness.commands import options
-from harness.commands.options import DECODED, WRITTEN, Images, Networks
+from harness.commands import _options as options
+from harness.commands._options import DECODED, WRITTEN, Images, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError, NonFiniteError
 from harness.files import check_absent, check_folder, check_outputs, write_whole
@@ -20,11 +20,10 @@ from harness.wording import count_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.models.pair import ModelPair
-    from harness.protocol.request import Request
-    from harness.protocol.trace import Trace
+    from harness.models import ModelPair
+    from harness.protocol import Request, Trace
     from harness.speculative.sampler import SpeculativeDecoder
-    from harness.speculative.tools.observer import Observer
+    from harness.speculative.tools import Observer
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,10 @@ def sample(networks: Networks, images: Images, decoding: SampleDecoding, outputs
     import torch
     from safetensors.torch import save
 
-    from harness.commands.inputs import load_models, requests_for
-    from harness.protocol.decoder import Settings
-    from harness.report.progress import LongWork
+    from harness.commands._inputs import load_models, requests_for
+    from harness.protocol import Settings
+    from harness.report import LongWork, plain_console, say
     from harness.report.samples import Sample, png_grid, samples_of, show_component_cost
-    from harness.report.terminal import plain_console, say
     from harness.speculative.sampler import build_decoder, build_sequential
 
     paths = check_outputs({"out": outputs.out, "tokens": outputs.tokens}, networks.files())
@@ -116,8 +114,8 @@ def sample(networks: Networks, images: Images, decoding: SampleDecoding, outputs
 def about_run(pair: ModelPair, requests: Sequence[Request], decoder: SpeculativeDecoder | None) -> dict[str, str]:
     """Return what made the images, as text: enough to make them again."""
     from harness.provenance import versions
-    from harness.rounding.precision import precision
-    from harness.runs.identity import weights_of
+    from harness.rounding import precision
+    from harness.runs import weights_of
 
     first, sampler = requests[0], {"sampler": "sequential", "contract": "none: the reference itself"}
     if decoder is not None:
@@ -149,7 +147,7 @@ def observer_for(sampler: str, outputs: SampleOutputs) -> Observer | None:
     Raises:
         InputError: a level or folder that cannot be, or another sampler than the speculative one.
     """
-    from harness.speculative.tools.observer import ROUNDS, VALUES, Observer
+    from harness.speculative.tools import ROUNDS, VALUES, Observer
 
     trace, folder = outputs.trace, outputs.save_intermediates
     if not ROUNDS - 1 <= trace <= VALUES:
@@ -167,7 +165,7 @@ def draw(models: ModelPair, decoder: SpeculativeDecoder | None, request: Request
     """Draw one batch, sequentially where there is no decoder. Raises `NonFiniteError`."""
     import torch
 
-    from harness.judge.decode import unverified_scales
+    from harness.judge import unverified_scales
     from harness.reference.sequential import sample_sequential
 
     noise = models.noise(request)

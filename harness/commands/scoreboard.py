@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from harness.commands.options import WRITTEN
+from harness.commands._options import WRITTEN
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, check_writable, write_whole
@@ -42,15 +42,11 @@ class ScoreboardOutputs(Group):
 )
 def scoreboard(measurements: StoredMeasurements, outputs: ScoreboardOutputs) -> None:
     """Compare stored measurements with the promises of the SDVAR report: calls, speed, memory, image."""
-    from harness.bench.files import read_policies, read_speed
-    from harness.bench.scoreboard import scoreboard as board_of
-    from harness.bench.scoreboard import speed_table
-    from harness.commands.inputs import check_drawing
-    from harness.quality.measured import read_quality
-    from harness.report.quality import quality_markdown
-    from harness.report.speed import show_scoreboard
-    from harness.report.tables import replaced_parts
-    from harness.report.terminal import plain_console, say
+    from harness.bench import read_policies, read_speed, speed_table
+    from harness.bench import scoreboard as board_of
+    from harness.commands._inputs import check_drawing
+    from harness.quality import read_quality
+    from harness.report import plain_console, quality_markdown, replaced_parts, say, show_scoreboard
 
     pages = {f"into {name}": Path(name) for name in outputs.into.split(",") if name}
     for page in pages.values():

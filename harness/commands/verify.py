@@ -11,22 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands import options
-from harness.commands.options import Networks
+from harness.commands import _options as options
+from harness.commands._options import Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 
 if TYPE_CHECKING:
-    from harness.commands.inputs import Decoder
-    from harness.decoders.terms import Other
-    from harness.models.pair import ModelPair
-    from harness.pool.employ import Execution
-    from harness.protocol.decoder import Settings
-    from harness.protocol.request import Request
-    from harness.quality.study import Means
-    from harness.runs.keep import RunStore
-    from harness.runs.result import Verification
+    from harness.commands._inputs import Decoder
+    from harness.decoders import Other
+    from harness.models import ModelPair
+    from harness.pool import Execution
+    from harness.protocol import Request, Settings
+    from harness.quality import Means
+    from harness.runs import RunStore, Verification
     from harness.verification import Loss, Question
 
 DRAFT_LENGTHS = "1,2,5,10"
@@ -156,13 +154,12 @@ def verify(
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
-    from harness.commands.inputs import batches_for, decoder, load_models, with_speed
-    from harness.decoders.process import Limits
-    from harness.decoders.terms import Terms
-    from harness.pool.employ import Execution
-    from harness.protocol.contract import Contract
-    from harness.report.html.page import check_page
-    from harness.runs.keep import RunStore
+    from harness.commands._inputs import batches_for, decoder, load_models, with_speed
+    from harness.decoders import Limits, Terms
+    from harness.pool import Execution
+    from harness.protocol import Contract
+    from harness.report.html import check_page
+    from harness.runs import RunStore
     from harness.verification import Question, usual_laws, usual_settings
 
     paths = check_outputs(outputs.files(), {**networks.files(), "budgets": judging.budgets})
@@ -206,8 +203,8 @@ def answered(
     """Return the answer to a question, and the exit status of a signal that ended it early, or 0."""
     from functools import partial
 
-    from harness.report.progress import LongWork
-    from harness.runs.decodes import RunInterrupted
+    from harness.report import LongWork
+    from harness.runs import RunInterrupted
     from harness.signals import silence
     from harness.verification import answer
 
@@ -220,9 +217,8 @@ def answered(
 
 def write(result: Verification, paths: Mapping[str, Path], store: RunStore, outputs: VerifyOutputs) -> None:
     """Show a result, and write it as JSON and as a page where that is asked for."""
-    from harness.quality.measured import Measured
-    from harness.report.quality import show_quality
-    from harness.report.terminal import plain_console, show_verification
+    from harness.quality import Measured
+    from harness.report import plain_console, show_quality, show_verification
 
     if isinstance(result.quality, Measured):
         show_quality(result.quality, plain_console(), outputs.quiet)
@@ -230,7 +226,7 @@ def write(result: Verification, paths: Mapping[str, Path], store: RunStore, outp
     if "json" in paths:
         write_whole(paths["json"], result.to_json().encode())
     if "html" in paths and store.file is not None:
-        from harness.report.html.run import run_page, seen_in  # Jinja2 is asked for where a page is made
+        from harness.report.html import run_page, seen_in  # Jinja2 is asked for where a page is made
 
         write_whole(paths["html"], run_page(result, seen_in(store.file, result, outputs.run is not None)))
 
@@ -242,9 +238,8 @@ def means_of(networks: Networks, judging: VerifyJudging) -> Means | None:
         InputError: another contract than C, a loss or a number of images that shows nothing, and as `means_for` does.
     """
     from harness.commands.quality import means_for
-    from harness.protocol.contract import Contract
-    from harness.quality.distances import check_torchmetrics
-    from harness.quality.study import Study
+    from harness.protocol import Contract
+    from harness.quality import Study, check_torchmetrics
 
     if judging.max_loss is None:
         return None
@@ -258,8 +253,8 @@ def means_of(networks: Networks, judging: VerifyJudging) -> Means | None:
 
 def loss_of(means: Means, judging: VerifyJudging, images: VerifyImages, first: Request) -> Loss:
     """Return the loss that is allowed, judged on the labels, the filters and the first seed that are asked for."""
-    from harness.commands.inputs import integers
-    from harness.protocol.request import Request
+    from harness.commands._inputs import integers
+    from harness.protocol import Request
     from harness.verification import Loss
 
     labels = () if images.labels == "all" else integers("labels", images.labels, "0,1")
@@ -304,9 +299,9 @@ def recipe_of(networks: Networks, *others: Group) -> dict[str, str]:
 
 def settings_for(decoding: VerifyDecoding, own: Decoder) -> list[Settings]:
     """Return one setting a draft_len. Raises `InputError` for another form, or an illegal (contract, policy)."""
-    from harness.commands.inputs import integers
-    from harness.protocol.decoder import Settings
-    from harness.speculative.policies import parse_policy
+    from harness.commands._inputs import integers
+    from harness.protocol import Settings
+    from harness.speculative import parse_policy
 
     draft_len = decoding.length.draft_len
     if own.contract:
@@ -322,8 +317,8 @@ def settings_for(decoding: VerifyDecoding, own: Decoder) -> list[Settings]:
 
 def other_for(judging: VerifyJudging, own: Decoder, settings: list[Settings], decoding: VerifyDecoding) -> Other | None:
     """Return the decoder to judge against, with as many settings. Raises `InputError` where they do not pair up."""
-    from harness.commands.inputs import decoder
-    from harness.decoders.terms import Other
+    from harness.commands._inputs import decoder
+    from harness.decoders import Other
 
     if not judging.against and judging.against_checkout is None and not judging.against_option:
         return None

@@ -1,1 +1,16 @@
 """A decoder under test: found, built, and run in this process or in its own."""
+
+from harness.decoders._factory import (
+    OWN_DECODER,
+    Factory,
+    build_by_factory,
+    factory_name,
+    is_own_decoder,
+    load_factory,
+    parse_factory_options,
+    pickled_factory,
+)
+from harness.decoders._in_process import run_in_process
+from harness.decoders._process import GRACE_S, START_S, Limits, OutOfTimeError, Process, Surroundings, last_lines
+from harness.decoders._runner import Built, Runner, claimed_contract, start_runner
+from harness.decoders._terms import Other, Terms

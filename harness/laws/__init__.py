@@ -1,11 +1,16 @@
 """The laws of a correct speculative decoder for VAR models; `run_conformance` is the entry for other decoders."""
 
-from harness.laws.case import Case
-from harness.laws.catalogue import LAWS
-from harness.laws.conformance import check, run_conformance
-from harness.laws.engine import Report, fixed_cases
-from harness.laws.law import Law, NotOffered, Subject, Violation
+from harness.laws._case import Case
+from harness.laws._catalogue import LAWS
+from harness.laws._conformance import check, run_conformance
+from harness.laws._engine import Report, fixed_cases
+from harness.laws._law import Law, NotOffered, Subject, Violation
 
 __all__ = [
     "LAWS", "Case", "Law", "NotOffered", "Report", "Subject", "Violation", "check", "fixed_cases", "run_conformance",
 ]  # fmt: skip
+
+from harness.laws._case import PYRAMIDS, forget_models
+from harness.laws._conformance import inspect_parts, part_laws
+from harness.laws._engine import CaseList, LawResult, Scope, try_law
+from harness.laws._few_cases import LAW_CASES, LawsInterrupted, LawsPlace, try_few_cases

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.models import block
+from harness.models import _block as block
 from harness.models.network import Cache, Condition, Modulation, TransformerConfig
 from harness.protocol.pyramid import ScalePyramid
 

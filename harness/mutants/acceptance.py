@@ -9,14 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from harness.mutants.mutant import Mutant, parts, patched, policy, wrapped
-from harness.protocol.contract import Contract
+from harness.mutants._mutant import Mutant, parts, patched, policy, wrapped
+from harness.protocol import Contract, Request, Trace
 from harness.protocol.noise import CORRECT, SeededNoise
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
-from harness.speculative.accept import Acceptance, Policy, Proposal, Window
+from harness.speculative import Acceptance, Policy, Proposal, Window, accept_by_rate, is_own_draw, race
 from harness.speculative.parts import Parts
-from harness.speculative.rules import accept_by_rate, is_own_draw, race
 from harness.speculative.sampler import SpeculativeDecoder
 
 
@@ -174,5 +171,5 @@ ABSOLUTE = Mutant(
 )  # fmt: skip
 NARROW_SHARE = Mutant(
     "acceptance.narrow-share", "one wrong token of more than 512 is forgiven", "a mean in the networks' precision",
-    patched({"harness.speculative.accept:Window.whole": _whole_in_bfloat16}), alone=True,
+    patched({"harness.speculative._accept:Window.whole": _whole_in_bfloat16}), alone=True,
 )  # fmt: skip

@@ -7,16 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness.models.pair import ModelPair
-from harness.mutants.mutant import Mutant, Tampered, asked_for, parts, policy, production, wrapped
-from harness.protocol.contract import Contract
-from harness.protocol.decoder import Implementation, Settings
+from harness.models import ModelPair
+from harness.mutants._mutant import Mutant, Tampered, asked_for, parts, policy, production, wrapped
+from harness.protocol import Contract, Implementation, Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
-from harness.speculative.accept import Acceptance, Policy, Proposal, Window
-from harness.speculative.cache import CacheWindow, KVCache
-from harness.speculative.draft_length import DraftLength
+from harness.speculative import Acceptance, CacheWindow, DraftLength, KVCache, Policy, Proposal, Window
 from harness.speculative.parts import Parts
 from harness.speculative.sampler import SpeculativeDecoder
 

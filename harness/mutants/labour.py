@@ -7,16 +7,24 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.mutants.mutant import Mutant, patched, policy
+from harness.mutants._mutant import Mutant, patched, policy
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative.accept import Policy, Window
-from harness.speculative.forward import Pass, forward, forward_window
+from harness.speculative import (
+    DecodeState,
+    Pass,
+    Policy,
+    Window,
+    draft_generate_batch,
+    forward,
+    forward_window,
+    most_likely,
+    propose_scale,
+    race_alone,
+    run_round,
+)
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.round import draft_generate_batch, propose_scale, run_round
-from harness.speculative.rules import most_likely, race_alone
-from harness.speculative.state import DecodeState
 
-_ROUND = "harness.speculative.round:"
+_ROUND = "harness.speculative._round:"
 
 
 def _filled_short(state: DecodeState, parts: Parts, policy: Policy, window: Window) -> None:

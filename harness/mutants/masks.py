@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness.mutants.mutant import Mutant, parts
+from harness.mutants._mutant import Mutant, parts
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative.parts import PARTS
 

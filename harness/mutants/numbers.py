@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.models import quantizer
+from harness.models import BlockWeights, layer_norm, quantizer
 from harness.models.autoencoder import Autoencoder
-from harness.models.block import BlockWeights, layer_norm
 from harness.models.network import Condition
 from harness.models.quantizer import Quantizer
 from harness.models.transformer import Transformer
-from harness.mutants.mutant import Mutant, patched, production
+from harness.mutants._mutant import Mutant, patched, production
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative.accept import Acceptance, Window, finite_flag, round_numbers
+from harness.speculative import Acceptance, Window, finite_flag, round_numbers
 
 _PHI_INDEX, _PHI, _ENCODE = quantizer.phi_index, Quantizer.phi, Quantizer.encode
 _CONDITION = Transformer.condition
@@ -131,7 +130,7 @@ NARROW = Mutant(
 )  # fmt: skip
 GELU = Mutant(
     "numbers.gelu", "GELU by the error function", "the library's default", production,
-    shared={"harness.models.block:feed_forward": _exact_gelu}, alone=True,
+    shared={"harness.models._block:feed_forward": _exact_gelu}, alone=True,
 )  # fmt: skip
 SHIFTS = Mutant(
     "numbers.shifts", "shift1 and shift2 change places", "the order of another block", production,
@@ -139,7 +138,7 @@ SHIFTS = Mutant(
 )  # fmt: skip
 NORM = Mutant(
     "numbers.norm", "layer norm with eps 1e-3", "another library's default", production,
-    shared={"harness.models.block:layer_norm": _loose_norm}, alone=True,
+    shared={"harness.models._block:layer_norm": _loose_norm}, alone=True,
 )  # fmt: skip
 NARROW_HEAD = Mutant(
     "numbers.narrow-head", "the head's norm in the network's precision", "a cast one call too late", production,
@@ -147,9 +146,9 @@ NARROW_HEAD = Mutant(
 )  # fmt: skip
 DRAFTED_FINITE = Mutant(
     "numbers.drafted-finite", "logits of a bonus scale may be NaN", "a check of what was drafted, before the bonus",
-    patched({"harness.speculative.round:round_numbers": _of_drafted}), alone=True,
+    patched({"harness.speculative._round:round_numbers": _of_drafted}), alone=True,
 )  # fmt: skip
 HALF_FINITE = Mutant(
     "numbers.half-finite", "unconditional logits may be NaN", "a check of one half of the guidance rows",
-    patched({"harness.speculative.accept:finite_flag": _of_half}), alone=True,
+    patched({"harness.speculative._accept:finite_flag": _of_half}), alone=True,
 )  # fmt: skip

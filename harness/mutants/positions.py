@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.models.network import Condition, Network
-from harness.mutants.mutant import Mutant, parts
+from harness.mutants._mutant import Mutant, parts
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative.parts import PARTS
 

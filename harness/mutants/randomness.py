@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from harness.mutants.mutant import Mutant, Tampered, parts, wrapped
+from harness.mutants._mutant import Mutant, Tampered, parts, wrapped
+from harness.protocol import Request, Trace
 from harness.protocol.noise import SeededNoise
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import SpeculativeDecoder
 

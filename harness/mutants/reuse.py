@@ -6,18 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from harness.decoders.factory import Factory
+from harness.decoders import Factory
+from harness.models import ModelPair
 from harness.models.network import Condition
-from harness.models.pair import ModelPair
-from harness.mutants.mutant import Mutant, patched
-from harness.protocol.decoder import Implementation, Settings
+from harness.mutants._mutant import Mutant, patched
+from harness.protocol import Implementation, Request, Round, Settings, Trace
 from harness.protocol.noise import Noise, SeededNoise
-from harness.protocol.request import Request
-from harness.protocol.trace import Round, Trace
-from harness.speculative.accept import record_round
-from harness.speculative.policies import parse_policy
+from harness.speculative import DecodeState, Side, accumulate_scales, parse_policy, record_round
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
-from harness.speculative.state import DecodeState, Side, accumulate_scales
 
 _ACCUMULATE = accumulate_scales
 
@@ -159,17 +155,17 @@ REMEMBERED = Mutant(
 )  # fmt: skip
 UNKEPT_BONUS = Mutant(
     "reuse.unkept-bonus", "without kept tensors bonus tokens are not counted", "a count inside `if keep`",
-    patched({"harness.speculative.round:record_round": _unkept(_one_round_less, record_round)}), alone=True,
+    patched({"harness.speculative._round:record_round": _unkept(_one_round_less, record_round)}), alone=True,
 )  # fmt: skip
 UNKEPT_F_HAT = Mutant(
     "reuse.unkept-f-hat", "without kept tensors the final f_hat is halved", "a buffer that only a diagnosis copies",
-    patched({"harness.speculative.state:accumulate_scales": _unkept(_last_lost, _ACCUMULATE)}), alone=True,
+    patched({"harness.speculative._state:accumulate_scales": _unkept(_last_lost, _ACCUMULATE)}), alone=True,
 )  # fmt: skip
 UNKEPT_COUNTS = Mutant(
     "reuse.unkept-counts", "without kept tensors corrected tokens count as accepted", "two paths of one count",
-    patched({"harness.speculative.round:record_round": _unkept(_rows_forgotten, record_round)}), alone=True,
+    patched({"harness.speculative._round:record_round": _unkept(_rows_forgotten, record_round)}), alone=True,
 )  # fmt: skip
 CONDITION_SET = Mutant(
     "reuse.condition-set", "the condition is kept on the network by the set of labels", "a memo whose key is sorted",
-    patched({"harness.speculative.state:Side.condition": property(_by_set)}),
+    patched({"harness.speculative._state:Side.condition": property(_by_set)}),
 )  # fmt: skip

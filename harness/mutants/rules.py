@@ -10,18 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.mutants.mutant import Mutant, patched, policy, production
+from harness.mutants._mutant import Mutant, patched, policy, production
+from harness.protocol import Trace
 from harness.protocol.noise import ACCEPT
-from harness.protocol.trace import Trace
-from harness.speculative import sampler
-from harness.speculative.accept import Acceptance, Policy, Proposal, Window
-from harness.speculative.draft_length import DraftLength
+from harness.speculative import (
+    Acceptance,
+    DraftLength,
+    Policy,
+    Proposal,
+    Window,
+    accept_by_kl,
+    accept_by_rate,
+    is_in_top,
+    is_own_draw,
+    race,
+    run_round,
+    sampler,
+)
 from harness.speculative.parts import Parts
-from harness.speculative.round import run_round
-from harness.speculative.rules import accept_by_kl, accept_by_rate, is_in_top, is_own_draw, race
 
 _TRACE = sampler._trace
-_LENGTH = "harness.speculative.draft_length:DraftLength."
+_LENGTH = "harness.speculative._draft_length:DraftLength."
 
 
 def _rule(name: str, change: Callable[[Any], Any]) -> Callable[[Policy], Policy]:
@@ -158,7 +167,7 @@ def _coin(coin: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> dict[str, Any]:
         whole_bs = torch.stack([u_b < rate for u_b in coin(window.split(u_bn))], 1)
         return Acceptance(own_bn, own_bn == proposal.tokens_bn, whole_bs)
 
-    return {"harness.speculative.policies:accept_by_coin": accept}
+    return {"harness.speculative._policies:accept_by_coin": accept}
 
 
 def _whole_of_group(self: Acceptance, proposal: Proposal, window: Window) -> list[Tensor]:
@@ -273,5 +282,5 @@ COIN_OF_WINDOW = Mutant(
 )  # fmt: skip
 WHOLE_OF_GROUP = Mutant(
     "rules.whole-of-group", "an accepted scale keeps its tokens if all images accept it", "all() without a dimension",
-    patched({"harness.speculative.accept:Acceptance.tokens_by_scale": _whole_of_group}),
+    patched({"harness.speculative._accept:Acceptance.tokens_by_scale": _whole_of_group}),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.mutants.mutant import Mutant, asked_for
+from harness.mutants._mutant import Mutant, asked_for
 
 SEED = Mutant("sensitivity.seed", "the seed is ignored", "a generator seeded once for good", asked_for(seed=0))
 SEED_BITS = Mutant(

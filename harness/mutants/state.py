@@ -7,15 +7,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.models import ModelPair
 from harness.models.network import Network
-from harness.models.pair import ModelPair
-from harness.mutants.mutant import Mutant, asked_for, parts, production
-from harness.protocol.decoder import Implementation, Settings
+from harness.mutants._mutant import Mutant, asked_for, parts, production
+from harness.protocol import Implementation, Request, Settings, Trace
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
-from harness.speculative.cache import CacheWindow, KVCache
+from harness.speculative import CacheWindow, KVCache
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import SpeculativeDecoder
 

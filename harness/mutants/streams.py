@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.mutants.mutant import Mutant, patched, production
+from harness.mutants._mutant import Mutant, patched, production
 from harness.protocol import noise
 from harness.protocol.noise import ACCEPT, TOKEN, SeededNoise, derive_seed
-from harness.speculative.accept import Window
+from harness.speculative import Window
 
 _NEXT, _EXPONENTIAL, _UNIFORM, _DRAW = (
     vars(noise)["_Chain"].__dict__["_next"], Window.exponential, Window.uniform, SeededNoise.__dict__["_draw"],
@@ -91,10 +91,10 @@ RATE = Mutant(
 )  # fmt: skip
 BENT = Mutant(
     "streams.bent", "a window's exponentials are clamped at 0.05", "an epsilon in the decoder",
-    patched({"harness.speculative.accept:Window.exponential": lambda w, s: _EXPONENTIAL(w, s).clamp_min(0.05)}),
+    patched({"harness.speculative._accept:Window.exponential": lambda w, s: _EXPONENTIAL(w, s).clamp_min(0.05)}),
     component="draw",
 )  # fmt: skip
 BENT_ACCEPT = Mutant(
     "streams.bent-accept", "acceptance numbers are rounded to hundredths in the decoder", "numbers through a log file",
-    patched({"harness.speculative.accept:Window.uniform": lambda w, s: (_UNIFORM(w, s) * 100).floor() / 100}),
+    patched({"harness.speculative._accept:Window.uniform": lambda w, s: (_UNIFORM(w, s) * 100).floor() / 100}),
 )  # fmt: skip

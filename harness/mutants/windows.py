@@ -10,22 +10,23 @@ import torch
 from torch import Tensor
 
 from harness.models.network import Condition, Network
-from harness.mutants.mutant import Mutant, parts, patched, policy
+from harness.mutants._mutant import Mutant, parts, patched, policy
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative.accept import (
+from harness.speculative import (
     Acceptance,
+    DecodeState,
+    KVCache,
     Outcome,
     Policy,
     Proposal,
+    Side,
     Window,
     fetch_outcome,
+    most_likely,
     record_round,
     round_numbers,
 )
-from harness.speculative.cache import KVCache
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.rules import most_likely
-from harness.speculative.state import DecodeState, Side
 
 _PICK = Window.pick
 
@@ -193,7 +194,7 @@ def _smoothed(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
     return above_BnV / above_BnV.sum(-1, keepdim=True)
 
 
-_ROUND = "harness.speculative.round:"
+_ROUND = "harness.speculative._round:"
 NEARLY_WHOLE = Mutant(
     "acceptance.nearly-whole", "a scale is accepted when more than 99 % of it is right", "a rate for an all",
     policy(_whole(lambda accepted_bl, k: accepted_bl.double().mean(1) > 0.99)), component="accept",
@@ -252,7 +253,7 @@ FIRST_DRAFTS = Mutant(
 )  # fmt: skip
 FIRST_CONDITION = Mutant(
     "batch.first-condition", "a group that is no whole batch gets the first images' condition", "rows not gathered",
-    patched({"harness.speculative.state:Side.condition_of": _condition_of}), component="condition",
+    patched({"harness.speculative._state:Side.condition_of": _condition_of}), component="condition",
 )  # fmt: skip
 INTERLEAVED_ROWS = Mutant(
     "guidance.interleaved", "guidance rows are taken in turns", "another order of rows", parts(guide=_interleaved),

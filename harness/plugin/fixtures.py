@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.plugin.options import options_of
+from harness.plugin._options import options_of
 
 if TYPE_CHECKING:
     from harness import Implementation, ModelPair, Request, SeededNoise, Trace
-    from harness.judge.verdict import Judgement
+    from harness.judge import Judgement
     from harness.laws import Law
 
 
 @pytest.fixture(scope="session")
 def sdvar_pair(pytestconfig: pytest.Config) -> ModelPair:
     """Return the trained digits pair that ships with the package, on the device of --sdvar-device."""
-    from harness.plugin.digits import pair
+    from harness.plugin._digits import pair
 
     return pair(options_of(pytestconfig).scope.device)
 
@@ -36,7 +36,7 @@ def sdvar_noise(sdvar_pair: ModelPair) -> Callable[[Request], SeededNoise]:
 @pytest.fixture
 def sdvar_reference(sdvar_pair: ModelPair) -> Callable[[Request], Trace]:
     """Return what decodes a request sequentially: the truth of contract A."""
-    from harness.plugin.checking import reference
+    from harness.plugin._checking import reference
 
     return lambda request: reference(sdvar_pair, request)
 
@@ -44,7 +44,7 @@ def sdvar_reference(sdvar_pair: ModelPair) -> Callable[[Request], Trace]:
 @pytest.fixture
 def sdvar_judge(sdvar_pair: ModelPair) -> Callable[..., Judgement]:
     """Return ``judge(decoder or trace, request, contract="", sequential=False)``; it fails the test at a defect."""
-    from harness.plugin.checking import judged
+    from harness.plugin._checking import judged
 
     def judge(
         decoder_or_trace: Implementation | Trace, request: Request, contract: str = "", sequential: bool = False
@@ -58,7 +58,7 @@ def sdvar_judge(sdvar_pair: ModelPair) -> Callable[..., Judgement]:
 @pytest.fixture
 def sdvar_law(request: pytest.FixtureRequest) -> Callable[[Law], None]:
     """Return what checks a law over the decoder under test, for a project that lists the laws in tests of its own."""
-    from harness.plugin.checking import check_law
+    from harness.plugin._checking import check_law
 
     def check(law: Law) -> None:
         __tracebackhide__ = True

@@ -11,9 +11,9 @@ from collections.abc import Generator
 
 import pytest
 
+from harness.plugin._options import OPTIONS, options_of
+from harness.plugin._seen import Gathered
 from harness.plugin.fixtures import sdvar_judge, sdvar_law, sdvar_noise, sdvar_pair, sdvar_reference
-from harness.plugin.options import OPTIONS, options_of
-from harness.plugin.seen import Gathered
 
 __all__ = ["sdvar_judge", "sdvar_law", "sdvar_noise", "sdvar_pair", "sdvar_reference"]
 
@@ -58,11 +58,11 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     """Add the items where a decoder is named, and mark those that are known to fail."""
     option = config.option
     if option.sdvar_implementation and not option.sdvar_no_items:
-        from harness.plugin.items import Suite
+        from harness.plugin._items import Suite
 
         items += Suite.from_parent(session, name="sdvar", nodeid="sdvar", options=options_of(config)).collect()
     if OPTIONS in config.stash:
-        from harness.plugin.junit import mark_known
+        from harness.plugin._junit import mark_known
 
         mark_known(items, options_of(config).known)
 
@@ -74,7 +74,7 @@ def pytest_runtest_makereport(
     """Put verdict, component and replay of a law or case into its report, and what it saw."""
     report = yield
     if OPTIONS in item.config.stash:
-        from harness.plugin.junit import add_properties, case_of
+        from harness.plugin._junit import add_properties, case_of
 
         if case_of(item):
             add_properties(item, call, report)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from harness.errors import NoiseError
+from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
 
 TOKEN = "token"  # E of the token draw, read by draft, target and reference alike
 SMOOTH = "smooth"  # E' of `more_smooth`

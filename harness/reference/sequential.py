@@ -13,11 +13,10 @@ from torch import Tensor
 
 from harness.models.autoencoder import Autoencoder
 from harness.models.network import Condition, Network
+from harness.protocol import Intermediates, Request, Trace
 from harness.protocol.noise import SMOOTH, TOKEN, Noise
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
-from harness.protocol.trace import Intermediates, Trace
-from harness.reference.steps import (
+from harness.reference._steps import (
     accumulate,
     draw,
     filter_logits,

@@ -1,1 +1,20 @@
 """How results are shown."""
+
+from harness.report._goldens import recordings_json, show_golden_changes, show_recordings
+from harness.report._laws import CheckRow, check_line
+from harness.report._mutants import first_catch, hunt_json, hunt_markdown, show_hunt, smallest_case, why_survived
+from harness.report._progress import LongWork
+from harness.report._quality import best_cfg_line, quality_markdown, show_quality
+from harness.report._speed import sequential_rows, show_policies, show_scoreboard, show_speed, speculative_rows
+from harness.report._tables import replaced_parts
+from harness.report._terminal import (
+    laws_line,
+    parts_json,
+    parts_verdict,
+    plain_console,
+    say,
+    say_replayed,
+    say_smallest,
+    show_parts,
+    show_verification,
+)

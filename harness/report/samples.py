@@ -13,9 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from torch import Tensor
 
-from harness.protocol.request import Request
-from harness.report.tables import Column, name_column, print_table
-from harness.speculative.tools.observer import Observer
+from harness.protocol import Request
+from harness.report._tables import Column, name_column, print_table
+from harness.speculative.tools import Observer
 
 LEAST_SIDE = 128  # pixels of a shown image
 MOST_COLUMNS = 16

@@ -1,1 +1,26 @@
 """Where decodes happen: decoders found and built, one decode, many decodes."""
+
+from harness.runs._batches import BatchSize, cut_batches, default_batch
+from harness.runs._case import (
+    MOST_CASES,
+    KeptCase,
+    cases_of,
+    is_bundle,
+    of_checkouts,
+    read_bundle,
+    repeat_line,
+    write_bundle,
+)
+from harness.runs._claims import BrokenLaw, LawsTried, QualityClaims
+from harness.runs._cover import covering, plan_of, requests_for, verify_design
+from harness.runs._database import FileKind, GrowingFile, is_begun, notes_of
+from harness.runs._decodes import TERMS, Decodes, RunInterrupted, verify_decodes
+from harness.runs._identity import code_of, differences, identity_of, weights_of
+from harness.runs._keep import UNKEPT, RunStore
+from harness.runs._plan import Plan, Task
+from harness.runs._recorded import recorded_result
+from harness.runs._records import to_json
+from harness.runs._replay import Answer, Replayed, replay_case, shrink_case
+from harness.runs._result import Verification
+from harness.runs._runfile import RunFile, case_number, exhibit_of, pictures_of
+from harness.runs._setting import COUNTS, SettingResult

@@ -17,7 +17,10 @@ from torch import Tensor
 from harness.models.network import Condition, Network
 from harness.models.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import cache, rejection, state, steps
+from harness.speculative import _cache as cache
+from harness.speculative import _state as state
+from harness.speculative import _steps as steps
+from harness.speculative import rejection
 
 
 @dataclass(frozen=True)

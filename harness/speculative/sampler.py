@@ -16,21 +16,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.errors import InputError
+from harness.models import ModelPair
 from harness.models.network import Network
-from harness.models.pair import ModelPair
-from harness.protocol.contract import Contract
-from harness.protocol.decoder import Settings
+from harness.protocol import Contract, Request, Settings, Trace
 from harness.protocol.noise import ExclusiveNoise, Noise
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
-from harness.speculative.accept import Policy, Window, check_finite
-from harness.speculative.draft_length import DraftLength
+from harness.speculative._accept import Policy, Window, check_finite
+from harness.speculative._draft_length import DraftLength
+from harness.speculative._policies import COUPLED, check_against, parse_policy
+from harness.speculative._round import run_round
+from harness.speculative._state import DecodeState, Eager
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.policies import COUPLED, check_against, parse_policy
-from harness.speculative.round import run_round
-from harness.speculative.state import DecodeState, Eager
-from harness.speculative.tools.graphs import Workspace
-from harness.speculative.tools.observer import Observer
+from harness.speculative.tools import Observer, Workspace
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.judge.decode import judge
-from harness.judge.evidence import Evidence
-from harness.models.pair import ModelPair, load_digits
-from harness.protocol.contract import Contract
-from harness.protocol.request import Request
+from harness.judge._decode import judge
+from harness.judge._evidence import Evidence
+from harness.models._pair import ModelPair, load_digits
+from harness.protocol._contract import Contract
+from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential
-from harness.rounding.measure import budget_for
-from harness.speculative.policies import parse_policy
+from harness.rounding._measure import budget_for
+from harness.speculative._policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 POLICIES = ("coupled", "coupled-match:0.5", "match:0.5", "handoff:5", "collaborative:5")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.laws.engine import Scope
+from harness.laws._engine import Scope
 from harness.mutants.positions import OFFSET
-from harness.report.html.hunt import hunt_page
-from harness.report.html.laws import laws_page
-from harness.report.html.recordings import regeneration_page
-from harness.report.html.timings import timings_page
-from harness.runs.runfile import read_run
+from harness.report.html._hunt import hunt_page
+from harness.report.html._laws import laws_page
+from harness.report.html._recordings import regeneration_page
+from harness.report.html._timings import timings_page
+from harness.runs._runfile import read_run
 from tests.browser.conftest import MISSING
 from tests.browser.looks import DESK, PHONE, faults
 from tests.unit.report.sample_runs import Loud, large, page_of, run

@@ -11,21 +11,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.decoders.terms import Terms
-from harness.judge.verdict import Verdict
-from harness.models.pair import ModelPair, load_digits
+from harness.decoders._terms import Terms
+from harness.judge._verdict import Verdict
+from harness.models._pair import ModelPair, load_digits
 from harness.mutants import reuse, streams, windows
-from harness.mutants.catalogue import MUTANTS
-from harness.mutants.mutant import Mutant
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
+from harness.mutants._catalogue import MUTANTS
+from harness.mutants._mutant import Mutant
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
 from harness.reference import sequential
-from harness.rounding.budget import SHIPPED_BUDGETS, load_budgets, mode_of
-from harness.rounding.measure import errors, measure_budget
-from harness.rounding.precision import set_precision
-from harness.runs.cover import covering, plan_of, verify_design
-from harness.runs.decodes import Decodes
-from harness.speculative.policies import parse_policy
+from harness.rounding._budget import SHIPPED_BUDGETS, load_budgets, mode_of
+from harness.rounding._measure import errors, measure_budget
+from harness.rounding._precision import set_precision
+from harness.runs._cover import covering, plan_of, verify_design
+from harness.runs._decodes import Decodes
+from harness.speculative._policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
 from harness.verification import verify
 from tests.bent_smooth import SOFT_BUGS

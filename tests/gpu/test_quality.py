@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.decoders.factory import OWN_DECODER
-from harness.decoders.terms import Terms
-from harness.models.pair import load_digits
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
-from harness.quality.draw import DRAFT, Source, control_sources
-from harness.quality.gather import Conditions
-from harness.quality.study import Study, decoder_sources, digits_means, run_study
+from harness.decoders._factory import OWN_DECODER
+from harness.decoders._terms import Terms
+from harness.models._pair import load_digits
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.quality._draw import DRAFT, Source, control_sources
+from harness.quality._gather import Conditions
+from harness.quality._study import Study, decoder_sources, digits_means, run_study
 
 pytestmark = pytest.mark.gpu
 
@@ -21,7 +21,7 @@ def test_planted_losses_are_lost_and_exact_decoders_kept():
     planted = [
         source
         for name in ("labels", "phi", "blur")
-        for source in decoder_sources(f"harness.quality.planted:{name}", [Settings(5, policy="")])
+        for source in decoder_sources(f"harness.quality._planted:{name}", [Settings(5, policy="")])
     ]
     own = decoder_sources(OWN_DECODER, [Settings(5, policy=policy) for policy in ("coupled", "rejection")])
     own += decoder_sources(OWN_DECODER, [Settings(5, policy="coupled", graphs=True, compiled=True)])

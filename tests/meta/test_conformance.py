@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import InputError
-from harness.judge.verdict import Verdict
+from harness.judge._verdict import Verdict
 from harness.laws import LAWS, Case, Law, Report, Subject, Violation, check, run_conformance
-from harness.laws.case import CHOICES, SMALL
-from harness.laws.engine import fixed_cases
-from harness.models.pair import ModelPair
-from harness.protocol.decoder import Settings
+from harness.laws._case import CHOICES, SMALL
+from harness.laws._engine import fixed_cases
+from harness.models._pair import ModelPair
+from harness.protocol._decoder import Settings
 from tests.naive import Naive, WithParts, naive, with_parts
 
 # quick on a decoder without a cache; tests/property runs all of them on the shipped one

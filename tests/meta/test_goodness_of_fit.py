@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from harness.laws import Case, Subject
-from harness.laws.acceptance import ALARM, DRAWS, distribution_case
-from harness.laws.enumeration import chi_square, p_value, sequences, target_law
-from harness.models.pair import ModelPair
+from harness.laws._acceptance import ALARM, DRAWS, distribution_case
+from harness.laws._enumeration import chi_square, p_value, sequences, target_law
+from harness.models._pair import ModelPair
 from harness.mutants.acceptance import FROM_TARGET, SHARED_NOISE
-from harness.protocol.decoder import Settings
-from harness.speculative.policies import parse_policy
+from harness.protocol._decoder import Settings
+from harness.speculative._policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from harness import laws
 from harness.laws import Case, Violation
-from harness.laws.positions import LAWS
-from harness.plugin.junit import NAMES
+from harness.laws._positions import LAWS
+from harness.plugin._junit import NAMES
 
 ROOT = Path(__file__).parents[2]
 OFFSET = "harness.mutants.positions:OFFSET"

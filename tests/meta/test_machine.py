@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from harness.judge.part_law import Broken
+from harness.judge._part_law import Broken
 from harness.laws import Case
+from harness.mutants._mutant import production
 from harness.mutants.masks import CORNER
-from harness.mutants.mutant import production
 from harness.mutants.state import stale_input, twice
 from harness.speculative.parts import PARTS, Parts
 from tests.property.machine import DecodeMachine

@@ -11,10 +11,10 @@ import pytest
 
 from harness.__main__ import main
 from harness.laws import LAWS, Case, Violation
-from harness.laws.catalogue import FAMILIES
-from harness.mutants.catalogue import MUTANTS
-from harness.mutants.hunt import Caught, hunt, hunting_cases
-from harness.mutants.mutant import Mutant, production
+from harness.laws._catalogue import FAMILIES
+from harness.mutants._catalogue import MUTANTS
+from harness.mutants._hunt import Caught, hunt, hunting_cases
+from harness.mutants._mutant import Mutant, production
 from tests.helpers import some
 
 HEALTHY = Mutant("masks.healthy", "nothing", "no bug at all", production)
@@ -95,7 +95,7 @@ def test_the_command_lists_what_caught_a_bug(
 
 
 def test_the_command_fails_when_a_bug_survives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    for module in ("harness.mutants.catalogue", "harness.mutants.hunt"):  # who asks, and who hunts by id
+    for module in ("harness.mutants._catalogue", "harness.mutants._hunt"):  # who asks, and who hunts by id
         monkeypatch.setattr(f"{module}.MUTANTS", (HEALTHY,))
     assert run(monkeypatch, "--examples", "4") == 1
     out = capsys.readouterr().out

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
 from harness.laws import Case, Subject
-from harness.laws.case import CHOICES, SMALL
-from harness.laws.strategies import cases
-from harness.models.pair import ModelPair
+from harness.laws._case import CHOICES, SMALL
+from harness.laws._strategies import cases
+from harness.models._pair import ModelPair
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
 from harness.speculative.sampler import build_decoder
 from tests.drawn import acceptance_patterns, networks, pyramids, requests, small_cases
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.judge.part_law import Broken
+from harness.judge._part_law import Broken
 from harness.laws import Subject
-from harness.laws.engine import fixed_cases
-from harness.laws.law import FLOAT64, require_same
-from harness.laws.masks import SEEN, UNSEEN
-from harness.laws.oracle import run_over
+from harness.laws._engine import fixed_cases
+from harness.laws._law import FLOAT64, require_same
+from harness.laws._masks import SEEN, UNSEEN
+from harness.laws._oracle import run_over
 from harness.speculative.sampler import build_decoder
 
 

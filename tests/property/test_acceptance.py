@@ -1,6 +1,7 @@
 import pytest
 
-from harness.laws import Law, acceptance
+from harness.laws import Law
+from harness.laws import _acceptance as acceptance
 
 
 @pytest.mark.parametrize("law", acceptance.LAWS, ids=lambda law: law.id)

@@ -1,6 +1,7 @@
 import pytest
 
-from harness.laws import Law, batch
+from harness.laws import Law
+from harness.laws import _batch as batch
 
 
 @pytest.mark.parametrize("law", batch.LAWS, ids=lambda law: law.id)

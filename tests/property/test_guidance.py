@@ -1,6 +1,7 @@
 import pytest
 
-from harness.laws import Law, guidance
+from harness.laws import Law
+from harness.laws import _guidance as guidance
 
 
 @pytest.mark.parametrize("law", guidance.LAWS, ids=lambda law: law.id)

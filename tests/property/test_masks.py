@@ -3,10 +3,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.laws import Law, masks
-from harness.laws.case import SMALL
+from harness.laws import Law
+from harness.laws import _masks as masks
+from harness.laws._case import SMALL
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference.steps import hand_off_mask
+from harness.reference._steps import hand_off_mask
 
 
 @pytest.mark.parametrize("law", masks.LAWS, ids=lambda law: law.id)

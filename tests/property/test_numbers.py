@@ -1,6 +1,7 @@
 import pytest
 
-from harness.laws import Law, numbers
+from harness.laws import Law
+from harness.laws import _numbers as numbers
 
 
 @pytest.mark.parametrize("law", numbers.LAWS, ids=lambda law: law.id)

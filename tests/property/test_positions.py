@@ -1,7 +1,8 @@
 import pytest
 from hypothesis import given
 
-from harness.laws import Law, positions
+from harness.laws import Law
+from harness.laws import _positions as positions
 from harness.protocol.pyramid import ScalePyramid
 from tests.drawn import pyramids
 

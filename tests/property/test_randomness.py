@@ -1,6 +1,7 @@
 import pytest
 
-from harness.laws import Law, randomness
+from harness.laws import Law
+from harness.laws import _randomness as randomness
 
 
 @pytest.mark.parametrize("law", randomness.LAWS, ids=lambda law: law.id)

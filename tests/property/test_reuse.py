@@ -1,6 +1,7 @@
 import pytest
 
-from harness.laws import Law, reuse
+from harness.laws import Law
+from harness.laws import _reuse as reuse
 
 
 @pytest.mark.parametrize("law", reuse.LAWS, ids=lambda law: law.id)

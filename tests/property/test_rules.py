@@ -1,6 +1,7 @@
 import pytest
 
-from harness.laws import Law, rules
+from harness.laws import Law
+from harness.laws import _rules as rules
 
 
 @pytest.mark.parametrize("law", rules.LAWS, ids=lambda law: law.id)

@@ -1,6 +1,7 @@
 import pytest
 
-from harness.laws import Law, sensitivity
+from harness.laws import Law
+from harness.laws import _sensitivity as sensitivity
 
 
 @pytest.mark.parametrize("law", sensitivity.LAWS, ids=lambda law: law.id)

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from harness.laws import Case, Law, Subject, state
-from harness.mutants.mutant import policy
-from harness.speculative.accept import Acceptance, Policy, Proposal, Window
+from harness.laws import Case, Law, Subject
+from harness.laws import _state as state
+from harness.mutants._mutant import policy
+from harness.speculative._accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import Parts
 from tests.drawn import acceptance_patterns, small_cases
 

@@ -1,6 +1,7 @@
 import pytest
 
-from harness.laws import Law, streams
+from harness.laws import Law
+from harness.laws import _streams as streams
 
 
 @pytest.mark.parametrize("law", streams.LAWS, ids=lambda law: law.id)

@@ -19,12 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden import cases, guard, plan, record
-from harness.golden.cases import CPU
-from harness.golden.check import read_recordings
-from harness.golden.metadata import GoldenCase
-from harness.golden.platform import GENERATORS, probe, same_generator
-from harness.golden.store import canonical, content_digest, read_recording
+from harness.golden import _cases as cases
+from harness.golden import _guard as guard
+from harness.golden import _plan as plan
+from harness.golden import _record as record
+from harness.golden._cases import CPU
+from harness.golden._check import read_recordings
+from harness.golden._metadata import GoldenCase
+from harness.golden._platform import GENERATORS, probe, same_generator
+from harness.golden._store import canonical, content_digest, read_recording
 from harness.reference import sequential
 from harness.reference.sequential import guide
 from tests.helpers import command, recorded

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.golden import plan
-from harness.golden.store import read_recording
+from harness.golden import _plan as plan
+from harness.golden._store import read_recording
 from harness.reference import sequential
 from tests.bent_smooth import with_tau
 from tests.helpers import command

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.golden import cases
-from harness.models.pair import ModelPair
+from harness.golden import _cases as cases
+from harness.models._pair import ModelPair
 from tests.helpers import RECORDED, command
 from tests.regression.conftest import golden_properties
 

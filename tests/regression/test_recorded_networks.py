@@ -15,9 +15,9 @@ from harness.models.network import TransformerConfig
 from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, count_scalars, fill_bits, filled_weights
 from harness.models.transformer import Transformer
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference.cachefree import prefix_inputs
+from harness.reference._cachefree import prefix_inputs
+from harness.reference._steps import accumulate, block_causal
 from harness.reference.sequential import GrowingCache
-from harness.reference.steps import accumulate, block_causal
 from tests.helpers import digits, recorded
 
 COMPONENT = "networks"  # where nothing more exact is known

@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden import record, smooth
-from harness.golden.allowance import LIMITS, allowances, smooth_rounding
-from harness.golden.cases import CPU, RecordedCase, parse
-from harness.golden.check import check_case, recorded_cases
-from harness.golden.judgements import CaseResult
-from harness.golden.spread import Spread, spread
-from harness.golden.store import Recording, as_bytes, read_recording
-from harness.judge.verdict import Verdict
+from harness.golden import _record as record
+from harness.golden import _smooth as smooth
+from harness.golden._allowance import LIMITS, allowances, smooth_rounding
+from harness.golden._cases import CPU, RecordedCase, parse
+from harness.golden._check import check_case, recorded_cases
+from harness.golden._judgements import CaseResult
+from harness.golden._spread import Spread, spread
+from harness.golden._store import Recording, as_bytes, read_recording
+from harness.judge._verdict import Verdict
 from harness.reference import sequential
 from tests.bent_smooth import SOFT_BUGS
 from tests.helpers import RECORDED

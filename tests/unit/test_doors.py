@@ -11,10 +11,10 @@ import pytest
 
 from harness import Request, Settings, Terms, Verdict, verify
 from harness.commands.parts import of_decode
-from harness.laws.engine import Scope
-from harness.plugin import checking
-from harness.plugin.digits import DigitsCase
-from harness.plugin.options import PluginOptions
+from harness.laws._engine import Scope
+from harness.plugin import _checking as checking
+from harness.plugin._digits import DigitsCase
+from harness.plugin._options import PluginOptions
 from harness.verification import Question
 from tests import doors
 from tests.helpers import Layout, command, tiny
@@ -27,7 +27,7 @@ FEW = ("harness:build_decoder", "tests.doors:wrong_token", "tests.doors:crash") 
 
 @pytest.fixture(autouse=True)
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: MODELS)
+    monkeypatch.setattr("harness.commands._inputs.load_digits", lambda: MODELS)
 
 
 def said(result: dict[str, Any]) -> tuple[object, ...]:

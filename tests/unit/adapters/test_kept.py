@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from harness.decoders.terms import Other, Terms
+from harness.decoders._terms import Other, Terms
 from harness.errors import InputError
-from harness.models.pair import ModelPair
+from harness.models._pair import ModelPair
 from harness.mutants.positions import OFFSET
-from harness.pool.employ import Execution
-from harness.protocol.decoder import Implementation, Settings
-from harness.protocol.request import Request
-from harness.rounding.budget import SHIPPED_BUDGETS
-from harness.runs.case import cases_of, of_checkouts, read_bundle, write_bundle
-from harness.runs.decodes import Decodes, verify_decodes
-from harness.runs.identity import code_of
-from harness.runs.keep import RunStore
-from harness.runs.plan import Plan
-from harness.runs.replay import Answer, replay_case, shrink_case
-from harness.runs.runfile import read_run
+from harness.pool._employ import Execution
+from harness.protocol._decoder import Implementation, Settings
+from harness.protocol._request import Request
+from harness.rounding._budget import SHIPPED_BUDGETS
+from harness.runs._case import cases_of, of_checkouts, read_bundle, write_bundle
+from harness.runs._decodes import Decodes, verify_decodes
+from harness.runs._identity import code_of
+from harness.runs._keep import RunStore
+from harness.runs._plan import Plan
+from harness.runs._replay import Answer, replay_case, shrink_case
+from harness.runs._runfile import read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
@@ -46,7 +46,7 @@ def kept(path: Path, checkout: Path, against: Path | None, resume: bool = False)
 
 @pytest.fixture(autouse=True)
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: SMALL)
+    monkeypatch.setattr("harness.commands._inputs.load_digits", lambda: SMALL)
 
 
 @pytest.mark.parametrize("rival", [False, True])

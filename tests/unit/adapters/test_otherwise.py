@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from harness import Verdict
-from harness.decoders.factory import load_factory
+from harness.decoders._factory import load_factory
 from harness.errors import InputError
-from harness.judge.part_law import PartVerdict
+from harness.judge._part_law import PartVerdict
 from tests.published.checkout import edited, make
 from tests.unit.adapters.test_odd import BASIC, LAST, SMALL, TWO, broken, parts, run, settings
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from harness import Request, Settings, Terms, Verdict, Verification, load_digits, verify
-from harness.adapters import published
-from harness.decoders.factory import load_factory
+from harness.adapters import _published as published
+from harness.decoders._factory import load_factory
 from harness.errors import InputError
-from harness.models.pair import ModelPair
+from harness.models._pair import ModelPair
 from tests.helpers import LAYOUTS, Layout, tiny, verify_here
 from tests.published.checkout import make
 

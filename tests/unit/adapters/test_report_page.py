@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from harness import Request, Verdict
-from harness.adapters.factories import PUBLISHED_FACTORIES
-from harness.adapters.parts_sdvar import examine_parts
-from harness.judge.part_law import PartLaw, PartVerdict
-from harness.rounding.measure import quick_budget
+from harness.adapters._factories import PUBLISHED_FACTORIES
+from harness.adapters._parts_sdvar import examine_parts
+from harness.judge._part_law import PartLaw, PartVerdict
+from harness.rounding._measure import quick_budget
 from tests.helpers import some
 from tests.published.checkout import make
 from tests.unit.adapters.test_published import SMALL, run, settings

@@ -14,22 +14,22 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from harness.bench._files import Speed, policies_document, read_policies, read_speed
+from harness.bench._policy_costs import PolicyRow
+from harness.bench._scoreboard import scoreboard, speed_table
+from harness.bench._speed import Bench, Machine, Sequential, SpeedRow
 from harness.bench.charts import speed_up_chart, svg
-from harness.bench.files import Speed, policies_document, read_policies, read_speed
-from harness.bench.policy_costs import PolicyRow
-from harness.bench.scoreboard import scoreboard, speed_table
-from harness.bench.speed import Bench, Machine, Sequential, SpeedRow
 from harness.commands.bench import settings_for
 from harness.errors import HarnessError, InputError
-from harness.judge.verdict import Distance
+from harness.judge._verdict import Distance
 from harness.models.network import Network
-from harness.protocol.request import Request
-from harness.quality.distances import Estimate
-from harness.quality.measured import Measured, read_quality
-from harness.quality.rows import QualityRow
-from harness.report.tables import replaced_parts
+from harness.protocol._request import Request
+from harness.quality._distances import Estimate
+from harness.quality._measured import Measured, read_quality
+from harness.quality._rows import QualityRow
+from harness.report._tables import replaced_parts
+from harness.speculative._policies import parse_policy
 from harness.speculative.parts import PARTS
-from harness.speculative.policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import Layout, command, some, tiny
 

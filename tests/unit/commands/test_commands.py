@@ -243,7 +243,7 @@ def test_sample_replaces_nothing_unless_told_to(
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
-    from harness.models.checkpoint import autoencoder_from, transformer_from
+    from harness.models._checkpoint import autoencoder_from, transformer_from
 
     models, layout = tiny(LAYOUTS[name]), LAYOUTS[name]
     levels = torch.tensor([models.pyramid.levels()])

@@ -14,21 +14,22 @@ import pytest
 import typer.main
 
 from harness.__main__ import app
-from harness.adapters.factories import PUBLISHED_FACTORIES
-from harness.commands import mutants, options, verify
-from harness.commands.inputs import DTYPES
-from harness.decoders.factory import OWN_DECODER
-from harness.decoders.process import TIMEOUT_S
-from harness.golden.plan import GOLDENS
-from harness.laws.few_cases import LAW_CASES
-from harness.models.pair import CLOSE_NOISE
+from harness.adapters._factories import PUBLISHED_FACTORIES
+from harness.commands import _options as options
+from harness.commands import mutants, verify
+from harness.commands._inputs import DTYPES
+from harness.decoders._factory import OWN_DECODER
+from harness.decoders._process import TIMEOUT_S
+from harness.golden._plan import GOLDENS
+from harness.laws._few_cases import LAW_CASES
+from harness.models._pair import CLOSE_NOISE
 from harness.models.sizes import PUBLISHED
-from harness.mutants.catalogue import MUTANTS
-from harness.mutants.hunt import SCOPES
-from harness.quality.distances import BLOCKS
-from harness.quality.study import USUAL_IMAGES
-from harness.rounding.budget import SHIPPED_BUDGETS
-from harness.speculative.policies import TABLE, parse_policy
+from harness.mutants._catalogue import MUTANTS
+from harness.mutants._hunt import SCOPES
+from harness.quality._distances import BLOCKS
+from harness.quality._study import USUAL_IMAGES
+from harness.rounding._budget import SHIPPED_BUDGETS
+from harness.speculative._policies import TABLE, parse_policy
 from tests.helpers import command
 
 ROOT = Path(__file__).parents[3]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.judge.verdict import Verdict
+from harness.judge._verdict import Verdict
 from harness.laws import LAWS, run_conformance
 from tests.helpers import command
 from tests.published.checkout import make
@@ -18,7 +18,7 @@ def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """One network for the digits would take minutes: a tiny pair stands in for it."""
     from tests.helpers import Layout, tiny
 
-    monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: tiny(Layout((1, 2, 3, 4))))
+    monkeypatch.setattr("harness.commands._inputs.load_digits", lambda: tiny(Layout((1, 2, 3, 4))))
 
 
 def test_parts_of_a_right_checkout_hold(monkeypatch, tmp_path: Path, capsys):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.decoders.factory import OWN_DECODER
-from harness.protocol.decoder import Settings
-from harness.quality.distances import Estimate
-from harness.quality.measured import Measured, read_quality
-from harness.quality.rows import QualityRow
-from harness.quality.study import USUAL_IMAGES, Study
-from harness.runs.recorded import recorded_result
+from harness.decoders._factory import OWN_DECODER
+from harness.protocol._decoder import Settings
+from harness.quality._distances import Estimate
+from harness.quality._measured import Measured, read_quality
+from harness.quality._rows import QualityRow
+from harness.quality._study import USUAL_IMAGES, Study
+from harness.runs._recorded import recorded_result
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
 from tests.unit.quality.means import corners
@@ -42,7 +42,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, drift: Estimate) -> list[Study]:
         seen.append(what)
         return found(drift, what.most)
 
-    for module in ("harness.quality.study", "harness.verification"):  # of `quality`, and of `verify`
+    for module in ("harness.quality._study", "harness.verification"):  # of `quality`, and of `verify`
         monkeypatch.setattr(f"{module}.run_study", run)
     return seen
 
@@ -146,8 +146,8 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch, capsys):
 
 def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
     """Published code and the harness's own decoder, drawn, kept and measured; gone on with, nothing is drawn again."""
-    monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
-    monkeypatch.setattr("harness.quality.study.digits_means", lambda: corners(3))
+    monkeypatch.setattr("harness.commands._inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
+    monkeypatch.setattr("harness.quality._study.digits_means", lambda: corners(3))
     given = ["--implementation", "published:sdvar-parallel", "--checkout", str(make(tmp_path, "sdvar")), "--in-process"]
     given += ["--option", "gamma=2", "--policies", "coupled,rejection", "--draft-len", "3"]
     given += ["--images", "30", "--blocks", "10"]
@@ -156,7 +156,7 @@ def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
     out = capsys.readouterr().out
     assert "INCONCLUSIVE published:sdvar-parallel gamma=2: 30 images are too few for 7 features: 70 or more" in out
     assert "rejection draft_len 3: tokens, p = " in out
-    monkeypatch.setattr("harness.quality.draw.Artist.do", None)
+    monkeypatch.setattr("harness.quality._draw.Artist.do", None)
     assert command(monkeypatch, "quality", *given, "--resume", "--json", str(tmp_path / "b.json")) == 3
     first, second = (read_quality(tmp_path / f"{name}.json").rows for name in "ab")
     assert first == second
@@ -165,8 +165,8 @@ def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
 
 
 def test_the_best_guidance_value_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("harness.commands.inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
-    monkeypatch.setattr("harness.quality.study.digits_means", lambda: corners(3))
+    monkeypatch.setattr("harness.commands._inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
+    monkeypatch.setattr("harness.quality._study.digits_means", lambda: corners(3))
     options = ("--find-cfg", "0,4", "--images", "30", "--blocks", "10", "--control", "0", "--policies", "")
     assert command(monkeypatch, "quality", *options) == 0
     out = capsys.readouterr().out

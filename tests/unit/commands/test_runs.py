@@ -18,11 +18,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.laws.few_cases import LawsInterrupted
-from harness.pool.employ import Crew, Execution
-from harness.report.progress import LongWork
-from harness.runs.claims import BrokenLaw, LawsTried
-from harness.runs.recorded import recorded_result
+from harness.laws._few_cases import LawsInterrupted
+from harness.pool._employ import Crew, Execution
+from harness.report._progress import LongWork
+from harness.runs._claims import BrokenLaw, LawsTried
+from harness.runs._recorded import recorded_result
 from tests.helpers import Layout, command, tiny
 
 ROOT = Path(__file__).parents[3]
@@ -176,7 +176,7 @@ def test_replay_from_the_command_line(
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     now = [0.0]
-    monkeypatch.setattr("harness.report.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("harness.report._progress.time.monotonic", lambda: now[0])
     with LongWork("images", 400) as work:
         for _ in range(4):
             now[0] += 20.0
@@ -201,8 +201,8 @@ def test_the_device_reaches_the_workers_as_it_was_asked_for(pair: list[str], mon
         asked.append(execution.device)
         return Crew(("cpu",))
 
-    monkeypatch.setattr("harness.runs.decodes.employ", employed)
-    monkeypatch.setattr("harness.bench.policy_costs.employ", employed)
+    monkeypatch.setattr("harness.runs._decodes.employ", employed)
+    monkeypatch.setattr("harness.bench._policy_costs.employ", employed)
     assert command(monkeypatch, "verify", *pair, "--seeds", "0:1", "--draft-len", "1", "--device", "cpu") == 0
     words = ("--policies", "coupled", "--images", "1", "--batch", "1", "--draft-len", "5", "--device", "cpu")
     assert command(monkeypatch, "bench-policies", *words) == 0

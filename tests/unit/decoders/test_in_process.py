@@ -9,17 +9,17 @@ from contextlib import ExitStack
 
 import pytest
 
-from harness.decoders.factory import build_by_factory
-from harness.decoders.in_process import run_in_process
-from harness.decoders.own_process import OwnProcess
-from harness.decoders.process import Limits, OutOfTimeError
+from harness.decoders._factory import build_by_factory
+from harness.decoders._in_process import run_in_process
+from harness.decoders._own_process import OwnProcess
+from harness.decoders._process import Limits, OutOfTimeError
 from harness.errors import InputError, StopSignal
-from harness.judge.verdict import Judgement
-from harness.models.pair import ModelPair
-from harness.protocol.decoder import Settings
+from harness.judge._verdict import Judgement
+from harness.models._pair import ModelPair
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.noise import SeededNoise
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
 from harness.signals import interruptible
 from tests.helpers import Layout, tiny
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from harness import InputError, Request, Settings, Verdict
-from harness.decoders.mailbox import Mailbox, UnreadableError
-from harness.decoders.own_process import Limits
-from harness.decoders.terms import Terms
-from harness.judge.verdict import Divergence
-from harness.models.pair import ModelPair, checksums
-from harness.runs.result import Verification
+from harness.decoders._mailbox import Mailbox, UnreadableError
+from harness.decoders._own_process import Limits
+from harness.decoders._terms import Terms
+from harness.judge._verdict import Divergence
+from harness.models._pair import ModelPair, checksums
+from harness.runs._result import Verification
 from harness.verification import verify
 from tests import bent
 from tests.helpers import Layout, some, tiny, verify_here

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.decoders.process import LOG_BYTES, Process, last_lines
+from harness.decoders._process import LOG_BYTES, Process, last_lines
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.golden import allowance
-from harness.golden.allowance import LIMITS, TABLE, allowances
-from harness.golden.cases import RecordedCase
-from harness.protocol.request import Request
-from harness.rounding.budget import Budget
+from harness.golden import _allowance as allowance
+from harness.golden._allowance import LIMITS, TABLE, allowances
+from harness.golden._cases import RecordedCase
+from harness.protocol._request import Request
+from harness.rounding._budget import Budget
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))

@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.golden import cases, plan
-from harness.golden.cases import CPU, RecordedCase, recorded_networks
-from harness.golden.cases import parse as fitted
-from harness.golden.check import recorded_cases, structure
-from harness.golden.metadata import GoldenCase, Recipe
-from harness.golden.spread import guided
-from harness.golden.store import canonical, read_recording
-from harness.models.pair import ModelPair
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
-from harness.reference.handoff import HandOff, sample_handoff
+from harness.golden import _cases as cases
+from harness.golden import _plan as plan
+from harness.golden._cases import CPU, RecordedCase, recorded_networks
+from harness.golden._cases import parse as fitted
+from harness.golden._check import recorded_cases, structure
+from harness.golden._metadata import GoldenCase, Recipe
+from harness.golden._spread import guided
+from harness.golden._store import canonical, read_recording
+from harness.models._pair import ModelPair
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
+from harness.reference._handoff import HandOff, sample_handoff
 from harness.reference.sequential import sample_sequential
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import RECORDED, Layout, tiny

@@ -11,20 +11,22 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden import allowance, cases, plan
-from harness.golden import check as checking
-from harness.golden.allowance import LIMITS, Allowances, allowances
-from harness.golden.cases import CPU, RecordedCase
-from harness.golden.check import check_case, check_recording, read_recordings, recorded_cases, structure
-from harness.golden.judgements import CaseResult, Ground
-from harness.golden.metadata import GoldenCase
-from harness.golden.record import produce
-from harness.golden.store import Recording, as_bytes
-from harness.judge.verdict import Verdict
+from harness.golden import _allowance as allowance
+from harness.golden import _cases as cases
+from harness.golden import _check as checking
+from harness.golden import _plan as plan
+from harness.golden._allowance import LIMITS, Allowances, allowances
+from harness.golden._cases import CPU, RecordedCase
+from harness.golden._check import check_case, check_recording, read_recordings, recorded_cases, structure
+from harness.golden._judgements import CaseResult, Ground
+from harness.golden._metadata import GoldenCase
+from harness.golden._record import produce
+from harness.golden._store import Recording, as_bytes
+from harness.judge._verdict import Verdict
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.noise import Noise
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
-from harness.rounding.budget import Budget
+from harness.rounding._budget import Budget
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import Layout, tiny
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden import guard, plan
-from harness.golden.cases import CPU
-from harness.golden.guard import failing_laws
-from harness.golden.judgements import CaseResult, FileResult
-from harness.judge.verdict import Verdict
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
+from harness.golden import _guard as guard
+from harness.golden import _plan as plan
+from harness.golden._cases import CPU
+from harness.golden._guard import failing_laws
+from harness.golden._judgements import CaseResult, FileResult
+from harness.judge._verdict import Verdict
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden.cases import RecordedCase
-from harness.golden.judgements import CaseResult, FileResult, Ground, golden_totals, judge_tokens
-from harness.judge import race as races
-from harness.judge.verdict import Divergence, Verdict
+from harness.golden._cases import RecordedCase
+from harness.golden._judgements import CaseResult, FileResult, Ground, golden_totals, judge_tokens
+from harness.judge import _race as races
+from harness.judge._verdict import Divergence, Verdict
+from harness.protocol._request import Request
 from harness.protocol.noise import TOKEN
-from harness.protocol.request import Request
 from tests.helpers import Layout, tiny
 
 

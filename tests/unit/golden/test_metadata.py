@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.golden import metadata, plan
-from harness.golden.metadata import (
+from harness.golden import _metadata as metadata
+from harness.golden import _plan as plan
+from harness.golden._metadata import (
     MOST,
     MOST_LISTED,
     MOST_TOKENS,

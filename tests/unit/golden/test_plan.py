@@ -12,12 +12,12 @@ import pytest
 from safetensors import safe_open
 
 from harness.errors import InputError
-from harness.golden import plan
-from harness.golden.cases import CPU, recorded_networks
-from harness.golden.judgements import FileResult
-from harness.golden.metadata import GoldenCase
-from harness.golden.plan import Origin, golden_inventory, origins, stale_entries, weights_digest
-from harness.golden.store import Recording, canonical, read_recording
+from harness.golden import _plan as plan
+from harness.golden._cases import CPU, recorded_networks
+from harness.golden._judgements import FileResult
+from harness.golden._metadata import GoldenCase
+from harness.golden._plan import Origin, golden_inventory, origins, stale_entries, weights_digest
+from harness.golden._store import Recording, canonical, read_recording
 
 TINY = plan.path_of("filled", "cpu")
 STATED = {"device_name": "CPU", "commit": "abc", "reason": "why"}

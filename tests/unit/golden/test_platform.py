@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.golden import platform
-from harness.golden.platform import GENERATORS, PROBE_TOLERANCE, same_generator, unverified
-from harness.golden.store import Recording
+from harness.golden import _platform as platform
+from harness.golden._platform import GENERATORS, PROBE_TOLERANCE, same_generator, unverified
+from harness.golden._store import Recording
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -11,17 +11,20 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.golden import cases, guard, plan, record
-from harness.golden.cases import CPU
-from harness.golden.judgements import CaseResult
-from harness.golden.metadata import GoldenCase
-from harness.golden.plan import path_of, weights_digest
-from harness.golden.platform import unverified
-from harness.golden.record import change, kind_of_change
-from harness.golden.store import FORMAT, Recording, as_bytes, canonical, content_digest, read_recording
-from harness.judge.verdict import Divergence
-from harness.models.pair import ModelPair
-from harness.protocol.request import Request
+from harness.golden import _cases as cases
+from harness.golden import _guard as guard
+from harness.golden import _plan as plan
+from harness.golden import _record as record
+from harness.golden._cases import CPU
+from harness.golden._judgements import CaseResult
+from harness.golden._metadata import GoldenCase
+from harness.golden._plan import path_of, weights_digest
+from harness.golden._platform import unverified
+from harness.golden._record import change, kind_of_change
+from harness.golden._store import FORMAT, Recording, as_bytes, canonical, content_digest, read_recording
+from harness.judge._verdict import Divergence
+from harness.models._pair import ModelPair
+from harness.protocol._request import Request
 from harness.provenance import device_name, versions
 
 IDS = ("no-l2norm-plain", "one-phi-plain", "one-phi-speculative-2")

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden import allowance, smooth
-from harness.golden.allowance import allowances, smooth_rounding
-from harness.golden.cases import RecordedCase
-from harness.golden.judgements import CaseResult
-from harness.golden.smooth import judge_smooth
-from harness.golden.spread import Spread, spread
-from harness.judge.verdict import Divergence
-from harness.protocol.request import Request
-from harness.rounding.budget import Budget
+from harness.golden import _allowance as allowance
+from harness.golden import _smooth as smooth
+from harness.golden._allowance import allowances, smooth_rounding
+from harness.golden._cases import RecordedCase
+from harness.golden._judgements import CaseResult
+from harness.golden._smooth import judge_smooth
+from harness.golden._spread import Spread, spread
+from harness.judge._verdict import Divergence
+from harness.protocol._request import Request
+from harness.rounding._budget import Budget
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))

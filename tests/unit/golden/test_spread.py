@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden import spread as measuring
-from harness.golden.cases import RecordedCase
-from harness.golden.spread import (
+from harness.golden import _spread as measuring
+from harness.golden._cases import RecordedCase
+from harness.golden._spread import (
     LEAST,
     TOSSES,
     Choices,
@@ -26,10 +26,10 @@ from harness.golden.spread import (
     temperature,
     tossed,
 )
+from harness.protocol._request import Request
 from harness.protocol.noise import SMOOTH
-from harness.protocol.request import Request
-from harness.reference.handoff import HandOff
-from harness.reference.steps import filter_logits, smooth_codes
+from harness.reference._handoff import HandOff
+from harness.reference._steps import filter_logits, smooth_codes
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))

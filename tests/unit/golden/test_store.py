@@ -13,9 +13,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden import plan, store
-from harness.golden.metadata import GoldenCase
-from harness.golden.store import Recording, as_bytes, canonical, content_digest, read_recording
+from harness.golden import _plan as plan
+from harness.golden import _store as store
+from harness.golden._metadata import GoldenCase
+from harness.golden._store import Recording, as_bytes, canonical, content_digest, read_recording
 
 A, B = (GoldenCase(name, "sequential", (0,), plan.PLAIN) for name in "ab")
 GOOD = {"format": "1", "device": "cpu", "cases": canonical([A])}

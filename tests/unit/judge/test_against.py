@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from harness.judge.against import SHOWN, changed_counts, judge_against
-from harness.judge.evidence import Evidence
-from harness.judge.verdict import Judgement, Verdict
-from harness.models.pair import ModelPair
+from harness.judge._against import SHOWN, changed_counts, judge_against
+from harness.judge._evidence import Evidence
+from harness.judge._verdict import Judgement, Verdict
+from harness.models._pair import ModelPair
+from harness.protocol._request import Request
 from harness.protocol.noise import TOKEN
-from harness.protocol.request import Request
-from harness.rounding.budget import Budget
+from harness.rounding._budget import Budget
 from tests.unit.judge.test_tokens import MODELS, evidence, hidden, swapped
 
 OTHER = "mine:factory"

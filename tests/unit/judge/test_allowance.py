@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from harness.judge.e_values import unusual_ties
-from harness.judge.evidence import Evidence
-from harness.judge.verdict import Divergence
-from harness.protocol.request import Request
+from harness.judge._e_values import unusual_ties
+from harness.judge._evidence import Evidence
+from harness.judge._verdict import Divergence
+from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential
-from harness.rounding.budget import Budget
+from harness.rounding._budget import Budget
 from tests.helpers import Layout, tiny
 
 FOUR = Layout((1, 2, 3, 4))

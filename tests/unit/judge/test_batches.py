@@ -9,24 +9,29 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.judge.components import first_wrong, wrong_at
-from harness.judge.e_values import ALARM, THETAS, Tail, costs_N3, weigh_run
-from harness.judge.evidence import Evidence
-from harness.judge.race import race_tokens
-from harness.judge.verdict import Divergence, Judgement
-from harness.models.pair import ModelPair
+from harness.judge._components import first_wrong, wrong_at
+from harness.judge._e_values import ALARM, THETAS, Tail, costs_N3, weigh_run
+from harness.judge._evidence import Evidence
+from harness.judge._race import race_tokens
+from harness.judge._verdict import Divergence, Judgement
+from harness.models._pair import ModelPair
 from harness.mutants import guidance, positions, state
-from harness.mutants.mutant import Mutant
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
-from harness.reference.cachefree import teacher_forced
+from harness.mutants._mutant import Mutant
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.reference._cachefree import teacher_forced
 from harness.reference.sequential import sample_sequential
-from harness.rounding.budget import Allowance, Budget
-from harness.rounding.measure import quick_budget
-from harness.rounding.precision import NEGLIGIBLE, certifying_networks, certifying_precision, images_per_certifying_pass
-from harness.runs import batches
-from harness.runs.batches import cut_batches, default_batch
-from harness.runs.result import Verification
+from harness.rounding._budget import Allowance, Budget
+from harness.rounding._measure import quick_budget
+from harness.rounding._precision import (
+    NEGLIGIBLE,
+    certifying_networks,
+    certifying_precision,
+    images_per_certifying_pass,
+)
+from harness.runs import _batches as batches
+from harness.runs._batches import cut_batches, default_batch
+from harness.runs._result import Verification
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, tiny, verify_here
 from tests.unit.judge.test_race import raced
@@ -133,7 +138,7 @@ def test_only_images_that_differ_run_again(monkeypatch: pytest.MonkeyPatch):
     seen: list[int] = []
     real = sample_sequential
     monkeypatch.setattr(
-        "harness.judge.evidence.sample_sequential", lambda *a, **k: (seen.append(a[2].B), real(*a, **k))[1]
+        "harness.judge._evidence.sample_sequential", lambda *a, **k: (seen.append(a[2].B), real(*a, **k))[1]
     )
     along = Evidence(MODELS, request, actual, expected, quick_budget(MODELS)).along().expected
     assert seen == [1]

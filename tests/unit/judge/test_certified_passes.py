@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.judge import tokens
-from harness.judge.tokens import _by_last_scale, _raced
+from harness.judge import _tokens as tokens
+from harness.judge._tokens import _by_last_scale, _raced
 from tests.helpers import Layout, tiny
 from tests.unit.judge.test_tokens import MODELS, evidence
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from harness import Contract, InputError, ModelPair, Request, SeededNoise, Settings, Trace, Verdict, build_decoder
-from harness.judge.verdict import Divergence
+from harness.judge._verdict import Divergence
 from harness.reference.sequential import sample_sequential
-from harness.runs.result import Verification
+from harness.runs._result import Verification
 from tests.helpers import Layout, command, tiny, verify_here
 
 MODELS = tiny(Layout((1, 2, 3, 4)))

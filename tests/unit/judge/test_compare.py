@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.judge.compare import differences, largest_difference
+from harness.judge._compare import differences, largest_difference
 
 ONE = {"x": torch.tensor([1.0, 2.0])}
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge import components
-from harness.judge.components import WrongTensor, first_wrong, wrong_at
-from harness.judge.evidence import Evidence
-from harness.protocol.request import Request
+from harness.judge import _components as components
+from harness.judge._components import WrongTensor, first_wrong, wrong_at
+from harness.judge._evidence import Evidence
+from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential
-from harness.rounding.budget import Budget
+from harness.rounding._budget import Budget
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from harness.judge.decode import _wrong_counts
-from harness.protocol.contract import Contract
+from harness.judge._decode import _wrong_counts
+from harness.protocol._contract import Contract
+from harness.protocol._request import Request
+from harness.protocol._trace import Round, Trace
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
-from harness.protocol.trace import Round, Trace
 
 PYRAMID = ScalePyramid((1, 2, 3))  # 1 + 4 + 9 = 14 positions
 BOTH = Round(0, 2, 2, False, False, 5, 0, 0, target_rows=5)

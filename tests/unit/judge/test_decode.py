@@ -9,15 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge.components import WrongTensor
-from harness.judge.decode import _judge_tensors, _say_what_was_compared, image_distances, judge
-from harness.judge.evidence import Evidence
-from harness.judge.verdict import Judgement, Verdict
-from harness.protocol.contract import Contract
-from harness.protocol.request import Request
-from harness.protocol.trace import Intermediates
+from harness.judge._components import WrongTensor
+from harness.judge._decode import _judge_tensors, _say_what_was_compared, image_distances, judge
+from harness.judge._evidence import Evidence
+from harness.judge._verdict import Judgement, Verdict
+from harness.protocol._contract import Contract
+from harness.protocol._request import Request
+from harness.protocol._trace import Intermediates
 from harness.reference.sequential import sample_sequential
-from harness.rounding.budget import Budget
+from harness.rounding._budget import Budget
 from tests.helpers import Layout, tiny
 from tests.unit.judge.test_tokens import MODELS, REQUEST, evidence, hidden, swapped
 

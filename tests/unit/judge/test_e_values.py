@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from harness import ModelPair, SeededNoise, Settings, Trace, Verdict
-from harness.judge import e_values
-from harness.judge.e_values import (
+from harness.judge import _e_values as e_values
+from harness.judge._e_values import (
     ALARM,
     FEW,
     MANY,
@@ -23,9 +23,9 @@ from harness.judge.e_values import (
     weigh_decode,
     weigh_run,
 )
-from harness.judge.verdict import Divergence, Judgement
-from harness.protocol.request import Request
-from harness.rounding.budget import Allowance, Budget
+from harness.judge._verdict import Divergence, Judgement
+from harness.protocol._request import Request
+from harness.rounding._budget import Allowance, Budget
 from harness.speculative.sampler import build_decoder
 from tests.helpers import digits, verify_here
 from tests.unit.judge.test_tokens import evidence

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from harness.decoders.factory import load_factory
+from harness.decoders._factory import load_factory
 from harness.errors import InputError
-from harness.judge import form
-from harness.judge.form import expected_tensors as whole
-from harness.judge.form import malformed
-from harness.judge.verdict import Verdict
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
+from harness.judge import _form as form
+from harness.judge._form import expected_tensors as whole
+from harness.judge._form import malformed
+from harness.judge._verdict import Verdict
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, verify_here
 

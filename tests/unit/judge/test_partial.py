@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge.decode import _final_scales, _is_whole, _progress, judge, judge_partial
-from harness.judge.evidence import Evidence
-from harness.judge.verdict import Divergence, Judgement, Verdict
-from harness.protocol.contract import Contract
-from harness.protocol.trace import Trace
+from harness.judge._decode import _final_scales, _is_whole, _progress, judge, judge_partial
+from harness.judge._evidence import Evidence
+from harness.judge._verdict import Divergence, Judgement, Verdict
+from harness.protocol._contract import Contract
+from harness.protocol._trace import Trace
 from harness.reference.sequential import sample_sequential
 from tests.unit.judge.test_tokens import MODELS, evidence, hidden
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge.components import WrongTensor, _cdist, wrong_at, wrong_f_hat_at
-from harness.judge.evidence import Evidence
-from harness.protocol.trace import Intermediates, Round
-from harness.rounding.budget import Budget
+from harness.judge._components import WrongTensor, _cdist, wrong_at, wrong_f_hat_at
+from harness.judge._evidence import Evidence
+from harness.protocol._trace import Intermediates, Round
+from harness.rounding._budget import Budget
 from tests.unit.judge.test_tokens import MODELS, evidence
 
 BUDGET = Budget(1e-3, 1.0, 1e-5, "by hand")

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from harness.judge.e_values import MANY_TIES, unusual_ties
-from harness.judge.race import RACE_ROUNDING, _survivors, margin_bound, race_tokens
-from harness.judge.verdict import Divergence
-from harness.protocol.request import Request
-from harness.reference.steps import filter_logits
-from harness.rounding.budget import Allowance
+from harness.judge._e_values import MANY_TIES, unusual_ties
+from harness.judge._race import RACE_ROUNDING, _survivors, margin_bound, race_tokens
+from harness.judge._verdict import Divergence
+from harness.protocol._request import Request
+from harness.reference._steps import filter_logits
+from harness.rounding._budget import Allowance
 
 EVEN = torch.ones(4, dtype=torch.float64)
 LOGITS = torch.tensor([3.0, 2.0, 1.0, 0.0], dtype=torch.float64)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.judge import suspects
-from harness.judge.decode import unverified_scales
-from harness.judge.evidence import Evidence
-from harness.judge.suspects import is_accepted_draft, other_row, wrong_label
-from harness.protocol.request import Request
-from harness.protocol.trace import Round
+from harness.judge import _suspects as suspects
+from harness.judge._decode import unverified_scales
+from harness.judge._evidence import Evidence
+from harness.judge._suspects import is_accepted_draft, other_row, wrong_label
+from harness.protocol._request import Request
+from harness.protocol._trace import Round
+from harness.reference._steps import guidance_labels, scale_input
 from harness.reference.sequential import GrowingCache
-from harness.reference.steps import guidance_labels, scale_input
-from harness.rounding.budget import Budget
+from harness.rounding._budget import Budget
 from tests.unit.judge.test_tokens import MODELS, REQUEST, evidence
 
 BUDGET = Budget(1e-3, 1.0, 1e-5, "by hand")

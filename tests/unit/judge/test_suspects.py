@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.models._pair import ModelPair, close_pair
 from harness.models.network import Condition, Network
-from harness.models.pair import ModelPair, close_pair
 from harness.mutants import acceptance, batch, positions, randomness, reuse, windows
-from harness.mutants.mutant import Mutant, parts
-from harness.protocol.decoder import Settings
+from harness.mutants._mutant import Mutant, parts
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.noise import SeededNoise
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
 from harness.reference.sequential import sample_sequential
-from harness.runs.cover import covering, plan_of, verify_design
-from harness.runs.decodes import Decodes, Terms
-from harness.speculative import steps
-from harness.speculative.cache import KVCache
+from harness.runs._cover import covering, plan_of, verify_design
+from harness.runs._decodes import Decodes, Terms
+from harness.speculative import _steps as steps
+from harness.speculative._cache import KVCache
 from tests.helpers import Layout, some, tiny, verify_here
 
 MODELS = close_pair(tiny(Layout((1, 2, 3, 4, 5))), 0.1)

@@ -13,20 +13,21 @@ from functools import lru_cache
 import pytest
 import torch
 
-from harness.judge import e_values, tokens
-from harness.judge.components import WrongTensor
-from harness.judge.decode import judge
-from harness.judge.e_values import ALARM, THETAS, Tail, costs_N3, log_e, surprise_N
-from harness.judge.evidence import Evidence
-from harness.judge.verdict import Divergence, Judgement, Verdict
-from harness.protocol.contract import Contract
-from harness.protocol.decoder import Settings
+from harness.judge import _e_values as e_values
+from harness.judge import _tokens as tokens
+from harness.judge._components import WrongTensor
+from harness.judge._decode import judge
+from harness.judge._e_values import ALARM, THETAS, Tail, costs_N3, log_e, surprise_N
+from harness.judge._evidence import Evidence
+from harness.judge._verdict import Divergence, Judgement, Verdict
+from harness.protocol._contract import Contract
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.noise import TOKEN
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
+from harness.reference._steps import filter_logits
 from harness.reference.sequential import sample_sequential
-from harness.reference.steps import filter_logits
-from harness.rounding.budget import Budget
+from harness.rounding._budget import Budget
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny
 

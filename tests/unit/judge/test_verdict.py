@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from harness.judge.verdict import Divergence, Judgement, Verdict, worst_verdict
+from harness.judge._verdict import Divergence, Judgement, Verdict, worst_verdict
 
 WORST_FIRST = ["DEFECT", "INCONCLUSIVE", "CONSISTENT", "TIE", "IDENTICAL"]
 

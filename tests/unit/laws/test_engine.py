@@ -6,7 +6,7 @@ import pytest
 
 from harness import build_decoder
 from harness.laws import Case, Law, Subject, fixed_cases
-from harness.laws.engine import CaseList, CaseSource, Scope, try_law
+from harness.laws._engine import CaseList, CaseSource, Scope, try_law
 
 
 def breaks(subject: Subject, case: Case) -> bool:

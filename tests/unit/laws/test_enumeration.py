@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError, NoiseError
-from harness.laws.enumeration import output_law
-from harness.models.pair import ModelPair
-from harness.models.toy import NEVER, as_pair, toy_pair, toy_transformer
-from harness.protocol.contract import Contract
+from harness.laws._enumeration import output_law
+from harness.models._pair import ModelPair
+from harness.models._toy import NEVER, as_pair, toy_pair, toy_transformer
+from harness.protocol._contract import Contract
+from harness.protocol._request import Request
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, Noise
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
-from harness.reference.enumerate import JointLaw, joint_law, law_distance
-from harness.speculative.accept import Acceptance, Policy, Proposal, Window
+from harness.reference._enumerate import JointLaw, joint_law, law_distance
+from harness.speculative._accept import Acceptance, Policy, Proposal, Window
+from harness.speculative._policies import COUPLED, REJECTION, parse_policy
+from harness.speculative._rules import accept_rejection, race
+from harness.speculative._steps import draw, filter_logits
 from harness.speculative.parts import PARTS, Parts
-from harness.speculative.policies import COUPLED, REJECTION, parse_policy
-from harness.speculative.rules import accept_rejection, race
-from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.speculative.rejection import keep_drafted, residual
-from harness.speculative.steps import draw, filter_logits
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import some
 
 EXACT = 1e-12  # sums of a few thousand float64 products of at most 30 factors round to about 1e-16

@@ -11,23 +11,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.decoders.process import Limits
+from harness.decoders._process import Limits
 from harness.errors import InputError, StopSignal
-from harness.judge.verdict import Verdict
+from harness.judge._verdict import Verdict
 from harness.laws import LAWS, Case, Violation
-from harness.laws import few_cases as module
-from harness.laws.case import CHOICES
-from harness.laws.conformance import in_time
-from harness.laws.engine import CaseList, LawResult
-from harness.laws.few_cases import LAW_CASES, LawsInterrupted, LawsPlace, summed_up, try_few_cases
-from harness.models.pair import ModelPair
-from harness.mutants.catalogue import MUTANTS
-from harness.pool import workers
-from harness.pool.employ import Crew
-from harness.protocol.decoder import Settings
-from harness.report.terminal import laws_line
-from harness.runs.claims import BrokenLaw, LawsTried
-from harness.runs.result import Verification
+from harness.laws import _few_cases as module
+from harness.laws._case import CHOICES
+from harness.laws._conformance import in_time
+from harness.laws._engine import CaseList, LawResult
+from harness.laws._few_cases import LAW_CASES, LawsInterrupted, LawsPlace, summed_up, try_few_cases
+from harness.models._pair import ModelPair
+from harness.mutants._catalogue import MUTANTS
+from harness.pool import _workers as workers
+from harness.pool._employ import Crew
+from harness.protocol._decoder import Settings
+from harness.report._terminal import laws_line
+from harness.runs._claims import BrokenLaw, LawsTried
+from harness.runs._result import Verification
 from harness.speculative.sampler import build_decoder
 
 BY_ID = {law.id: law for law in LAWS}

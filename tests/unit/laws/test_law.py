@@ -9,11 +9,11 @@ import pytest
 
 from harness import InputError, ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
 from harness.errors import StopSignal
-from harness.judge.verdict import Verdict
+from harness.judge._verdict import Verdict
 from harness.laws import LAWS as ALL
 from harness.laws import Case, Violation, check, run_conformance
-from harness.models.pair import pair_checksums
-from harness.pool.worker import _stop
+from harness.models._pair import pair_checksums
+from harness.pool._worker import _stop
 
 LAWS = ("acceptance.token-identical", "state.once", "guidance.unconditional")
 CASE = Case(patch_nums=(1, 2, 3))

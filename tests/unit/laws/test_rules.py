@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from harness.laws import Case, Violation, check
-from harness.models.pair import ModelPair
-from harness.protocol.decoder import Settings
+from harness.models._pair import ModelPair
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.noise import Noise
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
 from harness.speculative.sampler import build_decoder
 
 CASE = Case(patch_nums=(1, 2, 3), draft="close", draft_len=2, exact=False)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.judge.verdict import Verdict
-from harness.models import block
+from harness.judge._verdict import Verdict
+from harness.models import _block as block
 from harness.models.network import Modulation
 from harness.models.transformer import Transformer
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential
-from harness.rounding.budget import COMPILED, EXACT, BudgetEntry, mode_of
+from harness.rounding._budget import COMPILED, EXACT, BudgetEntry, mode_of
 from harness.speculative.sampler import build_decoder, build_sequential
 from tests.helpers import Layout, command, tiny, verify_here
 

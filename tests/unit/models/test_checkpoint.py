@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.models.checkpoint import load_transformer, transformer_from
-from harness.models.pair import ModelPair
+from harness.models._checkpoint import load_transformer, transformer_from
+from harness.models._pair import ModelPair
 from tests.helpers import (
     LAYOUTS,
     Layout,

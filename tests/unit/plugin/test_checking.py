@@ -10,8 +10,8 @@ import pytest
 from harness import InputError, ModelPair, Request, Settings, build_decoder
 from harness.laws import LAWS as EVERY
 from harness.laws import Subject, Violation
-from harness.laws.positions import LAWS
-from harness.plugin.checking import (
+from harness.laws._positions import LAWS
+from harness.plugin._checking import (
     SEEN,
     DefectFound,
     KnownNotApplicable,
@@ -22,9 +22,9 @@ from harness.plugin.checking import (
     judged,
     reference,
 )
-from harness.plugin.digits import design, pair
-from harness.plugin.options import PluginOptions
-from harness.protocol.contract import Contract
+from harness.plugin._digits import design, pair
+from harness.plugin._options import PluginOptions
+from harness.protocol._contract import Contract
 
 QUERY = next(law for law in LAWS if law.id == "positions.query")
 REQUEST = Request((3,), seed=1)

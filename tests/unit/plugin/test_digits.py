@@ -9,10 +9,10 @@ import pytest
 
 from harness.errors import InputError
 from harness.laws import Violation
-from harness.laws.catalogue import LAWS
-from harness.plugin.checking import DefectFound, Unproven
-from harness.plugin.digits import read_known
-from harness.plugin.junit import mark_known
+from harness.laws._catalogue import LAWS
+from harness.plugin._checking import DefectFound, Unproven
+from harness.plugin._digits import read_known
+from harness.plugin._junit import mark_known
 
 
 def test_laws_and_cases_with_reasons(tmp_path: Path):

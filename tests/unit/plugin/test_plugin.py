@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness.laws import LAWS, Case, Violation, check
-from harness.plugin.digits import USUAL
-from harness.plugin.junit import NAMES
+from harness.plugin._digits import USUAL
+from harness.plugin._junit import NAMES
 from tests.unit.report.reading import read
 
 ROOT = Path(__file__).parents[3]

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.pool import cluster
-from harness.pool.employ import Execution
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
-from harness.runs.decodes import Decodes, Step, verify_decodes
-from harness.runs.keep import RunStore
-from harness.runs.plan import Plan
-from harness.runs.runfile import read_run
+from harness.pool import _cluster as cluster
+from harness.pool._employ import Execution
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.runs._decodes import Decodes, Step, verify_decodes
+from harness.runs._keep import RunStore
+from harness.runs._plan import Plan
+from harness.runs._runfile import read_run
 from tests.helpers import Layout, tiny
 
 ROOT = Path(__file__).parents[3]

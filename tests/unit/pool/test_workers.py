@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.decoders.terms import Terms
+from harness.decoders._terms import Terms
 from harness.errors import InputError
-from harness.pool.employ import Crew, Execution, employ
-from harness.pool.workers import Alone, Died, Processes, WorkerError
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
-from harness.runs.decodes import Decodes, verify_decodes
-from harness.runs.keep import RunStore
-from harness.runs.plan import Plan
-from harness.runs.runfile import read_run
+from harness.pool._employ import Crew, Execution, employ
+from harness.pool._workers import Alone, Died, Processes, WorkerError
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.runs._decodes import Decodes, verify_decodes
+from harness.runs._keep import RunStore
+from harness.runs._plan import Plan
+from harness.runs._runfile import read_run
 from tests.helpers import Layout, tiny
 from tests.labour import Squares
 
@@ -84,7 +84,7 @@ def test_the_device_as_asked_for_says_how_many_gpus(monkeypatch: pytest.MonkeyPa
         asked.append(device)
         return Crew(("cpu",))
 
-    monkeypatch.setattr("harness.runs.decodes.employ", employed)
+    monkeypatch.setattr("harness.runs._decodes.employ", employed)
     for device in ("", "cuda", "cuda:1"):
         verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), Execution(2, device=device))
     assert [str(device) for device in asked] == ["cpu", "cuda", "cuda:1"]

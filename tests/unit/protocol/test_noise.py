@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.errors import NoiseError
+from harness.protocol._request import Request
 from harness.protocol.noise import (
     ACCEPT,
     CORRECT,
@@ -23,7 +24,6 @@ from harness.protocol.noise import (
     derive_seed,
 )
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
 
 PYRAMID, V, CPU = ScalePyramid((1, 2, 3)), 11, torch.device("cpu")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.protocol.contract import Contract
-from harness.protocol.decoder import Settings
+from harness.protocol._contract import Contract
+from harness.protocol._decoder import Settings
+from harness.protocol._request import MOST_CFG, Request
+from harness.protocol._trace import Round, Trace
 from harness.protocol.pyramid import KNOWN_PYRAMIDS, PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
-from harness.protocol.request import MOST_CFG, Request
-from harness.protocol.trace import Round, Trace
 
 PYRAMID = ScalePyramid((1, 2, 4))
 

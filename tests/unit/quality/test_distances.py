@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.quality.distances import (
+from harness.quality._distances import (
     MOST_IMAGES,
     Blocks,
     Estimate,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import InputError
-from harness.protocol.request import Request
-from harness.quality.draw import control_sources
-from harness.quality.features import (
+from harness.protocol._request import Request
+from harness.quality._draw import control_sources
+from harness.quality._features import (
     DATA,
     head,
     load_features,
@@ -24,7 +24,7 @@ from harness.quality.features import (
     padded,
     parameter_shapes,
 )
-from harness.quality.study import Means, Study, run_study
+from harness.quality._study import Means, Study, run_study
 from tests.helpers import digits, recorded
 from tests.unit.quality.means import MODELS
 

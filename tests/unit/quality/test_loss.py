@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from harness.errors import InputError
-from harness.quality.distances import Estimate
-from harness.quality.loss import (
+from harness.quality._distances import Estimate
+from harness.quality._loss import (
     Quality,
     check_loss,
     images_to_decide,
@@ -17,8 +17,8 @@ from harness.quality.loss import (
     why_quality,
     worst,
 )
-from harness.quality.rows import QualityRow
-from harness.quality.two_samples import Tokens
+from harness.quality._rows import QualityRow
+from harness.quality._two_samples import Tokens
 
 ZERO, SMALL, LARGE = Estimate(0.0, -0.05, 0.05), Estimate(0.05, 0.0, 0.12), Estimate(0.5, 0.3, 0.7)
 ROW = QualityRow("a decoder", "C", "5", 1000, width=42, loss=ZERO, drift=ZERO)

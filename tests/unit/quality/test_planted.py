@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.models.toy import toy_pair
-from harness.protocol.decoder import Settings
+from harness.models._toy import toy_pair
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
-from harness.quality import planted
-from harness.quality.features import DigitFeatures
-from harness.quality.study import Means, Study, check_labels, decoder_sources
+from harness.quality import _planted as planted
+from harness.quality._features import DigitFeatures
+from harness.quality._study import Means, Study, check_labels, decoder_sources
 from harness.reference.sequential import sample_sequential
 from tests.helpers import Layout, tiny
 from tests.unit.quality.means import corners

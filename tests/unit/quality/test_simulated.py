@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from harness.protocol.pyramid import ScalePyramid
-from harness.quality.distances import Estimate
-from harness.quality.loss import PER_FEATURE, Quality, quality_verdict
-from harness.quality.rows import QualityRow, measure_rows
+from harness.quality._distances import Estimate
+from harness.quality._loss import PER_FEATURE, Quality, quality_verdict
+from harness.quality._rows import QualityRow, measure_rows
 from tests.unit.quality.means import gaussian, image_set, standard
 
 D, BLOCKS, MOST, TARGET = 4, 20, 0.1, 0.5  # TARGET: shift of the target from real data

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.decoders.factory import OWN_DECODER
-from harness.decoders.terms import Terms
+from harness.decoders._factory import OWN_DECODER
+from harness.decoders._terms import Terms
 from harness.errors import InputError, StopSignal
-from harness.pool.employ import Execution
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
-from harness.quality.draw import BASE, DRAFT, LAW, Source, control_sources, portions
-from harness.quality.gather import TENSORS, Conditions, ImageSet, gather
-from harness.quality.measured import read_quality
-from harness.quality.study import Study, decoder_sources, run_study
-from harness.runs.keep import RunStore
+from harness.pool._employ import Execution
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.quality._draw import BASE, DRAFT, LAW, Source, control_sources, portions
+from harness.quality._gather import TENSORS, Conditions, ImageSet, gather
+from harness.quality._measured import read_quality
+from harness.quality._study import Study, decoder_sources, run_study
+from harness.runs._keep import RunStore
 from tests.unit.quality.means import MODELS, corners
 
 REQUEST, IN_PROCESS = Request((0,), 3), Conditions(terms=Terms(in_process=True))
@@ -81,7 +81,7 @@ def test_batches_and_workers_change_nothing():
 
 @pytest.mark.slow
 def test_a_process_of_its_own_changes_nothing():
-    planted = decoder_sources("harness.quality.planted:blur", [Settings(5, policy="")])
+    planted = decoder_sources("harness.quality._planted:blur", [Settings(5, policy="")])
     requests = portions(40, 20, (0, 1), REQUEST)
     here, there = (
         gather(MODELS, corners().features, [BASE, LAW, *planted], requests, Conditions(terms=Terms(in_process=inside)))[
@@ -178,7 +178,7 @@ def test_rows_say_what_the_decoders_are(tmp_path: Path):
 
 
 def shift(models, settings):
-    from harness.quality.planted import labels
+    from harness.quality._planted import labels
 
     return labels(models, settings)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.protocol.pyramid import ScalePyramid
-from harness.quality.two_samples import SMALL, compare_samples
+from harness.quality._two_samples import SMALL, compare_samples
 
 PYRAMID, V = ScalePyramid((1, 2)), 12
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.models.pair import ModelPair
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
-from harness.reference.handoff import HandOff, sample_handoff
+from harness.models._pair import ModelPair
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
+from harness.reference._handoff import HandOff, sample_handoff
 from harness.reference.sequential import sample_sequential
 from tests.helpers import LAYOUTS, digits, tiny
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.laws import Case
-from harness.reference.policies import PolicyRule, decode_by_policy, length_after, length_begin, length_wanted
+from harness.reference._policies import PolicyRule, decode_by_policy, length_after, length_begin, length_wanted
 from harness.reference.sequential import sample_sequential
 
 OWN, DRAFTED = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 1, 2])

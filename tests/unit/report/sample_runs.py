@@ -8,21 +8,21 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from harness.decoders.terms import Terms
-from harness.judge.verdict import Divergence, Judgement
-from harness.protocol.decoder import Settings
+from harness.decoders._terms import Terms
+from harness.judge._verdict import Divergence, Judgement
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Round
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
-from harness.protocol.request import Request
-from harness.protocol.trace import Round
-from harness.report.html.run import run_page, seen_in
-from harness.runs.decodes import Decodes, verify_decodes
-from harness.runs.keep import RunStore
+from harness.report.html._run import run_page, seen_in
+from harness.runs._decodes import Decodes, verify_decodes
+from harness.runs._keep import RunStore
+from harness.runs._plan import Plan
+from harness.runs._recorded import recorded_result
+from harness.runs._records import Counts, JudgedRow
+from harness.runs._result import Verification
+from harness.runs._runfile import Kept, RunFile
 from harness.runs.pictures import Picture, as_png
-from harness.runs.plan import Plan
-from harness.runs.recorded import recorded_result
-from harness.runs.records import Counts, JudgedRow
-from harness.runs.result import Verification
-from harness.runs.runfile import Kept, RunFile
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny
 

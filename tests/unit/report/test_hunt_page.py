@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from harness.laws import Case
-from harness.laws.catalogue import LAWS
-from harness.laws.law import Violation
-from harness.mutants.catalogue import MUTANTS
-from harness.mutants.hunt import Caught, Hunt, laws_for
-from harness.report.html.hunt import hunt_page
+from harness.laws._catalogue import LAWS
+from harness.laws._law import Violation
+from harness.mutants._catalogue import MUTANTS
+from harness.mutants._hunt import Caught, Hunt, laws_for
+from harness.report.html._hunt import hunt_page
 from tests.helpers import command
 from tests.unit.report.reading import read
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from harness.judge.verdict import Verdict
-from harness.laws.engine import Scope
-from harness.report.html.laws import laws_page
-from harness.report.laws import CheckRow, check_line
+from harness.judge._verdict import Verdict
+from harness.laws._engine import Scope
+from harness.report._laws import CheckRow, check_line
+from harness.report.html._laws import laws_page
 from tests.unit.report.reading import read
 
 HELD = CheckRow("masks.future", "law", "Holds.", ("decode",), Verdict.IDENTICAL, 20, 19, 1, 1.5)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden.check import check_recording, recorded_cases
-from harness.golden.plan import GOLDENS
-from harness.golden.record import WHOLE_FILE, Change, Regeneration
-from harness.golden.store import Recording, as_bytes, read_recording
-from harness.report.html.recordings import MOST_IMAGES, recordings_page, regeneration_page
+from harness.golden._check import check_recording, recorded_cases
+from harness.golden._plan import GOLDENS
+from harness.golden._record import WHOLE_FILE, Change, Regeneration
+from harness.golden._store import Recording, as_bytes, read_recording
+from harness.report.html._recordings import MOST_IMAGES, recordings_page, regeneration_page
 from tests.helpers import command
 from tests.unit.report.reading import read as read_page
 
@@ -149,7 +149,7 @@ def test_a_tensor_that_is_no_image_is_not_shown(shape: tuple[int, ...], tmp_path
 
 def test_golden_diff_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     html = tmp_path / "page.html"
-    monkeypatch.setattr("harness.golden.record.regenerate_all", lambda *_: [changed(), regenerated()])
+    monkeypatch.setattr("harness.golden._record.regenerate_all", lambda *_: [changed(), regenerated()])
     assert command(monkeypatch, "golden", "diff", "--html", str(html)) == 1
     assert "2 changes" in capsys.readouterr().out
     assert "Images before and after" in read_page(html.read_bytes()).words

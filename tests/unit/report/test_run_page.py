@@ -15,16 +15,16 @@ import pytest
 from PIL import Image
 
 from harness.mutants.positions import OFFSET
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
-from harness.report.html.gallery import MOST_BYTES
-from harness.report.html.run import run_page, seen_in
-from harness.runs.case import cases_of
-from harness.runs.claims import BrokenLaw, LawsTried
-from harness.runs.decodes import Decodes, verify_decodes
-from harness.runs.keep import RunStore
-from harness.runs.plan import Plan
-from harness.runs.runfile import RunFile, pictures_of, read_run
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.report.html._gallery import MOST_BYTES
+from harness.report.html._run import run_page, seen_in
+from harness.runs._case import cases_of
+from harness.runs._claims import BrokenLaw, LawsTried
+from harness.runs._decodes import Decodes, verify_decodes
+from harness.runs._keep import RunStore
+from harness.runs._plan import Plan
+from harness.runs._runfile import RunFile, pictures_of, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import command, with_weight
 from tests.unit.report.reading import SECTIONS, read
@@ -187,7 +187,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch, c
 
 def test_without_a_library_one_line_says_what_to_install(tmp_path: Path, monkeypatch, capsys):
     run(tmp_path / "a.db")
-    monkeypatch.setattr("harness.report.html.page.NEEDED", {"no_such_library": "Nothing"})
+    monkeypatch.setattr("harness.report.html._page.NEEDED", {"no_such_library": "Nothing"})
     assert command(monkeypatch, "report", str(tmp_path / "a.db"), "--html", str(tmp_path / "page.html")) == 2
     assert 'which is not installed; pip install "sdvar-harness[report]"' in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.protocol.request import Request
+from harness.protocol._request import Request
 from harness.report.samples import GAP, LEAST_SIDE, MOST_COLUMNS, PAPER, Sample, png_grid, samples_of
 
 

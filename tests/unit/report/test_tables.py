@@ -14,24 +14,29 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness.bench.files import read_policies, read_speed
-from harness.bench.scoreboard import scoreboard
-from harness.decoders.factory import OWN_DECODER, load_factory
-from harness.golden.judgements import CaseResult, FileResult
-from harness.golden.record import Change
-from harness.judge.part_law import PartLaw, PartVerdict
-from harness.judge.verdict import Divergence
+from harness.bench._files import read_policies, read_speed
+from harness.bench._scoreboard import scoreboard
+from harness.decoders._factory import OWN_DECODER, load_factory
+from harness.golden._judgements import CaseResult, FileResult
+from harness.golden._record import Change
+from harness.judge._part_law import PartLaw, PartVerdict
+from harness.judge._verdict import Divergence
 from harness.laws import Case, Violation
-from harness.laws.catalogue import LAWS
-from harness.mutants.catalogue import MUTANTS
-from harness.mutants.hunt import Caught, Hunt
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
-from harness.report import goldens, mutants, samples, speed, tables, terminal
-from harness.report.tables import SHY, Column, name_column, prose_column, table_lines
-from harness.report.terminal import PIPE_WIDTH, plain_console
-from harness.runs.result import Verification
-from harness.speculative.tools.observer import Cost, Observer
+from harness.laws._catalogue import LAWS
+from harness.mutants._catalogue import MUTANTS
+from harness.mutants._hunt import Caught, Hunt
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.report import _goldens as goldens
+from harness.report import _mutants as mutants
+from harness.report import _speed as speed
+from harness.report import _tables as tables
+from harness.report import _terminal as terminal
+from harness.report import samples
+from harness.report._tables import SHY, Column, name_column, prose_column, table_lines
+from harness.report._terminal import PIPE_WIDTH, plain_console
+from harness.runs._result import Verification
+from harness.speculative.tools._observer import Cost, Observer
 from harness.wording import READABLE
 from tests.helpers import tiny, verify_here
 

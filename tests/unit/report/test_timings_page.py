@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.bench.files import Speed
-from harness.bench.speed import Machine, Sequential, SpeedRow
-from harness.report.html.timings import timings_page
+from harness.bench._files import Speed
+from harness.bench._speed import Machine, Sequential, SpeedRow
+from harness.report.html._timings import timings_page
 from tests.helpers import command
 from tests.unit.report.reading import read
 

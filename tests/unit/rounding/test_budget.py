@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge.race import margin_bound
-from harness.judge.verdict import Verdict
+from harness.judge._race import margin_bound
+from harness.judge._verdict import Verdict
 from harness.mutants.guidance import SWAPPED
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential
-from harness.rounding.budget import Allowance, Budget
-from harness.rounding.measure import quick_budget
+from harness.rounding._budget import Allowance, Budget
+from harness.rounding._measure import quick_budget
 from tests.helpers import Layout, decoder_factory, digits, tiny, verified, verify_here, with_weight
 from tests.unit.judge.test_race import raced
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.rounding import precision as module
-from harness.rounding.precision import (
+from harness.rounding import _precision as module
+from harness.rounding._precision import (
     FEWEST,
     Certifying,
     certifying_networks,

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from harness.errors import NonFiniteError
-from harness.models.pair import ModelPair
+from harness.models._pair import ModelPair
+from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
 from harness.reference.sequential import sample_sequential
-from harness.rounding import measure
-from harness.rounding.budget import BUDGET_MARGIN, Budget
-from harness.rounding.measure import WIDEST, Errors, errors, joint_budget, quick_budget, windows
+from harness.rounding import _measure as measure
+from harness.rounding._budget import BUDGET_MARGIN, Budget
+from harness.rounding._measure import WIDEST, Errors, errors, joint_budget, quick_budget, windows
 from tests.helpers import LAYOUTS, Layout, digits, tiny, with_weight
 
 FRESH = [Request((0, 1, 2), seed, cfg) for seed, cfg in ((50, 0.0), (51, 4.0), (52, 1.5))]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.rounding.precision import precision, precision_unchanged, set_precision, watched
+from harness.rounding._precision import precision, precision_unchanged, set_precision, watched
 
 
 def products() -> Tensor:

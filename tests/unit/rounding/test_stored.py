@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.judge.verdict import Verdict
-from harness.models.pair import random_pair
+from harness.judge._verdict import Verdict
+from harness.models._pair import random_pair
 from harness.mutants.guidance import SWAPPED
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
-from harness.rounding import budget as stored
-from harness.rounding.budget import SHIPPED_BUDGETS, BudgetEntry, load_budgets, mode_of, save_budget
-from harness.rounding.measure import budget_for, errors, measure_budget
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.rounding import _budget as stored
+from harness.rounding._budget import SHIPPED_BUDGETS, BudgetEntry, load_budgets, mode_of, save_budget
+from harness.rounding._measure import budget_for, errors, measure_budget
 from tests.helpers import Layout, command, decoder_factory, digits, tiny, verify_here, with_weight
 
 MODELS = tiny(Layout((1, 2, 3)))
@@ -231,7 +231,7 @@ def test_calibrate_keeps_nothing_that_verify_would_refuse(
 ):
     store = tmp_path / "budgets.json"
     wide = replace(next(e for e in load_budgets(SHIPPED_BUDGETS) if e.mode == mode_of(digits())), rows=1.0)
-    monkeypatch.setattr("harness.rounding.measure.measure_budget", lambda models, batches, progress: wide)
+    monkeypatch.setattr("harness.rounding._measure.measure_budget", lambda models, batches, progress: wide)
     assert command(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 2
     assert "rows=1: must be at most" in capsys.readouterr().err
     assert not store.exists()

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.decoders.factory import Factory
-from harness.judge.verdict import Verdict
-from harness.models.pair import ModelPair
-from harness.protocol.decoder import Implementation, Settings
+from harness.decoders._factory import Factory
+from harness.judge._verdict import Verdict
+from harness.models._pair import ModelPair
+from harness.protocol._decoder import Implementation, Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.noise import SeededNoise
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
-from harness.rounding.measure import quick_budget
-from harness.runs import decodes
+from harness.rounding._measure import quick_budget
+from harness.runs import _decodes as decodes
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, decoder_factory, tiny, verify_here, with_weight
 

@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from harness.decoders.factory import Factory
-from harness.decoders.terms import Terms
+from harness.decoders._factory import Factory
+from harness.decoders._terms import Terms
 from harness.errors import InputError
-from harness.judge.verdict import Verdict
-from harness.models.pair import CLOSE_NOISE, ModelPair, close_pair
+from harness.judge._verdict import Verdict
+from harness.models._pair import CLOSE_NOISE, ModelPair, close_pair
 from harness.mutants import state
-from harness.pool.employ import Execution
-from harness.protocol.decoder import Settings
-from harness.protocol.trace import Round, Trace
-from harness.runs.cover import Block, covering, plan_of, requests_for, verify_design
-from harness.runs.decodes import Decodes, Step
-from harness.runs.keep import RunStore
-from harness.runs.records import BONUS, CLAIMS, Coverage
-from harness.runs.result import Verification
-from harness.runs.runfile import read_run
+from harness.pool._employ import Execution
+from harness.protocol._decoder import Settings
+from harness.protocol._trace import Round, Trace
+from harness.runs._cover import Block, covering, plan_of, requests_for, verify_design
+from harness.runs._decodes import Decodes, Step
+from harness.runs._keep import RunStore
+from harness.runs._records import BONUS, CLAIMS, Coverage
+from harness.runs._result import Verification
+from harness.runs._runfile import read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, tiny
 

@@ -10,23 +10,23 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness.decoders.terms import Terms
+from harness.decoders._terms import Terms
 from harness.errors import InputError
-from harness.judge.verdict import Verdict
+from harness.judge._verdict import Verdict
 from harness.mutants.positions import OFFSET
-from harness.pool.employ import Execution
-from harness.protocol.decoder import Settings
-from harness.protocol.request import Request
+from harness.pool._employ import Execution
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.runs import _runfile as runfile
 from harness.runs import pictures as kept_pictures
-from harness.runs import runfile
-from harness.runs.cover import covering, plan_of, verify_design
-from harness.runs.decodes import Decodes, verify_decodes
-from harness.runs.keep import RunStore
+from harness.runs._cover import covering, plan_of, verify_design
+from harness.runs._decodes import Decodes, verify_decodes
+from harness.runs._keep import RunStore
+from harness.runs._plan import Plan
+from harness.runs._recorded import recorded_result
+from harness.runs._result import Verification
+from harness.runs._runfile import Kept, RunFile, pictures_of
 from harness.runs.pictures import TIE, UNCLAIMED, WRONG, Best
-from harness.runs.plan import Plan
-from harness.runs.recorded import recorded_result
-from harness.runs.result import Verification
-from harness.runs.runfile import Kept, RunFile, pictures_of
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny
 

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.decoders.terms import Terms
+from harness.decoders._terms import Terms
 from harness.errors import InputError
-from harness.protocol.decoder import Settings
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
 from harness.protocol.noise import CORRECT, TOKEN, NoiseError, RecordedNumbers
-from harness.protocol.request import Request
-from harness.rounding.budget import SHIPPED_BUDGETS
-from harness.runs.case import KeptCase, cases_of, is_bundle, read_bundle, write_bundle
-from harness.runs.decodes import Decodes, verify_decodes
-from harness.runs.identity import Identity
-from harness.runs.keep import RunStore
-from harness.runs.plan import Plan
-from harness.runs.replay import Answer, replay_case, shrink_case
-from harness.runs.runfile import read_run
+from harness.rounding._budget import SHIPPED_BUDGETS
+from harness.runs._case import KeptCase, cases_of, is_bundle, read_bundle, write_bundle
+from harness.runs._decodes import Decodes, verify_decodes
+from harness.runs._identity import Identity
+from harness.runs._keep import RunStore
+from harness.runs._plan import Plan
+from harness.runs._replay import Answer, replay_case, shrink_case
+from harness.runs._runfile import read_run
 from tests.helpers import Layout, tiny, with_weight
 
 MODELS = tiny(Layout((1, 2, 3, 4)))

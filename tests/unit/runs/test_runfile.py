@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from harness.decoders.terms import Terms
+from harness.decoders._terms import Terms
 from harness.errors import InputError, StopSignal
-from harness.judge.verdict import Distance, Divergence, Judgement, Verdict
-from harness.models.pair import ModelPair
-from harness.protocol.decoder import Implementation, Settings
-from harness.protocol.request import Request, request_of, request_values
+from harness.judge._verdict import Distance, Divergence, Judgement, Verdict
+from harness.models._pair import ModelPair
+from harness.protocol._decoder import Implementation, Settings
+from harness.protocol._request import Request, request_of, request_values
 from harness.provenance import versions
-from harness.runs.decodes import Decodes, RunInterrupted, Step, verify_decodes
-from harness.runs.keep import RunStore
+from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
+from harness.runs._keep import RunStore
+from harness.runs._plan import Plan
+from harness.runs._records import Counts, JudgedRow, judgement_of, judgement_values
+from harness.runs._runfile import Kept, RunFile, exhibit_of, read_run
 from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS
-from harness.runs.plan import Plan
-from harness.runs.records import Counts, JudgedRow, judgement_of, judgement_values
-from harness.runs.runfile import Kept, RunFile, exhibit_of, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, with_weight
 
@@ -132,7 +132,7 @@ def test_a_file_of_another_run_is_refused_and_the_difference_named(tmp_path: Pat
 
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run(tmp_path / "a.db")
-    monkeypatch.setattr("harness.runs.identity.versions", lambda: {**versions(), "torch": "9.9"})
+    monkeypatch.setattr("harness.runs._identity.versions", lambda: {**versions(), "torch": "9.9"})
     with pytest.raises(InputError, match=r"versions torch \(here 9\.9, recorded "):
         run(tmp_path / "a.db", resume=True)
 

@@ -14,23 +14,23 @@ import pytest
 import torch
 
 from harness.__main__ import app
-from harness.decoders.factory import load_factory
+from harness.decoders._factory import load_factory
 from harness.errors import InputError
-from harness.judge.e_values import MANY_TIES, unusual_ties
-from harness.judge.tokens import MOST_RECORDS
-from harness.judge.verdict import Divergence, Verdict
-from harness.models.pair import ModelPair
+from harness.judge._e_values import MANY_TIES, unusual_ties
+from harness.judge._tokens import MOST_RECORDS
+from harness.judge._verdict import Divergence, Verdict
+from harness.models._pair import ModelPair
 from harness.mutants import guidance, masks, reuse, state, streams, windows
-from harness.mutants.catalogue import MUTANTS
-from harness.mutants.mutant import Mutant
-from harness.protocol.decoder import Implementation, Settings
+from harness.mutants._catalogue import MUTANTS
+from harness.mutants._mutant import Mutant
+from harness.protocol._decoder import Implementation, Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.noise import SeededNoise
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
-from harness.reference.cachefree import sample_cachefree
+from harness.reference._cachefree import sample_cachefree
 from harness.reference.sequential import sample_sequential
-from harness.rounding.budget import Allowance
-from harness.runs.setting import SettingResult
+from harness.rounding._budget import Allowance
+from harness.runs._setting import SettingResult
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
 from tests.helpers import LAYOUTS, Layout, digits, some, tiny, twins, verified, verify_here, with_weight

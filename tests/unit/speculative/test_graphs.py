@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError, NonFiniteError
-from harness.models.toy import toy_pair
+from harness.models._toy import toy_pair
+from harness.protocol._request import Request
+from harness.protocol._trace import Intermediates
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
-from harness.protocol.trace import Intermediates
-from harness.speculative.policies import parse_policy
+from harness.speculative._policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
-from harness.speculative.tools.graphs import Workspace
+from harness.speculative.tools._graphs import Workspace
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3, 4)), 12, seed=1, apart=0.4)
 REQUESTS = [

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from harness.__main__ import main
-from harness.models.toy import toy_pair
+from harness.models._toy import toy_pair
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
+from harness.speculative._policies import parse_policy
 from harness.speculative.parts import PARTS
-from harness.speculative.policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
-from harness.speculative.tools.observer import NAMES, Observer, summary
+from harness.speculative.tools._observer import NAMES, Observer, summary
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 5, seed=1, apart=0.5)
 REQUEST = Request((0, 1, 1), 2, top_k=4)

@@ -8,13 +8,13 @@ import torch
 from harness.errors import InputError
 from harness.models.quantizer import phi_index
 from harness.models.sizes import fill_bits, filled_weights, random_weights
+from harness.protocol._request import Request
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
-from harness.protocol.request import Request
-from harness.reference.steps import block_causal
-from harness.reference.steps import guide as plain_guide
-from harness.speculative.cache import KVCache
+from harness.reference._steps import block_causal
+from harness.reference._steps import guide as plain_guide
+from harness.speculative._cache import KVCache
+from harness.speculative._steps import attention_mask, build_combined_query, guide, split_logits_by_scale
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
-from harness.speculative.steps import attention_mask, build_combined_query, guide, split_logits_by_scale
 from tests.helpers import LAYOUTS, Layout, tiny
 
 FOUR = ScalePyramid((1, 2, 3, 4))

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from harness.__main__ import main
 from harness.errors import InputError, NonFiniteError
-from harness.models.pair import ModelPair
-from harness.models.toy import toy_pair
+from harness.models._pair import ModelPair
+from harness.models._toy import toy_pair
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
-from harness.protocol.trace import Trace
 from harness.reference.sequential import sample_sequential
-from harness.speculative.draft_length import DraftLength
+from harness.speculative._draft_length import DraftLength
+from harness.speculative._policies import parse_policy
 from harness.speculative.parts import PARTS
-from harness.speculative.policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import Layout, digits, tiny, twins
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from harness.models.pair import ModelPair
-from harness.models.toy import ToyTransformer, toy_pair
+from harness.models._pair import ModelPair
+from harness.models._toy import ToyTransformer, toy_pair
+from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
-from harness.protocol.request import Request
 from harness.reference.sequential import sample_sequential
-from harness.speculative.policies import parse_policy
+from harness.speculative._policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 DRAFTS = ("equal", "near", "far", "adversarial", "stubborn")
@@ -125,7 +125,7 @@ def test_the_settings_cover_what_they_are_meant_to():
 
 def test_the_comparison_sees_a_decoder_that_is_wrong():
     """The toys are no toys where it counts: every planted bug of the production parts changes their tokens."""
-    from harness.decoders.factory import Settings
+    from harness.decoders._factory import Settings
     from harness.mutants import guidance, masks, positions, state
 
     request = Request((0, 1), 3)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.protocol.decoder import Settings
-from harness.speculative import policies
-from harness.speculative.policies import IMPOSED, TABLE, Number, parse_policy, table
+from harness.protocol._decoder import Settings
+from harness.speculative import _policies as policies
+from harness.speculative._policies import IMPOSED, TABLE, Number, parse_policy, table
 from tests.helpers import command
 
 DOCS = Path(__file__).parents[3] / "docs" / "policies.md"
@@ -56,7 +56,7 @@ def test_verify_refuses_an_imposed_rate(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_the_page_holds_the_table():
-    assert table() in DOCS.read_text(), "put the output of harness.speculative.policies.table() into docs/policies.md"
+    assert table() in DOCS.read_text(), "put the output of harness.speculative._policies.table() into docs/policies.md"
     assert len(table().splitlines()) == len(TABLE) + 2
 
 

@@ -1,0 +1,152 @@
+"""A checkout's networks with the weights of a pair: what an adapter of published code is made of.
+
+Promise: `published(checkout, models)` and one call of the code's own sampler are all that a user writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.adapters._checkout import Checkout, crash_of
+from harness.adapters._parallel import ParallelLoop
+from harness.adapters._recorder import Recorder, SharedNumbers, check_numbers
+from harness.adapters._traces import check_image, trace_of
+from harness.adapters._weights import build_network, build_vae, check_dtype, on_device
+from harness.errors import InputError
+from harness.models import ModelPair
+from harness.protocol import Contract, Request, Trace
+from harness.protocol.noise import Noise
+
+
+class Published:
+    """A checkout's own modules, with the weights of a pair of float32 and two scales or more.
+
+    Raises:
+        InputError: see `Checkout`, `build_network`; or the pair is of another dtype.
+    """
+
+    def __init__(self, checkout: str | Path, models: ModelPair) -> None:
+        check_dtype(models)
+        self.models, self.checkout = models, Checkout(checkout)
+        self.vae = build_vae(self.checkout, models.vae, models.pyramid.patch_nums, models.device)
+        self.draft: Any = build_network(self.checkout, models.draft, self.vae)
+        self.target: Any = build_network(self.checkout, models.target, self.vae)
+
+    def sampler(self, call: Callable[..., Any], contract: str = Contract.TOKENS, numbers: str = "shared") -> Sampler:
+        """Return a decoder that can be judged.
+
+        Args:
+            call: runs the code's own sampler and returns its image; gets B, label_B, g_seed, cfg, top_k, top_p and
+                more_smooth by name.
+            contract: what the code is to be held to.
+            numbers: "shared": every draw reads the harness's numbers; "own": the code keeps its generators, which must
+                then give the same tokens in the published order (`Request.order` "batch").
+        """
+        return Sampler(self, call, contract, numbers)
+
+    def arguments(self, request: Request, noise: Noise, numbers: str = "shared") -> dict[str, Any]:
+        """Return what every published sampler is called with.
+
+        Without labels they are the noise's; code that keeps its own numbers draws them itself.
+
+        Raises:
+            InputError: a label or top_k that is not.
+        """
+        request.check_against(self.models.target.config.classes, self.models.target.config.V)
+        label_B: torch.Tensor | None
+        if request.labels is not None:
+            label_B = torch.tensor(request.labels, device=self.models.device)
+        else:
+            label_B = None if numbers == "own" else noise.labels(self.models.target.config.classes)
+        return {
+            "B": request.B,
+            "label_B": label_B,
+            "g_seed": request.seed,
+            "cfg": request.cfg,
+            "top_k": request.top_k,
+            "top_p": request.top_p,
+            "more_smooth": request.more_smooth,
+        }
+
+    @contextlib.contextmanager
+    def running(self, recorder: Recorder, request: Request, noise: Noise, numbers: str = "shared") -> Iterator[None]:
+        """Let the code decode: its modules found, its draws answered, its tensors recorded."""
+        check_numbers(numbers, request)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.checkout.active())
+            stack.enter_context(on_device(self.models.device))
+            stack.enter_context(recorder.watching(self.draft, self.target, self.vae, self.checkout.module))
+            if numbers == "shared":
+                stack.enter_context(SharedNumbers(noise, request, self.models.pyramid, recorder.reader))
+            try:
+                yield
+            except Exception as error:
+                if (where := self.card_asked(error)) is None:
+                    raise
+                rule = f"the code asks for a GPU by itself ({where})"
+                raise InputError("device", "cpu", rule, "pass --device cuda, on a machine that has one") from None
+
+    def card_asked(self, error: Exception) -> str | None:
+        """Tell where code that runs on a CPU asked for CUDA and got none; None where an error is another one."""
+        words = ("Torch not compiled with CUDA", "No CUDA GPUs", "NVIDIA driver", "least two devices, cuda")
+        if self.models.device.type != "cpu" or not any(each in str(error) for each in words):
+            return None
+        return crash_of(error, self.checkout.folder)
+
+
+class Sampler:
+    """A decoder made of somebody's sampling function, as `Published.sampler` says.
+
+    `loop` sees the rounds where the function is SDVAR's parallel decode.
+    """
+
+    sdvar: Any = None  # the SDVAR object that the function belongs to, where there is one
+    threshold: float | None = None  # `similarity_thresh` that it was built with, where that was given
+
+    def __init__(
+        self,
+        code: Published,
+        call: Callable[..., Any],
+        contract: str,
+        numbers: str = "shared",
+        loop: ParallelLoop | None = None,
+    ) -> None:
+        self.code, self.call, self.contract, self.numbers, self.loop = code, call, str(contract), numbers, loop
+        self._recorder = Recorder(code.models.pyramid)
+        self._B = 0
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        """Run the code under the numbers given.
+
+        Raises:
+            InputError: it cannot take the request.
+            ImageError: what it returns is not the image of its f_hat.
+        """
+        arguments = self.code.arguments(request, noise, self.numbers)
+        self._recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
+        self._B = request.B
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.code.running(self._recorder, request, noise, self.numbers))
+            if self.loop is not None:
+                stack.enter_context(self.loop.watching(self._recorder))
+            stack.enter_context(torch.no_grad())
+            image = self.call(**arguments)
+        trace = self.so_far()
+        check_image(image, trace.f_hat_BCPP, self.code.models)
+        return trace
+
+    def so_far(self) -> Trace:
+        """Return the trace of the last decode, whole or not."""
+        if self.loop is not None:
+            return self.loop.trace(self._B)
+        return trace_of(self._recorder, self.code.models, self._B)
+
+
+def published(checkout: str | Path, models: ModelPair) -> Published:
+    """Put a published-style checkout under test without touching it; see `Published`."""
+    return Published(checkout, models)

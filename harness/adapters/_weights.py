@@ -1,0 +1,153 @@
+"""A checkout's own modules, with the weights of a `ModelPair`.
+
+Promise: every parameter has the value of the pair's, or one error lists what does not fit; PyTorch's global generators
+stand where they stood; nothing of the pair is shared with the modules.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.adapters._checkout import Checkout
+from harness.errors import InputError, text_of
+from harness.models.autoencoder import Autoencoder
+from harness.models.network import Network
+
+SHARES = {"one": 1, "per-scale": 0}  # share_quant_resi of a layout of φ; of "shared" the number of φ
+QUANTIZER = "quantize."
+
+
+class CodesOnly(nn.Module):
+    """What samplers see of a VQ-VAE: the checkout's ``VectorQuantizer2``, and pixels by the harness's own decoder.
+
+    The published decoder has its channel multipliers built in and takes no other weights.
+    """
+
+    def __init__(self, quantize: nn.Module, vae: Autoencoder) -> None:
+        super().__init__()
+        self.quantize: Any = quantize
+        self.Cvae, self.vocab_size = vae.config.C, vae.config.V
+        self._decode = vae.decode
+
+    def fhat_to_img(self, f_hat_BCPP: Tensor) -> Tensor:
+        """Return images in [-1, 1], a tensor of their own: samplers write into it."""
+        with torch.autocast(f_hat_BCPP.device.type, enabled=False):  # pixels are the harness's
+            return self._decode(f_hat_BCPP) * 2 - 1
+
+
+def check_dtype(models: Any) -> None:
+    """Refuse what published code does not compute in. Raises `InputError`."""
+    for name, network in (("dtype", models.target), ("draft_dtype", models.draft)):
+        if network.dtype != torch.float32:
+            rule = "published code casts its logits to float32, and is judged in float32 alone"
+            dtype = str(network.dtype).removeprefix("torch.")
+            raise InputError(name, dtype, rule, f"pass --{name.replace('_', '-')} float32")
+    if models.pyramid.S < 2:
+        rule = "published code divides by the number of scales less one"
+        raise InputError("patch_nums", models.pyramid.patch_nums, rule, "pass two scales or more")
+
+
+def build_vae(checkout: Checkout, vae: Autoencoder, patch_nums: tuple[int, ...], device: torch.device) -> CodesOnly:
+    """Return the VQ-VAE that samplers meet. Raises `InputError` where the checkout's quantiser is another."""
+    config = vae.config
+    share = SHARES.get(config.phi_layout, config.phi)
+    with building(checkout, device):
+        kind = _find(checkout, "VectorQuantizer2")
+        try:
+            quantize = kind(
+                vocab_size=config.V, Cvae=config.C, using_znorm=False, v_patch_nums=patch_nums, share_quant_resi=share
+            )
+        except Exception as error:
+            raise checkout.lacks(f"builds no VectorQuantizer2 ({type(error).__name__}: {text_of(error)})") from None
+    weights = {n.removeprefix(QUANTIZER): w for n, w in vae.weights.items() if n.startswith(QUANTIZER)}
+    _load(checkout, quantize, weights, "VectorQuantizer2")
+    return CodesOnly(quantize.to(device).eval(), vae)
+
+
+def build_network(checkout: Checkout, network: Network, vae: CodesOnly) -> Any:
+    """Return the checkout's ``VAR`` with the weights of a network, on its device.
+
+    Raises:
+        InputError: the checkout has no ``VAR``, it takes other arguments, or its parameters are others.
+    """
+    config, device = network.config, network.device
+    with building(checkout, device):
+        kind = checkout.get("VAR")
+        try:
+            module = kind(
+                vae,
+                num_classes=config.classes,
+                depth=config.depth,
+                embed_dim=config.D,
+                num_heads=config.H,
+                shared_aln=config.shared_adaln,
+                attn_l2_norm=config.l2_norm,
+                patch_nums=config.pyramid.patch_nums,
+            )
+        except TypeError as error:
+            raise checkout.lacks(f"has a VAR that takes other arguments ({text_of(error)})") from None
+        except Exception as error:
+            raise checkout.lacks(f"builds no VAR ({type(error).__name__}: {text_of(error)})") from None
+    _load(checkout, module, network.weights, "VAR")
+    module = module.to(device).eval().requires_grad_(False)
+    if isinstance(getattr(module, "uniform_prob", None), Tensor):
+        module.uniform_prob = module.uniform_prob.to(device)
+    if isinstance(getattr(module, "rng", None), torch.Generator) and module.rng.device.type != device.type:
+        module.rng = torch.Generator(device=device)
+    return module
+
+
+def _load(checkout: Checkout, module: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Copy weights in by name; what is left over on either side must be a buffer."""
+    try:
+        missing, unknown = module.load_state_dict({n: w.detach() for n, w in weights.items()}, strict=False)
+    except RuntimeError as error:
+        raise checkout.lacks(f"has a {name} of other sizes ({text_of(error)[:300]})") from None
+    parameters = {key for key, _ in module.named_parameters()}
+    wrong = [f"missing {key}" for key in missing if key in parameters] + [f"unknown {key}" for key in unknown]
+    if wrong:
+        raise checkout.lacks(f"has a {name} of other parameters: {', '.join(wrong[:6])}")
+
+
+def _find(checkout: Checkout, name: str) -> Any:
+    """Return a class of ``models/quant.py``."""
+    try:
+        return getattr(importlib.import_module("models.quant"), name)
+    except (ImportError, AttributeError) as error:
+        rule = f"models/quant.py has no {name} ({text_of(error)})"
+        raise InputError("checkout", str(checkout.folder), rule, "see docs/own-decoder.md") from None
+
+
+@contextmanager
+def building(checkout: Checkout, device: torch.device) -> Iterator[None]:
+    """Let the checkout build modules: its output silenced, the global generators kept, its device the weights'.
+
+    `dist.get_device()` says where a module's own generator lives, and would say what the machine has.
+    """
+    cards = [device] if device.type == "cuda" else []
+    with checkout.active(), torch.random.fork_rng(cards), on_device(device):
+        yield
+
+
+@contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Let `dist.get_device()` of the active checkout say where the weights are, by whatever module it is called."""
+    try:
+        real = getattr(importlib.import_module("dist"), "get_device", None)
+    except ImportError:
+        real = None
+    places = [each for each in list(sys.modules.values()) if real and vars(each).get("get_device") is real]
+    try:
+        for place in places:
+            place.get_device = lambda: device  # type: ignore[attr-defined]
+        yield
+    finally:
+        for place in places:
+            place.get_device = real  # type: ignore[attr-defined]

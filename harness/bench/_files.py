@@ -1,0 +1,125 @@
+"""Measurements as files: what `bench` and `bench-policies` write and `scoreboard` reads.
+
+Promise: a file says what was measured on what; reading it back gives the same rows (distances to seven digits), or one
+`InputError`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.bench._policy_costs import PolicyRow
+from harness.bench._speed import Machine, Sequential, SpeedRow
+from harness.errors import InputError
+from harness.files import check_readable, compact
+from harness.judge import Distance
+from harness.provenance import versions
+from harness.quality import DRAFT
+from harness.rounding import precision
+
+BAD = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+DISTANCES = ("tokens", "f_hat", "pixels")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One run of `bench`."""
+
+    models: str  # name of the pair
+    mode: str  # dtype, or TF32
+    draft_dtype: str  # of the draft
+    graphs: bool  # recorded work; else kernel by kernel
+    bonus: bool  # the scale after the drafted ones is finished too
+    machine: Machine  # where
+    rows: list[SpeedRow]  # measurements
+    compiled: bool = False  # the networks' blocks are; files from before there was a choice do not say
+
+    @property
+    def title(self) -> str:
+        """Mode in words."""
+        same = self.draft_dtype == ("float32" if self.mode == "TF32" else self.mode)
+        named = self.mode if same else f"{self.mode}, draft {self.draft_dtype}"
+        launched = "CUDA graphs" if self.graphs else "kernel by kernel"
+        return f"{named}, {launched}{', compiled' if self.compiled else ''}"
+
+    def document(self) -> bytes:
+        """Return the run as JSON, with what made it."""
+        return compact({**_plain(asdict(self)), "precision": precision(), "versions": versions()})
+
+
+def _plain(value: Any) -> Any:
+    """Return the value with null for NaN, which is not JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _numbers(values: Any) -> Any:
+    """Return the values of JSON with NaN for null."""
+    return {key: math.nan if value is None else value for key, value in values.items()}
+
+
+def read_speed(path: Path) -> Speed:
+    """Read a file of `bench --json`. Raises `InputError` for anything else."""
+    check_readable(path, "speed", "pass one of bench --json", "is no file of bench (no such file)")
+    try:
+        document = json.loads(path.read_text())
+        rows = []
+        for values in document["rows"]:
+            for side in ("target", "draft"):
+                values[side] = Sequential(**_numbers(values[side]))
+            rows.append(SpeedRow(**_numbers(values)))
+        words = {name: document[name] for name in ("models", "mode", "draft_dtype", "graphs", "bonus")}
+        words["compiled"] = document.get("compiled", False)
+        if not all(isinstance(row.ms, float) and row.ms > 0 and row.policy.strip() for row in rows):
+            raise ValueError("a row without a time")
+        return Speed(**words, machine=Machine(**document["machine"]), rows=rows)
+    except BAD as error:
+        raise InputError("speed", str(path), f"is no file of bench ({error})", "pass one of bench --json") from None
+
+
+def policies_document(models: str, device: str, rows: list[PolicyRow]) -> bytes:
+    """Return the rows of `bench-policies` as JSON, with what made them."""
+    listed = [{**vars(row), "distances": _columns(row.distances)} for row in rows]
+    header = {"models": models, "device": device, "precision": precision(), "versions": versions()}
+    return compact({**header, "rows": listed})
+
+
+def _columns(distances: list[Distance]) -> dict[str, list[float]]:
+    return {name: [float(f"{getattr(d, name):.7g}") for d in distances] for name in DISTANCES}
+
+
+def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
+    """Read the models' name and the rows of `bench-policies --json`. Raises `InputError` for anything else."""
+    check_readable(path, "policies", "pass one of bench-policies --json", "is no file of bench-policies (no such file)")
+    try:
+        document = json.loads(path.read_text())
+        rows = []
+        for values in document["rows"]:
+            columns = values["distances"]
+            values["distances"] = [Distance(*each) for each in zip(*(columns[name] for name in DISTANCES), strict=True)]
+            for name in ("scales_per_round", "judged", "whole"):  # JSON has text keys only
+                values[name] = Counter({int(key): count for key, count in values[name].items()})
+            rows.append(PolicyRow(**values))
+        models: str = document["models"]
+        if not any(row.policy == DRAFT for row in rows) or not all(_is_whole(row) for row in rows):
+            raise ValueError("a row without numbers, or no row of the draft alone")
+        return models.strip(), rows
+    except BAD as error:
+        rule = f"is no file of bench-policies ({error})"
+        raise InputError("policies", str(path), rule, "pass one of bench-policies --json") from None
+
+
+def _is_whole(row: PolicyRow) -> bool:
+    """Tell whether a row has counts and distances of at least one image."""
+    counts = (row.target_calls, row.target_rows, row.draft_rows)
+    return bool(row.distances) and all(
+        len(count) == len(row.distances) and all(isinstance(n, int) for n in count) for count in counts
+    )

@@ -1,0 +1,263 @@
+"""The report's four promises against what was measured, per policy.
+
+Promise: every number comes from a file of measurements; a verdict is a comparison of numbers, never an opinion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from harness.bench._files import Speed
+from harness.bench._policy_costs import PolicyRow
+from harness.bench._speed import SpeedRow
+from harness.errors import InputError
+from harness.quality import DRAFT, Measured, Quality, QualityRow, quality_verdict
+from harness.speculative import IMPOSED, parse_policy
+
+MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
+STEADY = 1.05  # a speed-up beyond what the passes allow comes from a disturbed measurement of the other side
+LEAST_RATE = 0.5
+MOST_LOSS = 0.1  # the report: "FID loss below 0.1"; digits' unit is another (docs/quality.md)
+PROMISES = {
+    "calls": "5 target calls or fewer", "speed": "1.3 times faster or more", "memory": "less than 20 % more memory",
+    "image": "the image's quality",
+}  # fmt: skip
+HEADS = (
+    "decoder", "contract", "target calls (≤ 5)", "speed-up (≥ 1.3)", "extra memory (< 20 %, published sizes)",
+    "pixels off (the draft's own: 100 %)", "promises kept",
+)  # fmt: skip
+LOSS = "loss; drift (< 0.1)"  # stands before the promises, where quality was measured
+
+
+@dataclass(frozen=True)
+class BoardLine:
+    """One decoder against the promises."""
+
+    decoder: str  # pair, mode and policy
+    contract: str  # its letter; "-" where there is none
+    calls: str  # target calls, and what follows as cells of the table
+    speed_up: str  # one figure, or one a batch
+    memory: str  # beyond the target's
+    pixels: str  # off, or why that means nothing
+    kept: Mapping[str, str]  # promises that hold; the batches at which they do, empty = at all
+    timed: bool = True  # its speed was measured
+    is_imposed: bool = False  # acceptance is
+    loss: str | None = None  # loss and drift; None = they were not measured
+
+    def cells(self, with_quality: bool) -> list[str]:
+        """Return the line as text."""
+        figures = [self.decoder, self.contract, self.calls, self.speed_up, self.memory, self.pixels]
+        if with_quality:
+            figures.append(self.loss or ("imposed" if self.is_imposed else "-"))
+        promises = ", ".join(f"{name} at {at}" if at else name for name, at in self.kept.items()) or "none"
+        return [*figures, promises + ("" if self.timed else " (speed not measured)")]
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """Imposed acceptance, divided labour, then every policy; `with_quality`: its quality was measured, too."""
+
+    lines: tuple[BoardLine, ...]
+    with_quality: bool
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The lines as text."""
+        return [line.cells(self.with_quality) for line in self.lines]
+
+    def markdown(self) -> str:
+        """Return the table, and what it says of each promise."""
+        heads = [*HEADS[:-1], *([LOSS] if self.with_quality else []), HEADS[-1]]
+        text = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * (len(heads) - 3)}---|"]
+        text += [f"| {' | '.join(row)} |" for row in self.rows]
+        return "\n".join(text + (["", *self.promises()] if self.with_quality else [])) + "\n"
+
+    def promises(self) -> list[str]:
+        """Return what is kept of each promise, and of those that a decoder keeps together, a sentence each."""
+        own = [line for line in self.lines if not line.is_imposed]
+        imposed = [line for line in self.lines if line.is_imposed]
+        sentences = []
+        for promise, text in PROMISES.items():
+            who = [line.decoder + _at(line.kept[promise]) for line in own if promise in line.kept]
+            others = sum(promise in line.kept for line in imposed)
+            other = f"; of those with imposed acceptance {others}" if imposed else ""
+            sentences.append(f"- {text[0].upper()}{text[1:]}: {'; '.join(who) or 'no decoder'}{other}.")
+        together = [line.decoder for line in own if {"calls", "image"} <= line.kept.keys()]
+        most = max((len(line.kept) for line in own), default=0)
+        best = [
+            f"{line.decoder} ({', '.join(promise for promise in PROMISES if promise in line.kept)})"
+            for line in own
+            if len(line.kept) == most > 0
+        ]
+        sentences.append(f"- Calls and image together: {'; '.join(together) or 'no decoder'}.")
+        return [*sentences, f"- Most promises together: {'; '.join(best) or 'no decoder keeps any'}."]
+
+
+def _at(batches: str) -> str:
+    return f" (at {batches})" if batches else ""
+
+
+def scoreboard(
+    policies: Sequence[PolicyRow],
+    models: str,
+    runs: Sequence[Speed],
+    draft_len: str = "5",
+    measured: Measured | None = None,
+) -> Scoreboard:
+    """Compare policies at one draft length with the promises.
+
+    Args:
+        policies: counts and distances, the draft's own among them.
+        models: whose they are.
+        runs: timings; those of `models` are joined to the policies, the others show imposed acceptance, and policies
+            whose speed depends on no acceptance.
+        draft_len: which length of the policies is shown.
+        measured: quality of the policies; None = only an exact law keeps the image.
+
+    Raises:
+        InputError: two runs time one policy of `models`.
+    """
+    foreign = [(run, named) for run, named in _named(runs) if run.models != models]
+    lines = [_imposed(run, named, row) for run, named in foreign for row in _fastest(run.rows)]
+    for run, named in foreign:
+        lines += [_divided(named, rows) for rows in _by_policy(row for row in run.rows if not row.speculates)]
+    draft_pixels = next(row.mean("pixels") for row in policies if row.policy == DRAFT)
+    timings = _timings([run for run in runs if run.models == models], draft_len)
+    shown = [row for row in policies if row.contract and row.draft_len == draft_len]
+    lines += [_policy(row, models, timings.get(row.policy), draft_pixels) for row in shown]
+    if measured is not None:
+        rows = {f"{measured.models}, `{row.name}`": row for row in measured.rows if row.draft_len == draft_len}
+        lines = [_with_quality(line, rows.get(line.decoder)) for line in lines]
+    return Scoreboard(tuple(lines), measured is not None)
+
+
+def _timings(runs: Sequence[Speed], draft_len: str) -> dict[str, SpeedRow]:
+    """Return the timing of one image by policy. Raises `InputError` for a policy that is timed twice."""
+    timings: dict[str, SpeedRow] = {}
+    for run in runs:
+        for row in run.rows:
+            if row.batch != 1 or (row.speculates and str(row.draft_len) != draft_len):
+                continue
+            if row.policy in timings:
+                rule = f"{row.policy} at draft_len {draft_len} is timed twice on {run.models}"
+                raise InputError("speed", run.title, rule, "name one of the files with --speed")
+            timings[row.policy] = row
+    return timings
+
+
+def _with_quality(line: BoardLine, row: QualityRow | None) -> BoardLine:
+    """Return a line with its losses, and the promise of the image as it was measured."""
+    if row is None or not row.losses:
+        return line
+    verdict = quality_verdict(row, MOST_LOSS)
+    kept = {promise: at for promise, at in line.kept.items() if promise != "image"}
+    if verdict is Quality.KEPT:
+        kept["image"] = ""
+    return replace(line, loss=f"{'-' if row.loss is None else row.loss}; {row.drift} {verdict.value}", kept=kept)
+
+
+def _fastest(rows: Sequence[SpeedRow]) -> list[SpeedRow]:
+    """Return the fastest draft length of one image at every imposed rate of a half or more, the highest rate first."""
+    best: dict[float, SpeedRow] = {}
+    for row in rows:
+        if row.policy.startswith(IMPOSED) and row.batch == 1:
+            rate = float(row.policy.partition(":")[2])
+            if rate >= LEAST_RATE and (rate not in best or row.speed_up > best[rate].speed_up):
+                best[rate] = row
+    return [best[rate] for rate in sorted(best, reverse=True)]
+
+
+def _is_fast(row: SpeedRow) -> bool:
+    """Tell whether the promise of speed is kept, by a time that its own passes do not contradict."""
+    steady = math.isnan(row.allowed) or row.speed_up <= STEADY * row.allowed
+    return row.speed_up >= LEAST_SPEED_UP and steady
+
+
+# Promises of calls, speed and memory, as a timing keeps them.
+TIMED_PROMISES: Mapping[str, Callable[[SpeedRow], bool]] = {
+    "calls": lambda row: row.target_calls <= MOST_CALLS,
+    "speed": _is_fast,
+    "memory": lambda row: row.extra_memory < MOST_MEMORY,
+}
+
+
+def _imposed(run: Speed, named: str, row: SpeedRow) -> BoardLine:
+    what = f"{named}, {row.draft_len} scales{' + bonus' if run.bonus else ''}, {row.kept:.0%} of scales kept"
+    kept = {promise: "" for promise, holds in TIMED_PROMISES.items() if holds(row)}
+    calls, speed_up, memory = f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", _number(row.extra_memory, "+.1%")
+    return BoardLine(what, "-", calls, speed_up, memory, "imposed", kept, is_imposed=True)
+
+
+def _by_policy(rows: Iterable[SpeedRow]) -> list[list[SpeedRow]]:
+    """Return the rows of every policy together, in order of their batch."""
+    groups: dict[str, list[SpeedRow]] = {}
+    for row in sorted(rows, key=lambda row: row.batch):
+        groups.setdefault(row.policy, []).append(row)
+    return list(groups.values())
+
+
+def _divided(named: str, rows: Sequence[SpeedRow]) -> BoardLine:
+    """Return the line of a policy under which nothing drafted is judged: its speed needs no luck, at any batch."""
+    first, kept = rows[0], dict[str, str]()
+    for promise, holds in TIMED_PROMISES.items():
+        if batches := [str(row.batch) for row in rows if holds(row)]:
+            kept[promise] = "" if len(batches) == len(rows) else " and ".join(batches)
+    return BoardLine(
+        f"{named}, `{first.policy}`, batch {' / '.join(f'{row.batch}' for row in rows)}",
+        parse_policy(first.policy).contract.letter,
+        f"{first.target_calls:.1f}",
+        " / ".join(f"{row.speed_up:.2f}" for row in rows),
+        " / ".join(_number(row.extra_memory, "+.1%") for row in rows),
+        "random weights",
+        kept,
+    )
+
+
+def _policy(row: PolicyRow, models: str, timing: SpeedRow | None, draft_pixels: float) -> BoardLine:
+    exact = row.contract in "AB"
+    holds = {
+        "calls": row.mean("target_calls") <= MOST_CALLS,
+        "speed": timing is not None and _is_fast(timing),
+        "image": exact,
+    }
+    share = f"{row.mean('pixels') / draft_pixels:.0%}".replace("%", " %")
+    pixels = "0 %" if row.mean("tokens") == 0 else share + (" (its law is exact)" if exact else "")
+    speed_up = f"{timing.speed_up:.2f}" if timing else "-"
+    kept = {promise: "" for promise, is_kept in holds.items() if is_kept}
+    calls = f"{row.mean('target_calls'):.1f}"
+    return BoardLine(f"{models}, `{row.policy}`", row.contract, calls, speed_up, "-", pixels, kept, timing is not None)
+
+
+def speed_table(runs: Sequence[Speed]) -> str:
+    """Return every timing of the runs as a table; milliseconds per batch."""
+    lines = [
+        "| pair | mode | batch | policy | scales kept | draft_len | reference | target | draft | speculative |"
+        " target calls | speed-up | passes allow | share | floor of the passes | extra memory |",
+        "|---|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for run, named in _named(runs):
+        pair, _, mode = named.partition(", ")
+        for row in run.rows:
+            length = f"{row.draft_len}{' + bonus' if run.bonus else ''}" if row.speculates else "-"
+            cells = [pair, mode, f"{row.batch}", f"`{row.policy}`", _number(row.kept, ".0%"), length]
+            cells += [_number(ms, ".1f") for ms in (row.reference_ms, row.target.ms, row.draft.ms, row.ms)]
+            cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f")]
+            cells += [_number(row.speed_up / row.allowed, ".0%"), _number(row.floor_ms, ".1f")]
+            lines.append(f"| {' | '.join([*cells, _number(row.extra_memory, '+.1%')])} |")
+    # the products' rate depends on the mode
+    machines = {(run.mode, run.machine.name): str(run.machine) for run in runs}
+    listed = [f"- {mode} on {machine}" for (mode, _), machine in sorted(machines.items())]
+    return "\n".join([*lines, "", *listed]) + "\n"
+
+
+def _named(runs: Sequence[Speed]) -> list[tuple[Speed, str]]:
+    """Return every run with its pair and mode, and its card where the runs are of several: those do not compare."""
+    several = len({run.machine.name for run in runs}) > 1
+    card = [f", {run.machine.name.removeprefix('NVIDIA ')}" if several else "" for run in runs]
+    return [(run, f"{run.models.split(' ')[0]}, {run.title}{on}") for run, on in zip(runs, card, strict=True)]
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)

@@ -1,0 +1,223 @@
+"""What is typed, checked and made into objects: networks, requests, decoders, lists of numbers.
+
+Promise: an option turns into checked objects or one `InputError`. It imports what commands work with, so that commands
+import it where they begin to work.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from harness.adapters import PUBLISHED_PREFIX, published_settings
+from harness.commands._options import Images, Mode, Networks, Pair
+from harness.decoders import OWN_DECODER, parse_factory_options
+from harness.errors import InputError
+from harness.models import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, random_pair
+from harness.protocol import NoiseOrder, Request, Settings
+from harness.rounding import set_precision
+from harness.runs import BatchSize, cut_batches, default_batch
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+MOST_NUMBERS = 10**6
+
+
+def load_models(networks: Pair, mode: Mode) -> ModelPair:
+    """Load the networks onto the device, and set what may make it inexact. Effects: `set_precision`.
+
+    Raises:
+        InputError: an unknown name, a file missing of the three, a device that is not there, a bad checkpoint.
+    """
+    place = find_device(mode.device), find_dtype("dtype", mode.dtype)
+    draft_dtype = find_dtype("draft_dtype", mode.draft_dtype or mode.dtype)
+    set_precision(mode.tf32)
+    named = not any(networks.files().values())
+    noise = networks.draft_noise if isinstance(networks, Networks) else None
+    if named and noise is None and networks.models == "digits-close":
+        noise = CLOSE_NOISE
+    pair = _by_name(networks, place[0]) if named else _from_files(networks)
+    return (pair if noise is None else close_pair(pair, noise)).to(*place, draft_dtype)
+
+
+def _by_name(networks: Pair, device: torch.device) -> ModelPair:
+    """Return the networks that ship, or random ones of published sizes. Raises `InputError`."""
+    if networks.patch_nums:
+        rule, remedy = "says what a checkpoint file does not tell", "drop it, or pass --draft, --target and --vae"
+        raise InputError("patch_nums", networks.patch_nums, rule, remedy)
+    return load_digits() if networks.models in ("digits", "digits-close") else random_pair(networks.models, device)
+
+
+def _from_files(networks: Pair) -> ModelPair:
+    """Return the networks of three checkpoint files. Raises `InputError`."""
+    files = networks.files()
+    if networks.models != "digits":
+        rule = "is one choice of networks, three checkpoint files are another"
+        raise InputError("models", networks.models, rule, "drop one of them")
+    given = {name: path for name, path in files.items() if path is not None}
+    for name in files.keys() - given.keys():
+        raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
+    sides = integers("patch_nums", networks.patch_nums, "1,2,3,4") if networks.patch_nums else None
+    return load_pair(given["draft"], given["target"], given["vae"], "custom", sides)
+
+
+def find_device(text: str) -> torch.device:
+    """Return the device. Raises `InputError` for one that is not there."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise InputError("device", text, "is not a device", "pass --device cpu") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError("device", text, "must be cpu or cuda", "pass --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError("device", text, f"is not there ({count} CUDA devices found)", "pass --device cpu")
+    return device
+
+
+def find_dtype(name: str, text: str) -> torch.dtype:
+    """Return the dtype that an option names. Raises `InputError` for another name."""
+    if text not in DTYPES:
+        remedy = f"pass --{name.replace('_', '-')} float32"
+        raise InputError(name, text, f"must be one of {', '.join(DTYPES)}", remedy)
+    return DTYPES[text]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The decoder under test as it is asked for."""
+
+    name: str  # of its factory
+    options: tuple[tuple[str, str], ...]  # (name, value) for the factory, the checkout among them
+    contract: str = ""  # demanded of the harness's own decoder, whose policy must keep it; else empty
+
+    @property
+    def published(self) -> bool:
+        """Tell whether it is published code."""
+        return self.name.startswith(f"{PUBLISHED_PREFIX}:")
+
+    def settings(self) -> list[Settings]:
+        """Return the settings where no draft_len is asked for: both roles of CoDe's two models."""
+        return published_settings(self.name.partition(":")[2], self.options)
+
+
+def decoder(name: str, checkout: Path | None, given: list[str] | None, contract: str = "") -> Decoder:
+    """Return the decoder that the options name. Raises `InputError` for an option of another form."""
+    options = parse_factory_options(checkout, given or ())
+    if name == OWN_DECODER and options:
+        rule = "the harness's own decoder takes --policy, --draft-len and --bonus"
+        raise InputError("option", options[0][0], rule, "drop it, or pass --implementation package.module:factory")
+    return Decoder(name, options, contract if name == OWN_DECODER else "")
+
+
+def with_speed(settings: list[Settings], own: Decoder, graphs: bool, compiled: bool) -> list[Settings]:
+    """Return the settings with recorded and compiled work. Raises `InputError` for a decoder of somebody else's."""
+    if own.name != OWN_DECODER and (graphs or compiled):
+        rule = "is how the harness's own decoder works"
+        raise InputError("graphs" if graphs else "compile", True, rule, "drop it; yours takes --option NAME=VALUE")
+    return [replace(setting, graphs=graphs, compiled=compiled) for setting in settings]
+
+
+def requests_for(models: ModelPair, images: Images) -> list[Request]:
+    """Return the batches of every seed: all its labels together, or `batch` at a time.
+
+    Raises:
+        InputError: anything out of range, or an empty seed range.
+    """
+    seeds, whole = _drawn(models, images)
+    assert whole.labels is not None
+    step = images.batch or whole.B
+    spans = [slice(begin, begin + step) for begin in range(0, whole.B, step)]
+    return [
+        replace(whole, labels=whole.labels[span], images=whole.image_ids[span], seed=seed)
+        for seed in seeds
+        for span in spans
+    ]
+
+
+def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Request], str]:
+    """Return the batches of all seeds, which they mix, and why they are that large.
+
+    In the published order a batch is what its seed draws: there the batches are those of `requests_for`.
+
+    Args:
+        models: on their device.
+        images: what to draw.
+        apart: the decoder under test has a process of its own.
+
+    Raises:
+        InputError: anything out of range, or an empty seed range.
+    """
+    if images.noise == "batch":
+        return requests_for(models, images), "the published order draws for whole batches"
+    seeds, whole = _drawn(models, images)
+    size = BatchSize(images.batch, "as asked for") if images.batch else default_batch(models, apart)
+    return cut_batches(whole, seeds, size.images), size.why
+
+
+def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]:
+    """Return the seeds, and the request for every label under one of them. Raises `InputError`."""
+    seeds, classes = integers("seeds", images.seeds, "0:4"), models.target.config.classes
+    labels = labels_for(images.labels, models)
+    ids = integers("images", images.addresses, "0,5") if images.addresses else tuple(range(len(labels)))
+    if images.batch < 0:
+        raise InputError("batch", images.batch, "must be 0 or more", "pass --batch 0 for the usual one")
+    if min(ids) < 0:
+        raise InputError("images", images.addresses, "must all be 0 or more", "drop it")
+    order: NoiseOrder = images.noise  # type: ignore[assignment]  # checked by Request
+    request = Request(labels, 0, images.cfg, images.top_k, images.top_p, order=order, images=ids)
+    request.check_against(classes, models.target.config.V)
+    for seed in (min(seeds), max(seeds)):
+        replace(request, seed=seed)
+    return seeds, request
+
+
+def labels_for(text: str, models: ModelPair) -> tuple[int, ...]:
+    """Return the labels in turn. Raises `InputError` for another form."""
+    return tuple(range(models.target.config.classes)) if text == "all" else integers("labels", text, "0,1")
+
+
+def check_drawing(path: Path | None) -> None:
+    """Refuse a picture where nothing draws one. Raises `InputError`."""
+    if path is not None and importlib.util.find_spec("matplotlib") is None:
+        rule = "is drawn by matplotlib, which is not installed"
+        raise InputError("picture", str(path), rule, 'pip install "sdvar-harness[report]"')
+
+
+def integers(name: str, text: str, example: str) -> tuple[int, ...]:
+    """Parse ``0,3,5`` or a half-open range ``0:4``.
+
+    Raises:
+        InputError: another form, or nothing named.
+    """
+    remedy = f"pass --{name.replace('_', '-')} {example}"
+    try:
+        if ":" in text:
+            begin, end = (int(part) for part in text.split(":", maxsplit=1))
+            if end - begin > MOST_NUMBERS:
+                raise InputError(name, text, f"names more than {MOST_NUMBERS} numbers", remedy)
+            numbers = tuple(range(begin, end))
+        else:
+            numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:  # of thousands of digits, too
+        raise InputError(name, text, "must read 0,3,5 or 0:4", remedy) from None
+    if not numbers:
+        raise InputError(name, text, "names nothing", remedy)
+    return numbers
+
+
+def counts(name: str, text: str, example: str) -> tuple[int, ...]:
+    """Parse numbers of images. Raises `InputError` as `integers` does, and for one below 1 or beyond all memory."""
+    numbers = integers(name, text, example)
+    if min(numbers) < 1:
+        raise InputError(name, text, "must all be at least 1", f"pass --{name} {example}")
+    check_most(name, max(numbers), example)
+    return numbers
+
+
+def check_most(name: str, number: int, example: str) -> None:
+    """Refuse a number of things that no machine holds. Raises `InputError`."""
+    if number > MOST_NUMBERS:
+        raise InputError(name, number, f"must be {MOST_NUMBERS} at most", f"pass --{name} {example}")

@@ -1,0 +1,165 @@
+"""The options that several commands share: how each is spelled, explained and completed, in records of one kind each.
+
+Promise: a shared option stands here only; `harness.commands._inputs` turns a record into checked objects. Nothing heavy
+is imported: what other rooms hold as well (names of policies, usual numbers) is compared with them by
+tests/unit/commands/test_options.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from harness.commands.records import Group, Option
+
+# Titles of the panels, by what options are for.
+NETWORKS, DRAWN, DECODED = "Networks", "What is drawn", "How it is decoded"
+TESTED, JUDGED, PLACE, WRITTEN = "The decoder under test", "How it is judged", "Where it runs", "What is written"
+
+# What stands in other rooms, too.
+OWN = "harness:build_decoder"  # the harness's own decoder
+DTYPES = ("float32", "float64", "bfloat16")
+POLICIES = ("coupled", "greedy", "rejection", "match:RATE", "coupled-match:RATE", "topk-match:K:RATE", "kl:BOUND",
+            "handoff:ENTRY", "collaborative:ENTRY", "code:ENTRY")  # fmt: skip
+PUBLISHED = ("var", "code", "sdvar-parallel", "sdvar-test3")
+SIZES = (
+    *(f"d{draft}-d{target}" for target in (16, 20, 24, 30) for draft in (16, 20, 24, 30) if draft <= target),
+    "d36-d36",
+)
+CLOSE = 0.002  # of the weights' size, how far the draft of digits-close is from its target
+TIMEOUT_S = 600.0
+QUALITY_IMAGES, BLOCKS = 10_000, 40
+EVERY_LENGTH = ("coupled", "greedy", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial",
+                "topk-match:5:0.5", "kl:0.1", "kl:0.5")  # fmt: skip  # policies that a study asks at every draft length
+ONE_LENGTH = (*(f"collaborative:{n}" for n in (2, 3, 5, 7)), *(f"code:{n}" for n in range(4, 10)),
+              *(f"handoff:{n}" for n in (1, 3, 5, 7, 9)))  # fmt: skip
+PACKAGE = Path(__file__).parents[1]
+BUDGETS, GOLDENS = PACKAGE / "rounding" / "budgets.json", PACKAGE / "golden" / "data"
+
+# Options of several records.
+Draft = Annotated[Path | None, Option("Draft checkpoint (.pth or .safetensors).", panel=NETWORKS)]
+Target = Annotated[Path | None, Option("Target checkpoint.", panel=NETWORKS)]
+Vae = Annotated[Path | None, Option("VQ-VAE checkpoint.", panel=NETWORKS)]
+Device = Annotated[str, Option("cpu, cuda or cuda:N.", offers=("cpu", "cuda"), panel=PLACE)]
+Dtype = Annotated[str, Option(f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.", rare=True, offers=DTYPES)]
+Labels = Annotated[str, Option("Classes: 0,1 or a range 0:4 or all.", offers=("all",))]
+Batch = Annotated[int, Option("Images per batch; 0 = all labels of a seed together.", rare=True)]
+Cfg = Annotated[float, Option("Guidance value; 0 = off.", rare=True)]
+TopK = Annotated[int, Option("Keep the k most likely tokens; 0 = off.", rare=True)]
+TopP = Annotated[float, Option("Keep this much probability; 0 = off.", rare=True)]
+Policy = Annotated[str, Option(f"Acceptance rule: {', '.join(POLICIES)}.", offers=POLICIES)]
+Bonus = Annotated[bool, Option("Also submit the scale after the drafted ones.", rare=True)]
+Graphs = Annotated[bool, Option("Record and replay device work as CUDA graphs.", rare=True)]
+Compile = Annotated[bool, Option("Run the networks' blocks through PyTorch's compiler.", rare=True)]
+Implementation = Annotated[
+    str,
+    Option(
+        "Decoder under test: package.module:factory, or published:var, code, …",
+        offers=(OWN, *(f"published:{name}" for name in PUBLISHED)),
+    ),
+]
+Checkout = Annotated[Path | None, Option("Folder of published code: holds the packages models and dist.", rare=True)]
+FactoryOptions = Annotated[
+    list[str] | None, Option("NAME=VALUE for the decoder's factory; several times.", name="--option", rare=True)
+]
+Contract = Annotated[
+    str, Option("Demand A, B or C; a weaker claim is refused. Empty: what the decoder claims.", offers=("A", "B", "C"))
+]
+Budgets = Annotated[
+    Path,
+    Option("File of `calibrate`; modes that it lacks are measured.", rare=True, shown="those that ship", panel=JUDGED),
+]
+MaxLoss = Annotated[float | None, Option("Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.", rare=True)]
+Features = Annotated[Path | None, Option("Inception's weights file (torch-fidelity's), for other images.", rare=True)]
+Real = Annotated[Path | None, Option("Real data's mu and sigma, .npz as of the ADM evaluation.", rare=True)]
+Workers = Annotated[int, Option("Processes; 0 = one a GPU of --device cuda, else one.", rare=True, panel=PLACE)]
+Cluster = Annotated[
+    str, Option("Address of a Dask scheduler whose workers do it (docs/runs.md).", rare=True, panel=PLACE)
+]
+Json = Annotated[Path | None, Option("Write the result to this file.")]
+Html = Annotated[Path | None, Option("Write a page for people to this file: one HTML file, complete in itself.")]
+Resume = Annotated[bool, Option("Go on where the run in that file stopped.", rare=True)]
+Into = Annotated[Path | None, Option("Markdown file: replace its table between the markers.")]
+Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", rare=True)]
+Quiet = Annotated[bool, Option("Print the verdict only, and nothing that a decoder prints.", rare=True)]
+
+
+@dataclass(frozen=True)
+class Pair(Group):
+    """Which networks: by name, or three checkpoint files."""
+
+    panel = NETWORKS
+    models: Annotated[
+        str,
+        Option(
+            "digits, digits-close, or sizes with random weights: d16-d30.", offers=("digits", "digits-close", *SIZES)
+        ),
+    ] = "digits"
+    draft: Draft = None
+    target: Target = None
+    vae: Vae = None
+    patch_nums: Annotated[str, Option("Sides of the scales, where the checkpoint does not tell.", rare=True)] = ""
+
+    def files(self) -> dict[str, Path | None]:
+        """Return the files that are read, by option."""
+        return {"draft": self.draft, "target": self.target, "vae": self.vae}
+
+
+@dataclass(frozen=True)
+class Mode(Group):
+    """Where the networks run, and in which precision."""
+
+    panel = PLACE
+    device: Device = "cpu"
+    tf32: Annotated[bool, Option("Allow TF32 on CUDA; off, float32 is float32.", rare=True)] = False
+    dtype: Dtype = "float32"
+    draft_dtype: Annotated[
+        str,
+        Option(
+            "The draft's own, where speed counts: a draft may round as it likes.",
+            rare=True,
+            offers=DTYPES,
+            shown="that of --dtype",
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True)
+class Networks(Pair):
+    """Which networks, with another draft where `draft_noise` is given, and their mode."""
+
+    draft_noise: Annotated[
+        float | None,
+        Option(
+            f"Draft with the target, its weights moved by so much of their size; digits-close is {CLOSE:g}.", rare=True
+        ),
+    ] = None
+    mode: Mode = Mode()
+
+
+@dataclass(frozen=True)
+class Images(Group):
+    """What is drawn, and how: every seed with every label, in batches."""
+
+    panel = DRAWN
+    seeds: Annotated[str, Option("Seeds: 0,3 or the range 0:4.")] = "0:4"
+    labels: Labels = "all"
+    batch: Batch = 0
+    cfg: Cfg = 1.5
+    top_k: TopK = 0
+    top_p: TopP = 0.0
+    noise: Annotated[
+        str, Option("image: a stream per image; batch: the published order.", rare=True, offers=("image", "batch"))
+    ] = "image"
+    addresses: str = ""  # an option of `verify` alone
+
+
+@dataclass(frozen=True)
+class UnderTest(Group):
+    """The decoder under test."""
+
+    panel = TESTED
+    implementation: Implementation = OWN
+    checkout: Checkout = None
+    option: FactoryOptions = None

@@ -1,0 +1,103 @@
+"""The process of a decoder under test: builds it, decodes what it is asked to, and hands traces over by value.
+
+Promise: it holds copies of everything: weights, requests, numbers. Whatever the decoder does to them, or to this
+process, the judge's side does not notice other than by what comes back.
+
+Started by `harness.decoders._own_process`, which is the other side of the conversation.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
+from harness.decoders._factory import build_by_factory, load_factory
+from harness.decoders._in_process import inspect_parts, run_in_process
+from harness.decoders._mailbox import Mailbox
+from harness.decoders._process import OutOfTimeError
+from harness.errors import InputError
+from harness.judge import Judgement
+from harness.models import ModelPair
+from harness.protocol import Implementation
+from harness.rounding import precision_unchanged
+
+
+def serve(job_file: str, read: str, write: str) -> None:
+    """Hold one conversation.
+
+    Args:
+        job_file: pickled `DecoderJob`.
+        read: descriptor of the judge's lines.
+        write: descriptor of the answers.
+    """
+    with suppress(BrokenPipeError):  # the judge has gone
+        _serve(Path(job_file), int(read), int(write))
+
+
+def _serve(job_file: Path, read: int, write: int) -> None:
+    job: DecoderJob = pickle.loads(job_file.read_bytes())
+    faulthandler.enable()  # a process that dies names its own frame in the log
+    job.surroundings.restore()
+    job.limits.bound_memory()
+    with os.fdopen(read, "rb") as questions, os.fdopen(write, "wb") as replies:
+        mailbox, alarm = Mailbox.open(job.mailbox), _Alarm()
+        try:
+            factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
+            with precision_unchanged() as moved:
+                decoders = [build_by_factory(factory, job.models, setting) for setting in job.settings]
+        except InputError as error:
+            _say(replies, DecoderReply(refused=error))
+            return
+        _say(replies, DecoderReply([str(decoder.contract) for decoder in decoders], moved))
+        for line in questions:
+            question = DecoderQuestion.of(line)
+            with alarm.within(question.timeout_s):
+                reply = _answer(question, decoders[question.setting], job.models, mailbox)
+            _say(replies, reply)
+
+
+def _answer(question: DecoderQuestion, decoder: Implementation, models: ModelPair, mailbox: Mailbox) -> DecoderReply:
+    """Decode once, the tensors into the mailbox, or ask the decoder's parts."""
+    try:
+        if question.budget is not None:
+            return DecoderReply(parts=inspect_parts(decoder, question.request, question.budget))
+        outcome = run_in_process(decoder, models, question.request)
+    except InputError as error:
+        return DecoderReply(refused=error)
+    if not isinstance(outcome, Judgement):
+        return DecoderReply.with_trace(outcome, mailbox)
+    partial = DecoderReply() if outcome.partial is None else DecoderReply.with_trace(outcome.partial, mailbox)
+    return DecoderReply(defects=outcome.defects, so_far=outcome.so_far, tensors=partial.tensors, trace=partial.trace)
+
+
+def _say(replies: BinaryIO, reply: DecoderReply) -> None:
+    replies.write(reply.line())
+    replies.flush()
+
+
+class _Alarm:
+    """Ends a decode by an exception in the main thread, when the judge's side says that its time is over."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # of the decode that runs; 0 = none does
+        signal.signal(signal.SIGUSR1, self._ring)
+
+    def _ring(self, number: int, frame: object) -> None:
+        if self.seconds:
+            raise OutOfTimeError(f"no answer within {self.seconds:g} s (timeout)")
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Allow the alarm while a decode runs."""
+        self.seconds = seconds
+        try:
+            yield
+        finally:
+            self.seconds = 0.0

@@ -1,0 +1,163 @@
+"""What a judge and the process of a decoder say to each other: a line of JSON each way, and tensors in a mailbox.
+
+Promise: what the judge reads of a line is a `DecoderReply` of known types, or `UnreadableError`: no object of the other
+process is ever built here, and a text has a bounded length.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+from harness.decoders._mailbox import Handle, Header, Mailbox, UnreadableError
+from harness.decoders._process import Limits, Surroundings
+from harness.errors import InputError
+from harness.judge import Divergence, PartLaw, PartVerdict
+from harness.models import ModelPair
+from harness.protocol import Intermediates, Request, Round, Settings, Trace, request_of
+from harness.rounding import Budget
+
+TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
+SHOWN = "intermediates."
+LONGEST = 2**26  # bytes of one reply; the rounds of a thousand images take some hundred KiB
+MOST_TEXT = 1000  # characters of a clause
+
+
+@dataclass(frozen=True)
+class DecoderJob:
+    """What the process is started with; pickled by the judge's side, which trusts itself."""
+
+    factory: str | bytes  # name of the factory, or the factory itself as cloudpickle's bytes
+    models: ModelPair  # copies of the networks
+    settings: list[Settings]  # a decoder is built for each
+    mailbox: Handle  # handle of the shared memory
+    surroundings: Surroundings  # those of the judge's side
+    limits: Limits  # of the process
+
+
+@dataclass(frozen=True)
+class DecoderQuestion:
+    """What the process is asked: a decode, or what its decoder's parts are."""
+
+    setting: int  # index of the decoder
+    request: Request  # what is drawn
+    timeout_s: float  # seconds that it may take
+    budget: Budget | None = None  # how far rounding moves the networks; asks the parts. None = a decode is wanted
+
+    def line(self) -> bytes:
+        """Return it as it is sent."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def of(cls, line: bytes) -> DecoderQuestion:
+        """Read what `line` made."""
+        values = json.loads(line)
+        budget = Budget(**values["budget"]) if values["budget"] else None
+        return cls(values["setting"], request_of(values["request"]), values["timeout_s"], budget)
+
+
+@dataclass(frozen=True)
+class DecoderReply:
+    """What the process answers."""
+
+    contracts: list[str] = field(default_factory=list)  # what the decoders claim, once they are built
+    # process-wide settings of precision that building them changed, a clause each
+    moved: list[str] = field(default_factory=list)
+    refused: InputError | None = None  # the refusal of the settings, or of a request
+    parts: list[PartLaw] = field(default_factory=list)  # what the laws of the parts found
+    defects: list[Divergence] = field(default_factory=list)  # why a decode did not end well
+    so_far: str = ""  # how far that decode came
+    tensors: Header | None = None  # what lies in the mailbox; None = no trace
+    trace: Mapping[str, object] = field(default_factory=dict)  # the rest of the trace as JSON values
+
+    @classmethod
+    def with_trace(cls, trace: Trace, mailbox: Mailbox) -> DecoderReply:
+        """Put a trace's tensors into the mailbox; return what the judge's side makes a trace of, or the defect instead.
+
+        Effects: on the mailbox.
+        """
+        tensors = {name: getattr(trace, name) for name in TENSORS}
+        if trace.intermediates is not None:
+            tensors |= {f"{SHOWN}{name}": tensor for name, tensor in trace.intermediates.named().items()}
+        names = [f.name for f in fields(Trace) if f.name not in (*TENSORS, "intermediates")]
+        values = {name: getattr(trace, name) for name in names}
+        try:
+            values["rounds"] = [[asdict(turn) for turn in rounds] for rounds in trace.rounds]
+            json.dumps(values, allow_nan=False)
+            return cls(tensors=mailbox.put(tensors), trace=values)
+        except (UnreadableError, TypeError, ValueError) as error:
+            detail = f"the trace cannot leave the decoder's process ({error})"
+            return cls(defects=[Divergence("process", detail, 0)])
+
+    def line(self) -> bytes:
+        """Return it as it is sent."""
+        words = self.refused and (self.refused.name, self.refused.value, self.refused.rule, self.refused.remedy)
+        defects = [(defect.component, defect.detail, defect.image, defect.scale) for defect in self.defects]
+        rest = {
+            "refused": words and list(map(str, words)),
+            "defects": defects,
+            "parts": [list(asdict(row).values()) for row in self.parts],
+        }
+        return json.dumps(vars(self) | rest).encode() + b"\n"
+
+    @classmethod
+    def of(cls, line: bytes, seed: int = 0) -> DecoderReply:
+        """Read what `line` made, or what somebody forged.
+
+        Args:
+            line: what was sent.
+            seed: of what was asked, which defects are of.
+
+        Raises:
+            UnreadableError: it has another form.
+        """
+        try:
+            values = json.loads(line)
+            refused = values["refused"]
+            return cls(
+                [str(name) for name in values["contracts"]],
+                [str(clause)[:200] for clause in values["moved"]],
+                InputError(*_texts(refused, 4)) if refused is not None else None,
+                [_part_law(row) for row in values["parts"]],
+                [_defect(each, seed) for each in values["defects"]],
+                str(values["so_far"])[:MOST_TEXT],
+                values["tensors"],  # `Mailbox.take` checks it
+                dict(values["trace"]),
+            )
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            raise UnreadableError(f"the decoder's process answers with another form ({type(error).__name__})") from None
+
+    def read_trace(self, mailbox: Mailbox) -> Trace:
+        """Build the trace from plain values and copies of what lies in the mailbox; its form is the judge's to check.
+
+        Raises:
+            UnreadableError: it cannot be built.
+        """
+        tensors = mailbox.take(self.tensors)
+        try:
+            shown = {f.name: tensors[SHOWN + f.name] for f in fields(Intermediates) if SHOWN + f.name in tensors}
+            rounds = [[Round(**turn) for turn in turns] for turns in self.trace["rounds"]]  # type: ignore[attr-defined]
+            values = {**self.trace, **{name: tensors[name] for name in TENSORS}, "rounds": rounds}
+            trace = Trace(**values, intermediates=Intermediates(**shown) if shown else None)  # type: ignore[arg-type]
+            trace.scale_writes_BS = trace.scale_writes_BS.cpu()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UnreadableError(f"the decoder's process answers with another form ({error})") from None
+        return trace
+
+
+def _texts(values: object, count: int) -> list[str]:
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError("no list of so many texts")
+    return [str(text)[:MOST_TEXT] for text in values]
+
+
+def _part_law(values: object) -> PartLaw:
+    part, law, statement, verdict, found = _texts(values, 5)
+    return PartLaw(part, law, statement, PartVerdict(verdict), found)
+
+
+def _defect(values: object, seed: int) -> Divergence:
+    if not isinstance(values, list) or len(values) != 4 or any(type(number) is not int for number in values[2:]):
+        raise ValueError("a defect is described in another form")
+    return Divergence(str(values[0])[:100], str(values[1])[:MOST_TEXT], seed, image=values[2], scale=values[3])

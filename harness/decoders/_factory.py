@@ -1,0 +1,134 @@
+"""A decoder under test: found by name, built, and sent to other processes.
+
+Promise: what `build` returns has a known contract and a `decode`; anything else is one `InputError`. A factory without
+a name travels as bytes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+from harness.adapters import PUBLISHED_FACTORIES, PUBLISHED_PREFIX
+from harness.decoders._process import OutOfTimeError
+from harness.errors import InputError, StopSignal, shown, text_of
+from harness.models import ModelPair
+from harness.protocol import Contract, Implementation, Settings
+from harness.signals import ctrl_c_is_a_stop
+from harness.speculative.sampler import build_decoder
+
+Factory = Callable[[ModelPair, Settings], Implementation]
+
+
+OWN_DECODER = "harness:build_decoder"  # the harness's own
+
+
+def is_own_decoder(factory: Factory | str) -> bool:
+    """Tell whether a factory builds the harness's own decoder, which need not be mistrusted."""
+    return factory == OWN_DECODER or factory is build_decoder
+
+
+def parse_factory_options(
+    checkout: Path | None, given: Sequence[str], option: str = "option"
+) -> tuple[tuple[str, str], ...]:  # fmt: skip
+    """Return the options of a factory: its checkout, as an absolute path since a factory may change folder, and more.
+
+    Args:
+        checkout: folder of published code.
+        given: NAME=VALUE, as typed.
+        option: what it was typed after.
+
+    Raises:
+        InputError: one reads otherwise.
+    """
+    options = [("checkout", str(checkout.absolute()))] if checkout is not None else []
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(option, text, "must read NAME=VALUE", f"pass --{option} gamma=2")
+        options.append((name, value))
+    return tuple(options)
+
+
+def load_factory(name: str) -> Factory:
+    """Find a factory by ``package.module:attribute``, or one of `adapters.factories` by ``published:name``.
+
+    Raises:
+        InputError: the name has another form, the module cannot be imported, or the attribute is not callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    example = f"pass --implementation {OWN_DECODER}"
+    if not module_name or not attribute or module_name.startswith("."):
+        raise InputError("implementation", name, "must read package.module:factory", example)
+    if module_name == PUBLISHED_PREFIX:
+        if attribute not in PUBLISHED_FACTORIES:
+            known = ", ".join(f"{PUBLISHED_PREFIX}:{each}" for each in PUBLISHED_FACTORIES)
+            raise InputError("implementation", name, "is no published sampler that is known", f"pass one of {known}")
+        return PUBLISHED_FACTORIES[attribute]
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a decoder in the current folder is found
+    try:
+        with ctrl_c_is_a_stop():
+            module = importlib.import_module(module_name)
+            is_there, factory = hasattr(module, attribute), getattr(module, attribute, None)
+    except (StopSignal, OutOfTimeError):
+        raise
+    except BaseException as error:
+        rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
+        raise InputError("implementation", name, rule, "run where it is importable") from None
+    if not is_there:
+        raise InputError("implementation", name, f"module {module_name} has no {attribute}", example)
+    if not callable(factory):
+        raise InputError("implementation", name, "must be callable as factory(models, settings)", example)
+    return cast("Factory", factory)
+
+
+def factory_name(factory: Factory) -> str:
+    """Return a factory's name for messages: ``package.module:attribute`` where it has one."""
+    qualified = getattr(factory, "__qualname__", "")
+    return f"{factory.__module__}:{qualified}" if qualified else str(getattr(factory, "id", type(factory).__name__))
+
+
+def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) -> Implementation:
+    """Let a factory build its decoder.
+
+    Raises:
+        InputError: it refuses the settings, fails, or returns something without a known contract and `decode`.
+    """
+    name = getattr(factory, "__name__", type(factory).__name__)
+    remedy = "see docs/own-decoder.md"
+    try:
+        with ctrl_c_is_a_stop():
+            decoder = factory(models, settings)
+            contract, decode = getattr(decoder, "contract", None), getattr(decoder, "decode", None)
+    except (InputError, StopSignal, OutOfTimeError):
+        raise
+    except BaseException as error:  # of whatever kind: the factory is somebody else's code
+        rule = f"failed to build a decoder ({type(error).__name__}: {text_of(error)})"
+        raise InputError("implementation", name, rule, remedy) from None
+    if not callable(decode):
+        rule = f"built a {type(decoder).__name__}, which has no decode(request, noise)"
+        raise InputError("implementation", name, rule, remedy)
+    if not isinstance(contract, str) or contract not in list(Contract):
+        rule = f"built a decoder that claims {shown(contract)}, not one of {', '.join(list(Contract))}"
+        raise InputError("implementation", name, rule, remedy)
+    return decoder
+
+
+def pickled_factory(factory: Factory, name: str) -> bytes:
+    """Return a factory as bytes: functions of a main script, lambdas and closures too.
+
+    Raises:
+        InputError: it holds what cannot be pickled, or cloudpickle is not installed.
+    """
+    try:
+        import cloudpickle  # noqa: PLC0415  # only factories without a name need it
+
+        return bytes(cloudpickle.dumps(factory))
+    except Exception as error:
+        rule = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
+        remedy = "name it as package.module:factory, or verify with Terms(in_process=True)"
+        raise InputError("implementation", name, rule, remedy) from None

@@ -1,0 +1,288 @@
+"""A decoder under test in this process: for the harness's own, for laws, and for a debugger.
+
+Promise: whatever somebody else's decoder does or raises, the answer is its trace or a judgement; bad input, and a
+signal that stops the harness, alone are raised. A decoder that is not the harness's own gets a request of its own,
+hands its trace over by value, and is watched for writing into the networks; what a process of its own would keep from
+happening at all (`decoders.own_process`). What it leaves behind in this process, `torch` patched, another default
+dtype, generators moved, is named and put back.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sysconfig
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.adapters import Sampler, examine_parts
+from harness.decoders._factory import Factory, build_by_factory
+from harness.decoders._process import OutOfTimeError
+from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
+from harness.judge import Divergence, Judgement, PartLaw, unreadable, wrong_shape
+from harness.models import ModelPair, pair_checksums
+from harness.protocol import Implementation, Request, Settings, Trace
+from harness.protocol.noise import SeededNoise
+from harness.rounding import Budget, precision_unchanged
+from harness.signals import ctrl_c_is_a_stop
+
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+PACKAGE = str(Path(__file__).parents[1])
+
+
+MOST_LEFT = 5  # things left behind that are named
+KNOWN = {NonFiniteError: "non-finite", ImageError: "image", NoiseError: "noise"}  # exceptions that name their component
+
+
+class InProcess:
+    """One decoder a setting, in this process.
+
+    Args:
+        factory: builds them.
+        models: networks of both sides.
+        settings: at least one.
+        watched: False for the harness's own decoder, which need not be mistrusted.
+
+    Raises:
+        InputError: the factory refuses the settings.
+    """
+
+    def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
+        self.models, self.watched = models, watched
+        self._sums = pair_checksums(models) if watched else {}
+        with precision_unchanged() as self.moved:
+            self._decoders = [build_by_factory(factory, models, setting) for setting in settings]
+        self.contracts = [str(decoder.contract) for decoder in self._decoders]
+
+    def decode(self, setting: int, request: Request) -> Trace | Judgement:
+        """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
+        outcome = run_in_process(self._decoders[setting], self.models, replace(request), by_value=self.watched)
+        if not self.watched:
+            return outcome
+        changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
+        if changed:
+            detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
+            return Judgement(request.B, defects=[Divergence("weights", detail, request.seed)])
+        return outcome
+
+    def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
+        """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
+        return inspect_parts(self._decoders[setting], request, budget)
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
+def run_in_process(
+    implementation: Implementation, models: ModelPair, request: Request, by_value: bool = False
+) -> Trace | Judgement:
+    """Decode under fresh noise; a decoder that crashes, meets a non-finite tensor or returns no trace is judged, too.
+
+    Args:
+        implementation: the decoder.
+        models: as it uses them.
+        request: what to draw.
+        by_value: hand out copies, taken at once: what the decoder still holds of its trace changes nothing any more.
+
+    Raises:
+        InputError: the decoder refuses the request.
+        StopSignal: a signal stops the harness, not the decoder.
+
+    Effects: what the decoder left behind in the process, and changed of its precision, is put back.
+    """
+    with precision_unchanged() as moved, tidied_process() as left_behind:
+        outcome = _run(implementation, models, request, by_value)
+    if moved:  # whatever came of it was computed in another mode
+        return Judgement(
+            request.B, defects=[Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
+        )
+    if left_behind:
+        outcome = Judgement(request.B, partial=outcome) if isinstance(outcome, Trace) else outcome
+        for what in left_behind[:MOST_LEFT]:
+            outcome.defects.append(Divergence("environment", f"decoding {what}", request.seed))
+    return outcome
+
+
+def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Trace | Judgement:
+    noise = models.noise(request)
+    try:
+        with ctrl_c_is_a_stop():
+            trace = implementation.decode(request, noise)
+            wrong = unreadable(models, request, trace)
+            if wrong is None:
+                return _by_value(trace) if by_value else trace  # what can be read is the judge's
+            defect = wrong
+    except (InputError, StopSignal):
+        raise
+    except BaseException as error:  # of whatever kind: the decoder is somebody else's code
+        defect = _defect_of(error, request.seed)
+    partial = _partial(implementation, models, request)
+    partial = _by_value(partial) if by_value and partial is not None else partial
+    return Judgement(request.B, defects=[defect], so_far=_seen(noise), partial=partial)
+
+
+def _defect_of(error: BaseException, seed: int) -> Divergence:
+    """Return what an exception of a decode is called."""
+    for kind, component in KNOWN.items():
+        if isinstance(error, kind):
+            return Divergence(component, str(error), seed)
+    of_the_process = _out_of_memory(error) or isinstance(error, OutOfTimeError)
+    return Divergence("process" if of_the_process else "crash", _crash(error), seed)
+
+
+def _partial(implementation: Implementation, models: ModelPair, request: Request) -> Trace | None:
+    """Return the trace so far of a decode that ended, where the decoder keeps one (`so_far`) of a known form."""
+    so_far = getattr(implementation, "so_far", None)
+    if not callable(so_far):
+        return None
+    try:
+        with ctrl_c_is_a_stop():
+            trace = so_far()
+    except StopSignal:
+        raise
+    except BaseException:  # it is the same code that just failed
+        return None
+    if not isinstance(trace, Trace) or unreadable(models, request, trace) is not None:
+        return None
+    return trace if wrong_shape(models, request, trace) is None else None
+
+
+def _seen(noise: SeededNoise) -> str:
+    """Say which numbers a decode read, by whom, and what it said last of where it is."""
+    by: dict[str, list[int]] = {}
+    for (si, _), readers in noise.ledger.readers.items():
+        for reader in readers:
+            by.setdefault(reader, []).append(si)
+    read = ", ".join(f"{reader} {min(scales)}..{max(scales)}" for reader, scales in by.items())
+    said = [f"numbers read of scales: {read}" if read else "no number read"]
+    said += [f"last seen: {one_line(str(noise.ledger.notes[-1]))[:200]}"] if noise.ledger.notes else []
+    return "; ".join(said)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out; PyTorch has a class of its own for CUDA alone."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(error, RuntimeError) and "allocate memory" in text_of(error))
+
+
+def _crash(error: BaseException) -> str:
+    """Describe an exception by the last frame of the decoder's own code: not Python's, not a library's, not ours."""
+    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))]
+    own = [frame for frame in outside if not frame.filename.startswith(PACKAGE)]
+    frame = (own or outside or frames)[-1]
+    where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
+    part = _part([(each.name, Path(each.filename).stem) for each in outside])
+    where += f": part {part}" if part else ""
+    return " ".join(f"{type(error).__name__}: {text_of(error)[:500]} in {where}".split())
+
+
+# Words of functions and modules, ours and the report's, and the part that they belong to; the first that fits holds.
+WORDS = {
+    "keep_drafted": "accept", "residual": "accept", "accept": "accept", "rejection": "accept", "outcome": "accept",
+    "policies": "accept", "cache": "cache", "level_of": "cache", "mask": "mask", "query": "query", "guid": "guidance",
+    "split": "split",
+    "filter": "filter", "draw": "draw", "race": "draw", "accumulate": "f_hat", "latent": "f_hat",
+    "next_input": "next input", "condition": "condition", "draft_len": "draft length", "update": "update",
+    "noise": "noise", "quantizer": "quantiser", "verify": "verify", "draft": "draft", "transformer": "network",
+}  # fmt: skip
+
+
+def _part(frames: list[tuple[str, str]]) -> str:
+    """Return the part that an exception was raised in: of the innermost frame whose name, or module, tells one."""
+    for names in reversed(frames):
+        for name in names:
+            part = next((part for word, part in WORDS.items() if word in name.lower()), "")
+            if part:
+                return part
+    return ""
+
+
+def _by_value(trace: Trace) -> Trace:
+    """Return a copy: what the decoder still holds of its trace changes nothing any more."""
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone()
+
+    shown = trace.intermediates
+    if shown is not None:
+        shown = replace(shown, **{name: copied(tensor) for name, tensor in shown.named().items()})
+    return replace(
+        trace,
+        tokens_BL=copied(trace.tokens_BL),
+        f_hat_BCPP=copied(trace.f_hat_BCPP),
+        scale_writes_BS=copied(trace.scale_writes_BS),
+        rounds=[list(rounds) for rounds in trace.rounds],
+        intermediates=shown,
+    )
+
+
+TORCH = str(Path(torch.__file__).parent)
+OWNERS: dict[str, Any] = {
+    "torch": torch,
+    "torch.Tensor": Tensor,
+    "torch.nn.functional": F,
+    "torch.nn.Module": torch.nn.Module,
+}
+
+
+@contextmanager
+def tidied_process() -> Iterator[list[str]]:
+    """Run somebody else's code; what it left behind is undone, and listed when it ends, one clause each."""
+    dtype, states = torch.get_default_dtype(), _states()
+    functions = {name: _callables(owner) for name, owner in OWNERS.items()}
+    changes: list[str] = []
+    try:
+        yield changes
+    finally:
+        if torch.get_default_dtype() != dtype:
+            changes.append(f"left the default dtype at {torch.get_default_dtype()}, not {dtype}")
+            torch.set_default_dtype(dtype)
+        for name, owner in OWNERS.items():
+            for word, value in functions[name].items():
+                now = vars(owner).get(word)
+                if now is not value and not _by_torch(now, value):
+                    changes.append(f"left {name}.{word} patched")
+                    setattr(owner, word, value)
+        for name, generator, state in states:
+            if not torch.equal(generator.get_state(), state):
+                changes.append(f"moved PyTorch's global generator{name}")
+                generator.set_state(state)
+
+
+def _by_torch(now: Any, before: Any) -> bool:
+    """Tell whether PyTorch itself wrapped its function, as it does with `manual_seed` when `torch.compile` is used."""
+    code = getattr(now, "__code__", None)
+    return code is not None and code.co_filename.startswith(TORCH) and inspect.unwrap(now) is before
+
+
+def _callables(owner: Any) -> dict[str, Any]:
+    return {word: value for word, value in vars(owner).items() if callable(value) and not word.startswith("__")}
+
+
+def _states() -> list[tuple[str, torch.Generator, Tensor]]:
+    """Return the global generators that are there, each with its state."""
+    cards = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    every = [("", torch.default_generator), *((f" of cuda:{k}", card) for k, card in enumerate(cards))]
+    return [(name, generator, generator.get_state()) for name, generator in every]
+
+
+def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> list[PartLaw]:
+    """Ask every law of every part of a decoder that is made of published code.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(decoder, Sampler):
+        rule = "is no decoder of published code, whose parts have the report's names"
+        raise InputError(
+            "implementation", type(decoder).__name__, rule, "pass --implementation published:sdvar-parallel"
+        )
+    return examine_parts(decoder, request, budget)

@@ -1,0 +1,64 @@
+"""Where the decoder under test lives: in this process or in one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from harness.decoders._factory import Factory, is_own_decoder, load_factory
+from harness.decoders._in_process import InProcess
+from harness.decoders._own_process import OwnProcess
+from harness.decoders._terms import Terms
+from harness.errors import InputError
+from harness.judge import Judgement, PartLaw
+from harness.models import ModelPair
+from harness.protocol import Contract, Request, Settings, Trace
+from harness.rounding import Budget
+from harness.speculative.sampler import build_decoder
+
+
+@dataclass(frozen=True)
+class Built:
+    """What building decoders showed."""
+
+    contracts: list[str]  # what they claim, as far as it is enough, by setting
+    # process-wide settings of precision that building them changed, a clause each
+    moved: list[str] = field(default_factory=list)
+
+
+class Runner(Protocol):
+    """Where the decoder under test lives: a decoder for every setting."""
+
+    contracts: list[str]  # what the decoders claim
+    moved: list[str]  # process-wide settings of precision that building them changed, a clause each
+
+    def decode(self, setting: int, request: Request) -> Trace | Judgement:
+        """Decode one request with the decoder of one setting."""
+
+    def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
+        """Ask the parts of one setting's decoder, where it is made of published code."""
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+def start_runner(
+    models: ModelPair, factory: Factory | str, settings: Sequence[Settings], most: int, terms: Terms
+) -> Runner:
+    """Build the decoders: in a process of their own, unless they are the harness's own or it is asked otherwise."""
+    if is_own_decoder(factory):
+        return InProcess(build_decoder, models, settings, watched=False)
+    if not terms.in_process:
+        return OwnProcess(factory, models, settings, most, terms.limits)
+    return InProcess(load_factory(factory) if isinstance(factory, str) else factory, models, settings)
+
+
+def claimed_contract(name: str, terms: Terms) -> Contract:
+    """Return the contract that a decoder claims. Raises `InputError` where it is weaker than the one demanded."""
+    claimed = Contract.of(name)
+    if terms.contract is not None and not claimed.entails(terms.contract):
+        rule = f"is demanded, and the decoder claims {claimed.letter} ({claimed}) only"
+        remedy = f"pass --contract {claimed.letter}, or a decoder that claims more"
+        raise InputError("contract", terms.contract.letter, rule, remedy)
+    return claimed

@@ -1,0 +1,185 @@
+"""One recorded case on its networks, and the run of the sampler that it names.
+
+Promise: a case fits its networks or is refused by name; nothing in it is guessed. The same sizes on the same device are
+the same networks, so that nothing is built or calibrated twice.
+
+Source: the recordings' README, "Networks without weights files".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.golden._metadata import GoldenCase, Recipe, check_batch, check_fit, check_weights, naming
+from harness.models import ModelPair, load_digits
+from harness.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
+from harness.models.network import Network, TransformerConfig
+from harness.models.sizes import count_scalars, filled_weights
+from harness.models.transformer import Transformer, transformer_shapes
+from harness.protocol import Request, Trace
+from harness.protocol.pyramid import ScalePyramid
+from harness.reference import HandOff, sample_handoff
+from harness.reference.sequential import sample_sequential
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
+
+CPU = torch.device("cpu")
+LOGITS_STEP, LOGITS_DENSE = 16, 5  # digits: from scale 5 on every 16th position is kept
+Stated = TypeVar("Stated")
+TensorShapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def recorded_networks(case: GoldenCase, models_name: str, device: torch.device = CPU) -> ModelPair:
+    """Return the float32 networks of a case, the same objects for the same arguments.
+
+    Raises:
+        InputError: unknown models, or sizes that do not fit together.
+        KeyError: "filled" ones without sizes.
+    """
+    if models_name == "digits":
+        return _digits(device)
+    if models_name != "filled":
+        raise InputError("models", models_name, "must be digits or filled", "pass a recording of known networks")
+    return filled(_needed("patch_nums", case.recipe), device)
+
+
+@cache
+def _digits(device: torch.device) -> ModelPair:
+    return load_digits().to(device)
+
+
+@cache
+def filled(recipe: Recipe, device: torch.device) -> ModelPair:
+    """Return networks filled by formula, on a device."""
+    target = TransformerConfig(
+        ScalePyramid(recipe.patch_nums), recipe.depth, recipe.D, recipe.H, recipe.V, recipe.C, recipe.classes,
+        recipe.shared_adaln, recipe.l2_norm,
+    )  # fmt: skip
+    draft = replace(
+        target, depth=recipe.draft_depth or target.depth, D=recipe.draft_D or target.D, H=recipe.draft_H or target.H
+    )
+    if recipe.phi == "one a scale":
+        phi, layout = target.pyramid.S, "per-scale"
+    else:
+        phi = int(recipe.phi.removesuffix(" shared"))
+        layout = "one" if phi == 1 else "shared"
+    vae = AutoencoderConfig(recipe.V, recipe.C, recipe.vae_ch, recipe.vae_mult, phi=phi, phi_layout=layout)
+    check_fit((draft, target), vae)
+    of_draft, of_target = transformer_shapes(draft), transformer_shapes(target)
+    of_vae = autoencoder_shapes(vae)
+    for shapes in (of_draft, of_target, of_vae):
+        check_weights(count_scalars(shapes))
+    return ModelPair(
+        Transformer(draft, filled_weights(of_draft)),
+        Transformer(target, filled_weights(of_target)),
+        Autoencoder(vae, filled_weights(of_vae)),
+        "filled",
+    ).to(device)
+
+
+@dataclass(frozen=True)
+class RecordedCase:
+    """A case that fits its networks."""
+
+    id: str  # first part of the names of its tensors
+    sampler: str  # one of `SAMPLERS`
+    request: Request  # what was drawn
+    models: ModelPair  # networks
+    network: str = "target"  # one of `SIDES` (`sequential`)
+    hand_off: HandOff = field(default_factory=lambda: HandOff(0))  # of `test3`
+    options: DecoderOptions = field(default_factory=DecoderOptions)  # of `speculative`
+    f_hats: bool = False  # f_hat after every scale is recorded too
+    logits: str = "none"  # one of `LOGITS`, "some" positions (digits)
+
+    def run(self, forced_BL: Tensor | None = None) -> Trace:
+        """Run the sampler; teacher-forced, a speculative decode becomes the sequential one that it must equal."""
+        models, noise = self.models, self.models.noise(self.request)
+        if self.sampler == "test3":
+            return sample_handoff(models, self.request, noise, self.hand_off, forced_BL)
+        if self.sampler == "speculative" and forced_BL is None:
+            return SpeculativeDecoder(models, self.options).decode(self.request, noise)
+        return sample_sequential(self.sides()[0], models.vae, self.request, noise, forced_BL)
+
+    def exact(self, forced_BL: Tensor | None = None) -> Trace:
+        """Run in float64, on the same numbers."""
+        return replace(self, models=self.models.wide()).run(forced_BL)
+
+    def sides(self) -> tuple[Network, ...]:
+        """Networks that decide tokens."""
+        if self.sampler == "test3":
+            return self.models.draft, self.models.target
+        return (self.models.draft if self.network == "draft" else self.models.target,)
+
+    def logits_positions(self, si: int) -> slice:
+        """Positions within scale `si` whose logits are recorded."""
+        return slice(None, None, LOGITS_STEP if self.logits == "some" and si >= LOGITS_DENSE else 1)
+
+    def shapes(self) -> TensorShapes:
+        """Return dtype and shape of every tensor of the case but `rounds`, whose length the decode decides."""
+        pyramid, vae, B = self.models.pyramid, self.models.vae.config, self.request.B
+        side = pyramid.P * vae.downsampling
+        map_shape = (B, vae.C, pyramid.P, pyramid.P)
+        shapes: TensorShapes = {
+            "tokens": (torch.int16, (B, pyramid.L)),
+            "f_hat": (torch.float32, map_shape),
+            "image": (torch.float32, (B, 3, side, side)),
+        }
+        for si in pyramid:
+            if self.f_hats:
+                shapes[f"f_hat/{si}"] = (torch.float32, map_shape)
+            if self.logits != "none":
+                recorded = len(range(pyramid.tokens(si))[self.logits_positions(si)])
+                shapes[f"logits/{si}"] = (torch.float32, (B, recorded, vae.V))
+        return shapes
+
+
+def parse(case: GoldenCase, models_name: str, device: torch.device) -> RecordedCase:
+    """Fit one case to its networks.
+
+    Args:
+        case: as the file's metadata states it.
+        models_name: "digits" or "filled".
+        device: where to run it.
+
+    Raises:
+        InputError: something is missing, or a value does not fit; the case is named.
+    """
+    with naming(case.id):
+        return _fitted(case, models_name, device)
+
+
+def _fitted(case: GoldenCase, models_name: str, device: torch.device) -> RecordedCase:
+    models, labels, drawing = recorded_networks(case, models_name, device), case.labels, case.drawing
+    count = len(labels) if labels is not None else _needed("count", case.count)
+    request = Request(
+        labels, drawing.seed, drawing.cfg, drawing.top_k, drawing.top_p, drawing.more_smooth,
+        case.order or "batch",  # the published order
+        count=count,
+    )  # fmt: skip
+    request.check_against(models.target.config.classes, models.target.config.V)
+    check_batch(request.B, models.pyramid, models.target.config, models.vae.config.downsampling)
+    filled_ones = models_name == "filled"
+    logits = case.logits or ("all" if filled_ones else "some" if case.deep else "none")
+    fitted = RecordedCase(case.id, case.sampler, request, models, f_hats=bool(case.deep), logits=logits)
+    if case.sampler == "sequential":
+        side = case.model or ("target" if filled_ones else None)
+        return replace(fitted, network=_needed("model", side))
+    if case.sampler == "test3":
+        entry, sd_mask = _needed("entry_num", case.entry_num), _needed("sd_mask", case.sd_mask)
+        mode = case.mode or "recorded"  # the published format knows one behaviour only
+        return replace(fitted, hand_off=HandOff(entry, sd_mask, mode))  # type: ignore[arg-type]  # refuses other words
+    options = DecoderOptions(_needed("draft_len", case.draft_len), _needed("bonus", case.bonus))
+    SpeculativeDecoder(models, options)  # refuses what does not fit
+    return replace(fitted, options=options)
+
+
+def _needed(key: str, value: Stated | None) -> Stated:
+    """Return what a case must state. Raises `KeyError`."""
+    if value is None:
+        raise KeyError(key)
+    return value

@@ -1,0 +1,223 @@
+"""Judge a recording: run every case again, teacher-forced from the recorded tokens, and compare everything in it.
+
+Promise: missing and extra tensors, another dtype or shape, NaN and tokens outside 0..V-1 are all told apart before
+anything is run. A recorded token that is not the draw made here is a tie only if float64 on the recorded prefix cannot
+tell the two apart within an allowance that was never derived from the difference met; all else is a defect.
+
+Source: spec §7, §8; design §5, §6.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.golden._allowance import Allowances, allowances
+from harness.golden._cases import RecordedCase, parse
+from harness.golden._judgements import NOT_RECORDED, CaseResult, FileResult, Ground, judge_tokens
+from harness.golden._platform import unverified
+from harness.golden._smooth import judge_smooth
+from harness.golden._spread import f_hats, guided
+from harness.golden._store import Recording, read_recording
+from harness.judge import Divergence, largest_difference
+from harness.protocol import Trace
+
+
+@contextmanager
+def one_case_a_core(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Give every core a case of its own; on CUDA one at a time.
+
+    The passes of one small case are too short to be shared out: on two busy cores the recorded cases took 274 s of
+    processor time with two threads a case, 78 s with one.
+
+    Effects: process-wide, PyTorch computes with one thread meanwhile.
+    """
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(cores if device.type == "cpu" else 1) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(cores)
+
+
+def structure(case: RecordedCase, recorded: Mapping[str, Tensor]) -> list[str]:
+    """List what is wrong with the form of a case's tensors; empty when nothing is."""
+    shapes = case.shapes()
+    with_rounds = {"rounds"} if case.sampler == "speculative" else set()
+    wrong = [f"tensor {name} is missing" for name in sorted((shapes.keys() | with_rounds) - recorded.keys())]
+    wrong += [f"tensor {name} is not expected" for name in sorted(recorded.keys() - shapes.keys() - with_rounds)]
+    for name in sorted(recorded.keys() & shapes.keys()):
+        tensor, (dtype, shape) = recorded[name], shapes[name]
+        if tensor.dtype != dtype:
+            wrong.append(f"{name} has dtype {tensor.dtype}, expected {dtype}")
+        elif tuple(tensor.shape) != shape:
+            wrong.append(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+        elif dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+            wrong.append(f"{name} holds NaN or infinity")
+        elif name == "tokens" and bool(((tensor < 0) | (tensor >= case.models.vae.config.V)).any()):
+            wrong.append(f"tokens lie outside 0..{case.models.vae.config.V - 1}")
+    if with_rounds and "rounds" in recorded:
+        dtype, shape = recorded["rounds"].dtype, tuple(recorded["rounds"].shape)
+        if dtype != torch.int32 or len(shape) != 2 or shape[1] != 7:
+            wrong.append(f"rounds has dtype {dtype} and shape {shape}, expected torch.int32 and (any number, 7)")
+    return wrong
+
+
+SWAPPED = 0.95  # share of tokens drawn here that another case of the file holds
+
+
+def read_recordings(paths: Sequence[Path]) -> list[Recording]:
+    """Read the files to be judged.
+
+    Raises:
+        InputError: none is named, one is named twice, or one cannot be read.
+    """
+    if not paths:
+        raise InputError("files", [], "name nothing to check", "pass at least one recording")
+    seen: set[str] = set()
+    for path in paths:
+        if (real := os.path.realpath(path)) in seen:
+            raise InputError("files", str(path), "is named twice", "name every file once")
+        seen.add(real)
+    return [read_recording(path) for path in paths]
+
+
+def recorded_cases(recording: Recording, device: torch.device) -> list[RecordedCase]:
+    """Return every case, understood. Raises `InputError` for one that is not, or for two of one id."""
+    models, cases = recording.metadata.get("models", ""), list[RecordedCase]()
+    for stated in recording.cases:
+        tokens = recording.tensors.get(f"{stated.id}/tokens")
+        images = len(tokens) if tokens is not None and tokens.dim() else 1  # drawn labels: the tensors tell how many
+        case = parse(stated if stated.count is not None else replace(stated, count=images), models, device)
+        if case.id in {other.id for other in cases}:
+            raise InputError("golden", str(recording.path), f"case {case.id} is listed twice", "record it again")
+        cases.append(case)
+    return cases
+
+
+def check_recording(
+    recording: Recording,
+    cases: Sequence[RecordedCase],
+    device: torch.device,
+    progress: Callable[[], None] = lambda: None,
+) -> FileResult:
+    """Judge a whole file.
+
+    Args:
+        recording: the file.
+        cases: of `recorded_cases`.
+        device: where to run; another platform than the recording's makes the result UNVERIFIED.
+        progress: called after every case.
+    """
+    result = FileResult(str(recording.path), unverified=unverified(recording, device))
+    if result.unverified:
+        return result
+    result.defects = [f"tensor {name} is not expected: it belongs to no case" for name in recording.strays()]
+    with one_case_a_core(device) as pool:
+        for judged in pool.map(lambda case: check_case(case, recording), cases):
+            result.cases.append(judged)
+            progress()
+    return result
+
+
+@torch.inference_mode()
+def check_case(case: RecordedCase, recording: Recording) -> CaseResult:
+    """Judge one case."""
+    recorded = {name: tensor.to(case.models.device) for name, tensor in recording.of(case.id).items()}
+    result = CaseResult(case.id, case.request)
+    for line in structure(case, recorded):
+        result.defect("form", line)
+    if result.defects:
+        return result
+    tokens_BL = recorded["tokens"].long()
+    result.run = free = case.run()
+    result.free_run = torch.equal(free.tokens_BL, tokens_BL)
+    if case.request.more_smooth:
+        judge_smooth(case, recorded, free, result)
+    else:
+        _judge_plain(case, recorded, free, result)
+    if any(defect.component == "token" for defect in result.defects):
+        _name_swapped(case, recording, free.tokens_BL, result)
+    if case.sampler == "speculative" and result.free_run and not torch.equal(rounds(free), recorded["rounds"].cpu()):
+        result.defect("scheduling", "rounds differ: other scales were drafted, accepted or corrected")
+    free.intermediates = None  # large, and judged
+    return result
+
+
+def rounds(trace: Trace) -> Tensor:
+    """Return the rounds of a speculative decode, int32 (N, 7): image, first, drafted, accepted, corrected, bonus, rows.
+
+    Args:
+        trace: of a decoder that keeps `Trace.rounds`.
+    """
+    rows = [
+        (b, turn.first, turn.drafted, turn.accepted, int(turn.corrected), int(turn.bonus), turn.target_rows)
+        for b, turns in enumerate(trace.rounds)
+        for turn in turns
+    ]
+    return torch.tensor(rows, dtype=torch.int32).view(-1, 7)
+
+
+def kept_logits(case: RecordedCase, trace: Trace, si: int) -> Tensor:
+    """Return the guided logits of one scale at the positions that are recorded."""
+    return guided(trace)[:, case.models.pyramid.span(si)][:, case.logits_positions(si)]
+
+
+def _judge_plain(case: RecordedCase, recorded: dict[str, Tensor], free: Trace, result: CaseResult) -> None:
+    """Judge a case whose f_hat is a function of its tokens, from the recorded ones. Effects: on `result`."""
+    tokens_BL, pyramid = recorded["tokens"].long(), case.models.pyramid
+    forced = free if result.free_run else case.run(tokens_BL)
+    allowed = allowances(case, forced)
+    result.draws = tokens_BL.numel()
+    result.identical = int((forced.tokens_BL == tokens_BL).sum())
+    if not torch.equal(forced.tokens_BL, tokens_BL):
+        exact, moved_L = case.exact(tokens_BL), [allowed.logits_S[si] for si in pyramid.levels()]
+        moved_BL = guided(exact).new_tensor(moved_L).expand(tokens_BL.shape)
+        judged_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
+        judge_tokens(case, tokens_BL, forced, Ground(exact, moved_BL, moved_BL, judged_BL), result)
+    _judge_tensors(case, recorded, forced, allowed, result)
+
+
+def _name_swapped(case: RecordedCase, recording: Recording, free_BL: Tensor, result: CaseResult) -> None:
+    """Say so, first of all, if another case of the file holds what was drawn here. Effects: on `result`."""
+    for other in recording.cases:
+        theirs = recording.tensors.get(f"{other.id}/tokens")
+        if other.id == case.id or theirs is None or theirs.shape != free_BL.shape:
+            continue
+        if float((free_BL.cpu() == theirs).double().mean()) > SWAPPED:
+            detail = f"case {other.id} holds the tokens drawn here: two cases are swapped"
+            result.defects.insert(0, Divergence("swapped", detail, case.request.seed))
+            return
+
+
+def _judge_tensors(
+    case: RecordedCase, recorded: dict[str, Tensor], run: Trace, allowed: Allowances, result: CaseResult
+) -> None:
+    """Compare logits, f_hat and image. Effects: on `result`."""
+    pyramid, most, deltas = case.models.pyramid, allowed.f_hat, []
+
+    def judge(name: str, made: Tensor, most: float, scale: int) -> float:
+        delta = largest_difference(made, recorded[name])
+        if not delta <= most:
+            result.defect(name.partition("/")[0], f"{name} is off by {delta:.3g}, allowed {most:.3g}", scale)
+        return delta
+
+    logits = [NOT_RECORDED]
+    if case.logits != "none":
+        logits = [judge(f"logits/{si}", kept_logits(case, run, si), 2 * allowed.logits_S[si], si) for si in pyramid]
+    if case.f_hats:
+        deltas = [judge(f"f_hat/{si}", f_hats(run)[si], most, si) for si in pyramid]
+        if not torch.equal(recorded[f"f_hat/{pyramid.S - 1}"], recorded["f_hat"]):
+            result.defect("f_hat", f"f_hat is not f_hat/{pyramid.S - 1}", pyramid.S - 1)
+    deltas.append(judge("f_hat", run.f_hat_BCPP, most, pyramid.S - 1))
+    result.delta_logits, result.delta_f_hat = max(logits), max(deltas)
+    result.delta_image = judge("image", case.models.vae.decode(run.f_hat_BCPP), allowed.image, -1)

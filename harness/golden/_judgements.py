@@ -1,0 +1,115 @@
+"""Judgements on recordings, and of recorded tokens against those drawn here.
+
+Promise: nothing compared is INCONCLUSIVE; the worst of the parts is the verdict. A token that differs is a tie only if
+float64 on the same prefix cannot tell the two apart within what is allowed; where nothing is allowed to be said
+(`judged_BL`), it is not judged, and counted so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from harness.golden._cases import RecordedCase
+from harness.golden._spread import guided
+from harness.judge import Divergence, Verdict, exponentials, race_tokens
+from harness.protocol import Request, Trace
+from harness.wording import count_of
+
+NOT_RECORDED = float("nan")
+
+
+@dataclass
+class CaseResult:
+    """The judgement on one case."""
+
+    id: str  # of the case
+    request: Request  # what was drawn
+    draws: int = 0  # tokens recorded; identical + ties + wrong ones + not judged
+    identical: int = 0  # recorded tokens that are the draw made here on the same prefix
+    not_judged: int = 0  # tokens after a soft tie of `more_smooth`, where rounding may move more than a bound allows
+    soft_ties: int = 0  # choices of `more_smooth` whose best codes lie within the budget, in units of τ
+    map_positions: int = 0  # positions of f_hat, and `map_not_judged` those that are not judged, for the same reason
+    map_not_judged: int = 0
+    ties: list[Divergence] = field(default_factory=list)  # certified ones
+    defects: list[Divergence] = field(default_factory=list)  # everything else
+    delta_logits: float = NOT_RECORDED  # largest |Δ guided logits|; NaN where not recorded
+    delta_f_hat: float = NOT_RECORDED  # largest |Δ f_hat|, after any recorded scale
+    delta_image: float = NOT_RECORDED  # largest |Δ image|
+    run: Trace | None = None  # the free run, tensors dropped, counts kept; None when nothing was run
+    free_run: bool = False  # whether it reproduces every token
+
+    @property
+    def verdict(self) -> Verdict:
+        """DEFECT, INCONCLUSIVE when nothing was judged, TIE or IDENTICAL."""
+        if self.defects or self.draws == self.not_judged:
+            return Verdict.DEFECT if self.defects else Verdict.INCONCLUSIVE
+        return Verdict.TIE if self.ties else Verdict.IDENTICAL
+
+    def defect(self, component: str, detail: str, scale: int = -1) -> None:
+        """Note a defect that is no single token. Effects: on `defects`."""
+        self.defects.append(Divergence(component, detail, self.request.seed, scale=scale))
+
+
+@dataclass
+class FileResult:
+    """The judgement on one file; `unverified` says why nothing was compared."""
+
+    path: str
+    cases: list[CaseResult] = field(default_factory=list)
+    defects: list[str] = field(default_factory=list)
+    unverified: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of the file and its cases."""
+        verdicts = [case.verdict for case in self.cases]
+        if self.defects or Verdict.DEFECT in verdicts:
+            return Verdict.DEFECT
+        if self.unverified or not verdicts or Verdict.INCONCLUSIVE in verdicts:
+            return Verdict.INCONCLUSIVE
+        return Verdict.TIE if Verdict.TIE in verdicts else Verdict.IDENTICAL
+
+
+def golden_totals(results: Sequence[FileResult]) -> str:
+    """Return the last line: ``N of N cases, M draws compared``, and how many were not judged, where any was not."""
+    cases = [case for result in results for case in result.cases]
+    good = sum(case.verdict in (Verdict.IDENTICAL, Verdict.TIE) for case in cases)
+    unjudged = sum(case.not_judged for case in cases)
+    draws = count_of(sum(case.draws for case in cases) - unjudged, "draw")
+    line = f"{good} of {count_of(len(cases), 'case')}, {draws} compared"
+    return f"{line}, {unjudged} not judged" if unjudged else line
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What tokens are judged on."""
+
+    exact: Trace  # the float64 run on the same prefix
+    margin_BL: Tensor  # how far a guided logit may be off, by position: what a margin is judged by
+    error_BL: Tensor  # how far any guided logit of the float32 run may be off
+    judged_BL: Tensor  # positions that are judged
+
+
+def judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, ground: Ground, result: CaseResult) -> None:
+    """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
+    models, request, noise = case.models, case.request, case.models.noise(case.request)
+    labels = noise.labels(models.target.config.classes).tolist()
+    at = torch.nonzero((run.tokens_BL != tokens_BL) & ground.judged_BL).unbind(1)  # rows and positions
+    if not len(at[0]):
+        return
+    allowed_N, error_N = ground.margin_BL[at].double(), ground.error_BL[at].double()
+    E_NV = exponentials(noise, models.pyramid, *at)
+    races = race_tokens(guided(ground.exact)[at], E_NV, tokens_BL[at], request, allowed_N, [guided(run)[at]])
+    whole = torch.stack((*at, tokens_BL[at], run.tokens_BL[at]), 1).tolist()
+    real = torch.stack((races.margin_N, races.bound_N, races.error_N), 1).tolist()
+    for (image, position, *tokens), reals, is_tie in zip(whole, real, races.is_tie_N(error_N).tolist(), strict=True):
+        divergence = Divergence(
+            "tie" if is_tie else "token",
+            "within the error budget of float64" if is_tie else "the recorded token is not the draw on its own prefix",
+            request.seed, image, labels[image], models.pyramid.level_of(position), position, *tokens, *reals,
+        )  # fmt: skip
+        (result.ties if is_tie else result.defects).append(divergence)

@@ -1,0 +1,239 @@
+"""What a recording's metadata says of a case: records, read whole at once.
+
+Promise: what a case says is understood or refused by name, and nothing in it is guessed; sizes far beyond any recording
+are refused from its text alone, before anything of that size is made. A record written is the text that it was read
+from, but for keys that no field has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import TypeVar
+
+from harness.errors import InputError
+from harness.models.autoencoder import GROUPS, AutoencoderConfig
+from harness.models.network import TransformerConfig
+from harness.protocol import ORDERS, NoiseOrder
+from harness.protocol.pyramid import ScalePyramid
+
+SAMPLERS = ("sequential", "test3", "speculative")
+SIDES = ("draft", "target")
+LOGITS = ("none", "some", "all")
+# Largest values of single sizes; the published networks have depth 36, width 2304, 2240 tokens, 10 scales.
+MOST = {"V": 2**16, "C": 2**12, "vae_ch": 2**12, "depth": 128, "D": 2**14, "H": 2**10, "classes": 2**16}
+MOST |= {"draft_depth": MOST["depth"], "draft_D": MOST["D"], "draft_H": MOST["H"]}
+MOST_LISTED = {"patch_nums": (64, 128), "vae_mult": (8, 64)}  # length, largest entry
+SWITCHES = ("shared_adaln", "l2_norm")
+PHI = re.compile(r"[1-9][0-9]? shared|one a scale")
+MOST_TOKENS = 2**13
+MOST_NUMBERS = 2**28  # of one tensor, or of all weights of a network: 1 GiB in float32
+REMEDY = "record it again"
+Value = TypeVar("Value", int, float, bool, str)
+Word = TypeVar("Word", bound=str)
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How a case draws its tokens: seed, guidance value and filters."""
+
+    seed: int
+    cfg: float
+    top_k: int = 0
+    top_p: float = 0.0
+    more_smooth: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Networks that are filled by formula, in the words of the recordings' README; a size of the draft that is None is
+    the target's."""
+
+    patch_nums: tuple[int, ...]
+    V: int
+    C: int
+    phi: str
+    vae_ch: int
+    vae_mult: tuple[int, ...]
+    depth: int
+    D: int
+    H: int
+    shared_adaln: bool
+    l2_norm: bool
+    classes: int
+    draft_depth: int | None = None
+    draft_D: int | None = None
+    draft_H: int | None = None
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> Recipe:
+        """Read the sizes of a case. Raises `InputError`, and `KeyError` for a size that is missing."""
+        check_sizes(values)
+        stated = {size.name: values[size.name] for size in fields(cls) if size.name in values or _is_needed(size.name)}
+        listed = {name: tuple(size) if isinstance(size, list) else size for name, size in stated.items()}
+        return cls(**listed)  # type: ignore[arg-type]  # `check_sizes` has seen their types
+
+
+def _is_needed(size: str) -> bool:
+    return not size.startswith("draft_")
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """What one case asks for; None = its metadata does not say."""
+
+    id: str  # first part of the names of its tensors
+    sampler: str  # one of `SAMPLERS`
+    labels: tuple[int, ...] | None  # of the images; None = drawn ones
+    drawing: DrawSettings  # how tokens are drawn
+    model: str | None = None  # which network decides, one of `SIDES` (`sequential`)
+    deep: bool | None = None  # f_hat after every scale is recorded too
+    logits: str | None = None  # one of `LOGITS`
+    order: NoiseOrder | None = None  # of the noise
+    count: int | None = None  # images, where labels are drawn
+    entry_num: int | None = None  # of `test3`, with `sd_mask` and `mode`
+    sd_mask: int | None = None
+    mode: str | None = None
+    draft_len: int | None = None  # of `speculative`, with `bonus`
+    bonus: bool | None = None
+    recipe: Recipe | None = None  # of networks that are filled by formula
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> GoldenCase:
+        """Read one case of a file.
+
+        Raises:
+            InputError: a key is missing, or a value does not fit; the case is named.
+        """
+        with naming(str(values["id"])):
+            return cls(
+                str(values["id"]),
+                _one_of("sampler", values["sampler"], SAMPLERS),
+                _labels(values["labels"]),
+                DrawSettings(
+                    _value(values, "seed", int), _value(values, "cfg", float), _value(values, "top_k", int),
+                    _value(values, "top_p", float), _value(values, "more_smooth", bool),
+                ),
+                model=_stated_word(values, "model", SIDES),
+                deep=_stated(values, "deep", bool),
+                logits=_stated_word(values, "logits", LOGITS),
+                order=_stated_word(values, "order", ORDERS),
+                count=_stated(values, "count", int),
+                entry_num=_stated(values, "entry_num", int),
+                sd_mask=_stated(values, "sd_mask", int),
+                mode=_stated(values, "mode", str),
+                draft_len=_stated(values, "draft_len", int),
+                bonus=_stated(values, "bonus", bool),
+                recipe=Recipe.from_values(values) if "patch_nums" in values else None,
+            )  # fmt: skip
+
+    def as_values(self) -> dict[str, object]:
+        """Return the case as JSON values, as files hold it."""
+        flat = asdict(self)
+        flat |= {**flat.pop("drawing"), **(flat.pop("recipe") or {})}
+        return {key: value for key, value in flat.items() if value is not None or key == "labels"}
+
+
+@contextmanager
+def naming(case_id: str) -> Iterator[None]:
+    """Name the case in every `InputError`, and make one of a `KeyError`: what it lacks."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"case {case_id}: {error.name}", error.value, error.rule, error.remedy) from None
+    except KeyError as error:
+        raise InputError(f"case {case_id}", "metadata", f"lacks {error}", REMEDY) from None
+
+
+def _labels(labels: object) -> tuple[int, ...] | None:
+    if labels is None:
+        return None
+    if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
+        raise InputError("labels", labels, "must be a list of integers, or null for drawn ones", REMEDY)
+    return tuple(labels)
+
+
+def _one_of(key: str, value: object, words: tuple[Word, ...]) -> Word:
+    """Return the word that a case says. Raises `InputError` where it is none of these."""
+    for word in words:
+        if word == value:
+            return word
+    raise InputError(key, value, f"must be one of {', '.join(words)}", REMEDY)
+
+
+def _stated_word(values: Mapping[str, object], key: str, words: tuple[Word, ...]) -> Word | None:
+    return _one_of(key, values[key], words) if key in values else None
+
+
+def _value(values: Mapping[str, object], key: str, kind: type[Value]) -> Value:
+    """Return ``values[key]``, of exactly this kind; an integer may stand for a float. Raises `InputError`."""
+    value = values[key]
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise InputError(key, value, f"must be of type {kind.__name__}", REMEDY)
+    try:
+        return kind(value)
+    except OverflowError:  # an integer of hundreds of digits
+        raise InputError(key, value, "must be a number that a float holds", REMEDY) from None
+
+
+def _stated(values: Mapping[str, object], key: str, kind: type[Value]) -> Value | None:
+    return _value(values, key, kind) if key in values else None
+
+
+def check_sizes(values: Mapping[str, object]) -> None:
+    """Refuse single sizes that no recording has.
+
+    Raises:
+        InputError: one is too large, or of another kind.
+        KeyError: a list, a switch or `phi` is missing; a missing number is met elsewhere.
+    """
+    for key, most in MOST.items():
+        if key in values and not _is_size(values[key], most):
+            raise _refused({key: values[key]}, f"must be a whole number in 1..{most}")
+    for key, (length, most) in MOST_LISTED.items():
+        sizes = values[key]
+        if not isinstance(sizes, list) or not (1 <= len(sizes) <= length and all(_is_size(v, most) for v in sizes)):
+            shown = f"{key} of {len(sizes)} entries" if isinstance(sizes, list) else f"{key} {sizes!r}"
+            raise _refused(shown, f"must list 1..{length} whole numbers in 1..{most}")
+        if key == "patch_nums" and (tokens := sum(pn * pn for pn in sizes)) > MOST_TOKENS:
+            raise _refused(f"patch_nums of {tokens} tokens", f"must have at most {MOST_TOKENS}")
+    for key in SWITCHES:
+        if type(values[key]) is not bool:
+            raise _refused({key: values[key]}, "must be true or false")
+    if not isinstance(phi := values["phi"], str) or not PHI.fullmatch(phi):
+        raise InputError("phi", phi, 'must read "N shared" (N in 1..99) or "one a scale"', REMEDY)
+
+
+def check_fit(transformers: Iterable[TransformerConfig], vae: AutoencoderConfig) -> None:
+    """Refuse sizes that are right one by one and make no networks together. Raises `InputError`."""
+    for config in transformers:
+        if config.D % config.H:
+            raise _refused(f"D={config.D} and H={config.H}", "D must be a multiple of H")
+    for multiplier in vae.multipliers:
+        if vae.ch * multiplier % GROUPS:
+            raise _refused(f"vae_ch={vae.ch} times {multiplier}", f"must be a multiple of {GROUPS}")
+
+
+def _refused(shown: object, rule: str) -> InputError:
+    return InputError("sizes", shown, rule, REMEDY)
+
+
+def _is_size(value: object, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most
+
+
+def check_weights(numbers: int) -> None:
+    """Refuse a network of too many weights. Raises `InputError`."""
+    if numbers > MOST_NUMBERS:
+        raise _refused(f"{numbers} weights", f"must be at most {MOST_NUMBERS} a network")
+
+
+def check_batch(images: int, pyramid: ScalePyramid, config: TransformerConfig, downsampling: int) -> None:
+    """Refuse a batch whose logits, attention or pixels are too many. Raises `InputError`."""
+    side = pyramid.P * downsampling
+    numbers = images * max(2 * pyramid.L * config.V, 2 * config.H * pyramid.L**2, 3 * side * side)
+    if numbers > MOST_NUMBERS:
+        rule = f"must make tensors of at most {MOST_NUMBERS} numbers, not {numbers}"
+        raise InputError("images", images, rule, REMEDY)

@@ -1,0 +1,212 @@
+"""Which goldens this project keeps, and what they must be.
+
+Promise: plain lists of cases; a missing, extra or stale file or entry is reported by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.golden._cases import recorded_networks
+from harness.golden._judgements import FileResult
+from harness.golden._metadata import DrawSettings, GoldenCase, Recipe
+from harness.golden._store import Recording, content_digest
+
+FILES = {"digits": "golden-digits", "filled": "golden-tiny"}
+PLATFORMS = ("cpu", "cuda")  # classes of which goldens can be recorded
+KEPT = ("cpu", "cuda")  # those of which every file must be there; of another, all files or none
+
+PLAIN, FILTERED, SMOOTH = (
+    DrawSettings(100, 1.5),
+    DrawSettings(101, 3.0, 7, 0.9),
+    DrawSettings(102, 1.0, more_smooth=True),
+)
+MASKS = (("recorded", range(6)), ("corrected", range(1, 6)))  # `sd_mask` by mode of the hand-off
+
+
+_SMALL = Recipe(
+    (1, 2, 3, 4), V=32, C=8, phi="4 shared", vae_ch=32, vae_mult=(1, 2), depth=2, D=64, H=2, shared_adaln=True,
+    l2_norm=True, classes=5, draft_depth=1, draft_D=32, draft_H=1,
+)  # fmt: skip
+_ONE_BLOCK = replace(_SMALL, depth=1, H=1, shared_adaln=False, classes=4)
+NETWORKS = {
+    "shared-adaln": _SMALL,
+    "no-l2norm": replace(_SMALL, patch_nums=(1, 3, 5), H=1, shared_adaln=False, l2_norm=False, classes=3),
+    "one-phi": replace(_ONE_BLOCK, patch_nums=(1, 2, 4, 6), phi="1 shared"),
+    "phi-per-scale": replace(_ONE_BLOCK, patch_nums=(1, 2, 3, 5, 7), phi="one a scale"),
+}
+
+
+def cases(models: str) -> tuple[GoldenCase, ...]:
+    """Return the cases of one file; `models` is "digits" or "filled"."""
+    return tuple({"digits": _digits, "filled": _tiny}[models]())
+
+
+def planned_ids() -> list[str]:
+    """Return the ids of all cases of all files."""
+    return [case.id for models in FILES for case in cases(models)]
+
+
+def _digits() -> Iterator[GoldenCase]:
+    target = GoldenCase("target", "sequential", (4,), PLAIN, model="target")
+    yield replace(target, deep=True)
+    yield replace(target, id="draft", model="draft", labels=(4, 10))
+    yield replace(target, id="filtered", labels=(2,), drawing=FILTERED)
+    yield replace(target, id="smooth", labels=(2,), drawing=SMOOTH)
+    yield replace(target, id="drawn-labels", labels=None, count=2)
+    yield replace(target, id="image-order", labels=(7,), order="image")
+    yield from _handed(GoldenCase("", "test3", (4,), PLAIN), (1, 5, 9))
+    speculative = GoldenCase("", "speculative", (4,), PLAIN)
+    for draft_len in (1, 3, 5, 10):
+        yield replace(speculative, id=f"speculative-{draft_len}", draft_len=draft_len, bonus=draft_len == 3)
+    filtered = replace(speculative, labels=(4, 8), drawing=FILTERED, order="image")
+    yield replace(filtered, id="speculative-filtered", draft_len=4, bonus=False)
+
+
+def _tiny() -> Iterator[GoldenCase]:
+    for word, recipe in NETWORKS.items():
+        for name, drawing in (("plain", PLAIN), ("filtered", FILTERED), ("smooth", SMOOTH)):
+            yield GoldenCase(f"{word}-{name}", "sequential", (0, 1), drawing, model="target", recipe=recipe)
+        handed = GoldenCase(f"{word}-", "test3", (1,), PLAIN, recipe=recipe)
+        yield from _handed(handed, range(len(recipe.patch_nums)))
+        speculative = GoldenCase("", "speculative", (0, 1), PLAIN, recipe=recipe)
+        for draft_len in (1, 2, 3):
+            name = f"{word}-speculative-{draft_len}"
+            yield replace(speculative, id=name, draft_len=draft_len, bonus=draft_len == 2)
+
+
+def _handed(case: GoldenCase, entries: Iterable[int]) -> Iterator[GoldenCase]:
+    """Yield a case of the hand-off under every mode, mask and entry; its id begins every one of theirs."""
+    for mode, masks in MASKS:
+        for sd_mask in masks:
+            for entry in entries:
+                name = f"{case.id}handoff-{mode}-mask{sd_mask}-entry{entry}"
+                yield replace(case, id=name, entry_num=entry, sd_mask=sd_mask, mode=mode)
+
+
+GOLDENS = Path(__file__).parent / "data"
+
+
+def path_of(models: str, platform: str, folder: Path = GOLDENS) -> Path:
+    """Return where the goldens of one group of networks lie."""
+    return folder / f"{FILES[models]}-{platform}.safetensors"
+
+
+def _paths(platform: str, folder: Path) -> list[Path]:
+    return [path_of(models, platform, folder) for models in FILES]
+
+
+def golden_inventory(platform: str, folder: Path = GOLDENS) -> tuple[list[Path], list[FileResult]]:
+    """Compare the files that are there with those that must be.
+
+    Args:
+        platform: class whose goldens are asked for.
+        folder: where they lie.
+
+    Returns:
+        The files to judge, and a finished judgement for each missing or extra one, or for an unknown platform.
+    """
+    there = set(folder.glob("*"))
+    platforms = [name for name in PLATFORMS if name in KEPT or there & set(_paths(name, folder))]
+    if platform not in platforms:
+        return [], [FileResult(str(folder), unverified=f"no goldens were recorded on {platform}")]
+    wanted = {path: name for name in platforms for path in _paths(name, folder)}
+    wrong = [FileResult(str(p), defects=["golden is missing: restore or record it"]) for p in wanted if p not in there]
+    wrong += [
+        FileResult(str(path), defects=["golden is not in the plan: remove it, or plan it"])
+        for path in sorted(there - wanted.keys())
+    ]
+    return sorted(path for path in there & wanted.keys() if wanted[path] == platform), wrong
+
+
+def stale_entries(recording: Recording) -> list[str]:
+    """List in what an own file differs from the plan, from its own digest and from the weights of today."""
+    models = recording.metadata.get("models")
+    if models not in FILES:
+        return [f"models {models} are not in the plan"]
+    expected, actual = ({case.id: case for case in listed} for listed in (cases(models), recording.cases))
+    differences = [f"case {name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    differences += [f"case {name} is not in the plan" for name in sorted(actual.keys() - expected.keys())]
+    differences += [
+        f"case {name} is stale: its settings are not the plan's"
+        for name in sorted(expected.keys() & actual.keys())
+        if expected[name] != actual[name]
+    ]
+    file_name = path_of(models, recording.platform).name
+    if recording.path.name != file_name:
+        differences.append(f"file name must be {file_name} for {models} on {recording.platform}")
+    if recording.metadata.get("digest") != recording.digest():
+        differences.append("content digest differs: the file was changed by hand")
+    if not differences and recording.metadata.get("weights") != weights_digest(models):
+        differences.append("weights digest differs: recorded with other weights")
+    groups = origins(recording, actual)
+    if not all(group.reason.strip() for group in groups):
+        differences.append("provenance lacks the reason")
+    if sorted(name for group in groups for name in group.cases) != sorted(actual):
+        differences.append("provenance must name the origin of every case once")
+    return differences
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a group of cases comes from."""
+
+    cases: tuple[str, ...]  # ids
+    reason: str  # why they were recorded
+    commit: str  # that recorded them
+    device_name: str  # of the machine
+    versions: Mapping[str, str]  # of what made them
+
+    @classmethod
+    def from_values(cls, values: Any) -> Origin:
+        """Read one group of a file. Raises `KeyError` or `TypeError` for anything else."""
+        cases = tuple(values["cases"])
+        reason, commit, device_name = (str(values.get(word, "")) for word in ("reason", "commit", "device_name"))
+        return cls(cases, reason, commit, device_name, values.get("versions", {}))
+
+    def as_values(self) -> dict[str, object]:
+        """Return the group as JSON values, as files hold it."""
+        return asdict(self)
+
+
+def origins(recording: Recording, names: Collection[str]) -> tuple[Origin, ...]:
+    """Return where some cases come from, in groups.
+
+    Args:
+        recording: an own file; one that was written in one go states its origin for the whole file.
+        names: of the cases.
+
+    Raises:
+        InputError: what it states is no list of groups of cases.
+    """
+    stated = recording.metadata.get("origins")
+    try:
+        versions = json.loads(recording.metadata.get("versions", "{}"))
+        whole = {**recording.metadata, "versions": versions, "cases": [case.id for case in recording.cases]}
+        groups = [Origin.from_values(group) for group in (json.loads(stated) if stated else [whole])]
+        named = [replace(group, cases=tuple(name for name in group.cases if name in names)) for group in groups]
+    except (ValueError, TypeError, KeyError):
+        rule = "must state its origins as groups of cases"
+        raise InputError("golden", str(recording.path), rule, "restore it from version control") from None
+    return tuple(group for group in named if group.cases)
+
+
+def weights_digest(models: str) -> str:
+    """Return the digest of all weights that the planned cases of one file use."""
+    pairs = {id(pair): pair for pair in (recorded_networks(case, models) for case in cases(models))}
+    tensors: dict[str, Tensor] = {}
+    for number, pair in enumerate(pairs.values()):
+        for word, weights in (
+            ("draft", pair.draft.weights),
+            ("target", pair.target.weights),
+            ("vae", pair.vae.weights),
+        ):
+            tensors |= {f"{number}.{word}.{name}": tensor for name, tensor in weights.items()}
+    return content_digest(tensors)

@@ -1,0 +1,132 @@
+"""Files of recorded tensors: one reader for the published format and for this project's own.
+
+Promise: a file is read whole, or it is refused in one line. A digest depends on names, dtypes, shapes and bytes alone,
+not on the order of the set or on a file's layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from harness.errors import InputError, shortened, text_of
+from harness.files import check_readable
+from harness.golden._metadata import REMEDY, GoldenCase
+
+
+def content_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Return the SHA-256 of tensors, sorted by name, and of a text that belongs to them."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+FORMAT = "1"
+MOST_BYTES = 2**30  # the largest recording has 9 MB; a header that promises more than the file holds is refused, too
+MOST_REASON = 120  # characters of why a file cannot be read: names of tensors are part of it
+KIND = "golden"  # metadata `kind` of this project's own; the published format has none
+NAME = "golden"  # of a file, in a message
+SAMPLERS = "pass a recording of samplers (encoder and published-sizes recordings are not judged here)"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One file."""
+
+    path: Path  # where it lies
+    metadata: Mapping[str, str]  # strings, `cases` left out
+    cases: tuple[GoldenCase, ...]  # what was asked for
+    tensors: Mapping[str, Tensor]  # by full name, ID/tokens and so on
+
+    @property
+    def own(self) -> bool:
+        """True for this project's goldens."""
+        return self.metadata.get("kind") == KIND
+
+    @property
+    def platform(self) -> str:
+        """Platform class that it was recorded on, e.g. cpu or cuda."""
+        return self.metadata["device"]
+
+    def of(self, case_id: str) -> dict[str, Tensor]:
+        """Return the tensors of one case, by the name after ``ID/``."""
+        prefix = f"{case_id}/"
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+    def strays(self) -> list[str]:
+        """Return the names that belong to no case."""
+        prefixes = tuple(f"{case.id}/" for case in self.cases)
+        return sorted(name for name in self.tensors if not name.startswith(prefixes))
+
+    def digest(self) -> str:
+        """Return the content digest of tensors and cases; provenance is no part of it."""
+        return content_digest(self.tensors, canonical(self.cases))
+
+
+def canonical(cases: Sequence[GoldenCase]) -> str:
+    """Return the one JSON text of a list of cases."""
+    return json.dumps([case.as_values() for case in cases], sort_keys=True, separators=(",", ":"))
+
+
+def read_recording(path: Path) -> Recording:
+    """Read a file.
+
+    Raises:
+        InputError: missing, no regular file, larger than any recording, truncated, not safetensors, another format
+            version, no device, no cases, or one that `GoldenCase` does not understand.
+    """
+    check_readable(path, NAME, "record it, or restore it from version control")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise _no_recording(path, f"has {size} bytes, more than the {MOST_BYTES} of any recording", SAMPLERS)
+    try:
+        with safe_open(path, "pt") as stream:
+            metadata = dict(stream.metadata() or {})
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a mapping
+    except Exception as error:  # whatever the bytes of a damaged file lead to
+        rule = f"cannot be read ({shortened(text_of(error), MOST_REASON)})"
+        raise _no_recording(path, rule, "the file may be truncated; copy it again") from None
+    if metadata.get("format") != FORMAT:
+        rule = f"format version must be {FORMAT}, not {metadata.get('format')}"
+        raise _no_recording(path, rule, "use the harness version that wrote it")
+    cases = _cases(metadata.pop("cases", None), path)
+    if not metadata.get("device"):
+        raise _no_recording(path, "metadata must name the device", REMEDY)
+    return Recording(path, metadata, cases, tensors)
+
+
+def _cases(text: str | None, path: Path) -> tuple[GoldenCase, ...]:
+    if text is None:
+        raise _no_recording(path, "metadata has no cases", SAMPLERS)
+    try:
+        cases = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _no_recording(path, "metadata cases are not JSON", REMEDY) from None
+    if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+        raise _no_recording(path, "metadata cases must be a list of objects", REMEDY)
+    if not cases:
+        raise _no_recording(path, "holds zero cases: nothing could be compared", SAMPLERS)
+    if not all(isinstance(case.get("id"), str) and case["id"] for case in cases):
+        raise _no_recording(path, "every case must have an id", REMEDY)
+    return tuple(map(GoldenCase.from_values, cases))
+
+
+def _no_recording(path: Path, rule: str, remedy: str) -> InputError:
+    return InputError(NAME, str(path), rule, remedy)
+
+
+def as_bytes(metadata: Mapping[str, str], cases: Sequence[GoldenCase], tensors: Mapping[str, Tensor]) -> bytes:
+    """Return a file's content."""
+    whole = {"format": FORMAT, **metadata, "cases": canonical(cases)}
+    content: bytes = save({name: tensors[name].contiguous() for name in sorted(tensors)}, metadata=whole)
+    return content

@@ -1,0 +1,253 @@
+"""From a wrong tensor to the component that made it.
+
+Promise: the tensors of a scale are compared in the order in which they are computed (input, rows, guided, token,
+f_hat), so the first one that differs names the component; where the decoder exposes no intermediates it says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.judge._evidence import Evidence
+from harness.judge._suspects import is_after_drafts, other_row, round_of, wrong_label
+from harness.protocol import Intermediates
+from harness.rounding import Budget
+
+# The input is a sum of embeddings and one linear map of C terms: rounding leaves a few units in the last place of the
+# largest term; in float32, where two kernels may sum C terms in another order, up to 64 of them.
+INPUT_ULPS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 4}
+# Two products, a difference and the rounding of t, in any order.
+GUIDANCE_ULPS = 8
+
+
+@dataclass(frozen=True)
+class WrongTensor:
+    """A tensor that is not the reference's, and the component that made it; `detail` is a clause on why."""
+
+    scale: int
+    component: str
+    detail: str
+
+
+WrongTensors = dict[int, WrongTensor | None]  # the first one of every row of the batch
+
+
+def first_wrong(evidence: Evidence) -> WrongTensors:
+    """Return the first wrong tensor of every image; None where every tensor agrees.
+
+    Args:
+        evidence: both traces; without intermediates nothing can be placed.
+    """
+    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
+    if actual is None or expected is None:
+        return dict.fromkeys(range(evidence.request.B))
+    agree = _agree_SB(evidence, actual, expected).T.tolist()  # the one wait for the device
+    scales = evidence.models.pyramid
+    return {b: None if all(agree_S) else first_wrong_of(evidence, b, scales) for b, agree_S in enumerate(agree)}
+
+
+def first_wrong_of(evidence: Evidence, image: int, scales: Iterable[int]) -> WrongTensor | None:
+    """Return the first wrong tensor of one image at some scales, if any; None where intermediates are not shown."""
+    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
+    if actual is None or expected is None:
+        return None
+    for si in scales:
+        unverified = bool(evidence.unverified) and si in evidence.unverified[image]
+        check = wrong_f_hat_at if unverified else wrong_at
+        wrong = check(evidence, actual, expected, image, si)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+@torch.inference_mode()
+def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates) -> Tensor:
+    """Tell of every scale of every image whether all its tensors agree, by the checks of `wrong_at`."""
+    pyramid, budget = evidence.models.pyramid, evidence.budget
+    error_B = _input_error(_halves(expected.x_RLD, slice(None), slice(None)), budget)
+    agree = []
+    for si in pyramid:
+        span, t = pyramid.span(si), evidence.request.cfg * pyramid.ramp(si)
+        x, rows = (_halves(each, slice(None), span) for each in (actual.x_RLD, actual.rows_RLV))
+        expected_x, expected_rows = (_halves(each, slice(None), span) for each in (expected.x_RLD, expected.rows_RLV))
+        agree_B = _close(x, expected_x, error_B) & _same_rows(rows, expected_rows, budget)
+        agree_B &= _is_guided(actual.guided_BLV[:, span], rows[0], rows[1], t)
+        for image, scales in enumerate(evidence.unverified):
+            if si in scales:
+                agree_B[image] = True
+        agree.append(agree_B & _close(actual.f_hat_SBCPP[si], expected.f_hat_SBCPP[si], 2 * budget.f_hat))
+    return torch.stack(agree)
+
+
+def _halves(tensor_RLx: Tensor, images: slice, span: slice) -> Tensor:
+    """Return the rows of some images as (2, b, l, x): conditional, then unconditional; a view."""
+    halves: Tensor = tensor_RLx.unflatten(0, (2, -1))  # (2B, L, x) -> (2, B, L, x)
+    return halves[:, images, span]
+
+
+def wrong_at(
+    evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
+) -> WrongTensor | None:
+    """Return the first wrong tensor of one image at one scale; None when all agree."""
+    pyramid, budget = evidence.models.pyramid, evidence.budget
+    span, one = pyramid.span(si), slice(image, image + 1)
+    for name in ("x_RLD", "rows_RLV"):
+        if not bool(torch.isfinite(_halves(getattr(actual, name), one, span)).all()):
+            return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
+    error_b = _input_error(_halves(expected.x_RLD, one, slice(None)), budget)
+    if not _close(_halves(actual.x_RLD, one, span), _halves(expected.x_RLD, one, span), error_b):
+        return _wrong_input(evidence, actual, expected, image, si)
+    rows, expected_rows = _halves(actual.rows_RLV, one, span), _halves(expected.rows_RLV, one, span)
+    if not _same_rows(rows, expected_rows, budget):
+        if _same_rows(rows.flip(0), expected_rows, budget):
+            return WrongTensor(si, "guidance", f"rows of scale {si} are swapped: unconditional half first")
+        both, everyone = [image, evidence.request.B + image], expected.rows_RLV[:, span]
+        if (misplaced := _misplaced(actual.rows_RLV[both, span], everyone, both, 2 * budget.rows, si)) is not None:
+            return misplaced
+        if (label := wrong_label(evidence, actual, image, si)) is not None:
+            return WrongTensor(si, "condition", label)
+        return _wrong_rows(evidence, image, si)
+    guided, t = actual.guided_BLV[one, span], evidence.request.cfg * pyramid.ramp(si)
+    if not _is_guided(guided, rows[0], rows[1], t):
+        swapped = _is_guided(guided, rows[1], rows[0], t)
+        why = "unconditional half first" if swapped else "weight or halves"
+        return WrongTensor(si, "guidance", f"guided logits of scale {si} are not those of their rows: {why}")
+    return wrong_f_hat_at(evidence, actual, expected, image, si)
+
+
+def wrong_f_hat_at(
+    evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
+) -> WrongTensor | None:
+    """Return what is wrong with one image's f_hat after scale `si`; None where it agrees."""
+    f_hat, one = actual.f_hat_SBCPP[si, image], slice(image, image + 1)
+    if not _close(actual.f_hat_SBCPP[si, one], expected.f_hat_SBCPP[si, one], 2 * evidence.budget.f_hat):
+        return WrongTensor(si, "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}")
+    return None
+
+
+# Each of these takes some images and answers for every one of them, so that one image is judged as a batch is.
+
+
+def _is_guided(guided_blV: Tensor, conditional_blV: Tensor, unconditional_blV: Tensor, t: float) -> Tensor:
+    """Compare with the guidance of the decoder's own rows (spec §7): no network in between, so rounding is tiny."""
+    expected_blV = (1 + t) * conditional_blV - t * unconditional_blV
+    # of the largest term in any usual form; that of u + (1+t)·(c − u) is u, even where t = 0 leaves c alone
+    scale = (1 + abs(t)) * (conditional_blV.abs() + unconditional_blV.abs())
+    return ((guided_blV - expected_blV).abs() <= GUIDANCE_ULPS * torch.finfo(expected_blV.dtype).eps * scale).all(
+        dim=(1, 2)
+    )
+
+
+def _close(actual: Tensor, expected: Tensor, error: Tensor | float) -> Tensor:
+    """Compare (2, b, l, D) or (b, C, P, P), an error an image or one for all; NaN compares False."""
+    if isinstance(error, Tensor):
+        return ((actual - expected).abs() <= error[:, None, None]).all(dim=(0, 2, 3))
+    return ((actual - expected).abs() <= error).flatten(1).all(1)
+
+
+def _same_rows(actual_2blV: Tensor, expected_2blV: Tensor, budget: Budget) -> Tensor:
+    """Both sides may be one budget away from float64, at worst and on average; NaN compares False."""
+    difference = (actual_2blV - expected_2blV).abs()
+    worst_b, rms_b = difference.amax(dim=(0, 2, 3)), difference.square().mean(dim=(0, 2, 3)).sqrt()
+    return (worst_b <= 2 * budget.rows) & (rms_b <= 2 * budget.rows_rms)
+
+
+def _input_error(expected_2bLD: Tensor, budget: Budget) -> Tensor:
+    """Return the largest error of every image's input."""
+    dtype = expected_2bLD.dtype
+    relative = max(2 * budget.f_hat, INPUT_ULPS[dtype] * torch.finfo(dtype).eps)
+    return relative * expected_2bLD.abs().amax(dim=(0, 2, 3)).clamp_min(1.0).float()
+
+
+def _wrong_input(
+    evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
+) -> WrongTensor:
+    """The input is embed(raw) + position term: what is left without embed(raw) tells which of the two is wrong."""
+    pyramid, network, B = evidence.models.pyramid, evidence.models.target, evidence.request.B
+    span, one = pyramid.span(si), slice(image, image + 1)
+    error = float(_input_error(_halves(expected.x_RLD, one, slice(None)), evidence.budget))
+    both = [image, B + image]
+    halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
+    if (misplaced := _misplaced(actual.x_RLD[both, span], expected.x_RLD[:, span], both, error, si)) is not None:
+        return misplaced
+    if si == 0:
+        return WrongTensor(si, "condition", f"the input of scale 0 is not that of its label{_half(halves)}")
+    if any(halves):
+        return WrongTensor(si, "rows", f"the input of scale {si} is wrong{_half(halves)}")
+    own_lD = network.lvl_SD[si] + network.pos_LD[span]
+    left_lD = actual.x_RLD[image, span] - (expected.x_RLD[image, span] - own_lD)
+    # [level, row, position]: how far a row is from that position's term, each row free to sit anywhere
+    distance_SlL = torch.stack([_cdist(left_lD - level_D, network.pos_LD) for level_D in network.lvl_SD])
+    nearest_l, level_l = distance_SlL.amin(2).min(0)
+    if bool((nearest_l <= error).all()):
+        row_l = torch.arange(len(level_l), device=level_l.device)
+        position_l = distance_SlL[level_l, row_l].argmin(1)
+        where = f"{int(position_l[0])}..{int(position_l[-1])} with level {_span(level_l)}"
+        detail = f"inputs of scale {si} sit at positions {where}, not {span.start}..{span.stop - 1}"
+        return WrongTensor(si, "positions", detail)
+    if is_after_drafts(evidence, actual.x_RLD[image, span], image, si, error):
+        detail = f"scale {si} was made final after tokens of scale {si - 1} that its input does not hold"
+        return WrongTensor(si, "accept", detail)
+    return WrongTensor(si, "query", f"the input of scale {si} is not that of its f_hat")
+
+
+def _misplaced(
+    actual_2lX: torch.Tensor, expected_RlX: torch.Tensor, rows: list[int], error: float, si: int
+) -> WrongTensor | None:
+    """Tell whether a guidance row holds what belongs to another one: halves mixed, or images."""
+    B = len(expected_RlX) // 2
+    for own, actual_lX in zip(rows, actual_2lX, strict=True):
+        other = other_row(actual_lX, expected_RlX, own, error)
+        if other is None:
+            continue
+        if (own < B) != (other < B):
+            return WrongTensor(
+                si, "rows", f"guidance row {own} of scale {si} holds what belongs to row {other}, of the other half"
+            )
+        if si:  # the input of scale 0 is its label's: another image's is a wrong condition
+            return WrongTensor(si, "rows", f"guidance row {own} of scale {si} holds what belongs to row {other}")
+    return None
+
+
+def _half(right: list[bool]) -> str:
+    """Say which guidance half is wrong where the other one is right."""
+    return {(True, False): " in the unconditional row alone", (False, True): " in the conditional row alone"}.get(
+        (right[0], right[1]), ""
+    )
+
+
+def _cdist(actual_lD: Tensor, pos_LD: Tensor) -> Tensor:
+    """Largest difference of every row from every position; in float32, since CUDA has no such kernel in bfloat16."""
+    wide = torch.promote_types(actual_lD.dtype, torch.float32)
+    return torch.cdist(actual_lD.to(wide), pos_LD.to(wide), p=torch.inf)
+
+
+def _span(level_l: Tensor) -> str:
+    low, high = int(level_l.min()), int(level_l.max())
+    return str(low) if low == high else f"{low}..{high}"
+
+
+def _wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
+    """Inputs agree and logits do not: the pass saw the wrong keys. A pass over one scale needs no mask."""
+    turn = round_of(evidence, image, si)
+    if turn is None:
+        return WrongTensor(si, "mask or cache", f"logits of scale {si} differ while its inputs agree")
+    if turn.drafted + turn.bonus == 1 and turn.target_rows <= evidence.models.pyramid.tokens(si):
+        detail = f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
+        return WrongTensor(si, "cache", detail)
+    last = max(si, turn.first + turn.drafted - 1)
+    return WrongTensor(si, "mask or cache", f"logits of scale {si} differ in the pass over scales {turn.first}..{last}")
+
+
+def _wrong_f_hat(expected: Intermediates, image: int, si: int, f_hat: Tensor) -> str:
+    after = expected.f_hat_SBCPP[si, image]
+    before = expected.f_hat_SBCPP[si - 1, image] if si else torch.zeros_like(after)
+    added = (f_hat - before).flatten() @ (after - before).flatten() / (after - before).square().sum()
+    residue = (f_hat - before - added * (after - before)).abs().max()
+    if residue <= 1e-3 * (after - before).abs().max():
+        return f"the scale's contribution was added {round(float(added), 3):zg} times"
+    return "accumulation"

@@ -1,0 +1,280 @@
+"""The judgement on one decode, beside the reference under the same noise.
+
+Promise: every token of every image is compared with the reference's draw on the same prefix, and counted: draws =
+identical + ties + wrong tokens + unclaimed ones. The reference follows the decoder's tokens, so one tie does not
+cascade, and a decoder needs no hook for it. Where a decoder does not claim the tokens (contracts B and C) no token is
+called right or wrong; what must hold anyway is checked all the same: every scale finished exactly once, and the
+target's tensors those of the reference along the decoder's own tokens. Of a decode that ended half-way the final scales
+are compared as those of a whole one are, so that a crash hides no mistake that came before it; what was never reached
+is not judged. And a verdict never speaks of what nobody showed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from harness.judge._components import WrongTensor, WrongTensors, first_wrong, first_wrong_of
+from harness.judge._evidence import Evidence
+from harness.judge._form import malformed
+from harness.judge._tokens import judge_tokens
+from harness.judge._verdict import Distance, Divergence, Judgement
+from harness.models import ModelPair
+from harness.protocol import Contract, Request, Trace
+from harness.protocol.pyramid import ScalePyramid
+from harness.wording import count_of
+
+SHOWN = ("inputs", "rows", "guided logits", "f_hat of every scale")  # what Trace.intermediates holds
+_CALLS_AND_ROWS = "calls and rows"
+
+
+def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool = True) -> Judgement:
+    """Judge one decode.
+
+    Args:
+        evidence: `expected` is the reference's free run under the same noise.
+        contract: what the decoder claims.
+        drafts: nothing drafted means nothing proved; False for a decoder that is sequential and says so.
+
+    Returns:
+        The judgement, defects in causal order. Without a claim on tokens distances from the free run are measured.
+    """
+    return judge_along(evidence, contract, drafts)[0]
+
+
+def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[Judgement, Evidence]:
+    """Judge one decode; return the evidence along the decoder's own tokens, too. Arguments as `judge`."""
+    evidence = replace(evidence, noise=evidence.numbers)  # drawn once, if at all
+    request, actual = evidence.request, evidence.actual
+    claims_tokens = contract is Contract.TOKENS
+    judgement = Judgement(request.B, claims_tokens=claims_tokens)
+    if (wrong_form := malformed(evidence.models, request, actual)) is not None:
+        judgement.defects.append(wrong_form)
+        return judgement, evidence
+    judgement.draws = actual.tokens_BL.numel()
+    along = _along(evidence, contract)
+    if not claims_tokens:
+        judgement.distances = image_distances(evidence.models, actual, evidence.expected)
+    differ_BL = actual.tokens_BL != along.expected.tokens_BL
+    judgement.identical = judgement.draws - int(differ_BL.sum())
+    wrong = first_wrong(along)
+    if claims_tokens:
+        judge_tokens(along, wrong, differ_BL, judgement)
+    else:
+        judgement.unclaimed = judgement.draws - judgement.identical
+    tensors = _judge_tensors(along, wrong)
+    judgement.wrong_tensors = len(tensors)
+    judgement.defects += tensors
+    judgement.defects += _wrong_counts(evidence.models.pyramid, request, actual, contract)
+    _say_what_was_compared(along, contract, judgement)
+    row = {address: b for b, address in reversed(list(enumerate(request.addresses)))}
+    # a defect without a position (the final f_hat) comes after the tokens that it is made of
+    judgement.defects.sort(key=lambda d: (d.scale, row[d.seed, d.image], d.position < 0, d.position))
+    if drafts and not any(turn.drafted for rounds in actual.rounds for turn in rounds):
+        reason = "nothing was drafted, as far as Trace.rounds shows; pass --sequential for a decoder that never drafts"
+        judgement.inconclusive.append(reason)
+    return judgement, along
+
+
+def judge_partial(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
+    """Judge what a decode did before it ended.
+
+    Args:
+        evidence: `actual` is the trace up to there.
+        contract: what the decoder claims.
+        drafts: as in `judge`.
+        ended: says how it ended; its defects stay.
+
+    Returns:
+        A judgement: wrong tensors first, in causal order, then how the decode ended.
+    """
+    actual, pyramid = evidence.actual, evidence.models.pyramid
+    if _is_whole(actual, pyramid, evidence.models.target.config.V):
+        judgement = judge(evidence, contract, drafts)
+        judgement.defects = [*ended.defects, *judgement.defects]
+        judgement.so_far = ended.so_far
+        return judgement
+    final_B = [_final_scales(actual, pyramid, image) for image in range(evidence.request.B)]
+    last_right, divergences = "", list[Divergence]()
+    if max(final_B):
+        # what was never drawn may be any number
+        tokens_BL = actual.tokens_BL.clamp(0, evidence.models.target.config.V - 1)
+        along = _along(replace(evidence, actual=replace(actual, tokens_BL=tokens_BL)), contract)
+        divergences = [each for image, final in enumerate(final_B) for each in _first_of_final(along, image, final)]
+        right = min(min((each.scale for each in divergences), default=min(final_B)), *final_B)
+        last_right = f"; last good tensor: f_hat of scale {right - 1}" if right else "; no tensor was right"
+    ended.defects = [*divergences, *ended.defects]
+    ended.wrong_tensors = len(divergences)
+    clauses = (f"{_progress(actual, pyramid)}{last_right}", ended.so_far)
+    ended.so_far = "; ".join(clause for clause in clauses if clause)
+    return ended
+
+
+def _along(evidence: Evidence, contract: Contract) -> Evidence:
+    """Return the evidence along the decoder's own tokens, and which scales have no target tensors."""
+    along = evidence.along()
+    if contract is not Contract.QUALITY:  # every other claim is about the target's law at every scale
+        return along
+    return replace(along, unverified=tuple(unverified_scales(evidence.actual, b) for b in range(evidence.request.B)))
+
+
+def unverified_scales(actual: Trace, image: int) -> frozenset[int]:
+    """Return the scales that a round without a target pass made final: they have no target tensors to check."""
+    rounds = actual.rounds[image] if actual.rounds else []
+    return frozenset(t.first + k for t in rounds if t.target_rows == 0 for k in range(t.finished))
+
+
+# Tensors that differ beyond rounding although the tokens may agree.
+
+
+def _judge_tensors(evidence: Evidence, wrong: WrongTensors) -> list[Divergence]:
+    """Return the first wrong tensor of every image, placed; `wrong` is what `first_wrong` says of them."""
+    divergences = [_tensor_divergence(evidence, first, image) for image, first in wrong.items() if first]
+    error_B = (evidence.actual.f_hat_BCPP - evidence.expected.f_hat_BCPP).abs().flatten(1).amax(1)
+    for image, error in enumerate(error_B.tolist()):
+        if not error <= 2 * evidence.budget.f_hat and not wrong[image]:
+            last = evidence.models.pyramid.S - 1
+            detail, where = "the final f_hat is not that of the decoder's own tokens", evidence.request.where(image)
+            divergences.append(Divergence("f_hat", detail, **where, scale=last, delta_f_hat=error))
+    return divergences
+
+
+def _tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Divergence:
+    """Place a wrong tensor at its scale's worst position."""
+    a, b = evidence.actual.intermediates, evidence.expected.intermediates
+    assert a is not None
+    assert b is not None
+    si, span = wrong.scale, evidence.models.pyramid.span(wrong.scale)
+    delta_l = (a.guided_BLV[image, span] - b.guided_BLV[image, span]).abs().amax(1)
+    offset = int(delta_l.argmax())
+    position, labels = span.start + offset, evidence.request.labels
+    actual, expected = (int(side.tokens_BL[image, position]) for side in (evidence.actual, evidence.expected))
+    delta_f_hat = float((a.f_hat_SBCPP[si, image] - b.f_hat_SBCPP[si, image]).abs().max())
+    return Divergence(
+        wrong.component, wrong.detail, **evidence.request.where(image), label=labels[image] if labels else -1,
+        scale=si, position=position, actual=actual, expected=expected,
+        delta_logits=float(delta_l[offset]), delta_f_hat=delta_f_hat,
+    )  # fmt: skip
+
+
+# What of a decode that ended half-way is final.
+
+
+def _is_whole(trace: Trace, pyramid: ScalePyramid, V: int) -> bool:
+    """Tell whether every scale was made final once, with tokens that there are."""
+    inside = bool(((trace.tokens_BL >= 0) & (trace.tokens_BL < V)).all())
+    return inside and not trace.missing_scales(pyramid)
+
+
+def _final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
+    """Return how many scales of an image, from the first on, were made final with tokens."""
+    for si in pyramid:
+        known = bool((trace.tokens_BL[image, pyramid.span(si)] >= 0).all())
+        if int(trace.scale_writes_BS[image, si]) < 1 or not known:
+            return si
+    return pyramid.S
+
+
+def _progress(trace: Trace, pyramid: ScalePyramid) -> str:
+    """Say how far a decode came: rounds and final scales."""
+    final = min(_final_scales(trace, pyramid, image) for image in range(len(trace.tokens_BL)))
+    rounds = max((len(turns) for turns in trace.rounds), default=0)
+    scales = f"scales 0..{final - 1} of {pyramid.S} final" if final else f"no scale of {pyramid.S} final"
+    return f"{count_of(rounds, 'round')}, {scales}"
+
+
+def _first_of_final(along: Evidence, image: int, final: int) -> list[Divergence]:
+    """Return the first wrong tensor of an image's final scales, if any."""
+    actual = along.actual.intermediates
+    if actual is None:
+        return []
+    written = (si for si in range(final) if torch.isfinite(actual.f_hat_SBCPP[si, image]).all())
+    wrong = first_wrong_of(along, image, written)
+    return [] if wrong is None else [_tensor_divergence(along, wrong, image)]
+
+
+# Counts of calls and rows, recomputed from the rounds: one that is too low to be true is a defect.
+
+
+def _wrong_counts(pyramid: ScalePyramid, request: Request, trace: Trace, contract: Contract) -> list[Divergence]:
+    """List the first count of every image that is too low.
+
+    A target pass of a round computes every scale that it makes final, at least. Where every token is the target's
+    (contracts A and B) it computes every position of the pyramid.
+
+    Args:
+        pyramid: scales.
+        request: what was drawn.
+        trace: of a known form; counts that it does not hold are not checked.
+        contract: what the decoder claims.
+    """
+    details = {image: _too_low(pyramid, trace, image, contract) for image in range(request.B)}
+    return [Divergence("counts", detail, **request.where(image)) for image, detail in details.items() if detail]
+
+
+def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract) -> str:
+    rounds = trace.rounds[image] if trace.rounds else []
+    passes = [turn for turn in rounds if turn.target_rows]
+    for turn in passes:
+        final = sum(pyramid.tokens(turn.first + k) for k in range(turn.finished))
+        if turn.target_rows < final:
+            return f"the round at scale {turn.first} counts {turn.target_rows} target rows for {final} final positions"
+    least_rows, least_calls = sum(turn.target_rows for turn in passes), len(passes)
+    if contract.entails(Contract.LAW):
+        least_rows, least_calls = max(least_rows, pyramid.L), max(least_calls, 1)
+        alone = next((turn for turn in rounds if not turn.target_rows), None)
+        if alone is not None:
+            return f"the round at scale {alone.first} counts no target rows, and the target decides every scale"
+    elif not rounds:
+        return ""
+    for name, counts, least in (
+        ("target_calls", trace.target_calls, least_calls),
+        ("target_rows", trace.target_rows, least_rows),
+    ):
+        if counts and counts[image] < least:
+            return f"{name} is {counts[image]}, and cannot be below {least}"
+    return ""
+
+
+# What was compared, and what could not be.
+
+
+def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Judgement) -> None:
+    """List what was compared; a claim about the target without its tensors proves nothing.
+
+    Effects: on `judgement`: `compared`, `not_compared`, and a reason to be inconclusive under contracts B and C.
+    """
+    actual = evidence.actual
+    judgement.compared = ["tokens"] if contract is Contract.TOKENS else []
+    judgement.compared.append("final f_hat")
+    if contract is not Contract.TOKENS:
+        judgement.not_compared["tokens"] = f"contract {contract.letter} does not claim them"
+    if why := _not_shown(evidence):
+        unseen = SHOWN if actual.intermediates is None else SHOWN[:3]
+        judgement.not_compared |= dict.fromkeys(unseen, why)
+        if contract is not Contract.TOKENS:
+            judgement.inconclusive.append(f"nothing of the target was compared: {why}")
+    judgement.compared += [name for name in SHOWN if name not in judgement.not_compared]
+    if actual.rounds and actual.target_calls and actual.target_rows:
+        judgement.compared.append(_CALLS_AND_ROWS)
+    else:
+        judgement.not_compared[_CALLS_AND_ROWS] = "the trace lacks rounds, target_calls or target_rows"
+
+
+def _not_shown(evidence: Evidence) -> str:
+    """Return why no tensor of the target could be compared; empty where one could."""
+    if evidence.actual.intermediates is None:
+        return "the decoder shows no Trace.intermediates"
+    alone = [len(scales) == evidence.models.pyramid.S for scales in evidence.unverified]
+    return "the draft decided every scale alone" if alone and all(alone) else ""
+
+
+@torch.inference_mode()
+def image_distances(models: ModelPair, actual: Trace, expected: Trace) -> list[Distance]:
+    """Return how far every image is from the other trace's; measured, never judged."""
+    tokens_B = (actual.tokens_BL != expected.tokens_BL).double().mean(1)
+    f_hat_B = (actual.f_hat_BCPP - expected.f_hat_BCPP).abs().double().flatten(1).mean(1)
+    pixels_B = (models.vae.decode(actual.f_hat_BCPP) - models.vae.decode(expected.f_hat_BCPP)).abs().double()
+    rows = zip(tokens_B.tolist(), f_hat_B.tolist(), pixels_B.flatten(1).mean(1).tolist(), strict=True)
+    return [Distance(*row) for row in rows]

@@ -1,0 +1,79 @@
+"""What a judgement is made from: one decode beside the reference's, and how far rounding may set them apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from harness.models import ModelPair
+from harness.protocol import Intermediates, Request, Trace
+from harness.protocol.noise import Noise, RowsOf
+from harness.reference.sequential import sample_sequential
+from harness.rounding import Allowance, Budget
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One decode and its oracle."""
+
+    models: ModelPair  # as both sides used them
+    request: Request  # what was drawn
+    actual: Trace  # the decoder's trace
+    expected: Trace  # the reference's under the same noise; a free run until `along` replaces it
+    budget: Budget  # how far rounding may move rows and f_hat in this mode
+    greedy: bool = False  # both sides take the most likely token in place of a draw
+    # what the draws of `expected` cost (`judge.e_values.costs_of_draws`), where somebody has them already
+    costs_SB3: Tensor | None = None
+    # by image, scales without a target pass, which have no target tensors to check (contract C)
+    unverified: tuple[frozenset[int], ...] = ()
+    # the request's numbers, those that the reference read; never the decoder's copy
+    noise: Noise | None = field(default=None, repr=False)
+
+    @property
+    def numbers(self) -> Noise:
+        """The request's numbers; drawn anew where the reference's are not at hand."""
+        return self.noise or self.models.noise(self.request)
+
+    def allowance(self, si: int) -> Allowance:
+        """Return how far rounding may move this request's guided logits at one scale, and f_hat."""
+        return self.budget.guided(self.request.cfg, self.models.pyramid.ramp(si))
+
+    def along(self) -> Evidence:
+        """Return the evidence with the reference run along the decoder's own tokens, of images that differ alone.
+
+        It is this evidence where no token differs.
+
+        `expected.tokens_BL` are then what the reference draws on the decoder's prefix: one tie does not cascade.
+        """
+        models, noise = self.models, self.numbers
+        rows = torch.nonzero((self.actual.tokens_BL != self.expected.tokens_BL).any(1)).flatten()
+        if not len(rows):
+            return self
+        labels = tuple(noise.labels(models.target.config.classes)[rows].tolist())
+        request = replace(self.request, labels=labels, images=None, seeds=None)
+        forced_bL, numbers = self.actual.tokens_BL[rows], RowsOf(noise, rows)
+        run = sample_sequential(models.target, models.vae, request, numbers, forced_bL, self.greedy)
+        if len(rows) < self.request.B:
+            run = _merged(self.expected, run, rows)
+        return replace(self, expected=run, costs_SB3=None)
+
+
+@torch.inference_mode()
+def _merged(all_of: Trace, some: Trace, rows: Tensor) -> Trace:
+    """Return a copy of a trace of which some images are another's."""
+    old, new = all_of.intermediates, some.intermediates
+    assert old is not None
+    assert new is not None
+    B = len(all_of.tokens_BL)
+    both = torch.cat((rows, B + rows))
+    places = {"x_RLD": (0, both), "rows_RLV": (0, both), "guided_BLV": (0, rows), "f_hat_SBCPP": (1, rows)}
+    others = new.named()
+    merged = {name: tensor.index_copy(*places[name], others[name]) for name, tensor in old.named().items()}
+    return replace(
+        all_of,
+        tokens_BL=all_of.tokens_BL.index_copy(0, rows, some.tokens_BL),
+        f_hat_BCPP=all_of.f_hat_BCPP.index_copy(0, rows, some.f_hat_BCPP),
+        intermediates=Intermediates(**merged),
+    )

@@ -1,0 +1,154 @@
+"""What a trace must be before its numbers can be compared: the decoder is somebody else's code.
+
+Promise: whatever a decoder returns, the answer is the first thing that is wrong with its form, or None; nothing is
+raised. In order: what cannot be read at all (component ``trace``), then shapes, what was not made final exactly
+once, and values that cannot be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from harness.judge._verdict import Divergence
+from harness.models import ModelPair
+from harness.protocol import Intermediates, Request, Round, Trace
+
+COUNTS = ("target_calls", "target_rows", "draft_calls", "draft_rows")
+INTEGERS, REALS = "integers", "floating point"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one tensor of a trace must be."""
+
+    dtype: torch.dtype | str  # the dtype itself, or `INTEGERS` or `REALS` where the width is the decoder's
+    shape: tuple[int, ...]  # its shape
+    component: str = "scheduling"  # what a wrong shape points to
+    anywhere: bool = False  # it may lie on another device than the networks
+
+
+def expected_tensors(models: ModelPair, request: Request) -> dict[str, Expected]:
+    """Return what every tensor of a trace must be, by name; the intermediates are those that a decoder may show."""
+    pyramid, config, B = models.pyramid, models.target.config, request.B
+    L, S, P = pyramid.L, pyramid.S, pyramid.P
+    return {
+        "tokens_BL": Expected(torch.int64, (B, L)),
+        "f_hat_BCPP": Expected(models.vae.dtype, (B, config.C, P, P), "f_hat"),
+        "scale_writes_BS": Expected(INTEGERS, (B, S), anywhere=True),
+        "intermediates.x_RLD": Expected(REALS, (2 * B, L, config.D)),
+        "intermediates.rows_RLV": Expected(REALS, (2 * B, L, config.V)),
+        "intermediates.guided_BLV": Expected(REALS, (B, L, config.V)),
+        "intermediates.f_hat_SBCPP": Expected(REALS, (S, B, config.C, P, P)),
+    }
+
+
+def malformed(models: ModelPair, request: Request, trace: object) -> Divergence | None:
+    """Return the first thing that is wrong with the form of a trace; None where nothing is.
+
+    Args:
+        models: as the decoder used them.
+        request: what was drawn.
+        trace: what `decode` returned.
+    """
+    if (wrong := unreadable(models, request, trace)) is not None:
+        return wrong
+    assert isinstance(trace, Trace)
+    return next(_wrong_values(models, request, trace), None)
+
+
+def unreadable(models: ModelPair, request: Request, trace: object) -> Divergence | None:
+    """Return why nothing of a trace can be used, not even its counts; None where it can. Arguments as `malformed`."""
+    detail = next(_unreadable(models, request, trace), None)
+    return None if detail is None else Divergence("trace", detail, request.seed)
+
+
+def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[str]:
+    """Types, devices, and lengths of lists."""
+    if not isinstance(trace, Trace):
+        yield f"decode returned {_kind(trace)}, not a Trace"
+        return
+    if not isinstance(trace.intermediates, Intermediates | None):
+        yield f"intermediates is {_kind(trace.intermediates)}, not Intermediates or None"
+        return
+    for name, expected in expected_tensors(models, request).items():
+        tensor = _tensor(trace, name)
+        if tensor is None and trace.intermediates is None and name.startswith("intermediates"):
+            continue
+        if type(tensor) is not Tensor:  # a subclass answers comparisons as it likes
+            yield f"{name} is {_kind(tensor)}, not a {'plain ' * isinstance(tensor, Tensor)}tensor"
+        elif tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            yield f"{name} is no dense tensor"
+        elif not expected.anywhere and tensor.device.type != models.device.type:
+            yield f"{name} lies on {tensor.device}, not on {models.device}"
+        elif not _is_of(tensor, expected.dtype):
+            yield f"{name} is {tensor.dtype}, not {expected.dtype}"
+    for name in COUNTS:
+        if not _is_list(getattr(trace, name), request.B) or not all(_is_count(n) for n in getattr(trace, name)):
+            yield f"{name} must be empty or a list of one whole number an image"
+    if not _is_list(trace.rounds, request.B) or not all(isinstance(turns, list) for turns in trace.rounds):
+        yield "rounds must be empty or a list of one list an image"
+    elif not all(_is_round(turn) for turns in trace.rounds for turn in turns):
+        yield "rounds must hold Round records of whole numbers"
+
+
+def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator[Divergence]:
+    """Shapes, ranges, and that every scale was made final exactly once."""
+    pyramid, V, seed = models.pyramid, models.target.config.V, request.seed
+    if (wrong := wrong_shape(models, request, trace)) is not None:
+        yield wrong
+    for image, scale in trace.missing_scales(pyramid):
+        detail = f"scale {scale} was made final {int(trace.scale_writes_BS[image, scale])} times, not once"
+        yield Divergence("scheduling", detail, **request.where(image), scale=scale)
+    for image, position in torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V)).tolist():
+        scale = pyramid.level_of(position)
+        yield Divergence("scheduling", f"token outside 0..{V - 1}", **request.where(image), scale=scale)
+    if not bool(torch.isfinite(trace.f_hat_BCPP).all()):
+        yield Divergence("f_hat", "f_hat is not finite", seed)
+    for image, rounds in enumerate(trace.rounds):
+        covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
+        if covered != list(pyramid) or any(turn.finished < 1 for turn in rounds):
+            detail = f"rounds finish scales {covered}, not 0..{pyramid.S - 1} once each"
+            yield Divergence("scheduling", detail, **request.where(image))
+
+
+def wrong_shape(models: ModelPair, request: Request, trace: Trace) -> Divergence | None:
+    """Return the first tensor of another shape than it must have, of a trace that can be read; None where none is."""
+    for name, expected in expected_tensors(models, request).items():
+        tensor = _tensor(trace, name)
+        if tensor is not None and tuple(tensor.shape) != expected.shape:
+            detail = f"{name} is {tuple(tensor.shape)}, not {expected.shape}"
+            return Divergence(expected.component, detail, request.seed)
+    return None
+
+
+def _tensor(trace: Trace, name: str) -> Tensor | None:
+    """Return a tensor of `expected_tensors`; None for an intermediate where none are shown."""
+    owner, _, field = name.rpartition(".")
+    tensor: Tensor | None = getattr(getattr(trace, owner) if owner else trace, field, None)
+    return tensor
+
+
+def _is_of(tensor: Tensor, dtype: torch.dtype | str) -> bool:
+    if isinstance(dtype, torch.dtype):
+        return tensor.dtype == dtype
+    return tensor.is_floating_point() if dtype == REALS else not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _is_list(value: object, B: int) -> bool:
+    return isinstance(value, list) and len(value) in (0, B)
+
+
+def _is_round(turn: object) -> bool:
+    return isinstance(turn, Round) and all(_is_count(getattr(turn, field.name)) for field in fields(Round))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

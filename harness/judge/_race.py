@@ -1,0 +1,131 @@
+"""The race of a differing token: what rounding can do to a categorical draw, and what it cannot.
+
+Promise: a differing token is a tie only if the more precise reference itself, on the same prefix, cannot tell the two
+tokens apart within the error budget. Pure functions of many draws at once; the budget is an argument, never derived
+from what is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from harness.protocol import Request
+from harness.protocol.noise import TOKEN, Noise
+from harness.protocol.pyramid import ScalePyramid
+
+# Besides the logits, softmax, division and cumulative sum round: a few units of float32 on a log score.
+RACE_ROUNDING = 8 * 2.0**-23
+
+Number = TypeVar("Number", float, Tensor)
+
+
+@dataclass(frozen=True)
+class Races:
+    """What precise races say of N tokens; float64."""
+
+    # by how much the token loses; <= 0 if it can win within the budget's filter, infinite if it is filtered out for
+    # certain
+    margin_N: Tensor
+    bound_N: Tensor  # the largest margin that rounding explains
+    error_N: Tensor  # how far the logits that were shown are from the precise ones, at most; 0 where none were
+
+    def is_tie_N(self, allowed_N: Tensor) -> Tensor:
+        """Tell where the margin is within its bound, and the logits that were shown within `allowed_N`."""
+        return (self.margin_N <= self.bound_N) & (self.error_N <= allowed_N)
+
+
+def race_tokens(
+    exact_NV: Tensor,
+    E_NV: Tensor | None,
+    token_N: Tensor,
+    request: Request,
+    allowed_N: Tensor,
+    shown: Sequence[Tensor] = (),
+) -> Races:
+    """Race tokens by precise logits.
+
+    The filter is a threshold, so near it rounding decides who takes part: a token only has to beat the tokens that take
+    part for certain.
+
+    Args:
+        exact_NV: precise guided logits on the decoder's own prefix, before the filter.
+        E_NV: the exponentials of these draws; None where the most likely token is taken: nobody is slowed down.
+        token_N: int64, who races.
+        request: its filters.
+        allowed_N: float64, how far rounding may move a logit there.
+        shown: guided logits (N, V) of those that drew, each.
+    """
+    exact_NV, token_N1 = exact_NV.double(), token_N[:, None]
+    possible_NV, certain_NV = _survivors(exact_NV, request, allowed_N[:, None])
+    score_NV = exact_NV if E_NV is None else exact_NV - E_NV.double().log()
+    rivals_NV = certain_NV.scatter(1, token_N1, False)
+    best_N = score_NV.masked_fill(~rivals_NV, -torch.inf).amax(1)
+    margin_N = best_N - score_NV.gather(1, token_N1)[:, 0]
+    margin_N = torch.where(rivals_NV.any(1), margin_N, 0.0)
+    margin_N = torch.where(possible_NV.gather(1, token_N1)[:, 0], margin_N, torch.inf)
+    error_N = torch.zeros_like(margin_N)
+    for logits_NV in shown:
+        error_N = torch.maximum(error_N, (logits_NV.double() - exact_NV).abs().amax(1))
+    return Races(margin_N, margin_bound(allowed_N), error_N)
+
+
+def margin_bound(allowed: Number) -> Number:
+    """Return the largest margin that rounding explains: both tokens' logits move by all that is allowed."""
+    return 2 * allowed + RACE_ROUNDING
+
+
+def exponentials(noise: Noise, pyramid: ScalePyramid, row_N: Tensor, position_N: Tensor) -> Tensor:
+    """Return E_NV of some draws of a batch; labels that are drawn come before all numbers: ask for them first."""
+    scale_N = torch.tensor(pyramid.levels(), device=position_N.device)[position_N]
+    scales = scale_N.unique().tolist()
+    index = [torch.nonzero(scale_N == si).flatten() for si in scales]
+    drawn = [
+        noise.exponential(si, TOKEN, "judge")[row_N[index_n], position_N[index_n] - pyramid.begin(si)]
+        for si, index_n in zip(scales, index, strict=True)
+    ]
+    return torch.cat(drawn)[torch.cat(index).argsort()]
+
+
+def _survivors(logits_NV: Tensor, request: Request, error_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens that may survive the filter, and those that must, when every logit may move by `error`.
+
+    Sorted once, so that what the filter asks of a token (how many are above it, how much lies below it) is read off
+    two places of a list.
+    """
+    possible_NV = torch.ones_like(logits_NV, dtype=torch.bool)
+    certain_NV = possible_NV
+    if request.top_k <= 0 and request.top_p <= 0:
+        return possible_NV, certain_NV
+    V = logits_NV.shape[1]
+    ascending_NV, order_NV = logits_NV.sort(dim=1)
+    high_NV, low_NV = logits_NV + 2 * error_N1, logits_NV - 2 * error_N1
+    # how many are at most `high`, and how many are below `low`
+    up_to_NV = torch.searchsorted(ascending_NV, high_NV, right=True)
+    below_NV = torch.searchsorted(ascending_NV, low_NV)
+    if request.top_k > 0:
+        # a token is no rival of itself, and it is above `low` unless nothing may move
+        others_NV = V - torch.searchsorted(ascending_NV, low_NV, right=True) - (logits_NV > low_NV).long()
+        possible_NV, certain_NV = V - up_to_NV < request.top_k, others_NV < request.top_k
+    if request.top_p > 0:
+        # A token is dropped iff the share of the tokens up to it, itself included, is <= 1-p. Bounds on that share:
+        # `up_to` counts the token itself, `below` does not: either share holds it exactly once
+        weight_NV = (logits_NV - ascending_NV[:, -1:]).exp()
+        most_NV, least_NV = weight_NV * possible_NV, weight_NV * certain_NV
+        share_high_NV = _sums(most_NV, order_NV, up_to_NV) / least_NV.sum(1, keepdim=True)
+        share_low_NV = (least_NV + _sums(least_NV, order_NV, below_NV)) / most_NV.sum(1, keepdim=True)
+        slack_N1 = 4 * error_N1 + V * 2.0**-23  # of a float32 cumulative sum of softmax values
+        first_NV, alone_NV = up_to_NV == V, below_NV == V - 1
+        possible_NV = possible_NV & ((share_high_NV + slack_N1 > 1 - request.top_p) | first_NV)
+        certain_NV = certain_NV & ((share_low_NV - slack_N1 > 1 - request.top_p) | alone_NV)
+    return possible_NV, certain_NV
+
+
+def _sums(weight_NV: Tensor, order_NV: Tensor, count_NV: Tensor) -> Tensor:
+    """Return the sum of the weights of the `count` lowest tokens."""
+    sums_NV = weight_NV.gather(1, order_NV).cumsum(1)
+    return torch.where(count_NV > 0, sums_NV.gather(1, (count_NV - 1).clamp_min(0)), 0.0)

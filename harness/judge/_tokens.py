@@ -1,0 +1,138 @@
+"""Tokens against the reference's draws: certified ties, or defects of a named component.
+
+Promise: a tie is certified by a more precise reference on the decoder's own prefix (`rounding.precision`); where the
+decoder shows its logits, its own race must give its token too, so that no budget excuses a wrong draw. A differing
+token that is not certified is wrong, and counted; `MOST_RECORDS` of a decode are described, the earliest scales first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from harness.judge._components import WrongTensors
+from harness.judge._e_values import costs_of_draws, weigh_decode
+from harness.judge._evidence import Evidence
+from harness.judge._race import exponentials, race_tokens
+from harness.judge._suspects import is_accepted_draft
+from harness.judge._verdict import Divergence, Judgement
+from harness.protocol.pyramid import ScalePyramid
+from harness.reference import teacher_forced
+from harness.rounding import certifying_networks, certifying_precision, images_per_certifying_pass
+
+MOST_RECORDS = 1000  # wrong tokens of one decode that are described one by one
+NUMBERS = 2**26  # of logits that are raced at a time
+
+
+def judge_tokens(evidence: Evidence, wrong: WrongTensors, differ_BL: Tensor, judgement: Judgement) -> None:
+    """Certify every differing token as a tie, or call it a defect.
+
+    Args:
+        evidence: `expected` along the decoder's tokens.
+        wrong: the first wrong tensor of every image.
+        differ_BL: tokens that are not the reference's.
+        judgement: changed.
+    """
+    costs_SB3 = costs_of_draws(evidence) if evidence.costs_SB3 is None else evidence.costs_SB3
+    judgement.surprise = (-costs_SB3.sum(1)).tolist()
+    places = torch.nonzero(differ_BL)
+    if not len(places):
+        return
+    raced = sorted(_raced(evidence, places), key=lambda one: (one.token.scale, one.row, one.token.position))
+    ties = [one for one in raced if one.is_tie]
+    others = [one for one in raced if not one.is_tie]
+    judgement.ties = [replace(one.token, component="tie", detail="within the error budget") for one in ties]
+    judgement.defects = _wrong_tokens(evidence, wrong, others[:MOST_RECORDS])
+    judgement.wrong_tokens = len(others)
+    judgement.unlisted = len(others) - len(judgement.defects)
+    if ties:
+        weigh_decode(evidence, judgement, costs_SB3, [one.row for one in ties])
+
+
+@dataclass(frozen=True)
+class Raced:
+    """One differing token, the row of its image in the batch, and whether the more precise race leaves it a tie."""
+
+    row: int
+    token: Divergence
+    is_tie: bool
+
+
+@torch.inference_mode()
+def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
+    """Race every differing token: each image goes through the certifying network up to its last one, many at a time."""
+    models, by = evidence.models, certifying_precision(evidence.models)
+    labels_B, tokens_BL = evidence.numbers.labels(models.target.config.classes), evidence.actual.tokens_BL
+    for last, rows in _by_last_scale(models.pyramid, places_N2):
+        for some in rows.split(images_per_certifying_pass(models, by)):
+            with certifying_networks(models, by) as (network, vae):
+                _, exact_bnV, _ = teacher_forced(
+                    network, vae, evidence.request.cfg, labels_B[some], tokens_BL[some], last + 1
+                )
+            here_N2 = places_N2[torch.isin(places_N2[:, 0], some)]
+            for piece_n2 in here_N2.split(max(1, NUMBERS // models.target.config.V)):
+                at = torch.searchsorted(some, piece_n2[:, 0].contiguous())
+                yield from _raced_by(evidence, piece_n2, exact_bnV[at, piece_n2[:, 1]])
+
+
+def _by_last_scale(pyramid: ScalePyramid, places_N2: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield (scale, ascending rows) of the images whose last differing token is of that scale: later ones cost most."""
+    last_of: dict[int, int] = dict(sorted(places_N2.tolist()))  # the highest position of a row stands last
+    scale_of = {row: pyramid.level_of(position) for row, position in last_of.items()}
+    for last in sorted(set(scale_of.values())):
+        yield last, torch.tensor(sorted(row for row, si in scale_of.items() if si == last), device=places_N2.device)
+
+
+def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[Raced]:
+    """Race some differing tokens by their precise logits."""
+    models, request, (row_n, position_n) = evidence.models, evidence.request, places_n2.T
+    scale_n = torch.tensor(models.pyramid.levels(), device=models.device)[position_n]
+    allowed_S = [evidence.allowance(si).logits for si in models.pyramid]
+    allowed_n = torch.tensor(allowed_S, dtype=torch.float64, device=scale_n.device)[scale_n]
+    E_nV = None if evidence.greedy else exponentials(evidence.numbers, models.pyramid, row_n, position_n)
+    token_n = evidence.actual.tokens_BL[row_n, position_n]
+    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates  # a decoder may show none
+    shown = [side.guided_BLV[row_n, position_n] for side in (actual, expected) if side is not None]
+    races = race_tokens(exact_nV, E_nV, token_n, request, allowed_n, shown)
+    is_tie_n = races.is_tie_N(allowed_n)
+    logits_n, f_hat_n = torch.full_like(allowed_n, torch.nan), torch.full_like(allowed_n, torch.nan)
+    if actual is not None and expected is not None:
+        # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw. A
+        # cumulative sum of another shape may round otherwise at the edge of top-p, which a race allows for.
+        nothing_n = torch.zeros_like(allowed_n)
+        is_tie_n &= race_tokens(shown[0], E_nV, token_n, request, nothing_n).is_tie_N(nothing_n)
+        logits_n = (shown[0] - shown[1]).abs().amax(1).double()
+        f_hat_SB = (actual.f_hat_SBCPP - expected.f_hat_SBCPP).abs().flatten(2).amax(2)
+        f_hat_n = f_hat_SB[scale_n, row_n].double()
+    labels = request.labels or evidence.numbers.labels(models.target.config.classes).tolist()
+    expected_n = evidence.expected.tokens_BL[row_n, position_n]
+    whole = torch.stack((row_n, scale_n, position_n, token_n, expected_n), 1).tolist()
+    real = torch.stack((races.margin_N, races.bound_N, logits_n, f_hat_n), 1).tolist()
+    raced = []
+    for (row, *ints), reals, is_tie in zip(whole, real, is_tie_n.tolist(), strict=True):
+        seed, image = request.addresses[row]
+        raced.append(Raced(row, Divergence("", "", seed, image, labels[row], *ints, *reals), is_tie))
+    return raced
+
+
+def _wrong_tokens(evidence: Evidence, wrong: WrongTensors, others: Sequence[Raced]) -> list[Divergence]:
+    """Name the component of wrong tokens: what `wrong` says at or before their scale, else acceptance or the draw."""
+    is_draft_accepted = cache(partial(is_accepted_draft, evidence))  # by image and scale
+    divergences = []
+    for one in others:
+        first = wrong[one.row]
+        if first is not None and first.scale <= one.token.scale:
+            component, detail = first.component, first.detail
+        elif evidence.actual.intermediates is None:
+            component = "unknown"
+            detail = "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
+        elif is_draft_accepted(one.row, one.token.scale):
+            component, detail = "accept", "the draft's own token is accepted, and is not the target's draw"
+        else:
+            component, detail = "draw", "guided logits agree, so filter, draw or noise is wrong"
+        divergences.append(replace(one.token, component=component, detail=detail))
+    return divergences

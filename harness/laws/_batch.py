@@ -1,0 +1,128 @@
+"""Laws of the batch: each image is its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.judge import require
+from harness.laws._allowed import needs_exact, require_draws
+from harness.laws._case import Case
+from harness.laws._law import EVERY, Law, NotOffered, Subject, law, require_shown_rounds, require_tokens
+from harness.protocol import Contract, Request, Trace
+from harness.reference.sequential import sample_sequential
+
+LAWS: list[Law] = []
+
+
+def _base(case: Case) -> Case:
+    """A batch of at least four images in image order, several scales a round, a draft that is right now and then."""
+    labels = (case.labels * 4)[: max(4, case.B)]
+    draft = case.draft if case.draft in ("close", "near") else "near"
+    return replace(case, labels=labels, order="image", draft=draft, draft_len=max(2, case.draft_len))
+
+
+def _uneven(decoded: Trace) -> bool:
+    """Whether images advanced at different speed, as far as the decoder shows it."""
+    if not any(turn.drafted for rounds in decoded.rounds for turn in rounds):
+        return True
+    return len({tuple(turn.first for turn in rounds) for rounds in decoded.rounds}) > 1
+
+
+def _compare(subject: Subject, case: Case, request: Request, rows: list[int], expected_BL: Tensor, where: str) -> None:
+    actual_BL = subject.decode(case, request=request).tokens_BL
+    if case.exact:
+        require_tokens(actual_BL[: len(rows)], expected_BL[rows], where)
+    else:
+        require_draws(case, request.only(list(range(len(rows)))), actual_BL[: len(rows)], expected_BL[rows], where)
+
+
+@law(LAWS, "batch.permutation", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
+def permutation(subject: Subject, case: Case) -> bool:
+    """Permuting the batch permutes the images."""
+    case = _base(case)
+    whole = subject.decode(case)
+    order = torch.randperm(case.B, generator=case.generator()).tolist()
+    order = order if order != sorted(order) else order[::-1]
+    _compare(subject, case, case.request.only(order), order, whole.tokens_BL, f"order {order}")
+    return _uneven(whole)
+
+
+@law(LAWS, "batch.splitting", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
+def splitting(subject: Subject, case: Case) -> bool:
+    """An image alone is the image of the batch."""
+    case = _base(case)
+    whole = subject.decode(case)
+    for rows in [[b] for b in range(case.B)] + [list(range(1, case.B))]:
+        _compare(subject, case, case.request.only(rows), rows, whole.tokens_BL, f"images {rows} on their own")
+    return _uneven(whole)
+
+
+@law(LAWS, "batch.padding", "decode", "cache", contract=Contract.LAW, policies=EVERY)
+def padding(subject: Subject, case: Case) -> bool:
+    """More images after the batch change nothing in it."""
+    case = _base(case)
+    whole = subject.decode(case)
+    ids = (*range(case.B), 77, 78)
+    request = replace(case.request, labels=(*case.labels, 1, 3), images=ids)
+    _compare(subject, case, request, list(range(case.B)), whole.tokens_BL, "two more images after the batch")
+    return _uneven(whole)
+
+
+@law(LAWS, "batch.neighbour", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
+def neighbour(subject: Subject, case: Case) -> bool:
+    """An image does not depend on its neighbours."""
+    case = _base(case)
+    whole = subject.decode(case)
+    labels = (case.labels[0], *((label + 1) % 4 for label in case.labels[1:]))
+    request = replace(case.request, labels=labels, images=(0, *range(101, 100 + case.B)))
+    _compare(subject, case, request, [0], whole.tokens_BL, "every neighbour of image 0 changed")
+    return _uneven(whole)
+
+
+@law(LAWS, "batch.rounds", "accept", "draft_len", contract=Contract.LAW, policies=EVERY)
+def rounds(subject: Subject, case: Case) -> bool:
+    """An image is drafted, accepted and corrected as it would be alone.
+
+    Some images must go on drafting where others were rejected: a close draft, and scales for a round after the next.
+    """
+    needs_exact(case, "rounding decides what is accepted, and other batches round otherwise")
+    case = _base(case)
+    sides = case.patch_nums if len(case.patch_nums) > 4 else (1, 2, 3, 4, 5)
+    case = replace(case, patch_nums=sides, labels=(case.labels * 4)[:6], draft="close", draft_len=2)
+    whole = subject.decode(case)
+    require_shown_rounds(whole)
+    for image, of_batch in enumerate(whole.rounds):
+        alone = subject.decode(case, request=case.request.only([image])).rounds[0]
+        where = f"image {image}: {len(of_batch)} rounds in the batch, {len(alone)} alone"
+        for k, (actual, expected) in enumerate(zip(of_batch, alone, strict=False)):
+            require(actual == expected, f"{where}; round {k} was {actual}, alone {expected}")
+        require(len(of_batch) == len(alone), where)
+    return _uneven(whole)
+
+
+@law(LAWS, "batch.bonus", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
+def bonus(subject: Subject, case: Case) -> bool:
+    """A bonus scale after a close draft is the image's own, whatever its batch does."""
+    if not subject.has_bonus(case):
+        raise NotOffered("it refuses bonus scales")
+    base = _base(case)
+    sides = base.patch_nums if len(base.patch_nums) > 3 else (1, 2, 3, 4)
+    # next to the border of acceptance some images take the bonus scale and others are rejected
+    case = replace(base, patch_nums=sides, draft="close", bonus=True, draft_len=1 + case.seed % 2)
+    decoded, models = subject.decode(case), case.models
+    if Contract.of(subject.decoder(case).contract) is Contract.TOKENS:
+        greedy = case.settings.greedy
+        expected = sample_sequential(models.target, models.vae, case.request, case.noise(), greedy=greedy)
+        where = "bonus scales in a batch whose images accept different numbers of scales"
+        require_tokens(decoded.tokens_BL, expected.tokens_BL, where)
+    for image in range(case.B):
+        alone = subject.decode(case, request=case.request.only([image]))
+        require_tokens(alone.tokens_BL, decoded.tokens_BL[[image]], f"image {image} alone, with bonus scales")
+        if decoded.rounds:
+            of_batch, of_image = decoded.rounds[image], alone.rounds[0]
+            require(of_batch == of_image, f"image {image}: rounds {of_batch} in the batch, {of_image} alone")
+    turns = [turn for rounds in decoded.rounds for turn in rounds]
+    return _uneven(decoded) and (not turns or any(turn.bonus for turn in turns))

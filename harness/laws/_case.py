@@ -1,0 +1,272 @@
+"""One situation in which a law is tested, as plain numbers, and its tiny networks of random weights.
+
+Promise: a `Case` is frozen and its repr is Python, so whatever broke in it can be replayed from the printed line; the
+networks are a function of the case alone, and nothing in them is negligible: a wrong position, scale, label or token
+moves every logit by far more than rounding. A draft is as near to its target as its word says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.models import ModelPair
+from harness.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
+from harness.models.network import TransformerConfig
+from harness.models.sizes import random_weights
+from harness.models.transformer import Transformer, transformer_shapes
+from harness.protocol import NoiseOrder, Request, Settings
+from harness.protocol.noise import SeededNoise
+from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
+
+QUALITIES = ("near", "close", "far", "adversarial", "identical", "single")
+# Relative size of the change from the target's weights to the draft's; chosen so that full acceptance, partial
+# acceptance and first-scale rejection all happen often (tests/meta/test_strategies.py counts them).
+_CHANGE = {"close": 0.03, "near": 0.15}
+_C, CLASSES = 4, 3
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# All pyramids of 1 to 5 scales with sides to 6, fewest tokens first.
+SMALL = tuple(
+    sorted(
+        ((1, *sides) for count in range(5) for sides in combinations(range(2, 7), count)),
+        key=lambda sides: sum(side * side for side in sides),
+    )
+)
+# What the fields of a case are drawn from, simplest first; a value that is listed twice is drawn twice as often.
+CHOICES: dict[str, Sequence[Any]] = {
+    "patch_nums": SMALL,
+    "V": (3, 5, 8, 13),
+    "D": (16, 32),
+    "depth": (1, 2),
+    "shared_adaln": (False, True),
+    "l2_norm": (True, False),
+    "weights": range(6),
+    "draft": (*QUALITIES, "close", "near", "single", "close"),
+    "labels": ((0,), (2,), (3,), (0, 1), (1, 1), (0, 1, 2), (2, 3, 0)),
+    "seed": range(1000),
+    "cfg": (1.5, 0.0, 0.5, 4.0, -0.5, 40.0),
+    "top_k": (0, 0, 1, 3),
+    "top_p": (0.0, 0.0, 0.5, 0.9, 0.999),
+    "order": ("image", "batch"),
+    "draft_len": (1, 2, 3, 2, 1, 2, 3, 5),
+    "bonus": (False, True, True, True),
+    "policy": (
+        "coupled", "rejection", "coupled", "rejection", "coupled", "rejection", "code:2", "rejection", "greedy",
+        "match:0.5", "match:0.5+partial", "coupled-match:0.7", "topk-match:2:0.6", "topk-match:2:0.6+partial", "kl:0.1",
+        "kl:0.3+partial", "handoff:1", "handoff:2", "collaborative:1", "collaborative:2", "coupled-match:0.4+partial",
+    ),
+    "dtype": ("float64", "float32", "bfloat16"),
+    "draft_dtype": ("", "float32", "bfloat16"),
+}  # fmt: skip
+PYRAMIDS = (*SMALL, PATCH_NUMS_256)  # the real one is one in 32: a decode of 680 tokens takes some twenty times as long
+
+
+@dataclass(frozen=True)
+class Case:
+    """Networks, request and settings, small enough to try hundreds of.
+
+    Args:
+        patch_nums: sides of the scales.
+        V: codebook size.
+        D: width of the target; two heads.
+        depth: blocks of the target.
+        shared_adaln: as in the largest published network.
+        l2_norm: attention on unit vectors.
+        weights: seed of all weights.
+        draft: one of `QUALITIES`: from the target itself to one whose favourite is the target's last choice.
+        labels: classes 0..3; 3 is the unconditional one.
+        seed: of the request.
+        cfg: guidance value.
+        top_k: filter, 0 = off.
+        top_p: filter, 0 = off.
+        order: whose noise streams (`Request.order`).
+        draft_len: scales proposed per round; cut to the number of scales.
+        bonus: submit the scale after the drafted ones too.
+        policy: coupling and acceptance rule, for decoders that offer several.
+        dtype: of the networks, one of `DTYPES`; most laws take float64 whatever it says (`Law.wide`).
+        draft_dtype: of the draft, where it is another.
+        device: of the networks.
+        exact: False: every law takes networks of `dtype`, and rounding is allowed for (`laws.allowed`).
+    """
+
+    patch_nums: tuple[int, ...] = (1, 2)
+    V: int = 5
+    D: int = 16
+    depth: int = 1
+    shared_adaln: bool = False
+    l2_norm: bool = True
+    weights: int = 0
+    draft: str = "near"
+    labels: tuple[int, ...] = (0,)
+    seed: int = 0
+    cfg: float = 1.5
+    top_k: int = 0
+    top_p: float = 0.0
+    order: NoiseOrder = "image"
+    draft_len: int = 2
+    bonus: bool = False
+    policy: str = "coupled"
+    dtype: str = "float64"
+    draft_dtype: str = ""
+    device: str = "cpu"
+    exact: bool = True
+
+    def __repr__(self) -> str:
+        """Name what differs from the defaults, so that a minimal case is a short line."""
+        named = [(field, getattr(self, field.name)) for field in fields(self)]
+        shown = [f"{field.name}={value!r}" for field, value in named if value != field.default]
+        return f"Case({', '.join(shown)})"
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """Scales."""
+        return ScalePyramid(self.patch_nums)
+
+    @property
+    def models(self) -> ModelPair:
+        """The networks; built once per process."""
+        names = (
+            "patch_nums", "V", "D", "depth", "shared_adaln", "l2_norm", "weights", "draft", "dtype", "draft_dtype",
+            "device",
+        )  # fmt: skip
+        return _models(Case(**{name: getattr(self, name) for name in names}))
+
+    @property
+    def request(self) -> Request:
+        """What to sample."""
+        return Request(self.labels, self.seed, self.cfg, self.top_k, self.top_p, order=self.order)
+
+    @property
+    def settings(self) -> Settings:
+        """How to speculate."""
+        return Settings(self.length, self.bonus, self.policy)
+
+    @property
+    def length(self) -> int:
+        """Scales proposed per round: `draft_len`, or all scales where there are fewer."""
+        return min(self.draft_len, len(self.patch_nums))
+
+    @property
+    def B(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def at(self) -> torch.device:
+        """Where the networks live."""
+        return torch.device(self.device)
+
+    @property
+    def labels_B(self) -> Tensor:
+        """Labels on the networks' device."""
+        return torch.tensor(self.labels, device=self.at)
+
+    @property
+    def windows(self) -> list[tuple[int, int]]:
+        """Every window (first, last) of scales; on pyramids of more than 120 tokens those that end early."""
+        pyramid = self.pyramid
+        return [(a, b) for b in pyramid for a in range(b + 1) if pyramid.end(b) <= 120]
+
+    def wide(self) -> Case:
+        """Return the case with float64 networks: no two computations of one logit differ in more than 1e-10."""
+        return replace(self, dtype="float64", draft_dtype="")
+
+    def noise(self, request: Request | None = None) -> SeededNoise:
+        """Return fresh numbers for one decode."""
+        return self.models.noise(request or self.request)
+
+    def generator(self) -> torch.Generator:
+        """Return a CPU generator of the law's own, so that a case always tries the same numbers."""
+        return torch.Generator().manual_seed(self.seed * 7919 + self.weights)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return float64 numbers ~ N(0, 1) on the networks' device, the same ones at every call."""
+        return torch.randn(shape, generator=self.generator(), dtype=torch.float64).to(self.at)
+
+    def random_tokens(self) -> Tensor:
+        """Return tokens_BL, uniform over the codebook."""
+        return torch.randint(self.V, (self.B, self.pyramid.L), generator=self.generator()).to(self.at)
+
+
+def forget_models() -> None:
+    """Make all networks anew when they are next asked for: they are shared between cases."""
+    _models.cache_clear()
+
+
+@lru_cache(maxsize=64)
+def _models(case: Case) -> ModelPair:
+    config = TransformerConfig(
+        case.pyramid, case.depth, case.D, 2, case.V, _C, CLASSES, shared_adaln=case.shared_adaln, l2_norm=case.l2_norm
+    )
+    return random_models(config, case.weights, case.draft).to(case.at, DTYPES[case.dtype], DTYPES.get(case.draft_dtype))
+
+
+def _transformer_weights(config: TransformerConfig, seed: int) -> Transformer:
+    """Return a network of random weights whose positions, scales and labels leave marks of ordinary size.
+
+    The plain random weights of a size scale with fan-in, which would drown the embeddings: they are drawn at unit size
+    here, so that a wrong position, level or label moves every logit by far more than rounding.
+    """
+    weights = random_weights(transformer_shapes(config), seed)
+    for name in ("pos_1LC", "pos_start", "lvl_embed.weight", "class_emb.weight"):
+        weights[name] = weights[name] / weights[name].std().clamp_min(1e-3)
+    weights["head.weight"] = 1.5 * weights["head.weight"]
+    return Transformer(config, weights)
+
+
+def _draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
+    """Return a draft of one of `QUALITIES`.
+
+    Raises:
+        InputError: another word.
+    """
+    if quality == "identical":
+        return target
+    if quality == "far":
+        return _transformer_weights(replace(target.config, depth=1), seed + 1)
+    if quality == "adversarial":
+        negated = {name: -w if name.startswith("head.") else w for name, w in target.weights.items()}
+        return replace(target, weights=negated)
+    if quality == "single":
+        return replace(target, weights=_few_positions_moved(target, seed))
+    if quality not in _CHANGE:
+        raise InputError("draft", quality, f"must be one of {', '.join(QUALITIES)}", "pass near")
+    other = _transformer_weights(target.config, seed + 1).weights
+    share = _CHANGE[quality]
+    mixed = {name: w * math.sqrt(1 - share * share) + share * other[name] for name, w in target.weights.items()}
+    return replace(target, weights=mixed)
+
+
+def _few_positions_moved(target: Transformer, seed: int) -> dict[str, Tensor]:
+    """Move at most eight positions of one of the last two scales: a token or two is wrong there, hardly another."""
+    pyramid = target.config.pyramid
+    si = max(0, pyramid.S - 1 - seed // 1000 % 2)
+    n = pyramid.tokens(si)
+    # of more than 512 one or two: a share of wrong tokens so small is none in bfloat16
+    count = 2 if n > 512 else min(8, max(1, n // 32))
+    at = [pyramid.begin(si) + (seed // 1000 * 7 + n // count * k) % n for k in range(count)]
+    pos_1LC = target.weights["pos_1LC"].clone()
+    pos_1LC[:, at] *= -4
+    return {**target.weights, "pos_1LC": pos_1LC}
+
+
+def random_models(config: TransformerConfig, seed: int, quality: str) -> ModelPair:
+    """Return a target, a draft of one of `QUALITIES`, and a quantiser whose φ layout goes with the seed."""
+    target = _transformer_weights(config, 1000 * seed)
+    layout, phi = (("shared", 4), ("one", 1), ("per-scale", config.pyramid.S))[seed % 3]
+    vae_config = AutoencoderConfig(
+        config.V, config.C, 32, (1,), res_blocks=0, phi=phi, phi_layout=layout, has_encoder=False
+    )
+    vae_weights = random_weights(autoencoder_shapes(vae_config), 1000 * seed + 2)
+    vae_weights["quantize.embedding.weight"] *= 2
+    return ModelPair(_draft_of(target, quality, 1000 * seed), target, Autoencoder(vae_config, vae_weights))

@@ -1,0 +1,240 @@
+"""Put a decoder to the laws, without any test framework: all of them, one in one case, or those of its parts.
+
+Promise: the same cases for everybody, a function of their number and a seed. A decoder that ends its process breaks the
+law that was tried; so does one that lets its time pass, where it has any.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import pickle
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+
+from harness.decoders import Factory, Limits, OutOfTimeError, factory_name, load_factory, pickled_factory
+from harness.errors import InputError
+from harness.judge import PartLaw, PartVerdict, Verdict
+from harness.laws._case import Case
+from harness.laws._catalogue import LAWS
+from harness.laws._engine import SHRINK_S, CaseList, CaseSource, LawResult, Report, Scope, try_law
+from harness.laws._law import Law, Subject, Violation
+from harness.pool import Crew, Died, Execution, employ
+from harness.speculative.parts import Parts
+
+_DEAF_S = 10.0  # for code to hear that its time is over
+_BUILT_NOTHING = ("implementation", "checkout", "option")
+_PARTS = tuple(field.name for field in fields(Parts))
+Options = tuple[tuple[str, str], ...]  # (name, value) for a factory
+
+
+def _unseen(row: LawResult) -> None:
+    """Show nothing: a worker has nobody to show it to."""
+
+
+@dataclass(frozen=True)
+class LawWork:
+    """What is tried, by this process or by others."""
+
+    factory: Factory | str | bytes  # of the decoder, its name, or cloudpickle's bytes of it
+    options: Options  # of the factory
+    source: CaseSource  # of the cases
+    limits: Limits | None = None  # of the process that does the work; None = it is the caller's, and has none
+    progress: Callable[[LawResult], None] = _unseen  # as in `try_law`
+
+    def subject(self) -> Subject:
+        """Return the decoder under test."""
+        factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
+        return Subject(load_factory(factory) if isinstance(factory, str) else factory, self.options)
+
+    def open(self) -> _Opened:
+        """Return what tries law after law. Effects: the limit of memory of this process."""
+        if self.limits is not None:
+            self.limits.bound_memory()
+        return _Opened(self)
+
+
+class _Opened:
+    """Tries laws over one decoder."""
+
+    def __init__(self, work: LawWork) -> None:
+        self.work, self.subject = work, work.subject()
+        self.about = self.subject.name
+
+    def do(self, law: Law) -> LawResult | Died:
+        """Try one law; `Died` where its time is over."""
+        try:
+            with in_time(self.work.limits.timeout_s if self.work.limits is not None else 0.0):
+                return try_law(law, self.subject, self.work.source, self.work.progress)
+        except OutOfTimeError as error:
+            return Died(str(error))
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
+@contextmanager
+def in_time(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTimeError` in what takes longer; code that hears no signal ends its process. 0 = no limit.
+
+    Effects: the alarm of this process, which must be one of its own.
+    """
+    if not seconds:
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise OutOfTimeError(f"no answer within {seconds:g} s (timeout)")
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + _DEAF_S, exit=True)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def try_laws(work: LawWork, crew: Crew, laws: Sequence[Law]) -> Generator[LawResult]:
+    """Try laws one by one, each as soon as somebody is free; what ends its process is broken.
+
+    Raises:
+        InputError: the factory cannot be sent to another process.
+    """
+    sent = work
+    if crew.is_elsewhere:
+        factory = (
+            work.factory
+            if isinstance(work.factory, str | bytes)
+            else pickled_factory(work.factory, factory_name(work.factory))
+        )
+        sent = replace(work, factory=factory, progress=_unseen)
+    with closing(crew.open(sent)) as pool:
+        for law, row in pool.map(laws):
+            if isinstance(row, Died):
+                name = repr(work.factory) if isinstance(work.factory, str) else work.subject().name
+                violation = Violation(law, Case(), f"the process died: {row.why}", name, work.options)
+                yield LawResult(law, 1, 1, violation=violation, done=True, killed=True)
+            else:
+                yield row
+
+
+class How(TypedDict, total=False):
+    """What else `run_conformance` takes by name.
+
+    Args:
+        checkout: folder of published code.
+        options: (name, value) for the factory.
+        patch_nums: one pyramid, or several; small ones otherwise.
+        dtype: of all networks, rounding allowed for: float32 for code that computes in nothing else.
+        device: of the networks.
+        shrink_s: seconds that a failure may be simplified for.
+        workers: processes that share the laws; 1 = this process alone, 0 = one a GPU that the device stands for.
+    """
+
+    checkout: str | Path
+    options: Mapping[str, str]
+    patch_nums: Sequence[int] | Sequence[Sequence[int]]
+    dtype: str
+    device: str
+    shrink_s: float
+    workers: int
+
+
+def run_conformance(
+    implementation: Factory | str,
+    examples: int = 20,
+    seed: int = 0,
+    laws: Sequence[Law] = LAWS,
+    progress: Callable[[LawResult], None] = lambda row: None,
+    **how: Unpack[How],
+) -> Report:
+    """Check all laws against somebody's decoder, on cases that Hypothesis draws.
+
+    Args:
+        implementation: ``factory(models, settings) -> decoder``, or its name ``package.module:factory``. A factory,
+            not a decoder, because the laws need small networks and many settings.
+        examples: cases per law, >= 1; all laws meet the same ones.
+        seed: of the cases.
+        laws: which.
+        progress: called after every case with what its law has seen, and once more when the law is done; with several
+            workers when a law is done.
+        how: see `How`.
+
+    Returns:
+        The report; `report.verdict` is DEFECT if a law is broken.
+
+    Raises:
+        InputError: `implementation` is no factory, or an argument outside its range.
+    """
+    factory = load_factory(implementation) if isinstance(implementation, str) else implementation
+    if not callable(factory):
+        raise InputError(
+            "implementation", type(factory).__name__, "must be a factory(models, settings)",
+            "pass lambda models, settings: YourDecoder(models, settings.draft_len)",
+        )  # fmt: skip
+    options: Options = tuple((name, str(value)) for name, value in how.get("options", {}).items())
+    options = (("checkout", str(how["checkout"])), *options) if "checkout" in how else options
+    scope = _scope(examples, seed, how)
+    try:
+        Subject(factory, options).decoder(scope.fitted(Case(scope.pyramids[0])))
+    except InputError as error:
+        if error.name in _BUILT_NOTHING:  # it built no decoder; other refusals are of this case
+            raise
+    crew = employ(Execution(how.get("workers", 1)), torch.device(scope.device), len(laws))
+    rows: dict[str, LawResult] = {}
+    with closing(try_laws(LawWork(factory, options, scope, progress=progress), crew, laws)) as results:
+        for row in results:
+            rows[row.law.id] = row
+            if crew.is_elsewhere:
+                progress(row)
+    return Report([rows[law.id] for law in laws])
+
+
+def _scope(examples: int, seed: int, how: How) -> Scope:
+    sides: Sequence[Any] = how.get("patch_nums", ())
+    pyramids = tuple(tuple(each) for each in ([sides] if sides and isinstance(sides[0], int) else sides))
+    return Scope(
+        examples, seed, pyramids, how.get("dtype", ""), how.get("device", "cpu"), how.get("shrink_s", SHRINK_S)
+    )
+
+
+def check(law_id: str, implementation: Factory | str, case: Case, options: Options = ()) -> bool:
+    """Replay one law in one case, as a violation says. Raises as `Law.check`, and `InputError` for an unknown id."""
+    known = {law.id: law for law in LAWS}
+    if law_id not in known:
+        raise InputError("law", law_id, "is not a law", f"pass one of {', '.join(sorted(known))}")
+    factory = load_factory(implementation) if isinstance(implementation, str) else implementation
+    return known[law_id].check(Subject(factory, options), case)
+
+
+def part_laws() -> list[Law]:
+    """Return the laws that ask parts."""
+    return [law for law in LAWS if set(law.watches) & set(_PARTS) and "decode" not in law.watches]
+
+
+def inspect_parts(
+    subject: Subject, cases: Sequence[Case], progress: Callable[[], None] = lambda: None
+) -> list[PartLaw]:
+    """Ask every law of parts; return a row a part and law. `progress` is called after every law."""
+    rows = []
+    for law in part_laws():
+        result = try_law(law, subject, CaseList(cases))
+        rows += [_row(part, result) for part in law.watches if part in _PARTS]
+        progress()
+    return sorted(rows, key=lambda row: _PARTS.index(row.part))
+
+
+def _row(part: str, result: LawResult) -> PartLaw:
+    verdict, finding = PartVerdict.HELD, ""
+    if result.violation is not None:
+        verdict, finding = PartVerdict.BROKEN, f"{result.violation.found}, at {result.violation.case!r}"
+    elif result.verdict is not Verdict.IDENTICAL:
+        verdict, finding = PartVerdict.ABSENT, result.skipped or f"never exercised ({result.refused} cases refused)"
+    return PartLaw(part, result.law.id, result.law.statement, verdict, finding)

@@ -1,0 +1,261 @@
+"""What tries a law: cases from a source, what the law saw in them, and the simplest case that breaks it.
+
+Promise: the same cases for everybody, a function of the source: Hypothesis draws a `Scope`, a `CaseList` has them.
+Nothing passes by not having been tried: a law that was never exercised, or mostly refused, is INCONCLUSIVE. Hypothesis
+is imported when cases are drawn: no other command waits for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from harness.errors import InputError
+from harness.judge import Verdict
+from harness.laws._case import CHOICES, DTYPES, Case
+from harness.laws._law import Law, NotOffered, Subject, Violation
+from harness.protocol.pyramid import ScalePyramid
+
+SHRINK_S = 60.0
+_ROUNDS = 4  # of as many cases each: a law whose few cases all happen to be trivial draws more before it is unproven
+
+
+@dataclass
+class LawResult:
+    """What one law saw."""
+
+    law: Law  # which
+    examples: int = 0  # cases in which it was checked
+    exercised: int = 0  # those that were not trivial for it
+    refused: int = 0  # cases that the decoder refused with an `InputError`
+    skipped: str = ""  # why it does not apply to the decoder, or to some case; empty when it always does
+    violation: Violation | None = None  # in the simplest case that was found
+    seconds: float = 0.0  # of all its checks
+    why: str = ""  # what the last refusal said
+    done: bool = False  # no more cases follow
+    killed: bool = False  # the process that tried it ended, or its time was over
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """DEFECT, IDENTICAL (it held), INCONCLUSIVE (never exercised, or mostly refused), None: not applicable."""
+        if self.violation is not None:
+            return Verdict.DEFECT
+        if self.skipped and not self.examples:
+            return None
+        return Verdict.IDENTICAL if self.exercised and self.refused <= self.examples else Verdict.INCONCLUSIVE
+
+    def __str__(self) -> str:
+        most = "mostly refused" if self.exercised else "never exercised"
+        word = {None: f"not applicable: {self.skipped}", Verdict.DEFECT: "BROKEN", Verdict.IDENTICAL: "held"}
+        refused = f": {self.refused} cases refused, {self.why}" if self.refused else ""
+        outcome = word.get(self.verdict, most + refused)
+        counts = f"{self.examples:5d} examples {self.exercised:5d} exercised {self.refused:4d} refused"
+        return f"{self.law.id:28s} {counts} {self.seconds:7.2f} s  {outcome}"
+
+
+@dataclass
+class Report:
+    """What all laws saw; its `str` is a table and the first violation."""
+
+    rows: list[LawResult] = field(default_factory=list)
+
+    @property
+    def violations(self) -> list[Violation]:
+        """The violation of every broken law."""
+        return [row.violation for row in self.rows if row.violation is not None]
+
+    @property
+    def verdict(self) -> Verdict:
+        """DEFECT if a law is broken, INCONCLUSIVE if one was never exercised or none applied, else IDENTICAL."""
+        verdicts = [row.verdict for row in self.rows if row.verdict is not None]
+        if Verdict.DEFECT in verdicts:
+            return Verdict.DEFECT
+        return Verdict.IDENTICAL if verdicts and Verdict.INCONCLUSIVE not in verdicts else Verdict.INCONCLUSIVE
+
+    def __str__(self) -> str:
+        applied = [row for row in self.rows if row.verdict is not None]
+        held = sum(row.verdict is Verdict.IDENTICAL for row in applied)
+        lines = [str(row) for row in self.rows]
+        lines += [f"\n{violation}" for violation in self.violations[:1]]
+        lines += [
+            f"{self.verdict.value} {held} of {len(applied)} laws held, {len(self.rows) - len(applied)} not applicable, "
+            f"{sum(row.refused for row in self.rows)} cases refused"
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard a simpler case that still breaks a law is looked for."""
+
+    values: int  # of a field that are tried
+    passes: int  # over all fields, as long as one helps
+    seconds: float  # after which the simplest case so far is taken
+
+
+@dataclass(frozen=True)
+class CaseList:
+    """One list of cases for all laws: for hunts, and for the laws of a verification."""
+
+    cases: Sequence[Case]  # smallest first
+    every_policy: bool = False  # the law of the policies meets every policy, in one case after the other
+    effort = Effort(values=4, passes=1, seconds=float("inf"))
+
+    def batches(self, law: Law) -> Iterator[Sequence[Case]]:
+        """Return the list."""
+        if self.every_policy and law.id == "rules.oracle":
+            policies = CHOICES["policy"]
+            yield [replace(self.cases[k % len(self.cases)], policy=name) for k, name in enumerate(policies)]
+        else:
+            yield self.cases
+
+    def fitted(self, case: Case) -> Case:
+        """Return the case."""
+        return case
+
+    def choices(self, name: str) -> Sequence[Any]:
+        """Return those of all cases."""
+        return CHOICES[name]
+
+
+def fixed_cases(count: int, seed: int = 0) -> list[Case]:
+    """Return cases that differ in everything, smallest pyramid first: a function of the arguments."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(options: Sequence[object]) -> object:
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    cases = [Case(**{name: pick(options) for name, options in CHOICES.items()}) for _ in range(count)]  # type: ignore[arg-type]
+    return sorted(cases, key=lambda case: (case.pyramid.L, case.B, case.depth, case.V))
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Cases that Hypothesis draws.
+
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    examples: int = 20  # cases a law, >= 1
+    seed: int = 0  # of the cases
+    patch_nums: tuple[tuple[int, ...], ...] = ()  # pyramids; empty = the small ones of `CHOICES`
+    # "" = the laws' own choice, float64 wherever rounding could decide; otherwise every law takes networks of this
+    # dtype, and rounding is allowed for
+    dtype: str = ""
+    device: str = "cpu"  # of the networks
+    shrink_s: float = SHRINK_S  # seconds that a failure may be simplified for
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise InputError("examples", self.examples, "must be 1 or more", "pass examples=20")
+        if self.dtype and self.dtype not in DTYPES:
+            raise InputError("dtype", self.dtype, f"must be one of {', '.join(DTYPES)}", "pass float32")
+        if not 0 <= self.shrink_s < float("inf"):
+            raise InputError("shrink_s", self.shrink_s, "must be a number of seconds", "pass shrink_s=60")
+        for sides in self.patch_nums:
+            ScalePyramid(sides)
+
+    @property
+    def pyramids(self) -> tuple[tuple[int, ...], ...]:
+        """The pyramids that are tried, simplest first."""
+        if self.patch_nums:
+            return tuple(sorted(self.patch_nums, key=lambda sides: ScalePyramid(sides).L))
+        return tuple(CHOICES["patch_nums"])
+
+    @property
+    def effort(self) -> Effort:
+        """As long as it may take: of 1,000 seeds the first ones."""
+        return Effort(values=32, passes=8, seconds=self.shrink_s)
+
+    def batches(self, law: Law) -> Iterator[Sequence[Case]]:
+        """Draw up to `_ROUNDS` times; every law meets the same cases."""
+        from harness.laws._strategies import drawn  # noqa: PLC0415  # Hypothesis: a third of a second
+
+        for k in range(_ROUNDS):
+            yield [self.fitted(case) for case in drawn(self.pyramids, self.examples, self.seed + k)]
+
+    def fitted(self, case: Case) -> Case:
+        """Return a case on the scope's device, all networks in its dtype."""
+        case = replace(case, device=self.device)
+        return replace(case, dtype=self.dtype, draft_dtype="", exact=False) if self.dtype else case
+
+    def choices(self, name: str) -> Sequence[Any]:
+        """Return those of all cases, of pyramids the scope's own."""
+        return self.pyramids if name == "patch_nums" else CHOICES[name]
+
+
+CaseSource = Scope | CaseList
+
+
+def try_law(
+    law: Law, subject: Subject, source: CaseSource, progress: Callable[[LawResult], None] = lambda row: None
+) -> LawResult:
+    """Check one law in the cases of a source until one breaks it, and simplify that one.
+
+    Args:
+        law: which.
+        subject: the decoder.
+        source: of the cases.
+        progress: called after every case with what the law has seen, and once more when it is done.
+    """
+    row, start = LawResult(law), time.perf_counter()
+    for cases in source.batches(law):
+        for case in cases:
+            _check(row, subject, case)
+            progress(row)
+            if row.violation is not None:
+                break
+        if row.violation is not None or row.exercised or not row.examples:
+            break
+    if row.violation is not None:
+        row.violation = _simplest(row.violation, subject, source)
+    row.seconds = time.perf_counter() - start
+    row.done = True
+    progress(row)
+    return row
+
+
+def _check(row: LawResult, subject: Subject, case: Case) -> None:
+    """Check the law of a row in one case, and count what came of it."""
+    try:
+        row.exercised += row.law.check(subject, case)
+        row.examples += 1
+    except NotOffered as why:
+        row.skipped = str(why)
+    except InputError as error:
+        row.refused += 1
+        row.why = str(error)
+    except Violation as violation:
+        row.examples += 1
+        row.violation = violation
+
+
+def _simplest(violation: Violation, subject: Subject, source: CaseSource) -> Violation:
+    """Return the violation with every field of its case, in turn, at the simplest value that keeps it."""
+    effort, until = source.effort, time.monotonic() + source.effort.seconds
+    for _ in range(effort.passes):
+        before = violation.case
+        for name in CHOICES:
+            for value in _simpler(getattr(violation.case, name), source.choices(name), effort.values):
+                if time.monotonic() >= until:
+                    return violation
+                row = LawResult(violation.law)
+                _check(row, subject, source.fitted(replace(violation.case, **{name: value})))
+                if row.violation is not None:
+                    violation = row.violation
+                    break
+        if violation.case == before:
+            break
+    return violation
+
+
+def _simpler(value: object, options: Sequence[Any], most: int) -> Sequence[Any]:
+    """Return the options before a value, `most` at most; of a value that is none of them the first option."""
+    known = list(options)
+    return known[: min(most, known.index(value))] if value in known else known[:1]

@@ -1,0 +1,114 @@
+"""Every law in a few cases, for a verification: what a trained pair on one pyramid never meets.
+
+Promise: the same cases for everybody; a law that breaks in one of them is a defect. A law that so few cases leave
+trivial is said, and no reason for anything: laws are proved by `pytest tests/property` and `run_conformance`. A decoder
+that hangs, or ends its process, ends the laws: what is left would end as that one did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from harness.decoders import Factory, Limits
+from harness.errors import InputError, StopSignal, one_line, shortened
+from harness.laws._catalogue import LAWS
+from harness.laws._conformance import LawWork, Options, try_laws
+from harness.laws._engine import CaseList, LawResult, fixed_cases
+from harness.laws._law import Violation
+from harness.pool import Crew
+from harness.runs import BrokenLaw, LawsTried
+
+LAW_CASES = 2  # seconds for all laws
+_SEED = 2  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_few_cases.py)
+_MOST_SAID = 300  # characters of what a decoder says
+
+
+class LawsInterrupted(StopSignal):
+    """A signal ended the laws; `tried` is what they said until then."""
+
+    def __init__(self, tried: LawsTried, number: int) -> None:
+        super().__init__(number)
+        self.tried = tried
+
+
+@dataclass(frozen=True)
+class LawsPlace:
+    """Where laws are tried."""
+
+    device: str = "cpu"  # of the networks
+    # of processes of the decoder's own, since nobody knows what it does; `timeout_s` is that of a law in all its
+    # cases. None = this process does it all
+    limits: Limits | None = None
+
+
+_HERE = LawsPlace()
+
+
+def try_few_cases(
+    implementation: Factory | str,
+    count: int = LAW_CASES,
+    options: Options = (),
+    where: LawsPlace = _HERE,
+    progress: Callable[[str], None] = lambda law: None,
+) -> LawsTried:
+    """Try every law in a few cases.
+
+    Args:
+        implementation: factory of the decoder, or its name.
+        count: cases, >= 1: small networks in float64, where rounding decides nothing.
+        options: (name, value) for the factory.
+        where: device and processes.
+        progress: called with the id of every law that is done.
+
+    Returns:
+        What they said. A process that a law ends, or one that hangs, is that law's defect, and the last one.
+
+    Raises:
+        InputError: `count` below 1; no such factory.
+        LawsInterrupted: SIGINT or SIGTERM; holds what they said until then.
+    """
+    if count < 1:
+        raise InputError("laws", count, "must be 1 case or more", f"pass {LAW_CASES}, or no laws at all")
+    crew = Crew((where.device,) * (1 if where.limits is None else 2))
+    cases = tuple(replace(case, device=where.device) for case in fixed_cases(count, _SEED))
+    work = LawWork(implementation, options, CaseList(cases, every_policy=True), where.limits)
+    rows: list[LawResult] = []
+    try:
+        with closing(try_laws(work, crew, LAWS)) as results:
+            for row in results:
+                rows.append(row)
+                progress(row.law.id)
+                if row.killed:
+                    break
+    except StopSignal as stop:
+        raise LawsInterrupted(summed_up(rows, count), stop.status - 128) from None
+    return summed_up(rows, count)
+
+
+def summed_up(results: Iterable[LawResult], count: int) -> LawsTried:
+    """Return what some laws saw in so many cases each, in the order of `LAWS`."""
+    by_id = {row.law.id: row for row in results}
+    rows = [by_id[law.id] for law in LAWS if law.id in by_id]
+    refused = [row for row in rows if row.refused and not row.examples]
+    return LawsTried(
+        count,
+        sum(row.violation is None and row.exercised > 0 for row in rows),
+        tuple(_broken(row.violation) for row in rows if row.violation is not None),
+        _ids(row for row in rows if row.violation is None and row.examples and not row.exercised),
+        _ids(refused),
+        shortened(one_line(refused[0].why), _MOST_SAID) if refused else "",
+        _ids(row for row in rows if row.skipped and not row.examples and not row.refused),
+        tuple(law.id for law in LAWS if law.id not in by_id),
+    )
+
+
+def _ids(rows: Iterable[LawResult]) -> tuple[str, ...]:
+    return tuple(row.law.id for row in rows)
+
+
+def _broken(violation: Violation) -> BrokenLaw:
+    finding = " ".join(violation.found.split())[:_MOST_SAID]
+    clause = f"law {violation.law.id}: {finding}; {violation.replay}"
+    return BrokenLaw(", ".join(violation.law.watches), clause, violation.case.seed)

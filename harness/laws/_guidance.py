@@ -1,0 +1,118 @@
+"""Laws of guidance: 2B rows, conditional half first, and a weight that grows with the scale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from harness.errors import HarnessError
+from harness.judge import require
+from harness.laws._allowed import allowed, needs_exact, require_draws
+from harness.laws._case import Case
+from harness.laws._law import (
+    EVERY,
+    FLOAT64,
+    KEEPS_AN_EQUAL,
+    Law,
+    Subject,
+    law,
+    require_equal,
+    require_shown_rounds,
+    shown_tensors,
+)
+from harness.laws._oracle import rows_of, targeted
+from harness.protocol import Contract
+from harness.reference import guide as guide_scale
+
+LAWS: list[Law] = []
+
+
+def _rows(case: Case, n: int) -> torch.Tensor:
+    return case.normal(2 * case.B, n, case.V)
+
+
+@law(LAWS, "guidance.formula", "guide")
+def formula(subject: Subject, case: Case) -> bool:
+    """guided = (1+t)·conditional − t·unconditional, t = cfg·si/(S-1), conditional half first."""
+    parts, pyramid = subject.parts(case, "guide"), case.pyramid
+    for first, last in case.windows:
+        rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
+        scales = rows_RnV.split([pyramid.tokens(si) for si in range(first, last + 1)], 1)
+        expected = [guide_scale(rows, case.cfg, first + k, pyramid.S) for k, rows in enumerate(scales)]
+        actual = parts.guide(rows_RnV.clone(), pyramid, case.cfg, first, last)
+        require_equal("guided", actual, torch.cat(expected, 1), f"window {first}..{last}", FLOAT64)
+    return case.cfg != 0 and pyramid.S > 1
+
+
+@law(LAWS, "guidance.off", "guide")
+def off(subject: Subject, case: Case) -> bool:
+    """cfg = 0, and any cfg at scale 0, give the conditional logits to the bit."""
+    parts, pyramid = subject.parts(case, "guide"), case.pyramid
+    for first, last in case.windows:
+        rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
+        actual = parts.guide(rows_RnV.clone(), pyramid, 0.0, first, last)
+        require_equal("guided", actual, rows_RnV[: case.B], f"cfg 0, window {first}..{last}")
+    rows_R1V = _rows(case, 1)
+    actual = parts.guide(rows_R1V.clone(), pyramid, case.cfg, 0, 0)
+    require_equal("guided", actual, rows_R1V[: case.B], "scale 0")
+    return True
+
+
+@law(LAWS, "guidance.refusal", "guide")
+def refusal(subject: Subject, case: Case) -> bool:
+    """An odd number of guidance rows is refused."""
+    parts = subject.parts(case, "guide")
+    odd_RnV = _rows(case, 1)[:-1]
+    if case.B == 1:
+        odd_RnV = _rows(replace(case, labels=(0, 0)), 1)[:3]
+    try:
+        actual = parts.guide(odd_RnV, case.pyramid, case.cfg, 0, 0)
+    except (HarnessError, ValueError):
+        return True
+    require(False, f"{len(odd_RnV)} rows were taken for 2B and gave {tuple(actual.shape)}")
+    return True
+
+
+@law(LAWS, "guidance.unconditional", "decode", "guide", "condition", contract=Contract.LAW, policies=EVERY)
+def unconditional(subject: Subject, case: Case) -> bool:
+    """The unconditional label gives the same image for every cfg.
+
+    Both halves are equal then, so that guidance has nothing to say.
+    """
+    case = replace(case, labels=(3,) * case.B)
+    tokens_BL = subject.decode(case).tokens_BL
+    for cfg in (0.0, 4.0):
+        other_BL = subject.decode(replace(case, cfg=cfg)).tokens_BL
+        request, where = replace(case, cfg=cfg).request, f"unconditional label, cfg {cfg} against {case.cfg}"
+        require_draws(case, request, other_BL, tokens_BL, where)
+    return case.pyramid.S > 1
+
+
+@law(LAWS, "guidance.both-sides", "guide", "draft_generate_batch", contract=Contract.LAW, policies=KEEPS_AN_EQUAL)
+def _both_sides(subject: Subject, case: Case) -> bool:
+    """Draft and target are guided at the same scale index: a draft = target is accepted whole."""
+    needs_exact(case, "rounding decides whether a draft = target is accepted whole")
+    decoded = subject.decode(replace(case, draft="identical", cfg=max(case.cfg, 2.0)))
+    require_shown_rounds(decoded)
+    for image, rounds in enumerate(decoded.rounds):
+        for turn in rounds:
+            require(
+                turn.accepted == turn.drafted,
+                f"draft = target, and image {image} kept {turn.accepted} of {turn.drafted} scales from {turn.first}",
+            )
+    return case.pyramid.S > 1
+
+
+@law(LAWS, "guidance.trace", "decode", "guide")
+def _weights(subject: Subject, case: Case) -> bool:
+    """The guided logits of a decode are the formula over its own rows."""
+    decoded = subject.decode(case)
+    shown = shown_tensors(decoded)
+    for si in case.pyramid:
+        span, images = case.pyramid.span(si), targeted(decoded, case.B, si)
+        if not images:
+            continue
+        expected = guide_scale(shown.rows_RLV[rows_of(images, case.B), span], case.cfg, si, case.pyramid.S)
+        require_equal("guided", shown.guided_BLV[images, span], expected, f"scale {si}", allowed(case).guided)
+    return case.cfg != 0 and case.pyramid.S > 1

@@ -1,0 +1,129 @@
+"""Laws of masks: what a row of a verify pass may see, and what it must see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.judge import require
+from harness.laws._allowed import allowed
+from harness.laws._case import CLASSES, Case
+from harness.laws._law import Law, Subject, law, shown_tensors
+from harness.laws._oracle import Run, rows_of, run_over, several, targeted
+from harness.models.network import Condition
+from harness.reference import block_causal, guidance_labels
+from harness.reference.sequential import GrowingCache
+
+LAWS: list[Law] = []
+
+# A perturbation of unit size either moves a logit of these networks by more than the first number or, by rounding of
+# another kernel at most, by less than the second.
+SEEN, UNSEEN = 1e-9, 1e-11
+
+
+def _mask(subject: Subject, case: Case, first: int, last: int) -> Tensor:
+    parts = subject.parts(case, "attention_mask")
+    mask: Tensor = parts.attention_mask(case.pyramid, first, last, case.at, torch.float64)
+    return mask
+
+
+@law(LAWS, "masks.definition", "attention_mask")
+def definition(subject: Subject, case: Case) -> bool:
+    """The mask of scales a..b is rows begin(a).., columns 0..end(b) of the block-causal one."""
+    pyramid = case.pyramid
+    whole_11LL = block_causal(pyramid, case.at, torch.float64)
+    for first, last in case.windows:
+        K, end = pyramid.begin(first), pyramid.end(last)
+        expected = whole_11LL[:, :, K:end, :end]
+        mask = _mask(subject, case, first, last)
+        where = f"window {first}..{last}"
+        require(
+            mask.shape == expected.shape,
+            f"{where}: shape {tuple(mask.shape)}, not (1, 1, n, K+n) = {tuple(expected.shape)}",
+        )
+        require(mask.dtype == expected.dtype, f"{where}: {mask.dtype}, not {expected.dtype}")
+        wrong = torch.nonzero(mask[0, 0] != expected[0, 0]).tolist()
+        if wrong:
+            row, column = wrong[0]
+            value = float(mask[0, 0, row, column])
+            require(False, f"{where}: row {K + row} holds {value} for column {column}; {len(wrong)} entries wrong")
+    return any(a > 0 and b > a for a, b in case.windows)
+
+
+@law(LAWS, "masks.visible", "attention_mask")
+def visible(subject: Subject, case: Case) -> bool:
+    """No row of a mask is without a visible column.
+
+    Softmax would turn such a row into NaN.
+    """
+    for first, last in case.windows:
+        blind = torch.nonzero(~(_mask(subject, case, first, last)[0, 0] == 0).any(-1)).flatten().tolist()
+        require(not blind, f"window {first}..{last}: rows {blind[:8]} see nothing")
+    return case.pyramid.S > 1
+
+
+@law(LAWS, "masks.dependency", "attention_mask")
+@torch.inference_mode()
+def dependency(subject: Subject, case: Case) -> bool:
+    """A row depends on exactly the positions of its own and earlier scales.
+
+    Found by perturbing one position at a time.
+    """
+    case = replace(case, labels=case.labels[:1])
+    pyramid, network = case.pyramid, case.models.target
+    labels_B = case.labels_B
+    run = run_over(network, case.models.vae, labels_B, case.random_tokens())
+    condition = network.condition(guidance_labels(labels_B, CLASSES))
+    level_L = torch.tensor(pyramid.levels(), device=case.at)
+    windows = case.windows if pyramid.end(case.windows[-1][1]) <= 60 else case.windows[-3:]
+    for first, last in windows:
+        K, end = pyramid.begin(first), pyramid.end(last)
+        moved_cr = _moved(run, condition, case, (first, last), _mask(subject, case, first, last))
+        due_cr = level_L[:end, None] <= level_L[None, K:end]
+        for column, row in torch.nonzero((moved_cr > UNSEEN) & ~due_cr).tolist():
+            require(False, f"window {first}..{last}: position {column} leaks into row {K + row}, of an earlier scale")
+        for column, row in torch.nonzero((moved_cr < SEEN) & due_cr).tolist():
+            require(False, f"window {first}..{last}: row {K + row} does not see position {column}")
+    return pyramid.S > 2
+
+
+def _moved(run: Run, condition: Condition, case: Case, window: tuple[int, int], mask_11nK: Tensor) -> Tensor:
+    """Return moved_cr: largest change of the logits of row r when column c is perturbed; all columns in one pass."""
+    pyramid, network = case.pyramid, case.models.target
+    K, end = pyramid.begin(window[0]), pyramid.end(window[1])
+    kick = case.normal(network.config.D)
+    x_cnD = run.x_RLD[:1, K:end].repeat(1 + end, 1, 1)
+    new, old = torch.arange(end - K, device=case.at), torch.arange(K, device=case.at)
+    x_cnD[1 + K + new, new] += kick
+    cache = GrowingCache()
+    if K:
+        for layer, (k_RHLc, v_RHLc) in run.kv.items():
+            k_cHKc, v_cHKc = (t[:1, :, :K].repeat(1 + end, 1, 1, 1) for t in (k_RHLc, v_RHLc))
+            v_cHKc[1 + old, :, old] += kick[: v_cHKc.shape[-1]]
+            cache.layers[layer] = (k_cHKc, v_cHKc)
+    every = condition.rows(torch.zeros(1 + end, dtype=torch.int64, device=case.at))
+    rows_cnV = network.logits(network.hidden(x_cnD, every, cache, mask_11nK), every)
+    return (rows_cnV[1:] - rows_cnV[:1]).abs().amax(-1)
+
+
+@law(LAWS, "masks.future", "decode", "attention_mask", "next_input")
+@torch.inference_mode()
+def future(subject: Subject, case: Case) -> bool:
+    """Logits of a scale are those of a run whose tokens of that scale and later ones are others."""
+    decoded = subject.decode(case)
+    shown = shown_tensors(decoded)
+    pyramid = case.pyramid
+    for si in pyramid:
+        other_BL = decoded.tokens_BL.clone()
+        other_BL[:, pyramid.begin(si) :] = (other_BL[:, pyramid.begin(si) :] + 1) % case.V
+        rows = rows_of(targeted(decoded, case.B, si), case.B)
+        if not rows:
+            continue
+        run = run_over(case.models.target, case.models.vae, case.labels_B, other_BL)
+        span = pyramid.span(si)
+        moved = float((shown.rows_RLV[rows, span] - run.rows_RLV[rows, span]).abs().max())
+        most = SEEN if case.exact else allowed(case).rows
+        require(moved <= most, f"logits of scale {si} hold tokens of scale {si} or later: moved by {moved:.3g}")
+    return several(decoded, pyramid.S)

@@ -1,0 +1,201 @@
+"""Laws of the numbers that both sides share: networks, quantiser and precision, against the page's formulas.
+
+What decoder and reference share cannot be seen by comparing them. These laws are about the harness's own networks; a
+decoder with networks of its own is judged by the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import NonFiniteError
+from harness.judge import require
+from harness.laws import _formulas as formulas
+from harness.laws._case import CLASSES, Case, random_models
+from harness.laws._law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, require_equal, require_same
+from harness.laws._oracle import run_over
+from harness.models import ModelPair
+from harness.models.network import Condition
+from harness.models.quantizer import Quantizer
+from harness.protocol.pyramid import ScalePyramid
+from harness.reference import guidance_labels
+from harness.speculative.sampler import SpeculativeDecoder
+
+LAWS: list[Law] = []
+
+# φ of numbers of size 1 in float32: some twenty products a channel; a detour by half precision leaves 1e-3.
+_FLOAT32 = 1e-5
+_COUNTS = (1, 2, 3, 4, 5, 10)  # of φ; 4 has ticks of its own
+_SCALES = (1, 2, 3, 7, 10)
+# Logits of size 20 at most in float32: 32 products each; a norm in bfloat16 leaves 1e-2.
+_HEAD = 1e-4
+
+
+@law(LAWS, "numbers.transformer", "network")
+@torch.inference_mode()
+def transformer(subject: Subject, case: Case) -> bool:
+    """Both networks compute the formula of the spec page, head included."""
+    tokens_BL = case.random_tokens()
+    level_L = torch.tensor(case.pyramid.levels(), device=case.at)
+    for name in ("draft", "target"):
+        network = getattr(case.models, name)
+        run = run_over(network, case.models.vae, case.labels_B, tokens_BL)
+        labels_R = guidance_labels(case.labels_B, CLASSES)
+        sees_LL = level_L[:, None] >= level_L[None, :]
+        expected = formulas.logits(network.config, network.weights, run.x_RLD, labels_R, sees_LL)
+        require_equal("logits", run.rows_RLV, expected, name, FLOAT64)
+    return True
+
+
+@law(LAWS, "numbers.phi", "quantizer")
+@torch.inference_mode()
+def phi(subject: Subject, case: Case) -> bool:
+    """Every scale uses the φ of its tick, whatever their number, in the quantiser's own precision."""
+    h_BCPP = case.normal(1, 4, 5, 5)
+    for n in _COUNTS:
+        kernels = [case.normal(4 * (k + 1), 4, 3, 3)[-4:] for k in range(n)]
+        biases = [case.normal(4 * (k + 1))[-4:] for k in range(n)]
+        quantizers = {}
+        for dtype in (torch.float64, torch.float32):
+            pairs = tuple((w.to(dtype), b.to(dtype)) for w, b in zip(kernels, biases, strict=True))
+            quantizers[dtype] = Quantizer(case.normal(case.V, 4).to(dtype), pairs)
+        for S in (*_SCALES, n):
+            for si in range(S):
+                k = formulas.phi_choice(si, S, n)
+                expected = formulas.phi(h_BCPP, kernels[k], biases[k])
+                where = f"{n} φ, scale {si} of {S} (φ {k})"
+                require_equal("φ", quantizers[torch.float64].phi(h_BCPP, si, S), expected, where, FLOAT64)
+                actual = quantizers[torch.float32].phi(h_BCPP.float(), si, S)
+                require_equal("φ", actual.double(), expected, f"{where}, float32", _FLOAT32)
+    return True
+
+
+@law(LAWS, "numbers.encode", "quantizer")
+@torch.inference_mode()
+def encode(subject: Subject, case: Case) -> bool:
+    """Encoding takes the nearest code, the lowest index on a tie."""
+    quantizer, pyramid = case.models.vae.quantizer, ScalePyramid(case.patch_nums[:3])
+    z_BCPP = case.normal(2, quantizer.C, pyramid.P, pyramid.P)
+    tokens_BL, margin_BL = quantizer.encode(z_BCPP, pyramid)
+    residual = z_BCPP
+    for si, side in enumerate(pyramid.patch_nums):
+        span, last = pyramid.span(si), si == pyramid.S - 1
+        small = residual if last else torch.nn.functional.interpolate(residual, (side, side), mode="area")
+        flat_NC = small.flatten(2).mT.reshape(-1, quantizer.C)
+        expected_Bl = formulas.nearest(flat_NC, quantizer.codebook_VC).view(2, -1)
+        require_equal("tokens", tokens_BL[:, span], expected_Bl, f"scale {si}")
+        two = torch.cdist(flat_NC, quantizer.codebook_VC).square().sort(1).values[:, :2].view(2, -1, 2)
+        margins = {"margin": two[..., 1] - two[..., 0]}
+        require_same({"margin": margin_BL[:, span]}, margins, f"scale {si}", FLOAT64)
+        h = quantizer.codebook_VC[expected_Bl].mT.reshape(2, quantizer.C, side, side)
+        h = h if last else torch.nn.functional.interpolate(h, (pyramid.P, pyramid.P), mode="bicubic")
+        kernel, bias = quantizer.phi_weights[formulas.phi_choice(si, pyramid.S, len(quantizer.phi_weights))]
+        residual = residual - formulas.phi(h, kernel, bias)
+    # whole numbers, so that distances are exact, and every code twice: a tie everywhere
+    codes_VC = (2 * quantizer.codebook_VC).round()
+    twins = Quantizer(torch.cat((codes_VC, codes_VC)), quantizer.phi_weights)
+    z_BC11 = (2 * case.normal(64, quantizer.C, 1, 1)).round()
+    tokens_B1, margin_B1 = twins.encode(z_BC11, ScalePyramid((1,)))
+    expected_B1 = formulas.nearest(z_BC11.flatten(1), twins.codebook_VC)[:, None]
+    require_equal("tokens", tokens_B1, expected_B1, "every code twice")
+    require(bool((margin_B1 == 0).all()), "every code twice is no tie to `encode`")
+    return True
+
+
+@law(LAWS, "numbers.pixels", "autoencoder")
+@torch.inference_mode()
+def pixels(subject: Subject, case: Case) -> bool:
+    """Pixels are (x + 1)/2 of the output clamped to [-1, 1]."""
+    vae = case.models.vae
+    f_hat = 3 * case.normal(1, vae.quantizer.C, 3, 3)
+    raw = vae.latent_to_raw_image(f_hat)
+    expected = (torch.minimum(torch.maximum(raw, -torch.ones_like(raw)), torch.ones_like(raw)) + 1) / 2
+    require_equal("image", vae.decode(f_hat), expected, "decode", FLOAT64)
+    many = vae.decode(1e3 * f_hat)
+    require(float(many.min()) >= 0 and float(many.max()) <= 1, "pixels outside [0, 1]")
+    return True
+
+
+def _weights(models: ModelPair) -> dict[str, Tensor]:
+    sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
+    return {f"{side}.{name}": w for side, weights in sides.items() for name, w in weights.items()}
+
+
+@law(LAWS, "numbers.precision", "network", "quantizer")
+def precision(subject: Subject, case: Case) -> bool:
+    """Weights in another precision are rounded once; quantiser and head stay in float32."""
+    made_anew = random_models(case.models.target.config, case.weights, case.draft)  # never yet in another precision
+    wide = _weights(made_anew)
+    for dtype, draft_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, None), (torch.float64, None)):
+        weights = _weights(made_anew.to(case.at, dtype, draft_dtype))
+        for name, weight in wide.items():
+            expected = draft_dtype or dtype if name.startswith("draft") else dtype
+            if name.startswith("vae"):
+                expected = torch.promote_types(dtype, torch.float32)
+            require_equal(name, weights[name], weight.to(case.at, expected), f"a pair in {dtype}")
+        _head(case, made_anew.target.to(case.at, dtype))
+    return True
+
+
+@torch.inference_mode()
+def _head(case: Case, network: Any) -> None:
+    """Require that a network's head computes the formula of its own weights and condition in float32 at least."""
+    condition = network.condition(guidance_labels(case.labels_B, CLASSES))
+    h_RnD = case.normal(2 * case.B, 3, network.config.D).to(network.dtype)
+    actual = network.logits(h_RnD, condition)
+    factor_R1D, shift_R1D = (term.double() for term in condition.head)
+    weight_VD, bias_V = (network.weights[f"head.{name}"].double() for name in ("weight", "bias"))
+    expected = (formulas.normal(h_RnD.double()) * factor_R1D + shift_R1D) @ weight_VD.T + bias_V
+    least = torch.promote_types(network.dtype, torch.float32)
+    require(actual.dtype == least, f"logits of a network in {network.dtype} are {actual.dtype}, not {least}")
+    atol = FLOAT64 if least == torch.float64 else _HEAD
+    require_equal("logits", actual.double(), expected, f"head of a network in {network.dtype}", atol)
+
+
+@dataclass(frozen=True)
+class _Spoiled:
+    """A network of which one logit of a pass over the whole pyramid is another number."""
+
+    network: Any
+    at: tuple[int, int, int]
+    value: float
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass on what is not spoiled."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.network, name)
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        """Return logits_RnV, one of them spoiled."""
+        rows_RnV: Tensor = self.network.logits(h_RnD, condition)
+        if rows_RnV.shape[1] == self.network.pyramid.L:
+            rows_RnV = rows_RnV.clone()
+            rows_RnV[self.at] = self.value
+        return rows_RnV
+
+
+@law(LAWS, "numbers.finite", "decode")
+def finite(subject: Subject, case: Case) -> bool:
+    """A logit that is not finite ends the harness's own decode, at a bonus scale too."""
+    if not isinstance(subject.decoder(case), SpeculativeDecoder):
+        raise NotOffered("not composed of the harness's parts")
+    S, R = case.pyramid.S, 2 * case.B
+    case = replace(case, policy=PLAIN[case.seed % 2], draft="identical")
+    for draft_len, bonus in ((S, False), (S - 1, True))[: min(S, 2)]:  # both pass over the whole pyramid
+        for si in case.pyramid:
+            value = (float("nan"), float("inf"), float("-inf"))[(case.seed + si) % 3]
+            at = ((case.seed + 5 * si + draft_len) % R, case.pyramid.end(si) - 1, (case.seed + si) % case.V)
+            spoiled: Any = _Spoiled(case.models.target, at, value)
+            spoiled_case = replace(case, draft_len=draft_len, bonus=bonus)
+            try:
+                subject.decode(spoiled_case, models=replace(case.models, target=spoiled))
+            except NonFiniteError:
+                continue
+            where = f"scale {si}, draft_len {draft_len}{', bonus' if bonus else ''}"
+            require(False, f"{where}: the logit of (row, position, token) {at} is {value}, and the decode ended well")
+    return S > 1

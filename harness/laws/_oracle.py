@@ -1,0 +1,210 @@
+"""What the laws compare with: a plain sequential run over given tokens, with everything kept.
+
+Promise: composed of `reference/` alone, so that nothing of the decoder under test judges itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.judge import require
+from harness.laws._case import Case
+from harness.laws._law import FLOAT64, NotOffered, require_equal, require_same, require_tokens
+from harness.models.autoencoder import Autoencoder
+from harness.models.network import Network
+from harness.protocol import Trace
+from harness.protocol.noise import Noise
+from harness.reference import accumulate, guidance_labels, next_input, scale_input
+from harness.reference.sequential import GrowingCache
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network's sequential run over given tokens."""
+
+    raw_BLC: Tensor  # raw inputs by position; zero at position 0
+    x_RLD: Tensor  # inputs with their position term
+    rows_RLV: Tensor  # logits of the guidance rows
+    f_hat_SBCPP: Tensor  # f_hat after every scale
+    kv: dict[int, tuple[Tensor, Tensor]]  # keys and values (R,H,L,c) of every layer
+
+    def cache(self, length: int) -> GrowingCache:
+        """Return a cache that holds the first `length` positions."""
+        cache = GrowingCache()
+        if length:
+            cache.layers = {i: (k[:, :, :length], v[:, :, :length]) for i, (k, v) in self.kv.items()}
+        return cache
+
+
+def targeted(decoded: Trace, B: int, si: int) -> list[int]:
+    """Return the images whose scale `si` had a target pass: all of them, unless a policy left it to the draft alone."""
+    alone = [
+        {turn.first + k for turn in rounds if not turn.target_rows for k in range(turn.finished)}
+        for rounds in decoded.rounds
+    ]
+    return [image for image in range(B) if not alone or si not in alone[image]]
+
+
+def rows_of(images: list[int], B: int) -> list[int]:
+    """Return the guidance rows of images."""
+    return images + [B + image for image in images]
+
+
+def several(decoded: Trace, S: int) -> bool:
+    """Return whether any pass was over several scales; where nothing is drafted or told, whether there are several."""
+    turns = [turn for rounds in decoded.rounds for turn in rounds]
+    if not any(turn.drafted for turn in turns):
+        return S > 1
+    return any(turn.drafted + turn.bonus > 1 for turn in turns)
+
+
+@torch.inference_mode()
+def run_over(network: Network, vae: Autoencoder, labels_B: Tensor, tokens_BL: Tensor) -> Run:
+    """Run a network one scale after the other over given tokens."""
+    pyramid, config, B = network.pyramid, network.config, len(labels_B)
+    condition = network.condition(guidance_labels(labels_B, config.classes))
+    cache = GrowingCache()
+    f_hat = torch.zeros(B, config.C, pyramid.P, pyramid.P, device=network.device, dtype=vae.dtype)
+    raw = torch.zeros(B, 1, config.C, device=network.device, dtype=vae.dtype)
+    raws, xs, rows, f_hats = [raw], [], [], []
+    for si in pyramid:
+        xs.append(scale_input(network, condition, raws[-1] if si else None, si))
+        rows.append(network.logits(network.hidden(xs[-1], condition, cache, None), condition))
+        codes = vae.quantizer.codes(tokens_BL[:, pyramid.span(si)], pyramid.patch_nums[si])
+        f_hat = accumulate(f_hat, codes, si, vae.quantizer, pyramid)
+        f_hats.append(f_hat)
+        if si + 1 < pyramid.S:
+            raws.append(next_input(f_hat, si + 1, pyramid))
+    return Run(torch.cat(raws, 1), torch.cat(xs, 1), torch.cat(rows, 1), torch.stack(f_hats), cache.layers)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of a decode's state after one round; caches as (lengths, kv) by side."""
+
+    done: list[int]
+    tokens_BL: Tensor
+    raw_BLC: Tensor
+    f_hat_BCPP: Tensor
+    caches: dict[str, tuple[list[int], Tensor]]
+
+
+def snapshot(state: Any) -> Snapshot:
+    """Copy what the law looks at. Raises `NotOffered` where the state has other names."""
+    try:
+        caches = {
+            side: (list(getattr(state, side).cache.lengths), getattr(state, side).cache.kv.clone())
+            for side in ("draft", "target")
+        }
+        return Snapshot(
+            list(state.done), state.tokens_BL.clone(), state.raw_BLC.clone(), state.f_hat_BCPP.clone(), caches
+        )
+    except AttributeError as error:
+        raise NotOffered(f"state without {error.name}") from None
+
+
+def check_snapshot(taken: Snapshot, case: Case, runs: dict[str, Run], tokens_BL: Tensor, where: str) -> None:
+    """Raise `Broken` unless a state equals that of a sequential run over the final scales of `tokens_BL`.
+
+    Args:
+        taken: the state.
+        case: whose pyramid.
+        runs: of "draft" and "target" over tokens_BL.
+        tokens_BL: of which the final scales are committed.
+        where: for the message.
+    """
+    pyramid = case.pyramid
+    for image, done in enumerate(taken.done):
+        at, n = f"{where}, image {image}, {done} scales final", pyramid.begin(done)
+        if done == 0:
+            continue
+        require_tokens(taken.tokens_BL[image : image + 1, :n], tokens_BL[image : image + 1, :n], at)
+        f_hat = runs["target"].f_hat_SBCPP[done - 1, image]
+        require_equal("f_hat", taken.f_hat_BCPP[image], f_hat, at, FLOAT64)
+        known = slice(1, pyramid.end(min(done, pyramid.S - 1)))
+        if known.stop > 1:
+            raw_nC = runs["target"].raw_BLC[image, known]
+            require_equal("next input", taken.raw_BLC[image, known], raw_nC, at, FLOAT64)
+        for side, (lengths, kv) in taken.caches.items():
+            _check_cache(kv, lengths[image], runs[side], image, n, f"{at}, {side} cache")
+
+
+def _check_cache(kv: Tensor, length: int, run: Run, image: int, n: int, where: str) -> None:
+    require(length <= n, f"{where} holds {length} positions, and only {n} are final")
+    if length == 0:
+        return
+    B = kv.shape[2] // 2
+    for layer, (k_RHLc, v_RHLc) in run.kv.items():
+        rows = [image, B + image]
+        actual = {"keys": kv[layer, 0, rows, :, :length], "values": kv[layer, 1, rows, :, :length]}
+        expected = {"keys": k_RHLc[rows, :, :length], "values": v_RHLc[rows, :, :length]}
+        require_same(actual, expected, f"{where}, layer {layer}", FLOAT64)
+
+
+class ListCache:
+    """A model of a cache: keys and values of all layers, appended and cut off.
+
+    Args:
+        B: images.
+    """
+
+    def __init__(self, B: int) -> None:
+        self.positions: list[list[Tensor]] = [[] for _ in range(B)]  # one (layer, key or value, half, H, c) a position
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of positions of every image."""
+        return [len(positions) for positions in self.positions]
+
+    def extend(self, images: list[int], kv: Tensor) -> Tensor:
+        """Append n positions to these images, all of one length; return all of their positions so far.
+
+        Args:
+            images: a group.
+            kv: (layer, 2, R, H, n, c): keys and values of the group's guidance rows, conditional half first.
+
+        Returns:
+            Likewise (layer, 2, R, H, K + n, c).
+        """
+        for k, image in enumerate(images):
+            self.positions[image] += kv[:, :, [k, len(images) + k]].unbind(4)
+        by_image = [torch.stack(self.positions[image], 4) for image in images]
+        return torch.stack(by_image, 3).flatten(2, 3)
+
+    def rollback(self, image: int, length: int) -> None:
+        """Forget everything of `image` from position `length` on."""
+        del self.positions[image][length:]
+
+
+class Interrupted(Exception):  # noqa: N818
+    """What the broken noise raises."""
+
+
+class BrokenNoise:
+    """Numbers that fail at the k-th reading."""
+
+    def __init__(self, noise: Noise, k: int) -> None:
+        self.noise, self.left = noise, k
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass on what is not a reading."""
+        return getattr(self.noise, name)
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Read, or fail."""
+        self._count()
+        return self.noise.exponential(si, stream, reader)
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Read, or fail."""
+        self._count()
+        return self.noise.uniform(si, stream, reader)
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted

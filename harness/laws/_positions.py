@@ -1,0 +1,93 @@
+"""Laws of positions: which row of a pass belongs to which position of the pyramid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.judge import require
+from harness.laws._allowed import allowed
+from harness.laws._case import CLASSES, Case
+from harness.laws._law import FLOAT64, Law, Subject, law, require_equal, require_same, shown_tensors
+from harness.laws._oracle import rows_of, run_over, several, targeted
+from harness.reference import guidance_labels, scale_input
+
+LAWS: list[Law] = []
+
+
+def _tags(case: Case, begin: int, end: int, trailing: tuple[int, ...]) -> Tensor:
+    """Return (B,n,…): every row holds its position."""
+    position_n = torch.arange(begin, end, device=case.at)
+    return position_n.view(-1, *(1 for _ in trailing)).expand(case.B, -1, *trailing)
+
+
+@law(LAWS, "positions.split", "split_logits_by_scale")
+def split(subject: Subject, case: Case) -> bool:
+    """A window's rows split into exactly the spans of its scales."""
+    parts, pyramid = subject.parts(case, "split_logits_by_scale"), case.pyramid
+    for first, last in case.windows:
+        for trailing in ((2,), (2, 3)):
+            tags = _tags(case, pyramid.begin(first), pyramid.end(last), trailing)
+            actual = parts.split_logits_by_scale(tags, pyramid, first, last)
+            require(len(actual) == last - first + 1, f"window {first}..{last} splits into {len(actual)} scales")
+            for si, rows in zip(range(first, last + 1), actual, strict=True):
+                expected = _tags(case, pyramid.begin(si), pyramid.end(si), trailing)
+                require_equal("rows", rows, expected, f"window {first}..{last}, scale {si}, trailing {trailing}")
+    return pyramid.S > 1
+
+
+@law(LAWS, "positions.query", "build_combined_query")
+@torch.inference_mode()
+def query(subject: Subject, case: Case) -> bool:
+    """The combined query of scales a..b sits at the positions of a..b, for every window."""
+    parts, pyramid = subject.parts(case, "build_combined_query"), case.pyramid
+    labels_R = guidance_labels(case.labels_B, CLASSES)
+    for network in (case.models.draft, case.models.target):
+        condition = network.condition(labels_R)
+        raw_BLC = case.normal(case.B, pyramid.L, network.config.C)
+        for first, last in case.windows:
+            raws = [raw_BLC[:, pyramid.span(si)] if si else None for si in range(first, last + 1)]
+            expected = torch.cat([scale_input(network, condition, raw, first + k) for k, raw in enumerate(raws)], 1)
+            window = slice(pyramid.begin(first), pyramid.end(last))
+            given_BnC = raw_BLC[:, window].clone()
+            x_RnD = parts.build_combined_query(network, condition, given_BnC, first, last)
+            require_equal("x", x_RnD, expected, f"window {first}..{last}", FLOAT64)
+            require_equal("argument", given_BnC, raw_BLC[:, window], f"window {first}..{last}")
+    return pyramid.S > 1
+
+
+@law(LAWS, "positions.rows", "build_combined_query", "attention_mask", "split_logits_by_scale")
+@torch.inference_mode()
+def rows(subject: Subject, case: Case) -> bool:
+    """Every verify row equals the sequential row for the same prefix, for every window."""
+    parts = subject.parts(case, "build_combined_query", "attention_mask", "split_logits_by_scale")
+    pyramid, network = case.pyramid, case.models.target
+    labels_B = case.labels_B
+    condition = network.condition(guidance_labels(labels_B, CLASSES))
+    run = run_over(network, case.models.vae, labels_B, case.random_tokens())
+    for first, last in case.windows:
+        window = slice(pyramid.begin(first), pyramid.end(last))
+        x_RnD = parts.build_combined_query(network, condition, run.raw_BLC[:, window], first, last)
+        mask = parts.attention_mask(pyramid, first, last, x_RnD.device, x_RnD.dtype)
+        hidden_RnD = network.hidden(x_RnD, condition, run.cache(window.start), mask)
+        actual = parts.split_logits_by_scale(network.logits(hidden_RnD, condition), pyramid, first, last)
+        for si, rows_RlV in zip(range(first, last + 1), actual, strict=True):
+            expected = run.rows_RLV[:, pyramid.span(si)]
+            require_equal("logits", rows_RlV, expected, f"window {first}..{last}, scale {si}", FLOAT64)
+    return pyramid.S > 1
+
+
+@law(LAWS, "positions.trace", "decode", "build_combined_query", "attention_mask", "cache")
+def trace(subject: Subject, case: Case) -> bool:
+    """The inputs and rows of every token are those of a sequential run over the tokens."""
+    decoded = subject.decode(case)
+    shown = shown_tensors(decoded)
+    run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+    for si in case.pyramid:
+        span, images = case.pyramid.span(si), targeted(decoded, case.B, si)
+        rows = rows_of(images, case.B)
+        actual: dict[str, Tensor] = {"x": shown.x_RLD[rows, span], "rows": shown.rows_RLV[rows, span]}
+        expected = {"x": run.x_RLD[rows, span], "rows": run.rows_RLV[rows, span]}
+        if images:
+            require_same(actual, expected, f"scale {si}", allowed(case).trace())
+    return several(decoded, case.pyramid.S)

@@ -1,0 +1,178 @@
+"""Laws of randomness: which numbers are read, by whom, and what is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.judge import require
+from harness.laws._case import Case
+from harness.laws._law import PLAIN, Law, NotOffered, Subject, law, require_equal, require_tokens
+from harness.laws._oracle import targeted
+from harness.protocol import Contract
+from harness.protocol.noise import TOKEN, Ledger, SeededNoise
+from harness.reference import draw as draw_scale
+from harness.reference import filter_logits as filter_scale
+from harness.reference.sequential import choose
+
+LAWS: list[Law] = []
+
+# Exponential numbers at the edge of what a generator can return, smallest first.
+_EDGES = (0.0, torch.finfo(torch.float32).tiny, 1e-30, 104.0, torch.finfo(torch.float32).max, float("inf"))
+
+
+def _logits(case: Case, n: int) -> Tensor:
+    """Logits with ties, so that "the k-th largest" is a question."""
+    logits_BnV = 2 * case.normal(case.B, n, case.V)
+    return torch.where(logits_BnV.abs() < 1, logits_BnV.round(), logits_BnV)
+
+
+@law(LAWS, "randomness.filter", "filter_logits")
+def _filters(subject: Subject, case: Case) -> bool:
+    """top-k (ties stay), then top-p, as the plain filter, for every combination.
+
+    And it leaves its argument alone.
+    """
+    parts = subject.parts(case, "filter_logits")
+    logits_BnV = _logits(case, 7)
+    kept_BnV = logits_BnV.clone()
+    some = [(case.top_k, case.top_p), (0, 0.0), (1, 0.0), (case.V, 0.0), (0, 1.0), (max(1, case.V // 2), 0.5)]
+    for top_k, top_p in some:
+        actual = parts.filter_logits(logits_BnV, top_k, top_p)
+        expected = filter_scale(kept_BnV, top_k, top_p)
+        # softmax makes -inf comparable and is what both sides draw from
+        require_equal("probs", actual.softmax(-1), expected.softmax(-1), f"top_k {top_k}, top_p {top_p}", _FLOAT_LAW)
+        wrong = torch.nonzero(torch.isinf(actual) != torch.isinf(expected)).tolist()
+        require(not wrong, f"top_k {top_k}, top_p {top_p}: kept or dropped wrongly at {wrong[:4]}")
+    require_equal("argument", logits_BnV, kept_BnV, "filter_logits wrote into its argument")
+    return case.V > 2
+
+
+_FLOAT_LAW = 1e-12  # softmax of equal logits: a few roundings of numbers below 1
+
+
+@law(LAWS, "randomness.race", "draw")
+def race(subject: Subject, case: Case) -> bool:
+    """A draw is argmax(probs / E) under exactly the numbers given."""
+    parts = subject.parts(case, "draw")
+    logits_BnV = filter_scale(_logits(case, 9), case.top_k, case.top_p)
+    E_BnV = torch.empty(logits_BnV.shape).exponential_(1, generator=case.generator()).to(case.at)
+    actual = parts.draw(logits_BnV.softmax(-1), E_BnV)
+    require_equal("tokens", actual, draw_scale(logits_BnV, E_BnV), "draw")
+    # every race within 1e-5 of a tie, more than single precision needs: the chosen token wins all the same
+    probs_BnV = 2 * case.normal(case.B, 9, case.V)
+    probs_BnV = probs_BnV.softmax(-1).float()
+    chosen_Bn1 = torch.randint(case.V, (case.B, 9, 1), generator=case.generator()).to(case.at)
+    close_BnV = probs_BnV * torch.ones_like(probs_BnV).scatter(-1, chosen_Bn1, 1 - 1e-5)
+    require_equal("tokens", parts.draw(probs_BnV, close_BnV), chosen_Bn1[..., 0], "races near a tie")
+    return case.V > 2
+
+
+@law(LAWS, "randomness.boundary", "draw")
+def boundary(subject: Subject, case: Case) -> bool:
+    """No value of the exponential, 0 and infinity included, yields a filtered token."""
+    parts = subject.parts(case, "draw")
+    generator = case.generator()
+    probs_BnV = _logits(case, 16).softmax(-1)
+    gone = (torch.rand(probs_BnV.shape, generator=generator) < 0.6).to(case.at)
+    gone[..., :1] |= gone[..., 1:].sum(-1, keepdim=True) < case.V - 1  # mostly drop token 0, where argmax of NaN lands
+    probs_BnV = probs_BnV.masked_fill(gone, 0.0)
+    probs_BnV = probs_BnV / probs_BnV.sum(-1, keepdim=True)
+    edges = torch.tensor(_EDGES)[torch.randint(len(_EDGES), probs_BnV.shape, generator=generator)].to(case.at)
+    every = [torch.full_like(edges, edge) for edge in _EDGES] + [edges]
+    for E_BnV in every:
+        idx_Bn = parts.draw(probs_BnV, E_BnV)
+        wrong = torch.nonzero(probs_BnV.gather(-1, idx_Bn[..., None])[..., 0] <= 0).tolist()
+        if wrong:
+            b, n = wrong[0]
+            numbers = E_BnV[b, n].tolist()
+            require(False, f"token {int(idx_Bn[b, n])} of probability 0 drawn; E {numbers}, {probs_BnV[b, n].tolist()}")
+    return bool(gone.any())
+
+
+@law(LAWS, "randomness.published", "draw", "noise")
+def published(subject: Subject, case: Case) -> bool:
+    """The published order equals torch.multinomial under one generator."""
+    parts = subject.parts(case, "draw")
+    request = replace(case.request, order="batch")
+    noise = SeededNoise(request, case.pyramid, case.V, case.at)
+    generator = torch.Generator(device=case.at).manual_seed(case.seed)
+    for si in case.pyramid:
+        l = case.pyramid.tokens(si)
+        probs_BlV = _logits(case, l).float().softmax(-1)
+        expected = torch.multinomial(probs_BlV.view(-1, case.V), 1, generator=generator).view(case.B, l)
+        actual = parts.draw(probs_BlV, noise.exponential(si, TOKEN, "target"))
+        require_equal("tokens", actual, expected, f"scale {si}")
+    return case.pyramid.S > 1
+
+
+def _global_generators(case: Case) -> list[torch.Generator]:
+    """PyTorch's own generators that a decode on the case's device could reach."""
+    return [torch.default_generator, *(torch.cuda.default_generators if case.at.type == "cuda" else ())]
+
+
+@law(LAWS, "randomness.own-numbers", "decode")
+def _own_numbers(subject: Subject, case: Case) -> bool:
+    """No generator but the noise's is read or moved."""
+    generators = _global_generators(case)
+    decoder = subject.decoder(case)  # built before: a module's own initial weights are drawn from the global generator
+    states = [generator.get_state() for generator in generators]
+    try:
+        traces = []
+        for seed in (1, 2):
+            before = [generator.manual_seed(seed).get_state() for generator in generators]
+            traces.append(decoder.decode(case.request, case.noise()))
+            after = [generator.get_state() for generator in generators]
+            require(all(map(torch.equal, before, after)), "decoding moved PyTorch's global generator")
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+    require_tokens(traces[1].tokens_BL, traces[0].tokens_BL, "other state of the global generator")
+    return True
+
+
+@law(LAWS, "randomness.reading-order", "decode", "noise")
+def _reading_order(subject: Subject, case: Case) -> bool:
+    """The order in which numbers are read does not matter."""
+    expected = subject.decode(case)
+    noise = case.noise()
+    for si in torch.randperm(case.pyramid.S, generator=case.generator()).tolist():
+        noise.exponential(si, TOKEN, "target")
+    actual = subject.decode(case, noise=noise)
+    require_tokens(actual.tokens_BL, expected.tokens_BL, "numbers read before the decode")
+    return case.pyramid.S > 1
+
+
+@law(LAWS, "randomness.addresses", "decode", "noise")
+def addresses(subject: Subject, case: Case) -> bool:
+    """Every scale is decided by numbers of its own; under contract B they have one reader."""
+    claimed = subject.decoder(case).contract
+    ledger = Ledger(claimed == Contract.LAW)
+    noise = SeededNoise(case.request, case.pyramid, case.V, case.at, ledger)
+    decoded = subject.decode(case, noise=noise)
+    if case.settings.greedy:
+        require(not ledger.readers, f"the most likely tokens need no numbers, and {ledger.readers} were read")
+        return True
+    # under contract C a rule of the decoder's own may accept the draft's draw
+    own_rule = claimed == Contract.QUALITY and case.policy in PLAIN
+    expected = [si for si in case.pyramid if own_rule or targeted(decoded, case.B, si)]
+    read = {si for (si, _), readers in ledger.readers.items() if set(readers) - (set() if own_rule else {"draft"})}
+    missing = sorted(set(expected) - read)
+    require(not missing, f"scales {missing} were decided without a number, but for the draft's")
+    return case.pyramid.S > 1
+
+
+@law(LAWS, "randomness.rule", "decode", "draw", "filter_logits", contract=Contract.TOKENS)
+def rule(subject: Subject, case: Case) -> bool:
+    """Every token is the race of its own row under the numbers of its own address."""
+    decoded = subject.decode(case)
+    if decoded.intermediates is None:
+        raise NotOffered("no intermediates")
+    noise, greedy = case.noise(), case.settings.greedy
+    for si in case.pyramid:
+        span = case.pyramid.span(si)
+        _, expected_Bl = choose(decoded.intermediates.guided_BLV[:, span], case.request, noise, si, greedy)
+        require_tokens(decoded.tokens_BL[:, span], expected_Bl, f"scale {si}")
+    return case.V > 2 and case.pyramid.S > 1

@@ -1,0 +1,299 @@
+"""Laws of rules: what a policy and a draft length say, every round, against an oracle written from their page."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.judge import require
+from harness.laws._case import CHOICES, Case
+from harness.laws._law import (
+    EVERY,
+    EXACT,
+    LOSSY,
+    Law,
+    NotOffered,
+    Subject,
+    law,
+    policy_name,
+    require_rounds,
+    require_tokens,
+)
+from harness.models import ModelPair
+from harness.models.network import Cache, Condition
+from harness.protocol import Request, Round, Trace
+from harness.protocol.noise import TOKEN, SeededNoise
+from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
+from harness.reference import PolicyRule, decode_by_policy, filter_logits, length_after, length_begin, length_wanted
+from harness.reference.sequential import sample_sequential
+from harness.speculative import Policy, Proposal, Window, parse_policy
+from harness.speculative.parts import PARTS
+from harness.speculative.sampler import SpeculativeDecoder
+
+LAWS: list[Law] = []
+
+_BY_ORACLE = (*EXACT, *LOSSY)
+_LONG = (1, 2, 3, 4, 5, 6, 7)
+# Besides those of `CHOICES`: rates at which most scales are rejected, so that what they become is seen, and a K above
+# the number of tokens that a filter leaves.
+_SHARP = (
+    "match:0.9", "match:0.9+partial", "topk-match:1:0.8+partial", "topk-match:2:1", "topk-match:3:0.4",
+    "coupled-match:1", "kl:0.02+partial",
+)  # fmt: skip
+
+
+def _draft_lens(case: Case) -> tuple[str, ...]:
+    """Return rules of every kind that fit the pyramid: a number, a schedule, and dynamic ones of two bounds."""
+    S = case.pyramid.S
+    schedule = "/".join(str(min(S, 1 + (si + case.seed) % 3)) for si in range(S))
+    return (str(case.length), schedule, f"dynamic:1:{min(2, S)}", f"dynamic:{min(2, S)}:{S}")
+
+
+def _require_policy(decoded: Trace, case: Case, draft_len: str, where: str) -> list[list[Round]]:
+    """Require the tokens and rounds of a naive decoder of docs/policies.md; return its rounds."""
+    request, noise = case.request, case.noise()
+    tokens_BL, rounds = decode_by_policy(case.models, request, noise, case.policy, draft_len, case.bonus)
+    require_tokens(decoded.tokens_BL, tokens_BL, where)
+    require_rounds(decoded.rounds, rounds, where)
+    return rounds
+
+
+def _follows(subject: Subject, case: Case) -> None:
+    if getattr(subject.decoder(case), "policy", None) != case.policy:
+        raise NotOffered("decoder.policy does not say which rule it follows")
+
+
+def _at_the_border(case: Case) -> list[str]:
+    """Return `kl` with bounds on both sides of what the first token's KL is: a bound read otherwise shows there."""
+    laws = []
+    for network in (case.models.target, case.models.draft):
+        shown = sample_sequential(network, case.models.vae, case.request, case.noise()).intermediates
+        assert shown is not None
+        laws.append(filter_logits(shown.guided_BLV[0, 0], case.top_k, case.top_p).softmax(-1).double())
+    target_V, draft_V = laws
+    kl = float(torch.where(target_V > 0, target_V * (target_V / draft_V).log(), 0.0).sum())
+    if not 1e-6 < kl < float("inf"):
+        return []
+    return [f"kl:{0.85 * kl:.6g}{'+partial' * (case.seed % 2)}", f"kl:{1.2 * kl:.6g}"]
+
+
+def _policies(subject: Subject, case: Case) -> list[Case]:
+    """Return the case under its own policy and some others that the decoder follows, some ten a case."""
+    known = [policy for policy in dict.fromkeys(CHOICES["policy"]) if policy_name(policy) in _BY_ORACLE]
+    known += _SHARP
+    start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
+    wanted = [case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", *_at_the_border(case)]
+    cases = []
+    for policy in dict.fromkeys(wanted):
+        candidate = replace(case, policy=policy, draft="near" if policy in _SHARP else case.draft)
+        try:
+            _follows(subject, candidate)
+        except (NotOffered, InputError):
+            continue
+        cases.append(candidate)
+    if not cases:
+        raise NotOffered("decoder.policy does not say which rule it follows")
+    return cases
+
+
+@law(LAWS, "rules.recount", "decode", "trace")
+def recount(subject: Subject, case: Case) -> bool:
+    """Calls and rows of both networks are those that a spy in the network counts."""
+    spies = {name: _Spy(getattr(case.models, name), Counter()) for name in ("draft", "target")}
+    watched = replace(case.models, **spies)  # type: ignore[arg-type]
+    decoder = subject.decoder(case, watched)
+    decoded: Trace = decoder.decode(case.request, watched.noise(case.request))
+    if not spies["target"].counts and not spies["draft"].counts:
+        raise NotOffered("no pass through Network.hidden")
+    for name, spy in spies.items():
+        for word in ("calls", "rows"):
+            counts = getattr(decoded, f"{name}_{word}")
+            if counts:  # counts are optional (docs/own-decoder.md), and `verify` says where they are not compared
+                where = f"{name}_{word} {counts} add up to {sum(counts)}"
+                require(sum(counts) == spy.counts[word], f"{where}, and a spy counted {spy.counts[word]}")
+    for image, rounds in enumerate(decoded.rounds):
+        for name in ("target_rows", "draft_rows"):
+            total, counts = sum(getattr(turn, name) for turn in rounds), getattr(decoded, name)
+            require(
+                not counts or counts[image] == total, f"image {image}: {name} {counts}, its rounds add up to {total}"
+            )
+    return case.pyramid.S > 1
+
+
+@law(LAWS, "rules.edges", "accept")
+def edges(subject: Subject, case: Case) -> bool:
+    """A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in.
+
+    Where all tokens tie, every drafted scale is accepted.
+    """
+    _follows(subject, replace(case, policy="coupled"))
+    for name in ("match:{}", "coupled-match:{}", "topk-match:1:{}"):
+        for rate, is_accepted in (("0", True), ("1.5", False)):
+            extreme = replace(case, policy=name.format(rate))
+            try:
+                decoded = subject.decode(extreme)
+            except InputError:
+                raise NotOffered(f"policy {extreme.policy}") from None
+            for rounds in decoded.rounds:
+                accepted = {turn.accepted == turn.drafted for turn in rounds}
+                require(accepted == {is_accepted}, f"policy {extreme.policy}: rounds accepted whole: {accepted}")
+    tied = replace(case, policy="topk-match:1:1", top_k=0, top_p=0.0)
+    for rounds in subject.decode(tied, models=_all_tied(case.models)).rounds:
+        rejected = [turn for turn in rounds if turn.accepted < turn.drafted]
+        require(not rejected, f"policy {tied.policy}, all tokens equally likely: a scale was rejected: {rejected[:1]}")
+    return case.pyramid.S > 1
+
+
+@dataclass(frozen=True)
+class _Spy:
+    """A network that counts its passes, and is otherwise the one inside it."""
+
+    network: Any
+    counts: Counter[str]
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass on what is not counted."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.network, name)
+
+    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+        """Count the images and positions of a pass."""
+        R, n = x_RnD.shape[:2]
+        self.counts["calls"] += R // 2
+        self.counts["rows"] += R // 2 * n
+        hidden: Tensor = self.network.hidden(x_RnD, condition, cache, mask_11nK)
+        return hidden
+
+
+@law(LAWS, "rules.coin", "accept", "noise")
+def coin(subject: Subject, case: Case) -> bool:
+    """Under a bench's imposed:RATE a scale of any size is accepted by its own coin, with chance RATE."""
+    decoder: Any = subject.decoder(case)
+    if not isinstance(decoder, SpeculativeDecoder):
+        raise NotOffered("not composed of the harness's parts")
+    rejected, accepted, many = False, False, _coins(case)
+    for rate in (0.3, 0.7):
+        policy = parse_policy(f"imposed:{rate}", bench=True)
+        tossing = copy.copy(decoder)
+        tossing.options = replace(decoder.options, policy=policy)
+        actual = tossing.decode(case.request, case.noise())
+        expected = _require_policy(actual, replace(case, policy=policy.name), str(case.length), f"policy {policy.name}")
+        rejected = rejected or any(turn.corrected for rounds in expected for turn in rounds)
+        accepted = accepted or any(turn.accepted for rounds in expected for turn in rounds)
+        _tossed(policy, rate, many)
+    return rejected and accepted
+
+
+def _all_tied(models: ModelPair) -> ModelPair:
+    """Return the networks with a target to which every token is equally likely, to the last bit."""
+    target: Any = models.target
+    weights = dict(target.weights)
+    weights |= {name: torch.zeros_like(weights[name]) for name in ("head.weight", "head.bias")}
+    return replace(models, target=replace(target, weights=weights))
+
+
+@law(LAWS, "rules.oracle", "accept", "draft_len", "bonus", policies=_BY_ORACLE)
+def oracle(subject: Subject, case: Case) -> bool:
+    """Tokens and rounds are those of a naive decoder written from docs/policies.md."""
+    rejected = accepted = False
+    for k, tried in enumerate(_policies(subject, case)):
+        draft_len = _draft_lens(tried)[(case.seed + k) % 4]
+        decoder = subject.decoder(tried, draft_len=draft_len)
+        actual = decoder.decode(tried.request, tried.noise())
+        where = f"policy {tried.policy}, draft_len {draft_len}{', bonus' if tried.bonus else ''}"
+        expected = _require_policy(actual, tried, draft_len, where)
+        turns = [turn for rounds in expected for turn in rounds]
+        rejected = rejected or any(turn.corrected for turn in turns)
+        accepted = accepted or any(turn.accepted for turn in turns)
+    return rejected and accepted
+
+
+@law(LAWS, "rules.labour", "decode", "cache")
+def labour(subject: Subject, case: Case) -> bool:
+    """Target first, the draft after it: each draws its own scales and computes no more than it must.
+
+    Of the target one pass a scale over the first ENTRY scales; of the draft one pass over all of them and the next, and
+    one for every scale after. For every ENTRY, 0 and S included.
+    """
+    models, pyramid, S = case.models, case.pyramid, case.pyramid.S
+    alone_BL = sample_sequential(models.target, models.vae, case.request, case.noise()).tokens_BL
+    for entry in range(S + 1):
+        handing = replace(case, policy=f"code:{entry}")
+        try:
+            _follows(subject, handing)
+        except InputError:
+            raise NotOffered("policy code:ENTRY") from None
+        actual, own = subject.decode(handing), pyramid.begin(entry)
+        where = f"policy {handing.policy}"
+        require_tokens(actual.tokens_BL[:, :own], alone_BL[:, :own], f"{where}, scales that the target decides alone")
+        _require_policy(actual, handing, str(handing.length), where)
+        counts = {
+            "target_calls": entry, "target_rows": own, "draft_calls": S - entry, "draft_rows": pyramid.L * (entry < S)
+        }  # fmt: skip
+        for name, count in counts.items():
+            counted = getattr(actual, name)
+            require(not counted or counted == [count] * case.B, f"{where}: {name} {counted}, not {count} an image")
+    return S > 1
+
+
+# Images whose coins are counted; a share is off by more than six standard deviations with a chance below 1e-7.
+_TOSSES, _SIGMAS = 200, 6.0
+
+
+@law(LAWS, "rules.length", "draft_len", policies=EVERY)
+def length(subject: Subject, case: Case) -> bool:
+    """Every round drafts what the draft length's rule says, decode after decode."""
+    _follows(subject, case)
+    # long enough for a length to grow beyond a bound, and to shrink again
+    case = replace(
+        case, patch_nums=_LONG, V=min(case.V, 5), D=16, depth=1, labels=(case.labels * 4)[:4],
+        draft="close" if case.seed % 3 else "single",
+    )  # fmt: skip
+    S, rule, several = case.pyramid.S, PolicyRule.of(case.policy), False
+    for draft_len in (*_draft_lens(case)[1:], f"dynamic:1:{S}"):
+        decoder = subject.decoder(case, draft_len=draft_len)
+        for seed in (case.seed, case.seed + 1):
+            request = replace(case.request, seed=seed)
+            for image, rounds in enumerate(decoder.decode(request, case.noise(request)).rounds):
+                current = length_begin(draft_len, S)
+                for turn in rounds:
+                    wanted = length_wanted(draft_len, turn.first, current, S)
+                    if rule.draft_alone(turn.first):
+                        wanted = S
+                    if rule.target_alone(turn.first):
+                        wanted = 0
+                    last = min(S, turn.first + wanted)
+                    same = (rule.draft_alone(si) == rule.draft_alone(turn.first) for si in range(turn.first, last))
+                    expected = next((k for k, alike in enumerate(same) if not alike), last - turn.first)
+                    at = f"draft_len {draft_len}, seed {seed}, image {image}, round from scale {turn.first}"
+                    require(turn.drafted == expected, f"{at}: drafted {turn.drafted} scales, not {expected}")
+                    whole = turn.accepted == turn.drafted
+                    current = length_after(draft_len, current, whole, S)
+                    several = several or expected > 1
+    return several
+
+
+def _coins(case: Case) -> Window:
+    """Return the real pyramid's scales, for many images."""
+    pyramid = ScalePyramid(PATCH_NUMS_256)
+    noise = SeededNoise(Request((0,) * _TOSSES, case.seed, order="batch"), pyramid, 2, case.at)
+    return Window(noise, pyramid, list(range(_TOSSES)), 0, pyramid.S - 1, "law")
+
+
+def _tossed(policy: Policy, rate: float, window: Window) -> None:
+    """Require that at every scale the share of images whose scale is accepted is RATE, whatever its size."""
+    pyramid, device = window.pyramid, window.exponential(TOKEN).device
+    tokens_bn = torch.zeros(_TOSSES, pyramid.L, dtype=torch.int64, device=device)
+    probs_bnV = torch.full((_TOSSES, pyramid.L, 2), 0.5, device=device)
+    whole_bs = policy.accept(PARTS, Proposal(tokens_bn, probs_bnV), probs_bnV, window).whole_bs
+    far = _SIGMAS * (rate * (1 - rate) / _TOSSES) ** 0.5
+    for si, share in enumerate(whole_bs.double().mean(0).tolist()):
+        said = f"policy {policy.name}: {share:.3f} of {_TOSSES} images accept scale {si} ({pyramid.tokens(si)} tokens)"
+        require(abs(share - rate) < far, said)

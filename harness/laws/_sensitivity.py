@@ -1,0 +1,94 @@
+"""Laws of sensitivity: what is asked for must matter. A decoder that ignores an input passes many other laws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.judge import require
+from harness.laws._case import Case
+from harness.laws._law import Law, Subject, law
+from harness.protocol import Contract, Request
+from harness.reference.sequential import sample_sequential
+
+LAWS: list[Law] = []
+
+_Variants = Callable[[Request], list[Request]]
+
+# Under contract B an image is another draw of the same law, and one image may well stay as it was. Of this many, of
+# which the reference changes at least half, a decoder that heeds the input leaves all unchanged with a chance below
+# 1e-7: a race changes a token with at most twice the chance of any other way to draw it, so (3/4)^64 = 1e-8.
+_IMAGES = 64
+
+
+def _changes(subject: Subject, case: Case, word: str, variants: _Variants) -> bool:
+    """Require that every variant of a request changes its images, if it changes (most of) the reference's.
+
+    Under contract A the images are the reference's; under contract B see `_IMAGES`.
+    """
+    labels = case.labels
+    if subject.decoder(case).contract != Contract.TOKENS:
+        # one generator for the batch, since a generator an image costs more than the decode; few scales
+        labels, case = (labels * _IMAGES)[:_IMAGES], replace(case, order="batch", patch_nums=case.patch_nums[:3])
+    models, request = case.models, replace(case.request, labels=labels)
+
+    def reference(request: Request) -> Tensor:
+        return sample_sequential(
+            models.target, models.vae, request, case.noise(request), greedy=case.settings.greedy
+        ).tokens_BL
+
+    base_BL = reference(request)
+    telling = [v for v in variants(request) if 2 * int((reference(v) != base_BL).any(1).sum()) >= request.B]
+    expected_BL = subject.decode(case, request=request).tokens_BL if telling else base_BL
+    for variant in telling:
+        same = torch.equal(subject.decode(case, request=variant).tokens_BL, expected_BL)
+        require(not same, f"{word}: {request.B} images are the same with {variant}")
+    return bool(telling)
+
+
+@law(LAWS, "sensitivity.seed", "decode", "noise", contract=Contract.LAW)
+def seed(subject: Subject, case: Case) -> bool:
+    """The seed changes the image.
+
+    Image order: in batch order the seed is PyTorch's, whose CPU generator itself takes 32 bits.
+    """
+    case = replace(case, order="image")
+    return _changes(subject, case, "seed", lambda r: [replace(r, seed=r.seed + step) for step in (1, 2, 2**32)])
+
+
+@law(LAWS, "sensitivity.label", "decode", "condition", contract=Contract.LAW)
+def label(subject: Subject, case: Case) -> bool:
+    """The label changes the image."""
+
+    def moved(request: Request, step: int) -> Request:
+        return replace(request, labels=tuple((label + step) % 4 for label in request.labels or ()))
+
+    return _changes(subject, case, "label", lambda request: [moved(request, step) for step in (1, 2)])
+
+
+@law(LAWS, "sensitivity.cfg", "decode", "guide", contract=Contract.LAW)
+def cfg(subject: Subject, case: Case) -> bool:
+    """The guidance value changes the image."""
+    case = replace(case, labels=tuple(label % 3 for label in case.labels))
+    return _changes(subject, case, "cfg", lambda r: [replace(r, cfg=case.cfg + step) for step in (3.0, 8.0)])
+
+
+@law(LAWS, "sensitivity.filters", "decode", "filter_logits", contract=Contract.LAW)
+def filters(subject: Subject, case: Case) -> bool:
+    """top_k = 1 and a tiny top_p change the image."""
+    case = replace(case, top_k=0, top_p=0.0)
+    return _changes(subject, case, "filters", lambda r: [replace(r, top_k=1), replace(r, top_p=1e-6)])
+
+
+@law(LAWS, "sensitivity.images", "decode", "noise", contract=Contract.TOKENS)
+def images(subject: Subject, case: Case) -> bool:
+    """The noise address changes the image."""
+    case = replace(case, order="image")
+
+    def moved(request: Request, step: int) -> Request:
+        return replace(request, images=tuple(step + image for image in request.image_ids))
+
+    return _changes(subject, case, "image addresses", lambda request: [moved(request, step) for step in (50, 300)])

@@ -1,0 +1,208 @@
+"""Laws of state: between rounds, nothing remembers that anything was ever drafted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.judge import require
+from harness.laws._allowed import allowed
+from harness.laws._case import Case
+from harness.laws._law import FLOAT64, Law, Subject, law, require_equal, require_same, require_tokens
+from harness.laws._oracle import BrokenNoise, Interrupted, ListCache, Snapshot, check_snapshot, run_over, snapshot
+from harness.models.network import Network
+from harness.protocol import Request
+from harness.reference import accumulate, next_input
+
+LAWS: list[Law] = []
+
+_UPDATE = "update_state_with_accepted_tokens"
+
+
+@law(LAWS, "state.sync", _UPDATE, "cache", "accumulate", "next_input")
+def sync(subject: Subject, case: Case) -> bool:
+    """After every round the whole state equals that of a sequential run over the committed prefix."""
+    taken: list[Snapshot] = []
+
+    def watch(update: Callable[..., None]) -> Callable[..., None]:
+        def updated(state: Any, *args: Any, **kwargs: Any) -> None:
+            update(state, *args, **kwargs)
+            taken.append(snapshot(state))
+
+        return updated
+
+    decoded = subject.spied(case, **{_UPDATE: watch}).decode(case.request, case.noise())
+    require(bool(taken), "the decode never updated its state")
+    models, labels_B = case.models, case.labels_B
+    networks: dict[str, Network] = {"draft": models.draft, "target": models.target}
+    runs = {name: run_over(network, models.vae, labels_B, decoded.tokens_BL) for name, network in networks.items()}
+    for k, state in enumerate(taken):
+        check_snapshot(state, case, runs, decoded.tokens_BL, f"update {k}")
+    require(taken[-1].done == [case.pyramid.S] * case.B, f"the last update leaves {taken[-1].done} scales final")
+    return any(turn.corrected for rounds in decoded.rounds for turn in rounds) and len(taken) > 1
+
+
+@law(LAWS, "state.poison", _UPDATE, "cache", "forward_window")
+def poison(subject: Subject, case: Case) -> bool:
+    """Rejected cache slots and inputs are never read: poisoned with NaN they change nothing."""
+    expected = subject.decode(case)
+    poisoned = 0
+
+    def spoil(update: Callable[..., None]) -> Callable[..., None]:
+        def updated(state: Any, *args: Any, **kwargs: Any) -> None:
+            nonlocal poisoned
+            update(state, *args, **kwargs)
+            snapshot(state)
+            B, pyramid = len(state.done), case.pyramid
+            for image, done in enumerate(state.done):
+                for side in (state.draft, state.target):
+                    side.cache.kv[:, :, [image, B + image], :, side.cache.lengths[image] :] = torch.nan
+                state.raw_BLC[image, pyramid.end(min(done, pyramid.S - 1)) :] = torch.nan
+                poisoned += done < pyramid.S
+
+        return updated
+
+    actual = subject.spied(case, **{_UPDATE: spoil}).decode(case.request, case.noise())
+    require_tokens(actual.tokens_BL, expected.tokens_BL, "rejected slots poisoned with NaN")
+    require_equal("f_hat", actual.f_hat_BCPP, expected.f_hat_BCPP, "rejected slots poisoned with NaN")
+    return poisoned > 0
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+@law(LAWS, "state.latent", "accumulate", "next_input")
+def latent(subject: Subject, case: Case) -> bool:
+    """f_hat and next input are the plain ones; arguments are neither changed nor aliased."""
+    parts = subject.parts(case, "accumulate", "next_input")
+    pyramid, quantizer = case.pyramid, case.models.vae.quantizer
+    tokens_BL = case.random_tokens()
+    f_hat = torch.zeros(case.B, quantizer.C, pyramid.P, pyramid.P, dtype=torch.float64, device=case.at)
+    for si in pyramid:
+        idx_Bl = tokens_BL[:, pyramid.span(si)]
+        before, tokens_before = f_hat.clone(), idx_Bl.clone()
+        after = parts.accumulate(f_hat, idx_Bl, si, quantizer, pyramid)
+        expected = accumulate(before, quantizer.codes(idx_Bl, pyramid.patch_nums[si]), si, quantizer, pyramid)
+        require_equal("f_hat", after, expected, f"after scale {si}", FLOAT64)
+        arguments = {"f_hat argument": f_hat, "tokens argument": idx_Bl}
+        require_same(arguments, {"f_hat argument": before, "tokens argument": tokens_before}, f"scale {si}")
+        require(not _share(after, f_hat), f"f_hat after scale {si} is the argument's memory")
+        f_hat = expected
+        if si + 1 < pyramid.S:
+            f_hat_before = f_hat.clone()
+            raw_BlC = parts.next_input(f_hat, si + 1, pyramid)
+            expected_BlC = next_input(f_hat_before, si + 1, pyramid)
+            require_equal("next input", raw_BlC, expected_BlC, f"scale {si + 1}", FLOAT64)
+            require_equal("f_hat argument", f_hat, f_hat_before, f"next input of scale {si + 1}")
+            require(not _share(raw_BlC, f_hat), f"the next input of scale {si + 1} is f_hat's memory")
+    return pyramid.S > 1
+
+
+@law(LAWS, "state.cache", "new_cache")
+def cache(subject: Subject, case: Case) -> bool:
+    """Under any passes and rollbacks a cache returns each image's own positions, in order."""
+    parts, network, generator = subject.parts(case, "new_cache"), case.models.target, case.generator()
+    config, B, L = network.config, max(2, case.B), case.pyramid.L
+    real, model = parts.new_cache(network, B), ListCache(B)
+
+    def below(end: int) -> int:
+        return int(torch.randint(end, (), generator=generator))
+
+    for step in range(8):
+        length = model.lengths[below(B)]
+        group = [image for image in range(B) if model.lengths[image] == length][: 1 + below(B)]
+        if length < L:
+            n = 1 + below(L - length)
+            shape = (config.depth, 2, 2 * len(group), config.H, n, config.D // config.H)
+            kv = torch.randn(shape, generator=generator, dtype=network.dtype).to(case.at)
+            window = real.window(group)
+            actual = [window.extend(layer, *kv[layer]) for layer in range(config.depth)]
+            window.commit(length + n)
+            expected = model.extend(group, kv)
+            for layer, (keys, values) in enumerate(actual):
+                names = {"keys": expected[layer, 0], "values": expected[layer, 1]}
+                require_same({"keys": keys, "values": values}, names, f"step {step}, images {group}, layer {layer}")
+        image, length_left = below(B), below(L + 1)
+        for each in (real, model):
+            each.rollback(image, length_left)
+        require(list(real.lengths) == model.lengths, f"step {step}: lengths {list(real.lengths)}, not {model.lengths}")
+    return True
+
+
+@law(LAWS, "state.once", "decode", _UPDATE)
+def once(subject: Subject, case: Case) -> bool:
+    """Every scale of every image is made final exactly once, and f_hat is that of the tokens."""
+    decoded, pyramid = subject.decode(case), case.pyramid
+    shape = (case.B, pyramid.L)
+    require(tuple(decoded.tokens_BL.shape) == shape, f"tokens {tuple(decoded.tokens_BL.shape)}, not {shape}")
+    outside = torch.nonzero((decoded.tokens_BL < 0) | (decoded.tokens_BL >= case.V)).tolist()
+    require(not outside, f"no token at (image, position) {outside[:6]}")
+    wrong = decoded.missing_scales(pyramid)
+    require(not wrong, f"not made final exactly once: (image, scale) {wrong[:6]}")
+    run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+    require_equal("f_hat", decoded.f_hat_BCPP, run.f_hat_SBCPP[-1], "at the end", allowed(case).f_hat)
+    for image, rounds in enumerate(decoded.rounds):
+        covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
+        require(covered == list(pyramid), f"rounds of image {image} finish scales {covered}")
+        counted = sum(turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens for turn in rounds)
+        require(counted == pyramid.L, f"rounds of image {image} account for {counted} tokens of {pyramid.L}")
+    return pyramid.S > 1
+
+
+@law(LAWS, "state.exception", "decode")
+def exception(subject: Subject, case: Case) -> bool:
+    """A decode interrupted in mid-round leaves nothing to the next."""
+    decoder = subject.decoder(case)
+    expected = decoder.decode(case.request, case.noise())
+    interrupted = 0
+    for k in (1, 2, case.pyramid.S):
+        try:
+            decoder.decode(case.request, BrokenNoise(case.noise(), k))
+        except Interrupted:
+            interrupted += 1
+        actual = decoder.decode(case.request, case.noise())
+        require_tokens(actual.tokens_BL, expected.tokens_BL, f"after an exception at reading {k}")
+        require_equal("f_hat", actual.f_hat_BCPP, expected.f_hat_BCPP, f"after an exception at reading {k}")
+    return interrupted > 0
+
+
+@law(LAWS, "state.untouched", "decode")
+def untouched(subject: Subject, case: Case) -> bool:
+    """Decoding changes neither the networks nor the decoder nor an earlier trace."""
+    models = case.models
+    sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
+    named = {f"{side}.{name}": w for side, weights in sides.items() for name, w in weights.items()}
+    before = {name: w.clone() for name, w in named.items()}
+    decoder = subject.decoder(case)
+    first = decoder.decode(case.request, case.noise())
+    kept_BL, kept_f_hat = first.tokens_BL.clone(), first.f_hat_BCPP.clone()
+    other = replace(case.request, seed=case.seed + 1)
+    try:
+        decoder.decode(other, case.noise(other))
+        require_tokens(first.tokens_BL, kept_BL, "first trace, after another decode")
+        require_equal("f_hat", first.f_hat_BCPP, kept_f_hat, "first trace, after another decode")
+        second = decoder.decode(case.request, case.noise())
+    finally:
+        changed = [name for name, w in named.items() if not torch.equal(w, before[name])]
+        for name in changed:  # the networks are shared between cases: put them back
+            named[name].copy_(before[name])
+    require(not changed, f"decoding wrote into {', '.join(changed[:4])}")
+    require_tokens(second.tokens_BL, kept_BL, "second decode of the same request")
+    return True
+
+
+@law(LAWS, "state.refusal", "decode")
+def _refuses(subject: Subject, case: Case) -> bool:
+    """A label that the networks do not have is refused."""
+    try:
+        subject.decode(case, request=Request((7,) * case.B, case.seed))
+    except (InputError, ValueError, IndexError):
+        return True
+    require(False, "label 7 of 3 classes was decoded")
+    return True

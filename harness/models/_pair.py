@@ -1,0 +1,248 @@
+"""A draft, a target and the VQ-VAE between them.
+
+Promise: the three fit together, or one error says in which size they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError, NonFiniteError
+from harness.models import autoencoder, transformer
+from harness.models._checkpoint import load_autoencoder, load_transformer
+from harness.models.autoencoder import Autoencoder
+from harness.models.network import Network
+from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
+from harness.models.transformer import Transformer
+from harness.protocol import Request
+from harness.protocol.noise import RecordedNumbers, SeededNoise
+from harness.protocol.pyramid import ScalePyramid
+
+# Of the draft of `--models digits-close`: every number of accepted scales from none to all of a window is then common.
+CLOSE_NOISE = 0.002
+MOST_NOISE = 10
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """The networks of one speculative decoder.
+
+    Args:
+        draft: proposes.
+        target: decides.
+        vae: turns tokens into f_hat and f_hat into pixels, for both.
+        name: for reports.
+        random: the weights of all three are those of `random_pair`; error budgets then hold for the law, not the draw.
+        numbers: what a replay takes in place of generated numbers.
+        draft_noise: how far the draft's weights are from the target's (`close_pair`); None = a network of its own.
+
+    Raises:
+        InputError: patch_nums, V, C or classes differ.
+    """
+
+    draft: Network
+    target: Network
+    vae: Autoencoder
+    name: str = "custom"
+    random: bool = False
+    numbers: RecordedNumbers | None = field(default=None, repr=False)
+    draft_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        draft, target = self.draft.config, self.target.config
+        for word, of_draft, of_target in (
+            ("patch_nums", draft.pyramid.patch_nums, target.pyramid.patch_nums),
+            ("V", draft.V, target.V),
+            ("C", draft.C, target.C),
+            ("classes", draft.classes, target.classes),
+            ("V", self.vae.config.V, target.V),
+            ("C", self.vae.config.C, target.C),
+        ):
+            if of_draft != of_target:
+                side = "vae" if word in "VC" and draft.V == target.V and draft.C == target.C else "draft"
+                raise InputError(
+                    f"{side} {word}", of_draft, f"must equal the target's {of_target}", "pass models trained as a pair"
+                )
+        if self.vae.config.phi_layout == "per-scale" and self.vae.config.phi != self.pyramid.S:
+            raise InputError(
+                "vae φ", self.vae.config.phi, f"must be one a scale ({self.pyramid.S})", "pass models trained as a pair"
+            )
+
+    @property
+    def title(self) -> str:
+        """The name for a person; budgets go by `name`, since they are the target's."""
+        if self.draft_noise is None:
+            return self.name
+        return f"{self.name}, close draft (noise {self.draft_noise:g})"
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """Scales of both transformers."""
+        return self.target.config.pyramid
+
+    @property
+    def device(self) -> torch.device:
+        """Where the target lives."""
+        return self.target.device
+
+    def noise(self, request: Request) -> SeededNoise:
+        """Return fresh numbers for one run of `request` on these networks."""
+        return SeededNoise(request, self.pyramid, self.target.config.V, self.device, recorded=self.numbers)
+
+    def to(
+        self, device: torch.device | str, dtype: torch.dtype = torch.float32, draft_dtype: torch.dtype | None = None
+    ) -> ModelPair:
+        """Return a copy on `device`, the transformers in `dtype`; the quantiser stays in float32 at least (spec §3).
+
+        Args:
+            device: where to.
+            dtype: of the target, and of the draft unless `draft_dtype` names another.
+            draft_dtype: of the draft.
+        """
+        latent = torch.promote_types(dtype, torch.float32)
+        return replace(
+            self,
+            draft=self.draft.to(device, draft_dtype or dtype),
+            target=self.target.to(device, dtype),
+            vae=self.vae.to(device, latent),
+        )
+
+    def wide(self) -> ModelPair:
+        """Return the pair in float64, where it is: the same numbers, as good as exact."""
+        return self.to(self.device, torch.float64)
+
+    def compiled(self, on: bool = True) -> ModelPair:
+        """Return the pair with its transformers' blocks compiled, or not; networks of another kind stay as they are."""
+        draft, target = (
+            replace(network, compiled=on) if isinstance(network, Transformer) else network
+            for network in (self.draft, self.target)
+        )
+        return replace(self, draft=draft, target=target)
+
+    def first_scales(self, count: int) -> ModelPair:
+        """Return the pair on the first scales of its pyramid alone, as if it had been made for them.
+
+        Args:
+            count: 1..S.
+
+        Raises:
+            InputError: its quantiser has a φ for every scale, or a network is no transformer.
+        """
+        if self.vae.config.phi_layout == "per-scale":
+            raise InputError("scales", count, "cannot be cut: every scale has a φ of its own", "keep all scales")
+        sides = [self.draft, self.target]
+        if not all(isinstance(side, Transformer) for side in sides):
+            raise InputError("scales", count, "cannot be cut: the networks are no transformers", "keep all scales")
+        draft, target = (side.first_scales(count) for side in sides if isinstance(side, Transformer))
+        return replace(self, draft=draft, target=target, name=f"{self.name}, first {count} scales")
+
+    def check_finite(self) -> None:
+        """Refuse weights with NaN or infinity.
+
+        Raises:
+            NonFiniteError: names the first such tensor, e.g. ``target.head.weight``.
+        """
+        for word, weights in (
+            ("target", self.target.weights),
+            ("draft", self.draft.weights),
+            ("vae", self.vae.weights),
+        ):
+            for name, tensor in weights.items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise NonFiniteError(f"{word}.{name}")
+
+
+def checksums(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the checksum of every tensor by name: a change of any one number, by however little, changes it.
+
+    Bits as integers, each times an odd number of its own, summed modulo 2^64: an odd factor hides no difference. On the
+    tensors' device, since the bytes of a large network would take longer to travel than to add.
+    """
+    sums = {}
+    for name, weight in weights.items():
+        bits = weight.detach().contiguous().flatten().view(_BITS[weight.itemsize]).long()
+        odd = torch.arange(1, 2 * len(bits), 2, device=bits.device)
+        sums[name] = int((bits * odd).sum())
+    return sums
+
+
+@torch.inference_mode()
+def pair_checksums(models: ModelPair) -> dict[str, int]:
+    """Return the checksum of every weight of a pair, e.g. of ``target.head.weight``."""
+    sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
+    return {f"{side}.{name}": value for side, w in sides.items() for name, value in checksums(w).items()}
+
+
+def load_digits() -> ModelPair:
+    """Load the trained digits pair that ships with the package (MNIST, 10 scales, 680 tokens, 10 classes)."""
+    folder = Path(str(files("harness.models") / "digits"))
+    return load_pair(folder / "draft.safetensors", folder / "target.safetensors", folder / "vae.safetensors", "digits")
+
+
+@torch.inference_mode()
+def close_pair(models: ModelPair, noise: float, seed: int = 0) -> ModelPair:
+    """Return the pair with another draft: its target, every weight moved by a stated amount.
+
+    Args:
+        models: of which target and VQ-VAE are kept.
+        noise: standard deviation of the change, in units of a tensor's root mean square, 0 to 10; 0 is the target.
+        seed: of the change, which is drawn on the CPU: the same draft on every device.
+
+    Raises:
+        InputError: an amount outside its range.
+    """
+    if not 0 <= noise <= MOST_NOISE:
+        raise InputError("draft_noise", noise, f"must lie in [0, {MOST_NOISE}]", f"pass --draft-noise {CLOSE_NOISE}")
+    generator = torch.Generator().manual_seed(seed)
+    moved = {}
+    for name, weight in models.target.weights.items():
+        change = torch.randn(weight.shape, generator=generator).to(weight.device, weight.dtype)
+        moved[name] = weight + noise * weight.float().square().mean().sqrt().to(weight.dtype) * change
+    target: Any = models.target
+    return replace(models, draft=replace(target, weights=moved), draft_noise=noise)
+
+
+def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) -> ModelPair:
+    """Make a pair of published sizes with random weights, for tests of shape, rounding and speed.
+
+    Args:
+        name: draft and target by size, e.g. ``d16-d30``.
+        device: where the weights are drawn; CPU and CUDA give different ones.
+        seed: of the weights.
+
+    Raises:
+        InputError: a size that was never published.
+    """
+    words = name.split("-")
+    if len(words) != 2 or any(word not in PUBLISHED for word in words):
+        sizes = ", ".join(PUBLISHED)
+        raise InputError("models", name, f"must be digits, or DRAFT-TARGET of {sizes}", "pass --models d16-d30")
+    sides = [PUBLISHED[word].pyramid.patch_nums for word in words]
+    if sides[0] != sides[1]:  # known before the weights are drawn
+        raise InputError("models", name, "draft and target must have the same patch_nums", "pass --models d16-d30")
+    draft, target = (
+        Transformer(PUBLISHED[word], random_weights(transformer.transformer_shapes(PUBLISHED[word]), seed + k, device))
+        for k, word in enumerate(words)
+    )
+    vae = random_weights(autoencoder.autoencoder_shapes(PUBLISHED_VAE), seed + 2, device)
+    return ModelPair(draft, target, Autoencoder(PUBLISHED_VAE, vae), f"{name} (random weights)", random=True)
+
+
+def load_pair(
+    draft: Path, target: Path, vae: Path, name: str = "custom", patch_nums: tuple[int, ...] | None = None
+) -> ModelPair:
+    """Load three checkpoint files. Raises `InputError` as `load_transformer` and `ModelPair` do."""
+    return ModelPair(
+        load_transformer(draft, "draft", patch_nums),
+        load_transformer(target, "target", patch_nums),
+        load_autoencoder(vae),
+        name,
+    )

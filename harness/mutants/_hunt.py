@@ -1,0 +1,189 @@
+"""Hunt planted bugs with the laws.
+
+Promise: a bug is caught only by a violation in a case in which the correct decoder breaks no law; the case shown is the
+simplest that the search found. A bug that no law of its family catches has survived, whatever other laws say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from harness.decoders import Terms
+from harness.judge import Verdict
+from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_cases, try_few_cases, try_law
+from harness.models import load_digits
+from harness.mutants._catalogue import MUTANTS
+from harness.mutants._mutant import Mutant, production
+from harness.runs import Decodes, covering, plan_of, verify_design
+
+SCOPES = ("first", "family", "all")
+
+
+@dataclass(frozen=True)
+class VerifyFinding:
+    """What the default verification said of one mutant: the verdict, the first defect's component, seconds to it."""
+
+    verdict: Verdict
+    component: str
+    detail: str
+    seconds: float
+
+
+@dataclass
+class Caught:
+    """What the laws said of one mutant."""
+
+    mutant: Mutant  # the planted bug
+    # the smallest one of every law that caught it, those of its own family first
+    violations: list[Violation] = field(default_factory=list)
+    tried: int = 0  # laws that were checked
+    seconds: float = float("nan")  # from the start to the first violation, its search for a smaller case included
+    total_seconds: float = 0.0  # of all laws
+    verified: VerifyFinding | None = None  # what `verify` says, where it was asked
+
+    @property
+    def stage(self) -> str:
+        """What catches it first: "verify" on digits, "laws", or nothing; "laws" alone were asked without `verified`."""
+        if self.verified is not None and self.verified.verdict is Verdict.DEFECT:
+            return "verify"
+        return "laws" if self.violations else ""
+
+    @property
+    def own(self) -> list[Violation]:
+        """Violations of laws of the mutant's family."""
+        return [violation for violation in self.violations if violation.law.family == self.mutant.family]
+
+    @property
+    def elsewhere(self) -> list[Violation]:
+        """Violations of laws of other families."""
+        return [violation for violation in self.violations if violation.law.family != self.mutant.family]
+
+    @property
+    def survived(self) -> bool:
+        """Whether no law of its family caught it, or one of another family caught what is its family's alone."""
+        return not self.own or (self.mutant.alone and bool(self.elsewhere))
+
+    @property
+    def smallest(self) -> Violation | None:
+        """The violation on the fewest tokens."""
+        return min(self.own, key=lambda violation: violation.case.pyramid.L, default=None)
+
+
+@dataclass
+class Hunt:
+    """What a hunt for many mutants was asked, and what it found."""
+
+    scope: str  # one of `SCOPES`
+    examples: int  # cases a law
+    seed: int  # of the cases
+    device: str  # where the networks are
+    dtype: str  # theirs, where a law does not need float64
+    found: list[Caught] = field(default_factory=list)  # what the laws said of every mutant
+    false_alarms: list[Law] = field(default_factory=list)  # laws that the correct decoder broke
+
+    @property
+    def survived(self) -> list[Caught]:
+        """Mutants that were not caught as they must be."""
+        return [caught for caught in self.found if caught.survived]
+
+    @property
+    def verdict(self) -> Verdict:
+        """DEFECT, of the laws, when a mutant survived or a law broke on the correct decoder; else IDENTICAL."""
+        return Verdict.DEFECT if self.survived or self.false_alarms else Verdict.IDENTICAL
+
+
+def laws_for(mutant: Mutant, scope: str) -> list[Law]:
+    """Return the laws that a scope tries, the mutant's own family first."""
+    own = [law for law in LAWS if law.family == mutant.family]
+    return own if scope != "all" else own + [law for law in LAWS if law.family != mutant.family]
+
+
+def hunt(mutant: Mutant, cases: Sequence[Case], scope: str = "family") -> Caught:
+    """Check the laws of a scope against one mutant.
+
+    Args:
+        mutant: the planted bug.
+        cases: smallest first.
+        scope: "first" stops at the first violation, "family" tries the laws of its family, "all" every law.
+    """
+    caught, start = Caught(mutant), time.perf_counter()
+    for law in laws_for(mutant, scope):
+        with mutant.planted():
+            row = try_law(law, Subject(mutant), CaseList(cases))
+        caught.tried += 1
+        if row.violation is not None:
+            caught.violations.append(row.violation)
+            if len(caught.violations) == 1:
+                caught.seconds = time.perf_counter() - start
+            if scope == "first":
+                break
+    caught.total_seconds = time.perf_counter() - start
+    return caught
+
+
+def _verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
+    """Do on a mutant what `verify` does without options, in this process, up to the first defect."""
+    start = time.perf_counter()
+    with mutant.planted():
+        blocks = covering(load_digits(), policy)
+        decodes = Decodes(mutant, plan_of(blocks), Terms(in_process=True, first_only=True))
+        result = verify_design(blocks[0].models, decodes)
+        if result.verdict is not Verdict.DEFECT:
+            result.take_laws(try_few_cases(mutant))
+    first, seconds = result.first_divergence, time.perf_counter() - start
+    if result.verdict is not Verdict.DEFECT or first is None:
+        return VerifyFinding(result.verdict, "", "; ".join(result.inconclusive), seconds)
+    return VerifyFinding(result.verdict, first.component, first.detail, seconds)
+
+
+@dataclass(frozen=True)
+class HuntWork:
+    """What a worker of a hunt gets."""
+
+    cases: tuple[Case, ...]  # smallest first
+    scope: str  # one of `SCOPES`
+    stages: bool = False  # run `verify` on each mutant, too
+    threads: int = 0  # of PyTorch, for a worker; 0 = as they are
+
+    def open(self) -> _Hunter:
+        """Return what hunts mutant after mutant. Effects: the number of threads of this process."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return _Hunter(self)
+
+
+class _Hunter:
+    """Hunts mutants by id, and asks the correct decoder about laws by id: a mutant itself may not travel."""
+
+    def __init__(self, work: HuntWork) -> None:
+        self.work = work
+        self.about = len(work.cases)
+
+    def do(self, task: tuple[str, str]) -> bool | Caught:
+        """Do ("law", id): whether the correct decoder breaks it; or ("mutant", id): see `caught_with_mutant`."""
+        kind, name = task
+        if kind == "law":
+            law = next(law for law in LAWS if law.id == name)
+            return try_law(law, Subject(production), CaseList(self.work.cases)).violation is not None
+        mutant = next(mutant for mutant in MUTANTS if mutant.id == name)
+        caught = hunt(mutant, self.work.cases, self.work.scope)
+        if self.work.stages:
+            caught.verified = _verified(mutant)
+        return replace(caught, mutant=replace(mutant, build=production, shared={}))
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
+def caught_with_mutant(caught: Caught) -> Caught:
+    """Return what a hunter caught, with the mutant itself."""
+    return replace(caught, mutant=next(mutant for mutant in MUTANTS if mutant.id == caught.mutant.id))
+
+
+def hunting_cases(examples: int, seed: int = 0, device: str = "cpu", dtype: str = "float64") -> list[Case]:
+    """Return the cases of a hunt on a device; `dtype` is that of the networks where a law does not need float64."""
+    return [replace(case, device=device, dtype=dtype) for case in fixed_cases(examples, seed)]

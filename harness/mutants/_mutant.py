@@ -1,0 +1,186 @@
+"""What a planted bug is, and the ways of planting one.
+
+Promise: a mutant is the production decoder with one part, one rule or one source of numbers replaced; nothing else
+changes. It is a factory, so `--implementation harness.mutants.masks:CORNER` names one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from harness.decoders import Factory
+from harness.laws import forget_models
+from harness.models import ModelPair
+from harness.protocol import Implementation, Request, Settings, Trace
+from harness.protocol.noise import Noise, SeededNoise
+from harness.speculative import Policy, parse_policy
+from harness.speculative.parts import PARTS, Parts
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted bug."""
+
+    id: str  # family of the laws that must catch it, and a word
+    change: str  # what it does differently, one clause
+    origin: str  # where such a bug comes from, one clause
+    build: Factory = field(repr=False)  # the decoder with the bug
+    alone: bool = False  # True when no law of another family may catch it
+    component: str = ""  # what `verify` must point to; empty where the bug is the laws' alone to find, or to place
+    # "module:name" -> what stands there instead, for a bug in code that decoder and reference share: it is planted
+    # for both while the laws or `verify` run
+    shared: Mapping[str, object] = field(default_factory=dict, repr=False)
+
+    @property
+    def family(self) -> str:
+        """First half of the id."""
+        return self.id.partition(".")[0]
+
+    def __call__(self, models: ModelPair, settings: Settings) -> Implementation:
+        """Build the decoder: a mutant is a factory."""
+        return self.build(models, settings)
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """Plant what is shared, for as long as the context lasts. Effects: networks are made anew."""
+        with replaced(self.shared):
+            if self.shared:
+                forget_models()
+            yield
+        if self.shared:
+            forget_models()
+
+
+@contextmanager
+def replaced(targets: Mapping[str, object]) -> Iterator[None]:
+    """Put other things in the places of module attributes for a while.
+
+    Args:
+        targets: "module:name" or "module:Class.name" -> what stands there.
+    """
+    originals = []
+    try:
+        for place, thing in targets.items():
+            module, _, path = place.partition(":")
+            holder: Any = importlib.import_module(module)
+            *outer, name = path.split(".")
+            for each in outer:
+                holder = getattr(holder, each)
+            originals.append((holder, name, holder.__dict__[name]))
+            setattr(holder, name, thing)
+        yield
+    finally:
+        for holder, name, was in reversed(originals):
+            setattr(holder, name, was)
+
+
+class _Patched(SpeculativeDecoder):
+    """The production decoder that decodes with other functions in some modules' places."""
+
+    targets: Mapping[str, object] = {}
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        """Decode with the bug."""
+        with replaced(self.targets):
+            return super().decode(request, noise)
+
+
+def patched(targets: Mapping[str, object]) -> Factory:
+    """Plant a bug in a function that is no part: "module:name" -> what stands there while the decoder decodes."""
+
+    def build(models: ModelPair, settings: Settings) -> Implementation:
+        decoder = _Patched(models, DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy)))
+        decoder.targets = targets
+        return decoder
+
+    return build
+
+
+def production(models: ModelPair, settings: Settings, used: Parts = PARTS) -> SpeculativeDecoder:
+    """Build the decoder without a bug, or composed of other parts."""
+    return SpeculativeDecoder(
+        models, DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy)), used
+    )
+
+
+def parts(**replaced: Any) -> Factory:
+    """Plant a bug by replacing parts (`harness.speculative.parts`)."""
+    return partial(production, used=replace(PARTS, **replaced))
+
+
+def policy(change: Callable[[Policy], Policy]) -> Factory:
+    """Plant a bug in the acceptance policy: the one that the settings name, changed."""
+
+    def build(models: ModelPair, settings: Settings) -> Implementation:
+        changed = change(parse_policy(settings.policy))
+        return SpeculativeDecoder(models, DecoderOptions(settings.draft_len, settings.bonus, changed))
+
+    return build
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    """The production decoder inside something that changes what goes in or comes out."""
+
+    inner: SpeculativeDecoder
+    around: Callable[[SpeculativeDecoder, Request, Noise], Trace]
+
+    @property
+    def contract(self) -> str:
+        """As the decoder claims."""
+        return self.inner.contract
+
+    @property
+    def policy(self) -> str:
+        """As the decoder says."""
+        return self.inner.policy
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        """Decode with the bug."""
+        return self.around(self.inner, request, noise)
+
+
+def wrapped(around: Callable[[SpeculativeDecoder, Request, Any], Trace]) -> Factory:
+    """Plant a bug around the whole decode; the decoder then exposes no parts."""
+    return lambda models, settings: _Wrapped(production(models, settings), around)
+
+
+@dataclass(frozen=True)
+class Tampered:
+    """A source of numbers of which some readings are changed."""
+
+    noise: Noise  # the true one
+    change: Callable[[Tensor, int, str, str], Tensor]  # (numbers, scale, stream, reader) -> numbers
+
+    def labels(self, classes: int) -> Tensor:
+        """Return the labels."""
+        return self.noise.labels(classes)
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_BlV, perhaps changed."""
+        return self.change(self.noise.exponential(si, stream, reader), si, stream, reader)
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl, perhaps changed."""
+        return self.change(self.noise.uniform(si, stream, reader), si, stream, reader)
+
+
+def asked_for(**changes: Any) -> Factory:
+    """Plant a bug that decodes another request, with that request's numbers; a change may be a function of it."""
+
+    def around(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+        changed = {name: change(request) if callable(change) else change for name, change in changes.items()}
+        other = replace(request, **changed)
+        models = decoder.models
+        own = SeededNoise(other, models.pyramid, models.target.config.V, models.device, noise.ledger)
+        return decoder.decode(other, own)
+
+    return wrapped(around)

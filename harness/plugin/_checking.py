@@ -1,0 +1,226 @@
+"""One law, one case on digits, or one decode of somebody's own test, checked.
+
+Promise: nothing passes by not having been tried; a case passes where `verify` with its settings would exit with 0. What
+a check saw lies in its item's stash, however it ends.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import NoReturn
+
+import pytest
+from rich.console import Console
+
+from harness.adapters import PUBLISHED_PREFIX, published_settings
+from harness.decoders import OWN_DECODER, Terms, run_in_process
+from harness.errors import InputError, one_line
+from harness.judge import Evidence, Judgement, Verdict, judge, weigh_run
+from harness.laws import Law, LawResult, try_law
+from harness.models import ModelPair, pair_checksums
+from harness.plugin._digits import USUAL, DigitsCase, design, pair
+from harness.plugin._options import PluginOptions
+from harness.protocol import Contract, Implementation, Request, Trace
+from harness.reference.sequential import sample_sequential
+from harness.report import CheckRow, show_verification
+from harness.rounding import budget_for
+from harness.runs import RunStore, Verification, requests_for
+from harness.verification import Question, answer
+
+SEEN = pytest.StashKey[CheckRow]()
+FEW = slice(1, 3)  # requests of a usual case: five images, with filters, guidance and both orders of noise
+WIDTH = 120
+
+
+class Unproven(AssertionError):  # noqa: N818
+    """Something was checked, and nothing follows: it was never exercised, or most of its cases were refused."""
+
+
+class KnownNotApplicable(AssertionError):  # noqa: N818
+    """What is known to fail cannot: it does not apply to this decoder."""
+
+
+class DefectFound(AssertionError):  # noqa: N818
+    """A verification, or the judgement on one decode, found a defect; the message is what `verify` prints."""
+
+
+def check_law(law: Law, options: PluginOptions, stash: pytest.Stash) -> None:
+    """Check a law in as many cases as the options say.
+
+    Raises:
+        Violation: it is broken.
+        Unproven: it was never exercised, or mostly refused.
+        KnownNotApplicable: it is known to fail, and does not apply.
+
+    Effects: skips the test where the law does not apply to the decoder; what was seen, in `stash`.
+    """
+    __tracebackhide__ = True
+    result = try_law(law, options.subject, options.scope_of(law))
+    stash[SEEN] = _row_of_law(result, options)
+    if result.violation is not None:
+        raise result.violation
+    if result.verdict is None:
+        _skip(law.id, f"does not apply: {result.skipped}", result.skipped, options)
+    if result.verdict is Verdict.INCONCLUSIVE:
+        raise Unproven(f"law {law.id} is unproven: {_why_unproven(result)}")
+
+
+def check_digits(case: DigitsCase, options: PluginOptions, stash: pytest.Stash) -> None:
+    """Verify one setting on digits.
+
+    Raises:
+        DefectFound: a defect.
+        Unproven: nothing was drafted or compared.
+        KnownNotApplicable: the case is known to fail, and is refused.
+        InputError: the decoder refuses a plain draft length or a request.
+
+    Effects: skips the test where the decoder refuses a schedule or a bonus scale; what was seen, in `stash`.
+    """
+    __tracebackhide__ = True
+    try:
+        result = verified(case, options)
+    except InputError as error:
+        if not (case.may_be_refused and error.name in ("draft_len", "bonus", "settings")):
+            raise
+        stash[SEEN] = CheckRow(case.name, "digits", str(case.settings), ("decode",), None, why=str(error))
+        _skip(case.name, f"refused: {error}", str(error), options)
+    stash[SEEN] = _row_of_digits(case, result, options)
+    if result.verdict is Verdict.DEFECT:
+        raise DefectFound(_message(result))
+    if result.verdict.exit_status:
+        raise Unproven(_message(result))
+
+
+def _skip(name: str, reason: str, why: str, options: PluginOptions) -> NoReturn:
+    """Skip what does not apply; what is known to fail, and cannot, raises `KnownNotApplicable`."""
+    if name in options.known:
+        known = options.known[name]
+        raise KnownNotApplicable(f"{name} is known to fail ({known}), and does not apply ({why}): strike it")
+    pytest.skip(reason)
+
+
+def _why_unproven(result: LawResult) -> str:
+    if result.refused > result.examples:
+        return f"{result.refused} cases refused, {result.examples} decoded; the last refusal: {result.why}"
+    return f"{result.examples} examples, and every one was trivial: nothing was tested"
+
+
+def _row_of_law(result: LawResult, options: PluginOptions) -> CheckRow:
+    law, violation = result.law, result.violation
+    why = {None: result.skipped, Verdict.INCONCLUSIVE: _why_unproven(result)}.get(result.verdict, "")
+    return CheckRow(
+        law.id, "law", law.statement, law.watches, result.verdict,
+        examples=result.examples, exercised=result.exercised, refused=result.refused, seconds=result.seconds, why=why,
+        finding=one_line(violation.found) if violation else "", case=repr(violation.case) if violation else "",
+        replay=violation.replay if violation else "", known=options.known.get(law.id, ""),
+    )  # fmt: skip
+
+
+def _row_of_digits(case: DigitsCase, result: Verification, options: PluginOptions) -> CheckRow:
+    defect = result.first_divergence if result.verdict is Verdict.DEFECT else None
+    return CheckRow(
+        case.name, "digits", f"{case.settings} on digits: {result.summary}",
+        (defect.component,) if defect else ("decode",), result.verdict,
+        examples=result.images, exercised=result.images, seconds=result.wall_seconds,
+        why="; ".join(result.inconclusive), finding=str(defect) if defect else "",
+        replay=result.alone if defect else "", known=options.known.get(case.name, ""),
+    )  # fmt: skip
+
+
+def _message(result: Verification) -> str:
+    """Return the verdict and the first divergence on one line, then all that `verify` prints to a log."""
+    log = io.StringIO()
+    show_verification(
+        result, Console(file=log, width=WIDTH, soft_wrap=True, markup=False, emoji=False, highlight=False), False
+    )
+    clause = str(result.first_divergence or "; ".join(result.inconclusive))
+    return f"{result.verdict.value}: {clause}\n\n{log.getvalue()}"
+
+
+def cases_of(options: PluginOptions) -> list[DigitsCase]:
+    """Return the cases that a decoder is put to; published code has settings of its own."""
+    prefix, _, sampler = options.name.partition(":")
+    if prefix == PUBLISHED_PREFIX:
+        every = published_settings(sampler, options.factory_options)
+        return [DigitsCase(f"digits[{sampler}{f'-{k}' if k else ''}]", each) for k, each in enumerate(every)]
+    names = design() if options.cover else USUAL
+    return [
+        replace(case, settings=replace(case.settings, options=options.factory_options))
+        for case in map(design().__getitem__, names)
+    ]
+
+
+def verified(case: DigitsCase, options: PluginOptions) -> Verification:
+    """Decode requests of the design under one setting and judge every token: all of them where all is to be covered.
+
+    Raises:
+        InputError: the decoder refuses the setting or a request; what `verify` refuses.
+    """
+    models = pair(options.scope.device)
+    requests = requests_for(models) if options.cover else requests_for(models)[FEW]
+    recipe = {"implementation": options.name} if options.name != OWN_DECODER else {}
+    recipe |= {"device": options.scope.device} if options.scope.device != "cpu" else {}
+    terms = Terms(sequential=options.sequential)
+    question = Question(options.name, (case.settings,), requests, terms, drafts=(case.draft_noise,))
+    return answer(models, question, store=RunStore(recipe=recipe))
+
+
+def reference(models: ModelPair, request: Request) -> Trace:
+    """Return the sequential decode of a request."""
+    return sample_sequential(models.target, models.vae, request, models.noise(request))
+
+
+def judged(
+    models: ModelPair,
+    decoder_or_trace: Implementation | Trace,
+    request: Request,
+    contract: str = "",
+    drafts: bool = True,
+) -> Judgement:
+    """Judge one decode.
+
+    Args:
+        models: networks of both sides.
+        decoder_or_trace: a decoder, which decodes the request in this process, or the trace that one returned.
+        request: what was drawn.
+        contract: what is claimed; empty = the decoder's own claim, and token-identical of a trace.
+        drafts: False for a decoder that drafts nothing, and need not.
+
+    Raises:
+        DefectFound: a defect; the message begins with the first one.
+        Unproven: nothing was compared or drafted.
+        InputError: the decoder refuses the request; a contract that there is none.
+    """
+    __tracebackhide__ = True
+    claim = _claim(decoder_or_trace, contract)
+    budget = budget_for(models)  # before the decoder runs, which may change what is process-wide
+    free, before = reference(models, request), pair_checksums(models)
+    outcome: Trace | Judgement
+    if isinstance(decoder_or_trace, Trace):
+        outcome = decoder_or_trace
+    else:
+        outcome = run_in_process(decoder_or_trace, models, replace(request), by_value=True)
+    changed = [name for name, value in pair_checksums(models).items() if value != before[name]]
+    if changed:
+        raise DefectFound(f"component weights: the decoder wrote into {', '.join(changed[:3])}")
+    if isinstance(outcome, Trace):
+        outcome = judge(Evidence(models, request, outcome, free, budget), claim, drafts)
+        allowed = [budget.guided(request.cfg, models.pyramid.ramp(si)) for si in models.pyramid]
+        weigh_run([(request, outcome)], lambda request: allowed, 1)
+    if outcome.verdict is Verdict.DEFECT:
+        more = outcome.count("defects") - 1
+        raise DefectFound(f"{outcome.defects[0]}{f'; {more} more' if more else ''}")
+    if outcome.verdict is Verdict.INCONCLUSIVE:
+        raise Unproven("; ".join(outcome.inconclusive) or "nothing was compared")
+    return outcome
+
+
+def _claim(decoder_or_trace: Implementation | Trace, demanded: str) -> Contract:
+    """Return what is judged: the claim that is demanded, else the decoder's own. Raises `InputError`."""
+    if isinstance(decoder_or_trace, Trace):
+        return Contract.of(demanded) if demanded else Contract.TOKENS
+    own = Contract.of(decoder_or_trace.contract)
+    if demanded and not own.entails(Contract.of(demanded)):
+        raise InputError("contract", demanded, f"is demanded, and the decoder claims {own.value}", "drop it")
+    return Contract.of(demanded) if demanded else own

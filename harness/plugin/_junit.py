@@ -1,0 +1,161 @@
+"""What JUnit says of every law, case and regression: verdict, component, and the line that replays it.
+
+Promise: each such test has all three as properties, however it ends; the words of a law are those of `run_conformance`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import pytest
+
+from harness.decoders import OWN_DECODER
+from harness.errors import HarnessError
+from harness.judge import Verdict
+from harness.laws import Law, Violation
+from harness.plugin._checking import SEEN, DefectFound, KnownNotApplicable, Unproven
+from harness.plugin._items import CheckItem
+from harness.plugin._seen import ROW
+
+NOT_APPLICABLE = "not applicable"
+# Options that change what a test does; they travel in its replay line.
+OPTIONS = (
+    "--sdvar-implementation", "--sdvar-device", "--sdvar-checkout", "--sdvar-option", "--sdvar-patch-nums",
+    "--sdvar-dtype", "--sdvar-examples", "--sdvar-seed", "--sdvar-sequential",
+)  # fmt: skip
+HYPOTHESIS = ("--hypothesis-profile", "--hypothesis-seed")  # of tests that draw for themselves
+USUAL = (None, "", 0, False, "cpu", OWN_DECODER)
+
+
+@dataclass(frozen=True)
+class Properties:
+    """What JUnit says of one test, all of it words."""
+
+    verdict: str
+    component: str
+    replay: str
+
+
+OWN = pytest.StashKey[dict[str, str]]()  # what a test says itself; it counts where the test does not pass
+NAMES = tuple(Properties.__dataclass_fields__)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report every test of a folder whose conftest imports this; the plugin itself reports laws and cases."""
+    report = yield
+    add_properties(item, call, report)
+    return report
+
+
+def add_properties(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Put the properties of what happened so far into a report; JUnit reads the last one of a test.
+
+    Effects: changes `report`, and the item's own properties.
+    """
+    broken_before = ("verdict", Verdict.DEFECT.value) in item.user_properties
+    if report.when != "teardown" or (report.outcome == "failed" and not broken_before):
+        error = call.excinfo.value if call.excinfo else None
+        outcome = "xfailed" if hasattr(report, "wasxfail") and report.outcome == "skipped" else report.outcome
+        if report.when == "call" and outcome == "failed" and error is None:
+            outcome = "passed"  # an unexpected pass: the law holds
+        properties = _properties(item, report.when, outcome, error)
+        others = [each for each in item.user_properties if each[0] not in NAMES]
+        item.user_properties[:] = [*others, *asdict(properties).items()]
+    report.user_properties = list(item.user_properties)
+    if report.when == "call" and SEEN in item.stash:
+        setattr(report, ROW, item.stash[SEEN].to_json())
+
+
+def case_of(item: pytest.Item) -> str:
+    """Return the law or case that a test is of; empty of any other test."""
+    law = _law_of(item)
+    return law.id if law else item.name if isinstance(item, CheckItem) else ""
+
+
+def mark_known(items: Sequence[pytest.Item], known: Mapping[str, str]) -> None:
+    """Mark what is known to fail: it must, by a defect or by proving nothing; a refused setting is neither."""
+    for item in items:
+        if (reason := known.get(case_of(item))) is not None:
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=True, raises=(Violation, DefectFound, Unproven)))
+
+
+def _properties(item: pytest.Item, when: str, outcome: str, error: BaseException | None) -> Properties:
+    """Return the three properties.
+
+    Args:
+        item: the test.
+        when: setup, call or teardown.
+        outcome: passed, failed, skipped or xfailed.
+        error: what it raised.
+    """
+    properties = Properties(_verdict(when, outcome, error), _component(item), _replay(item))
+    if violation := _violation(error):
+        component = ", ".join(violation.law.watches)
+        properties = replace(properties, component=component, replay=_with_name(violation, item).replay)
+    row = item.stash.get(SEEN, None)
+    if isinstance(error, DefectFound) and row is not None:
+        properties = replace(properties, component=", ".join(row.watches), replay=row.replay or properties.replay)
+    return replace(properties, **item.stash.get(OWN, {})) if outcome != "passed" else properties
+
+
+def _component(item: pytest.Item) -> str:
+    """Return what a test watches: its law, its module's word for it, or the last word of the module's name."""
+    law, module = _law_of(item), getattr(item, "module", None)
+    if law:
+        return ", ".join(law.watches)
+    if isinstance(item, CheckItem):
+        return "decode"
+    return getattr(module, "COMPONENT", str(getattr(module, "__name__", item.name)).rpartition("test_")[2])
+
+
+def _verdict(when: str, outcome: str, error: BaseException | None) -> str:
+    """Return the verdict in words: what never ran proves nothing, what ran and failed is a defect."""
+    if outcome == "passed":
+        return (Verdict.IDENTICAL if when == "call" else Verdict.INCONCLUSIVE).value
+    if outcome == "skipped":
+        return NOT_APPLICABLE
+    unproven = isinstance(error, KnownNotApplicable | Unproven)
+    refused = isinstance(error, HarnessError) and not _violation(error)
+    return (Verdict.INCONCLUSIVE if unproven or refused or when == "setup" else Verdict.DEFECT).value
+
+
+def _violation(error: BaseException | None) -> Violation | None:
+    """Return the violation that an error is, or the first in a group of them."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((violation for each in error.exceptions if (violation := _violation(each))), None)
+    return error if isinstance(error, Violation) else None
+
+
+def _replay(item: pytest.Item) -> str:
+    """Return the command line that runs a test alone, with the options that change it."""
+    which = ["-k", item.name] if isinstance(item, CheckItem) else [item.nodeid]
+    words = ["python", "-m", "pytest", *which]
+    for option in OPTIONS if case_of(item) else HYPOTHESIS if hasattr(item, "obj") else ():
+        given = item.config.getoption(option, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value not in (USUAL if option != "--sdvar-seed" else (None,)):
+                words.append(option if value is True else f"{option}={value}")
+    seed = getattr(getattr(item, "obj", None), "_hypothesis_internal_use_generated_seed", None)
+    if seed is not None and not any(word.startswith("--hypothesis-seed") for word in words):
+        words.append(f"--hypothesis-seed={seed}")  # what Hypothesis, too, prints of a test that failed
+    return shlex.join(words)
+
+
+def _with_name(violation: Violation, item: pytest.Item) -> Violation:
+    """Return a violation whose replay names the decoder as it was given, where it has no name of its own."""
+    if violation.factory != "FACTORY":
+        return violation
+    given = repr(item.config.getoption("--sdvar-implementation") or OWN_DECODER)
+    return Violation(violation.law, violation.case, violation.found, given, violation.options)
+
+
+def _law_of(item: pytest.Item) -> Law | None:
+    """Return the law that a test is of: an item of the plugin, or a test with a parameter of that name."""
+    spec = getattr(item, "callspec", None)
+    law = item.subject if isinstance(item, CheckItem) else spec.params.get("law") if spec else None
+    return law if isinstance(law, Law) else None

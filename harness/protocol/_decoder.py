@@ -1,0 +1,66 @@
+"""What a decoder under test must offer, and how it should speculate.
+
+Promise: anything with `contract` and `decode(request, noise) -> Trace` can be judged. `tokens_BL`, `f_hat_BCPP` and
+`scale_writes_BS` are indispensable; the more of the trace is filled in, the closer the harness can point at a mistake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
+from harness.protocol.noise import Noise
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a decoder should speculate: what a factory gets besides the models.
+
+    Args:
+        draft_len: scales proposed per round: a number, or the text of another rule (`speculative.draft_length`); empty
+            where the decoder is not asked for one.
+        bonus: submit the scale after the drafted ones too.
+        policy: coupling and acceptance rule, as on the command line; empty where the decoder has none of ours.
+        options: (name, value) of ``--option NAME=VALUE``, for decoders that have settings of their own.
+        graphs: the harness's own decoder: record and replay its device work as CUDA graphs.
+        compiled: likewise: run its networks' blocks through PyTorch's compiler.
+    """
+
+    draft_len: int | str = 5
+    bonus: bool = False
+    policy: str = "coupled"
+    options: tuple[tuple[str, str], ...] = ()
+    graphs: bool = False
+    compiled: bool = False
+
+    def option(self, name: str, default: str = "") -> str:
+        """Return the value of an option, the last one where it was given twice."""
+        return dict(self.options).get(name, default)
+
+    @property
+    def greedy(self) -> bool:
+        """True when the oracle takes the most likely token in place of a draw."""
+        return self.policy == "greedy"
+
+    def __str__(self) -> str:
+        words = (
+            [self.policy] if self.policy and not self.options else []
+        )  # a decoder with options has a rule of its own
+        words += [f"draft_len={self.draft_len}"] if self.draft_len != "" else []
+        words += [word for word in ("bonus", "graphs", "compiled") if getattr(self, word)]
+        return " ".join(words + [f"{n}={v}" for n, v in self.options if n != "checkout"]) or "as it is"
+
+
+class Implementation(Protocol):
+    """A decoder under test."""
+
+    @property
+    def contract(self) -> str:
+        """What it claims: the name of a `Contract`, e.g. ``token-identical``."""
+        ...
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        """Draw a batch; all randomness comes from `noise`, read as "draft" and "target"."""
+        ...

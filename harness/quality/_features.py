@@ -1,0 +1,247 @@
+"""What images are measured by: the digits classifier, which ships, and Inception, from a file that the user names.
+
+Promise: both are pure functions of frozen weights. The classifier's features are in standard deviations of real digits,
+so that the real digits have mean 0 and covariance 1 in every direction; `scripts/classifier.py` is the recipe of its
+weights. Nothing is downloaded: Inception is torch-fidelity's port of the published one, and statistics are those of an
+`.npz` with `mu` and `sigma`, as the ADM evaluation suite stores them; it recognises no classes.
+
+Source: Heusel et al. 2017; torch-fidelity, `inception-v3-compat`; guided-diffusion's evaluations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from harness.errors import InputError, text_of
+from harness.files import check_readable
+from harness.quality._distances import Moments, with_labels
+
+SIDE, CLASSES, D = 32, 10, 32  # pixels, digits, features
+WIDTHS = (1, 16, 32, 64)  # channels before and after every convolution
+DATA = Path(str(files("harness.quality") / "data"))
+
+
+class Features(Protocol):
+    """What images are measured by."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def unit(self) -> str:
+        """Of a Fréchet distance."""
+
+    @property
+    def D(self) -> int:
+        """Number of features."""
+
+    @property
+    def classes(self) -> int:
+        """Classes that it recognises; 0 = none, and then labels are not judged."""
+
+    def to(self, device: torch.device) -> Features:
+        """Return a copy on a device."""
+
+    def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return features_BD, and the class of each image where there are classes, of images in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real data: a law, and features where there are any."""
+
+    name: str  # for people
+    law: Moments  # mean and covariance, of features alone or joined by labels
+    features_RD: Tensor | None = None  # features, joined alike; None where only the law is stored
+    labelled: bool = False  # whether labels are joined
+
+    @classmethod
+    def of(cls, name: str, features_RD: Tensor, labels_R: Tensor, classes: int) -> Real:
+        """Return real data of which every feature is there; labels are joined where classes are recognised."""
+        joined = with_labels(features_RD, labels_R, classes) if classes else features_RD
+        return cls(name, Moments.of(joined), joined, bool(classes))
+
+
+def parameter_shapes() -> dict[str, tuple[int, ...]]:
+    """Return every weight's name and shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for k, (into, out) in enumerate(pairwise(WIDTHS)):
+        shapes |= {f"conv.{k}.weight": (out, into, 3, 3), f"conv.{k}.bias": (out,)}
+    flat = WIDTHS[-1] * (SIDE >> 3) ** 2
+    shapes |= {"embed.weight": (D, flat), "embed.bias": (D,)}
+    return shapes | {"head.weight": (CLASSES, D), "head.bias": (CLASSES,)}
+
+
+def trunk(weights: Mapping[str, Tensor], image_B1hw: Tensor) -> Tensor:
+    """Return what the convolutions make of images in [0, 1], flat."""
+    x = image_B1hw
+    for k in range(len(WIDTHS) - 1):
+        x = F.max_pool2d(F.relu(F.conv2d(x, weights[f"conv.{k}.weight"], weights[f"conv.{k}.bias"], padding=1)), 2)
+    return x.flatten(1)  # (B, C, h, w) -> (B, C·h·w)
+
+
+def embed(weights: Mapping[str, Tensor], flat_BF: Tensor) -> Tensor:
+    """Return embedding_BD, before its ReLU."""
+    return F.linear(flat_BF, weights["embed.weight"], weights["embed.bias"])
+
+
+def head(weights: Mapping[str, Tensor], embedding_BD: Tensor) -> Tensor:
+    """Return the logits_BK of the ten digits."""
+    return F.linear(F.relu(embedding_BD), weights["head.weight"], weights["head.bias"])
+
+
+@dataclass(frozen=True)
+class DigitFeatures:
+    """Features of digits."""
+
+    # of `parameter_shapes`, with `mean_D` and `whiten_DD`, which give the features their unit
+    weights: Mapping[str, Tensor] = field(repr=False)
+    name: str = "digits classifier"
+    unit: str = "squared standard deviations of real digits"
+    D: int = D
+    classes: int = CLASSES
+
+    def to(self, device: torch.device) -> DigitFeatures:
+        """Return a copy on a device."""
+        return replace(self, weights={name: weight.to(device) for name, weight in self.weights.items()})
+
+    @torch.inference_mode()
+    def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features_BD and the digit of each, (B,), of images in [0, 1].
+
+        Raises:
+            InputError: images of another size.
+        """
+        if tuple(image_B3hw.shape[1:]) != (3, SIDE, SIDE):
+            rule = f"must be (3, {SIDE}, {SIDE}) for the {self.name}"
+            raise InputError("image", tuple(image_B3hw.shape[1:]), rule, "pass --features FILE for other images")
+        grey_B1hw = image_B3hw.float().mean(1, keepdim=True)
+        embedding_BD = embed(self.weights, trunk(self.weights, grey_B1hw))
+        features_BD = (embedding_BD - self.weights["mean_D"]) @ self.weights["whiten_DD"]
+        return features_BD, head(self.weights, embedding_BD).argmax(1)
+
+
+def padded(digits_B28: Tensor) -> Tensor:
+    """Return MNIST's digits (B,28,28) in [0, 1] as the pair draws them: (B,3,32,32), padded with black."""
+    return F.pad(digits_B28, (2, 2, 2, 2))[:, None].expand(-1, 3, -1, -1)
+
+
+def load_features() -> DigitFeatures:
+    """Load the features that ship with the package."""
+    return DigitFeatures(load_file(DATA / "classifier.safetensors"))
+
+
+def load_real() -> tuple[Tensor, Tensor]:
+    """Load features_ND and labels_N of the real digits that ship with the package: none was trained on."""
+    tensors = load_file(DATA / "real.safetensors")
+    return tensors["features_ND"].float(), tensors["labels_N"].long()
+
+
+POOL_D = 2048  # features of Inception
+ASYMMETRY = 1e-6  # of a stored covariance, as a share of its largest entry: float32 sums of millions of products
+Build = Callable[[Path], nn.Module]
+
+
+@dataclass(frozen=True)
+class InceptionFeatures:
+    """Features of colour images of any size."""
+
+    network: nn.Module  # takes uint8 images (B,3,h,w), resizes them itself, and returns features_BD first
+    name: str  # says which file
+    D: int = POOL_D  # features
+    unit: str = "that of FID: squared Inception features"
+    classes: int = 0
+
+    def to(self, device: torch.device) -> InceptionFeatures:
+        """Return it with its network on a device."""
+        return replace(self, network=self.network.to(device))
+
+    @torch.inference_mode()
+    def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, None]:
+        """Return features_BD of images in [0, 1], rounded to bytes as image files are. Raises `InputError`."""
+        bytes_B3hw = (image_B3hw.float() * 255).round().clamp(0, 255).to(torch.uint8)
+        features_BD = self.network(bytes_B3hw)[0].flatten(1)
+        if features_BD.shape[1] != self.D:
+            rule = f"gives {features_BD.shape[1]} features, not {self.D}"
+            raise InputError("features", self.name, rule, "pass a weights file of torch-fidelity's Inception")
+        return features_BD, None
+
+
+def torch_fidelity(path: Path) -> nn.Module:
+    """Return torch-fidelity's Inception with weights of a file. Raises `InputError` where it is not installed."""
+    if importlib.util.find_spec("torch_fidelity") is None:
+        rule = "needs torch-fidelity's Inception, which is not installed"
+        raise InputError("features", str(path), rule, 'pip install "sdvar-harness[inception]"')
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # noqa: PLC0415
+
+    network: nn.Module = FeatureExtractorInceptionV3(
+        "inception-v3-compat", [str(POOL_D)], feature_extractor_weights_path=str(path)
+    )
+    return network
+
+
+def load_inception(path: Path, build: Build = torch_fidelity) -> InceptionFeatures:
+    """Load the features of a weights file.
+
+    Args:
+        path: torch-fidelity's `weights-inception-2015-12-05-*.pth`.
+        build: makes the network; another one where features of another network are wanted.
+
+    Raises:
+        InputError: no such file, not what `build` takes, or torch-fidelity is not installed.
+    """
+    check_readable(path, "features", "pass torch-fidelity's Inception weights file")
+    try:
+        network = build(path).eval().requires_grad_(False)
+    except InputError:
+        raise
+    except Exception as error:  # of whatever kind: it is another library that reads the file
+        rule = f"cannot be loaded ({type(error).__name__}: {text_of(error)[:200]})"
+        raise InputError("features", str(path), rule, "pass torch-fidelity's Inception weights file") from None
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    return InceptionFeatures(network, f"Inception, {path.name} ({digest})", getattr(network, "num_features", POOL_D))
+
+
+def load_statistics(path: Path) -> Real:
+    """Load real data's mean and covariance of features.
+
+    Args:
+        path: `.npz` with `mu` (D,) and `sigma` (D, D).
+
+    Raises:
+        InputError: no such file, or no such statistics: a name missing, another shape, a number that is not finite,
+            a covariance that is not symmetric.
+    """
+    check_readable(path, "real", "pass an .npz of the ADM evaluation, with mu and sigma")
+    remedy = "pass an .npz of the ADM evaluation, with mu and sigma"
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            mean, covariance = np.asarray(stored["mu"], float), np.asarray(stored["sigma"], float)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise InputError("real", str(path), f"holds no statistics ({text_of(error)})", remedy) from None
+    if mean.ndim != 1 or not mean.size or covariance.shape != (mean.size, mean.size):
+        rule = f"has mu {mean.shape} and sigma {covariance.shape}, which must be (D,) and (D, D)"
+        raise InputError("real", str(path), rule, remedy)
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise InputError("real", str(path), "holds a number that is not finite", remedy)
+    if (
+        np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max()
+        or (covariance.diagonal() < 0).any()
+    ):
+        raise InputError("real", str(path), "has a sigma that is no covariance", remedy)
+    return Real(path.name, Moments.of_law(torch.from_numpy(mean), torch.from_numpy(covariance)))

@@ -1,0 +1,244 @@
+"""A drawing: every portion of every source, by any workers, kept in a file or not.
+
+Promise: samples come in the order of the images, whoever drew them and in how many sittings. A portion is on the disk
+when it is drawn; a file of another drawing is refused, and what differs is named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from harness.decoders import OWN_DECODER, Terms
+from harness.errors import InputError, StopSignal
+from harness.models import ModelPair
+from harness.pool import ALONE, Died, Execution, WorkerError, employ
+from harness.protocol import Request, request_values
+from harness.quality._draw import NONE, Drawn, DrawWork, Source, check_distinct
+from harness.quality._features import Features
+from harness.runs import (
+    TERMS,
+    UNKEPT,
+    FileKind,
+    GrowingFile,
+    RunStore,
+    Task,
+    code_of,
+    differences,
+    identity_of,
+    is_begun,
+    notes_of,
+    to_json,
+)
+from harness.signals import held
+
+TENSORS = ("features_BD", "classes_B", "calls_B", "tokens_BL")
+COLUMNS = "portion INTEGER NOT NULL, source INTEGER NOT NULL, seconds REAL NOT NULL, failed TEXT NOT NULL"
+BLOBS = ", ".join(f"{name} BLOB NOT NULL" for name in TENSORS)
+DRAWN_FILE = FileKind(
+    application=0x5D7A5ADB,  # a verification's ends with A
+    schema=1,
+    tables=(f"CREATE TABLE drawn ({COLUMNS}, shapes TEXT NOT NULL, {BLOBS}, PRIMARY KEY (portion, source))",),
+    command="quality",
+)
+
+
+class DrawnFile(GrowingFile):
+    """The file of a drawing that this process writes: what is read back is what was written, bit for bit."""
+
+    kind = DRAWN_FILE
+
+    @classmethod
+    def open(cls, store: RunStore, about: Mapping[str, object]) -> DrawnFile | None:
+        """Return the file of a drawing, new or gone on with; None where nothing is kept.
+
+        Args:
+            store: which file.
+            about: what the drawing is of, as JSON values; compared by name with what a file says.
+
+        Raises:
+            InputError: it is there already and not resumed, is being written, is no such file, or of another drawing.
+        """
+        if store.file is None:
+            return None
+        if not (store.resume and is_begun(store.file)):
+            return cls._create(store.file, about)
+        file = cls.go_on(store.file)
+        try:
+            with file.kind.readable(file.path):
+                differing = differences(json.loads(to_json(dict(about))), notes_of(file.base))
+            if differing:
+                rule = f"is the file of another run: {'; '.join(differing[:3])}"
+                remedy = "repeat the command that began it, or pass another --run"
+                raise InputError("resume", str(file.path), rule, remedy)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def portions(self) -> dict[int, list[Drawn]]:
+        """Return what is drawn, by portion."""
+        drawn: dict[int, list[Drawn]] = {}
+        with self.kind.readable(self.path):
+            names = ", ".join(TENSORS)
+            for portion, seconds, failed, shapes, *blobs in self.base.execute(
+                f"SELECT portion, seconds, failed, shapes, {names} FROM drawn ORDER BY portion, source"
+            ):
+                tensors = [_tensor(blob, *shape) for blob, shape in zip(blobs, json.loads(shapes), strict=True)]
+                named = dict(zip(TENSORS, tensors, strict=True))
+                drawn.setdefault(portion, []).append(Drawn(**named, seconds=seconds, failed=failed))
+        return drawn
+
+    def write(self, portion: int, drawn: Sequence[Drawn]) -> None:
+        """Add one portion of every source; all of it or nothing."""
+        with self.transaction():
+            for source, each in enumerate(drawn):
+                tensors = [getattr(each, name) for name in TENSORS]
+                shapes = to_json([[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors])
+                blobs = [tensor.contiguous().numpy().tobytes() for tensor in tensors]
+                self.insert("drawn", (portion, source, each.seconds, each.failed, shapes, *blobs))
+
+
+def _tensor(blob: bytes, shape: list[int], dtype: str) -> Tensor:
+    kind = getattr(torch, dtype)
+    return torch.frombuffer(bytearray(blob), dtype=kind).reshape(shape) if blob else torch.zeros(shape, dtype=kind)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How images are drawn."""
+
+    execution: Execution = ALONE  # who does it
+    store: RunStore = UNKEPT  # where what is drawn is kept
+    terms: Terms = TERMS  # how decoders under test run
+
+
+USUAL = Conditions()
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """All images of one source."""
+
+    source: Source  # which
+    contract: str  # letter of what it claims; empty for the draft
+    labels_N: Tensor  # what was asked for, int64
+    features_ND: Tensor  # float32
+    classes_N: Tensor  # what was recognised; empty where nothing is
+    calls_N: Tensor  # target forward passes
+    tokens_NL: Tensor  # empty where they are not kept
+    seconds: float  # of all decodes
+    failed: str = ""  # why the decoder gave no images, the first reason met; empty = it did
+
+
+def gather(
+    models: ModelPair,
+    features: Features,
+    sources: Sequence[Source],
+    requests: Sequence[Request],
+    conditions: Conditions = USUAL,
+    progress: Callable[[int], None] = lambda images: None,
+) -> tuple[list[ImageSet], int]:
+    """Draw every portion of every source.
+
+    Args:
+        models: networks, on their device.
+        features: what images become.
+        sources: what is drawn.
+        requests: portions, as of `sources.portions`.
+        conditions: who does it, where it is kept, and how decoders under test run.
+        progress: called with the images of every portion, once for all that a resumed run has already.
+
+    Returns:
+        The sets, of what was drawn until a signal came (SIGINT, SIGTERM); and that signal, or 0.
+
+    Raises:
+        InputError: a decoder that refuses its settings or a request; a run file of another run.
+        WorkerError: the workers die.
+        StopSignal: a signal came before anything was drawn.
+
+    Effects: processes, which have ended when this returns; the run file.
+    """
+    check_distinct(sources)
+    models.check_finite()
+    tasks = [Task(k, request, tuple(range(len(sources)))) for k, request in enumerate(requests)]
+    work = DrawWork(models, features, tuple(sources), max(task.request.B for task in tasks), conditions.terms)
+    about = about_of(models, features, sources, requests) if conditions.store.file is not None else {}
+    file, stopped = DrawnFile.open(conditions.store, about), 0
+    with closing(file) if file else nullcontext():
+        drawn = file.portions() if file else {}
+        if drawn:
+            progress(sum(tasks[k].images for k in drawn))
+        device = torch.device(conditions.execution.device or models.device)
+        crew = employ(conditions.execution, device, len(tasks))
+        with closing(crew.open(work)) as pool:
+            contracts = pool.about.contracts
+            try:
+                for task, portion in pool.map([task for task in tasks if task.number not in drawn]):
+                    if isinstance(portion, Died):
+                        rule = f"{portion.why}; pass a smaller --batch, or fewer --workers"
+                        raise WorkerError(f"batch={task.request.B}: {rule}")
+                    with held():
+                        if file:
+                            file.write(task.number, portion)
+                        drawn[task.number] = portion
+                    progress(task.images)
+            except StopSignal as stop:
+                if not drawn:
+                    raise
+                stopped = stop.status - 128
+    done = [task for task in tasks if task.number in drawn]
+    labels_N = torch.tensor([label for task in done for label in task.request.labels or ()])
+    columns = zip(*(drawn[task.number] for task in done), strict=True)
+    sets = zip(sources, contracts, columns, strict=True)
+    return [_set(source, contract, labels_N, portions) for source, contract, portions in sets], stopped
+
+
+def _set(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Drawn]) -> ImageSet:
+    failed = next((portion.failed for portion in portions if portion.failed), "")
+    good = [portion for portion in portions if not portion.failed]
+    if failed:
+        good = good[:1] or [Drawn.nothing(failed)]
+    features_ND, classes_N, calls_N, tokens_NL = (
+        torch.cat([getattr(portion, name) for portion in good]) for name in TENSORS
+    )
+    seconds = sum(portion.seconds for portion in portions)
+    return ImageSet(source, contract, labels_N, features_ND, classes_N, calls_N, tokens_NL, seconds, failed)
+
+
+def about_of(
+    models: ModelPair, features: Features, sources: Sequence[Source], requests: Sequence[Request]
+) -> dict[str, object]:
+    """Return what a drawing is of, as JSON values: two that are equal draw the same."""
+    codes = [code_of(s.factory, s.settings.option("checkout")) if s.factory != NONE else None for s in sources]
+    drawn = [
+        f"{place}: {_digest(repr((sorted(asdict(source).items()), sorted(asdict(code).items() if code else ()))))}"
+        for place, (source, code) in enumerate(zip(sources, codes, strict=True))
+    ]
+    first = next((source for source in sources if source.factory != NONE), sources[0])
+    return {
+        **identity_of(models, (first.factory or OWN_DECODER, first.settings)).as_dict(),
+        "sources": dict(zip((source.name for source in sources), drawn, strict=True)),
+        "images": {
+            "number": sum(request.B for request in requests),
+            "requests": _digest(repr([sorted(request_values(request).items()) for request in requests])),
+        },
+        "features": {"name": features.name, "unit": features.unit},
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def check_enough(images: int, blocks: int) -> None:
+    """Refuse fewer images than blocks can be cut from. Raises `InputError`."""
+    if images < 2 * blocks:
+        rule = f"must be at least {2 * blocks}, two a block"
+        raise InputError("images", images, rule, "pass --images 10000, or fewer --blocks")

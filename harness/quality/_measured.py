@@ -1,0 +1,108 @@
+"""What `quality` measured, as a file: what `quality --json` writes and `scoreboard` reads.
+
+Promise: a file says what was measured on what; reading it back gives the same rows, or one `InputError`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError
+from harness.files import check_readable, compact
+from harness.provenance import versions
+from harness.quality._distances import LEVEL, Estimate
+from harness.quality._loss import Quality, quality_verdict, worst
+from harness.quality._rows import QualityRow
+from harness.quality._two_samples import Tokens
+from harness.rounding import precision
+
+SCHEMA = 1  # docs/quality.md describes it
+BAD = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+ESTIMATES = (
+    "real", "real_kernel", "law", "law_kernel", "loss", "drift", "accuracy", "precision", "coverage",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of `quality`."""
+
+    models: str  # name of the pair
+    device: str  # where it was drawn
+    cfg: float  # guidance value
+    features: str  # name of what images were measured by
+    unit: str  # of a Fréchet distance
+    real: str  # name of the real data; empty = none
+    blocks: int  # of the intervals
+    rows: list[QualityRow]  # sequential decoding first
+    most: float | None = None  # loss that is allowed; None = none was stated
+    seconds: float = 0.0  # of the drawing
+    stopped: int = 0  # signal that ended it early, or 0; the rows are of what was drawn until then
+
+    @property
+    def verdicts(self) -> list[Quality]:
+        """The verdict on every row after the first; none where no loss was stated."""
+        return [quality_verdict(row, self.most) for row in self.rows[1:]] if self.most is not None else []
+
+    @property
+    def verdict(self) -> Quality | None:
+        """The worst verdict on what is under test; None where nothing is, or no loss was stated."""
+        rows = zip(self.rows[1:], self.verdicts, strict=False)
+        judged = [verdict for row, verdict in rows if not row.yardstick]
+        return worst(judged) if judged else None
+
+    def values(self) -> dict[str, object]:
+        """Return the run as JSON values; null where there is no figure."""
+        rows = [_row_values(row) for row in self.rows]
+        for values, verdict in zip(rows[1:], self.verdicts, strict=bool(self.verdicts)):
+            values["verdict"] = verdict.value
+        header = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
+        return {"schema": SCHEMA, **header, "level": LEVEL, "rows": rows}
+
+    def document(self) -> bytes:
+        """Return the run as JSON, with what made it."""
+        return compact({**self.values(), "precision": precision(), "versions": versions()})
+
+
+def _row_values(row: QualityRow) -> dict[str, object]:
+    values = asdict(row)
+    for name in ESTIMATES:
+        if values[name] is not None:
+            values[name] = {key: None if math.isnan(value) else value for key, value in values[name].items()}
+    return values
+
+
+def read_quality(path: Path) -> Measured:
+    """Read a file of `quality --json`. Raises `InputError` for anything else."""
+    remedy = "pass one of quality --json"
+    check_readable(path, "quality", remedy, "is no file of quality (no such file)")
+    try:
+        document = json.loads(path.read_text())
+        if document["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {document['schema']}, and this version reads {SCHEMA}")
+        rows = [_row_of(values) for values in document["rows"]]
+        header = {field.name: document[field.name] for field in fields(Measured) if field.name != "rows"}
+        if not rows:
+            raise ValueError("no row")
+        return Measured(**header, rows=rows)
+    except BAD as error:
+        raise InputError("quality", str(path), f"is no file of quality ({error})", remedy) from None
+
+
+def _row_of(values: Any) -> QualityRow:
+    """Read a row of JSON. Raises one of `BAD` for anything else."""
+    values.pop("verdict", None)
+    tokens = values.pop("tokens")
+    estimates = {name: None if (stated := values.pop(name)) is None else _estimate_of(stated) for name in ESTIMATES}
+    return QualityRow(**{**values, **estimates, "tokens": Tokens(**tokens) if tokens else None})
+
+
+def _estimate_of(values: Any) -> Estimate:
+    estimate = Estimate(**{key: math.nan if value is None else float(value) for key, value in values.items()})
+    if not estimate.low <= estimate.high:
+        raise ValueError("an interval without an inside")
+    return estimate

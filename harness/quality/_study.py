@@ -1,0 +1,145 @@
+"""A whole measurement: what images are measured by, what is asked, and the rows that come of it.
+
+Promise: one order of things for `quality` and for `verify --max-loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from harness.clock import timed
+from harness.decoders import is_own_decoder
+from harness.errors import InputError, StopSignal
+from harness.models import ModelPair
+from harness.protocol import Contract, Request, Settings
+from harness.quality._distances import BLOCKS, check_blocks
+from harness.quality._draw import BASE, LAW, Source, portions
+from harness.quality._features import Features, Real, load_features, load_real
+from harness.quality._gather import USUAL, Conditions, ImageSet, check_enough, gather
+from harness.quality._loss import check_loss
+from harness.quality._measured import Measured
+from harness.quality._rows import measure_rows
+from harness.runs import default_batch
+from harness.speculative import parse_policy
+
+USUAL_IMAGES = 10_000
+FEW = 256  # features: below it a GPU's eigenvalues take longer than a CPU's
+
+
+@dataclass(frozen=True)
+class Means:
+    """What images are measured by; without real data only the target's law is known."""
+
+    features: Features
+    real: Real | None
+
+
+def digits_means() -> Means:
+    """Return what ships with the package."""
+    features = load_features()
+    return Means(features, Real.of("held-out digits of MNIST", *load_real(), features.classes))
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is study.
+
+
+    Raises:
+        InputError: fewer images than two a block; a loss that nothing could show.
+    """
+
+    others: Sequence[Source]  # sources besides sequential decoding and the target's law
+    images: int = USUAL_IMAGES  # of every source
+    batch: int = 0  # images a batch; 0 = as many as device and memory like
+    labels: tuple[int, ...] = tuple(range(10))  # in turn
+    request: Request = field(default_factory=lambda: Request((0,)))  # seed, guidance and filters
+    blocks: int = BLOCKS  # of the intervals
+    most: float | None = None  # loss that is allowed; None = no verdict
+
+    @property
+    def total(self) -> int:
+        """Images that are drawn: of sequential decoding, of the target's law, and of every other source."""
+        return self.images * (2 + len(self.others))
+
+    def __post_init__(self) -> None:
+        check_blocks(self.blocks)
+        check_enough(self.images, self.blocks)
+        check_loss(self.most)
+
+
+def decoder_sources(factory: str, settings: Sequence[Settings]) -> list[Source]:
+    """Return a source for every setting of a decoder under test; its tokens are kept where it may claim their law."""
+    sources = []
+    for setting in settings:
+        own = is_own_decoder(factory)
+        keeps = not own or parse_policy(setting.policy).contract is Contract.LAW
+        words = [setting.policy if own else factory.removeprefix("harness.quality._planted:"), _unusual(setting)]
+        sources.append(Source(" ".join(filter(None, words)), factory, setting, keeps_tokens=keeps))
+    return sources
+
+
+def _unusual(setting: Settings) -> str:
+    """Say what else tells a setting from others: length, bonus, recorded or compiled work, options of its own."""
+    words = [f"draft_len {setting.draft_len}"] if setting.draft_len not in ("", 5, "5") else []
+    words += [word for word in ("bonus", "graphs", "compiled") if getattr(setting, word)]
+    return " ".join(words + [f"{name}={value}" for name, value in setting.options if name != "checkout"])
+
+
+def run_study(
+    models: ModelPair,
+    means: Means,
+    study: Study,
+    conditions: Conditions = USUAL,
+    progress: Callable[[int], None] = lambda images: None,
+) -> Measured:
+    """Draw what is asked, and measure it.
+
+    Args:
+        models: networks, on their device.
+        means: what images are measured by.
+        study: what is drawn.
+        conditions: as of `gather`.
+        progress: as of `gather`.
+
+    Raises:
+        InputError: labels or filters that the networks do not have, and as `gather` and `measure_rows` do.
+        StopSignal: a signal came before there were enough images for an interval.
+    """
+    sources = [BASE, LAW, *study.others]
+    check_labels(models, means, study.labels)
+    own_process = any(source.factory and not is_own_decoder(source.factory) for source in sources)
+    batch = study.batch or min(default_batch(models, own_process).images, study.images)
+    requests = portions(study.images, batch, study.labels, study.request)
+    requests[0].check_against(models.target.config.classes, models.target.config.V)
+    (samples, stopped), seconds = timed(
+        lambda: gather(models, means.features, sources, requests, conditions, progress), torch.device("cpu")
+    )
+    if stopped and len(samples[0].labels_N) < 2 * study.blocks:
+        raise StopSignal(stopped)
+    where = models.device if means.features.D >= FEW else torch.device("cpu")
+    samples = [_on(sample, where, models.device) for sample in samples]
+    vocabulary = models.target.config.V
+    rows = measure_rows(samples, means.real, means.features.classes, models.pyramid, vocabulary, study.blocks)
+    return Measured(
+        models.title, str(models.device), study.request.cfg, means.features.name, means.features.unit,
+        means.real.name if means.real else "", study.blocks, rows, study.most, seconds, stopped,
+    )  # fmt: skip
+
+
+def check_labels(models: ModelPair, means: Means, labels: Sequence[int]) -> None:
+    """Refuse labels that are no class, and features of other classes than the networks'. Raises `InputError`."""
+    classes, known = models.target.config.classes, means.features.classes
+    if known not in (0, classes):
+        rule = f"knows {known} classes, and the networks {classes}"
+        raise InputError("features", means.features.name, rule, "pass --features FILE")
+    for label in labels:
+        if not 0 <= label < classes:
+            raise InputError("labels", label, f"must lie in 0..{classes - 1}", "pass --labels all")
+
+
+def _on(sample: ImageSet, features: torch.device, tokens: torch.device) -> ImageSet:
+    return replace(sample, features_ND=sample.features_ND.to(features), tokens_NL=sample.tokens_NL.to(tokens))

@@ -1,0 +1,245 @@
+"""What every acceptance policy but contract B's must give, scale by scale, written from docs/policies.md alone.
+
+Promise: plain and slow. Draft and target walk along the same final tokens, scale after scale, each with a cache of its
+own, every image on its own; no window, no mask, no roll-back. Tokens and rounds of a correct decoder equal these:
+what a draft proposes after accepted scales is what it proposes after final ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from harness.models import ModelPair
+from harness.protocol import Request, Round
+from harness.protocol.noise import ACCEPT, TOKEN, Noise
+from harness.reference._steps import accumulate, draw, filter_logits, guide, next_input
+from harness.reference.sequential import Walk
+
+POLICIES = (
+    "coupled",
+    "greedy",
+    "match",
+    "coupled-match",
+    "topk-match",
+    "kl",
+    "handoff",
+    "collaborative",
+    "code",
+    "imposed",
+)
+
+
+@dataclass(frozen=True)
+class PolicyRule:
+    """A policy's text, taken apart."""
+
+    name: str  # one of `POLICIES`
+    numbers: tuple[float, ...]  # after it, in order
+    partial: bool  # in a rejected scale, tokens that pass on their own stay
+
+    @classmethod
+    def of(cls, text: str) -> PolicyRule:
+        """Return the rule of a text such as ``topk-match:5:0.5+partial``."""
+        body = text.removesuffix("+partial")
+        name, *numbers = body.split(":")
+        if name == "match" and not numbers:
+            numbers = ["0.5"]
+        return cls(name, tuple(float(number) for number in numbers), body != text)
+
+    def draft_alone(self, si: int) -> bool:
+        """Tell whether the draft decides scale `si` by itself."""
+        if self.name == "handoff":
+            return si < self.numbers[0]
+        return self.name in ("collaborative", "code") and si >= self.numbers[0]
+
+    def target_alone(self, si: int) -> bool:
+        """Tell whether the target decides scale `si` without a draft."""
+        return self.name == "code" and si < self.numbers[0]
+
+    def test(self, drafted_l: Tensor, own_l: Tensor, target_lV: Tensor, draft_lV: Tensor) -> tuple[bool, Tensor]:
+        """Judge one drafted scale of one image.
+
+        Args:
+            drafted_l: the draft's tokens.
+            own_l: the target's own draws; the most likely ones under ``greedy``.
+            target_lV: the target's probabilities, filtered tokens at 0.
+            draft_lV: the draft's, likewise.
+
+        Returns:
+            Whether the scale is accepted, and which tokens pass on their own.
+        """
+        l = len(drafted_l)
+        if self.name == "match":
+            passed_l = drafted_l == target_lV.argmax(-1)
+            return int(passed_l.sum()) / l >= self.numbers[0], passed_l
+        if self.name == "coupled-match":
+            passed_l = drafted_l == own_l
+            return int(passed_l.sum()) / l >= self.numbers[0], passed_l
+        if self.name == "topk-match":
+            passed_l = torch.tensor([_among(target_lV[n], int(drafted_l[n]), int(self.numbers[0])) for n in range(l)])
+            passed_l = passed_l.to(drafted_l.device)
+            return int(passed_l.sum()) / l >= self.numbers[1], passed_l
+        if self.name == "kl":
+            kl_l = torch.stack([_kl(target_lV[n], draft_lV[n]) for n in range(l)])
+            return float(kl_l.mean()) <= self.numbers[0], kl_l <= self.numbers[0]
+        passed_l = drafted_l == own_l
+        return bool(passed_l.all()), passed_l
+
+
+def _among(law_V: Tensor, token: int, k: int) -> bool:
+    """Tell whether a token is one of the k most likely ones: possible at all, and fewer than k are likelier."""
+    return bool(law_V[token] > 0) and int((law_V > law_V[token]).sum()) < k
+
+
+def _kl(target_V: Tensor, draft_V: Tensor) -> Tensor:
+    """Return KL(target, draft) = Σ target·ln(target/draft) over the tokens that the target can draw."""
+    can = target_V > 0
+    return (target_V[can] * (target_V[can].log() - draft_V[can].log())).sum().clamp_min(0)
+
+
+def length_wanted(rule: str, first: int, current: int, S: int) -> int:
+    """Return how many scales the rule of a draft length asks for in a round that begins at scale `first`.
+
+    Args:
+        rule: ``5``, ``1/2/3/…`` (one number a scale) or ``dynamic:LOW:HIGH``.
+        first: first scale of the round.
+        current: the image's dynamic length; `length_begin` at first, then `length_after` every round.
+        S: scales.
+    """
+    if rule.startswith("dynamic"):
+        return min(current, S - first)
+    numbers = [int(number) for number in rule.split("/")]
+    return min(numbers[first] if len(numbers) > 1 else numbers[0], S - first)
+
+
+def length_bounds(rule: str, S: int) -> tuple[int, int]:
+    """Return LOW and HIGH of a dynamic rule; ``dynamic`` alone is 1 to S."""
+    low, high = (int(number) for number in rule.split(":")[1:]) if ":" in rule else (1, S)
+    return low, high
+
+
+def length_begin(rule: str, S: int) -> int:
+    """Return an image's dynamic length before its first round."""
+    return length_bounds(rule, S)[0] if rule.startswith("dynamic") else 0
+
+
+def length_after(rule: str, current: int, whole: bool, S: int) -> int:
+    """Return an image's dynamic length after a round: one more if all that was drafted is accepted, else one less."""
+    if not rule.startswith("dynamic"):
+        return current
+    low, high = length_bounds(rule, S)
+    return min(current + 1, high) if whole else max(current - 1, low)
+
+
+@dataclass
+class _Image:
+    """One image on its way: its closed rounds, and the open one."""
+
+    length: int
+    rounds: list[Round] = field(default_factory=list)
+    first: int = 0
+    count: int = 0  # scales drafted in the open round; 0 between rounds, and in one that the target decides alone
+    accepted: int = 0
+    kept: int = 0
+    replaced: int = 0
+    rejected: bool = False
+
+    def open(self, si: int, rule: PolicyRule, draft_len: str, S: int) -> None:
+        """Begin a round at scale `si`: it never goes from scales of one sort to those of the other."""
+        alone = rule.draft_alone(si)
+        wanted = S if alone else length_wanted(draft_len, si, self.length, S)
+        stop = si
+        while stop < min(S, si + wanted) and rule.draft_alone(stop) == alone:
+            stop += 1
+        self.begin(si, stop - si)
+
+    def begin(self, si: int, count: int) -> None:
+        """Begin a round at scale `si` that drafts `count` scales."""
+        self.first, self.count, self.accepted, self.kept, self.replaced, self.rejected = si, count, 0, 0, 0, False
+
+    def close(self, draft_len: str, bonus: int, S: int) -> None:
+        """End the round; `bonus` is the number of tokens of a scale that was not drafted, 0 without one."""
+        turn = (self.first, self.count, self.accepted, self.rejected, bonus > 0, self.kept, self.replaced, bonus)
+        self.rounds.append(Round(*turn, target_rows=0))
+        self.length = length_after(draft_len, self.length, self.accepted == self.count, S)
+        self.count = 0
+
+
+def _law(walk: Walk, raw_BlC: Tensor | None, si: int, request: Request) -> Tensor:
+    """Return the filtered logits (B,l,V) of scale `si`."""
+    guided_BlV = guide(walk.rows(walk.input(raw_BlC, si)), request.cfg, si, walk.network.pyramid.S)
+    return filter_logits(guided_BlV, request.top_k, request.top_p)
+
+
+@torch.inference_mode()
+def decode_by_policy(
+    models: ModelPair, request: Request, noise: Noise, policy: str, draft_len: str, bonus: bool
+) -> tuple[Tensor, list[list[Round]]]:
+    """Decode by a policy.
+
+    Args:
+        models: networks.
+        request: what to draw; with labels.
+        noise: the numbers; stream TOKEN is read for draft and target alike, ACCEPT by ``imposed`` alone.
+        policy: text of one of `POLICIES`.
+        draft_len: text of its rule.
+        bonus: finish the scale after a draft that is accepted whole, where it is one that the target decides.
+
+    Returns:
+        tokens_BL, and the rounds of every image, in which rows and caches are left at 0.
+    """
+    rule, pyramid, S = PolicyRule.of(policy), models.pyramid, models.pyramid.S
+    labels_B = noise.labels(models.target.config.classes)
+    draft, target = Walk.begin(models.draft, labels_B), Walk.begin(models.target, labels_B)
+    images = [_Image(length_begin(draft_len, S)) for _ in range(request.B)]
+    config, raw_BlC = models.target.config, None
+    f_hat = torch.zeros(request.B, config.C, pyramid.P, pyramid.P, device=models.device, dtype=models.vae.dtype)
+    tokens = []
+    for si in pyramid:
+        laws = [_law(walk, raw_BlC, si, request) for walk in (draft, target)]
+        chosen = [_choose(law_BlV, rule, noise, si) for law_BlV in laws]
+        final_Bl = chosen[1].clone()
+        for b, image in enumerate(images):
+            if image.count and si == image.first + image.count:  # all that was drafted is accepted: the bonus scale
+                image.close(draft_len, pyramid.tokens(si), S)
+                continue
+            if rule.target_alone(si):  # a round of its own, in which nothing is drafted
+                image.begin(si, 0)
+                image.close(draft_len, pyramid.tokens(si), S)
+                continue
+            if not image.count:
+                image.open(si, rule, draft_len, S)
+            drafted_l, own_l = chosen[0][b], chosen[1][b]
+            alone = rule.draft_alone(si)
+            accepted, passed_l = True, torch.ones_like(drafted_l, dtype=torch.bool)
+            if rule.name == "imposed":  # by the first number of its own stream, whatever its tokens
+                accepted = float(noise.uniform(si, ACCEPT, "reference")[b, 0]) < rule.numbers[0]
+            elif not alone:
+                accepted, passed_l = rule.test(drafted_l, own_l, laws[1][b].softmax(-1), laws[0][b].softmax(-1))
+            if not accepted:
+                final_Bl[b] = torch.where(passed_l, drafted_l, own_l) if rule.partial else own_l
+            else:
+                final_Bl[b] = drafted_l
+            same = int((final_Bl[b] == drafted_l).sum())
+            image.kept, image.replaced = image.kept + same, image.replaced + len(drafted_l) - same
+            image.accepted, image.rejected = image.accepted + accepted, not accepted
+            last = si + 1 == image.first + image.count
+            goes_on = last and bonus and not alone and si + 1 < S and not rule.draft_alone(si + 1)
+            if image.rejected or (last and not goes_on):
+                image.close(draft_len, 0, S)
+        tokens.append(final_Bl)
+        codes = models.vae.quantizer.codes(final_Bl, pyramid.patch_nums[si])
+        f_hat = accumulate(f_hat, codes, si, models.vae.quantizer, pyramid)
+        if si + 1 < S:
+            raw_BlC = next_input(f_hat, si + 1, pyramid)
+    return torch.cat(tokens, 1), [image.rounds for image in images]
+
+
+def _choose(law_BlV: Tensor, rule: PolicyRule, noise: Noise, si: int) -> Tensor:
+    """Return the draws of one side; under ``greedy`` its most likely tokens."""
+    if rule.name == "greedy":
+        return law_BlV.argmax(-1)
+    return draw(law_BlV, noise.exponential(si, TOKEN, "reference"))

@@ -1,0 +1,76 @@
+"""What laws and cases saw: records that travel between processes, and their lines in the terminal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from harness.judge import Verdict
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """What one law, or one case on digits, saw."""
+
+    id: str  # of the law, name of the case
+    kind: str  # law or digits
+    statement: str  # what holds, or what was decoded
+    watches: tuple[str, ...]  # components that it points to
+    verdict: Verdict | None  # None where it does not apply
+    examples: int = 0  # cases, or images
+    exercised: int = 0  # those that were not trivial
+    refused: int = 0  # cases that the decoder refused
+    seconds: float = 0.0  # of all its checks
+    why: str = ""  # why it does not apply, or proves nothing
+    finding: str = ""  # what is broken, one clause
+    case: str = ""  # the smallest that breaks it
+    replay: str = ""  # the line that shows it again
+    known: str = ""  # why it is known to fail; empty where it is not
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CheckRow:
+        """Return what `to_json` wrote."""
+        values = json.loads(text)
+        verdict = values["verdict"] and Verdict(values["verdict"])
+        return cls(**{**values, "watches": tuple(values["watches"]), "verdict": verdict})
+
+    @property
+    def state(self) -> str:
+        """One of held, broken, known, unproven; empty where it does not apply."""
+        if self.verdict is None:
+            return ""
+        if not self.verdict.exit_status:
+            return "held"
+        if self.known:
+            return "known"
+        return "broken" if self.verdict is Verdict.DEFECT else "unproven"
+
+    @property
+    def fails_no_more(self) -> bool:
+        """Tell whether it is known to fail, and does not."""
+        return bool(self.known) and self.state != "known"
+
+    @property
+    def family(self) -> str:
+        """First half of the id."""
+        return self.id.partition("." if self.kind == "law" else "[")[0]
+
+
+def check_line(row: CheckRow) -> str:
+    """Return a row of the summary in the terminal."""
+    if row.verdict is None:
+        return f"{row.id:28s} does not apply: {row.why}"
+    counts = f"images, {row.verdict}"
+    if row.kind == "law":
+        share = row.exercised / max(1, row.examples)
+        counts = f"examples, {share:4.0%} not trivial, {row.refused} refused"
+    ends = {
+        "held": "", "unproven": ": UNPROVEN", "broken": f": BROKEN, watches {', '.join(row.watches)}",
+        "known": f": fails, as is known: {row.known}",
+    }  # fmt: skip
+    end = ends[row.state] + (f": known to fail ({row.known}), and does not" if row.fails_no_more else "")
+    return f"{row.id:28s} {row.examples:5d} {counts}{end}"

@@ -1,0 +1,151 @@
+"""A hunt for planted bugs on the terminal and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from rich.console import Console
+
+from harness.files import compact
+from harness.judge import Verdict
+from harness.mutants import Caught, Hunt
+from harness.provenance import versions
+from harness.report._tables import Column, name_column, print_table, prose_column
+from harness.report._terminal import say
+from harness.rounding import precision
+from harness.wording import count_of
+
+
+def show_hunt(hunt: Hunt, console: Console, quiet: bool, verbose: bool = False) -> None:
+    """Print a hunt: what survived, and with `verbose` what was caught, too; `quiet` leaves the last line only."""
+    total = len(hunt.found)
+    if not quiet:
+        title = f"planted bugs on {hunt.device}, {hunt.dtype} where a law does not need float64"
+        shown = [caught for caught in hunt.found if verbose or caught.survived]
+        staged = _has_stages(hunt)
+        columns = [name_column("bug"), Column("time (s)"), *([name_column("first caught by")] if staged else [])]
+        columns += [prose_column("caught by"), prose_column("smallest failing example")]
+        print_table(console, title, columns, [_cells(caught, staged) for caught in shown])
+        if any(caught.mutant.alone for caught in shown):
+            say(console, "* no law of another family may catch it (--laws all checks this)")
+        if not verbose and len(hunt.survived) < total:
+            say(console, _caught_line(hunt))
+        for caught in hunt.survived:
+            say(console, f"survived: {caught.mutant.id} ({why_survived(caught)})")
+        for law in hunt.false_alarms:
+            say(console, f"false alarm: {law.id} is broken by the correct decoder")
+    word, colour = ("SURVIVED", "bold red") if hunt.verdict is Verdict.DEFECT else ("CAUGHT", "green")
+    alarms = count_of(len(hunt.false_alarms), "false alarm")
+    say(console, f"{total - len(hunt.survived)} of {count_of(total, 'planted bug')} caught, {alarms}", word, colour)
+
+
+def _caught_line(hunt: Hunt) -> str:
+    """Return one line on what was caught: how many of each family, the longest hunt, the stages."""
+    caught = [each for each in hunt.found if not each.survived]
+    slowest = max(caught, key=lambda each: each.seconds)
+    line = f"caught: {_counts(each.mutant.family for each in caught)}"
+    line += f"; at the latest after {slowest.seconds:.1f} s ({slowest.mutant.id})"
+    return line + (f"; first caught by {_counts(each.stage for each in caught)}" if _has_stages(hunt) else "")
+
+
+def _counts(words: Iterable[str]) -> str:
+    return ", ".join(f"{word} {count}" for word, count in Counter(words).items())
+
+
+def _has_stages(hunt: Hunt) -> bool:
+    """Tell whether `verify` was asked, too."""
+    return any(caught.verified for caught in hunt.found)
+
+
+def why_survived(caught: Caught) -> str:
+    """Return why a mutant counts as surviving."""
+    elsewhere = ", ".join(violation.law.id for violation in caught.elsewhere)
+    if caught.own:
+        return f"caught outside its family, too, by {elsewhere}"
+    return f"{caught.mutant.change}: no law of its family broke{f'; caught by {elsewhere}' if elsewhere else ''}"
+
+
+def smallest_case(caught: Caught) -> str:
+    """Return the smallest failing example of a mutant's own family as words; empty of none."""
+    return repr(caught.smallest.case).removeprefix("Case(").removesuffix(")") if caught.smallest else ""
+
+
+def _cells(caught: Caught, staged: bool) -> list[str]:
+    laws = [violation.law.id.partition(".")[2] for violation in caught.own]
+    laws += [violation.law.id for violation in caught.elsewhere]
+    return [
+        f"{caught.mutant.id}{' *' if caught.mutant.alone else ''}",
+        _seconds(caught),
+        *([first_catch(caught)] if staged else []),
+        ", ".join(laws) or "SURVIVED",
+        smallest_case(caught) or "-",
+    ]
+
+
+def _seconds(caught: Caught) -> str:
+    return f"{caught.seconds:.1f}" if caught.violations else "-"
+
+
+def first_catch(caught: Caught) -> str:
+    """Return what catches a mutant first, with the component that `verify` names and its seconds."""
+    if caught.stage != "verify" or caught.verified is None:
+        return caught.stage or "-"
+    right = "" if caught.mutant.component in ("", caught.verified.component) else f", not {caught.mutant.component}"
+    return f"verify ({caught.verified.component}{right}, {caught.verified.seconds:.1f} s)"
+
+
+def hunt_markdown(hunt: Hunt) -> str:
+    """Return the table of docs/laws.md: what a bug changes, what catches it first, the first law, seconds."""
+    staged, lines = _has_stages(hunt), []
+    if staged:
+        by_verify = [caught for caught in hunt.found if caught.stage == "verify"]
+        stated = [caught for caught in by_verify if caught.mutant.component]
+        right = sum(c.verified is not None and c.verified.component == c.mutant.component for c in stated)
+        counts = f"`verify` alone catches {len(by_verify)} of {len(hunt.found)}"
+        lines = [f"{counts}; of the {len(stated)} with a stated component it names {right} rightly.", ""]
+    lines += ["| planted bug | what it changes | first caught by | law | seconds |", "|---|---|---|---|---:|"]
+    for caught in hunt.found:
+        first = first_catch(caught) if staged else caught.stage or "SURVIVED"
+        law = f"`{caught.violations[0].law.id}`" if caught.violations else "-"
+        change = caught.mutant.change.replace("|", "\\|")
+        lines.append(f"| `{caught.mutant.id}` | {change} | {first} | {law} | {_seconds(caught)} |")
+    return "\n".join([*lines, ""])
+
+
+def hunt_json(hunt: Hunt) -> bytes:
+    """Return the hunt as JSON."""
+    return compact(
+        {
+            "device": hunt.device,
+            "dtype": hunt.dtype,
+            "examples": hunt.examples,
+            "seed": hunt.seed,
+            "laws": hunt.scope,
+            "caught": len(hunt.found) - len(hunt.survived),
+            "survived": [caught.mutant.id for caught in hunt.survived],
+            "false_alarms": [law.id for law in hunt.false_alarms],
+            "precision": precision(),
+            "versions": versions(),
+            "mutants": [_mutant_values(caught) for caught in hunt.found],
+        }
+    )
+
+
+def _mutant_values(caught: Caught) -> dict[str, object]:
+    smallest = caught.smallest
+    return {
+        "id": caught.mutant.id,
+        "change": caught.mutant.change,
+        "origin": caught.mutant.origin,
+        "alone": caught.mutant.alone,
+        "survived": caught.survived,
+        "stage": caught.stage,
+        "verify": vars(caught.verified) if caught.verified else None,
+        "laws_tried": caught.tried,
+        "caught_by": {violation.law.id: repr(violation.case) for violation in caught.violations},
+        "smallest_case": repr(smallest.case) if smallest else None,
+        "found": smallest.found if smallest else None,
+        "seconds": caught.seconds if caught.violations else None,
+        "total_seconds": caught.total_seconds,
+    }

@@ -1,0 +1,108 @@
+"""What `quality` measured, on the terminal: a table, what its figures mean, and a verdict a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from harness.quality import (
+    LEVEL,
+    MOST_IMAGES,
+    Estimate,
+    Measured,
+    Quality,
+    QualityRow,
+    Source,
+    images_to_resolve,
+    why_quality,
+)
+from harness.report._tables import Column, name_column, number, print_table
+from harness.report._terminal import say
+from harness.wording import count_of
+
+COLOURS = {Quality.KEPT: "green", Quality.LOST: "bold red", Quality.INCONCLUSIVE: "yellow"}
+COLUMNS = (
+    name_column("decoder"), name_column("contract", spare=2), Column("draft len", spare=4), Column("target calls"),
+    Column("FD to real data"), Column("loss"), Column("FD to the target's law", spare=1), Column("drift"),
+    Column("KD to real data", spare=6), Column("KD to the target's law", spare=6), Column("class accuracy", spare=1),
+    Column("precision", spare=5), Column("coverage", spare=5), Column("time (s)", spare=7),
+)  # fmt: skip
+HEADS = (
+    "decoder", "contract", "target calls", "FD to real", "loss", "FD to the target's law", "drift", "class accuracy",
+    "precision", "coverage", "verdict",
+)  # fmt: skip
+
+
+def show_quality(run: Measured, console: Console, quiet: bool = False) -> None:
+    """Print a run; `quiet` leaves the verdict lines only."""
+    if not quiet:
+        images = count_of(run.rows[0].images, "image")
+        title = f"{run.models} on {run.device}, cfg {run.cfg:g}, {images} a decoder"
+        print_table(console, title, COLUMNS, [_cells(row) for row in run.rows])
+        for text in _notes(run):
+            say(console, text)
+    for row in run.rows[1:]:
+        if run.most is None and row.failed:
+            say(console, f"{row.name}: no image ({row.failed})")
+    for row, verdict in zip(run.rows[1:], run.verdicts, strict=False):
+        say(console, f"{row.name}: {why_quality(row, run.most or 0.0)}", verdict.value, COLOURS[verdict])
+
+
+def _notes(run: Measured) -> list[str]:
+    """Return what a reader needs to know of the figures, a line each."""
+    first, *others = run.rows
+    level = f"{LEVEL:.0%} intervals, jackknife over {run.blocks} blocks of images; shares by Wilson's"
+    lines = [
+        f"FD: Fréchet distance in {run.features}, {run.unit}; KD: kernel distance; {level}",
+        "loss: how much farther from real data than sequential decoding under the same seeds (paired); "
+        "drift: how much farther from the target's law, which other seeds show",
+    ]
+    if run.real:
+        lines.append(f"real data: {run.real}; the same for every row, so that its own error is not in a loss")
+    biases = [f"{first.real.bias:+.3f} in FD to real data"] if first.real is not None else []
+    biases += [f"{row.law.bias:+.3f} in FD to the target's law" for row in others[:1] if row.law is not None]
+    if biases:
+        lines.append(f"bias at N = {first.images}, which is taken out: {', '.join(biases)}")
+    losses = [loss for row in others for loss in row.losses if not row.failed]
+    if run.most is not None and losses:
+        need = images_to_resolve([max(losses, key=lambda loss: loss.half)], first.images, run.most)
+        many = f"about {need}" if need < MOST_IMAGES else "no feasible number of"
+        lines.append(f"a loss of {run.most:g} is resolved for every row above by {many} images a decoder")
+    return lines + [f"{row.name}: tokens, {row.tokens}" for row in others if row.tokens is not None]
+
+
+def best_cfg_line(run: Measured, sources: Sequence[Source]) -> str:
+    """Return one line on the guidance value, of those of the sources, at which images come nearest to real data."""
+    cfgs = {source.name: f"{source.cfg:g}" for source in sources if source.cfg is not None}
+    rows = [(cfgs[row.name], row.real) for row in run.rows if row.name in cfgs and row.real is not None]
+    rows.sort(key=lambda row: row[1].value)
+    if not rows:
+        return "no guidance value was compared with real data"
+    (best, real), *others = rows
+    near = [cfg for cfg, other in others if other.low < real.high]
+    after = f"; cfg {', '.join(near)} within the intervals" if near else ""
+    return f"best for the target: cfg {best}, FD to real data {real}{after}"
+
+
+def quality_markdown(run: Measured) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [f"| {' | '.join(HEADS)} |", f"|{'---|' * 2}{'---:|' * (len(HEADS) - 3)}---|"]
+    verdicts = ["-", *(verdict.value for verdict in run.verdicts)] if run.verdicts else ["-"] * len(run.rows)
+    for row, verdict in zip(run.rows, verdicts, strict=True):
+        figures = (row.real, row.loss, row.law, row.drift, row.accuracy, row.precision, row.coverage)
+        cells = [f"`{row.name}`", row.contract or "-", number(row.calls, ".1f"), *map(_estimate, figures), verdict]
+        lines.append(f"| {' | '.join(cells)} |")
+    images = count_of(run.rows[0].images, "image")
+    return "\n".join([f"{images}, cfg {run.cfg:g}, {run.models} on {run.device.split(':')[0]}", "", *lines, ""])
+
+
+def _cells(row: QualityRow) -> list[str]:
+    figures = (row.real, row.loss, row.law, row.drift, row.real_kernel, row.law_kernel, row.accuracy, row.precision,
+               row.coverage)  # fmt: skip
+    words = [row.name, row.contract or "-", row.draft_len or "-", number(row.calls, ".1f")]
+    return [*words, *map(_estimate, figures), f"{row.seconds:.1f}"]
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else str(estimate)

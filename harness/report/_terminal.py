@@ -1,0 +1,237 @@
+"""Verdicts on the terminal: of a verification, of the parts of a decoder, of repeated defects.
+
+Promise: a table first, then what went wrong, the verdict last; no control character of a decoder or file reaches it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from harness.errors import one_line, shortened
+from harness.files import compact
+from harness.judge import PartLaw, PartVerdict, Verdict
+from harness.provenance import versions
+from harness.report._tables import SHY, Column, name_column, print_table, prose_column, wrapped
+from harness.runs import COUNTS, Answer, KeptCase, LawsTried, Replayed, SettingResult, Verification, repeat_line
+from harness.wording import count_of, spelled
+
+COLOURS = {0: "green", 1: "bold red", 3: "yellow"}  # by the exit status of a verdict
+ANSWERS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "green", Answer.CANNOT: "yellow"}
+WRONG_PARTS = (PartVerdict.BROKEN, PartVerdict.CRASHED)
+PARTS = (*map(name_column, ("part", "law", "verdict")), prose_column("what is wrong with the numbers"))
+COLUMNS = {
+    "images": Column("images"), "draws": Column("draws", spare=1), "identical": Column(f"iden{SHY}tical"),
+    "ties": Column("ties"), "wrong_tokens": Column("wrong tokens"), "unclaimed": Column(f"un{SHY}claimed"),
+    "wrong_tensors": Column("wrong tensors"), "defects": Column("defects"),
+}  # fmt: skip
+MEASURED = (
+    Column("target calls (range)"), Column("accepted scales a round", spare=2), Column("time (s)", spare=3),
+    Column(f"refer{SHY}ence (s)", spare=4),
+)  # fmt: skip
+MOST_CHANGES = 4
+LINES = 24  # nothing asks how high it is
+PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
+MOST_SHOWN = 2000  # characters of a line: the message of somebody else's crash may have any length
+
+
+def plain_console() -> Console:
+    """Return the console of results: as wide as the terminal, or `PIPE_WIDTH` when piped; text means itself alone.
+
+    Where nobody looks on, a line of prose stays one line (`soft_wrap`), so that it can be searched.
+    """
+    on_screen = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if on_screen else PIPE_WIDTH
+    # of a dumb terminal rich takes 80 columns, unless it is told both
+    return Console(width=width, height=LINES, soft_wrap=not on_screen, markup=False, emoji=False, highlight=False)
+
+
+def say(console: Console, text: str, word: str = "", style: str = "", whole: bool = False) -> None:
+    """Print a paragraph, broken between words on a terminal; no control character of a decoder or file reaches it.
+
+    Args:
+        console: of `plain_console`.
+        text: whatever it holds.
+        word: stands before the text.
+        style: of the word.
+        whole: it is a command line, and copied.
+    """
+    line = spelled(f"{word}{' ' if word else ''}{shortened(one_line(text), MOST_SHOWN)}", console.encoding)
+    lines = [line] if whole or console.soft_wrap else wrapped(line, console.width)
+    shown = Text("\n".join(lines))
+    shown.stylize(style, 0, len(word))
+    console.print(shown, soft_wrap=True)
+
+
+def show_verification(result: Verification, console: Console, quiet: bool, verbose: bool = False) -> None:
+    """Print a verification; `quiet` leaves the verdict line only, `verbose` a row for every setting that passed."""
+    if not quiet:
+        columns = [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *MEASURED]
+        print_table(console, _title(result), columns, _rows(result, verbose))
+        if (budget := result.budget) is not None:
+            numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
+            say(console, f"error budget: {numbers} = {budget.source}")
+        if result.decode_seconds and result.seconds:  # a run file keeps no time of judging
+            say(console, f"judging: {result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
+        if result.wall_seconds and result.images:
+            say(console, _work_line(result))
+        if result.compared:
+            say(console, f"compared with {result.against or 'the reference'}: {', '.join(result.compared)}")
+        if result.coverage.rounds:
+            say(console, f"covered: {result.coverage}")
+        if result.laws is not None:
+            say(console, laws_line(result.laws))
+        for text in result.changes[:MOST_CHANGES]:
+            say(console, f"changed: {text}")
+        for name, why in result.not_compared.items():
+            say(console, f"not compared: {name} ({why})")
+        _say_first_divergence(result, console)
+    if not result.is_whole:
+        say(console, f"interrupted: {result.images} of {count_of(result.plan.images, 'image')} judged")
+    say(console, result.summary, result.verdict.value, COLOURS[result.verdict.exit_status])
+
+
+def laws_line(tried: LawsTried) -> str:
+    """Return one line on the laws that were tried after a run."""
+    counted = ((tried.broken, "broken"), (tried.trivial, "trivial in so few"), (tried.refused, "refused"),
+               (tried.not_applicable, "not applicable"), (tried.left, "not tried"))  # fmt: skip
+    words = [f"{tried.held} held", *(f"{len(some)} {word}" for some, word in counted if some)]
+    return f"laws, in {count_of(tried.cases, 'case')} each: {', '.join(words)}"
+
+
+def _say_first_divergence(result: Verification, console: Console) -> None:
+    """Print distances, why the run is inconclusive, and the first divergence."""
+    for setting in result.settings:
+        if setting.distances:
+            say(console, _distance_line(setting))
+    for reason in result.inconclusive:
+        say(console, f"inconclusive: {reason}")
+    if (first := result.first_divergence) is not None:
+        word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
+        say(console, f"{'first difference' if result.against else word}: {first}")
+        if alone := result.alone:
+            say(console, f"alone: {alone}", whole=True)
+    for text in result.so_far[:1]:
+        say(console, f"so far: {text}")
+
+
+def _work_line(result: Verification) -> str:
+    """Return one line on who did it: batches, why they are that large, workers, rate."""
+    largest = max(task.request.B for task in result.plan.tasks)
+    why = f" ({result.batches})" if result.batches else ""
+    record = result.record
+    who, certified = (record.workers, record.certifying) if record else ("", "")
+    rate = f"{result.images / result.wall_seconds:.1f} images a second"
+    batches = f"batches of {count_of(largest, 'image')}{why}"
+    return f"{batches}; {who or 'this process'}; ties certified in {certified or '-'}; {rate}"
+
+
+def _distance_line(setting: SettingResult) -> str:
+    """Return one line on how far a decoder that does not claim the tokens is from sequential decoding."""
+    count = len(setting.distances)
+    mean = {k: sum(getattr(d, k) for d in setting.distances) / count for k in ("tokens", "f_hat", "pixels")}
+    return (
+        f"{setting.settings}: {mean['tokens']:.1%} of tokens differ from sequential decoding of the same seed, "
+        f"mean |Δf_hat| {mean['f_hat']:.3g}, mean |Δpixel| {mean['pixels']:.3g}"
+    )
+
+
+def _title(result: Verification) -> str:
+    dtype, draft = (str(each).removeprefix("torch.") for each in (result.dtype, result.draft_dtype))
+    return f"{one_line(result.models)} on {result.device}, {dtype}" + ("" if draft == dtype else f" (draft {draft})")
+
+
+def _counted(result: Verification) -> list[str]:
+    """Return the counts that the table shows; a column of unclaimed tokens only where there are any."""
+    unclaimed = any(setting.total("unclaimed") for setting in result.settings)
+    return [count for count in COUNTS if unclaimed or count != "unclaimed"]
+
+
+def _rows(result: Verification, verbose: bool) -> list[list[str]]:
+    """Return a row a setting; those that passed share one, the last, unless all are asked for."""
+    passed = [setting for setting in result.settings if not setting.verdict.exit_status]
+    if verbose or len(passed) < 2:
+        passed = []
+    counted = _counted(result)
+    rows = [_row(_setting_name(each), [each], counted) for each in result.settings if each not in passed]
+    if passed:
+        words = sorted({setting.verdict.value for setting in passed})
+        rows.append(_row(f"{len(passed)} settings {', '.join(words)}", passed, counted))
+    return rows
+
+
+def _setting_name(setting: SettingResult) -> str:
+    return one_line(f"{setting.settings}{f', {setting.draft}' if setting.draft else ''}")
+
+
+def _row(words: str, settings: list[SettingResult], counted: list[str]) -> list[str]:
+    """Return what one setting came to, or several of them together."""
+    calls = [count for setting in settings for count in setting.target_calls]
+    accepted = [count for setting in settings for rounds in setting.accepted_scales for count in rounds]
+    once = {(row.task, row.reference_seconds) for setting in settings for row in setting.rows}  # decoded for them all
+    return [
+        words,
+        *(str(sum(setting.total(count) for setting in settings)) for count in counted),
+        f"{sum(calls) / len(calls):.2f} ({min(calls)}-{max(calls)})" if calls else "-",
+        f"{sum(accepted) / len(accepted):.2f}" if accepted else "-",
+        f"{sum(setting.seconds for setting in settings):.1f}",
+        f"{sum(seconds for _, seconds in once):.1f}",
+    ]
+
+
+def parts_verdict(rows: Sequence[PartLaw]) -> Verdict:
+    """DEFECT where a law is broken or its part crashes, INCONCLUSIVE where a part could not be asked."""
+    verdicts = {row.verdict for row in rows}
+    if verdicts & set(WRONG_PARTS):
+        return Verdict.DEFECT
+    is_whole = PartVerdict.HELD in verdicts and PartVerdict.ABSENT not in verdicts
+    return Verdict.CONSISTENT if is_whole else Verdict.INCONCLUSIVE
+
+
+def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quiet: bool, verbose: bool = False) -> None:
+    """Print the parts of a decoder, those that held in one line unless `verbose`; `quiet` leaves the verdict only."""
+    counts = Counter(row.verdict for row in rows)
+    if not quiet:
+        cells = [
+            [one_line(row.part), row.law, row.verdict, shortened(one_line(row.found), MOST_SHOWN)]
+            for row in rows
+            if verbose or row.verdict != PartVerdict.HELD
+        ]
+        print_table(console, "", PARTS, cells)
+        held = list(dict.fromkeys(one_line(row.part) for row in rows if row.verdict == PartVerdict.HELD))
+        if held and not verbose:
+            laws = count_of(counts[PartVerdict.HELD], "law")
+            say(console, f"held: {laws} of {count_of(len(held), 'part')}: {', '.join(held)}")
+    order = (PartVerdict.HELD, *WRONG_PARTS, PartVerdict.ABSENT)
+    clauses = [f"{counts[word]} {word.lower()}" for word in order if counts[word] or word is PartVerdict.HELD]
+    wrong = ", ".join(dict.fromkeys(row.part for row in rows if row.verdict in WRONG_PARTS))
+    text = f"{count_of(len(rows), 'law')} of parts: {', '.join(clauses)}"
+    say(console, text + (f"; wrong: {wrong}" if wrong else ""), verdict.value, COLOURS[verdict.exit_status])
+
+
+def parts_json(rows: Sequence[PartLaw], verdict: Verdict) -> bytes:
+    """Return the rows as JSON."""
+    return compact({"verdict": verdict.value, "parts": [row.as_dict() for row in rows], "versions": versions()})
+
+
+def say_replayed(console: Console, replayed: Replayed) -> None:
+    """Print what came of a case: a line, its answer first."""
+    case, why = replayed.case, f" ({replayed.why})" if replayed.why else ""
+    say(console, f"case {case.number}{why}: {case}", replayed.answer.value, ANSWERS[replayed.answer])
+    if replayed.answer is Answer.OTHER:
+        say(console, f"  now: {replayed.defect}")
+
+
+def say_smallest(console: Console, case: KeptCase) -> None:
+    """Print the smallest case, and the command line that shows it; of cut networks a bundle alone can."""
+    say(console, f"  smallest: {case}")
+    recipe = case.record.recipe
+    if recipe is not None:
+        note = " (with all scales; --bundle keeps the cut)" if case.scales else ""
+        line = repeat_line(recipe, case.settings, case.request, case.defect, case.draft_noise, case.against)
+        say(console, f"  alone{note}: {line}", whole=True)

@@ -1,0 +1,283 @@
+"""What a page shows of one image: pictures of both sides and their difference, and token maps, scale by scale.
+
+Promise: as many pictures as fit into a stated number of bytes; the difference is that of the pictures as they were
+kept, whatever they are compressed to here; every state of a token has its sign; what cannot be shown is left out, never
+guessed: a file may hold anything where an image should be.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageChops
+from torch import Tensor
+
+from harness.report.html._page import Fold, counted, share
+from harness.report.html._words import MARKS
+from harness.runs.pictures import AGREES, TIE, UNCLAIMED, WRONG, Picture, as_png, pngs
+
+MOST_BYTES = 1_800_000  # of all pictures of a page, as they stand in it
+FIRST = 6  # that are shown at once
+SMALL = 24_000  # bytes; a larger PNG becomes WebP
+SIGNS = {  # in a cell of side 1
+    "agree": "",
+    "tie": "M{x}.25 {y}.5a.25.25 0 1 0 .5 0a.25.25 0 1 0-.5 0",
+    "wrong": "M{x}.2 {y}.2l.6.6m0-.6l-.6.6",
+    "unclaimed": "M{x}.2 {y}.8l.6-.6",
+}
+PIXELS = (9, 24)  # of a cell: at least, at most
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image: its data, or none where `alt` says all that there is to see."""
+
+    source: str
+    alt: str
+    caption: str
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A square on an image, in per cent of its side."""
+
+    left: float
+    top: float
+    side: float
+
+
+@dataclass(frozen=True)
+class PicturePair:
+    """One image of both sides."""
+
+    title: str
+    text: str
+    tiles: tuple[Tile, ...]
+    marker: Marker | None = None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images, in order."""
+
+    items: Sequence[PicturePair]
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One entry of the legend."""
+
+    name: str
+    word: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The cells of one state as two paths."""
+
+    name: str
+    ground: str
+    sign: str
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """One scale of one image."""
+
+    side: int
+    pixels: int
+    label: str
+    caption: str
+    layers: Sequence[Layer]
+    grid: str
+
+
+@dataclass(frozen=True)
+class Maps:
+    """All scales of one image."""
+
+    title: str
+    legend: Sequence[Sign]
+    items: Sequence[TokenMap]
+
+
+def gallery_parts(pairs: Sequence[PicturePair], images: int, keeper: str = "the run file keeps") -> list[object]:
+    """Return the parts of a gallery: the first pairs, the others folded, and how many there are besides.
+
+    Args:
+        pairs: worst first.
+        images: how many there are in all.
+        keeper: who has those that are not shown.
+    """
+    total, fit = 0, 0
+    for pair in pairs:
+        total += sum(len(tile.source) for tile in pair.tiles)
+        if total > MOST_BYTES and fit:
+            break
+        fit += 1
+    parts: list[object] = [Gallery(pairs[: min(fit, FIRST)])] if fit else []
+    if fit > FIRST:
+        parts.append(Fold(counted(fit - FIRST, "more image"), [Gallery(pairs[FIRST:fit])]))
+    if images > fit:
+        rest = f", and {keeper} {counted(len(pairs) - fit, 'more')}" if len(pairs) > fit else ""
+        parts.append(f"{counted(images, 'image')} in all; {fit} are shown{rest}.")
+    return parts
+
+
+def picture_pair(picture: Picture, sides: Sequence[int], setting: str, other: str = "reference") -> PicturePair:
+    """Return what is shown of a picture that a run kept.
+
+    Args:
+        picture: of the run.
+        sides: of the scales.
+        setting: of the decoder, in words.
+        other: who made the other image.
+    """
+    marks = picture.marks
+    counts = [f"{marks.count(mark):,} {MARKS[mark][2]}" for mark in (WRONG, TIE, UNCLAIMED) if mark in marks]
+    text = f"{setting}. Tokens: {'; '.join(counts) if counts else 'every token agrees'}, of {len(marks):,}."
+    # the frame is around the first wrong token, a tie only where none is wrong
+    places = [marks.index(mark) for mark in (WRONG, UNCLAIMED, TIE) if mark in marks]
+    marker = None
+    if places:
+        marker, framed = _framed(sides, places[0])
+        text += f" {framed}"
+    if picture.distance is not None:
+        text += f" Mean pixel difference {picture.distance.pixels:.3g} of 1."
+    name = f"seed {picture.seed}, image {picture.image}, label {picture.label}"
+    return PicturePair(name, text, _triple(picture.reference, picture.decoder, name, (other, "decoder")), marker)
+
+
+def _framed(sides: Sequence[int], position: int) -> tuple[Marker, str]:
+    """Return the frame around a position, and where that is."""
+    si, y, x = place_of(sides, position)
+    side = sides[si]
+    text = f"Framed: scale {si}, position {position} (row {y}, column {x} of {side} × {side})."
+    return Marker(100 * x / side, 100 * y / side, 100 / side), text
+
+
+def place_of(sides: Sequence[int], position: int) -> tuple[int, int, int]:
+    """Return scale, row and column of a position."""
+    si = 0
+    while position >= sides[si] ** 2:
+        position -= sides[si] ** 2
+        si += 1
+    return si, position // sides[si], position % sides[si]
+
+
+def _triple(before: bytes, after: bytes, name: str, sides: tuple[str, str]) -> tuple[Tile, ...]:
+    """Return two images (PNG), called `sides`, and their difference."""
+    one, other = (Image.open(io.BytesIO(png)).convert("RGB") for png in (before, after))
+    return _tile(one, before, name, sides[0]), _tile(other, after, name, sides[1]), _difference(one, other, name)
+
+
+def _tile(image: Image.Image, png: bytes, name: str, side: str) -> Tile:
+    return Tile(_source(image, png), f"Image of the {side}, {name}", side, *image.size)
+
+
+def _difference(one: Image.Image, other: Image.Image, name: str) -> Tile:
+    if one.size != other.size:
+        return Tile("", f"no difference: one is {one.size}, the other {other.size} pixels", "difference")
+    red, green, blue = ImageChops.difference(one, other).split()
+    far = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    levels = [level for level, count in enumerate(far.histogram()) if count]
+    most = levels[-1]
+    if not most:
+        return Tile("", "no pixel differs", "difference")
+    moved = sum(far.histogram()[1:])
+    scaled = far.point([min(255, level * 255 // most) for level in range(256)])
+    caption = f"difference × {255 / most:.3g}" if most < 240 else "difference"
+    text = f"{share(moved, one.width * one.height)} of the pixels differ, the most by {most} of 255"
+    return Tile(_source(scaled, as_png(scaled)), f"Difference, {name}: {text}", caption, *one.size)
+
+
+def _source(image: Image.Image, png: bytes) -> str:
+    """Return an image as a data address; a large one compressed with a loss that no eye sees."""
+    kind, data = "png", png
+    if len(png) > SMALL:
+        stream = io.BytesIO()
+        image.save(stream, "WEBP", quality=85)
+        kind, data = "webp", stream.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def side_by_side(
+    case: str, both: tuple[Tensors, Tensors], names: tuple[str, str], sides: Sequence[int], alone: str
+) -> list[PicturePair]:
+    """Return every image of one case.
+
+    Args:
+        case: its id.
+        both: its `image` (B, 3, H, W) and `tokens` (B, L), before and after; either may lack them.
+        names: what the two are called.
+        sides: of the scales; none where they are not known.
+        alone: what is said of an image that one of the two lacks.
+    """
+    before, after = map(_pngs, both)
+    pairs = []
+    for row in range(max(len(before), len(after))):
+        name = f"{case}, image {row}"
+        if row < min(len(before), len(after)):
+            marker, text = _first_change(both[0]["tokens"][row], both[1]["tokens"][row], sides)
+            pairs.append(PicturePair(name, text, _triple(before[row], after[row], name, names), marker))
+        else:
+            side, png = (names[0], before[row]) if row < len(before) else (names[1], after[row])
+            image = Image.open(io.BytesIO(png)).convert("RGB")
+            pairs.append(PicturePair(name, alone, (_tile(image, png, name, side),)))
+    return pairs
+
+
+def _pngs(tensors: Tensors) -> list[bytes]:
+    """Return the images of a case; none where a file that was changed by hand holds something else there."""
+    image, tokens = tensors.get("image"), tensors.get("tokens")
+    if image is None or tokens is None or image.dim() != 4 or image.shape[1] != 3 or not image.numel():
+        return []
+    return pngs(image) if len(tokens) == len(image) else []
+
+
+def _first_change(old_L: Tensor, new_L: Tensor, sides: Sequence[int]) -> tuple[Marker | None, str]:
+    """Return the frame around the first token that changes, and what there is to say."""
+    if old_L.shape != new_L.shape or sum(side * side for side in sides) != len(new_L):
+        return None, "Its tokens have another form than before."
+    changed = (old_L != new_L).nonzero().flatten().tolist()
+    if not changed:
+        return None, f"All {len(new_L):,} tokens stay."
+    marker, framed = _framed(sides, changed[0])
+    return marker, f"{len(changed):,} of {counted(len(new_L), 'token')} change. {framed}"
+
+
+def token_maps(picture: Picture, sides: Sequence[int], title: str) -> Maps:
+    """Return the maps of a picture's marks, `sides` being those of the scales."""
+    begin, items = 0, []
+    for si, side in enumerate(sides):
+        items.append(_map(picture.marks[begin : begin + side * side], si, side))
+        begin += side * side
+    legend = [
+        Sign(name, word, SIGNS[name].format(x=0, y=0))
+        for mark, (name, word, _) in MARKS.items()
+        if mark in picture.marks
+    ]
+    return Maps(title, legend, items)
+
+
+def _map(marks: str, si: int, side: int) -> TokenMap:
+    layers, counts = [], []
+    for mark, (name, _, word) in MARKS.items():
+        places = [(k % side, k // side) for k, one in enumerate(marks) if one == mark]
+        if mark == AGREES or not places:
+            continue
+        ground = "".join(f"M{x} {y}h1v1h-1z" for x, y in places)
+        layers.append(Layer(name, ground, "".join(SIGNS[name].format(x=x, y=y) for x, y in places)))
+        counts.append(f"{len(places)} {word}")
+    grid = "".join(f"M{k} 0v{side}M0 {k}h{side}" for k in range(1, side))
+    text = ", ".join(counts) if counts else "all agree"
+    label = f"Scale {si}, {side} by {side} tokens: {text}" if side > 1 else f"Scale 0, {counted(1, 'token')}: {text}"
+    pixels = side * max(PIXELS[0], min(PIXELS[1], 120 // side))
+    return TokenMap(side, pixels, label, f"scale {si}: {text}", layers, grid)

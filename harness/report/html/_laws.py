@@ -1,0 +1,123 @@
+"""The page of a run of laws: what was tried on whose decoder, what is broken, and how to see it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.judge import Verdict
+from harness.laws import Scope
+from harness.report import CheckRow
+from harness.report.html._page import (  # fmt: skip
+    Bullets,
+    Facts,
+    Fold,
+    Grid,
+    Lane,
+    Line,
+    Section,
+    Sheet,
+    State,
+    as_html,
+    origin,
+    share,
+)
+
+STATES = {
+    "held": State("caught", "✓", "it was tried and holds"),
+    "broken": State("survived", "B", "broken"),
+    "known": State("elsewhere", "k", "fails, and is known to"),
+    "unproven": State("rejected", "?", "unproven: never exercised, or mostly refused"),
+    "": State("final", "–", "does not apply to this decoder"),
+}
+LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in STATES.values())
+
+
+def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:
+    """Return the page of a run of laws as one HTML file.
+
+    Args:
+        rows: what was checked.
+        name: of the decoder under test.
+        scope: of the laws' cases.
+    """
+    word, tone, text = _headline(rows)
+    broken = [row for row in rows if row.finding]
+    sections = [
+        Section("result", "Result", f"The decoder {name}, put to what must hold of every right one.", [_facts(rows)]),
+        Section("left", "What went wrong", "", _left(rows)),
+        Section("story", "Every broken law", "The simplest case that was found, and the line that shows it again.",
+                [_story(row) for row in broken]),
+        Section("families", "Family by family", f"{LEGEND}.", _grid(rows)),
+        Section("laws", "Every law", "", _sheets(rows)),
+        origin(f"Up to {scope.examples:,} cases a law, seed {scope.seed}, on {scope.device}; networks in "
+                 f"{scope.dtype or 'float64 wherever rounding could decide'}."),
+    ]  # fmt: skip
+    return as_html(f"laws of {name}", word, tone, text, sections)
+
+
+def _headline(rows: Sequence[CheckRow]) -> tuple[str, str, str]:
+    """Return word, tone and text of the worst that was met; nothing tried proves nothing."""
+    states = [row.state for row in rows]
+    if "broken" in states or any(row.fails_no_more for row in rows):
+        return Verdict.DEFECT, "bad", "A law is broken, or what is known to fail does not."
+    if "known" in states:
+        return Verdict.DEFECT, "open", "Something fails, and all of it is known to."
+    if "unproven" in states or "held" not in states:
+        text = "Nothing wrong was found, and not all is proved: something was never exercised."
+        return Verdict.INCONCLUSIVE, "open", text
+    return Verdict.IDENTICAL, "good", "Every law that applies to this decoder was exercised, and holds."
+
+
+def _facts(rows: Sequence[CheckRow]) -> Facts:
+    laws = [row for row in rows if row.kind == "law"]
+    applied = [row for row in laws if row.verdict]
+    images = sum(row.examples for row in rows if row.kind != "law")
+    return Facts([
+        ("laws that apply", f"{len(applied):,}", f"of {len(laws):,}"),
+        ("held", f"{sum(row.state == 'held' for row in applied):,}", "exercised, and not once broken"),
+        ("broken", f"{sum(row.state in ('broken', 'known') for row in applied):,}",
+         f"{sum(row.state == 'known' for row in applied):,} of them known"),
+        ("unproven", f"{sum(row.state == 'unproven' for row in applied):,}", "never exercised, or mostly refused"),
+        ("cases tried", f"{sum(row.examples for row in laws):,}", "small networks, drawn at random"),
+        ("images of digits", f"{images:,}", "decoded beside the reference"),
+    ])  # fmt: skip
+
+
+def _left(rows: Sequence[CheckRow]) -> list[object]:
+    items = [(f"broken: {row.id}", row.finding) for row in rows if row.state == "broken"]
+    items += [(f"unproven: {row.id}", row.why) for row in rows if row.state == "unproven"]
+    items += [(f"known to fail: {row.id}", row.known) for row in rows if row.state == "known"]
+    items += [(f"known to fail, and does not: {row.id}", row.known) for row in rows if row.fails_no_more]
+    return [Bullets(items)] if items else []
+
+
+def _story(row: CheckRow) -> Fold:
+    parts: list[object] = [
+        Bullets([("what holds", row.statement), ("what was found", row.finding), ("watches", ", ".join(row.watches))])
+    ]
+    parts += [Line(row.case, "The smallest case:")] if row.case else []
+    parts += [Line(row.replay, "To see it again:")] if row.replay else []
+    return Fold(f"{row.id}{' (known)' if row.known else ''}", parts)
+
+
+def _grid(rows: Sequence[CheckRow]) -> list[object]:
+    grids: list[object] = []
+    for family in dict.fromkeys(row.family for row in rows):
+        lanes = [
+            Lane(row.id, [STATES[row.state]], (f"{row.examples:,}", share(row.exercised, row.examples)))
+            for row in rows
+            if row.family == family
+        ]
+        grids.append(Grid(f"Family {family}", "law or case", ["state"], lanes, ("tried", "not trivial")))
+    return grids
+
+
+def _sheets(rows: Sequence[CheckRow]) -> list[object]:
+    cells = [
+        (row.id, row.statement, ", ".join(row.watches), STATES[row.state].word + (f": {row.why}" if row.why else ""),
+         f"{row.examples:,}", f"{row.refused:,}", f"{row.seconds:.1f} s")
+        for row in rows
+    ]  # fmt: skip
+    head = ("law or case", "what holds", "watches", "result", "tried", "refused", "time")
+    bad = frozenset(k for k, row in enumerate(rows) if row.state == "broken" or row.fails_no_more)
+    return [Sheet("Laws, and cases on digits", head, cells, 4, bad)] if rows else []

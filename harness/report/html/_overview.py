@@ -1,0 +1,220 @@
+"""What a run came to: the numbers that matter, what was compared, settings, worst images, cost, distance, origin."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Callable
+
+from harness.judge import Divergence, margin_bound
+from harness.provenance import versions
+from harness.report import laws_line
+from harness.report.html._page import Bullets, Drawing, Facts, Line, Sheet, counted, flat_rows, share, size
+from harness.report.html._plots import Axis, Series, plot
+from harness.report.html._scales import setting_name, sides_of
+from harness.report.html._words import COMPARED, contracts
+from harness.rounding import precision
+from harness.runs import Verification
+
+MOST_ROWS = 40  # of a table of settings or images
+MOST_DOTS = 16
+OPTIONAL = ("not claimed", "wrong tensors", "refused")  # columns that are left out where all is 0
+
+
+def key_facts(result: Verification) -> Facts:
+    """Return the numbers that matter most."""
+    draws, identical, ties, wrong, unclaimed = (
+        sum(setting.total(name) for setting in result.settings)
+        for name in ("draws", "identical", "ties", "wrong_tokens", "unclaimed")
+    )
+    calls = [count for setting in result.settings for count in setting.target_calls]
+    items = [
+        ("images decoded", f"{result.images:,}", f"under {counted(len(result.settings), 'setting')}"),
+        ("tokens compared", f"{draws:,}", f"{identical:,} identical"),
+        ("wrong tokens", f"{wrong:,}", f"{share(wrong, draws)} of those compared" if draws else ""),
+        ("certified ties", f"{ties:,}", "rounding alone decides there"),
+    ]
+    if unclaimed:
+        items[2] = ("other tokens", f"{unclaimed:,}", f"{share(unclaimed, draws)}; none is claimed")
+    if calls:
+        scales = len(sides_of(result))
+        alone = f"mean an image; decoding alone takes {scales}" if scales else "mean an image"
+        items.append(("target calls", f"{sum(calls) / len(calls):.2f}", alone))
+    return Facts(items)
+
+
+def compared_parts(result: Verification) -> list[object]:
+    """Return what was claimed, what was compared, and what was not."""
+    parts: list[object] = [*contracts(result.contract)]
+    if result.against:
+        text = f"In the reference's place stands another decoder, {result.against}: neither is called right."
+        parts.append(text)
+    if result.compared:
+        parts.append(f"Compared with {result.against or 'the reference'}, for every decode:")
+        parts.append(Bullets([(name, COMPARED.get(name, "")) for name in result.compared]))
+    else:
+        parts.append("Nothing was compared for every decode.")
+    if result.not_compared:
+        parts += ["Not compared:", Bullets(list(result.not_compared.items()))]
+    elif result.compared:
+        parts.append("Nothing that this check knows of was left out.")
+    if result.inconclusive:
+        parts += ["Why the run proves nothing:", Bullets([(reason, "") for reason in result.inconclusive])]
+    if result.coverage.rounds:
+        parts.append(f"Exercised: {result.coverage}.")
+    if result.laws is not None:
+        parts.append(f"After them, on small networks of their own: {laws_line(result.laws)}.")
+    return parts + [f"Counted otherwise than by the other: {text}." for text in result.changes[:4]]
+
+
+def settings_parts(result: Verification) -> list[object]:
+    """Return a table with a row a setting."""
+    shown = result.settings[:MOST_ROWS]
+    counts = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors")
+    rows = []
+    for setting in shown:
+        calls = setting.target_calls
+        accepted = [count for rounds in setting.accepted_scales for count in rounds]
+        rows.append(
+            [setting_name(setting), setting.verdict.value, *(f"{setting.total(name):,}" for name in counts),
+             f"{setting.refused:,}", f"{sum(calls) / len(calls):.2f} ({min(calls)}–{max(calls)})" if calls else "–",
+             f"{sum(accepted) / len(accepted):.2f}" if accepted else "–"]
+        )  # fmt: skip
+    head = ("setting", "verdict", "images", "tokens", "identical", "ties", "wrong", "not claimed", "wrong tensors",
+            "refused", "target calls, mean (range)", "accepted scales a round")  # fmt: skip
+    columns = [k for k, name in enumerate(head) if name not in OPTIONAL or any(row[k] != "0" for row in rows)]
+    bad = frozenset(k for k, setting in enumerate(shown) if setting.total("defects"))
+    cells = [[row[k] for k in columns] for row in rows]
+    parts: list[object] = [Sheet("Results by setting", [head[k] for k in columns], cells, 2, bad)] if rows else []
+    if len(result.settings) > MOST_ROWS:
+        parts.append(f"{len(result.settings) - MOST_ROWS:,} more settings are not listed.")
+    return parts
+
+
+def worst_parts(result: Verification) -> list[object]:
+    """Return what is wrong: laws that are broken, the worst images, which labels and components they are of."""
+    broken = result.laws.broken if result.laws else ()
+    laws = [(law.clause, law.component) for law in broken]
+    head: tuple[str, ...] = ("what was seen", "components that it watches")
+    parts: list[object] = [Sheet("Laws that are broken", head, laws, 2)] if laws else []
+    defects = sorted(_defects(result), key=lambda each: -len(each[1]))
+    if not defects:
+        return parts
+    rows = [
+        (f"seed {first.seed}, {f'image {first.image}' if first.image >= 0 else 'batch'}", setting, first.component,
+         *map(_or_dash, (first.label, first.scale, first.position)), f"{len(others) + 1:,}")
+        for setting, (first, *others) in defects[:MOST_ROWS]
+    ]  # fmt: skip
+    head = ("image", "setting", "component", "label", "scale", "position", "defects listed")
+    parts.append(Sheet("The worst images, each with its first defect", head, rows, 3))
+    if len(defects) > MOST_ROWS:
+        parts.append(f"{len(defects) - MOST_ROWS:,} more are not listed; the run file holds them all.")
+    properties: dict[str, Callable[[Divergence], str]] = {
+        "component": lambda first: first.component,
+        "label": lambda first: _or_dash(first.label),
+        "scale": lambda first: _or_dash(first.scale),
+    }
+    for word, value in properties.items():
+        most = Counter(value(listed[0]) for _, listed in defects).most_common(20)
+        lines = [(name, f"{count:,}", share(count, len(defects))) for name, count in most]
+        parts.append(Sheet(f"Images with a defect, by {word} of the first one", (word, "images", "share"), lines))
+    return parts
+
+
+def _defects(result: Verification) -> list[tuple[str, list[Divergence]]]:
+    """Return the setting and the defects of every image that has one; those of the run as a whole come first."""
+    clauses = {law.clause for law in result.laws.broken} if result.laws else set()  # no images: they have a table
+    defects = [("the run as a whole", [each]) for each in result.early if each.detail not in clauses]
+    for setting in result.settings:
+        by_image: dict[tuple[int, int, int], list[Divergence]] = {}
+        for number, judgement in enumerate(setting.judgements):
+            for each in judgement.defects:
+                by_image.setdefault((number, each.seed, each.image), []).append(each)
+        defects += [(setting_name(setting), listed) for listed in by_image.values()]
+    return defects
+
+
+def _or_dash(value: int) -> str:
+    return "–" if value < 0 else str(value)
+
+
+def cost_parts(result: Verification) -> list[object]:
+    """Return seconds and memory by setting."""
+    rows = []
+    for setting in result.settings[:MOST_ROWS]:
+        images = sum(judgement.images for judgement in setting.judgements)
+        if not images:
+            continue
+        ours, theirs = setting.seconds, setting.reference_seconds
+        caches = [sum(row.counts.cache_bytes.values()) for row in setting.rows if row.counts]
+        peaks = (
+            max(getattr(row, name) for row in setting.rows) for name in ("peak_bytes", "host_bytes", "device_bytes")
+        )
+        rows.append(
+            (setting_name(setting), f"{ours:.2f} s", f"{theirs:.2f} s", f"{1000 * ours / images:.1f} ms",
+             f"{1000 * theirs / images:.1f} ms", f"{theirs / ours:.2f}" if ours and theirs else "–",
+             *map(size, (max(caches, default=0), *peaks)))
+        )  # fmt: skip
+    other = result.against or "reference"
+    head = ("setting", "decoder", other, "decoder, an image", f"{other}, an image", "times as fast", "its caches",
+            "its peak", "judge's process", "GPU")  # fmt: skip
+    lead = (
+        f"Decodes took {result.decode_seconds:.1f} s in all, summed over workers. Judging runs beside them, and other "
+        "work may have slowed them down: sdvar-harness bench measures speed."
+    )
+    return [lead, *([Sheet("Time and memory by setting", head, rows)] if rows else [])]
+
+
+def distance_parts(result: Verification) -> list[object]:
+    """Return how far images are from sequential ones, and what that buys; empty where tokens are claimed."""
+    rows: list[list[str]] = []
+    series: list[Series] = []
+    for setting in [setting for setting in result.settings if setting.distances][:MOST_ROWS]:
+        calls, name = setting.target_calls, setting_name(setting)
+        row = [name, f"{sum(calls) / len(calls):.2f}" if calls else "–"]
+        for measure in ("tokens", "f_hat", "pixels"):
+            values = sorted(getattr(distance, measure) for distance in setting.distances)
+            mean = sum(values) / len(values)
+            figures = (mean, values[len(values) // 2], values[-1])
+            row += [f"{100 * v:.3g} %" if measure == "tokens" else f"{v:.3g}" for v in figures]
+        rows.append(row)
+        if calls and len(series) < MOST_DOTS:  # `mean` is that of the pixels
+            series.append(Series(name, [sum(calls) / len(calls)], [mean], line=False))
+    if not rows:
+        return []
+    statistics = [f"{name}, {s}" for name in ("tokens", "Δf_hat", "Δpixel") for s in ("mean", "median", "worst")]
+    head = ("setting", "target calls", *statistics)
+    sheet = Sheet("Distance from sequential decoding of the same seed", head, rows)
+    if not series:
+        return [sheet]
+    caption = "What the loss buys: target calls (fewer is faster) against mean pixel distance (less is closer)."
+    x, y = Axis("mean target calls an image", low=0), Axis("mean |pixel difference|", low=0)
+    svg = plot(series, x, y, salt="trade")
+    return [Drawing(svg, f"Scatter plot: {caption} The numbers are in the table.", caption), sheet]
+
+
+def budget_parts(result: Verification) -> list[object]:
+    """Return how far rounding may move a number at every scale, and where that is from."""
+    if result.budget is None:
+        return ["No budget was needed: nothing was decoded."]
+    parts: list[object] = [f"Source: {result.budget.source}."]
+    scales, record = len(sides_of(result)), result.record
+    if record is None:
+        return parts
+    budget, cfg = record.budget, max((abs(task.request.cfg) for task in result.plan.tasks), default=0.0)
+    rows = []
+    for si in range(scales):
+        at = budget.guided(cfg, si / (scales - 1) if scales > 1 else 0.0)
+        rows.append((f"{si}", *(f"{v:.3g}" for v in (at.logits, at.logits_rms, at.f_hat, margin_bound(at.logits)))))
+    head = ("scale", "guided score, any", "guided score, rms", "f_hat", "largest margin of a tie")
+    return [*parts, Sheet(f"What rounding may move, at the largest guidance of the run, cfg {cfg:g}", head, rows)]
+
+
+def provenance_parts(result: Verification, file: str) -> list[object]:
+    """Return what the run was of, and the command that made it."""
+    record = result.record
+    identity, words = (record.identity, record.command) if record else (None, ())
+    rows = [("networks", result.models), ("device", str(result.device)), ("run file", file or "not kept")]
+    rows += flat_rows(identity.as_dict() if identity else {"versions": versions(), "precision": precision()})
+    sheet = Sheet("What the run was of", ("what", "value"), rows, 2)
+    return [sheet, Line(shlex.join(["sdvar-harness", *map(str, words)]), "The command:")] if words else [sheet]

@@ -1,0 +1,202 @@
+"""What a page is: a headline, sections, and a few kinds of parts; and how it becomes one file.
+
+A part is a paragraph (a `str`) or one of the records here and in `gallery`, which the template knows by their names.
+
+Promise: the file needs nothing else, no script and no network; whatever text comes from a user or a decoder is text
+there, never markup; no information is told by colour alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import InputError, shortened
+from harness.provenance import versions
+from harness.rounding import precision
+
+MOST_TEXT = 4000  # characters of one text: the message of somebody else's crash may have any length
+TONES = {"good": "✓", "bad": "✕", "open": "?"}  # what a headline wears besides its colour
+NEEDED = {"jinja2": "Jinja2", "matplotlib": "matplotlib"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line, or other text to be copied, with what it is for."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list: (word, explanation)."""
+
+    items: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Numbers that matter most: (what, number, what it means)."""
+
+    items: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table."""
+
+    caption: str  # what it shows
+    head: Sequence[str]  # of the columns
+    rows: Sequence[Sequence[str]]  # as many cells as columns
+    texts: int = 1  # how many columns, from the first one on, hold words; the others hold numbers
+    bad: frozenset[int] = frozenset()  # indices of rows that tell of something wrong; their first cell must say so, too
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture: SVG markup of `plots`, what it shows in words, and its numbers."""
+
+    svg: str
+    label: str
+    caption: str
+    sheet: Sheet | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """What one cell of a grid says: class of the style, letter, and the letter's meaning."""
+
+    name: str
+    letter: str
+    word: str
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One row of a grid: a state a column, and counts of them."""
+
+    name: str
+    states: Sequence[State]
+    counts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table that is a picture: a letter and a colour a cell."""
+
+    caption: str  # what it shows
+    corner: str  # head of the rows' names
+    heads: Sequence[str]  # of the columns; `upright` turns long ones
+    rows: Sequence[Lane]  # from top to bottom
+    tails: Sequence[str] = ()  # heads of the counts
+    upright: bool = False  # the heads are words and stand on end
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Parts that are shown when they are asked for."""
+
+    summary: str
+    parts: Sequence[object]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A headed part of a page: `id` is its anchor, `lead` says for a newcomer what is to be seen."""
+
+    id: str
+    title: str
+    lead: str
+    parts: Sequence[object]
+
+
+def check_page(path: Path | None, name: str = "html") -> None:
+    """Refuse a page where nothing makes one. Raises `InputError`."""
+    for module, library in NEEDED.items():
+        if path is not None and importlib.util.find_spec(module) is None:
+            rule = f"is made by {library}, which is not installed"
+            raise InputError(name, str(path), rule, 'pip install "sdvar-harness[report]"')
+
+
+def as_html(
+    title: str, word: str, tone: str, headline: str, sections: Sequence[Section], notes: Sequence[str] = ()
+) -> bytes:
+    """Return a page as one HTML file, UTF-8.
+
+    Args:
+        title: of the document.
+        word: the verdict.
+        tone: one of `TONES`.
+        headline: what the verdict means, in plain words.
+        sections: from top to bottom; one without parts is left out.
+        notes: what qualifies the headline: interrupted, unverified.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  # asked for where a page is made
+
+    loader = PackageLoader("harness.report.html")
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, finalize=printable, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    text = templates.get_template("page.html.j2").render(
+        title=title, word=word, tone=tone, headline=headline, sections=[each for each in sections if each.parts],
+        notes=notes, mark=TONES[tone], style=loader.get_source(templates, "style.css")[0], versions=versions(),
+    )  # fmt: skip
+    return text.encode(errors="backslashreplace")
+
+
+def printable(value: object) -> object:
+    """Return a text without what no page can show: control characters and halves of surrogate pairs are spelled out."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    text = shortened(value, MOST_TEXT)
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: ``1 image``, ``1,200 images``."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def share(part: float, whole: float) -> str:
+    """Return a percentage; a dash of nothing, and never 0 % or 100 % of what is not none or all."""
+    if not whole:
+        return "–"
+    if 0 < part < whole:
+        return f"{min(99.99, max(0.01, 100 * part / whole)):.4g} %"
+    return "100 %" if part else "0 %"
+
+
+def number(value: float, form: str = ".2g") -> str:
+    """Return a number in a form; a dash of none."""
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in words; a dash of none."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 2**power:
+            return f"{count / 2**power:.1f} {unit}"
+    return f"{count} B" if count else "–"
+
+
+def origin(text: str) -> Section:
+    """Return the last section of a page of what was done just now: a paragraph, versions and precision."""
+    rows = flat_rows({"versions": versions(), "precision": precision()})
+    sheet = Sheet("What this was made with", ("what", "value"), rows, 2)
+    return Section("provenance", "Provenance", "", [text, sheet])
+
+
+def flat_rows(values: Mapping[str, object], before: str = "") -> list[tuple[str, str]]:
+    """Return nested values as rows of a name and a text; what is empty is left out."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += flat_rows(value, f"{before}{name} ")
+        elif value not in ("", None):
+            rows.append((f"{before}{name}".replace("_", " "), str(value)))
+    return rows

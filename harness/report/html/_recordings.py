@@ -1,0 +1,210 @@
+"""The pages of recordings: which cases hold (`golden check`), what a regeneration would change (`golden diff`).
+
+Both show images as recorded and as this code makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from harness.golden import (
+    WHOLE_FILE,
+    CaseResult,
+    FileResult,
+    RecordedCase,
+    Recording,
+    Regeneration,
+    golden_totals,
+    read_recording,
+    recorded_networks,
+)
+from harness.judge import Verdict, worst_verdict
+from harness.protocol import Trace
+from harness.report.html._gallery import PicturePair, gallery_parts, side_by_side
+from harness.report.html._page import Bullets, Facts, Fold, Section, Sheet, as_html, counted, number, origin
+from harness.report.html._words import COMPONENTS, TONE
+
+SIDES = "recording", "code of today"
+MOST_IMAGES = 40  # of cases that do not hold; each is decoded again
+SHOWN = 5  # defects of one case
+HEADLINES = {
+    Verdict.DEFECT: "Something recorded is not what this code makes, and rounding cannot explain it.",
+    Verdict.INCONCLUSIVE: "Not everything could be compared: see what is unverified below.",
+}
+HOLDS = "Every recorded case holds against this code: token by token, and every tensor within its bound."
+CHANGES = {
+    "added": "planned, and not on disk",
+    "removed": "on disk, and no longer planned",
+    "settings": "planned with other settings",
+    "form": "other tensors, shapes or dtypes",
+    "values": "what is on disk no longer holds against this code",
+    "weights": "recorded with other weights",
+    "changed by hand": "the file is not what was written: its digest does not fit",
+}
+RecordedCases = Sequence[tuple[Recording, Sequence[RecordedCase]]]
+
+
+def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, device: str) -> bytes:
+    """Return the page of judgements on recordings as one HTML file.
+
+    Args:
+        results: a file each.
+        recorded: recordings and their cases; images of the cases that do not hold are taken from here.
+        device: where this code ran.
+    """
+    verdict = worst_verdict([result.verdict for result in results])
+    pairs, count = _pairs_that_differ(results, recorded)
+    sections = [
+        Section("result", "Result", "", [_result_facts(results)]),
+        Section("wrong", "What does not hold", "The first defects of every case, in causal order.", _wrong(results)),
+        Section("files", "What was not compared", "", _uncompared(results)),
+        Section("images", "Images of the cases that do not hold",
+                "As recorded, as this code makes it, and the difference. A frame marks the first token that differs.",
+                gallery_parts(pairs, count, "the files hold") if pairs else []),
+        Section("cases", "Every case", "Differences are the largest of a case, on the recorded prefix.",
+                _cases(results)),
+    ]  # fmt: skip
+    return _page(verdict.value, TONE[verdict], HEADLINES.get(verdict, HOLDS), sections, device)
+
+
+def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
+    """Return the page of a comparison of goldens with this code as one HTML file.
+
+    Args:
+        files: every file of the plan; what is on disk is read again.
+        device: where this code ran.
+    """
+    count = sum(len(file.changes) for file in files)
+    word, tone = ("CHANGED", "open") if count else ("UNCHANGED", "good")
+    headline = (
+        "This code no longer gives what is recorded. If the change is meant, golden record writes it, with a reason."
+        if count else "Everything that is recorded holds against this code, rounding apart: nothing would be written."
+    )  # fmt: skip
+    pairs = [pair for file in files for pair in _pairs_that_change(file)]
+    sections = [
+        Section("result", "Result", "", [_change_facts(files)]),
+        Section("changes", "What would change", "A change is what no longer holds; rounding is none.",
+                _change_sheets(files)),
+        Section("images", "Images before and after",
+                "As recorded, as this code makes it, and the difference. A frame marks the first token that changes.",
+                gallery_parts(pairs, len(pairs), "the files hold") if pairs else []),
+    ]  # fmt: skip
+    return _page(word, tone, headline, sections, device)
+
+
+def _page(word: str, tone: str, headline: str, sections: Sequence[Section], device: str) -> bytes:
+    return as_html("goldens", word, tone, headline, [*sections, origin(f"On {device}.")])
+
+
+def _result_facts(results: Sequence[FileResult]) -> Facts:
+    cases = [case for result in results for case in result.cases]
+    bad = sum(case.verdict is Verdict.DEFECT for case in cases)
+    return Facts([
+        ("cases", f"{len(cases):,}", f"in {counted(len(results), 'file')}"),
+        ("cases with a defect", f"{bad:,}", "none may"),
+        ("draws", f"{sum(case.draws for case in cases):,}", golden_totals(results)),
+        ("certified ties", f"{sum(len(case.ties) for case in cases):,}", "rounding alone decides these"),
+    ])  # fmt: skip
+
+
+def _wrong(results: Sequence[FileResult]) -> list[object]:
+    parts: list[object] = []
+    for path, case in ((result.path, case) for result in results for case in result.cases if case.defects):
+        items = [(each.component, f"{each}. {COMPONENTS.get(each.component, '')}") for each in case.defects[:SHOWN]]
+        if len(case.defects) > SHOWN:
+            items.append(("and", counted(len(case.defects) - SHOWN, "defect more", "defects more")))
+        parts += [f"Case {case.id} of {path}:", Bullets(items)]
+    return parts
+
+
+def _uncompared(results: Sequence[FileResult]) -> list[object]:
+    items = [(result.path, f"DEFECT: {line}") for result in results for line in result.defects]
+    items += [(result.path, f"UNVERIFIED: {result.unverified}") for result in results if result.unverified]
+    return [Bullets(items)] if items else []
+
+
+def _cases(results: Sequence[FileResult]) -> list[object]:
+    """Return a table a file: open where something in it is wrong, folded where all of it holds."""
+    head = ("case", "verdict", "draws", "identical", "ties", "not judged", "defects", "Δlogits", "Δf_hat", "Δpixel")
+    parts: list[object] = []
+    for result in results:
+        rows = [_case_row(case) for case in sorted(result.cases, key=lambda case: not case.defects)]
+        bad = frozenset(k for k, row in enumerate(rows) if row[1] == Verdict.DEFECT.value)
+        sheet = Sheet(result.path, head, rows, 2, bad)
+        if rows:
+            parts.append(sheet if bad else Fold(f"{result.path}: {counted(len(rows), 'case')}", [sheet]))
+    return parts
+
+
+def _case_row(case: CaseResult) -> list[str]:
+    counts = (case.draws, case.identical, len(case.ties), case.not_judged, len(case.defects))
+    deltas = (case.delta_logits, case.delta_f_hat, case.delta_image)
+    return [case.id, case.verdict.value, *(f"{count:,}" for count in counts), *map(number, deltas)]
+
+
+def _pairs_that_differ(results: Sequence[FileResult], recorded: RecordedCases) -> tuple[list[PicturePair], int]:
+    """Return images of the cases that do not hold, up to `MOST_IMAGES`, and how many there are in all."""
+    sources = {(str(recording.path), case.id): (recording, case) for recording, cases in recorded for case in cases}
+    pairs: list[PicturePair] = []
+    count = 0
+    for result in results:
+        for judged in result.cases:
+            if not judged.defects or judged.run is None:
+                continue
+            recording, case = sources[result.path, judged.id]
+            count += judged.request.B
+            if len(pairs) < MOST_IMAGES:
+                both = recording.of(case.id), _decoded(case, judged.run)
+                pairs += side_by_side(case.id, both, SIDES, case.models.pyramid.patch_nums, "Only one side has it.")
+    return pairs, count
+
+
+@torch.inference_mode()
+def _decoded(case: RecordedCase, run: Trace) -> Mapping[str, Tensor]:
+    """Return tokens and image of the free run of a case."""
+    return {"tokens": run.tokens_BL, "image": case.models.vae.decode(run.f_hat_BCPP)}
+
+
+def _change_facts(files: Sequence[Regeneration]) -> Facts:
+    changes = [change for file in files for change in file.changes]
+    return Facts([
+        ("cases on record", f"{sum(len(file.cases) for file in files):,}", f"in {counted(len(files), 'file')}"),
+        ("would change", f"{len({c.id for c in changes if c.id != WHOLE_FILE}):,}", "cases"),
+        ("tokens that change", f"{sum(change.tokens for change in changes):,}", "in those cases"),
+    ])  # fmt: skip
+
+
+def _change_sheets(files: Sequence[Regeneration]) -> list[object]:
+    head = ("case", "change", "which means", "first scale", "tokens", "largest Δf_hat", "largest Δpixel")
+    sheets: list[object] = []
+    for file in files:
+        rows = [
+            (change.id, change.what, CHANGES.get(change.what, ""), str(change.first_scale) if change.tokens else "–",
+             f"{change.tokens:,}", number(change.f_hat), number(change.image))
+            for change in file.changes
+        ]  # fmt: skip
+        if rows:
+            sheets.append(Sheet(file.path.name, head, rows, 3))
+    return sheets
+
+
+def _pairs_that_change(file: Regeneration) -> list[PicturePair]:
+    """Return the images of every case that changes, those of a case together."""
+    before = read_recording(file.path) if file.path.exists() else Recording(file.path, {}, (), {})
+    after = Recording(file.path, {}, file.cases, file.tensors)
+    pairs: list[PicturePair] = []
+    for change in file.changes:
+        if change.id != WHOLE_FILE:
+            both = before.of(change.id), after.of(change.id)
+            alone = f"{CHANGES[change.what].capitalize()}."
+            pairs += side_by_side(change.id, both, SIDES, _sides(file, change.id), alone)
+    return pairs
+
+
+def _sides(file: Regeneration, name: str) -> Sequence[int]:
+    """Return the sides of a case's scales; none of one that is no longer planned."""
+    case = next((case for case in file.cases if case.id == name), None)
+    return recorded_networks(case, file.models).pyramid.patch_nums if case else ()

@@ -1,0 +1,150 @@
+"""The page of a verification, from its result and what its run file keeps to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from harness.judge import Verdict
+from harness.protocol import Contract
+from harness.report.html import _overview as overview
+from harness.report.html import _scales as scales
+from harness.report.html._gallery import gallery_parts, picture_pair, token_maps
+from harness.report.html._page import Fold, Section, as_html, counted
+from harness.report.html._story import story_parts, story_title
+from harness.report.html._words import TONE, VERDICTS
+from harness.runs import Verification, case_number, exhibit_of, is_begun, pictures_of
+from harness.runs.pictures import Picture
+
+MOST_MAPS = 5  # images whose tokens and rounds are drawn
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a run file keeps to be looked at."""
+
+    pictures: Sequence[Picture] = ()  # worst first
+    exhibit: Mapping[str, Tensor] = field(default_factory=dict)  # tensors around the first divergence
+    file: str = ""  # the run file, as a user may type it; empty where it is not kept
+    case: int | None = None  # number of the first divergence for `replay`; None where it is none of its cases
+
+
+def seen_in(path: Path, result: Verification, keeps: bool = True) -> Seen:
+    """Return what a run file keeps to be looked at.
+
+    Args:
+        path: the file; a run that could not begin left none.
+        result: of its run.
+        keeps: the file stays, so that the page may name it.
+    """
+    if not is_begun(path):
+        return Seen()
+    case, name, pictures = result.first_case, str(path) if keeps else "", pictures_of(path)
+    if case is None or result.early:
+        return Seen(pictures, file=name)
+    return Seen(pictures, exhibit_of(path, case[0]), name, case_number(path, case[0]))
+
+
+def run_page(result: Verification, seen: Seen) -> bytes:
+    """Return the page of a verification as one HTML file."""
+    notes = []
+    if not result.is_whole:
+        whole = counted(result.plan.images, "image")
+        notes = [f"the run is not finished: {result.images:,} of {whole} are judged"]
+    word, tone = result.verdict.value, TONE[result.verdict]
+    return as_html(result.models, word, tone, _headline(result), _sections(result, seen), notes)
+
+
+def _headline(result: Verification) -> str:
+    if result.against:
+        right = result.verdict in (Verdict.IDENTICAL, Verdict.TIE)
+        return (
+            f"{'Both decoders draw the same' if right else 'The two decoders differ'}, under the same random numbers."
+        )
+    text = VERDICTS[result.verdict]
+    if result.verdict is Verdict.CONSISTENT and Contract.QUALITY.value in result.contract:
+        text += " How far its images are from the sequential ones is below."
+    return text
+
+
+def _sections(result: Verification, seen: Seen) -> list[Section]:
+    other = result.against or "reference"
+    differs = result.first_divergence is not None
+    return [
+        Section("result", "Result", "", [overview.key_facts(result), *overview.settings_parts(result)]),
+        Section("compared", "What was compared, and what was not",
+                "The decoder under test and a plain sequential sampler met the same random numbers.",
+                overview.compared_parts(result)),
+        Section("story", story_title(result) if differs else "Divergence",
+                "Where the two sides differ first, and how to see it again." if differs else "",
+                story_parts(result, seen.exhibit, seen.file, seen.case)),
+        Section("distance", "Distance and what it buys", "Measured, never judged.", overview.distance_parts(result)),
+        Section("images", "Images",
+                f"The {other}'s image, the decoder's, and their difference; worst first. After the first token that "
+                "differs the images of one seed differ for good.",
+                _images(result, seen, other)),
+        Section("tokens", "Token maps",
+                "Every token of the decoder beside what the reference draws on the same tokens before it, so that one "
+                "mistake is not counted again in all that follows it.", _maps(result, seen)),
+        Section("worst", "What is wrong", "", overview.worst_parts(result)),
+        Section("scales", "Scale by scale", "", scales.scale_parts(result)),
+        Section("rounds", "Rounds",
+                "A round: the small model drafts some scales, the large one checks them in one pass, and at least one "
+                f"scale is final. {scales.ROUND_LEGEND}.", _rounds(result, seen)),
+        Section("cost", "Time and memory", "", overview.cost_parts(result)),
+        Section("budget", "How much rounding may move",
+                "Two right decoders differ by rounding. These limits were measured on the reference before the decoder "
+                "was built, so that a bug cannot excuse itself.", overview.budget_parts(result)),
+        Section("provenance", "Provenance", "All that is needed to repeat the run.",
+                overview.provenance_parts(result, seen.file)),
+    ]  # fmt: skip
+
+
+def _images(result: Verification, seen: Seen, other: str) -> list[object]:
+    if not seen.pictures:
+        return ["The run kept none: no decode came so far that its result is an image."]
+    sides = scales.sides_of(result)
+    pairs = [picture_pair(picture, sides, _setting(result, picture), other) for picture in seen.pictures]
+    return gallery_parts(pairs, result.images)
+
+
+def _maps(result: Verification, seen: Seen) -> list[object]:
+    sides = scales.sides_of(result)
+    return _first_and_folded(
+        [
+            token_maps(picture, sides, _title(result, picture))
+            for picture in seen.pictures[:MOST_MAPS]
+            if picture.badness or picture is seen.pictures[0]
+        ]
+    )
+
+
+def _rounds(result: Verification, seen: Seen) -> list[object]:
+    """Return the rounds of the first picture of every setting, `MOST_MAPS` at most."""
+    first: dict[int, Picture] = {}
+    for picture in seen.pictures:
+        first.setdefault(picture.setting, picture)
+    S = len(scales.sides_of(result))
+    return _first_and_folded(
+        [
+            scales.time_line(picture.rounds, S, f"{_title(result, picture)}; columns are scales")
+            for picture in list(first.values())[:MOST_MAPS]
+            if picture.rounds
+        ]
+    )
+
+
+def _first_and_folded(parts: Sequence[object]) -> list[object]:
+    return [*parts[:1], *([Fold(counted(len(parts) - 1, "more image"), parts[1:])] if parts[1:] else [])]
+
+
+def _setting(result: Verification, picture: Picture) -> str:
+    number = picture.setting
+    return scales.setting_name(result.settings[number]) if number < len(result.settings) else f"setting {number}"
+
+
+def _title(result: Verification, picture: Picture) -> str:
+    return f"Seed {picture.seed}, image {picture.image}, label {picture.label}: {_setting(result, picture)}"

@@ -1,0 +1,155 @@
+"""Scale by scale: what was compared, what became of drafts, margins against what rounding explains; and the rounds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from harness.judge import Divergence
+from harness.protocol import Round
+from harness.report.html._page import Drawing, Grid, Lane, Sheet, State, share
+from harness.report.html._plots import Axis, Series, plot
+from harness.runs import SettingResult, Verification
+
+MOST_POINTS = 60  # of a scale and kind, those with the largest margins
+MOST_LINES = 8
+FINAL = State("final", "", "final before")
+LATER = State("later", "", "not reached")
+ACCEPTED = State("accepted", "A", "drafted and accepted")
+CORRECTED = State("corrected", "C", "drafted and partly accepted: wrong tokens corrected")
+REJECTED = State("rejected", "r", "drafted and rejected")
+BONUS = State("bonus", "B", "bonus: finished by the target, never drafted")
+ROUND_LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (ACCEPTED, CORRECTED, REJECTED, BONUS))
+ROUND_COUNTS = "accepted tokens", "corrected", "target rows"
+
+
+def sides_of(result: Verification) -> list[int]:
+    """Return the sides of the scales; none where the run did not come so far as to say."""
+    return list(result.record.networks.patch_nums) if result.record else []
+
+
+def setting_name(setting: SettingResult) -> str:
+    """Return a setting in words, with its draft."""
+    return f"{setting.settings}{f', {setting.draft} draft' if setting.draft else ''}"
+
+
+def scale_parts(result: Verification) -> list[object]:
+    """Return what was compared at every scale, what became of drafts, and margins."""
+    sides = sides_of(result)
+    if not sides or not result.images:
+        return ["Nothing was decoded."]
+    drafted = any(_by_scale(result.settings, "drafted", len(sides)))
+    acceptance = [_acceptance(result, len(sides))] if drafted else []
+    return [_counts(result, sides), *acceptance, *_margins(result, len(sides))]
+
+
+def _by_scale(settings: Sequence[SettingResult], name: str, scales: int) -> list[int]:
+    """Return a count of `Counts.scales`, summed over everything judged under these settings."""
+    counts = [row.counts.scales.get(name) for setting in settings for row in setting.rows if row.counts]
+    return [sum(count[si] for count in counts if count) for si in range(scales)]
+
+
+def _counts(result: Verification, sides: Sequence[int]) -> Sheet:
+    differ, drafted, accepted, corrected, bonus = (
+        _by_scale(result.settings, name, len(sides)) for name in ("differ", "drafted", "kept", "corrected", "bonus")
+    )
+    ties = Counter(tie.scale for tie in _listed(result, "ties"))
+    compared = sum(judgement.images for s in result.settings for judgement in s.judgements if judgement.draws)
+    word = "differ" if any(setting.total("unclaimed") for setting in result.settings) else "wrong"
+    wrong = [differ[si] - ties[si] for si in range(len(sides))]
+    rows = [
+        (f"{si}{f' ({word})' if wrong[si] else ''}", f"{side} × {side}", f"{compared * side * side:,}",
+         f"{compared * side * side - differ[si]:,}", f"{ties[si]:,}", f"{wrong[si]:,}", f"{drafted[si]:,}",
+         share(accepted[si], drafted[si]), f"{corrected[si]:,}", f"{bonus[si]:,}")
+        for si, side in enumerate(sides)
+    ]  # fmt: skip
+    head = ("scale", "tokens", "compared", "identical", "ties", word, "drafted", "accepted", "partly accepted", "bonus")
+    caption = "Tokens compared, and what became of drafted scales; all settings and images together"
+    bad = frozenset(si for si, count in enumerate(wrong) if count and word == "wrong")
+    return Sheet(caption, head, rows, 1, bad)
+
+
+def _acceptance(result: Verification, scales: int) -> Drawing:
+    series, rows = [], []
+    for setting in result.settings[:MOST_LINES]:
+        name = setting_name(setting)
+        drafted, accepted = (_by_scale([setting], count, scales) for count in ("drafted", "kept"))
+        judged = [si for si in range(scales) if drafted[si]]
+        if judged:
+            series.append(Series(name, judged, [100 * accepted[si] / drafted[si] for si in judged]))
+        rows.append((name, *(share(a, d) for a, d in zip(accepted, drafted, strict=True))))
+    x, y = Axis("scale", ticks=range(scales)), Axis("drafted scales accepted, %", low=0)
+    left = len(result.settings) - MOST_LINES
+    caption = "How often a drafted scale was accepted, by scale; a line a setting."
+    caption += f" {left} more settings are left out." if left > 0 else ""
+    sheet = Sheet("Drafted scales accepted", ("setting", *map(str, range(scales))), rows)
+    label = f"Line plot: {caption} The numbers are in the table below it."
+    return Drawing(plot(series, x, y, salt="acceptance"), label, caption, sheet)
+
+
+def _margins(result: Verification, scales: int) -> list[object]:
+    """Return a plot of margins, or what there is to say where no token was raced."""
+    series, rows = [], []
+    # a side step, so that ties and wrong tokens of one scale do not hide each other
+    for name, kind, step in (("ties", "ties", 0.12), ("wrong tokens", "defects", -0.12)):
+        raced = [each for each in _listed(result, kind) if each.position >= 0 and not math.isnan(each.margin)]
+        x: list[float] = []
+        y: list[float] = []
+        for si in range(scales):
+            ratios = sorted((_ratio(each) for each in raced if each.scale == si), reverse=True)
+            if ratios:
+                figures = (_ratio_text(ratios[len(ratios) // 2]), _ratio_text(ratios[0]))
+                rows.append((f"{si}, {name}", f"{len(ratios):,}", *figures))
+            shown = [max(ratio, 1e-3) for ratio in ratios if math.isfinite(ratio)][:MOST_POINTS]
+            x += [si + step] * len(shown)
+            y += shown
+        if x:
+            series.append(Series(name, x, y, line=False))
+    if not rows:
+        differ = any(setting.total("unclaimed") or setting.total("wrong_tokens") for setting in result.settings)
+        return [] if differ else ["Every compared token is identical, so there is no margin to show."]
+    caption = "By how much a differing token loses, as a multiple of what rounding explains: above 1 it is no tie."
+    sheet = Sheet("Margin / bound", ("scale", "tokens", "median", "largest"), rows)
+    if not series:
+        return [sheet]
+    axes = Axis("scale", ticks=range(scales)), Axis("margin / bound", log=True)
+    svg = plot(series, *axes, (1.0, "what rounding explains"), "margins")
+    return [Drawing(svg, f"Scatter plot: {caption} The numbers are in the table below it.", caption, sheet)]
+
+
+def _ratio(divergence: Divergence) -> float:
+    """Return a margin as a multiple of its bound."""
+    return max(0.0, divergence.margin) / divergence.bound if divergence.bound > 0 else math.inf
+
+
+def _ratio_text(ratio: float) -> str:
+    return f"{ratio:.3g}" if math.isfinite(ratio) else "filtered out"
+
+
+def _listed(result: Verification, kind: str) -> list[Divergence]:
+    return [each for s in result.settings for judgement in s.judgements for each in getattr(judgement, kind)]
+
+
+def time_line(rounds: Sequence[Round], scales: int, caption: str) -> Grid:
+    """Return the rounds of one image on a time line: a row a round, a column a scale."""
+    lanes = [_lane(f"{number}", turn, scales) for number, turn in enumerate(rounds, 1)]
+    return Grid(caption, "round", [f"{si}" for si in range(scales)], lanes, ROUND_COUNTS)
+
+
+def _lane(name: str, turn: Round, scales: int) -> Lane:
+    imperfect, after = turn.first + turn.accepted, turn.first + turn.drafted
+    states = []
+    for si in range(scales):
+        if si < turn.first:
+            states.append(FINAL)
+        elif si < imperfect:
+            states.append(ACCEPTED)
+        elif si == imperfect and turn.corrected:
+            states.append(CORRECTED)
+        elif si == after and turn.bonus:
+            states.append(BONUS)
+        else:
+            states.append(REJECTED if si < after else LATER)
+    counts = (turn.accepted_tokens, turn.corrected_tokens, turn.target_rows)
+    return Lane(name, states, [f"{count:,}" for count in counts])

@@ -1,0 +1,132 @@
+"""The first divergence as a story: where it is, which tokens, with which scores, and how to see it again."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from harness.judge import Divergence, Verdict
+from harness.report.html._gallery import place_of
+from harness.report.html._page import Line, Sheet, counted
+from harness.report.html._scales import sides_of
+from harness.report.html._words import COMPONENTS
+from harness.runs import Verification
+
+NEAR = 8  # tokens of the prefix that are listed
+
+
+def story_title(result: Verification) -> str:
+    """Return the heading of the section."""
+    if result.against:
+        return "The first difference"
+    return "The first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "The first defect"
+
+
+def story_parts(result: Verification, exhibit: Mapping[str, Tensor], file: str, case: int | None) -> list[object]:
+    """Return the parts of the section.
+
+    Args:
+        result: of the run.
+        exhibit: tensors around the first divergence (`runs.pictures`); empty where none were kept.
+        file: the run file; empty where it is not kept.
+        case: number of the divergence for `replay`; None where it is none of the file's cases.
+    """
+    first = result.first_divergence
+    if first is None:
+        unclaimed = any(setting.total("unclaimed") for setting in result.settings)
+        rest = "tokens differ, and are not claimed" if unclaimed else "nothing differs from the reference"
+        return [f"There is none: {rest}." if result.images else "Nothing was decoded."]
+    meaning = COMPONENTS.get(first.component, "")
+    what = f"Component: {first.component}. {meaning} What was seen: {first.detail}."
+    parts: list[object] = [_where(first, sides_of(result)), what]
+    if first.position >= 0:
+        parts += [_tokens(first), *_prefix(exhibit), *_scores(first, exhibit)]
+    parts += [f"How far that decode came: {text}." for text in result.so_far[:1]]
+    return parts + _replays(result, file, case)
+
+
+def _where(first: Divergence, sides: Sequence[int]) -> str:
+    text = f"Seed {first.seed}"
+    text += f", image {first.image}" if first.image >= 0 else ", the whole batch"
+    text += f", label {first.label}" if first.label >= 0 else ""
+    if first.scale >= 0:
+        text += f". Scale {first.scale}"
+        text += f" of 0 to {len(sides) - 1}, {sides[first.scale]} × {sides[first.scale]} tokens" if sides else ""
+    if first.position >= 0 and sides:
+        _, y, x = place_of(sides, first.position)
+        text += f". Position {first.position}: row {y}, column {x} of that map"
+    return f"{text}."
+
+
+def _tokens(first: Divergence) -> str:
+    if first.actual == first.expected:
+        text = f"The token there, {first.actual}, is the reference's all the same; what leads to it is not."
+    else:
+        text = f"The decoder drew token {first.actual}. On the same prefix the reference draws {first.expected}."
+    if not math.isnan(first.margin):
+        text += f" In the exact race the decoder's token loses by {first.margin:.3g}; rounding explains"
+        text += f" {first.bound:.3g}."
+    if not math.isnan(first.delta_logits):
+        text += f" The scores of that position differ by {first.delta_logits:.3g} at most."
+    if not math.isnan(first.delta_f_hat):
+        far = f"differs by {first.delta_f_hat:.3g} at most" if first.delta_f_hat else "is the same on both sides"
+        text += f" The map after that scale {far}."
+    return text
+
+
+def _prefix(exhibit: Mapping[str, Tensor]) -> list[object]:
+    """Say how long both sides agree, and list the last tokens that they agree on."""
+    tokens = exhibit.get("tokens_L")
+    if tokens is None:
+        return []
+    actual, expected = tokens.tolist()
+    agreed = next((k for k, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b), len(actual))
+    if not agreed:
+        return ["No token comes before it: they differ at the very first one."]
+    last = " ".join(map(str, actual[max(0, agreed - NEAR) : agreed]))
+    lead = "the last ones " if agreed > NEAR else ""
+    return [f"The prefix that agreed: {counted(agreed, 'token')} ({lead}{last})."]
+
+
+def _scores(first: Divergence, exhibit: Mapping[str, Tensor]) -> list[object]:
+    """Return both tokens with their scores and numbers, as far as both sides showed them."""
+    sides = (("decoder", "actual"), ("reference", "expected"))
+    scores = {side: exhibit[f"{key}.guided_V"].double() for side, key in sides if f"{key}.guided_V" in exhibit}
+    if not scores:
+        return ["The decoder shows no scores, so they cannot be set beside each other."]
+    columns = {f"score, {side}": guided_V for side, guided_V in scores.items()}
+    E_V = exhibit.get("E_V")
+    if E_V is not None:
+        columns["random number E"] = E_V.double()
+        columns |= {f"race, {side}": guided_V - E_V.double().log() for side, guided_V in scores.items()}
+    names = {first.expected: "reference's", first.actual: "decoder's"}
+    if first.actual == first.expected:
+        names = {first.actual: "both sides'"}
+    V = len(next(iter(scores.values())))
+    rows = [
+        (f"{token} ({whose})", *(f"{float(column[token]):.6g}" for column in columns.values()))
+        for token, whose in names.items()
+        if 0 <= token < V
+    ]
+    sheet = Sheet("Both tokens: scores after guidance, before any filter", ["token", *columns], rows)
+    if E_V is None:
+        return [sheet]
+    race = "A draw is a race: the token with the largest score − log E wins. Both sides meet the same E."
+    return [sheet, race]
+
+
+def _replays(result: Verification, file: str, case: int | None) -> list[object]:
+    lines: list[object] = []
+    if alone := result.alone:
+        lines.append(Line(alone, "This line shows it alone:"))
+    if file and case is not None:
+        command = shlex.join(["sdvar-harness", "replay", file, "--case", str(case)])
+        lines.append(Line(command, "This line repeats it from the run file, and says whether it still fails:"))
+    if lines:
+        return lines
+    if result.early:
+        return ["It is of the run as a whole: no image shows it alone."]
+    return ["No command line made this run, so there is none that repeats it."]

@@ -1,0 +1,85 @@
+"""The page of `bench`: what speculation buys against what is accepted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from harness.bench import Speed, SpeedRow
+from harness.report import sequential_rows, speculative_rows
+from harness.report.html._page import Drawing, Facts, Section, Sheet, as_html, counted, number, origin
+from harness.report.html._plots import Axis, Series, plot
+
+
+def timings_page(run: Speed, device: str) -> bytes:
+    """Return the page of one run of `bench` as one HTML file.
+
+    Args:
+        run: with one row or more.
+        device: where it ran.
+    """
+    best = max(run.rows, key=lambda row: row.speed_up)
+    gains = best.speed_up > 1
+    text = f"At best {best.speed_up:.2f} times as fast as sequential decoding by the target, with {_named(best)}."
+    if not gains:
+        text = f"No setting is faster than sequential decoding; the best is {best.speed_up:.2f} times as fast."
+    sections = [
+        Section("result", "Result", "Times were measured, never judged: whether tokens are right is what verify tells.",
+                [_facts(run, best)]),
+        Section("speed", "Speed-up against acceptance",
+                "Sequential over speculative time, by the share of judged scales that were accepted.", [_plot(run)]),
+        Section("speculative", "Speculative decoding", "", [_speculative(run.rows)]),
+        Section("sequential", "Sequential decoding", "", [_sequential(run.rows)]),
+        origin(f"{run.models} on {device}, {run.title}. {run.machine}."),
+    ]  # fmt: skip
+    word, tone = (f"{best.speed_up:.2f} TIMES AS FAST", "good") if gains else ("NOT FASTER", "open")
+    return as_html(f"{run.models} on {device}", word, tone, text, sections)
+
+
+def _named(row: SpeedRow) -> str:
+    drafted = f", {counted(row.draft_len, 'drafted scale')}" if row.speculates else ""
+    return f"{row.policy}{drafted}, {counted(row.batch, 'image')} a batch"
+
+
+def _facts(run: Speed, best: SpeedRow) -> Facts:
+    return Facts([
+        ("best speed-up", f"{best.speed_up:.2f}", _named(best)),
+        ("its target calls", f"{best.target_calls:.2f}", "mean an image"),
+        ("its scales accepted", number(best.kept, ".0%"), "of those judged"),
+        ("its extra memory", number(best.extra_memory, ".1%"), "beyond the target alone"),
+        ("settings timed", f"{len(run.rows):,}", run.title),
+    ])  # fmt: skip
+
+
+def _plot(run: Speed) -> Drawing:
+    series = []
+    judged = [row for row in run.rows if not math.isnan(row.kept)]
+    for batch, length in dict.fromkeys((row.batch, row.draft_len) for row in judged):
+        points = sorted((r.kept, r.speed_up) for r in judged if (r.batch, r.draft_len) == (batch, length))
+        name = f"{counted(length, 'scale')}, {counted(batch, 'image')}"
+        series.append(Series(name, [100 * x for x, _ in points], [y for _, y in points]))
+    caption = "Above the dashed line speculation gains; right of it more drafted scales are accepted."
+    x, y = Axis("judged scales that were accepted, %", low=0), Axis("speed-up", low=0)
+    svg = plot(series, x, y, (1.0, "sequential"), "speed")
+    return Drawing(svg, f"Line plot: {caption} The numbers are in the table of the next section.", caption)
+
+
+def _speculative(rows: Sequence[SpeedRow]) -> Sheet:
+    cells = [
+        [*cells[:3], number(row.kept, ".0%"), *cells[3:]]
+        for row, cells in zip(rows, speculative_rows(rows), strict=True)
+    ]
+    head = ("policy", "images", "draft_len", "scales accepted", "ms a batch", "draft passes, ms", "target passes, ms",
+            "floor, ms", "target calls", "speed-up", "the passes allow", "share of it", "extra memory")  # fmt: skip
+    caption = "Milliseconds a batch; a dash where images went apart, or where nothing is known"
+    return Sheet(caption, head, _dashed(cells))
+
+
+def _sequential(rows: Sequence[SpeedRow]) -> Sheet:
+    head = ("images", "plain reference", "target", "its passes", "their floor", "draft", "its passes", "memory")
+    return Sheet("Milliseconds a batch", head, _dashed(sequential_rows(rows)))
+
+
+def _dashed(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return a page's dash in place of a terminal's."""
+    return [["–" if cell == "-" else cell for cell in row] for row in rows]

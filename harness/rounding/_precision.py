@@ -1,0 +1,195 @@
+"""What may make a device inexact or a repeat differ, and in which precision a tie is certified.
+
+Promise: after `set_precision(False)` float32 means float32 on every device, and a repeat gives the same bits; a decoder
+that changes one of these settings is reported with its name, and changes it for itself alone. What certifies is the
+cheapest precision whose own error is at most `NEGLIGIBLE` of the budget of the network that is judged; its weights are
+those of that network, exactly, since a wider dtype holds them all.
+
+Why that share: a budget is `BUDGET_MARGIN` times the largest error of a few dozen images, and fresh images stayed
+within 1.4 times that error, so 30 % of the budget is free. Every pair below stays far under a sixteenth, by the number
+of bits that an operand loses (`EPS`): TF32 rounds operands to 2^-11 where bfloat16 rounds them to 2^-8, an eighth of an
+error that is half of a budget. Measured: 2.2 % (d16-d30) and 2.5 % (digits) of bfloat16's budget for TF32, 0.24 % and
+0.09 % of TF32's for float32 (`budgets.json`, H200), 2^-29 of float32's for float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from harness.models import ModelPair
+from harness.models.autoencoder import Autoencoder
+from harness.models.network import Network
+from harness.models.transformer import Transformer
+
+# What the results state, and what else decides how a product rounds; dotted names below `torch.backends`. The first is
+# PyTorch's newer switch over all of them (2.9 on): where one is set by both, PyTorch refuses to tell the older one.
+STATED = {
+    "tf32_matmul": "cuda.matmul.allow_tf32",
+    "tf32_convolution": "cudnn.allow_tf32",
+    "deterministic_convolution": "cudnn.deterministic",
+}
+NEWEST = "fp32_precision"
+WATCHED = {
+    NEWEST: NEWEST,
+    **STATED,
+    "benchmark_convolution": "cudnn.benchmark",
+    "reduced_bfloat16_sums": "cuda.matmul.allow_bf16_reduced_precision_reduction",
+    "cpu_matmul": "mkldnn.matmul.fp32_precision",
+    "cpu_convolution": "mkldnn.conv.fp32_precision",
+    "reduced_float16_sums": "cuda.matmul.allow_fp16_reduced_precision_reduction",
+}
+MATMUL = "float32_matmul_precision"  # a function's, over those of CUDA and CPU
+UNREADABLE = "set by two interfaces at once"
+NEGLIGIBLE = 1 / 16  # of the budget, at most
+FEWEST = 2.0  # GiB that certifying may take where the device does not say what is free
+
+
+def set_precision(tf32: bool) -> dict[str, bool]:
+    """Switch TF32 on or off, non-deterministic convolution kernels off.
+
+    Args:
+        tf32: allow CUDA to round the operands of float32 products to 10 bits of mantissa.
+
+    Returns:
+        What is on and off; see `precision`.
+
+    Effects: process-wide PyTorch settings; PyTorch itself allows TF32 in convolutions by default.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return precision()
+
+
+def precision() -> dict[str, bool]:
+    """Return the process-wide settings that decide how exact and how repeatable a run is."""
+    return {name: bool(_read(path)) for name, path in STATED.items()}
+
+
+@contextmanager
+def exact_products(exact: bool) -> Iterator[None]:
+    """Compute float32 products on CUDA exactly, or with operands rounded to TF32; convolutions exactly in any case.
+
+    Effects: process-wide PyTorch settings, put back when it ends.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = not exact, False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def watched() -> dict[str, object]:
+    """Return every process-wide setting that may move a rounded number, those of `precision` among them."""
+    settings = {name: _read(path) for name, path in WATCHED.items()}
+    try:
+        settings[MATMUL] = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        settings[MATMUL] = UNREADABLE
+    return settings
+
+
+@contextmanager
+def precision_unchanged() -> Iterator[list[str]]:
+    """Run somebody else's code; what it changed is undone, and listed when it ends, one clause a setting."""
+    before, changed = watched(), list[str]()
+    try:
+        yield changed
+    finally:
+        changed += _put_back(before)
+
+
+def _put_back(before: Mapping[str, object]) -> list[str]:
+    """Set what is not as `before` says, and return a clause on each."""
+    now = watched()
+    changed = [f"{name} from {before[name]} to {now[name]}" for name in before if now[name] != before[name]]
+    if changed:
+        readable = {name: value for name, value in before.items() if value not in (None, UNREADABLE)}
+        # the first one sets all the others, and the second those of products
+        if now[NEWEST] != before[NEWEST]:
+            _write(WATCHED[NEWEST], before[NEWEST])
+        if MATMUL in readable:
+            torch.set_float32_matmul_precision(str(before[MATMUL]))
+        for name in readable.keys() - {NEWEST, MATMUL}:
+            _write(WATCHED[name], before[name])
+    return changed
+
+
+def _read(path: str) -> object:
+    owner, name = _owner(path)
+    try:
+        return getattr(owner, name, None)  # None: this version of PyTorch has no such switch
+    except RuntimeError:
+        return UNREADABLE
+
+
+def _write(path: str, value: object) -> None:
+    owner, name = _owner(path)
+    setattr(owner, name, value)
+
+
+def _owner(path: str) -> tuple[object, str]:
+    *folders, name = path.split(".")
+    owner: object = torch.backends
+    for folder in folders:
+        owner = getattr(owner, folder, None)
+    return owner, name
+
+
+@dataclass(frozen=True)
+class Certifying:
+    """A precision to certify in."""
+
+    dtype: torch.dtype  # of the certifying network
+    exact: bool  # its float32 products are exact, not TF32; means something on CUDA alone
+    share: float  # bound on its error as a share of the budget of the judged network
+
+    def __str__(self) -> str:
+        word = str(self.dtype).removeprefix("torch.")
+        return f"{word if self.exact else 'TF32'}, its error below {self.share:.2g} of the budget"
+
+
+def certifying_precision(models: ModelPair) -> Certifying:
+    """Return the precision for these networks in the present mode. Reads the process-wide TF32 setting."""
+    dtype, on_cuda = models.target.dtype, models.device.type == "cuda"
+    if dtype == torch.bfloat16:  # 8 bits of mantissa against 11 or 24
+        return Certifying(torch.float32, not on_cuda, 2.0**-4 if on_cuda else 2.0**-13)
+    if dtype == torch.float32 and on_cuda and precision()["tf32_matmul"]:  # 11 against 24, which also rounds its sums
+        return Certifying(torch.float32, True, 2.0**-9)
+    return Certifying(torch.float64, True, 2.0**-29)
+
+
+@contextmanager
+def certifying_networks(models: ModelPair, by: Certifying) -> Iterator[tuple[Network, Autoencoder]]:
+    """Lend the target and the quantiser in the certifying precision, that mode switched on.
+
+    Effects: process-wide settings of precision, put back when it ends.
+    """
+    target = models.target
+    network: Network = (
+        target.converted(by.dtype) if isinstance(target, Transformer) else target.to(models.device, by.dtype)
+    )
+    with exact_products(by.exact):
+        yield network, models.vae.to(models.device, torch.promote_types(by.dtype, models.vae.dtype))
+
+
+def images_per_certifying_pass(models: ModelPair, by: Certifying) -> int:
+    """Return how many images fit into a certifying pass: a quarter of the memory that is free, one at least."""
+    config, L = models.target.config, models.pyramid.L
+    # two rows of: attention weights and their softmax, some twelve activations, logits thrice, all keys and values
+    numbers = 3 * config.H * L * L + 12 * L * config.D + 3 * L * config.V + 2 * config.depth * L * config.D
+    each = 2 * numbers * torch.finfo(by.dtype).bits // 8
+    return max(1, int(_free(models.device) // 4 // each))
+
+
+def _free(device: torch.device) -> float:
+    if device.type != "cuda":
+        return FEWEST * 2**30  # a CPU gains nothing from more
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + unused)

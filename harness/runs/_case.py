@@ -1,0 +1,280 @@
+"""One recorded defect: read from a run file, as a file that can be sent, and as the command line that shows it alone.
+
+Promise: a bundle is a plain safetensors file, whose reading executes nothing; on another class of machine the case
+meets the recorded numbers, since generators differ there. Weights do not travel: their digests do. The words of the
+command line are those of `sdvar-harness verify`, quoted for a shell; the image it names meets the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from harness.decoders import Other, Terms
+from harness.errors import InputError
+from harness.files import check_readable, write_whole
+from harness.judge import Divergence
+from harness.models import ModelPair
+from harness.protocol import Request, Settings, request_of, request_values
+from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
+from harness.runs._identity import Identity, identity_of
+from harness.runs._record import RunRecord, against_of, against_values
+from harness.runs._records import NAMES, settings_of, settings_values, to_json, unreadable
+from harness.runs._runfile import exhibit_of, read_run
+from harness.wording import count_of
+
+MOST_CASES = 16  # that are repeated where none is named
+KEY, SCHEMA = "sdvar-bundle", 1
+STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
+NUMBERS, EXHIBIT = "numbers/", "exhibit/"
+USUAL = {"cfg": 1.5, "top_k": 0, "top_p": 0.0}
+
+
+@dataclass(frozen=True)
+class KeptCase:
+    """One recorded defect."""
+
+    number: int  # in its file
+    record: RunRecord  # what the run said of itself
+    settings: Settings  # of the decoder
+    request: Request  # what was drawn
+    defect: Divergence  # what is wrong
+    scales: int = 0  # the first ones of the pyramid that the networks are cut to; 0 = all
+    # those that were drawn, where they are kept; None = they are generated anew
+    numbers: RecordedNumbers | None = field(default=None, repr=False)
+    exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # tensors around it
+    draft_noise: float | None = None  # of the draft that the setting met, where a design chose it (`Plan.draft_of`)
+    against: Other | None = None  # the decoder that stood in the reference's place, with its one setting
+
+    @property
+    def implementation(self) -> str:
+        """Name of the decoder's factory."""
+        return self.recorded.decoder.implementation
+
+    @property
+    def recorded(self) -> Identity:
+        """What its run was of."""
+        assert self.record.identity is not None, "a case is of a run that was asked what it is of"
+        return self.record.identity
+
+    @property
+    def terms(self) -> Terms:
+        """How it was judged; the budget is that of the machine at hand."""
+        terms = self.record.terms
+        return Terms(terms.contract, terms.sequential, terms.in_process, terms.limits, against=self.against)
+
+    @property
+    def settings_of_both(self) -> list[Settings]:
+        """Settings of the decoder, then of the one in the reference's place."""
+        return [self.settings, *(self.against.settings if self.against else ())]
+
+    def under(self, settings: Sequence[Settings]) -> KeptCase:
+        """Return the case under other settings, in the order of `settings_of_both`."""
+        other = replace(self.against, settings=tuple(settings[1:])) if self.against else None
+        return replace(self, settings=settings[0], against=other)
+
+    def identity(self, models: ModelPair) -> Identity:
+        """Return what it is of here."""
+        return identity_of(models, (self.implementation, self.settings), self.against)
+
+    def __str__(self) -> str:
+        labels = sorted(set(self.request.labels or ()))
+        images = f"{count_of(self.request.B, 'image')} of label {', '.join(map(str, labels))}"
+        scales = f", the first {count_of(self.scales, 'scale')}" if self.scales else ""
+        return f"{images}, {self.settings}{scales}: {self.defect}"
+
+
+def cases_of(path: Path) -> list[KeptCase]:
+    """Return the defects of a run file: the first of every request and setting that has one, setting by setting.
+
+    Raises:
+        InputError: it is no run file, or of a run that was not asked what it is of.
+    """
+    run, rows = read_run(path, "file")
+    if run.record.identity is None:
+        raise InputError("file", str(path), "does not say of what its run was", "record it with verify --run")
+    requests = {task.number: task.request for task in run.plan.tasks}
+    bad = sorted((row for row in rows if row.judgement.defects), key=lambda row: (row.setting, row.task))
+    return [
+        KeptCase(
+            number, run.record, run.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
+            exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
+            draft_noise=run.plan.draft_of(row.setting),
+            against=run.record.against(row.setting),
+        )
+        for number, row in enumerate(bad)
+    ]  # fmt: skip
+
+
+def of_checkouts(case: KeptCase, checkouts: Sequence[Path | None]) -> KeptCase:
+    """Return the case with its published code elsewhere: the decoder's, and that in the reference's place.
+
+    Raises:
+        InputError: no such decoder has a checkout.
+    """
+    settings = case.settings_of_both
+    for side, (name, folder) in enumerate(zip(("checkout", "against_checkout"), checkouts, strict=True)):
+        if folder is None:
+            continue
+        if side >= len(settings) or not settings[side].option("checkout"):
+            raise InputError(name, str(folder), f"is of no use: case {case.number} was recorded without one", "drop it")
+        given, there = settings[side].options, str(folder.absolute())
+        options = tuple((option, there if option == "checkout" else value) for option, value in given)
+        settings[side] = replace(settings[side], options=options)
+    return case.under(settings)
+
+
+def unlike(case: KeptCase, models: ModelPair) -> str:
+    """Return why a case cannot be repeated on these networks at all; empty where it can."""
+    here, recorded = case.identity(models), case.recorded
+    weights = here.differences(recorded, ["weights"])
+    if weights:
+        return f"other weights: {'; '.join(weights)}"
+    mode = here.differences(recorded, ["mode"])
+    if mode:
+        return f"another mode: {'; '.join(mode)}"
+    if here.device != recorded.device and case.numbers is None:
+        names = f"recorded on {recorded.device_name}, here {here.device_name}"
+        return f"another device: {names}, whose numbers are others; pass a --bundle"
+    return ""
+
+
+def write_bundle(case: KeptCase, models: ModelPair, path: Path) -> None:
+    """Write a bundle.
+
+    Args:
+        case: recorded here, or read from a bundle.
+        models: networks, uncut, on a device of the class that it was recorded on.
+        path: where to.
+
+    Raises:
+        InputError: this machine cannot draw the case's numbers, or the file cannot be written.
+    """
+    why = unlike(case, models)
+    if why:
+        raise InputError("bundle", str(path), f"cannot be made here: {why}", "make it where the run was recorded")
+    numbers = case.numbers.tensors if case.numbers else _draw_numbers(case, models)
+    values = {
+        "schema": SCHEMA,
+        "about": case.record.as_dict(),
+        "settings": settings_values(case.settings, case.draft_noise),
+        "request": request_values(case.request),
+        "recorded": request_values(case.numbers.request if case.numbers else case.request),
+        "found": [getattr(case.defect, name) for name in NAMES],
+        "scales": case.scales,
+        "against": against_values(case.against),
+    }
+    tensors = {NUMBERS + name: tensor.cpu().contiguous() for name, tensor in numbers.items()}
+    tensors |= {EXHIBIT + name: tensor.contiguous() for name, tensor in case.exhibit.items()}
+    write_whole(path, save(tensors, {KEY: to_json(values)}))
+
+
+def _draw_numbers(case: KeptCase, models: ModelPair) -> dict[str, Tensor]:
+    noise, drawn = replace(models, numbers=None).noise(case.request), dict[str, Tensor]()
+    for si in range(case.scales or models.pyramid.S):
+        for stream in STREAMS:
+            read_run = noise.uniform if stream == ACCEPT else noise.exponential
+            numbers = read_run(si, stream, "bundle")
+            drawn[f"{stream}/{si}"] = numbers[..., None] if stream == ACCEPT else numbers
+    return drawn
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell a bundle from a run file by its first bytes. Raises `InputError` where there is no file."""
+    check_readable(path, "file", "pass a file of verify --run, or of replay --bundle")
+    with path.open("rb") as stream:
+        return stream.read(15) != b"SQLite format 3"
+
+
+def read_bundle(path: Path) -> KeptCase:
+    """Read a bundle. Raises `InputError` where it is none, or of another schema."""
+    try:
+        with safe_open(path, "pt") as file:
+            values = json.loads((file.metadata() or {})[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        if values["schema"] != SCHEMA:
+            rule = f"has schema {values['schema']}, and this version reads {SCHEMA}"
+            raise InputError("file", str(path), rule, "use the version of the harness that wrote it")
+        numbers = {name.removeprefix(NUMBERS): t for name, t in tensors.items() if name.startswith(NUMBERS)}
+        settings, draft_noise = settings_of(values["settings"])
+        return KeptCase(
+            0,
+            RunRecord.from_dict(values["about"]),
+            settings,
+            request_of(values["request"]),
+            Divergence(**dict(zip(NAMES, values["found"], strict=True))),
+            values["scales"],
+            RecordedNumbers(numbers, request_of(values["recorded"])),
+            {name.removeprefix(EXHIBIT): t for name, t in tensors.items() if name.startswith(EXHIBIT)},
+            draft_noise,
+            against_of(values["against"]),
+        )
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise unreadable("file", path, error) from None
+
+
+def repeat_line(
+    recipe: Mapping[str, str],
+    settings: Settings,
+    request: Request,
+    divergence: Divergence,
+    draft_noise: float | None = None,
+    against: Other | None = None,
+) -> str:
+    """Return the command line.
+
+    Args:
+        recipe: options of the run that are not the usual ones; an empty text is a flag.
+        settings: the decoder's.
+        request: the batch that held the image.
+        divergence: names the image; the images of its seed where it names none.
+        draft_noise: of the draft that the setting met, where a design chose it (`Plan.draft_of`).
+        against: the decoder in the reference's place, with its one setting.
+    """
+    words = ["sdvar-harness", "verify"]
+    for name, text in recipe.items():
+        words += [f"--{name.replace('_', '-')}", *([text] if text else [])]
+    words += _options("", settings)
+    words += ["--against", against.name, *_options("against-", against.settings[0])] if against else []
+    words += ["--draft-noise", f"{draft_noise!r}"] if draft_noise is not None else []
+    words += _image_options(request, divergence)
+    for name, usual in USUAL.items():
+        if getattr(request, name) != usual:
+            words += [f"--{name.replace('_', '-')}", f"{getattr(request, name):g}"]
+    words += ["--draft-len", str(settings.draft_len)] if settings.draft_len != "" else []
+    words += ["--bonus"] if settings.bonus else []
+    policy = settings.policy or (against.settings[0].policy if against else "")  # published code has none
+    words += ["--policy", policy] if policy not in ("", "coupled") else []
+    return shlex.join(words)
+
+
+def _options(side: str, settings: Settings) -> list[str]:
+    """Return the options of a factory; its checkout has a word of its own."""
+    words = []
+    for name, value in settings.options:
+        words += [f"--{side}checkout", value] if name == "checkout" else [f"--{side}option", f"{name}={value}"]
+    return words
+
+
+def _image_options(request: Request, divergence: Divergence) -> list[str]:
+    """Return seeds, labels and addresses: one image, or all those of a seed where they are drawn together."""
+    labels, addresses = request.labels or (), request.addresses
+    alone = request.order == "image" and (divergence.seed, divergence.image) in addresses
+    rows = [
+        b
+        for b, (seed, image) in enumerate(addresses)
+        if seed == divergence.seed and (not alone or image == divergence.image)
+    ]
+    rows = rows[:1] if alone else rows
+    words = ["--seeds", str(divergence.seed), "--labels", ",".join(str(labels[b]) for b in rows)]
+    ids = [addresses[b][1] for b in rows]
+    if ids != list(range(len(ids))):
+        words += ["--images", ",".join(map(str, ids))]
+    return words + (["--noise", "batch"] if request.order == "batch" else [])

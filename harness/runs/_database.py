@@ -1,0 +1,210 @@
+"""A file that grows with a run: one SQLite file, written by one process, and read by anybody at any time.
+
+Promise: what is written together is on the disk whole or not at all; one process writes a file at a time; a file of
+another kind or schema is refused in one line, and so is a damaged one.
+
+Why SQLite: a killed run leaves the last transaction, any tool reads it, and Python brings it along.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from harness.errors import InputError
+from harness.files import check_readable
+from harness.runs._records import to_json, unreadable
+
+REMEDY = "pass --resume to go on with it, or another --run"
+NOTES = "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of these files."""
+
+    application: int  # SQLite's mark of whose file it is
+    schema: int  # version of the tables
+    tables: tuple[str, ...]  # statements that make them; `run`, which holds notes by key, is there always
+    command: str  # that writes it
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a file that is none of them."""
+        return f"pass a file of {self.command} --run"
+
+    @contextmanager
+    def readable(self, path: Path, name: str = "run") -> Iterator[None]:
+        """Turn what a damaged file does into one `InputError`."""
+        try:
+            yield
+        except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise unreadable(name, path, error, self.remedy) from None
+
+    def check(self, base: sqlite3.Connection, path: Path, name: str) -> None:
+        """Refuse a file of another kind or schema. Raises `InputError`."""
+        mark, schema = (base.execute(f"PRAGMA {word}").fetchone()[0] for word in ("application_id", "user_version"))
+        if mark != self.application:
+            raise InputError(name, str(path), "is no run file", self.remedy)
+        if schema != self.schema:
+            rule = f"has schema {schema}, and this version reads {self.schema}"
+            raise InputError(name, str(path), rule, "use the version of the harness that wrote it")
+
+    @contextmanager
+    def reading(self, path: Path, name: str = "run") -> Iterator[sqlite3.Connection]:
+        """Open a file to read it, of a run that goes on, too.
+
+        Args:
+            path: the file.
+            name: what it is to the user.
+
+        Raises:
+            InputError: it is none, of another kind or schema, or damaged.
+        """
+        check_readable(path, name, self.remedy)
+        with self.readable(path, name), closing(_opened(path)) as base:
+            self.check(base, path, name)
+            yield base
+
+
+class GrowingFile:
+    """A file that this process writes, locked against others until it is closed or the process ends.
+
+    Args:
+        path: the file; `create` and `go_on` open it.
+        descriptor: of the lock.
+    """
+
+    kind: ClassVar[FileKind]
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self._descriptor = path, descriptor
+        self.base = sqlite3.connect(path, isolation_level=None)
+
+    @classmethod
+    def _create(
+        cls, path: Path, notes: Mapping[str, object], rows: Mapping[str, Sequence[tuple[object, ...]]] | None = None
+    ) -> Self:
+        """Make the file of a new run.
+
+        Args:
+            path: where.
+            notes: what is known when it begins.
+            rows: by table, what is there from the beginning.
+
+        Raises:
+            InputError: it is there already, another process writes it, or it cannot be written.
+        """
+        if is_begun(path):
+            raise InputError("run", str(path), "is there already", REMEDY)
+        file = cls(path, _locked(path))
+        try:
+            with file.transaction():
+                for statement in (NOTES, *cls.kind.tables):
+                    file.base.execute(statement)
+                file.base.execute(f"PRAGMA application_id = {cls.kind.application}")
+                file.base.execute(f"PRAGMA user_version = {cls.kind.schema}")
+                for key, value in notes.items():
+                    file.insert("run", (key, to_json(value)))
+                for table, values in (rows or {}).items():
+                    for row in values:
+                        file.insert(table, row)
+        except BaseException:
+            file.close()
+            path.unlink(missing_ok=True)
+            raise
+        return file
+
+    @classmethod
+    def go_on(cls, path: Path) -> Self:
+        """Open the file of a run that stopped.
+
+        Raises:
+            InputError: another process writes it, or it is of another kind or schema.
+        """
+        check_readable(path, "run", cls.kind.remedy)
+        file = cls(path, _locked(path))
+        try:
+            with cls.kind.readable(path):
+                cls.kind.check(file.base, path, "run")
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def insert(self, table: str, values: Sequence[object], otherwise: str = "ABORT") -> None:
+        """Add a row, within a `transaction`.
+
+        Args:
+            table: its name.
+            values: of all columns.
+            otherwise: what is done where there is one of its key: ABORT, IGNORE or REPLACE.
+        """
+        self.base.execute(f"INSERT OR {otherwise} INTO {table} VALUES ({', '.join('?' * len(values))})", values)
+
+    def note(self, key: str, value: object) -> None:
+        """Keep, or replace, one thing that is known of the run as a whole."""
+        with self.transaction():
+            self.insert("run", (key, to_json(value)), "REPLACE")
+
+    def noted(self, key: str) -> Any:
+        """Return one thing that is known of the run as a whole; None where it is not."""
+        with self.kind.readable(self.path):
+            return notes_of(self.base).get(key)
+
+    def close(self) -> None:
+        """Close the file and let go of it."""
+        self.base.close()
+        os.close(self._descriptor)  # last: closing any descriptor of a file ends SQLite's own locks on it
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Write what follows whole or not at all. Raises `InputError` where it cannot be written."""
+        try:
+            self.base.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self.base.execute("ROLLBACK")
+                raise
+            self.base.execute("COMMIT")
+        except sqlite3.Error as error:
+            rule, remedy = f"cannot be written ({error})", "make room there, or name another file"
+            raise InputError("run", str(self.path), rule, remedy) from None
+
+
+def notes_of(base: sqlite3.Connection) -> dict[str, Any]:
+    """Return the notes of an open file, by key."""
+    return {key: json.loads(value) for key, value in base.execute("SELECT key, value FROM run")}
+
+
+def is_begun(path: Path) -> bool:
+    """Tell whether there is a run to go on with: a process that was killed early leaves no file, or an empty one."""
+    with suppress(OSError):
+        return path.stat().st_size > 0
+    return False
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Open a file to read it. What a killed run left half done is undone, which takes the right to write."""
+    mode = "rw" if os.access(path, os.W_OK) else "ro"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)
+
+
+def _locked(path: Path) -> int:
+    """Lock a file for this process, made if need be. Raises `InputError` where another one holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        rule = "is being written by another run"
+        raise InputError("run", str(path), rule, "wait for it, or pass another --run") from None
+    return descriptor

@@ -1,0 +1,268 @@
+"""Decode many requests under many settings, and judge every decode.
+
+Promise: every setting sees the same requests, the reference runs once a request, and the verdict is the worst one met.
+What decides the verdict (contract demanded, budget, precision mode) is fixed before the decoder is built, and a decoder
+that is not the harness's own runs in a process of its own. Who does the tasks, and in which order, changes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+
+from harness.decoders import Factory, Other, Terms, factory_name, pickled_factory
+from harness.errors import InputError, NonFiniteError, StopSignal
+from harness.judge import Divergence, Judgement, weigh_run
+from harness.models import ModelPair
+from harness.pool import ALONE, Died, Execution, employ
+from harness.protocol import Contract, Request
+from harness.protocol.pyramid import ScalePyramid
+from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
+from harness.runs._identity import identity_of
+from harness.runs._keep import UNKEPT, RunStore, begin
+from harness.runs._plan import Plan, Task
+from harness.runs._record import NetworksUsed, RunRecord
+from harness.runs._records import JudgedRow
+from harness.runs._result import Verification
+from harness.runs._runfile import RunFile
+from harness.runs._setting import SettingResult
+from harness.runs._work import Done, VerifyWork
+from harness.runs.pictures import MOST_PICTURES
+from harness.signals import held
+
+TERMS = Terms()
+MOST_DEATHS = 3  # of one setting's process, one after the other: what is left would end as they did
+
+
+@dataclass(frozen=True)
+class Decodes:
+    """What one decoder is to decode, and how that is judged."""
+
+    factory: Factory | str  # builds the decoder for one setting; a function, or its name package.module:factory
+    plan: Plan  # every request, under the settings that meet it
+    terms: Terms = TERMS  # how it is judged
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a task added to a run: decoded images, and defects among them."""
+
+    images: int
+    defects: int = 0
+
+
+class RunInterrupted(StopSignal):
+    """A signal ended a run; `result` is what was judged until then."""
+
+    def __init__(self, result: Verification, number: int) -> None:
+        super().__init__(number)
+        self.result = result
+
+
+def verify_decodes(
+    models: ModelPair,
+    decodes: Decodes,
+    execution: Execution = ALONE,
+    store: RunStore = UNKEPT,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> Verification:
+    """Run a decoder and the reference over all requests and settings, and judge every token.
+
+    Args:
+        models: networks of both sides; the decoder under test gets copies.
+        decodes: what is decoded.
+        execution: who does it.
+        store: what is kept.
+        progress: called after every task, and once for all that a resumed run has already.
+
+    Raises:
+        InputError: a setting or a request that the decoder or the networks refuse; a decoder that claims less than is
+            demanded; a stored budget that is too wide; a run file of another run, or one that is being written.
+        RunInterrupted: SIGINT or SIGTERM; holds what was judged.
+
+    Effects: processes, which have ended when this returns; the run file.
+    """
+    factory, plan, terms = decodes.factory, decodes.plan, decodes.terms
+    plan.check()
+    check_pairs(plan, terms)
+    result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.title, plan=plan)
+    result.against = terms.against.name if terms.against else ""
+    try:
+        models.check_finite()
+        compiled = any(setting.compiled for setting in plan.settings)
+        budget = joint_budget(models, compiled, terms.budgets)
+    except NonFiniteError as error:
+        result.early.append(Divergence("weights", str(error), plan.tasks[0].request.seed))
+        return result
+    result.budget = widest(budget, models.pyramid, [task.request for task in plan.tasks])
+    name = factory if isinstance(factory, str) else factory_name(factory)
+    identity = None
+    if store.recipe is not None or store.file:
+        identity = identity_of(models, (name, plan.settings[0]), terms.against)
+    crew = employ(execution, torch.device(execution.device or models.device), len(plan.tasks))
+    sent = pickled_factory(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
+    told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms
+    wanted = MOST_PICTURES if store.file else 0
+    work = VerifyWork(models, sent, plan.settings, plan.most, budget, told, plan.drafts, wanted)
+    with closing(crew.open(work)) as pool:
+        seed, built = plan.tasks[0].request.seed, pool.about
+        result.early += [Divergence("precision", f"building changed {what}", seed) for what in built.moved]
+        contracts = [Contract.of(contract) for contract in built.contracts]
+        result.settings = [SettingResult(*of) for of in zip(plan.settings, contracts, strict=True)]
+        record = RunRecord(
+            identity, NetworksUsed.of(models), terms, tuple(contracts), budget, plan.images, store.recipe,
+            tuple(sys.argv[1:]),
+        )  # fmt: skip
+        file = begin(store, record, plan)
+        held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
+        with held_file:
+            run = RunInProgress(plan, result, file, progress)
+            result.stopped = run.go(pool.map, terms.first_only)
+        result.record = replace(record, workers=pool.name, certifying=str(certifying_precision(models)))
+    run.put_together(models, budget)
+    if result.stopped:
+        raise RunInterrupted(result, result.stopped)
+    return result
+
+
+def check_pairs(plan: Plan, terms: Terms) -> None:
+    """Refuse two decoders whose settings do not pair up. Raises `InputError`."""
+    if terms.against is None:
+        return
+    if any(noise is not None for noise in plan.drafts):
+        rule = "is compared on the pair's own draft, and a covering design brings others"
+        raise InputError("against", terms.against.name, rule, "drop --cover")
+    if len(terms.against.settings) != len(plan.settings):
+        rule = f"has {len(terms.against.settings)} settings, and the decoder {len(plan.settings)}"
+        raise InputError("against", terms.against.name, rule, "pass one --draft-len")
+
+
+def _sent(other: Other | None) -> Other | None:
+    """Return the other decoder as it travels to a worker. Raises `InputError` where it cannot."""
+    if other is None or other.factory is None or isinstance(other.factory, bytes):
+        return other
+    return replace(other, factory=pickled_factory(other.factory, other.name))
+
+
+class RunInProgress:
+    """A run in progress: what is judged, and what is left.
+
+    Args:
+        plan: what is to be done.
+        result: put together at the end.
+        file: where rows are kept; None = nowhere.
+        progress: told of every task.
+    """
+
+    def __init__(
+        self, plan: Plan, result: Verification, file: RunFile | None, progress: Callable[[Step], None]
+    ) -> None:
+        self.plan, self.result, self.file, self.progress = plan, result, file, progress
+        self.rows: dict[int, list[JudgedRow]] = {}  # by task
+        self._front, self._last = 0, dict[int, list[JudgedRow]]()  # tasks judged without a gap; last rows by setting
+        for row in file.rows() if file else []:
+            self.rows.setdefault(row.task, []).append(row)
+
+    def go(self, do: Callable[[Iterator[Task]], Iterator[tuple[Task, Done | Died]]], first_only: bool = False) -> int:
+        """Do what is left, to the first defect if it is asked; return the signal that stopped it, or 0."""
+        start = time.perf_counter()
+        if self.rows:
+            self.progress(self._step([row for rows in self.rows.values() for row in rows]))
+        try:
+            for task, answer in do(self._left()):
+                self._take(task, answer)
+                if first_only and any(row.judgement.defects for row in self.rows[task.number]):
+                    break
+        except StopSignal as stop:
+            return stop.status - 128
+        finally:
+            self.result.wall_seconds = time.perf_counter() - start
+        return 0
+
+    def put_together(self, models: ModelPair, budget: Budget) -> None:
+        """Put the rows into the result in the plan's order, and weigh the ties of the whole run."""
+        put_together(self.result, self.rows, models.pyramid, budget)
+
+    def _left(self) -> Iterator[Task]:
+        """Yield what is left, without settings whose process keeps dying."""
+        for task in self.plan.tasks:
+            if task.number in self.rows:
+                continue
+            alive = tuple(number for number in task.settings if not keeps_dying(self._so_far(number)))
+            if alive:
+                yield replace(task, settings=alive)
+            else:
+                self.progress(Step(task.images))
+
+    def _so_far(self, setting: int) -> list[JudgedRow]:
+        """Return the last rows of a setting, as far as every task before them is judged."""
+        while self._front < len(self.plan.tasks) and self.plan.tasks[self._front].number in self.rows:
+            for row in self.rows[self.plan.tasks[self._front].number]:
+                self._last[row.setting] = [*self._last.get(row.setting, []), row][-MOST_DEATHS:]
+            self._front += 1
+        return self._last.get(setting, [])
+
+    def _take(self, task: Task, answer: Done | Died) -> None:
+        if isinstance(answer, Died):
+            answer = Done(task.number, [_lost(task, number, answer.why) for number in task.settings], [])
+        with held():
+            if self.file:
+                self.file.write(answer.rows, answer.exhibits, answer.pictures)
+            self.rows[task.number] = answer.rows
+        self.result.decode_seconds += answer.decode_seconds
+        self.result.seconds += answer.seconds
+        self.progress(self._step(answer.rows))
+
+    def _step(self, rows: Sequence[JudgedRow]) -> Step:
+        return Step(sum(row.judgement.images for row in rows), sum(row.judgement.count("defects") for row in rows))
+
+
+def _lost(task: Task, setting: int, why: str) -> JudgedRow:
+    detail = f"every worker that took the request died, {MOST_DEATHS} of them; the last: {why}"
+    return JudgedRow(
+        task.number, setting, Judgement(task.request.B, defects=[Divergence("process", detail, task.request.seed)])
+    )
+
+
+def keeps_dying(rows: Sequence[JudgedRow]) -> bool:
+    """Tell whether a setting's last decodes all cost its process: the others would take as long for the same."""
+    last = [row.judgement.defects[:1] for row in rows[-MOST_DEATHS:]]
+    return len(last) == MOST_DEATHS and all(found and found[0].component == "process" for found in last)
+
+
+def put_together(
+    result: Verification, rows: Mapping[int, Sequence[JudgedRow]], pyramid: ScalePyramid, budget: Budget
+) -> None:
+    """Put rows into a result in its plan's order, and weigh the ties of the whole run.
+
+    Args:
+        result: with its settings; changed.
+        rows: by task.
+        pyramid: of the networks.
+        budget: how far rounding may move them.
+    """
+    settings, requests = result.settings, {task.number: task.request for task in result.plan.tasks}
+    for task in result.plan.tasks:
+        for row in sorted(rows.get(task.number, []), key=lambda row: row.setting):
+            if not keeps_dying(settings[row.setting].rows):
+                settings[row.setting].rows.append(row)
+
+    def allowed(request: Request) -> list[Allowance]:
+        return [budget.guided(request.cfg, pyramid.ramp(si)) for si in pyramid]
+
+    for setting in settings:
+        weigh_run([(requests[row.task], row.judgement) for row in setting.rows], allowed, len(settings))
+
+
+def widest(budget: Budget, pyramid: ScalePyramid, requests: Sequence[Request]) -> Allowance:
+    """Return the allowance of the last scale under the largest guidance value; its source says which of several."""
+    values = {abs(request.cfg) for request in requests}
+    allowed = budget.guided(max(values), pyramid.ramp(pyramid.S - 1))
+    if len(values) == 1:
+        return allowed
+    return replace(allowed, source=f"{allowed.source}; the widest, at cfg {max(values):g}")

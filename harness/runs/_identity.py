@@ -1,0 +1,197 @@
+"""What a run is of: the decoder's code, the weights, the machine and the versions.
+
+Promise: two identities are equal exactly when a run may go on where the other one stopped; where they differ,
+`differences` names it. The decoder's code is read and never executed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.adapters import PUBLISHED_PREFIX
+from harness.decoders import Other
+from harness.models import ModelPair, pair_checksums
+from harness.protocol import Settings
+from harness.provenance import device_name, versions
+from harness.rounding import precision
+
+PACKAGE = Path(__file__).parents[1]
+MOST_FILES = 5000  # of a package whose digest is taken
+GIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class CodeIdentity:
+    """The code of a decoder."""
+
+    implementation: str  # name of its factory
+    source: str = ""  # digest of its Python files; empty where nobody finds them
+    commit: str = ""  # of the repository that they lie in; empty where there is none
+    changed: bool = False  # whether files differ from that commit
+    checkout: str = ""  # folder of published code, as it was given
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run is of."""
+
+    decoder: CodeIdentity  # the code under test
+    against: CodeIdentity | None  # that in the reference's place; None = the reference
+    source: str  # digest of the harness
+    weights: dict[str, str]  # a digest of every network
+    versions: dict[str, str]  # of what decides a result
+    device: str  # type of the device
+    device_name: str  # its model
+    mode: dict[str, str | bool]  # dtypes and settings of precision
+
+    def as_dict(self) -> dict[str, Mapping[str, object]]:
+        """Return it as JSON values, part by part."""
+        return {
+            "decoder": asdict(self.decoder),
+            "against": asdict(self.against) if self.against else {},
+            "harness": {"source": self.source},
+            "weights": self.weights,
+            "versions": self.versions,
+            "machine": {"device": self.device, "name": self.device_name},
+            "mode": self.mode,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Identity:
+        """Return what `as_dict` and JSON made these values of. Raises `KeyError` or `TypeError` for others."""
+        against = CodeIdentity(**values["against"]) if values["against"] else None
+        machine = values["machine"]
+        return cls(
+            CodeIdentity(**values["decoder"]), against, values["harness"]["source"], values["weights"],
+            values["versions"], machine["device"], machine["name"], values["mode"],
+        )  # fmt: skip
+
+    def differences(self, recorded: Identity, parts: Sequence[str]) -> list[str]:
+        """List what differs from a recorded one, one clause a value.
+
+        Args:
+            recorded: the other one.
+            parts: those of `as_dict` that matter.
+        """
+        here, there = ({part: side.as_dict()[part] for part in parts} for side in (self, recorded))
+        return differences(here, there)
+
+
+def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other | None = None) -> Identity:
+    """Return what a run of a decoder on these networks, in this process's mode, is of.
+
+    Args:
+        models: on their device.
+        decoder: name of its factory, and settings that tell its checkout, if it has one.
+        against: the decoder that stands in the reference's place.
+    """
+    dtypes = {"dtype": models.target.dtype, "draft_dtype": models.draft.dtype}
+    return Identity(
+        code_of(decoder[0], decoder[1].option("checkout")),
+        code_of(against.name, against.settings[0].option("checkout")) if against else None,
+        _digest_of(PACKAGE),
+        weights_of(models),
+        versions(),
+        models.device.type,
+        device_name(models.device),
+        {**{name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()}, **precision()},
+    )
+
+
+def weights_of(models: ModelPair) -> dict[str, str]:
+    """Return a digest of every network's weights; the same on every device."""
+    digests = {side: hashlib.blake2b(digest_size=8) for side in ("draft", "target", "vae")}
+    for name, checksum in sorted(pair_checksums(models).items()):
+        digests[name.partition(".")[0]].update(f"{name} {checksum};".encode())
+    return {side: digest.hexdigest() for side, digest in digests.items()}
+
+
+def code_of(implementation: str, checkout: str = "") -> CodeIdentity:
+    """Return what the code of a decoder is.
+
+    Args:
+        implementation: ``package.module:factory``; of a name that nobody finds nothing but the name is known.
+        checkout: folder of the code that the factory puts under test, which is part of the source; its commit counts.
+    """
+    module = _place(implementation.partition(":")[0]) if not implementation.startswith(f"{PUBLISHED_PREFIX}:") else None
+    places = [place for place in (module, Path(checkout) if checkout else None) if place is not None]
+    if not places:
+        return CodeIdentity(implementation, checkout=checkout)
+    last = places[-1]
+    folder, sources = (last, ":(glob)**/*.py") if last.is_dir() else (last.parent, last.name)  # no __pycache__
+    commit = _git(folder, "rev-parse", "HEAD")
+    changed = bool(_git(folder, "status", "--porcelain", "--", sources)) if commit else False
+    return CodeIdentity(implementation, "+".join(map(_digest_of, places)), commit, changed, checkout)
+
+
+def _place(module: str) -> Path | None:
+    """Return the file or folder of the top of a dotted name, without importing it."""
+    top = module.partition(".")[0]
+    paths = [path or str(Path.cwd()) for path in sys.path]
+    try:
+        spec = importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd()), *paths]) if top else None
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    locations = spec.submodule_search_locations
+    where = next(iter(locations), None) if locations else spec.origin
+    return Path(where) if where and Path(where).exists() else None
+
+
+def _digest_of(place: Path) -> str:
+    """Return a digest of a Python file, or of every Python file of a folder; of the first `MOST_FILES` at most."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, path in _sources(place):
+        digest.update(f"{name}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources(place: Path) -> Iterator[tuple[str, Path]]:
+    if place.is_file():
+        yield place.name, place
+        return
+    for path in sorted(place.rglob("*.py"))[:MOST_FILES]:
+        yield path.relative_to(place).as_posix(), path
+
+
+def _git(folder: Path, *words: str) -> str:
+    """Return what git says; nothing where there is no git, no repository, or no answer in time."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=GIT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def differences(here: Mapping[str, object], recorded: Mapping[str, object]) -> list[str]:
+    """List what differs, one clause a value; empty when nothing does.
+
+    Args:
+        here: JSON values by part.
+        recorded: likewise.
+    """
+    clauses = []
+    for part in (*here, *(recorded.keys() - here.keys())):
+        mine, other = here.get(part), recorded.get(part)
+        if not isinstance(mine, Mapping) or not isinstance(other, Mapping):
+            clauses += [f"{part} (here {mine}, recorded {other})"] if mine != other else []
+            continue
+        for name in sorted(mine.keys() | other.keys()):
+            if mine.get(name) != other.get(name):
+                clauses.append(f"{part} {name} (here {_word(mine.get(name))}, recorded {_word(other.get(name))})")
+    return clauses
+
+
+def _word(value: object) -> str:
+    return str(value) if value not in ("", None) else "unknown"

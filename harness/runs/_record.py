@@ -1,0 +1,141 @@
+"""What a run says of itself when it begins: all that repeats it, and that tells whether it may be gone on with.
+
+Promise: what is read from JSON is equal to what was written (docs/runs.md names the keys); values of another form are a
+`KeyError`, `TypeError` or `ValueError`, which whoever reads a file makes one line of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from harness.decoders import Limits, Other, Terms
+from harness.models import ModelPair
+from harness.protocol import Contract
+from harness.protocol.pyramid import ScalePyramid
+from harness.rounding import Budget
+from harness.runs._identity import Identity, differences
+from harness.runs._records import settings_of
+
+FREE = ("command", "recipe")  # may differ between two parts of a run: file names, the number of workers
+
+
+@dataclass(frozen=True)
+class NetworksUsed:
+    """Names and sizes of a run's networks."""
+
+    title: str  # of the pair
+    device: str  # where they lay
+    dtype: str  # of the target, without "torch."
+    draft_dtype: str
+    patch_nums: tuple[int, ...]
+    V: int
+    classes: int
+
+    @classmethod
+    def of(cls, models: ModelPair) -> NetworksUsed:
+        """Describe networks."""
+        target, draft = (str(network.dtype).removeprefix("torch.") for network in (models.target, models.draft))
+        config, sides = models.target.config, models.pyramid.patch_nums
+        return cls(models.title, str(models.device), target, draft, sides, config.V, config.classes)
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """Their scales."""
+        return ScalePyramid(self.patch_nums)
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """Dtype of the target, and of the draft. Raises `TypeError` where a name is none of a dtype."""
+        target, draft = getattr(torch, self.dtype, None), getattr(torch, self.draft_dtype, None)
+        if not isinstance(target, torch.dtype) or not isinstance(draft, torch.dtype):
+            raise TypeError(f"{self.dtype} or {self.draft_dtype} is no dtype")
+        return target, draft
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run says of itself."""
+
+    identity: Identity | None  # what it is of; None where nobody asked
+    networks: NetworksUsed
+    terms: Terms  # how it is judged; budgets are those of the machine at hand
+    contracts: tuple[Contract, ...]  # what the decoders claim, by setting
+    budget: Budget  # fixed before any decoder was built
+    images: int  # decoded ones
+    recipe: Mapping[str, str] | None  # options of the command line that repeat it; None where no command line made it
+    command: tuple[str, ...]  # words of that command line
+    workers: str = ""  # who did it; empty until it is done
+    certifying: str = ""  # the precision that its ties are certified in; empty until it is done
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        terms, done = self.terms, {"workers": self.workers, "certifying": self.certifying}
+        return {
+            "identity": self.identity.as_dict() if self.identity else {},
+            "networks": asdict(self.networks),
+            "terms": {
+                "contract": terms.contract.letter if terms.contract else "",
+                "sequential": terms.sequential,
+                "in_process": terms.in_process,
+                "limits": asdict(terms.limits),
+                "against": against_values(terms.against),
+                "covers": terms.covers,
+                "unasked": terms.unasked,
+            },
+            "contracts": [str(contract) for contract in self.contracts],
+            "budget": asdict(self.budget),
+            "images": self.images,
+            "recipe": None if self.recipe is None else dict(self.recipe),
+            "command": list(self.command),
+            **{name: text for name, text in done.items() if text},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunRecord:
+        """Return what `as_dict` and JSON made these values of."""
+        networks, terms = values["networks"], values["terms"]
+        return cls(
+            Identity.from_dict(values["identity"]) if values["identity"] else None,
+            NetworksUsed(**{**networks, "patch_nums": tuple(networks["patch_nums"])}),
+            Terms(
+                Contract.of(terms["contract"]) if terms["contract"] else None, terms["sequential"],
+                terms["in_process"], Limits(**terms["limits"]), against=against_of(terms["against"]),
+                covers=terms["covers"], unasked=terms["unasked"],
+            ),
+            tuple(map(Contract.of, values["contracts"])),
+            Budget(**values["budget"]),
+            values["images"],
+            values["recipe"],
+            tuple(values["command"]),
+            values.get("workers", ""),
+            values.get("certifying", ""),
+        )  # fmt: skip
+
+    def differences(self, recorded: RunRecord) -> list[str]:
+        """List why a recorded run is another one, one clause a value."""
+        here, there = (
+            {name: value for name, value in record.as_dict().items() if name not in FREE} for record in (self, recorded)
+        )
+        return differences(here.pop("identity"), there.pop("identity")) + differences(here, there)
+
+    def against(self, setting: int) -> Other | None:
+        """Return the decoder in the reference's place, with its settings for one of the decoder's."""
+        other = self.terms.against
+        return other and replace(other, settings=(other.settings[setting],))
+
+
+def against_values(other: Other | None) -> dict[str, Any] | None:
+    """Return the decoder that is judged against as JSON values; its factory is there by name."""
+    return None if other is None else {"name": other.name, "settings": [vars(settings) for settings in other.settings]}
+
+
+def against_of(values: Mapping[str, Any] | None) -> Other | None:
+    """Return what `against_values` and JSON made these values of."""
+    if values is None:
+        return None
+    settings = tuple(settings_of({**each, "draft_noise": None})[0] for each in values["settings"])
+    return Other(str(values["name"]), settings)

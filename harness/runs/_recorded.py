@@ -1,0 +1,60 @@
+"""A run file read back as the result that its run had, or would have had if it had ended where the file does.
+
+Promise: nothing is decoded or judged anew; counts, verdict and first divergence are those that `verify` printed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from harness.runs._cover import say_what_was_covered
+from harness.runs._decodes import keeps_dying, put_together, widest
+from harness.runs._records import JudgedRow, unreadable
+from harness.runs._result import Verification
+from harness.runs._runfile import Kept, read_run
+from harness.runs._setting import SettingResult
+
+
+def recorded_result(path: Path, name: str = "run") -> Verification:
+    """Return the result of a run file, of a run that goes on or was stopped, too.
+
+    Args:
+        path: the file.
+        name: what it is to the user.
+
+    Raises:
+        InputError: it is no run file, of another schema, or does not say what its run was of.
+    """
+    run, rows = read_run(path, name)
+    try:
+        return _result(run, rows)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise unreadable(name, path, error) from None
+
+
+def _result(run: Kept, rows: list[JudgedRow]) -> Verification:
+    record, networks, terms = run.record, run.record.networks, run.record.terms
+    requests = [task.request for task in run.plan.tasks]
+    settings = zip(run.plan.settings, record.contracts, strict=True)
+    result = Verification(
+        [SettingResult(setting, contract) for setting, contract in settings],
+        widest(record.budget, networks.pyramid, requests),
+        torch.device(networks.device), *networks.dtypes, networks.title, plan=run.plan, record=record,
+    )  # fmt: skip
+    result.against = terms.against.name if terms.against else ""
+    by_task: dict[int, list[JudgedRow]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+        result.decode_seconds += row.seconds + row.reference_seconds
+    put_together(result, by_task, networks.pyramid, record.budget)
+    dead = {number for number, setting in enumerate(result.settings) if keeps_dying(setting.rows)}  # left alone
+    result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in run.plan.tasks)
+    if run.claims is not None:
+        result.take_quality(run.claims, run.quality)
+    if run.laws is not None:
+        result.take_laws(run.laws)
+    if terms.covers:
+        say_what_was_covered(result, terms)
+    return result

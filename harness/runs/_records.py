@@ -1,0 +1,250 @@
+"""Records of a run: what one request came to, what it exercised, and both as JSON values and back.
+
+Promise: what is read is equal to what was written, NaN and infinity included; what has another form is one
+`InputError`, never somebody's crash. Coverage is counted from the rounds that the decoder showed, by their own numbers
+alone; a claim that no round exercised is named, never passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from harness.errors import InputError
+from harness.judge import Distance, Divergence, Judgement
+from harness.protocol import Round, Settings, Trace
+from harness.runs.pictures import Picture
+from harness.wording import count_of
+
+Values = Mapping[str, Any]
+NAMES = [f.name for f in fields(Divergence)]
+LISTS = ("ties", "defects")
+PIXELS = ("decoder", "reference")  # of a picture
+
+
+@dataclass
+class Coverage:
+    """Counts over all decodes of a run."""
+
+    decodes: int = 0  # requests that were decoded
+    refused: int = 0  # requests and settings that the decoder refused
+    reused: int = 0  # decodes by a decoder that had decoded another request before
+    rounds: int = 0  # of all images
+    judged: int = 0  # rounds in which the target judged a draft
+    accepted: Counter[int] = field(default_factory=Counter)  # rounds by number of drafted scales that were accepted
+    whole: int = 0  # rounds whose draft of several scales was accepted
+    partial: int = 0  # rounds whose draft was partly accepted
+    corrected: int = 0  # rounds that replaced a drafted scale
+    late: int = 0  # those after an accepted scale: another row of the window than its first
+    bonus: int = 0  # rounds that finished a scale after the drafted ones
+    diverged: int = 0  # decodes whose images went on from different scales
+    apart: int = 0  # rounds with a bonus scale in such a decode
+    final: int = 0  # final rounds that drafted the last scale, which was accepted
+
+    @classmethod
+    def of(cls, trace: Trace) -> Coverage:
+        """Count one decode."""
+        diverged = len({tuple(turn.first for turn in rounds) for rounds in trace.rounds}) > 1
+        coverage = cls(decodes=1, diverged=int(diverged))
+        for rounds in trace.rounds:
+            for turn in rounds:
+                coverage._add_round(turn)
+                coverage.apart += diverged and turn.bonus and turn.drafted > 0
+            coverage.final += bool(rounds) and rounds[-1].accepted == rounds[-1].drafted > 0 and not rounds[-1].bonus
+        return coverage
+
+    def add(self, decodes: Sequence[Coverage]) -> None:
+        """Add the decodes of one decoder, each with its counts. Effects: on all counts."""
+        self.reused += max(0, len(decodes) - 1)
+        for one in decodes:
+            for name, count in vars(one).items():
+                setattr(self, name, getattr(self, name) + count)
+
+    def _add_round(self, turn: Round) -> None:
+        self.rounds += 1
+        if not turn.drafted:  # the target decided alone: nothing was accepted or rejected
+            return
+        self.judged += turn.target_rows > 0
+        self.accepted[turn.accepted] += 1
+        self.whole += turn.accepted == turn.drafted > 1
+        self.partial += 0 < turn.accepted < turn.drafted
+        self.corrected += turn.corrected
+        self.late += turn.corrected and turn.accepted > 0
+        self.bonus += turn.bonus
+
+    def never(self, bonus: bool = True) -> list[str]:
+        """Return the claims that nothing exercised.
+
+        Where the rounds show that the target never judges a draft there are none about what is accepted.
+
+        Args:
+            bonus: the decoder was asked for bonus scales; one that refuses them claims none.
+        """
+        claims = CLAIMS if self.judged or not self.rounds else {REUSED: CLAIMS[REUSED]}
+        return [word for word, exercised in claims.items() if not exercised(self) and (bonus or word not in BONUS)]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Coverage:
+        """Return the counts that `as_dict` made these values of. Raises `TypeError` for other names."""
+        # files of before have no `judged`: they claim what they claimed
+        values = {"judged": values.get("rounds", 0), **values}
+        return cls(**{**values, "accepted": Counter({int(k): n for k, n in values["accepted"].items()})})
+
+    def as_dict(self) -> dict[str, object]:
+        """Return plain values for JSON."""
+        return {**vars(self), "accepted": {str(k): self.accepted[k] for k in sorted(self.accepted)}}
+
+    def __str__(self) -> str:
+        by = ", ".join(f"{count}: {self.accepted[count]}" for count in sorted(self.accepted))
+        return (
+            f"{count_of(self.rounds, 'round')} by accepted scales {{{by}}}; "
+            f"{count_of(self.whole, 'draft')} of several scales accepted, "
+            f"{self.corrected} corrected ({self.late} after accepted scales), {self.bonus} with a bonus scale "
+            f"({self.apart} in batches that diverge); {self.diverged} of "
+            f"{count_of(self.decodes, 'decode')} diverge, {self.reused} by a decoder used before; "
+            f"{self.refused} refused"
+        )
+
+
+REUSED = "one decoder for several requests"
+BONUS = ("a bonus scale", "a bonus scale in a batch that diverges")
+CLAIMS: dict[str, Callable[[Coverage], int]] = {
+    "a first drafted scale that is rejected": lambda c: c.accepted[0],
+    "a draft of several scales that is accepted": lambda c: c.whole,
+    "a correction after accepted scales": lambda c: c.late,
+    BONUS[0]: lambda c: c.bonus,
+    "images of one batch that accept different numbers of scales": lambda c: c.diverged,
+    BONUS[1]: lambda c: c.apart,
+    REUSED: lambda c: c.reused,
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a decode counted, by image."""
+
+    target_calls: list[int] = field(default_factory=list)  # target forward passes
+    target_rows: list[int] = field(default_factory=list)  # positions that the target computed
+    accepted_scales: list[list[int]] = field(default_factory=list)  # accepted scales of every round
+    covered: Coverage = field(default_factory=Coverage)  # what the decode exercised, of all its images together
+    # of all its images together, by scale: how often it was drafted, accepted, corrected and finished as a
+    # bonus, and the tokens that differ from the other side's; a list is empty where nobody knows
+    scales: dict[str, list[int]] = field(default_factory=dict)
+    cache_bytes: dict[str, int] = field(default_factory=dict)  # held by each network's cache
+
+    @classmethod
+    def of(cls, trace: Trace, differing: Sequence[int] = ()) -> Counts:
+        """Return the counts of a trace; `differing` are the tokens of every scale that are not the other side's."""
+        accepted = [[turn.accepted for turn in rounds] for rounds in trace.rounds]
+        scales = {**_by_scale(trace), "differ": list(differing)}
+        # shown, and never judged: any value goes
+        held = {name: count for name, count in dict(trace.cache_bytes or {}).items() if isinstance(count, int)}
+        counts = list(trace.target_calls), list(trace.target_rows), accepted
+        return cls(*counts, Coverage.of(trace), scales, held)
+
+
+def _by_scale(trace: Trace) -> dict[str, list[int]]:
+    """Return what the rounds did with every scale; a decoder's numbers need not be scales that there are."""
+    S = trace.scale_writes_BS.shape[-1]
+    by_scale = {name: [0] * S for name in ("drafted", "kept", "corrected", "bonus")}
+    for turn in (turn for rounds in trace.rounds for turn in rounds):
+        rejected, after = turn.first + turn.accepted, turn.first + turn.drafted
+        spans = {
+            "drafted": range(turn.first, after),
+            "kept": range(turn.first, rejected),
+            "corrected": range(rejected, rejected + bool(turn.corrected)),
+            "bonus": range(after, after + bool(turn.bonus)),
+        }
+        for name, span in spans.items():
+            for si in range(max(0, span.start), min(S, span.stop)):
+                by_scale[name][si] += 1
+    return by_scale
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    """What one request came to under one setting."""
+
+    task: int  # number in the plan
+    setting: int  # index in the plan
+    judgement: Judgement  # on the decode; empty where it was refused
+    counts: Counts | None = None  # of the decode; None where there was none to count
+    seconds: float = 0.0  # of the decode
+    reference_seconds: float = 0.0  # of the reference's
+    ended: float = 0.0  # when its task was done, seconds since 1970
+    host_bytes: int = 0  # resident memory of the worker then
+    device_bytes: int = 0  # what its allocator held of the GPU then; 0 on a CPU
+    refused: str = ""  # why the decoder refused the request, where refusals are counted; empty = it did not
+    # counts that are others than those of the decoder that it was judged against, a clause each
+    changes: tuple[str, ...] = ()
+    peak_bytes: int = 0  # high-water mark of memory as the decoder says; 0 where it does not
+
+
+def counts_values(counts: Counts) -> dict[str, Any]:
+    """Return counts as JSON values."""
+    return vars(counts) | {"covered": counts.covered.as_dict()}
+
+
+def counts_of(values: Values) -> Counts:
+    """Return the counts that `counts_values` and JSON made these values of."""
+    return Counts(**{**values, "covered": Coverage.from_dict(values["covered"])})
+
+
+def picture_values(picture: Picture) -> dict[str, Any]:
+    """Return a picture as JSON values, without its pixels."""
+    return {name: value for name, value in asdict(picture).items() if name not in PIXELS}
+
+
+def picture_of(values: Values, decoder: bytes, reference: bytes) -> Picture:
+    """Return the picture that `picture_values` and JSON made these values of, with its pixels."""
+    rounds = [Round(**turn) for turn in values["rounds"]]
+    distance = Distance(**values["distance"]) if values["distance"] else None
+    return Picture(**{**values, "rounds": rounds, "distance": distance}, decoder=decoder, reference=reference)
+
+
+def settings_values(settings: Settings, draft_noise: float | None) -> dict[str, Any]:
+    """Return settings as JSON values, with the draft that they meet (`Plan.draft_of`)."""
+    return vars(settings) | {"draft_noise": draft_noise}
+
+
+def judgement_values(judgement: Judgement) -> dict[str, Any]:
+    """Return a judgement as JSON values; a divergence is a list of its fields, since there may be many."""
+    values = {f.name: getattr(judgement, f.name) for f in fields(Judgement) if f.name != "partial"}  # judged already
+    for name in LISTS:
+        values[name] = [[getattr(d, n) for n in NAMES] for d in values[name]]
+    values["distances"] = [list(asdict(distance).values()) for distance in judgement.distances]
+    return values
+
+
+def judgement_of(values: Values) -> Judgement:
+    """Return the judgement that these values were made of."""
+    lists = {name: [Divergence(**dict(zip(NAMES, row, strict=True))) for row in values[name]] for name in LISTS}
+    return Judgement(**{**values, **lists, "distances": [Distance(*row) for row in values["distances"]]})
+
+
+def to_json(values: Any) -> str:
+    """Return one line of JSON that any file can hold; NaN and infinity as Python writes and reads them."""
+    text = json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: what a decoder raised may hold anything
+        return json.dumps(values, separators=(",", ":"))
+    return text
+
+
+def settings_of(values: Values) -> tuple[Settings, float | None]:
+    """Return what `settings_values` made these values of."""
+    fields_of_it = {name: value for name, value in values.items() if name != "draft_noise"}
+    options = tuple((str(name), str(value)) for name, value in values["options"])
+    return Settings(**{**fields_of_it, "options": options}), values["draft_noise"]
+
+
+def unreadable(
+    name: str, path: object, error: Exception, remedy: str = "pass a file of verify --run, or of replay --bundle"
+) -> InputError:
+    """Return the refusal of a file whose records have another form."""
+    rule = f"holds no record of a run that can be read ({type(error).__name__}: {error})"
+    return InputError(name, str(path), rule, remedy)

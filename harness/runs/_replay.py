@@ -1,0 +1,165 @@
+"""Recorded defects, repeated and reduced: does the decoder still fail as it did, and how small is a case that does?
+
+Promise: the answer is one of four, and says no more than was seen. `FIXED` is said of other code alone: where the code
+is the recorded one and nothing fails, the defect could not be reproduced, and what is different is named. What
+`shrink_case` returns was seen to fail with the component of the case that was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from harness.errors import InputError
+from harness.judge import Divergence
+from harness.models import ModelPair
+from harness.protocol import Settings
+from harness.rounding import joint_budget
+from harness.runs._case import KeptCase, unlike
+from harness.runs._plan import Task
+from harness.runs._work import VerifyWork
+
+
+class Answer(StrEnum):
+    """What came of a replay."""
+
+    STILL = "STILL FAILS"
+    FIXED = "FIXED"
+    OTHER = "OTHER DEFECT"
+    CANNOT = "CANNOT REPRODUCE"
+
+    @property
+    def exit_status(self) -> int:
+        """1 a defect, 0 none, 3 nothing is known."""
+        return {"STILL FAILS": 1, "OTHER DEFECT": 1, "FIXED": 0, "CANNOT REPRODUCE": 3}[self.value]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came of a case: the answer, why in one clause, and the defect that was met now."""
+
+    case: KeptCase
+    answer: Answer
+    why: str = ""
+    defect: Divergence | None = None
+
+
+def replay_case(case: KeptCase, models: ModelPair, budgets: Path) -> Replayed:
+    """Repeat one case.
+
+    Args:
+        case: recorded.
+        models: networks on their device; uncut.
+        budgets: file of stored error budgets.
+
+    Effects: a process for a decoder that is not the harness's own.
+    """
+    why = unlike(case, models)
+    if why:
+        return Replayed(case, Answer.CANNOT, why)
+    recorded, here = case.recorded, case.identity(models)
+    try:
+        defect = first_defect(case, models, budgets)
+    except InputError as error:
+        return Replayed(case, Answer.CANNOT, f"the decoder cannot be had: {error}")
+    elsewhere = here.differences(recorded, ("harness", "versions", "machine"))
+    if defect is not None:
+        is_same = all(getattr(defect, n) == getattr(case.defect, n) for n in ("component", "seed", "image", "scale"))
+        return Replayed(case, Answer.STILL if is_same else Answer.OTHER, "; ".join(elsewhere), defect)
+    codes = [(side.decoder.source, side.against and side.against.source) for side in (here, recorded)]
+    if codes[0] != codes[1]:  # what may have been changed in order to mend it
+        return Replayed(case, Answer.FIXED, "; ".join(elsewhere))
+    return Replayed(case, Answer.CANNOT, "; ".join(elsewhere) or "the same code on the same machine does not fail now")
+
+
+def first_defect(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence | None:
+    """Judge a case again; return the first defect met, or None. Raises `InputError` where nothing can be built."""
+    if case.scales:
+        models = models.first_scales(case.scales)
+    budget = joint_budget(models, case.settings.compiled, budgets)  # measured by numbers of its own
+    models = replace(models, numbers=case.numbers)
+    work = VerifyWork(
+        models, case.implementation, (case.settings,), case.request.B, budget, case.terms, (case.draft_noise,)
+    )
+    with closing(work.open()) as opened:
+        rows = opened.do(Task(0, case.request, (0,))).rows
+    moved = [Divergence("precision", f"building changed {what}", case.defect.seed) for what in opened.about.moved]
+    return next(iter(moved + [row.judgement.defects[0] for row in rows if row.judgement.defects]), None)
+
+
+MOST_TRIES = 64  # decodes of a reduction, and its judgement
+
+
+def shrink_case(case: KeptCase, models: ModelPair, budgets: Path) -> KeptCase:
+    """Reduce a case that fails.
+
+    Args:
+        case: recorded, and failing here.
+        models: networks, uncut.
+        budgets: file of stored error budgets.
+    """
+    for reduced in (_fewer_images, _one_label, _shorter, _fewer_scales):
+        for smaller in list(reduced(case, models))[:MOST_TRIES]:
+            defect = _fails(smaller, models, budgets)
+            if defect is not None:
+                case = replace(smaller, defect=defect, exhibit={})
+                break
+    return case
+
+
+def _fails(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence | None:
+    """Return the defect where it is of the same component; a decoder that refuses the case does not fail."""
+    try:
+        defect = first_defect(case, models, budgets)
+    except InputError:
+        return None
+    return defect if defect is not None and defect.component == case.defect.component else None
+
+
+def _fewer_images(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
+    """The image alone, or with as few as possible of those before and after it."""
+    request, address = case.request, (case.defect.seed, case.defect.image)
+    if request.order != "image" or request.B == 1:
+        return
+    row = request.addresses.index(address) if address in request.addresses else 0
+    size = 1
+    while size < request.B:
+        for begin in dict.fromkeys((max(0, row - size + 1), min(row, request.B - size))):
+            yield replace(case, request=request.only(list(range(begin, begin + size))))
+        size *= 2
+
+
+def _one_label(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
+    labels = case.request.labels
+    if labels and len(set(labels)) > 1:
+        for label in dict.fromkeys((case.defect.label, *labels)):
+            if label >= 0:
+                yield replace(case, request=replace(case.request, labels=(label,) * case.request.B))
+
+
+def _shorter(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
+    length = case.settings.draft_len
+    if length == "":  # published code, which is not asked for one
+        return
+    most = int(length) if str(length).isdigit() else models.pyramid.S + 1
+    for shorter in range(1, most):
+        yield case.under([_drafting(settings, shorter) for settings in case.settings_of_both])
+
+
+def _fewer_scales(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
+    for scales in range(1, models.pyramid.S):
+        yield replace(case.under([_fitting(settings, scales) for settings in case.settings_of_both]), scales=scales)
+
+
+def _drafting(settings: Settings, length: int) -> Settings:
+    """Return settings with another draft_len, where the decoder is asked for one."""
+    return settings if settings.draft_len == "" else replace(settings, draft_len=length)
+
+
+def _fitting(settings: Settings, scales: int) -> Settings:
+    """Return settings whose draft_len is no longer than the pyramid."""
+    length = settings.draft_len
+    return replace(settings, draft_len=min(int(length), scales)) if str(length).isdigit() else settings

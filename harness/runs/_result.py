@@ -1,0 +1,292 @@
+"""What a run found: counts and judgements by setting, and the worst verdict.
+
+Promise: every count is a sum over judgements; a verdict is the worst one met, and a claim on the run as a whole (laws,
+quality, what was never exercised) can only make it worse. A result is complete in itself: as JSON, as a table, in a
+notebook.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from itertools import chain
+from typing import Any
+
+import torch
+
+from harness.errors import InputError, one_line, shortened
+from harness.files import compact, finite
+from harness.judge import Divergence, Verdict, worst_verdict
+from harness.protocol import request_values
+from harness.provenance import versions
+from harness.rounding import Allowance, precision
+from harness.runs._case import repeat_line
+from harness.runs._claims import LawsTried, QualityClaims, QualityFigures
+from harness.runs._plan import Plan
+from harness.runs._record import RunRecord
+from harness.runs._records import Coverage, JudgedRow
+from harness.runs._setting import COUNTS, SettingResult, row_values
+from harness.wording import count_of
+
+SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
+MOST = 600  # characters of a text from outside
+# Readable on light and dark; the verdict's word says the same as its colour.
+COLOURS = {Verdict.DEFECT: "#d1242f", Verdict.INCONCLUSIVE: "#9a6700"}
+RIGHT = "#1a7f37"
+
+
+@dataclass
+class Verification:
+    """The result of a whole run; `harness.verify` returns one that shows itself in a notebook."""
+
+    settings: list[SettingResult]
+    budget: Allowance | None  # the widest of the run: of the last scale, under the largest guidance value met
+    device: torch.device
+    dtype: torch.dtype
+    draft_dtype: torch.dtype
+    models: str
+    early: list[Divergence] = field(default_factory=list)  # defects of the run as a whole, of no decode
+    decode_seconds: float = 0.0  # of every decode, reference and decoder under test, the device's work included
+    seconds: float = 0.0  # of all decodes and their judgement, summed over the workers
+    wall_seconds: float = 0.0  # from the first task to the last
+    stopped: int = 0  # signal that ended the run before its end
+    unfinished: int = 0  # tasks that nobody has judged, in the file of a run that goes on or was killed
+    plan: Plan = field(default_factory=lambda: Plan((), ()))
+    record: RunRecord | None = None  # what repeats the run; None where nothing was decoded
+    covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
+    reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
+    against: str = ""  # the other decoder, where one stood in the reference's place
+    laws: LawsTried | None = None  # what was seen of laws that were tried after the run
+    claims: QualityClaims | None = None  # on the quality of images
+    quality: QualityFigures | None = None  # what was measured of the quality of images
+    batches: str = ""  # why batches are as large as they are
+
+    def take_quality(self, claims: QualityClaims, figures: QualityFigures | None = None) -> None:
+        """Count claims on the images as a whole: a broken one is a defect, an open one a reason to be inconclusive.
+
+        Args:
+            claims: those that do not hold.
+            figures: what was measured.
+        """
+        seed = self.plan.tasks[0].request.seed
+        self.claims, self.quality = claims, figures
+        self.early += [Divergence("quality", text, seed) for text in claims.broken]
+        self.reasons += [f"quality of {text}" for text in claims.open]
+
+    def take_laws(self, tried: LawsTried) -> None:
+        """Count what was tried after the run: every broken law is a defect of the component that it watches.
+
+        A decoder that refuses most laws, or laws that nobody tried, are a reason to be inconclusive.
+        """
+        self.laws = tried
+        self.early += [Divergence(law.component, law.clause, law.seed) for law in tried.broken]
+        if 2 * len(tried.refused) > tried.asked:
+            self.reasons.append(f"the decoder refused {len(tried.refused)} of {tried.asked} laws: {tried.why}")
+        if tried.left:
+            self.reasons.append(f"{count_of(len(tried.left), 'law')} not tried")
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """What the decodes exercised; asked for when the run is over."""
+        found = Coverage(refused=sum(setting.refused for setting in self.settings))
+        for setting in self.settings:
+            found.add([row.counts.covered for row in setting.rows if row.counts])
+        return found
+
+    @property
+    def contract(self) -> str:
+        """What the decoder claims."""
+        return " / ".join(sorted({setting.contract for setting in self.settings})) or "unknown"
+
+    @property
+    def overhead(self) -> float:
+        """Time of judging as a share of the time of the decodes; NaN where nothing was decoded."""
+        return self.seconds / self.decode_seconds - 1 if self.decode_seconds else float("nan")
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of the settings; INCONCLUSIVE at best where the run as a whole proves nothing."""
+        found = [setting.verdict for setting in self.settings] + [Verdict.INCONCLUSIVE] * bool(self.reasons)
+        return Verdict.DEFECT if self.early else worst_verdict(found)
+
+    @property
+    def first_case(self) -> tuple[JudgedRow, Divergence] | None:
+        """The first defect of the first setting that has one, else the first tie, with its row."""
+        found = [setting.first for setting in self.settings if setting.first]
+        defects = [case for case in found if case[1] in case[0].judgement.defects]
+        return next(iter(defects + found), None)
+
+    @property
+    def first_divergence(self) -> Divergence | None:
+        """The first defect, else the first tie, else None."""
+        if self.early:
+            return self.early[0]
+        return self.first_case[1] if self.first_case else None
+
+    @property
+    def images(self) -> int:
+        """Decodes that were judged."""
+        return sum(setting.total("images") for setting in self.settings)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the run came to its end; settings whose process keeps dying are left alone, and no interruption."""
+        return not (self.stopped or self.unfinished)
+
+    @property
+    def compared(self) -> list[str]:
+        """What every decode that was judged showed and had compared with the reference's."""
+        judged = [set(j.compared) for s in self.settings for j in s.judgements if j.draws]
+        return sorted(set.intersection(*judged)) if judged else []
+
+    @property
+    def not_compared(self) -> dict[str, str]:
+        """What some decode did not show, and why."""
+        found: dict[str, str] = {}
+        for judgement in (j for s in self.settings for j in s.judgements):
+            found |= judgement.not_compared
+        return found
+
+    @property
+    def changes(self) -> list[str]:
+        """Counts that are others than those of the other decoder, where one stood in the reference's place."""
+        return [change for setting in self.settings for row in setting.rows for change in row.changes]
+
+    @property
+    def so_far(self) -> list[str]:
+        """How far every decode came that did not end well."""
+        return [j.so_far for s in self.settings for j in s.judgements if j.so_far]
+
+    @property
+    def inconclusive(self) -> list[str]:
+        """Every distinct reason why the run proves nothing."""
+        return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive}) + self.reasons
+
+    @property
+    def summary(self) -> str:
+        """The clause that follows the verdict."""
+        totals = self.totals
+        counts = [f"{totals['identical']} identical", count_of(totals["ties"], "tie")]
+        counts.append(count_of(totals["wrong_tokens"], "wrong token"))
+        if totals["unclaimed"]:
+            counts.append(f"{totals['unclaimed']} not claimed")
+        return (
+            f"contract {self.contract}: {count_of(totals['images'], 'decode')}, {count_of(totals['draws'], 'draw')} "
+            f"compared, {', '.join(counts)}; {count_of(totals['wrong_tensors'], 'wrong tensor')}; "
+            f"{count_of(totals['defects'], 'defect')}"
+        )
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Every count of `COUNTS` over all settings, defects of the run as a whole among them."""
+        totals = {name: sum(setting.total(name) for setting in self.settings) for name in COUNTS}
+        return totals | {"defects": totals["defects"] + len(self.early)}
+
+    @property
+    def alone(self) -> str:
+        """The command line that shows the first divergence alone; empty where no command line made the run."""
+        case, record, plan = self.first_case, self.record, self.plan
+        if case is None or record is None or record.recipe is None or self.early:
+            return ""
+        row, divergence = case
+        request = next(task.request for task in plan.tasks if task.number == row.task)
+        settings, draft = plan.settings[row.setting], plan.draft_of(row.setting)
+        return repeat_line(record.recipe, settings, request, divergence, draft, record.against(row.setting))
+
+    def to_json(self) -> str:
+        """Return the document that ``verify --json`` writes (docs/runs.md): counts are totals, lists of images."""
+        return compact(self._document()).decode()
+
+    def to_records(self) -> list[dict[str, object]]:
+        """Return plain values, a record a setting and request."""
+        requests = {task.number: task.request for task in self.plan.tasks}
+        return [
+            {"setting": str(setting.settings), "contract": str(setting.contract), **row_values(row, requests[row.task])}
+            for setting in self.settings
+            for row in setting.rows
+        ]
+
+    def to_frame(self) -> Any:
+        """Return a `pandas.DataFrame` of `to_records`. Raises `InputError` where pandas is not installed."""
+        try:
+            import pandas  # noqa: PLC0415  # no dependency: whoever works with frames has it
+        except ImportError:
+            rule, remedy = "is not installed", "pip install pandas, or take to_json()"
+            raise InputError("to_frame", "pandas", rule, remedy) from None
+        return pandas.DataFrame.from_records(self.to_records())
+
+    def __str__(self) -> str:
+        return f"{self.verdict.value} {self.summary}"
+
+    def _repr_html_(self) -> str:
+        """Return a fragment for notebooks: verdict, a row a setting, the first divergence and what repeats it."""
+        head = "".join(f"<th>{word.replace('_', ' ')}</th>" for word in ("setting", "verdict", *COUNTS))
+        rows = "".join(
+            f"<tr><td>{_text(str(setting.settings))}</td><td>{setting.verdict.value}</td>"
+            + "".join(f"<td>{setting.total(name):,}</td>" for name in COUNTS)
+            + "</tr>"
+            for setting in self.settings
+        )
+        colour = COLOURS.get(self.verdict, RIGHT)
+        parts = [f'<p><strong style="color:{colour}">{self.verdict.value}</strong> {_text(self.summary)}</p>']
+        parts += [f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"] if rows else []
+        parts += [f"<p>inconclusive: {_text(reason)}</p>" for reason in self.inconclusive]
+        if first := self.first_divergence:
+            word = "first defect" if self.verdict is Verdict.DEFECT else "first tie"
+            parts.append(f"<p>{word}: {_text(str(first))}</p>")
+        if self.alone:
+            parts.append(f"<pre>{_text(self.alone)}</pre>")
+        return f"<div>{''.join(parts)}</div>"
+
+    def _document(self) -> dict[str, object]:
+        first = self.first_divergence
+
+        def joined(name: str) -> list[object]:
+            return list(chain.from_iterable(getattr(setting, name) for setting in self.settings))
+
+        return {
+            "schema": SCHEMA,
+            "contract": self.contract,
+            "verdict": self.verdict.value,
+            **self.totals,
+            "first_divergence": first.as_dict() if first else None,
+            "inconclusive": self.inconclusive,
+            "so_far": self.so_far,
+            "against": self.against or None,
+            "changes": self.changes,
+            "compared": self.compared,
+            "not_compared": self.not_compared,
+            **{name: joined(name) for name in ("target_calls", "target_rows", "rounds", "accepted_scales")},
+            "covers": self.covers,
+            "coverage": self.coverage.as_dict(),
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "draft_dtype": str(self.draft_dtype).removeprefix("torch."),
+            "precision": precision(),
+            "models": self.models,
+            "budget": finite(vars(self.budget)) if self.budget else None,
+            "versions": versions(),
+            "seconds": self.seconds,
+            "decode_seconds": self.decode_seconds,
+            "wall_seconds": self.wall_seconds,
+            "whole": self.is_whole,
+            "alone": self.alone,
+            "run": self._run(),
+            "requests": [request_values(task.request) for task in self.plan.tasks],
+            "settings": [setting.as_dict() for setting in self.settings],
+        }
+
+    def _run(self) -> dict[str, object]:
+        """Return what repeats the run, and what was found besides its decodes."""
+        parts: dict[str, LawsTried | QualityClaims | None] = {"laws": self.laws, "claims": self.claims}
+        return {
+            **(self.record.as_dict() if self.record else {}),
+            **{name: part.as_dict() for name, part in parts.items() if part is not None},
+            **({"quality": self.quality.values()} if self.quality else {}),
+            **({"batch": self.batches} if self.batches else {}),
+        }
+
+
+def _text(words: str) -> str:
+    return escape(shortened(one_line(words), MOST))

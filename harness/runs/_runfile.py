@@ -1,0 +1,179 @@
+"""The run file of a verification: its plan, and what is judged, as it happens.
+
+Promise: a row is on the disk when its request is judged; what is read back is what was written. docs/runs.md describes
+the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from harness.protocol import request_of, request_values
+from harness.runs import _records as records
+from harness.runs._claims import KeptFigures, LawsTried, QualityClaims
+from harness.runs._database import FileKind, GrowingFile, notes_of
+from harness.runs._plan import Plan, Task
+from harness.runs._record import RunRecord
+from harness.runs._records import JudgedRow, settings_of, to_json
+from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
+
+TABLES = """
+CREATE TABLE settings (number INTEGER PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE tasks (number INTEGER PRIMARY KEY, request TEXT NOT NULL, settings TEXT NOT NULL);
+CREATE TABLE judged (
+    task INTEGER NOT NULL, setting INTEGER NOT NULL, verdict TEXT NOT NULL,
+    images INTEGER NOT NULL, draws INTEGER NOT NULL, identical INTEGER NOT NULL, ties INTEGER NOT NULL,
+    wrong_tokens INTEGER NOT NULL, defects INTEGER NOT NULL,
+    seconds REAL NOT NULL, reference_seconds REAL NOT NULL,
+    ended REAL NOT NULL, host_bytes INTEGER NOT NULL, device_bytes INTEGER NOT NULL,
+    judgement TEXT NOT NULL, counts TEXT, refused TEXT NOT NULL, changes TEXT NOT NULL,
+    peak_bytes INTEGER NOT NULL,
+    PRIMARY KEY (task, setting)
+);
+CREATE TABLE exhibits (
+    task INTEGER NOT NULL, setting INTEGER NOT NULL, tensors BLOB NOT NULL, PRIMARY KEY (task, setting)
+);
+CREATE TABLE pictures (
+    task INTEGER NOT NULL, setting INTEGER NOT NULL, row INTEGER NOT NULL, badness REAL NOT NULL,
+    value TEXT NOT NULL, decoder BLOB NOT NULL, reference BLOB NOT NULL, PRIMARY KEY (task, setting, row)
+);
+"""
+RUN_FILE = FileKind(
+    application=0x5D7A5ADA,
+    schema=2,  # docs/runs.md describes it; 1 kept no pictures
+    tables=tuple(TABLES.split(";")[:-1]),
+    command="verify",
+)
+WORST_FIRST = "ORDER BY badness DESC, task, setting, row"  # `Picture.rank`
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a run file says of its run."""
+
+    record: RunRecord  # what was written when the run began
+    plan: Plan  # what it has to do
+    laws: LawsTried | None = None  # those that were tried after its decodes
+    claims: QualityClaims | None = None  # on the quality of images
+    quality: KeptFigures | None = None  # what was measured of it
+
+
+class RunFile(GrowingFile):
+    """A run file that this process writes."""
+
+    kind = RUN_FILE
+
+    @classmethod
+    def create(cls, path: Path, run: Kept) -> RunFile:
+        """Make the file of a new run. Raises `InputError` where there is one, or none can be written."""
+        plan = run.plan
+        settings = [to_json(records.settings_values(each, plan.draft_of(k))) for k, each in enumerate(plan.settings)]
+        tasks = [(t.number, to_json(request_values(t.request)), to_json(t.settings)) for t in plan.tasks]
+        return cls._create(path, run.record.as_dict(), {"settings": list(enumerate(settings)), "tasks": tasks})
+
+    def write(
+        self,
+        rows: Sequence[JudgedRow],
+        exhibits: Sequence[tuple[int, int, dict[str, Tensor]]] = (),
+        pictures: Sequence[Picture] = (),
+    ) -> None:
+        """Add what one request came to; all of it or nothing.
+
+        Args:
+            rows: of one task.
+            exhibits: task, setting and tensors; those of the run's first divergences are kept.
+            pictures: of some of its images; the worst ones of the run are kept.
+        """
+        with self.transaction():
+            for row in rows:
+                self.insert("judged", _columns(row), "REPLACE")
+            for task, setting, tensors in exhibits:
+                if tensors and self.base.execute("SELECT count(*) FROM exhibits").fetchone()[0] < MOST_EXHIBITS:
+                    self.insert("exhibits", (task, setting, save(tensors)), "IGNORE")
+            for picture in pictures:
+                place = picture.task, picture.setting, picture.row, picture.badness
+                value = to_json(records.picture_values(picture))
+                self.insert("pictures", (*place, value, picture.decoder, picture.reference), "REPLACE")
+            if pictures:
+                worst = f"SELECT rowid FROM pictures {WORST_FIRST} LIMIT {MOST_PICTURES}"
+                self.base.execute(f"DELETE FROM pictures WHERE rowid NOT IN ({worst})")
+
+    def rows(self) -> list[JudgedRow]:
+        """Return what is judged, in the order of the plan."""
+        with self.kind.readable(self.path):
+            return list(_rows(self.base))
+
+
+def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
+    """Read a run file, of a run that goes on, too.
+
+    Raises:
+        InputError: it is none, or of another schema.
+    """
+    with RUN_FILE.reading(path, name) as base:
+        rows = base.execute("SELECT value FROM settings ORDER BY number").fetchall()
+        settings = [settings_of(json.loads(value)) for (value,) in rows]
+        tasks = base.execute("SELECT number, request, settings FROM tasks ORDER BY number").fetchall()
+        plan = Plan(
+            tuple(one for one, _ in settings),
+            tuple(Task(number, request_of(json.loads(a)), tuple(json.loads(b))) for number, a, b in tasks),
+            tuple(noise for _, noise in settings),
+        )
+        notes = notes_of(base)
+        laws = LawsTried.from_dict(notes["laws"]) if "laws" in notes else None
+        claims = QualityClaims.from_dict(notes["claims"]) if "claims" in notes else None
+        quality = KeptFigures(notes["quality"]) if "quality" in notes else None
+        return Kept(RunRecord.from_dict(notes), plan, laws, claims, quality), list(_rows(base))
+
+
+def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:
+    """Return the tensors around a row's first divergence; nothing where none were kept."""
+    with RUN_FILE.reading(path) as base:
+        question = "SELECT tensors FROM exhibits WHERE task = ? AND setting = ?"
+        blobs = base.execute(question, (row.task, row.setting)).fetchone()
+    return load(blobs[0]) if blobs else {}
+
+
+def case_number(path: Path, row: JudgedRow) -> int | None:
+    """Return the number by which `replay` knows a row's first defect; None where the row was recorded without one."""
+    with RUN_FILE.reading(path) as base:
+        earlier = "SELECT count(*) FROM judged WHERE defects > 0 AND (setting, task) < (?, ?)"
+        own = "SELECT count(*) FROM judged WHERE defects > 0 AND (setting, task) = (?, ?)"
+        before, there = (base.execute(query, (row.setting, row.task)).fetchone()[0] for query in (earlier, own))
+    return int(before) if there else None
+
+
+def pictures_of(path: Path) -> list[Picture]:
+    """Return the pictures that a run file keeps, worst first."""
+    with RUN_FILE.reading(path) as base:
+        rows = base.execute(f"SELECT value, decoder, reference FROM pictures {WORST_FIRST}").fetchall()
+        return [records.picture_of(json.loads(value), ours, theirs) for value, ours, theirs in rows]
+
+
+def _columns(row: JudgedRow) -> tuple[object, ...]:
+    """Return a row of `judged`, column by column."""
+    judgement = row.judgement
+    counted = [judgement.count(name) for name in ("images", "draws", "identical", "ties", "wrong_tokens", "defects")]
+    counts = to_json(records.counts_values(row.counts)) if row.counts else None
+    return (
+        row.task, row.setting, judgement.verdict.value, *counted, row.seconds, row.reference_seconds,
+        row.ended, row.host_bytes, row.device_bytes, to_json(records.judgement_values(judgement)), counts,
+        row.refused, to_json(row.changes), row.peak_bytes,
+    )  # fmt: skip
+
+
+def _rows(base: sqlite3.Connection) -> Iterator[JudgedRow]:
+    names = "task, setting, judgement, counts, changes, peak_bytes, seconds, reference_seconds, ended, host_bytes"
+    for task, setting, judgement, counts, changes, peak, *rest in base.execute(
+        f"SELECT {names}, device_bytes, refused FROM judged ORDER BY task, setting"
+    ):
+        counted = records.counts_of(json.loads(counts)) if counts else None
+        row = JudgedRow(task, setting, records.judgement_of(json.loads(judgement)), counted, *rest)
+        yield replace(row, changes=tuple(map(str, json.loads(changes))), peak_bytes=peak)

@@ -1,0 +1,262 @@
+"""The work of a verification: one task at a time, wherever it is done.
+
+Promise: what comes of a task depends on the task, the weights and the machine alone, so that the same task gives the
+same rows in this process, in a worker and on a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.clock import timed
+from harness.decoders import Built, Factory, Other, Runner, Terms, claimed_contract, start_runner
+from harness.errors import InputError
+from harness.judge import (
+    Divergence,
+    Evidence,
+    Judgement,
+    changed_counts,
+    costs_of_draws,
+    judge_against,
+    judge_along,
+    judge_partial,
+)
+from harness.models import ModelPair, close_pair
+from harness.protocol import Contract, Request, Settings, Trace
+from harness.protocol.noise import Noise
+from harness.reference.sequential import sample_sequential
+from harness.rounding import Budget
+from harness.runs._plan import Task
+from harness.runs._records import Counts, JudgedRow
+from harness.runs.pictures import Best, Picture, exhibit, pictures
+
+Exhibits = list[tuple[int, int, dict[str, Tensor]]]  # task, setting, tensors
+# With the tensors around its first divergence, the pictures that are worth keeping, and seconds.
+Judged = tuple[JudgedRow, dict[str, Tensor], list[Picture], float]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of one task."""
+
+    task: int  # its number
+    rows: list[JudgedRow]  # one a setting
+    exhibits: Exhibits  # the tensors around each row's first divergence
+    decode_seconds: float = 0.0  # of every decode, the reference's included
+    seconds: float = 0.0  # of the whole task
+    pictures: list[Picture] = field(default_factory=list)  # those of its images that are worth keeping
+
+
+@dataclass(frozen=True)
+class VerifyWork:
+    """What a worker of a verification gets, once."""
+
+    models: ModelPair  # networks
+    factory: Factory | str | bytes  # name of the factory, the factory, or cloudpickle's bytes of it
+    settings: tuple[Settings, ...]  # of the plan
+    most: int  # images of the largest batch
+    budget: Budget  # fixed before any decoder is built
+    terms: Terms  # how the run is judged
+    drafts: tuple[float | None, ...] = ()  # of the plan; empty = the pair's own for every setting
+    pictures: int = 0  # how many of a run are kept; 0 = none is made
+
+    def open(self) -> Verifier:
+        """Build the decoders. Raises `InputError` where they refuse."""
+        factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
+        return Verifier(replace(self, factory=factory))
+
+    def open_other(self) -> tuple[Other, Runner] | None:
+        """Build the decoders that are judged against, if any. Raises `InputError` where they refuse."""
+        other = self.terms.against
+        if other is None:
+            return None
+        factory = pickle.loads(other.factory) if isinstance(other.factory, bytes) else other.factory
+        return other, start_runner(self.models, factory or other.name, other.settings, self.most, self.terms)
+
+
+class Verifier:
+    """Verifies tasks; holds the decoders under test."""
+
+    def __init__(self, work: VerifyWork) -> None:
+        assert not isinstance(work.factory, bytes)
+        self.work, self._best = work, Best(work.pictures)
+        drafts = work.drafts or (None,) * len(work.settings)
+        self._decoders: dict[int, tuple[Runner, int, ModelPair]] = {}  # by setting: where it is, and its number there
+        contracts, moved = [""] * len(drafts), list[str]()
+        with ExitStack() as stack:
+            self._other = work.open_other()
+            if self._other is not None:
+                against, built = self._other
+                stack.callback(built.close)
+                moved += [f"{what}, by {against.name}" for what in built.moved]
+            for noise in dict.fromkeys(drafts):
+                models = paired(work.models, noise)
+                numbers = [number for number, of in enumerate(drafts) if of == noise]
+                settings = [work.settings[number] for number in numbers]
+                built = start_runner(models, work.factory, settings, work.most, work.terms)
+                stack.callback(built.close)
+                moved += built.moved
+                for k, number in enumerate(numbers):
+                    self._decoders[number] = built, k, models
+                    contracts[number] = claimed_contract(built.contracts[k], work.terms).value
+            self._places = stack.pop_all()
+        self.about = Built(contracts, list(dict.fromkeys(moved)))
+
+    def do(self, task: Task) -> Done:
+        """Decode one task by the reference and under its settings, and judge."""
+        device = self.work.models.device
+        done, seconds = timed(partial(self._done, task), device)
+        held = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+        now, host = time.time(), resident_bytes()
+        rows = [replace(row, ended=now, host_bytes=host, device_bytes=held) for row in done.rows]
+        return replace(done, seconds=seconds, rows=rows)
+
+    def close(self) -> None:
+        """End the decoders' processes."""
+        self._places.close()
+
+    def _done(self, task: Task) -> Done:
+        work, request = self.work, task.request
+        rows, exhibits, free, total = list[JudgedRow](), Exhibits(), dict[bool, Free](), 0.0
+        made = list[Picture]()
+        for number in task.settings:
+            greedy = work.settings[number].greedy
+            if self._other is None and greedy not in free:
+                free[greedy] = Free.of(work.models, request, greedy)
+                total += free[greedy].trace.seconds
+            try:
+                row, shown, seen, seconds = (
+                    self._compared(task, number, *self._other) if self._other else self._row(task, number, free[greedy])
+                )
+            except InputError as error:
+                if not work.terms.refusals:
+                    raise
+                row, shown, seen, seconds = refused(task, number, error), {}, [], 0.0
+            rows.append(row)
+            made += seen
+            total += seconds
+            exhibits += [(task.number, number, shown)] if shown else []
+            if work.terms.first_only and row.judgement.defects:
+                break
+        return Done(task.number, rows, exhibits, total, pictures=made)
+
+    def _row(self, task: Task, number: int, free: Free) -> Judged:
+        """Decode a task under one setting, and judge."""
+        actual, seconds = self._decoded(task, number)
+        row = JudgedRow(task.number, number, Judgement(task.request.B), reference_seconds=free.trace.seconds)
+        contract, drafts = Contract.of(self.about.contracts[number]), not self.work.terms.sequential
+        if isinstance(actual, Judgement):
+            if actual.partial is not None:
+                evidence = self._evidence(task.request, number, actual.partial, free.trace, free.noise)
+                actual = judge_partial(evidence, contract, drafts, actual)
+            return replace(row, judgement=replace(actual, partial=None)), {}, [], seconds
+        evidence = self._evidence(task.request, number, actual, free.trace, free.noise)
+        if free.costs_SB3 is None and contract is Contract.TOKENS:
+            free.costs_SB3 = costs_of_draws(evidence)
+        judgement, along = judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
+        row = replace(row, judgement=judgement, counts=Counts.of(actual, _differing(along, judgement)), seconds=seconds)
+        row = replace(row, peak_bytes=_peak(actual))
+        seen = pictures((task.number, number), along, judgement, free.trace.f_hat_BCPP, self._best)
+        return row, shown(along, judgement), seen, seconds
+
+    def _compared(self, task: Task, number: int, other: Other, there: Runner) -> Judged:
+        """Decode a task by both decoders under one setting, and judge one against the other."""
+        request, models = task.request, self._decoders[number][2]
+        actual, seconds = self._decoded(task, number)
+        expected, others = timed(partial(there.decode, number, request), models.device)
+        row = JudgedRow(task.number, number, Judgement(request.B), seconds=seconds, reference_seconds=others)
+        seconds += others
+        if isinstance(actual, Judgement):
+            return replace(row, judgement=replace(actual, partial=None)), {}, [], seconds
+        if isinstance(expected, Judgement):
+            defects = [replace(each, detail=f"{other.name}: {each.detail}") for each in expected.defects]
+            return replace(row, judgement=replace(expected, defects=defects, partial=None)), {}, [], seconds
+        evidence = self._evidence(request, number, actual, expected, models.noise(request))
+        judgement = judge_against(evidence, other.name)
+        changes = tuple(f"{seeds_of(request)}, {each}" for each in changed_counts(actual, expected))
+        counts = Counts.of(actual, _differing(evidence, judgement))
+        row = replace(row, judgement=judgement, counts=counts, changes=changes, peak_bytes=_peak(actual))
+        seen = pictures((task.number, number), evidence, judgement, expected.f_hat_BCPP, self._best)
+        return row, shown(evidence, judgement), seen, seconds
+
+    def _decoded(self, task: Task, number: int) -> tuple[Trace | Judgement, float]:
+        """Decode a task under one setting; return the seconds, too."""
+        where, k, models = self._decoders[number]
+        return timed(partial(where.decode, k, task.request), models.device)
+
+    def _evidence(self, request: Request, number: int, actual: Trace, expected: Trace, noise: Noise) -> Evidence:
+        models, greedy = self._decoders[number][2], self.work.settings[number].greedy
+        return Evidence(models, request, actual, expected, self.work.budget, greedy, noise=noise)
+
+
+def _peak(trace: Trace) -> int:
+    """Return the high-water mark that a trace states: shown, and never judged."""
+    return trace.peak_bytes if isinstance(trace.peak_bytes, int) else 0
+
+
+def _differing(evidence: Evidence, judgement: Judgement) -> list[int]:
+    """Return how many tokens of every scale are not those of the other side; empty where none were compared."""
+    if not judgement.draws:
+        return []
+    differ_L = (evidence.actual.tokens_BL != evidence.expected.tokens_BL).sum(0)
+    return [int(differ_L[evidence.models.pyramid.span(si)].sum()) for si in evidence.models.pyramid]
+
+
+def refused(task: Task, number: int, error: InputError) -> JudgedRow:
+    """Return the row of a request that the decoder refuses."""
+    return JudgedRow(task.number, number, Judgement(task.request.B), refused=str(error))
+
+
+def shown(evidence: Evidence, judgement: Judgement) -> dict[str, Tensor]:
+    """Return the tensors around a judgement's first divergence."""
+    first: Sequence[Divergence] = judgement.defects or judgement.ties
+    return exhibit(evidence, first[0]) if first else {}
+
+
+def seeds_of(request: Request) -> str:
+    """Name the seeds of a request."""
+    seeds = sorted({seed for seed, _ in request.addresses})
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds from {seeds[0]} on"
+
+
+def paired(models: ModelPair, draft_noise: float | None) -> ModelPair:
+    """Return the pair with the draft that a setting meets (`Plan.draft_of`)."""
+    return models if draft_noise is None else close_pair(models, draft_noise)
+
+
+@dataclass
+class Free:
+    """The reference's free run of one request: its trace, the numbers that it read, and what its draws cost."""
+
+    trace: Trace
+    noise: Noise
+    costs_SB3: Tensor | None = None
+
+    @classmethod
+    def of(cls, models: ModelPair, request: Request, greedy: bool) -> Free:
+        """Run the reference."""
+        noise = models.noise(request)
+        run = partial(sample_sequential, models.target, models.vae, request, noise, greedy=greedy)
+        trace, seconds = timed(run, models.device)
+        trace.seconds = seconds
+        return cls(trace, noise)
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has in hand; its highest mark where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,133 @@
+"""One round: draft, verify, accept, update.
+
+Promise: a round finishes at least one scale of every image that it touches, and waits for the device once, where the
+target judges a draft, or not at all. It gives the device four kinds of work: `propose_scale`, `verify_and_accept`,
+`decide_scale` and the update's, each a function of the state's tensors, which `DecodeState.run` launches or replays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.speculative._accept import (
+    Decision,
+    Policy,
+    Verified,
+    Window,
+    decided_outcome,
+    drafted_proposal,
+    fetch_outcome,
+    finite_flag,
+    keep_intermediates,
+    record_round,
+    round_numbers,
+    trusted_outcome,
+)
+from harness.speculative._forward import Pass, forward, forward_window
+from harness.speculative._state import DecodeState, place
+from harness.speculative.parts import Parts
+
+
+def run_round(state: DecodeState, parts: Parts, policy: Policy, window: Window, bonus: bool) -> None:
+    """Take one group of images through a round.
+
+    Args:
+        state: changed in place.
+        parts: the decoder's parts.
+        policy: how to draw and what is accepted.
+        window: the scales to draft, all verified by the target or all decided by the draft alone (`Policy.reach`);
+            none where the target decides `window.first` alone: that is then the scale after them.
+        bonus: let the target finish the scale after them, too, where it is one that the target decides.
+    """
+    before = [(state.target.rows[image], state.draft.rows[image]) for image in window.images]
+    count, keep = len(window.scales), state.intermediates is not None
+    if count:
+        draft_generate_batch(state, parts, policy, window)
+    if policy.trusts(window.first):
+        outcome = trusted_outcome(window, drafted_proposal(state, window))
+    elif not count:
+        alone = replace(window, last=window.first)
+        decision = forward_window(state, parts, state.target, alone, decide_scale, policy, keep)
+        outcome = decided_outcome(state, decision, window)
+        keep_intermediates(state, window, outcome, decision.verified)
+    else:
+        after = window.last + 1
+        bonus = bonus and after < state.pyramid.S and not policy.trusts(after)
+        submitted = replace(window, last=window.last + bonus)
+        decision = forward_window(state, parts, state.target, submitted, verify_and_accept, policy, count, keep)
+        outcome = fetch_outcome(decision, window, bonus)
+        keep_intermediates(state, window, outcome, decision.verified)
+    tokens, finished = outcome.tokens_by_scale, outcome.finished
+    parts.update_state_with_accepted_tokens(state, parts, window.images, window.first, tokens, finished)
+    for k, image in enumerate(window.images):
+        state.rounds[image].append(record_round(state, window, outcome, k, before[k]))
+
+
+def draft_generate_batch(state: DecodeState, parts: Parts, policy: Policy, window: Window) -> None:
+    """Let the draft propose the window's scales, one after the other; `drafted_proposal` reads what it proposes.
+
+    Effects: writes the state's drafted tensors, its raw inputs of later scales and the draft's cache; nothing final
+    changes. Draws as "draft".
+    """
+    state.drafted_f_hat_BCPP[place(window.images, len(state.done))] = window.pick(state.f_hat_BCPP)
+    for si in window.scales:
+        step = replace(window, first=si, last=si, reader="draft")
+        forward_window(state, parts, state.draft, step, propose_scale, policy)
+
+
+def propose_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy) -> None:
+    """Draw one scale from the draft's law and prepare the input of the next one. Device work."""
+    pyramid, window, si = state.pyramid, this.window, this.window.first
+    rows = place(window.images, len(state.done))
+    _, rows_RlV = forward(state, parts, this)
+    _, probs_blV = _law(state, parts, rows_RlV, window)
+    idx_bl = policy.propose(parts, probs_blV, window)
+    state.drafted_tokens_BL[rows, window.span] = idx_bl
+    state.drafted_probs_BLV[rows, window.span] = probs_blV
+    if si + 1 < pyramid.S:
+        f_hat = parts.accumulate(window.pick(state.drafted_f_hat_BCPP), idx_bl, si, state.vae.quantizer, pyramid)
+        state.drafted_f_hat_BCPP[rows] = f_hat
+        state.raw_BLC[rows, pyramid.span(si + 1)] = parts.next_input(f_hat, si + 1, pyramid)
+
+
+def decide_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy, keep: bool) -> Decision:
+    """Draw one scale that was not drafted from the target's law. Device work."""
+    verified = target_verify_batch(state, parts, this)
+    tokens_bl = policy.extend(parts, verified.probs_by_scale[0], this.window)
+    return Decision([tokens_bl], finite_flag(verified.rows_RnV), verified if keep else None)
+
+
+def target_verify_batch(state: DecodeState, parts: Parts, this: Pass) -> Verified:
+    """Return the target's laws of the window's scales, each given the inputs of those before. Device work."""
+    window = this.window
+    x_RnD, rows_RnV = forward(state, parts, this)
+    guided_bnV, probs_bnV = _law(state, parts, rows_RnV, window)
+    by_scale = parts.split_logits_by_scale(probs_bnV, state.pyramid, window.first, window.last)
+    return Verified(x_RnD, rows_RnV, guided_bnV, by_scale)
+
+
+def _law(state: DecodeState, parts: Parts, rows_RnV: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """Return guided_bnV and the law probs_bnV that tokens are drawn from."""
+    request = state.request
+    guided_bnV = parts.guide(rows_RnV, state.pyramid, request.cfg, window.first, window.last)
+    return guided_bnV, parts.filter_logits(guided_bnV, request.top_k, request.top_p).softmax(-1)
+
+
+def verify_and_accept(state: DecodeState, parts: Parts, this: Pass, policy: Policy, count: int, keep: bool) -> Decision:
+    """Judge `count` drafted scales by the target's laws, and draw the one after them if it was submitted. Device work.
+
+    Returns:
+        Of every scale what it becomes if it is the first imperfect one, or accepted; `verified` if `keep`.
+    """
+    verified = target_verify_batch(state, parts, this)
+    window = replace(this.window, last=this.window.first + count - 1)
+    proposal = drafted_proposal(state, window)
+    judged = policy.accept(parts, proposal, torch.cat(verified.probs_by_scale[:count], 1), window)
+    tokens = judged.tokens_by_scale(proposal, window)
+    if this.window.last > window.last:
+        after = replace(window, first=this.window.last, last=this.window.last)
+        tokens.append(policy.extend(parts, verified.probs_by_scale[count], after))
+    return Decision(tokens, round_numbers(judged, verified.rows_RnV, window), verified if keep else None)

@@ -1,0 +1,290 @@
+"""Everything that belongs to one decode: its memory, the way to the device, what is final, and what makes scales final.
+
+Promise: between rounds all that is read again of an image equals that of a sequential run over its final scales. What
+drafting writes before they are final (raw inputs and cache slots of later scales, the drafted tensors of `Buffers`) is
+written anew before it is read. Device work is plain functions of the tensors, launched kernel by kernel here, recorded
+once and replayed in `tools.graphs`; the decoder does not know which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Protocol, TypeVar, TypeVarTuple
+
+import torch
+from torch import Tensor
+
+from harness.models import ModelPair
+from harness.models.autoencoder import Autoencoder
+from harness.models.network import Condition, Network
+from harness.models.quantizer import Quantizer
+from harness.protocol import Intermediates, Request, Round
+from harness.protocol.noise import Noise
+from harness.protocol.pyramid import ScalePyramid
+from harness.speculative._cache import KVCache, NewCache
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class LatentParts(Protocol):
+    """The two parts that making a scale final needs."""
+
+    @property
+    def accumulate(self) -> Callable[[Tensor, Tensor, int, Quantizer, ScalePyramid], Tensor]: ...
+
+    @property
+    def next_input(self) -> Callable[[Tensor, int, ScalePyramid], Tensor]: ...
+
+
+def pick(tensor: Tensor, images: list[int]) -> Tensor:
+    """Return the rows `images` of a per-image tensor; the tensor itself when that is all of them."""
+    return tensor if images == list(range(len(tensor))) else tensor[images]
+
+
+def place(images: list[int], B: int) -> list[int] | slice:
+    """Return the index of the rows `images` of B: a slice when that is all of them, which costs the device no copy."""
+    return slice(None) if images == list(range(B)) else images
+
+
+@dataclass
+class Buffers:
+    """What is final, and what the draft proposes after it."""
+
+    tokens_BL: Tensor  # final tokens; -1 where none is final yet
+    raw_BLC: Tensor  # raw inputs by position: those of scales 0..done are the final ones, later ones the draft's
+    f_hat_BCPP: Tensor  # latent map over the final scales
+    drafted_tokens_BL: Tensor  # proposed tokens; read only where this round wrote them
+    drafted_probs_BLV: Tensor  # the laws that they were drawn from; likewise
+    drafted_f_hat_BCPP: Tensor  # latent map over the final and the proposed scales; copied from f_hat in every round
+
+    @classmethod
+    def new(cls, models: ModelPair, B: int) -> Buffers:
+        """Allocate for B images on the models' device."""
+        config, L, P = models.target.config, models.pyramid.L, models.pyramid.P
+        device, latent = models.device, models.vae.dtype
+        law = torch.promote_types(models.draft.dtype, torch.float32)
+        buffers = cls(
+            tokens_BL=torch.empty(B, L, dtype=torch.int64, device=device),
+            raw_BLC=torch.empty(B, L, config.C, dtype=latent, device=device),
+            f_hat_BCPP=torch.empty(B, config.C, P, P, dtype=latent, device=device),
+            drafted_tokens_BL=torch.empty(B, L, dtype=torch.int64, device=device),
+            drafted_probs_BLV=torch.empty(B, L, config.V, dtype=law, device=device),
+            drafted_f_hat_BCPP=torch.empty(B, config.C, P, P, dtype=latent, device=device),
+        )
+        buffers.clear()
+        return buffers
+
+    def clear(self) -> None:
+        """Make nothing final."""
+        self.tokens_BL.fill_(-1)
+        self.raw_BLC.zero_()
+        self.f_hat_BCPP.zero_()
+
+
+class Launcher(Protocol):
+    """The memory of a decode and its way to the device; one decode at a time."""
+
+    buffers: Buffers
+    caches: dict[str, KVCache]  # of "draft" and "target"
+
+    def begin(self, noise: Noise, labels_R: Tensor) -> tuple[Noise, Tensor]:
+        """Start a decode on empty buffers; return its numbers and labels where the work will read them."""
+        ...
+
+    def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
+        """Do device work.
+
+        Args:
+            key: equal keys must mean equal work on equal buffers.
+            compute: the work, without a host synchronisation.
+            lasting: what it returns is read after other work has run; else it must be read before.
+        """
+        ...
+
+
+class Eager:
+    """Launch kernel by kernel, on memory of one decode's own."""
+
+    def __init__(self, models: ModelPair, B: int, new_cache: NewCache) -> None:
+        self.caches = {"draft": new_cache(models.draft, B), "target": new_cache(models.target, B)}
+        self.buffers = Buffers.new(models, B)
+
+    def begin(self, noise: Noise, labels_R: Tensor) -> tuple[Noise, Tensor]:
+        """Return both as they are: everything is new and empty."""
+        return noise, labels_R
+
+    def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
+        """Do the work."""
+        return compute()
+
+
+@dataclass
+class Side:
+    """One network in one decode: its guidance rows' labels, its cache and what it was asked to compute."""
+
+    name: str
+    network: Network
+    labels_R: Tensor
+    launcher: Launcher
+    cache: KVCache
+    calls: list[int]
+    rows: list[int]
+
+    @classmethod
+    def begin(cls, name: str, network: Network, labels_R: Tensor, launcher: Launcher) -> Side:
+        """Return the side before its first pass."""
+        B = len(labels_R) // 2
+        return cls(name, network, labels_R, launcher, launcher.caches[name], [0] * B, [0] * B)
+
+    @cached_property
+    def condition(self) -> Condition:
+        """All that depends on the labels, computed when it is first needed."""
+        compute = partial(self.network.condition, self.labels_R)
+        return self.launcher.run(("condition", self.name), compute, lasting=True)
+
+    def condition_of(self, images: list[int]) -> Condition:
+        """Return the condition of these images' guidance rows."""
+        B = len(self.calls)
+        if images == list(range(B)):
+            return self.condition
+        return self.condition.rows(torch.tensor(images + [B + b for b in images], device=self.network.device))
+
+
+@dataclass
+class DecodeState:
+    """One decode in flight.
+
+    The tensors are those of `Buffers`.
+    """
+
+    request: Request  # what is drawn
+    noise: Noise  # the numbers
+    vae: Autoencoder  # quantiser
+    draft: Side  # the small network's side
+    target: Side  # the large network's side
+    launcher: Launcher  # how device work is done: launched, or recorded and replayed
+    done: list[int]  # number of final scales of every image
+    tokens_BL: Tensor
+    raw_BLC: Tensor
+    f_hat_BCPP: Tensor
+    drafted_tokens_BL: Tensor
+    drafted_probs_BLV: Tensor
+    drafted_f_hat_BCPP: Tensor
+    writes_BS: Tensor  # how often each scale was made final
+    rounds: list[list[Round]]  # of every image
+    draft_lens: list[int]  # what the draft length's rule keeps for every image
+    # named tensors of the final positions, or None when not kept
+    intermediates: Intermediates | None = field(repr=False, default=None)
+    # (first scale, one number: are its logits finite?) of target passes that nobody waited for
+    unchecked: list[tuple[int, Tensor]] = field(repr=False, default_factory=list)
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """Scales."""
+        return self.target.network.pyramid
+
+    @classmethod
+    def begin(cls, models: ModelPair, request: Request, noise: Noise, launcher: Launcher, keep: bool) -> DecodeState:
+        """Return the state before the first round; `keep` allocates the intermediates. Draws labels if none are given.
+
+        Effects: the launcher's memory is this decode's from now on.
+        """
+        classes, B = models.target.config.classes, request.B
+        labels_B = noise.labels(classes)
+        noise, labels_R = launcher.begin(noise, torch.cat((labels_B, torch.full_like(labels_B, classes))))
+        return cls(
+            request=request,
+            noise=noise,
+            vae=models.vae,
+            draft=Side.begin("draft", models.draft, labels_R, launcher),
+            target=Side.begin("target", models.target, labels_R, launcher),
+            launcher=launcher,
+            done=[0] * B,
+            **vars(launcher.buffers),
+            writes_BS=torch.zeros(B, models.pyramid.S, dtype=torch.int64),
+            rounds=[[] for _ in range(B)],
+            draft_lens=[0] * B,
+            intermediates=_empty_intermediates(models, B) if keep else None,
+        )
+
+    def run(self, images: list[int], key: tuple[Hashable, ...], work: Callable[[*Ts], T], *given: *Ts) -> T:
+        """Do device work for these images: where that of a whole batch becomes a recording, or does not.
+
+        Args:
+            images: one group.
+            key: what the work is, together with the request's filter and guidance; () where it must not be recorded.
+            work: a function of the state's tensors, without a host synchronisation.
+            given: its arguments; equal keys must mean equal ones.
+        """
+        if not key or len(images) < len(self.done):
+            return work(*given)
+        request = self.request
+        return self.launcher.run((*key, request.cfg, request.top_k, request.top_p), partial(work, *given))
+
+
+def _empty_intermediates(models: ModelPair, B: int) -> Intermediates:
+    """NaN everywhere, so that what was never written cannot compare equal."""
+    pyramid, config, dtype = models.pyramid, models.target.config, models.target.dtype
+    logits, nan = torch.promote_types(dtype, torch.float32), partial(torch.full, fill_value=torch.nan)
+    return Intermediates(
+        x_RLD=nan((2 * B, pyramid.L, config.D), device=models.device, dtype=dtype),
+        rows_RLV=nan((2 * B, pyramid.L, config.V), device=models.device, dtype=logits),
+        guided_BLV=nan((B, pyramid.L, config.V), device=models.device, dtype=logits),
+        f_hat_SBCPP=nan((pyramid.S, B, config.C, pyramid.P, pyramid.P), device=models.device, dtype=models.vae.dtype),
+    )
+
+
+def update_state_with_accepted_tokens(
+    state: DecodeState,
+    parts: LatentParts,
+    images: list[int],
+    first: int,
+    tokens_by_scale: list[Tensor],
+    finished: list[int],
+) -> None:
+    """Make scales first..first+finished-1 of every image final, and roll both caches back to them.
+
+    Args:
+        state: changed in place: tokens, f_hat, the next raw input, caches, done.
+        parts: of which accumulation and next input are used.
+        images: of one group, all at scale `first`.
+        first: scale that the round began at.
+        tokens_by_scale: final tokens (b,l) of every scale of the window, for the images of the group.
+        finished: number of scales that each image of the group finishes.
+
+    Effects: in place. A cache's entries of a scale depend on the scales before it alone, so those of the last final
+    scale stay valid even where its tokens were corrected.
+    """
+    pyramid = state.pyramid
+    groups = [[k for k, count in enumerate(finished) if count > offset] for offset in range(max(finished))]
+    chosen = [[images[k] for k in group] for group in groups]
+    for offset, group in enumerate(groups):
+        rows = place(chosen[offset], len(state.done))
+        state.tokens_BL[rows, pyramid.span(first + offset)] = pick(tokens_by_scale[offset], group)
+        state.writes_BS[rows, first + offset] += 1
+    # every mixture of counts would be a recording of its own
+    key = ("update", first, finished[0]) if len(set(finished)) == 1 else ()
+    f_hats = state.run(images, key, accumulate_scales, state, parts, first, chosen)
+    if state.intermediates is not None:
+        for offset, f_hat in enumerate(f_hats):
+            state.intermediates.f_hat_SBCPP[first + offset, place(chosen[offset], len(state.done))] = f_hat
+    for image, count in zip(images, finished, strict=True):
+        state.done[image] = first + count
+        for side in (state.draft, state.target):
+            side.cache.rollback(image, pyramid.begin(first + count))
+
+
+def accumulate_scales(state: DecodeState, parts: LatentParts, first: int, chosen: list[list[int]]) -> list[Tensor]:
+    """Add scales from `first` on to f_hat, each of the images chosen for it; return f_hat after each. Device work."""
+    pyramid, f_hats = state.pyramid, []
+    for si, images in enumerate(chosen, first):
+        rows = place(images, len(state.done))
+        idx_bl = pick(state.tokens_BL[:, pyramid.span(si)], images)
+        f_hats.append(parts.accumulate(pick(state.f_hat_BCPP, images), idx_bl, si, state.vae.quantizer, pyramid))
+        state.f_hat_BCPP[rows] = f_hats[-1]
+        if si + 1 < pyramid.S:
+            state.raw_BLC[rows, pyramid.span(si + 1)] = parts.next_input(f_hats[-1], si + 1, pyramid)
+    return f_hats
