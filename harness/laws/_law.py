@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.decoders import Factory, build_by_factory
-from harness.errors import HarnessError, InputError
+from harness.decoders import Factory, OutOfTimeError, build_by_factory
+from harness.errors import HarnessError, InputError, StopSignal
 from harness.judge import Broken, differences, require
 from harness.laws._case import Case, forget_models
 from harness.models import ModelPair, pair_checksums
 from harness.protocol import Contract, Implementation, Intermediates, Request, Round, Trace
 from harness.protocol.noise import Noise
+from harness.signals import ctrl_c_is_a_stop
 
 # Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;
 # the smallest planted bug moves them by more than 1e-4. tests/meta/test_tolerances.py measures the first number.
@@ -205,6 +206,8 @@ class Law:
             Violation: it is broken; also when the decoder raises something that is no refusal of the case.
             NotOffered: it does not apply to this decoder.
             InputError: the decoder refuses the case.
+            StopSignal: a signal stops the harness, not the decoder.
+            OutOfTimeError: its time is over.
         """
         models = self.fitted(case).models
         before = pair_checksums(models)  # before any decoder is built
@@ -214,16 +217,17 @@ class Law:
         if not claimed.entails(self.contract) and not (follows and policy_name(case.policy) in self.policies):
             raise NotOffered(f"contract {claimed}")
         try:
-            exercised = self.test(subject, case)
+            with ctrl_c_is_a_stop():
+                exercised = self.test(subject, case)
             changed = [name for name, value in pair_checksums(models).items() if value != before[name]]
             require(not changed, f"the decoder wrote into {', '.join(changed[:3])}, which it shares with its oracle")
             return exercised
         except Broken as broken:
             forget_models()  # who knows what was written into them
             raise Violation(self, case, str(broken), subject.name, subject.options) from None
-        except (NotOffered, InputError):
+        except (NotOffered, InputError, StopSignal, OutOfTimeError):
             raise
-        except (Exception, SystemExit) as error:  # of whatever kind: the decoder is somebody else's code
+        except BaseException as error:  # of whatever kind: the decoder is somebody else's code
             forget_models()
             found = f"the decoder raised {type(error).__name__}: {error}"
             raise Violation(self, case, found, subject.name, subject.options) from error

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from harness import InputError, ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
+from harness.decoders import OutOfTimeError
 from harness.errors import StopSignal
 from harness.judge._verdict import Verdict
 from harness.laws import LAWS as ALL
@@ -100,18 +101,44 @@ class Stopped(Writes):
         return self.inner.decode(request, noise)
 
 
-class Exits(Writes):
-    """It ends its process by the usual exception."""
+class Interrupted(Writes):
+    """Somebody presses Ctrl-C while it decodes."""
 
     def decode(self, request: Request, noise: SeededNoise) -> Trace:
-        raise SystemExit(3)
+        signal.raise_signal(signal.SIGINT)
+        return self.inner.decode(request, noise)
 
 
-def test_who_is_told_to_end_is_not_accused_and_who_ends_by_itself_is():
+class TooLate(Writes):
+    """Its time is over."""
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        raise OutOfTimeError("no answer within 1 s (timeout)")
+
+
+class Leave(BaseException):
+    """An exception of its own that no `except Exception` hears."""
+
+
+@pytest.mark.parametrize(("factory", "status"), [(Stopped, 143), (Interrupted, 130)])
+def test_who_is_told_to_end_is_not_accused(factory, status: int):
     with pytest.raises(StopSignal) as stop:
-        check("state.once", Stopped, CASE)
-    assert stop.value.status == 143
-    with pytest.raises(Violation, match="the decoder raised SystemExit: 3"):
+        check("state.once", factory, CASE)
+    assert stop.value.status == status
+
+
+def test_who_has_no_time_left_ends_the_law():
+    with pytest.raises(OutOfTimeError):
+        check("state.once", TooLate, CASE)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt("3"), GeneratorExit("3"), Leave("3")])
+def test_whatever_a_decoder_raises_breaks_the_law(error: BaseException):
+    class Exits(Writes):
+        def decode(self, request: Request, noise: SeededNoise) -> Trace:
+            raise error
+
+    with pytest.raises(Violation, match=f"the decoder raised {type(error).__name__}: 3"):
         check("state.once", Exits, CASE)
 
 
