@@ -1,6 +1,7 @@
 """Plots as SVG that takes its colours from the page, so that light and dark both read well.
 
-Promise: no script, no link, no identifier that two plots of a page share.
+Promise: no script, no link, no identifier that two plots of a page share; matplotlib, which not everybody has, is
+imported where one is drawn.
 """
 
 from __future__ import annotations
@@ -10,10 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from harness.report.html._page import printable
 
@@ -62,7 +59,10 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, level: tuple[float, str] | 
         level: a horizontal line at a height, and its name.
         salt: another one for every plot of a page.
     """
-    with rc_context(STYLE):
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with rc_context({**STYLE, "svg.hashsalt": salt}):
         figure = Figure((5.0, 3.3), layout="constrained")
         axes = figure.add_subplot(xlabel=x.name, ylabel=y.name)
         for k, one in enumerate(series):
@@ -72,10 +72,22 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, level: tuple[float, str] | 
                       label=_label(one.name), clip_on=False)  # fmt: skip
         if level is not None:
             axes.axhline(level[0], color=INK, linestyle="--", linewidth=1, label=_label(level[1]))
-        _scale(axes, x, y)
+        if y.log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # no mathematics: a label is a text
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
+        if x.ticks is not None:
+            axes.set_xticks(list(x.ticks))
+            axes.set_xlim(min(x.ticks) - 0.5, max(x.ticks) + 0.5)
+        if x.low is not None:
+            axes.set_xlim(x.low, axes.get_xlim()[1] * 1.08)  # room for the last point's marker
+        if y.low is not None:
+            axes.set_ylim(y.low, axes.get_ylim()[1] * 1.08)
         if len(series) + (level is not None) > 1:
             figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
-        return _markup(figure, salt)
+        stream, none = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", metadata=none, transparent=True)
+    return _markup(stream.getvalue(), salt)
 
 
 def _label(text: str) -> str:
@@ -83,27 +95,8 @@ def _label(text: str) -> str:
     return str(printable(text)).lstrip("_")
 
 
-def _scale(axes: Axes, x: Axis, y: Axis) -> None:
-    if y.log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # no mathematics: a label is a text
-        axes.yaxis.set_minor_formatter(lambda value, _: "")
-    if x.ticks is not None:
-        axes.set_xticks(list(x.ticks))
-        axes.set_xlim(min(x.ticks) - 0.5, max(x.ticks) + 0.5)
-    if x.low is not None:
-        axes.set_xlim(x.low, axes.get_xlim()[1] * 1.08)  # room for the last point's marker
-    if y.low is not None:
-        axes.set_ylim(y.low, axes.get_ylim()[1] * 1.08)
-
-
-def _markup(figure: Figure, salt: str) -> str:
-    """Return a figure drawn in the colours above as SVG markup for a page."""
-    stream = io.StringIO()
-    with rc_context({**STYLE, "svg.hashsalt": salt}):
-        none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(stream, format="svg", metadata=none, transparent=True)
-    text = stream.getvalue()
+def _markup(text: str, salt: str) -> str:
+    """Return SVG drawn in the colours above as markup for a page."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
     used = set(re.findall(r"(?:xlink:href=\"|url\()#([^\")]+)", text))

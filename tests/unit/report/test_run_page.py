@@ -6,6 +6,8 @@ import base64
 import io
 import os
 import re
+import subprocess
+import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -183,6 +185,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch, c
         assert output.err.count("\n") == 1
         assert not html.exists()
         assert (tmp_path / "a.db").read_bytes() == before
+
+
+def test_every_command_but_a_page_does_without_the_libraries_of_pages():
+    code = "import sys; sys.modules |= {'matplotlib': None, 'jinja2': None}; import harness.report.html, harness.bench"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_a_library_one_line_says_what_to_install(tmp_path: Path, monkeypatch, capsys):
