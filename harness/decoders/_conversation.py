@@ -106,7 +106,6 @@ class DecoderReply:
         """Read what `line` made, or what somebody forged.
 
         Args:
-            line: what was sent.
             seed: of what was asked, which defects are of.
 
         Raises:

@@ -38,7 +38,6 @@ def parse_factory_options(
 
     Args:
         checkout: folder of published code.
-        given: NAME=VALUE, as typed.
         option: what it was typed after.
 
     Raises:

@@ -45,9 +45,6 @@ class InProcess:
     """One decoder a setting, in this process.
 
     Args:
-        factory: builds them.
-        models: networks of both sides.
-        settings: at least one.
         watched: False for the harness's own decoder, which need not be mistrusted.
 
     Raises:
@@ -86,9 +83,6 @@ def run_in_process(
     """Decode under fresh noise; a decoder that crashes, meets a non-finite tensor or returns no trace is judged, too.
 
     Args:
-        implementation: the decoder.
-        models: as it uses them.
-        request: what to draw.
         by_value: hand out copies, taken at once: what the decoder still holds of its trace changes nothing any more.
 
     Raises:

@@ -46,10 +46,7 @@ class OwnProcess:
 
     Args:
         factory: its name, or a factory that can be pickled.
-        models: networks; the process gets copies.
-        settings: at least one.
         most: images of the largest request.
-        limits: time and memory.
 
     Raises:
         InputError: the factory cannot be found, refuses the settings, or its process dies while it builds.
@@ -186,10 +183,6 @@ class OwnProcess:
 
 class _Line:
     """The line to one process of a decoder.
-
-    Args:
-        folder: where its job lies, and its log.
-        mailbox: which it inherits.
 
     Effects: a process; `close` ends it.
     """

@@ -74,11 +74,7 @@ class Surroundings:
         return cls(precision()["tf32_matmul"], torch.get_num_threads(), path)
 
     def restore(self, path: Sequence[str] | None = None) -> None:
-        """Make them those of this process.
-
-        Args:
-            path: where modules are found instead.
-        """
+        """Make them those of this process."""
         import torch  # noqa: PLC0415
 
         from harness.rounding import set_precision  # noqa: PLC0415
@@ -93,9 +89,7 @@ class Process:
 
     Args:
         serve: what it calls, as ``package.module:function``.
-        words: that it calls it with.
         inherited: descriptors that it keeps open; the caller closes those that it does not need itself.
-        log: what it prints is appended there.
 
     Effects: a process; `end` ends it.
     """

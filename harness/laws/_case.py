@@ -73,53 +73,29 @@ PYRAMIDS = (*SMALL, PATCH_NUMS_256)  # the real one is one in 32: a decode of 68
 
 @dataclass(frozen=True)
 class Case:
-    """Networks, request and settings, small enough to try hundreds of.
+    """Networks, request and settings, small enough to try hundreds of."""
 
-    Args:
-        patch_nums: sides of the scales.
-        V: codebook size.
-        D: width of the target; two heads.
-        depth: blocks of the target.
-        shared_adaln: as in the largest published network.
-        l2_norm: attention on unit vectors.
-        weights: seed of all weights.
-        draft: one of `QUALITIES`: from the target itself to one whose favourite is the target's last choice.
-        labels: classes 0..3; 3 is the unconditional one.
-        seed: of the request.
-        cfg: guidance value.
-        top_k: filter, 0 = off.
-        top_p: filter, 0 = off.
-        order: whose noise streams (`Request.order`).
-        draft_len: scales proposed per round; cut to the number of scales.
-        bonus: submit the scale after the drafted ones too.
-        policy: coupling and acceptance rule, for decoders that offer several.
-        dtype: of the networks, one of `DTYPES`; most laws take float64 whatever it says (`Law.wide`).
-        draft_dtype: of the draft, where it is another.
-        device: of the networks.
-        exact: False: every law takes networks of `dtype`, and rounding is allowed for (`laws.allowed`).
-    """
-
-    patch_nums: tuple[int, ...] = (1, 2)
-    V: int = 5
-    D: int = 16
-    depth: int = 1
-    shared_adaln: bool = False
-    l2_norm: bool = True
-    weights: int = 0
-    draft: str = "near"
-    labels: tuple[int, ...] = (0,)
-    seed: int = 0
-    cfg: float = 1.5
-    top_k: int = 0
-    top_p: float = 0.0
-    order: NoiseOrder = "image"
-    draft_len: int = 2
-    bonus: bool = False
-    policy: str = "coupled"
-    dtype: str = "float64"
-    draft_dtype: str = ""
-    device: str = "cpu"
-    exact: bool = True
+    patch_nums: tuple[int, ...] = (1, 2)  # sides of the scales
+    V: int = 5  # codebook size
+    D: int = 16  # width of the target; two heads
+    depth: int = 1  # blocks of the target
+    shared_adaln: bool = False  # as in the largest published network
+    l2_norm: bool = True  # attention on unit vectors
+    weights: int = 0  # seed of all weights
+    draft: str = "near"  # one of `QUALITIES`: from the target itself to one whose favourite is the target's last choice
+    labels: tuple[int, ...] = (0,)  # classes 0..3; 3 is the unconditional one
+    seed: int = 0  # of the request
+    cfg: float = 1.5  # guidance value
+    top_k: int = 0  # filter, 0 = off
+    top_p: float = 0.0  # filter, 0 = off
+    order: NoiseOrder = "image"  # whose noise streams (`Request.order`)
+    draft_len: int = 2  # scales proposed per round; cut to the number of scales
+    bonus: bool = False  # submit the scale after the drafted ones too
+    policy: str = "coupled"  # coupling and acceptance rule, for decoders that offer several
+    dtype: str = "float64"  # of the networks, one of `DTYPES`; most laws take float64 whatever it says (`Law.wide`)
+    draft_dtype: str = ""  # of the draft, where it is another
+    device: str = "cpu"  # of the networks
+    exact: bool = True  # False: every law takes networks of `dtype`, and rounding is allowed for (`laws.allowed`)
 
     def __repr__(self) -> str:
         """Name what differs from the defaults, so that a minimal case is a short line."""

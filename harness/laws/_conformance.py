@@ -161,8 +161,6 @@ def run_conformance(
         implementation: ``factory(models, settings) -> decoder``, or its name ``package.module:factory``. A factory,
             not a decoder, because the laws need small networks and many settings.
         examples: cases per law, >= 1; all laws meet the same ones.
-        seed: of the cases.
-        laws: which.
         progress: called after every case with what its law has seen, and once more when the law is done; with several
             workers when a law is done.
         how: see `How`.

@@ -199,9 +199,6 @@ def try_law(
     """Check one law in the cases of a source until one breaks it, and simplify that one.
 
     Args:
-        law: which.
-        subject: the decoder.
-        source: of the cases.
         progress: called after every case with what the law has seen, and once more when it is done.
     """
     row, start = LawResult(law), time.perf_counter()

@@ -167,8 +167,6 @@ def output_law(
     Args:
         models: float64, small.
         request: one image, with a label.
-        options: how to speculate; any policy.
-        parts: the decoder's parts.
         prepare: changes the parts last of all, around the deciding functions: where a test plants a bug in those.
     """
     law: JointLaw = {}

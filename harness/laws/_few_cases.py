@@ -56,10 +56,7 @@ def try_few_cases(
     """Try every law in a few cases.
 
     Args:
-        implementation: factory of the decoder, or its name.
         count: cases, >= 1: small networks in float64, where rounding decides nothing.
-        options: (name, value) for the factory.
-        where: device and processes.
         progress: called with the id of every law that is done.
 
     Returns:

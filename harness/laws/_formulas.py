@@ -32,10 +32,7 @@ def logits(config: TransformerConfig, w: _Weights, x_RnD: Tensor, labels_R: Tens
     """Return logits_RnV of positions 0..n-1 in one masked pass (spec §4).
 
     Args:
-        config: sizes.
-        w: weights, float64.
         x_RnD: inputs with their position term.
-        labels_R: classes.
         mask_nn: True where a row sees a column.
     """
     R, D = len(x_RnD), config.D

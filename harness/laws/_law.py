@@ -45,11 +45,8 @@ class Violation(HarnessError):  # noqa: N818
     """A law is broken; the message fits on one screen and holds the case to replay.
 
     Args:
-        law: the broken law.
-        case: where.
         found: what broke, one clause.
         factory: the decoder as Python names it in the printed replay.
-        options: of the factory, where it has any.
     """
 
     def __init__(
@@ -138,25 +135,16 @@ _Test = Callable[[Subject, Case], bool]  # raises `Broken`, or returns whether t
 
 @dataclass(frozen=True)
 class Law:
-    """One law of a correct decoder.
+    """One law of a correct decoder."""
 
-    Args:
-        id: family and word, e.g. ``masks.definition``.
-        statement: what holds, one sentence.
-        watches: components that a violation points to.
-        test: raises `Broken`, or returns whether the case exercised the law.
-        contract: weakest claim that entails the law.
-        wide: test on float64 networks, so that rounding cannot decide a token.
-        policies: under which it holds, of a decoder that says which one it follows (`decoder.policy`); empty =
-            those whose contract entails the law.
-    """
-
-    id: str
-    statement: str
-    watches: tuple[str, ...]
-    test: _Test = field(repr=False)
-    contract: Contract = Contract.QUALITY
-    wide: bool = True
+    id: str  # family and word, e.g. masks.definition
+    statement: str  # what holds, one sentence
+    watches: tuple[str, ...]  # components that a violation points to
+    test: _Test = field(repr=False)  # raises `Broken`, or returns whether the case exercised the law
+    contract: Contract = Contract.QUALITY  # weakest claim that entails the law
+    wide: bool = True  # test on float64 networks, so that rounding cannot decide a token
+    # under which it holds, of a decoder that says which one it follows (`decoder.policy`); empty = those whose
+    # contract entails the law
     policies: tuple[str, ...] = ()
 
     @property

@@ -108,15 +108,7 @@ def snapshot(state: Any) -> Snapshot:
 
 
 def check_snapshot(taken: Snapshot, case: Case, runs: dict[str, Run], tokens_BL: Tensor, where: str) -> None:
-    """Raise `Broken` unless a state equals that of a sequential run over the final scales of `tokens_BL`.
-
-    Args:
-        taken: the state.
-        case: whose pyramid.
-        runs: of "draft" and "target" over tokens_BL.
-        tokens_BL: of which the final scales are committed.
-        where: for the message.
-    """
+    """Raise `Broken` unless a state equals that of a sequential run over the final scales of `tokens_BL`."""
     pyramid = case.pyramid
     for image, done in enumerate(taken.done):
         at, n = f"{where}, image {image}, {done} scales final", pyramid.begin(done)
@@ -146,11 +138,7 @@ def _check_cache(kv: Tensor, length: int, run: Run, image: int, n: int, where: s
 
 
 class ListCache:
-    """A model of a cache: keys and values of all layers, appended and cut off.
-
-    Args:
-        B: images.
-    """
+    """A model of a cache: keys and values of all layers, appended and cut off."""
 
     def __init__(self, B: int) -> None:
         self.positions: list[list[Tensor]] = [[] for _ in range(B)]  # one (layer, key or value, half, H, c) a position
@@ -164,7 +152,6 @@ class ListCache:
         """Append n positions to these images, all of one length; return all of their positions so far.
 
         Args:
-            images: a group.
             kv: (layer, 2, R, H, n, c): keys and values of the group's guidance rows, conditional half first.
 
         Returns:

@@ -35,7 +35,6 @@ class Cluster:
     """The workers of a cluster that somebody started.
 
     Args:
-        work: what they do.
         address: of the scheduler, e.g. ``tcp://host:8786``, or a scheduler file.
         device: type of device that every worker uses: its first one.
 

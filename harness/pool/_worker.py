@@ -33,7 +33,6 @@ def serve(job_file: str, descriptor: str, device: str, employer: str) -> None:
 
     Args:
         job_file: what `Processes` wrote.
-        descriptor: of the socket.
         device: where its networks go.
         employer: process that started it.
     """

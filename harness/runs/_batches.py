@@ -37,12 +37,7 @@ class BatchSize:
 
 
 def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
-    """Return the batch for these networks on their device. Reads what memory is free.
-
-    Args:
-        models: on their device.
-        own_process: the decoder under test has a process of its own there.
-    """
+    """Return the batch for these networks on their device. Reads what memory is free."""
     each, device, share = bytes_of_an_image(models), models.device, SHARE_OWN_PROCESS if own_process else SHARE
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -104,8 +99,6 @@ def cut_batches(request: Request, seeds: Sequence[int], size: int) -> list[Reque
 
     Args:
         request: labels, addresses and sampling in "image" order; its seed does not matter.
-        seeds: of the images.
-        size: images a batch.
 
     Returns:
         The batches; image after image they are the seeds in order, each with all labels.

@@ -50,7 +50,7 @@ class KeptCase:
     # those that were drawn, where they are kept; None = they are generated anew
     numbers: RecordedNumbers | None = field(default=None, repr=False)
     exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # tensors around it
-    draft_noise: float | None = None  # of the draft that the setting met, where a design chose it (`Plan.draft_of`)
+    draft_noise: float | None = None  # of the draft that the setting met, where a design chose it (`Plan.drafts`)
     against: Other | None = None  # the decoder that stood in the reference's place, with its one setting
 
     @property
@@ -106,7 +106,7 @@ def cases_of(path: Path) -> list[KeptCase]:
         KeptCase(
             number, run.record, run.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
             exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
-            draft_noise=run.plan.draft_of(row.setting),
+            draft_noise=run.plan.drafts[row.setting],
             against=run.record.against(row.setting),
         )
         for number, row in enumerate(bad)
@@ -147,12 +147,7 @@ def unlike(case: KeptCase, models: ModelPair) -> str:
 
 
 def write_bundle(case: KeptCase, models: ModelPair, path: Path) -> None:
-    """Write a bundle.
-
-    Args:
-        case: recorded here, or read from a bundle.
-        models: networks, uncut, on a device of the class that it was recorded on.
-        path: where to.
+    """Write a bundle of a case that was recorded on such uncut networks here, or read from a bundle.
 
     Raises:
         InputError: this machine cannot draw the case's numbers, or the file cannot be written.
@@ -202,7 +197,10 @@ def read_bundle(path: Path) -> KeptCase:
         if values["schema"] != SCHEMA:
             rule = f"has schema {values['schema']}, and this version reads {SCHEMA}"
             raise InputError("file", str(path), rule, "use the version of the harness that wrote it")
-        numbers = {name.removeprefix(NUMBERS): t for name, t in tensors.items() if name.startswith(NUMBERS)}
+        numbers, exhibit = (
+            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            for prefix in (NUMBERS, EXHIBIT)
+        )
         settings, draft_noise = settings_of(values["settings"])
         return KeptCase(
             0,
@@ -212,7 +210,7 @@ def read_bundle(path: Path) -> KeptCase:
             Divergence(**dict(zip(NAMES, values["found"], strict=True))),
             values["scales"],
             RecordedNumbers(numbers, request_of(values["recorded"])),
-            {name.removeprefix(EXHIBIT): t for name, t in tensors.items() if name.startswith(EXHIBIT)},
+            exhibit,
             draft_noise,
             against_of(values["against"]),
         )
@@ -232,11 +230,8 @@ def repeat_line(
 
     Args:
         recipe: options of the run that are not the usual ones; an empty text is a flag.
-        settings: the decoder's.
-        request: the batch that held the image.
         divergence: names the image; the images of its seed where it names none.
-        draft_noise: of the draft that the setting met, where a design chose it (`Plan.draft_of`).
-        against: the decoder in the reference's place, with its one setting.
+        draft_noise: of the draft that the setting met, where a design chose it (`Plan.drafts`).
     """
     words = ["sdvar-harness", "verify"]
     for name, text in recipe.items():
@@ -267,12 +262,8 @@ def _image_options(request: Request, divergence: Divergence) -> list[str]:
     """Return seeds, labels and addresses: one image, or all those of a seed where they are drawn together."""
     labels, addresses = request.labels or (), request.addresses
     alone = request.order == "image" and (divergence.seed, divergence.image) in addresses
-    rows = [
-        b
-        for b, (seed, image) in enumerate(addresses)
-        if seed == divergence.seed and (not alone or image == divergence.image)
-    ]
-    rows = rows[:1] if alone else rows
+    rows = [b for b, (seed, _) in enumerate(addresses) if seed == divergence.seed]
+    rows = [addresses.index((divergence.seed, divergence.image))] if alone else rows
     words = ["--seeds", str(divergence.seed), "--labels", ",".join(str(labels[b]) for b in rows)]
     ids = [addresses[b][1] for b in rows]
     if ids != list(range(len(ids))):

@@ -17,9 +17,9 @@ from harness.models import CLOSE_NOISE, ModelPair, close_pair
 from harness.pool import ALONE, Execution
 from harness.protocol import Request, Settings
 from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
-from harness.runs._keep import UNKEPT, RunStore
 from harness.runs._plan import Plan, Task
 from harness.runs._result import Verification
+from harness.runs._runfile import UNKEPT, RunStore
 
 MOST_REFUSED = 0.5  # of all decodes asked for: a decoder that refuses more has not been tested
 
@@ -45,9 +45,7 @@ def covering(
 
     Args:
         models: any pair; its own draft is the first block's.
-        policy: of every setting.
         noise: of the close draft (`close_pair`).
-        options: for the decoder's factory, in every setting.
     """
     S, requests = models.pyramid.S, requests_for(models)
 
@@ -94,13 +92,6 @@ def verify_design(
 
     A decoder that refuses to be built for every setting is asked for those with a fixed draft length, then for these
     without bonus scales; what it refuses is counted.
-
-    Args:
-        models: networks; their own draft is the design's first.
-        decodes: its plan is that of `plan_of`.
-        execution: as of `verify_decodes`.
-        store: as of `verify_decodes`.
-        progress: as of `verify_decodes`.
 
     Raises:
         InputError: as `verify_decodes`, but for refusals of some settings or requests.
@@ -151,14 +142,9 @@ def _narrowed(plan: Plan, change: Callable[[Settings], Settings | None]) -> Plan
 
 
 def say_what_was_covered(result: Verification, terms: Terms) -> None:
-    """Name the drafts, count the refusals, and say what was never exercised. Effects: on the result.
-
-    Args:
-        result: of a covering design.
-        terms: how it was judged.
-    """
+    """Name the drafts, count the refusals, and say what was never exercised. Effects: on the result."""
     for number, setting in enumerate(result.settings):  # none where nothing could be decoded
-        setting.draft = "own" if result.plan.draft_of(number) is None else "close"
+        setting.draft = "own" if result.plan.drafts[number] is None else "close"
     result.covers = True
     asked = result.plan.decodes + terms.unasked
     result.coverage.refused += terms.unasked

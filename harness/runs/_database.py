@@ -62,7 +62,6 @@ class FileKind:
         """Open a file to read it, of a run that goes on, too.
 
         Args:
-            path: the file.
             name: what it is to the user.
 
         Raises:
@@ -79,7 +78,6 @@ class GrowingFile:
 
     Args:
         path: the file; `create` and `go_on` open it.
-        descriptor: of the lock.
     """
 
     kind: ClassVar[FileKind]
@@ -95,8 +93,6 @@ class GrowingFile:
         """Make the file of a new run.
 
         Args:
-            path: where.
-            notes: what is known when it begins.
             rows: by table, what is there from the beginning.
 
         Raises:
@@ -143,8 +139,6 @@ class GrowingFile:
         """Add a row, within a `transaction`.
 
         Args:
-            table: its name.
-            values: of all columns.
             otherwise: what is done where there is one of its key: ABORT, IGNORE or REPLACE.
         """
         self.base.execute(f"INSERT OR {otherwise} INTO {table} VALUES ({', '.join('?' * len(values))})", values)

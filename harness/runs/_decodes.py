@@ -24,12 +24,11 @@ from harness.protocol import Contract, Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
 from harness.runs._identity import identity_of
-from harness.runs._keep import UNKEPT, RunStore, begin
 from harness.runs._plan import Plan, Task
 from harness.runs._record import NetworksUsed, RunRecord
 from harness.runs._records import JudgedRow
 from harness.runs._result import Verification
-from harness.runs._runfile import RunFile
+from harness.runs._runfile import UNKEPT, RunFile, RunStore, begin
 from harness.runs._setting import SettingResult
 from harness.runs._work import Done, VerifyWork
 from harness.runs.pictures import MOST_PICTURES
@@ -75,9 +74,6 @@ def verify_decodes(
 
     Args:
         models: networks of both sides; the decoder under test gets copies.
-        decodes: what is decoded.
-        execution: who does it.
-        store: what is kept.
         progress: called after every task, and once for all that a resumed run has already.
 
     Raises:
@@ -124,7 +120,7 @@ def verify_decodes(
             run = RunInProgress(plan, result, file, progress)
             result.stopped = run.go(pool.map, terms.first_only)
         result.record = replace(record, workers=pool.name, certifying=str(certifying_precision(models)))
-    run.put_together(models, budget)
+    put_together(result, run.rows, models.pyramid, budget)
     if result.stopped:
         raise RunInterrupted(result, result.stopped)
     return result
@@ -150,14 +146,7 @@ def _sent(other: Other | None) -> Other | None:
 
 
 class RunInProgress:
-    """A run in progress: what is judged, and what is left.
-
-    Args:
-        plan: what is to be done.
-        result: put together at the end.
-        file: where rows are kept; None = nowhere.
-        progress: told of every task.
-    """
+    """A run in progress: what is judged, and what is left."""
 
     def __init__(
         self, plan: Plan, result: Verification, file: RunFile | None, progress: Callable[[Step], None]
@@ -183,10 +172,6 @@ class RunInProgress:
         finally:
             self.result.wall_seconds = time.perf_counter() - start
         return 0
-
-    def put_together(self, models: ModelPair, budget: Budget) -> None:
-        """Put the rows into the result in the plan's order, and weigh the ties of the whole run."""
-        put_together(self.result, self.rows, models.pyramid, budget)
 
     def _left(self) -> Iterator[Task]:
         """Yield what is left, without settings whose process keeps dying."""
@@ -224,9 +209,8 @@ class RunInProgress:
 
 def _lost(task: Task, setting: int, why: str) -> JudgedRow:
     detail = f"every worker that took the request died, {MOST_DEATHS} of them; the last: {why}"
-    return JudgedRow(
-        task.number, setting, Judgement(task.request.B, defects=[Divergence("process", detail, task.request.seed)])
-    )
+    defect = Divergence("process", detail, task.request.seed)
+    return JudgedRow(task.number, setting, Judgement(task.request.B, defects=[defect]))
 
 
 def keeps_dying(rows: Sequence[JudgedRow]) -> bool:
@@ -238,14 +222,7 @@ def keeps_dying(rows: Sequence[JudgedRow]) -> bool:
 def put_together(
     result: Verification, rows: Mapping[int, Sequence[JudgedRow]], pyramid: ScalePyramid, budget: Budget
 ) -> None:
-    """Put rows into a result in its plan's order, and weigh the ties of the whole run.
-
-    Args:
-        result: with its settings; changed.
-        rows: by task.
-        pyramid: of the networks.
-        budget: how far rounding may move them.
-    """
+    """Put rows into a result in its plan's order, and weigh the ties of the whole run."""
     settings, requests = result.settings, {task.number: task.request for task in result.plan.tasks}
     for task in result.plan.tasks:
         for row in sorted(rows.get(task.number, []), key=lambda row: row.setting):

@@ -10,7 +10,7 @@ import hashlib
 import importlib.machinery
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,23 +74,15 @@ class Identity:
         )  # fmt: skip
 
     def differences(self, recorded: Identity, parts: Sequence[str]) -> list[str]:
-        """List what differs from a recorded one, one clause a value.
-
-        Args:
-            recorded: the other one.
-            parts: those of `as_dict` that matter.
-        """
+        """List what differs from a recorded one in some parts of `as_dict`, one clause a value."""
         here, there = ({part: side.as_dict()[part] for part in parts} for side in (self, recorded))
         return differences(here, there)
 
 
 def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other | None = None) -> Identity:
-    """Return what a run of a decoder on these networks, in this process's mode, is of.
+    """Return what a run on these networks, in this process's mode, is of.
 
-    Args:
-        models: on their device.
-        decoder: name of its factory, and settings that tell its checkout, if it has one.
-        against: the decoder that stands in the reference's place.
+    `decoder` is the name of its factory, and settings that tell its checkout, if it has one.
     """
     dtypes = {"dtype": models.target.dtype, "draft_dtype": models.draft.dtype}
     return Identity(
@@ -149,38 +141,25 @@ def _place(module: str) -> Path | None:
 def _digest_of(place: Path) -> str:
     """Return a digest of a Python file, or of every Python file of a folder; of the first `MOST_FILES` at most."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, path in _sources(place):
+    for path in [place] if place.is_file() else sorted(place.rglob("*.py"))[:MOST_FILES]:
+        name = place.name if path == place else path.relative_to(place).as_posix()
         digest.update(f"{name}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _sources(place: Path) -> Iterator[tuple[str, Path]]:
-    if place.is_file():
-        yield place.name, place
-        return
-    for path in sorted(place.rglob("*.py"))[:MOST_FILES]:
-        yield path.relative_to(place).as_posix(), path
-
-
 def _git(folder: Path, *words: str) -> str:
     """Return what git says; nothing where there is no git, no repository, or no answer in time."""
+    command = ["git", "-C", str(folder), *words]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=GIT_S, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def differences(here: Mapping[str, object], recorded: Mapping[str, object]) -> list[str]:
-    """List what differs, one clause a value; empty when nothing does.
-
-    Args:
-        here: JSON values by part.
-        recorded: likewise.
-    """
+    """List what differs, one clause a value; empty when nothing does."""
     clauses = []
     for part in (*here, *(recorded.keys() - here.keys())):
         mine, other = here.get(part), recorded.get(part)

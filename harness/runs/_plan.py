@@ -40,10 +40,6 @@ class Plan:
         if not self.drafts:
             object.__setattr__(self, "drafts", (None,) * len(self.settings))
 
-    def draft_of(self, setting: int) -> float | None:
-        """Return the `draft_noise` of the draft that a setting meets; None = the pair's own."""
-        return self.drafts[setting]
-
     @classmethod
     def of(
         cls, settings: Sequence[Settings], requests: Sequence[Request], drafts: tuple[float | None, ...] = ()

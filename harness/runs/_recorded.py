@@ -21,7 +21,6 @@ def recorded_result(path: Path, name: str = "run") -> Verification:
     """Return the result of a run file, of a run that goes on or was stopped, too.
 
     Args:
-        path: the file.
         name: what it is to the user.
 
     Raises:

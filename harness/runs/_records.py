@@ -206,7 +206,7 @@ def picture_of(values: Values, decoder: bytes, reference: bytes) -> Picture:
 
 
 def settings_values(settings: Settings, draft_noise: float | None) -> dict[str, Any]:
-    """Return settings as JSON values, with the draft that they meet (`Plan.draft_of`)."""
+    """Return settings as JSON values, with the draft that they meet (`Plan.drafts`)."""
     return vars(settings) | {"draft_noise": draft_noise}
 
 

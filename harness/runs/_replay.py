@@ -48,15 +48,7 @@ class Replayed:
 
 
 def replay_case(case: KeptCase, models: ModelPair, budgets: Path) -> Replayed:
-    """Repeat one case.
-
-    Args:
-        case: recorded.
-        models: networks on their device; uncut.
-        budgets: file of stored error budgets.
-
-    Effects: a process for a decoder that is not the harness's own.
-    """
+    """Repeat one case on uncut networks. Effects: a process for a decoder that is not the harness's own."""
     why = unlike(case, models)
     if why:
         return Replayed(case, Answer.CANNOT, why)
@@ -81,9 +73,8 @@ def first_defect(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence
         models = models.first_scales(case.scales)
     budget = joint_budget(models, case.settings.compiled, budgets)  # measured by numbers of its own
     models = replace(models, numbers=case.numbers)
-    work = VerifyWork(
-        models, case.implementation, (case.settings,), case.request.B, budget, case.terms, (case.draft_noise,)
-    )
+    decoder = case.implementation, (case.settings,)
+    work = VerifyWork(models, *decoder, case.request.B, budget, case.terms, (case.draft_noise,))
     with closing(work.open()) as opened:
         rows = opened.do(Task(0, case.request, (0,))).rows
     moved = [Divergence("precision", f"building changed {what}", case.defect.seed) for what in opened.about.moved]
@@ -94,13 +85,7 @@ MOST_TRIES = 64  # decodes of a reduction, and its judgement
 
 
 def shrink_case(case: KeptCase, models: ModelPair, budgets: Path) -> KeptCase:
-    """Reduce a case that fails.
-
-    Args:
-        case: recorded, and failing here.
-        models: networks, uncut.
-        budgets: file of stored error budgets.
-    """
+    """Reduce a case that fails on uncut networks."""
     for reduced in (_fewer_images, _one_label, _shorter, _fewer_scales):
         for smaller in list(reduced(case, models))[:MOST_TRIES]:
             defect = _fails(smaller, models, budgets)

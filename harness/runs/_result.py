@@ -63,22 +63,14 @@ class Verification:
     batches: str = ""  # why batches are as large as they are
 
     def take_quality(self, claims: QualityClaims, figures: QualityFigures | None = None) -> None:
-        """Count claims on the images as a whole: a broken one is a defect, an open one a reason to be inconclusive.
-
-        Args:
-            claims: those that do not hold.
-            figures: what was measured.
-        """
+        """Count claims on the images as a whole: a broken one is a defect, an open one a reason to be inconclusive."""
         seed = self.plan.tasks[0].request.seed
         self.claims, self.quality = claims, figures
         self.early += [Divergence("quality", text, seed) for text in claims.broken]
         self.reasons += [f"quality of {text}" for text in claims.open]
 
     def take_laws(self, tried: LawsTried) -> None:
-        """Count what was tried after the run: every broken law is a defect of the component that it watches.
-
-        A decoder that refuses most laws, or laws that nobody tried, are a reason to be inconclusive.
-        """
+        """Count what was tried after the run: a broken law is a defect, most refused or some left open inconclusive."""
         self.laws = tried
         self.early += [Divergence(law.component, law.clause, law.seed) for law in tried.broken]
         if 2 * len(tried.refused) > tried.asked:
@@ -191,7 +183,7 @@ class Verification:
             return ""
         row, divergence = case
         request = next(task.request for task in plan.tasks if task.number == row.task)
-        settings, draft = plan.settings[row.setting], plan.draft_of(row.setting)
+        settings, draft = plan.settings[row.setting], plan.drafts[row.setting]
         return repeat_line(record.recipe, settings, request, divergence, draft, record.against(row.setting))
 
     def to_json(self) -> str:

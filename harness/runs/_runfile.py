@@ -1,28 +1,31 @@
 """The run file of a verification: its plan, and what is judged, as it happens.
 
-Promise: a row is on the disk when its request is judged; what is read back is what was written. docs/runs.md describes
-the tables.
+Promise: a row is on the disk when its request is judged; what is read back is what was written. A file of another
+decoder, other weights, another version, machine, mode, plan or judgement is not gone on with, and what differs is
+named. docs/runs.md describes the tables.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load, save
 from torch import Tensor
 
+from harness.errors import InputError
 from harness.protocol import request_of, request_values
 from harness.runs import _records as records
 from harness.runs._claims import KeptFigures, LawsTried, QualityClaims
-from harness.runs._database import FileKind, GrowingFile, notes_of
+from harness.runs._database import REMEDY, FileKind, GrowingFile, is_begun, notes_of
 from harness.runs._plan import Plan, Task
 from harness.runs._record import RunRecord
 from harness.runs._records import JudgedRow, settings_of, to_json
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
+from harness.wording import count_of
 
 TABLES = """
 CREATE TABLE settings (number INTEGER PRIMARY KEY, value TEXT NOT NULL);
@@ -55,6 +58,29 @@ WORST_FIRST = "ORDER BY badness DESC, task, setting, row"  # `Picture.rank`
 
 
 @dataclass(frozen=True)
+class RunStore:
+    """What is kept of a run, and where. Raises `InputError` where there is nothing to resume."""
+
+    file: Path | None = None  # the run file; None = nothing is kept
+    resume: bool = False  # go on where the run in that file stopped
+    # options of the command line that repeat the run, without those of what is drawn; None = no command line made it,
+    # and nobody asks what the run is of
+    recipe: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.resume and self.file is None:
+            raise InputError("resume", True, "goes on with a run that was kept", "pass --run FILE too")
+
+    def check_new(self) -> None:
+        """Refuse a file that is there, before any work, where no run is gone on with. Raises `InputError`."""
+        if self.file is not None and not self.resume and is_begun(self.file):
+            raise InputError("run", str(self.file), "is there already", REMEDY)
+
+
+UNKEPT = RunStore()
+
+
+@dataclass(frozen=True)
 class Kept:
     """What a run file says of its run."""
 
@@ -74,7 +100,7 @@ class RunFile(GrowingFile):
     def create(cls, path: Path, run: Kept) -> RunFile:
         """Make the file of a new run. Raises `InputError` where there is one, or none can be written."""
         plan = run.plan
-        settings = [to_json(records.settings_values(each, plan.draft_of(k))) for k, each in enumerate(plan.settings)]
+        settings = [to_json(records.settings_values(each, plan.drafts[k])) for k, each in enumerate(plan.settings)]
         tasks = [(t.number, to_json(request_values(t.request)), to_json(t.settings)) for t in plan.tasks]
         return cls._create(path, run.record.as_dict(), {"settings": list(enumerate(settings)), "tasks": tasks})
 
@@ -87,7 +113,6 @@ class RunFile(GrowingFile):
         """Add what one request came to; all of it or nothing.
 
         Args:
-            rows: of one task.
             exhibits: task, setting and tensors; those of the run's first divergences are kept.
             pictures: of some of its images; the worst ones of the run are kept.
         """
@@ -131,6 +156,46 @@ def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
         claims = QualityClaims.from_dict(notes["claims"]) if "claims" in notes else None
         quality = KeptFigures(notes["quality"]) if "quality" in notes else None
         return Kept(RunRecord.from_dict(notes), plan, laws, claims, quality), list(_rows(base))
+
+
+def begin(store: RunStore, record: RunRecord, plan: Plan) -> RunFile | None:
+    """Return the file of a run, new or gone on with; None where nothing is kept.
+
+    Raises:
+        InputError: the file is there, is being written, or is that of another run.
+    """
+    if store.file is None:
+        return None
+    if not (store.resume and is_begun(store.file)):
+        return RunFile.create(store.file, Kept(record, plan))
+    file = RunFile.go_on(store.file)
+    try:
+        clauses = other_run(Kept(record, plan), read_run(store.file)[0])
+        if clauses:
+            rule = f"is the file of another run: {'; '.join(clauses[:3])}"
+            raise InputError("resume", str(store.file), rule, "repeat the command that began it, or pass another --run")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def other_run(here: Kept, recorded: Kept) -> list[str]:
+    """List why a recorded run is another one, one clause each."""
+    clauses, plans = here.record.differences(recorded.record), (here.plan, recorded.plan)
+    if len({(plan.settings, plan.drafts) for plan in plans}) > 1:
+        settings = [", ".join(map(str, plan.settings)) for plan in plans]
+        clauses.append(f"settings (here {settings[0]}, recorded {settings[1]})")
+    if here.plan.tasks != recorded.plan.tasks:
+        clauses.append(f"requests (here {_drawn(here.plan)}, recorded {_drawn(recorded.plan)})")
+    return clauses
+
+
+def _drawn(plan: Plan) -> str:
+    requests = [task.request for task in plan.tasks]
+    images = sum(request.B for request in requests)
+    batches = count_of(len(requests), "batch", "batches")
+    return f"{count_of(images, 'image')} in {batches} of {max(request.B for request in requests)} at most"
 
 
 def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:

@@ -101,7 +101,7 @@ class Verifier:
                 stack.callback(built.close)
                 moved += [f"{what}, by {against.name}" for what in built.moved]
             for noise in dict.fromkeys(drafts):
-                models = paired(work.models, noise)
+                models = work.models if noise is None else close_pair(work.models, noise)
                 numbers = [number for number, of in enumerate(drafts) if of == noise]
                 settings = [work.settings[number] for number in numbers]
                 built = start_runner(models, work.factory, settings, work.most, work.terms)
@@ -142,7 +142,8 @@ class Verifier:
             except InputError as error:
                 if not work.terms.refusals:
                     raise
-                row, shown, seen, seconds = refused(task, number, error), {}, [], 0.0
+                row, shown, seen, seconds = JudgedRow(task.number, number, Judgement(request.B)), {}, [], 0.0
+                row = replace(row, refused=str(error))
             rows.append(row)
             made += seen
             total += seconds
@@ -165,8 +166,8 @@ class Verifier:
         if free.costs_SB3 is None and contract is Contract.TOKENS:
             free.costs_SB3 = costs_of_draws(evidence)
         judgement, along = judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
-        row = replace(row, judgement=judgement, counts=Counts.of(actual, _differing(along, judgement)), seconds=seconds)
-        row = replace(row, peak_bytes=_peak(actual))
+        counts, peak = Counts.of(actual, _differing(along, judgement)), _peak(actual)
+        row = replace(row, judgement=judgement, counts=counts, seconds=seconds, peak_bytes=peak)
         seen = pictures((task.number, number), along, judgement, free.trace.f_hat_BCPP, self._best)
         return row, shown(along, judgement), seen, seconds
 
@@ -213,11 +214,6 @@ def _differing(evidence: Evidence, judgement: Judgement) -> list[int]:
     return [int(differ_L[evidence.models.pyramid.span(si)].sum()) for si in evidence.models.pyramid]
 
 
-def refused(task: Task, number: int, error: InputError) -> JudgedRow:
-    """Return the row of a request that the decoder refuses."""
-    return JudgedRow(task.number, number, Judgement(task.request.B), refused=str(error))
-
-
 def shown(evidence: Evidence, judgement: Judgement) -> dict[str, Tensor]:
     """Return the tensors around a judgement's first divergence."""
     first: Sequence[Divergence] = judgement.defects or judgement.ties
@@ -228,11 +224,6 @@ def seeds_of(request: Request) -> str:
     """Name the seeds of a request."""
     seeds = sorted({seed for seed, _ in request.addresses})
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds from {seeds[0]} on"
-
-
-def paired(models: ModelPair, draft_noise: float | None) -> ModelPair:
-    """Return the pair with the draft that a setting meets (`Plan.draft_of`)."""
-    return models if draft_noise is None else close_pair(models, draft_noise)
 
 
 @dataclass

@@ -81,9 +81,7 @@ def pictures(
     Args:
         place: task and setting.
         along: the decode, beside the reference on its own tokens.
-        judgement: on it.
         f_hat_BCPP: of the reference's free run: the image that sequential decoding gives.
-        best: which ones are.
 
     Returns:
         None of a decode whose trace has no form, since nothing of it can be trusted to be an image.
@@ -155,7 +153,6 @@ def exhibit(evidence: Evidence, divergence: Divergence) -> dict[str, Tensor]:
 
     Args:
         evidence: along the decoder's tokens.
-        divergence: its place and image.
     """
     address, request = (divergence.seed, divergence.image), evidence.request
     if divergence.position < 0 or address not in request.addresses:

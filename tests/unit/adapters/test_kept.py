@@ -20,10 +20,9 @@ from harness.rounding._budget import SHIPPED_BUDGETS
 from harness.runs._case import cases_of, of_checkouts, read_bundle, write_bundle
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._identity import code_of
-from harness.runs._keep import RunStore
 from harness.runs._plan import Plan
 from harness.runs._replay import Answer, replay_case, shrink_case
-from harness.runs._runfile import read_run
+from harness.runs._runfile import RunStore, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make

@@ -18,9 +18,8 @@ from harness.pool._employ import Execution
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.runs._decodes import Decodes, Step, verify_decodes
-from harness.runs._keep import RunStore
 from harness.runs._plan import Plan
-from harness.runs._runfile import read_run
+from harness.runs._runfile import RunStore, read_run
 from tests.helpers import Layout, tiny
 
 ROOT = Path(__file__).parents[3]

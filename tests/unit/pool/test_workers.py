@@ -15,9 +15,8 @@ from harness.pool._workers import Alone, Died, Processes, WorkerError
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.runs._decodes import Decodes, verify_decodes
-from harness.runs._keep import RunStore
 from harness.runs._plan import Plan
-from harness.runs._runfile import read_run
+from harness.runs._runfile import RunStore, read_run
 from tests.helpers import Layout, tiny
 from tests.labour import Squares
 

@@ -20,7 +20,7 @@ from harness.quality._draw import BASE, DRAFT, LAW, Source, control_sources, por
 from harness.quality._gather import TENSORS, Conditions, ImageSet, gather
 from harness.quality._measured import read_quality
 from harness.quality._study import Study, decoder_sources, run_study
-from harness.runs._keep import RunStore
+from harness.runs._runfile import RunStore
 from tests.unit.quality.means import MODELS, corners
 
 REQUEST, IN_PROCESS = Request((0,), 3), Conditions(terms=Terms(in_process=True))

@@ -24,9 +24,8 @@ from harness.report.html._run import run_page, seen_in
 from harness.runs._case import cases_of
 from harness.runs._claims import BrokenLaw, LawsTried
 from harness.runs._decodes import Decodes, verify_decodes
-from harness.runs._keep import RunStore
 from harness.runs._plan import Plan
-from harness.runs._runfile import RunFile, pictures_of, read_run
+from harness.runs._runfile import RunFile, RunStore, pictures_of, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import command, with_weight
 from tests.unit.report.reading import SECTIONS, read

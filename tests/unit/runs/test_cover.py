@@ -23,10 +23,9 @@ from harness.protocol._decoder import Settings
 from harness.protocol._trace import Round, Trace
 from harness.runs._cover import Block, covering, plan_of, requests_for, verify_design
 from harness.runs._decodes import Decodes, Step
-from harness.runs._keep import RunStore
 from harness.runs._records import BONUS, CLAIMS, Coverage
 from harness.runs._result import Verification
-from harness.runs._runfile import read_run
+from harness.runs._runfile import RunStore, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, tiny
 

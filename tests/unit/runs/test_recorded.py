@@ -21,11 +21,10 @@ from harness.runs import _runfile as runfile
 from harness.runs import pictures as kept_pictures
 from harness.runs._cover import covering, plan_of, verify_design
 from harness.runs._decodes import Decodes, verify_decodes
-from harness.runs._keep import RunStore
 from harness.runs._plan import Plan
 from harness.runs._recorded import recorded_result
 from harness.runs._result import Verification
-from harness.runs._runfile import Kept, RunFile, pictures_of
+from harness.runs._runfile import Kept, RunFile, RunStore, pictures_of
 from harness.runs.pictures import TIE, UNCLAIMED, WRONG, Best
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny

@@ -17,10 +17,9 @@ from harness.rounding._budget import SHIPPED_BUDGETS
 from harness.runs._case import KeptCase, cases_of, is_bundle, read_bundle, write_bundle
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._identity import Identity
-from harness.runs._keep import RunStore
 from harness.runs._plan import Plan
 from harness.runs._replay import Answer, replay_case, shrink_case
-from harness.runs._runfile import read_run
+from harness.runs._runfile import RunStore, read_run
 from tests.helpers import Layout, tiny, with_weight
 
 MODELS = tiny(Layout((1, 2, 3, 4)))

@@ -16,10 +16,9 @@ from harness.protocol._decoder import Implementation, Settings
 from harness.protocol._request import Request, request_of, request_values
 from harness.provenance import versions
 from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
-from harness.runs._keep import RunStore
 from harness.runs._plan import Plan
 from harness.runs._records import Counts, JudgedRow, judgement_of, judgement_values
-from harness.runs._runfile import Kept, RunFile, exhibit_of, read_run
+from harness.runs._runfile import Kept, RunFile, RunStore, exhibit_of, read_run
 from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, with_weight
