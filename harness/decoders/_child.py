@@ -30,19 +30,12 @@ from harness.rounding import precision_unchanged
 
 
 def serve(job_file: str, read: str, write: str) -> None:
-    """Hold one conversation.
-
-    Args:
-        job_file: pickled `DecoderJob`.
-        read: descriptor of the judge's lines.
-        write: descriptor of the answers.
-    """
-    with suppress(BrokenPipeError):  # the judge has gone
-        _serve(Path(job_file), int(read), int(write))
+    """Hold one conversation: `job_file` is a pickled `DecoderJob`, the others are descriptors."""
+    with suppress(BrokenPipeError, EOFError):  # the judge has gone
+        _serve(pickle.loads(Path(job_file).read_bytes()), int(read), int(write))
 
 
-def _serve(job_file: Path, read: int, write: int) -> None:
-    job: DecoderJob = pickle.loads(job_file.read_bytes())
+def _serve(job: DecoderJob, read: int, write: int) -> None:
     faulthandler.enable()  # a process that dies names its own frame in the log
     job.surroundings.restore()
     job.limits.bound_memory()
@@ -56,8 +49,8 @@ def _serve(job_file: Path, read: int, write: int) -> None:
             _say(replies, DecoderReply(refused=error))
             return
         _say(replies, DecoderReply([str(decoder.contract) for decoder in decoders], moved))
-        for line in questions:
-            question = DecoderQuestion.of(line)
+        while True:
+            question: DecoderQuestion = pickle.load(questions)
             with alarm.within(question.timeout_s):
                 reply = _answer(question, decoders[question.setting], job.models, mailbox)
             _say(replies, reply)

@@ -1,4 +1,4 @@
-"""What a judge and the process of a decoder say to each other: a line of JSON each way, and tensors in a mailbox.
+"""What a judge and the process of a decoder say to each other: pickles one way, JSON the other, tensors in a mailbox.
 
 Promise: what the judge reads of a line is a `DecoderReply` of known types, or `UnreadableError`: no object of the other
 process is ever built here, and a text has a bounded length.
@@ -15,7 +15,7 @@ from harness.decoders._process import Limits, Surroundings
 from harness.errors import InputError
 from harness.judge import Divergence, PartLaw, PartVerdict
 from harness.models import ModelPair
-from harness.protocol import Intermediates, Request, Round, Settings, Trace, request_of
+from harness.protocol import Intermediates, Request, Round, Settings, Trace
 from harness.rounding import Budget
 
 TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
@@ -38,23 +38,12 @@ class DecoderJob:
 
 @dataclass(frozen=True)
 class DecoderQuestion:
-    """What the process is asked: a decode, or what its decoder's parts are."""
+    """What the process is asked: a decode, or what its decoder's parts are; pickled as the job is."""
 
     setting: int  # index of the decoder
     request: Request  # what is drawn
     timeout_s: float  # seconds that it may take
     budget: Budget | None = None  # how far rounding moves the networks; asks the parts. None = a decode is wanted
-
-    def line(self) -> bytes:
-        """Return it as it is sent."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-    @classmethod
-    def of(cls, line: bytes) -> DecoderQuestion:
-        """Read what `line` made."""
-        values = json.loads(line)
-        budget = Budget(**values["budget"]) if values["budget"] else None
-        return cls(values["setting"], request_of(values["request"]), values["timeout_s"], budget)
 
 
 @dataclass(frozen=True)
@@ -103,10 +92,7 @@ class DecoderReply:
 
     @classmethod
     def of(cls, line: bytes, seed: int = 0) -> DecoderReply:
-        """Read what `line` made, or what somebody forged.
-
-        Args:
-            seed: of what was asked, which defects are of.
+        """Read what `line` made, or what somebody forged; `seed` is that of the request, whose defects they are.
 
         Raises:
             UnreadableError: it has another form.
@@ -152,8 +138,8 @@ def _texts(values: object, count: int) -> list[str]:
 
 
 def _part_law(values: object) -> PartLaw:
-    part, law, statement, verdict, found = _texts(values, 5)
-    return PartLaw(part, law, statement, PartVerdict(verdict), found)
+    part, law, statement, verdict, finding = _texts(values, 5)
+    return PartLaw(part, law, statement, PartVerdict(verdict), finding)
 
 
 def _defect(values: object, seed: int) -> Divergence:

@@ -21,8 +21,6 @@ from harness.signals import ctrl_c_is_a_stop
 from harness.speculative.sampler import build_decoder
 
 Factory = Callable[[ModelPair, Settings], Implementation]
-
-
 OWN_DECODER = "harness:build_decoder"  # the harness's own
 
 
@@ -36,12 +34,7 @@ def parse_factory_options(
 ) -> tuple[tuple[str, str], ...]:  # fmt: skip
     """Return the options of a factory: its checkout, as an absolute path since a factory may change folder, and more.
 
-    Args:
-        checkout: folder of published code.
-        option: what it was typed after.
-
-    Raises:
-        InputError: one reads otherwise.
+    Raises `InputError` where one of those `given` after --`option` does not read NAME=VALUE.
     """
     options = [("checkout", str(checkout.absolute()))] if checkout is not None else []
     for text in given:

@@ -35,20 +35,14 @@ from harness.signals import ctrl_c_is_a_stop
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 PACKAGE = str(Path(__file__).parents[1])
-
-
 MOST_LEFT = 5  # things left behind that are named
 KNOWN = {NonFiniteError: "non-finite", ImageError: "image", NoiseError: "noise"}  # exceptions that name their component
 
 
 class InProcess:
-    """One decoder a setting, in this process.
+    """One decoder a setting, in this process; the harness's own need not be `watched`.
 
-    Args:
-        watched: False for the harness's own decoder, which need not be mistrusted.
-
-    Raises:
-        InputError: the factory refuses the settings.
+    Raises `InputError` where the factory refuses the settings.
     """
 
     def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
@@ -82,9 +76,6 @@ def run_in_process(
 ) -> Trace | Judgement:
     """Decode under fresh noise; a decoder that crashes, meets a non-finite tensor or returns no trace is judged, too.
 
-    Args:
-        by_value: hand out copies, taken at once: what the decoder still holds of its trace changes nothing any more.
-
     Raises:
         InputError: the decoder refuses the request.
         StopSignal: a signal stops the harness, not the decoder.
@@ -94,9 +85,8 @@ def run_in_process(
     with precision_unchanged() as moved, tidied_process() as left_behind:
         outcome = _run(implementation, models, request, by_value)
     if moved:  # whatever came of it was computed in another mode
-        return Judgement(
-            request.B, defects=[Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
-        )
+        changes = [Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
+        return Judgement(request.B, defects=changes)
     if left_behind:
         outcome = Judgement(request.B, partial=outcome) if isinstance(outcome, Trace) else outcome
         for what in left_behind[:MOST_LEFT]:
@@ -109,10 +99,9 @@ def _run(implementation: Implementation, models: ModelPair, request: Request, by
     try:
         with ctrl_c_is_a_stop():
             trace = implementation.decode(request, noise)
-            wrong = unreadable(models, request, trace)
-            if wrong is None:
+            defect = unreadable(models, request, trace)
+            if defect is None:
                 return _by_value(trace) if by_value else trace  # what can be read is the judge's
-            defect = wrong
     except (InputError, StopSignal):
         raise
     except BaseException as error:  # of whatever kind: the decoder is somebody else's code
@@ -201,21 +190,11 @@ def _part(frames: list[tuple[str, str]]) -> str:
 
 def _by_value(trace: Trace) -> Trace:
     """Return a copy: what the decoder still holds of its trace changes nothing any more."""
-
-    def copied(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone()
-
-    shown = trace.intermediates
+    names, shown = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS"), trace.intermediates
+    copies: dict[str, Any] = {name: getattr(trace, name).detach().clone() for name in names}
     if shown is not None:
-        shown = replace(shown, **{name: copied(tensor) for name, tensor in shown.named().items()})
-    return replace(
-        trace,
-        tokens_BL=copied(trace.tokens_BL),
-        f_hat_BCPP=copied(trace.f_hat_BCPP),
-        scale_writes_BS=copied(trace.scale_writes_BS),
-        rounds=[list(rounds) for rounds in trace.rounds],
-        intermediates=shown,
-    )
+        shown = replace(shown, **{name: tensor.detach().clone() for name, tensor in shown.named().items()})
+    return replace(trace, **copies, rounds=[list(rounds) for rounds in trace.rounds], intermediates=shown)
 
 
 TORCH = str(Path(torch.__file__).parent)
@@ -269,14 +248,11 @@ def _states() -> list[tuple[str, torch.Generator, Tensor]]:
 
 
 def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> list[PartLaw]:
-    """Ask every law of every part of a decoder that is made of published code.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Ask every law of every part of a decoder of published code. Raises `InputError` where it is none."""
     if not isinstance(decoder, Sampler):
-        rule = "is no decoder of published code, whose parts have the report's names"
-        raise InputError(
-            "implementation", type(decoder).__name__, rule, "pass --implementation published:sdvar-parallel"
+        rule, remedy = (
+            "is no decoder of published code, whose parts have the report's names",
+            "published:sdvar-parallel",
         )
+        raise InputError("implementation", type(decoder).__name__, rule, f"pass --implementation {remedy}")
     return examine_parts(decoder, request, budget)

@@ -11,7 +11,6 @@ judge, and both import the caller's main script again. `subprocess`, pipes and s
 from __future__ import annotations
 
 import copy
-import io
 import os
 import pickle
 import select
@@ -42,11 +41,7 @@ class _GoneError(Exception):
 
 
 class OwnProcess:
-    """One decoder a setting, in one process that is replaced when it dies.
-
-    Args:
-        factory: its name, or a factory that can be pickled.
-        most: images of the largest request.
+    """One decoder a setting, in one process that is replaced when it dies; `most` images are the largest request.
 
     Raises:
         InputError: the factory cannot be found, refuses the settings, or its process dies while it builds.
@@ -67,9 +62,10 @@ class OwnProcess:
         self._line: _Line | None = None
         try:
             sent = factory if isinstance(factory, str) else pickled_factory(factory, self.name)
-            self._write_job(
-                DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
-            )
+            job = DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
+            with (self.folder / "job").open("wb") as file:
+                pickler = ForkingPickler if models.device.type == "cuda" else pickle.Pickler
+                pickler(file, pickle.HIGHEST_PROTOCOL).dump(job)
             built = self._start()
             self.contracts, self.moved = built.contracts, built.moved
         except BaseException:
@@ -77,11 +73,7 @@ class OwnProcess:
             raise
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
-        """Decode one request with the decoder of one setting.
-
-        Raises:
-            InputError: the decoder refuses the request.
-        """
+        """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
         try:
             reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s))
             if not reply.defects:
@@ -108,12 +100,6 @@ class OwnProcess:
         self.mailbox.close()
         if not self.failed:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _write_job(self, job: DecoderJob) -> None:
-        stream = io.BytesIO()
-        pickler = ForkingPickler if self.models.device.type == "cuda" else pickle.Pickler
-        pickler(stream, pickle.HIGHEST_PROTOCOL).dump(job)
-        (self.folder / "job").write_bytes(stream.getbuffer())
 
     def _start(self) -> DecoderReply:
         """Start the process and wait until its decoders are built; return what they claim."""
@@ -149,7 +135,7 @@ class OwnProcess:
                 reply = DecoderReply.of(self._line.hear(GRACE_S, "timeout"), question.request.seed)
             except _GoneError:
                 reply = DecoderReply()
-            self._give_up()  # whatever else it may still do
+            self._end(failed=True)  # whatever else it may still do
             if not reply.defects:
                 raise gone from None
         if reply.refused is not None:
@@ -163,19 +149,15 @@ class OwnProcess:
         return trace if wrong is None else Judgement(request.B, defects=[wrong])
 
     def _given_up(self, error: Exception) -> str:
-        """End the process; return why, with the end of its log and where it lies."""
-        self._give_up()
+        """End the process, and keep its log; return why, with the end of the log and where it lies."""
+        self._end(failed=True)
         log = self.folder / LOG
         lines = last_lines(log, LAST_LINES)
         return f"{error}; log {log}" + (f" ends: {' | '.join(lines)}"[:400] if lines else " is empty")
 
-    def _give_up(self) -> None:
-        """End the process at once, and keep its log."""
-        self.failed = True
-        self._end()
-
-    def _end(self) -> None:
-        """End the process and whatever it started."""
+    def _end(self, failed: bool = False) -> None:
+        """End the process and whatever it started: at once, where it failed."""
+        self.failed |= failed
         if self._line is not None:
             self._line.close(0.0 if self.failed else GRACE_S)
             self._line = None
@@ -200,7 +182,7 @@ class _Line:
     def tell(self, question: DecoderQuestion) -> None:
         """Send a question. Raises `_GoneError`."""
         try:
-            self._writer.write(question.line())
+            pickle.dump(question, self._writer)
             self._writer.flush()
         except OSError:
             raise _GoneError(f"the decoder's process {self.process.death()} before the decode") from None

@@ -85,13 +85,9 @@ class Surroundings:
 
 
 class Process:
-    """One process, as its starter sees it.
+    """One process, as its starter sees it: it calls `serve` (``package.module:function``) with words.
 
-    Args:
-        serve: what it calls, as ``package.module:function``.
-        inherited: descriptors that it keeps open; the caller closes those that it does not need itself.
-
-    Effects: a process; `end` ends it.
+    It keeps the inherited descriptors open; the caller closes those that it does not need itself. `end` ends it.
     """
 
     def __init__(self, serve: str, words: Sequence[object], inherited: Sequence[int], log: Path) -> None:
@@ -101,14 +97,9 @@ class Process:
         self._ended = False  # by its starter
         with log.open("ab") as stream:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", code, *map(str, words)],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                pass_fds=inherited,
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": paths},
-            )
+                [sys.executable, "-c", code, *map(str, words)], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                pass_fds=inherited, start_new_session=True, env={**os.environ, "PYTHONPATH": paths},
+            )  # fmt: skip
 
     @property
     def is_alive(self) -> bool:

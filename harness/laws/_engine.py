@@ -135,12 +135,7 @@ def fixed_cases(count: int, seed: int = 0) -> list[Case]:
 
 @dataclass(frozen=True)
 class Scope:
-    """Cases that Hypothesis draws.
-
-
-    Raises:
-        InputError: a value outside its range.
-    """
+    """Cases that Hypothesis draws. Raises `InputError` for a value outside its range."""
 
     examples: int = 20  # cases a law, >= 1
     seed: int = 0  # of the cases
@@ -198,8 +193,7 @@ def try_law(
 ) -> LawResult:
     """Check one law in the cases of a source until one breaks it, and simplify that one.
 
-    Args:
-        progress: called after every case with what the law has seen, and once more when it is done.
+    `progress` is called after every case with what the law has seen, and once more when it is done.
     """
     row, start = LawResult(law), time.perf_counter()
     for cases in source.batches(law):

@@ -162,12 +162,9 @@ def output_law(
     parts: Parts = PARTS,
     prepare: Callable[[Parts], Parts] = lambda parts: parts,
 ) -> tuple[JointLaw, int]:
-    """Return the exact law of the decoder's tokens, and the number of branches walked.
+    """Return the exact law of the decoder's tokens for one image with a label, and the number of branches walked.
 
-    Args:
-        models: float64, small.
-        request: one image, with a label.
-        prepare: changes the parts last of all, around the deciding functions: where a test plants a bug in those.
+    `prepare` changes the parts last of all, around the deciding functions: there a test plants a bug in those.
     """
     law: JointLaw = {}
     waiting: list[_Box] = [{}]

@@ -53,14 +53,10 @@ def try_few_cases(
     where: LawsPlace = _HERE,
     progress: Callable[[str], None] = lambda law: None,
 ) -> LawsTried:
-    """Try every law in a few cases.
+    """Try every law in `count` cases, small networks in float64, where rounding decides nothing.
 
-    Args:
-        count: cases, >= 1: small networks in float64, where rounding decides nothing.
-        progress: called with the id of every law that is done.
-
-    Returns:
-        What they said. A process that a law ends, or one that hangs, is that law's defect, and the last one.
+    A process that a law ends, or one that hangs, is that law's defect, and the last one. `progress` is called with the
+    id of every law that is done.
 
     Raises:
         InputError: `count` below 1; no such factory.

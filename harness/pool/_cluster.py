@@ -32,11 +32,10 @@ class Lost:
 
 
 class Cluster:
-    """The workers of a cluster that somebody started.
+    """The workers of a cluster that somebody started, each on its first device.
 
     Args:
         address: of the scheduler, e.g. ``tcp://host:8786``, or a scheduler file.
-        device: type of device that every worker uses: its first one.
 
     Raises:
         InputError: dask.distributed is not installed, nobody answers there, or what `work.open` refuses.

@@ -18,12 +18,7 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Execution:
-    """How work is spread.
-
-
-    Raises:
-        InputError: a number of workers that nobody has; workers of both kinds.
-    """
+    """How work is spread. Raises `InputError` for a number of workers that nobody has, or workers of both kinds."""
 
     workers: int = 1  # processes on this machine; 1 = this process alone, 0 = one a GPU that the device stands for
     cluster: str = ""  # address of a Dask scheduler whose workers do the work; empty = none

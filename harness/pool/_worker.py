@@ -29,13 +29,7 @@ OUT_OF_MEMORY = 137  # as a shell counts SIGKILL
 
 
 def serve(job_file: str, descriptor: str, device: str, employer: str) -> None:
-    """Hold one conversation.
-
-    Args:
-        job_file: what `Processes` wrote.
-        device: where its networks go.
-        employer: process that started it.
-    """
+    """Hold one conversation about what `Processes` wrote, for the process that is its employer."""
     threading.Thread(target=_watch, args=(int(employer), Path(job_file).parent), daemon=True).start()
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -46,7 +46,9 @@ def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
         why = f"{free / 2**30:.0f} GiB free on {device}, {each / 2**20:.0f} MiB an image, at most {MOST_ON_CUDA}"
         return BatchSize(max(1, min(fits, MOST_ON_CUDA)), why)
     cores, cache = torch.get_num_threads(), cache_bytes() // 2  # weights and the other side need the rest
-    wide = activation_bytes(models)
+    # the widest activation of the last scale, for both guidance rows of an image: what a cache should hold
+    config, last = models.target.config, models.pyramid.tokens(models.pyramid.S - 1)
+    wide = 2 * last * 4 * max(4 * config.D, config.V)
     fits = int(share * available_bytes() // each)
     images = max(1, min(fits, max(cores, cache // wide)))
     memory = f"{cache / 2**20:.0f} MiB of cache, {wide / 2**20:.1f} MiB of activations an image"
@@ -62,12 +64,6 @@ def bytes_of_an_image(models: ModelPair) -> int:
         for n, c in ((models.draft, models.draft.config), (models.target, config))
     )
     return 4 * numbers + 3 * caches // 2  # a cache that grows exists twice, layer by layer
-
-
-def activation_bytes(models: ModelPair) -> int:
-    """Return the widest activation of the last scale, for both guidance rows of an image: what a cache should hold."""
-    config, last = models.target.config, models.pyramid.tokens(models.pyramid.S - 1)
-    return 2 * last * 4 * max(4 * config.D, config.V)
 
 
 def cache_bytes() -> int:
@@ -97,11 +93,8 @@ def available_bytes() -> int:
 def cut_batches(request: Request, seeds: Sequence[int], size: int) -> list[Request]:
     """Cut every seed with every label of a request into batches of equal sizes, `size` at most.
 
-    Args:
-        request: labels, addresses and sampling in "image" order; its seed does not matter.
-
-    Returns:
-        The batches; image after image they are the seeds in order, each with all labels.
+    Image after image they are the seeds in order, each with all labels. The request, in "image" order, has these, and
+    the sampling; its seed does not matter.
     """
     labels, ids = request.labels, request.image_ids
     assert labels is not None

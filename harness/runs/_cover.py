@@ -41,12 +41,7 @@ class Block:
 def covering(
     models: ModelPair, policy: str = "coupled", noise: float = CLOSE_NOISE, options: tuple[tuple[str, str], ...] = ()
 ) -> tuple[Block, ...]:
-    """Return the blocks of the default verification.
-
-    Args:
-        models: any pair; its own draft is the first block's.
-        noise: of the close draft (`close_pair`).
-    """
+    """Return the blocks of the default verification: the pair's own draft, and a close one (`noise`: `close_pair`)."""
     S, requests = models.pyramid.S, requests_for(models)
 
     def settings(*choices: tuple[int | str, bool]) -> tuple[Settings, ...]:
@@ -91,11 +86,8 @@ def verify_design(
     """Verify a decoder over a covering design, and say what was covered.
 
     A decoder that refuses to be built for every setting is asked for those with a fixed draft length, then for these
-    without bonus scales; what it refuses is counted.
-
-    Raises:
-        InputError: as `verify_decodes`, but for refusals of some settings or requests.
-        RunInterrupted: as `verify_decodes`.
+    without bonus scales; what it refuses is counted. The plan is that of `plan_of`. Raises as `verify_decodes`, but
+    for refusals of some settings or requests.
     """
     fixed = _narrowed(decodes.plan, lambda setting: setting if isinstance(setting.draft_len, int) else None)
     plans = [decodes.plan, fixed, _narrowed(fixed, lambda setting: replace(setting, bonus=False))]

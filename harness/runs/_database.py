@@ -59,13 +59,9 @@ class FileKind:
 
     @contextmanager
     def reading(self, path: Path, name: str = "run") -> Iterator[sqlite3.Connection]:
-        """Open a file to read it, of a run that goes on, too.
+        """Open a file to read it, of a run that goes on, too; `name` is what it is to the user.
 
-        Args:
-            name: what it is to the user.
-
-        Raises:
-            InputError: it is none, of another kind or schema, or damaged.
+        Raises `InputError` where it is none, of another kind or schema, or damaged.
         """
         check_readable(path, name, self.remedy)
         with self.readable(path, name), closing(_opened(path)) as base:
@@ -76,8 +72,7 @@ class FileKind:
 class GrowingFile:
     """A file that this process writes, locked against others until it is closed or the process ends.
 
-    Args:
-        path: the file; `create` and `go_on` open it.
+    `create` and `go_on` open it.
     """
 
     kind: ClassVar[FileKind]
@@ -90,13 +85,9 @@ class GrowingFile:
     def _create(
         cls, path: Path, notes: Mapping[str, object], rows: Mapping[str, Sequence[tuple[object, ...]]] | None = None
     ) -> Self:
-        """Make the file of a new run.
+        """Make the file of a new run, with notes and, by table, rows.
 
-        Args:
-            rows: by table, what is there from the beginning.
-
-        Raises:
-            InputError: it is there already, another process writes it, or it cannot be written.
+        Raises `InputError` where it is there already, another process writes it, or it cannot be written.
         """
         if is_begun(path):
             raise InputError("run", str(path), "is there already", REMEDY)
@@ -120,11 +111,7 @@ class GrowingFile:
 
     @classmethod
     def go_on(cls, path: Path) -> Self:
-        """Open the file of a run that stopped.
-
-        Raises:
-            InputError: another process writes it, or it is of another kind or schema.
-        """
+        """Open the file of a run that stopped. Raises `InputError` where it is written, or of another kind."""
         check_readable(path, "run", cls.kind.remedy)
         file = cls(path, _locked(path))
         try:
@@ -136,11 +123,7 @@ class GrowingFile:
         return file
 
     def insert(self, table: str, values: Sequence[object], otherwise: str = "ABORT") -> None:
-        """Add a row, within a `transaction`.
-
-        Args:
-            otherwise: what is done where there is one of its key: ABORT, IGNORE or REPLACE.
-        """
+        """Add a row, within a `transaction`; `otherwise`, where there is one of its key: ABORT, IGNORE or REPLACE."""
         self.base.execute(f"INSERT OR {otherwise} INTO {table} VALUES ({', '.join('?' * len(values))})", values)
 
     def note(self, key: str, value: object) -> None:

@@ -18,13 +18,9 @@ from harness.runs._setting import SettingResult
 
 
 def recorded_result(path: Path, name: str = "run") -> Verification:
-    """Return the result of a run file, of a run that goes on or was stopped, too.
+    """Return the result of a run file, of a run that goes on or was stopped, too; `name` is what it is to the user.
 
-    Args:
-        name: what it is to the user.
-
-    Raises:
-        InputError: it is no run file, of another schema, or does not say what its run was of.
+    Raises `InputError` where it is no run file, of another schema, or does not say what its run was of.
     """
     run, rows = read_run(path, name)
     try:
