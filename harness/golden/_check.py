@@ -76,11 +76,7 @@ SWAPPED = 0.95  # share of tokens drawn here that another case of the file holds
 
 
 def read_recordings(paths: Sequence[Path]) -> list[Recording]:
-    """Read the files to be judged.
-
-    Raises:
-        InputError: none is named, one is named twice, or one cannot be read.
-    """
+    """Read the files to be judged. Raises `InputError`: none is named, one is named twice, or one cannot be read."""
     if not paths:
         raise InputError("files", [], "name nothing to check", "pass at least one recording")
     seen: set[str] = set()

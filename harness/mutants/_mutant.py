@@ -25,6 +25,15 @@ from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 
+def production(models: ModelPair, settings: Settings, used: Parts = PARTS) -> SpeculativeDecoder:
+    """Build the decoder without a bug, or composed of other parts."""
+    return SpeculativeDecoder(models, _options(settings), used)
+
+
+def _options(settings: Settings) -> DecoderOptions:
+    return DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy))
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One planted bug."""
@@ -32,7 +41,7 @@ class Mutant:
     id: str  # family of the laws that must catch it, and a word
     change: str  # what it does differently, one clause
     origin: str  # where such a bug comes from, one clause
-    build: Factory = field(repr=False)  # the decoder with the bug
+    build: Factory = field(default=production, repr=False)  # the decoder with the bug, where that is not `shared`
     alone: bool = False  # True when no law of another family may catch it
     component: str = ""  # what `verify` must point to; empty where the bug is the laws' alone to find, or to place
     # "module:name" -> what stands there instead, for a bug in code that decoder and reference share: it is planted
@@ -97,18 +106,11 @@ def patched(targets: Mapping[str, object]) -> Factory:
     """Plant a bug in a function that is no part: "module:name" -> what stands there while the decoder decodes."""
 
     def build(models: ModelPair, settings: Settings) -> Implementation:
-        decoder = _Patched(models, DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy)))
+        decoder = _Patched(models, _options(settings))
         decoder.targets = targets
         return decoder
 
     return build
-
-
-def production(models: ModelPair, settings: Settings, used: Parts = PARTS) -> SpeculativeDecoder:
-    """Build the decoder without a bug, or composed of other parts."""
-    return SpeculativeDecoder(
-        models, DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy)), used
-    )
 
 
 def parts(**replaced: Any) -> Factory:
@@ -120,8 +122,8 @@ def policy(change: Callable[[Policy], Policy]) -> Factory:
     """Plant a bug in the acceptance policy: the one that the settings name, changed."""
 
     def build(models: ModelPair, settings: Settings) -> Implementation:
-        changed = change(parse_policy(settings.policy))
-        return SpeculativeDecoder(models, DecoderOptions(settings.draft_len, settings.bonus, changed))
+        options = _options(settings)
+        return SpeculativeDecoder(models, replace(options, policy=change(options.policy)))
 
     return build
 

@@ -117,59 +117,32 @@ def _absolute(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
     return torch.where(mass_Bn1 > 0, above_BnV / mass_Bn1, target_probs_BnV)
 
 
-ALL_STAND = Mutant(
-    "acceptance.all-stand", "every drafted scale is accepted", "verification that was computed and never used",
-    policy(_judged(_all_accepted)),
-)  # fmt: skip
-FIRST_STANDS = Mutant(
-    "acceptance.first-stands", "the first drafted scale is never checked", "a comparison shifted by one scale",
-    policy(_judged(_first_accepted)),
-)  # fmt: skip
-NONE_STAND = Mutant(
-    "acceptance.none-stand", "every round corrects its first scale, right or not",
-    "an _inverted mask that the output does not show", policy(_judged(_none_accepted)),
-)  # fmt: skip
-NOT_REPLACED = Mutant(
-    "acceptance.not-replaced", "the first imperfect scale keeps its wrong tokens",
-    "accepted length plus one without a correction", policy(_judged(_not_replaced)),
-)  # fmt: skip
-BY_RATE = Mutant(
-    "acceptance.by-rate", "a scale is accepted when _half of its tokens are right",
-    "a lossy rule under a lossless claim", policy(_by_rate),
-)  # fmt: skip
-SHARED_NOISE = Mutant(
-    "acceptance.shared-noise", "contract B: draft and target read the same numbers",
-    "coupled numbers with the rejection rule", policy(_shared_noise),
-)  # fmt: skip
-SHARP_BONUS = Mutant(
-    "acceptance.sharp-bonus", "contract B: the bonus scale is drawn from another law",
-    "a temperature applied once too often", policy(_sharp_bonus), alone=True,
-)  # fmt: skip
-ONE_CALL = Mutant(
-    "acceptance.one-call", "one target call is reported, whatever was made",
-    "a counter in the wrong loop; such a report was seen in the wild", wrapped(_one_call),
-)  # fmt: skip
-GENEROUS = Mutant(
-    "acceptance.generous", "corrected tokens are counted as accepted", "acceptance counted after the correction",
-    wrapped(_generous),
-)  # fmt: skip
-INVERTED = Mutant(
-    "acceptance.inverted", "contract B: kept with probability draft/target", "p and q swapped",
-    parts(keep_drafted=_inverted), alone=True,
-)  # fmt: skip
-LENIENT = Mutant(
-    "acceptance.lenient", "contract B: kept with probability 2·target/draft", "a tuned threshold",
-    parts(keep_drafted=_half), alone=True,
-)  # fmt: skip
-FROM_TARGET = Mutant(
-    "acceptance.from-target", "contract B: redrawn from the target's law", "the residual left out",
-    parts(residual=_from_target), alone=True,
-)  # fmt: skip
-ABSOLUTE = Mutant(
-    "acceptance.absolute", "contract B: |target − draft| for the residual", "abs for clamp", parts(residual=_absolute),
-    alone=True,
-)  # fmt: skip
-NARROW_SHARE = Mutant(
-    "acceptance.narrow-share", "one wrong token of more than 512 is forgiven", "a mean in the networks' precision",
-    patched({"harness.speculative._accept:Window.whole": _whole_in_bfloat16}), alone=True,
-)  # fmt: skip
+ALL_STAND = Mutant("acceptance.all-stand", "every drafted scale is accepted",
+    "verification that was computed and never used", policy(_judged(_all_accepted)))  # fmt: skip
+FIRST_STANDS = Mutant("acceptance.first-stands", "the first drafted scale is never checked",
+    "a comparison shifted by one scale", policy(_judged(_first_accepted)))  # fmt: skip
+NONE_STAND = Mutant("acceptance.none-stand", "every round corrects its first scale, right or not",
+    "an _inverted mask that the output does not show", policy(_judged(_none_accepted)))  # fmt: skip
+NOT_REPLACED = Mutant("acceptance.not-replaced", "the first imperfect scale keeps its wrong tokens",
+    "accepted length plus one without a correction", policy(_judged(_not_replaced)))  # fmt: skip
+BY_RATE = Mutant("acceptance.by-rate", "a scale is accepted when _half of its tokens are right",
+    "a lossy rule under a lossless claim", policy(_by_rate))  # fmt: skip
+SHARED_NOISE = Mutant("acceptance.shared-noise", "contract B: draft and target read the same numbers",
+    "coupled numbers with the rejection rule", policy(_shared_noise))  # fmt: skip
+SHARP_BONUS = Mutant("acceptance.sharp-bonus", "contract B: the bonus scale is drawn from another law",
+    "a temperature applied once too often", policy(_sharp_bonus), alone=True)  # fmt: skip
+ONE_CALL = Mutant("acceptance.one-call", "one target call is reported, whatever was made",
+    "a counter in the wrong loop; such a report was seen in the wild", wrapped(_one_call))  # fmt: skip
+GENEROUS = Mutant("acceptance.generous", "corrected tokens are counted as accepted",
+    "acceptance counted after the correction", wrapped(_generous))  # fmt: skip
+INVERTED = Mutant("acceptance.inverted", "contract B: kept with probability draft/target", "p and q swapped",
+    parts(keep_drafted=_inverted), alone=True)  # fmt: skip
+LENIENT = Mutant("acceptance.lenient", "contract B: kept with probability 2·target/draft", "a tuned threshold",
+    parts(keep_drafted=_half), alone=True)  # fmt: skip
+FROM_TARGET = Mutant("acceptance.from-target", "contract B: redrawn from the target's law", "the residual left out",
+    parts(residual=_from_target), alone=True)  # fmt: skip
+ABSOLUTE = Mutant("acceptance.absolute", "contract B: |target − draft| for the residual", "abs for clamp",
+    parts(residual=_absolute), alone=True)  # fmt: skip
+NARROW_SHARE = Mutant("acceptance.narrow-share", "one wrong token of more than 512 is forgiven",
+    "a mean in the networks' precision", patched({"harness.speculative._accept:Window.whole": _whole_in_bfloat16}),
+    alone=True)  # fmt: skip

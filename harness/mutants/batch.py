@@ -92,32 +92,19 @@ def _growing_law(decoder: SpeculativeDecoder, request: Request, noise: SeededNoi
     )
 
 
-SHARED_LENGTH = Mutant(
-    "batch.shared-length", "one image's rejection shortens everybody's drafts",
-    "a dynamic length kept once for the batch", _shared_length,
-)  # fmt: skip
-INTERLEAVED = Mutant(
-    "batch.interleaved", "cache rows of part of a batch are taken for neighbouring pairs",
-    "another order of the guidance rows", parts(new_cache=_InterleavedCache),
-)  # fmt: skip
-AVERAGE = Mutant(
-    "batch.average", "a scale is accepted when most images would accept it", "acceptance averaged over the batch",
-    policy(_average),
-)  # fmt: skip
-NEIGHBOURS_NUMBERS = Mutant(
-    "batch.neighbours-numbers", "contract B: an image reads its neighbour's numbers",
+SHARED_LENGTH = Mutant("batch.shared-length", "one image's rejection shortens everybody's drafts",
+    "a dynamic length kept once for the batch", _shared_length)  # fmt: skip
+INTERLEAVED = Mutant("batch.interleaved", "cache rows of part of a batch are taken for neighbouring pairs",
+    "another order of the guidance rows", parts(new_cache=_InterleavedCache))  # fmt: skip
+AVERAGE = Mutant("batch.average", "a scale is accepted when most images would accept it",
+    "acceptance averaged over the batch", policy(_average))  # fmt: skip
+NEIGHBOURS_NUMBERS = Mutant("batch.neighbours-numbers", "contract B: an image reads its neighbour's numbers",
     "rows gathered after the batch was reordered; each image still follows the target's law",
-    wrapped(_neighbours_numbers), alone=True,
-)  # fmt: skip
-GROWING = Mutant(
-    "batch.growing", "numbers depend on the size of the batch", "one generator for whatever batch there is",
-    wrapped(_growing_batch),
-)  # fmt: skip
-GROWING_LAW = Mutant(
-    "batch.growing-law", "contract B: numbers depend on the size of the batch",
-    "one generator for whatever batch there is, which the law does not show", wrapped(_growing_law), alone=True,
-)  # fmt: skip
-FIRST_LABEL = Mutant(
-    "batch.first-label", "every image gets the first one's label", "a condition broadcast from one row",
-    asked_for(labels=lambda r: r.labels[:1] * len(r.labels)),
-)  # fmt: skip
+    wrapped(_neighbours_numbers), alone=True)  # fmt: skip
+GROWING = Mutant("batch.growing", "numbers depend on the size of the batch",
+    "one generator for whatever batch there is", wrapped(_growing_batch))  # fmt: skip
+GROWING_LAW = Mutant("batch.growing-law", "contract B: numbers depend on the size of the batch",
+    "one generator for whatever batch there is, which the law does not show", wrapped(_growing_law),
+    alone=True)  # fmt: skip
+FIRST_LABEL = Mutant("batch.first-label", "every image gets the first one's label",
+    "a condition broadcast from one row", asked_for(labels=lambda r: r.labels[:1] * len(r.labels)))  # fmt: skip

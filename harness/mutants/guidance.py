@@ -59,38 +59,22 @@ def _swapped(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, la
     return PARTS.guide(rows_RnV.roll(len(rows_RnV) // 2, 0), pyramid, cfg, first, last)
 
 
-SWAPPED = Mutant(
-    "guidance.swapped", "unconditional half first", "the order of another code base", parts(guide=_swapped),
-    component="guidance",
-)  # fmt: skip
-WINDOW_WEIGHT = Mutant(
-    "guidance.window-weight", "a whole window gets its first scale's weight",
-    "one t a pass, right while a pass was one scale", parts(guide=_window_weight),
-)  # fmt: skip
-RELATIVE = Mutant(
-    "guidance.relative", "scales are counted from the window's first one", "the loop's index taken for the scale's",
-    parts(guide=relative),
-)  # fmt: skip
-SHORT_RAMP = Mutant(
-    "guidance.short-ramp", "t = cfg·si/S", "off by one, to save a case for S = 1", parts(guide=_short_ramp),
-)  # fmt: skip
-UNBALANCED = Mutant(
-    "guidance.unbalanced", "(1+t)·conditional − cfg·unconditional", "a ramp added to one of two terms",
-    parts(guide=_guide(lambda c, u, t, cfg: (1 + t) * c - cfg * u)),
-)  # fmt: skip
-FORGOTTEN = Mutant(
-    "guidance.forgotten", "(1+t)·conditional", "the second half dropped to save memory",
-    parts(guide=_guide(lambda c, u, t, cfg: (1 + t) * c)),
-)  # fmt: skip
-DIFFERENCE = Mutant(
-    "guidance.difference", "unconditional + (1+t)·(conditional − unconditional)",
+SWAPPED = Mutant("guidance.swapped", "unconditional half first", "the order of another code base",
+    parts(guide=_swapped), component="guidance")  # fmt: skip
+WINDOW_WEIGHT = Mutant("guidance.window-weight", "a whole window gets its first scale's weight",
+    "one t a pass, right while a pass was one scale", parts(guide=_window_weight))  # fmt: skip
+RELATIVE = Mutant("guidance.relative", "scales are counted from the window's first one",
+    "the loop's index taken for the scale's", parts(guide=relative))  # fmt: skip
+SHORT_RAMP = Mutant("guidance.short-ramp", "t = cfg·si/S", "off by one, to save a case for S = 1",
+    parts(guide=_short_ramp))  # fmt: skip
+UNBALANCED = Mutant("guidance.unbalanced", "(1+t)·conditional − cfg·unconditional", "a ramp added to one of two terms",
+    parts(guide=_guide(lambda c, u, t, cfg: (1 + t) * c - cfg * u)))  # fmt: skip
+FORGOTTEN = Mutant("guidance.forgotten", "(1+t)·conditional", "the second half dropped to save memory",
+    parts(guide=_guide(lambda c, u, t, cfg: (1 + t) * c)))  # fmt: skip
+DIFFERENCE = Mutant("guidance.difference", "unconditional + (1+t)·(conditional − unconditional)",
     "the textbook form, which rounds where t = 0 must not",
-    parts(guide=_guide(lambda c, u, t, cfg: u + (1 + t) * (c - u))), alone=True,
-)  # fmt: skip
-ODD = Mutant(
-    "guidance.odd", "an _odd row is dropped", "integer division of the number of rows", parts(guide=_odd), alone=True,
-)  # fmt: skip
-PADDED = Mutant(
-    "guidance.padded", "an _odd row stands for both halves", "padding where an error is expected", parts(guide=_padded),
-    alone=True,
-)  # fmt: skip
+    parts(guide=_guide(lambda c, u, t, cfg: u + (1 + t) * (c - u))), alone=True)  # fmt: skip
+ODD = Mutant("guidance.odd", "an _odd row is dropped", "integer division of the number of rows", parts(guide=_odd),
+    alone=True)  # fmt: skip
+PADDED = Mutant("guidance.padded", "an _odd row stands for both halves", "padding where an error is expected",
+    parts(guide=_padded), alone=True)  # fmt: skip

@@ -67,34 +67,20 @@ def flat(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dty
     return PARTS.attention_mask(pyramid, first, last, device, dtype)[0, 0]
 
 
-CORNER = Mutant(
-    "masks.corner", "the top-left _corner of the mask, whatever is cached",
-    "the published mask sliced in both axes alike", parts(attention_mask=_mask(_corner)), component="mask or cache",
-)  # fmt: skip
-TOKEN_CAUSAL = Mutant(
-    "masks.token-causal", "rows do not see later tokens of their own scale", "the causal mask of language models",
-    parts(attention_mask=_mask(_token_causal)),
-)  # fmt: skip
-OPEN = Mutant(
-    "masks.open", "rows see the whole window, later scales too", "no mask, as in a pass over one scale",
-    parts(attention_mask=_mask(_open_window)),
-)  # fmt: skip
-NO_PREFIX = Mutant(
-    "masks.no-prefix", "rows do not see what is cached", "the mask of a hand-off without its prefix",
-    parts(attention_mask=_mask(_no_prefix)),
-)  # fmt: skip
-EARLIER_ONLY = Mutant(
-    "masks.earlier-only", "rows do not see their own scale", "> for >= between levels",
-    parts(attention_mask=_mask(_earlier_only)),
-)  # fmt: skip
-CACHED_ONLY = Mutant(
-    "masks.cached-only", "rows see the cached scales alone", "a window's keys written after its attention",
-    parts(attention_mask=_mask(_cached_only)),
-)  # fmt: skip
-FINITE = Mutant(
-    "masks.finite", "-10,000 in place of -inf", "a habit from half precision", parts(attention_mask=finite), alone=True,
-)  # fmt: skip
-FLAT = Mutant(
-    "masks.flat", "shape (n,K+n) in place of (1,1,n,K+n)", "a shape that only some kernels broadcast",
-    parts(attention_mask=flat), alone=True,
-)  # fmt: skip
+CORNER = Mutant("masks.corner", "the top-left _corner of the mask, whatever is cached",
+    "the published mask sliced in both axes alike", parts(attention_mask=_mask(_corner)),
+    component="mask or cache")  # fmt: skip
+TOKEN_CAUSAL = Mutant("masks.token-causal", "rows do not see later tokens of their own scale",
+    "the causal mask of language models", parts(attention_mask=_mask(_token_causal)))  # fmt: skip
+OPEN = Mutant("masks.open", "rows see the whole window, later scales too", "no mask, as in a pass over one scale",
+    parts(attention_mask=_mask(_open_window)))  # fmt: skip
+NO_PREFIX = Mutant("masks.no-prefix", "rows do not see what is cached", "the mask of a hand-off without its prefix",
+    parts(attention_mask=_mask(_no_prefix)))  # fmt: skip
+EARLIER_ONLY = Mutant("masks.earlier-only", "rows do not see their own scale", "> for >= between levels",
+    parts(attention_mask=_mask(_earlier_only)))  # fmt: skip
+CACHED_ONLY = Mutant("masks.cached-only", "rows see the cached scales alone",
+    "a window's keys written after its attention", parts(attention_mask=_mask(_cached_only)))  # fmt: skip
+FINITE = Mutant("masks.finite", "-10,000 in place of -inf", "a habit from half precision", parts(attention_mask=finite),
+    alone=True)  # fmt: skip
+FLAT = Mutant("masks.flat", "shape (n,K+n) in place of (1,1,n,K+n)", "a shape that only some kernels broadcast",
+    parts(attention_mask=flat), alone=True)  # fmt: skip

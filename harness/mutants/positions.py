@@ -61,28 +61,18 @@ def _backwards(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int)
     return [rows if rows.shape[1] == size else window_BnX[:, :size] for rows, size in zip(cut, sizes, strict=True)]
 
 
-OFFSET = Mutant(
-    "positions.offset", "windows after the first sit one scale earlier",
+OFFSET = Mutant("positions.offset", "windows after the first sit one scale earlier",
     "a window counted from what is cached instead of from the pyramid", parts(build_combined_query=_offset),
-    component="positions",
-)  # fmt: skip
-FIRST_LEVEL = Mutant(
-    "positions.first-level", "all rows of a window get its first scale's level",
-    "a level looked up once per pass, right while a pass was one scale", parts(build_combined_query=_first_level),
-)  # fmt: skip
-HALF = Mutant(
-    "positions.half", "unconditional rows lack their position term",
-    "the term added before the rows were doubled, to one half", parts(build_combined_query=_half),
-)  # fmt: skip
-ZERO_LEAKS = Mutant(
-    "positions.zero-leaks", "position 0 also gets a raw input", "a buffer that happens to be zero, until it is reused",
-    parts(build_combined_query=_zero_leaks), alone=True,
-)  # fmt: skip
-LAST_AXIS = Mutant(
-    "positions.last-axis", "splits along the last axis but one", "an axis counted from the wrong end",
-    parts(split_logits_by_scale=_last_axis), alone=True,
-)  # fmt: skip
-BACKWARDS = Mutant(
-    "positions.backwards", "a window's rows are cut as if the fine scales came first",
-    "scale sizes in the order of another loop", parts(split_logits_by_scale=_backwards),
-)  # fmt: skip
+    component="positions")  # fmt: skip
+FIRST_LEVEL = Mutant("positions.first-level", "all rows of a window get its first scale's level",
+    "a level looked up once per pass, right while a pass was one scale",
+    parts(build_combined_query=_first_level))  # fmt: skip
+HALF = Mutant("positions.half", "unconditional rows lack their position term",
+    "the term added before the rows were doubled, to one half", parts(build_combined_query=_half))  # fmt: skip
+ZERO_LEAKS = Mutant("positions.zero-leaks", "position 0 also gets a raw input",
+    "a buffer that happens to be zero, until it is reused", parts(build_combined_query=_zero_leaks),
+    alone=True)  # fmt: skip
+LAST_AXIS = Mutant("positions.last-axis", "splits along the last axis but one", "an axis counted from the wrong end",
+    parts(split_logits_by_scale=_last_axis), alone=True)  # fmt: skip
+BACKWARDS = Mutant("positions.backwards", "a window's rows are cut as if the fine scales came first",
+    "scale sizes in the order of another loop", parts(split_logits_by_scale=_backwards))  # fmt: skip

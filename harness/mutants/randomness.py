@@ -140,60 +140,32 @@ def _nucleus_first(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return PARTS.filter_logits(PARTS.filter_logits(logits_BnV, 0, top_p), top_k, 0.0)
 
 
-REDRAWN = Mutant(
-    "randomness.redrawn", "the target draws numbers of its own",
-    "a generator advanced by the draft before the target reads it", wrapped(redrawn), component="draw",
-)  # fmt: skip
-WRONG_SCALE = Mutant(
-    "randomness.wrong-scale", "the target reads the numbers of the scale before",
-    "an index into a window taken for the scale", wrapped(_wrong_scale), component="draw",
-)  # fmt: skip
-CALL_ORDER = Mutant(
-    "randomness.call-order", "numbers depend on what was read before them", "one generator read as it comes",
-    wrapped(_call_order),
-)  # fmt: skip
-CONSUMED = Mutant(
-    "randomness.consumed", "numbers that were read before are not read again", "a generator without addresses",
-    wrapped(consumed), alone=True,
-)  # fmt: skip
-FIRST_AGAIN = Mutant(
-    "randomness.first-again", "the last scale is decided by the first scale's numbers",
-    "a buffer of numbers that is too short", wrapped(_first_again),
-)  # fmt: skip
-GREEDY_LAST = Mutant(
-    "randomness.greedy-last", "the last scale is decided without numbers", "argmax where quality counts most",
-    wrapped(_greedy_last),
-)  # fmt: skip
-SORTED_RACE = Mutant(
-    "randomness.sorted-race", "numbers belong to ranks, not to tokens", "a draw after a filter that sorted the tokens",
-    parts(draw=_sorted_race),
-)  # fmt: skip
-PLAIN_RACE = Mutant(
-    "randomness.plain-race", "E = 0 yields NaN, and argmax takes it", "probs/E as the formula reads",
-    parts(draw=_plain_race), alone=True,
-)  # fmt: skip
-LOG_RACE = Mutant(
-    "randomness.log-race", "log probs − log E, NaN where both are zero", "a race in logarithms", parts(draw=_log_race),
-    alone=True,
-)  # fmt: skip
+REDRAWN = Mutant("randomness.redrawn", "the target draws numbers of its own",
+    "a generator advanced by the draft before the target reads it", wrapped(redrawn), component="draw")  # fmt: skip
+WRONG_SCALE = Mutant("randomness.wrong-scale", "the target reads the numbers of the scale before",
+    "an index into a window taken for the scale", wrapped(_wrong_scale), component="draw")  # fmt: skip
+CALL_ORDER = Mutant("randomness.call-order", "numbers depend on what was read before them",
+    "one generator read as it comes", wrapped(_call_order))  # fmt: skip
+CONSUMED = Mutant("randomness.consumed", "numbers that were read before are not read again",
+    "a generator without addresses", wrapped(consumed), alone=True)  # fmt: skip
+FIRST_AGAIN = Mutant("randomness.first-again", "the last scale is decided by the first scale's numbers",
+    "a buffer of numbers that is too short", wrapped(_first_again))  # fmt: skip
+GREEDY_LAST = Mutant("randomness.greedy-last", "the last scale is decided without numbers",
+    "argmax where quality counts most", wrapped(_greedy_last))  # fmt: skip
+SORTED_RACE = Mutant("randomness.sorted-race", "numbers belong to ranks, not to tokens",
+    "a draw after a filter that sorted the tokens", parts(draw=_sorted_race))  # fmt: skip
+PLAIN_RACE = Mutant("randomness.plain-race", "E = 0 yields NaN, and argmax takes it", "probs/E as the formula reads",
+    parts(draw=_plain_race), alone=True)  # fmt: skip
+LOG_RACE = Mutant("randomness.log-race", "log probs − log E, NaN where both are zero", "a race in logarithms",
+    parts(draw=_log_race), alone=True)  # fmt: skip
 PRODUCT = Mutant("randomness.product", "argmax(probs · E)", "the wrong race", parts(draw=product))
-OWN_NUMBERS = Mutant(
-    "randomness.own-numbers", "a draw moves the global generator", "a library call with a default generator",
-    parts(draw=_own_numbers), alone=True,
-)  # fmt: skip
-JITTER = Mutant(
-    "randomness.jitter", "ties are broken by the global generator", "noise against exact ties", parts(draw=_jitter),
-    alone=True,
-)  # fmt: skip
-EXACTLY_K = Mutant(
-    "randomness.exactly-k", "top-k keeps k tokens, whatever ties with the k-th", "indices in place of a threshold",
-    parts(filter_logits=_exactly_k), alone=True,
-)  # fmt: skip
-ABOVE_KTH = Mutant(
-    "randomness.above-kth", "top-k drops what ties with the k-th", "> for >= at the threshold",
-    parts(filter_logits=_above_kth), alone=True,
-)  # fmt: skip
-NUCLEUS_FIRST = Mutant(
-    "randomness.nucleus-first", "top-p before top-k", "the order of another library",
-    parts(filter_logits=_nucleus_first),
-)  # fmt: skip
+OWN_NUMBERS = Mutant("randomness.own-numbers", "a draw moves the global generator",
+    "a library call with a default generator", parts(draw=_own_numbers), alone=True)  # fmt: skip
+JITTER = Mutant("randomness.jitter", "ties are broken by the global generator", "noise against exact ties",
+    parts(draw=_jitter), alone=True)  # fmt: skip
+EXACTLY_K = Mutant("randomness.exactly-k", "top-k keeps k tokens, whatever ties with the k-th",
+    "indices in place of a threshold", parts(filter_logits=_exactly_k), alone=True)  # fmt: skip
+ABOVE_KTH = Mutant("randomness.above-kth", "top-k drops what ties with the k-th", "> for >= at the threshold",
+    parts(filter_logits=_above_kth), alone=True)  # fmt: skip
+NUCLEUS_FIRST = Mutant("randomness.nucleus-first", "top-p before top-k", "the order of another library",
+    parts(filter_logits=_nucleus_first))  # fmt: skip

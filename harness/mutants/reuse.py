@@ -125,34 +125,20 @@ def _rows_forgotten(state: DecodeState, *args: Any) -> Round:
     return replace(turn, corrected_tokens=0, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens)
 
 
-STALE_CONDITION = Mutant(
-    "reuse.stale-condition", "the condition is that of an earlier batch of the same size",
-    "a cache keyed by the batch size", _decoder(_StaleCondition), component="condition",
-)  # fmt: skip
-STALE_DRAFT = Mutant(
-    "reuse.stale-draft", "the draft's condition is that of an earlier batch of the same size",
-    "a cache keyed by the batch size, which no token shows", _decoder(_StaleDraftCondition), alone=True,
-)  # fmt: skip
-STALE_LENGTHS = Mutant(
-    "reuse.stale-lengths", "dynamic draft lengths outlive a decode", "a list made in the constructor",
-    _decoder(_StaleLengths),
-)  # fmt: skip
-FIRST_CFG = Mutant(
-    "reuse.first-cfg", "the first request's guidance value holds for good", "a constant of a recorded pass",
-    _decoder(_first("cfg")), component="guidance",
-)  # fmt: skip
-FIRST_FILTER = Mutant(
-    "reuse.first-filter", "the first request's filter holds for good", "a constant of a recorded pass",
-    _decoder(_first("top_k", "top_p")),
-)  # fmt: skip
-SAME_NOISE = Mutant(
-    "reuse.same-noise", "a batch size keeps the numbers that it first met", "static buffers, never refilled",
-    _decoder(_SameNoise), component="condition",
-)  # fmt: skip
-REMEMBERED = Mutant(
-    "reuse.remembered", "a decode is looked up by labels and seed alone", "a cache key that forgets settings",
-    _decoder(_Remembered),
-)  # fmt: skip
+STALE_CONDITION = Mutant("reuse.stale-condition", "the condition is that of an earlier batch of the same size",
+    "a cache keyed by the batch size", _decoder(_StaleCondition), component="condition")  # fmt: skip
+STALE_DRAFT = Mutant("reuse.stale-draft", "the draft's condition is that of an earlier batch of the same size",
+    "a cache keyed by the batch size, which no token shows", _decoder(_StaleDraftCondition), alone=True)  # fmt: skip
+STALE_LENGTHS = Mutant("reuse.stale-lengths", "dynamic draft lengths outlive a decode",
+    "a list made in the constructor", _decoder(_StaleLengths))  # fmt: skip
+FIRST_CFG = Mutant("reuse.first-cfg", "the first request's guidance value holds for good",
+    "a constant of a recorded pass", _decoder(_first("cfg")), component="guidance")  # fmt: skip
+FIRST_FILTER = Mutant("reuse.first-filter", "the first request's filter holds for good",
+    "a constant of a recorded pass", _decoder(_first("top_k", "top_p")))  # fmt: skip
+SAME_NOISE = Mutant("reuse.same-noise", "a batch size keeps the numbers that it first met",
+    "static buffers, never refilled", _decoder(_SameNoise), component="condition")  # fmt: skip
+REMEMBERED = Mutant("reuse.remembered", "a decode is looked up by labels and seed alone",
+    "a cache key that forgets settings", _decoder(_Remembered))  # fmt: skip
 UNKEPT_BONUS = Mutant(
     "reuse.unkept-bonus", "without kept tensors bonus tokens are not counted", "a count inside `if keep`",
     patched({"harness.speculative._round:record_round": _unkept(_one_round_less, record_round)}), alone=True,
@@ -165,7 +151,6 @@ UNKEPT_COUNTS = Mutant(
     "reuse.unkept-counts", "without kept tensors corrected tokens count as accepted", "two paths of one count",
     patched({"harness.speculative._round:record_round": _unkept(_rows_forgotten, record_round)}), alone=True,
 )  # fmt: skip
-CONDITION_SET = Mutant(
-    "reuse.condition-set", "the condition is kept on the network by the set of labels", "a memo whose key is sorted",
-    patched({"harness.speculative._state:Side.condition": property(_by_set)}),
-)  # fmt: skip
+CONDITION_SET = Mutant("reuse.condition-set", "the condition is kept on the network by the set of labels",
+    "a memo whose key is sorted",
+    patched({"harness.speculative._state:Side.condition": property(_by_set)}))  # fmt: skip

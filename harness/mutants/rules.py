@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.mutants._mutant import Mutant, patched, policy, production
+from harness.mutants._mutant import Mutant, patched, policy
 from harness.protocol import Trace
 from harness.protocol.noise import ACCEPT
 from harness.speculative import (
@@ -195,92 +195,52 @@ def _draft_rows(trace: Trace) -> None:
     trace.draft_calls = [len(rounds) for rounds in trace.rounds]
 
 
-REVERSED_KL = Mutant(
-    "rules.reversed-kl", "KL(draft, target)", "the arguments of another library",
-    policy(_kl(lambda p, law_bnV: (Proposal(p.tokens_bn, law_bnV), p.probs_bnV))), alone=True,
-)  # fmt: skip
+REVERSED_KL = Mutant("rules.reversed-kl", "KL(draft, target)", "the arguments of another library",
+    policy(_kl(lambda p, law_bnV: (Proposal(p.tokens_bn, law_bnV), p.probs_bnV))), alone=True)  # fmt: skip
 SUMMED_KL = Mutant("rules.summed-kl", "the sum of KL over a scale", "sum for mean", policy(_summed), alone=True)
-HALF_BOUND = Mutant(
-    "rules.half-bound", "BOUND is taken in bits", "a logarithm of base 2",
-    policy(_rule("kl", lambda rule: (rule[0] * 0.6931, rule[1]))), alone=True,
-)  # fmt: skip
-PARTIAL_LOST = Mutant(
-    "rules.partial-lost", "+partial is parsed and ignored", "an option that is never passed on",
-    policy(lambda true: _rule("match", _not_partial)(_rule("kl", _not_partial)(true))), alone=True,
-)  # fmt: skip
-ALWAYS_PARTIAL = Mutant(
-    "rules.always-partial", "tokens that pass stay in a rejected scale, always", "a default that wins",
-    policy(_rule("match", lambda rule: (*rule[:-1], True))), alone=True,
-)  # fmt: skip
-OWN_MATCH = Mutant(
-    "rules.own-match", "`match` compares with the target's own draw", "two tests that change places",
-    policy(_rule("match", lambda rule: (is_own_draw, *rule[1:]))), alone=True,
-)  # fmt: skip
-FILTERED_TOP = Mutant(
-    "rules.filtered-top", "a filtered token counts as one of the K most likely", "a tie at probability 0",
-    policy(_rule("topk-match", _top(_possible_or_not))), alone=True,
-)  # fmt: skip
-STRICT_TOP = Mutant(
-    "rules.strict-top", "the K-th most likely token is none of K", "> for >=",
-    policy(_rule("topk-match", _top(_above_kth))), alone=True,
-)  # fmt: skip
-TOP_BY_INDEX = Mutant(
-    "rules.top-by-index", "of tokens tied with the K-th some are none of K", "topk's indices",
-    policy(_rule("topk-match", _top(_top_by_index))), alone=True,
-)  # fmt: skip
-TOP_OFF = Mutant(
-    "rules.top-off", "K+1 most likely tokens", "an index counted from 0",
-    policy(_rule("topk-match", lambda r: (partial(is_in_top, k=r[0].keywords["k"] + 1), *r[1:]))), alone=True,
-)  # fmt: skip
-STRICT_RATE = Mutant(
-    "rules.strict-rate", "more than RATE, where at least RATE is expected", "> for >=",
-    policy(_rule("match", lambda rule: (rule[0], rule[1] + 1e-9, rule[2]))), alone=True,
-)  # fmt: skip
-KEPT_BY_TEST = Mutant(
-    "rules.kept-by-test", "what passes the test counts as kept", "a count of another mask", policy(_kept_by_test),
-    alone=True,
-)  # fmt: skip
-ENTRY_OFF = Mutant(
-    "rules.entry-off", "the labour changes hands one scale late", "<= for <",
-    policy(_trusted(lambda span: (span[0] + (span[0] > 0), span[1] + (span[0] == 0)))), alone=True,
-)  # fmt: skip
-BORDER = Mutant(
-    "rules.border", "a bonus scale is taken at the border of `collaborative`", "a check of the first scale alone",
-    patched({"harness.speculative.sampler:run_round": _over_the_border}), alone=True,
-)  # fmt: skip
-HIGH_IGNORED = Mutant(
-    "rules.high-ignored", "a dynamic length grows beyond HIGH", "a bound that is parsed and dropped",
-    patched({_LENGTH + "after": _high_ignored}), alone=True,
-)  # fmt: skip
-LOW_IGNORED = Mutant(
-    "rules.low-ignored", "a dynamic length shrinks below LOW", "max(1, …)", patched({_LENGTH + "after": _low_ignored}),
-    alone=True,
-)  # fmt: skip
-RESET = Mutant(
-    "rules.reset", "a rejection puts a dynamic length back to LOW", "another rule of another paper",
-    patched({_LENGTH + "after": _reset}), alone=True,
-)  # fmt: skip
-SHIFTED = Mutant(
-    "rules.shifted", "a schedule is read one scale off", "an index counted from the last final scale",
-    patched({_LENGTH + "count": _shifted}), alone=True,
-)  # fmt: skip
-MORE_ROWS = Mutant(
-    "rules.more-rows", "every round counts a target row too many", "a bonus row that was never submitted",
-    patched(_counted(_more_rows)),
-)  # fmt: skip
-DRAFT_CALLS = Mutant(
-    "rules.draft-calls", "the draft's passes are counted by round", "a counter in the outer loop",
-    patched(_counted(_draft_rows)), alone=True,
-)  # fmt: skip
-COIN_OF_MEAN = Mutant(
-    "rules.coin-of-mean", "a bench's coin is the mean of a scale's numbers", "one number a scale wanted, l at hand",
-    production, shared=_coin(lambda scales: [u_bl.mean(1) for u_bl in scales]), alone=True,
-)  # fmt: skip
-COIN_OF_WINDOW = Mutant(
-    "rules.coin-of-window", "one coin a window", "a draw outside the loop over scales", production,
-    shared=_coin(lambda scales: [scales[0][:, 0] for _ in scales]), alone=True,
-)  # fmt: skip
-WHOLE_OF_GROUP = Mutant(
-    "rules.whole-of-group", "an accepted scale keeps its tokens if all images accept it", "all() without a dimension",
-    patched({"harness.speculative._accept:Acceptance.tokens_by_scale": _whole_of_group}),
-)  # fmt: skip
+HALF_BOUND = Mutant("rules.half-bound", "BOUND is taken in bits", "a logarithm of base 2",
+    policy(_rule("kl", lambda rule: (rule[0] * 0.6931, rule[1]))), alone=True)  # fmt: skip
+PARTIAL_LOST = Mutant("rules.partial-lost", "+partial is parsed and ignored", "an option that is never passed on",
+    policy(lambda true: _rule("match", _not_partial)(_rule("kl", _not_partial)(true))), alone=True)  # fmt: skip
+ALWAYS_PARTIAL = Mutant("rules.always-partial", "tokens that pass stay in a rejected scale, always",
+    "a default that wins", policy(_rule("match", lambda rule: (*rule[:-1], True))), alone=True)  # fmt: skip
+OWN_MATCH = Mutant("rules.own-match", "`match` compares with the target's own draw", "two tests that change places",
+    policy(_rule("match", lambda rule: (is_own_draw, *rule[1:]))), alone=True)  # fmt: skip
+FILTERED_TOP = Mutant("rules.filtered-top", "a filtered token counts as one of the K most likely",
+    "a tie at probability 0", policy(_rule("topk-match", _top(_possible_or_not))), alone=True)  # fmt: skip
+STRICT_TOP = Mutant("rules.strict-top", "the K-th most likely token is none of K", "> for >=",
+    policy(_rule("topk-match", _top(_above_kth))), alone=True)  # fmt: skip
+TOP_BY_INDEX = Mutant("rules.top-by-index", "of tokens tied with the K-th some are none of K", "topk's indices",
+    policy(_rule("topk-match", _top(_top_by_index))), alone=True)  # fmt: skip
+TOP_OFF = Mutant("rules.top-off", "K+1 most likely tokens", "an index counted from 0",
+    policy(_rule("topk-match", lambda r: (partial(is_in_top, k=r[0].keywords["k"] + 1), *r[1:]))),
+    alone=True)  # fmt: skip
+STRICT_RATE = Mutant("rules.strict-rate", "more than RATE, where at least RATE is expected", "> for >=",
+    policy(_rule("match", lambda rule: (rule[0], rule[1] + 1e-9, rule[2]))), alone=True)  # fmt: skip
+KEPT_BY_TEST = Mutant("rules.kept-by-test", "what passes the test counts as kept", "a count of another mask",
+    policy(_kept_by_test), alone=True)  # fmt: skip
+ENTRY_OFF = Mutant("rules.entry-off", "the labour changes hands one scale late", "<= for <",
+    policy(_trusted(lambda span: (span[0] + (span[0] > 0), span[1] + (span[0] == 0)))), alone=True)  # fmt: skip
+BORDER = Mutant("rules.border", "a bonus scale is taken at the border of `collaborative`",
+    "a check of the first scale alone", patched({"harness.speculative.sampler:run_round": _over_the_border}),
+    alone=True)  # fmt: skip
+HIGH_IGNORED = Mutant("rules.high-ignored", "a dynamic length grows beyond HIGH", "a bound that is parsed and dropped",
+    patched({_LENGTH + "after": _high_ignored}), alone=True)  # fmt: skip
+LOW_IGNORED = Mutant("rules.low-ignored", "a dynamic length shrinks below LOW", "max(1, …)",
+    patched({_LENGTH + "after": _low_ignored}), alone=True)  # fmt: skip
+RESET = Mutant("rules.reset", "a rejection puts a dynamic length back to LOW", "another rule of another paper",
+    patched({_LENGTH + "after": _reset}), alone=True)  # fmt: skip
+SHIFTED = Mutant("rules.shifted", "a schedule is read one scale off", "an index counted from the last final scale",
+    patched({_LENGTH + "count": _shifted}), alone=True)  # fmt: skip
+MORE_ROWS = Mutant("rules.more-rows", "every round counts a target row too many",
+    "a bonus row that was never submitted", patched(_counted(_more_rows)))  # fmt: skip
+DRAFT_CALLS = Mutant("rules.draft-calls", "the draft's passes are counted by round", "a counter in the outer loop",
+    patched(_counted(_draft_rows)), alone=True)  # fmt: skip
+COIN_OF_MEAN = Mutant("rules.coin-of-mean", "a bench's coin is the mean of a scale's numbers",
+    "one number a scale wanted, l at hand", shared=_coin(lambda scales: [u_bl.mean(1) for u_bl in scales]),
+    alone=True)  # fmt: skip
+COIN_OF_WINDOW = Mutant("rules.coin-of-window", "one coin a window", "a draw outside the loop over scales",
+    shared=_coin(lambda scales: [scales[0][:, 0] for _ in scales]), alone=True)  # fmt: skip
+WHOLE_OF_GROUP = Mutant("rules.whole-of-group", "an accepted scale keeps its tokens if all images accept it",
+    "all() without a dimension",
+    patched({"harness.speculative._accept:Acceptance.tokens_by_scale": _whole_of_group}))  # fmt: skip

@@ -5,33 +5,20 @@ from __future__ import annotations
 from harness.mutants._mutant import Mutant, asked_for
 
 SEED = Mutant("sensitivity.seed", "the seed is ignored", "a generator seeded once for good", asked_for(seed=0))
-SEED_BITS = Mutant(
-    "sensitivity.seed-bits", "the seed is cut to 32 bits", "another library's type of seeds",
-    asked_for(seed=lambda request: request.seed % 2**32), alone=True,
-)  # fmt: skip
-SEED_FLOAT = Mutant(
-    "sensitivity.seed-float", "the seed is rounded to 24 bits", "a seed that went through float32",
-    asked_for(seed=lambda request: request.seed % 2**24), alone=True,
-)  # fmt: skip
-LABEL = Mutant(
-    "sensitivity.label", "the label is ignored", "conditional rows built from the unconditional class",
-    asked_for(labels=lambda request: (3,) * request.B),
-)  # fmt: skip
-PAIRS = Mutant(
-    "sensitivity.label-pairs", "labels 0 and 1 are one, and 2 and 3", "a class table of another data set",
-    asked_for(labels=lambda request: tuple(label // 2 * 2 for label in request.labels)),
-)  # fmt: skip
+SEED_BITS = Mutant("sensitivity.seed-bits", "the seed is cut to 32 bits", "another library's type of seeds",
+    asked_for(seed=lambda request: request.seed % 2**32), alone=True)  # fmt: skip
+SEED_FLOAT = Mutant("sensitivity.seed-float", "the seed is rounded to 24 bits", "a seed that went through float32",
+    asked_for(seed=lambda request: request.seed % 2**24), alone=True)  # fmt: skip
+LABEL = Mutant("sensitivity.label", "the label is ignored", "conditional rows built from the unconditional class",
+    asked_for(labels=lambda request: (3,) * request.B))  # fmt: skip
+PAIRS = Mutant("sensitivity.label-pairs", "labels 0 and 1 are one, and 2 and 3", "a class table of another data set",
+    asked_for(labels=lambda request: tuple(label // 2 * 2 for label in request.labels)))  # fmt: skip
 CFG = Mutant("sensitivity.cfg", "the guidance value is ignored", "a default that wins", asked_for(cfg=1.5))
 NO_CFG = Mutant("sensitivity.no-cfg", "guidance is off", "a flag that is never passed on", asked_for(cfg=0.0))
-FILTERS = Mutant(
-    "sensitivity.filters", "top_k and top_p are ignored", "options parsed and dropped", asked_for(top_k=0, top_p=0.0),
-)  # fmt: skip
+FILTERS = Mutant("sensitivity.filters", "top_k and top_p are ignored", "options parsed and dropped",
+    asked_for(top_k=0, top_p=0.0))  # fmt: skip
 NUCLEUS = Mutant("sensitivity.nucleus", "top_p is ignored", "an early return after top-k", asked_for(top_p=0.0))
-ADDRESSES = Mutant(
-    "sensitivity.addresses", "the images' noise addresses are ignored", "an index in the batch taken for the image",
-    asked_for(images=None),
-)  # fmt: skip
-SHIFTED = Mutant(
-    "sensitivity.low-addresses", "addresses are taken modulo 10", "one digit of a counter",
-    asked_for(images=lambda request: tuple(image % 10 for image in request.image_ids)),
-)  # fmt: skip
+ADDRESSES = Mutant("sensitivity.addresses", "the images' noise addresses are ignored",
+    "an index in the batch taken for the image", asked_for(images=None))  # fmt: skip
+SHIFTED = Mutant("sensitivity.low-addresses", "addresses are taken modulo 10", "one digit of a counter",
+    asked_for(images=lambda request: tuple(image % 10 for image in request.image_ids)))  # fmt: skip

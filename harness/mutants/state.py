@@ -160,55 +160,29 @@ def _reused(models: ModelPair, settings: Settings) -> Implementation:
     return _Reused(models, settings)
 
 
-TWICE = Mutant(
-    "state.twice", "every scale is added to f_hat twice", "accumulated in verification and again in the update",
-    parts(accumulate=twice), component="f_hat",
-)  # fmt: skip
-IN_PLACE = Mutant(
-    "state.in-place", "accumulation writes into its argument",
-    "+= to save memory, while the draft works on the same map", parts(accumulate=_in_place),
-)  # fmt: skip
-LAST_LOST = Mutant(
-    "state.last-lost", "the last scale never reaches f_hat", "accumulation inside `if there is a next scale`",
-    parts(accumulate=_last_lost),
-)  # fmt: skip
-BILINEAR = Mutant(
-    "state.bilinear", "next inputs are resized bilinearly", "the default of the resizing call",
-    parts(next_input=_bilinear),
-)  # fmt: skip
-ALIAS = Mutant(
-    "state.alias", "the last scale's input is f_hat's memory", "a shortcut where no resizing is needed",
-    parts(next_input=_alias), alone=True,
-)  # fmt: skip
-STALE_INPUT = Mutant(
-    "state.stale-input", "after a correction the next input is still the draft's", "inputs kept from drafting",
-    parts(update_state_with_accepted_tokens=stale_input),
-)  # fmt: skip
-STALE = Mutant(
-    "state.stale", "cache slots keep what a rejected scale wrote", "a slot taken for valid because it was written",
-    parts(new_cache=_Stale), component="cache",
-)  # fmt: skip
-NO_ROLLBACK = Mutant(
-    "state.no-rollback", "caches are never rolled back", "a rollback that was forgotten for one network",
-    parts(new_cache=_NeverRolledBack), component="crash",
-)  # fmt: skip
-ROLLED_FORWARD = Mutant(
-    "state.rolled-forward", "a rollback may lengthen a cache", "length = n for length = min(length, n)",
-    parts(new_cache=_RolledForward),
-)  # fmt: skip
-REUSED = Mutant(
-    "state.reused", "an exception leaves the caches full for the next decode",
-    "buffers emptied at the end, not at the start", _reused, alone=True,
-)  # fmt: skip
-SHARED_BUFFERS = Mutant(
-    "state.shared-buffers", "a trace's tensors change with the next decode",
-    "static buffers, as CUDA graphs need them, handed out", _shared, alone=True,
-)  # fmt: skip
-CLAMPED = Mutant(
-    "state.clamped", "a label out of range is decoded as the last class", "clamp in place of a check",
-    asked_for(labels=lambda request: tuple(min(label, 3) for label in request.labels)), alone=True,
-)  # fmt: skip
-MODULO = Mutant(
-    "state.modulo", "a label out of range wraps around", "an index taken modulo the table",
-    asked_for(labels=lambda request: tuple(label % 4 for label in request.labels)), alone=True,
-)  # fmt: skip
+TWICE = Mutant("state.twice", "every scale is added to f_hat twice",
+    "accumulated in verification and again in the update", parts(accumulate=twice), component="f_hat")  # fmt: skip
+IN_PLACE = Mutant("state.in-place", "accumulation writes into its argument",
+    "+= to save memory, while the draft works on the same map", parts(accumulate=_in_place))  # fmt: skip
+LAST_LOST = Mutant("state.last-lost", "the last scale never reaches f_hat",
+    "accumulation inside `if there is a next scale`", parts(accumulate=_last_lost))  # fmt: skip
+BILINEAR = Mutant("state.bilinear", "next inputs are resized bilinearly", "the default of the resizing call",
+    parts(next_input=_bilinear))  # fmt: skip
+ALIAS = Mutant("state.alias", "the last scale's input is f_hat's memory", "a shortcut where no resizing is needed",
+    parts(next_input=_alias), alone=True)  # fmt: skip
+STALE_INPUT = Mutant("state.stale-input", "after a correction the next input is still the draft's",
+    "inputs kept from drafting", parts(update_state_with_accepted_tokens=stale_input))  # fmt: skip
+STALE = Mutant("state.stale", "cache slots keep what a rejected scale wrote",
+    "a slot taken for valid because it was written", parts(new_cache=_Stale), component="cache")  # fmt: skip
+NO_ROLLBACK = Mutant("state.no-rollback", "caches are never rolled back",
+    "a rollback that was forgotten for one network", parts(new_cache=_NeverRolledBack), component="crash")  # fmt: skip
+ROLLED_FORWARD = Mutant("state.rolled-forward", "a rollback may lengthen a cache",
+    "length = n for length = min(length, n)", parts(new_cache=_RolledForward))  # fmt: skip
+REUSED = Mutant("state.reused", "an exception leaves the caches full for the next decode",
+    "buffers emptied at the end, not at the start", _reused, alone=True)  # fmt: skip
+SHARED_BUFFERS = Mutant("state.shared-buffers", "a trace's tensors change with the next decode",
+    "static buffers, as CUDA graphs need them, handed out", _shared, alone=True)  # fmt: skip
+CLAMPED = Mutant("state.clamped", "a label out of range is decoded as the last class", "clamp in place of a check",
+    asked_for(labels=lambda request: tuple(min(label, 3) for label in request.labels)), alone=True)  # fmt: skip
+MODULO = Mutant("state.modulo", "a label out of range wraps around", "an index taken modulo the table",
+    asked_for(labels=lambda request: tuple(label % 4 for label in request.labels)), alone=True)  # fmt: skip

@@ -195,113 +195,66 @@ def _smoothed(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
 
 
 _ROUND = "harness.speculative._round:"
-NEARLY_WHOLE = Mutant(
-    "acceptance.nearly-whole", "a scale is accepted when more than 99 % of it is right", "a rate for an all",
-    policy(_whole(lambda accepted_bl, k: accepted_bl.double().mean(1) > 0.99)), component="accept",
-)  # fmt: skip
+NEARLY_WHOLE = Mutant("acceptance.nearly-whole", "a scale is accepted when more than 99 % of it is right",
+    "a rate for an all", policy(_whole(lambda accepted_bl, k: accepted_bl.double().mean(1) > 0.99)),
+    component="accept")  # fmt: skip
 ONE_FORGIVEN = Mutant(
     "acceptance.one-forgiven", "one error is forgiven above 200 tokens", "a tolerance tuned on images",
     policy(_whole(lambda accepted_bl, k: (~accepted_bl).sum(1) <= (accepted_bl.shape[1] > 200))), component="accept",
 )  # fmt: skip
-BYTE_COUNTS = Mutant(
-    "acceptance.byte-counts", "kept tokens are counted in eight bits", "a mask summed in its own type",
-    patched({_ROUND + "round_numbers": _byte_counts}), alone=True,
-)  # fmt: skip
-SECOND_FREE = Mutant(
-    "acceptance.second-free", "the second drafted scale is never checked", "a loop that begins after it",
-    policy(_whole(lambda accepted_bl, k: accepted_bl.all(1) | (k == 1))), component="accept",
-)  # fmt: skip
-LATE_FREE = Mutant(
-    "acceptance.late-free", "from the third drafted scale on one right token is enough", "any for all",
-    policy(_whole(lambda accepted_bl, k: accepted_bl.all(1) if k < 2 else accepted_bl.any(1))), component="accept",
-)  # fmt: skip
-BONUS_GREEDY = Mutant(
-    "acceptance.bonus-greedy", "the bonus scale takes the most likely tokens", "a draw left out",
-    policy(_extend(most_likely)), component="draw",
-)  # fmt: skip
-BONUS_NOISE = Mutant(
-    "acceptance.bonus-noise", "the bonus scale reads the numbers of the scale before", "a window's last index",
-    policy(_extend(_bonus_noise)), component="draw",
-)  # fmt: skip
-BONUS_FIRST = Mutant(
-    "batch.bonus-first", "the bonus scale of a group is that of its first image", "a tensor broadcast from one row",
-    policy(_bonus_first), component="draw",
-)  # fmt: skip
-ACCEPTED_LESS = Mutant(
-    "acceptance.accepted-less", "a draft accepted whole loses its last scale to a correction", "a count from 0",
-    patched({_ROUND + "fetch_outcome": _accepted_less}),
-)  # fmt: skip
-KEPT_SWAPPED = Mutant(
-    "acceptance.kept-swapped", "kept tokens are those of the window's first scale", "an index that stays 0",
-    patched({_ROUND + "record_round": _kept_swapped}),
-)  # fmt: skip
-CLAMPED_U = Mutant(
-    "acceptance.clamped-u", "contract B: u is at least 0.02", "a guard against zero", parts(keep_drafted=_clamped),
-    alone=True,
-)  # fmt: skip
-SMOOTHED = Mutant(
-    "acceptance.smoothed", "contract B: an epsilon in the residual", "a guard against an empty mass",
-    parts(residual=_smoothed), alone=True,
-)  # fmt: skip
-SAME_FOR_GROUP = Mutant(
-    "batch.same-for-group", "the least acceptance of a group holds for all of it", "a minimum over the batch",
-    patched({_ROUND + "fetch_outcome": _same_for_group}),
-)  # fmt: skip
-FIRST_DRAFTS = Mutant(
-    "batch.first-drafts", "a group that is no whole batch is judged by other images' drafts", "rows not gathered",
-    patched({_ROUND + "drafted_proposal": _drafted}),
-)  # fmt: skip
-FIRST_CONDITION = Mutant(
-    "batch.first-condition", "a group that is no whole batch gets the first images' condition", "rows not gathered",
-    patched({"harness.speculative._state:Side.condition_of": _condition_of}), component="condition",
-)  # fmt: skip
-INTERLEAVED_ROWS = Mutant(
-    "guidance.interleaved", "guidance rows are taken in turns", "another order of rows", parts(guide=_interleaved),
-    component="guidance",
-)  # fmt: skip
-LATE_GUIDE = Mutant(
-    "guidance.late", "the last scale of a window of three or more is not guided", "a slice that ends too early",
-    parts(guide=_late_guide), component="guidance",
-)  # fmt: skip
-NEGATIVE = Mutant(
-    "guidance.negative", "a negative guidance value is taken for 0", "max(0, cfg)",
-    parts(guide=_guide_at(lambda cfg: max(0.0, cfg))), component="guidance",
-)  # fmt: skip
-CAPPED = Mutant(
-    "guidance.capped", "guidance values end at 3", "a range", parts(guide=_guide_at(lambda cfg: min(cfg, 3.0))),
-    component="guidance",
-)  # fmt: skip
-ZERO_DEFAULT = Mutant(
-    "guidance.zero-default", "cfg 0 is taken for the default", "`cfg or 1.5`",
-    parts(guide=_guide_at(lambda cfg: cfg or 1.5)), component="guidance",
-)  # fmt: skip
-NEARLY_ONE = Mutant(
-    "randomness.nearly-one", "top_p above 0.95 is switched off", "a shortcut",
-    parts(filter_logits=_filter_at(lambda k, p: (k, 0.0 if p > 0.95 else p))), component="draw",
-)  # fmt: skip
-HALF_PROBS = Mutant(
-    "randomness.half-probs", "the race is run in half precision", "autocast around the draw", parts(draw=_half_probs),
-)  # fmt: skip
-LATE_LEVEL = Mutant(
-    "positions.late-level", "from a window's third scale on rows have the second's level", "an index that stops",
-    parts(build_combined_query=_late_query), component="positions",
-)  # fmt: skip
-LATE_MASK = Mutant(
-    "masks.late", "from a window's third scale on position 0 is hidden", "a mask for windows of two",
-    parts(attention_mask=_late_mask), component="mask or cache",
-)  # fmt: skip
-BONUS_LATENT = Mutant(
-    "state.half-sum", "where three scales are finished at once f_hat gets half of them", "an update in two halves",
-    parts(update_state_with_accepted_tokens=_bonus_not_added),
-)  # fmt: skip
-CACHE_LOST = Mutant(
-    "state.cache-lost", "where several scales are finished the last one's keys are zeroed", "a roll-back too far",
-    parts(update_state_with_accepted_tokens=_later_raw_lost), component="mask or cache",
-)  # fmt: skip
-HALF_CACHE = Mutant(
-    "state.half-cache", "keys and values are stored in half precision", "a smaller cache", parts(new_cache=_HalfCache),
-)  # fmt: skip
-BFLOAT_SUM = Mutant(
-    "state.bfloat-sum", "f_hat is accumulated in bfloat16", "the networks' precision for the quantiser's",
-    parts(accumulate=_bfloat_sum), component="f_hat",
-)  # fmt: skip
+BYTE_COUNTS = Mutant("acceptance.byte-counts", "kept tokens are counted in eight bits", "a mask summed in its own type",
+    patched({_ROUND + "round_numbers": _byte_counts}), alone=True)  # fmt: skip
+SECOND_FREE = Mutant("acceptance.second-free", "the second drafted scale is never checked",
+    "a loop that begins after it", policy(_whole(lambda accepted_bl, k: accepted_bl.all(1) | (k == 1))),
+    component="accept")  # fmt: skip
+LATE_FREE = Mutant("acceptance.late-free", "from the third drafted scale on one right token is enough", "any for all",
+    policy(_whole(lambda accepted_bl, k: accepted_bl.all(1) if k < 2 else accepted_bl.any(1))),
+    component="accept")  # fmt: skip
+BONUS_GREEDY = Mutant("acceptance.bonus-greedy", "the bonus scale takes the most likely tokens", "a draw left out",
+    policy(_extend(most_likely)), component="draw")  # fmt: skip
+BONUS_NOISE = Mutant("acceptance.bonus-noise", "the bonus scale reads the numbers of the scale before",
+    "a window's last index", policy(_extend(_bonus_noise)), component="draw")  # fmt: skip
+BONUS_FIRST = Mutant("batch.bonus-first", "the bonus scale of a group is that of its first image",
+    "a tensor broadcast from one row", policy(_bonus_first), component="draw")  # fmt: skip
+ACCEPTED_LESS = Mutant("acceptance.accepted-less", "a draft accepted whole loses its last scale to a correction",
+    "a count from 0", patched({_ROUND + "fetch_outcome": _accepted_less}))  # fmt: skip
+KEPT_SWAPPED = Mutant("acceptance.kept-swapped", "kept tokens are those of the window's first scale",
+    "an index that stays 0", patched({_ROUND + "record_round": _kept_swapped}))  # fmt: skip
+CLAMPED_U = Mutant("acceptance.clamped-u", "contract B: u is at least 0.02", "a guard against zero",
+    parts(keep_drafted=_clamped), alone=True)  # fmt: skip
+SMOOTHED = Mutant("acceptance.smoothed", "contract B: an epsilon in the residual", "a guard against an empty mass",
+    parts(residual=_smoothed), alone=True)  # fmt: skip
+SAME_FOR_GROUP = Mutant("batch.same-for-group", "the least acceptance of a group holds for all of it",
+    "a minimum over the batch", patched({_ROUND + "fetch_outcome": _same_for_group}))  # fmt: skip
+FIRST_DRAFTS = Mutant("batch.first-drafts", "a group that is no whole batch is judged by other images' drafts",
+    "rows not gathered", patched({_ROUND + "drafted_proposal": _drafted}))  # fmt: skip
+FIRST_CONDITION = Mutant("batch.first-condition", "a group that is no whole batch gets the first images' condition",
+    "rows not gathered", patched({"harness.speculative._state:Side.condition_of": _condition_of}),
+    component="condition")  # fmt: skip
+INTERLEAVED_ROWS = Mutant("guidance.interleaved", "guidance rows are taken in turns", "another order of rows",
+    parts(guide=_interleaved), component="guidance")  # fmt: skip
+LATE_GUIDE = Mutant("guidance.late", "the last scale of a window of three or more is not guided",
+    "a slice that ends too early", parts(guide=_late_guide), component="guidance")  # fmt: skip
+NEGATIVE = Mutant("guidance.negative", "a negative guidance value is taken for 0", "max(0, cfg)",
+    parts(guide=_guide_at(lambda cfg: max(0.0, cfg))), component="guidance")  # fmt: skip
+CAPPED = Mutant("guidance.capped", "guidance values end at 3", "a range",
+    parts(guide=_guide_at(lambda cfg: min(cfg, 3.0))), component="guidance")  # fmt: skip
+ZERO_DEFAULT = Mutant("guidance.zero-default", "cfg 0 is taken for the default", "`cfg or 1.5`",
+    parts(guide=_guide_at(lambda cfg: cfg or 1.5)), component="guidance")  # fmt: skip
+NEARLY_ONE = Mutant("randomness.nearly-one", "top_p above 0.95 is switched off", "a shortcut",
+    parts(filter_logits=_filter_at(lambda k, p: (k, 0.0 if p > 0.95 else p))), component="draw")  # fmt: skip
+HALF_PROBS = Mutant("randomness.half-probs", "the race is run in half precision", "autocast around the draw",
+    parts(draw=_half_probs))  # fmt: skip
+LATE_LEVEL = Mutant("positions.late-level", "from a window's third scale on rows have the second's level",
+    "an index that stops", parts(build_combined_query=_late_query), component="positions")  # fmt: skip
+LATE_MASK = Mutant("masks.late", "from a window's third scale on position 0 is hidden", "a mask for windows of two",
+    parts(attention_mask=_late_mask), component="mask or cache")  # fmt: skip
+BONUS_LATENT = Mutant("state.half-sum", "where three scales are finished at once f_hat gets half of them",
+    "an update in two halves", parts(update_state_with_accepted_tokens=_bonus_not_added))  # fmt: skip
+CACHE_LOST = Mutant("state.cache-lost", "where several scales are finished the last one's keys are zeroed",
+    "a roll-back too far", parts(update_state_with_accepted_tokens=_later_raw_lost),
+    component="mask or cache")  # fmt: skip
+HALF_CACHE = Mutant("state.half-cache", "keys and values are stored in half precision", "a smaller cache",
+    parts(new_cache=_HalfCache))  # fmt: skip
+BFLOAT_SUM = Mutant("state.bfloat-sum", "f_hat is accumulated in bfloat16",
+    "the networks' precision for the quantiser's", parts(accumulate=_bfloat_sum), component="f_hat")  # fmt: skip
