@@ -75,11 +75,9 @@ def _identical_draft(subject: Subject, case: Case) -> bool:
         require_shown_rounds(decoded)
         for image, rounds in enumerate(decoded.rounds):
             for turn in rounds:
-                require(
-                    turn.accepted == turn.drafted and not turn.corrected,
-                    f"draft = target, draft_len {draft_len}: image {image} kept {turn.accepted} of {turn.drafted} "
-                    f"scales from scale {turn.first}",
-                )
+                said = f"image {image} kept {turn.accepted} of {turn.drafted} scales from scale {turn.first}"
+                accepted = turn.accepted == turn.drafted and not turn.corrected
+                require(accepted, f"draft = target, draft_len {draft_len}: {said}")
     return case.pyramid.S > 1
 
 
@@ -225,9 +223,8 @@ def support(subject: Subject, case: Case) -> bool:
             law_BlV = filter_logits(guide(run.rows_RLV[:, span], case.cfg, si, case.pyramid.S), top_k, top_p)
             own_Bl = law_BlV.gather(-1, decoded.tokens_BL[:, span, None])[..., 0]
             wrong = torch.nonzero(torch.isinf(own_Bl)).tolist()
-            require(
-                not wrong, f"top_k {top_k}, top_p {top_p}, scale {si}: filtered tokens at (image, token) {wrong[:4]}"
-            )
+            where = f"top_k {top_k}, top_p {top_p}, scale {si}"
+            require(not wrong, f"{where}: filtered tokens at (image, token) {wrong[:4]}")
             dropped = dropped or bool(torch.isinf(law_BlV).any())
     return dropped
 

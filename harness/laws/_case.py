@@ -201,11 +201,7 @@ def _transformer_weights(config: TransformerConfig, seed: int) -> Transformer:
 
 
 def _draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
-    """Return a draft of one of `QUALITIES`.
-
-    Raises:
-        InputError: another word.
-    """
+    """Return a draft of one of `QUALITIES`. Raises `InputError` for another word."""
     if quality == "identical":
         return target
     if quality == "far":

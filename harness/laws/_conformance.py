@@ -109,11 +109,9 @@ def try_laws(work: LawWork, crew: Crew, laws: Sequence[Law]) -> Generator[LawRes
     """
     sent = work
     if crew.is_elsewhere:
-        factory = (
-            work.factory
-            if isinstance(work.factory, str | bytes)
-            else pickled_factory(work.factory, factory_name(work.factory))
-        )
+        factory = work.factory
+        if not isinstance(factory, str | bytes):
+            factory = pickled_factory(factory, factory_name(factory))
         sent = replace(work, factory=factory, progress=_unseen)
     with closing(crew.open(sent)) as pool:
         for law, row in pool.map(laws):
@@ -173,13 +171,14 @@ def run_conformance(
     """
     factory = load_factory(implementation) if isinstance(implementation, str) else implementation
     if not callable(factory):
-        raise InputError(
-            "implementation", type(factory).__name__, "must be a factory(models, settings)",
-            "pass lambda models, settings: YourDecoder(models, settings.draft_len)",
-        )  # fmt: skip
+        rule, remedy = "must be a factory(models, settings)", "YourDecoder(models, settings.draft_len)"
+        raise InputError("implementation", type(factory).__name__, rule, f"pass lambda models, settings: {remedy}")
     options: Options = tuple((name, str(value)) for name, value in how.get("options", {}).items())
     options = (("checkout", str(how["checkout"])), *options) if "checkout" in how else options
-    scope = _scope(examples, seed, how)
+    sides: Sequence[Any] = how.get("patch_nums", ())
+    pyramids = tuple(tuple(each) for each in ([sides] if sides and isinstance(sides[0], int) else sides))
+    where = how.get("dtype", ""), how.get("device", "cpu"), how.get("shrink_s", SHRINK_S)
+    scope = Scope(examples, seed, pyramids, *where)
     try:
         Subject(factory, options).decoder(scope.fitted(Case(scope.pyramids[0])))
     except InputError as error:
@@ -193,14 +192,6 @@ def run_conformance(
             if crew.is_elsewhere:
                 progress(row)
     return Report([rows[law.id] for law in laws])
-
-
-def _scope(examples: int, seed: int, how: How) -> Scope:
-    sides: Sequence[Any] = how.get("patch_nums", ())
-    pyramids = tuple(tuple(each) for each in ([sides] if sides and isinstance(sides[0], int) else sides))
-    return Scope(
-        examples, seed, pyramids, how.get("dtype", ""), how.get("device", "cpu"), how.get("shrink_s", SHRINK_S)
-    )
 
 
 def check(law_id: str, implementation: Factory | str, case: Case, options: Options = ()) -> bool:

@@ -117,13 +117,9 @@ class _Walk:
         finish = parts.update_state_with_accepted_tokens
 
         def update(
-            state: DecodeState,
-            parts: Parts,
-            images: list[int],
-            first: int,
-            tokens_by_scale: list[Tensor],
+            state: DecodeState, parts: Parts, images: list[int], first: int, tokens_by_scale: list[Tensor],
             finished: list[int],
-        ) -> None:
+        ) -> None:  # fmt: skip
             finish(state, parts, images, first, tokens_by_scale, finished)
             for image, count in zip(images, finished, strict=True):
                 self.lanes[image].settle(first + count)

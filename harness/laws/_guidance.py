@@ -97,10 +97,8 @@ def _both_sides(subject: Subject, case: Case) -> bool:
     require_shown_rounds(decoded)
     for image, rounds in enumerate(decoded.rounds):
         for turn in rounds:
-            require(
-                turn.accepted == turn.drafted,
-                f"draft = target, and image {image} kept {turn.accepted} of {turn.drafted} scales from {turn.first}",
-            )
+            said = f"image {image} kept {turn.accepted} of {turn.drafted} scales from {turn.first}"
+            require(turn.accepted == turn.drafted, f"draft = target, and {said}")
     return case.pyramid.S > 1
 
 

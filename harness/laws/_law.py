@@ -42,11 +42,9 @@ def policy_name(text: str) -> str:
 
 
 class Violation(HarnessError):  # noqa: N818
-    """A law is broken; the message fits on one screen and holds the case to replay.
+    """A law is broken, by one clause; the message fits on one screen and holds the case to replay.
 
-    Args:
-        found: what broke, one clause.
-        factory: the decoder as Python names it in the printed replay.
+    `factory` is the decoder as Python names it in the printed replay.
     """
 
     def __init__(
@@ -110,11 +108,7 @@ class Subject:
         return decoded
 
     def parts(self, case: Case, *names: str) -> Any:
-        """Return the decoder's parts.
-
-        Raises:
-            NotOffered: no `parts`, or one of `names` is not among them.
-        """
+        """Return the decoder's parts. Raises `NotOffered` where one of `names` is not among them, or there are none."""
         parts = getattr(self.decoder(case), "parts", None)
         missing = [name for name in names if not hasattr(parts, name)]
         if parts is None or missing:
@@ -268,23 +262,19 @@ def require_tokens(actual_BL: Tensor, expected_BL: Tensor, where: str) -> None:
         raise Broken(f"{where}: image {image}, position {position}: token {was}, not {expected}; {len(differ)} differ")
 
 
+# What a round says of scales and tokens.
 _SAID = (
     "first", "drafted", "accepted", "corrected", "bonus", "accepted_tokens", "corrected_tokens", "bonus_tokens",
 )  # fmt: skip
-
-
-def _said(turn: Round) -> dict[str, Any]:
-    """Return what a round says of scales and tokens."""
-    return {name: getattr(turn, name) for name in _SAID}
 
 
 def require_rounds(actual: list[list[Round]], expected: list[list[Round]], where: str) -> None:
     """Raise `Broken` with the first round that says something else than it must."""
     for image, (turns, expected_turns) in enumerate(zip(actual, expected, strict=True)):
         for k, (one, other) in enumerate(zip(turns, expected_turns, strict=False)):
-            wrong = {name: value for name, value in _said(one).items() if value != _said(other)[name]}
-            at = f"{where}: round {k} of image {image} (from scale {other.first})"
-            require(not wrong, f"{at} says {wrong}, not { {name: _said(other)[name] for name in wrong} }")
+            wrong = [name for name in _SAID if getattr(one, name) != getattr(other, name)]
+            was, must = ({name: getattr(turn, name) for name in wrong} for turn in (one, other))
+            require(not wrong, f"{where}: round {k} of image {image} (from scale {other.first}) says {was}, not {must}")
         count = len(expected_turns)
         require(len(turns) == count, f"{where}: image {image} took {len(turns)} rounds, not {count}")
 

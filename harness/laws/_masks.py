@@ -39,10 +39,8 @@ def definition(subject: Subject, case: Case) -> bool:
         expected = whole_11LL[:, :, K:end, :end]
         mask = _mask(subject, case, first, last)
         where = f"window {first}..{last}"
-        require(
-            mask.shape == expected.shape,
-            f"{where}: shape {tuple(mask.shape)}, not (1, 1, n, K+n) = {tuple(expected.shape)}",
-        )
+        shapes = f"shape {tuple(mask.shape)}, not (1, 1, n, K+n) = {tuple(expected.shape)}"
+        require(mask.shape == expected.shape, f"{where}: {shapes}")
         require(mask.dtype == expected.dtype, f"{where}: {mask.dtype}, not {expected.dtype}")
         wrong = torch.nonzero(mask[0, 0] != expected[0, 0]).tolist()
         if wrong:

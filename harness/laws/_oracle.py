@@ -100,9 +100,8 @@ def snapshot(state: Any) -> Snapshot:
             side: (list(getattr(state, side).cache.lengths), getattr(state, side).cache.kv.clone())
             for side in ("draft", "target")
         }
-        return Snapshot(
-            list(state.done), state.tokens_BL.clone(), state.raw_BLC.clone(), state.f_hat_BCPP.clone(), caches
-        )
+        tokens_BL, raw_BLC, f_hat_BCPP = (t.clone() for t in (state.tokens_BL, state.raw_BLC, state.f_hat_BCPP))
+        return Snapshot(list(state.done), tokens_BL, raw_BLC, f_hat_BCPP, caches)
     except AttributeError as error:
         raise NotOffered(f"state without {error.name}") from None
 

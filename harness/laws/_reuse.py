@@ -36,12 +36,10 @@ def _requests(case: Case) -> list[Request]:
     ]
 
 
-def _anew(models: Any) -> ModelPair:
+def _anew(models: ModelPair) -> ModelPair:
     """Return the same networks as objects of their own, on which no decoder has left anything."""
-    fresh: ModelPair = replace(
-        models, draft=replace(models.draft), target=replace(models.target), vae=replace(models.vae)
-    )
-    return fresh
+    networks: dict[str, Any] = {name: replace(getattr(models, name)) for name in ("draft", "target", "vae")}
+    return replace(models, **networks)
 
 
 def _same_decode(actual: Trace, expected: Trace, where: str) -> None:

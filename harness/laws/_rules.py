@@ -120,9 +120,8 @@ def recount(subject: Subject, case: Case) -> bool:
     for image, rounds in enumerate(decoded.rounds):
         for name in ("target_rows", "draft_rows"):
             total, counts = sum(getattr(turn, name) for turn in rounds), getattr(decoded, name)
-            require(
-                not counts or counts[image] == total, f"image {image}: {name} {counts}, its rounds add up to {total}"
-            )
+            said = f"image {image}: {name} {counts}, its rounds add up to {total}"
+            require(not counts or counts[image] == total, said)
     return case.pyramid.S > 1
 
 

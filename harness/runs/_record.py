@@ -117,9 +117,8 @@ class RunRecord:
 
     def differences(self, recorded: RunRecord) -> list[str]:
         """List why a recorded run is another one, one clause a value."""
-        here, there = (
-            {name: value for name, value in record.as_dict().items() if name not in FREE} for record in (self, recorded)
-        )
+        records = (self.as_dict(), recorded.as_dict())
+        here, there = ({name: values[name] for name in values if name not in FREE} for values in records)
         return differences(here.pop("identity"), there.pop("identity")) + differences(here, there)
 
     def against(self, setting: int) -> Other | None:

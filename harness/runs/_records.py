@@ -22,7 +22,6 @@ from harness.wording import count_of
 Values = Mapping[str, Any]
 NAMES = [f.name for f in fields(Divergence)]
 LISTS = ("ties", "defects")
-PIXELS = ("decoder", "reference")  # of a picture
 
 
 @dataclass
@@ -183,23 +182,8 @@ class JudgedRow:
     peak_bytes: int = 0  # high-water mark of memory as the decoder says; 0 where it does not
 
 
-def counts_values(counts: Counts) -> dict[str, Any]:
-    """Return counts as JSON values."""
-    return vars(counts) | {"covered": counts.covered.as_dict()}
-
-
-def counts_of(values: Values) -> Counts:
-    """Return the counts that `counts_values` and JSON made these values of."""
-    return Counts(**{**values, "covered": Coverage.from_dict(values["covered"])})
-
-
-def picture_values(picture: Picture) -> dict[str, Any]:
-    """Return a picture as JSON values, without its pixels."""
-    return {name: value for name, value in asdict(picture).items() if name not in PIXELS}
-
-
 def picture_of(values: Values, decoder: bytes, reference: bytes) -> Picture:
-    """Return the picture that `picture_values` and JSON made these values of, with its pixels."""
+    """Return the picture that these JSON values without its pixels were made of."""
     rounds = [Round(**turn) for turn in values["rounds"]]
     distance = Distance(**values["distance"]) if values["distance"] else None
     return Picture(**{**values, "rounds": rounds, "distance": distance}, decoder=decoder, reference=reference)

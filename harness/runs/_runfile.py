@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load, save
@@ -23,7 +23,7 @@ from harness.runs._claims import KeptFigures, LawsTried, QualityClaims
 from harness.runs._database import REMEDY, FileKind, GrowingFile, is_begun, notes_of
 from harness.runs._plan import Plan, Task
 from harness.runs._record import RunRecord
-from harness.runs._records import JudgedRow, settings_of, to_json
+from harness.runs._records import Counts, Coverage, JudgedRow, settings_of, to_json
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
 from harness.wording import count_of
 
@@ -124,7 +124,7 @@ class RunFile(GrowingFile):
                     self.insert("exhibits", (task, setting, save(tensors)), "IGNORE")
             for picture in pictures:
                 place = picture.task, picture.setting, picture.row, picture.badness
-                value = to_json(records.picture_values(picture))
+                value = to_json({k: v for k, v in asdict(picture).items() if k not in ("decoder", "reference")})
                 self.insert("pictures", (*place, value, picture.decoder, picture.reference), "REPLACE")
             if pictures:
                 worst = f"SELECT rowid FROM pictures {WORST_FIRST} LIMIT {MOST_PICTURES}"
@@ -137,11 +137,7 @@ class RunFile(GrowingFile):
 
 
 def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
-    """Read a run file, of a run that goes on, too.
-
-    Raises:
-        InputError: it is none, or of another schema.
-    """
+    """Read a run file, of a run that goes on, too. Raises `InputError` where it is none, or of another schema."""
     with RUN_FILE.reading(path, name) as base:
         rows = base.execute("SELECT value FROM settings ORDER BY number").fetchall()
         settings = [settings_of(json.loads(value)) for (value,) in rows]
@@ -226,7 +222,7 @@ def _columns(row: JudgedRow) -> tuple[object, ...]:
     """Return a row of `judged`, column by column."""
     judgement = row.judgement
     counted = [judgement.count(name) for name in ("images", "draws", "identical", "ties", "wrong_tokens", "defects")]
-    counts = to_json(records.counts_values(row.counts)) if row.counts else None
+    counts = to_json(vars(row.counts) | {"covered": row.counts.covered.as_dict()}) if row.counts else None
     return (
         row.task, row.setting, judgement.verdict.value, *counted, row.seconds, row.reference_seconds,
         row.ended, row.host_bytes, row.device_bytes, to_json(records.judgement_values(judgement)), counts,
@@ -239,6 +235,7 @@ def _rows(base: sqlite3.Connection) -> Iterator[JudgedRow]:
     for task, setting, judgement, counts, changes, peak, *rest in base.execute(
         f"SELECT {names}, device_bytes, refused FROM judged ORDER BY task, setting"
     ):
-        counted = records.counts_of(json.loads(counts)) if counts else None
+        values = json.loads(counts) if counts else None
+        counted = values and Counts(**{**values, "covered": Coverage.from_dict(values["covered"])})
         row = JudgedRow(task, setting, records.judgement_of(json.loads(judgement)), counted, *rest)
         yield replace(row, changes=tuple(map(str, json.loads(changes))), peak_bytes=peak)

@@ -24,7 +24,7 @@ from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._plan import Plan
 from harness.runs._recorded import recorded_result
 from harness.runs._result import Verification
-from harness.runs._runfile import Kept, RunFile, RunStore, pictures_of
+from harness.runs._runfile import RunStore, pictures_of
 from harness.runs.pictures import TIE, UNCLAIMED, WRONG, Best
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny
@@ -98,8 +98,11 @@ def test_an_empty_run_is_inconclusive(tmp_path: Path):
 
 
 def test_a_file_that_does_not_say_its_networks_is_refused(tmp_path: Path):
-    plan = Plan.of([Settings(1)], REQUESTS)
-    RunFile.create(tmp_path / "a.db", Kept({"identity": {}}, plan)).close()
+    run(tmp_path / "a.db")
+    base = sqlite3.connect(tmp_path / "a.db")
+    base.execute("DELETE FROM run WHERE key = 'networks'")
+    base.commit()
+    base.close()
     with pytest.raises(InputError, match="holds no record of a run that can be read"):
         recorded_result(tmp_path / "a.db")
 

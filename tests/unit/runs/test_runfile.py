@@ -15,8 +15,10 @@ from harness.models._pair import ModelPair
 from harness.protocol._decoder import Implementation, Settings
 from harness.protocol._request import Request, request_of, request_values
 from harness.provenance import versions
+from harness.rounding import quick_budget
 from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
 from harness.runs._plan import Plan
+from harness.runs._record import NetworksUsed, RunRecord
 from harness.runs._records import Counts, JudgedRow, judgement_of, judgement_values
 from harness.runs._runfile import Kept, RunFile, RunStore, exhibit_of, read_run
 from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS
@@ -27,6 +29,7 @@ MODELS = tiny(Layout((1, 2, 3)))
 REQUESTS = [Request((0, 1), seed) for seed in range(5)]
 PLAN = Plan.of([Settings(1), Settings(2)], REQUESTS)
 HERE = Terms(in_process=True)
+RECORD = RunRecord(None, NetworksUsed.of(MODELS), HERE, (), quick_budget(MODELS), PLAN.images, None, ())
 
 
 def kept(path: Path, resume: bool = False) -> RunStore:
@@ -59,11 +62,11 @@ def test_a_row_is_what_was_written(tmp_path: Path):
     assert str(again) == str(judgement)  # NaN is not equal to itself
     request = Request((3, 1), 7, seeds=(7, 9), images=(0, 4), top_p=0.9)
     assert request_of(request_values(request)) == request
-    file = RunFile.create(tmp_path / "a.db", Kept({"identity": {}}, PLAN))
+    file = RunFile.create(tmp_path / "a.db", Kept(RECORD, PLAN))
     file.write([JudgedRow(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
     file.close()
-    told, rows = read_run(tmp_path / "a.db")
-    assert told.plan == PLAN
+    again, rows = read_run(tmp_path / "a.db")
+    assert again == Kept(RECORD, PLAN)
     assert str(rows) == str([JudgedRow(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
 
 
@@ -91,7 +94,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_serial_result(judged: int, tmp_pa
 
 def test_two_runs_into_one_file_at_once_are_refused(tmp_path: Path):
     path = tmp_path / "a.db"
-    first = RunFile.create(path, Kept({}, PLAN))
+    first = RunFile.create(path, Kept(RECORD, PLAN))
     with pytest.raises(InputError, match=r"run=.*a\.db: is being written by another run; wait for it"):
         RunFile.go_on(path)
     assert read_run(path)[0].plan == PLAN  # reading is free
