@@ -13,7 +13,6 @@ from typing import NoReturn
 import pytest
 from rich.console import Console
 
-from harness.adapters import PUBLISHED_PREFIX, published_settings
 from harness.decoders import OWN_DECODER, Terms, run_in_process
 from harness.errors import InputError, one_line
 from harness.judge import Evidence, Judgement, Verdict, judge, weigh_run
@@ -21,12 +20,12 @@ from harness.laws import Law, LawResult, try_law
 from harness.models import ModelPair, pair_checksums
 from harness.plugin._digits import USUAL, DigitsCase, design, pair
 from harness.plugin._options import PluginOptions
-from harness.protocol import Contract, Implementation, Request, Trace
+from harness.protocol import Contract, Implementation, Request, Settings, Trace
 from harness.reference.sequential import sample_sequential
 from harness.report import CheckRow, show_verification
 from harness.rounding import budget_for
 from harness.runs import RunStore, Verification, requests_for
-from harness.verification import Question, answer
+from harness.verification import Question, answer, is_published, usual_settings
 
 SEEN = pytest.StashKey[CheckRow]()
 FEW = slice(1, 3)  # requests of a usual case: five images, with filters, guidance and both orders of noise
@@ -131,24 +130,21 @@ def _row_of_digits(case: DigitsCase, result: Verification, options: PluginOption
 def _message(result: Verification) -> str:
     """Return the verdict and the first divergence on one line, then all that `verify` prints to a log."""
     log = io.StringIO()
-    show_verification(
-        result, Console(file=log, width=WIDTH, soft_wrap=True, markup=False, emoji=False, highlight=False), False
-    )
+    console = Console(file=log, width=WIDTH, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    show_verification(result, console, quiet=False)
     clause = str(result.first_divergence or "; ".join(result.inconclusive))
     return f"{result.verdict.value}: {clause}\n\n{log.getvalue()}"
 
 
 def cases_of(options: PluginOptions) -> list[DigitsCase]:
     """Return the cases that a decoder is put to; published code has settings of its own."""
-    prefix, _, sampler = options.name.partition(":")
-    if prefix == PUBLISHED_PREFIX:
-        every = published_settings(sampler, options.factory_options)
+    if is_published(options.name):
+        sampler = options.name.partition(":")[2]
+        every = usual_settings(options.name, Settings(1, options=options.factory_options), 1)
         return [DigitsCase(f"digits[{sampler}{f'-{k}' if k else ''}]", each) for k, each in enumerate(every)]
     names = design() if options.cover else USUAL
-    return [
-        replace(case, settings=replace(case.settings, options=options.factory_options))
-        for case in map(design().__getitem__, names)
-    ]
+    cases = [design()[name] for name in names]
+    return [replace(case, settings=replace(case.settings, options=options.factory_options)) for case in cases]
 
 
 def verified(case: DigitsCase, options: PluginOptions) -> Verification:
@@ -178,12 +174,9 @@ def judged(
     contract: str = "",
     drafts: bool = True,
 ) -> Judgement:
-    """Judge one decode.
+    """Judge one decode: of a decoder, which decodes the request in this process, or the trace that one returned.
 
     Args:
-        models: networks of both sides.
-        decoder_or_trace: a decoder, which decodes the request in this process, or the trace that one returned.
-        request: what was drawn.
         contract: what is claimed; empty = the decoder's own claim, and token-identical of a trace.
         drafts: False for a decoder that drafts nothing, and need not.
 
@@ -221,6 +214,7 @@ def _claim(decoder_or_trace: Implementation | Trace, demanded: str) -> Contract:
     if isinstance(decoder_or_trace, Trace):
         return Contract.of(demanded) if demanded else Contract.TOKENS
     own = Contract.of(decoder_or_trace.contract)
-    if demanded and not own.entails(Contract.of(demanded)):
+    claim = Contract.of(demanded) if demanded else own
+    if not own.entails(claim):
         raise InputError("contract", demanded, f"is demanded, and the decoder claims {own.value}", "drop it")
-    return Contract.of(demanded) if demanded else own
+    return claim

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 
 import pytest
 
@@ -27,19 +26,8 @@ OPTIONS = (
 )  # fmt: skip
 HYPOTHESIS = ("--hypothesis-profile", "--hypothesis-seed")  # of tests that draw for themselves
 USUAL = (None, "", 0, False, "cpu", OWN_DECODER)
-
-
-@dataclass(frozen=True)
-class Properties:
-    """What JUnit says of one test, all of it words."""
-
-    verdict: str
-    component: str
-    replay: str
-
-
+NAMES = ("verdict", "component", "replay")  # of the properties
 OWN = pytest.StashKey[dict[str, str]]()  # what a test says itself; it counts where the test does not pass
-NAMES = tuple(Properties.__dataclass_fields__)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,19 +41,15 @@ def pytest_runtest_makereport(
 
 
 def add_properties(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
-    """Put the properties of what happened so far into a report; JUnit reads the last one of a test.
-
-    Effects: changes `report`, and the item's own properties.
-    """
+    """Put the properties of what happened so far into a report, and into the item; JUnit reads a test's last report."""
     broken_before = ("verdict", Verdict.DEFECT.value) in item.user_properties
     if report.when != "teardown" or (report.outcome == "failed" and not broken_before):
         error = call.excinfo.value if call.excinfo else None
         outcome = "xfailed" if hasattr(report, "wasxfail") and report.outcome == "skipped" else report.outcome
         if report.when == "call" and outcome == "failed" and error is None:
             outcome = "passed"  # an unexpected pass: the law holds
-        properties = _properties(item, report.when, outcome, error)
         others = [each for each in item.user_properties if each[0] not in NAMES]
-        item.user_properties[:] = [*others, *asdict(properties).items()]
+        item.user_properties[:] = [*others, *_properties(item, report.when, outcome, error).items()]
     report.user_properties = list(item.user_properties)
     if report.when == "call" and SEEN in item.stash:
         setattr(report, ROW, item.stash[SEEN].to_json())
@@ -84,23 +68,15 @@ def mark_known(items: Sequence[pytest.Item], known: Mapping[str, str]) -> None:
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True, raises=(Violation, DefectFound, Unproven)))
 
 
-def _properties(item: pytest.Item, when: str, outcome: str, error: BaseException | None) -> Properties:
-    """Return the three properties.
-
-    Args:
-        item: the test.
-        when: setup, call or teardown.
-        outcome: passed, failed, skipped or xfailed.
-        error: what it raised.
-    """
-    properties = Properties(_verdict(when, outcome, error), _component(item), _replay(item))
+def _properties(item: pytest.Item, when: str, outcome: str, error: BaseException | None) -> dict[str, str]:
+    """Return the three properties of a test that passed, failed, was skipped or xfailed, and what it raised."""
+    component, replay, row = _component(item), _replay(item), item.stash.get(SEEN, None)
     if violation := _violation(error):
-        component = ", ".join(violation.law.watches)
-        properties = replace(properties, component=component, replay=_with_name(violation, item).replay)
-    row = item.stash.get(SEEN, None)
+        component, replay = ", ".join(violation.law.watches), _with_name(violation, item).replay
     if isinstance(error, DefectFound) and row is not None:
-        properties = replace(properties, component=", ".join(row.watches), replay=row.replay or properties.replay)
-    return replace(properties, **item.stash.get(OWN, {})) if outcome != "passed" else properties
+        component, replay = ", ".join(row.watches), row.replay or replay
+    properties = dict(zip(NAMES, (_verdict(when, outcome, error), component, replay), strict=True))
+    return properties if outcome == "passed" else properties | item.stash.get(OWN, {})
 
 
 def _component(item: pytest.Item) -> str:

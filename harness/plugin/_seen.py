@@ -18,11 +18,7 @@ ROW = "sdvar_row"  # attribute of a test report: a `CheckRow` as JSON
 
 
 class Gathered:
-    """Collects the rows of reports, wherever the items ran.
-
-    Args:
-        config: of the run.
-    """
+    """Collects the rows of reports, wherever the items ran."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
