@@ -35,11 +35,7 @@ UNJUDGED = ("not_judged", "soft_ties", "map_positions", "map_not_judged")
 def show_recordings(results: Sequence[FileResult], console: Console, quiet: bool, verbose: bool = False) -> None:
     """Print judgements: a table a file, then ties, defects and what is unverified, the totals last.
 
-    Args:
-        results: a file each.
-        console: of `plain_console`.
-        quiet: defects and the totals alone.
-        verbose: a row for every case that holds, and every tie.
+    `quiet` leaves defects and the totals alone; `verbose` shows a row for every case that holds, and every tie.
     """
     for result in results:
         if not quiet:

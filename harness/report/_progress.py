@@ -31,13 +31,7 @@ class _Rate(ProgressColumn):
 
 
 class LongWork:
-    """Shows how far some work is; a context manager.
-
-    Args:
-        unit: what is counted, e.g. ``images``.
-        total: how many.
-        quiet: show nothing.
-    """
+    """Shows how far some work is, in units such as ``images``; a context manager."""
 
     def __init__(self, unit: str, total: int, quiet: bool = False) -> None:
         console = Console(stderr=True)
@@ -65,13 +59,7 @@ class LongWork:
         self._bar.stop()
 
     def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
-        """Count what was done.
-
-        Args:
-            count: how many more.
-            defects: how many more.
-            task: what is in hand now, in place of the unit.
-        """
+        """Count what was done since; `task` is what is in hand now, in place of the unit."""
         if not self.done:
             self._kept = count if time.monotonic() - self._begun < 0.01 else 0
         self.done, self.defects = self.done + count, self.defects + defects

@@ -62,13 +62,9 @@ def print_table(console: Console, title: str, columns: Sequence[Column], rows: R
 
 
 def table_lines(title: str, columns: Sequence[Column], rows: Rows, width: int) -> list[str]:
-    """Return the lines of a table.
+    """Return the lines of a table, whose first column names the row, in a terminal of so many columns.
 
-    Args:
-        title: stands above it; may be empty.
-        columns: the first one names the row.
-        rows: a cell a column; `-` where there is nothing.
-        width: columns of the terminal. A single word that is longer makes its line longer.
+    A single word that is longer makes its line longer.
     """
     shown = [k for k, column in enumerate(columns) if not column.prose]
     below = [k for k, column in enumerate(columns) if column.prose]

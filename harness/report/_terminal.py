@@ -54,12 +54,7 @@ def plain_console() -> Console:
 def say(console: Console, text: str, word: str = "", style: str = "", whole: bool = False) -> None:
     """Print a paragraph, broken between words on a terminal; no control character of a decoder or file reaches it.
 
-    Args:
-        console: of `plain_console`.
-        text: whatever it holds.
-        word: stands before the text.
-        style: of the word.
-        whole: it is a command line, and copied.
+    A `word` in its own `style` stands before the text; a `whole` text is a command line, and copied.
     """
     line = spelled(f"{word}{' ' if word else ''}{shortened(one_line(text), MOST_SHOWN)}", console.encoding)
     lines = [line] if whole or console.soft_wrap else wrapped(line, console.width)

@@ -30,6 +30,7 @@ SIGNS = {  # in a cell of side 1
 }
 PIXELS = (9, 24)  # of a cell: at least, at most
 Tensors = Mapping[str, Tensor]
+Marker = tuple[float, float, float]  # left, top and side of a square on an image, in per cent of the image's side
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,6 @@ class Tile:
     caption: str
     width: int = 0
     height: int = 0
-
-
-@dataclass(frozen=True)
-class Marker:
-    """A square on an image, in per cent of its side."""
-
-    left: float
-    top: float
-    side: float
 
 
 @dataclass(frozen=True)
@@ -70,24 +62,6 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Sign:
-    """One entry of the legend."""
-
-    name: str
-    word: str
-    path: str
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The cells of one state as two paths."""
-
-    name: str
-    ground: str
-    sign: str
-
-
-@dataclass(frozen=True)
 class TokenMap:
     """One scale of one image."""
 
@@ -95,7 +69,7 @@ class TokenMap:
     pixels: int
     label: str
     caption: str
-    layers: Sequence[Layer]
+    layers: Sequence[tuple[str, str, str]]  # of each state its name, its cells and their signs as paths
     grid: str
 
 
@@ -104,17 +78,14 @@ class Maps:
     """All scales of one image."""
 
     title: str
-    legend: Sequence[Sign]
+    legend: Sequence[tuple[str, str, str]]  # of each state its name, what it means, and its sign as a path
     items: Sequence[TokenMap]
 
 
 def gallery_parts(pairs: Sequence[PicturePair], images: int, keeper: str = "the run file keeps") -> list[object]:
-    """Return the parts of a gallery: the first pairs, the others folded, and how many there are besides.
+    """Return the parts of a gallery of so many `images`: the first pairs, the others folded, and how many are left.
 
-    Args:
-        pairs: worst first.
-        images: how many there are in all.
-        keeper: who has those that are not shown.
+    `keeper` says who has those that are not shown.
     """
     total, fit = 0, 0
     for pair in pairs:
@@ -132,14 +103,7 @@ def gallery_parts(pairs: Sequence[PicturePair], images: int, keeper: str = "the 
 
 
 def picture_pair(picture: Picture, sides: Sequence[int], setting: str, other: str = "reference") -> PicturePair:
-    """Return what is shown of a picture that a run kept.
-
-    Args:
-        picture: of the run.
-        sides: of the scales.
-        setting: of the decoder, in words.
-        other: who made the other image.
-    """
+    """Return what is shown of a picture that a run kept; `setting` and `other`, who made the other image, are words."""
     marks = picture.marks
     counts = [f"{marks.count(mark):,} {MARKS[mark][2]}" for mark in (WRONG, TIE, UNCLAIMED) if mark in marks]
     text = f"{setting}. Tokens: {'; '.join(counts) if counts else 'every token agrees'}, of {len(marks):,}."
@@ -160,7 +124,7 @@ def _framed(sides: Sequence[int], position: int) -> tuple[Marker, str]:
     si, y, x = place_of(sides, position)
     side = sides[si]
     text = f"Framed: scale {si}, position {position} (row {y}, column {x} of {side} × {side})."
-    return Marker(100 * x / side, 100 * y / side, 100 / side), text
+    return (100 * x / side, 100 * y / side, 100 / side), text
 
 
 def place_of(sides: Sequence[int], position: int) -> tuple[int, int, int]:
@@ -259,12 +223,8 @@ def token_maps(picture: Picture, sides: Sequence[int], title: str) -> Maps:
     for si, side in enumerate(sides):
         items.append(_map(picture.marks[begin : begin + side * side], si, side))
         begin += side * side
-    legend = [
-        Sign(name, word, SIGNS[name].format(x=0, y=0))
-        for mark, (name, word, _) in MARKS.items()
-        if mark in picture.marks
-    ]
-    return Maps(title, legend, items)
+    shown = [(name, word) for mark, (name, word, _) in MARKS.items() if mark in picture.marks]
+    return Maps(title, [(name, word, SIGNS[name].format(x=0, y=0)) for name, word in shown], items)
 
 
 def _map(marks: str, si: int, side: int) -> TokenMap:
@@ -274,7 +234,7 @@ def _map(marks: str, si: int, side: int) -> TokenMap:
         if mark == AGREES or not places:
             continue
         ground = "".join(f"M{x} {y}h1v1h-1z" for x, y in places)
-        layers.append(Layer(name, ground, "".join(SIGNS[name].format(x=x, y=y) for x, y in places)))
+        layers.append((name, ground, "".join(SIGNS[name].format(x=x, y=y) for x, y in places)))
         counts.append(f"{len(places)} {word}")
     grid = "".join(f"M{k} 0v{side}M0 {k}h{side}" for k in range(1, side))
     text = ", ".join(counts) if counts else "all agree"

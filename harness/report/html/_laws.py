@@ -33,13 +33,7 @@ LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in STATES.values()
 
 
 def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:
-    """Return the page of a run of laws as one HTML file.
-
-    Args:
-        rows: what was checked.
-        name: of the decoder under test.
-        scope: of the laws' cases.
-    """
+    """Return the page of a run of laws as one HTML file; `name` is the decoder's."""
     word, tone, text = _headline(rows)
     broken = [row for row in rows if row.finding]
     sections = [

@@ -125,15 +125,9 @@ def check_page(path: Path | None, name: str = "html") -> None:
 def as_html(
     title: str, word: str, tone: str, headline: str, sections: Sequence[Section], notes: Sequence[str] = ()
 ) -> bytes:
-    """Return a page as one HTML file, UTF-8.
+    """Return a page as one HTML file, UTF-8; sections without parts are left out.
 
-    Args:
-        title: of the document.
-        word: the verdict.
-        tone: one of `TONES`.
-        headline: what the verdict means, in plain words.
-        sections: from top to bottom; one without parts is left out.
-        notes: what qualifies the headline: interrupted, unverified.
+    `word` is the verdict, its `tone` one of `TONES`, and `notes` qualify the headline: interrupted, unverified.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  # asked for where a page is made
 

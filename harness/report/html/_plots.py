@@ -50,14 +50,9 @@ class Axis:
 
 
 def plot(series: Sequence[Series], x: Axis, y: Axis, level: tuple[float, str] | None = None, salt: str = "plot") -> str:
-    """Return a plot of a few series, each with a colour, a marker and a dash of its own.
+    """Return a plot of a few series, each with a colour, a marker and a dash of its own, which repeat after the eighth.
 
-    Args:
-        series: at most so many that they can be told apart; colours and markers begin again after the eighth.
-        x: the horizontal axis.
-        y: the vertical one.
-        level: a horizontal line at a height, and its name.
-        salt: another one for every plot of a page.
+    `level` is a horizontal line at a height, with its name; `salt` another word for every plot of a page.
     """
     from matplotlib import rc_context  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415

@@ -5,10 +5,9 @@ Both show images as recorded and as this code makes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from harness.golden import (
     WHOLE_FILE,
@@ -22,7 +21,6 @@ from harness.golden import (
     recorded_networks,
 )
 from harness.judge import Verdict, worst_verdict
-from harness.protocol import Trace
 from harness.report.html._gallery import PicturePair, gallery_parts, side_by_side
 from harness.report.html._page import Bullets, Facts, Fold, Section, Sheet, as_html, counted, number, origin
 from harness.report.html._words import COMPONENTS, TONE
@@ -48,13 +46,7 @@ RecordedCases = Sequence[tuple[Recording, Sequence[RecordedCase]]]
 
 
 def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, device: str) -> bytes:
-    """Return the page of judgements on recordings as one HTML file.
-
-    Args:
-        results: a file each.
-        recorded: recordings and their cases; images of the cases that do not hold are taken from here.
-        device: where this code ran.
-    """
+    """Return the page of judgements on recordings as one HTML file; images come from what is `recorded`."""
     verdict = worst_verdict([result.verdict for result in results])
     pairs, count = _pairs_that_differ(results, recorded)
     sections = [
@@ -71,12 +63,7 @@ def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, devi
 
 
 def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
-    """Return the page of a comparison of goldens with this code as one HTML file.
-
-    Args:
-        files: every file of the plan; what is on disk is read again.
-        device: where this code ran.
-    """
+    """Return the page of a comparison of goldens with this code as one HTML file; what is on disk is read again."""
     count = sum(len(file.changes) for file in files)
     word, tone = ("CHANGED", "open") if count else ("UNCHANGED", "good")
     headline = (
@@ -157,15 +144,11 @@ def _pairs_that_differ(results: Sequence[FileResult], recorded: RecordedCases) -
             recording, case = sources[result.path, judged.id]
             count += judged.request.B
             if len(pairs) < MOST_IMAGES:
-                both = recording.of(case.id), _decoded(case, judged.run)
+                with torch.inference_mode():
+                    image = case.models.vae.decode(judged.run.f_hat_BCPP)
+                both = recording.of(case.id), {"tokens": judged.run.tokens_BL, "image": image}
                 pairs += side_by_side(case.id, both, SIDES, case.models.pyramid.patch_nums, "Only one side has it.")
     return pairs, count
-
-
-@torch.inference_mode()
-def _decoded(case: RecordedCase, run: Trace) -> Mapping[str, Tensor]:
-    """Return tokens and image of the free run of a case."""
-    return {"tokens": run.tokens_BL, "image": case.models.vae.decode(run.f_hat_BCPP)}
 
 
 def _change_facts(files: Sequence[Regeneration]) -> Facts:
@@ -200,11 +183,7 @@ def _pairs_that_change(file: Regeneration) -> list[PicturePair]:
         if change.id != WHOLE_FILE:
             both = before.of(change.id), after.of(change.id)
             alone = f"{CHANGES[change.what].capitalize()}."
-            pairs += side_by_side(change.id, both, SIDES, _sides(file, change.id), alone)
+            case = next((case for case in file.cases if case.id == change.id), None)  # None: no longer planned
+            sides = recorded_networks(case, file.models).pyramid.patch_nums if case else ()
+            pairs += side_by_side(change.id, both, SIDES, sides, alone)
     return pairs
-
-
-def _sides(file: Regeneration, name: str) -> Sequence[int]:
-    """Return the sides of a case's scales; none of one that is no longer planned."""
-    case = next((case for case in file.cases if case.id == name), None)
-    return recorded_networks(case, file.models).pyramid.patch_nums if case else ()

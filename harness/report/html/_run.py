@@ -33,14 +33,8 @@ class Seen:
 
 
 def seen_in(path: Path, result: Verification, keeps: bool = True) -> Seen:
-    """Return what a run file keeps to be looked at.
-
-    Args:
-        path: the file; a run that could not begin left none.
-        result: of its run.
-        keeps: the file stays, so that the page may name it.
-    """
-    if not is_begun(path):
+    """Return what the file of a run keeps to be looked at; the page names a file that stays (`keeps`)."""
+    if not is_begun(path):  # a run that could not begin left none
         return Seen()
     case, name, pictures = result.first_case, str(path) if keeps else "", pictures_of(path)
     if case is None or result.early:

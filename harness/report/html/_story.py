@@ -26,14 +26,7 @@ def story_title(result: Verification) -> str:
 
 
 def story_parts(result: Verification, exhibit: Mapping[str, Tensor], file: str, case: int | None) -> list[object]:
-    """Return the parts of the section.
-
-    Args:
-        result: of the run.
-        exhibit: tensors around the first divergence (`runs.pictures`); empty where none were kept.
-        file: the run file; empty where it is not kept.
-        case: number of the divergence for `replay`; None where it is none of the file's cases.
-    """
+    """Return the parts of the section; the other arguments are fields of `Seen`."""
     first = result.first_divergence
     if first is None:
         unclaimed = any(setting.total("unclaimed") for setting in result.settings)

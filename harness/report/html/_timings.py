@@ -12,12 +12,7 @@ from harness.report.html._plots import Axis, Series, plot
 
 
 def timings_page(run: Speed, device: str) -> bytes:
-    """Return the page of one run of `bench` as one HTML file.
-
-    Args:
-        run: with one row or more.
-        device: where it ran.
-    """
+    """Return the page of one run of `bench`, with one row or more, as one HTML file."""
     best = max(run.rows, key=lambda row: row.speed_up)
     gains = best.speed_up > 1
     text = f"At best {best.speed_up:.2f} times as fast as sequential decoding by the target, with {_named(best)}."

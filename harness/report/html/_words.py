@@ -22,13 +22,7 @@ VERDICTS = {
     Verdict.INCONCLUSIVE: "Nothing is proved: too little was decoded, drafted or shown to say that the decoder is "
     "right. Nothing wrong was found either.",
 }
-TONE = {
-    Verdict.IDENTICAL: "good",
-    Verdict.TIE: "good",
-    Verdict.CONSISTENT: "good",
-    Verdict.DEFECT: "bad",
-    Verdict.INCONCLUSIVE: "open",
-}
+TONE = dict.fromkeys(Verdict, "good") | {Verdict.DEFECT: "bad", Verdict.INCONCLUSIVE: "open"}
 COMPARED = {
     "tokens": "the picture's building blocks: 680 small integers an image on the usual ten scales",
     "final f_hat": "the latent map that the tokens add up to, from which the pixels are made",
