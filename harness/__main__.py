@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
@@ -145,22 +145,15 @@ def _cut(text: str) -> str:
 
 def _say(line: str) -> None:
     """Print the line on stderr, and give up what could not be written to a stream that is full or closed."""
-    try:
-        if line:
-            print(shortened(one_line(line), MOST), file=sys.stderr, flush=True)
-    except OSError:  # the exit status says it, too
-        _discard(sys.stderr)
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        _discard(sys.stdout)
-
-
-def _discard(stream: TextIO) -> None:
-    """Let what is left in a stream go nowhere, so that Python does not fail on it while it shuts down."""
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), stream.fileno())
+    text = f"{shortened(one_line(line), MOST)}\n" if line else ""
+    for stream, rest in ((sys.stderr, text), (sys.stdout, "")):
+        try:
+            if stream is not None:
+                stream.write(rest)
+                stream.flush()
+        except OSError:  # the exit status says it, too; what is left goes nowhere, lest Python fail on it at its end
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ import it where they begin to work.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from harness.adapters import PUBLISHED_PREFIX, published_settings
 from harness.commands._options import Images, Mode, Networks, Pair
 from harness.decoders import OWN_DECODER, parse_factory_options
 from harness.errors import InputError
@@ -85,36 +84,18 @@ def find_dtype(name: str, text: str) -> torch.dtype:
     return DTYPES[text]
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """The decoder under test as it is asked for."""
-
-    name: str  # of its factory
-    options: tuple[tuple[str, str], ...]  # (name, value) for the factory, the checkout among them
-    contract: str = ""  # demanded of the harness's own decoder, whose policy must keep it; else empty
-
-    @property
-    def published(self) -> bool:
-        """Tell whether it is published code."""
-        return self.name.startswith(f"{PUBLISHED_PREFIX}:")
-
-    def settings(self) -> list[Settings]:
-        """Return the settings where no draft_len is asked for: both roles of CoDe's two models."""
-        return published_settings(self.name.partition(":")[2], self.options)
-
-
-def decoder(name: str, checkout: Path | None, given: list[str] | None, contract: str = "") -> Decoder:
-    """Return the decoder that the options name. Raises `InputError` for an option of another form."""
-    options = parse_factory_options(checkout, given or ())
-    if name == OWN_DECODER and options:
+def factory_options(name: str, checkout: Path | None, given: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """Return (name, value) pairs for a decoder's factory, the checkout among them. Raises `InputError`."""
+    pairs = parse_factory_options(checkout, given or ())
+    if name == OWN_DECODER and pairs:
         rule = "the harness's own decoder takes --policy, --draft-len and --bonus"
-        raise InputError("option", options[0][0], rule, "drop it, or pass --implementation package.module:factory")
-    return Decoder(name, options, contract if name == OWN_DECODER else "")
+        raise InputError("option", pairs[0][0], rule, "drop it, or pass --implementation package.module:factory")
+    return pairs
 
 
-def with_speed(settings: list[Settings], own: Decoder, graphs: bool, compiled: bool) -> list[Settings]:
+def with_speed(settings: list[Settings], name: str, graphs: bool, compiled: bool) -> list[Settings]:
     """Return the settings with recorded and compiled work. Raises `InputError` for a decoder of somebody else's."""
-    if own.name != OWN_DECODER and (graphs or compiled):
+    if name != OWN_DECODER and (graphs or compiled):
         rule = "is how the harness's own decoder works"
         raise InputError("graphs" if graphs else "compile", True, rule, "drop it; yours takes --option NAME=VALUE")
     return [replace(setting, graphs=graphs, compiled=compiled) for setting in settings]
@@ -137,15 +118,25 @@ def requests_for(models: ModelPair, images: Images) -> list[Request]:
     ]
 
 
+def timed_requests(batches: str, seeds: str, classes: int) -> list[list[Request]]:
+    """Return a request a seed for every batch size: labels and image addresses differ from seed to seed.
+
+    Raises:
+        InputError: a size below 1, or no seed.
+    """
+    requests = []
+    for size in counts("batches", batches, "1,8"):
+        addresses = [(seed, tuple(range(seed * size, (seed + 1) * size))) for seed in integers("seeds", seeds, "0:4")]
+        requests.append(
+            [Request(tuple(each % classes for each in images), seed, images=images) for seed, images in addresses]
+        )
+    return requests
+
+
 def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Request], str]:
-    """Return the batches of all seeds, which they mix, and why they are that large.
+    """Return the batches of all seeds, which they mix, and why they are that large, where a decoder runs `apart`.
 
     In the published order a batch is what its seed draws: there the batches are those of `requests_for`.
-
-    Args:
-        models: on their device.
-        images: what to draw.
-        apart: the decoder under test has a process of its own.
 
     Raises:
         InputError: anything out of range, or an empty seed range.

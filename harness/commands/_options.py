@@ -37,52 +37,50 @@ ONE_LENGTH = (*(f"collaborative:{n}" for n in (2, 3, 5, 7)), *(f"code:{n}" for n
 PACKAGE = Path(__file__).parents[1]
 BUDGETS, GOLDENS = PACKAGE / "rounding" / "budgets.json", PACKAGE / "golden" / "data"
 
+# Help that is too long to stand within its option.
+NAMED = "digits, digits-close, or sizes with random weights: d16-d30."
+MOVED = f"Draft with the target, its weights moved by so much of their size; digits-close is {CLOSE:g}."
+ROUNDS = "The draft's own, where speed counts: a draft may round as it likes."
+PAGE = "Write a page for people to this file: one HTML file, complete in itself."
+SILENT = "Print the verdict only, and nothing that a decoder prints."
+SCHEDULER = "Address of a Dask scheduler whose workers do it (docs/runs.md)."
+DEMAND = "Demand A, B or C; a weaker claim is refused. Empty: what the decoder claims."
+BUILT = "Decoder under test: package.module:factory, or published:var, code, …"
+MEASURES = "File of `calibrate`; modes that it lacks are measured."
+
 # Options of several records.
 Draft = Annotated[Path | None, Option("Draft checkpoint (.pth or .safetensors).", panel=NETWORKS)]
 Target = Annotated[Path | None, Option("Target checkpoint.", panel=NETWORKS)]
 Vae = Annotated[Path | None, Option("VQ-VAE checkpoint.", panel=NETWORKS)]
 Device = Annotated[str, Option("cpu, cuda or cuda:N.", offers=("cpu", "cuda"), panel=PLACE)]
 Dtype = Annotated[str, Option(f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.", rare=True, offers=DTYPES)]
-Labels = Annotated[str, Option("Classes: 0,1 or a range 0:4 or all.", offers=("all",))]
-Batch = Annotated[int, Option("Images per batch; 0 = all labels of a seed together.", rare=True)]
-Cfg = Annotated[float, Option("Guidance value; 0 = off.", rare=True)]
-TopK = Annotated[int, Option("Keep the k most likely tokens; 0 = off.", rare=True)]
-TopP = Annotated[float, Option("Keep this much probability; 0 = off.", rare=True)]
-Policy = Annotated[str, Option(f"Acceptance rule: {', '.join(POLICIES)}.", offers=POLICIES)]
-Bonus = Annotated[bool, Option("Also submit the scale after the drafted ones.", rare=True)]
-Graphs = Annotated[bool, Option("Record and replay device work as CUDA graphs.", rare=True)]
-Compile = Annotated[bool, Option("Run the networks' blocks through PyTorch's compiler.", rare=True)]
-Implementation = Annotated[
-    str,
-    Option(
-        "Decoder under test: package.module:factory, or published:var, code, …",
-        offers=(OWN, *(f"published:{name}" for name in PUBLISHED)),
-    ),
-]
+Labels = Annotated[str, Option("Classes: 0,1 or a range 0:4 or all.", offers=("all",), panel=DRAWN)]
+Batch = Annotated[int, Option("Images per batch; 0 = all labels of a seed together.", rare=True, panel=DRAWN)]
+Cfg = Annotated[float, Option("Guidance value; 0 = off.", rare=True, panel=DRAWN)]
+TopK = Annotated[int, Option("Keep the k most likely tokens; 0 = off.", rare=True, panel=DRAWN)]
+TopP = Annotated[float, Option("Keep this much probability; 0 = off.", rare=True, panel=DRAWN)]
+Policy = Annotated[str, Option(f"Acceptance rule: {', '.join(POLICIES)}.", offers=POLICIES, panel=DECODED)]
+Bonus = Annotated[bool, Option("Also submit the scale after the drafted ones.", rare=True, panel=DECODED)]
+Graphs = Annotated[bool, Option("Record and replay device work as CUDA graphs.", rare=True, panel=DECODED)]
+Compile = Annotated[bool, Option("Run the networks' blocks through PyTorch's compiler.", rare=True, panel=DECODED)]
+Implementation = Annotated[str, Option(BUILT, offers=(OWN, *(f"published:{name}" for name in PUBLISHED)))]
 Checkout = Annotated[Path | None, Option("Folder of published code: holds the packages models and dist.", rare=True)]
 FactoryOptions = Annotated[
     list[str] | None, Option("NAME=VALUE for the decoder's factory; several times.", name="--option", rare=True)
 ]
-Contract = Annotated[
-    str, Option("Demand A, B or C; a weaker claim is refused. Empty: what the decoder claims.", offers=("A", "B", "C"))
-]
-Budgets = Annotated[
-    Path,
-    Option("File of `calibrate`; modes that it lacks are measured.", rare=True, shown="those that ship", panel=JUDGED),
-]
+Contract = Annotated[str, Option(DEMAND, offers=("A", "B", "C"))]
+Budgets = Annotated[Path, Option(MEASURES, rare=True, shown="those that ship", panel=JUDGED)]
 MaxLoss = Annotated[float | None, Option("Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.", rare=True)]
 Features = Annotated[Path | None, Option("Inception's weights file (torch-fidelity's), for other images.", rare=True)]
 Real = Annotated[Path | None, Option("Real data's mu and sigma, .npz as of the ADM evaluation.", rare=True)]
 Workers = Annotated[int, Option("Processes; 0 = one a GPU of --device cuda, else one.", rare=True, panel=PLACE)]
-Cluster = Annotated[
-    str, Option("Address of a Dask scheduler whose workers do it (docs/runs.md).", rare=True, panel=PLACE)
-]
-Json = Annotated[Path | None, Option("Write the result to this file.")]
-Html = Annotated[Path | None, Option("Write a page for people to this file: one HTML file, complete in itself.")]
-Resume = Annotated[bool, Option("Go on where the run in that file stopped.", rare=True)]
-Into = Annotated[Path | None, Option("Markdown file: replace its table between the markers.")]
-Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", rare=True)]
-Quiet = Annotated[bool, Option("Print the verdict only, and nothing that a decoder prints.", rare=True)]
+Cluster = Annotated[str, Option(SCHEDULER, rare=True, panel=PLACE)]
+Json = Annotated[Path | None, Option("Write the result to this file.", panel=WRITTEN)]
+Html = Annotated[Path | None, Option(PAGE, panel=WRITTEN)]
+Resume = Annotated[bool, Option("Go on where the run in that file stopped.", rare=True, panel=WRITTEN)]
+Into = Annotated[Path | None, Option("Markdown file: replace its table between the markers.", panel=WRITTEN)]
+Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", rare=True, panel=WRITTEN)]
+Quiet = Annotated[bool, Option(SILENT, rare=True, panel=WRITTEN)]
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,7 @@ class Pair(Group):
     """Which networks: by name, or three checkpoint files."""
 
     panel = NETWORKS
-    models: Annotated[
-        str,
-        Option(
-            "digits, digits-close, or sizes with random weights: d16-d30.", offers=("digits", "digits-close", *SIZES)
-        ),
-    ] = "digits"
+    models: Annotated[str, Option(NAMED, offers=("digits", "digits-close", *SIZES))] = "digits"
     draft: Draft = None
     target: Target = None
     vae: Vae = None
@@ -114,27 +107,14 @@ class Mode(Group):
     device: Device = "cpu"
     tf32: Annotated[bool, Option("Allow TF32 on CUDA; off, float32 is float32.", rare=True)] = False
     dtype: Dtype = "float32"
-    draft_dtype: Annotated[
-        str,
-        Option(
-            "The draft's own, where speed counts: a draft may round as it likes.",
-            rare=True,
-            offers=DTYPES,
-            shown="that of --dtype",
-        ),
-    ] = ""
+    draft_dtype: Annotated[str, Option(ROUNDS, rare=True, offers=DTYPES, shown="that of --dtype")] = ""
 
 
 @dataclass(frozen=True)
 class Networks(Pair):
     """Which networks, with another draft where `draft_noise` is given, and their mode."""
 
-    draft_noise: Annotated[
-        float | None,
-        Option(
-            f"Draft with the target, its weights moved by so much of their size; digits-close is {CLOSE:g}.", rare=True
-        ),
-    ] = None
+    draft_noise: Annotated[float | None, Option(MOVED, rare=True)] = None
     mode: Mode = Mode()
 
 

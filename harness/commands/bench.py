@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from harness.commands import _options as options
-from harness.commands._options import DECODED, DRAWN, WRITTEN, Networks
+from harness.commands._options import DECODED, DRAWN, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
-if TYPE_CHECKING:
-    from harness.protocol import Request
-
 
 @dataclass(frozen=True)
 class TimedDecodes(Group):
-    """What is decoded, and how."""
+    """What is decoded, how, and what is written."""
 
     panel = DECODED
     batches: Annotated[str, Option("Images per batch: 1,8.", panel=DRAWN)] = "1"
@@ -30,13 +27,6 @@ class TimedDecodes(Group):
     graphs: options.Graphs = False
     compile: options.Compile = False
     repeats: Annotated[int, Option("Timed decodes per figure; the median is shown.")] = 5
-
-
-@dataclass(frozen=True)
-class BenchOutputs(Group):
-    """What is written."""
-
-    panel = WRITTEN
     json: options.Json = None
     html: options.Html = None
     quiet: options.Quiet = False
@@ -47,41 +37,39 @@ class BenchOutputs(Group):
     "bench --device cuda --dtype bfloat16 --graphs --policies imposed:0.5,imposed:1",
     "bench --batches 1,8 --repeats 9 --json speed.json",
 )
-def bench(networks: Networks, decodes: TimedDecodes, outputs: BenchOutputs) -> None:
+def bench(networks: Networks, timed: TimedDecodes) -> None:
     """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow."""
     import torch
 
     from harness.bench import Bench, Machine, Speed, SpeedRow
-    from harness.commands._inputs import load_models
+    from harness.commands._inputs import load_models, timed_requests
     from harness.report import LongWork, plain_console, show_speed
-    from harness.report.html import check_page
+    from harness.report.html import check_page, timings_page
 
-    files = check_outputs({"json": outputs.json, "html": outputs.html}, networks.files())
-    check_page(outputs.html)
-    settings = settings_for(decodes.policies, decodes.draft_len, decodes.repeats)
-    requests_for(decodes.batches, decodes.seeds, 1)  # refused before the networks are loaded
+    files = check_outputs({"json": timed.json, "html": timed.html}, networks.files())
+    check_page(timed.html)
+    settings = settings_for(timed.policies, timed.draft_len, timed.repeats)
+    timed_requests(timed.batches, timed.seeds, 1)  # refused before the networks are loaded
     pair = load_models(networks, networks.mode)
     pair.check_finite()
-    requests = requests_for(decodes.batches, decodes.seeds, pair.target.config.classes)
+    requests = timed_requests(timed.batches, timed.seeds, pair.target.config.classes)
     machine = Machine.measure(pair.device, pair.target.dtype)
     if pair.device.type == "cuda":
         torch.cuda.empty_cache()
-    timer = Bench(pair, decodes.graphs, decodes.repeats, machine, decodes.bonus, decodes.compile)
+    timer = Bench(pair, timed.graphs, timed.repeats, machine, timed.bonus, timed.compile)
     rows: list[SpeedRow] = []
-    with LongWork("timings", len(requests) * len(settings), outputs.quiet) as work:
+    with LongWork("timings", len(requests) * len(settings), timed.quiet) as work:
         for same_size in requests:
             for row in timer.rows(same_size, settings):
                 rows.append(row)
                 work.advance()
     draft_name = str(pair.draft.dtype).removeprefix("torch.")
     mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
-    speed = Speed(pair.title, mode, draft_name, decodes.graphs, decodes.bonus, machine, rows, decodes.compile)
+    speed = Speed(pair.title, mode, draft_name, timed.graphs, timed.bonus, machine, rows, timed.compile)
     show_speed(speed, str(pair.device), plain_console())
     if "json" in files:
         write_whole(files["json"], speed.document())
     if "html" in files:
-        from harness.report.html import timings_page  # Jinja2 only where a page is made
-
         write_whole(files["html"], timings_page(speed, str(pair.device)))
 
 
@@ -99,21 +87,3 @@ def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str,
     named = [parse_policy(text, bench=True) for text in policies.split(",")]
     lengths = integers("draft_len", draft_len, "2,5")
     return [(policy.name, n) for n in lengths for policy in named if policy.speculates or n == lengths[0]]
-
-
-def requests_for(batches: str, seeds: str, classes: int) -> list[list[Request]]:
-    """Return a request a seed for every batch size: labels and image addresses differ from seed to seed.
-
-    Raises:
-        InputError: a size below 1, or no seed.
-    """
-    from harness.commands._inputs import counts, integers
-    from harness.protocol import Request
-
-    requests = []
-    for size in counts("batches", batches, "1,8"):
-        addresses = [(seed, tuple(range(seed * size, (seed + 1) * size))) for seed in integers("seeds", seeds, "0:4")]
-        requests.append(
-            [Request(tuple(each % classes for each in images), seed, images=images) for seed, images in addresses]
-        )
-    return requests

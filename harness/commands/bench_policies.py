@@ -16,7 +16,7 @@ from harness.wording import count_of
 
 @dataclass(frozen=True)
 class PolicyDecodes(Group):
-    """What is decoded, and how."""
+    """What is decoded, how, and what is written."""
 
     panel = DECODED
     images: Annotated[int, Option("Images per setting, labels in turn.", panel=DRAWN)] = 200
@@ -28,16 +28,9 @@ class PolicyDecodes(Group):
     draft_len: Annotated[str, Option("Draft lengths, by commas.")] = "1,2,3,5,10"
     workers: options.Workers = 0
     cluster: options.Cluster = ""
-
-
-@dataclass(frozen=True)
-class PolicyOutputs(Group):
-    """What is written."""
-
-    panel = WRITTEN
     into: options.Into = None
-    picture: Annotated[Path | None, Option("Write the chart to this SVG file.")] = None
-    json: Annotated[Path | None, Option("Write every count and distance to this file.")] = None
+    picture: Annotated[Path | None, Option("Write the chart to this SVG file.", panel=WRITTEN)] = None
+    json: Annotated[Path | None, Option("Write every count and distance to this file.", panel=WRITTEN)] = None
 
 
 @command(
@@ -45,7 +38,7 @@ class PolicyOutputs(Group):
     "bench-policies --policies coupled,kl:0.1 --once '' --draft-len 2,5",
     "bench-policies --json policies.json --picture policies.svg",
 )
-def bench_policies(networks: Networks, decodes: PolicyDecodes, outputs: PolicyOutputs) -> None:
+def bench_policies(networks: Networks, decodes: PolicyDecodes) -> None:
     """Measure target calls, target rows and distances of the acceptance policies."""
     from harness.bench import measure_policies, policies_document, policy_markdown
     from harness.commands._inputs import check_drawing, check_most, load_models
@@ -54,11 +47,11 @@ def bench_policies(networks: Networks, decodes: PolicyDecodes, outputs: PolicyOu
     from harness.quality import portions
     from harness.report import LongWork, plain_console, replaced_parts, show_policies
 
-    files = {"into": outputs.into, "picture": outputs.picture, "json": outputs.json}
+    files = {"into": decodes.into, "picture": decodes.picture, "json": decodes.json}
     paths = check_outputs(files, networks.files())
-    check_drawing(outputs.picture)
-    if outputs.into is not None:
-        replaced_parts(outputs.into, {"table": ""})
+    check_drawing(decodes.picture)
+    if "into" in paths:
+        replaced_parts(paths["into"], {"table": ""})
     if min(decodes.images, decodes.batch) < 1:
         raise InputError("images", decodes.images, "and batch must be at least 1", "pass --images 200 --batch 10")
     check_most("images", decodes.images, "200")

@@ -35,35 +35,32 @@ class GoldenCases(Group):
 
 
 @dataclass(frozen=True)
-class CheckOutputs(Group):
+class CheckOptions(GoldenCases):
     """Which files are checked, and what is said of them."""
 
-    panel = WRITTEN
     files: Annotated[list[Path] | None, Option("Recordings; none = this project's own goldens.", argument=True)] = None
     json: options.Json = None
     html: options.Html = None
     verbose: options.Verbose = False
-    quiet: Annotated[bool, Option("Print defects and the last line only.")] = False
+    quiet: Annotated[bool, Option("Print defects and the last line only.", panel=WRITTEN)] = False
 
 
 @dataclass(frozen=True)
-class DiffOutputs(Group):
-    """What is written beside the goldens."""
+class DiffOptions(GoldenCases):
+    """Which cases are made again, and where the page goes."""
 
-    panel = WRITTEN
     html: options.Html = None
 
 
 @dataclass(frozen=True)
-class RecordReason(Group):
-    """Why goldens change."""
+class RecordOptions(GoldenCases):
+    """Which cases are written anew, and why."""
 
-    panel = WRITTEN
-    reason: Annotated[str, Option("Why the goldens change; kept in the files.")] = ""
+    reason: Annotated[str, Option("Why the goldens change; kept in the files.", panel=WRITTEN)] = ""
 
 
 @command("golden check", "golden check --only 'one-phi-*'", "golden check recorded-cpu.safetensors --html check.html")
-def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
+def check(cases: CheckOptions) -> None:
     """Run every recorded case again, teacher-forced, and compare.
 
     Exit status: 0 all hold, 1 a defect, 2 bad input, 3 unverified (recorded on another platform).
@@ -71,24 +68,24 @@ def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
     from harness.golden import check_recording, golden_inventory, read_recordings, recorded_cases, stale_entries
     from harness.judge import worst_verdict
     from harness.report import LongWork, plain_console, recordings_json, say, show_recordings
-    from harness.report.html import check_page
+    from harness.report.html import check_page, recordings_page
 
-    files = recordings.files or []
+    files = cases.files or []
     inputs = {f"file {path}": path for path in files or cases.folder.glob("*")}
-    paths = check_outputs({"json": recordings.json, "html": recordings.html}, inputs)
-    check_page(recordings.html)
+    paths = check_outputs({"json": cases.json, "html": cases.html}, inputs)
+    check_page(cases.html)
     device, console = _prepare(cases.device), plain_console()
     results: list[FileResult] = []
     if not files:
         files, results = golden_inventory(device.type, cases.folder)
-        if not recordings.quiet:
+        if not cases.quiet:
             say(console, f"no FILES given: this project's own goldens on {device.type}")
     recorded = read_recordings(files) if files or not results else []
     parsed = [recorded_cases(recording, device) for recording in recorded]  # all bad input is met before any work
     parsed = [[case for case in chosen if fnmatchcase(case.id, cases.only)] for chosen in parsed]
     if recorded and not any(parsed):
         _no_case(cases.only)
-    with LongWork("cases", sum(map(len, parsed)), recordings.quiet) as work:
+    with LongWork("cases", sum(map(len, parsed)), cases.quiet) as work:
         for recording, chosen in zip(recorded, parsed, strict=True):
             if not chosen:
                 continue
@@ -96,14 +93,12 @@ def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
             if recording.own:
                 result.defects += stale_entries(recording)
             results.append(result)
-    show_recordings(results, console, recordings.quiet, recordings.verbose)
+    show_recordings(results, console, cases.quiet, cases.verbose)
     if "json" in paths:
         write_whole(paths["json"], recordings_json(results, device))
     if "html" in paths:
-        from harness.report.html import recordings_page  # Jinja2 only for a page
-
-        checked = list(zip(recorded, parsed, strict=True))
-        write_whole(paths["html"], recordings_page(results, checked, str(device)))
+        pairs = list(zip(recorded, parsed, strict=True))
+        write_whole(paths["html"], recordings_page(results, pairs, str(device)))
     raise typer.Exit(worst_verdict([result.verdict for result in results]).exit_status)
 
 
@@ -112,7 +107,7 @@ def check(cases: GoldenCases, recordings: CheckOutputs) -> None:
     "golden record --only 'target*' --reason 'a new case'",
     "golden record --device cuda --reason 'a new card'",
 )
-def record(cases: GoldenCases, reason: RecordReason) -> None:
+def record(cases: RecordOptions) -> None:
     """Write this project's goldens anew, where they changed.
 
     Refused without a reason, in CI, on a dirty tree, while a recording is contradicted, and while a law fails.
@@ -122,28 +117,28 @@ def record(cases: GoldenCases, reason: RecordReason) -> None:
 
     device, console = _prepare(cases.device, cases.only), plain_console()
     refuse_installed(cases.folder)
-    changes = changed_goldens(reason.reason, device, cases.folder, only=cases.only)
+    changes = changed_goldens(cases.reason, device, cases.folder, only=cases.only)
     if changes and (broken := broken_laws()):
         rule = "must hold before a golden is recorded"
         raise InputError("laws", "; ".join(broken), rule, "mend the code first (pytest tests/property)")
     for after in changes:
         show_golden_changes(f"{after.path.name}: before and after", after.changes, console)
     for after in changes:
-        write_golden(after, reason.reason, device)
+        write_golden(after, cases.reason, device)
         say(console, f"wrote {after.path}")
     if not changes:
         say(console, "nothing changed; nothing written")
 
 
 @command("golden diff", "golden diff --only 'one-phi-*'", "golden diff --html changes.html")
-def diff(cases: GoldenCases, page: DiffOutputs) -> None:
+def diff(cases: DiffOptions) -> None:
     """Show what `record` would change, rounding apart; writes no golden. Exit status 1 when something would."""
     from harness.golden import regenerate_all
     from harness.report import plain_console, say, show_golden_changes
-    from harness.report.html import check_page
+    from harness.report.html import check_page, regeneration_page
 
-    paths = check_outputs({"html": page.html}, {f"file {path}": path for path in cases.folder.glob("*")})
-    check_page(page.html)
+    paths = check_outputs({"html": cases.html}, {f"file {path}": path for path in cases.folder.glob("*")})
+    check_page(cases.html)
     device, console = _prepare(cases.device, cases.only), plain_console()
     anew = regenerate_all(device, cases.folder, cases.only)
     for after in anew:
@@ -152,8 +147,6 @@ def diff(cases: GoldenCases, page: DiffOutputs) -> None:
     count = sum(len(after.changes) for after in anew)
     say(console, count_of(count, "change") if count else "nothing would change")
     if "html" in paths:
-        from harness.report.html import regeneration_page  # Jinja2 only for a page
-
         write_whole(paths["html"], regeneration_page(anew, str(device)))
     raise typer.Exit(1 if count else 0)
 

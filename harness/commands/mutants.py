@@ -10,23 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.commands import _options as options
-from harness.commands._options import DTYPES, JUDGED, PLACE, WRITTEN
+from harness.commands._options import DTYPES, JUDGED, PLACE
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
 if TYPE_CHECKING:
-    from harness.mutants import Hunt, Mutant
+    import torch
+
+    from harness.mutants import Mutant
 
 FEW = 8  # mutants that are hunted in this process: starting others would take longer than they do
 SCOPES = ("first", "family", "all")
 FAMILIES = ("acceptance", "batch", "guidance", "masks", "numbers", "positions", "randomness", "reuse", "rules",
             "sensitivity", "state", "streams")  # fmt: skip
+PROCESSES = "Processes; 0 = one a GPU of --device cuda; on a CPU one a core, where there are many bugs."
 
 
 @dataclass(frozen=True)
 class HuntedBugs(Group):
-    """Which bugs are hunted, and how."""
+    """Which bugs are hunted, how and where, and what is written."""
 
     panel = JUDGED
     only: Annotated[
@@ -36,26 +39,12 @@ class HuntedBugs(Group):
     examples: Annotated[int, Option("Cases per law.")] = 16
     seed: Annotated[int, Option("Seed of the cases.")] = 0
     verify: Annotated[bool, Option("Run the default verify on each, too: which stage catches it first?")] = False
-
-
-@dataclass(frozen=True)
-class HuntPlace(Group):
-    """Where the hunt runs."""
-
-    panel = PLACE
     device: options.Device = "cpu"
-    dtype: Annotated[str, Option("Of the networks where a law does not need float64.", offers=DTYPES)] = "float32"
-    workers: Annotated[
-        int, Option("Processes; 0 = one a GPU of --device cuda; on a CPU one a core, where there are many bugs.")
-    ] = 0
+    dtype: Annotated[str, Option("Of the networks where a law does not need float64.", offers=DTYPES, panel=PLACE)] = (
+        "float32"
+    )
+    workers: Annotated[int, Option(PROCESSES, panel=PLACE)] = 0
     cluster: options.Cluster = ""
-
-
-@dataclass(frozen=True)
-class HuntOutputs(Group):
-    """What is written."""
-
-    panel = WRITTEN
     into: options.Into = None
     json: options.Json = None
     html: options.Html = None
@@ -64,39 +53,36 @@ class HuntOutputs(Group):
 
 
 @command("mutants --only masks", "mutants --only positions.offset --laws first", "mutants --html hunt.html")
-def mutants(hunted: HuntedBugs, place: HuntPlace, outputs: HuntOutputs) -> None:
+def mutants(hunted: HuntedBugs) -> None:
     """Hunt planted bugs with the laws; a bug that its family of laws does not catch is a defect of the laws.
 
     Exit status: 0 all caught, 1 one survived or a law broke on the correct decoder, 2 bad input.
     """
-    import torch
-
     from harness.laws import LAWS
     from harness.mutants import Hunt, HuntWork, caught_with_mutant, hunting_cases
     from harness.pool import Died, Execution, WorkerError, employ
     from harness.report import LongWork, hunt_json, hunt_markdown, plain_console, replaced_parts, show_hunt
-    from harness.report.html import check_page
+    from harness.report.html import check_page, hunt_page
     from harness.rounding import set_precision
 
-    paths = check_outputs({"json": outputs.json, "html": outputs.html, "into": outputs.into}, {})
-    check_page(outputs.html)
-    if outputs.into is not None:
-        replaced_parts(outputs.into, {"mutants": ""})
-    hunt = Hunt(hunted.laws, hunted.examples, hunted.seed, place.device, place.dtype)
-    chosen = chosen_mutants(hunted.only)
-    _check(hunt)
+    paths = check_outputs({"json": hunted.json, "html": hunted.html, "into": hunted.into}, {})
+    check_page(hunted.html)
+    if "into" in paths:
+        replaced_parts(paths["into"], {"mutants": ""})
+    chosen, device = chosen_mutants(hunted.only), _checked(hunted)
     set_precision(False)
-    cases = hunting_cases(hunted.examples, hunted.seed, place.device, place.dtype)
+    scope = hunted.examples, hunted.seed, hunted.device, hunted.dtype
+    hunt, cases = Hunt(hunted.laws, *scope), hunting_cases(*scope)
     checked = [law for law in LAWS if hunted.laws == "all" or law.family in {mutant.family for mutant in chosen}]
     tasks = [("law", law.id) for law in checked] + [("mutant", mutant.id) for mutant in chosen]
-    workers = place.workers
-    if not (workers or place.cluster) and place.device == "cpu" and len(chosen) >= FEW:
+    workers = hunted.workers
+    if not (workers or hunted.cluster) and hunted.device == "cpu" and len(chosen) >= FEW:
         workers = os.cpu_count() or 1
-    crew = employ(Execution(workers, place.cluster), torch.device(place.device), len(tasks))
-    threads = 1 if crew.is_elsewhere and place.device == "cpu" else 0  # the networks are tiny: a core each
+    crew = employ(Execution(workers, hunted.cluster), device, len(tasks))
+    threads = 1 if crew.is_elsewhere and hunted.device == "cpu" else 0  # the networks are tiny: a core each
     answers: dict[tuple[str, str], Any] = {}
     with (
-        LongWork("laws and mutants", len(tasks), outputs.quiet) as work,
+        LongWork("laws and mutants", len(tasks), hunted.quiet) as work,
         closing(crew.open(HuntWork(tuple(cases), hunted.laws, hunted.verify, threads))) as pool,
     ):
         for task, answer in pool.map(tasks):
@@ -106,12 +92,10 @@ def mutants(hunted: HuntedBugs, place: HuntPlace, outputs: HuntOutputs) -> None:
             work.advance(task=task[1])
     hunt.false_alarms = [law for law in checked if answers["law", law.id]]
     hunt.found = [caught_with_mutant(answers["mutant", mutant.id]) for mutant in chosen]
-    show_hunt(hunt, plain_console(), outputs.quiet, outputs.verbose)
+    show_hunt(hunt, plain_console(), hunted.quiet, hunted.verbose)
     if "json" in paths:
         write_whole(paths["json"], hunt_json(hunt))
     if "html" in paths:
-        from harness.report.html import hunt_page  # Jinja2 is asked for where a page is made
-
         write_whole(paths["html"], hunt_page(hunt))
     if "into" in paths:
         write_whole(paths["into"], replaced_parts(paths["into"], {"mutants": hunt_markdown(hunt)}).encode())
@@ -130,16 +114,16 @@ def chosen_mutants(only: str) -> list[Mutant]:
     return [mutant for mutant in MUTANTS if mutant.id.startswith(tuple(words))]
 
 
-def _check(hunt: Hunt) -> None:
-    """Refuse what cannot be hunted with. Raises `InputError`."""
+def _checked(hunted: HuntedBugs) -> torch.device:
+    """Return the device. Raises `InputError` for what cannot be hunted with."""
     from harness.commands._inputs import check_most, find_device, find_dtype
 
-    if hunt.scope not in SCOPES:
-        raise InputError("laws", hunt.scope, f"must be one of {', '.join(SCOPES)}", "pass --laws family")
-    if hunt.examples < 1:
-        raise InputError("examples", hunt.examples, "must be 1 or more", "pass --examples 16")
-    check_most("examples", hunt.examples, "16")
-    if not 0 <= hunt.seed < 2**63:
-        raise InputError("seed", hunt.seed, "must lie in 0..2^63-1", "pass --seed 0")
-    find_dtype("dtype", hunt.dtype)
-    find_device(hunt.device)
+    if hunted.laws not in SCOPES:
+        raise InputError("laws", hunted.laws, f"must be one of {', '.join(SCOPES)}", "pass --laws family")
+    if hunted.examples < 1:
+        raise InputError("examples", hunted.examples, "must be 1 or more", "pass --examples 16")
+    check_most("examples", hunted.examples, "16")
+    if not 0 <= hunted.seed < 2**63:
+        raise InputError("seed", hunted.seed, "must lie in 0..2^63-1", "pass --seed 0")
+    find_dtype("dtype", hunted.dtype)
+    return find_device(hunted.device)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.commands import _options as options
-from harness.commands._options import DRAWN, TIMEOUT_S, WRITTEN, Images, Mode, Pair
+from harness.commands._options import DRAWN, TIMEOUT_S, Images, Mode, Pair
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
 
 if TYPE_CHECKING:
-    from harness.commands._inputs import Decoder
-    from harness.decoders import Terms
     from harness.judge import PartLaw
     from harness.models import ModelPair
-    from harness.protocol import Request
     from harness.verification import Question
-
 
 DRAFT_LEN = 5  # of the decode that a decoder with parts of our own names is asked for
 
@@ -35,7 +32,7 @@ class PartsDecoder(options.UnderTest):
 
 @dataclass(frozen=True)
 class PartsQuestion(Group):
-    """What parts are asked about."""
+    """What parts are asked about, and what is written."""
 
     panel = DRAWN
     device: options.Device = "cpu"
@@ -43,13 +40,6 @@ class PartsQuestion(Group):
     labels: options.Labels = "0,1"
     cfg: options.Cfg = 1.5
     examples: Annotated[int, Option("Cases a law, for decoders with parts of our own names.")] = 12
-
-
-@dataclass(frozen=True)
-class PartsOutputs(Group):
-    """What is written."""
-
-    panel = WRITTEN
     json: options.Json = None
     verbose: options.Verbose = False
     quiet: options.Quiet = False
@@ -60,33 +50,33 @@ class PartsOutputs(Group):
     "parts --implementation mydecoder:factory",
     "parts --implementation published:sdvar-parallel --checkout ../SDVAR --json parts.json",
 )
-def parts(tested: PartsDecoder, networks: Pair, asked: PartsQuestion, outputs: PartsOutputs) -> None:
+def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     """Ask each part of a decoder the laws of its component; a decode that crashes hides none of them.
 
     Exit status: 0 all hold, 1 one is broken or crashes, 2 bad input, 3 one is not there or was never asked.
     """
-    from harness.commands._inputs import decoder, load_models, requests_for
+    from harness.commands._inputs import factory_options, load_models, requests_for
     from harness.decoders import Limits, Terms
     from harness.protocol import Settings
     from harness.report import parts_json, parts_verdict, plain_console, show_parts
     from harness.signals import silence
-    from harness.verification import Question
+    from harness.verification import Question, is_published, usual_settings
 
-    paths = check_outputs({"json": outputs.json}, networks.files())
-    own = decoder(tested.implementation, tested.checkout, tested.option)
-    pair = load_models(networks, Mode(asked.device))
+    paths = check_outputs({"json": about.json}, networks.files())
+    name, pairs = tested.implementation, factory_options(tested.implementation, tested.checkout, tested.option)
+    pair = load_models(networks, Mode(about.device))
     # parts are asked about what is computed, and not whether anything was drafted
     terms = Terms(sequential=True, in_process=tested.in_process, limits=Limits(tested.timeout))
-    settings = own.settings()[0] if own.published else Settings(min(DRAFT_LEN, pair.pyramid.S), options=own.options)
-    request = requests_for(pair, Images(str(asked.seed), asked.labels, cfg=asked.cfg))[0]
-    with silence(outputs.quiet):
-        if own.published:
-            rows = of_published(own, pair, request, terms)
-        else:
-            rows = of_laws(own, asked.examples, asked.seed, outputs.quiet)
-        rows.append(of_decode(pair, Question(own.name, (settings,), (request,), terms)))
+    settings = Settings(min(DRAFT_LEN, pair.pyramid.S), options=pairs)
+    request = requests_for(pair, Images(str(about.seed), about.labels, cfg=about.cfg))[0]
+    with silence(about.quiet):
+        if is_published(name):
+            settings = usual_settings(name, settings, 1)[0]
+        question = Question(name, (settings,), (request,), terms)
+        rows = of_published(pair, question) if is_published(name) else of_laws(name, pairs, about)
+        rows.append(of_decode(pair, question))
     verdict = parts_verdict(rows)
-    show_parts(rows, verdict, plain_console(), outputs.quiet, outputs.verbose)
+    show_parts(rows, verdict, plain_console(), about.quiet, about.verbose)
     if "json" in paths:
         write_whole(paths["json"], parts_json(rows, verdict))
     raise typer.Exit(verdict.exit_status)
@@ -108,30 +98,24 @@ def of_decode(pair: ModelPair, question: Question) -> PartLaw:
     return PartLaw("decode", "decode.contract", statement, verdict, finding)
 
 
-def of_published(own: Decoder, pair: ModelPair, request: Request, terms: Terms) -> list[PartLaw]:
+def of_published(pair: ModelPair, question: Question) -> list[PartLaw]:
     """Ask the parts of published code, in its own process. Raises `InputError` for a checkout that does not fit."""
     from harness.decoders import start_runner
     from harness.rounding import budget_for
 
-    budget = budget_for(pair)  # before the decoder is built
-    built = start_runner(pair, own.name, own.settings()[:1], request.B, terms)
-    try:
+    budget, request = budget_for(pair), question.requests[0]  # before the decoder is built
+    with closing(start_runner(pair, question.decoder, question.settings, request.B, question.terms)) as built:
         return built.parts(0, request, budget)
-    finally:
-        built.close()
 
 
-def of_laws(own: Decoder, examples: int, seed: int, quiet: bool) -> list[PartLaw]:
+def of_laws(name: str, pairs: tuple[tuple[str, str], ...], about: PartsQuestion) -> list[PartLaw]:
     """Ask the parts of a decoder that shows them as `Parts` does. Raises `InputError` for what cannot be asked."""
     from harness.commands._inputs import counts
     from harness.decoders import load_factory
     from harness.laws import Subject, fixed_cases, inspect_parts, part_laws
     from harness.report import LongWork
-    from harness.signals import silence
 
-    counts("examples", str(examples), "12")
-    if not 0 <= seed < 2**63:
-        raise InputError("seed", seed, "must lie in 0..2^63-1", "pass --seed 0")
-    subject = Subject(load_factory(own.name), own.options)
-    with LongWork("laws of parts", len(part_laws()), quiet) as work, silence(quiet):
-        return inspect_parts(subject, fixed_cases(examples, seed), work.advance)
+    counts("examples", str(about.examples), "12")
+    subject = Subject(load_factory(name), pairs)
+    with LongWork("laws of parts", len(part_laws()), about.quiet) as work:
+        return inspect_parts(subject, fixed_cases(about.examples, about.seed), work.advance)

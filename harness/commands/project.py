@@ -26,9 +26,7 @@ Words = tuple[str, ...]
 def project_options(group: Any, folder: Path) -> dict[str, Any]:
     """Return the defaults of every command, by its name, as the command line's context takes them.
 
-    Args:
-        group: of all commands.
-        folder: where the command was typed; the nearest pyproject.toml with the table, in it or above it, is read.
+    The nearest pyproject.toml with the table is read, in the folder where the command was typed or above it.
 
     Raises:
         InputError: as the module says; a file that cannot be read.

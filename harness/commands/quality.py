@@ -22,7 +22,7 @@ EVERY = ",".join(name for name in (*options.EVERY_LENGTH, *options.ONE_LENGTH) i
 
 @dataclass(frozen=True)
 class QualityImages(Group):
-    """What is drawn."""
+    """What is drawn, and how the harness's own decoder decodes."""
 
     panel = options.DRAWN
     images: Annotated[int, Option("Images of every decoder, labels in turn.")] = options.QUALITY_IMAGES
@@ -32,15 +32,10 @@ class QualityImages(Group):
     cfg: options.Cfg = 1.5
     top_k: options.TopK = 0
     top_p: options.TopP = 0.0
-
-
-@dataclass(frozen=True)
-class QualityDecoding(Group):
-    """How the harness's own decoder decodes."""
-
-    panel = options.DECODED
-    policies: Annotated[str, Option("Policies of the harness's own decoder, by commas; empty: none.")] = EVERY
-    draft_len: Annotated[str, Option("Draft lengths, by commas.")] = "5"
+    policies: Annotated[
+        str, Option("Policies of the harness's own decoder, by commas; empty: none.", panel=options.DECODED)
+    ] = EVERY
+    draft_len: Annotated[str, Option("Draft lengths, by commas.", panel=options.DECODED)] = "5"
     bonus: options.Bonus = False
     graphs: options.Graphs = False
     compile: options.Compile = False
@@ -64,7 +59,7 @@ class QualityDecoders(Group):
 
 @dataclass(frozen=True)
 class QualityJudging(Group):
-    """How images are measured and judged."""
+    """How images are measured and judged, what is written, and by whom the work is done."""
 
     panel = options.JUDGED
     max_loss: options.MaxLoss = None
@@ -73,20 +68,15 @@ class QualityJudging(Group):
     features: options.Features = None
     real: options.Real = None
     blocks: Annotated[int, Option("Blocks of images that intervals are made from.", rare=True)] = options.BLOCKS
-
-
-@dataclass(frozen=True)
-class QualityOutputs(Group):
-    """What is written, and by whom the work is done."""
-
-    panel = options.WRITTEN
-    run: Annotated[Path | None, Option("Keep what is drawn in this file, as it happens.")] = None
+    run: Annotated[Path | None, Option("Keep what is drawn in this file, as it happens.", panel=options.WRITTEN)] = None
     resume: options.Resume = False
     workers: options.Workers = 0
     cluster: options.Cluster = ""
     json: options.Json = None
     into: options.Into = None
-    picture: Annotated[Path | None, Option("Write target calls against loss to this SVG file.")] = None
+    picture: Annotated[
+        Path | None, Option("Write target calls against loss to this SVG file.", panel=options.WRITTEN)
+    ] = None
     quiet: options.Quiet = False
 
 
@@ -95,49 +85,33 @@ class QualityOutputs(Group):
     "quality --implementation mydecoder:factory --policies '' --max-loss 0.1",
     "quality --run drawn.db --resume --json quality.json --picture quality.svg",
 )
-def quality(
-    networks: Networks,
-    images: QualityImages,
-    decoding: QualityDecoding,
-    tested: QualityDecoders,
-    judging: QualityJudging,
-    outputs: QualityOutputs,
-) -> None:
+def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, judging: QualityJudging) -> None:
     """Measure how good images are: distances to real data and to the target's law, with intervals and a verdict.
 
     Exit status: 0 every decoder under test is KEPT, or no loss was stated; 1 one is LOST; 2 bad input; 3 one is
     INCONCLUSIVE; 130 or 143 interrupted.
     """
+    from harness import report
     from harness.commands._inputs import check_drawing, check_most, labels_for, load_models
     from harness.decoders import Limits, Terms
     from harness.pool import Execution
     from harness.protocol import Request
     from harness.quality import Conditions, Study, check_torchmetrics, run_study
-    from harness.report import (
-        LongWork,
-        best_cfg_line,
-        plain_console,
-        quality_markdown,
-        replaced_parts,
-        say,
-        show_quality,
-    )
     from harness.runs import RunStore
     from harness.speculative.sampler import build_decoder
 
-    files = {"json": outputs.json, "run": outputs.run, "into": outputs.into, "picture": outputs.picture}
-    inputs = {**networks.files(), "features": judging.features, "real": judging.real}
-    paths = check_outputs(files, inputs)
-    check_drawing(outputs.picture)
+    files = {name: getattr(judging, name) for name in ("json", "run", "into", "picture")}
+    paths = check_outputs(files, {**networks.files(), "features": judging.features, "real": judging.real})
+    check_drawing(judging.picture)
     check_torchmetrics()
     check_most("images", images.images, str(options.QUALITY_IMAGES))
-    if outputs.into is not None:
-        replaced_parts(outputs.into, {"quality": ""})
+    if "into" in paths:
+        report.replaced_parts(paths["into"], {"quality": ""})
     means = means_for(networks, judging.features, judging.real)
-    sources = sources_for(decoding, tested, judging)
+    sources = sources_for(images, tested, judging)
     conditions = Conditions(
-        Execution(outputs.workers, outputs.cluster, networks.mode.device),
-        RunStore(paths.get("run"), outputs.resume),
+        Execution(judging.workers, judging.cluster, networks.mode.device),
+        RunStore(paths.get("run"), judging.resume),
         Terms(in_process=tested.in_process, limits=Limits(tested.timeout)),
     )
     request = Request((0,), images.seed, images.cfg, images.top_k, images.top_p)
@@ -147,18 +121,20 @@ def quality(
     for source in sources:  # what the own decoder refuses is refused before anything is drawn
         if source.factory == options.OWN:
             build_decoder(pair, source.settings)
-    with LongWork("images", study.total, outputs.quiet) as work:
+    with report.LongWork("images", study.total, judging.quiet) as work:
         measured = run_study(pair, means, study, conditions, work.advance)
+    console = report.plain_console()
     if measured.stopped:
-        remedy = "; --resume goes on with the run" if outputs.run else ""
-        say(plain_console(), f"interrupted: {measured.rows[0].images} of {study.images} images a decoder{remedy}")
-    show_quality(measured, plain_console(), outputs.quiet)
+        remedy = "; --resume goes on with the run" if judging.run else ""
+        report.say(console, f"interrupted: {measured.rows[0].images} of {study.images} images a decoder{remedy}")
+    report.show_quality(measured, console, judging.quiet)
     if judging.find_cfg:
-        say(plain_console(), best_cfg_line(measured, sources))
+        report.say(console, report.best_cfg_line(measured, sources))
     if "json" in paths:
         write_whole(paths["json"], measured.document())
     if "into" in paths:
-        write_whole(paths["into"], replaced_parts(paths["into"], {"quality": quality_markdown(measured)}).encode())
+        page = report.replaced_parts(paths["into"], {"quality": report.quality_markdown(measured)})
+        write_whole(paths["into"], page.encode())
     if "picture" in paths:
         from harness.bench.charts import svg, trade_off_chart  # matplotlib is asked for where one draws
 
@@ -185,21 +161,22 @@ def means_for(networks: Pair, features: Path | None, real: Path | None) -> Means
     return usual
 
 
-def sources_for(decoding: QualityDecoding, tested: QualityDecoders, judging: QualityJudging) -> list[Source]:
+def sources_for(images: QualityImages, tested: QualityDecoders, judging: QualityJudging) -> list[Source]:
     """Return what is drawn beside the sequential images: controls, and guidance values, or the draft and decoders.
 
     Raises:
         InputError: a policy without a law to measure, a guidance value or an option of another form.
     """
-    from harness.commands._inputs import decoder
+    from harness.commands._inputs import factory_options
     from harness.protocol import Settings
     from harness.quality import DRAFT, Source, control_sources, decoder_sources
+    from harness.verification import is_published, usual_settings
 
-    policies, lengths = (list(filter(None, text.split(","))) for text in (decoding.policies, decoding.draft_len))
+    policies, lengths = (list(filter(None, text.split(","))) for text in (images.policies, images.draft_len))
     if "greedy" in policies:
         rule = "draws one image a label, which is no law"
         raise InputError("policies", "greedy", rule, "drop it: verify compares it token by token")
-    how = Settings(5, decoding.bonus, graphs=decoding.graphs, compiled=decoding.compile)
+    how = Settings(5, images.bonus, graphs=images.graphs, compiled=images.compile)
     own = [replace(how, draft_len=length, policy=policy) for policy in policies for length in lengths]
     sources = control_sources(judging.control)
     if judging.find_cfg:
@@ -212,8 +189,6 @@ def sources_for(decoding: QualityDecoding, tested: QualityDecoders, judging: Qua
     else:
         sources += [Source(DRAFT, draft=True), *decoder_sources(options.OWN, own)]
     for name in tested.implementation or []:
-        each = decoder(name, tested.checkout, tested.option)
-        sources += decoder_sources(
-            name, each.settings() if each.published else [Settings(5, policy="", options=each.options)]
-        )
+        like = Settings(5, policy="", options=factory_options(name, tested.checkout, tested.option))
+        sources += decoder_sources(name, usual_settings(name, like, 5) if is_published(name) else [like])
     return sources

@@ -60,10 +60,8 @@ class Group:
 def command(*examples: str) -> Callable[[Function], Function]:
     """Decorate a function whose parameters are records: typer sees an option a field.
 
-    A subclass of a record replaces the options that it annotates anew.
-
-    Args:
-        examples: command lines, without the program's name; shown under the help.
+    A subclass of a record replaces the options that it annotates anew. `examples`, shown under the help, are command
+    lines without the program's name.
 
     What is returned keeps in its `__dict__` the `examples`, the names of `rare` options, and all `options`: as they
     are spelled -> (parameter, type).
@@ -119,7 +117,8 @@ def _flat(examples: tuple[str, ...], function: Function) -> Function:
 
     @wraps(function)
     def filled(context: typer.Context, help_all: bool = False, **values: object) -> None:
-        given = frozenset(name for name in values if _is_given(context, name))
+        sources = {name: context.get_parameter_source(name) for name in values}
+        given = frozenset(name for name, source in sources.items() if source and source.name != "DEFAULT")
         function(**{name: _filled(record, values, given) for name, record in records.items()})
 
     filled.__dict__.update(
@@ -148,14 +147,13 @@ def _for_typer(name: str, kind: object, option: Option) -> Any:
     if option.argument:
         return typer.Argument(help=option.help)
     flag = f"--{name.replace('_', '-')}" if kind is bool else ""
-    names = [each for each in (option.name or flag,) if each]
 
     def completed(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")  # of several, the last
         return [f"{before}{comma}{value}" for value in option.offers if value.startswith(last)]
 
     return typer.Option(
-        *names,
+        *filter(None, (option.name or flag,)),
         help=option.help,
         show_default=option.shown or True,
         rich_help_panel=option.panel or None,
@@ -177,8 +175,3 @@ def _filled(record: type[Group], values: Mapping[str, object], given: frozenset[
 def _is_group(hint: object) -> bool:
     """Tell whether a field's type is a record of options."""
     return isinstance(hint, type) and issubclass(hint, Group)
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"

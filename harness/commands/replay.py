@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReplayCases(Group):
-    """Which recorded defects, and what is done with them."""
+    """Which recorded defects, what is done with them, and where the networks and the decoders are now."""
 
     panel = WRITTEN
     file: Annotated[Path, Option("File of verify --run, or of replay --bundle.", argument=True)]
@@ -29,18 +29,13 @@ class ReplayCases(Group):
     shrink: Annotated[bool, Option("Reduce a case that fails, and state the smallest.", panel=JUDGED)] = False
     bundle: Annotated[Path | None, Option("Write one case to this file, to be sent.")] = None
     quiet: options.Quiet = False
-
-
-@dataclass(frozen=True)
-class ReplayPlace(Group):
-    """Where the networks and the decoders are now, and where they run."""
-
-    panel = TESTED
     draft: options.Draft = None
     target: options.Target = None
     vae: options.Vae = None
-    checkout: Annotated[Path | None, Option("Where the published code is now.")] = None
-    against_checkout: Annotated[Path | None, Option("Where the code that it was judged against is.")] = None
+    checkout: Annotated[Path | None, Option("Where the published code is now.", panel=TESTED)] = None
+    against_checkout: Annotated[Path | None, Option("Where the code that it was judged against is.", panel=TESTED)] = (
+        None
+    )
     device: Annotated[str, Option("cpu, cuda or cuda:N.", shown="the recorded one, or cpu", panel=PLACE)] = ""
     budgets: options.Budgets = BUDGETS
 
@@ -50,7 +45,7 @@ class ReplayPlace(Group):
 
 
 @command("replay run.db", "replay run.db --case 0 --shrink --bundle case.sdvar", "replay case.sdvar --device cpu")
-def replay(cases: ReplayCases, now: ReplayPlace) -> None:
+def replay(cases: ReplayCases) -> None:
     """Repeat recorded defects: STILL FAILS, FIXED, OTHER DEFECT, or CANNOT REPRODUCE and why.
 
     Exit status: 0 all fixed, 1 a defect, 2 bad input, 3 one cannot be reproduced.
@@ -59,9 +54,9 @@ def replay(cases: ReplayCases, now: ReplayPlace) -> None:
     from harness.runs import Answer, of_checkouts, shrink_case, write_bundle
     from harness.signals import silence
 
-    paths = check_outputs({"bundle": cases.bundle}, {"file": cases.file, **now.files()})
-    check_readable(now.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
-    checkouts = now.checkout, now.against_checkout
+    paths = check_outputs({"bundle": cases.bundle}, {"file": cases.file, **cases.files()})
+    check_readable(cases.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
+    checkouts = cases.checkout, cases.against_checkout
     chosen, console = [of_checkouts(one, checkouts) for one in chosen_cases(cases)], plain_console()
     if cases.bundle is not None and len(chosen) != 1:
         raise InputError("bundle", str(cases.bundle), f"holds one case, and there are {len(chosen)}", "pass --case 0")
@@ -69,13 +64,13 @@ def replay(cases: ReplayCases, now: ReplayPlace) -> None:
     with LongWork("cases", len(chosen), cases.quiet) as work:
         for one in chosen:
             with silence(cases.quiet):
-                replayed, models = repeated(one, now)
+                replayed, models = repeated(one, cases)
             statuses.add(replayed.answer.exit_status)
             say_replayed(console, replayed)
             smallest = one
             if cases.shrink and models is not None and replayed.answer is Answer.STILL:
                 with silence(cases.quiet):
-                    smallest = shrink_case(one, models, now.budgets)
+                    smallest = shrink_case(one, models, cases.budgets)
                 say_smallest(console, smallest)
             if "bundle" in paths:
                 if models is None:
@@ -92,13 +87,12 @@ def chosen_cases(cases: ReplayCases) -> list[KeptCase]:
 
     recorded = [read_bundle(cases.file)] if is_bundle(cases.file) else cases_of(cases.file)
     if not -1 <= cases.case < len(recorded):
-        raise InputError(
-            "case", cases.case, f"is none of the {len(recorded)} cases of {cases.file}", "drop --case for all"
-        )
+        rule = f"is none of the {len(recorded)} cases of {cases.file}"
+        raise InputError("case", cases.case, rule, "drop --case for all")
     return recorded[:MOST_CASES] if cases.case < 0 else [recorded[cases.case]]
 
 
-def repeated(case: KeptCase, now: ReplayPlace) -> tuple[Replayed, ModelPair | None]:
+def repeated(case: KeptCase, now: ReplayCases) -> tuple[Replayed, ModelPair | None]:
     """Repeat one case on the networks that its run was of, wherever they are now."""
     import torch
 
@@ -111,14 +105,9 @@ def repeated(case: KeptCase, now: ReplayPlace) -> tuple[Replayed, ModelPair | No
     draft, target, vae = (
         path or (Path(recipe[name]) if name in recipe else None) for name, path in now.files().items()
     )
-    networks = Networks(
-        recipe.get("models", "digits"),
-        draft,
-        target,
-        vae,
-        recipe.get("patch_nums", ""),
-        draft_noise=float(recipe["draft_noise"]) if "draft_noise" in recipe else None,
-    )
+    noise = float(recipe["draft_noise"]) if "draft_noise" in recipe else None
+    sides = recipe.get("patch_nums", "")
+    networks = Networks(recipe.get("models", "digits"), draft, target, vae, sides, draft_noise=noise)
     device = now.device or (recipe.get("device", "cpu") if torch.cuda.is_available() else "cpu")
     mode = Mode(device, "tf32" in recipe, recipe.get("dtype", "float32"), recipe.get("draft_dtype", ""))
     try:

@@ -25,24 +25,19 @@ if TYPE_CHECKING:
     from harness.speculative.sampler import SpeculativeDecoder
     from harness.speculative.tools import Observer
 
+SAMPLERS = ("sequential", "speculative")
+
 
 @dataclass(frozen=True)
-class SampleDecoding(Group):
-    """How it is drawn."""
+class SampleOptions(Group):
+    """How it is drawn, what is written, and what is watched."""
 
-    panel = DECODED
-    sampler: Annotated[str, Option("sequential or speculative.", offers=("sequential", "speculative"))] = "speculative"
-    draft_len: Annotated[str, Option("Scales proposed per round: 5, 1/2/3/… or dynamic:1:5.")] = "5"
+    panel = WRITTEN
+    sampler: Annotated[str, Option("sequential or speculative.", offers=SAMPLERS, panel=DECODED)] = "speculative"
+    draft_len: Annotated[str, Option("Scales proposed per round: 5, 1/2/3/… or dynamic:1:5.", panel=DECODED)] = "5"
     policy: options.Policy = "coupled"
     graphs: options.Graphs = False
     compile: options.Compile = False
-
-
-@dataclass(frozen=True)
-class SampleOutputs(Group):
-    """What is written, and what is watched."""
-
-    panel = WRITTEN
     out: Annotated[Path, Option("PNG file, label and seed under every image; a row a seed and batch.")] = Path(
         "sample.png"
     )
@@ -60,7 +55,7 @@ class SampleOutputs(Group):
     "sample --sampler sequential --out target.png --tokens target.safetensors",
     "sample --policy kl:0.1 --draft-len 3 --trace 1",
 )
-def sample(networks: Networks, images: Images, decoding: SampleDecoding, outputs: SampleOutputs) -> None:
+def sample(networks: Networks, images: Images, drawing: SampleOptions) -> None:
     """Draw images into a PNG grid, whose text says what made them; a file that is there is kept."""
     import torch
     from safetensors.torch import save
@@ -71,25 +66,25 @@ def sample(networks: Networks, images: Images, decoding: SampleDecoding, outputs
     from harness.report.samples import Sample, png_grid, samples_of, show_component_cost
     from harness.speculative.sampler import build_decoder, build_sequential
 
-    paths = check_outputs({"out": outputs.out, "tokens": outputs.tokens}, networks.files())
-    folder = outputs.save_intermediates
+    paths = check_outputs({"out": drawing.out, "tokens": drawing.tokens}, networks.files())
+    folder = drawing.save_intermediates
     tensor_files = sorted(folder.glob("seed-*-round-*.safetensors")) if folder else []
-    check_absent(paths | ({"save-intermediates": tensor_files[0]} if tensor_files else {}), outputs.force)
-    if decoding.sampler not in ("sequential", "speculative"):
-        raise InputError("sampler", decoding.sampler, "must be sequential or speculative", "pass --sampler speculative")
-    observer = observer_for(decoding.sampler, outputs)
+    check_absent(paths | ({"save-intermediates": tensor_files[0]} if tensor_files else {}), drawing.force)
+    if drawing.sampler not in SAMPLERS:
+        raise InputError("sampler", drawing.sampler, "must be sequential or speculative", "pass --sampler speculative")
+    observer = observer_for(drawing)
     pair = load_models(networks, networks.mode)
     pair.check_finite()
     requests = requests_for(pair, images)
-    settings = Settings(decoding.draft_len, policy=decoding.policy, graphs=decoding.graphs, compiled=decoding.compile)
-    decoder = build_decoder(pair, settings, observer) if decoding.sampler == "speculative" else None
+    settings = Settings(drawing.draft_len, policy=drawing.policy, graphs=drawing.graphs, compiled=drawing.compile)
+    decoder = build_decoder(pair, settings, observer) if drawing.sampler == "speculative" else None
     recorded = None
-    if decoder is None and (decoding.graphs or decoding.compile):
-        recorded = build_sequential(pair, pair.compiled(decoding.compile).target, decoding.graphs)
+    if decoder is None and (drawing.graphs or drawing.compile):
+        recorded = build_sequential(pair, pair.compiled(drawing.compile).target, drawing.graphs)
     rows: list[list[Sample]] = []
     tensors: dict[str, Tensor] = {}
     count = sum(request.B for request in requests)
-    with LongWork("images", count, quiet=outputs.trace > 0) as work:  # rounds are printed then
+    with LongWork("images", count, quiet=drawing.trace > 0) as work:  # rounds are printed then
         for request in requests:
             name = f"seed-{request.seed}-image-{request.image_ids[0]}"
             if observer is not None:
@@ -101,14 +96,14 @@ def sample(networks: Networks, images: Images, decoding: SampleDecoding, outputs
             tensors[f"{name}/f_hat"] = trace.f_hat_BCPP.cpu().contiguous()
             tensors[f"{name}/labels"] = torch.tensor(request.labels)
             work.advance(request.B)
-    check_absent(paths, outputs.force)  # it may have come meanwhile
+    check_absent(paths, drawing.force)  # it may have come meanwhile
     write_whole(paths["out"], png_grid(rows, about_run(pair, requests, decoder)))
     if "tokens" in paths:
         write_whole(paths["tokens"], save(tensors))
     console = plain_console()
-    if observer is not None and outputs.profile:
+    if observer is not None and drawing.profile:
         show_component_cost(observer, console)
-    say(console, f"{count_of(sum(len(row) for row in rows), 'image')} in {outputs.out}")
+    say(console, f"{count_of(sum(len(row) for row in rows), 'image')} in {drawing.out}")
 
 
 def about_run(pair: ModelPair, requests: Sequence[Request], decoder: SpeculativeDecoder | None) -> dict[str, str]:
@@ -141,7 +136,7 @@ def about_run(pair: ModelPair, requests: Sequence[Request], decoder: Speculative
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 
 
-def observer_for(sampler: str, outputs: SampleOutputs) -> Observer | None:
+def observer_for(drawing: SampleOptions) -> Observer | None:
     """Return what watches the decoder; None when everything is off.
 
     Raises:
@@ -149,15 +144,15 @@ def observer_for(sampler: str, outputs: SampleOutputs) -> Observer | None:
     """
     from harness.speculative.tools import ROUNDS, VALUES, Observer
 
-    trace, folder = outputs.trace, outputs.save_intermediates
+    trace, folder = drawing.trace, drawing.save_intermediates
     if not ROUNDS - 1 <= trace <= VALUES:
         raise InputError("trace", trace, f"must lie in 0..{VALUES}", "pass --trace 2")
     check_folder(folder, "save-intermediates")
-    if not (trace or folder or outputs.profile):
+    if not (trace or folder or drawing.profile):
         return None
-    if sampler != "speculative":
+    if drawing.sampler != "speculative":
         rule = "has no rounds: --trace, --save-intermediates and --profile watch the speculative sampler"
-        raise InputError("sampler", sampler, rule, "pass --sampler speculative")
+        raise InputError("sampler", drawing.sampler, rule, "pass --sampler speculative")
     return Observer(trace, folder.absolute() if folder else None)
 
 

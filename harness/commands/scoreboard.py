@@ -16,7 +16,7 @@ MEASURED = Path("docs/measured")
 
 @dataclass(frozen=True)
 class StoredMeasurements(Group):
-    """Which measurements are read."""
+    """Which measurements are read, and what is written."""
 
     panel = "What is read"
     policies: Annotated[Path, Option("File of bench-policies --json.")] = MEASURED / "policies.json"
@@ -24,15 +24,10 @@ class StoredMeasurements(Group):
         Path | None, Option("File of quality --json.", shown="quality.json beside the policies, if any")
     ] = None
     speed: Annotated[str, Option("Files of bench --json, by commas.", shown="every speed-*.json there")] = ""
-
-
-@dataclass(frozen=True)
-class ScoreboardOutputs(Group):
-    """What is written."""
-
-    panel = WRITTEN
-    into: Annotated[str, Option("Markdown files, by commas: replace what stands between the markers.")] = ""
-    picture: Annotated[Path | None, Option("Write speed-up against acceptance to this SVG file.")] = None
+    into: Annotated[
+        str, Option("Markdown files, by commas: replace what stands between the markers.", panel=WRITTEN)
+    ] = ""
+    picture: Annotated[Path | None, Option("Write speed-up against acceptance to this SVG file.", panel=WRITTEN)] = None
 
 
 @command(
@@ -40,7 +35,7 @@ class ScoreboardOutputs(Group):
     "scoreboard --policies policies.json --speed speed-h200.json",
     "scoreboard --into README.md --picture speed-up.svg",
 )
-def scoreboard(measurements: StoredMeasurements, outputs: ScoreboardOutputs) -> None:
+def scoreboard(stored: StoredMeasurements) -> None:
     """Compare stored measurements with the promises of the SDVAR report: calls, speed, memory, image."""
     from harness.bench import read_policies, read_speed, speed_table
     from harness.bench import scoreboard as board_of
@@ -48,21 +43,19 @@ def scoreboard(measurements: StoredMeasurements, outputs: ScoreboardOutputs) -> 
     from harness.quality import read_quality
     from harness.report import plain_console, quality_markdown, replaced_parts, say, show_scoreboard
 
-    pages = {f"into {name}": Path(name) for name in outputs.into.split(",") if name}
+    pages = {f"into {name}": Path(name) for name in stored.into.split(",") if name}
     for page in pages.values():
         check_writable(page, "into")
-    check_writable(outputs.picture, "picture")
-    policies, folder = measurements.policies, measurements.policies.parent
-    files = speed_files(measurements.speed, folder)
+    check_writable(stored.picture, "picture")
+    folder = stored.policies.parent
+    files = speed_files(stored.speed, folder)
     usual = folder / "quality.json"
-    quality = measurements.quality or (usual if usual.is_file() else None)
-    inputs: dict[str, Path | None] = {"policies": policies, "quality": quality}
-    paths = check_outputs(
-        {**pages, "picture": outputs.picture}, inputs | {f"speed {path.name}": path for path in files}
-    )
-    check_drawing(outputs.picture)
+    quality = stored.quality or (usual if usual.is_file() else None)
+    inputs = {"policies": stored.policies, "quality": quality, **{f"speed {path.name}": path for path in files}}
+    paths = check_outputs({**pages, "picture": stored.picture}, inputs)
+    check_drawing(stored.picture)
     runs = [read_speed(path) for path in files]
-    models, rows = read_policies(policies)
+    models, rows = read_policies(stored.policies)
     measured = read_quality(quality) if quality is not None else None
     board = board_of(rows, models, runs, measured=measured)
     tables = {"scoreboard": board.markdown(), "speed": speed_table(runs)}

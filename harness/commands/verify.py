@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -18,18 +19,20 @@ from harness.errors import InputError
 from harness.files import check_outputs, check_readable, write_whole
 
 if TYPE_CHECKING:
-    from harness.commands._inputs import Decoder
     from harness.decoders import Other
-    from harness.models import ModelPair
-    from harness.pool import Execution
-    from harness.protocol import Request, Settings
-    from harness.quality import Means
+    from harness.protocol import Settings
     from harness.runs import RunStore, Verification
-    from harness.verification import Loss, Question
+    from harness.verification import Loss
 
 DRAFT_LENGTHS = "1,2,5,10"
 LAW_CASES = 2
 GRID = "in a grid"  # when a default holds: the covering design has values of its own
+TRIED = f"{LAW_CASES}, of the harness's own decoder and where nothing is asked"
+
+# Help that is too long to stand within its option.
+ADDRESSED = "Address of every label's image, which its numbers depend on: 0,5 or 0:4."
+PROPOSED = "Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic."
+DESIGN = "Two drafts, many lengths and requests: a covering design."
 
 
 @dataclass(frozen=True)
@@ -40,29 +43,16 @@ class VerifyImages(options.Images):
     batch: Annotated[
         int, Option("Images per batch, seeds mixed; 0 = as many as device and memory like.", rare=True)
     ] = 0
-    addresses: Annotated[
-        str,
-        Option("Address of every label's image, which its numbers depend on: 0,5 or 0:4.", name="--images", rare=True),
-    ] = ""
-
-
-@dataclass(frozen=True)
-class VerifyLengths(Group):
-    """How many scales are drafted; the covering design has lengths of its own."""
-
-    panel, applies = options.DECODED, GRID
-    draft_len: Annotated[
-        str, Option("Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic.")
-    ] = DRAFT_LENGTHS
-    bonus: options.Bonus = False
+    addresses: Annotated[str, Option(ADDRESSED, name="--images", rare=True)] = ""
 
 
 @dataclass(frozen=True)
 class VerifyDecoding(Group):
-    """How it is decoded."""
+    """How it is decoded; the covering design has lengths of its own."""
 
     panel = options.DECODED
-    length: VerifyLengths = VerifyLengths()
+    draft_len: Annotated[str, Option(PROPOSED, shown=f"{DRAFT_LENGTHS} {GRID}")] = DRAFT_LENGTHS
+    bonus: options.Bonus = False
     policy: options.Policy = "coupled"
     graphs: options.Graphs = False
     compile: options.Compile = False
@@ -88,18 +78,8 @@ class VerifyJudging(Group):
     panel = options.JUDGED
     contract: options.Contract = ""
     sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.", rare=True)] = False
-    cover: Annotated[
-        bool | None,
-        Option("Two drafts, many lengths and requests: a covering design.", rare=True, shown="where nothing is asked"),
-    ] = None
-    laws: Annotated[
-        int | None,
-        Option(
-            "Try every law in so many cases, too; 0 = none.",
-            rare=True,
-            shown=f"{LAW_CASES}, of the harness's own decoder and where nothing is asked",
-        ),
-    ] = None
+    cover: Annotated[bool | None, Option(DESIGN, rare=True, shown="where nothing is asked")] = None
+    laws: Annotated[int | None, Option("Try every law in so many cases, too; 0 = none.", rare=True, shown=TRIED)] = None
     budgets: options.Budgets = options.BUDGETS
     against: Annotated[
         str, Option("Judge against this decoder, OTHER:factory, in the reference's place.", rare=True)
@@ -128,10 +108,6 @@ class VerifyOutputs(Group):
     verbose: options.Verbose = False
     quiet: options.Quiet = False
 
-    def files(self) -> dict[str, Path | None]:
-        """Return the files that are written, by option."""
-        return {"json": self.json, "run": self.run, "html": self.html}
-
 
 @command(
     "verify",
@@ -154,71 +130,68 @@ def verify(
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
-    from harness.commands._inputs import batches_for, decoder, load_models, with_speed
+    from harness.commands._inputs import batches_for, factory_options, load_models, with_speed
     from harness.decoders import Limits, Terms
     from harness.pool import Execution
     from harness.protocol import Contract
+    from harness.report import LongWork
     from harness.report.html import check_page
-    from harness.runs import RunStore
-    from harness.verification import Question, usual_laws, usual_settings
+    from harness.runs import RunInterrupted, RunStore
+    from harness.signals import silence
+    from harness.speculative import parse_policy
+    from harness.verification import Question, answer, is_published, usual_laws, usual_settings
 
-    paths = check_outputs(outputs.files(), {**networks.files(), "budgets": judging.budgets})
+    files = {"json": outputs.json, "run": outputs.run, "html": outputs.html}
+    paths = check_outputs(files, {**networks.files(), "budgets": judging.budgets})
     check_page(outputs.html)
-    means = means_of(networks, judging)
+    loss = loss_of(networks, images, judging)
     check_readable(judging.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
-    own = decoder(tested.implementation, tested.checkout, tested.option, judging.contract)
-    settings = with_speed(settings_for(decoding, own), own, decoding.graphs, decoding.compile)
+    name, pairs = tested.implementation, factory_options(tested.implementation, tested.checkout, tested.option)
+    if judging.contract and name == options.OWN:
+        parse_policy(decoding.policy, judging.contract)
+    settings = with_speed(settings_for(decoding, name, pairs), name, decoding.graphs, decoding.compile)
     if judging.cover and (decoding.graphs or decoding.compile):
         raise InputError("cover", True, "is a design with settings of its own", "drop it, or --graphs and --compile")
     budgets = judging.budgets.absolute()  # read after the factory, which may change folder
     terms = Terms(
         Contract.of(judging.contract) if judging.contract else None, judging.sequential, tested.in_process,
         Limits(tested.timeout, tested.memory), budgets,
-        against=other_for(judging, own, settings, decoding),
+        against=other_for(judging, name, settings, decoding),
     )  # fmt: skip
     execution = Execution(outputs.workers, outputs.cluster, networks.mode.device)
     store = RunStore(paths.get("run"), outputs.resume, recipe_of(networks, decoding, tested, judging))
     store.check_new()
     pair = load_models(networks, networks.mode)
-    if "draft_len" not in decoding.length.given and terms.against is None:
-        settings = list(usual_settings(own.name, settings[0], pair.pyramid.S))
+    if "draft_len" not in decoding.given and terms.against is None:
+        settings = list(usual_settings(name, settings[0], pair.pyramid.S))
     # published code has settings of its own, and two decoders are compared on what is asked for
-    cover = judging.cover
-    if cover is None:
-        cover = not (own.published or terms.against or asks(networks, images, decoding))
-    laws = usual_laws(own.name, cover) if judging.laws is None else judging.laws
-    question = Question(own.name, tuple(settings), (), terms, cover, laws)
+    grid = is_published(name) or terms.against is not None or asks(networks, images, decoding)
+    cover = not grid if judging.cover is None else judging.cover
+    laws = usual_laws(name, cover) if judging.laws is None else judging.laws
+    question = Question(name, tuple(settings), (), terms, cover, laws)
     requests, why = batches_for(pair, images, apart=not question.in_process)
-    loss = loss_of(means, judging, images, requests[0]) if means else None
+    if loss is not None:
+        loss = replace(loss, request=replace(loss.request, seed=requests[0].seed))
     question = replace(question, requests=tuple(requests), batches=why, loss=loss)
-    with kept_for(store, outputs.html is not None) as store:
-        result, status = answered(pair, question, execution, store, outputs.quiet)
+    with ExitStack() as stack:
+        if outputs.html is not None and store.file is None:  # a page shows what a file keeps
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="sdvar-")))
+            store = replace(store, file=folder / "run.db")
+        try:
+            with silence(outputs.quiet):
+                result = answer(pair, question, execution, store, partial(LongWork, quiet=outputs.quiet))
+            status = 0
+        except RunInterrupted as stop:
+            result, status = stop.result, stop.status
         write(result, paths, store, outputs)
     raise typer.Exit(status or result.verdict.exit_status)
-
-
-def answered(
-    models: ModelPair, question: Question, execution: Execution, store: RunStore, quiet: bool
-) -> tuple[Verification, int]:
-    """Return the answer to a question, and the exit status of a signal that ended it early, or 0."""
-    from functools import partial
-
-    from harness.report import LongWork
-    from harness.runs import RunInterrupted
-    from harness.signals import silence
-    from harness.verification import answer
-
-    try:
-        with silence(quiet):
-            return answer(models, question, execution, store, partial(LongWork, quiet=quiet)), 0
-    except RunInterrupted as stop:
-        return stop.result, stop.status
 
 
 def write(result: Verification, paths: Mapping[str, Path], store: RunStore, outputs: VerifyOutputs) -> None:
     """Show a result, and write it as JSON and as a page where that is asked for."""
     from harness.quality import Measured
     from harness.report import plain_console, show_quality, show_verification
+    from harness.report.html import run_page, seen_in
 
     if isinstance(result.quality, Measured):
         show_quality(result.quality, plain_console(), outputs.quiet)
@@ -226,20 +199,20 @@ def write(result: Verification, paths: Mapping[str, Path], store: RunStore, outp
     if "json" in paths:
         write_whole(paths["json"], result.to_json().encode())
     if "html" in paths and store.file is not None:
-        from harness.report.html import run_page, seen_in  # Jinja2 is asked for where a page is made
-
         write_whole(paths["html"], run_page(result, seen_in(store.file, result, outputs.run is not None)))
 
 
-def means_of(networks: Networks, judging: VerifyJudging) -> Means | None:
-    """Return what the quality of images is measured by; None where no loss is stated.
+def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) -> Loss | None:
+    """Return the loss that is allowed, on the labels and under the filters that are asked for; None where none is.
 
     Raises:
         InputError: another contract than C, a loss or a number of images that shows nothing, and as `means_for` does.
     """
+    from harness.commands._inputs import integers
     from harness.commands.quality import means_for
-    from harness.protocol import Contract
+    from harness.protocol import Contract, Request
     from harness.quality import Study, check_torchmetrics
+    from harness.verification import Loss
 
     if judging.max_loss is None:
         return None
@@ -248,34 +221,16 @@ def means_of(networks: Networks, judging: VerifyJudging) -> Means | None:
         raise InputError("max_loss", judging.max_loss, rule, "pass --contract C too, or sdvar-harness quality")
     check_torchmetrics()
     Study([], judging.quality_images, most=judging.max_loss)
-    return means_for(networks, judging.features, judging.real)
-
-
-def loss_of(means: Means, judging: VerifyJudging, images: VerifyImages, first: Request) -> Loss:
-    """Return the loss that is allowed, judged on the labels, the filters and the first seed that are asked for."""
-    from harness.commands._inputs import integers
-    from harness.protocol import Request
-    from harness.verification import Loss
-
+    means = means_for(networks, judging.features, judging.real)
     labels = () if images.labels == "all" else integers("labels", images.labels, "0,1")
-    request = Request((0,), first.seed, images.cfg, images.top_k, images.top_p)
-    return Loss(judging.max_loss or 0.0, means, judging.quality_images, labels, request, images.batch)
+    request = Request((0,), 0, images.cfg, images.top_k, images.top_p)
+    return Loss(judging.max_loss, means, judging.quality_images, labels, request, images.batch)
 
 
 def asks(networks: Networks, images: VerifyImages, decoding: VerifyDecoding) -> bool:
     """Tell whether an option says what is decoded, or how: with none of them, the covering design is."""
     given = networks.given | images.given | (networks.mode.given - {"device"})
-    return bool(given | decoding.length.given | (decoding.given - {"policy"}))
-
-
-@contextmanager
-def kept_for(store: RunStore, page: bool) -> Iterator[RunStore]:
-    """Keep a run in a temporary file where a page is asked for and no run file: a page shows what a file keeps."""
-    if store.file is not None or not page:
-        yield store
-        return
-    with TemporaryDirectory(prefix="sdvar-") as folder:
-        yield replace(store, file=Path(folder) / "run.db")
+    return bool(given | (decoding.given - {"policy"}))
 
 
 REPEATED = ("graphs", "compile", "contract", "sequential", "implementation", "timeout", "memory", "in_process",
@@ -297,36 +252,35 @@ def recipe_of(networks: Networks, *others: Group) -> dict[str, str]:
     }
 
 
-def settings_for(decoding: VerifyDecoding, own: Decoder) -> list[Settings]:
-    """Return one setting a draft_len. Raises `InputError` for another form, or an illegal (contract, policy)."""
+def settings_for(decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str, str], ...]) -> list[Settings]:
+    """Return one setting a draft_len, `pairs` being the options of the factory. Raises `InputError`."""
     from harness.commands._inputs import integers
     from harness.protocol import Settings
-    from harness.speculative import parse_policy
+    from harness.verification import is_published, usual_settings
 
-    draft_len = decoding.length.draft_len
-    if own.contract:
-        parse_policy(decoding.policy, own.contract)
-    if own.published and draft_len == DRAFT_LENGTHS:
-        return own.settings()
+    draft_len, published = decoding.draft_len, is_published(name)
+    if published and draft_len == DRAFT_LENGTHS:
+        return list(usual_settings(name, Settings(1, options=pairs), 1))
     lengths: tuple[int | str, ...] = tuple(draft_len.split(","))
     if all(character in "0123456789:,-" for character in draft_len):
         lengths = integers("draft_len", draft_len, "1,2,5")
-    policy = "" if own.published else decoding.policy
-    return [Settings(length, decoding.length.bonus, policy, own.options) for length in lengths]
+    policy = "" if published else decoding.policy
+    return [Settings(length, decoding.bonus, policy, pairs) for length in lengths]
 
 
-def other_for(judging: VerifyJudging, own: Decoder, settings: list[Settings], decoding: VerifyDecoding) -> Other | None:
+def other_for(judging: VerifyJudging, name: str, settings: list[Settings], decoding: VerifyDecoding) -> Other | None:
     """Return the decoder to judge against, with as many settings. Raises `InputError` where they do not pair up."""
-    from harness.commands._inputs import decoder
+    from harness.commands._inputs import factory_options
     from harness.decoders import Other
 
     if not judging.against and judging.against_checkout is None and not judging.against_option:
         return None
-    other = decoder(judging.against or own.name, judging.against_checkout, judging.against_option)
-    theirs = settings_for(decoding, other)
+    other = judging.against or name
+    pairs = factory_options(other, judging.against_checkout, judging.against_option)
+    theirs = settings_for(decoding, other, pairs)
     if len(theirs) == 1:  # its draft_len is that of the setting that it is compared under, as with one --draft-len
         theirs = [replace(theirs[0], draft_len=setting.draft_len) for setting in settings]
     if len(theirs) != len(settings):
         rule = f"has {len(theirs)} settings, and the decoder {len(settings)}"
-        raise InputError("against", other.name, rule, "pass one --draft-len")
-    return Other(other.name, tuple(theirs))
+        raise InputError("against", other, rule, "pass one --draft-len")
+    return Other(other, tuple(theirs))
