@@ -389,7 +389,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("harness.bench._policy_costs.measure_policies", partial(pytest.fail, "worked"))
+    monkeypatch.setattr("harness.bench.measure_policies", partial(pytest.fail, "worked"))
     assert command(monkeypatch, "bench-policies", "--picture", str(tmp_path / "p.svg")) == 2
     assert "is drawn by matplotlib, which is not installed" in the_line(capsys.readouterr().err)
 

@@ -147,7 +147,7 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch, capsys):
 def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
     """Published code and the harness's own decoder, drawn, kept and measured; gone on with, nothing is drawn again."""
     monkeypatch.setattr("harness.commands._inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
-    monkeypatch.setattr("harness.quality._study.digits_means", lambda: corners(3))
+    monkeypatch.setattr("harness.quality.digits_means", lambda: corners(3))
     given = ["--implementation", "published:sdvar-parallel", "--checkout", str(make(tmp_path, "sdvar")), "--in-process"]
     given += ["--option", "gamma=2", "--policies", "coupled,rejection", "--draft-len", "3"]
     given += ["--images", "30", "--blocks", "10"]
@@ -166,7 +166,7 @@ def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
 
 def test_the_best_guidance_value_is_named(monkeypatch, capsys):
     monkeypatch.setattr("harness.commands._inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
-    monkeypatch.setattr("harness.quality._study.digits_means", lambda: corners(3))
+    monkeypatch.setattr("harness.quality.digits_means", lambda: corners(3))
     options = ("--find-cfg", "0,4", "--images", "30", "--blocks", "10", "--control", "0", "--policies", "")
     assert command(monkeypatch, "quality", *options) == 0
     out = capsys.readouterr().out

@@ -149,7 +149,7 @@ def test_a_tensor_that_is_no_image_is_not_shown(shape: tuple[int, ...], tmp_path
 
 def test_golden_diff_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     html = tmp_path / "page.html"
-    monkeypatch.setattr("harness.golden._record.regenerate_all", lambda *_: [changed(), regenerated()])
+    monkeypatch.setattr("harness.golden.regenerate_all", lambda *_: [changed(), regenerated()])
     assert command(monkeypatch, "golden", "diff", "--html", str(html)) == 1
     assert "2 changes" in capsys.readouterr().out
     assert "Images before and after" in read_page(html.read_bytes()).words
