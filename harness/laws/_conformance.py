@@ -104,8 +104,7 @@ def in_time(seconds: float) -> Iterator[None]:
 def try_laws(work: LawWork, crew: Crew, laws: Sequence[Law]) -> Generator[LawResult]:
     """Try laws one by one, each as soon as somebody is free; what ends its process is broken.
 
-    Raises:
-        InputError: the factory cannot be sent to another process.
+    Raises `InputError` where the factory cannot be sent to another process.
     """
     sent = work
     if crew.is_elsewhere:

@@ -244,9 +244,7 @@ def require_same(
     require(not wrong, f"{where}{': ' if where else ''}{'; '.join(map(str, wrong))}")
 
 
-def require_equal(
-    name: str, actual: Tensor, expected: Tensor, where: str = "", atol: float | Mapping[str, float] = 0.0
-) -> None:
+def require_equal(name: str, actual: Tensor, expected: Tensor, where: str = "", atol: float = 0.0) -> None:
     """Raise `Broken` unless two tensors are equal, as `require_same` says."""
     require_same({name: actual}, {name: expected}, where, atol)
 

@@ -150,11 +150,8 @@ class ListCache:
     def extend(self, images: list[int], kv: Tensor) -> Tensor:
         """Append n positions to these images, all of one length; return all of their positions so far.
 
-        Args:
-            kv: (layer, 2, R, H, n, c): keys and values of the group's guidance rows, conditional half first.
-
-        Returns:
-            Likewise (layer, 2, R, H, K + n, c).
+        `kv` (layer, 2, R, H, n, c) has the keys and values of the group's guidance rows, conditional half first; what
+        is returned, too: (layer, 2, R, H, K + n, c).
         """
         for k, image in enumerate(images):
             self.positions[image] += kv[:, :, [k, len(images) + k]].unbind(4)
@@ -182,15 +179,14 @@ class BrokenNoise:
 
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
         """Read, or fail."""
-        self._count()
-        return self.noise.exponential(si, stream, reader)
+        return self._noise().exponential(si, stream, reader)
 
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
         """Read, or fail."""
-        self._count()
-        return self.noise.uniform(si, stream, reader)
+        return self._noise().uniform(si, stream, reader)
 
-    def _count(self) -> None:
+    def _noise(self) -> Noise:
         self.left -= 1
         if self.left < 0:
             raise Interrupted
+        return self.noise

@@ -32,10 +32,7 @@ class Lost:
 
 
 class Cluster:
-    """The workers of a cluster that somebody started, each on its first device.
-
-    Args:
-        address: of the scheduler, e.g. ``tcp://host:8786``, or a scheduler file.
+    """The workers of a cluster, each on its first device; `address` may be a scheduler file, too.
 
     Raises:
         InputError: dask.distributed is not installed, nobody answers there, or what `work.open` refuses.

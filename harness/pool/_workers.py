@@ -122,11 +122,7 @@ class _Worker:
 
 
 class Processes:
-    """Workers of this machine.
-
-    Args:
-        work: what they do; pickled once, to a file that all of them read.
-        devices: one a worker, e.g. ``cuda:0``; the same device may stand there twice.
+    """Workers of this machine, one a device, which may stand there twice; all read one file, the pickled work.
 
     Raises:
         WorkerError: the workers die while they start.

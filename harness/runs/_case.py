@@ -175,8 +175,7 @@ def _draw_numbers(case: KeptCase, models: ModelPair) -> dict[str, Tensor]:
     noise, drawn = replace(models, numbers=None).noise(case.request), dict[str, Tensor]()
     for si in range(case.scales or models.pyramid.S):
         for stream in STREAMS:
-            read_run = noise.uniform if stream == ACCEPT else noise.exponential
-            numbers = read_run(si, stream, "bundle")
+            numbers = (noise.uniform if stream == ACCEPT else noise.exponential)(si, stream, "bundle")
             drawn[f"{stream}/{si}"] = numbers[..., None] if stream == ACCEPT else numbers
     return drawn
 
@@ -226,12 +225,10 @@ def repeat_line(
     draft_noise: float | None = None,
     against: Other | None = None,
 ) -> str:
-    """Return the command line.
+    """Return the command line that shows the divergence's image, or those of its seed where it names none.
 
-    Args:
-        recipe: options of the run that are not the usual ones; an empty text is a flag.
-        divergence: names the image; the images of its seed where it names none.
-        draft_noise: of the draft that the setting met, where a design chose it (`Plan.drafts`).
+    `recipe` holds the options of the run that are not the usual ones; an empty text is a flag. `draft_noise` is that
+    of the draft that the setting met, where a design chose it (`Plan.drafts`).
     """
     words = ["sdvar-harness", "verify"]
     for name, text in recipe.items():

@@ -70,11 +70,9 @@ def verify_decodes(
     store: RunStore = UNKEPT,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Verification:
-    """Run a decoder and the reference over all requests and settings, and judge every token.
+    """Run a decoder, on copies of the networks, and the reference over all requests and settings; judge every token.
 
-    Args:
-        models: networks of both sides; the decoder under test gets copies.
-        progress: called after every task, and once for all that a resumed run has already.
+    `progress` is called after every task, and once for all that a resumed run has already.
 
     Raises:
         InputError: a setting or a request that the decoder or the networks refuse; a decoder that claims less than is

@@ -77,10 +77,8 @@ class Coverage:
     def never(self, bonus: bool = True) -> list[str]:
         """Return the claims that nothing exercised.
 
-        Where the rounds show that the target never judges a draft there are none about what is accepted.
-
-        Args:
-            bonus: the decoder was asked for bonus scales; one that refuses them claims none.
+        Where the rounds show that the target never judges a draft there are none about what is accepted; a decoder
+        that is not asked for `bonus` scales, since it refuses them, claims none.
         """
         claims = CLAIMS if self.judged or not self.rounds else {REUSED: CLAIMS[REUSED]}
         return [word for word, exercised in claims.items() if not exercised(self) and (bonus or word not in BONUS)]

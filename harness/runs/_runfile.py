@@ -112,9 +112,7 @@ class RunFile(GrowingFile):
     ) -> None:
         """Add what one request came to; all of it or nothing.
 
-        Args:
-            exhibits: task, setting and tensors; those of the run's first divergences are kept.
-            pictures: of some of its images; the worst ones of the run are kept.
+        Of exhibits (task, setting, tensors) the first ones of the run are kept, of pictures the worst.
         """
         with self.transaction():
             for row in rows:
@@ -157,8 +155,7 @@ def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
 def begin(store: RunStore, record: RunRecord, plan: Plan) -> RunFile | None:
     """Return the file of a run, new or gone on with; None where nothing is kept.
 
-    Raises:
-        InputError: the file is there, is being written, or is that of another run.
+    Raises `InputError` where the file is there, is being written, or is that of another run.
     """
     if store.file is None:
         return None

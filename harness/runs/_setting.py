@@ -106,22 +106,18 @@ class SettingResult:
             "ties_listed": [tie.as_dict() for judgement in self.judgements for tie in judgement.ties],
             "defects_listed": [d.as_dict() for judgement in self.judgements for d in judgement.defects[:MOST_LISTED]],
             **{name: getattr(self, name) for name in ("target_calls", "target_rows", "rounds", "accepted_scales")},
-            "judged": [_row(row) for row in self.rows],
+            "judged": [
+                {"request": row.task, **_outcome(row), "refused": row.refused, "seconds": row.seconds}
+                for row in self.rows
+            ],
             "distances": [vars(distance) for distance in self.distances],
             "seconds": self.seconds,
             "reference_seconds": self.reference_seconds,
         }
 
 
-def _row(row: JudgedRow) -> dict[str, object]:
-    """Return what one request came to; `request` is its place in the document's list."""
-    return {
-        "request": row.task,
-        "verdict": row.judgement.verdict.value,
-        **{name: row.judgement.count(name) for name in COUNTS},
-        "refused": row.refused,
-        "seconds": row.seconds,
-    }
+def _outcome(row: JudgedRow) -> dict[str, object]:
+    return {"verdict": row.judgement.verdict.value, **{name: row.judgement.count(name) for name in COUNTS}}
 
 
 def row_values(row: JudgedRow, request: Request) -> dict[str, object]:
@@ -130,8 +126,7 @@ def row_values(row: JudgedRow, request: Request) -> dict[str, object]:
         "seed": request.seed,
         "labels": ",".join(map(str, request.labels or ())),
         "cfg": request.cfg,
-        "verdict": row.judgement.verdict.value,
-        **{name: row.judgement.count(name) for name in COUNTS},
+        **_outcome(row),
         "refused": row.refused,
         "target_calls": sum(row.counts.target_calls) if row.counts else 0,
         "seconds": row.seconds,

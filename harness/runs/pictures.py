@@ -78,13 +78,12 @@ def pictures(
 ) -> list[Picture]:
     """Return the pictures of a decode that are worth keeping.
 
+    None of a decode whose trace has no form, since nothing of it can be trusted to be an image.
+
     Args:
         place: task and setting.
         along: the decode, beside the reference on its own tokens.
         f_hat_BCPP: of the reference's free run: the image that sequential decoding gives.
-
-    Returns:
-        None of a decode whose trace has no form, since nothing of it can be trusted to be an image.
     """
     if not judgement.draws or not best.most:
         return []
@@ -149,11 +148,7 @@ def as_png(image: Image.Image) -> bytes:
 
 @torch.inference_mode()
 def exhibit(evidence: Evidence, divergence: Divergence) -> dict[str, Tensor]:
-    """Return what both sides computed at the place of a divergence; nothing where it has no place.
-
-    Args:
-        evidence: along the decoder's tokens.
-    """
+    """Return what both sides computed, along the decoder's tokens, at a divergence; nothing where it has no place."""
     address, request = (divergence.seed, divergence.image), evidence.request
     if divergence.position < 0 or address not in request.addresses:
         return {}

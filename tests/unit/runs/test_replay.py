@@ -43,7 +43,7 @@ def changed(case: KeptCase, part: str, **values: object) -> KeptCase:
 
 def test_a_defect_is_repeated_and_known_again(recorded: Path):
     (case,) = cases_of(recorded)
-    assert case.run.as_dict() == read_run(recorded)[0].about
+    assert case.record == read_run(recorded)[0].record
     assert replay_case(case, MODELS, SHIPPED_BUDGETS).answer is Answer.STILL
     other = replace(case, defect=replace(case.defect, component="f_hat"))
     found = replay_case(other, MODELS, SHIPPED_BUDGETS)
