@@ -76,11 +76,7 @@ class Checkout:
         return getattr(self.module, name)
 
     def method(self, owner: Any, name: str, known: tuple[str, ...] = ()) -> inspect.Signature:
-        """Return the signature of a method of an object or class, which must take the parameters `known` by name.
-
-        Raises:
-            InputError: there is no such method, or it takes no such parameter.
-        """
+        """Return the signature of a method of an object or class. Raises `InputError` if it takes no `known` name."""
         kind = owner if isinstance(owner, type) else type(owner)
         method = getattr(owner, name, None)
         if not callable(method):

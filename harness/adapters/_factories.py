@@ -29,11 +29,7 @@ PARALLEL = "sdvar_autoregressive_infer_cfg_parallel_v1"
 
 @dataclass(frozen=True)
 class _Order:
-    """A checkout, and the options of the sampler that somebody wants of it.
-
-    Raises:
-        InputError: from every method, in one line.
-    """
+    """A checkout, and the options of the sampler that somebody wants of it. Every method raises `InputError`."""
 
     code: Published
     options: Mapping[str, str]
@@ -92,9 +88,8 @@ class _Order:
                 raise code.checkout.lacks(f"builds no SDVAR ({type(error).__name__}: {error})") from None
         mask = getattr(sdvar, "attn_bias_for_sdmasking", None)
         if mask is not None and mask.shape[-1] != pyramid.L:
-            rule = (
-                f"SDVAR in models/var.py has its scales built in: masks of {mask.shape[-1]} positions, not {pyramid.L}"
-            )
+            sizes = f"masks of {mask.shape[-1]} positions, not {pyramid.L}"
+            rule = f"SDVAR in models/var.py has its scales built in: {sizes}"
             raise InputError("patch_nums", pyramid.patch_nums, rule, "pass 1,2,3,4,5,6,8,10,13,16")
         return sdvar
 

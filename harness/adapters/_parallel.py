@@ -255,15 +255,8 @@ def rounds_of_turns(turns: list[Turn]) -> Iterator[Round]:
         sizes = [idx.shape[1] for idx in turn.final]
         accepted = min(turn.accepted, len(turn.final), len(turn.drafted))
         yield Round(
-            first=turn.first,
-            drafted=len(turn.drafted),
-            accepted=accepted,
-            corrected=len(turn.final) > accepted,
-            bonus=False,
-            accepted_tokens=sum(sizes[:accepted]),
-            corrected_tokens=sum(sizes[accepted:]),
-            bonus_tokens=0,
-            target_rows=target_rows,
-            draft_rows=draft_rows,
-        )
+            first=turn.first, drafted=len(turn.drafted), accepted=accepted, corrected=len(turn.final) > accepted,
+            bonus=False, accepted_tokens=sum(sizes[:accepted]), corrected_tokens=sum(sizes[accepted:]), bonus_tokens=0,
+            target_rows=target_rows, draft_rows=draft_rows,
+        )  # fmt: skip
         target_rows = draft_rows = 0

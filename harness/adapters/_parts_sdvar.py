@@ -37,15 +37,12 @@ THRESHOLD = 0.5  # that acceptance is asked with, where it takes one
 
 
 def examine_parts(decoder: Sampler, request: Request, budget: Budget) -> list[PartLaw]:
-    """Ask every law of every part of a decoder that is made of published code.
+    """Ask every law of every part of a decoder that is made of published code; return a row a law.
 
     Args:
         decoder: its SDVAR object is asked, where it has one, and the methods of the parallel decode, where that is it.
         request: labels and guidance of what the parts are asked.
         budget: how far rounding may move a number, measured before the code was built.
-
-    Returns:
-        A row a law, in the order of the report.
     """
     probe = Probe.of(decoder, request, budget)
     if decoder.loop is not None:
@@ -108,7 +105,7 @@ def _alias(probe: Probe) -> None:
         return
     harm = "draft_f_hat and target_f_hat are one tensor: what is drafted is accepted already, or counted twice"
     try:
-        with probe.code.running(Recorder(probe.pyramid), probe.request, probe.code.models.noise(probe.request)):
+        with probe.running(Recorder(probe.pyramid)):
             tokens = list(call_by_known_names(probe.sdvar.draft_generate_batch, state=state, B=B, verbose=False))
             drafted = state.target_f_hat.clone()
             probe.sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
@@ -128,14 +125,9 @@ def _accepted(probe: Probe, rule: str, hits: list[Tensor], first: int = 0) -> in
         best = torch.where(hits_Bl, idx, (idx + 1) % V)
         logits.append(12.0 * torch.nn.functional.one_hot(best, V).float())  # by a wide margin
     answer = call_by_known_names(
-        getattr(probe.sdvar, rule),
-        draft_tokens=tokens,
-        target_logits=logits,
-        state=probe.state_at(window),
-        B=probe.request.B,
-        similarity_threshold=THRESHOLD,
-        verbose=False,
-    )
+        getattr(probe.sdvar, rule), draft_tokens=tokens, target_logits=logits, state=probe.state_at(window),
+        B=probe.request.B, similarity_threshold=THRESHOLD, verbose=False,
+    )  # fmt: skip
     count = accepted_scales(answer)
     if count is None:
         raise Broken(f"it returns a {type(answer).__name__}, not a number of scales")

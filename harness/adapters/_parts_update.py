@@ -101,7 +101,7 @@ def _one_round(probe: Probe, name: str, spoil: bool) -> list[Tensor]:
     B, sdvar, state = probe.request.B, probe.sdvar, probe.state_at(ProbeWindow(1, min(2, probe.pyramid.S - 1)))
     if spoil:
         setattr(state, name, torch.full_like(getattr(state, name), torch.nan))
-    with probe.code.running(Recorder(probe.pyramid), probe.request, probe.code.models.noise(probe.request)):
+    with probe.running(Recorder(probe.pyramid)):
         tokens = list(call_by_known_names(sdvar.draft_generate_batch, state=state, B=B, verbose=False))
         verified = sdvar.target_verify_batch(tokens, state, B)
         sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
@@ -191,10 +191,8 @@ def _update_maps(probe: Probe) -> None:
             if isinstance(actual, Tensor) and actual.shape == stale.shape != expected.shape:
                 shape = tuple(actual.shape)
                 raise Broken(f"{what} is {shape}, that of scale {first}: it was never advanced to scale {si}")
-            why = {"it was never advanced": stale}
-            require_close(
-                require_tensor(actual, expected.shape, what), expected, probe.input_error(expected), what, why
-            )
+            actual, error = require_tensor(actual, expected.shape, what), probe.input_error(expected)
+            require_close(actual, expected, error, what, {"it was never advanced": stale})
 
 
 def _tensors(tokens: object) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
 from types import SimpleNamespace
@@ -209,10 +210,14 @@ class Probe:
             side.fill_cache(first)
         return state
 
+    def running(self, recorder: Recorder) -> AbstractContextManager[None]:
+        """Let the code run under the harness's numbers."""
+        return self.code.running(recorder, self.request, self.code.models.noise(self.request))
+
     def draft_from(self, state: Any) -> tuple[list[Tensor], Recorder]:
         """Let the code draft from a state, under the harness's numbers."""
         recorder = Recorder(self.pyramid)
-        with self.code.running(recorder, self.request, self.code.models.noise(self.request)):
+        with self.running(recorder):
             tokens = call_by_known_names(self.sdvar.draft_generate_batch, state=state, B=self.request.B, verbose=False)
         return list(tokens), recorder
 

@@ -52,26 +52,17 @@ class Published:
     def arguments(self, request: Request, noise: Noise, numbers: str = "shared") -> dict[str, Any]:
         """Return what every published sampler is called with.
 
-        Without labels they are the noise's; code that keeps its own numbers draws them itself.
-
-        Raises:
-            InputError: a label or top_k that is not.
+        Without labels they are the noise's; code that keeps its own numbers draws them itself. Raises `InputError` for
+        a label or top_k that is not.
         """
         request.check_against(self.models.target.config.classes, self.models.target.config.V)
-        label_B: torch.Tensor | None
+        label_B = None
         if request.labels is not None:
             label_B = torch.tensor(request.labels, device=self.models.device)
-        else:
-            label_B = None if numbers == "own" else noise.labels(self.models.target.config.classes)
-        return {
-            "B": request.B,
-            "label_B": label_B,
-            "g_seed": request.seed,
-            "cfg": request.cfg,
-            "top_k": request.top_k,
-            "top_p": request.top_p,
-            "more_smooth": request.more_smooth,
-        }
+        elif numbers != "own":
+            label_B = noise.labels(self.models.target.config.classes)
+        settings = {name: getattr(request, name) for name in ("cfg", "top_k", "top_p", "more_smooth")}
+        return {"B": request.B, "label_B": label_B, "g_seed": request.seed, **settings}
 
     @contextlib.contextmanager
     def running(self, recorder: Recorder, request: Request, noise: Noise, numbers: str = "shared") -> Iterator[None]:

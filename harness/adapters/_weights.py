@@ -74,23 +74,16 @@ def build_vae(checkout: Checkout, vae: Autoencoder, patch_nums: tuple[int, ...],
 def build_network(checkout: Checkout, network: Network, vae: CodesOnly) -> Any:
     """Return the checkout's ``VAR`` with the weights of a network, on its device.
 
-    Raises:
-        InputError: the checkout has no ``VAR``, it takes other arguments, or its parameters are others.
+    Raises `InputError` where the checkout has no ``VAR``, or one of other arguments or parameters.
     """
     config, device = network.config, network.device
     with building(checkout, device):
         kind = checkout.get("VAR")
         try:
             module = kind(
-                vae,
-                num_classes=config.classes,
-                depth=config.depth,
-                embed_dim=config.D,
-                num_heads=config.H,
-                shared_aln=config.shared_adaln,
-                attn_l2_norm=config.l2_norm,
-                patch_nums=config.pyramid.patch_nums,
-            )
+                vae, num_classes=config.classes, depth=config.depth, embed_dim=config.D, num_heads=config.H,
+                shared_aln=config.shared_adaln, attn_l2_norm=config.l2_norm, patch_nums=config.pyramid.patch_nums,
+            )  # fmt: skip
         except TypeError as error:
             raise checkout.lacks(f"has a VAR that takes other arguments ({text_of(error)})") from None
         except Exception as error:

@@ -119,7 +119,5 @@ def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
 
 def _is_whole(row: PolicyRow) -> bool:
     """Tell whether a row has counts and distances of at least one image."""
-    counts = (row.target_calls, row.target_rows, row.draft_rows)
-    return bool(row.distances) and all(
-        len(count) == len(row.distances) and all(isinstance(n, int) for n in count) for count in counts
-    )
+    counts, images = (row.target_calls, row.target_rows, row.draft_rows), len(row.distances)
+    return images > 0 and all(len(count) == images and all(isinstance(n, int) for n in count) for count in counts)

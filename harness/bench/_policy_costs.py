@@ -77,21 +77,10 @@ def measure_policies(
     progress: Callable[[], None] = lambda: None,
     workers: Execution = ALONE,
 ) -> list[PolicyRow]:
-    """Decode every request under every setting.
+    """Decode every request under every setting (policy and draft length, in text form).
 
-    Args:
-        models: on their device.
-        requests: batches.
-        settings: policy and draft length, in text form.
-        progress: called after every request.
-        workers: who does it.
-
-    Returns:
-        The yardsticks' rows, then one a setting.
-
-    Raises:
-        InputError: a policy or length that does not exist or does not fit.
-        WorkerError: the workers die.
+    Returns the yardsticks' rows, then one a setting. Raises `InputError` for a policy or length that does not exist or
+    does not fit, `WorkerError` where the workers die.
     """
     crew = employ(workers, torch.device(workers.device or models.device), len(requests))
     counted: dict[Request, list[PolicyRow]] = {}
@@ -134,9 +123,8 @@ class PolicyBench:
 
     def rows(self) -> list[PolicyRow]:
         """Return rows that count nothing yet."""
-        lengths = [length for _, length in self.settings]
-        policies = zip(self.policies, lengths, strict=True)
-        rows = [PolicyRow(policy.name, policy.contract.letter, length) for policy, length in policies]
+        policies = zip(self.policies, self.settings, strict=True)
+        rows = [PolicyRow(policy.name, policy.contract.letter, length) for policy, (_, length) in policies]
         return [PolicyRow(DRAFT), PolicyRow("another seed"), *rows]
 
     def do(self, request: Request) -> list[PolicyRow]:

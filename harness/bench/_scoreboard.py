@@ -86,11 +86,8 @@ class Scoreboard:
             sentences.append(f"- {text[0].upper()}{text[1:]}: {'; '.join(who) or 'no decoder'}{other}.")
         together = [line.decoder for line in own if {"calls", "image"} <= line.kept.keys()]
         most = max((len(line.kept) for line in own), default=0)
-        best = [
-            f"{line.decoder} ({', '.join(promise for promise in PROMISES if promise in line.kept)})"
-            for line in own
-            if len(line.kept) == most > 0
-        ]
+        leaders = [line for line in own if len(line.kept) == most > 0]
+        best = [f"{line.decoder} ({', '.join(word for word in PROMISES if word in line.kept)})" for line in leaders]
         sentences.append(f"- Calls and image together: {'; '.join(together) or 'no decoder'}.")
         return [*sentences, f"- Most promises together: {'; '.join(best) or 'no decoder keeps any'}."]
 
@@ -204,24 +201,16 @@ def _divided(named: str, rows: Sequence[SpeedRow]) -> BoardLine:
     for promise, holds in TIMED_PROMISES.items():
         if batches := [str(row.batch) for row in rows if holds(row)]:
             kept[promise] = "" if len(batches) == len(rows) else " and ".join(batches)
-    return BoardLine(
-        f"{named}, `{first.policy}`, batch {' / '.join(f'{row.batch}' for row in rows)}",
-        parse_policy(first.policy).contract.letter,
-        f"{first.target_calls:.1f}",
-        " / ".join(f"{row.speed_up:.2f}" for row in rows),
-        " / ".join(_number(row.extra_memory, "+.1%") for row in rows),
-        "random weights",
-        kept,
-    )
+    what = f"{named}, `{first.policy}`, batch {' / '.join(f'{row.batch}' for row in rows)}"
+    speed_up = " / ".join(f"{row.speed_up:.2f}" for row in rows)
+    memory = " / ".join(_number(row.extra_memory, "+.1%") for row in rows)
+    letter, calls = parse_policy(first.policy).contract.letter, f"{first.target_calls:.1f}"
+    return BoardLine(what, letter, calls, speed_up, memory, "random weights", kept)
 
 
 def _policy(row: PolicyRow, models: str, timing: SpeedRow | None, draft_pixels: float) -> BoardLine:
-    exact = row.contract in "AB"
-    holds = {
-        "calls": row.mean("target_calls") <= MOST_CALLS,
-        "speed": timing is not None and _is_fast(timing),
-        "image": exact,
-    }
+    exact, is_fast = row.contract in "AB", timing is not None and _is_fast(timing)
+    holds = {"calls": row.mean("target_calls") <= MOST_CALLS, "speed": is_fast, "image": exact}
     share = f"{row.mean('pixels') / draft_pixels:.0%}".replace("%", " %")
     pixels = "0 %" if row.mean("tokens") == 0 else share + (" (its law is exact)" if exact else "")
     speed_up = f"{timing.speed_up:.2f}" if timing else "-"

@@ -140,16 +140,10 @@ class Bench:
         self.fast = self.models.compiled() if self.compiled else self.models
 
     def rows(self, requests: Sequence[Request], settings: Sequence[tuple[str, int]]) -> Iterator[SpeedRow]:
-        """Measure every (policy, draft_len).
+        """Measure every (policy, draft_len); times are means over requests of one batch size.
 
-        Args:
-            requests: of one batch size; times are means over them. Sequential decoding, whose work is the same for
-                all, is measured on the first.
-            settings: at least one.
-
-        Raises:
-            HarnessError: sequential decoding of this mode is not the reference's, or recorded work differs.
-            InputError: a policy or length that does not fit.
+        Sequential decoding, whose work is the same for all, is measured on the first. Raises `HarnessError` where it is
+        not the reference's, or recorded work differs, and `InputError` for a policy or length that does not fit.
         """
         decoders = [self._decoder(policy, length) for policy, length in settings]
         request = requests[0]
@@ -161,29 +155,17 @@ class Bench:
             done = [self._measure(decoder, request) for request in requests]
             parts = [self._alone(decoder, request, _turns(trace, self.models.pyramid)) for _, _, trace in done]
             draft_ms, target_ms, floor_ms = (statistics.mean(each) for each in zip(*parts, strict=True))
+            calls = statistics.mean(count for _, _, trace in done for count in trace.target_calls)
             yield SpeedRow(
-                batch=request.B,
-                policy=policy,
-                draft_len=length,
-                reference_ms=reference_ms,
-                target=target,
-                draft=draft,
-                ms=statistics.mean(ms for ms, _, _ in done),
-                draft_passes_ms=draft_ms,
-                target_passes_ms=target_ms,
-                floor_ms=floor_ms,
-                target_calls=statistics.mean(calls for _, _, trace in done for calls in trace.target_calls),
-                kept=_kept(trace for _, _, trace in done),
+                batch=request.B, policy=policy, draft_len=length, reference_ms=reference_ms, target=target, draft=draft,
+                ms=statistics.mean(ms for ms, _, _ in done), draft_passes_ms=draft_ms, target_passes_ms=target_ms,
+                floor_ms=floor_ms, target_calls=calls, kept=_kept(trace for _, _, trace in done),
                 peak=max(peak for _, peak, _ in done),
-            )
+            )  # fmt: skip
             decoder.workspaces.clear()
 
     def check_equal(self, request: Request) -> None:
-        """Judge sequential decoding of this mode against the reference.
-
-        Raises:
-            HarnessError: a token differs that is no tie, or f_hat is not that of the tokens.
-        """
+        """Judge sequential decoding of this mode against the reference. Raises `HarnessError` for a defect."""
         budget = joint_budget(self.models, self.compiled)
         expected = self._reference(request)
         decoder = build_sequential(self.models, self.fast.target, self.graphs)
@@ -197,11 +179,7 @@ class Bench:
             raise HarnessError(f"sequential decoding of this mode is wrong, so nothing was timed: {defects[0]}")
 
     def check_recorded(self, decoder: SpeculativeDecoder, request: Request) -> None:
-        """Compare a decoder that replays its work with one that launches it kernel by kernel.
-
-        Raises:
-            HarnessError: they differ in one bit.
-        """
+        """Raise `HarnessError` where a decoder that replays its work differs in a bit from one that does not."""
         if not self.graphs:
             return
         eager = SpeculativeDecoder(self.fast, replace(decoder.options, graphs=False))
@@ -221,10 +199,9 @@ class Bench:
         passes_ms = self._passes_ms(decoder, request, turns)
         floor_ms = sum(self._floor(network, request, turn) for turn in turns)
         if peak:  # what stands in memory for the other measurements: the second network, and a cache never used
-            other = self.fast.draft if network is self.fast.target else self.fast.target
-            peak -= other.bytes() + 4 * request.B * network.config.depth * network.config.D * network.pyramid.L * (
-                network.dtype.itemsize
-            )
+            other, config = self.fast.draft if network is self.fast.target else self.fast.target, network.config
+            numbers = 4 * request.B * config.depth * config.D * network.pyramid.L
+            peak -= other.bytes() + numbers * network.dtype.itemsize
         return Sequential(ms, passes_ms, floor_ms, peak)
 
     def _decoder(self, policy: str, length: int) -> SpeculativeDecoder:
@@ -260,9 +237,7 @@ class Bench:
 
         return median_ms(run, 2 * self.repeats, self.models.device) if turns else 0.0
 
-    def _alone(
-        self, decoder: SpeculativeDecoder, request: Request, turns: Sequence[Turn]
-    ) -> tuple[float, float, float]:
+    def _alone(self, decoder: SpeculativeDecoder, request: Request, turns: list[Turn]) -> tuple[float, float, float]:
         """Return draft passes, target passes and floor of one decode; NaN where its images took different rounds."""
         if not turns:
             return math.nan, math.nan, math.nan

@@ -26,9 +26,7 @@ TABLE = (
     Limit("image", 1e-5, "absolute: the decoder of 32-pixel images rounds by 1e-6 between two CPU set-ups; ten times"),
     Limit("logits cap", 1e-5, "of the largest logit, times 1 + 2·|t|: budgets of the plain sampler reached 2.6e-6"),
     Limit("f_hat cap", 4e-6, "of the largest number in f_hat, at least 1: budgets reached 8.1e-7"),
-    Limit(
-        "smooth rounding", 2e-6, "of the largest logit before guidance: the digits pair reached 5e-7, tiny ones 9e-7"
-    ),
+    Limit("smooth rounding", 2e-6, "of the largest logit before guidance: digits reached 5e-7, tiny networks 9e-7"),
     Limit("smooth f_hat", 2e-2, "absolute: the recordings' README; where rounding may do more, f_hat is not judged"),
     Limit(
         "smooth margin", 0.25, "absolute, of a race: a quarter of a nat is judgement; where rounding may do more, none"
@@ -69,9 +67,8 @@ def allowances(case: RecordedCase, run: Trace) -> Allowances:
 def smooth_rounding(case: RecordedCase, run: Trace) -> float:
     """Return the root mean square of what rounding does to a logit before guidance, capped like a budget."""
     assert run.intermediates is not None
-    rms = (
-        max(budget.rows_rms for budget in _budgets(case)) / BUDGET_MARGIN
-    )  # as measured: `spread` has a factor of its own
+    # as measured: `spread` has a factor of its own
+    rms = max(budget.rows_rms for budget in _budgets(case)) / BUDGET_MARGIN
     return min(rms, LIMITS["smooth rounding"] * float(run.intermediates.rows_RLV.abs().max()))
 
 

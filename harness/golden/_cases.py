@@ -37,9 +37,7 @@ TensorShapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 def recorded_networks(case: GoldenCase, models_name: str, device: torch.device = CPU) -> ModelPair:
     """Return the float32 networks of a case, the same objects for the same arguments.
 
-    Raises:
-        InputError: unknown models, or sizes that do not fit together.
-        KeyError: "filled" ones without sizes.
+    Raises `InputError` for unknown models or sizes that do not fit, `KeyError` for "filled" ones without sizes.
     """
     if models_name == "digits":
         return _digits(device)
@@ -139,16 +137,7 @@ class RecordedCase:
 
 
 def parse(case: GoldenCase, models_name: str, device: torch.device) -> RecordedCase:
-    """Fit one case to its networks.
-
-    Args:
-        case: as the file's metadata states it.
-        models_name: "digits" or "filled".
-        device: where to run it.
-
-    Raises:
-        InputError: something is missing, or a value does not fit; the case is named.
-    """
+    """Fit one case to its networks. Raises `InputError`, which names the case, where something is missing or unfit."""
     with naming(case.id):
         return _fitted(case, models_name, device)
 

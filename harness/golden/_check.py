@@ -150,11 +150,7 @@ def check_case(case: RecordedCase, recording: Recording) -> CaseResult:
 
 
 def rounds(trace: Trace) -> Tensor:
-    """Return the rounds of a speculative decode, int32 (N, 7): image, first, drafted, accepted, corrected, bonus, rows.
-
-    Args:
-        trace: of a decoder that keeps `Trace.rounds`.
-    """
+    """Return a speculative decode's rounds, int32 (N, 7): image, first, drafted, accepted, corrected, bonus, rows."""
     rows = [
         (b, turn.first, turn.drafted, turn.accepted, int(turn.corrected), int(turn.bonus), turn.target_rows)
         for b, turns in enumerate(trace.rounds)

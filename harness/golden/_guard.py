@@ -30,11 +30,7 @@ Laws = Callable[[ModelPair], list[str]]
 
 
 def refuse(reason: str, folder: Path, code: Path) -> None:
-    """Refuse to record without a reason, in CI, in a test run (but into another folder), or where `code` is dirty.
-
-    Raises:
-        InputError: one of them.
-    """
+    """Raise `InputError` without a reason, in CI, in a test run (but into another folder), or where `code` is dirty."""
     if not reason.strip():
         raise InputError("reason", reason, "must say why the goldens change", 'pass --reason "what changed and why"')
     if os.environ.get("CI"):

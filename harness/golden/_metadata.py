@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import TypeVar
+from typing import Any
 
 from harness.errors import InputError
 from harness.models.autoencoder import GROUPS, AutoencoderConfig
@@ -31,8 +31,10 @@ PHI = re.compile(r"[1-9][0-9]? shared|one a scale")
 MOST_TOKENS = 2**13
 MOST_NUMBERS = 2**28  # of one tensor, or of all weights of a network: 1 GiB in float32
 REMEDY = "record it again"
-Value = TypeVar("Value", int, float, bool, str)
-Word = TypeVar("Word", bound=str)
+# What a case says by key: how it draws, which it must say; words of a list, and other values, which it may say.
+DRAWING = {"seed": int, "cfg": float, "top_k": int, "top_p": float, "more_smooth": bool}
+WORDS = {"model": SIDES, "logits": LOGITS, "order": ORDERS}
+STATED = {"deep": bool, "count": int, "entry_num": int, "sd_mask": int, "mode": str, "draft_len": int, "bonus": bool}
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,10 @@ class Recipe:
     def from_values(cls, values: Mapping[str, object]) -> Recipe:
         """Read the sizes of a case. Raises `InputError`, and `KeyError` for a size that is missing."""
         check_sizes(values)
-        stated = {size.name: values[size.name] for size in fields(cls) if size.name in values or _is_needed(size.name)}
+        needed = [size.name for size in fields(cls) if size.name in values or not size.name.startswith("draft_")]
+        stated = {name: values[name] for name in needed}
         listed = {name: tuple(size) if isinstance(size, list) else size for name, size in stated.items()}
         return cls(**listed)  # type: ignore[arg-type]  # `check_sizes` has seen their types
-
-
-def _is_needed(size: str) -> bool:
-    return not size.startswith("draft_")
 
 
 @dataclass(frozen=True)
@@ -102,32 +101,17 @@ class GoldenCase:
 
     @classmethod
     def from_values(cls, values: Mapping[str, object]) -> GoldenCase:
-        """Read one case of a file.
-
-        Raises:
-            InputError: a key is missing, or a value does not fit; the case is named.
-        """
+        """Read one case of a file. Raises `InputError`, which names it, where a key is missing or a value unfit."""
         with naming(str(values["id"])):
             return cls(
                 str(values["id"]),
                 _one_of("sampler", values["sampler"], SAMPLERS),
                 _labels(values["labels"]),
-                DrawSettings(
-                    _value(values, "seed", int), _value(values, "cfg", float), _value(values, "top_k", int),
-                    _value(values, "top_p", float), _value(values, "more_smooth", bool),
-                ),
-                model=_stated_word(values, "model", SIDES),
-                deep=_stated(values, "deep", bool),
-                logits=_stated_word(values, "logits", LOGITS),
-                order=_stated_word(values, "order", ORDERS),
-                count=_stated(values, "count", int),
-                entry_num=_stated(values, "entry_num", int),
-                sd_mask=_stated(values, "sd_mask", int),
-                mode=_stated(values, "mode", str),
-                draft_len=_stated(values, "draft_len", int),
-                bonus=_stated(values, "bonus", bool),
+                DrawSettings(**{key: _value(values, key, kind) for key, kind in DRAWING.items()}),
+                **{key: _one_of(key, values[key], words) for key, words in WORDS.items() if key in values},
+                **{key: _value(values, key, kind) for key, kind in STATED.items() if key in values},
                 recipe=Recipe.from_values(values) if "patch_nums" in values else None,
-            )  # fmt: skip
+            )
 
     def as_values(self) -> dict[str, object]:
         """Return the case as JSON values, as files hold it."""
@@ -155,7 +139,7 @@ def _labels(labels: object) -> tuple[int, ...] | None:
     return tuple(labels)
 
 
-def _one_of(key: str, value: object, words: tuple[Word, ...]) -> Word:
+def _one_of(key: str, value: object, words: tuple[str, ...]) -> Any:
     """Return the word that a case says. Raises `InputError` where it is none of these."""
     for word in words:
         if word == value:
@@ -163,11 +147,7 @@ def _one_of(key: str, value: object, words: tuple[Word, ...]) -> Word:
     raise InputError(key, value, f"must be one of {', '.join(words)}", REMEDY)
 
 
-def _stated_word(values: Mapping[str, object], key: str, words: tuple[Word, ...]) -> Word | None:
-    return _one_of(key, values[key], words) if key in values else None
-
-
-def _value(values: Mapping[str, object], key: str, kind: type[Value]) -> Value:
+def _value(values: Mapping[str, object], key: str, kind: type[Any]) -> Any:
     """Return ``values[key]``, of exactly this kind; an integer may stand for a float. Raises `InputError`."""
     value = values[key]
     if type(value) is not kind and not (kind is float and type(value) is int):
@@ -178,16 +158,10 @@ def _value(values: Mapping[str, object], key: str, kind: type[Value]) -> Value:
         raise InputError(key, value, "must be a number that a float holds", REMEDY) from None
 
 
-def _stated(values: Mapping[str, object], key: str, kind: type[Value]) -> Value | None:
-    return _value(values, key, kind) if key in values else None
-
-
 def check_sizes(values: Mapping[str, object]) -> None:
-    """Refuse single sizes that no recording has.
+    """Refuse single sizes that no recording has: too large, or of another kind.
 
-    Raises:
-        InputError: one is too large, or of another kind.
-        KeyError: a list, a switch or `phi` is missing; a missing number is met elsewhere.
+    Raises `InputError`, and `KeyError` where a list, a switch or `phi` is missing; a missing number is met elsewhere.
     """
     for key, most in MOST.items():
         if key in values and not _is_size(values[key], most):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,7 @@ def _paths(platform: str, folder: Path) -> list[Path]:
 
 
 def golden_inventory(platform: str, folder: Path = GOLDENS) -> tuple[list[Path], list[FileResult]]:
-    """Compare the files that are there with those that must be.
-
-    Args:
-        platform: class whose goldens are asked for.
-        folder: where they lie.
-
-    Returns:
-        The files to judge, and a finished judgement for each missing or extra one, or for an unknown platform.
-    """
+    """Return the files to judge, and a finished judgement for each missing or extra one, or for an unknown platform."""
     there = set(folder.glob("*"))
     platforms = [name for name in PLATFORMS if name in KEPT or there & set(_paths(name, folder))]
     if platform not in platforms:
@@ -171,20 +163,11 @@ class Origin:
         reason, commit, device_name = (str(values.get(word, "")) for word in ("reason", "commit", "device_name"))
         return cls(cases, reason, commit, device_name, values.get("versions", {}))
 
-    def as_values(self) -> dict[str, object]:
-        """Return the group as JSON values, as files hold it."""
-        return asdict(self)
-
 
 def origins(recording: Recording, names: Collection[str]) -> tuple[Origin, ...]:
-    """Return where some cases come from, in groups.
+    """Return where the named cases come from, in groups; a file written in one go states one origin for all.
 
-    Args:
-        recording: an own file; one that was written in one go states its origin for the whole file.
-        names: of the cases.
-
-    Raises:
-        InputError: what it states is no list of groups of cases.
+    Raises `InputError` where what it states is no list of groups of cases.
     """
     stated = recording.metadata.get("origins")
     try:
@@ -203,10 +186,7 @@ def weights_digest(models: str) -> str:
     pairs = {id(pair): pair for pair in (recorded_networks(case, models) for case in cases(models))}
     tensors: dict[str, Tensor] = {}
     for number, pair in enumerate(pairs.values()):
-        for word, weights in (
-            ("draft", pair.draft.weights),
-            ("target", pair.target.weights),
-            ("vae", pair.vae.weights),
-        ):
+        for word in ("draft", "target", "vae"):
+            weights = getattr(pair, word).weights
             tensors |= {f"{number}.{word}.{name}": tensor for name, tensor in weights.items()}
     return content_digest(tensors)

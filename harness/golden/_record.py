@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
@@ -39,8 +39,7 @@ class Change:
     """How one case changes."""
 
     id: str  # of the case; `WHOLE_FILE` for a whole file
-    # added, removed, settings, form (other tensors, shapes or dtypes), values; of a whole file: weights, changed by
-    # hand
+    # added, removed, settings, form (other tensors, shapes or dtypes), values; of a file: weights, changed by hand
     what: str
     first_scale: int = -1  # of the first token that changes; -1: no token does
     tokens: int = 0  # how many change
@@ -49,13 +48,7 @@ class Change:
 
 
 def kind_of_change(planned: GoldenCase, before: Recording, judged: CaseResult | None) -> str:
-    """Return what has become of a case: "" for nothing but rounding.
-
-    Args:
-        planned: what it asks for.
-        before: what is on disk.
-        judged: the judgement on what is on disk; None = it was not judged, since its settings are others.
-    """
+    """Return what has become of a case, "" for nothing but rounding; one whose settings are others is not judged."""
     recorded = {case.id: case for case in before.cases}.get(planned.id)
     if recorded is None:
         return "added"
@@ -94,14 +87,8 @@ class Regeneration:
 def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, only: str = "*") -> Regeneration:
     """Judge what is on disk of one file's plan, and make anew what no longer holds.
 
-    Args:
-        models: group of networks.
-        device: where to run.
-        folder: where the files lie.
-        only: cases by id, with wildcards; all others stay as they are.
-
-    Raises:
-        InputError: the file was changed by hand, so that no case of it can stay as it is.
+    Cases whose id does not match `only`, which may hold wildcards, stay as they are. Raises `InputError` where the
+    file was changed by hand, so that no case of it can.
     """
     path, weights = plan.path_of(models, device.type, folder), plan.weights_digest(models)
     before = read_recording(path) if path.exists() else Recording(path, {}, (), {})
@@ -133,9 +120,7 @@ def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, o
     return Regeneration(path, models, cases, tensors, weights, tuple(changes), plan.origins(before, stays))
 
 
-def _kinds(
-    planned: Sequence[GoldenCase], models: str, before: Recording, device: torch.device
-) -> dict[str, str]:  # fmt: skip
+def _kinds(planned: Sequence[GoldenCase], models: str, before: Recording, device: torch.device) -> dict[str, str]:
     """Return what has become of every planned case, by id; those of unchanged settings are judged."""
     unchanged = [parse(case, models, device) for case in planned if case in before.cases]
     with one_case_a_core(device) as pool:
@@ -182,10 +167,7 @@ def changed_goldens(
         reason: why, for the reviewer; not empty.
         device: as of `regenerate`, with `folder` and `only`.
         code: a folder of the checkout that must be clean.
-        laws: lists the laws that fail on a pair.
-
-    Raises:
-        InputError: recording is refused.
+        laws: lists the laws that fail on a pair. `InputError` says why recording is refused.
     """
     guard.refuse(reason, folder, code)
     if device.type not in plan.PLATFORMS:
@@ -217,6 +199,6 @@ def write_golden(after: Regeneration, reason: str, device: torch.device, code: P
         "device_name": device_words, "commit": commit, "reason": reason.strip(), "kind": KIND, "models": after.models,
         "device": device.type, "dtype": "float32", "tf32": "off", "versions": json.dumps(versions(), sort_keys=True),
         "weights": after.weights, "digest": content_digest(after.tensors, canonical(after.cases)),
-        "origins": json.dumps([group.as_values() for group in groups], sort_keys=True),
+        "origins": json.dumps([asdict(group) for group in groups], sort_keys=True),
     }  # fmt: skip
     write_whole(after.path, as_bytes(provenance, after.cases, after.tensors))

@@ -82,9 +82,8 @@ def canonical(cases: Sequence[GoldenCase]) -> str:
 def read_recording(path: Path) -> Recording:
     """Read a file.
 
-    Raises:
-        InputError: missing, no regular file, larger than any recording, truncated, not safetensors, another format
-            version, no device, no cases, or one that `GoldenCase` does not understand.
+    Raises `InputError` where it is missing, no regular file, larger than any recording, truncated, not safetensors, of
+    another format version, without device or cases, or has one that `GoldenCase` does not understand.
     """
     check_readable(path, NAME, "record it, or restore it from version control")
     if (size := path.stat().st_size) > MOST_BYTES:

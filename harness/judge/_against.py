@@ -23,15 +23,10 @@ PARTS = {"x_RLD": "query", "rows_RLV": "mask or cache", "guided_BLV": "guidance"
 
 
 def judge_against(evidence: Evidence, other: str) -> Judgement:
-    """Compare one decode with another decoder's.
+    """Compare one decode with another decoder's, whose trace is `evidence.expected` and whose name is `other`.
 
-    Args:
-        evidence: `expected` is the other's trace.
-        other: its name, for messages.
-
-    Returns:
-        A judgement: a record an image for the first tensor that differs, and one for every differing token of the first
-        scale that has any; tokens of later scales have another prefix, and are counted as unclaimed.
+    There is a record an image for the first tensor that differs, and one for every differing token of the first scale
+    that has any; tokens of later scales have another prefix, and are counted as unclaimed.
     """
     evidence = replace(evidence, noise=evidence.numbers)  # drawn once, if at all
     judgement = Judgement(evidence.request.B)
@@ -89,11 +84,8 @@ def _wrong_tensor(evidence: Evidence, image: int, si: int) -> Divergence | None:
     span, B = evidence.models.pyramid.span(si), evidence.request.B
     allowed = evidence.allowance(si)
     x = float(other.x_RLD[:, span].nan_to_num().abs().max())
-    errors = {
-        "x_RLD": max(2 * allowed.f_hat, 1e-5) * max(1.0, x),
-        "rows_RLV": 2 * evidence.budget.rows,
-        "guided_BLV": 2 * allowed.logits,
-    }
+    x_error = max(2 * allowed.f_hat, 1e-5) * max(1.0, x)
+    errors = {"x_RLD": x_error, "rows_RLV": 2 * evidence.budget.rows, "guided_BLV": 2 * allowed.logits}
     for name, error in errors.items():
         rows = [image] if name == "guided_BLV" else [image, B + image]
         far = _distance(getattr(one, name)[rows, span], getattr(other, name)[rows, span])
@@ -148,9 +140,8 @@ def _judge_tokens(evidence: Evidence, image: int, si: int, position_n: Tensor, m
         )
         margin_n = torch.where(torch.isfinite(exact_nV).all(1), torch.maximum(one_n, other_n), torch.nan)
     records = []
-    for position, actual, other, margin in zip(
-        position_n.tolist(), *tokens_2n.tolist(), margin_n.tolist(), strict=True
-    ):
+    columns = (position_n.tolist(), *tokens_2n.tolist(), margin_n.tolist())
+    for position, actual, other, margin in zip(*columns, strict=True):
         component, detail = "draw", "the logits agree, and the tokens differ"
         if math.isnan(margin):
             component, detail = "token", "the tokens differ"

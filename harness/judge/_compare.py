@@ -31,10 +31,7 @@ def differences(
 ) -> list[Difference]:
     """List every difference between two sets of named tensors; an empty list means equal.
 
-    Args:
-        actual: what is judged.
-        expected: what it is judged by.
-        atol: largest absolute difference allowed, by name; a name that is not there must be equal to the bit.
+    `atol` is the largest absolute difference allowed, by name; a name that is not there must be equal to the bit.
     """
     if not actual and not expected:
         return [Difference("(all)", "nothing", "nothing was compared: both sides are empty")]
@@ -64,10 +61,8 @@ def _difference(name: str, actual: Tensor, expected: Tensor, atol: float) -> Dif
     largest = largest_difference(actual, expected)
     if largest <= atol:
         return None
-    count = int((actual != expected).sum())
-    return Difference(
-        name, "value", f"{count} of {actual.numel()} differ, by {largest:.3g}, allowed {atol:.3g}", largest
-    )
+    many = f"{int((actual != expected).sum())} of {actual.numel()}"
+    return Difference(name, "value", f"{many} differ, by {largest:.3g}, allowed {atol:.3g}", largest)
 
 
 def largest_difference(actual: Tensor, expected: Tensor) -> float:

@@ -37,11 +37,7 @@ WrongTensors = dict[int, WrongTensor | None]  # the first one of every row of th
 
 
 def first_wrong(evidence: Evidence) -> WrongTensors:
-    """Return the first wrong tensor of every image; None where every tensor agrees.
-
-    Args:
-        evidence: both traces; without intermediates nothing can be placed.
-    """
+    """Return the first wrong tensor of every image; None where every tensor agrees, or intermediates are not shown."""
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
     if actual is None or expected is None:
         return dict.fromkeys(range(evidence.request.B))
@@ -137,9 +133,8 @@ def _is_guided(guided_blV: Tensor, conditional_blV: Tensor, unconditional_blV: T
     expected_blV = (1 + t) * conditional_blV - t * unconditional_blV
     # of the largest term in any usual form; that of u + (1+t)·(c − u) is u, even where t = 0 leaves c alone
     scale = (1 + abs(t)) * (conditional_blV.abs() + unconditional_blV.abs())
-    return ((guided_blV - expected_blV).abs() <= GUIDANCE_ULPS * torch.finfo(expected_blV.dtype).eps * scale).all(
-        dim=(1, 2)
-    )
+    error = GUIDANCE_ULPS * torch.finfo(expected_blV.dtype).eps * scale
+    return ((guided_blV - expected_blV).abs() <= error).all(dim=(1, 2))
 
 
 def _close(actual: Tensor, expected: Tensor, error: Tensor | float) -> Tensor:
@@ -204,20 +199,19 @@ def _misplaced(
         other = other_row(actual_lX, expected_RlX, own, error)
         if other is None:
             continue
+        detail = f"guidance row {own} of scale {si} holds what belongs to row {other}"
         if (own < B) != (other < B):
-            return WrongTensor(
-                si, "rows", f"guidance row {own} of scale {si} holds what belongs to row {other}, of the other half"
-            )
+            return WrongTensor(si, "rows", f"{detail}, of the other half")
         if si:  # the input of scale 0 is its label's: another image's is a wrong condition
-            return WrongTensor(si, "rows", f"guidance row {own} of scale {si} holds what belongs to row {other}")
+            return WrongTensor(si, "rows", detail)
     return None
 
 
 def _half(right: list[bool]) -> str:
     """Say which guidance half is wrong where the other one is right."""
-    return {(True, False): " in the unconditional row alone", (False, True): " in the conditional row alone"}.get(
-        (right[0], right[1]), ""
-    )
+    if all(right) or not any(right):
+        return ""
+    return f" in the {'unconditional' if right[0] else 'conditional'} row alone"
 
 
 def _cdist(actual_lD: Tensor, pos_LD: Tensor) -> Tensor:

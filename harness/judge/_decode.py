@@ -30,15 +30,12 @@ _CALLS_AND_ROWS = "calls and rows"
 
 
 def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool = True) -> Judgement:
-    """Judge one decode.
+    """Judge one decode; defects come in causal order. Without a claim on tokens distances are measured.
 
     Args:
         evidence: `expected` is the reference's free run under the same noise.
         contract: what the decoder claims.
         drafts: nothing drafted means nothing proved; False for a decoder that is sequential and says so.
-
-    Returns:
-        The judgement, defects in causal order. Without a claim on tokens distances from the free run are measured.
     """
     return judge_along(evidence, contract, drafts)[0]
 
@@ -78,16 +75,9 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
 
 
 def judge_partial(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
-    """Judge what a decode did before it ended.
+    """Judge what a decode did before it ended, as `ended` says; its defects come after wrong tensors.
 
-    Args:
-        evidence: `actual` is the trace up to there.
-        contract: what the decoder claims.
-        drafts: as in `judge`.
-        ended: says how it ended; its defects stay.
-
-    Returns:
-        A judgement: wrong tensors first, in causal order, then how the decode ended.
+    `evidence.actual` is the trace up to there; `contract` and `drafts` are those of `judge`.
     """
     actual, pyramid = evidence.actual, evidence.models.pyramid
     if _is_whole(actual, pyramid, evidence.models.target.config.V):
@@ -163,8 +153,7 @@ def _tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Di
 
 def _is_whole(trace: Trace, pyramid: ScalePyramid, V: int) -> bool:
     """Tell whether every scale was made final once, with tokens that there are."""
-    inside = bool(((trace.tokens_BL >= 0) & (trace.tokens_BL < V)).all())
-    return inside and not trace.missing_scales(pyramid)
+    return bool(((trace.tokens_BL >= 0) & (trace.tokens_BL < V)).all()) and not trace.missing_scales(pyramid)
 
 
 def _final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
@@ -201,13 +190,7 @@ def _wrong_counts(pyramid: ScalePyramid, request: Request, trace: Trace, contrac
     """List the first count of every image that is too low.
 
     A target pass of a round computes every scale that it makes final, at least. Where every token is the target's
-    (contracts A and B) it computes every position of the pyramid.
-
-    Args:
-        pyramid: scales.
-        request: what was drawn.
-        trace: of a known form; counts that it does not hold are not checked.
-        contract: what the decoder claims.
+    (contracts A and B) it computes every position of the pyramid. Counts that a trace does not hold are not checked.
     """
     details = {image: _too_low(pyramid, trace, image, contract) for image in range(request.B)}
     return [Divergence("counts", detail, **request.where(image)) for image, detail in details.items() if detail]
@@ -228,10 +211,8 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
             return f"the round at scale {alone.first} counts no target rows, and the target decides every scale"
     elif not rounds:
         return ""
-    for name, counts, least in (
-        ("target_calls", trace.target_calls, least_calls),
-        ("target_rows", trace.target_rows, least_rows),
-    ):
+    for name, least in (("target_calls", least_calls), ("target_rows", least_rows)):
+        counts = getattr(trace, name)
         if counts and counts[image] < least:
             return f"{name} is {counts[image]}, and cannot be below {least}"
     return ""

@@ -119,22 +119,16 @@ def log_e(weights_x3: Tensor) -> Tensor:
 
 
 def too_many(weights_x3: Tensor, looks: int = 1) -> Tensor:
-    """Tell where evidence − cost is more than a right decoder shows with probability `ALARM`.
+    """Tell where evidence − cost, for every θ, is more than a right decoder shows with probability `ALARM`.
 
-    Args:
-        weights_x3: float64, for every θ.
-        looks: how many e-values are looked at, each of which could raise the alarm.
+    `looks` e-values are looked at, each of which could raise the alarm.
     """
     return log_e(weights_x3) > math.log(looks / ALARM)
 
 
 @torch.inference_mode()
 def costs_of_draws(evidence: Evidence) -> Tensor:
-    """Return, for every scale, image and θ, what its draws cost for having been free to flip, by the reference.
-
-    Returns:
-        costs_SB3, float64, on the CPU.
-    """
+    """Return costs_SB3, float64 on the CPU: what draws cost for having been free to flip, by the reference."""
     request, pyramid, shown = evidence.request, evidence.models.pyramid, evidence.expected.intermediates
     assert shown is not None
     noise, costs = evidence.numbers, []
@@ -148,11 +142,11 @@ def costs_of_draws(evidence: Evidence) -> Tensor:
 
 
 def weigh_decode(evidence: Evidence, judgement: Judgement, costs_SB3: Tensor, row_of: Sequence[int]) -> None:
-    """Reject the ties of images that have too many or too wide ones. Effects: on `judgement`.
+    """Reject the ties of images that have too many or too wide ones. Effects: on `judgement`, for `weigh_run` too.
 
     Args:
         evidence: for the allowances.
-        judgement: with ties; its `surprise` is set, for `weigh_run`.
+        judgement: with ties.
         costs_SB3: of `costs_of_draws`.
         row_of: place in the batch of the image of every tie.
     """

@@ -41,9 +41,7 @@ class Evidence:
         return self.budget.guided(self.request.cfg, self.models.pyramid.ramp(si))
 
     def along(self) -> Evidence:
-        """Return the evidence with the reference run along the decoder's own tokens, of images that differ alone.
-
-        It is this evidence where no token differs.
+        """Return the evidence with the reference run along the decoder's own tokens; itself where no token differs.
 
         `expected.tokens_BL` are then what the reference draws on the decoder's prefix: one tie does not cascade.
         """

@@ -47,13 +47,7 @@ def expected_tensors(models: ModelPair, request: Request) -> dict[str, Expected]
 
 
 def malformed(models: ModelPair, request: Request, trace: object) -> Divergence | None:
-    """Return the first thing that is wrong with the form of a trace; None where nothing is.
-
-    Args:
-        models: as the decoder used them.
-        request: what was drawn.
-        trace: what `decode` returned.
-    """
+    """Return the first thing that is wrong with the form of what `decode` returned; None where nothing is."""
     if (wrong := unreadable(models, request, trace)) is not None:
         return wrong
     assert isinstance(trace, Trace)

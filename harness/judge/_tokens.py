@@ -29,13 +29,9 @@ NUMBERS = 2**26  # of logits that are raced at a time
 
 
 def judge_tokens(evidence: Evidence, wrong: WrongTensors, differ_BL: Tensor, judgement: Judgement) -> None:
-    """Certify every differing token as a tie, or call it a defect.
+    """Certify every differing token as a tie, or call it a defect. Effects: on `judgement`.
 
-    Args:
-        evidence: `expected` along the decoder's tokens.
-        wrong: the first wrong tensor of every image.
-        differ_BL: tokens that are not the reference's.
-        judgement: changed.
+    `evidence.expected` is along the decoder's tokens; `wrong` holds the first wrong tensor of every image.
     """
     costs_SB3 = costs_of_draws(evidence) if evidence.costs_SB3 is None else evidence.costs_SB3
     judgement.surprise = (-costs_SB3.sum(1)).tolist()
@@ -70,9 +66,8 @@ def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
     for last, rows in _by_last_scale(models.pyramid, places_N2):
         for some in rows.split(images_per_certifying_pass(models, by)):
             with certifying_networks(models, by) as (network, vae):
-                _, exact_bnV, _ = teacher_forced(
-                    network, vae, evidence.request.cfg, labels_B[some], tokens_BL[some], last + 1
-                )
+                cfg, labels_b, tokens_bL = evidence.request.cfg, labels_B[some], tokens_BL[some]
+                _, exact_bnV, _ = teacher_forced(network, vae, cfg, labels_b, tokens_bL, last + 1)
             here_N2 = places_N2[torch.isin(places_N2[:, 0], some)]
             for piece_n2 in here_N2.split(max(1, NUMBERS // models.target.config.V)):
                 at = torch.searchsorted(some, piece_n2[:, 0].contiguous())

@@ -20,7 +20,7 @@ from harness.laws import forget_models
 from harness.models import ModelPair
 from harness.protocol import Implementation, Request, Settings, Trace
 from harness.protocol.noise import Noise, SeededNoise
-from harness.speculative import Policy, parse_policy
+from harness.speculative import Acceptance, Policy, Proposal, Window, parse_policy
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
@@ -126,6 +126,18 @@ def policy(change: Callable[[Policy], Policy]) -> Factory:
         return SpeculativeDecoder(models, replace(options, policy=change(options.policy)))
 
     return build
+
+
+def judgement(change: Callable[[Acceptance, Proposal, Window], Acceptance]) -> Factory:
+    """Plant a bug in the judgement of whichever rule is in force."""
+
+    def changed(true: Policy) -> Policy:
+        def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+            return change(true.accept(used, proposal, probs_bnV, window), proposal, window)
+
+        return replace(true, accept=accept)
+
+    return policy(changed)
 
 
 @dataclass(frozen=True)

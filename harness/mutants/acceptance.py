@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from harness.mutants._mutant import Mutant, parts, patched, policy, wrapped
+from harness.mutants._mutant import Mutant, judgement, parts, patched, policy, wrapped
 from harness.protocol import Contract, Request, Trace
 from harness.protocol.noise import CORRECT, SeededNoise
 from harness.speculative import Acceptance, Policy, Proposal, Window, accept_by_rate, is_own_draw, race
@@ -17,33 +16,21 @@ from harness.speculative.parts import Parts
 from harness.speculative.sampler import SpeculativeDecoder
 
 
-def _judged(change: Callable[[Acceptance, Proposal], Acceptance]) -> Callable[[Policy], Policy]:
-    """Return a change of policies that changes the judgement of whichever rule is in force."""
-
-    def changed(true: Policy) -> Policy:
-        def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-            return change(true.accept(used, proposal, probs_bnV, window), proposal)
-
-        return replace(true, accept=accept)
-
-    return changed
-
-
-def _all_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
+def _all_accepted(judged: Acceptance, proposal: Proposal, window: Window) -> Acceptance:
     return Acceptance(proposal.tokens_bn, torch.ones_like(judged.accepted_bn), torch.ones_like(judged.whole_bs))
 
 
-def _first_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
+def _first_accepted(judged: Acceptance, proposal: Proposal, window: Window) -> Acceptance:
     whole_bs = judged.whole_bs.clone()
     whole_bs[:, 0] = True
     return replace(judged, whole_bs=whole_bs)
 
 
-def _none_accepted(judged: Acceptance, proposal: Proposal) -> Acceptance:
+def _none_accepted(judged: Acceptance, proposal: Proposal, window: Window) -> Acceptance:
     return replace(judged, whole_bs=torch.zeros_like(judged.whole_bs))
 
 
-def _not_replaced(judged: Acceptance, proposal: Proposal) -> Acceptance:
+def _not_replaced(judged: Acceptance, proposal: Proposal, window: Window) -> Acceptance:
     return replace(judged, tokens_bn=proposal.tokens_bn)
 
 
@@ -118,13 +105,13 @@ def _absolute(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
 
 
 ALL_STAND = Mutant("acceptance.all-stand", "every drafted scale is accepted",
-    "verification that was computed and never used", policy(_judged(_all_accepted)))  # fmt: skip
+    "verification that was computed and never used", judgement(_all_accepted))  # fmt: skip
 FIRST_STANDS = Mutant("acceptance.first-stands", "the first drafted scale is never checked",
-    "a comparison shifted by one scale", policy(_judged(_first_accepted)))  # fmt: skip
+    "a comparison shifted by one scale", judgement(_first_accepted))  # fmt: skip
 NONE_STAND = Mutant("acceptance.none-stand", "every round corrects its first scale, right or not",
-    "an _inverted mask that the output does not show", policy(_judged(_none_accepted)))  # fmt: skip
+    "an _inverted mask that the output does not show", judgement(_none_accepted))  # fmt: skip
 NOT_REPLACED = Mutant("acceptance.not-replaced", "the first imperfect scale keeps its wrong tokens",
-    "accepted length plus one without a correction", policy(_judged(_not_replaced)))  # fmt: skip
+    "accepted length plus one without a correction", judgement(_not_replaced))  # fmt: skip
 BY_RATE = Mutant("acceptance.by-rate", "a scale is accepted when _half of its tokens are right",
     "a lossy rule under a lossless claim", policy(_by_rate))  # fmt: skip
 SHARED_NOISE = Mutant("acceptance.shared-noise", "contract B: draft and target read the same numbers",

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from harness.models import ModelPair
-from harness.mutants._mutant import Mutant, Tampered, asked_for, parts, policy, production, wrapped
+from harness.mutants._mutant import Mutant, Tampered, asked_for, judgement, parts, production, wrapped
 from harness.protocol import Contract, Implementation, Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
-from harness.speculative import Acceptance, CacheWindow, DraftLength, KVCache, Policy, Proposal, Window
-from harness.speculative.parts import Parts
+from harness.speculative import Acceptance, CacheWindow, DraftLength, KVCache, Proposal, Window
 from harness.speculative.sampler import SpeculativeDecoder
 
 
@@ -55,14 +54,9 @@ class _InterleavedCache(KVCache):
         return window
 
 
-def _average(true: Policy) -> Policy:
-
-    def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-        judged = true.accept(used, proposal, probs_bnV, window)
-        most_s = judged.whole_bs.double().mean(0) > 0.5
-        return replace(judged, whole_bs=most_s.expand_as(judged.whole_bs))
-
-    return replace(true, accept=accept)
+def _average(judged: Acceptance, proposal: Proposal, window: Window) -> Acceptance:
+    most_s = judged.whole_bs.double().mean(0) > 0.5
+    return replace(judged, whole_bs=most_s.expand_as(judged.whole_bs))
 
 
 def _neighbours_numbers(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
@@ -97,7 +91,7 @@ SHARED_LENGTH = Mutant("batch.shared-length", "one image's rejection shortens ev
 INTERLEAVED = Mutant("batch.interleaved", "cache rows of part of a batch are taken for neighbouring pairs",
     "another order of the guidance rows", parts(new_cache=_InterleavedCache))  # fmt: skip
 AVERAGE = Mutant("batch.average", "a scale is accepted when most images would accept it",
-    "acceptance averaged over the batch", policy(_average))  # fmt: skip
+    "acceptance averaged over the batch", judgement(_average))  # fmt: skip
 NEIGHBOURS_NUMBERS = Mutant("batch.neighbours-numbers", "contract B: an image reads its neighbour's numbers",
     "rows gathered after the batch was reordered; each image still follows the target's law",
     wrapped(_neighbours_numbers), alone=True)  # fmt: skip

@@ -44,7 +44,6 @@ def _inputs_lost(state: DecodeState, parts: Parts, policy: Policy, window: Windo
 
 
 def _restarted(state: DecodeState, parts: Parts, this: Pass, policy: Policy) -> None:
-
     def guide(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
         alone = not policy.speculates and first >= policy.entry > 0
         share = (first - policy.entry) / first if alone else 1.0

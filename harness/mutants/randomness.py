@@ -27,7 +27,6 @@ def redrawn(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -
 
 
 def _wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-
     def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
         if reader != "target" or si == 0:
             return E_BlV
@@ -38,7 +37,6 @@ def _wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNoi
 
 
 def _call_order(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-
     def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
         return E_BlV.roll(len(noise.ledger.readers), -1)
 

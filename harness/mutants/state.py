@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.models import ModelPair
 from harness.models.network import Network
 from harness.mutants._mutant import Mutant, asked_for, parts, production
-from harness.protocol import Implementation, Request, Settings, Trace
+from harness.protocol import Request, Settings, Trace
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import CacheWindow, KVCache
@@ -152,14 +152,6 @@ class _SharedBuffers:
         return trace
 
 
-def _shared(models: ModelPair, settings: Settings) -> Implementation:
-    return _SharedBuffers(models, settings)
-
-
-def _reused(models: ModelPair, settings: Settings) -> Implementation:
-    return _Reused(models, settings)
-
-
 TWICE = Mutant("state.twice", "every scale is added to f_hat twice",
     "accumulated in verification and again in the update", parts(accumulate=twice), component="f_hat")  # fmt: skip
 IN_PLACE = Mutant("state.in-place", "accumulation writes into its argument",
@@ -179,9 +171,9 @@ NO_ROLLBACK = Mutant("state.no-rollback", "caches are never rolled back",
 ROLLED_FORWARD = Mutant("state.rolled-forward", "a rollback may lengthen a cache",
     "length = n for length = min(length, n)", parts(new_cache=_RolledForward))  # fmt: skip
 REUSED = Mutant("state.reused", "an exception leaves the caches full for the next decode",
-    "buffers emptied at the end, not at the start", _reused, alone=True)  # fmt: skip
+    "buffers emptied at the end, not at the start", _Reused, alone=True)  # fmt: skip
 SHARED_BUFFERS = Mutant("state.shared-buffers", "a trace's tensors change with the next decode",
-    "static buffers, as CUDA graphs need them, handed out", _shared, alone=True)  # fmt: skip
+    "static buffers, as CUDA graphs need them, handed out", _SharedBuffers, alone=True)  # fmt: skip
 CLAMPED = Mutant("state.clamped", "a label out of range is decoded as the last class", "clamp in place of a check",
     asked_for(labels=lambda request: tuple(min(label, 3) for label in request.labels)), alone=True)  # fmt: skip
 MODULO = Mutant("state.modulo", "a label out of range wraps around", "an index taken modulo the table",

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.decoders import Factory
 from harness.models.network import Condition, Network
-from harness.mutants._mutant import Mutant, parts, patched, policy
+from harness.mutants._mutant import Mutant, judgement, parts, patched, policy
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import (
     Acceptance,
@@ -31,18 +32,14 @@ from harness.speculative.parts import PARTS, Parts
 _PICK = Window.pick
 
 
-def _whole(rule: Callable[[Tensor, int], Tensor]) -> Callable[[Policy], Policy]:
-    """Return a change of policies in which a scale is accepted by another rule: (accepted_bl, index in the window)."""
+def _whole(rule: Callable[[Tensor, int], Tensor]) -> Factory:
+    """Plant another rule by which a scale is accepted: (accepted_bl, index in the window)."""
 
-    def changed(true: Policy) -> Policy:
-        def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-            judged = true.accept(used, proposal, probs_bnV, window)
-            scales = [rule(accepted_bl, k) for k, accepted_bl in enumerate(window.split(judged.accepted_bn))]
-            return replace(judged, whole_bs=torch.stack(scales, 1))
+    def changed(judged: Acceptance, proposal: Proposal, window: Window) -> Acceptance:
+        scales = [rule(accepted_bl, k) for k, accepted_bl in enumerate(window.split(judged.accepted_bn))]
+        return replace(judged, whole_bs=torch.stack(scales, 1))
 
-        return replace(true, accept=accept)
-
-    return changed
+    return judgement(changed)
 
 
 def _extend(change: Callable[[Parts, Tensor, Window], Tensor]) -> Callable[[Policy], Policy]:
@@ -56,7 +53,6 @@ def _bonus_noise(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
 
 
 def _bonus_first(true: Policy) -> Policy:
-
     def extend(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
         return true.extend(used, probs_bnV, window)[:1].expand(len(window.images), -1)
 
@@ -196,20 +192,18 @@ def _smoothed(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
 
 _ROUND = "harness.speculative._round:"
 NEARLY_WHOLE = Mutant("acceptance.nearly-whole", "a scale is accepted when more than 99 % of it is right",
-    "a rate for an all", policy(_whole(lambda accepted_bl, k: accepted_bl.double().mean(1) > 0.99)),
+    "a rate for an all", _whole(lambda accepted_bl, k: accepted_bl.double().mean(1) > 0.99),
     component="accept")  # fmt: skip
-ONE_FORGIVEN = Mutant(
-    "acceptance.one-forgiven", "one error is forgiven above 200 tokens", "a tolerance tuned on images",
-    policy(_whole(lambda accepted_bl, k: (~accepted_bl).sum(1) <= (accepted_bl.shape[1] > 200))), component="accept",
-)  # fmt: skip
+ONE_FORGIVEN = Mutant("acceptance.one-forgiven", "one error is forgiven above 200 tokens",
+    "a tolerance tuned on images", _whole(lambda accepted_bl, k: (~accepted_bl).sum(1) <= (accepted_bl.shape[1] > 200)),
+    component="accept")  # fmt: skip
 BYTE_COUNTS = Mutant("acceptance.byte-counts", "kept tokens are counted in eight bits", "a mask summed in its own type",
     patched({_ROUND + "round_numbers": _byte_counts}), alone=True)  # fmt: skip
 SECOND_FREE = Mutant("acceptance.second-free", "the second drafted scale is never checked",
-    "a loop that begins after it", policy(_whole(lambda accepted_bl, k: accepted_bl.all(1) | (k == 1))),
+    "a loop that begins after it", _whole(lambda accepted_bl, k: accepted_bl.all(1) | (k == 1)),
     component="accept")  # fmt: skip
 LATE_FREE = Mutant("acceptance.late-free", "from the third drafted scale on one right token is enough", "any for all",
-    policy(_whole(lambda accepted_bl, k: accepted_bl.all(1) if k < 2 else accepted_bl.any(1))),
-    component="accept")  # fmt: skip
+    _whole(lambda accepted_bl, k: accepted_bl.all(1) if k < 2 else accepted_bl.any(1)), component="accept")  # fmt: skip
 BONUS_GREEDY = Mutant("acceptance.bonus-greedy", "the bonus scale takes the most likely tokens", "a draw left out",
     policy(_extend(most_likely)), component="draw")  # fmt: skip
 BONUS_NOISE = Mutant("acceptance.bonus-noise", "the bonus scale reads the numbers of the scale before",

@@ -57,14 +57,9 @@ class Estimate:
 
 
 def jackknife(whole: float, without: Sequence[float]) -> Estimate:
-    """Return the estimate of a statistic from its values without each block.
+    """Return the estimate of a statistic from its value of all images, and those without each block.
 
-    Args:
-        whole: of all images.
-        without: of all but those of block j, for every block; equally large blocks of independent images.
-
-    Raises:
-        InputError: fewer than `LEAST_BLOCKS` blocks.
+    Blocks are equally large and of independent images. Raises `InputError` for fewer than `LEAST_BLOCKS`.
     """
     g = len(without)
     check_blocks(g)
@@ -108,13 +103,7 @@ def student(freedom: int) -> float:
 
 
 def images_for(n: int, half: float, wanted: float) -> int:
-    """Return the N at which an interval narrows to what is wanted, to two digits; at most `MOST_IMAGES`.
-
-    Args:
-        n: images that were drawn.
-        half: of the interval at `n`, to either side; falls as 1/√N.
-        wanted: what it shall be.
-    """
+    """Return the N at which `half`, which falls as 1/√N, is what is wanted; two digits, at most `MOST_IMAGES`."""
     if half <= wanted or wanted <= 0:
         return n if half <= wanted else MOST_IMAGES
     need = min(n * (half / wanted) ** 2, MOST_IMAGES)
@@ -212,11 +201,8 @@ class Blocks:
     def moments(self) -> tuple[Moments, list[Moments]]:
         """Moments of the whole, and without each block."""
         each = [Moments.of(part) for part in self.parts]
-        total = Moments(
-            sum(block.n for block in each),
-            torch.stack([block.sum_D for block in each]).sum(0),
-            torch.stack([block.products_DD for block in each]).sum(0),
-        )
+        sum_D, products_DD = (torch.stack([getattr(b, name) for b in each]).sum(0) for name in ("sum_D", "products_DD"))
+        total = Moments(sum(block.n for block in each), sum_D, products_DD)
         return total, [total.without(block) for block in each]
 
 
@@ -247,12 +233,7 @@ def frechet_walk(actual: Blocks, expected: Blocks | Moments) -> Jackknifed:
 
 
 def kernel(actual: Blocks, others: Sequence[Tensor]) -> Estimate:
-    """Return the kernel distance: the mean of unbiased ones, block by block.
-
-    Args:
-        actual: a set.
-        others: features of as many blocks of the other one; each pair is cut to the smaller of the two.
-    """
+    """Return the kernel distance: the mean of unbiased ones, block by block; a pair is cut to the smaller one."""
     from torchmetrics.image.kid import poly_mmd  # noqa: PLC0415
 
     distances = []

@@ -89,8 +89,7 @@ def check_distinct(sources: Sequence[Source]) -> None:
 def portions(images: int, batch: int, labels: Sequence[int], request: Request) -> list[Request]:
     """Return the batches of one set: labels in turn, every image with an address of its own.
 
-    Raises:
-        InputError: a number below 1, or the published order, in which an image depends on its batch.
+    Raises `InputError` for a number below 1, or the published order, in which an image depends on its batch.
     """
     if min(images, batch) < 1:
         raise InputError("images", images, "and batch must be at least 1", "pass --images 10000")
@@ -182,13 +181,9 @@ class Artist:
             return Drawn.nothing("non-finite images")
         small = torch.int16 if models.target.config.V <= 2**15 else torch.int32
         tokens_BL = trace.tokens_BL.to("cpu", small) if source.keeps_tokens else torch.zeros(request.B, 0, dtype=small)
-        return Drawn(
-            features_BD.float().cpu(),
-            torch.zeros(0, dtype=torch.int64) if classes_B is None else classes_B.cpu(),
-            torch.tensor(list(trace.target_calls), dtype=torch.int64),
-            tokens_BL,
-            seconds,
-        )
+        recognised_B = torch.zeros(0, dtype=torch.int64) if classes_B is None else classes_B.cpu()
+        calls_B = torch.tensor(list(trace.target_calls), dtype=torch.int64)
+        return Drawn(features_BD.float().cpu(), recognised_B, calls_B, tokens_BL, seconds)
 
     def _decoded(self, k: int, source: Source, request: Request) -> Trace | Judgement:
         models = self.work.models

@@ -122,11 +122,7 @@ class DigitFeatures:
 
     @torch.inference_mode()
     def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features_BD and the digit of each, (B,), of images in [0, 1].
-
-        Raises:
-            InputError: images of another size.
-        """
+        """Return features_BD and the digit of each, (B,), of images in [0, 1]. Raises `InputError` for other sizes."""
         if tuple(image_B3hw.shape[1:]) != (3, SIDE, SIDE):
             rule = f"must be (3, {SIDE}, {SIDE}) for the {self.name}"
             raise InputError("image", tuple(image_B3hw.shape[1:]), rule, "pass --features FILE for other images")
@@ -218,17 +214,13 @@ def load_inception(path: Path, build: Build = torch_fidelity) -> InceptionFeatur
 
 
 def load_statistics(path: Path) -> Real:
-    """Load real data's mean and covariance of features.
+    """Load real data's mean and covariance of features, from an `.npz` with `mu` (D,) and `sigma` (D, D).
 
-    Args:
-        path: `.npz` with `mu` (D,) and `sigma` (D, D).
-
-    Raises:
-        InputError: no such file, or no such statistics: a name missing, another shape, a number that is not finite,
-            a covariance that is not symmetric.
+    Raises `InputError` for no such file, or no such statistics: a name missing, another shape, a number that is not
+    finite, a covariance that is not symmetric.
     """
-    check_readable(path, "real", "pass an .npz of the ADM evaluation, with mu and sigma")
     remedy = "pass an .npz of the ADM evaluation, with mu and sigma"
+    check_readable(path, "real", remedy)
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             mean, covariance = np.asarray(stored["mu"], float), np.asarray(stored["sigma"], float)
@@ -239,9 +231,7 @@ def load_statistics(path: Path) -> Real:
         raise InputError("real", str(path), rule, remedy)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise InputError("real", str(path), "holds a number that is not finite", remedy)
-    if (
-        np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max()
-        or (covariance.diagonal() < 0).any()
-    ):
+    asymmetry = np.abs(covariance - covariance.T).max()
+    if asymmetry > ASYMMETRY * np.abs(covariance).max() or (covariance.diagonal() < 0).any():
         raise InputError("real", str(path), "has a sigma that is no covariance", remedy)
     return Real(path.name, Moments.of_law(torch.from_numpy(mean), torch.from_numpy(covariance)))

@@ -58,12 +58,8 @@ class DrawnFile(GrowingFile):
     def open(cls, store: RunStore, about: Mapping[str, object]) -> DrawnFile | None:
         """Return the file of a drawing, new or gone on with; None where nothing is kept.
 
-        Args:
-            store: which file.
-            about: what the drawing is of, as JSON values; compared by name with what a file says.
-
-        Raises:
-            InputError: it is there already and not resumed, is being written, is no such file, or of another drawing.
+        `about` says what the drawing is of, as JSON values, and is compared by name with what a file says. Raises
+        `InputError` where it is there already and not resumed, being written, no such file, or of another drawing.
         """
         if store.file is None:
             return None
@@ -145,15 +141,7 @@ def gather(
     conditions: Conditions = USUAL,
     progress: Callable[[int], None] = lambda images: None,
 ) -> tuple[list[ImageSet], int]:
-    """Draw every portion of every source.
-
-    Args:
-        models: networks, on their device.
-        features: what images become.
-        sources: what is drawn.
-        requests: portions, as of `sources.portions`.
-        conditions: who does it, where it is kept, and how decoders under test run.
-        progress: called with the images of every portion, once for all that a resumed run has already.
+    """Draw every portion of every source; `progress` is called with the images of each, once for all of a resumed run.
 
     Returns:
         The sets, of what was drawn until a signal came (SIGINT, SIGTERM); and that signal, or 0.
@@ -205,9 +193,8 @@ def _set(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Dra
     good = [portion for portion in portions if not portion.failed]
     if failed:
         good = good[:1] or [Drawn.nothing(failed)]
-    features_ND, classes_N, calls_N, tokens_NL = (
-        torch.cat([getattr(portion, name) for portion in good]) for name in TENSORS
-    )
+    columns = (torch.cat([getattr(portion, name) for portion in good]) for name in TENSORS)
+    features_ND, classes_N, calls_N, tokens_NL = columns
     seconds = sum(portion.seconds for portion in portions)
     return ImageSet(source, contract, labels_N, features_ND, classes_N, calls_N, tokens_NL, seconds, failed)
 

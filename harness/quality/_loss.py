@@ -82,9 +82,8 @@ def why_quality(row: QualityRow, most: float) -> str:
     if row.contract == "B" and row.tokens is not None and row.tokens.p < SMALL:
         return f"its tokens have another law: {row.tokens}"
     if too_few(row):
-        return (
-            f"{row.images} images are too few for {row.width} features: {PER_FEATURE * row.width} or more would decide"
-        )
+        need = PER_FEATURE * row.width
+        return f"{row.images} images are too few for {row.width} features: {need} or more would decide"
     named = [(word, loss) for word, loss in (("loss", row.loss), ("drift", row.drift)) if loss is not None]
     if not named:
         return "nothing was measured: no real data, and no law"

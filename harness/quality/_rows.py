@@ -94,10 +94,8 @@ def measure_rows(
         classes: that are recognised; 0 = labels are not judged.
         pyramid: scales.
         V: codebook size.
-        blocks: of independent images, at least two in each.
-
-    Raises:
-        InputError: real data of other features; fewer images or blocks than an interval needs.
+        blocks: of independent images, at least two in each. `InputError` where an interval needs more, or real data
+            have other features.
     """
     base, law, *others = samples
     check_enough(len(base.labels_N), blocks)

@@ -45,12 +45,7 @@ def digits_means() -> Means:
 
 @dataclass(frozen=True)
 class Study:
-    """What is study.
-
-
-    Raises:
-        InputError: fewer images than two a block; a loss that nothing could show.
-    """
+    """What is asked. Raises `InputError` for fewer images than two a block, or a loss that nothing could show."""
 
     others: Sequence[Source]  # sources besides sequential decoding and the target's law
     images: int = USUAL_IMAGES  # of every source
@@ -96,18 +91,10 @@ def run_study(
     conditions: Conditions = USUAL,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Measured:
-    """Draw what is asked, and measure it.
+    """Draw what is asked, and measure it; `conditions` and `progress` as of `gather`.
 
-    Args:
-        models: networks, on their device.
-        means: what images are measured by.
-        study: what is drawn.
-        conditions: as of `gather`.
-        progress: as of `gather`.
-
-    Raises:
-        InputError: labels or filters that the networks do not have, and as `gather` and `measure_rows` do.
-        StopSignal: a signal came before there were enough images for an interval.
+    Raises `InputError` for labels or filters that the networks do not have, and as `gather` and `measure_rows` do, and
+    `StopSignal` where a signal came before there were enough images for an interval.
     """
     sources = [BASE, LAW, *study.others]
     check_labels(models, means, study.labels)

@@ -41,14 +41,9 @@ class Tokens:
 def compare_samples(
     actual_NL: Tensor, expected_NL: Tensor, pyramid: ScalePyramid, V: int, generator: torch.Generator
 ) -> Tokens:
-    """Return the two-sample tests of every scale.
+    """Return the two-sample tests of every scale; the swaps' generator is on the CPU.
 
-    Args:
-        actual_NL: tokens of the decoder, any integer type.
-        expected_NL: of sequential decoding, image by image of the same label under other seeds.
-        pyramid: scales.
-        V: codebook size.
-        generator: of the swaps, on the CPU.
+    `expected_NL` are tokens of sequential decoding, image by image of the same label under other seeds.
     """
     sign_WN = torch.randint(0, 2, (SWAPS, len(actual_NL)), generator=generator).float() * 2 - 1
     sign_WN = sign_WN.to(actual_NL.device)

@@ -48,10 +48,7 @@ class Budget:
     def guided(self, cfg: float, ramp: float) -> Allowance:
         """Return what guidance makes of it: (1+t)·c − t·u moves by 1 + 2·|t| errors of a row at most.
 
-        Args:
-            cfg: guidance value.
-            ramp: si/(S-1) of the scale (`ScalePyramid.ramp`); t = cfg·ramp, so the first scale allows no more than a
-                row does, and the last one the most.
+        `ramp` is si/(S-1) of the scale; t = cfg·ramp, so the first scale allows no more than a row, the last the most.
         """
         factor = 1 + 2 * abs(cfg * ramp)
         return Allowance(factor * self.rows, factor * self.rows_rms, self.f_hat, self.source)
@@ -106,14 +103,9 @@ class BudgetEntry:
         return Budget(BUDGET_MARGIN * self.rows, BUDGET_MARGIN * self.rows_rms, BUDGET_MARGIN * self.f_hat, source)
 
     def check_explained(self, logit: float, f_hat: float) -> None:
-        """Refuse an entry that its dtype cannot explain.
+        """Refuse an entry that its dtype cannot explain of networks with this largest logit before guidance and f_hat.
 
-        Args:
-            logit: largest one of the networks that it is used for, before guidance.
-            f_hat: largest number in f_hat.
-
-        Raises:
-            InputError: an error is more than `MOST_ROWS` or `MOST_F_HAT` roundings, or a mean above the largest.
+        Raises `InputError` for an error above `MOST_ROWS` or `MOST_F_HAT` roundings, or a mean above the largest.
         """
         sums = "float32" if self.products.removesuffix(COMPILED) == EXACT else "TF32"
         rows = max(sums, self.dtype, key=lambda word: EPS.get(word, 0.0))  # whichever rounds more
@@ -121,14 +113,9 @@ class BudgetEntry:
         limits = {"rows": most, "rows_rms": min(most, self.rows), "f_hat": MOST_F_HAT * EPS[sums] * max(1.0, f_hat)}
         for name, limit in limits.items():
             if not getattr(self, name) <= limit:
-                mode = ", ".join(self.mode)
+                what, value = f"budget ({', '.join(self.mode)}) {name}", f"{getattr(self, name):.3g}"
                 rule = f"must be at most {limit:.3g}, all that rounding explains"
-                raise InputError(
-                    f"budget ({mode}) {name}",
-                    f"{getattr(self, name):.3g}",
-                    rule,
-                    "restore the file, or calibrate again",
-                )
+                raise InputError(what, value, rule, "restore the file, or calibrate again")
 
 
 def mode_of(models: ModelPair) -> Mode:
@@ -159,11 +146,7 @@ def _fingerprint(models: ModelPair) -> str:
 
 
 def load_budgets(store: Path) -> list[BudgetEntry]:
-    """Read a file of entries; none where there is no file.
-
-    Raises:
-        InputError: it is no such file or cannot be read, or a number in it is not positive and finite.
-    """
+    """Read a file of entries; none where there is no file. Raises `InputError` for a file of anything else."""
     if not store.exists():
         return []
     check_readable(store, "budgets", "pass a file of `sdvar-harness calibrate`")  # a pipe would wait for ever
@@ -187,17 +170,15 @@ def _is_error(number: object) -> bool:
 def save_budget(entry: BudgetEntry, store: Path, reason: str = "") -> None:
     """Add an entry to a file, or replace the one of its mode.
 
-    Raises:
-        InputError: the new one is wider, or from fewer images, and there is no reason for it.
+    Raises `InputError` where the new one is wider, or from fewer images, and there is no reason for it.
     """
     entries = load_budgets(store)
     old = next((other for other in entries if other.mode == entry.mode), None)
-    grown = old is not None and any(getattr(entry, n) > getattr(old, n) for n in ("rows", "rows_rms", "f_hat"))
     if old is not None and entry.images < old.images and not reason:
         rule = f"has {entry.images} images where the stored one has {old.images}"
         raise InputError("budget", entry.models, rule, 'measure as many, or pass --reason "…"')
-    if grown and not reason:
-        assert old is not None
+    errors = ("rows", "rows_rms", "f_hat")
+    if old is not None and not reason and any(getattr(entry, name) > getattr(old, name) for name in errors):
         rule = f"must not widen the stored one without a reason (logits {old.rows:.3g} -> {entry.rows:.3g})"
         raise InputError("budget", entry.models, rule, 'find out why, or pass --reason "…"')
     others = [other for other in entries if other is not old]

@@ -61,11 +61,8 @@ class Errors:
 def budget_for(models: ModelPair, store: Path = SHIPPED_BUDGETS) -> Budget:
     """Return the stored budget of this mode, or measure one where there is none.
 
-    The mode is read here: call it before a decoder is built, which may change what is process-wide.
-
-    Raises:
-        InputError: the file is none of `calibrate`, or its entry is wider than its dtype can explain.
-        NonFiniteError: the target's logits are not finite.
+    The mode is read here: call it before a decoder is built, which may change what is process-wide. Raises `InputError`
+    where the file is none of `calibrate`, or its entry too wide, and `NonFiniteError` where logits are not finite.
     """
     mode = mode_of(models)
     entry = next((entry for entry in load_budgets(store) if entry.mode == mode), None)
@@ -152,15 +149,9 @@ def _request(models: ModelPair, images: int, seed: int = 0) -> Request:
 
 @torch.inference_mode()
 def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
-    """Return the largest errors of one batch.
+    """Return the largest errors of one batch along its tokens, over the windows of `windows`.
 
-    Args:
-        models: networks; those of the float64 side are copies.
-        request: what to draw; the errors are those along its tokens.
-        every: over every window of scales, or over each scale alone and all of them.
-
-    Raises:
-        NonFiniteError: the target's logits are not finite.
+    Raises `NonFiniteError` where the target's logits are not finite.
     """
     pyramid = models.pyramid
     noise = models.noise(request)
@@ -189,13 +180,9 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
 
 
 def windows(models: ModelPair, labels_B: Tensor, tokens_BL: Tensor, every: bool) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first scale, rows_RnV) of windows of scales, from the given tokens of the scales before each.
+    """Yield (first scale, rows_RnV) of the target's windows of scales, after given tokens of the scales before each.
 
-    Args:
-        models: the target's windows are computed.
-        labels_B: classes.
-        tokens_BL: consumed.
-        every: S·(S+1)/2 windows, or each scale alone and the window of all scales.
+    `every` takes S·(S+1)/2 windows, else there are each scale alone and the window of all scales.
     """
     network, pyramid = models.target, models.pyramid
     condition = network.condition(guidance_labels(labels_B, network.config.classes))

@@ -49,15 +49,10 @@ FEWEST = 2.0  # GiB that certifying may take where the device does not say what 
 
 
 def set_precision(tf32: bool) -> dict[str, bool]:
-    """Switch TF32 on or off, non-deterministic convolution kernels off.
+    """Switch TF32 on or off, non-deterministic convolution kernels off; return what is on and off (`precision`).
 
-    Args:
-        tf32: allow CUDA to round the operands of float32 products to 10 bits of mantissa.
-
-    Returns:
-        What is on and off; see `precision`.
-
-    Effects: process-wide PyTorch settings; PyTorch itself allows TF32 in convolutions by default.
+    TF32 lets CUDA round the operands of float32 products to 10 bits of mantissa. Effects: process-wide PyTorch
+    settings; PyTorch itself allows TF32 in convolutions by default.
     """
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
@@ -172,11 +167,9 @@ def certifying_networks(models: ModelPair, by: Certifying) -> Iterator[tuple[Net
     Effects: process-wide settings of precision, put back when it ends.
     """
     target = models.target
-    network: Network = (
-        target.converted(by.dtype) if isinstance(target, Transformer) else target.to(models.device, by.dtype)
-    )
+    converted = target.converted(by.dtype) if isinstance(target, Transformer) else target.to(models.device, by.dtype)
     with exact_products(by.exact):
-        yield network, models.vae.to(models.device, torch.promote_types(by.dtype, models.vae.dtype))
+        yield converted, models.vae.to(models.device, torch.promote_types(by.dtype, models.vae.dtype))
 
 
 def images_per_certifying_pass(models: ModelPair, by: Certifying) -> int:
