@@ -197,11 +197,7 @@ def check_numbers(numbers: str, request: Request) -> None:
 class SharedNumbers(TorchFunctionMode):
     """Answers draws with numbers by address; a `TorchFunctionMode` sees every call into PyTorch.
 
-    Args:
-        noise: the numbers.
-        request: how many images, and whether there is a second draw a scale.
-        pyramid: scales; the number of rows of a draw tells which one it belongs to, since all sides differ.
-        reader: says who draws: "draft" or "target".
+    The number of rows of a draw tells which scale it belongs to, since all sides differ; `reader` says who draws.
     """
 
     def __init__(self, noise: Noise, request: Request, pyramid: ScalePyramid, reader: Callable[[], str]) -> None:

@@ -106,13 +106,9 @@ def check_recording(
     device: torch.device,
     progress: Callable[[], None] = lambda: None,
 ) -> FileResult:
-    """Judge a whole file.
+    """Judge a whole file and its cases (`recorded_cases`); `progress` is called after each.
 
-    Args:
-        recording: the file.
-        cases: of `recorded_cases`.
-        device: where to run; another platform than the recording's makes the result UNVERIFIED.
-        progress: called after every case.
+    Another platform than the recording's makes the result UNVERIFIED.
     """
     result = FileResult(str(recording.path), unverified=unverified(recording, device))
     if result.unverified:

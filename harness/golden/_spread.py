@@ -32,12 +32,9 @@ Nudge = Callable[[Tensor], Tensor]  # logits_RlV of a whole scale -> the same, m
 
 
 class Nudged:
-    """One network; `nudge` moves its logits, `raw` replaces the raw input of the scales that it names.
+    """One network; `nudge` moves its logits, and `raw` replaces the raw input raw_BlC of the scales that it names.
 
-    Args:
-        network: whose passes run.
-        nudge: what to make of the logits of a scale.
-        raw: raw_BlC by number of tokens, which tells the scales of a pyramid apart.
+    Scales are named by number of tokens, which tells those of a pyramid apart.
     """
 
     def __init__(self, network: Network, nudge: Nudge, raw: Mapping[int, Tensor]) -> None:
@@ -199,10 +196,11 @@ def spread(case: RecordedCase, error: float, raw: Mapping[int, Tensor] | None = 
         shift_BLV = (-1) ** k * tossed(chosen, k // 2) * reach_BLV * ties_BL[..., None]
         shifts = {pyramid.tokens(si): shift_BLV[:, pyramid.span(si)] for si in pyramid}
         both.add(run(_Rounding(error, k, shifts)), shift_BLV)
-    rms_BL, peak_BL, map_SBPP = (
-        torch.maximum(FACTOR * of_calm, of_both) for of_calm, of_both in zip(calm.farthest, both.farthest, strict=True)
+    rms_BL, peak_BL = (
+        torch.maximum(FACTOR * calm.rms_BL, both.rms_BL),
+        torch.maximum(FACTOR * calm.peak_BL, both.peak_BL),
     )
-    return Spread(exact, rms_BL, peak_BL, map_SBPP, ties_BL)
+    return Spread(exact, rms_BL, peak_BL, torch.maximum(FACTOR * calm.map_SBPP, both.map_SBPP), ties_BL)
 
 
 class _Farthest:
@@ -213,11 +211,6 @@ class _Farthest:
         self.exact_SBCPP = maps(exact, steps)
         nowhere = self.exact_BLV.new_zeros(())  # of no run yet; any shape
         self.apart_BLV = self.rms_BL = self.peak_BL = self.map_SBPP = nowhere  # apart: a code against the best one
-
-    @property
-    def farthest(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rms_BL, peak_BL and map_SBPP."""
-        return self.rms_BL, self.peak_BL, self.map_SBPP
 
     def add(self, run: Trace, shift_BLV: Tensor | float = 0.0) -> None:
         """Take one more run into account; how far it was shifted itself does not count."""

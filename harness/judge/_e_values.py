@@ -170,12 +170,8 @@ def weigh_decode(evidence: Evidence, judgement: Judgement, costs_SB3: Tensor, ro
 def weigh_run(judgements: Sequence[tuple[Request, Judgement]], allowed: Allowed, looks: int) -> None:
     """Reject the ties of a whole run that are too many or too wide: what each request may excuse, all may not.
 
-    Args:
-        judgements: of one setting; those of another contract than A weigh nothing.
-        allowed: how far rounding may move a request's logits, by scale.
-        looks: settings that are looked at.
-
-    Effects: on the judgements.
+    The judgements are of one setting, and `looks` settings are looked at; those of another contract than A weigh
+    nothing. Effects: on the judgements.
     """
     weighed = [(request, judgement) for request, judgement in judgements if judgement.surprise]
     if not any(judgement.ties for _, judgement in weighed):
@@ -198,13 +194,9 @@ def weigh_run(judgements: Sequence[tuple[Request, Judgement]], allowed: Allowed,
 
 
 def unusual_ties(ties: Sequence[Divergence], allowed_S: Sequence[Allowance]) -> list[Divergence]:
-    """Return the ties that are no ties where all of them together are beyond rounding; else none.
+    """Return the ties, of one image or one run, that are none where all of them together are beyond rounding.
 
     A margin is at most what its two logits moved by, and `logits_rms` is two times or more what one moves by as a rule.
-
-    Args:
-        ties: of one image, or of one run, each with its scale.
-        allowed_S: how far rounding may move a logit, by scale.
     """
     shares = [max(0.0, tie.margin) / (allowed_S[tie.scale].logits_rms + RACE_ROUNDING) for tie in ties]
     if len(ties) < MANY_TIES or math.hypot(*shares) <= math.sqrt(len(ties)):

@@ -103,12 +103,9 @@ def laws_for(mutant: Mutant, scope: str) -> list[Law]:
 
 
 def hunt(mutant: Mutant, cases: Sequence[Case], scope: str = "family") -> Caught:
-    """Check the laws of a scope against one mutant.
+    """Check the laws of a scope against one mutant; cases are smallest first.
 
-    Args:
-        mutant: the planted bug.
-        cases: smallest first.
-        scope: "first" stops at the first violation, "family" tries the laws of its family, "all" every law.
+    "first" stops at the first violation, "family" tries the laws of the mutant's family, "all" every law.
     """
     caught, start = Caught(mutant), time.perf_counter()
     for law in laws_for(mutant, scope):

@@ -27,10 +27,11 @@ from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 def production(models: ModelPair, settings: Settings, used: Parts = PARTS) -> SpeculativeDecoder:
     """Build the decoder without a bug, or composed of other parts."""
-    return SpeculativeDecoder(models, _options(settings), used)
+    return SpeculativeDecoder(models, options_of(settings), used)
 
 
-def _options(settings: Settings) -> DecoderOptions:
+def options_of(settings: Settings) -> DecoderOptions:
+    """Return the options that settings name."""
     return DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy))
 
 
@@ -70,11 +71,7 @@ class Mutant:
 
 @contextmanager
 def replaced(targets: Mapping[str, object]) -> Iterator[None]:
-    """Put other things in the places of module attributes for a while.
-
-    Args:
-        targets: "module:name" or "module:Class.name" -> what stands there.
-    """
+    """Put other things in the places of attributes ("module:name" or "module:Class.name") for a while."""
     originals = []
     try:
         for place, thing in targets.items():
@@ -106,7 +103,7 @@ def patched(targets: Mapping[str, object]) -> Factory:
     """Plant a bug in a function that is no part: "module:name" -> what stands there while the decoder decodes."""
 
     def build(models: ModelPair, settings: Settings) -> Implementation:
-        decoder = _Patched(models, _options(settings))
+        decoder = _Patched(models, options_of(settings))
         decoder.targets = targets
         return decoder
 
@@ -122,7 +119,7 @@ def policy(change: Callable[[Policy], Policy]) -> Factory:
     """Plant a bug in the acceptance policy: the one that the settings name, changed."""
 
     def build(models: ModelPair, settings: Settings) -> Implementation:
-        options = _options(settings)
+        options = options_of(settings)
         return SpeculativeDecoder(models, replace(options, policy=change(options.policy)))
 
     return build

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from harness.models import ModelPair
 from harness.mutants._mutant import Mutant, Tampered, asked_for, judgement, parts, production, wrapped
@@ -63,27 +62,19 @@ def _neighbours_numbers(decoder: SpeculativeDecoder, request: Request, noise: Se
     """Give every image the numbers of the one before it, under contract B: the law is still right."""
     if decoder.contract != Contract.LAW:
         return decoder.decode(request, noise)
-
-    def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
-        return numbers.roll(1, 0)
-
-    return decoder.decode(request, Tampered(noise, change))
+    return decoder.decode(request, Tampered(noise, lambda numbers, *at: numbers.roll(1, 0)))
 
 
 def _growing_batch(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Turn the numbers by the size of the batch."""
-
-    def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
-        return numbers.roll(request.B - 1, 1)
-
-    return decoder.decode(request, Tampered(noise, change))
+    return decoder.decode(request, Tampered(noise, lambda numbers, *at: numbers.roll(request.B - 1, 1)))
 
 
 def _growing_law(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Do so under contract B alone: each image still follows the target's law."""
-    return (
-        _growing_batch(decoder, request, noise) if decoder.contract == Contract.LAW else decoder.decode(request, noise)
-    )
+    if decoder.contract != Contract.LAW:
+        return decoder.decode(request, noise)
+    return _growing_batch(decoder, request, noise)
 
 
 SHARED_LENGTH = Mutant("batch.shared-length", "one image's rejection shortens everybody's drafts",

@@ -37,20 +37,13 @@ def _wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNoi
 
 
 def _call_order(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
-        return E_BlV.roll(len(noise.ledger.readers), -1)
-
-    return decoder.decode(request, Tampered(noise, change))
+    return decoder.decode(request, Tampered(noise, lambda E_BlV, *at: E_BlV.roll(len(noise.ledger.readers), -1)))
 
 
 def consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
     """Let numbers that somebody read before the decode be used up: the next ones are taken."""
     read = len(noise.ledger.readers)
-
-    def change(numbers: Tensor, si: int, stream: str, reader: str) -> Tensor:
-        return numbers.roll(read, -1)
-
-    return decoder.decode(request, Tampered(noise, change))
+    return decoder.decode(request, Tampered(noise, lambda numbers, *at: numbers.roll(read, -1)))
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from harness.decoders import Factory
-from harness.models import ModelPair
 from harness.models.network import Condition
-from harness.mutants._mutant import Mutant, patched
-from harness.protocol import Implementation, Request, Round, Settings, Trace
+from harness.mutants._mutant import Mutant, options_of, patched
+from harness.protocol import Request, Round, Trace
 from harness.protocol.noise import Noise, SeededNoise
-from harness.speculative import DecodeState, Side, accumulate_scales, parse_policy, record_round
-from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
+from harness.speculative import DecodeState, Side, accumulate_scales, record_round
+from harness.speculative.sampler import SpeculativeDecoder
 
 _ACCUMULATE = accumulate_scales
 
@@ -28,10 +27,7 @@ def _by_set(self: Side) -> Condition:
 
 
 def _decoder(kind: type[SpeculativeDecoder]) -> Factory:
-    def build(models: ModelPair, settings: Settings) -> Implementation:
-        return kind(models, DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy)))
-
-    return build
+    return lambda models, settings: kind(models, options_of(settings))
 
 
 class _StaleCondition(SpeculativeDecoder):

@@ -129,22 +129,19 @@ def _over_the_border(state: Any, parts: Parts, policy: Policy, window: Window, b
     run_round(state, parts, own, window, bonus)
 
 
-def _high_ignored(self: DraftLength, current: int, accepted_all: bool, S: int) -> int:
-    if self.schedule:
-        return current
-    return min(current + 1, S) if accepted_all else max(current - 1, self.low)
+def _after(high: Callable[[DraftLength, int], int], low: Callable[[DraftLength, int], int]) -> dict[str, Any]:
+    """Bound a dynamic length otherwise: by (rule, S) after an acceptance, by (rule, length) after a rejection."""
+
+    def after(self: DraftLength, current: int, accepted_all: bool, S: int) -> int:
+        if self.schedule:
+            return current
+        return min(current + 1, high(self, S)) if accepted_all else low(self, current)
+
+    return {_LENGTH + "after": after}
 
 
-def _low_ignored(self: DraftLength, current: int, accepted_all: bool, S: int) -> int:
-    if self.schedule:
-        return current
-    return min(current + 1, self.high or S) if accepted_all else max(current - 1, 1)
-
-
-def _reset(self: DraftLength, current: int, accepted_all: bool, S: int) -> int:
-    if self.schedule:
-        return current
-    return min(current + 1, self.high or S) if accepted_all else self.low
+def _high(rule: DraftLength, S: int) -> int:
+    return rule.high or S
 
 
 def _shifted(self: DraftLength, first: int, current: int, S: int) -> int:
@@ -225,11 +222,11 @@ BORDER = Mutant("rules.border", "a bonus scale is taken at the border of `collab
     "a check of the first scale alone", patched({"harness.speculative.sampler:run_round": _over_the_border}),
     alone=True)  # fmt: skip
 HIGH_IGNORED = Mutant("rules.high-ignored", "a dynamic length grows beyond HIGH", "a bound that is parsed and dropped",
-    patched({_LENGTH + "after": _high_ignored}), alone=True)  # fmt: skip
+    patched(_after(lambda rule, S: S, lambda rule, length: max(length - 1, rule.low))), alone=True)  # fmt: skip
 LOW_IGNORED = Mutant("rules.low-ignored", "a dynamic length shrinks below LOW", "max(1, …)",
-    patched({_LENGTH + "after": _low_ignored}), alone=True)  # fmt: skip
+    patched(_after(_high, lambda rule, length: max(length - 1, 1))), alone=True)  # fmt: skip
 RESET = Mutant("rules.reset", "a rejection puts a dynamic length back to LOW", "another rule of another paper",
-    patched({_LENGTH + "after": _reset}), alone=True)  # fmt: skip
+    patched(_after(_high, lambda rule, length: rule.low)), alone=True)  # fmt: skip
 SHIFTED = Mutant("rules.shifted", "a schedule is read one scale off", "an index counted from the last final scale",
     patched({_LENGTH + "count": _shifted}), alone=True)  # fmt: skip
 MORE_ROWS = Mutant("rules.more-rows", "every round counts a target row too many",

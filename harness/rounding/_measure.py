@@ -127,11 +127,7 @@ def measure_budget(
 ) -> BudgetEntry:
     """Measure every window of the pyramid in one pass, scales before it cached one pass each.
 
-    Args:
-        models: in the dtype and on the device of the mode.
-        batches: images per batch; a batch's number in the list is its seed.
-        progress: called after every batch.
-
+    `batches` are images per batch, whose number in the list is its seed; `progress` is called after each.
     Draws: from generators of its own.
     """
     batch_errors = []
