@@ -186,7 +186,10 @@ def judged(
         InputError: the decoder refuses the request; a contract that there is none.
     """
     __tracebackhide__ = True
-    claim = _claim(decoder_or_trace, contract)
+    own = Contract.TOKENS if isinstance(decoder_or_trace, Trace) else Contract.of(decoder_or_trace.contract)
+    claim = Contract.of(contract) if contract else own
+    if not isinstance(decoder_or_trace, Trace) and not own.entails(claim):
+        raise InputError("contract", contract, f"is demanded, and the decoder claims {own.value}", "drop it")
     budget = budget_for(models)  # before the decoder runs, which may change what is process-wide
     free, before = reference(models, request), pair_checksums(models)
     outcome: Trace | Judgement
@@ -207,14 +210,3 @@ def judged(
     if outcome.verdict is Verdict.INCONCLUSIVE:
         raise Unproven("; ".join(outcome.inconclusive) or "nothing was compared")
     return outcome
-
-
-def _claim(decoder_or_trace: Implementation | Trace, demanded: str) -> Contract:
-    """Return what is judged: the claim that is demanded, else the decoder's own. Raises `InputError`."""
-    if isinstance(decoder_or_trace, Trace):
-        return Contract.of(demanded) if demanded else Contract.TOKENS
-    own = Contract.of(decoder_or_trace.contract)
-    claim = Contract.of(demanded) if demanded else own
-    if not own.entails(claim):
-        raise InputError("contract", demanded, f"is demanded, and the decoder claims {own.value}", "drop it")
-    return claim

@@ -7,27 +7,14 @@ from collections.abc import Sequence
 from harness.judge import Verdict
 from harness.laws import Scope
 from harness.report import CheckRow
-from harness.report.html._page import (  # fmt: skip
-    Bullets,
-    Facts,
-    Fold,
-    Grid,
-    Lane,
-    Line,
-    Section,
-    Sheet,
-    State,
-    as_html,
-    origin,
-    share,
-)
+from harness.report.html import _page as page
 
 STATES = {
-    "held": State("caught", "✓", "it was tried and holds"),
-    "broken": State("survived", "B", "broken"),
-    "known": State("elsewhere", "k", "fails, and is known to"),
-    "unproven": State("rejected", "?", "unproven: never exercised, or mostly refused"),
-    "": State("final", "–", "does not apply to this decoder"),
+    "held": page.State("caught", "✓", "it was tried and holds"),
+    "broken": page.State("survived", "B", "broken"),
+    "known": page.State("elsewhere", "k", "fails, and is known to"),
+    "unproven": page.State("rejected", "?", "unproven: never exercised, or mostly refused"),
+    "": page.State("final", "–", "does not apply to this decoder"),
 }
 LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in STATES.values())
 
@@ -37,16 +24,17 @@ def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:
     word, tone, text = _headline(rows)
     broken = [row for row in rows if row.finding]
     sections = [
-        Section("result", "Result", f"The decoder {name}, put to what must hold of every right one.", [_facts(rows)]),
-        Section("left", "What went wrong", "", _left(rows)),
-        Section("story", "Every broken law", "The simplest case that was found, and the line that shows it again.",
-                [_story(row) for row in broken]),
-        Section("families", "Family by family", f"{LEGEND}.", _grid(rows)),
-        Section("laws", "Every law", "", _sheets(rows)),
-        origin(f"Up to {scope.examples:,} cases a law, seed {scope.seed}, on {scope.device}; networks in "
-                 f"{scope.dtype or 'float64 wherever rounding could decide'}."),
+        page.Section("result", "Result", f"The decoder {name}, put to what must hold of every right one.",
+                     [_facts(rows)]),
+        page.Section("left", "What went wrong", "", _left(rows)),
+        page.Section("story", "Every broken law", "The simplest case that was found, and the line that shows it again.",
+                     [_story(row) for row in broken]),
+        page.Section("families", "Family by family", f"{LEGEND}.", _grid(rows)),
+        page.Section("laws", "Every law", "", _sheets(rows)),
+        page.origin(f"Up to {scope.examples:,} cases a law, seed {scope.seed}, on {scope.device}; networks in "
+                    f"{scope.dtype or 'float64 wherever rounding could decide'}."),
     ]  # fmt: skip
-    return as_html(f"laws of {name}", word, tone, text, sections)
+    return page.as_html(f"laws of {name}", word, tone, text, sections)
 
 
 def _headline(rows: Sequence[CheckRow]) -> tuple[str, str, str]:
@@ -62,11 +50,11 @@ def _headline(rows: Sequence[CheckRow]) -> tuple[str, str, str]:
     return Verdict.IDENTICAL, "good", "Every law that applies to this decoder was exercised, and holds."
 
 
-def _facts(rows: Sequence[CheckRow]) -> Facts:
+def _facts(rows: Sequence[CheckRow]) -> page.Facts:
     laws = [row for row in rows if row.kind == "law"]
     applied = [row for row in laws if row.verdict]
     images = sum(row.examples for row in rows if row.kind != "law")
-    return Facts([
+    return page.Facts([
         ("laws that apply", f"{len(applied):,}", f"of {len(laws):,}"),
         ("held", f"{sum(row.state == 'held' for row in applied):,}", "exercised, and not once broken"),
         ("broken", f"{sum(row.state in ('broken', 'known') for row in applied):,}",
@@ -82,27 +70,29 @@ def _left(rows: Sequence[CheckRow]) -> list[object]:
     items += [(f"unproven: {row.id}", row.why) for row in rows if row.state == "unproven"]
     items += [(f"known to fail: {row.id}", row.known) for row in rows if row.state == "known"]
     items += [(f"known to fail, and does not: {row.id}", row.known) for row in rows if row.fails_no_more]
-    return [Bullets(items)] if items else []
+    return [page.Bullets(items)] if items else []
 
 
-def _story(row: CheckRow) -> Fold:
+def _story(row: CheckRow) -> page.Fold:
     parts: list[object] = [
-        Bullets([("what holds", row.statement), ("what was found", row.finding), ("watches", ", ".join(row.watches))])
+        page.Bullets(
+            [("what holds", row.statement), ("what was found", row.finding), ("watches", ", ".join(row.watches))]
+        )
     ]
-    parts += [Line(row.case, "The smallest case:")] if row.case else []
-    parts += [Line(row.replay, "To see it again:")] if row.replay else []
-    return Fold(f"{row.id}{' (known)' if row.known else ''}", parts)
+    parts += [page.Line(row.case, "The smallest case:")] if row.case else []
+    parts += [page.Line(row.replay, "To see it again:")] if row.replay else []
+    return page.Fold(f"{row.id}{' (known)' if row.known else ''}", parts)
 
 
 def _grid(rows: Sequence[CheckRow]) -> list[object]:
     grids: list[object] = []
     for family in dict.fromkeys(row.family for row in rows):
         lanes = [
-            Lane(row.id, [STATES[row.state]], (f"{row.examples:,}", share(row.exercised, row.examples)))
+            page.Lane(row.id, [STATES[row.state]], (f"{row.examples:,}", page.share(row.exercised, row.examples)))
             for row in rows
             if row.family == family
         ]
-        grids.append(Grid(f"Family {family}", "law or case", ["state"], lanes, ("tried", "not trivial")))
+        grids.append(page.Grid(f"Family {family}", "law or case", ["state"], lanes, ("tried", "not trivial")))
     return grids
 
 
@@ -114,4 +104,4 @@ def _sheets(rows: Sequence[CheckRow]) -> list[object]:
     ]  # fmt: skip
     head = ("law or case", "what holds", "watches", "result", "tried", "refused", "time")
     bad = frozenset(k for k, row in enumerate(rows) if row.state == "broken" or row.fails_no_more)
-    return [Sheet("Laws, and cases on digits", head, cells, 4, bad)] if rows else []
+    return [page.Sheet("Laws, and cases on digits", head, cells, 4, bad)] if rows else []
