@@ -24,7 +24,7 @@ from scripts.rooms import (
 
 PACKAGE = Path(__file__).parents[2] / "harness"
 LOOSE_MODULES = 9  # errors, wording, files, clock, provenance, signals, version, and the two that Python asks for
-OPEN_FACES = ("laws",)  # what people import of it, too, stands in the docs
+OPEN_FACES = ("adapters", "laws")  # what people import of them, too, stands in the docs
 SAMPLERS = {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal"}
 IN_PLACE = {"exponential_", "uniform_", "normal_", "bernoulli_", "random_"}
 GLOBAL = {"torch.manual_seed", "torch.seed", "torch.set_rng_state", "torch.cuda.manual_seed"}

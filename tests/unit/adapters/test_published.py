@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness import Request, Settings, Terms, Verdict, Verification, load_digits, verify
-from harness.adapters import _published as published
+from harness.adapters import published
 from harness.decoders._factory import load_factory
 from harness.errors import InputError
 from harness.models._pair import ModelPair
