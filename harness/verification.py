@@ -49,8 +49,8 @@ from harness.runs import (
     cut_batches,
     default_batch,
     plan_of,
+    verify_covering_design,
     verify_decodes,
-    verify_design,
 )
 
 LENGTHS = (1, 2, 5, 10)  # draft lengths where none is asked for
@@ -239,7 +239,7 @@ def _decoded(
     models: ModelPair, question: Question, execution: Execution, store: RunStore, watch: Watch
 ) -> Verification:
     """Decode and judge. Raises as `answer`."""
-    decodes, verified = question.decodes(models), verify_design if question.cover else verify_decodes
+    decodes, verified = question.decodes(models), verify_covering_design if question.cover else verify_decodes
     batches = "those of the design" if question.cover else question.batches
     with watch("images", decodes.plan.images) as bar:
         try:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.golden._allowance import Allowances, allowances
+from harness.golden._case_results import NOT_RECORDED, CaseResult, FileResult, Ground, judge_tokens
 from harness.golden._cases import RecordedCase, parse
-from harness.golden._judgements import NOT_RECORDED, CaseResult, FileResult, Ground, judge_tokens
 from harness.golden._platform import unverified
 from harness.golden._smooth import judge_smooth
 from harness.golden._spread import f_hats, guided

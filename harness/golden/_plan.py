@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from harness.errors import InputError
+from harness.golden._case_results import FileResult
 from harness.golden._cases import recorded_networks
-from harness.golden._judgements import FileResult
 from harness.golden._metadata import DrawSettings, GoldenCase, Recipe
 from harness.golden._store import Recording, content_digest
 

@@ -21,9 +21,9 @@ from harness.errors import InputError
 from harness.files import check_writable, write_whole
 from harness.golden import _guard as guard
 from harness.golden import _plan as plan
+from harness.golden._case_results import CaseResult
 from harness.golden._cases import CPU, RecordedCase, parse, recorded_networks
 from harness.golden._check import check_case, kept_logits, one_case_a_core, rounds
-from harness.golden._judgements import CaseResult
 from harness.golden._metadata import GoldenCase
 from harness.golden._platform import unverified
 from harness.golden._store import KIND, Recording, as_bytes, canonical, content_digest, read_recording

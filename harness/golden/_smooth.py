@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from harness.golden._allowance import LIMITS, allowances, smooth_rounding
+from harness.golden._case_results import NOT_RECORDED, CaseResult, Ground, judge_tokens
 from harness.golden._cases import RecordedCase
-from harness.golden._judgements import NOT_RECORDED, CaseResult, Ground, judge_tokens
 from harness.golden._spread import Spread, added, as_they_are, guided, maps, nudged, raw_inputs, spread
 from harness.judge import largest_difference
 from harness.protocol import Trace

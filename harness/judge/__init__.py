@@ -8,5 +8,5 @@ from harness.judge._e_values import costs_of_draws, weigh_run
 from harness.judge._evidence import Evidence
 from harness.judge._form import expected_tensors, malformed, unreadable, wrong_shape
 from harness.judge._part_law import Broken, PartLaw, PartVerdict, require
-from harness.judge._race import exponentials, margin_bound, race_tokens
+from harness.judge._race import exponentials, margin_bound, race_differing_tokens
 from harness.judge._verdict import Distance, Divergence, Judgement, Verdict, worst_verdict

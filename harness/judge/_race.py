@@ -39,7 +39,7 @@ class Races:
         return (self.margin_N <= self.bound_N) & (self.error_N <= allowed_N)
 
 
-def race_tokens(
+def race_differing_tokens(
     exact_NV: Tensor,
     E_NV: Tensor | None,
     token_N: Tensor,

@@ -18,7 +18,7 @@ from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_ca
 from harness.models import load_digits
 from harness.mutants._catalogue import MUTANTS
 from harness.mutants._mutant import Mutant, production
-from harness.runs import Decodes, covering, plan_of, verify_design
+from harness.runs import Decodes, covering, plan_of, verify_covering_design
 
 SCOPES = ("first", "family", "all")
 
@@ -128,7 +128,7 @@ def _verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
     with mutant.planted():
         blocks = covering(load_digits(), policy)
         decodes = Decodes(mutant, plan_of(blocks), Terms(in_process=True, first_only=True))
-        result = verify_design(blocks[0].models, decodes)
+        result = verify_covering_design(blocks[0].models, decodes)
         if result.verdict is not Verdict.DEFECT:
             result.take_laws(try_few_cases(mutant))
     first, seconds = result.first_divergence, time.perf_counter() - start

@@ -12,7 +12,7 @@ from harness.runs._case import (
     write_bundle,
 )
 from harness.runs._claims import BrokenLaw, LawsTried, QualityClaims
-from harness.runs._cover import covering, plan_of, requests_for, verify_design
+from harness.runs._cover import covering, plan_of, requests_for, verify_covering_design
 from harness.runs._database import FileKind, GrowingFile, is_begun, notes_of
 from harness.runs._decodes import TERMS, Decodes, RunInterrupted, verify_decodes
 from harness.runs._identity import code_of, differences, identity_of, weights_of

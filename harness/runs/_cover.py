@@ -76,7 +76,7 @@ def requests_for(models: ModelPair) -> tuple[Request, ...]:
     )
 
 
-def verify_design(
+def verify_covering_design(
     models: ModelPair,
     decodes: Decodes,
     execution: Execution = ALONE,

@@ -92,7 +92,7 @@ def test_every_face_is_kept():
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("harness.golden._check", "from harness.judge._race import race_tokens"),
+        ("harness.golden._check", "from harness.judge._race import race_differing_tokens"),
         ("harness.golden._check", "from harness.judge import _race"),
         ("harness.report.html._run", "import harness.report._terminal as terminal"),
         ("harness.verification", "def late():\n    from harness.runs._decodes import Decodes"),

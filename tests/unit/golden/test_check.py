@@ -16,9 +16,9 @@ from harness.golden import _cases as cases
 from harness.golden import _check as checking
 from harness.golden import _plan as plan
 from harness.golden._allowance import LIMITS, Allowances, allowances
+from harness.golden._case_results import CaseResult, Ground
 from harness.golden._cases import CPU, RecordedCase
 from harness.golden._check import check_case, check_recording, read_recordings, recorded_cases, structure
-from harness.golden._judgements import CaseResult, Ground
 from harness.golden._metadata import GoldenCase
 from harness.golden._record import produce
 from harness.golden._store import Recording, as_bytes

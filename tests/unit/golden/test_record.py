@@ -15,8 +15,8 @@ from harness.golden import _cases as cases
 from harness.golden import _guard as guard
 from harness.golden import _plan as plan
 from harness.golden import _record as record
+from harness.golden._case_results import CaseResult
 from harness.golden._cases import CPU
-from harness.golden._judgements import CaseResult
 from harness.golden._metadata import GoldenCase
 from harness.golden._plan import path_of, weights_digest
 from harness.golden._platform import unverified

@@ -13,8 +13,8 @@ from torch import Tensor
 from harness.golden import _allowance as allowance
 from harness.golden import _smooth as smooth
 from harness.golden._allowance import allowances, smooth_rounding
+from harness.golden._case_results import CaseResult
 from harness.golden._cases import RecordedCase
-from harness.golden._judgements import CaseResult
 from harness.golden._smooth import judge_smooth
 from harness.golden._spread import Spread, spread
 from harness.judge._verdict import Divergence

@@ -17,7 +17,7 @@ from rich.console import Console
 from harness.bench._files import read_policies, read_speed
 from harness.bench._scoreboard import scoreboard
 from harness.decoders._factory import OWN_DECODER, load_factory
-from harness.golden._judgements import CaseResult, FileResult
+from harness.golden._case_results import CaseResult, FileResult
 from harness.golden._record import Change
 from harness.judge._part_law import PartLaw, PartVerdict
 from harness.judge._verdict import Divergence

@@ -21,7 +21,7 @@ from harness.mutants import state
 from harness.pool._employ import Execution
 from harness.protocol._decoder import Settings
 from harness.protocol._trace import Round, Trace
-from harness.runs._cover import Block, covering, plan_of, requests_for, verify_design
+from harness.runs._cover import Block, covering, plan_of, requests_for, verify_covering_design
 from harness.runs._decodes import Decodes, Step
 from harness.runs._records import BONUS, CLAIMS, Coverage
 from harness.runs._result import Verification
@@ -34,7 +34,7 @@ HERE = Terms(in_process=True)
 
 
 def designed(blocks: Sequence[Block], factory: Factory | str, terms: Terms = HERE, **how: Any) -> Verification:
-    return verify_design(blocks[0].models, Decodes(factory, plan_of(blocks), terms), **how)
+    return verify_covering_design(blocks[0].models, Decodes(factory, plan_of(blocks), terms), **how)
 
 
 def rounds(*turns: tuple[int, int, bool]) -> list[Round]:

@@ -19,7 +19,7 @@ from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.runs import _runfile as runfile
 from harness.runs import pictures as kept_pictures
-from harness.runs._cover import covering, plan_of, verify_design
+from harness.runs._cover import covering, plan_of, verify_covering_design
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._plan import Plan
 from harness.runs._recorded import recorded_result
@@ -70,7 +70,7 @@ def test_a_covering_design_says_again_what_it_covered(tmp_path: Path):
             raise InputError("draft_len", settings.draft_len, "must be a number", "pass --draft-len 2")
         return build_decoder(networks, settings)
 
-    result = verify_design(
+    result = verify_covering_design(
         covering(models)[0].models, Decodes(only_fixed_lengths, plan_of(covering(models)), terms), store=store
     )
     assert result.coverage.refused > 0
