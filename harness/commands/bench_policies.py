@@ -50,8 +50,8 @@ def bench_policies(networks: Networks, decodes: PolicyDecodes) -> None:
     files = {"into": decodes.into, "picture": decodes.picture, "json": decodes.json}
     paths = check_outputs(files, networks.files())
     check_drawing(decodes.picture)
-    if "into" in paths:
-        replaced_parts(paths["into"], {"table": ""})
+    if decodes.into is not None:
+        replaced_parts(decodes.into, {"table": ""})
     if min(decodes.images, decodes.batch) < 1:
         raise InputError("images", decodes.images, "and batch must be at least 1", "pass --images 200 --batch 10")
     check_most("images", decodes.images, "200")

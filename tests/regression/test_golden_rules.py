@@ -367,7 +367,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny"})
     monkeypatch.setattr(plan, "KEPT", ("cpu",))
     monkeypatch.setattr(plan, "cases", lambda models: few)
-    monkeypatch.setattr(guard, "broken_laws", list)  # twenty seconds, and a test of its own below
+    monkeypatch.setattr("harness.golden.broken_laws", list)  # twenty seconds, and a test of its own below
     monkeypatch.setattr(guard, "contradicted", lambda device: [])  # a minute, and a test of its own below
     monkeypatch.setattr(guard, "_git", lambda folder, *words: "" if words[0] == "status" else "abc")
     monkeypatch.delenv("CI", raising=False)
@@ -411,7 +411,7 @@ def test_recording_then_nothing_then_an_intentional_change(
     assert "error: laws=" in capsys.readouterr().err
     assert path.read_bytes() == content
 
-    monkeypatch.setattr(record, "changed_goldens", partial(record.changed_goldens, laws=lambda models: []))
+    monkeypatch.setattr("harness.golden.changed_goldens", partial(record.changed_goldens, laws=lambda models: []))
     assert recording(monkeypatch, folder, "stronger guidance at scale 2") == 0
     assert "one-phi-plain" in capsys.readouterr().out
     assert read_recording(path).metadata["reason"] == "stronger guidance at scale 2"
@@ -491,7 +491,7 @@ def test_missing_and_extra_files_fail(
 def test_a_broken_law_refuses_the_recording(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(guard, "broken_laws", lambda: ["masks.definition (it holds)"])
+    monkeypatch.setattr("harness.golden.broken_laws", lambda: ["masks.definition (it holds)"])
     assert recording(monkeypatch, folder) == 2
     assert "laws=masks.definition (it holds): must hold before a golden is recorded" in capsys.readouterr().err
     assert not any(folder.iterdir())
@@ -522,7 +522,7 @@ def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_pr
 
     whole = guide  # the speculative side has a guidance of its own: its case holds
     monkeypatch.setattr(sequential, "guide", lambda logits, cfg, si, S: whole(logits, cfg + (si == 2), si, S))
-    monkeypatch.setattr(record, "changed_goldens", partial(record.changed_goldens, laws=lambda models: []))
+    monkeypatch.setattr("harness.golden.changed_goldens", partial(record.changed_goldens, laws=lambda models: []))
     only = ("--only", "*-plain")
     capsys.readouterr()
     assert command(monkeypatch, "golden", "diff", *options, *only) == 1

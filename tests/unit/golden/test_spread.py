@@ -142,8 +142,7 @@ def test_logits_that_move_together_are_off_but_not_apart():
     farthest = measuring._Farthest(exact, choices(case, guided(exact)), steps=False)
     farthest.add(replace(case, models=nudged(MODELS.wide(), lambda logits_RlV: logits_RlV + 1)).run())
     assert float(farthest.apart_BLV.max()) < 1e-9
-    rms_BL, peak_BL, _ = farthest.farthest
-    for off_BL in (rms_BL, peak_BL):
+    for off_BL in (farthest.rms_BL, farthest.peak_BL):
         torch.testing.assert_close(off_BL, torch.ones(2, 14, dtype=torch.float64))
     slope_V = 1e-3 * torch.arange(11, dtype=torch.float64)
     farthest.add(replace(case, models=nudged(MODELS.wide(), lambda logits_RlV: logits_RlV + slope_V)).run())

@@ -231,7 +231,7 @@ def test_calibrate_keeps_nothing_that_verify_would_refuse(
 ):
     store = tmp_path / "budgets.json"
     wide = replace(next(e for e in load_budgets(SHIPPED_BUDGETS) if e.mode == mode_of(digits())), rows=1.0)
-    monkeypatch.setattr("harness.rounding._measure.measure_budget", lambda models, batches, progress: wide)
+    monkeypatch.setattr("harness.rounding.measure_budget", lambda models, batches, progress: wide)
     assert command(monkeypatch, "calibrate", "--batches", "1", "--into", str(store)) == 2
     assert "rows=1: must be at most" in capsys.readouterr().err
     assert not store.exists()
