@@ -106,10 +106,15 @@ def test_a_face_broken_on_purpose_is_seen(module: str, line: str):
 
 
 def taken_from(package: str, where: dict[str, Path]) -> set[str]:
-    """Return the names that modules import from a package."""
+    """Return the names that modules import from a package, or read of it as a module."""
     nodes = [node for path in where.values() for node in ast.walk(ast.parse(path.read_text()))]
     taken = [node.names for node in nodes if isinstance(node, ast.ImportFrom) and node.module == package]
-    return {alias.name for names in taken for alias in names}
+    read = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == package.removeprefix("harness.")
+    }
+    return read | {alias.name for names in taken for alias in names}
 
 
 def test_a_face_holds_no_more_than_others_take():
