@@ -7,12 +7,11 @@ an exit. In a notebook a line says how far the work is; elsewhere nothing is pri
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from harness.adapters import PUBLISHED_PREFIX, published_settings
 from harness.decoders import OWN_DECODER, Factory, Terms, is_own_decoder
@@ -33,7 +32,7 @@ from harness.quality import (
     run_study,
     why_quality,
 )
-from harness.report import LongWork
+from harness.report import Watch, watch_of
 from harness.runs import (
     TERMS,
     UNKEPT,
@@ -59,17 +58,6 @@ MOST_LAWS = 10**6  # cases
 
 
 Item = TypeVar("Item", Settings, Request)
-
-
-class Bar(Protocol):
-    """Shows how far some work is."""
-
-    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
-        """Count what was done."""
-        ...
-
-
-Watch = Callable[[str, int], AbstractContextManager[Bar]]  # of what is counted, and how many there are
 
 
 @dataclass(frozen=True)
@@ -196,7 +184,7 @@ def verify(
     if not cover:
         drawn = usual_requests(models, question.in_process) if requests is None else _listed(requests, Request)
         question = replace(question, requests=drawn)
-    return answer(models, question, watch=_watch_of(progress))
+    return answer(models, question, watch=watch_of(progress))
 
 
 def _listed(given: Item | Sequence[Item], kind: type[Item]) -> tuple[Item, ...]:
@@ -227,7 +215,7 @@ def answer(
 
     Effects: processes, which have ended when this returns; the run file.
     """
-    shown = watch or unwatched
+    shown = watch or watch_of(lambda: None)
     result = _decoded(models, question, execution, store, shown)
     for add in (_add_laws, _add_quality):
         if result.verdict is not Verdict.DEFECT:
@@ -318,67 +306,3 @@ def _note(file: Path | None, **values: object) -> None:
     with closing(RunFile.go_on(file)) as kept:
         for name, value in values.items():
             kept.note(name, value)
-
-
-class _Unwatched:
-    """Shows nothing."""
-
-    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
-        """Show nothing."""
-
-
-@contextmanager
-def unwatched(what: str, total: int) -> Iterator[Bar]:
-    """Show nothing of some work."""
-    yield _Unwatched()
-
-
-class _Called(_Unwatched):
-    """Calls somebody's function after every step."""
-
-    def __init__(self, progress: Callable[[], None]) -> None:
-        self.progress = progress
-
-    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
-        """Call it."""
-        self.progress()
-
-
-class NotebookLine:
-    """A line in a notebook that says how far some work is.
-
-    Args:
-        what: is counted.
-        total: how many there are.
-    """
-
-    def __init__(self, what: str, total: int) -> None:
-        self.work = LongWork(what, total, quiet=True)
-        self._shown = sys.modules["IPython.display"].display(
-            {"text/plain": self.work.line()}, raw=True, display_id=True
-        )
-
-    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
-        """Count what was done."""
-        self.work.advance(count, defects)
-        self._shown.update({"text/plain": self.work.line()}, raw=True)
-
-
-def _watch_of(progress: Callable[[], None] | None) -> Watch:
-    """Return what shows progress: somebody's function, a line in a notebook, or nothing."""
-
-    @contextmanager
-    def watch(what: str, total: int) -> Iterator[Bar]:
-        if progress is not None:
-            yield _Called(progress)
-        elif in_notebook():
-            yield NotebookLine(what, total)
-        else:
-            yield _Unwatched()
-
-    return watch
-
-
-def in_notebook() -> bool:
-    """Tell whether a notebook's kernel runs this; nothing is imported to find out."""
-    return "ipykernel" in sys.modules and hasattr(sys.modules.get("IPython.display"), "display")

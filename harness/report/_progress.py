@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -77,3 +81,58 @@ class LongWork:
             f"{self.done} of {self.total} {self.unit}, {rate:.1f} a second, "
             f"{int(left // 60)}:{int(left % 60):02d} left, {count_of(self.defects, 'defect')}"
         )
+
+
+class Bar(Protocol):
+    """Shows how far some work is."""
+
+    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
+        """Count what was done."""
+        ...
+
+
+Watch = Callable[[str, int], AbstractContextManager[Bar]]  # of what is counted, and how many there are
+
+
+class _Called:
+    """Calls somebody's function after every step."""
+
+    def __init__(self, progress: Callable[[], None]) -> None:
+        self.progress = progress
+
+    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
+        """Call it."""
+        self.progress()
+
+
+class _NotebookLine:
+    """A line in a notebook."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.work = LongWork(what, total, quiet=True)
+        self._shown = sys.modules["IPython.display"].display(
+            {"text/plain": self.work.line()}, raw=True, display_id=True
+        )
+
+    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
+        """Count what was done."""
+        self.work.advance(count, defects)
+        self._shown.update({"text/plain": self.work.line()}, raw=True)
+
+
+def watch_of(progress: Callable[[], None] | None) -> Watch:
+    """Return what shows progress: somebody's function; where there is none, a line in a notebook, or nothing."""
+    return partial(_watched, progress)
+
+
+@contextmanager
+def _watched(progress: Callable[[], None] | None, what: str, total: int) -> Iterator[Bar]:
+    if progress is None and in_notebook():
+        yield _NotebookLine(what, total)
+    else:
+        yield _Called(progress or (lambda: None))
+
+
+def in_notebook() -> bool:
+    """Tell whether a notebook's kernel runs this; nothing is imported to find out."""
+    return "ipykernel" in sys.modules and hasattr(sys.modules.get("IPython.display"), "display")
