@@ -42,7 +42,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, drift: Estimate) -> list[Study]:
         seen.append(what)
         return found(drift, what.most)
 
-    for module in ("harness.quality._study", "harness.verification"):  # of `quality`, and of `verify`
+    for module in ("harness.quality", "harness.verification"):  # of `quality`, and of `verify`
         monkeypatch.setattr(f"{module}.run_study", run)
     return seen
 
