@@ -1,8 +1,8 @@
 """The one question: is this decoder right, and if not, where does it first go wrong?
 
-Promise: every door (command, API, notebook, plugin) asks through `answer`, so that one decoder has one verdict. What is
-asked is a `Question`, who does it an `Execution`, what is kept a `RunStore`. Whatever goes wrong is an exception, never
-an exit. In a notebook a line says how far the work is; elsewhere nothing is printed.
+Promise: every door (command, API, notebook, plugin) asks through `answer_question`, so that one decoder has one
+verdict. What is asked is a `Question`, who does it a `Parallelism`, what is kept says `RunFileOptions`. Whatever goes
+wrong is an exception, never an exit. In a notebook a line says how far the work is; elsewhere nothing is printed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from harness.adapters import PUBLISHED_PREFIX, published_settings
 from harness.decoders import OWN_DECODER, Factory, Terms, is_own_decoder
 from harness.errors import InputError
 from harness.judge import Verdict
-from harness.laws import LAW_CASES, LAWS, LawsInterrupted, LawsPlace, try_few_cases
+from harness.laws import LAW_CASES, LAWS, LawsInterrupted, LawsPlace, try_every_law
 from harness.models import ModelPair
-from harness.pool import ALONE, Execution
+from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings
 from harness.quality import (
     USUAL_IMAGES,
@@ -41,14 +41,14 @@ from harness.runs import (
     Plan,
     QualityClaims,
     RunFile,
+    RunFileOptions,
     RunInterrupted,
-    RunStore,
     Verification,
     covering,
     cut_batches,
     default_batch,
     plan_of,
-    verify_covering_design,
+    verify_coverage_plan,
     verify_decodes,
 )
 
@@ -184,18 +184,18 @@ def verify(
     if not cover:
         drawn = usual_requests(models, question.in_process) if requests is None else _listed(requests, Request)
         question = replace(question, requests=drawn)
-    return answer(models, question, watch=watch_of(progress))
+    return answer_question(models, question, watch=watch_of(progress))
 
 
 def _listed(given: Item | Sequence[Item], kind: type[Item]) -> tuple[Item, ...]:
     return (given,) if isinstance(given, kind) else tuple(given)  # type: ignore[arg-type]  # no record is a sequence
 
 
-def answer(
+def answer_question(
     models: ModelPair,
     question: Question,
-    execution: Execution = ALONE,
-    store: RunStore = UNKEPT,
+    parallelism: Parallelism = ALONE,
+    store: RunFileOptions = UNKEPT,
     watch: Watch | None = None,
 ) -> Verification:
     """Answer a question: decode and judge, try laws, measure quality; what is worst of these is the verdict.
@@ -205,7 +205,7 @@ def answer(
     Args:
         models: networks of both sides.
         question: what is asked.
-        execution: who does it.
+        parallelism: who does it.
         store: what is kept.
         watch: called once for every stage with what is counted and how many there are; shows how far it is.
 
@@ -216,22 +216,22 @@ def answer(
     Effects: processes, which have ended when this returns; the run file.
     """
     shown = watch or watch_of(lambda: None)
-    result = _decoded(models, question, execution, store, shown)
+    result = _decoded(models, question, parallelism, store, shown)
     for add in (_add_laws, _add_quality):
         if result.verdict is not Verdict.DEFECT:
-            add(result, models, question, Conditions(execution, store, question.terms), shown)
+            add(result, models, question, Conditions(parallelism, store, question.terms), shown)
     return result
 
 
 def _decoded(
-    models: ModelPair, question: Question, execution: Execution, store: RunStore, watch: Watch
+    models: ModelPair, question: Question, parallelism: Parallelism, store: RunFileOptions, watch: Watch
 ) -> Verification:
-    """Decode and judge. Raises as `answer`."""
-    decodes, verified = question.decodes(models), verify_covering_design if question.cover else verify_decodes
+    """Decode and judge. Raises as `answer_question`."""
+    decodes, verified = question.decodes(models), verify_coverage_plan if question.cover else verify_decodes
     batches = "those of the design" if question.cover else question.batches
     with watch("images", decodes.plan.images) as bar:
         try:
-            result = verified(models, decodes, execution, store, lambda step: bar.advance(step.images, step.defects))
+            result = verified(models, decodes, parallelism, store, lambda step: bar.advance(step.images, step.defects))
         except RunInterrupted as stop:
             stop.result.batches = batches
             raise
@@ -254,7 +254,7 @@ def _add_laws(
         where = LawsPlace(str(models.device), None if own else question.terms.limits)
         with watch("laws", len(LAWS)) as bar:
             try:
-                tried = try_few_cases(
+                tried = try_every_law(
                     question.decoder, count, question.settings[0].options, where, lambda law: bar.advance(task=law)
                 )
             except LawsInterrupted as stop:

@@ -16,7 +16,7 @@ import torch
 
 from harness.judge import Distance, image_distances
 from harness.models import ModelPair
-from harness.pool import ALONE, Died, Execution, WorkerError, employ
+from harness.pool import ALONE, Died, Parallelism, WorkerError, employ
 from harness.protocol import Request, Trace
 from harness.quality import DRAFT, ELSEWHERE
 from harness.reference.sequential import sample_sequential
@@ -75,7 +75,7 @@ def measure_policies(
     requests: Sequence[Request],
     settings: Sequence[tuple[str, str]],
     progress: Callable[[], None] = lambda: None,
-    workers: Execution = ALONE,
+    workers: Parallelism = ALONE,
 ) -> list[PolicyRow]:
     """Decode every request under every setting (policy and draft length, in text form).
 

@@ -42,7 +42,7 @@ def bench_policies(networks: Networks, decodes: PolicyDecodes) -> None:
     """Measure target calls, target rows and distances of the acceptance policies."""
     from harness.bench import measure_policies, policies_document, policy_markdown
     from harness.commands._inputs import check_drawing, check_most, load_models
-    from harness.pool import Execution
+    from harness.pool import Parallelism
     from harness.protocol import Request
     from harness.quality import portions
     from harness.report import LongWork, plain_console, replaced_parts, show_policies
@@ -60,9 +60,9 @@ def bench_policies(networks: Networks, decodes: PolicyDecodes) -> None:
     pair.check_finite()
     labels, request = range(pair.target.config.classes), Request((0,), decodes.seed, decodes.cfg)
     requests = portions(decodes.images, decodes.batch, labels, request)
-    execution = Execution(decodes.workers, decodes.cluster, networks.mode.device)
+    parallelism = Parallelism(decodes.workers, decodes.cluster, networks.mode.device)
     with LongWork("batches", len(requests)) as work:
-        rows = measure_policies(pair, requests, settings, work.advance, execution)
+        rows = measure_policies(pair, requests, settings, work.advance, parallelism)
     show_policies(rows, plain_console())
     if "json" in paths:
         write_whole(paths["json"], policies_document(pair.title, str(pair.device), rows))

@@ -60,7 +60,7 @@ def mutants(hunted: HuntedBugs) -> None:
     """
     from harness.laws import LAWS
     from harness.mutants import Hunt, HuntWork, caught_with_mutant, hunting_cases
-    from harness.pool import Died, Execution, WorkerError, employ
+    from harness.pool import Died, Parallelism, WorkerError, employ
     from harness.report import LongWork, hunt_json, hunt_markdown, plain_console, replaced_parts, show_hunt
     from harness.report.html import check_page, hunt_page
     from harness.rounding import set_precision
@@ -78,7 +78,7 @@ def mutants(hunted: HuntedBugs) -> None:
     workers = hunted.workers
     if not (workers or hunted.cluster) and hunted.device == "cpu" and len(chosen) >= FEW:
         workers = os.cpu_count() or 1
-    crew = employ(Execution(workers, hunted.cluster), device, len(tasks))
+    crew = employ(Parallelism(workers, hunted.cluster), device, len(tasks))
     threads = 1 if crew.is_elsewhere and hunted.device == "cpu" else 0  # the networks are tiny: a core each
     answers: dict[tuple[str, str], Any] = {}
     with (

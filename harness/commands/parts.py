@@ -85,11 +85,11 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
 def of_decode(pair: ModelPair, question: Question) -> PartLaw:
     """Ask the whole decode what `verify` asks, as one more part: parts may all hold where what joins them is wrong."""
     from harness.judge import PartLaw, PartVerdict, Verdict
-    from harness.verification import answer
+    from harness.verification import answer_question
 
     statement = "The decode keeps its contract, token by token and tensor by tensor, as `verify` judges it."
     try:
-        result = answer(pair, question)
+        result = answer_question(pair, question)
     except InputError as error:
         return PartLaw("decode", "decode.contract", statement, PartVerdict.ABSENT, f"refused: {error}")
     verdicts = {Verdict.DEFECT: PartVerdict.BROKEN, Verdict.INCONCLUSIVE: PartVerdict.ABSENT}

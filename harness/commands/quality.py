@@ -94,10 +94,10 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     from harness import report
     from harness.commands._inputs import check_drawing, check_most, labels_for, load_models
     from harness.decoders import Limits, Terms
-    from harness.pool import Execution
+    from harness.pool import Parallelism
     from harness.protocol import Request
     from harness.quality import Conditions, Study, check_torchmetrics, run_study
-    from harness.runs import RunStore
+    from harness.runs import RunFileOptions
     from harness.speculative.sampler import build_decoder
 
     files = {name: getattr(judging, name) for name in ("json", "run", "into", "picture")}
@@ -110,8 +110,8 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     means = means_for(networks, judging.features, judging.real)
     sources = sources_for(images, tested, judging)
     conditions = Conditions(
-        Execution(judging.workers, judging.cluster, networks.mode.device),
-        RunStore(paths.get("run"), judging.resume),
+        Parallelism(judging.workers, judging.cluster, networks.mode.device),
+        RunFileOptions(paths.get("run"), judging.resume),
         Terms(in_process=tested.in_process, limits=Limits(tested.timeout)),
     )
     request = Request((0,), images.seed, images.cfg, images.top_k, images.top_p)

@@ -21,7 +21,7 @@ from harness.files import check_outputs, check_readable, write_whole
 if TYPE_CHECKING:
     from harness.decoders import Other
     from harness.protocol import Settings
-    from harness.runs import RunStore, Verification
+    from harness.runs import RunFileOptions, Verification
     from harness.verification import Loss
 
 DRAFT_LENGTHS = "1,2,5,10"
@@ -132,14 +132,14 @@ def verify(
     """
     from harness.commands._inputs import batches_for, factory_options, load_models, with_speed
     from harness.decoders import Limits, Terms
-    from harness.pool import Execution
+    from harness.pool import Parallelism
     from harness.protocol import Contract
     from harness.report import LongWork
     from harness.report.html import check_page
-    from harness.runs import RunInterrupted, RunStore
+    from harness.runs import RunFileOptions, RunInterrupted
     from harness.signals import silence
     from harness.speculative import parse_policy
-    from harness.verification import Question, answer, is_published, usual_laws, usual_settings
+    from harness.verification import Question, answer_question, is_published, usual_laws, usual_settings
 
     files = {"json": outputs.json, "run": outputs.run, "html": outputs.html}
     paths = check_outputs(files, {**networks.files(), "budgets": judging.budgets})
@@ -158,8 +158,8 @@ def verify(
         Limits(tested.timeout, tested.memory), budgets,
         against=other_for(judging, name, settings, decoding),
     )  # fmt: skip
-    execution = Execution(outputs.workers, outputs.cluster, networks.mode.device)
-    store = RunStore(paths.get("run"), outputs.resume, recipe_of(networks, decoding, tested, judging))
+    parallelism = Parallelism(outputs.workers, outputs.cluster, networks.mode.device)
+    store = RunFileOptions(paths.get("run"), outputs.resume, recipe_of(networks, decoding, tested, judging))
     store.check_new()
     pair = load_models(networks, networks.mode)
     if "draft_len" not in decoding.given and terms.against is None:
@@ -179,7 +179,7 @@ def verify(
             store = replace(store, file=folder / "run.db")
         try:
             with silence(outputs.quiet):
-                result = answer(pair, question, execution, store, partial(LongWork, quiet=outputs.quiet))
+                result = answer_question(pair, question, parallelism, store, partial(LongWork, quiet=outputs.quiet))
             status = 0
         except RunInterrupted as stop:
             result, status = stop.result, stop.status
@@ -187,7 +187,7 @@ def verify(
     raise typer.Exit(status or result.verdict.exit_status)
 
 
-def write(result: Verification, paths: Mapping[str, Path], store: RunStore, outputs: VerifyOutputs) -> None:
+def write(result: Verification, paths: Mapping[str, Path], store: RunFileOptions, outputs: VerifyOutputs) -> None:
     """Show a result, and write it as JSON and as a page where that is asked for."""
     from harness.quality import Measured
     from harness.report import plain_console, show_quality, show_verification

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.golden._cases import RecordedCase
 from harness.golden._spread import guided
-from harness.judge import Divergence, Verdict, exponentials, race_differing_tokens
+from harness.judge import Divergence, Verdict, exponentials, margins_of_differing_tokens
 from harness.protocol import Request, Trace
 from harness.wording import count_of
 
@@ -94,7 +94,9 @@ class Ground:
     judged_BL: Tensor  # positions that are judged
 
 
-def judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, ground: Ground, result: CaseResult) -> None:
+def judge_recorded_tokens(
+    case: RecordedCase, tokens_BL: Tensor, run: Trace, ground: Ground, result: CaseResult
+) -> None:
     """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
     models, request, noise = case.models, case.request, case.models.noise(case.request)
     labels = noise.labels(models.target.config.classes).tolist()
@@ -103,7 +105,9 @@ def judge_tokens(case: RecordedCase, tokens_BL: Tensor, run: Trace, ground: Grou
         return
     allowed_N, error_N = ground.margin_BL[at].double(), ground.error_BL[at].double()
     E_NV = exponentials(noise, models.pyramid, *at)
-    races = race_differing_tokens(guided(ground.exact)[at], E_NV, tokens_BL[at], request, allowed_N, [guided(run)[at]])
+    races = margins_of_differing_tokens(
+        guided(ground.exact)[at], E_NV, tokens_BL[at], request, allowed_N, [guided(run)[at]]
+    )
     whole = torch.stack((*at, tokens_BL[at], run.tokens_BL[at]), 1).tolist()
     real = torch.stack((races.margin_N, races.bound_N, races.error_N), 1).tolist()
     for (image, position, *tokens), reals, is_tie in zip(whole, real, races.is_tie_N(error_N).tolist(), strict=True):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.golden._allowance import Allowances, allowances
-from harness.golden._case_results import NOT_RECORDED, CaseResult, FileResult, Ground, judge_tokens
+from harness.golden._case_results import NOT_RECORDED, CaseResult, FileResult, Ground, judge_recorded_tokens
 from harness.golden._cases import RecordedCase, parse
 from harness.golden._platform import unverified
 from harness.golden._smooth import judge_smooth
@@ -171,7 +171,7 @@ def _judge_plain(case: RecordedCase, recorded: dict[str, Tensor], free: Trace, r
         exact, moved_L = case.exact(tokens_BL), [allowed.logits_S[si] for si in pyramid.levels()]
         moved_BL = guided(exact).new_tensor(moved_L).expand(tokens_BL.shape)
         judged_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
-        judge_tokens(case, tokens_BL, forced, Ground(exact, moved_BL, moved_BL, judged_BL), result)
+        judge_recorded_tokens(case, tokens_BL, forced, Ground(exact, moved_BL, moved_BL, judged_BL), result)
     _judge_tensors(case, recorded, forced, allowed, result)
 
 

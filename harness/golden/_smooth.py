@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.golden._allowance import LIMITS, allowances, smooth_rounding
-from harness.golden._case_results import NOT_RECORDED, CaseResult, Ground, judge_tokens
+from harness.golden._case_results import NOT_RECORDED, CaseResult, Ground, judge_recorded_tokens
 from harness.golden._cases import RecordedCase
 from harness.golden._spread import Spread, added, as_they_are, guided, maps, nudged, raw_inputs, spread
 from harness.judge import largest_difference
@@ -70,7 +70,7 @@ def _judge_positions(case: RecordedCase, recorded: Mapping[str, Tensor], led: _F
     result.draws, result.not_judged = tokens_BL.numel(), int((~judged_BL).sum())
     result.identical = int(((led.run.tokens_BL == tokens_BL) & judged_BL).sum())
     ground = Ground(led.spread.exact, led.spread.rms_BL, led.spread.peak_BL, judged_BL)
-    judge_tokens(case, tokens_BL, led.run, ground, result)
+    judge_recorded_tokens(case, tokens_BL, led.run, ground, result)
     most = LIMITS["smooth ties"]
     if len(result.ties) > max(1, most * result.draws):
         result.defect("token", f"{len(result.ties)} tokens differ, more than {most:.1%} of the draws")

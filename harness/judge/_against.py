@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.judge._decode import SHOWN
 from harness.judge._evidence import Evidence
 from harness.judge._form import COUNTS, malformed
-from harness.judge._race import exponentials, margin_bound, race_differing_tokens
+from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
 from harness.judge._verdict import Divergence, Judgement
 from harness.protocol import Trace
 
@@ -136,7 +136,7 @@ def _judge_tokens(evidence: Evidence, image: int, si: int, position_n: Tensor, m
             E_nV = exponentials(noise, evidence.models.pyramid, row_n, position_n)
         allowed_n = torch.full_like(margin_n, allowed)
         one_n, other_n = (
-            race_differing_tokens(exact_nV, E_nV, token_n, evidence.request, allowed_n).margin_N
+            margins_of_differing_tokens(exact_nV, E_nV, token_n, evidence.request, allowed_n).margin_N
             for token_n in tokens_2n
         )
         margin_n = torch.where(torch.isfinite(exact_nV).all(1), torch.maximum(one_n, other_n), torch.nan)

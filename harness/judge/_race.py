@@ -25,7 +25,7 @@ Number = TypeVar("Number", float, Tensor)
 
 
 @dataclass(frozen=True)
-class Races:
+class RaceMargins:
     """What precise races say of N tokens; float64."""
 
     # by how much the token loses; <= 0 if it can win within the budget's filter, infinite if it is filtered out for
@@ -39,14 +39,14 @@ class Races:
         return (self.margin_N <= self.bound_N) & (self.error_N <= allowed_N)
 
 
-def race_differing_tokens(
+def margins_of_differing_tokens(
     exact_NV: Tensor,
     E_NV: Tensor | None,
     token_N: Tensor,
     request: Request,
     allowed_N: Tensor,
     shown: Sequence[Tensor] = (),
-) -> Races:
+) -> RaceMargins:
     """Race tokens by precise logits.
 
     The filter is a threshold, so near it rounding decides who takes part: a token only has to beat the tokens that take
@@ -71,7 +71,7 @@ def race_differing_tokens(
     error_N = torch.zeros_like(margin_N)
     for logits_NV in shown:
         error_N = torch.maximum(error_N, (logits_NV.double() - exact_NV).abs().amax(1))
-    return Races(margin_N, margin_bound(allowed_N), error_N)
+    return RaceMargins(margin_N, margin_bound(allowed_N), error_N)
 
 
 def margin_bound(allowed: Number) -> Number:

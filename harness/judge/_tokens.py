@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from harness.judge._components import WrongTensors
-from harness.judge._e_values import costs_of_draws, weigh_decode
 from harness.judge._evidence import Evidence
-from harness.judge._race import exponentials, race_differing_tokens
+from harness.judge._many_ties import costs_of_draws, weigh_decode
+from harness.judge._race import exponentials, margins_of_differing_tokens
 from harness.judge._suspects import is_accepted_draft
 from harness.judge._verdict import Divergence, Judgement
 from harness.protocol.pyramid import ScalePyramid
@@ -92,14 +92,14 @@ def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[R
     token_n = evidence.actual.tokens_BL[row_n, position_n]
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates  # a decoder may show none
     shown = [side.guided_BLV[row_n, position_n] for side in (actual, expected) if side is not None]
-    races = race_differing_tokens(exact_nV, E_nV, token_n, request, allowed_n, shown)
+    races = margins_of_differing_tokens(exact_nV, E_nV, token_n, request, allowed_n, shown)
     is_tie_n = races.is_tie_N(allowed_n)
     logits_n, f_hat_n = torch.full_like(allowed_n, torch.nan), torch.full_like(allowed_n, torch.nan)
     if actual is not None and expected is not None:
         # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw. A
         # cumulative sum of another shape may round otherwise at the edge of top-p, which a race allows for.
         nothing_n = torch.zeros_like(allowed_n)
-        is_tie_n &= race_differing_tokens(shown[0], E_nV, token_n, request, nothing_n).is_tie_N(nothing_n)
+        is_tie_n &= margins_of_differing_tokens(shown[0], E_nV, token_n, request, nothing_n).is_tie_N(nothing_n)
         logits_n = (shown[0] - shown[1]).abs().amax(1).double()
         f_hat_SB = (actual.f_hat_SBCPP - expected.f_hat_SBCPP).abs().flatten(2).amax(2)
         f_hat_n = f_hat_SB[scale_n, row_n].double()

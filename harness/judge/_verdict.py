@@ -111,7 +111,7 @@ class Judgement:
     # what was compared with the reference's, in words; `not_compared` says why the rest was not
     compared: list[str] = field(default_factory=list)
     not_compared: dict[str, str] = field(default_factory=dict)  # what could not be, and why
-    # what its ties weigh against rounding, by scale and θ (`judge.e_values`); those of a run add up
+    # what its ties weigh against rounding, by scale and θ (`judge.many_ties`); those of a run add up
     surprise: list[list[float]] = field(default_factory=list)
     so_far: str = ""  # how far a decode came that did not end well, in words
     # its trace so far, or all of it where something else was wrong; None where nothing is known, and once it is

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.judge import INPUT_ULPS, exponentials, margin_bound, race_differing_tokens, require
+from harness.judge import INPUT_ULPS, exponentials, margin_bound, margins_of_differing_tokens, require
 from harness.laws._case import Case
 from harness.laws._law import FLOAT64, NotOffered, require_tokens
 from harness.protocol import Request
@@ -74,7 +74,9 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, expected_BL: 
         allowed_n = torch.full(position_n.shape, allowed, dtype=torch.float64)
         E_nV = exponentials(noise, pyramid, row_n, position_n)
         sides = [tokens_BL[image, position_n] for tokens_BL in (actual_BL, expected_BL)]
-        margins = [race_differing_tokens(exact_nV, E_nV, token_n, request, allowed_n).margin_N for token_n in sides]
+        margins = [
+            margins_of_differing_tokens(exact_nV, E_nV, token_n, request, allowed_n).margin_N for token_n in sides
+        ]
         rows = torch.stack(sides, 1).tolist(), torch.stack(margins, 1).tolist()
         for position, *pairs in zip(position_n.tolist(), *rows, strict=True):
             for token, margin in zip(*pairs, strict=True):

@@ -24,7 +24,7 @@ from harness.laws._case import Case
 from harness.laws._catalogue import LAWS
 from harness.laws._engine import SHRINK_S, CaseList, CaseSource, LawResult, Report, Scope, try_law
 from harness.laws._law import Law, Subject, Violation
-from harness.pool import Crew, Died, Execution, employ
+from harness.pool import Crew, Died, Parallelism, employ
 from harness.speculative.parts import Parts
 
 _DEAF_S = 10.0  # for code to hear that its time is over
@@ -183,7 +183,7 @@ def run_conformance(
     except InputError as error:
         if error.name in _BUILT_NOTHING:  # it built no decoder; other refusals are of this case
             raise
-    crew = employ(Execution(how.get("workers", 1)), torch.device(scope.device), len(laws))
+    crew = employ(Parallelism(how.get("workers", 1)), torch.device(scope.device), len(laws))
     rows: dict[str, LawResult] = {}
     with closing(try_laws(LawWork(factory, options, scope, progress=progress), crew, laws)) as results:
         for row in results:

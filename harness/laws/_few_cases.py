@@ -46,7 +46,7 @@ class LawsPlace:
 _HERE = LawsPlace()
 
 
-def try_few_cases(
+def try_every_law(
     implementation: Factory | str,
     count: int = LAW_CASES,
     options: Options = (),

@@ -14,11 +14,11 @@ import torch
 
 from harness.decoders import Terms
 from harness.judge import Verdict
-from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_cases, try_few_cases, try_law
+from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_cases, try_every_law, try_law
 from harness.models import load_digits
 from harness.mutants._catalogue import MUTANTS
 from harness.mutants._mutant import Mutant, production
-from harness.runs import Decodes, covering, plan_of, verify_covering_design
+from harness.runs import Decodes, covering, plan_of, verify_coverage_plan
 
 SCOPES = ("first", "family", "all")
 
@@ -128,9 +128,9 @@ def _verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
     with mutant.planted():
         blocks = covering(load_digits(), policy)
         decodes = Decodes(mutant, plan_of(blocks), Terms(in_process=True, first_only=True))
-        result = verify_covering_design(blocks[0].models, decodes)
+        result = verify_coverage_plan(blocks[0].models, decodes)
         if result.verdict is not Verdict.DEFECT:
-            result.take_laws(try_few_cases(mutant))
+            result.take_laws(try_every_law(mutant))
     first, seconds = result.first_divergence, time.perf_counter() - start
     if result.verdict is not Verdict.DEFECT or first is None:
         return VerifyFinding(result.verdict, "", "; ".join(result.inconclusive), seconds)

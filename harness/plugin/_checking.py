@@ -24,8 +24,8 @@ from harness.protocol import Contract, Implementation, Request, Settings, Trace
 from harness.reference.sequential import sample_sequential
 from harness.report import CheckRow, show_verification
 from harness.rounding import budget_for
-from harness.runs import RunStore, Verification, requests_for
-from harness.verification import Question, answer, is_published, usual_settings
+from harness.runs import RunFileOptions, Verification, requests_for
+from harness.verification import Question, answer_question, is_published, usual_settings
 
 SEEN = pytest.StashKey[CheckRow]()
 FEW = slice(1, 3)  # requests of a usual case: five images, with filters, guidance and both orders of noise
@@ -159,7 +159,7 @@ def verified(case: DigitsCase, options: PluginOptions) -> Verification:
     recipe |= {"device": options.scope.device} if options.scope.device != "cpu" else {}
     terms = Terms(sequential=options.sequential)
     question = Question(options.name, (case.settings,), requests, terms, drafts=(case.draft_noise,))
-    return answer(models, question, store=RunStore(recipe=recipe))
+    return answer_question(models, question, store=RunFileOptions(recipe=recipe))
 
 
 def reference(models: ModelPair, request: Request) -> Trace:

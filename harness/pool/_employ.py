@@ -17,7 +17,7 @@ MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
-class Execution:
+class Parallelism:
     """How work is spread. Raises `InputError` for a number of workers that nobody has, or workers of both kinds."""
 
     workers: int = 1  # processes on this machine; 1 = this process alone, 0 = one a GPU that the device stands for
@@ -31,7 +31,7 @@ class Execution:
             raise InputError("cluster", self.cluster, "brings its own workers", "drop --workers")
 
 
-ALONE = Execution()  # this process does it all
+ALONE = Parallelism()  # this process does it all
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Crew:
         return Alone(work, self.devices[0])
 
 
-def employ(execution: Execution, device: torch.device, tasks: int) -> Crew:
+def employ(parallelism: Parallelism, device: torch.device, tasks: int) -> Crew:
     """Return who does so many tasks on a device.
 
     A CUDA device without a number stands for all of this machine; a CPU is one device. More workers than devices share
@@ -64,13 +64,13 @@ def employ(execution: Execution, device: torch.device, tasks: int) -> Crew:
     Raises:
         InputError: several workers on one numbered CUDA device, which they would fight for.
     """
-    if execution.cluster:
-        return Crew((device.type,), execution.cluster)
+    if parallelism.cluster:
+        return Crew((device.type,), parallelism.cluster)
     there = [str(device)]
     if device.type == "cuda" and device.index is None:
         there = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
-    elif device.type == "cuda" and execution.workers > 1:
+    elif device.type == "cuda" and parallelism.workers > 1:
         rule = f"would share {device}"
-        raise InputError("workers", execution.workers, rule, "pass --device cuda for all GPUs, or --workers 1")
-    count = max(1, min(execution.workers or len(there), tasks))
+        raise InputError("workers", parallelism.workers, rule, "pass --device cuda for all GPUs, or --workers 1")
+    count = max(1, min(parallelism.workers or len(there), tasks))
     return Crew((str(device),)) if count == 1 else Crew(tuple(there[k % len(there)] for k in range(count)))

@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.decoders import OWN_DECODER, Terms
 from harness.errors import InputError, StopSignal
 from harness.models import ModelPair
-from harness.pool import ALONE, Died, Execution, WorkerError, employ
+from harness.pool import ALONE, Died, Parallelism, WorkerError, employ
 from harness.protocol import Request, request_values
 from harness.quality._draw import NONE, Drawn, DrawWork, Source, check_distinct
 from harness.quality._features import Features
@@ -27,7 +27,7 @@ from harness.runs import (
     UNKEPT,
     FileKind,
     GrowingFile,
-    RunStore,
+    RunFileOptions,
     Task,
     code_of,
     differences,
@@ -55,7 +55,7 @@ class DrawnFile(GrowingFile):
     kind = DRAWN_FILE
 
     @classmethod
-    def open(cls, store: RunStore, about: Mapping[str, object]) -> DrawnFile | None:
+    def open(cls, store: RunFileOptions, about: Mapping[str, object]) -> DrawnFile | None:
         """Return the file of a drawing, new or gone on with; None where nothing is kept.
 
         `about` says what the drawing is of, as JSON values, and is compared by name with what a file says. Raises
@@ -110,8 +110,8 @@ def _tensor(blob: bytes, shape: list[int], dtype: str) -> Tensor:
 class Conditions:
     """How images are drawn."""
 
-    execution: Execution = ALONE  # who does it
-    store: RunStore = UNKEPT  # where what is drawn is kept
+    parallelism: Parallelism = ALONE  # who does it
+    store: RunFileOptions = UNKEPT  # where what is drawn is kept
     terms: Terms = TERMS  # how decoders under test run
 
 
@@ -163,8 +163,8 @@ def gather(
         drawn = file.portions() if file else {}
         if drawn:
             progress(sum(tasks[k].images for k in drawn))
-        device = torch.device(conditions.execution.device or models.device)
-        crew = employ(conditions.execution, device, len(tasks))
+        device = torch.device(conditions.parallelism.device or models.device)
+        crew = employ(conditions.parallelism, device, len(tasks))
         with closing(crew.open(work)) as pool:
             contracts = pool.about.contracts
             try:

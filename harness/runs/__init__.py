@@ -12,7 +12,7 @@ from harness.runs._case import (
     write_bundle,
 )
 from harness.runs._claims import BrokenLaw, LawsTried, QualityClaims
-from harness.runs._cover import covering, plan_of, requests_for, verify_covering_design
+from harness.runs._cover import covering, plan_of, requests_for, verify_coverage_plan
 from harness.runs._database import FileKind, GrowingFile, is_begun, notes_of
 from harness.runs._decodes import TERMS, Decodes, RunInterrupted, verify_decodes
 from harness.runs._identity import code_of, differences, identity_of, weights_of
@@ -21,5 +21,5 @@ from harness.runs._recorded import recorded_result
 from harness.runs._records import to_json
 from harness.runs._replay import Answer, Replayed, replay_case, shrink_case
 from harness.runs._result import Verification
-from harness.runs._runfile import UNKEPT, RunFile, RunStore, case_number, exhibit_of, pictures_of
+from harness.runs._runfile import UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of
 from harness.runs._setting import COUNTS, SettingResult

@@ -25,7 +25,7 @@ from harness.models import ModelPair
 from harness.protocol import Request, Settings, request_of, request_values
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
 from harness.runs._identity import Identity, identity_of
-from harness.runs._record import RunRecord, against_of, against_values
+from harness.runs._record import RunHeader, against_of, against_values
 from harness.runs._records import NAMES, settings_of, settings_values, to_json, unreadable
 from harness.runs._runfile import exhibit_of, read_run
 from harness.wording import count_of
@@ -42,7 +42,7 @@ class KeptCase:
     """One recorded defect."""
 
     number: int  # in its file
-    record: RunRecord  # what the run said of itself
+    record: RunHeader  # what the run said of itself
     settings: Settings  # of the decoder
     request: Request  # what was drawn
     defect: Divergence  # what is wrong
@@ -203,7 +203,7 @@ def read_bundle(path: Path) -> KeptCase:
         settings, draft_noise = settings_of(values["settings"])
         return KeptCase(
             0,
-            RunRecord.from_dict(values["about"]),
+            RunHeader.from_dict(values["about"]),
             settings,
             request_of(values["request"]),
             Divergence(**dict(zip(NAMES, values["found"], strict=True))),

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from harness.decoders import Terms
 from harness.errors import InputError
 from harness.models import CLOSE_NOISE, ModelPair, close_pair
-from harness.pool import ALONE, Execution
+from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings
 from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
 from harness.runs._plan import Plan, Task
 from harness.runs._result import Verification
-from harness.runs._runfile import UNKEPT, RunStore
+from harness.runs._runfile import UNKEPT, RunFileOptions
 
 MOST_REFUSED = 0.5  # of all decodes asked for: a decoder that refuses more has not been tested
 
@@ -76,11 +76,11 @@ def requests_for(models: ModelPair) -> tuple[Request, ...]:
     )
 
 
-def verify_covering_design(
+def verify_coverage_plan(
     models: ModelPair,
     decodes: Decodes,
-    execution: Execution = ALONE,
-    store: RunStore = UNKEPT,
+    parallelism: Parallelism = ALONE,
+    store: RunFileOptions = UNKEPT,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Verification:
     """Verify a decoder over a covering design, and say what was covered.
@@ -94,7 +94,7 @@ def verify_covering_design(
     for plan in plans:
         terms = replace(decodes.terms, refusals=True, covers=True, unasked=decodes.plan.decodes - plan.decodes)
         try:
-            result = verify_decodes(models, replace(decodes, plan=plan, terms=terms), execution, store, progress)
+            result = verify_decodes(models, replace(decodes, plan=plan, terms=terms), parallelism, store, progress)
         except RunInterrupted as stop:
             say_what_was_covered(stop.result, terms)
             raise

@@ -19,16 +19,16 @@ from harness.decoders import Factory, Other, Terms, factory_name, pickled_factor
 from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge import Divergence, Judgement, weigh_run
 from harness.models import ModelPair
-from harness.pool import ALONE, Died, Execution, employ
+from harness.pool import ALONE, Died, Parallelism, employ
 from harness.protocol import Contract, Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
 from harness.runs._identity import identity_of
 from harness.runs._plan import Plan, Task
-from harness.runs._record import NetworksUsed, RunRecord
+from harness.runs._record import NetworksUsed, RunHeader
 from harness.runs._records import JudgedRow
 from harness.runs._result import Verification
-from harness.runs._runfile import UNKEPT, RunFile, RunStore, begin
+from harness.runs._runfile import UNKEPT, RunFile, RunFileOptions, begin
 from harness.runs._setting import SettingResult
 from harness.runs._work import Done, VerifyWork
 from harness.runs.pictures import MOST_PICTURES
@@ -66,8 +66,8 @@ class RunInterrupted(StopSignal):
 def verify_decodes(
     models: ModelPair,
     decodes: Decodes,
-    execution: Execution = ALONE,
-    store: RunStore = UNKEPT,
+    parallelism: Parallelism = ALONE,
+    store: RunFileOptions = UNKEPT,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Verification:
     """Run a decoder, on copies of the networks, and the reference over all requests and settings; judge every token.
@@ -98,7 +98,7 @@ def verify_decodes(
     identity = None
     if store.recipe is not None or store.file:
         identity = identity_of(models, (name, plan.settings[0]), terms.against)
-    crew = employ(execution, torch.device(execution.device or models.device), len(plan.tasks))
+    crew = employ(parallelism, torch.device(parallelism.device or models.device), len(plan.tasks))
     sent = pickled_factory(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
     told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms
     wanted = MOST_PICTURES if store.file else 0
@@ -108,7 +108,7 @@ def verify_decodes(
         result.early += [Divergence("precision", f"building changed {what}", seed) for what in built.moved]
         contracts = [Contract.of(contract) for contract in built.contracts]
         result.settings = [SettingResult(*of) for of in zip(plan.settings, contracts, strict=True)]
-        record = RunRecord(
+        record = RunHeader(
             identity, NetworksUsed.of(models), terms, tuple(contracts), budget, plan.images, store.recipe,
             tuple(sys.argv[1:]),
         )  # fmt: skip

@@ -57,7 +57,7 @@ class NetworksUsed:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunHeader:
     """What a run says of itself."""
 
     identity: Identity | None  # what it is of; None where nobody asked
@@ -95,7 +95,7 @@ class RunRecord:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunRecord:
+    def from_dict(cls, values: Mapping[str, Any]) -> RunHeader:
         """Return what `as_dict` and JSON made these values of."""
         networks, terms = values["networks"], values["terms"]
         return cls(
@@ -115,7 +115,7 @@ class RunRecord:
             values.get("certifying", ""),
         )  # fmt: skip
 
-    def differences(self, recorded: RunRecord) -> list[str]:
+    def differences(self, recorded: RunHeader) -> list[str]:
         """List why a recorded run is another one, one clause a value."""
         records = (self.as_dict(), recorded.as_dict())
         here, there = ({name: values[name] for name in values if name not in FREE} for values in records)

@@ -24,7 +24,7 @@ from harness.rounding import Allowance, precision
 from harness.runs._case import repeat_line
 from harness.runs._claims import LawsTried, QualityClaims, QualityFigures
 from harness.runs._plan import Plan
-from harness.runs._record import RunRecord
+from harness.runs._record import RunHeader
 from harness.runs._records import Coverage, JudgedRow
 from harness.runs._setting import COUNTS, SettingResult, row_values
 from harness.wording import count_of
@@ -53,7 +53,7 @@ class Verification:
     stopped: int = 0  # signal that ended the run before its end
     unfinished: int = 0  # tasks that nobody has judged, in the file of a run that goes on or was killed
     plan: Plan = field(default_factory=lambda: Plan((), ()))
-    record: RunRecord | None = None  # what repeats the run; None where nothing was decoded
+    record: RunHeader | None = None  # what repeats the run; None where nothing was decoded
     covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
     reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
     against: str = ""  # the other decoder, where one stood in the reference's place

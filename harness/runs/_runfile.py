@@ -22,7 +22,7 @@ from harness.runs import _records as records
 from harness.runs._claims import KeptFigures, LawsTried, QualityClaims
 from harness.runs._database import REMEDY, FileKind, GrowingFile, is_begun, notes_of
 from harness.runs._plan import Plan, Task
-from harness.runs._record import RunRecord
+from harness.runs._record import RunHeader
 from harness.runs._records import Counts, Coverage, JudgedRow, settings_of, to_json
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
 from harness.wording import count_of
@@ -58,7 +58,7 @@ WORST_FIRST = "ORDER BY badness DESC, task, setting, row"  # `Picture.rank`
 
 
 @dataclass(frozen=True)
-class RunStore:
+class RunFileOptions:
     """What is kept of a run, and where. Raises `InputError` where there is nothing to resume."""
 
     file: Path | None = None  # the run file; None = nothing is kept
@@ -77,14 +77,14 @@ class RunStore:
             raise InputError("run", str(self.file), "is there already", REMEDY)
 
 
-UNKEPT = RunStore()
+UNKEPT = RunFileOptions()
 
 
 @dataclass(frozen=True)
 class Kept:
     """What a run file says of its run."""
 
-    record: RunRecord  # what was written when the run began
+    record: RunHeader  # what was written when the run began
     plan: Plan  # what it has to do
     laws: LawsTried | None = None  # those that were tried after its decodes
     claims: QualityClaims | None = None  # on the quality of images
@@ -149,10 +149,10 @@ def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
         laws = LawsTried.from_dict(notes["laws"]) if "laws" in notes else None
         claims = QualityClaims.from_dict(notes["claims"]) if "claims" in notes else None
         quality = KeptFigures(notes["quality"]) if "quality" in notes else None
-        return Kept(RunRecord.from_dict(notes), plan, laws, claims, quality), list(_rows(base))
+        return Kept(RunHeader.from_dict(notes), plan, laws, claims, quality), list(_rows(base))
 
 
-def begin(store: RunStore, record: RunRecord, plan: Plan) -> RunFile | None:
+def begin(store: RunFileOptions, record: RunHeader, plan: Plan) -> RunFile | None:
     """Return the file of a run, new or gone on with; None where nothing is kept.
 
     Raises `InputError` where the file is there, is being written, or is that of another run.

@@ -23,7 +23,7 @@ from harness.reference import sequential
 from harness.rounding._budget import SHIPPED_BUDGETS, load_budgets, mode_of
 from harness.rounding._measure import errors, measure_budget
 from harness.rounding._precision import set_precision
-from harness.runs._cover import covering, plan_of, verify_covering_design
+from harness.runs._cover import covering, plan_of, verify_coverage_plan
 from harness.runs._decodes import Decodes
 from harness.speculative._policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
@@ -114,7 +114,7 @@ def test_planted_bugs_are_caught_in_every_mode(name: str, mode: ModelPair) -> No
 def test_the_default_design_catches_what_one_request_does_not_show(name: str) -> None:
     blocks = covering(load_digits().to("cuda"))
     decodes = Decodes(PLACED[name], plan_of(blocks), Terms(in_process=True, first_only=True))
-    result = verify_covering_design(blocks[0].models, decodes)
+    result = verify_coverage_plan(blocks[0].models, decodes)
     assert result.verdict is Verdict.DEFECT
 
 

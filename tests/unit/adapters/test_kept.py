@@ -13,7 +13,7 @@ from harness.decoders._terms import Other, Terms
 from harness.errors import InputError
 from harness.models._pair import ModelPair
 from harness.mutants.positions import OFFSET
-from harness.pool._employ import Execution
+from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Implementation, Settings
 from harness.protocol._request import Request
 from harness.rounding._budget import SHIPPED_BUDGETS
@@ -22,7 +22,7 @@ from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._identity import code_of
 from harness.runs._plan import Plan
 from harness.runs._replay import Answer, replay_case, shrink_case
-from harness.runs._runfile import RunStore, read_run
+from harness.runs._runfile import RunFileOptions, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
@@ -40,7 +40,7 @@ def kept(path: Path, checkout: Path, against: Path | None, resume: bool = False)
     other = Other(NAME, (settings(against),)) if against is not None else None
     terms = Terms(in_process=True, sequential=True, against=other)
     plan = Plan.of([settings(checkout)], [MIXED, replace(MIXED, seed=7, seeds=None)])
-    verify_decodes(SMALL, Decodes(NAME, plan, terms), store=RunStore(path, resume, {}))
+    verify_decodes(SMALL, Decodes(NAME, plan, terms), store=RunFileOptions(path, resume, {}))
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +167,7 @@ def test_two_factories_travel_to_workers():
     other = Other("theirs", (Settings(2),), theirs)
     plan, terms = Plan.of([Settings(2)], [MIXED]), Terms(against=other)
     rows = [
-        verify_decodes(SMALL, Decodes(mine, plan, terms), Execution(workers)).settings[0].rows for workers in (1, 2)
+        verify_decodes(SMALL, Decodes(mine, plan, terms), Parallelism(workers)).settings[0].rows for workers in (1, 2)
     ]
     serial, spread = ([(row.judgement.defects, row.judgement.draws, row.changes) for row in of] for of in rows)
     assert serial[0][0]

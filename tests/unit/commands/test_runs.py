@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.laws._few_cases import LawsInterrupted
-from harness.pool._employ import Crew, Execution
+from harness.pool._employ import Crew, Parallelism
 from harness.report._progress import LongWork
 from harness.runs._claims import BrokenLaw, LawsTried
 from harness.runs._recorded import recorded_result
@@ -197,8 +197,8 @@ def test_the_device_reaches_the_workers_as_it_was_asked_for(pair: list[str], mon
     """The networks of ``--device cuda`` say that they lie on cuda:0: who asks them, never spreads."""
     asked: list[str] = []
 
-    def employed(execution: Execution, *others: object) -> Crew:
-        asked.append(execution.device)
+    def employed(parallelism: Parallelism, *others: object) -> Crew:
+        asked.append(parallelism.device)
         return Crew(("cpu",))
 
     monkeypatch.setattr("harness.runs._decodes.employ", employed)
@@ -223,11 +223,11 @@ def test_laws_are_kept_with_a_run_gone_on_with_and_not_tried_twice(
 
     file = tmp_path / "run.db"
     words = ("verify", *pair, "--seeds", "0:1", "--labels", "0", "--draft-len", "2", "--run", str(file), "--resume")
-    monkeypatch.setattr("harness.verification.try_few_cases", stopped)
+    monkeypatch.setattr("harness.verification.try_every_law", stopped)
     assert command(monkeypatch, *words, "--laws", "2") == 143
     assert "INCONCLUSIVE" in capsys.readouterr().out
     assert "1 law not tried" in recorded_result(file).reasons
-    monkeypatch.setattr("harness.verification.try_few_cases", broken)
+    monkeypatch.setattr("harness.verification.try_every_law", broken)
     assert [command(monkeypatch, *words, "--laws", count) for count in ("2", "2", "0", "3")] == [1, 1, 1, 1]
     assert tried == [2, 3]
     assert capsys.readouterr().out.count("first defect: component accept (law a.b: no) at seed 3") == 4

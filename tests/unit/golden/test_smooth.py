@@ -132,7 +132,7 @@ def test_more_than_very_few_ties_are_a_defect(images: int, ties: int, wrong: boo
     def tied(case: RecordedCase, tokens_BL: Tensor, run: object, ground: object, result: CaseResult) -> None:
         result.ties += [Divergence("tie", "by hand", 3)] * ties
 
-    monkeypatch.setattr(smooth, "judge_tokens", tied)
+    monkeypatch.setattr(smooth, "judge_recorded_tokens", tied)
     case = replace(CASE, request=replace(CASE.request, labels=(0,) * images))
     run, result = case.run(), CaseResult(case.id, case.request)
     tensors = {"tokens": run.tokens_BL, "f_hat": run.f_hat_BCPP, "image": MODELS.vae.decode(run.f_hat_BCPP)}

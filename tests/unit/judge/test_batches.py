@@ -10,9 +10,9 @@ import torch
 
 from harness.errors import InputError
 from harness.judge._components import first_wrong, wrong_at
-from harness.judge._e_values import ALARM, THETAS, Tail, costs_N3, weigh_run
 from harness.judge._evidence import Evidence
-from harness.judge._race import race_differing_tokens
+from harness.judge._many_ties import ALARM, THETAS, Tail, costs_N3, weigh_run
+from harness.judge._race import margins_of_differing_tokens
 from harness.judge._verdict import Divergence, Judgement
 from harness.models._pair import ModelPair
 from harness.mutants import guidance, positions, state
@@ -161,7 +161,7 @@ def test_many_races_are_many_single_races(words: dict[str, float]):
     token_N = torch.randint(12, (40,), generator=generator)
     error_N = torch.rand(40, generator=generator, dtype=torch.float64) * 0.3
     error_N[::4] = 0.0
-    margins = race_differing_tokens(exact_NV, E_NV, token_N, request, error_N).margin_N.tolist()
+    margins = margins_of_differing_tokens(exact_NV, E_NV, token_N, request, error_N).margin_N.tolist()
     for n, margin in enumerate(margins):
         assert margin == raced(exact_NV[n], E_NV[n], int(token_N[n]), request, float(error_N[n]))
         assert margin == pytest.approx(

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from harness.judge._e_values import MANY_TIES, unusual_ties
-from harness.judge._race import RACE_ROUNDING, _survivors, margin_bound, race_differing_tokens
+from harness.judge._many_ties import MANY_TIES, unusual_ties
+from harness.judge._race import RACE_ROUNDING, _survivors, margin_bound, margins_of_differing_tokens
 from harness.judge._verdict import Divergence
 from harness.protocol._request import Request
 from harness.reference._steps import filter_logits
@@ -25,7 +25,9 @@ def margin(token: int, logits=LOGITS, E_V=EVEN, error: float = 0.0, **filters: f
 def raced(logits_V: torch.Tensor, E_V: torch.Tensor, token: int, request: Request, error: float) -> float:
     """Return the margin of one draw."""
     error_1 = torch.tensor([error], dtype=torch.float64)
-    return float(race_differing_tokens(logits_V[None], E_V[None], torch.tensor([token]), request, error_1).margin_N)
+    return float(
+        margins_of_differing_tokens(logits_V[None], E_V[None], torch.tensor([token]), request, error_1).margin_N
+    )
 
 
 def survive(logits_V: torch.Tensor, request: Request, error: float) -> tuple[torch.Tensor, torch.Tensor]:

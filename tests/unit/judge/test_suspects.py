@@ -19,7 +19,7 @@ from harness.protocol._request import Request
 from harness.protocol._trace import Trace
 from harness.protocol.noise import SeededNoise
 from harness.reference.sequential import sample_sequential
-from harness.runs._cover import covering, plan_of, verify_covering_design
+from harness.runs._cover import covering, plan_of, verify_coverage_plan
 from harness.runs._decodes import Decodes, Terms
 from harness.speculative import _steps as steps
 from harness.speculative._cache import KVCache
@@ -75,7 +75,7 @@ BEYOND = [
 def test_the_default_verification_catches_and_places_what_a_close_draft_shows(bug: Mutant):
     blocks = covering(tiny(Layout((1, 2, 3, 4, 5))), noise=0.1)
     decodes = Decodes(bug, plan_of(blocks), Terms(in_process=True, first_only=True))
-    found = verify_covering_design(blocks[0].models, decodes).first_divergence
+    found = verify_coverage_plan(blocks[0].models, decodes).first_divergence
     assert found is not None
     assert found.component == bug.component, str(found)
 

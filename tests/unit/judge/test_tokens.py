@@ -13,12 +13,12 @@ from functools import lru_cache
 import pytest
 import torch
 
-from harness.judge import _e_values as e_values
+from harness.judge import _many_ties as many_ties
 from harness.judge import _tokens as tokens
 from harness.judge._components import WrongTensor
 from harness.judge._decode import judge
-from harness.judge._e_values import ALARM, THETAS, Tail, costs_N3, log_e, surprise_N
 from harness.judge._evidence import Evidence
+from harness.judge._many_ties import ALARM, THETAS, Tail, costs_N3, log_e, surprise_N
 from harness.judge._verdict import Divergence, Judgement, Verdict
 from harness.protocol._contract import Contract
 from harness.protocol._decoder import Settings
@@ -215,7 +215,7 @@ def test_past_the_last_record_wrong_tokens_are_counted_without_one(monkeypatch: 
 @pytest.mark.parametrize("request_", [REQUEST, replace(REQUEST, top_k=3), replace(REQUEST, top_p=0.7, cfg=1.5)])
 def test_the_costs_are_those_of_the_references_races(request_: Request, greedy: bool):
     found = evidence(request=request_, greedy=greedy)
-    costs_SB3 = e_values.costs_of_draws(found)
+    costs_SB3 = many_ties.costs_of_draws(found)
     assert costs_SB3.shape == (3, 2, 3)
     noise = MODELS.noise(request_)
     for si in MODELS.pyramid:
@@ -317,7 +317,7 @@ def together(ties: list[Divergence], costs: list[list[float]], budget: Budget) -
     judgement = Judgement(2, ties=list(ties))
     costs_SB3 = torch.zeros(3, 2, 3, dtype=torch.float64)
     costs_SB3[:, 0] = torch.tensor(costs)
-    e_values.weigh_decode(evidence(budget), judgement, costs_SB3, [0] * len(ties))
+    many_ties.weigh_decode(evidence(budget), judgement, costs_SB3, [0] * len(ties))
     return judgement
 
 

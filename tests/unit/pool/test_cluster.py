@@ -14,12 +14,12 @@ import pytest
 
 from harness.errors import InputError
 from harness.pool import _cluster as cluster
-from harness.pool._employ import Execution
+from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.runs._decodes import Decodes, Step, verify_decodes
 from harness.runs._plan import Plan
-from harness.runs._runfile import RunStore, read_run
+from harness.runs._runfile import RunFileOptions, read_run
 from tests.helpers import Layout, tiny
 
 ROOT = Path(__file__).parents[3]
@@ -30,13 +30,13 @@ PLAN = Plan.of([Settings(1), Settings(2)], [Request((0, 1, 2), seed) for seed in
 def test_a_cluster_that_is_not_there_is_bad_input(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
     with pytest.raises(InputError, match=r"cluster=tcp://127\.0\.0\.1:9: cannot be reached, or has no worker"):
-        verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), Execution(cluster="tcp://127.0.0.1:9"))
+        verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), Parallelism(cluster="tcp://127.0.0.1:9"))
 
 
 def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r'not installed; pip install "sdvar-harness\[cluster\]"'):
-        verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), Execution(cluster="tcp://127.0.0.1:9"))
+        verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), Parallelism(cluster="tcp://127.0.0.1:9"))
 
 
 def started(name: str, *words: str) -> subprocess.Popen[bytes]:
@@ -72,11 +72,11 @@ def test_two_workers_one_of_them_killed_find_what_this_process_finds(address: st
             killed.append(_a_worker())
             os.kill(killed[0], signal.SIGKILL)
 
-    there = RunStore(tmp_path / "there.db")
+    there = RunFileOptions(tmp_path / "there.db")
     verify_decodes(
-        MODELS, Decodes("harness:build_decoder", PLAN), Execution(cluster=address), store=there, progress=progress
+        MODELS, Decodes("harness:build_decoder", PLAN), Parallelism(cluster=address), store=there, progress=progress
     )
-    verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), store=RunStore(tmp_path / "here.db"))
+    verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), store=RunFileOptions(tmp_path / "here.db"))
     one, two = (
         [(row.task, row.setting, row.judgement, row.counts) for row in read_run(tmp_path / name)[1]]
         for name in ("there.db", "here.db")

@@ -10,13 +10,13 @@ import torch
 
 from harness.decoders._terms import Terms
 from harness.errors import InputError
-from harness.pool._employ import Crew, Execution, employ
+from harness.pool._employ import Crew, Parallelism, employ
 from harness.pool._workers import Alone, Died, Processes, WorkerError
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._plan import Plan
-from harness.runs._runfile import RunStore, read_run
+from harness.runs._runfile import RunFileOptions, read_run
 from tests.helpers import Layout, tiny
 from tests.labour import Squares
 
@@ -57,8 +57,8 @@ def test_many_workers_find_what_one_finds_bit_for_bit(tmp_path: Path):
         verify_decodes(
             MODELS,
             Decodes("harness:build_decoder", PLAN),
-            Execution(workers),
-            store=RunStore(tmp_path / f"{workers}.db"),
+            Parallelism(workers),
+            store=RunFileOptions(tmp_path / f"{workers}.db"),
         )
     one, two = (read_run(tmp_path / f"{workers}.db")[1] for workers in (1, 2))
     assert len(one) == 12
@@ -70,7 +70,7 @@ def test_many_workers_find_what_one_finds_bit_for_bit(tmp_path: Path):
 def test_a_request_that_kills_every_worker_is_a_defect_of_the_process():
     """Plant: in the worker's own process a decoder that kills it."""
     plan = Plan.of([Settings(2)], [task.request for task in PLAN.tasks[:2]])
-    result = verify_decodes(MODELS, Decodes("tests.bent:killed", plan, Terms(in_process=True)), Execution(2))
+    result = verify_decodes(MODELS, Decodes("tests.bent:killed", plan, Terms(in_process=True)), Parallelism(2))
     assert [j.defects[0].component for j in result.settings[0].judgements] == ["process"] * 2
     assert "every worker that took the request died, 3 of them" in result.first_divergence.detail
 
@@ -79,13 +79,13 @@ def test_the_device_as_asked_for_says_how_many_gpus(monkeypatch: pytest.MonkeyPa
     """Networks on "cuda" say that they lie on cuda:0; the option does not."""
     asked: list[torch.device] = []
 
-    def employed(execution: Execution, device: torch.device, tasks: int) -> Crew:
+    def employed(parallelism: Parallelism, device: torch.device, tasks: int) -> Crew:
         asked.append(device)
         return Crew(("cpu",))
 
     monkeypatch.setattr("harness.runs._decodes.employ", employed)
     for device in ("", "cuda", "cuda:1"):
-        verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), Execution(2, device=device))
+        verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), Parallelism(2, device=device))
     assert [str(device) for device in asked] == ["cpu", "cuda", "cuda:1"]
 
 
@@ -94,26 +94,26 @@ def test_the_device_as_asked_for_says_how_many_gpus(monkeypatch: pytest.MonkeyPa
     [(1, "cpu", 9, ["cpu"]), (0, "cpu", 9, ["cpu"]), (3, "cpu", 2, ["cpu", "cpu"]), (0, "cuda:1", 9, ["cuda:1"])],
 )
 def test_nobody_is_hired_for_nothing(workers: int, device: str, tasks: int, devices: list[str]):
-    assert list(employ(Execution(workers), torch.device(device), tasks).devices) == devices
+    assert list(employ(Parallelism(workers), torch.device(device), tasks).devices) == devices
 
 
 def test_a_device_without_a_number_stands_for_all(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     cuda = torch.device("cuda")
-    assert employ(Execution(0), cuda, 9).devices == ("cuda:0", "cuda:1")
-    assert employ(Execution(3), cuda, 9).devices == ("cuda:0", "cuda:1", "cuda:0")
-    assert employ(Execution(0), cuda, 1).devices == ("cuda",)
+    assert employ(Parallelism(0), cuda, 9).devices == ("cuda:0", "cuda:1")
+    assert employ(Parallelism(3), cuda, 9).devices == ("cuda:0", "cuda:1", "cuda:0")
+    assert employ(Parallelism(0), cuda, 1).devices == ("cuda",)
     with pytest.raises(InputError, match="would share cuda:1"):
-        employ(Execution(2), torch.device("cuda:1"), 9)
+        employ(Parallelism(2), torch.device("cuda:1"), 9)
 
 
 def test_bad_terms_are_refused():
     with pytest.raises(InputError, match=r"workers=-1: must lie in 0\.\.1024"):
-        Execution(-1)
+        Parallelism(-1)
     with pytest.raises(InputError, match="brings its own workers"):
-        Execution(2, "tcp://nowhere:1")
+        Parallelism(2, "tcp://nowhere:1")
     with pytest.raises(InputError, match="goes on with a run that was kept; pass --run FILE too"):
-        RunStore(resume=True)
+        RunFileOptions(resume=True)
 
 
 def test_one_worker_is_this_process(tmp_path: Path):
@@ -125,7 +125,7 @@ def test_one_worker_is_this_process(tmp_path: Path):
 def test_a_setting_that_keeps_dying_is_left_alone_whoever_does_it_and_the_run_is_whole():
     requests = [Request((0,), seed) for seed in range(6)]
     results = [
-        verify_decodes(MODELS, Decodes("tests.bent:exits", Plan.of([Settings(2)], requests)), Execution(workers))
+        verify_decodes(MODELS, Decodes("tests.bent:exits", Plan.of([Settings(2)], requests)), Parallelism(workers))
         for workers in (1, 2)
     ]
     assert [len(result.settings[0].judgements) for result in results] == [3, 3]

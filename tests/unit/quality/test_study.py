@@ -13,21 +13,21 @@ import torch
 from harness.decoders._factory import OWN_DECODER
 from harness.decoders._terms import Terms
 from harness.errors import InputError, StopSignal
-from harness.pool._employ import Execution
+from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.quality._draw import BASE, DRAFT, LAW, Source, control_sources, portions
 from harness.quality._gather import TENSORS, Conditions, ImageSet, gather
 from harness.quality._measured import read_quality
 from harness.quality._study import Study, decoder_sources, run_study
-from harness.runs._runfile import RunStore
+from harness.runs._runfile import RunFileOptions
 from tests.unit.quality.means import MODELS, corners
 
 REQUEST, IN_PROCESS = Request((0,), 3), Conditions(terms=Terms(in_process=True))
 
 
 def kept(path: Path, resume: bool = False) -> Conditions:
-    return replace(IN_PROCESS, store=RunStore(path, resume))
+    return replace(IN_PROCESS, store=RunFileOptions(path, resume))
 
 
 FIELDS = ("features_ND", "classes_N", "calls_N", "tokens_NL", "labels_N")
@@ -95,7 +95,7 @@ def test_a_process_of_its_own_changes_nothing():
 
 @pytest.mark.slow
 def test_workers_change_nothing():
-    assert same(drawn(10), drawn(10, replace(IN_PROCESS, execution=Execution(2))))
+    assert same(drawn(10), drawn(10, replace(IN_PROCESS, parallelism=Parallelism(2))))
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same(tmp_path: Path):

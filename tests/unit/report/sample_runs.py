@@ -20,7 +20,7 @@ from harness.runs._plan import Plan
 from harness.runs._recorded import recorded_result
 from harness.runs._records import Counts, JudgedRow
 from harness.runs._result import Verification
-from harness.runs._runfile import Kept, RunFile, RunStore
+from harness.runs._runfile import Kept, RunFile, RunFileOptions
 from harness.runs.pictures import Picture, as_png
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny
@@ -32,7 +32,7 @@ SCRIPT = "<script>alert(1)</script>"
 
 def run(path: Path, factory=build_decoder, policy: str = "coupled", models=MODELS, **settings) -> Verification:
     plan = Plan.of([Settings(2, policy=policy, **settings)], [Request((0, 1), seed) for seed in range(2)])
-    return verify_decodes(models, Decodes(factory, plan, HERE), store=RunStore(path, recipe={}))
+    return verify_decodes(models, Decodes(factory, plan, HERE), store=RunFileOptions(path, recipe={}))
 
 
 def page_of(path: Path) -> bytes:

@@ -25,7 +25,7 @@ from harness.runs._case import cases_of
 from harness.runs._claims import BrokenLaw, LawsTried
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._plan import Plan
-from harness.runs._runfile import RunFile, RunStore, pictures_of, read_run
+from harness.runs._runfile import RunFile, RunFileOptions, pictures_of, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import command, with_weight
 from tests.unit.report.reading import SECTIONS, read
@@ -65,7 +65,7 @@ def test_the_named_case_is_the_one_that_replay_repeats(tmp_path: Path, monkeypat
 
     plan = Plan.of([Settings(1), Settings(3)], [Request((0,), seed) for seed in range(3)])
     result = verify_decodes(
-        MODELS, Decodes(wrong_at_the_second_length, plan, HERE), store=RunStore(tmp_path / "a.db", recipe={})
+        MODELS, Decodes(wrong_at_the_second_length, plan, HERE), store=RunFileOptions(tmp_path / "a.db", recipe={})
     )
     number = int(re.findall(r"--case (\d+)", read(page_of(tmp_path / "a.db")).words)[0])
     assert str(cases_of(tmp_path / "a.db")[number].defect) == str(result.first_divergence)

@@ -18,14 +18,14 @@ from harness.errors import InputError
 from harness.judge._verdict import Verdict
 from harness.models._pair import CLOSE_NOISE, ModelPair, close_pair
 from harness.mutants import state
-from harness.pool._employ import Execution
+from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Settings
 from harness.protocol._trace import Round, Trace
-from harness.runs._cover import Block, covering, plan_of, requests_for, verify_covering_design
+from harness.runs._cover import Block, covering, plan_of, requests_for, verify_coverage_plan
 from harness.runs._decodes import Decodes, Step
 from harness.runs._records import BONUS, CLAIMS, Coverage
 from harness.runs._result import Verification
-from harness.runs._runfile import RunStore, read_run
+from harness.runs._runfile import RunFileOptions, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, tiny
 
@@ -34,7 +34,7 @@ HERE = Terms(in_process=True)
 
 
 def designed(blocks: Sequence[Block], factory: Factory | str, terms: Terms = HERE, **how: Any) -> Verification:
-    return verify_covering_design(blocks[0].models, Decodes(factory, plan_of(blocks), terms), **how)
+    return verify_coverage_plan(blocks[0].models, Decodes(factory, plan_of(blocks), terms), **how)
 
 
 def rounds(*turns: tuple[int, int, bool]) -> list[Round]:
@@ -197,7 +197,7 @@ def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     blocks = [replace(block, requests=block.requests[:3]) for block in covering(tiny(FIVE), noise=0.05)]
     serial = designed(blocks, "harness.mutants.state:TWICE")
     path = tmp_path / "run.db"
-    designed(blocks, "harness.mutants.state:TWICE", store=RunStore(path))
+    designed(blocks, "harness.mutants.state:TWICE", store=RunFileOptions(path))
     with closing(sqlite3.connect(path)) as base:
         base.execute("DELETE FROM judged WHERE task = 1")
         base.commit()
@@ -205,8 +205,8 @@ def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     again = designed(
         blocks,
         "harness.mutants.state:TWICE",
-        execution=Execution(2),
-        store=RunStore(path, resume=True),
+        parallelism=Parallelism(2),
+        store=RunFileOptions(path, resume=True),
         progress=steps.append,
     )
     assert again.verdict is serial.verdict is Verdict.DEFECT
@@ -220,16 +220,16 @@ def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     assert all(row.counts is not None for row in rows)
     other = [blocks[0], *(replace(block, models=close_pair(block.models, 0.06)) for block in blocks[1:])]
     with pytest.raises(InputError, match="is the file of another run: settings"):
-        designed(other, "harness.mutants.state:TWICE", store=RunStore(path, resume=True))
+        designed(other, "harness.mutants.state:TWICE", store=RunFileOptions(path, resume=True))
 
 
 def test_what_a_decoder_refuses_is_kept_with_its_reason(tmp_path: Path):
     (block,) = covering(tiny(FIVE), noise=0.1)[1:]
     path = tmp_path / "run.db"
-    result = designed([block], Plain, store=RunStore(path))
+    result = designed([block], Plain, store=RunFileOptions(path))
     _, rows = read_run(path)
     refused = [row for row in rows if row.refused]
     assert len(refused) == sum(setting.refused for setting in result.settings) > 0
     assert {row.refused for row in refused} == {"labels=3: is no class; pass others"}
-    again = designed([block], Plain, store=RunStore(path, resume=True))
+    again = designed([block], Plain, store=RunFileOptions(path, resume=True))
     assert (again.verdict, again.inconclusive) == (result.verdict, result.inconclusive)

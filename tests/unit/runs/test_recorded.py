@@ -14,17 +14,17 @@ from harness.decoders._terms import Terms
 from harness.errors import InputError
 from harness.judge._verdict import Verdict
 from harness.mutants.positions import OFFSET
-from harness.pool._employ import Execution
+from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.runs import _runfile as runfile
 from harness.runs import pictures as kept_pictures
-from harness.runs._cover import covering, plan_of, verify_covering_design
+from harness.runs._cover import covering, plan_of, verify_coverage_plan
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._plan import Plan
 from harness.runs._recorded import recorded_result
 from harness.runs._result import Verification
-from harness.runs._runfile import RunStore, pictures_of
+from harness.runs._runfile import RunFileOptions, pictures_of
 from harness.runs.pictures import TIE, UNCLAIMED, WRONG, Best
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny
@@ -36,7 +36,9 @@ HERE = Terms(in_process=True)
 
 def run(path: Path, factory=build_decoder, policy: str = "coupled", workers: int = 1) -> Verification:
     plan = Plan.of([Settings(1, policy=policy), Settings(2, policy=policy)], REQUESTS)
-    return verify_decodes(MODELS, Decodes(factory, plan, HERE), Execution(workers), store=RunStore(path, recipe={}))
+    return verify_decodes(
+        MODELS, Decodes(factory, plan, HERE), Parallelism(workers), store=RunFileOptions(path, recipe={})
+    )
 
 
 def said(result: Verification) -> object:
@@ -63,14 +65,14 @@ def test_a_file_says_what_its_run_said(factory, policy: str, verdict: Verdict, t
 
 def test_a_covering_design_says_again_what_it_covered(tmp_path: Path):
     models = tiny(Layout((1, 2, 3)))
-    terms, store = replace(HERE, sequential=False), RunStore(tmp_path / "a.db", recipe={})
+    terms, store = replace(HERE, sequential=False), RunFileOptions(tmp_path / "a.db", recipe={})
 
     def only_fixed_lengths(networks, settings):
         if not isinstance(settings.draft_len, int):
             raise InputError("draft_len", settings.draft_len, "must be a number", "pass --draft-len 2")
         return build_decoder(networks, settings)
 
-    result = verify_covering_design(
+    result = verify_coverage_plan(
         covering(models)[0].models, Decodes(only_fixed_lengths, plan_of(covering(models)), terms), store=store
     )
     assert result.coverage.refused > 0

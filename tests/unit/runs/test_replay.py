@@ -19,7 +19,7 @@ from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._identity import Identity
 from harness.runs._plan import Plan
 from harness.runs._replay import Answer, replay_case, shrink_case
-from harness.runs._runfile import RunStore, read_run
+from harness.runs._runfile import RunFileOptions, read_run
 from tests.helpers import Layout, tiny, with_weight
 
 MODELS = tiny(Layout((1, 2, 3, 4)))
@@ -30,7 +30,7 @@ PLAN = Plan.of([Settings(3)], [Request((0, 1, 2), 5, seeds=(5, 5, 6), images=(0,
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     path = tmp_path / "run.db"
-    verify_decodes(MODELS, Decodes(NAME, PLAN, Terms(in_process=True)), store=RunStore(path, recipe={}))
+    verify_decodes(MODELS, Decodes(NAME, PLAN, Terms(in_process=True)), store=RunFileOptions(path, recipe={}))
     return path
 
 

@@ -18,9 +18,9 @@ from harness.provenance import versions
 from harness.rounding import quick_budget
 from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
 from harness.runs._plan import Plan
-from harness.runs._record import NetworksUsed, RunRecord
+from harness.runs._record import NetworksUsed, RunHeader
 from harness.runs._records import Counts, JudgedRow, judgement_of, judgement_values
-from harness.runs._runfile import Kept, RunFile, RunStore, exhibit_of, read_run
+from harness.runs._runfile import Kept, RunFile, RunFileOptions, exhibit_of, read_run
 from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, with_weight
@@ -29,11 +29,11 @@ MODELS = tiny(Layout((1, 2, 3)))
 REQUESTS = [Request((0, 1), seed) for seed in range(5)]
 PLAN = Plan.of([Settings(1), Settings(2)], REQUESTS)
 HERE = Terms(in_process=True)
-RECORD = RunRecord(None, NetworksUsed.of(MODELS), HERE, (), quick_budget(MODELS), PLAN.images, None, ())
+RECORD = RunHeader(None, NetworksUsed.of(MODELS), HERE, (), quick_budget(MODELS), PLAN.images, None, ())
 
 
-def kept(path: Path, resume: bool = False) -> RunStore:
-    return RunStore(path, resume=resume, recipe={})
+def kept(path: Path, resume: bool = False) -> RunFileOptions:
+    return RunFileOptions(path, resume=resume, recipe={})
 
 
 def run(path: Path, models: ModelPair = MODELS, plan: Plan = PLAN, resume: bool = False, **terms: object):

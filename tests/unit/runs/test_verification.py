@@ -16,7 +16,7 @@ import torch
 from harness.__main__ import app
 from harness.decoders._factory import load_factory
 from harness.errors import InputError
-from harness.judge._e_values import MANY_TIES, unusual_ties
+from harness.judge._many_ties import MANY_TIES, unusual_ties
 from harness.judge._tokens import MOST_RECORDS
 from harness.judge._verdict import Divergence, Verdict
 from harness.models._pair import ModelPair

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from harness import ModelPair, SeededNoise, Settings, Trace, Verdict
-from harness.judge import _e_values as e_values
-from harness.judge._e_values import (
+from harness.judge import _many_ties as many_ties
+from harness.judge._many_ties import (
     ALARM,
     FEW,
     MANY,
@@ -137,7 +137,7 @@ def test_a_draw_costs_what_its_rivals_may_flip():
 @pytest.mark.parametrize("rivals", [FEW - 2, FEW - 1, FEW, FEW + 1, 39, 3000])
 def test_every_rival_within_reach_is_counted_however_many_there_are(rivals: int, monkeypatch: pytest.MonkeyPatch):
     """In bfloat16 on digits 52 and more of the nearest 64 tokens of 512 lie within reach; others lie far below."""
-    monkeypatch.setattr(e_values, "NUMBERS", 2 * (rivals + 50))  # several pieces
+    monkeypatch.setattr(many_ties, "NUMBERS", 2 * (rivals + 50))  # several pieces
     tail = Tail(0.5, 2.0)
     gap_K = torch.linspace(0, 0.9 * tail.reach, rivals, dtype=torch.float64)
     scores_NV = torch.cat((torch.zeros(1).double(), -gap_K, torch.full((49,), -1e3).double())).repeat(5, 1)
