@@ -181,7 +181,7 @@ TIMED_PROMISES: Mapping[str, Callable[[SpeedRow], bool]] = {
 
 
 def _imposed(run: Speed, named: str, row: SpeedRow) -> BoardLine:
-    what = f"{named}, {row.draft_len} scales{' + bonus' if run.bonus else ''}, {row.kept:.0%} of scales kept"
+    what = f"{named}, {row.draft_len} scales{' + bonus' if run.bonus else ''}, {row.kept:.0%} of scales accepted"
     kept = {promise: "" for promise, holds in TIMED_PROMISES.items() if holds(row)}
     calls, speed_up, memory = f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", _number(row.extra_memory, "+.1%")
     return BoardLine(what, "-", calls, speed_up, memory, "imposed", kept, is_imposed=True)
@@ -222,7 +222,7 @@ def _policy(row: PolicyRow, models: str, timing: SpeedRow | None, draft_pixels: 
 def speed_table(runs: Sequence[Speed]) -> str:
     """Return every timing of the runs as a table; milliseconds per batch."""
     lines = [
-        "| pair | mode | batch | policy | scales kept | draft_len | reference | target | draft | speculative |"
+        "| pair | mode | batch | policy | scales accepted | draft_len | reference | target | draft | speculative |"
         " target calls | speed-up | passes allow | share | floor of the passes | extra memory |",
         "|---|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]

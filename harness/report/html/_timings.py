@@ -66,7 +66,7 @@ def _speculative(rows: Sequence[SpeedRow]) -> Sheet:
     ]
     head = ("policy", "images", "draft_len", "scales accepted", "ms a batch", "draft passes, ms", "target passes, ms",
             "floor, ms", "target calls", "speed-up", "the passes allow", "share of it", "extra memory")  # fmt: skip
-    caption = "Milliseconds a batch; a dash where images went apart, or where nothing is known"
+    caption = "Milliseconds a batch; a dash where images diverge, or where nothing is known"
     return Sheet(caption, head, _dashed(cells))
 
 

@@ -180,9 +180,9 @@ POLICIES = [
 def test_the_scoreboard_repeats_its_files():
     lines = scoreboard(POLICIES, "digits", [RUN, DIGITS]).markdown().splitlines()[2:]
     assert lines == [
-        "| d16-d30, TF32, draft bfloat16, CUDA graphs, 9 scales + bonus, 100% of scales kept | - | 1.0 | 2.00 |"
+        "| d16-d30, TF32, draft bfloat16, CUDA graphs, 9 scales + bonus, 100% of scales accepted | - | 1.0 | 2.00 |"
         " +15.0% | imposed | calls, speed, memory |",
-        "| d16-d30, TF32, draft bfloat16, CUDA graphs, 9 scales + bonus, 38% of scales kept | - | 6.0 | 1.25 |"
+        "| d16-d30, TF32, draft bfloat16, CUDA graphs, 9 scales + bonus, 38% of scales accepted | - | 6.0 | 1.25 |"
         " +25.0% | imposed | none |",
         "| digits, `coupled` | A | 8.0 | - | - | 0 % | image (speed not measured) |",
         "| digits, `match:0.5` | C | 4.0 | 2.00 | - | 20 % | calls, speed |",
@@ -199,7 +199,7 @@ def test_divided_labour_stands_at_every_batch_beside_imposed_acceptance():
     lines = scoreboard(POLICIES, "digits", runs).markdown().splitlines()[2:]
     named = "| d16-d30, TF32, draft bfloat16, CUDA graphs,"
     assert lines[:3] == [
-        f"{named} 9 scales, 100% of scales kept | - | 1.0 | 2.00 | +15.0% | imposed | calls, speed, memory |",
+        f"{named} 9 scales, 100% of scales accepted | - | 1.0 | 2.00 | +15.0% | imposed | calls, speed, memory |",
         f"{named} `code:5`, batch 1 / 8 / 32 | C | 5.0 | 2.00 / 2.00 / 1.11 | +15.0% / +25.0% / +25.0% |"
         " random weights | calls, speed at 1 and 8, memory at 1 |",
         f"{named} `code:9`, batch 1 | C | 9.0 | 1.11 | +25.0% | random weights | none |",
