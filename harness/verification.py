@@ -17,7 +17,7 @@ from harness.adapters import PUBLISHED_PREFIX, published_settings
 from harness.decoders import OWN_DECODER, Factory, Terms, is_own_decoder
 from harness.errors import InputError
 from harness.judge import Verdict
-from harness.laws import LAW_CASES, LAWS, LawsInterrupted, LawsPlace, try_every_law
+from harness.laws import LAW_CASES, LAWS, LawsInterrupted, LawsPlace, try_laws_quickly
 from harness.models import ModelPair
 from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings
@@ -254,7 +254,7 @@ def _add_laws(
         where = LawsPlace(str(models.device), None if own else question.terms.limits)
         with watch("laws", len(LAWS)) as bar:
             try:
-                tried = try_every_law(
+                tried = try_laws_quickly(
                     question.decoder, count, question.settings[0].options, where, lambda law: bar.advance(task=law)
                 )
             except LawsInterrupted as stop:

@@ -3,7 +3,7 @@
 Promise: whatever somebody else's decoder does or raises, the answer is its trace or a judgement; bad input, and a
 signal that stops the harness, alone are raised. A decoder that is not the harness's own gets a request of its own,
 hands its trace over by value, and is watched for writing into the networks; what a process of its own would keep from
-happening at all (`decoders.own_process`). What it leaves behind in this process, `torch` patched, another default
+happening at all (`decoders._own_process`). What it leaves behind in this process, `torch` patched, another default
 dtype, generators moved, is named and put back.
 """
 

@@ -74,7 +74,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     return judgement, along
 
 
-def judge_unfinished(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
+def judge_until_its_end(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
     """Judge what a decode did before it ended, as `ended` says; its defects come after wrong tensors.
 
     `evidence.actual` is the trace up to there; `contract` and `drafts` are those of `judge`.

@@ -46,7 +46,7 @@ class LawsPlace:
 _HERE = LawsPlace()
 
 
-def try_every_law(
+def try_laws_quickly(
     implementation: Factory | str,
     count: int = LAW_CASES,
     options: Options = (),

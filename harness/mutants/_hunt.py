@@ -14,7 +14,7 @@ import torch
 
 from harness.decoders import Terms
 from harness.judge import Verdict
-from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_cases, try_every_law, try_law
+from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_cases, try_law, try_laws_quickly
 from harness.models import load_digits
 from harness.mutants._catalogue import MUTANTS
 from harness.mutants._mutant import Mutant, production
@@ -130,7 +130,7 @@ def _verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
         decodes = Decodes(mutant, plan_of(blocks), Terms(in_process=True, first_only=True))
         result = verify_coverage_plan(blocks[0].models, decodes)
         if result.verdict is not Verdict.DEFECT:
-            result.take_laws(try_every_law(mutant))
+            result.take_laws(try_laws_quickly(mutant))
     first, seconds = result.first_divergence, time.perf_counter() - start
     if result.verdict is not Verdict.DEFECT or first is None:
         return VerifyFinding(result.verdict, "", "; ".join(result.inconclusive), seconds)

@@ -5,7 +5,7 @@ nothing else, and another one takes that task. One that costs `MOST_DEATHS` work
 
 Why not concurrent.futures: its pool is broken for good when one process dies. Why not multiprocessing: its processes
 import the caller's main script again. The messages are pickled, since both sides are the harness; a decoder under test
-has a process of its own below the worker's (`decoders.own_process`). They are bytes of plain pickle: `Connection.send`
+has a process of its own below the worker's (`decoders._own_process`). They are bytes of plain pickle: `Connection.send`
 would hand tensors over as shared memory, which a process that multiprocessing did not start may not open.
 """
 

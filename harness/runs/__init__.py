@@ -1,4 +1,4 @@
-"""Where decodes happen: decoders found and built, one decode, many decodes."""
+"""What a run is: its plan, its tasks, its file, its result; a case of it, repeated and reduced."""
 
 from harness.runs._batches import BatchSize, cut_batches, default_batch
 from harness.runs._case import (

@@ -30,7 +30,7 @@ from harness.judge import (
     costs_of_draws,
     judge_against,
     judge_along,
-    judge_unfinished,
+    judge_until_its_end,
 )
 from harness.models import ModelPair, close_pair
 from harness.protocol import Contract, Request, Settings, Trace
@@ -160,7 +160,7 @@ class Verifier:
         if isinstance(actual, Judgement):
             if actual.partial is not None:
                 evidence = self._evidence(task.request, number, actual.partial, free.trace, free.noise)
-                actual = judge_unfinished(evidence, contract, drafts, actual)
+                actual = judge_until_its_end(evidence, contract, drafts, actual)
             return replace(row, judgement=replace(actual, partial=None)), {}, [], seconds
         evidence = self._evidence(task.request, number, actual, free.trace, free.noise)
         if free.costs_SB3 is None and contract is Contract.TOKENS:

@@ -223,11 +223,11 @@ def test_laws_are_kept_with_a_run_gone_on_with_and_not_tried_twice(
 
     file = tmp_path / "run.db"
     words = ("verify", *pair, "--seeds", "0:1", "--labels", "0", "--draft-len", "2", "--run", str(file), "--resume")
-    monkeypatch.setattr("harness.verification.try_every_law", stopped)
+    monkeypatch.setattr("harness.verification.try_laws_quickly", stopped)
     assert command(monkeypatch, *words, "--laws", "2") == 143
     assert "INCONCLUSIVE" in capsys.readouterr().out
     assert "1 law not tried" in recorded_result(file).reasons
-    monkeypatch.setattr("harness.verification.try_every_law", broken)
+    monkeypatch.setattr("harness.verification.try_laws_quickly", broken)
     assert [command(monkeypatch, *words, "--laws", count) for count in ("2", "2", "0", "3")] == [1, 1, 1, 1]
     assert tried == [2, 3]
     assert capsys.readouterr().out.count("first defect: component accept (law a.b: no) at seed 3") == 4

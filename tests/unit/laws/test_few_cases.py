@@ -19,7 +19,7 @@ from harness.laws import _few_cases as module
 from harness.laws._case import CHOICES
 from harness.laws._conformance import in_time
 from harness.laws._engine import CaseList, LawResult
-from harness.laws._few_cases import LAW_CASES, LawsInterrupted, LawsPlace, summed_up, try_every_law
+from harness.laws._few_cases import LAW_CASES, LawsInterrupted, LawsPlace, summed_up, try_laws_quickly
 from harness.models._pair import ModelPair
 from harness.mutants._catalogue import MUTANTS
 from harness.pool import _workers as workers
@@ -52,11 +52,11 @@ def hangs(models: ModelPair, settings: Settings):
 @pytest.mark.usefixtures("few")
 def test_a_right_decoder_keeps_them_and_a_bug_of_code_that_both_sides_share_is_seen():
     done: list[str] = []
-    assert try_every_law(build_decoder, progress=done.append) == LawsTried(LAW_CASES, held=4)
+    assert try_laws_quickly(build_decoder, progress=done.append) == LawsTried(LAW_CASES, held=4)
     assert sorted(done) == sorted(law.id for law in module.LAWS)
     mutant = PLANTED["numbers.highest"]
     with mutant.planted():
-        found = try_every_law(mutant)
+        found = try_laws_quickly(mutant)
     (broken,) = found.broken
     assert (broken.component, found.held) == ("quantizer", 3)
     assert broken.clause.startswith("law numbers.encode: ")
@@ -70,7 +70,7 @@ def test_a_decoder_that_ends_its_process_is_a_defect_where_it_has_processes_of_i
 ):
     monkeypatch.setattr(module, "LAWS", (BY_ID["state.once"],))
     monkeypatch.setattr(workers, "MOST_DEATHS", 1)
-    found = try_every_law("tests.unit.laws.test_few_cases:leaves", 1, where=LawsPlace("cpu", Limits()))
+    found = try_laws_quickly("tests.unit.laws.test_few_cases:leaves", 1, where=LawsPlace("cpu", Limits()))
     (broken,) = found.broken
     assert broken.component == "decode, update_state_with_accepted_tokens"
     assert "the process died" in broken.clause
@@ -81,7 +81,7 @@ def test_a_decoder_that_ends_its_process_is_a_defect_where_it_has_processes_of_i
 def test_a_decoder_that_hangs_is_a_defect_and_nobody_waits_for_the_other_laws(monkeypatch: pytest.MonkeyPatch):
     crew: list[tuple[str, ...]] = []
     monkeypatch.setattr(module, "Crew", lambda devices: crew.append(devices) or Crew(devices[:1]))  # faster in here
-    found = try_every_law(hangs, 1, where=LawsPlace("cpu", Limits(0.2)))
+    found = try_laws_quickly(hangs, 1, where=LawsPlace("cpu", Limits(0.2)))
     assert crew == [("cpu", "cpu")]
     (broken,) = found.broken
     assert broken.clause.startswith("law masks.definition: the process died: no answer within 0.2 s (timeout); ")
@@ -94,7 +94,7 @@ def test_a_signal_leaves_what_was_tried_until_then():
         raise StopSignal(signal.SIGTERM)
 
     with pytest.raises(LawsInterrupted) as stopped:
-        try_every_law(build_decoder, progress=stop)
+        try_laws_quickly(build_decoder, progress=stop)
     assert stopped.value.status == 143
     assert stopped.value.tried.held == 1
     assert len(stopped.value.tried.left) == 3
@@ -162,12 +162,12 @@ def test_laws_that_nobody_tried_are_a_reason():
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_case_at_all_is_refused(count: int):
     with pytest.raises(InputError, match=rf"laws={count}: must be 1 case or more; pass 2, or no laws at all"):
-        try_every_law(build_decoder, count)
+        try_laws_quickly(build_decoder, count)
 
 
 @pytest.mark.slow
 def test_two_cases_leave_no_law_trivial_and_the_law_of_policies_meets_them_all():
-    assert try_every_law(build_decoder) == LawsTried(2, held=len(LAWS))
+    assert try_laws_quickly(build_decoder) == LawsTried(2, held=len(LAWS))
 
 
 def test_the_law_of_policies_meets_every_policy():
