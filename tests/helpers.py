@@ -16,12 +16,12 @@ from torch import Tensor
 from harness.__main__ import main
 from harness.decoders._factory import Factory
 from harness.decoders._terms import Terms
-from harness.models import autoencoder, transformer
 from harness.models._pair import ModelPair, load_digits
-from harness.models.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.network import TransformerConfig
-from harness.models.sizes import random_weights
-from harness.models.transformer import Transformer
+from harness.models.var import autoencoder, transformer
+from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig
+from harness.models.var.sizes import random_weights
+from harness.models.var.transformer import Transformer
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid

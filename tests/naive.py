@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models._pair import ModelPair
-from harness.models.transformer import Transformer
+from harness.models.var.transformer import Transformer
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from harness.adapters._checkout import Checkout
 from harness.errors import InputError, text_of
-from harness.models.autoencoder import Autoencoder
 from harness.models.network import Network
+from harness.models.var.autoencoder import Autoencoder
 
 SHARES = {"one": 1, "per-scale": 0}  # share_quant_resi of a layout of φ; of "shared" the number of φ
 QUANTIZER = "quantize."

@@ -18,10 +18,10 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.golden._metadata import GoldenCase, Recipe, check_batch, check_fit, check_weights, naming
 from harness.models import ModelPair, load_digits
-from harness.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.network import Network, TransformerConfig
-from harness.models.sizes import count_scalars, filled_weights
-from harness.models.transformer import Transformer, transformer_shapes
+from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
+from harness.models.var.sizes import count_scalars, filled_weights
+from harness.models.var.transformer import Transformer, transformer_shapes
 from harness.protocol import Request, Trace
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import HandOff, sample_handoff

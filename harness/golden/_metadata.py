@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from harness.errors import InputError
-from harness.models.autoencoder import GROUPS, AutoencoderConfig
 from harness.models.network import TransformerConfig
+from harness.models.var.autoencoder import GROUPS, AutoencoderConfig
 from harness.protocol import ORDERS, NoiseOrder
 from harness.protocol.pyramid import ScalePyramid
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models import ModelPair
-from harness.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.network import TransformerConfig
-from harness.models.sizes import random_weights
-from harness.models.transformer import Transformer, transformer_shapes
+from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
+from harness.models.var.sizes import random_weights
+from harness.models.var.transformer import Transformer, transformer_shapes
 from harness.protocol import NoiseOrder, Request, Settings
 from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid

@@ -20,7 +20,7 @@ from harness.laws._law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, req
 from harness.laws._oracle import run_over
 from harness.models import ModelPair
 from harness.models.network import Condition
-from harness.models.quantizer import Quantizer
+from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import guidance_labels
 from harness.speculative.sampler import SpeculativeDecoder

@@ -14,8 +14,8 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._law import FLOAT64, NotOffered, require_equal, require_same, require_tokens
-from harness.models.autoencoder import Autoencoder
 from harness.models.network import Network
+from harness.models.var.autoencoder import Autoencoder
 from harness.protocol import Trace
 from harness.protocol.noise import Noise
 from harness.reference import accumulate, guidance_labels, next_input, scale_input

@@ -1,4 +1,10 @@
-"""Networks as data and pure functions; shared by both sides and checked by recorded tensors."""
+"""Networks as data and pure functions, a folder a family; shared by both sides and checked by recorded tensors."""
 
-from harness.models._block import BlockWeights, layer_norm
+import importlib
+import sys
+
 from harness.models._pair import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, pair_checksums, random_pair
+
+# by these names code outside knows the modules of VAR
+for _name in ("autoencoder", "sizes", "transformer"):
+    sys.modules[f"{__name__}.{_name}"] = globals()[_name] = importlib.import_module(f"{__name__}.var.{_name}")

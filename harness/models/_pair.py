@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError, NonFiniteError
-from harness.models import autoencoder, transformer
-from harness.models._checkpoint import load_autoencoder, load_transformer
-from harness.models.autoencoder import Autoencoder
 from harness.models.network import Network
-from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
-from harness.models.transformer import Transformer
+from harness.models.var import autoencoder, load_autoencoder, load_transformer, transformer
+from harness.models.var.autoencoder import Autoencoder
+from harness.models.var.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
+from harness.models.var.transformer import Transformer
 from harness.protocol import Request
 from harness.protocol.noise import RecordedNumbers, SeededNoise
 from harness.protocol.pyramid import ScalePyramid

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from harness.models._pair import ModelPair
-from harness.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.network import Cache, Condition, TransformerConfig
-from harness.models.sizes import random_weights
+from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
+from harness.models.var.sizes import random_weights
 from harness.protocol.pyramid import ScalePyramid
 
 CHANNELS = 2

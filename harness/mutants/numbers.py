@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.models import BlockWeights, layer_norm, quantizer
-from harness.models.autoencoder import Autoencoder
 from harness.models.network import Condition
-from harness.models.quantizer import Quantizer
-from harness.models.transformer import Transformer
+from harness.models.var import BlockWeights, layer_norm, quantizer
+from harness.models.var.autoencoder import Autoencoder
+from harness.models.var.quantizer import Quantizer
+from harness.models.var.transformer import Transformer
 from harness.mutants._mutant import Mutant, patched
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import Acceptance, Window, finite_flag, round_numbers
@@ -26,11 +26,11 @@ _TO, _VAE_TO = Transformer.to, Autoencoder.to
 
 
 def _quantizer(name: str, thing: Any) -> dict[str, Any]:
-    return {f"harness.models.quantizer:{name}": thing}
+    return {f"harness.models.var.quantizer:{name}": thing}
 
 
 def _transformer(name: str, thing: Any) -> dict[str, Any]:
-    return {f"harness.models.transformer:{name}": thing}
+    return {f"harness.models.var.transformer:{name}": thing}
 
 
 def _ticks(si: int, S: int, n: int) -> int:
@@ -107,17 +107,17 @@ BROAD_PHI = Mutant("numbers.bfloat-phi", "φ in bfloat16", "the networks' precis
 HIGHEST = Mutant("numbers.highest", "the highest index of a tie", "<= for < in a search",
     shared=_quantizer("Quantizer.encode", _highest), alone=True)  # fmt: skip
 UNCLAMPED = Mutant("numbers.unclamped", "pixels are not clamped", "a clamp left to whoever saves the file",
-    shared={"harness.models.autoencoder:Autoencoder.decode": _unclamped}, alone=True)  # fmt: skip
+    shared={"harness.models.var.autoencoder:Autoencoder.decode": _unclamped}, alone=True)  # fmt: skip
 HALF_WEIGHTS = Mutant("numbers.half-weights", "weights take a detour through half precision",
     "a checkpoint saved to save space", shared=_transformer("Transformer.to", _half_weights), alone=True)  # fmt: skip
 NARROW = Mutant("numbers.narrow", "the quantiser's weights are rounded to bfloat16", "one `.to` for all three networks",
-    shared={"harness.models.autoencoder:Autoencoder.to": _narrow}, alone=True)  # fmt: skip
+    shared={"harness.models.var.autoencoder:Autoencoder.to": _narrow}, alone=True)  # fmt: skip
 GELU = Mutant("numbers.gelu", "GELU by the error function", "the library's default",
-    shared={"harness.models._block:feed_forward": _exact_gelu}, alone=True)  # fmt: skip
+    shared={"harness.models.var._block:feed_forward": _exact_gelu}, alone=True)  # fmt: skip
 SHIFTS = Mutant("numbers.shifts", "shift1 and shift2 change places", "the order of another block",
     shared=_transformer("Transformer.condition", _shifts_swapped), alone=True)  # fmt: skip
 NORM = Mutant("numbers.norm", "layer norm with eps 1e-3", "another library's default",
-    shared={"harness.models._block:layer_norm": _loose_norm}, alone=True)  # fmt: skip
+    shared={"harness.models.var._block:layer_norm": _loose_norm}, alone=True)  # fmt: skip
 NARROW_HEAD = Mutant("numbers.narrow-head", "the head's norm in the network's precision", "a cast one call too late",
     shared=_transformer("Transformer.logits", _narrow_head), alone=True)  # fmt: skip
 DRAFTED_FINITE = Mutant("numbers.drafted-finite", "logits of a bonus scale may be NaN",

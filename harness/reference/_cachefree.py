@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.models.autoencoder import Autoencoder
 from harness.models.network import Condition, Network
+from harness.models.var.autoencoder import Autoencoder
 from harness.protocol import Request
 from harness.protocol.noise import Noise
 from harness.reference._steps import accumulate, block_causal, guidance_labels, guide, next_input, scale_input

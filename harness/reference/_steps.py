@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models.network import Condition, Network
-from harness.models.quantizer import Quantizer
+from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 
 HAND_OFF_MASKS = range(6)  # sd_mask; 0 feeds no prefix and has no mask

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.models.autoencoder import Autoencoder
 from harness.models.network import Condition, Network
+from harness.models.var.autoencoder import Autoencoder
 from harness.protocol import Intermediates, Request, Trace
 from harness.protocol.noise import SMOOTH, TOKEN, Noise
 from harness.protocol.pyramid import ScalePyramid

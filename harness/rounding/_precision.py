@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 
 from harness.models import ModelPair
-from harness.models.autoencoder import Autoencoder
 from harness.models.network import Network
-from harness.models.transformer import Transformer
+from harness.models.var.autoencoder import Autoencoder
+from harness.models.var.transformer import Transformer
 
 # What the results state, and what else decides how a product rounds; dotted names below `torch.backends`. The first is
 # PyTorch's newer switch over all of them (2.9 on): where one is set by both, PyTorch refuses to tell the older one.

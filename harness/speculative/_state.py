@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from harness.models import ModelPair
-from harness.models.autoencoder import Autoencoder
 from harness.models.network import Condition, Network
-from harness.models.quantizer import Quantizer
+from harness.models.var.autoencoder import Autoencoder
+from harness.models.var.quantizer import Quantizer
 from harness.protocol import Intermediates, Request, Round
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid

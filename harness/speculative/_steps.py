@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models.network import Condition, Network
-from harness.models.quantizer import Quantizer
+from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 
 

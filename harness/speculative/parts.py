@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.models.network import Condition, Network
-from harness.models.quantizer import Quantizer
+from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import _cache as cache
 from harness.speculative import _state as state

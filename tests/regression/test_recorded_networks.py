@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.models import autoencoder, transformer
-from harness.models.autoencoder import Autoencoder
 from harness.models.network import TransformerConfig
-from harness.models.sizes import PUBLISHED, PUBLISHED_VAE, count_scalars, fill_bits, filled_weights
-from harness.models.transformer import Transformer
+from harness.models.var import autoencoder, transformer
+from harness.models.var.autoencoder import Autoencoder
+from harness.models.var.sizes import PUBLISHED, PUBLISHED_VAE, count_scalars, fill_bits, filled_weights
+from harness.models.var.transformer import Transformer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference._cachefree import prefix_inputs
 from harness.reference._steps import accumulate, block_causal

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from harness.__main__ import main
-from harness.models import autoencoder, transformer
+from harness.models.var import autoencoder, transformer
 from tests.helpers import LAYOUTS, Layout, autoencoder_config, tiny, transformer_config
 
 KEYS = {
@@ -243,7 +243,7 @@ def test_sample_replaces_nothing_unless_told_to(
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
-    from harness.models._checkpoint import autoencoder_from, transformer_from
+    from harness.models.var._checkpoint import autoencoder_from, transformer_from
 
     models, layout = tiny(LAYOUTS[name]), LAYOUTS[name]
     levels = torch.tensor([models.pyramid.levels()])

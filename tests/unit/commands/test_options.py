@@ -23,7 +23,7 @@ from harness.decoders._process import TIMEOUT_S
 from harness.golden._plan import GOLDENS
 from harness.laws._few_cases import LAW_CASES
 from harness.models._pair import CLOSE_NOISE
-from harness.models.sizes import PUBLISHED
+from harness.models.var.sizes import PUBLISHED
 from harness.mutants._catalogue import MUTANTS
 from harness.mutants._hunt import SCOPES
 from harness.quality._distances import BLOCKS

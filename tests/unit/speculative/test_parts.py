@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.models.quantizer import phi_index
-from harness.models.sizes import fill_bits, filled_weights, random_weights
+from harness.models.var.quantizer import phi_index
+from harness.models.var.sizes import fill_bits, filled_weights, random_weights
 from harness.protocol._request import Request
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
 from harness.reference._steps import block_causal

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.judge._verdict import Verdict
-from harness.models import _block as block
 from harness.models.network import Modulation
-from harness.models.transformer import Transformer
+from harness.models.var import _block as block
+from harness.models.var.transformer import Transformer
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential

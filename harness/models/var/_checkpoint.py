@@ -21,10 +21,10 @@ from torch import Tensor
 
 from harness.errors import InputError, text_of
 from harness.files import check_readable
-from harness.models import autoencoder, transformer
-from harness.models.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.network import TransformerConfig
-from harness.models.transformer import Transformer
+from harness.models.var import autoencoder, transformer
+from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig
+from harness.models.var.transformer import Transformer
 from harness.protocol.pyramid import KNOWN_PYRAMIDS, ScalePyramid
 
 Shape = tuple[int, ...]

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.models import _block as block
 from harness.models.network import Cache, Condition, Modulation, TransformerConfig
+from harness.models.var import _block as block
 from harness.protocol.pyramid import ScalePyramid
 
 MAX_SCALE_MUL = math.log(100)

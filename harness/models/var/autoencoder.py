@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models.quantizer import Quantizer
+from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 
 GROUPS, GN_EPS = 32, 1e-6

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.models.autoencoder import AutoencoderConfig
 from harness.models.network import TransformerConfig
+from harness.models.var.autoencoder import AutoencoderConfig
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
 
 CLASSES, V, C = 1000, 4096, 32

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.models._checkpoint import load_transformer, transformer_from
 from harness.models._pair import ModelPair
+from harness.models.var._checkpoint import load_transformer, transformer_from
 from tests.helpers import (
     LAYOUTS,
     Layout,
