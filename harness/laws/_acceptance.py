@@ -115,6 +115,7 @@ def exact(subject: Subject, case: Case) -> bool:
 
     On pyramid (1, 2) with V = 2.
     """
+    needs_exact(case, "rounding moves the probability of an image")
     # the walk lives on the host; on another device `distribution` is what tests the law
     case = replace(distribution_case(case), V=2, labels=case.labels[:1], order="image", device="cpu")
     decoder = subject.decoder(case)
@@ -236,6 +237,7 @@ def real(subject: Subject, case: Case) -> bool:
     Drafts that are equal, or wrong at one position of a scale of hundreds: a count that wraps, or a share that is
     rounded, shows there and nowhere else. The smallest networks; one image, or two.
     """
+    needs_exact(case, "rounding decides a token of some thousand")
     large = case.seed % 2 == 1
     case = replace(
         case, patch_nums=PATCH_NUMS_512 if large else PATCH_NUMS_256, V=min(case.V, 5), D=16, depth=1,

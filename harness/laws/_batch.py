@@ -106,6 +106,7 @@ def rounds(subject: Subject, case: Case) -> bool:
 @law(LAWS, "batch.bonus", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
 def bonus(subject: Subject, case: Case) -> bool:
     """A bonus scale after a close draft is the image's own, whatever its batch does."""
+    needs_exact(case, "rounding decides what is accepted, and other batches round otherwise")
     if not subject.has_bonus(case):
         raise NotOffered("it refuses bonus scales")
     base = _base(case)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.judge import require
+from harness.laws._allowed import needs_exact
 from harness.laws._case import CHOICES, Case
 from harness.laws._law import (
     EVERY,
@@ -40,6 +41,7 @@ LAWS: list[Law] = []
 
 _BY_ORACLE = (*EXACT, *LOSSY)
 _LONG = (1, 2, 3, 4, 5, 6, 7)
+_DECIDES = "rounding decides what is accepted"
 # Besides those of `CHOICES`: rates at which most scales are rejected, so that what they become is seen, and a K above
 # the number of tokens that a filter leaves.
 _SHARP = (
@@ -174,6 +176,7 @@ class _Spy:
 @law(LAWS, "rules.coin", "accept", "noise")
 def coin(subject: Subject, case: Case) -> bool:
     """Under a bench's imposed:RATE a scale of any size is accepted by its own coin, with chance RATE."""
+    needs_exact(case, _DECIDES)
     decoder: Any = subject.decoder(case)
     if not isinstance(decoder, SpeculativeDecoder):
         raise NotOffered("not composed of the harness's parts")
@@ -201,6 +204,7 @@ def _all_tied(models: ModelPair) -> ModelPair:
 @law(LAWS, "rules.oracle", "accept", "draft_len", "bonus", policies=_BY_ORACLE)
 def oracle(subject: Subject, case: Case) -> bool:
     """Tokens and rounds are those of a naive decoder written from docs/policies.md."""
+    needs_exact(case, _DECIDES)
     rejected = accepted = False
     for k, tried in enumerate(_policies(subject, case)):
         draft_len = _draft_lens(tried)[(case.seed + k) % 4]
@@ -221,6 +225,7 @@ def labour(subject: Subject, case: Case) -> bool:
     Of the target one pass a scale over the first ENTRY scales; of the draft one pass over all of them and the next, and
     one for every scale after. For every ENTRY, 0 and S included.
     """
+    needs_exact(case, _DECIDES)
     models, pyramid, S = case.models, case.pyramid, case.pyramid.S
     alone_BL = sample_sequential(models.target, models.vae, case.request, case.noise()).tokens_BL
     for entry in range(S + 1):

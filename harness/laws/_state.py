@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.judge import require
-from harness.laws._allowed import allowed
+from harness.laws._allowed import allowed, needs_exact
 from harness.laws._case import Case
 from harness.laws._law import FLOAT64, Law, Subject, law, require_equal, require_same, require_tokens
 from harness.laws._oracle import BrokenNoise, Interrupted, ListCache, Snapshot, check_snapshot, run_over, snapshot
@@ -27,6 +27,7 @@ _UPDATE = "update_state_with_accepted_tokens"
 @law(LAWS, "state.sync", _UPDATE, "cache", "accumulate", "next_input")
 def sync(subject: Subject, case: Case) -> bool:
     """After every round the whole state equals that of a sequential run over the committed prefix."""
+    needs_exact(case, "nothing says how far rounding moves keys and values")
     taken: list[Snapshot] = []
 
     def watch(update: Callable[..., None]) -> Callable[..., None]:
