@@ -19,7 +19,7 @@ import torch
 from harness import ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
 
 FORGED = (
-    b'{"contracts": [], "moved": [], "refused": null, "parts": [], "defects": [], "so_far": "", '
+    b'{"contracts": [], "moved": [], "refused": null, "parts": [], "defects": [], "so_far": "", "remarks": [], '
     b'"trace": {"rounds": [[1]]}, "tensors": [["tokens_BL", "int64", [1, 99999999999]]]}\n'
 )
 Attack = Callable[["Bent", Request, SeededNoise], Any]
@@ -100,9 +100,9 @@ def _at_exit(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
     return _wrong(bent, request, noise)
 
 
-def _unpicklable(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+def _unspeakable(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
     trace = bent.inner.decode(request, noise)
-    trace.cache_bytes = {"draft": lambda: 0}  # type: ignore[dict-item]
+    trace.draft_calls = [10**5000] * request.B  # more digits than Python writes
     return trace
 
 
@@ -137,7 +137,7 @@ sets_cfg = _factory(_sets_cfg)
 repairs = _factory(_repairs)
 disguises = _factory(_disguises)
 at_exit = _factory(_at_exit)
-unpicklable = _factory(_unpicklable)
+unspeakable = _factory(_unspeakable)
 forges = _factory(_forges)
 floods = _factory(_floods)
 exits = _factory(lambda bent, request, noise: os._exit(0))

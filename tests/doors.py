@@ -75,7 +75,7 @@ WITHOUT_TOKENS = ("tests.doors:contract_b", "tests.doors:lossy")
 WRONG = {  # with the component of the first defect
     "harness.mutants.positions:OFFSET": "positions",
     "harness.mutants.state:TWICE": "f_hat",
-    "tests.bent:zeroes_codebook": "f_hat",
+    "tests.bent:zeroes_codebook": "weights",
     "tests.doors:wrong_token": "f_hat",
     "tests.doors:not_finite": "f_hat",
     "tests.doors:crash": "crash",

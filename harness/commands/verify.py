@@ -78,6 +78,7 @@ class VerifyJudging(Group):
     panel = options.JUDGED
     contract: options.Contract = ""
     sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.", rare=True)] = False
+    strict: Annotated[bool, Option("What a decoder leaves behind in its process is a defect.", rare=True)] = False
     cover: Annotated[bool | None, Option(DESIGN, rare=True, shown="where nothing is asked")] = None
     laws: Annotated[int | None, Option("Try every law in so many cases, too; 0 = none.", rare=True, shown=TRIED)] = None
     budgets: options.Budgets = options.BUDGETS
@@ -156,7 +157,7 @@ def verify(
     terms = Terms(
         Contract.of(judging.contract) if judging.contract else None, judging.sequential, tested.in_process,
         Limits(tested.timeout, tested.memory), budgets,
-        against=other_for(judging, name, settings, decoding),
+        against=other_for(judging, name, settings, decoding), strict=judging.strict,
     )  # fmt: skip
     parallelism = Parallelism(outputs.workers, outputs.cluster, networks.mode.device)
     store = RunFileOptions(paths.get("run"), outputs.resume, recipe_of(networks, decoding, tested, judging))
@@ -233,8 +234,8 @@ def asks(networks: Networks, images: VerifyImages, decoding: VerifyDecoding) -> 
     return bool(given | (decoding.given - {"policy"}))
 
 
-REPEATED = ("graphs", "compile", "contract", "sequential", "implementation", "timeout", "memory", "in_process",
-            "budgets")  # fmt: skip
+REPEATED = ("graphs", "compile", "contract", "sequential", "strict", "implementation", "timeout", "memory",
+            "in_process", "budgets")  # fmt: skip
 
 
 def recipe_of(networks: Networks, *others: Group) -> dict[str, str]:

@@ -14,17 +14,17 @@ import pickle
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
 from harness.decoders._factory import build_by_factory, load_factory
-from harness.decoders._in_process import inspect_parts, run_in_process
+from harness.decoders._in_process import Watched, inspect_parts, run_in_process
 from harness.decoders._mailbox import Mailbox
 from harness.decoders._process import OutOfTimeError
 from harness.errors import InputError
 from harness.judge import Judgement
-from harness.models import ModelPair
 from harness.protocol import Implementation
 from harness.rounding import precision_unchanged
 
@@ -40,7 +40,7 @@ def _serve(job: DecoderJob, read: int, write: int) -> None:
     job.surroundings.restore()
     job.limits.bound_memory()
     with os.fdopen(read, "rb") as questions, os.fdopen(write, "wb") as replies:
-        mailbox, alarm = Mailbox.open(job.mailbox), _Alarm()
+        mailbox, alarm, watched = Mailbox.open(job.mailbox), _Alarm(), Watched(job.models)
         try:
             factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
             with precision_unchanged() as moved:
@@ -52,22 +52,22 @@ def _serve(job: DecoderJob, read: int, write: int) -> None:
         while True:
             question: DecoderQuestion = pickle.load(questions)
             with alarm.within(question.timeout_s):
-                reply = _answer(question, decoders[question.setting], job.models, mailbox)
+                reply = _answer(question, decoders[question.setting], watched, mailbox)
             _say(replies, reply)
 
 
-def _answer(question: DecoderQuestion, decoder: Implementation, models: ModelPair, mailbox: Mailbox) -> DecoderReply:
+def _answer(question: DecoderQuestion, decoder: Implementation, watched: Watched, mailbox: Mailbox) -> DecoderReply:
     """Decode once, the tensors into the mailbox, or ask the decoder's parts."""
     try:
         if question.budget is not None:
             return DecoderReply(parts=inspect_parts(decoder, question.request, question.budget))
-        outcome = run_in_process(decoder, models, question.request)
+        outcome = run_in_process(decoder, watched.models, question.request)
     except InputError as error:
         return DecoderReply(refused=error)
-    if not isinstance(outcome, Judgement):
-        return DecoderReply.with_trace(outcome, mailbox)
-    partial = DecoderReply() if outcome.partial is None else DecoderReply.with_trace(outcome.partial, mailbox)
-    return DecoderReply(defects=outcome.defects, so_far=outcome.so_far, tensors=partial.tensors, trace=partial.trace)
+    ended = outcome if isinstance(outcome, Judgement) else Judgement(question.request.B, partial=outcome)
+    shown = DecoderReply() if ended.partial is None else DecoderReply.with_trace(ended.partial, mailbox)
+    defects = [*watched.written(question.request), *ended.defects, *shown.defects]
+    return replace(shown, defects=defects, so_far=ended.so_far, remarks=ended.remarks)
 
 
 def _say(replies: BinaryIO, reply: DecoderReply) -> None:

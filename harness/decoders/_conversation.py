@@ -22,6 +22,7 @@ TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
 SHOWN = "intermediates."
 LONGEST = 2**26  # bytes of one reply; the rounds of a thousand images take some hundred KiB
 MOST_TEXT = 1000  # characters of a clause
+MOST_REMARKS = 20  # of a decode
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class DecoderReply:
     parts: list[PartLaw] = field(default_factory=list)  # what the laws of the parts found
     defects: list[Divergence] = field(default_factory=list)  # why a decode did not end well
     so_far: str = ""  # how far that decode came
+    remarks: list[str] = field(default_factory=list)  # what it left behind in its process
     tensors: Header | None = None  # what lies in the mailbox; None = no trace
     trace: Mapping[str, object] = field(default_factory=dict)  # the rest of the trace as JSON values
 
@@ -107,6 +109,7 @@ class DecoderReply:
                 [_part_law(row) for row in values["parts"]],
                 [_defect(each, seed) for each in values["defects"]],
                 str(values["so_far"])[:MOST_TEXT],
+                [str(clause)[:MOST_TEXT] for clause in values["remarks"][:MOST_REMARKS]],
                 values["tensors"],  # `Mailbox.take` checks it
                 dict(values["trace"]),
             )

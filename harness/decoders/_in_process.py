@@ -2,9 +2,9 @@
 
 Promise: whatever somebody else's decoder does or raises, the answer is its trace or a judgement; bad input, and a
 signal that stops the harness, alone are raised. A decoder that is not the harness's own gets a request of its own,
-hands its trace over by value, and is watched for writing into the networks; what a process of its own would keep from
-happening at all (`decoders._own_process`). What it leaves behind in this process, `torch` patched, another default
-dtype, generators moved, is named and put back.
+hands its trace over by value, and is watched for writing into the networks, the VQ-VAE among them (`Watched`). What it
+leaves behind in this process, `torch` patched, another default dtype or number of threads, generators moved, is put
+back, and a remark: whether a result depends on it is seen by the result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.adapters import Sampler, examine_parts
 from harness.decoders._factory import Factory, build_by_factory
 from harness.decoders._process import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
-from harness.judge import Divergence, Judgement, PartLaw, unreadable, wrong_shape
+from harness.judge import Divergence, Judgement, PartLaw, made_plain, unreadable, wrong_shape
 from harness.models import ModelPair, pair_checksums
 from harness.protocol import Implementation, Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
@@ -46,22 +46,19 @@ class InProcess:
     """
 
     def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
-        self.models, self.watched = models, watched
-        self._sums = pair_checksums(models) if watched else {}
+        self.models = models
+        self._watched = Watched(models) if watched else None
         with precision_unchanged() as self.moved:
             self._decoders = [build_by_factory(factory, models, setting) for setting in settings]
         self.contracts = [str(decoder.contract) for decoder in self._decoders]
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
-        outcome = run_in_process(self._decoders[setting], self.models, replace(request), by_value=self.watched)
-        if not self.watched:
-            return outcome
-        changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
-        if changed:
-            detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
-            return Judgement(request.B, defects=[Divergence("weights", detail, request.seed)])
-        return outcome
+        by_value = self._watched is not None
+        outcome = run_in_process(self._decoders[setting], self.models, replace(request), by_value=by_value)
+        written = self._watched.written(request) if self._watched else []
+        # the reference's own networks are others now: nothing can be compared with it
+        return Judgement(request.B, defects=written) if written else outcome
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
         """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
@@ -71,10 +68,27 @@ class InProcess:
         """Nothing is left to end."""
 
 
+class Watched:
+    """Networks that a decoder must not write into."""
+
+    def __init__(self, models: ModelPair) -> None:
+        self.models, self._sums = models, pair_checksums(models)
+
+    def written(self, request: Request) -> list[Divergence]:
+        """Return a defect where a weight is no longer what it was before any decoder was built."""
+        changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
+        if not changed:
+            return []
+        detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
+        return [Divergence("weights", detail, request.seed)]
+
+
 def run_in_process(
     implementation: Implementation, models: ModelPair, request: Request, by_value: bool = False
 ) -> Trace | Judgement:
     """Decode under fresh noise; a decoder that crashes, meets a non-finite tensor or returns no trace is judged, too.
+
+    A judgement without defects is a trace (`Judgement.whole_trace`) with remarks.
 
     Raises:
         InputError: the decoder refuses the request.
@@ -87,21 +101,20 @@ def run_in_process(
     if moved:  # whatever came of it was computed in another mode
         changes = [Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
         return Judgement(request.B, defects=changes)
-    if left_behind:
-        outcome = Judgement(request.B, partial=outcome) if isinstance(outcome, Trace) else outcome
-        for what in left_behind[:MOST_LEFT]:
-            outcome.defects.append(Divergence("environment", f"decoding {what}", request.seed))
-    return outcome
+    outcome.remarks += [f"decoding {what}" for what in left_behind[:MOST_LEFT]]
+    return outcome if outcome.remarks else outcome.whole_trace or outcome
 
 
-def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Trace | Judgement:
-    noise = models.noise(request)
+def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Judgement:
+    noise, remarks = models.noise(request), list[str]()
     try:
         with ctrl_c_is_a_stop():
             trace = implementation.decode(request, noise)
+            if isinstance(trace, Trace):
+                trace, remarks = made_plain(trace)
             defect = unreadable(models, request, trace)
-            if defect is None:
-                return _by_value(trace) if by_value else trace  # what can be read is the judge's
+            if defect is None:  # what can be read is the judge's
+                return Judgement(request.B, partial=_by_value(trace) if by_value else trace, remarks=remarks)
     except (InputError, StopSignal):
         raise
     except BaseException as error:  # of whatever kind: the decoder is somebody else's code
@@ -128,6 +141,7 @@ def _partial(implementation: Implementation, models: ModelPair, request: Request
     try:
         with ctrl_c_is_a_stop():
             trace = so_far()
+            trace = made_plain(trace)[0] if isinstance(trace, Trace) else trace
     except StopSignal:
         raise
     except BaseException:  # it is the same code that just failed
@@ -209,7 +223,7 @@ OWNERS: dict[str, Any] = {
 @contextmanager
 def tidied_process() -> Iterator[list[str]]:
     """Run somebody else's code; what it left behind is undone, and listed when it ends, one clause each."""
-    dtype, states = torch.get_default_dtype(), _states()
+    dtype, threads, states = torch.get_default_dtype(), torch.get_num_threads(), _states()
     functions = {name: _callables(owner) for name, owner in OWNERS.items()}
     changes: list[str] = []
     try:
@@ -218,6 +232,9 @@ def tidied_process() -> Iterator[list[str]]:
         if torch.get_default_dtype() != dtype:
             changes.append(f"left the default dtype at {torch.get_default_dtype()}, not {dtype}")
             torch.set_default_dtype(dtype)
+        if torch.get_num_threads() != threads:
+            changes.append(f"left PyTorch with {torch.get_num_threads()} threads, not {threads}")
+            torch.set_num_threads(threads)
         for name, owner in OWNERS.items():
             for word, value in functions[name].items():
                 now = vars(owner).get(word)

@@ -21,17 +21,13 @@ from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 from harness.errors import HarnessError
-from harness.judge import expected_tensors
+from harness.judge import TRACE_DTYPES, expected_tensors
 from harness.models import ModelPair
 from harness.protocol import Request
 
 ALIGNED = 64  # bytes; a view of another dtype needs its own alignment
 WIDEST = 8  # bytes of a number: a decoder may show its tensors in a wider dtype than the networks'
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool)
-    + (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for kind in TRACE_DTYPES.values() for dtype in kind}
 Header = list[tuple[str, str, list[int]]]  # name, dtype, shape
 Handle = tuple[Any, ...]  # descriptor and size, or what PyTorch rebuilds a CUDA tensor from
 
@@ -121,7 +117,7 @@ def _checked(header: object) -> list[tuple[str, torch.dtype, list[int]]]:
         if not (isinstance(item, list | tuple) and len(item) == 3):
             raise UnreadableError("a tensor is not described by name, dtype and shape")
         name, dtype, shape = item
-        good = isinstance(name, str) and dtype in DTYPES and isinstance(shape, list)
+        good = isinstance(name, str) and isinstance(dtype, str) and dtype in DTYPES and isinstance(shape, list)
         if not good or not all(type(side) is int and 0 <= side < 2**40 for side in shape):
             raise UnreadableError(f"a tensor is described as {str(item)[:100]}")
         checked.append((name, DTYPES[dtype], shape))

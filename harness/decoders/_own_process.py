@@ -28,7 +28,7 @@ from harness.decoders._factory import Factory, factory_name, pickled_factory
 from harness.decoders._mailbox import Mailbox, UnreadableError, capacity
 from harness.decoders._process import GRACE_S, START_S, Limits, Process, Surroundings, last_lines
 from harness.errors import InputError
-from harness.judge import Divergence, Judgement, PartLaw, PartVerdict, unreadable
+from harness.judge import Divergence, Judgement, PartLaw, PartVerdict, made_plain, unreadable
 from harness.models import ModelPair
 from harness.protocol import Request, Settings, Trace
 from harness.rounding import Budget
@@ -76,10 +76,12 @@ class OwnProcess:
         """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
         try:
             reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s))
-            if not reply.defects:
+            if not (reply.defects or reply.remarks):
                 return self._trace(reply, request)
-            judgement = Judgement(request.B, defects=reply.defects, so_far=reply.so_far)
+            judgement = Judgement(request.B, defects=reply.defects, so_far=reply.so_far, remarks=reply.remarks)
             partial = self._trace(reply, request) if reply.tensors is not None else None
+            if isinstance(partial, Judgement):
+                judgement.defects += partial.defects
             judgement.partial = partial if isinstance(partial, Trace) else None
             return judgement
         except (_GoneError, UnreadableError) as error:
@@ -144,7 +146,7 @@ class OwnProcess:
 
     def _trace(self, reply: DecoderReply, request: Request) -> Trace | Judgement:
         """Build the trace, and judge its form again, since a reply can be forged."""
-        trace = reply.read_trace(self.mailbox)
+        trace, _ = made_plain(reply.read_trace(self.mailbox))
         wrong = unreadable(self.models, request, trace)
         return trace if wrong is None else Judgement(request.B, defects=[wrong])
 

@@ -35,6 +35,7 @@ class Terms:
         against: another decoder, in the reference's place: what changed, and from which scale on?
         covers: the run is a covering design.
         laws: try every law in so many cases, too (`verify`); 0 = none, None = as ``sdvar-harness verify`` does.
+        strict: what a decoder leaves behind in its process is a defect, not a remark.
         unasked: decodes of that design that are not in the plan, since the decoder cannot be built for them.
     """
 
@@ -49,3 +50,4 @@ class Terms:
     covers: bool = False
     unasked: int = 0
     laws: int | None = None
+    strict: bool = False

@@ -65,13 +65,13 @@ def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates
     """Tell of every scale of every image whether all its tensors agree, by the checks of `wrong_at`."""
     pyramid, budget = evidence.models.pyramid, evidence.budget
     error_B = _input_error(_halves(expected.x_RLD, slice(None), slice(None)), budget)
-    agree = []
+    agree, ulp = [], guidance_ulp(evidence, actual, expected)
     for si in pyramid:
         span, t = pyramid.span(si), evidence.request.cfg * pyramid.ramp(si)
         x, rows = (_halves(each, slice(None), span) for each in (actual.x_RLD, actual.rows_RLV))
         expected_x, expected_rows = (_halves(each, slice(None), span) for each in (expected.x_RLD, expected.rows_RLV))
         agree_B = _close(x, expected_x, error_B) & _same_rows(rows, expected_rows, budget)
-        agree_B &= _is_guided(actual.guided_BLV[:, span], rows[0], rows[1], t)
+        agree_B &= _is_guided(actual.guided_BLV[:, span], rows[0], rows[1], t, ulp)
         for image, scales in enumerate(evidence.unverified):
             if si in scales:
                 agree_B[image] = True
@@ -108,8 +108,9 @@ def wrong_at(
             return WrongTensor(si, "condition", label)
         return _wrong_rows(evidence, image, si)
     guided, t = actual.guided_BLV[one, span], evidence.request.cfg * pyramid.ramp(si)
-    if not _is_guided(guided, rows[0], rows[1], t):
-        swapped = _is_guided(guided, rows[1], rows[0], t)
+    ulp = guidance_ulp(evidence, actual, expected)
+    if not _is_guided(guided, rows[0], rows[1], t, ulp):
+        swapped = _is_guided(guided, rows[1], rows[0], t, ulp)
         why = "unconditional half first" if swapped else "weight or halves"
         return WrongTensor(si, "guidance", f"guided logits of scale {si} are not those of their rows: {why}")
     return wrong_f_hat_at(evidence, actual, expected, image, si)
@@ -128,12 +129,22 @@ def wrong_f_hat_at(
 # Each of these takes some images and answers for every one of them, so that one image is judged as a batch is.
 
 
-def _is_guided(guided_blV: Tensor, conditional_blV: Tensor, unconditional_blV: Tensor, t: float) -> Tensor:
+def guidance_ulp(evidence: Evidence, actual: Intermediates, expected: Intermediates) -> float:
+    """Return how finely guidance may be asked to compute: as the networks do, whatever dtype the decoder shows.
+
+    It may show numbers of a wider dtype than it computed them in, and of a narrower one down to that of the networks:
+    never so coarse that a mistake would be within it.
+    """
+    finest, coarsest = (torch.finfo(dtype).eps for dtype in (expected.guided_BLV.dtype, evidence.models.target.dtype))
+    return min(max(torch.finfo(actual.guided_BLV.dtype).eps, finest), max(coarsest, finest))
+
+
+def _is_guided(guided_blV: Tensor, conditional_blV: Tensor, unconditional_blV: Tensor, t: float, ulp: float) -> Tensor:
     """Compare with the guidance of the decoder's own rows (spec §7): no network in between, so rounding is tiny."""
     expected_blV = (1 + t) * conditional_blV - t * unconditional_blV
     # of the largest term in any usual form; that of u + (1+t)·(c − u) is u, even where t = 0 leaves c alone
     scale = (1 + abs(t)) * (conditional_blV.abs() + unconditional_blV.abs())
-    error = GUIDANCE_ULPS * torch.finfo(expected_blV.dtype).eps * scale
+    error = GUIDANCE_ULPS * ulp * scale
     return ((guided_blV - expected_blV).abs() <= error).all(dim=(1, 2))
 
 
@@ -240,6 +251,7 @@ def _wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
 def _wrong_f_hat(expected: Intermediates, image: int, si: int, f_hat: Tensor) -> str:
     after = expected.f_hat_SBCPP[si, image]
     before = expected.f_hat_SBCPP[si - 1, image] if si else torch.zeros_like(after)
+    f_hat, before, after = f_hat.double(), before.double(), after.double()  # a decoder may show another dtype
     added = (f_hat - before).flatten() @ (after - before).flatten() / (after - before).square().sum()
     residue = (f_hat - before - added * (after - before)).abs().max()
     if residue <= 1e-3 * (after - before).abs().max():

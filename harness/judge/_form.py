@@ -2,13 +2,15 @@
 
 Promise: whatever a decoder returns, the answer is the first thing that is wrong with its form, or None; nothing is
 raised. In order: what cannot be read at all (component ``trace``), then shapes, what was not made final exactly
-once, and values that cannot be.
+once, and values that cannot be. What only informs is never wrong, and a tensor is judged by its numbers, whatever its
+class (`made_plain`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,13 @@ from harness.protocol import Intermediates, Request, Round, Trace
 
 COUNTS = ("target_calls", "target_rows", "draft_calls", "draft_rows")
 INTEGERS, REALS = "integers", "floating point"
+# Every dtype that a tensor of a trace may have, by the kind of its numbers: for what is judged, and what travels.
+TRACE_DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
+    INTEGERS: (torch.int64, torch.int32, torch.int16, torch.int8, torch.bool)
+    + (torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+    REALS: (torch.float64, torch.float32, torch.bfloat16, torch.float16),
+}
+MOST_SECONDS, MOST_BYTES = 1e12, 2**63 - 1  # what a decoder may state, and a file can keep
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,47 @@ def expected_tensors(models: ModelPair, request: Request) -> dict[str, Expected]
         "intermediates.guided_BLV": Expected(REALS, (B, L, config.V)),
         "intermediates.f_hat_SBCPP": Expected(REALS, (S, B, config.C, P, P)),
     }
+
+
+def made_plain(trace: Trace) -> tuple[Trace, list[str]]:
+    """Return a trace of plain tensors, whose seconds and bytes are numbers, and a clause on every tensor that was none.
+
+    A tensor that computes for itself (`__torch_dispatch__`) stays what it is: its numbers are nobody's to take.
+    """
+    remarks: list[str] = []
+
+    def plain(name: str, tensor: object) -> object:
+        if type(tensor) is Tensor or not isinstance(tensor, Tensor):
+            return tensor
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return tensor
+        remarks.append(f"{name} is {_kind(tensor)}, and was taken as a plain tensor")
+        with torch._C.DisableTorchFunctionSubclass():  # it answers as it likes
+            return Tensor.as_subclass(Tensor.detach(tensor), Tensor)
+
+    shown = trace.intermediates
+    if isinstance(shown, Intermediates):
+        tensors: dict[str, Any] = {name: plain(f"intermediates.{name}", each) for name, each in shown.named().items()}
+        shown = Intermediates(**tensors)
+    names = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
+    others: dict[str, Any] = {name: plain(name, getattr(trace, name)) for name in names} | _figures(trace)
+    return replace(trace, **others, intermediates=shown), remarks
+
+
+def _figures(trace: Trace) -> dict[str, Any]:
+    """Return seconds and bytes as a trace states them: shown, never judged, and 0 where they are no numbers."""
+    seconds, held = trace.seconds, trace.cache_bytes
+    is_time = isinstance(seconds, int | float) and 0 <= seconds <= MOST_SECONDS
+    caches = held.items() if isinstance(held, Mapping) else ()
+    return {
+        "seconds": float(seconds) if is_time else 0.0,
+        "peak_bytes": trace.peak_bytes if _is_bytes(trace.peak_bytes) else 0,
+        "cache_bytes": {name: count for name, count in caches if isinstance(name, str) and _is_bytes(count)},
+    }
+
+
+def _is_bytes(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MOST_BYTES
 
 
 def malformed(models: ModelPair, request: Request, trace: object) -> Divergence | None:
@@ -72,7 +122,7 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
         tensor = _tensor(trace, name)
         if tensor is None and trace.intermediates is None and name.startswith("intermediates"):
             continue
-        if type(tensor) is not Tensor:  # a subclass answers comparisons as it likes
+        if type(tensor) is not Tensor:  # of a subclass `made_plain` takes the numbers, where it can
             yield f"{name} is {_kind(tensor)}, not a {'plain ' * isinstance(tensor, Tensor)}tensor"
         elif tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             yield f"{name} is no dense tensor"
@@ -129,7 +179,7 @@ def _tensor(trace: Trace, name: str) -> Tensor | None:
 def _is_of(tensor: Tensor, dtype: torch.dtype | str) -> bool:
     if isinstance(dtype, torch.dtype):
         return tensor.dtype == dtype
-    return tensor.is_floating_point() if dtype == REALS else not (tensor.is_floating_point() or tensor.is_complex())
+    return tensor.dtype in TRACE_DTYPES[dtype]
 
 
 def _is_list(value: object, B: int) -> bool:

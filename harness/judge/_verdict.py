@@ -113,10 +113,17 @@ class Judgement:
     not_compared: dict[str, str] = field(default_factory=dict)  # what could not be, and why
     # what its ties weigh against rounding, by scale and θ (`judge.many_ties`); those of a run add up
     surprise: list[list[float]] = field(default_factory=list)
+    # what the decoder left behind in its process, or showed otherwise than asked: no defect where nothing came of it
+    remarks: list[str] = field(default_factory=list)
     so_far: str = ""  # how far a decode came that did not end well, in words
     # its trace so far, or all of it where something else was wrong; None where nothing is known, and once it is
     # judged
     partial: Trace | None = None
+
+    @property
+    def whole_trace(self) -> Trace | None:
+        """The trace of a decode that is still to be judged, and that had remarks alone; None of any other."""
+        return None if self.defects else self.partial
 
     def count(self, name: str) -> int:
         """Return a count, or the length of a list; that of `defects` with those that have no record."""

@@ -100,8 +100,10 @@ def product(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
 
 
 def _own_numbers(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-    torch.rand((), generator=torch.default_generator)
-    return PARTS.draw(probs_BnV, E_BnV)
+    idx_Bn = PARTS.draw(probs_BnV, E_BnV)
+    others_BV = torch.empty(E_BnV[:, -1].shape).exponential_(1, generator=torch.default_generator)
+    idx_Bn[:, -1] = (probs_BnV[:, -1] / others_BV.to(probs_BnV)).argmax(-1)
+    return idx_Bn
 
 
 def _jitter(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ PLAIN_RACE = Mutant("randomness.plain-race", "E = 0 yields NaN, and argmax takes
 LOG_RACE = Mutant("randomness.log-race", "log probs − log E, NaN where both are zero", "a race in logarithms",
     parts(draw=_log_race), alone=True)  # fmt: skip
 PRODUCT = Mutant("randomness.product", "argmax(probs · E)", "the wrong race", parts(draw=product))
-OWN_NUMBERS = Mutant("randomness.own-numbers", "a draw moves the global generator",
+OWN_NUMBERS = Mutant("randomness.own-numbers", "the last token of a draw is one of the global generator",
     "a library call with a default generator", parts(draw=_own_numbers), alone=True)  # fmt: skip
 JITTER = Mutant("randomness.jitter", "ties are broken by the global generator", "noise against exact ties",
     parts(draw=_jitter), alone=True)  # fmt: skip

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from harness.decoders import OWN_DECODER, Terms, run_in_process
 from harness.errors import InputError, one_line
-from harness.judge import Evidence, Judgement, Verdict, judge, weigh_run
+from harness.judge import Evidence, Judgement, Verdict, judge, made_plain, weigh_run
 from harness.laws import Law, LawResult, try_law
 from harness.models import ModelPair, pair_checksums
 from harness.plugin._digits import USUAL, DigitsCase, design, pair
@@ -200,10 +200,15 @@ def judged(
     changed = [name for name, value in pair_checksums(models).items() if value != before[name]]
     if changed:
         raise DefectFound(f"component weights: the decoder wrote into {', '.join(changed[:3])}")
+    remarks = outcome.remarks if isinstance(outcome, Judgement) else []
+    if isinstance(outcome, Judgement):
+        outcome = outcome.whole_trace or outcome
     if isinstance(outcome, Trace):
+        outcome, _ = made_plain(outcome)
         outcome = judge(Evidence(models, request, outcome, free, budget), claim, drafts)
         allowed = [budget.guided(request.cfg, models.pyramid.ramp(si)) for si in models.pyramid]
         weigh_run([(request, outcome)], lambda request: allowed, 1)
+        outcome.remarks = remarks
     if outcome.verdict is Verdict.DEFECT:
         more = outcome.count("defects") - 1
         raise DefectFound(f"{outcome.defects[0]}{f'; {more} more' if more else ''}")

@@ -118,4 +118,4 @@ class Trace:
         """Return (image, scale) of every scale that was not made final exactly once."""
         if tuple(self.scale_writes_BS.shape) != (len(self.tokens_BL), pyramid.S):
             return [(b, si) for b in range(len(self.tokens_BL)) for si in pyramid]
-        return [(int(b), int(si)) for b, si in torch.nonzero(self.scale_writes_BS != 1).tolist()]
+        return [(int(b), int(si)) for b, si in torch.nonzero(self.scale_writes_BS.long() != 1).tolist()]

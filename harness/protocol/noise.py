@@ -28,6 +28,7 @@ ACCEPT = "accept"  # u of an acceptance test (contract B)
 CORRECT = "correct"  # E of a draw from the residual (contract B)
 
 BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
+NUMBERS = torch.float32  # whatever default the process that draws them has
 
 
 class Noise(Protocol):
@@ -278,8 +279,9 @@ class _Chain:
         si, stream = self.addresses[index]
         rows = count * self.pyramid.tokens(si)
         if stream == ACCEPT:
-            return torch.rand(rows, 1, device=self.device, generator=self.generator)
-        return torch.empty(rows, self.V, device=self.device).exponential_(1, generator=self.generator)
+            return torch.rand(rows, 1, device=self.device, dtype=NUMBERS, generator=self.generator)
+        E_nV = torch.empty(rows, self.V, device=self.device, dtype=NUMBERS)
+        return E_nV.exponential_(1, generator=self.generator)
 
 
 def derive_seed(seed: int, image: int, stream: str) -> int:

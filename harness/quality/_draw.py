@@ -173,6 +173,8 @@ class Artist:
         models = self.work.models
         trace, seconds = timed(partial(self._decoded, k, source, request), models.device)
         if isinstance(trace, Judgement):
+            trace = trace.whole_trace or trace
+        if isinstance(trace, Judgement):
             return Drawn.nothing(str(trace.defects[0]) if trace.defects else "the decoder gave no trace")
         if (defect := malformed(models, request, trace)) is not None:
             return Drawn.nothing(str(defect))

@@ -34,6 +34,7 @@ MEASURED = (
     Column("target calls (range)"), Column("accepted scales a round", spare=2), Column("time (s)", spare=3),
     Column(f"refer{SHY}ence (s)", spare=4),
 )  # fmt: skip
+STATED = (Column("target calls (range), it says"), Column("accepted scales a round, it says", spare=2), *MEASURED[2:])
 MOST_CHANGES = 4
 LINES = 24  # nothing asks how high it is
 PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
@@ -66,7 +67,8 @@ def say(console: Console, text: str, word: str = "", style: str = "", whole: boo
 def show_verification(result: Verification, console: Console, quiet: bool, verbose: bool = False) -> None:
     """Print a verification; `quiet` leaves the verdict line only, `verbose` a row for every setting that passed."""
     if not quiet:
-        columns = [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *MEASURED]
+        measured = STATED if result.is_its_word else MEASURED
+        columns = [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *measured]
         print_table(console, _title(result), columns, _rows(result, verbose))
         if (budget := result.budget) is not None:
             numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
@@ -78,7 +80,8 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         if result.compared:
             say(console, f"compared with {result.against or 'the reference'}: {', '.join(result.compared)}")
         if result.coverage.rounds:
-            say(console, f"covered: {result.coverage}")
+            word = " (as the decoder says: nothing confirms its rounds and calls)" if result.is_its_word else ""
+            say(console, f"covered{word}: {result.coverage}")
         if result.laws is not None:
             say(console, laws_line(result.laws))
         for text in result.changes[:MOST_CHANGES]:
@@ -106,6 +109,8 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
             say(console, _distance_line(setting))
     for reason in result.inconclusive:
         say(console, f"inconclusive: {reason}")
+    for remark, count in result.remarks.items():
+        say(console, f"remark: {remark} ({count_of(count, 'decode')}; no defect: nothing was seen to depend on it)")
     if (first := result.first_divergence) is not None:
         word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
         say(console, f"{'first difference' if result.against else word}: {first}")

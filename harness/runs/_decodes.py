@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.decoders import Factory, Other, Terms, factory_name, pickled_factory
+from harness.adapters import PUBLISHED_PREFIX
+from harness.decoders import Factory, Other, Terms, factory_name, is_own_decoder, pickled_factory
 from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge import Divergence, Judgement, weigh_run
 from harness.models import ModelPair
@@ -25,7 +26,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
 from harness.runs._identity import identity_of
 from harness.runs._plan import Plan, Task
-from harness.runs._record import NetworksUsed, RunHeader
+from harness.runs._record import DECODER, HARNESS, NetworksUsed, RunHeader
 from harness.runs._records import JudgedRow
 from harness.runs._result import Verification
 from harness.runs._runfile import UNKEPT, RunFile, RunFileOptions, begin
@@ -110,7 +111,7 @@ def verify_decodes(
         result.settings = [SettingResult(*of) for of in zip(plan.settings, contracts, strict=True)]
         record = RunHeader(
             identity, NetworksUsed.of(models), terms, tuple(contracts), budget, plan.images, store.recipe,
-            tuple(sys.argv[1:]),
+            tuple(sys.argv[1:]), counted_by=HARNESS if is_counted(factory) else DECODER,
         )  # fmt: skip
         file = begin(store, record, plan)
         held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
@@ -122,6 +123,11 @@ def verify_decodes(
     if result.stopped:
         raise RunInterrupted(result, result.stopped)
     return result
+
+
+def is_counted(factory: Factory | str) -> bool:
+    """Tell whether the harness itself counts a decoder's calls, rows and rounds."""
+    return is_own_decoder(factory) or (isinstance(factory, str) and factory.startswith(f"{PUBLISHED_PREFIX}:"))
 
 
 def check_pairs(plan: Plan, terms: Terms) -> None:

@@ -20,6 +20,9 @@ from harness.rounding import Budget
 from harness.runs._identity import Identity, differences
 from harness.runs._records import settings_of
 
+# Who counts: of the harness's own decoder and of published code, whose passes an adapter sees, the harness does; what
+# another decoder states is its word, which nothing confirms.
+HARNESS, DECODER = "harness", "decoder"
 FREE = ("command", "recipe")  # may differ between two parts of a run: file names, the number of workers
 
 
@@ -70,6 +73,7 @@ class RunHeader:
     command: tuple[str, ...]  # words of that command line
     workers: str = ""  # who did it; empty until it is done
     certifying: str = ""  # the precision that its ties are certified in; empty until it is done
+    counted_by: str = HARNESS  # who counted calls, rows and rounds: one of `HARNESS` and `DECODER`
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -85,12 +89,14 @@ class RunHeader:
                 "against": against_values(terms.against),
                 "covers": terms.covers,
                 "unasked": terms.unasked,
+                "strict": terms.strict,
             },
             "contracts": [str(contract) for contract in self.contracts],
             "budget": asdict(self.budget),
             "images": self.images,
             "recipe": None if self.recipe is None else dict(self.recipe),
             "command": list(self.command),
+            "counted_by": self.counted_by,
             **{name: text for name, text in done.items() if text},
         }
 
@@ -104,7 +110,7 @@ class RunHeader:
             Terms(
                 Contract.of(terms["contract"]) if terms["contract"] else None, terms["sequential"],
                 terms["in_process"], Limits(**terms["limits"]), against=against_of(terms["against"]),
-                covers=terms["covers"], unasked=terms["unasked"],
+                covers=terms["covers"], unasked=terms["unasked"], strict=terms.get("strict", False),
             ),
             tuple(map(Contract.of, values["contracts"])),
             Budget(**values["budget"]),
@@ -113,6 +119,7 @@ class RunHeader:
             tuple(values["command"]),
             values.get("workers", ""),
             values.get("certifying", ""),
+            values.get("counted_by", HARNESS),
         )  # fmt: skip
 
     def differences(self, recorded: RunHeader) -> list[str]:

@@ -137,10 +137,8 @@ class Counts:
         """Return the counts of a trace; `differing` are the tokens of every scale that are not the other side's."""
         accepted = [[turn.accepted for turn in rounds] for rounds in trace.rounds]
         scales = {**_by_scale(trace), "differ": list(differing)}
-        # shown, and never judged: any value goes
-        held = {name: count for name, count in dict(trace.cache_bytes or {}).items() if isinstance(count, int)}
         counts = list(trace.target_calls), list(trace.target_rows), accepted
-        return cls(*counts, Coverage.of(trace), scales, held)
+        return cls(*counts, Coverage.of(trace), scales, dict(trace.cache_bytes))
 
 
 def _by_scale(trace: Trace) -> dict[str, list[int]]:

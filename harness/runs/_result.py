@@ -7,6 +7,7 @@ notebook.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -24,7 +25,7 @@ from harness.rounding import Allowance, precision
 from harness.runs._case import repeat_line
 from harness.runs._claims import LawsTried, QualityClaims, QualityFigures
 from harness.runs._plan import Plan
-from harness.runs._record import RunHeader
+from harness.runs._record import DECODER, HARNESS, RunHeader
 from harness.runs._records import Coverage, JudgedRow
 from harness.runs._setting import COUNTS, SettingResult, row_values
 from harness.wording import count_of
@@ -151,6 +152,16 @@ class Verification:
         return [j.so_far for s in self.settings for j in s.judgements if j.so_far]
 
     @property
+    def is_its_word(self) -> bool:
+        """Whether calls, rows, rounds and accepted scales are what the decoder states, and nothing confirms."""
+        return self.record is not None and self.record.counted_by == DECODER
+
+    @property
+    def remarks(self) -> dict[str, int]:
+        """What decodes left behind, or showed otherwise than asked, and in how many: no defects."""
+        return dict(Counter(each for s in self.settings for j in s.judgements for each in dict.fromkeys(j.remarks)))
+
+    @property
     def inconclusive(self) -> list[str]:
         """Every distinct reason why the run proves nothing."""
         return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive}) + self.reasons
@@ -224,6 +235,7 @@ class Verification:
         parts = [f'<p><strong style="color:{colour}">{self.verdict.value}</strong> {_text(self.summary)}</p>']
         parts += [f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"] if rows else []
         parts += [f"<p>inconclusive: {_text(reason)}</p>" for reason in self.inconclusive]
+        parts += [f"<p>remark: {_text(remark)}</p>" for remark in self.remarks]
         if first := self.first_divergence:
             word = "first defect" if self.verdict is Verdict.DEFECT else "first tie"
             parts.append(f"<p>{word}: {_text(str(first))}</p>")
@@ -245,11 +257,13 @@ class Verification:
             "first_divergence": first.as_dict() if first else None,
             "inconclusive": self.inconclusive,
             "so_far": self.so_far,
+            "remarks": self.remarks,
             "against": self.against or None,
             "changes": self.changes,
             "compared": self.compared,
             "not_compared": self.not_compared,
             **{name: joined(name) for name in ("target_calls", "target_rows", "rounds", "accepted_scales")},
+            "counted_by": DECODER if self.is_its_word else HARNESS,
             "covers": self.covers,
             "coverage": self.coverage.as_dict(),
             "device": str(self.device),

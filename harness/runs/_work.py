@@ -10,7 +10,7 @@ import os
 import pickle
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -154,56 +154,69 @@ class Verifier:
 
     def _row(self, task: Task, number: int, free: Free) -> Judged:
         """Decode a task under one setting, and judge."""
-        actual, seconds = self._decoded(task, number)
+        actual, remarks, seconds = self._decoded(task, number)
         row = JudgedRow(task.number, number, Judgement(task.request.B), reference_seconds=free.trace.seconds)
         contract, drafts = Contract.of(self.about.contracts[number]), not self.work.terms.sequential
         if isinstance(actual, Judgement):
             if actual.partial is not None:
                 evidence = self._evidence(task.request, number, actual.partial, free.trace, free.noise)
                 actual = judge_until_its_end(evidence, contract, drafts, actual)
-            return replace(row, judgement=replace(actual, partial=None)), {}, [], seconds
+            return replace(row, judgement=self._remarked(actual, remarks, task.request)), {}, [], seconds
         evidence = self._evidence(task.request, number, actual, free.trace, free.noise)
         if free.costs_SB3 is None and contract is Contract.TOKENS:
             free.costs_SB3 = costs_of_draws(evidence)
         judgement, along = judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
-        counts, peak = Counts.of(actual, _differing(along, judgement)), _peak(actual)
-        row = replace(row, judgement=judgement, counts=counts, seconds=seconds, peak_bytes=peak)
+        judgement = self._remarked(judgement, remarks, task.request)
+        counts = Counts.of(actual, _differing(along, judgement))
+        row = replace(row, judgement=judgement, counts=counts, seconds=seconds, peak_bytes=actual.peak_bytes)
         seen = pictures((task.number, number), along, judgement, free.trace.f_hat_BCPP, self._best)
         return row, shown(along, judgement), seen, seconds
 
     def _compared(self, task: Task, number: int, other: Other, there: Runner) -> Judged:
         """Decode a task by both decoders under one setting, and judge one against the other."""
         request, models = task.request, self._decoders[number][2]
-        actual, seconds = self._decoded(task, number)
-        expected, others = timed(partial(there.decode, number, request), models.device)
+        actual, remarks, seconds = self._decoded(task, number)
+        expected, theirs, others = _traced(partial(there.decode, number, request), models.device)
+        remarks += [f"{other.name}: {each}" for each in theirs]
         row = JudgedRow(task.number, number, Judgement(request.B), seconds=seconds, reference_seconds=others)
         seconds += others
         if isinstance(actual, Judgement):
-            return replace(row, judgement=replace(actual, partial=None)), {}, [], seconds
+            return replace(row, judgement=self._remarked(actual, remarks, request)), {}, [], seconds
         if isinstance(expected, Judgement):
             defects = [replace(each, detail=f"{other.name}: {each.detail}") for each in expected.defects]
-            return replace(row, judgement=replace(expected, defects=defects, partial=None)), {}, [], seconds
+            expected = replace(expected, defects=defects)
+            return replace(row, judgement=self._remarked(expected, remarks, request)), {}, [], seconds
         evidence = self._evidence(request, number, actual, expected, models.noise(request))
-        judgement = judge_against(evidence, other.name)
+        judgement = self._remarked(judge_against(evidence, other.name), remarks, request)
         changes = tuple(f"{seeds_of(request)}, {each}" for each in changed_counts(actual, expected))
         counts = Counts.of(actual, _differing(evidence, judgement))
-        row = replace(row, judgement=judgement, counts=counts, changes=changes, peak_bytes=_peak(actual))
+        row = replace(row, judgement=judgement, counts=counts, changes=changes, peak_bytes=actual.peak_bytes)
         seen = pictures((task.number, number), evidence, judgement, expected.f_hat_BCPP, self._best)
         return row, shown(evidence, judgement), seen, seconds
 
-    def _decoded(self, task: Task, number: int) -> tuple[Trace | Judgement, float]:
-        """Decode a task under one setting; return the seconds, too."""
+    def _decoded(self, task: Task, number: int) -> tuple[Trace | Judgement, list[str], float]:
+        """Decode a task under one setting; return remarks and the seconds, too."""
         where, k, models = self._decoders[number]
-        return timed(partial(where.decode, k, task.request), models.device)
+        return _traced(partial(where.decode, k, task.request), models.device)
+
+    def _remarked(self, judgement: Judgement, remarks: list[str], request: Request) -> Judgement:
+        """Return a judgement with the remarks on its decode, which are defects where the terms are strict."""
+        strict = [Divergence("environment", each, request.seed) for each in remarks if self.work.terms.strict]
+        return replace(judgement, remarks=remarks, defects=[*judgement.defects, *strict], partial=None)
 
     def _evidence(self, request: Request, number: int, actual: Trace, expected: Trace, noise: Noise) -> Evidence:
         models, greedy = self._decoders[number][2], self.work.settings[number].greedy
         return Evidence(models, request, actual, expected, self.work.budget, greedy, noise=noise)
 
 
-def _peak(trace: Trace) -> int:
-    """Return the high-water mark that a trace states: shown, and never judged."""
-    return trace.peak_bytes if isinstance(trace.peak_bytes, int) else 0
+def _traced(
+    decode: Callable[[], Trace | Judgement], device: torch.device
+) -> tuple[Trace | Judgement, list[str], float]:
+    """Decode; return the trace, or the judgement on a decode that has defects, and apart the remarks and seconds."""
+    outcome, seconds = timed(decode, device)
+    if isinstance(outcome, Trace):
+        return outcome, [], seconds
+    return outcome.whole_trace or outcome, list(outcome.remarks), seconds
 
 
 def _differing(evidence: Evidence, judgement: Judgement) -> list[int]:

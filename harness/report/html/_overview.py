@@ -39,7 +39,13 @@ def key_facts(result: Verification) -> Facts:
     if calls:
         scales = len(sides_of(result))
         alone = f"mean an image; decoding alone takes {scales}" if scales else "mean an image"
-        items.append(("target calls", f"{sum(calls) / len(calls):.2f}", alone))
+        items.append(
+            (
+                "target calls, as the decoder says" if result.is_its_word else "target calls",
+                f"{sum(calls) / len(calls):.2f}",
+                alone,
+            )
+        )
     return Facts(items)
 
 
@@ -60,8 +66,13 @@ def compared_parts(result: Verification) -> list[object]:
         parts.append("Nothing that this check knows of was left out.")
     if result.inconclusive:
         parts += ["Why the run proves nothing:", Bullets([(reason, "") for reason in result.inconclusive])]
+    if result.remarks:
+        times = [(remark, f"in {counted(count, 'decode')}") for remark, count in result.remarks.items()]
+        parts += ["Remarks, which are no defects: nothing was seen to depend on them.", Bullets(times)]
     if result.coverage.rounds:
         parts.append(f"Exercised: {result.coverage}.")
+        if result.is_its_word:
+            parts.append("Rounds, accepted scales, calls and rows are what the decoder says: nothing confirms them.")
     if result.laws is not None:
         parts.append(f"After them, on small networks of their own: {laws_line(result.laws)}.")
     return parts + [f"Counted otherwise than by the other: {text}." for text in result.changes[:4]]

@@ -67,13 +67,15 @@ LEFT = [
 
 @pytest.mark.parametrize(("mistake", "said"), LEFT)
 @pytest.mark.parametrize("in_process", [True, False])
-def test_what_is_left_behind_is_named_and_put_back(shelf: Path, mistake: str, said: str, in_process: bool):
+def test_what_is_left_behind_is_a_remark_and_put_back(shelf: Path, mistake: str, said: str, in_process: bool):
     rand, state = torch.rand, torch.get_rng_state()
     result = run(make(shelf, "var", mistake), in_process)
-    assert result.verdict is Verdict.DEFECT
-    first = result.settings[0].judgements[0].defects[0]
-    assert (first.component, first.detail) == ("environment", said)
-    assert result.settings[0].total("draws") == 60  # and the trace is judged all the same
+    assert result.verdict is Verdict.IDENTICAL
+    assert result.remarks == {said: 1}
+    strict = run(make(shelf, "var", mistake), in_process, strict=True)
+    (defect,) = strict.settings[0].judgements[0].defects
+    assert (defect.component, defect.detail) == ("environment", said)
+    assert strict.settings[0].total("draws") == 60  # and the trace is judged all the same
     assert torch.rand is rand
     assert torch.get_default_dtype() is torch.float32
     assert torch.equal(torch.get_rng_state(), state)

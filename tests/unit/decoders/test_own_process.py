@@ -71,7 +71,7 @@ def test_what_a_decoder_does_to_weights_request_or_trace_is_found_out(name: str)
         ("exits", "ended with status 0"),
         ("killed", r"was killed by SIGKILL \(out of memory\?\)"),
         ("crashes_hard", "was killed by SIGSEGV"),
-        ("unpicklable", "cannot leave the decoder's process"),
+        ("unspeakable", "cannot leave the decoder's process"),
         ("hoards", "allocate memory"),
         ("forges", "answers with another form|shape .* lies beyond the mailbox"),
     ],

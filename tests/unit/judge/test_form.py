@@ -28,16 +28,26 @@ MODELS, REQUEST = tiny(Layout((1, 2, 3))), Request((0, 1), 0)
 RIGHT = build_decoder(MODELS, Settings(2)).decode(REQUEST, MODELS.noise(REQUEST))
 
 
-class Lenient(torch.Tensor):
-    """A tensor that could answer comparisons as it likes."""
+class Computing(torch.Tensor):
+    """A tensor whose numbers nobody can take."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*(arg.as_subclass(torch.Tensor) if isinstance(arg, cls) else arg for arg in args))
 
 
 WRONG: dict[str, tuple[Any, str]] = {
     "None": (None, "decode returned None, not a Trace"),
     "a dict": ({}, "decode returned a dict, not a Trace"),
     "list of tokens": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL.tolist()), "tokens_BL is a list, not a tensor"),
-    "tokens of a subclass": (
-        replace(RIGHT, tokens_BL=RIGHT.tokens_BL.as_subclass(Lenient)), "tokens_BL is a Lenient, not a plain tensor"
+    "tokens that compute for themselves": (
+        replace(RIGHT, tokens_BL=RIGHT.tokens_BL.as_subclass(Computing)),
+        "tokens_BL is a Computing, not a plain tensor",
+    ),
+    "f_hat in a byte": (
+        replace(RIGHT, intermediates=replace(RIGHT.intermediates, rows_RLV=RIGHT.intermediates.rows_RLV.to(
+            torch.float8_e5m2))), "intermediates.rows_RLV is torch.float8_e5m2, not floating point"
     ),
     "no tokens": (replace(RIGHT, tokens_BL=None), "tokens_BL is None, not a tensor"),
     "real tokens": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL.float()), "tokens_BL is torch.float32"),
