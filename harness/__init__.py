@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.protocol import Contract, Implementation, Intermediates, Request, Round, Settings, Trace
     from harness.protocol.noise import SeededNoise
     from harness.protocol.pyramid import ScalePyramid
-    from harness.runs import Verification
+    from harness.runs import LikelihoodTest, Verification
     from harness.speculative.sampler import build_decoder
     from harness.verification import verify
 
@@ -27,6 +27,7 @@ __all__ = [
     "Implementation",
     "InputError",
     "Intermediates",
+    "LikelihoodTest",
     "Limits",
     "ModelPair",
     "NonFiniteError",
@@ -55,7 +56,7 @@ _HOMES = {
     "protocol": ("Contract", "Implementation", "Intermediates", "Request", "Round", "Settings", "Trace"),
     "protocol.noise": ("SeededNoise",),
     "protocol.pyramid": ("ScalePyramid",),
-    "runs": ("Verification",),
+    "runs": ("LikelihoodTest", "Verification"),
     "speculative.sampler": ("build_decoder",),
     "verification": ("verify",),
 }

@@ -61,7 +61,7 @@ def margins_of_differing_tokens(
         shown: guided logits (N, V) of those that drew, each.
     """
     exact_NV, token_N1 = exact_NV.double(), token_N[:, None]
-    possible_NV, certain_NV = _survivors(exact_NV, request, allowed_N[:, None])
+    possible_NV, certain_NV = filter_survivors(exact_NV, request, allowed_N[:, None])
     score_NV = exact_NV if E_NV is None else exact_NV - E_NV.double().log()
     rivals_NV = certain_NV.scatter(1, token_N1, False)
     best_N = score_NV.masked_fill(~rivals_NV, -torch.inf).amax(1)
@@ -91,7 +91,7 @@ def exponentials(noise: Noise, pyramid: ScalePyramid, row_N: Tensor, position_N:
     return torch.cat(drawn)[torch.cat(index).argsort()]
 
 
-def _survivors(logits_NV: Tensor, request: Request, error_N1: Tensor) -> tuple[Tensor, Tensor]:
+def filter_survivors(logits_NV: Tensor, request: Request, error_N1: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens that may survive the filter, and those that must, when every logit may move by `error`.
 
     Sorted once, so that what the filter asks of a token (how many are above it, how much lies below it) is read off

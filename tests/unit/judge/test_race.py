@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.judge._many_ties import MANY_TIES, unusual_ties
-from harness.judge._race import RACE_ROUNDING, _survivors, margin_bound, margins_of_differing_tokens
+from harness.judge._race import RACE_ROUNDING, filter_survivors, margin_bound, margins_of_differing_tokens
 from harness.judge._verdict import Divergence
 from harness.protocol._request import Request
 from harness.reference._steps import filter_logits
@@ -32,7 +32,7 @@ def raced(logits_V: torch.Tensor, E_V: torch.Tensor, token: int, request: Reques
 
 def survive(logits_V: torch.Tensor, request: Request, error: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return who may survive the filter of one draw, and who must."""
-    possible_1V, certain_1V = _survivors(logits_V[None], request, torch.full((1, 1), error, dtype=torch.float64))
+    possible_1V, certain_1V = filter_survivors(logits_V[None], request, torch.full((1, 1), error, dtype=torch.float64))
     return possible_1V[0], certain_1V[0]
 
 

@@ -1,0 +1,351 @@
+"""Whether tokens follow the target's law (contract B): bets against its likelihood, image by image.
+
+Promise: a decoder whose tokens are drawn from the target's law, by logits that rounding may have moved by all that the
+budget allows, is accused with probability at most α, however many images are looked at and whenever one stops. The
+alternatives, their weights and α are fixed before the first image.
+
+How: one pass of the target along the decoder's own tokens gives the law p of every draw. An alternative law a bets on
+it: its wealth is multiplied by a(x)/p(x) for every token x that is met. Where x is drawn from p the expected factor is
+1, so the wealth exceeds 1/α with probability at most α (Ville's inequality for a nonnegative martingale). A mixture of
+such wealths with fixed weights is another one. Three things keep a right decoder from losing to anything but chance:
+
+- its own law q may be any within rounding of p. With g = q/p between exp(−4δ) and exp(4δ), the expected factor is
+  Σ p·g·r ≤ m + (exp(4δ) − 1)·A + (1 − exp(−4δ))·(A − m + 1), where r = a/p, m = Σ p·r and A = Σ p·max(r − 1, 0).
+  Every factor is divided by this bound. δ is the budget's bound of a logit: the decoder's moved by δ, so did ours, and
+  a softmax moves by twice what its logits do.
+- near the edge of a filter rounding decides which tokens take part: nothing is bet there.
+- a draw from float32 numbers follows its law up to DRAW_ROUNDING in total variation, so that no factor may exceed
+  MOST_RATIO: the bound grows by the product of the two.
+
+What a bet would win of a decoder that follows its alternative is known, too (the same sums, under a): from it follows
+how many images find such a decoder.
+
+TokenSource: Shafer, "Testing by betting", Journal of the Royal Statistical Society A 184 (2021); Ville (1939).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from harness.judge._evidence import Evidence
+from harness.judge._race import filter_survivors
+from harness.judge._verdict import Verdict
+from harness.models import ModelPair
+from harness.models.network import Network
+from harness.protocol import Request
+from harness.protocol.pyramid import ScalePyramid
+from harness.reference import filter_logits, guide, teacher_forced
+
+ALPHA = 1e-5
+DRAW_ROUNDING = 2.0**-18  # of a draw from float32 numbers, total variation, and of a ratio of float32 probabilities
+TINY = 1e-37  # below any probability that float32 numbers draw
+LEAST = -80.0  # of the logarithm of a factor: a loss that is called smaller adds exp(-80) to what is expected
+MOST_RATIO = 64.0
+FOUND = 1.2816  # a normal number lies below this with probability 0.9
+
+
+class TokenSource(StrEnum):
+    """Whose tokens a share of all tokens are."""
+
+    DRAFT = "the draft's law"
+    TOP = "the most likely token"
+    UNIFORM = "any token alike"
+    BEFORE = "the token of the image before"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A law that a wrong decoder could follow: the target's with one thing changed."""
+
+    words: str  # completes "as if …"
+    cfg: float | None = None  # guidance value in place of the request's
+    later: int = 0  # the guidance weight is that of a scale so many later
+    swapped: bool = False  # unconditional rows in the place of conditional ones
+    temperature: float = 1.0
+    top_k: int | None = None  # in place of the request's; 0 switches it off
+    top_p: float | None = None  # likewise
+    share: float = 0.0  # of the tokens that are drawn from `source`
+    source: TokenSource = TokenSource.DRAFT
+    required: bool = False  # CONSISTENT needs enough images to find it
+
+
+def usual_alternatives(request: Request, V: int) -> tuple[Alternative, ...]:
+    """Return the alternatives that are bet on, for a request and a codebook of V tokens."""
+    made = [
+        Alternative(f"guidance were {request.cfg + step:g}", cfg=request.cfg + step, required=abs(step) == 0.2)
+        for step in (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5)
+    ]
+    if request.cfg:
+        made.append(Alternative("there were no guidance", cfg=0.0))
+        made += [Alternative(f"guidance were that of the scale {word}", later=by) for by, word in SHIFTS]
+    made.append(Alternative("conditional and unconditional rows were swapped", swapped=True))
+    made += [
+        Alternative(f"the temperature were {tau:g}", temperature=tau, required=abs(tau - 1) == abs(0.95 - 1))
+        for tau in (0.9, 0.95, 0.98, 1.02, 1.05, 1.1)
+    ]
+    for k in {0, request.top_k // 2, min(2 * request.top_k, V)} - {request.top_k} if request.top_k else {V // 2}:
+        made.append(Alternative(f"top-k were {k or 'off'}", top_k=k, required=not k))
+    for p in {0.0, request.top_p**2} - {request.top_p} if request.top_p else {0.98}:
+        made.append(Alternative(f"top-p were {f'{p:.3g}' if p else 'off'}", top_p=p, required=not p))
+    made += [
+        Alternative(f"{share:.0%} of the tokens were {source.value}", share=share, source=source, required=required)
+        for share, source, required in SHARES
+    ]
+    return tuple(made)
+
+
+SHIFTS = ((-1, "before"), (1, "after"))
+SHARES = (
+    (0.02, TokenSource.DRAFT, True),
+    (0.1, TokenSource.DRAFT, False),
+    (0.5, TokenSource.DRAFT, False),
+    (0.02, TokenSource.TOP, False),
+    (0.1, TokenSource.TOP, False),
+    (0.02, TokenSource.UNIFORM, False),
+    (0.5, TokenSource.BEFORE, True),
+)
+
+
+@dataclass(frozen=True)
+class Bets:
+    """What every alternative (A) wins on every image (B), scale by scale (S); float64 on the CPU."""
+
+    won_ABS: Tensor  # log of the factor
+    mean_ABS: Tensor  # what it would be on average if the decoder followed the alternative
+    variance_ABS: Tensor  # of it, likewise
+    forbidden: list[tuple[int, int]]  # row and position of tokens that the request's filter drops for certain
+
+
+@dataclass(frozen=True)
+class TokensSeen:
+    """Tokens of a batch, and the target's logits along them."""
+
+    request: Request  # what the tokens should be drawn by
+    tokens_BL: Tensor
+    rows_RLV: Tensor  # before guidance
+    guided_BLV: Tensor  # before the filter
+    draft_RLV: Tensor  # the draft's rows along the same tokens
+    allowed_S: tuple[float, ...]  # how far rounding may move a guided logit, by scale
+    before_L: Tensor | None = None  # tokens of the image before the first one, if any
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> TokensSeen:
+        """Take them from a judgement's evidence; `evidence.expected` is along the decoder's own tokens."""
+        models, request, tokens_BL = evidence.models, evidence.request, evidence.actual.tokens_BL
+        shown, labels_B = evidence.expected.intermediates, evidence.numbers.labels(models.target.config.classes)
+        assert shown is not None
+        draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
+        allowed = tuple(evidence.allowance(si).logits for si in models.pyramid)
+        return cls(request, tokens_BL, shown.rows_RLV, shown.guided_BLV, draft_RLV, allowed)
+
+
+def rows_along(
+    network: Network, models: ModelPair, request: Request, labels_B: Tensor, tokens_BL: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return a network's rows_RLV along tokens, and its guided_BLV."""
+    return teacher_forced(network, models.vae, request.cfg, labels_B, tokens_BL, models.pyramid.S)[:2]
+
+
+@torch.inference_mode()
+def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternative]) -> Bets:
+    """Bet on every token of a batch.
+
+    Mean and variance are computed for the last image of the batch, and stand for all.
+    """
+    B = len(seen.tokens_BL)
+    sums_3ABS = torch.zeros(3, len(alternatives), B, pyramid.S, dtype=torch.float64)
+    forbidden = []
+    for si in pyramid:
+        for b in range(B):
+            law = _Law.of(seen, pyramid, si, b)
+            sums_A3 = torch.stack([law.bet(a, b == B - 1) for a in alternatives]).cpu()
+            sums_3ABS[0, :, b, si] = sums_A3[:, 0]
+            sums_3ABS[1:, :, :, si] = sums_A3.T[1:, :, None]  # the last image's are the last ones written
+            forbidden += [(b, pyramid.begin(si) + place) for place in law.forbidden()]
+    won_ABS, mean_ABS, variance_ABS = sums_3ABS
+    return Bets(won_ABS, mean_ABS, variance_ABS, forbidden)
+
+
+@dataclass(frozen=True)
+class _Law:
+    """The target's law of the draws of one scale of one image, along the decoder's own tokens."""
+
+    request: Request
+    si: int
+    S: int
+    rows_2lV: Tensor  # logits before guidance, conditional and unconditional
+    draft_2lV: Tensor  # the draft's
+    probs_lV: Tensor  # after guidance and filter
+    possible_lV: Tensor  # tokens that take part under some logits within rounding
+    is_open_l: Tensor  # where rounding cannot change which tokens take part
+    token_l: Tensor
+    before_l: Tensor | None  # tokens of the image before it
+    distance: float  # how far rounding may move the logarithm of a probability
+
+    @classmethod
+    def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int, b: int) -> _Law:
+        """Return the law of scale `si` of the image at row `b`."""
+        request, span, halves = seen.request, pyramid.span(si), [b, seen.request.B + b]
+        guided_lV, delta = seen.guided_BLV[b, span], seen.allowed_S[si]
+        # the decoder's logits are moved, and so are the reference's
+        error_l1 = torch.full((len(guided_lV), 1), 2 * delta, dtype=torch.float64, device=guided_lV.device)
+        possible_lV, certain_lV = filter_survivors(guided_lV.double(), request, error_l1)
+        before_L = seen.tokens_BL[b - 1] if b else seen.before_L
+        return cls(
+            request, si, pyramid.S, seen.rows_RLV[halves, span], seen.draft_RLV[halves, span],
+            filter_logits(guided_lV[None], request.top_k, request.top_p)[0].softmax(-1), possible_lV,
+            (possible_lV == certain_lV).all(-1), seen.tokens_BL[b, span],
+            None if before_L is None else before_L[span], 4 * delta,
+        )  # fmt: skip
+
+    def forbidden(self) -> list[int]:
+        """Return where the token is one that the filter drops for certain."""
+        taken_l1 = self.possible_lV.gather(1, self.token_l[:, None])
+        return torch.nonzero(~taken_l1[:, 0]).flatten().tolist()
+
+    def alternative(self, a: Alternative) -> Tensor:
+        """Return the probabilities (l, V) of an alternative."""
+        if a.share:
+            return torch.lerp(self.probs_lV, self._source(a.source), a.share)
+        rows_2lV = self.rows_2lV.flip(0) if a.swapped else self.rows_2lV
+        logits_lV = self._guided(rows_2lV, self.request.cfg if a.cfg is None else a.cfg, a.later)
+        if a.top_k is not None or a.top_p is not None:
+            return self._filtered(logits_lV, a.top_k, a.top_p)
+        # the filter keeps what it keeps under the target's law: to sort for every alternative costs ten times as much
+        return (logits_lV / a.temperature).masked_fill_(self.probs_lV == 0, -torch.inf).softmax(-1)
+
+    def _guided(self, rows_2lV: Tensor, cfg: float, later: int = 0) -> Tensor:
+        return guide(rows_2lV, cfg, min(max(self.si + later, 0), self.S - 1), self.S)[0]
+
+    def _filtered(self, logits_lV: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+        top_k, top_p = self.request.top_k if top_k is None else top_k, self.request.top_p if top_p is None else top_p
+        return filter_logits(logits_lV[None], top_k, top_p)[0].softmax(-1)
+
+    def _source(self, source: TokenSource) -> Tensor:
+        """Return the probabilities (l, V) of a source of tokens."""
+        if source is TokenSource.DRAFT:
+            return self._filtered(self._guided(self.draft_2lV, self.request.cfg))
+        if source is TokenSource.UNIFORM:
+            takes_part_lV = (self.probs_lV > 0).to(self.probs_lV)
+            return takes_part_lV / takes_part_lV.sum(-1, keepdim=True)
+        chosen_l = self.probs_lV.argmax(-1) if source is TokenSource.TOP else self.before_l
+        if chosen_l is None:
+            return self.probs_lV  # no image before it: nothing is bet
+        return torch.zeros_like(self.probs_lV).scatter(1, chosen_l[:, None], 1.0)
+
+    def bet(self, a: Alternative, weigh: bool) -> Tensor:
+        """Return what the alternative wins, and, if `weigh`, mean and variance of it under the alternative, else 0."""
+        law_lV, p_lV = self.alternative(a), self.probs_lV
+        held_lV = torch.minimum(law_lV, MOST_RATIO * p_lV)
+        ratio_lV = held_lV / p_lV.clamp_min(TINY)
+        mean_l = held_lV.sum(-1)
+        above_l = held_lV.sub_(p_lV).clamp_min_(0).sum(-1)
+        bound_l = mean_l + math.expm1(self.distance) * above_l - math.expm1(-self.distance) * (above_l - mean_l + 1)
+        bound_l = bound_l + DRAW_ROUNDING * ratio_lV.amax(-1)
+        won_l = (ratio_lV.gather(1, self.token_l[:, None])[:, 0] / bound_l).log()
+        sums = [won_l, torch.zeros_like(won_l), torch.zeros_like(won_l)]
+        if weigh:
+            factor_lV = (ratio_lV / bound_l[:, None]).log().clamp_min(LEAST)
+            sums[1] = (law_lV * factor_lV).sum(-1)
+            sums[2] = (law_lV * factor_lV.square()).sum(-1) - sums[1].square()
+        return (torch.stack(sums).double().clamp_min(LEAST) * self.is_open_l).sum(-1)
+
+
+class Wealth:
+    """What the bets of one decoder under one setting have come to.
+
+    Args:
+        alternatives: that are bet on.
+        S: scales.
+        looks: how many such wealths are looked at: α is shared by them.
+        alpha: chance that a right decoder is accused, all looks together.
+    """
+
+    def __init__(self, alternatives: Sequence[Alternative], S: int, looks: int = 1, alpha: float = ALPHA) -> None:
+        self.alternatives, self.S = tuple(alternatives), S
+        A = len(self.alternatives)
+        self.goal = math.log(looks / alpha)
+        # half of the stake on what differs at every scale alike, half on single scales; the last column is all scales
+        self.stake_AT = torch.full((A, S + 1), -math.log(2 * A * S), dtype=torch.float64)
+        self.stake_AT[:, -1] = -math.log(2 * A)
+        self.sums_4AT = torch.zeros(4, A, S + 1, dtype=torch.float64)  # won, mean, its square, variance
+        self.images, self.forbidden, self.highest = 0, 0, 0.0
+
+    def take(self, bets: Bets) -> None:
+        """Add a batch, image by image."""
+        three_3ABS = torch.stack((bets.won_ABS, bets.mean_ABS, bets.variance_ABS))
+        three_3ABT = torch.cat((three_3ABS, three_3ABS.sum(-1, keepdim=True)), -1)
+        for won_AT, mean_AT, variance_AT in three_3ABT.permute(2, 0, 1, 3):
+            self.sums_4AT += torch.stack((won_AT, mean_AT, mean_AT.square(), variance_AT))
+            self.images += 1
+            self.highest = max(self.highest, self.log_wealth)
+        self.forbidden += len(bets.forbidden)
+
+    @property
+    def log_wealth(self) -> float:
+        """Logarithm of the mixture's wealth now."""
+        return float((self.sums_4AT[0] + self.stake_AT).flatten().logsumexp(0))
+
+    @property
+    def is_lost(self) -> bool:
+        """True where a right decoder would have been met with probability α at most."""
+        return self.forbidden > 0 or self.highest >= self.goal
+
+    @property
+    def verdict(self) -> Verdict:
+        """DEFECT once proved; CONSISTENT where all that is `required` would have been found; else INCONCLUSIVE."""
+        if self.is_lost:
+            return Verdict.DEFECT
+        return Verdict.INCONCLUSIVE if self.images < self.images_that_decide() else Verdict.CONSISTENT
+
+    def images_that_decide(self) -> float:
+        """Return how many images find each of the required alternatives; infinite where some are never found."""
+        needed = [number for a, number in self.images_to_find().items() if a.required]
+        return max(needed, default=math.inf)
+
+    def says(self) -> str:
+        """Say in a clause what is proved, or what would have been found."""
+        alternative, scale = self.best()
+        if self.forbidden:
+            return f"{self.forbidden} tokens have probability 0 under the request's filter"
+        if self.is_lost:
+            where = f" at scale {scale}" if scale >= 0 else ""
+            return f"the tokens are as if {alternative.words}{where} ({math.exp(-self.highest):.1g} by chance)"
+        found = self.images_to_find()
+        missed = [(number, a.words) for a, number in found.items() if number > self.images and a.required]
+        if not missed:
+            count = sum(number <= self.images for number in found.values())
+            return f"{self.images} images would have shown {count} of {len(found)} other laws, in 9 of 10 runs"
+        number, words = max(missed)
+        need = "no number of images shows" if math.isinf(number) else f"{number:.0f} images would show"
+        return f"{self.images} images prove little: {need} whether {words}"
+
+    def best(self) -> tuple[Alternative, int]:
+        """Return the alternative that won most, and its scale; −1 where it is all of them."""
+        a, column = divmod(int((self.sums_4AT[0] + self.stake_AT).argmax()), self.S + 1)
+        return self.alternatives[a], column if column < self.S else -1
+
+    def images_to_find(self) -> dict[Alternative, float]:
+        """Return how many images find a decoder that follows each alternative, 9 times in 10; may be infinite."""
+        if not self.images:
+            return dict.fromkeys(self.alternatives, math.inf)
+        mean_A, square_A, variance_A = (self.sums_4AT[1:, :, -1] / self.images).tolist()
+        goal = self.goal - float(self.stake_AT[0, -1])
+        return {
+            a: _images(mean, variance + max(0.0, square - mean * mean), goal)
+            for a, mean, square, variance in zip(self.alternatives, mean_A, square_A, variance_A, strict=True)
+        }
+
+
+def _images(mean: float, variance: float, goal: float) -> float:
+    """Return the least n with n·mean − FOUND·√(n·variance) >= goal."""
+    if not mean > 0:
+        return math.inf
+    root = (FOUND * math.sqrt(variance) + math.sqrt(FOUND**2 * variance + 4 * mean * goal)) / (2 * mean)
+    return math.ceil(root * root)

@@ -1,0 +1,169 @@
+"""A bet that goes on: are tokens that come one by one drawn from the target's law?
+
+Promise: `harness.judge._likelihood` for a stream (a server's log, one request in a thousand). Weights, request,
+alternatives and α are fixed when the test begins, and a state of others is refused; at any moment it says what is
+proved; its state is a file of some kilobytes that is written whole after every call.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.files import check_readable, compact, write_whole
+from harness.judge import ALPHA, Alternative, TokensSeen, Verdict, Wealth, bet, rows_along, usual_alternatives
+from harness.models import ModelPair
+from harness.protocol import Request
+from harness.rounding import joint_budget
+from harness.runs._identity import weights_of
+
+RESTART = "begin with another file"
+
+
+class LikelihoodTest:
+    """Bet on tokens of one request's guidance and filter, whatever their labels and seeds.
+
+    Args:
+        models: the target whose law is claimed, the draft, and the VQ-VAE.
+        request: guidance and filter that the tokens should be drawn by; its labels and seeds are not looked at.
+        alternatives: laws that a wrong decoder could follow; None = the usual ones.
+        alpha: chance that a right decoder is accused, 0 < alpha < 1.
+        file: state to go on from, if it is there, and to write; None = nothing is kept.
+
+    Raises:
+        InputError: alpha outside its range, or a file that is no state, or of other weights, request or alternatives.
+
+    Images must be drawn independently: the same image twice, or two of one seed, count once.
+    """
+
+    def __init__(
+        self,
+        models: ModelPair,
+        request: Request,
+        alternatives: Sequence[Alternative] | None = None,
+        alpha: float = ALPHA,
+        file: Path | None = None,
+    ) -> None:
+        if not 0 < alpha < 1:
+            raise InputError("alpha", alpha, "must lie between 0 and 1", f"drop it for {ALPHA:g}")
+        request.check_against(models.target.config.classes, models.target.config.V)
+        self.models, self.request, self.file = models, request, file
+        self.budget = joint_budget(models, compiled=False)
+        chosen = usual_alternatives(request, models.target.config.V) if alternatives is None else tuple(alternatives)
+        self.wealth = Wealth(chosen, models.pyramid.S, alpha=alpha)
+        self.place = ""  # of the first forbidden token
+        self._last_L: Tensor | None = None
+        self._terms = {
+            "weights": weights_of(models),
+            "request": {"cfg": request.cfg, "top_k": request.top_k, "top_p": request.top_p},
+            "alternatives": [asdict(each) for each in chosen],
+            "alpha": alpha,
+        }
+        if file is not None and file.exists():
+            self._read(file)
+
+    @torch.inference_mode()
+    def take(self, tokens_BL: Tensor, labels: Sequence[int]) -> None:
+        """Look at images.
+
+        Args:
+            tokens_BL: integers, all scales of every image in order.
+            labels: class of every image.
+
+        Raises:
+            InputError: another shape, tokens or labels that there are not; nothing of the call is counted then.
+
+        Effects: the state's file is written.
+        """
+        tokens_BL = self._checked(tokens_BL, labels)
+        request = Request(tuple(labels), cfg=self.request.cfg, top_k=self.request.top_k, top_p=self.request.top_p)
+        models, labels_B = self.models, torch.tensor(labels, device=self.models.device)
+        rows_RLV, guided_BLV = rows_along(models.target, models, request, labels_B, tokens_BL)
+        draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
+        allowed = tuple(self.budget.guided(request.cfg, models.pyramid.ramp(si)).logits for si in models.pyramid)
+        seen = TokensSeen(request, tokens_BL, rows_RLV, guided_BLV, draft_RLV, allowed, self._last_L)
+        bets = bet(seen, models.pyramid, self.wealth.alternatives)
+        if bets.forbidden and not self.place:
+            row, position = bets.forbidden[0]
+            token = int(tokens_BL[row, position])
+            self.place = f"image {self.wealth.images + row}, position {position}: token {token} has probability 0"
+        self.wealth.take(bets)
+        self._last_L = tokens_BL[-1]
+        if self.file is not None:
+            write_whole(self.file, compact(self._state()))
+
+    def _checked(self, tokens_BL: Tensor, labels: Sequence[int]) -> Tensor:
+        L, V, classes = self.models.pyramid.L, self.models.target.config.V, self.models.target.config.classes
+        if tokens_BL.ndim != 2 or tokens_BL.shape != (len(labels), L) or not len(labels):
+            shape = tuple(tokens_BL.shape)
+            raise InputError(
+                "tokens", shape, f"must be (images, {L}), with a label an image ({len(labels)})", "see to it"
+            )
+        if tokens_BL.dtype.is_floating_point or tokens_BL.dtype in (torch.bool, torch.complex64):
+            raise InputError("tokens", tokens_BL.dtype, "must be integers", "pass the tokens themselves")
+        tokens_BL = tokens_BL.to(self.models.device, torch.int64)
+        outside = torch.nonzero((tokens_BL < 0) | (tokens_BL >= V))
+        if len(outside):
+            row, position = outside[0].tolist()
+            where = f"tokens[{row}, {position}]"
+            raise InputError(
+                where, int(tokens_BL[row, position]), f"must lie in 0..{V - 1}", "see which codebook it is of"
+            )
+        for row, label in enumerate(labels):
+            if not 0 <= label <= classes:
+                raise InputError(f"labels[{row}]", label, f"must lie in 0..{classes}", "see which networks it is of")
+        return tokens_BL
+
+    @property
+    def images(self) -> int:
+        """Images that were looked at."""
+        return self.wealth.images
+
+    @property
+    def verdict(self) -> Verdict:
+        """DEFECT once proved; CONSISTENT where what is `required` would have been found; else INCONCLUSIVE."""
+        return self.wealth.verdict
+
+    def __str__(self) -> str:
+        return f"{self.verdict.value}: {self.place or self.wealth.says()}"
+
+    def _state(self) -> dict[str, object]:
+        wealth, last = self.wealth, self._last_L
+        return {
+            **self._terms,
+            "images": wealth.images,
+            "forbidden": wealth.forbidden,
+            "place": self.place,
+            "highest": wealth.highest,
+            "sums": wealth.sums_4AT.tolist(),
+            "last": [] if last is None else last.tolist(),
+        }
+
+    def _read(self, file: Path) -> None:
+        check_readable(file, "file", RESTART)
+        try:
+            state = json.loads(file.read_bytes())
+            for name, value in self._terms.items():
+                if state[name] != json.loads(json.dumps(value)):
+                    raise InputError("file", file, f"is the state of other {name}", RESTART)
+            wealth = self.wealth
+            sums = torch.tensor(state["sums"], dtype=torch.float64)
+            numbers = [state[name] for name in ("images", "forbidden")]
+            fits = sums.shape == wealth.sums_4AT.shape and sums.isfinite().all() and math.isfinite(state["highest"])
+            if not fits or not all(type(number) is int and number >= 0 for number in numbers):
+                raise ValueError("numbers that no state has")
+            last_L = torch.tensor(state["last"], dtype=torch.int64, device=self.models.device)
+            if len(last_L) and len(last_L) != self.models.pyramid.L:
+                raise ValueError("tokens of another size")
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError("file", file, f"is no state of a likelihood test ({error})", RESTART) from error
+        wealth.images, wealth.forbidden = numbers
+        wealth.sums_4AT, wealth.highest, self.place = sums, float(state["highest"]), str(state["place"])
+        self._last_L = last_L if len(last_L) else None
