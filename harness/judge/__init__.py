@@ -1,6 +1,6 @@
 """The judgement on decodes: form, tokens and ties, tensors and components, distances."""
 
-from harness.judge._against import changed_counts, judge_against
+from harness.judge._against import changed_counts, judge_against, judge_ends
 from harness.judge._compare import differences, largest_difference
 from harness.judge._components import INPUT_ULPS
 from harness.judge._decode import image_distances, judge, judge_along, judge_until_its_end, unverified_scales

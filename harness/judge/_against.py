@@ -1,52 +1,130 @@
 """Two decoders under the same numbers: from which scale on they diverge, and in which tensor first.
 
 Promise: neither is called right; what both show is compared in the order in which it is computed, up to the first scale
-whose tokens differ. Numbers of two right decoders differ by rounding, and so do close draws.
+whose tokens differ, or to where one of them ended. Numbers of two right decoders differ by rounding, and so do close
+draws. What a tensor that differs was made of is told of the side whose tensor is not the reference's either.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from harness.judge._decode import SHOWN
+from harness.judge._components import first_wrong_of
+from harness.judge._decode import SHOWN, final_scales, unverified_scales
 from harness.judge._evidence import Evidence
 from harness.judge._form import COUNTS, malformed
 from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
 from harness.judge._verdict import Divergence, Judgement
 from harness.protocol import Trace
+from harness.reference.sequential import sample_sequential
 
 PARTS = {"x_RLD": "query", "rows_RLV": "mask or cache", "guided_BLV": "guidance"}  # what makes each tensor
 
 
-def judge_against(evidence: Evidence, other: str) -> Judgement:
-    """Compare one decode with another decoder's, whose trace is `evidence.expected` and whose name is `other`.
+@dataclass(frozen=True)
+class Rivals:
+    """Two decodes of one request: `evidence.actual` is the first one's trace, `evidence.expected` the second one's."""
+
+    evidence: Evidence
+    names: tuple[str, str]  # of the decoders, each with its commit where it has one
+
+    def swapped(self) -> Rivals:
+        """Return them the other way round."""
+        evidence = replace(self.evidence, actual=self.evidence.expected, expected=self.evidence.actual)
+        return Rivals(evidence, (self.names[1], self.names[0]))
+
+    @cached_property
+    def along(self) -> Evidence:
+        """The first one's trace beside the reference along its own tokens, those that were never drawn being any."""
+        models, request, trace = self.evidence.models, self.evidence.request, self.evidence.actual
+        tokens_BL = trace.tokens_BL.clamp(0, models.target.config.V - 1)
+        numbers, greedy = self.evidence.numbers, self.evidence.greedy
+        run = sample_sequential(models.target, models.vae, request, numbers, tokens_BL, greedy)
+        alone = tuple(unverified_scales(trace, image) for image in range(request.B))
+        return replace(self.evidence, actual=replace(trace, tokens_BL=tokens_BL), expected=run, unverified=alone)
+
+    def explained(self, image: int, si: int) -> tuple[str, str] | None:
+        """Return component and clause on the first one's first wrong tensor of a scale; None where it is right."""
+        wrong = first_wrong_of(self.along, image, [si])
+        return None if wrong is None else (wrong.component, f"{self.names[0]}: {wrong.detail}")
+
+
+def judge_against(evidence: Evidence, names: tuple[str, str]) -> Judgement:
+    """Compare one decode with another decoder's, whose trace is `evidence.expected`; `names` are those of both.
 
     There is a record an image for the first tensor that differs, and one for every differing token of the first scale
     that has any; tokens of later scales have another prefix, and are counted as unclaimed.
     """
-    evidence = replace(evidence, noise=evidence.numbers)  # drawn once, if at all
     judgement = Judgement(evidence.request.B)
-    for side, trace in (("", evidence.actual), (f"{other}: ", evidence.expected)):
+    for side, trace in zip(names, (evidence.actual, evidence.expected), strict=True):
         wrong = malformed(evidence.models, evidence.request, trace)
         if wrong is not None:
-            judgement.defects.append(replace(wrong, detail=f"{side}{wrong.detail}"))
+            judgement.defects.append(replace(wrong, detail=f"{side}: {wrong.detail}"))
     if judgement.defects:
         return judgement
-    judgement.draws = evidence.actual.tokens_BL.numel()
-    judgement.identical = int((evidence.actual.tokens_BL == evidence.expected.tokens_BL).sum())
+    _compare(evidence, names, [evidence.models.pyramid.S] * evidence.request.B, judgement)
+    return judgement
+
+
+def judge_ends(evidence: Evidence | None, names: tuple[str, str], ended: tuple[Judgement | None, ...]) -> Judgement:
+    """Compare two decodes of which one, or both, did not end well: `ended` has why, None of a side that did.
+
+    What both made final before is compared; the end is the first thing told, where the two end otherwise. `evidence`
+    holds both traces as far as they came; None where one shows nothing of itself.
+    """
+    B = next(each.images for each in ended if each is not None)
+    judgement, ends = Judgement(B), [_ends(each) for each in ended]
+    alike = ends[0] == ends[1]
+    if not alike:
+        judgement.defects = [
+            replace(each, detail=f"{name}: {each.detail}")
+            for name, end in zip(names, ended, strict=True)
+            for each in (end.defects if end else ())
+        ]
+    final_B = [0] * B
+    if evidence is not None:
+        sides, pyramid = (evidence.actual, evidence.expected), evidence.models.pyramid
+        final_B = [min(final_scales(side, pyramid, image) for side in sides) for image in range(B)]
+        _compare(evidence, names, final_B, judgement)
+    reached = f"compared up to there: {max(final_B)} final scales" if max(final_B) else "no scale was final before"
+    if alike:
+        first = next(each.defects[0] for each in ended if each is not None)
+        judgement.so_far = f"both end alike, component {first.component} ({first.detail}); {reached}"
+        if not max(final_B):
+            judgement.inconclusive.append(f"nothing was compared: {judgement.so_far}")
+    else:
+        judgement.so_far = reached
+    return judgement
+
+
+def _ends(ended: Judgement | None) -> list[tuple[str, str]]:
+    """Return why a decode ended, without addresses in memory; nothing of one that ended well."""
+    return [(each.component, re.sub(r"0x[0-9a-f]+", "0x", each.detail)) for each in ended.defects] if ended else []
+
+
+def _compare(evidence: Evidence, names: tuple[str, str], final_B: list[int], judgement: Judgement) -> None:
+    """Compare the final scales of every image. Effects: on `judgement`."""
+    rivals, pyramid = Rivals(replace(evidence, noise=evidence.numbers), names), evidence.models.pyramid
+    same_BL = evidence.actual.tokens_BL == evidence.expected.tokens_BL
+    for image, final in enumerate(final_B):
+        judgement.draws += pyramid.begin(final) if final < pyramid.S else pyramid.L
+        judgement.identical += int(same_BL[image, : pyramid.end(final - 1)].sum()) if final else 0
     judgement.compared = ["tokens", "final f_hat"]
     if evidence.actual.intermediates is not None and evidence.expected.intermediates is not None:
         judgement.compared += SHOWN
     else:
         judgement.not_compared = dict.fromkeys(SHOWN, "one of the two shows no Trace.intermediates")
-    for image in range(evidence.request.B):
-        _judge_image(evidence, image, judgement)
+    ends, judgement.defects = judgement.defects, []
+    for image, final in enumerate(final_B):
+        _judge_image(rivals, image, final, judgement)
     judgement.defects.sort(key=lambda each: each.scale)  # a stable sort: images stay in order
-    return judgement
+    judgement.defects = [*ends, *judgement.defects]
 
 
 def changed_counts(actual: Trace, expected: Trace) -> list[str]:
@@ -55,17 +133,19 @@ def changed_counts(actual: Trace, expected: Trace) -> list[str]:
     return [f"{name}: {sum(a)}, and {sum(b)} by the other" for name, a, b in counts if a and b and a != b]
 
 
-def _judge_image(evidence: Evidence, image: int, judgement: Judgement) -> None:
-    """Compare one image scale by scale. Effects: on `judgement`."""
+def _judge_image(rivals: Rivals, image: int, final: int, judgement: Judgement) -> None:
+    """Compare the first scales of one image, one by one. Effects: on `judgement`."""
+    evidence = rivals.evidence
     actual_L, expected_L = evidence.actual.tokens_BL[image], evidence.expected.tokens_BL[image]
-    wrong, records = None, list[Divergence]()
-    for si in evidence.models.pyramid:
-        wrong = wrong or _wrong_tensor(evidence, image, si)
-        span = evidence.models.pyramid.span(si)
+    wrong, records, pyramid = None, list[Divergence](), evidence.models.pyramid
+    for si in range(final):
+        wrong = wrong or _wrong_tensor(rivals, image, si)
+        span = pyramid.span(si)
         differ_n = torch.nonzero(actual_L[span] != expected_L[span]).flatten()
         if len(differ_n):
             records = _judge_tokens(evidence, image, si, span.start + differ_n, wrong is None)
-            judgement.unclaimed += int((actual_L[span.stop :] != expected_L[span.stop :]).sum())
+            rest = slice(span.stop, pyramid.end(final - 1))
+            judgement.unclaimed += int((actual_L[rest] != expected_L[rest]).sum())
             break
         wrong = wrong or _wrong_f_hat(evidence, image, si)
     if wrong is not None:
@@ -76,8 +156,9 @@ def _judge_image(evidence: Evidence, image: int, judgement: Judgement) -> None:
         judgement.wrong_tokens += record.component != "tie"
 
 
-def _wrong_tensor(evidence: Evidence, image: int, si: int) -> Divergence | None:
+def _wrong_tensor(rivals: Rivals, image: int, si: int) -> Divergence | None:
     """Return the first of input, rows and guided logits that differs by more than two right decoders may."""
+    evidence = rivals.evidence
     one, other = evidence.actual.intermediates, evidence.expected.intermediates
     if one is None or other is None:
         return None
@@ -91,7 +172,9 @@ def _wrong_tensor(evidence: Evidence, image: int, si: int) -> Divergence | None:
         far = _distance(getattr(one, name)[rows, span], getattr(other, name)[rows, span])
         if far > error:
             detail = f"{name} of scale {si} differs by {far:.3g}, rounding explains {error:.2g}"
-            return _at(evidence, PARTS[name], detail, image, si)
+            found = [each for each in (rivals.explained(image, si), rivals.swapped().explained(image, si)) if each]
+            component = found[0][0] if found else PARTS[name]
+            return _at(evidence, component, "; ".join([detail, *(clause for _, clause in found)]), image, si)
     return None
 
 

@@ -7,13 +7,14 @@ f_hat), so the first one that differs names the component; where the decoder exp
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from harness.judge._evidence import Evidence
-from harness.judge._suspects import is_after_drafts, other_row, round_of, wrong_label
+from harness.judge._evidence import Evidence, WrongTensor
+from harness.judge._inputs import wrong_input
+from harness.judge._rounded import guided_in_fewer_bits, rounding_of
+from harness.judge._rows import wrong_rows
 from harness.protocol import Intermediates
 from harness.rounding import Budget
 
@@ -22,15 +23,6 @@ from harness.rounding import Budget
 INPUT_ULPS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 4}
 # Two products, a difference and the rounding of t, in any order.
 GUIDANCE_ULPS = 8
-
-
-@dataclass(frozen=True)
-class WrongTensor:
-    """A tensor that is not the reference's, and the component that made it; `detail` is a clause on why."""
-
-    scale: int
-    component: str
-    detail: str
 
 
 WrongTensors = dict[int, WrongTensor | None]  # the first one of every row of the batch
@@ -96,22 +88,18 @@ def wrong_at(
             return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
     error_b = _input_error(_halves(expected.x_RLD, one, slice(None)), budget)
     if not _close(_halves(actual.x_RLD, one, span), _halves(expected.x_RLD, one, span), error_b):
-        return _wrong_input(evidence, actual, expected, image, si)
+        return wrong_input(evidence, image, si, float(error_b))
     rows, expected_rows = _halves(actual.rows_RLV, one, span), _halves(expected.rows_RLV, one, span)
     if not _same_rows(rows, expected_rows, budget):
-        if _same_rows(rows.flip(0), expected_rows, budget):
-            return WrongTensor(si, "guidance", f"rows of scale {si} are swapped: unconditional half first")
-        both, everyone = [image, evidence.request.B + image], expected.rows_RLV[:, span]
-        if (misplaced := _misplaced(actual.rows_RLV[both, span], everyone, both, 2 * budget.rows, si)) is not None:
-            return misplaced
-        if (label := wrong_label(evidence, actual, image, si)) is not None:
-            return WrongTensor(si, "condition", label)
-        return _wrong_rows(evidence, image, si)
+        return wrong_rows(evidence, image, si)
     guided, t = actual.guided_BLV[one, span], evidence.request.cfg * pyramid.ramp(si)
     ulp = guidance_ulp(evidence, actual, expected)
     if not _is_guided(guided, rows[0], rows[1], t, ulp):
+        word = guided_in_fewer_bits(guided[0], rows[:, 0], t)
+        if word:
+            return WrongTensor(si, "precision", f"guided logits of scale {si} are combined in {word}")
         swapped = _is_guided(guided, rows[1], rows[0], t, ulp)
-        why = "unconditional half first" if swapped else "weight or halves"
+        why = "halves swapped, unconditional half first" if swapped else "weight or halves"
         return WrongTensor(si, "guidance", f"guided logits of scale {si} are not those of their rows: {why}")
     return wrong_f_hat_at(evidence, actual, expected, image, si)
 
@@ -122,6 +110,9 @@ def wrong_f_hat_at(
     """Return what is wrong with one image's f_hat after scale `si`; None where it agrees."""
     f_hat, one = actual.f_hat_SBCPP[si, image], slice(image, image + 1)
     if not _close(actual.f_hat_SBCPP[si, one], expected.f_hat_SBCPP[si, one], 2 * evidence.budget.f_hat):
+        word = rounding_of(evidence, image, lambda shown, row: shown.f_hat_SBCPP[si, row])
+        if word:
+            return WrongTensor(si, "precision", f"f_hat after scale {si} is the right one, rounded to {word}")
         return WrongTensor(si, "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}")
     return None
 
@@ -167,85 +158,6 @@ def _input_error(expected_2bLD: Tensor, budget: Budget) -> Tensor:
     dtype = expected_2bLD.dtype
     relative = max(2 * budget.f_hat, INPUT_ULPS[dtype] * torch.finfo(dtype).eps)
     return relative * expected_2bLD.abs().amax(dim=(0, 2, 3)).clamp_min(1.0).float()
-
-
-def _wrong_input(
-    evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
-) -> WrongTensor:
-    """The input is embed(raw) + position term: what is left without embed(raw) tells which of the two is wrong."""
-    pyramid, network, B = evidence.models.pyramid, evidence.models.target, evidence.request.B
-    span, one = pyramid.span(si), slice(image, image + 1)
-    error = float(_input_error(_halves(expected.x_RLD, one, slice(None)), evidence.budget))
-    both = [image, B + image]
-    halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
-    if (misplaced := _misplaced(actual.x_RLD[both, span], expected.x_RLD[:, span], both, error, si)) is not None:
-        return misplaced
-    if si == 0:
-        return WrongTensor(si, "condition", f"the input of scale 0 is not that of its label{_half(halves)}")
-    if any(halves):
-        return WrongTensor(si, "rows", f"the input of scale {si} is wrong{_half(halves)}")
-    own_lD = network.lvl_SD[si] + network.pos_LD[span]
-    left_lD = actual.x_RLD[image, span] - (expected.x_RLD[image, span] - own_lD)
-    # [level, row, position]: how far a row is from that position's term, each row free to sit anywhere
-    distance_SlL = torch.stack([_cdist(left_lD - level_D, network.pos_LD) for level_D in network.lvl_SD])
-    nearest_l, level_l = distance_SlL.amin(2).min(0)
-    if bool((nearest_l <= error).all()):
-        row_l = torch.arange(len(level_l), device=level_l.device)
-        position_l = distance_SlL[level_l, row_l].argmin(1)
-        where = f"{int(position_l[0])}..{int(position_l[-1])} with level {_span(level_l)}"
-        detail = f"inputs of scale {si} sit at positions {where}, not {span.start}..{span.stop - 1}"
-        return WrongTensor(si, "positions", detail)
-    if is_after_drafts(evidence, actual.x_RLD[image, span], image, si, error):
-        detail = f"scale {si} was made final after tokens of scale {si - 1} that its input does not hold"
-        return WrongTensor(si, "accept", detail)
-    return WrongTensor(si, "query", f"the input of scale {si} is not that of its f_hat")
-
-
-def _misplaced(
-    actual_2lX: torch.Tensor, expected_RlX: torch.Tensor, rows: list[int], error: float, si: int
-) -> WrongTensor | None:
-    """Tell whether a guidance row holds what belongs to another one: halves mixed, or images."""
-    B = len(expected_RlX) // 2
-    for own, actual_lX in zip(rows, actual_2lX, strict=True):
-        other = other_row(actual_lX, expected_RlX, own, error)
-        if other is None:
-            continue
-        detail = f"guidance row {own} of scale {si} holds what belongs to row {other}"
-        if (own < B) != (other < B):
-            return WrongTensor(si, "rows", f"{detail}, of the other half")
-        if si:  # the input of scale 0 is its label's: another image's is a wrong condition
-            return WrongTensor(si, "rows", detail)
-    return None
-
-
-def _half(right: list[bool]) -> str:
-    """Say which guidance half is wrong where the other one is right."""
-    if all(right) or not any(right):
-        return ""
-    return f" in the {'unconditional' if right[0] else 'conditional'} row alone"
-
-
-def _cdist(actual_lD: Tensor, pos_LD: Tensor) -> Tensor:
-    """Largest difference of every row from every position; in float32, since CUDA has no such kernel in bfloat16."""
-    wide = torch.promote_types(actual_lD.dtype, torch.float32)
-    return torch.cdist(actual_lD.to(wide), pos_LD.to(wide), p=torch.inf)
-
-
-def _span(level_l: Tensor) -> str:
-    low, high = int(level_l.min()), int(level_l.max())
-    return str(low) if low == high else f"{low}..{high}"
-
-
-def _wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
-    """Inputs agree and logits do not: the pass saw the wrong keys. A pass over one scale needs no mask."""
-    turn = round_of(evidence, image, si)
-    if turn is None:
-        return WrongTensor(si, "mask or cache", f"logits of scale {si} differ while its inputs agree")
-    if turn.drafted + turn.bonus == 1 and turn.target_rows <= evidence.models.pyramid.tokens(si):
-        detail = f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
-        return WrongTensor(si, "cache", detail)
-    last = max(si, turn.first + turn.drafted - 1)
-    return WrongTensor(si, "mask or cache", f"logits of scale {si} differ in the pass over scales {turn.first}..{last}")
 
 
 def _wrong_f_hat(expected: Intermediates, image: int, si: int, f_hat: Tensor) -> str:

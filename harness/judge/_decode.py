@@ -15,8 +15,8 @@ from dataclasses import replace
 
 import torch
 
-from harness.judge._components import WrongTensor, WrongTensors, first_wrong, first_wrong_of
-from harness.judge._evidence import Evidence
+from harness.judge._components import WrongTensors, first_wrong, first_wrong_of
+from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._form import malformed
 from harness.judge._tokens import judge_tokens
 from harness.judge._verdict import Distance, Divergence, Judgement
@@ -75,7 +75,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
 
 
 def judge_until_its_end(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
-    """Judge what a decode did before it ended, as `ended` says; its defects come after wrong tensors.
+    """Judge what a decode did before it ended, as `ended` says; why it ended comes first, whatever differed before.
 
     `evidence.actual` is the trace up to there; `contract` and `drafts` are those of `judge`.
     """
@@ -85,7 +85,7 @@ def judge_until_its_end(evidence: Evidence, contract: Contract, drafts: bool, en
         judgement.defects = [*ended.defects, *judgement.defects]
         judgement.so_far = ended.so_far
         return judgement
-    final_B = [_final_scales(actual, pyramid, image) for image in range(evidence.request.B)]
+    final_B = [final_scales(actual, pyramid, image) for image in range(evidence.request.B)]
     last_right, divergences = "", list[Divergence]()
     if max(final_B):
         # what was never drawn may be any number
@@ -94,7 +94,7 @@ def judge_until_its_end(evidence: Evidence, contract: Contract, drafts: bool, en
         divergences = [each for image, final in enumerate(final_B) for each in _first_of_final(along, image, final)]
         right = min(min((each.scale for each in divergences), default=min(final_B)), *final_B)
         last_right = f"; last good tensor: f_hat of scale {right - 1}" if right else "; no tensor was right"
-    ended.defects = [*divergences, *ended.defects]
+    ended.defects = [*ended.defects, *divergences]
     ended.wrong_tensors = len(divergences)
     clauses = (f"{_progress(actual, pyramid)}{last_right}", ended.so_far)
     ended.so_far = "; ".join(clause for clause in clauses if clause)
@@ -156,7 +156,7 @@ def _is_whole(trace: Trace, pyramid: ScalePyramid, V: int) -> bool:
     return bool(((trace.tokens_BL >= 0) & (trace.tokens_BL < V)).all()) and not trace.missing_scales(pyramid)
 
 
-def _final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
+def final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
     """Return how many scales of an image, from the first on, were made final with tokens."""
     for si in pyramid:
         known = bool((trace.tokens_BL[image, pyramid.span(si)] >= 0).all())
@@ -167,7 +167,7 @@ def _final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
 
 def _progress(trace: Trace, pyramid: ScalePyramid) -> str:
     """Say how far a decode came: rounds and final scales."""
-    final = min(_final_scales(trace, pyramid, image) for image in range(len(trace.tokens_BL)))
+    final = min(final_scales(trace, pyramid, image) for image in range(len(trace.tokens_BL)))
     rounds = max((len(turns) for turns in trace.rounds), default=0)
     scales = f"scales 0..{final - 1} of {pyramid.S} final" if final else f"no scale of {pyramid.S} final"
     return f"{count_of(rounds, 'round')}, {scales}"

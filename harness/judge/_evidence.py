@@ -15,6 +15,15 @@ from harness.rounding import Allowance, Budget
 
 
 @dataclass(frozen=True)
+class WrongTensor:
+    """A tensor that is not the reference's, and the component that made it; `detail` is a clause on why."""
+
+    scale: int
+    component: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class Evidence:
     """One decode and its oracle."""
 

@@ -69,7 +69,7 @@ def flat(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dty
 
 CORNER = Mutant("masks.corner", "the top-left _corner of the mask, whatever is cached",
     "the published mask sliced in both axes alike", parts(attention_mask=_mask(_corner)),
-    component="mask or cache")  # fmt: skip
+    component="mask")  # fmt: skip
 TOKEN_CAUSAL = Mutant("masks.token-causal", "rows do not see later tokens of their own scale",
     "the causal mask of language models", parts(attention_mask=_mask(_token_causal)))  # fmt: skip
 OPEN = Mutant("masks.open", "rows see the whole window, later scales too", "no mask, as in a pass over one scale",

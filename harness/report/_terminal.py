@@ -78,7 +78,8 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         if result.wall_seconds and result.images:
             say(console, _work_line(result))
         if result.compared:
-            say(console, f"compared with {result.against or 'the reference'}: {', '.join(result.compared)}")
+            sides = f"compared with {result.against or 'the reference'}"
+            say(console, f"{f'{result.tested} ' * bool(result.tested)}{sides}: {', '.join(result.compared)}")
         if result.coverage.rounds:
             word = " (as the decoder says: nothing confirms its rounds and calls)" if result.is_its_word else ""
             say(console, f"covered{word}: {result.coverage}")

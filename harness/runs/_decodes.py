@@ -24,7 +24,7 @@ from harness.pool import ALONE, Died, Parallelism, employ
 from harness.protocol import Contract, Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
-from harness.runs._identity import identity_of
+from harness.runs._identity import identity_of, names_of
 from harness.runs._plan import Plan, Task
 from harness.runs._record import DECODER, HARNESS, NetworksUsed, RunHeader
 from harness.runs._records import JudgedRow
@@ -85,8 +85,9 @@ def verify_decodes(
     factory, plan, terms = decodes.factory, decodes.plan, decodes.terms
     plan.check()
     check_pairs(plan, terms)
+    name = factory if isinstance(factory, str) else factory_name(factory)
     result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.title, plan=plan)
-    result.against = terms.against.name if terms.against else ""
+    result.tested, result.against = names_of((name, plan.settings[0]), terms.against)
     try:
         models.check_finite()
         compiled = any(setting.compiled for setting in plan.settings)
@@ -95,7 +96,6 @@ def verify_decodes(
         result.early.append(Divergence("weights", str(error), plan.tasks[0].request.seed))
         return result
     result.budget = widest(budget, models.pyramid, [task.request for task in plan.tasks])
-    name = factory if isinstance(factory, str) else factory_name(factory)
     identity = None
     if store.recipe is not None or store.file:
         identity = identity_of(models, (name, plan.settings[0]), terms.against)

@@ -37,6 +37,13 @@ class CodeIdentity:
     changed: bool = False  # whether files differ from that commit
     checkout: str = ""  # folder of published code, as it was given
 
+    @property
+    def title(self) -> str:
+        """Name, folder and commit, for messages."""
+        place = f" of {Path(self.checkout).name}" if self.checkout else ""
+        changed = ", changed" if self.changed else ""
+        return f"{self.implementation}{place}" + (f" at {self.commit[:7]}{changed}" if self.commit else "")
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -121,6 +128,19 @@ def code_of(implementation: str, checkout: str = "") -> CodeIdentity:
     commit = _git(folder, "rev-parse", "HEAD")
     changed = bool(_git(folder, "status", "--porcelain", "--", sources)) if commit else False
     return CodeIdentity(implementation, "+".join(map(_digest_of, places)), commit, changed, checkout)
+
+
+def names_of(decoder: tuple[str, Settings], against: Other | None) -> tuple[str, str]:
+    """Return how messages call a decoder and the one that it is judged against: name, checkout and commit of each.
+
+    `decoder` is the name of its factory, and settings that tell its checkout. Both names are empty where there is one
+    decoder alone.
+    """
+    if against is None:
+        return "", ""
+    sides = (decoder, (against.name, against.settings[0]))
+    tested, other = (code_of(name, settings.option("checkout")).title for name, settings in sides)
+    return tested, other
 
 
 def _place(module: str) -> Path | None:

@@ -38,7 +38,10 @@ def _result(run: Kept, rows: list[JudgedRow]) -> Verification:
         widest(record.budget, networks.pyramid, requests),
         torch.device(networks.device), *networks.dtypes, networks.title, plan=run.plan, record=record,
     )  # fmt: skip
-    result.against = terms.against.name if terms.against else ""
+    if terms.against is not None:
+        of = record.identity
+        result.tested, result.against = of.decoder.title if of else "", terms.against.name
+        result.against = of.against.title if of and of.against else result.against
     by_task: dict[int, list[JudgedRow]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)

@@ -57,7 +57,9 @@ class Verification:
     record: RunHeader | None = None  # what repeats the run; None where nothing was decoded
     covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
     reasons: list[str] = field(default_factory=list)  # why the run as a whole proves nothing
-    against: str = ""  # the other decoder, where one stood in the reference's place
+    # the decoder under test and the other one, each with its commit, where one stood in the reference's place
+    tested: str = ""
+    against: str = ""
     laws: LawsTried | None = None  # what was seen of laws that were tried after the run
     claims: QualityClaims | None = None  # on the quality of images
     quality: QualityFigures | None = None  # what was measured of the quality of images
@@ -105,10 +107,11 @@ class Verification:
 
     @property
     def first_case(self) -> tuple[JudgedRow, Divergence] | None:
-        """The first defect of the first setting that has one, else the first tie, with its row."""
+        """The first defect of the first setting that has one, a crash before all others, else the first tie."""
         found = [setting.first for setting in self.settings if setting.first]
         defects = [case for case in found if case[1] in case[0].judgement.defects]
-        return next(iter(defects + found), None)
+        crashes = [case for case in defects if case[1].component == "crash"]
+        return next(iter(crashes + defects + found), None)
 
     @property
     def first_divergence(self) -> Divergence | None:
@@ -258,6 +261,7 @@ class Verification:
             "inconclusive": self.inconclusive,
             "so_far": self.so_far,
             "remarks": self.remarks,
+            "tested": self.tested or None,
             "against": self.against or None,
             "changes": self.changes,
             "compared": self.compared,

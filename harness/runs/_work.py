@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.clock import timed
-from harness.decoders import Built, Factory, Other, Runner, Terms, claimed_contract, start_runner
+from harness.decoders import Built, Factory, Other, Runner, Terms, claimed_contract, factory_name, start_runner
 from harness.errors import InputError
 from harness.judge import (
     Divergence,
@@ -30,6 +30,7 @@ from harness.judge import (
     costs_of_draws,
     judge_against,
     judge_along,
+    judge_ends,
     judge_until_its_end,
 )
 from harness.models import ModelPair, close_pair
@@ -37,6 +38,7 @@ from harness.protocol import Contract, Request, Settings, Trace
 from harness.protocol.noise import Noise
 from harness.reference.sequential import sample_sequential
 from harness.rounding import Budget
+from harness.runs._identity import names_of
 from harness.runs._plan import Task
 from harness.runs._records import Counts, JudgedRow
 from harness.runs.pictures import Best, Picture, exhibit, pictures
@@ -111,6 +113,9 @@ class Verifier:
                     self._decoders[number] = built, k, models
                     contracts[number] = claimed_contract(built.contracts[k], work.terms).value
             self._places = stack.pop_all()
+        named = work.factory if isinstance(work.factory, str) else factory_name(work.factory)
+        tested, other = names_of((named, work.settings[0]), work.terms.against)
+        self._names = f"tested {tested}", f"other {other}"  # two checkouts of one commit may be called the same
         self.about = Built(contracts, list(dict.fromkeys(moved)))
 
     def do(self, task: Task) -> Done:
@@ -137,7 +142,9 @@ class Verifier:
                 total += free[greedy].trace.seconds
             try:
                 row, shown, seen, seconds = (
-                    self._compared(task, number, *self._other) if self._other else self._row(task, number, free[greedy])
+                    self._compared(task, number, self._other[1])
+                    if self._other
+                    else self._row(task, number, free[greedy])
                 )
             except InputError as error:
                 if not work.terms.refusals:
@@ -172,22 +179,29 @@ class Verifier:
         seen = pictures((task.number, number), along, judgement, free.trace.f_hat_BCPP, self._best)
         return row, shown(along, judgement), seen, seconds
 
-    def _compared(self, task: Task, number: int, other: Other, there: Runner) -> Judged:
+    def _compared(self, task: Task, number: int, there: Runner) -> Judged:
         """Decode a task by both decoders under one setting, and judge one against the other."""
         request, models = task.request, self._decoders[number][2]
         actual, remarks, seconds = self._decoded(task, number)
         expected, theirs, others = _traced(partial(there.decode, number, request), models.device)
-        remarks += [f"{other.name}: {each}" for each in theirs]
+        names = self._names
+        remarks += [f"{names[1]}: {each}" for each in theirs]
         row = JudgedRow(task.number, number, Judgement(request.B), seconds=seconds, reference_seconds=others)
         seconds += others
-        if isinstance(actual, Judgement):
-            return replace(row, judgement=self._remarked(actual, remarks, request)), {}, [], seconds
-        if isinstance(expected, Judgement):
-            defects = [replace(each, detail=f"{other.name}: {each.detail}") for each in expected.defects]
-            expected = replace(expected, defects=defects)
-            return replace(row, judgement=self._remarked(expected, remarks, request)), {}, [], seconds
+        if isinstance(actual, Judgement) or isinstance(expected, Judgement):
+            ended = tuple(each if isinstance(each, Judgement) else None for each in (actual, expected))
+            made = [each.partial if isinstance(each, Judgement) else each for each in (actual, expected)]
+            evidence = None
+            if made[0] is not None and made[1] is not None:
+                evidence = self._evidence(request, number, made[0], made[1], models.noise(request))
+            return (
+                replace(row, judgement=self._remarked(judge_ends(evidence, names, ended), remarks, request)),
+                {},
+                [],
+                seconds,
+            )
         evidence = self._evidence(request, number, actual, expected, models.noise(request))
-        judgement = self._remarked(judge_against(evidence, other.name), remarks, request)
+        judgement = self._remarked(judge_against(evidence, names), remarks, request)
         changes = tuple(f"{seeds_of(request)}, {each}" for each in changed_counts(actual, expected))
         counts = Counts.of(actual, _differing(evidence, judgement))
         row = replace(row, judgement=judgement, counts=counts, changes=changes, peak_bytes=actual.peak_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,9 @@ def test_rounds_before_a_crash_are_counted(shelf: Path):
 def test_a_mistake_before_a_crash_is_found(shelf: Path):
     result = run(make(shelf, "var", "crashes-late", "flat-guidance"), True)
     assert result.first_divergence is not None
-    assert (result.first_divergence.component, result.first_divergence.scale) == ("guidance", 0)
-    assert result.settings[0].judgements[0].defects[-1].component == "crash"
+    assert result.first_divergence.component == "crash"  # the first line, and what differed before it behind
+    found = result.settings[0].judgements[0].defects[1]
+    assert (found.component, found.scale) == ("guidance", 0)
 
 
 def test_a_decode_that_hangs_says_where(shelf: Path):
@@ -107,7 +109,7 @@ def test_two_checkouts_of_the_same_code_are_identical(shelf: Path, in_process: b
 
 @pytest.mark.parametrize(
     ("mistake", "component", "scale"),
-    [("wrong-positions", "query", 1), ("flat-guidance", "guidance", 0), ("most-likely", "draw", -1)],
+    [("wrong-positions", "positions", 1), ("flat-guidance", "guidance", 0), ("most-likely", "draw", -1)],
 )
 def test_what_a_change_did_is_named_with_its_scale(shelf: Path, mistake: str, component: str, scale: int):
     result = against(shelf, mistake)
@@ -122,7 +124,42 @@ def test_what_a_change_did_is_named_with_its_scale(shelf: Path, mistake: str, co
 def test_another_decoder_that_crashes_is_told_apart(shelf: Path):
     result = against(shelf, "crashes-late")
     assert result.first_divergence is not None
-    assert result.first_divergence.detail.startswith("published:var: IndexError")
+    assert re.match(r"other published:var of var-crashes-late: IndexError", result.first_divergence.detail)
+    assert result.so_far == ["compared up to there: 2 final scales"]
+
+
+def test_a_checkout_against_itself_is_identical_up_to_its_crash(shelf: Path):
+    crashing = make(shelf, "var", "crashes-late")
+    result = run(crashing, True, against=Other("published:var", (settings(crashing),)))
+    assert result.verdict is Verdict.IDENTICAL, result.first_divergence
+    assert (result.settings[0].total("draws"), result.settings[0].total("identical")) == (
+        10,
+        10,
+    )  # two images, scales 0..1
+    (text,) = result.so_far
+    assert text.startswith("both end alike, component crash (IndexError: list index out of range in forward")
+    assert text.endswith("compared up to there: 2 final scales")
+
+
+def test_the_steps_before_a_crash_are_compared(shelf: Path):
+    other = Other("published:var", (settings(make(shelf, "var", "crashes-late")),))
+    result = run(make(shelf, "var", "crashes-late", "flat-guidance"), True, against=other)
+    (found, *_) = result.settings[0].judgements[0].defects
+    assert (result.verdict, found.component, found.scale) == (Verdict.DEFECT, "guidance", 0)
+    assert result.so_far[0].startswith("both end alike")
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_wrong_input_is_explained_of_the_side_that_has_it(shelf: Path, swapped: bool):
+    sides = [make(shelf, "var", "wrong-positions"), make(shelf, "var")]
+    one, other = reversed(sides) if swapped else sides
+    found = run(one, True, against=Other("published:var", (settings(other),))).first_divergence
+    assert found.component == "positions"
+    word, folder = ("other" if swapped else "tested"), "var-wrong-positions"
+    assert (
+        f"; {word} published:var of {folder}: inputs of scale 1 sit at positions 0..3 with level 0..1, not 1..4"
+        in found.detail
+    )
 
 
 def test_counts_that_changed_are_no_defect(shelf: Path):

@@ -70,8 +70,8 @@ MISTAKES = [
     ("position-offset", "positions"),
     ("doubled-last", "rows"),
     ("own-tokens", "query"),
-    ("mask-corner", "mask or cache"),
-    ("mask-causal", "mask or cache"),
+    ("mask-corner", "mask"),
+    ("mask-causal", "mask"),
     ("caches-emptied", "mask or cache"),
     ("alias", "f_hat"),
     ("double-update", "f_hat"),
@@ -100,7 +100,7 @@ def test_a_loop_that_stops_leaves_an_unfinished_image(shelf: Path):
 def test_the_recorded_hand_off_is_wrong_at_its_entry_scale(shelf: Path):
     result = run("sdvar-test3", make(shelf, "sdvar", "entry-raw"), entry_num=2)
     assert result.first_divergence is not None
-    assert (result.first_divergence.component, result.first_divergence.scale) == ("mask or cache", 2)
+    assert (result.first_divergence.component, result.first_divergence.scale) == ("head", 2)
 
 
 @pytest.mark.parametrize("mistake", ["refine-causal", "refine-emptied"])

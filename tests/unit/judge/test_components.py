@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness.judge import _components as components
-from harness.judge._components import WrongTensor, first_wrong, wrong_at
-from harness.judge._evidence import Evidence
+from harness.judge._components import first_wrong, wrong_at
+from harness.judge._evidence import Evidence, WrongTensor
 from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential
 from harness.rounding._budget import Budget
@@ -41,7 +41,7 @@ def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: f
     off = t * (1 + 1e-4) if t else 1e-6
     for guided_LV, why in (
         ((1 + off) * conditional_LV - off * unconditional_LV, "weight or halves"),
-        ((1 + t) * unconditional_LV - t * conditional_LV, "unconditional half first"),
+        ((1 + t) * unconditional_LV - t * conditional_LV, "halves swapped, unconditional half first"),
     ):
         wrong = judged(guided_LV)
         assert (wrong.component, wrong.detail.partition(": ")[2]) == ("guidance", why)

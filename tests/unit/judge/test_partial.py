@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge._decode import _final_scales, _is_whole, _progress, judge, judge_until_its_end
+from harness.judge._decode import _is_whole, _progress, final_scales, judge, judge_until_its_end
 from harness.judge._evidence import Evidence
 from harness.judge._verdict import Divergence, Judgement, Verdict
 from harness.protocol._contract import Contract
@@ -53,23 +53,23 @@ def test_what_was_right_until_the_end_leaves_the_end_alone():
     assert (made.verdict, made.wrong_tensors, made.draws) == (Verdict.DEFECT, 0, 0)
 
 
-def test_a_mistake_before_the_end_comes_first():
+def test_the_end_comes_first_whatever_was_wrong_before():
     made = judge_until_its_end(bent(cut(evidence(), 2, 2), 1, 1), Contract.TOKENS, True, ended())
-    assert [(each.component, each.image, each.scale) for each in made.defects] == [("f_hat", 1, 1), ("crash", -1, -1)]
+    assert [(each.component, each.image, each.scale) for each in made.defects] == [("crash", -1, -1), ("f_hat", 1, 1)]
     assert made.wrong_tensors == 1
     assert "; last good tensor: f_hat of scale 0; " in made.so_far
 
 
 def test_where_the_first_scale_is_wrong_no_tensor_was_right():
     made = judge_until_its_end(bent(cut(evidence(), 2, 2), 0), Contract.TOKENS, True, ended())
-    assert made.defects[0].scale == 0
+    assert [each.scale for each in made.defects] == [-1, 0]
     assert made.so_far == "1 round, scales 0..1 of 3 final; no tensor was right; last seen: scale 2"
 
 
 def test_images_end_apart_and_the_shortest_is_told():
     found = cut(evidence(), 2, 1)
     made = judge_until_its_end(bent(found, 1, 0), Contract.TOKENS, True, replace(ended(), so_far=""))
-    assert [(each.image, each.scale) for each in made.defects] == [(0, 1), (-1, -1)]
+    assert [(each.image, each.scale) for each in made.defects] == [(-1, -1), (0, 1)]
     assert made.so_far == "1 round, scales 0..0 of 3 final; last good tensor: f_hat of scale 0"
 
 
@@ -133,7 +133,7 @@ def test_a_scale_that_the_draft_decided_alone_has_no_target_tensors_under_contra
     right = judge_until_its_end(replace(found, actual=alone), Contract.QUALITY, True, ended())
     assert [each.component for each in right.defects] == ["crash"]
     wrong = judge_until_its_end(replace(found, actual=alone), Contract.TOKENS, True, ended())
-    assert wrong.defects[0].component == "scheduling"
+    assert [each.component for each in wrong.defects[:2]] == ["crash", "scheduling"]
 
 
 def trace(writes: list[list[int]], tokens: list[list[int]]) -> Trace:
@@ -148,9 +148,9 @@ FULL = [0] * 14
 def test_finished_counts_scales_from_the_first_on():
     gap = [*[0] * 4, -1, *[0] * 9]
     made = trace([[1, 1, 1], [1, 0, 1]], [FULL, FULL])
-    assert [_final_scales(made, PYRAMID, image) for image in (0, 1)] == [3, 1]
+    assert [final_scales(made, PYRAMID, image) for image in (0, 1)] == [3, 1]
     made = trace([[1, 1, 1], [0, 1, 1]], [gap, FULL])
-    assert [_final_scales(made, PYRAMID, image) for image in (0, 1)] == [1, 0]
+    assert [final_scales(made, PYRAMID, image) for image in (0, 1)] == [1, 0]
     assert _progress(made, PYRAMID) == "0 rounds, no scale of 3 final"
     assert _progress(trace([[1, 1, 0]] * 2, [FULL] * 2), PYRAMID) == "0 rounds, scales 0..1 of 3 final"
 

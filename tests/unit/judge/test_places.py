@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge._components import WrongTensor, _cdist, wrong_at, wrong_f_hat_at
-from harness.judge._evidence import Evidence
+from harness.judge._components import wrong_at, wrong_f_hat_at
+from harness.judge._evidence import Evidence, WrongTensor
+from harness.judge._inputs import _cdist
 from harness.protocol._trace import Intermediates, Round
 from harness.rounding._budget import Budget
 from tests.unit.judge.test_tokens import MODELS, evidence
@@ -56,7 +57,7 @@ def test_rows_that_are_swapped_are_a_matter_of_guidance():
     def swap(kept: Intermediates) -> None:
         kept.rows_RLV[[1, 3], SPAN] = kept.rows_RLV[[3, 1], SPAN].clone()
 
-    assert changed(swap, 1) == ("guidance", "rows of scale 1 are swapped: unconditional half first")
+    assert changed(swap, 1) == ("guidance", "the halves of scale 1 are swapped: unconditional half first")
     assert changed(swap, 0) is None
 
 

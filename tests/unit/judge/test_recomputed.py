@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.judge import _rows
 from harness.judge import _suspects as suspects
 from harness.judge._decode import unverified_scales
 from harness.judge._evidence import Evidence
-from harness.judge._suspects import is_accepted_draft, other_row, wrong_label
+from harness.judge._suspects import is_accepted_draft, other_row
 from harness.protocol._request import Request
 from harness.protocol._trace import Round
 from harness.reference._steps import guidance_labels, scale_input
@@ -79,7 +80,13 @@ def asked(image: int, si: int, rows_RlV: Tensor, half: int = 0, turns: list[list
     found = right()
     found.actual.rounds = turns or []
     found.actual.intermediates.rows_RLV[2 * half + image, PYRAMID.span(si)] = rows_RlV[image]
-    return wrong_label(found, found.actual.intermediates, image, si)
+    return label_said(found, image, si)
+
+
+def label_said(found: Evidence, image: int, si: int) -> str | None:
+    wrong = _rows._other_label(found, image, si)
+    assert wrong is None or (wrong.scale, wrong.component) == (si, "condition")
+    return wrong and wrong.detail
 
 
 @pytest.mark.parametrize("si", [0, 1, 2])
@@ -103,9 +110,9 @@ def test_rows_of_another_label_may_be_two_budgets_off_and_no_more():
 def test_where_nothing_may_move_the_same_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch):
     found = replace(right(), budget=Budget(0.0, 0.0, 0.0, "by hand"))
     rows_lV = found.actual.intermediates.rows_RLV[0, PYRAMID.span(1)]
-    monkeypatch.setattr(suspects, "_rows_under", lambda *_: torch.stack((rows_lV + 1, rows_lV, rows_lV + 1)))
+    monkeypatch.setattr(_rows, "_rows_under", lambda *_: torch.stack((rows_lV + 1, rows_lV, rows_lV + 1)))
     said = "the conditional rows of scale 1 are those of label 2, not 0"
-    assert wrong_label(found, found.actual.intermediates, 0, 1) == said
+    assert label_said(found, 0, 1) == said
 
 
 def test_a_window_alone_may_have_been_passed_under_another_label():
@@ -118,24 +125,24 @@ def test_a_window_alone_may_have_been_passed_under_another_label():
 
 
 def test_of_a_large_table_the_labels_of_the_batch_and_the_unconditional_one_are_tried(monkeypatch: pytest.MonkeyPatch):
-    assert suspects.MOST_LABELS == 32
-    monkeypatch.setattr(suspects, "MOST_LABELS", CLASSES)
+    assert _rows.MOST_LABELS == 32
+    monkeypatch.setattr(_rows, "MOST_LABELS", CLASSES)
     assert asked(0, 1, under((2, 2), 0, 1)) is None
     for label in (1, CLASSES):
         assert f"label {label}, not 0" in asked(0, 1, under((label, label), 0, 1))
-    monkeypatch.setattr(suspects, "MOST_LABELS", 2)
+    monkeypatch.setattr(_rows, "MOST_LABELS", 2)
     assert asked(0, 1, under((CLASSES, CLASSES), 0, 1)) is None  # the first two: 0 and 1
 
 
 def test_drawn_labels_are_asked_for_as_the_networks_classes():
     found = right(Request(None, 3, count=2, order="batch"))
-    assert wrong_label(found, found.actual.intermediates, 0, 1) is None
+    assert label_said(found, 0, 1) is None
 
 
 def drafted(found: Evidence, si: int, share: int) -> None:
     """Let the decoder hold the draft's tokens at so many positions of a scale, and another wrong one at the last."""
     span = PYRAMID.span(si)
-    drafted_l = suspects._drafted(found, 0, si, "token")
+    drafted_l = suspects.drafted(found, 0, si, "token")
     expected_l = found.expected.tokens_BL[0, span]
     expected_l.copy_((drafted_l + 1) % NETWORK.config.V)
     found.actual.tokens_BL[0, span] = expected_l
@@ -156,7 +163,7 @@ def drafted(found: Evidence, si: int, share: int) -> None:
 def test_a_drafts_token_can_be_kept_where_something_was_drafted(turns: list[Round], kept: bool):
     found = right()
     drafted(found, 1, 4)
-    found.actual.tokens_BL[0, PYRAMID.span(1)] = suspects._drafted(found, 0, 1, "token")
+    found.actual.tokens_BL[0, PYRAMID.span(1)] = suspects.drafted(found, 0, 1, "token")
     found.actual.rounds = [turns, turns] if turns else []
     assert is_accepted_draft(found, 0, 1) is kept
     found.expected.tokens_BL.copy_(found.actual.tokens_BL)

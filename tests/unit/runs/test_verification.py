@@ -124,7 +124,7 @@ def test_an_adversarial_draft_changes_nothing(kind: str, draft_len: int):
 
 def test_bugs_of_every_component_are_planted():
     assert {mutant.component for mutant in LOCATED} == {
-        "positions", "guidance", "f_hat", "mask or cache", "cache", "draw", "crash",
+        "positions", "guidance", "f_hat", "mask", "cache", "draw", "crash",
     }  # fmt: skip
     assert FIRST_SCALE.keys() <= {mutant.id for mutant in LOCATED}
 

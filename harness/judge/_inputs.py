@@ -1,0 +1,166 @@
+"""What a wrong input of the network is: another row's, rounded, or made of something else, or sitting elsewhere.
+
+Promise: an input is content plus position term (spec §4), so every content at hand is taken away, and what is left is
+looked up among the terms of all positions: content and position are named apart, and both where both are wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.judge._evidence import Evidence, WrongTensor
+from harness.judge._rounded import rounding_of
+from harness.judge._suspects import is_after_drafts, other_positions, other_row
+from harness.reference import next_input
+
+
+def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongTensor:
+    """Return what the input of one image at one scale is, which differs from the expected one by more than `error`."""
+    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
+    assert actual is not None
+    assert expected is not None
+    span, B = evidence.models.pyramid.span(si), evidence.request.B
+    both = [image, B + image]
+    halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
+    if (misplaced := misplaced_rows(actual.x_RLD[both, span], expected.x_RLD[:, span], both, error, si)) is not None:
+        return misplaced
+    word = rounding_of(evidence, image, lambda shown, row: shown.x_RLD[_both(shown.x_RLD, row), span])
+    if word:
+        return WrongTensor(si, "precision", f"the input of scale {si} is the right one, rounded to {word}")
+    if si and any(halves):
+        return WrongTensor(si, "rows", f"the input of scale {si} is wrong{_half(halves)}")
+    known = _known_content(evidence, image, si, error)
+    if known is not None:
+        return known
+    at = other_positions(actual.x_RLD[both, span], expected.x_RLD[both], span, error)
+    if at is not None:
+        detail = f"the input of scale {si} is that of positions {at}..{at + evidence.models.pyramid.tokens(si) - 1}"
+        return WrongTensor(si, "split", f"{detail}, not {span.start}..{span.stop - 1}")
+    if si == 0:
+        return WrongTensor(si, "condition", f"the input of scale 0 is not that of its label{_half(halves)}")
+    if is_after_drafts(evidence, actual.x_RLD[image, span], image, si, error):
+        detail = f"scale {si} was made final after tokens of scale {si - 1} that its input does not hold"
+        return WrongTensor(si, "accept", detail)
+    return WrongTensor(si, "query", f"the input of scale {si} is not that of its f_hat")
+
+
+def misplaced_rows(
+    actual_2lX: Tensor, expected_RlX: Tensor, rows: list[int], error: float, si: int
+) -> WrongTensor | None:
+    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images."""
+    B = len(expected_RlX) // 2
+    own_2lX = expected_RlX[rows]
+    swapped = bool(((actual_2lX.flip(0) - own_2lX).abs() <= error).all())
+    if swapped and bool(((own_2lX[0] - own_2lX[1]).abs() > 2 * error).any()):
+        return WrongTensor(si, "rows", f"the halves of scale {si} are swapped: unconditional half first")
+    for own, actual_lX in zip(rows, actual_2lX, strict=True):
+        other = other_row(actual_lX, expected_RlX, own, error)
+        if other is None:
+            continue
+        detail = f"guidance row {own} of scale {si} holds what belongs to row {other}"
+        if (own < B) != (other < B):
+            return WrongTensor(si, "rows", f"{detail}, of the other half")
+        if si:  # the input of scale 0 is its label's: another image's is a wrong condition
+            return WrongTensor(si, "rows", detail)
+    return None
+
+
+def _both(tensor_RLx: Tensor, image: int) -> list[int]:
+    return [image, len(tensor_RLx) // 2 + image]
+
+
+def _half(right: list[bool]) -> str:
+    """Say which guidance half is wrong where the other one is right."""
+    if all(right) or not any(right):
+        return ""
+    return f" in the {'unconditional' if right[0] else 'conditional'} row alone"
+
+
+def _known_content(evidence: Evidence, image: int, si: int, error: float) -> WrongTensor | None:
+    """Look the input up among known contents at any position; the right content first, at another position."""
+    actual = evidence.actual.intermediates
+    assert actual is not None
+    pyramid, network = evidence.models.pyramid, evidence.models.target
+    span, x_lD = pyramid.span(si), actual.x_RLD[image, pyramid.span(si)]
+    if not bool(torch.isfinite(x_lD).all()):
+        return None
+    for component, clause, content_lD in _contents(evidence, image, si):
+        left_lD = x_lD - content_lD
+        if bool(((left_lD - network.lvl_SD[si] - network.pos_LD[span]).abs() <= error).all()):
+            if clause:
+                return WrongTensor(si, component, f"the input of scale {si} is made of {clause}")
+        elif (seats := _seats(evidence, left_lD, error)) is not None:
+            position_l, level_l = seats
+            by, where = int(position_l[0]) - span.start, f"{int(position_l[0])}..{int(position_l[-1])}"
+            if clause:
+                late = f"one position {'late' if by > 0 else 'early'}" if abs(by) == 1 else f"at positions {where}"
+                return WrongTensor(si, component, f"the input of scale {si} is made of {clause}, {late}")
+            where = f"{where} with level {_span(level_l)}, not {span.start}..{span.stop - 1}"
+            return WrongTensor(si, component, f"inputs of scale {si} sit at positions {where}")
+    return None
+
+
+def _seats(evidence: Evidence, term_lD: Tensor, error: float) -> tuple[Tensor, Tensor] | None:
+    """Return position and level of every row whose term these are, each free to sit anywhere; None where one is none's.
+
+    The first row is looked up alone: most contents that are tried end there.
+    """
+    network = evidence.models.target
+    for rows_lD in (term_lD[:1], term_lD):
+        # [level, row, position]: how far a row is from that position's term
+        distance_SlL = torch.stack([_cdist(rows_lD - level_D, network.pos_LD) for level_D in network.lvl_SD])
+        nearest_l, level_l = distance_SlL.amin(2).min(0)
+        if not bool((nearest_l <= error).all()):
+            return None
+    return distance_SlL[level_l, torch.arange(len(level_l), device=level_l.device)].argmin(1), level_l
+
+
+def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (component, what it is, content_lD): first the right one, whose clause is empty."""
+    expected = evidence.expected.intermediates
+    assert expected is not None
+    models, pyramid, network = evidence.models, evidence.models.pyramid, evidence.models.target
+    span, pn = pyramid.span(si), pyramid.patch_nums[si]
+    own_lD = network.lvl_SD[si] + network.pos_LD[span]
+    yield "positions", "", expected.x_RLD[image, span] - own_lD
+    codes_lC = F.embedding(evidence.actual.tokens_BL[image, span], models.vae.quantizer.codebook_VC)
+    yield "query", "the codes of its own tokens, not of f_hat", network.embed(codes_lC[None])[0]
+    if si:
+        codes_lC = F.embedding(evidence.actual.tokens_BL[image, span], models.vae.quantizer.codebook_VC)
+        mixed_lC = codes_lC.mT.reshape(codes_lC.shape)
+        yield "query", "the codes of its own tokens with their axes mixed up", network.embed(mixed_lC[None])[0]
+        f_hats = expected.f_hat_SBCPP[:, image : image + 1]
+        right = next_input(f_hats[si - 1], si, pyramid)
+        for other in range(-1, si - 1):
+            stale = next_input(f_hats[other] if other >= 0 else torch.zeros_like(f_hats[0]), si, pyramid)
+            what = f"f_hat after scale {other}, not {si - 1}" if other >= 0 else "an f_hat without any scale"
+            yield "next input", what, network.embed(stale)[0]
+        seen = next_input(f_hats[si], si, pyramid)
+        yield "next input", "f_hat after its own tokens: the network sees the answer", network.embed(seen)[0]
+        for mode in ("nearest", "bilinear", "bicubic"):
+            resized = F.interpolate(f_hats[si - 1], size=(pn, pn), mode=mode).flatten(2).mT
+            yield "next input", f"f_hat resized by {mode}, not by area", network.embed(resized)[0]
+        turned = right.unflatten(1, (pn, pn)).transpose(1, 2).flatten(1, 2)
+        yield "next input", "f_hat with rows and columns exchanged", network.embed(turned)[0]
+        yield (
+            "query",
+            "its f_hat without the embedding's bias",
+            (network.embed(right) - network.embed(torch.zeros_like(right[:, :1])))[0],
+        )
+        yield "query", "nothing but its position term", torch.zeros_like(network.embed(right)[0])
+
+
+def _cdist(actual_lD: Tensor, pos_LD: Tensor) -> Tensor:
+    """Largest difference of every row from every position; in float32, since CUDA has no such kernel in bfloat16."""
+    wide = torch.promote_types(actual_lD.dtype, torch.float32)
+    return torch.cdist(actual_lD.to(wide), pos_LD.to(wide), p=torch.inf)
+
+
+def _span(level_l: Tensor) -> str:
+    """Say which levels there are."""
+    low, high = int(level_l.min()), int(level_l.max())
+    return str(low) if low == high else f"{low}..{high}"

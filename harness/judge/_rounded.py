@@ -1,0 +1,138 @@
+"""Whether a wrong tensor is the reference's own, computed in fewer bits than both sides were given.
+
+Promise: rounding is named where the reference, rounded so, comes twice as near as the exact one at least, and never
+excused. A wrong mask, label or input moves numbers elsewhere, however little, so that no rounding comes nearer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from harness.judge._evidence import Evidence
+from harness.models import ModelPair
+from harness.models.network import Cache, Condition, Network
+from harness.protocol import Intermediates
+from harness.protocol.noise import RowsOf
+from harness.reference.sequential import sample_sequential
+
+SHORT = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+TF32_BITS = 13  # of float32's 23 that TF32 drops of every operand of a product
+NEARER = 0.5  # of the exact reference's distance: what a rounded one is away at most, root mean square
+MOST_MOVED = 0.25  # of the exact numbers, root mean square: bfloat16 moves logits by some hundredths
+PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, F.conv2d, F.scaled_dot_product_attention)
+
+
+def explains(actual: Tensor, exact: Tensor, other: Tensor) -> bool:
+    """Tell whether another computation comes twice as near to a tensor as the exact one does; NaN explains nothing."""
+    far, near = ((actual.double() - each.double()).square().mean() for each in (exact, other))
+    return bool(near <= NEARER**2 * far) and bool(far > 0)
+
+
+def _is_rounded(actual: Tensor, exact: Tensor, rounded: Tensor) -> bool:
+    """Tell whether a rounded computation explains a tensor, and is near enough to the exact one to be its rounding."""
+    moved, size = (exact.double() - rounded.double()).square().mean(), exact.double().square().mean()
+    return explains(actual, exact, rounded) and bool(moved <= MOST_MOVED**2 * size)
+
+
+def rounding_of(evidence: Evidence, image: int, pick: Callable[[Intermediates, int], Tensor]) -> str:
+    """Return in which precision the reference gives what the decoder shows of an image; empty where none explains it.
+
+    `pick` takes the tensor in question out of intermediates, given the place of the image in their batch.
+    """
+    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
+    assert actual is not None
+    assert expected is not None
+    found, exact = pick(actual, image), pick(expected, image)
+    runs = ((word, pick(run, 0)) for word, run in _rounded_runs(evidence, image))
+    near = {word: float((found - other).square().mean()) for word, other in runs if _is_rounded(found, exact, other)}
+    return min(near, key=lambda word: near[word], default="")
+
+
+def guided_in_fewer_bits(guided_lV: Tensor, rows_2lV: Tensor, t: float) -> str:
+    """Return in which precision guidance was combined, where its rows are right and it was not in their own."""
+    exact_lV = (1 + t) * rows_2lV[0] - t * rows_2lV[1]
+    for word, dtype in SHORT.items():
+        conditional_lV, unconditional_lV = rows_2lV.to(dtype)
+        made_lV = ((1 + t) * conditional_lV - t * unconditional_lV).to(exact_lV.dtype)
+        if _is_rounded(guided_lV, exact_lV, made_lV):
+            return word
+    return ""
+
+
+def _rounded_runs(evidence: Evidence, image: int) -> Iterator[tuple[str, Intermediates]]:
+    """Yield the reference's run along an image's own tokens in every precision below the networks' own."""
+    models, numbers = evidence.models, evidence.numbers
+    if models.target.dtype in SHORT.values():
+        return
+    labels = tuple(numbers.labels(models.target.config.classes)[[image]].tolist())
+    request = replace(evidence.request, labels=labels, images=None, seeds=None)
+    row, forced_1L = torch.tensor([image], device=models.device), evidence.actual.tokens_BL[image : image + 1]
+    for word, pair, context in _modes(models):
+        try:
+            with context:
+                noise = RowsOf(numbers, row)
+                run = sample_sequential(pair.target, pair.vae, request, noise, forced_1L, evidence.greedy)
+        except RuntimeError:  # a kernel that this device does not have in this dtype: no decoder ran it either
+            continue
+        assert run.intermediates is not None
+        yield word, run.intermediates
+
+
+def _modes(models: ModelPair) -> Iterator[tuple[str, ModelPair, Any]]:
+    device = models.device
+    for word, dtype in SHORT.items():
+        short = replace(models, target=models.target.to(device, dtype))
+        yield word, short, nullcontext()
+        autocast = torch.autocast(device.type, dtype)
+        yield f"{word} (autocast)", models, autocast
+        passes = cast(Network, _Passes(models.target, autocast))
+        yield f"{word} (autocast)", replace(models, target=passes), nullcontext()
+        yield word, replace(short, vae=models.vae.to(device, dtype)), nullcontext()
+    yield "TF32", models, _ShortOperands()
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """A network of which blocks and head run in a context, and what depends on the label alone does not."""
+
+    network: Network
+    context: AbstractContextManager[Any]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+        """Run the blocks."""
+        with self.context:
+            return self.network.hidden(x_RnD, condition, cache, mask_11nK)
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        """Run the head."""
+        with self.context:
+            return self.network.logits(h_RnD, condition)
+
+
+class _ShortOperands(TorchFunctionMode):
+    """Rounds the operands of every product as TF32 does, on any device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Round the operands of a product, or let any other call through."""
+        if func in PRODUCTS:
+            args = tuple(_short(each) if isinstance(each, Tensor) else each for each in args)
+        return func(*args, **(kwargs or {}))
+
+
+def _short(operand: Tensor) -> Tensor:
+    """Round a float32 tensor to TF32's 10 bits of mantissa, to nearest; others stay."""
+    if operand.dtype != torch.float32:
+        return operand
+    half = 1 << (TF32_BITS - 1)
+    return ((operand.contiguous().view(torch.int32) + half) & -(1 << TF32_BITS)).view(torch.float32)

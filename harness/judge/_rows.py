@@ -1,0 +1,294 @@
+"""What wrong logits are where the inputs agree: other rows, rounded ones, or those of another pass.
+
+Promise: whatever is named is a computation that gives the decoder's own numbers within the budget, when one thing is
+other than it must be: the place of the rows, their precision, what the head was given, the label, the mask, the cache.
+What none of these explains is "mask or cache", and at scale 0, which sees nothing but itself, the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from harness.judge._evidence import Evidence, WrongTensor
+from harness.judge._inputs import misplaced_rows
+from harness.judge._rounded import SHORT, explains, rounding_of
+from harness.judge._suspects import drafted, other_positions, round_of
+from harness.models.network import Condition
+from harness.protocol import Intermediates
+from harness.protocol.noise import DRAFT, TOKEN
+from harness.reference import block_causal, prefix_inputs
+from harness.reference.sequential import GrowingCache
+
+MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
+
+
+def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
+    """Return what the logits of one image at one scale are, whose inputs agree and which differ beyond the budget."""
+    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
+    assert actual is not None
+    assert expected is not None
+    span, both, error = evidence.models.pyramid.span(si), [image, evidence.request.B + image], 2 * evidence.budget.rows
+    rows_2lV = actual.rows_RLV[both, span]
+    if (misplaced := misplaced_rows(rows_2lV, expected.rows_RLV[:, span], both, error, si)) is not None:
+        component = "guidance" if "swapped" in misplaced.detail else misplaced.component
+        return replace(misplaced, component=component)
+    at = other_positions(rows_2lV, expected.rows_RLV[both], span, error)
+    if at is not None:
+        late = {1: ", one late", -1: ", one early"}.get(at - span.start, "")
+        place = f"{at}..{at + rows_2lV.shape[1] - 1}, not {span.start}..{span.stop - 1}{late}"
+        return WrongTensor(si, "split", f"logits of scale {si} are those of positions {place}")
+    word = rounding_of(evidence, image, lambda shown, row: _of_image(shown, row, span))
+    if word:
+        return WrongTensor(si, "precision", f"logits of scale {si} are the right ones, rounded to {word}")
+    for explain in (_other_head, _other_label, _other_pass):
+        if (wrong := explain(evidence, image, si)) is not None:
+            return wrong
+    return _unexplained(evidence, image, si)
+
+
+def _of_image(shown: Intermediates, image: int, span: slice) -> Tensor:
+    return shown.rows_RLV[[image, len(shown.rows_RLV) // 2 + image], span]
+
+
+def _is_other(evidence: Evidence, image: int, si: int, other_2lV: Tensor) -> bool:
+    """Tell whether the decoder's logits are those of another computation: within the budget, and twice as near."""
+    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
+    assert actual is not None
+    assert expected is not None
+    span = evidence.models.pyramid.span(si)
+    found_2lV, right_2lV = _of_image(actual, image, span), _of_image(expected, image, span)
+    far_2lV, budget = (found_2lV - other_2lV).abs(), evidence.budget
+    within = bool((far_2lV <= 2 * budget.rows).all()) and bool(far_2lV.square().mean().sqrt() <= 2 * budget.rows_rms)
+    return within and explains(found_2lV, right_2lV, other_2lV)
+
+
+def _unexplained(evidence: Evidence, image: int, si: int) -> WrongTensor:
+    """Say which pass saw the wrong keys. A pass over one scale needs no mask, and scale 0 alone no cache either."""
+    turn, pyramid = round_of(evidence, image, si), evidence.models.pyramid
+    alone = turn is not None and turn.drafted + turn.bonus == 1 and turn.target_rows <= pyramid.tokens(si)
+    if si == 0:
+        return WrongTensor(si, "network", "logits of scale 0, which sees nothing but itself, differ: blocks or head")
+    if turn is None:
+        return WrongTensor(si, "mask or cache", f"logits of scale {si} differ while its inputs agree")
+    if alone:
+        detail = f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
+        return WrongTensor(si, "cache", detail)
+    last = max(si, turn.first + turn.drafted - 1 + turn.bonus)
+    detail = f"logits of scale {si} differ in the pass over scales {turn.first}..{last}"
+    return WrongTensor(si, "mask or cache", detail)
+
+
+# One pass of the target, as it should have been, and with one thing changed.
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass of the target over scales first..last of one image, scales before them cached."""
+
+    evidence: Evidence
+    tokens_1L: Tensor  # of the image, of drafted scales as they were drafted
+    labels_R: Tensor  # of its rows
+    first: int
+    last: int
+
+    @property
+    def condition(self) -> Condition:
+        """That of the rows."""
+        return self.evidence.models.target.condition(self.labels_R)
+
+    @torch.inference_mode()
+    def hidden(
+        self, mask_nK: Tensor | None = None, kept: Callable[[Tensor], Tensor] | None = None, depth: int = 0
+    ) -> Tensor:
+        """Return h_RnD of the pass.
+
+        `mask_nK` says who sees whom (None: as it must be), `kept` is what became of cached keys and values, and `depth`
+        how many blocks were run (0: all).
+        """
+        models, pyramid, condition = self.evidence.models, self.evidence.models.pyramid, self.condition
+        network, K, end = models.target, pyramid.begin(self.first), pyramid.end(self.last)
+        condition = replace(condition, blocks=condition.blocks[: depth or None])
+        xs, _ = prefix_inputs(network, models.vae, condition, self.tokens_1L, self.last + 1)
+        x_RnD, whole = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)
+        cache = GrowingCache()
+        if K:
+            network.hidden(x_RnD[:, :K], condition, cache, whole[:, :, :K, :K])
+        if kept is not None:
+            cache.layers = {i: (kept(k), kept(v)) for i, (k, v) in cache.layers.items()}
+        mask_11nK = whole[:, :, K:end, :end]
+        if mask_nK is not None:
+            mask_11nK = torch.zeros_like(mask_11nK).masked_fill(~mask_nK, float("-inf"))
+        return network.hidden(x_RnD[:, K:], condition, cache, mask_11nK)
+
+    def rows(self, hidden_RnD: Tensor, si: int) -> Tensor:
+        """Return logits_RlV of one of its scales."""
+        pyramid = self.evidence.models.pyramid
+        l = slice(pyramid.begin(si) - pyramid.begin(self.first), pyramid.end(si) - pyramid.begin(self.first))
+        return self.evidence.models.target.logits(hidden_RnD[:, l], self.condition)
+
+
+def _own_labels(evidence: Evidence, image: int) -> list[int]:
+    """Return the labels of an image's two rows."""
+    classes = evidence.models.target.config.classes
+    return [int(evidence.numbers.labels(classes)[image]), classes]
+
+
+def _passes(evidence: Evidence, image: int, si: int) -> Iterator[_Pass]:
+    """Yield the pass that made a scale, as far as rounds tell: with the final tokens, and with the drafted ones."""
+    labels_R = torch.tensor(_own_labels(evidence, image), device=evidence.models.device)
+    turn, tokens_1L = round_of(evidence, image, si), evidence.actual.tokens_BL[image : image + 1]
+    if turn is None:
+        yield _Pass(evidence, tokens_1L, labels_R, si, si)
+        if si:
+            yield _Pass(evidence, tokens_1L, labels_R, 0, si)
+        return
+    last = min(max(si, turn.first + turn.drafted - 1 + turn.bonus), evidence.models.pyramid.S - 1)
+    yield _Pass(evidence, tokens_1L, labels_R, turn.first, last)
+    if turn.finished <= last - turn.first:  # later scales were dropped: the pass saw what was drafted there
+        for stream in (TOKEN, DRAFT):
+            proposed_1L = tokens_1L.clone()
+            for later in range(turn.first, last):
+                span = evidence.models.pyramid.span(later)
+                proposed_1L[0, span] = drafted(evidence, image, later, stream, proposed_1L)
+            yield _Pass(evidence, proposed_1L, labels_R, turn.first, last)
+
+
+@torch.inference_mode()
+def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
+    """Tell whether the head was given another tensor than the last block's output."""
+    expected, network = evidence.expected.intermediates, evidence.models.target
+    assert expected is not None
+    both, span, pyramid = [image, evidence.request.B + image], evidence.models.pyramid.span(si), evidence.models.pyramid
+    own = next(iter(_passes(evidence, image, si)))
+    window = slice(pyramid.begin(own.first), pyramid.end(own.last))
+    given: list[tuple[str, Callable[[], Tensor]]] = [("the network's raw input", lambda: expected.x_RLD[both, window])]
+    for depth in range(1, network.config.depth):
+        what = f"the output of block {depth} of {network.config.depth}"
+        given.append((what, partial(own.hidden, depth=depth)))
+    right_RnD = own.hidden()
+    for what, tensor in given:
+        hidden_RnD = tensor()
+        if hidden_RnD.shape[-1] != right_RnD.shape[-1]:  # a head that wants more than the network's input
+            continue
+        if _is_other(evidence, image, si, own.rows(hidden_RnD, si)):
+            detail = f"the head of scale {si} is given {what}, not the last hidden state"
+            return WrongTensor(si, "head", detail)
+    other = own.condition.rows(torch.tensor([1, 0], device=network.device))
+    l = slice(span.start - window.start, span.stop - window.start)
+    if _is_other(evidence, image, si, network.logits(right_RnD[:, l], other)):
+        return WrongTensor(si, "condition", f"the head of scale {si} is given the other half's condition")
+    return None
+
+
+def _rounded_to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype).to(tensor.dtype)
+
+
+@torch.inference_mode()
+def _other_pass(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
+    """Tell whether the logits are those of a pass with another mask, or with other keys and values in its cache."""
+    for made in _passes(evidence, image, si):
+        where = f"the pass over scales {made.first}..{made.last}"
+        for component, clause, mask_nK in _masks(made):
+            if _is_other(evidence, image, si, made.rows(made.hidden(mask_nK), si)):
+                return WrongTensor(si, component, f"logits of scale {si} are those of {where} where {clause}")
+        for word, dtype in SHORT.items() if made.first else ():
+            hidden = made.hidden(kept=partial(_rounded_to, dtype=dtype))
+            if _is_other(evidence, image, si, made.rows(hidden, si)):
+                return WrongTensor(si, "precision", f"cached keys and values are rounded to {word} before scale {si}")
+    return None
+
+
+def _masks(made: _Pass) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (component, clause, who sees whom) of every known wrong mask of a pass that differs from the right one."""
+    pyramid = made.evidence.models.pyramid
+    K, end = pyramid.begin(made.first), pyramid.end(made.last)
+    level_K = torch.tensor(pyramid.levels()[:end], device=made.evidence.models.device)
+    position_K = torch.arange(end, device=level_K.device)
+    level_n1, position_n1, cached_K = level_K[K:, None], position_K[K:, None], position_K < K
+    right_nK, n = level_n1 >= level_K, end - K
+    corner_nn = level_K[:n, None] >= level_K[:n]
+    candidates = (
+        ("mask or cache", f"none of the {K} cached positions is seen", right_nK & ~cached_K),
+        ("mask", "rows see the whole window, later scales too", torch.ones_like(right_nK)),
+        ("mask", "rows do not see later tokens of their own scale", position_n1 >= position_K),
+        ("mask", "a causal mask is aligned at the top left", position_n1 - K >= position_K),
+        ("mask", "the mask is the top-left corner of the whole one",
+            torch.cat((torch.ones(n, K, dtype=torch.bool, device=level_K.device), corner_nn), 1)),
+        ("mask", "the mask is the first rows of the whole one", level_K[:n, None] >= level_K),
+        ("mask", "rows see their own scale and what is cached alone", (level_n1 == level_K) | cached_K),
+        ("mask", "rows see their own scale alone", level_n1 == level_K),
+        ("mask", "rows do not see their own scale", level_n1 > level_K),
+        ("mask", "rows see what is cached alone", cached_K.expand(n, -1)),
+        ("cache", "the last cached scale is not seen", right_nK & (level_K != made.first - 1)),
+        ("mask or cache", "position 0 is not seen", right_nK & (position_K > 0)),
+    )  # fmt: skip
+    for component, clause, mask_nK in candidates:
+        if not torch.equal(mask_nK, right_nK) and bool(mask_nK.any(1).all()):
+            yield component, clause, mask_nK
+
+
+def _other_label(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
+    """Tell whether a scale's logits are those of another label: of the pass that made it, or of the whole decode."""
+    found = _labels(evidence, image, si)
+    known, classes = (
+        evidence.numbers.labels(evidence.models.target.config.classes),
+        evidence.models.target.config.classes,
+    )
+    owns = (int(known[image]), classes)
+    if found == list(reversed(owns)):
+        return WrongTensor(si, "guidance", f"the halves of scale {si} are swapped: unconditional half first")
+    for half, own, label in zip(("conditional", "unconditional"), owns, found, strict=True):
+        if label is not None:
+            detail = f"the {half} rows of scale {si} are those of label {label}, not {own}"
+            return WrongTensor(si, "condition", detail)
+    return None
+
+
+def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
+    """Return of both halves the other label whose logits they are, if any."""
+    network = evidence.models.target
+    classes, turn = network.config.classes, round_of(evidence, image, si)
+    known = evidence.numbers.labels(classes).tolist()
+    labels = list(range(classes + 1)) if classes < MOST_LABELS else sorted({*known, classes})[:MOST_LABELS]
+    actual, found = evidence.actual.intermediates, list[int | None]([None, None])
+    assert actual is not None
+    rows_2lV = _of_image(actual, image, evidence.models.pyramid.span(si))
+    for half, own in enumerate((known[image], classes)):
+        others = [label for label in labels if label != own]
+        for first in {0, turn.first if turn else si}:
+            rows_RlV = _rows_under(evidence, image, (first, si), own, others)
+            near = ((rows_RlV - rows_2lV[half]).abs() <= 2 * evidence.budget.rows).flatten(1).all(1).tolist()
+            if any(near):
+                found[half] = others[near.index(True)]
+    return found
+
+
+@torch.inference_mode()
+def _rows_under(evidence: Evidence, image: int, window: tuple[int, int], own: int, labels: list[int]) -> Tensor:
+    """Return logits (R,l,V) of a window's last scale under each label; what is cached is under the image's own."""
+    network, pyramid = evidence.models.target, evidence.models.pyramid
+    first, last = window
+    R, K, end = len(labels), pyramid.begin(first), pyramid.end(last)
+    tokens_1L = evidence.actual.tokens_BL[image : image + 1]
+    condition = network.condition(torch.tensor([own, *labels], device=network.device))
+    pair = network.condition(torch.tensor([own, own], device=network.device))
+    xs, _ = prefix_inputs(network, evidence.models.vae, pair, tokens_1L, last + 1)
+    x_1nD = torch.cat(xs, 1)[:1]
+    mask_11nn = block_causal(pyramid, network.device, network.dtype)[:, :, :end, :end]
+    cache = GrowingCache()
+    if K:
+        alone = condition.rows(torch.zeros(1, dtype=torch.int64, device=network.device))
+        network.hidden(x_1nD[:, :K], alone, cache, mask_11nn[:, :, :K, :K])
+        cache.layers = {i: (k.repeat(R, 1, 1, 1), v.repeat(R, 1, 1, 1)) for i, (k, v) in cache.layers.items()}
+    others = condition.rows(torch.arange(1, R + 1, device=network.device))
+    x_RnD = x_1nD[:, K:].repeat(R, 1, 1)
+    if first == 0:
+        x_RnD[:, 0] += others.cond_RD - condition.cond_RD[:1]
+    hidden_RnD = network.hidden(x_RnD, others, cache, mask_11nn[:, :, K:])
+    return network.logits(hidden_RnD[:, pyramid.begin(last) - K :], others)

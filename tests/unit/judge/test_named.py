@@ -1,0 +1,288 @@
+"""One part is named: each rule meets a decoder with exactly that mistake, every precision a right one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.decoders._factory import Factory
+from harness.judge._rounded import _ShortOperands, explains
+from harness.models._pair import ModelPair, close_pair
+from harness.models.network import Condition, Network
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
+from harness.protocol.noise import SeededNoise
+from harness.protocol.pyramid import ScalePyramid
+from harness.speculative import _steps as steps
+from harness.speculative._cache import KVCache
+from harness.speculative.parts import PARTS
+from harness.speculative.sampler import build_decoder
+from tests.helpers import Layout, decoder_factory, tiny, verify_here
+
+MODELS = close_pair(tiny(Layout((1, 2, 3, 4))), 0.1)
+REQUESTS = [Request((0, 2, 1), seed) for seed in range(2)]
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def first(bug: Factory, models: ModelPair = MODELS, draft_len: int = 3) -> tuple[str, str]:
+    found = verify_here(models, bug, [Settings(draft_len)], REQUESTS).first_divergence
+    assert found is not None
+    return found.component, found.detail
+
+
+class Float32(SimpleNamespace):
+    """A cache that keeps float32, whatever is computed in."""
+
+    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = self.inner.extend(layer, k_RHnc.float(), v_RHnc.float())
+        return k.to(k_RHnc.dtype), v.to(v_RHnc.dtype)
+
+
+class Autocast:
+    """A network whose blocks and head run under autocast."""
+
+    def __init__(self, inner: Any, dtype: torch.dtype) -> None:
+        self.inner, self.autocast = inner, torch.autocast("cpu", dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Any, mask_11nK: Tensor | None) -> Tensor:
+        with self.autocast:
+            return self.inner.hidden(x_RnD, condition, Float32(inner=cache), mask_11nK)
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        with self.autocast:
+            return self.inner.logits(h_RnD, condition).float()
+
+
+def within(context: Callable[[], AbstractContextManager[Any]], change: Callable[[ModelPair], ModelPair]) -> Factory:
+    """Return a factory of right decoders that compute otherwise, and show float32."""
+
+    def factory(models: ModelPair, settings: Settings) -> Any:
+        inner = build_decoder(change(models), settings)
+
+        def decode(request: Request, noise: SeededNoise) -> Trace:
+            with context():
+                made = inner.decode(request, noise)
+            shown = made.intermediates
+            wide = {name: tensor.to(models.target.dtype) for name, tensor in shown.named().items()}
+            return replace(made, intermediates=replace(shown, **wide), f_hat_BCPP=made.f_hat_BCPP.float())
+
+        return SimpleNamespace(contract=inner.contract, decode=decode)
+
+    return factory
+
+
+def same(models: ModelPair) -> ModelPair:
+    return models
+
+
+@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("how", ["autocast", "weights"])
+def test_numbers_of_fewer_bits_are_called_precision(name: str, how: str):
+    if how == "autocast":
+        bug = within(nullcontext, lambda models: replace(models, target=Autocast(models.target, HALF[name])))
+    else:
+        bug = within(nullcontext, lambda models: models.to("cpu", HALF[name]))
+    component, detail = first(bug)
+    assert component == "precision"
+    assert re.search(rf"scale 0 (is the right one|are the right ones), rounded to {name}", detail)
+
+
+def test_the_operands_of_tf32_are_called_precision():
+    assert first(within(_ShortOperands, same)) == (
+        "precision",
+        "logits of scale 0 are the right ones, rounded to TF32",
+    )
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_guidance_in_fewer_bits_is_called_precision(name: str):
+    def guide(rows_RnV: Tensor, *of: Any) -> Tensor:
+        return steps.guide(rows_RnV.to(HALF[name]), *of).float()
+
+    component, detail = first(decoder_factory(replace(PARTS, guide=guide)))
+    assert (component, detail) == ("precision", f"guided logits of scale 0 are combined in {name}")
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_f_hat_in_fewer_bits_is_called_precision(name: str):
+    def change(models: ModelPair) -> ModelPair:
+        return replace(models, vae=models.vae.to("cpu", HALF[name]))
+
+    def next_input(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+        return steps.next_input(f_hat_BCPP.float(), si, pyramid)
+
+    bug = within(nullcontext, change)
+    component, detail = first(bug)
+    assert (component, detail) == ("precision", f"f_hat after scale 0 is the right one, rounded to {name}")
+
+
+@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("draft_len", [1, 2])
+def test_a_cache_of_fewer_bits_is_called_precision(name: str, draft_len: int):
+    class Short(KVCache):
+        """Keeps keys and values of passes that are over in fewer bits."""
+
+        def window(self, images: list[int]) -> Any:
+            self.kv.copy_(self.kv.to(HALF[name]))
+            return super().window(images)
+
+    component, detail = first(decoder_factory(replace(PARTS, new_cache=Short)), draft_len=draft_len)
+    assert (component, detail) == (
+        "precision",
+        f"cached keys and values are rounded to {name} before scale {detail[-1]}",
+    )
+
+
+RIGHT = [("float32", torch.float32), ("float64", torch.float64), ("bfloat16", torch.bfloat16)]
+
+
+@pytest.mark.parametrize("dtype", [dtype for _, dtype in RIGHT], ids=[name for name, _ in RIGHT])
+@pytest.mark.parametrize("draft_len", [1, 4])
+def test_a_right_decoder_passes_in_each_precision(dtype: torch.dtype, draft_len: int):
+    result = verify_here(MODELS.to("cpu", dtype), build_decoder, [Settings(draft_len)], REQUESTS)
+    assert result.settings[0].total("defects") == 0, result.first_divergence
+
+
+def test_rounding_comes_twice_as_near_or_explains_nothing():
+    exact, rounded = torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, 1.0])
+    assert explains(0.55 * rounded, exact, 0.8 * rounded)  # a distance of 0.25 to one of 0.55
+    assert not explains(0.55 * rounded, exact, rounded)
+    assert not explains(exact, exact, exact)
+    assert not explains(torch.full((4,), torch.nan), exact, rounded)
+
+
+def test_a_mask_that_moves_less_than_bfloat16_does_is_no_rounding():
+    """Plant: the first column is hidden a little, by an additive mask of -0.001."""
+
+    def attention_mask(pyramid: ScalePyramid, start: int, last: int, device: Any, dtype: torch.dtype) -> Tensor:
+        mask = steps.attention_mask(pyramid, start, last, device, dtype).clone()
+        mask[..., 1:, 0] -= 1e-2
+        return mask
+
+    component, _ = first(decoder_factory(replace(PARTS, attention_mask=attention_mask)))
+    assert component in ("mask", "mask or cache")
+
+
+# What the head is given, and which rows of a pass are taken.
+
+
+class Headed(SimpleNamespace):
+    """A network whose head is given something else; everything else is the network's own."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Any, mask_11nK: Tensor | None) -> Tensor:
+        hidden_RnD = self.inner.hidden(x_RnD, condition, cache, mask_11nK)
+        return self.change(self.inner, x_RnD, hidden_RnD, condition, mask_11nK)
+
+
+def headed(change: Callable[..., Tensor]) -> Factory:
+    def factory(models: ModelPair, settings: Settings) -> Any:
+        return build_decoder(replace(models, target=Headed(inner=models.target, change=change)), settings)
+
+    return factory
+
+
+def raw(inner: Network, x_RnD: Tensor, *_: Any) -> Tensor:
+    return x_RnD
+
+
+def late(inner: Network, x_RnD: Tensor, hidden_RnD: Tensor, *_: Any) -> Tensor:
+    return hidden_RnD.roll(-1, 1)
+
+
+def test_the_raw_input_in_the_heads_place_is_called_head():
+    assert first(headed(raw)) == (
+        "head",
+        "the head of scale 0 is given the network's raw input, not the last hidden state",
+    )
+
+
+def test_the_output_of_an_earlier_block_is_called_head():
+    def shallow(models: ModelPair, settings: Settings) -> Any:
+        weights = {
+            name: torch.zeros_like(tensor) if name.startswith(("blocks.1.attn.proj", "blocks.1.ffn.fc2")) else tensor
+            for name, tensor in models.target.weights.items()
+        }  # a block that adds nothing is none
+        return build_decoder(replace(models, target=replace(models.target, weights=weights)), settings)
+
+    assert first(shallow) == (
+        "head",
+        "the head of scale 0 is given the output of block 1 of 2, not the last hidden state",
+    )
+
+
+def test_rows_that_are_one_late_are_called_split():
+    component, detail = first(headed(late), draft_len=4)
+    assert component == "split"
+    assert detail == "logits of scale 0 are those of positions 1..1, not 0..0, one late"
+
+
+def test_a_network_that_is_wrong_by_itself_is_neither_mask_nor_cache():
+    def bent(models: ModelPair, settings: Settings) -> Any:
+        weights = {**models.target.weights, "blocks.0.ffn.fc1.bias": models.target.weights["blocks.0.ffn.fc1.bias"] + 1}
+        return build_decoder(replace(models, target=replace(models.target, weights=weights)), settings)
+
+    assert first(bent, draft_len=1)[0] == "network"
+
+
+# Inputs that are made of something else.
+
+
+def query(change: Callable[..., Tensor]) -> Factory:
+    """Return decoders whose query holds what `change` makes of network, tokens' codes and window."""
+    return decoder_factory(replace(PARTS, build_combined_query=change))
+
+
+def without_bias(network: Network, condition: Condition, raw_BnC: Tensor, start: int, last: int) -> Tensor:
+    x_RnD = steps.build_combined_query(network, condition, raw_BnC, start, last)
+    behind = slice(1 if start == 0 else 0, None)
+    x_RnD[:, behind] -= network.weights["word_embed.bias"]
+    return x_RnD
+
+
+def one_late(network: Network, condition: Condition, raw_BnC: Tensor, start: int, last: int) -> Tensor:
+    """Put a start token in front of every window."""
+    x_RnD = steps.build_combined_query(network, condition, raw_BnC, start, last)
+    begin = condition.cond_RD[:, None] + network.start_1D + network.lvl_SD[0] + network.pos_LD[:1]
+    return torch.cat((begin, x_RnD), 1)[:, :-1]
+
+
+def resized(mode: str) -> Callable[..., Tensor]:
+    def next_input(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+        side = pyramid.patch_nums[si]
+        return F.interpolate(f_hat_BCPP, (side, side), mode=mode).flatten(2).mT
+
+    return next_input
+
+
+def turned(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+    return steps.next_input(f_hat_BCPP.mT, si, pyramid)
+
+
+INPUTS = [
+    (replace(PARTS, build_combined_query=without_bias), "query", "scale 1 is made of its f_hat without the embedding"),
+    (replace(PARTS, build_combined_query=one_late), "split", "scale 1 is that of positions 0..3, not 1..4"),
+    (replace(PARTS, next_input=resized("nearest")), "next input", "made of f_hat resized by nearest, not by area"),
+    (replace(PARTS, next_input=turned), "next input", "made of f_hat with rows and columns exchanged"),
+]
+
+
+@pytest.mark.parametrize(("used", "component", "said"), INPUTS, ids=[said for *_, said in INPUTS])
+def test_what_stands_in_an_inputs_place_is_named(used: Any, component: str, said: str):
+    found, detail = first(decoder_factory(used))
+    assert (found, said in detail) == (component, True), detail
