@@ -213,7 +213,7 @@ def distribution_case(case: Case) -> Case:
 def support(subject: Subject, case: Case) -> bool:
     """Degenerate laws (one-hot, -inf, ties) stay inside the target's support."""
     needs_exact(case, "rounding decides what a filter keeps at its edge")
-    narrow = [(1, 0.0), (0, 0.1), (max(1, case.V // 2), 0.4), (case.top_k, case.top_p)]
+    narrow = [(1, 0.0), (0, 0.1), (0, 1e-17), (max(1, case.V // 2), 0.4), (case.top_k, case.top_p)]
     dropped = False
     for top_k, top_p in narrow:
         request = replace(case.request, top_k=top_k, top_p=top_p)
@@ -241,7 +241,7 @@ def real(subject: Subject, case: Case) -> bool:
     large = case.seed % 2 == 1
     case = replace(
         case, patch_nums=PATCH_NUMS_512 if large else PATCH_NUMS_256, V=min(case.V, 5), D=16, depth=1,
-        labels=case.labels[: 1 if large else 2],
+        labels=case.labels[: 1 if large else 2], cfg=case.cfg + 1 / 3,
         draft="single" if large else ("single", "identical", "close")[case.weights % 3],
         draft_len=(3, 10, 2, 5)[case.seed // 4 % 4],
     )  # fmt: skip

@@ -10,7 +10,19 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._allowed import needs_exact, require_draws
 from harness.laws._case import Case
-from harness.laws._law import EVERY, Law, NotOffered, Subject, law, require_shown_rounds, require_tokens
+from harness.laws._law import (
+    EVERY,
+    KEEPS_AN_EQUAL,
+    Law,
+    NotOffered,
+    Subject,
+    law,
+    require_rounds,
+    require_shown_rounds,
+    require_tokens,
+)
+from harness.laws._oracle import require_whole
+from harness.laws._scripted import Scripted, decode_drafted
 from harness.protocol import Contract, Request, Trace
 from harness.reference.sequential import sample_sequential
 
@@ -101,6 +113,51 @@ def rounds(subject: Subject, case: Case) -> bool:
             require(actual == expected, f"{where}; round {k} was {actual}, alone {expected}")
         require(len(of_batch) == len(alone), where)
     return _uneven(whole)
+
+
+@law(
+    LAWS, "batch.caches", "cache", "draft_generate_batch", contract=Contract.LAW, policies=KEEPS_AN_EQUAL
+)  # fmt: skip
+def caches(subject: Subject, case: Case) -> bool:
+    """Images at one scale whose draft has seen different numbers of scales go on as each would alone.
+
+    One took a bonus scale, which its draft has yet to see, while the other was corrected up to the same scale.
+    """
+    needs_exact(case, "rounding decides whether a draft = target is accepted whole")
+    if not subject.has_bonus(case):
+        raise NotOffered("it refuses bonus scales")
+    d = 1 + case.seed % 2
+    labels = (0, 1) if case.seed // 2 % 2 else (1, 0)
+    case = replace(case, patch_nums=(1, 2, 3, 4, 5), labels=labels, order="image", bonus=True, draft_len=d)
+    draft = Scripted(case.models.target, ((0, d + 1), (1, 0)))
+    decoded = decode_drafted(subject, case, draft)
+    require_shown_rounds(decoded)
+    for image in range(case.B):
+        alone = decode_drafted(subject, case, draft, request=case.request.only([image]))
+        where = f"image {image} alone, its draft one scale behind that of the other"
+        require_tokens(decoded.tokens_BL[[image]], alone.tokens_BL, where)
+        require_rounds([decoded.rounds[image]], alone.rounds, where)
+        counted, expected = ([(turn.draft_rows, turn.draft_cache) for turn in turns] for turns in (
+            decoded.rounds[image], alone.rounds[0]))  # fmt: skip
+        require(counted == expected, f"{where}: rows and cache of the draft are {counted}, not {expected}")
+    ends = [{turn.first + turn.finished: turn.draft_cache for turn in turns} for turns in decoded.rounds]
+    return any(ends[1].get(si, cached) != cached for si, cached in ends[0].items() if si < case.pyramid.S)
+
+
+@law(LAWS, "batch.precisions", "draft_generate_batch", "accept", contract=Contract.LAW)
+def precisions(subject: Subject, case: Case) -> bool:
+    """A draft in another precision than the target's changes no image, whatever images of the batch accept."""
+    needs_exact(case, "the networks' precision is given")
+    narrow = ("float32", "bfloat16")[case.seed % 2]
+    sides = case.patch_nums if len(case.patch_nums) > 3 else (1, 2, 3, 4)
+    case = replace(_base(case), patch_nums=sides, draft_dtype=narrow, bonus=case.bonus and subject.has_bonus(case))
+    decoded, models = subject.decode(case), case.models
+    require_whole(decoded, case)
+    if Contract.of(subject.decoder(case).contract) is Contract.TOKENS:
+        greedy = case.settings.greedy
+        expected = sample_sequential(models.target, models.vae, case.request, case.noise(), greedy=greedy)
+        require_tokens(decoded.tokens_BL, expected.tokens_BL, f"a draft in {narrow} for a target in float64")
+    return _uneven(decoded)
 
 
 @law(LAWS, "batch.bonus", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)

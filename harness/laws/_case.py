@@ -54,7 +54,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "draft": (*QUALITIES, "close", "near", "single", "close"),
     "labels": ((0,), (2,), (3,), (0, 1), (1, 1), (0, 1, 2), (2, 3, 0)),
     "seed": range(1000),
-    "cfg": (1.5, 0.0, 0.5, 4.0, -0.5, 40.0),
+    "cfg": (1.5, 0.0, 0.7071067811865476, 4.142135623730951, -0.5772156649015329, 40.333333333333336),
     "top_k": (0, 0, 1, 3),
     "top_p": (0.0, 0.0, 0.5, 0.9, 0.999),
     "order": ("image", "batch"),
@@ -68,6 +68,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "dtype": ("float64", "float32", "bfloat16"),
     "draft_dtype": ("", "float32", "bfloat16"),
 }  # fmt: skip
+NINE = tuple(range(1, 10))
 PYRAMIDS = (*SMALL, PATCH_NUMS_256)  # the real one is one in 32: a decode of 680 tokens takes some twenty times as long
 
 
@@ -152,6 +153,24 @@ class Case:
         """Every window (first, last) of scales; on pyramids of more than 120 tokens those that end early."""
         pyramid = self.pyramid
         return [(a, b) for b in pyramid for a in range(b + 1) if pyramid.end(b) <= 120]
+
+    @property
+    def long(self) -> Case:
+        """The case on a pyramid of nine scales, smallest networks: it has long windows behind the first scales."""
+        return replace(self, patch_nums=NINE, V=min(self.V, 5), D=16, depth=1, labels=self.labels[:2])
+
+    @property
+    def long_windows(self) -> list[tuple[int, int]]:
+        """Windows of seven scales and more that begin after scale 0, of a long case."""
+        return [(a, b) for b in self.pyramid for a in range(1, b - 5)]
+
+    @property
+    def every_window(self) -> list[tuple[ScalePyramid, int, int]]:
+        """Every window of the case's pyramid, and the long ones of a long one."""
+        return [
+            *((self.pyramid, *window) for window in self.windows),
+            *((self.long.pyramid, *window) for window in self.long.long_windows),
+        ]
 
     def wide(self) -> Case:
         """Return the case with float64 networks: no two computations of one logit differ in more than 1e-10."""

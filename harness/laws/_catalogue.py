@@ -14,9 +14,11 @@ from harness.laws import _rules as rules
 from harness.laws import _sensitivity as sensitivity
 from harness.laws import _state as state
 from harness.laws import _streams as streams
+from harness.laws import _work as work
 from harness.laws._law import Law
 
 FAMILIES = (
-    positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, batch, sensitivity, numbers
+    positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, work, batch, sensitivity,
+    numbers,
 )  # fmt: skip
 LAWS: tuple[Law, ...] = tuple(law for family in FAMILIES for law in family.LAWS)

@@ -27,6 +27,8 @@ from harness.reference import guide as guide_scale
 
 LAWS: list[Law] = []
 
+_THIRD = 1 / 3  # no decimal, and nothing that float32 holds
+
 
 def _rows(case: Case, n: int) -> torch.Tensor:
     return case.normal(2 * case.B, n, case.V)
@@ -35,14 +37,15 @@ def _rows(case: Case, n: int) -> torch.Tensor:
 @law(LAWS, "guidance.formula", "guide")
 def formula(subject: Subject, case: Case) -> bool:
     """guided = (1+t)·conditional − t·unconditional, t = cfg·si/(S-1), conditional half first."""
-    parts, pyramid = subject.parts(case, "guide"), case.pyramid
-    for first, last in case.windows:
+    parts = subject.parts(case, "guide")
+    for pyramid, first, last in case.every_window:
         rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
         scales = rows_RnV.split([pyramid.tokens(si) for si in range(first, last + 1)], 1)
-        expected = [guide_scale(rows, case.cfg, first + k, pyramid.S) for k, rows in enumerate(scales)]
-        actual = parts.guide(rows_RnV.clone(), pyramid, case.cfg, first, last)
-        require_equal("guided", actual, torch.cat(expected, 1), f"window {first}..{last}", FLOAT64)
-    return case.cfg != 0 and pyramid.S > 1
+        for cfg in (case.cfg, case.cfg + _THIRD):
+            expected = [guide_scale(rows, cfg, first + k, pyramid.S) for k, rows in enumerate(scales)]
+            actual = parts.guide(rows_RnV.clone(), pyramid, cfg, first, last)
+            require_equal("guided", actual, torch.cat(expected, 1), f"cfg {cfg}, window {first}..{last}", FLOAT64)
+    return case.pyramid.S > 1
 
 
 @law(LAWS, "guidance.off", "guide")
@@ -104,7 +107,11 @@ def _both_sides(subject: Subject, case: Case) -> bool:
 
 @law(LAWS, "guidance.trace", "decode", "guide")
 def _weights(subject: Subject, case: Case) -> bool:
-    """The guided logits of a decode are the formula over its own rows."""
+    """The guided logits of a decode are the formula over its own rows.
+
+    For a guidance value that is no short decimal.
+    """
+    case = replace(case, cfg=case.cfg + _THIRD)
     decoded = subject.decode(case)
     shown = shown_tensors(decoded)
     for si in case.pyramid:

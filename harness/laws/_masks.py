@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from harness.laws._case import CLASSES, Case
 from harness.laws._law import Law, Subject, law, shown_tensors
 from harness.laws._oracle import Run, rows_of, run_over, several, targeted
 from harness.models.network import Condition
+from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, guidance_labels
 from harness.reference.sequential import GrowingCache
 
@@ -29,15 +31,19 @@ def _mask(subject: Subject, case: Case, first: int, last: int) -> Tensor:
     return mask
 
 
+@lru_cache(maxsize=8)
+def _whole(pyramid: ScalePyramid, device: torch.device) -> Tensor:
+    return block_causal(pyramid, device, torch.float64)
+
+
 @law(LAWS, "masks.definition", "attention_mask")
 def definition(subject: Subject, case: Case) -> bool:
     """The mask of scales a..b is rows begin(a).., columns 0..end(b) of the block-causal one."""
-    pyramid = case.pyramid
-    whole_11LL = block_causal(pyramid, case.at, torch.float64)
-    for first, last in case.windows:
+    parts = subject.parts(case, "attention_mask")
+    for pyramid, first, last in case.every_window:
         K, end = pyramid.begin(first), pyramid.end(last)
-        expected = whole_11LL[:, :, K:end, :end]
-        mask = _mask(subject, case, first, last)
+        expected = _whole(pyramid, case.at)[:, :, K:end, :end]
+        mask = parts.attention_mask(pyramid, first, last, case.at, torch.float64)
         where = f"window {first}..{last}"
         shapes = f"shape {tuple(mask.shape)}, not (1, 1, n, K+n) = {tuple(expected.shape)}"
         require(mask.shape == expected.shape, f"{where}: {shapes}")

@@ -16,7 +16,7 @@ from harness.errors import NonFiniteError
 from harness.judge import require
 from harness.laws import _formulas as formulas
 from harness.laws._case import CLASSES, Case, random_models
-from harness.laws._law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, require_equal
+from harness.laws._law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, policy_name, require_equal
 from harness.laws._oracle import run_over
 from harness.models import ModelPair
 from harness.models.network import Condition
@@ -192,10 +192,11 @@ def _head(case: Case, network: Any) -> None:
 
 @dataclass(frozen=True)
 class _Spoiled:
-    """A network of which one logit of a pass over the whole pyramid is another number."""
+    """A network of which one logit of every pass over so many rows and positions is another number."""
 
     network: Any
-    at: tuple[int, int, int]
+    shape: tuple[int, int]  # rows and positions of the pass
+    at: tuple[int, int, int]  # row, position in the pass, token
     value: float
 
     def __getattr__(self, name: str) -> Any:
@@ -207,7 +208,7 @@ class _Spoiled:
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV, one of them spoiled."""
         rows_RnV: Tensor = self.network.logits(h_RnD, condition)
-        if rows_RnV.shape[1] == self.network.pyramid.L:
+        if rows_RnV.shape[:2] == self.shape:
             rows_RnV = rows_RnV.clone()
             rows_RnV[self.at] = self.value
         return rows_RnV
@@ -215,21 +216,44 @@ class _Spoiled:
 
 @law(LAWS, "numbers.finite", "decode")
 def finite(subject: Subject, case: Case) -> bool:
-    """A logit that is not finite ends the harness's own decode, at a bonus scale too."""
+    """A logit that is not finite ends the harness's own decode, whichever network decides its scale.
+
+    At a bonus scale, too; of a draft where it decides alone, since nobody judges what it draws there.
+    """
     if not isinstance(subject.decoder(case), SpeculativeDecoder):
         raise NotOffered("not composed of the harness's parts")
-    S, R = case.pyramid.S, 2 * case.B
-    case = replace(case, policy=PLAIN[case.seed % 2], draft="identical")
-    for draft_len, bonus in ((S, False), (S - 1, True))[: min(S, 2)]:  # both pass over the whole pyramid
-        for si in case.pyramid:
+    pyramid, S = case.pyramid, case.pyramid.S
+    entry = S // 2
+    divided = [replace(case, policy=f"{name}:{entry}", draft_len=S, bonus=False) for name in _DIVIDED]
+    plain = replace(case, policy=PLAIN[case.seed % 2], draft="identical")
+    cases = [*divided, replace(plain, draft_len=S, bonus=False), replace(plain, draft_len=max(1, S - 1), bonus=True)]
+    for k, tried in enumerate(cases[: None if S > 1 else 4]):
+        for si in pyramid:
+            side, begin, end = _pass_of(tried, si, entry)
             value = (float("nan"), float("inf"), float("-inf"))[(case.seed + si) % 3]
-            at = ((case.seed + 5 * si + draft_len) % R, case.pyramid.end(si) - 1, (case.seed + si) % case.V)
-            spoiled: Any = _Spoiled(case.models.target, at, value)
-            spoiled_case = replace(case, draft_len=draft_len, bonus=bonus)
+            at = (case.seed + 5 * si + k) % (2 * case.B), pyramid.end(si) - 1 - begin, (case.seed + si) % case.V
+            spoiled: Any = _Spoiled(getattr(tried.models, side), (2 * case.B, end - begin), at, value)
             try:
-                subject.decode(spoiled_case, models=replace(case.models, target=spoiled))
+                subject.decode(tried, models=replace(tried.models, **{side: spoiled}))
             except NonFiniteError:
                 continue
-            where = f"scale {si}, draft_len {draft_len}{', bonus' if bonus else ''}"
-            require(False, f"{where}: the logit of (row, position, token) {at} is {value}, and the decode ended well")
+            where = f"policy {tried.policy}, scale {si}, draft_len {tried.draft_len}{', bonus' if tried.bonus else ''}"
+            said = f"the {side}'s logit of (row, position, token) {at} is {value}, and the decode ended well"
+            require(False, f"{where}: {said}")
     return S > 1
+
+
+_DIVIDED = ("handoff", "collaborative", "code")  # of labour; up to ENTRY the first one leaves scales to the draft
+
+
+def _pass_of(case: Case, si: int, entry: int) -> tuple[str, int, int]:
+    """Return who decides a scale, and begin and end of the pass in which it does."""
+    pyramid, name = case.pyramid, policy_name(case.policy)
+    alone = pyramid.begin(si), pyramid.end(si)
+    if name not in _DIVIDED:
+        return "target", 0, pyramid.L
+    if (si < entry) == (name == "handoff"):
+        return "draft", *alone
+    if name == "code":
+        return "target", *alone
+    return "target", *((pyramid.begin(entry), pyramid.L) if name == "handoff" else (0, pyramid.begin(entry)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.judge import require
+from harness.laws._allowed import allowed
 from harness.laws._case import Case
 from harness.laws._law import FLOAT64, NotOffered, require_equal, require_same, require_tokens
 from harness.models.network import Network
@@ -80,6 +81,20 @@ def run_over(network: Network, vae: Autoencoder, labels_B: Tensor, tokens_BL: Te
         if si + 1 < pyramid.S:
             raws.append(next_input(f_hat, si + 1, pyramid))
     return Run(torch.cat(raws, 1), torch.cat(xs, 1), torch.cat(rows, 1), torch.stack(f_hats), cache.layers)
+
+
+def require_whole(decoded: Trace, case: Case) -> Run:
+    """Raise `Broken` unless each scale is final once, and f_hat is that of the tokens; return the run over them."""
+    pyramid, tokens_BL = case.pyramid, decoded.tokens_BL
+    shape = (case.B, pyramid.L)
+    require(tuple(tokens_BL.shape) == shape, f"tokens {tuple(tokens_BL.shape)}, not {shape}")
+    outside = torch.nonzero((tokens_BL < 0) | (tokens_BL >= case.V)).tolist()
+    require(not outside, f"no token at (image, position) {outside[:6]}")
+    wrong = decoded.missing_scales(pyramid)
+    require(not wrong, f"not made final exactly once: (image, scale) {wrong[:6]}")
+    run = run_over(case.models.target, case.models.vae, case.labels_B, tokens_BL)
+    require_equal("f_hat", decoded.f_hat_BCPP, run.f_hat_SBCPP[-1], "at the end", allowed(case).f_hat)
+    return run
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from harness.judge import require
-from harness.laws._allowed import allowed
-from harness.laws._case import CLASSES, Case
-from harness.laws._law import FLOAT64, Law, Subject, law, require_equal, require_same, shown_tensors
+from harness.laws._allowed import allowed, needs_exact
+from harness.laws._case import CLASSES, NINE, Case
+from harness.laws._law import (
+    FLOAT64,
+    KEEPS_AN_EQUAL,
+    Law,
+    Subject,
+    law,
+    require_equal,
+    require_same,
+    require_shown_rounds,
+    shown_tensors,
+)
 from harness.laws._oracle import rows_of, run_over, several, targeted
+from harness.laws._scripted import Scripted, decode_drafted
+from harness.protocol import Contract
 from harness.reference import guidance_labels, scale_input
 
 LAWS: list[Law] = []
@@ -24,8 +38,8 @@ def _tags(case: Case, begin: int, end: int, trailing: tuple[int, ...]) -> Tensor
 @law(LAWS, "positions.split", "split_logits_by_scale")
 def split(subject: Subject, case: Case) -> bool:
     """A window's rows split into exactly the spans of its scales."""
-    parts, pyramid = subject.parts(case, "split_logits_by_scale"), case.pyramid
-    for first, last in case.windows:
+    parts = subject.parts(case, "split_logits_by_scale")
+    for pyramid, first, last in case.every_window:
         for trailing in ((2,), (2, 3)):
             tags = _tags(case, pyramid.begin(first), pyramid.end(last), trailing)
             actual = parts.split_logits_by_scale(tags, pyramid, first, last)
@@ -33,19 +47,20 @@ def split(subject: Subject, case: Case) -> bool:
             for si, rows in zip(range(first, last + 1), actual, strict=True):
                 expected = _tags(case, pyramid.begin(si), pyramid.end(si), trailing)
                 require_equal("rows", rows, expected, f"window {first}..{last}, scale {si}, trailing {trailing}")
-    return pyramid.S > 1
+    return case.pyramid.S > 1
 
 
 @law(LAWS, "positions.query", "build_combined_query")
 @torch.inference_mode()
 def query(subject: Subject, case: Case) -> bool:
     """The combined query of scales a..b sits at the positions of a..b, for every window."""
-    parts, pyramid = subject.parts(case, "build_combined_query"), case.pyramid
+    parts = subject.parts(case, "build_combined_query")
     labels_R = guidance_labels(case.labels_B, CLASSES)
-    for network in (case.models.draft, case.models.target):
-        condition = network.condition(labels_R)
+    of_long = case.long.models.target, case.long.long_windows
+    for network, windows in ((case.models.draft, case.windows), (case.models.target, case.windows), of_long):
+        condition, pyramid = network.condition(labels_R), network.pyramid
         raw_BLC = case.normal(case.B, pyramid.L, network.config.C)
-        for first, last in case.windows:
+        for first, last in windows:
             raws = [raw_BLC[:, pyramid.span(si)] if si else None for si in range(first, last + 1)]
             expected = torch.cat([scale_input(network, condition, raw, first + k) for k, raw in enumerate(raws)], 1)
             window = slice(pyramid.begin(first), pyramid.end(last))
@@ -53,7 +68,7 @@ def query(subject: Subject, case: Case) -> bool:
             x_RnD = parts.build_combined_query(network, condition, given_BnC, first, last)
             require_equal("x", x_RnD, expected, f"window {first}..{last}", FLOAT64)
             require_equal("argument", given_BnC, raw_BLC[:, window], f"window {first}..{last}")
-    return pyramid.S > 1
+    return case.pyramid.S > 1
 
 
 @law(LAWS, "positions.rows", "build_combined_query", "attention_mask", "split_logits_by_scale")
@@ -92,3 +107,31 @@ def trace(subject: Subject, case: Case) -> bool:
         if images:
             require_same(actual, expected, f"scale {si}", allowed(case).trace())
     return several(decoded, case.pyramid.S)
+
+
+@law(
+    LAWS, "positions.long", "decode", "build_combined_query", "attention_mask", "cache",
+    contract=Contract.LAW, policies=KEEPS_AN_EQUAL,
+)  # fmt: skip
+def long(subject: Subject, case: Case) -> bool:
+    """A window of eight scales that begins after scale 0 is that of eight passes.
+
+    The draft is the target, but for scale 0: all that follows is drafted at once, and accepted.
+    """
+    needs_exact(case, "rounding decides whether a draft = target is accepted whole")
+    case = replace(case.long, draft_len=NINE[-1], bonus=False, labels=(case.labels[0] % CLASSES,), order="image")
+    draft = Scripted(case.models.target, ((case.labels[0], 0),))
+    decoded = decode_drafted(subject, case, draft)
+    require_shown_rounds(decoded)
+    wanted = max((turn.drafted for turn in decoded.rounds[0] if turn.first), default=0)
+    for turn in decoded.rounds[0][1:]:
+        said = f"kept {turn.accepted} of {turn.drafted} scales from scale {turn.first}"
+        require(
+            turn.accepted == turn.drafted, f"draft = target from scale 1 on, {case.pyramid.S} scales in all: {said}"
+        )
+    run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+    if decoded.intermediates is not None and all(turn.target_rows for turn in decoded.rounds[0]):
+        shown = decoded.intermediates
+        expected = {"x": run.x_RLD, "rows": run.rows_RLV}
+        require_same({"x": shown.x_RLD, "rows": shown.rows_RLV}, expected, "all scales", FLOAT64)
+    return wanted > 6

@@ -8,10 +8,13 @@ from typing import Any
 
 from harness.errors import InputError
 from harness.judge import require
-from harness.laws._case import Case
+from harness.laws._allowed import allowed, require_draws
+from harness.laws._case import CLASSES, Case
 from harness.laws._law import Law, NotOffered, Subject, law, require_equal, require_tokens
+from harness.laws._oracle import rows_of, run_over, targeted
 from harness.models import ModelPair
-from harness.protocol import Request, Trace
+from harness.protocol import Contract, Request, Trace
+from harness.reference.sequential import sample_sequential
 
 LAWS: list[Law] = []
 
@@ -26,6 +29,7 @@ def _requests(case: Case) -> list[Request]:
         replace(base, labels=turned),
         replace(base, labels=turned[::-1]),  # the same labels in another order
         Request((2, 0, 3, 1), case.seed + 1, case.cfg, case.top_k, case.top_p, order=case.order),
+        Request((0, 2, 1, 3), case.seed + 1, case.cfg, case.top_k, case.top_p, order=case.order),
         replace(base, cfg=case.cfg + 1.0),
         Request((1,), case.seed, 0.0, order=case.order),
         replace(base, top_k=1 if case.top_k != 1 else 2),
@@ -88,3 +92,30 @@ def alternating(subject: Subject, case: Case) -> bool:
             expected = subject.decoder(case, _anew(case.models), draft_len).decode(request, case.noise(request))
             _same_decode(actual, expected, f"draft_len {draft_len}, request {k} of one decoder ({request})")
     return True
+
+
+@law(LAWS, "reuse.labels", "decode", "condition", "noise")
+def labels(subject: Subject, case: Case) -> bool:
+    """Labels that are not given are the request's own draw, decode after decode of one decoder."""
+    models = case.models
+    base = Request(None, case.seed, case.cfg, case.top_k, case.top_p, order="batch", count=3)
+    given = Request((2, 0, 1), case.seed, case.cfg, case.top_k, case.top_p, order="batch")
+    decoder, met = subject.decoder(case), set[tuple[int, ...]]()
+    for k, request in enumerate((base, replace(base, seed=case.seed + 1), given, replace(base, count=2), base)):
+        actual = decoder.decode(request, case.noise(request))
+        labels_B = case.noise(request).labels(CLASSES)
+        met.add(tuple(labels_B.tolist()))
+        where = f"request {k} of one decoder, labels {'drawn' if request.labels is None else 'given'}"
+        run = run_over(models.target, models.vae, labels_B, actual.tokens_BL)
+        images = targeted(actual, request.B, 0)
+        if actual.intermediates is not None and images:
+            rows, first = rows_of(images, request.B), case.pyramid.span(0)
+            shown = actual.intermediates.x_RLD[rows, first]
+            require_equal("x", shown, run.x_RLD[rows, first], f"{where}: scale 0", allowed(case).x)
+        expected = subject.decoder(case, _anew(models)).decode(request, case.noise(request))
+        _same_decode(actual, expected, where)
+        if Contract.of(decoder.contract) is Contract.TOKENS:
+            greedy = case.settings.greedy
+            alone = sample_sequential(models.target, models.vae, request, case.noise(request), greedy=greedy)
+            require_draws(case, request, actual.tokens_BL, alone.tokens_BL, where)
+    return len(met) > 2

@@ -26,6 +26,7 @@ from harness.laws._law import (
     require_rounds,
     require_tokens,
 )
+from harness.laws._scripted import Ranked, Scripted, decode_drafted
 from harness.models import ModelPair
 from harness.models.network import Cache, Condition
 from harness.protocol import Request, Round, Trace
@@ -148,7 +149,21 @@ def edges(subject: Subject, case: Case) -> bool:
     for rounds in subject.decode(tied, models=_all_tied(case.models)).rounds:
         rejected = [turn for turn in rounds if turn.accepted < turn.drafted]
         require(not rejected, f"policy {tied.policy}, all tokens equally likely: a scale was rejected: {rejected[:1]}")
+    for policy, rank, top_k, is_accepted in _RANKS if case.exact else ():
+        ranked = replace(case, policy=policy, cfg=0.0, top_k=top_k, top_p=0.0)
+        where = f"policy {policy}, top_k {top_k}, every drafted token the target's number {rank}"
+        for rounds in decode_drafted(subject, ranked, Ranked(ranked.models.target, rank)).rounds:
+            accepted = {turn.accepted == turn.drafted for turn in rounds}
+            require(accepted <= {is_accepted}, f"{where}: rounds accepted whole: {accepted}")
     return case.pyramid.S > 1
+
+
+# (policy, rank of every drafted token in the target's law, filter, whether all are accepted)
+_RANKS = (
+    ("topk-match:1:1", 1, 0, True), ("topk-match:1:1", 2, 0, False), ("topk-match:2:1", 2, 0, True),
+    ("topk-match:2:0.1", 3, 0, False), ("topk-match:2:0.1", 2, 1, False),
+    ("match:1", 1, 0, True), ("match:0.1", 2, 0, False),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -260,6 +275,8 @@ def length(subject: Subject, case: Case) -> bool:
         case, patch_nums=_LONG, V=min(case.V, 5), D=16, depth=1, labels=(case.labels * 4)[:4],
         draft="close" if case.seed % 3 else "single",
     )  # fmt: skip
+    if case.exact:
+        _grows_and_shrinks(subject, case)
     S, rule, several = case.pyramid.S, PolicyRule.of(case.policy), False
     for draft_len in (*_draft_lens(case)[1:], f"dynamic:1:{S}"):
         decoder = subject.decoder(case, draft_len=draft_len)
@@ -282,6 +299,21 @@ def length(subject: Subject, case: Case) -> bool:
                     current = length_after(draft_len, current, whole, S)
                     several = several or expected > 1
     return several
+
+
+def _grows_and_shrinks(subject: Subject, case: Case) -> None:
+    """Require that a dynamic length ends at HIGH while all is accepted, and goes down by one after a rejection."""
+    case = replace(case, policy="coupled", labels=(0, 1), order="image", bonus=False)
+    draft = Scripted(case.models.target, ((0, 4),))  # of label 0, in the third round
+    for draft_len, expected in _GROWN.items():
+        rounds = decode_drafted(subject, case, draft, draft_len).rounds
+        seen = tuple(tuple(turn.drafted for turn in turns) for turns in rounds)
+        where = f"draft_len {draft_len}, scale 4 of image 0 rejected, all else accepted"
+        require(seen == expected, f"{where}: rounds draft {seen} scales, not {expected}")
+
+
+# What rounds draft of seven scales, by image: the third one is rejected, or all are accepted.
+_GROWN = {"dynamic:1:2": ((1, 2, 2, 1, 1), (1, 2, 2, 2)), "dynamic:1:7": ((1, 2, 3, 2), (1, 2, 3, 1))}
 
 
 def _coins(case: Case) -> Window:

@@ -80,7 +80,7 @@ def cfg(subject: Subject, case: Case) -> bool:
 def filters(subject: Subject, case: Case) -> bool:
     """top_k = 1 and a tiny top_p change the image."""
     case = replace(case, top_k=0, top_p=0.0)
-    return _changes(subject, case, "filters", lambda r: [replace(r, top_k=1), replace(r, top_p=1e-6)])
+    return _changes(subject, case, "filters", lambda r: [replace(r, top_k=1), replace(r, top_p=1e-17)])
 
 
 @law(LAWS, "sensitivity.images", "decode", "noise", contract=Contract.TOKENS)

@@ -17,11 +17,12 @@ from harness.mutants import (
     state,
     streams,
     windows,
+    work,
 )
 from harness.mutants._mutant import Mutant
 
 FAMILIES = (
-    positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, labour, windows, batch,
+    positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, labour, windows, work, batch,
     sensitivity, numbers,
 )  # fmt: skip
 MUTANTS = tuple(thing for family in FAMILIES for thing in vars(family).values() if isinstance(thing, Mutant))

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
+from harness.decoders import Factory
 from harness.models import ModelPair
-from harness.mutants._mutant import Mutant, Tampered, asked_for, judgement, parts, production, wrapped
+from harness.mutants._mutant import (
+    Mutant,
+    Tampered,
+    asked_for,
+    judgement,
+    options_of,
+    parts,
+    patched,
+    production,
+    wrapped,
+)
 from harness.protocol import Contract, Implementation, Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
-from harness.speculative import Acceptance, CacheWindow, DraftLength, KVCache, Proposal, Window
+from harness.speculative import Acceptance, Buffers, CacheWindow, DecodeState, DraftLength, KVCache, Proposal, Window
 from harness.speculative.sampler import SpeculativeDecoder
 
 
@@ -77,6 +89,46 @@ def _growing_law(decoder: SpeculativeDecoder, request: Request, noise: SeededNoi
     return _growing_batch(decoder, request, noise)
 
 
+class _OneCache(SpeculativeDecoder):
+    """Let images share a round that have the same scale before them, whatever their draft has seen."""
+
+    def _groups(self, state: DecodeState) -> list[tuple[tuple[int, int, int, int], list[int]]]:
+        groups: dict[tuple[int, int, int, int], list[int]] = {}
+        for (done, wanted, _, target), images in super()._groups(state):
+            groups.setdefault((done, wanted, 0, target), []).extend(images)
+        return [(key, sorted(images)) for key, images in sorted(groups.items())]
+
+
+class _LongestCache(_OneCache):
+    """Take the longest cache of the draft for everybody's: what the others lack is never computed."""
+
+    def _groups(self, state: DecodeState) -> list[tuple[tuple[int, int, int, int], list[int]]]:
+        groups, lengths = super()._groups(state), state.draft.cache.lengths
+        for _, images in groups:
+            longest = max(lengths[image] for image in images)
+            for image in images:
+                lengths[image] = longest
+        return groups
+
+
+def _buffers(change: Callable[[ModelPair, Buffers], Buffers]) -> Factory:
+    """Plant a bug in how a decode's memory is made."""
+    true = Buffers.new
+
+    def new(cls: type[Buffers], models: ModelPair, B: int) -> Buffers:
+        return change(models, true(models, B))
+
+    return patched({"harness.speculative._state:Buffers.new": classmethod(new)})
+
+
+def _laws_as_target(models: ModelPair, buffers: Buffers) -> Buffers:
+    return replace(buffers, drafted_probs_BLV=buffers.drafted_probs_BLV.to(models.target.dtype))
+
+
+def _inputs_as_draft(models: ModelPair, buffers: Buffers) -> Buffers:
+    return replace(buffers, raw_BLC=buffers.raw_BLC.to(models.draft.dtype))
+
+
 SHARED_LENGTH = Mutant("batch.shared-length", "one image's rejection shortens everybody's drafts",
     "a dynamic length kept once for the batch", _shared_length)  # fmt: skip
 INTERLEAVED = Mutant("batch.interleaved", "cache rows of part of a batch are taken for neighbouring pairs",
@@ -93,3 +145,11 @@ GROWING_LAW = Mutant("batch.growing-law", "contract B: numbers depend on the siz
     alone=True)  # fmt: skip
 FIRST_LABEL = Mutant("batch.first-label", "every image gets the first one's label",
     "a condition broadcast from one row", asked_for(labels=lambda r: r.labels[:1] * len(r.labels)))  # fmt: skip
+ONE_CACHE = Mutant("batch.one-cache", "images share a round though the draft has not seen the same scales of them",
+    "a group by the scale alone", lambda models, settings: _OneCache(models, options_of(settings)))  # fmt: skip
+LONGEST_CACHE = Mutant("batch.longest-cache", "the draft's longest cache of a group stands for everybody's",
+    "one length a batch", lambda models, settings: _LongestCache(models, options_of(settings)))  # fmt: skip
+LAWS_AS_TARGET = Mutant("batch.laws-as-target", "the draft's laws are kept in the target's precision",
+    "one dtype for all buffers; a slice casts, an index does not", _buffers(_laws_as_target))  # fmt: skip
+INPUTS_AS_DRAFT = Mutant("batch.inputs-as-draft", "inputs are kept in the draft's precision",
+    "a buffer that the draft fills first", _buffers(_inputs_as_draft))  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.mutants._mutant import Mutant, parts
+from harness.mutants._mutant import Mutant, asked_for, parts
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative.parts import PARTS
 
@@ -59,6 +59,14 @@ def _swapped(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, la
     return PARTS.guide(rows_RnV.roll(len(rows_RnV) // 2, 0), pyramid, cfg, first, last)
 
 
+def _narrow_ramp(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
+    """Round si/(S-1) to single precision, where the networks may have double."""
+    ramp = [pyramid.ramp(si) for si in range(first, last + 1) for _ in range(pyramid.tokens(si))]
+    t_n1 = cfg * torch.tensor(ramp, device=rows_RnV.device, dtype=torch.float32).to(rows_RnV.dtype)[:, None]
+    conditional_BnV, unconditional_BnV = PARTS.guide(rows_RnV, pyramid, 0.0, first, last), rows_RnV.chunk(2)[1]
+    return (1 + t_n1) * conditional_BnV - t_n1 * unconditional_BnV
+
+
 SWAPPED = Mutant("guidance.swapped", "unconditional half first", "the order of another code base",
     parts(guide=_swapped), component="guidance")  # fmt: skip
 WINDOW_WEIGHT = Mutant("guidance.window-weight", "a whole window gets its first scale's weight",
@@ -78,3 +86,13 @@ ODD = Mutant("guidance.odd", "an _odd row is dropped", "integer division of the 
     alone=True)  # fmt: skip
 PADDED = Mutant("guidance.padded", "an _odd row stands for both halves", "padding where an error is expected",
     parts(guide=_padded), alone=True)  # fmt: skip
+ROUNDED = Mutant("guidance.rounded", "the guidance value is rounded to a tenth", "a slider of a user interface",
+    asked_for(cfg=lambda request: round(request.cfg, 1)))  # fmt: skip
+PRINTED = Mutant("guidance.printed", "the guidance value has three digits", "a number that was passed on as text",
+    asked_for(cfg=lambda request: float(f"{request.cfg:.3g}")))  # fmt: skip
+NARROW_WEIGHTS = Mutant("guidance.narrow-weights", "weights are float32, whatever the logits are",
+    "a tensor of weights made with the default dtype",
+    parts(guide=_guide(lambda c, u, t, cfg: (1 + t).float().to(c.dtype) * c - t.float().to(u.dtype) * u)),
+    component="guidance")  # fmt: skip
+NARROW_RAMP = Mutant("guidance.narrow-ramp", "the share of a scale is float32, whatever the logits are",
+    "a ramp by linspace", parts(guide=_narrow_ramp), component="guidance")  # fmt: skip

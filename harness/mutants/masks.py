@@ -67,6 +67,23 @@ def flat(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dty
     return PARTS.attention_mask(pyramid, first, last, device, dtype)[0, 0]
 
 
+def _long(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Let a late window's seventh scale and those after it see nothing that was cached."""
+    mask = PARTS.attention_mask(pyramid, first, last, device, dtype).clone()
+    if first and last >= first + 6:
+        mask[:, :, pyramid.begin(first + 6) - pyramid.begin(first) :, : pyramid.begin(first)] = float("-inf")
+    return mask
+
+
+def _nine(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Open a late window of more than seven scales: its last but one sees its last."""
+    mask = PARTS.attention_mask(pyramid, first, last, device, dtype).clone()
+    if first and last >= first + 7:
+        rows = slice(pyramid.begin(last - 1) - pyramid.begin(first), pyramid.begin(last) - pyramid.begin(first))
+        mask[:, :, rows] = 0.0
+    return mask
+
+
 CORNER = Mutant("masks.corner", "the top-left _corner of the mask, whatever is cached",
     "the published mask sliced in both axes alike", parts(attention_mask=_mask(_corner)),
     component="mask")  # fmt: skip
@@ -84,3 +101,7 @@ FINITE = Mutant("masks.finite", "-10,000 in place of -inf", "a habit from half p
     alone=True)  # fmt: skip
 FLAT = Mutant("masks.flat", "shape (n,K+n) in place of (1,1,n,K+n)", "a shape that only some kernels broadcast",
     parts(attention_mask=flat), alone=True)  # fmt: skip
+LONG = Mutant("masks.long", "from a late window's seventh scale on rows do not see what is cached",
+    "a mask made for six scales", parts(attention_mask=_long), component="mask or cache")  # fmt: skip
+OPEN_END = Mutant("masks.open-end", "in a late window of eight scales the last but one sees the last",
+    "a mask made for seven scales", parts(attention_mask=_nine), component="mask or cache")  # fmt: skip

@@ -10,17 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.models.network import Condition
-from harness.models.var import BlockWeights, layer_norm, quantizer
+from harness.models.network import Condition, Modulation
+from harness.models.var import BlockWeights, before, layer_norm, quantizer
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer
 from harness.models.var.transformer import Transformer
 from harness.mutants._mutant import Mutant, patched
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import Acceptance, Window, finite_flag, round_numbers
+from harness.speculative import Acceptance, DecodeState, Pass, Policy, Window, finite_flag, propose_scale, round_numbers
+from harness.speculative.parts import Parts
 
 _PHI_INDEX, _PHI, _ENCODE = quantizer.phi_index, Quantizer.phi, Quantizer.encode
-_CONDITION = Transformer.condition
+_CONDITION, _BEFORE = Transformer.condition, before
 _LOGITS, _FINITE, _OUTCOME = Transformer.logits, finite_flag, round_numbers
 _TO, _VAE_TO = Transformer.to, Autoencoder.to
 
@@ -96,6 +97,15 @@ def _loose_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-3)
 
 
+def _keys_as_they_are(x_RnD: Tensor, six: Modulation, w: BlockWeights, l2_norm: bool) -> tuple[Tensor, Tensor, Tensor]:
+    q_RHnc, _, v_RHnc = _BEFORE(x_RnD, six, w, l2_norm)
+    return q_RHnc, _BEFORE(x_RnD, six, w, False)[1], v_RHnc
+
+
+def _draft_unasked(state: DecodeState, used: Parts, this: Pass, policy: Policy) -> None:
+    propose_scale(state, used, this, policy)
+
+
 TICKS = Mutant("numbers.ticks", "the ticks of four φ for any number of them", "a constant of the published size",
     shared=_quantizer("phi_index", _ticks), alone=True)  # fmt: skip
 PARTS = Mutant("numbers.parts", "φ by equal parts of the scales", "integer division for a nearest tick",
@@ -125,4 +135,13 @@ DRAFTED_FINITE = Mutant("numbers.drafted-finite", "logits of a bonus scale may b
     alone=True)  # fmt: skip
 HALF_FINITE = Mutant("numbers.half-finite", "unconditional logits may be NaN",
     "a check of one half of the guidance rows", patched({"harness.speculative._accept:finite_flag": _of_half}),
+    alone=True)  # fmt: skip
+KEYS = Mutant("numbers.keys", "keys are not brought to length 1", "a norm of the queries alone",
+    shared={"harness.models.var._block:before": _keys_as_they_are}, alone=True)  # fmt: skip
+UNCUT = Mutant("numbers.uncut", "a head's length has no upper end", "an exponential without its clamp",
+    shared=_transformer("MAX_SCALE_MUL", 1e9), alone=True)  # fmt: skip
+CODE_FINITE = Mutant("numbers.code-finite", "logits that nobody waited for may be NaN", "a check at each wait alone",
+    patched({"harness.speculative.sampler:check_finite": lambda state: None}), alone=True)  # fmt: skip
+DRAFT_FINITE = Mutant("numbers.draft-finite", "a draft that decides alone may have NaN for logits",
+    "a check of the target's passes alone", patched({"harness.speculative._round:propose_scale": _draft_unasked}),
     alone=True)  # fmt: skip

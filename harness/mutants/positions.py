@@ -61,6 +61,23 @@ def _backwards(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int)
     return [rows if rows.shape[1] == size else window_BnX[:, :size] for rows, size in zip(cut, sizes, strict=True)]
 
 
+def _six_levels(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+    """Know six levels a window: scales after them have the level of the sixth."""
+    x_RnD, pyramid = PARTS.build_combined_query(network, condition, raw_BnC, first, last).clone(), network.pyramid
+    for si in range(first + 6, last + 1) if first else ():
+        rows = slice(pyramid.begin(si) - pyramid.begin(first), pyramid.end(si) - pyramid.begin(first))
+        x_RnD[:, rows] += network.lvl_SD[first + 5] - network.lvl_SD[si]
+    return x_RnD
+
+
+def _six_cut(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> list[Tensor]:
+    """Cut six scales off a window, and take what is left for one more: two, where there were eight."""
+    scales = PARTS.split_logits_by_scale(window_BnX, pyramid, first, last)
+    if first and len(scales) > 7:
+        scales[-1] = torch.cat(scales[-2:], 1)[:, : scales[-1].shape[1]]
+    return scales
+
+
 OFFSET = Mutant("positions.offset", "windows after the first sit one scale earlier",
     "a window counted from what is cached instead of from the pyramid", parts(build_combined_query=_offset),
     component="positions")  # fmt: skip
@@ -76,3 +93,7 @@ LAST_AXIS = Mutant("positions.last-axis", "splits along the last axis but one", 
     parts(split_logits_by_scale=_last_axis), alone=True)  # fmt: skip
 BACKWARDS = Mutant("positions.backwards", "a window's rows are cut as if the fine scales came first",
     "scale sizes in the order of another loop", parts(split_logits_by_scale=_backwards))  # fmt: skip
+SIX_LEVELS = Mutant("positions.six-levels", "from a late window's seventh scale on rows have the sixth's level",
+    "a table of the usual size", parts(build_combined_query=_six_levels), component="positions")  # fmt: skip
+SIX_CUT = Mutant("positions.six-cut", "the last scale of a late window of eight begins one scale early",
+    "a loop of a fixed length", parts(split_logits_by_scale=_six_cut))  # fmt: skip

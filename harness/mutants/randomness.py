@@ -133,6 +133,20 @@ def _nucleus_first(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return PARTS.filter_logits(PARTS.filter_logits(logits_BnV, 0, top_p), top_k, 0.0)
 
 
+def _nothing_left(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Drop the likeliest token, too, where it is more than top_p."""
+    logits_BnV = PARTS.filter_logits(logits_BnV, top_k, 0.0)
+    if top_p:
+        values_BnV, order_BnV = logits_BnV.sort(dim=-1)
+        tail_BnV = values_BnV.softmax(-1).cumsum(-1) <= 1 - top_p
+        logits_BnV = logits_BnV.masked_fill(tail_BnV.gather(-1, order_BnV.argsort(-1)), float("-inf"))
+    return logits_BnV
+
+
+def _tiny_off(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
+    return PARTS.filter_logits(logits_BnV, top_k, top_p if 1 - top_p < 1 else 0.0)
+
+
 REDRAWN = Mutant("randomness.redrawn", "the target draws numbers of its own",
     "a generator advanced by the draft before the target reads it", wrapped(redrawn), component="draw")  # fmt: skip
 WRONG_SCALE = Mutant("randomness.wrong-scale", "the target reads the numbers of the scale before",
@@ -162,3 +176,7 @@ ABOVE_KTH = Mutant("randomness.above-kth", "top-k drops what ties with the k-th"
     parts(filter_logits=_above_kth), alone=True)  # fmt: skip
 NUCLEUS_FIRST = Mutant("randomness.nucleus-first", "top-p before top-k", "the order of another library",
     parts(filter_logits=_nucleus_first))  # fmt: skip
+NOTHING_LEFT = Mutant("randomness.nothing-left", "a tiny top_p drops every token", "a nucleus that may be empty",
+    parts(filter_logits=_nothing_left))  # fmt: skip
+TINY_OFF = Mutant("randomness.tiny-off", "a top_p that one cannot take off 1 is off", "a test of 1 − top_p",
+    parts(filter_logits=_tiny_off))  # fmt: skip

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from harness.decoders import Factory
 from harness.models.network import Condition
 from harness.mutants._mutant import Mutant, options_of, patched
@@ -49,6 +51,31 @@ class _StaleDraftCondition(_StaleCondition):
     """Do so for the draft alone: the tokens stay right."""
 
     sides = ("draft",)
+
+
+class _KeptLabels(SpeculativeDecoder):
+    """Draw labels once for a batch size."""
+
+    def begin(self, request: Request, noise: Noise) -> DecodeState:
+        """Take labels that were drawn for an earlier request."""
+        state = super().begin(request, noise)
+        if request.labels is None:
+            labels_R = self.__dict__.setdefault("drawn", {}).setdefault(request.B, state.target.labels_R)
+            state.draft.labels_R = state.target.labels_R = labels_R
+        return state
+
+
+class _LastClassLost(SpeculativeDecoder):
+    """Never draw the last class."""
+
+    def begin(self, request: Request, noise: Noise) -> DecodeState:
+        """Take the class before it."""
+        state, B = super().begin(request, noise), request.B
+        if request.labels is None:
+            last = self.models.target.config.classes - 2
+            for side in (state.draft, state.target):
+                side.labels_R = torch.cat((side.labels_R[:B].clamp_max(last), side.labels_R[B:]))
+        return state
 
 
 class _StaleLengths(SpeculativeDecoder):
@@ -150,3 +177,8 @@ UNKEPT_COUNTS = Mutant(
 CONDITION_SET = Mutant("reuse.condition-set", "the condition is kept on the network by the set of labels",
     "a memo whose key is sorted",
     patched({"harness.speculative._state:Side.condition": property(_by_set)}))  # fmt: skip
+KEPT_LABELS = Mutant("reuse.kept-labels", "labels are drawn once for a batch size", "a memo by shape",
+    _decoder(_KeptLabels), alone=True)  # fmt: skip
+LAST_CLASS_LOST = Mutant("reuse.last-class-lost", "drawn labels never name the last class",
+    "randint's end taken off twice",
+    _decoder(_LastClassLost), alone=True)  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.mutants._mutant import Mutant, patched, policy
+from harness.mutants._mutant import Mutant, patched, policy, production
 from harness.protocol import Trace
 from harness.protocol.noise import ACCEPT
 from harness.speculative import (
@@ -140,6 +140,10 @@ def _after(high: Callable[[DraftLength, int], int], low: Callable[[DraftLength, 
     return {_LENGTH + "after": after}
 
 
+def _halved(rule: DraftLength, length: int) -> int:
+    return max(length // 2, rule.low)
+
+
 def _high(rule: DraftLength, S: int) -> int:
     return rule.high or S
 
@@ -183,6 +187,15 @@ def _counted(change: Callable[[Trace], None]) -> dict[str, Any]:
 
 def _more_rows(trace: Trace) -> None:
     trace.rounds = [[replace(turn, target_rows=turn.target_rows + 1) for turn in rounds] for rounds in trace.rounds]
+    trace.target_rows = [sum(turn.target_rows for turn in rounds) for rounds in trace.rounds]
+
+
+def _few_rows(trace: Trace) -> None:
+    """Count one row where nothing was drafted."""
+    trace.rounds = [
+        [turn if turn.drafted else replace(turn, target_rows=min(1, turn.target_rows)) for turn in rounds]
+        for rounds in trace.rounds
+    ]
     trace.target_rows = [sum(turn.target_rows for turn in rounds) for rounds in trace.rounds]
 
 
@@ -241,3 +254,13 @@ COIN_OF_WINDOW = Mutant("rules.coin-of-window", "one coin a window", "a draw out
 WHOLE_OF_GROUP = Mutant("rules.whole-of-group", "an accepted scale keeps its tokens if all images accept it",
     "all() without a dimension",
     patched({"harness.speculative._accept:Acceptance.tokens_by_scale": _whole_of_group}))  # fmt: skip
+ONE_BEYOND = Mutant("rules.one-beyond", "a dynamic length ends one above HIGH", "<= for < at a bound",
+    patched(_after(lambda rule, S: min(S, _high(rule, S) + 1), lambda rule, length: max(length - 1, rule.low))),
+    alone=True)  # fmt: skip
+HALVED = Mutant("rules.halved", "a rejection halves a dynamic length", "the rule of another protocol",
+    patched(_after(_high, _halved)), alone=True)  # fmt: skip
+BONUS_IGNORED = Mutant("rules.bonus-ignored", "a bonus scale is asked for and never taken",
+    "an option dropped on the way",
+    lambda models, settings: production(models, replace(settings, bonus=False)), alone=True)  # fmt: skip
+FEW_ROWS = Mutant("rules.few-rows", "a round without a draft counts one row", "a row for a pass",
+    patched(_counted(_few_rows)), alone=True)  # fmt: skip

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.decoders import Factory
 from harness.models import ModelPair
 from harness.models.network import Network
-from harness.mutants._mutant import Mutant, asked_for, parts, production
+from harness.mutants._mutant import Mutant, asked_for, parts, production, wrapped
 from harness.protocol import Request, Settings, Trace
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
@@ -152,6 +154,23 @@ class _SharedBuffers:
         return trace
 
 
+def _kept(change: Callable[[Tensor], Tensor]) -> Factory:
+    """Plant a bug in what a trace keeps of f_hat, scale by scale."""
+
+    def around(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
+        trace = decoder.decode(request, noise)
+        if trace.intermediates is not None:
+            trace.intermediates.f_hat_SBCPP = change(trace.intermediates.f_hat_SBCPP.clone())
+        return trace
+
+    return wrapped(around)
+
+
+def _first_nan(f_hat_SBCPP: Tensor) -> Tensor:
+    f_hat_SBCPP[-1, :, :1] = float("nan")
+    return f_hat_SBCPP
+
+
 TWICE = Mutant("state.twice", "every scale is added to f_hat twice",
     "accumulated in verification and again in the update", parts(accumulate=twice), component="f_hat")  # fmt: skip
 IN_PLACE = Mutant("state.in-place", "accumulation writes into its argument",
@@ -178,3 +197,7 @@ CLAMPED = Mutant("state.clamped", "a label out of range is decoded as the last c
     asked_for(labels=lambda request: tuple(min(label, 3) for label in request.labels)), alone=True)  # fmt: skip
 MODULO = Mutant("state.modulo", "a label out of range wraps around", "an index taken modulo the table",
     asked_for(labels=lambda request: tuple(label % 4 for label in request.labels)), alone=True)  # fmt: skip
+KEPT_NAN = Mutant("state.kept-nan", "a channel of the kept f_hat is NaN after the last scale", "a buffer never written",
+    _kept(_first_nan), component="f_hat", alone=True)  # fmt: skip
+KEPT_EARLY = Mutant("state.kept-early", "f_hat is kept before its scale is added", "a copy one line too early",
+    _kept(lambda f_hat_SBCPP: f_hat_SBCPP.roll(1, 0)), component="f_hat", alone=True)  # fmt: skip

@@ -176,17 +176,17 @@ def decided_outcome(state: DecodeState, decision: Decision, window: Window) -> O
     Effects: whether its logits are finite is asked when the decode ends (`check_finite`).
     """
     b = len(window.images)
-    state.unchecked.append((window.first, decision.numbers.clone()))
+    state.unchecked.append(("target", window.first, decision.numbers.clone()))
     return Outcome(decision.tokens_by_scale, [0] * b, [1] * b, [[]] * b)
 
 
 def check_finite(state: DecodeState) -> None:
     """Refuse logits that are not finite, of passes that nobody waited for. Raises `NonFiniteError`."""
     if state.unchecked:
-        firsts, flags = zip(*state.unchecked, strict=True)
-        for first, is_finite in zip(firsts, torch.cat(flags).tolist(), strict=True):
+        names, firsts, flags = zip(*state.unchecked, strict=True)
+        for name, first, is_finite in zip(names, firsts, torch.cat(flags).tolist(), strict=True):
             if not is_finite:
-                raise NonFiniteError("target.logits", f"the pass that began at scale {first}")
+                raise NonFiniteError(f"{name}.logits", f"the pass that began at scale {first}")
 
 
 def finite_flag(rows_RnV: Tensor) -> Tensor:

@@ -70,16 +70,21 @@ def draft_generate_batch(state: DecodeState, parts: Parts, policy: Policy, windo
     """Let the draft propose the window's scales, one after the other; `drafted_proposal` reads what it proposes.
 
     Effects: writes the state's drafted tensors, its raw inputs of later scales and the draft's cache; nothing final
-    changes. Draws as "draft".
+    changes. Draws as "draft". Whether logits are finite that nobody will judge is asked when the decode ends.
     """
     state.drafted_f_hat_BCPP[place(window.images, len(state.done))] = window.pick(state.f_hat_BCPP)
     for si in window.scales:
         step = replace(window, first=si, last=si, reader="draft")
-        forward_window(state, parts, state.draft, step, propose_scale, policy)
+        is_finite = forward_window(state, parts, state.draft, step, propose_scale, policy)
+        if is_finite is not None:
+            state.unchecked.append(("draft", si, is_finite.clone()))
 
 
-def propose_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy) -> None:
-    """Draw one scale from the draft's law and prepare the input of the next one. Device work."""
+def propose_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy) -> Tensor | None:
+    """Draw one scale from the draft's law and prepare the input of the next one. Device work.
+
+    Returns whether the logits are finite, where the target will not judge what is drawn from them.
+    """
     pyramid, window, si = state.pyramid, this.window, this.window.first
     rows = place(window.images, len(state.done))
     _, rows_RlV = forward(state, parts, this)
@@ -91,6 +96,7 @@ def propose_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy) 
         f_hat = parts.accumulate(window.pick(state.drafted_f_hat_BCPP), idx_bl, si, state.vae.quantizer, pyramid)
         state.drafted_f_hat_BCPP[rows] = f_hat
         state.raw_BLC[rows, pyramid.span(si + 1)] = parts.next_input(f_hat, si + 1, pyramid)
+    return finite_flag(rows_RlV) if policy.trusts(si) else None
 
 
 def decide_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy, keep: bool) -> Decision:

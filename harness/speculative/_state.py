@@ -178,8 +178,8 @@ class DecodeState:
     draft_lens: list[int]  # what the draft length's rule keeps for every image
     # named tensors of the final positions, or None when not kept
     intermediates: Intermediates | None = field(repr=False, default=None)
-    # (first scale, one number: are its logits finite?) of target passes that nobody waited for
-    unchecked: list[tuple[int, Tensor]] = field(repr=False, default_factory=list)
+    # (network, first scale, one number: are its logits finite?) of passes that decide, and that nobody waited for
+    unchecked: list[tuple[str, int, Tensor]] = field(repr=False, default_factory=list)
 
     @property
     def pyramid(self) -> ScalePyramid:

@@ -118,7 +118,7 @@ class SpeculativeDecoder:
         Raises:
             InputError: the request does not fit the networks, or asks for `more_smooth`, whose f_hat is no function
                 of the tokens, so that no draft could ever be accepted.
-            NonFiniteError: the target's logits are not finite.
+            NonFiniteError: logits of the network that decides a scale are not finite.
         """
         start = time.perf_counter()
         state, policy, S = self.begin(request, noise), self.options.policy, self.models.pyramid.S

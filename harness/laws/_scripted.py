@@ -1,0 +1,95 @@
+"""A draft that is right but where a script says, so that a law meets the rounds that it is about on any networks.
+
+Promise: the draft is the target itself, but for scales that the script names for a label: there it proposes, at every
+position, a token that the target hardly draws. What is drafted elsewhere is what the target draws, so that rounds,
+lengths of caches and bonus scales follow from the script. A decoder that reads weights and not `Network` meets a draft
+that is the target: it is right there, and the law has nothing to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.laws._case import Case
+from harness.laws._law import NotOffered, Subject
+from harness.models.network import Condition
+from harness.protocol import Request, Trace
+
+Script = Collection[tuple[int, int]]  # (label, scale) that the draft has wrong
+_SURE = 1e3  # nats: no other token is drawn, whatever the numbers, guidance and filter
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """The target as its own draft, wrong where a script says."""
+
+    network: Any  # the target
+    script: Script
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass on what is not scripted."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.network, name)
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        """Return logits_RnV; the rows of scripted scales hold one token, the target's least likely one."""
+        rows_RnV: Tensor = self.network.logits(h_RnD, condition).clone()
+        pyramid, n = self.network.pyramid, h_RnD.shape[1]
+        table_LD = self.network.weights["class_emb.weight"]
+        label_R = (condition.cond_RD[:, None] == table_LD).all(-1).long().argmax(1)
+        for label, si in self.script:
+            if n in (pyramid.tokens(si), pyramid.end(si)):  # alone in its pass, or after all scales before it
+                rows, l = torch.nonzero(label_R == label).flatten(), pyramid.tokens(si)
+                scale_RlV = rows_RnV[rows, n - l :]
+                rows_RnV[rows, n - l :] = scale_RlV.scatter_add(
+                    -1, scale_RlV.argmin(-1, keepdim=True), torch.full_like(scale_RlV[..., :1], _SURE)
+                )
+        return rows_RnV
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The target as its own draft that proposes, at every position, the token of one rank of the target's law.
+
+    Without guidance and filter; rank 1 is the most likely one.
+    """
+
+    network: Any  # the target
+    rank: int
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass on what has no rank."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.network, name)
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        """Return logits_RnV that hold one token."""
+        rows_RnV: Tensor = self.network.logits(h_RnD, condition)
+        order_RnV = rows_RnV.argsort(-1, descending=True)
+        at_Rn1 = order_RnV[..., self.rank - 1 : self.rank]
+        return rows_RnV.scatter_add(-1, at_Rn1, torch.full_like(rows_RnV[..., :1], _SURE))
+
+
+def decode_drafted(
+    subject: Subject, case: Case, draft: Any, draft_len: str = "", request: Request | None = None
+) -> Trace:
+    """Decode a case, or another request, by another draft, under another draft length where one is given.
+
+    Raises `NotOffered` where the decoder cannot be built with a draft of another class than the shipped networks'.
+    """
+    models, request = replace(case.models, draft=draft), request or case.request
+    try:
+        decoder = subject.decoder(case, models, draft_len)
+    except InputError as error:
+        if error.name != "implementation":
+            raise
+        raise NotOffered(f"no draft of another class: {error}") from None
+    return decoder.decode(request, case.noise(request))

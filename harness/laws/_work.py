@@ -1,0 +1,57 @@
+"""Laws of work: what a decode computes, and what it keeps of it. They are about cost: no token shows it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from harness.judge import require
+from harness.laws._allowed import needs_exact
+from harness.laws._case import Case
+from harness.laws._law import EXACT, Law, Subject, law, require_shown_rounds
+from harness.laws._scripted import Scripted, decode_drafted
+from harness.protocol import Round
+
+LAWS: list[Law] = []
+
+
+@law(
+    LAWS, "work.least", "cache", "update_state_with_accepted_tokens", "trace", policies=(*EXACT, "rejection")
+)  # fmt: skip
+def least(subject: Subject, case: Case) -> bool:
+    """A pass computes what its cache lacks, and no more; a cache keeps whatever is final of what it saw.
+
+    Of a decoder that shows the parts which keep its caches: others may compute what they like anew. A rejected scale
+    is final once it is corrected, and its keys depend on the scales before it alone.
+    """
+    needs_exact(case, "rounding decides whether a draft = target is accepted whole")
+    subject.parts(case, "new_cache", "update_state_with_accepted_tokens")
+    sides = case.patch_nums if len(case.patch_nums) > 3 else (1, 2, 3, 4)
+    case = replace(case, patch_nums=sides, labels=(0, 1, 2), order="image")
+    draft = Scripted(case.models.target, ((0, 1), (1, 0), (1, 2)))
+    decoded = decode_drafted(subject, case, draft)
+    require_shown_rounds(decoded)
+    for image, turns in enumerate(decoded.rounds):
+        draft_cache = 0
+        for k, turn in enumerate(turns):
+            expected = _least(case, turn, draft_cache)
+            seen = {name: getattr(turn, name) for name in expected}
+            where = f"round {k} of image {image}, from scale {turn.first}, {turn.drafted} drafted"
+            require(seen == expected, f"{where}: {seen}, not {expected}")
+            draft_cache = turn.draft_cache
+        calls = decoded.target_calls[image], decoded.draft_calls[image]
+        least_calls = len(turns), sum(turn.drafted for turn in turns)
+        require(calls == least_calls, f"image {image}: {calls} passes of target and draft, not {least_calls}")
+    return any(turn.corrected and turn.drafted > 1 for turns in decoded.rounds for turn in turns)
+
+
+def _least(case: Case, turn: Round, draft_cache: int) -> dict[str, int]:
+    """Return rows and caches of a round, the draft's cache before it given: the target's ends at the final scales."""
+    pyramid, after = case.pyramid, turn.first + turn.drafted
+    final = pyramid.begin(turn.first + turn.finished)
+    submitted = after + (case.bonus and after < pyramid.S)
+    return {
+        "target_rows": pyramid.begin(submitted) - pyramid.begin(turn.first),
+        "target_cache": final,
+        "draft_rows": pyramid.begin(after) - draft_cache,
+        "draft_cache": min(pyramid.begin(after), final),
+    }
