@@ -14,10 +14,10 @@ from harness.__main__ import main
 from harness.bench._policy_costs import PolicyRow, acceptance_sentences, measure_policies, policy_markdown
 from harness.bench.charts import policies_chart, svg
 from harness.judge._verdict import Distance
-from harness.models._toy import toy_pair
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality._draw import portions
+from tests.toy import toy_pair
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 6, seed=1, apart=0.2)
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"

@@ -13,7 +13,6 @@ from torch import Tensor
 from harness.errors import InputError, NoiseError
 from harness.laws._enumeration import output_law
 from harness.models._pair import ModelPair
-from harness.models._toy import NEVER, as_pair, toy_pair, toy_transformer
 from harness.protocol._contract import Contract
 from harness.protocol._request import Request
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, Noise
@@ -27,6 +26,7 @@ from harness.speculative.parts import PARTS, Parts
 from harness.speculative.rejection import keep_drafted, residual
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import some
+from tests.toy import NEVER, as_pair, toy_pair, toy_transformer
 
 EXACT = 1e-12  # sums of a few thousand float64 products of at most 30 factors round to about 1e-16
 SEEN = 1e-3  # a wrong law must be this far off in some outcome: nothing that rounding could do

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.models._toy import toy_pair
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality._distances import Moments
 from harness.quality._draw import Source
 from harness.quality._features import Real
 from harness.quality._gather import ImageSet
 from harness.quality._study import Means
+from tests.toy import toy_pair
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 6, seed=1, apart=0.2)
 NONE = torch.zeros(0, dtype=torch.int64)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.models._toy import toy_pair
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
@@ -15,6 +14,7 @@ from harness.quality._features import DigitFeatures
 from harness.quality._study import Means, Study, check_labels, decoder_sources
 from harness.reference.sequential import sample_sequential
 from tests.helpers import Layout, tiny
+from tests.toy import toy_pair
 from tests.unit.quality.means import corners
 
 MODELS = tiny(Layout((1, 2, 3)))

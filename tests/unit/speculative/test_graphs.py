@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError, NonFiniteError
-from harness.models._toy import toy_pair
 from harness.protocol._request import Request
 from harness.protocol._trace import Intermediates
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative._policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.speculative.tools._graphs import Workspace
+from tests.toy import toy_pair
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3, 4)), 12, seed=1, apart=0.4)
 REQUESTS = [

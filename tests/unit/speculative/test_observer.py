@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from harness.__main__ import main
-from harness.models._toy import toy_pair
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace
 from harness.protocol.pyramid import ScalePyramid
@@ -18,6 +17,7 @@ from harness.speculative._policies import parse_policy
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.speculative.tools._observer import NAMES, Observer, summary
+from tests.toy import toy_pair
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 5, seed=1, apart=0.5)
 REQUEST = Request((0, 1, 1), 2, top_k=4)

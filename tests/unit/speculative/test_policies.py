@@ -19,7 +19,6 @@ from torch import Tensor
 from harness.__main__ import main
 from harness.errors import InputError, NonFiniteError
 from harness.models._pair import ModelPair
-from harness.models._toy import toy_pair
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace
 from harness.protocol.pyramid import ScalePyramid
@@ -29,6 +28,7 @@ from harness.speculative._policies import parse_policy
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import Layout, digits, tiny, twins
+from tests.toy import toy_pair
 
 FOUR = ScalePyramid((1, 2, 3, 4))
 REQUEST = Request((0, 1, 1, 0), 5)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from harness.models._pair import ModelPair
-from harness.models._toy import ToyTransformer, toy_pair
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference.sequential import sample_sequential
 from harness.speculative._policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
+from tests.toy import ToyTransformer, toy_pair
 
 DRAFTS = ("equal", "near", "far", "adversarial", "stubborn")
 USUAL, ALL = 500, 2000
