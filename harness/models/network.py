@@ -38,7 +38,6 @@ class Cache(Protocol):
 
     def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
         """Append one step's keys and values; return those of all positions so far, (R,H,K+n,c) each."""
-        ...
 
 
 Modulation = tuple[Tensor, ...]  # γ1, γ2, 1 + scale1, 1 + scale2, shift1, shift2 of a block, (R,1,D) each
@@ -67,63 +66,49 @@ class Network(Protocol):
     @property
     def config(self) -> TransformerConfig:
         """Sizes."""
-        ...
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
         """Every tensor by name."""
-        ...
 
     @property
     def pyramid(self) -> ScalePyramid:
         """Scales."""
-        ...
 
     @property
     def device(self) -> torch.device:
         """Where the weights live."""
-        ...
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        ...
 
     @property
     def start_1D(self) -> Tensor:
         """Added to the class embedding at scale 0."""
-        ...
 
     @property
     def pos_LD(self) -> Tensor:
         """Embedding of every position."""
-        ...
 
     @property
     def lvl_SD(self) -> Tensor:
         """Embedding of every scale."""
-        ...
 
     def bytes(self) -> int:
         """Return how much memory the weights fill."""
-        ...
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Network:
         """Return a copy with the weights on `device` in `dtype`."""
-        ...
 
     def embed(self, raw_BnC: Tensor) -> Tensor:
         """Return a scale's raw input as (B,n,D), without its position term."""
-        ...
 
     def condition(self, labels_R: Tensor) -> Condition:
         """Compute what depends on the label alone; `labels_R` is int64, `classes` the unconditional one."""
-        ...
 
     def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
         """Return h_RnD of n new positions; extends the cache. A mask of None lets everything be visible."""
-        ...
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV of hidden states, in float32 at least."""
-        ...

@@ -59,8 +59,6 @@ class Implementation(Protocol):
     @property
     def contract(self) -> str:
         """What it claims: the name of a `Contract`, e.g. ``token-identical``."""
-        ...
 
     def decode(self, request: Request, noise: Noise) -> Trace:
         """Draw a batch; all randomness comes from `noise`, read as "draft" and "target"."""
-        ...

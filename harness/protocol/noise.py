@@ -36,15 +36,12 @@ class Noise(Protocol):
 
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
         """Return E_BlV ~ Exp(1), float32, of scale `si`, any stream but ACCEPT; the caller must not write into it."""
-        ...
 
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
         """Return u_Bl, uniform in [0, 1), float32, of scale `si`, any stream; the caller must not write into it."""
-        ...
 
     def labels(self, classes: int) -> Tensor:
         """Return int64 labels_B."""
-        ...
 
 
 class Ledger:

@@ -88,7 +88,6 @@ class Bar(Protocol):
 
     def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
         """Count what was done."""
-        ...
 
 
 Watch = Callable[[str, int], AbstractContextManager[Bar]]  # of what is counted, and how many there are

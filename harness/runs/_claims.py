@@ -52,7 +52,6 @@ class QualityFigures(Protocol):
 
     def values(self) -> dict[str, object]:
         """Return what ``quality --json`` writes."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,6 @@ class Launcher(Protocol):
 
     def begin(self, noise: Noise, labels_R: Tensor) -> tuple[Noise, Tensor]:
         """Start a decode on empty buffers; return its numbers and labels where the work will read them."""
-        ...
 
     def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
         """Do device work.
@@ -102,7 +101,6 @@ class Launcher(Protocol):
             compute: the work, without a host synchronisation.
             lasting: what it returns is read after other work has run; else it must be read before.
         """
-        ...
 
 
 class Eager:

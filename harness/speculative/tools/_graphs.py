@@ -76,7 +76,6 @@ class Graph(Protocol):
 
     def replay(self) -> None:
         """Do it again."""
-        ...
 
 
 @dataclass(frozen=True)
