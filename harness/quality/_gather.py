@@ -65,18 +65,8 @@ class DrawnFile(GrowingFile):
             return None
         if not (store.resume and is_begun(store.file)):
             return cls._create(store.file, about)
-        file = cls.go_on(store.file)
-        try:
-            with file.kind.readable(file.path):
-                differing = differences(json.loads(to_json(dict(about))), notes_of(file.base))
-            if differing:
-                rule = f"is the file of another run: {'; '.join(differing[:3])}"
-                remedy = "repeat the command that began it, or pass another --run"
-                raise InputError("resume", str(file.path), rule, remedy)
-        except BaseException:
-            file.close()
-            raise
-        return file
+        here = json.loads(to_json(dict(about)))
+        return cls.go_on(store.file, lambda file: differences(here, notes_of(file.base)))
 
     def portions(self) -> dict[int, list[Drawn]]:
         """Return what is drawn, by portion."""

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,13 +110,21 @@ class GrowingFile:
         return file
 
     @classmethod
-    def go_on(cls, path: Path) -> Self:
-        """Open the file of a run that stopped. Raises `InputError` where it is written, or of another kind."""
+    def go_on(cls, path: Path, differing: Callable[[Self], list[str]] = lambda file: []) -> Self:
+        """Open the file of a run that stopped; `differing` says why it is that of another run, one clause each.
+
+        Raises `InputError` where it is being written, of another kind, or of another run.
+        """
         check_readable(path, "run", cls.kind.remedy)
         file = cls(path, _locked(path))
         try:
             with cls.kind.readable(path):
                 cls.kind.check(file.base, path, "run")
+                clauses = differing(file)
+            if clauses:
+                rule = f"is the file of another run: {'; '.join(clauses[:3])}"
+                remedy = "repeat the command that began it, or pass another --run"
+                raise InputError("resume", str(path), rule, remedy)
         except BaseException:
             file.close()
             raise

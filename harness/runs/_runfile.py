@@ -159,18 +159,10 @@ def begin(store: RunFileOptions, record: RunHeader, plan: Plan) -> RunFile | Non
     """
     if store.file is None:
         return None
+    here = Kept(record, plan)
     if not (store.resume and is_begun(store.file)):
-        return RunFile.create(store.file, Kept(record, plan))
-    file = RunFile.go_on(store.file)
-    try:
-        clauses = other_run(Kept(record, plan), read_run(store.file)[0])
-        if clauses:
-            rule = f"is the file of another run: {'; '.join(clauses[:3])}"
-            raise InputError("resume", str(store.file), rule, "repeat the command that began it, or pass another --run")
-    except BaseException:
-        file.close()
-        raise
-    return file
+        return RunFile.create(store.file, here)
+    return RunFile.go_on(store.file, lambda file: other_run(here, read_run(file.path)[0]))
 
 
 def other_run(here: Kept, recorded: Kept) -> list[str]:
