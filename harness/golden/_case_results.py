@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.golden._cases import RecordedCase
 from harness.golden._spread import guided
-from harness.judge import Divergence, Verdict, exponentials, margins_of_differing_tokens
+from harness.judge import Divergence, Verdict, exponentials, margins_of_differing_tokens, worst_verdict
 from harness.protocol import Request, Trace
 from harness.wording import count_of
 
@@ -66,12 +66,8 @@ class FileResult:
     @property
     def verdict(self) -> Verdict:
         """The worst of the file and its cases."""
-        verdicts = [case.verdict for case in self.cases]
-        if self.defects or Verdict.DEFECT in verdicts:
-            return Verdict.DEFECT
-        if self.unverified or not verdicts or Verdict.INCONCLUSIVE in verdicts:
-            return Verdict.INCONCLUSIVE
-        return Verdict.TIE if Verdict.TIE in verdicts else Verdict.IDENTICAL
+        own = [Verdict.DEFECT] * bool(self.defects) + [Verdict.INCONCLUSIVE] * bool(self.unverified)
+        return worst_verdict(own + [case.verdict for case in self.cases])
 
 
 def golden_totals(results: Sequence[FileResult]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from harness.errors import InputError
-from harness.judge import Verdict
+from harness.judge import Verdict, worst_verdict
 from harness.laws._case import CHOICES, DTYPES, Case
 from harness.laws._law import Law, NotOffered, Subject, Violation
 from harness.protocol.pyramid import ScalePyramid
@@ -71,10 +71,7 @@ class Report:
     @property
     def verdict(self) -> Verdict:
         """DEFECT if a law is broken, INCONCLUSIVE if one was never exercised or none applied, else IDENTICAL."""
-        verdicts = [row.verdict for row in self.rows if row.verdict is not None]
-        if Verdict.DEFECT in verdicts:
-            return Verdict.DEFECT
-        return Verdict.IDENTICAL if verdicts and Verdict.INCONCLUSIVE not in verdicts else Verdict.INCONCLUSIVE
+        return worst_verdict([row.verdict for row in self.rows if row.verdict is not None])
 
     def __str__(self) -> str:
         applied = [row for row in self.rows if row.verdict is not None]
