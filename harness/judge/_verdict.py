@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from harness.files import finite
 from harness.protocol import Trace
 
 
@@ -74,10 +75,7 @@ class Divergence:
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON, where NaN and an infinite margin become null."""
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in asdict(self).items()
-        }
+        return finite(vars(self))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ and tokens by certified ties alone, as in `verify`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,16 +21,12 @@ from harness.rounding import quick_budget
 
 @dataclass(frozen=True)
 class Allowed:
-    """Largest differences, absolute."""
+    """Largest differences, absolute, by the names that laws give tensors."""
 
     x: float  # of network inputs
     rows: float  # of logits before guidance
     f_hat: float  # of f_hat
     guided: float  # of guided logits over their own rows
-
-    def trace(self) -> Mapping[str, float]:
-        """Return what is allowed by the names that laws give tensors."""
-        return {"x": self.x, "rows": self.rows, "f_hat": self.f_hat, "guided": self.guided}
 
 
 def allowed(case: Case) -> Allowed:

@@ -105,7 +105,7 @@ def trace(subject: Subject, case: Case) -> bool:
         actual: dict[str, Tensor] = {"x": shown.x_RLD[rows, span], "rows": shown.rows_RLV[rows, span]}
         expected = {"x": run.x_RLD[rows, span], "rows": run.rows_RLV[rows, span]}
         if images:
-            require_same(actual, expected, f"scale {si}", allowed(case).trace())
+            require_same(actual, expected, f"scale {si}", vars(allowed(case)))
     return several(decoded, case.pyramid.S)
 
 
