@@ -152,11 +152,8 @@ class Side:
 
 
 @dataclass
-class DecodeState:
-    """One decode in flight.
-
-    The tensors are those of `Buffers`.
-    """
+class DecodeState(Buffers):
+    """One decode in flight, on the launcher's buffers."""
 
     request: Request  # what is drawn
     noise: Noise  # the numbers
@@ -165,12 +162,6 @@ class DecodeState:
     target: Side  # the large network's side
     launcher: Launcher  # how device work is done: launched, or recorded and replayed
     done: list[int]  # number of final scales of every image
-    tokens_BL: Tensor
-    raw_BLC: Tensor
-    f_hat_BCPP: Tensor
-    drafted_tokens_BL: Tensor
-    drafted_probs_BLV: Tensor
-    drafted_f_hat_BCPP: Tensor
     writes_BS: Tensor  # how often each scale was made final
     rounds: list[list[Round]]  # of every image
     draft_lens: list[int]  # what the draft length's rule keeps for every image
@@ -194,6 +185,7 @@ class DecodeState:
         labels_B = noise.labels(classes)
         noise, labels_R = launcher.begin(noise, torch.cat((labels_B, torch.full_like(labels_B, classes))))
         return cls(
+            **vars(launcher.buffers),
             request=request,
             noise=noise,
             vae=models.vae,
@@ -201,7 +193,6 @@ class DecodeState:
             target=Side.begin("target", models.target, labels_R, launcher),
             launcher=launcher,
             done=[0] * B,
-            **vars(launcher.buffers),
             writes_BS=torch.zeros(B, models.pyramid.S, dtype=torch.int64),
             rounds=[[] for _ in range(B)],
             draft_lens=[0] * B,
