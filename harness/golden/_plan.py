@@ -186,7 +186,5 @@ def weights_digest(models: str) -> str:
     pairs = {id(pair): pair for pair in (recorded_networks(case, models) for case in cases(models))}
     tensors: dict[str, Tensor] = {}
     for number, pair in enumerate(pairs.values()):
-        for word in ("draft", "target", "vae"):
-            weights = getattr(pair, word).weights
-            tensors |= {f"{number}.{word}.{name}": tensor for name, tensor in weights.items()}
+        tensors |= {f"{number}.{name}": tensor for name, tensor in pair.named_weights().items()}
     return content_digest(tensors)

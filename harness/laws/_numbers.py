@@ -18,7 +18,6 @@ from harness.laws import _formulas as formulas
 from harness.laws._case import CLASSES, Case, random_models
 from harness.laws._law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, policy_name, require_equal
 from harness.laws._oracle import run_over
-from harness.models import ModelPair
 from harness.models.network import Condition
 from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
@@ -154,18 +153,13 @@ def pixels(subject: Subject, case: Case) -> bool:
     return True
 
 
-def _weights(models: ModelPair) -> dict[str, Tensor]:
-    sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
-    return {f"{side}.{name}": w for side, weights in sides.items() for name, w in weights.items()}
-
-
 @law(LAWS, "numbers.precision", "network", "quantizer")
 def precision(subject: Subject, case: Case) -> bool:
     """Weights in another precision are rounded once; quantiser and head stay in float32."""
     made_anew = random_models(case.models.target.config, case.weights, case.draft)  # never yet in another precision
-    wide = _weights(made_anew)
+    wide = made_anew.named_weights()
     for dtype, draft_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, None), (torch.float64, None)):
-        weights = _weights(made_anew.to(case.at, dtype, draft_dtype))
+        weights = made_anew.to(case.at, dtype, draft_dtype).named_weights()
         for name, weight in wide.items():
             expected = draft_dtype or dtype if name.startswith("draft") else dtype
             if name.startswith("vae"):

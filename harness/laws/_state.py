@@ -182,8 +182,7 @@ def exception(subject: Subject, case: Case) -> bool:
 def untouched(subject: Subject, case: Case) -> bool:
     """Decoding changes neither the networks nor the decoder nor an earlier trace."""
     models = case.models
-    sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
-    named = {f"{side}.{name}": w for side, weights in sides.items() for name, w in weights.items()}
+    named = models.named_weights()
     before = {name: w.clone() for name, w in named.items()}
     decoder = subject.decoder(case)
     first = decoder.decode(case.request, case.noise())

@@ -143,18 +143,19 @@ class ModelPair:
         draft, target = (side.first_scales(count) for side in sides if isinstance(side, Transformer))
         return replace(self, draft=draft, target=target, name=f"{self.name}, first {count} scales")
 
+    def named_weights(self) -> dict[str, Tensor]:
+        """Return every weight of the three, e.g. by ``target.head.weight``."""
+        sides = {"draft": self.draft.weights, "target": self.target.weights, "vae": self.vae.weights}
+        return {f"{side}.{name}": weight for side, weights in sides.items() for name, weight in weights.items()}
+
     def check_finite(self) -> None:
         """Refuse weights with NaN or infinity.
 
         Raises:
             NonFiniteError: names the first such tensor, e.g. ``target.head.weight``.
         """
-        for word, weights in (
-            ("target", self.target.weights),
-            ("draft", self.draft.weights),
-            ("vae", self.vae.weights),
-        ):
-            for name, tensor in weights.items():
+        for word in ("target", "draft", "vae"):
+            for name, tensor in getattr(self, word).weights.items():
                 if not bool(torch.isfinite(tensor).all()):
                     raise NonFiniteError(f"{word}.{name}")
 
@@ -175,9 +176,8 @@ def checksums(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 @torch.inference_mode()
 def pair_checksums(models: ModelPair) -> dict[str, int]:
-    """Return the checksum of every weight of a pair, e.g. of ``target.head.weight``."""
-    sides = {"draft": models.draft.weights, "target": models.target.weights, "vae": models.vae.weights}
-    return {f"{side}.{name}": value for side, w in sides.items() for name, value in checksums(w).items()}
+    """Return the checksum of every weight of a pair, by `ModelPair.named_weights`."""
+    return checksums(models.named_weights())
 
 
 def load_digits() -> ModelPair:
