@@ -24,14 +24,7 @@ _PHI_INDEX, _PHI, _ENCODE = quantizer.phi_index, Quantizer.phi, Quantizer.encode
 _CONDITION, _BEFORE = Transformer.condition, before
 _LOGITS, _FINITE, _OUTCOME = Transformer.logits, finite_flag, round_numbers
 _TO, _VAE_TO = Transformer.to, Autoencoder.to
-
-
-def _quantizer(name: str, thing: Any) -> dict[str, Any]:
-    return {f"harness.models.var.quantizer:{name}": thing}
-
-
-def _transformer(name: str, thing: Any) -> dict[str, Any]:
-    return {f"harness.models.var.transformer:{name}": thing}
+_QUANTIZER, _TRANSFORMER = "harness.models.var.quantizer:", "harness.models.var.transformer:Transformer."
 
 
 def _ticks(si: int, S: int, n: int) -> int:
@@ -107,29 +100,29 @@ def _draft_unasked(state: DecodeState, used: Parts, this: Pass, policy: Policy) 
 
 
 TICKS = Mutant("numbers.ticks", "the ticks of four φ for any number of them", "a constant of the published size",
-    shared=_quantizer("phi_index", _ticks), alone=True)  # fmt: skip
+    shared={_QUANTIZER + "phi_index": _ticks}, alone=True)  # fmt: skip
 PARTS = Mutant("numbers.parts", "φ by equal parts of the scales", "integer division for a nearest tick",
-    shared=_quantizer("phi_index", _floor), alone=True)  # fmt: skip
+    shared={_QUANTIZER + "phi_index": _floor}, alone=True)  # fmt: skip
 HALF_PHI = Mutant("numbers.half-phi", "φ in half precision", "autocast around the quantiser",
-    shared=_quantizer("Quantizer.phi", _through(torch.float16, _PHI)))  # fmt: skip
+    shared={_QUANTIZER + "Quantizer.phi": _through(torch.float16, _PHI)})  # fmt: skip
 BROAD_PHI = Mutant("numbers.bfloat-phi", "φ in bfloat16", "the networks' precision for the quantiser's",
-    shared=_quantizer("Quantizer.phi", _through(torch.bfloat16, _PHI)))  # fmt: skip
+    shared={_QUANTIZER + "Quantizer.phi": _through(torch.bfloat16, _PHI)})  # fmt: skip
 HIGHEST = Mutant("numbers.highest", "the highest index of a tie", "<= for < in a search",
-    shared=_quantizer("Quantizer.encode", _highest), alone=True)  # fmt: skip
+    shared={_QUANTIZER + "Quantizer.encode": _highest}, alone=True)  # fmt: skip
 UNCLAMPED = Mutant("numbers.unclamped", "pixels are not clamped", "a clamp left to whoever saves the file",
     shared={"harness.models.var.autoencoder:Autoencoder.decode": _unclamped}, alone=True)  # fmt: skip
 HALF_WEIGHTS = Mutant("numbers.half-weights", "weights take a detour through half precision",
-    "a checkpoint saved to save space", shared=_transformer("Transformer.to", _half_weights), alone=True)  # fmt: skip
+    "a checkpoint saved to save space", shared={_TRANSFORMER + "to": _half_weights}, alone=True)  # fmt: skip
 NARROW = Mutant("numbers.narrow", "the quantiser's weights are rounded to bfloat16", "one `.to` for all three networks",
     shared={"harness.models.var.autoencoder:Autoencoder.to": _narrow}, alone=True)  # fmt: skip
 GELU = Mutant("numbers.gelu", "GELU by the error function", "the library's default",
     shared={"harness.models.var._block:feed_forward": _exact_gelu}, alone=True)  # fmt: skip
 SHIFTS = Mutant("numbers.shifts", "shift1 and shift2 change places", "the order of another block",
-    shared=_transformer("Transformer.condition", _shifts_swapped), alone=True)  # fmt: skip
+    shared={_TRANSFORMER + "condition": _shifts_swapped}, alone=True)  # fmt: skip
 NORM = Mutant("numbers.norm", "layer norm with eps 1e-3", "another library's default",
     shared={"harness.models.var._block:layer_norm": _loose_norm}, alone=True)  # fmt: skip
 NARROW_HEAD = Mutant("numbers.narrow-head", "the head's norm in the network's precision", "a cast one call too late",
-    shared=_transformer("Transformer.logits", _narrow_head), alone=True)  # fmt: skip
+    shared={_TRANSFORMER + "logits": _narrow_head}, alone=True)  # fmt: skip
 DRAFTED_FINITE = Mutant("numbers.drafted-finite", "logits of a bonus scale may be NaN",
     "a check of what was drafted, before the bonus", patched({"harness.speculative._round:round_numbers": _of_drafted}),
     alone=True)  # fmt: skip

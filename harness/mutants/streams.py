@@ -15,6 +15,7 @@ from harness.speculative import Window
 _NEXT, _EXPONENTIAL, _UNIFORM, _DRAW = (
     vars(noise)["_Chain"].__dict__["_next"], Window.exponential, Window.uniform, SeededNoise.__dict__["_draw"],
 )  # fmt: skip
+_NOISE = "harness.protocol.noise:"
 
 
 def _next(change: Callable[[Tensor, str], Tensor]) -> Callable[..., Tensor]:
@@ -37,42 +38,38 @@ def _twice(source: SeededNoise, si: int, stream: str) -> Tensor:
     return drawn
 
 
-def _shared(name: str, thing: Any) -> dict[str, Any]:
-    return {f"harness.protocol.noise:{name}": thing}
-
-
 ONE_SEED = Mutant("streams.one-seed", "all streams of an image share a seed", "a key that lacks the stream",
-    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed, image, "")))  # fmt: skip
+    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(seed, image, "")})  # fmt: skip
 BATCH_SEED = Mutant("streams.batch-seed", "in batch order all streams start from the request's seed",
-    "manual_seed in every branch", shared=_shared("SeededNoise._batch_chain", _batch_seed))  # fmt: skip
+    "manual_seed in every branch", shared={_NOISE + "SeededNoise._batch_chain": _batch_seed})  # fmt: skip
 PAIRS = Mutant("streams.pairs", "images 2k and 2k+1 share numbers", "an address counted in guidance rows",
-    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed, image // 2, stream)))  # fmt: skip
+    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(seed, image // 2, stream)})  # fmt: skip
 NEXT_SEED = Mutant("streams.next-seed", "image 1 of a seed has the numbers of image 0 of the next",
     "seed + image for an address",
-    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed + image, 0, stream)))  # fmt: skip
+    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(seed + image, 0, stream)})  # fmt: skip
 SECOND_IMAGE = Mutant("streams.second-image", "image 1 is given image 0's numbers", "an expanded row",
-    shared=_shared("SeededNoise._draw", _twice))  # fmt: skip
+    shared={_NOISE + "SeededNoise._draw": _twice})  # fmt: skip
 FLOOR = Mutant("streams.floor", "acceptance numbers never fall below 0.02", "a clamp against zero that is too high",
-    shared=_shared("_Chain._next", _next(lambda x, stream: x.clamp_min(0.02) if stream == ACCEPT else x)),
+    shared={_NOISE + "_Chain._next": _next(lambda x, stream: x.clamp_min(0.02) if stream == ACCEPT else x)},
     alone=True)  # fmt: skip
 NARROW_SEED = Mutant("streams.narrow-seed", "seeds 2^32 apart are one", "a seed through 32 bits", alone=True,
-    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed % 2**32, image, stream)))  # fmt: skip
+    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(seed % 2**32, image, stream)})  # fmt: skip
 FLOAT_SEED = Mutant(
     "streams.float-seed", "seeds beyond 2^53 are rounded", "a seed through a float", alone=True,
-    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(int(float(seed)), image, stream)),
+    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(int(float(seed)), image, stream)},
 )  # fmt: skip
 SIGNED_SEED = Mutant(
     "streams.signed-seed", "seeds 2^31 apart are one", "a seed that loses its sign bit", alone=True,
-    shared=_shared("derive_seed", lambda seed, image, stream: derive_seed(seed & 0x7FFFFFFF, image, stream)),
+    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(seed & 0x7FFFFFFF, image, stream)},
 )  # fmt: skip
 TINY = Mutant("streams.tiny", "exponentials below 0.0005 are clamped", "an epsilon against division by zero",
-    shared=_shared("_Chain._next", _next(lambda x, stream: x if stream == ACCEPT else x.clamp_min(5e-4))))  # fmt: skip
+    shared={_NOISE + "_Chain._next": _next(lambda x, kind: x if kind == ACCEPT else x.clamp_min(5e-4))})  # fmt: skip
 TAIL = Mutant(
     "streams.tail", "exponentials end at 5", "a clamp against overflow", alone=True,
-    shared=_shared("_Chain._next", _next(lambda x, stream: x if stream in (ACCEPT, TOKEN) else x.clamp_max(5.0))),
+    shared={_NOISE + "_Chain._next": _next(lambda x, stream: x if stream in (ACCEPT, TOKEN) else x.clamp_max(5.0))},
 )  # fmt: skip
 RATE = Mutant("streams.rate", "the draft's exponentials have mean 1.05", "a rate taken for a scale", alone=True,
-    shared=_shared("_Chain._next", _next(lambda x, stream: x * 1.05 if stream == "draft" else x)))  # fmt: skip
+    shared={_NOISE + "_Chain._next": _next(lambda x, stream: x * 1.05 if stream == "draft" else x)})  # fmt: skip
 BENT = Mutant("streams.bent", "a window's exponentials are clamped at 0.05", "an epsilon in the decoder",
     patched({"harness.speculative._accept:Window.exponential": lambda w, s: _EXPONENTIAL(w, s).clamp_min(0.05)}),
     component="draw")  # fmt: skip
