@@ -34,25 +34,15 @@ NONE = ""  # no factory: sequential decoding
 
 @dataclass(frozen=True)
 class Source:
-    """One set of images.
+    """One set of images."""
 
-    Args:
-        name: for people; no two sources of a run share one.
-        factory: builds the decoder, ``package.module:factory``; `NONE` = sequential decoding.
-        settings: of the decoder.
-        seeds: how many times `ELSEWHERE` its seed is away.
-        cfg: in place of the request's guidance value.
-        draft: sequential decoding by the draft.
-        keeps_tokens: the two-sample test of tokens needs them.
-    """
-
-    name: str
-    factory: str = NONE
-    settings: Settings = Settings()  # noqa: RUF009  # frozen
-    seeds: int = 0
-    cfg: float | None = None
-    draft: bool = False
-    keeps_tokens: bool = False
+    name: str  # for people; no two sources of a run share one
+    factory: str = NONE  # builds the decoder, ``package.module:factory``; `NONE` = sequential decoding
+    settings: Settings = Settings()  # noqa: RUF009  # frozen; of the decoder
+    seeds: int = 0  # how many times `ELSEWHERE` its seed is away
+    cfg: float | None = None  # in place of the request's guidance value
+    draft: bool = False  # sequential decoding by the draft
+    keeps_tokens: bool = False  # the two-sample test of tokens needs them
 
     @property
     def length(self) -> str:
