@@ -13,7 +13,7 @@ from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._enumeration import chi_square
 from harness.laws._law import Law, Subject, law
-from harness.protocol import NoiseOrder, Request
+from harness.protocol import ORDERS, NoiseOrder, Request
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 
@@ -65,8 +65,7 @@ def _far(case: Case, order: NoiseOrder) -> None:
 @law(LAWS, "streams.independent", "noise")
 def independent(subject: Subject, case: Case) -> bool:
     """Streams, images, scales and seeds share no numbers, in either order."""
-    orders: tuple[NoiseOrder, NoiseOrder] = ("image", "batch")
-    for order in orders:
+    for order in ORDERS:
         _far(case, order)
         noise, other = _noise(case, order, case.seed), _noise(case, order, case.seed + 1)
         named, of_scales = dict[str, Tensor](), dict[str, Tensor]()
@@ -142,8 +141,7 @@ def starts(subject: Subject, case: Case) -> bool:
     No two generators start from one seed.
     """
     small = ScalePyramid((1,))
-    orders: tuple[NoiseOrder, NoiseOrder] = ("image", "batch")
-    for order in orders:
+    for order in ORDERS:
         sources = [_noise(case, order, 1000 * case.seed + k, 2, small) for k in range(120)]
         firsts = {s: torch.stack([_read(noise, 0, s)[0, 0] for noise in sources]) for s in _STREAMS}
         for (a, one), (b, two) in combinations(firsts.items(), 2):

@@ -29,8 +29,6 @@ from harness.speculative import (
 )
 from harness.speculative.parts import PARTS, Parts
 
-_PICK = Window.pick
-
 
 def _whole(rule: Callable[[Tensor, int], Tensor]) -> Factory:
     """Plant another rule by which a scale is accepted: (accepted_bl, index in the window)."""

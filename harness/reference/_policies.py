@@ -18,25 +18,12 @@ from harness.protocol.noise import ACCEPT, TOKEN, Noise
 from harness.reference._steps import accumulate, draw, filter_logits, guide, next_input
 from harness.reference.sequential import Walk
 
-POLICIES = (
-    "coupled",
-    "greedy",
-    "match",
-    "coupled-match",
-    "topk-match",
-    "kl",
-    "handoff",
-    "collaborative",
-    "code",
-    "imposed",
-)
-
 
 @dataclass(frozen=True)
 class PolicyRule:
     """A policy's text, taken apart."""
 
-    name: str  # one of `POLICIES`
+    name: str  # as docs/policies.md has it
     numbers: tuple[float, ...]  # after it, in order
     partial: bool  # in a rejected scale, tokens that pass on their own stay
 
@@ -184,7 +171,7 @@ def decode_by_policy(
         models: networks.
         request: what to draw; with labels.
         noise: the numbers; stream TOKEN is read for draft and target alike, ACCEPT by ``imposed`` alone.
-        policy: text of one of `POLICIES`.
+        policy: its text.
         draft_len: text of its rule.
         bonus: finish the scale after a draft that is accepted whole, where it is one that the target decides.
 
