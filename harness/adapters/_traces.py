@@ -124,10 +124,7 @@ def _rounds(recorder: Recorder, models: ModelPair) -> list[Round]:
 def check_image(image: object, f_hat_BCPP: Tensor, models: ModelPair) -> None:
     """Require that a sampler returned the picture of its last f_hat. Raises `ImageError`: it is something else.
 
-    Args:
-        image: (B,3,H,W), floating point, in [0,1].
-        f_hat_BCPP: one of another form, or with NaN, is the judge's.
-        models: whose VQ-VAE makes the image that is expected.
+    An image is (B,3,H,W), floating point, in [0,1]; an f_hat of another form, or with NaN, is the judge's.
     """
     C, P = models.target.config.C, models.pyramid.P
     if f_hat_BCPP.shape[1:] != (C, P, P) or not bool(torch.isfinite(f_hat_BCPP).all()):

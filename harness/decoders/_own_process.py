@@ -118,10 +118,7 @@ class OwnProcess:
     def _ask(self, question: DecoderQuestion) -> DecoderReply:
         """Return the reply to a question; who takes too long is asked to say where it is before it is ended.
 
-        Raises:
-            InputError: the decoder refuses.
-            _GoneError: no reply.
-            UnreadableError: one of no known form.
+        Raises `InputError` where the decoder refuses, `_GoneError` for no reply, `UnreadableError` for another form.
         """
         if self._line is None:
             self._start()

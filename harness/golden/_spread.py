@@ -109,13 +109,10 @@ def choices(case: RecordedCase, guided_BLV: Tensor) -> Choices:
 
 
 def soft_ties(case: RecordedCase, guided_BLV: Tensor, chosen: Choices, reach_BLV: Tensor) -> Tensor:
-    """Return ties_BL: the choices whose best codes lie within the budget, in units of τ.
+    """Return ties_BL: choices, at float64 logits, whose best codes lie within the budget, in units of τ.
 
-    Args:
-        case: its filters decide who takes part; near a threshold rounding does.
-        guided_BLV: the logits, float64.
-        chosen: the choices at those.
-        reach_BLV: how far rounding may move a code against the best one, in units of logits.
+    The case's filters decide who takes part, and rounding near a threshold; `reach_BLV` is how far it may move a code
+    against the best one, in units of logits.
     """
     reach_tau_BLV = reach_BLV * chosen.factor_L[:, None]
     best_BL1 = chosen.best_BL2[..., :1]
@@ -171,14 +168,10 @@ class Spread:
 
 @torch.inference_mode()
 def spread(case: RecordedCase, error: float, raw: Mapping[int, Tensor] | None = None) -> Spread:
-    """Measure how far rounding can lead a case.
+    """Measure how far rounding can lead a case with `more_smooth`. Draws: from generators of its own.
 
-    Args:
-        case: with `more_smooth`.
-        error: root mean square of what rounding does to a logit before guidance.
-        raw: inputs that the run is given (`nudged.raw_inputs`); None = its own.
-
-    Draws: from generators of its own.
+    `error` is the root mean square of what rounding does to a logit before guidance, `raw` are inputs that the run is
+    given (`raw_inputs`); None = its own.
     """
 
     def run(nudge: Nudge) -> Trace:

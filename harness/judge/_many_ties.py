@@ -79,14 +79,10 @@ class Tail:
 
 
 def costs_N3(scores_NV: Tensor, tail: Tail) -> Tensor:
-    """Return what every draw costs for having been free to flip, for every θ; float64.
+    """Return what N draws of one scale cost for having been free to flip, for every θ; float64.
 
     Every rival within reach is summed, however many there are: in bfloat16 that can be most of a codebook. What is
-    farther costs nothing (`NOTHING` says how much that leaves out).
-
-    Args:
-        scores_NV: of the race, logits − ln E, dropped tokens at −inf; N draws of one scale.
-        tail: of that scale.
+    farther costs nothing (`NOTHING` says how much that leaves out). Scores are logits − ln E, dropped tokens at −inf.
     """
     N, V = scores_NV.shape
     costs_N3 = torch.zeros(N, len(THETAS), dtype=torch.float64, device=scores_NV.device)
@@ -144,11 +140,7 @@ def costs_of_draws(evidence: Evidence) -> Tensor:
 def weigh_decode(evidence: Evidence, judgement: Judgement, costs_SB3: Tensor, row_of: Sequence[int]) -> None:
     """Reject the ties of images that have too many or too wide ones. Effects: on `judgement`, for `weigh_run` too.
 
-    Args:
-        evidence: for the allowances.
-        judgement: with ties.
-        costs_SB3: of `costs_of_draws`.
-        row_of: place in the batch of the image of every tie.
+    `costs_SB3` are those of `costs_of_draws`, `row_of` the place in the batch of the image of every tie.
     """
     S, ties = len(costs_SB3), judgement.ties
     allowed_S = [evidence.allowance(si) for si in range(S)]

@@ -86,16 +86,10 @@ class Yardstick:
 def measure_rows(
     samples: Sequence[ImageSet], real: Real | None, classes: int, pyramid: ScalePyramid, V: int, blocks: int
 ) -> list[QualityRow]:
-    """Return a row for every sample but that of the law.
+    """Return a row for every sample but that of the law; of no `classes` labels are not judged.
 
-    Args:
-        samples: sequential decoding, the target's law, and the others; features on one device.
-        real: real data, if any is known.
-        classes: that are recognised; 0 = labels are not judged.
-        pyramid: scales.
-        V: codebook size.
-        blocks: of independent images, at least two in each. `InputError` where an interval needs more, or real data
-            have other features.
+    Samples are sequential decoding, the target's law, and the others, features on one device; blocks are of independent
+    images, at least two in each. Raises `InputError` where an interval needs more, or real data have other features.
     """
     base, law, *others = samples
     check_enough(len(base.labels_N), blocks)

@@ -131,14 +131,7 @@ def draw(logits_BlV: Tensor, E_BlV: Tensor) -> Tensor:
 
 
 def smooth_codes(logits_BlV: Tensor, E_BlV: Tensor, codebook_VC: Tensor, ramp: float) -> Tensor:
-    """Return the soft code vectors (B,l,C) of `more_smooth`.
-
-    Args:
-        logits_BlV: after guidance and after the filter.
-        E_BlV: second exponential of the scale, E'.
-        codebook_VC: code vectors.
-        ramp: si/(S-1).
-    """
+    """Return the soft code vectors (B,l,C) of `more_smooth`, of filtered logits; E is the scale's second one, E'."""
     tau = max(0.27 * (1 - 0.95 * ramp), 0.005)
     G_BlV = -E_BlV.log()
     weights_BlV = ((logits_BlV * (1 + ramp) + G_BlV) / tau).softmax(-1)

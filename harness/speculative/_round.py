@@ -125,8 +125,7 @@ def _law(state: DecodeState, parts: Parts, rows_RnV: Tensor, window: Window) -> 
 def verify_and_accept(state: DecodeState, parts: Parts, this: Pass, policy: Policy, count: int, keep: bool) -> Decision:
     """Judge `count` drafted scales by the target's laws, and draw the one after them if it was submitted. Device work.
 
-    Returns:
-        Of every scale what it becomes if it is the first imperfect one, or accepted; `verified` if `keep`.
+    Of every scale there is what it becomes if it is the first imperfect one, or accepted; `verified` if `keep`.
     """
     verified = target_verify_batch(state, parts, this)
     window = replace(this.window, last=this.window.first + count - 1)

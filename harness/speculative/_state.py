@@ -236,16 +236,11 @@ def update_state_with_accepted_tokens(
 ) -> None:
     """Make scales first..first+finished-1 of every image final, and roll both caches back to them.
 
-    Args:
-        state: changed in place: tokens, f_hat, the next raw input, caches, done.
-        parts: of which accumulation and next input are used.
-        images: of one group, all at scale `first`.
-        first: scale that the round began at.
-        tokens_by_scale: final tokens (b,l) of every scale of the window, for the images of the group.
-        finished: number of scales that each image of the group finishes.
+    The images are one group, whose round began at scale `first`; `tokens_by_scale` are final tokens (b,l) of every
+    scale of its window, and `finished` says how many of them each image finishes.
 
-    Effects: in place. A cache's entries of a scale depend on the scales before it alone, so those of the last final
-    scale stay valid even where its tokens were corrected.
+    Effects: on tokens, f_hat, the next raw input, caches and done. A cache's entries of a scale depend on the scales
+    before it alone, so those of the last final scale stay valid even where its tokens were corrected.
     """
     pyramid = state.pyramid
     groups = [[k for k, count in enumerate(finished) if count > offset] for offset in range(max(finished))]

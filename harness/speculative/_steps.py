@@ -22,18 +22,10 @@ from harness.protocol.pyramid import ScalePyramid
 
 
 def build_combined_query(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    """Return x_RnD of scales `first`..`last` in the network's dtype: inputs of several scales in one pass.
+    """Return x_RnD of scales `first`..`last` in the network's dtype: inputs of several scales in one pass (spec §4).
 
     Row r sits at absolute position begin(first)+r, with that position's embeddings; both guidance halves get the same.
-
-    Args:
-        network: whose embeddings are used.
-        condition: of the R rows.
-        raw_BnC: raw inputs of positions begin(first)..end(last)-1; the one of position 0 is not used.
-        first: first scale of the window.
-        last: last scale of the window.
-
-    Source: spec §4.
+    `raw_BnC` are the raw inputs of positions begin(first)..end(last)-1; the one of position 0 is not used.
     """
     pyramid = network.pyramid
     by_scale = [network.lvl_SD[si] + network.pos_LD[pyramid.span(si)] for si in range(first, last + 1)]

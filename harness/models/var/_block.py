@@ -53,14 +53,7 @@ def block_weights(weights: Mapping[str, Tensor], i: int, qkv_bias: Tensor, lengt
 
 
 def before(x_RnD: Tensor, six: Modulation, w: BlockWeights, l2_norm: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values of n new positions, (R,H,n,c) each.
-
-    Args:
-        x_RnD: what goes into the block.
-        six: γ1, γ2, 1 + scale1, 1 + scale2, shift1 and shift2 of the condition, (R,1,D) each.
-        w: of the block.
-        l2_norm: bring queries and keys to their length.
-    """
+    """Return queries, keys and values (R,H,n,c) of n new positions; `l2_norm` brings the former two to their length."""
     _, _, factor1, _, shift1, _ = six
     R, n, D = x_RnD.shape
     H = w.length_2H1.shape[1]
@@ -75,14 +68,7 @@ def before(x_RnD: Tensor, six: Modulation, w: BlockWeights, l2_norm: bool) -> tu
 
 
 def after(x_RnD: Tensor, out_RHnc: Tensor, six: Modulation, w: BlockWeights) -> Tensor:
-    """Return what goes out of the block.
-
-    Args:
-        x_RnD: what went in.
-        out_RHnc: of its attention.
-        six: as for `before`.
-        w: of the block.
-    """
+    """Return what goes out of the block, from what went in and what came of its attention."""
     gamma1, gamma2, _, factor2, _, shift2 = six
     out_RnD = out_RHnc.transpose(1, 2).flatten(2)  # (R, H, n, c) -> (R, n, H·c)
     x_RnD = torch.addcmul(x_RnD, gamma1, F.linear(out_RnD, w.proj, w.proj_bias))

@@ -32,14 +32,10 @@ HEAD_DIM = 64  # of a published transformer without l2-norm, whose head count no
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """Read a state dict, floating point tensors upcast to float32.
+    """Read a state dict, floating point tensors upcast to float32, from a ``.safetensors``, ``.pth`` or ``.pt`` file.
 
-    Args:
-        path: a ``.safetensors`` file or a ``.pth``/``.pt`` file that holds a plain dict of tensors.
-        name: what the file is to the user, e.g. ``draft``; for the error.
-
-    Raises:
-        InputError: the file is missing, truncated, of another format, or holds something that is not a tensor.
+    `name` is what the file is to the user, e.g. ``draft``. Raises `InputError` where it is missing, truncated, of
+    another format, or holds something else than a plain dict of tensors.
     """
     check_readable(path, name, f"pass --{name} FILE")
     try:
@@ -65,15 +61,9 @@ def _is_dense(value: object) -> bool:
 
 
 def load_transformer(path: Path, name: str = "target", patch_nums: tuple[int, ...] | None = None) -> Transformer:
-    """Load a VAR checkpoint, sizes inferred.
+    """Load a VAR checkpoint, sizes inferred; `patch_nums` are for one that does not tell them, else they are checked.
 
-    Args:
-        path: the file.
-        name: what it is to the user, for the error.
-        patch_nums: sides of the scales, for a checkpoint that does not tell them; checked against one that does.
-
-    Raises:
-        InputError: see `read_tensors`; or names are missing, unknown or mis-shaped (all of them listed).
+    Raises `InputError` as `read_tensors` does, and for names that are missing, unknown or mis-shaped (all are listed).
     """
     return transformer_from(read_tensors(path, name), f"{name}={path}", patch_nums)
 

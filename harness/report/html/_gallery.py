@@ -175,14 +175,9 @@ def _source(image: Image.Image, png: bytes) -> str:
 def side_by_side(
     case: str, both: tuple[Tensors, Tensors], names: tuple[str, str], sides: Sequence[int], alone: str
 ) -> list[PicturePair]:
-    """Return every image of one case.
+    """Return every image of one case, from its `image` (B, 3, H, W) and `tokens` (B, L) before and after.
 
-    Args:
-        case: its id.
-        both: its `image` (B, 3, H, W) and `tokens` (B, L), before and after; either may lack them.
-        names: what the two are called.
-        sides: of the scales; none where they are not known.
-        alone: what is said of an image that one of the two lacks.
+    Either may lack them, and `alone` is what is said of an image that one lacks; no `sides` where they are not known.
     """
     before, after = map(_pngs, both)
     pairs = []
