@@ -15,22 +15,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import TextIO
 
 from harness.errors import StopSignal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class _State:
-    """Whether a signal has to wait, and which one does."""
-
-    def __init__(self) -> None:
-        self.held, self.waiting = 0, 0
-
-
-_STATE = _State()
+_STATE = SimpleNamespace(held=0, waiting=0)  # how many wait for the end of something, and which signal waits for them
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Promise: laws of the harness's own parts and of published code end in the same r
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -32,10 +32,6 @@ class PartLaw:
     statement: str  # what must hold
     verdict: PartVerdict  # how it ended
     found: str = ""  # what is wrong with the numbers; empty where nothing is
-
-    def as_dict(self) -> dict[str, str]:
-        """Return plain values."""
-        return asdict(self)
 
 
 def require(holds: bool, found: str) -> None:

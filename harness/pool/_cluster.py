@@ -25,10 +25,7 @@ from harness.pool._workers import MOST_DEATHS, Died, Opened, Work, WorkerJob
 CONNECT_S = 30.0
 _OPENED: dict[str, Opened] = {}  # of this process, when it is a worker: one work at a time
 _LOCK = threading.Lock()  # a Dask worker may have threads; a device has one user
-
-
-class Lost:
-    """No answer, and nobody's fault."""
+_LOST = object()  # no answer, and nobody's fault
 
 
 class Cluster:
@@ -68,7 +65,7 @@ class Cluster:
         for future in done:
             task = futures.pop(future)
             answer = self._answer(future)
-            if isinstance(answer, Lost):
+            if answer is _LOST:
                 tries[id(task)] = tries.get(id(task), 0) + 1
                 if tries[id(task)] < MOST_DEATHS:
                     self._job = self._sent()  # the last worker that held the weights may be the one that died
@@ -80,18 +77,18 @@ class Cluster:
             yield task, answer
 
     def _answer(self, future: Any) -> Any:
-        """Return what came of a task, `Died`, or `Lost` with the worker that had it, or its answer, in hand."""
+        """Return what came of a task, `Died`, or `_LOST` with the worker that had it, or its answer, in hand."""
         error = future.exception() if future.status == "error" else None
         if isinstance(error, self._distributed.KilledWorker):
             return Died(f"{MOST_DEATHS} workers of the cluster died of it")
         if error is not None:
             raise error
         if future.status != "finished":
-            return Lost()
+            return _LOST
         try:
             return future.result()
         except CancelledError:  # done, and gone before it was fetched
-            return Lost()
+            return _LOST
 
     def close(self) -> None:
         """Cancel what is not done, and let go of the cluster."""

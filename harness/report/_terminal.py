@@ -217,7 +217,7 @@ def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quie
 
 def parts_json(rows: Sequence[PartLaw], verdict: Verdict) -> bytes:
     """Return the rows as JSON."""
-    return compact({"verdict": verdict.value, "parts": [row.as_dict() for row in rows], "versions": versions()})
+    return compact({"verdict": verdict.value, "parts": [vars(row) for row in rows], "versions": versions()})
 
 
 def say_replayed(console: Console, replayed: Replayed) -> None:
