@@ -17,19 +17,8 @@ LETTERS = {
 
 
 def count_of(count: int, noun: str, plural: str = "") -> str:
-    """Return ``1 image``, ``2 images``.
-
-    Args:
-        count: how many.
-        noun: one of them.
-        plural: several; `noun` with an s where it is left out.
-    """
+    """Return ``1 image``, ``2 images``; the plural is the noun with an s where it is left out."""
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
-
-
-def readable(text: str) -> str:
-    """Return a text in ASCII: known letters as in `LETTERS`, others escaped."""
-    return text.encode("ascii", READABLE).decode()
 
 
 def spelled(text: str, encoding: str) -> str:

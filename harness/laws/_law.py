@@ -147,11 +147,6 @@ class Law:
         return self.id.partition(".")[0]
 
     @property
-    def contracts(self) -> tuple[Contract, ...]:
-        """Claims that entail the law."""
-        return tuple(claim for claim in Contract if claim.entails(self.contract))
-
-    @property
     def holds_under(self) -> tuple[str, ...]:
         """Names of the policies under which the law holds."""
         return self.policies or _HOLDS[self.contract]

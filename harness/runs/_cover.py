@@ -32,11 +32,6 @@ class Block:
     settings: tuple[Settings, ...]
     requests: tuple[Request, ...]
 
-    @property
-    def images(self) -> int:
-        """Images asked for, once a setting."""
-        return sum(request.B for request in self.requests) * len(self.settings)
-
 
 def covering(
     models: ModelPair, policy: str = "coupled", noise: float = CLOSE_NOISE, options: tuple[tuple[str, str], ...] = ()

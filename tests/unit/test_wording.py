@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.wording import LETTERS, READABLE, count_of, readable
+from harness.wording import LETTERS, READABLE, count_of, spelled
 
 
 def test_one_is_singular_and_all_else_plural():
@@ -14,8 +14,8 @@ def test_one_is_singular_and_all_else_plural():
 
 
 def test_a_letter_that_is_lacking_is_spelled():
-    assert readable("|Δf_hat| ≤ 0.5 · 2×") == "|df_hat| <= 0.5 - 2x"
-    assert readable("日") == "\\u65e5"
+    assert spelled("|Δf_hat| ≤ 0.5 · 2×", "ascii") == "|df_hat| <= 0.5 - 2x"
+    assert spelled("日", "ascii") == "\\u65e5"
     assert "Δ × …".encode("latin-1", READABLE) == b"d \xd7 ..."
 
 

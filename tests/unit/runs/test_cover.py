@@ -213,7 +213,7 @@ def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     assert str(again.coverage) == str(serial.coverage)
     assert [str(setting.judgements) for setting in again.settings] == [str(s.judgements) for s in serial.settings]
     assert [setting.draft for setting in again.settings] == ["own"] * 3 + ["close"] * (len(again.settings) - 3)
-    assert sum(step.images for step in steps) == sum(block.images for block in blocks)
+    assert sum(step.images for step in steps) == plan_of(blocks).images
     kept, rows = read_run(path)
     assert kept.plan == plan_of(blocks)
     assert kept.plan.drafts[-1] == 0.05
