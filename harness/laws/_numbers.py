@@ -18,6 +18,7 @@ from harness.laws import _formulas as formulas
 from harness.laws._case import CLASSES, Case, random_models
 from harness.laws._law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, policy_name, require_equal
 from harness.laws._oracle import run_over
+from harness.models import ModelPair
 from harness.models.network import Condition
 from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
