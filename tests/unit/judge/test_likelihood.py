@@ -25,10 +25,10 @@ from harness.judge._likelihood import (
     rows_along,
     usual_alternatives,
 )
-from harness.models._toy import toy_pair
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import filter_logits
+from tests.toy import toy_pair
 
 V = 3
 MODELS = toy_pair(ScalePyramid((1, 2)), V, 0)
