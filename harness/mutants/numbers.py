@@ -132,7 +132,7 @@ HALF_FINITE = Mutant("numbers.half-finite", "unconditional logits may be NaN",
 KEYS = Mutant("numbers.keys", "keys are not brought to length 1", "a norm of the queries alone",
     shared={"harness.models.var._block:before": _keys_as_they_are}, alone=True)  # fmt: skip
 UNCUT = Mutant("numbers.uncut", "a head's length has no upper end", "an exponential without its clamp",
-    shared=_transformer("MAX_SCALE_MUL", 1e9), alone=True)  # fmt: skip
+    shared={"harness.models.var.transformer:MAX_SCALE_MUL": 1e9}, alone=True)  # fmt: skip
 CODE_FINITE = Mutant("numbers.code-finite", "logits that nobody waited for may be NaN", "a check at each wait alone",
     patched({"harness.speculative.sampler:check_finite": lambda state: None}), alone=True)  # fmt: skip
 DRAFT_FINITE = Mutant("numbers.draft-finite", "a draft that decides alone may have NaN for logits",

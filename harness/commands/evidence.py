@@ -1,0 +1,105 @@
+"""`sdvar-harness evidence`: are the tokens in these files drawn from the target's law?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.commands import _options as options
+from harness.commands._options import DRAWN, JUDGED, WRITTEN, Networks
+from harness.commands.records import Group, Option, command
+from harness.errors import InputError
+from harness.files import check_outputs, check_readable, compact, write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKENS, LABELS = "tokens", "labels"
+
+
+@dataclass(frozen=True)
+class Asked(Group):
+    """Which tokens, what they should be drawn by, and what is kept."""
+
+    panel = WRITTEN
+    file: Annotated[list[Path], Option("Safetensors files of tokens and labels, as of sample --tokens.", argument=True)]
+    cfg: options.Cfg = 1.5
+    top_k: options.TopK = 0
+    top_p: options.TopP = 0.0
+    alpha: Annotated[float, Option("Chance that a right decoder is accused.", rare=True, panel=JUDGED)] = 1e-5
+    batch: Annotated[int, Option("Images that are looked at together.", rare=True, panel=DRAWN)] = 8
+    state: Annotated[Path | None, Option("Go on from this file, and keep in it what is proved so far.")] = None
+    json: options.Json = None
+    verbose: Annotated[bool, Option("Show every alternative, and how many images find it.", rare=True)] = False
+
+
+@command(
+    "evidence tokens.safetensors",
+    "evidence today.safetensors --state served.json",
+    "evidence tokens.safetensors --top-k 100 --verbose",
+)
+def evidence(networks: Networks, asked: Asked) -> None:
+    """Bet on tokens against the target's likelihood: DEFECT, CONSISTENT, or how many images would decide.
+
+    Exit status: 0 a wrong law would have been found, 1 the tokens follow another one, 2 bad input, 3 too few images.
+    """
+    from harness.commands._inputs import load_models
+    from harness.protocol import Request
+    from harness.report import plain_console, say
+    from harness.runs import LikelihoodTest
+
+    paths = check_outputs({"json": asked.json}, {f"file {n}": file for n, file in enumerate(asked.file)})
+    if asked.batch < 1:
+        raise InputError("batch", asked.batch, "must be at least 1", "drop it")
+    pair = load_models(networks, networks.mode)
+    request = Request((0,), cfg=asked.cfg, top_k=asked.top_k, top_p=asked.top_p)
+    batches = [batch for file in asked.file for batch in read_tokens(file)]
+    test = LikelihoodTest(pair, request, alpha=asked.alpha)
+    for tokens_BL, labels in batches:
+        test.check(tokens_BL, labels)  # all of it before any of it counts
+    test = LikelihoodTest(pair, request, alpha=asked.alpha, file=asked.state)
+    for tokens_BL, labels in batches:
+        for first in range(0, len(labels), asked.batch):
+            test.take(tokens_BL[first : first + asked.batch], labels[first : first + asked.batch])
+    if "json" in paths:
+        write_whole(paths["json"], compact(test.as_dict()))
+    console, verdict = plain_console(), test.verdict
+    say(console, str(test).removeprefix(f"{verdict.value}: "), verdict.value)
+    if asked.verbose:
+        for words, images in sorted(test.images_to_find().items(), key=lambda each: each[1]):
+            say(console, f"  {images:g} images would show whether {words}")
+    raise typer.Exit(verdict.exit_status)
+
+
+def read_tokens(file: Path) -> Iterator[tuple[Tensor, list[int]]]:
+    """Yield tokens_BL and labels of every batch in a file: its tensors ``…tokens`` and ``…labels``.
+
+    Raises:
+        InputError: the file cannot be read, holds no tokens, or no labels beside them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    remedy = "write one with sdvar-harness sample --tokens FILE"
+    check_readable(file, "file", remedy)
+    try:
+        with safe_open(file, "pt") as stream:
+            names = sorted(name for name in stream.keys() if name.rpartition("/")[2] == TOKENS)  # noqa: SIM118
+            others = set(stream.keys())
+            tensors = []
+            for name in names:
+                labels = name.removesuffix(TOKENS) + LABELS
+                if labels not in others:
+                    raise InputError("file", f"{file} ({name})", f"has no {labels} beside it", remedy)
+                tensors.append((stream.get_tensor(name), stream.get_tensor(labels), name))
+    except (SafetensorError, OSError) as error:
+        raise InputError("file", str(file), f"is no safetensors file ({error})", remedy) from None
+    if not tensors:
+        raise InputError("file", str(file), "holds no tensor named tokens", remedy)
+    for tokens_BL, labels_B, name in tensors:
+        if labels_B.ndim != 1 or labels_B.dtype.is_floating_point or labels_B.dtype.is_complex:
+            raise InputError("file", f"{file} ({name})", "must have a list of integers as labels", remedy)
+        yield tokens_BL, labels_B.tolist()

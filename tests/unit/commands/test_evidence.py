@@ -1,0 +1,79 @@
+"""`sdvar-harness evidence`: tokens in files, judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.helpers import command
+
+
+def written(tmp_path: Path, tensors: dict[str, Tensor]) -> Path:
+    file = tmp_path / "tokens.safetensors"
+    save_file(tensors, file)
+    return file
+
+
+def test_what_sample_writes_is_taken(tmp_path: Path, monkeypatch, capsys):
+    file, state, out = tmp_path / "t.safetensors", tmp_path / "state.json", tmp_path / "out.json"
+    drawn = ("--seeds", "0", "--labels", "0:2", "--tokens", str(file), "--out", str(tmp_path / "s.png"))
+    assert command(monkeypatch, "sample", *drawn) == 0
+    capsys.readouterr()
+    line = ("evidence", str(file), "--state", str(state), "--json", str(out))
+    assert command(monkeypatch, *line) == 3
+    assert capsys.readouterr().out.startswith("INCONCLUSIVE 2 images prove little: ")
+    assert json.loads(out.read_text())["images"] == 2
+    assert command(monkeypatch, *line) == 3
+    assert json.loads(out.read_text())["images"] == 4  # it went on
+
+
+def test_a_decoder_that_takes_one_token_for_all_is_a_defect(tmp_path: Path, monkeypatch, capsys):
+    file = written(tmp_path, {"tokens": torch.full((2, 680), 7), "labels": torch.tensor([0, 1])})
+    assert command(monkeypatch, "evidence", str(file), "--verbose") == 1
+    said = capsys.readouterr().out
+    assert said.startswith("DEFECT the tokens are as if ")
+    assert "images would show whether" in said
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"other": torch.zeros(1)}, "holds no tensor named tokens"),
+        ({"tokens": torch.zeros(1, 680, dtype=torch.int64)}, "has no labels beside it"),
+        ({"tokens": torch.zeros(1, 680, dtype=torch.int64), "labels": torch.zeros(1)}, "must have a list of integers"),
+        (
+            {"tokens": torch.zeros(2, 680, dtype=torch.int64), "labels": torch.tensor([0])},
+            r"must be (images, 680), with a label an image (1)",
+        ),
+        ({"tokens": torch.full((1, 680), 512), "labels": torch.tensor([0])}, "tokens[0, 0]=512: must lie in 0..511"),
+        ({"tokens": torch.zeros(1, 680, dtype=torch.int64), "labels": torch.tensor([11])}, "labels[0]=11"),
+    ],
+)
+def test_what_is_no_list_of_tokens_is_bad_input_and_writes_nothing(
+    tensors: dict[str, Tensor], message: str, tmp_path: Path, monkeypatch, capsys
+):
+    state = tmp_path / "state.json"
+    assert command(monkeypatch, "evidence", str(written(tmp_path, tensors)), "--state", str(state)) == 2
+    assert message in capsys.readouterr().err
+    assert not state.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x00" * 64])
+def test_another_file_is_bad_input(content: bytes, tmp_path: Path, monkeypatch, capsys):
+    file = tmp_path / "odd"
+    file.write_bytes(content)
+    assert command(monkeypatch, "evidence", str(file)) == 2
+    assert "is no safetensors file" in capsys.readouterr().err
+
+
+def test_a_bad_file_after_a_good_one_counts_nothing(tmp_path: Path, monkeypatch, capsys):
+    good = written(tmp_path, {"tokens": torch.zeros(1, 680, dtype=torch.int64), "labels": torch.tensor([0])})
+    state = tmp_path / "state.json"
+    assert command(monkeypatch, "evidence", str(good), str(tmp_path / "nowhere"), "--state", str(state)) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert not state.exists()
