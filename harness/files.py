@@ -18,7 +18,35 @@ from pathlib import Path
 
 from harness.errors import InputError
 
+HUB = "hf://"  # before the address of a file that a hub keeps
+ENTRY = "::"  # between a file and the name of what is meant in it
 KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
+
+
+def split_source(text: str) -> tuple[str, str]:
+    """Return the file, folder or hub's address of a source of weights, and what is meant in it; empty: all.
+
+    A path that is there is meant as it stands.
+    """
+    if text.startswith("hf:/") and not text.startswith(HUB):  # as a `Path` keeps an address
+        text = HUB + text.removeprefix("hf:/")
+    if ENTRY not in text or os.path.lexists(text):
+        return text, ""
+    place, _, entry = text.rpartition(ENTRY)
+    return place, entry
+
+
+def absolute_source(text: str) -> str:
+    """Return a source of weights that means the same in every folder."""
+    place, entry = split_source(text)
+    whole = place if place.startswith(HUB) else os.path.abspath(place)
+    return f"{whole}{ENTRY}{entry}" if entry else whole
+
+
+def local_file(text: str | None) -> Path | None:
+    """Return the path of a source of weights on this machine; None where it is a hub's, or there is none."""
+    place = split_source(text)[0] if text else HUB
+    return None if place.startswith(HUB) else Path(place)
 
 
 def check_readable(path: Path, name: str, remedy: str, missing: str = "no such file") -> None:

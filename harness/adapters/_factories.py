@@ -18,6 +18,7 @@ from harness.adapters._published import Published, Sampler
 from harness.adapters._weights import building
 from harness.errors import InputError
 from harness.models import ModelPair
+from harness.numerals import real, whole
 from harness.protocol import Contract, Implementation, Settings
 
 PUBLISHED_PREFIX = "published"
@@ -55,7 +56,7 @@ class _Order:
         """Return an option that is a whole number in low..high."""
         text = self.options.get(name)
         try:
-            value = default if text is None else int(text)
+            value = default if text is None else whole(text)
         except ValueError:
             value = low - 1
         if not low <= value <= high:
@@ -67,11 +68,9 @@ class _Order:
         """Return an option that is a finite number."""
         text = self.options.get(name)
         try:
-            value = default if text is None else float(text)
+            value = default if text is None else real(text)
         except ValueError:
-            value = float("nan")
-        if not abs(value) < float("inf"):
-            raise InputError(name, text, "must be a number", f"pass --option {name}=0.5")
+            raise InputError(name, text, "must be a number", f"pass --option {name}=0.5") from None
         return value
 
     def sdvar(self) -> Any:

@@ -16,16 +16,19 @@ from harness.commands._options import Images, Mode, Networks, Pair
 from harness.decoders import OWN_DECODER, parse_factory_options
 from harness.errors import InputError
 from harness.models import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, random_pair
+from harness.numerals import MOST_NUMBERS, wholes
 from harness.protocol import NoiseOrder, Request, Settings
+from harness.report import plain_console, say
 from harness.rounding import set_precision
 from harness.runs import BatchSize, cut_batches, default_batch
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-MOST_NUMBERS = 10**6
 
 
-def load_models(networks: Pair, mode: Mode) -> ModelPair:
+def load_models(networks: Pair, mode: Mode, quiet: bool = False) -> ModelPair:
     """Load the networks onto the device, and set what may make it inexact. Effects: `set_precision`.
+
+    What was taken from where in their files is said, unless `quiet`.
 
     Raises:
         InputError: an unknown name, a file missing of the three, a device that is not there, a bad checkpoint.
@@ -33,33 +36,37 @@ def load_models(networks: Pair, mode: Mode) -> ModelPair:
     place = find_device(mode.device), find_dtype("dtype", mode.dtype)
     draft_dtype = find_dtype("draft_dtype", mode.draft_dtype or mode.dtype)
     set_precision(mode.tf32)
-    named = not any(networks.files().values())
+    named = not networks.given_files()
     noise = networks.draft_noise if isinstance(networks, Networks) else None
     if named and noise is None and networks.models == "digits-close":
         noise = CLOSE_NOISE
     pair = _by_name(networks, place[0]) if named else _from_files(networks)
+    for line in () if quiet else pair.taken:
+        say(plain_console(), f"loaded: {line}")
     return (pair if noise is None else close_pair(pair, noise)).to(*place, draft_dtype)
 
 
 def _by_name(networks: Pair, device: torch.device) -> ModelPair:
     """Return the networks that ship, or random ones of published sizes. Raises `InputError`."""
-    if networks.patch_nums:
-        rule, remedy = "says what a checkpoint file does not tell", "drop it, or pass --draft, --target and --vae"
-        raise InputError("patch_nums", networks.patch_nums, rule, remedy)
+    for name, text in (("patch_nums", networks.patch_nums), ("heads", networks.heads)):
+        if text:
+            rule, remedy = "says what a checkpoint file does not tell", "drop it, or pass --draft, --target and --vae"
+            raise InputError(name, text, rule, remedy)
     return load_digits() if networks.models in ("digits", "digits-close") else random_pair(networks.models, device)
 
 
 def _from_files(networks: Pair) -> ModelPair:
     """Return the networks of three checkpoint files. Raises `InputError`."""
-    files = networks.files()
     if networks.models != "digits":
         rule = "is one choice of networks, three checkpoint files are another"
         raise InputError("models", networks.models, rule, "drop one of them")
-    given = {name: path for name, path in files.items() if path is not None}
-    for name in files.keys() - given.keys():
-        raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
+    given = networks.given_files()
+    for name in ("draft", "target", "vae"):
+        if name not in given:
+            raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
     sides = integers("patch_nums", networks.patch_nums, "1,2,3,4") if networks.patch_nums else None
-    return load_pair(given["draft"], given["target"], given["vae"], "custom", sides)
+    heads = counts("heads", networks.heads, "16") if networks.heads else ()
+    return load_pair(given["draft"], given["target"], given["vae"], "custom", sides, heads)
 
 
 def find_device(text: str) -> torch.device:
@@ -185,15 +192,10 @@ def integers(name: str, text: str, example: str) -> tuple[int, ...]:
     """
     remedy = f"pass --{name.replace('_', '-')} {example}"
     try:
-        if ":" in text:
-            begin, end = (int(part) for part in text.split(":", maxsplit=1))
-            if end - begin > MOST_NUMBERS:
-                raise InputError(name, text, f"names more than {MOST_NUMBERS} numbers", remedy)
-            numbers = tuple(range(begin, end))
-        else:
-            numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:  # of thousands of digits, too
-        raise InputError(name, text, "must read 0,3,5 or 0:4", remedy) from None
+        numbers = wholes(text)
+    except ValueError as error:
+        rule = str(error) if "more than" in str(error) else "must read 0,3,5 or 0:4"
+        raise InputError(name, text, rule, remedy) from None
     if not numbers:
         raise InputError(name, text, "names nothing", remedy)
     return numbers

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from harness.commands.records import Group, Option
+from harness.files import local_file
 
 # Titles of the panels, by what options are for.
 NETWORKS, DRAWN, DECODED = "Networks", "What is drawn", "How it is decoded"
@@ -48,10 +49,13 @@ DEMAND = "Demand A, B or C; a weaker claim is refused. Empty: what the decoder c
 BUILT = "Decoder under test: package.module:factory, or published:var, code, …"
 MEASURES = "File of `calibrate`; modes that it lacks are measured."
 
+HEADS = "Attention heads, where the checkpoint does not tell: 16, or the draft's and the target's: 16,30."
+FILES = ("draft", "target", "vae")
+
 # Options of several records.
-Draft = Annotated[Path | None, Option("Draft checkpoint (.pth or .safetensors).", panel=NETWORKS)]
-Target = Annotated[Path | None, Option("Target checkpoint.", panel=NETWORKS)]
-Vae = Annotated[Path | None, Option("VQ-VAE checkpoint.", panel=NETWORKS)]
+Draft = Annotated[str | None, Option("Draft: FILE, FOLDER, FILE::ENTRY or hf://OWNER/NAME/FILE.", panel=NETWORKS)]
+Target = Annotated[str | None, Option("Target checkpoint, likewise.", panel=NETWORKS)]
+Vae = Annotated[str | None, Option("VQ-VAE checkpoint, likewise.", panel=NETWORKS)]
 Device = Annotated[str, Option("cpu, cuda or cuda:N.", offers=("cpu", "cuda"), panel=PLACE)]
 Dtype = Annotated[str, Option(f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.", rare=True, offers=DTYPES)]
 Labels = Annotated[str, Option("Classes: 0,1 or a range 0:4 or all.", offers=("all",), panel=DRAWN)]
@@ -83,6 +87,11 @@ Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", 
 Quiet = Annotated[bool, Option(SILENT, rare=True, panel=WRITTEN)]
 
 
+def files_of(named: object) -> dict[str, Path | None]:
+    """Return the checkpoint files on this machine that a record's fields name, by option."""
+    return {name: local_file(getattr(named, name)) for name in FILES}
+
+
 @dataclass(frozen=True)
 class Pair(Group):
     """Which networks: by name, or three checkpoint files."""
@@ -94,9 +103,15 @@ class Pair(Group):
     vae: Vae = None
     patch_nums: Annotated[str, Option("Sides of the scales, where the checkpoint does not tell.", rare=True)] = ""
 
+    heads: Annotated[str, Option(HEADS, rare=True)] = ""
+
     def files(self) -> dict[str, Path | None]:
-        """Return the files that are read, by option."""
-        return {"draft": self.draft, "target": self.target, "vae": self.vae}
+        """Return the files on this machine that are read, by option."""
+        return files_of(self)
+
+    def given_files(self) -> dict[str, str]:
+        """Return the checkpoints that are named, by option, as they were typed."""
+        return {name: text for name in FILES if (text := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
     check_page(timed.html)
     settings = settings_for(timed.policies, timed.draft_len, timed.repeats)
     timed_requests(timed.batches, timed.seeds, 1)  # refused before the networks are loaded
-    pair = load_models(networks, networks.mode)
+    pair = load_models(networks, networks.mode, timed.quiet)
     pair.check_finite()
     requests = timed_requests(timed.batches, timed.seeds, pair.target.config.classes)
     machine = Machine.measure(pair.device, pair.target.dtype)

@@ -64,7 +64,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
 
     paths = check_outputs({"json": about.json}, networks.files())
     name, pairs = tested.implementation, factory_options(tested.implementation, tested.checkout, tested.option)
-    pair = load_models(networks, Mode(about.device))
+    pair = load_models(networks, Mode(about.device), about.quiet)
     # parts are asked about what is computed, and not whether anything was drafted
     terms = Terms(sequential=True, in_process=tested.in_process, limits=Limits(tested.timeout))
     settings = Settings(min(DRAFT_LEN, pair.pyramid.S), options=pairs)

@@ -13,6 +13,7 @@ from harness.commands._options import Networks, Pair
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_whole
+from harness.numerals import reals
 
 if TYPE_CHECKING:
     from harness.quality import Means, Source
@@ -115,7 +116,7 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
         Terms(in_process=tested.in_process, limits=Limits(tested.timeout)),
     )
     request = Request((0,), images.seed, images.cfg, images.top_k, images.top_p)
-    pair = load_models(networks, networks.mode)
+    pair = load_models(networks, networks.mode, judging.quiet)
     labels = labels_for(images.labels, pair)
     study = Study(sources, images.images, images.batch, labels, request, judging.blocks, judging.max_loss)
     for source in sources:  # what the own decoder refuses is refused before anything is drawn
@@ -150,7 +151,7 @@ def means_for(networks: Pair, features: Path | None, real: Path | None) -> Means
     statistics = load_statistics(real) if real is not None else None
     if features is not None:
         return Means(load_inception(features), statistics)
-    name = networks.models if not any(networks.files().values()) else "custom"
+    name = networks.models if not networks.given_files() else "custom"
     if name not in ("digits", "digits-close"):
         rule = f"are needed for {name}: the digits classifier that ships knows digits alone"
         raise InputError("features", None, rule, "pass --features FILE, and --real FILE.npz")
@@ -181,7 +182,7 @@ def sources_for(images: QualityImages, tested: QualityDecoders, judging: Quality
     sources = control_sources(judging.control)
     if judging.find_cfg:
         try:
-            cfgs = [float(text) for text in judging.find_cfg.split(",")]
+            cfgs = reals(judging.find_cfg)
         except ValueError:
             rule, remedy = "must read 0,0.5,1", "pass --find-cfg 0,0.5,1,1.5"
             raise InputError("find_cfg", judging.find_cfg, rule, remedy) from None

@@ -16,6 +16,9 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hint
 import typer
 from typer.core import TyperCommand
 
+from harness.errors import InputError
+from harness.numerals import real, whole
+
 ALL = f"{__name__}.all"  # in a context's `meta`: --help-all was typed
 Function = Callable[..., None]
 
@@ -95,6 +98,7 @@ def _show_all(context: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
+READERS: Mapping[object, Callable[[str], float]] = {int: whole, float: real}
 HELP_ALL = Annotated[bool, typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show every option.")]
 
 
@@ -152,13 +156,26 @@ def _for_typer(name: str, kind: object, option: Option) -> Any:
         before, comma, last = incomplete.rpartition(",")  # of several, the last
         return [f"{before}{comma}{value}" for value in option.offers if value.startswith(last)]
 
+    read = next((one for each, one in READERS.items() if kind == each or each in get_args(kind)), None)
     return typer.Option(
         *filter(None, (option.name or flag,)),
+        parser=partial(_read, name, read) if read else None,
+        metavar=("<int>" if read is whole else "<float>") if read else None,
         help=option.help,
         show_default=option.shown or True,
         rich_help_panel=option.panel or None,
         autocompletion=completed if option.offers else None,
     )
+
+
+def _read(name: str, reader: Callable[[str], float], value: object) -> float:
+    """Return a number that was typed, or that stands in pyproject.toml. Raises `InputError`."""
+    try:
+        return reader(str(value))
+    except ValueError:
+        kind, example = ("whole", "5") if reader is whole else ("finite", "1.5")
+        remedy = f"pass --{name.replace('_', '-')} {example}"
+        raise InputError(name, str(value), f"must be a {kind} number", remedy) from None
 
 
 def _filled(record: type[Group], values: Mapping[str, object], given: frozenset[str]) -> Group:

@@ -41,7 +41,7 @@ class ReplayCases(Group):
 
     def files(self) -> dict[str, Path | None]:
         """Return the checkpoint files that are named, by option."""
-        return {"draft": self.draft, "target": self.target, "vae": self.vae}
+        return options.files_of(self)
 
 
 @command("replay run.db", "replay run.db --case 0 --shrink --bundle case.sdvar", "replay case.sdvar --device cpu")
@@ -102,16 +102,14 @@ def repeated(case: KeptCase, now: ReplayCases) -> tuple[Replayed, ModelPair | No
     recipe = case.record.recipe
     if recipe is None:
         return Replayed(case, Answer.CANNOT, "the run was not made by the command line: its networks are unknown"), None
-    draft, target, vae = (
-        path or (Path(recipe[name]) if name in recipe else None) for name, path in now.files().items()
-    )
+    draft, target, vae = (getattr(now, name) or recipe.get(name) for name in options.FILES)
     noise = float(recipe["draft_noise"]) if "draft_noise" in recipe else None
-    sides = recipe.get("patch_nums", "")
-    networks = Networks(recipe.get("models", "digits"), draft, target, vae, sides, draft_noise=noise)
+    told = recipe.get("patch_nums", ""), recipe.get("heads", "")
+    networks = Networks(recipe.get("models", "digits"), draft, target, vae, *told, draft_noise=noise)
     device = now.device or (recipe.get("device", "cpu") if torch.cuda.is_available() else "cpu")
     mode = Mode(device, "tf32" in recipe, recipe.get("dtype", "float32"), recipe.get("draft_dtype", ""))
     try:
-        models = load_models(networks, mode)
+        models = load_models(networks, mode, quiet=True)
     except InputError as error:
         return Replayed(case, Answer.CANNOT, f"the networks cannot be had: {error}"), None
     return replay_case(case, models, now.budgets), models

@@ -16,7 +16,7 @@ from harness.commands import _options as options
 from harness.commands._options import Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, check_readable, write_whole
+from harness.files import absolute_source, check_outputs, check_readable, write_whole
 
 if TYPE_CHECKING:
     from harness.decoders import Other
@@ -162,7 +162,7 @@ def verify(
     parallelism = Parallelism(outputs.workers, outputs.cluster, networks.mode.device)
     store = RunFileOptions(paths.get("run"), outputs.resume, recipe_of(networks, decoding, tested, judging))
     store.check_new()
-    pair = load_models(networks, networks.mode)
+    pair = load_models(networks, networks.mode, outputs.quiet)
     if "draft_len" not in decoding.given and terms.against is None:
         settings = list(usual_settings(name, settings[0], pair.pyramid.S))
     # published code has settings of its own, and two decoders are compared on what is asked for
@@ -248,9 +248,11 @@ def recipe_of(networks: Networks, *others: Group) -> dict[str, str]:
     for group in others:
         changed |= {name: value for name, value in group.changed().items() if name in REPEATED}
     return {
-        name: "" if value is True else str(value.absolute() if isinstance(value, Path) else value)
+        name: "" if value is True
+        else absolute_source(str(value)) if isinstance(value, Path) or name in options.FILES
+        else str(value)
         for name, value in changed.items()
-    }
+    }  # fmt: skip
 
 
 def settings_for(decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str, str], ...]) -> list[Settings]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from harness.errors import InputError, shortened, text_of
+from harness.content import read_safetensors
+from harness.errors import InputError
 from harness.files import check_readable
 from harness.golden._metadata import REMEDY, GoldenCase
 
@@ -34,7 +34,6 @@ def content_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 FORMAT = "1"
 MOST_BYTES = 2**30  # the largest recording has 9 MB; a header that promises more than the file holds is refused, too
-MOST_REASON = 120  # characters of why a file cannot be read: names of tensors are part of it
 KIND = "golden"  # metadata `kind` of this project's own; the published format has none
 NAME = "golden"  # of a file, in a message
 SAMPLERS = "pass a recording of samplers (encoder and published-sizes recordings are not judged here)"
@@ -88,13 +87,7 @@ def read_recording(path: Path) -> Recording:
     check_readable(path, NAME, "record it, or restore it from version control")
     if (size := path.stat().st_size) > MOST_BYTES:
         raise _no_recording(path, f"has {size} bytes, more than the {MOST_BYTES} of any recording", SAMPLERS)
-    try:
-        with safe_open(path, "pt") as stream:
-            metadata = dict(stream.metadata() or {})
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a mapping
-    except Exception as error:  # whatever the bytes of a damaged file lead to
-        rule = f"cannot be read ({shortened(text_of(error), MOST_REASON)})"
-        raise _no_recording(path, rule, "the file may be truncated; copy it again") from None
+    metadata, tensors = read_safetensors(path, NAME, "pass a file of golden record")
     if metadata.get("format") != FORMAT:
         rule = f"format version must be {FORMAT}, not {metadata.get('format')}"
         raise _no_recording(path, rule, "use the harness version that wrote it")

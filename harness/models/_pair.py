@@ -42,6 +42,7 @@ class ModelPair:
         random: the weights of all three are those of `random_pair`; error budgets then hold for the law, not the draw.
         numbers: what a replay takes in place of generated numbers.
         draft_noise: how far the draft's weights are from the target's (`close_pair`); None = a network of its own.
+        taken: what was taken from where in their files, where that is not plain; one line a network.
 
     Raises:
         InputError: patch_nums, V, C or classes differ.
@@ -54,6 +55,7 @@ class ModelPair:
     random: bool = False
     numbers: RecordedNumbers | None = field(default=None, repr=False)
     draft_noise: float | None = None
+    taken: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         draft, target = self.draft.config, self.target.config
@@ -236,12 +238,33 @@ def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) ->
 
 
 def load_pair(
-    draft: Path, target: Path, vae: Path, name: str = "custom", patch_nums: tuple[int, ...] | None = None
+    draft: Path | str,
+    target: Path | str,
+    vae: Path | str,
+    name: str = "custom",
+    patch_nums: tuple[int, ...] | None = None,
+    heads: tuple[int, ...] = (),
 ) -> ModelPair:
-    """Load three checkpoint files. Raises `InputError` as `load_transformer` and `ModelPair` do."""
-    return ModelPair(
-        load_transformer(draft, "draft", patch_nums),
-        load_transformer(target, "target", patch_nums),
-        load_autoencoder(vae),
-        name,
+    """Load three checkpoints: files, folders of shards, FILE::ENTRY, or hf://OWNER/NAME/FILE (docs/checkpoints.md).
+
+    Args:
+        draft: proposes.
+        target: decides.
+        vae: for both.
+        name: for reports.
+        patch_nums: sides of the scales, where the files do not tell.
+        heads: of the attention, where the files do not tell: of both, or of the draft and of the target; 0 = it tells.
+
+    Raises:
+        InputError: as `load_transformer` and `ModelPair` do, or another number of `heads`.
+    """
+    if len(heads) > 2:
+        raise InputError("heads", heads, "must be one number, or the draft's and the target's", "pass two at most")
+    of_draft, of_target = (*heads, *heads)[:2] if heads else (0, 0)
+    sides = (
+        load_transformer(draft, "draft", patch_nums, of_draft),
+        load_transformer(target, "target", patch_nums, of_target),
     )
+    autoencoder_of_both, said = load_autoencoder(vae)
+    taken = tuple(filter(None, (*(words for _, words in sides), said)))
+    return ModelPair(sides[0][0], sides[1][0], autoencoder_of_both, name, taken=taken)

@@ -66,6 +66,7 @@ class PluginOptions:
         from harness.decoders import OWN_DECODER, load_factory, parse_factory_options
         from harness.files import check_outputs
         from harness.laws import PYRAMIDS, Scope
+        from harness.numerals import wholes
         from harness.plugin._digits import read_known
         from harness.report.html import check_page
 
@@ -73,7 +74,7 @@ class PluginOptions:
         load_factory(name)
         checkout = Path(option.sdvar_checkout) if option.sdvar_checkout else None
         factory_options = parse_factory_options(checkout, option.sdvar_option, "sdvar-option")
-        pyramids = tuple(tuple(int(side) for side in text.split(",")) for text in option.sdvar_patch_nums)
+        pyramids = tuple(wholes(text) for text in option.sdvar_patch_nums)
         examples = EXAMPLES if option.sdvar_examples is None else option.sdvar_examples
         scope = Scope(
             examples, option.sdvar_seed or 0, pyramids or PYRAMIDS, option.sdvar_dtype, option.sdvar_device,

@@ -20,15 +20,17 @@ __all__ = ["sdvar_judge", "sdvar_law", "sdvar_noise", "sdvar_pair", "sdvar_refer
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options; every one begins with --sdvar."""
+    from harness.numerals import real, whole
+
     add = parser.getgroup("sdvar", "speculative decoding of VAR image models (sdvar-harness)").addoption
     decoder = "decoder under test, package.module:factory: its laws and a verification on digits become test items"
     add("--sdvar-implementation", default="", metavar="NAME", help=decoder)
     known = 'TOML file of "law or case" = "reason": these must fail, and a pass is a failure'
     add("--sdvar-known-failures", default="", metavar="FILE", help=known)
     add("--sdvar-report", default="", metavar="FILE", help="write what the laws saw as one HTML page")
-    add("--sdvar-examples", type=int, metavar="N", help="cases a law [20]; costly laws try a share")
-    add("--sdvar-seed", type=int, metavar="N", help="of the cases [0]: the same ones at every run")
-    add("--sdvar-shrink-seconds", type=float, default=60.0, metavar="S", help="time to shrink a failure [60]")
+    add("--sdvar-examples", type=whole, metavar="N", help="cases a law [20]; costly laws try a share")
+    add("--sdvar-seed", type=whole, metavar="N", help="of the cases [0]: the same ones at every run")
+    add("--sdvar-shrink-seconds", type=real, default=60.0, metavar="S", help="time to shrink a failure [60]")
     add("--sdvar-patch-nums", action="append", default=[], metavar="1,2,3", help="a pyramid to try; several times")
     add("--sdvar-dtype", default="", help="of all networks of the laws, rounding allowed for: float32")
     add("--sdvar-device", default="cpu", help="where networks live: cpu, cuda or cuda:N [cpu]")

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from harness.content import read_safetensors, refuse_other
 from harness.decoders import Other, Terms
 from harness.errors import InputError
-from harness.files import check_readable, write_whole
+from harness.files import write_whole
 from harness.judge import Divergence
 from harness.models import ModelPair
 from harness.protocol import Request, Settings, request_of, request_values
@@ -182,17 +182,15 @@ def _draw_numbers(case: KeptCase, models: ModelPair) -> dict[str, Tensor]:
 
 def is_bundle(path: Path) -> bool:
     """Tell a bundle from a run file by its first bytes. Raises `InputError` where there is no file."""
-    check_readable(path, "file", "pass a file of verify --run, or of replay --bundle")
-    with path.open("rb") as stream:
-        return stream.read(15) != b"SQLite format 3"
+    remedy = "pass a file of verify --run, or of replay --bundle"
+    return refuse_other(path, "file", ("sqlite", "safetensors"), remedy).kind == "safetensors"
 
 
 def read_bundle(path: Path) -> KeptCase:
     """Read a bundle. Raises `InputError` where it is none, or of another schema."""
+    metadata, tensors = read_safetensors(path, "file", "pass a file of replay --bundle")
     try:
-        with safe_open(path, "pt") as file:
-            values = json.loads((file.metadata() or {})[KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        values = json.loads(metadata[KEY])
         if values["schema"] != SCHEMA:
             rule = f"has schema {values['schema']}, and this version reads {SCHEMA}"
             raise InputError("file", str(path), rule, "use the version of the harness that wrote it")
@@ -213,7 +211,7 @@ def read_bundle(path: Path) -> KeptCase:
             draft_noise,
             against_of(values["against"]),
         )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise unreadable("file", path, error) from None
 
 

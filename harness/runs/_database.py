@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from harness.content import refuse_other
 from harness.errors import InputError
 from harness.files import check_readable
 from harness.runs._records import to_json, unreadable
@@ -63,7 +64,7 @@ class FileKind:
 
         Raises `InputError` where it is none, of another kind or schema, or damaged.
         """
-        check_readable(path, name, self.remedy)
+        refuse_other(path, name, ("sqlite",), self.remedy)
         with self.readable(path, name), closing(_opened(path)) as base:
             self.check(base, path, name)
             yield base

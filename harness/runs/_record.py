@@ -37,13 +37,14 @@ class NetworksUsed:
     patch_nums: tuple[int, ...]
     V: int
     classes: int
+    taken: tuple[str, ...] = ()  # what was taken from where in their files, where that is not plain
 
     @classmethod
     def of(cls, models: ModelPair) -> NetworksUsed:
         """Describe networks."""
         target, draft = (str(network.dtype).removeprefix("torch.") for network in (models.target, models.draft))
         config, sides = models.target.config, models.pyramid.patch_nums
-        return cls(models.title, str(models.device), target, draft, sides, config.V, config.classes)
+        return cls(models.title, str(models.device), target, draft, sides, config.V, config.classes, models.taken)
 
     @property
     def pyramid(self) -> ScalePyramid:
@@ -106,7 +107,7 @@ class RunHeader:
         networks, terms = values["networks"], values["terms"]
         return cls(
             Identity.from_dict(values["identity"]) if values["identity"] else None,
-            NetworksUsed(**{**networks, "patch_nums": tuple(networks["patch_nums"])}),
+            NetworksUsed(**{**networks, **{key: tuple(networks.get(key, ())) for key in ("patch_nums", "taken")}}),
             Terms(
                 Contract.of(terms["contract"]) if terms["contract"] else None, terms["sequential"],
                 terms["in_process"], Limits(**terms["limits"]), against=against_of(terms["against"]),
@@ -124,7 +125,8 @@ class RunHeader:
 
     def differences(self, recorded: RunHeader) -> list[str]:
         """List why a recorded run is another one, one clause a value."""
-        records = (self.as_dict(), recorded.as_dict())
+        # weights are compared by their digests, wherever in which file they were
+        records = (replace(one, networks=replace(one.networks, taken=())).as_dict() for one in (self, recorded))
         here, there = ({name: values[name] for name in values if name not in FREE} for values in records)
         return differences(here.pop("identity"), there.pop("identity")) + differences(here, there)
 

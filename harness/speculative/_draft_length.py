@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.errors import InputError
+from harness.numerals import whole
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,16 @@ class DraftLength:
         name, *bounds = text.split(":")
         numbers = bounds if name == "dynamic" else text.split("/")
         # 0 and negative numbers are told apart from nonsense, because `check` knows the range
-        if not all(_is_whole(number) for number in numbers):
-            raise InputError("draft_len", text, "must read 5, 1/2/3 or dynamic:1:5", "pass --draft-len 5")
+        try:
+            lengths = tuple(whole(number) for number in numbers)
+        except ValueError:
+            rule = "must read 5, 1/2/3 or dynamic:1:5"
+            raise InputError("draft_len", text, rule, "pass --draft-len 5") from None
         if name != "dynamic":
-            return cls(text, tuple(int(number) for number in numbers))
-        if len(bounds) not in (0, 2):
+            return cls(text, lengths)
+        if len(lengths) not in (0, 2):
             raise InputError("draft_len", text, "dynamic takes both bounds or none", "pass --draft-len dynamic:1:5")
-        low, high = (int(number) for number in bounds) if bounds else (1, 0)
+        low, high = lengths or (1, 0)
         return cls(text, (), low, high)
 
     def check(self, S: int) -> None:
@@ -73,7 +77,3 @@ class DraftLength:
 
     def __str__(self) -> str:
         return self.text
-
-
-def _is_whole(text: str) -> bool:
-    return text.isascii() and text.removeprefix("-").isdigit() and len(text) < 10

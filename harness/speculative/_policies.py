@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from harness.errors import InputError
+from harness.numerals import real, whole
 from harness.protocol import Contract
 from harness.speculative._accept import Policy
 from harness.speculative._rules import (
@@ -35,7 +36,7 @@ from harness.speculative._rules import (
 )
 
 PARTIAL = "+partial"
-DIGITS = 9  # of a whole number; no pyramid or codebook has more
+MOST = 10**9  # no pyramid or codebook has more
 COUPLINGS: dict[object, str] = {  # of the draft
     race: "the same numbers", most_likely: "no numbers", race_alone: "numbers of its own"
 }  # fmt: skip
@@ -57,13 +58,11 @@ class Number:
 
     def read(self, text: str) -> float:
         """Return the number; NaN where it is none, or lies outside."""
-        if self.whole and not (text.isascii() and text.isdigit() and len(text) <= DIGITS):
-            return math.nan
         try:
-            value = int(text) if self.whole else float(text)
+            value = whole(text) if self.whole else real(text)
         except ValueError:
             return math.nan
-        return value if math.isfinite(value) and self.least <= value <= self.most else math.nan
+        return value if self.least <= value <= min(self.most, MOST) else math.nan
 
 
 @dataclass(frozen=True)

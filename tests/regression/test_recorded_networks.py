@@ -107,7 +107,7 @@ def test_published_transformers_have_their_exact_parameter_counts(name: str, par
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_published_state_dicts_have_their_exact_number_of_entries(name: str):
     config = PUBLISHED[name]
-    entries = len(transformer.transformer_shapes(config)) + len(transformer.buffer_shapes(config))
+    entries = len(transformer.transformer_shapes(config)) + len(transformer.buffer_names(config))
     assert entries == (12 * config.depth + 14 if config.shared_adaln else 13 * config.depth + 12)
 
 

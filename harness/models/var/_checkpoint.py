@@ -1,7 +1,7 @@
-"""Checkpoint files: read, infer every size from the tensors, refuse what does not fit.
+"""State dicts of VAR and of its VQ-VAE: every size inferred from the tensors, what does not fit refused.
 
-Promise: a file is either loaded whole, in float32, or refused with one error that lists every name that is missing,
-unknown or mis-shaped. Nothing is executed (`weights_only=True`).
+Promise: a network is either loaded whole, in float32, or refused with one error that lists every name that is missing,
+unknown or mis-shaped. What no tensor tells is asked for, not guessed; and nothing is loaded that would fail later.
 
 Source: spec §2.
 """
@@ -10,87 +10,86 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.errors import InputError, text_of
-from harness.files import check_readable
+from harness.errors import InputError
 from harness.models.network import TransformerConfig
+from harness.models.state_dicts import Family, Kind, load_network
 from harness.models.var import autoencoder, transformer
 from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.var.transformer import Transformer
 from harness.protocol.pyramid import KNOWN_PYRAMIDS, ScalePyramid
 
 Shape = tuple[int, ...]
-HEAD_DIM = 64  # of a published transformer without l2-norm, whose head count no tensor tells
+ENCODER = ("encoder.", "quant_conv.")  # what encoding alone needs
+PACKED = tuple(getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name))  # several in a byte
+TRANSFORMER = Kind(
+    "VAR transformer",
+    ("pos_1LC", "pos_start", "lvl_embed.weight", "word_embed.weight", "class_emb.weight", "head_nm.ada_lin.1.weight"),
+    ("lvl_1L", "attn_bias_for_masking", "zero_k_bias"),
+)
+AUTOENCODER = Kind(
+    "VQ-VAE",
+    ("quantize.embedding.weight", "post_quant_conv.weight", "decoder.conv_in.weight", "decoder.conv_out.weight"),
+    ("ema_vocab_hit_SV",),
+)
 
 
-def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """Read a state dict, floating point tensors upcast to float32, from a ``.safetensors``, ``.pth`` or ``.pt`` file.
+def load_transformer(
+    source: Path | str, name: str = "target", patch_nums: tuple[int, ...] | None = None, heads: int = 0
+) -> tuple[Transformer, str]:
+    """Load a VAR checkpoint, sizes inferred; return what was taken from where, too, empty where that is plain.
 
-    `name` is what the file is to the user, e.g. ``draft``. Raises `InputError` where it is missing, truncated, of
-    another format, or holds something else than a plain dict of tensors.
+    Args:
+        source: the file, as `load_network` takes it.
+        name: what it is to the user, for the error.
+        patch_nums: sides of the scales, for a checkpoint that does not tell them; checked against one that does.
+        heads: of the attention, for a checkpoint that does not tell them; checked against one that does; 0 = not known.
+
+    Raises:
+        InputError: see `load_network`; or a size is not told, or another than it must be.
     """
-    check_readable(path, name, f"pass --{name} FILE")
-    try:
-        if path.suffix == ".safetensors":
-            tensors: object = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickle protocols and quantised tensors: what matters is checked
-                tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler meets any byte, and raises accordingly
-        reason = text_of(error).splitlines()[0][:120]
-        remedy = "pass a whole .safetensors file, or a .pth file of a plain state dict (it may be truncated)"
-        raise InputError(name, str(path), f"cannot be read ({reason})", remedy) from None
-    if not isinstance(tensors, Mapping) or not all(_is_dense(t) for t in tensors.values()):
-        raise InputError(name, str(path), "must hold a plain dict of dense tensors", "save model.state_dict()")
-    return {str(key): t.float() if t.is_floating_point() else t for key, t in tensors.items()}
+    build = partial(transformer_from, patch_nums=patch_nums, heads=heads)
+    return load_network(source, name, Family(TRANSFORMER, (AUTOENCODER,)), build, _weights_of)
 
 
-def _is_dense(value: object) -> bool:
-    if not isinstance(value, Tensor):
-        return False
-    return value.layout == torch.strided and not value.is_meta and not value.is_quantized
-
-
-def load_transformer(path: Path, name: str = "target", patch_nums: tuple[int, ...] | None = None) -> Transformer:
-    """Load a VAR checkpoint, sizes inferred; `patch_nums` are for one that does not tell them, else they are checked.
-
-    Raises `InputError` as `read_tensors` does, and for names that are missing, unknown or mis-shaped (all are listed).
-    """
-    return transformer_from(read_tensors(path, name), f"{name}={path}", patch_nums)
-
-
-def load_autoencoder(path: Path, name: str = "vae") -> Autoencoder:
+def load_autoencoder(source: Path | str, name: str = "vae") -> tuple[Autoencoder, str]:
     """Load a VQ-VAE checkpoint, sizes inferred. Raises `InputError` as `load_transformer` does."""
-    return autoencoder_from(read_tensors(path, name), f"{name}={path}")
+    return load_network(source, name, Family(AUTOENCODER, (TRANSFORMER,)), autoencoder_from, _weights_of)
+
+
+def _weights_of(network: Transformer | Autoencoder) -> Mapping[str, Tensor]:
+    return network.weights
 
 
 def transformer_from(
-    tensors: Mapping[str, Tensor], source: str, patch_nums: tuple[int, ...] | None = None
+    tensors: Mapping[str, Tensor], source: str, patch_nums: tuple[int, ...] | None = None, heads: int = 0
 ) -> Transformer:
     """Build a transformer from a state dict; `source` is ``name=value`` for the error."""
-    config = _infer_transformer(tensors, source, patch_nums)
+    config = _infer_transformer(tensors, source, patch_nums, heads)
     shapes = transformer.transformer_shapes(config)
-    _check_names(tensors, shapes, transformer.buffer_shapes(config), source)
+    _check_names(tensors, shapes, transformer.buffer_names(config), source)
     _check_buffers(tensors, config.pyramid, source)
     return Transformer(config, {key: tensors[key] for key in shapes})
 
 
 def autoencoder_from(tensors: Mapping[str, Tensor], source: str) -> Autoencoder:
-    """Build a VQ-VAE from a state dict; `source` is ``name=value`` for the error."""
+    """Build a VQ-VAE from a state dict; `source` is ``name=value`` for the error.
+
+    Where its encoder is not whole (`encoder.*` without `quant_conv`, or the other way round) it is one for decoding.
+    """
     config = _infer_autoencoder(tensors, source)
     shapes = autoencoder.autoencoder_shapes(config)
-    hits = tensors.get("quantize.ema_vocab_hit_SV")
-    buffers: dict[str, Shape] = {} if hits is None else {"quantize.ema_vocab_hit_SV": (*hits.shape[:1], config.V)}
-    _check_names(tensors, shapes, buffers, source)
+    unread = {"quantize.ema_vocab_hit_SV"}
+    if not config.has_encoder:
+        unread |= {key for key in tensors if key.startswith(ENCODER)}
+    _check_names(tensors, shapes, unread, source)
     return Autoencoder(config, {key: tensors[key] for key in shapes})
 
 
@@ -99,31 +98,38 @@ def _refuse(source: str, rule: str, remedy: str) -> InputError:
     return InputError(name, value, rule, remedy)
 
 
-def _check_names(
-    tensors: Mapping[str, Tensor], shapes: dict[str, Shape], buffers: dict[str, Shape], source: str
-) -> None:
-    wrong = [f"missing {key}" for key in shapes if key not in tensors]
-    wrong += [f"unknown {key}" for key in tensors if key not in shapes and key not in buffers]
-    for key, shape in (shapes | buffers).items():
+def _check_names(tensors: Mapping[str, Tensor], shapes: dict[str, Shape], unread: Collection[str], source: str) -> None:
+    """Refuse a state dict that lacks a tensor, or has an unknown or a wrong one; those that are not read may be any."""
+    missing = [f"missing {key}" for key in shapes if key not in tensors]
+    unknown = [f"unknown {key}" for key in tensors if key not in shapes and key not in unread]
+    wrong = []
+    for key, shape in shapes.items():
         if key in tensors and tuple(tensors[key].shape) != shape:
             wrong.append(f"shape of {key} is {tuple(tensors[key].shape)}, not {shape}")
-        if key in shapes and key in tensors and not tensors[key].is_floating_point():
-            wrong.append(f"dtype of {key} is {tensors[key].dtype}, not floating point")
-    if wrong:
-        raise _refuse(
-            source, f"{len(wrong)} tensors do not fit: " + ", ".join(wrong), "pass the file of one whole model"
-        )
+        elif key in tensors and not _is_dense(tensors[key]):
+            wrong.append(f"{key} is no dense tensor of numbers that float ({tensors[key].dtype})")
+        elif key in tensors and 0 in shape:
+            wrong.append(f"{key} holds nothing")
+    if missing or unknown or wrong:
+        rule = f"{len([*missing, *unknown, *wrong])} tensors do not fit: {', '.join([*missing, *unknown, *wrong])}"
+        remedy = "pass the file of one whole model" if missing or wrong else "where nothing reads them, save it without"
+        raise _refuse(source, rule, remedy)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds a number that float32 can take, place by place."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or not tensor.is_floating_point():
+        return False
+    return tensor.dtype not in PACKED
 
 
 def _check_buffers(tensors: Mapping[str, Tensor], pyramid: ScalePyramid, source: str) -> None:
-    """Derived tensors must hold what they are derived from."""
-    levels = torch.tensor(pyramid.levels())
-    expected = {"lvl_1L": levels[None]}
-    visible = levels[:, None] >= levels[None, :]
-    expected["attn_bias_for_masking"] = torch.zeros(visible.shape).masked_fill(~visible, -math.inf)[None, None]
+    """Derived tensors that published code computes with must hold what they are derived from; a mask is made anew."""
+    levels = torch.tensor([pyramid.levels()])
     for key, tensor in tensors.items():
-        value = torch.zeros_like(tensor) if key.endswith("zero_k_bias") else expected.get(key)
-        if value is not None and not torch.equal(tensor.to(value.dtype), value):
+        is_bias = key.endswith("zero_k_bias")
+        wrong = is_bias and bool(tensor.double().count_nonzero())
+        if wrong or (key == "lvl_1L" and not torch.equal(tensor.double(), levels.double())):
             raise _refuse(source, f"{key} does not hold its derived value", "export the checkpoint again")
 
 
@@ -144,7 +150,7 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _infer_transformer(
-    tensors: Mapping[str, Tensor], source: str, patch_nums: tuple[int, ...] | None
+    tensors: Mapping[str, Tensor], source: str, patch_nums: tuple[int, ...] | None, heads: int
 ) -> TransformerConfig:
     D = _vote(
         tensors,
@@ -154,9 +160,15 @@ def _infer_transformer(
         source,
     )
     muls = [t for key, t in tensors.items() if re.fullmatch(r"blocks\.\d+\.attn\.scale_mul_1H11", key) and t.dim() == 4]
-    H = Counter(m.shape[1] for m in muls).most_common(1)[0][0] if muls else D // HEAD_DIM
+    H = Counter(m.shape[1] for m in muls).most_common(1)[0][0] if muls else heads
+    if not muls and not heads:
+        rule = f"does not tell how many heads its attention of width {D} has: it has no l2-norm (scale_mul_1H11)"
+        raise _refuse(source, rule, f"pass --heads {max(D // 64, 1)}, or what it was trained with")
     if H < 1 or D % H:
-        raise _refuse(source, f"D={D} is not a multiple of H={H} heads", "is it a VAR model?")
+        remedy = "pass other --heads" if heads else "is it a VAR model?"
+        raise _refuse(source, f"D={D} is not a multiple of H={H} heads", remedy)
+    if heads and heads != H:
+        raise _refuse(source, f"has {H} heads, not {heads}", "drop --heads")
     classes = _vote(tensors, [("class_emb.weight", 0)], "number of classes", source) - 1
     if classes < 1:
         raise _refuse(source, "class_emb.weight has no class besides the unconditional one", "is it a VAR model?")
@@ -176,7 +188,7 @@ def _infer_transformer(
 def _infer_pyramid(tensors: Mapping[str, Tensor], source: str, patch_nums: tuple[int, ...] | None) -> ScalePyramid:
     wanted = ScalePyramid(patch_nums) if patch_nums else None
     if "lvl_1L" in tensors:
-        counts = torch.unique(tensors["lvl_1L"].flatten(), return_counts=True)[1].tolist()
+        counts = torch.unique(tensors["lvl_1L"].double().flatten(), return_counts=True)[1].tolist()
         sides = tuple(math.isqrt(count) for count in counts)
         if any(side * side != count for side, count in zip(sides, counts, strict=True)):
             raise _refuse(source, f"lvl_1L counts {counts} are not squares", "export the checkpoint again")
@@ -206,9 +218,12 @@ def _infer_autoencoder(tensors: Mapping[str, Tensor], source: str) -> Autoencode
         )
         for i in range(levels)
     ]
-    # Without an encoder only the products ch·multiplier are told; the published ones have multiplier 1 at level 0.
+    if any(width % autoencoder.GROUPS or not width for width in widths):
+        rule = f"level widths {widths} are not multiples of the {autoencoder.GROUPS} groups of its norms"
+        raise _refuse(source, rule, "train one whose widths are")
+    # Without an encoder only the products ch·multiplier are told.
     bias = tensors.get("encoder.conv_in.bias")
-    ch = widths[0] if bias is None else bias.numel()
+    ch = math.gcd(*widths) if bias is None else bias.numel()
     if ch < 1 or any(width % ch for width in widths):
         raise _refuse(source, f"level widths {widths} are not multiples of ch={ch}", "is it a VQ-VAE checkpoint?")
     shared = _count(tensors, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
@@ -225,5 +240,5 @@ def _infer_autoencoder(tensors: Mapping[str, Tensor], source: str) -> Autoencode
         res_blocks=_count(tensors, r"decoder\.up\.0\.block\.(\d+)\.") - 1,
         phi=shared or per_scale or 1,
         phi_layout=layout,
-        has_encoder=any(key.startswith(("encoder.", "quant_conv.")) for key in tensors),
+        has_encoder=all(any(key.startswith(part) for key in tensors) for part in ENCODER),
     )

@@ -63,11 +63,9 @@ def transformer_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def buffer_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+def buffer_names(config: TransformerConfig) -> set[str]:
     """Return the derived tensors that a published checkpoint may also hold (spec §2)."""
-    L = config.pyramid.L
-    shapes: dict[str, tuple[int, ...]] = {"lvl_1L": (1, L), "attn_bias_for_masking": (1, 1, L, L)}
-    return shapes | {f"blocks.{i}.attn.zero_k_bias": (config.D,) for i in range(config.depth)}
+    return {"lvl_1L", "attn_bias_for_masking"} | {f"blocks.{i}.attn.zero_k_bias" for i in range(config.depth)}
 
 
 class Converted(Mapping[str, Tensor]):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -128,12 +129,41 @@ def test_a_damaged_checkpoint_is_one_line(
     assert said.startswith(f"error: draft={path}: ")
     expected = {
         "missing": ["no such file"],
-        "truncated": ["cannot be read"],
+        "truncated": ["is a safetensors file that is cut short"],
         "absent name": ["2 tensors", "missing head.bias", "missing pos_start"],
         "extra name": ["2 tensors", "unknown surplus", "unknown head.other"],
         "shape": ["shape of head.bias is (7,), not (11,)"],
     }[damage]
     assert all(word in said for word in expected)
+
+
+def test_what_was_taken_from_where_is_said_once_and_kept(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    target, run_file, result = Path(pair[3]), tmp_path / "run.db", tmp_path / "result.json"
+    trained = tmp_path / "last.ckpt"
+    nets = {
+        "model": load_file(target),
+        "ema": {name: t * 2 if t.is_floating_point() else t for name, t in load_file(target).items()},
+    }
+    torch.save({"epoch": 3, "nets": nets}, trained)
+    options = ("--seeds", "0", "--labels", "0", "--draft-len", "2", "--run", str(run_file), "--json", str(result))
+    assert run(monkeypatch, "verify", *pair, "--target", str(trained), *options) == 2
+    assert f"pass --target {trained}::nets.model" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    named = (*pair, "--target", "last.ckpt::nets.model")
+    assert run(monkeypatch, "verify", *named, *options) == 0
+    taken = "target last.ckpt: taken from nets.model"
+    assert capsys.readouterr().out.count(f"loaded: {taken}") == 1
+    document = json.loads(result.read_text())["run"]
+    assert document["networks"]["taken"] == [taken]
+    assert document["recipe"]["target"] == f"{trained}::nets.model"
+    assert run(monkeypatch, "verify", *named, *options, "--resume", "--quiet") == 0
+    assert "loaded" not in capsys.readouterr().out
+    shutil.copy(target, tmp_path / "plain.safetensors")  # the same weights elsewhere are the same run
+    assert run(monkeypatch, "verify", *pair, "--target", "plain.safetensors", *options, "--resume") == 0
+    assert run(monkeypatch, "verify", *named, "--json", "last.ckpt") == 2  # not over its own input
+    assert "is the file of --target too" in capsys.readouterr().err
 
 
 def test_a_pair_that_does_not_fit_is_refused(
@@ -247,9 +277,8 @@ def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
 
     models, layout = tiny(LAYOUTS[name]), LAYOUTS[name]
     levels = torch.tensor([models.pyramid.levels()])
-    assert transformer_from({**models.target.weights, "lvl_1L": levels}, "target=x").config == transformer_config(
-        layout
-    )
+    tensors, heads = {**models.target.weights, "lvl_1L": levels}, 0 if layout.l2_norm else layout.H
+    assert transformer_from(tensors, "target=x", heads=heads).config == transformer_config(layout)
     assert autoencoder_from(models.vae.weights, "vae=x").config == autoencoder_config(layout)
     assert set(transformer.transformer_shapes(models.target.config)) == set(models.target.weights)
     assert set(autoencoder.autoencoder_shapes(models.vae.config)) == set(models.vae.weights)
@@ -258,7 +287,7 @@ def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--cfg", "abc"], "Invalid value for '--cfg'"),
+        (["--cfg", "abc"], "cfg=abc: must be a finite number; pass --cfg 1.5"),
         (["--nope"], "No such option"),
         (["--seeds"], "requires an argument"),
     ],

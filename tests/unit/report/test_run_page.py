@@ -171,8 +171,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch, c
     html = tmp_path / "page.html"
     for words, said in (
         ([str(tmp_path / "none"), "--html", str(html)], "no such file"),
-        ([str(tmp_path / "text"), "--html", str(html)], "holds no record of a run that can be read"),
-        ([str(tmp_path / "empty"), "--html", str(html)], "is no run file"),
+        ([str(tmp_path / "text"), "--html", str(html)], "is a text that begins with 'no run'"),
+        ([str(tmp_path / "empty"), "--html", str(html)], "is empty"),
         ([str(tmp_path / "a.db"), "--html", str(tmp_path / "a.db")], "is the file of --run too"),
         ([str(tmp_path / "a.db"), "--html", str(tmp_path / "no" / "page.html")], "is not there"),
         ([str(tmp_path / "a.db"), "--html", str(tmp_path)], "is a folder, not a file"),

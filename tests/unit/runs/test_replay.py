@@ -124,5 +124,5 @@ def test_numbers_that_were_not_recorded_are_no_numbers(recorded: Path, tmp_path:
 @pytest.mark.parametrize("content", [b"", b"no bundle at all", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_what_is_no_bundle_is_one_line(content: bytes, tmp_path: Path):
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(InputError, match=r"file=.*holds no record of a run"):
+    with pytest.raises(InputError, match=r"file=.*(holds no record of a run|is empty|is a text)"):
         read_bundle(tmp_path / "x")

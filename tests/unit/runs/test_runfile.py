@@ -149,7 +149,7 @@ def test_nothing_is_left_of_a_run_that_could_not_begin(tmp_path: Path):
 def test_what_is_no_run_file_is_one_line(content: bytes, tmp_path: Path):
     path = tmp_path / "a.db"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"is no run file|holds no record of a run"):
+    with pytest.raises(InputError, match=r"is empty|is a JSON text|holds no record of a run"):
         read_run(path)
 
 

@@ -30,25 +30,9 @@ class Payload:
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"head.bias": Payload()}, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match=r"target=.*bad.pth: cannot be read"):
+    with pytest.raises(InputError, match=r"target=.*bad.pth: is a file of torch.save, and needs pathlib"):
         load_transformer(tmp_path / "bad.pth")
     assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("content", [[torch.zeros(1)], {"epoch": 3}])
-def test_a_file_that_is_no_dict_of_tensors_is_refused(content: object, tmp_path: Path):
-    torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(InputError, match="must hold a plain dict of dense tensors"):
-        load_transformer(tmp_path / "odd.pth")
-
-
-def test_half_precision_is_upcast(tmp_path: Path):
-    models = tiny()
-    tensors = {name: w.half() for name, w in models.target.weights.items()}
-    torch.save(tensors, tmp_path / "half.pth")
-    loaded = load_transformer(tmp_path / "half.pth", patch_nums=(1, 2, 3))
-    assert loaded.dtype == torch.float32
-    assert torch.equal(loaded.weights["head.weight"], tensors["head.weight"].float())
 
 
 def test_every_bad_name_is_listed_at_once():
@@ -64,13 +48,6 @@ def test_every_bad_name_is_listed_at_once():
 def test_an_unknown_pyramid_asks_for_its_sides():
     with pytest.raises(InputError, match="no known pyramid has S=3 scales and L=14 positions; pass --patch-nums"):
         transformer_from(tiny().target.weights, "target=x")
-
-
-def test_a_wrong_derived_buffer_is_refused():
-    weights = tiny().target.weights
-    mask = torch.zeros(1, 1, 14, 14)
-    with pytest.raises(InputError, match="attn_bias_for_masking does not hold its derived value"):
-        transformer_from({**weights, "attn_bias_for_masking": mask}, "target=x", (1, 2, 3))
 
 
 @pytest.mark.parametrize(

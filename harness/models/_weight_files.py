@@ -1,0 +1,152 @@
+"""Files of weights as people have them: one, or several with an index, in the formats of safetensors and torch.save.
+
+Promise: nothing in a file is executed, and its first bytes say what it is, whatever its name. What is read of a
+safetensors file has memory of its own: the file may change while its weights are in use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from harness.content import AGAIN, classes_of, refuse_other
+from harness.errors import InputError, shortened, text_of
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # of weights in a folder; the first goes before the others
+MOST_NAMED, MOST_REASON = 6, 120  # files or classes that a message names; characters of why
+# Share of a safetensors file, and bytes at least, between two openings: what was read is then no longer in memory.
+AT_ONCE, LEAST_AT_ONCE = 1 / 32, 2**20
+HARMLESS = re.compile(
+    r"torch\._utils\._rebuild_|torch\.(\w+\.)?\w*Storage|torch\.Size|collections\.OrderedDict|(__builtin__|builtins)\."
+)
+TRUSTED = "where you trust it: torch.load(FILE, weights_only=False), then torch.save its state dict alone"
+WHOLE = "pass a .safetensors file, or a .pth file of a state dict"
+
+
+def files_of(path: Path, name: str) -> list[Path]:
+    """Return the files that a path stands for: itself, those of an index, or the one file of weights in a folder.
+
+    Raises:
+        InputError: the folder has none, or several without an index; a shard is not there.
+    """
+    if path.name.endswith(".index.json"):
+        return _shards(path, name)
+    if not path.is_dir():
+        return [path]
+    there = sorted(path.iterdir())
+    indices = [each for each in there if each.name.endswith(".index.json")]
+    if indices:
+        return _shards(min(indices, key=lambda each: SUFFIXES[0] not in each.name), name)
+    weights = [each for each in there if each.suffix in SUFFIXES]
+    first = [each for each in weights if each.suffix == SUFFIXES[0]]
+    if len(first) == 1 or len(weights) == 1:
+        return (first or weights)[:1]
+    if (path / ".metadata").exists():
+        remedy = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE, and pass FILE"
+        raise InputError(name, str(path), "is a distributed checkpoint", remedy)
+    names = ", ".join(each.name for each in weights[:MOST_NAMED])
+    rule = f"is a folder of several files of weights ({names})" if weights else "is a folder without a file of weights"
+    raise InputError(name, str(path), rule, f"pass --{name} FILE")
+
+
+def shards_in(index: Path, name: str) -> list[str]:
+    """Return the names of the files that an index names. Raises `InputError` where it is none."""
+    refuse_other(index, name, ("json",), WHOLE)
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if names and all(Path(each).name == each for each in names):
+            return names
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise InputError(name, str(index), "is no index of shards: its weight_map names no files beside it", WHOLE)
+
+
+def _shards(index: Path, name: str) -> list[Path]:
+    paths = [index.parent / each for each in shards_in(index, name)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        rule = f"names {', '.join(missing[:MOST_NAMED])}, which {'is' if len(missing) == 1 else 'are'} not there"
+        raise InputError(name, str(index), rule, "download every shard beside it")
+    return paths
+
+
+def read(files: Sequence[Path], name: str) -> object:
+    """Return what files hold: tensors in mappings; those of several files together.
+
+    Raises:
+        InputError: one is missing, cut short, of another format, damaged, or needs code to be read.
+    """
+    trees = [_read_one(path, name) for path in files]
+    if len(trees) == 1:
+        return trees[0]
+    return {key: value for tree in trees if isinstance(tree, dict) for key, value in tree.items()}
+
+
+def settled(tensor: Tensor, copy: bool = False) -> Tensor:
+    """Return a tensor as it is computed with: what floats in float32, in memory of its own and no more than it needs.
+
+    `copy`, even where nothing else holds that memory.
+    """
+    plain = tensor.detach()
+    if plain.is_floating_point() and plain.dtype != torch.float32:
+        return plain.float().contiguous()
+    shares = copy or plain.untyped_storage().nbytes() > plain.numel() * plain.itemsize
+    return plain.clone(memory_format=torch.contiguous_format) if shares else plain.contiguous()
+
+
+def _read_one(path: Path, name: str) -> object:
+    content = refuse_other(path, name, ("safetensors", "torch", "pickle"), WHOLE)
+    if content.kind == "pickle":
+        raise _needs_code(path, name, content.words) or InputError(name, str(path), content.words, WHOLE)
+    return _read_safetensors(path, name) if content.kind == "safetensors" else _read_torch(path, name)
+
+
+def _needs_code(path: Path, name: str, words: str) -> InputError | None:
+    """Return the error for a file that names what would have to be executed; None where it names nothing such."""
+    classes = [each for each in classes_of(path) if not HARMLESS.match(each)]
+    if not classes:
+        return None
+    rule = f"{words}, and needs {', '.join(classes[:MOST_NAMED])}, which reading would execute"
+    return InputError(name, str(path), rule, TRUSTED)
+
+
+def _read_safetensors(path: Path, name: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    most = max(int(path.stat().st_size * AT_ONCE), LEAST_AT_ONCE)
+    try:
+        with safe_open(path, "pt") as stream:
+            left = list(stream.keys())
+        while left:
+            with safe_open(path, "pt") as stream:
+                read_bytes = 0
+                while left and read_bytes < most:
+                    mapped = stream.get_tensor(left[-1])
+                    tensors[left.pop()] = settled(mapped, copy=True)
+                    read_bytes += mapped.nbytes
+                del mapped
+    except Exception as error:  # whatever the bytes of a damaged file lead to
+        rule = f"is a safetensors file that cannot be read ({shortened(text_of(error), MOST_REASON)})"
+        raise InputError(name, str(path), rule, AGAIN) from None
+    return tensors
+
+
+def _read_torch(path: Path, name: str) -> object:
+    try:
+        with warnings.catch_warnings(), path.open("rb") as stream:  # of a path, torch.load would believe the name
+            warnings.simplefilter("ignore")  # of pickle protocols and quantised tensors: what matters is checked
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # the unpickler meets any byte, and raises accordingly
+        if (needs := _needs_code(path, name, "is a file of torch.save")) is not None:
+            raise needs from None
+        reason = shortened(text_of(error).splitlines()[0], MOST_REASON)
+        rule = f"is a file of torch.save that is damaged or cut short ({reason})"
+        raise InputError(name, str(path), rule, AGAIN) from None
