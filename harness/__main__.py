@@ -7,9 +7,17 @@ went away is no error (141, silent).
 
 from __future__ import annotations
 
+# what ends a command early must be in place before the rest is imported
+import sys
+
+from harness.signals import end_at_once, keep_standard_open
+
+if __name__ == "__main__" or sys.argv[0].endswith("sdvar-harness"):  # and no test's import
+    keep_standard_open()
+    end_at_once()
+
 import io
 import os
-import sys
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -31,9 +39,9 @@ from harness.commands.report import report
 from harness.commands.sample import sample
 from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
-from harness.errors import HarnessError, NonFiniteError, StopSignal, one_line, shortened, text_of
+from harness.errors import HarnessError, NonFiniteError, one_line, shortened, text_of
 from harness.provenance import versions
-from harness.signals import each_warning_once, interruptible
+from harness.signals import each_warning_once, interruptible, last_signal
 from harness.wording import READABLE
 
 DEFECT, BAD, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # the last two as a shell counts SIGINT and SIGPIPE
@@ -79,6 +87,7 @@ def main() -> None:
         with interruptible(), each_warning_once():
             status = app(standalone_mode=False)
         status = status if isinstance(status, int) else 0
+        status = 128 + last_signal() if status == INTERRUPTED and last_signal() else status  # typer knows one signal
         if sys.stdout is not None:
             sys.stdout.flush()  # here, and not while Python shuts down
     except BaseException as error:
@@ -91,6 +100,8 @@ def main() -> None:
 
 def stopped(error: BaseException) -> tuple[int, str]:
     """Return the exit status, and the line that says why a command stopped; an empty one where nothing is said."""
+    if last_signal():  # whatever has become of it on the way, an error of the code that it came in, too
+        return 128 + last_signal(), ""
     if _is_closed_pipe(error):
         return CLOSED_PIPE, ""
     if isinstance(error, NonFiniteError):
@@ -98,9 +109,7 @@ def stopped(error: BaseException) -> tuple[int, str]:
     if isinstance(error, HarnessError):
         return BAD, f"error: {text_of(error)}"
     if isinstance(error, typer.Abort | KeyboardInterrupt):
-        # typer makes an `Abort` of every KeyboardInterrupt
-        signal = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, StopSignal)), None)
-        return signal.status if signal else INTERRUPTED, ""
+        return INTERRUPTED, ""
     if hasattr(error, "format_message"):  # a usage error of typer, which has no public class in every version
         message = error.format_message()
         return BAD, f"error: {_cut(message)}; see sdvar-harness --help" if message else ""  # the help was printed

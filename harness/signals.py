@@ -1,7 +1,10 @@
 """What passes between a command and whoever started it: signals that end it, and what reaches stdout and stderr.
 
-Promise: inside `interruptible` either signal raises `StopSignal`, which says the exit status; inside `held` it waits
-for the end. A second signal is the system's own business: whoever cannot wait is not made to.
+Promise: inside `interruptible` each of `SIGNALS` raises `StopSignal`, which says the exit status; inside `held` it
+waits for the end, and so it does while a module is imported, since libraries swallow whatever is raised in theirs. One
+that is lost where nothing can be raised (a destructor, a callback) is raised again. A second signal is the system's own
+business: whoever cannot wait is not made to. A process that was started deaf to a signal (`nohup`, a shell's background
+job) stays so.
 Inside `silence` nothing that somebody else's decoder prints is heard.
 """
 
@@ -11,35 +14,61 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from types import FrameType, SimpleNamespace
-from typing import TextIO
+from typing import Any, TextIO
 
 from harness.errors import StopSignal
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_STATE = SimpleNamespace(held=0, waiting=0)  # how many wait for the end of something, and which signal waits for them
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+IMPORTING = "<frozen importlib._bootstrap>"  # file of the frames below a module's own while it is imported
+IMPORT_S, AGAIN_S = 5.0, 0.05  # a signal waits so long for an import; and is sent again after so long
+# how many wait for the end of something, which signal waits for them, which one came, and when
+_STATE = SimpleNamespace(held=0, waiting=0, came=0, since=0.0)
+
+
+def end_at_once() -> None:
+    """Let a signal end this process with its own status, and no word, until `interruptible` is entered.
+
+    For a command that is still being imported: there is nothing to clear up. Effects: handlers of the process.
+    """
+    for number in _heard():
+        signal.signal(number, lambda which, frame: os._exit(128 + which))
+
+
+def last_signal() -> int:
+    """Return the signal that came inside the last `interruptible`, whatever became of its `StopSignal`; 0 = none."""
+    return int(_STATE.came)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise `StopSignal`. In another thread than the first nothing changes.
+    """Let the signals raise `StopSignal`. In another thread than the first nothing changes.
 
-    Effects: handlers of the process, put back when it ends.
+    Effects: handlers of the process, and what Python does with exceptions that nobody can raise; both are put back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
+    _STATE.came, _STATE.since = 0, 0.0
+    before, lost = {number: signal.signal(number, _interrupt) for number in _heard()}, sys.unraisablehook
+    sys.unraisablehook = partial(_raise_again, lost)
     try:
         yield
     finally:
+        sys.unraisablehook = lost
         for number, handler in before.items():
             signal.signal(number, handler)
         _STATE.waiting = 0
+
+
+def _heard() -> list[signal.Signals]:
+    """Return the signals that this process was not started deaf to, and that Python can put back."""
+    return [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
@@ -83,12 +112,52 @@ def _stop_by(handler: Callable[[int, FrameType | None], object], number: int, fr
         raise StopSignal(number) from None
 
 
+def _raise_again(lost: Callable[[Any], object], unraisable: Any) -> None:
+    """Raise a signal again whose `StopSignal` was lost where nothing can be raised; pass on all else."""
+    if isinstance(unraisable.exc_value, StopSignal):
+        signal.signal(_STATE.came, _interrupt)
+        _again(_STATE.came)
+    else:
+        lost(unraisable)
+
+
+def _again(number: int) -> None:
+    threading.Timer(AGAIN_S, os.kill, (os.getpid(), number)).start()
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Tell whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    if number != _STATE.came:
+        _STATE.came, _STATE.since = number, now
+    if now < _STATE.since + IMPORT_S and _imports(frame):
+        _again(number)
+        return
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
     if _STATE.held:
         _STATE.waiting = number
         return
     raise StopSignal(number)
+
+
+def keep_standard_open() -> None:
+    """Open descriptors 0, 1 and 2 where they are closed: the next file would stand for one of them.
+
+    Effects: on this process.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest one that is free
 
 
 STREAMS = (1, 2)  # descriptors of stdout and stderr, which child processes and C code write to

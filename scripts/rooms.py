@@ -18,8 +18,9 @@ LOOSE = "(loose)"  # modules that lie in no room
 # `verification` is one module, the question behind every door.
 ORACLE = ("protocol", "models", "reference", "rounding", "judge")
 UNDER_TEST = ("protocol", "models", "speculative", "adapters", "rounding", "judge")
-RUNS = (*ORACLE, "speculative", "adapters", "decoders", "pool")
+RUNS = ("processes", *ORACLE, "speculative", "adapters", "decoders", "pool")
 DOORS: dict[str, tuple[str, ...]] = {
+    "processes": (),
     "protocol": (),
     "models": ("protocol",),
     "speculative": ("protocol", "models"),
@@ -27,8 +28,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "rounding": ("protocol", "models", "reference"),
     "judge": ("protocol", "models", "reference", "rounding"),
     "adapters": ORACLE,
-    "decoders": UNDER_TEST,
-    "pool": ("models", "rounding", "decoders"),
+    "decoders": ("processes", *UNDER_TEST),
+    "pool": ("processes", "models", "rounding", "decoders"),
     "runs": RUNS,
     "laws": (*RUNS, "runs"),
     "mutants": ("protocol", "models", "speculative", "judge", "decoders", "pool", "runs", "laws"),

@@ -1,22 +1,29 @@
 """Decoders that attack their judge, each in one way: factories that `--implementation tests.bent:NAME` names.
 
-All claim the tokens; all but `honest` must be found out, whatever they do to weights, request, trace or process.
+All claim the tokens; all but `honest` and `informs_oddly` must be found out, whatever they do to weights, request,
+trace or process.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
+import io
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness import ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
+from harness import InputError, ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
 
 FORGED = (
     b'{"contracts": [], "moved": [], "refused": null, "parts": [], "defects": [], "so_far": "", "remarks": [], '
@@ -121,6 +128,94 @@ def _floods(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
     return bent.inner.decode(request, noise)
 
 
+def _own_folder() -> Path:
+    return Path(os.readlink("/proc/self/fd/1")).parent
+
+
+def _leaves(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    """Take the log, or the whole folder, away, and end."""
+    shutil.rmtree(_own_folder(), ignore_errors=True)
+    os._exit(3)
+
+
+def _plugs(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    """Put a pipe that nobody writes to in the log's place, and end."""
+    (_own_folder() / "decoder.log").unlink()
+    os.mkfifo(_own_folder() / "decoder.log")
+    os._exit(3)
+
+
+def _says(words: bytes, count: int = 1) -> Attack:
+    """Answer in the harness's place, and then be wrong."""
+
+    def attack(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+        writers = (o for o in gc.get_objects() if type(o) is io.BufferedWriter and isinstance(o.name, int))
+        writer = next(each for each in writers if each.name > 2)
+        for _ in range(count):
+            writer.write(words)
+        writer.flush()
+        return _wrong(bent, request, noise)
+
+    return attack
+
+
+def ends_and_then_refuses(models: ModelPair, settings: Settings) -> Any:
+    mark = _own_folder() / "tmp" / "mark"
+    if mark.exists():
+        raise InputError("mood", "bad", "is bad today", "come back tomorrow")
+    mark.touch()
+    return exits(models, settings)
+
+
+def ends_and_then_hangs(models: ModelPair, settings: Settings) -> Any:
+    mark = _own_folder() / "tmp" / "mark"
+    if mark.exists():
+        time.sleep(1000)
+    mark.touch()
+    return exits(models, settings)
+
+
+def hangs_when_built(models: ModelPair, settings: Settings) -> Any:
+    time.sleep(1000)
+
+
+def patches_the_checks(models: ModelPair, settings: Settings) -> Any:
+    """Replace what looks for leftovers in its process, and leave some."""
+    import harness.decoders._in_process as checks
+
+    nothing_left = contextmanager(lambda: iter([[]]))
+    vars(checks).update(tidied_process=nothing_left, precision_unchanged=nothing_left)
+    return Bent(models, settings, lambda bent, *of: (torch.default_generator.manual_seed(3), bent.inner.decode(*of))[1])
+
+
+def writes_outside(models: ModelPair, settings: Settings) -> Any:
+    path = Path(str(settings.option("file")))
+    return Bent(models, settings, lambda bent, *of: (path.write_text("x"), bent.inner.decode(*of))[1])
+
+
+def _pokes(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    """Look for the judge's memory, as its own process sees it, and write into all of it that can be written to."""
+    trace = _wrong(bent, request, noise)
+    for line in Path(f"/proc/{_judge()}/maps").read_text().splitlines():
+        span, rights, *_ = line.split()
+        if "w" in rights:
+            with open(f"/proc/{_judge()}/mem", "r+b", buffering=0) as memory:
+                memory.seek(int(span.partition("-")[0], 16))
+                memory.write(b"mine")
+    return trace
+
+
+def _judge() -> int:
+    """Return the process that is two above this one: the keeper's starter."""
+    stat = Path(f"/proc/{os.getppid()}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+def _signals_the_judge(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    os.kill(_judge(), signal.SIGHUP)
+    return _wrong(bent, request, noise)
+
+
 def rounds_target_when_built(models: ModelPair, settings: Settings) -> Any:
     _round_target(models)
     return build_decoder(models, settings)
@@ -131,6 +226,17 @@ def dies_when_built(models: ModelPair, settings: Settings) -> Any:
 
 
 honest = _factory(lambda bent, request, noise: bent.inner.decode(request, noise))
+INFORMS = {"seconds": float("nan"), "peak_bytes": 2**70, "cache_bytes": {"draft": lambda: 0, "target": 7}}
+informs_oddly = _factory(lambda bent, *of: replace(bent.inner.decode(*of), **INFORMS))
+real_time_signal = _factory(lambda bent, *of: os.kill(os.getpid(), 40))
+takes_log = _factory(_leaves)
+plugs_log = _factory(_plugs)
+odd_frame = _factory(_says(FORGED.replace(b'"int64"', b'["int64"]')))
+huge_frame = _factory(_says(FORGED.replace(b"99999999999", b"9" * 5000)))
+flood_of_frames = _factory(_says(b"x" * 2**20, 70))
+stops = _factory(lambda bent, *of: os.kill(os.getpid(), signal.SIGSTOP))
+pokes = _factory(_pokes)
+signals_the_judge = _factory(_signals_the_judge)
 rounds_target = _factory(_rounds_target)
 zeroes_codebook = _factory(_zeroes_codebook)
 sets_cfg = _factory(_sets_cfg)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +34,16 @@ from harness.verification import verify
 
 RECORDED = Path(__file__).parent / "regression" / "recorded"
 V, C, CLASSES = 11, 4, 3
+
+
+@contextmanager
+def hearing(number: int = signal.SIGINT) -> Iterator[None]:
+    """Hear a signal as Python does, however this run of tests was started: behind `nohup`, or a shell's `&`, too."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def some(n: int, items: Sequence[Any]) -> list[Any]:

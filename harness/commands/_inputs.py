@@ -100,6 +100,14 @@ def factory_options(name: str, checkout: Path | None, given: list[str] | None) -
     return pairs
 
 
+def writable_folders(given: list[str] | None) -> tuple[str, ...]:
+    """Return the folders that a decoder's process may write to. Raises `InputError` for one that is not there."""
+    for folder in given or ():
+        if not Path(folder).is_dir():
+            raise InputError("allow_write", folder, "is not a folder", "make it first")
+    return tuple(given or ())
+
+
 def with_speed(settings: list[Settings], name: str, graphs: bool, compiled: bool) -> list[Settings]:
     """Return the settings with recorded and compiled work. Raises `InputError` for a decoder of somebody else's."""
     if name != OWN_DECODER and (graphs or compiled):

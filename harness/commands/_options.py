@@ -77,6 +77,9 @@ Budgets = Annotated[Path, Option(MEASURES, rare=True, shown="those that ship", p
 MaxLoss = Annotated[float | None, Option("Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.", rare=True)]
 Features = Annotated[Path | None, Option("Inception's weights file (torch-fidelity's), for other images.", rare=True)]
 Real = Annotated[Path | None, Option("Real data's mu and sigma, .npz as of the ADM evaluation.", rare=True)]
+AllowWrite = Annotated[
+    list[str] | None, Option("Folder that its process may write to, besides its own; several times.", rare=True)
+]
 Workers = Annotated[int, Option("Processes; 0 = one a GPU of --device cuda, else one.", rare=True, panel=PLACE)]
 Cluster = Annotated[str, Option(SCHEDULER, rare=True, panel=PLACE)]
 Json = Annotated[Path | None, Option("Write the result to this file.", panel=WRITTEN)]

@@ -27,6 +27,7 @@ class PartsDecoder(options.UnderTest):
     """The decoder whose parts are asked, and how long they may take."""
 
     timeout: Annotated[float, Option("Seconds for all parts, in the decoder's own process.")] = TIMEOUT_S
+    allow_write: options.AllowWrite = None
     in_process: Annotated[bool, Option("Ask them in this process: for a debugger.")] = False
 
 
@@ -55,7 +56,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
 
     Exit status: 0 all hold, 1 one is broken or crashes, 2 bad input, 3 one is not there or was never asked.
     """
-    from harness.commands._inputs import factory_options, load_models, requests_for
+    from harness.commands._inputs import factory_options, load_models, requests_for, writable_folders
     from harness.decoders import Limits, Terms
     from harness.protocol import Settings
     from harness.report import parts_json, parts_verdict, plain_console, show_parts
@@ -66,7 +67,8 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     name, pairs = tested.implementation, factory_options(tested.implementation, tested.checkout, tested.option)
     pair = load_models(networks, Mode(about.device), about.quiet)
     # parts are asked about what is computed, and not whether anything was drafted
-    terms = Terms(sequential=True, in_process=tested.in_process, limits=Limits(tested.timeout))
+    limits = Limits(tested.timeout, allow_write=writable_folders(tested.allow_write))
+    terms = Terms(sequential=True, in_process=tested.in_process, limits=limits)
     settings = Settings(min(DRAFT_LEN, pair.pyramid.S), options=pairs)
     request = requests_for(pair, Images(str(about.seed), about.labels, cfg=about.cfg))[0]
     with silence(about.quiet):

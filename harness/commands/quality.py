@@ -55,6 +55,7 @@ class QualityDecoders(Group):
     timeout: Annotated[float, Option("Seconds of one decode in a decoder's own process.", rare=True)] = (
         options.TIMEOUT_S
     )
+    allow_write: options.AllowWrite = None
     in_process: Annotated[bool, Option("Run decoders under test in this process.", rare=True)] = False
 
 
@@ -93,7 +94,7 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     INCONCLUSIVE; 130 or 143 interrupted.
     """
     from harness import report
-    from harness.commands._inputs import check_drawing, check_most, labels_for, load_models
+    from harness.commands._inputs import check_drawing, check_most, labels_for, load_models, writable_folders
     from harness.decoders import Limits, Terms
     from harness.pool import Parallelism
     from harness.protocol import Request
@@ -110,10 +111,11 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
         report.replaced_parts(paths["into"], {"quality": ""})
     means = means_for(networks, judging.features, judging.real)
     sources = sources_for(images, tested, judging)
+    limits = Limits(tested.timeout, allow_write=writable_folders(tested.allow_write))
     conditions = Conditions(
         Parallelism(judging.workers, judging.cluster, networks.mode.device),
         RunFileOptions(paths.get("run"), judging.resume),
-        Terms(in_process=tested.in_process, limits=Limits(tested.timeout)),
+        Terms(in_process=tested.in_process, limits=limits),
     )
     request = Request((0,), images.seed, images.cfg, images.top_k, images.top_p)
     pair = load_models(networks, networks.mode, judging.quiet)

@@ -66,6 +66,7 @@ class VerifyDecoder(options.UnderTest):
         options.TIMEOUT_S
     )
     memory: Annotated[float, Option("GiB that its process may allocate; 0 = no limit.", rare=True)] = 0.0
+    allow_write: options.AllowWrite = None
     in_process: Annotated[
         bool, Option("Run the decoder in this process: for a debugger, and less safe.", rare=True)
     ] = False
@@ -131,7 +132,7 @@ def verify(
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
-    from harness.commands._inputs import batches_for, factory_options, load_models, with_speed
+    from harness.commands._inputs import batches_for, factory_options, load_models, with_speed, writable_folders
     from harness.decoders import Limits, Terms
     from harness.pool import Parallelism
     from harness.protocol import Contract
@@ -156,7 +157,7 @@ def verify(
     budgets = judging.budgets.absolute()  # read after the factory, which may change folder
     terms = Terms(
         Contract.of(judging.contract) if judging.contract else None, judging.sequential, tested.in_process,
-        Limits(tested.timeout, tested.memory), budgets,
+        Limits(tested.timeout, tested.memory, writable_folders(tested.allow_write)), budgets,
         against=other_for(judging, name, settings, decoding), strict=judging.strict,
     )  # fmt: skip
     parallelism = Parallelism(outputs.workers, outputs.cluster, networks.mode.device)

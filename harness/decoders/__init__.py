@@ -11,6 +11,6 @@ from harness.decoders._factory import (
     pickled_factory,
 )
 from harness.decoders._in_process import run_in_process
-from harness.decoders._process import GRACE_S, START_S, Limits, OutOfTimeError, Process, Surroundings, last_lines
+from harness.decoders._limits import Limits, OutOfTimeError, Surroundings
 from harness.decoders._runner import Built, Runner, claimed_contract, start_runner
 from harness.decoders._terms import Other, Terms

@@ -1,7 +1,9 @@
 """The process of a decoder under test: builds it, decodes what it is asked to, and hands traces over by value.
 
 Promise: it holds copies of everything: weights, requests, numbers. Whatever the decoder does to them, or to this
-process, the judge's side does not notice other than by what comes back.
+process, the judge's side does not notice other than by what comes back. What this process says of itself (what a decode
+left behind, numbers read, bytes of a cache) is its own word: the harness's functions here are compared with what they
+were before any code of the decoder's was loaded, which finds a decoder that replaced one, and no more.
 
 Started by `harness.decoders._own_process`, which is the other side of the conversation.
 """
@@ -12,35 +14,50 @@ import faulthandler
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import torch
 
 from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
 from harness.decoders._factory import build_by_factory, load_factory
 from harness.decoders._in_process import Watched, inspect_parts, run_in_process
+from harness.decoders._limits import OutOfTimeError
 from harness.decoders._mailbox import Mailbox
-from harness.decoders._process import OutOfTimeError
 from harness.errors import InputError
-from harness.judge import Judgement
+from harness.judge import Divergence, Judgement
 from harness.protocol import Implementation
 from harness.rounding import precision_unchanged
 
 
-def serve(job_file: str, read: str, write: str) -> None:
-    """Hold one conversation: `job_file` is a pickled `DecoderJob`, the others are descriptors."""
-    with suppress(BrokenPipeError, EOFError):  # the judge has gone
-        _serve(pickle.loads(Path(job_file).read_bytes()), int(read), int(write))
+def serve(job: str, conversation: str) -> None:
+    """Hold one conversation about a `DecoderJob`; both words are descriptors."""
+    with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the judge has gone
+        _serve(_read(int(job)), int(conversation))
 
 
-def _serve(job: DecoderJob, read: int, write: int) -> None:
+def _read(descriptor: int) -> DecoderJob:
+    """Return what the judge's side has sealed: tensors on a CPU are its pages, copied where this process writes."""
+    place = f"/dev/fd/{descriptor}"
+    with open(place, "rb") as stream:
+        is_archive = stream.read(2) == b"PK"
+        stream.seek(0)
+        job: DecoderJob = torch.load(place, weights_only=False, mmap=True) if is_archive else pickle.load(stream)
+    os.close(descriptor)
+    return job
+
+
+def _serve(job: DecoderJob, conversation: int) -> None:
     faulthandler.enable()  # a process that dies names its own frame in the log
     job.surroundings.restore()
     job.limits.bound_memory()
-    with os.fdopen(read, "rb") as questions, os.fdopen(write, "wb") as replies:
+    with os.fdopen(os.dup(conversation), "rb") as questions, os.fdopen(conversation, "wb") as replies:
         mailbox, alarm, watched = Mailbox.open(job.mailbox), _Alarm(), Watched(job.models)
+        untouched = own_functions()
+        _say(replies, DecoderReply())
         try:
             factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
             with precision_unchanged() as moved:
@@ -53,6 +70,11 @@ def _serve(job: DecoderJob, read: int, write: int) -> None:
             question: DecoderQuestion = pickle.load(questions)
             with alarm.within(question.timeout_s):
                 reply = _answer(question, decoders[question.setting], watched, mailbox)
+            patched = patched_functions(untouched)
+            if patched and reply.refused is None:
+                detail = f"the decoder left {', '.join(patched[:3])} of the harness patched in its process"
+                defects = [*reply.defects, Divergence("environment", detail, question.request.seed)]
+                reply = replace(reply, defects=defects)
             _say(replies, reply)
 
 
@@ -73,6 +95,32 @@ def _answer(question: DecoderQuestion, decoder: Implementation, watched: Watched
 def _say(replies: BinaryIO, reply: DecoderReply) -> None:
     replies.write(reply.line())
     replies.flush()
+
+
+Functions = dict[tuple[str, str], tuple[Any, str, Any, Any]]  # (module, dotted name) -> owner, name, value, its code
+
+
+def own_functions() -> Functions:
+    """Return every function of the harness that is loaded, of its classes, too: nothing of a decoder's is there yet."""
+    found: Functions = {}
+    for module in [each for name, each in sys.modules.items() if name.partition(".")[0] == "harness"]:
+        owners = [("", module), *((f"{n}.", c) for n, c in vars(module).items() if isinstance(c, type))]
+        for prefix, owner in owners:
+            if prefix and owner.__module__.partition(".")[0] != "harness":
+                continue
+            for name, value in vars(owner).items():
+                if callable(value) and not name.startswith("__"):
+                    found[module.__name__, prefix + name] = owner, name, value, getattr(value, "__code__", None)
+    return found
+
+
+def patched_functions(before: Functions) -> list[str]:
+    """Return the names of functions that are others now, or do something else."""
+    return [
+        f"{module}.{dotted}"
+        for (module, dotted), (owner, name, value, code) in before.items()
+        if vars(owner).get(name) is not value or getattr(value, "__code__", None) is not code
+    ]
 
 
 class _Alarm:

@@ -1,4 +1,4 @@
-"""What a judge and the process of a decoder say to each other: pickles one way, JSON the other, tensors in a mailbox.
+"""What a judge and the process of a decoder say to each other: pickles there, JSON back, tensors in a mailbox.
 
 Promise: what the judge reads of a line is a `DecoderReply` of known types, or `UnreadableError`: no object of the other
 process is ever built here, and a text has a bounded length.
@@ -10,17 +10,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
-from harness.decoders._mailbox import Handle, Header, Mailbox, UnreadableError
-from harness.decoders._process import Limits, Surroundings
+from harness.decoders._limits import Limits, Surroundings
+from harness.decoders._mailbox import Handle, Header, Mailbox
 from harness.errors import InputError
 from harness.judge import Divergence, PartLaw, PartVerdict
 from harness.models import ModelPair
+from harness.processes import UnreadableError
 from harness.protocol import Intermediates, Request, Round, Settings, Trace
 from harness.rounding import Budget
 
 TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
 SHOWN = "intermediates."
-LONGEST = 2**26  # bytes of one reply; the rounds of a thousand images take some hundred KiB
 MOST_TEXT = 1000  # characters of a clause
 MOST_REMARKS = 20  # of a decode
 

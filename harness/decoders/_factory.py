@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import cast
 
 from harness.adapters import PUBLISHED_FACTORIES, PUBLISHED_PREFIX
-from harness.decoders._process import OutOfTimeError
+from harness.decoders._limits import OutOfTimeError
 from harness.errors import InputError, StopSignal, shown, text_of
 from harness.models import ModelPair
+from harness.processes import refused_write
 from harness.protocol import Contract, Implementation, Settings
 from harness.signals import ctrl_c_is_a_stop
 from harness.speculative.sampler import build_decoder
@@ -69,6 +70,7 @@ def load_factory(name: str) -> Factory:
     except (StopSignal, OutOfTimeError):
         raise
     except BaseException as error:
+        check_refused_write(error)
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
         raise InputError("implementation", name, rule, "run where it is importable") from None
     if not is_there:
@@ -99,6 +101,7 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
     except (InputError, StopSignal, OutOfTimeError):
         raise
     except BaseException as error:  # of whatever kind: the factory is somebody else's code
+        check_refused_write(error)
         rule = f"failed to build a decoder ({type(error).__name__}: {text_of(error)})"
         raise InputError("implementation", name, rule, remedy) from None
     if not callable(decode):
@@ -108,6 +111,14 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
         rule = f"built a decoder that claims {shown(contract)}, not one of {', '.join(list(Contract))}"
         raise InputError("implementation", name, rule, remedy)
     return decoder
+
+
+def check_refused_write(error: BaseException) -> None:
+    """Raise `InputError` where a decoder's code ended since its process may not write a file: it is no defect."""
+    path = refused_write(error)
+    if path:
+        rule = "lies outside the folder of the decoder's process, which may write nowhere else"
+        raise InputError("file", path, rule, f"write under TMPDIR, or pass --allow-write {Path(path).parent}") from None
 
 
 def pickled_factory(factory: Factory, name: str) -> bytes:

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.adapters import Sampler, examine_parts
-from harness.decoders._factory import Factory, build_by_factory
-from harness.decoders._process import OutOfTimeError
+from harness.decoders._factory import Factory, build_by_factory, check_refused_write
+from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
 from harness.judge import Divergence, Judgement, PartLaw, made_plain, unreadable, wrong_shape
 from harness.models import ModelPair, pair_checksums
@@ -91,7 +91,7 @@ def run_in_process(
     A judgement without defects is a trace (`Judgement.whole_trace`) with remarks.
 
     Raises:
-        InputError: the decoder refuses the request.
+        InputError: the decoder refuses the request, or its process may not write what it wants to.
         StopSignal: a signal stops the harness, not the decoder.
 
     Effects: what the decoder left behind in the process, and changed of its precision, is put back.
@@ -118,6 +118,7 @@ def _run(implementation: Implementation, models: ModelPair, request: Request, by
     except (InputError, StopSignal):
         raise
     except BaseException as error:  # of whatever kind: the decoder is somebody else's code
+        check_refused_write(error)
         defect = _defect_of(error, request.seed)
     partial = _partial(implementation, models, request)
     partial = _by_value(partial) if by_value and partial is not None else partial

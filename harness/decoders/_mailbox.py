@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
-from harness.errors import HarnessError
+from harness.errors import shown
 from harness.judge import TRACE_DTYPES, expected_tensors
 from harness.models import ModelPair
+from harness.processes import UnreadableError
 from harness.protocol import Request
 
 ALIGNED = 64  # bytes; a view of another dtype needs its own alignment
@@ -30,10 +31,6 @@ WIDEST = 8  # bytes of a number: a decoder may show its tensors in a wider dtype
 DTYPES = {str(dtype).removeprefix("torch."): dtype for kind in TRACE_DTYPES.values() for dtype in kind}
 Header = list[tuple[str, str, list[int]]]  # name, dtype, shape
 Handle = tuple[Any, ...]  # descriptor and size, or what PyTorch rebuilds a CUDA tensor from
-
-
-class UnreadableError(HarnessError):
-    """What the other process says is not what it may say."""
 
 
 def capacity(models: ModelPair, B: int) -> int:
@@ -119,7 +116,7 @@ def _checked(header: object) -> list[tuple[str, torch.dtype, list[int]]]:
         name, dtype, shape = item
         good = isinstance(name, str) and isinstance(dtype, str) and dtype in DTYPES and isinstance(shape, list)
         if not good or not all(type(side) is int and 0 <= side < 2**40 for side in shape):
-            raise UnreadableError(f"a tensor is described as {str(item)[:100]}")
+            raise UnreadableError(f"a tensor is described as {shown(item)[:100]}")
         checked.append((name, DTYPES[dtype], shape))
     return checked
 

@@ -13,31 +13,43 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import select
-import shutil
 import signal
-import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import BinaryIO
 
-from harness.decoders._conversation import LONGEST, DecoderJob, DecoderQuestion, DecoderReply
+import torch
+
+from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
 from harness.decoders._factory import Factory, factory_name, pickled_factory
-from harness.decoders._mailbox import Mailbox, UnreadableError, capacity
-from harness.decoders._process import GRACE_S, START_S, Limits, Process, Surroundings, last_lines
-from harness.errors import InputError
+from harness.decoders._limits import Limits, Surroundings
+from harness.decoders._mailbox import Mailbox, capacity
+from harness.errors import InputError, text_of
 from harness.judge import Divergence, Judgement, PartLaw, PartVerdict, made_plain, unreadable
 from harness.models import ModelPair
+from harness.processes import (
+    GRACE_S,
+    START_S,
+    GoneError,
+    Log,
+    OwnFolder,
+    Place,
+    ProcessLine,
+    UnreadableError,
+    domain_version,
+    sealed,
+)
 from harness.protocol import Request, Settings, Trace
 from harness.rounding import Budget
 
 LOG, LAST_LINES = "decoder.log", 3
-
-
-class _GoneError(Exception):
-    """The process gave no answer; the message says why."""
+SERVE = "harness.decoders._child:serve"
+# Where programs keep what they compile, by the variable that says so; each gets a folder of that name.
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCH_EXTENSIONS_DIR", "NUMBA_CACHE_DIR")
+TEMPORARY, CACHE = "TMPDIR", "XDG_CACHE_HOME"
 
 
 class OwnProcess:
@@ -46,7 +58,7 @@ class OwnProcess:
     Raises:
         InputError: the factory cannot be found, refuses the settings, or its process dies while it builds.
 
-    Effects: a process, a folder for its log, shared memory; `close` ends them.
+    Effects: a process, a folder that it may write to, shared memory; `close` ends them.
     """
 
     def __init__(
@@ -54,20 +66,27 @@ class OwnProcess:
     ) -> None:
         self.models, self.limits = models, limits
         self.name = factory if isinstance(factory, str) else factory_name(factory)
-        self.folder = Path(tempfile.mkdtemp(prefix="sdvar-harness-"))
+        sent = factory if isinstance(factory, str) else pickled_factory(factory, self.name)
         self.failed = False
+        self._folder = OwnFolder()
+        self._log = Log(self._folder.path / LOG)
         self.mailbox = Mailbox.make(capacity(models, most), models.device)
-        # the other process works on copies: on CUDA it opens this one's memory, on a CPU the pickle holds them
+        # on CUDA the other process opens copies that this one makes there; on a CPU it has its own of what is sealed
         self._copies = copy.deepcopy(models) if models.device.type == "cuda" else models
-        self._line: _Line | None = None
+        self._line: ProcessLine | None = None
+        self._job = -1
         try:
-            sent = factory if isinstance(factory, str) else pickled_factory(factory, self.name)
+            self._place = own_place(self._folder.path, limits)
             job = DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
-            with (self.folder / "job").open("wb") as file:
-                pickler = ForkingPickler if models.device.type == "cuda" else pickle.Pickler
-                pickler(file, pickle.HIGHEST_PROTOCOL).dump(job)
+            self._job = sealed(partial(write_job, job))
             built = self._start()
+            if built.refused is not None:
+                raise built.refused
             self.contracts, self.moved = built.contracts, built.moved
+        except (GoneError, UnreadableError) as error:
+            rule = f"built no decoder: {self._given_up(error)}"
+            self.close()
+            raise InputError("implementation", self.name, rule, "see docs/own-decoder.md") from None
         except BaseException:
             self.close()
             raise
@@ -76,70 +95,92 @@ class OwnProcess:
         """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
         try:
             reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s))
-            if not (reply.defects or reply.remarks):
-                return self._trace(reply, request)
-            judgement = Judgement(request.B, defects=reply.defects, so_far=reply.so_far, remarks=reply.remarks)
-            partial = self._trace(reply, request) if reply.tensors is not None else None
-            if isinstance(partial, Judgement):
-                judgement.defects += partial.defects
-            judgement.partial = partial if isinstance(partial, Trace) else None
-            return judgement
-        except (_GoneError, UnreadableError) as error:
-            detail = self._given_up(error)
-            return Judgement(request.B, defects=[Divergence("process", detail, request.seed)])
+            outcome = self._outcome(reply, request)
+        except Exception as error:  # whatever its process made us meet
+            return Judgement(request.B, defects=[Divergence("process", self._given_up(error), request.seed)])
+        if reply.refused is not None:
+            raise reply.refused
+        return outcome
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
         """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
         try:
-            return self._ask(DecoderQuestion(setting, request, self.limits.timeout_s, budget)).parts
-        except (_GoneError, UnreadableError) as error:
+            reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s, budget))
+        except Exception as error:  # likewise
             detail = self._given_up(error)
             return [PartLaw("process", "process.ends", "The decoder's process answers.", PartVerdict.CRASHED, detail)]
+        if reply.refused is not None:
+            raise reply.refused
+        return reply.parts
 
     def close(self) -> None:
         """End the process; its log stays where a decode failed."""
         self._end()
-        self.mailbox.close()
-        if not self.failed:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        for close in (self.mailbox.close, self._log.close):
+            with suppress(OSError):
+                close()
+        if self._job >= 0:
+            os.close(self._job)
+        if self.failed:
+            self._folder.leave(LOG)
+        else:
+            self._folder.remove()
 
     def _start(self) -> DecoderReply:
-        """Start the process and wait until its decoders are built; return what they claim."""
-        self._line = _Line(self.folder, self.mailbox)
-        try:
-            reply = DecoderReply.of(self._line.hear(START_S, "time to build a decoder"))
-        except (_GoneError, UnreadableError) as error:
-            rule = f"built no decoder: {self._given_up(error)}"
-            raise InputError("implementation", self.name, rule, "see docs/own-decoder.md") from None
-        if reply.refused is not None:
-            raise reply.refused
-        return reply
+        """Start the process and wait until its decoders are built; return what they claim, or that they are refused.
+
+        Raises:
+            GoneError: it dies before, or takes longer than a decode may.
+            UnreadableError: what it says is of no known form.
+        """
+        shared = [self._job] + [self.mailbox.descriptor] * (self.mailbox.descriptor >= 0)
+        self._line = ProcessLine(SERVE, [self._job], shared, self._log, self._place)
+        DecoderReply.of(self._line.hear(START_S, "time to start"))  # it has what it needs, and nothing of others yet
+        return DecoderReply.of(self._line.hear(self.limits.timeout_s, "timeout"))
 
     def _ask(self, question: DecoderQuestion) -> DecoderReply:
         """Return the reply to a question; who takes too long is asked to say where it is before it is ended.
 
-        Raises `InputError` where the decoder refuses, `_GoneError` for no reply, `UnreadableError` for another form.
+        Raises:
+            GoneError: no reply, or a fresh process that builds no such decoders as the first one.
+            UnreadableError: one of no known form.
         """
         if self._line is None:
-            self._start()
-        assert self._line is not None
-        self._line.tell(question)
+            built = self._start()
+            if built.refused is not None:
+                raise GoneError(f"a fresh process refuses what the first one built ({built.refused})")
+            if built.contracts != self.contracts:
+                raise GoneError(f"a fresh process claims {built.contracts}, not {self.contracts}")
+        line, seconds, seed = self._line, question.timeout_s, question.request.seed
+        assert line is not None
+        line.tell(pickle.dumps(question), seconds)
         try:
-            reply = DecoderReply.of(self._line.hear(question.timeout_s, "timeout"), question.request.seed)
-        except _GoneError as gone:
-            if not self._line.process.is_alive:
+            return DecoderReply.of(line.hear(seconds, "timeout"), seed)
+        except GoneError as gone:
+            if not line.process.is_alive:
                 raise
-            self._line.process.send(signal.SIGUSR1)
+            line.process.send(signal.SIGUSR1)
             try:
-                reply = DecoderReply.of(self._line.hear(GRACE_S, "timeout"), question.request.seed)
-            except _GoneError:
+                reply = DecoderReply.of(line.hear(GRACE_S, "timeout"), seed)
+            except GoneError:
                 reply = DecoderReply()
             self._end(failed=True)  # whatever else it may still do
             if not reply.defects:
                 raise gone from None
+            return reply
+
+    def _outcome(self, reply: DecoderReply, request: Request) -> Trace | Judgement:
+        """Return the trace, or what a reply says in its place. Raises `UnreadableError`."""
         if reply.refused is not None:
-            raise reply.refused
-        return reply
+            return Judgement(request.B)
+        if not (reply.defects or reply.remarks):
+            return self._trace(reply, request)
+        judgement = Judgement(request.B, defects=reply.defects, so_far=reply.so_far, remarks=reply.remarks)
+        partial = self._trace(reply, request) if reply.tensors is not None else None
+        if isinstance(partial, Judgement):
+            judgement.defects += partial.defects
+        judgement.partial = partial if isinstance(partial, Trace) else None
+        return judgement
 
     def _trace(self, reply: DecoderReply, request: Request) -> Trace | Judgement:
         """Build the trace, and judge its form again, since a reply can be forged."""
@@ -148,63 +189,52 @@ class OwnProcess:
         return trace if wrong is None else Judgement(request.B, defects=[wrong])
 
     def _given_up(self, error: Exception) -> str:
-        """End the process, and keep its log; return why, with the end of the log and where it lies."""
+        """End the process, and keep its log; return why, with the end of the log and where it lies. Raises nothing."""
+        why = (
+            str(error)
+            if isinstance(error, GoneError | UnreadableError)
+            else f"{type(error).__name__}: {text_of(error)}"
+        )
         self._end(failed=True)
-        log = self.folder / LOG
-        lines = last_lines(log, LAST_LINES)
-        return f"{error}; log {log}" + (f" ends: {' | '.join(lines)}"[:400] if lines else " is empty")
+        try:
+            return f"{why}; {self._log.said(LAST_LINES)}"
+        except OSError as unread:
+            return f"{why}; its log cannot be read ({unread})"
 
     def _end(self, failed: bool = False) -> None:
-        """End the process and whatever it started: at once, where it failed."""
+        """End the process and whatever it started: at once, where it failed. Raises nothing."""
         self.failed |= failed
-        if self._line is not None:
-            self._line.close(0.0 if self.failed else GRACE_S)
-            self._line = None
+        line, self._line = self._line, None
+        if line is not None:
+            with suppress(OSError):
+                line.close(0.0 if self.failed else GRACE_S)
 
 
-class _Line:
-    """The line to one process of a decoder.
+def write_job(job: DecoderJob, stream: BinaryIO) -> None:
+    """Write what a process begins with: on a CPU with the networks, on CUDA with handles of their copies."""
+    if job.models.device.type == "cuda":
+        ForkingPickler(stream, pickle.HIGHEST_PROTOCOL).dump(job)
+    else:
+        torch.save(job, stream)
 
-    Effects: a process; `close` ends it.
+
+def own_place(folder: Path, limits: Limits) -> Place:
+    """Return where the process of a decoder may work: what is temporary, and what is cached, lies in its own folder.
+
+    What the user's cache holds is found all the same. A variable of the user's that names a folder which may be written
+    to (`Limits.allow_write`) stays as it is.
     """
-
-    def __init__(self, folder: Path, mailbox: Mailbox) -> None:
-        to_read, to_write = os.pipe(), os.pipe()
-        theirs = [to_read[0], to_write[1]]
-        inherited = theirs + [mailbox.descriptor] * (mailbox.descriptor >= 0)
-        words = [folder / "job", *theirs]
-        self.process = Process("harness.decoders._child:serve", words, inherited, folder / LOG)
-        for descriptor in theirs:
-            os.close(descriptor)
-        self._writer, self._reader, self._buffer = os.fdopen(to_read[1], "wb"), to_write[0], b""
-
-    def tell(self, question: DecoderQuestion) -> None:
-        """Send a question. Raises `_GoneError`."""
-        try:
-            pickle.dump(question, self._writer)
-            self._writer.flush()
-        except OSError:
-            raise _GoneError(f"the decoder's process {self.process.death()} before the decode") from None
-
-    def hear(self, seconds: float, word: str) -> bytes:
-        """Return the next line. Raises `_GoneError` where none comes, `UnreadableError` where it has no end."""
-        end = time.monotonic() + seconds
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._reader], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
-                raise _GoneError(f"no answer within {seconds:g} s ({word})")
-            piece = os.read(self._reader, 2**20)
-            if not piece:
-                raise _GoneError(f"the decoder's process {self.process.death()}")
-            self._buffer += piece
-            if len(self._buffer) > LONGEST:
-                raise UnreadableError(f"the decoder's process answers with more than {LONGEST} bytes")
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
-
-    def close(self, grace_s: float) -> None:
-        """End the process and whatever it started, once it has had so many seconds to end by itself."""
+    environment = {TEMPORARY: "tmp", CACHE: "cache", **{name: name for name in CACHES}}
+    for name, place in list(environment.items()):
+        given = os.environ.get(name, "")
+        if given and any(Path(given).is_relative_to(allowed) for allowed in limits.allow_write):
+            del environment[name]
+        else:
+            (folder / place).mkdir()
+            environment[name] = str(folder / place)
+    if CACHE in environment:
         with suppress(OSError):
-            self._writer.close()
-        os.close(self._reader)
-        self.process.end(grace_s)
+            for there in (Path(os.environ.get(CACHE) or Path.home() / ".cache")).iterdir():
+                (folder / "cache" / there.name).symlink_to(there)
+    writable = (str(folder), *limits.allow_write) if domain_version() else None
+    return Place(str(folder), writable, tuple(environment.items()))

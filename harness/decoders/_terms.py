@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.decoders._factory import Factory
-from harness.decoders._process import Limits
+from harness.decoders._limits import Limits
 from harness.protocol import Contract, Settings
 from harness.rounding import SHIPPED_BUDGETS
 

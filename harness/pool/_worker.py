@@ -1,7 +1,7 @@
 """The process of a worker: opens its work once, then answers task after task.
 
-Promise: it ends when its employer does; running out of memory ends it, so that another worker starts afresh; any other
-error of the harness travels to the employer.
+Promise: running out of memory ends it, so that another worker starts afresh; any other error of the harness travels to
+the employer. That it ends when its employer does is its keeper's to see to.
 
 Started by `harness.pool._workers`, which is the other side of the conversation.
 """
@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import signal
 import sys
-import threading
-import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,20 +24,19 @@ from harness.pool._workers import Opened, WorkerJob
 OUT_OF_MEMORY = 137  # as a shell counts SIGKILL
 
 
-def serve(job_file: str, descriptor: str, device: str, employer: str) -> None:
-    """Hold one conversation about what `Processes` wrote, for the process that is its employer."""
-    threading.Thread(target=_watch, args=(int(employer), Path(job_file).parent), daemon=True).start()
+def serve(job: str, descriptor: str, device: str) -> None:
+    """Hold one conversation about what `Processes` sealed; both are descriptors."""
     signal.signal(signal.SIGTERM, _stop)
     try:
         with Connection(int(descriptor)) as connection, suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            _converse(connection, Path(job_file), device)
+            _converse(connection, int(job), device)
     except StopSignal as stop:
         raise SystemExit(stop.status) from None
 
 
-def _converse(connection: Connection, job_file: Path, device: str) -> None:
+def _converse(connection: Connection, job: int, device: str) -> None:
     try:
-        opened = _open(job_file, device)
+        opened = _open(job, device)
     except BaseException as error:
         connection.send_bytes(pickle.dumps(_portable(error)))
         return
@@ -53,12 +48,14 @@ def _converse(connection: Connection, job_file: Path, device: str) -> None:
         opened.close()
 
 
-def _open(job_file: Path, device: str) -> Opened:
+def _open(descriptor: int, device: str) -> Opened:
     where = torch.device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    # on a CPU all workers read the same pages of the file
-    job: WorkerJob = torch.load(job_file, map_location=where, weights_only=False, mmap=where.type == "cpu")
+    # on a CPU all workers read the same pages
+    is_cpu = where.type == "cpu"
+    job: WorkerJob = torch.load(f"/dev/fd/{descriptor}", map_location=where, weights_only=False, mmap=is_cpu)
+    os.close(descriptor)
     job.surroundings.restore()
     return job.work.open()
 
@@ -84,11 +81,3 @@ def _portable(error: BaseException) -> BaseException:
 def _stop(number: int, frame: object) -> None:
     """End the work by what no judge of a decoder catches: `SystemExit` would be called the decoder's own."""
     raise StopSignal(number)
-
-
-def _watch(employer: int, folder: Path) -> None:
-    """End this process when the employer is gone, whatever it is doing; nobody else would clear up."""
-    while os.getppid() == employer:
-        time.sleep(1.0)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)

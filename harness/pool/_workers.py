@@ -6,32 +6,33 @@ nothing else, and another one takes that task. One that costs `MOST_DEATHS` work
 Why not concurrent.futures: its pool is broken for good when one process dies. Why not multiprocessing: its processes
 import the caller's main script again. The messages are pickled, since both sides are the harness; a decoder under test
 has a process of its own below the worker's (`decoders._own_process`). They are bytes of plain pickle: `Connection.send`
-would hand tensors over as shared memory, which a process that multiprocessing did not start may not open.
+would hand tensors over as shared memory, which a process that multiprocessing did not start may not open. What they
+begin with is sealed memory, which nobody else can write to, and no file of theirs has a name.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from harness.decoders import GRACE_S, START_S, Process, Surroundings, last_lines
+from harness.decoders import Surroundings
 from harness.errors import HarnessError
+from harness.processes import GRACE_S, START_S, Log, Place, Process, sealed
 
 MOST_DEATHS = 3
+CLEARS_UP_S = 2.0  # that the keepers of decoders below a worker have, once it is gone
 
 
 class Opened(Protocol):
@@ -110,36 +111,34 @@ class _Worker:
     device: str
     process: Process
     connection: Connection
-    log: Path
+    log: Log
     ready: bool = False
     task: Any = None
     since: float = field(default_factory=time.monotonic)
 
     def death(self) -> str:
         """Say how it ended, and what it said last."""
-        lines = last_lines(self.log, 1)
+        lines = self.log.last_lines(1)
         return f"the worker on {self.device} {self.process.death()}{f': {lines[0][:200]}' if lines else ''}"
 
 
 class Processes:
-    """Workers of this machine, one a device, which may stand there twice; all read one file, the pickled work.
+    """Workers of this machine, one a device, which may stand there twice; all read the same sealed memory, the work.
 
     Raises:
         WorkerError: the workers die while they start.
         InputError: what `work.open` refuses.
 
-    Effects: processes and a folder; `close` ends them.
+    Effects: processes; `close` ends them.
     """
 
     def __init__(self, work: Work, devices: Sequence[str]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="sdvar-harness-workers-"))
         self.name = f"{len(devices)} processes on {', '.join(sorted(set(devices)))}"
         self._workers: list[_Worker] = []
         self._deaths = 0  # of workers that never got ready, one after the other
-        self._count = 0
         self.about: Any = None
+        self._job = sealed(partial(torch.save, WorkerJob(work, Surroundings.here())))
         try:
-            torch.save(WorkerJob(work, Surroundings.here()), self.folder / "job")
             self._workers = [self._hire(device) for device in devices]
             while not any(worker.ready for worker in self._workers):
                 self._attend(deque())
@@ -167,17 +166,17 @@ class Processes:
         end = time.monotonic() + GRACE_S
         for worker in self._workers:
             worker.process.end(max(0.0, end - time.monotonic()))
+            worker.log.close()
         self._workers = []
-        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._job)
 
     def _hire(self, device: str) -> _Worker:
         """Start one worker."""
         ours, theirs = socket.socketpair()
-        self._count += 1
-        log = self.folder / f"worker-{self._count}.log"
+        log = Log()
         with theirs:
-            words = [self.folder / "job", theirs.fileno(), device, os.getpid()]
-            process = Process("harness.pool._worker:serve", words, [theirs.fileno()], log)
+            words, place = [self._job, theirs.fileno(), device], Place(grace_s=CLEARS_UP_S)
+            process = Process("harness.pool._worker:serve", words, [self._job, theirs.fileno()], log, place)
         return _Worker(device, process, Connection(ours.detach()), log)
 
     def _fill(self, source: Iterator[Any], waiting: deque[Any]) -> bool:
@@ -225,6 +224,7 @@ class Processes:
         why = worker.death()
         worker.connection.close()
         worker.process.end()
+        worker.log.close()
         if not worker.ready:
             self._deaths += 1
             if self._deaths >= MOST_DEATHS:

@@ -19,7 +19,7 @@ from harness.commands import _options as options
 from harness.commands import mutants, verify
 from harness.commands._inputs import DTYPES
 from harness.decoders._factory import OWN_DECODER
-from harness.decoders._process import TIMEOUT_S
+from harness.decoders._limits import TIMEOUT_S
 from harness.golden._plan import GOLDENS
 from harness.laws._few_cases import LAW_CASES
 from harness.models._pair import CLOSE_NOISE

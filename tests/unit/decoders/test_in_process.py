@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import nullcontext
 
 import pytest
 
 from harness.decoders._factory import build_by_factory
 from harness.decoders._in_process import run_in_process
+from harness.decoders._limits import Limits, OutOfTimeError
 from harness.decoders._own_process import OwnProcess
-from harness.decoders._process import Limits, OutOfTimeError
 from harness.errors import InputError, StopSignal
 from harness.judge._verdict import Judgement
 from harness.models._pair import ModelPair
@@ -21,7 +21,7 @@ from harness.protocol._request import Request
 from harness.protocol._trace import Trace
 from harness.protocol.noise import SeededNoise
 from harness.signals import interruptible
-from tests.helpers import Layout, tiny
+from tests.helpers import Layout, hearing, tiny
 
 MODELS, REQUEST = tiny(Layout((1, 2))), Request((0,), 3)
 
@@ -101,14 +101,12 @@ def test_in_a_process_of_its_own_it_is_a_crash_too():
 
 @pytest.mark.parametrize("handled", [False, True])
 def test_ctrl_c_stops_the_harness_whoever_handles_it(handled: bool):
-    before = signal.getsignal(signal.SIGINT)
-    with ExitStack() as stack:
-        if handled:
-            stack.enter_context(interruptible())
-        with pytest.raises(StopSignal) as stop:
+    with hearing():
+        before = signal.getsignal(signal.SIGINT)
+        with interruptible() if handled else nullcontext(), pytest.raises(StopSignal) as stop:
             run_in_process(Interrupted(), MODELS, REQUEST)
+        assert signal.getsignal(signal.SIGINT) is before
     assert stop.value.status == 130
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_stop_passes_through_and_time_that_is_over_is_the_process():

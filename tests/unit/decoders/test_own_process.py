@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import re
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from harness import InputError, Request, Settings, Verdict
-from harness.decoders._mailbox import Mailbox, UnreadableError
-from harness.decoders._own_process import Limits
+from harness.decoders._limits import Limits
+from harness.decoders._mailbox import Mailbox
 from harness.decoders._terms import Terms
 from harness.judge._verdict import Divergence
 from harness.models._pair import ModelPair, checksums
+from harness.processes import UnreadableError, domain_version
 from harness.runs._result import Verification
 from harness.verification import verify
 from tests import bent
@@ -27,7 +31,7 @@ REQUESTS = [Request((0, 1), seed) for seed in (0, 1)]
 BENT = ("rounds_target", "zeroes_codebook", "sets_cfg", "repairs", "disguises", "at_exit", "rounds_target_when_built")
 
 
-def apart(name: str, models: ModelPair = MODELS, **limits: float) -> Verification:
+def apart(name: str, models: ModelPair = MODELS, **limits: Any) -> Verification:
     terms = Terms(limits=Limits(**{"timeout_s": 60.0, **limits}))
     return verify(models, f"tests.bent:{name}", [Settings(2)], REQUESTS, terms=terms)
 
@@ -74,6 +78,13 @@ def test_what_a_decoder_does_to_weights_request_or_trace_is_found_out(name: str)
         ("unspeakable", "cannot leave the decoder's process"),
         ("hoards", "allocate memory"),
         ("forges", "answers with another form|shape .* lies beyond the mailbox"),
+        ("real_time_signal", "was killed by signal 40"),
+        ("takes_log", "ended with status 3; the log is gone"),
+        ("plugs_log", "ended with status 3; the log is gone"),
+        ("odd_frame", "a tensor is described as"),
+        ("huge_frame", "answers with another form"),
+        ("flood_of_frames", "answers with more than 67108864 bytes"),
+        ("ends_and_then_refuses", "ended with status 0"),
     ],
 )
 def test_a_process_that_ends_or_lies_is_a_defect_and_the_run_goes_on(name: str, why: str):
@@ -82,6 +93,61 @@ def test_a_process_that_ends_or_lies_is_a_defect_and_the_run_goes_on(name: str, 
     assert [judgement.defects[0].component for judgement in result.settings[0].judgements] == ["process"] * 2
     found = re.search(why, first(result).detail)
     assert found, first(result).detail
+
+
+def test_a_refusal_after_a_first_success_is_no_bad_input():
+    refused = apart("ends_and_then_refuses").settings[0].judgements[1].defects[0].detail
+    assert refused.startswith("a fresh process refuses what the first one built (mood=bad: is bad today; come back")
+
+
+def test_no_wait_outlives_its_time():
+    begin = time.perf_counter()
+    found = first(apart("stops", timeout_s=2.0)).detail
+    assert "no answer within 2 s (timeout)" in found
+    again = apart("ends_and_then_hangs", timeout_s=2.0).settings[0].judgements[1].defects[0].detail
+    assert "no answer within 2 s (timeout)" in again
+    with pytest.raises(InputError, match=r"built no decoder: no answer within 2 s \(timeout\)"):
+        apart("hangs_when_built", timeout_s=2.0)
+    assert time.perf_counter() - begin < 90
+
+
+def test_what_only_informs_fails_nothing():
+    result = apart("informs_oddly")
+    assert result.verdict is Verdict.IDENTICAL
+    row = result.settings[0].rows[0]
+    assert (row.peak_bytes, row.counts and row.counts.cache_bytes) == (0, {"target": 7})
+
+
+def test_who_replaces_the_checks_of_its_process_is_found_out():
+    found = first(apart("patches_the_checks"))
+    assert found.component == "environment"
+    assert "left harness.decoders._in_process." in found.detail
+
+
+@pytest.mark.skipif(not domain_version(), reason="the system has no Landlock of version 6")
+def test_a_refused_write_is_bad_input_and_can_be_allowed(tmp_path: Path):
+    settings = [Settings(2, options=(("file", str(tmp_path / "new")),))]
+    question = MODELS, "tests.bent:writes_outside", settings, REQUESTS[:1]
+    with pytest.raises(InputError, match=rf"file={tmp_path}/new: lies outside .*pass --allow-write {tmp_path}"):
+        verify(*question)
+    assert not (tmp_path / "new").exists()
+    assert verify(*question, terms=Terms(limits=Limits(allow_write=(str(tmp_path),)))).verdict is Verdict.IDENTICAL
+    assert (tmp_path / "new").read_text() == "x"
+
+
+@pytest.mark.skipif(not domain_version(), reason="the system has no Landlock of version 6")
+@pytest.mark.parametrize("name", ["pokes", "signals_the_judge"])
+def test_who_reaches_for_the_judge_is_refused(name: str):
+    found = first(apart(name))
+    assert (found.component, "PermissionError" in found.detail) == ("crash", True)
+
+
+def test_nothing_stays_of_a_run_but_the_log_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    apart("honest")
+    assert list(tmp_path.iterdir()) == []
+    apart("exits")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["decoder.log"]
 
 
 def test_a_decoder_that_hangs_is_given_up_in_time():

@@ -15,6 +15,7 @@ from harness.laws import LAWS as ALL
 from harness.laws import Case, Violation, check, run_conformance
 from harness.models._pair import pair_checksums
 from harness.pool._worker import _stop
+from tests.helpers import hearing
 
 LAWS = ("acceptance.token-identical", "state.once", "guidance.unconditional")
 CASE = Case(patch_nums=(1, 2, 3))
@@ -122,7 +123,7 @@ class Leave(BaseException):
 
 @pytest.mark.parametrize(("factory", "status"), [(Stopped, 143), (Interrupted, 130)])
 def test_who_is_told_to_end_is_not_accused(factory, status: int):
-    with pytest.raises(StopSignal) as stop:
+    with hearing(), pytest.raises(StopSignal) as stop:
         check("state.once", factory, CASE)
     assert stop.value.status == status
 

@@ -1,0 +1,7 @@
+"""A process that the harness starts: kept, bounded, heard through one guard, and ended with all that it started."""
+
+from harness.processes._domain import domain_version, refused_write
+from harness.processes._folder import OwnFolder
+from harness.processes._line import GoneError, ProcessLine, UnreadableError
+from harness.processes._memory import sealed
+from harness.processes._process import GRACE_S, START_S, Log, Place, Process

@@ -1,0 +1,139 @@
+"""A process of Python that the harness starts: how it begins, and how it ended.
+
+Promise: it has a session of its own, so that Ctrl-C is its starter's to hear; whatever becomes of its starter, it ends,
+with all that it started (`_keeper`). What it prints goes to a log, which is held by its descriptor and read within a
+bound, whatever the process makes of the file's name. It finds this package, and nothing of the current folder's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.processes._keeper import END, MOST_S, Keep
+from harness.signals import keep_standard_open
+
+START_S, GRACE_S = 600.0, 5.0  # to get ready, imports included; to end by itself
+LOG_BYTES = 4000  # of the end of a log, which is all that is read
+START = "from harness.processes._keeper import main; main()"
+
+
+class Log:
+    """What a process prints; a file of that name, or one without. Effects: an open file; `close` closes it."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        if path is None:
+            with tempfile.TemporaryFile() as stream:
+                self.descriptor = os.dup(stream.fileno())
+            return
+        self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def last_lines(self, most: int) -> list[str]:
+        """Return the last lines, white space and empty ones left out, of the last `LOG_BYTES`."""
+        size = os.fstat(self.descriptor).st_size
+        text = os.pread(self.descriptor, LOG_BYTES, max(0, size - LOG_BYTES)).decode(errors="replace")
+        return [line.strip() for line in text.splitlines() if line.strip()][-most:]
+
+    def said(self, most: int) -> str:
+        """Say where it lies, and what its last lines are, for a person."""
+        lines = self.last_lines(most)
+        with suppress(OSError, ValueError):
+            if self.path is None or not os.path.samestat(os.lstat(self.path), os.fstat(self.descriptor)):
+                raise OSError("it has no name any more")
+            return f"log {self.path}" + (f" ends: {' | '.join(lines)}"[:400] if lines else " is empty")
+        return "the log is gone" + (f"; it ended: {' | '.join(lines)}"[:400] if lines else "")
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self.descriptor)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process may work."""
+
+    folder: str = ""  # its own, which goes where the starter is gone; empty = none
+    writable: tuple[str, ...] | None = None  # folders that it may write to; None = it is held in no domain
+    environment: tuple[tuple[str, str], ...] = ()  # variables of its own
+    grace_s: float = 0.0  # for what it started to end by itself
+
+
+ANYWHERE = Place()
+
+
+class Process:
+    """One process, as its starter sees it: it calls `serve` (``package.module:function``) with words.
+
+    It keeps the inherited descriptors open; the caller closes those that it does not need itself. `end` ends it.
+    """
+
+    def __init__(
+        self, serve: str, words: Sequence[object], inherited: Sequence[int], log: Log, place: Place = ANYWHERE
+    ) -> None:
+        keep_standard_open()
+        paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))))
+        self._ended = False  # by its starter
+        self._line, theirs = socket.socketpair()
+        writable = list(place.writable) if place.writable is not None else None
+        with theirs:
+            keep = Keep(theirs.fileno(), os.getpid(), place.folder, place.grace_s, writable)
+            self._popen = subprocess.Popen(
+                [sys.executable, "-P", "-c", START, json.dumps(asdict(keep)), serve, *map(str, words)],
+                stdin=subprocess.DEVNULL, stdout=log.descriptor, stderr=log.descriptor,
+                pass_fds=[*inherited, theirs.fileno()], start_new_session=True,
+                env={**os.environ, **dict(place.environment), "PYTHONPATH": paths},
+            )  # fmt: skip
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._popen.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal; one that has ended hears nothing."""
+        with suppress(ProcessLookupError, OSError):
+            self._popen.send_signal(number)
+
+    def death(self) -> str:
+        """Say how it ended; one that only closed its connection has a moment to end."""
+        try:
+            status = self._popen.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            return "closed its connection"
+        if status >= 0:
+            return f"ended with status {status}"
+        name = signal_name(-status)
+        return f"was killed by {name}{' (out of memory?)' if name == 'SIGKILL' and not self._ended else ''}"
+
+    def end(self, grace_s: float = 0.0) -> None:
+        """Kill it, and whatever it started, once it has had so many seconds to end by itself."""
+        self._ended = True
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(grace_s)
+        with suppress(OSError):
+            self._line.sendall(END)
+        self._line.close()
+        try:
+            self._popen.wait(MOST_S + GRACE_S)
+        except subprocess.TimeoutExpired:  # the keeper itself is stopped: what it kept ends with it
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            self._popen.wait()
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; its number where it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
