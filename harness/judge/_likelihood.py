@@ -316,7 +316,7 @@ class Wealth:
             return f"{self.forbidden} tokens have probability 0 under the request's filter"
         if self.is_lost:
             where = f" at scale {scale}" if scale >= 0 else ""
-            return f"the tokens are as if {alternative.words}{where} ({math.exp(-self.highest):.1g} by chance)"
+            return f"the tokens are as if {alternative.words}{where} (a right decoder's are with probability {math.exp(-min(self.highest, 700)):.1g} at most)"
         found = self.images_to_find()
         missed = [(number, a.words) for a, number in found.items() if number > self.images and a.required]
         if not missed:
@@ -338,7 +338,7 @@ class Wealth:
         mean_A, square_A, variance_A = (self.sums_4AT[1:, :, -1] / self.images).tolist()
         goal = self.goal - float(self.stake_AT[0, -1])
         return {
-            a: _images(mean, variance + max(0.0, square - mean * mean), goal)
+            a: _images(mean, max(0.0, variance) + max(0.0, square - mean * mean), goal)
             for a, mean, square, variance in zip(self.alternatives, mean_A, square_A, variance_A, strict=True)
         }
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.files import check_readable, compact, write_whole
+from harness.files import check_readable, compact, finite, write_whole
 from harness.judge import ALPHA, Alternative, TokensSeen, Verdict, Wealth, bet, rows_along, usual_alternatives
 from harness.models import ModelPair
 from harness.protocol import Request
@@ -82,7 +82,7 @@ class LikelihoodTest:
 
         Effects: the state's file is written.
         """
-        tokens_BL = self._checked(tokens_BL, labels)
+        tokens_BL = self.check(tokens_BL, labels)
         request = Request(tuple(labels), cfg=self.request.cfg, top_k=self.request.top_k, top_p=self.request.top_p)
         models, labels_B = self.models, torch.tensor(labels, device=self.models.device)
         rows_RLV, guided_BLV = rows_along(models.target, models, request, labels_B, tokens_BL)
@@ -99,7 +99,8 @@ class LikelihoodTest:
         if self.file is not None:
             write_whole(self.file, compact(self._state()))
 
-    def _checked(self, tokens_BL: Tensor, labels: Sequence[int]) -> Tensor:
+    def check(self, tokens_BL: Tensor, labels: Sequence[int]) -> Tensor:
+        """Return the tokens as they are looked at. Arguments and errors as `take`; nothing is counted."""
         L, V, classes = self.models.pyramid.L, self.models.target.config.V, self.models.target.config.classes
         if tokens_BL.ndim != 2 or tokens_BL.shape != (len(labels), L) or not len(labels):
             shape = tuple(tokens_BL.shape)
@@ -130,6 +131,25 @@ class LikelihoodTest:
     def verdict(self) -> Verdict:
         """DEFECT once proved; CONSISTENT where what is `required` would have been found; else INCONCLUSIVE."""
         return self.wealth.verdict
+
+    def images_to_find(self) -> dict[str, float]:
+        """Return how many images find a decoder that follows each alternative, 9 times in 10; may be infinite."""
+        return {each.words: number for each, number in self.wealth.images_to_find().items()}
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what is proved as JSON values; images that never suffice are None."""
+        wealth, (best, scale) = self.wealth, self.wealth.best()
+        return {
+            **self._terms,
+            "verdict": self.verdict.value,
+            "says": self.place or wealth.says(),
+            "images": wealth.images,
+            "forbidden": wealth.forbidden,
+            "log_wealth": wealth.highest,
+            "goal": wealth.goal,
+            "best": {"as if": best.words, "scale": scale},
+            "images_to_find": finite(self.images_to_find()),
+        }
 
     def __str__(self) -> str:
         return f"{self.verdict.value}: {self.place or self.wealth.says()}"
