@@ -316,7 +316,8 @@ class Wealth:
             return f"{self.forbidden} tokens have probability 0 under the request's filter"
         if self.is_lost:
             where = f" at scale {scale}" if scale >= 0 else ""
-            return f"the tokens are as if {alternative.words}{where} (a right decoder's are with probability {math.exp(-min(self.highest, 700)):.1g} at most)"
+            chance = math.exp(-min(self.highest, 700.0))
+            return f"the tokens are as if {alternative.words}{where} (a right decoder's are with chance {chance:.1g})"
         found = self.images_to_find()
         missed = [(number, a.words) for a, number in found.items() if number > self.images and a.required]
         if not missed:
