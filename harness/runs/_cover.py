@@ -54,7 +54,7 @@ def requests_for(models: ModelPair) -> tuple[Request, ...]:
     """Return requests that differ in all that a decoder could keep from one to the next.
 
     Neighbours have another batch size, or the same one and other labels; one holds the unconditional label, one an
-    image alone without guidance, and the filters meet both orders of noise.
+    image alone without guidance, one a guidance value that is no short decimal; filters meet both orders of noise.
     """
     classes, V = models.target.config.classes, models.target.config.V
 
@@ -67,7 +67,7 @@ def requests_for(models: ModelPair) -> tuple[Request, ...]:
         Request(labels(7, 8, 9), seed=2, top_k=max(1, V // 4), top_p=0.9, images=(9, 2, 5)),
         Request(labels(3), seed=3, cfg=0.0),
         Request(labels(-1), seed=4, cfg=1.0, top_p=0.97, order="batch"),
-        Request(labels(2, 6, 4), seed=2**33 + 5, cfg=-0.5),
+        Request(labels(2, 6, 4), seed=2**33 + 5, cfg=-0.5772156649015329),
     )
 
 
