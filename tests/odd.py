@@ -117,7 +117,7 @@ writes_codebook = _writes("vae", "quantize.embedding.weight")
 writes_pixels = _writes("vae", "decoder.conv_out.bias")
 
 WRONG = {  # with the component of the first defect
-    "rounds_guided": "guidance",
+    "rounds_guided": "precision",
     "double_and_wrong": "guidance",
     "counts_twice": "scheduling",
     "marked_and_wrong": "f_hat",

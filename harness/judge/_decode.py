@@ -3,10 +3,10 @@
 Promise: every token of every image is compared with the reference's draw on the same prefix, and counted: draws =
 identical + ties + wrong tokens + unclaimed ones. The reference follows the decoder's tokens, so one tie does not
 cascade, and a decoder needs no hook for it. Where a decoder does not claim the tokens (contracts B and C) no token is
-called right or wrong; what must hold anyway is checked all the same: every scale finished exactly once, and the
-target's tensors those of the reference along the decoder's own tokens. Of a decode that ended half-way the final scales
-are compared as those of a whole one are, so that a crash hides no mistake that came before it; what was never reached
-is not judged. And a verdict never speaks of what nobody showed.
+called right, and wrong only one that contract B forbids (`_support`); what must hold anyway is checked all the same:
+every scale finished exactly once, and the target's tensors those of the reference along the decoder's own tokens. Of a
+decode that ended half-way the final scales are compared as those of a whole one are, so that a crash hides no mistake
+that came before it; what was never reached is not judged. And a verdict never speaks of what nobody showed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from harness.judge._components import WrongTensors, first_wrong, first_wrong_of
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._form import malformed
+from harness.judge._support import judge_support
 from harness.judge._tokens import judge_tokens
 from harness.judge._verdict import Distance, Divergence, Judgement
 from harness.models import ModelPair
@@ -60,6 +61,8 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
         judge_tokens(along, wrong, differ_BL, judgement)
     else:
         judgement.unclaimed = judgement.draws - judgement.identical
+        if contract is Contract.LAW:
+            judge_support(along, judgement)
     tensors = _judge_tensors(along, wrong)
     judgement.wrong_tensors = len(tensors)
     judgement.defects += tensors

@@ -11,7 +11,7 @@ from harness.runs._case import (
     repeat_line,
     write_bundle,
 )
-from harness.runs._claims import BrokenLaw, LawsTried, QualityClaims
+from harness.runs._claims import THE_LAW, BrokenLaw, LawsTried, QualityClaims
 from harness.runs._cover import covering, plan_of, requests_for, verify_coverage_plan
 from harness.runs._database import FileKind, GrowingFile, is_begun, notes_of
 from harness.runs._decodes import TERMS, Decodes, RunInterrupted, verify_decodes
@@ -21,6 +21,6 @@ from harness.runs._plan import Plan, Task
 from harness.runs._recorded import recorded_result
 from harness.runs._records import to_json
 from harness.runs._replay import Answer, Replayed, replay_case, shrink_case
-from harness.runs._result import Verification
+from harness.runs._result import UNTESTED, Verification
 from harness.runs._runfile import UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of
 from harness.runs._setting import COUNTS, SettingResult

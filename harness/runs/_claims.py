@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+THE_LAW = "acceptance.distribution"  # the law that compares what is drawn with the target's law: contract B's claim
+
 
 @dataclass(frozen=True)
 class BrokenLaw:
@@ -30,6 +32,12 @@ class LawsTried:
     why: str = ""  # what it said to the first of these
     not_applicable: tuple[str, ...] = ()  # ids of those that say nothing about such a decoder
     left: tuple[str, ...] = ()  # ids of those that nobody tried
+
+    @property
+    def tested_the_law(self) -> bool:
+        """Whether one of them compared what the decoder draws with the target's law, and held."""
+        unproven = (*self.trivial, *self.refused, *self.not_applicable, *self.left)
+        return not self.broken and THE_LAW not in unproven
 
     @property
     def asked(self) -> int:

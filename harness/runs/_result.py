@@ -19,7 +19,7 @@ import torch
 from harness.errors import InputError, one_line, shortened
 from harness.files import compact, finite
 from harness.judge import Divergence, Verdict, worst_verdict
-from harness.protocol import request_values
+from harness.protocol import Contract, request_values
 from harness.provenance import versions
 from harness.rounding import Allowance, precision
 from harness.runs._case import repeat_line
@@ -31,6 +31,7 @@ from harness.runs._setting import COUNTS, SettingResult, row_values
 from harness.wording import count_of
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
+UNTESTED = "contract B claims the target's law, and nobody tested it: pass --laws 2, which does on small networks"
 MOST = 600  # characters of a text from outside
 # Readable on light and dark; the verdict's word says the same as its colour.
 COLOURS = {Verdict.DEFECT: "#d1242f", Verdict.INCONCLUSIVE: "#9a6700"}
@@ -102,7 +103,7 @@ class Verification:
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of the settings; INCONCLUSIVE at best where the run as a whole proves nothing."""
-        found = [setting.verdict for setting in self.settings] + [Verdict.INCONCLUSIVE] * bool(self.reasons)
+        found = [setting.verdict for setting in self.settings] + [Verdict.INCONCLUSIVE] * bool(self.open)
         return Verdict.DEFECT if self.early else worst_verdict(found)
 
     @property
@@ -165,9 +166,20 @@ class Verification:
         return dict(Counter(each for s in self.settings for j in s.judgements for each in dict.fromkeys(j.remarks)))
 
     @property
+    def is_law_untested(self) -> bool:
+        """Whether a decoder claims the target's law, and nobody compared what it draws with that law."""
+        claimed = any(setting.contract is Contract.LAW for setting in self.settings) and not self.against
+        return claimed and not (self.laws is not None and self.laws.tested_the_law)
+
+    @property
+    def open(self) -> list[str]:
+        """Why the run as a whole proves nothing: what was noted, and a law that is claimed and was not tested."""
+        return [*self.reasons, UNTESTED] if self.is_law_untested else self.reasons
+
+    @property
     def inconclusive(self) -> list[str]:
         """Every distinct reason why the run proves nothing."""
-        return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive}) + self.reasons
+        return sorted({reason for s in self.settings for j in s.judgements for reason in j.inconclusive}) + self.open
 
     @property
     def summary(self) -> str:

@@ -63,7 +63,7 @@ def test_four_doors_give_one_verdict(name: str, monkeypatch: pytest.MonkeyPatch,
     [
         (doors.RIGHT, Verdict.IDENTICAL),
         (doors.WITHOUT_TOKENS, Verdict.CONSISTENT),
-        (doors.NOTHING_DRAFTED, Verdict.INCONCLUSIVE),
+        (doors.UNPROVEN, Verdict.INCONCLUSIVE),
         (doors.WRONG, Verdict.DEFECT),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from harness import Contract, InputError, ModelPair, Request, SeededNoise, Settings, Trace, Verdict, build_decoder
 from harness.judge._verdict import Divergence
 from harness.reference.sequential import sample_sequential
+from harness.runs import UNTESTED
 from harness.runs._result import Verification
 from tests.helpers import Layout, command, tiny, verify_here
 
@@ -68,10 +69,14 @@ def test_what_was_not_shown_is_said_and_under_contract_a_the_tokens_are_enough()
 
 @pytest.mark.parametrize("policy", ["rejection", "match:0.5", "handoff:2", "code:2"])
 def test_a_claim_about_the_target_needs_its_tensors(policy: str):
-    assert judged(show_all, policy).verdict is Verdict.CONSISTENT
+    open_law = [UNTESTED] * (policy == "rejection")
+    shown = judged(show_all, policy)
+    assert shown.settings[0].verdict is Verdict.CONSISTENT
+    assert shown.inconclusive == open_law
     blind = judged(hide, policy)
     assert blind.verdict is Verdict.INCONCLUSIVE
-    assert blind.inconclusive == ["nothing of the target was compared: the decoder shows no Trace.intermediates"]
+    why = "nothing of the target was compared: the decoder shows no Trace.intermediates"
+    assert blind.inconclusive == [why, *open_law]
 
 
 def test_a_target_that_decides_everything_alone_leaves_nothing_of_the_draft_to_judge():
