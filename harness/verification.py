@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from harness.adapters import PUBLISHED_PREFIX, published_settings
+from harness.adapters import PUBLISHED_PREFIX, has_rounds, published_settings
 from harness.decoders import OWN_DECODER, Factory, Terms, is_own_decoder
 from harness.errors import InputError
 from harness.judge import Verdict
@@ -116,6 +116,11 @@ class Question:
 def is_published(decoder: Factory | str) -> bool:
     """Tell whether a decoder is published code, named as ``published:var``."""
     return isinstance(decoder, str) and decoder.startswith(f"{PUBLISHED_PREFIX}:")
+
+
+def takes_draft_len(decoder: Factory | str) -> bool:
+    """Tell whether a decoder reads `Settings.draft_len`, as far as its name tells: of published samplers one alone."""
+    return not isinstance(decoder, str) or not is_published(decoder) or has_rounds(decoder.partition(":")[2])
 
 
 def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple[Settings, ...]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import io
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -22,6 +23,13 @@ import torch
 from harness.errors import InputError, text_of
 
 MODULE = "models.var"
+PACKAGES = {
+    "sklearn": "scikit-learn",
+    "cv2": "opencv-python",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "skimage": "scikit-image",
+}
 REMEDY = "pass --checkout DIR, a folder that holds the packages models and dist"
 
 
@@ -34,13 +42,14 @@ class Checkout:
     Effects: runs the checkout's own code, output silenced.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).absolute()
+    def __init__(self, folder: str | Path, stubs: Mapping[str, str] | None = None) -> None:
+        self.folder, self._stubs = Path(folder).absolute(), dict(stubs or {})
         if not self.folder.is_dir():
             raise InputError("checkout", str(folder), "is no folder that is there", REMEDY)
         if not (self.folder / "models" / "var.py").is_file():
             raise InputError("checkout", str(folder), "holds no models/var.py", REMEDY)
         self._tops = {entry.stem for entry in self.folder.iterdir() if entry.is_dir() or entry.suffix == ".py"}
+        self._tops |= {name.partition(".")[0] for name in self._stubs}
         self._modules: dict[str, ModuleType] = {}
         self._ahead, self._behind = [str(self.folder)], list[str]()  # of sys.path
         self._depth = 0
@@ -105,18 +114,54 @@ class Checkout:
     def _imported(self) -> ModuleType:
         importlib.invalidate_caches()
         cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        words = sys.argv
         try:
             with self.active(), torch.random.fork_rng(cards):
+                sys.argv = [str(self.folder / "models" / "var.py")]  # code may parse what it takes for its own
+                for name, file in self._stubs.items():
+                    self._stub(name, Path(file))
                 return importlib.import_module(MODULE)
+        except InputError:
+            raise
         except (Exception, SystemExit) as error:
             frame, remedy = _last_frame(error, self.folder), REMEDY
             why = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
-            if isinstance(error, ModuleNotFoundError):
-                why, remedy = f"needs the package {error.name}, which is not installed", f"pip install {error.name}"
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                why, remedy = self._missing(error.name)
             elif isinstance(error, SystemExit):
                 why = f"exits when it is imported (status {error.code})"
             place = f"{Path(frame.filename).relative_to(self.folder)}:{frame.lineno}" if frame else "models/var.py"
             raise InputError("checkout", str(self.folder), f"{place} {why}", remedy) from None
+        finally:
+            sys.argv = words
+
+    def _missing(self, name: str) -> tuple[str, str]:
+        """Return what is wrong where a module is not found, and what to do."""
+        top = name.partition(".")[0]
+        stub = f"--stub {name}=FILE, a file of Python that stands for it"
+        if top in self._tops:
+            return f"needs {name}, which the checkout itself does not hold", f"pass a checkout that does, or {stub}"
+        return (
+            f"needs the package {name}, which is not installed",
+            f"pip install {PACKAGES.get(top, top)}, or pass {stub}",
+        )
+
+    def _stub(self, name: str, file: Path) -> None:
+        """Let a file stand for a module. Raises `InputError` where it cannot be imported."""
+        spec = importlib.util.spec_from_file_location(name, file)
+        if not name or spec is None or spec.loader is None or not file.is_file():
+            raise InputError("stub", f"{name}={file}", "is no file of Python", "pass --stub NAME=FILE.py")
+        module = importlib.util.module_from_spec(spec)
+        module.__path__ = []  # its submodules, if any, are stubbed by name
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
+            raise InputError("stub", f"{name}={file}", rule, "pass --stub NAME=FILE.py") from None
+        top, _, rest = name.rpartition(".")
+        if top in sys.modules:
+            setattr(sys.modules[top], rest, module)
 
 
 def _last_frame(error: BaseException, folder: Path) -> traceback.FrameSummary | None:

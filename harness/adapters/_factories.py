@@ -39,14 +39,14 @@ class _Order:
     def of(cls, models: ModelPair, settings: Settings, *known: str) -> _Order:
         """Open the checkout of some settings; `known` are the options that this sampler has beside the common ones."""
         options = dict(settings.options)
-        wrong = [name for name in options if name not in (*COMMON, *known)]
+        wrong = [name for name in options if name not in (*COMMON, *known) and "." not in name]
         if wrong:
             remedy = f"pass one of {', '.join((*known, *COMMON[1:]))}"
             raise InputError("option", f"{wrong[0]}={options[wrong[0]]}", "is not an option of this sampler", remedy)
         if not options.get("checkout"):
             rule = "published code is a folder with models and dist"
             raise InputError("checkout", None, rule, "pass --checkout DIR")
-        return cls(Published(options["checkout"], models), options)
+        return cls(Published(options["checkout"], models, options), options)
 
     def require(self, owner: Any, method: str, *parameters: str) -> None:
         """Require a method that takes these parameters by name."""
@@ -170,6 +170,11 @@ PUBLISHED_FACTORIES: Mapping[str, Callable[[ModelPair, Settings], Implementation
     "sdvar-test3": sdvar_test3,
     "sdvar-parallel": sdvar_parallel,
 }
+
+
+def has_rounds(name: str) -> bool:
+    """Tell whether a published sampler drafts in rounds of a length that it is asked for."""
+    return name == "sdvar-parallel"
 
 
 def published_settings(name: str, options: tuple[tuple[str, str], ...]) -> list[Settings]:

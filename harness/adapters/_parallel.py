@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from typing import Any, SupportsInt
 
 import torch
@@ -43,6 +44,15 @@ class Turn:
     accepted: int = 0
     final: list[Tensor] = field(default_factory=list)
     f_hats: dict[int, Tensor] = field(default_factory=dict)
+    draws: int = 0  # that the decode had made when the rule had spoken; -1 where more followed before the update
+
+    @property
+    def kept(self) -> int:
+        """Scales that the rule rejected, and that are final with the drafted tokens: nothing was drawn anew."""
+        if self.draws < 0:
+            return 0
+        behind = zip(self.final[self.accepted :], self.drafted[self.accepted :], strict=False)
+        return len(list(takewhile(lambda pair: torch.equal(*pair), behind)))
 
     def of_scale(self, whole: Tensor, k: int) -> Tensor | None:
         """Return the k-th drafted scale's positions of a tensor over all drafted ones; None where it is none."""
@@ -115,6 +125,11 @@ class ParallelLoop:
                 if hasattr(self.sdvar, name):
                     stack.enter_context(replaced(self.sdvar, name, partial(self._watched, watcher)))
             yield
+
+    @property
+    def kept(self) -> int:
+        """Scales of the last decode that were rejected and stayed."""
+        return sum(turn.kept for turn in self._turns)
 
     def trace(self, B: int) -> Trace:
         """Return the trace of the last decode, whole or not, of B images."""
@@ -203,7 +218,7 @@ class ParallelLoop:
         result = real(*args, **kwargs)
         count = accepted_scales(result)
         if self._turns and count is not None:
-            self._turns[-1].accepted = count
+            self._turns[-1].accepted, self._turns[-1].draws = count, len(self._recorder.draws)
             self._recorder.note(f"round {len(self._turns)} accepts {count} scales")
         return result
 
@@ -215,6 +230,7 @@ class ParallelLoop:
         result = real(draft_tokens, accept_length, state, *args, **kwargs)
         if self._turns:
             turn = self._turns[-1]
+            turn.draws = turn.draws if len(self._recorder.draws) == turn.draws else -1
             goes_on = bool(turn.final) and first == turn.first + len(turn.final)
             f_hats = _f_hats_of(self._recorder.writes[before:], state, first, len(tokens))
             turn.final = [*turn.final, *tokens] if goes_on else tokens
@@ -253,10 +269,11 @@ def rounds_of_turns(turns: list[Turn]) -> Iterator[Round]:
         if not turn.final:
             continue
         sizes = [idx.shape[1] for idx in turn.final]
-        accepted = min(turn.accepted, len(turn.final), len(turn.drafted))
+        by_rule = min(turn.accepted, len(turn.final), len(turn.drafted))
+        accepted = by_rule + turn.kept
         yield Round(
             first=turn.first, drafted=len(turn.drafted), accepted=accepted, corrected=len(turn.final) > accepted,
             bonus=False, accepted_tokens=sum(sizes[:accepted]), corrected_tokens=sum(sizes[accepted:]), bonus_tokens=0,
-            target_rows=target_rows, draft_rows=draft_rows,
+            target_rows=target_rows, draft_rows=draft_rows, kept=turn.kept,
         )  # fmt: skip
         target_rows = draft_rows = 0

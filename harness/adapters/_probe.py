@@ -19,8 +19,9 @@ from torch import Tensor
 
 from harness.adapters._checkout import crash_of
 from harness.adapters._published import Published, Sampler
-from harness.adapters._recorder import Recorder
+from harness.adapters._recorder import Recorder, SharedNumbers
 from harness.adapters._weights import on_device
+from harness.errors import InputError
 from harness.judge import INPUT_ULPS, Broken, PartLaw, PartVerdict, require
 from harness.models.network import Network
 from harness.protocol import Intermediates, Request
@@ -210,7 +211,7 @@ class Probe:
             side.fill_cache(first)
         return state
 
-    def running(self, recorder: Recorder) -> AbstractContextManager[None]:
+    def running(self, recorder: Recorder) -> AbstractContextManager[SharedNumbers | None]:
         """Let the code run under the harness's numbers."""
         return self.code.running(recorder, self.request, self.code.models.noise(self.request))
 
@@ -240,6 +241,8 @@ class Probe:
             verdict, said = PartVerdict.TOLD, str(noted)
         except Broken as wrong:
             verdict, said = PartVerdict.BROKEN, str(wrong)
+        except InputError as refused:  # what cannot be asked is no mistake of the part
+            verdict, said = PartVerdict.ABSENT, f"not asked: {refused}"
         except Exception as error:
             verdict, said = PartVerdict.CRASHED, crash_of(error, self.code.checkout.folder)
             if where := self.code.card_asked(error):

@@ -6,7 +6,7 @@ Promise: `published(checkout, models)` and one call of the code's own sampler ar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,36 @@ from harness.adapters._checkout import Checkout, crash_of
 from harness.adapters._parallel import ParallelLoop
 from harness.adapters._recorder import Recorder, SharedNumbers, check_numbers
 from harness.adapters._traces import check_image, trace_of
-from harness.adapters._weights import build_network, build_vae, check_dtype, on_device
+from harness.adapters._weights import build_network, build_vae, check_dtype, defaults_of, named, on_device
 from harness.errors import InputError
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Trace
 from harness.protocol.noise import Noise
+from harness.wording import count_of
+
+OF_CODE = "published code: "  # what a remark on what the code is, and not on what it left behind, begins with
 
 
 class Published:
     """A checkout's own modules, with the weights of a pair of float32 and two scales or more.
 
+    `options` are those of a factory: ``init.NAME`` is an argument of VAR's constructor, ``stub.NAME`` a file in a
+    module's place. `remarks` says which arguments nobody gave, where they may matter.
+
     Raises:
         InputError: see `Checkout`, `build_network`; or the pair is of another dtype.
     """
 
-    def __init__(self, checkout: str | Path, models: ModelPair) -> None:
+    def __init__(self, checkout: str | Path, models: ModelPair, options: Mapping[str, str] | None = None) -> None:
         check_dtype(models)
-        self.models, self.checkout = models, Checkout(checkout)
+        stubs, init = (named(options or {}, word) for word in ("stub", "init"))
+        self.models, self.checkout = models, Checkout(checkout, stubs)
         self.vae = build_vae(self.checkout, models.vae, models.pyramid.patch_nums, models.device)
-        self.draft: Any = build_network(self.checkout, models.draft, self.vae)
-        self.target: Any = build_network(self.checkout, models.target, self.vae)
+        self.draft: Any = build_network(self.checkout, models.draft, self.vae, init)
+        self.target: Any = build_network(self.checkout, models.target, self.vae, init)
+        defaults = ", ".join(f"{name}={value!r}" for name, value in defaults_of(self.checkout, init).items())
+        said = f"{OF_CODE}VAR is built with {defaults}, as its constructor has it (--option init.NAME=VALUE)"
+        self.remarks = [said] if defaults else []
 
     def sampler(self, call: Callable[..., Any], contract: str = Contract.TOKENS, numbers: str = "shared") -> Sampler:
         """Return a decoder that can be judged.
@@ -65,17 +75,20 @@ class Published:
         return {"B": request.B, "label_B": label_B, "g_seed": request.seed, **settings}
 
     @contextlib.contextmanager
-    def running(self, recorder: Recorder, request: Request, noise: Noise, numbers: str = "shared") -> Iterator[None]:
-        """Let the code decode: its modules found, its draws answered, its tensors recorded."""
+    def running(
+        self, recorder: Recorder, request: Request, noise: Noise, numbers: str = "shared"
+    ) -> Iterator[SharedNumbers | None]:
+        """Let the code decode: its modules found, its draws answered, its tensors recorded; yield what answers."""
         check_numbers(numbers, request)
+        shared = SharedNumbers(noise, request, self.models.pyramid, recorder.reader) if numbers == "shared" else None
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.checkout.active())
             stack.enter_context(on_device(self.models.device))
             stack.enter_context(recorder.watching(self.draft, self.target, self.vae, self.checkout.module))
-            if numbers == "shared":
-                stack.enter_context(SharedNumbers(noise, request, self.models.pyramid, recorder.reader))
+            if shared is not None:
+                stack.enter_context(shared)
             try:
-                yield
+                yield shared
             except Exception as error:
                 if (where := self.card_asked(error)) is None:
                     raise
@@ -122,14 +135,28 @@ class Sampler:
         self._recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
         self._B = request.B
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.code.running(self._recorder, request, noise, self.numbers))
+            shared = stack.enter_context(self.code.running(self._recorder, request, noise, self.numbers))
             if self.loop is not None:
                 stack.enter_context(self.loop.watching(self._recorder))
             stack.enter_context(torch.no_grad())
             image = self.call(**arguments)
+        if shared is not None and self.contract != Contract.QUALITY:
+            shared.check_answered(self.code.models.pyramid)
         trace = self.so_far()
         check_image(image, trace.f_hat_BCPP, self.code.models)
         return trace
+
+    @property
+    def takes_draft_len(self) -> bool:
+        """Whether `Settings.draft_len` means anything to it: a loop in rounds alone has such a length."""
+        return self.loop is not None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be known of the code beside its last trace, a clause each."""
+        kept = self.loop.kept if self.loop is not None else 0
+        said = f"{OF_CODE}{count_of(kept, 'scale')} that its rule rejected stayed as drafted"
+        return [*self.code.remarks, *([said] if kept else [])]
 
     def so_far(self) -> Trace:
         """Return the trace of the last decode, whole or not."""
@@ -138,6 +165,6 @@ class Sampler:
         return trace_of(self._recorder, self.code.models, self._B)
 
 
-def published(checkout: str | Path, models: ModelPair) -> Published:
+def published(checkout: str | Path, models: ModelPair, options: Mapping[str, str] | None = None) -> Published:
     """Put a published-style checkout under test without touching it; see `Published`."""
-    return Published(checkout, models)
+    return Published(checkout, models, options)

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from harness.errors import InputError, NoiseError
+from harness.errors import InputError
 from harness.protocol import Request
 from harness.protocol.noise import SMOOTH, TOKEN, Noise
 from harness.protocol.pyramid import ScalePyramid
+from harness.wording import count_of
 
 SAMPLER = "sample_with_top_k_top_p_"
 NUMBERS = ("shared", "own")
+PACKAGE, TORCH = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
 
 
 @dataclass
@@ -194,16 +198,27 @@ def check_numbers(numbers: str, request: Request) -> None:
         raise InputError("noise", request.order, rule, "pass --noise batch, or --option numbers=shared")
 
 
+# Draws of the code's own: calls whose numbers have no address.
+OWN_DRAWS = (
+    torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
+    torch.bernoulli, torch.normal, torch.poisson, Tensor.uniform_, Tensor.normal_, Tensor.random_, Tensor.bernoulli_,
+    Tensor.bernoulli, Tensor.geometric_, Tensor.cauchy_, Tensor.log_normal_,
+)  # fmt: skip
+
+
 class SharedNumbers(TorchFunctionMode):
     """Answers draws with numbers by address; a `TorchFunctionMode` sees every call into PyTorch.
 
-    The number of rows of a draw tells which scale it belongs to, since all sides differ; `reader` says who draws.
+    The number of rows of a draw tells which scale it belongs to, since all sides differ; `reader` says who draws. A
+    draw that belongs to none is a limit of this adapter, and no defect of the code: `InputError`, with file and line.
     """
 
     def __init__(self, noise: Noise, request: Request, pyramid: ScalePyramid, reader: Callable[[], str]) -> None:
         super().__init__()
         self.noise, self.request, self.reader = noise, request, reader
         self.scales = {request.B * pyramid.tokens(si): si for si in pyramid}
+        self.answered: set[int] = set()  # scales that some draw read the numbers of
+        self.own: list[str] = []  # draws of the code's own: what is called, and where
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer a draw, or let any other call through."""
@@ -211,26 +226,49 @@ class SharedNumbers(TorchFunctionMode):
             return self._multinomial(*args, **(kwargs or {}))
         if func is Tensor.exponential_:
             return self._exponential(*args, **(kwargs or {}))
+        if func in OWN_DRAWS:
+            self.own.append(f"{_calling()} draws by {func.__name__}")
         return func(*args, **(kwargs or {}))
+
+    def check_answered(self, scales: Iterable[int]) -> None:
+        """Require that tokens were drawn by numbers that were answered, where the code drew by others, too.
+
+        `scales` are those whose tokens are the code's own. Raises `InputError`.
+        """
+        alone = [si for si in scales if si not in self.answered]
+        if alone and self.own:
+            rule = f"{self.own[0]}: what decides the tokens of scale {alone[0]} has no address"
+            raise InputError("numbers", "shared", rule, "pass --option contract=C, which claims no tokens")
+
+    def _scale_of(self, rows: int, call: str) -> int:
+        """Return the scale that so many rows of a draw belong to. Raises `InputError`."""
+        if rows in self.scales:
+            self.answered.add(self.scales[rows])
+            return self.scales[rows]
+        rule = f"{_calling()} draws by {call}, which belongs to no scale of {count_of(self.request.B, 'image')}"
+        remedy = "shared numbers know one draw a token, B·l rows: pass --option numbers=own --noise batch"
+        raise InputError("numbers", "shared", rule, remedy)
 
     def _multinomial(
         self, input: Tensor, num_samples: int, replacement: bool = False, *, generator: Any = None, out: Any = None
     ) -> Tensor:
         """Return argmax(probs / E), (rows, 1): what `torch.multinomial` makes of E (spec §7)."""
-        rows = input.shape[0] if input.dim() == 2 else 0
-        if num_samples != 1 or rows not in self.scales:
-            raise NoiseError(
-                f"multinomial of {tuple(input.shape)}, num_samples={num_samples}: belongs to no scale of "
-                f"{self.request.B} images; shared numbers know one draw a token, B·l rows"
-            )
-        E_NV = self.noise.exponential(self.scales[rows], TOKEN, self.reader()).reshape(rows, -1)
+        rows = input.shape[0] if input.dim() == 2 and num_samples == 1 else 0
+        si = self._scale_of(rows, f"multinomial of {tuple(input.shape)}, num_samples={num_samples}")
+        E_NV = self.noise.exponential(si, TOKEN, self.reader()).reshape(rows, -1)
         return torch.where(input > 0, input / E_NV, -1.0).argmax(-1, keepdim=True)
 
     def _exponential(self, input: Tensor, lambd: float = 1.0, *, generator: Any = None) -> Tensor:
         """Fill with E of the scale, (B,l,V) or (B·l,V): E' of `more_smooth` where the request asks for it."""
-        rows = input[..., 0].numel()
-        if rows not in self.scales:
-            raise NoiseError(f"exponential_ of {tuple(input.shape)}: belongs to no scale of {self.request.B} images")
+        rows = input[..., 0].numel() if input.dim() > 1 else 0
+        si = self._scale_of(rows, f"exponential_ of {tuple(input.shape)}")
         stream = SMOOTH if self.request.more_smooth else TOKEN
-        E_BlV = self.noise.exponential(self.scales[rows], stream, self.reader())
+        E_BlV = self.noise.exponential(si, stream, self.reader())
         return input.copy_(E_BlV.reshape(input.shape) / lambd)
+
+
+def _calling() -> str:
+    """Return file and line of the code that calls PyTorch: the last frame that is neither PyTorch's nor ours."""
+    frames = [each for each in traceback.extract_stack() if not each.filename.startswith((PACKAGE, TORCH))]
+    last = frames[-1]
+    return f"{'/'.join(Path(last.filename).parts[-2:])}:{last.lineno}"

@@ -6,7 +6,9 @@ stand where they stood; nothing of the pair is shared with the modules.
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,21 @@ from harness.errors import InputError, text_of
 from harness.models.network import Network
 from harness.models.var.autoencoder import Autoencoder
 
+# Arguments of VAR's constructor that the networks fix, and those of the published one whose defaults change no decode.
+FIXED = (
+    "vae_local",
+    "vae",
+    "num_classes",
+    "depth",
+    "embed_dim",
+    "num_heads",
+    "shared_aln",
+    "attn_l2_norm",
+    "patch_nums",
+)
+USUAL = ("mlp_ratio", "drop_rate", "attn_drop_rate", "drop_path_rate", "norm_eps", "cond_drop_rate",
+         "flash_if_available", "fused_if_available")  # fmt: skip
+WORDS = {"true": True, "false": False, "none": None}
 SHARES = {"one": 1, "per-scale": 0}  # share_quant_resi of a layout of φ; of "shared" the number of φ
 QUANTIZER = "quantize."
 
@@ -71,18 +88,55 @@ def build_vae(checkout: Checkout, vae: Autoencoder, patch_nums: tuple[int, ...],
     return CodesOnly(quantize.to(device).eval(), vae)
 
 
-def build_network(checkout: Checkout, network: Network, vae: CodesOnly) -> Any:
-    """Return the checkout's ``VAR`` with the weights of a network, on its device.
+def named(options: Mapping[str, str], word: str) -> dict[str, str]:
+    """Return the options ``word.NAME`` by their names."""
+    return {name.partition(".")[2]: text for name, text in options.items() if name.partition(".")[0] == word != name}
+
+
+def value_of(text: str) -> object:
+    """Return what an option's text says: a number, a list, true, false, none, or the text itself."""
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _arguments(checkout: Checkout) -> dict[str, inspect.Parameter]:
+    """Return the arguments of VAR's constructor that the networks do not fix."""
+    parameters = list(inspect.signature(checkout.get("VAR")).parameters.values())[1:]  # the first one is the VQ-VAE
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {each.name: each for each in parameters if each.name not in FIXED and each.kind not in variable}
+
+
+def defaults_of(checkout: Checkout, init: Mapping[str, str]) -> dict[str, object]:
+    """Return the arguments of VAR's constructor that nobody gave and that the published one does not have."""
+    return {
+        name: each.default
+        for name, each in _arguments(checkout).items()
+        if name not in (*USUAL, *init) and each.default is not inspect.Parameter.empty
+    }
+
+
+def build_network(checkout: Checkout, network: Network, vae: CodesOnly, init: Mapping[str, str]) -> Any:
+    """Return the checkout's ``VAR`` with the weights of a network, on its device; `init` are more arguments of it.
 
     Raises `InputError` where the checkout has no ``VAR``, or one of other arguments or parameters.
     """
     config, device = network.config, network.device
+    for name, text in init.items():
+        if name not in _arguments(checkout):
+            known = ", ".join(f"init.{each}" for each in _arguments(checkout)) or "none"
+            rule = "is fixed by the networks" if name in FIXED else "is no argument of VAR's constructor"
+            raise InputError("option", f"init.{name}={text}", rule, f"pass one of {known}")
     with building(checkout, device):
         kind = checkout.get("VAR")
         try:
             module = kind(
                 vae, num_classes=config.classes, depth=config.depth, embed_dim=config.D, num_heads=config.H,
                 shared_aln=config.shared_adaln, attn_l2_norm=config.l2_norm, patch_nums=config.pyramid.patch_nums,
+                **{name: value_of(text) for name, text in init.items()},
             )  # fmt: skip
         except TypeError as error:
             raise checkout.lacks(f"has a VAR that takes other arguments ({text_of(error)})") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from harness.commands._options import Images, Mode, Networks, Pair
+from harness.commands._options import Images, Mode, Networks, Pair, UnderTest
 from harness.decoders import OWN_DECODER, parse_factory_options
 from harness.errors import InputError
 from harness.models import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, random_pair
@@ -91,13 +91,20 @@ def find_dtype(name: str, text: str) -> torch.dtype:
     return DTYPES[text]
 
 
-def factory_options(name: str, checkout: Path | None, given: list[str] | None) -> tuple[tuple[str, str], ...]:
-    """Return (name, value) pairs for a decoder's factory, the checkout among them. Raises `InputError`."""
-    pairs = parse_factory_options(checkout, given or ())
+def factory_options(
+    name: str, checkout: Path | None, given: list[str] | None, stubs: list[str] | None = None
+) -> tuple[tuple[str, str], ...]:
+    """Return (name, value) pairs for a decoder's factory, checkout and stubs among them. Raises `InputError`."""
+    pairs = parse_factory_options(checkout, given or (), stubs=stubs or ())
     if name == OWN_DECODER and pairs:
         rule = "the harness's own decoder takes --policy, --draft-len and --bonus"
         raise InputError("option", pairs[0][0], rule, "drop it, or pass --implementation package.module:factory")
     return pairs
+
+
+def options_tested(tested: UnderTest) -> tuple[tuple[str, str], ...]:
+    """Return (name, value) pairs for the factory of the decoder under test. Raises `InputError`."""
+    return factory_options(tested.implementation, tested.checkout, tested.option, tested.stub)
 
 
 def writable_folders(given: list[str] | None) -> tuple[str, ...]:

@@ -72,6 +72,10 @@ Checkout = Annotated[Path | None, Option("Folder of published code: holds the pa
 FactoryOptions = Annotated[
     list[str] | None, Option("NAME=VALUE for the decoder's factory; several times.", name="--option", rare=True)
 ]
+Stubs = Annotated[
+    list[str] | None,
+    Option("NAME=FILE: a file in place of a module that a checkout wants.", name="--stub", rare=True),
+]
 Contract = Annotated[str, Option(DEMAND, offers=("A", "B", "C"))]
 Budgets = Annotated[Path, Option(MEASURES, rare=True, shown="those that ship", panel=JUDGED)]
 MaxLoss = Annotated[float | None, Option("Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.", rare=True)]
@@ -161,3 +165,4 @@ class UnderTest(Group):
     implementation: Implementation = OWN
     checkout: Checkout = None
     option: FactoryOptions = None
+    stub: Stubs = None

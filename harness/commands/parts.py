@@ -56,7 +56,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
 
     Exit status: 0 all hold, 1 one is broken or crashes, 2 bad input, 3 one is not there or was never asked.
     """
-    from harness.commands._inputs import factory_options, load_models, requests_for, writable_folders
+    from harness.commands._inputs import load_models, options_tested, requests_for, writable_folders
     from harness.decoders import Limits, Terms
     from harness.protocol import Settings
     from harness.report import parts_json, parts_verdict, plain_console, show_parts
@@ -64,7 +64,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     from harness.verification import Question, is_published, usual_settings
 
     paths = check_outputs({"json": about.json}, networks.files())
-    name, pairs = tested.implementation, factory_options(tested.implementation, tested.checkout, tested.option)
+    name, pairs = tested.implementation, options_tested(tested)
     pair = load_models(networks, Mode(about.device), about.quiet)
     # parts are asked about what is computed, and not whether anything was drafted
     limits = Limits(tested.timeout, allow_write=writable_folders(tested.allow_write))

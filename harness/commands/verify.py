@@ -132,7 +132,7 @@ def verify(
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
-    from harness.commands._inputs import batches_for, factory_options, load_models, with_speed, writable_folders
+    from harness.commands._inputs import batches_for, load_models, options_tested, with_speed, writable_folders
     from harness.decoders import Limits, Terms
     from harness.pool import Parallelism
     from harness.protocol import Contract
@@ -148,10 +148,10 @@ def verify(
     check_page(outputs.html)
     loss = loss_of(networks, images, judging)
     check_readable(judging.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
-    name, pairs = tested.implementation, factory_options(tested.implementation, tested.checkout, tested.option)
+    name, pairs = tested.implementation, options_tested(tested)
     if judging.contract and name == options.OWN:
         parse_policy(decoding.policy, judging.contract)
-    settings = with_speed(settings_for(decoding, name, pairs), name, decoding.graphs, decoding.compile)
+    settings = with_speed(settings_tested(decoding, name, pairs), name, decoding.graphs, decoding.compile)
     if judging.cover and (decoding.graphs or decoding.compile):
         raise InputError("cover", True, "is a design with settings of its own", "drop it, or --graphs and --compile")
     budgets = judging.budgets.absolute()  # read after the factory, which may change folder
@@ -270,6 +270,19 @@ def settings_for(decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str, st
         lengths = integers("draft_len", draft_len, "1,2,5")
     policy = "" if published else decoding.policy
     return [Settings(length, decoding.bonus, policy, pairs) for length in lengths]
+
+
+def settings_tested(decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str, str], ...]) -> list[Settings]:
+    """Return the settings of the decoder under test. Raises `InputError` for what a published one never reads, too."""
+    from harness.verification import is_published, takes_draft_len
+
+    unread = ["policy", "bonus"] if is_published(name) else []
+    unread += [] if takes_draft_len(name) else ["draft_len"]
+    given = [each for each in unread if each in decoding.given]
+    if given:
+        rule = f"has no effect on {name}, which has a rule of its own"
+        raise InputError(given[0], getattr(decoding, given[0]), rule, "drop it; --option NAME=VALUE sets what it has")
+    return settings_for(decoding, name, pairs)
 
 
 def other_for(judging: VerifyJudging, name: str, settings: list[Settings], decoding: VerifyDecoding) -> Other | None:

@@ -10,7 +10,7 @@ from harness.decoders._factory import (
     parse_factory_options,
     pickled_factory,
 )
-from harness.decoders._in_process import run_in_process
+from harness.decoders._in_process import crashed_part, run_in_process
 from harness.decoders._limits import Limits, OutOfTimeError, Surroundings
 from harness.decoders._runner import Built, Runner, claimed_contract, start_runner
 from harness.decoders._terms import Other, Terms

@@ -24,7 +24,7 @@ import torch
 
 from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
 from harness.decoders._factory import build_by_factory, load_factory
-from harness.decoders._in_process import Watched, inspect_parts, run_in_process
+from harness.decoders._in_process import Watched, are_lengthless, inspect_parts, run_in_process
 from harness.decoders._limits import OutOfTimeError
 from harness.decoders._mailbox import Mailbox
 from harness.errors import InputError
@@ -65,7 +65,7 @@ def _serve(job: DecoderJob, conversation: int) -> None:
         except InputError as error:
             _say(replies, DecoderReply(refused=error))
             return
-        _say(replies, DecoderReply([str(decoder.contract) for decoder in decoders], moved))
+        _say(replies, DecoderReply([str(decoder.contract) for decoder in decoders], moved, are_lengthless(decoders)))
         while True:
             question: DecoderQuestion = pickle.load(questions)
             with alarm.within(question.timeout_s):

@@ -54,6 +54,7 @@ class DecoderReply:
     contracts: list[str] = field(default_factory=list)  # what the decoders claim, once they are built
     # process-wide settings of precision that building them changed, a clause each
     moved: list[str] = field(default_factory=list)
+    lengthless: bool = False  # no decoder reads a draft length
     refused: InputError | None = None  # the refusal of the settings, or of a request
     parts: list[PartLaw] = field(default_factory=list)  # what the laws of the parts found
     defects: list[Divergence] = field(default_factory=list)  # why a decode did not end well
@@ -105,6 +106,7 @@ class DecoderReply:
             return cls(
                 [str(name) for name in values["contracts"]],
                 [str(clause)[:200] for clause in values["moved"]],
+                values["lengthless"] is True,
                 InputError(*_texts(refused, 4)) if refused is not None else None,
                 [_part_law(row) for row in values["parts"]],
                 [_defect(each, seed) for each in values["defects"]],

@@ -31,7 +31,7 @@ def is_own_decoder(factory: Factory | str) -> bool:
 
 
 def parse_factory_options(
-    checkout: Path | None, given: Sequence[str], option: str = "option"
+    checkout: Path | None, given: Sequence[str], option: str = "option", stubs: Sequence[str] = ()
 ) -> tuple[tuple[str, str], ...]:  # fmt: skip
     """Return the options of a factory: its checkout, as an absolute path since a factory may change folder, and more.
 
@@ -40,9 +40,15 @@ def parse_factory_options(
     options = [("checkout", str(checkout.absolute()))] if checkout is not None else []
     for text in given:
         name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(option, text, "must read NAME=VALUE", f"pass --{option} gamma=2")
+        word, _, rest = name.partition(".")
+        if not equals or not (name.isidentifier() or (word == "init" and rest.isidentifier())):
+            raise InputError(option, text, "must read NAME=VALUE, or init.NAME=VALUE", f"pass --{option} gamma=2")
         options.append((name, value))
+    for text in stubs:
+        name, equals, file = text.partition("=")
+        if not equals or not all(word.isidentifier() for word in name.split(".")):
+            raise InputError("stub", text, "must read NAME=FILE", "pass --stub wandb=stub.py")
+        options.append((f"stub.{name}", str(Path(file).absolute())))
     return tuple(options)
 
 

@@ -35,6 +35,7 @@ from harness.signals import ctrl_c_is_a_stop
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 PACKAGE = str(Path(__file__).parents[1])
+LAWS = str(Path(PACKAGE, "laws"))
 MOST_LEFT = 5  # things left behind that are named
 KNOWN = {NonFiniteError: "non-finite", ImageError: "image", NoiseError: "noise"}  # exceptions that name their component
 
@@ -51,6 +52,7 @@ class InProcess:
         with precision_unchanged() as self.moved:
             self._decoders = [build_by_factory(factory, models, setting) for setting in settings]
         self.contracts = [str(decoder.contract) for decoder in self._decoders]
+        self.lengthless = are_lengthless(self._decoders)
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
@@ -66,6 +68,11 @@ class InProcess:
 
     def close(self) -> None:
         """Nothing is left to end."""
+
+
+def are_lengthless(decoders: Sequence[Implementation]) -> bool:
+    """Tell whether decoders say that they read no draft length: one decode of them is as good as four."""
+    return all(getattr(decoder, "takes_draft_len", True) is False for decoder in decoders)
 
 
 class Watched:
@@ -102,6 +109,7 @@ def run_in_process(
         changes = [Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
         return Judgement(request.B, defects=changes)
     outcome.remarks += [f"decoding {what}" for what in left_behind[:MOST_LEFT]]
+    outcome.remarks += implementation.remarks if isinstance(implementation, Sampler) else []
     return outcome if outcome.remarks else outcome.whole_trace or outcome
 
 
@@ -177,9 +185,19 @@ def _crash(error: BaseException) -> str:
     own = [frame for frame in outside if not frame.filename.startswith(PACKAGE)]
     frame = (own or outside or frames)[-1]
     where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
-    part = _part([(each.name, Path(each.filename).stem) for each in outside])
+    part = crashed_part(error)
     where += f": part {part}" if part else ""
     return " ".join(f"{type(error).__name__}: {text_of(error)[:500]} in {where}".split())
+
+
+def crashed_part(error: BaseException) -> str:
+    """Return the part that an exception was raised in, as far as names of functions and modules on the way tell it.
+
+    Laws call parts, and are none themselves.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<", LAWS))]
+    return _part([(each.name, Path(each.filename).stem) for each in outside])
 
 
 # Words of functions and modules, ours and the report's, and the part that they belong to; the first that fits holds.

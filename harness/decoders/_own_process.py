@@ -82,7 +82,7 @@ class OwnProcess:
             built = self._start()
             if built.refused is not None:
                 raise built.refused
-            self.contracts, self.moved = built.contracts, built.moved
+            self.contracts, self.moved, self.lengthless = built.contracts, built.moved, built.lengthless
         except (GoneError, UnreadableError) as error:
             rule = f"built no decoder: {self._given_up(error)}"
             self.close()

@@ -25,6 +25,7 @@ class Built:
     contracts: list[str]  # what they claim, as far as it is enough, by setting
     # process-wide settings of precision that building them changed, a clause each
     moved: list[str] = field(default_factory=list)
+    lengthless: bool = False  # none of them reads a draft length: they say so by `takes_draft_len`
 
 
 class Runner(Protocol):
@@ -32,6 +33,7 @@ class Runner(Protocol):
 
     contracts: list[str]  # what the decoders claim
     moved: list[str]  # process-wide settings of precision that building them changed, a clause each
+    lengthless: bool  # none of them reads a draft length
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting."""

@@ -22,7 +22,7 @@ from harness.errors import InputError
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.laws._case import Case
 from harness.laws._catalogue import LAWS
-from harness.laws._engine import SHRINK_S, CaseList, CaseSource, LawResult, Report, Scope, try_law
+from harness.laws._engine import SHRINK_S, CaseList, CaseSource, LawResult, Report, Scope, isolated_parts, try_law
 from harness.laws._law import Law, Subject, Violation
 from harness.pool import Crew, Died, Parallelism, employ
 from harness.speculative.parts import Parts
@@ -211,12 +211,19 @@ def inspect_parts(
     subject: Subject, cases: Sequence[Case], progress: Callable[[], None] = lambda: None
 ) -> list[PartLaw]:
     """Ask every law of parts; return a row a part and law. `progress` is called after every law."""
-    rows = []
+    results = []
     for law in part_laws():
-        result = try_law(law, subject, CaseList(cases))
-        rows += [_row(part, result) for part in law.watches if part in _PARTS]
+        results.append(try_law(law, subject, CaseList(cases)))
         progress()
+    rows = [_row(part, each) for each in results for part in _parts_of(each, results)]
     return sorted(rows, key=lambda row: _PARTS.index(row.part))
+
+
+def _parts_of(result: LawResult, results: Sequence[LawResult]) -> list[str]:
+    """Return the parts that a law has a row of: all that it watches, of a broken one those that it points to."""
+    named = result.law.watches if result.violation is None else isolated_parts(result, results)
+    known = [part for part in named if part in _PARTS]
+    return known or [part for part in result.law.watches if part in _PARTS]
 
 
 def _row(part: str, result: LawResult) -> PartLaw:

@@ -8,7 +8,7 @@ is imported when cases are drawn: no other command waits for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +57,29 @@ class LawResult:
         return f"{self.law.id:28s} {counts} {self.seconds:7.2f} s  {outcome}"
 
 
+def most_specific(rows: Iterable[LawResult]) -> list[LawResult]:
+    """Return the broken laws, first those that point to the fewest parts: what a traceback names, then by watches."""
+    broken = [row for row in rows if row.violation is not None]
+    return sorted(broken, key=lambda row: 1 if row.violation and row.violation.part else len(row.law.watches))
+
+
+def isolated_parts(row: LawResult, rows: Sequence[LawResult]) -> tuple[str, ...]:
+    """Return what a broken law points to, of all laws that were tried: the part that its traceback names, or what it
+    watches and more specific broken laws watch, too, without parts that a law of their own found to be right.
+    """
+    assert row.violation is not None
+    if row.violation.part:
+        return (row.violation.part,)
+    parts = row.law.watches
+    for other in most_specific(rows):
+        common = tuple(part for part in parts if part in other.law.watches)
+        if len(other.law.watches) < len(row.law.watches) and common:
+            parts = common
+    alone = {each.law.watches for each in rows if each.violation is None and each.exercised}
+    suspects = tuple(part for part in parts if (part,) not in alone)
+    return suspects or parts
+
+
 @dataclass
 class Report:
     """What all laws saw; its `str` is a table and the first violation."""
@@ -65,8 +88,8 @@ class Report:
 
     @property
     def violations(self) -> list[Violation]:
-        """The violation of every broken law."""
-        return [row.violation for row in self.rows if row.violation is not None]
+        """The violation of every broken law, the most specific first."""
+        return [row.violation for row in most_specific(self.rows) if row.violation is not None]
 
     @property
     def verdict(self) -> Verdict:

@@ -7,7 +7,7 @@ that hangs, or ends its process, ends the laws: what is left would end as that o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from harness.decoders import Factory, Limits
 from harness.errors import InputError, StopSignal, one_line, shortened
 from harness.laws._catalogue import LAWS
 from harness.laws._conformance import LawWork, Options, try_laws
-from harness.laws._engine import CaseList, LawResult, fixed_cases
+from harness.laws._engine import CaseList, LawResult, fixed_cases, isolated_parts, most_specific
 from harness.laws._law import Violation
 from harness.pool import Crew
 from harness.runs import BrokenLaw, LawsTried
@@ -81,14 +81,14 @@ def try_laws_quickly(
 
 
 def summed_up(results: Iterable[LawResult], count: int) -> LawsTried:
-    """Return what some laws saw in so many cases each, in the order of `LAWS`."""
+    """Return what some laws saw in so many cases each, in the order of `LAWS`; broken ones the most specific first."""
     by_id = {row.law.id: row for row in results}
     rows = [by_id[law.id] for law in LAWS if law.id in by_id]
     refused = [row for row in rows if row.refused and not row.examples]
     return LawsTried(
         count,
         sum(row.violation is None and row.exercised > 0 for row in rows),
-        tuple(_broken(row.violation) for row in rows if row.violation is not None),
+        tuple(_broken(row.violation, isolated_parts(row, rows)) for row in most_specific(rows) if row.violation),
         _ids(row for row in rows if row.violation is None and row.examples and not row.exercised),
         _ids(refused),
         shortened(one_line(refused[0].why), _MOST_SAID) if refused else "",
@@ -101,7 +101,7 @@ def _ids(rows: Iterable[LawResult]) -> tuple[str, ...]:
     return tuple(row.law.id for row in rows)
 
 
-def _broken(violation: Violation) -> BrokenLaw:
+def _broken(violation: Violation, parts: Sequence[str]) -> BrokenLaw:
     finding = " ".join(violation.found.split())[:_MOST_SAID]
     clause = f"law {violation.law.id}: {finding}; {violation.replay}"
-    return BrokenLaw(", ".join(violation.law.watches), clause, violation.case.seed)
+    return BrokenLaw(", ".join(parts), clause, violation.case.seed)

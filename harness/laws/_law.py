@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.decoders import Factory, OutOfTimeError, build_by_factory
+from harness.decoders import Factory, OutOfTimeError, build_by_factory, crashed_part
 from harness.errors import HarnessError, InputError, StopSignal
 from harness.judge import Broken, differences, require
 from harness.laws._case import Case, forget_models
@@ -44,13 +44,21 @@ def policy_name(text: str) -> str:
 class Violation(HarnessError):  # noqa: N818
     """A law is broken, by one clause; the message fits on one screen and holds the case to replay.
 
-    `factory` is the decoder as Python names it in the printed replay.
+    `factory` is the decoder as Python names it in the printed replay; `part` is where it crashed, if it did and its
+    traceback tells.
     """
 
     def __init__(
-        self, law: Law, case: Case, found: str, factory: str = "FACTORY", options: tuple[tuple[str, str], ...] = ()
+        self,
+        law: Law,
+        case: Case,
+        found: str,
+        factory: str = "FACTORY",
+        options: tuple[tuple[str, str], ...] = (),
+        part: str = "",
     ) -> None:
         self.law, self.case, self.found, self.factory, self.options = law, case, found, factory, options
+        self.part = part
         self.replay = f"from harness.laws import Case, check; check({law.id!r}, {factory}, {case!r}" + (
             f", {options!r})" if options else ")"
         )
@@ -60,9 +68,9 @@ class Violation(HarnessError):  # noqa: N818
             f"  replay:  {self.replay}"
         )
 
-    def __reduce__(self) -> tuple[type[Violation], tuple[Law, Case, str, str, tuple[tuple[str, str], ...]]]:
+    def __reduce__(self) -> tuple[type[Violation], tuple[Law, Case, str, str, tuple[tuple[str, str], ...], str]]:
         """Travel between processes: an exception is pickled by its arguments."""
-        return Violation, (self.law, self.case, self.found, self.factory, self.options)
+        return Violation, (self.law, self.case, self.found, self.factory, self.options, self.part)
 
 
 class NotOffered(Exception):  # noqa: N818
@@ -207,7 +215,8 @@ class Law:
         except BaseException as error:  # of whatever kind: the decoder is somebody else's code
             forget_models()
             found = f"the decoder raised {type(error).__name__}: {error}"
-            raise Violation(self, case, found, subject.name, subject.options) from error
+            part = crashed_part(error)
+            raise Violation(self, case, found, subject.name, subject.options, part) from error
 
 
 def law(

@@ -32,6 +32,7 @@ class Round:
         draft_rows: positions that the draft computed for this image.
         target_cache: positions in the target's cache after the round.
         draft_cache: positions in the draft's cache after the round.
+        kept: of the accepted scales, those that the rule had rejected and that stayed as drafted all the same.
     """
 
     first: int
@@ -46,6 +47,7 @@ class Round:
     draft_rows: int = 0
     target_cache: int = 0
     draft_cache: int = 0
+    kept: int = 0
 
     @property
     def finished(self) -> int:

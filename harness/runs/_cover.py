@@ -84,8 +84,8 @@ def verify_coverage_plan(
     without bonus scales; what it refuses is counted. The plan is that of `plan_of`. Raises as `verify_decodes`, but
     for refusals of some settings or requests.
     """
-    fixed = _narrowed(decodes.plan, lambda setting: setting if isinstance(setting.draft_len, int) else None)
-    plans = [decodes.plan, fixed, _narrowed(fixed, lambda setting: replace(setting, bonus=False))]
+    fixed = decodes.plan.narrowed(lambda setting: setting if isinstance(setting.draft_len, int) else None)
+    plans = [decodes.plan, fixed, fixed.narrowed(lambda setting: replace(setting, bonus=False))]
     for plan in plans:
         terms = replace(decodes.terms, refusals=True, covers=True, unasked=decodes.plan.decodes - plan.decodes)
         try:
@@ -113,19 +113,6 @@ def plan_of(blocks: Sequence[Block]) -> Plan:
         number += len(block.settings)
     tasks = tuple(Task(k, request, tuple(numbers)) for k, (request, numbers) in enumerate(meets.items()))
     return Plan(tuple(setting for block in blocks for setting in block.settings), tasks, drafts)
-
-
-def _narrowed(plan: Plan, change: Callable[[Settings], Settings | None]) -> Plan:
-    """Return a plan with other settings: None drops one, and those that become equal under one draft are one."""
-    changed = [(change(setting), draft) for setting, draft in zip(plan.settings, plan.drafts, strict=True)]
-    left = list(dict.fromkeys((setting, draft) for setting, draft in changed if setting is not None))
-    settings, drafts = tuple(setting for setting, _ in left), tuple(draft for _, draft in left)
-    number = {old: left.index((setting, draft)) for old, (setting, draft) in enumerate(changed) if setting is not None}
-    tasks = [
-        replace(task, settings=tuple(dict.fromkeys(number[old] for old in task.settings if old in number)))
-        for task in plan.tasks
-    ]
-    return Plan(settings, tuple(task for task in tasks if task.settings), drafts)
 
 
 def say_what_was_covered(result: Verification, terms: Terms) -> None:

@@ -105,6 +105,10 @@ def verify_decodes(
     wanted = MOST_PICTURES if store.file else 0
     work = VerifyWork(models, sent, plan.settings, plan.most, budget, told, plan.drafts, wanted)
     with closing(crew.open(work)) as pool:
+        once = plan.lengthless() if pool.about.lengthless and terms.against is None else plan
+        if once.decodes < plan.decodes:  # the same decoder under every length
+            progress(Step(plan.images - once.images))
+            return verify_decodes(models, replace(decodes, plan=once), parallelism, store, progress)
         seed, built = plan.tasks[0].request.seed, pool.about
         result.early += [Divergence("precision", f"building changed {what}", seed) for what in built.moved]
         contracts = [Contract.of(contract) for contract in built.contracts]

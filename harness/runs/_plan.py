@@ -5,8 +5,8 @@ Promise: a plan is data. Whoever takes its tasks, in whatever order, the result 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from harness.errors import InputError
 from harness.protocol import Request, Settings
@@ -47,6 +47,22 @@ class Plan:
         """Return the plan in which every setting, with its draft, meets every request."""
         every = tuple(range(len(settings)))
         return cls(tuple(settings), tuple(Task(k, request, every) for k, request in enumerate(requests)), drafts)
+
+    def narrowed(self, change: Callable[[Settings], Settings | None]) -> Plan:
+        """Return the plan with other settings: None drops one, and those that become equal under one draft are one."""
+        changed = [(change(setting), draft) for setting, draft in zip(self.settings, self.drafts, strict=True)]
+        left = list(dict.fromkeys((setting, draft) for setting, draft in changed if setting is not None))
+        number = {old: left.index((each, draft)) for old, (each, draft) in enumerate(changed) if each is not None}
+        tasks = [
+            replace(task, settings=tuple(dict.fromkeys(number[old] for old in task.settings if old in number)))
+            for task in self.tasks
+        ]
+        settings, drafts = tuple(setting for setting, _ in left), tuple(draft for _, draft in left)
+        return Plan(settings, tuple(task for task in tasks if task.settings), drafts)
+
+    def lengthless(self) -> Plan:
+        """Return the plan of a decoder that reads neither draft length nor bonus."""
+        return self.narrowed(lambda setting: replace(setting, draft_len="", bonus=False, policy=""))
 
     @property
     def images(self) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harness.adapters import OF_CODE
 from harness.clock import timed
 from harness.decoders import Built, Factory, Other, Runner, Terms, claimed_contract, factory_name, start_runner
 from harness.errors import InputError
@@ -116,7 +117,8 @@ class Verifier:
         named = work.factory if isinstance(work.factory, str) else factory_name(work.factory)
         tested, other = names_of((named, work.settings[0]), work.terms.against)
         self._names = f"tested {tested}", f"other {other}"  # two checkouts of one commit may be called the same
-        self.about = Built(contracts, list(dict.fromkeys(moved)))
+        lengthless = all(where.lengthless for where, _, _ in self._decoders.values())
+        self.about = Built(contracts, list(dict.fromkeys(moved)), lengthless)
 
     def do(self, task: Task) -> Done:
         """Decode one task by the reference and under its settings, and judge."""
@@ -215,7 +217,8 @@ class Verifier:
 
     def _remarked(self, judgement: Judgement, remarks: list[str], request: Request) -> Judgement:
         """Return a judgement with the remarks on its decode, which are defects where the terms are strict."""
-        strict = [Divergence("environment", each, request.seed) for each in remarks if self.work.terms.strict]
+        left = [each for each in remarks if self.work.terms.strict and OF_CODE not in each]
+        strict = [Divergence("environment", each, request.seed) for each in left]
         return replace(judgement, remarks=remarks, defects=[*judgement.defects, *strict], partial=None)
 
     def _evidence(self, request: Request, number: int, actual: Trace, expected: Trace, noise: Noise) -> Evidence:

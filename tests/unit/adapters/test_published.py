@@ -76,7 +76,10 @@ MISTAKES = [
     ("alias", "f_hat"),
     ("double-update", "f_hat"),
     ("start-token", "crash"),
-    ("own-tokens transposed", "query"),  # whose first wrong scale has as many tokens as channels
+    (
+        "own-tokens transposed",
+        "crash",
+    ),  # behind a scale that has as many tokens as channels: the first line all the same
     ("repair-query", "crash"),
     ("repair-split", "crash"),
 ]

@@ -80,7 +80,7 @@ def test_verify_against_another_checkout(monkeypatch, tmp_path: Path, capsys):
         "0:1",
     ]
     assert command(monkeypatch, *arguments, "--labels", "0", "--against-checkout", str(wrong)) == 1
-    assert "first difference: component query (x_RLD of scale 1 differs by" in capsys.readouterr().out
+    assert "first difference: component positions (x_RLD of scale 1 differs by" in capsys.readouterr().out
 
 
 BAD = [
