@@ -10,6 +10,7 @@ from torch import Tensor
 from harness.protocol._request import Request
 from harness.protocol.noise import TOKEN, Noise
 from harness.reference import _steps as steps
+from harness.reference import _var as var
 
 
 def with_tau(tau: Callable[[float], float], power: int = 1) -> Callable[..., Tensor]:
@@ -27,7 +28,7 @@ def right_tau(ramp: float) -> float:
 
 
 def wrong_row(logits_BlV: Tensor, E_BlV: Tensor, codebook_VC: Tensor, ramp: float) -> Tensor:
-    return steps.smooth_codes(logits_BlV, E_BlV, codebook_VC.roll(1, 0), ramp)
+    return var.smooth_codes(logits_BlV, E_BlV, codebook_VC.roll(1, 0), ramp)
 
 
 def unfiltered(

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from harness.models.var.transformer import Transformer
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
+from harness.reference import _families as families
+from harness.reference import sequential
 from harness.runs._result import Verification
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
@@ -169,3 +171,11 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0)
+
+
+def bend(monkeypatch: pytest.MonkeyPatch, name: str, thing: object) -> None:
+    """Put something else in the place of a step of the reference: one of VAR, or one of every family's."""
+    if name in {field.name for field in fields(families.FamilySteps)}:
+        monkeypatch.setitem(families.FAMILIES, "var", replace(families.VAR, **{name: thing}))
+    else:
+        monkeypatch.setattr(sequential, name, thing)

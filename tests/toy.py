@@ -72,6 +72,10 @@ class ToyTransformer:
         """Return a copy on `device` in `dtype`."""
         return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})
 
+    def converted(self, dtype: torch.dtype) -> ToyTransformer:
+        """Return a copy in `dtype`."""
+        return self.to(self.device, dtype)
+
     def embed(self, raw_BnC: Tensor) -> Tensor:
         """Return the raw input in the first C of D channels."""
         n_zero = self.config.D - self.config.C
@@ -83,7 +87,10 @@ class ToyTransformer:
         zero_RD = torch.zeros(len(labels_R), self.config.D, device=self.device, dtype=self.dtype)
         return Condition(zero_RD, (), (table_RLV, table_RLV))
 
-    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+    def hidden(
+        self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return h (R,n,2D): the input, and the mean input of all visible positions."""
         k_R1KD, v_R1KD = cache.extend(0, x_RnD[:, None], x_RnD[:, None])
         weights_nK = x_RnD.new_zeros(x_RnD.shape[1], k_R1KD.shape[2]) if mask_11nK is None else mask_11nK[0, 0]

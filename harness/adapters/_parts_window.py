@@ -48,7 +48,7 @@ def _require_input(probe: Probe, actual: Tensor, si: int, error: float, what: st
     """Compare one scale of a query, and name what stands there instead."""
     B, network, span = probe.request.B, probe.target.network, probe.pyramid.span(si)
     expected = probe.target.run.x_RLD[:, span]
-    own = network.embed(probe.code.models.vae.quantizer.codebook_VC[probe.tokens_BL[:, span]])
+    own = network.embed(probe.code.models.vqvae.quantizer.codebook_VC[probe.tokens_BL[:, span]])
     position = network.lvl_SD[si] + network.pos_LD[span]
     why: dict[str, Tensor] = {
         "the codes of its own tokens stand in place of the resized f_hat": (own + position).repeat(2, 1, 1),

@@ -172,7 +172,7 @@ class Probe:
 
     def f_hats_along(self, first: int, tokens: Iterable[Tensor]) -> list[Tensor]:
         """Return f_hat before and after every scale from `first` on with these tokens."""
-        quantizer, f_hats = self.code.models.vae.quantizer, [self.f_hat(first)]
+        quantizer, f_hats = self.code.models.vqvae.quantizer, [self.f_hat(first)]
         for si, idx in enumerate(tokens, first):
             codes = quantizer.codes(idx, self.pyramid.patch_nums[si])
             f_hats.append(accumulate(f_hats[-1], codes, si, quantizer, self.pyramid))

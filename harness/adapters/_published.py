@@ -40,7 +40,7 @@ class Published:
         check_dtype(models)
         stubs, init = (named(options or {}, word) for word in ("stub", "init"))
         self.models, self.checkout = models, Checkout(checkout, stubs)
-        self.vae = build_vae(self.checkout, models.vae, models.pyramid.patch_nums, models.device)
+        self.vae = build_vae(self.checkout, models.vqvae, models.pyramid.patch_nums, models.device)
         self.draft: Any = build_network(self.checkout, models.draft, self.vae, init)
         self.target: Any = build_network(self.checkout, models.target, self.vae, init)
         defaults = ", ".join(f"{name}={value!r}" for name, value in defaults_of(self.checkout, init).items())

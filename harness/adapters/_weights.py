@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from harness.adapters._checkout import Checkout
 from harness.errors import InputError, text_of
+from harness.models import var_config
 from harness.models.network import Network
 from harness.models.var.autoencoder import Autoencoder
 
@@ -124,7 +125,7 @@ def build_network(checkout: Checkout, network: Network, vae: CodesOnly, init: Ma
 
     Raises `InputError` where the checkout has no ``VAR``, or one of other arguments or parameters.
     """
-    config, device = network.config, network.device
+    config, device = var_config(network), network.device
     for name, text in init.items():
         if name not in _arguments(checkout):
             known = ", ".join(f"init.{each}" for each in _arguments(checkout)) or "none"

@@ -60,7 +60,7 @@ def allowances(case: RecordedCase, run: Trace) -> Allowances:
         LIMITS["f_hat cap"] * max(1.0, float(run.intermediates.f_hat_SBCPP.abs().max())),
     )
     budget, pyramid = replace(worst, rows=rows), case.models.pyramid
-    logits_S = tuple(budget.guided(case.request.cfg, pyramid.ramp(si)).logits for si in pyramid)
+    logits_S = tuple(budget.guided(case.request.guidance, pyramid.ramp(si), si).logits for si in pyramid)
     return Allowances(logits_S, 2 * f_hat, LIMITS["image"])  # both sides may be off
 
 

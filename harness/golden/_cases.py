@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.golden._metadata import GoldenCase, Recipe, check_batch, check_fit, check_weights, naming
-from harness.models import ModelPair, load_digits
+from harness.models import ModelPair, load_digits, var_config
 from harness.models.network import Network, TransformerConfig
 from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.var.sizes import count_scalars, filled_weights
@@ -119,7 +119,7 @@ class RecordedCase:
 
     def shapes(self) -> TensorShapes:
         """Return dtype and shape of every tensor of the case but `rounds`, whose length the decode decides."""
-        pyramid, vae, B = self.models.pyramid, self.models.vae.config, self.request.B
+        pyramid, vae, B = self.models.pyramid, self.models.vqvae.config, self.request.B
         side = pyramid.P * vae.downsampling
         map_shape = (B, vae.C, pyramid.P, pyramid.P)
         shapes: TensorShapes = {
@@ -151,7 +151,7 @@ def _fitted(case: GoldenCase, models_name: str, device: torch.device) -> Recorde
         count=count,
     )  # fmt: skip
     request.check_against(models.target.config.classes, models.target.config.V)
-    check_batch(request.B, models.pyramid, models.target.config, models.vae.config.downsampling)
+    check_batch(request.B, models.pyramid, var_config(models.target), models.vqvae.config.downsampling)
     filled_ones = models_name == "filled"
     logits = case.logits or ("all" if filled_ones else "some" if case.deep else "none")
     fitted = RecordedCase(case.id, case.sampler, request, models, f_hats=bool(case.deep), logits=logits)

@@ -42,7 +42,7 @@ class Nudged:
         self.config, self.weights, self.pyramid = network.config, network.weights, network.pyramid
         self.device, self.dtype, self.start_1D = network.device, network.dtype, network.start_1D
         self.pos_LD, self.lvl_SD = network.pos_LD, network.lvl_SD
-        self.bytes, self.to = network.bytes, network.to
+        self.bytes, self.to, self.converted = network.bytes, network.to, network.converted
         self.condition, self.hidden = network.condition, network.hidden
 
     def embed(self, raw_BnC: Tensor) -> Tensor:

@@ -113,8 +113,8 @@ def _compare(evidence: Evidence, names: tuple[str, str], final_B: list[int], jud
     rivals, pyramid = Rivals(replace(evidence, noise=evidence.numbers), names), evidence.models.pyramid
     same_BL = evidence.actual.tokens_BL == evidence.expected.tokens_BL
     for image, final in enumerate(final_B):
-        judgement.draws += pyramid.begin(final) if final < pyramid.S else pyramid.L
-        judgement.identical += int(same_BL[image, : pyramid.end(final - 1)].sum()) if final else 0
+        judgement.draws += pyramid.draws.begin(final)
+        judgement.identical += int(same_BL[image, : pyramid.draws.begin(final)].sum())
     judgement.compared = ["tokens", "final f_hat"]
     if evidence.actual.intermediates is not None and evidence.expected.intermediates is not None:
         judgement.compared += SHOWN
@@ -140,11 +140,11 @@ def _judge_image(rivals: Rivals, image: int, final: int, judgement: Judgement) -
     wrong, records, pyramid = None, list[Divergence](), evidence.models.pyramid
     for si in range(final):
         wrong = wrong or _wrong_tensor(rivals, image, si)
-        span = pyramid.span(si)
+        span = pyramid.draws.span(si)
         differ_n = torch.nonzero(actual_L[span] != expected_L[span]).flatten()
         if len(differ_n):
             records = _judge_tokens(evidence, image, si, span.start + differ_n, wrong is None)
-            rest = slice(span.stop, pyramid.end(final - 1))
+            rest = slice(span.stop, pyramid.draws.begin(final))
             judgement.unclaimed += int((actual_L[rest] != expected_L[rest]).sum())
             break
         wrong = wrong or _wrong_f_hat(evidence, image, si)
@@ -162,14 +162,16 @@ def _wrong_tensor(rivals: Rivals, image: int, si: int) -> Divergence | None:
     one, other = evidence.actual.intermediates, evidence.expected.intermediates
     if one is None or other is None:
         return None
-    span, B = evidence.models.pyramid.span(si), evidence.request.B
+    pyramid, B = evidence.models.pyramid, evidence.request.B
+    span, draws = pyramid.span(si), pyramid.draws.span(si)
     allowed = evidence.allowance(si)
     x = float(other.x_RLD[:, span].nan_to_num().abs().max())
     x_error = max(2 * allowed.f_hat, 1e-5) * max(1.0, x)
     errors = {"x_RLD": x_error, "rows_RLV": 2 * evidence.budget.rows, "guided_BLV": 2 * allowed.logits}
     for name, error in errors.items():
         rows = [image] if name == "guided_BLV" else [image, B + image]
-        far = _distance(getattr(one, name)[rows, span], getattr(other, name)[rows, span])
+        place = span if name == "x_RLD" else draws
+        far = _distance(getattr(one, name)[rows, place], getattr(other, name)[rows, place])
         if far > error:
             detail = f"{name} of scale {si} differs by {far:.3g}, rounding explains {error:.2g}"
             found = [each for each in (rivals.explained(image, si), rivals.swapped().explained(image, si)) if each]
@@ -205,32 +207,34 @@ def _at(evidence: Evidence, component: str, detail: str, image: int, si: int) ->
     return Divergence(component, detail, **where, label=labels[image] if labels else -1, scale=si)
 
 
-def _judge_tokens(evidence: Evidence, image: int, si: int, position_n: Tensor, may_tie: bool) -> list[Divergence]:
+def _judge_tokens(evidence: Evidence, image: int, si: int, draw_n: Tensor, may_tie: bool) -> list[Divergence]:
     """Record tokens that differ: a tie where the logits agree and the race between the two is within rounding."""
     allowed, expected = evidence.allowance(si).logits, evidence.expected.intermediates
-    bound, row_n = margin_bound(allowed), torch.full_like(position_n, image)
-    tokens_2n = torch.stack([side.tokens_BL[row_n, position_n] for side in (evidence.actual, evidence.expected)])
-    margin_n = torch.full(position_n.shape, torch.nan, dtype=torch.float64, device=position_n.device)
+    bound, row_n = margin_bound(allowed), torch.full_like(draw_n, image)
+    tokens_2n = torch.stack([side.tokens_BL[row_n, draw_n] for side in (evidence.actual, evidence.expected)])
+    margin_n = torch.full(draw_n.shape, torch.nan, dtype=torch.float64, device=draw_n.device)
     if expected is not None and may_tie:
-        exact_nV, E_nV = expected.guided_BLV[row_n, position_n], None
+        exact_nV, E_nV = expected.guided_BLV[row_n, draw_n], None
         if not evidence.greedy:
             noise = evidence.numbers
             noise.labels(evidence.models.target.config.classes)  # drawn before all numbers
-            E_nV = exponentials(noise, evidence.models.pyramid, row_n, position_n)
+            E_nV = exponentials(noise, evidence.models.pyramid, row_n, draw_n)
         allowed_n = torch.full_like(margin_n, allowed)
         one_n, other_n = (
-            margins_of_differing_tokens(exact_nV, E_nV, token_n, evidence.request, allowed_n).margin_N
+            margins_of_differing_tokens(exact_nV, E_nV, token_n, evidence.request.at(si), allowed_n).margin_N
             for token_n in tokens_2n
         )
         margin_n = torch.where(torch.isfinite(exact_nV).all(1), torch.maximum(one_n, other_n), torch.nan)
     records = []
-    columns = (position_n.tolist(), *tokens_2n.tolist(), margin_n.tolist())
-    for position, actual, other, margin in zip(*columns, strict=True):
+    columns = (draw_n.tolist(), *tokens_2n.tolist(), margin_n.tolist())
+    for draw, actual, other, margin in zip(*columns, strict=True):
         component, detail = "draw", "the logits agree, and the tokens differ"
         if math.isnan(margin):
             component, detail = "token", "the tokens differ"
         elif margin <= bound:
             component, detail = "tie", "rounding decides between the two"
         place = _at(evidence, component, detail, image, si)
-        records.append(replace(place, position=position, actual=actual, expected=other, margin=margin, bound=bound))
+        position, channel = evidence.models.pyramid.place(draw)
+        place = replace(place, position=position, channel=channel, actual=actual, expected=other)
+        records.append(replace(place, margin=margin, bound=bound))
     return records

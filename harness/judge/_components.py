@@ -15,7 +15,8 @@ from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._inputs import wrong_input
 from harness.judge._rounded import guided_in_fewer_bits, rounding_of
 from harness.judge._rows import wrong_rows
-from harness.protocol import Intermediates
+from harness.protocol import Intermediates, largest_factor
+from harness.reference import family_of
 from harness.rounding import Budget
 
 # The input is a sum of embeddings and one linear map of C terms: rounding leaves a few units in the last place of the
@@ -57,13 +58,13 @@ def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates
     """Tell of every scale of every image whether all its tensors agree, by the checks of `wrong_at`."""
     pyramid, budget = evidence.models.pyramid, evidence.budget
     error_B = _input_error(_halves(expected.x_RLD, slice(None), slice(None)), budget)
-    agree, ulp = [], guidance_ulp(evidence, actual, expected)
+    agree, ulp, every = [], guidance_ulp(evidence, actual, expected), slice(None)
     for si in pyramid:
-        span, t = pyramid.span(si), evidence.request.cfg * pyramid.ramp(si)
-        x, rows = (_halves(each, slice(None), span) for each in (actual.x_RLD, actual.rows_RLV))
-        expected_x, expected_rows = (_halves(each, slice(None), span) for each in (expected.x_RLD, expected.rows_RLV))
+        span, draws = pyramid.span(si), pyramid.draws.span(si)
+        x, expected_x = (_halves(each.x_RLD, every, span) for each in (actual, expected))
+        rows, expected_rows = (_halves(each.rows_RLV, every, draws) for each in (actual, expected))
         agree_B = _close(x, expected_x, error_B) & _same_rows(rows, expected_rows, budget)
-        agree_B &= _is_guided(actual.guided_BLV[:, span], rows[0], rows[1], t, ulp)
+        agree_B &= _is_guided(evidence, actual.guided_BLV[:, draws], rows, si, ulp)
         for image, scales in enumerate(evidence.unverified):
             if si in scales:
                 agree_B[image] = True
@@ -82,23 +83,22 @@ def wrong_at(
 ) -> WrongTensor | None:
     """Return the first wrong tensor of one image at one scale; None when all agree."""
     pyramid, budget = evidence.models.pyramid, evidence.budget
-    span, one = pyramid.span(si), slice(image, image + 1)
-    for name in ("x_RLD", "rows_RLV"):
-        if not bool(torch.isfinite(_halves(getattr(actual, name), one, span)).all()):
+    span, draws, one = pyramid.span(si), pyramid.draws.span(si), slice(image, image + 1)
+    for name, place in (("x_RLD", span), ("rows_RLV", draws)):
+        if not bool(torch.isfinite(_halves(getattr(actual, name), one, place)).all()):
             return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
     error_b = _input_error(_halves(expected.x_RLD, one, slice(None)), budget)
     if not _close(_halves(actual.x_RLD, one, span), _halves(expected.x_RLD, one, span), error_b):
         return wrong_input(evidence, image, si, float(error_b))
-    rows, expected_rows = _halves(actual.rows_RLV, one, span), _halves(expected.rows_RLV, one, span)
+    rows, expected_rows = _halves(actual.rows_RLV, one, draws), _halves(expected.rows_RLV, one, draws)
     if not _same_rows(rows, expected_rows, budget):
         return wrong_rows(evidence, image, si)
-    guided, t = actual.guided_BLV[one, span], evidence.request.cfg * pyramid.ramp(si)
-    ulp = guidance_ulp(evidence, actual, expected)
-    if not _is_guided(guided, rows[0], rows[1], t, ulp):
-        word = guided_in_fewer_bits(guided[0], rows[:, 0], t)
+    guided, ulp = actual.guided_BLV[one, draws], guidance_ulp(evidence, actual, expected)
+    if not _is_guided(evidence, guided, rows, si, ulp):
+        word = guided_in_fewer_bits(evidence, guided[0], rows[:, 0], si)
         if word:
             return WrongTensor(si, "precision", f"guided logits of scale {si} are combined in {word}")
-        swapped = _is_guided(guided, rows[1], rows[0], t, ulp)
+        swapped = _is_guided(evidence, guided, rows.flip(0), si, ulp)
         why = "halves swapped, unconditional half first" if swapped else "weight or halves"
         return WrongTensor(si, "guidance", f"guided logits of scale {si} are not those of their rows: {why}")
     return wrong_f_hat_at(evidence, actual, expected, image, si)
@@ -130,11 +130,12 @@ def guidance_ulp(evidence: Evidence, actual: Intermediates, expected: Intermedia
     return min(max(torch.finfo(actual.guided_BLV.dtype).eps, finest), max(coarsest, finest))
 
 
-def _is_guided(guided_blV: Tensor, conditional_blV: Tensor, unconditional_blV: Tensor, t: float, ulp: float) -> Tensor:
+def _is_guided(evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int, ulp: float) -> Tensor:
     """Compare with the guidance of the decoder's own rows (spec §7): no network in between, so rounding is tiny."""
-    expected_blV = (1 + t) * conditional_blV - t * unconditional_blV
+    guidance, pyramid = evidence.request.guidance, evidence.models.pyramid
+    expected_blV = family_of(evidence.models.target).guide(rows_2blV.flatten(0, 1), guidance, si, pyramid.S)
     # of the largest term in any usual form; that of u + (1+t)·(c − u) is u, even where t = 0 leaves c alone
-    scale = (1 + abs(t)) * (conditional_blV.abs() + unconditional_blV.abs())
+    scale = largest_factor(guidance, pyramid.ramp(si), si) * rows_2blV.abs().sum(0)
     error = GUIDANCE_ULPS * ulp * scale
     return ((guided_blV - expected_blV).abs() <= error).all(dim=(1, 2))
 

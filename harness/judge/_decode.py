@@ -70,7 +70,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     _say_what_was_compared(along, contract, judgement)
     row = {address: b for b, address in reversed(list(enumerate(request.addresses)))}
     # a defect without a position (the final f_hat) comes after the tokens that it is made of
-    judgement.defects.sort(key=lambda d: (d.scale, row[d.seed, d.image], d.position < 0, d.position))
+    judgement.defects.sort(key=lambda d: (d.scale, row[d.seed, d.image], d.position < 0, *d.place))
     if drafts and not any(turn.drafted for rounds in actual.rounds for turn in rounds):
         reason = "nothing was drafted, as far as Trace.rounds shows; pass --sequential for a decoder that never drafts"
         judgement.inconclusive.append(reason)
@@ -138,15 +138,16 @@ def _tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Di
     a, b = evidence.actual.intermediates, evidence.expected.intermediates
     assert a is not None
     assert b is not None
-    si, span = wrong.scale, evidence.models.pyramid.span(wrong.scale)
+    si, pyramid = wrong.scale, evidence.models.pyramid
+    span = pyramid.draws.span(si)
     delta_l = (a.guided_BLV[image, span] - b.guided_BLV[image, span]).abs().amax(1)
     offset = int(delta_l.argmax())
-    position, labels = span.start + offset, evidence.request.labels
-    actual, expected = (int(side.tokens_BL[image, position]) for side in (evidence.actual, evidence.expected))
+    labels, (position, channel) = evidence.request.labels, pyramid.place(span.start + offset)
+    actual, expected = (int(side.tokens_BL[image, span][offset]) for side in (evidence.actual, evidence.expected))
     delta_f_hat = float((a.f_hat_SBCPP[si, image] - b.f_hat_SBCPP[si, image]).abs().max())
     return Divergence(
         wrong.component, wrong.detail, **evidence.request.where(image), label=labels[image] if labels else -1,
-        scale=si, position=position, actual=actual, expected=expected,
+        scale=si, position=position, channel=channel, actual=actual, expected=expected,
         delta_logits=float(delta_l[offset]), delta_f_hat=delta_f_hat,
     )  # fmt: skip
 
@@ -162,7 +163,7 @@ def _is_whole(trace: Trace, pyramid: ScalePyramid, V: int) -> bool:
 def final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
     """Return how many scales of an image, from the first on, were made final with tokens."""
     for si in pyramid:
-        known = bool((trace.tokens_BL[image, pyramid.span(si)] >= 0).all())
+        known = bool((trace.tokens_BL[image, pyramid.draws.span(si)] >= 0).all())
         if int(trace.scale_writes_BS[image, si]) < 1 or not known:
             return si
     return pyramid.S

@@ -47,7 +47,7 @@ class Evidence:
 
     def allowance(self, si: int) -> Allowance:
         """Return how far rounding may move this request's guided logits at one scale, and f_hat."""
-        return self.budget.guided(self.request.cfg, self.models.pyramid.ramp(si))
+        return self.budget.guided(self.request.guidance, self.models.pyramid.ramp(si), si)
 
     def along(self) -> Evidence:
         """Return the evidence with the reference run along the decoder's own tokens; itself where no token differs.

@@ -43,15 +43,15 @@ class Expected:
 def expected_tensors(models: ModelPair, request: Request) -> dict[str, Expected]:
     """Return what every tensor of a trace must be, by name; the intermediates are those that a decoder may show."""
     pyramid, config, B = models.pyramid, models.target.config, request.B
-    L, S, P = pyramid.L, pyramid.S, pyramid.P
+    L, S, drawn = pyramid.L, pyramid.S, pyramid.draws.L
     return {
-        "tokens_BL": Expected(torch.int64, (B, L)),
-        "f_hat_BCPP": Expected(models.vae.dtype, (B, config.C, P, P), "f_hat"),
+        "tokens_BL": Expected(torch.int64, (B, drawn)),
+        "f_hat_BCPP": Expected(models.vae.dtype, (B, *config.latent), "f_hat"),
         "scale_writes_BS": Expected(INTEGERS, (B, S), anywhere=True),
         "intermediates.x_RLD": Expected(REALS, (2 * B, L, config.D)),
-        "intermediates.rows_RLV": Expected(REALS, (2 * B, L, config.V)),
-        "intermediates.guided_BLV": Expected(REALS, (B, L, config.V)),
-        "intermediates.f_hat_SBCPP": Expected(REALS, (S, B, config.C, P, P)),
+        "intermediates.rows_RLV": Expected(REALS, (2 * B, drawn, config.V)),
+        "intermediates.guided_BLV": Expected(REALS, (B, drawn, config.V)),
+        "intermediates.f_hat_SBCPP": Expected(REALS, (S, B, *config.latent)),
     }
 
 
@@ -147,8 +147,8 @@ def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator
     for image, scale in trace.missing_scales(pyramid):
         detail = f"scale {scale} was made final {int(trace.scale_writes_BS[image, scale])} times, not once"
         yield Divergence("scheduling", detail, **request.where(image), scale=scale)
-    for image, position in torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V)).tolist():
-        scale = pyramid.level_of(position)
+    for image, draw in torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V)).tolist():
+        scale = pyramid.draws.level_of(draw)
         yield Divergence("scheduling", f"token outside 0..{V - 1}", **request.where(image), scale=scale)
     if not bool(torch.isfinite(trace.f_hat_BCPP).all()):
         yield Divergence("f_hat", "f_hat is not finite", seed)

@@ -15,7 +15,9 @@ from torch import Tensor
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._rounded import rounding_of
 from harness.judge._suspects import is_after_drafts, other_positions, other_row
-from harness.reference import next_input
+from harness.reference import family_of
+
+MODES = ("nearest", "bilinear", "bicubic", "area")  # of a resize, those that are tried
 
 
 def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongTensor:
@@ -100,6 +102,8 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Wro
                 late = f"one position {'late' if by > 0 else 'early'}" if abs(by) == 1 else f"at positions {where}"
                 return WrongTensor(si, component, f"the input of scale {si} is made of {clause}, {late}")
             where = f"{where} with level {_span(level_l)}, not {span.start}..{span.stop - 1}"
+            if not bool(network.pos_LD.any()):  # inputs say nothing of positions
+                return WrongTensor(si, component, f"inputs of scale {si} have level {_span(level_l)}")
             return WrongTensor(si, component, f"inputs of scale {si} sit at positions {where}")
     return None
 
@@ -124,27 +128,30 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
     expected = evidence.expected.intermediates
     assert expected is not None
     models, pyramid, network = evidence.models, evidence.models.pyramid, evidence.models.target
-    span, pn = pyramid.span(si), pyramid.patch_nums[si]
+    span, (h, w), family = pyramid.span(si), pyramid.sides[si], family_of(network)
     own_lD = network.lvl_SD[si] + network.pos_LD[span]
     yield "positions", "", expected.x_RLD[image, span] - own_lD
-    codes_lC = F.embedding(evidence.actual.tokens_BL[image, span], models.vae.quantizer.codebook_VC)
-    yield "query", "the codes of its own tokens, not of f_hat", network.embed(codes_lC[None])[0]
+    tokens_1l = evidence.actual.tokens_BL[image : image + 1, pyramid.draws.span(si)]
+    codes_lC = models.vae.quantizer.codes(tokens_1l, h, w)[0].flatten(1).mT
+    if codes_lC.shape[1] == network.config.raw:
+        yield "query", "the codes of its own tokens, not of f_hat", network.embed(codes_lC[None])[0]
     if si:
-        codes_lC = F.embedding(evidence.actual.tokens_BL[image, span], models.vae.quantizer.codebook_VC)
         mixed_lC = codes_lC.mT.reshape(codes_lC.shape)
-        yield "query", "the codes of its own tokens with their axes mixed up", network.embed(mixed_lC[None])[0]
+        if codes_lC.shape[1] == network.config.raw:
+            yield "query", "the codes of its own tokens with their axes mixed up", network.embed(mixed_lC[None])[0]
         f_hats = expected.f_hat_SBCPP[:, image : image + 1]
-        right = next_input(f_hats[si - 1], si, pyramid)
+        others = [mode for mode in MODES if mode != family.resize and f_hats.shape[2] == network.config.raw]
+        right = family.next_input(f_hats[si - 1], si, pyramid)
         for other in range(-1, si - 1):
-            stale = next_input(f_hats[other] if other >= 0 else torch.zeros_like(f_hats[0]), si, pyramid)
+            stale = family.next_input(f_hats[other] if other >= 0 else torch.zeros_like(f_hats[0]), si, pyramid)
             what = f"f_hat after scale {other}, not {si - 1}" if other >= 0 else "an f_hat without any scale"
             yield "next input", what, network.embed(stale)[0]
-        seen = next_input(f_hats[si], si, pyramid)
+        seen = family.next_input(f_hats[si], si, pyramid)
         yield "next input", "f_hat after its own tokens: the network sees the answer", network.embed(seen)[0]
-        for mode in ("nearest", "bilinear", "bicubic"):
-            resized = F.interpolate(f_hats[si - 1], size=(pn, pn), mode=mode).flatten(2).mT
-            yield "next input", f"f_hat resized by {mode}, not by area", network.embed(resized)[0]
-        turned = right.unflatten(1, (pn, pn)).transpose(1, 2).flatten(1, 2)
+        for mode in others:
+            resized = F.interpolate(f_hats[si - 1], size=(h, w), mode=mode).flatten(2).mT
+            yield "next input", f"f_hat resized by {mode}, not by {family.resize}", network.embed(resized)[0]
+        turned = right.unflatten(1, (h, w)).transpose(1, 2).flatten(1, 2)
         yield "next input", "f_hat with rows and columns exchanged", network.embed(turned)[0]
         yield (
             "query",

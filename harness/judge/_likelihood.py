@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -38,9 +38,9 @@ from harness.judge._race import filter_survivors
 from harness.judge._verdict import Verdict
 from harness.models import ModelPair
 from harness.models.network import Network
-from harness.protocol import Request
+from harness.protocol import Guidance, Request, ScaleGuidance, unguided
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference import filter_logits, guide, teacher_forced
+from harness.reference import FamilySteps, family_of, filter_logits, teacher_forced
 
 ALPHA = 1e-5
 DRAW_ROUNDING = 2.0**-18  # of a draw from float32 numbers, total variation, and of a ratio of float32 probabilities
@@ -64,7 +64,7 @@ class Alternative:
     """A law that a wrong decoder could follow: the target's with one thing changed."""
 
     words: str  # completes "as if …"
-    cfg: float | None = None  # guidance value in place of the request's
+    guidance: Guidance | None = None  # in place of the request's
     later: int = 0  # the guidance weight is that of a scale so many later
     swapped: bool = False  # unconditional rows in the place of conditional ones
     temperature: float = 1.0
@@ -78,11 +78,13 @@ class Alternative:
 def usual_alternatives(request: Request, V: int) -> tuple[Alternative, ...]:
     """Return the alternatives that are bet on, for a request and a codebook of V tokens."""
     made = [
-        Alternative(f"guidance were {request.cfg + step:g}", cfg=request.cfg + step, required=abs(step) == 0.2)
+        Alternative(words, guidance=guidance, required=abs(step) == 0.2)
         for step in (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5)
+        for words, guidance in (_moved(request.guidance, step),)
     ]
-    if request.cfg:
-        made.append(Alternative("there were no guidance", cfg=0.0))
+    off = unguided(request.guidance)
+    if request.guidance != off:
+        made.append(Alternative("there were no guidance", guidance=off))
         made += [Alternative(f"guidance were that of the scale {word}", later=by) for by, word in SHIFTS]
     made.append(Alternative("conditional and unconditional rows were swapped", swapped=True))
     made += [
@@ -98,6 +100,13 @@ def usual_alternatives(request: Request, V: int) -> tuple[Alternative, ...]:
         for share, source, required in SHARES
     ]
     return tuple(made)
+
+
+def _moved(guidance: Guidance, step: float) -> tuple[str, Guidance]:
+    """Return what guidance would be, in words, if it were more by a step."""
+    if isinstance(guidance, ScaleGuidance):
+        return f"guidance weights were {step:+g}", replace(guidance, weights=tuple(w + step for w in guidance.weights))
+    return f"guidance were {guidance + step:g}", guidance + step
 
 
 SHIFTS = ((-1, "before"), (1, "after"))
@@ -119,7 +128,7 @@ class Bets:
     won_ABS: Tensor  # log of the factor
     mean_ABS: Tensor  # what it would be on average if the decoder followed the alternative
     variance_ABS: Tensor  # of it, likewise
-    forbidden: list[tuple[int, int]]  # row and position of tokens that the request's filter drops for certain
+    forbidden: list[tuple[int, int]]  # row and draw of tokens that the request's filter drops for certain
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,7 @@ class TokensSeen:
     guided_BLV: Tensor  # before the filter
     draft_RLV: Tensor  # the draft's rows along the same tokens
     allowed_S: tuple[float, ...]  # how far rounding may move a guided logit, by scale
+    steps: FamilySteps  # what is done with the networks
     before_L: Tensor | None = None  # tokens of the image before the first one, if any
 
     @classmethod
@@ -142,14 +152,15 @@ class TokensSeen:
         assert shown is not None
         draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
         allowed = tuple(evidence.allowance(si).logits for si in models.pyramid)
-        return cls(request, tokens_BL, shown.rows_RLV, shown.guided_BLV, draft_RLV, allowed)
+        steps = family_of(models.target)
+        return cls(request, tokens_BL, shown.rows_RLV, shown.guided_BLV, draft_RLV, allowed, steps)
 
 
 def rows_along(
     network: Network, models: ModelPair, request: Request, labels_B: Tensor, tokens_BL: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return a network's rows_RLV along tokens, and its guided_BLV."""
-    return teacher_forced(network, models.vae, request.cfg, labels_B, tokens_BL, models.pyramid.S)[:2]
+    return teacher_forced(network, models.vae, request, labels_B, tokens_BL, models.pyramid.S)[:2]
 
 
 @torch.inference_mode()
@@ -167,7 +178,7 @@ def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternat
             sums_A3 = torch.stack([law.bet(a, b == B - 1) for a in alternatives]).cpu()
             sums_3ABS[0, :, b, si] = sums_A3[:, 0]
             sums_3ABS[1:, :, :, si] = sums_A3.T[1:, :, None]  # the last image's are the last ones written
-            forbidden += [(b, pyramid.begin(si) + place) for place in law.forbidden()]
+            forbidden += [(b, pyramid.draws.begin(si) + place) for place in law.forbidden()]
     won_ABS, mean_ABS, variance_ABS = sums_3ABS
     return Bets(won_ABS, mean_ABS, variance_ABS, forbidden)
 
@@ -176,7 +187,8 @@ def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternat
 class _Law:
     """The target's law of the draws of one scale of one image, along the decoder's own tokens."""
 
-    request: Request
+    request: Request  # with the filter of this scale
+    steps: FamilySteps
     si: int
     S: int
     rows_2lV: Tensor  # logits before guidance, conditional and unconditional
@@ -191,14 +203,14 @@ class _Law:
     @classmethod
     def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int, b: int) -> _Law:
         """Return the law of scale `si` of the image at row `b`."""
-        request, span, halves = seen.request, pyramid.span(si), [b, seen.request.B + b]
+        request, span, halves = seen.request.at(si), pyramid.draws.span(si), [b, seen.request.B + b]
         guided_lV, delta = seen.guided_BLV[b, span], seen.allowed_S[si]
         # the decoder's logits are moved, and so are the reference's
         error_l1 = torch.full((len(guided_lV), 1), 2 * delta, dtype=torch.float64, device=guided_lV.device)
         possible_lV, certain_lV = filter_survivors(guided_lV.double(), request, error_l1)
         before_L = seen.tokens_BL[b - 1] if b else seen.before_L
         return cls(
-            request, si, pyramid.S, seen.rows_RLV[halves, span], seen.draft_RLV[halves, span],
+            request, seen.steps, si, pyramid.S, seen.rows_RLV[halves, span], seen.draft_RLV[halves, span],
             filter_logits(guided_lV[None], request.top_k, request.top_p)[0].softmax(-1), possible_lV,
             (possible_lV == certain_lV).all(-1), seen.tokens_BL[b, span],
             None if before_L is None else before_L[span], 4 * delta,
@@ -214,14 +226,14 @@ class _Law:
         if a.share:
             return torch.lerp(self.probs_lV, self._source(a.source), a.share)
         rows_2lV = self.rows_2lV.flip(0) if a.swapped else self.rows_2lV
-        logits_lV = self._guided(rows_2lV, self.request.cfg if a.cfg is None else a.cfg, a.later)
+        logits_lV = self._guided(rows_2lV, self.request.guidance if a.guidance is None else a.guidance, a.later)
         if a.top_k is not None or a.top_p is not None:
             return self._filtered(logits_lV, a.top_k, a.top_p)
         # the filter keeps what it keeps under the target's law: to sort for every alternative costs ten times as much
         return (logits_lV / a.temperature).masked_fill_(self.probs_lV == 0, -torch.inf).softmax(-1)
 
-    def _guided(self, rows_2lV: Tensor, cfg: float, later: int = 0) -> Tensor:
-        return guide(rows_2lV, cfg, min(max(self.si + later, 0), self.S - 1), self.S)[0]
+    def _guided(self, rows_2lV: Tensor, guidance: Guidance, later: int = 0) -> Tensor:
+        return self.steps.guide(rows_2lV, guidance, min(max(self.si + later, 0), self.S - 1), self.S)[0]
 
     def _filtered(self, logits_lV: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
         top_k, top_p = self.request.top_k if top_k is None else top_k, self.request.top_p if top_p is None else top_p
@@ -230,7 +242,7 @@ class _Law:
     def _source(self, source: TokenSource) -> Tensor:
         """Return the probabilities (l, V) of a source of tokens."""
         if source is TokenSource.DRAFT:
-            return self._filtered(self._guided(self.draft_2lV, self.request.cfg))
+            return self._filtered(self._guided(self.draft_2lV, self.request.guidance))
         if source is TokenSource.UNIFORM:
             takes_part_lV = (self.probs_lV > 0).to(self.probs_lV)
             return takes_part_lV / takes_part_lV.sum(-1, keepdim=True)

@@ -129,7 +129,7 @@ def costs_of_draws(evidence: Evidence) -> Tensor:
     assert shown is not None
     noise, costs = evidence.numbers, []
     for si in pyramid:
-        scores_BlV = filter_logits(shown.guided_BLV[:, pyramid.span(si)], request.top_k, request.top_p)
+        scores_BlV = filter_logits(shown.guided_BLV[:, pyramid.draws.span(si)], *request.filter(si))
         if not evidence.greedy:
             scores_BlV = scores_BlV - noise.exponential(si, TOKEN, "judge").log()
         of_scale = costs_N3(scores_BlV.flatten(0, 1), Tail.of(evidence.allowance(si)))
@@ -173,9 +173,10 @@ def weigh_run(judgements: Sequence[tuple[Request, Judgement]], allowed: Allowed,
     for si in torch.nonzero(too_many(weights_S3, looks)).flatten().tolist():
         for _, judgement in weighed:
             reject(judgement, [tie for tie in judgement.ties if tie.scale == si and tie.margin > 0])
-    for cfg in sorted({request.cfg for request, _ in weighed}):
-        alike = [judgement for request, judgement in weighed if request.cfg == cfg]
-        allowed_S = allowed(next(request for request, _ in weighed if request.cfg == cfg))
+    guided = {request.guidance: request for request, _ in weighed}
+    for guidance in sorted(guided, key=lambda each: each if isinstance(each, float | int) else 0.0):
+        alike = [judgement for request, judgement in weighed if request.guidance == guidance]
+        allowed_S = allowed(guided[guidance])
         unusual = {id(tie) for tie in unusual_ties([tie for j in alike for tie in j.ties], allowed_S)}
         for judgement in alike:
             reject(judgement, [tie for tie in judgement.ties if id(tie) in unusual])

@@ -79,13 +79,13 @@ def margin_bound(allowed: Number) -> Number:
     return 2 * allowed + RACE_ROUNDING
 
 
-def exponentials(noise: Noise, pyramid: ScalePyramid, row_N: Tensor, position_N: Tensor) -> Tensor:
+def exponentials(noise: Noise, pyramid: ScalePyramid, row_N: Tensor, draw_N: Tensor) -> Tensor:
     """Return E_NV of some draws of a batch; labels that are drawn come before all numbers: ask for them first."""
-    scale_N = torch.tensor(pyramid.levels(), device=position_N.device)[position_N]
+    scale_N = torch.tensor(pyramid.draws.levels(), device=draw_N.device)[draw_N]
     scales = scale_N.unique().tolist()
     index = [torch.nonzero(scale_N == si).flatten() for si in scales]
     drawn = [
-        noise.exponential(si, TOKEN, "judge")[row_N[index_n], position_N[index_n] - pyramid.begin(si)]
+        noise.exponential(si, TOKEN, "judge")[row_N[index_n], draw_N[index_n] - pyramid.draws.begin(si)]
         for si, index_n in zip(scales, index, strict=True)
     ]
     return torch.cat(drawn)[torch.cat(index).argsort()]

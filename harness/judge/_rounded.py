@@ -21,6 +21,7 @@ from harness.models import ModelPair
 from harness.models.network import Cache, Condition, Network
 from harness.protocol import Intermediates
 from harness.protocol.noise import RowsOf
+from harness.reference import family_of
 from harness.reference.sequential import sample_sequential
 
 SHORT = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,12 +57,12 @@ def rounding_of(evidence: Evidence, image: int, pick: Callable[[Intermediates, i
     return min(near, key=lambda word: near[word], default="")
 
 
-def guided_in_fewer_bits(guided_lV: Tensor, rows_2lV: Tensor, t: float) -> str:
+def guided_in_fewer_bits(evidence: Evidence, guided_lV: Tensor, rows_2lV: Tensor, si: int) -> str:
     """Return in which precision guidance was combined, where its rows are right and it was not in their own."""
-    exact_lV = (1 + t) * rows_2lV[0] - t * rows_2lV[1]
+    guide, guidance, S = family_of(evidence.models.target).guide, evidence.request.guidance, evidence.models.pyramid.S
+    exact_lV = guide(rows_2lV, guidance, si, S)[0]
     for word, dtype in SHORT.items():
-        conditional_lV, unconditional_lV = rows_2lV.to(dtype)
-        made_lV = ((1 + t) * conditional_lV - t * unconditional_lV).to(exact_lV.dtype)
+        made_lV = guide(rows_2lV.to(dtype), guidance, si, S)[0].to(exact_lV.dtype)
         if _is_rounded(guided_lV, exact_lV, made_lV):
             return word
     return ""
@@ -109,10 +110,13 @@ class _Passes:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)
 
-    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+    def hidden(
+        self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Run the blocks."""
         with self.context:
-            return self.network.hidden(x_RnD, condition, cache, mask_11nK)
+            return self.network.hidden(x_RnD, condition, cache, mask_11nK, positions)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Run the head."""

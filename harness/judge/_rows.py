@@ -16,12 +16,13 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._inputs import misplaced_rows
+from harness.judge._moved import moved_rows
 from harness.judge._rounded import SHORT, explains, rounding_of
 from harness.judge._suspects import drafted, other_positions, round_of
 from harness.models.network import Condition
 from harness.protocol import Intermediates
 from harness.protocol.noise import DRAFT, TOKEN
-from harness.reference import block_causal, prefix_inputs
+from harness.reference import block_causal, family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
 
 MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
@@ -32,7 +33,8 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
     assert actual is not None
     assert expected is not None
-    span, both, error = evidence.models.pyramid.span(si), [image, evidence.request.B + image], 2 * evidence.budget.rows
+    span, error = evidence.models.pyramid.draws.span(si), 2 * evidence.budget.rows
+    both = [image, evidence.request.B + image]
     rows_2lV = actual.rows_RLV[both, span]
     if (misplaced := misplaced_rows(rows_2lV, expected.rows_RLV[:, span], both, error, si)) is not None:
         component = "guidance" if "swapped" in misplaced.detail else misplaced.component
@@ -41,11 +43,12 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
     if at is not None:
         late = {1: ", one late", -1: ", one early"}.get(at - span.start, "")
         place = f"{at}..{at + rows_2lV.shape[1] - 1}, not {span.start}..{span.stop - 1}{late}"
-        return WrongTensor(si, "split", f"logits of scale {si} are those of positions {place}")
+        unit = "positions" if evidence.models.pyramid.channels == 1 else "draws"
+        return WrongTensor(si, "split", f"logits of scale {si} are those of {unit} {place}")
     word = rounding_of(evidence, image, lambda shown, row: _of_image(shown, row, span))
     if word:
         return WrongTensor(si, "precision", f"logits of scale {si} are the right ones, rounded to {word}")
-    for explain in (_other_head, _other_label, _other_pass):
+    for explain in (_other_head, _other_label, moved_rows, _other_pass):
         if (wrong := explain(evidence, image, si)) is not None:
             return wrong
     return _unexplained(evidence, image, si)
@@ -60,7 +63,7 @@ def _is_other(evidence: Evidence, image: int, si: int, other_2lV: Tensor) -> boo
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
     assert actual is not None
     assert expected is not None
-    span = evidence.models.pyramid.span(si)
+    span = evidence.models.pyramid.draws.span(si)
     found_2lV, right_2lV = _of_image(actual, image, span), _of_image(expected, image, span)
     far_2lV, budget = (found_2lV - other_2lV).abs(), evidence.budget
     within = bool((far_2lV <= 2 * budget.rows).all()) and bool(far_2lV.square().mean().sqrt() <= 2 * budget.rows_rms)
@@ -92,14 +95,16 @@ class _Pass:
 
     evidence: Evidence
     tokens_1L: Tensor  # of the image, of drafted scales as they were drafted
-    labels_R: Tensor  # of its rows
+    label: int  # of the image
     first: int
     last: int
 
     @property
     def condition(self) -> Condition:
         """That of the rows."""
-        return self.evidence.models.target.condition(self.labels_R)
+        network = self.evidence.models.target
+        label_1 = torch.tensor([self.label], device=network.device)
+        return family_of(network).condition(network, self.evidence.request, label_1)
 
     @torch.inference_mode()
     def hidden(
@@ -117,13 +122,15 @@ class _Pass:
         x_RnD, whole = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)
         cache = GrowingCache()
         if K:
-            network.hidden(x_RnD[:, :K], condition, cache, whole[:, :, :K, :K])
+            before = family_of(network).positions(network, 0, self.first - 1)
+            network.hidden(x_RnD[:, :K], condition, cache, whole[:, :, :K, :K], before)
         if kept is not None:
             cache.layers = {i: (kept(k), kept(v)) for i, (k, v) in cache.layers.items()}
         mask_11nK = whole[:, :, K:end, :end]
         if mask_nK is not None:
             mask_11nK = torch.zeros_like(mask_11nK).masked_fill(~mask_nK, float("-inf"))
-        return network.hidden(x_RnD[:, K:], condition, cache, mask_11nK)
+        positions = family_of(network).positions(network, self.first, self.last)
+        return network.hidden(x_RnD[:, K:], condition, cache, mask_11nK, positions)
 
     def rows(self, hidden_RnD: Tensor, si: int) -> Tensor:
         """Return logits_RlV of one of its scales."""
@@ -132,30 +139,24 @@ class _Pass:
         return self.evidence.models.target.logits(hidden_RnD[:, l], self.condition)
 
 
-def _own_labels(evidence: Evidence, image: int) -> list[int]:
-    """Return the labels of an image's two rows."""
-    classes = evidence.models.target.config.classes
-    return [int(evidence.numbers.labels(classes)[image]), classes]
-
-
 def _passes(evidence: Evidence, image: int, si: int) -> Iterator[_Pass]:
     """Yield the pass that made a scale, as far as rounds tell: with the final tokens, and with the drafted ones."""
-    labels_R = torch.tensor(_own_labels(evidence, image), device=evidence.models.device)
+    label = int(evidence.numbers.labels(evidence.models.target.config.classes)[image])
     turn, tokens_1L = round_of(evidence, image, si), evidence.actual.tokens_BL[image : image + 1]
     if turn is None:
-        yield _Pass(evidence, tokens_1L, labels_R, si, si)
+        yield _Pass(evidence, tokens_1L, label, si, si)
         if si:
-            yield _Pass(evidence, tokens_1L, labels_R, 0, si)
+            yield _Pass(evidence, tokens_1L, label, 0, si)
         return
     last = min(max(si, turn.first + turn.drafted - 1 + turn.bonus), evidence.models.pyramid.S - 1)
-    yield _Pass(evidence, tokens_1L, labels_R, turn.first, last)
+    yield _Pass(evidence, tokens_1L, label, turn.first, last)
     if turn.finished <= last - turn.first:  # later scales were dropped: the pass saw what was drafted there
         for stream in (TOKEN, DRAFT):
             proposed_1L = tokens_1L.clone()
             for later in range(turn.first, last):
-                span = evidence.models.pyramid.span(later)
+                span = evidence.models.pyramid.draws.span(later)
                 proposed_1L[0, span] = drafted(evidence, image, later, stream, proposed_1L)
-            yield _Pass(evidence, proposed_1L, labels_R, turn.first, last)
+            yield _Pass(evidence, proposed_1L, label, turn.first, last)
 
 
 @torch.inference_mode()
@@ -236,10 +237,8 @@ def _masks(made: _Pass) -> Iterator[tuple[str, str, Tensor]]:
 def _other_label(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     """Tell whether a scale's logits are those of another label: of the pass that made it, or of the whole decode."""
     found = _labels(evidence, image, si)
-    known, classes = (
-        evidence.numbers.labels(evidence.models.target.config.classes),
-        evidence.models.target.config.classes,
-    )
+    classes = evidence.request.conditions(evidence.models.target.config.classes)
+    known = evidence.numbers.labels(classes)
     owns = (int(known[image]), classes)
     if found == list(reversed(owns)):
         return WrongTensor(si, "guidance", f"the halves of scale {si} are swapped: unconditional half first")
@@ -253,12 +252,12 @@ def _other_label(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
 def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
     """Return of both halves the other label whose logits they are, if any."""
     network = evidence.models.target
-    classes, turn = network.config.classes, round_of(evidence, image, si)
+    classes, turn = evidence.request.conditions(network.config.classes), round_of(evidence, image, si)
     known = evidence.numbers.labels(classes).tolist()
     labels = list(range(classes + 1)) if classes < MOST_LABELS else sorted({*known, classes})[:MOST_LABELS]
     actual, found = evidence.actual.intermediates, list[int | None]([None, None])
     assert actual is not None
-    rows_2lV = _of_image(actual, image, evidence.models.pyramid.span(si))
+    rows_2lV = _of_image(actual, image, evidence.models.pyramid.draws.span(si))
     for half, own in enumerate((known[image], classes)):
         others = [label for label in labels if label != own]
         for first in {0, turn.first if turn else si}:
@@ -273,22 +272,24 @@ def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
 def _rows_under(evidence: Evidence, image: int, window: tuple[int, int], own: int, labels: list[int]) -> Tensor:
     """Return logits (R,l,V) of a window's last scale under each label; what is cached is under the image's own."""
     network, pyramid = evidence.models.target, evidence.models.pyramid
-    first, last = window
+    (first, last), family = window, family_of(network)
     R, K, end = len(labels), pyramid.begin(first), pyramid.end(last)
     tokens_1L = evidence.actual.tokens_BL[image : image + 1]
-    condition = network.condition(torch.tensor([own, *labels], device=network.device))
-    pair = network.condition(torch.tensor([own, own], device=network.device))
+    every = torch.tensor([own, *labels], device=network.device)
+    condition = family.condition(network, evidence.request, every).rows(torch.arange(R + 1, device=network.device))
+    pair = family.condition(network, evidence.request, every[:1])
     xs, _ = prefix_inputs(network, evidence.models.vae, pair, tokens_1L, last + 1)
     x_1nD = torch.cat(xs, 1)[:1]
     mask_11nn = block_causal(pyramid, network.device, network.dtype)[:, :, :end, :end]
     cache = GrowingCache()
     if K:
         alone = condition.rows(torch.zeros(1, dtype=torch.int64, device=network.device))
-        network.hidden(x_1nD[:, :K], alone, cache, mask_11nn[:, :, :K, :K])
+        before = family.positions(network, 0, first - 1)
+        network.hidden(x_1nD[:, :K], alone, cache, mask_11nn[:, :, :K, :K], before)
         cache.layers = {i: (k.repeat(R, 1, 1, 1), v.repeat(R, 1, 1, 1)) for i, (k, v) in cache.layers.items()}
     others = condition.rows(torch.arange(1, R + 1, device=network.device))
     x_RnD = x_1nD[:, K:].repeat(R, 1, 1)
     if first == 0:
-        x_RnD[:, 0] += others.cond_RD - condition.cond_RD[:1]
-    hidden_RnD = network.hidden(x_RnD, others, cache, mask_11nn[:, :, K:])
+        x_RnD[:, :1] = family.input(network, others, None, 0)
+    hidden_RnD = network.hidden(x_RnD, others, cache, mask_11nn[:, :, K:], family.positions(network, first, last))
     return network.logits(hidden_RnD[:, pyramid.begin(last) - K :], others)

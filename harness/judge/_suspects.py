@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.judge._evidence import Evidence
 from harness.protocol import Round
 from harness.protocol.noise import DRAFT, TOKEN
-from harness.reference import draw, filter_logits, guidance_labels, prefix_inputs, teacher_forced
+from harness.reference import draw, family_of, filter_logits, prefix_inputs, teacher_forced
 
 MOST_OF = 0.9  # of wrong tokens: two runs of a draft round otherwise here and there
 
@@ -65,9 +65,9 @@ def is_after_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int
     if turn is None or not turn.first < si:
         return False
     network = evidence.models.target
-    classes = network.config.classes
-    condition = network.condition(guidance_labels(evidence.numbers.labels(classes)[image : image + 1], classes))
-    tokens_1L, span = evidence.actual.tokens_BL[image : image + 1].clone(), network.pyramid.span(si - 1)
+    labels_1 = evidence.numbers.labels(network.config.classes)[image : image + 1]
+    condition = family_of(network).condition(network, evidence.request, labels_1)
+    tokens_1L, span = evidence.actual.tokens_BL[image : image + 1].clone(), network.pyramid.draws.span(si - 1)
     for stream in (TOKEN, DRAFT):
         tokens_1L[0, span] = drafted(evidence, image, si - 1, stream)
         xs, _ = prefix_inputs(network, evidence.models.vae, condition, tokens_1L, si + 1)
@@ -81,7 +81,7 @@ def is_accepted_draft(evidence: Evidence, image: int, si: int) -> bool:
     turn = round_of(evidence, image, si)
     if turn is None or si >= turn.first + turn.drafted:
         return False
-    span = evidence.models.pyramid.span(si)
+    span = evidence.models.pyramid.draws.span(si)
     actual_l = evidence.actual.tokens_BL[image, span]
     wrong_l = actual_l != evidence.expected.tokens_BL[image, span]
     if not bool(wrong_l.any()):
@@ -98,8 +98,8 @@ def drafted(evidence: Evidence, image: int, si: int, stream: str, tokens_1L: Ten
     models, request, noise, one = evidence.models, evidence.request, evidence.numbers, slice(image, image + 1)
     labels_1 = noise.labels(models.draft.config.classes)[one]
     tokens_1L = evidence.actual.tokens_BL[one] if tokens_1L is None else tokens_1L
-    _, guided_1nV, _ = teacher_forced(models.draft, models.vae, request.cfg, labels_1, tokens_1L, si + 1)
-    law_1lV = filter_logits(guided_1nV[:, models.pyramid.span(si)], request.top_k, request.top_p)
+    _, guided_1nV, _ = teacher_forced(models.draft, models.vae, request, labels_1, tokens_1L, si + 1)
+    law_1lV = filter_logits(guided_1nV[:, models.pyramid.draws.span(si)], *request.filter(si))
     if evidence.greedy:
         return law_1lV.argmax(-1)[0]
     return draw(law_1lV, noise.exponential(si, stream, "judge")[one])[0]

@@ -38,7 +38,7 @@ def judge_tokens(evidence: Evidence, wrong: WrongTensors, differ_BL: Tensor, jud
     places = torch.nonzero(differ_BL)
     if not len(places):
         return
-    raced = sorted(_raced(evidence, places), key=lambda one: (one.token.scale, one.row, one.token.position))
+    raced = sorted(_raced(evidence, places), key=lambda one: (one.token.scale, one.row, *one.token.place))
     ties = [one for one in raced if one.is_tie]
     others = [one for one in raced if not one.is_tie]
     judgement.ties = [replace(one.token, component="tie", detail="within the error budget") for one in ties]
@@ -66,32 +66,43 @@ def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
     for last, rows in _by_last_scale(models.pyramid, places_N2):
         for some in rows.split(images_per_certifying_pass(models, by)):
             with certifying_networks(models, by) as (network, vae):
-                cfg, labels_b, tokens_bL = evidence.request.cfg, labels_B[some], tokens_BL[some]
-                _, exact_bnV, _ = teacher_forced(network, vae, cfg, labels_b, tokens_bL, last + 1)
+                request, labels_b, tokens_bL = evidence.request, labels_B[some], tokens_BL[some]
+                _, exact_bnV, _ = teacher_forced(network, vae, request, labels_b, tokens_bL, last + 1)
             here_N2 = places_N2[torch.isin(places_N2[:, 0], some)]
-            for piece_n2 in here_N2.split(max(1, NUMBERS // models.target.config.V)):
-                at = torch.searchsorted(some, piece_n2[:, 0].contiguous())
-                yield from _raced_by(evidence, piece_n2, exact_bnV[at, piece_n2[:, 1]])
+            for alike, same_N2 in _by_filter(evidence, here_N2):
+                for piece_n2 in same_N2.split(max(1, NUMBERS // models.target.config.V)):
+                    at = torch.searchsorted(some, piece_n2[:, 0].contiguous())
+                    yield from _raced_by(alike, piece_n2, exact_bnV[at, piece_n2[:, 1]])
+
+
+def _by_filter(evidence: Evidence, places_N2: Tensor) -> Iterator[tuple[Evidence, Tensor]]:
+    """Yield evidence and places that have one filter: all of them, or those of a scale where each has its own."""
+    if not evidence.request.filters:
+        yield evidence, places_N2
+        return
+    scale_N = torch.tensor(evidence.models.pyramid.draws.levels(), device=places_N2.device)[places_N2[:, 1]]
+    for si in scale_N.unique().tolist():
+        yield replace(evidence, request=evidence.request.at(si)), places_N2[scale_N == si]
 
 
 def _by_last_scale(pyramid: ScalePyramid, places_N2: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield (scale, ascending rows) of the images whose last differing token is of that scale: later ones cost most."""
-    last_of: dict[int, int] = dict(sorted(places_N2.tolist()))  # the highest position of a row stands last
-    scale_of = {row: pyramid.level_of(position) for row, position in last_of.items()}
+    last_of: dict[int, int] = dict(sorted(places_N2.tolist()))  # the highest draw of a row stands last
+    scale_of = {row: pyramid.draws.level_of(draw) for row, draw in last_of.items()}
     for last in sorted(set(scale_of.values())):
         yield last, torch.tensor(sorted(row for row, si in scale_of.items() if si == last), device=places_N2.device)
 
 
 def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[Raced]:
     """Race some differing tokens by their precise logits."""
-    models, request, (row_n, position_n) = evidence.models, evidence.request, places_n2.T
-    scale_n = torch.tensor(models.pyramid.levels(), device=models.device)[position_n]
+    models, request, (row_n, draw_n) = evidence.models, evidence.request, places_n2.T
+    scale_n = torch.tensor(models.pyramid.draws.levels(), device=models.device)[draw_n]
     allowed_S = [evidence.allowance(si).logits for si in models.pyramid]
     allowed_n = torch.tensor(allowed_S, dtype=torch.float64, device=scale_n.device)[scale_n]
-    E_nV = None if evidence.greedy else exponentials(evidence.numbers, models.pyramid, row_n, position_n)
-    token_n = evidence.actual.tokens_BL[row_n, position_n]
+    E_nV = None if evidence.greedy else exponentials(evidence.numbers, models.pyramid, row_n, draw_n)
+    token_n = evidence.actual.tokens_BL[row_n, draw_n]
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates  # a decoder may show none
-    shown = [side.guided_BLV[row_n, position_n] for side in (actual, expected) if side is not None]
+    shown = [side.guided_BLV[row_n, draw_n] for side in (actual, expected) if side is not None]
     races = margins_of_differing_tokens(exact_nV, E_nV, token_n, request, allowed_n, shown)
     is_tie_n = races.is_tie_N(allowed_n)
     logits_n, f_hat_n = torch.full_like(allowed_n, torch.nan), torch.full_like(allowed_n, torch.nan)
@@ -104,13 +115,14 @@ def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[R
         f_hat_SB = (actual.f_hat_SBCPP - expected.f_hat_SBCPP).abs().flatten(2).amax(2)
         f_hat_n = f_hat_SB[scale_n, row_n].double()
     labels = request.labels or evidence.numbers.labels(models.target.config.classes).tolist()
-    expected_n = evidence.expected.tokens_BL[row_n, position_n]
-    whole = torch.stack((row_n, scale_n, position_n, token_n, expected_n), 1).tolist()
+    expected_n = evidence.expected.tokens_BL[row_n, draw_n]
+    whole = torch.stack((row_n, scale_n, draw_n, token_n, expected_n), 1).tolist()
     real = torch.stack((races.margin_N, races.bound_N, logits_n, f_hat_n), 1).tolist()
     raced = []
-    for (row, *ints), reals, is_tie in zip(whole, real, is_tie_n.tolist(), strict=True):
-        seed, image = request.addresses[row]
-        raced.append(Raced(row, Divergence("", "", seed, image, labels[row], *ints, *reals), is_tie))
+    for (row, si, draw, *tokens), reals, is_tie in zip(whole, real, is_tie_n.tolist(), strict=True):
+        (seed, image), (position, channel) = request.addresses[row], models.pyramid.place(draw)
+        token = Divergence("", "", seed, image, labels[row], si, position, *tokens, *reals)
+        raced.append(Raced(row, replace(token, channel=channel), is_tie))
     return raced
 
 

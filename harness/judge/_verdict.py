@@ -59,6 +59,12 @@ class Divergence:
     # largest |Δ guided logits| against the reference at that position; NaN where not exposed
     delta_logits: float = float("nan")
     delta_f_hat: float = float("nan")  # largest |Δ f_hat| after that scale; NaN where not exposed
+    channel: int = -1  # of several that the position draws; -1 where it draws one
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Position and channel, in the order of draws."""
+        return self.position, self.channel
 
     def __str__(self) -> str:
         where = f"seed {self.seed}"
@@ -66,7 +72,8 @@ class Divergence:
             where += f", {word} {value}" if value >= 0 else ""
         if self.position >= 0:
             agreement = " agrees" if self.actual == self.expected else f", expected {self.expected}"
-            where += f", position {self.position}: token {self.actual}{agreement}"
+            channel = f", channel {self.channel}" if self.channel >= 0 else ""
+            where += f", position {self.position}{channel}: token {self.actual}{agreement}"
         if not math.isnan(self.margin):
             where += f", margin {self.margin:.3g} (bound {self.bound:.3g})"
         for word, delta in (("|Δlogits|", self.delta_logits), ("|Δf_hat|", self.delta_f_hat)):
@@ -75,7 +82,8 @@ class Divergence:
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON, where NaN and an infinite margin become null."""
-        return finite(vars(self))
+        values = vars(self)
+        return finite(values if self.channel >= 0 else {name: values[name] for name in values if name != "channel"})
 
 
 @dataclass(frozen=True)

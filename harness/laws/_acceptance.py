@@ -27,7 +27,7 @@ from harness.laws._law import (
 from harness.laws._oracle import run_over, targeted
 from harness.protocol import Contract, Round, Trace
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
-from harness.reference import decode_by_policy, filter_logits, guide, joint_law, law_distance
+from harness.reference import decode_by_policy, filter_logits, joint_law, law_distance
 from harness.reference.sequential import sample_sequential
 from harness.rounding import quick_budget
 from harness.speculative.sampler import SpeculativeDecoder
@@ -141,7 +141,7 @@ def _honest_round(case: Case, turn: Round, at: str, lossy: bool) -> None:
         require(turn.bonus <= (case.bonus or not turn.drafted), f"bonus although none was asked for: {at}")
     require(0 <= turn.accepted <= turn.drafted <= left, f"accepted more than drafted: {at}")
     require(turn.finished >= 1, f"finished nothing: {at}")
-    expected = sum(case.pyramid.tokens(turn.first + k) for k in range(turn.finished))
+    expected = sum(case.pyramid.draws.counts[turn.first + k] for k in range(turn.finished))
     counted = turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens
     require(counted == expected, f"counts {counted} tokens in {expected}: {at}")
 
@@ -216,12 +216,13 @@ def support(subject: Subject, case: Case) -> bool:
     narrow = [(1, 0.0), (0, 0.1), (0, 1e-17), (max(1, case.V // 2), 0.4), (case.top_k, case.top_p)]
     dropped = False
     for top_k, top_p in narrow:
-        request = replace(case.request, top_k=top_k, top_p=top_p)
+        request = replace(case.request, top_k=top_k, top_p=top_p, filters=())
         decoded = subject.decode(case, request=request)
-        run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+        run = run_over(case.models.target, case.models.vae, case, decoded.tokens_BL)
         for si in case.pyramid:
-            span = case.pyramid.span(si)
-            law_BlV = filter_logits(guide(run.rows_RLV[:, span], case.cfg, si, case.pyramid.S), top_k, top_p)
+            span = case.pyramid.draws.span(si)
+            guided_BlV = case.steps.guide(run.rows_RLV[:, span], request.guidance, si, case.pyramid.S)
+            law_BlV = filter_logits(guided_BlV, top_k, top_p)
             own_Bl = law_BlV.gather(-1, decoded.tokens_BL[:, span, None])[..., 0]
             wrong = torch.nonzero(torch.isinf(own_Bl)).tolist()
             where = f"top_k {top_k}, top_p {top_p}, scale {si}"

@@ -8,7 +8,7 @@ moves every logit by far more than rounding. A draft is as near to its target as
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import combinations
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models import ModelPair
-from harness.models.network import TransformerConfig
+from harness.models.network import Condition, Network, TransformerConfig
 from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.var.sizes import random_weights
 from harness.models.var.transformer import Transformer, transformer_shapes
-from harness.protocol import NoiseOrder, Request, Settings
+from harness.protocol import Guidance, NoiseOrder, Request, Settings
 from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
+from harness.reference import FamilySteps, family_of
 
 QUALITIES = ("near", "close", "far", "adversarial", "identical", "single")
 # Relative size of the change from the target's weights to the draft's; chosen so that full acceptance, partial
@@ -97,6 +98,7 @@ class Case:
     draft_dtype: str = ""  # of the draft, where it is another
     device: str = "cpu"  # of the networks
     exact: bool = True  # False: every law takes networks of `dtype`, and rounding is allowed for (`laws.allowed`)
+    family: str = "var"  # of the networks, one of `FAMILIES`
 
     def __repr__(self) -> str:
         """Name what differs from the defaults, so that a minimal case is a short line."""
@@ -107,21 +109,39 @@ class Case:
     @property
     def pyramid(self) -> ScalePyramid:
         """Scales."""
-        return ScalePyramid(self.patch_nums)
+        return FAMILIES[self.family].pyramid(self)
 
     @property
     def models(self) -> ModelPair:
         """The networks; built once per process."""
         names = (
             "patch_nums", "V", "D", "depth", "shared_adaln", "l2_norm", "weights", "draft", "dtype", "draft_dtype",
-            "device",
+            "device", "family",
         )  # fmt: skip
         return _models(Case(**{name: getattr(self, name) for name in names}))
 
     @property
     def request(self) -> Request:
         """What to sample."""
-        return Request(self.labels, self.seed, self.cfg, self.top_k, self.top_p, order=self.order)
+        return FAMILIES[self.family].request(self)
+
+    def asked(self, request: Request, cfg: float) -> Request:
+        """Return a request with the guidance of another value of `cfg`."""
+        other = replace(self, cfg=cfg).request
+        return replace(request, cfg=other.cfg, scale_guidance=other.scale_guidance)
+
+    def guidance(self, cfg: float, pyramid: ScalePyramid) -> Guidance:
+        """Return the guidance that a value of `cfg` stands for."""
+        return FAMILIES[self.family].guidance(cfg, pyramid)
+
+    @property
+    def steps(self) -> FamilySteps:
+        """What the reference does with the networks."""
+        return family_of(self.models.target)
+
+    def condition(self, network: Network) -> Condition:
+        """Return the condition of the case's guidance rows."""
+        return family_of(network).condition(network, self.request, self.labels_B)
 
     @property
     def settings(self) -> Settings:
@@ -189,8 +209,8 @@ class Case:
         return torch.randn(shape, generator=self.generator(), dtype=torch.float64).to(self.at)
 
     def random_tokens(self) -> Tensor:
-        """Return tokens_BL, uniform over the codebook."""
-        return torch.randint(self.V, (self.B, self.pyramid.L), generator=self.generator()).to(self.at)
+        """Return tokens_BL of every draw, uniform over the codebook."""
+        return torch.randint(self.V, (self.B, self.pyramid.draws.L), generator=self.generator()).to(self.at)
 
 
 def forget_models() -> None:
@@ -200,10 +220,34 @@ def forget_models() -> None:
 
 @lru_cache(maxsize=64)
 def _models(case: Case) -> ModelPair:
+    pair = FAMILIES[case.family].models(case)
+    return pair.to(case.at, DTYPES[case.dtype], DTYPES.get(case.draft_dtype))
+
+
+def _of_var(case: Case) -> ModelPair:
     config = TransformerConfig(
         case.pyramid, case.depth, case.D, 2, case.V, _C, CLASSES, shared_adaln=case.shared_adaln, l2_norm=case.l2_norm
     )
-    return random_models(config, case.weights, case.draft).to(case.at, DTYPES[case.dtype], DTYPES.get(case.draft_dtype))
+    return random_models(config, case.weights, case.draft)
+
+
+def _request_of_var(case: Case) -> Request:
+    return Request(case.labels, case.seed, case.cfg, case.top_k, case.top_p, order=case.order)
+
+
+@dataclass(frozen=True)
+class CaseFamily:
+    """What the fields of a case mean in a family."""
+
+    pyramid: Callable[[Case], ScalePyramid]
+    models: Callable[[Case], ModelPair]  # float64 or float32, on the CPU
+    request: Callable[[Case], Request]
+    guidance: Callable[[float, ScalePyramid], Guidance]  # that a value of `cfg` stands for
+
+
+FAMILIES = {
+    "var": CaseFamily(lambda case: ScalePyramid(case.patch_nums), _of_var, _request_of_var, lambda cfg, pyramid: cfg)
+}
 
 
 def _transformer_weights(config: TransformerConfig, seed: int) -> Transformer:

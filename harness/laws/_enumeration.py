@@ -96,9 +96,9 @@ class _CellNoise:
 
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
         """Return names (B,l) of the numbers of one address."""
-        pyramid, B = self.models.pyramid, self.request.B
-        begin = _STREAMS.index(stream) * pyramid.L + pyramid.begin(si)
-        cell_l = torch.arange(begin, begin + pyramid.tokens(si), dtype=torch.float64)
+        draws, B = self.models.pyramid.draws, self.request.B
+        begin = _STREAMS.index(stream) * draws.L + draws.begin(si)
+        cell_l = torch.arange(begin, begin + draws.counts[si], dtype=torch.float64)
         return cell_l * B + torch.arange(B, dtype=torch.float64)[:, None]
 
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
@@ -110,7 +110,7 @@ class _Walk:
     """One decode of many lanes: the deciding parts, and the end of a round."""
 
     def __init__(self, boxes: list[_Box], models: ModelPair) -> None:
-        self.lanes, self.levels = [_Lane(box) for box in boxes], models.pyramid.levels()
+        self.lanes, self.levels = [_Lane(box) for box in boxes], models.pyramid.draws.levels()
 
     def parts(self, parts: Parts) -> Parts:
         """Replace the functions that turn numbers into decisions, and listen where a round ends."""
@@ -192,9 +192,8 @@ def target_law(case: Case) -> Tensor:
     """Return law_N of `sequences`: the target's exact law of the first image of a case."""
     alone = replace(case, labels=case.labels[:1], order="image", device="cpu")  # few numbers, and float64: on the host
     law = joint_law(alone.models, alone.request)
-    return torch.tensor(
-        [law.get(tuple(tokens), 0.0) for tokens in sequences(case.V, case.pyramid.L).tolist()], dtype=torch.float64
-    )
+    every = sequences(case.V, case.pyramid.draws.L).tolist()
+    return torch.tensor([law.get(tuple(tokens), 0.0) for tokens in every], dtype=torch.float64)
 
 
 def p_value(tokens_BL: Tensor, law_N: Tensor, V: int) -> float:

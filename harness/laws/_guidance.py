@@ -15,6 +15,7 @@ from harness.laws._law import (
     FLOAT64,
     KEEPS_AN_EQUAL,
     Law,
+    NotOffered,
     Subject,
     law,
     require_equal,
@@ -22,8 +23,7 @@ from harness.laws._law import (
     shown_tensors,
 )
 from harness.laws._oracle import rows_of, targeted
-from harness.protocol import Contract
-from harness.reference import guide as guide_scale
+from harness.protocol import Contract, ScaleGuidance
 
 LAWS: list[Law] = []
 
@@ -34,16 +34,22 @@ def _rows(case: Case, n: int) -> torch.Tensor:
     return case.normal(2 * case.B, n, case.V)
 
 
+def _window(case: Case, first: int, last: int) -> torch.Tensor:
+    """Return rows of every draw of some scales."""
+    return _rows(case, case.pyramid.draws.end(last) - case.pyramid.draws.begin(first))
+
+
 @law(LAWS, "guidance.formula", "guide")
 def formula(subject: Subject, case: Case) -> bool:
     """guided = (1+t)·conditional − t·unconditional, t = cfg·si/(S-1), conditional half first."""
     parts = subject.parts(case, "guide")
     for pyramid, first, last in case.every_window:
-        rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
-        scales = rows_RnV.split([pyramid.tokens(si) for si in range(first, last + 1)], 1)
+        rows_RnV = _rows(case, pyramid.draws.end(last) - pyramid.draws.begin(first))
+        scales = rows_RnV.split(pyramid.draws.counts[first : last + 1], 1)
         for cfg in (case.cfg, case.cfg + _THIRD):
-            expected = [guide_scale(rows, cfg, first + k, pyramid.S) for k, rows in enumerate(scales)]
-            actual = parts.guide(rows_RnV.clone(), pyramid, cfg, first, last)
+            guidance = case.guidance(cfg, pyramid)
+            expected = [case.steps.guide(rows, guidance, first + k, pyramid.S) for k, rows in enumerate(scales)]
+            actual = parts.guide(rows_RnV.clone(), pyramid, guidance, first, last)
             require_equal("guided", actual, torch.cat(expected, 1), f"cfg {cfg}, window {first}..{last}", FLOAT64)
     return case.pyramid.S > 1
 
@@ -52,8 +58,10 @@ def formula(subject: Subject, case: Case) -> bool:
 def off(subject: Subject, case: Case) -> bool:
     """cfg = 0, and any cfg at scale 0, give the conditional logits to the bit."""
     parts, pyramid = subject.parts(case, "guide"), case.pyramid
+    if isinstance(case.request.guidance, ScaleGuidance):
+        raise NotOffered("guidance by scale")
     for first, last in case.windows:
-        rows_RnV = _rows(case, pyramid.end(last) - pyramid.begin(first))
+        rows_RnV = _window(case, first, last)
         actual = parts.guide(rows_RnV.clone(), pyramid, 0.0, first, last)
         require_equal("guided", actual, rows_RnV[: case.B], f"cfg 0, window {first}..{last}")
     rows_R1V = _rows(case, 1)
@@ -70,7 +78,7 @@ def refusal(subject: Subject, case: Case) -> bool:
     if case.B == 1:
         odd_RnV = _rows(replace(case, labels=(0, 0)), 1)[:3]
     try:
-        actual = parts.guide(odd_RnV, case.pyramid, case.cfg, 0, 0)
+        actual = parts.guide(odd_RnV, case.pyramid, case.request.guidance, 0, 0)
     except (HarnessError, ValueError):
         return True
     require(False, f"{len(odd_RnV)} rows were taken for 2B and gave {tuple(actual.shape)}")
@@ -115,9 +123,10 @@ def _weights(subject: Subject, case: Case) -> bool:
     decoded = subject.decode(case)
     shown = shown_tensors(decoded)
     for si in case.pyramid:
-        span, images = case.pyramid.span(si), targeted(decoded, case.B, si)
+        span, images = case.pyramid.draws.span(si), targeted(decoded, case.B, si)
         if not images:
             continue
-        expected = guide_scale(shown.rows_RLV[rows_of(images, case.B), span], case.cfg, si, case.pyramid.S)
+        rows_RlV = shown.rows_RLV[rows_of(images, case.B), span]
+        expected = case.steps.guide(rows_RlV, case.request.guidance, si, case.pyramid.S)
         require_equal("guided", shown.guided_BLV[images, span], expected, f"scale {si}", allowed(case).guided)
     return case.cfg != 0 and case.pyramid.S > 1

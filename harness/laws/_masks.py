@@ -10,12 +10,12 @@ from torch import Tensor
 
 from harness.judge import require
 from harness.laws._allowed import allowed, needs_exact
-from harness.laws._case import CLASSES, Case
+from harness.laws._case import Case
 from harness.laws._law import Law, Subject, law, shown_tensors
 from harness.laws._oracle import Run, rows_of, run_over, several, targeted
 from harness.models.network import Condition
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference import block_causal, guidance_labels
+from harness.reference import block_causal
 from harness.reference.sequential import GrowingCache
 
 LAWS: list[Law] = []
@@ -78,9 +78,8 @@ def dependency(subject: Subject, case: Case) -> bool:
     needs_exact(case, "rounding moves logits by more than a leak may")
     case = replace(case, labels=case.labels[:1])
     pyramid, network = case.pyramid, case.models.target
-    labels_B = case.labels_B
-    run = run_over(network, case.models.vae, labels_B, case.random_tokens())
-    condition = network.condition(guidance_labels(labels_B, CLASSES))
+    run = run_over(network, case.models.vae, case, case.random_tokens())
+    condition = case.condition(network)
     level_L = torch.tensor(pyramid.levels(), device=case.at)
     windows = case.windows if pyramid.end(case.windows[-1][1]) <= 60 else case.windows[-3:]
     for first, last in windows:
@@ -109,7 +108,8 @@ def _moved(run: Run, condition: Condition, case: Case, window: tuple[int, int], 
             v_cHKc[1 + old, :, old] += kick[: v_cHKc.shape[-1]]
             cache.layers[layer] = (k_cHKc, v_cHKc)
     every = condition.rows(torch.zeros(1 + end, dtype=torch.int64, device=case.at))
-    rows_cnV = network.logits(network.hidden(x_cnD, every, cache, mask_11nK), every)
+    hidden_cnD = network.hidden(x_cnD, every, cache, mask_11nK, case.steps.positions(network, *window))
+    rows_cnV: Tensor = network.logits(hidden_cnD, every).unflatten(1, (end - K, -1)).flatten(2)  # draws of a position
     return (rows_cnV[1:] - rows_cnV[:1]).abs().amax(-1)
 
 
@@ -122,12 +122,13 @@ def future(subject: Subject, case: Case) -> bool:
     pyramid = case.pyramid
     for si in pyramid:
         other_BL = decoded.tokens_BL.clone()
-        other_BL[:, pyramid.begin(si) :] = (other_BL[:, pyramid.begin(si) :] + 1) % case.V
+        begin = pyramid.draws.begin(si)
+        other_BL[:, begin:] = (other_BL[:, begin:] + 1) % case.V
         rows = rows_of(targeted(decoded, case.B, si), case.B)
         if not rows:
             continue
-        run = run_over(case.models.target, case.models.vae, case.labels_B, other_BL)
-        span = pyramid.span(si)
+        run = run_over(case.models.target, case.models.vae, case, other_BL)
+        span = pyramid.draws.span(si)
         moved = float((shown.rows_RLV[rows, span] - run.rows_RLV[rows, span]).abs().max())
         most = SEEN if case.exact else allowed(case).rows
         require(moved <= most, f"logits of scale {si} hold tokens of scale {si} or later: moved by {moved:.3g}")

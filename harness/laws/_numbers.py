@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.errors import NonFiniteError
+from harness.errors import InputError, NonFiniteError
 from harness.judge import require
 from harness.laws import _formulas as formulas
 from harness.laws._case import CLASSES, Case, random_models
 from harness.laws._law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, policy_name, require_equal
 from harness.laws._oracle import run_over
-from harness.models import ModelPair
+from harness.models import ModelPair, var_config
 from harness.models.network import Condition
+from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import guidance_labels
@@ -47,13 +48,22 @@ def rounded(largest: Tensor, dtype: torch.dtype) -> float:
     return ROUNDINGS[dtype] * torch.finfo(dtype).eps * float(largest.abs().max())
 
 
+def _vqvae(case: Case) -> Autoencoder:
+    """Return the case's VQ-VAE. Raises `NotOffered` for networks that are not of VAR, whose formulas these are."""
+    try:
+        return case.models.vqvae
+    except InputError as error:
+        raise NotOffered(str(error)) from None
+
+
 def _both_norms(case: Case) -> list[ModelPair]:
     """Return the case's networks with queries and keys brought to a length, and without; one of both shares its AdaLN.
 
     In float64 some heads' length is above the greatest that there is: it is cut.
     """
+    _vqvae(case)
     pairs = [case.models, replace(case, l2_norm=not case.l2_norm, shared_adaln=not case.shared_adaln).models]
-    normed: Any = next(pair.target for pair in pairs if pair.target.config.l2_norm)
+    normed: Any = next(pair.target for pair in pairs if var_config(pair.target).l2_norm)
     if case.exact:
         name = "blocks.0.attn.scale_mul_1H11"
         longer = {name: normed.weights[name] + torch.tensor((5.0, 0.0), device=case.at).view(1, 2, 1, 1)}
@@ -71,7 +81,7 @@ def transformer(subject: Subject, case: Case) -> bool:
     for models in _both_norms(case):
         for name in ("draft", "target"):
             network = getattr(models, name)
-            run = run_over(network, models.vae, case.labels_B, tokens_BL)
+            run = run_over(network, models.vae, case, tokens_BL)
             weights = {weight: tensor.double() for weight, tensor in network.weights.items()}
             expected = formulas.logits(network.config, weights, run.x_RLD.double(), labels_R, sees_LL)
             where = f"{name}{'' if network.config.l2_norm else ' without the norm of queries and keys'}"
@@ -106,7 +116,7 @@ def phi(subject: Subject, case: Case) -> bool:
 @torch.inference_mode()
 def encode(subject: Subject, case: Case) -> bool:
     """Encoding takes the nearest code, the lowest index on a tie."""
-    quantizer, pyramid = case.models.vae.quantizer, ScalePyramid(case.patch_nums[:3])
+    quantizer, pyramid = _vqvae(case).quantizer, ScalePyramid(case.patch_nums[:3])
     codes_VC = quantizer.codebook_VC.double()
     z_BCPP = case.normal(2, quantizer.C, pyramid.P, pyramid.P).to(quantizer.codebook_VC)
     tokens_BL, margin_BL = quantizer.encode(z_BCPP, pyramid)
@@ -143,7 +153,7 @@ def encode(subject: Subject, case: Case) -> bool:
 @torch.inference_mode()
 def pixels(subject: Subject, case: Case) -> bool:
     """Pixels are (x + 1)/2 of the output clamped to [-1, 1]."""
-    vae = case.models.vae
+    vae = _vqvae(case)
     f_hat = (3 * case.normal(1, vae.quantizer.C, 3, 3)).to(vae.dtype)
     raw = vae.latent_to_raw_image(f_hat).double()
     expected = (torch.minimum(torch.maximum(raw, -torch.ones_like(raw)), torch.ones_like(raw)) + 1) / 2
@@ -157,7 +167,9 @@ def pixels(subject: Subject, case: Case) -> bool:
 @law(LAWS, "numbers.precision", "network", "quantizer")
 def precision(subject: Subject, case: Case) -> bool:
     """Weights in another precision are rounded once; quantiser and head stay in float32."""
-    made_anew = random_models(case.models.target.config, case.weights, case.draft)  # never yet in another precision
+    _vqvae(case)
+    # never yet in another precision
+    made_anew = random_models(var_config(case.models.target), case.weights, case.draft)
     wide = made_anew.named_weights()
     for dtype, draft_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, None), (torch.float64, None)):
         weights = made_anew.to(case.at, dtype, draft_dtype).named_weights()
@@ -190,8 +202,8 @@ class _Spoiled:
     """A network of which one logit of every pass over so many rows and positions is another number."""
 
     network: Any
-    shape: tuple[int, int]  # rows and positions of the pass
-    at: tuple[int, int, int]  # row, position in the pass, token
+    shape: tuple[int, int]  # rows and draws of the pass
+    at: tuple[int, int, int]  # row, draw in the pass, token
     value: float
 
     def __getattr__(self, name: str) -> Any:
@@ -217,16 +229,17 @@ def finite(subject: Subject, case: Case) -> bool:
     """
     if not isinstance(subject.decoder(case), SpeculativeDecoder):
         raise NotOffered("not composed of the harness's parts")
-    pyramid, S = case.pyramid, case.pyramid.S
+    draws, S = case.pyramid.draws, case.pyramid.S
     entry = S // 2
-    divided = [replace(case, policy=f"{name}:{entry}", draft_len=S, bonus=False) for name in _DIVIDED]
-    plain = replace(case, policy=PLAIN[case.seed % 2], draft="identical")
+    equal = replace(case, draft="identical")  # so that no image's scale is decided in a pass without the others
+    divided = [replace(equal, policy=f"{name}:{entry}", draft_len=S, bonus=False) for name in _DIVIDED]
+    plain = replace(equal, policy=PLAIN[case.seed % 2])
     cases = [*divided, replace(plain, draft_len=S, bonus=False), replace(plain, draft_len=max(1, S - 1), bonus=True)]
     for k, tried in enumerate(cases[: None if S > 1 else 4]):
-        for si in pyramid:
+        for si in case.pyramid:
             side, begin, end = _pass_of(tried, si, entry)
             value = (float("nan"), float("inf"), float("-inf"))[(case.seed + si) % 3]
-            at = (case.seed + 5 * si + k) % (2 * case.B), pyramid.end(si) - 1 - begin, (case.seed + si) % case.V
+            at = (case.seed + 5 * si + k) % (2 * case.B), draws.end(si) - 1 - begin, (case.seed + si) % case.V
             spoiled: Any = _Spoiled(getattr(tried.models, side), (2 * case.B, end - begin), at, value)
             try:
                 subject.decode(tried, models=replace(tried.models, **{side: spoiled}))
@@ -243,7 +256,7 @@ _DIVIDED = ("handoff", "collaborative", "code")  # of labour; up to ENTRY the fi
 
 def _pass_of(case: Case, si: int, entry: int) -> tuple[str, int, int]:
     """Return who decides a scale, and begin and end of the pass in which it does."""
-    pyramid, name = case.pyramid, policy_name(case.policy)
+    pyramid, name = case.pyramid.draws, policy_name(case.policy)
     alone = pyramid.begin(si), pyramid.end(si)
     if name not in _DIVIDED:
         return "target", 0, pyramid.L

@@ -15,11 +15,10 @@ from harness.judge import require
 from harness.laws._allowed import allowed
 from harness.laws._case import Case
 from harness.laws._law import FLOAT64, NotOffered, require_equal, require_same, require_tokens
-from harness.models.network import Network
-from harness.models.var.autoencoder import Autoencoder
+from harness.models.network import Codec, Network
 from harness.protocol import Trace
 from harness.protocol.noise import Noise
-from harness.reference import accumulate, guidance_labels, next_input, scale_input
+from harness.reference import family_of
 from harness.reference.sequential import GrowingCache
 
 
@@ -64,35 +63,36 @@ def several(decoded: Trace, S: int) -> bool:
 
 
 @torch.inference_mode()
-def run_over(network: Network, vae: Autoencoder, labels_B: Tensor, tokens_BL: Tensor) -> Run:
-    """Run a network one scale after the other over given tokens."""
-    pyramid, config, B = network.pyramid, network.config, len(labels_B)
-    condition = network.condition(guidance_labels(labels_B, config.classes))
+def run_over(network: Network, vae: Codec, case: Case, tokens_BL: Tensor, labels_B: Tensor | None = None) -> Run:
+    """Run a network one scale after the other over given tokens of a case's images, or of others of these labels."""
+    pyramid, config, family, B = network.pyramid, network.config, family_of(network), len(tokens_BL)
+    condition = family.condition(network, case.request, case.labels_B if labels_B is None else labels_B)
     cache = GrowingCache()
-    f_hat = torch.zeros(B, config.C, pyramid.P, pyramid.P, device=network.device, dtype=vae.dtype)
-    raw = torch.zeros(B, 1, config.C, device=network.device, dtype=vae.dtype)
+    f_hat = torch.zeros(B, *config.latent, device=network.device, dtype=vae.dtype)
+    raw = torch.zeros(B, 1, config.raw, device=network.device, dtype=vae.dtype)
     raws, xs, rows, f_hats = [raw], [], [], []
     for si in pyramid:
-        xs.append(scale_input(network, condition, raws[-1] if si else None, si))
-        rows.append(network.logits(network.hidden(xs[-1], condition, cache, None), condition))
-        codes = vae.quantizer.codes(tokens_BL[:, pyramid.span(si)], pyramid.patch_nums[si])
-        f_hat = accumulate(f_hat, codes, si, vae.quantizer, pyramid)
+        xs.append(family.input(network, condition, raws[-1] if si else None, si))
+        hidden_RlD = network.hidden(xs[-1], condition, cache, None, family.positions(network, si, si))
+        rows.append(network.logits(hidden_RlD, condition))
+        codes = vae.quantizer.codes(tokens_BL[:, pyramid.draws.span(si)], *pyramid.sides[si])
+        f_hat = family.accumulate(f_hat, codes, si, vae.quantizer, pyramid)
         f_hats.append(f_hat)
         if si + 1 < pyramid.S:
-            raws.append(next_input(f_hat, si + 1, pyramid))
+            raws.append(family.next_input(f_hat, si + 1, pyramid))
     return Run(torch.cat(raws, 1), torch.cat(xs, 1), torch.cat(rows, 1), torch.stack(f_hats), cache.layers)
 
 
 def require_whole(decoded: Trace, case: Case) -> Run:
     """Raise `Broken` unless each scale is final once, and f_hat is that of the tokens; return the run over them."""
     pyramid, tokens_BL = case.pyramid, decoded.tokens_BL
-    shape = (case.B, pyramid.L)
+    shape = (case.B, pyramid.draws.L)
     require(tuple(tokens_BL.shape) == shape, f"tokens {tuple(tokens_BL.shape)}, not {shape}")
     outside = torch.nonzero((tokens_BL < 0) | (tokens_BL >= case.V)).tolist()
     require(not outside, f"no token at (image, position) {outside[:6]}")
     wrong = decoded.missing_scales(pyramid)
     require(not wrong, f"not made final exactly once: (image, scale) {wrong[:6]}")
-    run = run_over(case.models.target, case.models.vae, case.labels_B, tokens_BL)
+    run = run_over(case.models.target, case.models.vae, case, tokens_BL)
     require_equal("f_hat", decoded.f_hat_BCPP, run.f_hat_SBCPP[-1], "at the end", allowed(case).f_hat)
     return run
 
@@ -125,10 +125,10 @@ def check_snapshot(taken: Snapshot, case: Case, runs: dict[str, Run], tokens_BL:
     """Raise `Broken` unless a state equals that of a sequential run over the final scales of `tokens_BL`."""
     pyramid = case.pyramid
     for image, done in enumerate(taken.done):
-        at, n = f"{where}, image {image}, {done} scales final", pyramid.begin(done)
+        at, n, drawn = f"{where}, image {image}, {done} scales final", pyramid.begin(done), pyramid.draws.begin(done)
         if done == 0:
             continue
-        require_tokens(taken.tokens_BL[image : image + 1, :n], tokens_BL[image : image + 1, :n], at)
+        require_tokens(taken.tokens_BL[image : image + 1, :drawn], tokens_BL[image : image + 1, :drawn], at)
         f_hat = runs["target"].f_hat_SBCPP[done - 1, image]
         require_equal("f_hat", taken.f_hat_BCPP[image], f_hat, at, FLOAT64)
         known = slice(1, pyramid.end(min(done, pyramid.S - 1)))

@@ -24,13 +24,12 @@ from harness.laws._law import (
 from harness.laws._oracle import rows_of, run_over, several, targeted
 from harness.laws._scripted import Scripted, decode_drafted
 from harness.protocol import Contract
-from harness.reference import guidance_labels, scale_input
 
 LAWS: list[Law] = []
 
 
 def _tags(case: Case, begin: int, end: int, trailing: tuple[int, ...]) -> Tensor:
-    """Return (B,n,…): every row holds its position."""
+    """Return (B,n,…): every row holds its number."""
     position_n = torch.arange(begin, end, device=case.at)
     return position_n.view(-1, *(1 for _ in trailing)).expand(case.B, -1, *trailing)
 
@@ -40,12 +39,13 @@ def split(subject: Subject, case: Case) -> bool:
     """A window's rows split into exactly the spans of its scales."""
     parts = subject.parts(case, "split_logits_by_scale")
     for pyramid, first, last in case.every_window:
+        draws = pyramid.draws
         for trailing in ((2,), (2, 3)):
-            tags = _tags(case, pyramid.begin(first), pyramid.end(last), trailing)
+            tags = _tags(case, draws.begin(first), draws.end(last), trailing)
             actual = parts.split_logits_by_scale(tags, pyramid, first, last)
             require(len(actual) == last - first + 1, f"window {first}..{last} splits into {len(actual)} scales")
             for si, rows in zip(range(first, last + 1), actual, strict=True):
-                expected = _tags(case, pyramid.begin(si), pyramid.end(si), trailing)
+                expected = _tags(case, draws.begin(si), draws.end(si), trailing)
                 require_equal("rows", rows, expected, f"window {first}..{last}, scale {si}, trailing {trailing}")
     return case.pyramid.S > 1
 
@@ -55,14 +55,14 @@ def split(subject: Subject, case: Case) -> bool:
 def query(subject: Subject, case: Case) -> bool:
     """The combined query of scales a..b sits at the positions of a..b, for every window."""
     parts = subject.parts(case, "build_combined_query")
-    labels_R = guidance_labels(case.labels_B, CLASSES)
     of_long = case.long.models.target, case.long.long_windows
     for network, windows in ((case.models.draft, case.windows), (case.models.target, case.windows), of_long):
-        condition, pyramid = network.condition(labels_R), network.pyramid
-        raw_BLC = case.normal(case.B, pyramid.L, network.config.C)
+        condition, pyramid = case.condition(network), network.pyramid
+        raw_BLC = case.normal(case.B, pyramid.L, network.config.raw)
         for first, last in windows:
             raws = [raw_BLC[:, pyramid.span(si)] if si else None for si in range(first, last + 1)]
-            expected = torch.cat([scale_input(network, condition, raw, first + k) for k, raw in enumerate(raws)], 1)
+            given = enumerate(raws, first)
+            expected = torch.cat([case.steps.input(network, condition, raw, si) for si, raw in given], 1)
             window = slice(pyramid.begin(first), pyramid.end(last))
             given_BnC = raw_BLC[:, window].clone()
             x_RnD = parts.build_combined_query(network, condition, given_BnC, first, last)
@@ -77,17 +77,17 @@ def rows(subject: Subject, case: Case) -> bool:
     """Every verify row equals the sequential row for the same prefix, for every window."""
     parts = subject.parts(case, "build_combined_query", "attention_mask", "split_logits_by_scale")
     pyramid, network = case.pyramid, case.models.target
-    labels_B = case.labels_B
-    condition = network.condition(guidance_labels(labels_B, CLASSES))
-    run = run_over(network, case.models.vae, labels_B, case.random_tokens())
+    condition = case.condition(network)
+    run = run_over(network, case.models.vae, case, case.random_tokens())
     for first, last in case.windows:
         window = slice(pyramid.begin(first), pyramid.end(last))
         x_RnD = parts.build_combined_query(network, condition, run.raw_BLC[:, window], first, last)
         mask = parts.attention_mask(pyramid, first, last, x_RnD.device, x_RnD.dtype)
-        hidden_RnD = network.hidden(x_RnD, condition, run.cache(window.start), mask)
+        positions = case.steps.positions(network, first, last)
+        hidden_RnD = network.hidden(x_RnD, condition, run.cache(window.start), mask, positions)
         actual = parts.split_logits_by_scale(network.logits(hidden_RnD, condition), pyramid, first, last)
         for si, rows_RlV in zip(range(first, last + 1), actual, strict=True):
-            expected = run.rows_RLV[:, pyramid.span(si)]
+            expected = run.rows_RLV[:, pyramid.draws.span(si)]
             where = f"window {first}..{last}, scale {si}"
             require_equal("logits", rows_RlV, expected, where, allowed(case).rows)
     return pyramid.S > 1
@@ -98,12 +98,12 @@ def trace(subject: Subject, case: Case) -> bool:
     """The inputs and rows of every token are those of a sequential run over the tokens."""
     decoded = subject.decode(case)
     shown = shown_tensors(decoded)
-    run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+    run = run_over(case.models.target, case.models.vae, case, decoded.tokens_BL)
     for si in case.pyramid:
-        span, images = case.pyramid.span(si), targeted(decoded, case.B, si)
+        span, draws, images = case.pyramid.span(si), case.pyramid.draws.span(si), targeted(decoded, case.B, si)
         rows = rows_of(images, case.B)
-        actual: dict[str, Tensor] = {"x": shown.x_RLD[rows, span], "rows": shown.rows_RLV[rows, span]}
-        expected = {"x": run.x_RLD[rows, span], "rows": run.rows_RLV[rows, span]}
+        actual: dict[str, Tensor] = {"x": shown.x_RLD[rows, span], "rows": shown.rows_RLV[rows, draws]}
+        expected = {"x": run.x_RLD[rows, span], "rows": run.rows_RLV[rows, draws]}
         if images:
             require_same(actual, expected, f"scale {si}", vars(allowed(case)))
     return several(decoded, case.pyramid.S)
@@ -129,7 +129,7 @@ def long(subject: Subject, case: Case) -> bool:
         require(
             turn.accepted == turn.drafted, f"draft = target from scale 1 on, {case.pyramid.S} scales in all: {said}"
         )
-    run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+    run = run_over(case.models.target, case.models.vae, case, decoded.tokens_BL)
     if decoded.intermediates is not None and all(turn.target_rows for turn in decoded.rounds[0]):
         shown = decoded.intermediates
         expected = {"x": run.x_RLD, "rows": run.rows_RLV}

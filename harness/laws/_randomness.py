@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from harness.laws._case import Case
 from harness.laws._law import PLAIN, Law, NotOffered, Subject, law, require_equal, require_tokens
 from harness.laws._oracle import targeted
 from harness.models import ModelPair
-from harness.models.transformer import Transformer
 from harness.protocol import Contract
 from harness.protocol.noise import TOKEN, Ledger, SeededNoise
 from harness.reference import draw as draw_scale
@@ -103,7 +103,7 @@ def published(subject: Subject, case: Case) -> bool:
     noise = SeededNoise(request, case.pyramid, case.V, case.at)
     generator = torch.Generator(device=case.at).manual_seed(case.seed)
     for si in case.pyramid:
-        l = case.pyramid.tokens(si)
+        l = case.pyramid.draws.counts[si]
         probs_BlV = _logits(case, l).float().softmax(-1)
         expected = torch.multinomial(probs_BlV.view(-1, case.V), 1, generator=generator).view(case.B, l)
         actual = parts.draw(probs_BlV, noise.exponential(si, TOKEN, "target"))
@@ -146,10 +146,10 @@ def _own_numbers(subject: Subject, case: Case) -> bool:
 def _levelled(models: ModelPair) -> ModelPair:
     """Return networks that give every token the same logit."""
     heads = ("head.weight", "head.bias")
+    sides: list[Any] = [models.draft, models.target]
     draft, target = (
         replace(side, weights={n: torch.zeros_like(w) if n in heads else w for n, w in side.weights.items()})
-        for side in (models.draft, models.target)
-        if isinstance(side, Transformer)
+        for side in sides
     )
     return replace(models, draft=draft, target=target)
 
@@ -212,7 +212,7 @@ def rule(subject: Subject, case: Case) -> bool:
         raise NotOffered("no intermediates")
     noise, greedy = case.noise(), case.settings.greedy
     for si in case.pyramid:
-        span = case.pyramid.span(si)
+        span = case.pyramid.draws.span(si)
         _, expected_Bl = choose(decoded.intermediates.guided_BLV[:, span], case.request, noise, si, greedy)
         require_tokens(decoded.tokens_BL[:, span], expected_Bl, f"scale {si}")
     return case.V > 2 and case.pyramid.S > 1

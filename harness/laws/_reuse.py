@@ -28,10 +28,10 @@ def _requests(case: Case) -> list[Request]:
         base,
         replace(base, labels=turned),
         replace(base, labels=turned[::-1]),  # the same labels in another order
-        Request((2, 0, 3, 1), case.seed + 1, case.cfg, case.top_k, case.top_p, order=case.order),
-        Request((0, 2, 1, 3), case.seed + 1, case.cfg, case.top_k, case.top_p, order=case.order),
-        replace(base, cfg=case.cfg + 1.0),
-        Request((1,), case.seed, 0.0, order=case.order),
+        replace(base, labels=(2, 0, 3, 1), seed=case.seed + 1),
+        replace(base, labels=(0, 2, 1, 3), seed=case.seed + 1),
+        case.asked(base, case.cfg + 1.0),
+        case.asked(replace(base, labels=(1,), top_k=0, top_p=0.0), 0.0),
         replace(base, top_k=1 if case.top_k != 1 else 2),
         replace(base, top_p=0.6 if case.top_p != 0.6 else 0.0),
         replace(base, seed=case.seed + 2),
@@ -98,15 +98,15 @@ def alternating(subject: Subject, case: Case) -> bool:
 def labels(subject: Subject, case: Case) -> bool:
     """Labels that are not given are the request's own draw, decode after decode of one decoder."""
     models = case.models
-    base = Request(None, case.seed, case.cfg, case.top_k, case.top_p, order="batch", count=3)
-    given = Request((2, 0, 1), case.seed, case.cfg, case.top_k, case.top_p, order="batch")
+    base = replace(case.request, labels=None, order="batch", count=3)
+    given = replace(base, labels=(2, 0, 1))
     decoder, met = subject.decoder(case), set[tuple[int, ...]]()
     for k, request in enumerate((base, replace(base, seed=case.seed + 1), given, replace(base, count=2), base)):
         actual = decoder.decode(request, case.noise(request))
         labels_B = case.noise(request).labels(CLASSES)
         met.add(tuple(labels_B.tolist()))
         where = f"request {k} of one decoder, labels {'drawn' if request.labels is None else 'given'}"
-        run = run_over(models.target, models.vae, labels_B, actual.tokens_BL)
+        run = run_over(models.target, models.vae, case, actual.tokens_BL, labels_B)
         images = targeted(actual, request.B, 0)
         if actual.intermediates is not None and images:
             rows, first = rows_of(images, request.B), case.pyramid.span(0)

@@ -179,12 +179,15 @@ class _Spy:
             raise AttributeError(name)
         return getattr(self.network, name)
 
-    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+    def hidden(
+        self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Count the images and positions of a pass."""
         R, n = x_RnD.shape[:2]
         self.counts["calls"] += R // 2
         self.counts["rows"] += R // 2 * n
-        hidden: Tensor = self.network.hidden(x_RnD, condition, cache, mask_11nK)
+        hidden: Tensor = self.network.hidden(x_RnD, condition, cache, mask_11nK, positions)
         return hidden
 
 
@@ -249,9 +252,10 @@ def labour(subject: Subject, case: Case) -> bool:
             _follows(subject, handing)
         except InputError:
             raise NotOffered("policy code:ENTRY") from None
-        actual, own = subject.decode(handing), pyramid.begin(entry)
+        actual, own, drawn = subject.decode(handing), pyramid.begin(entry), pyramid.draws.begin(entry)
         where = f"policy {handing.policy}"
-        require_tokens(actual.tokens_BL[:, :own], alone_BL[:, :own], f"{where}, scales that the target decides alone")
+        of_target = f"{where}, scales that the target decides alone"
+        require_tokens(actual.tokens_BL[:, :drawn], alone_BL[:, :drawn], of_target)
         _require_policy(actual, handing, str(handing.length), where)
         counts = {
             "target_calls": entry, "target_rows": own, "draft_calls": S - entry, "draft_rows": pyramid.L * (entry < S)

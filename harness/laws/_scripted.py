@@ -42,7 +42,9 @@ class Scripted:
         """Return logits_RnV; the rows of scripted scales hold one token, the target's least likely one."""
         rows_RnV: Tensor = self.network.logits(h_RnD, condition).clone()
         pyramid, n = self.network.pyramid, h_RnD.shape[1]
-        table_LD = self.network.weights["class_emb.weight"]
+        table_LD = self.network.weights.get("class_emb.weight")
+        if table_LD is None:
+            raise NotOffered("no classes by which a draft is scripted")
         label_R = (condition.cond_RD[:, None] == table_LD).all(-1).long().argmax(1)
         for label, si in self.script:
             if n in (pyramid.tokens(si), pyramid.end(si)):  # alone in its pass, or after all scales before it

@@ -16,7 +16,7 @@ from harness.reference.sequential import sample_sequential
 
 LAWS: list[Law] = []
 
-_Variants = Callable[[Request], list[Request]]
+_Variants = Callable[[Request, Case], list[Request]]
 
 # Under contract B an image is another draw of the same law, and one image may well stay as it was. Of this many, of
 # which the reference changes at least half, a decoder that heeds the input leaves all unchanged with a chance below
@@ -41,7 +41,7 @@ def _changes(subject: Subject, case: Case, word: str, variants: _Variants) -> bo
         ).tokens_BL
 
     base_BL = reference(request)
-    telling = [v for v in variants(request) if 2 * int((reference(v) != base_BL).any(1).sum()) >= request.B]
+    telling = [v for v in variants(request, case) if 2 * int((reference(v) != base_BL).any(1).sum()) >= request.B]
     expected_BL = subject.decode(case, request=request).tokens_BL if telling else base_BL
     for variant in telling:
         same = torch.equal(subject.decode(case, request=variant).tokens_BL, expected_BL)
@@ -56,7 +56,7 @@ def seed(subject: Subject, case: Case) -> bool:
     Image order: in batch order the seed is PyTorch's, whose CPU generator itself takes 32 bits.
     """
     case = replace(case, order="image")
-    return _changes(subject, case, "seed", lambda r: [replace(r, seed=r.seed + step) for step in (1, 2, 2**32)])
+    return _changes(subject, case, "seed", lambda r, _: [replace(r, seed=r.seed + step) for step in (1, 2, 2**32)])
 
 
 @law(LAWS, "sensitivity.label", "decode", "condition", contract=Contract.LAW)
@@ -66,21 +66,21 @@ def label(subject: Subject, case: Case) -> bool:
     def moved(request: Request, step: int) -> Request:
         return replace(request, labels=tuple((label + step) % 4 for label in request.labels or ()))
 
-    return _changes(subject, case, "label", lambda request: [moved(request, step) for step in (1, 2)])
+    return _changes(subject, case, "label", lambda request, _: [moved(request, step) for step in (1, 2)])
 
 
 @law(LAWS, "sensitivity.cfg", "decode", "guide", contract=Contract.LAW)
 def cfg(subject: Subject, case: Case) -> bool:
     """The guidance value changes the image."""
     case = replace(case, labels=tuple(label % 3 for label in case.labels))
-    return _changes(subject, case, "cfg", lambda r: [replace(r, cfg=case.cfg + step) for step in (3.0, 8.0)])
+    return _changes(subject, case, "cfg", lambda r, cut: [cut.asked(r, cut.cfg + step) for step in (3.0, 8.0)])
 
 
 @law(LAWS, "sensitivity.filters", "decode", "filter_logits", contract=Contract.LAW)
 def filters(subject: Subject, case: Case) -> bool:
     """top_k = 1 and a tiny top_p change the image."""
     case = replace(case, top_k=0, top_p=0.0)
-    return _changes(subject, case, "filters", lambda r: [replace(r, top_k=1), replace(r, top_p=1e-17)])
+    return _changes(subject, case, "filters", lambda r, _: [replace(r, top_k=1), replace(r, top_p=1e-17)])
 
 
 @law(LAWS, "sensitivity.images", "decode", "noise", contract=Contract.TOKENS)
@@ -91,4 +91,4 @@ def images(subject: Subject, case: Case) -> bool:
     def moved(request: Request, step: int) -> Request:
         return replace(request, images=tuple(step + image for image in request.image_ids))
 
-    return _changes(subject, case, "image addresses", lambda request: [moved(request, step) for step in (50, 300)])
+    return _changes(subject, case, "image addresses", lambda request, _: [moved(request, step) for step in (50, 300)])

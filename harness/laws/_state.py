@@ -25,8 +25,6 @@ from harness.laws._oracle import (
     snapshot,
 )
 from harness.models.network import Network
-from harness.protocol import Request
-from harness.reference import accumulate, next_input
 
 LAWS: list[Law] = []
 
@@ -48,9 +46,9 @@ def sync(subject: Subject, case: Case) -> bool:
 
     decoded = subject.spied(case, **{_UPDATE: watch}).decode(case.request, case.noise())
     require(bool(taken), "the decode never updated its state")
-    models, labels_B = case.models, case.labels_B
+    models = case.models
     networks: dict[str, Network] = {"draft": models.draft, "target": models.target}
-    runs = {name: run_over(network, models.vae, labels_B, decoded.tokens_BL) for name, network in networks.items()}
+    runs = {name: run_over(network, models.vae, case, decoded.tokens_BL) for name, network in networks.items()}
     for k, state in enumerate(taken):
         check_snapshot(state, case, runs, decoded.tokens_BL, f"update {k}")
     require(taken[-1].done == [case.pyramid.S] * case.B, f"the last update leaves {taken[-1].done} scales final")
@@ -93,12 +91,13 @@ def latent(subject: Subject, case: Case) -> bool:
     parts = subject.parts(case, "accumulate", "next_input")
     pyramid, quantizer = case.pyramid, case.models.vae.quantizer
     tokens_BL = case.random_tokens()
-    f_hat = torch.zeros(case.B, quantizer.C, pyramid.P, pyramid.P, dtype=torch.float64, device=case.at)
+    f_hat = torch.zeros(case.B, *case.models.target.config.latent, dtype=torch.float64, device=case.at)
     for si in pyramid:
-        idx_Bl = tokens_BL[:, pyramid.span(si)]
+        idx_Bl = tokens_BL[:, pyramid.draws.span(si)]
         before, tokens_before = f_hat.clone(), idx_Bl.clone()
         after = parts.accumulate(f_hat, idx_Bl, si, quantizer, pyramid)
-        expected = accumulate(before, quantizer.codes(idx_Bl, pyramid.patch_nums[si]), si, quantizer, pyramid)
+        codes = quantizer.codes(idx_Bl, *pyramid.sides[si])
+        expected = case.steps.accumulate(before, codes, si, quantizer, pyramid)
         require_equal("f_hat", after, expected, f"after scale {si}", FLOAT64)
         arguments = {"f_hat argument": f_hat, "tokens argument": idx_Bl}
         require_same(arguments, {"f_hat argument": before, "tokens argument": tokens_before}, f"scale {si}")
@@ -107,7 +106,7 @@ def latent(subject: Subject, case: Case) -> bool:
         if si + 1 < pyramid.S:
             f_hat_before = f_hat.clone()
             raw_BlC = parts.next_input(f_hat, si + 1, pyramid)
-            expected_BlC = next_input(f_hat_before, si + 1, pyramid)
+            expected_BlC = case.steps.next_input(f_hat_before, si + 1, pyramid)
             require_equal("next input", raw_BlC, expected_BlC, f"scale {si + 1}", FLOAT64)
             require_equal("f_hat argument", f_hat, f_hat_before, f"next input of scale {si + 1}")
             require(not _share(raw_BlC, f_hat), f"the next input of scale {si + 1} is f_hat's memory")
@@ -157,7 +156,9 @@ def once(subject: Subject, case: Case) -> bool:
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         require(covered == list(pyramid), f"rounds of image {image} finish scales {covered}")
         counted = sum(turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens for turn in rounds)
-        require(counted == pyramid.L, f"rounds of image {image} account for {counted} tokens of {pyramid.L}")
+        require(
+            counted == pyramid.draws.L, f"rounds of image {image} account for {counted} tokens of {pyramid.draws.L}"
+        )
     return pyramid.S > 1
 
 
@@ -206,7 +207,7 @@ def untouched(subject: Subject, case: Case) -> bool:
 def _refuses(subject: Subject, case: Case) -> bool:
     """A label that the networks do not have is refused."""
     try:
-        subject.decode(case, request=Request((7,) * case.B, case.seed))
+        subject.decode(case, request=replace(case.request, labels=(7,) * case.B))
     except (InputError, ValueError, IndexError):
         return True
     require(False, "label 7 of 3 classes was decoded")

@@ -3,7 +3,16 @@
 import importlib
 import sys
 
-from harness.models._pair import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, pair_checksums, random_pair
+from harness.models._pair import (
+    CLOSE_NOISE,
+    ModelPair,
+    close_pair,
+    load_digits,
+    load_pair,
+    pair_checksums,
+    random_pair,
+    var_config,
+)
 
 # by these names code outside knows the modules of VAR
 for _name in ("autoencoder", "sizes", "transformer"):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError, NonFiniteError
-from harness.models.network import Network
+from harness.models.network import Codec, Network, TransformerConfig
 from harness.models.var import autoencoder, load_autoencoder, load_transformer, transformer
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
@@ -50,7 +50,7 @@ class ModelPair:
 
     draft: Network
     target: Network
-    vae: Autoencoder
+    vae: Codec
     name: str = "custom"
     random: bool = False
     numbers: RecordedNumbers | None = field(default=None, repr=False)
@@ -59,23 +59,24 @@ class ModelPair:
 
     def __post_init__(self) -> None:
         draft, target = self.draft.config, self.target.config
-        for word, of_draft, of_target in (
+        pairs: tuple[tuple[str, object, object], ...] = (
+            ("family", draft.family, target.family),
             ("patch_nums", draft.pyramid.patch_nums, target.pyramid.patch_nums),
+            ("sides", draft.pyramid.sides, target.pyramid.sides),
+            ("channels", draft.pyramid.channels, target.pyramid.channels),
             ("V", draft.V, target.V),
             ("C", draft.C, target.C),
             ("classes", draft.classes, target.classes),
             ("V", self.vae.config.V, target.V),
             ("C", self.vae.config.C, target.C),
-        ):
+        )
+        for word, of_draft, of_target in pairs:
             if of_draft != of_target:
                 side = "vae" if word in "VC" and draft.V == target.V and draft.C == target.C else "draft"
                 raise InputError(
                     f"{side} {word}", of_draft, f"must equal the target's {of_target}", "pass models trained as a pair"
                 )
-        if self.vae.config.phi_layout == "per-scale" and self.vae.config.phi != self.pyramid.S:
-            raise InputError(
-                "vae φ", self.vae.config.phi, f"must be one a scale ({self.pyramid.S})", "pass models trained as a pair"
-            )
+        self.vae.check_for(self.pyramid)
 
     @property
     def title(self) -> str:
@@ -88,6 +89,14 @@ class ModelPair:
     def pyramid(self) -> ScalePyramid:
         """Scales of both transformers."""
         return self.target.config.pyramid
+
+    @property
+    def vqvae(self) -> Autoencoder:
+        """The autoencoder of VAR. Raises `InputError` where there is another one."""
+        if not isinstance(self.vae, Autoencoder):
+            rule = "is not of VAR, which alone has a VQ-VAE"
+            raise InputError("models", self.title, rule, "pass networks of VAR")
+        return self.vae
 
     @property
     def device(self) -> torch.device:
@@ -137,7 +146,7 @@ class ModelPair:
         Raises:
             InputError: its quantiser has a φ for every scale, or a network is no transformer.
         """
-        if self.vae.config.phi_layout == "per-scale":
+        if self.vqvae.config.phi_layout == "per-scale":
             raise InputError("scales", count, "cannot be cut: every scale has a φ of its own", "keep all scales")
         sides = [self.draft, self.target]
         if not all(isinstance(side, Transformer) for side in sides):
@@ -160,6 +169,13 @@ class ModelPair:
             for name, tensor in getattr(self, word).weights.items():
                 if not bool(torch.isfinite(tensor).all()):
                     raise NonFiniteError(f"{word}.{name}")
+
+
+def var_config(network: Network) -> TransformerConfig:
+    """Return the sizes of a transformer of VAR. Raises `InputError` for a network of another family."""
+    if not isinstance(network.config, TransformerConfig):
+        raise InputError("family", network.config.family, "is not VAR", "pass networks of VAR")
+    return network.config
 
 
 def checksums(weights: Mapping[str, Tensor]) -> dict[str, int]:

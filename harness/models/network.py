@@ -1,16 +1,17 @@
-"""What the samplers need of a network, and the records that go in and out of one.
+"""What the samplers need of a network and an autoencoder, and the records that go in and out of them.
 
-Promise: whatever meets `Network` can be sampled, verified and observed: the transformer of a checkpoint, a table-driven
-toy, a network under a watch. Nothing here computes.
+Promise: whatever meets `Network` and `Codec` can be sampled, verified and observed: the transformer of a checkpoint, a
+table-driven toy, a network under a watch. What a sampler does with them, the network's `family` says: a module of its
+own in `reference/` and in `speculative/`. Nothing here computes.
 
 Source: spec §4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,9 +19,57 @@ from torch import Tensor
 from harness.protocol.pyramid import ScalePyramid
 
 
+class NetworkConfig(Protocol):
+    """Sizes of one network of any family, in the letters of the spec page."""
+
+    @property
+    def family(self) -> str:
+        """Word by which both samplers look up what they do with it."""
+
+    @property
+    def reads(self) -> Collection[str]:
+        """What the family reads of a request that not every family does (`protocol.Request`)."""
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """Scales."""
+
+    @property
+    def depth(self) -> int:
+        """Layers that a cache holds."""
+
+    @property
+    def D(self) -> int:
+        """Width."""
+
+    @property
+    def H(self) -> int:
+        """Heads."""
+
+    @property
+    def V(self) -> int:
+        """Values of a draw."""
+
+    @property
+    def C(self) -> int:
+        """Channels of the latent map."""
+
+    @property
+    def classes(self) -> int:
+        """Number of conditions without the unconditional one."""
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Shape (C,h,w) of an image's latent map."""
+
+    @property
+    def raw(self) -> int:
+        """Channels of a raw input."""
+
+
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of one transformer, in the letters of the spec page; `classes` excludes the unconditional class."""
+    """Sizes of one VAR transformer; `classes` excludes the unconditional class."""
 
     pyramid: ScalePyramid
     depth: int
@@ -31,6 +80,26 @@ class TransformerConfig:
     classes: int
     shared_adaln: bool = False
     l2_norm: bool = True
+
+    @property
+    def family(self) -> str:
+        """The word for VAR."""
+        return "var"
+
+    @property
+    def reads(self) -> Collection[str]:
+        """Code vectors may be mixed; conditions are classes, guidance is one number."""
+        return ("more_smooth",)
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Shape (C,P,P) of an image's latent map."""
+        return self.C, *self.pyramid.sides[-1]
+
+    @property
+    def raw(self) -> int:
+        """Channels of a raw input: those of the map."""
+        return self.C
 
 
 class Cache(Protocol):
@@ -45,7 +114,7 @@ Modulation = tuple[Tensor, ...]  # γ1, γ2, 1 + scale1, 1 + scale2, shift1, shi
 
 @dataclass(frozen=True)
 class Condition:
-    """All that depends on the label: six (R,1,D) vectors a block, two for the head, and the class embedding.
+    """All that depends on an image's condition: six (R,1,D) vectors a block, two for the head, and its embedding.
 
     The scales of the modulated layer norms are kept as 1 + scale, the factor that every pass multiplies with.
     """
@@ -53,18 +122,20 @@ class Condition:
     cond_RD: Tensor
     blocks: tuple[Modulation, ...]
     head: tuple[Tensor, Tensor]
+    texts: tuple[Tensor, ...] = ()  # of every guidance row the packed rows that it attends to; none in VAR
 
     def rows(self, rows: Tensor) -> Condition:
         """Return the condition of the guidance rows `rows` (int64 indices into R)."""
         blocks = tuple(tuple(vector[rows] for vector in block) for block in self.blocks)
-        return Condition(self.cond_RD[rows], blocks, (self.head[0][rows], self.head[1][rows]))
+        texts = tuple(self.texts[row] for row in rows.tolist()) if self.texts else ()
+        return Condition(self.cond_RD[rows], blocks, (self.head[0][rows], self.head[1][rows]), texts)
 
 
 class Network(Protocol):
     """One network as a sampler sees it."""
 
     @property
-    def config(self) -> TransformerConfig:
+    def config(self) -> NetworkConfig:
         """Sizes."""
 
     @property
@@ -85,11 +156,11 @@ class Network(Protocol):
 
     @property
     def start_1D(self) -> Tensor:
-        """Added to the class embedding at scale 0."""
+        """Added to the condition's embedding at scale 0."""
 
     @property
     def pos_LD(self) -> Tensor:
-        """Embedding of every position."""
+        """What the input says of every position; zeros where the network is told of positions otherwise."""
 
     @property
     def lvl_SD(self) -> Tensor:
@@ -99,16 +170,84 @@ class Network(Protocol):
         """Return how much memory the weights fill."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Network:
-        """Return a copy with the weights on `device` in `dtype`."""
+        """Return a copy with the weights on `device` in `dtype`.
+
+        Rounding that is part of the network's law stays in every dtype, so that its float64 oracle rounds, too.
+        """
+
+    def converted(self, dtype: torch.dtype) -> Network:
+        """Return a view in `dtype` that need not hold all weights twice."""
 
     def embed(self, raw_BnC: Tensor) -> Tensor:
         """Return a scale's raw input as (B,n,D), without its position term."""
 
-    def condition(self, labels_R: Tensor) -> Condition:
-        """Compute what depends on the label alone; `labels_R` is int64, `classes` the unconditional one."""
+    def condition(self, labels_R: Any) -> Condition:
+        """Compute what depends on the condition of every guidance row alone.
 
-    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
-        """Return h_RnD of n new positions; extends the cache. A mask of None lets everything be visible."""
+        `labels_R` is int64, `classes` the unconditional one; where the family reads texts it is those of every row.
+        """
+
+    def hidden(
+        self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return h_RnD of n new positions; extends the cache.
+
+        A mask of None lets everything be visible. `positions` (n,…) says where the rows sit, in the family's own way;
+        None where their input says it.
+        """
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
-        """Return logits_RnV of hidden states, in float32 at least."""
+        """Return logits_RnV of the draws of n positions, position by position, in float32 at least."""
+
+
+class Codebook(Protocol):
+    """Codes of tokens."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All that f_hat depends on besides tokens, by name."""
+
+    def codes(self, idx_Bl: Tensor, h: int, w: int | None = None) -> Tensor:
+        """Return the codes (B,C,h,w) of one scale's draws; a square where there is no `w`."""
+
+
+class CodecConfig(Protocol):
+    """Sizes of an autoencoder, as a sampler sees them."""
+
+    @property
+    def V(self) -> int:
+        """Values of a draw."""
+
+    @property
+    def C(self) -> int:
+        """Channels of the latent map."""
+
+
+class Codec(Protocol):
+    """What turns tokens into a latent map, and a latent map into an image."""
+
+    @property
+    def config(self) -> CodecConfig:
+        """Sizes."""
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Every tensor by name."""
+
+    @property
+    def quantizer(self) -> Codebook:
+        """Its codes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of f_hat."""
+
+    def check_for(self, pyramid: ScalePyramid) -> None:
+        """Refuse scales that it does not fit. Raises `InputError`."""
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Codec:
+        """Return a copy with the weights on `device` in `dtype`."""
+
+    def decode(self, f_hat_BCPP: Tensor) -> Tensor:
+        """Return the images (B,3,h,w) in [0, 1] of latent maps."""

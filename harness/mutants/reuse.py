@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from harness.decoders import Factory
 from harness.models.network import Condition
 from harness.mutants._mutant import Mutant, options_of, patched
@@ -22,9 +20,9 @@ _ACCUMULATE = accumulate_scales
 def _by_set(self: Side) -> Condition:
     """Remember the condition of a set of labels on the network, in the order in which they were first met."""
     known: dict[Any, Condition] = vars(self.network).setdefault("conditions", {})
-    key = (len(self.labels_R), *self.labels_R.unique().tolist())
+    key = (len(self.labels_B), *self.labels_B.unique().tolist())
     if key not in known:
-        known[key] = self.network.condition(self.labels_R)
+        known[key] = self.make_condition(self.network, self.labels_B)
     return known[key]
 
 
@@ -60,8 +58,8 @@ class _KeptLabels(SpeculativeDecoder):
         """Take labels that were drawn for an earlier request."""
         state = super().begin(request, noise)
         if request.labels is None:
-            labels_R = self.__dict__.setdefault("drawn", {}).setdefault(request.B, state.target.labels_R)
-            state.draft.labels_R = state.target.labels_R = labels_R
+            labels_B = self.__dict__.setdefault("drawn", {}).setdefault(request.B, state.target.labels_B)
+            state.draft.labels_B = state.target.labels_B = labels_B
         return state
 
 
@@ -70,11 +68,11 @@ class _LastClassLost(SpeculativeDecoder):
 
     def begin(self, request: Request, noise: Noise) -> DecodeState:
         """Take the class before it."""
-        state, B = super().begin(request, noise), request.B
+        state = super().begin(request, noise)
         if request.labels is None:
             last = self.models.target.config.classes - 2
             for side in (state.draft, state.target):
-                side.labels_R = torch.cat((side.labels_R[:B].clamp_max(last), side.labels_R[B:]))
+                side.labels_B = side.labels_B.clamp_max(last)
         return state
 
 

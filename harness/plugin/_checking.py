@@ -209,7 +209,7 @@ def judged(
     if isinstance(outcome, Trace):
         outcome, _ = made_plain(outcome)
         outcome = judge(Evidence(models, request, outcome, free, budget), claim, drafts)
-        allowed = [budget.guided(request.cfg, models.pyramid.ramp(si)) for si in models.pyramid]
+        allowed = [budget.guided(request.guidance, models.pyramid.ramp(si), si) for si in models.pyramid]
         weigh_run([(request, outcome)], lambda request: allowed, 1)
         outcome.remarks = remarks
     if outcome.verdict is Verdict.DEFECT:

@@ -7,15 +7,38 @@ likely ones are taken (`Settings.greedy`), it determines every token of a correc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from harness.errors import InputError
+from harness.protocol._condition import Guidance, Rows, ScaleGuidance
+from harness.protocol.pyramid import ScalePyramid
 
 NoiseOrder = Literal["image", "batch"]
 ORDERS: tuple[NoiseOrder, ...] = ("image", "batch")
 MOST_CFG = 1e6
+OF_SOME = ("texts", "scale_guidance", "more_smooth")  # what not every family reads
+_LATER = ("texts", "scale_guidance", "filters")  # in JSON only where they say something: older files have no such names
+
+
+class Sizes(Protocol):
+    """What a request must fit of a network's sizes."""
+
+    @property
+    def pyramid(self) -> ScalePyramid: ...
+
+    @property
+    def V(self) -> int: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def reads(self) -> Collection[str]: ...
 
 
 @dataclass(frozen=True)
@@ -23,7 +46,8 @@ class Request:
     """Labels, seed and sampling parameters of one batch.
 
     Args:
-        labels: class of every image, 0..classes (``classes`` itself is the unconditional class); None = drawn.
+        labels: class of every image, 0..classes (``classes`` itself is the unconditional class); None = drawn. Where
+            there are texts, which of them.
         seed: seed of all randomness, >= 0.
         cfg: guidance value, finite; 0 switches guidance off.
         top_k: keep the k largest logits; 0 switches the filter off; at most V.
@@ -34,6 +58,9 @@ class Request:
         images: address of every image in "image" order; None = 0, 1, 2, …
         count: number of images when `labels` is None.
         seeds: seed of every image in "image" order, where a batch mixes several; None = `seed` for all.
+        texts: conditions of packed rows, which labels number, for a family that reads them.
+        scale_guidance: guidance by scale in place of `cfg`, for a family that reads it.
+        filters: (top_k, top_p) of every scale in place of those of all.
 
     Raises:
         InputError: a parameter is outside its range.
@@ -49,6 +76,9 @@ class Request:
     images: tuple[int, ...] | None = None
     count: int = 0
     seeds: tuple[int, ...] | None = None
+    texts: tuple[Rows, ...] = ()
+    scale_guidance: ScaleGuidance | None = None
+    filters: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels is not None:
@@ -71,10 +101,8 @@ class Request:
             raise InputError("cfg", self.cfg, "must be finite", "pass --cfg 1.5")
         if abs(self.cfg) > MOST_CFG:
             raise InputError("cfg", self.cfg, f"must lie in ±{MOST_CFG:g}: beyond it logits overflow", "pass --cfg 1.5")
-        if self.top_k < 0:
-            raise InputError("top_k", self.top_k, "must lie in 0..V", "pass --top-k 0 to switch the filter off")
-        if not 0.0 <= self.top_p <= 1.0:
-            raise InputError("top_p", self.top_p, "must lie in [0, 1]", "pass --top-p 0 to switch the filter off")
+        for top_k, top_p in ((self.top_k, self.top_p), *self.filters):
+            _check_filter(top_k, top_p)
 
     def _check_seeds(self, seeds: tuple[int, ...]) -> None:
         if self.order != "image":
@@ -97,6 +125,26 @@ class Request:
         """(seed, image) of every image: all that its noise depends on in "image" order."""
         return tuple(zip(self.seeds or (self.seed,) * self.B, self.image_ids, strict=True))
 
+    @property
+    def guidance(self) -> Guidance:
+        """What the family's formula of guidance takes."""
+        return self.scale_guidance if self.scale_guidance is not None else self.cfg
+
+    def filter(self, si: int) -> tuple[int, float]:
+        """Return top_k and top_p of scale `si`."""
+        return self.filters[si] if self.filters else (self.top_k, self.top_p)
+
+    def at(self, si: int) -> Request:
+        """Return the request with the filter of scale `si` for all."""
+        if not self.filters:
+            return self
+        top_k, top_p = self.filter(si)
+        return replace(self, top_k=top_k, top_p=top_p, filters=())
+
+    def conditions(self, classes: int) -> int:
+        """Return how many conditions labels number, without the unconditional one: its texts, or else `classes`."""
+        return len(self.texts) or classes
+
     def where(self, b: int) -> dict[str, int]:
         """Return seed and image of the image at row `b`, as a `Divergence` names them."""
         seed, image = self.addresses[b]
@@ -117,8 +165,23 @@ class Request:
                 raise InputError(
                     "labels", label, f"must lie in 0..{classes} ({classes} is unconditional)", "pass --labels all"
                 )
-        if self.top_k > V:
-            raise InputError("top_k", self.top_k, f"must lie in 0..V={V}", f"pass --top-k {V} or less, 0 for off")
+        top_k = max((self.top_k, *(top_k for top_k, _ in self.filters)))
+        if top_k > V:
+            raise InputError("top_k", top_k, f"must lie in 0..V={V}", f"pass --top-k {V} or less, 0 for off")
+
+    def check_for(self, config: Sizes) -> None:
+        """Refuse what networks of these sizes do not have, and what their family does not read. Raises `InputError`."""
+        self.check_against(self.conditions(config.classes), config.V)
+        S, guidance = config.pyramid.S, self.scale_guidance
+        for name in OF_SOME:
+            if getattr(self, name) and name not in config.reads:
+                raise InputError(name, "given", f"is nothing that the family {config.family} reads", "drop it")
+        lists = {"filters": self.filters} if guidance is None else {
+            "filters": self.filters, "weights": guidance.weights, "temperatures": guidance.temperatures
+        }  # fmt: skip
+        for name, values in lists.items():
+            if len(values) not in ((S,) if name == "weights" else (0, S)):
+                raise InputError(name, values, f"must hold one entry a scale ({S})", "pass as many, or drop it")
 
     def only(self, rows: list[int]) -> Request:
         """Return the request for the images at `rows` alone, their noise addresses kept ("image" order).
@@ -139,12 +202,26 @@ class Request:
         )
 
 
+def _check_filter(top_k: int, top_p: float) -> None:
+    if top_k < 0:
+        raise InputError("top_k", top_k, "must lie in 0..V", "pass --top-k 0 to switch the filter off")
+    if not 0.0 <= top_p <= 1.0:
+        raise InputError("top_p", top_p, "must lie in [0, 1]", "pass --top-p 0 to switch the filter off")
+
+
 def request_values(request: Request) -> dict[str, object]:
-    """Return a request as JSON values."""
-    return asdict(request)
+    """Return a request as JSON values; what only some families read stands there where it says something."""
+    values = {name: value for name, value in asdict(replace(request, texts=())).items() if value or name not in _LATER}
+    return values | ({"texts": [rows.numbers_TA.tolist() for rows in request.texts]} if request.texts else {})
 
 
 def request_of(values: Mapping[str, object]) -> Request:
     """Return the request of values that `request_values` gave to JSON. Raises `TypeError` for other names."""
-    words = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return Request(**words)  # type: ignore[arg-type]  # which values they are is checked by their users
+    words: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    if "texts" in words:
+        words["texts"] = tuple(Rows.of(numbers) for numbers in words["texts"])
+    if "filters" in words:
+        words["filters"] = tuple((top_k, top_p) for top_k, top_p in words["filters"])
+    if "scale_guidance" in words:
+        words["scale_guidance"] = ScaleGuidance(**words["scale_guidance"])
+    return Request(**words)  # which values they are is checked by their users

@@ -1,4 +1,4 @@
-"""All randomness of a run, addressed by (seed, image, scale, stream).
+"""All randomness of a run, addressed by (seed, image, scale, stream, draw, value); a draw is a position's channel.
 
 Promise: a number depends on its address alone. Any scale may be read in any order and as often as needed, and always
 gives the same numbers, because the generator's state before every scale is kept; a ledger tells who read what.
@@ -226,7 +226,7 @@ class SeededNoise:
     def _draw(self, si: int, stream: str) -> Tensor:
         if self.recorded is not None:
             return self.recorded.rows(self.request, si, stream).to(self.device)
-        B, l = self.request.B, self.pyramid.tokens(si)
+        B, l = self.request.B, self.pyramid.draws.counts[si]
         width = 1 if stream == ACCEPT else self.V
         if self.request.order == "batch":
             # spec §7: one whole (B·l, V) tensor a scale, in scale order
@@ -274,7 +274,7 @@ class _Chain:
 
     def _next(self, index: int, count: int) -> Tensor:
         si, stream = self.addresses[index]
-        rows = count * self.pyramid.tokens(si)
+        rows = count * self.pyramid.draws.counts[si]
         if stream == ACCEPT:
             return torch.rand(rows, 1, device=self.device, dtype=NUMBERS, generator=self.generator)
         E_nV = torch.empty(rows, self.V, device=self.device, dtype=NUMBERS)

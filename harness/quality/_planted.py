@@ -58,12 +58,13 @@ def blur(models: ModelPair, settings: Settings) -> Planted:
 
 
 def _one_phi(models: ModelPair) -> ModelPair:
-    first, *others = models.vae.config.phi_names()
-    weights = dict(models.vae.weights)
+    vae = models.vqvae
+    first, *others = vae.config.phi_names()
+    weights = dict(vae.weights)
     for name in others:
         for part in ("weight", "bias"):
             weights[f"{name}.{part}"] = weights[f"{first}.{part}"]
-    return replace(models, vae=replace(models.vae, weights=weights))
+    return replace(models, vae=replace(vae, weights=weights))
 
 
 def _blurred(trace: Trace) -> Trace:

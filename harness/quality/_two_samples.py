@@ -49,7 +49,7 @@ def compare_samples(
     sign_WN = sign_WN.to(actual_NL.device)
     p_S = []
     for si in pyramid:
-        a_Nl, b_Nl = (tokens_NL[:, pyramid.span(si)].long() for tokens_NL in (actual_NL, expected_NL))
+        a_Nl, b_Nl = (tokens_NL[:, pyramid.draws.span(si)].long() for tokens_NL in (actual_NL, expected_NL))
         place_l = torch.arange(a_Nl.shape[1], device=a_Nl.device) * V
         p_values = [p_value(a_Nl + place_l, b_Nl + place_l, sign_WN)]
         if si:  # one position has no other cells

@@ -9,38 +9,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.models.network import Condition, Network
-from harness.models.var.autoencoder import Autoencoder
+from harness.models.network import Codec, Condition, Network
 from harness.protocol import Request
 from harness.protocol.noise import Noise
-from harness.reference._steps import accumulate, block_causal, guidance_labels, guide, next_input, scale_input
+from harness.reference._families import family_of
+from harness.reference._steps import block_causal
 from harness.reference.sequential import GrowingCache, choose
 
 
 @torch.inference_mode()
-def sample_cachefree(network: Network, vae: Autoencoder, request: Request, noise: Noise) -> Tensor:
+def sample_cachefree(network: Network, vae: Codec, request: Request, noise: Noise) -> Tensor:
     """Return tokens_BL of a free run. Arguments as `sample_sequential`; `more_smooth` is not offered."""
     pyramid = network.pyramid
-    request.check_against(network.config.classes, network.config.V)
+    request.check_for(network.config)
     labels_B = noise.labels(network.config.classes)
-    tokens_BL = torch.zeros(request.B, pyramid.L, dtype=torch.int64, device=network.device)
+    tokens_BL = torch.zeros(request.B, pyramid.draws.L, dtype=torch.int64, device=network.device)
     for si in pyramid:
-        guided_BlV = teacher_forced(network, vae, request.cfg, labels_B, tokens_BL, si + 1)[1][:, pyramid.span(si)]
-        tokens_BL[:, pyramid.span(si)] = choose(guided_BlV, request, noise, si)[1]
+        span = pyramid.draws.span(si)
+        guided_BlV = teacher_forced(network, vae, request, labels_B, tokens_BL, si + 1)[1][:, span]
+        tokens_BL[:, span] = choose(guided_BlV, request, noise, si)[1]
     return tokens_BL
 
 
 @torch.inference_mode()
 def teacher_forced(
-    network: Network, vae: Autoencoder, cfg: float, labels_B: Tensor, tokens_BL: Tensor, scales: int
+    network: Network, vae: Codec, request: Request, labels_B: Tensor, tokens_BL: Tensor, scales: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the first `scales` scales in one masked pass, each from the given tokens of the scales before it.
 
     Args:
         network: float32, or float64 for the oracle of rounding.
         vae: of the same dtype.
-        cfg: guidance value.
-        labels_B: int64 classes.
+        request: whose guidance and texts are taken.
+        labels_B: int64 classes of the images, which need not be the request's.
         tokens_BL: int64; those of scales < scales-1 are used.
         scales: 1..S.
 
@@ -48,26 +49,29 @@ def teacher_forced(
         rows_RnV (before guidance), guided_BnV (before the filter) and f_hat_sBCPP after scales 0..scales-2.
     """
     pyramid = network.pyramid
-    condition = network.condition(guidance_labels(labels_B, network.config.classes))
+    family = family_of(network)
+    condition = family.condition(network, request, labels_B)
     xs, f_hats = prefix_inputs(network, vae, condition, tokens_BL, scales)
     n = pyramid.end(scales - 1)
     mask_11nn = block_causal(pyramid, network.device, network.dtype)[:, :, :n, :n]
-    hidden_RnD = network.hidden(torch.cat(xs, 1), condition, GrowingCache(), mask_11nn)
+    positions = family.positions(network, 0, scales - 1)
+    hidden_RnD = network.hidden(torch.cat(xs, 1), condition, GrowingCache(), mask_11nn, positions)
     rows_RnV = network.logits(hidden_RnD, condition)
-    guided = [guide(rows_RnV[:, pyramid.span(si)], cfg, si, pyramid.S) for si in range(scales)]
+    by_scale = [rows_RnV[:, pyramid.draws.span(si)] for si in range(scales)]
+    guided = [family.guide(rows_RlV, request.guidance, si, pyramid.S) for si, rows_RlV in enumerate(by_scale)]
     return rows_RnV, torch.cat(guided, 1), torch.stack(f_hats)
 
 
 def prefix_inputs(
-    network: Network, vae: Autoencoder, condition: Condition, tokens_BL: Tensor, scales: int
+    network: Network, vae: Codec, condition: Condition, tokens_BL: Tensor, scales: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the inputs x_RlD of scales 0..scales-1 and f_hat after each scale but the last (zeros first)."""
-    pyramid, config = network.pyramid, network.config
-    f_hat = torch.zeros(len(tokens_BL), config.C, pyramid.P, pyramid.P, device=network.device, dtype=vae.dtype)
-    xs, f_hats = [scale_input(network, condition, None, 0)], [f_hat]
+    pyramid, family = network.pyramid, family_of(network)
+    f_hat = torch.zeros(len(tokens_BL), *network.config.latent, device=network.device, dtype=vae.dtype)
+    xs, f_hats = [family.input(network, condition, None, 0)], [f_hat]
     for si in range(1, scales):
-        codes = vae.quantizer.codes(tokens_BL[:, pyramid.span(si - 1)], pyramid.patch_nums[si - 1])
-        f_hat = accumulate(f_hat, codes, si - 1, vae.quantizer, pyramid)
+        codes = vae.quantizer.codes(tokens_BL[:, pyramid.draws.span(si - 1)], *pyramid.sides[si - 1])
+        f_hat = family.accumulate(f_hat, codes, si - 1, vae.quantizer, pyramid)
         f_hats.append(f_hat)
-        xs.append(scale_input(network, condition, next_input(f_hat, si, pyramid), si))
+        xs.append(family.input(network, condition, family.next_input(f_hat, si, pyramid), si))
     return xs, f_hats

@@ -1,7 +1,7 @@
 """The exact joint law of sequential decoding over all tokens of a small pyramid.
 
 Promise: every outcome of positive probability is listed once, with its probability in the networks' precision; no
-numbers are drawn. The number of outcomes is V to the power L at most.
+numbers are drawn. The number of outcomes is V to the power of all draws at most.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ JointLaw = dict[tuple[int, ...], float]
 
 @torch.inference_mode()
 def joint_law(models: ModelPair, request: Request) -> JointLaw:
-    """Return the probability of every token sequence (L tokens) under sequential target decoding.
+    """Return the probability of every token sequence under sequential target decoding.
 
     Args:
         models: float64, small.
@@ -36,16 +36,17 @@ def joint_law(models: ModelPair, request: Request) -> JointLaw:
     pyramid, V = models.pyramid, models.target.config.V
     if request.labels is None or request.B != 1:
         raise InputError("labels", request.labels, "must name exactly one image", "pass one label")
-    if V**pyramid.L > MOST:
-        raise InputError("patch_nums", pyramid.patch_nums, f"has more than {MOST} outcomes at V={V}", "make it smaller")
+    if V**pyramid.draws.L > MOST:
+        sides = pyramid.patch_nums or pyramid.sides
+        raise InputError("patch_nums", sides, f"has more than {MOST} outcomes at V={V}", "make it smaller")
     law: JointLaw = {(): 1.0}
     for si in pyramid:
         prefixes = list(law)
-        tokens_BL = torch.zeros(len(prefixes), pyramid.L, dtype=torch.int64)
-        tokens_BL[:, : pyramid.begin(si)] = torch.tensor(prefixes).view(len(prefixes), -1)
+        tokens_BL = torch.zeros(len(prefixes), pyramid.draws.L, dtype=torch.int64)
+        tokens_BL[:, : pyramid.draws.begin(si)] = torch.tensor(prefixes).view(len(prefixes), -1)
         labels_B = torch.full((len(prefixes),), request.labels[0])
-        _, guided_BnV, _ = teacher_forced(models.target, models.vae, request.cfg, labels_B, tokens_BL, si + 1)
-        probs_BlV = filter_logits(guided_BnV[:, pyramid.span(si)], request.top_k, request.top_p).softmax(-1)
+        _, guided_BnV, _ = teacher_forced(models.target, models.vae, request, labels_B, tokens_BL, si + 1)
+        probs_BlV = filter_logits(guided_BnV[:, pyramid.draws.span(si)], *request.filter(si)).softmax(-1)
         longer: JointLaw = {}
         for prefix, probs_lV in zip(prefixes, probs_BlV.tolist(), strict=True):
             # tokens of one scale are independent given the earlier scales

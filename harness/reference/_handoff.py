@@ -20,6 +20,7 @@ from harness.errors import InputError
 from harness.models import ModelPair
 from harness.protocol import Request, Trace
 from harness.protocol.noise import Noise
+from harness.reference._families import family_of
 from harness.reference._steps import HAND_OFF_MASKS, hand_off_mask
 from harness.reference.sequential import Progress, Walk
 
@@ -71,19 +72,19 @@ def sample_handoff(
     """
     start = time.perf_counter()
     pyramid, entry = models.pyramid, min(hand_off.entry, models.pyramid.S)
-    request.check_against(models.target.config.classes, models.target.config.V)
+    request.check_for(models.target.config)
     labels_B = noise.labels(models.target.config.classes)
-    draft, target = Walk.begin(models.draft, labels_B), Walk.begin(models.target, labels_B)
-    progress = Progress(models.vae, pyramid, request, noise, forced_BL)
+    draft, target = Walk.begin(models.draft, request, labels_B), Walk.begin(models.target, request, labels_B)
+    progress = Progress(models.target, models.vae, request, noise, forced_BL)
     for si in pyramid:
         raw_BlC = progress.raw()
         x_RlD = target.input(raw_BlC, si)
         if si < entry:
-            rows_RlV = draft.rows(draft.input(raw_BlC, si))
+            rows_RlV = draft.rows(draft.input(raw_BlC, si), si)
         elif si == entry:
             rows_RlV = _entry_rows(target, [*progress.x, x_RlD], hand_off)
         else:
-            rows_RlV = target.rows(x_RlD)
+            rows_RlV = target.rows(x_RlD, si)
         progress.finish_scale(x_RlD, rows_RlV)
     before = pyramid.begin(entry)
     prefix = before if hand_off.sd_mask and entry < pyramid.S else 0
@@ -94,10 +95,11 @@ def sample_handoff(
 def _entry_rows(target: Walk, x: list[Tensor], hand_off: HandOff) -> Tensor:
     """Return logits_RlV of the entry scale. Effects: fills the target's cache."""
     if hand_off.sd_mask == 0:  # no prefix: the target never sees the earlier scales
-        return target.rows(x[-1])
+        return target.rows(x[-1], hand_off.entry)
     network, entry = target.network, hand_off.entry
     mask_11nn = hand_off_mask(network.pyramid, entry, hand_off.sd_mask, network.device, network.dtype)
-    hidden_RnD = network.hidden(torch.cat(x, 1), target.condition, target.cache, mask_11nn)
+    positions = family_of(network).positions(network, 0, entry)
+    hidden_RnD = network.hidden(torch.cat(x, 1), target.condition, target.cache, mask_11nn, positions)
     if hand_off.mode == "recorded":
         return network.logits(x[-1], target.condition)  # the published defect: hidden states are thrown away
     return network.logits(hidden_RnD[:, network.pyramid.span(entry)], target.condition)

@@ -15,7 +15,8 @@ from torch import Tensor
 from harness.models import ModelPair
 from harness.protocol import Request, Round
 from harness.protocol.noise import ACCEPT, TOKEN, Noise
-from harness.reference._steps import accumulate, draw, filter_logits, guide, next_input
+from harness.reference._families import family_of
+from harness.reference._steps import draw, filter_logits
 from harness.reference.sequential import Walk
 
 
@@ -157,8 +158,9 @@ class _Image:
 
 def _law(walk: Walk, raw_BlC: Tensor | None, si: int, request: Request) -> Tensor:
     """Return the filtered logits (B,l,V) of scale `si`."""
-    guided_BlV = guide(walk.rows(walk.input(raw_BlC, si)), request.cfg, si, walk.network.pyramid.S)
-    return filter_logits(guided_BlV, request.top_k, request.top_p)
+    rows_RlV = walk.rows(walk.input(raw_BlC, si), si)
+    guided_BlV = family_of(walk.network).guide(rows_RlV, request.guidance, si, walk.network.pyramid.S)
+    return filter_logits(guided_BlV, *request.filter(si))
 
 
 @torch.inference_mode()
@@ -180,10 +182,10 @@ def decode_by_policy(
     """
     rule, pyramid, S = PolicyRule.of(policy), models.pyramid, models.pyramid.S
     labels_B = noise.labels(models.target.config.classes)
-    draft, target = Walk.begin(models.draft, labels_B), Walk.begin(models.target, labels_B)
+    draft, target = Walk.begin(models.draft, request, labels_B), Walk.begin(models.target, request, labels_B)
     images = [_Image(length_begin(draft_len, S)) for _ in range(request.B)]
-    config, raw_BlC = models.target.config, None
-    f_hat = torch.zeros(request.B, config.C, pyramid.P, pyramid.P, device=models.device, dtype=models.vae.dtype)
+    family, raw_BlC = family_of(models.target), None
+    f_hat = torch.zeros(request.B, *models.target.config.latent, device=models.device, dtype=models.vae.dtype)
     tokens = []
     for si in pyramid:
         laws = [_law(walk, raw_BlC, si, request) for walk in (draft, target)]
@@ -191,11 +193,11 @@ def decode_by_policy(
         final_Bl = chosen[1].clone()
         for b, image in enumerate(images):
             if image.count and si == image.first + image.count:  # all that was drafted is accepted: the bonus scale
-                image.close(draft_len, pyramid.tokens(si), S)
+                image.close(draft_len, pyramid.draws.counts[si], S)
                 continue
             if rule.target_alone(si):  # a round of its own, in which nothing is drafted
                 image.begin(si, 0)
-                image.close(draft_len, pyramid.tokens(si), S)
+                image.close(draft_len, pyramid.draws.counts[si], S)
                 continue
             if not image.count:
                 image.open(si, rule, draft_len, S)
@@ -218,10 +220,10 @@ def decode_by_policy(
             if image.rejected or (last and not goes_on):
                 image.close(draft_len, 0, S)
         tokens.append(final_Bl)
-        codes = models.vae.quantizer.codes(final_Bl, pyramid.patch_nums[si])
-        f_hat = accumulate(f_hat, codes, si, models.vae.quantizer, pyramid)
+        codes = models.vae.quantizer.codes(final_Bl, *pyramid.sides[si])
+        f_hat = family.accumulate(f_hat, codes, si, models.vae.quantizer, pyramid)
         if si + 1 < S:
-            raw_BlC = next_input(f_hat, si + 1, pyramid)
+            raw_BlC = family.next_input(f_hat, si + 1, pyramid)
     return torch.cat(tokens, 1), [image.rounds for image in images]
 
 

@@ -1,4 +1,4 @@
-"""The steps of sequential decoding as the spec page reads: input, masks, guidance, filter and draw, latent map.
+"""The steps of sequential decoding that are the same in every family: masks, filter and draw.
 
 Promise: pure functions, one scale at a time; randomness is the argument `E`, and arguments are never written into. The
 file of this name in `speculative/` keeps the same contracts, a window of scales at a time.
@@ -7,37 +7,12 @@ file of this name in `speculative/` keeps the same contracts, a window of scales
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models.network import Condition, Network
-from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 
 HAND_OFF_MASKS = range(6)  # sd_mask; 0 feeds no prefix and has no mask
-
-
-def guidance_labels(labels_B: Tensor, classes: int) -> Tensor:
-    """Return labels_R: the conditional rows, then the unconditional ones."""
-    return torch.cat((labels_B, torch.full_like(labels_B, classes)))
-
-
-def scale_input(network: Network, condition: Condition, raw_BlC: Tensor | None, si: int) -> Tensor:
-    """Return the network's input x_RlD of scale `si` (spec §4).
-
-    Args:
-        network: whose embeddings are used.
-        condition: of the R rows.
-        raw_BlC: resized f_hat; None at scale 0.
-        si: scale index.
-    """
-    span = network.pyramid.span(si)
-    lvl_pos_lD = network.lvl_SD[si] + network.pos_LD[span]
-    if raw_BlC is None:
-        return condition.cond_RD[:, None] + network.start_1D + lvl_pos_lD
-    x_BlD = network.embed(raw_BlC) + lvl_pos_lD
-    return torch.cat((x_BlD, x_BlD))  # the same input for both guidance halves
 
 
 def block_causal(pyramid: ScalePyramid, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -85,26 +60,6 @@ def _additive(allowed_nn: Tensor, dtype: torch.dtype) -> Tensor:
     return mask_nn.masked_fill(~allowed_nn, float("-inf"))[None, None]
 
 
-def guide(logits_RlV: Tensor, cfg: float, si: int, S: int) -> Tensor:
-    """Return (1+t)·conditional − t·unconditional with t = cfg·si/(S-1) (spec §7); S = 1 gives t = 0.
-
-    Args:
-        logits_RlV: R = 2B rows, the first half conditional, the second half unconditional.
-        cfg: guidance value.
-        si: scale index.
-        S: number of scales.
-
-    Raises:
-        InputError: the number of rows is odd.
-    """
-    R = logits_RlV.shape[0]
-    if R % 2 != 0:
-        raise InputError("guidance rows", R, "must be 2B: conditional, then unconditional", "pass both halves")
-    B = R // 2
-    t = cfg * si / (S - 1) if S > 1 else 0.0
-    return (1 + t) * logits_RlV[:B] - t * logits_RlV[B:]
-
-
 def filter_logits(logits_BlV: Tensor, top_k: int, top_p: float) -> Tensor:
     """Return the logits with the dropped ones at -inf: top-k first (ties stay), then top-p of the rest (spec §7)."""
     if top_k > 0:
@@ -126,27 +81,5 @@ def race(logits_BlV: Tensor, E_BlV: Tensor) -> Tensor:
 
 
 def draw(logits_BlV: Tensor, E_BlV: Tensor) -> Tensor:
-    """Return idx_Bl, one categorical draw per position: argmax(probs / E)."""
+    """Return idx_Bl, one categorical draw each: argmax(probs / E)."""
     return race(logits_BlV, E_BlV).argmax(-1)
-
-
-def smooth_codes(logits_BlV: Tensor, E_BlV: Tensor, codebook_VC: Tensor, ramp: float) -> Tensor:
-    """Return the soft code vectors (B,l,C) of `more_smooth`, of filtered logits; E is the scale's second one, E'."""
-    tau = max(0.27 * (1 - 0.95 * ramp), 0.005)
-    G_BlV = -E_BlV.log()
-    weights_BlV = ((logits_BlV * (1 + ramp) + G_BlV) / tau).softmax(-1)
-    return weights_BlV @ codebook_VC
-
-
-def accumulate(f_hat_BCPP: Tensor, codes_BCpp: Tensor, si: int, quantizer: Quantizer, pyramid: ScalePyramid) -> Tensor:
-    """Return f_hat after scale `si`, whose code vectors are `codes_BCpp` (spec §3)."""
-    if si < pyramid.S - 1:
-        codes_BCpp = F.interpolate(codes_BCpp, size=(pyramid.P, pyramid.P), mode="bicubic")
-    return f_hat_BCPP + quantizer.phi(codes_BCpp, si, pyramid.S)
-
-
-def next_input(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
-    """Return the raw input (B, pn², C) of scale `si` from f_hat after scale si-1."""
-    pn = pyramid.patch_nums[si]
-    map_BCpp = F.interpolate(f_hat_BCPP, size=(pn, pn), mode="area")
-    return map_BCpp.flatten(2).transpose(1, 2)

@@ -11,21 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.models.network import Condition, Network
-from harness.models.var.autoencoder import Autoencoder
+from harness.models.network import Codec, Condition, Network
 from harness.protocol import Intermediates, Request, Trace
 from harness.protocol.noise import SMOOTH, TOKEN, Noise
-from harness.protocol.pyramid import ScalePyramid
-from harness.reference._steps import (
-    accumulate,
-    draw,
-    filter_logits,
-    guidance_labels,
-    guide,
-    next_input,
-    scale_input,
-    smooth_codes,
-)
+from harness.reference._families import family_of
+from harness.reference._steps import draw, filter_logits
 
 
 class GrowingCache:
@@ -52,26 +42,27 @@ class Walk:
     cache: GrowingCache
 
     @classmethod
-    def begin(cls, network: Network, labels_B: Tensor) -> Walk:
-        """Return a walk that has not begun, for these labels."""
-        condition = network.condition(guidance_labels(labels_B, network.config.classes))
-        return cls(network, condition, GrowingCache())
+    def begin(cls, network: Network, request: Request, labels_B: Tensor) -> Walk:
+        """Return a walk that has not begun, for these labels of a request."""
+        return cls(network, family_of(network).condition(network, request, labels_B), GrowingCache())
 
     def input(self, raw_BlC: Tensor | None, si: int) -> Tensor:
         """Return x_RlD of scale `si`; no raw input at scale 0."""
-        return scale_input(self.network, self.condition, raw_BlC, si)
+        return family_of(self.network).input(self.network, self.condition, raw_BlC, si)
 
-    def rows(self, x_RlD: Tensor) -> Tensor:
-        """Return logits_RlV of one scale that sees its cache and all of itself. Effects: the cache grows."""
-        return self.network.logits(self.network.hidden(x_RlD, self.condition, self.cache, None), self.condition)
+    def rows(self, x_RlD: Tensor, si: int) -> Tensor:
+        """Return logits_RlV of scale `si`, which sees its cache and all of itself. Effects: the cache grows."""
+        positions = family_of(self.network).positions(self.network, si, si)
+        hidden_RlD = self.network.hidden(x_RlD, self.condition, self.cache, None, positions)
+        return self.network.logits(hidden_RlD, self.condition)
 
 
 @dataclass
 class Progress:
     """One batch on its way, and all that was computed of it so far, a list item a scale."""
 
-    vae: Autoencoder  # quantiser
-    pyramid: ScalePyramid  # scales
+    network: Network  # decides, or lends its family's steps
+    vae: Codec  # quantiser
     request: Request  # what is drawn
     noise: Noise  # the numbers; read as "reference"
     forced_BL: Tensor | None = None  # tokens that are consumed in place of the drawn ones
@@ -84,28 +75,30 @@ class Progress:
 
     def raw(self) -> Tensor | None:
         """Return the raw input of the next scale; None at scale 0."""
-        return next_input(self.f_hat[-1], len(self.f_hat), self.pyramid) if self.f_hat else None
+        step = family_of(self.network).next_input
+        return step(self.f_hat[-1], len(self.f_hat), self.network.pyramid) if self.f_hat else None
 
     def finish_scale(self, x_RlD: Tensor, rows_RlV: Tensor) -> None:
         """Guide, filter, draw and accumulate the next scale, whose inputs and logits these are."""
-        request, pyramid, quantizer, si = self.request, self.pyramid, self.vae.quantizer, len(self.rows)
-        C, P, pn = self.vae.config.C, pyramid.P, pyramid.patch_nums[si]
-        guided_BlV = guide(rows_RlV, request.cfg, si, pyramid.S)
+        request, pyramid, quantizer, si = self.request, self.network.pyramid, self.vae.quantizer, len(self.rows)
+        family, (h, w) = family_of(self.network), pyramid.sides[si]
+        guided_BlV = family.guide(rows_RlV, request.guidance, si, pyramid.S)
         filtered_BlV, idx_Bl = choose(guided_BlV, request, self.noise, si, self.greedy)
-        if request.more_smooth:
+        if request.more_smooth and family.smooth_codes is not None:
             E_BlV = self.noise.exponential(si, SMOOTH, "reference")
-            codes_BlC = smooth_codes(filtered_BlV, E_BlV, quantizer.codebook_VC, pyramid.ramp(si))
-            codes_BCpp = codes_BlC.mT.reshape(request.B, C, pn, -1)
+            codes_BlC = family.smooth_codes(filtered_BlV, E_BlV, quantizer.tensors["codebook"], pyramid.ramp(si))
+            codes_BChw = codes_BlC.mT.reshape(request.B, -1, h, w)
         else:
-            used_Bl = idx_Bl if self.forced_BL is None else self.forced_BL[:, pyramid.span(si)]
-            codes_BCpp = quantizer.codes(used_Bl, pn)
-        nothing = torch.zeros(request.B, C, P, P, device=rows_RlV.device, dtype=self.vae.dtype)
+            used_Bl = idx_Bl if self.forced_BL is None else self.forced_BL[:, pyramid.draws.span(si)]
+            codes_BChw = quantizer.codes(used_Bl, h, w)
+        latent = self.network.config.latent
+        nothing = torch.zeros(request.B, *latent, device=rows_RlV.device, dtype=self.vae.dtype)
         before = self.f_hat[-1] if self.f_hat else nothing
         self.x.append(x_RlD)
         self.rows.append(rows_RlV)
         self.guided.append(guided_BlV)
         self.tokens.append(idx_Bl)
-        self.f_hat.append(accumulate(before, codes_BCpp, si, quantizer, pyramid))
+        self.f_hat.append(family.accumulate(before, codes_BChw, si, quantizer, pyramid))
 
     def trace(self, seconds: float, target_calls: int, target_rows: int) -> Trace:
         """Return the trace of a batch that has all its scales, with all intermediates; calls and rows an image."""
@@ -113,7 +106,7 @@ class Progress:
         return Trace(
             tokens_BL=torch.cat(self.tokens, 1),
             f_hat_BCPP=self.f_hat[-1],
-            scale_writes_BS=torch.ones(B, self.pyramid.S, dtype=torch.int64),
+            scale_writes_BS=torch.ones(B, self.network.pyramid.S, dtype=torch.int64),
             target_calls=[target_calls] * B,
             target_rows=[target_rows] * B,
             intermediates=Intermediates(
@@ -126,7 +119,7 @@ class Progress:
 @torch.inference_mode()
 def sample_sequential(
     network: Network,
-    vae: Autoencoder,
+    vae: Codec,
     request: Request,
     noise: Noise,
     forced_BL: Tensor | None = None,
@@ -153,12 +146,12 @@ def sample_sequential(
     """
     start = time.perf_counter()
     pyramid, config = network.pyramid, network.config
-    request.check_against(config.classes, config.V)
-    walk = Walk.begin(network, noise.labels(config.classes))
-    progress = Progress(vae, pyramid, request, noise, forced_BL, greedy)
+    request.check_for(config)
+    walk = Walk.begin(network, request, noise.labels(config.classes))
+    progress = Progress(network, vae, request, noise, forced_BL, greedy)
     for si in pyramid:
         x_RlD = walk.input(progress.raw(), si)
-        progress.finish_scale(x_RlD, walk.rows(x_RlD))
+        progress.finish_scale(x_RlD, walk.rows(x_RlD, si))
     return progress.trace(time.perf_counter() - start, pyramid.S, pyramid.L)
 
 
@@ -167,7 +160,7 @@ sample = sample_sequential  # the name by which decoders outside know it
 
 def choose(guided_BlV: Tensor, request: Request, noise: Noise, si: int, greedy: bool = False) -> tuple[Tensor, Tensor]:
     """Filter and draw one scale; return the filtered logits and idx_Bl. Draws: stream TOKEN of `si`, unless greedy."""
-    filtered_BlV = filter_logits(guided_BlV, request.top_k, request.top_p)
+    filtered_BlV = filter_logits(guided_BlV, *request.filter(si))
     if greedy:
         return filtered_BlV, filtered_BlV.argmax(-1)
     return filtered_BlV, draw(filtered_BlV, noise.exponential(si, TOKEN, "reference"))

@@ -20,6 +20,7 @@ import torch
 from harness.errors import InputError
 from harness.files import check_readable, compact, write_whole
 from harness.models import ModelPair
+from harness.protocol import Guidance, growth
 from harness.provenance import device_name
 from harness.rounding._precision import precision
 
@@ -45,12 +46,9 @@ class Budget:
     f_hat: float  # of f_hat
     source: str  # how it was measured
 
-    def guided(self, cfg: float, ramp: float) -> Allowance:
-        """Return what guidance makes of it: (1+t)·c − t·u moves by 1 + 2·|t| errors of a row at most.
-
-        `ramp` is si/(S-1) of the scale; t = cfg·ramp, so the first scale allows no more than a row, the last the most.
-        """
-        factor = 1 + 2 * abs(cfg * ramp)
+    def guided(self, guidance: Guidance, ramp: float, si: int = 0) -> Allowance:
+        """Return what guidance makes of it at scale `si`, whose si/(S-1) is `ramp`."""
+        factor = growth(guidance, ramp, si)
         return Allowance(factor * self.rows, factor * self.rows_rms, self.f_hat, self.source)
 
 
@@ -134,9 +132,7 @@ def _fingerprint(models: ModelPair) -> str:
     if models.random:
         return "random"  # drawn on the device, so another one every time; their rounding is that of their law
     digest = hashlib.blake2b(digest_size=8)
-    quantizer = models.vae.quantizer
-    phi = {f"phi.{k}.{n}": w for k, pair in enumerate(quantizer.phi_weights) for n, w in enumerate(pair)}
-    for name, weight in sorted({**models.target.weights, **phi, "codebook": quantizer.codebook_VC}.items()):
+    for name, weight in sorted({**models.target.weights, **models.vae.quantizer.tensors}.items()):
         wide = weight.detach().double()
         # moments weighted by position: cheap on a GPU, and every number counts
         ramp = torch.linspace(1, 2, wide.numel(), dtype=torch.float64, device=wide.device)

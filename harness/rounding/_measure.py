@@ -20,7 +20,7 @@ from harness.errors import NonFiniteError
 from harness.models import ModelPair
 from harness.protocol import Request
 from harness.provenance import versions
-from harness.reference import block_causal, guidance_labels, prefix_inputs, teacher_forced
+from harness.reference import block_causal, family_of, prefix_inputs, teacher_forced
 from harness.reference.sequential import GrowingCache, sample_sequential
 from harness.rounding._budget import (
     BUDGET_MARGIN,
@@ -115,7 +115,7 @@ def _once(results: dict[object, Result], models: ModelPair, measured: Callable[[
 
 def _quick(models: ModelPair) -> Budget:
     images = min(max(-(-POSITIONS // models.pyramid.L), FEWEST), MOST)
-    largest = errors(models, _request(models, images), every=False)
+    largest = errors(models, family_of(models.target).example(models, images, 0), every=False)
     _, _, device, dtype, products = mode_of(models)
     mode = f"{device}, {dtype}{'' if products == EXACT else f' {products}'}, {images} images"
     source = f"{BUDGET_MARGIN:g} × the reference's largest error against float64, measured in this run ({mode})"
@@ -132,15 +132,11 @@ def measure_budget(
     """
     batch_errors = []
     for seed, B in enumerate(batches):
-        batch_errors.append(errors(models, _request(models, B, seed)))
+        batch_errors.append(errors(models, family_of(models.target).example(models, B, seed)))
         progress()
     rows, rms, f_hat = (max(getattr(batch, name) for batch in batch_errors) for name in ("rows", "rows_rms", "f_hat"))
     S = models.pyramid.S
     return BudgetEntry(*mode_of(models), rows, rms, f_hat, S * (S + 1) // 2, sum(batches), versions=versions())
-
-
-def _request(models: ModelPair, images: int, seed: int = 0) -> Request:
-    return Request(tuple((seed + k) % models.target.config.classes for k in range(images)), seed)
 
 
 @torch.inference_mode()
@@ -155,19 +151,20 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
     assert run.intermediates is not None
     labels_B, tokens_BL = noise.labels(models.target.config.classes), run.tokens_BL
     wide = models.compiled(False).wide()
-    exact_RLV, _, f_hats = teacher_forced(wide.target, wide.vae, request.cfg, labels_B, tokens_BL, pyramid.S)
+    exact_RLV, _, f_hats = teacher_forced(wide.target, wide.vae, request, labels_B, tokens_BL, pyramid.S)
     del wide
     if not bool(torch.isfinite(exact_RLV).all()):
         raise NonFiniteError("target.logits")
     rows, rms = ROUNDING * float(exact_RLV.abs().max()), ROUNDING * float(exact_RLV.square().mean().sqrt())
-    for first, rows_RnV in windows(models, labels_B, tokens_BL, every):
-        begin = pyramid.begin(first)
+    draws = pyramid.draws
+    for first, rows_RnV in windows(models, request, tokens_BL, every):
+        begin = draws.begin(first)
         error_RnV = (rows_RnV.double() - exact_RLV[:, begin : begin + rows_RnV.shape[1]]).abs()
         if not bool(torch.isfinite(error_RnV).all()):
             raise NonFiniteError("target.logits", f"the window that begins at scale {first}")
         rows = max(rows, float(error_RnV.max()))
-        for si in range(first, pyramid.level_of(begin + rows_RnV.shape[1] - 1) + 1):
-            scale_RlV = error_RnV[:, pyramid.begin(si) - begin : pyramid.end(si) - begin]
+        for si in range(first, draws.level_of(begin + rows_RnV.shape[1] - 1) + 1):
+            scale_RlV = error_RnV[:, draws.begin(si) - begin : draws.end(si) - begin]
             rms = max(rms, float(scale_RlV.square().mean((1, 2)).max().sqrt()))
     # teacher_forced lists f_hat before scales 0..S-1, the run lists it after them
     after_SBCPP = run.intermediates.f_hat_SBCPP[:-1]
@@ -175,13 +172,14 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
     return Errors(rows, rms, max(f_hat, ROUNDING * max(1.0, float(run.f_hat_BCPP.abs().max()))))
 
 
-def windows(models: ModelPair, labels_B: Tensor, tokens_BL: Tensor, every: bool) -> Iterator[tuple[int, Tensor]]:
+def windows(models: ModelPair, request: Request, tokens_BL: Tensor, every: bool) -> Iterator[tuple[int, Tensor]]:
     """Yield (first scale, rows_RnV) of the target's windows of scales, after given tokens of the scales before each.
 
     `every` takes S·(S+1)/2 windows, else there are each scale alone and the window of all scales.
     """
-    network, pyramid = models.target, models.pyramid
-    condition = network.condition(guidance_labels(labels_B, network.config.classes))
+    network, pyramid, family = models.target, models.pyramid, family_of(models.target)
+    labels_B = models.noise(request).labels(network.config.classes)
+    condition = family.condition(network, request, labels_B)
     xs, _ = prefix_inputs(network, models.vae, condition, tokens_BL, pyramid.S)
     x_RLD = torch.cat(xs, 1)
     mask_11LL = block_causal(pyramid, network.device, network.dtype)
@@ -194,7 +192,9 @@ def windows(models: ModelPair, labels_B: Tensor, tokens_BL: Tensor, every: bool)
             cache.layers = dict(before.layers)
             window = slice(pyramid.begin(first), pyramid.end(last))
             mask_11nK = mask_11LL[:, :, window, : window.stop] if last > first else None  # as decoders run one scale
-            yield first, network.logits(network.hidden(x_RLD[:, window], condition, cache, mask_11nK), condition)
+            positions = family.positions(network, first, last)
+            hidden_RnD = network.hidden(x_RLD[:, window], condition, cache, mask_11nK, positions)
+            yield first, network.logits(hidden_RnD, condition)
             if last == first:
                 one_more = cache
         before = one_more
@@ -203,7 +203,7 @@ def windows(models: ModelPair, labels_B: Tensor, tokens_BL: Tensor, every: bool)
 @torch.inference_mode()
 def _sizes(models: ModelPair) -> tuple[float, float]:
     """Return the largest logit before guidance and the largest number in f_hat, of one image."""
-    request = _request(models, 1)
+    request = family_of(models.target).example(models, 1, 0)
     run = sample_sequential(models.target, models.vae, request, models.noise(request))
     assert run.intermediates is not None
     return float(run.intermediates.rows_RLV.abs().max()), float(run.intermediates.f_hat_SBCPP.abs().max())

@@ -21,9 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.models import ModelPair
-from harness.models.network import Network
-from harness.models.var.autoencoder import Autoencoder
-from harness.models.var.transformer import Transformer
+from harness.models.network import Codec, Network
 
 # What the results state, and what else decides how a product rounds; dotted names below `torch.backends`. The first is
 # PyTorch's newer switch over all of them (2.9 on): where one is set by both, PyTorch refuses to tell the older one.
@@ -161,22 +159,21 @@ def certifying_precision(models: ModelPair) -> Certifying:
 
 
 @contextmanager
-def certifying_networks(models: ModelPair, by: Certifying) -> Iterator[tuple[Network, Autoencoder]]:
+def certifying_networks(models: ModelPair, by: Certifying) -> Iterator[tuple[Network, Codec]]:
     """Lend the target and the quantiser in the certifying precision, that mode switched on.
 
     Effects: process-wide settings of precision, put back when it ends.
     """
-    target = models.target
-    converted = target.converted(by.dtype) if isinstance(target, Transformer) else target.to(models.device, by.dtype)
     with exact_products(by.exact):
-        yield converted, models.vae.to(models.device, torch.promote_types(by.dtype, models.vae.dtype))
+        latent = torch.promote_types(by.dtype, models.vae.dtype)
+        yield models.target.converted(by.dtype), models.vae.to(models.device, latent)
 
 
 def images_per_certifying_pass(models: ModelPair, by: Certifying) -> int:
     """Return how many images fit into a certifying pass: a quarter of the memory that is free, one at least."""
-    config, L = models.target.config, models.pyramid.L
+    config, L, drawn = models.target.config, models.pyramid.L, models.pyramid.draws.L
     # two rows of: attention weights and their softmax, some twelve activations, logits thrice, all keys and values
-    numbers = 3 * config.H * L * L + 12 * L * config.D + 3 * L * config.V + 2 * config.depth * L * config.D
+    numbers = 3 * config.H * L * L + 12 * L * config.D + 3 * drawn * config.V + 2 * config.depth * L * config.D
     each = 2 * numbers * torch.finfo(by.dtype).bits // 8
     return max(1, int(_free(models.device) // 4 // each))
 

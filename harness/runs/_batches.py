@@ -47,7 +47,7 @@ def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
         return BatchSize(max(1, min(fits, MOST_ON_CUDA)), why)
     cores, cache = torch.get_num_threads(), cache_bytes() // 2  # weights and the other side need the rest
     # the widest activation of the last scale, for both guidance rows of an image: what a cache should hold
-    config, last = models.target.config, models.pyramid.tokens(models.pyramid.S - 1)
+    config, last = models.target.config, models.pyramid.draws.counts[-1]
     wide = 2 * last * 4 * max(4 * config.D, config.V)
     fits = int(share * available_bytes() // each)
     images = max(1, min(fits, max(cores, cache // wide)))
@@ -57,7 +57,7 @@ def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
 
 def bytes_of_an_image(models: ModelPair) -> int:
     """Return what an image takes at most while it is decoded and judged, roughly."""
-    L, V, config = models.pyramid.L, models.target.config.V, models.target.config
+    L, V, config = models.pyramid.draws.L, models.target.config.V, models.target.config
     numbers = 24 * L * V + 16 * L * config.D  # logits, laws, numbers and their like, of both sides; inputs
     caches = sum(
         2 * 2 * c.depth * L * c.D * (w.element_size() if (w := next(iter(n.weights.values()), None)) is not None else 4)

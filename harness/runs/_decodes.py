@@ -21,7 +21,7 @@ from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge import Divergence, Judgement, weigh_run
 from harness.models import ModelPair
 from harness.pool import ALONE, Died, Parallelism, employ
-from harness.protocol import Contract, Request
+from harness.protocol import Contract, Request, guidance_text
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
 from harness.runs._identity import identity_of, names_of
@@ -238,7 +238,7 @@ def put_together(
                 settings[row.setting].rows.append(row)
 
     def allowed(request: Request) -> list[Allowance]:
-        return [budget.guided(request.cfg, pyramid.ramp(si)) for si in pyramid]
+        return [budget.guided(request.guidance, pyramid.ramp(si), si) for si in pyramid]
 
     for setting in settings:
         weigh_run([(requests[row.task], row.judgement) for row in setting.rows], allowed, len(settings))
@@ -246,8 +246,9 @@ def put_together(
 
 def widest(budget: Budget, pyramid: ScalePyramid, requests: Sequence[Request]) -> Allowance:
     """Return the allowance of the last scale under the largest guidance value; its source says which of several."""
-    values = {abs(request.cfg) for request in requests}
-    allowed = budget.guided(max(values), pyramid.ramp(pyramid.S - 1))
-    if len(values) == 1:
-        return allowed
-    return replace(allowed, source=f"{allowed.source}; the widest, at cfg {max(values):g}")
+    last = pyramid.S - 1
+    each = {request.guidance: budget.guided(request.guidance, pyramid.ramp(last), last) for request in requests}
+    widest = max(each, key=lambda guidance: each[guidance].logits)
+    if len({abs(guidance) if isinstance(guidance, float | int) else guidance for guidance in each}) == 1:
+        return each[widest]
+    return replace(each[widest], source=f"{each[widest].source}; the widest, at {guidance_text(widest)}")

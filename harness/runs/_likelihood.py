@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,11 +20,13 @@ from harness.errors import InputError
 from harness.files import check_readable, compact, finite, write_whole
 from harness.judge import ALPHA, Alternative, TokensSeen, Verdict, Wealth, bet, rows_along, usual_alternatives
 from harness.models import ModelPair
-from harness.protocol import Request
+from harness.protocol import Request, request_values
+from harness.reference import family_of
 from harness.rounding import joint_budget
 from harness.runs._identity import weights_of
 
 RESTART = "begin with another file"
+DRAWN_BY = ("cfg", "top_k", "top_p", "scale_guidance", "filters", "texts")  # of a request
 
 
 class LikelihoodTest:
@@ -53,7 +55,7 @@ class LikelihoodTest:
     ) -> None:
         if not 0 < alpha < 1:
             raise InputError("alpha", alpha, "must lie between 0 and 1", f"drop it for {ALPHA:g}")
-        request.check_against(models.target.config.classes, models.target.config.V)
+        request.check_for(models.target.config)
         self.models, self.request, self.file = models, request, file
         self.budget = joint_budget(models, compiled=False)
         chosen = usual_alternatives(request, models.target.config.V) if alternatives is None else tuple(alternatives)
@@ -62,7 +64,7 @@ class LikelihoodTest:
         self._last_L: Tensor | None = None
         self._terms = {
             "weights": weights_of(models),
-            "request": {"cfg": request.cfg, "top_k": request.top_k, "top_p": request.top_p},
+            "request": {k: v for k, v in request_values(request).items() if k in DRAWN_BY},
             "alternatives": [asdict(each) for each in chosen],
             "alpha": alpha,
         }
@@ -83,17 +85,22 @@ class LikelihoodTest:
         Effects: the state's file is written.
         """
         tokens_BL = self.check(tokens_BL, labels)
-        request = Request(tuple(labels), cfg=self.request.cfg, top_k=self.request.top_k, top_p=self.request.top_p)
+        request = replace(self.request, labels=tuple(labels), images=None, seeds=None)
         models, labels_B = self.models, torch.tensor(labels, device=self.models.device)
         rows_RLV, guided_BLV = rows_along(models.target, models, request, labels_B, tokens_BL)
         draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
-        allowed = tuple(self.budget.guided(request.cfg, models.pyramid.ramp(si)).logits for si in models.pyramid)
-        seen = TokensSeen(request, tokens_BL, rows_RLV, guided_BLV, draft_RLV, allowed, self._last_L)
+        allowed = tuple(
+            self.budget.guided(request.guidance, models.pyramid.ramp(si), si).logits for si in models.pyramid
+        )
+        seen = TokensSeen(
+            request, tokens_BL, rows_RLV, guided_BLV, draft_RLV, allowed, family_of(models.target), self._last_L
+        )
         bets = bet(seen, models.pyramid, self.wealth.alternatives)
         if bets.forbidden and not self.place:
-            row, position = bets.forbidden[0]
-            token = int(tokens_BL[row, position])
-            self.place = f"image {self.wealth.images + row}, position {position}: token {token} has probability 0"
+            row, draw = bets.forbidden[0]
+            token, (position, channel) = int(tokens_BL[row, draw]), models.pyramid.place(draw)
+            where = f"position {position}{f', channel {channel}' if channel >= 0 else ''}"
+            self.place = f"image {self.wealth.images + row}, {where}: token {token} has probability 0"
         self.wealth.take(bets)
         self._last_L = tokens_BL[-1]
         if self.file is not None:
@@ -101,7 +108,8 @@ class LikelihoodTest:
 
     def check(self, tokens_BL: Tensor, labels: Sequence[int]) -> Tensor:
         """Return the tokens as they are looked at. Arguments and errors as `take`; nothing is counted."""
-        L, V, classes = self.models.pyramid.L, self.models.target.config.V, self.models.target.config.classes
+        L, V = self.models.pyramid.draws.L, self.models.target.config.V
+        classes = self.request.conditions(self.models.target.config.classes)
         if tokens_BL.ndim != 2 or tokens_BL.shape != (len(labels), L) or not len(labels):
             shape = tuple(tokens_BL.shape)
             raise InputError(
@@ -180,7 +188,7 @@ class LikelihoodTest:
             if not fits or not all(type(number) is int and number >= 0 for number in numbers):
                 raise ValueError("numbers that no state has")
             last_L = torch.tensor(state["last"], dtype=torch.int64, device=self.models.device)
-            if len(last_L) and len(last_L) != self.models.pyramid.L:
+            if len(last_L) and len(last_L) != self.models.pyramid.draws.L:
                 raise ValueError("tokens of another size")
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError("file", file, f"is no state of a likelihood test ({error})", RESTART) from error

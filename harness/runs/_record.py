@@ -34,22 +34,38 @@ class NetworksUsed:
     device: str  # where they lay
     dtype: str  # of the target, without "torch."
     draft_dtype: str
-    patch_nums: tuple[int, ...]
+    patch_nums: tuple[int, ...]  # empty where scales are no squares that grow from 1
     V: int
     classes: int
     taken: tuple[str, ...] = ()  # what was taken from where in their files, where that is not plain
+    sides: tuple[tuple[int, int], ...] = ()  # (h, w) of every scale, where there are no `patch_nums`
+    channels: int = 1  # draws a position
 
     @classmethod
     def of(cls, models: ModelPair) -> NetworksUsed:
         """Describe networks."""
         target, draft = (str(network.dtype).removeprefix("torch.") for network in (models.target, models.draft))
-        config, sides = models.target.config, models.pyramid.patch_nums
-        return cls(models.title, str(models.device), target, draft, sides, config.V, config.classes, models.taken)
+        config, layout, where = models.target.config, models.pyramid, str(models.device)
+        sides = () if layout.patch_nums else layout.sides
+        shape = (layout.patch_nums, config.V, config.classes, models.taken, sides, layout.channels)
+        return cls(models.title, where, target, draft, *shape)
 
     @property
     def pyramid(self) -> ScalePyramid:
         """Their scales."""
-        return ScalePyramid(self.patch_nums)
+        return ScalePyramid(self.patch_nums, self.sides, self.channels)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values; how a layout differs from VAR's stands there where it does."""
+        plain = {"sides": (), "channels": 1}
+        return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NetworksUsed:
+        """Return what `as_dict` and JSON made these values of."""
+        sides = tuple((h, w) for h, w in values.get("sides", ()))
+        lists = {key: tuple(values.get(key, ())) for key in ("patch_nums", "taken")}
+        return cls(**{**values, **lists, "sides": sides})
 
     @property
     def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
@@ -81,7 +97,7 @@ class RunHeader:
         terms, done = self.terms, {"workers": self.workers, "certifying": self.certifying}
         return {
             "identity": self.identity.as_dict() if self.identity else {},
-            "networks": asdict(self.networks),
+            "networks": self.networks.as_dict(),
             "terms": {
                 "contract": terms.contract.letter if terms.contract else "",
                 "sequential": terms.sequential,
@@ -107,7 +123,7 @@ class RunHeader:
         networks, terms = values["networks"], values["terms"]
         return cls(
             Identity.from_dict(values["identity"]) if values["identity"] else None,
-            NetworksUsed(**{**networks, **{key: tuple(networks.get(key, ())) for key in ("patch_nums", "taken")}}),
+            NetworksUsed.from_dict(networks),
             Terms(
                 Contract.of(terms["contract"]) if terms["contract"] else None, terms["sequential"],
                 terms["in_process"], Limits(**terms["limits"]), against=against_of(terms["against"]),

@@ -241,7 +241,7 @@ def _differing(evidence: Evidence, judgement: Judgement) -> list[int]:
     if not judgement.draws:
         return []
     differ_L = (evidence.actual.tokens_BL != evidence.expected.tokens_BL).sum(0)
-    return [int(differ_L[evidence.models.pyramid.span(si)].sum()) for si in evidence.models.pyramid]
+    return [int(differ_L[evidence.models.pyramid.draws.span(si)].sum()) for si in evidence.models.pyramid]
 
 
 def shown(evidence: Evidence, judgement: Judgement) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from harness.protocol.noise import TOKEN
 MOST_PICTURES, MOST_EXHIBITS = 40, 16  # of a run
 MOST_BYTES = 2**21  # of an exhibit
 MOST_SIDE = 256  # pixels; larger images are kept smaller
-AGREES, TIE, WRONG, UNCLAIMED = "=tx."  # one letter a position
+AGREES, TIE, WRONG, UNCLAIMED = "=tx."  # one letter a draw
 DEFECT, SHARED = 1e6, 1e5  # what an image with a defect of its own, or of its whole batch, is worse by
 
 Rank = tuple[float, int, int, int]
@@ -43,7 +43,7 @@ class Picture:
     tokens: list[int]  # the decoder's
     # what the reference draws on the same prefix; the other decoder's tokens where one stood in its place
     expected: list[int]
-    marks: str  # a letter a position: agrees, tie, wrong, or not claimed
+    marks: str  # a letter a draw: agrees, tie, wrong, or not claimed
     rounds: list[Round] = field(default_factory=list)  # of the decoder, in order
     distance: Distance | None = None  # from the sequential image, where tokens are not claimed
     decoder: bytes = field(default=b"", repr=False)  # its image as PNG
@@ -105,14 +105,15 @@ def _plain(place: tuple[int, int], along: Evidence, judgement: Judgement, row: i
     request, where = along.request, along.request.where(row)
     labels = request.labels or along.numbers.labels(along.models.target.config.classes).tolist()
     tokens, expected = along.actual.tokens_BL[row].tolist(), along.expected.tokens_BL[row].tolist()
+    draw = along.models.pyramid.draw
     ties, defects = (
-        {each.position for each in listed if (each.seed, each.image) == (where["seed"], where["image"])}
+        {draw(*each.place) for each in listed if (each.seed, each.image) == (where["seed"], where["image"])}
         for listed in (judgement.ties, judgement.defects)
     )
     listed = defects if judgement.unclaimed else None  # None: every token that differs is a wrong one
     marks = "".join(
-        AGREES if a == b else _mark(position in ties, judgement.claims_tokens, listed is None or position in listed)
-        for position, (a, b) in enumerate(zip(tokens, expected, strict=True))
+        AGREES if a == b else _mark(place in ties, judgement.claims_tokens, listed is None or place in listed)
+        for place, (a, b) in enumerate(zip(tokens, expected, strict=True))
     )
     distance = judgement.distances[row] if judgement.distances else None
     badness = marks.count(WRONG) + marks.count(TIE) / 1000 + (distance.pixels if distance else 0.0)
@@ -153,15 +154,15 @@ def exhibit(evidence: Evidence, divergence: Divergence) -> dict[str, Tensor]:
     if divergence.position < 0 or address not in request.addresses:
         return {}
     row, position, pyramid = request.addresses.index(address), divergence.position, evidence.models.pyramid
-    si = pyramid.level_of(position)
+    si, draw = pyramid.level_of(position), pyramid.draw(*divergence.place)
     tensors = {"tokens_L": torch.stack((evidence.actual.tokens_BL[row], evidence.expected.tokens_BL[row]))}
     for side, trace in (("actual", evidence.actual), ("expected", evidence.expected)):
         if trace.intermediates is not None:
             both = [row, request.B + row]
             tensors[f"{side}.x_2D"] = trace.intermediates.x_RLD[both, position]
-            tensors[f"{side}.rows_2V"] = trace.intermediates.rows_RLV[both, position]
-            tensors[f"{side}.guided_V"] = trace.intermediates.guided_BLV[row, position]
+            tensors[f"{side}.rows_2V"] = trace.intermediates.rows_RLV[both, draw]
+            tensors[f"{side}.guided_V"] = trace.intermediates.guided_BLV[row, draw]
     if not evidence.greedy:
-        tensors["E_V"] = evidence.numbers.exponential(si, TOKEN, "judge")[row, position - pyramid.begin(si)]
+        tensors["E_V"] = evidence.numbers.exponential(si, TOKEN, "judge")[row, draw - pyramid.draws.begin(si)]
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     return plain if sum(t.numel() * t.itemsize for t in plain.values()) <= MOST_BYTES else {}

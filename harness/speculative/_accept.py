@@ -40,6 +40,11 @@ class Window:
 
     @property
     def span(self) -> slice:
+        """Draws of the window."""
+        return slice(self.pyramid.draws.begin(self.first), self.pyramid.draws.end(self.last))
+
+    @property
+    def positions(self) -> slice:
         """Positions of the window."""
         return slice(self.pyramid.begin(self.first), self.pyramid.end(self.last))
 
@@ -48,11 +53,11 @@ class Window:
         return pick(x_BX, self.images)
 
     def exponential(self, stream: str) -> Tensor:
-        """Return E_bnV of the window's positions in order. Effects: entries in the ledger."""
+        """Return E_bnV of the window's draws in order. Effects: entries in the ledger."""
         return torch.cat([self.pick(self.noise.exponential(si, stream, self.reader)) for si in self.scales], 1)
 
     def uniform(self, stream: str) -> Tensor:
-        """Return u_bn of the window's positions in order. Effects: entries in the ledger."""
+        """Return u_bn of the window's draws in order. Effects: entries in the ledger."""
         return torch.cat([self.pick(self.noise.uniform(si, stream, self.reader)) for si in self.scales], 1)
 
     def read_as(self, reader: str) -> Window:
@@ -61,7 +66,7 @@ class Window:
 
     def split(self, x_bnX: Tensor) -> tuple[Tensor, ...]:
         """Return x_blX of every scale."""
-        by_scale: tuple[Tensor, ...] = x_bnX.split([self.pyramid.tokens(si) for si in self.scales], 1)
+        by_scale: tuple[Tensor, ...] = x_bnX.split(self.pyramid.draws.counts[self.first : self.last + 1], 1)
         return by_scale
 
     def whole(self, accepted_bn: Tensor) -> Tensor:
@@ -166,7 +171,7 @@ class Outcome:
 def trusted_outcome(window: Window, proposal: Proposal) -> Outcome:
     """Take the draft's tokens as they are; no target pass."""
     count, B = len(window.scales), len(window.images)
-    kept = [window.pyramid.tokens(si) for si in window.scales]
+    kept = list(window.pyramid.draws.counts[window.first : window.last + 1])
     return Outcome(list(window.split(proposal.tokens_bn)), [count] * B, [count] * B, [kept] * B)
 
 
@@ -228,16 +233,17 @@ def keep_intermediates(state: DecodeState, window: Window, outcome: Outcome, ver
         rows_b = torch.tensor([window.images[k] for k in group])
         rows_R = torch.cat((rows_b, B + rows_b))
         from_R = torch.tensor(group + [b + k for k in group])
-        span = pyramid.span(window.first + offset)
-        scale = slice(span.start - window.span.start, span.stop - window.span.start)
-        kept.x_RLD[rows_R, span] = verified.x_RnD[from_R, scale]
-        kept.rows_RLV[rows_R, span] = verified.rows_RnV[from_R, scale]
-        kept.guided_BLV[rows_b, span] = verified.guided_bnV[group, scale]
+        si, begin = window.first + offset, window.positions.start
+        span, draws = pyramid.span(si), pyramid.draws.span(si)
+        scale = slice(draws.start - window.span.start, draws.stop - window.span.start)
+        kept.x_RLD[rows_R, span] = verified.x_RnD[from_R, span.start - begin : span.stop - begin]
+        kept.rows_RLV[rows_R, draws] = verified.rows_RnV[from_R, scale]
+        kept.guided_BLV[rows_b, draws] = verified.guided_bnV[group, scale]
 
 
 def record_round(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Round:
     """Count the round of the group's k-th image. Of a scale that is not accepted, single tokens may be."""
-    pyramid, image, count, accepted = state.pyramid, window.images[k], len(window.scales), outcome.accepted[k]
+    draws, image, count, accepted = state.pyramid.draws, window.images[k], len(window.scales), outcome.accepted[k]
     rejected = window.first + accepted  # the first imperfect scale, or that after the drafted ones, if any
     corrected, bonus = accepted < count, outcome.finished[k] > count
     kept = outcome.accepted_bs[k][accepted] if corrected else 0
@@ -247,9 +253,9 @@ def record_round(state: DecodeState, window: Window, outcome: Outcome, k: int, b
         accepted=accepted,
         corrected=corrected,
         bonus=bonus,
-        accepted_tokens=pyramid.begin(rejected) - pyramid.begin(window.first) + kept,
-        corrected_tokens=pyramid.tokens(rejected) - kept if corrected else 0,
-        bonus_tokens=pyramid.tokens(rejected) if bonus else 0,
+        accepted_tokens=draws.begin(rejected) - draws.begin(window.first) + kept,
+        corrected_tokens=draws.counts[rejected] - kept if corrected else 0,
+        bonus_tokens=draws.counts[rejected] if bonus else 0,
         target_rows=state.target.rows[image] - before[0],
         draft_rows=state.draft.rows[image] - before[1],
         target_cache=state.target.cache.lengths[image],

@@ -32,6 +32,7 @@ class Pass:
     condition: Condition  # of the window's images
     cache: CacheWindow  # their slots
     mask_11nK: Tensor | None  # None where everything is visible
+    positions: Tensor | None  # where its rows sit (`Parts.positions`)
 
 
 def forward_window(
@@ -63,7 +64,7 @@ def forward_window(
     condition, mask = side.condition_of(images), None
     if begin < window.last:
         mask = parts.attention_mask(pyramid, begin, window.last, network.device, network.dtype)
-    this = Pass(side, window, begin, condition, cache, mask)
+    this = Pass(side, window, begin, condition, cache, mask, parts.positions(network, begin, window.last))
     key = (side.name, begin, window.first, window.last, work, *given)
     result = state.run(images, key, work, state, parts, this, *given)
     cache.commit(end)
@@ -78,6 +79,6 @@ def forward(state: DecodeState, parts: Parts, this: Pass) -> tuple[Tensor, Tenso
     pyramid, network, window = state.pyramid, this.side.network, this.window
     raw_bmC = window.pick(state.raw_BLC)[:, pyramid.begin(this.begin) : pyramid.end(window.last)]
     x_RmD = parts.build_combined_query(network, this.condition, raw_bmC, this.begin, window.last)
-    hidden_RmD = network.hidden(x_RmD, this.condition, this.cache, this.mask_11nK)
+    hidden_RmD = network.hidden(x_RmD, this.condition, this.cache, this.mask_11nK, this.positions)
     window_n = slice(pyramid.begin(window.first) - pyramid.begin(this.begin), None)
     return x_RmD[:, window_n], network.logits(hidden_RmD[:, window_n], this.condition)

@@ -118,8 +118,12 @@ def target_verify_batch(state: DecodeState, parts: Parts, this: Pass) -> Verifie
 def _law(state: DecodeState, parts: Parts, rows_RnV: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     """Return guided_bnV and the law probs_bnV that tokens are drawn from."""
     request = state.request
-    guided_bnV = parts.guide(rows_RnV, state.pyramid, request.cfg, window.first, window.last)
-    return guided_bnV, parts.filter_logits(guided_bnV, request.top_k, request.top_p).softmax(-1)
+    guided_bnV = parts.guide(rows_RnV, state.pyramid, request.guidance, window.first, window.last)
+    filters = [request.filter(si) for si in window.scales]
+    if len(set(filters)) == 1:
+        return guided_bnV, parts.filter_logits(guided_bnV, *filters[0]).softmax(-1)
+    scales = zip(window.split(guided_bnV), filters, strict=True)
+    return guided_bnV, torch.cat([parts.filter_logits(guided_blV, *each) for guided_blV, each in scales], 1).softmax(-1)
 
 
 def verify_and_accept(state: DecodeState, parts: Parts, this: Pass, policy: Policy, count: int, keep: bool) -> Decision:

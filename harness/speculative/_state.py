@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
 
 from harness.models import ModelPair
-from harness.models.network import Condition, Network
-from harness.models.var.autoencoder import Autoencoder
-from harness.models.var.quantizer import Quantizer
+from harness.models.network import Codec, Condition, Network
 from harness.protocol import Intermediates, Request, Round
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
@@ -29,11 +27,14 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
+ConditionRows = Callable[[Network, Request, Tensor], Condition]
+
+
 class LatentParts(Protocol):
     """The two parts that making a scale final needs."""
 
     @property
-    def accumulate(self) -> Callable[[Tensor, Tensor, int, Quantizer, ScalePyramid], Tensor]: ...
+    def accumulate(self) -> Callable[[Tensor, Tensor, int, Any, ScalePyramid], Tensor]: ...
 
     @property
     def next_input(self) -> Callable[[Tensor, int, ScalePyramid], Tensor]: ...
@@ -63,16 +64,16 @@ class Buffers:
     @classmethod
     def new(cls, models: ModelPair, B: int) -> Buffers:
         """Allocate for B images on the models' device."""
-        config, L, P = models.target.config, models.pyramid.L, models.pyramid.P
+        config, L, drawn = models.target.config, models.pyramid.L, models.pyramid.draws.L
         device, latent = models.device, models.vae.dtype
         law = torch.promote_types(models.draft.dtype, torch.float32)
         buffers = cls(
-            tokens_BL=torch.empty(B, L, dtype=torch.int64, device=device),
-            raw_BLC=torch.empty(B, L, config.C, dtype=latent, device=device),
-            f_hat_BCPP=torch.empty(B, config.C, P, P, dtype=latent, device=device),
-            drafted_tokens_BL=torch.empty(B, L, dtype=torch.int64, device=device),
-            drafted_probs_BLV=torch.empty(B, L, config.V, dtype=law, device=device),
-            drafted_f_hat_BCPP=torch.empty(B, config.C, P, P, dtype=latent, device=device),
+            tokens_BL=torch.empty(B, drawn, dtype=torch.int64, device=device),
+            raw_BLC=torch.empty(B, L, config.raw, dtype=latent, device=device),
+            f_hat_BCPP=torch.empty(B, *config.latent, dtype=latent, device=device),
+            drafted_tokens_BL=torch.empty(B, drawn, dtype=torch.int64, device=device),
+            drafted_probs_BLV=torch.empty(B, drawn, config.V, dtype=law, device=device),
+            drafted_f_hat_BCPP=torch.empty(B, *config.latent, dtype=latent, device=device),
         )
         buffers.clear()
         return buffers
@@ -90,7 +91,7 @@ class Launcher(Protocol):
     buffers: Buffers
     caches: dict[str, KVCache]  # of "draft" and "target"
 
-    def begin(self, noise: Noise, labels_R: Tensor) -> tuple[Noise, Tensor]:
+    def begin(self, noise: Noise, labels_B: Tensor) -> tuple[Noise, Tensor]:
         """Start a decode on empty buffers; return its numbers and labels where the work will read them."""
 
     def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
@@ -110,9 +111,9 @@ class Eager:
         self.caches = {"draft": new_cache(models.draft, B), "target": new_cache(models.target, B)}
         self.buffers = Buffers.new(models, B)
 
-    def begin(self, noise: Noise, labels_R: Tensor) -> tuple[Noise, Tensor]:
+    def begin(self, noise: Noise, labels_B: Tensor) -> tuple[Noise, Tensor]:
         """Return both as they are: everything is new and empty."""
-        return noise, labels_R
+        return noise, labels_B
 
     def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
         """Do the work."""
@@ -121,26 +122,30 @@ class Eager:
 
 @dataclass
 class Side:
-    """One network in one decode: its guidance rows' labels, its cache and what it was asked to compute."""
+    """One network in one decode: how its condition is made, its cache and what it was asked to compute."""
 
     name: str
     network: Network
-    labels_R: Tensor
+    labels_B: Tensor
+    make_condition: Callable[[Network, Tensor], Condition]
     launcher: Launcher
     cache: KVCache
     calls: list[int]
     rows: list[int]
 
     @classmethod
-    def begin(cls, name: str, network: Network, labels_R: Tensor, launcher: Launcher) -> Side:
+    def begin(
+        cls, name: str, network: Network, labels_B: Tensor, make_condition: Callable[[Network, Tensor], Condition],
+        launcher: Launcher,
+    ) -> Side:  # fmt: skip
         """Return the side before its first pass."""
-        B = len(labels_R) // 2
-        return cls(name, network, labels_R, launcher, launcher.caches[name], [0] * B, [0] * B)
+        B = len(labels_B)
+        return cls(name, network, labels_B, make_condition, launcher, launcher.caches[name], [0] * B, [0] * B)
 
     @cached_property
     def condition(self) -> Condition:
-        """All that depends on the labels, computed when it is first needed."""
-        compute = partial(self.network.condition, self.labels_R)
+        """All that depends on the images' conditions, computed when it is first needed."""
+        compute = partial(self.make_condition, self.network, self.labels_B)
         return self.launcher.run(("condition", self.name), compute, lasting=True)
 
     def condition_of(self, images: list[int]) -> Condition:
@@ -157,7 +162,7 @@ class DecodeState(Buffers):
 
     request: Request  # what is drawn
     noise: Noise  # the numbers
-    vae: Autoencoder  # quantiser
+    vae: Codec  # quantiser
     draft: Side  # the small network's side
     target: Side  # the large network's side
     launcher: Launcher  # how device work is done: launched, or recorded and replayed
@@ -176,21 +181,27 @@ class DecodeState(Buffers):
         return self.target.network.pyramid
 
     @classmethod
-    def begin(cls, models: ModelPair, request: Request, noise: Noise, launcher: Launcher, keep: bool) -> DecodeState:
+    def begin(
+        cls, models: ModelPair, request: Request, noise: Noise, launcher: Launcher, condition_rows: ConditionRows,
+        keep: bool,
+    ) -> DecodeState:  # fmt: skip
         """Return the state before the first round; `keep` allocates the intermediates. Draws labels if none are given.
 
         Effects: the launcher's memory is this decode's from now on.
         """
-        classes, B = models.target.config.classes, request.B
-        labels_B = noise.labels(classes)
-        noise, labels_R = launcher.begin(noise, torch.cat((labels_B, torch.full_like(labels_B, classes))))
+        B = request.B
+        noise, labels_B = launcher.begin(noise, noise.labels(models.target.config.classes))
+
+        def condition(network: Network, labels_B: Tensor) -> Condition:
+            return condition_rows(network, request, labels_B)
+
         return cls(
             **vars(launcher.buffers),
             request=request,
             noise=noise,
             vae=models.vae,
-            draft=Side.begin("draft", models.draft, labels_R, launcher),
-            target=Side.begin("target", models.target, labels_R, launcher),
+            draft=Side.begin("draft", models.draft, labels_B, condition, launcher),
+            target=Side.begin("target", models.target, labels_B, condition, launcher),
             launcher=launcher,
             done=[0] * B,
             writes_BS=torch.zeros(B, models.pyramid.S, dtype=torch.int64),
@@ -211,18 +222,20 @@ class DecodeState(Buffers):
         if not key or len(images) < len(self.done):
             return work(*given)
         request = self.request
-        return self.launcher.run((*key, request.cfg, request.top_k, request.top_p), partial(work, *given))
+        asked = (request.guidance, request.top_k, request.top_p, request.filters)
+        return self.launcher.run((*key, *asked), partial(work, *given))
 
 
 def _empty_intermediates(models: ModelPair, B: int) -> Intermediates:
     """NaN everywhere, so that what was never written cannot compare equal."""
     pyramid, config, dtype = models.pyramid, models.target.config, models.target.dtype
+    drawn = pyramid.draws.L
     logits, nan = torch.promote_types(dtype, torch.float32), partial(torch.full, fill_value=torch.nan)
     return Intermediates(
         x_RLD=nan((2 * B, pyramid.L, config.D), device=models.device, dtype=dtype),
-        rows_RLV=nan((2 * B, pyramid.L, config.V), device=models.device, dtype=logits),
-        guided_BLV=nan((B, pyramid.L, config.V), device=models.device, dtype=logits),
-        f_hat_SBCPP=nan((pyramid.S, B, config.C, pyramid.P, pyramid.P), device=models.device, dtype=models.vae.dtype),
+        rows_RLV=nan((2 * B, drawn, config.V), device=models.device, dtype=logits),
+        guided_BLV=nan((B, drawn, config.V), device=models.device, dtype=logits),
+        f_hat_SBCPP=nan((pyramid.S, B, *config.latent), device=models.device, dtype=models.vae.dtype),
     )
 
 
@@ -247,7 +260,7 @@ def update_state_with_accepted_tokens(
     chosen = [[images[k] for k in group] for group in groups]
     for offset, group in enumerate(groups):
         rows = place(chosen[offset], len(state.done))
-        state.tokens_BL[rows, pyramid.span(first + offset)] = pick(tokens_by_scale[offset], group)
+        state.tokens_BL[rows, pyramid.draws.span(first + offset)] = pick(tokens_by_scale[offset], group)
         state.writes_BS[rows, first + offset] += 1
     # every mixture of counts would be a recording of its own
     key = ("update", first, finished[0]) if len(set(finished)) == 1 else ()
@@ -266,7 +279,7 @@ def accumulate_scales(state: DecodeState, parts: LatentParts, first: int, chosen
     pyramid, f_hats = state.pyramid, []
     for si, images in enumerate(chosen, first):
         rows = place(images, len(state.done))
-        idx_bl = pick(state.tokens_BL[:, pyramid.span(si)], images)
+        idx_bl = pick(state.tokens_BL[:, pyramid.draws.span(si)], images)
         f_hats.append(parts.accumulate(pick(state.f_hat_BCPP, images), idx_bl, si, state.vae.quantizer, pyramid))
         state.f_hat_BCPP[rows] = f_hats[-1]
         if si + 1 < pyramid.S:

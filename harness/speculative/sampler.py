@@ -25,7 +25,7 @@ from harness.speculative._draft_length import DraftLength
 from harness.speculative._policies import COUPLED, check_against, parse_policy
 from harness.speculative._round import run_round
 from harness.speculative._state import DecodeState, Eager
-from harness.speculative.parts import PARTS, Parts
+from harness.speculative.parts import Parts, parts_of
 from harness.speculative.tools import Observer, Workspace
 
 
@@ -52,7 +52,7 @@ class SpeculativeDecoder:
     Args:
         models: draft, target and VQ-VAE.
         options: how to speculate.
-        parts: the functions that it is composed of.
+        parts: the functions that it is composed of; None = those of the networks' family.
         observer: debug tools; None = off, and then nothing of them is in the way.
 
     Raises:
@@ -61,7 +61,7 @@ class SpeculativeDecoder:
     """
 
     def __init__(
-        self, models: ModelPair, options: DecoderOptions, parts: Parts = PARTS, observer: Observer | None = None
+        self, models: ModelPair, options: DecoderOptions, parts: Parts | None = None, observer: Observer | None = None
     ) -> None:
         self.length = DraftLength.parse(options.draft_len)
         self.length.check(models.pyramid.S)
@@ -73,6 +73,7 @@ class SpeculativeDecoder:
             raise InputError("graphs", True, f"are recorded on the first CUDA device, not {models.device}", remedy)
         if options.graphs and observer is not None:
             raise InputError("graphs", True, "a replayed pass has no steps to observe", "drop --graphs")
+        parts = parts or parts_of(models.target)
         if observer is not None:
             models, parts = observer.watch(models, parts)
         self.models, self.options, self.parts = models, options, parts
@@ -97,13 +98,17 @@ class SpeculativeDecoder:
     @torch.inference_mode()
     def begin(self, request: Request, noise: Noise) -> DecodeState:
         """Return the state before the first round. Arguments and errors as `decode`."""
-        request.check_against(self.models.target.config.classes, self.models.target.config.V)
+        request.check_for(self.models.target.config)
         if request.more_smooth:
             raise InputError("more_smooth", True, "cannot be speculated: f_hat is no function of the tokens", "drop it")
         graphs, B = self.options.graphs, request.B
+        if graphs and request.texts:
+            raise InputError("graphs", True, "record no conditions that are texts", "drop --graphs")
         launcher = self._workspace(B) if graphs else Eager(self.models, B, self.parts.new_cache)
         numbers = ExclusiveNoise(noise) if self.contract == Contract.LAW else noise
-        state = DecodeState.begin(self.models, request, numbers, launcher, self.options.keep_intermediates)
+        state = DecodeState.begin(
+            self.models, request, numbers, launcher, self.parts.condition_rows, self.options.keep_intermediates
+        )
         state.draft_lens = [self.length.begin()] * request.B
         return state
 

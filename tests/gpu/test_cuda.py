@@ -19,7 +19,6 @@ from harness.mutants._catalogue import MUTANTS
 from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
-from harness.reference import sequential
 from harness.rounding._budget import SHIPPED_BUDGETS, load_budgets, mode_of
 from harness.rounding._measure import errors, measure_budget
 from harness.rounding._precision import set_precision
@@ -29,7 +28,7 @@ from harness.speculative._policies import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
 from harness.verification import verify
 from tests.bent_smooth import SOFT_BUGS
-from tests.helpers import RECORDED, command, recorded, verify_here
+from tests.helpers import RECORDED, bend, command, recorded, verify_here
 
 pytestmark = pytest.mark.gpu
 SOFT = ("sequential-005", "test3-064", "test3-065")
@@ -80,7 +79,7 @@ def test_this_projects_goldens_hold_on_the_device(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", BUGS_OF_SOFT)
 def test_planted_soft_bugs_are_caught_on_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for part, bug in BUGS_OF_SOFT[name].items():
-        monkeypatch.setattr(sequential, part, bug)
+        bend(monkeypatch, part, bug)
     file = RECORDED / "recorded-cuda.safetensors"
     found = [command(monkeypatch, "golden", "check", str(file), "--device", "cuda", "--only", case) for case in SOFT]
     assert 1 in found

@@ -19,7 +19,7 @@ def distances() -> list[float]:
     found = []
     for case in [case.wide() for case in fixed_cases(30, seed=5)]:
         decoded = Subject(build_decoder).decode(case)
-        run = run_over(case.models.target, case.models.vae, case.labels_B, decoded.tokens_BL)
+        run = run_over(case.models.target, case.models.vae, case, decoded.tokens_BL)
         assert decoded.intermediates is not None
         pairs = (
             (decoded.intermediates.rows_RLV, run.rows_RLV),

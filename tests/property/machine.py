@@ -46,7 +46,9 @@ class DecodeMachine(RuleBasedStateMachine):
         request = replace(case.request, seed=seed)
         with torch.inference_mode():
             launcher = Eager(case.models, case.B, self.parts.new_cache)
-            self.state = DecodeState.begin(case.models, request, case.noise(request), launcher, keep=False)
+            self.state = DecodeState.begin(
+                case.models, request, case.noise(request), launcher, self.parts.condition_rows, keep=False
+            )
         self.tokens: list[list[int]] = [[] for _ in case.labels]  # the model: final tokens of every image
         self.images: list[int] = []  # the group of the open round; empty between rounds
         self.proposal: Proposal | None = None
@@ -93,7 +95,7 @@ class DecodeMachine(RuleBasedStateMachine):
 
     def _run(self, name: str, tokens_BL: Tensor) -> Run:
         """Return one network's sequential run over tokens."""
-        return run_over(getattr(self.case.models, name), self.case.models.vae, self.case.labels_B, tokens_BL)
+        return run_over(getattr(self.case.models, name), self.case.models.vae, self.case, tokens_BL)
 
     @precondition(lambda self: not self.images and self._unfinished())
     @rule(which=st.integers(0, 2), count=st.integers(1, 4))

@@ -28,9 +28,8 @@ from harness.golden._check import read_recordings
 from harness.golden._metadata import GoldenCase
 from harness.golden._platform import GENERATORS, probe, same_generator
 from harness.golden._store import canonical, content_digest, read_recording
-from harness.reference import sequential
-from harness.reference.sequential import guide
-from tests.helpers import command, recorded
+from harness.reference._var import guide
+from tests.helpers import bend, command, recorded
 
 COMPONENT = "golden"  # where nothing more exact is known
 
@@ -401,7 +400,7 @@ def test_recording_then_nothing_then_an_intentional_change(
     assert path.read_bytes() == content
 
     whole = guide
-    monkeypatch.setattr(sequential, "guide", lambda logits, cfg, si, S: whole(logits, cfg + (si == 2), si, S))
+    bend(monkeypatch, "guide", lambda logits, cfg, si, S: whole(logits, cfg + (si == 2), si, S))
     assert command(monkeypatch, "golden", "check", *options) == 1
     assert command(monkeypatch, "golden", "diff", *options) == 1
     shown = next(line.split() for line in capsys.readouterr().out.splitlines() if line.split()[1:2] == ["values"])
@@ -522,7 +521,7 @@ def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_pr
     assert path.read_bytes() == content
 
     whole = guide  # the speculative side has a guidance of its own: its case holds
-    monkeypatch.setattr(sequential, "guide", lambda logits, cfg, si, S: whole(logits, cfg + (si == 2), si, S))
+    bend(monkeypatch, "guide", lambda logits, cfg, si, S: whole(logits, cfg + (si == 2), si, S))
     monkeypatch.setattr("harness.golden.changed_goldens", partial(record.changed_goldens, laws=lambda models: []))
     only = ("--only", "*-plain")
     capsys.readouterr()

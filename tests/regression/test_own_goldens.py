@@ -10,9 +10,8 @@ import pytest
 
 from harness.golden import _plan as plan
 from harness.golden._store import read_recording
-from harness.reference import sequential
 from tests.bent_smooth import with_tau
-from tests.helpers import command
+from tests.helpers import bend, command
 from tests.regression.conftest import golden_properties
 
 COMPONENT = "golden"  # where nothing more exact is known
@@ -77,7 +76,7 @@ def test_a_changed_constant_of_more_smooth_changes_its_five_cases_and_no_other(
     assert command(monkeypatch, "golden", "diff") == 0
     assert capsys.readouterr().out.strip() == "nothing would change"
     warmer = with_tau(lambda ramp: max(0.28 * (1 - 0.95 * ramp), 0.005))
-    monkeypatch.setattr(sequential, "smooth_codes", warmer)
+    bend(monkeypatch, "smooth_codes", warmer)
     assert command(monkeypatch, "golden", "diff") == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     changed = {words[0] for words in lines if words[1:2] == ["values"]}

@@ -16,7 +16,8 @@ from harness.models.var.sizes import PUBLISHED, PUBLISHED_VAE, count_scalars, fi
 from harness.models.var.transformer import Transformer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference._cachefree import prefix_inputs
-from harness.reference._steps import accumulate, block_causal
+from harness.reference._steps import block_causal
+from harness.reference._var import accumulate
 from harness.reference.sequential import GrowingCache
 from tests.helpers import digits, recorded
 

@@ -23,9 +23,8 @@ from harness.golden._check import check_case, recorded_cases
 from harness.golden._spread import Spread, spread
 from harness.golden._store import Recording, as_bytes, read_recording
 from harness.judge._verdict import Verdict
-from harness.reference import sequential
 from tests.bent_smooth import SOFT_BUGS
-from tests.helpers import RECORDED
+from tests.helpers import RECORDED, bend
 
 COMPONENT = "more_smooth"  # where nothing more exact is known
 
@@ -73,7 +72,7 @@ def test_a_right_sampler_passes_and_almost_all_of_it_is_judged():
 def plant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def plant(name: str) -> None:
         for part, bug in SOFT_BUGS[name].items():
-            monkeypatch.setattr(sequential, part, bug)
+            bend(monkeypatch, part, bug)
 
     return plant
 

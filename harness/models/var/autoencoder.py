@@ -136,6 +136,12 @@ class Autoencoder:
         """Type of the weights, and so of f_hat."""
         return self.quantizer.codebook_VC.dtype
 
+    def check_for(self, pyramid: ScalePyramid) -> None:
+        """Refuse scales that have no φ. Raises `InputError`."""
+        phi = self.config.phi
+        if self.config.phi_layout == "per-scale" and phi != pyramid.S:
+            raise InputError("vae φ", phi, f"must be one a scale ({pyramid.S})", "pass models trained as a pair")
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Autoencoder:
         """Return a copy with the weights on `device` in `dtype`."""
         return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})

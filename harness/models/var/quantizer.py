@@ -47,10 +47,16 @@ class Quantizer:
         """Channels of a code vector."""
         return self.codebook_VC.shape[1]
 
-    def codes(self, idx_Bl: Tensor, pn: int) -> Tensor:
-        """Return the code vectors of one scale's tokens as a map (B,C,pn,pn)."""
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        phi = {f"phi.{k}.{n}": w for k, pair in enumerate(self.phi_weights) for n, w in enumerate(pair)}
+        return {**phi, "codebook": self.codebook_VC}
+
+    def codes(self, idx_Bl: Tensor, h: int, w: int | None = None) -> Tensor:
+        """Return the code vectors of one scale's tokens as a map (B,C,h,w); a square where there is no `w`."""
         h_BlC = F.embedding(idx_Bl, self.codebook_VC)
-        return h_BlC.transpose(1, 2).reshape(-1, self.C, pn, pn)
+        return h_BlC.transpose(1, 2).reshape(-1, self.C, h, w or h)
 
     def phi(self, h_BCPP: Tensor, si: int, S: int) -> Tensor:
         """Return 0.5·h + 0.5·conv3x3_k(h) with the φ of scale `si` of S."""

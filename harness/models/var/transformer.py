@@ -145,7 +145,7 @@ class Transformer:
 
     def first_scales(self, count: int) -> Transformer:
         """Return the network on the first `count` scales of its pyramid."""
-        pyramid = ScalePyramid(self.pyramid.patch_nums[:count])
+        pyramid = self.pyramid.first_scales(count)
         cut = {"pos_1LC": self.weights["pos_1LC"][:, : pyramid.L], "lvl_embed.weight": self.lvl_SD[:count]}
         return replace(self, config=replace(self.config, pyramid=pyramid), weights={**self.weights, **cut})
 
@@ -194,7 +194,10 @@ class Transformer:
         scale_R1D, shift_R1D = head.unbind(2)
         return Condition(cond_RD, tuple(six(i) for i in range(self.config.depth)), (1 + scale_R1D, shift_R1D))
 
-    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
+    def hidden(
+        self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Run the blocks over n new positions.
 
         Args:
@@ -202,6 +205,7 @@ class Transformer:
             condition: of the same R rows.
             cache: keys and values of earlier positions; extended by n in every layer.
             mask_11nK: additive mask over all K+n visible columns, or None where everything is visible.
+            positions: nothing that is read: the input holds its position term.
 
         Returns:
             h_RnD.

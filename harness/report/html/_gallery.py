@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageChops
 from torch import Tensor
 
+from harness.protocol.pyramid import ScalePyramid
 from harness.report.html._page import Fold, counted, share
 from harness.report.html._words import MARKS
 from harness.runs.pictures import AGREES, TIE, UNCLAIMED, WRONG, Picture, as_png, pngs
@@ -28,9 +29,10 @@ SIGNS = {  # in a cell of side 1
     "wrong": "M{x}.2 {y}.2l.6.6m0-.6l-.6.6",
     "unclaimed": "M{x}.2 {y}.8l.6-.6",
 }
+WORST = (AGREES, UNCLAIMED, TIE, WRONG)  # last
 PIXELS = (9, 24)  # of a cell: at least, at most
 Tensors = Mapping[str, Tensor]
-Marker = tuple[float, float, float]  # left, top and side of a square on an image, in per cent of the image's side
+Marker = tuple[float, float, float, float]  # left, top, width and height on an image, in per cent of its sides
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ class Gallery:
 class TokenMap:
     """One scale of one image."""
 
-    side: int
-    pixels: int
+    width: int
+    height: int
+    pixels: tuple[int, int]  # of both
     label: str
     caption: str
     layers: Sequence[tuple[str, str, str]]  # of each state its name, its cells and their signs as paths
@@ -102,7 +105,7 @@ def gallery_parts(pairs: Sequence[PicturePair], images: int, keeper: str = "the 
     return parts
 
 
-def picture_pair(picture: Picture, sides: Sequence[int], setting: str, other: str = "reference") -> PicturePair:
+def picture_pair(picture: Picture, layout: ScalePyramid, setting: str, other: str = "reference") -> PicturePair:
     """Return what is shown of a picture that a run kept; `setting` and `other`, who made the other image, are words."""
     marks = picture.marks
     counts = [f"{marks.count(mark):,} {MARKS[mark][2]}" for mark in (WRONG, TIE, UNCLAIMED) if mark in marks]
@@ -111,7 +114,7 @@ def picture_pair(picture: Picture, sides: Sequence[int], setting: str, other: st
     places = [marks.index(mark) for mark in (WRONG, UNCLAIMED, TIE) if mark in marks]
     marker = None
     if places:
-        marker, framed = _framed(sides, places[0])
+        marker, framed = _framed(layout, places[0])
         text += f" {framed}"
     if picture.distance is not None:
         text += f" Mean pixel difference {picture.distance.pixels:.3g} of 1."
@@ -119,21 +122,20 @@ def picture_pair(picture: Picture, sides: Sequence[int], setting: str, other: st
     return PicturePair(name, text, _triple(picture.reference, picture.decoder, name, (other, "decoder")), marker)
 
 
-def _framed(sides: Sequence[int], position: int) -> tuple[Marker, str]:
-    """Return the frame around a position, and where that is."""
-    si, y, x = place_of(sides, position)
-    side = sides[si]
-    text = f"Framed: scale {si}, position {position} (row {y}, column {x} of {side} × {side})."
-    return (100 * x / side, 100 * y / side, 100 / side), text
+def _framed(layout: ScalePyramid, draw: int) -> tuple[Marker, str]:
+    """Return the frame around a draw's position, and where that is."""
+    position, channel = layout.place(draw)
+    si, y, x = place_of(layout, position)
+    h, w = layout.sides[si]
+    at = f"position {position}{f', channel {channel}' if channel >= 0 else ''}"
+    text = f"Framed: scale {si}, {at} (row {y}, column {x} of {h} × {w})."
+    return (100 * x / w, 100 * y / h, 100 / w, 100 / h), text
 
 
-def place_of(sides: Sequence[int], position: int) -> tuple[int, int, int]:
+def place_of(layout: ScalePyramid, position: int) -> tuple[int, int, int]:
     """Return scale, row and column of a position."""
-    si = 0
-    while position >= sides[si] ** 2:
-        position -= sides[si] ** 2
-        si += 1
-    return si, position // sides[si], position % sides[si]
+    si = layout.level_of(position)
+    return si, *divmod(position - layout.begin(si), layout.sides[si][1])
 
 
 def _triple(before: bytes, after: bytes, name: str, sides: tuple[str, str]) -> tuple[Tile, ...]:
@@ -173,18 +175,18 @@ def _source(image: Image.Image, png: bytes) -> str:
 
 
 def side_by_side(
-    case: str, both: tuple[Tensors, Tensors], names: tuple[str, str], sides: Sequence[int], alone: str
+    case: str, both: tuple[Tensors, Tensors], names: tuple[str, str], layout: ScalePyramid | None, alone: str
 ) -> list[PicturePair]:
     """Return every image of one case, from its `image` (B, 3, H, W) and `tokens` (B, L) before and after.
 
-    Either may lack them, and `alone` is what is said of an image that one lacks; no `sides` where they are not known.
+    Either may lack them, and `alone` is what is said of an image that one lacks; no `layout` where it is not known.
     """
     before, after = map(_pngs, both)
     pairs = []
     for row in range(max(len(before), len(after))):
         name = f"{case}, image {row}"
         if row < min(len(before), len(after)):
-            marker, text = _first_change(both[0]["tokens"][row], both[1]["tokens"][row], sides)
+            marker, text = _first_change(both[0]["tokens"][row], both[1]["tokens"][row], layout)
             pairs.append(PicturePair(name, text, _triple(before[row], after[row], name, names), marker))
         else:
             side, png = (names[0], before[row]) if row < len(before) else (names[1], after[row])
@@ -201,38 +203,39 @@ def _pngs(tensors: Tensors) -> list[bytes]:
     return pngs(image) if len(tokens) == len(image) else []
 
 
-def _first_change(old_L: Tensor, new_L: Tensor, sides: Sequence[int]) -> tuple[Marker | None, str]:
+def _first_change(old_L: Tensor, new_L: Tensor, layout: ScalePyramid | None) -> tuple[Marker | None, str]:
     """Return the frame around the first token that changes, and what there is to say."""
-    if old_L.shape != new_L.shape or sum(side * side for side in sides) != len(new_L):
+    if layout is None or old_L.shape != new_L.shape or len(new_L) != layout.draws.L:
         return None, "Its tokens have another form than before."
     changed = (old_L != new_L).nonzero().flatten().tolist()
     if not changed:
         return None, f"All {len(new_L):,} tokens stay."
-    marker, framed = _framed(sides, changed[0])
+    marker, framed = _framed(layout, changed[0])
     return marker, f"{len(changed):,} of {counted(len(new_L), 'token')} change. {framed}"
 
 
-def token_maps(picture: Picture, sides: Sequence[int], title: str) -> Maps:
-    """Return the maps of a picture's marks, `sides` being those of the scales."""
-    begin, items = 0, []
-    for si, side in enumerate(sides):
-        items.append(_map(picture.marks[begin : begin + side * side], si, side))
-        begin += side * side
+def token_maps(picture: Picture, layout: ScalePyramid, title: str) -> Maps:
+    """Return the maps of a picture's marks."""
+    items = [_map(picture.marks[layout.draws.span(si)], si, layout) for si in layout]
     shown = [(name, word) for mark, (name, word, _) in MARKS.items() if mark in picture.marks]
     return Maps(title, [(name, word, SIGNS[name].format(x=0, y=0)) for name, word in shown], items)
 
 
-def _map(marks: str, si: int, side: int) -> TokenMap:
+def _map(marks: str, si: int, layout: ScalePyramid) -> TokenMap:
+    (h, w), N = layout.sides[si], layout.channels
+    # of a position's draws the worst
+    cells = [max(marks[k : k + N], key=WORST.index) for k in range(0, len(marks), N)]
     layers, counts = [], []
     for mark, (name, _, word) in MARKS.items():
-        places = [(k % side, k // side) for k, one in enumerate(marks) if one == mark]
+        places = [(k % w, k // w) for k, one in enumerate(cells) if one == mark]
         if mark == AGREES or not places:
             continue
         ground = "".join(f"M{x} {y}h1v1h-1z" for x, y in places)
         layers.append((name, ground, "".join(SIGNS[name].format(x=x, y=y) for x, y in places)))
-        counts.append(f"{len(places)} {word}")
-    grid = "".join(f"M{k} 0v{side}M0 {k}h{side}" for k in range(1, side))
+        counts.append(f"{marks.count(mark)} {word}")
+    grid = "".join(f"M{k} 0v{h}" for k in range(1, w)) + "".join(f"M0 {k}h{w}" for k in range(1, h))
     text = ", ".join(counts) if counts else "all agree"
-    label = f"Scale {si}, {side} by {side} tokens: {text}" if side > 1 else f"Scale 0, {counted(1, 'token')}: {text}"
-    pixels = side * max(PIXELS[0], min(PIXELS[1], 120 // side))
-    return TokenMap(side, pixels, label, f"scale {si}: {text}", layers, grid)
+    each = "tokens" if N == 1 else f"positions of {N} tokens"
+    label = f"Scale {si}, {h} by {w} {each}: {text}" if h * w > 1 else f"Scale {si}, {counted(N, 'token')}: {text}"
+    pixels = max(PIXELS[0], min(PIXELS[1], 120 // max(h, w)))
+    return TokenMap(w, h, (w * pixels, h * pixels), label, f"scale {si}: {text}", layers, grid)

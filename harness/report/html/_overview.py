@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 
 from harness.judge import Divergence, margin_bound
+from harness.protocol import Guidance, growth, guidance_text
 from harness.provenance import versions
 from harness.report import laws_line
 from harness.report.html._page import Bullets, Drawing, Facts, Line, Sheet, counted, flat_rows, share, size
 from harness.report.html._plots import Axis, Series, plot
-from harness.report.html._scales import setting_name, sides_of
+from harness.report.html._scales import layout_of, scales_of, setting_name
 from harness.report.html._words import COMPARED, contracts
 from harness.rounding import precision
 from harness.runs import Verification
@@ -37,7 +38,7 @@ def key_facts(result: Verification) -> Facts:
     if unclaimed:
         items[2] = ("other tokens", f"{unclaimed:,}", f"{share(unclaimed, draws)}; none is claimed")
     if calls:
-        scales = len(sides_of(result))
+        scales = scales_of(result)
         alone = f"mean an image; decoding alone takes {scales}" if scales else "mean an image"
         items.append(
             (
@@ -209,16 +210,21 @@ def budget_parts(result: Verification) -> list[object]:
     if result.budget is None:
         return ["No budget was needed: nothing was decoded."]
     parts: list[object] = [f"Source: {result.budget.source}."]
-    scales, record = len(sides_of(result)), result.record
-    if record is None:
+    layout, record = layout_of(result), result.record
+    if record is None or layout is None:
         return parts
-    budget, cfg = record.budget, max((abs(task.request.cfg) for task in result.plan.tasks), default=0.0)
+    budget, last = record.budget, layout.S - 1
+    each: list[Guidance] = [task.request.guidance for task in result.plan.tasks]
+    widest: Guidance = max(each, key=lambda guidance: growth(guidance, layout.ramp(last), last), default=0.0)
     rows = []
-    for si in range(scales):
-        at = budget.guided(cfg, si / (scales - 1) if scales > 1 else 0.0)
+    for si in layout:
+        at = budget.guided(widest, layout.ramp(si), si)
         rows.append((f"{si}", *(f"{v:.3g}" for v in (at.logits, at.logits_rms, at.f_hat, margin_bound(at.logits)))))
     head = ("scale", "guided score, any", "guided score, rms", "f_hat", "largest margin of a tie")
-    return [*parts, Sheet(f"What rounding may move, at the largest guidance of the run, cfg {cfg:g}", head, rows)]
+    return [
+        *parts,
+        Sheet(f"What rounding may move, at the largest guidance of the run, {guidance_text(widest)}", head, rows),
+    ]
 
 
 def provenance_parts(result: Verification, file: str) -> list[object]:

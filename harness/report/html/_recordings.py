@@ -147,7 +147,7 @@ def _pairs_that_differ(results: Sequence[FileResult], recorded: RecordedCases) -
                 with torch.inference_mode():
                     image = case.models.vae.decode(judged.run.f_hat_BCPP)
                 both = recording.of(case.id), {"tokens": judged.run.tokens_BL, "image": image}
-                pairs += side_by_side(case.id, both, SIDES, case.models.pyramid.patch_nums, "Only one side has it.")
+                pairs += side_by_side(case.id, both, SIDES, case.models.pyramid, "Only one side has it.")
     return pairs, count
 
 
@@ -184,6 +184,6 @@ def _pairs_that_change(file: Regeneration) -> list[PicturePair]:
             both = before.of(change.id), after.of(change.id)
             alone = f"{CHANGES[change.what].capitalize()}."
             case = next((case for case in file.cases if case.id == change.id), None)  # None: no longer planned
-            sides = recorded_networks(case, file.models).pyramid.patch_nums if case else ()
-            pairs += side_by_side(change.id, both, SIDES, sides, alone)
+            layout = recorded_networks(case, file.models).pyramid if case else None
+            pairs += side_by_side(change.id, both, SIDES, layout, alone)
     return pairs

@@ -100,18 +100,19 @@ def _sections(result: Verification, seen: Seen) -> list[Section]:
 def _images(result: Verification, seen: Seen, other: str) -> list[object]:
     if not seen.pictures:
         return ["The run kept none: no decode came so far that its result is an image."]
-    sides = scales.sides_of(result)
-    pairs = [picture_pair(picture, sides, _setting(result, picture), other) for picture in seen.pictures]
+    layout = scales.layout_of(result)
+    assert layout is not None  # of a run with pictures
+    pairs = [picture_pair(picture, layout, _setting(result, picture), other) for picture in seen.pictures]
     return gallery_parts(pairs, result.images)
 
 
 def _maps(result: Verification, seen: Seen) -> list[object]:
-    sides = scales.sides_of(result)
+    layout = scales.layout_of(result)
     return _first_and_folded(
         [
-            token_maps(picture, sides, _title(result, picture))
+            token_maps(picture, layout, _title(result, picture))
             for picture in seen.pictures[:MOST_MAPS]
-            if picture.badness or picture is seen.pictures[0]
+            if layout is not None and (picture.badness or picture is seen.pictures[0])
         ]
     )
 
@@ -121,7 +122,7 @@ def _rounds(result: Verification, seen: Seen) -> list[object]:
     first: dict[int, Picture] = {}
     for picture in seen.pictures:
         first.setdefault(picture.setting, picture)
-    S = len(scales.sides_of(result))
+    S = scales.scales_of(result)
     return _first_and_folded(
         [
             scales.time_line(picture.rounds, S, f"{_title(result, picture)}; columns are scales")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from harness.judge import Divergence
 from harness.protocol import Round
+from harness.protocol.pyramid import ScalePyramid
 from harness.report.html._page import Drawing, Grid, Lane, Sheet, State, share
 from harness.report.html._plots import Axis, Series, plot
 from harness.runs import SettingResult, Verification
@@ -24,9 +25,15 @@ ROUND_LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (ACCEPTED
 ROUND_COUNTS = "accepted tokens", "corrected", "target rows"
 
 
-def sides_of(result: Verification) -> list[int]:
-    """Return the sides of the scales; none where the run did not come so far as to say."""
-    return list(result.record.networks.patch_nums) if result.record else []
+def layout_of(result: Verification) -> ScalePyramid | None:
+    """Return the layout of the scales; none where the run did not come so far as to say."""
+    return result.record.networks.pyramid if result.record else None
+
+
+def scales_of(result: Verification) -> int:
+    """Return the number of scales; 0 where the run did not come so far as to say."""
+    layout = layout_of(result)
+    return layout.S if layout else 0
 
 
 def setting_name(setting: SettingResult) -> str:
@@ -36,12 +43,12 @@ def setting_name(setting: SettingResult) -> str:
 
 def scale_parts(result: Verification) -> list[object]:
     """Return what was compared at every scale, what became of drafts, and margins."""
-    sides = sides_of(result)
-    if not sides or not result.images:
+    layout = layout_of(result)
+    if layout is None or not result.images:
         return ["Nothing was decoded."]
-    drafted = any(_by_scale(result.settings, "drafted", len(sides)))
-    acceptance = [_acceptance(result, len(sides))] if drafted else []
-    return [_counts(result, sides), *acceptance, *_margins(result, len(sides))]
+    drafted = any(_by_scale(result.settings, "drafted", layout.S))
+    acceptance = [_acceptance(result, layout.S)] if drafted else []
+    return [_counts(result, layout), *acceptance, *_margins(result, layout.S)]
 
 
 def _by_scale(settings: Sequence[SettingResult], name: str, scales: int) -> list[int]:
@@ -50,19 +57,20 @@ def _by_scale(settings: Sequence[SettingResult], name: str, scales: int) -> list
     return [sum(count[si] for count in counts if count) for si in range(scales)]
 
 
-def _counts(result: Verification, sides: Sequence[int]) -> Sheet:
+def _counts(result: Verification, layout: ScalePyramid) -> Sheet:
     differ, drafted, accepted, corrected, bonus = (
-        _by_scale(result.settings, name, len(sides)) for name in ("differ", "drafted", "kept", "corrected", "bonus")
+        _by_scale(result.settings, name, layout.S) for name in ("differ", "drafted", "kept", "corrected", "bonus")
     )
     ties = Counter(tie.scale for tie in _listed(result, "ties"))
     compared = sum(judgement.images for s in result.settings for judgement in s.judgements if judgement.draws)
+    draws, times = layout.draws.counts, f" × {layout.channels}" if layout.channels > 1 else ""
     word = "differ" if any(setting.total("unclaimed") for setting in result.settings) else "wrong"
-    wrong = [differ[si] - ties[si] for si in range(len(sides))]
+    wrong = [differ[si] - ties[si] for si in layout]
     rows = [
-        (f"{si}{f' ({word})' if wrong[si] else ''}", f"{side} × {side}", f"{compared * side * side:,}",
-         f"{compared * side * side - differ[si]:,}", f"{ties[si]:,}", f"{wrong[si]:,}", f"{drafted[si]:,}",
+        (f"{si}{f' ({word})' if wrong[si] else ''}", f"{h} × {w}{times}", f"{compared * draws[si]:,}",
+         f"{compared * draws[si] - differ[si]:,}", f"{ties[si]:,}", f"{wrong[si]:,}", f"{drafted[si]:,}",
          share(accepted[si], drafted[si]), f"{corrected[si]:,}", f"{bonus[si]:,}")
-        for si, side in enumerate(sides)
+        for si, (h, w) in enumerate(layout.sides)
     ]  # fmt: skip
     head = ("scale", "tokens", "compared", "identical", "ties", word, "drafted", "accepted", "partly accepted", "bonus")
     caption = "Tokens compared, and what became of drafted scales; all settings and images together"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from harness.judge import Divergence, Verdict
+from harness.protocol.pyramid import ScalePyramid
 from harness.report.html._gallery import place_of
 from harness.report.html._page import Line, Sheet, counted
-from harness.report.html._scales import sides_of
+from harness.report.html._scales import layout_of
 from harness.report.html._words import COMPONENTS
 from harness.runs import Verification
 
@@ -34,23 +35,26 @@ def story_parts(result: Verification, exhibit: Mapping[str, Tensor], file: str, 
         return [f"There is none: {rest}." if result.images else "Nothing was decoded."]
     meaning = COMPONENTS.get(first.component, "")
     what = f"Component: {first.component}. {meaning} What was seen: {first.detail}."
-    parts: list[object] = [_where(first, sides_of(result)), what]
+    parts: list[object] = [_where(first, layout_of(result)), what]
     if first.position >= 0:
         parts += [_tokens(first), *_prefix(exhibit), *_scores(first, exhibit)]
     parts += [f"How far that decode came: {text}." for text in result.so_far[:1]]
     return parts + _replays(result, file, case)
 
 
-def _where(first: Divergence, sides: Sequence[int]) -> str:
+def _where(first: Divergence, layout: ScalePyramid | None) -> str:
     text = f"Seed {first.seed}"
     text += f", image {first.image}" if first.image >= 0 else ", the whole batch"
     text += f", label {first.label}" if first.label >= 0 else ""
     if first.scale >= 0:
         text += f". Scale {first.scale}"
-        text += f" of 0 to {len(sides) - 1}, {sides[first.scale]} × {sides[first.scale]} tokens" if sides else ""
-    if first.position >= 0 and sides:
-        _, y, x = place_of(sides, first.position)
+    if first.scale >= 0 and layout:
+        h, w = layout.sides[first.scale]
+        text += f" of 0 to {layout.S - 1}, {h} × {w} tokens" if layout.channels == 1 else f", {h} × {w} positions"
+    if first.position >= 0 and layout:
+        _, y, x = place_of(layout, first.position)
         text += f". Position {first.position}: row {y}, column {x} of that map"
+        text += f", channel {first.channel} of {layout.channels}" if first.channel >= 0 else ""
     return f"{text}."
 
 

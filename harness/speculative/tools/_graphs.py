@@ -100,19 +100,19 @@ class Workspace:
     def __init__(self, models: ModelPair, B: int, new_cache: NewCache) -> None:
         self.caches = {"draft": new_cache(models.draft, B), "target": new_cache(models.target, B)}
         self.buffers = Buffers.new(models, B)
-        self.labels_R = torch.empty(2 * B, dtype=torch.int64, device=models.device)
+        self.labels_B = torch.empty(B, dtype=torch.int64, device=models.device)
         self.numbers = FixedNumbers()
         self.recorded: dict[Hashable, Recorded] = {}
         # One pool: graphs run one after the other, so their scratch memory can be the same. What one graph returns may
         # therefore lie in the scratch memory of an older one; work that returns something lasting gets a pool alone.
         self._pool: Any = None
 
-    def begin(self, noise: Noise, labels_R: Tensor) -> tuple[Noise, Tensor]:
+    def begin(self, noise: Noise, labels_B: Tensor) -> tuple[Noise, Tensor]:
         """Empty caches and buffers for another decode; return its numbers and labels at fixed addresses."""
         for kv in self.caches.values():
             kv.lengths[:] = [0] * len(kv.lengths)
         self.buffers.clear()
-        return self.numbers.begin(noise), self.labels_R.copy_(labels_R)
+        return self.numbers.begin(noise), self.labels_B.copy_(labels_B)
 
     def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
         """Replay the work `key`, recording it at its first use."""

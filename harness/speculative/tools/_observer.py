@@ -141,7 +141,7 @@ class _Watched:
         self.config, self.weights, self.pyramid = network.config, network.weights, network.pyramid
         self.dtype, self.start_1D = network.dtype, network.start_1D
         self.pos_LD, self.lvl_SD = network.pos_LD, network.lvl_SD
-        self.bytes, self.to, self.embed = network.bytes, network.to, network.embed
+        self.bytes, self.to, self.converted, self.embed = network.bytes, network.to, network.converted, network.embed
 
     @property
     def _at_work(self) -> Network:
@@ -152,11 +152,14 @@ class _Watched:
     def device(self) -> torch.device:
         return self._at_work.device  # a mask that is made for it next knows no network
 
-    def condition(self, labels_R: Tensor) -> Condition:
+    def condition(self, labels_R: Any) -> Condition:
         return self._observer.call("condition", self._at_work.condition, labels_R)
 
-    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None) -> Tensor:
-        return self._observer.call("hidden", self._at_work.hidden, x_RnD, condition, cache, mask_11nK)
+    def hidden(
+        self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        return self._observer.call("hidden", self._at_work.hidden, x_RnD, condition, cache, mask_11nK, positions)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         return self._observer.call("logits", self._at_work.logits, h_RnD, condition)

@@ -29,7 +29,8 @@ from harness.golden._spread import (
 from harness.protocol._request import Request
 from harness.protocol.noise import SMOOTH
 from harness.reference._handoff import HandOff
-from harness.reference._steps import filter_logits, smooth_codes
+from harness.reference._steps import filter_logits
+from harness.reference._var import smooth_codes
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))

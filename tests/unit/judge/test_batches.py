@@ -237,12 +237,12 @@ def test_the_certifying_precision_is_negligible_beside_the_budget(dtype: torch.d
     tokens_BL = sample_sequential(models.target, models.vae, request, models.noise(request)).tokens_BL
     labels_B = models.noise(request).labels(3)
     exact = models.to("cpu", torch.float64)
-    due_RLV = teacher_forced(exact.target, exact.vae, 1.5, labels_B, tokens_BL, 4)[0]
+    due_RLV = teacher_forced(exact.target, exact.vae, request, labels_B, tokens_BL, 4)[0]
     with certifying_networks(models, chosen) as (network, vae):
-        rows_RLV = teacher_forced(network, vae, 1.5, labels_B, tokens_BL, 4)[0]
+        rows_RLV = teacher_forced(network, vae, request, labels_B, tokens_BL, 4)[0]
     assert network.dtype is by
     assert float((rows_RLV.double() - due_RLV).abs().max()) <= chosen.share * budget.rows
-    own_RLV = teacher_forced(models.target, models.vae, 1.5, labels_B, tokens_BL, 4)[0]
+    own_RLV = teacher_forced(models.target, models.vae, request, labels_B, tokens_BL, 4)[0]
     assert float((own_RLV.double() - due_RLV).abs().max()) > NEGLIGIBLE * budget.rows
     assert images_per_certifying_pass(models, chosen) >= 1
 

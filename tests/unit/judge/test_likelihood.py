@@ -28,6 +28,7 @@ from harness.judge._likelihood import (
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import filter_logits
+from harness.reference._families import VAR
 from tests.toy import toy_pair
 
 V = 3
@@ -45,7 +46,7 @@ def seen_all(request: Request = REQUEST, allowed: float = 1e-6) -> TokensSeen:
     labels_N = torch.tensor(whole.labels)
     rows_RLV, guided_NLV = rows_along(MODELS.target, MODELS, whole, labels_N, OUTCOMES_NL)
     draft_RLV = rows_along(MODELS.draft, MODELS, whole, labels_N, OUTCOMES_NL)[0]
-    return TokensSeen(whole, OUTCOMES_NL, rows_RLV, guided_NLV, draft_RLV, (allowed,) * PYRAMID.S)
+    return TokensSeen(whole, OUTCOMES_NL, rows_RLV, guided_NLV, draft_RLV, (allowed,) * PYRAMID.S, VAR)
 
 
 def log_law(seen: TokensSeen, moved_NLV: Tensor | None = None, temperature: float = 1.0) -> Tensor:

@@ -24,6 +24,7 @@ from harness.protocol._trace import Trace
 from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import _steps as steps
+from harness.speculative import _var as var
 from harness.speculative._cache import KVCache
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import build_decoder
@@ -57,7 +58,9 @@ class Autocast:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Any, mask_11nK: Tensor | None) -> Tensor:
+    def hidden(
+        self, x_RnD: Tensor, condition: Condition, cache: Any, mask_11nK: Tensor | None, positions=None
+    ) -> Tensor:
         with self.autocast:
             return self.inner.hidden(x_RnD, condition, Float32(inner=cache), mask_11nK)
 
@@ -110,7 +113,7 @@ def test_the_operands_of_tf32_are_called_precision():
 @pytest.mark.parametrize("name", HALF)
 def test_guidance_in_fewer_bits_is_called_precision(name: str):
     def guide(rows_RnV: Tensor, *of: Any) -> Tensor:
-        return steps.guide(rows_RnV.to(HALF[name]), *of).float()
+        return var.guide(rows_RnV.to(HALF[name]), *of).float()
 
     component, detail = first(decoder_factory(replace(PARTS, guide=guide)))
     assert (component, detail) == ("precision", f"guided logits of scale 0 are combined in {name}")
@@ -122,7 +125,7 @@ def test_f_hat_in_fewer_bits_is_called_precision(name: str):
         return replace(models, vae=models.vae.to("cpu", HALF[name]))
 
     def next_input(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
-        return steps.next_input(f_hat_BCPP.float(), si, pyramid)
+        return var.next_input(f_hat_BCPP.float(), si, pyramid)
 
     bug = within(nullcontext, change)
     component, detail = first(bug)
@@ -185,7 +188,9 @@ class Headed(SimpleNamespace):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Any, mask_11nK: Tensor | None) -> Tensor:
+    def hidden(
+        self, x_RnD: Tensor, condition: Condition, cache: Any, mask_11nK: Tensor | None, positions=None
+    ) -> Tensor:
         hidden_RnD = self.inner.hidden(x_RnD, condition, cache, mask_11nK)
         return self.change(self.inner, x_RnD, hidden_RnD, condition, mask_11nK)
 
@@ -249,7 +254,7 @@ def query(change: Callable[..., Tensor]) -> Factory:
 
 
 def without_bias(network: Network, condition: Condition, raw_BnC: Tensor, start: int, last: int) -> Tensor:
-    x_RnD = steps.build_combined_query(network, condition, raw_BnC, start, last)
+    x_RnD = var.build_combined_query(network, condition, raw_BnC, start, last)
     behind = slice(1 if start == 0 else 0, None)
     x_RnD[:, behind] -= network.weights["word_embed.bias"]
     return x_RnD
@@ -257,7 +262,7 @@ def without_bias(network: Network, condition: Condition, raw_BnC: Tensor, start:
 
 def one_late(network: Network, condition: Condition, raw_BnC: Tensor, start: int, last: int) -> Tensor:
     """Put a start token in front of every window."""
-    x_RnD = steps.build_combined_query(network, condition, raw_BnC, start, last)
+    x_RnD = var.build_combined_query(network, condition, raw_BnC, start, last)
     begin = condition.cond_RD[:, None] + network.start_1D + network.lvl_SD[0] + network.pos_LD[:1]
     return torch.cat((begin, x_RnD), 1)[:, :-1]
 
@@ -271,7 +276,7 @@ def resized(mode: str) -> Callable[..., Tensor]:
 
 
 def turned(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
-    return steps.next_input(f_hat_BCPP.mT, si, pyramid)
+    return var.next_input(f_hat_BCPP.mT, si, pyramid)
 
 
 INPUTS = [

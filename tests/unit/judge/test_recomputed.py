@@ -16,7 +16,7 @@ from harness.judge._evidence import Evidence
 from harness.judge._suspects import is_accepted_draft, other_row
 from harness.protocol._request import Request
 from harness.protocol._trace import Round
-from harness.reference._steps import guidance_labels, scale_input
+from harness.reference._var import guidance_labels, scale_input
 from harness.reference.sequential import GrowingCache
 from harness.rounding._budget import Budget
 from tests.unit.judge.test_tokens import MODELS, REQUEST, evidence

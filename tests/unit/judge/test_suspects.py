@@ -21,7 +21,7 @@ from harness.protocol.noise import SeededNoise
 from harness.reference.sequential import sample_sequential
 from harness.runs._cover import covering, plan_of, verify_coverage_plan
 from harness.runs._decodes import Decodes, Terms
-from harness.speculative import _steps as steps
+from harness.speculative import _var as steps
 from harness.speculative._cache import KVCache
 from tests.helpers import Layout, some, tiny, verify_here
 

@@ -24,7 +24,9 @@ F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
 def pair(dtype: torch.dtype, device: str, L: int = 10) -> Any:
     target = SimpleNamespace(dtype=dtype, config=CONFIG)
-    return SimpleNamespace(target=target, device=torch.device(device), pyramid=SimpleNamespace(L=L))
+    return SimpleNamespace(
+        target=target, device=torch.device(device), pyramid=SimpleNamespace(L=L, draws=SimpleNamespace(L=L))
+    )
 
 
 CASES = [

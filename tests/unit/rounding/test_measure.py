@@ -41,8 +41,8 @@ def test_few_windows_cover_every_window_of_the_digits():
 @pytest.mark.parametrize(("every", "expected"), [(True, 10), (False, 5)])
 def test_the_stated_windows_are_measured(every: bool, expected: int):
     models = tiny(Layout((1, 2, 3, 4)))
-    labels_B, tokens_BL = torch.tensor([0]), torch.zeros(1, models.pyramid.L, dtype=torch.int64)
-    found = [(first, rows.shape[1]) for first, rows in windows(models, labels_B, tokens_BL, every)]
+    tokens_BL = torch.zeros(1, models.pyramid.L, dtype=torch.int64)
+    found = [(first, rows.shape[1]) for first, rows in windows(models, Request((0,)), tokens_BL, every)]
     assert len(found) == len(set(found)) == expected
     assert (0, models.pyramid.L) in found
     assert {(si, models.pyramid.tokens(si)) for si in models.pyramid} <= set(found)
@@ -92,11 +92,10 @@ def naive(models, request: Request) -> tuple[float, float, float]:
     pyramid, noise = models.pyramid, models.noise(request)
     run = sample_sequential(models.target, models.vae, request, noise)
     wide = models.to("cpu", torch.float64)
-    labels_B = noise.labels(models.target.config.classes)
     forced = sample_sequential(wide.target, wide.vae, request, noise, run.tokens_BL)
     exact_RLV = forced.intermediates.rows_RLV
     rows, rms = 2.0**-23 * float(exact_RLV.abs().max()), 2.0**-23 * float(exact_RLV.square().mean().sqrt())
-    for first, rows_RnV in windows(models, labels_B, run.tokens_BL, every=True):
+    for first, rows_RnV in windows(models, request, run.tokens_BL, every=True):
         begin = pyramid.begin(first)
         error_RnV = (rows_RnV.double() - exact_RLV[:, begin : begin + rows_RnV.shape[1]]).abs()
         rows = max(rows, float(error_RnV.max()))
@@ -160,12 +159,12 @@ def test_a_scale_alone_is_measured_without_a_mask_as_decoders_run_it(monkeypatch
     models, masks = tiny(Layout((1, 2, 3))).to("cpu", torch.bfloat16), []
     whole = type(models.target).hidden
 
-    def hidden(network, x_RnD, condition, cache, mask_11nK):
+    def hidden(network, x_RnD, condition, cache, mask_11nK, positions=None):
         masks.append((x_RnD.shape[1], None if mask_11nK is None else (mask_11nK.shape[2:], mask_11nK.dtype)))
         return whole(network, x_RnD, condition, cache, mask_11nK)
 
     monkeypatch.setattr(type(models.target), "hidden", hidden)
-    list(windows(models, torch.tensor([0]), torch.zeros(1, 14, dtype=torch.int64), every=True))
+    list(windows(models, Request((0,)), torch.zeros(1, 14, dtype=torch.int64), every=True))
     of = {n: ((n, K), torch.bfloat16) for n, K in ((5, 5), (14, 14), (13, 14))}
     assert masks == [(1, None), (5, of[5]), (14, of[14]), (4, None), (13, of[13]), (9, None)]
 
