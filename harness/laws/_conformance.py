@@ -6,28 +6,26 @@ law that was tried; so does one that lets its time pass, where it has any.
 
 from __future__ import annotations
 
-import faulthandler
 import pickle
-import signal
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
 
-from harness.decoders import Factory, Limits, OutOfTimeError, factory_name, load_factory, pickled_factory
+from harness.decoders import Factory, Limits, Surroundings, factory_name, load_factory, pickled_factory
 from harness.errors import InputError
 from harness.judge import PartLaw, PartVerdict, Verdict
+from harness.laws._apart import LawJob, LawProcesses, Told
 from harness.laws._case import Case
 from harness.laws._catalogue import LAWS
 from harness.laws._engine import SHRINK_S, CaseList, CaseSource, LawResult, Report, Scope, isolated_parts, try_law
 from harness.laws._law import Law, Subject, Violation
-from harness.pool import Crew, Died, Parallelism, employ
+from harness.pool import Crew, Died, Parallelism, Pool, employ
 from harness.speculative.parts import Parts
 
-_DEAF_S = 10.0  # for code to hear that its time is over
 _BUILT_NOTHING = ("implementation", "checkout", "option")
 _PARTS = tuple(field.name for field in fields(Parts))
 Options = tuple[tuple[str, str], ...]  # (name, value) for a factory
@@ -44,7 +42,7 @@ class LawWork:
     factory: Factory | str | bytes  # of the decoder, its name, or cloudpickle's bytes of it
     options: Options  # of the factory
     source: CaseSource  # of the cases
-    limits: Limits | None = None  # of the process that does the work; None = it is the caller's, and has none
+    limits: Limits | None = None  # of a process of the decoder's own; None = it needs none, or has no limits
     progress: Callable[[LawResult], None] = _unseen  # as in `try_law`
 
     def subject(self) -> Subject:
@@ -52,10 +50,13 @@ class LawWork:
         factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
         return Subject(load_factory(factory) if isinstance(factory, str) else factory, self.options)
 
+    @property
+    def name(self) -> str:
+        """The decoder's factory as Python names it."""
+        return repr(self.factory) if isinstance(self.factory, str) else self.subject().name
+
     def open(self) -> _Opened:
-        """Return what tries law after law. Effects: the limit of memory of this process."""
-        if self.limits is not None:
-            self.limits.bound_memory()
+        """Return what tries law after law in this process."""
         return _Opened(self)
 
 
@@ -66,60 +67,37 @@ class _Opened:
         self.work, self.subject = work, work.subject()
         self.about = self.subject.name
 
-    def do(self, law: Law) -> LawResult | Died:
-        """Try one law; `Died` where its time is over."""
-        try:
-            with in_time(self.work.limits.timeout_s if self.work.limits is not None else 0.0):
-                return try_law(law, self.subject, self.work.source, self.work.progress)
-        except OutOfTimeError as error:
-            return Died(str(error))
+    def do(self, law: Law) -> LawResult:
+        """Try one law."""
+        return try_law(law, self.subject, self.work.source, self.work.progress)
 
     def close(self) -> None:
         """Nothing is left to end."""
 
 
-@contextmanager
-def in_time(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTimeError` in what takes longer; code that hears no signal ends its process. 0 = no limit.
-
-    Effects: the alarm of this process, which must be one of its own.
-    """
-    if not seconds:
-        yield
-        return
-
-    def ring(number: int, frame: object) -> None:
-        raise OutOfTimeError(f"no answer within {seconds:g} s (timeout)")
-
-    signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(seconds + _DEAF_S, exit=True)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        faulthandler.cancel_dump_traceback_later()
-
-
 def try_laws(work: LawWork, crew: Crew, laws: Sequence[Law]) -> Generator[LawResult]:
     """Try laws one by one, each as soon as somebody is free; what ends its process is broken.
 
+    In this process, unless several are to do it, or the decoder is to have processes of its own (`LawWork.limits`).
+
     Raises `InputError` where the factory cannot be sent to another process.
     """
-    sent = work
-    if crew.is_elsewhere:
-        factory = work.factory
-        if not isinstance(factory, str | bytes):
-            factory = pickled_factory(factory, factory_name(factory))
-        sent = replace(work, factory=factory, progress=_unseen)
-    with closing(crew.open(sent)) as pool:
+    with closing(_pool(work, crew)) as pool:
         for law, row in pool.map(laws):
             if isinstance(row, Died):
-                name = repr(work.factory) if isinstance(work.factory, str) else work.subject().name
-                violation = Violation(law, Case(), f"the process died: {row.why}", name, work.options)
+                violation = Violation(law, Case(), f"the process died: {row.why}", work.name, work.options)
                 yield LawResult(law, 1, 1, violation=violation, done=True, killed=True)
             else:
                 yield row
+
+
+def _pool(work: LawWork, crew: Crew) -> Pool | LawProcesses:
+    if not crew.is_elsewhere and work.limits is None:
+        return crew.open(work)
+    factory = work.factory
+    sent = factory if isinstance(factory, str | bytes) else pickled_factory(factory, factory_name(factory))
+    job = LawJob(sent, work.options, work.source, Surroundings.here(), work.limits)
+    return LawProcesses(job, crew.devices, Told(work.name, work.options))
 
 
 class How(TypedDict, total=False):

@@ -17,12 +17,11 @@ from harness.judge._verdict import Verdict
 from harness.laws import LAWS, Case, Violation
 from harness.laws import _few_cases as module
 from harness.laws._case import CHOICES
-from harness.laws._conformance import in_time
+from harness.laws._child import in_time
 from harness.laws._engine import CaseList, LawResult
 from harness.laws._few_cases import LAW_CASES, LawsInterrupted, LawsPlace, summed_up, try_laws_quickly
 from harness.models._pair import ModelPair
 from harness.mutants._catalogue import MUTANTS
-from harness.pool import _workers as workers
 from harness.pool._employ import Crew
 from harness.protocol._decoder import Settings
 from harness.report._terminal import laws_line
@@ -69,7 +68,6 @@ def test_a_decoder_that_ends_its_process_is_a_defect_where_it_has_processes_of_i
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(module, "LAWS", (BY_ID["state.once"],))
-    monkeypatch.setattr(workers, "MOST_DEATHS", 1)
     found = try_laws_quickly("tests.unit.laws.test_few_cases:leaves", 1, where=LawsPlace("cpu", Limits()))
     (broken,) = found.broken
     assert broken.component == "decode, update_state_with_accepted_tokens"

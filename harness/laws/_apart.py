@@ -1,0 +1,191 @@
+"""Laws of a decoder in processes of its own, as whoever asks sees them.
+
+Promise: what comes back of a law is plain values, checked one by one, or that its process died of it and why: nothing
+of a decoder's process is ever unpickled, and no wait outlives the time of a law. What that process says of a law is its
+word: it holds the law's test and the decoder both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from typing import Any
+
+from harness.decoders import Limits, Surroundings, own_place
+from harness.errors import InputError, one_line, text_of
+from harness.laws._case import Case
+from harness.laws._engine import CaseSource, LawResult
+from harness.laws._law import Law, Violation
+from harness.pool import Died
+from harness.processes import GRACE_S, START_S, GoneError, Log, OwnFolder, ProcessLine, UnreadableError, sealed
+
+DEAF_S = 10.0  # for code to hear that its time is over
+NO_LIMIT_S = 10.0**6  # where nobody said how long a law may take
+SERVE = "harness.laws._child:serve"
+MOST_TEXT = 2000  # characters of a clause
+MOST_COUNT = 2**53
+
+
+@dataclass(frozen=True)
+class LawJob:
+    """What a process begins with; pickled by the side that asks, which trusts itself."""
+
+    factory: str | bytes  # name of the decoder's factory, or cloudpickle's bytes of it
+    options: tuple[tuple[str, str], ...]  # of the factory
+    source: CaseSource  # of the cases
+    surroundings: Surroundings  # those of the side that asks
+    limits: Limits | None  # of the process; None = it has none
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a violation names the decoder."""
+
+    name: str  # the factory, as Python names it
+    options: tuple[tuple[str, str], ...]
+
+
+class LawProcesses:
+    """Processes that try laws, one a device, which may stand there twice.
+
+    Raises `InputError` where the decoder's factory cannot be found. Effects: processes; `close` ends them.
+    """
+
+    def __init__(self, job: LawJob, devices: Sequence[str], told: Told) -> None:
+        self._folder = OwnFolder()
+        self._job = -1
+        try:
+            self._job = sealed(lambda stream: pickle.dump(job, stream))
+            place = own_place(self._folder.path, job.limits or Limits())
+            self._processes = [_LawProcess((self._job, device), place, job.limits, told) for device in devices]
+        except BaseException:
+            self.close()
+            raise
+
+    def map(self, laws: Iterable[Law]) -> Iterator[tuple[Law, LawResult | Died]]:
+        """Yield every law with what came of it, as they are done. Raises `InputError` for no such factory."""
+        waiting, done = queue.SimpleQueue[Law](), queue.SimpleQueue[tuple[Law, LawResult | Died | InputError]]()
+        count = 0
+        for law in laws:
+            waiting.put(law)
+            count += 1
+        for process in self._processes[:count]:
+            threading.Thread(target=process.try_all, args=(waiting, done), daemon=True).start()
+        for _ in range(count):
+            law, result = done.get()
+            if isinstance(result, InputError):
+                raise result
+            yield law, result
+
+    def close(self) -> None:
+        """End the processes, and what they started."""
+        for process in getattr(self, "_processes", ()):
+            process.close()
+        if self._job >= 0:
+            os.close(self._job)
+        self._folder.remove()
+
+
+class _LawProcess:
+    """One process, which is replaced when a law has ended it."""
+
+    def __init__(self, begins: tuple[int, str], place: Any, limits: Limits | None, told: Told) -> None:
+        self._begins, self._place, self._told = begins, place, told
+        self._seconds = limits.timeout_s if limits is not None else NO_LIMIT_S
+        self._line: ProcessLine | None = None
+        self._log, self._closed = Log(), False
+
+    def try_all(self, waiting: queue.SimpleQueue[Law], done: queue.SimpleQueue[Any]) -> None:
+        """Try laws as long as there are any, in a thread of this process."""
+        with suppress(queue.Empty):
+            while not self._closed:
+                law = waiting.get_nowait()
+                done.put((law, self._tried(law)))
+
+    def close(self) -> None:
+        """End the process."""
+        self._closed = True
+        self._end()
+        self._log.close()
+
+    def _tried(self, law: Law) -> LawResult | Died | InputError:
+        try:
+            refused = self._start() if self._line is None else None
+            if refused is not None:
+                return refused
+            assert self._line is not None
+            self._line.tell(pickle.dumps(law), self._seconds)
+            return read_answer(self._line.hear(self._seconds + DEAF_S + GRACE_S, "timeout"), law, self._told)
+        except Exception as error:  # whatever its process made us meet
+            why = text_of(error) if isinstance(error, GoneError | UnreadableError) else f"{error!r}"
+            self._end()
+            with suppress(OSError, IndexError):
+                why += f": {self._log.last_lines(1)[0][:200]}"
+            return Died(why)
+
+    def _start(self) -> InputError | None:
+        """Start the process; return the refusal of the factory. Raises as a line does."""
+        job, device = self._begins
+        self._line = ProcessLine(SERVE, [job, device], [job], self._log, self._place)
+        values = json.loads(self._line.hear(START_S, "time to start"))
+        return InputError(*(str(text)[:MOST_TEXT] for text in values)) if values else None
+
+    def _end(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            with suppress(OSError):
+                line.close(0.0)
+
+
+def answer_of(row: LawResult) -> bytes:
+    """Return what a law came to as it is sent."""
+    violation = row.violation
+    values = {name: getattr(row, name) for name in (*COUNTS, *TEXTS)} | {"seconds": row.seconds, "late": ""}
+    values["broken"] = None if violation is None else [violation.found, vars(violation.case)]
+    return json.dumps(values).encode() + b"\n"
+
+
+def late_answer(why: str) -> bytes:
+    """Return what is sent of a law whose time is over."""
+    return json.dumps({"late": why}).encode() + b"\n"
+
+
+COUNTS, TEXTS = ("examples", "exercised", "refused"), ("skipped", "why")
+
+
+def read_answer(line: bytes, law: Law, told: Told) -> LawResult | Died:
+    """Read what `answer_of` made, or what somebody forged. Raises `UnreadableError`: it has another form."""
+    try:
+        values = json.loads(line)
+        if values["late"]:
+            return Died(str(values["late"])[:MOST_TEXT])
+        counts = {name: values[name] for name in COUNTS}
+        if not all(type(count) is int and 0 <= count < MOST_COUNT for count in counts.values()):
+            raise ValueError("no counts")
+        row = LawResult(law, **counts, seconds=float(values["seconds"]), done=True)
+        row.skipped, row.why = (str(values[name])[:MOST_TEXT] for name in TEXTS)
+        if values["broken"] is not None:
+            found, case = values["broken"]
+            row.violation = Violation(law, case_of(case), str(found)[:MOST_TEXT], told.name, told.options)
+        return row
+    except (ValueError, TypeError, KeyError, RecursionError, InputError) as error:
+        raise UnreadableError(f"its process answers with another form ({one_line(text_of(error))[:100]})") from None
+
+
+def case_of(values: Mapping[str, Any]) -> Case:
+    """Return the case of JSON values. Raises `ValueError`, `TypeError` or `KeyError` for others."""
+    found: dict[str, Any] = {}
+    for each in fields(Case):
+        value, usual = values[each.name], each.default
+        value = tuple(value) if isinstance(usual, tuple) and isinstance(value, list) else value
+        fits = type(value) is type(usual) or (type(usual) is float and type(value) is int)
+        if not fits or (isinstance(value, tuple) and any(type(side) is not int for side in value)):
+            raise ValueError(f"a case's {each.name} is another kind of value")
+        found[each.name] = value
+    return Case(**found)
