@@ -225,6 +225,8 @@ def answer_question(
     for add in (_add_laws, _add_quality):
         if result.verdict is not Verdict.DEFECT:
             add(result, models, question, Conditions(parallelism, store, question.terms), shown)
+    if store.file is not None and result.sealed and result.verdict is not Verdict.DEFECT:
+        RunFile.check_kept(store.file, result.sealed)
     return result
 
 
@@ -264,7 +266,7 @@ def _add_laws(
                 )
             except LawsInterrupted as stop:
                 tried, stopped = stop.tried, stop.status - 128
-        _note(file, laws=tried.as_dict())
+        _note(file, result, laws=tried.as_dict())
     if tried is not None:
         result.take_laws(tried)
     if stopped:
@@ -287,7 +289,7 @@ def _add_quality(
         found = run_study(models, loss.means, study, replace(conditions, store=UNKEPT), bar.advance)
     claims = claims_of(found)
     result.take_quality(claims, found)
-    _note(conditions.store.file, quality=found.values(), claims=claims.as_dict())
+    _note(conditions.store.file, result, quality=found.values(), claims=claims.as_dict())
     if found.stopped:
         raise RunInterrupted(result, found.stopped)
 
@@ -304,10 +306,12 @@ def claims_of(found: Measured) -> QualityClaims:
     return QualityClaims(clauses[Quality.LOST], clauses[Quality.INCONCLUSIVE])
 
 
-def _note(file: Path | None, **values: object) -> None:
-    """Keep values in a run's file, if it has one."""
+def _note(file: Path | None, result: Verification, **values: object) -> None:
+    """Keep values in a run's file, if it has one, and is as it was left. Raises `InputError`."""
     if file is None:
         return
+    RunFile.check_kept(file, result.sealed)
     with closing(RunFile.go_on(file)) as kept:
         for name, value in values.items():
             kept.note(name, value)
+        result.sealed = kept.digest

@@ -75,7 +75,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
         if is_published(name):
             settings = usual_settings(name, settings, 1)[0]
         question = Question(name, (settings,), (request,), terms)
-        rows = of_published(pair, question) if is_published(name) else of_laws(name, pairs, about)
+        rows = of_published(pair, question) if is_published(name) else of_laws(question, about)
         rows.append(of_decode(pair, question))
     verdict = parts_verdict(rows)
     show_parts(rows, verdict, plain_console(), about.quiet, about.verbose)
@@ -110,14 +110,15 @@ def of_published(pair: ModelPair, question: Question) -> list[PartLaw]:
         return built.parts(0, request, budget)
 
 
-def of_laws(name: str, pairs: tuple[tuple[str, str], ...], about: PartsQuestion) -> list[PartLaw]:
+def of_laws(question: Question, about: PartsQuestion) -> list[PartLaw]:
     """Ask the parts of a decoder that shows them as `Parts` does. Raises `InputError` for what cannot be asked."""
     from harness.commands._inputs import counts
-    from harness.decoders import load_factory
-    from harness.laws import Subject, fixed_cases, inspect_parts, part_laws
+    from harness.laws import CaseList, LawWork, fixed_cases, inspect_parts, part_laws
     from harness.report import LongWork
 
     counts("examples", str(about.examples), "12")
-    subject = Subject(load_factory(name), pairs)
+    cases = CaseList(fixed_cases(about.examples, about.seed))
+    limits = None if question.in_process else question.terms.limits
+    asked = LawWork(question.decoder, question.settings[0].options, cases, limits)
     with LongWork("laws of parts", len(part_laws()), about.quiet) as work:
-        return inspect_parts(subject, fixed_cases(about.examples, about.seed), work.advance)
+        return inspect_parts(asked, work.advance)

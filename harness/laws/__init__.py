@@ -11,6 +11,6 @@ __all__ = [
 ]  # fmt: skip
 
 from harness.laws._case import PYRAMIDS, forget_models
-from harness.laws._conformance import inspect_parts, part_laws
+from harness.laws._conformance import LawWork, inspect_parts, part_laws
 from harness.laws._engine import CaseList, LawResult, Scope, try_law
 from harness.laws._few_cases import LAW_CASES, LawsInterrupted, LawsPlace, try_laws_quickly

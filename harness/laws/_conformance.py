@@ -21,7 +21,7 @@ from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.laws._apart import LawJob, LawProcesses, Told
 from harness.laws._case import Case
 from harness.laws._catalogue import LAWS
-from harness.laws._engine import SHRINK_S, CaseList, CaseSource, LawResult, Report, Scope, isolated_parts, try_law
+from harness.laws._engine import SHRINK_S, CaseSource, LawResult, Report, Scope, isolated_parts, try_law
 from harness.laws._law import Law, Subject, Violation
 from harness.pool import Crew, Died, Parallelism, Pool, employ
 from harness.speculative.parts import Parts
@@ -185,14 +185,16 @@ def part_laws() -> list[Law]:
     return [law for law in LAWS if set(law.watches) & set(_PARTS) and "decode" not in law.watches]
 
 
-def inspect_parts(
-    subject: Subject, cases: Sequence[Case], progress: Callable[[], None] = lambda: None
-) -> list[PartLaw]:
-    """Ask every law of parts; return a row a part and law. `progress` is called after every law."""
+def inspect_parts(work: LawWork, progress: Callable[[], None] = lambda: None) -> list[PartLaw]:
+    """Ask every law of parts; return a row a part and law. `progress` is called after every law.
+
+    Raises `InputError` where there is no such decoder.
+    """
     results = []
-    for law in part_laws():
-        results.append(try_law(law, subject, CaseList(cases)))
-        progress()
+    with closing(try_laws(work, Crew(("cpu",)), part_laws())) as tried:
+        for result in tried:
+            results.append(result)
+            progress()
     rows = [_row(part, each) for each in results for part in _parts_of(each, results)]
     return sorted(rows, key=lambda row: _PARTS.index(row.part))
 

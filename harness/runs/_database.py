@@ -22,6 +22,7 @@ from harness.content import refuse_other
 from harness.errors import InputError
 from harness.files import check_readable
 from harness.runs._records import to_json, unreadable
+from harness.runs._seals import BEGIN, SEALS, broken_seal, last_seal, seal
 
 REMEDY = "pass --resume to go on with it, or another --run"
 NOTES = "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
@@ -35,6 +36,7 @@ class FileKind:
     schema: int  # version of the tables
     tables: tuple[str, ...]  # statements that make them; `run`, which holds notes by key, is there always
     command: str  # that writes it
+    sealed: bool = False  # every row has a seal (`_seals`)
 
     @property
     def remedy(self) -> str:
@@ -58,15 +60,29 @@ class FileKind:
             rule = f"has schema {schema}, and this version reads {self.schema}"
             raise InputError(name, str(path), rule, "use the version of the harness that wrote it")
 
-    @contextmanager
-    def reading(self, path: Path, name: str = "run") -> Iterator[sqlite3.Connection]:
-        """Open a file to read it, of a run that goes on, too; `name` is what it is to the user.
+    def check_seals(self, base: sqlite3.Connection, path: Path, name: str) -> None:
+        """Refuse a file that holds something else than was written. Raises `InputError`."""
+        broken = broken_seal(base) if self.sealed else ""
+        if broken:
+            raise rewritten(path, broken, name)
 
-        Raises `InputError` where it is none, of another kind or schema, or damaged.
+    @contextmanager
+    def reading(self, path: Path, name: str = "run", again: bool = False) -> Iterator[sqlite3.Connection]:
+        """Open a file to read it, of a run that goes on, too.
+
+        Args:
+            path: the file.
+            name: what it is to the user.
+            again: its seals were looked at already.
+
+        Raises:
+            InputError: it is none, of another kind or schema, damaged, or not as it was written.
         """
         refuse_other(path, name, ("sqlite",), self.remedy)
         with self.readable(path, name), closing(_opened(path)) as base:
             self.check(base, path, name)
+            if not again:
+                self.check_seals(base, path, name)
             yield base
 
 
@@ -81,6 +97,7 @@ class GrowingFile:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self._descriptor = path, descriptor
         self.base = sqlite3.connect(path, isolation_level=None)
+        self.digest = BEGIN  # what the last seal is called: what is held here, whatever becomes of the file
 
     @classmethod
     def _create(
@@ -95,7 +112,7 @@ class GrowingFile:
         file = cls(path, _locked(path))
         try:
             with file.transaction():
-                for statement in (NOTES, *cls.kind.tables):
+                for statement in (NOTES, *cls.kind.tables, *([SEALS] if cls.kind.sealed else [])):
                     file.base.execute(statement)
                 file.base.execute(f"PRAGMA application_id = {cls.kind.application}")
                 file.base.execute(f"PRAGMA user_version = {cls.kind.schema}")
@@ -121,6 +138,8 @@ class GrowingFile:
         try:
             with cls.kind.readable(path):
                 cls.kind.check(file.base, path, "run")
+                cls.kind.check_seals(file.base, path, "run")
+                file.digest = last_seal(file.base) if cls.kind.sealed else BEGIN
                 clauses = differing(file)
             if clauses:
                 rule = f"is the file of another run: {'; '.join(clauses[:3])}"
@@ -131,9 +150,24 @@ class GrowingFile:
             raise
         return file
 
+    @classmethod
+    def check_kept(cls, path: Path, digest: str) -> None:
+        """Refuse a file that does not hold what its writer wrote, whose last seal is called `digest`.
+
+        Raises `InputError`.
+        """
+        if not is_begun(path):
+            raise rewritten(path, "it is not there any more")
+        with cls.kind.reading(path) as base:
+            if last_seal(base) != digest:
+                raise rewritten(path, "its last seal is another one")
+
     def insert(self, table: str, values: Sequence[object], otherwise: str = "ABORT") -> None:
         """Add a row, within a `transaction`; `otherwise`, where there is one of its key: ABORT, IGNORE or REPLACE."""
-        self.base.execute(f"INSERT OR {otherwise} INTO {table} VALUES ({', '.join('?' * len(values))})", values)
+        marks = ", ".join("?" * len(values))
+        done = self.base.execute(f"INSERT OR {otherwise} INTO {table} VALUES ({marks})", values)
+        if self.kind.sealed and done.rowcount > 0 and done.lastrowid is not None:
+            self.digest = seal(self.base, table, done.lastrowid, self.digest)
 
     def note(self, key: str, value: object) -> None:
         """Keep, or replace, one thing that is known of the run as a whole."""
@@ -155,15 +189,23 @@ class GrowingFile:
         """Write what follows whole or not at all. Raises `InputError` where it cannot be written."""
         try:
             self.base.execute("BEGIN IMMEDIATE")
+            before = self.digest
             try:
                 yield
             except BaseException:
+                self.digest = before
                 self.base.execute("ROLLBACK")
                 raise
             self.base.execute("COMMIT")
         except sqlite3.Error as error:
             rule, remedy = f"cannot be written ({error})", "make room there, or name another file"
             raise InputError("run", str(self.path), rule, remedy) from None
+
+
+def rewritten(path: Path, why: str, name: str = "run") -> InputError:
+    """Return the refusal of a file that somebody else wrote into."""
+    rule = f"does not hold what was written ({why}): somebody else wrote into it"
+    return InputError(name, str(path), rule, "believe nothing in it, and repeat the run into another file")
 
 
 def notes_of(base: sqlite3.Connection) -> dict[str, Any]:

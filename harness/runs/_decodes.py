@@ -122,6 +122,7 @@ def verify_decodes(
         with held_file:
             run = RunInProgress(plan, result, file, progress)
             result.stopped = run.go(pool.map, terms.first_only)
+            result.sealed = file.digest if file else ""
         result.record = replace(record, workers=pool.name, certifying=str(certifying_precision(models)))
     put_together(result, run.rows, models.pyramid, budget)
     if result.stopped:

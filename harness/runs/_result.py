@@ -64,6 +64,7 @@ class Verification:
     laws: LawsTried | None = None  # what was seen of laws that were tried after the run
     claims: QualityClaims | None = None  # on the quality of images
     quality: QualityFigures | None = None  # what was measured of the quality of images
+    sealed: str = ""  # what the last seal of the run's file is called, as its writer holds it
     batches: str = ""  # why batches are as large as they are
 
     def take_quality(self, claims: QualityClaims, figures: QualityFigures | None = None) -> None:

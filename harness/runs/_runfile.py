@@ -50,9 +50,10 @@ CREATE TABLE pictures (
 """
 RUN_FILE = FileKind(
     application=0x5D7A5ADA,
-    schema=2,  # docs/runs.md describes it; 1 kept no pictures
+    schema=3,  # docs/runs.md describes it; 1 kept no pictures, 2 no seals
     tables=tuple(TABLES.split(";")[:-1]),
     command="verify",
+    sealed=True,
 )
 WORST_FIRST = "ORDER BY badness DESC, task, setting, row"  # `Picture.rank`
 
@@ -185,7 +186,7 @@ def _drawn(plan: Plan) -> str:
 
 def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:
     """Return the tensors around a row's first divergence; nothing where none were kept."""
-    with RUN_FILE.reading(path) as base:
+    with RUN_FILE.reading(path, again=True) as base:
         question = "SELECT tensors FROM exhibits WHERE task = ? AND setting = ?"
         blobs = base.execute(question, (row.task, row.setting)).fetchone()
     return load(blobs[0]) if blobs else {}
@@ -193,7 +194,7 @@ def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:
 
 def case_number(path: Path, row: JudgedRow) -> int | None:
     """Return the number by which `replay` knows a row's first defect; None where the row was recorded without one."""
-    with RUN_FILE.reading(path) as base:
+    with RUN_FILE.reading(path, again=True) as base:
         earlier = "SELECT count(*) FROM judged WHERE defects > 0 AND (setting, task) < (?, ?)"
         own = "SELECT count(*) FROM judged WHERE defects > 0 AND (setting, task) = (?, ?)"
         before, there = (base.execute(query, (row.setting, row.task)).fetchone()[0] for query in (earlier, own))
@@ -202,7 +203,7 @@ def case_number(path: Path, row: JudgedRow) -> int | None:
 
 def pictures_of(path: Path) -> list[Picture]:
     """Return the pictures that a run file keeps, worst first."""
-    with RUN_FILE.reading(path) as base:
+    with RUN_FILE.reading(path, again=True) as base:
         rows = base.execute(f"SELECT value, decoder, reference FROM pictures {WORST_FIRST}").fetchall()
         return [records.picture_of(json.loads(value), ours, theirs) for value, ours, theirs in rows]
 
