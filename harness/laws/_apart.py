@@ -147,7 +147,7 @@ def answer_of(row: LawResult) -> bytes:
     """Return what a law came to as it is sent."""
     violation = row.violation
     values = {name: getattr(row, name) for name in (*COUNTS, *TEXTS)} | {"seconds": row.seconds, "late": ""}
-    values["broken"] = None if violation is None else [violation.found, vars(violation.case)]
+    values["broken"] = None if violation is None else [violation.found, vars(violation.case), violation.part]
     return json.dumps(values).encode() + b"\n"
 
 
@@ -171,8 +171,9 @@ def read_answer(line: bytes, law: Law, told: Told) -> LawResult | Died:
         row = LawResult(law, **counts, seconds=float(values["seconds"]), done=True)
         row.skipped, row.why = (str(values[name])[:MOST_TEXT] for name in TEXTS)
         if values["broken"] is not None:
-            found, case = values["broken"]
-            row.violation = Violation(law, case_of(case), str(found)[:MOST_TEXT], told.name, told.options)
+            found, case, part = values["broken"]
+            named = told.name, told.options, str(part)[:MOST_TEXT]
+            row.violation = Violation(law, case_of(case), str(found)[:MOST_TEXT], *named)
         return row
     except (ValueError, TypeError, KeyError, RecursionError, InputError) as error:
         raise UnreadableError(f"its process answers with another form ({one_line(text_of(error))[:100]})") from None

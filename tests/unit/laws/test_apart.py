@@ -71,7 +71,7 @@ def rows(factory: Any, laws: Sequence[Law], limits: Limits | None = None) -> lis
 
 
 def seen(row: LawResult) -> tuple[Any, ...]:
-    case = row.violation and (row.violation.case, row.violation.found, str(row.violation))
+    case = row.violation and (row.violation.case, row.violation.found, row.violation.part, str(row.violation))
     return row.law.id, row.examples, row.exercised, row.refused, row.skipped, row.why, case
 
 
@@ -103,10 +103,10 @@ CASE = vars(Case())
 FORGED = [
     [], 3, None, {}, {"late": 0}, *({**RIGHT, name: value} for name, value in (
         ("examples", -1), ("examples", 1.5), ("examples", True), ("exercised", 10**400), ("refused", "3"),
-        ("seconds", "x"), ("seconds", []), ("broken", 3), ("broken", ["x"]), ("broken", ["x", {}]),
-        ("broken", ["x", {**CASE, "V": "3"}]),
-        ("broken", ["x", {**CASE, "patch_nums": [1, "2"]}]), ("broken", ["x", {**CASE, "labels": [[0]]}]),
-        ("broken", ["x", {**CASE, "seed": True}]), ("broken", ["x", [CASE]]),
+        ("seconds", "x"), ("seconds", []), ("broken", 3), ("broken", ["x"]), ("broken", ["x", {}, ""]),
+        ("broken", ["x", {**CASE, "V": "3"}, ""]),
+        ("broken", ["x", {**CASE, "patch_nums": [1, "2"]}, ""]), ("broken", ["x", {**CASE, "labels": [[0]]}, ""]),
+        ("broken", ["x", {**CASE, "seed": True}, ""]), ("broken", ["x", [CASE], ""]),
     )),
 ]  # fmt: skip
 
@@ -125,7 +125,9 @@ def test_what_is_no_json_is_told(line: bytes):
 
 def test_what_is_sent_is_what_is_read():
     case = Case(patch_nums=(1, 3), cfg=float("inf"), labels=(1, 2), bonus=True)
-    row = LawResult(LAW, 3, 2, 1, "why not", Violation(LAW, case, "rows differ", "'a:b'"), 0.5, "x=1: no", done=True)
+    row = LawResult(
+        LAW, 3, 2, 1, "why not", Violation(LAW, case, "rows differ", "'a:b'", (), "mask"), 0.5, "x=1: no", done=True
+    )
     back = read_answer(answer_of(row), LAW, TOLD)
     assert isinstance(back, LawResult)
     assert seen(back) == seen(row)
