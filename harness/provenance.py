@@ -1,10 +1,13 @@
-"""What a stored result was made with. Promise: nothing heavy is imported to say it."""
+"""What a stored result was made with. Promise: nothing heavy is imported to say it, and nothing of it is executed."""
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.version import __version__
@@ -31,3 +34,29 @@ def device_name(device: torch.device) -> str:
     import torch  # noqa: PLC0415  # `--version` needs none
 
     return torch.cuda.get_device_name(device)
+
+
+GIT_S = 10.0
+# A repository's own configuration may name programs: hooks, a watcher of files, filters of their content, what fetches.
+PLAIN_GIT = ("git", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "-c", "core.pager=cat")
+QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_EXTERNAL_DIFF": ""}
+
+
+def git_says(folder: Path, *words: str) -> str:
+    """Return what git says of a folder, executing nothing that its repository names.
+
+    Raises `OSError` or `subprocess.SubprocessError` where there is no git, no repository, or no answer in time.
+    """
+    environment = {**os.environ, **QUIET}
+
+    def said(*more: str) -> str:
+        command = [*PLAIN_GIT, "-C", str(folder), *more]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=GIT_S, env=environment)
+        return done.stdout.strip()
+
+    try:
+        filters = said("config", "--name-only", "--get-regexp", r"^filter\..*\.(clean|smudge|process)$").split("\n")
+    except subprocess.CalledProcessError:  # there are none
+        filters = []
+    off = [word for name in filters for word in ("-c", f"{name}=")]
+    return said(*off, *words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +36,8 @@ class ReplayCases(Group):
     against_checkout: Annotated[Path | None, Option("Where the code that it was judged against is.", panel=TESTED)] = (
         None
     )
+    in_process: Annotated[bool, Option("Run the decoder in this process: for a debugger.", panel=TESTED)] = False
+    trust: Annotated[bool, Option("Run the code that somebody else's file names.", panel=TESTED)] = False
     device: Annotated[str, Option("cpu, cuda or cuda:N.", shown="the recorded one, or cpu", panel=PLACE)] = ""
     budgets: options.Budgets = BUDGETS
 
@@ -51,13 +53,17 @@ def replay(cases: ReplayCases) -> None:
     Exit status: 0 all fixed, 1 a defect, 2 bad input, 3 one cannot be reproduced.
     """
     from harness.report import LongWork, plain_console, say_replayed, say_smallest
-    from harness.runs import Answer, of_checkouts, shrink_case, write_bundle
+    from harness.runs import Answer, check_trusted, of_checkouts, shrink_case, write_bundle
     from harness.signals import silence
 
     paths = check_outputs({"bundle": cases.bundle}, {"file": cases.file, **cases.files()})
     check_readable(cases.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
     checkouts = cases.checkout, cases.against_checkout
-    chosen, console = [of_checkouts(one, checkouts) for one in chosen_cases(cases)], plain_console()
+    recorded, console = chosen_cases(cases), plain_console()
+    for one in recorded:
+        if not (one.is_own or cases.trust):
+            check_trusted(cases.file, one.code, checkouts)
+    chosen = [replace(of_checkouts(one, checkouts), in_process=cases.in_process) for one in recorded]
     if cases.bundle is not None and len(chosen) != 1:
         raise InputError("bundle", str(cases.bundle), f"holds one case, and there are {len(chosen)}", "pass --case 0")
     statuses = set()

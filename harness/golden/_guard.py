@@ -17,6 +17,7 @@ from harness.judge import Evidence, Verdict, judge
 from harness.laws import run_conformance
 from harness.models import ModelPair
 from harness.protocol import Request, Settings, Trace
+from harness.provenance import git_says
 from harness.reference import HandOff, sample_cachefree, sample_handoff
 from harness.reference.sequential import sample_sequential
 from harness.rounding import quick_budget
@@ -38,8 +39,8 @@ def refuse(reason: str, folder: Path, code: Path) -> None:
     if "PYTEST_CURRENT_TEST" in os.environ and folder.resolve() == GOLDENS.resolve():
         raise InputError("folder", str(folder), "a test run never writes a golden", "run golden record by hand")
     try:
-        dirty = _git(code, "status", "--porcelain")
-    except (OSError, subprocess.CalledProcessError):
+        dirty = git_says(code, "status", "--porcelain")
+    except (OSError, subprocess.SubprocessError):
         raise InputError("tree", str(code), "is not a git checkout", "record in a checkout of the project") from None
     if dirty:
         rule = f"is dirty ({len(dirty.splitlines())} files differ from the last commit)"
@@ -48,12 +49,7 @@ def refuse(reason: str, folder: Path, code: Path) -> None:
 
 def commit(code: Path) -> str:
     """Return the commit that is checked out."""
-    return _git(code, "rev-parse", "HEAD")
-
-
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return git_says(code, "rev-parse", "HEAD")
 
 
 def whose_code(here: Path, code: Path = CHECKOUT) -> str:

@@ -17,6 +17,7 @@ from harness.runs._database import FileKind, GrowingFile, is_begun, notes_of
 from harness.runs._decodes import TERMS, Decodes, RunInterrupted, verify_decodes
 from harness.runs._identity import code_of, differences, identity_of, weights_of
 from harness.runs._likelihood import LikelihoodTest
+from harness.runs._origin import check_trusted
 from harness.runs._plan import Plan, Task
 from harness.runs._recorded import recorded_result
 from harness.runs._records import to_json

@@ -52,6 +52,8 @@ class KeptCase:
     exhibit: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # tensors around it
     draft_noise: float | None = None  # of the draft that the setting met, where a design chose it (`Plan.drafts`)
     against: Other | None = None  # the decoder that stood in the reference's place, with its one setting
+    is_own: bool = False  # its file was written by this user on this machine
+    in_process: bool = False  # its decoder runs in this process: never the file's choice
 
     @property
     def implementation(self) -> str:
@@ -66,14 +68,22 @@ class KeptCase:
 
     @property
     def terms(self) -> Terms:
-        """How it was judged; the budget is that of the machine at hand."""
+        """How it was judged; the budget is that of the machine at hand, and no file says that code runs in here."""
         terms = self.record.terms
-        return Terms(terms.contract, terms.sequential, terms.in_process, terms.limits, against=self.against)
+        return Terms(terms.contract, terms.sequential, self.in_process, terms.limits, against=self.against)
 
     @property
     def settings_of_both(self) -> list[Settings]:
         """Settings of the decoder, then of the one in the reference's place."""
         return [self.settings, *(self.against.settings if self.against else ())]
+
+    @property
+    def code(self) -> list[tuple[str, str]]:
+        """Factory and checkout of the decoder, and of the one in the reference's place."""
+        names = [self.implementation, *([self.against.name] if self.against else [])]
+        return [
+            (name, settings.option("checkout")) for name, settings in zip(names, self.settings_of_both, strict=True)
+        ]
 
     def under(self, settings: Sequence[Settings]) -> KeptCase:
         """Return the case under other settings, in the order of `settings_of_both`."""
@@ -108,6 +118,7 @@ def cases_of(path: Path) -> list[KeptCase]:
             exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
             draft_noise=run.plan.drafts[row.setting],
             against=run.record.against(row.setting),
+            is_own=run.is_own,
         )
         for number, row in enumerate(bad)
     ]  # fmt: skip

@@ -19,12 +19,11 @@ from harness.adapters import PUBLISHED_PREFIX
 from harness.decoders import Other
 from harness.models import ModelPair, pair_checksums
 from harness.protocol import Settings
-from harness.provenance import device_name, versions
+from harness.provenance import device_name, git_says, versions
 from harness.rounding import precision
 
 PACKAGE = Path(__file__).parents[1]
 MOST_FILES = 5000  # of a package whose digest is taken
-GIT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def code_of(implementation: str, checkout: str = "") -> CodeIdentity:
     last = places[-1]
     folder, sources = (last, ":(glob)**/*.py") if last.is_dir() else (last.parent, last.name)  # no __pycache__
     commit = _git(folder, "rev-parse", "HEAD")
-    changed = bool(_git(folder, "status", "--porcelain", "--", sources)) if commit else False
+    changed = bool(_git(folder, "status", "--porcelain", "--ignore-submodules=all", "--", sources)) if commit else False
     return CodeIdentity(implementation, "+".join(map(_digest_of, places)), commit, changed, checkout)
 
 
@@ -170,12 +169,10 @@ def _digest_of(place: Path) -> str:
 
 def _git(folder: Path, *words: str) -> str:
     """Return what git says; nothing where there is no git, no repository, or no answer in time."""
-    command = ["git", "-C", str(folder), *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        return git_says(folder, *words)
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def differences(here: Mapping[str, object], recorded: Mapping[str, object]) -> list[str]:

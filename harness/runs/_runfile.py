@@ -21,6 +21,7 @@ from harness.protocol import request_of, request_values
 from harness.runs import _records as records
 from harness.runs._claims import KeptFigures, LawsTried, QualityClaims
 from harness.runs._database import REMEDY, FileKind, GrowingFile, is_begun, notes_of
+from harness.runs._origin import origin_mark
 from harness.runs._plan import Plan, Task
 from harness.runs._record import RunHeader
 from harness.runs._records import Counts, Coverage, JudgedRow, settings_of, to_json
@@ -55,6 +56,7 @@ RUN_FILE = FileKind(
     command="verify",
     sealed=True,
 )
+NAMES_CODE = ("identity", "terms")  # notes that name what would run
 WORST_FIRST = "ORDER BY badness DESC, task, setting, row"  # `Picture.rank`
 
 
@@ -90,6 +92,7 @@ class Kept:
     laws: LawsTried | None = None  # those that were tried after its decodes
     claims: QualityClaims | None = None  # on the quality of images
     quality: KeptFigures | None = None  # what was measured of it
+    is_own: bool = False  # this user wrote it on this machine
 
 
 class RunFile(GrowingFile):
@@ -103,7 +106,9 @@ class RunFile(GrowingFile):
         plan = run.plan
         settings = [to_json(records.settings_values(each, plan.drafts[k])) for k, each in enumerate(plan.settings)]
         tasks = [(t.number, to_json(request_values(t.request)), to_json(t.settings)) for t in plan.tasks]
-        return cls._create(path, run.record.as_dict(), {"settings": list(enumerate(settings)), "tasks": tasks})
+        notes = run.record.as_dict()
+        notes["origin"] = origin_mark([*(to_json(notes[name]) for name in NAMES_CODE), *settings])
+        return cls._create(path, notes, {"settings": list(enumerate(settings)), "tasks": tasks})
 
     def write(
         self,
@@ -150,7 +155,9 @@ def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
         laws = LawsTried.from_dict(notes["laws"]) if "laws" in notes else None
         claims = QualityClaims.from_dict(notes["claims"]) if "claims" in notes else None
         quality = KeptFigures(notes["quality"]) if "quality" in notes else None
-        return Kept(RunHeader.from_dict(notes), plan, laws, claims, quality), list(_rows(base))
+        said = [to_json(notes[name]) for name in NAMES_CODE] + [value for (value,) in rows]
+        is_own = notes.get("origin") == origin_mark(said)
+        return Kept(RunHeader.from_dict(notes), plan, laws, claims, quality, is_own), list(_rows(base))
 
 
 def begin(store: RunFileOptions, record: RunHeader, plan: Plan) -> RunFile | None:
