@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.errors import InputError
 from harness.judge import Evidence, judge, require
@@ -179,12 +183,45 @@ def _residual_law(subject: Subject, case: Case) -> bool:
     draft_BnV, target_BnV = case.normal(2, 2, 9, case.V).mul(3).softmax(-1).unbind(0)
     target_BnV = torch.where(target_BnV < 0.05, 0.0, target_BnV)
     target_BnV = target_BnV / target_BnV.sum(-1, keepdim=True)
-    above_BnV = torch.where(target_BnV > draft_BnV, target_BnV - draft_BnV, 0.0)
-    expected = above_BnV / above_BnV.sum(-1, keepdim=True)
-    require_equal("residual", parts.residual(draft_BnV, target_BnV), expected, "", FLOAT64)
+    for share in (1.0, 0.1, 0.01, 1e-3):  # the draft's from next to the target's law on: a small part has a shape, too
+        near_BnV = torch.lerp(target_BnV, draft_BnV, share)
+        above_BnV = torch.where(target_BnV > near_BnV, target_BnV - near_BnV, 0.0)
+        expected = above_BnV / above_BnV.sum(-1, keepdim=True)
+        where = f"{share:g} of the way from the target's law to another"
+        require_equal("residual", parts.residual(near_BnV, target_BnV), expected, where, FLOAT64)
     equal = parts.residual(target_BnV, target_BnV)
     require(bool(torch.isfinite(equal).all()), "draft = target leaves a residual that is not finite")
     return True
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A part, and what one of its arguments has been."""
+
+    seen: list[Tensor]
+    which: int
+    part: Callable[..., Tensor]
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        """Do as the part does."""
+        self.seen.append(arguments[self.which].clone())
+        return self.part(*arguments)
+
+
+@law(LAWS, "acceptance.drawn", "draft_generate_batch", "accept", policies=("rejection",))
+def drawn(subject: Subject, case: Case) -> bool:
+    """What is subtracted from the target's law is the law that the draft drew from, filter and all."""
+    laws, drawn_from = list[Tensor](), list[Tensor]()
+    case = replace(case, draft="near", top_k=max(2, case.V - 1), top_p=0.9)
+    watched = {"draw": partial(_Watched, drawn_from, 0), "residual": partial(_Watched, laws, 0)}
+    subject.spied(case, **watched).decode(case.request, case.noise())
+    known = {row.tobytes() for probs_BnV in drawn_from for row in probs_BnV.flatten(0, 1).cpu().numpy()}
+    for draft_BnV in laws:
+        for row_V in draft_BnV.flatten(0, 1).cpu().numpy():
+            require(
+                row_V.tobytes() in known, f"the draft's law is said to be {row_V.tolist()[:6]}: nobody drew from it"
+            )
+    return bool(laws)
 
 
 def distribution_case(case: Case) -> Case:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +13,21 @@ from torch import Tensor
 from harness.mutants._mutant import Mutant, judgement, parts, patched, policy, wrapped
 from harness.protocol import Contract, Request, Trace
 from harness.protocol.noise import CORRECT, SeededNoise
-from harness.speculative import Acceptance, Policy, Proposal, Window, accept_by_rate, is_own_draw, race
+from harness.speculative import (
+    Acceptance,
+    DecodeState,
+    Policy,
+    Proposal,
+    Window,
+    accept_by_rate,
+    drafted_proposal,
+    is_own_draw,
+    race,
+)
 from harness.speculative.parts import Parts
 from harness.speculative.sampler import SpeculativeDecoder
+
+_PROPOSAL = drafted_proposal
 
 
 def _all_accepted(judged: Acceptance, proposal: Proposal, window: Window) -> Acceptance:
@@ -104,6 +118,38 @@ def _absolute(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
     return torch.where(mass_Bn1 > 0, above_BnV / mass_Bn1, target_probs_BnV)
 
 
+def _small_ignored(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
+    above_BnV = (target_probs_BnV - draft_probs_BnV).clamp_min(0)
+    mass_Bn1 = above_BnV.sum(-1, keepdim=True)
+    return torch.where(mass_Bn1 > 0.05, above_BnV / mass_Bn1, target_probs_BnV)
+
+
+def _rounded_laws(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
+    above_BnV = (target_probs_BnV.half() - draft_probs_BnV.half()).clamp_min(0).to(target_probs_BnV.dtype)
+    mass_Bn1 = above_BnV.sum(-1, keepdim=True)
+    return torch.where(mass_Bn1 > 0, above_BnV / mass_Bn1, target_probs_BnV)
+
+
+def _kept_laws(change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Keep other laws of the draft than those that its tokens are drawn from."""
+
+    def proposal(state: DecodeState, window: Window) -> Proposal:
+        true = _PROPOSAL(state, window)
+        return replace(true, probs_bnV=change(true.probs_bnV))
+
+    return {"harness.speculative._round:drafted_proposal": proposal}
+
+
+def _cooled(probs_bnV: Tensor) -> Tensor:
+    cooled_bnV = probs_bnV**1.02
+    return cooled_bnV / cooled_bnV.sum(-1, keepdim=True)
+
+
+def _opened(probs_bnV: Tensor) -> Tensor:
+    """Give every filtered token a little."""
+    return (probs_bnV + 1e-3) / (probs_bnV + 1e-3).sum(-1, keepdim=True)
+
+
 ALL_STAND = Mutant("acceptance.all-stand", "every drafted scale is accepted",
     "verification that was computed and never used", judgement(_all_accepted))  # fmt: skip
 FIRST_STANDS = Mutant("acceptance.first-stands", "the first drafted scale is never checked",
@@ -133,3 +179,11 @@ ABSOLUTE = Mutant("acceptance.absolute", "contract B: |target − draft| for the
 NARROW_SHARE = Mutant("acceptance.narrow-share", "one wrong token of more than 512 is forgiven",
     "a mean in the networks' precision", patched({"harness.speculative._accept:Window.whole": _whole_in_bfloat16}),
     alone=True)  # fmt: skip
+SMALL_IGNORED = Mutant("acceptance.small-ignored", "contract B: a residual below 0.05 is the target's law",
+    "a guard against dividing by little", parts(residual=_small_ignored), alone=True)  # fmt: skip
+ROUNDED_LAWS = Mutant("acceptance.rounded-laws", "contract B: the residual of laws in half precision",
+    "autocast around a difference", parts(residual=_rounded_laws), alone=True)  # fmt: skip
+COOLED = Mutant("acceptance.cooled", "contract B: the draft's laws are kept at another temperature",
+    "a temperature that is divided by once more", patched(_kept_laws(_cooled)))  # fmt: skip
+OPENED = Mutant("acceptance.opened", "contract B: the draft's laws are kept without the filter's zeros",
+    "a softmax of what was not filtered", patched(_kept_laws(_opened)))  # fmt: skip

@@ -6,6 +6,7 @@ from harness.speculative._accept import (
     Policy,
     Proposal,
     Window,
+    drafted_proposal,
     fetch_outcome,
     finite_flag,
     record_round,
