@@ -17,39 +17,24 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
 
-
-def _counted(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
-    return where_LX[: pyramid.end(last) - pyramid.begin(first)]
-
-
-def _scale_before(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
-    return where_LX[pyramid.begin(max(first - 1, 0)) :][: pyramid.end(last) - pyramid.begin(first)]
-
-
-def _each_counted(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
-    return torch.cat([where_LX[: pyramid.tokens(si)] for si in range(first, last + 1)])
-
-
-def _first_alone(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
-    return where_LX[pyramid.begin(first) : pyramid.begin(first) + 1].expand_as(_counted(where_LX, pyramid, first, last))
-
-
-def _nowhere(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
-    return torch.zeros_like(_counted(where_LX, pyramid, first, last))
-
-
-def _exchanged(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
-    return where_LX[pyramid.begin(first) : pyramid.end(last)].flip(-1)
-
-
+Rule = Callable[[Tensor, ScalePyramid, int, int], Tensor]
 # Where the rows of a pass over scales first..last would sit, by usual mistakes, of the right places of all positions.
-MOVED: dict[str, Callable[[Tensor, ScalePyramid, int, int], Tensor]] = {
-    "where the image begins, counted from the first row of their pass": _counted,
-    "one scale too early": _scale_before,
-    "where the image begins, counted anew in every scale": _each_counted,
-    "at the first position of their pass": _first_alone,
-    "nowhere: all at position 0": _nowhere,
-    "at row and column exchanged": _exchanged,
+MOVED: dict[str, Rule] = {
+    "where the image begins, counted from the first row of their pass": lambda where_LX, pyramid, first, last: where_LX[
+        : pyramid.end(last) - pyramid.begin(first)
+    ],
+    "where the image begins, counted anew in every scale": lambda where_LX, pyramid, first, last: torch.cat(
+        [where_LX[: pyramid.tokens(si)] for si in range(first, last + 1)]
+    ),
+    "one scale too early": lambda where_LX, pyramid, first, last: where_LX[pyramid.begin(max(first - 1, 0)) :][
+        : pyramid.end(last) - pyramid.begin(first)
+    ],
+    "at row and column exchanged": lambda where_LX, pyramid, first, last: where_LX[
+        pyramid.begin(first) : pyramid.end(last)
+    ].flip(-1),
+    "nowhere: all at position 0": lambda where_LX, pyramid, first, last: torch.zeros_like(
+        where_LX[pyramid.begin(first) : pyramid.end(last)]
+    ),
 }
 
 

@@ -9,62 +9,15 @@ Source: spec §4.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from harness.models._needs import Codec, NetworkConfig  # noqa: F401  # what else a sampler needs
 from harness.protocol.pyramid import ScalePyramid
-
-
-class NetworkConfig(Protocol):
-    """Sizes of one network of any family, in the letters of the spec page."""
-
-    @property
-    def family(self) -> str:
-        """Word by which both samplers look up what they do with it."""
-
-    @property
-    def reads(self) -> Collection[str]:
-        """What the family reads of a request that not every family does (`protocol.Request`)."""
-
-    @property
-    def pyramid(self) -> ScalePyramid:
-        """Scales."""
-
-    @property
-    def depth(self) -> int:
-        """Layers that a cache holds."""
-
-    @property
-    def D(self) -> int:
-        """Width."""
-
-    @property
-    def H(self) -> int:
-        """Heads."""
-
-    @property
-    def V(self) -> int:
-        """Values of a draw."""
-
-    @property
-    def C(self) -> int:
-        """Channels of the latent map."""
-
-    @property
-    def classes(self) -> int:
-        """Number of conditions without the unconditional one."""
-
-    @property
-    def latent(self) -> tuple[int, int, int]:
-        """Shape (C,h,w) of an image's latent map."""
-
-    @property
-    def raw(self) -> int:
-        """Channels of a raw input."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +34,8 @@ class TransformerConfig:
     shared_adaln: bool = False
     l2_norm: bool = True
 
-    @property
-    def family(self) -> str:
-        """The word for VAR."""
-        return "var"
-
-    @property
-    def reads(self) -> Collection[str]:
-        """Code vectors may be mixed; conditions are classes, guidance is one number."""
-        return ("more_smooth",)
+    family: ClassVar[str] = "var"
+    reads: ClassVar[tuple[str, ...]] = ("more_smooth",)  # conditions are classes, guidance is one number
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -199,55 +145,3 @@ class Network(Protocol):
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV of the draws of n positions, position by position, in float32 at least."""
-
-
-class Codebook(Protocol):
-    """Codes of tokens."""
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """All that f_hat depends on besides tokens, by name."""
-
-    def codes(self, idx_Bl: Tensor, h: int, w: int | None = None) -> Tensor:
-        """Return the codes (B,C,h,w) of one scale's draws; a square where there is no `w`."""
-
-
-class CodecConfig(Protocol):
-    """Sizes of an autoencoder, as a sampler sees them."""
-
-    @property
-    def V(self) -> int:
-        """Values of a draw."""
-
-    @property
-    def C(self) -> int:
-        """Channels of the latent map."""
-
-
-class Codec(Protocol):
-    """What turns tokens into a latent map, and a latent map into an image."""
-
-    @property
-    def config(self) -> CodecConfig:
-        """Sizes."""
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        """Every tensor by name."""
-
-    @property
-    def quantizer(self) -> Codebook:
-        """Its codes."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of f_hat."""
-
-    def check_for(self, pyramid: ScalePyramid) -> None:
-        """Refuse scales that it does not fit. Raises `InputError`."""
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Codec:
-        """Return a copy with the weights on `device` in `dtype`."""
-
-    def decode(self, f_hat_BCPP: Tensor) -> Tensor:
-        """Return the images (B,3,h,w) in [0, 1] of latent maps."""

@@ -3,5 +3,5 @@
 from harness.protocol._condition import Guidance, ScaleGuidance, growth, guidance_text, largest_factor, unguided
 from harness.protocol._contract import Contract
 from harness.protocol._decoder import Implementation, Settings
-from harness.protocol._request import ORDERS, NoiseOrder, Request, request_of, request_values
+from harness.protocol._request import ORDERS, NoiseOrder, Request, Sizes, request_of, request_values
 from harness.protocol._trace import Intermediates, Round, Trace

@@ -23,7 +23,7 @@ _LATER = ("texts", "scale_guidance", "filters")  # in JSON only where they say s
 
 
 class Sizes(Protocol):
-    """What a request must fit of a network's sizes."""
+    """What a request must fit of a network: scales, V values a draw, classes, and what its family `reads` of it."""
 
     @property
     def pyramid(self) -> ScalePyramid: ...

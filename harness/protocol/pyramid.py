@@ -147,10 +147,6 @@ class ScalePyramid:
         """Return the draw of a position's channel: what `place` says of it, the other way round."""
         return position * self.channels + max(channel, 0)
 
-    def first_scales(self, count: int) -> ScalePyramid:
-        """Return the layout of the first `count` scales alone."""
-        return ScalePyramid(sides=self.sides[:count], channels=self.channels)
-
     def __iter__(self) -> Iterator[int]:
         """Scale indices, coarse to fine."""
         return iter(range(self.S))

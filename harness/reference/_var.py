@@ -29,14 +29,7 @@ def condition(network: Network, request: Request, labels_B: Tensor) -> Condition
 
 
 def scale_input(network: Network, condition: Condition, raw_BlC: Tensor | None, si: int) -> Tensor:
-    """Return the network's input x_RlD of scale `si` (spec §4).
-
-    Args:
-        network: whose embeddings are used.
-        condition: of the R rows.
-        raw_BlC: resized f_hat; None at scale 0.
-        si: scale index.
-    """
+    """Return the network's input x_RlD of scale `si` (spec §4); `raw_BlC` is the resized f_hat, None at scale 0."""
     span = network.pyramid.span(si)
     lvl_pos_lD = network.lvl_SD[si] + network.pos_LD[span]
     if raw_BlC is None:
@@ -53,14 +46,7 @@ def positions(network: Network, first: int, last: int) -> Tensor | None:
 def guide(logits_RlV: Tensor, cfg: float, si: int, S: int) -> Tensor:
     """Return (1+t)·conditional − t·unconditional with t = cfg·si/(S-1) (spec §7); S = 1 gives t = 0.
 
-    Args:
-        logits_RlV: R = 2B rows, the first half conditional, the second half unconditional.
-        cfg: guidance value.
-        si: scale index.
-        S: number of scales.
-
-    Raises:
-        InputError: the number of rows is odd.
+    The first half of the rows is conditional. Raises `InputError` where their number is odd.
     """
     R = logits_RlV.shape[0]
     if R % 2 != 0:
@@ -71,14 +57,7 @@ def guide(logits_RlV: Tensor, cfg: float, si: int, S: int) -> Tensor:
 
 
 def smooth_codes(logits_BlV: Tensor, E_BlV: Tensor, codebook_VC: Tensor, ramp: float) -> Tensor:
-    """Return the soft code vectors (B,l,C) of `more_smooth`.
-
-    Args:
-        logits_BlV: after guidance and after the filter.
-        E_BlV: second exponential of the scale, E'.
-        codebook_VC: code vectors.
-        ramp: si/(S-1).
-    """
+    """Return the soft code vectors (B,l,C) of `more_smooth`, of filtered logits; E is the scale's second one, E'."""
     tau = max(0.27 * (1 - 0.95 * ramp), 0.005)
     G_BlV = -E_BlV.log()
     weights_BlV = ((logits_BlV * (1 + ramp) + G_BlV) / tau).softmax(-1)

@@ -43,11 +43,6 @@ class Window:
         """Draws of the window."""
         return slice(self.pyramid.draws.begin(self.first), self.pyramid.draws.end(self.last))
 
-    @property
-    def positions(self) -> slice:
-        """Positions of the window."""
-        return slice(self.pyramid.begin(self.first), self.pyramid.end(self.last))
-
     def pick(self, x_BX: Tensor) -> Tensor:
         """Return the rows of the window's images."""
         return pick(x_BX, self.images)
@@ -233,7 +228,7 @@ def keep_intermediates(state: DecodeState, window: Window, outcome: Outcome, ver
         rows_b = torch.tensor([window.images[k] for k in group])
         rows_R = torch.cat((rows_b, B + rows_b))
         from_R = torch.tensor(group + [b + k for k in group])
-        si, begin = window.first + offset, window.positions.start
+        si, begin = window.first + offset, pyramid.begin(window.first)
         span, draws = pyramid.span(si), pyramid.draws.span(si)
         scale = slice(draws.start - window.span.start, draws.stop - window.span.start)
         kept.x_RLD[rows_R, span] = verified.x_RnD[from_R, span.start - begin : span.stop - begin]

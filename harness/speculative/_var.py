@@ -25,18 +25,10 @@ def condition_rows(network: Network, request: Request, labels_B: Tensor) -> Cond
 
 
 def build_combined_query(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    """Return x_RnD of scales `first`..`last` in the network's dtype: inputs of several scales in one pass.
+    """Return x_RnD of scales `first`..`last` in the network's dtype: inputs of several scales in one pass (spec §4).
 
     Row r sits at absolute position begin(first)+r, with that position's embeddings; both guidance halves get the same.
-
-    Args:
-        network: whose embeddings are used.
-        condition: of the R rows.
-        raw_BnC: raw inputs of positions begin(first)..end(last)-1; the one of position 0 is not used.
-        first: first scale of the window.
-        last: last scale of the window.
-
-    Source: spec §4.
+    `raw_BnC` are the raw inputs of positions begin(first)..end(last)-1; the one of position 0 is not used.
     """
     pyramid = network.pyramid
     by_scale = [network.lvl_SD[si] + network.pos_LD[pyramid.span(si)] for si in range(first, last + 1)]
@@ -66,8 +58,7 @@ def _weights(
 def guide(logits_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     """Return guided_BnV of scales first..last: (1+t)·conditional − t·unconditional, t = cfg·si/(S-1).
 
-    Raises:
-        InputError: the number of rows is odd.
+    Raises `InputError` where the number of rows is odd.
     """
     R = logits_RnV.shape[0]
     if R % 2:

@@ -145,7 +145,7 @@ class Transformer:
 
     def first_scales(self, count: int) -> Transformer:
         """Return the network on the first `count` scales of its pyramid."""
-        pyramid = self.pyramid.first_scales(count)
+        pyramid = ScalePyramid(self.pyramid.patch_nums[:count])
         cut = {"pos_1LC": self.weights["pos_1LC"][:, : pyramid.L], "lvl_embed.weight": self.lvl_SD[:count]}
         return replace(self, config=replace(self.config, pyramid=pyramid), weights={**self.weights, **cut})
 
