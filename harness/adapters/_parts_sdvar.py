@@ -1,7 +1,8 @@
 """The parts of a checkout, one by one: which laws the methods of an SDVAR object keep, by the names of the report.
 
 Promise: each method is asked alone, with its own signature, in a state that is right; one that crashes is one row and
-hides no other. The whole decode is not needed. Acceptance is asked by its own statement, the share of top-1 hits of a
+hides no other, and of a law every kind of finding is told. The whole decode is not needed; a sampler that has no such
+methods is asked by its passes (`parts_sampler`). Acceptance is asked by its own statement, the share of top-1 hits of a
 scale over the whole batch; what it keeps of contract A, B or C is told apart from whether it does what it says.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from harness.adapters._parallel import accepted_scales
 from harness.adapters._parts_network import ask_hand_off_masks, ask_network
+from harness.adapters._parts_sampler import sampler_laws
 from harness.adapters._parts_update import UPDATE_QUESTIONS
 from harness.adapters._parts_window import WINDOW_QUESTIONS
 from harness.adapters._probe import (
@@ -47,6 +49,8 @@ def examine_parts(decoder: Sampler, request: Request, budget: Budget) -> list[Pa
     probe = Probe.of(decoder, request, budget)
     if decoder.loop is not None:
         probe.ask(SDVAR_QUESTIONS, lambda part: callable(getattr(decoder.sdvar, part, None)))
+    if decoder.loop is None:
+        probe.rows += sampler_laws(decoder, request, budget)
     if decoder.sdvar is not None:
         ask_hand_off_masks(probe)
     ask_network(probe)
@@ -55,18 +59,21 @@ def examine_parts(decoder: Sampler, request: Request, budget: Budget) -> list[Pa
 
 def _verify(probe: Probe) -> None:
     for window in probe.windows():
-        state, tokens, recorder = probe.state_at(window), probe.drafted(window), Recorder(probe.pyramid)
-        with recorder.watching(None, probe.code.target, probe.code.vae, probe.code.checkout.module):
-            verified = probe.sdvar.target_verify_batch(tokens, state, probe.request.B)
-        guided = verified[0] if isinstance(verified, tuple) else verified
-        require(len(guided) == window.count, f"{window}: logits of {len(guided)} scales")
+        recorder, guided = Recorder(probe.pyramid), list[Tensor]()
+        with probe.aside():
+            state, tokens = probe.state_at(window), probe.drafted(window)
+            with recorder.watching(None, probe.code.target, probe.code.vae, probe.code.checkout.module):
+                verified = probe.sdvar.target_verify_batch(tokens, state, probe.request.B)
+            guided = list(verified[0] if isinstance(verified, tuple) else verified)
+            require(len(guided) == window.count, f"{window}: logits of {len(guided)} scales")
         seen, K = recorder.passes[-1].cached if recorder.passes else -1, probe.pyramid.begin(window.first)
         cache = f"; the pass saw {seen} cached positions, not {K}" if seen != K else ""
-        for si, logits in zip(window.scales, guided, strict=True):
-            try:
-                _require_guided(probe, logits, si, f"{window}: guided logits of scale {si}")
-            except Broken as wrong:
-                raise Broken(f"{wrong}{cache}") from None
+        for si, logits in zip(window.scales, guided, strict=False):
+            with probe.aside():
+                try:
+                    _require_guided(probe, logits, si, f"{window}: guided logits of scale {si}")
+                except Broken as wrong:
+                    raise Broken(f"{wrong}{cache}") from None
 
 
 def _require_guided(probe: Probe, logits: Tensor, si: int, what: str) -> None:

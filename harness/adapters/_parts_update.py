@@ -31,17 +31,18 @@ CLOSE_RACE = 1e-3  # in log: float32 logits of these sizes move by less, so that
 
 def _draft_tokens(probe: Probe) -> None:
     for window in probe.windows():
-        tokens, recorder = probe.draft_from(probe.state_at(window))
-        require(len(tokens) == window.count, f"{window}: {len(tokens)} scales are drafted")
-        for k, (idx, (expected, gap)) in enumerate(zip(tokens, _draft_oracle(probe, window, tokens), strict=True)):
-            si = window.first + k
-            require_tensor(idx, expected.shape, f"{window}: the tokens of scale {si}")
-            wrong = torch.nonzero((idx != expected) & (gap > CLOSE_RACE)).tolist()
-            if wrong:
-                seen, K = (recorder.passes[k].cached if k < len(recorder.passes) else 0), probe.pyramid.begin(si)
-                cache = f"; its pass saw {seen} cached positions, not {K}" if seen != K else ""
-                share = f"{len(wrong)} of {expected.numel()} tokens of scale {si} are not the draft's there"
-                raise Broken(f"{window}: {share}, first at (image, token) {tuple(wrong[0])}{cache}")
+        with probe.aside():
+            tokens, recorder = probe.draft_from(probe.state_at(window))
+            require(len(tokens) == window.count, f"{window}: {len(tokens)} scales are drafted")
+            for k, (idx, (expected, gap)) in enumerate(zip(tokens, _draft_oracle(probe, window, tokens), strict=True)):
+                si = window.first + k
+                require_tensor(idx, expected.shape, f"{window}: the tokens of scale {si}")
+                wrong = torch.nonzero((idx != expected) & (gap > CLOSE_RACE)).tolist()
+                if wrong:
+                    seen, K = (recorder.passes[k].cached if k < len(recorder.passes) else 0), probe.pyramid.begin(si)
+                    cache = f"; its pass saw {seen} cached positions, not {K}" if seen != K else ""
+                    share = f"{len(wrong)} of {expected.numel()} tokens of scale {si} are not the draft's there"
+                    raise Broken(f"{window}: {share}, first at (image, token) {tuple(wrong[0])}{cache}")
 
 
 def _draft_oracle(probe: Probe, window: ProbeWindow, drafted: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -61,28 +62,28 @@ def _draft_oracle(probe: Probe, window: ProbeWindow, drafted: list[Tensor]) -> l
 def _draft_state(probe: Probe) -> None:
     scratch, error = _is_unread(probe, "draft_f_hat"), 2 * probe.budget.f_hat
     for window in probe.windows():
-        state = probe.state_at(window)
-        tokens, _ = probe.draft_from(state)
-        require_close(state.target_f_hat, probe.f_hat(window.first), error, f"{window}: the target's f_hat")
-        along = probe.f_hats_along(window.first, tokens)
-        if scratch or bool(((state.draft_f_hat - along[0]).abs() <= error).all()):
-            continue
-        less = {f"it holds {k} of {window.count} drafted scales": f_hat for k, f_hat in enumerate(along[1:-1], 1)}
-        try:
-            require_close(state.draft_f_hat, along[-1], error, f"{window}: the draft's f_hat", less)
-        except Broken:
-            scratch = _is_restored(probe)
-            if not scratch:
-                raise
+        with probe.aside():
+            state = probe.state_at(window)
+            tokens, _ = probe.draft_from(state)
+            require_close(state.target_f_hat, probe.f_hat(window.first), error, f"{window}: the target's f_hat")
+            along = probe.f_hats_along(window.first, tokens)
+            if scratch or bool(((state.draft_f_hat - along[0]).abs() <= error).all()):
+                continue
+            less = {f"it holds {k} of {window.count} drafted scales": f_hat for k, f_hat in enumerate(along[1:-1], 1)}
+            try:
+                require_close(state.draft_f_hat, along[-1], error, f"{window}: the draft's f_hat", less)
+            except Broken:
+                scratch = _is_restored(probe)
+                if not scratch:
+                    raise
 
 
 def _is_restored(probe: Probe) -> bool:
     """Tell whether every update puts the draft's f_hat right: then it does no harm what drafting leaves there."""
     try:
-        _update_sync(probe)
-    except Exception:  # that method has laws of its own
+        return not probe.finds(_update_sync)
+    except PartNoted:
         return False
-    return True
 
 
 def _is_unread(probe: Probe, name: str) -> bool:
@@ -133,10 +134,13 @@ def _updates(probe: Probe, most_done: int | None = None) -> Iterator[_Update]:
         for accepted in sorted({0, 1, window.count}):
             if most_done is not None and window.first + accepted > most_done:
                 continue
-            state, tokens = _drafted_or_given(probe, window)
-            with probe.code.checkout.active():
+            done = None
+            with probe.aside(), probe.code.checkout.active():
+                state, tokens = _drafted_or_given(probe, window)
                 probe.sdvar.update_state_with_accepted_tokens(tokens, accepted, state, probe.request.B)
-            yield _Update(window, accepted, state, tokens)
+                done = _Update(window, accepted, state, tokens)
+            if done is not None:
+                yield done
 
 
 def _drafted_or_given(probe: Probe, window: ProbeWindow) -> tuple[Any, list[Tensor]]:
@@ -160,39 +164,42 @@ def _require_f_hat(probe: Probe, update: _Update, side: str, expected: Tensor, w
 
 def _update_f_hat(probe: Probe) -> None:
     for update in _updates(probe):
-        k, along = update.accepted, probe.f_hats_along(update.window.first, update.tokens)
-        why = {f"{more} drafted scales are in it": f_hat for more, f_hat in enumerate(along) if more != k}
-        if k:
-            why["the accepted scales are in it twice"] = 2 * along[k] - along[0]
-            why["the last accepted scale is in it twice"] = 2 * along[k] - along[k - 1]
-        _require_f_hat(probe, update, "target", along[k], why)
+        with probe.aside():
+            k, along = update.accepted, probe.f_hats_along(update.window.first, update.tokens)
+            why = {f"{more} drafted scales are in it": f_hat for more, f_hat in enumerate(along) if more != k}
+            if k:
+                why["the accepted scales are in it twice"] = 2 * along[k] - along[0]
+                why["the last accepted scale is in it twice"] = 2 * along[k] - along[k - 1]
+            _require_f_hat(probe, update, "target", along[k], why)
 
 
 def _update_sync(probe: Probe) -> None:
     if _is_unread(probe, "draft_f_hat"):
         raise PartNoted("nothing reads draft_f_hat: a round comes out the same with NaN in it")
     for update in _updates(probe):
-        k, along = update.accepted, probe.f_hats_along(update.window.first, update.tokens)
-        why = {f"it holds {more} drafted scales": f_hat for more, f_hat in enumerate(along) if more != k}
-        _require_f_hat(probe, update, "draft", along[k], why)
+        with probe.aside():
+            k, along = update.accepted, probe.f_hats_along(update.window.first, update.tokens)
+            why = {f"it holds {more} drafted scales": f_hat for more, f_hat in enumerate(along) if more != k}
+            _require_f_hat(probe, update, "draft", along[k], why)
 
 
 def _update_maps(probe: Probe) -> None:
     sides = (("draft", probe.draft), ("target", probe.target))
     sides_read = [each for each in sides if not _is_unread(probe, f"{each[0]}_next_token_map")]
     for update in _updates(probe, most_done=probe.pyramid.S - 1):
-        si, first = update.done, update.window.first
-        f_hat = probe.f_hats_along(first, update.tokens)[update.accepted]
-        raw = next_input(f_hat, si, probe.pyramid) if si else None
-        for name, side in sides_read:
-            expected, what = side.input(raw, si), f"{update}: {name}_next_token_map"
-            stale = side.run.x_RLD[:, probe.pyramid.span(first)]
-            actual = getattr(update.state, f"{name}_next_token_map")
-            if isinstance(actual, Tensor) and actual.shape == stale.shape != expected.shape:
-                shape = tuple(actual.shape)
-                raise Broken(f"{what} is {shape}, that of scale {first}: it was never advanced to scale {si}")
-            actual, error = require_tensor(actual, expected.shape, what), probe.input_error(expected)
-            require_close(actual, expected, error, what, {"it was never advanced": stale})
+        with probe.aside():
+            si, first = update.done, update.window.first
+            f_hat = probe.f_hats_along(first, update.tokens)[update.accepted]
+            raw = next_input(f_hat, si, probe.pyramid) if si else None
+            for name, side in sides_read:
+                expected, what = side.input(raw, si), f"{update}: {name}_next_token_map"
+                stale = side.run.x_RLD[:, probe.pyramid.span(first)]
+                actual = getattr(update.state, f"{name}_next_token_map")
+                if isinstance(actual, Tensor) and actual.shape == stale.shape != expected.shape:
+                    shape = tuple(actual.shape)
+                    raise Broken(f"{what} is {shape}, that of scale {first}: it was never advanced to scale {si}")
+                actual, error = require_tensor(actual, expected.shape, what), probe.input_error(expected)
+                require_close(actual, expected, error, what, {"it was never advanced": stale})
 
 
 def _tensors(tokens: object) -> Iterator[Tensor]:
@@ -207,19 +214,22 @@ def _tensors(tokens: object) -> Iterator[Tensor]:
 def _update_tokens(probe: Probe) -> None:
     nothing = probe.tokens_BL[:, :0]
     for update in _updates(probe):
-        accepted = [*probe.drafted(ProbeWindow(0, update.window.first)), *update.tokens[: update.accepted]]
-        held = list(_tensors(update.state.accepted_tokens))
-        expected, actual = (torch.cat(each, 1) if each else nothing for each in (accepted, held))
-        n, wanted = actual.shape[1], expected.shape[1]
-        require(n == wanted, f"{update}: accepted_tokens holds {n} tokens, not {wanted}")
-        same = n == 0 or torch.equal(actual, expected)
-        require(same, f"{update}: accepted_tokens holds {n} tokens, others than were accepted")
+        with probe.aside():
+            accepted = [*probe.drafted(ProbeWindow(0, update.window.first)), *update.tokens[: update.accepted]]
+            held = list(_tensors(update.state.accepted_tokens))
+            expected, actual = (torch.cat(each, 1) if each else nothing for each in (accepted, held))
+            n, wanted = actual.shape[1], expected.shape[1]
+            require(n == wanted, f"{update}: accepted_tokens holds {n} tokens, not {wanted}")
+            same = n == 0 or torch.equal(actual, expected)
+            require(same, f"{update}: accepted_tokens holds {n} tokens, others than were accepted")
 
 
 def _update_stage(probe: Probe) -> None:
     for update in _updates(probe):
-        stage = int(update.state.current_stage)
-        require(stage in (update.window.first, update.done), f"{update}: current_stage is {stage}, not {update.done}")
+        with probe.aside():
+            stage = int(update.state.current_stage)
+            due = (update.window.first, update.done)
+            require(stage in due, f"{update}: current_stage is {stage}, not {update.done}")
 
 
 _DRAFT, _UPDATE = "draft_generate_batch", "update_state_with_accepted_tokens"

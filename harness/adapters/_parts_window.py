@@ -13,6 +13,7 @@ from torch import Tensor
 from harness.adapters._probe import (
     PartQuestion,
     Probe,
+    ProbeSide,
     ProbeWindow,
     call_by_known_names,
     require_close,
@@ -28,30 +29,56 @@ MOST_ROWS = 10_000  # positions of a tag; more than any pyramid has
 def _query(probe: Probe) -> None:
     pyramid, x_RLD = probe.pyramid, probe.target.run.x_RLD
     for window in probe.windows():
-        actual = probe.sdvar._build_combined_query(probe.drafted(window), probe.state_at(window), probe.request.B)
         begin = pyramid.begin(window.first)
         expected = x_RLD[:, begin : pyramid.end(window.scales[-1])]
-        require(isinstance(actual, Tensor), f"{window}: a {type(actual).__name__}, not a tensor")
+        aligned = None
+        with probe.aside():
+            actual = probe.sdvar._build_combined_query(probe.drafted(window), probe.state_at(window), probe.request.B)
+            require(isinstance(actual, Tensor), f"{window}: a {type(actual).__name__}, not a tensor")
+            aligned = _aligned_query(actual, expected)
+            _require_shape(actual, expected, aligned is not None, window)
+        if aligned is None:
+            continue
         error = probe.input_error(expected)
-        if actual.shape[:2] == (len(expected), expected.shape[1] + 1) and bool(
-            ((actual[:, 1:] - expected).abs() <= error).all()
-        ):
-            rows = f"{window}: {actual.shape[1]} rows for {expected.shape[1]} positions"
-            raise Broken(f"{rows}: a start token stands before the drafted scales, and all sit one position later")
-        require_tensor(actual, expected.shape, f"{window}: the query")
         for si in window.scales:
             rows_l = slice(pyramid.begin(si) - begin, pyramid.end(si) - begin)
-            _require_input(probe, actual[:, rows_l], si, error, f"window from scale {window.first}, scale {si}")
+            with probe.aside():
+                what = f"window from scale {window.first}, scale {si}"
+                require_input(probe, aligned[:, rows_l], (probe.target, si), error, what)
 
 
-def _require_input(probe: Probe, actual: Tensor, si: int, error: float, what: str) -> None:
-    """Compare one scale of a query, and name what stands there instead."""
-    B, network, span = probe.request.B, probe.target.network, probe.pyramid.span(si)
-    expected = probe.target.run.x_RLD[:, span]
+def _aligned_query(actual: Tensor, expected: Tensor) -> Tensor | None:
+    """Return a query of another shape as far as it can be laid over the right one; None where it cannot."""
+    if actual.dim() == 3 and actual.shape[1:] == expected.shape[:0:-1] != expected.shape[1:]:
+        actual = actual.mT
+    if actual.dim() != 3 or actual.shape[2] != expected.shape[2] or actual.shape[1] < expected.shape[1]:
+        return None
+    if 2 * len(actual) == len(expected):  # one half alone
+        actual = actual.repeat(2, 1, 1)
+    return actual[:, -expected.shape[1] :] if len(actual) == len(expected) else None
+
+
+def _require_shape(actual: Tensor, expected: Tensor, aligned: bool, window: ProbeWindow) -> None:
+    """Require the shape of a query; say what is more or less, and whether the rest is compared all the same."""
+    rows, n, how = actual.shape[1] if actual.dim() == 3 else 0, expected.shape[1], ""
+    if actual.shape == expected.shape:
+        return
+    if aligned and rows == n + 1 and len(actual) == len(expected):
+        how = "a start token stands before the drafted scales, and all sit one position later"
+        raise Broken(f"{window}: {rows} rows for {n} positions: {how}")
+    how = "the rest is compared from its last row on" if aligned else "nothing more of it can be compared"
+    raise Broken(f"{window}: the query is {tuple(actual.shape)}, not {tuple(expected.shape)}; {how}")
+
+
+def require_input(probe: Probe, actual: Tensor, of: tuple[ProbeSide, int], error: float, what: str) -> None:
+    """Compare one scale of a query, whose side and scale `of` is, and name what stands there instead."""
+    (side, si), B, span = of, probe.request.B, probe.pyramid.span(of[1])
+    network, expected = side.network, side.run.x_RLD[:, span]
     own = network.embed(probe.code.models.vqvae.quantizer.codebook_VC[probe.tokens_BL[:, span]])
     position = network.lvl_SD[si] + network.pos_LD[span]
+    codes = "the codes of its own tokens stand in place of the resized f_hat"
     why: dict[str, Tensor] = {
-        "the codes of its own tokens stand in place of the resized f_hat": (own + position).repeat(2, 1, 1),
+        codes: (own + position).repeat(2, 1, 1),
         "the guidance halves are swapped": expected.roll(B, 0),
         "both halves are the conditional one: doubled last": expected[:B].repeat(2, 1, 1),
     }
@@ -59,6 +86,8 @@ def _require_input(probe: Probe, actual: Tensor, si: int, error: float, what: st
     for step, word in ((-1, "later"), (1, "earlier")):
         moved = network.pos_LD.roll(step, 0)[span] + network.lvl_SD[levels.roll(step)[span]]
         why[f"its position term is 1 position {word}"] = expected - position + moved
+        why[f"{codes}, and its position term is 1 position {word}"] = (own + moved).repeat(2, 1, 1)
+    require(actual.shape == expected.shape, f"{what}: the input is {tuple(actual.shape)}, not {tuple(expected.shape)}")
     wrong = ((actual - expected).abs() > error).any(-1).any(0) | ~torch.isfinite(actual).all(-1).all(0)
     at = torch.nonzero(wrong).flatten().tolist()
     places = f", positions {span.start + at[0]}..{span.start + at[-1]}" if at else ""
@@ -67,12 +96,13 @@ def _require_input(probe: Probe, actual: Tensor, si: int, error: float, what: st
 
 def _query_arguments(probe: Probe) -> None:
     for window in probe.windows():
-        state, tokens = probe.state_at(window), probe.drafted(window)
-        before, f_hats = [idx.clone() for idx in tokens], [state.draft_f_hat.clone(), state.target_f_hat.clone()]
-        probe.sdvar._build_combined_query(tokens, state, probe.request.B)
-        require(all(map(torch.equal, tokens, before)), f"{window}: it wrote into the drafted tokens")
-        same = torch.equal(state.draft_f_hat, f_hats[0]) and torch.equal(state.target_f_hat, f_hats[1])
-        require(same, f"{window}: f_hat is another one after it: drafted scales will be counted twice")
+        with probe.aside():
+            state, tokens = probe.state_at(window), probe.drafted(window)
+            before, f_hats = [idx.clone() for idx in tokens], [state.draft_f_hat.clone(), state.target_f_hat.clone()]
+            probe.sdvar._build_combined_query(tokens, state, probe.request.B)
+            require(all(map(torch.equal, tokens, before)), f"{window}: it wrote into the drafted tokens")
+            same = torch.equal(state.draft_f_hat, f_hats[0]) and torch.equal(state.target_f_hat, f_hats[1])
+            require(same, f"{window}: f_hat is another one after it: drafted scales will be counted twice")
 
 
 def _tags(probe: Probe, window: ProbeWindow, more: int = 0) -> Tensor:
@@ -92,18 +122,27 @@ def _split(probe: Probe, window: ProbeWindow, state: Any, logits_RnV: Tensor) ->
 
 def _split_by_scale(probe: Probe) -> None:
     for window in probe.windows():
-        tags = _tags(probe, window)
-        pieces = _split(probe, window, probe.state_at(window), tags)
-        require(len(pieces) == window.count, f"{window}: {len(pieces)} pieces for {window.count} scales")
-        offset = probe.pyramid.begin(window.first)
-        for si, piece in zip(window.scales, pieces, strict=True):
+        tags, pieces, offset = _tags(probe, window), list[Tensor](), probe.pyramid.begin(window.first)
+        with probe.aside():
+            pieces = _split(probe, window, probe.state_at(window), tags)
+            require(len(pieces) == window.count, f"{window}: {len(pieces)} pieces for {window.count} scales")
+        for si, piece in zip(window.scales, pieces, strict=False):
             span, what = probe.pyramid.span(si), f"{window}: scale {si}"
-            expected = tags[:, span.start - offset : span.stop - offset]
-            if piece.shape[:2] != expected.shape[:2]:
-                raise Broken(f"{what} gets {tuple(piece.shape[:2])} rows, not {tuple(expected.shape[:2])} (2B, l)")
-            if not torch.equal(piece, expected):
-                seen, wanted = int(piece[0, 0, 0]), int(expected[0, 0, 0])
-                raise Broken(f"{what} begins at position {seen % MOST_ROWS}, not {wanted}: off by {seen - wanted}")
+            with probe.aside():
+                _require_piece(piece, tags[:, span.start - offset : span.stop - offset], what)
+
+
+def _require_piece(piece: Tensor, expected: Tensor, what: str) -> None:
+    """Require the tagged rows of one scale; of another number of rows it is told where they begin."""
+    begins = ""
+    if piece.numel() and int(piece[0, 0, 0]) != int(expected[0, 0, 0]):
+        seen, wanted = int(piece[0, 0, 0]), int(expected[0, 0, 0])
+        begins = f"begins at position {seen % MOST_ROWS}, not {wanted}: off by {seen - wanted}"
+    if piece.shape[:2] != expected.shape[:2]:
+        said = f"{what} gets {tuple(piece.shape[:2])} rows, not {tuple(expected.shape[:2])} (2B, l)"
+        raise Broken(f"{said}, and {begins}" if begins else said)
+    require(not begins, f"{what} {begins}")
+    require(torch.equal(piece, expected), f"{what} holds other rows than its own")
 
 
 def _split_refuses(probe: Probe) -> None:
@@ -119,7 +158,10 @@ def _split_refuses(probe: Probe) -> None:
 
 
 def _masked(probe: Probe, window: ProbeWindow) -> tuple[Tensor, Tensor]:
-    """Return who may see whom, as the code and as the reference have it, over the window's own columns."""
+    """Return who may see whom, as the code and as the reference have it, over the window's own columns.
+
+    A mask that is larger is laid with its last row and column over the right one's, once its shape is told.
+    """
     begin, end = probe.pyramid.begin(window.first), probe.pyramid.end(window.scales[-1])
     probe.state_at(window)
     n = end - begin
@@ -129,6 +171,10 @@ def _masked(probe: Probe, window: ProbeWindow) -> tuple[Tensor, Tensor]:
     expected = _block_causal(probe)[:, :, begin:end, :end]
     wide = tuple(mask.shape) == tuple(expected.shape) and begin > 0
     expected = expected if wide else expected[..., begin:]
+    if mask.dim() >= 2 and mask.numel() == mask.shape[-2] * mask.shape[-1] and min(mask.shape[-2:]) > n:
+        with probe.aside():
+            require_tensor(mask, expected.shape, f"{window}: the mask")
+        mask = mask.reshape(1, 1, *mask.shape[-2:])[..., -n:, -n:]
     require_tensor(mask, expected.shape, f"{window}: the mask")
     return require_sight(mask[0, 0], f"{window}: the mask"), expected[0, 0]
 
@@ -140,25 +186,28 @@ def _block_causal(probe: Probe) -> Tensor:
 def _mask(probe: Probe) -> None:
     whole = _block_causal(probe)[0, 0]
     for window in probe.windows():
-        allowed, expected = _masked(probe, window)
-        wrong = torch.nonzero(allowed != expected).tolist()
-        if not wrong:
-            continue
-        n, begin = len(expected), probe.pyramid.begin(window.first)
-        why = ": it is the token-causal one" if torch.equal(allowed, torch.ones(n, n, dtype=torch.bool).tril()) else ""
-        if torch.equal(allowed, whole[:n, :n]):
-            why = ": it is the top-left corner of the whole mask"
-        row, column = wrong[0]
-        sees = "sees" if bool(allowed[row, column]) else "does not see"
-        entries = f"{len(wrong)} of {n * n} entries are wrong, first position {begin + row} {sees} {begin + column}"
-        raise Broken(f"{window}: {entries}{why}")
+        with probe.aside():
+            allowed, expected = _masked(probe, window)
+            wrong = torch.nonzero(allowed != expected).tolist()
+            if not wrong:
+                continue
+            n, begin = len(expected), probe.pyramid.begin(window.first)
+            token_causal = torch.ones(n, n, dtype=torch.bool).tril()
+            why = ": it is the token-causal one" if torch.equal(allowed, token_causal) else ""
+            if torch.equal(allowed, whole[:n, :n]):
+                why = ": it is the top-left corner of the whole mask"
+            row, column = wrong[0]
+            sees = "sees" if bool(allowed[row, column]) else "does not see"
+            entries = f"{len(wrong)} of {n * n} entries are wrong, first position {begin + row} {sees} {begin + column}"
+            raise Broken(f"{window}: {entries}{why}")
 
 
 def _visible(probe: Probe) -> None:
     for window in probe.windows():
-        allowed, _ = _masked(probe, window)
-        blind = torch.nonzero(~allowed.any(-1)).flatten().tolist()
-        require(not blind, f"{window}: rows {blind[:6]} see nothing, and softmax gives NaN")
+        with probe.aside():
+            allowed, _ = _masked(probe, window)
+            blind = torch.nonzero(~allowed.any(-1)).flatten().tolist()
+            require(not blind, f"{window}: rows {blind[:6]} see nothing, and softmax gives NaN")
 
 
 WINDOW_QUESTIONS = (

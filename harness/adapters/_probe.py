@@ -1,14 +1,15 @@
 """What the parts of a checkout are asked, and what is right: plain runs of the reference along random tokens.
 
 Promise: every part is asked in a state that is right, whatever the other parts do, and compared with `reference/`
-alone; the first wrong number of a law is reported with its rows, positions and size.
+alone; the first wrong number of a law is reported with its rows, positions and size, and the first of every other kind.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from types import SimpleNamespace
@@ -29,9 +30,11 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.reference import accumulate, guidance_labels, scale_input
 from harness.reference.sequential import sample_sequential
 from harness.rounding import Budget
+from harness.wording import count_of
 
 MOST_FIRSTS = 6  # first scales of windows; more tell nothing new
 HIDDEN = -1e4  # an additive mask may hold any large negative number for -inf
+MOST_FOUND = 3  # findings of a law that are told, each of another kind
 OPTIONAL = ("verbose", "similarity_threshold")  # parameters that only some checkouts have
 
 
@@ -123,15 +126,19 @@ class Probe:
     draft: ProbeSide
     target: ProbeSide
     rows: list[PartLaw] = field(default_factory=list)  # what was found so far
+    _found: dict[str, tuple[PartVerdict, str]] = field(default_factory=dict)  # by the law that is asked, by kind
 
     @classmethod
     def of(cls, decoder: Sampler, request: Request, budget: Budget) -> Probe:
         """Draw tokens and run the reference along them."""
-        code, models = decoder.code, decoder.code.models
-        generator = torch.Generator().manual_seed(request.seed)
-        shape = (request.B, models.pyramid.L)
-        tokens_BL = torch.randint(models.target.config.V, shape, generator=generator).to(models.device)
-        sides = []
+        models, generator = decoder.code.models, torch.Generator().manual_seed(request.seed)
+        tokens_BL = torch.randint(models.target.config.V, (request.B, models.pyramid.L), generator=generator)
+        return cls.along(decoder, request, budget, tokens_BL.to(models.device))
+
+    @classmethod
+    def along(cls, decoder: Sampler, request: Request, budget: Budget, tokens_BL: Tensor) -> Probe:
+        """Run the reference along given tokens."""
+        code, models, sides = decoder.code, decoder.code.models, list[ProbeSide]()
         for network, module in ((models.draft, code.draft), (models.target, code.target)):
             run = sample_sequential(network, models.vae, request, models.noise(request), tokens_BL)
             assert run.intermediates is not None
@@ -222,6 +229,44 @@ class Probe:
             tokens = call_by_known_names(self.sdvar.draft_generate_batch, state=state, B=self.request.B, verbose=False)
         return list(tokens), recorder
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Look at one of many cases of a law: what is wrong with it is kept, and hides nothing of the others."""
+        try:
+            yield
+        except (PartNoted, InputError):
+            raise
+        except Broken as wrong:
+            self._keep(PartVerdict.BROKEN, str(wrong))
+        except Exception as error:
+            if self.code.card_asked(error) is not None:
+                raise
+            self._keep(PartVerdict.CRASHED, crash_of(error, self.code.checkout.folder))
+
+    def finds(self, law: Callable[[Probe], None]) -> bool:
+        """Tell whether a law finds anything, without keeping it."""
+        kept, self._found = self._found, {}
+        try:
+            with self.aside():
+                law(self)
+            return bool(self._found)
+        finally:
+            self._found = kept
+
+    def _keep(self, verdict: PartVerdict, said: str) -> None:
+        """Keep the first finding of a kind: those that differ in numbers alone are one."""
+        self._found.setdefault(re.sub(r"\d[\d.e+-]*|inf|nan", "#", said), (verdict, said))
+
+    def _summed_up(self) -> tuple[PartVerdict, str]:
+        """Return what one law found in all its cases."""
+        found, self._found = list(self._found.values()), {}
+        if not found:
+            return PartVerdict.HELD, ""
+        verdicts, clauses = [verdict for verdict, _ in found], [said for _, said in found]
+        more = [f"{count_of(len(clauses) - MOST_FOUND, 'other finding')}"] if len(clauses) > MOST_FOUND else []
+        verdict = PartVerdict.BROKEN if PartVerdict.BROKEN in verdicts else PartVerdict.CRASHED
+        return verdict, "; ".join(clauses[:MOST_FOUND] + more)
+
     def ask(self, questions: Iterable[PartQuestion], has: Callable[[str], bool]) -> None:
         """Ask laws, part by part; of a part that the code does not have there is one row. Effects: on `rows`."""
         for part, laws in groupby(questions, lambda question: question.part):
@@ -233,21 +278,19 @@ class Probe:
 
     def _answer(self, question: PartQuestion) -> PartLaw:
         """Ask one law; whatever the code does, there is a row."""
-        verdict, said = PartVerdict.HELD, ""
+        self._found = {}
         try:
-            with self.code.checkout.active(), on_device(self.code.models.device), torch.no_grad():
+            with self.code.checkout.active(), on_device(self.code.models.device), torch.no_grad(), self.aside():
                 question.test(self)
+            verdict, said = self._summed_up()
         except PartNoted as noted:
             verdict, said = PartVerdict.TOLD, str(noted)
-        except Broken as wrong:
-            verdict, said = PartVerdict.BROKEN, str(wrong)
         except InputError as refused:  # what cannot be asked is no mistake of the part
             verdict, said = PartVerdict.ABSENT, f"not asked: {refused}"
-        except Exception as error:
-            verdict, said = PartVerdict.CRASHED, crash_of(error, self.code.checkout.folder)
-            if where := self.code.card_asked(error):
-                said = f"not asked: it wants a GPU by itself ({where}); pass --device cuda, on a machine that has one"
-                verdict = PartVerdict.ABSENT
+        except Exception as error:  # the one that `aside` lets through
+            where = self.code.card_asked(error)
+            said = f"not asked: it wants a GPU by itself ({where}); pass --device cuda, on a machine that has one"
+            verdict = PartVerdict.ABSENT
         return PartLaw(question.part, question.law, question.statement, verdict, said)
 
 

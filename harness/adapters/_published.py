@@ -147,6 +147,11 @@ class Sampler:
         return trace
 
     @property
+    def recorder(self) -> Recorder:
+        """What was seen of the last decode."""
+        return self._recorder
+
+    @property
     def takes_draft_len(self) -> bool:
         """Whether `Settings.draft_len` means anything to it: a loop in rounds alone has such a length."""
         return self.loop is not None

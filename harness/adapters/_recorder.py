@@ -40,6 +40,10 @@ class SeenPass:
     x_RnD: Tensor
     rows_RnV: Tensor | None = None
     cached: int = 0  # positions that its first block held before it
+    mask: Tensor | None = None  # what its first block was given to add to attention scores
+    held: tuple[Tensor, Tensor] | None = None  # keys and values that its last block held before it
+    hidden_RnD: Tensor | None = None  # what its last block made
+    head_RnD: Tensor | None = None  # what the head was given
 
     @property
     def n(self) -> int:
@@ -115,6 +119,9 @@ class Recorder:
                     continue
                 hook = partial(self._before_pass, side)
                 stack.callback(network.blocks[0].register_forward_pre_hook(hook, with_kwargs=True).remove)
+                last = network.blocks[-1]
+                stack.callback(last.register_forward_pre_hook(self._before_last, with_kwargs=True).remove)
+                stack.callback(last.register_forward_hook(self._after_last).remove)
                 stack.enter_context(replaced(network, "get_logits", partial(self._get_logits, side)))
             quantize = vae.quantize
             stack.callback(quantize.embedding.register_forward_pre_hook(self._look_up, with_kwargs=True).remove)
@@ -129,14 +136,27 @@ class Recorder:
         self.side = side
         held = getattr(getattr(module, "attn", None), "cached_k", None)
         cached = held.shape[2] if isinstance(held, Tensor) else 0
-        self.passes.append(SeenPass(side, x_RnD.detach().clone(), cached=cached))
+        mask = kwargs.get("attn_bias")
+        mask = mask.detach() if isinstance(mask, Tensor) else None
+        self.passes.append(SeenPass(side, x_RnD.detach().clone(), cached=cached, mask=mask))
         self.note(f"{side} pass over {x_RnD.shape[1]} positions")
+
+    def _before_last(self, module: Any, args: Any, kwargs: Any) -> None:
+        attention = getattr(module, "attn", None)
+        keys, values = (getattr(attention, name, None) for name in ("cached_k", "cached_v"))
+        if self.passes and isinstance(keys, Tensor) and isinstance(values, Tensor):
+            self.passes[-1].held = (keys.detach(), values.detach())
+
+    def _after_last(self, module: Any, args: Any, made: Any) -> None:
+        if self.passes and isinstance(made, Tensor):
+            self.passes[-1].hidden_RnD = made.detach().clone()
 
     def _get_logits(self, side: str, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         rows_RnV = real(*args, **kwargs)
         last = next((each for each in reversed(self.passes) if each.side == side), None)
         if last is not None:
             last.rows_RnV = rows_RnV.detach().clone()
+            last.head_RnD = in_order(real, args, kwargs)[0].detach().clone()
         return rows_RnV
 
     def _look_up(self, module: Any, args: Any, kwargs: Any) -> None:

@@ -1,0 +1,189 @@
+"""The parts of a sampler that is one function: what its passes were given, saw, and made, scale by scale.
+
+Promise: the sampler decodes once, under the harness's numbers; every pass is then asked by itself, against the
+reference along the tokens that were drawn: its input, its mask, its cache, what the head was given, guidance, draw, and
+f_hat. A scale is called the entry scale where the target takes over from a draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from harness.adapters._parts_window import require_input
+from harness.adapters._probe import PartQuestion, Probe, ProbeSide, require_close, require_sight
+from harness.adapters._published import Sampler
+from harness.adapters._recorder import Recorder, SeenDraw, SeenPass, SeenWrite
+from harness.judge import Broken, PartLaw, PartVerdict, require
+from harness.protocol import Request, Trace
+from harness.protocol.noise import TOKEN
+from harness.reference import block_causal, draw, filter_logits, guide
+from harness.rounding import Budget
+
+# Keys and values of a cache differ from another computation of them by rounding alone: of numbers around 1 in float32.
+KV_ERROR = 1e-3
+
+
+def sampler_laws(decoder: Sampler, request: Request, budget: Budget) -> list[PartLaw]:
+    """Let a sampler decode once, and ask its passes; return a row a law."""
+    ended = ""
+    try:
+        trace = decoder.decode(request, decoder.code.models.noise(request))
+    except Exception as error:  # the decode is asked as a whole, too: here what it did until then
+        trace, ended = decoder.so_far(), f"{type(error).__name__}: {error}"
+    tokens_BL = trace.tokens_BL.clamp(0, decoder.code.models.target.config.V - 1)
+    probe, seen = Probe.along(decoder, request, budget, tokens_BL), decoder.recorder
+    if not seen.writes:
+        law = PartLaw("sampler", "sampler.passes", "It draws scales.", PartVerdict.ABSENT, ended or "it drew no scale")
+        return [law]
+    laws = (
+        ("input", "input", "The input of a pass is that of its scales, both halves.", _input),
+        (
+            "mask",
+            "mask",
+            "A pass over several scales sees by the block-causal mask, over one all.",
+            _mask,
+        ),
+        ("cache", "cache", "A pass sees the keys and values of all scales before it, and no others.", _cache),
+        ("head", "head", "The head is given what the last block made of its scale.", _head),
+        ("guidance", "guidance", "Guided logits are those of the rows.", _guidance),
+        ("draw", "draw", "Tokens are the race's of their guided logits.", partial(_draw, trace=trace)),
+        ("f_hat", "f_hat", "f_hat holds every scale once.", _f_hat),
+    )
+    steps = list(_steps(probe, seen))
+    questions = [
+        PartQuestion(f"sampler: {part}", f"sampler.{word}", statement, partial(_of_every, steps=steps, ask=ask))
+        for part, word, statement, ask in laws
+    ]
+    probe.ask(questions, lambda part: True)
+    return probe.rows
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A scale that was made final, by a draw from the logits of a pass."""
+
+    si: int
+    side: ProbeSide
+    write: SeenWrite
+    draw: SeenDraw
+    seen: SeenPass
+    rows_l: slice  # of the pass
+    title: str  # how messages call it
+
+    @property
+    def first(self) -> int:
+        """The first scale of the pass: its own, or 0 of a whole prefix."""
+        return 0 if self.rows_l.start else self.si
+
+
+def _steps(probe: Probe, seen: Recorder) -> Iterator[_Step]:
+    """Yield what was made final, in order; what no known pass made is left out."""
+    before = ""
+    for write in seen.writes:
+        made, si = write.draw, write.scale
+        if made is None or made.made_by is None or si not in probe.pyramid:
+            continue
+        rows_l = made.made_by.rows_of_scale(probe.pyramid, si)
+        if rows_l is None:
+            continue
+        side = probe.target if made.side == "target" else probe.draft
+        entry = made.side == "target" and before == "draft"
+        title = f"the entry scale {si}" if entry else f"scale {si}{' of the draft' * (made.side == 'draft')}"
+        before = made.side
+        yield _Step(si, side, write, made, made.made_by, rows_l, title)
+
+
+def _of_every(probe: Probe, steps: list[_Step], ask: Callable[[Probe, _Step], None]) -> None:
+    """Ask every step, each aside."""
+    for step in steps:
+        with probe.aside():
+            ask(probe, step)
+
+
+def _input(probe: Probe, step: _Step) -> None:
+    expected = step.side.run.x_RLD
+    for si in range(step.first, step.si + 1):
+        at = probe.pyramid.span(si) if step.rows_l.start else step.rows_l
+        error = probe.input_error(expected[:, probe.pyramid.span(si)])
+        what = step.title if si == step.si else f"{step.title}, scale {si} in its pass"
+        with probe.aside():
+            require_input(probe, step.seen.x_RnD[:, at], (step.side, si), error, what)
+
+
+def _mask(probe: Probe, step: _Step) -> None:
+    n, K, mask = step.seen.n, step.seen.cached, step.seen.mask
+    several = n != probe.pyramid.tokens(step.si)
+    if mask is None:
+        require(not several, f"{step.title}: no mask in a pass over {n} positions, scales {step.first}..{step.si}")
+        return
+    allowed = require_sight(mask.reshape(mask.shape[-2:]), f"{step.title}: the mask")
+    begin = probe.pyramid.begin(step.first)
+    causal = (block_causal(probe.pyramid, torch.device("cpu"), torch.float32) == 0)[0, 0]
+    expected = causal[begin : begin + n, : begin + n]
+    expected = expected if allowed.shape[-1] == K + n == expected.shape[-1] else expected[:, begin:]
+    require(allowed.shape == expected.shape, f"{step.title}: the mask is {tuple(allowed.shape)}, not {(n, K + n)}")
+    wrong = torch.nonzero(allowed != expected).tolist()
+    if wrong:
+        row, column = wrong[0]
+        sees = "sees" if bool(allowed[row, column]) else "does not see"
+        raise Broken(f"{step.title}: {len(wrong)} entries are wrong, first position {begin + row} {sees} {column}")
+
+
+def _cache(probe: Probe, step: _Step) -> None:
+    K = probe.pyramid.begin(step.first)
+    where = f"{step.title}: its pass saw {step.seen.cached} cached positions, not {K}"
+    require(step.seen.cached == K, where)
+    if not K or step.seen.held is None:
+        return
+    step.side.fill_cache(0)  # computes all keys and values, once
+    for word, held, expected in zip(("keys", "values"), step.seen.held, step.side.kv[-1], strict=True):
+        due = expected[:, :, :K]
+        require(held.shape == due.shape, f"{step.title}: cached {word} are {tuple(held.shape)}, not {tuple(due.shape)}")
+        require_close(held, due, KV_ERROR * max(1.0, float(due.abs().max())), f"{step.title}: cached {word}")
+
+
+def _head(probe: Probe, step: _Step) -> None:
+    given, made, rows_l = step.seen.head_RnD, step.seen.hidden_RnD, step.rows_l
+    require(given is not None and made is not None, f"{step.title}: no block or no head was seen")
+    assert given is not None
+    assert made is not None
+    own = given[:, rows_l] if given.shape[1] == step.seen.n else given
+    expected = made[:, rows_l]
+    if own.shape == expected.shape and torch.equal(own, expected):
+        return
+    if own.shape == expected.shape and torch.equal(own, step.seen.x_RnD[:, rows_l]):
+        raise Broken(f"{step.title}: the head is given the pass's raw input, its hidden states are thrown away")
+    places = [at for at in range(made.shape[1] - own.shape[1] + 1) if torch.equal(own, made[:, at : at + own.shape[1]])]
+    if places:
+        raise Broken(f"{step.title}: the head is given rows {places[0]}.. of the pass, not {rows_l.start}..")
+    raise Broken(f"{step.title}: the head is given {tuple(own.shape)}, and not what the last block made")
+
+
+def _guidance(probe: Probe, step: _Step) -> None:
+    cfg, pyramid, rows_RnV = probe.request.cfg, probe.pyramid, step.seen.rows_RnV
+    require(rows_RnV is not None, f"{step.title}: no logits were seen")
+    assert rows_RnV is not None
+    rows_RlV = rows_RnV[:, step.rows_l] if rows_RnV.shape[1] == step.seen.n else rows_RnV
+    expected = guide(rows_RlV, cfg, step.si, pyramid.S)
+    why = {"the halves are swapped": guide(rows_RlV.roll(probe.request.B, 0), cfg, step.si, pyramid.S)}
+    error = 2 * probe.budget.guided(cfg, pyramid.ramp(step.si)).logits
+    require_close(step.draw.guided_BlV, expected, error, f"{step.title}: guided logits", why)
+
+
+def _draw(probe: Probe, step: _Step, trace: Trace) -> None:
+    request, E_BlV = probe.request, probe.code.models.noise(probe.request).exponential(step.si, TOKEN, "judge")
+    expected = draw(filter_logits(step.draw.guided_BlV.clone(), request.top_k, request.top_p), E_BlV)
+    wrong = int((step.draw.idx_Bl != expected).sum())
+    require(not wrong, f"{step.title}: {wrong} of {expected.numel()} tokens are not the race's")
+    kept = trace.tokens_BL[:, probe.pyramid.span(step.si)]
+    require(torch.equal(kept, step.draw.idx_Bl), f"{step.title}: other tokens are accumulated than were drawn")
+
+
+def _f_hat(probe: Probe, step: _Step) -> None:
+    expected, before = probe.f_hat(step.si + 1), probe.f_hat(step.si)
+    why = {"the scale is in it twice": 2 * expected - before, "the scale is not in it": before}
+    require_close(step.write.f_hat_BCPP, expected, 2 * probe.budget.f_hat, f"{step.title}: f_hat after it", why)
