@@ -71,6 +71,8 @@ def check(cases: CheckOptions) -> None:
     from harness.report.html import check_page, recordings_page
 
     files = cases.files or []
+    if not files:
+        _check_folder(cases.folder)
     inputs = {f"file {path}": path for path in files or cases.folder.glob("*")}
     paths = check_outputs({"json": cases.json, "html": cases.html}, inputs)
     check_page(cases.html)
@@ -137,6 +139,7 @@ def diff(cases: DiffOptions) -> None:
     from harness.report import plain_console, say, show_golden_changes
     from harness.report.html import check_page, regeneration_page
 
+    _check_folder(cases.folder)
     paths = check_outputs({"html": cases.html}, {f"file {path}": path for path in cases.folder.glob("*")})
     check_page(cases.html)
     device, console = _prepare(cases.device, cases.only), plain_console()
@@ -153,6 +156,12 @@ def diff(cases: DiffOptions) -> None:
 
 for each in (check, record, diff):
     add(app, each)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder of goldens that is none: a file that is missing in one is a defect. Raises `InputError`."""
+    if not folder.is_dir():
+        raise InputError("folder", str(folder), "is no folder that is there", "pass --folder DIR, where goldens lie")
 
 
 def _prepare(device: str, only: str = "*") -> torch.device:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.errors import InputError, NonFiniteError
 from harness.models.network import Codec, Network, TransformerConfig
-from harness.models.var import autoencoder, load_autoencoder, load_transformer, transformer
+from harness.models.var import autoencoder, check_compiler, load_autoencoder, load_transformer, transformer
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
 from harness.models.var.transformer import Transformer
@@ -78,6 +78,10 @@ class ModelPair:
                 )
         self.vae.check_for(self.pyramid)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show itself to Hypothesis and IPython as `repr` does: they would spell out every weight."""
+        printer.text(repr(self))
+
     @property
     def title(self) -> str:
         """The name for a person; budgets go by `name`, since they are the target's."""
@@ -130,7 +134,12 @@ class ModelPair:
         return self.to(self.device, torch.float64)
 
     def compiled(self, on: bool = True) -> ModelPair:
-        """Return the pair with its transformers' blocks compiled, or not; networks of another kind stay as they are."""
+        """Return the pair with its transformers' blocks compiled, or not; networks of another kind stay as they are.
+
+        Raises `InputError` where there is no compiler of C++.
+        """
+        if on:
+            check_compiler()
         draft, target = (
             replace(network, compiled=on) if isinstance(network, Transformer) else network
             for network in (self.draft, self.target)

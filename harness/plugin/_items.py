@@ -5,6 +5,7 @@ Promise: an item passes only where something was proved; it is skipped where a l
 
 from __future__ import annotations
 
+import inspect
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.decoders import load_factory
 from harness.errors import HarnessError
 from harness.laws import LAWS, Law
 from harness.plugin._checking import DefectFound, KnownNotApplicable, Unproven, cases_of, check_digits, check_law
@@ -24,11 +26,19 @@ from harness.signals import each_warning_once
 
 
 class Suite(pytest.Collector):
-    """All items of one decoder; they lie in no file."""
+    """All items of one decoder; they are where its factory is, in the project, or in no file."""
 
-    def __init__(self, *, options: PluginOptions, **rest: Any) -> None:
+    def __init__(self, *, options: PluginOptions, line: int | None, **rest: Any) -> None:
         super().__init__(**rest)
-        self.options = options
+        self.options, self.line = options, line
+
+    @classmethod
+    def of(cls, session: pytest.Session, options: PluginOptions) -> Suite:
+        """Make the suite of a decoder."""
+        place, line = _place_of(options.name)
+        if not place or not place.is_relative_to(session.path):
+            place, line = session.path, None
+        return cls.from_parent(session, name="sdvar", nodeid="sdvar", path=place, options=options, line=line)
 
     def collect(self) -> Iterator[pytest.Item]:
         """Return an item a law, then an item a case."""
@@ -55,9 +65,12 @@ class CheckItem(pytest.Item):
             else:
                 check_digits(self.subject, self.parent.options, self.stash)
 
+    def _initrequest(self) -> None:
+        """Let pytest-retry, which asks this of every item, begin anew: there are no fixtures to forget."""
+
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Say where it is: in no file of the project."""
-        return self.path, None, f"sdvar::{self.name}"
+        """Say where it is, for an editor, an annotation, a list of tests."""
+        return self.path, self.parent.line, f"sdvar::{self.name}"
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show what was found, and no frames of the harness; of a crash those of the decoder."""
@@ -66,6 +79,15 @@ class CheckItem(pytest.Item):
             return super().repr_failure(excinfo, style)
         cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
         return f"{cause}{error}"
+
+
+def _place_of(name: str) -> tuple[Path | None, int | None]:
+    """Return file and line of a factory, counted from 0; of one that has none, nothing."""
+    factory = inspect.unwrap(load_factory(name))
+    try:
+        return Path(inspect.getfile(factory)), inspect.getsourcelines(factory)[1] - 1
+    except (OSError, TypeError):  # an object of a class, or of no file
+        return None, None
 
 
 @contextmanager

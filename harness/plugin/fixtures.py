@@ -1,13 +1,15 @@
 """Fixtures for tests of one's own: the pair, the numbers, the reference, the judge, a law.
 
 Promise: nothing is imported before a test asks for one of them. A project that has networks of its own overrides
-`sdvar_pair`, and the others follow.
+`sdvar_pair`, in any scope, and the others follow: they look for it when they are called, so that they live as long as
+the session, and Hypothesis, which calls a test many times, has nothing against them.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from harness.judge import Judgement
     from harness.laws import Law
 
+RUNNING = pytest.StashKey[pytest.Item]()  # of the config: the test that runs
+
 
 @pytest.fixture(scope="session")
 def sdvar_pair(pytestconfig: pytest.Config) -> ModelPair:
@@ -27,22 +31,22 @@ def sdvar_pair(pytestconfig: pytest.Config) -> ModelPair:
     return pair(options_of(pytestconfig).scope.device)
 
 
-@pytest.fixture
-def sdvar_noise(sdvar_pair: ModelPair) -> Callable[[Request], SeededNoise]:
+@pytest.fixture(scope="session")
+def sdvar_noise(pytestconfig: pytest.Config) -> Callable[[Request], SeededNoise]:
     """Return what makes the numbers of a request: fresh ones at every call, and always the same."""
-    return sdvar_pair.noise
+    return lambda request: _pair_of(pytestconfig).noise(request)
 
 
-@pytest.fixture
-def sdvar_reference(sdvar_pair: ModelPair) -> Callable[[Request], Trace]:
+@pytest.fixture(scope="session")
+def sdvar_reference(pytestconfig: pytest.Config) -> Callable[[Request], Trace]:
     """Return what decodes a request sequentially: the truth of contract A."""
     from harness.plugin._checking import reference
 
-    return lambda request: reference(sdvar_pair, request)
+    return lambda request: reference(_pair_of(pytestconfig), request)
 
 
-@pytest.fixture
-def sdvar_judge(sdvar_pair: ModelPair) -> Callable[..., Judgement]:
+@pytest.fixture(scope="session")
+def sdvar_judge(pytestconfig: pytest.Config) -> Callable[..., Judgement]:
     """Return ``judge(decoder or trace, request, contract="", sequential=False)``; it fails the test at a defect."""
     from harness.plugin._checking import judged
 
@@ -50,18 +54,36 @@ def sdvar_judge(sdvar_pair: ModelPair) -> Callable[..., Judgement]:
         decoder_or_trace: Implementation | Trace, request: Request, contract: str = "", sequential: bool = False
     ) -> Judgement:
         __tracebackhide__ = True
-        return judged(sdvar_pair, decoder_or_trace, request, contract, drafts=not sequential)
+        return judged(_pair_of(pytestconfig), decoder_or_trace, request, contract, drafts=not sequential)
 
     return judge
 
 
-@pytest.fixture
-def sdvar_law(request: pytest.FixtureRequest) -> Callable[[Law], None]:
+@pytest.fixture(scope="session")
+def sdvar_law(pytestconfig: pytest.Config) -> Callable[[Law], None]:
     """Return what checks a law over the decoder under test, for a project that lists the laws in tests of its own."""
     from harness.plugin._checking import check_law
 
     def check(law: Law) -> None:
         __tracebackhide__ = True
-        check_law(law, options_of(request.config), request.node.stash)
+        check_law(law, options_of(pytestconfig), pytestconfig.stash[RUNNING].stash)
 
     return check
+
+
+def needing_the_pair(function: Callable[..., object]) -> None:
+    """Let a test that takes one of these fixtures take the pair, too, of whatever scope and parameters that is."""
+    plain = getattr(function, "__func__", function)  # of a method
+    try:
+        names = inspect.signature(plain).parameters
+    except (TypeError, ValueError):  # whatever else has a test's name
+        return
+    if {"sdvar_noise", "sdvar_reference", "sdvar_judge"} & names.keys():
+        pytest.mark.usefixtures("sdvar_pair")(plain)
+
+
+def _pair_of(config: pytest.Config) -> ModelPair:
+    """Return the pair of the test that runs."""
+    item: Any = config.stash[RUNNING]
+    pair: ModelPair = item._request.getfixturevalue("sdvar_pair")
+    return pair

@@ -7,13 +7,22 @@ Whatever is needed beyond pytest is therefore imported in the functions. The ent
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator
 
 import pytest
 
 from harness.plugin._options import OPTIONS, options_of
 from harness.plugin._seen import Gathered
-from harness.plugin.fixtures import sdvar_judge, sdvar_law, sdvar_noise, sdvar_pair, sdvar_reference
+from harness.plugin.fixtures import (
+    RUNNING,
+    needing_the_pair,
+    sdvar_judge,
+    sdvar_law,
+    sdvar_noise,
+    sdvar_pair,
+    sdvar_reference,
+)
 
 __all__ = ["sdvar_judge", "sdvar_law", "sdvar_noise", "sdvar_pair", "sdvar_reference"]
 
@@ -55,6 +64,19 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"sdvar: {options_of(config)}"] if config.option.sdvar_implementation else []
 
 
+def pytest_pycollect_makeitem(obj: object) -> None:
+    """Let tests that take a fixture of the plugin take the pair, too."""
+    if inspect.isfunction(obj) or inspect.ismethod(obj):
+        needing_the_pair(obj)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Know which test runs: fixtures of the session look up what is its own."""
+    item.config.stash[RUNNING] = item
+    return (yield)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -k and --deselect look at the items
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Add the items where a decoder is named, and mark those that are known to fail."""
@@ -62,7 +84,8 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     if option.sdvar_implementation and not option.sdvar_no_items:
         from harness.plugin._items import Suite
 
-        items += Suite.from_parent(session, name="sdvar", nodeid="sdvar", options=options_of(config)).collect()
+        suite = Suite.of(session, options_of(config))
+        items += session.genitems(suite)  # counted and reported as pytest's own are
     if OPTIONS in config.stash:
         from harness.plugin._junit import mark_known
 

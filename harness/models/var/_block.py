@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.errors import InputError, text_of
 from harness.models.network import Modulation
 
 LN_EPS = 1e-6
@@ -84,6 +85,19 @@ def feed_forward(h_RnD: Tensor, w: BlockWeights) -> Tensor:
 def layer_norm(x: Tensor) -> Tensor:
     """Normalise the last axis; no weights of its own."""
     return F.layer_norm(x, x.shape[-1:], eps=LN_EPS)
+
+
+def check_compiler() -> None:
+    """Refuse to compile where PyTorch finds no compiler of C++, as it would at the first pass. Raises `InputError`."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415  # takes seconds
+    except ImportError:  # elsewhere in another version: the pass itself says so
+        return
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        rule = f"takes a compiler of C++, which is not there ({text_of(error).splitlines()[0]})"
+        raise InputError("compile", True, rule, "install g++, or name one in CXX, or drop --compile") from None
 
 
 @cache

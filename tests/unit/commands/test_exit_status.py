@@ -403,3 +403,14 @@ def test_the_json_of_a_golden_check_is_no_recording(
     assert command(monkeypatch, "golden", "check", str(path), "--json", str(path)) == 2
     assert "is the file of --file" in the_line(capsys.readouterr().err)
     assert path.read_bytes() == before
+
+
+def test_goldens_that_are_missing_are_a_defect_and_a_folder_that_is_not_there_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert command(monkeypatch, "golden", "check", "--folder", str(tmp_path)) == 1
+    assert "golden is missing: restore or record it" in capsys.readouterr().out
+    for action in ("check", "diff"):
+        assert command(monkeypatch, "golden", action, "--folder", str(tmp_path / "nowhere")) == 2
+        said = the_line(capsys.readouterr().err)
+        assert "nowhere: is no folder that is there; pass --folder DIR, where goldens lie" in said

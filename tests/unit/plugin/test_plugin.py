@@ -94,6 +94,22 @@ def test_laws_and_cases_are_items_without_a_file(project: Path):
     assert done.returncode == 0, done.stdout
     listed = [line for line in done.stdout.splitlines() if line.startswith("sdvar::")]
     assert listed == [f"sdvar::{name}" for name in (*(law.id for law in LAWS), *USUAL)]
+    assert f"{len(listed)} tests collected" in done.stdout
+    few = pytest_in(project, "--sdvar-implementation", "mine:right", "--collect-only", "-k", "positions.query")
+    assert f"1/{len(listed)} tests collected ({len(listed) - 1} deselected)" in few.stdout
+
+
+@pytest.mark.parametrize("name", ["mine:right", "harness:build_decoder"])
+def test_an_item_is_where_the_factory_is_if_that_is_in_the_project(name: str, project: Path):
+    """As editors, annotations and lists of tests ask: session.items, their path and location."""
+    (project / "conftest.py").write_text(
+        "def pytest_collection_finish(session):\n"
+        "    print(*{(str(item.path), *item.location[:2]) for item in session.items})\n"
+    )
+    done = pytest_in(project, "--sdvar-implementation", name, "--collect-only", "-s")
+    line = PROJECT.splitlines().index("def right(models, settings):")
+    place = (str(project / "mine.py"), "mine.py", line) if name == "mine:right" else (str(project), ".", None)
+    assert f"\n{place}\n" in done.stdout, done.stdout
 
 
 @pytest.mark.slow

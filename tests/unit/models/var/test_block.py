@@ -118,3 +118,16 @@ def test_the_compiler_itself_stays_within_the_budget():
     assert result.verdict in (Verdict.IDENTICAL, Verdict.TIE)
     assert result.budget is not None
     assert "compiled" in result.budget.source
+
+
+def test_without_a_compiler_compiling_is_refused_and_says_how_to_go_on():
+    from torch._inductor import config
+
+    models = tiny()
+    assert models.compiled().target.compiled
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert not models.compiled(False).target.compiled
+        with pytest.raises(
+            InputError, match=r"compile=True: takes a compiler of C\+\+, which is not there .*; install g"
+        ):
+            models.compiled()
