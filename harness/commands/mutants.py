@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FEW = 8  # mutants that are hunted in this process: starting others would take longer than they do
 SCOPES = ("first", "family", "all")
 FAMILIES = ("acceptance", "batch", "guidance", "masks", "numbers", "positions", "randomness", "reuse", "rules",
-            "sensitivity", "state", "streams")  # fmt: skip
+            "sensitivity", "state", "streams", "work")  # fmt: skip
 PROCESSES = "Processes; 0 = one a GPU of --device cuda; on a CPU one a core, where there are many bugs."
 
 
