@@ -12,8 +12,10 @@ from harness.judge._likelihood import (
     TokensSeen,
     Wealth,
     bet,
+    law_of,
     rows_along,
     usual_alternatives,
+    weigh_law,
 )
 from harness.judge._many_ties import costs_of_draws, weigh_run
 from harness.judge._part_law import Broken, PartLaw, PartVerdict, require

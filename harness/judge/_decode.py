@@ -18,6 +18,7 @@ import torch
 from harness.judge._components import WrongTensors, first_wrong, first_wrong_of
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._form import malformed
+from harness.judge._likelihood import bet_on
 from harness.judge._support import judge_support
 from harness.judge._tokens import judge_tokens
 from harness.judge._verdict import Distance, Divergence, Judgement
@@ -63,6 +64,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
         judgement.unclaimed = judgement.draws - judgement.identical
         if contract is Contract.LAW:
             judge_support(along, judgement)
+            bet_on(along, judgement)
     tensors = _judge_tensors(along, wrong)
     judgement.wrong_tensors = len(tensors)
     judgement.defects += tensors

@@ -26,16 +26,17 @@ TokenSource: Shafer, "Testing by betting", Journal of the Royal Statistical Soci
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from harness.files import finite
 from harness.judge._evidence import Evidence
 from harness.judge._race import filter_survivors
-from harness.judge._verdict import Verdict
+from harness.judge._verdict import Divergence, Judgement, Verdict
 from harness.models import ModelPair
 from harness.models.network import Network
 from harness.protocol import Guidance, Request, ScaleGuidance, unguided
@@ -123,12 +124,13 @@ SHARES = (
 
 @dataclass(frozen=True)
 class Bets:
-    """What every alternative (A) wins on every image (B), scale by scale (S); float64 on the CPU."""
+    """What every alternative (A) wins on a batch; float64 on the CPU."""
 
-    won_ABS: Tensor  # log of the factor
-    mean_ABS: Tensor  # what it would be on average if the decoder followed the alternative
-    variance_ABS: Tensor  # of it, likewise
-    forbidden: list[tuple[int, int]]  # row and draw of tokens that the request's filter drops for certain
+    won_BAS: Tensor  # log of the factor, image by image, scale by scale
+    # what it would be over all scales if the decoder followed the alternative, on the last image, which stands for all
+    mean_A: Tensor
+    variance_A: Tensor
+    forbidden: tuple[tuple[int, int], ...] = ()  # row and draw of tokens that the filter drops for certain
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,46 @@ class TokensSeen:
         return cls(request, tokens_BL, shown.rows_RLV, shown.guided_BLV, draft_RLV, allowed, steps)
 
 
+def bet_on(evidence: Evidence, judgement: Judgement) -> None:
+    """Bet on a decode of contract B. Effects: on `judgement`: what `weigh_law` adds up."""
+    alternatives = usual_alternatives(evidence.request, evidence.models.target.config.V)
+    bets = bet(TokensSeen.of(evidence), evidence.models.pyramid, alternatives)
+    judgement.won, judgement.under = bets.won_BAS.tolist(), [bets.mean_A.tolist(), bets.variance_A.tolist()]
+
+
+def law_of(request: Request) -> Hashable:
+    """Return what a request's law depends on besides its conditions: bets under different ones are not added up."""
+    return request.guidance, request.top_k, request.top_p, request.filters
+
+
+def weigh_law(
+    judgements: Sequence[tuple[Request, Judgement]], V: int, looks: int, alpha: float = ALPHA
+) -> Wealth | None:
+    """Add up the bets on decodes of one setting and one request's guidance and filter; None where nothing was bet.
+
+    An image whose numbers were met before counts once. Where the bets are won, the last decode has a defect.
+
+    Effects: on the judgements.
+    """
+    made: Wealth | None = None
+    seen = set[tuple[int, int]]()
+    for request, judgement in judgements:
+        new = [b for b, address in enumerate(request.addresses) if address not in seen]
+        seen.update(request.addresses)
+        if not judgement.won or not new:
+            continue
+        won_BAS = torch.tensor(judgement.won, dtype=torch.float64)[new]
+        if made is None:
+            made = Wealth(usual_alternatives(request, V), won_BAS.shape[2], looks, alpha)
+        mean_A, variance_A = torch.tensor(judgement.under, dtype=torch.float64)
+        made.take(Bets(won_BAS, mean_A, variance_A))
+    if made is not None and made.is_lost:
+        request, judgement = next(each for each in reversed(judgements) if each[1].won)
+        _, scale = made.best()
+        judgement.defects.append(Divergence("law", made.says(), **request.where(0), scale=scale))
+    return made
+
+
 def rows_along(
     network: Network, models: ModelPair, request: Request, labels_B: Tensor, tokens_BL: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -165,22 +207,20 @@ def rows_along(
 
 @torch.inference_mode()
 def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternative]) -> Bets:
-    """Bet on every token of a batch.
-
-    Mean and variance are computed for the last image of the batch, and stand for all.
-    """
+    """Bet on every token of a batch."""
     B = len(seen.tokens_BL)
-    sums_3ABS = torch.zeros(3, len(alternatives), B, pyramid.S, dtype=torch.float64)
+    won_BAS = torch.zeros(B, len(alternatives), pyramid.S, dtype=torch.float64)
+    under_2A = torch.zeros(2, len(alternatives), dtype=torch.float64)
     forbidden = []
     for si in pyramid:
         for b in range(B):
             law = _Law.of(seen, pyramid, si, b)
             sums_A3 = torch.stack([law.bet(a, b == B - 1) for a in alternatives]).cpu()
-            sums_3ABS[0, :, b, si] = sums_A3[:, 0]
-            sums_3ABS[1:, :, :, si] = sums_A3.T[1:, :, None]  # the last image's are the last ones written
+            won_BAS[b, :, si] = sums_A3[:, 0]
+            under_2A += sums_A3[:, 1:].T
             forbidden += [(b, pyramid.draws.begin(si) + place) for place in law.forbidden()]
-    won_ABS, mean_ABS, variance_ABS = sums_3ABS
-    return Bets(won_ABS, mean_ABS, variance_ABS, forbidden)
+    mean_A, variance_A = under_2A
+    return Bets(won_BAS, mean_A, variance_A, tuple(forbidden))
 
 
 @dataclass(frozen=True)
@@ -286,23 +326,24 @@ class Wealth:
         # half of the stake on what differs at every scale alike, half on single scales; the last column is all scales
         self.stake_AT = torch.full((A, S + 1), -math.log(2 * A * S), dtype=torch.float64)
         self.stake_AT[:, -1] = -math.log(2 * A)
-        self.sums_4AT = torch.zeros(4, A, S + 1, dtype=torch.float64)  # won, mean, its square, variance
-        self.images, self.forbidden, self.highest = 0, 0, 0.0
+        self.won_AT = torch.zeros(A, S + 1, dtype=torch.float64)
+        self.under_3A = torch.zeros(3, A, dtype=torch.float64)  # of batches: mean, its square, variance
+        self.images, self.batches, self.forbidden, self.highest = 0, 0, 0, 0.0
 
     def take(self, bets: Bets) -> None:
         """Add a batch, image by image."""
-        three_3ABS = torch.stack((bets.won_ABS, bets.mean_ABS, bets.variance_ABS))
-        three_3ABT = torch.cat((three_3ABS, three_3ABS.sum(-1, keepdim=True)), -1)
-        for won_AT, mean_AT, variance_AT in three_3ABT.permute(2, 0, 1, 3):
-            self.sums_4AT += torch.stack((won_AT, mean_AT, mean_AT.square(), variance_AT))
+        for won_AS in bets.won_BAS:
+            self.won_AT += torch.cat((won_AS, won_AS.sum(1, keepdim=True)), 1)
             self.images += 1
             self.highest = max(self.highest, self.log_wealth)
+        self.under_3A += torch.stack((bets.mean_A, bets.mean_A.square(), bets.variance_A))
+        self.batches += 1
         self.forbidden += len(bets.forbidden)
 
     @property
     def log_wealth(self) -> float:
         """Logarithm of the mixture's wealth now."""
-        return float((self.sums_4AT[0] + self.stake_AT).flatten().logsumexp(0))
+        return float((self.won_AT + self.stake_AT).flatten().logsumexp(0))
 
     @property
     def is_lost(self) -> bool:
@@ -339,16 +380,30 @@ class Wealth:
         need = "no number of images shows" if math.isinf(number) else f"{number:.0f} images would show"
         return f"{self.images} images prove little: {need} whether {words}"
 
+    def as_dict(self) -> dict[str, object]:
+        """Return what is proved as JSON values; images that never suffice are None."""
+        best, scale = self.best()
+        return {
+            "verdict": self.verdict.value,
+            "says": self.says(),
+            "images": self.images,
+            "forbidden": self.forbidden,
+            "log_wealth": self.highest,
+            "goal": self.goal,
+            "best": {"as if": best.words, "scale": scale},
+            "images_to_find": finite({a.words: number for a, number in self.images_to_find().items()}),
+        }
+
     def best(self) -> tuple[Alternative, int]:
         """Return the alternative that won most, and its scale; −1 where it is all of them."""
-        a, column = divmod(int((self.sums_4AT[0] + self.stake_AT).argmax()), self.S + 1)
+        a, column = divmod(int((self.won_AT + self.stake_AT).argmax()), self.S + 1)
         return self.alternatives[a], column if column < self.S else -1
 
     def images_to_find(self) -> dict[Alternative, float]:
         """Return how many images find a decoder that follows each alternative, 9 times in 10; may be infinite."""
         if not self.images:
             return dict.fromkeys(self.alternatives, math.inf)
-        mean_A, square_A, variance_A = (self.sums_4AT[1:, :, -1] / self.images).tolist()
+        mean_A, square_A, variance_A = (self.under_3A / self.batches).tolist()
         goal = self.goal - float(self.stake_AT[0, -1])
         return {
             a: _images(mean, max(0.0, variance) + max(0.0, square - mean * mean), goal)

@@ -121,6 +121,9 @@ class Judgement:
     surprise: list[list[float]] = field(default_factory=list)
     # what the decoder left behind in its process, or showed otherwise than asked: no defect where nothing came of it
     remarks: list[str] = field(default_factory=list)
+    # what bets on its tokens won (`judge.likelihood`), by image, alternative and scale; those of a run add up
+    won: list[list[list[float]]] = field(default_factory=list)
+    under: list[list[float]] = field(default_factory=list)  # mean and variance of it, under each alternative
     so_far: str = ""  # how far a decode came that did not end well, in words
     # its trace so far, or all of it where something else was wrong; None where nothing is known, and once it is
     # judged

@@ -18,7 +18,7 @@ import torch
 from harness.adapters import PUBLISHED_PREFIX
 from harness.decoders import Factory, Other, Terms, factory_name, is_own_decoder, pickled_factory
 from harness.errors import InputError, NonFiniteError, StopSignal
-from harness.judge import Divergence, Judgement, weigh_run
+from harness.judge import Divergence, Judgement, law_of, weigh_law, weigh_run
 from harness.models import ModelPair
 from harness.pool import ALONE, Died, Parallelism, employ
 from harness.protocol import Contract, Request, guidance_text
@@ -124,7 +124,7 @@ def verify_decodes(
             result.stopped = run.go(pool.map, terms.first_only)
             result.sealed = file.digest if file else ""
         result.record = replace(record, workers=pool.name, certifying=str(certifying_precision(models)))
-    put_together(result, run.rows, models.pyramid, budget)
+    put_together(result, run.rows, record.networks, budget)
     if result.stopped:
         raise RunInterrupted(result, result.stopped)
     return result
@@ -229,10 +229,11 @@ def keeps_dying(rows: Sequence[JudgedRow]) -> bool:
 
 
 def put_together(
-    result: Verification, rows: Mapping[int, Sequence[JudgedRow]], pyramid: ScalePyramid, budget: Budget
+    result: Verification, rows: Mapping[int, Sequence[JudgedRow]], networks: NetworksUsed, budget: Budget
 ) -> None:
-    """Put rows into a result in its plan's order, and weigh the ties of the whole run."""
+    """Put rows into a result in its plan's order, and weigh the ties and bets of the whole run."""
     settings, requests = result.settings, {task.number: task.request for task in result.plan.tasks}
+    pyramid = networks.pyramid
     for task in result.plan.tasks:
         for row in sorted(rows.get(task.number, []), key=lambda row: row.setting):
             if not keeps_dying(settings[row.setting].rows):
@@ -241,7 +242,16 @@ def put_together(
     def allowed(request: Request) -> list[Allowance]:
         return [budget.guided(request.guidance, pyramid.ramp(si), si) for si in pyramid]
 
+    alike = list(dict.fromkeys(law_of(request) for request in requests.values()))
+    looks = len(alike) * sum(setting.contract is Contract.LAW for setting in settings)
     for setting in settings:
+        if setting.contract is Contract.LAW:
+            for law in alike:
+                judged = [
+                    (requests[row.task], row.judgement) for row in setting.rows if law_of(requests[row.task]) == law
+                ]
+                wealth = weigh_law(judged, networks.V, looks)
+                setting.bets += [wealth] if wealth else []
         weigh_run([(requests[row.task], row.judgement) for row in setting.rows], allowed, len(settings))
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.files import check_readable, compact, finite, write_whole
+from harness.files import check_readable, compact, write_whole
 from harness.judge import ALPHA, Alternative, TokensSeen, Verdict, Wealth, bet, rows_along, usual_alternatives
 from harness.models import ModelPair
 from harness.protocol import Request, request_values
@@ -146,18 +146,7 @@ class LikelihoodTest:
 
     def as_dict(self) -> dict[str, object]:
         """Return what is proved as JSON values; images that never suffice are None."""
-        wealth, (best, scale) = self.wealth, self.wealth.best()
-        return {
-            **self._terms,
-            "verdict": self.verdict.value,
-            "says": self.place or wealth.says(),
-            "images": wealth.images,
-            "forbidden": wealth.forbidden,
-            "log_wealth": wealth.highest,
-            "goal": wealth.goal,
-            "best": {"as if": best.words, "scale": scale},
-            "images_to_find": finite(self.images_to_find()),
-        }
+        return {**self._terms, **self.wealth.as_dict(), **({"says": self.place} if self.place else {})}
 
     def __str__(self) -> str:
         return f"{self.verdict.value}: {self.place or self.wealth.says()}"
@@ -170,7 +159,9 @@ class LikelihoodTest:
             "forbidden": wealth.forbidden,
             "place": self.place,
             "highest": wealth.highest,
-            "sums": wealth.sums_4AT.tolist(),
+            "batches": wealth.batches,
+            "won": wealth.won_AT.tolist(),
+            "under": wealth.under_3A.tolist(),
             "last": [] if last is None else last.tolist(),
         }
 
@@ -182,16 +173,19 @@ class LikelihoodTest:
                 if state[name] != json.loads(json.dumps(value)):
                     raise InputError("file", file, f"is the state of other {name}", RESTART)
             wealth = self.wealth
-            sums = torch.tensor(state["sums"], dtype=torch.float64)
-            numbers = [state[name] for name in ("images", "forbidden")]
-            fits = sums.shape == wealth.sums_4AT.shape and sums.isfinite().all() and math.isfinite(state["highest"])
-            if not fits or not all(type(number) is int and number >= 0 for number in numbers):
+            won, under = (torch.tensor(state[name], dtype=torch.float64) for name in ("won", "under"))
+            numbers = [state[name] for name in ("images", "batches", "forbidden")]
+            fits = won.shape == wealth.won_AT.shape and under.shape == wealth.under_3A.shape
+            if not (fits and won.isfinite().all() and under.isfinite().all() and math.isfinite(state["highest"])):
                 raise ValueError("numbers that no state has")
+            if not all(type(number) is int and number >= 0 for number in numbers):
+                raise ValueError("counts that no state has")
             last_L = torch.tensor(state["last"], dtype=torch.int64, device=self.models.device)
             if len(last_L) and len(last_L) != self.models.pyramid.draws.L:
                 raise ValueError("tokens of another size")
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError("file", file, f"is no state of a likelihood test ({error})", RESTART) from error
-        wealth.images, wealth.forbidden = numbers
-        wealth.sums_4AT, wealth.highest, self.place = sums, float(state["highest"]), str(state["place"])
+        wealth.images, wealth.batches, wealth.forbidden = numbers
+        wealth.won_AT, wealth.under_3A = won, under
+        wealth.highest, self.place = float(state["highest"]), str(state["place"])
         self._last_L = last_L if len(last_L) else None

@@ -46,7 +46,7 @@ def _result(run: Kept, rows: list[JudgedRow]) -> Verification:
     for row in rows:
         by_task.setdefault(row.task, []).append(row)
         result.decode_seconds += row.seconds + row.reference_seconds
-    put_together(result, by_task, networks.pyramid, record.budget)
+    put_together(result, by_task, networks, record.budget)
     dead = {number for number, setting in enumerate(result.settings) if keeps_dying(setting.rows)}  # left alone
     result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in run.plan.tasks)
     if run.claims is not None:

@@ -31,7 +31,7 @@ from harness.runs._setting import COUNTS, SettingResult, row_values
 from harness.wording import count_of
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
-UNTESTED = "contract B claims the target's law, and nobody tested it: pass --laws 2, which does on small networks"
+UNTESTED = "contract B claims the target's law, and {}; pass more --seeds, or --laws 2 to try it on small networks"
 MOST = 600  # characters of a text from outside
 # Readable on light and dark; the verdict's word says the same as its colour.
 COLOURS = {Verdict.DEFECT: "#d1242f", Verdict.INCONCLUSIVE: "#9a6700"}
@@ -169,13 +169,19 @@ class Verification:
     @property
     def is_law_untested(self) -> bool:
         """Whether a decoder claims the target's law, and nobody compared what it draws with that law."""
-        claimed = any(setting.contract is Contract.LAW for setting in self.settings) and not self.against
-        return claimed and not (self.laws is not None and self.laws.tested_the_law)
+        claims = [setting for setting in self.settings if setting.contract is Contract.LAW and not self.against]
+        if self.laws is not None and self.laws.tested_the_law:
+            return False
+        return not all(setting.is_law_shown for setting in claims)
 
     @property
     def open(self) -> list[str]:
         """Why the run as a whole proves nothing: what was noted, and a law that is claimed and was not tested."""
-        return [*self.reasons, UNTESTED] if self.is_law_untested else self.reasons
+        if not self.is_law_untested:
+            return self.reasons
+        bets = [wealth for setting in self.settings for wealth in setting.bets]
+        says = max(bets, key=lambda wealth: wealth.images).says() if bets else "nobody tested it"
+        return [*self.reasons, UNTESTED.format(says)]
 
     @property
     def inconclusive(self) -> list[str]:

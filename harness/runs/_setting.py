@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from harness.judge import Distance, Divergence, Judgement, Verdict, worst_verdict
+from harness.judge import Distance, Divergence, Judgement, Verdict, Wealth, worst_verdict
 from harness.protocol import Contract, Request, Settings
 from harness.runs._records import JudgedRow
 
@@ -26,11 +26,18 @@ class SettingResult:
     contract: Contract  # what the decoder claims
     rows: list[JudgedRow] = field(default_factory=list)  # what each request came to, in the order of the plan
     draft: str = ""  # which of a design's drafts
+    # what bets against the target's likelihood came to (contract B), by guidance and filter of the requests
+    bets: list[Wealth] = field(default_factory=list)
 
     @property
     def judgements(self) -> list[Judgement]:
         """The judgement on every request that was not refused."""
         return [row.judgement for row in self.rows if not row.refused]
+
+    @property
+    def is_law_shown(self) -> bool:
+        """Whether its own tokens would have shown another law than the target's, had there been one."""
+        return any(wealth.verdict is Verdict.CONSISTENT for wealth in self.bets)
 
     @property
     def refused(self) -> int:
@@ -110,6 +117,7 @@ class SettingResult:
                 {"request": row.task, **_outcome(row), "refused": row.refused, "seconds": row.seconds}
                 for row in self.rows
             ],
+            **({"bets": [wealth.as_dict() for wealth in self.bets]} if self.bets else {}),
             "distances": [vars(distance) for distance in self.distances],
             "seconds": self.seconds,
             "reference_seconds": self.reference_seconds,

@@ -46,6 +46,7 @@ COMPONENTS = {
     "mask or cache": "A position sees what it must not see, or misses what it must: the attention mask or the cache.",
     "cache": "The cache of earlier positions holds something wrong.",
     "accept": "A drafted token was accepted although the large model draws another one.",
+    "law": "The tokens are drawn by another law than the large model's: by which one, the bets on them say.",
     "draw": "The scores are right and the token is not: the filter, the draw or its random numbers are wrong.",
     "f_hat": "The map that tokens add up to was added up wrongly.",
     "accumulation": "The map that tokens add up to was added up wrongly.",

@@ -58,8 +58,8 @@ def log_law(seen: TokensSeen, moved_NLV: Tensor | None = None, temperature: floa
 
 @lru_cache(maxsize=16)
 def won_of_all(request: Request, allowed: float = 1e-6) -> Tensor:
-    """Return what every alternative that looks at one image alone wins on every outcome, scale by scale."""
-    return bet(seen_all(request, allowed), PYRAMID, without_before(request)).won_ABS
+    """Return what every alternative that looks at one image alone wins on every outcome, scale by scale (N, A, S)."""
+    return bet(seen_all(request, allowed), PYRAMID, without_before(request)).won_BAS
 
 
 def without_before(request: Request) -> tuple[Alternative, ...]:
@@ -69,11 +69,11 @@ def without_before(request: Request) -> tuple[Alternative, ...]:
 
 @pytest.mark.parametrize("request_", [REQUEST, FILTERED, replace(REQUEST, cfg=0.0), replace(REQUEST, top_p=0.7)])
 def test_nothing_is_expected_to_be_won_of_the_targets_law(request_: Request):
-    won_ANS = won_of_all(request_)
+    won_NAS = won_of_all(request_)
     law_N = log_law(seen_all(request_)).exp()
     assert law_N.sum().item() == pytest.approx(1)
-    won_ANT = torch.cat((won_ANS, won_ANS.sum(-1, keepdim=True)), -1)
-    expected_AT = (law_N[None, :, None] * won_ANT.exp()).sum(1)
+    won_NAT = torch.cat((won_NAS, won_NAS.sum(-1, keepdim=True)), -1)
+    expected_AT = (law_N[:, None, None] * won_NAT.exp()).sum(0)
     assert expected_AT.max().item() <= 1
     # and little is given away: a bound that is too wide would bet on nothing
     assert expected_AT.min().item() > 0.99 or request_.top_p  # at the edge of a nucleus nothing is bet
@@ -83,16 +83,16 @@ def test_nothing_is_expected_to_be_won_of_the_targets_law(request_: Request):
 def test_nothing_is_expected_to_be_won_of_a_law_that_rounding_made(allowed: float):
     seen = seen_all(REQUEST, allowed)
     alternatives = without_before(REQUEST)[::3]
-    won_AN = bet(seen, PYRAMID, alternatives).won_ABS.sum(-1)
+    won_NA = bet(seen, PYRAMID, alternatives).won_BAS.sum(-1)
     generator, worst, blind = torch.Generator().manual_seed(0), 0.0, 0.0
-    blind_AN = won_AN + seen_bound(seen, alternatives)
+    blind_NA = won_NA + seen_bound(seen, alternatives)
     for _ in range(50):
         # the reference's logits are off by `allowed`, and the decoder's the other way
         moved_NLV = 2 * allowed * torch.randn(seen.guided_BLV.shape, generator=generator).sign()
         moved_NLV = moved_of_prefix(moved_NLV)
         law_N = log_law(seen, moved_NLV).exp()
-        worst = max(worst, float((law_N * won_AN.exp()).sum(1).max()))
-        blind = max(blind, float((law_N * blind_AN.exp()).sum(1).max()))
+        worst = max(worst, float((law_N @ won_NA.exp()).max()))
+        blind = max(blind, float((law_N @ blind_NA.exp()).max()))
     assert worst <= 1
     assert blind > 1  # without the bound such a law would win: it is needed
 
@@ -111,29 +111,30 @@ def moved_of_prefix(moved_NLV: Tensor) -> Tensor:
 def seen_bound(seen: TokensSeen, alternatives: tuple[Alternative, ...]) -> Tensor:
     """Return by how much the bound on rounding lowered every image's factor."""
     exact = replace(seen, allowed_S=(0.0,) * PYRAMID.S)
-    wide, tight = (bet(each, PYRAMID, alternatives).won_ABS.sum(-1) for each in (seen, exact))
+    wide, tight = (bet(each, PYRAMID, alternatives).won_BAS.sum(-1) for each in (seen, exact))
     return tight - wide
 
 
 def test_mean_and_variance_are_those_under_the_alternative():
+    """Of the last image's prefix, scale by scale: over all its outcomes they are sums, too."""
     seen, hot = seen_all(), Alternative("the temperature were 1.2", temperature=1.2)
-    law_N = log_law(seen, temperature=1.2).exp()
-    prefix_N = (OUTCOMES_NL[:, 0] == OUTCOMES_NL[-1, 0]).double()  # those that share the last one's prefix
     bets = bet(seen, PYRAMID, (hot,))
-    weight_N = law_N * prefix_N / (law_N * prefix_N).sum()
-    won_N = bets.won_ABS[0, :, 1]
-    mean = (weight_N * won_N).sum()
-    assert bets.mean_ABS[0, -1, 1].item() == pytest.approx(mean.item(), rel=1e-3)
-    assert bets.variance_ABS[0, -1, 1].item() == pytest.approx(
-        ((weight_N * won_N.square()).sum() - mean**2).item(), rel=1e-3
-    )
+    law_N = log_law(seen, temperature=1.2).exp()
+    shares_N = (OUTCOMES_NL[:, 0] == OUTCOMES_NL[-1, 0]).double()
+    mean = variance = 0.0
+    for si, share_N in enumerate((law_N, law_N * shares_N)):
+        won_N, weight_N = bets.won_BAS[:, 0, si], share_N / share_N.sum()
+        mean += float(weight_N @ won_N)
+        variance += float(weight_N @ won_N.square() - (weight_N @ won_N) ** 2)
+    assert bets.mean_A.item() == pytest.approx(mean, rel=1e-3)
+    assert bets.variance_A.item() == pytest.approx(variance, rel=1e-3)
 
 
 def simulated(seen: TokensSeen, law_N: Tensor, runs: int, images: int, alpha: float) -> int:
     """Return how many of many runs are accused."""
     alternatives = without_before(seen.request)
-    won_ANS = won_of_all(replace(seen.request, labels=(1,), images=None))
-    won_NT = torch.cat((won_ANS, won_ANS.sum(-1, keepdim=True)), -1).transpose(0, 1)
+    won_NAS = won_of_all(replace(seen.request, labels=(1,), images=None))
+    won_NT = torch.cat((won_NAS, won_NAS.sum(-1, keepdim=True)), -1)
     wealth = Wealth(alternatives, PYRAMID.S, alpha=alpha)
     drawn = torch.multinomial(law_N, runs * images, replacement=True, generator=torch.Generator().manual_seed(1))
     accused = 0
@@ -179,7 +180,7 @@ def test_at_the_edge_of_a_filter_nothing_is_bet_and_nothing_forbidden():
     seen = seen_all(FILTERED, allowed=100.0)  # any token may be among the first two
     bets = bet(seen, PYRAMID, without_before(FILTERED))
     assert not bets.forbidden
-    assert bets.won_ABS.count_nonzero() == 0
+    assert bets.won_BAS.count_nonzero() == 0
 
 
 def one_image(tokens_L: Tensor, before_L: Tensor) -> TokensSeen:
@@ -196,8 +197,8 @@ def one_image(tokens_L: Tensor, before_L: Tensor) -> TokensSeen:
 
 def test_an_image_that_is_the_one_before_wins_and_another_one_does_not():
     again = (Alternative("again", share=0.5, source=TokenSource.BEFORE),)
-    same = bet(one_image(OUTCOMES_NL[5], OUTCOMES_NL[5]), PYRAMID, again).won_ABS.sum(-1)[0]
-    other = bet(one_image(OUTCOMES_NL[5], OUTCOMES_NL[-1]), PYRAMID, again).won_ABS.sum(-1)[0]
+    same = bet(one_image(OUTCOMES_NL[5], OUTCOMES_NL[5]), PYRAMID, again).won_BAS.sum(-1)[:, 0]
+    other = bet(one_image(OUTCOMES_NL[5], OUTCOMES_NL[-1]), PYRAMID, again).won_BAS.sum(-1)[:, 0]
     assert same[0] == pytest.approx(0, abs=1e-4)  # the first image has none before it
     assert same[1] > 1 > other[1]
 
@@ -206,26 +207,26 @@ def test_the_wealth_names_what_won_and_where():
     seen = seen_all()
     alternatives = (Alternative("hot", temperature=1.5), Alternative("cold", temperature=0.5))
     bets = bet(seen, PYRAMID, alternatives)
-    only = torch.zeros_like(bets.won_ABS)
-    only[1, :, 1] = 0.2  # cold, at scale 1
+    only = torch.zeros_like(bets.won_BAS)
+    only[:, 1, 1] = 0.2  # cold, at scale 1
     wealth = Wealth(alternatives, PYRAMID.S)
-    wealth.take(replace(bets, won_ABS=only))
+    wealth.take(replace(bets, won_BAS=only))
     # what is won at one scale is won over all of them, too, at twice the stake a scale
     assert wealth.best() == (alternatives[1], -1)
-    only[1, :, 0] = -0.1
+    only[:, 1, 0] = -0.1
     wealth = Wealth(alternatives, PYRAMID.S)
-    wealth.take(replace(bets, won_ABS=only))
+    wealth.take(replace(bets, won_BAS=only))
     assert wealth.best() == (alternatives[1], 1)
 
 
 def test_a_wealth_that_was_reached_once_counts_though_it_is_lost_again():
     seen, alternatives = seen_all(), (Alternative("hot", temperature=1.5),)
     bets = bet(seen, PYRAMID, alternatives)
-    up_and_down = torch.zeros_like(bets.won_ABS)
-    up_and_down[0, :50] = 1.0
-    up_and_down[0, 50:100] = -1.0
+    up_and_down = torch.zeros_like(bets.won_BAS)
+    up_and_down[:50] = 1.0
+    up_and_down[50:100] = -1.0
     wealth = Wealth(alternatives, PYRAMID.S)
-    wealth.take(replace(bets, won_ABS=up_and_down))
+    wealth.take(replace(bets, won_BAS=up_and_down))
     assert wealth.log_wealth < 1
     assert wealth.is_lost
 
@@ -246,7 +247,7 @@ def test_images_to_find_are_those_that_find_nine_in_ten():
     hot = Alternative("the temperature were 1.3", temperature=1.3)
     wealth = Wealth((hot,), PYRAMID.S)
     law_N = log_law(seen, temperature=1.3).exp()
-    won_NS = bet(seen, PYRAMID, (hot,)).won_ABS[0]
+    won_NS = bet(seen, PYRAMID, (hot,)).won_BAS[:, 0]
     drawn = torch.multinomial(law_N, 64, replacement=True, generator=torch.Generator().manual_seed(2)).tolist()
     for row in drawn:
         wealth.take(bet(alone(seen, row), PYRAMID, (hot,)))
@@ -277,5 +278,5 @@ def test_no_factor_is_above_the_most():
     rare = Alternative("leak", share=0.9, source=TokenSource.UNIFORM)
     seen = seen_all()
     sharp = replace(seen, guided_BLV=seen.guided_BLV * 1000)
-    won_N = bet(sharp, PYRAMID, (rare,)).won_ABS[0, :, 0]
+    won_N = bet(sharp, PYRAMID, (rare,)).won_BAS[:, 0, 0]
     assert won_N.max().item() <= math.log(MOST_RATIO)

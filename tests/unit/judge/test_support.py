@@ -72,11 +72,21 @@ def test_a_token_that_the_filter_drops_is_a_defect_and_a_right_decoder_has_none(
         assert right.settings[0].total("defects") == 0
 
 
-def test_without_a_filter_nothing_is_forbidden_and_the_law_is_unproven():
-    for factory in (own_tokens, rejection):
-        result = found(factory)
-        assert (result.verdict, result.settings[0].total("defects")) == (Verdict.INCONCLUSIVE, 0)
-        assert result.inconclusive == [UNTESTED]
+def test_without_a_filter_nothing_is_forbidden_and_few_images_leave_the_law_open():
+    result = found(rejection)
+    assert (result.verdict, result.settings[0].total("defects")) == (Verdict.INCONCLUSIVE, 0)
+    (why,) = result.inconclusive
+    assert why.startswith(UNTESTED.partition("{")[0] + "3 images prove little: ")
+
+
+def test_a_token_that_is_unlikely_everywhere_is_another_law():
+    result = found(own_tokens)
+    assert (result.verdict, result.settings[0].total("defects")) == (Verdict.DEFECT, 1)
+    first = result.first_divergence
+    assert first.component == "law"
+    assert first.detail.startswith("the tokens are as if ")
+    (wealth,) = result.settings[0].as_dict()["bets"]
+    assert (wealth["verdict"], wealth["images"]) == ("DEFECT", 3)
 
 
 def evidence(**filters: float) -> Evidence:
@@ -124,7 +134,7 @@ def test_a_law_that_was_tested_and_held_is_consistent():
         result = found(rejection)
         result.take_laws(LawsTried(2, held=60, **{unproven: (THE_LAW,)}))  # type: ignore[arg-type]
         assert result.verdict is Verdict.INCONCLUSIVE
-        assert UNTESTED in result.inconclusive
+        assert any(why.startswith(UNTESTED.partition("{")[0]) for why in result.inconclusive)
 
 
 def biased(models: ModelPair, settings: Settings) -> Any:

@@ -75,7 +75,7 @@ def test_it_goes_on_from_its_file_as_if_it_had_never_stopped(tmp_path: Path):
         LikelihoodTest(MODELS, REQUEST, file=file).take(drawn(8, first=first), labels(8))
     again = LikelihoodTest(MODELS, REQUEST, file=file)
     assert again.images == 24
-    assert torch.equal(again.wealth.sums_4AT, whole.wealth.sums_4AT)
+    assert torch.equal(again.wealth.won_AT, whole.wealth.won_AT)
     assert str(again) == str(whole)
     assert file.stat().st_size < 100_000
 
@@ -121,8 +121,8 @@ def test_a_state_of_others_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     "tampered",
     [
-        {"sums": [[1.0]]},
-        {"sums": "many"},
+        {"won": [[1.0]]},
+        {"under": "many"},
         {"images": -1},
         {"images": True},
         {"forbidden": 0.5},
