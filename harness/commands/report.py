@@ -28,12 +28,14 @@ def report(shown: ReportOptions) -> None:
     """
     from harness.report import plain_console, say, show_verification
     from harness.report.html import check_page, run_page, seen_in
-    from harness.runs import recorded_result
+    from harness.runs import readable, recorded_result
 
     paths = check_outputs({"html": shown.html}, {"run": shown.run})
     check_page(shown.html)
     result, console = recorded_result(shown.run), plain_console()
-    show_verification(result, console, shown.quiet)
+    with readable(shown.run):
+        show_verification(result, console, shown.quiet)
+        page = run_page(result, seen_in(shown.run, result)) if "html" in paths else b""
     if "html" in paths:
-        write_whole(paths["html"], run_page(result, seen_in(shown.run, result)))
+        write_whole(paths["html"], page)
         say(console, f"wrote {shown.html}")

@@ -28,8 +28,10 @@ from harness.runs._identity import Identity, identity_of
 from harness.runs._record import RunHeader, against_of, against_values
 from harness.runs._records import NAMES, settings_of, settings_values, to_json, unreadable
 from harness.runs._runfile import exhibit_of, read_run
+from harness.runs._schema import typed
 from harness.wording import count_of
 
+MOST_SCALES = 2**10
 MOST_CASES = 16  # that are repeated where none is named
 KEY, SCHEMA = "sdvar-bundle", 1
 STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
@@ -210,19 +212,24 @@ def read_bundle(path: Path) -> KeptCase:
             for prefix in (NUMBERS, EXHIBIT)
         )
         settings, draft_noise = settings_of(values["settings"])
-        return KeptCase(
+        case = KeptCase(
             0,
-            RunHeader.from_dict(values["about"]),
+            typed(RunHeader.from_dict(values["about"])),
             settings,
-            request_of(values["request"]),
-            Divergence(**dict(zip(NAMES, values["found"], strict=True))),
+            typed(request_of(values["request"])),
+            typed(Divergence(**dict(zip(NAMES, values["found"], strict=True)))),
             values["scales"],
-            RecordedNumbers(numbers, request_of(values["recorded"])),
+            RecordedNumbers(numbers, typed(request_of(values["recorded"]))),
             exhibit,
             draft_noise,
             against_of(values["against"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        if case.record.identity is None or not 0 <= case.scales <= MOST_SCALES or type(case.scales) is not int:
+            raise ValueError("it does not say of what it is")
+        return case
+    except InputError:
+        raise
+    except Exception as error:  # whatever somebody else's file makes of it
         raise unreadable("file", path, error) from None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from harness.content import refuse_other
-from harness.errors import InputError
+from harness.errors import HarnessError, InputError
 from harness.files import check_readable
 from harness.runs._records import to_json, unreadable
 from harness.runs._seals import BEGIN, SEALS, broken_seal, last_seal, seal
@@ -48,7 +48,9 @@ class FileKind:
         """Turn what a damaged file does into one `InputError`."""
         try:
             yield
-        except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        except HarnessError:
+            raise
+        except Exception as error:  # whatever somebody else's file makes of it
             raise unreadable(name, path, error, self.remedy) from None
 
     def check(self, base: sqlite3.Connection, path: Path, name: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from harness.errors import InputError
 from harness.runs._cover import say_what_was_covered
 from harness.runs._decodes import keeps_dying, put_together, widest
 from harness.runs._records import JudgedRow, unreadable
@@ -25,7 +26,9 @@ def recorded_result(path: Path, name: str = "run") -> Verification:
     run, rows = read_run(path, name)
     try:
         return _result(run, rows)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever somebody else's file makes of it
         raise unreadable(name, path, error) from None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from harness.errors import InputError
 from harness.judge import Distance, Divergence, Judgement
 from harness.protocol import Round, Settings, Trace
+from harness.runs._schema import typed
 from harness.runs.pictures import Picture
 from harness.wording import count_of
 
@@ -182,7 +183,7 @@ def picture_of(values: Values, decoder: bytes, reference: bytes) -> Picture:
     """Return the picture that these JSON values without its pixels were made of."""
     rounds = [Round(**turn) for turn in values["rounds"]]
     distance = Distance(**values["distance"]) if values["distance"] else None
-    return Picture(**{**values, "rounds": rounds, "distance": distance}, decoder=decoder, reference=reference)
+    return typed(Picture(**{**values, "rounds": rounds, "distance": distance}, decoder=decoder, reference=reference))
 
 
 def settings_values(settings: Settings, draft_noise: float | None) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def judgement_values(judgement: Judgement) -> dict[str, Any]:
 def judgement_of(values: Values) -> Judgement:
     """Return the judgement that these values were made of."""
     lists = {name: [Divergence(**dict(zip(NAMES, row, strict=True))) for row in values[name]] for name in LISTS}
-    return Judgement(**{**values, **lists, "distances": [Distance(*row) for row in values["distances"]]})
+    return typed(Judgement(**{**values, **lists, "distances": [Distance(*row) for row in values["distances"]]}))
 
 
 def to_json(values: Any) -> str:
@@ -219,7 +220,10 @@ def settings_of(values: Values) -> tuple[Settings, float | None]:
     """Return what `settings_values` made these values of."""
     fields_of_it = {name: value for name, value in values.items() if name != "draft_noise"}
     options = tuple((str(name), str(value)) for name, value in values["options"])
-    return Settings(**{**fields_of_it, "options": options}), values["draft_noise"]
+    noise = values["draft_noise"]
+    if noise is not None and not isinstance(noise, int | float):
+        raise TypeError(f"draft_noise is {noise!r}")
+    return typed(Settings(**{**fields_of_it, "options": options})), noise
 
 
 def unreadable(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from harness.runs._origin import origin_mark
 from harness.runs._plan import Plan, Task
 from harness.runs._record import RunHeader
 from harness.runs._records import Counts, Coverage, JudgedRow, settings_of, to_json
+from harness.runs._schema import typed
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
 from harness.wording import count_of
 
@@ -148,16 +150,29 @@ def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
         tasks = base.execute("SELECT number, request, settings FROM tasks ORDER BY number").fetchall()
         plan = Plan(
             tuple(one for one, _ in settings),
-            tuple(Task(number, request_of(json.loads(a)), tuple(json.loads(b))) for number, a, b in tasks),
+            tuple(typed(Task(number, request_of(json.loads(a)), tuple(json.loads(b)))) for number, a, b in tasks),
             tuple(noise for _, noise in settings),
         )
         notes = notes_of(base)
-        laws = LawsTried.from_dict(notes["laws"]) if "laws" in notes else None
-        claims = QualityClaims.from_dict(notes["claims"]) if "claims" in notes else None
+        laws = typed(LawsTried.from_dict(notes["laws"])) if "laws" in notes else None
+        claims = typed(QualityClaims.from_dict(notes["claims"])) if "claims" in notes else None
         quality = KeptFigures(notes["quality"]) if "quality" in notes else None
         said = [to_json(notes[name]) for name in NAMES_CODE] + [value for (value,) in rows]
         is_own = notes.get("origin") == origin_mark(said)
-        return Kept(RunHeader.from_dict(notes), plan, laws, claims, quality, is_own), list(_rows(base))
+        run = Kept(typed(RunHeader.from_dict(notes)), plan, laws, claims, quality, is_own)
+        judged = list(_rows(base))
+        check_rows(run, judged)
+        return run, judged
+
+
+def check_rows(run: Kept, rows: Sequence[JudgedRow]) -> None:
+    """Refuse rows of requests and settings that a plan has not. Raises `ValueError`."""
+    asked = {(task.number, setting) for task in run.plan.tasks for setting in task.settings}
+    settings = range(len(run.plan.settings))
+    if any(setting not in settings for _, setting in asked) or len(run.record.contracts) != len(settings):
+        raise ValueError("its requests are to be drawn under settings that it has not")
+    if not {(row.task, row.setting) for row in rows} <= asked:
+        raise ValueError("it judges what it does not ask for")
 
 
 def begin(store: RunFileOptions, record: RunHeader, plan: Plan) -> RunFile | None:
@@ -189,6 +204,11 @@ def _drawn(plan: Plan) -> str:
     images = sum(request.B for request in requests)
     batches = count_of(len(requests), "batch", "batches")
     return f"{count_of(images, 'image')} in {batches} of {max(request.B for request in requests)} at most"
+
+
+def readable(path: Path, name: str = "run") -> AbstractContextManager[None]:
+    """Turn what the values of a file do to whoever shows them into one `InputError`: they may be anybody's."""
+    return RUN_FILE.readable(path, name)
 
 
 def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:
@@ -233,6 +253,6 @@ def _rows(base: sqlite3.Connection) -> Iterator[JudgedRow]:
         f"SELECT {names}, device_bytes, refused FROM judged ORDER BY task, setting"
     ):
         values = json.loads(counts) if counts else None
-        counted = values and Counts(**{**values, "covered": Coverage.from_dict(values["covered"])})
+        counted = Counts(**{**values, "covered": Coverage.from_dict(values["covered"])}) if values is not None else None
         row = JudgedRow(task, setting, records.judgement_of(json.loads(judgement)), counted, *rest)
-        yield replace(row, changes=tuple(map(str, json.loads(changes))), peak_bytes=peak)
+        yield typed(replace(row, changes=tuple(map(str, json.loads(changes))), peak_bytes=peak))
