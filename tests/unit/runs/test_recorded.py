@@ -27,7 +27,7 @@ from harness.runs._result import Verification
 from harness.runs._runfile import RunFileOptions, pictures_of
 from harness.runs.pictures import TIE, UNCLAIMED, WRONG, Best
 from harness.speculative.sampler import build_decoder
-from tests.helpers import Layout, tiny
+from tests.helpers import Layout, seal_anew, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))
 REQUESTS = [Request((0, 1, 2), seed) for seed in range(4)]
@@ -84,6 +84,7 @@ def test_a_run_that_was_killed_is_not_whole(tmp_path: Path):
     run(tmp_path / "a.db")
     base = sqlite3.connect(tmp_path / "a.db")
     base.execute("DELETE FROM judged WHERE task = 3")
+    seal_anew(base)
     base.commit()
     base.close()
     again = recorded_result(tmp_path / "a.db")
@@ -94,6 +95,7 @@ def test_an_empty_run_is_inconclusive(tmp_path: Path):
     run(tmp_path / "a.db")
     base = sqlite3.connect(tmp_path / "a.db")
     base.execute("DELETE FROM judged")
+    seal_anew(base)
     base.commit()
     base.close()
     assert recorded_result(tmp_path / "a.db").verdict is Verdict.INCONCLUSIVE
@@ -103,6 +105,7 @@ def test_a_file_that_does_not_say_its_networks_is_refused(tmp_path: Path):
     run(tmp_path / "a.db")
     base = sqlite3.connect(tmp_path / "a.db")
     base.execute("DELETE FROM run WHERE key = 'networks'")
+    seal_anew(base)
     base.commit()
     base.close()
     with pytest.raises(InputError, match="holds no record of a run that can be read"):

@@ -66,7 +66,7 @@ def test_a_row_is_what_was_written(tmp_path: Path):
     file.write([JudgedRow(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
     file.close()
     again, rows = read_run(tmp_path / "a.db")
-    assert again == Kept(RECORD, PLAN)
+    assert again == Kept(RECORD, PLAN, is_own=True)
     assert str(rows) == str([JudgedRow(1, 0, judgement, Counts([1], [2], [[3]]), 0.5, 0.25)])
 
 

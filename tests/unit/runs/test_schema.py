@@ -18,14 +18,13 @@ from harness import ModelPair, Request, Settings, Terms
 from harness.__main__ import stopped
 from harness.commands.replay import ReplayCases, chosen_cases
 from harness.models import load_digits
-from harness.runs import _seals as seals
 from harness.runs._case import KEY, cases_of, read_bundle, write_bundle
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._plan import Plan
 from harness.runs._runfile import RunFileOptions
 from harness.runs._schema import typed
 from tests.bent import Bent, _wrong
-from tests.helpers import command
+from tests.helpers import command, seal_anew
 
 ODD: list[Any] = [
     None, True, -1, 0, 2**31, 2**63, -(2**63), 10**400, 1.5, -0.0, float("nan"), float("inf"), 1e308, "", "x", "\x00",
@@ -86,11 +85,7 @@ def rewrite(base: sqlite3.Connection, chance: random.Random) -> str:
         path = chance.choice(list(places(value)))
         base.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (json.dumps(changed(value, path, odd)), row))
         where = f"{table}.{column} {path} = {odd!r:.40}"
-    before = seals.BEGIN
-    base.execute("DELETE FROM seals")
-    for number, (place, content) in enumerate(seals._rows(base), 1):
-        before = seals._digest(f"{before} {place} {content}")
-        base.execute("INSERT INTO seals VALUES (?, ?, ?, ?)", (number, place, content, before))
+    seal_anew(base)
     return where
 
 

@@ -17,7 +17,7 @@ from harness.runs._recorded import recorded_result
 from harness.runs._runfile import RUN_FILE, RunFile, RunFileOptions, read_run
 from harness.runs._seals import broken_seal
 from harness.verification import Question, answer_question
-from tests.helpers import Layout, tiny
+from tests.helpers import Layout, seal_anew, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))
 REQUESTS = [Request((0, 1), seed) for seed in range(3)]
@@ -81,14 +81,7 @@ def wrong_row(base: sqlite3.Connection) -> None:
 def sealed_anew(base: sqlite3.Connection) -> None:
     """Rewrite a row, and make all seals anew, as somebody does who knows how."""
     wrong_row(base)
-    rows = base.execute("SELECT place FROM seals ORDER BY number").fetchall()
-    from harness.runs import _seals as seals
-
-    contents, before = dict(seals._rows(base)), seals.BEGIN
-    base.execute("DELETE FROM seals")
-    for number, (place,) in enumerate(rows, 1):
-        before = seals._digest(f"{before} {place} {contents[place]}")
-        base.execute("INSERT INTO seals VALUES (?, ?, ?, ?)", (number, place, contents[place], before))
+    seal_anew(base)
 
 
 def emptied(base: sqlite3.Connection) -> None:
