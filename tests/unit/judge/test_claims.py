@@ -11,8 +11,7 @@ import torch
 from harness import Contract, InputError, ModelPair, Request, SeededNoise, Settings, Trace, Verdict, build_decoder
 from harness.judge._verdict import Divergence
 from harness.reference.sequential import sample_sequential
-from harness.runs import UNTESTED
-from harness.runs._result import Verification
+from harness.runs._result import UNTESTED, Verification
 from tests.helpers import Layout, command, tiny, verify_here
 
 MODELS = tiny(Layout((1, 2, 3, 4)))

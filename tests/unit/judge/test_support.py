@@ -14,7 +14,8 @@ from harness.judge import Divergence, Evidence, Judgement, judge
 from harness.protocol import Contract, Round
 from harness.reference.sequential import sample_sequential
 from harness.rounding import Budget, budget_for
-from harness.runs import THE_LAW, UNTESTED, LawsTried
+from harness.runs import THE_LAW, LawsTried
+from harness.runs._result import UNTESTED
 from tests.helpers import Layout, tiny
 
 MODELS = tiny(Layout((1, 2, 3)))
