@@ -49,6 +49,7 @@ class InProcess:
     def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
         self.models = models
         self._watched = Watched(models) if watched else None
+        self.isolation = "none: in the judge's own process" if watched else ""
         with precision_unchanged() as self.moved:
             self._decoders = [build_by_factory(factory, models, setting) for setting in settings]
         self.contracts = [str(decoder.contract) for decoder in self._decoders]

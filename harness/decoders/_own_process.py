@@ -45,6 +45,7 @@ from harness.processes import (
 from harness.protocol import Request, Settings, Trace
 from harness.rounding import Budget
 
+ACCIDENTS = "a process of its own: accidents only (no Landlock of version 6; docs/boundary.md)"
 LOG, LAST_LINES = "decoder.log", 3
 SERVE = "harness.decoders._child:serve"
 # Where programs keep what they compile, by the variable that says so; each gets a folder of that name.
@@ -68,6 +69,8 @@ class OwnProcess:
         self.name = factory if isinstance(factory, str) else factory_name(factory)
         sent = factory if isinstance(factory, str) else pickled_factory(factory, self.name)
         self.failed = False
+        version = domain_version()
+        self.isolation = f"a process of its own, in a domain (Landlock {version})" if version else ACCIDENTS
         self._folder = OwnFolder()
         self._log = Log(self._folder.path / LOG)
         self.mailbox = Mailbox.make(capacity(models, most), models.device)

@@ -26,6 +26,7 @@ class Built:
     # process-wide settings of precision that building them changed, a clause each
     moved: list[str] = field(default_factory=list)
     lengthless: bool = False  # none of them reads a draft length: they say so by `takes_draft_len`
+    isolation: str = ""  # what keeps them from the judge, in words; empty where nothing needs to
 
 
 class Runner(Protocol):
@@ -34,6 +35,7 @@ class Runner(Protocol):
     contracts: list[str]  # what the decoders claim
     moved: list[str]  # process-wide settings of precision that building them changed, a clause each
     lengthless: bool  # none of them reads a draft length
+    isolation: str  # what keeps them from the judge, in words; empty where nothing needs to
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting."""

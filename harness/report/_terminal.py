@@ -39,6 +39,7 @@ MOST_CHANGES = 4
 LINES = 24  # nothing asks how high it is
 PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
 MOST_SHOWN = 2000  # characters of a line: the message of somebody else's crash may have any length
+ACCIDENTS = "accidents only"  # where the system keeps a decoder's process from nothing else, the line says so
 
 
 def plain_console() -> Console:
@@ -129,7 +130,8 @@ def _work_line(result: Verification) -> str:
     who, certified = (record.workers, record.certifying) if record else ("", "")
     rate = f"{result.images / result.wall_seconds:.1f} images a second"
     batches = f"batches of {count_of(largest, 'image')}{why}"
-    return f"{batches}; {who or 'this process'}; ties certified in {certified or '-'}; {rate}"
+    apart = f"; the decoder in {record.isolation}" if record and ACCIDENTS in record.isolation else ""
+    return f"{batches}; {who or 'this process'}{apart}; ties certified in {certified or '-'}; {rate}"
 
 
 def _distance_line(setting: SettingResult) -> str:

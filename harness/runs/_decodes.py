@@ -115,7 +115,7 @@ def verify_decodes(
         result.settings = [SettingResult(*of) for of in zip(plan.settings, contracts, strict=True)]
         record = RunHeader(
             identity, NetworksUsed.of(models), terms, tuple(contracts), budget, plan.images, store.recipe,
-            tuple(sys.argv[1:]), counted_by=HARNESS if is_counted(factory) else DECODER,
+            tuple(sys.argv[1:]), isolation=built.isolation, counted_by=HARNESS if is_counted(factory) else DECODER,
         )  # fmt: skip
         file = begin(store, record, plan)
         held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()

@@ -23,7 +23,8 @@ from harness.runs._records import settings_of
 # Who counts: of the harness's own decoder and of published code, whose passes an adapter sees, the harness does; what
 # another decoder states is its word, which nothing confirms.
 HARNESS, DECODER = "harness", "decoder"
-FREE = ("command", "recipe")  # may differ between two parts of a run: file names, the number of workers
+# May differ between two parts of a run: file names, the number of workers, the system of the machine.
+FREE = ("command", "recipe", "isolation")
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,13 @@ class RunHeader:
     command: tuple[str, ...]  # words of that command line
     workers: str = ""  # who did it; empty until it is done
     certifying: str = ""  # the precision that its ties are certified in; empty until it is done
+    isolation: str = ""  # what kept the decoders from the judge, in words; empty where nothing needs to
     counted_by: str = HARNESS  # who counted calls, rows and rounds: one of `HARNESS` and `DECODER`
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        terms, done = self.terms, {"workers": self.workers, "certifying": self.certifying}
+        terms = self.terms
+        done = {"workers": self.workers, "certifying": self.certifying, "isolation": self.isolation}
         return {
             "identity": self.identity.as_dict() if self.identity else {},
             "networks": self.networks.as_dict(),
@@ -136,6 +139,7 @@ class RunHeader:
             tuple(values["command"]),
             values.get("workers", ""),
             values.get("certifying", ""),
+            values.get("isolation", ""),
             values.get("counted_by", HARNESS),
         )  # fmt: skip
 

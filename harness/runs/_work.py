@@ -118,7 +118,8 @@ class Verifier:
         tested, other = names_of((named, work.settings[0]), work.terms.against)
         self._names = f"tested {tested}", f"other {other}"  # two checkouts of one commit may be called the same
         lengthless = all(where.lengthless for where, _, _ in self._decoders.values())
-        self.about = Built(contracts, list(dict.fromkeys(moved)), lengthless)
+        isolations = dict.fromkeys(where.isolation for where, _, _ in self._decoders.values() if where.isolation)
+        self.about = Built(contracts, list(dict.fromkeys(moved)), lengthless, "; ".join(isolations))
 
     def do(self, task: Task) -> Done:
         """Decode one task by the reference and under its settings, and judge."""

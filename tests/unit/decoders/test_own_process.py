@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import tempfile
 import time
@@ -20,6 +21,7 @@ from harness.decoders._terms import Terms
 from harness.judge._verdict import Divergence
 from harness.models._pair import ModelPair, checksums
 from harness.processes import UnreadableError, domain_version
+from harness.report import plain_console, show_verification
 from harness.runs._result import Verification
 from harness.verification import verify
 from tests import bent
@@ -109,6 +111,22 @@ def test_no_wait_outlives_its_time():
     with pytest.raises(InputError, match=r"built no decoder: no answer within 2 s \(timeout\)"):
         apart("hangs_when_built", timeout_s=2.0)
     assert time.perf_counter() - begin < 90
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [(7, "a process of its own, in a domain (Landlock 7)"), (0, "a process of its own: accidents only (no Landlock")],
+)
+def test_the_result_says_what_kept_the_decoder_from_its_judge(
+    version: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("harness.decoders._own_process.domain_version", lambda: version)
+    result = apart("honest")
+    assert result.record is not None
+    assert result.record.isolation.startswith(words)
+    assert json.loads(result.to_json())["run"]["isolation"] == result.record.isolation
+    show_verification(result, plain_console(), quiet=False)
+    assert ("accidents only" in capsys.readouterr().out) == (version == 0)
 
 
 def test_what_only_informs_fails_nothing():
