@@ -47,7 +47,9 @@ class Checkout:
         if not self.folder.is_dir():
             raise InputError("checkout", str(folder), "is no folder that is there", REMEDY)
         if not (self.folder / "models" / "var.py").is_file():
-            raise InputError("checkout", str(folder), "holds no models/var.py", REMEDY)
+            raise InputError(
+                "checkout", str(folder), "holds no models/var.py", "pass a checkout whose models/var.py has VAR"
+            )
         self._tops = {entry.stem for entry in self.folder.iterdir() if entry.is_dir() or entry.suffix == ".py"}
         self._tops |= {name.partition(".")[0] for name in self._stubs}
         self._modules: dict[str, ModuleType] = {}

@@ -20,8 +20,9 @@ from harness.judge._moved import moved_rows
 from harness.judge._rounded import SHORT, explains, rounding_of
 from harness.judge._suspects import drafted, other_positions, round_of
 from harness.models.network import Condition
-from harness.protocol import Intermediates
+from harness.protocol import Intermediates, Round
 from harness.protocol.noise import DRAFT, TOKEN
+from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
 
@@ -81,7 +82,7 @@ def _unexplained(evidence: Evidence, image: int, si: int) -> WrongTensor:
     if alone:
         detail = f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
         return WrongTensor(si, "cache", detail)
-    last = max(si, turn.first + turn.drafted - 1 + turn.bonus)
+    last = _last_of(turn, si, pyramid)
     detail = f"logits of scale {si} differ in the pass over scales {turn.first}..{last}"
     return WrongTensor(si, "mask or cache", detail)
 
@@ -139,6 +140,19 @@ class _Pass:
         return self.evidence.models.target.logits(hidden_RnD[:, l], self.condition)
 
 
+def _last_of(turn: Round, si: int, pyramid: ScalePyramid) -> int:
+    """Return the last scale of a round's pass: of its rows, where they end at one, or else as far as it is known.
+
+    A bonus scale is computed whether or not it can be finished; a pass without a cache computes earlier scales, too.
+    """
+    drafted_last = min(turn.first + turn.drafted - 1, pyramid.S - 1)
+    ends = {pyramid.begin(turn.first) + turn.target_rows, turn.target_rows}
+    for last in range(max(si, drafted_last), min(drafted_last + 2, pyramid.S)):
+        if pyramid.end(last) in ends:
+            return last
+    return min(max(si, drafted_last + turn.bonus), pyramid.S - 1)
+
+
 def _passes(evidence: Evidence, image: int, si: int) -> Iterator[_Pass]:
     """Yield the pass that made a scale, as far as rounds tell: with the final tokens, and with the drafted ones."""
     label = int(evidence.numbers.labels(evidence.models.target.config.classes)[image])
@@ -148,7 +162,7 @@ def _passes(evidence: Evidence, image: int, si: int) -> Iterator[_Pass]:
         if si:
             yield _Pass(evidence, tokens_1L, label, 0, si)
         return
-    last = min(max(si, turn.first + turn.drafted - 1 + turn.bonus), evidence.models.pyramid.S - 1)
+    last = _last_of(turn, si, evidence.models.pyramid)
     yield _Pass(evidence, tokens_1L, label, turn.first, last)
     if turn.finished <= last - turn.first:  # later scales were dropped: the pass saw what was drafted there
         for stream in (TOKEN, DRAFT):
@@ -230,7 +244,7 @@ def _masks(made: _Pass) -> Iterator[tuple[str, str, Tensor]]:
         ("mask or cache", "position 0 is not seen", right_nK & (position_K > 0)),
     )  # fmt: skip
     for component, clause, mask_nK in candidates:
-        if not torch.equal(mask_nK, right_nK) and bool(mask_nK.any(1).all()):
+        if not torch.equal(mask_nK, right_nK):
             yield component, clause, mask_nK
 
 

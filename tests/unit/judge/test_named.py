@@ -18,6 +18,8 @@ from harness.decoders._factory import Factory
 from harness.judge._rounded import _ShortOperands, explains
 from harness.models._pair import ModelPair, close_pair
 from harness.models.network import Condition, Network
+from harness.mutants import masks
+from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace
@@ -31,6 +33,7 @@ from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, decoder_factory, tiny, verify_here
 
 MODELS = close_pair(tiny(Layout((1, 2, 3, 4))), 0.1)
+STRANGERS = tiny(Layout((1, 2, 3, 4)), kin=float("inf"))  # hardly a drafted scale is accepted
 REQUESTS = [Request((0, 2, 1), seed) for seed in range(2)]
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -291,3 +294,25 @@ INPUTS = [
 def test_what_stands_in_an_inputs_place_is_named(used: Any, component: str, said: str):
     found, detail = first(decoder_factory(used))
     assert (found, said in detail) == (component, True), detail
+
+
+# Masks, recomputed with what was drafted.
+
+
+@pytest.mark.parametrize(
+    ("bug", "said"),
+    [
+        (masks.OPEN, "scale 0 are those of the pass over scales 0..2 where rows see the whole window"),
+        (masks.EARLIER_ONLY, "scale 0 are those of the pass over scales 0..2 where rows do not see their own scale"),
+        (masks.TOKEN_CAUSAL, "where rows do not see later tokens of their own scale"),
+        (masks.CORNER, "where the mask is the "),
+        (masks.NO_PREFIX, "of the 1 cached positions is seen"),
+    ],
+    ids=lambda value: getattr(value, "id", ""),
+)
+@pytest.mark.parametrize("bonus", [False, True])
+def test_a_wrong_mask_is_named_by_what_it_shows(bug: Mutant, said: str, bonus: bool):
+    found = verify_here(STRANGERS, bug, [Settings(3, bonus)], REQUESTS).first_divergence
+    assert found is not None
+    assert found.component == ("mask or cache" if bug is masks.NO_PREFIX else "mask"), str(found)
+    assert said.replace("0..2", "0..3" if bonus else "0..2") in found.detail
