@@ -40,7 +40,8 @@ def _filters(subject: Subject, case: Case) -> bool:
     parts = subject.parts(case, "filter_logits")
     logits_BnV = _logits(case, 7)
     kept_BnV = logits_BnV.clone()
-    some = [(case.top_k, case.top_p), (0, 0.0), (1, 0.0), (case.V, 0.0), (0, 1.0), (max(1, case.V // 2), 0.5)]
+    some = [(top_k, top_p) for top_k in range(case.V + 1) for top_p in (0.0, 0.5)]
+    some += [(case.top_k, case.top_p), (0, 1.0)]
     some += [(0, 1e-7), (0, 1e-17), (2, 1e-17)]  # less than any token's probability: the likeliest stays
     for top_k, top_p in some:
         actual = parts.filter_logits(logits_BnV, top_k, top_p)

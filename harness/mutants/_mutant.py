@@ -195,3 +195,8 @@ def asked_for(**changes: Any) -> Factory:
         return decoder.decode(other, own)
 
     return wrapped(around)
+
+
+def labelled(change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Factory:
+    """Plant a bug that decodes other labels than those that are given; labels that are drawn it leaves alone."""
+    return asked_for(labels=lambda request: request.labels and change(request.labels))

@@ -12,8 +12,8 @@ from harness.models import ModelPair
 from harness.mutants._mutant import (
     Mutant,
     Tampered,
-    asked_for,
     judgement,
+    labelled,
     options_of,
     parts,
     patched,
@@ -144,7 +144,7 @@ GROWING_LAW = Mutant("batch.growing-law", "contract B: numbers depend on the siz
     "one generator for whatever batch there is, which the law does not show", wrapped(_growing_law),
     alone=True)  # fmt: skip
 FIRST_LABEL = Mutant("batch.first-label", "every image gets the first one's label",
-    "a condition broadcast from one row", asked_for(labels=lambda r: r.labels[:1] * len(r.labels)))  # fmt: skip
+    "a condition broadcast from one row", labelled(lambda labels: labels[:1] * len(labels)))  # fmt: skip
 ONE_CACHE = Mutant("batch.one-cache", "images share a round though the draft has not seen the same scales of them",
     "a group by the scale alone", lambda models, settings: _OneCache(models, options_of(settings)))  # fmt: skip
 LONGEST_CACHE = Mutant("batch.longest-cache", "the draft's longest cache of a group stands for everybody's",

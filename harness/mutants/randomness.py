@@ -143,6 +143,11 @@ def _nothing_left(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits_BnV
 
 
+def _most_and_one(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
+    V = logits_BnV.shape[-1]
+    return PARTS.filter_logits(logits_BnV, min(V, top_k + 1) if 2 * top_k > V else top_k, top_p)
+
+
 def _tiny_off(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return PARTS.filter_logits(logits_BnV, top_k, top_p if 1 - top_p < 1 else 0.0)
 
@@ -180,3 +185,5 @@ NOTHING_LEFT = Mutant("randomness.nothing-left", "a tiny top_p drops every token
     parts(filter_logits=_nothing_left))  # fmt: skip
 TINY_OFF = Mutant("randomness.tiny-off", "a top_p that one cannot take off 1 is off", "a test of 1 − top_p",
     parts(filter_logits=_tiny_off))  # fmt: skip
+MOST_AND_ONE = Mutant("randomness.most-and-one", "a top_k above half of all tokens keeps one more",
+    "the dropped ones selected in place of the kept", parts(filter_logits=_most_and_one))  # fmt: skip

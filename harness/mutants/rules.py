@@ -245,7 +245,7 @@ SHIFTED = Mutant("rules.shifted", "a schedule is read one scale off", "an index 
 MORE_ROWS = Mutant("rules.more-rows", "every round counts a target row too many",
     "a bonus row that was never submitted", patched(_counted(_more_rows)))  # fmt: skip
 DRAFT_CALLS = Mutant("rules.draft-calls", "the draft's passes are counted by round", "a counter in the outer loop",
-    patched(_counted(_draft_rows)), alone=True)  # fmt: skip
+    patched(_counted(_draft_rows)))  # fmt: skip
 COIN_OF_MEAN = Mutant("rules.coin-of-mean", "a bench's coin is the mean of a scale's numbers",
     "one number a scale wanted, l at hand", shared=_coin(lambda scales: [u_bl.mean(1) for u_bl in scales]),
     alone=True)  # fmt: skip
@@ -261,6 +261,6 @@ HALVED = Mutant("rules.halved", "a rejection halves a dynamic length", "the rule
     patched(_after(_high, _halved)), alone=True)  # fmt: skip
 BONUS_IGNORED = Mutant("rules.bonus-ignored", "a bonus scale is asked for and never taken",
     "an option dropped on the way",
-    lambda models, settings: production(models, replace(settings, bonus=False)), alone=True)  # fmt: skip
+    lambda models, settings: production(models, replace(settings, bonus=False)))  # fmt: skip
 FEW_ROWS = Mutant("rules.few-rows", "a round without a draft counts one row", "a row for a pass",
-    patched(_counted(_few_rows)), alone=True)  # fmt: skip
+    patched(_counted(_few_rows)))  # fmt: skip

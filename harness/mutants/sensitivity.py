@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.mutants._mutant import Mutant, asked_for
+from harness.mutants._mutant import Mutant, asked_for, labelled
 
 SEED = Mutant("sensitivity.seed", "the seed is ignored", "a generator seeded once for good", asked_for(seed=0))
 SEED_BITS = Mutant("sensitivity.seed-bits", "the seed is cut to 32 bits", "another library's type of seeds",
@@ -12,7 +12,7 @@ SEED_FLOAT = Mutant("sensitivity.seed-float", "the seed is rounded to 24 bits", 
 LABEL = Mutant("sensitivity.label", "the label is ignored", "conditional rows built from the unconditional class",
     asked_for(labels=lambda request: (3,) * request.B))  # fmt: skip
 PAIRS = Mutant("sensitivity.label-pairs", "labels 0 and 1 are one, and 2 and 3", "a class table of another data set",
-    asked_for(labels=lambda request: tuple(label // 2 * 2 for label in request.labels)))  # fmt: skip
+    labelled(lambda labels: tuple(label // 2 * 2 for label in labels)))  # fmt: skip
 CFG = Mutant("sensitivity.cfg", "the guidance value is ignored", "a default that wins", asked_for(cfg=1.5))
 NO_CFG = Mutant("sensitivity.no-cfg", "guidance is off", "a flag that is never passed on", asked_for(cfg=0.0))
 FILTERS = Mutant("sensitivity.filters", "top_k and top_p are ignored", "options parsed and dropped",

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.decoders import Factory
 from harness.models import ModelPair
 from harness.models.network import Network
-from harness.mutants._mutant import Mutant, asked_for, parts, production, wrapped
+from harness.mutants._mutant import Mutant, labelled, parts, production, wrapped
 from harness.protocol import Request, Settings, Trace
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
@@ -194,10 +194,10 @@ REUSED = Mutant("state.reused", "an exception leaves the caches full for the nex
 SHARED_BUFFERS = Mutant("state.shared-buffers", "a trace's tensors change with the next decode",
     "static buffers, as CUDA graphs need them, handed out", _SharedBuffers, alone=True)  # fmt: skip
 CLAMPED = Mutant("state.clamped", "a label out of range is decoded as the last class", "clamp in place of a check",
-    asked_for(labels=lambda request: tuple(min(label, 3) for label in request.labels)), alone=True)  # fmt: skip
+    labelled(lambda labels: tuple(min(label, 3) for label in labels)), alone=True)  # fmt: skip
 MODULO = Mutant("state.modulo", "a label out of range wraps around", "an index taken modulo the table",
-    asked_for(labels=lambda request: tuple(label % 4 for label in request.labels)), alone=True)  # fmt: skip
+    labelled(lambda labels: tuple(label % 4 for label in labels)), alone=True)  # fmt: skip
 KEPT_NAN = Mutant("state.kept-nan", "a channel of the kept f_hat is NaN after the last scale", "a buffer never written",
-    _kept(_first_nan), component="f_hat", alone=True)  # fmt: skip
+    _kept(_first_nan), component="f_hat")  # fmt: skip
 KEPT_EARLY = Mutant("state.kept-early", "f_hat is kept before its scale is added", "a copy one line too early",
-    _kept(lambda f_hat_SBCPP: f_hat_SBCPP.roll(1, 0)), component="f_hat", alone=True)  # fmt: skip
+    _kept(lambda f_hat_SBCPP: f_hat_SBCPP.roll(1, 0)), component="f_hat")  # fmt: skip
