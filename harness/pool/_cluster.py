@@ -1,16 +1,21 @@
 """The workers of a Dask cluster: the same work, on other machines.
 
 Promise: Dask moves the weights to every worker once, takes a task from a worker that dies to another one, and gives it
-up after three (its `allowed-failures`), which is `Died` here. How a cluster is started, watched and scaled is Dask's
-own documentation's to say; docs/runs.md shows it.
+up after three (its `allowed-failures`), which is `Died` here. Where no worker has been at work for `STALL_S`, since all
+are gone, paused or stopped, the work ends and says so. Whoever reaches a cluster can have it run anything: what it
+answers is unpickled here. How one is started, watched and scaled is Dask's own documentation's to say; docs/runs.md
+shows it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import queue
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -20,9 +25,11 @@ import torch
 
 from harness.decoders import Surroundings
 from harness.errors import InputError
-from harness.pool._workers import MOST_DEATHS, Died, Opened, Work, WorkerJob
+from harness.pool._workers import MOST_DEATHS, Died, Opened, Work, WorkerError, WorkerJob
 
 CONNECT_S = 30.0
+STALL_S = 300.0  # without any worker at work
+SILENT_S, LOOK_S = 60.0, 5.0  # after which a worker that says nothing is gone; between two looks
 _OPENED: dict[str, Opened] = {}  # of this process, when it is a worker: one work at a time
 _LOCK = threading.Lock()  # a Dask worker may have threads; a device has one user
 _LOST = object()  # no answer, and nobody's fault
@@ -51,18 +58,19 @@ class Cluster:
         except (OSError, ValueError, TimeoutError) as error:
             rule = f"cannot be reached, or has no worker ({type(error).__name__}: {error})"
             raise InputError("cluster", address, rule, "start one as docs/runs.md says") from None
-        self._distributed = distributed
+        self._distributed, self._address = distributed, address
         self._digest = hashlib.blake2b(self._bytes, digest_size=16).hexdigest()
         self._job = self._sent()
-        self.about = self._client.submit(about, self._job, self._digest, self._device, pure=False).result()
+        self._heard = time.monotonic()  # when a worker was at work last
+        opened = self._client.submit(about, self._job, self._digest, self._device, pure=False)
+        (self.about,) = (self._answer(future) for future in self._done({opened: None}))
         self.name = f"{len(self._client.scheduler_info()['workers'])} workers of {address}"
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield every task with its result as they are done."""
         tries: dict[int, int] = {}  # by id of the task
         futures = {self._submit(task): task for task in tasks}
-        done = self._distributed.as_completed(list(futures))
-        for future in done:
+        for future in self._done(futures):
             task = futures.pop(future)
             answer = self._answer(future)
             if answer is _LOST:
@@ -71,10 +79,55 @@ class Cluster:
                     self._job = self._sent()  # the last worker that held the weights may be the one that died
                     again = self._submit(task)
                     futures[again] = task
-                    done.add(again)
                     continue
                 answer = Died("the cluster lost it again and again")
             yield task, answer
+
+    def _done(self, futures: dict[Any, Any]) -> Iterator[Any]:
+        """Yield futures as they are done, those that are added meanwhile, too.
+
+        Raises `WorkerError` where no worker is at work for `STALL_S`.
+        """
+        done, asked = queue.SimpleQueue[Any](), set[Any]()
+        while futures:
+            for future in futures.keys() - asked:
+                asked.add(future)
+                future.add_done_callback(done.put)
+            try:
+                future = done.get(timeout=LOOK_S)
+            except queue.Empty:
+                self._check_at_work()
+                continue
+            self._heard = time.monotonic()
+            yield future
+            futures.pop(future, None)
+
+    def _check_at_work(self) -> None:
+        """Give up where no worker has been at work for too long. Raises `WorkerError`."""
+        states = self._states()
+        if "at work" in states:
+            self._heard = time.monotonic()
+        elif time.monotonic() - self._heard > STALL_S:
+            kinds = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
+            raise self._stalled(f"no worker has been at work for {STALL_S:g} s ({kinds or 'none is there'})")
+
+    def _stalled(self, rule: str) -> WorkerError:
+        remedy = "what is judged is in the file of --run: start workers, and repeat the command with --resume"
+        return WorkerError(f"cluster={self._address}: {rule}; {remedy}")
+
+    def _states(self) -> list[str]:
+        """Return a word on every worker that the scheduler knows; none where nobody answers there."""
+        if self._client.status != "running":
+            return []
+        try:
+            workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        except TypeError:  # of an older version, which tells all of them
+            workers = self._client.scheduler_info()["workers"].values()
+        silent = time.time() - SILENT_S
+        words = {"running": "at work"}
+        return [
+            "silent" if each["last_seen"] < silent else words.get(each["status"], each["status"]) for each in workers
+        ]
 
     def _answer(self, future: Any) -> Any:
         """Return what came of a task, `Died`, or `_LOST` with the worker that had it, or its answer, in hand."""
@@ -95,7 +148,14 @@ class Cluster:
         self._client.close()
 
     def _sent(self) -> Any:
-        return self._client.scatter(self._bytes, broadcast=True, hash=False)
+        """Hand the work to the workers; one that is stopped does not hold it up. Raises `WorkerError`."""
+        sent: list[Any] = []
+        send = threading.Thread(target=lambda: sent.append(self._client.scatter(self._bytes, hash=False)), daemon=True)
+        send.start()
+        send.join(STALL_S)
+        if not sent:
+            raise self._stalled(f"no worker has taken the networks for {STALL_S:g} s")
+        return sent[0]
 
     def _submit(self, task: Any) -> Any:
         return self._client.submit(do, self._job, self._digest, self._device, task, pure=False)

@@ -15,6 +15,7 @@ import pytest
 from harness.errors import InputError
 from harness.pool import _cluster as cluster
 from harness.pool._employ import Parallelism
+from harness.pool._workers import WorkerError
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.runs._decodes import Decodes, Step, verify_decodes
@@ -91,3 +92,38 @@ def _a_worker() -> int:
 
     client = distributed.default_client()
     return next(iter(client.run(os.getpid).values()))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what Dask had under way
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_cluster_whose_workers_are_gone_ends_in_time_and_says_why(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cluster, "STALL_S", 6.0)
+    monkeypatch.setattr(cluster, "SILENT_S", 3.0)
+    monkeypatch.setattr(cluster, "LOOK_S", 0.5)
+    file = str(tmp_path / "scheduler.json")
+    scheduler = started("scheduler", "--scheduler-file", file, "--host", "127.0.0.1", "--port", "0")
+    worker = started(
+        "worker", "--scheduler-file", file, "--local-directory", str(tmp_path), "--nthreads", "1", "--no-nanny"
+    )
+
+    def progress(step: Step) -> None:
+        os.killpg(worker.pid, number)
+
+    kept = RunFileOptions(tmp_path / "run.db")
+    decodes = Decodes("harness:build_decoder", PLAN)
+    try:
+        end = time.monotonic() + 60
+        while not Path(file).exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        with pytest.raises(
+            WorkerError, match=r"no worker has been at work for 6 s \((1 silent|none is there)\); .*--resume"
+        ):
+            verify_decodes(MODELS, decodes, Parallelism(cluster=file), store=kept, progress=progress)
+    finally:
+        for process in (scheduler, worker):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert 1 <= len(read_run(tmp_path / "run.db")[1]) < len(PLAN.tasks) * 2
