@@ -43,6 +43,9 @@ def _filters(subject: Subject, case: Case) -> bool:
     some = [(top_k, top_p) for top_k in range(case.V + 1) for top_p in (0.0, 0.5)]
     some += [(case.top_k, case.top_p), (0, 1.0)]
     some += [(0, 1e-7), (0, 1e-17), (2, 1e-17)]  # less than any token's probability: the likeliest stays
+    # on both sides of every border of a nucleus, as near as single precision tells apart
+    borders = logits_BnV[0, 0].softmax(-1).sort().values.cumsum(-1)[:-1].tolist()
+    some += [(0, 1 - border + side) for border in borders for side in (-1e-5, 1e-5) if 0 < 1 - border + side < 1]
     for top_k, top_p in some:
         actual = parts.filter_logits(logits_BnV, top_k, top_p)
         expected = filter_scale(kept_BnV, top_k, top_p)

@@ -148,6 +148,21 @@ def _most_and_one(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return PARTS.filter_logits(logits_BnV, min(V, top_k + 1) if 2 * top_k > V else top_k, top_p)
 
 
+def _nucleus(summed: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Sum the probabilities of a nucleus, least likely first, in another way."""
+
+    def filter_logits(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
+        logits_BnV = PARTS.filter_logits(logits_BnV, top_k, 0.0)
+        if top_p:
+            values_BnV, order_BnV = logits_BnV.sort(dim=-1)
+            tail_BnV = summed(values_BnV.softmax(-1)) <= 1 - top_p
+            tail_BnV[..., -1] = False
+            logits_BnV = logits_BnV.masked_fill(tail_BnV.gather(-1, order_BnV.argsort(-1)), float("-inf"))
+        return logits_BnV
+
+    return filter_logits
+
+
 def _tiny_off(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return PARTS.filter_logits(logits_BnV, top_k, top_p if 1 - top_p < 1 else 0.0)
 
@@ -187,3 +202,7 @@ TINY_OFF = Mutant("randomness.tiny-off", "a top_p that one cannot take off 1 is 
     parts(filter_logits=_tiny_off))  # fmt: skip
 MOST_AND_ONE = Mutant("randomness.most-and-one", "a top_k above half of all tokens keeps one more",
     "the dropped ones selected in place of the kept", parts(filter_logits=_most_and_one))  # fmt: skip
+HALF_SUM = Mutant("randomness.half-sum", "a nucleus is summed in half precision", "autocast around the filter",
+    parts(filter_logits=_nucleus(lambda probs_BnV: probs_BnV.half().cumsum(-1))))  # fmt: skip
+THOUSANDTHS = Mutant("randomness.thousandths", "a nucleus counts thousandths", "probabilities kept as whole numbers",
+    parts(filter_logits=_nucleus(lambda probs_BnV: (1000 * probs_BnV).round().cumsum(-1) / 1000)))  # fmt: skip
