@@ -18,7 +18,9 @@ from tests.published.checkout import make
 from tests.unit.adapters.test_published import SMALL, run, settings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "report.md").read_text()
-ROW = re.compile(r"^\|(?P<claim>[^|]*)\|(?P<says>[^|]*)\|(?P<laws>[^|]*)\| `(?P<switch>[a-z -]+)` \|$", re.MULTILINE)
+ROW = re.compile(
+    r"^\|(?P<claim>[^|]*)\|(?P<says>[^|]*)\|(?P<laws>[^|]*)\| `(?P<switch>[a-z -]+)` \|(?P<seen>[^|]*)\|$", re.MULTILINE
+)
 ROWS = [(m["switch"], re.findall(r"`([^`]+)`", m["laws"])) for m in ROW.finditer(PAGE)]
 WRONG = (PartVerdict.BROKEN, PartVerdict.CRASHED, PartVerdict.ABSENT)
 METHODS = (
@@ -52,6 +54,13 @@ def test_the_page_has_every_finding_of_the_report_in_its_order():
     assert marks == [(6, 0), (2, 1), (3, 0), (0, 3), (3, 0)]
     assert all(method in PAGE for method in METHODS)
     assert len(ROWS) >= 25
+
+
+def test_every_finding_says_on_which_commit_it_was_seen_or_on_none():
+    seen = [m["seen"].strip() for m in ROW.finditer(PAGE)]
+    named = [re.findall(r"`([0-9a-f]{7})`", text) for text in seen]
+    assert {commit for commits in named for commit in commits} == {"9af8cf3", "c62ffd1", "a2d5cd0"}
+    assert [text for text, commits in zip(seen, named, strict=True) if not commits] == ["on no commit tried"] * 5
 
 
 def test_a_right_checkout_breaks_none_of_the_laws(shelf: Path):
