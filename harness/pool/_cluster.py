@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +151,16 @@ class Cluster:
     def _sent(self) -> Any:
         """Hand the work to the workers; one that is stopped does not hold it up. Raises `WorkerError`."""
         sent: list[Any] = []
-        send = threading.Thread(target=lambda: sent.append(self._client.scatter(self._bytes, hash=False)), daemon=True)
+        send = threading.Thread(target=self._send, args=(sent,), daemon=True)
         send.start()
         send.join(STALL_S)
         if not sent:
             raise self._stalled(f"no worker has taken the networks for {STALL_S:g} s")
         return sent[0]
+
+    def _send(self, sent: list[Any]) -> None:
+        with suppress(Exception):  # of whatever kind: nobody took it
+            sent.append(self._client.scatter(self._bytes, hash=False))
 
     def _submit(self, task: Any) -> Any:
         return self._client.submit(do, self._job, self._digest, self._device, task, pure=False)

@@ -119,7 +119,8 @@ def test_a_cluster_whose_workers_are_gone_ends_in_time_and_says_why(
         while not Path(file).exists() and time.monotonic() < end:
             time.sleep(0.1)
         with pytest.raises(
-            WorkerError, match=r"no worker has been at work for 6 s \((1 silent|none is there)\); .*--resume"
+            WorkerError,
+            match=r"no worker has (been at work for 6 s \(1 silent\)|taken the networks for 6 s); .*--resume",
         ):
             verify_decodes(MODELS, decodes, Parallelism(cluster=file), store=kept, progress=progress)
     finally:
