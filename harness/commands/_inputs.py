@@ -22,7 +22,8 @@ from harness.report import plain_console, say
 from harness.rounding import set_precision
 from harness.runs import BatchSize, cut_batches, default_batch
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16,
+          "float16": torch.float16}  # fmt: skip
 
 
 def load_models(networks: Pair, mode: Mode, quiet: bool = False) -> ModelPair:

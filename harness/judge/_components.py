@@ -21,7 +21,7 @@ from harness.rounding import Budget
 
 # The input is a sum of embeddings and one linear map of C terms: rounding leaves a few units in the last place of the
 # largest term; in float32, where two kernels may sum C terms in another order, up to 64 of them.
-INPUT_ULPS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 4}
+INPUT_ULPS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 4, torch.float16: 4}
 # Two products, a difference and the rounding of t, in any order.
 GUIDANCE_ULPS = 8
 

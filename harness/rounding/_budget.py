@@ -62,11 +62,11 @@ SHIPPED_BUDGETS = Path(str(files("harness.rounding") / "budgets.json"))
 # One rounding of the largest number met is the least that an error may be; float32 has 24 bits.
 ROUNDING = 2.0**-23
 # The most that an error may be, in roundings of the largest logit, or of the largest f_hat (at least 1). Sums of some
-# thousand terms round at every step in float32, while TF32 and bfloat16 round the operands of products alone and add
-# in float32. The shipped entries reach 27 (float32), 1.9 (TF32, bfloat16) and 2.0 (f_hat): 8 times less or better.
-MOST_ROWS = {"float32": 256.0, "TF32": 16.0, "bfloat16": 16.0}
+# thousand terms round at every step in float32, while TF32 and the narrow dtypes round the operands of products alone
+# and add in float32. The shipped entries reach 27 (float32), 1.9 (TF32, bfloat16), 2.0 (f_hat): 8 times less or better.
+MOST_ROWS = {"float32": 256.0, "TF32": 16.0, "bfloat16": 16.0, "float16": 16.0}
 MOST_F_HAT = 16.0
-EPS = {"float32": ROUNDING, "TF32": 2.0**-10, "bfloat16": 2.0**-7}
+EPS = {"float32": ROUNDING, "TF32": 2.0**-10, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def mode_of(models: ModelPair) -> Mode:
     device, now = models.device, precision()
     dtype = str(models.target.dtype).removeprefix("torch.")
     products = {(False, False): EXACT, (True, True): "TF32"}.get((now["tf32_matmul"], now["tf32_convolution"]), "mixed")
-    # a CPU has no TF32, and float64 is not rounded to it; a bfloat16 network's head and quantiser are float32
+    # a CPU has no TF32, and float64 is not rounded to it; a narrow network's head and quantiser are float32
     in_effect = device.type == "cuda" and dtype != "float64"
     compiled = COMPILED if getattr(models.target, "compiled", False) else ""
     return models.name, _fingerprint(models), device_name(device), dtype, (products if in_effect else EXACT) + compiled

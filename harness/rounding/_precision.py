@@ -153,6 +153,8 @@ def certifying_precision(models: ModelPair) -> Certifying:
     dtype, on_cuda = models.target.dtype, models.device.type == "cuda"
     if dtype == torch.bfloat16:  # 8 bits of mantissa against 11 or 24
         return Certifying(torch.float32, not on_cuda, 2.0**-4 if on_cuda else 2.0**-13)
+    if dtype == torch.float16:  # 11 bits against 24, which also rounds its sums
+        return Certifying(torch.float32, True, 2.0**-9)
     if dtype == torch.float32 and on_cuda and precision()["tf32_matmul"]:  # 11 against 24, which also rounds its sums
         return Certifying(torch.float32, True, 2.0**-9)
     return Certifying(torch.float64, True, 2.0**-29)

@@ -137,6 +137,19 @@ def test_a_damaged_checkpoint_is_one_line(
     assert all(word in said for word in expected)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_narrow_mode_is_tight_enough_to_catch_a_bug_and_wide_enough_for_none(
+    dtype: str, pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    result = tmp_path / "result.json"
+    options = (*pair, "--dtype", dtype, "--seeds", "0:2", "--labels", "all", "--draft-len", "3", "--json", str(result))
+    for name, status in (("harness:build_decoder", 0), ("harness.mutants.positions:OFFSET", 1)):
+        assert run(monkeypatch, "verify", *options, "--quiet", "--laws", "0", "--implementation", name) == status
+        document = json.loads(result.read_text())
+        assert (document["dtype"], document["verdict"] == "DEFECT") == (dtype, bool(status))
+    assert document["first_divergence"]["component"] == "positions"
+
+
 def test_what_was_taken_from_where_is_said_once_and_kept(
     pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

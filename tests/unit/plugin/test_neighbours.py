@@ -86,7 +86,7 @@ def test_a_neighbour_runs_the_items_and_knows_what_came_of_them(name: str, proje
         assert outcomes == {"sdvar::positions.query": "failed", "test_own.py::test_plain": "passed"}
     if name == "pytest_github_actions_annotate_failures":
         line = PROJECT.splitlines().index("def wrong(models, settings):") + 1
-        assert f"::error file=mine.py,line={line}::" in done.stdout
+        assert f"::error file=mine.py,line={line}::" in done.stdout + done.stderr
 
 
 GIVEN = """

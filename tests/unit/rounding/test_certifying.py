@@ -19,7 +19,7 @@ from harness.rounding._precision import (
 from tests.helpers import Layout, tiny
 
 CONFIG = SimpleNamespace(H=2, D=8, V=5, depth=3)
-F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
 def pair(dtype: torch.dtype, device: str, L: int = 10) -> Any:
@@ -33,6 +33,8 @@ CASES = [
     (BF16, "cuda", False, Certifying(F32, False, 2.0**-4), "TF32, its error below 0.062 of the budget"),
     (BF16, "cuda", True, Certifying(F32, False, 2.0**-4), "TF32, its error below 0.062 of the budget"),
     (BF16, "cpu", False, Certifying(F32, True, 2.0**-13), "float32, its error below 0.00012 of the budget"),
+    (F16, "cuda", True, Certifying(F32, True, 2.0**-9), "float32, its error below 0.002 of the budget"),
+    (F16, "cpu", False, Certifying(F32, True, 2.0**-9), "float32, its error below 0.002 of the budget"),
     (F32, "cuda", True, Certifying(F32, True, 2.0**-9), "float32, its error below 0.002 of the budget"),
     (F32, "cuda", False, Certifying(F64, True, 2.0**-29), "float64, its error below 1.9e-09 of the budget"),
     (F32, "cpu", True, Certifying(F64, True, 2.0**-29), "float64, its error below 1.9e-09 of the budget"),

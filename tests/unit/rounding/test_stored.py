@@ -264,6 +264,7 @@ def entry(**words: object) -> BudgetEntry:
         ({"products": "mixed"}, "rows", 16 * 2.0**-10 * 2),
         ({"dtype": "bfloat16"}, "rows", 16 * 2.0**-7 * 2),
         ({"dtype": "bfloat16", "products": "TF32"}, "rows", 16 * 2.0**-7 * 2),
+        ({"dtype": "float16"}, "rows", 16 * 2.0**-10 * 2),
         ({"dtype": "float64"}, "rows", 256 * 2.0**-23 * 2),
         ({}, "f_hat", 16 * 2.0**-23),
         ({"products": "TF32"}, "f_hat", 16 * 2.0**-10),
