@@ -54,8 +54,10 @@ class Log:
         return "the log is gone" + (f"; it ended: {' | '.join(lines)}"[:400] if lines else "")
 
     def close(self) -> None:
-        """Close it."""
-        os.close(self.descriptor)
+        """Close it; once more does nothing."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge import Divergence, Judgement, law_of, weigh_law, weigh_run
 from harness.models import ModelPair
 from harness.pool import ALONE, Died, Parallelism, employ
-from harness.protocol import Contract, Request, guidance_text
+from harness.protocol import Contract, Request, Settings, guidance_text
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
 from harness.runs._identity import identity_of, names_of
@@ -87,7 +87,8 @@ def verify_decodes(
     check_pairs(plan, terms)
     name = factory if isinstance(factory, str) else factory_name(factory)
     result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.title, plan=plan)
-    result.tested, result.against = names_of((name, plan.settings[0]), terms.against)
+    tested = name, next(iter(plan.settings), Settings())  # without settings nothing is compared
+    result.tested, result.against = names_of(tested, terms.against)
     try:
         models.check_finite()
         compiled = any(setting.compiled for setting in plan.settings)
@@ -98,7 +99,7 @@ def verify_decodes(
     result.budget = widest(budget, models.pyramid, [task.request for task in plan.tasks])
     identity = None
     if store.recipe is not None or store.file:
-        identity = identity_of(models, (name, plan.settings[0]), terms.against)
+        identity = identity_of(models, tested, terms.against)
     crew = employ(parallelism, torch.device(parallelism.device or models.device), len(plan.tasks))
     sent = pickled_factory(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
     told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms

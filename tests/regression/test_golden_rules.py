@@ -369,7 +369,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(plan, "cases", lambda models: few)
     monkeypatch.setattr("harness.golden.broken_laws", list)  # twenty seconds, and a test of its own below
     monkeypatch.setattr(guard, "contradicted", lambda device: [])  # a minute, and a test of its own below
-    monkeypatch.setattr(guard, "_git", lambda folder, *words: "" if words[0] == "status" else "abc")
+    monkeypatch.setattr(guard, "git_says", lambda folder, *words: "" if words[0] == "status" else "abc")
     monkeypatch.delenv("CI", raising=False)
     made = tmp_path / "goldens"
     made.mkdir()
@@ -527,7 +527,7 @@ def test_rounding_is_no_change_and_a_case_that_did_not_change_keeps_bytes_and_pr
     capsys.readouterr()
     assert command(monkeypatch, "golden", "diff", *options, *only) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "1 change"
-    monkeypatch.setattr(guard, "_git", lambda folder, *words: "" if words[0] == "status" else "def")
+    monkeypatch.setattr(guard, "git_says", lambda folder, *words: "" if words[0] == "status" else "def")
     assert command(monkeypatch, "golden", "record", "--reason", "stronger", *options, *only) == 0
     after = read_recording(path)
     assert all(

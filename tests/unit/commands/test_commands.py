@@ -62,7 +62,7 @@ BAD = {
     "seeds=0:9999999999": (["--seeds", "0:9999999999"], "more than 1000000"),
     "laws=-1": (["--laws=-1"], "must be 0 cases or more; pass 2"),
     "laws=3": (
-        ["--laws", "3", "--implementation", "published:var", "--checkout", "tests/published/var"],
+        ["--laws", "3", "--implementation", "published:sdvar-parallel", "--checkout", "tests/published/sdvar"],
         "are tried on networks that published code does not take",
     ),
     "models=d16-d30": (["--models", "d16-d30"], "three checkpoint files are another"),

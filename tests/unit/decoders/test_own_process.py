@@ -83,7 +83,7 @@ def test_what_a_decoder_does_to_weights_request_or_trace_is_found_out(name: str)
         ("real_time_signal", "was killed by signal 40"),
         ("takes_log", "ended with status 3; the log is gone"),
         ("plugs_log", "ended with status 3; the log is gone"),
-        ("odd_frame", "a tensor is described as"),
+        ("odd_frame", "a tensor is described as|answers with another form"),
         ("huge_frame", "answers with another form"),
         ("flood_of_frames", "answers with more than 67108864 bytes"),
         ("ends_and_then_refuses", "ended with status 0"),

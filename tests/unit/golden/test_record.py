@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny"})
     monkeypatch.setattr(plan, "cases", lambda models: {"filled": PLANNED}[models])
-    monkeypatch.setattr(guard, "_git", git)
+    monkeypatch.setattr(guard, "git_says", git)
     monkeypatch.setattr(guard, "contradicted", contradicted)
     for module in (cases, record):
         monkeypatch.setattr(module, "recorded_networks", networks)

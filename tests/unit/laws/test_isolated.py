@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.judge._part_law import PartVerdict
 from harness.laws._case import Case
 from harness.laws._catalogue import LAWS
-from harness.laws._conformance import inspect_parts
+from harness.laws._conformance import LawWork, inspect_parts
 from harness.laws._engine import CaseList, LawResult, Report, fixed_cases, isolated_parts, most_specific, try_law
 from harness.laws._few_cases import summed_up
 from harness.laws._law import Law, Subject, Violation
@@ -89,5 +89,5 @@ def test_a_wrong_mask_is_called_attention_mask_whatever_else_it_breaks():
 
 
 def test_parts_have_a_row_of_what_is_wrong_with_them_and_none_of_what_is_not():
-    rows = [each for each in inspect_parts(Subject(masks.CORNER), CASES) if each.verdict is PartVerdict.BROKEN]
+    rows = [each for each in inspect_parts(LawWork(masks.CORNER, (), CASES)) if each.verdict is PartVerdict.BROKEN]
     assert {each.part for each in rows if each.law == "positions.rows"} == {"attention_mask"}  # it watches three

@@ -76,7 +76,7 @@ def test_what_it_names_is_shown_and_asked_for(named: list[tuple[str, str]], give
     )
     with pytest.raises(InputError) as error:
         check_trusted(Path("x.sdvar"), named, given)
-    assert str(error.value) == f"{rule}, and pass --trust"
+    assert str(error.value) == f"{rule} --trust"
 
 
 def test_the_harness_itself_needs_no_trust():

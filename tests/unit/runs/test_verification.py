@@ -20,7 +20,7 @@ from harness.judge._many_ties import MANY_TIES, unusual_ties
 from harness.judge._tokens import MOST_RECORDS
 from harness.judge._verdict import Divergence, Verdict
 from harness.models._pair import ModelPair
-from harness.mutants import guidance, masks, reuse, state, streams, windows
+from harness.mutants import guidance, masks, positions, reuse, state, streams, windows
 from harness.mutants._catalogue import MUTANTS
 from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Implementation, Settings
@@ -44,6 +44,8 @@ FIRST_SCALE = {
 }  # fmt: skip
 # what these change shows with a close draft, a bonus scale or a second request alone (test_suspects.py)
 BEYOND = [thing for module in (reuse, streams, windows) for thing in vars(module).values() if isinstance(thing, Mutant)]
+# and what windows of more than six scales, or weights that float32 does not hold, show alone
+BEYOND += [masks.LONG, masks.OPEN_END, positions.SIX_LEVELS, guidance.NARROW_WEIGHTS, guidance.NARROW_RAMP]
 LOCATED = [mutant for mutant in MUTANTS if mutant.component and mutant not in BEYOND]
 
 

@@ -292,7 +292,7 @@ BAD = {
     "draft_len=dynamic:3:2": (["--draft-len", "dynamic:3:2"], "1 <= LOW <= HIGH <= 10"),
     "draft_len=dynamic:0:2": (["--draft-len", "dynamic:0:2"], "1 <= LOW <= HIGH <= 10"),
     "draft_len=dynamic:2": (["--draft-len", "dynamic:2"], "both bounds or none"),
-    "draft_len=9999999999": (["--draft-len", "9999999999,1/2"], "must read"),
+    "draft_len=9999999999": (["--draft-len", "9999999999,1/2"], "must lie in 1..10"),
     "draft_len=soon": (["--draft-len", "soon"], "must read"),
 }
 
