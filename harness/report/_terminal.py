@@ -116,6 +116,8 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
     if (first := result.first_divergence) is not None:
         word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
         say(console, f"{'first difference' if result.against else word}: {first}")
+        if before := result.before_the_crash:
+            say(console, f"before it: {before}")
         if alone := result.alone:
             say(console, f"alone: {alone}", whole=True)
     for text in result.so_far[:1]:

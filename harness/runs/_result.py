@@ -116,6 +116,14 @@ class Verification:
         return next(iter(crashes + defects + found), None)
 
     @property
+    def before_the_crash(self) -> Divergence | None:
+        """What was wrong in the same decode before it crashed, where a crash is the first defect."""
+        case = None if self.early else self.first_case
+        if case is None or case[1].component != "crash":
+            return None
+        return next((each for each in case[0].judgement.defects if each.component != "crash"), None)
+
+    @property
     def first_divergence(self) -> Divergence | None:
         """The first defect, else the first tie, else None."""
         if self.early:

@@ -50,6 +50,8 @@ def test_a_mistake_before_a_crash_is_found(shelf: Path):
     assert result.first_divergence.component == "crash"  # the first line, and what differed before it behind
     found = result.settings[0].judgements[0].defects[1]
     assert (found.component, found.scale) == ("guidance", 0)
+    assert result.before_the_crash is found
+    assert run(make(shelf, "var", "crashes-late"), True).before_the_crash is None
 
 
 def test_a_decode_that_hangs_says_where(shelf: Path):
