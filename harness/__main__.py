@@ -94,15 +94,18 @@ def main() -> None:
     except BaseException as error:
         if completing and isinstance(error, SystemExit):
             sys.exit(error.code)  # typer's way to end
-        status, line = stopped(error)
+        status, line = stopped(error, last_signal())
         _say(line)
     sys.exit(status)
 
 
-def stopped(error: BaseException) -> tuple[int, str]:
-    """Return the exit status, and the line that says why a command stopped; an empty one where nothing is said."""
-    if last_signal():  # whatever has become of it on the way, an error of the code that it came in, too
-        return 128 + last_signal(), ""
+def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
+    """Return the exit status, and the line that says why a command stopped; an empty one where nothing is said.
+
+    `number` is that of the signal that came, 0 where none did.
+    """
+    if number:  # whatever has become of it on the way, an error of the code that it came in, too
+        return 128 + number, ""
     if _is_closed_pipe(error):
         return CLOSED_PIPE, ""
     if isinstance(error, NonFiniteError):
