@@ -98,10 +98,25 @@ def wrong_at(
         word = guided_in_fewer_bits(evidence, guided[0], rows[:, 0], si)
         if word:
             return WrongTensor(si, "precision", f"guided logits of scale {si} are combined in {word}")
-        swapped = _is_guided(evidence, guided, rows.flip(0), si, ulp)
-        why = "halves swapped, unconditional half first" if swapped else "weight or halves"
+        why = _wrong_halves(evidence, actual, image, si, ulp)
         return WrongTensor(si, "guidance", f"guided logits of scale {si} are not those of their rows: {why}")
     return wrong_f_hat_at(evidence, actual, expected, image, si)
+
+
+def _wrong_halves(evidence: Evidence, actual: Intermediates, image: int, si: int, ulp: float) -> str:
+    """Say which half is whose, where that explains guided logits.
+
+    At scale 0 guidance has no weight, and swapped halves are the unconditional one alone: the last scale tells.
+    """
+    pyramid, one = evidence.models.pyramid, slice(image, image + 1)
+    fits = []
+    for scale in (si, pyramid.S - 1):
+        guided = actual.guided_BLV[one, pyramid.draws.span(scale)]
+        rows = _halves(actual.rows_RLV, one, pyramid.draws.span(scale)).flip(0)
+        fits.append(bool(_is_guided(evidence, guided, rows, scale, ulp)))
+    if fits[0] and (fits[1] or si):
+        return "halves swapped, unconditional half first"
+    return "the unconditional half alone" if fits[0] else "weight or halves"
 
 
 def wrong_f_hat_at(

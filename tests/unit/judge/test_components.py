@@ -41,10 +41,27 @@ def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: f
     off = t * (1 + 1e-4) if t else 1e-6
     for guided_LV, why in (
         ((1 + off) * conditional_LV - off * unconditional_LV, "weight or halves"),
-        ((1 + t) * unconditional_LV - t * conditional_LV, "halves swapped, unconditional half first"),
+        (
+            (1 + t) * unconditional_LV - t * conditional_LV,  # at all scales alike: as if t did not grow
+            "halves swapped, unconditional half first" if si else "the unconditional half alone",
+        ),
     ):
         wrong = judged(guided_LV)
         assert (wrong.component, wrong.detail.partition(": ")[2]) == ("guidance", why)
+
+
+def test_swapped_halves_are_told_from_another_convention_where_guidance_has_no_weight():
+    found = agreeing(BUDGET)
+    shown, pyramid = found.actual.intermediates, MODELS.pyramid
+    conditional_BLV, unconditional_BLV = shown.rows_RLV.chunk(2)
+    t_L1 = torch.tensor([4.0 * pyramid.ramp(si) for si in pyramid for _ in range(pyramid.tokens(si))])[:, None]
+    other = unconditional_BLV + t_L1 * (conditional_BLV - unconditional_BLV)
+    swapped = (1 + t_L1) * unconditional_BLV - t_L1 * conditional_BLV
+    for guided_BLV, why in ((other, "the unconditional half alone"), (swapped, "halves swapped, unconditional")):
+        made = replace(shown, guided_BLV=guided_BLV)
+        wrong = first_wrong(replace(found, actual=replace(found.actual, intermediates=made)))[0]
+        assert (wrong.component, wrong.scale) == ("guidance", 0)
+        assert why in wrong.detail
 
 
 @pytest.mark.parametrize(
