@@ -45,6 +45,7 @@ from harness.runs import (
     RunInterrupted,
     Verification,
     covering,
+    covering_with,
     cut_batches,
     default_batch,
     plan_of,
@@ -53,6 +54,7 @@ from harness.runs import (
 )
 
 LENGTHS = (1, 2, 5, 10)  # draft lengths where none is asked for
+FEW_LENGTHS: tuple[int | str, ...] = (1, 2, 5)  # of published code, in a covering design
 SEEDS = range(4)  # seeds where no request is made: every label under each
 MOST_LAWS = 10**6  # cases
 
@@ -93,11 +95,6 @@ class Question:
             raise InputError("laws", self.laws, "must be 0 cases or more", f"pass {LAW_CASES}")
         if self.laws > MOST_LAWS:
             raise InputError("laws", self.laws, f"must be {MOST_LAWS} at most", f"pass --laws {LAW_CASES}")
-        if self.laws and is_published(self.decoder):
-            rule = "are tried on networks that published code does not take"
-            checkout = f" --checkout {self.settings[0].option('checkout')}"
-            remedy = f"pytest tests/property --implementation {self.decoder}{checkout} --dtype float32"
-            raise InputError("laws", self.laws, rule, remedy)
 
     @property
     def in_process(self) -> bool:
@@ -110,7 +107,11 @@ class Question:
         if not self.cover:
             return Decodes(self.decoder, Plan.of(self.settings, self.requests, self.drafts), self.terms)
         first = self.settings[0]
-        return Decodes(self.decoder, plan_of(covering(models, first.policy, options=first.options)), self.terms)
+        if is_published(self.decoder):
+            blocks = covering_with(models, _asked_lengths(self.decoder, self.settings), not self.terms.sequential)
+        else:
+            blocks = covering(models, first.policy, options=first.options)
+        return Decodes(self.decoder, plan_of(blocks), self.terms)
 
 
 def is_published(decoder: Factory | str) -> bool:
@@ -136,18 +137,26 @@ def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple
     return tuple(replace(like, draft_len=length) for length in dict.fromkeys(min(length, scales) for length in LENGTHS))
 
 
+def _asked_lengths(decoder: Factory | str, settings: Sequence[Settings]) -> list[Settings]:
+    """Return the settings of published code, at several draft lengths where it takes one and none is asked for."""
+    takes = decoder == f"{PUBLISHED_PREFIX}:sdvar-parallel"
+    asks = any(setting.draft_len != "" or setting.option("gamma") for setting in settings)
+    lengths = FEW_LENGTHS if takes and not asks else ("",)
+    return [replace(each, draft_len=length or each.draft_len) for each in settings for length in lengths]
+
+
 def usual_requests(models: ModelPair, in_process: bool) -> tuple[Request, ...]:
     """Return the requests where none are made: every label under four seeds, in batches that device and memory like."""
     whole = Request(tuple(range(models.target.config.classes)))
     return tuple(cut_batches(whole, SEEDS, default_batch(models, not in_process).images))
 
 
-def usual_laws(decoder: Factory | str, cover: bool) -> int:
+def usual_laws(decoder: Factory | str, cover: bool, terms: Terms) -> int:
     """Return in how many cases laws are tried where nobody says: those of others only where it is asked for.
 
-    Laws need networks of their own, in float64, which are not for everybody's code.
+    Of two decoders that are judged against each other nothing is claimed.
     """
-    return LAW_CASES if cover and is_own_decoder(decoder) else 0
+    return LAW_CASES if cover and is_own_decoder(decoder) and terms.against is None else 0
 
 
 def verify(
@@ -181,10 +190,10 @@ def verify(
 
     Effects: a process for a decoder that is not the harness's own; it has ended when this returns.
     """
-    cover = settings is None and requests is None and terms.against is None and not is_published(factory)
+    cover = settings is None and requests is None
     if settings is None:
         settings = usual_settings(factory, Settings(LENGTHS[0]), models.pyramid.S)
-    laws = usual_laws(factory, cover) if terms.laws is None else terms.laws
+    laws = usual_laws(factory, cover, terms) if terms.laws is None else terms.laws
     question = Question(factory, _listed(settings, Settings), (), terms, cover, laws)
     if not cover:
         drawn = usual_requests(models, question.in_process) if requests is None else _listed(requests, Request)
@@ -226,7 +235,7 @@ def answer_question(
         if result.verdict is not Verdict.DEFECT:
             add(result, models, question, Conditions(parallelism, store, question.terms), shown)
     if store.file is not None and result.sealed and result.verdict is not Verdict.DEFECT:
-        RunFile.check_kept(store.file, result.sealed)
+        _note(store.file, result, exercised=result.exercised.as_dict())
     return result
 
 
@@ -258,7 +267,8 @@ def _add_laws(
     stopped = 0
     if count and (tried is None or tried.left or tried.cases != count):
         own = question.in_process or is_own_decoder(question.decoder)
-        where = LawsPlace(str(models.device), None if own else question.terms.limits)
+        dtype = "float32" if is_published(question.decoder) else ""
+        where = LawsPlace(str(models.device), None if own else question.terms.limits, dtype)
         with watch("laws", len(LAWS)) as bar:
             try:
                 tried = try_laws_quickly(

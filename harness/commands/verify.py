@@ -128,7 +128,7 @@ def verify(
 
     Without options of what is drawn, and how, a covering design is decoded: both drafts, bonus on and off, batches
     whose images accept different numbers of scales, one decoder for many requests. With any of them, a grid: every seed
-    with every label at every draft length.
+    with every label at every draft length. The verdict says what was not exercised.
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
@@ -141,7 +141,7 @@ def verify(
     from harness.runs import RunFileOptions, RunInterrupted
     from harness.signals import silence
     from harness.speculative import parse_policy
-    from harness.verification import Question, answer_question, is_published, usual_laws, usual_settings
+    from harness.verification import Question, answer_question, usual_laws, usual_settings
 
     files = {"json": outputs.json, "run": outputs.run, "html": outputs.html}
     paths = check_outputs(files, {**networks.files(), "budgets": judging.budgets})
@@ -166,10 +166,8 @@ def verify(
     pair = load_models(networks, networks.mode, outputs.quiet)
     if "draft_len" not in decoding.given and terms.against is None:
         settings = list(usual_settings(name, settings[0], pair.pyramid.S))
-    # published code has settings of its own, and two decoders are compared on what is asked for
-    grid = is_published(name) or terms.against is not None or asks(networks, images, decoding)
-    cover = not grid if judging.cover is None else judging.cover
-    laws = usual_laws(name, cover) if judging.laws is None else judging.laws
+    cover = not asks(networks, images, decoding) if judging.cover is None else judging.cover
+    laws = usual_laws(name, cover, terms) if judging.laws is None else judging.laws
     question = Question(name, tuple(settings), (), terms, cover, laws)
     requests, why = batches_for(pair, images, apart=not question.in_process)
     if loss is not None:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import torch
 
 from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
-from harness.decoders._factory import build_by_factory, load_factory
+from harness.decoders._factory import build_by_factory, declines_of, load_factory
 from harness.decoders._in_process import Watched, are_lengthless, inspect_parts, run_in_process
 from harness.decoders._limits import OutOfTimeError
 from harness.decoders._mailbox import Mailbox
@@ -65,7 +65,8 @@ def _serve(job: DecoderJob, conversation: int) -> None:
         except InputError as error:
             _say(replies, DecoderReply(refused=error))
             return
-        _say(replies, DecoderReply([str(decoder.contract) for decoder in decoders], moved, are_lengthless(decoders)))
+        claims = [str(decoder.contract) for decoder in decoders]
+        _say(replies, DecoderReply(claims, moved, are_lengthless(decoders), declines=list(map(declines_of, decoders))))
         while True:
             question: DecoderQuestion = pickle.load(questions)
             with alarm.within(question.timeout_s):

@@ -16,7 +16,7 @@ from harness.errors import InputError
 from harness.judge import Divergence, PartLaw, PartVerdict
 from harness.models import ModelPair
 from harness.processes import UnreadableError
-from harness.protocol import Intermediates, Request, Round, Settings, Trace
+from harness.protocol import DECLINES, Intermediates, Request, Round, Settings, Trace
 from harness.rounding import Budget
 
 TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
@@ -60,6 +60,7 @@ class DecoderReply:
     defects: list[Divergence] = field(default_factory=list)  # why a decode did not end well
     so_far: str = ""  # how far that decode came
     remarks: list[str] = field(default_factory=list)  # what it left behind in its process
+    declines: list[list[str]] = field(default_factory=list)  # what each decoder declares not to do, once they are built
     tensors: Header | None = None  # what lies in the mailbox; None = no trace
     trace: Mapping[str, object] = field(default_factory=dict)  # the rest of the trace as JSON values
 
@@ -112,6 +113,7 @@ class DecoderReply:
                 [_defect(each, seed) for each in values["defects"]],
                 str(values["so_far"])[:MOST_TEXT],
                 [str(clause)[:MOST_TEXT] for clause in values["remarks"][:MOST_REMARKS]],
+                [[word for word in words if word in DECLINES] for words in values["declines"]],
                 values["tensors"],  # `Mailbox.take` checks it
                 dict(values["trace"]),
             )

@@ -17,7 +17,7 @@ from harness.decoders._limits import OutOfTimeError
 from harness.errors import InputError, StopSignal, shown, text_of
 from harness.models import ModelPair
 from harness.processes import refused_write
-from harness.protocol import Contract, Implementation, Settings
+from harness.protocol import DECLINES, Contract, Implementation, Settings
 from harness.signals import ctrl_c_is_a_stop
 from harness.speculative.sampler import build_decoder
 
@@ -104,6 +104,7 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
         with ctrl_c_is_a_stop():
             decoder = factory(models, settings)
             contract, decode = getattr(decoder, "contract", None), getattr(decoder, "decode", None)
+            declines = getattr(decoder, "declines", ())
     except (InputError, StopSignal, OutOfTimeError):
         raise
     except BaseException as error:  # of whatever kind: the factory is somebody else's code
@@ -116,6 +117,10 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
     if not isinstance(contract, str) or contract not in list(Contract):
         rule = f"built a decoder that claims {shown(contract)}, not one of {', '.join(list(Contract))}"
         raise InputError("implementation", name, rule, remedy)
+    known = isinstance(declines, tuple | list) and all(isinstance(word, str) and word in DECLINES for word in declines)
+    if not known:
+        rule = f"built a decoder that declines {shown(declines)}, not a tuple of {', '.join(map(repr, DECLINES))}"
+        raise InputError("implementation", name, rule, remedy)
     return decoder
 
 
@@ -125,6 +130,11 @@ def check_refused_write(error: BaseException) -> None:
     if path:
         rule = "lies outside the folder of the decoder's process, which may write nowhere else"
         raise InputError("file", path, rule, f"write under TMPDIR, or pass --allow-write {Path(path).parent}") from None
+
+
+def declines_of(decoder: Implementation) -> list[str]:
+    """Return what a decoder that `build_by_factory` returned declares not to do."""
+    return list(getattr(decoder, "declines", ()))
 
 
 def pickled_factory(factory: Factory, name: str) -> bytes:

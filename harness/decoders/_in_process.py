@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.adapters import Sampler, examine_parts
-from harness.decoders._factory import Factory, build_by_factory, check_refused_write
+from harness.decoders._factory import Factory, build_by_factory, check_refused_write, declines_of
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
 from harness.judge import Divergence, Judgement, PartLaw, made_plain, unreadable, wrong_shape
@@ -54,6 +54,7 @@ class InProcess:
             self._decoders = [build_by_factory(factory, models, setting) for setting in settings]
         self.contracts = [str(decoder.contract) for decoder in self._decoders]
         self.lengthless = are_lengthless(self._decoders)
+        self.declines = [declines_of(decoder) for decoder in self._decoders]
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""

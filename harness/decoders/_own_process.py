@@ -85,7 +85,10 @@ class OwnProcess:
             built = self._start()
             if built.refused is not None:
                 raise built.refused
+            if len(built.contracts) != len(settings) or len(built.declines) != len(settings):
+                raise UnreadableError("it says what other decoders claim")
             self.contracts, self.moved, self.lengthless = built.contracts, built.moved, built.lengthless
+            self.declines = built.declines
         except (GoneError, UnreadableError) as error:
             rule = f"built no decoder: {self._given_up(error)}"
             self.close()

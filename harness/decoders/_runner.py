@@ -27,12 +27,14 @@ class Built:
     moved: list[str] = field(default_factory=list)
     lengthless: bool = False  # none of them reads a draft length: they say so by `takes_draft_len`
     isolation: str = ""  # what keeps them from the judge, in words; empty where nothing needs to
+    declines: list[list[str]] = field(default_factory=list)  # what they declare not to do, by setting
 
 
 class Runner(Protocol):
     """Where the decoder under test lives: a decoder for every setting."""
 
     contracts: list[str]  # what the decoders claim
+    declines: list[list[str]]  # what each declares not to do
     moved: list[str]  # process-wide settings of precision that building them changed, a clause each
     lengthless: bool  # none of them reads a draft length
     isolation: str  # what keeps them from the judge, in words; empty where nothing needs to

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 
 from harness.decoders import Factory, Limits
 from harness.errors import InputError, StopSignal, one_line, shortened
+from harness.laws._case import Case
 from harness.laws._catalogue import LAWS
 from harness.laws._conformance import LawWork, Options, try_laws
 from harness.laws._engine import CaseList, LawResult, fixed_cases, isolated_parts, most_specific
 from harness.laws._law import Violation
 from harness.pool import Crew
-from harness.runs import BrokenLaw, LawsTried
+from harness.runs import ADALN, BrokenLaw, LawsTried
 
 LAW_CASES = 2  # seconds for all laws
 _SEED = 2  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_few_cases.py)
@@ -41,6 +42,7 @@ class LawsPlace:
     # of processes of the decoder's own, since nobody knows what it does; `timeout_s` is that of a law in all its
     # cases. None = this process does it all
     limits: Limits | None = None
+    dtype: str = ""  # the one that the decoder takes, where it takes no other; rounding is then allowed for
 
 
 _HERE = LawsPlace()
@@ -55,7 +57,8 @@ def try_laws_quickly(
 ) -> LawsTried:
     """Try every law in `count` cases, small networks in float64, where rounding decides nothing.
 
-    A process that a law ends, or one that hangs, is that law's defect, and the last one. `progress` is called with the
+    A decoder that refuses them all is asked in float32, on pyramids of several scales, as published code has them. A
+    process that a law ends, or one that hangs, is that law's defect, and the last one. `progress` is called with the
     id of every law that is done.
 
     Raises:
@@ -65,19 +68,32 @@ def try_laws_quickly(
     if count < 1:
         raise InputError("laws", count, "must be 1 case or more", f"pass {LAW_CASES}, or no laws at all")
     crew = Crew((where.device,) * (1 if where.limits is None else 2))
-    cases = tuple(replace(case, device=where.device) for case in fixed_cases(count, _SEED))
-    work = LawWork(implementation, options, CaseList(cases, every_policy=True), where.limits)
-    rows: list[LawResult] = []
-    try:
-        with closing(try_laws(work, crew, LAWS)) as results:
-            for row in results:
-                rows.append(row)
-                progress(row.law.id)
-                if row.killed:
-                    break
-    except StopSignal as stop:
-        raise LawsInterrupted(summed_up(rows, count), stop.status - 128) from None
-    return summed_up(rows, count)
+    cases = [replace(case, device=where.device) for case in fixed_cases(count, _SEED)]
+    taken = [replace(case, dtype=where.dtype or "float32", draft_dtype="", exact=False) for case in cases]
+    tried = LawsTried(count, 0)
+    for some in (taken,) if where.dtype else (cases, taken):
+        work = LawWork(implementation, options, CaseList(tuple(some), every_policy=True), where.limits)
+        rows: list[LawResult] = []
+        try:
+            with closing(try_laws(work, crew, LAWS)) as results:
+                for row in results:
+                    rows.append(row)
+                    progress(row.law.id)
+                    if row.killed:
+                        break
+        except StopSignal as stop:
+            raise LawsInterrupted(_of(some, rows), stop.status - 128) from None
+        tried = _of(some, rows)
+        if len(tried.refused) < tried.asked:
+            break
+    return tried
+
+
+def _of(cases: Sequence[Case], rows: Sequence[LawResult]) -> LawsTried:
+    """Return what laws saw in some cases, and of which networks these are."""
+    dtypes = {case.dtype for case in cases} | ({"float64"} if cases[0].exact else set())
+    adaln = {ADALN} if any(case.shared_adaln for case in cases) else set[str]()
+    return replace(summed_up(rows, len(cases)), networks=tuple(sorted(dtypes | adaln)))
 
 
 def summed_up(results: Iterable[LawResult], count: int) -> LawsTried:

@@ -6,6 +6,7 @@ Promise: anything with `contract` and `decode(request, noise) -> Trace` can be j
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,8 +54,31 @@ class Settings:
         return " ".join(words + [f"{n}={v}" for n, v in self.options if n != "checkout"]) or "as it is"
 
 
+# What a decoder may declare not to do, by an attribute `declines` that is read once, before its first decode: each word
+# with the decodes that ask it. Images of one batch part ways by themselves: no decode asks for that.
+DECLINES: Mapping[str, Callable[[Settings, Request], bool]] = {
+    "bonus": lambda settings, request: settings.bonus,
+    "draft rules": lambda settings, request: isinstance(settings.draft_len, str) and settings.draft_len != "",
+    "diverging batches": lambda settings, request: False,
+    "several images": lambda settings, request: request.B > 1,
+    "top_k": lambda settings, request: request.top_k > 0,
+    "top_p": lambda settings, request: request.top_p > 0,
+    "guidance": lambda settings, request: request.cfg != 0,
+    "batch order": lambda settings, request: request.order == "batch",
+    "more_smooth": lambda settings, request: request.more_smooth,
+}
+
+
+OF_SETTINGS = {"bonus": "bonus", "draft rules": "draft_len"}  # those that settings ask for, with the field that does
+
+
+def declined(declines: Sequence[str], settings: Settings, request: Request) -> str:
+    """Return what a decode asks of those that a decoder declares not to do; empty where it asks none."""
+    return next((word for word in declines if DECLINES[word](settings, request)), "")
+
+
 class Implementation(Protocol):
-    """A decoder under test."""
+    """A decoder under test; `declines`, where it has that attribute, names what it does not do (`DECLINES`)."""
 
     @property
     def contract(self) -> str:

@@ -36,6 +36,7 @@ MEASURED = (
 )  # fmt: skip
 STATED = (Column("target calls (range), it says"), Column("accepted scales a round, it says", spare=2), *MEASURED[2:])
 MOST_CHANGES = 4
+VERDICT_LINES = 3  # of a terminal, for the verdict and what was not exercised
 LINES = 24  # nothing asks how high it is
 PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
 MOST_SHOWN = 2000  # characters of a line: the message of somebody else's crash may have any length
@@ -93,7 +94,18 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         _say_first_divergence(result, console)
     if not result.is_whole:
         say(console, f"interrupted: {result.images} of {count_of(result.plan.images, 'image')} judged")
-    say(console, result.summary, result.verdict.value, COLOURS[result.verdict.exit_status])
+    say(console, _verdict_text(result, console), result.verdict.value, COLOURS[result.verdict.exit_status])
+
+
+def _verdict_text(result: Verification, console: Console) -> str:
+    """Return counts and what was not exercised; on a terminal in the most words that need no more than three lines."""
+    exercised, head = result.exercised, len(result.verdict.value) + 1
+    texts = ["; ".join(filter(None, (result.summary, each))) for each in (exercised.clause, exercised.brief)]
+    texts.append("; ".join(filter(None, (result.short_summary, exercised.brief))))
+    if console.soft_wrap:
+        return texts[0]
+    fits = (text for text in texts if len(wrapped("x" * head + text, console.width)) <= VERDICT_LINES)
+    return next(fits, texts[-1])
 
 
 def laws_line(tried: LawsTried) -> str:

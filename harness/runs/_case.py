@@ -72,7 +72,8 @@ class KeptCase:
     def terms(self) -> Terms:
         """How it was judged; the budget is that of the machine at hand, and no file says that code runs in here."""
         terms = self.record.terms
-        return Terms(terms.contract, terms.sequential, self.in_process, terms.limits, against=self.against)
+        return Terms(terms.contract, terms.sequential, self.in_process, terms.limits, against=self.against,
+                     strict=terms.strict)  # fmt: skip
 
     @property
     def settings_of_both(self) -> list[Settings]:

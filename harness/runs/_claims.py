@@ -32,6 +32,7 @@ class LawsTried:
     why: str = ""  # what it said to the first of these
     not_applicable: tuple[str, ...] = ()  # ids of those that say nothing about such a decoder
     left: tuple[str, ...] = ()  # ids of those that nobody tried
+    networks: tuple[str, ...] = ()  # of which kinds networks were: dtypes, and "shared AdaLN"
 
     @property
     def tested_the_law(self) -> bool:

@@ -116,7 +116,8 @@ def verify_decodes(
         result.settings = [SettingResult(*of) for of in zip(plan.settings, contracts, strict=True)]
         record = RunHeader(
             identity, NetworksUsed.of(models), terms, tuple(contracts), budget, plan.images, store.recipe,
-            tuple(sys.argv[1:]), isolation=built.isolation, counted_by=HARNESS if is_counted(factory) else DECODER,
+            tuple(sys.argv[1:]), isolation=built.isolation, declines=tuple(map(tuple, built.declines)),
+            counted_by=HARNESS if is_counted(factory) else DECODER,
         )  # fmt: skip
         file = begin(store, record, plan)
         held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
@@ -140,9 +141,6 @@ def check_pairs(plan: Plan, terms: Terms) -> None:
     """Refuse two decoders whose settings do not pair up. Raises `InputError`."""
     if terms.against is None:
         return
-    if any(noise is not None for noise in plan.drafts):
-        rule = "is compared on the pair's own draft, and a covering design brings others"
-        raise InputError("against", terms.against.name, rule, "drop --cover")
     if len(terms.against.settings) != len(plan.settings):
         rule = f"has {len(terms.against.settings)} settings, and the decoder {len(plan.settings)}"
         raise InputError("against", terms.against.name, rule, "pass one --draft-len")

@@ -41,6 +41,7 @@ class NetworksUsed:
     taken: tuple[str, ...] = ()  # what was taken from where in their files, where that is not plain
     sides: tuple[tuple[int, int], ...] = ()  # (h, w) of every scale, where there are no `patch_nums`
     channels: int = 1  # draws a position
+    shared_adaln: bool = False  # of the target
 
     @classmethod
     def of(cls, models: ModelPair) -> NetworksUsed:
@@ -49,7 +50,8 @@ class NetworksUsed:
         config, layout, where = models.target.config, models.pyramid, str(models.device)
         sides = () if layout.patch_nums else layout.sides
         shape = (layout.patch_nums, config.V, config.classes, models.taken, sides, layout.channels)
-        return cls(models.title, where, target, draft, *shape)
+        adaln = bool(getattr(config, "shared_adaln", False))
+        return cls(models.title, where, target, draft, *shape, adaln)
 
     @property
     def pyramid(self) -> ScalePyramid:
@@ -92,6 +94,7 @@ class RunHeader:
     workers: str = ""  # who did it; empty until it is done
     certifying: str = ""  # the precision that its ties are certified in; empty until it is done
     isolation: str = ""  # what kept the decoders from the judge, in words; empty where nothing needs to
+    declines: tuple[tuple[str, ...], ...] = ()  # what the decoders declare not to do, by setting; empty = nothing
     counted_by: str = HARNESS  # who counted calls, rows and rounds: one of `HARNESS` and `DECODER`
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,6 +119,7 @@ class RunHeader:
             "images": self.images,
             "recipe": None if self.recipe is None else dict(self.recipe),
             "command": list(self.command),
+            **({"declines": [list(words) for words in self.declines]} if any(self.declines) else {}),
             "counted_by": self.counted_by,
             **{name: text for name, text in done.items() if text},
         }
@@ -140,6 +144,7 @@ class RunHeader:
             values.get("workers", ""),
             values.get("certifying", ""),
             values.get("isolation", ""),
+            tuple(tuple(map(str, words)) for words in values.get("declines", ())),
             values.get("counted_by", HARNESS),
         )  # fmt: skip
 

@@ -52,10 +52,10 @@ def _result(run: Kept, rows: list[JudgedRow]) -> Verification:
     put_together(result, by_task, networks, record.budget)
     dead = {number for number, setting in enumerate(result.settings) if keeps_dying(setting.rows)}  # left alone
     result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in run.plan.tasks)
+    if terms.covers:
+        say_what_was_covered(result, terms)
     if run.claims is not None:
         result.take_quality(run.claims, run.quality)
     if run.laws is not None:
         result.take_laws(run.laws)
-    if terms.covers:
-        say_what_was_covered(result, terms)
     return result

@@ -41,6 +41,7 @@ class Coverage:
     late: int = 0  # those after an accepted scale: another row of the window than its first
     bonus: int = 0  # rounds that finished a scale after the drafted ones
     diverged: int = 0  # decodes whose images went on from different scales
+    together: int = 0  # decodes of several images that rejected drafts, and whose images all went on together
     apart: int = 0  # rounds with a bonus scale in such a decode
     final: int = 0  # final rounds that drafted the last scale, which was accepted
 
@@ -48,7 +49,9 @@ class Coverage:
     def of(cls, trace: Trace) -> Coverage:
         """Count one decode."""
         diverged = len({tuple(turn.first for turn in rounds) for rounds in trace.rounds}) > 1
-        coverage = cls(decodes=1, diverged=int(diverged))
+        rejects = any(turn.accepted < turn.drafted for rounds in trace.rounds for turn in rounds)
+        together = len(trace.rounds) > 1 and rejects and not diverged
+        coverage = cls(decodes=1, diverged=int(diverged), together=int(together))
         for rounds in trace.rounds:
             for turn in rounds:
                 coverage._add_round(turn)

@@ -19,11 +19,12 @@ import torch
 from harness.errors import InputError, one_line, shortened
 from harness.files import compact, finite
 from harness.judge import Divergence, Verdict, worst_verdict
-from harness.protocol import Contract, request_values
+from harness.protocol import Contract, declined, request_values
 from harness.provenance import versions
 from harness.rounding import Allowance, precision
 from harness.runs._case import repeat_line
 from harness.runs._claims import LawsTried, QualityClaims, QualityFigures
+from harness.runs._exercised import ADALN, DTYPES, LAWS, Decode, Exercised, Observed, exercised
 from harness.runs._plan import Plan
 from harness.runs._record import DECODER, HARNESS, RunHeader
 from harness.runs._records import Coverage, JudgedRow
@@ -78,10 +79,40 @@ class Verification:
         """Count what was tried after the run: a broken law is a defect, most refused or some left open inconclusive."""
         self.laws = tried
         self.early += [Divergence(law.component, law.clause, law.seed) for law in tried.broken]
-        if 2 * len(tried.refused) > tried.asked:
+        # one that takes no such networks at all is not asked by laws: that is said, and what it decodes is proved
+        takes_none = self.covers and len(tried.refused) == tried.asked
+        if 2 * len(tried.refused) > tried.asked and not takes_none:
             self.reasons.append(f"the decoder refused {len(tried.refused)} of {tried.asked} laws: {tried.why}")
         if tried.left:
             self.reasons.append(f"{count_of(len(tried.left), 'law')} not tried")
+
+    @property
+    def decoded(self) -> list[Decode]:
+        """What was asked of the decoder, in the plan's order, as far as the run came."""
+        requests = {task.number: task.request for task in self.plan.tasks}
+        declines = self.record.declines if self.record else ()
+        decodes = []
+        for number, setting in enumerate(self.settings):
+            words = declines[number] if number < len(declines) else ()
+            for row in setting.rows:
+                word = declined(words, setting.settings, requests[row.task])
+                decodes.append(Decode(setting.settings, requests[row.task], bool(row.refused and not word), word))
+        return decodes
+
+    @property
+    def exercised(self) -> Exercised:
+        """What was asked of this decoder, what it does not do, and what nobody asked."""
+        record, laws, ours = self.record, self.laws, any(setting.settings.policy for setting in self.settings)
+        met = {LAWS, *laws.networks} if laws is not None and laws.held else set[str]()
+        met -= {str(self.dtype).removeprefix("torch.")}
+        kinds = {kind for kind in (LAWS, ADALN) if kind in met} | ({DTYPES} if met - {LAWS, ADALN} else set())
+        kinds |= {ADALN} if record is not None and record.networks.shared_adaln else set()
+        facts = Observed(
+            self.coverage, self.covers, record is None or not record.terms.sequential,
+            any(setting.settings.draft_len != "" for setting in self.settings), ours, frozenset(kinds),
+            not self.against, laws.why if laws is not None and laws.asked == len(laws.refused) else "",
+        )  # fmt: skip
+        return exercised(self.decoded, facts, [word for words in (record.declines if record else ()) for word in words])
 
     @cached_property
     def coverage(self) -> Coverage:
@@ -211,6 +242,15 @@ class Verification:
         )
 
     @property
+    def short_summary(self) -> str:
+        """The same clause without what is 0."""
+        totals = self.totals
+        words = (("identical", "identical"), ("ties", "tied"), ("wrong_tokens", "wrong"), ("unclaimed", "not claimed"))
+        counts = [f"{totals[name]} {word}" for name, word in words if totals[name]]
+        defects = count_of(totals["defects"], "defect")
+        return f"contract {self.contract}: {', '.join([count_of(totals['draws'], 'draw'), *counts, defects])}"
+
+    @property
     def totals(self) -> dict[str, int]:
         """Every count of `COUNTS` over all settings, defects of the run as a whole among them."""
         totals = {name: sum(setting.total(name) for setting in self.settings) for name in COUNTS}
@@ -250,7 +290,7 @@ class Verification:
         return pandas.DataFrame.from_records(self.to_records())
 
     def __str__(self) -> str:
-        return f"{self.verdict.value} {self.summary}"
+        return "; ".join(filter(None, (f"{self.verdict.value} {self.summary}", self.exercised.clause)))
 
     def _repr_html_(self) -> str:
         """Return a fragment for notebooks: verdict, a row a setting, the first divergence and what repeats it."""
@@ -265,6 +305,7 @@ class Verification:
         parts = [f'<p><strong style="color:{colour}">{self.verdict.value}</strong> {_text(self.summary)}</p>']
         parts += [f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"] if rows else []
         parts += [f"<p>inconclusive: {_text(reason)}</p>" for reason in self.inconclusive]
+        parts += [f"<p>{_text(clause)}</p>"] if (clause := self.exercised.clause) else []
         parts += [f"<p>remark: {_text(remark)}</p>" for remark in self.remarks]
         if first := self.first_divergence:
             word = "first defect" if self.verdict is Verdict.DEFECT else "first tie"
@@ -295,6 +336,7 @@ class Verification:
             "not_compared": self.not_compared,
             **{name: joined(name) for name in ("target_calls", "target_rows", "rounds", "accepted_scales")},
             "counted_by": DECODER if self.is_its_word else HARNESS,
+            "exercised": self.exercised.as_dict(),
             "covers": self.covers,
             "coverage": self.coverage.as_dict(),
             "device": str(self.device),

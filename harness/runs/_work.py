@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness.adapters import OF_CODE
 from harness.clock import timed
-from harness.decoders import Built, Factory, Other, Runner, Terms, claimed_contract, factory_name, start_runner
+from harness.decoders import Built, Factory, Runner, Terms, claimed_contract, factory_name, start_runner
 from harness.errors import InputError
 from harness.judge import (
     Divergence,
@@ -35,7 +35,7 @@ from harness.judge import (
     judge_until_its_end,
 )
 from harness.models import ModelPair, close_pair
-from harness.protocol import Contract, Request, Settings, Trace
+from harness.protocol import OF_SETTINGS, Contract, Request, Settings, Trace, declined
 from harness.protocol.noise import Noise
 from harness.reference.sequential import sample_sequential
 from harness.rounding import Budget
@@ -45,6 +45,7 @@ from harness.runs._records import Counts, JudgedRow
 from harness.runs.pictures import Best, Picture, exhibit, pictures
 
 Exhibits = list[tuple[int, int, dict[str, Tensor]]]  # task, setting, tensors
+DECLARED = "is asked of a decoder that declares that it does not do it"
 # With the tensors around its first divergence, the pictures that are worth keeping, and seconds.
 Judged = tuple[JudgedRow, dict[str, Tensor], list[Picture], float]
 
@@ -79,14 +80,6 @@ class VerifyWork:
         factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
         return Verifier(replace(self, factory=factory))
 
-    def open_other(self) -> tuple[Other, Runner] | None:
-        """Build the decoders that are judged against, if any. Raises `InputError` where they refuse."""
-        other = self.terms.against
-        if other is None:
-            return None
-        factory = pickle.loads(other.factory) if isinstance(other.factory, bytes) else other.factory
-        return other, start_runner(self.models, factory or other.name, other.settings, self.most, self.terms)
-
 
 class Verifier:
     """Verifies tasks; holds the decoders under test."""
@@ -96,16 +89,13 @@ class Verifier:
         self.work, self._best = work, Best(work.pictures)
         drafts = work.drafts or (None,) * len(work.settings)
         self._decoders: dict[int, tuple[Runner, int, ModelPair]] = {}  # by setting: where it is, and its number there
-        contracts, moved = [""] * len(drafts), list[str]()
+        self._others: dict[int, tuple[Runner, int]] = {}  # likewise, of those that are judged against
+        contracts, moved, declines = [""] * len(drafts), list[str](), [list[str]() for _ in drafts]
         with ExitStack() as stack:
-            self._other = work.open_other()
-            if self._other is not None:
-                against, built = self._other
-                stack.callback(built.close)
-                moved += [f"{what}, by {against.name}" for what in built.moved]
             for noise in dict.fromkeys(drafts):
                 models = work.models if noise is None else close_pair(work.models, noise)
                 numbers = [number for number, of in enumerate(drafts) if of == noise]
+                moved += self._open_others(models, numbers, stack)
                 settings = [work.settings[number] for number in numbers]
                 built = start_runner(models, work.factory, settings, work.most, work.terms)
                 stack.callback(built.close)
@@ -113,13 +103,27 @@ class Verifier:
                 for k, number in enumerate(numbers):
                     self._decoders[number] = built, k, models
                     contracts[number] = claimed_contract(built.contracts[k], work.terms).value
+                    declines[number] = built.declines[k]
+                    _check_settings(declines[number], work.settings[number])
             self._places = stack.pop_all()
         named = work.factory if isinstance(work.factory, str) else factory_name(work.factory)
         tested, other = names_of((named, work.settings[0]), work.terms.against)
         self._names = f"tested {tested}", f"other {other}"  # two checkouts of one commit may be called the same
         lengthless = all(where.lengthless for where, _, _ in self._decoders.values())
         isolations = dict.fromkeys(where.isolation for where, _, _ in self._decoders.values() if where.isolation)
-        self.about = Built(contracts, list(dict.fromkeys(moved)), lengthless, "; ".join(isolations))
+        self.about = Built(contracts, list(dict.fromkeys(moved)), lengthless, "; ".join(isolations), declines)
+
+    def _open_others(self, models: ModelPair, numbers: Sequence[int], stack: ExitStack) -> list[str]:
+        """Build the decoders that are judged against, if any, for some settings; return what that changed."""
+        other = self.work.terms.against
+        if other is None:
+            return []
+        factory = pickle.loads(other.factory) if isinstance(other.factory, bytes) else other.factory
+        settings = [other.settings[number] for number in numbers]
+        built = start_runner(models, factory or other.name, settings, self.work.most, self.work.terms)
+        stack.callback(built.close)
+        self._others |= {number: (built, k) for k, number in enumerate(numbers)}
+        return [f"{what}, by {other.name}" for what in built.moved]
 
     def do(self, task: Task) -> Done:
         """Decode one task by the reference and under its settings, and judge."""
@@ -140,13 +144,14 @@ class Verifier:
         made = list[Picture]()
         for number in task.settings:
             greedy = work.settings[number].greedy
-            if self._other is None and greedy not in free:
+            if work.terms.against is None and greedy not in free:
                 free[greedy] = Free.of(work.models, request, greedy)
                 total += free[greedy].trace.seconds
             try:
+                self._check_declared(number, request)
                 row, shown, seen, seconds = (
-                    self._compared(task, number, self._other[1])
-                    if self._other
+                    self._compared(task, number)
+                    if work.terms.against is not None
                     else self._row(task, number, free[greedy])
                 )
             except InputError as error:
@@ -161,6 +166,12 @@ class Verifier:
             if work.terms.first_only and row.judgement.defects:
                 break
         return Done(task.number, rows, exhibits, total, pictures=made)
+
+    def _check_declared(self, number: int, request: Request) -> None:
+        """Refuse in the decoder's place what it declared not to do. Raises `InputError`."""
+        word = declined(self.about.declines[number], self.work.settings[number], request)
+        if word:
+            raise InputError("declines", word, DECLARED, "drop what asks it, or the word from `declines`")
 
     def _row(self, task: Task, number: int, free: Free) -> Judged:
         """Decode a task under one setting, and judge."""
@@ -182,11 +193,11 @@ class Verifier:
         seen = pictures((task.number, number), along, judgement, free.trace.f_hat_BCPP, self._best)
         return row, shown(along, judgement), seen, seconds
 
-    def _compared(self, task: Task, number: int, there: Runner) -> Judged:
+    def _compared(self, task: Task, number: int) -> Judged:
         """Decode a task by both decoders under one setting, and judge one against the other."""
-        request, models = task.request, self._decoders[number][2]
+        request, models, (there, k) = task.request, self._decoders[number][2], self._others[number]
         actual, remarks, seconds = self._decoded(task, number)
-        expected, theirs, others = _traced(partial(there.decode, number, request), models.device)
+        expected, theirs, others = _traced(partial(there.decode, k, request), models.device)
         names = self._names
         remarks += [f"{names[1]}: {each}" for each in theirs]
         row = JudgedRow(task.number, number, Judgement(request.B), seconds=seconds, reference_seconds=others)
@@ -225,6 +236,13 @@ class Verifier:
     def _evidence(self, request: Request, number: int, actual: Trace, expected: Trace, noise: Noise) -> Evidence:
         models, greedy = self._decoders[number][2], self.work.settings[number].greedy
         return Evidence(models, request, actual, expected, self.work.budget, greedy, noise=noise)
+
+
+def _check_settings(declines: Sequence[str], settings: Settings) -> None:
+    """Refuse settings in the place of a decoder that declared so. Raises `InputError`."""
+    for word, name in OF_SETTINGS.items():
+        if word in declines and declined([word], settings, Request((0,))):
+            raise InputError(name, getattr(settings, name), DECLARED, f"drop it, or {word!r} from `declines`")
 
 
 def _traced(

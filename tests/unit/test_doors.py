@@ -96,6 +96,7 @@ def test_without_settings_and_requests_the_api_asks_what_the_command_asks(
     assert document["covers"] is expected["covers"] is True
     assert document["run"].get("laws") == expected["run"].get("laws")
     assert ("laws" in document["run"]) == (name == "harness:build_decoder")
+    assert document["exercised"] == expected["exercised"]
 
 
 def test_one_of_settings_and_requests_alone_leaves_the_other_at_the_commands_default(

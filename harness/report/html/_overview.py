@@ -15,7 +15,7 @@ from harness.report.html._plots import Axis, Series, plot
 from harness.report.html._scales import layout_of, scales_of, setting_name
 from harness.report.html._words import COMPARED, contracts
 from harness.rounding import precision
-from harness.runs import Verification
+from harness.runs import Exercised, Verification
 
 MOST_ROWS = 40  # of a table of settings or images
 MOST_DOTS = 16
@@ -65,6 +65,7 @@ def compared_parts(result: Verification) -> list[object]:
         parts += ["Not compared:", Bullets(list(result.not_compared.items()))]
     elif result.compared:
         parts.append("Nothing that this check knows of was left out.")
+    parts += _exercised_parts(result.exercised)
     if result.inconclusive:
         parts += ["Why the run proves nothing:", Bullets([(reason, "") for reason in result.inconclusive])]
     if result.remarks:
@@ -77,6 +78,19 @@ def compared_parts(result: Verification) -> list[object]:
     if result.laws is not None:
         parts.append(f"After them, on small networks of their own: {laws_line(result.laws)}.")
     return parts + [f"Counted otherwise than by the other: {text}." for text in result.changes[:4]]
+
+
+def _exercised_parts(exercised: Exercised) -> list[object]:
+    """Return what was asked of the decoder, what it does not do, and what nobody asked, with what would."""
+    parts: list[object] = []
+    if exercised.missing:
+        options = [(word, f"asked by {option}") for word, option in exercised.missing.items()]
+        parts += ["Not exercised, so that nothing is proved of it:", Bullets(options)]
+    if exercised.not_done:
+        parts += ["What this decoder does not do:", Bullets(list(exercised.not_done.items()))]
+    if exercised.asked:
+        parts.append(f"Asked of this decoder: {', '.join(exercised.asked)}.")
+    return parts
 
 
 def settings_parts(result: Verification) -> list[object]:

@@ -119,6 +119,8 @@ def test_the_design_holds_what_it_promises():
     assert {request.B for request in requests} >= {1, 2, 3, 4}
     assert any(request.top_k for request in requests)
     assert any(request.top_p for request in requests)
+    filters = {(request.top_k > 0, request.top_p > 0) for request in requests}
+    assert filters == {(False, False), (True, False), (False, True), (True, True)}
     same_size = [(a, b) for a in requests for b in requests if a is not b and a.B == b.B and a.labels != b.labels]
     assert same_size
 

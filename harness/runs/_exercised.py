@@ -1,0 +1,211 @@
+"""What was asked of a decoder, what it does not do, and what nobody asked: part of every verdict.
+
+Promise: every aspect that applies to a decoder is in exactly one of three lists: asked and exercised, not done by the
+decoder, or missing, with the option that would ask it. What was asked is read off the plan, what came of it off the
+rows; what a decoder declares not to do was fixed before its first decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from harness.protocol import Request, Settings
+from harness.runs._records import CLAIMS, Coverage
+
+MOST_REFUSED = 0.5  # of all decodes asked for: a decoder that refuses more has not been tested
+LOCK_STEP = 12  # batches with a rejection whose images all went on together: a decoder that parts them would not
+REFUSED, DECLARED, TOGETHER = "refused", "declared", "it takes all images of a batch through the same rounds"
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One batch under one setting."""
+
+    settings: Settings
+    request: Request
+    refused: bool = False  # by the decoder
+    declared: str = ""  # what the decoder declares not to do, where this asks it
+
+
+Test = Callable[[Sequence[Decode]], bool]
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """One thing that a decoder may get wrong by itself."""
+
+    word: str  # what it is
+    family: str  # what is shown where there is no room for words
+    asks: str  # the option that asks it
+    test: Test  # whether some decodes ask it
+    claim: str = ""  # of `CLAIMS`: what came of the decodes must show it, too
+    declines: tuple[str, ...] = ()  # of `DECLINES`: who declares one of these is not asked
+
+
+def _any(holds: Callable[[Settings, Request], bool]) -> Test:
+    return lambda decodes: any(holds(one.settings, one.request) for one in decodes)
+
+
+def _several(of: Callable[[Settings, Request], object], count: int = 2) -> Test:
+    return lambda decodes: len({of(one.settings, one.request) for one in decodes} - {None}) >= count
+
+
+_DRAFTED, _PARTS, _APART, _BONUS = (
+    "drafts",
+    "diverging batches",
+    "a bonus scale in a batch that diverges",
+    "a bonus scale",
+)
+ASPECTS = (
+    Aspect("no filter", "filters", "--top-k 0 --top-p 0", _any(lambda s, r: not (r.top_k or r.top_p))),
+    Aspect("top-k alone", "filters", "--top-k 4", _any(lambda s, r: r.top_k > 0 and not r.top_p), declines=("top_k",)),
+    Aspect("top-p alone", "filters", "--top-p 0.9", _any(lambda s, r: r.top_p > 0 and not r.top_k),
+           declines=("top_p",)),
+    Aspect("top-k and top-p together", "filters", "--top-k 4 --top-p 0.9", _any(lambda s, r: r.top_k > 0 < r.top_p),
+           declines=("top_k", "top_p")),
+    Aspect("cfg 0", "guidance", "--cfg 0", _any(lambda s, r: r.cfg == 0)),
+    Aspect("several cfg", "guidance", "--cfg 4", _several(lambda s, r: r.cfg or None), declines=("guidance",)),
+    Aspect("noise by image", "noise", "--noise image", _any(lambda s, r: r.order == "image")),
+    Aspect("noise by batch", "noise", "--noise batch", _any(lambda s, r: r.order == "batch"),
+           declines=("batch order",)),
+    Aspect("an image alone", "batches", "--batch 1", _any(lambda s, r: r.B == 1)),
+    Aspect("several images a batch", "batches", "--labels 0,1 --batch 2", _any(lambda s, r: r.B > 1),
+           declines=("several images",)),
+    Aspect("one decoder for several requests", "batches", "--seeds 0:2 --batch 1", _several(lambda s, r: r),
+           "one decoder for several requests"),
+    Aspect("several draft lengths", _DRAFTED, "--draft-len 1,2,5", _several(lambda s, r: s.draft_len)),
+    Aspect("a rule of draft lengths", _DRAFTED, "--draft-len dynamic",
+           _any(lambda s, r: isinstance(s.draft_len, str)), declines=("draft rules",)),
+    Aspect("rejected drafts", _DRAFTED, "--draft-noise 0.1", bool, "a first drafted scale that is rejected"),
+    Aspect("accepted drafts of several scales", _DRAFTED, "--draft-noise 0.002 --draft-len 5", bool,
+           "a draft of several scales that is accepted"),
+    Aspect("corrections after accepted scales", _DRAFTED, "--draft-noise 0.002 --draft-len 5", bool,
+           "a correction after accepted scales"),
+    Aspect("images that part ways", _DRAFTED, "--labels all --batch 4", _any(lambda s, r: r.B > 1),
+           "images of one batch that accept different numbers of scales", (_PARTS, "several images")),
+    Aspect("bonus scales", "bonus", "--bonus", _any(lambda s, r: s.bonus), _BONUS, ("bonus",)),
+    Aspect("bonus scales where images part", "bonus", "--bonus --labels all --batch 4",
+           _any(lambda s, r: s.bonus and r.B > 1), _APART, ("bonus", _PARTS, "several images")),
+    Aspect("more_smooth", "kinds", "Request(more_smooth=True)", _any(lambda s, r: r.more_smooth),
+           declines=("more_smooth",)),
+)  # fmt: skip
+SMOOTH = "more_smooth"  # no design asks it: f_hat then follows the logits, and rounding grows
+LAWS, ADALN, DTYPES = "laws", "shared AdaLN", "other dtypes"
+KINDS = {LAWS: "--laws 2", ADALN: "--laws 2", DTYPES: "--dtype bfloat16"}  # which no request asks, with what does
+
+
+@dataclass(frozen=True)
+class Exercised:
+    """What was asked of a decoder and what not; the three lists hold every aspect that applies to it once."""
+
+    asked: tuple[str, ...] = ()  # exercised: by decodes, and by their rounds where these must show it
+    not_done: dict[str, str] = field(default_factory=dict)  # what the decoder does not do -> how that is known
+    missing: dict[str, str] = field(default_factory=dict)  # what nothing exercised -> the option that would ask it
+    claims: tuple[str, ...] = ()  # of `missing`, those that a covering design is there to exercise, in `CLAIMS`' words
+    decodes: int = 0  # that were asked for
+    refused: int = 0  # of them, by the decoder
+    declared: int = 0  # of them, what it declares not to do
+
+    def as_dict(self) -> dict[str, object]:
+        """Return plain values for JSON, lists apart."""
+        return {**vars(self), "asked": list(self.asked), "claims": list(self.claims)}
+
+    @property
+    def clause(self) -> str:
+        """What was not exercised, in words; empty where all was."""
+        clauses = [f"not exercised: {', '.join(self.missing)}{self._hint}"] if self.missing else []
+        by_why: dict[str, list[str]] = {}
+        for word, why in self.not_done.items():
+            by_why.setdefault(why, []).append(word)
+        return "; ".join([*clauses, *(f"{why}: {', '.join(words)}" for why, words in by_why.items())])
+
+    @property
+    def brief(self) -> str:
+        """The same in the fewest words: families in the place of aspects."""
+        families = {aspect.word: aspect.family for aspect in ASPECTS} | {ADALN: "kinds", DTYPES: "kinds", LAWS: LAWS}
+        shown = dict.fromkeys(families[word] for word in (*self.missing, *self.not_done))
+        return f"not exercised: {', '.join(shown)}{self._hint}" if shown else ""
+
+    @property
+    def _hint(self) -> str:
+        options = list(dict.fromkeys(self.missing.values()))
+        return f" ({', '.join(options)})" if len(options) < 3 else " (--cover)"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a run knows besides its decodes."""
+
+    coverage: Coverage  # what their rounds showed
+    covers: bool = False  # the plan is a covering design: what is not in it was refused before it was begun
+    drafts: bool = True  # the decoder drafts
+    has_lengths: bool = True  # it is asked for draft lengths
+    # it takes dtypes, and rules of draft lengths and bonus scales as `Settings` has them; published code does not
+    is_ours: bool = True
+    kinds: frozenset[str] = frozenset()  # of `KINDS`, those that were met
+    has_laws: bool = True  # laws can be asked of it
+    refused_laws: str = ""  # why it refused every law
+
+
+def exercised(decodes: Sequence[Decode], seen: Observed, declines: Sequence[str]) -> Exercised:
+    """Sum up what was exercised; `declines` is what the decoder declares."""
+    met = [one for one in decodes if not (one.refused or one.declared)]
+    asked, not_done, missing, claims = [], dict[str, str](), dict[str, str](), []
+    lock_step = seen.coverage.together >= LOCK_STEP and not seen.coverage.diverged
+    for aspect in ASPECTS:
+        if not _applies(aspect, seen):
+            continue
+        if aspect.test(met) and (not aspect.claim or CLAIMS[aspect.claim](seen.coverage)):
+            asked.append(aspect.word)
+        elif set(aspect.declines) & set(declines):
+            not_done[aspect.word] = DECLARED
+        elif lock_step and _PARTS in aspect.declines:
+            not_done[aspect.word] = TOGETHER
+        elif not aspect.test(met) and (aspect.test(decodes) or (seen.covers and aspect.word != SMOOTH)):
+            not_done[aspect.word] = REFUSED
+        else:
+            missing[aspect.word] = aspect.asks
+            claims += [aspect.claim] * bool(aspect.claim)
+    for kind, option in KINDS.items():
+        if kind in seen.kinds:
+            asked.append(kind)
+        elif (seen.refused_laws and option == KINDS[LAWS]) or (kind == DTYPES and not seen.is_ours):
+            not_done[kind] = REFUSED
+        elif seen.has_laws or kind != LAWS:
+            missing[kind] = option
+    counts = len(decodes), sum(one.refused for one in decodes), sum(bool(one.declared) for one in decodes)
+    return Exercised(tuple(asked), not_done, missing, tuple(claims), *counts)
+
+
+def _applies(aspect: Aspect, seen: Observed) -> bool:
+    """Tell whether a decoder can be asked an aspect at all."""
+    judged = bool(seen.coverage.judged or not seen.coverage.rounds)
+    if aspect.family not in (_DRAFTED, "bonus"):
+        return True
+    if aspect.word == "several draft lengths":
+        return seen.drafts and seen.has_lengths
+    if aspect.word == "a rule of draft lengths" or aspect.family == "bonus":
+        return seen.drafts and judged and seen.is_ours
+    return seen.drafts and judged
+
+
+def why_untested(decodes: Sequence[Decode], unasked: int = 0) -> list[str]:
+    """Return why a decoder that refuses or declares away so much has not been tested.
+
+    `unasked` are decodes that are not in the plan, since the decoder cannot be built for them.
+    """
+    met = [one for one in decodes if not (one.refused or one.declared)]
+    refused, declared = sum(one.refused for one in decodes) + unasked, sum(bool(one.declared) for one in decodes)
+    asked, reasons = len(decodes) + unasked, list[str]()
+    if refused + declared > MOST_REFUSED * asked:
+        away = f", and declares {declared} away" if declared else ""
+        reasons.append(f"the decoder refused {refused} of {asked} decodes{away}")
+    for word, holds in (("filter", _any(lambda s, r: r.top_k > 0 or r.top_p > 0)), ("guidance", _any(_is_guided))):
+        if holds(decodes) and not holds(met):
+            reasons.append(f"no {word} was exercised: the decoder refuses, or declares away, whatever asks for one")
+    return reasons
+
+
+def _is_guided(settings: Settings, request: Request) -> bool:
+    return request.cfg != 0

@@ -1,0 +1,238 @@
+"""A verdict says what was asked of the decoder and what was not, wherever it is shown; nothing is passed over."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness import InputError, ModelPair, Request, SeededNoise, Settings, Terms, Trace, Verdict, build_decoder, verify
+from harness.protocol import DECLINES
+from harness.report import show_verification
+from harness.report.html import run_page
+from harness.report.html._run import Seen
+from harness.runs import RunFileOptions, Verification, recorded_result
+from harness.runs import _exercised as module
+from harness.runs._exercised import ASPECTS, KINDS, TOGETHER, Decode, Exercised, why_untested
+from harness.verification import Question, answer_question
+from tests.helpers import Layout, tiny
+
+MODELS = tiny(Layout((1, 2, 3, 4, 5)))
+HERE = Terms(in_process=True, laws=0)
+ONE = Request((0,), 0)
+BOUND = {aspect.word for aspect in ASPECTS if aspect.claim}
+
+
+class Own:
+    """The harness's own decoder, with what it declares."""
+
+    contract = "token-identical"
+
+    def __init__(self, models: ModelPair, settings: Settings, *declines: str) -> None:
+        self.declines, self.inner = declines, build_decoder(models, settings)
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        return self.inner.decode(request, noise)
+
+
+class LockStep(Own):
+    """Take all images of a batch through the rounds of the one that accepts least, by decoding each as often."""
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        trace = super().decode(request, noise)
+        slowest = max(range(request.B), key=lambda b: len(trace.rounds[b]))
+        counts = {name: [getattr(trace, name)[slowest]] * request.B for name in ("target_calls", "target_rows")}
+        return replace(trace, rounds=[trace.rounds[slowest]] * request.B, **counts)
+
+
+def declining(*words: str) -> Callable[[ModelPair, Settings], Own]:
+    return lambda models, settings: Own(models, settings, *words)
+
+
+def refuses(holds: Callable[[Request], bool]) -> Callable[[ModelPair, Settings], Own]:
+    class Refuses(Own):
+        def decode(self, request: Request, noise: SeededNoise) -> Trace:
+            if holds(request):
+                raise InputError("request", "so", "is not taken", "pass another")
+            return super().decode(request, noise)
+
+    return Refuses
+
+
+def told(result: Verification, width: int = 0) -> str:
+    log = io.StringIO()
+    console = Console(file=log, width=width or 500, soft_wrap=not width, markup=False, highlight=False)
+    show_verification(result, console, quiet=True)
+    return log.getvalue()
+
+
+def everywhere(result: Verification) -> list[str]:
+    return [told(result), str(result), result._repr_html_(), run_page(result, Seen()).decode(), result.to_json()]
+
+
+GRIDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # what is asked, and the aspect that it exercises
+    "top-k alone": ({}, {"top_k": 3}, "no filter"),
+    "top-p alone": ({}, {"top_p": 0.8}, "no filter"),
+    "top-k and top-p together": ({}, {"top_k": 3, "top_p": 0.8}, "no filter"),
+    "cfg 0": ({}, {"cfg": 0.0}, "several cfg"),
+    "noise by batch": ({}, {"order": "batch"}, "noise by image"),
+    "several images a batch": ({}, {"labels": (0, 1)}, "an image alone"),
+}
+
+
+@pytest.mark.parametrize("word", GRIDS)
+def test_what_one_request_asks_is_said_and_all_else_is_missing(word: str):
+    settings, request, missing = GRIDS[word]
+    result = verify(MODELS, build_decoder, Settings(2, **settings), replace(ONE, **request), terms=HERE)
+    exercised = result.exercised
+    assert word in exercised.asked
+    assert missing in exercised.missing
+    assert result.verdict is Verdict.IDENTICAL  # a grid proves what it asks
+    every = [*exercised.asked, *exercised.missing, *exercised.not_done]
+    assert sorted(every) == sorted({aspect.word for aspect in ASPECTS} | set(KINDS))  # each once
+    for shown in everywhere(result):
+        for each in exercised.missing:
+            assert each in shown, each
+
+
+def omits(result: Verification) -> bool:
+    """Tell whether some place that shows a verdict leaves out a claim that nothing exercised."""
+    return any(word not in shown for shown in everywhere(result) for word in result.exercised.missing)
+
+
+@pytest.mark.parametrize("word", ["top-k alone", "images that part ways", "more_smooth"])
+def test_planted_a_verdict_that_omits_an_unexercised_claim_is_seen(word: str, monkeypatch: pytest.MonkeyPatch):
+    result = verify(MODELS, build_decoder, Settings(2), ONE, terms=HERE)
+    assert word in result.exercised.missing
+    assert not omits(result)
+    clause = Exercised.clause.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Exercised, "clause", property(lambda record: clause(record).replace(f"{word}, ", "")))
+    assert omits(result)
+
+
+def test_several_requests_and_settings_ask_what_they_differ_in():
+    requests = [ONE, replace(ONE, labels=(0, 1), cfg=4.0), replace(ONE, top_k=2, cfg=0.0)]
+    result = verify(MODELS, build_decoder, [Settings(1), Settings("dynamic:1:3", True)], requests, terms=HERE)
+    wanted = {"several cfg", "cfg 0", "several draft lengths", "a rule of draft lengths", "several images a batch",
+              "an image alone", "one decoder for several requests", "no filter", "top-k alone"}  # fmt: skip
+    assert wanted <= set(result.exercised.asked)
+    assert result.exercised.missing["top-p alone"] == "--top-p 0.9"
+
+
+def test_the_default_question_reaches_all_but_what_is_no_decode(tmp_path: Path):
+    terms = Terms(in_process=True, laws=0)
+    question = Question(build_decoder, (Settings(1),), (), terms, cover=True)
+    result = answer_question(MODELS, question, store=RunFileOptions(tmp_path / "run.db"))
+    assert set(result.exercised.missing) - BOUND == {"more_smooth", *KINDS}
+    again = recorded_result(tmp_path / "run.db")
+    assert again.exercised == result.exercised
+    document = json.loads(result.to_json())["exercised"]
+    assert document["missing"] == result.exercised.missing
+    assert document["asked"] == list(result.exercised.asked)
+
+
+def covered(factory: Any, models: ModelPair = MODELS) -> Verification:
+    return answer_question(models, Question(factory, (Settings(1),), (), HERE, cover=True))
+
+
+def test_what_a_decoder_declares_is_not_asked_counted_apart_and_costs_nothing():
+    base = covered(build_decoder)
+    result = covered(declining("bonus", "top_p"))
+    assert (result.verdict, result.inconclusive) == (
+        base.verdict,
+        [why for why in base.inconclusive if "bonus" not in why],
+    )
+    assert result.exercised.not_done == {
+        "top-p alone": "declared", "top-k and top-p together": "declared", "bonus scales": "declared",
+        "bonus scales where images part": "declared",
+    }  # fmt: skip
+    assert result.exercised.declared == 2 * len(result.settings)
+    assert result.exercised.refused == 0
+    assert "declared: top-p alone" in told(result)
+    assert not any(setting.settings.bonus for setting in result.settings)
+    assert any(isinstance(setting.settings.draft_len, str) for setting in result.settings)
+
+
+@pytest.mark.parametrize(
+    ("factory", "why"),
+    [
+        (declining("top_k", "top_p"), "no filter was exercised"),
+        (declining("guidance"), "no guidance was exercised"),
+        (refuses(lambda request: bool(request.top_k or request.top_p)), "no filter was exercised"),
+        (refuses(lambda request: request.cfg != 0), "no guidance was exercised"),
+        (declining("several images"), "and declares "),
+    ],
+)
+def test_who_declines_or_refuses_too_much_is_inconclusive(factory: Any, why: str):
+    result = covered(factory)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert any(why in reason for reason in result.inconclusive), result.inconclusive
+
+
+def test_more_than_half_is_more_than_half():
+    def decodes(refused: int, declared: int, done: int) -> list[Decode]:
+        kinds = [(True, "")] * refused + [(False, "bonus")] * declared + [(False, "")] * done
+        return [Decode(Settings(1), ONE, *kind) for kind in kinds]
+
+    assert why_untested(decodes(3, 2, 5)) == []
+    assert why_untested(decodes(3, 3, 5)) == ["the decoder refused 3 of 11 decodes, and declares 3 away"]
+    assert why_untested(decodes(3, 2, 5), unasked=1) == ["the decoder refused 4 of 11 decodes, and declares 2 away"]
+
+
+def test_a_word_that_nobody_may_declare_is_bad_input():
+    for declines in ("bonus",), ["bonus", "top_k"]:
+        assert set(declines) <= set(DECLINES)
+    with pytest.raises(
+        InputError, match=r"built a decoder that declines .*all.*, not a tuple of 'bonus', 'draft rules'"
+    ):
+        verify(MODELS, declining("all"), Settings(2), ONE, terms=HERE)
+
+
+def test_what_is_asked_of_a_decoder_that_declines_it_is_bad_input():
+    with pytest.raises(InputError, match="bonus=True: is asked of a decoder that declares that it does not do it"):
+        verify(MODELS, declining("bonus"), Settings(2, True), ONE, terms=HERE)
+    with pytest.raises(InputError, match="declines=top_k: is asked of a decoder that declares that it does not do it"):
+        verify(MODELS, declining("top_k"), Settings(2), replace(ONE, top_k=2), terms=HERE)
+
+
+def test_images_that_never_part_are_seen_and_cost_nothing():
+    result = covered(LockStep)
+    assert not any("different numbers" in why or "diverges" in why for why in result.inconclusive)
+    parting = ("images that part ways", "bonus scales where images part")
+    assert {word: why for word, why in result.exercised.not_done.items() if word in parting} == dict.fromkeys(
+        parting, TOGETHER
+    )
+    assert f"{TOGETHER}: images that part ways" in told(result)
+
+
+def test_few_batches_that_never_part_prove_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "LOCK_STEP", 10**6)
+    result = covered(LockStep)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "never exercised: images of one batch that accept different numbers of scales" in result.inconclusive
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_verdict_and_what_was_not_exercised_take_three_lines(wrong: bool):
+    def flipped(models: ModelPair, settings: Settings) -> Any:
+        class Flipped(Own):
+            def decode(self, request: Request, noise: SeededNoise) -> Trace:
+                trace = super().decode(request, noise)
+                return replace(trace, tokens_BL=(trace.tokens_BL + 1) % 11) if wrong else trace
+
+        return Flipped(models, settings)
+
+    result = verify(MODELS, flipped, Settings(2), ONE, terms=HERE)
+    lines = told(result, width=80).splitlines()
+    assert len(lines) <= 3
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith(f"{'DEFECT' if wrong else 'IDENTICAL'} contract token-identical: ")
+    text = " ".join(line.strip() for line in lines)
+    for family in {aspect.family for aspect in ASPECTS} | {"laws"}:
+        assert family in text, text
