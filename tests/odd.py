@@ -85,6 +85,17 @@ def _one_call(odd: Odd, trace: Trace) -> Trace:
     return replace(trace, rounds=[[turn]] * B, target_calls=[1] * B, target_rows=[L] * B)
 
 
+class Bare:
+    """A decoder that has what a decoder must have, and raises an error of its own for all else."""
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        self.contract, self.decode = "token-identical", build_decoder(models, settings).decode
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"no {name}")
+
+
+bare = Bare
 shows_double = _shows(lambda trace: _all_shown(trace, Tensor.double))
 shows_guided_double = _shows(lambda trace: _guided(trace, Tensor.double))
 counts_int8 = _shows(lambda trace: replace(trace, scale_writes_BS=trace.scale_writes_BS.to(torch.int8)))
@@ -98,7 +109,16 @@ leaves_default = _leaves(lambda: torch.set_default_dtype(torch.float64))
 leaves_threads = _leaves(lambda: torch.set_num_threads(3))
 one_call = _factory(_one_call)
 
-RIGHT = ("shows_double", "shows_guided_double", "counts_int8", "counts_uint16", "no_time", "huge_peak", "odd_figures")
+RIGHT = (
+    "bare",
+    "shows_double",
+    "shows_guided_double",
+    "counts_int8",
+    "counts_uint16",
+    "no_time",
+    "huge_peak",
+    "odd_figures",
+)
 REMARKED = {  # right ones, with what is said of them
     "shows_marked": "f_hat_BCPP is a Parameter, and was taken as a plain tensor",
     "moves_generator": "decoding moved PyTorch's global generator",

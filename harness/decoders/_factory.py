@@ -104,7 +104,7 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
         with ctrl_c_is_a_stop():
             decoder = factory(models, settings)
             contract, decode = getattr(decoder, "contract", None), getattr(decoder, "decode", None)
-            declines = getattr(decoder, "declines", ())
+            declines = attribute_of(decoder, "declines", ())
     except (InputError, StopSignal, OutOfTimeError):
         raise
     except BaseException as error:  # of whatever kind: the factory is somebody else's code
@@ -132,9 +132,20 @@ def check_refused_write(error: BaseException) -> None:
         raise InputError("file", path, rule, f"write under TMPDIR, or pass --allow-write {Path(path).parent}") from None
 
 
+def attribute_of(decoder: object, name: str, default: object) -> object:
+    """Return an attribute that a decoder need not have; whatever is raised in its place, it has none."""
+    try:
+        with ctrl_c_is_a_stop():
+            return getattr(decoder, name, default)
+    except (StopSignal, OutOfTimeError):
+        raise
+    except BaseException:  # `__getattr__` may be somebody else's code
+        return default
+
+
 def declines_of(decoder: Implementation) -> list[str]:
     """Return what a decoder that `build_by_factory` returned declares not to do."""
-    return list(getattr(decoder, "declines", ()))
+    return list(cast("Sequence[str]", attribute_of(decoder, "declines", ())))
 
 
 def pickled_factory(factory: Factory, name: str) -> bytes:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.adapters import Sampler, examine_parts
-from harness.decoders._factory import Factory, build_by_factory, check_refused_write, declines_of
+from harness.decoders._factory import Factory, attribute_of, build_by_factory, check_refused_write, declines_of
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
 from harness.judge import Divergence, Judgement, PartLaw, made_plain, unreadable, wrong_shape
@@ -74,7 +74,7 @@ class InProcess:
 
 def are_lengthless(decoders: Sequence[Implementation]) -> bool:
     """Tell whether decoders say that they read no draft length: one decode of them is as good as four."""
-    return all(getattr(decoder, "takes_draft_len", True) is False for decoder in decoders)
+    return all(attribute_of(decoder, "takes_draft_len", True) is False for decoder in decoders)
 
 
 class Watched:
