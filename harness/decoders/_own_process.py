@@ -46,6 +46,8 @@ from harness.protocol import Request, Settings, Trace
 from harness.rounding import Budget
 
 ACCIDENTS = "a process of its own: accidents only (no Landlock of version 6; docs/boundary.md)"
+# Seen on an H200 (driver of CUDA 13): within a domain cudaGetDeviceCount fails, "OS call failed" (error 304).
+ACCIDENTS_ON_CUDA = "a process of its own: accidents only (CUDA does not start in a domain; docs/boundary.md)"
 LOG, LAST_LINES = "decoder.log", 3
 SERVE = "harness.decoders._child:serve"
 # Where programs keep what they compile, by the variable that says so; each gets a folder of that name.
@@ -69,8 +71,9 @@ class OwnProcess:
         self.name = factory if isinstance(factory, str) else factory_name(factory)
         sent = factory if isinstance(factory, str) else pickled_factory(factory, self.name)
         self.failed = False
-        version = domain_version()
+        version, on_cuda = domain_version(), models.device.type == "cuda"
         self.isolation = f"a process of its own, in a domain (Landlock {version})" if version else ACCIDENTS
+        self.isolation = ACCIDENTS_ON_CUDA if on_cuda else self.isolation
         self._folder = OwnFolder()
         self._log = Log(self._folder.path / LOG)
         self.mailbox = Mailbox.make(capacity(models, most), models.device)
@@ -79,7 +82,7 @@ class OwnProcess:
         self._line: ProcessLine | None = None
         self._job = -1
         try:
-            self._place = own_place(self._folder.path, limits)
+            self._place = own_place(self._folder.path, limits, on_cuda)
             job = DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
             self._job = sealed(partial(write_job, job))
             built = self._start()
@@ -224,7 +227,7 @@ def write_job(job: DecoderJob, stream: BinaryIO) -> None:
         torch.save(job, stream)
 
 
-def own_place(folder: Path, limits: Limits) -> Place:
+def own_place(folder: Path, limits: Limits, on_cuda: bool) -> Place:
     """Return where the process of a decoder may work: what is temporary, and what is cached, lies in its own folder.
 
     What the user's cache holds is found all the same. A variable of the user's that names a folder which may be written
@@ -242,5 +245,5 @@ def own_place(folder: Path, limits: Limits) -> Place:
         with suppress(OSError):
             for there in (Path(os.environ.get(CACHE) or Path.home() / ".cache")).iterdir():
                 (folder / "cache" / there.name).symlink_to(there)
-    writable = (str(folder), *limits.allow_write) if domain_version() else None
+    writable = (str(folder), *limits.allow_write) if domain_version() and not on_cuda else None
     return Place(str(folder), writable, tuple(environment.items()))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from harness.decoders._terms import Terms
 from harness.judge._verdict import Verdict
 from harness.models._pair import ModelPair, load_digits
-from harness.mutants import reuse, streams, windows
+from harness.mutants import guidance, masks, positions, reuse, streams, windows
 from harness.mutants._catalogue import MUTANTS
 from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Settings
@@ -98,6 +98,8 @@ MUTANT_IDS = (
 )  # fmt: skip
 # what these change shows with a close draft, a bonus scale, unusual guidance or a second request alone
 MANY = [thing for module in (reuse, streams, windows) for thing in vars(module).values() if isinstance(thing, Mutant)]
+# and what windows of more than six scales, or weights that float32 does not hold, show alone
+MANY += [masks.LONG, masks.OPEN_END, positions.SIX_LEVELS, guidance.NARROW_WEIGHTS, guidance.NARROW_RAMP]
 PLACED = {mutant.id: mutant for mutant in MUTANTS if mutant.component}
 BUGS = {
     mutant.id: mutant for mutant in MUTANTS if mutant not in MANY and (mutant.id in PLACED or mutant.id in MUTANT_IDS)
