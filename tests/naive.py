@@ -130,8 +130,7 @@ class Naive:
         self, network: Transformer, b: int, scales: list[Tensor], request: Request, noise: SeededNoise, reader: str
     ) -> Tensor:
         si, pyramid = len(scales), self.models.pyramid
-        assert request.labels is not None
-        label = 0 if self.bug == "deaf" else request.labels[b]
+        label = 0 if self.bug == "deaf" else int(noise.labels(network.config.classes)[b])
         condition = network.condition(torch.tensor([label, network.config.classes]))
         inputs = [(condition.cond_RD + network.weights["pos_start"][0])[:, None]]
         for k in range(1, si + 1):

@@ -69,12 +69,12 @@ FILLED_SHORT = Mutant("rules.filled-short", "the draft that takes over has never
 INPUTS_LOST = Mutant("rules.inputs-lost", "the draft that takes over fills its cache from empty inputs",
     "inputs that only drafts keep", patched({_ROUND + "draft_generate_batch": _inputs_lost}))  # fmt: skip
 RESTARTED = Mutant("rules.restarted", "guidance begins at t = 0 again where the draft takes over",
-    "an index counted from ENTRY", patched({_ROUND + "propose_scale": _restarted}), alone=True)  # fmt: skip
+    "an index counted from ENTRY", patched({_ROUND + "propose_scale": _restarted}))  # fmt: skip
 OWN_STREAM = Mutant("rules.own-stream", "the draft that takes over draws with numbers of its own",
     "the stream of a rejection sampler", _of_code(propose=race_alone), alone=True)  # fmt: skip
 TARGET_GREEDY = Mutant("rules.target-greedy", "the target that decides alone takes the most likely tokens",
     "a draw left out", _of_code(extend=most_likely))  # fmt: skip
 DRAFTED_ANYWAY = Mutant("rules.drafted-anyway", "scales that the target decides alone are drafted all the same",
-    "another policy's loop", _of_code(speculates=True), alone=True)  # fmt: skip
+    "another policy's loop", _of_code(speculates=True))  # fmt: skip
 FILLED_ALONG = Mutant("rules.filled-along", "the draft makes a pass for every scale that the target decides",
     "one loop for both", patched({"harness.speculative.sampler:run_round": _filled_along}), alone=True)  # fmt: skip

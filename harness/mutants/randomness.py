@@ -187,7 +187,7 @@ LOG_RACE = Mutant("randomness.log-race", "log probs − log E, NaN where both ar
     parts(draw=_log_race), alone=True)  # fmt: skip
 PRODUCT = Mutant("randomness.product", "argmax(probs · E)", "the wrong race", parts(draw=product))
 OWN_NUMBERS = Mutant("randomness.own-numbers", "the last token of a draw is one of the global generator",
-    "a library call with a default generator", parts(draw=_own_numbers), alone=True)  # fmt: skip
+    "a library call with a default generator", parts(draw=_own_numbers))  # fmt: skip
 JITTER = Mutant("randomness.jitter", "ties are broken by the global generator", "noise against exact ties",
     parts(draw=_jitter), alone=True)  # fmt: skip
 EXACTLY_K = Mutant("randomness.exactly-k", "top-k keeps k tokens, whatever ties with the k-th",

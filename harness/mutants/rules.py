@@ -230,7 +230,7 @@ STRICT_RATE = Mutant("rules.strict-rate", "more than RATE, where at least RATE i
 KEPT_BY_TEST = Mutant("rules.kept-by-test", "what passes the test counts as kept", "a count of another mask",
     policy(_kept_by_test), alone=True)  # fmt: skip
 ENTRY_OFF = Mutant("rules.entry-off", "the labour changes hands one scale late", "<= for <",
-    policy(_trusted(lambda span: (span[0] + (span[0] > 0), span[1] + (span[0] == 0)))), alone=True)  # fmt: skip
+    policy(_trusted(lambda span: (span[0] + (span[0] > 0), span[1] + (span[0] == 0)))))  # fmt: skip
 BORDER = Mutant("rules.border", "a bonus scale is taken at the border of `collaborative`",
     "a check of the first scale alone", patched({"harness.speculative.sampler:run_round": _over_the_border}),
     alone=True)  # fmt: skip

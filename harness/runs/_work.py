@@ -107,7 +107,7 @@ class Verifier:
                     _check_settings(declines[number], work.settings[number])
             self._places = stack.pop_all()
         named = work.factory if isinstance(work.factory, str) else factory_name(work.factory)
-        tested, other = names_of((named, work.settings[0]), work.terms.against)
+        tested, other = names_of((named, next(iter(work.settings), Settings())), work.terms.against)
         self._names = f"tested {tested}", f"other {other}"  # two checkouts of one commit may be called the same
         lengthless = all(where.lengthless for where, _, _ in self._decoders.values())
         isolations = dict.fromkeys(where.isolation for where, _, _ in self._decoders.values() if where.isolation)

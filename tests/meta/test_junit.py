@@ -21,7 +21,7 @@ NAIVE = "tests.naive:naive"  # it has no parts
 # A changed weight, planted from outside: code vectors are a thousandth longer.
 BENT = """
 from functools import cache
-from harness.golden import cases
+from harness.golden import _cases as cases
 from tests.regression.test_recorded import bent
 straight = cases.filled
 cases.filled = cache(lambda *sizes: bent(straight(*sizes)))

@@ -89,5 +89,7 @@ def test_a_wrong_mask_is_called_attention_mask_whatever_else_it_breaks():
 
 
 def test_parts_have_a_row_of_what_is_wrong_with_them_and_none_of_what_is_not():
-    rows = [each for each in inspect_parts(LawWork(masks.CORNER, (), CASES)) if each.verdict is PartVerdict.BROKEN]
+    rows = [
+        each for each in inspect_parts(LawWork(masks.CORNER, (), CaseList(CASES))) if each.verdict is PartVerdict.BROKEN
+    ]
     assert {each.part for each in rows if each.law == "positions.rows"} == {"attention_mask"}  # it watches three

@@ -123,7 +123,7 @@ def test_a_right_decoder_passes_beside_the_projects_own_tests(project: Path):
         project, "--sdvar-implementation", "mine:right", *FEW, "-k", "positions or test_one", "-W", "error"
     )
     assert done.returncode == 0, done.stdout
-    assert "5 passed" in done.stdout
+    assert "6 passed" in done.stdout
     assert "positions.query                  3 examples" in done.stdout
 
 

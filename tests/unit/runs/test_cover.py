@@ -27,7 +27,7 @@ from harness.runs._records import BONUS, CLAIMS, Coverage
 from harness.runs._result import Verification
 from harness.runs._runfile import RunFileOptions, read_run
 from harness.speculative.sampler import build_decoder
-from tests.helpers import Layout, digits, tiny
+from tests.helpers import Layout, digits, seal_anew, tiny
 
 FIVE = Layout((1, 2, 3, 4, 5))
 HERE = Terms(in_process=True)
@@ -202,6 +202,7 @@ def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     designed(blocks, "harness.mutants.state:TWICE", store=RunFileOptions(path))
     with closing(sqlite3.connect(path)) as base:
         base.execute("DELETE FROM judged WHERE task = 1")
+        seal_anew(base)
         base.commit()
     steps = list[Step]()
     again = designed(
