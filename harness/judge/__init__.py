@@ -3,7 +3,7 @@
 from harness.judge._against import changed_counts, judge_against, judge_ends
 from harness.judge._compare import differences, largest_difference
 from harness.judge._components import INPUT_ULPS
-from harness.judge._decode import image_distances, judge, judge_along, judge_until_its_end, unverified_scales
+from harness.judge._decode import image_distances, judge, judge_along, judge_partial_trace, unverified_scales
 from harness.judge._evidence import Evidence
 from harness.judge._form import TRACE_DTYPES, expected_tensors, made_plain, malformed, unreadable, wrong_shape
 from harness.judge._likelihood import (

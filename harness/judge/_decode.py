@@ -79,7 +79,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     return judgement, along
 
 
-def judge_until_its_end(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
+def judge_partial_trace(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
     """Judge what a decode did before it ended, as `ended` says; why it ended comes first, whatever differed before.
 
     `evidence.actual` is the trace up to there; `contract` and `drafts` are those of `judge`.

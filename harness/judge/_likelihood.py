@@ -20,7 +20,7 @@ such wealths with fixed weights is another one. Three things keep a right decode
 What a bet would win of a decoder that follows its alternative is known, too (the same sums, under a): from it follows
 how many images find such a decoder.
 
-TokenSource: Shafer, "Testing by betting", Journal of the Royal Statistical Society A 184 (2021); Ville (1939).
+Source: Shafer, "Testing by betting", Journal of the Royal Statistical Society A 184 (2021); Ville (1939).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ safetensors file has memory of its own: the file may change while its weights ar
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def files_of(path: Path, name: str) -> list[Path]:
     """
     if path.name.endswith(".index.json"):
         return _shards(path, name)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # a name that is too long is none
         return [path]
     there = sorted(path.iterdir())
     indices = [each for each in there if each.name.endswith(".index.json")]
@@ -48,7 +49,7 @@ def files_of(path: Path, name: str) -> list[Path]:
     first = [each for each in weights if each.suffix == SUFFIXES[0]]
     if len(first) == 1 or len(weights) == 1:
         return (first or weights)[:1]
-    if (path / ".metadata").exists():
+    if os.path.exists(path / ".metadata"):
         remedy = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE, and pass FILE"
         raise InputError(name, str(path), "is a distributed checkpoint", remedy)
     names = ", ".join(each.name for each in weights[:MOST_NAMED])

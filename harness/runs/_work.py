@@ -32,7 +32,7 @@ from harness.judge import (
     judge_against,
     judge_along,
     judge_ends,
-    judge_until_its_end,
+    judge_partial_trace,
 )
 from harness.models import ModelPair, close_pair
 from harness.protocol import OF_SETTINGS, Contract, Request, Settings, Trace, declined
@@ -181,7 +181,7 @@ class Verifier:
         if isinstance(actual, Judgement):
             if actual.partial is not None:
                 evidence = self._evidence(task.request, number, actual.partial, free.trace, free.noise)
-                actual = judge_until_its_end(evidence, contract, drafts, actual)
+                actual = judge_partial_trace(evidence, contract, drafts, actual)
             return replace(row, judgement=self._remarked(actual, remarks, task.request)), {}, [], seconds
         evidence = self._evidence(task.request, number, actual, free.trace, free.noise)
         if free.costs_SB3 is None and contract is Contract.TOKENS:

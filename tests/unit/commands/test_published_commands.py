@@ -49,7 +49,7 @@ def test_parts_that_hold_excuse_no_sampler_that_is_wrong(monkeypatch, tmp_path: 
     assert command(monkeypatch, *arguments) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "decode decode.contract BROKEN component positions" in said
-    assert "8 held, 1 broken; wrong: decode" in said
+    assert "13 held, 3 broken; wrong: sampler: input, sampler: cache, decode" in said
 
 
 def test_parts_of_the_harness_itself_hold(monkeypatch, capsys):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge._decode import _is_whole, _progress, final_scales, judge, judge_until_its_end
+from harness.judge._decode import _is_whole, _progress, final_scales, judge, judge_partial_trace
 from harness.judge._evidence import Evidence
 from harness.judge._verdict import Divergence, Judgement, Verdict
 from harness.protocol._contract import Contract
@@ -47,34 +47,34 @@ def bent(found: Evidence, si: int, image: int = 0) -> Evidence:
 
 
 def test_what_was_right_until_the_end_leaves_the_end_alone():
-    made = judge_until_its_end(cut(evidence(), 2, 2), Contract.TOKENS, True, ended())
+    made = judge_partial_trace(cut(evidence(), 2, 2), Contract.TOKENS, True, ended())
     assert [each.component for each in made.defects] == ["crash"]
     assert made.so_far == "1 round, scales 0..1 of 3 final; last good tensor: f_hat of scale 1; last seen: scale 2"
     assert (made.verdict, made.wrong_tensors, made.draws) == (Verdict.DEFECT, 0, 0)
 
 
 def test_the_end_comes_first_whatever_was_wrong_before():
-    made = judge_until_its_end(bent(cut(evidence(), 2, 2), 1, 1), Contract.TOKENS, True, ended())
+    made = judge_partial_trace(bent(cut(evidence(), 2, 2), 1, 1), Contract.TOKENS, True, ended())
     assert [(each.component, each.image, each.scale) for each in made.defects] == [("crash", -1, -1), ("f_hat", 1, 1)]
     assert made.wrong_tensors == 1
     assert "; last good tensor: f_hat of scale 0; " in made.so_far
 
 
 def test_where_the_first_scale_is_wrong_no_tensor_was_right():
-    made = judge_until_its_end(bent(cut(evidence(), 2, 2), 0), Contract.TOKENS, True, ended())
+    made = judge_partial_trace(bent(cut(evidence(), 2, 2), 0), Contract.TOKENS, True, ended())
     assert [each.scale for each in made.defects] == [-1, 0]
     assert made.so_far == "1 round, scales 0..1 of 3 final; no tensor was right; last seen: scale 2"
 
 
 def test_images_end_apart_and_the_shortest_is_told():
     found = cut(evidence(), 2, 1)
-    made = judge_until_its_end(bent(found, 1, 0), Contract.TOKENS, True, replace(ended(), so_far=""))
+    made = judge_partial_trace(bent(found, 1, 0), Contract.TOKENS, True, replace(ended(), so_far=""))
     assert [(each.image, each.scale) for each in made.defects] == [(-1, -1), (0, 1)]
     assert made.so_far == "1 round, scales 0..0 of 3 final; last good tensor: f_hat of scale 0"
 
 
 def test_nothing_that_was_final_is_nothing_to_judge():
-    made = judge_until_its_end(cut(evidence(), 0, 0), Contract.TOKENS, True, ended())
+    made = judge_partial_trace(cut(evidence(), 0, 0), Contract.TOKENS, True, ended())
     assert [each.component for each in made.defects] == ["crash"]
     assert made.so_far == "1 round, no scale of 3 final; last seen: scale 2"
 
@@ -82,7 +82,7 @@ def test_nothing_that_was_final_is_nothing_to_judge():
 @pytest.mark.parametrize("contract", list(Contract))
 def test_a_whole_trace_is_judged_as_one_and_the_end_comes_first(contract: Contract):
     found = bent(evidence(), 1)
-    made, due = judge_until_its_end(found, contract, True, ended()), judge(found, contract)
+    made, due = judge_partial_trace(found, contract, True, ended()), judge(found, contract)
     # by text: NaN equals nothing, itself neither where a field is compared by itself (Python 3.13)
     assert [str(each) for each in made.defects] == [str(each) for each in (*ended().defects, *due.defects)]
     assert (made.so_far, made.draws, made.identical) == ("last seen: scale 2", due.draws, due.identical)
@@ -91,7 +91,7 @@ def test_a_whole_trace_is_judged_as_one_and_the_end_comes_first(contract: Contra
 @pytest.mark.parametrize("drafts", [True, False])
 def test_a_whole_trace_must_draft_where_its_decoder_does(drafts: bool):
     found = evidence()
-    made = judge_until_its_end(
+    made = judge_partial_trace(
         replace(found, actual=replace(found.actual, rounds=[])), Contract.TOKENS, drafts, ended()
     )
     assert (made.inconclusive != []) is drafts
@@ -108,7 +108,7 @@ def test_the_first_and_the_last_code_are_tokens_and_what_was_never_drawn_is_none
     actual = replace(found.actual, tokens_BL=tokens_BL, intermediates=forced.intermediates)
     made = cut(replace(found, actual=actual), 2, 2)
     made.actual.tokens_BL[:, 5:] = garbage
-    made = judge_until_its_end(made, Contract.TOKENS, True, ended())
+    made = judge_partial_trace(made, Contract.TOKENS, True, ended())
     assert [each.component for each in made.defects] == ["crash"]
 
 
@@ -117,7 +117,7 @@ def test_a_sequential_decoder_came_no_round_far():
 
 
 def test_without_intermediates_how_far_it_came_is_all_there_is():
-    made = judge_until_its_end(hidden(cut(evidence(), 2, 2)), Contract.TOKENS, True, ended())
+    made = judge_partial_trace(hidden(cut(evidence(), 2, 2)), Contract.TOKENS, True, ended())
     assert [each.component for each in made.defects] == ["crash"]
     assert made.so_far.startswith("1 round, scales 0..1 of 3 final; last good tensor")
 
@@ -130,9 +130,9 @@ def test_a_scale_that_the_draft_decided_alone_has_no_target_tensors_under_contra
     turn = replace(found.actual.rounds[0][0], first=1, drafted=1, accepted=1, target_rows=0, bonus=False,
                    accepted_tokens=4, corrected_tokens=0, bonus_tokens=0)  # fmt: skip
     alone = replace(found.actual, rounds=[[turn]] * 2, intermediates=replace(kept, rows_RLV=rows))
-    right = judge_until_its_end(replace(found, actual=alone), Contract.QUALITY, True, ended())
+    right = judge_partial_trace(replace(found, actual=alone), Contract.QUALITY, True, ended())
     assert [each.component for each in right.defects] == ["crash"]
-    wrong = judge_until_its_end(replace(found, actual=alone), Contract.TOKENS, True, ended())
+    wrong = judge_partial_trace(replace(found, actual=alone), Contract.TOKENS, True, ended())
     assert [each.component for each in wrong.defects[:2]] == ["crash", "scheduling"]
 
 
