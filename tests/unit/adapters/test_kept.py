@@ -131,13 +131,6 @@ def test_the_command_line_repeats_what_it_found(
     assert "FIXED" in capsys.readouterr().out
 
 
-def test_a_design_has_no_rival(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    assert command(monkeypatch, "verify", "--against", "harness:build_decoder", "--cover") == 2
-    said = capsys.readouterr().err
-    assert "against=harness:build_decoder: is compared on the pair's own draft" in said
-    assert "drop --cover" in said
-
-
 def test_a_checkout_is_changed_by_sources_alone(tmp_path: Path):
     checkout = make(tmp_path, "var")
 

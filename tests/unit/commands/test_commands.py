@@ -61,10 +61,6 @@ BAD = {
     "cfg=1e+30": (["--cfg", "1e30"], "logits overflow"),
     "seeds=0:9999999999": (["--seeds", "0:9999999999"], "more than 1000000"),
     "laws=-1": (["--laws=-1"], "must be 0 cases or more; pass 2"),
-    "laws=3": (
-        ["--laws", "3", "--implementation", "published:sdvar-parallel", "--checkout", "tests/published/sdvar"],
-        "are tried on networks that published code does not take",
-    ),
     "models=d16-d30": (["--models", "d16-d30"], "three checkpoint files are another"),
     "draft_dtype=int8": (["--draft-dtype", "int8"], "must be one of"),
     "seeds=3:3": (["--seeds", "3:3"], "names nothing"),

@@ -102,6 +102,7 @@ def test_a_refusal_after_a_first_success_is_no_bad_input():
     assert refused.startswith("a fresh process refuses what the first one built (mood=bad: is bad today; come back")
 
 
+@pytest.mark.slow
 def test_no_wait_outlives_its_time():
     begin = time.perf_counter()
     found = first(apart("stops", timeout_s=2.0)).detail
