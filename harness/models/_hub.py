@@ -79,7 +79,7 @@ class _Repository:
         indices = [each for each in files if each.endswith(INDEX)]
         weights = sorted(each for each in files if each.endswith(SUFFIXES))
         if len(indices) == 1 or len(weights) == 1:
-            return (indices or weights)[0]
+            return str((indices or weights)[0])
         rule = f"names no file, and there is {', '.join(weights[:MOST_NAMED])}" if weights else "has no file of weights"
         remedy = f"pass --{self.name} {self.place.rstrip('/')}/{weights[0] if weights else 'FILE'}"
         raise InputError(self.name, self.place, rule, remedy)
