@@ -416,7 +416,8 @@ def test_loading_takes_twice_the_file_at_most(make: Callable[..., Maker], dtype:
     path = make({**{key: tensor.to(dtype) for key, tensor in large.weights.items()}, **levels})(tmp_path / "large")
     words = [sys.executable, "-c", MEASURED, str(small), str(path)]
     peak = int(subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
-    assert peak <= 2 * path.stat().st_size + 2**22, peak / path.stat().st_size  # and what an allocator rounds up
+    # a third copy would be 20 MB more; what an allocator and the system's counters of pages round up was 5 MB at most
+    assert peak <= 2 * path.stat().st_size + 2**23, peak / path.stat().st_size
 
 
 def test_what_does_not_fit_is_passed_over(tmp_path: Path):
