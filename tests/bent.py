@@ -27,7 +27,7 @@ from harness import InputError, ModelPair, Request, SeededNoise, Settings, Trace
 
 FORGED = (
     b'{"contracts": [], "moved": [], "refused": null, "parts": [], "defects": [], "so_far": "", "remarks": [], '
-    b'"declines": [], '
+    b'"declines": [], "lengthless": false, '
     b'"trace": {"rounds": [[1]]}, "tensors": [["tokens_BL", "int64", [1, 99999999999]]]}\n'
 )
 Attack = Callable[["Bent", Request, SeededNoise], Any]

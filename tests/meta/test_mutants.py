@@ -91,7 +91,10 @@ def test_the_command_lists_what_caught_a_bug(
     assert "masks.corner" in out
     assert [row["id"] for row in document["mutants"]] == ["guidance.odd", "masks.corner"]
     assert document["mutants"][0]["caught_by"].keys() == {"guidance.refusal"}
-    assert eval(document["mutants"][1]["smallest_case"], {"Case": Case}).pyramid.S <= 2
+    # its laws look at windows of longer pyramids, too
+    assert (
+        eval(document["mutants"][1]["smallest_case"], {"Case": Case}).pyramid.S == 1
+    )  # its laws look at windows of longer pyramids, too
 
 
 def test_the_command_fails_when_a_bug_survives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

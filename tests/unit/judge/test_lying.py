@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from harness.judge import _decode as decode
 from harness.judge._verdict import Verdict
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
+from harness.runs import _exercised as exercised
 from harness.runs._cover import covering, plan_of, verify_coverage_plan
 from harness.runs._decodes import Decodes
 from harness.runs._records import BONUS
@@ -64,10 +66,13 @@ def test_a_decoder_that_drafts_under_one_setting_alone_proves_nothing_about_the_
     assert any("nothing was drafted" in why for why in result.inconclusive)
 
 
-def test_a_decoder_that_ignores_bonus_scales_is_not_said_to_have_them_right():
+def test_a_decoder_that_ignores_bonus_scales_is_not_said_to_have_them_right(monkeypatch: pytest.MonkeyPatch):
     decodes = Decodes(lying.bonus_ignored, plan_of(covering(MODELS)), Terms(in_process=True))
     result = verify_coverage_plan(MODELS, decodes)
     assert [f"never exercised: {word}" for word in BONUS] == [why for why in result.inconclusive if "bonus" in why]
+    silent = [replace(aspect, claim="") for aspect in exercised.ASPECTS]
+    monkeypatch.setattr(exercised, "ASPECTS", silent)
+    assert not any("bonus" in why for why in verify_coverage_plan(MODELS, decodes).inconclusive)
 
 
 @pytest.mark.parametrize(

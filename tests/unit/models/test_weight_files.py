@@ -415,9 +415,10 @@ def test_loading_takes_twice_the_file_at_most(make: Callable[..., Maker], dtype:
     levels = {"lvl_1L": T["lvl_1L"]}
     path = make({**{key: tensor.to(dtype) for key, tensor in large.weights.items()}, **levels})(tmp_path / "large")
     words = [sys.executable, "-c", MEASURED, str(small), str(path)]
-    peak = int(subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
-    # a third copy would be 20 MB more; what an allocator and the system's counters of pages round up was 5 MB at most
-    assert peak <= 2 * path.stat().st_size + 2**23, peak / path.stat().st_size
+    # the least of three: the system counts pages in batches, some megabytes late or early; a third copy is in all
+    runs = [subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT) for _ in range(3)]
+    peak = min(int(run.stdout) for run in runs)
+    assert peak <= 2 * path.stat().st_size + 2**22, peak / path.stat().st_size  # and what an allocator rounds up
 
 
 def test_what_does_not_fit_is_passed_over(tmp_path: Path):
