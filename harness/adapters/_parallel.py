@@ -51,8 +51,8 @@ class Turn:
         """Scales that the rule rejected, and that are final with the drafted tokens: nothing was drawn anew."""
         if self.draws < 0:
             return 0
-        behind = zip(self.final[self.accepted :], self.drafted[self.accepted :], strict=False)
-        return len(list(takewhile(lambda pair: torch.equal(*pair), behind)))
+        rest = zip(self.final[self.accepted :], self.drafted[self.accepted :], strict=False)
+        return len(list(takewhile(lambda pair: torch.equal(*pair), rest)))
 
     def of_scale(self, whole: Tensor, k: int) -> Tensor | None:
         """Return the k-th drafted scale's positions of a tensor over all drafted ones; None where it is none."""

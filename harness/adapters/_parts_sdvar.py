@@ -1,7 +1,7 @@
 """The parts of a checkout, one by one: which laws the methods of an SDVAR object keep, by the names of the report.
 
 Promise: each method is asked alone, with its own signature, in a state that is right; one that crashes is one row and
-hides no other, and of a law every kind of finding is told. The whole decode is not needed; a sampler that has no such
+hides no other, and of a law every kind of finding is listed. The whole decode is not needed; a sampler that has no such
 methods is asked by its passes (`parts_sampler`). Acceptance is asked by its own statement, the share of top-1 hits of a
 scale over the whole batch; what it keeps of contract A, B or C is told apart from whether it does what it says.
 """

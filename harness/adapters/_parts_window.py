@@ -133,7 +133,7 @@ def _split_by_scale(probe: Probe) -> None:
 
 
 def _require_piece(piece: Tensor, expected: Tensor, what: str) -> None:
-    """Require the tagged rows of one scale; of another number of rows it is told where they begin."""
+    """Require the tagged rows of one scale; of another number of rows it says where they begin."""
     begins = ""
     if piece.numel() and int(piece[0, 0, 0]) != int(expected[0, 0, 0]):
         seen, wanted = int(piece[0, 0, 0]), int(expected[0, 0, 0])
@@ -160,7 +160,7 @@ def _split_refuses(probe: Probe) -> None:
 def _masked(probe: Probe, window: ProbeWindow) -> tuple[Tensor, Tensor]:
     """Return who may see whom, as the code and as the reference have it, over the window's own columns.
 
-    A mask that is larger is laid with its last row and column over the right one's, once its shape is told.
+    A mask that is larger is laid with its last row and column over the right one's, once its shape is reported.
     """
     begin, end = probe.pyramid.begin(window.first), probe.pyramid.end(window.scales[-1])
     probe.state_at(window)

@@ -4,7 +4,7 @@ f_hat is no function of the tokens here, so the case runs free, and rounding gro
 rounding can move little is judged by how little that is; what it can move far, after a soft tie, is not judged, and
 counted so. Where f_hat of every scale is recorded, every scale is judged from the recorded f_hat before it besides.
 
-Promise: no bound is wider than the limits of `allowance`, and what is not judged is told by the plain sampler alone.
+Promise: no bound is wider than the limits of `allowance`, and what is not judged is decided by the plain sampler alone.
 """
 
 from __future__ import annotations

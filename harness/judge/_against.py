@@ -2,7 +2,7 @@
 
 Promise: neither is called right; what both show is compared in the order in which it is computed, up to the first scale
 whose tokens differ, or to where one of them ended. Numbers of two right decoders differ by rounding, and so do close
-draws. What a tensor that differs was made of is told of the side whose tensor is not the reference's either.
+draws. What a tensor that differs was made of is said of the side whose tensor is not the reference's either.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def other_row(actual_lX: Tensor, expected_RlX: Tensor, own: int, error: float) -
 def other_positions(actual_2lX: Tensor, expected_2LX: Tensor, span: slice, error: float) -> int | None:
     """Return the position from which on both rows hold what they have; None where that is no other place.
 
-    The first row of a scale may be something else: a start token, say, behind which all others are one late.
+    The first row of a scale may be something else: a start token, say, after which all others are one late.
     """
     l, L = actual_2lX.shape[1], expected_2LX.shape[1]
     k = min(1, l - 1)

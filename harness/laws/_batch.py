@@ -134,7 +134,7 @@ def caches(subject: Subject, case: Case) -> bool:
     require_shown_rounds(decoded)
     for image in range(case.B):
         alone = decode_drafted(subject, case, draft, request=case.request.only([image]))
-        where = f"image {image} alone, its draft one scale behind that of the other"
+        where = f"image {image} alone, its draft one scale short of that of the other"
         require_tokens(decoded.tokens_BL[[image]], alone.tokens_BL, where)
         require_rounds([decoded.rounds[image]], alone.rounds, where)
         counted, expected = ([(turn.draft_rows, turn.draft_cache) for turn in turns] for turns in (

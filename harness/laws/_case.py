@@ -176,7 +176,7 @@ class Case:
 
     @property
     def long(self) -> Case:
-        """The case on a pyramid of nine scales, smallest networks: it has long windows behind the first scales."""
+        """The case on a pyramid of nine scales, smallest networks: it has long windows after the first scales."""
         return replace(self, patch_nums=NINE, V=min(self.V, 5), D=16, depth=1, labels=self.labels[:2])
 
     @property

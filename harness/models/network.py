@@ -106,7 +106,7 @@ class Network(Protocol):
 
     @property
     def pos_LD(self) -> Tensor:
-        """What the input says of every position; zeros where the network is told of positions otherwise."""
+        """What the input says of every position; zeros where the network gets positions otherwise."""
 
     @property
     def lvl_SD(self) -> Tensor:

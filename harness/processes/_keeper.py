@@ -36,7 +36,7 @@ LOOK_S = 1.0  # between two looks at whether the starter is there, whatever its 
 
 @dataclass(frozen=True)
 class Keep:
-    """What a keeper is told, as JSON."""
+    """What a keeper gets, as JSON."""
 
     line: int  # descriptor to its starter
     starter: int  # process that must live

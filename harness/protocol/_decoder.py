@@ -55,7 +55,7 @@ class Settings:
 
 
 # What a decoder may declare not to do, by an attribute `declines` that is read once, before its first decode: each word
-# with the decodes that ask it. Images of one batch part ways by themselves: no decode asks for that.
+# with the decodes that ask it. Images of one batch diverge by themselves: no decode asks for that.
 DECLINES: Mapping[str, Callable[[Settings, Request], bool]] = {
     "bonus": lambda settings, request: settings.bonus,
     "draft rules": lambda settings, request: isinstance(settings.draft_len, str) and settings.draft_len != "",

@@ -82,7 +82,7 @@ ASPECTS = (
            "a draft of several scales that is accepted"),
     Aspect("corrections after accepted scales", _DRAFTED, "--draft-noise 0.002 --draft-len 5", bool,
            "a correction after accepted scales"),
-    Aspect("images that part ways", _DRAFTED, "--labels all --batch 4", _any(lambda s, r: r.B > 1),
+    Aspect("images that diverge", _DRAFTED, "--labels all --batch 4", _any(lambda s, r: r.B > 1),
            "images of one batch that accept different numbers of scales", (_PARTS, "several images")),
     Aspect("bonus scales", "bonus", "--bonus", _any(lambda s, r: s.bonus), _BONUS, ("bonus",)),
     Aspect("bonus scales where images part", "bonus", "--bonus --labels all --batch 4",

@@ -3,7 +3,7 @@
 A part is a paragraph (a `str`) or one of the records here and in `gallery`, which the template knows by their names.
 
 Promise: the file needs nothing else, no script and no network; whatever text comes from a user or a decoder is text
-there, never markup; no information is told by colour alone.
+there, never markup; no information is in colour alone.
 """
 
 from __future__ import annotations

@@ -26,12 +26,12 @@ ROUND_COUNTS = "accepted tokens", "corrected", "target rows"
 
 
 def layout_of(result: Verification) -> ScalePyramid | None:
-    """Return the layout of the scales; none where the run did not come so far as to say."""
+    """Return the layout of the scales; none where the run ended before it was known."""
     return result.record.networks.pyramid if result.record else None
 
 
 def scales_of(result: Verification) -> int:
-    """Return the number of scales; 0 where the run did not come so far as to say."""
+    """Return the number of scales; 0 where the run ended before it was known."""
     layout = layout_of(result)
     return layout.S if layout else 0
 

@@ -106,7 +106,7 @@ def omits(result: Verification) -> bool:
     return any(word not in shown for shown in everywhere(result) for word in result.exercised.missing)
 
 
-@pytest.mark.parametrize("word", ["top-k alone", "images that part ways", "more_smooth"])
+@pytest.mark.parametrize("word", ["top-k alone", "images that diverge", "more_smooth"])
 def test_planted_a_verdict_that_omits_an_unexercised_claim_is_seen(word: str, monkeypatch: pytest.MonkeyPatch):
     result = verify(MODELS, build_decoder, Settings(2), ONE, terms=HERE)
     assert word in result.exercised.missing
@@ -204,11 +204,11 @@ def test_what_is_asked_of_a_decoder_that_declines_it_is_bad_input():
 def test_images_that_never_part_are_seen_and_cost_nothing():
     result = covered(LockStep)
     assert not any("different numbers" in why or "diverges" in why for why in result.inconclusive)
-    parting = ("images that part ways", "bonus scales where images part")
+    parting = ("images that diverge", "bonus scales where images part")
     assert {word: why for word, why in result.exercised.not_done.items() if word in parting} == dict.fromkeys(
         parting, TOGETHER
     )
-    assert f"{TOGETHER}: images that part ways" in told(result)
+    assert f"{TOGETHER}: images that diverge" in told(result)
 
 
 def test_few_batches_that_never_part_prove_nothing(monkeypatch: pytest.MonkeyPatch):
