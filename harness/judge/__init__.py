@@ -1,6 +1,7 @@
 """The judgement on decodes: form, tokens and ties, tensors and components, distances."""
 
 from harness.judge._against import changed_counts, judge_against, judge_ends
+from harness.judge._alternatives import Alternative, usual_alternatives
 from harness.judge._compare import differences, largest_difference
 from harness.judge._components import INPUT_ULPS
 from harness.judge._decode import image_distances, judge, judge_along, judge_partial_trace, unverified_scales
@@ -8,13 +9,11 @@ from harness.judge._evidence import Evidence
 from harness.judge._form import TRACE_DTYPES, expected_tensors, made_plain, malformed, unreadable, wrong_shape
 from harness.judge._likelihood import (
     ALPHA,
-    Alternative,
     TokensSeen,
     Wealth,
     bet,
     law_of,
     rows_along,
-    usual_alternatives,
     weigh_law,
 )
 from harness.judge._many_ties import costs_of_draws, weigh_run

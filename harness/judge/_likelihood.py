@@ -27,19 +27,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from harness.files import finite
+from harness.judge._alternatives import Alternative, TokenSource, usual_alternatives
 from harness.judge._evidence import Evidence
 from harness.judge._race import filter_survivors
 from harness.judge._verdict import Divergence, Judgement, Verdict
 from harness.models import ModelPair
 from harness.models.network import Network
-from harness.protocol import Guidance, Request, ScaleGuidance, unguided
+from harness.protocol import Guidance, Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import FamilySteps, family_of, filter_logits, teacher_forced
 
@@ -49,77 +49,6 @@ TINY = 1e-37  # below any probability that float32 numbers draw
 LEAST = -80.0  # of the logarithm of a factor: a loss that is called smaller adds exp(-80) to what is expected
 MOST_RATIO = 64.0
 FOUND = 1.2816  # a normal number lies below this with probability 0.9
-
-
-class TokenSource(StrEnum):
-    """Whose tokens a share of all tokens are."""
-
-    DRAFT = "the draft's law"
-    TOP = "the most likely token"
-    UNIFORM = "any token alike"
-    BEFORE = "the token of the image before"
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """A law that a wrong decoder could follow: the target's with one thing changed."""
-
-    words: str  # completes "as if …"
-    guidance: Guidance | None = None  # in place of the request's
-    later: int = 0  # the guidance weight is that of a scale so many later
-    swapped: bool = False  # unconditional rows in the place of conditional ones
-    temperature: float = 1.0
-    top_k: int | None = None  # in place of the request's; 0 switches it off
-    top_p: float | None = None  # likewise
-    share: float = 0.0  # of the tokens that are drawn from `source`
-    source: TokenSource = TokenSource.DRAFT
-    required: bool = False  # CONSISTENT needs enough images to find it
-
-
-def usual_alternatives(request: Request, V: int) -> tuple[Alternative, ...]:
-    """Return the alternatives that are bet on, for a request and a codebook of V tokens."""
-    made = [
-        Alternative(words, guidance=guidance, required=abs(step) == 0.2)
-        for step in (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5)
-        for words, guidance in (_moved(request.guidance, step),)
-    ]
-    off = unguided(request.guidance)
-    if request.guidance != off:
-        made.append(Alternative("there were no guidance", guidance=off))
-        made += [Alternative(f"guidance were that of the scale {word}", later=by) for by, word in SHIFTS]
-    made.append(Alternative("conditional and unconditional rows were swapped", swapped=True))
-    made += [
-        Alternative(f"the temperature were {tau:g}", temperature=tau, required=abs(tau - 1) == abs(0.95 - 1))
-        for tau in (0.9, 0.95, 0.98, 1.02, 1.05, 1.1)
-    ]
-    for k in {0, request.top_k // 2, min(2 * request.top_k, V)} - {request.top_k} if request.top_k else {V // 2}:
-        made.append(Alternative(f"top-k were {k or 'off'}", top_k=k, required=not k))
-    for p in {0.0, request.top_p**2} - {request.top_p} if request.top_p else {0.98}:
-        made.append(Alternative(f"top-p were {f'{p:.3g}' if p else 'off'}", top_p=p, required=not p))
-    made += [
-        Alternative(f"{share:.0%} of the tokens were {source.value}", share=share, source=source, required=required)
-        for share, source, required in SHARES
-    ]
-    return tuple(made)
-
-
-def _moved(guidance: Guidance, step: float) -> tuple[str, Guidance]:
-    """Return what guidance would be, in words, if it were more by a step."""
-    if isinstance(guidance, ScaleGuidance):
-        return f"guidance weights were {step:+g}", replace(guidance, weights=tuple(w + step for w in guidance.weights))
-    return f"guidance were {guidance + step:g}", guidance + step
-
-
-SHIFTS = ((-1, "before"), (1, "after"))
-SHARES = (
-    (0.02, TokenSource.DRAFT, True),
-    (0.1, TokenSource.DRAFT, False),
-    (0.5, TokenSource.DRAFT, False),
-    (0.02, TokenSource.TOP, False),
-    (0.1, TokenSource.TOP, False),
-    (0.02, TokenSource.UNIFORM, False),
-    (0.5, TokenSource.BEFORE, True),
-)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.judge._alternatives import Alternative, TokenSource, usual_alternatives
 from harness.judge._likelihood import (
     ALPHA,
     MOST_RATIO,
-    Alternative,
-    TokenSource,
     TokensSeen,
     Wealth,
     bet,
     rows_along,
-    usual_alternatives,
 )
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
