@@ -247,7 +247,7 @@ class Bench:
 
     def _floor(self, network: Network, request: Request, turn: Turn) -> float:
         _, begin, first, last = turn
-        return self.machine.pass_ms(network, 2 * request.B, begin, first, last)
+        return self.machine.pass_ms(network, request.R, begin, first, last)
 
 
 def release(device: torch.device) -> None:

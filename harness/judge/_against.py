@@ -162,14 +162,14 @@ def _wrong_tensor(rivals: Rivals, image: int, si: int) -> Divergence | None:
     one, other = evidence.actual.intermediates, evidence.expected.intermediates
     if one is None or other is None:
         return None
-    pyramid, B = evidence.models.pyramid, evidence.request.B
+    pyramid = evidence.models.pyramid
     span, draws = pyramid.span(si), pyramid.draws.span(si)
     allowed = evidence.allowance(si)
     x = float(other.x_RLD[:, span].nan_to_num().abs().max())
     x_error = max(2 * allowed.f_hat, 1e-5) * max(1.0, x)
     errors = {"x_RLD": x_error, "rows_RLV": 2 * evidence.budget.rows, "guided_BLV": 2 * allowed.logits}
     for name, error in errors.items():
-        rows = [image] if name == "guided_BLV" else [image, B + image]
+        rows = [image] if name == "guided_BLV" else evidence.request.rows_of(image)
         place = span if name == "x_RLD" else draws
         far = _distance(getattr(one, name)[rows, place], getattr(other, name)[rows, place])
         if far > error:

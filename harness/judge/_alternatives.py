@@ -39,16 +39,18 @@ class Alternative:
 
 def usual_alternatives(request: Request, V: int) -> tuple[Alternative, ...]:
     """Return the alternatives that are bet on, for a request and a codebook of V tokens."""
-    made = [
-        Alternative(words, guidance=guidance, required=abs(step) == 0.2)
-        for step in (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5)
-        for words, guidance in (_moved(request.guidance, step),)
-    ]
+    made = []
+    if request.R > request.B:
+        made += [
+            Alternative(words, guidance=guidance, required=abs(step) == 0.2)
+            for step in (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5)
+            for words, guidance in (_moved(request.guidance, step),)
+        ]
+        made.append(Alternative("conditional and unconditional rows were swapped", swapped=True))
     off = unguided(request.guidance)
     if request.guidance != off:
         made.append(Alternative("there were no guidance", guidance=off))
         made += [Alternative(f"guidance were that of the scale {word}", later=by) for by, word in SHIFTS]
-    made.append(Alternative("conditional and unconditional rows were swapped", swapped=True))
     made += [
         Alternative(f"the temperature were {tau:g}", temperature=tau, required=abs(tau - 1) == abs(0.95 - 1))
         for tau in (0.9, 0.95, 0.98, 1.02, 1.05, 1.1)

@@ -56,13 +56,13 @@ def first_wrong_of(evidence: Evidence, image: int, scales: Iterable[int]) -> Wro
 @torch.inference_mode()
 def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates) -> Tensor:
     """Tell of every scale of every image whether all its tensors agree, by the checks of `wrong_at`."""
-    pyramid, budget = evidence.models.pyramid, evidence.budget
-    error_B = _input_error(_halves(expected.x_RLD, slice(None), slice(None)), budget)
+    pyramid, budget, B = evidence.models.pyramid, evidence.budget, evidence.request.B
+    error_B = _input_error(_halves(expected.x_RLD, B, slice(None), slice(None)), budget)
     agree, ulp, every = [], guidance_ulp(evidence, actual, expected), slice(None)
     for si in pyramid:
         span, draws = pyramid.span(si), pyramid.draws.span(si)
-        x, expected_x = (_halves(each.x_RLD, every, span) for each in (actual, expected))
-        rows, expected_rows = (_halves(each.rows_RLV, every, draws) for each in (actual, expected))
+        x, expected_x = (_halves(each.x_RLD, B, every, span) for each in (actual, expected))
+        rows, expected_rows = (_halves(each.rows_RLV, B, every, draws) for each in (actual, expected))
         agree_B = _close(x, expected_x, error_B) & _same_rows(rows, expected_rows, budget)
         agree_B &= _is_guided(evidence, actual.guided_BLV[:, draws], rows, si, ulp)
         for image, scales in enumerate(evidence.unverified):
@@ -72,9 +72,9 @@ def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates
     return torch.stack(agree)
 
 
-def _halves(tensor_RLx: Tensor, images: slice, span: slice) -> Tensor:
-    """Return the rows of some images as (2, b, l, x): conditional, then unconditional; a view."""
-    halves: Tensor = tensor_RLx.unflatten(0, (2, -1))  # (2B, L, x) -> (2, B, L, x)
+def _halves(tensor_RLx: Tensor, B: int, images: slice, span: slice) -> Tensor:
+    """Return the rows of some images as (2, b, l, x): conditional, then unconditional where these run; a view."""
+    halves: Tensor = tensor_RLx.unflatten(0, (-1, B))  # (R, L, x) -> (R/B, B, L, x)
     return halves[:, images, span]
 
 
@@ -83,14 +83,14 @@ def wrong_at(
 ) -> WrongTensor | None:
     """Return the first wrong tensor of one image at one scale; None when all agree."""
     pyramid, budget = evidence.models.pyramid, evidence.budget
-    span, draws, one = pyramid.span(si), pyramid.draws.span(si), slice(image, image + 1)
+    span, draws, one, B = pyramid.span(si), pyramid.draws.span(si), slice(image, image + 1), evidence.request.B
     for name, place in (("x_RLD", span), ("rows_RLV", draws)):
-        if not bool(torch.isfinite(_halves(getattr(actual, name), one, place)).all()):
+        if not bool(torch.isfinite(_halves(getattr(actual, name), B, one, place)).all()):
             return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
-    error_b = _input_error(_halves(expected.x_RLD, one, slice(None)), budget)
-    if not _close(_halves(actual.x_RLD, one, span), _halves(expected.x_RLD, one, span), error_b):
+    error_b = _input_error(_halves(expected.x_RLD, B, one, slice(None)), budget)
+    if not _close(_halves(actual.x_RLD, B, one, span), _halves(expected.x_RLD, B, one, span), error_b):
         return wrong_input(evidence, image, si, float(error_b))
-    rows, expected_rows = _halves(actual.rows_RLV, one, draws), _halves(expected.rows_RLV, one, draws)
+    rows, expected_rows = _halves(actual.rows_RLV, B, one, draws), _halves(expected.rows_RLV, B, one, draws)
     if not _same_rows(rows, expected_rows, budget):
         return wrong_rows(evidence, image, si)
     guided, ulp = actual.guided_BLV[one, draws], guidance_ulp(evidence, actual, expected)
@@ -108,11 +108,11 @@ def _wrong_halves(evidence: Evidence, actual: Intermediates, image: int, si: int
 
     At scale 0 guidance has no weight, and swapped halves are the unconditional one alone: the last scale tells.
     """
-    pyramid, one = evidence.models.pyramid, slice(image, image + 1)
+    pyramid, one, B = evidence.models.pyramid, slice(image, image + 1), evidence.request.B
     fits = []
     for scale in (si, pyramid.S - 1):
         guided = actual.guided_BLV[one, pyramid.draws.span(scale)]
-        rows = _halves(actual.rows_RLV, one, pyramid.draws.span(scale)).flip(0)
+        rows = _halves(actual.rows_RLV, B, one, pyramid.draws.span(scale)).flip(0)
         fits.append(bool(_is_guided(evidence, guided, rows, scale, ulp)))
     if fits[0] and (fits[1] or si):
         return "halves swapped, unconditional half first"

@@ -63,18 +63,17 @@ class Evidence:
         forced_bL, numbers = self.actual.tokens_BL[rows], RowsOf(noise, rows)
         run = sample_sequential(models.target, models.vae, request, numbers, forced_bL, self.greedy)
         if len(rows) < self.request.B:
-            run = _merged(self.expected, run, rows)
+            run = _merged(self.expected, run, rows, self.request)
         return replace(self, expected=run, costs_SB3=None)
 
 
 @torch.inference_mode()
-def _merged(all_of: Trace, some: Trace, rows: Tensor) -> Trace:
+def _merged(all_of: Trace, some: Trace, rows: Tensor, request: Request) -> Trace:
     """Return a copy of a trace of which some images are another's."""
     old, new = all_of.intermediates, some.intermediates
     assert old is not None
     assert new is not None
-    B = len(all_of.tokens_BL)
-    both = torch.cat((rows, B + rows))
+    both = torch.tensor(request.rows_of(*rows.tolist()), device=rows.device)
     places = {"x_RLD": (0, both), "rows_RLV": (0, both), "guided_BLV": (0, rows), "f_hat_SBCPP": (1, rows)}
     others = new.named()
     merged = {name: tensor.index_copy(*places[name], others[name]) for name, tensor in old.named().items()}

@@ -48,8 +48,8 @@ def expected_tensors(models: ModelPair, request: Request) -> dict[str, Expected]
         "tokens_BL": Expected(torch.int64, (B, drawn)),
         "f_hat_BCPP": Expected(models.vae.dtype, (B, *config.latent), "f_hat"),
         "scale_writes_BS": Expected(INTEGERS, (B, S), anywhere=True),
-        "intermediates.x_RLD": Expected(REALS, (2 * B, L, config.D)),
-        "intermediates.rows_RLV": Expected(REALS, (2 * B, drawn, config.V)),
+        "intermediates.x_RLD": Expected(REALS, (request.R, L, config.D)),
+        "intermediates.rows_RLV": Expected(REALS, (request.R, drawn, config.V)),
         "intermediates.guided_BLV": Expected(REALS, (B, drawn, config.V)),
         "intermediates.f_hat_SBCPP": Expected(REALS, (S, B, *config.latent)),
     }

@@ -25,12 +25,12 @@ def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongT
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
     assert actual is not None
     assert expected is not None
-    span, B = evidence.models.pyramid.span(si), evidence.request.B
-    both = [image, B + image]
+    span, both = evidence.models.pyramid.span(si), evidence.request.rows_of(image)
     halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
-    if (misplaced := misplaced_rows(actual.x_RLD[both, span], expected.x_RLD[:, span], both, error, si)) is not None:
+    misplaced = misplaced_rows(evidence, image, (actual.x_RLD[both, span], expected.x_RLD[:, span]), error, si)
+    if misplaced is not None:
         return misplaced
-    word = rounding_of(evidence, image, lambda shown, row: shown.x_RLD[_both(shown.x_RLD, row), span])
+    word = rounding_of(evidence, image, lambda shown, row: shown.x_RLD[row :: len(shown.guided_BLV), span])
     if word:
         return WrongTensor(si, "precision", f"the input of scale {si} is the right one, rounded to {word}")
     if si and any(halves):
@@ -51,16 +51,19 @@ def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongT
 
 
 def misplaced_rows(
-    actual_2lX: Tensor, expected_RlX: Tensor, rows: list[int], error: float, si: int
+    evidence: Evidence, image: int, tensors: tuple[Tensor, Tensor], error: float, si: int
 ) -> WrongTensor | None:
-    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images."""
-    B = len(expected_RlX) // 2
+    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images.
+
+    `tensors` are the decoder's of this image's rows, and the expected one of all rows.
+    """
+    (actual_2lX, expected_RlX), B, rows = tensors, evidence.request.B, evidence.request.rows_of(image)
     own_2lX = expected_RlX[rows]
     swapped = bool(((actual_2lX.flip(0) - own_2lX).abs() <= error).all())
-    if swapped and bool(((own_2lX[0] - own_2lX[1]).abs() > 2 * error).any()):
+    if swapped and bool(((own_2lX[0] - own_2lX[-1]).abs() > 2 * error).any()):
         return WrongTensor(si, "rows", f"the halves of scale {si} are swapped: unconditional half first")
     for own, actual_lX in zip(rows, actual_2lX, strict=True):
-        other = other_row(actual_lX, expected_RlX, own, error)
+        other = other_row(actual_lX, expected_RlX, own, B, error)
         if other is None:
             continue
         detail = f"guidance row {own} of scale {si} holds what belongs to row {other}"
@@ -69,10 +72,6 @@ def misplaced_rows(
         if si:  # the input of scale 0 is its label's: another image's is a wrong condition
             return WrongTensor(si, "rows", detail)
     return None
-
-
-def _both(tensor_RLx: Tensor, image: int) -> list[int]:
-    return [image, len(tensor_RLx) // 2 + image]
 
 
 def _half(right: list[bool]) -> str:

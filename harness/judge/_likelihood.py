@@ -172,7 +172,7 @@ class _Law:
     @classmethod
     def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int, b: int) -> _Law:
         """Return the law of scale `si` of the image at row `b`."""
-        request, span, halves = seen.request.at(si), pyramid.draws.span(si), [b, seen.request.B + b]
+        request, span, halves = seen.request.at(si), pyramid.draws.span(si), seen.request.rows_of(b)
         guided_lV, delta = seen.guided_BLV[b, span], seen.allowed_S[si]
         # the decoder's logits are moved, and so are the reference's
         error_l1 = torch.full((len(guided_lV), 1), 2 * delta, dtype=torch.float64, device=guided_lV.device)

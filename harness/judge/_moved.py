@@ -52,7 +52,7 @@ def moved_rows(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     condition = family.condition(network, evidence.request, label_1)
     xs, _ = prefix_inputs(network, evidence.models.vae, condition, evidence.actual.tokens_BL[image : image + 1], si + 1)
     x_2nD, mask_11LL = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)
-    both, span = [image, evidence.request.B + image], pyramid.draws.span(si)
+    both, span = evidence.request.rows_of(image), pyramid.draws.span(si)
     found_2lV, right_2lV = actual.rows_RLV[both, span], expected.rows_RLV[both, span]
     for text, rule in MOVED.items():
         cache = GrowingCache()

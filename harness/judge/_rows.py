@@ -35,9 +35,10 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
     assert actual is not None
     assert expected is not None
     span, error = evidence.models.pyramid.draws.span(si), 2 * evidence.budget.rows
-    both = [image, evidence.request.B + image]
+    both = evidence.request.rows_of(image)
     rows_2lV = actual.rows_RLV[both, span]
-    if (misplaced := misplaced_rows(rows_2lV, expected.rows_RLV[:, span], both, error, si)) is not None:
+    misplaced = misplaced_rows(evidence, image, (rows_2lV, expected.rows_RLV[:, span]), error, si)
+    if misplaced is not None:
         component = "guidance" if "swapped" in misplaced.detail else misplaced.component
         return replace(misplaced, component=component)
     at = other_positions(rows_2lV, expected.rows_RLV[both], span, error)
@@ -56,7 +57,7 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
 
 
 def _of_image(shown: Intermediates, image: int, span: slice) -> Tensor:
-    return shown.rows_RLV[[image, len(shown.rows_RLV) // 2 + image], span]
+    return shown.rows_RLV[image :: len(shown.guided_BLV), span]
 
 
 def _is_other(evidence: Evidence, image: int, si: int, other_2lV: Tensor) -> bool:
@@ -178,7 +179,7 @@ def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     """Tell whether the head was given another tensor than the last block's output."""
     expected, network = evidence.expected.intermediates, evidence.models.target
     assert expected is not None
-    both, span, pyramid = [image, evidence.request.B + image], evidence.models.pyramid.span(si), evidence.models.pyramid
+    both, pyramid, span = evidence.request.rows_of(image), evidence.models.pyramid, evidence.models.pyramid.span(si)
     own = next(iter(_passes(evidence, image, si)))
     window = slice(pyramid.begin(own.first), pyramid.end(own.last))
     given: list[tuple[str, Callable[[], Tensor]]] = [("the network's raw input", lambda: expected.x_RLD[both, window])]
@@ -193,6 +194,8 @@ def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
         if _is_other(evidence, image, si, own.rows(hidden_RnD, si)):
             detail = f"the head of scale {si} is given {what}, not the last hidden state"
             return WrongTensor(si, "head", detail)
+    if len(both) == 1:
+        return None
     other = own.condition.rows(torch.tensor([1, 0], device=network.device))
     l = slice(span.start - window.start, span.stop - window.start)
     if _is_other(evidence, image, si, network.logits(right_RnD[:, l], other)):
@@ -272,7 +275,7 @@ def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
     actual, found = evidence.actual.intermediates, list[int | None]([None, None])
     assert actual is not None
     rows_2lV = _of_image(actual, image, evidence.models.pyramid.draws.span(si))
-    for half, own in enumerate((known[image], classes)):
+    for half, own in enumerate((known[image], classes)[: len(rows_2lV)]):
         others = [label for label in labels if label != own]
         for first in {0, turn.first if turn else si}:
             rows_RlV = _rows_under(evidence, image, (first, si), own, others)

@@ -26,7 +26,7 @@ def round_of(evidence: Evidence, image: int, si: int) -> Round | None:
     return None
 
 
-def other_row(actual_lX: Tensor, expected_RlX: Tensor, own: int, error: float) -> int | None:
+def other_row(actual_lX: Tensor, expected_RlX: Tensor, own: int, B: int, error: float) -> int | None:
     """Return the guidance row whose tensor one row holds, where it is not its own: of the other half, if there is one.
 
     An image of the unconditional label has in both halves what belongs to the other.
@@ -35,7 +35,6 @@ def other_row(actual_lX: Tensor, expected_RlX: Tensor, own: int, error: float) -
     # a row that equals the right one tells nothing
     apart_R = (expected_RlX - expected_RlX[own]).abs().flatten(1).amax(1) > 2 * error
     rows = torch.nonzero((differs_R <= error) & apart_R).flatten().tolist()
-    B = len(expected_RlX) // 2
     return min(rows, key=lambda row: (row < B) == (own < B), default=None)
 
 

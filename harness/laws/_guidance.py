@@ -22,7 +22,7 @@ from harness.laws._law import (
     require_shown_rounds,
     shown_tensors,
 )
-from harness.laws._oracle import rows_of, targeted
+from harness.laws._oracle import targeted
 from harness.protocol import Contract, ScaleGuidance
 
 LAWS: list[Law] = []
@@ -126,7 +126,7 @@ def _weights(subject: Subject, case: Case) -> bool:
         span, images = case.pyramid.draws.span(si), targeted(decoded, case.B, si)
         if not images:
             continue
-        rows_RlV = shown.rows_RLV[rows_of(images, case.B), span]
+        rows_RlV = shown.rows_RLV[case.request.rows_of(*images), span]
         expected = case.steps.guide(rows_RlV, case.request.guidance, si, case.pyramid.S)
         require_equal("guided", shown.guided_BLV[images, span], expected, f"scale {si}", allowed(case).guided)
     return case.cfg != 0 and case.pyramid.S > 1

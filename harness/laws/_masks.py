@@ -12,7 +12,7 @@ from harness.judge import require
 from harness.laws._allowed import allowed, needs_exact
 from harness.laws._case import Case
 from harness.laws._law import Law, Subject, law, shown_tensors
-from harness.laws._oracle import Run, rows_of, run_over, several, targeted
+from harness.laws._oracle import Run, run_over, several, targeted
 from harness.models.network import Condition
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal
@@ -124,7 +124,7 @@ def future(subject: Subject, case: Case) -> bool:
         other_BL = decoded.tokens_BL.clone()
         begin = pyramid.draws.begin(si)
         other_BL[:, begin:] = (other_BL[:, begin:] + 1) % case.V
-        rows = rows_of(targeted(decoded, case.B, si), case.B)
+        rows = case.request.rows_of(*targeted(decoded, case.B, si))
         if not rows:
             continue
         run = run_over(case.models.target, case.models.vae, case, other_BL)

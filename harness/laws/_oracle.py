@@ -49,11 +49,6 @@ def targeted(decoded: Trace, B: int, si: int) -> list[int]:
     return [image for image in range(B) if not alone or si not in alone[image]]
 
 
-def rows_of(images: list[int], B: int) -> list[int]:
-    """Return the guidance rows of images."""
-    return images + [B + image for image in images]
-
-
 def several(decoded: Trace, S: int) -> bool:
     """Return whether any pass was over several scales; where nothing is drafted or told, whether there are several."""
     turns = [turn for rounds in decoded.rounds for turn in rounds]
@@ -136,16 +131,14 @@ def check_snapshot(taken: Snapshot, case: Case, runs: dict[str, Run], tokens_BL:
             raw_nC = runs["target"].raw_BLC[image, known]
             require_equal("next input", taken.raw_BLC[image, known], raw_nC, at, FLOAT64)
         for side, (lengths, kv) in taken.caches.items():
-            _check_cache(kv, lengths[image], runs[side], image, n, f"{at}, {side} cache")
+            _check_cache(kv, lengths[image], runs[side], case.request.rows_of(image), n, f"{at}, {side} cache")
 
 
-def _check_cache(kv: Tensor, length: int, run: Run, image: int, n: int, where: str) -> None:
+def _check_cache(kv: Tensor, length: int, run: Run, rows: list[int], n: int, where: str) -> None:
     require(length <= n, f"{where} holds {length} positions, and only {n} are final")
     if length == 0:
         return
-    B = kv.shape[2] // 2
     for layer, (k_RHLc, v_RHLc) in run.kv.items():
-        rows = [image, B + image]
         actual = {"keys": kv[layer, 0, rows, :, :length], "values": kv[layer, 1, rows, :, :length]}
         expected = {"keys": k_RHLc[rows, :, :length], "values": v_RHLc[rows, :, :length]}
         require_same(actual, expected, f"{where}, layer {layer}", FLOAT64)

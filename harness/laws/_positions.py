@@ -21,7 +21,7 @@ from harness.laws._law import (
     require_shown_rounds,
     shown_tensors,
 )
-from harness.laws._oracle import rows_of, run_over, several, targeted
+from harness.laws._oracle import run_over, several, targeted
 from harness.laws._scripted import Scripted, decode_drafted
 from harness.protocol import Contract
 
@@ -101,7 +101,7 @@ def trace(subject: Subject, case: Case) -> bool:
     run = run_over(case.models.target, case.models.vae, case, decoded.tokens_BL)
     for si in case.pyramid:
         span, draws, images = case.pyramid.span(si), case.pyramid.draws.span(si), targeted(decoded, case.B, si)
-        rows = rows_of(images, case.B)
+        rows = case.request.rows_of(*images)
         actual: dict[str, Tensor] = {"x": shown.x_RLD[rows, span], "rows": shown.rows_RLV[rows, draws]}
         expected = {"x": run.x_RLD[rows, span], "rows": run.rows_RLV[rows, draws]}
         if images:

@@ -11,7 +11,7 @@ from harness.judge import require
 from harness.laws._allowed import allowed, require_draws
 from harness.laws._case import CLASSES, Case
 from harness.laws._law import Law, NotOffered, Subject, law, require_equal, require_tokens
-from harness.laws._oracle import rows_of, run_over, targeted
+from harness.laws._oracle import run_over, targeted
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Trace
 from harness.reference.sequential import sample_sequential
@@ -109,7 +109,7 @@ def labels(subject: Subject, case: Case) -> bool:
         run = run_over(models.target, models.vae, case, actual.tokens_BL, labels_B)
         images = targeted(actual, request.B, 0)
         if actual.intermediates is not None and images:
-            rows, first = rows_of(images, request.B), case.pyramid.span(0)
+            rows, first = request.rows_of(*images), case.pyramid.span(0)
             shown = actual.intermediates.x_RLD[rows, first]
             require_equal("x", shown, run.x_RLD[rows, first], f"{where}: scale 0", allowed(case).x)
         expected = subject.decoder(case, _anew(models)).decode(request, case.noise(request))

@@ -66,10 +66,10 @@ def poison(subject: Subject, case: Case) -> bool:
             nonlocal poisoned
             update(state, *args, **kwargs)
             snapshot(state)
-            B, pyramid = len(state.done), case.pyramid
+            pyramid = case.pyramid
             for image, done in enumerate(state.done):
                 for side in (state.draft, state.target):
-                    side.cache.kv[:, :, [image, B + image], :, side.cache.lengths[image] :] = torch.nan
+                    side.cache.kv[:, :, case.request.rows_of(image), :, side.cache.lengths[image] :] = torch.nan
                 state.raw_BLC[image, pyramid.end(min(done, pyramid.S - 1)) :] = torch.nan
                 poisoned += done < pyramid.S
 

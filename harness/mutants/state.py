@@ -79,8 +79,8 @@ class _RolledForward(KVCache):
 class _Stale(KVCache):
     """Forget to overwrite: a slot keeps what a rejected scale wrote into it."""
 
-    def __init__(self, network: Network, B: int) -> None:
-        super().__init__(network, B)
+    def __init__(self, network: Network, B: int, halves: int = 2) -> None:
+        super().__init__(network, B, halves)
         self.written = [0] * B
 
     def window(self, images: list[int]) -> CacheWindow:
@@ -123,8 +123,8 @@ class _Reused:
         """As the decoder claims."""
         return self.inner.contract
 
-    def _cache(self, network: Network, B: int) -> KVCache:
-        return self.kept.setdefault((id(network), B), KVCache(network, B))
+    def _cache(self, network: Network, B: int, halves: int = 2) -> KVCache:
+        return self.kept.setdefault((id(network), B), KVCache(network, B, halves))
 
     def decode(self, request: Request, noise: Noise) -> Trace:
         """Decode, then empty the caches."""

@@ -69,6 +69,11 @@ class ScaleGuidance:
         if not all(tau > 0 for tau in self.temperatures):
             raise InputError("temperatures", self.temperatures, "must be positive", "drop them")
 
+    @property
+    def guided(self) -> bool:
+        """Whether any scale is guided: unconditional rows run only then."""
+        return any(w != 1 for w in self.weights)
+
     def temperature(self, si: int) -> float:
         """Return the temperature of scale `si`."""
         return self.temperatures[si] if self.temperatures else 1.0

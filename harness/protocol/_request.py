@@ -116,6 +116,16 @@ class Request:
         return self.count
 
     @property
+    def R(self) -> int:
+        """Number of guidance rows that run: 2B, or B where guidance by scale is off at every scale."""
+        guidance = self.scale_guidance
+        return self.B if guidance is not None and not guidance.guided else 2 * self.B
+
+    def rows_of(self, *images: int) -> list[int]:
+        """Return the guidance rows of some images: the conditional ones, then the unconditional ones."""
+        return [first + image for first in range(0, self.R, self.B) for image in images]
+
+    @property
     def image_ids(self) -> tuple[int, ...]:
         """Address of every image: what its noise stream depends on besides the seed."""
         return self.images if self.images is not None else tuple(range(self.B))
@@ -176,6 +186,9 @@ class Request:
         for name in OF_SOME:
             if getattr(self, name) and name not in config.reads:
                 raise InputError(name, "given", f"is nothing that the family {config.family} reads", "drop it")
+        if guidance is not None and guidance.places != (0,) and "places" not in config.reads:
+            rule = f"guides elsewhere than the family {config.family} does, which is at the logits"
+            raise InputError("places", guidance.places, rule, "drop them")
         lists = {"filters": self.filters} if guidance is None else {
             "filters": self.filters, "weights": guidance.weights, "temperatures": guidance.temperatures
         }  # fmt: skip

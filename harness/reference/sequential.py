@@ -35,7 +35,7 @@ class GrowingCache:
 
 @dataclass(frozen=True)
 class Walk:
-    """One network as it walks along the scales: the condition of its 2B guidance rows, and a cache of its own."""
+    """One network as it walks along the scales: the condition of its guidance rows, and a cache of its own."""
 
     network: Network
     condition: Condition

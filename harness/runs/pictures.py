@@ -158,7 +158,7 @@ def exhibit(evidence: Evidence, divergence: Divergence) -> dict[str, Tensor]:
     tensors = {"tokens_L": torch.stack((evidence.actual.tokens_BL[row], evidence.expected.tokens_BL[row]))}
     for side, trace in (("actual", evidence.actual), ("expected", evidence.expected)):
         if trace.intermediates is not None:
-            both = [row, request.B + row]
+            both = request.rows_of(row)
             tensors[f"{side}.x_2D"] = trace.intermediates.x_RLD[both, position]
             tensors[f"{side}.rows_2V"] = trace.intermediates.rows_RLV[both, draw]
             tensors[f"{side}.guided_V"] = trace.intermediates.guided_BLV[row, draw]

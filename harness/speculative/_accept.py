@@ -220,14 +220,14 @@ def fetch_outcome(decision: Decision, window: Window, bonus: bool) -> Outcome:
 
 def keep_intermediates(state: DecodeState, window: Window, outcome: Outcome, verified: Verified | None) -> None:
     """Write the pass's tensors of the scales that it made final into the state's intermediates."""
-    kept, pyramid, B, b = state.intermediates, state.pyramid, len(state.done), len(window.images)
+    kept, pyramid, request, b = state.intermediates, state.pyramid, state.request, len(window.images)
     if kept is None or verified is None:
         return
     for offset in range(max(outcome.finished)):
         group = [k for k, count in enumerate(outcome.finished) if count > offset]
         rows_b = torch.tensor([window.images[k] for k in group])
-        rows_R = torch.cat((rows_b, B + rows_b))
-        from_R = torch.tensor(group + [b + k for k in group])
+        rows_R = request.rows_of(*rows_b.tolist())
+        from_R = [half * b + k for half in range(request.R // request.B) for k in group]
         si, begin = window.first + offset, pyramid.begin(window.first)
         span, draws = pyramid.span(si), pyramid.draws.span(si)
         scale = slice(draws.start - window.span.start, draws.stop - window.span.start)

@@ -15,21 +15,22 @@ from harness.models.network import Network
 
 
 class KVCache:
-    """Keys and values of 2B guidance rows over L positions.
+    """Keys and values of the guidance rows of B images over L positions.
 
     Args:
         network: whose cache it is: depth, heads, dtype and device.
         B: images.
+        halves: guidance rows of every image: conditional and unconditional, or conditional alone.
     """
 
-    def __init__(self, network: Network, B: int) -> None:
+    def __init__(self, network: Network, B: int, halves: int = 2) -> None:
         config = network.config
-        shape = (config.depth, 2, 2 * B, config.H, config.pyramid.L, config.D // config.H)
+        shape = (config.depth, 2, halves * B, config.H, config.pyramid.L, config.D // config.H)
         self.kv = torch.zeros(shape, device=network.device, dtype=network.dtype)
         self.lengths = [0] * B
 
     def bytes(self) -> int:
-        """Bytes held: depth · D · L · 2B · 2 · bytes per number."""
+        """Bytes held: depth · D · L · R · 2 · bytes per number."""
         return self.kv.numel() * self.kv.element_size()
 
     def window(self, images: list[int]) -> CacheWindow:
@@ -52,7 +53,7 @@ class CacheWindow:
         B = len(cache.lengths)
         self.start = cache.lengths[images[0]]
         whole = images == list(range(B))
-        rows = images + [B + b for b in images]
+        rows = [first + b for first in range(0, cache.kv.shape[2], B) for b in images]
         self.rows_R: Tensor | None = None if whole else torch.tensor(rows, device=cache.kv.device)
 
     def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,4 +73,4 @@ class CacheWindow:
             self.cache.lengths[image] = end
 
 
-NewCache = Callable[[Network, int], KVCache]  # (network, B) -> an empty cache of 2B rows
+NewCache = Callable[..., KVCache]  # (network, B, halves=2) -> an empty cache

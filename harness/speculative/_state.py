@@ -107,8 +107,8 @@ class Launcher(Protocol):
 class Eager:
     """Launch kernel by kernel, on memory of one decode's own."""
 
-    def __init__(self, models: ModelPair, B: int, new_cache: NewCache) -> None:
-        self.caches = {"draft": new_cache(models.draft, B), "target": new_cache(models.target, B)}
+    def __init__(self, models: ModelPair, B: int, new_cache: NewCache, halves: int = 2) -> None:
+        self.caches = {"draft": new_cache(models.draft, B, halves), "target": new_cache(models.target, B, halves)}
         self.buffers = Buffers.new(models, B)
 
     def begin(self, noise: Noise, labels_B: Tensor) -> tuple[Noise, Tensor]:
@@ -153,7 +153,8 @@ class Side:
         B = len(self.calls)
         if images == list(range(B)):
             return self.condition
-        return self.condition.rows(torch.tensor(images + [B + b for b in images], device=self.network.device))
+        rows = [first + b for first in range(0, len(self.condition.cond_RD), B) for b in images]
+        return self.condition.rows(torch.tensor(rows, device=self.network.device))
 
 
 @dataclass
@@ -207,7 +208,7 @@ class DecodeState(Buffers):
             writes_BS=torch.zeros(B, models.pyramid.S, dtype=torch.int64),
             rounds=[[] for _ in range(B)],
             draft_lens=[0] * B,
-            intermediates=_empty_intermediates(models, B) if keep else None,
+            intermediates=_empty_intermediates(models, request) if keep else None,
         )
 
     def run(self, images: list[int], key: tuple[Hashable, ...], work: Callable[[*Ts], T], *given: *Ts) -> T:
@@ -226,14 +227,14 @@ class DecodeState(Buffers):
         return self.launcher.run((*key, *asked), partial(work, *given))
 
 
-def _empty_intermediates(models: ModelPair, B: int) -> Intermediates:
+def _empty_intermediates(models: ModelPair, request: Request) -> Intermediates:
     """NaN everywhere, so that what was never written cannot compare equal."""
     pyramid, config, dtype = models.pyramid, models.target.config, models.target.dtype
-    drawn = pyramid.draws.L
+    drawn, B, R = pyramid.draws.L, request.B, request.R
     logits, nan = torch.promote_types(dtype, torch.float32), partial(torch.full, fill_value=torch.nan)
     return Intermediates(
-        x_RLD=nan((2 * B, pyramid.L, config.D), device=models.device, dtype=dtype),
-        rows_RLV=nan((2 * B, drawn, config.V), device=models.device, dtype=logits),
+        x_RLD=nan((R, pyramid.L, config.D), device=models.device, dtype=dtype),
+        rows_RLV=nan((R, drawn, config.V), device=models.device, dtype=logits),
         guided_BLV=nan((B, drawn, config.V), device=models.device, dtype=logits),
         f_hat_SBCPP=nan((pyramid.S, B, *config.latent), device=models.device, dtype=models.vae.dtype),
     )

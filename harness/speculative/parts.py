@@ -47,7 +47,7 @@ class Parts:
     update_state_with_accepted_tokens: Callable[
         [state.DecodeState, Parts, list[int], int, list[Tensor], list[int]], None
     ] = state.update_state_with_accepted_tokens
-    new_cache: Callable[[Network, int], cache.KVCache] = cache.KVCache
+    new_cache: cache.NewCache = cache.KVCache
 
 
 PARTS = Parts()

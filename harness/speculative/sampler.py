@@ -101,10 +101,10 @@ class SpeculativeDecoder:
         request.check_for(self.models.target.config)
         if request.more_smooth:
             raise InputError("more_smooth", True, "cannot be speculated: f_hat is no function of the tokens", "drop it")
-        graphs, B = self.options.graphs, request.B
+        graphs, B, halves = self.options.graphs, request.B, request.R // request.B
         if graphs and request.texts:
             raise InputError("graphs", True, "record no conditions that are texts", "drop --graphs")
-        launcher = self._workspace(B) if graphs else Eager(self.models, B, self.parts.new_cache)
+        launcher = self._workspace(B) if graphs else Eager(self.models, B, self.parts.new_cache, halves)
         numbers = ExclusiveNoise(noise) if self.contract == Contract.LAW else noise
         state = DecodeState.begin(
             self.models, request, numbers, launcher, self.parts.condition_rows, self.options.keep_intermediates

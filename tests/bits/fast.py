@@ -23,13 +23,15 @@ def condition_rows(network: Network, request: Request, labels_B: Tensor) -> Cond
     nothing_TA = network.weights["nothing"]
     given = [*(rows.numbers_TA for rows in request.texts), nothing_TA]
     own = [given[label] for label in labels_B.tolist()]
-    return network.condition(own + [nothing_TA[: len(text_TA)] for text_TA in own])
+    if len(own) < request.R:
+        own += [nothing_TA[: len(text_TA)] for text_TA in own]
+    return network.condition(own)
 
 
 def build_combined_query(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     counts = torch.tensor(network.pyramid.positions.counts[first : last + 1], device=network.device)
     x_BnD = network.embed(raw_BnC) + network.lvl_SD[first : last + 1].repeat_interleave(counts, 0)
-    x_RnD = x_BnD.repeat(2, 1, 1)
+    x_RnD = x_BnD.repeat(len(condition.cond_RD) // len(x_BnD), 1, 1)
     if first == 0:
         x_RnD[:, 0] = condition.cond_RD + network.start_1D + network.lvl_SD[0]
     return x_RnD
@@ -50,12 +52,14 @@ def positions(network: Network, first: int, last: int) -> Tensor:
 
 
 def guide(rows_RnV: Tensor, pyramid: ScalePyramid, guidance: Any, first: int, last: int) -> Tensor:
-    if len(rows_RnV) % 2:
+    if guidance.guided and len(rows_RnV) % 2:
         raise InputError("guidance rows", len(rows_RnV), "must be 2B", "pass both halves")
     counts = pyramid.draws.counts
     scales = [si for si in range(first, last + 1) for _ in range(counts[si])]
     w_n1 = rows_RnV.new_tensor([guidance.weights[si] for si in scales])[:, None]
     tau_n1 = rows_RnV.new_tensor([guidance.temperature(si) for si in scales])[:, None]
+    if not guidance.guided:
+        return rows_RnV / tau_n1
     conditional_BnV, unconditional_BnV = (rows_RnV / tau_n1).chunk(2)
     return unconditional_BnV + w_n1 * (conditional_BnV - unconditional_BnV)
 

@@ -32,14 +32,15 @@ def condition(network: Network, request: Request, labels_B: Tensor) -> Condition
     texts: list[Tensor] = []
     for label in labels_B.tolist():
         texts.append(nothing if label == len(request.texts) else request.texts[label].numbers_TA)
-    return network.condition([*texts, *(nothing[: len(text_TA)] for text_TA in texts)])
+    unconditional = [nothing[: len(text_TA)] for text_TA in texts] if request.guidance.guided else []
+    return network.condition(texts + unconditional)
 
 
 def scale_input(network: Network, condition: Condition, raw_BlC: Tensor | None, si: int) -> Tensor:
     if raw_BlC is None:
         return (condition.cond_RD + network.start_1D)[:, None] + network.lvl_SD[0]
     x_BlD = network.embed(raw_BlC) + network.lvl_SD[si]
-    return torch.cat((x_BlD, x_BlD))
+    return torch.cat([x_BlD] * (len(condition.cond_RD) // len(x_BlD)))
 
 
 def positions(network: Network, first: int, last: int) -> Tensor:
@@ -53,10 +54,12 @@ def positions(network: Network, first: int, last: int) -> Tensor:
 
 
 def guide(rows_RlV: Tensor, guidance: Any, si: int, S: int) -> Tensor:
+    z_RlV = rows_RlV * (1 / guidance.temperature(si))
+    if not guidance.guided:
+        return z_RlV
     if len(rows_RlV) % 2:
         raise InputError("guidance rows", len(rows_RlV), "must be 2B", "pass both halves")
     w, B = guidance.weights[si], len(rows_RlV) // 2
-    z_RlV = rows_RlV * (1 / guidance.temperature(si))
     return w * z_RlV[:B] + (1 - w) * z_RlV[B:]
 
 

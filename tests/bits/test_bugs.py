@@ -22,7 +22,7 @@ from harness.speculative.sampler import SpeculativeDecoder, build_decoder
 from tests.bits.fast import PARTS
 from tests.bits.network import N
 from tests.bits.plain import TEXTS
-from tests.bits.test_decode import FILTERED, REQUEST, pair
+from tests.bits.test_decode import FILTERED, REQUEST, UNGUIDED, pair
 from tests.helpers import verify_here
 
 
@@ -120,15 +120,26 @@ BUGS: dict[str, tuple[Parts | Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_caught_and_named(name: str):
+ALONE = (
+    "rotation counted from the window",
+    "another resize of the input",
+    "another image's text",
+    "one right bit is enough",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "requests"),
+    [(name, REQUESTS) for name in BUGS] + [(name, [replace(UNGUIDED, labels=(0, 1, 2, 1))]) for name in ALONE],
+)
+def test_a_planted_bug_is_caught_and_named(name: str, requests: list[Request]):
     bug, component = BUGS[name]
 
     def build(models, settings):
         decoder = build_decoder(models, settings)
         return SpeculativeDecoder(models, decoder.options, bug) if isinstance(bug, Parts) else bug(models, settings)
 
-    result = verify_here(pair(torch.float32), build, [Settings(3), Settings(2, True)], REQUESTS)
+    result = verify_here(pair(torch.float32), build, [Settings(3), Settings(2, True)], requests)
     assert result.verdict is Verdict.DEFECT
     first = result.first_divergence
     assert first is not None

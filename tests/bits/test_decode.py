@@ -24,7 +24,7 @@ from harness.speculative.sampler import DecoderOptions, build_decoder
 from tests.bits import fast, plain
 from tests.bits.cases import bits_pair
 from tests.bits.plain import TEXTS, guidance_of
-from tests.helpers import command, verify_here
+from tests.helpers import command, decoder_factory, verify_here
 from tests.unit.report.reading import read
 from tests.unit.report.sample_runs import page_of, run
 
@@ -32,6 +32,7 @@ from tests.unit.report.sample_runs import page_of, run
 LAYOUT = ScalePyramid(sides=((1, 1), (2, 1), (3, 2), (2, 3), (4, 5)), channels=3)
 MODELS = bits_pair(LAYOUT, draft="near")
 REQUEST = Request((0, 1, 3, 2), 5, texts=TEXTS, scale_guidance=guidance_of(1.0, LAYOUT))
+UNGUIDED = replace(REQUEST, scale_guidance=guidance_of(0.0, LAYOUT))
 FILTERED = replace(REQUEST, filters=((0, 0.0), (1, 0.0), (0, 0.9), (0, 0.0), (2, 0.6)))
 
 
@@ -39,7 +40,7 @@ def pair(dtype: torch.dtype = torch.float64, draft: str = "near", rounds: bool =
     return bits_pair(LAYOUT, draft=draft, rounds=rounds).to("cpu", dtype)
 
 
-@pytest.mark.parametrize("request_", [REQUEST, FILTERED, replace(REQUEST, order="batch")])
+@pytest.mark.parametrize("request_", [REQUEST, FILTERED, UNGUIDED, replace(REQUEST, order="batch")])
 def test_three_ways_of_decoding_give_the_same_bits(request_: Request):
     models = pair()
     expected = sample_sequential(models.target, models.vae, request_, models.noise(request_))
@@ -89,6 +90,36 @@ def test_the_decoder_is_right(dtype: torch.dtype, policy: str, verdict: Verdict)
     settings = [Settings(length, bonus, policy) for length, bonus in ((2, False), (3, True))]
     result = verify_here(pair(dtype), build_decoder, settings, [REQUEST, FILTERED])
     assert result.verdict is verdict, result.first_divergence
+
+
+def test_where_nothing_is_guided_unconditional_rows_do_not_run():
+    models, bytes_held, calls = pair(torch.float32), {}, []
+    for request in (REQUEST, UNGUIDED):
+        noise = models.noise(request)
+        traces = [
+            sample_sequential(models.target, models.vae, request, noise),
+            build_decoder(models, Settings(3)).decode(request, noise),
+        ]
+        shapes = {(len(t.intermediates.x_RLD), len(t.intermediates.rows_RLV)) for t in traces if t.intermediates}
+        assert shapes == {(request.R, request.R)}
+        bytes_held[request.R] = traces[1].cache_bytes["target"]
+    assert bytes_held == {8: 2 * bytes_held[4], 4: bytes_held[4]}
+    assert UNGUIDED.rows_of(1, 2) == [1, 2]
+    assert REQUEST.rows_of(1, 2) == [1, 2, 5, 6]
+    settings = [Settings(length, bonus, policy) for length, bonus, policy in
+                ((2, False, "coupled"), (3, True, "greedy"), (2, True, "rejection"))]  # fmt: skip
+    result = verify_here(models, build_decoder, settings, [UNGUIDED])
+    assert result.verdict is Verdict.INCONCLUSIVE, result.first_divergence  # how many images would decide on the law
+
+    def both_halves(network, request, labels_B):
+        calls.append(len(labels_B))
+        return fast.condition_rows(network, REQUEST, labels_B)
+
+    wrong = decoder_factory(replace(fast.PARTS, condition_rows=both_halves))
+    first = verify_here(models, wrong, [Settings(2)], [UNGUIDED]).first_divergence
+    assert calls
+    assert first is not None
+    assert first.component in ("crash", "form")
 
 
 def test_rounding_that_belongs_to_the_law_is_done_by_its_oracle_too():
@@ -160,6 +191,10 @@ def test_a_run_is_kept_and_its_page_shows_rectangles(tmp_path: Path, monkeypatch
 
 
 BAD = {
+    "guided inside": (
+        replace(REQUEST, scale_guidance=replace(guidance_of(1.0, LAYOUT), places=(0, -1))),
+        "places=(0, -1): guides elsewhere than the family bits does, which is at the logits; drop them",
+    ),
     "cfg alone": (Request((0,), texts=TEXTS), "texts=3: bits are drawn of texts, and guided by scale; pass both"),
     "no texts": (replace(REQUEST, texts=()), "texts=0: bits are drawn of texts, and guided by scale; pass both"),
     "soft codes": (replace(REQUEST, more_smooth=True), "more_smooth=given: is nothing that the family bits reads"),

@@ -48,7 +48,7 @@ def rows(*values: float) -> Tensor:
     ],
 )
 def test_the_row_whose_tensor_another_one_holds(held: float, due: tuple[float, ...], own: int, found: int | None):
-    assert other_row(torch.tensor([[held]]), rows(*due), own, 1.0) == found
+    assert other_row(torch.tensor([[held]]), rows(*due), own, 2, 1.0) == found
 
 
 def turn(first: int, drafted: int, accepted: int, corrected: bool = False, bonus: bool = False) -> Round:
