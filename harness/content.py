@@ -21,7 +21,7 @@ from harness.files import check_readable
 HEAD = 512  # bytes that tell
 MOST_HEADER = 10**8  # bytes of a safetensors header; the library refuses more, too
 MOST_PICKLE = 2**26  # bytes of a pickle that are looked through for classes
-MOST_SHOWN, MOST_CLASSES, MOST_REASON = 40, 3, 120  # characters of a text; classes that are named; characters of why
+MOST_SHOWN, MOST_REASON = 40, 120  # characters of a text, and of why
 AGAIN = "copy or download it again"
 UNPACK = "unpack it, and pass what is inside"
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of the number that torch.save began with until 1.6
@@ -90,16 +90,9 @@ def content_of(path: Path) -> Content:
 
 
 def refuse_other(path: Path, name: str, taken: Iterable[str], remedy: str) -> Content:
-    """Return what a file is; refuse one that is none of the kinds `taken`, or no regular file.
+    """Return what a file is; refuse one that is none of the kinds `taken`, or no regular file. Raises `InputError`.
 
-    Args:
-        path: the file.
-        name: what it is to the user, e.g. ``target``.
-        taken: kinds, as of `Content`.
-        remedy: what to do where the content itself suggests nothing.
-
-    Raises:
-        InputError: as said, or it cannot be read.
+    `name` is what it is to the user, e.g. ``target``; `remedy` what to do where the content itself suggests nothing.
     """
     check_readable(path, name, remedy)
     try:

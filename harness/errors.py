@@ -35,9 +35,7 @@ class InputError(HarnessError):
 class NonFiniteError(HarnessError):
     """Name the first tensor that holds NaN or infinity: a defect of the decoder or its weights, not of the input.
 
-    Args:
-        tensor: dotted name of the tensor, e.g. ``target.logits``.
-        where: where in the decode it was met, e.g. ``scale 3``; may be empty.
+    `tensor` is its dotted name, e.g. ``target.logits``; `where` it was met may be empty, e.g. ``scale 3``.
     """
 
     def __init__(self, tensor: str, where: str = "") -> None:
@@ -58,11 +56,7 @@ class NoiseError(HarnessError):
 
 
 class StopSignal(KeyboardInterrupt):
-    """A signal asked the run to end; `status` is what a shell makes of it.
-
-    Args:
-        number: of the signal.
-    """
+    """A signal asked the run to end; `status` is what a shell makes of it."""
 
     def __init__(self, number: int) -> None:
         self.status = 128 + number

@@ -50,16 +50,9 @@ def local_file(text: str | None) -> Path | None:
 
 
 def check_readable(path: Path, name: str, remedy: str, missing: str = "no such file") -> None:
-    """Refuse an input that is not there or no regular file, without opening it. Follows links.
+    """Refuse an input that is not there or no regular file, without opening it. Follows links. Raises `InputError`.
 
-    Args:
-        path: the input.
-        name: what it is to the user, e.g. ``draft``.
-        remedy: what to do instead.
-        missing: the rule that a missing one breaks.
-
-    Raises:
-        InputError: it is missing, a folder, pipe, socket or device, a loop of links, or its name is too long.
+    `name` is what it is to the user, e.g. ``draft``; `missing` the rule that a missing one breaks.
     """
     try:
         mode = os.stat(path).st_mode
@@ -73,15 +66,7 @@ def check_readable(path: Path, name: str, remedy: str, missing: str = "no such f
 
 
 def check_writable(path: Path | None, name: str) -> None:
-    """Refuse an output path that cannot be written.
-
-    Args:
-        path: where a file will be written; None is fine.
-        name: the option, e.g. ``json``.
-
-    Raises:
-        InputError: the folder is not there or not writable, or the path is a folder.
-    """
+    """Refuse a path for the output of an option, e.g. ``json``, that cannot be written. Raises `InputError`."""
     if path is None:
         return
     remedy = f"pass --{name} FILE in a folder that you can write to"
@@ -121,15 +106,7 @@ def _exists(path: Path) -> bool:
 
 
 def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
-    """Refuse an output that is another output or an input.
-
-    Args:
-        outputs: option -> path that will be written.
-        inputs: option -> path that will be read.
-
-    Raises:
-        InputError: two of them are one file.
-    """
+    """Refuse an output that is another output or an input, both by option. Raises `InputError`."""
     seen = {os.path.realpath(path): name for name, path in inputs.items() if path is not None}
     for name, path in outputs.items():
         if path is not None:
@@ -139,17 +116,10 @@ def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> dict[str, Path]:
-    """Check every output that is asked for, and fix where it is, whatever becomes the current folder later.
+    """Check every output that is asked for; return where it is, whatever becomes the current folder later.
 
-    Args:
-        outputs: option -> path that will be written, None where it is not asked for.
-        inputs: option -> path that will be read.
-
-    Returns:
-        Option -> absolute path, of those asked for.
-
-    Raises:
-        InputError: as `check_writable` and `check_distinct` do.
+    Both arguments are by option, and so is what is returned. Raises `InputError` for an output that cannot be written,
+    or is another one or an input.
     """
     for name, path in outputs.items():
         check_writable(path, name)
@@ -158,30 +128,14 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path 
 
 
 def check_absent(outputs: Mapping[str, Path], force: bool) -> None:
-    """Refuse to replace a file unless told to.
-
-    Args:
-        outputs: option -> path that will be written.
-        force: replace what is there.
-
-    Raises:
-        InputError: one of them is there.
-    """
+    """Refuse to replace a file, by option, unless told to. Raises `InputError`."""
     for name, path in outputs.items():
         if not force and os.path.lexists(path):
             raise InputError(name, str(path), "is there already", f"pass --force to replace it, or another --{name}")
 
 
 def check_folder(path: Path | None, name: str) -> None:
-    """Refuse a folder that files cannot be written into.
-
-    Args:
-        path: a folder that is there; None is fine.
-        name: the option, e.g. ``save-intermediates``.
-
-    Raises:
-        InputError: it is not there, no folder, or not writable.
-    """
+    """Refuse a folder that is not there, or that files cannot be written into. Raises `InputError`."""
     if path is None:
         return
     if not os.path.isdir(path):
@@ -193,10 +147,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one step: readers see the old content or the new one, never half of it. Follows a link.
 
     The content is on the disk when this returns; a file that is replaced keeps its mode and, where the system lets us,
-    its owner.
-
-    Raises:
-        InputError: the system refuses, e.g. since the disk is full; what was there is there still.
+    its owner. Raises `InputError` where the system refuses; what was there is there still.
     """
     try:
         _write_whole(Path(os.path.realpath(path)), content)

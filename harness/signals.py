@@ -149,10 +149,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def keep_standard_open() -> None:
-    """Open descriptors 0, 1 and 2 where they are closed: the next file would stand for one of them.
-
-    Effects: on this process.
-    """
+    """Open descriptors 0, 1 and 2 where they are closed: the next file would stand for one of them."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -165,10 +162,7 @@ STREAMS = (1, 2)  # descriptors of stdout and stderr, which child processes and 
 
 @contextmanager
 def silence(wanted: bool = True) -> Iterator[None]:
-    """Let nothing reach stdout or stderr.
-
-    Args:
-        wanted: False: do nothing.
+    """Let nothing reach stdout or stderr, where that is wanted.
 
     Effects: both streams and their descriptors, which are put back; warnings are not shown, and errors pass through.
     """

@@ -125,13 +125,7 @@ def takes_draft_len(decoder: Factory | str) -> bool:
 
 
 def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple[Settings, ...]:
-    """Return the settings where none are asked for: draft lengths up to all scales; published code has its own.
-
-    Args:
-        decoder: a factory, or the name of one.
-        like: all but the draft length.
-        scales: of the networks.
-    """
+    """Return the settings where none are asked for, `like` one but for the draft length; published code has its own."""
     if isinstance(decoder, str) and is_published(decoder):
         return tuple(published_settings(decoder.partition(":")[2], like.options))
     return tuple(replace(like, draft_len=length) for length in dict.fromkeys(min(length, scales) for length in LENGTHS))
@@ -214,18 +208,11 @@ def answer_question(
 ) -> Verification:
     """Answer a question: decode and judge, try laws, measure quality; what is worst of these is the verdict.
 
-    A defect of the decodes ends it, and what an interrupted run has not come to is not begun.
+    A defect of the decodes ends it, and what an interrupted run has not come to is not begun. `watch` shows how far it
+    is: it is called once for every stage with what is counted and how many there are.
 
-    Args:
-        models: networks of both sides.
-        question: what is asked.
-        parallelism: who does it.
-        store: what is kept.
-        watch: called once for every stage with what is counted and how many there are; shows how far it is.
-
-    Raises:
-        InputError: as `verify`; a run file of another run, or one that is being written.
-        RunInterrupted: SIGINT or SIGTERM; holds what was found until then.
+    Raises `InputError` as `verify` does, and for a run file of another run, or one that is being written;
+    `RunInterrupted` at SIGINT or SIGTERM, which holds what was found until then.
 
     Effects: processes, which have ended when this returns; the run file.
     """

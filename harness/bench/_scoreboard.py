@@ -103,18 +103,11 @@ def scoreboard(
     draft_len: str = "5",
     measured: Measured | None = None,
 ) -> Scoreboard:
-    """Compare policies at one draft length with the promises.
+    """Compare policies of `models` at one draft length, the draft's own among them, with the promises.
 
-    Args:
-        policies: counts and distances, the draft's own among them.
-        models: whose they are.
-        runs: timings; those of `models` are joined to the policies, the others show imposed acceptance, and policies
-            whose speed depends on no acceptance.
-        draft_len: which length of the policies is shown.
-        measured: quality of the policies; None = only an exact law keeps the image.
-
-    Raises:
-        InputError: two runs time one policy of `models`.
+    Timings (`runs`) of `models` are joined to the policies, the others show imposed acceptance, and policies whose
+    speed depends on no acceptance. Where no quality is `measured`, only an exact law keeps the image. Raises
+    `InputError` where two runs time one policy of `models`.
     """
     foreign = [(run, named) for run, named in _named(runs) if run.models != models]
     lines = [_imposed(run, named, row) for run, named in foreign for row in _fastest(run.rows)]

@@ -29,10 +29,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 def load_models(networks: Pair, mode: Mode, quiet: bool = False) -> ModelPair:
     """Load the networks onto the device, and set what may make it inexact. Effects: `set_precision`.
 
-    What was taken from where in their files is said, unless `quiet`.
-
-    Raises:
-        InputError: an unknown name, a file missing of the three, a device that is not there, a bad checkpoint.
+    What was taken from where in their files is said, unless `quiet`. Raises `InputError` for what cannot be had.
     """
     place = find_device(mode.device), find_dtype("dtype", mode.dtype)
     draft_dtype = find_dtype("draft_dtype", mode.draft_dtype or mode.dtype)
@@ -125,11 +122,7 @@ def with_speed(settings: list[Settings], name: str, graphs: bool, compiled: bool
 
 
 def requests_for(models: ModelPair, images: Images) -> list[Request]:
-    """Return the batches of every seed: all its labels together, or `batch` at a time.
-
-    Raises:
-        InputError: anything out of range, or an empty seed range.
-    """
+    """Return the batches of every seed: all its labels together, or `batch` at a time. Raises `InputError`."""
     seeds, whole = _drawn(models, images)
     assert whole.labels is not None
     step = images.batch or whole.B
@@ -142,11 +135,7 @@ def requests_for(models: ModelPair, images: Images) -> list[Request]:
 
 
 def timed_requests(batches: str, seeds: str, classes: int) -> list[list[Request]]:
-    """Return a request a seed for every batch size: labels and image addresses differ from seed to seed.
-
-    Raises:
-        InputError: a size below 1, or no seed.
-    """
+    """Return a request a seed for every batch size; labels and addresses differ by seed. Raises `InputError`."""
     requests = []
     for size in counts("batches", batches, "1,8"):
         addresses = [(seed, tuple(range(seed * size, (seed + 1) * size))) for seed in integers("seeds", seeds, "0:4")]
@@ -159,10 +148,8 @@ def timed_requests(batches: str, seeds: str, classes: int) -> list[list[Request]
 def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Request], str]:
     """Return the batches of all seeds, which they mix, and why they are that large, where a decoder runs `apart`.
 
-    In the published order a batch is what its seed draws: there the batches are those of `requests_for`.
-
-    Raises:
-        InputError: anything out of range, or an empty seed range.
+    In the published order a batch is what its seed draws: there the batches are those of `requests_for`. Raises
+    `InputError` for anything out of range.
     """
     if images.noise == "batch":
         return requests_for(models, images), "the published order draws for whole batches"
@@ -201,11 +188,7 @@ def check_drawing(path: Path | None) -> None:
 
 
 def integers(name: str, text: str, example: str) -> tuple[int, ...]:
-    """Parse ``0,3,5`` or a half-open range ``0:4``.
-
-    Raises:
-        InputError: another form, or nothing named.
-    """
+    """Parse ``0,3,5`` or a half-open range ``0:4``. Raises `InputError` for another form, or nothing named."""
     remedy = f"pass --{name.replace('_', '-')} {example}"
     try:
         numbers = wholes(text)

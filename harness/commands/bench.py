@@ -74,11 +74,7 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
 
 
 def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str, int]]:
-    """Return (policy, draft_len) pairs; of a policy that no draft length touches one, with the first.
-
-    Raises:
-        InputError: an unknown policy, or fewer than one repeat.
-    """
+    """Return (policy, draft_len) pairs; of a policy that no draft length touches one. Raises `InputError`."""
     from harness.commands._inputs import integers
     from harness.speculative import parse_policy
 

@@ -76,11 +76,7 @@ def evidence(networks: Networks, asked: Asked) -> None:
 
 
 def read_tokens(file: Path) -> Iterator[tuple[Tensor, list[int]]]:
-    """Yield tokens_BL and labels of every batch in a file: its tensors ``…tokens`` and ``…labels``.
-
-    Raises:
-        InputError: the file cannot be read, holds no tokens, or no labels beside them.
-    """
+    """Yield the tensors ``…tokens`` and ``…labels`` of every batch in a file. Raises `InputError`."""
     from safetensors import SafetensorError, safe_open
 
     remedy = "write one with sdvar-harness sample --tokens FILE"

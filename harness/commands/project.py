@@ -26,10 +26,8 @@ Words = tuple[str, ...]
 def project_options(group: Any, folder: Path) -> dict[str, Any]:
     """Return the defaults of every command, by its name, as the command line's context takes them.
 
-    The nearest pyproject.toml with the table is read, in the folder where the command was typed or above it.
-
-    Raises:
-        InputError: as the module says; a file that cannot be read.
+    The nearest pyproject.toml with the table is read, in the folder where the command was typed or above it. Raises
+    `InputError`, as the module says, and for a file that cannot be read.
     """
     path, table = _nearest(folder)
     commands, defaults = dict(_commands(group)), dict[str, Any]()

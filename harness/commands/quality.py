@@ -167,8 +167,7 @@ def means_for(networks: Pair, features: Path | None, real: Path | None) -> Means
 def sources_for(images: QualityImages, tested: QualityDecoders, judging: QualityJudging) -> list[Source]:
     """Return what is drawn beside the sequential images: controls, and guidance values, or the draft and decoders.
 
-    Raises:
-        InputError: a policy without a law to measure, a guidance value or an option of another form.
+    Raises `InputError` for a policy without a law to measure, a guidance value or an option of another form.
     """
     from harness.commands._inputs import factory_options
     from harness.protocol import Settings

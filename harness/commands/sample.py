@@ -137,11 +137,7 @@ def about_run(pair: ModelPair, requests: Sequence[Request], decoder: Speculative
 
 
 def observer_for(drawing: SampleOptions) -> Observer | None:
-    """Return what watches the decoder; None when everything is off.
-
-    Raises:
-        InputError: a level or folder that cannot be, or another sampler than the speculative one.
-    """
+    """Return what watches the decoder; None when everything is off. Raises `InputError` for what cannot be watched."""
     from harness.speculative.tools import ROUNDS, VALUES, Observer
 
     trace, folder = drawing.trace, drawing.save_intermediates

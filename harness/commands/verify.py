@@ -205,8 +205,7 @@ def write(result: Verification, paths: Mapping[str, Path], store: RunFileOptions
 def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) -> Loss | None:
     """Return the loss that is allowed, on the labels and under the filters that are asked for; None where none is.
 
-    Raises:
-        InputError: another contract than C, a loss or a number of images that shows nothing, and as `means_for` does.
+    Raises `InputError` for another contract than C, a loss or images that show nothing, and as `means_for` does.
     """
     from harness.commands._inputs import integers
     from harness.commands.quality import means_for

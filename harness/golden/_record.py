@@ -161,13 +161,10 @@ def changed_goldens(
     laws: guard.Laws = guard.failing_laws,
     only: str = "*",
 ) -> list[Regeneration]:
-    """Judge every file and return those that would change.
+    """Judge every file and return those that would change; `device`, `folder` and `only` are those of `regenerate`.
 
-    Args:
-        reason: why, for the reviewer; not empty.
-        device: as of `regenerate`, with `folder` and `only`.
-        code: a folder of the checkout that must be clean.
-        laws: lists the laws that fail on a pair. `InputError` says why recording is refused.
+    `code` is a folder of the checkout that must be clean, `laws` lists those that fail on a pair. `InputError` says why
+    recording is refused.
     """
     guard.refuse(reason, folder, code)
     if device.type not in plan.PLATFORMS:

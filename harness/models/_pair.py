@@ -32,30 +32,16 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class ModelPair:
-    """The networks of one speculative decoder.
+    """The networks of one speculative decoder. Raises `InputError` where patch_nums, V, C or classes differ."""
 
-    Args:
-        draft: proposes.
-        target: decides.
-        vae: turns tokens into f_hat and f_hat into pixels, for both.
-        name: for reports.
-        random: the weights of all three are those of `random_pair`; error budgets then hold for the law, not the draw.
-        numbers: what a replay takes in place of generated numbers.
-        draft_noise: how far the draft's weights are from the target's (`close_pair`); None = a network of its own.
-        taken: what was taken from where in their files, where that is not plain; one line a network.
-
-    Raises:
-        InputError: patch_nums, V, C or classes differ.
-    """
-
-    draft: Network
-    target: Network
-    vae: Codec
-    name: str = "custom"
-    random: bool = False
-    numbers: RecordedNumbers | None = field(default=None, repr=False)
-    draft_noise: float | None = None
-    taken: tuple[str, ...] = ()
+    draft: Network  # proposes
+    target: Network  # decides
+    vae: Codec  # turns tokens into f_hat and f_hat into pixels, for both
+    name: str = "custom"  # for reports
+    random: bool = False  # the weights are those of `random_pair`: error budgets hold for the law, not the draw
+    numbers: RecordedNumbers | None = field(default=None, repr=False)  # that a replay takes in place of generated ones
+    draft_noise: float | None = None  # how far the draft's weights are from the target's (`close_pair`); None = its own
+    taken: tuple[str, ...] = ()  # what was taken from where in their files, where that is not plain; a line a network
 
     def __post_init__(self) -> None:
         draft, target = self.draft.config, self.target.config
@@ -116,10 +102,7 @@ class ModelPair:
     ) -> ModelPair:
         """Return a copy on `device`, the transformers in `dtype`; the quantiser stays in float32 at least (spec §3).
 
-        Args:
-            device: where to.
-            dtype: of the target, and of the draft unless `draft_dtype` names another.
-            draft_dtype: of the draft.
+        The draft's dtype may be another one, `draft_dtype`.
         """
         latent = torch.promote_types(dtype, torch.float32)
         return replace(
@@ -147,13 +130,9 @@ class ModelPair:
         return replace(self, draft=draft, target=target)
 
     def first_scales(self, count: int) -> ModelPair:
-        """Return the pair on the first scales of its pyramid alone, as if it had been made for them.
+        """Return the pair on the first 1..S scales of its pyramid alone, as if it had been made for them.
 
-        Args:
-            count: 1..S.
-
-        Raises:
-            InputError: its quantiser has a φ for every scale, or a network is no transformer.
+        Raises `InputError` where its quantiser has a φ for every scale, or a network is no transformer.
         """
         if self.vqvae.config.phi_layout == "per-scale":
             raise InputError("scales", count, "cannot be cut: every scale has a φ of its own", "keep all scales")
@@ -169,11 +148,7 @@ class ModelPair:
         return {f"{side}.{name}": weight for side, weights in sides.items() for name, weight in weights.items()}
 
     def check_finite(self) -> None:
-        """Refuse weights with NaN or infinity.
-
-        Raises:
-            NonFiniteError: names the first such tensor, e.g. ``target.head.weight``.
-        """
+        """Refuse weights with NaN or infinity. Raises `NonFiniteError`, which names the first such tensor."""
         for word in ("target", "draft", "vae"):
             for name, tensor in getattr(self, word).weights.items():
                 if not bool(torch.isfinite(tensor).all()):
@@ -217,13 +192,8 @@ def load_digits() -> ModelPair:
 def close_pair(models: ModelPair, noise: float, seed: int = 0) -> ModelPair:
     """Return the pair with another draft: its target, every weight moved by a stated amount.
 
-    Args:
-        models: of which target and VQ-VAE are kept.
-        noise: standard deviation of the change, in units of a tensor's root mean square, 0 to 10; 0 is the target.
-        seed: of the change, which is drawn on the CPU: the same draft on every device.
-
-    Raises:
-        InputError: an amount outside its range.
+    `noise` is the standard deviation of the change, in units of a tensor's root mean square, 0 to 10; 0 is the target.
+    It is drawn on the CPU: the same draft on every device. Raises `InputError` for an amount outside its range.
     """
     if not 0 <= noise <= MOST_NOISE:
         raise InputError("draft_noise", noise, f"must lie in [0, {MOST_NOISE}]", f"pass --draft-noise {CLOSE_NOISE}")
@@ -237,15 +207,9 @@ def close_pair(models: ModelPair, noise: float, seed: int = 0) -> ModelPair:
 
 
 def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) -> ModelPair:
-    """Make a pair of published sizes with random weights, for tests of shape, rounding and speed.
+    """Make a pair of published sizes, e.g. ``d16-d30``, with random weights, for tests of shape, rounding and speed.
 
-    Args:
-        name: draft and target by size, e.g. ``d16-d30``.
-        device: where the weights are drawn; CPU and CUDA give different ones.
-        seed: of the weights.
-
-    Raises:
-        InputError: a size that was never published.
+    CPU and CUDA, where they are drawn, give different ones. Raises `InputError` for a size that was never published.
     """
     words = name.split("-")
     if len(words) != 2 or any(word not in PUBLISHED for word in words):
@@ -272,16 +236,9 @@ def load_pair(
 ) -> ModelPair:
     """Load three checkpoints: files, folders of shards, FILE::ENTRY, or hf://OWNER/NAME/FILE (docs/checkpoints.md).
 
-    Args:
-        draft: proposes.
-        target: decides.
-        vae: for both.
-        name: for reports.
-        patch_nums: sides of the scales, where the files do not tell.
-        heads: of the attention, where the files do not tell: of both, or of the draft and of the target; 0 = it tells.
-
-    Raises:
-        InputError: as `load_transformer` and `ModelPair` do, or another number of `heads`.
+    `patch_nums` are the sides of the scales, where the files do not tell; `heads` are the attention's, where they do
+    not tell: of both, or of the draft and of the target; 0 = it tells. Raises `InputError` as `load_transformer` and
+    `ModelPair` do, or for another number of `heads`.
     """
     if len(heads) > 2:
         raise InputError("heads", heads, "must be one number, or the draft's and the target's", "pass two at most")

@@ -34,8 +34,7 @@ WHOLE = "pass a .safetensors file, or a .pth file of a state dict"
 def files_of(path: Path, name: str) -> list[Path]:
     """Return the files that a path stands for: itself, those of an index, or the one file of weights in a folder.
 
-    Raises:
-        InputError: the folder has none, or several without an index; a shard is not there.
+    Raises `InputError` where the folder has none, or several without an index, or a shard is not there.
     """
     if path.name.endswith(".index.json"):
         return _shards(path, name)
@@ -81,8 +80,7 @@ def _shards(index: Path, name: str) -> list[Path]:
 def read(files: Sequence[Path], name: str) -> object:
     """Return what files hold: tensors in mappings; those of several files together.
 
-    Raises:
-        InputError: one is missing, cut short, of another format, damaged, or needs code to be read.
+    Raises `InputError` where one is missing, cut short, of another format, damaged, or needs code to be read.
     """
     trees = [_read_one(path, name) for path in files]
     if len(trees) == 1:

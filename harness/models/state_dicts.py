@@ -69,16 +69,12 @@ def load_network(
 ) -> tuple[Built, str]:
     """Return the one network of a file or folder that fits, and what was taken from where; empty where that is plain.
 
-    Args:
-        source: FILE, FOLDER, FILE::ENTRY, or hf://OWNER/NAME/FILE.
-        name: what it is to the user, e.g. ``target``.
-        family: the kind that is wanted, and those that may lie beside it.
-        build: makes the network of a state dict, or says in an `InputError` why it does not fit.
-        weights_of: what of the state dict became weights.
+    `source` is FILE, FOLDER, FILE::ENTRY, or hf://OWNER/NAME/FILE; `name` what it is to the user, e.g. ``target``;
+    `build` makes the network of a state dict, or says in an `InputError` why it does not fit; `weights_of` says what of
+    the state dict became weights.
 
-    Raises:
-        InputError: the file cannot be read; nothing in it fits (with every name that is missing, unknown or
-            mis-shaped); several fit, or none has the entry's name.
+    Raises `InputError` where the file cannot be read; nothing in it fits (with every name that is missing, unknown or
+    mis-shaped); several fit, or none has the entry's name.
     """
     place, entry = split_source(str(source))
     files = files_of(fetched(place, name), name)

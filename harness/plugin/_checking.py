@@ -46,14 +46,10 @@ class DefectFound(AssertionError):  # noqa: N818
 
 
 def check_law(law: Law, options: PluginOptions, stash: pytest.Stash) -> None:
-    """Check a law in as many cases as the options say.
+    """Check a law in as many cases as the options say; skip the test where it does not apply to the decoder.
 
-    Raises:
-        Violation: it is broken.
-        Unproven: it was never exercised, or mostly refused.
-        KnownNotApplicable: it is known to fail, and does not apply.
-
-    Effects: skips the test where the law does not apply to the decoder; what was seen, in `stash`.
+    Raises `Violation` where it is broken, `Unproven` where it was never exercised, or mostly refused, and
+    `KnownNotApplicable` where it is known to fail, and does not apply. Effects: what was seen, in `stash`.
     """
     __tracebackhide__ = True
     result = try_law(law, options.subject, options.scope_of(law))
@@ -67,15 +63,11 @@ def check_law(law: Law, options: PluginOptions, stash: pytest.Stash) -> None:
 
 
 def check_digits(case: DigitsCase, options: PluginOptions, stash: pytest.Stash) -> None:
-    """Verify one setting on digits.
+    """Verify one setting on digits; skip the test where the decoder refuses a schedule or a bonus scale.
 
-    Raises:
-        DefectFound: a defect.
-        Unproven: nothing was drafted or compared.
-        KnownNotApplicable: the case is known to fail, and is refused.
-        InputError: the decoder refuses a plain draft length or a request.
-
-    Effects: skips the test where the decoder refuses a schedule or a bonus scale; what was seen, in `stash`.
+    Raises `DefectFound`, `Unproven` where nothing was drafted or compared, `KnownNotApplicable` where the case is known
+    to fail, and is refused, and `InputError` where the decoder refuses a plain draft length or a request. Effects: what
+    was seen, in `stash`.
     """
     __tracebackhide__ = True
     try:
@@ -153,8 +145,7 @@ def cases_of(options: PluginOptions) -> list[DigitsCase]:
 def verified(case: DigitsCase, options: PluginOptions) -> Verification:
     """Decode requests of the design under one setting and judge every token: all of them where all is to be covered.
 
-    Raises:
-        InputError: the decoder refuses the setting or a request; what `verify` refuses.
+    Raises `InputError` where the decoder refuses the setting or a request, and as `verify` does.
     """
     models = pair(options.scope.device)
     requests = requests_for(models) if options.cover else requests_for(models)[FEW]
@@ -179,14 +170,9 @@ def judged(
 ) -> Judgement:
     """Judge one decode: of a decoder, which decodes the request in this process, or the trace that one returned.
 
-    Args:
-        contract: what is claimed; empty = the decoder's own claim, and token-identical of a trace.
-        drafts: False for a decoder that drafts nothing, and need not.
-
-    Raises:
-        DefectFound: a defect; the message begins with the first one.
-        Unproven: nothing was compared or drafted.
-        InputError: the decoder refuses the request; a contract that there is none.
+    An empty `contract` is the decoder's own claim, and token-identical of a trace; `drafts` is False for a decoder that
+    drafts nothing, and need not. Raises `DefectFound`, whose message begins with the first defect, `Unproven` where
+    nothing was compared or drafted, and `InputError` for a request that is refused, or a contract that there is none.
     """
     __tracebackhide__ = True
     own = Contract.TOKENS if isinstance(decoder_or_trace, Trace) else Contract.of(decoder_or_trace.contract)

@@ -60,11 +60,7 @@ EXAMPLE = 'write "masks.future" = "why it fails"'
 
 
 def read_known(path: Path) -> dict[str, str]:
-    """Return law or case -> reason, of a TOML file of one flat table.
-
-    Raises:
-        InputError: it cannot be read, names no law or case, or gives no reason.
-    """
+    """Return law or case -> reason, of a TOML file of one flat table. Raises `InputError`."""
     check_readable(path, NAME, "pass a TOML file")
     try:
         reasons = tomllib.loads(path.read_text(encoding="utf-8"))

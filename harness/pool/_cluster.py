@@ -39,9 +39,7 @@ _LOST = object()  # no answer, and nobody's fault
 class Cluster:
     """The workers of a cluster, each on its first device; `address` may be a scheduler file, too.
 
-    Raises:
-        InputError: dask.distributed is not installed, nobody answers there, or what `work.open` refuses.
-
+    Raises `InputError` where dask.distributed is not installed, or nobody answers there, and as `work.open` does.
     Effects: a connection; `close` cancels what is not done and ends it.
     """
 

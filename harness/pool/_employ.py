@@ -59,10 +59,8 @@ def employ(parallelism: Parallelism, device: torch.device, tasks: int) -> Crew:
     """Return who does so many tasks on a device.
 
     A CUDA device without a number stands for all of this machine; a CPU is one device. More workers than devices share
-    them, and nobody is hired who would have nothing to do.
-
-    Raises:
-        InputError: several workers on one numbered CUDA device, which they would fight for.
+    them, and nobody is hired who would have nothing to do. Raises `InputError` for several workers on one numbered CUDA
+    device, which they would fight for.
     """
     if parallelism.cluster:
         return Crew((device.type,), parallelism.cluster)

@@ -125,11 +125,7 @@ class _Worker:
 class Processes:
     """Workers of this machine, one a device, which may stand there twice; all read the same sealed memory, the work.
 
-    Raises:
-        WorkerError: the workers die while they start.
-        InputError: what `work.open` refuses.
-
-    Effects: processes; `close` ends them.
+    Raises `WorkerError` where they die at their start, and as `work.open` does. Effects: processes; `close` ends them.
     """
 
     def __init__(self, work: Work, devices: Sequence[str]) -> None:

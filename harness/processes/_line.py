@@ -27,14 +27,9 @@ class UnreadableError(HarnessError):
 
 
 class ProcessLine:
-    """The line to one process. Effects: a process; `close` ends it.
+    """The line to one process, which calls `serve` with `words` and the descriptor of its end.
 
-    Args:
-        serve: function that the process calls, with `words` and the descriptor of its end.
-        words: of that function, before the descriptor.
-        inherited: descriptors that it needs besides.
-        log: of what it prints.
-        place: where it may work.
+    It needs the `inherited` descriptors besides. Effects: a process; `close` ends it.
     """
 
     def __init__(

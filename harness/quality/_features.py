@@ -192,14 +192,9 @@ def torch_fidelity(path: Path) -> nn.Module:
 
 
 def load_inception(path: Path, build: Build = torch_fidelity) -> InceptionFeatures:
-    """Load the features of a weights file.
+    """Load the features of torch-fidelity's `weights-inception-2015-12-05-*.pth`, or of what else `build` takes.
 
-    Args:
-        path: torch-fidelity's `weights-inception-2015-12-05-*.pth`.
-        build: makes the network; another one where features of another network are wanted.
-
-    Raises:
-        InputError: no such file, not what `build` takes, or torch-fidelity is not installed.
+    Raises `InputError` for no such file, or another one, or where torch-fidelity is not installed.
     """
     check_readable(path, "features", "pass torch-fidelity's Inception weights file")
     try:

@@ -133,13 +133,9 @@ def gather(
 ) -> tuple[list[ImageSet], int]:
     """Draw every portion of every source; `progress` is called with the images of each, once for all of a resumed run.
 
-    Returns:
-        The sets, of what was drawn until a signal came (SIGINT, SIGTERM); and that signal, or 0.
-
-    Raises:
-        InputError: a decoder that refuses its settings or a request; a run file of another run.
-        WorkerError: the workers die.
-        StopSignal: a signal came before anything was drawn.
+    Returns the sets, of what was drawn until a signal came (SIGINT, SIGTERM), and that signal, or 0. Raises
+    `InputError` for a decoder that refuses its settings or a request, or a run file of another run, `WorkerError` where
+    the workers die, and `StopSignal` where a signal came before anything was drawn.
 
     Effects: processes, which have ended when this returns; the run file.
     """

@@ -75,12 +75,8 @@ def budget_for(models: ModelPair, store: Path = SHIPPED_BUDGETS) -> Budget:
 def joint_budget(models: ModelPair, compiled: bool, store: Path = SHIPPED_BUDGETS) -> Budget:
     """Return the budget of networks as they are, or, for a decoder whose blocks are compiled, the wider of both modes.
 
-    The compiler's work is measured, and is under test: `WIDEST` keeps what it does wrong from excusing itself.
-
-    Args:
-        models: not compiled: the reference never is.
-        compiled: the decoder's are.
-        store: as for `budget_for`, whose errors these are.
+    The compiler's work is measured, and is under test: `WIDEST` keeps what it does wrong from excusing itself. `models`
+    are not compiled: the reference never is. Raises as `budget_for` does.
     """
     plain = budget_for(models, store)
     if not compiled:

@@ -46,14 +46,9 @@ def load_transformer(
 ) -> tuple[Transformer, str]:
     """Load a VAR checkpoint, sizes inferred; return what was taken from where, too, empty where that is plain.
 
-    Args:
-        source: the file, as `load_network` takes it.
-        name: what it is to the user, for the error.
-        patch_nums: sides of the scales, for a checkpoint that does not tell them; checked against one that does.
-        heads: of the attention, for a checkpoint that does not tell them; checked against one that does; 0 = not known.
-
-    Raises:
-        InputError: see `load_network`; or a size is not told, or another than it must be.
+    `source` and `name` are those of `load_network`; `patch_nums` and `heads` are for a checkpoint that does not tell
+    them, and checked against one that does; 0 = not known. Raises `InputError` as `load_network` does, or where a size
+    is not told, or another than it must be.
     """
     build = partial(transformer_from, patch_nums=patch_nums, heads=heads)
     return load_network(source, name, Family(TRANSFORMER, (AUTOENCODER,)), build, _weights_of)

@@ -165,11 +165,7 @@ class Autoencoder:
         return (self.latent_to_raw_image(f_hat_BCPP).clamp(-1, 1) + 1) / 2
 
     def image_to_latent(self, image_B3hw: Tensor) -> Tensor:
-        """Return quant_conv(encoder(image)), (B,C,P,P), of images in [-1, 1].
-
-        Raises:
-            InputError: the checkpoint has no encoder.
-        """
+        """Return quant_conv(encoder(image)), (B,C,P,P), of images in [-1, 1]. Raises `InputError` where it has none."""
         if not self.config.has_encoder:
             raise InputError("vae", "decoder only", "encoding needs encoder.* and quant_conv", "load a full VAE")
         last = len(self.config.multipliers) - 1

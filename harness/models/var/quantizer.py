@@ -65,15 +65,10 @@ class Quantizer:
         return h_BCPP * (1 - RESIDUAL_RATIO) + conv * RESIDUAL_RATIO
 
     def encode(self, z_BCPP: Tensor, pyramid: ScalePyramid) -> tuple[Tensor, Tensor]:
-        """Quantise a latent map residual by residual.
+        """Quantise a latent map, quant_conv(encoder(image)), residual by residual.
 
-        Args:
-            z_BCPP: quant_conv(encoder(image)).
-            pyramid: its last side is P.
-
-        Returns:
-            tokens_BL (int64), all scales in order, and margin_BL: by how much the second nearest code is farther
-            than the nearest, in squared distance; 0 is a tie, which the lowest index wins.
+        Returns tokens_BL (int64), all scales in order, and margin_BL: by how much the second nearest code is farther
+        than the nearest, in squared distance; 0 is a tie, which the lowest index wins.
         """
         residual = z_BCPP.clone()
         tokens, margins = [], []

@@ -41,12 +41,7 @@ def random_weights(
     """Return float32 weights ~ N(0, 1/fan): activations of ordinary size, so that speed and rounding are realistic.
 
     Embeddings take their width for the fan, so that every position, scale and label tells; the attention's temperature
-    is near 4, as at the start of a training.
-
-    Args:
-        shapes: of `parameter_shapes`.
-        seed: seed of a generator of its own.
-        device: where to draw; CPU and CUDA give different numbers.
+    is near 4, as at the start of a training. Draws: from a generator of its own, another one on CUDA than on a CPU.
     """
     generator = torch.Generator(device=device).manual_seed(seed)
     return {

@@ -69,12 +69,7 @@ def buffer_names(config: TransformerConfig) -> set[str]:
 
 
 class Converted(Mapping[str, Tensor]):
-    """Weights in another dtype, each converted when it is read: of a large network one layer exists twice at a time.
-
-    Args:
-        weights: as they are.
-        dtype: as they are read.
-    """
+    """Weights in another dtype, each converted when it is read: of a large network one layer exists twice at a time."""
 
     def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         self._weights, self._dtype = weights, dtype
@@ -168,11 +163,7 @@ class Transformer:
         return constants
 
     def condition(self, labels_R: Tensor) -> Condition:
-        """Compute what depends on the label alone.
-
-        Args:
-            labels_R: int64 class of every guidance row; `classes` is the unconditional one.
-        """
+        """Compute what depends on the label of every guidance row alone, int64; `classes` is the unconditional one."""
         w, D = self.weights, self.config.D
         cond_RD = w["class_emb.weight"][labels_R]
         silu_RD = F.silu(cond_RD)
@@ -198,17 +189,10 @@ class Transformer:
         self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
         positions: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Run the blocks over n new positions.
+        """Run the blocks over n new positions, whose inputs hold their position term; return h_RnD.
 
-        Args:
-            x_RnD: inputs with their position term.
-            condition: of the same R rows.
-            cache: keys and values of earlier positions; extended by n in every layer.
-            mask_11nK: additive mask over all K+n visible columns, or None where everything is visible.
-            positions: nothing that is read: the input holds its position term.
-
-        Returns:
-            h_RnD.
+        The cache of earlier keys and values is extended by n in every layer. The additive mask is over all K+n visible
+        columns; None where everything is visible. `positions` are not read.
         """
         before, after = block.compiled() if self.compiled else (block.before, block.after)
         softmax_scale = 1.0 if self.config.l2_norm else 0.25 / math.sqrt(self.config.D // self.config.H)
