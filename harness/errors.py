@@ -7,6 +7,8 @@ of pytest; rooms have errors of their own for what they catch again.
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class HarnessError(Exception):
     """Base of the errors that leave the harness."""
@@ -61,6 +63,12 @@ class StopSignal(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         self.status = 128 + number
         super().__init__(number)
+
+
+def check_installed(package: str, extra: str, name: str, value: object, rule: str) -> None:
+    """Refuse an input that takes a package which is not there; an extra of this one brings it. Raises `InputError`."""
+    if importlib.util.find_spec(package) is None:
+        raise InputError(name, value, f"{rule}, which is not installed", f'pip install "sdvar-harness[{extra}]"')
 
 
 def one_line(text: str) -> str:

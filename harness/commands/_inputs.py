@@ -6,7 +6,6 @@ import it where they begin to work.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 
 from harness.commands._options import Images, Mode, Networks, Pair, UnderTest
 from harness.decoders import OWN_DECODER, parse_factory_options
-from harness.errors import InputError
+from harness.errors import InputError, check_installed
 from harness.models import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, random_pair
 from harness.numerals import MOST_NUMBERS, wholes
 from harness.protocol import NoiseOrder, Request, Settings
@@ -182,9 +181,8 @@ def labels_for(text: str, models: ModelPair) -> tuple[int, ...]:
 
 def check_drawing(path: Path | None) -> None:
     """Refuse a picture where nothing draws one. Raises `InputError`."""
-    if path is not None and importlib.util.find_spec("matplotlib") is None:
-        rule = "is drawn by matplotlib, which is not installed"
-        raise InputError("picture", str(path), rule, 'pip install "sdvar-harness[report]"')
+    if path is not None:
+        check_installed("matplotlib", "report", "picture", str(path), "is drawn by matplotlib")
 
 
 def integers(name: str, text: str, example: str) -> tuple[int, ...]:

@@ -9,13 +9,23 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from harness.errors import InputError, shortened, text_of
+from harness.errors import InputError, check_installed, shortened, text_of
 from harness.files import HUB
 from harness.models._weight_files import MOST_NAMED, SUFFIXES, shards_in
 
 FORM = f"{HUB}OWNER/NAME/FILE"
 MOST_REASON = 150  # characters of why the hub refuses
 INDEX = ".index.json"
+# What the library refuses by, the first that an error is; what the hub's answer means, and what to do.
+REFUSALS = (
+    ("GatedRepoError", "is for those whom its owners let in", "ask for access on its page, then hf auth login"),
+    ("RevisionNotFoundError", "has no revision {revision}", "see the commits on its page"),
+    ("RepositoryNotFoundError", "is no repository of the hub, or a private one", "see its name, or hf auth login"),
+    ("LocalEntryNotFoundError", "is not in the cache, and the hub cannot be reached",
+     "go online once, or pass --{name} FILE"),
+    ("EntryNotFoundError", "has no file {file}", "see the files on its page"),
+    ("Exception", "cannot be fetched ({reason})", "download it by hand, and pass --{name} FILE"),
+)  # fmt: skip
 
 
 def fetched(place: str, name: str) -> Path:
@@ -31,6 +41,7 @@ def fetched(place: str, name: str) -> Path:
     repository, _, revision = repository.partition("@")
     if not owner or not repository:
         raise InputError(name, place, f"must read {FORM}", f"pass --{name} {HUB}FoundationVision/var/var_d16.pth")
+    check_installed("huggingface_hub", "hub", name, place, "is fetched by huggingface_hub")
     hub = _Repository(f"{owner}/{repository}", revision or None, name, place)
     path = hub.get(file or hub.only_file())
     if path.name.endswith(INDEX):
@@ -54,12 +65,9 @@ class _Repository:
 
     def get(self, file: str) -> Path:
         """Return where a file lies, downloaded if need be. Raises `InputError`."""
-        try:
-            from huggingface_hub import hf_hub_download  # noqa: PLC0415  # an extra
-            from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
-        except ImportError:
-            rule = "is fetched by huggingface_hub, which is not installed"
-            raise InputError(self.name, self.place, rule, 'pip install "sdvar-harness[hub]"') from None
+        from huggingface_hub import hf_hub_download  # noqa: PLC0415  # an extra
+        from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+
         try:
             with suppress(LocalEntryNotFoundError):  # what is there is not asked for again, and does not change
                 return Path(hf_hub_download(self.repository, file, revision=self.revision, local_files_only=True))
@@ -69,9 +77,9 @@ class _Repository:
 
     def only_file(self) -> str:
         """Return the one file of weights, or their index. Raises `InputError` where there are several or none."""
-        try:
-            from huggingface_hub import HfApi  # noqa: PLC0415  # an extra
+        from huggingface_hub import HfApi  # noqa: PLC0415  # an extra
 
+        try:
             files = HfApi().list_repo_files(self.repository, revision=self.revision)
         except Exception as error:
             raise self._refused(error, "") from None
@@ -86,20 +94,7 @@ class _Repository:
     def _refused(self, error: Exception, file: str) -> InputError:
         """Return what the library's error means, in one line."""
         kinds = {each.__name__ for each in type(error).__mro__}
-        if isinstance(error, ImportError):
-            rule, remedy = "needs huggingface_hub, which is not installed", 'pip install "sdvar-harness[hub]"'
-        elif "GatedRepoError" in kinds:
-            rule, remedy = "is for those whom its owners let in", "ask for access on its page, then hf auth login"
-        elif "RevisionNotFoundError" in kinds:
-            rule, remedy = f"has no revision {self.revision}", "see the commits on its page"
-        elif "RepositoryNotFoundError" in kinds:
-            rule, remedy = "is no repository of the hub, or a private one", "see its name, or hf auth login"
-        elif "LocalEntryNotFoundError" in kinds:
-            rule = "is not in the cache, and the hub cannot be reached"
-            remedy = f"go online once, or pass --{self.name} FILE"
-        elif "EntryNotFoundError" in kinds:
-            rule, remedy = f"has no file {file}", "see the files on its page"
-        else:
-            reason = shortened(text_of(error), MOST_REASON)
-            rule, remedy = f"cannot be fetched ({reason})", f"download it by hand, and pass --{self.name} FILE"
-        return InputError(self.name, self.place, rule, remedy)
+        rule, remedy = next(words for kind, *words in REFUSALS if kind in kinds)
+        reason = shortened(text_of(error), MOST_REASON)
+        rule = rule.format(revision=self.revision, file=file, reason=reason)
+        return InputError(self.name, self.place, rule, remedy.format(name=self.name))

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from harness.decoders import Surroundings
-from harness.errors import InputError
+from harness.errors import InputError, check_installed
 from harness.pool._workers import MOST_DEATHS, Died, Opened, Work, WorkerError, WorkerJob
 
 CONNECT_S = 30.0
@@ -44,7 +44,9 @@ class Cluster:
     """
 
     def __init__(self, work: Work, address: str, device: str) -> None:
-        distributed = _distributed(address)
+        check_installed("distributed", "cluster", "cluster", address, "needs dask.distributed")
+        import distributed  # noqa: PLC0415  # an extra
+
         stream = io.BytesIO()
         machine = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
         torch.save(WorkerJob(work, Surroundings.here(), machine), stream)
@@ -191,12 +193,3 @@ def _opened(job: bytes, digest: str, device: str) -> Opened:
         worker_job.surroundings.restore([*sys.path, *more])
         _OPENED[digest] = worker_job.work.open()
     return _OPENED[digest]
-
-
-def _distributed(address: str) -> Any:
-    try:
-        import distributed  # noqa: PLC0415  # an extra
-    except ImportError:
-        rule = "needs dask.distributed, which is not installed"
-        raise InputError("cluster", address, rule, 'pip install "sdvar-harness[cluster]"') from None
-    return distributed

@@ -12,7 +12,6 @@ quadratic statistics is biased upwards); share, Wilson 1927.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.errors import InputError
+from harness.errors import InputError, check_installed
 
 LEVEL = 0.95
 BLOCKS = 40  # fewer widen Student's quantile, more cost a distance each
@@ -117,9 +116,7 @@ LAW_N = 50_000  # images of a stored mean and covariance, whose n only scales su
 
 def check_torchmetrics() -> None:
     """Refuse to measure without torchmetrics. Raises `InputError`."""
-    if importlib.util.find_spec("torchmetrics") is None:
-        rule = "needs torchmetrics, which is not installed"
-        raise InputError("quality", "distances", rule, 'pip install "sdvar-harness[quality]"')
+    check_installed("torchmetrics", "quality", "quality", "distances", "needs torchmetrics")
 
 
 @dataclass(frozen=True)

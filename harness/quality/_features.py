@@ -11,7 +11,6 @@ Source: Heusel et al. 2017; torch-fidelity, `inception-v3-compat`; guided-diffus
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from harness.errors import InputError, text_of
+from harness.errors import InputError, check_installed, text_of
 from harness.files import check_readable
 from harness.quality._distances import Moments, with_labels
 
@@ -180,9 +179,7 @@ class InceptionFeatures:
 
 def torch_fidelity(path: Path) -> nn.Module:
     """Return torch-fidelity's Inception with weights of a file. Raises `InputError` where it is not installed."""
-    if importlib.util.find_spec("torch_fidelity") is None:
-        rule = "needs torch-fidelity's Inception, which is not installed"
-        raise InputError("features", str(path), rule, 'pip install "sdvar-harness[inception]"')
+    check_installed("torch_fidelity", "inception", "features", str(path), "needs torch-fidelity's Inception")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # noqa: PLC0415
 
     network: nn.Module = FeatureExtractorInceptionV3(

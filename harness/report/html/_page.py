@@ -8,19 +8,17 @@ there, never markup; no information is in colour alone.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import InputError, shortened
+from harness.errors import check_installed, shortened
 from harness.provenance import versions
 from harness.rounding import precision
 
 MOST_TEXT = 4000  # characters of one text: the message of somebody else's crash may have any length
 TONES = {"good": "✓", "bad": "✕", "open": "?"}  # what a headline wears besides its colour
-NEEDED = {"jinja2": "Jinja2", "matplotlib": "matplotlib"}
 
 
 @dataclass(frozen=True)
@@ -116,10 +114,9 @@ class Section:
 
 def check_page(path: Path | None, name: str = "html") -> None:
     """Refuse a page where nothing makes one. Raises `InputError`."""
-    for module, library in NEEDED.items():
-        if path is not None and importlib.util.find_spec(module) is None:
-            rule = f"is made by {library}, which is not installed"
-            raise InputError(name, str(path), rule, 'pip install "sdvar-harness[report]"')
+    for library in ("Jinja2", "matplotlib"):
+        if path is not None:
+            check_installed(library.lower(), "report", name, str(path), f"is made by {library}")
 
 
 def as_html(

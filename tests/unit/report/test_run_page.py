@@ -193,9 +193,9 @@ def test_every_command_but_a_page_does_without_the_libraries_of_pages():
 
 def test_without_a_library_one_line_says_what_to_install(tmp_path: Path, monkeypatch, capsys):
     run(tmp_path / "a.db")
-    monkeypatch.setattr("harness.report.html._page.NEEDED", {"no_such_library": "Nothing"})
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     assert command(monkeypatch, "report", str(tmp_path / "a.db"), "--html", str(tmp_path / "page.html")) == 2
-    assert 'which is not installed; pip install "sdvar-harness[report]"' in capsys.readouterr().err
+    assert 'is made by Jinja2, which is not installed; pip install "sdvar-harness[report]"' in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
 
 
