@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -137,105 +138,113 @@ def rows_along(
 @torch.inference_mode()
 def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternative]) -> Bets:
     """Bet on every token of a batch."""
-    B = len(seen.tokens_BL)
-    won_BAS = torch.zeros(B, len(alternatives), pyramid.S, dtype=torch.float64)
-    under_2A = torch.zeros(2, len(alternatives), dtype=torch.float64)
-    forbidden = []
+    won, under_A2, forbidden = [], torch.zeros(len(alternatives), 2, dtype=torch.float64), []
     for si in pyramid:
-        for b in range(B):
-            law = _Law.of(seen, pyramid, si, b)
-            sums_A3 = torch.stack([law.bet(a, b == B - 1) for a in alternatives]).cpu()
-            won_BAS[b, :, si] = sums_A3[:, 0]
-            under_2A += sums_A3[:, 1:].T
-            forbidden += [(b, pyramid.draws.begin(si) + place) for place in law.forbidden()]
-    mean_A, variance_A = under_2A
-    return Bets(won_BAS, mean_A, variance_A, tuple(forbidden))
+        law = _Law.of(seen, pyramid, si)
+        bets = [law.bet(a) for a in alternatives]
+        won.append(torch.stack([won_B for won_B, _ in bets], 1))
+        under_A2 += torch.stack([under_2 for _, under_2 in bets]).cpu()
+        forbidden += [(b, pyramid.draws.begin(si) + place) for b, place in law.forbidden()]
+    mean_A, variance_A = under_A2.T
+    return Bets(torch.stack(won, 2).cpu(), mean_A, variance_A, tuple(sorted(forbidden)))
 
 
 @dataclass(frozen=True)
 class _Law:
-    """The target's law of the draws of one scale of one image, along the decoder's own tokens."""
+    """The target's law of the draws of one scale, along the decoder's own tokens."""
 
     request: Request  # with the filter of this scale
     steps: FamilySteps
     si: int
     S: int
-    rows_2lV: Tensor  # logits before guidance, conditional and unconditional
-    draft_2lV: Tensor  # the draft's
-    probs_lV: Tensor  # after guidance and filter
-    possible_lV: Tensor  # tokens that take part under some logits within rounding
-    is_open_l: Tensor  # where rounding cannot change which tokens take part
-    token_l: Tensor
-    before_l: Tensor | None  # tokens of the image before it
+    rows_RlV: Tensor  # logits before guidance
+    draft_RlV: Tensor  # the draft's
+    probs_BlV: Tensor  # after guidance and filter
+    possible_BlV: Tensor  # tokens that take part under some logits within rounding
+    is_open_Bl: Tensor  # where rounding cannot change which tokens take part
+    token_Bl: Tensor
+    before_L: Tensor | None  # tokens of the image before the first one, at this scale
     distance: float  # how far rounding may move the logarithm of a probability
 
     @classmethod
-    def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int, b: int) -> _Law:
-        """Return the law of scale `si` of the image at row `b`."""
-        request, span, halves = seen.request.at(si), pyramid.draws.span(si), seen.request.rows_of(b)
-        guided_lV, delta = seen.guided_BLV[b, span], seen.allowed_S[si]
+    def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int) -> _Law:
+        """Return the law of scale `si`."""
+        request, span, delta = seen.request.at(si), pyramid.draws.span(si), seen.allowed_S[si]
+        guided_BlV = seen.guided_BLV[:, span]
         # the decoder's logits are moved, and so are the reference's
-        error_l1 = torch.full((len(guided_lV), 1), 2 * delta, dtype=torch.float64, device=guided_lV.device)
-        possible_lV, certain_lV = filter_survivors(guided_lV.double(), request, error_l1)
-        before_L = seen.tokens_BL[b - 1] if b else seen.before_L
+        flat_NV = guided_BlV.flatten(0, 1).double()
+        error_N1 = torch.full((len(flat_NV), 1), 2 * delta, dtype=torch.float64, device=flat_NV.device)
+        possible_BlV, certain_BlV = (each.view_as(guided_BlV) for each in filter_survivors(flat_NV, request, error_N1))
         return cls(
-            request, seen.steps, si, pyramid.S, seen.rows_RLV[halves, span], seen.draft_RLV[halves, span],
-            filter_logits(guided_lV[None], request.top_k, request.top_p)[0].softmax(-1), possible_lV,
-            (possible_lV == certain_lV).all(-1), seen.tokens_BL[b, span],
-            None if before_L is None else before_L[span], 4 * delta,
+            request, seen.steps, si, pyramid.S, seen.rows_RLV[:, span], seen.draft_RLV[:, span],
+            filter_logits(guided_BlV, request.top_k, request.top_p).softmax(-1), possible_BlV,
+            (possible_BlV == certain_BlV).all(-1), seen.tokens_BL[:, span],
+            None if seen.before_L is None else seen.before_L[span], 4 * delta,
         )  # fmt: skip
 
-    def forbidden(self) -> list[int]:
-        """Return where the token is one that the filter drops for certain."""
-        taken_l1 = self.possible_lV.gather(1, self.token_l[:, None])
-        return torch.nonzero(~taken_l1[:, 0]).flatten().tolist()
+    def forbidden(self) -> list[list[int]]:
+        """Return image and place of tokens that the filter drops for certain."""
+        return torch.nonzero(~self.possible_BlV.gather(2, self.token_Bl[..., None])[..., 0]).tolist()
 
     def alternative(self, a: Alternative) -> Tensor:
-        """Return the probabilities (l, V) of an alternative."""
+        """Return the probabilities (B, l, V) of an alternative."""
         if a.share:
-            return torch.lerp(self.probs_lV, self._source(a.source), a.share)
-        rows_2lV = self.rows_2lV.flip(0) if a.swapped else self.rows_2lV
-        logits_lV = self._guided(rows_2lV, self.request.guidance if a.guidance is None else a.guidance, a.later)
+            return torch.lerp(self.probs_BlV, self._source(a.source), a.share)
+        rows_RlV = self.rows_RlV.roll(len(self.probs_BlV), 0) if a.swapped else self.rows_RlV
+        logits_BlV = self._guided(rows_RlV, self.request.guidance if a.guidance is None else a.guidance, a.later)
         if a.top_k is not None or a.top_p is not None:
-            return self._filtered(logits_lV, a.top_k, a.top_p)
+            return self._filtered(logits_BlV, a.top_k, a.top_p)
         # the filter keeps what it keeps under the target's law: to sort for every alternative costs ten times as much
-        return (logits_lV / a.temperature).masked_fill_(self.probs_lV == 0, -torch.inf).softmax(-1)
+        return (logits_BlV / a.temperature).masked_fill_(self.probs_BlV == 0, -torch.inf).softmax(-1)
 
-    def _guided(self, rows_2lV: Tensor, guidance: Guidance, later: int = 0) -> Tensor:
-        return self.steps.guide(rows_2lV, guidance, min(max(self.si + later, 0), self.S - 1), self.S)[0]
+    def _guided(self, rows_RlV: Tensor, guidance: Guidance, later: int = 0) -> Tensor:
+        return self.steps.guide(rows_RlV, guidance, min(max(self.si + later, 0), self.S - 1), self.S)
 
-    def _filtered(self, logits_lV: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    def _filtered(self, logits_BlV: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
         top_k, top_p = self.request.top_k if top_k is None else top_k, self.request.top_p if top_p is None else top_p
-        return filter_logits(logits_lV[None], top_k, top_p)[0].softmax(-1)
+        return filter_logits(logits_BlV, top_k, top_p).softmax(-1)
+
+    @cached_property
+    def drafts_BlV(self) -> Tensor:
+        """The draft's law."""
+        return self._filtered(self._guided(self.draft_RlV, self.request.guidance))
 
     def _source(self, source: TokenSource) -> Tensor:
-        """Return the probabilities (l, V) of a source of tokens."""
+        """Return the probabilities (B, l, V) of a source of tokens."""
         if source is TokenSource.DRAFT:
-            return self._filtered(self._guided(self.draft_2lV, self.request.guidance))
+            return self.drafts_BlV
         if source is TokenSource.UNIFORM:
-            takes_part_lV = (self.probs_lV > 0).to(self.probs_lV)
-            return takes_part_lV / takes_part_lV.sum(-1, keepdim=True)
-        chosen_l = self.probs_lV.argmax(-1) if source is TokenSource.TOP else self.before_l
-        if chosen_l is None:
-            return self.probs_lV  # no image before it: nothing is bet
-        return torch.zeros_like(self.probs_lV).scatter(1, chosen_l[:, None], 1.0)
+            takes_part_BlV = (self.probs_BlV > 0).to(self.probs_BlV)
+            return takes_part_BlV / takes_part_BlV.sum(-1, keepdim=True)
+        if source is TokenSource.TOP:
+            return self._certain(self.probs_BlV.argmax(-1))
+        if self.before_L is not None:
+            return self._certain(torch.cat((self.before_L[None], self.token_Bl[:-1])))
+        # no image before the first one: nothing is bet there
+        return torch.cat((self.probs_BlV[:1], self._certain(self.token_Bl.roll(1, 0))[1:]))
 
-    def bet(self, a: Alternative, weigh: bool) -> Tensor:
-        """Return what the alternative wins, and, if `weigh`, mean and variance of it under the alternative, else 0."""
-        law_lV, p_lV = self.alternative(a), self.probs_lV
-        held_lV = torch.minimum(law_lV, MOST_RATIO * p_lV)
-        ratio_lV = held_lV / p_lV.clamp_min(TINY)
-        mean_l = held_lV.sum(-1)
-        above_l = held_lV.sub_(p_lV).clamp_min_(0).sum(-1)
-        bound_l = mean_l + math.expm1(self.distance) * above_l - math.expm1(-self.distance) * (above_l - mean_l + 1)
-        bound_l = bound_l + DRAW_ROUNDING * ratio_lV.amax(-1)
-        won_l = (ratio_lV.gather(1, self.token_l[:, None])[:, 0] / bound_l).log()
-        sums = [won_l, torch.zeros_like(won_l), torch.zeros_like(won_l)]
-        if weigh:
-            factor_lV = (ratio_lV / bound_l[:, None]).log().clamp_min(LEAST)
-            sums[1] = (law_lV * factor_lV).sum(-1)
-            sums[2] = (law_lV * factor_lV.square()).sum(-1) - sums[1].square()
-        return (torch.stack(sums).double().clamp_min(LEAST) * self.is_open_l).sum(-1)
+    def _certain(self, chosen_Bl: Tensor) -> Tensor:
+        return torch.zeros_like(self.probs_BlV).scatter(2, chosen_Bl[..., None], 1.0)
+
+    def bet(self, a: Alternative) -> tuple[Tensor, Tensor]:
+        """Return what the alternative wins of every image, and mean and variance of it under the alternative.
+
+        These are of the last image alone, which stands for all.
+        """
+        law_BlV, p_BlV = self.alternative(a), self.probs_BlV
+        held_BlV = torch.minimum(law_BlV, MOST_RATIO * p_BlV)
+        ratio_BlV = held_BlV / p_BlV.clamp_min(TINY)
+        mean_Bl = held_BlV.sum(-1)
+        above_Bl = held_BlV.sub_(p_BlV).clamp_min_(0).sum(-1)
+        up, down = math.expm1(self.distance), -math.expm1(-self.distance)
+        bound_Bl = mean_Bl + up * above_Bl + down * (above_Bl - mean_Bl + 1) + DRAW_ROUNDING * ratio_BlV.amax(-1)
+        won_Bl = (ratio_BlV.gather(2, self.token_Bl[..., None])[..., 0] / bound_Bl).log()
+        factor_lV = (ratio_BlV[-1] / bound_Bl[-1, :, None]).log().clamp_min(LEAST)
+        mean_l, square_l = ((law_BlV[-1] * each).sum(-1) for each in (factor_lV, factor_lV.square()))
+        return self._sum(won_Bl), self._sum(torch.stack((mean_l, square_l - mean_l.square())), -1)
+
+    def _sum(self, each_nl: Tensor, image: int | slice = slice(None)) -> Tensor:
+        return (each_nl.double().clamp_min(LEAST) * self.is_open_Bl[image]).sum(-1)
 
 
 class Wealth:
