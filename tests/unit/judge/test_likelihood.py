@@ -15,14 +15,8 @@ import torch
 from torch import Tensor
 
 from harness.judge._alternatives import Alternative, TokenSource, usual_alternatives
-from harness.judge._likelihood import (
-    ALPHA,
-    MOST_RATIO,
-    TokensSeen,
-    Wealth,
-    bet,
-    rows_along,
-)
+from harness.judge._likelihood import MOST_RATIO, TokensSeen, bet, rows_along
+from harness.judge._wealth import ALPHA, Wealth
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import filter_logits

@@ -1,0 +1,142 @@
+"""What the bets on a decoder's law come to: proved, or how many images would show what (contract B).
+
+Promise: α is the chance that a right decoder is ever called lost, all looks together; what was won once counts, though
+it be lost again. How a bet is made, and why it is fair: `_likelihood`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.files import finite
+from harness.judge._alternatives import Alternative
+from harness.judge._verdict import Verdict
+
+ALPHA = 1e-5
+FOUND = 1.2816  # a normal number lies below this with probability 0.9
+
+
+@dataclass(frozen=True)
+class Bets:
+    """What every alternative (A) wins on a batch; float64 on the CPU."""
+
+    won_BAS: Tensor  # log of the factor, image by image, scale by scale
+    # what it would be over all scales if the decoder followed the alternative, on the last image, which stands for all
+    mean_A: Tensor
+    variance_A: Tensor
+    forbidden: tuple[tuple[int, int], ...] = ()  # row and draw of tokens that the filter drops for certain
+
+
+class Wealth:
+    """What the bets of one decoder under one setting have come to.
+
+    Args:
+        alternatives: that are bet on.
+        S: scales.
+        looks: how many such wealths are looked at: α is shared by them.
+        alpha: chance that a right decoder is accused, all looks together.
+    """
+
+    def __init__(self, alternatives: Sequence[Alternative], S: int, looks: int = 1, alpha: float = ALPHA) -> None:
+        self.alternatives, self.S = tuple(alternatives), S
+        A = len(self.alternatives)
+        self.goal = math.log(looks / alpha)
+        # half of the stake on what differs at every scale alike, half on single scales; the last column is all scales
+        self.stake_AT = torch.full((A, S + 1), -math.log(2 * A * S), dtype=torch.float64)
+        self.stake_AT[:, -1] = -math.log(2 * A)
+        self.won_AT = torch.zeros(A, S + 1, dtype=torch.float64)
+        self.under_3A = torch.zeros(3, A, dtype=torch.float64)  # of batches: mean, its square, variance
+        self.images, self.batches, self.forbidden, self.highest = 0, 0, 0, 0.0
+
+    def take(self, bets: Bets) -> None:
+        """Add a batch, image by image."""
+        for won_AS in bets.won_BAS:
+            self.won_AT += torch.cat((won_AS, won_AS.sum(1, keepdim=True)), 1)
+            self.images += 1
+            self.highest = max(self.highest, self.log_wealth)
+        self.under_3A += torch.stack((bets.mean_A, bets.mean_A.square(), bets.variance_A))
+        self.batches += 1
+        self.forbidden += len(bets.forbidden)
+
+    @property
+    def log_wealth(self) -> float:
+        """Logarithm of the mixture's wealth now."""
+        return float((self.won_AT + self.stake_AT).flatten().logsumexp(0))
+
+    @property
+    def is_lost(self) -> bool:
+        """True where a right decoder would have been met with probability α at most."""
+        return self.forbidden > 0 or self.highest >= self.goal
+
+    @property
+    def verdict(self) -> Verdict:
+        """DEFECT once proved; CONSISTENT where all that is `required` would have been found; else INCONCLUSIVE."""
+        if self.is_lost:
+            return Verdict.DEFECT
+        return Verdict.INCONCLUSIVE if self.images < self.images_that_decide() else Verdict.CONSISTENT
+
+    def images_that_decide(self) -> float:
+        """Return how many images find each of the required alternatives; infinite where some are never found."""
+        needed = [number for a, number in self.images_to_find().items() if a.required]
+        return max(needed, default=math.inf)
+
+    def says(self) -> str:
+        """Say in a clause what is proved, or what would have been found."""
+        alternative, scale = self.best()
+        if self.forbidden:
+            return f"{self.forbidden} tokens have probability 0 under the request's filter"
+        if self.is_lost:
+            where = f" at scale {scale}" if scale >= 0 else ""
+            chance = math.exp(-min(self.highest, 700.0))
+            return f"the tokens are as if {alternative.words}{where} (a right decoder's are with chance {chance:.1g})"
+        found = self.images_to_find()
+        missed = [(number, a.words) for a, number in found.items() if number > self.images and a.required]
+        if not missed:
+            count = sum(number <= self.images for number in found.values())
+            return f"{self.images} images would have shown {count} of {len(found)} other laws, in 9 of 10 runs"
+        number, words = max(missed)
+        need = "no number of images shows" if math.isinf(number) else f"{number:.0f} images would show"
+        return f"{self.images} images prove little: {need} whether {words}"
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what is proved as JSON values; images that never suffice are None."""
+        best, scale = self.best()
+        return {
+            "verdict": self.verdict.value,
+            "says": self.says(),
+            "images": self.images,
+            "forbidden": self.forbidden,
+            "log_wealth": self.highest,
+            "goal": self.goal,
+            "best": {"as if": best.words, "scale": scale},
+            "images_to_find": finite({a.words: number for a, number in self.images_to_find().items()}),
+        }
+
+    def best(self) -> tuple[Alternative, int]:
+        """Return the alternative that won most, and its scale; −1 where it is all of them."""
+        a, column = divmod(int((self.won_AT + self.stake_AT).argmax()), self.S + 1)
+        return self.alternatives[a], column if column < self.S else -1
+
+    def images_to_find(self) -> dict[Alternative, float]:
+        """Return how many images find a decoder that follows each alternative, 9 times in 10; may be infinite."""
+        if not self.images:
+            return dict.fromkeys(self.alternatives, math.inf)
+        mean_A, square_A, variance_A = (self.under_3A / self.batches).tolist()
+        goal = self.goal - float(self.stake_AT[0, -1])
+        return {
+            a: _images(mean, max(0.0, variance) + max(0.0, square - mean * mean), goal)
+            for a, mean, square, variance in zip(self.alternatives, mean_A, square_A, variance_A, strict=True)
+        }
+
+
+def _images(mean: float, variance: float, goal: float) -> float:
+    """Return the least n with n·mean − FOUND·√(n·variance) >= goal."""
+    if not mean > 0:
+        return math.inf
+    root = (FOUND * math.sqrt(variance) + math.sqrt(FOUND**2 * variance + 4 * mean * goal)) / (2 * mean)
+    return math.ceil(root * root)
