@@ -216,7 +216,7 @@ def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:
     with RUN_FILE.reading(path, again=True) as base:
         question = "SELECT tensors FROM exhibits WHERE task = ? AND setting = ?"
         blobs = base.execute(question, (row.task, row.setting)).fetchone()
-    return load(blobs[0]) if blobs else {}
+        return load(blobs[0]) if blobs else {}
 
 
 def case_number(path: Path, row: JudgedRow) -> int | None:

@@ -6,7 +6,7 @@ import json
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,20 @@ ODD: list[Any] = [
     "\ud800", "\x1b[31m<script>", "9" * 5000, [], [[]], [None], [1, "x"], {}, {"a": 1}, {"": []}, [[[1]]],
     "token-identical", "cuda:99",
 ]  # fmt: skip
+GONE = object()  # in the place of a value: it is left out
+RAW: list[Any] = [
+    "",
+    "{",
+    "null",
+    "[" * 30000,
+    '{"a":1,"a":2}',
+    "\ufeff{}",
+    "1_000",
+    b"",
+    b"\xff\xfe{",
+    5,
+    1.5,
+]  # of a column
 MODELS = load_digits().first_scales(3)
 TABLES = {
     "run": ["value"], "settings": ["value"], "tasks": ["request", "settings"], "pictures": ["value"],
@@ -64,14 +78,24 @@ def changed(value: Any, path: tuple[Any, ...], odd: Any) -> Any:
     if not path:
         return odd
     copy = value.copy()
-    copy[path[0]] = changed(value[path[0]], path[1:], odd)
+    if odd is GONE and len(path) == 1:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = changed(value[path[0]], path[1:], odd)
     return copy
 
 
 def rewrite(base: sqlite3.Connection, chance: random.Random) -> str:
-    """Put an odd value into some field, and seal the file anew; return where."""
-    odd = chance.choice(ODD)
-    if chance.random() < 0.15:
+    """Put an odd value into some field, or some column, and seal the file anew; return where."""
+    odd, kind = chance.choice(ODD), chance.random()
+    if kind < 0.3:
+        table = chance.choice([*TABLES, "exhibits"])
+        column = chance.choice([column for _, column, *_ in base.execute(f"PRAGMA table_info({table})")])
+        odd, first = chance.choice(RAW), f"(SELECT min(rowid) FROM {table})"
+        with suppress(sqlite3.IntegrityError):  # a number that is none
+            base.execute(f"UPDATE OR IGNORE {table} SET {column} = ? WHERE rowid = {first}", (odd,))
+        where = f"{table}.{column} = {odd!r:.40}"
+    elif kind < 0.4:
         column = chance.choice(COLUMNS)
         kept = odd if isinstance(odd, int | float | str | None) and str(odd) != "\ud800" else json.dumps(odd)
         kept = str(kept) if isinstance(kept, int) and abs(kept) >= 2**63 else kept
@@ -83,6 +107,7 @@ def rewrite(base: sqlite3.Connection, chance: random.Random) -> str:
         row, text = chance.choice(base.execute(f"SELECT rowid, {column} FROM {table}").fetchall())
         value = json.loads(text)
         path = chance.choice(list(places(value)))
+        odd = GONE if path and chance.random() < 0.15 else odd
         base.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (json.dumps(changed(value, path, odd)), row))
         where = f"{table}.{column} {path} = {odd!r:.40}"
     seal_anew(base)
@@ -118,9 +143,20 @@ def test_no_value_in_a_bundle_is_a_bug(seed: int, file: Path, tmp_path: Path):
     with safe_open(path, "pt") as bundle:
         tensors = {name: bundle.get_tensor(name) for name in bundle.keys()}  # noqa: SIM118  # not a dict
         value = json.loads(bundle.metadata()[KEY])
-    way, odd = chance.choice(list(places(value))), chance.choice(ODD)
+    way, odd = chance.choice([*places(value)][1:]), chance.choice([*ODD, *[GONE] * 5])
     save_file(tensors, path, {KEY: json.dumps(changed(value, way, odd))})
     assert "bug of the harness" not in line_of(lambda: str(read_bundle(path))), (way, odd)
+
+
+@pytest.mark.parametrize("odd", RAW)
+def test_no_exhibit_is_a_bug(odd: Any, file: Path, tmp_path: Path):
+    path = tmp_path / "odd.db"
+    path.write_bytes(file.read_bytes())
+    with closing(sqlite3.connect(path, isolation_level=None)) as base:
+        base.execute("UPDATE exhibits SET tensors = ?", (odd,))
+        seal_anew(base)
+    said = line_of(lambda: chosen_cases(ReplayCases(path)))
+    assert "holds no record of a run that can be read" in said
 
 
 def test_a_record_says_which_field_is_odd():
