@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.models import ModelPair
+from harness.numerals import real, whole
 from harness.protocol import Request, Round
 from harness.protocol.noise import ACCEPT, TOKEN, Noise
 from harness.reference._families import family_of
@@ -30,12 +31,12 @@ class PolicyRule:
 
     @classmethod
     def of(cls, text: str) -> PolicyRule:
-        """Return the rule of a text such as ``topk-match:5:0.5+partial``."""
+        """Return the rule of a text such as ``topk-match:5:0.5+partial``. Raises `ValueError` for other numbers."""
         body = text.removesuffix("+partial")
         name, *numbers = body.split(":")
         if name == "match" and not numbers:
             numbers = ["0.5"]
-        return cls(name, tuple(float(number) for number in numbers), body != text)
+        return cls(name, tuple(map(real, numbers)), body != text)
 
     def draft_alone(self, si: int) -> bool:
         """Tell whether the draft decides scale `si` by itself."""
@@ -99,13 +100,13 @@ def length_wanted(rule: str, first: int, current: int, S: int) -> int:
     """
     if rule.startswith("dynamic"):
         return min(current, S - first)
-    numbers = [int(number) for number in rule.split("/")]
+    numbers = [whole(number) for number in rule.split("/")]
     return min(numbers[first] if len(numbers) > 1 else numbers[0], S - first)
 
 
 def length_bounds(rule: str, S: int) -> tuple[int, int]:
     """Return LOW and HIGH of a dynamic rule; ``dynamic`` alone is 1 to S."""
-    low, high = (int(number) for number in rule.split(":")[1:]) if ":" in rule else (1, S)
+    low, high = map(whole, rule.split(":")[1:]) if ":" in rule else (1, S)
     return low, high
 
 

@@ -36,6 +36,16 @@ def test_a_rule_by_hand(text: str):
     assert (got, passed_l.tolist()) == (stands, passed)
 
 
+@pytest.mark.parametrize("number", ["1_0", "１", " 1", "nan", "1e400", ""])
+def test_numbers_of_a_rule_are_read_strictly(number: str):
+    for text in (f"kl:{number}", f"topk-match:2:{number}"):
+        with pytest.raises(ValueError, match="is not a finite number"):
+            PolicyRule.of(text)
+    for rule in (number, f"1/{number}", f"dynamic:1:{number}"):
+        with pytest.raises(ValueError, match="is not a whole number"):
+            length_begin(rule, 9) if "dynamic" in rule else length_wanted(rule, 0, 0, 9)
+
+
 def test_kl_is_of_the_target_by_the_draft_in_nats_and_its_mean():
     third = 0.3 * math.log(0.3 / 0.4) + 0.4 * math.log(0.4 / 0.3)
     last = 0.7 * math.log(0.7 / 0.2)
