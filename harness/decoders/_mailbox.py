@@ -1,7 +1,8 @@
 """The memory through which a decoder's process hands its tensors over: by value, and nothing else.
 
 Promise: the judge's side reads bytes, a list of names, dtypes and shapes, and believes none of it unchecked: no object
-of the other process is ever built here, and what is judged is a copy that the other side can no longer reach.
+of the other process is ever built here, what is judged is a copy that the other side can no longer reach, and the block
+keeps its size.
 
 How: one block of shared memory, made by the judge; on a CPU an anonymous file that both map, on CUDA an allocation that
 the other process opens by its handle.
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 from harness.errors import shown
 from harness.judge import TRACE_DTYPES, expected_tensors
 from harness.models import ModelPair
-from harness.processes import UnreadableError
+from harness.processes import UnreadableError, sized
 from harness.protocol import Request
 
 ALIGNED = 64  # bytes; a view of another dtype needs its own alignment
@@ -53,12 +53,7 @@ class Mailbox:
         if device.type == "cuda":
             block = torch.empty(size, dtype=torch.uint8, device=device)
             return cls(block, reduce_tensor(block)[1])
-        if hasattr(os, "memfd_create"):
-            descriptor = os.memfd_create("sdvar-harness")
-        else:
-            with tempfile.TemporaryFile() as file:
-                descriptor = os.dup(file.fileno())
-        os.ftruncate(descriptor, size)
+        descriptor = sized(size)
         return cls(_mapped(descriptor, size), (descriptor, size), descriptor)
 
     @classmethod

@@ -3,5 +3,5 @@
 from harness.processes._domain import domain_version, refused_write
 from harness.processes._folder import OwnFolder
 from harness.processes._line import GoneError, ProcessLine, UnreadableError
-from harness.processes._memory import sealed
+from harness.processes._memory import sealed, sized
 from harness.processes._process import GRACE_S, START_S, Log, Place, Process

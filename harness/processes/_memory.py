@@ -1,7 +1,8 @@
-"""Memory that is written once: how a process gets what it begins with, networks among it.
+"""Memory that two processes share by a descriptor: what one begins with, networks among it, and what it answers in.
 
-Promise: nobody can write into it any more, its maker included, and no path leads to it; it goes with the last
-descriptor. Where the system seals no memory it is a file without a name.
+Promise: no path leads to it, and it goes with the last descriptor. What is `sealed` nobody can write into any more, its
+maker included; what is `sized` nobody can cut short, which would end whoever reads it there (SIGBUS). Where the system
+seals no memory both are files without a name.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import tempfile
 from collections.abc import Callable
 from typing import BinaryIO
 
-# Of a memfd: neither grown, nor shrunk, nor written, and so it stays.
-SEALS = ("F_SEAL_GROW", "F_SEAL_SHRINK", "F_SEAL_WRITE", "F_SEAL_SEAL")
+SIZED = ("F_SEAL_GROW", "F_SEAL_SHRINK", "F_SEAL_SEAL")  # of a memfd: neither grown nor shrunk, and so it stays
+SEALED = (*SIZED, "F_SEAL_WRITE")  # nor written
+CAN_SEAL = hasattr(os, "memfd_create") and all(hasattr(fcntl, name) for name in SEALED)
 
 
 def sealed(write: Callable[[BinaryIO], object]) -> int:
@@ -21,8 +23,16 @@ def sealed(write: Callable[[BinaryIO], object]) -> int:
 
     Effects: an open file, which the caller closes.
     """
-    can = hasattr(os, "memfd_create") and all(hasattr(fcntl, name) for name in SEALS)
-    if not can:
+    return _made(write, SEALED)
+
+
+def sized(size: int) -> int:
+    """Return a descriptor of so many bytes, for whoever inherits it to write. Effects: as those of `sealed`."""
+    return _made(lambda stream: stream.truncate(size), SIZED)
+
+
+def _made(write: Callable[[BinaryIO], object], seals: tuple[str, ...]) -> int:
+    if not CAN_SEAL:
         with tempfile.TemporaryFile() as stream:
             write(stream)
             stream.flush()
@@ -31,7 +41,7 @@ def sealed(write: Callable[[BinaryIO], object]) -> int:
     try:
         with os.fdopen(os.dup(descriptor), "wb") as stream:
             write(stream)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(getattr(fcntl, name) for name in SEALS))
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(getattr(fcntl, name) for name in seals))
     except BaseException:
         os.close(descriptor)
         raise

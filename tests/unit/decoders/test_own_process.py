@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import tempfile
 import time
@@ -251,4 +252,6 @@ def test_what_is_put_is_taken_by_value():
     assert all(torch.equal(taken[name], sent[name]) for name in sent)
     with pytest.raises(UnreadableError, match="need more than 4096 bytes"):
         other.put({"a": torch.zeros(4097, dtype=torch.uint8)})
+    with pytest.raises(PermissionError):  # else who reads it ends by SIGBUS
+        os.truncate(other.descriptor, 0)
     box.close()

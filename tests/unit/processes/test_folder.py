@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.processes import _memory
 from harness.processes._folder import OWNER, PREFIX, OwnFolder, clear_abandoned
-from harness.processes._memory import SEALS, sealed
+from harness.processes._memory import sealed, sized
 
 ROOT = str(Path(__file__).parents[3])
 
@@ -78,9 +79,21 @@ def test_sealed_memory_is_read_and_never_written():
 
 
 def test_where_nothing_is_sealed_it_is_a_file_without_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.delattr(fcntl, SEALS[0])
+    monkeypatch.setattr(_memory, "CAN_SEAL", False)
     descriptor = sealed(lambda stream: stream.write(b"theirs"))
     assert (os.pread(descriptor, 9, 0), list(tmp_path.iterdir())) == (b"theirs", [])
+    os.close(descriptor)
+
+
+def test_nobody_cuts_short_what_is_written_and_read_at_once():
+    descriptor = sized(6)
+    os.pwrite(descriptor, b"theirs", 0)
+    assert os.pread(descriptor, 9, 0) == b"theirs"
+    for size in (0, 5, 7):
+        with pytest.raises(PermissionError):
+            os.truncate(descriptor, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
     os.close(descriptor)
 
 
