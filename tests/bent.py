@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -217,6 +218,13 @@ def _signals_the_judge(bent: Bent, request: Request, noise: SeededNoise) -> Trac
     return _wrong(bent, request, noise)
 
 
+def _connects(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
+    """Connect to a server of one's own, as to any other."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname()).close()
+    return bent.inner.decode(request, noise)
+
+
 def rounds_target_when_built(models: ModelPair, settings: Settings) -> Any:
     _round_target(models)
     return build_decoder(models, settings)
@@ -238,6 +246,7 @@ flood_of_frames = _factory(_says(b"x" * 2**20, 70))
 stops = _factory(lambda bent, *of: os.kill(os.getpid(), signal.SIGSTOP))
 pokes = _factory(_pokes)
 signals_the_judge = _factory(_signals_the_judge)
+connects = _factory(_connects)
 rounds_target = _factory(_rounds_target)
 zeroes_codebook = _factory(_zeroes_codebook)
 sets_cfg = _factory(_sets_cfg)

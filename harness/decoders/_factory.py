@@ -16,7 +16,7 @@ from harness.adapters import PUBLISHED_FACTORIES, PUBLISHED_PREFIX
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import InputError, StopSignal, shown, text_of
 from harness.models import ModelPair
-from harness.processes import refused_write
+from harness.processes import is_refused_connection, refused_write
 from harness.protocol import DECLINES, Contract, Implementation, Settings
 from harness.signals import ctrl_c_is_a_stop
 from harness.speculative.sampler import build_decoder
@@ -125,11 +125,17 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
 
 
 def check_refused_write(error: BaseException) -> None:
-    """Raise `InputError` where a decoder's code ended since its process may not write a file: it is no defect."""
+    """Raise `InputError` where a decoder's code ended since its process may not write a file, or reach others.
+
+    Neither is a defect.
+    """
     path = refused_write(error)
     if path:
         rule = "lies outside the folder of the decoder's process, which may write nowhere else"
         raise InputError("file", path, rule, f"write under TMPDIR, or pass --allow-write {Path(path).parent}") from None
+    if is_refused_connection(error):
+        rule = "is refused to a decoder on a cluster, which does whatever anybody who reaches it says"
+        raise InputError("connection", "TCP", rule, "verify without --cluster") from None
 
 
 def attribute_of(decoder: object, name: str, default: object) -> object:

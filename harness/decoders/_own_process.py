@@ -72,7 +72,8 @@ class OwnProcess:
         sent = factory if isinstance(factory, str) else pickled_factory(factory, self.name)
         self.failed = False
         version, on_cuda = domain_version(), models.device.type == "cuda"
-        self.isolation = f"a process of its own, in a domain (Landlock {version})" if version else ACCIDENTS
+        alone = "" if limits.connects else ", which connects to nobody by TCP"
+        self.isolation = f"a process of its own, in a domain (Landlock {version}){alone}" if version else ACCIDENTS
         self.isolation = ACCIDENTS_ON_CUDA if on_cuda else self.isolation
         self._folder = OwnFolder()
         self._log = Log(self._folder.path / LOG)
@@ -246,4 +247,4 @@ def own_place(folder: Path, limits: Limits, on_cuda: bool) -> Place:
             for there in (Path(os.environ.get(CACHE) or Path.home() / ".cache")).iterdir():
                 (folder / "cache" / there.name).symlink_to(there)
     writable = (str(folder), *limits.allow_write) if domain_version() and not on_cuda else None
-    return Place(str(folder), writable, tuple(environment.items()))
+    return Place(str(folder), writable, tuple(environment.items()), connects=limits.connects)

@@ -56,7 +56,7 @@ class Cluster:
             place = {"scheduler_file": address} if file.is_file() else {"address": address}
             self._client = distributed.Client(**place, timeout=CONNECT_S)
             self._client.wait_for_workers(1, timeout=CONNECT_S)
-        except (OSError, ValueError, TimeoutError) as error:
+        except Exception as error:  # whatever Dask makes of an address, a file, or certificates that are not there
             rule = f"cannot be reached, or has no worker ({type(error).__name__}: {error})"
             raise InputError("cluster", address, rule, "start one as docs/runs.md says") from None
         self._distributed, self._address = distributed, address

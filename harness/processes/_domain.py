@@ -1,8 +1,9 @@
 """What a process may write to, and whom it may signal: a domain of Landlock, which Linux holds it in.
 
 Promise: inside a domain a process, and whatever it starts, writes to no file outside the folders that are named, opens
-no other process's memory, and signals nobody outside; root is no exception. Reading is free. Where the system has no
-such domain nothing is refused, and `domain_version` says so: what is kept then is kept against accidents only.
+no other process's memory, and signals nobody outside; root is no exception. Reading is free, and so are sockets, but
+where it `connects` to nobody by TCP. Where the system has no such domain nothing is refused, and `domain_version` says
+so: what is kept then is kept against accidents only.
 
 Why ctypes: three system calls, and no library of them that is kept.
 """
@@ -15,7 +16,7 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from glob import glob
 
@@ -26,6 +27,7 @@ BENEATH = 1  # kind of a rule: what lies beneath a folder
 WRITE_FILE, TRUNCATE = 1 << 1, 1 << 14
 MAKE_OR_REMOVE = sum(1 << bit for bit in range(4, 14))  # files, folders, links, pipes, sockets, devices; and renaming
 WRITING = WRITE_FILE | TRUNCATE | MAKE_OR_REMOVE
+CONNECT_TCP = 1 << 1
 ABSTRACT_SOCKETS, SIGNALS = 1, 2  # scopes: nobody outside is reached
 NO_NEW_PRIVILEGES = 38  # of prctl; a domain needs it
 # Of /dev what computes and what every program writes to; whole disks are no such thing.
@@ -36,9 +38,9 @@ DEVICES = (
 
 
 class _State:
-    """Whether this process is in a domain, and the folder in it that is its own."""
+    """Whether this process is in a domain, the folder in it that is its own, and whether it may connect to others."""
 
-    inside, own = False, ""
+    inside, own, connects = False, "", True
 
 
 def domain_version() -> int:
@@ -49,21 +51,21 @@ def domain_version() -> int:
     return version if version >= LEAST else 0
 
 
-def enter_domain(writable: Sequence[str]) -> bool:
+def enter_domain(writable: Sequence[str], connects: bool = True) -> bool:
     """Hold this process, which has one thread, and all that it will start: of files it writes what is named alone.
 
     Returns whether the system can. Raises `OSError` where it can and refuses.
     """
     if not domain_version():
         return False
-    ruleset = struct.pack("=QQQ", WRITING, 0, ABSTRACT_SOCKETS | SIGNALS)
+    ruleset = struct.pack("=QQQ", WRITING, 0 if connects else CONNECT_TCP, ABSTRACT_SOCKETS | SIGNALS)
     descriptor = _checked(_call(CREATE_RULESET, ruleset, len(ruleset), 0))
     devices = (path for name in DEVICES for path in glob(f"/dev/{name}"))
     _allow(descriptor, (*writable, *devices))
     _checked(ctypes.CDLL(None, use_errno=True).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
     _checked(_call(RESTRICT_SELF, descriptor, 0))
     os.close(descriptor)
-    _State.inside, _State.own = True, next(iter(writable), "")
+    _State.inside, _State.own, _State.connects = True, next(iter(writable), ""), connects
     return True
 
 
@@ -72,20 +74,31 @@ def refused_write(error: BaseException) -> str:
 
     Who would remove its very own folder, or write into another process, wants nothing that could be allowed.
     """
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None or not _State.inside:
-            return ""
-        path = getattr(seen, "filename", None)
-        if isinstance(seen, PermissionError) and seen.errno == errno.EACCES and isinstance(path, str | bytes):
+    for refused in _refusals(error):
+        path = refused.filename
+        if isinstance(path, str | bytes):
             path = os.path.abspath(os.fsdecode(path))
             place = path if os.path.exists(path) else os.path.dirname(path)
             if (
                 path != _State.own and not path.startswith("/proc/") and os.access(place, os.W_OK)
             ):  # the file system itself would have let us
                 return path
-        seen = seen.__cause__ or seen.__context__
     return ""
+
+
+def is_refused_connection(error: BaseException) -> bool:
+    """Tell whether `error` may be that of a connection which the domain of this process refuses: it names no file."""
+    return not _State.connects and any(refused.filename is None for refused in _refusals(error))
+
+
+def _refusals(error: BaseException | None) -> Iterator[PermissionError]:
+    """Yield what may have been refused by the domain of this process, in `error` or in what led to it."""
+    for _ in range(10):
+        if error is None or not _State.inside:
+            return
+        if isinstance(error, PermissionError) and error.errno == errno.EACCES:
+            yield error
+        error = error.__cause__ or error.__context__
 
 
 def _allow(ruleset: int, paths: Iterable[str]) -> None:

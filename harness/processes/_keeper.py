@@ -43,6 +43,7 @@ class Keep:
     folder: str  # that is removed where the starter is gone; empty = none
     grace_s: float  # that what the process started has to end by itself: the keepers below it clear up
     writable: list[str] | None  # folders that the process may write to; None = it is in no domain
+    connects: bool  # whether it may connect to others by TCP, in a domain
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
     if os.getppid() != keeper:
         os._exit(1)
     if keep.writable is not None:
-        enter_domain(keep.writable)
+        enter_domain(keep.writable, keep.connects)
     sys.argv = [sys.argv[2], *words]
     getattr(import_module(module), function)(*words)
 

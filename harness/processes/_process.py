@@ -68,6 +68,7 @@ class Place:
     writable: tuple[str, ...] | None = None  # folders that it may write to; None = it is held in no domain
     environment: tuple[tuple[str, str], ...] = ()  # variables of its own
     grace_s: float = 0.0  # for what it started to end by itself
+    connects: bool = True  # it may connect to others by TCP, in a domain
 
 
 ANYWHERE = Place()
@@ -88,7 +89,7 @@ class Process:
         self._line, theirs = socket.socketpair()
         writable = list(place.writable) if place.writable is not None else None
         with theirs:
-            keep = Keep(theirs.fileno(), os.getpid(), place.folder, place.grace_s, writable)
+            keep = Keep(theirs.fileno(), os.getpid(), place.folder, place.grace_s, writable, place.connects)
             self._popen = subprocess.Popen(
                 [sys.executable, "-P", "-c", START, json.dumps(asdict(keep)), serve, *map(str, words)],
                 stdin=subprocess.DEVNULL, stdout=log.descriptor, stderr=log.descriptor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
+from harness.judge import Verdict
 from harness.pool import _cluster as cluster
 from harness.pool._employ import Parallelism
 from harness.pool._workers import WorkerError
+from harness.processes import domain_version
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.runs._decodes import Decodes, Step, verify_decodes
@@ -28,10 +31,16 @@ MODELS = tiny(Layout((1, 2, 3)))
 PLAN = Plan.of([Settings(1), Settings(2)], [Request((0, 1, 2), seed) for seed in range(60)])
 
 
-def test_a_cluster_that_is_not_there_is_bad_input(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9", "ucx://127.0.0.1:9", "x://", "{}", "[1]"]
+)
+def test_a_cluster_that_is_not_there_is_bad_input(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
-    with pytest.raises(InputError, match=r"cluster=tcp://127\.0\.0\.1:9: cannot be reached, or has no worker"):
-        verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), Parallelism(cluster="tcp://127.0.0.1:9"))
+    if "//" not in address:  # what a scheduler file may hold
+        (tmp_path / "file").write_text(address)
+        address = str(tmp_path / "file")
+    with pytest.raises(InputError, match=rf"cluster={re.escape(address)}: cannot be reached, or has no worker"):
+        verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), Parallelism(cluster=address))
 
 
 def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -128,3 +137,19 @@ def test_a_cluster_whose_workers_are_gone_ends_in_time_and_says_why(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert 1 <= len(read_run(tmp_path / "run.db")[1]) < len(PLAN.tasks) * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not domain_version(), reason="the system has no Landlock of version 6")
+def test_a_decoder_reaches_no_cluster_from_a_worker_of_it(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    end = time.monotonic() + 60
+    while not Path(address).exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    plan = Plan.of([Settings(2)], [Request((0, 1), 3)])
+    result = verify_decodes(MODELS, Decodes("tests.bent:honest", plan), Parallelism(cluster=address))
+    assert result.record is not None
+    assert result.record.isolation.endswith(", which connects to nobody by TCP")
+    with pytest.raises(InputError, match=r"connection=TCP: is refused to a decoder on a cluster.*; verify without"):
+        verify_decodes(MODELS, Decodes("tests.bent:connects", plan), Parallelism(cluster=address))
+    assert verify_decodes(MODELS, Decodes("tests.bent:connects", plan)).verdict is Verdict.IDENTICAL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from harness.processes import _domain as domain
-from harness.processes._domain import domain_version, refused_write
+from harness.processes._domain import domain_version, is_refused_connection, refused_write
 from harness.processes._process import Log, Place, Process
 
 HERE = "tests.unit.processes.test_domain"
 needs_it = pytest.mark.skipif(not domain_version(), reason="the system has no Landlock of version 6")
 
 
-def run(serve: str, own: Path, *words: object) -> str:
+def run(serve: str, own: Path, *words: object, connects: bool = True) -> str:
     """Return how a function ended in a process that may write to one folder, with what it said last."""
     log = Log()
-    process = Process(f"{HERE}:{serve}", words, [], log, Place(writable=(str(own),)))
+    process = Process(f"{HERE}:{serve}", words, [], log, Place(writable=(str(own),), connects=connects))
     death, said = process.death(), log.last_lines(1)
     process.end()
     log.close()
@@ -83,6 +84,17 @@ def kills(process: str) -> None:
     os.kill(int(process), signal.SIGKILL)
 
 
+def connects() -> None:
+    """Connect to a server of one's own, and say whether that was refused."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        try:
+            socket.create_connection(server.getsockname()).close()
+        except OSError as error:
+            wrapped = ValueError("of its own")
+            wrapped.__cause__ = error
+            raise SystemExit(f"{is_refused_connection(wrapped)}{refused_write(wrapped)}") from None
+
+
 @needs_it
 def test_it_works_in_its_folder(tmp_path: Path):
     assert run("works", tmp_path, tmp_path) == "ended with status 0"
@@ -110,6 +122,13 @@ def test_it_reaches_no_process_outside(tmp_path: Path):
     assert other.poll() is None
     other.kill()
     other.wait()
+
+
+@needs_it
+def test_it_connects_to_others_where_it_may(tmp_path: Path):
+    assert run("connects", tmp_path) == "ended with status 0"
+    assert run("connects", tmp_path, connects=False) == "ended with status 1: ['True']"
+    assert not is_refused_connection(PermissionError(13, "of another process"))
 
 
 def test_without_a_domain_it_can_do_all_that(tmp_path: Path):
