@@ -145,12 +145,9 @@ def usual_requests(models: ModelPair, in_process: bool) -> tuple[Request, ...]:
     return tuple(cut_batches(whole, SEEDS, default_batch(models, not in_process).images))
 
 
-def usual_laws(decoder: Factory | str, cover: bool, terms: Terms) -> int:
-    """Return in how many cases laws are tried where nobody says: those of others only where it is asked for.
-
-    Of two decoders that are judged against each other nothing is claimed.
-    """
-    return LAW_CASES if cover and is_own_decoder(decoder) and terms.against is None else 0
+def usual_laws(cover: bool, terms: Terms) -> int:
+    """Return in how many cases laws are tried where nobody says; two decoders judged against each other claim none."""
+    return LAW_CASES if cover and terms.against is None else 0
 
 
 def verify(
@@ -164,7 +161,7 @@ def verify(
     """Run a decoder and the reference under the same random numbers, and judge every token.
 
     Without settings and requests this asks what ``sdvar-harness verify`` asks without options: the covering design, and
-    of the harness's own decoder the laws, too.
+    every law.
 
     Args:
         models: networks of both sides; the decoder under test gets copies.
@@ -187,7 +184,7 @@ def verify(
     cover = settings is None and requests is None
     if settings is None:
         settings = usual_settings(factory, Settings(LENGTHS[0]), models.pyramid.S)
-    laws = usual_laws(factory, cover, terms) if terms.laws is None else terms.laws
+    laws = usual_laws(cover, terms) if terms.laws is None else terms.laws
     question = Question(factory, _listed(settings, Settings), (), terms, cover, laws)
     if not cover:
         drawn = usual_requests(models, question.in_process) if requests is None else _listed(requests, Request)

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from harness import ModelPair, Request, Round, SeededNoise, Settings, Trace, build_decoder
-from harness.reference.sequential import sample_sequential
+from harness import InputError, ModelPair, Request, Round, SeededNoise, Settings, Trace, build_decoder
+from harness.mutants._mutant import patched
+from harness.protocol.pyramid import ScalePyramid
+from harness.speculative._accept import fetch_outcome
 
 Decode = Callable[[ModelPair, Settings, Request, SeededNoise], Any]
 
@@ -50,15 +52,32 @@ def _not_finite(models: ModelPair, settings: Settings, request: Request, noise: 
     return replace(trace, f_hat_BCPP=f_hat_BCPP)
 
 
+def least(verified: Any, window: Any, bonus: bool) -> Any:
+    outcome = fetch_outcome(verified, window, bonus)
+    end = min(outcome.finished)
+    accepted = [min(count, end) for count in outcome.accepted]
+    return replace(outcome, accepted=accepted, finished=[end] * len(accepted))
+
+
+IN_STEP = patched({"harness.speculative._round:fetch_outcome": least})
+
+
+def _told(turns: list[Round], pyramid: ScalePyramid) -> list[Round]:
+    """Count of a round what is final: an image that others hold back corrects nothing."""
+    told, ends = [], [*(turn.first for turn in turns[1:]), pyramid.S]
+    for turn, end in zip(turns, ends, strict=True):
+        tokens = pyramid.end(end - 1) - pyramid.begin(turn.first)
+        whole = replace(turn, corrected=False, accepted_tokens=tokens, corrected_tokens=0)
+        told.append(whole if turn.accepted == end - turn.first else turn)
+    return told
+
+
 def _lock_step(models: ModelPair, settings: Settings, request: Request, noise: SeededNoise) -> Trace:
-    """Take all images through the same rounds: right, and images never accept different numbers of scales."""
-    trace, pyramid = sample_sequential(models.target, models.vae, request, noise), models.pyramid
-    rounds = [
-        Round(si, 1, 1, False, False, pyramid.tokens(si), 0, 0, pyramid.end(si), draft_rows=pyramid.end(si))
-        for si in pyramid
-    ]
-    rows = [sum(turn.target_rows for turn in rounds)] * request.B
-    return replace(trace, rounds=[rounds] * request.B, target_calls=[pyramid.S] * request.B, target_rows=rows)
+    """Let the whole batch advance by the least accepted: right, and images never accept different numbers of scales."""
+    if not isinstance(settings.draft_len, int):
+        raise InputError("draft_len", settings.draft_len, "must be a number", "pass 5")
+    trace = IN_STEP(models, replace(settings, policy="coupled")).decode(request, noise)
+    return replace(trace, rounds=[_told(turns, models.pyramid) for turns in trace.rounds])
 
 
 crash = _factory(_crash)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DRAFT_LENGTHS = "1,2,5,10"
 LAW_CASES = 2
 GRID = "in a grid"  # when a default holds: the covering design has values of its own
-TRIED = f"{LAW_CASES}, of the harness's own decoder and where nothing is asked"
+TRIED = f"{LAW_CASES}, where nothing is asked"
 
 # Help that is too long to stand within its option.
 ADDRESSED = "Address of every label's image, which its numbers depend on: 0,5 or 0:4."
@@ -167,7 +167,7 @@ def verify(
     if "draft_len" not in decoding.given and terms.against is None:
         settings = list(usual_settings(name, settings[0], pair.pyramid.S))
     cover = not asks(networks, images, decoding) if judging.cover is None else judging.cover
-    laws = usual_laws(name, cover, terms) if judging.laws is None else judging.laws
+    laws = usual_laws(cover, terms) if judging.laws is None else judging.laws
     question = Question(name, tuple(settings), (), terms, cover, laws)
     requests, why = batches_for(pair, images, apart=not question.in_process)
     if loss is not None:

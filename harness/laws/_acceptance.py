@@ -13,6 +13,7 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.judge import Evidence, judge, require
 from harness.laws._allowed import needs_exact, require_draws
+from harness.laws._batch import in_step
 from harness.laws._case import QUALITIES, Case
 from harness.laws._enumeration import output_law, p_value, target_law
 from harness.laws._law import (
@@ -96,6 +97,8 @@ def honest(subject: Subject, case: Case) -> bool:
     for image, rounds in enumerate(decoded.rounds):
         for turn in rounds:
             _honest_round(case, turn, f"image {image}, round at scale {turn.first}: {turn}", lossy)
+            rejected = turn.corrected == (turn.accepted < turn.drafted) or lossy or in_step(decoded)
+            require(rejected, f"corrected iff a drafted scale was rejected: image {image}, {turn}")
             # a lossy rule looks at something else than whether a token is the target's own draw
             has_reason = turn.corrected_tokens >= 1 or not turn.corrected or not claimed.entails(Contract.LAW)
             require(has_reason, f"a scale was rejected without a wrong token: {image}, {turn}")
@@ -140,7 +143,6 @@ def _honest_round(case: Case, turn: Round, at: str, lossy: bool) -> None:
             require(turn.finished == 1 and turn.bonus, f"nothing drafted, and not one scale decided: {at}")
         most = case.length if turn.target_rows else left  # scales that the draft decides alone are drafted at once
         require(turn.drafted <= min(most, left), f"drafted too much: {at}")
-        require(turn.corrected == (turn.accepted < turn.drafted), f"corrected iff a drafted scale was rejected: {at}")
         require(not (turn.bonus and turn.corrected), f"bonus after a correction: {at}")
         require(turn.bonus <= (case.bonus or not turn.drafted), f"bonus although none was asked for: {at}")
     require(0 <= turn.accepted <= turn.drafted <= left, f"accepted more than drafted: {at}")
