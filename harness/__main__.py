@@ -27,6 +27,7 @@ import typer
 from harness.commands.bench import bench
 from harness.commands.bench_policies import bench_policies
 from harness.commands.calibrate import calibrate
+from harness.commands.doctor import doctor
 from harness.commands.evidence import evidence
 from harness.commands.golden import app as golden
 from harness.commands.init import init
@@ -71,7 +72,7 @@ def everything(
     context.default_map = project_options(context.command, Path.cwd())
 
 
-for each in (verify, replay, report, sample, evidence, parts, init, bench, calibrate):
+for each in (verify, replay, report, sample, evidence, parts, init, doctor, bench, calibrate):
     add(app, each)
 app.add_typer(golden, name="golden")
 for each in (mutants, bench_policies, quality, scoreboard):
