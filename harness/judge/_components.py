@@ -7,6 +7,7 @@ f_hat), so the first one that differs names the component; where the decoder exp
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,8 +36,12 @@ def first_wrong(evidence: Evidence) -> WrongTensors:
     if actual is None or expected is None:
         return dict.fromkeys(range(evidence.request.B))
     agree = _agree_SB(evidence, actual, expected).T.tolist()  # the one wait for the device
-    scales = evidence.models.pyramid
-    return {b: None if all(agree_S) else first_wrong_of(evidence, b, scales) for b, agree_S in enumerate(agree)}
+    wrong: WrongTensors = dict.fromkeys(range(evidence.request.B))
+    for b in sorted((b for b, agree_S in enumerate(agree) if not all(agree_S)), key=lambda b: agree[b].index(False)):
+        wrong[b] = first = first_wrong_of(evidence, b, evidence.models.pyramid)
+        if first is not None and first.component != "precision":
+            evidence = replace(evidence, is_exact=True)  # whatever is wrong in the batch, it is not its precision
+    return wrong
 
 
 def first_wrong_of(evidence: Evidence, image: int, scales: Iterable[int]) -> WrongTensor | None:

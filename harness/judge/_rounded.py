@@ -52,6 +52,12 @@ def rounding_of(evidence: Evidence, image: int, pick: Callable[[Intermediates, i
     assert actual is not None
     assert expected is not None
     found, exact = pick(actual, image), pick(expected, image)
+    farthest = MOST_MOVED / (
+        1 - NEARER
+    )  # of the exact numbers' size: beyond, no rounded run that counts is near enough
+    far, size = (each.double().square().mean() for each in (found - exact, exact))
+    if evidence.is_exact or not bool(far <= farthest**2 * size):
+        return ""
     runs = ((word, pick(run, 0)) for word, run in _rounded_runs(evidence, image))
     near = {word: float((found - other).square().mean()) for word, other in runs if _is_rounded(found, exact, other)}
     return min(near, key=lambda word: near[word], default="")

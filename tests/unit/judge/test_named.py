@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.decoders._factory import Factory
+from harness.judge import _rounded
 from harness.judge._rounded import _ShortOperands, explains
 from harness.models._pair import ModelPair, close_pair
 from harness.models.network import Condition, Network
@@ -316,3 +317,19 @@ def test_a_wrong_mask_is_named_by_what_it_shows(bug: Mutant, said: str, bonus: b
     assert found is not None
     assert found.component == ("mask or cache" if bug is masks.NO_PREFIX else "mask"), str(found)
     assert said.replace("0..2", "0..3" if bonus else "0..2") in found.detail
+
+
+@pytest.mark.parametrize(("added", "tries"), [(100.0, 0), (0.01, 2)])
+def test_rounding_is_tried_where_it_could_explain_and_on_one_image_of_a_batch(
+    added: float, tries: int, monkeypatch: pytest.MonkeyPatch
+):
+    """A logit that is moved: too far for rounding, or so little that its own runs must tell, once a batch of three."""
+    tried = []
+    monkeypatch.setattr(_rounded, "_rounded_runs", lambda evidence, image: tried.append(image) or iter(()))
+
+    def moved(models: ModelPair) -> ModelPair:
+        bias = {"head.bias": models.target.weights["head.bias"] + added * torch.arange(models.target.config.V)}
+        return replace(models, target=replace(models.target, weights={**models.target.weights, **bias}))
+
+    assert first(within(nullcontext, moved))[0] not in ("precision", "")
+    assert len(tried) == tries  # two requests
