@@ -18,9 +18,9 @@ from torch import Tensor
 from harness.decoders import Factory
 from harness.laws import forget_models
 from harness.models import ModelPair
-from harness.protocol import Implementation, Request, Settings, Trace
+from harness.protocol import Implementation, Request, Round, Settings, Trace
 from harness.protocol.noise import Noise, SeededNoise
-from harness.speculative import Acceptance, Policy, Proposal, Window, parse_policy
+from harness.speculative import Acceptance, DecodeState, Policy, Proposal, Window, parse_policy
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
@@ -115,6 +115,29 @@ def parts(**replaced: Any) -> Factory:
     return partial(production, used=replace(PARTS, **replaced))
 
 
+def returning(true: Callable[..., Any], change: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose result is another: `change` is given the true one, and the arguments."""
+    return lambda *arguments: change(true(*arguments), *arguments)
+
+
+def given(true: Callable[..., Any], change: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+    """Return a function that is given other arguments than it is called with: `change` makes these of those."""
+    return lambda *arguments: true(*change(*arguments))
+
+
+def updating(change: Callable[[DecodeState, int, int, int, int], None]) -> Factory:
+    """Plant what else a round does to an image: (state, image, first scale, scales finished, scales tried)."""
+
+    def update(
+        state: DecodeState, used: Parts, images: list[int], first: int, tokens: list[Tensor], finished: list[int]
+    ) -> None:
+        PARTS.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
+        for image, count in zip(images, finished, strict=True):
+            change(state, image, first, count, len(tokens))
+
+    return parts(update_state_with_accepted_tokens=update)
+
+
 def policy(change: Callable[[Policy], Policy]) -> Factory:
     """Plant a bug in the acceptance policy: the one that the settings name, changed."""
 
@@ -164,12 +187,36 @@ def wrapped(around: Callable[[SpeculativeDecoder, Request, Any], Trace]) -> Fact
     return lambda models, settings: _Wrapped(production(models, settings), around)
 
 
+def reporting(change: Callable[[Trace], None]) -> Factory:
+    """Plant a bug in what a decode says of itself: a change of its trace."""
+
+    def around(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
+        trace = decoder.decode(request, noise)
+        change(trace)
+        return trace
+
+    return wrapped(around)
+
+
+def telling(change: Callable[[Round], Round]) -> Factory:
+    """Plant a bug in what every round says of itself, and in the sums of its target rows."""
+
+    def changed(trace: Trace) -> None:
+        trace.rounds = [[change(turn) for turn in rounds] for rounds in trace.rounds]
+        trace.target_rows = [sum(turn.target_rows for turn in rounds) for rounds in trace.rounds]
+
+    return reporting(changed)
+
+
+_Change = Callable[[Tensor, int, str, str], Tensor]  # (numbers, scale, stream, reader) -> numbers
+
+
 @dataclass(frozen=True)
 class Tampered:
     """A source of numbers of which some readings are changed."""
 
     noise: Noise  # the true one
-    change: Callable[[Tensor, int, str, str], Tensor]  # (numbers, scale, stream, reader) -> numbers
+    change: _Change
 
     def labels(self, classes: int) -> Tensor:
         """Return the labels."""
@@ -182,6 +229,12 @@ class Tampered:
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
         """Return u_Bl, perhaps changed."""
         return self.change(self.noise.uniform(si, stream, reader), si, stream, reader)
+
+
+def numbered(change: Callable[[SpeculativeDecoder, Request, SeededNoise], _Change]) -> Factory:
+    """Plant a bug in the numbers that a decode is given: (decoder, request, noise) -> change of every reading."""
+    return wrapped(lambda decoder, request, noise: decoder.decode(
+        request, Tampered(noise, change(decoder, request, noise))))  # fmt: skip
 
 
 def asked_for(**changes: Any) -> Factory:

@@ -6,23 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models import ModelPair
-from harness.mutants._mutant import (
-    Mutant,
-    Tampered,
-    judgement,
-    labelled,
-    options_of,
-    parts,
-    patched,
-    production,
-    wrapped,
-)
-from harness.protocol import Contract, Implementation, Request, Settings, Trace
-from harness.protocol.noise import SeededNoise
-from harness.speculative import Acceptance, Buffers, CacheWindow, DecodeState, DraftLength, KVCache, Proposal, Window
+from harness.mutants._mutant import Mutant, labelled, numbered, options_of, parts, patched, production
+from harness.mutants.acceptance import whole_scales
+from harness.protocol import Contract, Implementation, Settings
+from harness.speculative import Buffers, CacheWindow, DecodeState, DraftLength, KVCache
 from harness.speculative.sampler import SpeculativeDecoder
 
 
@@ -65,28 +56,10 @@ class _InterleavedCache(KVCache):
         return window
 
 
-def _average(judged: Acceptance, proposal: Proposal, window: Window) -> Acceptance:
-    most_s = judged.whole_bs.double().mean(0) > 0.5
-    return replace(judged, whole_bs=most_s.expand_as(judged.whole_bs))
-
-
-def _neighbours_numbers(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    """Give every image the numbers of the one before it, under contract B: the law is still right."""
-    if decoder.contract != Contract.LAW:
-        return decoder.decode(request, noise)
-    return decoder.decode(request, Tampered(noise, lambda numbers, *at: numbers.roll(1, 0)))
-
-
-def _growing_batch(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    """Turn the numbers by the size of the batch."""
-    return decoder.decode(request, Tampered(noise, lambda numbers, *at: numbers.roll(request.B - 1, 1)))
-
-
-def _growing_law(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    """Do so under contract B alone: each image still follows the target's law."""
-    if decoder.contract != Contract.LAW:
-        return decoder.decode(request, noise)
-    return _growing_batch(decoder, request, noise)
+def _numbers(change: Callable[[Tensor, int], Tensor], *contracts: Contract) -> Factory:
+    """Plant numbers that depend on the batch: (numbers, its size) -> numbers; for decoders of some contracts."""
+    return numbered(lambda decoder, request, noise: lambda numbers, *at: (
+        change(numbers, request.B) if decoder.contract in contracts else numbers))  # fmt: skip
 
 
 class _OneCache(SpeculativeDecoder):
@@ -121,28 +94,22 @@ def _buffers(change: Callable[[ModelPair, Buffers], Buffers]) -> Factory:
     return patched({"harness.speculative._state:Buffers.new": classmethod(new)})
 
 
-def _laws_as_target(models: ModelPair, buffers: Buffers) -> Buffers:
-    return replace(buffers, drafted_probs_BLV=buffers.drafted_probs_BLV.to(models.target.dtype))
-
-
-def _inputs_as_draft(models: ModelPair, buffers: Buffers) -> Buffers:
-    return replace(buffers, raw_BLC=buffers.raw_BLC.to(models.draft.dtype))
-
-
 SHARED_LENGTH = Mutant("batch.shared-length", "one image's rejection shortens everybody's drafts",
     "a dynamic length kept once for the batch", _shared_length)  # fmt: skip
 INTERLEAVED = Mutant("batch.interleaved", "cache rows of part of a batch are taken for neighbouring pairs",
     "another order of the guidance rows", parts(new_cache=_InterleavedCache))  # fmt: skip
 AVERAGE = Mutant("batch.average", "a scale is accepted when most images would accept it",
-    "acceptance averaged over the batch", judgement(_average))  # fmt: skip
+    "acceptance averaged over the batch", whole_scales(
+        lambda whole_bs: (whole_bs.double().mean(0) > 0.5).expand_as(whole_bs)))  # fmt: skip
 NEIGHBOURS_NUMBERS = Mutant("batch.neighbours-numbers", "contract B: an image reads its neighbour's numbers",
     "rows gathered after the batch was reordered; each image still follows the target's law",
-    wrapped(_neighbours_numbers), alone=True)  # fmt: skip
+    _numbers(lambda numbers, B: numbers.roll(1, 0), Contract.LAW), alone=True)  # fmt: skip
 GROWING = Mutant("batch.growing", "numbers depend on the size of the batch",
-    "one generator for whatever batch there is", wrapped(_growing_batch))  # fmt: skip
+    "one generator for whatever batch there is",
+    _numbers(lambda numbers, B: numbers.roll(B - 1, 1), *Contract))  # fmt: skip
 GROWING_LAW = Mutant("batch.growing-law", "contract B: numbers depend on the size of the batch",
-    "one generator for whatever batch there is, which the law does not show", wrapped(_growing_law),
-    alone=True)  # fmt: skip
+    "one generator for whatever batch there is, which the law does not show",
+    _numbers(lambda numbers, B: numbers.roll(B - 1, 1), Contract.LAW), alone=True)  # fmt: skip
 FIRST_LABEL = Mutant("batch.first-label", "every image gets the first one's label",
     "a condition broadcast from one row", labelled(lambda labels: labels[:1] * len(labels)))  # fmt: skip
 ONE_CACHE = Mutant("batch.one-cache", "images share a round though the draft has not seen the same scales of them",
@@ -150,6 +117,8 @@ ONE_CACHE = Mutant("batch.one-cache", "images share a round though the draft has
 LONGEST_CACHE = Mutant("batch.longest-cache", "the draft's longest cache of a group stands for everybody's",
     "one length a batch", lambda models, settings: _LongestCache(models, options_of(settings)))  # fmt: skip
 LAWS_AS_TARGET = Mutant("batch.laws-as-target", "the draft's laws are kept in the target's precision",
-    "one dtype for all buffers; a slice casts, an index does not", _buffers(_laws_as_target))  # fmt: skip
+    "one dtype for all buffers; a slice casts, an index does not", _buffers(lambda models, made: replace(
+        made, drafted_probs_BLV=made.drafted_probs_BLV.to(models.target.dtype))))  # fmt: skip
 INPUTS_AS_DRAFT = Mutant("batch.inputs-as-draft", "inputs are kept in the draft's precision",
-    "a buffer that the draft fills first", _buffers(_inputs_as_draft))  # fmt: skip
+    "a buffer that the draft fills first",
+    _buffers(lambda models, made: replace(made, raw_BLC=made.raw_BLC.to(models.draft.dtype))))  # fmt: skip

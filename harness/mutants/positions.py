@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.decoders import Factory
 from harness.models.network import Condition, Network
-from harness.mutants._mutant import Mutant, parts
+from harness.mutants._mutant import Mutant, parts, returning
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative.parts import PARTS
 
@@ -19,40 +21,43 @@ def _terms(network: Network, begin: int, n: int) -> Tensor:
     return network.lvl_SD[levels_L[begin : begin + n]] + network.pos_LD[begin : begin + n]
 
 
-def _offset(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
+def _query(change: Callable[[Tensor, Network, Condition, Tensor, int, int], Tensor]) -> Factory:
+    """Plant a change of the inputs x_RnD of a pass."""
+    return parts(build_combined_query=returning(PARTS.build_combined_query, change))
+
+
+def query_levels(level: Callable[[int, int], int]) -> Factory:
+    """Give a window's rows other levels than their scales': (scale, first scale of the window) -> level."""
+
+    def moved(x_RnD: Tensor, network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+        levels_n = torch.tensor([si for si in network.pyramid.levels() if first <= si <= last])
+        wrong_n = torch.tensor([level(si, first) for si in levels_n.tolist()])
+        return x_RnD + (network.lvl_SD[wrong_n] - network.lvl_SD[levels_n])
+
+    return _query(moved)
+
+
+def _offset(x_RnD: Tensor, network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     if first == 0:
         return x_RnD
-    pyramid, n = network.pyramid, raw_BnC.shape[1]
-    own_nD, wrong_nD = (_terms(network, pyramid.begin(si), n) for si in (first, first - 1))
+    own_nD, wrong_nD = (_terms(network, network.pyramid.begin(si), raw_BnC.shape[1]) for si in (first, first - 1))
     return x_RnD - own_nD + wrong_nD
 
 
-def _first_level(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
-    levels_n = torch.tensor(network.pyramid.levels(), device=network.device)
-    levels_n = levels_n[network.pyramid.begin(first) : network.pyramid.end(last)]
-    return x_RnD - network.lvl_SD[levels_n] + network.lvl_SD[first]
+def _half(x_RnD: Tensor, network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+    conditional_BnD, unconditional_BnD = x_RnD.chunk(2)
+    terms_nD = _terms(network, network.pyramid.begin(first), raw_BnC.shape[1])
+    return torch.cat((conditional_BnD, unconditional_BnD - terms_nD))
 
 
-def _half(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
-    terms_nD = _terms(network, network.pyramid.begin(first), x_RnD.shape[1])
-    return torch.cat((x_RnD[: len(x_RnD) // 2], x_RnD[len(x_RnD) // 2 :] - terms_nD))
-
-
-def _zero_leaks(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+def _zero_leaks(
+    x_RnD: Tensor, network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int
+) -> Tensor:
     """Add the raw input of position 0, which has none; zero in a decode, whatever the buffer held elsewhere."""
-    x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last)
     if first == 0:
         leak_BD = network.embed(raw_BnC[:, 0]) - network.embed(torch.zeros_like(raw_BnC[:, 0]))
         x_RnD[:, 0] += torch.cat((leak_BD, leak_BD))
     return x_RnD
-
-
-def _last_axis(window: Tensor, pyramid: ScalePyramid, first: int, last: int) -> list[Tensor]:
-    """Split along the last axis but one, which is the rows' axis of (B,n,V) alone."""
-    return list(window.split([pyramid.tokens(si) for si in range(first, last + 1)], -2))
 
 
 def _backwards(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Any:
@@ -61,39 +66,32 @@ def _backwards(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int)
     return [rows if rows.shape[1] == size else window_BnX[:, :size] for rows, size in zip(cut, sizes, strict=True)]
 
 
-def _six_levels(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    """Know six levels a window: scales after them have the level of the sixth."""
-    x_RnD, pyramid = PARTS.build_combined_query(network, condition, raw_BnC, first, last).clone(), network.pyramid
-    for si in range(first + 6, last + 1) if first else ():
-        rows = slice(pyramid.begin(si) - pyramid.begin(first), pyramid.end(si) - pyramid.begin(first))
-        x_RnD[:, rows] += network.lvl_SD[first + 5] - network.lvl_SD[si]
-    return x_RnD
-
-
-def _six_cut(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> list[Tensor]:
+def _six_cut(scales: list[Tensor], window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Any:
     """Cut six scales off a window, and take what is left for one more: two, where there were eight."""
-    scales = PARTS.split_logits_by_scale(window_BnX, pyramid, first, last)
     if first and len(scales) > 7:
         scales[-1] = torch.cat(scales[-2:], 1)[:, : scales[-1].shape[1]]
     return scales
 
 
 OFFSET = Mutant("positions.offset", "windows after the first sit one scale earlier",
-    "a window counted from what is cached instead of from the pyramid", parts(build_combined_query=_offset),
+    "a window counted from what is cached instead of from the pyramid", _query(_offset),
     component="positions")  # fmt: skip
 FIRST_LEVEL = Mutant("positions.first-level", "all rows of a window get its first scale's level",
     "a level looked up once per pass, right while a pass was one scale",
-    parts(build_combined_query=_first_level))  # fmt: skip
+    query_levels(lambda si, first: first))  # fmt: skip
 HALF = Mutant("positions.half", "unconditional rows lack their position term",
-    "the term added before the rows were doubled, to one half", parts(build_combined_query=_half))  # fmt: skip
+    "the term added before the rows were doubled, to one half", _query(_half))  # fmt: skip
 ZERO_LEAKS = Mutant("positions.zero-leaks", "position 0 also gets a raw input",
-    "a buffer that happens to be zero, until it is reused", parts(build_combined_query=_zero_leaks),
+    "a buffer that happens to be zero, until it is reused", _query(_zero_leaks),
     alone=True)  # fmt: skip
 LAST_AXIS = Mutant("positions.last-axis", "splits along the last axis but one", "an axis counted from the wrong end",
-    parts(split_logits_by_scale=_last_axis), alone=True)  # fmt: skip
+    parts(split_logits_by_scale=lambda window, pyramid, first, last: list(
+        window.split(pyramid.draws.counts[first : last + 1], -2))), alone=True)  # fmt: skip
 BACKWARDS = Mutant("positions.backwards", "a window's rows are cut as if the fine scales came first",
     "scale sizes in the order of another loop", parts(split_logits_by_scale=_backwards))  # fmt: skip
 SIX_LEVELS = Mutant("positions.six-levels", "from a late window's seventh scale on rows have the sixth's level",
-    "a table of the usual size", parts(build_combined_query=_six_levels), component="positions")  # fmt: skip
+    "a table of the usual size", query_levels(lambda si, first: min(si, first + 5) if first else si),
+    component="positions")  # fmt: skip
 SIX_CUT = Mutant("positions.six-cut", "the last scale of a late window of eight begins one scale early",
-    "a loop of a fixed length", parts(split_logits_by_scale=_six_cut))  # fmt: skip
+    "a loop of a fixed length",
+    parts(split_logits_by_scale=returning(PARTS.split_logits_by_scale, _six_cut)))  # fmt: skip

@@ -4,46 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.mutants._mutant import Mutant, Tampered, parts, wrapped
-from harness.protocol import Request, Trace
+from harness.decoders import Factory
+from harness.mutants._mutant import Mutant, given, numbered, parts, wrapped
+from harness.protocol import Request
 from harness.protocol.noise import SeededNoise
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import SpeculativeDecoder
 
 
-def redrawn(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+def _redrawn(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Any:
     """Give the target the numbers of another seed from scale 1 on."""
     models = decoder.models
     other = SeededNoise(replace(request, seed=request.seed + 1), models.pyramid, models.target.config.V, models.device)
-
-    def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
-        return other.exponential(si, stream, reader) if reader == "target" and si else E_BlV
-
-    return decoder.decode(request, Tampered(noise, change))
+    return lambda E_BlV, si, stream, reader: (
+        other.exponential(si, stream, reader) if reader == "target" and si else E_BlV
+    )
 
 
-def _wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+def _wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Any:
     def change(E_BlV: Tensor, si: int, stream: str, reader: str) -> Tensor:
         if reader != "target" or si == 0:
             return E_BlV
         before = noise.exponential(si - 1, stream, reader)
         return before.repeat(1, -(-E_BlV.shape[1] // before.shape[1]), 1)[:, : E_BlV.shape[1]]
 
-    return decoder.decode(request, Tampered(noise, change))
+    return change
 
 
-def _call_order(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    return decoder.decode(request, Tampered(noise, lambda E_BlV, *at: E_BlV.roll(len(noise.ledger.readers), -1)))
-
-
-def consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+def _consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Any:
     """Let numbers that somebody read before the decode be used up: the next ones are taken."""
     read = len(noise.ledger.readers)
-    return decoder.decode(request, Tampered(noise, lambda numbers, *at: numbers.roll(read, -1)))
+    return lambda numbers, *at: numbers.roll(read, -1)
 
 
 @dataclass(frozen=True)
@@ -69,14 +65,8 @@ class _Instead:
         return self.noise.uniform(si, stream, reader)
 
 
-def _first_again(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    return decoder.decode(request, _Instead(noise, lambda true, *at: true.exponential(0, *at)))
-
-
-def _greedy_last(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
-    """Decide the last scale without numbers: equal ones leave the most likely token."""
-    ones = torch.ones(request.B, 1, decoder.models.target.config.V, device=decoder.models.device)
-    return decoder.decode(request, _Instead(noise, lambda *at: ones))
+def _last(answer: Callable[[SeededNoise, str, str], Tensor]) -> Factory:
+    return wrapped(lambda decoder, request, noise: decoder.decode(request, _Instead(noise, answer)))
 
 
 def _sorted_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
@@ -85,25 +75,17 @@ def _sorted_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     return order_BnV.gather(-1, PARTS.draw(sorted_BnV, E_BnV)[..., None])[..., 0]
 
 
-def _plain_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-    """Divide without a look at zero: 0/0 is NaN, and argmax takes NaN for the largest."""
-    return (probs_BnV / E_BnV).argmax(-1)
-
-
-def _log_race(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-    return (probs_BnV.log() - E_BnV.log()).argmax(-1)
-
-
-def product(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-    """Multiply where division is expected: positive, plausible, and another law."""
-    return (probs_BnV * E_BnV).argmax(-1)
-
-
 def _own_numbers(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     idx_Bn = PARTS.draw(probs_BnV, E_BnV)
     others_BV = torch.empty(E_BnV[:, -1].shape).exponential_(1, generator=torch.default_generator)
     idx_Bn[:, -1] = (probs_BnV[:, -1] / others_BV.to(probs_BnV)).argmax(-1)
     return idx_Bn
+
+
+def filtered(change: Callable[[int, float, int], tuple[int, float]]) -> Factory:
+    """Plant a filter of other bounds: (top_k, top_p, number of tokens) -> (top_k, top_p)."""
+    return parts(filter_logits=given(
+        PARTS.filter_logits, lambda logits, k, p: (logits, *change(k, p, logits.shape[-1]))))  # fmt: skip
 
 
 def _jitter(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
@@ -129,63 +111,43 @@ def _above_kth(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return PARTS.filter_logits(logits_BnV, 0, top_p)
 
 
-def _nucleus_first(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
-    return PARTS.filter_logits(PARTS.filter_logits(logits_BnV, 0, top_p), top_k, 0.0)
-
-
-def _nothing_left(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Drop the likeliest token, too, where it is more than top_p."""
-    logits_BnV = PARTS.filter_logits(logits_BnV, top_k, 0.0)
-    if top_p:
-        values_BnV, order_BnV = logits_BnV.sort(dim=-1)
-        tail_BnV = values_BnV.softmax(-1).cumsum(-1) <= 1 - top_p
-        logits_BnV = logits_BnV.masked_fill(tail_BnV.gather(-1, order_BnV.argsort(-1)), float("-inf"))
-    return logits_BnV
-
-
-def _most_and_one(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
-    V = logits_BnV.shape[-1]
-    return PARTS.filter_logits(logits_BnV, min(V, top_k + 1) if 2 * top_k > V else top_k, top_p)
-
-
-def _nucleus(summed: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    """Sum the probabilities of a nucleus, least likely first, in another way."""
+def _nucleus(summed: Callable[[Tensor], Tensor], keep_likeliest: bool = True) -> Factory:
+    """Sum the probabilities of a nucleus, least likely first, in another way, or let it be empty."""
 
     def filter_logits(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
         logits_BnV = PARTS.filter_logits(logits_BnV, top_k, 0.0)
         if top_p:
             values_BnV, order_BnV = logits_BnV.sort(dim=-1)
             tail_BnV = summed(values_BnV.softmax(-1)) <= 1 - top_p
-            tail_BnV[..., -1] = False
+            tail_BnV[..., -1] &= not keep_likeliest
             logits_BnV = logits_BnV.masked_fill(tail_BnV.gather(-1, order_BnV.argsort(-1)), float("-inf"))
         return logits_BnV
 
-    return filter_logits
-
-
-def _tiny_off(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
-    return PARTS.filter_logits(logits_BnV, top_k, top_p if 1 - top_p < 1 else 0.0)
+    return parts(filter_logits=filter_logits)
 
 
 REDRAWN = Mutant("randomness.redrawn", "the target draws numbers of its own",
-    "a generator advanced by the draft before the target reads it", wrapped(redrawn), component="draw")  # fmt: skip
+    "a generator advanced by the draft before the target reads it", numbered(_redrawn), component="draw")  # fmt: skip
 WRONG_SCALE = Mutant("randomness.wrong-scale", "the target reads the numbers of the scale before",
-    "an index into a window taken for the scale", wrapped(_wrong_scale), component="draw")  # fmt: skip
+    "an index into a window taken for the scale", numbered(_wrong_scale), component="draw")  # fmt: skip
 CALL_ORDER = Mutant("randomness.call-order", "numbers depend on what was read before them",
-    "one generator read as it comes", wrapped(_call_order))  # fmt: skip
+    "one generator read as it comes", numbered(
+        lambda decoder, request, noise: lambda E_BlV, *at: E_BlV.roll(len(noise.ledger.readers), -1)))  # fmt: skip
 CONSUMED = Mutant("randomness.consumed", "numbers that were read before are not read again",
-    "a generator without addresses", wrapped(consumed), alone=True)  # fmt: skip
+    "a generator without addresses", numbered(_consumed), alone=True)  # fmt: skip
 FIRST_AGAIN = Mutant("randomness.first-again", "the last scale is decided by the first scale's numbers",
-    "a buffer of numbers that is too short", wrapped(_first_again))  # fmt: skip
+    "a buffer of numbers that is too short", _last(lambda noise, *at: noise.exponential(0, *at)))  # fmt: skip
 GREEDY_LAST = Mutant("randomness.greedy-last", "the last scale is decided without numbers",
-    "argmax where quality counts most", wrapped(_greedy_last))  # fmt: skip
+    "argmax where quality counts most",
+    _last(lambda noise, *at: torch.ones(noise.request.B, 1, noise.V, device=noise.device)))  # fmt: skip
 SORTED_RACE = Mutant("randomness.sorted-race", "numbers belong to ranks, not to tokens",
     "a draw after a filter that sorted the tokens", parts(draw=_sorted_race))  # fmt: skip
 PLAIN_RACE = Mutant("randomness.plain-race", "E = 0 yields NaN, and argmax takes it", "probs/E as the formula reads",
-    parts(draw=_plain_race), alone=True)  # fmt: skip
+    parts(draw=lambda probs_BnV, E_BnV: (probs_BnV / E_BnV).argmax(-1)), alone=True)  # fmt: skip
 LOG_RACE = Mutant("randomness.log-race", "log probs − log E, NaN where both are zero", "a race in logarithms",
-    parts(draw=_log_race), alone=True)  # fmt: skip
-PRODUCT = Mutant("randomness.product", "argmax(probs · E)", "the wrong race", parts(draw=product))
+    parts(draw=lambda probs_BnV, E_BnV: (probs_BnV.log() - E_BnV.log()).argmax(-1)), alone=True)  # fmt: skip
+PRODUCT = Mutant("randomness.product", "argmax(probs · E)", "the wrong race",
+    parts(draw=lambda probs_BnV, E_BnV: (probs_BnV * E_BnV).argmax(-1)))  # fmt: skip
 OWN_NUMBERS = Mutant("randomness.own-numbers", "the last token of a draw is one of the global generator",
     "a library call with a default generator", parts(draw=_own_numbers))  # fmt: skip
 JITTER = Mutant("randomness.jitter", "ties are broken by the global generator", "noise against exact ties",
@@ -195,14 +157,16 @@ EXACTLY_K = Mutant("randomness.exactly-k", "top-k keeps k tokens, whatever ties 
 ABOVE_KTH = Mutant("randomness.above-kth", "top-k drops what ties with the k-th", "> for >= at the threshold",
     parts(filter_logits=_above_kth), alone=True)  # fmt: skip
 NUCLEUS_FIRST = Mutant("randomness.nucleus-first", "top-p before top-k", "the order of another library",
-    parts(filter_logits=_nucleus_first))  # fmt: skip
+    parts(filter_logits=lambda logits, top_k, top_p: PARTS.filter_logits(
+        PARTS.filter_logits(logits, 0, top_p), top_k, 0.0)))  # fmt: skip
 NOTHING_LEFT = Mutant("randomness.nothing-left", "a tiny top_p drops every token", "a nucleus that may be empty",
-    parts(filter_logits=_nothing_left))  # fmt: skip
+    _nucleus(lambda probs_BnV: probs_BnV.cumsum(-1), keep_likeliest=False))  # fmt: skip
 TINY_OFF = Mutant("randomness.tiny-off", "a top_p that one cannot take off 1 is off", "a test of 1 − top_p",
-    parts(filter_logits=_tiny_off))  # fmt: skip
+    filtered(lambda top_k, top_p, V: (top_k, top_p if 1 - top_p < 1 else 0.0)))  # fmt: skip
 MOST_AND_ONE = Mutant("randomness.most-and-one", "a top_k above half of all tokens keeps one more",
-    "the dropped ones selected in place of the kept", parts(filter_logits=_most_and_one))  # fmt: skip
+    "the dropped ones selected in place of the kept",
+    filtered(lambda top_k, top_p, V: (min(V, top_k + 1) if 2 * top_k > V else top_k, top_p)))  # fmt: skip
 HALF_SUM = Mutant("randomness.half-sum", "a nucleus is summed in half precision", "autocast around the filter",
-    parts(filter_logits=_nucleus(lambda probs_BnV: probs_BnV.half().cumsum(-1))))  # fmt: skip
+    _nucleus(lambda probs_BnV: probs_BnV.half().cumsum(-1)))  # fmt: skip
 THOUSANDTHS = Mutant("randomness.thousandths", "a nucleus counts thousandths", "probabilities kept as whole numbers",
-    parts(filter_logits=_nucleus(lambda probs_BnV: (1000 * probs_BnV).round().cumsum(-1) / 1000)))  # fmt: skip
+    _nucleus(lambda probs_BnV: (1000 * probs_BnV).round().cumsum(-1) / 1000))  # fmt: skip

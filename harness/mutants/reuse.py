@@ -8,13 +8,13 @@ from typing import Any
 
 from harness.decoders import Factory
 from harness.models.network import Condition
-from harness.mutants._mutant import Mutant, options_of, patched
-from harness.protocol import Request, Round, Trace
-from harness.protocol.noise import Noise, SeededNoise
+from harness.mutants._mutant import Mutant, options_of, patched, returning, wrapped
+from harness.protocol import Request, Trace
+from harness.protocol.noise import Noise
 from harness.speculative import DecodeState, Side, accumulate_scales, record_round
 from harness.speculative.sampler import SpeculativeDecoder
 
-_ACCUMULATE = accumulate_scales
+_RECORD = "harness.speculative._round:record_round"
 
 
 def _by_set(self: Side) -> Condition:
@@ -26,157 +26,121 @@ def _by_set(self: Side) -> Condition:
     return known[key]
 
 
-def _decoder(kind: type[SpeculativeDecoder]) -> Factory:
-    return lambda models, settings: kind(models, options_of(settings))
+def _beginning(change: Callable[[dict[Any, Any], DecodeState], None]) -> Factory:
+    """Plant a bug in what a decode begins with: (what the decoder keeps from one to the next, state)."""
+
+    class Beginning(SpeculativeDecoder):
+        """Begin a decode with something that was kept."""
+
+        def begin(self, request: Request, noise: Noise) -> DecodeState:
+            """Return a state that is not all the request's own."""
+            state = super().begin(request, noise)
+            change(vars(self).setdefault("kept", {}), state)
+            return state
+
+    return lambda models, settings: Beginning(models, options_of(settings))
 
 
-class _StaleCondition(SpeculativeDecoder):
+def _stale_condition(*sides: str) -> Factory:
     """Compute the condition of a batch size once."""
 
-    sides: tuple[str, ...] = ("draft", "target")
-
-    def begin(self, request: Request, noise: Noise) -> DecodeState:
-        """Take the condition of an earlier decode of as many images."""
-        state = super().begin(request, noise)
-        conditions = self.__dict__.setdefault("kept_conditions", {})
-        for name in self.sides:
+    def changed(kept: dict[Any, Any], state: DecodeState) -> None:
+        for name in sides:
             side = getattr(state, name)
-            side.__dict__["condition"] = conditions.setdefault((name, request.B), side.condition)
-        return state
+            vars(side)["condition"] = kept.setdefault((name, state.request.B), side.condition)
+
+    return _beginning(changed)
 
 
-class _StaleDraftCondition(_StaleCondition):
-    """Do so for the draft alone: the tokens stay right."""
-
-    sides = ("draft",)
-
-
-class _KeptLabels(SpeculativeDecoder):
-    """Draw labels once for a batch size."""
-
-    def begin(self, request: Request, noise: Noise) -> DecodeState:
-        """Take labels that were drawn for an earlier request."""
-        state = super().begin(request, noise)
-        if request.labels is None:
-            labels_B = self.__dict__.setdefault("drawn", {}).setdefault(request.B, state.target.labels_B)
-            state.draft.labels_B = state.target.labels_B = labels_B
-        return state
+def _kept_labels(kept: dict[Any, Any], state: DecodeState) -> None:
+    if state.request.labels is None:
+        state.draft.labels_B = state.target.labels_B = kept.setdefault(state.request.B, state.target.labels_B)
 
 
-class _LastClassLost(SpeculativeDecoder):
-    """Never draw the last class."""
-
-    def begin(self, request: Request, noise: Noise) -> DecodeState:
-        """Take the class before it."""
-        state = super().begin(request, noise)
-        if request.labels is None:
-            last = self.models.target.config.classes - 2
-            for side in (state.draft, state.target):
-                side.labels_B = side.labels_B.clamp_max(last)
-        return state
+def _last_class_lost(kept: dict[Any, Any], state: DecodeState) -> None:
+    if state.request.labels is None:
+        for side in (state.draft, state.target):
+            side.labels_B = side.labels_B.clamp_max(side.network.config.classes - 2)
 
 
-class _StaleLengths(SpeculativeDecoder):
-    """Go on with the dynamic draft lengths of the decode before."""
-
-    def begin(self, request: Request, noise: Noise) -> DecodeState:
-        """Hand the lengths on where there are as many images."""
-        state = super().begin(request, noise)
-        before = self.__dict__.get("lengths_before", [])
-        if len(before) == request.B:
-            state.draft_lens = before
-        self.__dict__["lengths_before"] = state.draft_lens
-        return state
+def _stale_lengths(kept: dict[Any, Any], state: DecodeState) -> None:
+    before = kept.get("lengths", [])
+    if len(before) == state.request.B:
+        state.draft_lens = before
+    kept["lengths"] = state.draft_lens
 
 
-def _first(*names: str) -> type[SpeculativeDecoder]:
-    """Return a decoder that keeps some parameters of its first request."""
+def _first(*names: str) -> Factory:
+    """Decode every request with some parameters of the first one."""
 
-    class First(SpeculativeDecoder):
-        """Decode every request with the first one's parameters."""
+    def around(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
+        first = vars(decoder).setdefault("first_of_all", {name: getattr(request, name) for name in names})
+        return decoder.decode(replace(request, **first), noise)
 
-        def decode(self, request: Request, noise: Noise) -> Trace:
-            """Decode another request than the one asked for."""
-            first = self.__dict__.setdefault("first_of_all", {name: getattr(request, name) for name in names})
-            return super().decode(replace(request, **first), noise)
-
-    return First
+    return wrapped(around)
 
 
-class _SameNoise(SpeculativeDecoder):
-    """Keep the numbers of the first request of a batch size."""
-
-    def decode(self, request: Request, noise: Noise) -> Trace:
-        """Decode with numbers that were read before."""
-        noises = self.__dict__.setdefault("kept_noise", {})
-        return super().decode(request, noises.setdefault((request.B, request.order), noise))
+def _same_noise(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
+    noises = vars(decoder).setdefault("kept_noise", {})
+    return decoder.decode(request, noises.setdefault((request.B, request.order), noise))
 
 
-class _Remembered(SpeculativeDecoder):
-    """Answer from memory where labels and seed are known."""
-
-    def decode(self, request: Request, noise: SeededNoise) -> Trace:  # type: ignore[override]
-        """Return an earlier trace."""
-        known = self.__dict__.setdefault("known", {})
-        key = (request.labels, request.seed, request.images, request.order)
-        if key not in known:
-            known[key] = super().decode(request, noise)
-        trace: Trace = known[key]
-        return replace(trace, tokens_BL=trace.tokens_BL.clone(), f_hat_BCPP=trace.f_hat_BCPP.clone())
+def _remembered(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
+    known = vars(decoder).setdefault("known", {})
+    key = (request.labels, request.seed, request.images, request.order)
+    if key not in known:
+        known[key] = decoder.decode(request, noise)
+    trace: Trace = known[key]
+    return replace(trace, tokens_BL=trace.tokens_BL.clone(), f_hat_BCPP=trace.f_hat_BCPP.clone())
 
 
-def _unkept(change: Callable[..., Any], true: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of a state that is another one while no tensors are kept."""
-    return lambda state, *args: (true if state.intermediates is not None else change)(state, *args)
+def _unkept(place: str, true: Callable[..., Any], change: Callable[..., Any]) -> Factory:
+    """Plant a change of what a function of a state returns, while no tensors are kept."""
+
+    def changed(result: Any, state: DecodeState, *arguments: Any) -> Any:
+        return result if state.intermediates is not None else change(result, state, *arguments)
+
+    return patched({place: returning(true, changed)})
 
 
-def _one_round_less(state: DecodeState, *args: Any) -> Round:
-    return replace(record_round(state, *args), bonus_tokens=0)
-
-
-def _last_lost(state: DecodeState, parts: Any, first: int, chosen: list[list[int]]) -> Any:
-    scales = _ACCUMULATE(state, parts, first, chosen)
+def _last_lost(scales: Any, state: DecodeState, parts: Any, first: int, chosen: list[list[int]]) -> Any:
     if first + len(chosen) == state.pyramid.S:
         state.f_hat_BCPP.mul_(0.5)
     return scales
 
 
-def _rows_forgotten(state: DecodeState, *args: Any) -> Round:
-    turn = record_round(state, *args)
-    return replace(turn, corrected_tokens=0, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens)
-
-
 STALE_CONDITION = Mutant("reuse.stale-condition", "the condition is that of an earlier batch of the same size",
-    "a cache keyed by the batch size", _decoder(_StaleCondition), component="condition")  # fmt: skip
+    "a cache keyed by the batch size", _stale_condition("draft", "target"), component="condition")  # fmt: skip
 STALE_DRAFT = Mutant("reuse.stale-draft", "the draft's condition is that of an earlier batch of the same size",
-    "a cache keyed by the batch size, which no token shows", _decoder(_StaleDraftCondition), alone=True)  # fmt: skip
+    "a cache keyed by the batch size, which no token shows", _stale_condition("draft"), alone=True)  # fmt: skip
 STALE_LENGTHS = Mutant("reuse.stale-lengths", "dynamic draft lengths outlive a decode",
-    "a list made in the constructor", _decoder(_StaleLengths))  # fmt: skip
+    "a list made in the constructor", _beginning(_stale_lengths))  # fmt: skip
 FIRST_CFG = Mutant("reuse.first-cfg", "the first request's guidance value holds for good",
-    "a constant of a recorded pass", _decoder(_first("cfg")), component="guidance")  # fmt: skip
+    "a constant of a recorded pass", _first("cfg"), component="guidance")  # fmt: skip
 FIRST_FILTER = Mutant("reuse.first-filter", "the first request's filter holds for good",
-    "a constant of a recorded pass", _decoder(_first("top_k", "top_p")))  # fmt: skip
+    "a constant of a recorded pass", _first("top_k", "top_p"))  # fmt: skip
 SAME_NOISE = Mutant("reuse.same-noise", "a batch size keeps the numbers that it first met",
-    "static buffers, never refilled", _decoder(_SameNoise), component="condition")  # fmt: skip
+    "static buffers, never refilled", wrapped(_same_noise), component="condition")  # fmt: skip
 REMEMBERED = Mutant("reuse.remembered", "a decode is looked up by labels and seed alone",
-    "a cache key that forgets settings", _decoder(_Remembered))  # fmt: skip
+    "a cache key that forgets settings", wrapped(_remembered))  # fmt: skip
 UNKEPT_BONUS = Mutant(
     "reuse.unkept-bonus", "without kept tensors bonus tokens are not counted", "a count inside `if keep`",
-    patched({"harness.speculative._round:record_round": _unkept(_one_round_less, record_round)}), alone=True,
+    _unkept(_RECORD, record_round, lambda turn, *of: replace(turn, bonus_tokens=0)), alone=True,
 )  # fmt: skip
 UNKEPT_F_HAT = Mutant(
     "reuse.unkept-f-hat", "without kept tensors the final f_hat is halved", "a buffer that only a diagnosis copies",
-    patched({"harness.speculative._state:accumulate_scales": _unkept(_last_lost, _ACCUMULATE)}), alone=True,
+    _unkept("harness.speculative._state:accumulate_scales", accumulate_scales, _last_lost), alone=True,
 )  # fmt: skip
 UNKEPT_COUNTS = Mutant(
     "reuse.unkept-counts", "without kept tensors corrected tokens count as accepted", "two paths of one count",
-    patched({"harness.speculative._round:record_round": _unkept(_rows_forgotten, record_round)}), alone=True,
+    _unkept(_RECORD, record_round, lambda turn, *of: replace(
+        turn, corrected_tokens=0, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens)), alone=True,
 )  # fmt: skip
 CONDITION_SET = Mutant("reuse.condition-set", "the condition is kept on the network by the set of labels",
     "a memo whose key is sorted",
     patched({"harness.speculative._state:Side.condition": property(_by_set)}))  # fmt: skip
 KEPT_LABELS = Mutant("reuse.kept-labels", "labels are drawn once for a batch size", "a memo by shape",
-    _decoder(_KeptLabels), alone=True)  # fmt: skip
+    _beginning(_kept_labels), alone=True)  # fmt: skip
 LAST_CLASS_LOST = Mutant("reuse.last-class-lost", "drawn labels never name the last class",
-    "randint's end taken off twice",
-    _decoder(_LastClassLost), alone=True)  # fmt: skip
+    "randint's end taken off twice", _beginning(_last_class_lost),
+    alone=True)  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.mutants._mutant import Mutant, patched, policy, production
+from harness.decoders import Factory
+from harness.mutants._mutant import Mutant, patched, policy, production, reporting, returning, telling
 from harness.protocol import Trace
 from harness.protocol.noise import ACCEPT
 from harness.speculative import (
@@ -25,11 +26,9 @@ from harness.speculative import (
     is_own_draw,
     race,
     run_round,
-    sampler,
 )
 from harness.speculative.parts import Parts
 
-_TRACE = sampler._trace
 _LENGTH = "harness.speculative._draft_length:DraftLength."
 
 
@@ -78,15 +77,12 @@ def _summed(true: Policy) -> Policy:
     inner: Any = true.accept
     bound = inner.keywords["rule"][0]
 
-    def accept(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-        judged: Acceptance = inner(parts, proposal, probs_bnV, window)
-        whole = []
-        for k, si in enumerate(window.scales):
-            narrow = accept_by_kl(parts, proposal, probs_bnV, window, (bound / window.pyramid.tokens(si), False))
-            whole.append(narrow.whole_bs[:, k])
-        return replace(judged, whole_bs=torch.stack(whole, 1))
+    def changed(judged: Acceptance, parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+        narrow = [(bound / window.pyramid.tokens(si), False) for si in window.scales]
+        by_bound = [accept_by_kl(parts, proposal, probs_bnV, window, each).whole_bs for each in narrow]
+        return replace(judged, whole_bs=torch.stack([whole_bs[:, k] for k, whole_bs in enumerate(by_bound)], 1))
 
-    return replace(true, accept=accept)
+    return replace(true, accept=returning(inner, changed))
 
 
 def _kept_by_test(true: Policy) -> Policy:
@@ -95,28 +91,33 @@ def _kept_by_test(true: Policy) -> Policy:
         return true
     test = accept.keywords["rule"][0]
 
-    def judged(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-        acceptance: Acceptance = accept(parts, proposal, probs_bnV, window)
+    def changed(judged: Acceptance, parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
         own_bn = parts.draw(probs_bnV, window.exponential("token"))
-        return replace(acceptance, accepted_bn=test(proposal, probs_bnV, own_bn).bool())
+        return replace(judged, accepted_bn=test(proposal, probs_bnV, own_bn).bool())
 
-    return replace(true, accept=judged)
-
-
-def _possible_or_not(proposal: Proposal, target_probs_bnV: Tensor, own_bn: Tensor, k: int) -> Tensor:
-    """Let filtered tokens tie with the k-th where the filter left fewer than k."""
-    kth_bn = target_probs_bnV.topk(k).values[..., -1]
-    return target_probs_bnV.gather(-1, proposal.tokens_bn[..., None])[..., 0] >= kth_bn
+    return replace(true, accept=returning(accept, changed))
 
 
-def _above_kth(proposal: Proposal, target_probs_bnV: Tensor, own_bn: Tensor, k: int) -> Tensor:
-    """Take > for >= at the k-th."""
-    kth_bn = target_probs_bnV.topk(k).values[..., -1]
-    return target_probs_bnV.gather(-1, proposal.tokens_bn[..., None])[..., 0] > kth_bn
+def _top(among: Callable[[Tensor, Tensor, int], Tensor]) -> Factory:
+    """Plant another test of `topk-match`: (drafted_bn, target's law, K) -> bool_bn."""
+
+    def test(proposal: Proposal, target_probs_bnV: Tensor, own_bn: Tensor, k: int) -> Tensor:
+        return among(proposal.tokens_bn, target_probs_bnV, k)
+
+    return policy(_rule("topk-match", lambda rule: (partial(test, k=rule[0].keywords["k"]), *rule[1:])))
 
 
-def _top(test: Callable[..., Tensor]) -> Callable[[Any], Any]:
-    return lambda rule: (partial(test, k=rule[0].keywords["k"]), *rule[1:])
+def _of_drafted(probs_bnV: Tensor, drafted_bn: Tensor) -> Tensor:
+    return probs_bnV.gather(-1, drafted_bn[..., None])[..., 0]
+
+
+def _kth(probs_bnV: Tensor, k: int) -> Tensor:
+    return probs_bnV.topk(k).values[..., -1]
+
+
+def _top_by_index(drafted_bn: Tensor, probs_bnV: Tensor, k: int) -> Tensor:
+    among_bn = (probs_bnV.topk(k).indices == drafted_bn[..., None]).any(-1)
+    return among_bn & (_of_drafted(probs_bnV, drafted_bn) > 0)
 
 
 def _trusted(change: Callable[[tuple[int, int]], tuple[int, int]]) -> Callable[[Policy], Policy]:
@@ -154,11 +155,6 @@ def _shifted(self: DraftLength, first: int, current: int, S: int) -> int:
     return min(self.schedule[0 if len(self.schedule) == 1 else max(0, first - 1)], S - first)
 
 
-def _top_by_index(proposal: Proposal, target_probs_bnV: Tensor, own_bn: Tensor, k: int) -> Tensor:
-    among_bn = (target_probs_bnV.topk(k).indices == proposal.tokens_bn[..., None]).any(-1)
-    return among_bn & (target_probs_bnV.gather(-1, proposal.tokens_bn[..., None])[..., 0] > 0)
-
-
 def _coin(coin: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> dict[str, Any]:
     """Toss another coin: (u_bl of every scale of the window) -> number_b of every scale."""
 
@@ -174,29 +170,6 @@ def _coin(coin: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> dict[str, Any]:
 def _whole_of_group(self: Acceptance, proposal: Proposal, window: Window) -> list[Tensor]:
     scales = zip(self.whole_bs.unbind(1), window.split(proposal.tokens_bn), window.split(self.tokens_bn), strict=True)
     return [torch.where(whole_b.all(), drafted_bl, else_bl) for whole_b, drafted_bl, else_bl in scales]
-
-
-def _counted(change: Callable[[Trace], None]) -> dict[str, Any]:
-    def trace(*arguments: Any) -> Trace:
-        true = _TRACE(*arguments)
-        change(true)
-        return true
-
-    return {"harness.speculative.sampler:_trace": trace}
-
-
-def _more_rows(trace: Trace) -> None:
-    trace.rounds = [[replace(turn, target_rows=turn.target_rows + 1) for turn in rounds] for rounds in trace.rounds]
-    trace.target_rows = [sum(turn.target_rows for turn in rounds) for rounds in trace.rounds]
-
-
-def _few_rows(trace: Trace) -> None:
-    """Count one row where nothing was drafted."""
-    trace.rounds = [
-        [turn if turn.drafted else replace(turn, target_rows=min(1, turn.target_rows)) for turn in rounds]
-        for rounds in trace.rounds
-    ]
-    trace.target_rows = [sum(turn.target_rows for turn in rounds) for rounds in trace.rounds]
 
 
 def _draft_rows(trace: Trace) -> None:
@@ -217,11 +190,12 @@ ALWAYS_PARTIAL = Mutant("rules.always-partial", "tokens that pass stay in a reje
 OWN_MATCH = Mutant("rules.own-match", "`match` compares with the target's own draw", "two tests that change places",
     policy(_rule("match", lambda rule: (is_own_draw, *rule[1:]))), alone=True)  # fmt: skip
 FILTERED_TOP = Mutant("rules.filtered-top", "a filtered token counts as one of the K most likely",
-    "a tie at probability 0", policy(_rule("topk-match", _top(_possible_or_not))), alone=True)  # fmt: skip
+    "a tie at probability 0",
+    _top(lambda drafted, probs, k: _of_drafted(probs, drafted) >= _kth(probs, k)), alone=True)  # fmt: skip
 STRICT_TOP = Mutant("rules.strict-top", "the K-th most likely token is none of K", "> for >=",
-    policy(_rule("topk-match", _top(_above_kth))), alone=True)  # fmt: skip
+    _top(lambda drafted, probs, k: _of_drafted(probs, drafted) > _kth(probs, k)), alone=True)  # fmt: skip
 TOP_BY_INDEX = Mutant("rules.top-by-index", "of tokens tied with the K-th some are none of K", "topk's indices",
-    policy(_rule("topk-match", _top(_top_by_index))), alone=True)  # fmt: skip
+    _top(_top_by_index), alone=True)  # fmt: skip
 TOP_OFF = Mutant("rules.top-off", "K+1 most likely tokens", "an index counted from 0",
     policy(_rule("topk-match", lambda r: (partial(is_in_top, k=r[0].keywords["k"] + 1), *r[1:]))),
     alone=True)  # fmt: skip
@@ -243,9 +217,10 @@ RESET = Mutant("rules.reset", "a rejection puts a dynamic length back to LOW", "
 SHIFTED = Mutant("rules.shifted", "a schedule is read one scale off", "an index counted from the last final scale",
     patched({_LENGTH + "count": _shifted}), alone=True)  # fmt: skip
 MORE_ROWS = Mutant("rules.more-rows", "every round counts a target row too many",
-    "a bonus row that was never submitted", patched(_counted(_more_rows)))  # fmt: skip
+    "a bonus row that was never submitted",
+    telling(lambda turn: replace(turn, target_rows=turn.target_rows + 1)))  # fmt: skip
 DRAFT_CALLS = Mutant("rules.draft-calls", "the draft's passes are counted by round", "a counter in the outer loop",
-    patched(_counted(_draft_rows)))  # fmt: skip
+    reporting(_draft_rows))  # fmt: skip
 COIN_OF_MEAN = Mutant("rules.coin-of-mean", "a bench's coin is the mean of a scale's numbers",
     "one number a scale wanted, l at hand", shared=_coin(lambda scales: [u_bl.mean(1) for u_bl in scales]),
     alone=True)  # fmt: skip
@@ -263,4 +238,5 @@ BONUS_IGNORED = Mutant("rules.bonus-ignored", "a bonus scale is asked for and ne
     "an option dropped on the way",
     lambda models, settings: production(models, replace(settings, bonus=False)))  # fmt: skip
 FEW_ROWS = Mutant("rules.few-rows", "a round without a draft counts one row", "a row for a pass",
-    patched(_counted(_few_rows)))  # fmt: skip
+
+    telling(lambda turn: turn if turn.drafted else replace(turn, target_rows=min(1, turn.target_rows))))  # fmt: skip

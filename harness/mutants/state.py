@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from harness.decoders import Factory
-from harness.models import ModelPair
 from harness.models.network import Network
-from harness.mutants._mutant import Mutant, labelled, parts, production, wrapped
-from harness.protocol import Request, Settings, Trace
+from harness.mutants._mutant import Mutant, labelled, parts, reporting, returning, wrapped
+from harness.protocol import Request, Trace
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import CacheWindow, KVCache
@@ -26,16 +26,8 @@ def twice(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: 
     return PARTS.accumulate(once, idx_Bl, si, quantizer, pyramid)
 
 
-def _in_place(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
-    """Write into the argument: a draft then changes the final f_hat."""
-    return f_hat_BCPP.copy_(PARTS.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid))
-
-
-def _last_lost(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
-    """Leave out the last scale, which no later input needs."""
-    if si == pyramid.S - 1:
-        return f_hat_BCPP.clone()
-    return PARTS.accumulate(f_hat_BCPP, idx_Bl, si, quantizer, pyramid)
+def _last_lost(after: Tensor, before: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
+    return after if si + 1 < pyramid.S else before.clone()
 
 
 def _bilinear(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
@@ -43,10 +35,8 @@ def _bilinear(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
     return F.interpolate(f_hat_BCPP, (side, side), mode="bilinear").flatten(2).mT
 
 
-def _alias(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
-    if pyramid.patch_nums[si] == pyramid.P:
-        return f_hat_BCPP.flatten(2).mT
-    return PARTS.next_input(f_hat_BCPP, si, pyramid)
+def _alias(raw_BlC: Tensor, f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+    return f_hat_BCPP.flatten(2).mT if pyramid.patch_nums[si] == pyramid.P else raw_BlC
 
 
 def stale_input(
@@ -111,59 +101,34 @@ class _StaleWindow(CacheWindow):
             self.cache.written[image] = max(self.cache.written[image], end)
 
 
-class _Reused:
-    """The production decoder with caches that are emptied at the end of a decode, which an exception skips."""
-
-    def __init__(self, models: ModelPair, settings: Settings) -> None:
-        self.kept: dict[tuple[int, int], KVCache] = {}
-        self.inner = parts(new_cache=self._cache)(models, settings)
-
-    @property
-    def contract(self) -> str:
-        """As the decoder claims."""
-        return self.inner.contract
-
-    def _cache(self, network: Network, B: int, halves: int = 2) -> KVCache:
-        return self.kept.setdefault((id(network), B), KVCache(network, B, halves))
-
-    def decode(self, request: Request, noise: Noise) -> Trace:
-        """Decode, then empty the caches."""
-        trace = self.inner.decode(request, noise)
-        for cache in self.kept.values():
-            cache.lengths[:] = [0] * len(cache.lengths)
-        return trace
+def _reused(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
+    """Empty the caches at the end of a decode, which an exception skips."""
+    kept: dict[Any, KVCache] = vars(decoder).setdefault("kept_caches", {})
+    decoder.parts = replace(PARTS, new_cache=lambda network, *size: kept.setdefault(
+        (id(network), *size), KVCache(network, *size)))  # fmt: skip
+    trace = decoder.decode(request, noise)
+    for cache in kept.values():
+        cache.lengths[:] = [0] * len(cache.lengths)
+    return trace
 
 
-class _SharedBuffers:
-    """The production decoder that hands out the same memory for every decode of one batch size."""
-
-    def __init__(self, models: ModelPair, settings: Settings) -> None:
-        self.inner: SpeculativeDecoder = production(models, settings)
-        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def contract(self) -> str:
-        """As the decoder claims."""
-        return self.inner.contract
-
-    def decode(self, request: Request, noise: Noise) -> Trace:
-        """Decode into buffers that the trace before still holds."""
-        trace = self.inner.decode(request, noise)
-        tokens_BL, f_hat = self.buffers.setdefault(request.B, (trace.tokens_BL.clone(), trace.f_hat_BCPP.clone()))
-        trace.tokens_BL, trace.f_hat_BCPP = tokens_BL.copy_(trace.tokens_BL), f_hat.copy_(trace.f_hat_BCPP)
-        return trace
+def _shared_buffers(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
+    """Hand out the same memory for every decode of one batch size: the trace before still holds it."""
+    trace = decoder.decode(request, noise)
+    buffers = vars(decoder).setdefault("kept_buffers", {})
+    tokens_BL, f_hat = buffers.setdefault(request.B, (trace.tokens_BL.clone(), trace.f_hat_BCPP.clone()))
+    trace.tokens_BL, trace.f_hat_BCPP = tokens_BL.copy_(trace.tokens_BL), f_hat.copy_(trace.f_hat_BCPP)
+    return trace
 
 
 def _kept(change: Callable[[Tensor], Tensor]) -> Factory:
     """Plant a bug in what a trace keeps of f_hat, scale by scale."""
 
-    def around(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
-        trace = decoder.decode(request, noise)
+    def changed(trace: Trace) -> None:
         if trace.intermediates is not None:
             trace.intermediates.f_hat_SBCPP = change(trace.intermediates.f_hat_SBCPP.clone())
-        return trace
 
-    return wrapped(around)
+    return reporting(changed)
 
 
 def _first_nan(f_hat_SBCPP: Tensor) -> Tensor:
@@ -174,13 +139,15 @@ def _first_nan(f_hat_SBCPP: Tensor) -> Tensor:
 TWICE = Mutant("state.twice", "every scale is added to f_hat twice",
     "accumulated in verification and again in the update", parts(accumulate=twice), component="f_hat")  # fmt: skip
 IN_PLACE = Mutant("state.in-place", "accumulation writes into its argument",
-    "+= to save memory, while the draft works on the same map", parts(accumulate=_in_place))  # fmt: skip
+    "+= to save memory, while the draft works on the same map", parts(
+        accumulate=returning(PARTS.accumulate, lambda after, before, *scale: before.copy_(after))))  # fmt: skip
 LAST_LOST = Mutant("state.last-lost", "the last scale never reaches f_hat",
-    "accumulation inside `if there is a next scale`", parts(accumulate=_last_lost))  # fmt: skip
+    "accumulation inside `if there is a next scale`",
+    parts(accumulate=returning(PARTS.accumulate, _last_lost)))  # fmt: skip
 BILINEAR = Mutant("state.bilinear", "next inputs are resized bilinearly", "the default of the resizing call",
     parts(next_input=_bilinear))  # fmt: skip
 ALIAS = Mutant("state.alias", "the last scale's input is f_hat's memory", "a shortcut where no resizing is needed",
-    parts(next_input=_alias), alone=True)  # fmt: skip
+    parts(next_input=returning(PARTS.next_input, _alias)), alone=True)  # fmt: skip
 STALE_INPUT = Mutant("state.stale-input", "after a correction the next input is still the draft's",
     "inputs kept from drafting", parts(update_state_with_accepted_tokens=stale_input))  # fmt: skip
 STALE = Mutant("state.stale", "cache slots keep what a rejected scale wrote",
@@ -190,9 +157,10 @@ NO_ROLLBACK = Mutant("state.no-rollback", "caches are never rolled back",
 ROLLED_FORWARD = Mutant("state.rolled-forward", "a rollback may lengthen a cache",
     "length = n for length = min(length, n)", parts(new_cache=_RolledForward))  # fmt: skip
 REUSED = Mutant("state.reused", "an exception leaves the caches full for the next decode",
-    "buffers emptied at the end, not at the start", _Reused, alone=True)  # fmt: skip
+    "buffers emptied at the end, not at the start", wrapped(_reused), alone=True)  # fmt: skip
 SHARED_BUFFERS = Mutant("state.shared-buffers", "a trace's tensors change with the next decode",
-    "static buffers, as CUDA graphs need them, handed out", _SharedBuffers, alone=True)  # fmt: skip
+    "static buffers, as CUDA graphs need them, handed out", wrapped(_shared_buffers),
+    alone=True)  # fmt: skip
 CLAMPED = Mutant("state.clamped", "a label out of range is decoded as the last class", "clamp in place of a check",
     labelled(lambda labels: tuple(min(label, 3) for label in labels)), alone=True)  # fmt: skip
 MODULO = Mutant("state.modulo", "a label out of range wraps around", "an index taken modulo the table",

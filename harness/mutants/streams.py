@@ -5,75 +5,79 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from harness.mutants._mutant import Mutant, patched
-from harness.protocol import noise
-from harness.protocol.noise import ACCEPT, TOKEN, SeededNoise, derive_seed
+from harness.mutants._mutant import Mutant, given, patched, returning
+from harness.protocol.noise import ACCEPT, TOKEN, SeededNoise, _Chain, derive_seed
 from harness.speculative import Window
 
-_NEXT, _EXPONENTIAL, _UNIFORM, _DRAW = (
-    vars(noise)["_Chain"].__dict__["_next"], Window.exponential, Window.uniform, SeededNoise.__dict__["_draw"],
-)  # fmt: skip
 _NOISE = "harness.protocol.noise:"
 
 
-def _next(change: Callable[[Tensor, str], Tensor]) -> Callable[..., Tensor]:
-    def changed(chain: Any, index: int, count: int) -> Tensor:
-        return change(_NEXT(chain, index, count), chain.addresses[index][1])
+def _numbers(change: Callable[[Tensor, str], Tensor]) -> dict[str, object]:
+    """Plant a change of all numbers of a stream."""
 
-    return changed
+    def changed(numbers: Tensor, chain: Any, index: int, count: int) -> Tensor:
+        return change(numbers, chain.addresses[index][1])
+
+    return {_NOISE + "_Chain._next": returning(_Chain._next, changed)}
+
+
+def _seeds(change: Callable[[int, int, str], tuple[int, int, str]]) -> dict[str, object]:
+    """Plant a change of the address (seed, image, stream) that the seed of a generator is derived from."""
+    return {_NOISE + "derive_seed": given(derive_seed, change)}
 
 
 def _batch_seed(source: SeededNoise, stream: str) -> Any:
     key = (source.request.seed, -1, stream)
     if key not in source._chains:
-        source._chains[key] = vars(noise)["_Chain"](source, source.request.seed, (stream,))
+        source._chains[key] = _Chain(source, source.request.seed, (stream,))
     return source._chains[key]
 
 
-def _twice(source: SeededNoise, si: int, stream: str) -> Tensor:
-    drawn: Tensor = _DRAW(source, si, stream).clone()
-    drawn[1:2] = drawn[:1]
-    return drawn
+def _twice(drawn: Tensor, *address: Any) -> Tensor:
+    return torch.cat((drawn[:1], drawn[:1], drawn[2:]))[: len(drawn)]
 
 
 ONE_SEED = Mutant("streams.one-seed", "all streams of an image share a seed", "a key that lacks the stream",
-    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(seed, image, "")})  # fmt: skip
+    shared=_seeds(lambda seed, image, stream: (seed, image, "")))  # fmt: skip
 BATCH_SEED = Mutant("streams.batch-seed", "in batch order all streams start from the request's seed",
     "manual_seed in every branch", shared={_NOISE + "SeededNoise._batch_chain": _batch_seed})  # fmt: skip
 PAIRS = Mutant("streams.pairs", "images 2k and 2k+1 share numbers", "an address counted in guidance rows",
-    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(seed, image // 2, stream)})  # fmt: skip
+    shared=_seeds(lambda seed, image, stream: (seed, image // 2, stream)))  # fmt: skip
 NEXT_SEED = Mutant("streams.next-seed", "image 1 of a seed has the numbers of image 0 of the next",
     "seed + image for an address",
-    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(seed + image, 0, stream)})  # fmt: skip
+    shared=_seeds(lambda seed, image, stream: (seed + image, 0, stream)))  # fmt: skip
 SECOND_IMAGE = Mutant("streams.second-image", "image 1 is given image 0's numbers", "an expanded row",
-    shared={_NOISE + "SeededNoise._draw": _twice})  # fmt: skip
+    shared={_NOISE + "SeededNoise._draw": returning(SeededNoise._draw, _twice)})  # fmt: skip
 FLOOR = Mutant("streams.floor", "acceptance numbers never fall below 0.02", "a clamp against zero that is too high",
-    shared={_NOISE + "_Chain._next": _next(lambda x, stream: x.clamp_min(0.02) if stream == ACCEPT else x)},
+    shared=_numbers(lambda x, stream: x.clamp_min(0.02) if stream == ACCEPT else x),
     alone=True)  # fmt: skip
 NARROW_SEED = Mutant("streams.narrow-seed", "seeds 2^32 apart are one", "a seed through 32 bits", alone=True,
-    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(seed % 2**32, image, stream)})  # fmt: skip
+    shared=_seeds(lambda seed, image, stream: (seed % 2**32, image, stream)))  # fmt: skip
 FLOAT_SEED = Mutant(
     "streams.float-seed", "seeds beyond 2^53 are rounded", "a seed through a float", alone=True,
-    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(int(float(seed)), image, stream)},
+    shared=_seeds(lambda seed, image, stream: (int(float(seed)), image, stream)),
 )  # fmt: skip
 SIGNED_SEED = Mutant(
     "streams.signed-seed", "seeds 2^31 apart are one", "a seed that loses its sign bit", alone=True,
-    shared={_NOISE + "derive_seed": lambda seed, image, stream: derive_seed(seed & 0x7FFFFFFF, image, stream)},
+    shared=_seeds(lambda seed, image, stream: (seed & 0x7FFFFFFF, image, stream)),
 )  # fmt: skip
 TINY = Mutant("streams.tiny", "exponentials below 0.0005 are clamped", "an epsilon against division by zero",
-    shared={_NOISE + "_Chain._next": _next(lambda x, kind: x if kind == ACCEPT else x.clamp_min(5e-4))})  # fmt: skip
+    shared=_numbers(lambda x, kind: x if kind == ACCEPT else x.clamp_min(5e-4)))  # fmt: skip
 TAIL = Mutant(
     "streams.tail", "exponentials end at 5", "a clamp against overflow", alone=True,
-    shared={_NOISE + "_Chain._next": _next(lambda x, stream: x if stream in (ACCEPT, TOKEN) else x.clamp_max(5.0))},
+    shared=_numbers(lambda x, stream: x if stream in (ACCEPT, TOKEN) else x.clamp_max(5.0)),
 )  # fmt: skip
 RATE = Mutant("streams.rate", "the draft's exponentials have mean 1.05", "a rate taken for a scale", alone=True,
-    shared={_NOISE + "_Chain._next": _next(lambda x, stream: x * 1.05 if stream == "draft" else x)})  # fmt: skip
+    shared=_numbers(lambda x, stream: x * 1.05 if stream == "draft" else x))  # fmt: skip
 BENT = Mutant("streams.bent", "a window's exponentials are clamped at 0.05", "an epsilon in the decoder",
-    patched({"harness.speculative._accept:Window.exponential": lambda w, s: _EXPONENTIAL(w, s).clamp_min(0.05)}),
+    patched({"harness.speculative._accept:Window.exponential": returning(
+        Window.exponential, lambda E_bnV, *at: E_bnV.clamp_min(0.05))}),
     component="draw")  # fmt: skip
 BENT_ACCEPT = Mutant(
     "streams.bent-accept", "acceptance numbers are rounded to hundredths in the decoder", "numbers through a log file",
-    patched({"harness.speculative._accept:Window.uniform": lambda w, s: (_UNIFORM(w, s) * 100).floor() / 100}),
+    patched({"harness.speculative._accept:Window.uniform": returning(
+        Window.uniform, lambda u_bn, *at: (u_bn * 100).floor() / 100)}),
 )  # fmt: skip

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Factory
-from harness.models.network import Condition, Network
-from harness.mutants._mutant import Mutant, judgement, parts, patched, policy
+from harness.models.network import Condition
+from harness.mutants._mutant import Mutant, given, judgement, parts, patched, policy, returning, updating
+from harness.mutants.guidance import guide_rows
+from harness.mutants.positions import query_levels
+from harness.mutants.randomness import filtered
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import (
     Acceptance,
@@ -40,10 +43,6 @@ def _whole(rule: Callable[[Tensor, int], Tensor]) -> Factory:
     return judgement(changed)
 
 
-def _extend(change: Callable[[Parts, Tensor, Window], Tensor]) -> Callable[[Policy], Policy]:
-    return lambda true: replace(true, extend=change)
-
-
 def _bonus_noise(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
     before = replace(window, first=window.first - 1, last=window.last - 1).exponential("token")
     n = probs_bnV.shape[1]
@@ -51,62 +50,35 @@ def _bonus_noise(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
 
 
 def _bonus_first(true: Policy) -> Policy:
-    def extend(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
-        return true.extend(used, probs_bnV, window)[:1].expand(len(window.images), -1)
-
-    return replace(true, extend=extend)
+    return replace(true, extend=returning(true.extend, lambda tokens_bn, *of: tokens_bn[:1].expand_as(tokens_bn)))
 
 
-def _byte_counts(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
-    numbers = round_numbers(judged, rows_RnV, window)
+def _byte_counts(numbers: Tensor, judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
     counts = 1 + len(window.images)
     return torch.cat((numbers[:counts], numbers[counts:] % 256))
 
 
-def _late_query(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    x_RnD = PARTS.build_combined_query(network, condition, raw_BnC, first, last).clone()
-    pyramid = network.pyramid
-    for si in range(first + 2, last + 1):
-        rows = slice(pyramid.begin(si) - pyramid.begin(first), pyramid.end(si) - pyramid.begin(first))
-        x_RnD[:, rows] += network.lvl_SD[first + 1] - network.lvl_SD[si]
-    return x_RnD
-
-
-def _late_mask(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    mask = PARTS.attention_mask(pyramid, first, last, device, dtype).clone()
+def _late_mask(mask: Tensor, pyramid: ScalePyramid, first: int, last: int, *of_tensor: Any) -> Tensor:
+    mask = mask.clone()
     if first and last >= first + 2:
         mask[:, :, pyramid.begin(first + 2) - pyramid.begin(first) :, 0] = float("-inf")
     return mask
 
 
-def _late_guide(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
-    guided = PARTS.guide(rows_RnV, pyramid, cfg, first, last)
+def _late_guide(guided: Tensor, rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
     if last >= first + 2:
         guided[:, -pyramid.tokens(last) :] = rows_RnV.chunk(2)[0][:, -pyramid.tokens(last) :]
     return guided
 
 
-def _guide_at(change: Callable[[float], float]) -> Callable[..., Tensor]:
-    return lambda rows, pyramid, cfg, first, last: PARTS.guide(rows, pyramid, change(cfg), first, last)
-
-
-def _filter_at(change: Callable[[int, float], tuple[int, float]]) -> Callable[..., Tensor]:
-    return lambda logits, top_k, top_p: PARTS.filter_logits(logits, *change(top_k, top_p))
-
-
-def _interleaved(rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
-    """Take rows 0, 2, 4 … for the conditional ones: right for one image."""
-    return PARTS.guide(torch.cat((rows_RnV[0::2], rows_RnV[1::2])), pyramid, cfg, first, last)
-
-
-def _first_rows(this: Any, x_BX: Tensor) -> Tensor:
-    """Take the first rows for a group that is not the whole batch: drafted tokens of other images."""
-    return x_BX[: len(this.images)]
+def _cfg(change: Callable[[float], float]) -> Factory:
+    return parts(guide=given(PARTS.guide, lambda rows, pyramid, cfg, *window: (rows, pyramid, change(cfg), *window)))
 
 
 def _drafted(state: DecodeState, window: Window) -> Proposal:
-    tokens_BL, probs_BLV = state.drafted_tokens_BL[:, window.span], state.drafted_probs_BLV[:, window.span]
-    return Proposal(_first_rows(window, tokens_BL), _first_rows(window, probs_BLV))
+    """Take the first rows for a group that is not the whole batch: drafted tokens of other images."""
+    b = len(window.images)
+    return Proposal(state.drafted_tokens_BL[:b, window.span], state.drafted_probs_BLV[:b, window.span])
 
 
 def _condition_of(self: Side, images: list[int]) -> Condition:
@@ -127,16 +99,11 @@ def _bonus_not_added(
             state.f_hat_BCPP[image] = 0.5 * (before[image] + state.f_hat_BCPP[image])
 
 
-def _later_raw_lost(
-    state: DecodeState, used: Any, images: list[int], first: int, tokens: list[Tensor], finished: list[int]
-) -> None:
+def _later_raw_lost(state: DecodeState, image: int, first: int, finished: int, tried: int) -> None:
     """Roll the target's cache back one scale too far after several scales were finished."""
-    PARTS.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
-    for image, count in zip(images, finished, strict=True):
-        if count >= 2:
-            state.target.cache.rollback(image, 0)
-            state.target.cache.lengths[image] = state.pyramid.begin(first + count)
-            state.target.cache.kv[:, :, image, :, state.pyramid.begin(first + count - 1) :] = 0
+    if finished >= 2:
+        state.target.cache.kv[:, :, image, :, state.pyramid.begin(first + finished - 1) :] = 0
+        state.target.cache.lengths[image] = state.pyramid.begin(first + finished)
 
 
 class _HalfCache(KVCache):
@@ -148,39 +115,22 @@ class _HalfCache(KVCache):
         return super().window(images)
 
 
-def _bfloat_sum(f_hat: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
-    return PARTS.accumulate(f_hat, idx_Bl, si, quantizer, pyramid).bfloat16().to(f_hat.dtype)
-
-
-def _accepted_less(verified: Any, window: Window, bonus: bool) -> Outcome:
+def _accepted_less(outcome: Outcome, verified: Any, window: Window, bonus: bool) -> Outcome:
     """Take one whole scale less where all of several are accepted, and correct the last, which needs none."""
-    outcome = fetch_outcome(verified, window, bonus)
     count = len(window.scales)
     accepted = [n - (n == count > 1 and not bonus) for n in outcome.accepted]
     finished = [min(n, a + 1) for n, a in zip(outcome.finished, accepted, strict=True)]
     return replace(outcome, accepted=accepted, finished=finished)
 
 
-def _same_for_group(verified: Any, window: Window, bonus: bool) -> Outcome:
-    outcome = fetch_outcome(verified, window, bonus)
-    return replace(
-        outcome,
-        accepted=[min(outcome.accepted)] * len(outcome.accepted),
-        finished=[min(outcome.finished)] * len(outcome.finished),
-    )
+def _same_for_group(outcome: Outcome, *of_round: Any) -> Outcome:
+    accepted, finished = ([min(counts)] * len(counts) for counts in (outcome.accepted, outcome.finished))
+    return replace(outcome, accepted=accepted, finished=finished)
 
 
-def _kept_swapped(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Any:
+def _kept_swapped(state: DecodeState, window: Window, outcome: Outcome, *of_image: Any) -> tuple[Any, ...]:
     accepted_bs = [[row[0]] * len(row) for row in outcome.accepted_bs]
-    return record_round(state, window, replace(outcome, accepted_bs=accepted_bs), k, before)
-
-
-def _clamped(u_Bn: Tensor, draft_Bn: Tensor, target_Bn: Tensor) -> Tensor:
-    return u_Bn.clamp_min(0.02) * draft_Bn < target_Bn
-
-
-def _half_probs(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-    return PARTS.draw(probs_BnV.half().float(), E_BnV)
+    return state, window, replace(outcome, accepted_bs=accepted_bs), *of_image
 
 
 def _smoothed(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
@@ -196,57 +146,59 @@ ONE_FORGIVEN = Mutant("acceptance.one-forgiven", "one error is forgiven above 20
     "a tolerance tuned on images", _whole(lambda accepted_bl, k: (~accepted_bl).sum(1) <= (accepted_bl.shape[1] > 200)),
     component="accept")  # fmt: skip
 BYTE_COUNTS = Mutant("acceptance.byte-counts", "kept tokens are counted in eight bits", "a mask summed in its own type",
-    patched({_ROUND + "round_numbers": _byte_counts}), alone=True)  # fmt: skip
+    patched({_ROUND + "round_numbers": returning(round_numbers, _byte_counts)}), alone=True)  # fmt: skip
 SECOND_FREE = Mutant("acceptance.second-free", "the second drafted scale is never checked",
     "a loop that begins after it", _whole(lambda accepted_bl, k: accepted_bl.all(1) | (k == 1)),
     component="accept")  # fmt: skip
 LATE_FREE = Mutant("acceptance.late-free", "from the third drafted scale on one right token is enough", "any for all",
     _whole(lambda accepted_bl, k: accepted_bl.all(1) if k < 2 else accepted_bl.any(1)), component="accept")  # fmt: skip
 BONUS_GREEDY = Mutant("acceptance.bonus-greedy", "the bonus scale takes the most likely tokens", "a draw left out",
-    policy(_extend(most_likely)), component="draw")  # fmt: skip
+    policy(lambda true: replace(true, extend=most_likely)), component="draw")  # fmt: skip
 BONUS_NOISE = Mutant("acceptance.bonus-noise", "the bonus scale reads the numbers of the scale before",
-    "a window's last index", policy(_extend(_bonus_noise)), component="draw")  # fmt: skip
+    "a window's last index", policy(lambda true: replace(true, extend=_bonus_noise)), component="draw")  # fmt: skip
 BONUS_FIRST = Mutant("batch.bonus-first", "the bonus scale of a group is that of its first image",
     "a tensor broadcast from one row", policy(_bonus_first), component="draw")  # fmt: skip
 ACCEPTED_LESS = Mutant("acceptance.accepted-less", "a draft accepted whole loses its last scale to a correction",
-    "a count from 0", patched({_ROUND + "fetch_outcome": _accepted_less}))  # fmt: skip
+    "a count from 0", patched({_ROUND + "fetch_outcome": returning(fetch_outcome, _accepted_less)}))  # fmt: skip
 KEPT_SWAPPED = Mutant("acceptance.kept-swapped", "kept tokens are those of the window's first scale",
-    "an index that stays 0", patched({_ROUND + "record_round": _kept_swapped}))  # fmt: skip
+    "an index that stays 0", patched({_ROUND + "record_round": given(record_round, _kept_swapped)}))  # fmt: skip
 CLAMPED_U = Mutant("acceptance.clamped-u", "contract B: u is at least 0.02", "a guard against zero",
-    parts(keep_drafted=_clamped), alone=True)  # fmt: skip
+    parts(keep_drafted=given(
+        PARTS.keep_drafted, lambda u_Bn, *probs: (u_Bn.clamp_min(0.02), *probs))), alone=True)  # fmt: skip
 SMOOTHED = Mutant("acceptance.smoothed", "contract B: an epsilon in the residual", "a guard against an empty mass",
     parts(residual=_smoothed), alone=True)  # fmt: skip
 SAME_FOR_GROUP = Mutant("batch.same-for-group", "the least acceptance of a group holds for all of it",
-    "a minimum over the batch", patched({_ROUND + "fetch_outcome": _same_for_group}))  # fmt: skip
+    "a minimum over the batch",
+    patched({_ROUND + "fetch_outcome": returning(fetch_outcome, _same_for_group)}))  # fmt: skip
 FIRST_DRAFTS = Mutant("batch.first-drafts", "a group that is no whole batch is judged by other images' drafts",
     "rows not gathered", patched({_ROUND + "drafted_proposal": _drafted}))  # fmt: skip
 FIRST_CONDITION = Mutant("batch.first-condition", "a group that is no whole batch gets the first images' condition",
     "rows not gathered", patched({"harness.speculative._state:Side.condition_of": _condition_of}),
     component="condition")  # fmt: skip
 INTERLEAVED_ROWS = Mutant("guidance.interleaved", "guidance rows are taken in turns", "another order of rows",
-    parts(guide=_interleaved), component="guidance")  # fmt: skip
+    guide_rows(lambda rows_RnV: torch.cat((rows_RnV[0::2], rows_RnV[1::2]))), component="guidance")  # fmt: skip
 LATE_GUIDE = Mutant("guidance.late", "the last scale of a window of three or more is not guided",
-    "a slice that ends too early", parts(guide=_late_guide), component="guidance")  # fmt: skip
+    "a slice that ends too early", parts(guide=returning(PARTS.guide, _late_guide)), component="guidance")  # fmt: skip
 NEGATIVE = Mutant("guidance.negative", "a negative guidance value is taken for 0", "max(0, cfg)",
-    parts(guide=_guide_at(lambda cfg: max(0.0, cfg))), component="guidance")  # fmt: skip
+    _cfg(lambda cfg: max(0.0, cfg)), component="guidance")  # fmt: skip
 CAPPED = Mutant("guidance.capped", "guidance values end at 3", "a range",
-    parts(guide=_guide_at(lambda cfg: min(cfg, 3.0))), component="guidance")  # fmt: skip
+    _cfg(lambda cfg: min(cfg, 3.0)), component="guidance")  # fmt: skip
 ZERO_DEFAULT = Mutant("guidance.zero-default", "cfg 0 is taken for the default", "`cfg or 1.5`",
-    parts(guide=_guide_at(lambda cfg: cfg or 1.5)), component="guidance")  # fmt: skip
+    _cfg(lambda cfg: cfg or 1.5), component="guidance")  # fmt: skip
 NEARLY_ONE = Mutant("randomness.nearly-one", "top_p above 0.95 is switched off", "a shortcut",
-    parts(filter_logits=_filter_at(lambda k, p: (k, 0.0 if p > 0.95 else p))), component="draw")  # fmt: skip
+    filtered(lambda top_k, top_p, V: (top_k, 0.0 if top_p > 0.95 else top_p)), component="draw")  # fmt: skip
 HALF_PROBS = Mutant("randomness.half-probs", "the race is run in half precision", "autocast around the draw",
-    parts(draw=_half_probs))  # fmt: skip
+    parts(draw=given(PARTS.draw, lambda probs_BnV, E_BnV: (probs_BnV.half().float(), E_BnV))))  # fmt: skip
 LATE_LEVEL = Mutant("positions.late-level", "from a window's third scale on rows have the second's level",
-    "an index that stops", parts(build_combined_query=_late_query), component="positions")  # fmt: skip
+    "an index that stops", query_levels(lambda si, first: min(si, first + 1)), component="positions")  # fmt: skip
 LATE_MASK = Mutant("masks.late", "from a window's third scale on position 0 is hidden", "a mask for windows of two",
-    parts(attention_mask=_late_mask), component="mask or cache")  # fmt: skip
+    parts(attention_mask=returning(PARTS.attention_mask, _late_mask)), component="mask or cache")  # fmt: skip
 BONUS_LATENT = Mutant("state.half-sum", "where three scales are finished at once f_hat gets half of them",
     "an update in two halves", parts(update_state_with_accepted_tokens=_bonus_not_added))  # fmt: skip
 CACHE_LOST = Mutant("state.cache-lost", "where several scales are finished the last one's keys are zeroed",
-    "a roll-back too far", parts(update_state_with_accepted_tokens=_later_raw_lost),
-    component="mask or cache")  # fmt: skip
+    "a roll-back too far", updating(_later_raw_lost), component="mask or cache")  # fmt: skip
 HALF_CACHE = Mutant("state.half-cache", "keys and values are stored in half precision", "a smaller cache",
     parts(new_cache=_HalfCache))  # fmt: skip
 BFLOAT_SUM = Mutant("state.bfloat-sum", "f_hat is accumulated in bfloat16",
-    "the networks' precision for the quantiser's", parts(accumulate=_bfloat_sum), component="f_hat")  # fmt: skip
+    "the networks' precision for the quantiser's", parts(accumulate=returning(
+        PARTS.accumulate, lambda f_hat, *scale: f_hat.bfloat16().to(f_hat.dtype))), component="f_hat")  # fmt: skip
