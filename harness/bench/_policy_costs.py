@@ -64,7 +64,7 @@ class PolicyRow:
         self.distances += image_distances(models, actual, expected)
         self.accepted_tokens += actual.total("accepted_tokens")
         self.scales_per_round.update(actual.scales_per_round())
-        for turn in (turn for rounds in actual.rounds for turn in rounds):
+        for turn in actual.turns:
             accepted = range(turn.first, turn.first + turn.accepted)
             self.whole.update(accepted)
             self.judged.update([*accepted, turn.first + turn.accepted] if turn.corrected else accepted)

@@ -73,7 +73,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     row = {address: b for b, address in reversed(list(enumerate(request.addresses)))}
     # a defect without a position (the final f_hat) comes after the tokens that it is made of
     judgement.defects.sort(key=lambda d: (d.scale, row[d.seed, d.image], d.position < 0, *d.place))
-    if drafts and not any(turn.drafted for rounds in actual.rounds for turn in rounds):
+    if drafts and not any(turn.drafted for turn in actual.turns):
         reason = "nothing was drafted, as far as Trace.rounds shows; pass --sequential for a decoder that never drafts"
         judgement.inconclusive.append(reason)
     return judgement, along

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,11 +26,10 @@ from harness.laws._law import (
     require_shown_rounds,
     require_tokens,
 )
-from harness.laws._oracle import run_over, targeted
+from harness.laws._oracle import noting, run_over, targeted
 from harness.protocol import Contract, Round, Trace
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
 from harness.reference import decode_by_policy, filter_logits, joint_law, law_distance
-from harness.reference.sequential import sample_sequential
 from harness.rounding import quick_budget
 from harness.speculative.sampler import SpeculativeDecoder
 
@@ -47,20 +43,18 @@ _EXACT = 1e-12  # sums of some hundred products of float64 numbers below 1; seen
 
 def _rejected(decoded: Trace, case: Case) -> bool:
     """Return whether any round replaced a drafted scale; where no rounds are shown, whether the draft is another."""
-    if not any(turn.drafted for rounds in decoded.rounds for turn in rounds):
+    if not any(turn.drafted for turn in decoded.turns):
         return case.draft != "identical"
-    return any(turn.corrected for rounds in decoded.rounds for turn in rounds)
+    return any(turn.corrected for turn in decoded.turns)
 
 
 @law(LAWS, "acceptance.token-identical", "decode", "accept", contract=Contract.TOKENS, wide=False)
 def _token_identical(subject: Subject, case: Case) -> bool:
     """Same seed, same tokens as sequential target decoding (ties certified)."""
-    models, request = case.models, case.request
-    greedy = case.settings.greedy
-    expected = sample_sequential(models.target, models.vae, request, case.noise(), greedy=greedy)
-    budget = quick_budget(models)
+    expected, budget = case.sequential(), quick_budget(case.models)
     actual = subject.decode(case)
-    judgement = judge(Evidence(models, request, actual, expected, budget, greedy), drafts=False)
+    evidence = Evidence(case.models, case.request, actual, expected, budget, case.settings.greedy)
+    judgement = judge(evidence, drafts=False)
     require(not judgement.defects, f"{judgement.defects[0] if judgement.defects else ''}")
     return _rejected(actual, case)
 
@@ -196,27 +190,13 @@ def _residual_law(subject: Subject, case: Case) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class _Watched:
-    """A part, and what one of its arguments has been."""
-
-    seen: list[Tensor]
-    which: int
-    part: Callable[..., Tensor]
-
-    def __call__(self, *arguments: Any) -> Tensor:
-        """Do as the part does."""
-        self.seen.append(arguments[self.which].clone())
-        return self.part(*arguments)
-
-
 @law(LAWS, "acceptance.drawn", "draft_generate_batch", "accept", policies=("rejection",))
 def drawn(subject: Subject, case: Case) -> bool:
     """What is subtracted from the target's law is the law that the draft drew from, filter and all."""
     laws, drawn_from = list[Tensor](), list[Tensor]()
     case = replace(case, draft="near", top_k=max(2, case.V - 1), top_p=0.9)
-    watched = {"draw": partial(_Watched, drawn_from, 0), "residual": partial(_Watched, laws, 0)}
-    subject.spied(case, **watched).decode(case.request, case.noise())
+    watched = subject.spied(case, draw=noting(drawn_from, 0), residual=noting(laws, 0))
+    watched.decode(case.request, case.noise())
     known = {row.tobytes() for probs_BnV in drawn_from for row in probs_BnV.flatten(0, 1).cpu().numpy()}
     for draft_BnV in laws:
         for row_V in draft_BnV.flatten(0, 1).cpu().numpy():

@@ -23,10 +23,11 @@ from harness.models.network import Condition, Network, TransformerConfig
 from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.var.sizes import random_weights
 from harness.models.var.transformer import Transformer, transformer_shapes
-from harness.protocol import Guidance, NoiseOrder, Request, Settings
+from harness.protocol import Guidance, NoiseOrder, Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.reference import FamilySteps, family_of
+from harness.reference.sequential import sample_sequential
 
 QUALITIES = ("near", "close", "far", "adversarial", "identical", "single")
 # Relative size of the change from the target's weights to the draft's; chosen so that full acceptance, partial
@@ -199,6 +200,11 @@ class Case:
     def noise(self, request: Request | None = None) -> SeededNoise:
         """Return fresh numbers for one decode."""
         return self.models.noise(request or self.request)
+
+    def sequential(self, request: Request | None = None) -> Trace:
+        """Return the sequential decode of the case's request, or of another one."""
+        request, models = request or self.request, self.models
+        return sample_sequential(models.target, models.vae, request, self.noise(request), greedy=self.settings.greedy)
 
     def generator(self) -> torch.Generator:
         """Return a CPU generator of the law's own, so that a case always tries the same numbers."""

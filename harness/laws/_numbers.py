@@ -18,6 +18,7 @@ from harness.laws import _formulas as formulas
 from harness.laws._case import CLASSES, Case, random_models
 from harness.laws._law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, policy_name, require_equal
 from harness.laws._oracle import run_over
+from harness.laws._scripted import Around
 from harness.models import ModelPair, var_config
 from harness.models.network import Condition
 from harness.models.var.autoencoder import Autoencoder
@@ -198,19 +199,12 @@ def _head(case: Case, network: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Spoiled:
+class _Spoiled(Around):
     """A network of which one logit of every pass over so many rows and positions is another number."""
 
-    network: Any
     shape: tuple[int, int]  # rows and draws of the pass
     at: tuple[int, int, int]  # row, draw in the pass, token
     value: float
-
-    def __getattr__(self, name: str) -> Any:
-        """Pass on what is not spoiled."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.network, name)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV, one of them spoiled."""

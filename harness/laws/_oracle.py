@@ -5,6 +5,7 @@ Promise: composed of `reference/` alone, so that nothing of the decoder under te
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +52,25 @@ def targeted(decoded: Trace, B: int, si: int) -> list[int]:
 
 def several(decoded: Trace, S: int) -> bool:
     """Return whether any pass was over several scales; where nothing is drafted or told, whether there are several."""
-    turns = [turn for rounds in decoded.rounds for turn in rounds]
-    if not any(turn.drafted for turn in turns):
+    if not any(turn.drafted for turn in decoded.turns):
         return S > 1
-    return any(turn.drafted + turn.bonus > 1 for turn in turns)
+    return any(turn.drafted + turn.bonus > 1 for turn in decoded.turns)
+
+
+_Part = Callable[..., Any]
+
+
+def noting(seen: list[Tensor], which: int) -> Callable[[_Part], _Part]:
+    """Return a wrapper of a part, for `Subject.spied`, that keeps what one of its arguments has been."""
+
+    def wrapper(part: _Part) -> _Part:
+        def noted(*arguments: Any) -> Any:
+            seen.append(arguments[which].clone())
+            return part(*arguments)
+
+        return noted
+
+    return wrapper
 
 
 @torch.inference_mode()

@@ -14,7 +14,6 @@ from harness.laws._law import Law, NotOffered, Subject, law, require_equal, requ
 from harness.laws._oracle import run_over, targeted
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Trace
-from harness.reference.sequential import sample_sequential
 
 LAWS: list[Law] = []
 
@@ -115,7 +114,5 @@ def labels(subject: Subject, case: Case) -> bool:
         expected = subject.decoder(case, _anew(models)).decode(request, case.noise(request))
         _same_decode(actual, expected, where)
         if Contract.of(decoder.contract) is Contract.TOKENS:
-            greedy = case.settings.greedy
-            alone = sample_sequential(models.target, models.vae, request, case.noise(request), greedy=greedy)
-            require_draws(case, request, actual.tokens_BL, alone.tokens_BL, where)
+            require_draws(case, request, actual.tokens_BL, case.sequential(request).tokens_BL, where)
     return len(met) > 2

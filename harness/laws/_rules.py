@@ -26,7 +26,7 @@ from harness.laws._law import (
     require_rounds,
     require_tokens,
 )
-from harness.laws._scripted import Ranked, Scripted, decode_drafted
+from harness.laws._scripted import Around, Ranked, Scripted, decode_drafted
 from harness.models import ModelPair
 from harness.models.network import Cache, Condition
 from harness.protocol import Request, Round, Trace
@@ -58,13 +58,18 @@ def _draft_lens(case: Case) -> tuple[str, ...]:
     return (str(case.length), schedule, f"dynamic:1:{min(2, S)}", f"dynamic:{min(2, S)}:{S}")
 
 
-def _require_policy(decoded: Trace, case: Case, draft_len: str, where: str) -> list[list[Round]]:
+def _both(turns: list[Round]) -> bool:
+    """Whether some rounds rejected a scale, and some accepted one."""
+    return any(turn.corrected for turn in turns) and any(turn.accepted for turn in turns)
+
+
+def _require_policy(decoded: Trace, case: Case, draft_len: str, where: str) -> list[Round]:
     """Require the tokens and rounds of a naive decoder of docs/policies.md; return its rounds."""
     request, noise = case.request, case.noise()
     tokens_BL, rounds = decode_by_policy(case.models, request, noise, case.policy, draft_len, case.bonus)
     require_tokens(decoded.tokens_BL, tokens_BL, where)
     require_rounds(decoded.rounds, rounds, where)
-    return rounds
+    return [turn for turns in rounds for turn in turns]
 
 
 def _follows(subject: Subject, case: Case) -> None:
@@ -167,17 +172,10 @@ _RANKS = (
 
 
 @dataclass(frozen=True)
-class _Spy:
-    """A network that counts its passes, and is otherwise the one inside it."""
+class _Spy(Around):
+    """A network that counts its passes."""
 
-    network: Any
     counts: Counter[str]
-
-    def __getattr__(self, name: str) -> Any:
-        """Pass on what is not counted."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.network, name)
 
     def hidden(
         self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
@@ -198,17 +196,15 @@ def coin(subject: Subject, case: Case) -> bool:
     decoder: Any = subject.decoder(case)
     if not isinstance(decoder, SpeculativeDecoder):
         raise NotOffered("not composed of the harness's parts")
-    rejected, accepted, many = False, False, _coins(case)
+    turns, many = list[Round](), _coins(case)
     for rate in (0.3, 0.7):
         policy = parse_policy(f"imposed:{rate}", bench=True)
         tossing = copy.copy(decoder)
         tossing.options = replace(decoder.options, policy=policy)
         actual = tossing.decode(case.request, case.noise())
-        expected = _require_policy(actual, replace(case, policy=policy.name), str(case.length), f"policy {policy.name}")
-        rejected = rejected or any(turn.corrected for rounds in expected for turn in rounds)
-        accepted = accepted or any(turn.accepted for rounds in expected for turn in rounds)
+        turns += _require_policy(actual, replace(case, policy=policy.name), str(case.length), f"policy {policy.name}")
         _tossed(policy, rate, many)
-    return rejected and accepted
+    return _both(turns)
 
 
 def _all_tied(models: ModelPair) -> ModelPair:
@@ -223,17 +219,14 @@ def _all_tied(models: ModelPair) -> ModelPair:
 def oracle(subject: Subject, case: Case) -> bool:
     """Tokens and rounds are those of a naive decoder written from docs/policies.md."""
     needs_exact(case, _DECIDES)
-    rejected = accepted = False
+    turns = list[Round]()
     for k, tried in enumerate(_policies(subject, case)):
         draft_len = _draft_lens(tried)[(case.seed + k) % 4]
         decoder = subject.decoder(tried, draft_len=draft_len)
         actual = decoder.decode(tried.request, tried.noise())
         where = f"policy {tried.policy}, draft_len {draft_len}{', bonus' if tried.bonus else ''}"
-        expected = _require_policy(actual, tried, draft_len, where)
-        turns = [turn for rounds in expected for turn in rounds]
-        rejected = rejected or any(turn.corrected for turn in turns)
-        accepted = accepted or any(turn.accepted for turn in turns)
-    return rejected and accepted
+        turns += _require_policy(actual, tried, draft_len, where)
+    return _both(turns)
 
 
 @law(LAWS, "rules.labour", "decode", "cache")
@@ -244,8 +237,8 @@ def labour(subject: Subject, case: Case) -> bool:
     one for every scale after. For every ENTRY, 0 and S included.
     """
     needs_exact(case, _DECIDES)
-    models, pyramid, S = case.models, case.pyramid, case.pyramid.S
-    alone_BL = sample_sequential(models.target, models.vae, case.request, case.noise()).tokens_BL
+    pyramid, S = case.pyramid, case.pyramid.S
+    alone_BL = replace(case, policy="coupled").sequential().tokens_BL
     for entry in range(S + 1):
         handing = replace(case, policy=f"code:{entry}")
         try:

@@ -26,17 +26,23 @@ _SURE = 1e3  # nats: no other token is drawn, whatever the numbers, guidance and
 
 
 @dataclass(frozen=True)
-class Scripted:
-    """The target as its own draft, wrong where a script says."""
+class Around:
+    """A network that is the one inside it, but for the methods of a class derived from this one."""
 
-    network: Any  # the target
-    script: Script
+    network: Any
 
     def __getattr__(self, name: str) -> Any:
-        """Pass on what is not scripted."""
+        """Pass on what is not changed."""
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.network, name)
+
+
+@dataclass(frozen=True)
+class Scripted(Around):
+    """The target as its own draft, wrong where a script says."""
+
+    script: Script
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV; the rows of scripted scales hold one token, the target's least likely one."""
@@ -57,20 +63,13 @@ class Scripted:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class Ranked(Around):
     """The target as its own draft that proposes, at every position, the token of one rank of the target's law.
 
     Without guidance and filter; rank 1 is the most likely one.
     """
 
-    network: Any  # the target
     rank: int
-
-    def __getattr__(self, name: str) -> Any:
-        """Pass on what has no rank."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.network, name)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV that hold one token."""

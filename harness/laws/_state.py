@@ -52,7 +52,7 @@ def sync(subject: Subject, case: Case) -> bool:
     for k, state in enumerate(taken):
         check_snapshot(state, case, runs, decoded.tokens_BL, f"update {k}")
     require(taken[-1].done == [case.pyramid.S] * case.B, f"the last update leaves {taken[-1].done} scales final")
-    return any(turn.corrected for rounds in decoded.rounds for turn in rounds) and len(taken) > 1
+    return any(turn.corrected for turn in decoded.turns) and len(taken) > 1
 
 
 @law(LAWS, "state.poison", _UPDATE, "cache", "forward_window")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._enumeration import chi_square
 from harness.laws._law import Law, Subject, law
+from harness.laws._oracle import noting
 from harness.protocol import ORDERS, NoiseOrder, Request
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
@@ -105,33 +104,22 @@ def _distributions(subject: Subject, case: Case) -> bool:
 def used(subject: Subject, case: Case) -> bool:
     """What draws and acceptance tests are given is what the noise holds, number by number."""
     noise = case.noise()
-    seen: dict[str, list[Tensor]] = {"draw": [], "keep_drafted": []}
-
-    def at(name: str, which: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-        def watch(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            def watched(*arguments: Any) -> Tensor:
-                seen[name].append(arguments[which].clone())
-                return part(*arguments)
-
-            return watched
-
-        return watch
-
-    decoder = subject.spied(case, draw=at("draw", 1), keep_drafted=at("keep_drafted", 0))
+    raced, tested = list[Tensor](), list[Tensor]()
+    decoder = subject.spied(case, draw=noting(raced, 1), keep_drafted=noting(tested, 0))
     decoder.decode(case.request, noise)
     rows = set()
     for stream in (TOKEN, DRAFT, CORRECT):
         for si in case.pyramid:
             rows |= {row.tobytes() for row in noise.exponential(si, stream, "law").flatten(0, 1).cpu().numpy()}
-    for E_BnV in seen["draw"]:
+    for E_BnV in raced:
         for row_V in E_BnV.flatten(0, 1).float().cpu().numpy():
             require(row_V.tobytes() in rows, f"a draw was given {row_V.tolist()[:4]}, which the noise does not hold")
-    if seen["keep_drafted"]:
+    if tested:
         uniform = {float(u) for si in case.pyramid for u in noise.uniform(si, ACCEPT, "law").flatten().tolist()}
-        for u_Bn in seen["keep_drafted"]:
+        for u_Bn in tested:
             foreign = [u for u in u_Bn.flatten().tolist() if u not in uniform]
             require(not foreign, f"an acceptance test was given {foreign[:4]}, which the noise does not hold")
-    return bool(seen["draw"])
+    return bool(raced)
 
 
 @law(LAWS, "streams.starts", "noise")

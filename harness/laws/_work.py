@@ -41,7 +41,7 @@ def least(subject: Subject, case: Case) -> bool:
         calls = decoded.target_calls[image], decoded.draft_calls[image]
         least_calls = len(turns), sum(turn.drafted for turn in turns)
         require(calls == least_calls, f"image {image}: {calls} passes of target and draft, not {least_calls}")
-    return any(turn.corrected and turn.drafted > 1 for turns in decoded.rounds for turn in turns)
+    return any(turn.corrected and turn.drafted > 1 for turn in decoded.turns)
 
 
 def _least(case: Case, turn: Round, draft_cache: int) -> dict[str, int]:

@@ -108,13 +108,18 @@ class Trace:
     cache_bytes: dict[str, int] = field(default_factory=dict)
     peak_bytes: int = 0
 
+    @property
+    def turns(self) -> list[Round]:
+        """The rounds of all images, image by image."""
+        return [turn for rounds in self.rounds for turn in rounds]
+
     def total(self, name: str) -> list[int]:
         """Return the sum of a count of `Round`, e.g. ``accepted_tokens``, over the rounds of every image."""
         return [sum(int(getattr(turn, name)) for turn in rounds) for rounds in self.rounds]
 
     def scales_per_round(self) -> dict[int, int]:
         """Return the histogram of final scales per round: scales -> rounds, over all images."""
-        return dict(sorted(Counter(turn.finished for rounds in self.rounds for turn in rounds).items()))
+        return dict(sorted(Counter(turn.finished for turn in self.turns).items()))
 
     def missing_scales(self, pyramid: ScalePyramid) -> list[tuple[int, int]]:
         """Return (image, scale) of every scale that was not made final exactly once."""

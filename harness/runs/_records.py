@@ -49,7 +49,7 @@ class Coverage:
     def of(cls, trace: Trace) -> Coverage:
         """Count one decode."""
         diverged = len({tuple(turn.first for turn in rounds) for rounds in trace.rounds}) > 1
-        rejects = any(turn.accepted < turn.drafted for rounds in trace.rounds for turn in rounds)
+        rejects = any(turn.accepted < turn.drafted for turn in trace.turns)
         together = len(trace.rounds) > 1 and rejects and not diverged
         coverage = cls(decodes=1, diverged=int(diverged), together=int(together))
         for rounds in trace.rounds:
@@ -149,7 +149,7 @@ def _by_scale(trace: Trace) -> dict[str, list[int]]:
     """Return what the rounds did with every scale; a decoder's numbers need not be scales that there are."""
     S = trace.scale_writes_BS.shape[-1]
     by_scale = {name: [0] * S for name in ("drafted", "kept", "corrected", "bonus")}
-    for turn in (turn for rounds in trace.rounds for turn in rounds):
+    for turn in trace.turns:
         rejected, after = turn.first + turn.accepted, turn.first + turn.drafted
         spans = {
             "drafted": range(turn.first, after),
