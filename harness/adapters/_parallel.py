@@ -151,8 +151,7 @@ class ParallelLoop:
         return trace
 
     def _put_tensors(self, trace: Trace, turn: Turn, k: int) -> None:
-        si, shown = turn.first + k, trace.intermediates
-        assert shown is not None
+        si, shown = turn.first + k, trace.shown
         span = (slice(None), self.models.pyramid.span(si))
         put(shown.guided_BLV, span, turn.guided[k] if k < len(turn.guided) else None)
         put(shown.rows_RLV, span, turn.rows(k))

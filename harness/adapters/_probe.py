@@ -141,10 +141,9 @@ class Probe:
         code, models, sides = decoder.code, decoder.code.models, list[ProbeSide]()
         for network, module in ((models.draft, code.draft), (models.target, code.target)):
             run = sample_sequential(network, models.vae, request, models.noise(request), tokens_BL)
-            assert run.intermediates is not None
             classes = network.config.classes
             labels_R = guidance_labels(models.noise(request).labels(classes), classes)
-            sides.append(ProbeSide(network, module, run.intermediates, labels_R))
+            sides.append(ProbeSide(network, module, run.shown, labels_R))
         return cls(decoder, request, budget, tokens_BL, draft=sides[0], target=sides[1])
 
     @property

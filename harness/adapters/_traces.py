@@ -53,8 +53,7 @@ def count_calls(trace: Trace, recorder: Recorder, B: int) -> None:
 def trace_of(recorder: Recorder, models: ModelPair, B: int) -> Trace:
     """Return what one decode did, from what was seen of it."""
     trace, pyramid = blank(models, B), models.pyramid
-    shown = trace.intermediates
-    assert shown is not None
+    shown = trace.shown
     _put_prefixes(recorder, models, shown.x_RLD)
     for write in recorder.writes:
         if write.scale in pyramid:

@@ -51,13 +51,12 @@ def allowances(case: RecordedCase, run: Trace) -> Allowances:
 
     The plain sampler is what a golden judges, so its own error must not excuse it: a budget is capped.
     """
-    assert run.intermediates is not None
     budgets = _budgets(case)
     worst = max(budgets, key=lambda budget: budget.rows)
-    rows = min(worst.rows, LIMITS["logits cap"] * float(run.intermediates.rows_RLV.abs().max()))
+    rows = min(worst.rows, LIMITS["logits cap"] * float(run.shown.rows_RLV.abs().max()))
     f_hat = min(
         max(budget.f_hat for budget in budgets),
-        LIMITS["f_hat cap"] * max(1.0, float(run.intermediates.f_hat_SBCPP.abs().max())),
+        LIMITS["f_hat cap"] * max(1.0, float(run.shown.f_hat_SBCPP.abs().max())),
     )
     budget, pyramid = replace(worst, rows=rows), case.models.pyramid
     logits_S = tuple(budget.guided(case.request.guidance, pyramid.ramp(si), si).logits for si in pyramid)
@@ -66,10 +65,9 @@ def allowances(case: RecordedCase, run: Trace) -> Allowances:
 
 def smooth_rounding(case: RecordedCase, run: Trace) -> float:
     """Return the root mean square of what rounding does to a logit before guidance, capped like a budget."""
-    assert run.intermediates is not None
     # as measured: `spread` has a factor of its own
     rms = max(budget.rows_rms for budget in _budgets(case)) / BUDGET_MARGIN
-    return min(rms, LIMITS["smooth rounding"] * float(run.intermediates.rows_RLV.abs().max()))
+    return min(rms, LIMITS["smooth rounding"] * float(run.shown.rows_RLV.abs().max()))
 
 
 def _budgets(case: RecordedCase) -> list[Budget]:

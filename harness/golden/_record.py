@@ -132,7 +132,6 @@ def _kinds(planned: Sequence[GoldenCase], models: str, before: Recording, device
 def produce(case: RecordedCase) -> list[tuple[str, Tensor]]:
     """Run one case; return what is recorded of it, by full name."""
     trace = case.run()
-    assert trace.intermediates is not None
     tensors = {
         "tokens": trace.tokens_BL.to(torch.int16),
         "f_hat": trace.f_hat_BCPP,
@@ -140,7 +139,7 @@ def produce(case: RecordedCase) -> list[tuple[str, Tensor]]:
     }
     for si in case.models.pyramid:
         if case.f_hats:
-            tensors[f"f_hat/{si}"] = trace.intermediates.f_hat_SBCPP[si]
+            tensors[f"f_hat/{si}"] = trace.shown.f_hat_SBCPP[si]
         if case.logits != "none":
             tensors[f"logits/{si}"] = kept_logits(case, trace, si)
     if case.sampler == "speculative":

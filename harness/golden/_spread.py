@@ -240,14 +240,12 @@ class _Rounding:
 
 def guided(trace: Trace) -> Tensor:
     """Return guided_BLV of a plain sampler's run."""
-    assert trace.intermediates is not None
-    return trace.intermediates.guided_BLV
+    return trace.shown.guided_BLV
 
 
 def f_hats(trace: Trace) -> Tensor:
     """Return f_hat_SBCPP of a plain sampler's run."""
-    assert trace.intermediates is not None
-    return trace.intermediates.f_hat_SBCPP
+    return trace.shown.f_hat_SBCPP
 
 
 def maps(trace: Trace, steps: bool) -> Tensor:

@@ -137,9 +137,7 @@ def _judge_tensors(evidence: Evidence, wrong: WrongTensors) -> list[Divergence]:
 
 def _tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Divergence:
     """Place a wrong tensor at its scale's worst position."""
-    a, b = evidence.actual.intermediates, evidence.expected.intermediates
-    assert a is not None
-    assert b is not None
+    a, b = evidence.actual.shown, evidence.expected.shown
     si, pyramid = wrong.scale, evidence.models.pyramid
     span = pyramid.draws.span(si)
     delta_l = (a.guided_BLV[image, span] - b.guided_BLV[image, span]).abs().amax(1)

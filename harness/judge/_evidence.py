@@ -71,9 +71,7 @@ class Evidence:
 @torch.inference_mode()
 def _merged(all_of: Trace, some: Trace, rows: Tensor, request: Request) -> Trace:
     """Return a copy of a trace of which some images are another's."""
-    old, new = all_of.intermediates, some.intermediates
-    assert old is not None
-    assert new is not None
+    old, new = all_of.shown, some.shown
     both = torch.tensor(request.rows_of(*rows.tolist()), device=rows.device)
     places = {"x_RLD": (0, both), "rows_RLV": (0, both), "guided_BLV": (0, rows), "f_hat_SBCPP": (1, rows)}
     others = new.named()

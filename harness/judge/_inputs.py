@@ -22,9 +22,7 @@ MODES = ("nearest", "bilinear", "bicubic", "area")  # of a resize, those that ar
 
 def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongTensor:
     """Return what the input of one image at one scale is, which differs from the expected one by more than `error`."""
-    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
-    assert actual is not None
-    assert expected is not None
+    actual, expected = evidence.actual.shown, evidence.expected.shown
     span, both = evidence.models.pyramid.span(si), evidence.request.rows_of(image)
     halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
     misplaced = misplaced_rows(evidence, image, (actual.x_RLD[both, span], expected.x_RLD[:, span]), error, si)
@@ -83,8 +81,7 @@ def _half(right: list[bool]) -> str:
 
 def _known_content(evidence: Evidence, image: int, si: int, error: float) -> WrongTensor | None:
     """Look the input up among known contents at any position; the right content first, at another position."""
-    actual = evidence.actual.intermediates
-    assert actual is not None
+    actual = evidence.actual.shown
     pyramid, network = evidence.models.pyramid, evidence.models.target
     span, x_lD = pyramid.span(si), actual.x_RLD[image, pyramid.span(si)]
     if not bool(torch.isfinite(x_lD).all()):
@@ -124,8 +121,7 @@ def _seats(evidence: Evidence, term_lD: Tensor, error: float) -> tuple[Tensor, T
 
 def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, str, Tensor]]:
     """Yield (component, what it is, content_lD): first the right one, whose clause is empty."""
-    expected = evidence.expected.intermediates
-    assert expected is not None
+    expected = evidence.expected.shown
     models, pyramid, network = evidence.models, evidence.models.pyramid, evidence.models.target
     span, (h, w), family = pyramid.span(si), pyramid.sides[si], family_of(network)
     own_lD = network.lvl_SD[si] + network.pos_LD[span]

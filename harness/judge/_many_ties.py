@@ -125,8 +125,7 @@ def too_many(weights_x3: Tensor, looks: int = 1) -> Tensor:
 @torch.inference_mode()
 def costs_of_draws(evidence: Evidence) -> Tensor:
     """Return costs_SB3, float64 on the CPU: what draws cost for having been free to flip, by the reference."""
-    request, pyramid, shown = evidence.request, evidence.models.pyramid, evidence.expected.intermediates
-    assert shown is not None
+    request, pyramid, shown = evidence.request, evidence.models.pyramid, evidence.expected.shown
     noise, costs = evidence.numbers, []
     for si in pyramid:
         scores_BlV = filter_logits(shown.guided_BLV[:, pyramid.draws.span(si)], *request.filter(si))

@@ -41,9 +41,7 @@ MOVED: dict[str, Rule] = {
 @torch.inference_mode()
 def moved_rows(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     """Tell whether one image's logits of a scale are those of passes whose rows sit elsewhere by a rule of `MOVED`."""
-    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
-    assert actual is not None
-    assert expected is not None
+    actual, expected = evidence.actual.shown, evidence.expected.shown
     network, pyramid, family = evidence.models.target, evidence.models.pyramid, family_of(evidence.models.target)
     where_LX = family.positions(network, 0, pyramid.S - 1)
     if where_LX is None:

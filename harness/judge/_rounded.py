@@ -48,9 +48,7 @@ def rounding_of(evidence: Evidence, image: int, pick: Callable[[Intermediates, i
 
     `pick` takes the tensor in question out of intermediates, given the place of the image in their batch.
     """
-    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
-    assert actual is not None
-    assert expected is not None
+    actual, expected = evidence.actual.shown, evidence.expected.shown
     found, exact = pick(actual, image), pick(expected, image)
     farthest = MOST_MOVED / (
         1 - NEARER
@@ -89,8 +87,7 @@ def _rounded_runs(evidence: Evidence, image: int) -> Iterator[tuple[str, Interme
                 run = sample_sequential(pair.target, pair.vae, request, noise, forced_1L, evidence.greedy)
         except RuntimeError:  # a kernel that this device does not have in this dtype: no decoder ran it either
             continue
-        assert run.intermediates is not None
-        yield word, run.intermediates
+        yield word, run.shown
 
 
 def _modes(models: ModelPair) -> Iterator[tuple[str, ModelPair, Any]]:

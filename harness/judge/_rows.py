@@ -31,9 +31,7 @@ MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own 
 
 def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
     """Return what the logits of one image at one scale are, whose inputs agree and which differ beyond the budget."""
-    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
-    assert actual is not None
-    assert expected is not None
+    actual, expected = evidence.actual.shown, evidence.expected.shown
     span, error = evidence.models.pyramid.draws.span(si), 2 * evidence.budget.rows
     both = evidence.request.rows_of(image)
     rows_2lV = actual.rows_RLV[both, span]
@@ -62,9 +60,7 @@ def _of_image(shown: Intermediates, image: int, span: slice) -> Tensor:
 
 def _is_other(evidence: Evidence, image: int, si: int, other_2lV: Tensor) -> bool:
     """Tell whether the decoder's logits are those of another computation: within the budget, and twice as near."""
-    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
-    assert actual is not None
-    assert expected is not None
+    actual, expected = evidence.actual.shown, evidence.expected.shown
     span = evidence.models.pyramid.draws.span(si)
     found_2lV, right_2lV = _of_image(actual, image, span), _of_image(expected, image, span)
     far_2lV, budget = (found_2lV - other_2lV).abs(), evidence.budget
@@ -177,8 +173,7 @@ def _passes(evidence: Evidence, image: int, si: int) -> Iterator[_Pass]:
 @torch.inference_mode()
 def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     """Tell whether the head was given another tensor than the last block's output."""
-    expected, network = evidence.expected.intermediates, evidence.models.target
-    assert expected is not None
+    expected, network = evidence.expected.shown, evidence.models.target
     both, pyramid, span = evidence.request.rows_of(image), evidence.models.pyramid, evidence.models.pyramid.span(si)
     own = next(iter(_passes(evidence, image, si)))
     window = slice(pyramid.begin(own.first), pyramid.end(own.last))
@@ -272,8 +267,7 @@ def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
     classes, turn = evidence.request.conditions(network.config.classes), round_of(evidence, image, si)
     known = evidence.numbers.labels(classes).tolist()
     labels = list(range(classes + 1)) if classes < MOST_LABELS else sorted({*known, classes})[:MOST_LABELS]
-    actual, found = evidence.actual.intermediates, list[int | None]([None, None])
-    assert actual is not None
+    actual, found = evidence.actual.shown, list[int | None]([None, None])
     rows_2lV = _of_image(actual, image, evidence.models.pyramid.draws.span(si))
     for half, own in enumerate((known[image], classes)[: len(rows_2lV)]):
         others = [label for label in labels if label != own]

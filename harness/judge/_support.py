@@ -39,9 +39,8 @@ def judge_support(evidence: Evidence, judgement: Judgement) -> None:
 @torch.inference_mode()
 def _forbidden(evidence: Evidence, si: int) -> list[tuple[int, int, int]]:
     """Return (scale, row, position) of every token of a scale that may not be drawn."""
-    shown, span = evidence.expected.intermediates, evidence.models.pyramid.span(si)
-    assert shown is not None, "the reference shows its tensors"
-    logits_NV = shown.guided_BLV[:, span].flatten(0, 1)
+    span = evidence.models.pyramid.span(si)
+    logits_NV = evidence.expected.shown.guided_BLV[:, span].flatten(0, 1)
     token_N = evidence.actual.tokens_BL[:, span].flatten()
     # either side is as far as this from the exact logits, so they are twice as far from each other
     error = 2 * evidence.allowance(si).logits

@@ -18,7 +18,7 @@ from harness.laws._case import Case
 from harness.laws._law import FLOAT64, NotOffered, require_equal, require_same, require_tokens
 from harness.models.network import Codec, Network
 from harness.protocol import Trace
-from harness.protocol.noise import Noise
+from harness.protocol.noise import Noise, NoiseBefore, Reading
 from harness.reference import family_of
 from harness.reference.sequential import GrowingCache
 
@@ -191,26 +191,20 @@ class Interrupted(Exception):  # noqa: N818
     """What the broken noise raises."""
 
 
-class BrokenNoise:
+class BrokenNoise(NoiseBefore):
     """Numbers that fail at the k-th reading."""
 
     def __init__(self, noise: Noise, k: int) -> None:
-        self.noise, self.left = noise, k
+        super().__init__(noise)
+        self.left = k
 
     def __getattr__(self, name: str) -> Any:
         """Pass on what is not a reading."""
         return getattr(self.noise, name)
 
-    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+    def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
         """Read, or fail."""
-        return self._noise().exponential(si, stream, reader)
-
-    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
-        """Read, or fail."""
-        return self._noise().uniform(si, stream, reader)
-
-    def _noise(self) -> Noise:
         self.left -= 1
         if self.left < 0:
             raise Interrupted
-        return self.noise
+        return numbers(si, stream, reader)

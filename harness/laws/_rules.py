@@ -81,8 +81,7 @@ def _at_the_border(case: Case) -> list[str]:
     """Return `kl` with bounds on both sides of what the first token's KL is: a bound read otherwise shows there."""
     laws = []
     for network in (case.models.target, case.models.draft):
-        shown = sample_sequential(network, case.models.vae, case.request, case.noise()).intermediates
-        assert shown is not None
+        shown = sample_sequential(network, case.models.vae, case.request, case.noise()).shown
         laws.append(filter_logits(shown.guided_BLV[0, 0], case.top_k, case.top_p).softmax(-1).double())
     target_V, draft_V = laws
     kl = float(torch.where(target_V > 0, target_V * (target_V / draft_V).log(), 0.0).sum())

@@ -19,7 +19,7 @@ from harness.decoders import Factory
 from harness.laws import forget_models
 from harness.models import ModelPair
 from harness.protocol import Implementation, Request, Round, Settings, Trace
-from harness.protocol.noise import Noise, SeededNoise
+from harness.protocol.noise import Noise, NoiseBefore, Reading, SeededNoise
 from harness.speculative import Acceptance, DecodeState, Policy, Proposal, Window, parse_policy
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
@@ -211,24 +211,16 @@ def telling(change: Callable[[Round], Round]) -> Factory:
 _Change = Callable[[Tensor, int, str, str], Tensor]  # (numbers, scale, stream, reader) -> numbers
 
 
-@dataclass(frozen=True)
-class Tampered:
+class Tampered(NoiseBefore):
     """A source of numbers of which some readings are changed."""
 
-    noise: Noise  # the true one
-    change: _Change
+    def __init__(self, noise: Noise, change: _Change) -> None:
+        super().__init__(noise)
+        self.change = change
 
-    def labels(self, classes: int) -> Tensor:
-        """Return the labels."""
-        return self.noise.labels(classes)
-
-    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return E_BlV, perhaps changed."""
-        return self.change(self.noise.exponential(si, stream, reader), si, stream, reader)
-
-    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return u_Bl, perhaps changed."""
-        return self.change(self.noise.uniform(si, stream, reader), si, stream, reader)
+    def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
+        """Return the true numbers, perhaps changed."""
+        return self.change(numbers(si, stream, reader), si, stream, reader)
 
 
 def numbered(change: Callable[[SpeculativeDecoder, Request, SeededNoise], _Change]) -> Factory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.decoders import Factory
 from harness.mutants._mutant import Mutant, given, numbered, parts, wrapped
 from harness.protocol import Request
-from harness.protocol.noise import SeededNoise
+from harness.protocol.noise import ACCEPT, NoiseBefore, Reading, SeededNoise
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import SpeculativeDecoder
 
@@ -42,27 +42,19 @@ def _consumed(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise)
     return lambda numbers, *at: numbers.roll(read, -1)
 
 
-@dataclass(frozen=True)
-class _Instead:
+class _Instead(NoiseBefore):
     """A source that answers for the last scale's draws without reading it, but for the draft's readings."""
 
-    noise: SeededNoise  # the true one
-    last: Callable[[SeededNoise, str, str], Tensor]  # what it answers there
+    def __init__(self, noise: SeededNoise, last: Callable[[SeededNoise, str, str], Tensor]) -> None:
+        super().__init__(noise)
+        self.seeded, self.last = noise, last
 
-    def labels(self, classes: int) -> Tensor:
-        """Return the labels."""
-        return self.noise.labels(classes)
-
-    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return E_BlV."""
-        pyramid = self.noise.pyramid
-        if reader == "draft" or si + 1 < pyramid.S or si == 0:
-            return self.noise.exponential(si, stream, reader)
-        return self.last(self.noise, stream, reader).expand(-1, pyramid.tokens(si), -1)
-
-    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return u_Bl, the true one."""
-        return self.noise.uniform(si, stream, reader)
+    def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
+        """Return the true numbers, or what stands there instead."""
+        pyramid = self.seeded.pyramid
+        if stream == ACCEPT or reader == "draft" or si + 1 < pyramid.S or si == 0:
+            return numbers(si, stream, reader)
+        return self.last(self.seeded, stream, reader).expand(-1, pyramid.tokens(si), -1)
 
 
 def _last(answer: Callable[[SeededNoise, str, str], Tensor]) -> Factory:

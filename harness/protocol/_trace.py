@@ -109,6 +109,12 @@ class Trace:
     peak_bytes: int = 0
 
     @property
+    def shown(self) -> Intermediates:
+        """The intermediates of a trace that has them, as the reference's have."""
+        assert self.intermediates is not None
+        return self.intermediates
+
+    @property
     def turns(self) -> list[Round]:
         """The rounds of all images, image by image."""
         return [turn for rounds in self.rounds for turn in rounds]

@@ -10,7 +10,7 @@ draft, the target and the reference that read the same address meet the same num
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,9 @@ class Noise(Protocol):
 
     def labels(self, classes: int) -> Tensor:
         """Return int64 labels_B."""
+
+
+Reading = Callable[[int, str, str], Tensor]  # (scale, stream, reader) -> numbers
 
 
 class Ledger:
@@ -76,56 +79,59 @@ class Ledger:
         self.notes.append(text)
 
 
-class ExclusiveNoise:
-    """A source of numbers with an exclusive ledger before it: what contract B reads through.
-
-    Args:
-        noise: where the numbers come from.
-
-    Raises:
-        NoiseError: on reading, when another consumer read the same address before.
-    """
+class NoiseBefore:
+    """A source of numbers that stands before another one, `noise`: a derived one says what becomes of a reading."""
 
     def __init__(self, noise: Noise) -> None:
-        self.noise, self.ledger = noise, Ledger(exclusive=True)
-
-    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return E_BlV of scale `si`. Effects: an entry in both ledgers."""
-        self.ledger.enter(si, stream, reader)
-        return self.noise.exponential(si, stream, reader)
-
-    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return u_Bl of scale `si`. Effects: an entry in both ledgers."""
-        self.ledger.enter(si, stream, reader)
-        return self.noise.uniform(si, stream, reader)
+        self.noise = noise
 
     def labels(self, classes: int) -> Tensor:
         """Return int64 labels_B."""
         return self.noise.labels(classes)
 
-
-class RowsOf:
-    """Some images of a batch's numbers.
-
-    Args:
-        noise: of the whole batch.
-        rows: int64 indices into it.
-    """
-
-    def __init__(self, noise: Noise, rows: Tensor) -> None:
-        self.noise, self.rows = noise, rows
-
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return E_blV of scale `si`. Effects: an entry in the batch's ledger."""
-        return self.noise.exponential(si, stream, reader)[self.rows]
+        """Return E_BlV of scale `si`. Effects: those of the source."""
+        return self.read(self.noise.exponential, si, stream, reader)
 
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return u_bl of scale `si`. Effects: an entry in the batch's ledger."""
-        return self.noise.uniform(si, stream, reader)[self.rows]
+        """Return u_Bl of scale `si`. Effects: those of the source."""
+        return self.read(self.noise.uniform, si, stream, reader)
+
+    def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
+        """Return what is read; `numbers` reads the source."""
+        return numbers(si, stream, reader)
+
+
+class ExclusiveNoise(NoiseBefore):
+    """A source of numbers with an exclusive ledger before it: what contract B reads through.
+
+    Raises `NoiseError` on reading, when another consumer read the same address before.
+    """
+
+    def __init__(self, noise: Noise) -> None:
+        super().__init__(noise)
+        self.ledger = Ledger(exclusive=True)
+
+    def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
+        """Return what is read. Effects: an entry in both ledgers."""
+        self.ledger.enter(si, stream, reader)
+        return numbers(si, stream, reader)
+
+
+class RowsOf(NoiseBefore):
+    """Some images of a batch's numbers; `rows` are int64 indices into it."""
+
+    def __init__(self, noise: Noise, rows: Tensor) -> None:
+        super().__init__(noise)
+        self.rows = rows
 
     def labels(self, classes: int) -> Tensor:
         """Return int64 labels_b."""
         return self.noise.labels(classes)[self.rows]
+
+    def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
+        """Return the numbers of these images. Effects: an entry in the batch's ledger."""
+        return numbers(si, stream, reader)[self.rows]
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
 
-@dataclass(frozen=True)
-class Spans:
-    """Runs of numbers from 0 on, one a scale, so many each."""
+class Runs:
+    """Runs of numbers from 0 on, one a scale, of `counts` each."""
 
     counts: tuple[int, ...]
 
@@ -55,8 +54,15 @@ class Spans:
 
 
 @dataclass(frozen=True)
-class ScalePyramid:
-    """The scales of an image, coarse to fine.
+class Spans(Runs):
+    """Runs of given lengths."""
+
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ScalePyramid(Runs):
+    """The scales of an image, coarse to fine; its runs are those of positions, row by row within a scale.
 
     Args:
         patch_nums: sides of squares; strictly increasing, the first one 1. Empty where scales are no such squares.
@@ -90,9 +96,9 @@ class ScalePyramid:
         object.__setattr__(self, "patch_nums", squares)
 
     @cached_property
-    def positions(self) -> Spans:
-        """Positions by scale; row by row within a scale."""
-        return Spans(tuple(h * w for h, w in self.sides))
+    def counts(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Number of positions of every scale."""
+        return tuple(h * w for h, w in self.sides)
 
     @cached_property
     def draws(self) -> Spans:
@@ -105,38 +111,13 @@ class ScalePyramid:
         return len(self.sides)
 
     @property
-    def L(self) -> int:
-        """Number of positions of all scales."""
-        return self.positions.L
-
-    @property
     def P(self) -> int:
         """Side of the last scale, a square."""
         return self.patch_nums[-1]
 
     def tokens(self, si: int) -> int:
         """Number of positions of scale `si`."""
-        return self.positions.counts[si]
-
-    def begin(self, si: int) -> int:
-        """First position of scale `si`; `si` = S gives L."""
-        return self.positions.begin(si)
-
-    def end(self, si: int) -> int:
-        """One past the last position of scale `si`."""
-        return self.positions.end(si)
-
-    def span(self, si: int) -> slice:
-        """Positions of scale `si` as a slice."""
-        return self.positions.span(si)
-
-    def level_of(self, position: int) -> int:
-        """Scale that owns `position` (0..L-1)."""
-        return self.positions.level_of(position)
-
-    def levels(self) -> list[int]:
-        """Scale of every position, in order: L integers."""
-        return self.positions.levels()
+        return self.counts[si]
 
     def place(self, draw: int) -> tuple[int, int]:
         """Return position and channel of a draw; the channel is -1 where a position has one draw alone."""

@@ -144,7 +144,6 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
     pyramid = models.pyramid
     noise = models.noise(request)
     run = sample_sequential(models.target, models.vae, request, noise)
-    assert run.intermediates is not None
     labels_B, tokens_BL = noise.labels(models.target.config.classes), run.tokens_BL
     wide = models.compiled(False).wide()
     exact_RLV, _, f_hats = teacher_forced(wide.target, wide.vae, request, labels_B, tokens_BL, pyramid.S)
@@ -163,7 +162,7 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
             scale_RlV = error_RnV[:, draws.begin(si) - begin : draws.end(si) - begin]
             rms = max(rms, float(scale_RlV.square().mean((1, 2)).max().sqrt()))
     # teacher_forced lists f_hat before scales 0..S-1, the run lists it after them
-    after_SBCPP = run.intermediates.f_hat_SBCPP[:-1]
+    after_SBCPP = run.shown.f_hat_SBCPP[:-1]
     f_hat = float((after_SBCPP.double() - f_hats[1:]).abs().max()) if len(after_SBCPP) else 0.0
     return Errors(rows, rms, max(f_hat, ROUNDING * max(1.0, float(run.f_hat_BCPP.abs().max()))))
 
@@ -201,5 +200,4 @@ def _sizes(models: ModelPair) -> tuple[float, float]:
     """Return the largest logit before guidance and the largest number in f_hat, of one image."""
     request = family_of(models.target).example(models, 1, 0)
     run = sample_sequential(models.target, models.vae, request, models.noise(request))
-    assert run.intermediates is not None
-    return float(run.intermediates.rows_RLV.abs().max()), float(run.intermediates.f_hat_SBCPP.abs().max())
+    return float(run.shown.rows_RLV.abs().max()), float(run.shown.f_hat_SBCPP.abs().max())

@@ -51,12 +51,7 @@ def _several(of: Callable[[Settings, Request], object], count: int = 2) -> Test:
     return lambda decodes: len({of(one.settings, one.request) for one in decodes} - {None}) >= count
 
 
-_DRAFTED, _PARTS, _APART, _BONUS = (
-    "drafts",
-    "diverging batches",
-    "a bonus scale in a batch that diverges",
-    "a bonus scale",
-)
+_DRAFTED, _PARTS, _BONUS = "drafts", "diverging batches", "a bonus scale"
 ASPECTS = (
     Aspect("no filter", "filters", "--top-k 0 --top-p 0", _any(lambda s, r: not (r.top_k or r.top_p))),
     Aspect("top-k alone", "filters", "--top-k 4", _any(lambda s, r: r.top_k > 0 and not r.top_p), declines=("top_k",)),
@@ -86,7 +81,8 @@ ASPECTS = (
            "images of one batch that accept different numbers of scales", (_PARTS, "several images")),
     Aspect("bonus scales", "bonus", "--bonus", _any(lambda s, r: s.bonus), _BONUS, ("bonus",)),
     Aspect("bonus scales where images part", "bonus", "--bonus --labels all --batch 4",
-           _any(lambda s, r: s.bonus and r.B > 1), _APART, ("bonus", _PARTS, "several images")),
+           _any(lambda s, r: s.bonus and r.B > 1), f"{_BONUS} in a batch that diverges",
+           ("bonus", _PARTS, "several images")),
     Aspect("more_smooth", "kinds", "Request(more_smooth=True)", _any(lambda s, r: r.more_smooth),
            declines=("more_smooth",)),
 )  # fmt: skip

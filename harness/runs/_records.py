@@ -78,15 +78,6 @@ class Coverage:
         self.late += turn.corrected and turn.accepted > 0
         self.bonus += turn.bonus
 
-    def never(self, bonus: bool = True) -> list[str]:
-        """Return the claims that nothing exercised.
-
-        Where the rounds show that the target never judges a draft there are none about what is accepted; a decoder
-        that is not asked for `bonus` scales, since it refuses them, claims none.
-        """
-        claims = CLAIMS if self.judged or not self.rounds else {REUSED: CLAIMS[REUSED]}
-        return [word for word, exercised in claims.items() if not exercised(self) and (bonus or word not in BONUS)]
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Coverage:
         """Return the counts that `as_dict` made these values of. Raises `TypeError` for other names."""
@@ -110,16 +101,15 @@ class Coverage:
         )
 
 
-REUSED = "one decoder for several requests"
-BONUS = ("a bonus scale", "a bonus scale in a batch that diverges")
+# What a covering design is there to exercise: by its words, how many rounds or decodes did.
 CLAIMS: dict[str, Callable[[Coverage], int]] = {
     "a first drafted scale that is rejected": lambda c: c.accepted[0],
     "a draft of several scales that is accepted": lambda c: c.whole,
     "a correction after accepted scales": lambda c: c.late,
-    BONUS[0]: lambda c: c.bonus,
+    "a bonus scale": lambda c: c.bonus,
     "images of one batch that accept different numbers of scales": lambda c: c.diverged,
-    BONUS[1]: lambda c: c.apart,
-    REUSED: lambda c: c.reused,
+    "a bonus scale in a batch that diverges": lambda c: c.apart,
+    "one decoder for several requests": lambda c: c.reused,
 }
 
 

@@ -29,7 +29,7 @@ def condition_rows(network: Network, request: Request, labels_B: Tensor) -> Cond
 
 
 def build_combined_query(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
-    counts = torch.tensor(network.pyramid.positions.counts[first : last + 1], device=network.device)
+    counts = torch.tensor(network.pyramid.counts[first : last + 1], device=network.device)
     x_BnD = network.embed(raw_BnC) + network.lvl_SD[first : last + 1].repeat_interleave(counts, 0)
     x_RnD = x_BnD.repeat(len(condition.cond_RD) // len(x_BnD), 1, 1)
     if first == 0:

@@ -97,7 +97,7 @@ def _any_channel(judged: Acceptance, proposal: Proposal, window: Window) -> Acce
 
 
 def _by_position(window_BnX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> list[Tensor]:
-    return list(window_BnX.split(pyramid.positions.counts[first : last + 1], 1))
+    return list(window_BnX.split(pyramid.counts[first : last + 1], 1))
 
 
 # no image of the unconditional label, to which more than one mistake gives the same

@@ -29,7 +29,7 @@ def test_squares_with_one_draw_a_position_are_what_they_were(sides: tuple[int, .
         assert (pyramid.begin(si), pyramid.end(si), pyramid.tokens(si)) == (begin, begin + side**2, side**2)
         begin += side**2
     assert (pyramid.L, pyramid.P, pyramid.begin(pyramid.S)) == (begin, sides[-1], begin)
-    assert pyramid.draws == pyramid.positions
+    assert pyramid.draws.counts == pyramid.counts
     assert ScalePyramid(sides=pyramid.sides) == pyramid
     assert hash(pickle.loads(pickle.dumps(pyramid))) == hash(pyramid)
     assert pyramid.place(begin - 1) == (begin - 1, -1)
@@ -38,9 +38,9 @@ def test_squares_with_one_draw_a_position_are_what_they_were(sides: tuple[int, .
 
 def test_rectangles_with_several_draws_a_position():
     assert LAYOUT.patch_nums == ()
-    assert LAYOUT.positions.counts == (1, 6, 10)
+    assert LAYOUT.counts == (1, 6, 10)
     assert LAYOUT.draws.counts == (4, 24, 40)
-    for spans in (LAYOUT.positions, LAYOUT.draws):
+    for spans in (LAYOUT, LAYOUT.draws):
         every = [number for si in LAYOUT for number in range(spans.L)[spans.span(si)]]
         assert every == list(range(spans.L))
         assert spans.levels() == [spans.level_of(number) for number in every]
