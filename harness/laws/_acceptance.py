@@ -21,6 +21,7 @@ from harness.laws._law import (
     NotOffered,
     Subject,
     law,
+    require_accepted_whole,
     require_equal,
     require_rounds,
     require_shown_rounds,
@@ -71,12 +72,7 @@ def _identical_draft(subject: Subject, case: Case) -> bool:
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     for draft_len in range(1, case.pyramid.S + 1):
         decoded = subject.decode(replace(case, draft="identical", draft_len=draft_len))
-        require_shown_rounds(decoded)
-        for image, rounds in enumerate(decoded.rounds):
-            for turn in rounds:
-                said = f"image {image} kept {turn.accepted} of {turn.drafted} scales from scale {turn.first}"
-                accepted = turn.accepted == turn.drafted and not turn.corrected
-                require(accepted, f"draft = target, draft_len {draft_len}: {said}")
+        require_accepted_whole(decoded, f"draft_len {draft_len}")
     return case.pyramid.S > 1
 
 

@@ -24,6 +24,7 @@ from harness.laws._engine import CaseSource, LawResult
 from harness.laws._law import Law, Violation
 from harness.pool import Died
 from harness.processes import GRACE_S, START_S, GoneError, Log, OwnFolder, ProcessLine, UnreadableError, sealed
+from harness.runs import typed
 
 DEAF_S = 10.0  # for code to hear that its time is over
 NO_LIMIT_S = 10.0**6  # where nobody said how long a law may take
@@ -181,13 +182,7 @@ def read_answer(line: bytes, law: Law, told: Told) -> LawResult | Died:
 
 
 def case_of(values: Mapping[str, Any]) -> Case:
-    """Return the case of JSON values. Raises `ValueError`, `TypeError` or `KeyError` for others."""
-    found: dict[str, Any] = {}
-    for each in fields(Case):
-        value, usual = values[each.name], each.default
-        value = tuple(value) if isinstance(usual, tuple) and isinstance(value, list) else value
-        fits = type(value) is type(usual) or (type(usual) is float and type(value) is int)
-        if not fits or (isinstance(value, tuple) and any(type(side) is not int for side in value)):
-            raise ValueError(f"a case's {each.name} is another kind of value")
-        found[each.name] = value
-    return Case(**found)
+    """Return the case of JSON values. Raises `TypeError` or `KeyError` for others."""
+    named: dict[str, Any] = {each.name: values[each.name] for each in fields(Case)}
+    named = {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
+    return typed(Case(**named))

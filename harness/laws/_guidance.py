@@ -18,8 +18,8 @@ from harness.laws._law import (
     NotOffered,
     Subject,
     law,
+    require_accepted_whole,
     require_equal,
-    require_shown_rounds,
     shown_tensors,
 )
 from harness.laws._oracle import targeted
@@ -105,11 +105,7 @@ def _both_sides(subject: Subject, case: Case) -> bool:
     """Draft and target are guided at the same scale index: a draft = target is accepted whole."""
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     decoded = subject.decode(replace(case, draft="identical", cfg=max(case.cfg, 2.0)))
-    require_shown_rounds(decoded)
-    for image, rounds in enumerate(decoded.rounds):
-        for turn in rounds:
-            said = f"image {image} kept {turn.accepted} of {turn.drafted} scales from {turn.first}"
-            require(turn.accepted == turn.drafted, f"draft = target, and {said}")
+    require_accepted_whole(decoded, "guided")
     return case.pyramid.S > 1
 
 

@@ -292,3 +292,13 @@ def require_shown_rounds(decoded: Trace) -> None:
     """Raise `NotOffered` where a trace shows no rounds."""
     if not decoded.rounds:
         raise NotOffered("no rounds in the trace")
+
+
+def require_accepted_whole(decoded: Trace, where: str) -> None:
+    """Raise `Broken` unless every round accepts all of its draft, which is the target's own."""
+    require_shown_rounds(decoded)
+    for image, rounds in enumerate(decoded.rounds):
+        for turn in rounds:
+            said = f"image {image} kept {turn.accepted} of {turn.drafted} scales from scale {turn.first}"
+            is_whole = turn.accepted == turn.drafted and not turn.corrected
+            require(is_whole, f"draft = target, {where}: {said}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,20 +58,14 @@ def several(decoded: Trace, S: int) -> bool:
     return any(turn.drafted + turn.bonus > 1 for turn in decoded.turns)
 
 
-_Part = Callable[..., Any]
+def _noted(seen: list[Tensor], which: int, part: Callable[..., Any], *arguments: Any) -> Any:
+    seen.append(arguments[which].clone())
+    return part(*arguments)
 
 
-def noting(seen: list[Tensor], which: int) -> Callable[[_Part], _Part]:
+def noting(seen: list[Tensor], which: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a wrapper of a part, for `Subject.spied`, that keeps what one of its arguments has been."""
-
-    def wrapper(part: _Part) -> _Part:
-        def noted(*arguments: Any) -> Any:
-            seen.append(arguments[which].clone())
-            return part(*arguments)
-
-        return noted
-
-    return wrapper
+    return lambda part: partial(_noted, seen, which, part)
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +26,22 @@ from harness.laws._oracle import (
     snapshot,
 )
 from harness.models.network import Network
+from harness.protocol import Trace
 
 LAWS: list[Law] = []
 
 _UPDATE = "update_state_with_accepted_tokens"
+
+
+def _and_look(look: Callable[[Any], None], update: Callable[..., None], state: Any, *given: Any) -> None:
+    update(state, *given)
+    look(state)
+
+
+def _decode_watched(subject: Subject, case: Case, look: Callable[[Any], None]) -> Trace:
+    """Decode a case, and look at the state after every update."""
+    watched = {_UPDATE: lambda update: partial(_and_look, look, update)}
+    return subject.spied(case, **watched).decode(case.request, case.noise())
 
 
 @law(LAWS, "state.sync", _UPDATE, "cache", "accumulate", "next_input")
@@ -36,15 +49,7 @@ def sync(subject: Subject, case: Case) -> bool:
     """After every round the whole state equals that of a sequential run over the committed prefix."""
     needs_exact(case, "nothing says how far rounding moves keys and values")
     taken: list[Snapshot] = []
-
-    def watch(update: Callable[..., None]) -> Callable[..., None]:
-        def updated(state: Any, *args: Any, **kwargs: Any) -> None:
-            update(state, *args, **kwargs)
-            taken.append(snapshot(state))
-
-        return updated
-
-    decoded = subject.spied(case, **{_UPDATE: watch}).decode(case.request, case.noise())
+    decoded = _decode_watched(subject, case, lambda state: taken.append(snapshot(state)))
     require(bool(taken), "the decode never updated its state")
     models = case.models
     networks: dict[str, Network] = {"draft": models.draft, "target": models.target}
@@ -61,21 +66,17 @@ def poison(subject: Subject, case: Case) -> bool:
     expected = subject.decode(case)
     poisoned = 0
 
-    def spoil(update: Callable[..., None]) -> Callable[..., None]:
-        def updated(state: Any, *args: Any, **kwargs: Any) -> None:
-            nonlocal poisoned
-            update(state, *args, **kwargs)
-            snapshot(state)
-            pyramid = case.pyramid
-            for image, done in enumerate(state.done):
-                for side in (state.draft, state.target):
-                    side.cache.kv[:, :, case.request.rows_of(image), :, side.cache.lengths[image] :] = torch.nan
-                state.raw_BLC[image, pyramid.end(min(done, pyramid.S - 1)) :] = torch.nan
-                poisoned += done < pyramid.S
+    def spoil(state: Any) -> None:
+        nonlocal poisoned
+        snapshot(state)
+        pyramid = case.pyramid
+        for image, done in enumerate(state.done):
+            for side in (state.draft, state.target):
+                side.cache.kv[:, :, case.request.rows_of(image), :, side.cache.lengths[image] :] = torch.nan
+            state.raw_BLC[image, pyramid.end(min(done, pyramid.S - 1)) :] = torch.nan
+            poisoned += done < pyramid.S
 
-        return updated
-
-    actual = subject.spied(case, **{_UPDATE: spoil}).decode(case.request, case.noise())
+    actual = _decode_watched(subject, case, spoil)
     require_tokens(actual.tokens_BL, expected.tokens_BL, "rejected slots poisoned with NaN")
     require_equal("f_hat", actual.f_hat_BCPP, expected.f_hat_BCPP, "rejected slots poisoned with NaN")
     return poisoned > 0

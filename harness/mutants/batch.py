@@ -10,38 +10,11 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models import ModelPair
-from harness.mutants._mutant import Mutant, labelled, numbered, options_of, parts, patched, production
+from harness.mutants._mutant import Mutant, labelled, numbered, options_of, parts, patched
 from harness.mutants.acceptance import whole_scales
-from harness.protocol import Contract, Implementation, Settings
-from harness.speculative import Buffers, CacheWindow, DecodeState, DraftLength, KVCache
+from harness.protocol import Contract
+from harness.speculative import Buffers, CacheWindow, DecodeState, KVCache
 from harness.speculative.sampler import SpeculativeDecoder
-
-
-class _SharedLength:
-    """A draft length that shrinks for everybody when one image rejects."""
-
-    def __init__(self, length: DraftLength) -> None:
-        self.length, self.now = length, 99
-
-    def begin(self) -> int:
-        """Start a decode at the full length."""
-        self.now = 99
-        return self.length.begin()
-
-    def count(self, first: int, current: int, S: int) -> int:
-        """Return the batch's length."""
-        return min(self.now, self.length.count(first, current, S))
-
-    def after(self, current: int, accepted_all: bool, S: int) -> int:
-        """Note what one image did."""
-        self.now = self.now if accepted_all else 1
-        return self.length.after(current, accepted_all, S)
-
-
-def _shared_length(models: ModelPair, settings: Settings) -> Implementation:
-    decoder = production(models, settings)
-    decoder.length = _SharedLength(decoder.length)  # type: ignore[assignment]
-    return decoder
 
 
 class _InterleavedCache(KVCache):
@@ -62,26 +35,36 @@ def _numbers(change: Callable[[Tensor, int], Tensor], *contracts: Contract) -> F
         change(numbers, request.B) if decoder.contract in contracts else numbers))  # fmt: skip
 
 
-class _OneCache(SpeculativeDecoder):
-    """Let images share a round that have the same scale before them, whatever their draft has seen."""
-
-    def _groups(self, state: DecodeState) -> list[tuple[tuple[int, int, int, int], list[int]]]:
-        groups: dict[tuple[int, int, int, int], list[int]] = {}
-        for (done, wanted, _, target), images in super()._groups(state):
-            groups.setdefault((done, wanted, 0, target), []).extend(images)
-        return [(key, sorted(images)) for key, images in sorted(groups.items())]
+_Key = tuple[int, int, int, int]  # scale, scales wanted of the draft, lengths of its cache and of the target's
 
 
-class _LongestCache(_OneCache):
-    """Take the longest cache of the draft for everybody's: what the others lack is never computed."""
+def _grouped(change: Callable[[DecodeState, _Key], _Key], level_caches: bool = False) -> Factory:
+    """Plant other groups of images that share a round, and perhaps the length of the draft's longest cache."""
 
-    def _groups(self, state: DecodeState) -> list[tuple[tuple[int, int, int, int], list[int]]]:
-        groups, lengths = super()._groups(state), state.draft.cache.lengths
-        for _, images in groups:
-            longest = max(lengths[image] for image in images)
-            for image in images:
-                lengths[image] = longest
-        return groups
+    class Grouped(SpeculativeDecoder):
+        """Decode other images together."""
+
+        def _groups(self, state: DecodeState) -> list[tuple[_Key, list[int]]]:
+            groups: dict[_Key, list[int]] = {}
+            for key, images in super()._groups(state):
+                groups.setdefault(change(state, key), []).extend(images)
+            lengths = state.draft.cache.lengths
+            for images in groups.values() if level_caches else ():
+                longest = max(lengths[image] for image in images)
+                for image in images:
+                    lengths[image] = longest
+            return [(key, sorted(images)) for key, images in sorted(groups.items())]
+
+    return lambda models, settings: Grouped(models, options_of(settings))
+
+
+def _one_cache(state: DecodeState, key: _Key) -> _Key:
+    return key[0], key[1], 0, key[3]
+
+
+def _shared_length(state: DecodeState, key: _Key) -> _Key:
+    rejected = any(turn.accepted < turn.drafted for rounds in state.rounds for turn in rounds)
+    return key[0], 1 if rejected else key[1], *key[2:]
 
 
 def _buffers(change: Callable[[ModelPair, Buffers], Buffers]) -> Factory:
@@ -95,7 +78,7 @@ def _buffers(change: Callable[[ModelPair, Buffers], Buffers]) -> Factory:
 
 
 SHARED_LENGTH = Mutant("batch.shared-length", "one image's rejection shortens everybody's drafts",
-    "a dynamic length kept once for the batch", _shared_length)  # fmt: skip
+    "a dynamic length kept once for the batch", _grouped(_shared_length))  # fmt: skip
 INTERLEAVED = Mutant("batch.interleaved", "cache rows of part of a batch are taken for neighbouring pairs",
     "another order of the guidance rows", parts(new_cache=_InterleavedCache))  # fmt: skip
 AVERAGE = Mutant("batch.average", "a scale is accepted when most images would accept it",
@@ -113,9 +96,9 @@ GROWING_LAW = Mutant("batch.growing-law", "contract B: numbers depend on the siz
 FIRST_LABEL = Mutant("batch.first-label", "every image gets the first one's label",
     "a condition broadcast from one row", labelled(lambda labels: labels[:1] * len(labels)))  # fmt: skip
 ONE_CACHE = Mutant("batch.one-cache", "images share a round though the draft has not seen the same scales of them",
-    "a group by the scale alone", lambda models, settings: _OneCache(models, options_of(settings)))  # fmt: skip
+    "a group by the scale alone", _grouped(_one_cache))  # fmt: skip
 LONGEST_CACHE = Mutant("batch.longest-cache", "the draft's longest cache of a group stands for everybody's",
-    "one length a batch", lambda models, settings: _LongestCache(models, options_of(settings)))  # fmt: skip
+    "one length a batch", _grouped(_one_cache, level_caches=True))  # fmt: skip
 LAWS_AS_TARGET = Mutant("batch.laws-as-target", "the draft's laws are kept in the target's precision",
     "one dtype for all buffers; a slice casts, an index does not", _buffers(lambda models, made: replace(
         made, drafted_probs_BLV=made.drafted_probs_BLV.to(models.target.dtype))))  # fmt: skip

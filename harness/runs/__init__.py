@@ -25,4 +25,5 @@ from harness.runs._records import to_json
 from harness.runs._replay import Answer, Replayed, replay_case, shrink_case
 from harness.runs._result import Verification
 from harness.runs._runfile import UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of, readable
+from harness.runs._schema import typed
 from harness.runs._setting import COUNTS, SettingResult

@@ -187,11 +187,8 @@ class Verifier:
         if free.costs_SB3 is None and contract is Contract.TOKENS:
             free.costs_SB3 = costs_of_draws(evidence)
         judgement, along = judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
-        judgement = self._remarked(judgement, remarks, task.request)
-        counts = Counts.of(actual, _differing(along, judgement))
-        row = replace(row, judgement=judgement, counts=counts, seconds=seconds, peak_bytes=actual.peak_bytes)
-        seen = pictures((task.number, number), along, judgement, free.trace.f_hat_BCPP, self._best)
-        return row, shown(along, judgement), seen, seconds
+        row = replace(row, judgement=self._remarked(judgement, remarks, task.request), seconds=seconds)
+        return self._shown(row, along, free.trace.f_hat_BCPP, seconds)
 
     def _compared(self, task: Task, number: int) -> Judged:
         """Decode a task by both decoders under one setting, and judge one against the other."""
@@ -208,19 +205,20 @@ class Verifier:
             evidence = None
             if made[0] is not None and made[1] is not None:
                 evidence = self._evidence(request, number, made[0], made[1], models.noise(request))
-            return (
-                replace(row, judgement=self._remarked(judge_ends(evidence, names, ended), remarks, request)),
-                {},
-                [],
-                seconds,
-            )
+            judgement = self._remarked(judge_ends(evidence, names, ended), remarks, request)
+            return replace(row, judgement=judgement), {}, [], seconds
         evidence = self._evidence(request, number, actual, expected, models.noise(request))
         judgement = self._remarked(judge_against(evidence, names), remarks, request)
         changes = tuple(f"{seeds_of(request)}, {each}" for each in changed_counts(actual, expected))
-        counts = Counts.of(actual, _differing(evidence, judgement))
-        row = replace(row, judgement=judgement, counts=counts, changes=changes, peak_bytes=actual.peak_bytes)
-        seen = pictures((task.number, number), evidence, judgement, expected.f_hat_BCPP, self._best)
-        return row, shown(evidence, judgement), seen, seconds
+        row = replace(row, judgement=judgement, changes=changes)
+        return self._shown(row, evidence, expected.f_hat_BCPP, seconds)
+
+    def _shown(self, row: JudgedRow, along: Evidence, f_hat_BCPP: Tensor, seconds: float) -> Judged:
+        """Add what was counted and is to be seen of a whole decode; `f_hat_BCPP` is that of the other side's image."""
+        actual, judgement = along.actual, row.judgement
+        counts = Counts.of(actual, _differing(along, judgement))
+        seen = pictures((row.task, row.setting), along, judgement, f_hat_BCPP, self._best)
+        return replace(row, counts=counts, peak_bytes=actual.peak_bytes), shown(along, judgement), seen, seconds
 
     def _decoded(self, task: Task, number: int) -> tuple[Trace | Judgement, list[str], float]:
         """Decode a task under one setting; return remarks and the seconds, too."""
