@@ -72,7 +72,7 @@ def decoder_sources(factory: str, settings: Sequence[Settings]) -> list[Source]:
     for setting in settings:
         own = is_own_decoder(factory)
         keeps = not own or parse_policy(setting.policy).contract is Contract.LAW
-        words = [setting.policy if own else factory.removeprefix("harness.quality._planted:"), _unusual(setting)]
+        words = [setting.policy if own else factory, _unusual(setting)]
         sources.append(Source(" ".join(filter(None, words)), factory, setting, keeps_tokens=keeps))
     return sources
 

@@ -21,7 +21,7 @@ def test_planted_losses_are_lost_and_exact_decoders_kept():
     planted = [
         source
         for name in ("labels", "phi", "blur")
-        for source in decoder_sources(f"harness.quality._planted:{name}", [Settings(5, policy="")])
+        for source in decoder_sources(f"tests.losses:{name}", [Settings(5, policy="")])
     ]
     own = decoder_sources(OWN_DECODER, [Settings(5, policy=policy) for policy in ("coupled", "rejection")])
     own += decoder_sources(OWN_DECODER, [Settings(5, policy="coupled", graphs=True, compiled=True)])
@@ -34,6 +34,7 @@ def test_planted_losses_are_lost_and_exact_decoders_kept():
     assert verdicts == {
         "sequential, other seeds": "KEPT", "coupled": "KEPT", "rejection": "KEPT",
         "coupled graphs compiled": "KEPT",
-        "the draft alone": "LOST", "labels": "LOST", "phi": "LOST", "blur": "LOST",
+        "the draft alone": "LOST",
+        "tests.losses:labels": "LOST", "tests.losses:phi": "LOST", "tests.losses:blur": "LOST",
     }  # fmt: skip
     assert torch.cuda.is_available()

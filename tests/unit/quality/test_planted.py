@@ -9,10 +9,10 @@ from harness.errors import InputError
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
-from harness.quality import _planted as planted
 from harness.quality._features import DigitFeatures
 from harness.quality._study import Means, Study, check_labels, decoder_sources
 from harness.reference.sequential import sample_sequential
+from tests import losses as planted
 from tests.helpers import Layout, tiny
 from tests.toy import toy_pair
 from tests.unit.quality.means import corners

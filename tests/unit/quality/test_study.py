@@ -81,7 +81,7 @@ def test_batches_and_workers_change_nothing():
 
 @pytest.mark.slow
 def test_a_process_of_its_own_changes_nothing():
-    planted = decoder_sources("harness.quality._planted:blur", [Settings(5, policy="")])
+    planted = decoder_sources("tests.losses:blur", [Settings(5, policy="")])
     requests = portions(40, 20, (0, 1), REQUEST)
     here, there = (
         gather(MODELS, corners().features, [BASE, LAW, *planted], requests, Conditions(terms=Terms(in_process=inside)))[
@@ -178,7 +178,7 @@ def test_rows_say_what_the_decoders_are(tmp_path: Path):
 
 
 def shift(models, settings):
-    from harness.quality._planted import labels
+    from tests.losses import labels
 
     return labels(models, settings)
 
