@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -35,11 +34,11 @@ class _Rate(ProgressColumn):
 
 
 class LongWork:
-    """Shows how far some work is, in units such as ``images``; a context manager."""
+    """Shows how far some work is, in units such as ``images``; a context manager. Calls `told` after every step."""
 
-    def __init__(self, unit: str, total: int, quiet: bool = False) -> None:
+    def __init__(self, unit: str, total: int, quiet: bool = False, told: Callable[[], object] = lambda: None) -> None:
         console = Console(stderr=True)
-        self.unit, self.total, self.done, self.defects, self.quiet = unit, total, 0, 0, quiet
+        self.unit, self.total, self.done, self.defects, self.quiet, self.told = unit, total, 0, 0, quiet, told
         self._begun = self._said = time.monotonic()
         self._kept = 0  # done before this began
         bar = BarColumn(max(5, min(40, console.width - BESIDE)))
@@ -72,6 +71,7 @@ class LongWork:
         if not (self.quiet or self.shown) and time.monotonic() - self._said >= PLAIN_S:
             self._said = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
+        self.told()
 
     def line(self) -> str:
         """Return the plain line."""
@@ -83,55 +83,20 @@ class LongWork:
         )
 
 
-class Bar(Protocol):
-    """Shows how far some work is."""
-
-    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
-        """Count what was done."""
-
-
-Watch = Callable[[str, int], AbstractContextManager[Bar]]  # of what is counted, and how many there are
-
-
-class _Called:
-    """Calls somebody's function after every step."""
-
-    def __init__(self, progress: Callable[[], None]) -> None:
-        self.progress = progress
-
-    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
-        """Call it."""
-        self.progress()
-
-
-class _NotebookLine:
-    """A line in a notebook."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self.work = LongWork(what, total, quiet=True)
-        self._shown = sys.modules["IPython.display"].display(
-            {"text/plain": self.work.line()}, raw=True, display_id=True
-        )
-
-    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
-        """Count what was done."""
-        self.work.advance(count, defects)
-        self._shown.update({"text/plain": self.work.line()}, raw=True)
+Watch = Callable[[str, int], AbstractContextManager[LongWork]]  # of what is counted, and how many there are
 
 
 def watch_of(progress: Callable[[], None] | None) -> Watch:
     """Return what shows progress: somebody's function; where there is none, a line in a notebook, or nothing."""
-    return partial(_watched, progress)
+    # nothing is imported to find out whether a notebook's kernel runs this
+    if progress is None and "ipykernel" in sys.modules and hasattr(sys.modules.get("IPython.display"), "display"):
+        return _notebook_line
+    return partial(LongWork, quiet=True, told=progress or (lambda: None))
 
 
-@contextmanager
-def _watched(progress: Callable[[], None] | None, what: str, total: int) -> Iterator[Bar]:
-    if progress is None and in_notebook():
-        yield _NotebookLine(what, total)
-    else:
-        yield _Called(progress or (lambda: None))
-
-
-def in_notebook() -> bool:
-    """Tell whether a notebook's kernel runs this; nothing is imported to find out."""
-    return "ipykernel" in sys.modules and hasattr(sys.modules.get("IPython.display"), "display")
+def _notebook_line(unit: str, total: int) -> LongWork:
+    """Show a line in a notebook."""
+    work = LongWork(unit, total, quiet=True)
+    shown = sys.modules["IPython.display"].display({"text/plain": work.line()}, raw=True, display_id=True)
+    work.told = lambda: shown.update({"text/plain": work.line()}, raw=True)
+    return work
