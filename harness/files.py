@@ -13,13 +13,15 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from harness.errors import InputError
 
 HUB = "hf://"  # before the address of a file that a hub keeps
 ENTRY = "::"  # between a file and the name of what is meant in it
+Made = TypeVar("Made")
 KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
 
 
@@ -63,6 +65,16 @@ def check_readable(path: Path, name: str, remedy: str, missing: str = "no such f
     if not stat.S_ISREG(mode):
         kind = next((word for is_one, word in KINDS if is_one(mode)), "device")
         raise InputError(name, str(path), f"{missing} (there is a {kind})", remedy)
+
+
+def read_json(path: Path, name: str, command: str, made: Callable[[Any], Made]) -> Made:
+    """Return what is made of a file that a command wrote with --json. Raises `InputError` for anything else."""
+    remedy = f"pass one of {command} --json"
+    check_readable(path, name, remedy, f"is no file of {command} (no such file)")
+    try:
+        return made(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(name, str(path), f"is no file of {command} ({error})", remedy) from None
 
 
 def check_writable(path: Path | None, name: str) -> None:
@@ -141,6 +153,13 @@ def check_folder(path: Path | None, name: str) -> None:
     if not os.path.isdir(path):
         raise InputError(name, str(path), "is not a folder", f"make it first, or pass another --{name}")
     check_writable(path / ".probe", name)
+
+
+def write_asked(paths: Mapping[str, Path], **contents: Callable[[], bytes]) -> None:
+    """Make and write the outputs, by option, of which `check_outputs` says where they go. Raises as `write_whole`."""
+    for name, made in contents.items():
+        if name in paths:
+            write_whole(paths[name], made())
 
 
 def write_whole(path: Path, content: bytes) -> None:

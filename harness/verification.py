@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +22,6 @@ from harness.models import ModelPair
 from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings
 from harness.quality import (
-    USUAL_IMAGES,
     Conditions,
     Means,
     Measured,
@@ -63,18 +62,6 @@ Item = TypeVar("Item", Settings, Request)
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A loss of quality that a decoder under contract C may not exceed."""
-
-    most: float  # in Fréchet distance, to real data and to the target's law
-    means: Means  # features of images, and real data
-    images: int = USUAL_IMAGES  # of every setting
-    labels: tuple[int, ...] = ()  # in turn; empty = all
-    request: Request = field(default_factory=lambda: Request((0,)))  # seed, guidance and filters
-    batch: int = 0  # images a batch; 0 = as many as device and memory like
-
-
-@dataclass(frozen=True)
 class Question:
     """All that is asked of one decoder."""
 
@@ -85,7 +72,8 @@ class Question:
     terms: Terms = TERMS  # how the decodes are judged
     cover: bool = False  # decode the covering design
     laws: int = 0  # try every law in so many cases, too; 0 = none
-    loss: Loss | None = None  # the loss of quality that is allowed; None = quality is not asked about
+    # what is asked of its quality under contract C, but for the decoder itself, and by which means; None = nothing is
+    loss: tuple[Means, Study] | None = None
     # of every setting, the draft's noise (`Plan.drafts`); empty = the pair's own draft
     drafts: tuple[float | None, ...] = ()
     batches: str = "as asked for"  # why batches are as large as they are, one clause for the result
@@ -271,16 +259,13 @@ def _add_quality(
     result: Verification, models: ModelPair, question: Question, conditions: Conditions, watch: Watch
 ) -> None:
     """Measure the loss of every setting: LOST is a defect of component `quality`, INCONCLUSIVE a reason to be that."""
-    loss = question.loss
-    if loss is None:
+    if question.loss is None:
         return
     assert isinstance(question.decoder, str), "quality is asked of a decoder with a name"
-    study = Study(
-        decoder_sources(question.decoder, question.settings), loss.images, loss.batch,
-        loss.labels or tuple(range(models.target.config.classes)), loss.request, most=loss.most,
-    )  # fmt: skip
+    means, study = question.loss
+    study = replace(study, others=decoder_sources(question.decoder, question.settings))
     with watch("images", study.total) as bar:
-        found = run_study(models, loss.means, study, replace(conditions, store=UNKEPT), bar.advance)
+        found = run_study(models, means, study, replace(conditions, store=UNKEPT), bar.advance)
     claims = claims_of(found)
     result.take_quality(claims, found)
     _note(conditions.store.file, result, quality=found.values(), claims=claims.as_dict())

@@ -6,7 +6,6 @@ Promise: a file says what was measured on what; reading it back gives the same r
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -15,14 +14,12 @@ from typing import Any
 
 from harness.bench._policy_costs import PolicyRow
 from harness.bench._speed import Machine, Sequential, SpeedRow
-from harness.errors import InputError
-from harness.files import check_readable, compact
+from harness.files import compact, read_json
 from harness.judge import Distance
 from harness.provenance import versions
 from harness.quality import DRAFT
 from harness.rounding import precision
 
-BAD = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 DISTANCES = ("tokens", "f_hat", "pixels")
 
 
@@ -68,53 +65,47 @@ def _numbers(values: Any) -> Any:
 
 def read_speed(path: Path) -> Speed:
     """Read a file of `bench --json`. Raises `InputError` for anything else."""
-    check_readable(path, "speed", "pass one of bench --json", "is no file of bench (no such file)")
-    try:
-        document = json.loads(path.read_text())
-        rows = []
-        for values in document["rows"]:
-            for side in ("target", "draft"):
-                values[side] = Sequential(**_numbers(values[side]))
-            rows.append(SpeedRow(**_numbers(values)))
-        words = {name: document[name] for name in ("models", "mode", "draft_dtype", "graphs", "bonus")}
-        words["compiled"] = document.get("compiled", False)
-        if not all(isinstance(row.ms, float) and row.ms > 0 and row.policy.strip() for row in rows):
-            raise ValueError("a row without a time")
-        return Speed(**words, machine=Machine(**document["machine"]), rows=rows)
-    except BAD as error:
-        raise InputError("speed", str(path), f"is no file of bench ({error})", "pass one of bench --json") from None
+    return read_json(path, "speed", "bench", _speed)
+
+
+def _speed(document: Any) -> Speed:
+    rows = []
+    for values in document["rows"]:
+        for side in ("target", "draft"):
+            values[side] = Sequential(**_numbers(values[side]))
+        rows.append(SpeedRow(**_numbers(values)))
+    words = {name: document[name] for name in ("models", "mode", "draft_dtype", "graphs", "bonus")}
+    words["compiled"] = document.get("compiled", False)
+    if not all(isinstance(row.ms, float) and row.ms > 0 and row.policy.strip() for row in rows):
+        raise ValueError("a row without a time")
+    return Speed(**words, machine=Machine(**document["machine"]), rows=rows)
 
 
 def policies_document(models: str, device: str, rows: list[PolicyRow]) -> bytes:
     """Return the rows of `bench-policies` as JSON, with what made them."""
-    listed = [{**vars(row), "distances": _columns(row.distances)} for row in rows]
+    columns = [{name: [float(f"{getattr(d, name):.7g}") for d in row.distances] for name in DISTANCES} for row in rows]
+    listed = [{**vars(row), "distances": distances} for row, distances in zip(rows, columns, strict=True)]
     header = {"models": models, "device": device, "precision": precision(), "versions": versions()}
     return compact({**header, "rows": listed})
 
 
-def _columns(distances: list[Distance]) -> dict[str, list[float]]:
-    return {name: [float(f"{getattr(d, name):.7g}") for d in distances] for name in DISTANCES}
-
-
 def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
     """Read the models' name and the rows of `bench-policies --json`. Raises `InputError` for anything else."""
-    check_readable(path, "policies", "pass one of bench-policies --json", "is no file of bench-policies (no such file)")
-    try:
-        document = json.loads(path.read_text())
-        rows = []
-        for values in document["rows"]:
-            columns = values["distances"]
-            values["distances"] = [Distance(*each) for each in zip(*(columns[name] for name in DISTANCES), strict=True)]
-            for name in ("scales_per_round", "judged", "whole"):  # JSON has text keys only
-                values[name] = Counter({int(key): count for key, count in values[name].items()})
-            rows.append(PolicyRow(**values))
-        models: str = document["models"]
-        if not any(row.policy == DRAFT for row in rows) or not all(_is_whole(row) for row in rows):
-            raise ValueError("a row without numbers, or no row of the draft alone")
-        return models.strip(), rows
-    except BAD as error:
-        rule = f"is no file of bench-policies ({error})"
-        raise InputError("policies", str(path), rule, "pass one of bench-policies --json") from None
+    return read_json(path, "policies", "bench-policies", _policies)
+
+
+def _policies(document: Any) -> tuple[str, list[PolicyRow]]:
+    rows = []
+    for values in document["rows"]:
+        columns = values["distances"]
+        values["distances"] = [Distance(*each) for each in zip(*(columns[name] for name in DISTANCES), strict=True)]
+        for name in ("scales_per_round", "judged", "whole"):  # JSON has text keys only
+            values[name] = Counter({int(key): count for key, count in values[name].items()})
+        rows.append(PolicyRow(**values))
+    if not any(row.policy == DRAFT for row in rows) or not all(_is_whole(row) for row in rows):
+        raise ValueError("a row without numbers, or no row of the draft alone")
+    models: str = document["models"].strip()
+    return models, rows
 
 
 def _is_whole(row: PolicyRow) -> bool:

@@ -84,11 +84,16 @@ Real = Annotated[Path | None, Option("Real data's mu and sigma, .npz as of the A
 AllowWrite = Annotated[
     list[str] | None, Option("Folder that its process may write to, besides its own; several times.", rare=True)
 ]
+Timeout = Annotated[
+    float, Option("Seconds of a decode or law, or of all parts, in the decoder's own process.", rare=True)
+]
+InProcess = Annotated[bool, Option("Run the decoder in this process: for a debugger, and less safe.", rare=True)]
 Workers = Annotated[int, Option("Processes; 0 = one a GPU of --device cuda, else one.", rare=True, panel=PLACE)]
 Cluster = Annotated[str, Option(SCHEDULER, rare=True, panel=PLACE)]
 Json = Annotated[Path | None, Option("Write the result to this file.", panel=WRITTEN)]
 Html = Annotated[Path | None, Option(PAGE, panel=WRITTEN)]
 Resume = Annotated[bool, Option("Go on where the run in that file stopped.", rare=True, panel=WRITTEN)]
+Picture = Annotated[Path | None, Option("Write the chart to this SVG file.", panel=WRITTEN)]
 Into = Annotated[Path | None, Option("Markdown file: replace its table between the markers.", panel=WRITTEN)]
 Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", rare=True, panel=WRITTEN)]
 Quiet = Annotated[bool, Option(SILENT, rare=True, panel=WRITTEN)]

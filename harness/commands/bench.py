@@ -9,7 +9,7 @@ from harness.commands import _options as options
 from harness.commands._options import DECODED, DRAWN, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_whole
+from harness.files import check_outputs, write_asked
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,7 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
     mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
     speed = Speed(pair.title, mode, draft_name, timed.graphs, timed.bonus, machine, rows, timed.compile)
     show_speed(speed, str(pair.device), plain_console())
-    if "json" in files:
-        write_whole(files["json"], speed.document())
-    if "html" in files:
-        write_whole(files["html"], timings_page(speed, str(pair.device)))
+    write_asked(files, json=speed.document, html=lambda: timings_page(speed, str(pair.device)))
 
 
 def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str, int]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from harness.commands import _options as options
-from harness.commands._options import DECODED, DRAWN, EVERY_LENGTH, ONE_LENGTH, WRITTEN, Networks
+from harness.commands._options import DECODED, DRAWN, EVERY_LENGTH, ONE_LENGTH, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_whole
+from harness.files import check_outputs, write_asked, write_whole
 from harness.wording import count_of
 
 
@@ -29,8 +28,8 @@ class PolicyDecodes(Group):
     workers: options.Workers = 0
     cluster: options.Cluster = ""
     into: options.Into = None
-    picture: Annotated[Path | None, Option("Write the chart to this SVG file.", panel=WRITTEN)] = None
-    json: Annotated[Path | None, Option("Write every count and distance to this file.", panel=WRITTEN)] = None
+    picture: options.Picture = None
+    json: options.Json = None
 
 
 @command(
@@ -64,16 +63,17 @@ def bench_policies(networks: Networks, decodes: PolicyDecodes) -> None:
     with LongWork("batches", len(requests)) as work:
         rows = measure_policies(pair, requests, settings, work.advance, parallelism)
     show_policies(rows, plain_console())
-    if "json" in paths:
-        write_whole(paths["json"], policies_document(pair.title, str(pair.device), rows))
+    subject = f"{pair.title} on {pair.device.type}, {networks.mode.dtype}"
+    table = f"{count_of(decodes.images, 'image')}, cfg {decodes.cfg:g}, {subject}\n\n{policy_markdown(rows)}"
+    write_asked(
+        paths,
+        json=lambda: policies_document(pair.title, str(pair.device), rows),
+        into=lambda: replaced_parts(paths["into"], {"table": table}).encode(),
+    )
     if "picture" in paths:
         from harness.bench.charts import policies_chart, svg  # matplotlib is asked for where one draws
 
         write_whole(paths["picture"], svg(policies_chart(rows)))
-    if "into" in paths:
-        subject = f"{pair.title} on {pair.device.type}, {networks.mode.dtype}"
-        table = f"{count_of(decodes.images, 'image')}, cfg {decodes.cfg:g}, {subject}\n\n{policy_markdown(rows)}"
-        write_whole(paths["into"], replaced_parts(paths["into"], {"table": table}).encode())
 
 
 def settings_for(decodes: PolicyDecodes) -> list[tuple[str, str]]:

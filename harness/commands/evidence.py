@@ -12,8 +12,9 @@ import typer
 from harness.commands import _options as options
 from harness.commands._options import DRAWN, JUDGED, WRITTEN, Networks
 from harness.commands.records import Group, Option, command
+from harness.content import read_safetensors
 from harness.errors import InputError
-from harness.files import check_outputs, check_readable, compact, write_whole
+from harness.files import check_outputs, compact, write_asked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +66,7 @@ def evidence(networks: Networks, asked: Asked) -> None:
     for tokens_BL, labels in batches:
         for first in range(0, len(labels), asked.batch):
             test.take(tokens_BL[first : first + asked.batch], labels[first : first + asked.batch])
-    if "json" in paths:
-        write_whole(paths["json"], compact(test.as_dict()))
+    write_asked(paths, json=lambda: compact(test.as_dict()))
     console, verdict = plain_console(), test.verdict
     say(console, str(test).removeprefix(f"{verdict.value}: "), verdict.value)
     if asked.verbose:
@@ -77,25 +77,16 @@ def evidence(networks: Networks, asked: Asked) -> None:
 
 def read_tokens(file: Path) -> Iterator[tuple[Tensor, list[int]]]:
     """Yield the tensors ``…tokens`` and ``…labels`` of every batch in a file. Raises `InputError`."""
-    from safetensors import SafetensorError, safe_open
-
     remedy = "write one with sdvar-harness sample --tokens FILE"
-    check_readable(file, "file", remedy)
-    try:
-        with safe_open(file, "pt") as stream:
-            names = sorted(name for name in stream.keys() if name.rpartition("/")[2] == TOKENS)  # noqa: SIM118
-            others = set(stream.keys())
-            tensors = []
-            for name in names:
-                labels = name.removesuffix(TOKENS) + LABELS
-                if labels not in others:
-                    raise InputError("file", f"{file} ({name})", f"has no {labels} beside it", remedy)
-                tensors.append((stream.get_tensor(name), stream.get_tensor(labels), name))
-    except (SafetensorError, OSError) as error:
-        raise InputError("file", str(file), f"is no safetensors file ({error})", remedy) from None
-    if not tensors:
+    _, tensors = read_safetensors(file, "file", remedy)
+    names = [name for name in sorted(tensors) if name.rpartition("/")[2] == TOKENS]
+    if not names:
         raise InputError("file", str(file), "holds no tensor named tokens", remedy)
-    for tokens_BL, labels_B, name in tensors:
+    for name in names:
+        labels = name.removesuffix(TOKENS) + LABELS
+        if labels not in tensors:
+            raise InputError("file", f"{file} ({name})", f"has no {labels} beside it", remedy)
+        labels_B = tensors[labels]
         if labels_B.ndim != 1 or labels_B.dtype.is_floating_point or labels_B.dtype.is_complex:
             raise InputError("file", f"{file} ({name})", "must have a list of integers as labels", remedy)
-        yield tokens_BL, labels_B.tolist()
+        yield tensors[name], labels_B.tolist()

@@ -13,7 +13,7 @@ from harness.commands import _options as options
 from harness.commands._options import GOLDENS, JUDGED, WRITTEN
 from harness.commands.records import Group, Option, add, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_whole
+from harness.files import check_outputs, write_asked
 from harness.wording import count_of
 
 if TYPE_CHECKING:
@@ -96,11 +96,12 @@ def check(cases: CheckOptions) -> None:
                 result.defects += stale_entries(recording)
             results.append(result)
     show_recordings(results, console, cases.quiet, cases.verbose)
-    if "json" in paths:
-        write_whole(paths["json"], recordings_json(results, device))
-    if "html" in paths:
-        pairs = list(zip(recorded, parsed, strict=True))
-        write_whole(paths["html"], recordings_page(results, pairs, str(device)))
+    pairs = list(zip(recorded, parsed, strict=True))
+    write_asked(
+        paths,
+        json=lambda: recordings_json(results, device),
+        html=lambda: recordings_page(results, pairs, str(device)),
+    )
     raise typer.Exit(worst_verdict([result.verdict for result in results]).exit_status)
 
 
@@ -149,8 +150,7 @@ def diff(cases: DiffOptions) -> None:
             show_golden_changes(f"{after.path.name}: before and after", after.changes, console)
     count = sum(len(after.changes) for after in anew)
     say(console, count_of(count, "change") if count else "nothing would change")
-    if "html" in paths:
-        write_whole(paths["html"], regeneration_page(anew, str(device)))
+    write_asked(paths, html=lambda: regeneration_page(anew, str(device)))
     raise typer.Exit(1 if count else 0)
 
 

@@ -13,7 +13,7 @@ from harness.commands import _options as options
 from harness.commands._options import DTYPES, JUDGED, PLACE
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_whole
+from harness.files import check_outputs, write_asked
 
 if TYPE_CHECKING:
     import torch
@@ -93,12 +93,12 @@ def mutants(hunted: HuntedBugs) -> None:
     hunt.false_alarms = [law for law in checked if answers["law", law.id]]
     hunt.found = [caught_with_mutant(answers["mutant", mutant.id]) for mutant in chosen]
     show_hunt(hunt, plain_console(), hunted.quiet, hunted.verbose)
-    if "json" in paths:
-        write_whole(paths["json"], hunt_json(hunt))
-    if "html" in paths:
-        write_whole(paths["html"], hunt_page(hunt))
-    if "into" in paths:
-        write_whole(paths["into"], replaced_parts(paths["into"], {"mutants": hunt_markdown(hunt)}).encode())
+    write_asked(
+        paths,
+        json=lambda: hunt_json(hunt),
+        html=lambda: hunt_page(hunt),
+        into=lambda: replaced_parts(paths["into"], {"mutants": hunt_markdown(hunt)}).encode(),
+    )
     raise typer.Exit(hunt.verdict.exit_status)
 
 

@@ -12,7 +12,7 @@ from harness.commands import _options as options
 from harness.commands._options import DRAWN, TIMEOUT_S, Images, Mode, Pair
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_whole
+from harness.files import check_outputs, write_asked
 
 if TYPE_CHECKING:
     from harness.judge import PartLaw
@@ -26,9 +26,9 @@ DRAFT_LEN = 5  # of the decode that a decoder with parts of our own names is ask
 class PartsDecoder(options.UnderTest):
     """The decoder whose parts are asked, and how long they may take."""
 
-    timeout: Annotated[float, Option("Seconds for all parts, in the decoder's own process.")] = TIMEOUT_S
+    timeout: options.Timeout = TIMEOUT_S
     allow_write: options.AllowWrite = None
-    in_process: Annotated[bool, Option("Ask them in this process: for a debugger.")] = False
+    in_process: options.InProcess = False
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
         rows.append(of_decode(pair, question))
     verdict = parts_verdict(rows)
     show_parts(rows, verdict, plain_console(), about.quiet, about.verbose)
-    if "json" in paths:
-        write_whole(paths["json"], parts_json(rows, verdict))
+    write_asked(paths, json=lambda: parts_json(rows, verdict))
     raise typer.Exit(verdict.exit_status)
 
 

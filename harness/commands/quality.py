@@ -12,7 +12,7 @@ from harness.commands import _options as options
 from harness.commands._options import Networks, Pair
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_whole
+from harness.files import check_outputs, write_asked, write_whole
 from harness.numerals import reals
 
 if TYPE_CHECKING:
@@ -52,11 +52,9 @@ class QualityDecoders(Group):
     ] = None
     checkout: options.Checkout = None
     option: options.FactoryOptions = None
-    timeout: Annotated[float, Option("Seconds of one decode in a decoder's own process.", rare=True)] = (
-        options.TIMEOUT_S
-    )
+    timeout: options.Timeout = options.TIMEOUT_S
     allow_write: options.AllowWrite = None
-    in_process: Annotated[bool, Option("Run decoders under test in this process.", rare=True)] = False
+    in_process: options.InProcess = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,7 @@ class QualityJudging(Group):
     cluster: options.Cluster = ""
     json: options.Json = None
     into: options.Into = None
-    picture: Annotated[
-        Path | None, Option("Write target calls against loss to this SVG file.", panel=options.WRITTEN)
-    ] = None
+    picture: options.Picture = None
     quiet: options.Quiet = False
 
 
@@ -133,11 +129,8 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     report.show_quality(measured, console, judging.quiet)
     if judging.find_cfg:
         report.say(console, report.best_cfg_line(measured, sources))
-    if "json" in paths:
-        write_whole(paths["json"], measured.document())
-    if "into" in paths:
-        page = report.replaced_parts(paths["into"], {"quality": report.quality_markdown(measured)})
-        write_whole(paths["into"], page.encode())
+    table = {"quality": report.quality_markdown(measured)}
+    write_asked(paths, json=measured.document, into=lambda: report.replaced_parts(paths["into"], table).encode())
     if "picture" in paths:
         from harness.bench.charts import svg, trade_off_chart  # matplotlib is asked for where one draws
 

@@ -14,7 +14,7 @@ from harness.commands import _options as options
 from harness.commands._options import DECODED, WRITTEN, Images, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError, NonFiniteError
-from harness.files import check_absent, check_folder, check_outputs, write_whole
+from harness.files import check_absent, check_folder, check_outputs, write_asked
 from harness.wording import count_of
 
 if TYPE_CHECKING:
@@ -97,9 +97,8 @@ def sample(networks: Networks, images: Images, drawing: SampleOptions) -> None:
             tensors[f"{name}/labels"] = torch.tensor(request.labels)
             work.advance(request.B)
     check_absent(paths, drawing.force)  # it may have come meanwhile
-    write_whole(paths["out"], png_grid(rows, about_run(pair, requests, decoder)))
-    if "tokens" in paths:
-        write_whole(paths["tokens"], save(tensors))
+    write_asked(paths, out=lambda: png_grid(rows, about_run(pair, requests, decoder)))
+    write_asked(paths, tokens=lambda: save(tensors))
     console = plain_console()
     if observer is not None and drawing.profile:
         show_component_cost(observer, console)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from harness.commands._options import WRITTEN
+from harness.commands._options import WRITTEN, Picture
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, check_writable, write_whole
@@ -27,7 +27,7 @@ class StoredMeasurements(Group):
     into: Annotated[
         str, Option("Markdown files, by commas: replace what stands between the markers.", panel=WRITTEN)
     ] = ""
-    picture: Annotated[Path | None, Option("Write speed-up against acceptance to this SVG file.", panel=WRITTEN)] = None
+    picture: Picture = None
 
 
 @command(

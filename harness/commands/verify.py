@@ -21,8 +21,8 @@ from harness.files import absolute_source, check_outputs, check_readable, write_
 if TYPE_CHECKING:
     from harness.decoders import Other
     from harness.protocol import Settings
+    from harness.quality import Means, Study
     from harness.runs import RunFileOptions, Verification
-    from harness.verification import Loss
 
 DRAFT_LENGTHS = "1,2,5,10"
 LAW_CASES = 2
@@ -62,14 +62,10 @@ class VerifyDecoding(Group):
 class VerifyDecoder(options.UnderTest):
     """The decoder under test, and what it may take."""
 
-    timeout: Annotated[float, Option("Seconds of one decode, or one law, in the decoder's own process.", rare=True)] = (
-        options.TIMEOUT_S
-    )
+    timeout: options.Timeout = options.TIMEOUT_S
     memory: Annotated[float, Option("GiB that its process may allocate; 0 = no limit.", rare=True)] = 0.0
     allow_write: options.AllowWrite = None
-    in_process: Annotated[
-        bool, Option("Run the decoder in this process: for a debugger, and less safe.", rare=True)
-    ] = False
+    in_process: options.InProcess = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +167,8 @@ def verify(
     question = Question(name, tuple(settings), (), terms, cover, laws)
     requests, why = batches_for(pair, images, apart=not question.in_process)
     if loss is not None:
-        loss = replace(loss, request=replace(loss.request, seed=requests[0].seed))
+        means, study = loss
+        loss = means, replace(study, request=replace(study.request, seed=requests[0].seed))
     question = replace(question, requests=tuple(requests), batches=why, loss=loss)
     with ExitStack() as stack:
         if outputs.html is not None and store.file is None:  # a page shows what a file keeps
@@ -202,8 +199,8 @@ def write(result: Verification, paths: Mapping[str, Path], store: RunFileOptions
         write_whole(paths["html"], run_page(result, seen_in(store.file, result, outputs.run is not None)))
 
 
-def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) -> Loss | None:
-    """Return the loss that is allowed, on the labels and under the filters that are asked for; None where none is.
+def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) -> tuple[Means, Study] | None:
+    """Return what is asked of quality, on the labels and under the filters that are asked for; None where nothing is.
 
     Raises `InputError` for another contract than C, a loss or images that show nothing, and as `means_for` does.
     """
@@ -211,7 +208,6 @@ def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) ->
     from harness.commands.quality import means_for
     from harness.protocol import Contract, Request
     from harness.quality import Study, check_torchmetrics
-    from harness.verification import Loss
 
     if judging.max_loss is None:
         return None
@@ -219,11 +215,10 @@ def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) ->
         rule = "states a loss, which contract C alone allows"
         raise InputError("max_loss", judging.max_loss, rule, "pass --contract C too, or sdvar-harness quality")
     check_torchmetrics()
-    Study([], judging.quality_images, most=judging.max_loss)
-    means = means_for(networks, judging.features, judging.real)
     labels = () if images.labels == "all" else integers("labels", images.labels, "0,1")
     request = Request((0,), 0, images.cfg, images.top_k, images.top_p)
-    return Loss(judging.max_loss, means, judging.quality_images, labels, request, images.batch)
+    study = Study([], judging.quality_images, images.batch, labels, request, most=judging.max_loss)
+    return means_for(networks, judging.features, judging.real), study
 
 
 def asks(networks: Networks, images: VerifyImages, decoding: VerifyDecoding) -> bool:

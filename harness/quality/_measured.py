@@ -5,14 +5,12 @@ Promise: a file says what was measured on what; reading it back gives the same r
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError
-from harness.files import check_readable, compact
+from harness.files import compact, read_json
 from harness.provenance import versions
 from harness.quality._distances import LEVEL, Estimate
 from harness.quality._loss import Quality, quality_verdict, worst
@@ -21,7 +19,6 @@ from harness.quality._two_samples import Tokens
 from harness.rounding import precision
 
 SCHEMA = 1  # docs/quality.md describes it
-BAD = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 ESTIMATES = (
     "real", "real_kernel", "law", "law_kernel", "loss", "drift", "accuracy", "precision", "coverage",
 )  # fmt: skip
@@ -78,23 +75,20 @@ def _row_values(row: QualityRow) -> dict[str, object]:
 
 def read_quality(path: Path) -> Measured:
     """Read a file of `quality --json`. Raises `InputError` for anything else."""
-    remedy = "pass one of quality --json"
-    check_readable(path, "quality", remedy, "is no file of quality (no such file)")
-    try:
-        document = json.loads(path.read_text())
-        if document["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {document['schema']}, and this version reads {SCHEMA}")
-        rows = [_row_of(values) for values in document["rows"]]
-        header = {field.name: document[field.name] for field in fields(Measured) if field.name != "rows"}
-        if not rows:
-            raise ValueError("no row")
-        return Measured(**header, rows=rows)
-    except BAD as error:
-        raise InputError("quality", str(path), f"is no file of quality ({error})", remedy) from None
+    return read_json(path, "quality", "quality", _measured)
+
+
+def _measured(document: Any) -> Measured:
+    if document["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {document['schema']}, and this version reads {SCHEMA}")
+    rows = [_row_of(values) for values in document["rows"]]
+    header = {field.name: document[field.name] for field in fields(Measured) if field.name != "rows"}
+    if not rows:
+        raise ValueError("no row")
+    return Measured(**header, rows=rows)
 
 
 def _row_of(values: Any) -> QualityRow:
-    """Read a row of JSON. Raises one of `BAD` for anything else."""
     values.pop("verdict", None)
     tokens = values.pop("tokens")
     estimates = {name: None if (stated := values.pop(name)) is None else _estimate_of(stated) for name in ESTIMATES}

@@ -18,7 +18,7 @@ from harness.protocol import Contract, Request, Settings
 from harness.quality._distances import BLOCKS, check_blocks
 from harness.quality._draw import BASE, LAW, Source, portions
 from harness.quality._features import Features, Real, load_features, load_real
-from harness.quality._gather import USUAL, Conditions, ImageSet, check_enough, gather
+from harness.quality._gather import USUAL, Conditions, check_enough, gather
 from harness.quality._loss import check_loss
 from harness.quality._measured import Measured
 from harness.quality._rows import measure_rows
@@ -50,7 +50,7 @@ class Study:
     others: Sequence[Source]  # sources besides sequential decoding and the target's law
     images: int = USUAL_IMAGES  # of every source
     batch: int = 0  # images a batch; 0 = as many as device and memory like
-    labels: tuple[int, ...] = tuple(range(10))  # in turn
+    labels: tuple[int, ...] = ()  # in turn; empty = all
     request: Request = field(default_factory=lambda: Request((0,)))  # seed, guidance and filters
     blocks: int = BLOCKS  # of the intervals
     most: float | None = None  # loss that is allowed; None = no verdict
@@ -96,11 +96,11 @@ def run_study(
     Raises `InputError` for labels or filters that the networks do not have, and as `gather` and `measure_rows` do, and
     `StopSignal` where a signal came before there were enough images for an interval.
     """
-    sources = [BASE, LAW, *study.others]
-    check_labels(models, means, study.labels)
+    sources, labels = [BASE, LAW, *study.others], study.labels or tuple(range(models.target.config.classes))
+    check_labels(models, means, labels)
     own_process = any(source.factory and not is_own_decoder(source.factory) for source in sources)
     batch = study.batch or min(default_batch(models, own_process).images, study.images)
-    requests = portions(study.images, batch, study.labels, study.request)
+    requests = portions(study.images, batch, labels, study.request)
     requests[0].check_against(models.target.config.classes, models.target.config.V)
     (samples, stopped), seconds = timed(
         lambda: gather(models, means.features, sources, requests, conditions, progress), torch.device("cpu")
@@ -108,7 +108,10 @@ def run_study(
     if stopped and len(samples[0].labels_N) < 2 * study.blocks:
         raise StopSignal(stopped)
     where = models.device if means.features.D >= FEW else torch.device("cpu")
-    samples = [_on(sample, where, models.device) for sample in samples]
+    samples = [
+        replace(sample, features_ND=sample.features_ND.to(where), tokens_NL=sample.tokens_NL.to(models.device))
+        for sample in samples
+    ]
     vocabulary = models.target.config.V
     rows = measure_rows(samples, means.real, means.features.classes, models.pyramid, vocabulary, study.blocks)
     return Measured(
@@ -126,7 +129,3 @@ def check_labels(models: ModelPair, means: Means, labels: Sequence[int]) -> None
     for label in labels:
         if not 0 <= label < classes:
             raise InputError("labels", label, f"must lie in 0..{classes - 1}", "pass --labels all")
-
-
-def _on(sample: ImageSet, features: torch.device, tokens: torch.device) -> ImageSet:
-    return replace(sample, features_ND=sample.features_ND.to(features), tokens_NL=sample.tokens_NL.to(tokens))

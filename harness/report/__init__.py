@@ -12,9 +12,11 @@ from harness.report._terminal import (
     parts_json,
     parts_verdict,
     plain_console,
+    rounds_of,
     say,
     say_replayed,
     say_smallest,
+    setting_name,
     show_parts,
     show_verification,
 )

@@ -76,7 +76,8 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
             numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
             say(console, f"error budget: {numbers} = {budget.source}")
         if result.decode_seconds and result.seconds:  # a run file keeps no time of judging
-            say(console, f"judging: {result.overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
+            overhead = result.seconds / result.decode_seconds - 1
+            say(console, f"judging: {overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
         if result.wall_seconds and result.images:
             say(console, _work_line(result))
         if result.compared:
@@ -175,27 +176,33 @@ def _rows(result: Verification, verbose: bool) -> list[list[str]]:
     if verbose or len(passed) < 2:
         passed = []
     counted = _counted(result)
-    rows = [_row(_setting_name(each), [each], counted) for each in result.settings if each not in passed]
+    rows = [_row(setting_name(each), [each], counted) for each in result.settings if each not in passed]
     if passed:
         words = sorted({setting.verdict.value for setting in passed})
         rows.append(_row(f"{len(passed)} settings {', '.join(words)}", passed, counted))
     return rows
 
 
-def _setting_name(setting: SettingResult) -> str:
-    return one_line(f"{setting.settings}{f', {setting.draft}' if setting.draft else ''}")
+def setting_name(setting: SettingResult) -> str:
+    """Return a setting in words, with its draft."""
+    return one_line(f"{setting.settings}{f', {setting.draft} draft' if setting.draft else ''}")
+
+
+def rounds_of(settings: Sequence[SettingResult], none: str = "-") -> list[str]:
+    """Return target calls, mean and range, and the mean of accepted scales a round, as words."""
+    calls = [count for setting in settings for count in setting.target_calls]
+    accepted = [count for setting in settings for rounds in setting.accepted_scales for count in rounds]
+    ranged = f"{sum(calls) / len(calls):.2f} ({min(calls)}-{max(calls)})" if calls else none
+    return [ranged, f"{sum(accepted) / len(accepted):.2f}" if accepted else none]
 
 
 def _row(words: str, settings: list[SettingResult], counted: list[str]) -> list[str]:
     """Return what one setting came to, or several of them together."""
-    calls = [count for setting in settings for count in setting.target_calls]
-    accepted = [count for setting in settings for rounds in setting.accepted_scales for count in rounds]
     once = {(row.task, row.reference_seconds) for setting in settings for row in setting.rows}  # decoded for them all
     return [
         words,
         *(str(sum(setting.total(count) for setting in settings)) for count in counted),
-        f"{sum(calls) / len(calls):.2f} ({min(calls)}-{max(calls)})" if calls else "-",
-        f"{sum(accepted) / len(accepted):.2f}" if accepted else "-",
+        *rounds_of(settings),
         f"{sum(setting.seconds for setting in settings):.1f}",
         f"{sum(seconds for _, seconds in once):.1f}",
     ]

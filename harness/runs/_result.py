@@ -11,7 +11,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
-from itertools import chain
 from typing import Any
 
 import torch
@@ -35,8 +34,7 @@ SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requ
 UNTESTED = "contract B claims the target's law, and {}; pass more --seeds, or --laws 2 to try it on small networks"
 MOST = 600  # characters of a text from outside
 # Readable on light and dark; the verdict's word says the same as its colour.
-COLOURS = {Verdict.DEFECT: "#d1242f", Verdict.INCONCLUSIVE: "#9a6700"}
-RIGHT = "#1a7f37"
+COLOURS = dict.fromkeys(Verdict, "#1a7f37") | {Verdict.DEFECT: "#d1242f", Verdict.INCONCLUSIVE: "#9a6700"}
 
 
 @dataclass
@@ -127,11 +125,6 @@ class Verification:
         return " / ".join(sorted({setting.contract for setting in self.settings})) or "unknown"
 
     @property
-    def overhead(self) -> float:
-        """Time of judging as a share of the time of the decodes; NaN where nothing was decoded."""
-        return self.seconds / self.decode_seconds - 1 if self.decode_seconds else float("nan")
-
-    @property
     def verdict(self) -> Verdict:
         """The worst verdict of the settings; INCONCLUSIVE at best where the run as a whole proves nothing."""
         found = [setting.verdict for setting in self.settings] + [Verdict.INCONCLUSIVE] * bool(self.open)
@@ -179,10 +172,7 @@ class Verification:
     @property
     def not_compared(self) -> dict[str, str]:
         """What some decode did not show, and why."""
-        found: dict[str, str] = {}
-        for judgement in (j for s in self.settings for j in s.judgements):
-            found |= judgement.not_compared
-        return found
+        return {name: why for s in self.settings for j in s.judgements for name, why in j.not_compared.items()}
 
     @property
     def changes(self) -> list[str]:
@@ -208,9 +198,8 @@ class Verification:
     def is_law_untested(self) -> bool:
         """Whether a decoder claims the target's law, and nobody compared what it draws with that law."""
         claims = [setting for setting in self.settings if setting.contract is Contract.LAW and not self.against]
-        if self.laws is not None and self.laws.tested_the_law:
-            return False
-        return not all(setting.is_law_shown for setting in claims)
+        tested = self.laws is not None and self.laws.tested_the_law
+        return not tested and not all(setting.is_law_shown for setting in claims)
 
     @property
     def open(self) -> list[str]:
@@ -232,8 +221,7 @@ class Verification:
         totals = self.totals
         counts = [f"{totals['identical']} identical", count_of(totals["ties"], "tie")]
         counts.append(count_of(totals["wrong_tokens"], "wrong token"))
-        if totals["unclaimed"]:
-            counts.append(f"{totals['unclaimed']} not claimed")
+        counts += [f"{totals['unclaimed']} not claimed"] if totals["unclaimed"] else []
         return (
             f"contract {self.contract}: {count_of(totals['images'], 'decode')}, {count_of(totals['draws'], 'draw')} "
             f"compared, {', '.join(counts)}; {count_of(totals['wrong_tensors'], 'wrong tensor')}; "
@@ -300,25 +288,26 @@ class Verification:
             + "</tr>"
             for setting in self.settings
         )
-        colour = COLOURS.get(self.verdict, RIGHT)
-        parts = [f'<p><strong style="color:{colour}">{self.verdict.value}</strong> {_text(self.summary)}</p>']
+        word = f'<strong style="color:{COLOURS[self.verdict]}">{self.verdict.value}</strong>'
+        parts = [f"<p>{word} {_text(self.summary)}</p>"]
         parts += [f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"] if rows else []
-        parts += [f"<p>inconclusive: {_text(reason)}</p>" for reason in self.inconclusive]
-        parts += [f"<p>{_text(clause)}</p>"] if (clause := self.exercised.clause) else []
-        parts += [f"<p>remark: {_text(remark)}</p>" for remark in self.remarks]
+        lines = [f"inconclusive: {reason}" for reason in self.inconclusive]
+        lines += [self.exercised.clause, *(f"remark: {remark}" for remark in self.remarks)]
         if first := self.first_divergence:
-            word = "first defect" if self.verdict is Verdict.DEFECT else "first tie"
-            parts.append(f"<p>{word}: {_text(str(first))}</p>")
-        if self.alone:
-            parts.append(f"<pre>{_text(self.alone)}</pre>")
+            lines.append(f"{'first defect' if self.verdict is Verdict.DEFECT else 'first tie'}: {first}")
+        parts += [f"<p>{_text(line)}</p>" for line in lines if line]
+        parts += [f"<pre>{_text(self.alone)}</pre>"] if self.alone else []
         return f"<div>{''.join(parts)}</div>"
 
     def _document(self) -> dict[str, object]:
-        first = self.first_divergence
-
-        def joined(name: str) -> list[object]:
-            return list(chain.from_iterable(getattr(setting, name) for setting in self.settings))
-
+        first, by_image = self.first_divergence, ("target_calls", "target_rows", "rounds", "accepted_scales")
+        found = {"laws": self.laws, "claims": self.claims}
+        run = {
+            **(self.record.as_dict() if self.record else {}),
+            **{name: part.as_dict() for name, part in found.items() if part is not None},
+            **({"quality": self.quality.values()} if self.quality else {}),
+            **({"batch": self.batches} if self.batches else {}),
+        }
         return {
             "schema": SCHEMA,
             "contract": self.contract,
@@ -333,7 +322,7 @@ class Verification:
             "changes": self.changes,
             "compared": self.compared,
             "not_compared": self.not_compared,
-            **{name: joined(name) for name in ("target_calls", "target_rows", "rounds", "accepted_scales")},
+            **{name: [each for setting in self.settings for each in getattr(setting, name)] for name in by_image},
             "counted_by": DECODER if self.is_its_word else HARNESS,
             "exercised": self.exercised.as_dict(),
             "covers": self.covers,
@@ -350,19 +339,9 @@ class Verification:
             "wall_seconds": self.wall_seconds,
             "whole": self.is_whole,
             "alone": self.alone,
-            "run": self._run(),
+            "run": run,  # what repeats it, and what was found besides its decodes
             "requests": [request_values(task.request) for task in self.plan.tasks],
             "settings": [setting.as_dict() for setting in self.settings],
-        }
-
-    def _run(self) -> dict[str, object]:
-        """Return what repeats the run, and what was found besides its decodes."""
-        parts: dict[str, LawsTried | QualityClaims | None] = {"laws": self.laws, "claims": self.claims}
-        return {
-            **(self.record.as_dict() if self.record else {}),
-            **{name: part.as_dict() for name, part in parts.items() if part is not None},
-            **({"quality": self.quality.values()} if self.quality else {}),
-            **({"batch": self.batches} if self.batches else {}),
         }
 
 

@@ -96,12 +96,9 @@ def _bugs(hunt: Hunt) -> Sheet:
     ]  # fmt: skip
     head = ("bug", "what it changes", "where such a bug comes from", "first caught by", "what a law saw",
             "smallest failing example", "to the first violation")  # fmt: skip
-    staged = any(caught.verified for caught in hunt.found)
-    columns = [k for k in range(len(head)) if staged or head[k] != "first caught by"]
     bad = frozenset(k for k, caught in enumerate(hunt.found) if caught.survived)
-    caption = "Planted bugs, with the smallest example that their own family found"
-    cells = [[row[k] for k in columns] for row in rows]
-    return Sheet(caption, [head[k] for k in columns], cells, len(columns) - 1, bad)
+    sheet = Sheet("Planted bugs, with the smallest example that their own family found", head, rows, len(head) - 1, bad)
+    return sheet if any(caught.verified for caught in hunt.found) else sheet.without(["first caught by"])
 
 
 def _laws(hunt: Hunt) -> Sheet:

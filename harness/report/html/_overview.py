@@ -9,13 +9,13 @@ from collections.abc import Callable
 from harness.judge import Divergence, margin_bound
 from harness.protocol import Guidance, growth, guidance_text
 from harness.provenance import versions
-from harness.report import laws_line
+from harness.report import laws_line, rounds_of, setting_name
 from harness.report.html._page import Bullets, Drawing, Facts, Line, Sheet, counted, flat_rows, share, size
 from harness.report.html._plots import Axis, Series, plot
-from harness.report.html._scales import layout_of, scales_of, setting_name
+from harness.report.html._scales import layout_of, scales_of
 from harness.report.html._words import COMPARED, contracts
 from harness.rounding import precision
-from harness.runs import Exercised, Verification
+from harness.runs import COUNTS, Verification
 
 MOST_ROWS = 40  # of a table of settings or images
 MOST_DOTS = 16
@@ -38,15 +38,9 @@ def key_facts(result: Verification) -> Facts:
     if unclaimed:
         items[2] = ("other tokens", f"{unclaimed:,}", f"{share(unclaimed, draws)}; none is claimed")
     if calls:
-        scales = scales_of(result)
-        alone = f"mean an image; decoding alone takes {scales}" if scales else "mean an image"
-        items.append(
-            (
-                "target calls, as the decoder says" if result.is_its_word else "target calls",
-                f"{sum(calls) / len(calls):.2f}",
-                alone,
-            )
-        )
+        alone = f"; decoding alone takes {scales}" if (scales := scales_of(result)) else ""
+        word = "target calls, as the decoder says" if result.is_its_word else "target calls"
+        items.append((word, f"{sum(calls) / len(calls):.2f}", f"mean an image{alone}"))
     return Facts(items)
 
 
@@ -56,21 +50,26 @@ def compared_parts(result: Verification) -> list[object]:
     if result.against:
         text = f"In the reference's place stands another decoder, {result.against}: neither is called right."
         parts.append(text)
-    if result.compared:
-        parts.append(f"Compared with {result.against or 'the reference'}, for every decode:")
-        parts.append(Bullets([(name, COMPARED.get(name, "")) for name in result.compared]))
-    else:
+    exercised = result.exercised
+    lists: dict[str, list[tuple[str, str]]] = {
+        f"Compared with {result.against or 'the reference'}, for every decode:":
+            [(name, COMPARED.get(name, "")) for name in result.compared],
+        "Not compared:": list(result.not_compared.items()),
+        "Not exercised, so that nothing is proved of it:":
+            [(word, f"asked by {option}") for word, option in exercised.missing.items()],
+        "What this decoder does not do:": list(exercised.not_done.items()),
+        "Why the run proves nothing:": [(reason, "") for reason in result.inconclusive],
+        "Remarks, which are no defects: nothing was seen to depend on them.":
+            [(remark, f"in {counted(count, 'decode')}") for remark, count in result.remarks.items()],
+    }  # fmt: skip
+    if not result.compared:
         parts.append("Nothing was compared for every decode.")
-    if result.not_compared:
-        parts += ["Not compared:", Bullets(list(result.not_compared.items()))]
-    elif result.compared:
+    for lead, items in lists.items():
+        parts += [lead, Bullets(items)] if items else []
+    if result.compared and not result.not_compared:
         parts.append("Nothing that this check knows of was left out.")
-    parts += _exercised_parts(result.exercised)
-    if result.inconclusive:
-        parts += ["Why the run proves nothing:", Bullets([(reason, "") for reason in result.inconclusive])]
-    if result.remarks:
-        times = [(remark, f"in {counted(count, 'decode')}") for remark, count in result.remarks.items()]
-        parts += ["Remarks, which are no defects: nothing was seen to depend on them.", Bullets(times)]
+    if exercised.asked:
+        parts.append(f"Asked of this decoder: {', '.join(exercised.asked)}.")
     if result.coverage.rounds:
         parts.append(f"Exercised: {result.coverage}.")
         if result.is_its_word:
@@ -80,38 +79,19 @@ def compared_parts(result: Verification) -> list[object]:
     return parts + [f"Counted otherwise than by the other: {text}." for text in result.changes[:4]]
 
 
-def _exercised_parts(exercised: Exercised) -> list[object]:
-    """Return what was asked of the decoder, what it does not do, and what nobody asked, with what would."""
-    parts: list[object] = []
-    if exercised.missing:
-        options = [(word, f"asked by {option}") for word, option in exercised.missing.items()]
-        parts += ["Not exercised, so that nothing is proved of it:", Bullets(options)]
-    if exercised.not_done:
-        parts += ["What this decoder does not do:", Bullets(list(exercised.not_done.items()))]
-    if exercised.asked:
-        parts.append(f"Asked of this decoder: {', '.join(exercised.asked)}.")
-    return parts
-
-
 def settings_parts(result: Verification) -> list[object]:
     """Return a table with a row a setting."""
     shown = result.settings[:MOST_ROWS]
-    counts = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors")
-    rows = []
-    for setting in shown:
-        calls = setting.target_calls
-        accepted = [count for rounds in setting.accepted_scales for count in rounds]
-        rows.append(
-            [setting_name(setting), setting.verdict.value, *(f"{setting.total(name):,}" for name in counts),
-             f"{setting.refused:,}", f"{sum(calls) / len(calls):.2f} ({min(calls)}–{max(calls)})" if calls else "–",
-             f"{sum(accepted) / len(accepted):.2f}" if accepted else "–"]
-        )  # fmt: skip
+    rows = [
+        [setting_name(setting), setting.verdict.value, *(f"{setting.total(name):,}" for name in COUNTS[:-1]),
+         f"{setting.refused:,}", *rounds_of([setting], "–")]
+        for setting in shown
+    ]  # fmt: skip
     head = ("setting", "verdict", "images", "tokens", "identical", "ties", "wrong", "not claimed", "wrong tensors",
             "refused", "target calls, mean (range)", "accepted scales a round")  # fmt: skip
-    columns = [k for k, name in enumerate(head) if name not in OPTIONAL or any(row[k] != "0" for row in rows)]
+    empty = {name for k, name in enumerate(head) if name in OPTIONAL and all(row[k] == "0" for row in rows)}
     bad = frozenset(k for k, setting in enumerate(shown) if setting.total("defects"))
-    cells = [[row[k] for k in columns] for row in rows]
-    parts: list[object] = [Sheet("Results by setting", [head[k] for k in columns], cells, 2, bad)] if rows else []
+    parts: list[object] = [Sheet("Results by setting", head, rows, 2, bad).without(empty)] if rows else []
     if len(result.settings) > MOST_ROWS:
         parts.append(f"{len(result.settings) - MOST_ROWS:,} more settings are not listed.")
     return parts
@@ -193,8 +173,7 @@ def cost_parts(result: Verification) -> list[object]:
 
 def distance_parts(result: Verification) -> list[object]:
     """Return how far images are from sequential ones, and what that buys; empty where tokens are claimed."""
-    rows: list[list[str]] = []
-    series: list[Series] = []
+    rows, series = list[list[str]](), list[Series]()
     for setting in [setting for setting in result.settings if setting.distances][:MOST_ROWS]:
         calls, name = setting.target_calls, setting_name(setting)
         row = [name, f"{sum(calls) / len(calls):.2f}" if calls else "–"]
@@ -215,18 +194,16 @@ def distance_parts(result: Verification) -> list[object]:
         return [sheet]
     caption = "What the loss buys: target calls (fewer is faster) against mean pixel distance (less is closer)."
     x, y = Axis("mean target calls an image", low=0), Axis("mean |pixel difference|", low=0)
-    svg = plot(series, x, y, salt="trade")
-    return [Drawing(svg, f"Scatter plot: {caption} The numbers are in the table.", caption), sheet]
+    return [Drawing("Scatter plot", plot(series, x, y, salt="trade"), caption), sheet]
 
 
 def budget_parts(result: Verification) -> list[object]:
     """Return how far rounding may move a number at every scale, and where that is from."""
     if result.budget is None:
         return ["No budget was needed: nothing was decoded."]
-    parts: list[object] = [f"Source: {result.budget.source}."]
-    layout, record = layout_of(result), result.record
+    source, layout, record = f"Source: {result.budget.source}.", layout_of(result), result.record
     if record is None or layout is None:
-        return parts
+        return [source]
     budget, last = record.budget, layout.S - 1
     each: list[Guidance] = [task.request.guidance for task in result.plan.tasks]
     widest: Guidance = max(each, key=lambda guidance: growth(guidance, layout.ramp(last), last), default=0.0)
@@ -235,10 +212,8 @@ def budget_parts(result: Verification) -> list[object]:
         at = budget.guided(widest, layout.ramp(si), si)
         rows.append((f"{si}", *(f"{v:.3g}" for v in (at.logits, at.logits_rms, at.f_hat, margin_bound(at.logits)))))
     head = ("scale", "guided score, any", "guided score, rms", "f_hat", "largest margin of a tie")
-    return [
-        *parts,
-        Sheet(f"What rounding may move, at the largest guidance of the run, {guidance_text(widest)}", head, rows),
-    ]
+    caption = f"What rounding may move, at the largest guidance of the run, {guidance_text(widest)}"
+    return [source, Sheet(caption, head, rows)]
 
 
 def provenance_parts(result: Verification, file: str) -> list[object]:

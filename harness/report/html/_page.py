@@ -9,8 +9,8 @@ there, never markup; no information is in colour alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import check_installed, shortened
@@ -53,13 +53,19 @@ class Sheet:
     texts: int = 1  # how many columns, from the first one on, hold words; the others hold numbers
     bad: frozenset[int] = frozenset()  # indices of rows that tell of something wrong; their first cell must say so, too
 
+    def without(self, heads: Collection[str]) -> Sheet:
+        """Return the table without columns of numbers, or of words but the first, that have these heads."""
+        kept = [k for k, head in enumerate(self.head) if head not in heads]
+        rows = [[row[k] for k in kept] for row in self.rows]
+        return replace(self, head=[self.head[k] for k in kept], rows=rows, texts=sum(k < self.texts for k in kept))
+
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture: SVG markup of `plots`, what it shows in words, and its numbers."""
+    """A picture: its kind, SVG markup of `plots`, what it shows in words, and its numbers where no other table has."""
 
+    kind: str
     svg: str
-    label: str
     caption: str
     sheet: Sheet | None = None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.judge import Verdict
 from harness.protocol import Contract
+from harness.report import setting_name
 from harness.report.html import _overview as overview
 from harness.report.html import _scales as scales
 from harness.report.html._gallery import gallery_parts, picture_pair, token_maps
@@ -54,10 +55,9 @@ def run_page(result: Verification, seen: Seen) -> bytes:
 
 def _headline(result: Verification) -> str:
     if result.against:
-        right = result.verdict in (Verdict.IDENTICAL, Verdict.TIE)
-        return (
-            f"{'Both decoders draw the same' if right else 'The two decoders differ'}, under the same random numbers."
-        )
+        same = result.verdict in (Verdict.IDENTICAL, Verdict.TIE)
+        text = "Both decoders draw the same" if same else "The two decoders differ"
+        return f"{text}, under the same random numbers."
     text = VERDICTS[result.verdict]
     if result.verdict is Verdict.CONSISTENT and Contract.QUALITY.value in result.contract:
         text += " How far its images are from the sequential ones is below."
@@ -98,23 +98,17 @@ def _sections(result: Verification, seen: Seen) -> list[Section]:
 
 
 def _images(result: Verification, seen: Seen, other: str) -> list[object]:
-    if not seen.pictures:
-        return ["The run kept none: no decode came so far that its result is an image."]
     layout = scales.layout_of(result)
-    assert layout is not None  # of a run with pictures
+    if not seen.pictures or layout is None:
+        return ["The run kept none: no decode came so far that its result is an image."]
     pairs = [picture_pair(picture, layout, _setting(result, picture), other) for picture in seen.pictures]
     return gallery_parts(pairs, result.images)
 
 
 def _maps(result: Verification, seen: Seen) -> list[object]:
     layout = scales.layout_of(result)
-    return _first_and_folded(
-        [
-            token_maps(picture, layout, _title(result, picture))
-            for picture in seen.pictures[:MOST_MAPS]
-            if layout is not None and (picture.badness or picture is seen.pictures[0])
-        ]
-    )
+    shown = [each for each in seen.pictures[:MOST_MAPS] if each.badness or each is seen.pictures[0]]
+    return _first_and_folded([token_maps(each, layout, _title(result, each)) for each in shown if layout is not None])
 
 
 def _rounds(result: Verification, seen: Seen) -> list[object]:
@@ -122,14 +116,9 @@ def _rounds(result: Verification, seen: Seen) -> list[object]:
     first: dict[int, Picture] = {}
     for picture in seen.pictures:
         first.setdefault(picture.setting, picture)
-    S = scales.scales_of(result)
-    return _first_and_folded(
-        [
-            scales.time_line(picture.rounds, S, f"{_title(result, picture)}; columns are scales")
-            for picture in list(first.values())[:MOST_MAPS]
-            if picture.rounds
-        ]
-    )
+    S, shown = scales.scales_of(result), [each for each in list(first.values())[:MOST_MAPS] if each.rounds]
+    caption = "columns are scales"
+    return _first_and_folded([scales.time_line(p.rounds, S, f"{_title(result, p)}; {caption}") for p in shown])
 
 
 def _first_and_folded(parts: Sequence[object]) -> list[object]:
@@ -138,7 +127,7 @@ def _first_and_folded(parts: Sequence[object]) -> list[object]:
 
 def _setting(result: Verification, picture: Picture) -> str:
     number = picture.setting
-    return scales.setting_name(result.settings[number]) if number < len(result.settings) else f"setting {number}"
+    return setting_name(result.settings[number]) if number < len(result.settings) else f"setting {number}"
 
 
 def _title(result: Verification, picture: Picture) -> str:

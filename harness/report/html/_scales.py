@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from harness.judge import Divergence
 from harness.protocol import Round
 from harness.protocol.pyramid import ScalePyramid
+from harness.report import setting_name
 from harness.report.html._page import Drawing, Grid, Lane, Sheet, State, share
 from harness.report.html._plots import Axis, Series, plot
 from harness.runs import SettingResult, Verification
@@ -34,11 +35,6 @@ def scales_of(result: Verification) -> int:
     """Return the number of scales; 0 where the run ended before it was known."""
     layout = layout_of(result)
     return layout.S if layout else 0
-
-
-def setting_name(setting: SettingResult) -> str:
-    """Return a setting in words, with its draft."""
-    return f"{setting.settings}{f', {setting.draft} draft' if setting.draft else ''}"
 
 
 def scale_parts(result: Verification) -> list[object]:
@@ -92,8 +88,7 @@ def _acceptance(result: Verification, scales: int) -> Drawing:
     caption = "How often a drafted scale was accepted, by scale; a line a setting."
     caption += f" {left} more settings are left out." if left > 0 else ""
     sheet = Sheet("Drafted scales accepted", ("setting", *map(str, range(scales))), rows)
-    label = f"Line plot: {caption} The numbers are in the table below it."
-    return Drawing(plot(series, x, y, salt="acceptance"), label, caption, sheet)
+    return Drawing("Line plot", plot(series, x, y, salt="acceptance"), caption, sheet)
 
 
 def _margins(result: Verification, scales: int) -> list[object]:
@@ -122,8 +117,7 @@ def _margins(result: Verification, scales: int) -> list[object]:
     if not series:
         return [sheet]
     axes = Axis("scale", ticks=range(scales)), Axis("margin / bound", log=True)
-    svg = plot(series, *axes, (1.0, "what rounding explains"), "margins")
-    return [Drawing(svg, f"Scatter plot: {caption} The numbers are in the table below it.", caption, sheet)]
+    return [Drawing("Scatter plot", plot(series, *axes, (1.0, "what rounding explains"), "margins"), caption, sheet)]
 
 
 def _ratio(divergence: Divergence) -> float:
@@ -141,23 +135,21 @@ def _listed(result: Verification, kind: str) -> list[Divergence]:
 
 def time_line(rounds: Sequence[Round], scales: int, caption: str) -> Grid:
     """Return the rounds of one image on a time line: a row a round, a column a scale."""
-    lanes = [_lane(f"{number}", turn, scales) for number, turn in enumerate(rounds, 1)]
+    lanes = []
+    for number, turn in enumerate(rounds, 1):
+        counts = (turn.accepted_tokens, turn.corrected_tokens, turn.target_rows)
+        states = [_state(si, turn) for si in range(scales)]
+        lanes.append(Lane(f"{number}", states, [f"{count:,}" for count in counts]))
     return Grid(caption, "round", [f"{si}" for si in range(scales)], lanes, ROUND_COUNTS)
 
 
-def _lane(name: str, turn: Round, scales: int) -> Lane:
+def _state(si: int, turn: Round) -> State:
+    """Return what a round made of a scale."""
     imperfect, after = turn.first + turn.accepted, turn.first + turn.drafted
-    states = []
-    for si in range(scales):
-        if si < turn.first:
-            states.append(FINAL)
-        elif si < imperfect:
-            states.append(ACCEPTED)
-        elif si == imperfect and turn.corrected:
-            states.append(CORRECTED)
-        elif si == after and turn.bonus:
-            states.append(BONUS)
-        else:
-            states.append(REJECTED if si < after else LATER)
-    counts = (turn.accepted_tokens, turn.corrected_tokens, turn.target_rows)
-    return Lane(name, states, [f"{count:,}" for count in counts])
+    if si < imperfect:
+        return FINAL if si < turn.first else ACCEPTED
+    if si == imperfect and turn.corrected:
+        return CORRECTED
+    if si == after and turn.bonus:
+        return BONUS
+    return REJECTED if si < after else LATER

@@ -55,8 +55,7 @@ def _plot(run: Speed) -> Drawing:
         series.append(Series(name, [100 * x for x, _ in points], [y for _, y in points]))
     caption = "Above the dashed line speculation gains; right of it more drafted scales are accepted."
     x, y = Axis("judged scales that were accepted, %", low=0), Axis("speed-up", low=0)
-    svg = plot(series, x, y, (1.0, "sequential"), "speed")
-    return Drawing(svg, f"Line plot: {caption} The numbers are in the table of the next section.", caption)
+    return Drawing("Line plot", plot(series, x, y, (1.0, "sequential"), "speed"), caption)
 
 
 def _speculative(rows: Sequence[SpeedRow]) -> Sheet:

@@ -63,12 +63,20 @@ def test_what_is_no_list_of_tokens_is_bad_input_and_writes_nothing(
     assert not state.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x00" * 64])
-def test_another_file_is_bad_input(content: bytes, tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"PK\x03\x04", "is a zip archive, as of torch.save, that is cut short"),
+        (b"\x00" * 64, "begins with zeros alone"),
+        (b"\x08\0\0\0\0\0\0\0{}{}{}{}", "is a damaged safetensors file"),
+    ],
+)
+def test_another_file_is_bad_input(content: bytes, said: str, tmp_path: Path, monkeypatch, capsys):
     file = tmp_path / "odd"
     file.write_bytes(content)
     assert command(monkeypatch, "evidence", str(file)) == 2
-    assert "is no safetensors file" in capsys.readouterr().err
+    assert f"file={file}: {said}" in capsys.readouterr().err
 
 
 def test_a_bad_file_after_a_good_one_counts_nothing(tmp_path: Path, monkeypatch, capsys):

@@ -76,4 +76,4 @@ def test_features_of_other_classes_are_refused():
 
 def test_what_is_asked_has_sensible_defaults():
     asked = Study([])
-    assert (asked.images, asked.blocks, asked.most, asked.labels) == (10_000, 40, None, tuple(range(10)))
+    assert (asked.images, asked.blocks, asked.most, asked.labels) == (10_000, 40, None, ())
