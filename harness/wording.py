@@ -6,6 +6,7 @@ Promise: one of a thing is singular; whatever is printed, a stream without a let
 from __future__ import annotations
 
 import codecs
+import math
 
 READABLE = "readable"  # name of the error handler, for `TextIOWrapper.reconfigure(errors=…)`
 LETTERS = {
@@ -19,6 +20,11 @@ LETTERS = {
 def count_of(count: int, noun: str, plural: str = "") -> str:
     """Return ``1 image``, ``2 images``; the plural is the noun with an s where it is left out."""
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def number(value: float | None, form: str = ".2g", unit: str = "", none: str = "-") -> str:
+    """Return a number in a form, with its unit; a dash of none."""
+    return none if value is None or math.isnan(value) else format(value, form) + unit
 
 
 def spelled(text: str, encoding: str) -> str:

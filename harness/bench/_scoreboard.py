@@ -15,6 +15,7 @@ from harness.bench._speed import SpeedRow
 from harness.errors import InputError
 from harness.quality import DRAFT, Measured, Quality, QualityRow, quality_verdict
 from harness.speculative import IMPOSED, parse_policy
+from harness.wording import number
 
 MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
 STEADY = 1.05  # a speed-up beyond what the passes allow comes from a disturbed measurement of the other side
@@ -176,7 +177,7 @@ TIMED_PROMISES: Mapping[str, Callable[[SpeedRow], bool]] = {
 def _imposed(run: Speed, named: str, row: SpeedRow) -> BoardLine:
     what = f"{named}, {row.draft_len} scales{' + bonus' if run.bonus else ''}, {row.kept:.0%} of scales accepted"
     kept = {promise: "" for promise, holds in TIMED_PROMISES.items() if holds(row)}
-    calls, speed_up, memory = f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", _number(row.extra_memory, "+.1%")
+    calls, speed_up, memory = f"{row.target_calls:.1f}", f"{row.speed_up:.2f}", number(row.extra_memory, "+.1%")
     return BoardLine(what, "-", calls, speed_up, memory, "imposed", kept, is_imposed=True)
 
 
@@ -196,7 +197,7 @@ def _divided(named: str, rows: Sequence[SpeedRow]) -> BoardLine:
             kept[promise] = "" if len(batches) == len(rows) else " and ".join(batches)
     what = f"{named}, `{first.policy}`, batch {' / '.join(f'{row.batch}' for row in rows)}"
     speed_up = " / ".join(f"{row.speed_up:.2f}" for row in rows)
-    memory = " / ".join(_number(row.extra_memory, "+.1%") for row in rows)
+    memory = " / ".join(number(row.extra_memory, "+.1%") for row in rows)
     letter, calls = parse_policy(first.policy).contract.letter, f"{first.target_calls:.1f}"
     return BoardLine(what, letter, calls, speed_up, memory, "random weights", kept)
 
@@ -223,11 +224,11 @@ def speed_table(runs: Sequence[Speed]) -> str:
         pair, _, mode = named.partition(", ")
         for row in run.rows:
             length = f"{row.draft_len}{' + bonus' if run.bonus else ''}" if row.speculates else "-"
-            cells = [pair, mode, f"{row.batch}", f"`{row.policy}`", _number(row.kept, ".0%"), length]
-            cells += [_number(ms, ".1f") for ms in (row.reference_ms, row.target.ms, row.draft.ms, row.ms)]
-            cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", _number(row.allowed, ".2f")]
-            cells += [_number(row.speed_up / row.allowed, ".0%"), _number(row.floor_ms, ".1f")]
-            lines.append(f"| {' | '.join([*cells, _number(row.extra_memory, '+.1%')])} |")
+            cells = [pair, mode, f"{row.batch}", f"`{row.policy}`", number(row.kept, ".0%"), length]
+            cells += [number(ms, ".1f") for ms in (row.reference_ms, row.target.ms, row.draft.ms, row.ms)]
+            cells += [f"{row.target_calls:.2f}", f"{row.speed_up:.2f}", number(row.allowed, ".2f")]
+            cells += [number(row.speed_up / row.allowed, ".0%"), number(row.floor_ms, ".1f")]
+            lines.append(f"| {' | '.join([*cells, number(row.extra_memory, '+.1%')])} |")
     # the products' rate depends on the mode
     machines = {(run.mode, run.machine.name): str(run.machine) for run in runs}
     listed = [f"- {mode} on {machine}" for (mode, _), machine in sorted(machines.items())]
@@ -239,7 +240,3 @@ def _named(runs: Sequence[Speed]) -> list[tuple[Speed, str]]:
     several = len({run.machine.name for run in runs}) > 1
     card = [f", {run.machine.name.removeprefix('NVIDIA ')}" if several else "" for run in runs]
     return [(run, f"{run.models.split(' ')[0]}, {run.title}{on}") for run, on in zip(runs, card, strict=True)]
-
-
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)

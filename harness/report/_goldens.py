@@ -13,9 +13,10 @@ from harness.files import compact
 from harness.golden import CaseResult, Change, FileResult, golden_totals
 from harness.judge import Verdict, worst_verdict
 from harness.provenance import versions
-from harness.report._tables import SHY, Column, name_column, number, print_table
+from harness.report._tables import SHY, Column, name_column, print_table
 from harness.report._terminal import say
 from harness.rounding import precision
+from harness.wording import number
 
 SHOWN = 5  # defects of one case; the JSON file has more
 LISTED = 50

@@ -17,9 +17,9 @@ from harness.quality import (
     images_to_resolve,
     why_quality,
 )
-from harness.report._tables import Column, name_column, number, print_table
+from harness.report._tables import Column, name_column, print_table
 from harness.report._terminal import say
-from harness.wording import count_of
+from harness.wording import count_of, number
 
 COLOURS = {Quality.KEPT: "green", Quality.LOST: "bold red", Quality.INCONCLUSIVE: "yellow"}
 COLUMNS = (

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from harness.bench import PolicyRow, Scoreboard, Speed, SpeedRow, acceptance_sentences, policy_cells
-from harness.report._tables import SHY, Column, name_column, number, print_table, prose_column
+from harness.report._tables import SHY, Column, name_column, print_table, prose_column
 from harness.report._terminal import say
+from harness.wording import number
 
 SEQUENTIAL = (
     Column("batch (images)"), Column(f"refer{SHY}ence (ms)", spare=2), Column("target (ms)"),

@@ -8,7 +8,6 @@ replaced, and nothing else.
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,11 +90,6 @@ def table_lines(title: str, columns: Sequence[Column], rows: Rows, width: int) -
         gone = [k for k in shown if columns[k].spare == spare][-1]
         shown.remove(gone)
         left_out.insert(0, columns[gone].head.replace(SHY, ""))
-
-
-def number(value: float | None, form: str = ".2g", unit: str = "") -> str:
-    """Return a number in a form, with its unit; a dash of none."""
-    return "-" if value is None or math.isnan(value) else format(value, form) + unit
 
 
 def wrapped(text: str, width: int, indent: str = INDENT) -> list[str]:

@@ -23,12 +23,6 @@ from harness.runs.pictures import AGREES, TIE, UNCLAIMED, WRONG, Picture, as_png
 MOST_BYTES = 1_800_000  # of all pictures of a page, as they stand in it
 FIRST = 6  # that are shown at once
 SMALL = 24_000  # bytes; a larger PNG becomes WebP
-SIGNS = {  # in a cell of side 1
-    "agree": "",
-    "tie": "M{x}.25 {y}.5a.25.25 0 1 0 .5 0a.25.25 0 1 0-.5 0",
-    "wrong": "M{x}.2 {y}.2l.6.6m0-.6l-.6.6",
-    "unclaimed": "M{x}.2 {y}.8l.6-.6",
-}
 WORST = (AGREES, UNCLAIMED, TIE, WRONG)  # last
 PIXELS = (9, 24)  # of a cell: at least, at most
 Tensors = Mapping[str, Tensor]
@@ -72,8 +66,7 @@ class TokenMap:
     pixels: tuple[int, int]  # of both
     label: str
     caption: str
-    layers: Sequence[tuple[str, str, str]]  # of each state its name, its cells and their signs as paths
-    grid: str
+    layers: Sequence[tuple[str, Sequence[tuple[int, int]]]]  # of each state its name, and its cells: column, row
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Maps:
     """All scales of one image."""
 
     title: str
-    legend: Sequence[tuple[str, str, str]]  # of each state its name, what it means, and its sign as a path
+    legend: Sequence[tuple[str, str]]  # of each state its name, and what it means
     items: Sequence[TokenMap]
 
 
@@ -217,8 +210,7 @@ def _first_change(old_L: Tensor, new_L: Tensor, layout: ScalePyramid | None) -> 
 def token_maps(picture: Picture, layout: ScalePyramid, title: str) -> Maps:
     """Return the maps of a picture's marks."""
     items = [_map(picture.marks[layout.draws.span(si)], si, layout) for si in layout]
-    shown = [(name, word) for mark, (name, word, _) in MARKS.items() if mark in picture.marks]
-    return Maps(title, [(name, word, SIGNS[name].format(x=0, y=0)) for name, word in shown], items)
+    return Maps(title, [(name, word) for mark, (name, word, _) in MARKS.items() if mark in picture.marks], items)
 
 
 def _map(marks: str, si: int, layout: ScalePyramid) -> TokenMap:
@@ -228,14 +220,11 @@ def _map(marks: str, si: int, layout: ScalePyramid) -> TokenMap:
     layers, counts = [], []
     for mark, (name, _, word) in MARKS.items():
         places = [(k % w, k // w) for k, one in enumerate(cells) if one == mark]
-        if mark == AGREES or not places:
-            continue
-        ground = "".join(f"M{x} {y}h1v1h-1z" for x, y in places)
-        layers.append((name, ground, "".join(SIGNS[name].format(x=x, y=y) for x, y in places)))
-        counts.append(f"{marks.count(mark)} {word}")
-    grid = "".join(f"M{k} 0v{h}" for k in range(1, w)) + "".join(f"M0 {k}h{w}" for k in range(1, h))
+        if mark != AGREES and places:
+            layers.append((name, places))
+            counts.append(f"{marks.count(mark)} {word}")
     text = ", ".join(counts) if counts else "all agree"
     each = "tokens" if N == 1 else f"positions of {N} tokens"
     label = f"Scale {si}, {h} by {w} {each}: {text}" if h * w > 1 else f"Scale {si}, {counted(N, 'token')}: {text}"
     pixels = max(PIXELS[0], min(PIXELS[1], 120 // max(h, w)))
-    return TokenMap(w, h, (w * pixels, h * pixels), label, f"scale {si}: {text}", layers, grid)
+    return TokenMap(w, h, (w * pixels, h * pixels), label, f"scale {si}: {text}", layers)

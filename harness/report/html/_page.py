@@ -8,16 +8,18 @@ there, never markup; no information is in colour alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from harness import wording
 from harness.errors import check_installed, shortened
 from harness.provenance import versions
 from harness.rounding import precision
 
 MOST_TEXT = 4000  # characters of one text: the message of somebody else's crash may have any length
+number = partial(wording.number, none="–")
 TONES = {"good": "✓", "bad": "✕", "open": "?"}  # what a headline wears besides its colour
 
 
@@ -166,11 +168,6 @@ def share(part: float, whole: float) -> str:
     if 0 < part < whole:
         return f"{min(99.99, max(0.01, 100 * part / whole)):.4g} %"
     return "100 %" if part else "0 %"
-
-
-def number(value: float, form: str = ".2g") -> str:
-    """Return a number in a form; a dash of none."""
-    return "–" if math.isnan(value) else format(value, form)
 
 
 def size(count: int) -> str:
