@@ -97,7 +97,7 @@ def _unwritable(path: Path) -> str:
             return "is a folder, not a file"
         if not place.parent.is_dir():
             return f"folder {place.parent} is not there"
-    there = path.stat() if _exists(path) else None
+    there = _status(path)
     if there is not None and not stat.S_ISREG(there.st_mode):
         return "is no regular file, and would be replaced by one"
     with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".sdvar-"):
@@ -108,13 +108,11 @@ def _unwritable(path: Path) -> str:
     return ""
 
 
-def _exists(path: Path) -> bool:
-    """Tell whether a file is there. Raises `OSError` for a loop of links or a name that is too long."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return False
-    return True
+def _status(path: Path) -> os.stat_result | None:
+    """Return the status of a file; None of none. Raises `OSError` for a loop of links or a name that is too long."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat()
+    return None
 
 
 def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
@@ -197,12 +195,12 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 def _take_after(descriptor: int, path: Path) -> None:
     """Give a new file the mode and owner of the one that it replaces, or those of any new file."""
-    if not _exists(path):
+    old = _status(path)
+    if old is None:
         umask = os.umask(0)
         os.umask(umask)
         os.fchmod(descriptor, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
         return
-    old = path.stat()
     for owner, group in ((-1, old.st_gid), (old.st_uid, -1)):
         with contextlib.suppress(PermissionError):  # only root gives a file away
             os.fchown(descriptor, owner, group)

@@ -151,9 +151,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def keep_standard_open() -> None:
     """Open descriptors 0, 1 and 2 where they are closed: the next file would stand for one of them."""
     for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
+        if not _is_open(number):
             os.open(os.devnull, os.O_RDWR)  # the lowest one that is free
 
 

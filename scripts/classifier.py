@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,25 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.quality._features import DATA, DigitFeatures, embed, head, padded, parameter_shapes, trunk
+from harness.quality._features import CLASSES, DATA, SIDE, D, DigitFeatures, embed, head, trunk
 
 TRAINED, EPOCHS, BATCH, RATE, DROPPED, SEED = 6000, 24, 100, 3e-3, 0.3, 0
+WIDTHS = (1, 16, 32, 64)  # channels before and after every convolution
+
+
+def parameter_shapes() -> dict[str, tuple[int, ...]]:
+    """Return every weight's name and shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for k, (into, out) in enumerate(pairwise(WIDTHS)):
+        shapes |= {f"conv.{k}.weight": (out, into, 3, 3), f"conv.{k}.bias": (out,)}
+    flat = WIDTHS[-1] * (SIDE >> 3) ** 2
+    shapes |= {"embed.weight": (D, flat), "embed.bias": (D,)}
+    return shapes | {"head.weight": (CLASSES, D), "head.bias": (CLASSES,)}
+
+
+def padded(digits_B28: Tensor) -> Tensor:
+    """Return MNIST's digits (B,28,28) in [0, 1] as the pair draws them: (B,3,32,32), padded with black."""
+    return F.pad(digits_B28, (2, 2, 2, 2))[:, None].expand(-1, 3, -1, -1)
 
 
 def read(package: Path) -> tuple[Tensor, Tensor]:

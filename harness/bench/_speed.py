@@ -145,7 +145,12 @@ class Bench:
         Sequential decoding, whose work is the same for all, is measured on the first. Raises `HarnessError` where it is
         not the reference's, or recorded work differs, and `InputError` for a policy or length that does not fit.
         """
-        decoders = [self._decoder(policy, length) for policy, length in settings]
+        decoders = [
+            SpeculativeDecoder(
+                self.fast, DecoderOptions(length, self.bonus, parse_policy(policy, bench=True), False, self.graphs)
+            )
+            for policy, length in settings
+        ]
         request = requests[0]
         self.check_equal(request)
         reference_ms = median_ms(lambda: self._reference(request), self.repeats, self.models.device)
@@ -197,16 +202,12 @@ class Bench:
         ms, peak, _ = self._measure(decoder, request)
         turns = [("draft", si, si, si) for si in self.models.pyramid]
         passes_ms = self._passes_ms(decoder, request, turns)
-        floor_ms = sum(self._floor(network, request, turn) for turn in turns)
+        floor_ms = sum(self.machine.pass_ms(network, request.R, *scales) for _, *scales in turns)
         if peak:  # what stands in memory for the other measurements: the second network, and a cache never used
             other, config = self.fast.draft if network is self.fast.target else self.fast.target, network.config
             numbers = 4 * request.B * config.depth * config.D * network.pyramid.L
             peak -= other.bytes() + numbers * network.dtype.itemsize
         return Sequential(ms, passes_ms, floor_ms, peak)
-
-    def _decoder(self, policy: str, length: int) -> SpeculativeDecoder:
-        chosen = DecoderOptions(length, self.bonus, parse_policy(policy, bench=True), False, self.graphs)
-        return SpeculativeDecoder(self.fast, chosen)
 
     def _reference(self, request: Request) -> Trace:
         return sample_sequential(self.models.target, self.models.vae, request, self.models.noise(request))
@@ -242,12 +243,8 @@ class Bench:
         if not turns:
             return math.nan, math.nan, math.nan
         draft, target = ([turn for turn in turns if turn[0] == side] for side in ("draft", "target"))
-        floor = sum(self._floor(getattr(self.models, turn[0]), request, turn) for turn in turns)
+        floor = sum(self.machine.pass_ms(getattr(self.models, side), request.R, *at) for side, *at in turns)
         return self._passes_ms(decoder, request, draft), self._passes_ms(decoder, request, target), floor
-
-    def _floor(self, network: Network, request: Request, turn: Turn) -> float:
-        _, begin, first, last = turn
-        return self.machine.pass_ms(network, request.R, begin, first, last)
 
 
 def release(device: torch.device) -> None:

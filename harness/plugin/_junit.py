@@ -6,7 +6,7 @@ Promise: each such test has all three as properties, however it ends; the words 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -28,16 +28,6 @@ HYPOTHESIS = ("--hypothesis-profile", "--hypothesis-seed")  # of tests that draw
 USUAL = (None, "", 0, False, "cpu", OWN_DECODER)
 NAMES = ("verdict", "component", "replay")  # of the properties
 OWN = pytest.StashKey[dict[str, str]]()  # what a test says itself; it counts where the test does not pass
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Report every test of a folder whose conftest imports this; the plugin itself reports laws and cases."""
-    report = yield
-    add_properties(item, call, report)
-    return report
 
 
 def add_properties(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:

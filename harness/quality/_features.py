@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +29,7 @@ from harness.files import check_readable
 from harness.quality._distances import Moments, with_labels
 
 SIDE, CLASSES, D = 32, 10, 32  # pixels, digits, features
-WIDTHS = (1, 16, 32, 64)  # channels before and after every convolution
+LAYERS = 3  # convolutions
 DATA = Path(str(files("harness.quality") / "data"))
 
 
@@ -76,20 +75,10 @@ class Real:
         return cls(name, Moments.of(joined), joined, bool(classes))
 
 
-def parameter_shapes() -> dict[str, tuple[int, ...]]:
-    """Return every weight's name and shape."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for k, (into, out) in enumerate(pairwise(WIDTHS)):
-        shapes |= {f"conv.{k}.weight": (out, into, 3, 3), f"conv.{k}.bias": (out,)}
-    flat = WIDTHS[-1] * (SIDE >> 3) ** 2
-    shapes |= {"embed.weight": (D, flat), "embed.bias": (D,)}
-    return shapes | {"head.weight": (CLASSES, D), "head.bias": (CLASSES,)}
-
-
 def trunk(weights: Mapping[str, Tensor], image_B1hw: Tensor) -> Tensor:
     """Return what the convolutions make of images in [0, 1], flat."""
     x = image_B1hw
-    for k in range(len(WIDTHS) - 1):
+    for k in range(LAYERS):
         x = F.max_pool2d(F.relu(F.conv2d(x, weights[f"conv.{k}.weight"], weights[f"conv.{k}.bias"], padding=1)), 2)
     return x.flatten(1)  # (B, C, h, w) -> (B, C·h·w)
 
@@ -108,7 +97,7 @@ def head(weights: Mapping[str, Tensor], embedding_BD: Tensor) -> Tensor:
 class DigitFeatures:
     """Features of digits."""
 
-    # of `parameter_shapes`, with `mean_D` and `whiten_DD`, which give the features their unit
+    # those that are trained (scripts/classifier.py), with `mean_D` and `whiten_DD`, which give the features their unit
     weights: Mapping[str, Tensor] = field(repr=False)
     name: str = "digits classifier"
     unit: str = "squared standard deviations of real digits"
@@ -129,11 +118,6 @@ class DigitFeatures:
         embedding_BD = embed(self.weights, trunk(self.weights, grey_B1hw))
         features_BD = (embedding_BD - self.weights["mean_D"]) @ self.weights["whiten_DD"]
         return features_BD, head(self.weights, embedding_BD).argmax(1)
-
-
-def padded(digits_B28: Tensor) -> Tensor:
-    """Return MNIST's digits (B,28,28) in [0, 1] as the pair draws them: (B,3,32,32), padded with black."""
-    return F.pad(digits_B28, (2, 2, 2, 2))[:, None].expand(-1, 3, -1, -1)
 
 
 def load_features() -> DigitFeatures:

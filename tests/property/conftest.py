@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from harness.plugin._junit import pytest_runtest_makereport
+from tests.reported import pytest_runtest_makereport
 
 __all__ = ["pytest_runtest_makereport"]
 

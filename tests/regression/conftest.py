@@ -6,7 +6,8 @@ import shlex
 
 import pytest
 
-from harness.plugin._junit import OWN, pytest_runtest_makereport
+from harness.plugin._junit import OWN
+from tests.reported import pytest_runtest_makereport
 
 __all__ = ["pytest_runtest_makereport"]
 

@@ -9,7 +9,7 @@ Source: spec §6.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -54,69 +54,77 @@ def autoencoder_shapes(config: AutoencoderConfig) -> Shapes:
     """Return every parameter's name and shape; the one place that knows the checkpoint layout (spec §2, §6)."""
     shapes: Shapes = {"quantize.embedding.weight": (config.V, config.C)}
     for name in config.phi_names():
-        shapes |= _conv(name, config.C, config.C, 3)
-    shapes |= _conv("post_quant_conv", config.C, config.C, 3)
-    shapes |= _decoder_shapes(config)
-    if config.has_encoder:
-        shapes |= _conv("quant_conv", config.C, config.C, 3) | _encoder_shapes(config)
+        shapes |= _conv(name, config.C, config.C)
+    for kind, name, into, out in (*decoder_layers(config), *(encoder_layers(config) if config.has_encoder else ())):
+        shapes |= SHAPES[kind](name, into, out)
     return shapes
 
 
-def _conv(name: str, out: int, into: int, side: int) -> Shapes:
+def _conv(name: str, into: int, out: int, side: int = 3) -> Shapes:
     return {f"{name}.weight": (out, into, side, side), f"{name}.bias": (out,)}
 
 
-def _norm(name: str, channels: int) -> Shapes:
-    return {f"{name}.weight": (channels,), f"{name}.bias": (channels,)}
+def _norm(name: str, into: int, out: int) -> Shapes:
+    return {f"{name}.weight": (into,), f"{name}.bias": (into,)}
 
 
-def _res_block(name: str, into: int, out: int) -> Shapes:
-    shapes = _norm(f"{name}.norm1", into) | _conv(f"{name}.conv1", out, into, 3)
-    shapes |= _norm(f"{name}.norm2", out) | _conv(f"{name}.conv2", out, out, 3)
-    return shapes | (_conv(f"{name}.nin_shortcut", out, into, 1) if into != out else {})
+def _block(name: str, into: int, out: int) -> Shapes:
+    shapes = _norm(f"{name}.norm1", into, into) | _conv(f"{name}.conv1", into, out)
+    shapes |= _norm(f"{name}.norm2", out, out) | _conv(f"{name}.conv2", out, out)
+    return shapes | (_conv(f"{name}.nin_shortcut", into, out, 1) if into != out else {})
 
 
-def _attention(name: str, channels: int) -> Shapes:
-    shapes = _norm(f"{name}.norm", channels) | _conv(f"{name}.qkv", 3 * channels, channels, 1)
-    return shapes | _conv(f"{name}.proj_out", channels, channels, 1)
+def _attention(name: str, into: int, out: int) -> Shapes:
+    shapes = _norm(f"{name}.norm", into, into) | _conv(f"{name}.qkv", into, 3 * into, 1)
+    return shapes | _conv(f"{name}.proj_out", into, into, 1)
 
 
-def _middle(name: str, channels: int) -> Shapes:
-    shapes = _res_block(f"{name}.mid.block_1", channels, channels) | _attention(f"{name}.mid.attn_1", channels)
-    return shapes | _res_block(f"{name}.mid.block_2", channels, channels)
+# Parameters of every kind of layer, of its name and its channels, in and out.
+SHAPES = {"conv": _conv, "up": _conv, "down": _conv, "norm": _norm, "block": _block, "attention": _attention}
+Layer = tuple[str, str, int, int]  # one of `SHAPES`, name, channels in and out
 
 
-def _encoder_shapes(config: AutoencoderConfig) -> Shapes:
-    widths = [config.ch * m for m in config.multipliers]
+def encoder_layers(config: AutoencoderConfig) -> Iterator[Layer]:
+    """Yield what makes a latent map of an image, in order."""
+    widths, into = [config.ch * m for m in config.multipliers], config.ch
     last = len(widths) - 1
-    shapes = _conv("encoder.conv_in", config.ch, 3, 3)
-    into = config.ch
+    yield "conv", "encoder.conv_in", 3, into
     for i, width in enumerate(widths):
         for j in range(config.res_blocks):
-            shapes |= _res_block(f"encoder.down.{i}.block.{j}", into, width)
+            yield "block", f"encoder.down.{i}.block.{j}", into, width
             into = width
             if i == last:
-                shapes |= _attention(f"encoder.down.{i}.attn.{j}", width)
+                yield "attention", f"encoder.down.{i}.attn.{j}", into, into
         if i != last:
-            shapes |= _conv(f"encoder.down.{i}.downsample.conv", width, width, 3)
-    shapes |= _middle("encoder", into) | _norm("encoder.norm_out", into)
-    return shapes | _conv("encoder.conv_out", config.C, into, 3)
+            yield "down", f"encoder.down.{i}.downsample.conv", width, width
+    yield from _middle("encoder", into)
+    yield "norm", "encoder.norm_out", into, into
+    yield "conv", "encoder.conv_out", into, config.C
+    yield "conv", "quant_conv", config.C, config.C
 
 
-def _decoder_shapes(config: AutoencoderConfig) -> Shapes:
+def decoder_layers(config: AutoencoderConfig) -> Iterator[Layer]:
+    """Yield what makes an image of a latent map, in order."""
     widths = [config.ch * m for m in config.multipliers]
-    last = len(widths) - 1
-    into = widths[last]
-    shapes = _conv("decoder.conv_in", into, config.C, 3) | _middle("decoder", into)
+    last, into = len(widths) - 1, widths[-1]
+    yield "conv", "post_quant_conv", config.C, config.C
+    yield "conv", "decoder.conv_in", config.C, into
+    yield from _middle("decoder", into)
     for i in range(last, -1, -1):
         for j in range(config.res_blocks + 1):
-            shapes |= _res_block(f"decoder.up.{i}.block.{j}", into, widths[i])
+            yield "block", f"decoder.up.{i}.block.{j}", into, widths[i]
             into = widths[i]
             if i == last:
-                shapes |= _attention(f"decoder.up.{i}.attn.{j}", into)
+                yield "attention", f"decoder.up.{i}.attn.{j}", into, into
         if i != 0:
-            shapes |= _conv(f"decoder.up.{i}.upsample.conv", into, into, 3)
-    return shapes | _norm("decoder.norm_out", into) | _conv("decoder.conv_out", 3, into, 3)
+            yield "up", f"decoder.up.{i}.upsample.conv", into, into
+    yield "norm", "decoder.norm_out", into, into
+    yield "conv", "decoder.conv_out", into, 3
+
+
+def _middle(side: str, width: int) -> Iterator[Layer]:
+    for kind, name in (("block", "block_1"), ("attention", "attn_1"), ("block", "block_2")):
+        yield kind, f"{side}.mid.{name}", width, width
 
 
 @dataclass(frozen=True)
@@ -148,17 +156,7 @@ class Autoencoder:
 
     def latent_to_raw_image(self, f_hat_BCPP: Tensor) -> Tensor:
         """Return decoder(post_quant_conv(f_hat)), (B,3,h,w), before clamping."""
-        last = len(self.config.multipliers) - 1
-        h = self._conv("decoder.conv_in", self._conv("post_quant_conv", f_hat_BCPP))
-        h = self._run_middle("decoder", h)
-        for i in range(last, -1, -1):
-            for j in range(self.config.res_blocks + 1):
-                h = self._run_res_block(f"decoder.up.{i}.block.{j}", h)
-                if i == last:
-                    h = self._run_attention(f"decoder.up.{i}.attn.{j}", h)
-            if i != 0:
-                h = self._conv(f"decoder.up.{i}.upsample.conv", F.interpolate(h, scale_factor=2, mode="nearest"))
-        return self._conv("decoder.conv_out", self._norm_silu("decoder.norm_out", h))
+        return self._run(decoder_layers(self.config), f_hat_BCPP)
 
     def decode(self, f_hat_BCPP: Tensor) -> Tensor:
         """Return the images (B,3,h,w) in [0, 1] of latent maps."""
@@ -168,21 +166,25 @@ class Autoencoder:
         """Return quant_conv(encoder(image)), (B,C,P,P), of images in [-1, 1]. Raises `InputError` where it has none."""
         if not self.config.has_encoder:
             raise InputError("vae", "decoder only", "encoding needs encoder.* and quant_conv", "load a full VAE")
-        last = len(self.config.multipliers) - 1
-        h = self._conv("encoder.conv_in", image_B3hw)
-        for i in range(last + 1):
-            for j in range(self.config.res_blocks):
-                h = self._run_res_block(f"encoder.down.{i}.block.{j}", h)
-                if i == last:
-                    h = self._run_attention(f"encoder.down.{i}.attn.{j}", h)
-            if i != last:
-                h = self._conv(f"encoder.down.{i}.downsample.conv", F.pad(h, (0, 1, 0, 1)), stride=2, padding=0)
-        h = self._run_middle("encoder", h)
-        return self._conv("quant_conv", self._conv("encoder.conv_out", self._norm_silu("encoder.norm_out", h)))
+        return self._run(encoder_layers(self.config), image_B3hw)
 
     def encode(self, image_B3hw: Tensor, pyramid: ScalePyramid) -> tuple[Tensor, Tensor]:
         """Return tokens_BL and the search margin_BL of images in [-1, 1]; see `Quantizer.encode`."""
         return self.quantizer.encode(self.image_to_latent(image_B3hw), pyramid)
+
+    def _run(self, layers: Iterable[Layer], h: Tensor) -> Tensor:
+        for kind, name, _, _ in layers:
+            if kind == "up":
+                h = self._conv(name, F.interpolate(h, scale_factor=2, mode="nearest"))
+            elif kind == "down":
+                h = self._conv(name, F.pad(h, (0, 1, 0, 1)), stride=2, padding=0)
+            elif kind == "conv":
+                h = self._conv(name, h)
+            elif kind == "norm":
+                h = self._norm_silu(name, h)
+            else:
+                h = self._run_block(name, h) if kind == "block" else self._run_attention(name, h)
+        return h
 
     def _conv(self, name: str, h: Tensor, stride: int = 1, padding: int | None = None) -> Tensor:
         weight = self.weights[f"{name}.weight"]
@@ -195,7 +197,7 @@ class Autoencoder:
     def _norm(self, name: str, h: Tensor) -> Tensor:
         return F.group_norm(h, GROUPS, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], GN_EPS)
 
-    def _run_res_block(self, name: str, x: Tensor) -> Tensor:
+    def _run_block(self, name: str, x: Tensor) -> Tensor:
         h = self._conv(f"{name}.conv1", self._norm_silu(f"{name}.norm1", x))
         h = self._conv(f"{name}.conv2", self._norm_silu(f"{name}.norm2", h))
         return h + (self._conv(f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in self.weights else x)
@@ -208,8 +210,3 @@ class Autoencoder:
         out_B1nC = F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(C))
         out_BChw = out_B1nC.squeeze(1).transpose(1, 2).reshape(B, C, h, w)
         return x_BChw + self._conv(f"{name}.proj_out", out_BChw)
-
-    def _run_middle(self, name: str, h: Tensor) -> Tensor:
-        h = self._run_res_block(f"{name}.mid.block_1", h)
-        h = self._run_attention(f"{name}.mid.attn_1", h)
-        return self._run_res_block(f"{name}.mid.block_2", h)

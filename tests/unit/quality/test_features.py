@@ -21,10 +21,9 @@ from harness.quality._features import (
     load_inception,
     load_real,
     load_statistics,
-    padded,
-    parameter_shapes,
 )
 from harness.quality._study import Means, Study, run_study
+from scripts.classifier import padded, parameter_shapes
 from tests.helpers import digits, recorded
 from tests.unit.quality.means import MODELS
 
