@@ -26,10 +26,7 @@ KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "soc
 
 
 def split_source(text: str) -> tuple[str, str]:
-    """Return the file, folder or hub's address of a source of weights, and what is meant in it; empty: all.
-
-    A path that is there is meant as it stands.
-    """
+    """Return a source's file, folder or address, and what is meant in it (empty: all); what is there means itself."""
     if text.startswith("hf:/") and not text.startswith(HUB):  # as a `Path` keeps an address
         text = HUB + text.removeprefix("hf:/")
     if ENTRY not in text or os.path.lexists(text):

@@ -43,10 +43,7 @@ QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FET
 
 
 def git_says(folder: Path, *words: str) -> str:
-    """Return what git says of a folder, executing nothing that its repository names.
-
-    Raises `OSError` or `subprocess.SubprocessError` where there is no git, no repository, or no answer in time.
-    """
+    """Return what git says of a folder, executing nothing of its own. Raises `OSError` or `SubprocessError`."""
     environment = {**os.environ, **QUIET}
 
     def said(*more: str) -> str:

@@ -160,10 +160,7 @@ STREAMS = (1, 2)  # descriptors of stdout and stderr, which child processes and 
 
 @contextmanager
 def silence(wanted: bool = True) -> Iterator[None]:
-    """Let nothing reach stdout or stderr, where that is wanted.
-
-    Effects: both streams and their descriptors, which are put back; warnings are not shown, and errors pass through.
-    """
+    """Let nothing reach stdout or stderr, where `wanted`. Effects: both streams, put back; no warning is shown."""
     if not wanted:
         yield
         return

@@ -77,11 +77,7 @@ def measure_policies(
     progress: Callable[[], None] = lambda: None,
     workers: Parallelism = ALONE,
 ) -> list[PolicyRow]:
-    """Decode every request under every setting (policy and draft length, in text form).
-
-    Returns the yardsticks' rows, then one a setting. Raises `InputError` for a policy or length that does not exist or
-    does not fit, `WorkerError` where the workers die.
-    """
+    """Decode every request under every setting (policy and draft length, in text form); yardsticks first."""
     crew = employ(workers, torch.device(workers.device or models.device), len(requests))
     counted: dict[Request, list[PolicyRow]] = {}
     with closing(crew.open(PolicyWork(models, tuple(settings)))) as pool:

@@ -26,10 +26,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 def load_models(networks: Pair, mode: Mode, quiet: bool = False) -> ModelPair:
-    """Load the networks onto the device, and set what may make it inexact. Effects: `set_precision`.
-
-    What was taken from where in their files is said, unless `quiet`. Raises `InputError` for what cannot be had.
-    """
+    """Load the networks onto the device; say what was taken. Effects: `set_precision`. Raises `InputError`."""
     place = find_device(mode.device), find_dtype("dtype", mode.dtype)
     draft_dtype = find_dtype("draft_dtype", mode.draft_dtype or mode.dtype)
     set_precision(mode.tf32)
@@ -145,11 +142,7 @@ def timed_requests(batches: str, seeds: str, classes: int) -> list[list[Request]
 
 
 def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Request], str]:
-    """Return the batches of all seeds, which they mix, and why they are that large, where a decoder runs `apart`.
-
-    In the published order a batch is what its seed draws: there the batches are those of `requests_for`. Raises
-    `InputError` for anything out of range.
-    """
+    """Return the batches of all seeds, mixed, and why they are that large, where a decoder runs `apart`."""
     if images.noise == "batch":
         return requests_for(models, images), "the published order draws for whole batches"
     seeds, whole = _drawn(models, images)

@@ -24,11 +24,7 @@ Words = tuple[str, ...]
 
 
 def project_options(group: Any, folder: Path) -> dict[str, Any]:
-    """Return the defaults of every command, by its name, as the command line's context takes them.
-
-    The nearest pyproject.toml with the table is read, in the folder where the command was typed or above it. Raises
-    `InputError`, as the module says, and for a file that cannot be read.
-    """
+    """Return every command's defaults by name, of the nearest pyproject.toml with the table. Raises `InputError`."""
     path, table = _nearest(folder)
     commands, defaults = dict(_commands(group)), dict[str, Any]()
     for words, name, value in sorted(_values(table, commands), key=lambda found: len(found[0])):

@@ -158,10 +158,7 @@ def means_for(networks: Pair, features: Path | None, real: Path | None) -> Means
 
 
 def sources_for(images: QualityImages, tested: QualityDecoders, judging: QualityJudging) -> list[Source]:
-    """Return what is drawn beside the sequential images: controls, and guidance values, or the draft and decoders.
-
-    Raises `InputError` for a policy without a law to measure, a guidance value or an option of another form.
-    """
+    """Return what is drawn besides: controls, and guidance values, or draft and decoders. Raises `InputError`."""
     from harness.commands._inputs import factory_options
     from harness.protocol import Settings
     from harness.quality import DRAFT, Source, control_sources, decoder_sources

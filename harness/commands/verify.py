@@ -200,10 +200,7 @@ def write(result: Verification, paths: Mapping[str, Path], store: RunFileOptions
 
 
 def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) -> tuple[Means, Study] | None:
-    """Return what is asked of quality, on the labels and under the filters that are asked for; None where nothing is.
-
-    Raises `InputError` for another contract than C, a loss or images that show nothing, and as `means_for` does.
-    """
+    """Return what is asked of quality, on the labels that are drawn; None: nothing. Raises `InputError`."""
     from harness.commands._inputs import integers
     from harness.commands.quality import means_for
     from harness.protocol import Contract, Request

@@ -106,10 +106,7 @@ def check_recording(
     device: torch.device,
     progress: Callable[[], None] = lambda: None,
 ) -> FileResult:
-    """Judge a whole file and its cases (`recorded_cases`); `progress` is called after each.
-
-    Another platform than the recording's makes the result UNVERIFIED.
-    """
+    """Judge a whole file and its cases (`recorded_cases`); UNVERIFIED where it is of another platform."""
     result = FileResult(str(recording.path), unverified=unverified(recording, device))
     if result.unverified:
         return result

@@ -165,10 +165,7 @@ class Origin:
 
 
 def origins(recording: Recording, names: Collection[str]) -> tuple[Origin, ...]:
-    """Return where the named cases come from, in groups; a file written in one go states one origin for all.
-
-    Raises `InputError` where what it states is no list of groups of cases.
-    """
+    """Return where the named cases come from, in groups; one for all where a file states none. Raises `InputError`."""
     stated = recording.metadata.get("origins")
     try:
         versions = json.loads(recording.metadata.get("versions", "{}"))

@@ -160,11 +160,7 @@ def changed_goldens(
     laws: guard.Laws = guard.failing_laws,
     only: str = "*",
 ) -> list[Regeneration]:
-    """Judge every file and return those that would change; `device`, `folder` and `only` are those of `regenerate`.
-
-    `code` is a folder of the checkout that must be clean, `laws` lists those that fail on a pair. `InputError` says why
-    recording is refused.
-    """
+    """Judge every file and return those that would change. `InputError` says why recording is refused."""
     guard.refuse(reason, folder, code)
     if device.type not in plan.PLATFORMS:
         known = ", ".join(plan.PLATFORMS)

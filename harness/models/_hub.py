@@ -29,11 +29,7 @@ REFUSALS = (
 
 
 def fetched(place: str, name: str) -> Path:
-    """Return where the file of an address lies on this machine, with its shards; a path that is none, as it is.
-
-    Raises `InputError` where huggingface_hub is not installed; the address has another form, or names no file; the hub
-    refuses, or cannot be reached, and the file is not in the cache.
-    """
+    """Return where the file of an address lies here, with its shards; a path, as it is. Raises `InputError`."""
     if not place.startswith(HUB):
         return Path(place)
     owner, _, rest = place.removeprefix(HUB).partition("/")

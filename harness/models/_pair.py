@@ -100,10 +100,7 @@ class ModelPair:
     def to(
         self, device: torch.device | str, dtype: torch.dtype = torch.float32, draft_dtype: torch.dtype | None = None
     ) -> ModelPair:
-        """Return a copy on `device`, the transformers in `dtype`; the quantiser stays in float32 at least (spec §3).
-
-        The draft's dtype may be another one, `draft_dtype`.
-        """
+        """Return a copy on `device`, the transformers in `dtype`, the quantiser in float32 at least (spec §3)."""
         latent = torch.promote_types(dtype, torch.float32)
         return replace(
             self,
@@ -117,10 +114,7 @@ class ModelPair:
         return self.to(self.device, torch.float64)
 
     def compiled(self, on: bool = True) -> ModelPair:
-        """Return the pair with its transformers' blocks compiled, or not; networks of another kind stay as they are.
-
-        Raises `InputError` where there is no compiler of C++.
-        """
+        """Return the pair with its transformers' blocks compiled, or not. Raises `InputError` without a compiler."""
         if on:
             check_compiler()
         draft, target = (
@@ -130,10 +124,7 @@ class ModelPair:
         return replace(self, draft=draft, target=target)
 
     def first_scales(self, count: int) -> ModelPair:
-        """Return the pair on the first 1..S scales of its pyramid alone, as if it had been made for them.
-
-        Raises `InputError` where its quantiser has a φ for every scale, or a network is no transformer.
-        """
+        """Return the pair on its first 1..S scales, as if made for them. Raises `InputError` where it cannot be cut."""
         if self.vqvae.config.phi_layout == "per-scale":
             raise InputError("scales", count, "cannot be cut: every scale has a φ of its own", "keep all scales")
         sides = [self.draft, self.target]

@@ -32,10 +32,7 @@ WHOLE = "pass a .safetensors file, or a .pth file of a state dict"
 
 
 def files_of(path: Path, name: str) -> list[Path]:
-    """Return the files that a path stands for: itself, those of an index, or the one file of weights in a folder.
-
-    Raises `InputError` where the folder has none, or several without an index, or a shard is not there.
-    """
+    """Return the files that a path stands for: itself, an index's, or the one in a folder. Raises `InputError`."""
     if path.name.endswith(".index.json"):
         return _shards(path, name)
     if not os.path.isdir(path):  # a name that is too long is none
@@ -78,10 +75,7 @@ def _shards(index: Path, name: str) -> list[Path]:
 
 
 def read(files: Sequence[Path], name: str) -> object:
-    """Return what files hold: tensors in mappings; those of several files together.
-
-    Raises `InputError` where one is missing, cut short, of another format, damaged, or needs code to be read.
-    """
+    """Return what files hold, tensors in mappings, of several files together. Raises `InputError`."""
     trees = [_read_one(path, name) for path in files]
     if len(trees) == 1:
         return trees[0]

@@ -143,10 +143,7 @@ def cases_of(options: PluginOptions) -> list[DigitsCase]:
 
 
 def verified(case: DigitsCase, options: PluginOptions) -> Verification:
-    """Decode requests of the design under one setting and judge every token: all of them where all is to be covered.
-
-    Raises `InputError` where the decoder refuses the setting or a request, and as `verify` does.
-    """
+    """Judge a setting on requests of the design, all where all is to be covered. Raises `InputError` as `verify`."""
     models = pair(options.scope.device)
     requests = requests_for(models) if options.cover else requests_for(models)[FEW]
     recipe = {"implementation": options.name} if options.name != OWN_DECODER else {}

@@ -85,10 +85,7 @@ class Cluster:
             yield task, answer
 
     def _done(self, futures: dict[Any, Any]) -> Iterator[Any]:
-        """Yield futures as they are done, those that are added meanwhile, too.
-
-        Raises `WorkerError` where no worker is at work for `STALL_S`.
-        """
+        """Yield futures as they are done, those added meanwhile, too. Raises `WorkerError` where nobody works."""
         done, asked = queue.SimpleQueue[Any](), set[Any]()
         while futures:
             for future in futures.keys() - asked:

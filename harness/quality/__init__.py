@@ -7,4 +7,4 @@ from harness.quality._gather import Conditions
 from harness.quality._loss import Quality, images_to_resolve, quality_verdict, why_quality
 from harness.quality._measured import Measured, read_quality
 from harness.quality._rows import QualityRow
-from harness.quality._study import USUAL_IMAGES, Means, Study, decoder_sources, digits_means, run_study
+from harness.quality._study import Means, Study, decoder_sources, digits_means, run_study

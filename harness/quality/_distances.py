@@ -56,10 +56,7 @@ class Estimate:
 
 
 def jackknife(whole: float, without: Sequence[float]) -> Estimate:
-    """Return the estimate of a statistic from its value of all images, and those without each block.
-
-    Blocks are equally large and of independent images. Raises `InputError` for fewer than `LEAST_BLOCKS`.
-    """
+    """Return a statistic's estimate from its value of all images, and without each of some equal blocks of them."""
     g = len(without)
     check_blocks(g)
     pseudo = [g * whole - (g - 1) * value for value in without]

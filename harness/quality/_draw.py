@@ -77,10 +77,7 @@ def check_distinct(sources: Sequence[Source]) -> None:
 
 
 def portions(images: int, batch: int, labels: Sequence[int], request: Request) -> list[Request]:
-    """Return the batches of one set: labels in turn, every image with an address of its own.
-
-    Raises `InputError` for a number below 1, or the published order, in which an image depends on its batch.
-    """
+    """Return the batches of one set: labels in turn, every image with an address of its own. Raises `InputError`."""
     if min(images, batch) < 1:
         raise InputError("images", images, "and batch must be at least 1", "pass --images 10000")
     if request.order != "image":

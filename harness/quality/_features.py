@@ -173,10 +173,7 @@ def torch_fidelity(path: Path) -> nn.Module:
 
 
 def load_inception(path: Path, build: Build = torch_fidelity) -> InceptionFeatures:
-    """Load the features of torch-fidelity's `weights-inception-2015-12-05-*.pth`, or of what else `build` takes.
-
-    Raises `InputError` for no such file, or another one, or where torch-fidelity is not installed.
-    """
+    """Load the features of torch-fidelity's weights file, or of what else `build` takes. Raises `InputError`."""
     check_readable(path, "features", "pass torch-fidelity's Inception weights file")
     try:
         network = build(path).eval().requires_grad_(False)

@@ -41,10 +41,7 @@ class Tokens:
 def compare_samples(
     actual_NL: Tensor, expected_NL: Tensor, pyramid: ScalePyramid, V: int, generator: torch.Generator
 ) -> Tokens:
-    """Return the two-sample tests of every scale; the swaps' generator is on the CPU.
-
-    `expected_NL` are tokens of sequential decoding, image by image of the same label under other seeds.
-    """
+    """Return the two-sample tests of every scale; images of one label each, the swaps' generator on the CPU."""
     sign_WN = torch.randint(0, 2, (SWAPS, len(actual_NL)), generator=generator).float() * 2 - 1
     sign_WN = sign_WN.to(actual_NL.device)
     p_S = []

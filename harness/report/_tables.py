@@ -61,10 +61,7 @@ def print_table(console: Console, title: str, columns: Sequence[Column], rows: R
 
 
 def table_lines(title: str, columns: Sequence[Column], rows: Rows, width: int) -> list[str]:
-    """Return the lines of a table, whose first column names the row, in a terminal of so many columns.
-
-    A single word that is longer makes its line longer.
-    """
+    """Return the lines of a table, whose first column names the row, in a terminal of so many columns."""
     shown = [k for k, column in enumerate(columns) if not column.prose]
     below = [k for k, column in enumerate(columns) if column.prose]
     # prose stands beside its row where it has room

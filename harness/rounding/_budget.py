@@ -164,10 +164,7 @@ def _is_error(number: object) -> bool:
 
 
 def save_budget(entry: BudgetEntry, store: Path, reason: str = "") -> None:
-    """Add an entry to a file, or replace the one of its mode.
-
-    Raises `InputError` where the new one is wider, or from fewer images, and there is no reason for it.
-    """
+    """Add an entry to a file, or replace that of its mode. Raises `InputError` for a wider one without a reason."""
     entries = load_budgets(store)
     old = next((other for other in entries if other.mode == entry.mode), None)
     if old is not None and entry.images < old.images and not reason:

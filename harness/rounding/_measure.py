@@ -137,10 +137,7 @@ def measure_budget(
 
 @torch.inference_mode()
 def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
-    """Return the largest errors of one batch along its tokens, over the windows of `windows`.
-
-    Raises `NonFiniteError` where the target's logits are not finite.
-    """
+    """Return the largest errors of one batch along its tokens, over `windows`. Raises `NonFiniteError`."""
     pyramid = models.pyramid
     noise = models.noise(request)
     run = sample_sequential(models.target, models.vae, request, noise)

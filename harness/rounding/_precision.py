@@ -66,10 +66,7 @@ def precision() -> dict[str, bool]:
 
 @contextmanager
 def exact_products(exact: bool) -> Iterator[None]:
-    """Compute float32 products on CUDA exactly, or with operands rounded to TF32; convolutions exactly in any case.
-
-    Effects: process-wide PyTorch settings, put back when it ends.
-    """
+    """Compute float32 products on CUDA exactly, or in TF32; convolutions exactly. Effects: settings, put back."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = not exact, False
     try:
@@ -162,10 +159,7 @@ def certifying_precision(models: ModelPair) -> Certifying:
 
 @contextmanager
 def certifying_networks(models: ModelPair, by: Certifying) -> Iterator[tuple[Network, Codec]]:
-    """Lend the target and the quantiser in the certifying precision, that mode switched on.
-
-    Effects: process-wide settings of precision, put back when it ends.
-    """
+    """Lend the target and the quantiser in the certifying precision. Effects: its mode, put back at the end."""
     with exact_products(by.exact):
         latent = torch.promote_types(by.dtype, models.vae.dtype)
         yield models.target.converted(by.dtype), models.vae.to(models.device, latent)

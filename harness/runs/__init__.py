@@ -15,7 +15,7 @@ from harness.runs._claims import THE_LAW, BrokenLaw, LawsTried, QualityClaims
 from harness.runs._cover import covering, covering_with, plan_of, requests_for, verify_coverage_plan
 from harness.runs._database import FileKind, GrowingFile, is_begun, notes_of
 from harness.runs._decodes import TERMS, Decodes, RunInterrupted, verify_decodes
-from harness.runs._exercised import ADALN, Exercised
+from harness.runs._exercised import ADALN
 from harness.runs._identity import code_of, differences, identity_of, weights_of
 from harness.runs._likelihood import LikelihoodTest
 from harness.runs._origin import check_trusted

@@ -44,12 +44,7 @@ AUTOENCODER = Kind(
 def load_transformer(
     source: Path | str, name: str = "target", patch_nums: tuple[int, ...] | None = None, heads: int = 0
 ) -> tuple[Transformer, str]:
-    """Load a VAR checkpoint, sizes inferred; return what was taken from where, too, empty where that is plain.
-
-    `source` and `name` are those of `load_network`; `patch_nums` and `heads` are for a checkpoint that does not tell
-    them, and checked against one that does; 0 = not known. Raises `InputError` as `load_network` does, or where a size
-    is not told, or another than it must be.
-    """
+    """Load a VAR checkpoint, sizes inferred or as told; say what was taken from where. Raises `InputError`."""
     build = partial(transformer_from, patch_nums=patch_nums, heads=heads)
     return load_network(source, name, Family(TRANSFORMER, (AUTOENCODER,)), build, _weights_of)
 

@@ -79,10 +79,7 @@ class Maps:
 
 
 def gallery_parts(pairs: Sequence[PicturePair], images: int, keeper: str = "the run file keeps") -> list[object]:
-    """Return the parts of a gallery of so many `images`: the first pairs, the others folded, and how many are left.
-
-    `keeper` says who has those that are not shown.
-    """
+    """Return a gallery of so many `images`: some pairs, others folded, and how many more `keeper` has."""
     total, fit = 0, 0
     for pair in pairs:
         total += sum(len(tile.source) for tile in pair.tiles)
