@@ -80,7 +80,7 @@ def measure_policies(
     """Decode every request under every setting (policy and draft length, in text form); yardsticks first."""
     crew = employ(workers, torch.device(workers.device or models.device), len(requests))
     counted: dict[Request, list[PolicyRow]] = {}
-    with closing(crew.open(PolicyWork(models, tuple(settings)))) as pool:
+    with closing(crew.open(PolicyBench(models, settings))) as pool:
         for request, rows in pool.map(requests):
             if isinstance(rows, Died):
                 raise WorkerError(f"batch={request.B}: {rows.why}; pass a smaller --batch, or fewer --workers")
@@ -93,29 +93,21 @@ def measure_policies(
     return total
 
 
-@dataclass(frozen=True)
-class PolicyWork:
-    """What a worker of a bench gets: networks, and policies with their draft lengths, in text form."""
+class PolicyBench:
+    """What a worker of a bench gets, networks and settings in text form, and once it is open decodes requests by."""
 
-    models: ModelPair
-    settings: tuple[tuple[str, str], ...]
+    def __init__(self, models: ModelPair, settings: Sequence[tuple[str, str]]) -> None:
+        self.models, self.settings = models, settings
 
     def open(self) -> PolicyBench:
         """Build the decoders. Raises `InputError` where a setting does not fit."""
-        return PolicyBench(self)
-
-
-class PolicyBench:
-    """Decodes requests under every setting."""
-
-    def __init__(self, work: PolicyWork) -> None:
-        self.models, self.settings = work.models, work.settings
-        self.policies = [parse_policy(text) for text, _ in work.settings]
+        self.policies = [parse_policy(text) for text, _ in self.settings]
         self.decoders = [
-            SpeculativeDecoder(work.models, DecoderOptions(length, policy=policy, keep_intermediates=False))
-            for policy, (_, length) in zip(self.policies, work.settings, strict=True)
+            SpeculativeDecoder(self.models, DecoderOptions(length, policy=policy, keep_intermediates=False))
+            for policy, (_, length) in zip(self.policies, self.settings, strict=True)
         ]
         self.about = self.rows()
+        return self
 
     def rows(self) -> list[PolicyRow]:
         """Return rows that count nothing yet."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.wording import count_of
+
 if TYPE_CHECKING:
     from harness.laws import Law, Scope, Subject
 
@@ -43,7 +45,7 @@ class PluginOptions:
     sequential: bool = False  # the decoder drafts nothing
 
     def __str__(self) -> str:
-        examples = f"{self.scope.examples} example{'' if self.scope.examples == 1 else 's'} a law"
+        examples = f"{count_of(self.scope.examples, 'example')} a law"
         known = f", {len(self.known)} known to fail" if self.known else ""
         return f"{self.name}, {examples}, seed {self.scope.seed}{known}"
 

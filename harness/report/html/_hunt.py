@@ -6,17 +6,14 @@ from harness.judge import Verdict
 from harness.mutants import Caught, Hunt, laws_for
 from harness.report import first_catch, smallest_case, why_survived
 from harness.report.html._page import Bullets, Facts, Grid, Lane, Section, Sheet, State, as_html, counted, origin
+from harness.report.html._words import WORDS
 
+SCOPES = WORDS["scopes"]  # which laws are tried
 CAUGHT = State("caught", "C", "caught by a law of its own family")
 ELSEWHERE = State("elsewhere", "e", "caught by a law of another family")
 HELD = State("held", "·", "the law was tried and holds")
 NOT_TRIED = State("final", "", "not tried")
 LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (CAUGHT, ELSEWHERE, HELD))
-SCOPE_WORDS = {
-    "first": "up to the first law that a bug breaks",
-    "family": "the laws of a bug's own family",
-    "all": "every law, on every bug",
-}
 
 
 def hunt_page(hunt: Hunt) -> bytes:
@@ -40,7 +37,7 @@ def _sections(hunt: Hunt) -> list[Section]:
         Section("bugs", "Every bug", "", [_bugs(hunt)]),
         Section("laws", "Every law", "", [_laws(hunt)]),
         origin(f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a "
-                 f"law does not need float64; asked: {SCOPE_WORDS[hunt.scope]}."),
+                 f"law does not need float64; asked: {SCOPES[hunt.scope]}."),
     ]  # fmt: skip
 
 
@@ -53,7 +50,7 @@ def _facts(hunt: Hunt) -> Facts:
         ("caught", f"{caught:,}", "each by its own family"),
         ("survived", f"{len(hunt.survived):,}", "none may"),
         ("false alarms", f"{len(hunt.false_alarms):,}", "laws that the correct decoder breaks"),
-        ("laws that caught one", f"{len(broken):,}", SCOPE_WORDS[hunt.scope]),
+        ("laws that caught one", f"{len(broken):,}", SCOPES[hunt.scope]),
     ])  # fmt: skip
 
 

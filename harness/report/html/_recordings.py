@@ -23,25 +23,12 @@ from harness.golden import (
 from harness.judge import Verdict, worst_verdict
 from harness.report.html._gallery import PicturePair, gallery_parts, side_by_side
 from harness.report.html._page import Bullets, Facts, Fold, Section, Sheet, as_html, counted, number, origin
-from harness.report.html._words import COMPONENTS, TONE
+from harness.report.html._words import COMPONENTS, TONE, WORDS
 
 SIDES = "recording", "code of today"
 MOST_IMAGES = 40  # of cases that do not hold; each is decoded again
 SHOWN = 5  # defects of one case
-HEADLINES = {
-    Verdict.DEFECT: "Something recorded is not what this code makes, and rounding cannot explain it.",
-    Verdict.INCONCLUSIVE: "Not everything could be compared: see what is unverified below.",
-}
-HOLDS = "Every recorded case holds against this code: token by token, and every tensor within its bound."
-CHANGES = {
-    "added": "planned, and not on disk",
-    "removed": "on disk, and no longer planned",
-    "settings": "planned with other settings",
-    "form": "other tensors, shapes or dtypes",
-    "values": "what is on disk no longer holds against this code",
-    "weights": "recorded with other weights",
-    "changed by hand": "the file is not what was written: its digest does not fit",
-}
+HEADLINES, CHANGES = WORDS["recordings"], WORDS["changes"]  # by verdict; by kind of change
 RecordedCases = Sequence[tuple[Recording, Sequence[RecordedCase]]]
 
 
@@ -59,7 +46,7 @@ def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, devi
         Section("cases", "Every case", "Differences are the largest of a case, on the recorded prefix.",
                 _cases(results)),
     ]  # fmt: skip
-    return _page(verdict.value, TONE[verdict], HEADLINES.get(verdict, HOLDS), sections, device)
+    return _page(verdict.value, TONE[verdict], HEADLINES.get(verdict, HEADLINES["holds"]), sections, device)
 
 
 def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
