@@ -101,10 +101,7 @@ def main() -> None:
 
 
 def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
-    """Return the exit status, and the line that says why a command stopped; an empty one where nothing is said.
-
-    `number` is that of the signal that came, 0 where none did.
-    """
+    """Return exit status and line of what stopped a command; empty: nothing is said. `number`: of its signal."""
     if number:  # whatever has become of it on the way, an error of the code that it came in, too
         return 128 + number, ""
     if _is_closed_pipe(error):

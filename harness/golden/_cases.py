@@ -35,10 +35,7 @@ TensorShapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def recorded_networks(case: GoldenCase, models_name: str, device: torch.device = CPU) -> ModelPair:
-    """Return the float32 networks of a case, the same objects for the same arguments.
-
-    Raises `InputError` for unknown models or sizes that do not fit, `KeyError` for "filled" ones without sizes.
-    """
+    """Return the float32 networks of a case, cached. Raises `InputError`, and `KeyError` where it lacks sizes."""
     if models_name == "digits":
         return _digits(device)
     if models_name != "filled":

@@ -116,10 +116,7 @@ class Network(Protocol):
         """Return how much memory the weights fill."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Network:
-        """Return a copy with the weights on `device` in `dtype`.
-
-        Rounding that is part of the network's law stays in every dtype, so that its float64 oracle rounds, too.
-        """
+        """Return a copy on `device` in `dtype`; rounding that is of the network's law stays, its oracle's, too."""
 
     def converted(self, dtype: torch.dtype) -> Network:
         """Return a view in `dtype` that need not hold all weights twice."""

@@ -87,10 +87,7 @@ def share(hits: int, n: int) -> Estimate:
 
 
 def student(freedom: int) -> float:
-    """Return the two-sided quantile of Student's law at `LEVEL`, by its expansion: to 0.1 % from 9 degrees on.
-
-    Source: Abramowitz & Stegun 26.7.5.
-    """
+    """Return Student's two-sided quantile at `LEVEL`, to 0.1 % from 9 degrees on (Abramowitz & Stegun 26.7.5)."""
     z, n = NormalDist().inv_cdf((1 + LEVEL) / 2), freedom
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96

@@ -102,10 +102,7 @@ def check_compiler() -> None:
 
 @cache
 def compiled() -> tuple[Before, After]:
-    """Return both functions compiled, each a kernel or two around its matrix products; at most once a process.
-
-    Effects: raises PyTorch's process-wide bound on kernels of a function, as `MOST_KERNELS` says.
-    """
+    """Return both functions compiled, once a process. Effects: PyTorch's bound on kernels, as `MOST_KERNELS`."""
     # They take seconds, and most runs never compile; PyTorch warns of itself while they are imported.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
