@@ -118,8 +118,11 @@ def read_safetensors(path: Path, name: str, remedy: str) -> tuple[dict[str, str]
         raise InputError(name, str(path), f"is a damaged safetensors file ({reason})", AGAIN) from None
 
 
-def classes_of(path: Path) -> list[str]:
-    """Return the classes and functions that a pickle, or a file of torch.save, names, in their order, once each."""
+def classes_of(path: Path) -> tuple[int, list[str]]:
+    """Return the protocol of a pickle, or of the one in a file of torch.save, and the classes and functions it names.
+
+    These in their order, once each; the protocol is 0 where it is not said.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -130,8 +133,8 @@ def classes_of(path: Path) -> list[str]:
             with path.open("rb") as stream:
                 pickles = stream.read(MOST_PICKLE)
     except (OSError, zipfile.BadZipFile, StopIteration):
-        return []
-    return list(dict.fromkeys(_named(pickles)))
+        return 0, []
+    return pickles[1] if pickles[:1] == b"\x80" and pickles[1:] else 0, list(dict.fromkeys(_named(pickles)))
 
 
 def _named(pickles: bytes) -> Iterator[str]:

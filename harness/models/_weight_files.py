@@ -24,6 +24,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # of weights in a f
 MOST_NAMED, MOST_REASON = 6, 120  # files or classes that a message names; characters of why
 # Share of a safetensors file, and bytes at least, between two openings: what was read is then no longer in memory.
 AT_ONCE, LEAST_AT_ONCE = 1 / 32, 2**20
+SAFE_PROTOCOL = 3  # of pickles: the last one that torch.load reads without executing it
 HARMLESS = re.compile(
     r"torch\._utils\._rebuild_|torch\.(\w+\.)?\w*Storage|torch\.Size|collections\.OrderedDict|(__builtin__|builtins)\."
 )
@@ -58,7 +59,7 @@ def shards_in(index: Path, name: str) -> list[str]:
     refuse_other(index, name, ("json",), WHOLE)
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if names and all(Path(each).name == each for each in names):
+        if names and all(each and Path(each).name == each for each in names):
             return names
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
@@ -67,7 +68,7 @@ def shards_in(index: Path, name: str) -> list[str]:
 
 def _shards(index: Path, name: str) -> list[Path]:
     paths = [index.parent / each for each in shards_in(index, name)]
-    missing = [path.name for path in paths if not path.is_file()]
+    missing = [path.name for path in paths if not os.path.isfile(path)]  # a name that is too long is none
     if missing:
         rule = f"names {', '.join(missing[:MOST_NAMED])}, which {'is' if len(missing) == 1 else 'are'} not there"
         raise InputError(name, str(index), rule, "download every shard beside it")
@@ -103,7 +104,7 @@ def _read_one(path: Path, name: str) -> object:
 
 def _needs_code(path: Path, name: str, words: str) -> InputError | None:
     """Return the error for a file that names what would have to be executed; None where it names nothing such."""
-    classes = [each for each in classes_of(path) if not HARMLESS.match(each)]
+    classes = [each for each in classes_of(path)[1] if not HARMLESS.match(each)]
     if not classes:
         return None
     rule = f"{words}, and needs {', '.join(classes[:MOST_NAMED])}, which reading would execute"
@@ -140,6 +141,10 @@ def _read_torch(path: Path, name: str) -> object:
     except Exception as error:  # the unpickler meets any byte, and raises accordingly
         if (needs := _needs_code(path, name, "is a file of torch.save")) is not None:
             raise needs from None
+        protocol = classes_of(path)[0]
+        if protocol > SAFE_PROTOCOL:
+            rule = f"is a file of torch.save in pickle protocol {protocol}, of which PyTorch reads nothing unexecuted"
+            raise InputError(name, str(path), rule, TRUSTED) from None
         reason = shortened(text_of(error).splitlines()[0], MOST_REASON)
         rule = f"is a file of torch.save that is damaged or cut short ({reason})"
         raise InputError(name, str(path), rule, AGAIN) from None

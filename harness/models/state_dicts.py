@@ -16,12 +16,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from harness.errors import InputError
+from harness.errors import InputError, one_line, shortened
 from harness.files import ENTRY, HUB, split_source
 from harness.models._hub import fetched, revision_of
 from harness.models._weight_files import WHOLE, files_of, read, settled
 
-MOST_DEPTH, MOST_NAMED = 8, 6  # of mappings in mappings; keys or entries that a message names
+MOST_DEPTH, MOST_NAMED = 32, 6  # of mappings in mappings; keys or entries that a message names
+MOST_SAID = 400  # characters on what was taken from where
+PACKED = tuple(getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name))  # several in a byte
 # What PyTorch's wrappers put into the names of whatever they wrap, at any depth.
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 SHARD = re.compile(r"-0*(\d+)-of-0*([2-9]|\d{2,})\.")
@@ -49,7 +51,7 @@ class Candidate:
     def same(self, other: Candidate) -> bool:
         """Tell whether another one holds the same numbers."""
         mine, theirs = self.tensors, other.tensors
-        return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+        return mine.keys() == theirs.keys() and all(_equal(mine[key], theirs[key]) for key in mine)
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ def load_network(
     place, entry = split_source(str(source))
     files = files_of(fetched(place, name), name)
     chosen, built = _chosen(files, (name, place, entry), family, build)
-    used, names = set(weights_of(built)), list(chosen.tensors)
+    used, names = list(weights_of(built)), list(chosen.tensors)
     del built  # it holds the tensors as the file does
-    wide = any(t.dtype == torch.float64 and not torch.equal(t.float().double(), t) for t in chosen.tensors.values())
-    for key in names:
+    weights = [chosen.tensors[key] for key in used]
+    wide = any(t.dtype == torch.float64 and not torch.equal(t.float().double(), t) for t in weights)
+    del weights
+    for key in used:
         chosen.tensors[key] = settled(chosen.tensors.pop(key))
     left = [key for key in names if key not in used and key.rpartition(".")[2] not in family.kind.unread]
     notes = [f"taken from {chosen.entry}"] if chosen.entry else []
@@ -92,7 +96,7 @@ def load_network(
     notes += [f"{chosen.beside} other tensors beside it"] if chosen.beside else []
     notes += [f"not needed: {', '.join(sorted({key.partition('.')[0] for key in left}))}"] if left else []
     notes += ["rounded from float64 to float32"] if wide else []
-    said = f"{name} {Path(place).name}: {'; '.join(notes)}" if notes else ""
+    said = one_line(f"{name} {Path(place).name}: {shortened('; '.join(notes), MOST_SAID)}") if notes else ""
     return build(chosen.tensors, f"{name}={place}"), said
 
 
@@ -155,16 +159,32 @@ def _without(tree: object, family: Family) -> str:
     return f"holds no {family.kind.words}, which has {family.kind.anchors[0]}, but {held}"
 
 
-def _mappings(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Yield every mapping that holds tensors itself, with the keys down to it."""
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds its numbers place by place, and has them."""
+    held = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
+    return held and tensor.dtype not in PACKED
+
+
+def _equal(mine: Tensor, theirs: Tensor) -> bool:
+    return mine is theirs or (is_plain(mine) and is_plain(theirs) and torch.equal(mine, theirs))
+
+
+def _mappings(
+    tree: object, path: tuple[str, ...] = (), entered: set[int] | None = None
+) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Yield every mapping that holds tensors itself, with the keys down to it; none is `entered` twice: it may hold
+    itself."""
+    entered = set() if entered is None else entered
     items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else ()
     if isinstance(tree, Mapping):
-        tensors = {key: each for key, each in tree.items() if isinstance(key, str) and isinstance(each, Tensor)}
+        named = {key: each for key, each in tree.items() if isinstance(key, str) and isinstance(each, Tensor)}
+        tensors = {key: each for key, each in named.items() if not each.is_nested}  # such a one has no shape
         if tensors:
             yield path, tensors
-    if len(path) < MOST_DEPTH:
+    if len(path) < MOST_DEPTH and id(tree) not in entered:
+        entered.add(id(tree))
         for key, value in items:
-            yield from _mappings(value, (*path, str(key)))
+            yield from _mappings(value, (*path, str(key)), entered)
 
 
 def _candidates(tree: object, family: Family) -> Iterator[Candidate]:

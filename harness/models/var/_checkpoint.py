@@ -20,7 +20,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models.network import TransformerConfig
-from harness.models.state_dicts import Family, Kind, load_network
+from harness.models.state_dicts import Family, Kind, is_plain, load_network
 from harness.models.var import autoencoder, transformer
 from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.var.transformer import Transformer
@@ -28,7 +28,6 @@ from harness.protocol.pyramid import KNOWN_PYRAMIDS, ScalePyramid
 
 Shape = tuple[int, ...]
 ENCODER = ("encoder.", "quant_conv.")  # what encoding alone needs
-PACKED = tuple(getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name))  # several in a byte
 TRANSFORMER = Kind(
     "VAR transformer",
     ("pos_1LC", "pos_start", "lvl_embed.weight", "word_embed.weight", "class_emb.weight", "head_nm.ada_lin.1.weight"),
@@ -96,7 +95,7 @@ def _check_names(tensors: Mapping[str, Tensor], shapes: dict[str, Shape], unread
     for key, shape in shapes.items():
         if key in tensors and tuple(tensors[key].shape) != shape:
             wrong.append(f"shape of {key} is {tuple(tensors[key].shape)}, not {shape}")
-        elif key in tensors and not _is_dense(tensors[key]):
+        elif key in tensors and not (is_plain(tensors[key]) and tensors[key].is_floating_point()):
             wrong.append(f"{key} is no dense tensor of numbers that float ({tensors[key].dtype})")
         elif key in tensors and 0 in shape:
             wrong.append(f"{key} holds nothing")
@@ -106,21 +105,22 @@ def _check_names(tensors: Mapping[str, Tensor], shapes: dict[str, Shape], unread
         raise _refuse(source, rule, remedy)
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds a number that float32 can take, place by place."""
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or not tensor.is_floating_point():
-        return False
-    return tensor.dtype not in PACKED
-
-
 def _check_buffers(tensors: Mapping[str, Tensor], pyramid: ScalePyramid, source: str) -> None:
     """Derived tensors that published code computes with must hold what they are derived from; a mask is made anew."""
     levels = torch.tensor([pyramid.levels()])
     for key, tensor in tensors.items():
         is_bias = key.endswith("zero_k_bias")
+        if is_bias:
+            _check_real(tensors, key, source)
         wrong = is_bias and bool(tensor.double().count_nonzero())
         if wrong or (key == "lvl_1L" and not torch.equal(tensor.double(), levels.double())):
             raise _refuse(source, f"{key} does not hold its derived value", "export the checkpoint again")
+
+
+def _check_real(tensors: Mapping[str, Tensor], key: str, source: str) -> None:
+    """Refuse a derived tensor that holds no numbers to compare."""
+    if not is_plain(tensors[key]) or tensors[key].is_complex():
+        raise _refuse(source, f"{key} is no dense tensor of real numbers", "export the checkpoint again")
 
 
 def _vote(tensors: Mapping[str, Tensor], sources: list[tuple[str, int]], what: str, origin: str) -> int:
@@ -135,8 +135,8 @@ def _vote(tensors: Mapping[str, Tensor], sources: list[tuple[str, int]], what: s
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """Return how many of the indices 0, 1, … `pattern` finds in the names without a gap; 0 when it finds none."""
-    indices = {int(match.group(1)) for key in tensors if (match := re.match(pattern, key))}
-    return next(index for index in range(len(indices) + 1) if index not in indices)
+    indices = {match.group(1) for key in tensors if (match := re.match(pattern, key))}
+    return next(index for index in range(len(indices) + 1) if str(index) not in indices)
 
 
 def _infer_transformer(
@@ -162,9 +162,12 @@ def _infer_transformer(
     classes = _vote(tensors, [("class_emb.weight", 0)], "number of classes", source) - 1
     if classes < 1:
         raise _refuse(source, "class_emb.weight has no class besides the unconditional one", "is it a VAR model?")
+    depth = _count(tensors, r"blocks\.(\d+)\.")
+    if not depth:
+        raise _refuse(source, "depth cannot be inferred: no blocks.0.* is there", "is it a VAR model?")
     return TransformerConfig(
         pyramid=_infer_pyramid(tensors, source, patch_nums),
-        depth=_count(tensors, r"blocks\.(\d+)\."),
+        depth=depth,
         D=D,
         H=H,
         V=_vote(tensors, [("head.weight", 0), ("head.bias", 0)], "codebook size V", source),
@@ -178,6 +181,7 @@ def _infer_transformer(
 def _infer_pyramid(tensors: Mapping[str, Tensor], source: str, patch_nums: tuple[int, ...] | None) -> ScalePyramid:
     wanted = ScalePyramid(patch_nums) if patch_nums else None
     if "lvl_1L" in tensors:
+        _check_real(tensors, "lvl_1L", source)
         counts = torch.unique(tensors["lvl_1L"].double().flatten(), return_counts=True)[1].tolist()
         sides = tuple(math.isqrt(count) for count in counts)
         if any(side * side != count for side, count in zip(sides, counts, strict=True)):

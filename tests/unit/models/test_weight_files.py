@@ -58,6 +58,17 @@ def prefixed(word: str, tensors: Mapping[str, Tensor]) -> Weights:
     return {f"{word}{name}": tensor for name, tensor in tensors.items()}
 
 
+def nested(content: object, depth: int) -> object:
+    return {"in": nested(content, depth - 1)} if depth else content
+
+
+def cyclic() -> dict[str, object]:
+    """A mapping that holds itself, many times."""
+    tree: dict[str, object] = {"model": T}
+    tree["logs"] = [[tree] * 40] * 40
+    return tree
+
+
 T, V = state_dict(), vae()
 NOT_READ = {"lvl_1L", "attn_bias_for_masking", "quantize.ema_vocab_hit_SV"}
 
@@ -185,11 +196,13 @@ LOADED: dict[str, tuple[list[tuple[Maker, str]], Weights]] = {
         (saved({"args": {"depth": 2}, "trainer": {"var_wo_ddp": T, "vae_local": V, "opt": OPTIMIZER}}),
          "taken from trainer.var_wo_ddp"),
         (saved({"nets": [{"step": torch.tensor(3)}, (T,)]}), "taken from nets.1.0"),
+        (saved(nested(T, 20)), "taken from in.in.in"), (saved(cyclic()), "taken from model"),
         (saved({"state_dict": prefixed("var.", T), "callbacks": {}}, "last.ckpt"), "taken from state_dict.var"),
     ], T),
     "names that share a prefix, or have those of PyTorch's wrappers": ([
         (saved(prefixed("module.", T)), "taken from module"),
         (saved(prefixed("ema_model.", T)), "taken from ema_model"),
+        (saved(prefixed("\x1b[31m\n.", T)), "taken from \\x1b[31m"),
         (saved(prefixed("_orig_mod.", T)), "_orig_mod taken out of its names"),
         (saved(prefixed("module._orig_mod.", T)), "taken from module; _orig_mod"),
         (saved({re.sub(r"(blocks\.\d)", r"\1._fsdp_wrapped_module", key): t for key, t in T.items()}),
@@ -218,6 +231,8 @@ LOADED: dict[str, tuple[list[tuple[Maker, str]], Weights]] = {
         (saved(moved({}, ("attn_bias_for_masking",))), ""),
         (saved(moved({"attn_bias_for_masking": T["attn_bias_for_masking"].clamp_min(-65504.0)})), ""),
         (saved(moved({"attn_bias_for_masking": T["attn_bias_for_masking"][0, 0].isfinite()})), ""),
+        (saved(moved({"attn_bias_for_masking": torch.eye(3).to_sparse()})), ""),
+        (saved(moved({"attn_bias_for_masking": torch.eye(3).to("meta")})), ""),
     ], T),
     "parameters, views of larger tensors, other strides, tensors that share memory": ([
         (saved({key: torch.nn.Parameter(t) if t.is_floating_point() else t for key, t in T.items()}), ""),
@@ -254,10 +269,14 @@ REFUSED: dict[str, list[tuple[Maker, str]]] = {
         (saved(moved({"head.bias": torch.zeros(11, dtype=torch.int8)})), "no dense tensor of numbers that float"),
         (saved(moved({"head.weight": T["head.weight"].to_sparse()})), "no dense tensor of numbers that float"),
         (saved({key.replace("mat_qkv", "qkv"): t for key, t in T.items()}), "4 tensors do not fit: missing"),
+        (saved(moved({f"blocks.{'9' * 5000}.x": torch.zeros(1)})), "1 tensors do not fit: unknown blocks.999"),
     ],
     "a derived tensor of other values": [
         (saved(moved({"lvl_1L": T["lvl_1L"] * 0})), "lvl_1L counts [14] are not squares"),
         (saved(moved({"blocks.0.attn.zero_k_bias": torch.ones(16)})), "zero_k_bias does not hold its derived value"),
+        *((saved(moved({name: change(T[name])})), f"{name} is no dense tensor of real numbers")
+          for name in ("lvl_1L", "blocks.0.attn.zero_k_bias")
+          for change in (Tensor.to_sparse, lambda t: t.to("meta"), lambda t: t + 1j)),
     ],
     "another kind of network, or none": [
         (saved(V), "holds a VQ-VAE, no VAR transformer"),
@@ -266,6 +285,8 @@ REFUSED: dict[str, list[tuple[Maker, str]]] = {
     ],
     "one shard of several, or a shard that is missing": [
         (one_shard, "is shard 2 of 2, not a whole network; pass the folder"),
+        (written('{"weight_map": {"x": "' + "a" * 5000 + '"}}', "a.index.json"), "aaa, which is not there"),
+        (written('{"weight_map": {"x": ""}}', "a.index.json"), "its weight_map names no files beside it"),
         (sharded(lost=1), "names model-00001-of-00002.safetensors, which is not there"),
         (several_files, "is a folder of several files of weights (draft.pth, target.pth)"),
     ],
@@ -276,6 +297,7 @@ REFUSED: dict[str, list[tuple[Maker, str]]] = {
         (saved(argparse.Namespace(a=1), _use_new_zipfile_serialization=False), f"needs argparse.Namespace, {CLASSED}"),
         (written(pickle.dumps({"a": np.zeros(3)})), "is a pickle, not a file of torch.save, and needs numpy"),
         (written(pickle.dumps([1, 2])), "is a pickle, not a file of torch.save;"),
+        (saved(T, pickle_protocol=4), "is a file of torch.save in pickle protocol 4, of which PyTorch reads nothing"),
     ],
     "a git-lfs pointer": [
         (written(POINTER), "is a git-lfs pointer: the file itself is not here; git lfs pull"),
@@ -373,6 +395,12 @@ def test_the_network_that_is_named_is_taken(entry: str, seed: int, tmp_path: Pat
 def test_a_file_whose_name_has_the_sign_of_an_entry_is_that_file(tmp_path: Path):
     path = saved(T, "a::b")(tmp_path)
     assert load_transformer(path)[1] == ""
+
+
+def test_a_network_without_blocks_is_none(tmp_path: Path):
+    path = saved({key: tensor for key, tensor in T.items() if not key.startswith("blocks.")})(tmp_path)
+    with pytest.raises(InputError, match=r"depth cannot be inferred: no blocks\.0\.\* is there"):
+        load_transformer(path, heads=2)
 
 
 def test_numbers_of_heads_are_taken_and_checked(tmp_path: Path):
