@@ -96,7 +96,8 @@ class Question:
             return Decodes(self.decoder, Plan.of(self.settings, self.requests, self.drafts), self.terms)
         first = self.settings[0]
         if is_published(self.decoder):
-            blocks = covering_with(models, _asked_lengths(self.decoder, self.settings), not self.terms.sequential)
+            lengths, alone = _asked_lengths(self.decoder, self.settings), self.terms.against is None
+            blocks = covering_with(models, lengths, not self.terms.sequential, alone)
         else:
             blocks = covering(models, first.policy, options=first.options)
         return Decodes(self.decoder, plan_of(blocks), self.terms)

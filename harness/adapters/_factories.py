@@ -159,6 +159,7 @@ def sdvar_parallel(models: ModelPair, settings: Settings) -> Implementation:
     call = partial(getattr(sdvar, PARALLEL), gamma=order.whole("gamma", length, 1, 10**6), **more)
     sampler = order.sampler(call, Contract.QUALITY, ParallelLoop(sdvar, models))
     sampler.sdvar = sdvar
+    sampler.declines = ("more_smooth",)  # drafts are judged by tokens, of which f_hat is no function then
     if "similarity_thresh" in order.options:
         sampler.threshold = order.number("similarity_thresh", 0.8)
     return sampler

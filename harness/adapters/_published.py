@@ -110,6 +110,7 @@ class Sampler:
     """
 
     sdvar: Any = None  # the SDVAR object that the function belongs to, where there is one
+    declines: tuple[str, ...] = ()  # what the function does not do, of `DECLINES`
     threshold: float | None = None  # `similarity_thresh` that it was built with, where that was given
 
     def __init__(

@@ -63,6 +63,7 @@ def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates
     """Tell of every scale of every image whether all its tensors agree, by the checks of `wrong_at`."""
     pyramid, budget, B = evidence.models.pyramid, evidence.budget, evidence.request.B
     error_B = _input_error(_halves(expected.x_RLD, B, slice(None), slice(None)), budget)
+    error = evidence.f_hat_error
     agree, ulp, every = [], guidance_ulp(evidence, actual, expected), slice(None)
     for si in pyramid:
         span, draws = pyramid.span(si), pyramid.draws.span(si)
@@ -73,7 +74,7 @@ def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates
         for image, scales in enumerate(evidence.unverified):
             if si in scales:
                 agree_B[image] = True
-        agree.append(agree_B & _close(actual.f_hat_SBCPP[si], expected.f_hat_SBCPP[si], 2 * budget.f_hat))
+        agree.append(agree_B & _close(actual.f_hat_SBCPP[si], expected.f_hat_SBCPP[si], error))
     return torch.stack(agree)
 
 
@@ -129,12 +130,27 @@ def wrong_f_hat_at(
 ) -> WrongTensor | None:
     """Return what is wrong with one image's f_hat after scale `si`; None where it agrees."""
     f_hat, one = actual.f_hat_SBCPP[si, image], slice(image, image + 1)
-    if not _close(actual.f_hat_SBCPP[si, one], expected.f_hat_SBCPP[si, one], 2 * evidence.budget.f_hat):
+    if not _close(actual.f_hat_SBCPP[si, one], expected.f_hat_SBCPP[si, one], evidence.f_hat_error):
+        if evidence.request.more_smooth and _is_of_tokens(evidence, image, si):
+            detail = f"f_hat after scale {si} is that of the tokens: more_smooth has no effect"
+            return WrongTensor(si, "f_hat", detail)
         word = rounding_of(evidence, image, lambda shown, row: shown.f_hat_SBCPP[si, row])
         if word:
             return WrongTensor(si, "precision", f"f_hat after scale {si} is the right one, rounded to {word}")
         return WrongTensor(si, "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}")
     return None
+
+
+def _is_of_tokens(evidence: Evidence, image: int, si: int) -> bool:
+    """Tell whether an image's f_hat after a scale is that of its tokens, where soft codes were asked for."""
+    models, shown, one = evidence.models, evidence.actual.intermediates, slice(image, image + 1)
+    assert shown is not None
+    before = shown.f_hat_SBCPP[si - 1, one] if si else torch.zeros_like(shown.f_hat_SBCPP[0, one])
+    codes = models.vae.quantizer.codes(
+        evidence.actual.tokens_BL[one, models.pyramid.draws.span(si)], *models.pyramid.sides[si]
+    )
+    f_hat = family_of(models.target).accumulate(before, codes, si, models.vae.quantizer, models.pyramid)
+    return bool(_close(shown.f_hat_SBCPP[si, one], f_hat, 2 * evidence.budget.f_hat))
 
 
 # Each of these takes some images and answers for every one of them, so that one image is judged as a batch is.
@@ -187,6 +203,6 @@ def _wrong_f_hat(expected: Intermediates, image: int, si: int, f_hat: Tensor) ->
     f_hat, before, after = f_hat.double(), before.double(), after.double()  # a decoder may show another dtype
     added = (f_hat - before).flatten() @ (after - before).flatten() / (after - before).square().sum()
     residue = (f_hat - before - added * (after - before)).abs().max()
-    if residue <= 1e-3 * (after - before).abs().max():
+    if residue <= 1e-3 * (after - before).abs().max() and round(float(added), 3) != 1:
         return f"the scale's contribution was added {round(float(added), 3):zg} times"
     return "accumulation"

@@ -52,6 +52,9 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
         judgement.defects.append(wrong_form)
         return judgement, evidence
     judgement.draws = actual.tokens_BL.numel()
+    if request.more_smooth and actual.intermediates is None:
+        judgement.inconclusive.append("more_smooth is judged from scale to scale, by Trace.intermediates")
+        return judgement, evidence
     along = _along(evidence, contract)
     if not claims_tokens:
         judgement.distances = image_distances(evidence.models, actual, evidence.expected)
@@ -128,7 +131,7 @@ def _judge_tensors(evidence: Evidence, wrong: WrongTensors) -> list[Divergence]:
     divergences = [_tensor_divergence(evidence, first, image) for image, first in wrong.items() if first]
     error_B = (evidence.actual.f_hat_BCPP - evidence.expected.f_hat_BCPP).abs().flatten(1).amax(1)
     for image, error in enumerate(error_B.tolist()):
-        if not error <= 2 * evidence.budget.f_hat and not wrong[image]:
+        if not error <= evidence.f_hat_error and not wrong[image]:
             last = evidence.models.pyramid.S - 1
             detail, where = "the final f_hat is not that of the decoder's own tokens", evidence.request.where(image)
             divergences.append(Divergence("f_hat", detail, **where, scale=last, delta_f_hat=error))

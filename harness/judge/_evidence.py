@@ -10,8 +10,12 @@ from torch import Tensor
 from harness.models import ModelPair
 from harness.protocol import Intermediates, Request, Trace
 from harness.protocol.noise import Noise, RowsOf
-from harness.reference.sequential import sample_sequential
+from harness.reference.sequential import sample_sequential, sample_shown
 from harness.rounding import Allowance, Budget
+
+# One scale's soft codes in float32 against float64 move f_hat by some 1e-4 where τ is small; another order of the same
+# operations by as much again, elsewhere (tests/unit/judge/test_smooth.py).
+SMOOTH_ROUNDING = 8
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Evidence:
     is_exact: bool = False  # rounding is known not to be what is wrong
     # the request's numbers, those that the reference read; never the decoder's copy
     noise: Noise | None = field(default=None, repr=False)
+    exact: Intermediates | None = field(
+        default=None, repr=False
+    )  # under `more_smooth`: `expected` along it, in float64
 
     @property
     def numbers(self) -> Noise:
@@ -50,12 +57,25 @@ class Evidence:
         """Return how far rounding may move this request's guided logits at one scale, and f_hat."""
         return self.budget.guided(self.request.guidance, self.models.pyramid.ramp(si), si)
 
+    @property
+    def f_hat_error(self) -> float:
+        """How far f_hat may be from that of `expected`, absolute."""
+        error, made = 2 * self.budget.f_hat, self.expected.intermediates
+        if self.exact is None or made is None:
+            return error
+        moved = (made.f_hat_SBCPP - self.exact.f_hat_SBCPP).abs().amax()
+        return error + SMOOTH_ROUNDING * float(moved)
+
     def along(self) -> Evidence:
         """Return the evidence with the reference run along the decoder's own tokens; itself where no token differs.
 
         `expected.tokens_BL` are then what the reference draws on the decoder's prefix: one tie does not cascade.
         """
-        models, noise = self.models, self.numbers
+        models, noise, shown = self.models, self.numbers, self.actual.intermediates
+        if self.request.more_smooth and shown is not None:
+            pairs = models, models.wide()
+            run, exact = (sample_shown(pair.target, pair.vae, self.request, noise, shown) for pair in pairs)
+            return replace(self, expected=run, exact=exact.intermediates, costs_SB3=None)
         rows = torch.nonzero((self.actual.tokens_BL != self.expected.tokens_BL).any(1)).flatten()
         if not len(rows):
             return self

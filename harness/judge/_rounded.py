@@ -75,7 +75,7 @@ def guided_in_fewer_bits(evidence: Evidence, guided_lV: Tensor, rows_2lV: Tensor
 def _rounded_runs(evidence: Evidence, image: int) -> Iterator[tuple[str, Intermediates]]:
     """Yield the reference's run along an image's own tokens in every precision below the networks' own."""
     models, numbers = evidence.models, evidence.numbers
-    if models.target.dtype in SHORT.values():
+    if models.target.dtype in SHORT.values() or evidence.request.more_smooth:  # a free run goes its own way then
         return
     labels = tuple(numbers.labels(models.target.config.classes)[[image]].tolist())
     request = replace(evidence.request, labels=labels, images=None, seeds=None)

@@ -65,9 +65,12 @@ def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
     labels_B, tokens_BL = evidence.numbers.labels(models.target.config.classes), evidence.actual.tokens_BL
     for last, rows in _by_last_scale(models.pyramid, places_N2):
         for some in rows.split(images_per_certifying_pass(models, by)):
-            with certifying_networks(models, by) as (network, vae):
-                request, labels_b, tokens_bL = evidence.request, labels_B[some], tokens_BL[some]
-                _, exact_bnV, _ = teacher_forced(network, vae, request, labels_b, tokens_bL, last + 1)
+            if evidence.exact is not None:
+                exact_bnV = evidence.exact.guided_BLV[some]
+            else:
+                with certifying_networks(models, by) as (network, vae):
+                    request, labels_b, tokens_bL = evidence.request, labels_B[some], tokens_BL[some]
+                    _, exact_bnV, _ = teacher_forced(network, vae, request, labels_b, tokens_bL, last + 1)
             here_N2 = places_N2[torch.isin(places_N2[:, 0], some)]
             for alike, same_N2 in _by_filter(evidence, here_N2):
                 for piece_n2 in same_N2.split(max(1, NUMBERS // models.target.config.V)):

@@ -67,6 +67,7 @@ class Progress:
     noise: Noise  # the numbers; read as "reference"
     forced_BL: Tensor | None = None  # tokens that are consumed in place of the drawn ones
     greedy: bool = False  # take the most likely token in place of the draw
+    shown: Intermediates | None = None  # of a decoder: every scale goes on from its f_hat and guided logits
     x: list[Tensor] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
     guided: list[Tensor] = field(default_factory=list)
@@ -76,7 +77,13 @@ class Progress:
     def raw(self) -> Tensor | None:
         """Return the raw input of the next scale; None at scale 0."""
         step = family_of(self.network).next_input
-        return step(self.f_hat[-1], len(self.f_hat), self.network.pyramid) if self.f_hat else None
+        return step(self._before, len(self.f_hat), self.network.pyramid) if self.f_hat else None
+
+    @property
+    def _before(self) -> Tensor:
+        """f_hat that the next scale, which is not the first, is added to."""
+        before = self.f_hat[-1]
+        return before if self.shown is None else self.shown.f_hat_SBCPP[len(self.f_hat) - 1].to(before)
 
     def finish_scale(self, x_RlD: Tensor, rows_RlV: Tensor) -> None:
         """Guide, filter, draw and accumulate the next scale, whose inputs and logits these are."""
@@ -85,6 +92,9 @@ class Progress:
         guided_BlV = family.guide(rows_RlV, request.guidance, si, pyramid.S)
         filtered_BlV, idx_Bl = choose(guided_BlV, request, self.noise, si, self.greedy)
         if request.more_smooth and family.smooth_codes is not None:
+            if self.shown is not None:
+                shown_BlV = self.shown.guided_BLV[:, pyramid.draws.span(si)].to(guided_BlV)
+                filtered_BlV = filter_logits(shown_BlV, *request.filter(si))
             E_BlV = self.noise.exponential(si, SMOOTH, "reference")
             codes_BlC = family.smooth_codes(filtered_BlV, E_BlV, quantizer.tensors["codebook"], pyramid.ramp(si))
             codes_BChw = codes_BlC.mT.reshape(request.B, -1, h, w)
@@ -93,7 +103,7 @@ class Progress:
             codes_BChw = quantizer.codes(used_Bl, h, w)
         latent = self.network.config.latent
         nothing = torch.zeros(request.B, *latent, device=rows_RlV.device, dtype=self.vae.dtype)
-        before = self.f_hat[-1] if self.f_hat else nothing
+        before = self._before if self.f_hat else nothing
         self.x.append(x_RlD)
         self.rows.append(rows_RlV)
         self.guided.append(guided_BlV)
@@ -144,15 +154,27 @@ def sample_sequential(
 
     Source: spec §7.
     """
-    start = time.perf_counter()
-    pyramid, config = network.pyramid, network.config
-    request.check_for(config)
-    walk = Walk.begin(network, request, noise.labels(config.classes))
-    progress = Progress(network, vae, request, noise, forced_BL, greedy)
-    for si in pyramid:
+    request.check_for(network.config)
+    return _walked(Progress(network, vae, request, noise, forced_BL, greedy))
+
+
+@torch.inference_mode()
+def sample_shown(network: Network, vae: Codec, request: Request, noise: Noise, shown: Intermediates) -> Trace:
+    """Draw a batch of which every scale goes on from what a decoder shows of the scales before it.
+
+    For `more_smooth`, where f_hat follows the logits and rounding grows from scale to scale of a free run: inputs are
+    made of the decoder's own f_hat, and code vectors of its own guided logits. Arguments as `sample_sequential`.
+    """
+    return _walked(Progress(network, vae, request, noise, shown=shown))
+
+
+def _walked(progress: Progress) -> Trace:
+    start, network, request = time.perf_counter(), progress.network, progress.request
+    walk = Walk.begin(network, request, progress.noise.labels(network.config.classes))
+    for si in network.pyramid:
         x_RlD = walk.input(progress.raw(), si)
         progress.finish_scale(x_RlD, walk.rows(x_RlD, si))
-    return progress.trace(time.perf_counter() - start, pyramid.S, pyramid.L)
+    return progress.trace(time.perf_counter() - start, network.pyramid.S, network.pyramid.L)
 
 
 sample = sample_sequential  # the name by which decoders outside know it

@@ -51,9 +51,16 @@ def covering(
     return Block(models, own, requests), Block(close_pair(models, noise), close, requests)
 
 
-def covering_with(models: ModelPair, settings: Sequence[Settings], drafts: bool = True) -> tuple[Block, ...]:
-    """Return the blocks for a decoder with settings of its own; a close draft is nothing to one without `drafts`."""
-    requests, every = requests_for(models), tuple(settings)
+def covering_with(
+    models: ModelPair, settings: Sequence[Settings], drafts: bool = True, smooth: bool = True
+) -> tuple[Block, ...]:
+    """Return the blocks for a decoder with settings of its own; a close draft is nothing to one without `drafts`.
+
+    With `smooth` it is asked for soft codes, too: without top-p, at whose edge rounding would decide one.
+    """
+    (classes, V), every = (models.target.config.classes, models.target.config.V), tuple(settings)
+    soft = Request((1 % classes, 4 % classes), seed=5, top_k=max(2, V // 4), more_smooth=True)
+    requests = (*requests_for(models), *[soft] * smooth)
     own = Block(models, every, requests)
     return (own, Block(close_pair(models, CLOSE_NOISE), every, requests)) if drafts else (own,)
 

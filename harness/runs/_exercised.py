@@ -86,7 +86,7 @@ ASPECTS = (
     Aspect("more_smooth", "kinds", "Request(more_smooth=True)", _any(lambda s, r: r.more_smooth),
            declines=("more_smooth",)),
 )  # fmt: skip
-SMOOTH = "more_smooth"  # no design asks it: f_hat then follows the logits, and rounding grows
+SMOOTH = "more_smooth"  # asked of published samplers alone: most others do without
 LAWS, ADALN, DTYPES = "laws", "shared AdaLN", "other dtypes"
 KINDS = {LAWS: "--laws 2", ADALN: "--laws 2", DTYPES: "--dtype bfloat16"}  # which no request asks, with what does
 

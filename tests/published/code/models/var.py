@@ -30,7 +30,8 @@ class VAR(Base):
         for si, pn in enumerate(self.patch_nums[:exit_num]):
             logits = self.guided(self.get_logits(self.run(x, cond_RD), cond_RD), si, cfg, B)
             idx_Bl = sample_with_top_k_top_p_(logits, top_k[si], top_p, self.rng, temp=temp[si])[:, :, 0]
-            f_hat, raw = self.vae_quant_proxy[0].get_next_autoregressive_input(si, S, f_hat, self.codes(idx_Bl, pn))
+            h = self.soft_codes(logits, si, self.rng) if more_smooth else self.codes(idx_Bl, pn)
+            f_hat, raw = self.vae_quant_proxy[0].get_next_autoregressive_input(si, S, f_hat, h)
             if si < S - 1:
                 hub.append(raw.view(B, self.Cvae, -1).transpose(1, 2))
                 x = self.next_input(raw, si + 1, lvl_pos)
@@ -65,7 +66,8 @@ class VAR(Base):
             if si > entry_num:
                 logits = self.guided(self.get_logits(self.run(x, cond_RD), cond_RD), si, cfg, B)
                 idx_Bl = sample_with_top_k_top_p_(logits, top_k[si], top_p, self.rng, temp=temp[si])[:, :, 0]
-            f_hat, raw = self.vae_quant_proxy[0].get_next_autoregressive_input(si, S, f_hat, self.codes(idx_Bl, pn))
+            h = self.soft_codes(logits, si, self.rng) if more_smooth else self.codes(idx_Bl, pn)
+            f_hat, raw = self.vae_quant_proxy[0].get_next_autoregressive_input(si, S, f_hat, h)
             if si < S - 1:
                 x = self.next_input(raw, si + 1, lvl_pos)
         self.caching(False)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .basic_var import AdaLNBeforeHead, AdaLNSelfAttn, SharedAdaLin
+from .helpers import gumbel_softmax_with_rng
 from .switches import ON
 
 
@@ -87,6 +88,13 @@ class Base(nn.Module):
         """Return the code vectors of one scale as a map."""
         h_BlC = self.vae_quant_proxy[0].embedding(idx_Bl)
         return h_BlC.transpose(1, 2).reshape(-1, self.Cvae, pn, pn)
+
+    def soft_codes(self, logits_BlV, si, rng):
+        """Return the soft code vectors of `more_smooth`, of filtered logits, as a map."""
+        ratio, pn = si / self.num_stages_minus_1, self.patch_nums[si]
+        tau = 0.27 if "tau-constant" in ON else max(0.27 * (1 - ratio * 0.95), 0.005)
+        soft = gumbel_softmax_with_rng(logits_BlV.mul(1 + ratio), tau=tau, rng=rng)
+        return (soft @ self.vae_quant_proxy[0].embedding.weight).transpose(1, 2).reshape(-1, self.Cvae, pn, pn)
 
     def next_input(self, raw_BCpp, si, lvl_pos):
         """Return the input of scale `si` for both halves."""

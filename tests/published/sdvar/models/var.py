@@ -55,7 +55,7 @@ class SDVAR(nn.Module):
         draft.caching(True)
         for si in range(entry_num):
             logits = draft.guided(draft.get_logits(draft.run(x, cond_RD), cond_RD), si, cfg, B)
-            f_hat, raw = self.draw(draft, logits, si, f_hat, (top_k, top_p, rng))
+            f_hat, raw = self.draw(draft, logits, si, f_hat, (top_k, top_p, rng, more_smooth))
             if si < S - 1:
                 raws.append(raw.reshape(B, draft.Cvae, -1).transpose(1, 2).clone())
                 x = draft.next_input(raw, si + 1, lvl_pos)
@@ -78,7 +78,9 @@ class SDVAR(nn.Module):
                 logits = target.get_logits(x if "entry-raw" in ON else hidden, cond_RD)
             else:
                 logits = target.get_logits(target.run(x, cond_RD), cond_RD)
-            f_hat, raw = self.draw(target, target.guided(logits, si, cfg, B), si, f_hat, (top_k, top_p, rng))
+            f_hat, raw = self.draw(
+                target, target.guided(logits, si, cfg, B), si, f_hat, (top_k, top_p, rng, more_smooth)
+            )
             if si < S - 1:
                 x = target.next_input(raw, si + 1, lvl_pos)
         target.caching(False)
@@ -86,9 +88,9 @@ class SDVAR(nn.Module):
 
     def draw(self, model, logits, si, f_hat, how):
         """Draw a scale and accumulate it."""
-        top_k, top_p, rng = how
+        top_k, top_p, rng, more_smooth = how
         idx_Bl = sample_with_top_k_top_p_(logits, top_k=top_k, top_p=top_p, rng=rng)[:, :, 0]
-        codes = model.codes(idx_Bl, model.patch_nums[si])
+        codes = model.soft_codes(logits, si, rng) if more_smooth else model.codes(idx_Bl, model.patch_nums[si])
         return model.vae_quant_proxy[0].get_next_autoregressive_input(si, len(model.patch_nums), f_hat, codes)
 
     # --- the parallel decode ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import torch
 
-from .helpers import gumbel_softmax_with_rng, sample_with_top_k_top_p_
+from .helpers import sample_with_top_k_top_p_
 from .network import Base
 from .switches import ON
 
@@ -28,13 +28,8 @@ if "no-class" not in ON:
                     break
                 logits = self.guided(self.get_logits(self.run(x, cond_RD), cond_RD), si, cfg, B)
                 idx_Bl = sample_with_top_k_top_p_(logits, top_k=top_k, top_p=top_p, rng=rng)[:, :, 0]
-                if more_smooth:
-                    ratio = si / self.num_stages_minus_1
-                    tau = max(0.27 * (1 - ratio * 0.95), 0.005)
-                    soft = gumbel_softmax_with_rng(logits.mul(1 + ratio), tau=tau, rng=rng)
-                    h = (soft @ self.vae_quant_proxy[0].embedding.weight).transpose(1, 2).reshape(B, self.Cvae, pn, pn)
-                else:
-                    h = self.codes(idx_Bl, pn)
+                soft = more_smooth and "deaf-to-smooth" not in ON
+                h = self.soft_codes(logits, si, rng) if soft else self.codes(idx_Bl, pn)
                 f_hat, raw = self.vae_quant_proxy[0].get_next_autoregressive_input(si, S, f_hat, h)
                 if si < S - 1:
                     x = self.next_input(raw, si + 1, lvl_pos if "wrong-positions" not in ON else lvl_pos.roll(1, 1))
