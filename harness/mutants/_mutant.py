@@ -20,7 +20,7 @@ from harness.laws import forget_models
 from harness.models import ModelPair
 from harness.protocol import Implementation, Request, Round, Settings, Trace
 from harness.protocol.noise import Noise, NoiseBefore, Reading, SeededNoise
-from harness.speculative import Acceptance, DecodeState, Policy, Proposal, Window, parse_policy
+from harness.speculative import Acceptance, DecodeState, KVCache, Policy, Proposal, Window, parse_policy
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
@@ -69,17 +69,23 @@ class Mutant:
             forget_models()
 
 
+def _found(place: str) -> tuple[Any, str]:
+    """Return what holds a function, and its name there, of "module:name" or "module:Class.name"."""
+    module, _, path = place.partition(":")
+    holder: Any = importlib.import_module(module)
+    *outer, name = path.split(".")
+    for each in outer:
+        holder = getattr(holder, each)
+    return holder, name
+
+
 @contextmanager
 def replaced(targets: Mapping[str, object]) -> Iterator[None]:
     """Put other things in the places of attributes ("module:name" or "module:Class.name") for a while."""
     originals = []
     try:
         for place, thing in targets.items():
-            module, _, path = place.partition(":")
-            holder: Any = importlib.import_module(module)
-            *outer, name = path.split(".")
-            for each in outer:
-                holder = getattr(holder, each)
+            holder, name = _found(place)
             originals.append((holder, name, holder.__dict__[name]))
             setattr(holder, name, thing)
         yield
@@ -123,6 +129,31 @@ def returning(true: Callable[..., Any], change: Callable[..., Any]) -> Callable[
 def given(true: Callable[..., Any], change: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
     """Return a function that is given other arguments than it is called with: `change` makes these of those."""
     return lambda *arguments: true(*change(*arguments))
+
+
+def returned(**changes: Callable[..., Any]) -> Factory:
+    """Plant a bug in what parts return, as `returning` does."""
+    return parts(**{name: returning(getattr(PARTS, name), change) for name, change in changes.items()})
+
+
+def passed(**changes: Callable[..., tuple[Any, ...]]) -> Factory:
+    """Plant a bug in what parts are given, as `given` does."""
+    return parts(**{name: given(getattr(PARTS, name), change) for name, change in changes.items()})
+
+
+def result_of(place: str, change: Callable[..., Any]) -> dict[str, object]:
+    """Return what `patched` puts at a place: a function that returns something else, as `returning` does."""
+    return {place: returning(getattr(*_found(place)), change)}
+
+
+def arguments_of(place: str, change: Callable[..., tuple[Any, ...]]) -> dict[str, object]:
+    """Return what `patched` puts at a place: a function that is given something else, as `given` does."""
+    return {place: given(getattr(*_found(place)), change)}
+
+
+def caching(**methods: Callable[..., Any]) -> Factory:
+    """Plant a cache of which some methods are others."""
+    return parts(new_cache=type("Planted", (KVCache,), methods))
 
 
 def updating(change: Callable[[DecodeState, int, int, int, int], None]) -> Factory:

@@ -11,19 +11,10 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Factory
-from harness.mutants._mutant import Mutant, judgement, parts, patched, policy, reporting, returning, telling
+from harness.mutants._mutant import Mutant, judgement, parts, patched, policy, reporting, result_of, telling
 from harness.protocol import Contract, Trace
 from harness.protocol.noise import CORRECT
-from harness.speculative import (
-    Acceptance,
-    Policy,
-    Proposal,
-    Window,
-    accept_by_rate,
-    drafted_proposal,
-    is_own_draw,
-    race,
-)
+from harness.speculative import Acceptance, Policy, Proposal, Window, accept_by_rate, is_own_draw, race
 from harness.speculative.parts import Parts
 
 
@@ -37,15 +28,13 @@ def _whole_in_bfloat16(self: Window, accepted_bn: Tensor) -> Tensor:
     return torch.stack([accepted_bl.bfloat16().mean(1) == 1 for accepted_bl in self.split(accepted_bn)], 1)
 
 
-def _by_rate(true: Policy) -> Policy:
-    """Keep a scale when half of its tokens are right, and claim what the exact rule claims."""
-    return replace(true, accept=partial(accept_by_rate, rule=(is_own_draw, 0.5, False)))
+def _under_law(change: Callable[[Policy], Policy]) -> Factory:
+    """Plant a change of policies that claim contract B."""
+    return policy(lambda true: change(true) if true.contract is Contract.LAW else true)
 
 
 def _shared_noise(true: Policy) -> Policy:
     """Draft and target race under the same numbers, and u < target/draft decides between the two tokens."""
-    if true.contract != Contract.LAW:
-        return true
 
     def propose(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
         tokens_bn: Tensor = used.draw(probs_bnV, window.read_as("correct").exponential(CORRECT))
@@ -55,13 +44,6 @@ def _shared_noise(true: Policy) -> Policy:
         return true.accept(replace(used, residual=_from_target), proposal, probs_bnV, window)
 
     return replace(true, propose=propose, accept=accept)
-
-
-def _sharp_bonus(true: Policy) -> Policy:
-    """Draw a bonus scale from the squared probabilities."""
-    if true.contract != Contract.LAW:
-        return true
-    return replace(true, extend=lambda used, probs_bnV, window: race(used, probs_bnV * probs_bnV, window))
 
 
 def _one_call(trace: Trace) -> None:
@@ -92,7 +74,7 @@ def _kept_laws(change: Callable[[Tensor], Tensor]) -> Factory:
         probs_bnV = change(proposal.probs_bnV)
         return replace(proposal, probs_bnV=probs_bnV / probs_bnV.sum(-1, keepdim=True))
 
-    return patched({"harness.speculative._round:drafted_proposal": returning(drafted_proposal, changed)})
+    return patched(result_of("harness.speculative._round:drafted_proposal", changed))
 
 
 ALL_STAND = Mutant("acceptance.all-stand", "every drafted scale is accepted",
@@ -107,11 +89,14 @@ NOT_REPLACED = Mutant("acceptance.not-replaced", "the first imperfect scale keep
     "accepted length plus one without a correction",
     judgement(lambda judged, proposal, window: replace(judged, tokens_bn=proposal.tokens_bn)))  # fmt: skip
 BY_RATE = Mutant("acceptance.by-rate", "a scale is accepted when half of its tokens are right",
-    "a lossy rule under a lossless claim", policy(_by_rate))  # fmt: skip
+    "a lossy rule under a lossless claim", policy(
+        lambda true: replace(true, accept=partial(accept_by_rate, rule=(is_own_draw, 0.5, False)))))  # fmt: skip
 SHARED_NOISE = Mutant("acceptance.shared-noise", "contract B: draft and target read the same numbers",
-    "coupled numbers with the rejection rule", policy(_shared_noise))  # fmt: skip
+    "coupled numbers with the rejection rule", _under_law(_shared_noise))  # fmt: skip
 SHARP_BONUS = Mutant("acceptance.sharp-bonus", "contract B: the bonus scale is drawn from another law",
-    "a temperature applied once too often", policy(_sharp_bonus), alone=True)  # fmt: skip
+    "a temperature applied once too often", _under_law(lambda true: replace(
+        true, extend=lambda used, probs_bnV, window: race(used, probs_bnV * probs_bnV, window))),
+    alone=True)  # fmt: skip
 ONE_CALL = Mutant("acceptance.one-call", "one target call is reported, whatever was made",
     "a counter in the wrong loop; such a report was seen in the wild", reporting(_one_call))  # fmt: skip
 GENEROUS = Mutant("acceptance.generous", "corrected tokens are counted as accepted",

@@ -10,23 +10,18 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models import ModelPair
-from harness.mutants._mutant import Mutant, labelled, numbered, options_of, parts, patched
+from harness.mutants._mutant import Mutant, caching, labelled, numbered, options_of, patched, returning
 from harness.mutants.acceptance import whole_scales
 from harness.protocol import Contract
 from harness.speculative import Buffers, CacheWindow, DecodeState, KVCache
 from harness.speculative.sampler import SpeculativeDecoder
 
 
-class _InterleavedCache(KVCache):
+def _interleaved(window: CacheWindow, cache: KVCache, images: list[int]) -> CacheWindow:
     """Take the rows of a part of the batch for pairs (conditional, unconditional) of neighbours."""
-
-    def window(self, images: list[int]) -> CacheWindow:
-        """Return a view of the wrong rows."""
-        window = super().window(images)
-        if window.rows_R is not None:
-            rows = [2 * b for b in images] + [2 * b + 1 for b in images]
-            window.rows_R = torch.tensor(rows, device=self.kv.device)
-        return window
+    if window.rows_R is not None:
+        window.rows_R = torch.tensor([2 * b + half for half in (0, 1) for b in images], device=cache.kv.device)
+    return window
 
 
 def _numbers(change: Callable[[Tensor, int], Tensor], *contracts: Contract) -> Factory:
@@ -80,7 +75,7 @@ def _buffers(change: Callable[[ModelPair, Buffers], Buffers]) -> Factory:
 SHARED_LENGTH = Mutant("batch.shared-length", "one image's rejection shortens everybody's drafts",
     "a dynamic length kept once for the batch", _grouped(_shared_length))  # fmt: skip
 INTERLEAVED = Mutant("batch.interleaved", "cache rows of part of a batch are taken for neighbouring pairs",
-    "another order of the guidance rows", parts(new_cache=_InterleavedCache))  # fmt: skip
+    "another order of the guidance rows", caching(window=returning(KVCache.window, _interleaved)))  # fmt: skip
 AVERAGE = Mutant("batch.average", "a scale is accepted when most images would accept it",
     "acceptance averaged over the batch", whole_scales(
         lambda whole_bs: (whole_bs.double().mean(0) > 0.5).expand_as(whole_bs)))  # fmt: skip

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.errors import InputError
-from harness.mutants._mutant import Mutant, asked_for, given, parts
+from harness.mutants._mutant import Mutant, asked_for, parts, passed
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative.parts import PARTS
 
 
 def _true_rule(conditional_BnV: Tensor, unconditional_BnV: Tensor, t_n1: Tensor, cfg: float) -> Tensor:
@@ -37,7 +36,7 @@ def _guide(
 
 def guide_rows(change: Callable[[Tensor], Tensor]) -> Factory:
     """Plant a bug in the rows that are guided."""
-    return parts(guide=given(PARTS.guide, lambda rows_RnV, *window: (change(rows_RnV), *window)))
+    return passed(guide=lambda rows_RnV, *window: (change(rows_RnV), *window))
 
 
 SWAPPED = Mutant("guidance.swapped", "unconditional half first", "the order of another code base",

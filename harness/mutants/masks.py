@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Factory
-from harness.mutants._mutant import Mutant, parts, returning
+from harness.mutants._mutant import Mutant, parts, returned
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative.parts import PARTS
 
 _INF = float("inf")
 
@@ -33,7 +32,7 @@ def _mask(sees: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Factory:
 
 def _changed(change: Callable[..., Tensor]) -> Factory:
     """Plant a change of the true mask."""
-    return parts(attention_mask=returning(PARTS.attention_mask, change))
+    return returned(attention_mask=change)
 
 
 def _long(mask: Tensor, pyramid: ScalePyramid, first: int, last: int, *of_tensor: Any) -> Tensor:

@@ -15,9 +15,9 @@ from harness.models.var import BlockWeights, before, layer_norm
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer, phi_index
 from harness.models.var.transformer import Transformer
-from harness.mutants._mutant import Mutant, given, patched, returning
+from harness.mutants._mutant import Mutant, arguments_of, given, patched, result_of
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import Acceptance, Window, finite_flag, propose_scale, round_numbers
+from harness.speculative import Acceptance, Window
 
 _ENCODE, _LOGITS = Quantizer.encode, Transformer.logits
 _QUANTIZER, _TRANSFORMER = "harness.models.var.quantizer:", "harness.models.var.transformer:Transformer."
@@ -78,9 +78,9 @@ TICKS = Mutant("numbers.ticks", "the ticks of four φ for any number of them", "
 PARTS = Mutant("numbers.parts", "φ by equal parts of the scales", "integer division for a nearest tick",
     shared={_QUANTIZER + "phi_index": lambda si, S, n: min(n - 1, si * n // S)}, alone=True)  # fmt: skip
 HALF_PHI = Mutant("numbers.half-phi", "φ in half precision", "autocast around the quantiser",
-    shared={_QUANTIZER + "Quantizer.phi": returning(Quantizer.phi, _rounded(torch.float16))})  # fmt: skip
+    shared=result_of(_QUANTIZER + "Quantizer.phi", _rounded(torch.float16)))  # fmt: skip
 BROAD_PHI = Mutant("numbers.bfloat-phi", "φ in bfloat16", "the networks' precision for the quantiser's",
-    shared={_QUANTIZER + "Quantizer.phi": returning(Quantizer.phi, _rounded(torch.bfloat16))})  # fmt: skip
+    shared=result_of(_QUANTIZER + "Quantizer.phi", _rounded(torch.bfloat16)))  # fmt: skip
 HIGHEST = Mutant("numbers.highest", "the highest index of a tie", "<= for < in a search",
     shared={_QUANTIZER + "Quantizer.encode": _highest}, alone=True)  # fmt: skip
 UNCLAMPED = Mutant("numbers.unclamped", "pixels are not clamped", "a clamp left to whoever saves the file",
@@ -93,25 +93,24 @@ NARROW = Mutant("numbers.narrow", "the quantiser's weights are rounded to bfloat
 GELU = Mutant("numbers.gelu", "GELU by the error function", "the library's default",
     shared={_BLOCK + "feed_forward": _exact_gelu}, alone=True)  # fmt: skip
 SHIFTS = Mutant("numbers.shifts", "shift1 and shift2 change places", "the order of another block",
-    shared={_TRANSFORMER + "condition": returning(Transformer.condition, _shifts_swapped)}, alone=True)  # fmt: skip
+    shared=result_of(_TRANSFORMER + "condition", _shifts_swapped), alone=True)  # fmt: skip
 NORM = Mutant("numbers.norm", "layer norm with eps 1e-3", "another library's default",
     shared={_BLOCK + "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-3)}, alone=True)  # fmt: skip
 NARROW_HEAD = Mutant("numbers.narrow-head", "the head's norm in the network's precision", "a cast one call too late",
     shared={_TRANSFORMER + "logits": _narrow_head}, alone=True)  # fmt: skip
 DRAFTED_FINITE = Mutant("numbers.drafted-finite", "logits of a bonus scale may be NaN",
     "a check of what was drafted, before the bonus",
-    patched({_ROUND + "round_numbers": given(round_numbers, _of_drafted)}), alone=True)  # fmt: skip
+    patched(arguments_of(_ROUND + "round_numbers", _of_drafted)), alone=True)  # fmt: skip
 HALF_FINITE = Mutant("numbers.half-finite", "unconditional logits may be NaN",
-    "a check of one half of the guidance rows", patched({"harness.speculative._accept:finite_flag": given(
-        finite_flag, lambda rows_RnV: (rows_RnV.chunk(2)[0],))}),
+    "a check of one half of the guidance rows",
+    patched(arguments_of("harness.speculative._accept:finite_flag", lambda rows_RnV: (rows_RnV.chunk(2)[0],))),
     alone=True)  # fmt: skip
 KEYS = Mutant("numbers.keys", "keys are not brought to length 1", "a norm of the queries alone",
-    shared={_BLOCK + "before": returning(before, _keys_as_they_are)}, alone=True)  # fmt: skip
+    shared=result_of(_BLOCK + "before", _keys_as_they_are), alone=True)  # fmt: skip
 UNCUT = Mutant("numbers.uncut", "a head's length has no upper end", "an exponential without its clamp",
     shared={"harness.models.var.transformer:MAX_SCALE_MUL": 1e9}, alone=True)  # fmt: skip
 CODE_FINITE = Mutant("numbers.code-finite", "logits that nobody waited for may be NaN", "a check at each wait alone",
     patched({"harness.speculative.sampler:check_finite": lambda state: None}), alone=True)  # fmt: skip
 DRAFT_FINITE = Mutant("numbers.draft-finite", "a draft that decides alone may have NaN for logits",
-    "a check of the target's passes alone", patched({_ROUND + "propose_scale": returning(
-        propose_scale, lambda *of: None)}),
+    "a check of the target's passes alone", patched(result_of(_ROUND + "propose_scale", lambda *of: None)),
     alone=True)  # fmt: skip

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models.network import Condition, Network
-from harness.mutants._mutant import Mutant, parts, returning
+from harness.mutants._mutant import Mutant, parts, returned
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative.parts import PARTS
 
 
 def _terms(network: Network, begin: int, n: int) -> Tensor:
@@ -23,7 +22,7 @@ def _terms(network: Network, begin: int, n: int) -> Tensor:
 
 def _query(change: Callable[[Tensor, Network, Condition, Tensor, int, int], Tensor]) -> Factory:
     """Plant a change of the inputs x_RnD of a pass."""
-    return parts(build_combined_query=returning(PARTS.build_combined_query, change))
+    return returned(build_combined_query=change)
 
 
 def query_levels(level: Callable[[int, int], int]) -> Factory:
@@ -93,5 +92,4 @@ SIX_LEVELS = Mutant("positions.six-levels", "from a late window's seventh scale 
     "a table of the usual size", query_levels(lambda si, first: min(si, first + 5) if first else si),
     component="positions")  # fmt: skip
 SIX_CUT = Mutant("positions.six-cut", "the last scale of a late window of eight begins one scale early",
-    "a loop of a fixed length",
-    parts(split_logits_by_scale=returning(PARTS.split_logits_by_scale, _six_cut)))  # fmt: skip
+    "a loop of a fixed length", returned(split_logits_by_scale=_six_cut))  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Factory
-from harness.mutants._mutant import Mutant, given, numbered, parts, wrapped
+from harness.mutants._mutant import Mutant, numbered, parts, passed, wrapped
 from harness.protocol import Request
 from harness.protocol.noise import ACCEPT, NoiseBefore, Reading, SeededNoise
 from harness.speculative.parts import PARTS
@@ -76,8 +76,7 @@ def _own_numbers(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
 
 def filtered(change: Callable[[int, float, int], tuple[int, float]]) -> Factory:
     """Plant a filter of other bounds: (top_k, top_p, number of tokens) -> (top_k, top_p)."""
-    return parts(filter_logits=given(
-        PARTS.filter_logits, lambda logits, k, p: (logits, *change(k, p, logits.shape[-1]))))  # fmt: skip
+    return passed(filter_logits=lambda logits, k, p: (logits, *change(k, p, logits.shape[-1])))  # fmt: skip
 
 
 def _jitter(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:

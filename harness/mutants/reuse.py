@@ -8,10 +8,10 @@ from typing import Any
 
 from harness.decoders import Factory
 from harness.models.network import Condition
-from harness.mutants._mutant import Mutant, options_of, patched, returning, wrapped
+from harness.mutants._mutant import Mutant, options_of, patched, result_of, wrapped
 from harness.protocol import Request, Trace
 from harness.protocol.noise import Noise
-from harness.speculative import DecodeState, Side, accumulate_scales, record_round
+from harness.speculative import DecodeState, Side
 from harness.speculative.sampler import SpeculativeDecoder
 
 _RECORD = "harness.speculative._round:record_round"
@@ -94,13 +94,13 @@ def _remembered(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> 
     return replace(trace, tokens_BL=trace.tokens_BL.clone(), f_hat_BCPP=trace.f_hat_BCPP.clone())
 
 
-def _unkept(place: str, true: Callable[..., Any], change: Callable[..., Any]) -> Factory:
+def _unkept(place: str, change: Callable[..., Any]) -> Factory:
     """Plant a change of what a function of a state returns, while no tensors are kept."""
 
     def changed(result: Any, state: DecodeState, *arguments: Any) -> Any:
         return result if state.intermediates is not None else change(result, state, *arguments)
 
-    return patched({place: returning(true, changed)})
+    return patched(result_of(place, changed))
 
 
 def _last_lost(scales: Any, state: DecodeState, parts: Any, first: int, chosen: list[list[int]]) -> Any:
@@ -125,15 +125,15 @@ REMEMBERED = Mutant("reuse.remembered", "a decode is looked up by labels and see
     "a cache key that forgets settings", wrapped(_remembered))  # fmt: skip
 UNKEPT_BONUS = Mutant(
     "reuse.unkept-bonus", "without kept tensors bonus tokens are not counted", "a count inside `if keep`",
-    _unkept(_RECORD, record_round, lambda turn, *of: replace(turn, bonus_tokens=0)), alone=True,
+    _unkept(_RECORD, lambda turn, *of: replace(turn, bonus_tokens=0)), alone=True,
 )  # fmt: skip
 UNKEPT_F_HAT = Mutant(
     "reuse.unkept-f-hat", "without kept tensors the final f_hat is halved", "a buffer that only a diagnosis copies",
-    _unkept("harness.speculative._state:accumulate_scales", accumulate_scales, _last_lost), alone=True,
+    _unkept("harness.speculative._state:accumulate_scales", _last_lost), alone=True,
 )  # fmt: skip
 UNKEPT_COUNTS = Mutant(
     "reuse.unkept-counts", "without kept tensors corrected tokens count as accepted", "two paths of one count",
-    _unkept(_RECORD, record_round, lambda turn, *of: replace(
+    _unkept(_RECORD, lambda turn, *of: replace(
         turn, corrected_tokens=0, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens)), alone=True,
 )  # fmt: skip
 CONDITION_SET = Mutant("reuse.condition-set", "the condition is kept on the network by the set of labels",

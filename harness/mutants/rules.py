@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Factory
-from harness.mutants._mutant import Mutant, patched, policy, production, reporting, returning, telling
+from harness.mutants._mutant import Mutant, arguments_of, patched, policy, production, reporting, returning, telling
 from harness.protocol import Trace
 from harness.protocol.noise import ACCEPT
 from harness.speculative import (
@@ -25,7 +25,6 @@ from harness.speculative import (
     is_in_top,
     is_own_draw,
     race,
-    run_round,
 )
 from harness.speculative.parts import Parts
 
@@ -48,27 +47,20 @@ def _not_partial(rule: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*rule[:-1], False)
 
 
-def _kl(change: Callable[[Proposal, Tensor], tuple[Proposal, Tensor]]) -> Callable[[Policy], Policy]:
-    """Return a change of `kl` that judges by other laws, and draws by the true one."""
+def _reversed(true: Policy) -> Policy:
+    """Judge `kl` by the draft's law under the target's, and draw by the true one."""
+    if not true.name.startswith("kl"):
+        return true
+    inner: Any = true.accept
 
-    def changed(true: Policy) -> Policy:
-        if not true.name.startswith("kl"):
-            return true
-        inner: Any = true.accept
+    def accept(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+        own = accept_by_kl(parts, proposal, probs_bnV, window, (-1.0, False))  # everything is rejected
+        judged = inner(parts, Proposal(proposal.tokens_bn, probs_bnV), proposal.probs_bnV, window)
+        stands_bn = (judged.tokens_bn == proposal.tokens_bn) & inner.keywords["rule"][1]
+        tokens_bn = torch.where(stands_bn, proposal.tokens_bn, own.tokens_bn)
+        return Acceptance(tokens_bn, tokens_bn == proposal.tokens_bn, judged.whole_bs)
 
-        def accept(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-            own = accept_by_kl(parts, proposal, probs_bnV, window, (-1.0, False))  # everything is rejected
-            other, law_bnV = change(proposal, probs_bnV)
-            judged = inner(parts, other, law_bnV, window)
-            partly = inner.keywords["rule"][1]
-            kl_stands_bn = judged.tokens_bn == proposal.tokens_bn
-            tokens_bn = torch.where(kl_stands_bn & partly, proposal.tokens_bn, own.tokens_bn)
-            whole_bs: Tensor = judged.whole_bs
-            return Acceptance(tokens_bn, tokens_bn == proposal.tokens_bn, whole_bs)
-
-        return replace(true, accept=accept)
-
-    return changed
+    return replace(true, accept=accept)
 
 
 def _summed(true: Policy) -> Policy:
@@ -120,14 +112,9 @@ def _top_by_index(drafted_bn: Tensor, probs_bnV: Tensor, k: int) -> Tensor:
     return among_bn & (_of_drafted(probs_bnV, drafted_bn) > 0)
 
 
-def _trusted(change: Callable[[tuple[int, int]], tuple[int, int]]) -> Callable[[Policy], Policy]:
-    return lambda true: replace(true, trusted=change(true.trusted)) if true.trusted != (0, 0) else true
-
-
-def _over_the_border(state: Any, parts: Parts, policy: Policy, window: Window, bonus: bool) -> None:
-    """Forget, in a round of the target's, which scales the draft decides alone."""
-    own = policy if policy.trusts(window.first) else replace(policy, trusted=(0, 0))
-    run_round(state, parts, own, window, bonus)
+def _one_late(true: Policy) -> Policy:
+    begin, end = true.trusted
+    return replace(true, trusted=(begin + (begin > 0), end + (begin == 0))) if true.trusted != (0, 0) else true
 
 
 def _after(high: Callable[[DraftLength, int], int], low: Callable[[DraftLength, int], int]) -> dict[str, Any]:
@@ -179,7 +166,7 @@ def _draft_rows(trace: Trace) -> None:
 
 
 REVERSED_KL = Mutant("rules.reversed-kl", "KL(draft, target)", "the arguments of another library",
-    policy(_kl(lambda p, law_bnV: (Proposal(p.tokens_bn, law_bnV), p.probs_bnV))), alone=True)  # fmt: skip
+    policy(_reversed), alone=True)  # fmt: skip
 SUMMED_KL = Mutant("rules.summed-kl", "the sum of KL over a scale", "sum for mean", policy(_summed), alone=True)
 HALF_BOUND = Mutant("rules.half-bound", "BOUND is taken in bits", "a logarithm of base 2",
     policy(_rule("kl", lambda rule: (rule[0] * 0.6931, rule[1]))), alone=True)  # fmt: skip
@@ -204,9 +191,11 @@ STRICT_RATE = Mutant("rules.strict-rate", "more than RATE, where at least RATE i
 KEPT_BY_TEST = Mutant("rules.kept-by-test", "what passes the test counts as kept", "a count of another mask",
     policy(_kept_by_test), alone=True)  # fmt: skip
 ENTRY_OFF = Mutant("rules.entry-off", "the labour changes hands one scale late", "<= for <",
-    policy(_trusted(lambda span: (span[0] + (span[0] > 0), span[1] + (span[0] == 0)))))  # fmt: skip
+    policy(_one_late))  # fmt: skip
 BORDER = Mutant("rules.border", "a bonus scale is taken at the border of `collaborative`",
-    "a check of the first scale alone", patched({"harness.speculative.sampler:run_round": _over_the_border}),
+    "a check of the first scale alone", patched(arguments_of(
+        "harness.speculative.sampler:run_round", lambda state, parts, policy, window, bonus: (
+            state, parts, policy if policy.trusts(window.first) else replace(policy, trusted=(0, 0)), window, bonus))),
     alone=True)  # fmt: skip
 HIGH_IGNORED = Mutant("rules.high-ignored", "a dynamic length grows beyond HIGH", "a bound that is parsed and dropped",
     patched(_after(lambda rule, S: S, lambda rule, length: max(length - 1, rule.low))), alone=True)  # fmt: skip

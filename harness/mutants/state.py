@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models.network import Network
-from harness.mutants._mutant import Mutant, labelled, parts, reporting, returning, wrapped
+from harness.mutants._mutant import Mutant, caching, labelled, parts, reporting, returned, wrapped
 from harness.protocol import Request, Trace
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
@@ -49,21 +49,6 @@ def stale_input(
         if state.done[image] < state.pyramid.S:
             span = state.pyramid.span(state.done[image])
             state.raw_BLC[image, span] = drafted_BLC[image, span]
-
-
-class _NeverRolledBack(KVCache):
-    """Keep every length that was ever reached, so that rejected scales stay in the cache."""
-
-    def rollback(self, image: int, length: int) -> None:
-        """Do nothing."""
-
-
-class _RolledForward(KVCache):
-    """Take a rollback for the new length, also where it is longer than what was written."""
-
-    def rollback(self, image: int, length: int) -> None:
-        """Set the length."""
-        self.lengths[image] = length
 
 
 class _Stale(KVCache):
@@ -139,23 +124,24 @@ def _first_nan(f_hat_SBCPP: Tensor) -> Tensor:
 TWICE = Mutant("state.twice", "every scale is added to f_hat twice",
     "accumulated in verification and again in the update", parts(accumulate=twice), component="f_hat")  # fmt: skip
 IN_PLACE = Mutant("state.in-place", "accumulation writes into its argument",
-    "+= to save memory, while the draft works on the same map", parts(
-        accumulate=returning(PARTS.accumulate, lambda after, before, *scale: before.copy_(after))))  # fmt: skip
+    "+= to save memory, while the draft works on the same map",
+    returned(accumulate=lambda after, before, *scale: before.copy_(after)))  # fmt: skip
 LAST_LOST = Mutant("state.last-lost", "the last scale never reaches f_hat",
-    "accumulation inside `if there is a next scale`",
-    parts(accumulate=returning(PARTS.accumulate, _last_lost)))  # fmt: skip
+    "accumulation inside `if there is a next scale`", returned(accumulate=_last_lost))  # fmt: skip
 BILINEAR = Mutant("state.bilinear", "next inputs are resized bilinearly", "the default of the resizing call",
     parts(next_input=_bilinear))  # fmt: skip
 ALIAS = Mutant("state.alias", "the last scale's input is f_hat's memory", "a shortcut where no resizing is needed",
-    parts(next_input=returning(PARTS.next_input, _alias)), alone=True)  # fmt: skip
+    returned(next_input=_alias), alone=True)  # fmt: skip
 STALE_INPUT = Mutant("state.stale-input", "after a correction the next input is still the draft's",
     "inputs kept from drafting", parts(update_state_with_accepted_tokens=stale_input))  # fmt: skip
 STALE = Mutant("state.stale", "cache slots keep what a rejected scale wrote",
     "a slot taken for valid because it was written", parts(new_cache=_Stale), component="cache")  # fmt: skip
 NO_ROLLBACK = Mutant("state.no-rollback", "caches are never rolled back",
-    "a rollback that was forgotten for one network", parts(new_cache=_NeverRolledBack), component="crash")  # fmt: skip
+    "a rollback that was forgotten for one network",
+    caching(rollback=lambda cache, image, length: None), component="crash")  # fmt: skip
 ROLLED_FORWARD = Mutant("state.rolled-forward", "a rollback may lengthen a cache",
-    "length = n for length = min(length, n)", parts(new_cache=_RolledForward))  # fmt: skip
+    "length = n for length = min(length, n)", caching(
+        rollback=lambda cache, image, length: cache.lengths.__setitem__(image, length)))  # fmt: skip
 REUSED = Mutant("state.reused", "an exception leaves the caches full for the next decode",
     "buffers emptied at the end, not at the start", wrapped(_reused), alone=True)  # fmt: skip
 SHARED_BUFFERS = Mutant("state.shared-buffers", "a trace's tensors change with the next decode",

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.mutants._mutant import Mutant, given, patched, returning
-from harness.protocol.noise import ACCEPT, TOKEN, SeededNoise, _Chain, derive_seed
-from harness.speculative import Window
+from harness.mutants._mutant import Mutant, arguments_of, patched, result_of
+from harness.protocol.noise import ACCEPT, TOKEN, SeededNoise, _Chain
 
 _NOISE = "harness.protocol.noise:"
 
@@ -21,12 +20,12 @@ def _numbers(change: Callable[[Tensor, str], Tensor]) -> dict[str, object]:
     def changed(numbers: Tensor, chain: Any, index: int, count: int) -> Tensor:
         return change(numbers, chain.addresses[index][1])
 
-    return {_NOISE + "_Chain._next": returning(_Chain._next, changed)}
+    return result_of(_NOISE + "_Chain._next", changed)
 
 
 def _seeds(change: Callable[[int, int, str], tuple[int, int, str]]) -> dict[str, object]:
     """Plant a change of the address (seed, image, stream) that the seed of a generator is derived from."""
-    return {_NOISE + "derive_seed": given(derive_seed, change)}
+    return arguments_of(_NOISE + "derive_seed", change)
 
 
 def _batch_seed(source: SeededNoise, stream: str) -> Any:
@@ -50,7 +49,7 @@ NEXT_SEED = Mutant("streams.next-seed", "image 1 of a seed has the numbers of im
     "seed + image for an address",
     shared=_seeds(lambda seed, image, stream: (seed + image, 0, stream)))  # fmt: skip
 SECOND_IMAGE = Mutant("streams.second-image", "image 1 is given image 0's numbers", "an expanded row",
-    shared={_NOISE + "SeededNoise._draw": returning(SeededNoise._draw, _twice)})  # fmt: skip
+    shared=result_of(_NOISE + "SeededNoise._draw", _twice))  # fmt: skip
 FLOOR = Mutant("streams.floor", "acceptance numbers never fall below 0.02", "a clamp against zero that is too high",
     shared=_numbers(lambda x, stream: x.clamp_min(0.02) if stream == ACCEPT else x),
     alone=True)  # fmt: skip
@@ -73,11 +72,9 @@ TAIL = Mutant(
 RATE = Mutant("streams.rate", "the draft's exponentials have mean 1.05", "a rate taken for a scale", alone=True,
     shared=_numbers(lambda x, stream: x * 1.05 if stream == "draft" else x))  # fmt: skip
 BENT = Mutant("streams.bent", "a window's exponentials are clamped at 0.05", "an epsilon in the decoder",
-    patched({"harness.speculative._accept:Window.exponential": returning(
-        Window.exponential, lambda E_bnV, *at: E_bnV.clamp_min(0.05))}),
+    patched(result_of("harness.speculative._accept:Window.exponential", lambda E_bnV, *at: E_bnV.clamp_min(0.05))),
     component="draw")  # fmt: skip
 BENT_ACCEPT = Mutant(
     "streams.bent-accept", "acceptance numbers are rounded to hundredths in the decoder", "numbers through a log file",
-    patched({"harness.speculative._accept:Window.uniform": returning(
-        Window.uniform, lambda u_bn, *at: (u_bn * 100).floor() / 100)}),
+    patched(result_of("harness.speculative._accept:Window.uniform", lambda u_bn, *at: (u_bn * 100).floor() / 100)),
 )  # fmt: skip

@@ -11,25 +11,26 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models.network import Condition
-from harness.mutants._mutant import Mutant, given, judgement, parts, patched, policy, returning, updating
+from harness.mutants._mutant import (
+    Mutant,
+    arguments_of,
+    caching,
+    given,
+    judgement,
+    parts,
+    passed,
+    patched,
+    policy,
+    result_of,
+    returned,
+    returning,
+    updating,
+)
 from harness.mutants.guidance import guide_rows
 from harness.mutants.positions import query_levels
 from harness.mutants.randomness import filtered
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import (
-    Acceptance,
-    DecodeState,
-    KVCache,
-    Outcome,
-    Policy,
-    Proposal,
-    Side,
-    Window,
-    fetch_outcome,
-    most_likely,
-    record_round,
-    round_numbers,
-)
+from harness.speculative import Acceptance, DecodeState, KVCache, Outcome, Policy, Proposal, Side, Window, most_likely
 from harness.speculative.parts import PARTS, Parts
 
 
@@ -72,7 +73,7 @@ def _late_guide(guided: Tensor, rows_RnV: Tensor, pyramid: ScalePyramid, cfg: fl
 
 
 def _cfg(change: Callable[[float], float]) -> Factory:
-    return parts(guide=given(PARTS.guide, lambda rows, pyramid, cfg, *window: (rows, pyramid, change(cfg), *window)))
+    return passed(guide=lambda rows, pyramid, cfg, *window: (rows, pyramid, change(cfg), *window))
 
 
 def _drafted(state: DecodeState, window: Window) -> Proposal:
@@ -106,13 +107,10 @@ def _later_raw_lost(state: DecodeState, image: int, first: int, finished: int, t
         state.target.cache.lengths[image] = state.pyramid.begin(first + finished)
 
 
-class _HalfCache(KVCache):
-    """Store keys and values in half precision."""
-
-    def window(self, images: list[int]) -> Any:
-        """Round what is stored before it is read again."""
-        self.kv.copy_(self.kv.half().to(self.kv.dtype))
-        return super().window(images)
+def _half_kept(cache: KVCache, images: list[int]) -> tuple[KVCache, list[int]]:
+    """Round what is stored before it is read again."""
+    cache.kv.copy_(cache.kv.half().to(cache.kv.dtype))
+    return cache, images
 
 
 def _accepted_less(outcome: Outcome, verified: Any, window: Window, bonus: bool) -> Outcome:
@@ -146,7 +144,7 @@ ONE_FORGIVEN = Mutant("acceptance.one-forgiven", "one error is forgiven above 20
     "a tolerance tuned on images", _whole(lambda accepted_bl, k: (~accepted_bl).sum(1) <= (accepted_bl.shape[1] > 200)),
     component="accept")  # fmt: skip
 BYTE_COUNTS = Mutant("acceptance.byte-counts", "kept tokens are counted in eight bits", "a mask summed in its own type",
-    patched({_ROUND + "round_numbers": returning(round_numbers, _byte_counts)}), alone=True)  # fmt: skip
+    patched(result_of(_ROUND + "round_numbers", _byte_counts)), alone=True)  # fmt: skip
 SECOND_FREE = Mutant("acceptance.second-free", "the second drafted scale is never checked",
     "a loop that begins after it", _whole(lambda accepted_bl, k: accepted_bl.all(1) | (k == 1)),
     component="accept")  # fmt: skip
@@ -159,17 +157,15 @@ BONUS_NOISE = Mutant("acceptance.bonus-noise", "the bonus scale reads the number
 BONUS_FIRST = Mutant("batch.bonus-first", "the bonus scale of a group is that of its first image",
     "a tensor broadcast from one row", policy(_bonus_first), component="draw")  # fmt: skip
 ACCEPTED_LESS = Mutant("acceptance.accepted-less", "a draft accepted whole loses its last scale to a correction",
-    "a count from 0", patched({_ROUND + "fetch_outcome": returning(fetch_outcome, _accepted_less)}))  # fmt: skip
+    "a count from 0", patched(result_of(_ROUND + "fetch_outcome", _accepted_less)))  # fmt: skip
 KEPT_SWAPPED = Mutant("acceptance.kept-swapped", "kept tokens are those of the window's first scale",
-    "an index that stays 0", patched({_ROUND + "record_round": given(record_round, _kept_swapped)}))  # fmt: skip
+    "an index that stays 0", patched(arguments_of(_ROUND + "record_round", _kept_swapped)))  # fmt: skip
 CLAMPED_U = Mutant("acceptance.clamped-u", "contract B: u is at least 0.02", "a guard against zero",
-    parts(keep_drafted=given(
-        PARTS.keep_drafted, lambda u_Bn, *probs: (u_Bn.clamp_min(0.02), *probs))), alone=True)  # fmt: skip
+    passed(keep_drafted=lambda u_Bn, *probs: (u_Bn.clamp_min(0.02), *probs)), alone=True)  # fmt: skip
 SMOOTHED = Mutant("acceptance.smoothed", "contract B: an epsilon in the residual", "a guard against an empty mass",
     parts(residual=_smoothed), alone=True)  # fmt: skip
 SAME_FOR_GROUP = Mutant("batch.same-for-group", "the least acceptance of a group holds for all of it",
-    "a minimum over the batch",
-    patched({_ROUND + "fetch_outcome": returning(fetch_outcome, _same_for_group)}))  # fmt: skip
+    "a minimum over the batch", patched(result_of(_ROUND + "fetch_outcome", _same_for_group)))  # fmt: skip
 FIRST_DRAFTS = Mutant("batch.first-drafts", "a group that is no whole batch is judged by other images' drafts",
     "rows not gathered", patched({_ROUND + "drafted_proposal": _drafted}))  # fmt: skip
 FIRST_CONDITION = Mutant("batch.first-condition", "a group that is no whole batch gets the first images' condition",
@@ -178,7 +174,7 @@ FIRST_CONDITION = Mutant("batch.first-condition", "a group that is no whole batc
 INTERLEAVED_ROWS = Mutant("guidance.interleaved", "guidance rows are taken in turns", "another order of rows",
     guide_rows(lambda rows_RnV: torch.cat((rows_RnV[0::2], rows_RnV[1::2]))), component="guidance")  # fmt: skip
 LATE_GUIDE = Mutant("guidance.late", "the last scale of a window of three or more is not guided",
-    "a slice that ends too early", parts(guide=returning(PARTS.guide, _late_guide)), component="guidance")  # fmt: skip
+    "a slice that ends too early", returned(guide=_late_guide), component="guidance")  # fmt: skip
 NEGATIVE = Mutant("guidance.negative", "a negative guidance value is taken for 0", "max(0, cfg)",
     _cfg(lambda cfg: max(0.0, cfg)), component="guidance")  # fmt: skip
 CAPPED = Mutant("guidance.capped", "guidance values end at 3", "a range",
@@ -188,17 +184,17 @@ ZERO_DEFAULT = Mutant("guidance.zero-default", "cfg 0 is taken for the default",
 NEARLY_ONE = Mutant("randomness.nearly-one", "top_p above 0.95 is switched off", "a shortcut",
     filtered(lambda top_k, top_p, V: (top_k, 0.0 if top_p > 0.95 else top_p)), component="draw")  # fmt: skip
 HALF_PROBS = Mutant("randomness.half-probs", "the race is run in half precision", "autocast around the draw",
-    parts(draw=given(PARTS.draw, lambda probs_BnV, E_BnV: (probs_BnV.half().float(), E_BnV))))  # fmt: skip
+    passed(draw=lambda probs_BnV, E_BnV: (probs_BnV.half().float(), E_BnV)))  # fmt: skip
 LATE_LEVEL = Mutant("positions.late-level", "from a window's third scale on rows have the second's level",
     "an index that stops", query_levels(lambda si, first: min(si, first + 1)), component="positions")  # fmt: skip
 LATE_MASK = Mutant("masks.late", "from a window's third scale on position 0 is hidden", "a mask for windows of two",
-    parts(attention_mask=returning(PARTS.attention_mask, _late_mask)), component="mask or cache")  # fmt: skip
+    returned(attention_mask=_late_mask), component="mask or cache")  # fmt: skip
 BONUS_LATENT = Mutant("state.half-sum", "where three scales are finished at once f_hat gets half of them",
     "an update in two halves", parts(update_state_with_accepted_tokens=_bonus_not_added))  # fmt: skip
 CACHE_LOST = Mutant("state.cache-lost", "where several scales are finished the last one's keys are zeroed",
     "a roll-back too far", updating(_later_raw_lost), component="mask or cache")  # fmt: skip
 HALF_CACHE = Mutant("state.half-cache", "keys and values are stored in half precision", "a smaller cache",
-    parts(new_cache=_HalfCache))  # fmt: skip
+    caching(window=given(KVCache.window, _half_kept)))  # fmt: skip
 BFLOAT_SUM = Mutant("state.bfloat-sum", "f_hat is accumulated in bfloat16",
-    "the networks' precision for the quantiser's", parts(accumulate=returning(
-        PARTS.accumulate, lambda f_hat, *scale: f_hat.bfloat16().to(f_hat.dtype))), component="f_hat")  # fmt: skip
+    "the networks' precision for the quantiser's",
+    returned(accumulate=lambda f_hat, *scale: f_hat.bfloat16().to(f_hat.dtype)), component="f_hat")  # fmt: skip

@@ -1,17 +1,6 @@
 """The speculative decoder; never imports `reference`."""
 
-from harness.speculative._accept import (
-    Acceptance,
-    Outcome,
-    Policy,
-    Proposal,
-    Window,
-    drafted_proposal,
-    fetch_outcome,
-    finite_flag,
-    record_round,
-    round_numbers,
-)
+from harness.speculative._accept import Acceptance, Outcome, Policy, Proposal, Window
 from harness.speculative._cache import CacheWindow, KVCache, NewCache
 from harness.speculative._draft_length import DraftLength
 from harness.speculative._forward import Pass, forward, forward_window
@@ -26,4 +15,4 @@ from harness.speculative._rules import (
     race,
     race_alone,
 )
-from harness.speculative._state import Buffers, DecodeState, Side, accumulate_scales
+from harness.speculative._state import Buffers, DecodeState, Side
