@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -27,27 +28,47 @@ NEVER = -1e4  # a logit whose probability is exactly 0 in float64, and finite, s
 
 
 @dataclass(frozen=True)
-class ToyTransformer:
-    """A transformer of one uniform attention layer over one-hot positions, levels and raw inputs."""
+class Weighted:
+    """What every network of named weights has: where they live, their type, and copies."""
 
-    config: TransformerConfig  # sizes; D = C + L + S, one layer, one head
-    # "table" (classes+1, L, V), "mix" (D, V) and the one-hot embeddings; all of one dtype
-    weights: Mapping[str, Tensor] = field(repr=False)
+    config: Any  # sizes
+    weights: Mapping[str, Tensor] = field(repr=False)  # all of one dtype
 
     @property
     def pyramid(self) -> ScalePyramid:
         """Scales."""
-        return self.config.pyramid
+        pyramid: ScalePyramid = self.config.pyramid
+        return pyramid
 
     @property
     def device(self) -> torch.device:
-        """Where the tables live."""
-        return self.weights["table"].device
+        """Where the weights live."""
+        return next(iter(self.weights.values())).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the tables."""
-        return self.weights["table"].dtype
+        """Type of the weights."""
+        return next(iter(self.weights.values())).dtype
+
+    def bytes(self) -> int:
+        """Return how much memory the weights fill."""
+        return sum(weight.numel() * weight.element_size() for weight in self.weights.values())
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
+        """Return a copy on `device` in `dtype`."""
+        return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})
+
+    def converted(self, dtype: torch.dtype) -> Self:
+        """Return a copy in `dtype`."""
+        return self.to(self.device, dtype)
+
+
+@dataclass(frozen=True)
+class ToyTransformer(Weighted):
+    """A transformer of one uniform attention layer over one-hot positions, levels and raw inputs.
+
+    D = C + L + S, one layer, one head; weights: "table" (classes+1, L, V), "mix" (D, V), the one-hot "pos" and "lvl".
+    """
 
     @property
     def start_1D(self) -> Tensor:
@@ -63,18 +84,6 @@ class ToyTransformer:
     def lvl_SD(self) -> Tensor:
         """One-hot scale."""
         return self.weights["lvl"]
-
-    def bytes(self) -> int:
-        """Return how much memory the tables fill."""
-        return sum(weight.numel() * weight.element_size() for weight in self.weights.values())
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> ToyTransformer:
-        """Return a copy on `device` in `dtype`."""
-        return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})
-
-    def converted(self, dtype: torch.dtype) -> ToyTransformer:
-        """Return a copy in `dtype`."""
-        return self.to(self.device, dtype)
 
     def embed(self, raw_BnC: Tensor) -> Tensor:
         """Return the raw input in the first C of D channels."""

@@ -245,7 +245,10 @@ OWNERS: dict[str, Any] = {
 def tidied_process() -> Iterator[list[str]]:
     """Run somebody else's code; what it left behind is undone, and listed when it ends, one clause each."""
     dtype, threads, states = torch.get_default_dtype(), torch.get_num_threads(), _states()
-    functions = {name: _callables(owner) for name, owner in OWNERS.items()}
+    functions = {
+        name: {word: value for word, value in vars(owner).items() if callable(value) and not word.startswith("__")}
+        for name, owner in OWNERS.items()
+    }
     changes: list[str] = []
     try:
         yield changes
@@ -274,10 +277,6 @@ def _by_torch(now: Any, before: Any) -> bool:
     return code is not None and code.co_filename.startswith(TORCH) and inspect.unwrap(now) is before
 
 
-def _callables(owner: Any) -> dict[str, Any]:
-    return {word: value for word, value in vars(owner).items() if callable(value) and not word.startswith("__")}
-
-
 def _states() -> list[tuple[str, torch.Generator, Tensor]]:
     """Return the global generators that are there, each with its state."""
     cards = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
@@ -288,9 +287,7 @@ def _states() -> list[tuple[str, torch.Generator, Tensor]]:
 def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> list[PartLaw]:
     """Ask every law of every part of a decoder of published code. Raises `InputError` where it is none."""
     if not isinstance(decoder, Sampler):
-        rule, remedy = (
-            "is no decoder of published code, whose parts have the report's names",
-            "published:sdvar-parallel",
-        )
-        raise InputError("implementation", type(decoder).__name__, rule, f"pass --implementation {remedy}")
+        rule = "is no decoder of published code, whose parts have the report's names"
+        remedy = "pass --implementation published:sdvar-parallel"
+        raise InputError("implementation", type(decoder).__name__, rule, remedy)
     return examine_parts(decoder, request, budget)

@@ -6,8 +6,6 @@ made with their rows elsewhere by one usual mistake: such positions stand in the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -17,30 +15,26 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
 
-Rule = Callable[[Tensor, ScalePyramid, int, int], Tensor]
-# Where the rows of a pass over scales first..last would sit, by usual mistakes, of the right places of all positions.
-MOVED: dict[str, Rule] = {
-    "where the image begins, counted from the first row of their pass": lambda where_LX, pyramid, first, last: where_LX[
-        : pyramid.end(last) - pyramid.begin(first)
-    ],
-    "where the image begins, counted anew in every scale": lambda where_LX, pyramid, first, last: torch.cat(
-        [where_LX[: pyramid.tokens(si)] for si in range(first, last + 1)]
-    ),
-    "one scale too early": lambda where_LX, pyramid, first, last: where_LX[pyramid.begin(max(first - 1, 0)) :][
-        : pyramid.end(last) - pyramid.begin(first)
-    ],
-    "at row and column exchanged": lambda where_LX, pyramid, first, last: where_LX[
-        pyramid.begin(first) : pyramid.end(last)
-    ].flip(-1),
-    "nowhere: all at position 0": lambda where_LX, pyramid, first, last: torch.zeros_like(
-        where_LX[pyramid.begin(first) : pyramid.end(last)]
-    ),
-}
+
+def _places(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> dict[str, Tensor]:
+    """Return where the rows of a pass over scales first..last would sit, by usual mistakes.
+
+    `where_LX` are the right places of all positions.
+    """
+    K, end, early = pyramid.begin(first), pyramid.end(last), pyramid.begin(max(first - 1, 0))
+    anew = [where_LX[: pyramid.tokens(si)] for si in range(first, last + 1)]
+    return {
+        "where the image begins, counted from the first row of their pass": where_LX[: end - K],
+        "where the image begins, counted anew in every scale": torch.cat(anew),
+        "one scale too early": where_LX[early : early + end - K],
+        "at row and column exchanged": where_LX[K:end].flip(-1),
+        "nowhere: all at position 0": torch.zeros_like(where_LX[K:end]),
+    }
 
 
 @torch.inference_mode()
 def moved_rows(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
-    """Tell whether one image's logits of a scale are those of passes whose rows sit elsewhere by a rule of `MOVED`."""
+    """Tell whether one image's logits of a scale are those of passes whose rows sit elsewhere by a usual mistake."""
     actual, expected = evidence.actual.shown, evidence.expected.shown
     network, pyramid, family = evidence.models.target, evidence.models.pyramid, family_of(evidence.models.target)
     where_LX = family.positions(network, 0, pyramid.S - 1)
@@ -52,12 +46,12 @@ def moved_rows(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     x_2nD, mask_11LL = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)
     both, span = evidence.request.rows_of(image), pyramid.draws.span(si)
     found_2lV, right_2lV = actual.rows_RLV[both, span], expected.rows_RLV[both, span]
-    for text, rule in MOVED.items():
+    for text in _places(where_LX, pyramid, 0, si):
         cache = GrowingCache()
         for first, last in _passes(evidence, image, si):
             K, end = pyramid.begin(first), pyramid.end(last)
             cache.layers = {i: (k[:, :, :K], v[:, :, :K]) for i, (k, v) in cache.layers.items()}
-            positions = rule(where_LX, pyramid, first, last)
+            positions = _places(where_LX, pyramid, first, last)[text]
             hidden_2nD = network.hidden(x_2nD[:, K:end], condition, cache, mask_11LL[:, :, K:end, :end], positions)
         logits_2lV = network.logits(hidden_2nD[:, pyramid.begin(si) - K :], condition)
         within = bool(((logits_2lV - found_2lV).abs() <= 2 * evidence.budget.rows).all())

@@ -237,10 +237,6 @@ def _of_var(case: Case) -> ModelPair:
     return random_models(config, case.weights, case.draft)
 
 
-def _request_of_var(case: Case) -> Request:
-    return Request(case.labels, case.seed, case.cfg, case.top_k, case.top_p, order=case.order)
-
-
 @dataclass(frozen=True)
 class CaseFamily:
     """What the fields of a case mean in a family."""
@@ -252,7 +248,12 @@ class CaseFamily:
 
 
 FAMILIES = {
-    "var": CaseFamily(lambda case: ScalePyramid(case.patch_nums), _of_var, _request_of_var, lambda cfg, pyramid: cfg)
+    "var": CaseFamily(
+        lambda case: ScalePyramid(case.patch_nums),
+        _of_var,
+        lambda case: Request(case.labels, case.seed, case.cfg, case.top_k, case.top_p, order=case.order),
+        lambda cfg, pyramid: cfg,
+    )
 }
 
 

@@ -12,7 +12,7 @@ from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._law import PLAIN, Law, NotOffered, Subject, law, require_equal, require_tokens
 from harness.laws._oracle import targeted
-from harness.models import ModelPair
+from harness.laws._scripted import levelled
 from harness.protocol import Contract
 from harness.protocol.noise import TOKEN, Ledger, SeededNoise
 from harness.reference import draw as draw_scale
@@ -118,44 +118,30 @@ def published(subject: Subject, case: Case) -> bool:
 _STATES = range(4)  # of the global generator: in two of them a token of five is often the same
 
 
-def _global_generators(case: Case) -> list[torch.Generator]:
-    """PyTorch's own generators that a decode on the case's device could reach."""
-    return [torch.default_generator, *(torch.cuda.default_generators if case.at.type == "cuda" else ())]
-
-
 @law(LAWS, "randomness.own-numbers", "decode")
 def _own_numbers(subject: Subject, case: Case) -> bool:
     """No generator but the noise's decides a token, be it between two that tie exactly.
 
     One that is moved, and decides nothing, is a remark of `verify`.
     """
-    generators, levelled = _global_generators(case), _levelled(case.models)
+    generators = [torch.default_generator, *(torch.cuda.default_generators if case.at.type == "cuda" else ())]
+    sides: dict[str, Any] = {side: levelled(getattr(case.models, side)) for side in ("draft", "target")}
+    flat = replace(case.models, **sides)
     states = [generator.get_state() for generator in generators]
     try:
-        for models, noise in ((case.models, case.noise), (levelled, lambda: _level(case.noise()))):
+        for models, noise in ((case.models, case.noise), (flat, lambda: _level(case.noise()))):
             decoder, traces = subject.decoder(case, models), []
             for seed in _STATES:
                 for generator in generators:
                     generator.manual_seed(seed)
                 traces.append(decoder.decode(case.request, noise()))
-            where = "other state of the global generator" + (", all tokens tied" if models is levelled else "")
+            where = "other state of the global generator" + (", all tokens tied" if models is flat else "")
             for other in traces[1:]:
                 require_tokens(other.tokens_BL, traces[0].tokens_BL, where)
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
     return True
-
-
-def _levelled(models: ModelPair) -> ModelPair:
-    """Return networks that give every token the same logit."""
-    heads = ("head.weight", "head.bias")
-    sides: list[Any] = [models.draft, models.target]
-    draft, target = (
-        replace(side, weights={n: torch.zeros_like(w) if n in heads else w for n, w in side.weights.items()})
-        for side in sides
-    )
-    return replace(models, draft=draft, target=target)
 
 
 def _level(noise: SeededNoise) -> SeededNoise:

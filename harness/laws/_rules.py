@@ -26,8 +26,7 @@ from harness.laws._law import (
     require_rounds,
     require_tokens,
 )
-from harness.laws._scripted import Around, Ranked, Scripted, decode_drafted
-from harness.models import ModelPair
+from harness.laws._scripted import Around, Ranked, Scripted, decode_drafted, levelled
 from harness.models.network import Cache, Condition
 from harness.protocol import Request, Round, Trace
 from harness.protocol.noise import TOKEN, SeededNoise
@@ -150,7 +149,8 @@ def edges(subject: Subject, case: Case) -> bool:
                 accepted = {turn.accepted == turn.drafted for turn in rounds}
                 require(accepted == {is_accepted}, f"policy {extreme.policy}: rounds accepted whole: {accepted}")
     tied = replace(case, policy="topk-match:1:1", top_k=0, top_p=0.0)
-    for rounds in subject.decode(tied, models=_all_tied(case.models)).rounds:
+    models = replace(case.models, target=levelled(case.models.target))
+    for rounds in subject.decode(tied, models=models).rounds:
         rejected = [turn for turn in rounds if turn.accepted < turn.drafted]
         require(not rejected, f"policy {tied.policy}, all tokens equally likely: a scale was rejected: {rejected[:1]}")
     for policy, rank, top_k, is_accepted in _RANKS if case.exact else ():
@@ -204,14 +204,6 @@ def coin(subject: Subject, case: Case) -> bool:
         turns += _require_policy(actual, replace(case, policy=policy.name), str(case.length), f"policy {policy.name}")
         _tossed(policy, rate, many)
     return _both(turns)
-
-
-def _all_tied(models: ModelPair) -> ModelPair:
-    """Return the networks with a target to which every token is equally likely, to the last bit."""
-    target: Any = models.target
-    weights = dict(target.weights)
-    weights |= {name: torch.zeros_like(weights[name]) for name in ("head.weight", "head.bias")}
-    return replace(models, target=replace(target, weights=weights))
 
 
 @law(LAWS, "rules.oracle", "accept", "draft_len", "bonus", policies=_BY_ORACLE)

@@ -94,3 +94,9 @@ def decode_drafted(
             raise
         raise NotOffered(f"no draft of another class: {error}") from None
     return decoder.decode(request, case.noise(request))
+
+
+def levelled(network: Any) -> Any:
+    """Return a network that gives every token the same logit, to the last bit."""
+    heads = ("head.weight", "head.bias")
+    return replace(network, weights={n: torch.zeros_like(w) if n in heads else w for n, w in network.weights.items()})

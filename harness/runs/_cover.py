@@ -125,14 +125,10 @@ def verify_coverage_plan(
 
 def _fitting(is_fixed: bool, without: bool, setting: Settings) -> Settings | None:
     """Return a setting for a decoder that takes fixed draft lengths alone, or that is `without` bonus scales."""
-    if is_fixed and not _is_fixed(setting):
+    has_rule = isinstance(setting.draft_len, str) and setting.draft_len != ""  # empty: the decoder's own
+    if is_fixed and has_rule:
         return None
     return replace(setting, bonus=False) if without else setting
-
-
-def _is_fixed(setting: Settings) -> bool:
-    """Whether a draft length is a number, or the decoder's own."""
-    return isinstance(setting.draft_len, int) or not setting.draft_len
 
 
 def _meeting(other: Other | None, plan: Plan) -> Other | None:

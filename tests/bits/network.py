@@ -8,7 +8,7 @@ law, whatever dtype the rest is computed in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,6 +19,7 @@ from harness.errors import InputError
 from harness.models.network import Cache, Condition
 from harness.models.var.sizes import random_weights
 from harness.protocol.pyramid import ScalePyramid
+from tests.toy import Weighted
 
 N, V, A, LONGEST = 3, 2, 5, 2
 LN_EPS = 1e-6
@@ -60,24 +61,8 @@ def shapes(config: BitsConfig) -> dict[str, tuple[int, ...]]:
     return whole
 
 
-@dataclass(frozen=True)
-class BitsNetwork:
+class BitsNetwork(Weighted):
     """Sizes and weights."""
-
-    config: BitsConfig
-    weights: Mapping[str, Tensor] = field(repr=False)
-
-    @property
-    def pyramid(self) -> ScalePyramid:
-        return self.config.pyramid
-
-    @property
-    def device(self) -> torch.device:
-        return self.weights["start"].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weights["start"].dtype
 
     @property
     def start_1D(self) -> Tensor:
@@ -90,15 +75,6 @@ class BitsNetwork:
     @property
     def lvl_SD(self) -> Tensor:
         return self.weights["lvl_embed.weight"]
-
-    def bytes(self) -> int:
-        return sum(weight.numel() * weight.element_size() for weight in self.weights.values())
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> BitsNetwork:
-        return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})
-
-    def converted(self, dtype: torch.dtype) -> BitsNetwork:
-        return self.to(self.device, dtype)
 
     def embed(self, raw_BnC: Tensor) -> Tensor:
         return F.linear(raw_BnC.to(self.dtype), self.weights["word.weight"])
