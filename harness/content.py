@@ -36,16 +36,8 @@ class Content:
     remedy: str = ""  # what to do about it; empty where the reader knows better
 
 
-EMPTY = Content("empty", "is empty", AGAIN)
-ZEROS = Content("zeros", "begins with zeros alone: its content never arrived", AGAIN)
-UNKNOWN = Content("unknown", "is of a format that its first bytes do not tell")
 SAFETENSORS = Content("safetensors", "is a safetensors file")
 TORCH = Content("torch", "is a file of torch.save")
-TORCHSCRIPT = Content("torchscript", "is a TorchScript archive: a program", "save model.state_dict() in its place")
-PICKLE = Content("pickle", "is a pickle, not a file of torch.save", "save its tensors with torch.save or safetensors")
-PAGE = Content(
-    "html", "is a web page, as a server sends to a browser", "download the file itself, signed in if need be"
-)
 MAGIC: tuple[tuple[bytes, Content], ...] = (
     (LEGACY, TORCH),
     (b"version https://git-lfs", Content("lfs", "is a git-lfs pointer: the file itself is not here", "git lfs pull")),
@@ -71,7 +63,7 @@ def content_of(path: Path) -> Content:
     with path.open("rb") as stream:
         head = stream.read(HEAD)
     if not head:
-        return EMPTY
+        return Content("empty", "is empty", AGAIN)
     for begin, content in MAGIC:
         if head.startswith(begin):
             return content
@@ -83,10 +75,11 @@ def content_of(path: Path) -> Content:
     if head[8:9] == b"{" and length <= MOST_HEADER:
         return _safetensors(path, length, size)
     if head[:1] == b"\x80" and 2 <= head[1] <= 5:
-        return PICKLE
+        words = "is a pickle, not a file of torch.save"
+        return Content("pickle", words, "save its tensors with torch.save or safetensors")
     if not head.strip(b"\0"):
-        return ZEROS
-    return _text(head) or UNKNOWN
+        return Content("zeros", "begins with zeros alone: its content never arrived", AGAIN)
+    return _text(head) or Content("unknown", "is of a format that its first bytes do not tell")
 
 
 def refuse_other(path: Path, name: str, taken: Iterable[str], remedy: str) -> Content:
@@ -165,7 +158,7 @@ def _zip(path: Path) -> Content:
         return Content("cut", "is a zip archive, as of torch.save, that is cut short", AGAIN)
     inside = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inside:
-        return TORCHSCRIPT
+        return Content("torchscript", "is a TorchScript archive: a program", "save model.state_dict() in its place")
     if "data.pkl" in inside:
         return TORCH
     if names and all(name.endswith(".npy") for name in names):
@@ -199,7 +192,8 @@ def _text(head: bytes) -> Content | None:
     if not text or any(not (character.isprintable() or character.isspace()) for character in text):
         return None
     if text.lower().startswith(("<!doctype html", "<html", "<head", "<!--")):
-        return PAGE
+        words = "is a web page, as a server sends to a browser"
+        return Content("html", words, "download the file itself, signed in if need be")
     begins = f"that begins with {shortened(' '.join(text.split()), MOST_SHOWN)!r}"
     if text.startswith("<"):
         return Content("xml", f"is an XML text {begins}, as a server says why not", AGAIN)

@@ -81,7 +81,8 @@ class Scoreboard:
         imposed = [line for line in self.lines if line.is_imposed]
         sentences = []
         for promise, text in PROMISES.items():
-            who = [line.decoder + _at(line.kept[promise]) for line in own if promise in line.kept]
+            kept = {line.decoder: line.kept[promise] for line in own if promise in line.kept}
+            who = [f"{decoder} (at {batches})" if batches else decoder for decoder, batches in kept.items()]
             others = sum(promise in line.kept for line in imposed)
             other = f"; of those with imposed acceptance {others}" if imposed else ""
             sentences.append(f"- {text[0].upper()}{text[1:]}: {'; '.join(who) or 'no decoder'}{other}.")
@@ -91,10 +92,6 @@ class Scoreboard:
         best = [f"{line.decoder} ({', '.join(word for word in PROMISES if word in line.kept)})" for line in leaders]
         sentences.append(f"- Calls and image together: {'; '.join(together) or 'no decoder'}.")
         return [*sentences, f"- Most promises together: {'; '.join(best) or 'no decoder keeps any'}."]
-
-
-def _at(batches: str) -> str:
-    return f" (at {batches})" if batches else ""
 
 
 def scoreboard(

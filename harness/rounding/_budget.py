@@ -37,14 +37,30 @@ class Allowance:
     source: str  # how it was measured
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Largest distance of a correct decoder from float64 before guidance, absolute."""
+# Other seeds, labels, batch sizes and processors of the same kind round a little differently: fresh images on the
+# machines of the stored entries stayed within 1.4 times what is stored (tests/unit/rounding, tests/gpu).
+BUDGET_MARGIN = 2.0
 
-    rows: float  # of the logits of a guidance row, any one of them
+
+@dataclass(frozen=True)
+class Errors:
+    """Largest errors of the reference against float64; one rounding of the largest number met is the least."""
+
+    rows: float  # of the logits of a guidance row before guidance, any one of them
     rows_rms: float  # root mean square of it over one scale of one row
     f_hat: float  # of f_hat
+
+
+@dataclass(frozen=True)
+class Budget(Errors):
+    """Largest distance of a correct decoder from float64 before guidance, absolute."""
+
     source: str  # how it was measured
+
+    @classmethod
+    def of(cls, errors: Errors, source: str) -> Budget:
+        """Return the budget of errors that were measured: `BUDGET_MARGIN` times as much."""
+        return cls(BUDGET_MARGIN * errors.rows, BUDGET_MARGIN * errors.rows_rms, BUDGET_MARGIN * errors.f_hat, source)
 
     def guided(self, guidance: Guidance, ramp: float, si: int = 0) -> Allowance:
         """Return what guidance makes of it at scale `si`, whose si/(S-1) is `ramp`."""
@@ -52,9 +68,6 @@ class Budget:
         return Allowance(factor * self.rows, factor * self.rows_rms, self.f_hat, self.source)
 
 
-# Other seeds, labels, batch sizes and processors of the same kind round a little differently: fresh images on the
-# machines of the stored entries stayed within 1.4 times what is stored (tests/unit/rounding, tests/gpu).
-BUDGET_MARGIN = 2.0
 EXACT = "exact"
 COMPILED = " compiled"  # after the products: a compiler joins kernels, and so rounds elsewhere
 Mode = tuple[str, str, str, str, str]  # models, weights, device, dtype, products
@@ -98,7 +111,7 @@ class BudgetEntry:
         products = "" if self.products == EXACT else f" {self.products}"
         mode = f"{self.device}, {self.dtype}{products}, {self.windows} windows"
         source = f"{BUDGET_MARGIN:g} × the reference's largest error against float64, stored ({mode})"
-        return Budget(BUDGET_MARGIN * self.rows, BUDGET_MARGIN * self.rows_rms, BUDGET_MARGIN * self.f_hat, source)
+        return Budget.of(Errors(self.rows, self.rows_rms, self.f_hat), source)
 
     def check_explained(self, logit: float, f_hat: float) -> None:
         """Refuse an entry that its dtype cannot explain of networks with this largest logit before guidance and f_hat.

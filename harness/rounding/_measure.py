@@ -8,7 +8,6 @@ under test has no part in it, so that no failing run can widen what it is judged
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -29,6 +28,7 @@ from harness.rounding._budget import (
     SHIPPED_BUDGETS,
     Budget,
     BudgetEntry,
+    Errors,
     load_budgets,
     mode_of,
 )
@@ -47,15 +47,6 @@ Result = TypeVar("Result")
 _LOCK = Lock()  # goldens are judged side by side
 _BUDGETS: dict[object, Budget] = {}
 _SIZES: dict[object, tuple[float, float]] = {}
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Largest errors of one batch against float64; one rounding of the largest number met is the least."""
-
-    rows: float  # of a logit before guidance
-    rows_rms: float  # root mean square of it over one scale of one guidance row
-    f_hat: float  # of f_hat
 
 
 def budget_for(models: ModelPair, store: Path = SHIPPED_BUDGETS) -> Budget:
@@ -115,7 +106,7 @@ def _quick(models: ModelPair) -> Budget:
     _, _, device, dtype, products = mode_of(models)
     mode = f"{device}, {dtype}{'' if products == EXACT else f' {products}'}, {images} images"
     source = f"{BUDGET_MARGIN:g} × the reference's largest error against float64, measured in this run ({mode})"
-    return Budget(BUDGET_MARGIN * largest.rows, BUDGET_MARGIN * largest.rows_rms, BUDGET_MARGIN * largest.f_hat, source)
+    return Budget.of(largest, source)
 
 
 def measure_budget(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable
 
 from harness.judge import Divergence, margin_bound
 from harness.protocol import Guidance, growth, guidance_text
@@ -109,19 +108,14 @@ def worst_parts(result: Verification) -> list[object]:
     rows = [
         (f"seed {first.seed}, {f'image {first.image}' if first.image >= 0 else 'batch'}", setting, first.component,
          *map(_or_dash, (first.label, first.scale, first.position)), f"{len(others) + 1:,}")
-        for setting, (first, *others) in defects[:MOST_ROWS]
+        for setting, (first, *others) in defects
     ]  # fmt: skip
     head = ("image", "setting", "component", "label", "scale", "position", "defects listed")
-    parts.append(Sheet("The worst images, each with its first defect", head, rows, 3))
+    parts.append(Sheet("The worst images, each with its first defect", head, rows[:MOST_ROWS], 3))
     if len(defects) > MOST_ROWS:
         parts.append(f"{len(defects) - MOST_ROWS:,} more are not listed; the run file holds them all.")
-    properties: dict[str, Callable[[Divergence], str]] = {
-        "component": lambda first: first.component,
-        "label": lambda first: _or_dash(first.label),
-        "scale": lambda first: _or_dash(first.scale),
-    }
-    for word, value in properties.items():
-        most = Counter(value(listed[0]) for _, listed in defects).most_common(20)
+    for word in ("component", "label", "scale"):
+        most = Counter(row[head.index(word)] for row in rows).most_common(20)
         lines = [(name, f"{count:,}", share(count, len(defects))) for name, count in most]
         parts.append(Sheet(f"Images with a defect, by {word} of the first one", (word, "images", "share"), lines))
     return parts
