@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from types import FrameType, SimpleNamespace
-from typing import Any, TextIO
+from typing import Any
 
 from harness.errors import StopSignal
 
@@ -164,7 +164,9 @@ def silence(wanted: bool = True) -> Iterator[None]:
     if not wanted:
         yield
         return
-    _flush()
+    for written in (sys.stdout, sys.stderr):  # what stands in their buffers was meant to be heard
+        with suppress(OSError, ValueError, AttributeError):  # closed, or none
+            written.flush()
     copies = {stream: os.dup(stream) for stream in STREAMS if _is_open(stream)}
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         try:
@@ -190,31 +192,17 @@ def each_warning_once() -> Iterator[None]:
     """
     before, seen = warnings.showwarning, set[tuple[str, type[Warning], str, int]]()
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Any, category: Any, filename: Any, lineno: Any, *rest: Any, **named: Any) -> None:
         key = str(message), category, filename, lineno
         if key not in seen:
             seen.add(key)
-            before(message, category, filename, lineno, file, line)
+            before(message, category, filename, lineno, *rest, **named)
 
     warnings.showwarning = show
     try:
         yield
     finally:
         warnings.showwarning = before
-
-
-def _flush() -> None:
-    """Write what stands in the streams' buffers to where it was meant for."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # closed, or none
-            stream.flush()
 
 
 def _is_open(descriptor: int) -> bool:

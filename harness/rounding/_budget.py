@@ -162,18 +162,15 @@ def load_budgets(store: Path) -> list[BudgetEntry]:
     try:
         entries = [BudgetEntry(**values) for values in json.loads(store.read_text())["entries"]]
         good = all(isinstance(word, str) for entry in entries for word in entry.mode)
-        good = good and all(_is_error(number) for e in entries for number in (e.rows, e.rows_rms, e.f_hat))
+        errors = [number for entry in entries for number in (entry.rows, entry.rows_rms, entry.f_hat)]
+        # a whole number of a thousand digits raises `OverflowError` here: nobody can compute with it
+        good = good and all(isinstance(n, int | float) and math.isfinite(n) and n > 0 for n in errors)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         good = False
     if not good:
         rule = "must hold entries of `sdvar-harness calibrate` with positive, finite errors"
         raise InputError("budgets", str(store), rule, "restore it, or delete it and calibrate again")
     return entries
-
-
-def _is_error(number: object) -> bool:
-    # a whole number of a thousand digits raises `OverflowError` here: nobody can compute with it
-    return isinstance(number, int | float) and math.isfinite(number) and number > 0
 
 
 def save_budget(entry: BudgetEntry, store: Path, reason: str = "") -> None:

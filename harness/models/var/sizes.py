@@ -44,11 +44,12 @@ def random_weights(
     is near 4, as at the start of a training. Draws: from a generator of its own, another one on CUDA than on a CPU.
     """
     generator = torch.Generator(device=device).manual_seed(seed)
-    return {
-        name: torch.randn(shape, device=device, generator=generator) / math.sqrt(_random_fan(name, shape))
-        + (math.log(4) if name.endswith("scale_mul_1H11") else 0.0)
-        for name, shape in sorted(shapes.items())
-    }
+    weights = {}
+    for name, shape in sorted(shapes.items()):
+        fan = shape[-1] if name.startswith(("pos_", "lvl_embed", "class_emb")) else _fan(shape)
+        middle = math.log(4) if name.endswith("scale_mul_1H11") else 0.0
+        weights[name] = torch.randn(shape, device=device, generator=generator) / math.sqrt(fan) + middle
+    return weights
 
 
 def filled_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -71,14 +72,9 @@ def fill_bits(j: int, size: int) -> np.ndarray:
 
 
 def _fill(j: int, shape: tuple[int, ...]) -> Tensor:
-    value = (fill_bits(j, math.prod(shape)) / 2.0**31 - 1) * math.sqrt(3 / _fan(shape, one_dimensional=4))
+    value = (fill_bits(j, math.prod(shape)) / 2.0**31 - 1) * math.sqrt(3 / _fan(shape))
     return torch.from_numpy(value.astype(np.float32)).view(shape)
 
 
-def _random_fan(name: str, shape: tuple[int, ...]) -> int:
-    embedding = name.startswith(("pos_", "lvl_embed", "class_emb"))
-    return shape[-1] if embedding else _fan(shape)
-
-
-def _fan(shape: tuple[int, ...], one_dimensional: int = 4) -> int:
-    return math.prod(shape[1:]) if len(shape) > 1 else one_dimensional
+def _fan(shape: tuple[int, ...]) -> int:
+    return math.prod(shape[1:]) if len(shape) > 1 else 4

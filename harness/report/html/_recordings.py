@@ -11,7 +11,6 @@ import torch
 
 from harness.golden import (
     WHOLE_FILE,
-    CaseResult,
     FileResult,
     RecordedCase,
     Recording,
@@ -36,10 +35,12 @@ def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, devi
     """Return the page of judgements on recordings as one HTML file; images come from what is `recorded`."""
     verdict = worst_verdict([result.verdict for result in results])
     pairs, count = _pairs_that_differ(results, recorded)
+    files = [(result.path, f"DEFECT: {line}") for result in results for line in result.defects]
+    files += [(result.path, f"UNVERIFIED: {result.unverified}") for result in results if result.unverified]
     sections = [
         Section("result", "Result", "", [_result_facts(results)]),
         Section("wrong", "What does not hold", "The first defects of every case, in causal order.", _wrong(results)),
-        Section("files", "What was not compared", "", _uncompared(results)),
+        Section("files", "What was not compared", "", [Bullets(files)] if files else []),
         Section("images", "Images of the cases that do not hold",
                 "As recorded, as this code makes it, and the difference. A frame marks the first token that differs.",
                 gallery_parts(pairs, count, "the files hold") if pairs else []),
@@ -94,29 +95,22 @@ def _wrong(results: Sequence[FileResult]) -> list[object]:
     return parts
 
 
-def _uncompared(results: Sequence[FileResult]) -> list[object]:
-    items = [(result.path, f"DEFECT: {line}") for result in results for line in result.defects]
-    items += [(result.path, f"UNVERIFIED: {result.unverified}") for result in results if result.unverified]
-    return [Bullets(items)] if items else []
-
-
 def _cases(results: Sequence[FileResult]) -> list[object]:
     """Return a table a file: open where something in it is wrong, folded where all of it holds."""
     head = ("case", "verdict", "draws", "identical", "ties", "not judged", "defects", "Δlogits", "Δf_hat", "Δpixel")
     parts: list[object] = []
     for result in results:
-        rows = [_case_row(case) for case in sorted(result.cases, key=lambda case: not case.defects)]
+        rows = [
+            [case.id, case.verdict.value, f"{case.draws:,}", f"{case.identical:,}", f"{len(case.ties):,}",
+             f"{case.not_judged:,}", f"{len(case.defects):,}",
+             *map(number, (case.delta_logits, case.delta_f_hat, case.delta_image))]
+            for case in sorted(result.cases, key=lambda case: not case.defects)
+        ]  # fmt: skip
         bad = frozenset(k for k, row in enumerate(rows) if row[1] == Verdict.DEFECT.value)
         sheet = Sheet(result.path, head, rows, 2, bad)
         if rows:
             parts.append(sheet if bad else Fold(f"{result.path}: {counted(len(rows), 'case')}", [sheet]))
     return parts
-
-
-def _case_row(case: CaseResult) -> list[str]:
-    counts = (case.draws, case.identical, len(case.ties), case.not_judged, len(case.defects))
-    deltas = (case.delta_logits, case.delta_f_hat, case.delta_image)
-    return [case.id, case.verdict.value, *(f"{count:,}" for count in counts), *map(number, deltas)]
 
 
 def _pairs_that_differ(results: Sequence[FileResult], recorded: RecordedCases) -> tuple[list[PicturePair], int]:

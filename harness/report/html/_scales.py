@@ -97,10 +97,10 @@ def _margins(result: Verification, scales: int) -> list[object]:
     # a side step, so that ties and wrong tokens of one scale do not hide each other
     for name, kind, step in (("ties", "ties", 0.12), ("wrong tokens", "defects", -0.12)):
         raced = [each for each in _listed(result, kind) if each.position >= 0 and not math.isnan(each.margin)]
-        x: list[float] = []
-        y: list[float] = []
+        x, y = list[float](), list[float]()
         for si in range(scales):
-            ratios = sorted((_ratio(each) for each in raced if each.scale == si), reverse=True)
+            pairs = [(max(0.0, each.margin), each.bound) for each in raced if each.scale == si]
+            ratios = sorted((margin / bound if bound > 0 else math.inf for margin, bound in pairs), reverse=True)
             if ratios:
                 figures = (_ratio_text(ratios[len(ratios) // 2]), _ratio_text(ratios[0]))
                 rows.append((f"{si}, {name}", f"{len(ratios):,}", *figures))
@@ -118,11 +118,6 @@ def _margins(result: Verification, scales: int) -> list[object]:
         return [sheet]
     axes = Axis("scale", ticks=range(scales)), Axis("margin / bound", log=True)
     return [Drawing("Scatter plot", plot(series, *axes, (1.0, "what rounding explains"), "margins"), caption, sheet)]
-
-
-def _ratio(divergence: Divergence) -> float:
-    """Return a margin as a multiple of its bound."""
-    return max(0.0, divergence.margin) / divergence.bound if divergence.bound > 0 else math.inf
 
 
 def _ratio_text(ratio: float) -> str:
