@@ -66,13 +66,12 @@ class Real:
     name: str  # for people
     law: Moments  # mean and covariance, of features alone or joined by labels
     features_RD: Tensor | None = None  # features, joined alike; None where only the law is stored
-    labelled: bool = False  # whether labels are joined
 
     @classmethod
     def of(cls, name: str, features_RD: Tensor, labels_R: Tensor, classes: int) -> Real:
         """Return real data of which every feature is there; labels are joined where classes are recognised."""
         joined = with_labels(features_RD, labels_R, classes) if classes else features_RD
-        return cls(name, Moments.of(joined), joined, bool(classes))
+        return cls(name, Moments.of(joined), joined)
 
 
 def trunk(weights: Mapping[str, Tensor], image_B1hw: Tensor) -> Tensor:

@@ -51,13 +51,6 @@ class PicturePair:
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Images, in order."""
-
-    items: Sequence[PicturePair]
-
-
-@dataclass(frozen=True)
 class TokenMap:
     """One scale of one image."""
 
@@ -78,7 +71,7 @@ class Maps:
     items: Sequence[TokenMap]
 
 
-def gallery_parts(pairs: Sequence[PicturePair], images: int, keeper: str = "the run file keeps") -> list[object]:
+def gallery_parts(pairs: list[PicturePair], images: int, keeper: str = "the run file keeps") -> list[object]:
     """Return a gallery of so many `images`: some pairs, others folded, and how many more `keeper` has."""
     total, fit = 0, 0
     for pair in pairs:
@@ -86,9 +79,9 @@ def gallery_parts(pairs: Sequence[PicturePair], images: int, keeper: str = "the 
         if total > MOST_BYTES and fit:
             break
         fit += 1
-    parts: list[object] = [Gallery(pairs[: min(fit, FIRST)])] if fit else []
+    parts: list[object] = [pairs[: min(fit, FIRST)]] if fit else []
     if fit > FIRST:
-        parts.append(Fold(counted(fit - FIRST, "more image"), [Gallery(pairs[FIRST:fit])]))
+        parts.append(Fold(counted(fit - FIRST, "more image"), [pairs[FIRST:fit]]))
     if images > fit:
         rest = f", and {keeper} {counted(len(pairs) - fit, 'more')}" if len(pairs) > fit else ""
         parts.append(f"{counted(images, 'image')} in all; {fit} are shown{rest}.")

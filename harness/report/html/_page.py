@@ -1,6 +1,7 @@
 """What a page is: a headline, sections, and a few kinds of parts; and how it becomes one file.
 
-A part is a paragraph (a `str`) or one of the records here and in `gallery`, which the template knows by their names.
+A part is a paragraph (a `str`), a `list` of pictures, or one of the records here and in `gallery`, which the template
+knows by their names.
 
 Promise: the file needs nothing else, no script and no network; whatever text comes from a user or a decoder is text
 there, never markup; no information is in colour alone.

@@ -133,7 +133,6 @@ def test_statistics_are_read_as_they_were_written(tmp_path: Path):
     np.testing.assert_allclose(mean, x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(products / (real.law.n - 1), np.cov(x.T), rtol=1e-9, atol=1e-12)
     assert real.features_RD is None
-    assert not real.labelled
 
 
 BAD = {
