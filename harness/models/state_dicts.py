@@ -20,6 +20,7 @@ from harness.errors import InputError, one_line, shortened
 from harness.files import ENTRY, HUB, split_source
 from harness.models._hub import fetched, revision_of
 from harness.models._weight_files import WHOLE, files_of, read, settled
+from harness.models.network import Codec, Network
 
 MOST_DEPTH, MOST_NAMED = 32, 6  # of mappings in mappings; keys or entries that a message names
 MOST_SAID = 400  # characters on what was taken from where
@@ -27,7 +28,7 @@ PACKED = tuple(getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr
 # What PyTorch's wrappers put into the names of whatever they wrap, at any depth.
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 SHARD = re.compile(r"-0*(\d+)-of-0*([2-9]|\d{2,})\.")
-Built = TypeVar("Built")
+Built = TypeVar("Built", bound=Network | Codec)
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,11 @@ def load_network(
     name: str,
     family: Family,
     build: Callable[[Mapping[str, Tensor], str], Built],
-    weights_of: Callable[[Built], Mapping[str, Tensor]],
 ) -> tuple[Built, str]:
     """Return the one network of a file or folder that fits, and what was taken from where; empty where that is plain.
 
     `source` is FILE, FOLDER, FILE::ENTRY, or hf://OWNER/NAME/FILE; `name` what it is to the user, e.g. ``target``;
-    `build` makes the network of a state dict, or says in an `InputError` why it does not fit; `weights_of` says what of
-    the state dict became weights.
+    `build` makes the network of a state dict, or says in an `InputError` why it does not fit.
 
     Raises `InputError` where the file cannot be read; nothing in it fits (with every name that is missing, unknown or
     mis-shaped); several fit, or none has the entry's name.
@@ -81,7 +80,7 @@ def load_network(
     place, entry = split_source(str(source))
     files = files_of(fetched(place, name), name)
     chosen, built = _chosen(files, (name, place, entry), family, build)
-    used, names = list(weights_of(built)), list(chosen.tensors)
+    used, names = list(built.weights), list(chosen.tensors)
     del built  # it holds the tensors as the file does
     weights = [chosen.tensors[key] for key in used]
     wide = any(t.dtype == torch.float64 and not torch.equal(t.float().double(), t) for t in weights)

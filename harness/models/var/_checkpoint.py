@@ -45,16 +45,12 @@ def load_transformer(
 ) -> tuple[Transformer, str]:
     """Load a VAR checkpoint, sizes inferred or as told; say what was taken from where. Raises `InputError`."""
     build = partial(transformer_from, patch_nums=patch_nums, heads=heads)
-    return load_network(source, name, Family(TRANSFORMER, (AUTOENCODER,)), build, _weights_of)
+    return load_network(source, name, Family(TRANSFORMER, (AUTOENCODER,)), build)
 
 
 def load_autoencoder(source: Path | str, name: str = "vae") -> tuple[Autoencoder, str]:
     """Load a VQ-VAE checkpoint, sizes inferred. Raises `InputError` as `load_transformer` does."""
-    return load_network(source, name, Family(AUTOENCODER, (TRANSFORMER,)), autoencoder_from, _weights_of)
-
-
-def _weights_of(network: Transformer | Autoencoder) -> Mapping[str, Tensor]:
-    return network.weights
+    return load_network(source, name, Family(AUTOENCODER, (TRANSFORMER,)), autoencoder_from)
 
 
 def transformer_from(
