@@ -40,23 +40,18 @@ def sampler_laws(decoder: Sampler, request: Request, budget: Budget) -> list[Par
         law = PartLaw("sampler", "sampler.passes", "It draws scales.", PartVerdict.ABSENT, ended or "it drew no scale")
         return [law]
     laws = (
-        ("input", "input", "The input of a pass is that of its scales, both halves.", _input),
-        (
-            "mask",
-            "mask",
-            "A pass over several scales sees by the block-causal mask, over one all.",
-            _mask,
-        ),
-        ("cache", "cache", "A pass sees the keys and values of all scales before it, and no others.", _cache),
-        ("head", "head", "The head is given what the last block made of its scale.", _head),
-        ("guidance", "guidance", "Guided logits are those of the rows.", _guidance),
-        ("draw", "draw", "Tokens are the race's of their guided logits.", partial(_draw, trace=trace)),
-        ("f_hat", "f_hat", "f_hat holds every scale once.", _f_hat),
+        ("input", "The input of a pass is that of its scales, both halves.", _input),
+        ("mask", "A pass over several scales sees by the block-causal mask, over one all.", _mask),
+        ("cache", "A pass sees the keys and values of all scales before it, and no others.", _cache),
+        ("head", "The head is given what the last block made of its scale.", _head),
+        ("guidance", "Guided logits are those of the rows.", _guidance),
+        ("draw", "Tokens are the race's of their guided logits.", partial(_draw, trace=trace)),
+        ("f_hat", "f_hat holds every scale once.", _f_hat),
     )
     steps = list(_steps(probe, seen))
     questions = [
-        PartQuestion(f"sampler: {part}", f"sampler.{word}", statement, partial(_of_every, steps=steps, ask=ask))
-        for part, word, statement, ask in laws
+        PartQuestion(f"sampler: {word}", f"sampler.{word}", statement, partial(_of_every, steps=steps, ask=ask))
+        for word, statement, ask in laws
     ]
     probe.ask(questions, lambda part: True)
     return probe.rows

@@ -200,11 +200,8 @@ class OwnProcess:
 
     def _given_up(self, error: Exception) -> str:
         """End the process, and keep its log; return why, with the end of the log and where it lies. Raises nothing."""
-        why = (
-            str(error)
-            if isinstance(error, GoneError | UnreadableError)
-            else f"{type(error).__name__}: {text_of(error)}"
-        )
+        kind = "" if isinstance(error, GoneError | UnreadableError) else f"{type(error).__name__}: "
+        why = f"{kind}{text_of(error)}"
         self._end(failed=True)
         try:
             return f"{why}; {self._log.said(LAST_LINES)}"

@@ -29,12 +29,7 @@ HandOffMode = Literal["recorded", "corrected"]
 
 @dataclass(frozen=True)
 class HandOff:
-    """Where and how the target takes over.
-
-
-    Raises:
-        InputError: a value outside its range.
-    """
+    """Where and how the target takes over. Raises `InputError` for a value outside its range."""
 
     entry: int  # first scale of the target; 0 = it decodes everything, S or more = the draft does
     # what the target is fed at the entry scale, 0..5: 0 the entry scale alone, 1..5 the whole prefix too, under that

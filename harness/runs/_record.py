@@ -23,6 +23,7 @@ from harness.runs._records import settings_of
 # Who counts: of the harness's own decoder and of published code, whose passes an adapter sees, the harness does; what
 # another decoder states is its word, which nothing confirms.
 HARNESS, DECODER = "harness", "decoder"
+PLAIN = ("sequential", "in_process", "covers", "unasked", "strict")  # of the terms, those that are JSON values
 # May differ between two parts of a run: file names, the number of workers, the system of the machine.
 FREE = ("command", "recipe", "isolation")
 
@@ -106,13 +107,9 @@ class RunHeader:
             "networks": self.networks.as_dict(),
             "terms": {
                 "contract": terms.contract.letter if terms.contract else "",
-                "sequential": terms.sequential,
-                "in_process": terms.in_process,
                 "limits": asdict(terms.limits),
                 "against": against_values(terms.against),
-                "covers": terms.covers,
-                "unasked": terms.unasked,
-                "strict": terms.strict,
+                **{name: getattr(terms, name) for name in PLAIN},
             },
             "contracts": [str(contract) for contract in self.contracts],
             "budget": asdict(self.budget),
@@ -127,14 +124,13 @@ class RunHeader:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunHeader:
         """Return what `as_dict` and JSON made these values of."""
-        networks, terms = values["networks"], values["terms"]
+        terms = {"strict": False, **values["terms"]}
         return cls(
             Identity.from_dict(values["identity"]) if values["identity"] else None,
-            NetworksUsed.from_dict(networks),
+            NetworksUsed.from_dict(values["networks"]),
             Terms(
-                Contract.of(terms["contract"]) if terms["contract"] else None, terms["sequential"],
-                terms["in_process"], Limits(**terms["limits"]), against=against_of(terms["against"]),
-                covers=terms["covers"], unasked=terms["unasked"], strict=terms.get("strict", False),
+                Contract.of(terms["contract"]) if terms["contract"] else None, limits=Limits(**terms["limits"]),
+                against=against_of(terms["against"]), **{name: terms[name] for name in PLAIN},
             ),
             tuple(map(Contract.of, values["contracts"])),
             Budget(**values["budget"]),
