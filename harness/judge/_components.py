@@ -134,7 +134,7 @@ def wrong_f_hat_at(
         if evidence.request.more_smooth and _is_of_tokens(evidence, image, si):
             detail = f"f_hat after scale {si} is that of the tokens: more_smooth has no effect"
             return WrongTensor(si, "f_hat", detail)
-        word = rounding_of(evidence, image, lambda shown, row: shown.f_hat_SBCPP[si, row])
+        word = rounding_of(evidence, image, si, lambda shown, row: shown.f_hat_SBCPP[si, row])
         if word:
             return WrongTensor(si, "precision", f"f_hat after scale {si} is the right one, rounded to {word}")
         return WrongTensor(si, "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}")

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.judge._evidence import Evidence, WrongTensor
-from harness.judge._rounded import rounding_of
-from harness.judge._suspects import is_after_drafts, other_positions, other_row
+from harness.judge._rounded import SHORT, rounding_of
+from harness.judge._suspects import other_positions, other_row, round_of, scale_of_drafts
 from harness.reference import family_of
 
 MODES = ("nearest", "bilinear", "bicubic", "area")  # of a resize, those that are tried
@@ -25,10 +25,14 @@ def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongT
     actual, expected = evidence.actual.shown, evidence.expected.shown
     span, both = evidence.models.pyramid.span(si), evidence.request.rows_of(image)
     halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
+    if si == 0 and (label := _one_label(evidence, error)) is not None:
+        return WrongTensor(si, "condition", f"the unconditional rows of scale 0 are those of label {label}")
+    if si and (scale := scale_of_drafts(evidence, actual.x_RLD[image, span], image, si, error)) is not None:
+        return _made_of_drafts(evidence, image, si, scale)
     misplaced = misplaced_rows(evidence, image, (actual.x_RLD[both, span], expected.x_RLD[:, span]), error, si)
     if misplaced is not None:
         return misplaced
-    word = rounding_of(evidence, image, lambda shown, row: shown.x_RLD[row :: len(shown.guided_BLV), span])
+    word = rounding_of(evidence, image, si, lambda shown, row: shown.x_RLD[row :: len(shown.guided_BLV), span])
     if word:
         return WrongTensor(si, "precision", f"the input of scale {si} is the right one, rounded to {word}")
     if si and any(halves):
@@ -42,10 +46,16 @@ def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongT
         return WrongTensor(si, "split", f"{detail}, not {span.start}..{span.stop - 1}")
     if si == 0:
         return WrongTensor(si, "condition", f"the input of scale 0 is not that of its label{_half(halves)}")
-    if is_after_drafts(evidence, actual.x_RLD[image, span], image, si, error):
-        detail = f"scale {si} was made final after tokens of scale {si - 1} that its input does not hold"
-        return WrongTensor(si, "accept", detail)
     return WrongTensor(si, "query", f"the input of scale {si} is not that of its f_hat")
+
+
+def _made_of_drafts(evidence: Evidence, image: int, si: int, scale: int) -> WrongTensor:
+    turn = round_of(evidence, image, si)
+    if turn is not None and scale >= turn.first:
+        detail = f"scale {si} was made final after tokens of scale {scale} that its input does not hold"
+        return WrongTensor(si, "accept", detail)
+    detail = f"the input of scale {si} is made of what was drafted at scale {scale}, in an earlier round"
+    return WrongTensor(si, "next input", detail)
 
 
 def misplaced_rows(
@@ -70,6 +80,19 @@ def misplaced_rows(
         if si:  # the input of scale 0 is its label's: another image's is a wrong condition
             return WrongTensor(si, "rows", detail)
     return None
+
+
+def _one_label(evidence: Evidence, error: float) -> int | None:
+    """Return the label of which all unconditional inputs of scale 0 are, where it is one image's and not each's."""
+    actual, expected, span = evidence.actual.shown, evidence.expected.shown, evidence.models.pyramid.span(0)
+    B = evidence.request.B
+    first_1lD, unconditional_BlD = actual.x_RLD[B : B + 1, span], actual.x_RLD[B:, span]
+    if not len(unconditional_BlD) or not bool(((unconditional_BlD - first_1lD).abs() <= error).all()):
+        return None
+    is_its_B = ((expected.x_RLD[:B, span] - first_1lD).abs() <= error).flatten(1).all(1)
+    if not bool(is_its_B.any()) or bool(is_its_B.all()):
+        return None
+    return int(evidence.numbers.labels(evidence.models.target.config.classes)[is_its_B.nonzero()[0, 0]])
 
 
 def _half(right: list[bool]) -> str:
@@ -141,6 +164,9 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
             stale = family.next_input(f_hats[other] if other >= 0 else torch.zeros_like(f_hats[0]), si, pyramid)
             what = f"f_hat after scale {other}, not {si - 1}" if other >= 0 else "an f_hat without any scale"
             yield "next input", what, network.embed(stale)[0]
+        for word, dtype in SHORT.items():
+            short = family.next_input(f_hats[si - 1].to(dtype), si, pyramid).to(right.dtype)
+            yield "precision", f"f_hat that was resized in {word}", network.embed(short)[0]
         seen = family.next_input(f_hats[si], si, pyramid)
         yield "next input", "f_hat after its own tokens: the network sees the answer", network.embed(seen)[0]
         for mode in others:

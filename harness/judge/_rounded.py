@@ -22,7 +22,7 @@ from harness.models.network import Cache, Condition, Network
 from harness.protocol import Intermediates
 from harness.protocol.noise import RowsOf
 from harness.reference import family_of
-from harness.reference.sequential import sample_sequential
+from harness.reference.sequential import Progress, walked
 
 SHORT = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 TF32_BITS = 13  # of float32's 23 that TF32 drops of every operand of a product
@@ -43,10 +43,10 @@ def _is_rounded(actual: Tensor, exact: Tensor, rounded: Tensor) -> bool:
     return explains(actual, exact, rounded) and bool(moved <= MOST_MOVED**2 * size)
 
 
-def rounding_of(evidence: Evidence, image: int, pick: Callable[[Intermediates, int], Tensor]) -> str:
+def rounding_of(evidence: Evidence, image: int, si: int, pick: Callable[[Intermediates, int], Tensor]) -> str:
     """Return in which precision the reference gives what the decoder shows of an image; empty where none explains it.
 
-    `pick` takes the tensor in question out of intermediates, given the place of the image in their batch.
+    `pick` takes the tensor in question, of scale `si`, out of intermediates, given the image's place in their batch.
     """
     actual, expected = evidence.actual.shown, evidence.expected.shown
     found, exact = pick(actual, image), pick(expected, image)
@@ -56,7 +56,7 @@ def rounding_of(evidence: Evidence, image: int, pick: Callable[[Intermediates, i
     far, size = (each.double().square().mean() for each in (found - exact, exact))
     if evidence.is_exact or not bool(far <= farthest**2 * size):
         return ""
-    runs = ((word, pick(run, 0)) for word, run in _rounded_runs(evidence, image))
+    runs = ((word, pick(run, 0)) for word, run in _rounded_runs(evidence, image, si + 1))
     near = {word: float((found - other).square().mean()) for word, other in runs if _is_rounded(found, exact, other)}
     return min(near, key=lambda word: near[word], default="")
 
@@ -72,8 +72,8 @@ def guided_in_fewer_bits(evidence: Evidence, guided_lV: Tensor, rows_2lV: Tensor
     return ""
 
 
-def _rounded_runs(evidence: Evidence, image: int) -> Iterator[tuple[str, Intermediates]]:
-    """Yield the reference's run along an image's own tokens in every precision below the networks' own."""
+def _rounded_runs(evidence: Evidence, image: int, scales: int) -> Iterator[tuple[str, Intermediates]]:
+    """Yield the reference's first scales along an image's own tokens in every precision below the networks' own."""
     models, numbers = evidence.models, evidence.numbers
     if models.target.dtype in SHORT.values() or evidence.request.more_smooth:  # a free run goes its own way then
         return
@@ -84,7 +84,7 @@ def _rounded_runs(evidence: Evidence, image: int) -> Iterator[tuple[str, Interme
         try:
             with context:
                 noise = RowsOf(numbers, row)
-                run = sample_sequential(pair.target, pair.vae, request, noise, forced_1L, evidence.greedy)
+                run = walked(Progress(pair.target, pair.vae, request, noise, forced_1L, evidence.greedy), scales)
         except RuntimeError:  # a kernel that this device does not have in this dtype: no decoder ran it either
             continue
         yield word, run.shown
@@ -100,6 +100,8 @@ def _modes(models: ModelPair) -> Iterator[tuple[str, ModelPair, Any]]:
         passes = cast(Network, _Passes(models.target, autocast))
         yield f"{word} (autocast)", replace(models, target=passes), nullcontext()
         yield word, replace(short, vae=models.vae.to(device, dtype)), nullcontext()
+        kept = cast(Network, _ShortCache(models.target, dtype))
+        yield f"{word} (keys and values)", replace(models, target=kept), nullcontext()
     yield "TF32", models, _ShortOperands()
 
 
@@ -125,6 +127,32 @@ class _Passes:
         """Run the head."""
         with self.context:
             return self.network.logits(h_RnD, condition)
+
+
+@dataclass(frozen=True)
+class _ShortCache:
+    """A network whose keys and values are rounded as they are kept, and whose cache is one, too."""
+
+    network: Any  # or a cache
+    dtype: torch.dtype
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+    def hidden(
+        self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Run the blocks."""
+        kept = _ShortCache(cache, self.dtype)
+        hidden: Tensor = self.network.hidden(x_RnD, condition, kept, mask_11nK, positions)
+        return hidden
+
+    def extend(self, layer: int, *keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Round what is appended."""
+        short = (each.to(self.dtype).to(each.dtype) for each in keys_and_values)
+        extended: tuple[Tensor, Tensor] = self.network.extend(layer, *short)
+        return extended
 
 
 class _ShortOperands(TorchFunctionMode):

@@ -45,7 +45,7 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
         place = f"{at}..{at + rows_2lV.shape[1] - 1}, not {span.start}..{span.stop - 1}{late}"
         unit = "positions" if evidence.models.pyramid.channels == 1 else "draws"
         return WrongTensor(si, "split", f"logits of scale {si} are those of {unit} {place}")
-    word = rounding_of(evidence, image, lambda shown, row: _of_image(shown, row, span))
+    word = rounding_of(evidence, image, si, lambda shown, row: _of_image(shown, row, span))
     if word:
         return WrongTensor(si, "precision", f"logits of scale {si} are the right ones, rounded to {word}")
     for explain in (_other_head, _other_label, moved_rows, _other_pass):
@@ -239,7 +239,7 @@ def _masks(made: _Pass) -> Iterator[tuple[str, str, Tensor]]:
         ("mask", "rows do not see their own scale", level_n1 > level_K),
         ("mask", "rows see what is cached alone", cached_K.expand(n, -1)),
         ("cache", "the last cached scale is not seen", right_nK & (level_K != made.first - 1)),
-        ("mask or cache", "position 0 is not seen", right_nK & (position_K > 0)),
+        ("mask", "position 0 is not seen", right_nK & (position_K > 0)),
     )  # fmt: skip
     for component, clause, mask_nK in candidates:
         if not torch.equal(mask_nK, right_nK):

@@ -7,6 +7,8 @@ explains stays with the part that `components` names.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -58,21 +60,25 @@ def other_positions(actual_2lX: Tensor, expected_2LX: Tensor, span: slice, error
 
 
 @torch.inference_mode()
-def is_after_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int, error: float) -> bool:
-    """Tell whether a scale's input is the one after what the draft draws at the scale before it, of the same round."""
+def scale_of_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int, error: float) -> int | None:
+    """Return the scale that the draft's tokens are of where a scale's input is made of those; None where it is not.
+
+    They are of the scale before it, or of the one before its round: a round that ended there may have been corrected.
+    """
     turn = round_of(evidence, image, si)
-    if turn is None or not turn.first < si:
-        return False
+    if turn is None:
+        return None
     network = evidence.models.target
     labels_1 = evidence.numbers.labels(network.config.classes)[image : image + 1]
     condition = family_of(network).condition(network, evidence.request, labels_1)
-    tokens_1L, span = evidence.actual.tokens_BL[image : image + 1].clone(), network.pyramid.draws.span(si - 1)
-    for stream in (TOKEN, DRAFT):
-        tokens_1L[0, span] = drafted(evidence, image, si - 1, stream)
+    own_1L = evidence.actual.tokens_BL[image : image + 1]
+    for scale, stream in product(sorted({si - 1, turn.first - 1} - {-1}, reverse=True), (TOKEN, DRAFT)):
+        tokens_1L = own_1L.clone()
+        tokens_1L[0, network.pyramid.draws.span(scale)] = drafted(evidence, image, scale, stream)
         xs, _ = prefix_inputs(network, evidence.models.vae, condition, tokens_1L, si + 1)
-        if bool(((xs[si][0] - actual_x_lD).abs() <= error).all()):
-            return True
-    return False
+        if not torch.equal(tokens_1L, own_1L) and bool(((xs[si][0] - actual_x_lD).abs() <= error).all()):
+            return scale
+    return None
 
 
 def is_accepted_draft(evidence: Evidence, image: int, si: int) -> bool:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 # Laws that decode many times, or one large batch, try a share of the examples.
 COSTLY = {
     "acceptance.distribution": 4, "acceptance.support": 2, "acceptance.independent": 2, "masks.dependency": 2,
-    "acceptance.real": 4, "reuse.alternating": 5, "rules.labour": 2, "rules.length": 3, "rules.oracle": 2,
+    "acceptance.real": 4, "reuse.alternating": 5, "reuse.labels": 4,
+    "rules.edges": 2, "rules.labour": 2, "rules.length": 3, "rules.oracle": 2,
     "numbers.phi": 4, "streams.starts": 4, "rules.coin": 2, "numbers.finite": 2,
     "sensitivity.seed": 2, "sensitivity.label": 2, "sensitivity.filters": 2, "sensitivity.images": 2,
     "sensitivity.cfg": 2,
-    "batch.permutation": 2, "batch.splitting": 2, "batch.padding": 2, "batch.rounds": 2,
+    "batch.caches": 2, "batch.neighbour": 2, "batch.permutation": 2, "batch.splitting": 2, "batch.padding": 2,
+    "batch.rounds": 2,
 }  # fmt: skip
 EXAMPLES = 20  # cases a law, where nobody says how many
 FEWEST = 4  # cases of a costly law, where so many are asked for

@@ -155,7 +155,7 @@ def sample_sequential(
     Source: spec §7.
     """
     request.check_for(network.config)
-    return _walked(Progress(network, vae, request, noise, forced_BL, greedy))
+    return walked(Progress(network, vae, request, noise, forced_BL, greedy), network.pyramid.S)
 
 
 @torch.inference_mode()
@@ -165,16 +165,17 @@ def sample_shown(network: Network, vae: Codec, request: Request, noise: Noise, s
     For `more_smooth`, where f_hat follows the logits and rounding grows from scale to scale of a free run: inputs are
     made of the decoder's own f_hat, and code vectors of its own guided logits. Arguments as `sample_sequential`.
     """
-    return _walked(Progress(network, vae, request, noise, shown=shown))
+    return walked(Progress(network, vae, request, noise, shown=shown), network.pyramid.S)
 
 
-def _walked(progress: Progress) -> Trace:
+def walked(progress: Progress, scales: int) -> Trace:
+    """Return the trace of a batch's first scales. Effects: on `progress`, which had none."""
     start, network, request = time.perf_counter(), progress.network, progress.request
     walk = Walk.begin(network, request, progress.noise.labels(network.config.classes))
-    for si in network.pyramid:
+    for si in range(scales):
         x_RlD = walk.input(progress.raw(), si)
         progress.finish_scale(x_RlD, walk.rows(x_RlD, si))
-    return progress.trace(time.perf_counter() - start, network.pyramid.S, network.pyramid.L)
+    return progress.trace(time.perf_counter() - start, scales, network.pyramid.begin(scales))
 
 
 sample = sample_sequential  # the name by which decoders outside know it

@@ -325,7 +325,7 @@ def test_rounding_is_tried_where_it_could_explain_and_on_one_image_of_a_batch(
 ):
     """A logit that is moved: too far for rounding, or so little that its own runs must tell, once a batch of three."""
     tried = []
-    monkeypatch.setattr(_rounded, "_rounded_runs", lambda evidence, image: tried.append(image) or iter(()))
+    monkeypatch.setattr(_rounded, "_rounded_runs", lambda evidence, image, scales: tried.append(image) or iter(()))
 
     def moved(models: ModelPair) -> ModelPair:
         bias = {"head.bias": models.target.weights["head.bias"] + added * torch.arange(models.target.config.V)}

@@ -18,11 +18,13 @@ from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace
 from harness.protocol.noise import SeededNoise
+from harness.protocol.pyramid import ScalePyramid
 from harness.reference.sequential import sample_sequential
 from harness.runs._cover import covering, plan_of, verify_coverage_plan
 from harness.runs._decodes import Decodes, Terms
 from harness.speculative import _var as steps
 from harness.speculative._cache import KVCache
+from harness.speculative.parts import PARTS
 from tests.helpers import Layout, some, tiny, verify_here
 
 MODELS = close_pair(tiny(Layout((1, 2, 3, 4, 5))), 0.1)
@@ -59,6 +61,59 @@ def test_a_planted_bug_is_named_by_its_part(bug: Mutant, component: str):
     found = first(bug)
     assert found is not None
     assert found.component == component, str(found)
+
+
+def left_inputs(
+    state: Any, given: Any, images: list[int], first: int, tokens: list[Tensor], finished: list[int]
+) -> Any:
+    """Leave the input after a round as the draft made it, where its tokens were corrected."""
+    before = state.raw_BLC.clone()
+    PARTS.update_state_with_accepted_tokens(state, given, images, first, tokens, finished)
+    for image, count in zip(images, finished, strict=True):
+        if first + count < state.pyramid.S:
+            span = state.pyramid.span(first + count)
+            state.raw_BLC[image, span] = before[image, span]
+
+
+def short_input(f_hat: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+    return PARTS.next_input(f_hat.bfloat16(), si, pyramid).float()
+
+
+def no_start(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    mask_11nK = PARTS.attention_mask(pyramid, first, last, device, dtype).clone()
+    mask_11nK[..., 0] = float("-inf") if first > 1 else 0.0
+    return mask_11nK
+
+
+class HalfCache(KVCache):
+    """Keys and values in float16, converted as they are read."""
+
+    def window(self, images: list[int]) -> Any:
+        window = super().window(images)
+        extend = window.extend
+        window.extend = lambda layer, *kv: extend(layer, *(each.half().float() for each in kv))
+        return window
+
+
+def label_0(network: Network, request: Request, labels_B: Tensor) -> Condition:
+    return network.condition(torch.cat((labels_B, torch.zeros_like(labels_B))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "component", "clause"),
+    [
+        ({"update_state_with_accepted_tokens": left_inputs}, "next input", "what was drafted at scale"),
+        ({"next_input": short_input}, "precision", "f_hat that was resized in bfloat16"),
+        ({"attention_mask": no_start}, "mask", "position 0 is not seen"),
+        ({"new_cache": HalfCache}, "precision", "rounded to float16 (keys and values)"),
+        ({"condition_rows": label_0}, "condition", "the unconditional rows of scale 0 are those of label 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_tensor_is_made_of_names_the_part(changes: dict[str, Any], component: str, clause: str):
+    found = first(parts(**changes))
+    assert found.component == component, str(found)
+    assert clause in found.detail, found.detail
 
 
 # an error in hundreds of tokens, or cfg and filters of the default requests: the larger pyramid and codebook of digits
