@@ -17,7 +17,6 @@ from harness.protocol._request import Request
 from harness.runs import _exercised as exercised
 from harness.runs._cover import covering, plan_of, verify_coverage_plan
 from harness.runs._decodes import Decodes
-from harness.runs._records import BONUS
 from harness.runs._result import Verification
 from tests import lying
 from tests.helpers import Layout, command, tiny, verify_here
@@ -67,9 +66,10 @@ def test_a_decoder_that_drafts_under_one_setting_alone_proves_nothing_about_the_
 
 
 def test_a_decoder_that_ignores_bonus_scales_is_not_said_to_have_them_right(monkeypatch: pytest.MonkeyPatch):
+    bonus = ("a bonus scale", "a bonus scale in a batch that diverges")
     decodes = Decodes(lying.bonus_ignored, plan_of(covering(MODELS)), Terms(in_process=True))
     result = verify_coverage_plan(MODELS, decodes)
-    assert [f"never exercised: {word}" for word in BONUS] == [why for why in result.inconclusive if "bonus" in why]
+    assert [f"never exercised: {word}" for word in bonus] == [why for why in result.inconclusive if "bonus" in why]
     silent = [replace(aspect, claim="") for aspect in exercised.ASPECTS]
     monkeypatch.setattr(exercised, "ASPECTS", silent)
     assert not any("bonus" in why for why in verify_coverage_plan(MODELS, decodes).inconclusive)
