@@ -185,7 +185,8 @@ class _Law:
         return (logits_BlV / a.temperature).masked_fill_(self.probs_BlV == 0, -torch.inf).softmax(-1)
 
     def _guided(self, rows_RlV: Tensor, guidance: Guidance, later: int = 0) -> Tensor:
-        return self.steps.guide(rows_RlV, guidance, min(max(self.si + later, 0), self.S - 1), self.S)
+        guided_RlV = self.steps.guide(rows_RlV, guidance, min(max(self.si + later, 0), self.S - 1), self.S)
+        return guided_RlV[: len(self.probs_BlV)]  # without guidance every row stays itself, the conditional ones first
 
     def _filtered(self, logits_BlV: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
         top_k, top_p = self.request.top_k if top_k is None else top_k, self.request.top_p if top_p is None else top_p
