@@ -19,6 +19,7 @@ from harness.judge import Distance
 from harness.provenance import versions
 from harness.quality import DRAFT
 from harness.rounding import precision
+from harness.runs import typed
 
 DISTANCES = ("tokens", "f_hat", "pixels")
 
@@ -78,7 +79,7 @@ def _speed(document: Any) -> Speed:
     words["compiled"] = document.get("compiled", False)
     if not all(isinstance(row.ms, float) and row.ms > 0 and row.policy.strip() for row in rows):
         raise ValueError("a row without a time")
-    return Speed(**words, machine=Machine(**document["machine"]), rows=rows)
+    return typed(Speed(**words, machine=Machine(**document["machine"]), rows=rows))
 
 
 def policies_document(models: str, device: str, rows: list[PolicyRow]) -> bytes:
@@ -101,7 +102,7 @@ def _policies(document: Any) -> tuple[str, list[PolicyRow]]:
         values["distances"] = [Distance(*each) for each in zip(*(columns[name] for name in DISTANCES), strict=True)]
         for name in ("scales_per_round", "judged", "whole"):  # JSON has text keys only
             values[name] = Counter({int(key): count for key, count in values[name].items()})
-        rows.append(PolicyRow(**values))
+        rows.append(typed(PolicyRow(**values)))
     if not any(row.policy == DRAFT for row in rows) or not all(_is_whole(row) for row in rows):
         raise ValueError("a row without numbers, or no row of the draft alone")
     models: str = document["models"].strip()

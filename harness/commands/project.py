@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from harness.errors import InputError
+from harness.errors import InputError, shown
 
 TABLE = "tool.sdvar-harness"
 # Type of an option -> types of its value in the table, and what they are to a reader.
@@ -47,11 +47,14 @@ def _nearest(folder: Path) -> tuple[Path, Mapping[str, Any]]:
     for path in (place / "pyproject.toml" for place in (folder, *folder.parents)):
         if path.is_file():
             try:
-                table = tomllib.loads(path.read_text()).get("tool", {}).get("sdvar-harness")
+                tools = tomllib.loads(path.read_text()).get("tool")
             except (OSError, ValueError) as error:
                 raise InputError("pyproject.toml", str(path), f"cannot be read ({error})", "mend it") from None
-            if table is not None:
+            table = tools.get("sdvar-harness") if isinstance(tools, dict) else None
+            if isinstance(table, dict):
                 return path, table
+            if table is not None:
+                raise InputError(TABLE, shown(table), f"must be a table ({path})", "mend it in pyproject.toml")
     return folder, {}
 
 

@@ -35,7 +35,7 @@ QUALITIES = ("near", "close", "far", "adversarial", "identical", "single")
 _CHANGE = {"close": 0.03, "near": 0.15}
 _C, CLASSES = 4, 3
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
 # All pyramids of 1 to 5 scales with sides to 6, fewest tokens first.
 SMALL = tuple(

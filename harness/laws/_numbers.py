@@ -36,10 +36,10 @@ _SCALES = (1, 2, 3, 7, 10)
 # Logits of size 20 at most in float32: 32 products each; a norm in bfloat16 leaves 1e-2.
 _HEAD = 1e-4
 # How far networks and the search for a code may be from float64 in a narrower precision, in roundings of the largest
-# number met: three times what 150 cases needed, twice in bfloat16. It is no measured budget, which would be measured on
-# the code that is judged here. tests/meta/test_dtypes.py: a quarter of it is too little, and a norm that adds 1e-5 for
-# 1e-6 is beyond it.
-ROUNDINGS = {torch.float32: 16.0, torch.bfloat16: 4.0}
+# number met: three times what 150 cases needed, twice in half precision. It is no measured budget, which would be
+# measured on the code that is judged here. tests/meta/test_dtypes.py: a quarter of it is too little, and a norm that
+# adds 1e-5 for 1e-6 is beyond it.
+ROUNDINGS = {torch.float32: 16.0, torch.bfloat16: 4.0, torch.float16: 4.0}
 
 
 def rounded(largest: Tensor, dtype: torch.dtype) -> float:
@@ -172,7 +172,8 @@ def precision(subject: Subject, case: Case) -> bool:
     # never yet in another precision
     made_anew = random_models(var_config(case.models.target), case.weights, case.draft)
     wide = made_anew.named_weights()
-    for dtype, draft_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, None), (torch.float64, None)):
+    brief, half = torch.bfloat16, torch.float16
+    for dtype, draft_dtype in ((torch.float32, brief), (brief, half), (half, None), (torch.float64, None)):
         weights = made_anew.to(case.at, dtype, draft_dtype).named_weights()
         for name, weight in wide.items():
             expected = draft_dtype or dtype if name.startswith("draft") else dtype

@@ -17,6 +17,7 @@ from harness.quality._loss import Quality, quality_verdict, worst
 from harness.quality._rows import QualityRow
 from harness.quality._two_samples import Tokens
 from harness.rounding import precision
+from harness.runs import typed
 
 SCHEMA = 1  # docs/quality.md describes it
 ESTIMATES = (
@@ -85,7 +86,7 @@ def _measured(document: Any) -> Measured:
     header = {field.name: document[field.name] for field in fields(Measured) if field.name != "rows"}
     if not rows:
         raise ValueError("no row")
-    return Measured(**header, rows=rows)
+    return typed(Measured(**header, rows=rows))
 
 
 def _row_of(values: Any) -> QualityRow:

@@ -228,3 +228,21 @@ def test_a_table_that_cannot_be_meant_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {said}"), error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[tool]\nsdvar-harness = 3", "tool.sdvar-harness=3: must be a table ("),
+        ("[[tool.sdvar-harness]]\nseeds = 3", "tool.sdvar-harness=[{'seeds': 3}]: must be a table ("),
+        ("tool = 3", "No such option: --nope"),  # somebody else's business
+        ("tool = []", "No such option: --nope"),
+    ],
+)
+def test_what_is_no_table_is_one_line(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "pyproject.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, "verify", "--nope") == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
