@@ -264,7 +264,7 @@ def real(subject: Subject, case: Case) -> bool:
     decoded, request, where = subject.decode(case), case.request, f"{case.pyramid.L} tokens an image"
     tokens_BL, rounds = decode_by_policy(case.models, request, case.noise(), case.policy, str(case.length), case.bonus)
     require_tokens(decoded.tokens_BL, tokens_BL, where)
-    if getattr(subject.decoder(case), "policy", None) == case.policy:
+    if subject.follows(case):
         require_rounds(decoded.rounds, rounds, where)
     return case.draft != "close" or _rejected(decoded, case)
 

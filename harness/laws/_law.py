@@ -97,6 +97,10 @@ class Subject:
             settings = replace(settings, draft_len=draft_len)
         return build_by_factory(self.factory, models or case.models, settings)
 
+    def follows(self, case: Case) -> bool:
+        """Whether the decoder says that it follows the case's policy. Raises `InputError` where it refuses the case."""
+        return getattr(self.decoder(case), "policy", None) == case.policy
+
     def has_bonus(self, case: Case) -> bool:
         """Whether it can be built with bonus scales: one that refuses them claims none."""
         try:
@@ -179,7 +183,7 @@ class Law:
         if case.policy in PLAIN:
             return case
         try:
-            known = getattr(subject.decoder(case), "policy", None) == case.policy
+            known = subject.follows(case)
         except InputError:
             known = False
         return case if known else replace(case, policy="coupled")

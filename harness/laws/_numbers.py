@@ -228,7 +228,7 @@ def finite(subject: Subject, case: Case) -> bool:
     entry = S // 2
     equal = replace(case, draft="identical")  # so that no image's scale is decided in a pass without the others
     divided = [replace(equal, policy=f"{name}:{entry}", draft_len=S, bonus=False) for name in _DIVIDED]
-    divided = [each for each in divided if _follows(subject.decoder(each), each.policy)]
+    divided = [each for each in divided if subject.follows(each)]
     plain = replace(equal, policy=PLAIN[case.seed % 2])
     cases = [*divided, replace(plain, draft_len=S, bonus=False), replace(plain, draft_len=max(1, S - 1), bonus=True)]
     for k, tried in enumerate(cases if S > 1 else cases[:-1]):
@@ -245,11 +245,6 @@ def finite(subject: Subject, case: Case) -> bool:
             said = f"the {side}'s logit of (row, position, token) {at} is {value}, and the decode ended well"
             require(False, f"{where}: {said}")
     return S > 1
-
-
-def _follows(decoder: object, policy: str) -> bool:
-    """Tell whether a decoder takes the policy that it is asked for: a factory may have one of its own."""
-    return isinstance(decoder, SpeculativeDecoder) and decoder.policy == policy
 
 
 _DIVIDED = ("handoff", "collaborative", "code")  # of labour; up to ENTRY the first one leaves scales to the draft

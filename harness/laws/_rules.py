@@ -72,7 +72,7 @@ def _require_policy(decoded: Trace, case: Case, draft_len: str, where: str) -> l
 
 
 def _follows(subject: Subject, case: Case) -> None:
-    if getattr(subject.decoder(case), "policy", None) != case.policy:
+    if not subject.follows(case):
         raise NotOffered("decoder.policy does not say which rule it follows")
 
 

@@ -129,18 +129,13 @@ class Side:
     labels_B: Tensor
     make_condition: Callable[[Network, Tensor], Condition]
     launcher: Launcher
-    cache: KVCache
-    calls: list[int]
-    rows: list[int]
+    cache: KVCache = field(init=False)
+    calls: list[int] = field(init=False)  # of every image
+    rows: list[int] = field(init=False)  # likewise
 
-    @classmethod
-    def begin(
-        cls, name: str, network: Network, labels_B: Tensor, make_condition: Callable[[Network, Tensor], Condition],
-        launcher: Launcher,
-    ) -> Side:  # fmt: skip
-        """Return the side before its first pass."""
-        B = len(labels_B)
-        return cls(name, network, labels_B, make_condition, launcher, launcher.caches[name], [0] * B, [0] * B)
+    def __post_init__(self) -> None:
+        self.cache = self.launcher.caches[self.name]
+        self.calls, self.rows = [0] * len(self.labels_B), [0] * len(self.labels_B)
 
     @cached_property
     def condition(self) -> Condition:
@@ -201,8 +196,8 @@ class DecodeState(Buffers):
             request=request,
             noise=noise,
             vae=models.vae,
-            draft=Side.begin("draft", models.draft, labels_B, condition, launcher),
-            target=Side.begin("target", models.target, labels_B, condition, launcher),
+            draft=Side("draft", models.draft, labels_B, condition, launcher),
+            target=Side("target", models.target, labels_B, condition, launcher),
             launcher=launcher,
             done=[0] * B,
             writes_BS=torch.zeros(B, models.pyramid.S, dtype=torch.int64),
