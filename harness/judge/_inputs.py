@@ -46,7 +46,24 @@ def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongT
         return WrongTensor(si, "split", f"{detail}, not {span.start}..{span.stop - 1}")
     if si == 0:
         return WrongTensor(si, "condition", f"the input of scale 0 is not that of its label{_half(halves)}")
-    return WrongTensor(si, "query", f"the input of scale {si} is not that of its f_hat")
+    if _is_of_a_map(evidence, actual.x_RLD[image, span], si, error):
+        return WrongTensor(si, "next input", f"the input of scale {si} is made of another map than its f_hat")
+    return WrongTensor(si, "query", f"the input of scale {si} is made of no map at all")
+
+
+@torch.inference_mode()
+def _is_of_a_map(evidence: Evidence, x_lD: Tensor, si: int, error: float) -> bool:
+    """Tell whether an input is the embedding of something, at its own position; nothing can tell where D is small."""
+    network, pyramid = evidence.models.target, evidence.models.pyramid
+    C = network.config.raw
+    if network.config.D <= 2 * C or not bool(torch.isfinite(x_lD).all()):
+        return False
+    unit_nC = torch.cat((torch.zeros(1, C), torch.eye(C))).to(x_lD)
+    made_nD = network.embed(unit_nC[None])[0].double()
+    weight_CD = made_nD[1:] - made_nD[:1]
+    content_lD = (x_lD - network.lvl_SD[si] - network.pos_LD[pyramid.span(si)]).double() - made_nD[0]
+    raw_Cl = torch.linalg.lstsq(weight_CD.T, content_lD.T).solution
+    return bool(((weight_CD.T @ raw_Cl).T - content_lD).abs().max() <= 2 * error)
 
 
 def _made_of_drafts(evidence: Evidence, image: int, si: int, scale: int) -> WrongTensor:

@@ -7,8 +7,8 @@ What none of these explains is "mask or cache", and at scale 0, which sees nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,12 +17,10 @@ from torch import Tensor
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._inputs import misplaced_rows
 from harness.judge._moved import moved_rows
-from harness.judge._rounded import SHORT, explains, rounding_of
-from harness.judge._suspects import drafted, other_positions, round_of
-from harness.models.network import Condition
-from harness.protocol import Intermediates, Round
-from harness.protocol.noise import DRAFT, TOKEN
-from harness.protocol.pyramid import ScalePyramid
+from harness.judge._passes import caches, last_of, masks, passes
+from harness.judge._rounded import explains, rounding_of
+from harness.judge._suspects import other_positions, round_of
+from harness.protocol import Intermediates
 from harness.reference import block_causal, family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
 
@@ -79,95 +77,9 @@ def _unexplained(evidence: Evidence, image: int, si: int) -> WrongTensor:
     if alone:
         detail = f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
         return WrongTensor(si, "cache", detail)
-    last = _last_of(turn, si, pyramid)
+    last = last_of(turn, si, pyramid)
     detail = f"logits of scale {si} differ in the pass over scales {turn.first}..{last}"
     return WrongTensor(si, "mask or cache", detail)
-
-
-# One pass of the target, as it should have been, and with one thing changed.
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """A pass of the target over scales first..last of one image, scales before them cached."""
-
-    evidence: Evidence
-    tokens_1L: Tensor  # of the image, of drafted scales as they were drafted
-    label: int  # of the image
-    first: int
-    last: int
-
-    @property
-    def condition(self) -> Condition:
-        """That of the rows."""
-        network = self.evidence.models.target
-        label_1 = torch.tensor([self.label], device=network.device)
-        return family_of(network).condition(network, self.evidence.request, label_1)
-
-    @torch.inference_mode()
-    def hidden(
-        self, mask_nK: Tensor | None = None, kept: Callable[[Tensor], Tensor] | None = None, depth: int = 0
-    ) -> Tensor:
-        """Return h_RnD of the pass.
-
-        `mask_nK` says who sees whom (None: as it must be), `kept` is what became of cached keys and values, and `depth`
-        how many blocks were run (0: all).
-        """
-        models, pyramid, condition = self.evidence.models, self.evidence.models.pyramid, self.condition
-        network, K, end = models.target, pyramid.begin(self.first), pyramid.end(self.last)
-        condition = replace(condition, blocks=condition.blocks[: depth or None])
-        xs, _ = prefix_inputs(network, models.vae, condition, self.tokens_1L, self.last + 1)
-        x_RnD, whole = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)
-        cache = GrowingCache()
-        if K:
-            before = family_of(network).positions(network, 0, self.first - 1)
-            network.hidden(x_RnD[:, :K], condition, cache, whole[:, :, :K, :K], before)
-        if kept is not None:
-            cache.layers = {i: (kept(k), kept(v)) for i, (k, v) in cache.layers.items()}
-        mask_11nK = whole[:, :, K:end, :end]
-        if mask_nK is not None:
-            mask_11nK = torch.zeros_like(mask_11nK).masked_fill(~mask_nK, float("-inf"))
-        positions = family_of(network).positions(network, self.first, self.last)
-        return network.hidden(x_RnD[:, K:], condition, cache, mask_11nK, positions)
-
-    def rows(self, hidden_RnD: Tensor, si: int) -> Tensor:
-        """Return logits_RlV of one of its scales."""
-        pyramid = self.evidence.models.pyramid
-        l = slice(pyramid.begin(si) - pyramid.begin(self.first), pyramid.end(si) - pyramid.begin(self.first))
-        return self.evidence.models.target.logits(hidden_RnD[:, l], self.condition)
-
-
-def _last_of(turn: Round, si: int, pyramid: ScalePyramid) -> int:
-    """Return the last scale of a round's pass: of its rows, where they end at one, or else as far as it is known.
-
-    A bonus scale is computed whether or not it can be finished; a pass without a cache computes earlier scales, too.
-    """
-    drafted_last = min(turn.first + turn.drafted - 1, pyramid.S - 1)
-    ends = {pyramid.begin(turn.first) + turn.target_rows, turn.target_rows}
-    for last in range(max(si, drafted_last), min(drafted_last + 2, pyramid.S)):
-        if pyramid.end(last) in ends:
-            return last
-    return min(max(si, drafted_last + turn.bonus), pyramid.S - 1)
-
-
-def _passes(evidence: Evidence, image: int, si: int) -> Iterator[_Pass]:
-    """Yield the pass that made a scale, as far as rounds tell: with the final tokens, and with the drafted ones."""
-    label = int(evidence.numbers.labels(evidence.models.target.config.classes)[image])
-    turn, tokens_1L = round_of(evidence, image, si), evidence.actual.tokens_BL[image : image + 1]
-    if turn is None:
-        yield _Pass(evidence, tokens_1L, label, si, si)
-        if si:
-            yield _Pass(evidence, tokens_1L, label, 0, si)
-        return
-    last = _last_of(turn, si, evidence.models.pyramid)
-    yield _Pass(evidence, tokens_1L, label, turn.first, last)
-    if turn.finished <= last - turn.first:  # later scales were dropped: the pass saw what was drafted there
-        for stream in (TOKEN, DRAFT):
-            proposed_1L = tokens_1L.clone()
-            for later in range(turn.first, last):
-                span = evidence.models.pyramid.draws.span(later)
-                proposed_1L[0, span] = drafted(evidence, image, later, stream, proposed_1L)
-            yield _Pass(evidence, proposed_1L, label, turn.first, last)
 
 
 @torch.inference_mode()
@@ -175,7 +87,7 @@ def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     """Tell whether the head was given another tensor than the last block's output."""
     expected, network = evidence.expected.shown, evidence.models.target
     both, pyramid, span = evidence.request.rows_of(image), evidence.models.pyramid, evidence.models.pyramid.span(si)
-    own = next(iter(_passes(evidence, image, si)))
+    own = next(iter(passes(evidence, image, si)))
     window = slice(pyramid.begin(own.first), pyramid.end(own.last))
     given: list[tuple[str, Callable[[], Tensor]]] = [("the network's raw input", lambda: expected.x_RLD[both, window])]
     for depth in range(1, network.config.depth):
@@ -198,52 +110,18 @@ def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     return None
 
 
-def _rounded_to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype).to(tensor.dtype)
-
-
 @torch.inference_mode()
 def _other_pass(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     """Tell whether the logits are those of a pass with another mask, or with other keys and values in its cache."""
-    for made in _passes(evidence, image, si):
-        where = f"the pass over scales {made.first}..{made.last}"
-        for component, clause, mask_nK in _masks(made):
+    for made in passes(evidence, image, si):
+        where = f"logits of scale {si} are those of the pass over scales {made.first}..{made.last}"
+        for component, clause, mask_nK in masks(made):
             if _is_other(evidence, image, si, made.rows(made.hidden(mask_nK), si)):
-                return WrongTensor(si, component, f"logits of scale {si} are those of {where} where {clause}")
-        for word, dtype in SHORT.items() if made.first else ():
-            hidden = made.hidden(kept=partial(_rounded_to, dtype=dtype))
-            if _is_other(evidence, image, si, made.rows(hidden, si)):
-                return WrongTensor(si, "precision", f"cached keys and values are rounded to {word} before scale {si}")
+                return WrongTensor(si, component, f"{where} where {clause}")
+        for component, clause, cache in caches(made, image):
+            if _is_other(evidence, image, si, made.rows(made.hidden(cache=cache), si)):
+                return WrongTensor(si, component, f"{where} where {clause}")
     return None
-
-
-def _masks(made: _Pass) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield (component, clause, who sees whom) of every known wrong mask of a pass that differs from the right one."""
-    pyramid = made.evidence.models.pyramid
-    K, end = pyramid.begin(made.first), pyramid.end(made.last)
-    level_K = torch.tensor(pyramid.levels()[:end], device=made.evidence.models.device)
-    position_K = torch.arange(end, device=level_K.device)
-    level_n1, position_n1, cached_K = level_K[K:, None], position_K[K:, None], position_K < K
-    right_nK, n = level_n1 >= level_K, end - K
-    corner_nn = level_K[:n, None] >= level_K[:n]
-    candidates = (
-        ("mask or cache", f"none of the {K} cached positions is seen", right_nK & ~cached_K),
-        ("mask", "rows see the whole window, later scales too", torch.ones_like(right_nK)),
-        ("mask", "rows do not see later tokens of their own scale", position_n1 >= position_K),
-        ("mask", "a causal mask is aligned at the top left", position_n1 - K >= position_K),
-        ("mask", "the mask is the top-left corner of the whole one",
-            torch.cat((torch.ones(n, K, dtype=torch.bool, device=level_K.device), corner_nn), 1)),
-        ("mask", "the mask is the first rows of the whole one", level_K[:n, None] >= level_K),
-        ("mask", "rows see their own scale and what is cached alone", (level_n1 == level_K) | cached_K),
-        ("mask", "rows see their own scale alone", level_n1 == level_K),
-        ("mask", "rows do not see their own scale", level_n1 > level_K),
-        ("mask", "rows see what is cached alone", cached_K.expand(n, -1)),
-        ("cache", "the last cached scale is not seen", right_nK & (level_K != made.first - 1)),
-        ("mask", "position 0 is not seen", right_nK & (position_K > 0)),
-    )  # fmt: skip
-    for component, clause, mask_nK in candidates:
-        if not torch.equal(mask_nK, right_nK):
-            yield component, clause, mask_nK
 
 
 def _other_label(evidence: Evidence, image: int, si: int) -> WrongTensor | None:

@@ -188,7 +188,7 @@ HALF_PROBS = Mutant("randomness.half-probs", "the race is run in half precision"
 LATE_LEVEL = Mutant("positions.late-level", "from a window's third scale on rows have the second's level",
     "an index that stops", query_levels(lambda si, first: min(si, first + 1)), component="positions")  # fmt: skip
 LATE_MASK = Mutant("masks.late", "from a window's third scale on position 0 is hidden", "a mask for windows of two",
-    returned(attention_mask=_late_mask), component="mask or cache")  # fmt: skip
+    returned(attention_mask=_late_mask), component="mask")  # fmt: skip
 BONUS_LATENT = Mutant("state.half-sum", "where three scales are finished at once f_hat gets half of them",
     "an update in two halves", parts(update_state_with_accepted_tokens=_bonus_not_added))  # fmt: skip
 CACHE_LOST = Mutant("state.cache-lost", "where several scales are finished the last one's keys are zeroed",

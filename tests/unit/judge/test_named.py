@@ -19,7 +19,7 @@ from harness.judge import _rounded
 from harness.judge._rounded import _ShortOperands, explains
 from harness.models._pair import ModelPair, close_pair
 from harness.models.network import Condition, Network
-from harness.mutants import masks
+from harness.mutants import masks, state
 from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
@@ -147,10 +147,37 @@ def test_a_cache_of_fewer_bits_is_called_precision(name: str, draft_len: int):
             return super().window(images)
 
     component, detail = first(decoder_factory(replace(PARTS, new_cache=Short)), draft_len=draft_len)
-    assert (component, detail) == (
-        "precision",
-        f"cached keys and values are rounded to {name} before scale {detail[-1]}",
-    )
+    assert component == "precision"
+    assert f"cached keys and values are rounded to {name}" in detail
+
+
+# What a pass finds in its cache: of keys and values (layers, 2, guidance rows, heads, positions, c), of B images.
+CACHES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "those of the other half": lambda kv, B: kv.roll(B, 2),
+    r"those of image \d of the batch": lambda kv, B: kv.unflatten(2, (2, B)).roll(1, 3).flatten(2, 3),
+    "zeros": lambda kv, B: torch.zeros_like(kv),
+}
+
+
+@pytest.mark.parametrize("what", CACHES)
+@pytest.mark.parametrize("draft_len", [1, 3])
+def test_a_cache_of_other_keys_is_told_from_a_mask(what: str, draft_len: int):
+    class Other(KVCache):
+        """Keeps something else of passes that are over."""
+
+        def window(self, images: list[int]) -> Any:
+            self.kv.copy_(CACHES[what](self.kv, len(self.lengths)))
+            return super().window(images)
+
+    component, detail = first(decoder_factory(replace(PARTS, new_cache=Other)), STRANGERS, draft_len)
+    assert component == "cache"
+    assert re.search(f"where (cached keys and values are|the last cached scale is) {what}", detail)
+
+
+def test_keys_that_a_rejected_scale_left_are_told_from_a_mask():
+    component, detail = first(state.STALE, STRANGERS)
+    assert component == "cache"
+    assert "where keys and values of a rejected scale stay as they were first written" in detail
 
 
 RIGHT = [("float32", torch.float32), ("float64", torch.float64), ("bfloat16", torch.bfloat16)]

@@ -104,7 +104,7 @@ def test_an_input_that_is_wrong_in_one_half_alone_says_in_which(image: int, halv
     if where:
         assert changed(move, image) == ("rows", f"the input of scale 1 is wrong{where}")
     else:
-        assert changed(move, image) == ("query", "the input of scale 1 is not that of its f_hat")
+        assert changed(move, image) == ("query", "the input of scale 1 is made of no map at all")
 
 
 def test_an_input_that_is_off_by_just_what_is_allowed_is_right():

@@ -1,0 +1,221 @@
+"""One pass of the target, as it should have been, and with one thing changed: its mask, or what its cache holds.
+
+Promise: every change is one that decoders are seen to make, and is named by the part that makes it. Where a mask that
+hides all that is cached and a cache that lost it give the same numbers, both are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from harness.judge._evidence import Evidence
+from harness.judge._rounded import SHORT
+from harness.judge._suspects import drafted, round_of
+from harness.models.network import Condition
+from harness.protocol import Round
+from harness.protocol.noise import DRAFT, TOKEN
+from harness.protocol.pyramid import ScalePyramid
+from harness.reference import block_causal, family_of, prefix_inputs
+from harness.reference.sequential import GrowingCache
+
+MOST_IMAGES = 8  # of a batch whose rows a cache may hold in the place of an image's own
+
+
+@dataclass(frozen=True)
+class TargetPass:
+    """A pass of the target over scales first..last of one image, scales before them cached."""
+
+    evidence: Evidence
+    tokens_1L: Tensor  # of the image, of drafted scales as they were drafted
+    label: int  # of the image
+    first: int
+    last: int
+
+    @property
+    def condition(self) -> Condition:
+        """That of the rows."""
+        network = self.evidence.models.target
+        label_1 = torch.tensor([self.label], device=network.device)
+        return family_of(network).condition(network, self.evidence.request, label_1)
+
+    @torch.inference_mode()
+    def hidden(self, mask_nK: Tensor | None = None, cache: GrowingCache | None = None, depth: int = 0) -> Tensor:
+        """Return h_RnD of the pass.
+
+        `mask_nK` says who sees whom (None: as it must be), `cache` holds the scales before (None: as they must be;
+        more rows than these are seen by all), and `depth` is how many blocks are run (0: all).
+        """
+        models, pyramid, condition = self.evidence.models, self.evidence.models.pyramid, self.condition
+        network, K, end = models.target, pyramid.begin(self.first), pyramid.end(self.last)
+        condition = replace(condition, blocks=condition.blocks[: depth or None])
+        xs, _ = prefix_inputs(network, models.vae, condition, self.tokens_1L, self.last + 1)
+        x_RnD, mask_11nK = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)[:, :, K:end, :end]
+        cache = self.cache() if cache is None else cache
+        if mask_nK is not None:
+            mask_11nK = torch.zeros_like(mask_11nK).masked_fill(~mask_nK, float("-inf"))
+        if isinstance(cache, _WrittenOnce):
+            cache.begin = K
+        elif cache.layers and (more := cache.layers[0][0].shape[2] - K) > 0:
+            mask_11nK = torch.cat((mask_11nK.new_zeros(1, 1, end - K, more), mask_11nK), 3)
+        positions = family_of(network).positions(network, self.first, self.last)
+        return network.hidden(x_RnD[:, K:], condition, cache, mask_11nK, positions)
+
+    @torch.inference_mode()
+    def cache(self, drafts: bool = False) -> GrowingCache:
+        """Return keys and values of the scales before it: the target's, or the draft's."""
+        models, K, cache = self.evidence.models, self.evidence.models.pyramid.begin(self.first), GrowingCache()
+        network = models.draft if drafts else models.target
+        if K:
+            label_1 = torch.tensor([self.label], device=network.device)
+            condition = family_of(network).condition(network, self.evidence.request, label_1)
+            xs, _ = prefix_inputs(network, models.vae, condition, self.tokens_1L, self.first)
+            mask_11KK = block_causal(models.pyramid, network.device, network.dtype)[:, :, :K, :K]
+            before = family_of(network).positions(network, 0, self.first - 1)
+            network.hidden(torch.cat(xs, 1), condition, cache, mask_11KK, before)
+        return cache
+
+    def rows(self, hidden_RnD: Tensor, si: int) -> Tensor:
+        """Return logits_RlV of one of its scales."""
+        pyramid = self.evidence.models.pyramid
+        l = slice(pyramid.begin(si) - pyramid.begin(self.first), pyramid.end(si) - pyramid.begin(self.first))
+        return self.evidence.models.target.logits(hidden_RnD[:, l], self.condition)
+
+
+def last_of(turn: Round, si: int, pyramid: ScalePyramid) -> int:
+    """Return the last scale of a round's pass: of its rows, where they end at one, or else as far as it is known.
+
+    A bonus scale is computed whether or not it can be finished; a pass without a cache computes earlier scales, too.
+    """
+    drafted_last = min(turn.first + turn.drafted - 1, pyramid.S - 1)
+    ends = {pyramid.begin(turn.first) + turn.target_rows, turn.target_rows}
+    for last in range(max(si, drafted_last), min(drafted_last + 2, pyramid.S)):
+        if pyramid.end(last) in ends:
+            return last
+    return min(max(si, drafted_last + turn.bonus), pyramid.S - 1)
+
+
+def passes(evidence: Evidence, image: int, si: int) -> Iterator[TargetPass]:
+    """Yield the pass that made a scale, as far as rounds tell: with the final tokens, and with the drafted ones."""
+    label = int(evidence.numbers.labels(evidence.models.target.config.classes)[image])
+    turn, tokens_1L = round_of(evidence, image, si), evidence.actual.tokens_BL[image : image + 1]
+    if turn is None:
+        yield TargetPass(evidence, tokens_1L, label, si, si)
+        if si:
+            yield TargetPass(evidence, tokens_1L, label, 0, si)
+        return
+    last = last_of(turn, si, evidence.models.pyramid)
+    yield TargetPass(evidence, tokens_1L, label, turn.first, last)
+    if turn.finished <= last - turn.first:  # later scales were dropped: the pass saw what was drafted there
+        for stream in (TOKEN, DRAFT):
+            proposed_1L = tokens_1L.clone()
+            for later in range(turn.first, last):
+                span = evidence.models.pyramid.draws.span(later)
+                proposed_1L[0, span] = drafted(evidence, image, later, stream, proposed_1L)
+            yield TargetPass(evidence, proposed_1L, label, turn.first, last)
+
+
+def masks(made: TargetPass) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (component, clause, who sees whom) of every known wrong mask of a pass that differs from the right one."""
+    pyramid = made.evidence.models.pyramid
+    K, end = pyramid.begin(made.first), pyramid.end(made.last)
+    level_K = torch.tensor(pyramid.levels()[:end], device=made.evidence.models.device)
+    position_K = torch.arange(end, device=level_K.device)
+    level_n1, position_n1, cached_K = level_K[K:, None], position_K[K:, None], position_K < K
+    right_nK, n = level_n1 >= level_K, end - K
+    corner_nn = level_K[:n, None] >= level_K[:n]
+    candidates = (
+        ("mask or cache", f"none of the {K} cached positions is seen", right_nK & ~cached_K),
+        ("mask", "rows see the whole window, later scales too", torch.ones_like(right_nK)),
+        ("mask", "rows do not see later tokens of their own scale", position_n1 >= position_K),
+        ("mask", "a causal mask is aligned at the top left", position_n1 - K >= position_K),
+        ("mask", "the mask is the top-left corner of the whole one",
+            torch.cat((torch.ones(n, K, dtype=torch.bool, device=level_K.device), corner_nn), 1)),
+        ("mask", "the mask is the first rows of the whole one", level_K[:n, None] >= level_K),
+        ("mask", "rows see their own scale and what is cached alone", (level_n1 == level_K) | cached_K),
+        ("mask", "rows see their own scale alone", level_n1 == level_K),
+        ("mask", "rows do not see their own scale", level_n1 > level_K),
+        ("mask", "rows see what is cached alone", cached_K.expand(n, -1)),
+        ("cache", "the last cached scale is not seen", right_nK & (level_K != made.first - 1)),
+        ("mask", "position 0 is not seen", right_nK & (position_K > 0)),
+    )  # fmt: skip
+    late = [
+        ("mask", f"rows from scale {si} on do not see {what}", right_nK & ~((level_n1 >= si) & hidden_K))
+        for si in range(made.first + 1, made.last + 1)
+        for what, hidden_K in (("position 0", position_K == 0), ("what is cached", cached_K))
+    ]
+    for component, clause, mask_nK in (*candidates, *late):
+        if not torch.equal(mask_nK, right_nK):
+            yield component, clause, mask_nK
+
+
+class _WrittenOnce(GrowingCache):
+    """Keys and values by position that stay as they were first written."""
+
+    begin = 0  # of the rows that are written next
+
+    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
+        """Write what there is nothing of; return all up to the last new row."""
+        end = self.begin + k_RHnc.shape[2]
+        if layer in self.layers:
+            old = self.layers[layer]
+            new = slice(old[0].shape[2] - self.begin, None)
+            k_RHnc, v_RHnc = (torch.cat((a, b[:, :, new]), 2) for a, b in zip(old, (k_RHnc, v_RHnc), strict=True))
+        self.layers[layer] = (k_RHnc, v_RHnc)
+        return k_RHnc[:, :, :end], v_RHnc[:, :, :end]
+
+
+def caches(made: TargetPass, image: int) -> Iterator[tuple[str, str, GrowingCache]]:
+    """Yield (component, clause, cache) of usual mistakes with what is cached before a pass."""
+    evidence, pyramid = made.evidence, made.evidence.models.pyramid
+    if not made.first:
+        return
+    right = made.cache().layers
+    for word, dtype in SHORT.items():
+        clause = f"cached keys and values are rounded to {word}"
+        yield "precision", clause, _of(right, partial(_rounded, dtype=dtype))
+    yield "cache", "cached keys and values are those of the other half", _of(right, lambda kv: kv.flip(0))
+    last = pyramid.begin(made.first - 1)
+    yield (
+        "cache",
+        "the last cached scale is zeros",
+        _of(right, lambda kv: torch.cat((kv[:, :, :last], 0 * kv[:, :, last:]), 2)),
+    )
+    yield "cache", "cached keys and values are zeros", _of(right, torch.zeros_like)
+    known = evidence.numbers.labels(evidence.models.target.config.classes).tolist()
+    for other in [b for b in range(evidence.request.B) if b != image][:MOST_IMAGES]:
+        tokens_1L = evidence.actual.tokens_BL[other : other + 1]
+        theirs = replace(made, tokens_1L=tokens_1L, label=known[other]).cache()
+        yield "cache", f"cached keys and values are those of image {other} of the batch", theirs
+    ours, drafts = (
+        (each.D, each.H, each.depth) for each in (evidence.models.target.config, evidence.models.draft.config)
+    )
+    if ours == drafts:
+        yield "cache", "cached keys and values are the draft's", made.cache(drafts=True)
+    rounds = evidence.actual.rounds[image] if evidence.actual.rounds else []
+    turns = [turn for turn in rounds if turn.first < made.first]
+    if not turns or turns[0].first or any(a.first + a.finished != b.first for a, b in pairwise(turns)):
+        return
+    for clause, cache in (
+        ("keys and values of a rejected scale stay as they were first written", _WrittenOnce()),
+        ("rows of rejected scales are still cached", GrowingCache()),
+    ):
+        for turn in turns:
+            before = list(passes(evidence, image, turn.first))
+            before[min(1, len(before) - 1)].hidden(cache=cache)  # as drafted, where scales were rejected
+        yield "cache", clause, cache
+
+
+def _rounded(kv: Tensor, dtype: torch.dtype) -> Tensor:
+    return kv.to(dtype).to(kv.dtype)
+
+
+def _of(layers: dict[int, tuple[Tensor, Tensor]], change: Callable[[Tensor], Tensor]) -> GrowingCache:
+    cache = GrowingCache()
+    cache.layers = {i: (change(k), change(v)) for i, (k, v) in layers.items()}
+    return cache
