@@ -16,7 +16,7 @@ from harness.commands import _options as options
 from harness.commands._options import Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import absolute_source, check_outputs, check_readable, write_whole
+from harness.files import absolute_source, check_outputs, check_readable, write_asked, write_whole
 
 if TYPE_CHECKING:
     from harness.decoders import Other
@@ -193,8 +193,7 @@ def write(result: Verification, paths: Mapping[str, Path], store: RunFileOptions
     if isinstance(result.quality, Measured):
         show_quality(result.quality, plain_console(), outputs.quiet)
     show_verification(result, plain_console(), outputs.quiet, outputs.verbose)
-    if "json" in paths:
-        write_whole(paths["json"], result.to_json().encode())
+    write_asked(paths, json=lambda: result.to_json().encode())
     if "html" in paths and store.file is not None:
         write_whole(paths["html"], run_page(result, seen_in(store.file, result, outputs.run is not None)))
 

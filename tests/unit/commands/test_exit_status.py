@@ -5,7 +5,6 @@ Long, since it is one list: every way in which a command can be stopped.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import resource
@@ -314,7 +313,7 @@ def test_the_verdict_is_printed_before_the_report_is_written(
 
     monkeypatch.chdir(tmp_path)
     recording(Path("recording"), {})
-    monkeypatch.setattr(importlib.import_module(f"harness.commands.{name}"), "write_whole", full)
+    monkeypatch.setattr("harness.files.write_whole", full)
     assert command(monkeypatch, *WRITES[name]) == 2
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1].split()[0] in ("IDENTICAL", "1", "CAUGHT", "SURVIVED")
