@@ -9,7 +9,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -35,41 +36,36 @@ def _unseen(row: LawResult) -> None:
     """Show nothing: a worker has nobody to show it to."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class LawWork:
-    """What is tried, by this process or by others."""
+    """What is tried, by this process or by others; once it is open it tries law after law here."""
 
     factory: Factory | str | bytes  # of the decoder, its name, or cloudpickle's bytes of it
     options: Options  # of the factory
     source: CaseSource  # of the cases
     limits: Limits | None = None  # of a process of the decoder's own; None = it needs none, or has no limits
     progress: Callable[[LawResult], None] = _unseen  # as in `try_law`
+    about: str = field(init=False, default="")  # once it is open: the decoder's name
 
+    @cached_property
     def subject(self) -> Subject:
-        """Return the decoder under test."""
+        """The decoder under test."""
         factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
         return Subject(load_factory(factory) if isinstance(factory, str) else factory, self.options)
 
     @property
     def name(self) -> str:
         """The decoder's factory as Python names it."""
-        return repr(self.factory) if isinstance(self.factory, str) else self.subject().name
+        return repr(self.factory) if isinstance(self.factory, str) else self.subject.name
 
-    def open(self) -> _Opened:
-        """Return what tries law after law in this process."""
-        return _Opened(self)
-
-
-class _Opened:
-    """Tries laws over one decoder."""
-
-    def __init__(self, work: LawWork) -> None:
-        self.work, self.subject = work, work.subject()
+    def open(self) -> LawWork:
+        """Find the decoder's factory. Raises `InputError` where there is none."""
         self.about = self.subject.name
+        return self
 
     def do(self, law: Law) -> LawResult:
         """Try one law."""
-        return try_law(law, self.subject, self.work.source, self.work.progress)
+        return try_law(law, self.subject, self.source, self.progress)
 
     def close(self) -> None:
         """Nothing is left to end."""

@@ -137,38 +137,34 @@ def _verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
     return VerifyFinding(result.verdict, first.component, first.detail, seconds)
 
 
-@dataclass(frozen=True)
+@dataclass
 class HuntWork:
-    """What a worker of a hunt gets."""
+    """What a worker of a hunt gets. It hunts mutants by id, and asks the correct decoder about laws by id.
+
+    A mutant itself may not travel.
+    """
 
     cases: tuple[Case, ...]  # smallest first
     scope: str  # one of `SCOPES`
     stages: bool = False  # run `verify` on each mutant, too
     threads: int = 0  # of PyTorch, for a worker; 0 = as they are
+    about: None = None  # nobody asks
 
-    def open(self) -> _Hunter:
-        """Return what hunts mutant after mutant. Effects: the number of threads of this process."""
+    def open(self) -> HuntWork:
+        """Begin. Effects: the number of threads of this process."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        return _Hunter(self)
-
-
-class _Hunter:
-    """Hunts mutants by id, and asks the correct decoder about laws by id: a mutant itself may not travel."""
-
-    def __init__(self, work: HuntWork) -> None:
-        self.work = work
-        self.about = len(work.cases)
+        return self
 
     def do(self, task: tuple[str, str]) -> bool | Caught:
         """Do ("law", id): whether the correct decoder breaks it; or ("mutant", id): see `caught_with_mutant`."""
         kind, name = task
         if kind == "law":
             law = next(law for law in LAWS if law.id == name)
-            return try_law(law, Subject(production), CaseList(self.work.cases)).violation is not None
+            return try_law(law, Subject(production), CaseList(self.cases)).violation is not None
         mutant = next(mutant for mutant in MUTANTS if mutant.id == name)
-        caught = hunt(mutant, self.work.cases, self.work.scope)
-        if self.work.stages:
+        caught = hunt(mutant, self.cases, self.scope)
+        if self.stages:
             caught.verified = _verified(mutant)
         return replace(caught, mutant=replace(mutant, build=production, shared={}))
 
