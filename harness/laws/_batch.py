@@ -123,9 +123,8 @@ def rounds(subject: Subject, case: Case) -> bool:
     Some images must go on drafting where others were rejected: a close draft, and scales for a round after the next.
     """
     needs_exact(case, "rounding decides what is accepted, and other batches round otherwise")
-    case = _base(case)
-    sides = case.patch_nums if len(case.patch_nums) > 4 else (1, 2, 3, 4, 5)
-    case = replace(case, patch_nums=sides, labels=(case.labels * 4)[:6], draft="close", draft_len=2)
+    case = _base(case).at_least(5)
+    case = replace(case, labels=(case.labels * 4)[:6], draft="close", draft_len=2)
     whole = subject.decode(case)
     require_shown_rounds(whole)
     for image in range(case.B):
@@ -165,8 +164,7 @@ def precisions(subject: Subject, case: Case) -> bool:
     """A draft in another precision than the target's changes no image, whatever images of the batch accept."""
     needs_exact(case, "the networks' precision is given")
     narrow = ("float32", "bfloat16")[case.seed % 2]
-    sides = case.patch_nums if len(case.patch_nums) > 3 else (1, 2, 3, 4)
-    case = replace(_base(case), patch_nums=sides, draft_dtype=narrow, bonus=case.bonus and subject.has_bonus(case))
+    case = replace(_base(case.at_least(4)), draft_dtype=narrow, bonus=case.bonus and subject.has_bonus(case))
     decoded = subject.decode(case)
     require_whole(decoded, case)
     _require_claimed(subject, case, decoded, f"a draft in {narrow} for a target in float64")
@@ -179,10 +177,8 @@ def bonus(subject: Subject, case: Case) -> bool:
     needs_exact(case, "rounding decides what is accepted, and other batches round otherwise")
     if not subject.has_bonus(case):
         raise NotOffered("it refuses bonus scales")
-    base = _base(case)
-    sides = base.patch_nums if len(base.patch_nums) > 3 else (1, 2, 3, 4)
     # next to the border of acceptance some images take the bonus scale and others are rejected
-    case = replace(base, patch_nums=sides, draft="close", bonus=True, draft_len=1 + case.seed % 2)
+    case = replace(_base(case.at_least(4)), draft="close", bonus=True, draft_len=1 + case.seed % 2)
     decoded = subject.decode(case)
     where = "bonus scales in a batch whose images accept different numbers of scales"
     _require_claimed(subject, case, decoded, where)

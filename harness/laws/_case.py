@@ -193,6 +193,10 @@ class Case:
             *((self.long.pyramid, *window) for window in self.long.long_windows),
         ]
 
+    def at_least(self, scales: int) -> Case:
+        """Return the case, on a pyramid of so many scales if it has fewer."""
+        return self if len(self.patch_nums) >= scales else replace(self, patch_nums=tuple(range(1, scales + 1)))
+
     def wide(self) -> Case:
         """Return the case with float64 networks: no two computations of one logit differ in more than 1e-10."""
         return replace(self, dtype="float64", draft_dtype="")

@@ -25,8 +25,7 @@ def least(subject: Subject, case: Case) -> bool:
     """
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     subject.parts(case, "new_cache", "update_state_with_accepted_tokens")
-    sides = case.patch_nums if len(case.patch_nums) > 3 else (1, 2, 3, 4)
-    case = replace(case, patch_nums=sides, labels=(0, 1, 2), order="image")
+    case = replace(case.at_least(4), labels=(0, 1, 2), order="image")
     draft = Scripted(case.models.target, ((0, 1), (1, 0), (1, 2)))
     decoded = decode_drafted(subject, case, draft)
     require_shown_rounds(decoded)
