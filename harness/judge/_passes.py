@@ -24,6 +24,8 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
 
+# Of an image's two rows and another image's two, those that stand for its own.
+_HALVES = {"unconditional": [0, 3], "conditional": [2, 1], "unconditional (conditional ones)": [0, 2]}
 MOST_IMAGES = 8  # of a batch whose rows a cache may hold in the place of an image's own
 
 
@@ -149,7 +151,12 @@ def masks(made: TargetPass) -> Iterator[tuple[str, str, Tensor]]:
         for si in range(made.first + 1, made.last + 1)
         for what, hidden_K in (("position 0", position_K == 0), ("what is cached", cached_K))
     ]
-    for component, clause, mask_nK in (*candidates, *late):
+    near = [
+        ("mask", f"rows see no scale of their pass more than {k} before their own",
+            right_nK & ((level_n1 - level_K <= k) | cached_K))
+        for k in range(1, made.last - made.first)
+    ]  # fmt: skip
+    for component, clause, mask_nK in (*candidates, *late, *near):
         if not torch.equal(mask_nK, right_nK):
             yield component, clause, mask_nK
 
@@ -170,34 +177,51 @@ class _WrittenOnce(GrowingCache):
         return k_RHnc[:, :, :end], v_RHnc[:, :, :end]
 
 
+Layers = dict[int, tuple[Tensor, Tensor]]
+
+
 def caches(made: TargetPass, image: int) -> Iterator[tuple[str, str, GrowingCache]]:
-    """Yield (component, clause, cache) of usual mistakes with what is cached before a pass."""
-    evidence, pyramid = made.evidence, made.evidence.models.pyramid
+    """Yield (component, clause, cache) of usual mistakes with what is cached before a pass, each to be used once."""
     if not made.first:
         return
-    right = made.cache().layers
+    right, last = made.cache().layers, made.evidence.models.pyramid.begin(made.first - 1)
     for word, dtype in SHORT.items():
-        clause = f"cached keys and values are rounded to {word}"
-        yield "precision", clause, _of(right, partial(_rounded, dtype=dtype))
-    yield "cache", "cached keys and values are those of the other half", _of(right, lambda kv: kv.flip(0))
-    last = pyramid.begin(made.first - 1)
-    yield (
-        "cache",
-        "the last cached scale is zeros",
-        _of(right, lambda kv: torch.cat((kv[:, :, :last], 0 * kv[:, :, last:]), 2)),
-    )
-    yield "cache", "cached keys and values are zeros", _of(right, torch.zeros_like)
-    known = evidence.numbers.labels(evidence.models.target.config.classes).tolist()
+        yield "precision", f"cached keys and values are rounded to {word}", _of(right, partial(rounded, dtype=dtype))
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        "cached keys and values are those of the other half": lambda kv: kv.flip(0),
+        "the last cached scale is zeros": lambda kv: torch.cat((kv[:, :, :last], 0 * kv[:, :, last:]), 2),
+        "cached keys and values are zeros": torch.zeros_like,
+    }
+    for clause, change in changes.items():
+        yield "cache", clause, _of(right, change)
+    for clause, cache in (*_of_others(made, right, image), *_not_rolled_back(made, image)):
+        yield "cache", clause, cache
+
+
+def _of_others(made: TargetPass, right: Layers, image: int) -> Iterator[tuple[str, GrowingCache]]:
+    """Yield caches that hold what belongs to another image, or to the draft, as a whole and in part."""
+    evidence, models = made.evidence, made.evidence.models
+    known = evidence.numbers.labels(models.target.config.classes).tolist()
     for other in [b for b in range(evidence.request.B) if b != image][:MOST_IMAGES]:
         tokens_1L = evidence.actual.tokens_BL[other : other + 1]
         theirs = replace(made, tokens_1L=tokens_1L, label=known[other]).cache()
-        yield "cache", f"cached keys and values are those of image {other} of the batch", theirs
-    ours, drafts = (
-        (each.D, each.H, each.depth) for each in (evidence.models.target.config, evidence.models.draft.config)
-    )
+        whole = _of(theirs.layers, lambda kv: kv)
+        yield f"cached keys and values are those of image {other} of the batch", whole
+        for half, rows in _HALVES.items() if len(right[0][0]) == 2 else ():
+            mixed = _of(right, lambda a, b, rows=rows: torch.cat((a, b))[rows], theirs.layers)
+            yield f"the {half} rows of the cache are those of image {other} of the batch", mixed
+    ours, drafts = ((each.D, each.H, each.depth) for each in (models.target.config, models.draft.config))
     if ours == drafts:
-        yield "cache", "cached keys and values are the draft's", made.cache(drafts=True)
-    rounds = evidence.actual.rounds[image] if evidence.actual.rounds else []
+        of_draft = made.cache(drafts=True)
+        for si in range(made.first):
+            mixed = _of(right, partial(_put, span=models.pyramid.span(si)), of_draft.layers)
+            yield f"cached keys and values of scale {si} are the draft's", mixed
+        yield "cached keys and values are the draft's", of_draft
+
+
+def _not_rolled_back(made: TargetPass, image: int) -> Iterator[tuple[str, GrowingCache]]:
+    """Yield caches that keep what rejected scales wrote: the rounds before are gone through as they were drafted."""
+    rounds = made.evidence.actual.rounds[image] if made.evidence.actual.rounds else []
     turns = [turn for turn in rounds if turn.first < made.first]
     if not turns or turns[0].first or any(a.first + a.finished != b.first for a, b in pairwise(turns)):
         return
@@ -206,16 +230,25 @@ def caches(made: TargetPass, image: int) -> Iterator[tuple[str, str, GrowingCach
         ("rows of rejected scales are still cached", GrowingCache()),
     ):
         for turn in turns:
-            before = list(passes(evidence, image, turn.first))
-            before[min(1, len(before) - 1)].hidden(cache=cache)  # as drafted, where scales were rejected
-        yield "cache", clause, cache
+            before = list(passes(made.evidence, image, turn.first))
+            before[min(1, len(before) - 1)].hidden(cache=cache)
+        yield clause, cache
 
 
-def _rounded(kv: Tensor, dtype: torch.dtype) -> Tensor:
-    return kv.to(dtype).to(kv.dtype)
+def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor of its own dtype in the numbers of a shorter one."""
+    return tensor.to(dtype).to(tensor.dtype)
 
 
-def _of(layers: dict[int, tuple[Tensor, Tensor]], change: Callable[[Tensor], Tensor]) -> GrowingCache:
+def _put(tensor: Tensor, other: Tensor, span: slice) -> Tensor:
+    """Return a tensor that holds another's positions of a span."""
+    return torch.cat((tensor[:, :, : span.start], other[:, :, span], tensor[:, :, span.stop :]), 2)
+
+
+def _of(layers: Layers, change: Callable[..., Tensor], others: Layers | None = None) -> GrowingCache:
+    """Return a cache of changed keys and values; `change` gets those of others, too, where there are any."""
     cache = GrowingCache()
-    cache.layers = {i: (change(k), change(v)) for i, (k, v) in layers.items()}
+    for i, kv in layers.items():
+        changed = [change(*pair) for pair in (zip(kv, others[i], strict=True) if others else zip(kv, strict=True))]
+        cache.layers[i] = (changed[0], changed[1])
     return cache

@@ -17,8 +17,8 @@ from torch import Tensor
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._inputs import misplaced_rows
 from harness.judge._moved import moved_rows
-from harness.judge._passes import caches, last_of, masks, passes
-from harness.judge._rounded import explains, rounding_of
+from harness.judge._passes import caches, last_of, masks, passes, rounded
+from harness.judge._rounded import SHORT, explains, rounding_of
 from harness.judge._suspects import other_positions, round_of
 from harness.protocol import Intermediates
 from harness.reference import block_causal, family_of, prefix_inputs
@@ -87,7 +87,7 @@ def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     """Tell whether the head was given another tensor than the last block's output."""
     expected, network = evidence.expected.shown, evidence.models.target
     both, pyramid, span = evidence.request.rows_of(image), evidence.models.pyramid, evidence.models.pyramid.span(si)
-    own = next(iter(passes(evidence, image, si)))
+    own, draws = next(iter(passes(evidence, image, si))), pyramid.draws.span(si)
     window = slice(pyramid.begin(own.first), pyramid.end(own.last))
     given: list[tuple[str, Callable[[], Tensor]]] = [("the network's raw input", lambda: expected.x_RLD[both, window])]
     for depth in range(1, network.config.depth):
@@ -101,6 +101,11 @@ def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
         if _is_other(evidence, image, si, own.rows(hidden_RnD, si)):
             detail = f"the head of scale {si} is given {what}, not the last hidden state"
             return WrongTensor(si, "head", detail)
+    for word, dtype in SHORT.items():
+        made_RlV = own.rows(rounded(right_RnD, dtype), si)
+        found_RlV, right_RlV = (_of_image(side, image, draws) for side in (evidence.actual.shown, expected))
+        if explains(found_RlV, right_RlV, made_RlV):
+            return WrongTensor(si, "precision", f"the head of scale {si} is given hidden states rounded to {word}")
     if len(both) == 1:
         return None
     other = own.condition.rows(torch.tensor([1, 0], device=network.device))

@@ -174,6 +174,41 @@ def test_a_cache_of_other_keys_is_told_from_a_mask(what: str, draft_len: int):
     assert re.search(f"where (cached keys and values are|the last cached scale is) {what}", detail)
 
 
+def test_rows_of_the_cache_at_another_images_place_are_told_from_a_mask():
+    class Offset(KVCache):
+        """Counts unconditional rows from the part of the batch, not from the batch."""
+
+        def window(self, images: list[int]) -> Any:
+            window = super().window(images)
+            if window.rows_R is not None:
+                window.rows_R = torch.tensor([*images, *(len(images) + image for image in images)])
+            return window
+
+    models = close_pair(tiny(Layout((1, 2, 3, 4))), 0.03)
+    component, detail = first(decoder_factory(replace(PARTS, new_cache=Offset)), models, 2)
+    assert component == "cache"
+    assert re.search(r"where the unconditional .*rows of the cache are those of image \d of the batch", detail)
+
+
+class ShortHead:
+    """A network whose head gets hidden states of fewer bits."""
+
+    def __init__(self, inner: Any, short: torch.dtype) -> None:
+        self.inner, self.short = inner, short
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        return self.inner.logits(h_RnD.to(self.short).to(h_RnD.dtype), condition)
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_a_head_that_gets_fewer_bits_is_called_precision(name: str):
+    bug = within(nullcontext, lambda models: replace(models, target=ShortHead(models.target, HALF[name])))
+    assert first(bug) == ("precision", f"the head of scale 0 is given hidden states rounded to {name}")
+
+
 def test_keys_that_a_rejected_scale_left_are_told_from_a_mask():
     component, detail = first(state.STALE, STRANGERS)
     assert component == "cache"
