@@ -41,7 +41,7 @@ from harness.commands.report import report
 from harness.commands.sample import sample
 from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
-from harness.errors import HarnessError, NonFiniteError, one_line, shortened, text_of
+from harness.errors import HarnessError, InputError, NonFiniteError, one_line, shortened, text_of
 from harness.provenance import versions
 from harness.signals import each_warning_once, interruptible, last_signal
 from harness.wording import READABLE
@@ -69,7 +69,12 @@ def everything(
     ] = False,
 ) -> None:
     """Verify speculative decoding of VAR image models."""
-    context.default_map = project_options(context.command, Path.cwd())
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        rule = f"is the current folder, and not there any more ({error.strerror})"
+        raise InputError("folder", ".", rule, "change to one that is") from None
+    context.default_map = project_options(context.command, here)
 
 
 for each in (verify, replay, report, sample, evidence, parts, init, doctor, bench, calibrate):

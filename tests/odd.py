@@ -68,6 +68,15 @@ def _wrong(trace: Trace) -> Trace:
     return replace(trace, tokens_BL=tokens_BL)
 
 
+def _flags_as_numbers(trace: Trace) -> Trace:
+    """Say yes and no by 1 and 0, and one by yes."""
+    rounds = [
+        [replace(turn, corrected=int(turn.corrected), bonus=int(turn.bonus), kept=False) for turn in turns]
+        for turns in trace.rounds
+    ]
+    return replace(trace, rounds=rounds, target_calls=[True if n == 1 else n for n in trace.target_calls])
+
+
 def _leaves(change: Callable[[], object]) -> Callable[[ModelPair, Settings], Odd]:
     """Leave the process changed after the decode."""
     return _factory(lambda odd, trace: (trace, change())[0])
@@ -103,6 +112,7 @@ counts_uint16 = _shows(lambda trace: replace(trace, scale_writes_BS=trace.scale_
 no_time = _shows(lambda trace: replace(trace, seconds=float("nan"), cache_bytes={"draft": "3 MB", "kv": 7}))
 huge_peak = _shows(lambda trace: replace(trace, peak_bytes=2**70, seconds=10**400, cache_bytes={"kv": -1}))
 odd_figures = _shows(lambda trace: replace(trace, peak_bytes="much", seconds="soon", cache_bytes=[["draft", 1]]))
+flags_as_numbers = _shows(_flags_as_numbers)
 shows_marked = _shows(_marked)
 moves_generator = _leaves(lambda: torch.nn.Linear(3, 3))
 leaves_default = _leaves(lambda: torch.set_default_dtype(torch.float64))
@@ -118,6 +128,7 @@ RIGHT = (
     "no_time",
     "huge_peak",
     "odd_figures",
+    "flags_as_numbers",
 )
 REMARKED = {  # right ones, with what is said of them
     "shows_marked": "f_hat_BCPP is a Parameter, and was taken as a plain tensor",

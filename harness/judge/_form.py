@@ -27,7 +27,9 @@ TRACE_DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
     + (torch.uint64, torch.uint32, torch.uint16, torch.uint8),
     REALS: (torch.float64, torch.float32, torch.bfloat16, torch.float16),
 }
-MOST_SECONDS, MOST_BYTES = 1e12, 2**63 - 1  # what a decoder may state, and a file can keep
+MOST_SECONDS, MOST_COUNT = 1e12, 2**63 - 1  # what a decoder may state, and a file can keep
+OF_SCALES = ("first", "drafted", "accepted", "kept")  # fields of a `Round` that count scales
+FLAGS = ("corrected", "bonus")  # those that are yes or no
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,27 @@ def made_plain(trace: Trace) -> tuple[Trace, list[str]]:
         shown = Intermediates(**tensors)
     names = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
     others: dict[str, Any] = {name: plain(name, getattr(trace, name)) for name in names} | _figures(trace)
+    others |= {name: _plain_counts(getattr(trace, name)) for name in COUNTS}
+    if isinstance(trace.rounds, list):
+        others["rounds"] = [
+            [_plain_round(turn) for turn in turns] if isinstance(turns, list) else turns for turns in trace.rounds
+        ]
     return replace(trace, **others, intermediates=shown), remarks
+
+
+def _plain_counts(counts: object) -> object:
+    return [int(n) if _is_count(n) else n for n in counts] if isinstance(counts, list) else counts
+
+
+def _plain_round(turn: object) -> object:
+    """Return a round with numbers and flags of Python's own, which a file gives back as they are; else as it is."""
+    if not isinstance(turn, Round):
+        return turn
+    values: dict[str, Any] = {each.name: getattr(turn, each.name) for each in fields(Round)}
+    for name, value in values.items():
+        if _is_count(value) and (name not in FLAGS or value <= 1):
+            values[name] = bool(value) if name in FLAGS else int(value)
+    return Round(**values)
 
 
 def _figures(trace: Trace) -> dict[str, Any]:
@@ -93,7 +115,7 @@ def _figures(trace: Trace) -> dict[str, Any]:
 
 
 def _is_bytes(value: object) -> bool:
-    return type(value) is int and 0 <= value <= MOST_BYTES
+    return type(value) is int and 0 <= value <= MOST_COUNT
 
 
 def malformed(models: ModelPair, request: Request, trace: object) -> Divergence | None:
@@ -135,8 +157,8 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
             yield f"{name} must be empty or a list of one whole number an image"
     if not _is_list(trace.rounds, request.B) or not all(isinstance(turns, list) for turns in trace.rounds):
         yield "rounds must be empty or a list of one list an image"
-    elif not all(_is_round(turn) for turns in trace.rounds for turn in turns):
-        yield "rounds must hold Round records of whole numbers"
+    elif not all(_is_round(turn, 2 * models.pyramid.S) for turns in trace.rounds for turn in turns):
+        yield f"rounds must hold Round records of whole numbers, of {2 * models.pyramid.S} scales at most"
 
 
 def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator[Divergence]:
@@ -186,12 +208,16 @@ def _is_list(value: object, B: int) -> bool:
     return isinstance(value, list) and len(value) in (0, B)
 
 
-def _is_round(turn: object) -> bool:
-    return isinstance(turn, Round) and all(_is_count(getattr(turn, field.name)) for field in fields(Round))
+def _is_round(turn: object, most: int) -> bool:
+    if not isinstance(turn, Round) or not all(_is_count(getattr(turn, field.name)) for field in fields(Round)):
+        return False
+    # whoever reads a round goes through its scales
+    bounds = dict.fromkeys(OF_SCALES, most) | dict.fromkeys(FLAGS, 1)
+    return all(getattr(turn, name) <= bound for name, bound in bounds.items())
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
+    return isinstance(value, int) and 0 <= value <= MOST_COUNT
 
 
 def _kind(value: object) -> str:

@@ -62,6 +62,17 @@ def test_completion_is_offered(tmp_path: Path):
     assert done.stderr == ""
 
 
+def test_a_folder_that_is_gone_is_one_line(tmp_path: Path):
+    (tmp_path / "gone").mkdir()
+    said = f"import os; os.chdir({str(tmp_path / 'gone')!r}); os.rmdir(os.getcwd()); import sys; " + (
+        f"sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['sdvar-harness', 'verify']; "
+        "from harness.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", said], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: folder=.: is the current folder, and not there any more ("), done.stderr
+
+
 def run_loud(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     (folder / "loud.py").write_text(LOUD)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

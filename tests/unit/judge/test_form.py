@@ -64,6 +64,13 @@ WRONG: dict[str, tuple[Any, str]] = {
     "broken rounds": (
         replace(RIGHT, rounds=[[replace(RIGHT.rounds[0][0], first="a")], []]), "rounds must hold Round records"
     ),
+    **{
+        f"{name} of {count}": (
+            replace(RIGHT, rounds=[[replace(RIGHT.rounds[0][0], **{name: count})], []]), "rounds must hold Round"
+        )
+        for name in ("first", "drafted", "accepted", "kept", "corrected", "bonus") for count in (1000, 10**18, 10**400)
+    },
+    "calls of any size": (replace(RIGHT, target_calls=[10**400, 1]), "target_calls must be empty or a list of"),
     "dict of intermediates": (replace(RIGHT, intermediates={}), "intermediates is a dict, not Intermediates or None"),
     "int32 tokens": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL.int()), "tokens_BL is torch.int32, not torch.int64"),
     "whole rows": (
