@@ -32,10 +32,6 @@ _PARTS = tuple(field.name for field in fields(Parts))
 Options = tuple[tuple[str, str], ...]  # (name, value) for a factory
 
 
-def _unseen(row: LawResult) -> None:
-    """Show nothing: a worker has nobody to show it to."""
-
-
 @dataclass
 class LawWork:
     """What is tried, by this process or by others; once it is open it tries law after law here."""
@@ -44,7 +40,7 @@ class LawWork:
     options: Options  # of the factory
     source: CaseSource  # of the cases
     limits: Limits | None = None  # of a process of the decoder's own; None = it needs none, or has no limits
-    progress: Callable[[LawResult], None] = _unseen  # as in `try_law`
+    progress: Callable[[LawResult], None] = lambda row: None  # as in `try_law`
     about: str = field(init=False, default="")  # once it is open: the decoder's name
 
     @cached_property
