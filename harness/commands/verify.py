@@ -75,6 +75,7 @@ class VerifyJudging(Group):
     panel = options.JUDGED
     contract: options.Contract = ""
     sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.", rare=True)] = False
+    fail_fast: Annotated[bool, Option("Stop at the first batch with a defect.", rare=True)] = False
     strict: Annotated[bool, Option("What a decoder leaves behind in its process is a defect.", rare=True)] = False
     cover: Annotated[bool | None, Option(DESIGN, rare=True, shown="where nothing is asked")] = None
     laws: Annotated[int | None, Option("Try every law in so many cases, too; 0 = none.", rare=True, shown=TRIED)] = None
@@ -154,7 +155,7 @@ def verify(
     terms = Terms(
         Contract.of(judging.contract) if judging.contract else None, judging.sequential, tested.in_process,
         Limits(tested.timeout, tested.memory, writable_folders(tested.allow_write)), budgets,
-        against=other_for(judging, name, settings, decoding), strict=judging.strict,
+        against=other_for(judging, name, settings, decoding), strict=judging.strict, first_only=judging.fail_fast,
     )  # fmt: skip
     parallelism = Parallelism(outputs.workers, outputs.cluster, networks.mode.device)
     store = RunFileOptions(paths.get("run"), outputs.resume, recipe_of(networks, decoding, tested, judging))

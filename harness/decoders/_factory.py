@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from harness.adapters import PUBLISHED_FACTORIES, PUBLISHED_PREFIX
+from harness.decoders._crash import raised_in
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import InputError, StopSignal, shown, text_of
 from harness.models import ModelPair
@@ -23,6 +24,7 @@ from harness.speculative.sampler import build_decoder
 
 Factory = Callable[[ModelPair, Settings], Implementation]
 OWN_DECODER = "harness:build_decoder"  # the harness's own
+MOST_OFFERED = 8  # callables of a module that a message names
 
 
 def is_own_decoder(factory: Factory | str) -> bool:
@@ -60,9 +62,9 @@ def load_factory(name: str) -> Factory:
     """
     module_name, _, attribute = name.partition(":")
     example = f"pass --implementation {OWN_DECODER}"
-    if not module_name or not attribute or module_name.startswith("."):
+    if not module_name or module_name.startswith("."):
         raise InputError("implementation", name, "must read package.module:factory", example)
-    if module_name == PUBLISHED_PREFIX:
+    if module_name == PUBLISHED_PREFIX and attribute:
         if attribute not in PUBLISHED_FACTORIES:
             known = ", ".join(f"{PUBLISHED_PREFIX}:{each}" for each in PUBLISHED_FACTORIES)
             raise InputError("implementation", name, "is no published sampler that is known", f"pass one of {known}")
@@ -79,6 +81,11 @@ def load_factory(name: str) -> Factory:
         check_refused_write(error)
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
         raise InputError("implementation", name, rule, "run where it is importable") from None
+    if not attribute:
+        own = [word for word, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        offers = [f"{module_name}:{word}" for word in own if callable(vars(module)[word]) and not word.startswith("_")]
+        remedy = f"pass one of {', '.join(offers[:MOST_OFFERED])}" if offers else f"{module_name} defines none"
+        raise InputError("implementation", name, "names a module, not a factory in it", remedy)
     if not is_there:
         raise InputError("implementation", name, f"module {module_name} has no {attribute}", example)
     if not callable(factory):
@@ -109,8 +116,7 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
         raise
     except BaseException as error:  # of whatever kind: the factory is somebody else's code
         check_refused_write(error)
-        rule = f"failed to build a decoder ({type(error).__name__}: {text_of(error)})"
-        raise InputError("implementation", name, rule, remedy) from None
+        raise InputError("implementation", name, f"failed to build a decoder ({raised_in(error)})", remedy) from None
     if not callable(decode):
         rule = f"built a {type(decoder).__name__}, which has no decode(request, noise)"
         raise InputError("implementation", name, rule, remedy)

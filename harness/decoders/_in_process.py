@@ -10,8 +10,6 @@ back, and a remark: whether a result depends on it is seen by the result.
 from __future__ import annotations
 
 import inspect
-import sysconfig
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.adapters import Sampler, examine_parts
+from harness.decoders._crash import crash_of
 from harness.decoders._factory import Factory, attribute_of, build_by_factory, check_refused_write, declines_of
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
@@ -33,9 +32,6 @@ from harness.protocol.noise import SeededNoise
 from harness.rounding import Budget, precision_unchanged
 from harness.signals import ctrl_c_is_a_stop
 
-LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-PACKAGE = str(Path(__file__).parents[1])
-LAWS = str(Path(PACKAGE, "laws"))
 MOST_LEFT = 5  # things left behind that are named
 KNOWN = {NonFiniteError: "non-finite", ImageError: "image", NoiseError: "noise"}  # exceptions that name their component
 
@@ -141,7 +137,7 @@ def _defect_of(error: BaseException, seed: int) -> Divergence:
         if isinstance(error, kind):
             return Divergence(component, str(error), seed)
     of_the_process = _out_of_memory(error) or isinstance(error, OutOfTimeError)
-    return Divergence("process" if of_the_process else "crash", _crash(error), seed)
+    return Divergence("process" if of_the_process else "crash", crash_of(error), seed)
 
 
 def _partial(implementation: Implementation, models: ModelPair, request: Request) -> Trace | None:
@@ -178,49 +174,6 @@ def _out_of_memory(error: BaseException) -> bool:
     """Tell whether memory ran out; PyTorch has a class of its own for CUDA alone."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or (isinstance(error, RuntimeError) and "allocate memory" in text_of(error))
-
-
-def _crash(error: BaseException) -> str:
-    """Describe an exception by the last frame of the decoder's own code: not Python's, not a library's, not ours."""
-    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))]
-    own = [frame for frame in outside if not frame.filename.startswith(PACKAGE)]
-    frame = (own or outside or frames)[-1]
-    where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
-    part = crashed_part(error)
-    where += f": part {part}" if part else ""
-    return " ".join(f"{type(error).__name__}: {text_of(error)[:500]} in {where}".split())
-
-
-def crashed_part(error: BaseException) -> str:
-    """Return the part that an exception was raised in, as far as names of functions and modules on the way tell it.
-
-    Laws call parts, and are none themselves.
-    """
-    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<", LAWS))]
-    return _part([(each.name, Path(each.filename).stem) for each in outside])
-
-
-# Words of functions and modules, ours and the report's, and the part that they belong to; the first that fits holds.
-WORDS = {
-    "keep_drafted": "accept", "residual": "accept", "accept": "accept", "rejection": "accept", "outcome": "accept",
-    "policies": "accept", "cache": "cache", "level_of": "cache", "mask": "mask", "query": "query", "guid": "guidance",
-    "split": "split",
-    "filter": "filter", "draw": "draw", "race": "draw", "accumulate": "f_hat", "latent": "f_hat",
-    "next_input": "next input", "condition": "condition", "draft_len": "draft length", "update": "update",
-    "noise": "noise", "quantizer": "quantiser", "verify": "verify", "draft": "draft", "transformer": "network",
-}  # fmt: skip
-
-
-def _part(frames: list[tuple[str, str]]) -> str:
-    """Return the part that an exception was raised in: of the innermost frame whose name, or module, tells one."""
-    for names in reversed(frames):
-        for name in names:
-            part = next((part for word, part in WORDS.items() if word in name.lower()), "")
-            if part:
-                return part
-    return ""
 
 
 def _by_value(trace: Trace) -> Trace:

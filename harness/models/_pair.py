@@ -30,7 +30,7 @@ MOST_NOISE = 10
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelPair:
     """The networks of one speculative decoder. Raises `InputError` where patch_nums, V, C or classes differ."""
 

@@ -94,7 +94,8 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
             say(console, f"not compared: {name} ({why})")
         _say_first_divergence(result, console)
     if not result.is_whole:
-        say(console, f"interrupted: {result.images} of {count_of(result.plan.images, 'image')} judged")
+        word = "interrupted" if result.stopped else "not finished"
+        say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged")
     say(console, _verdict_text(result, console), result.verdict.value, COLOURS[result.verdict.exit_status])
 
 

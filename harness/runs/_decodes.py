@@ -176,6 +176,7 @@ class RunInProgress:
             for task, answer in do(self._left()):
                 self._take(task, answer)
                 if first_only and any(row.judgement.defects for row in self.rows[task.number]):
+                    self.result.unfinished = len(self.plan.tasks) - len(self.rows)
                     break
         except StopSignal as stop:
             return stop.status - 128

@@ -52,7 +52,7 @@ class Verification:
     seconds: float = 0.0  # of all decodes and their judgement, summed over the workers
     wall_seconds: float = 0.0  # from the first task to the last
     stopped: int = 0  # signal that ended the run before its end
-    unfinished: int = 0  # tasks that nobody has judged, in the file of a run that goes on or was killed
+    unfinished: int = 0  # tasks that nobody has judged: of a run that goes on, was killed, or ended at its first defect
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     record: RunHeader | None = None  # what repeats the run; None where nothing was decoded
     covers: bool = False  # a covering design: what was never exercised is a reason to be inconclusive
@@ -105,7 +105,7 @@ class Verification:
         kinds = {kind for kind in (LAWS, ADALN) if kind in met} | ({DTYPES} if met - {LAWS, ADALN} else set())
         kinds |= {ADALN} if record is not None and record.networks.shared_adaln else set()
         facts = Observed(
-            self.coverage, self.covers, record is None or not record.terms.sequential,
+            self.coverage, self.covers and self.is_whole, record is None or not record.terms.sequential,
             any(setting.settings.draft_len != "" for setting in self.settings), ours, frozenset(kinds),
             not self.against, laws.why if laws is not None and laws.asked == len(laws.refused) else "",
         )  # fmt: skip

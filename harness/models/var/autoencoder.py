@@ -127,7 +127,7 @@ def _middle(side: str, width: int) -> Iterator[Layer]:
         yield kind, f"{side}.mid.{name}", width, width
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Autoencoder:
     """A VQ-VAE: sizes and weights."""
 

@@ -30,7 +30,7 @@ def phi_index(si: int, S: int, n: int) -> int:
     return int(np.argmin(np.abs(ticks - (si / (S - 1) if S > 1 else 0.0))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Quantizer:
     """Codebook and φ."""
 

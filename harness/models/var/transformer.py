@@ -87,7 +87,7 @@ class Converted(Mapping[str, Tensor]):
         return len(self._weights)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transformer:
     """A VAR transformer: sizes and weights."""
 

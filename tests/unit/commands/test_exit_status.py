@@ -203,7 +203,10 @@ def decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        ({"name": "mute_build", "build": "raise Mute()"}, "failed to build a decoder (Mute: Mute)"),
+        (
+            {"name": "mute_build", "build": "raise Mute()"},
+            "failed to build a decoder (Mute: Mute in factory, mute_build.py:",
+        ),
         ({"name": "rude_build", "build": "raise Rude()"}, "failed to build a decoder (Rude: [/b] \\x1b[31m \\udcff x"),
         ({"name": "mute_late", "late": "Mute()"}, "cannot be imported (Mute: Mute)"),
     ],

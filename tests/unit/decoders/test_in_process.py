@@ -6,10 +6,12 @@ import os
 import signal
 import time
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from harness.decoders._factory import build_by_factory
+from harness.decoders._factory import build_by_factory, load_factory
 from harness.decoders._in_process import run_in_process
 from harness.decoders._limits import Limits, OutOfTimeError
 from harness.decoders._own_process import OwnProcess
@@ -85,8 +87,27 @@ def test_whatever_a_factory_raises_is_bad_input(error: BaseException):
     def factory(models: ModelPair, settings: Settings) -> Raises:
         raise error
 
-    with pytest.raises(InputError, match=rf"failed to build a decoder \({type(error).__name__}: "):
+    said = rf"failed to build a decoder \({type(error).__name__}: .* in factory, test_in_process\.py:\d+\)"
+    with pytest.raises(InputError, match=said):
         build_by_factory(factory, MODELS, Settings(1))
+
+
+def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = "from math import sqrt\nclass Spec: ...\ndef build(models, settings): ...\n_x = 1\n"
+    (tmp_path / "specdec.py").write_text(code)
+    (tmp_path / "hollow.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError) as caught:
+        load_factory("specdec")
+    rule = "names a module, not a factory in it"
+    assert str(caught.value) == f"implementation=specdec: {rule}; pass one of specdec:Spec, specdec:build"
+    with pytest.raises(InputError, match=f"implementation=hollow:: {rule}; hollow defines none"):
+        load_factory("hollow:")
+
+
+def test_networks_can_be_keys():
+    assert len({MODELS: 1, MODELS.target: 2, MODELS.vae: 3, MODELS.vae.quantizer: 4}) == 4
+    assert replace(MODELS) != MODELS
 
 
 def test_in_a_process_of_its_own_it_is_a_crash_too():

@@ -193,6 +193,9 @@ def test_a_hunt_stops_at_the_first_defect():
     result = designed(blocks, state.TWICE, replace(HERE, first_only=True))
     assert result.verdict is Verdict.DEFECT
     assert sum(len(setting.judgements) for setting in result.settings) == 1
+    assert not result.is_whole
+    assert result.exercised.not_done == {}  # what was never reached was not refused
+    assert {"bonus scales", "cfg 0"} <= set(result.exercised.missing)
 
 
 @pytest.mark.slow

@@ -1,0 +1,63 @@
+"""Where an exception of somebody else's code came from.
+
+Promise: file and line are those of the decoder's own code, as far as the exception went through any.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+from harness.errors import text_of
+
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+PACKAGE = str(Path(__file__).parents[1])
+LAWS = str(Path(PACKAGE, "laws"))
+
+
+def crash_of(error: BaseException) -> str:
+    """Describe an exception of a decoder, with the part that it happened in."""
+    part = crashed_part(error)
+    return f"{raised_in(error)}{f': part {part}' if part else ''}"
+
+
+def raised_in(error: BaseException) -> str:
+    """Describe an exception by the last frame of the decoder's own code: not Python's, not a library's, not ours."""
+    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))]
+    own = [frame for frame in outside if not frame.filename.startswith(PACKAGE)]
+    frame = (own or outside or frames)[-1]
+    where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
+    return " ".join(f"{type(error).__name__}: {text_of(error)[:500]} in {where}".split())
+
+
+def crashed_part(error: BaseException) -> str:
+    """Return the part that an exception was raised in, as far as names of functions and modules on the way tell it.
+
+    Laws call parts, and are none themselves.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<", LAWS))]
+    return _part([(each.name, Path(each.filename).stem) for each in outside])
+
+
+# Words of functions and modules, ours and the report's, and the part that they belong to; the first that fits holds.
+WORDS = {
+    "keep_drafted": "accept", "residual": "accept", "accept": "accept", "rejection": "accept", "outcome": "accept",
+    "policies": "accept", "cache": "cache", "level_of": "cache", "mask": "mask", "query": "query", "guid": "guidance",
+    "split": "split",
+    "filter": "filter", "draw": "draw", "race": "draw", "accumulate": "f_hat", "latent": "f_hat",
+    "next_input": "next input", "condition": "condition", "draft_len": "draft length", "update": "update",
+    "noise": "noise", "quantizer": "quantiser", "verify": "verify", "draft": "draft", "transformer": "network",
+}  # fmt: skip
+
+
+def _part(frames: list[tuple[str, str]]) -> str:
+    """Return the part that an exception was raised in: of the innermost frame whose name, or module, tells one."""
+    for names in reversed(frames):
+        for name in names:
+            part = next((part for word, part in WORDS.items() if word in name.lower()), "")
+            if part:
+                return part
+    return ""
