@@ -94,6 +94,13 @@ def _one_call(odd: Odd, trace: Trace) -> Trace:
     return replace(trace, rounds=[[turn]] * B, target_calls=[1] * B, target_rows=[L] * B)
 
 
+def no_image(models: ModelPair, settings: Settings) -> Odd:
+    """Claim no tokens, and show a latent map of which no image can be made."""
+    odd = Odd(models, settings, lambda odd, trace: replace(trace, f_hat_BCPP=torch.full_like(trace.f_hat_BCPP, 1e30)))
+    odd.contract = "quality-preserving"
+    return odd
+
+
 class Bare:
     """A decoder that has what a decoder must have, and raises an error of its own for all else."""
 
@@ -157,4 +164,5 @@ WRONG = {  # with the component of the first defect
     "writes_target": "weights",
     "writes_codebook": "weights",
     "writes_pixels": "weights",
+    "no_image": "f_hat",
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from harness.files import finite
 from harness.judge import Distance, Divergence, Judgement, Verdict, Wealth, worst_verdict
 from harness.protocol import Contract, Request, Settings
 from harness.runs._records import JudgedRow
@@ -118,7 +119,7 @@ class SettingResult:
                 for row in self.rows
             ],
             **({"bets": [wealth.as_dict() for wealth in self.bets]} if self.bets else {}),
-            "distances": [vars(distance) for distance in self.distances],
+            "distances": [finite(vars(distance)) for distance in self.distances],
             "seconds": self.seconds,
             "reference_seconds": self.reference_seconds,
         }

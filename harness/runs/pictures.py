@@ -8,6 +8,7 @@ divergence, is bounded, too (`MOST_BYTES`), and a plain safetensors block, so th
 from __future__ import annotations
 
 import io
+import math
 from bisect import insort
 from dataclasses import dataclass, field, replace
 
@@ -116,7 +117,8 @@ def _plain(place: tuple[int, int], along: Evidence, judgement: Judgement, row: i
         for place, (a, b) in enumerate(zip(tokens, expected, strict=True))
     )
     distance = judgement.distances[row] if judgement.distances else None
-    badness = marks.count(WRONG) + marks.count(TIE) / 1000 + (distance.pixels if distance else 0.0)
+    far = distance.pixels if distance else 0.0  # no number, where an image is none
+    badness = marks.count(WRONG) + marks.count(TIE) / 1000 + (math.inf if math.isnan(far) else far)
     badness += DEFECT * bool(defects) + SHARED * any(each.image < 0 for each in judgement.defects)
     rounds = list(along.actual.rounds[row]) if along.actual.rounds else []
     return Picture(

@@ -70,6 +70,7 @@ def test_a_wrong_one_that_looks_as_odd_is_found(in_process: bool, name: str, tmp
     assert result.verdict is Verdict.DEFECT
     assert result.first_divergence is not None
     assert result.first_divergence.component == odd.WRONG[name]
+    assert json.loads(result.to_json())["verdict"] == recorded_result(tmp_path / "run.db").verdict == "DEFECT"
 
 
 def test_counts_that_nothing_confirms_are_shown_as_the_decoders_word(tmp_path: Path):
