@@ -52,6 +52,7 @@ class QualityDecoders(Group):
     ] = None
     checkout: options.Checkout = None
     option: options.FactoryOptions = None
+    stub: options.Stubs = None
     timeout: options.Timeout = options.TIMEOUT_S
     allow_write: options.AllowWrite = None
     in_process: options.InProcess = False
@@ -181,6 +182,6 @@ def sources_for(images: QualityImages, tested: QualityDecoders, judging: Quality
     else:
         sources += [Source(DRAFT, draft=True), *decoder_sources(options.OWN, own)]
     for name in tested.implementation or []:
-        like = Settings(5, policy="", options=factory_options(name, tested.checkout, tested.option))
+        like = Settings(5, policy="", options=factory_options(name, tested.checkout, tested.option, tested.stub))
         sources += decoder_sources(name, usual_settings(name, like, 5) if is_published(name) else [like])
     return sources

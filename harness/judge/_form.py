@@ -8,8 +8,9 @@ class (`made_plain`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -79,16 +80,14 @@ def made_plain(trace: Trace) -> tuple[Trace, list[str]]:
         shown = Intermediates(**tensors)
     names = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
     others: dict[str, Any] = {name: plain(name, getattr(trace, name)) for name in names} | _figures(trace)
-    others |= {name: _plain_counts(getattr(trace, name)) for name in COUNTS}
-    if isinstance(trace.rounds, list):
-        others["rounds"] = [
-            [_plain_round(turn) for turn in turns] if isinstance(turns, list) else turns for turns in trace.rounds
-        ]
+    others |= {name: _listed(getattr(trace, name), lambda n: int(n) if _is_count(n) else n) for name in COUNTS}
+    others["rounds"] = _listed(trace.rounds, lambda turns: _listed(turns, _plain_round))
     return replace(trace, **others, intermediates=shown), remarks
 
 
-def _plain_counts(counts: object) -> object:
-    return [int(n) if _is_count(n) else n for n in counts] if isinstance(counts, list) else counts
+def _listed(values: Any, plain: Callable[[Any], Any]) -> Any:
+    """Return a list, or a tuple, as a list of plain values; anything else as it is."""
+    return [plain(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def _plain_round(turn: object) -> object:
@@ -217,7 +216,7 @@ def _is_round(turn: object, most: int) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value <= MOST_COUNT
+    return isinstance(value, Integral) and 0 <= int(value) <= MOST_COUNT  # NumPy's, too
 
 
 def _kind(value: object) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from harness.decoders import OWN_DECODER, Terms, run_in_process
 from harness.errors import InputError, one_line
-from harness.judge import Evidence, Judgement, Verdict, judge, made_plain, weigh_run
+from harness.judge import Evidence, Judgement, Verdict, judge, made_plain, weigh_law, weigh_run
 from harness.laws import Law, LawResult, try_law
 from harness.models import ModelPair, pair_checksums
 from harness.plugin._digits import USUAL, DigitsCase, design, pair
@@ -194,6 +194,7 @@ def judged(
         outcome = judge(Evidence(models, request, outcome, free, budget), claim, drafts)
         allowed = [budget.guided(request.guidance, models.pyramid.ramp(si), si) for si in models.pyramid]
         weigh_run([(request, outcome)], lambda request: allowed, 1)
+        weigh_law([(request, outcome)], models.target.config.V, 1)
         outcome.remarks = remarks
     if outcome.verdict is Verdict.DEFECT:
         more = outcome.count("defects") - 1

@@ -77,7 +77,7 @@ class PluginOptions:
         name = option.sdvar_implementation or OWN_DECODER
         load_factory(name)
         checkout = Path(option.sdvar_checkout) if option.sdvar_checkout else None
-        factory_options = parse_factory_options(checkout, option.sdvar_option, "sdvar-option")
+        factory_options = parse_factory_options(checkout, option.sdvar_option, "sdvar-option", option.sdvar_stub)
         pyramids = tuple(wholes(text) for text in option.sdvar_patch_nums)
         examples = EXAMPLES if option.sdvar_examples is None else option.sdvar_examples
         scope = Scope(

@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--sdvar-device", default="cpu", help="where networks live: cpu, cuda or cuda:N [cpu]")
     add("--sdvar-checkout", default="", metavar="DIR", help="folder of published code, for published:NAME")
     add("--sdvar-option", action="append", default=[], metavar="NAME=VALUE", help="for the factory; several times")
+    add("--sdvar-stub", action="append", default=[], metavar="NAME=FILE", help="in place of a module of the checkout's")
     add("--sdvar-cover", action="store_true", help="verify digits with the whole covering design, not a few settings")
     add("--sdvar-sequential", action="store_true", help="the decoder drafts nothing, and need not")
     add("--sdvar-no-items", action="store_true", help="add no items: the project has tests of its own for the laws")

@@ -43,6 +43,7 @@ class Coverage:
     diverged: int = 0  # decodes whose images went on from different scales
     together: int = 0  # decodes of several images that rejected drafts, and whose images all went on together
     apart: int = 0  # rounds with a bonus scale in such a decode
+    passed: int = 0  # rounds of the target that left it at a draft accepted whole, with a scale to come
     final: int = 0  # final rounds that drafted the last scale, which was accepted
 
     @classmethod
@@ -56,6 +57,9 @@ class Coverage:
             for turn in rounds:
                 coverage._add_round(turn)
                 coverage.apart += diverged and turn.bonus and turn.drafted > 0
+            coverage.passed += sum(
+                turn.accepted == turn.drafted > 0 < turn.target_rows and not turn.bonus for turn in rounds[:-1]
+            )
             coverage.final += bool(rounds) and rounds[-1].accepted == rounds[-1].drafted > 0 and not rounds[-1].bonus
         return coverage
 

@@ -31,6 +31,7 @@ from harness.runs._setting import COUNTS, SettingResult, row_values
 from harness.wording import count_of
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
+NO_BONUS = "bonus scales were asked for, and no draft that was accepted whole is followed by one; drop --bonus"
 UNTESTED = "contract B claims the target's law, and {}; pass more --seeds, or --laws 2 to try it on small networks"
 MOST = 600  # characters of a text from outside
 # Readable on light and dark; the verdict's word says the same as its colour.
@@ -204,11 +205,22 @@ class Verification:
     @property
     def open(self) -> list[str]:
         """Why the run as a whole proves nothing: what was noted, and a law that is claimed and was not tested."""
+        reasons = [*self.reasons, *[NO_BONUS] * self.is_without_bonus]
         if not self.is_law_untested:
-            return self.reasons
+            return reasons
         bets = [wealth for setting in self.settings for wealth in setting.bets]
         says = max(bets, key=lambda wealth: wealth.images).says() if bets else "nobody tested it"
-        return [*self.reasons, UNTESTED.format(says)]
+        return [*reasons, UNTESTED.format(says)]
+
+    @property
+    def is_without_bonus(self) -> bool:
+        """Whether settings ask for bonus scales, and a decoder went on after drafts accepted whole without any.
+
+        A covering design says it of its own; under contract C a rule may leave it at what it accepts.
+        """
+        asked = [one for one in self.settings if one.settings.bonus and one.contract is not Contract.QUALITY]
+        covered = [row.counts.covered for setting in asked for row in setting.rows if row.counts]
+        return not self.covers and any(one.passed for one in covered) and not any(one.bonus for one in covered)
 
     @property
     def inconclusive(self) -> list[str]:

@@ -151,6 +151,7 @@ class SpeculativeDecoder:
         return sorted(groups.items())
 
 
+@torch.inference_mode(False)  # so that who wraps the decoder can do anything with its tokens and f_hat
 def _trace(state: DecodeState, seconds: float) -> Trace:
     return Trace(
         tokens_BL=state.tokens_BL.clone(),  # a workspace's buffers are the next decode's

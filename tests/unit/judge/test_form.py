@@ -16,7 +16,7 @@ from harness.decoders._factory import load_factory
 from harness.errors import InputError
 from harness.judge import _form as form
 from harness.judge._form import expected_tensors as whole
-from harness.judge._form import malformed
+from harness.judge._form import made_plain, malformed
 from harness.judge._verdict import Verdict
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
@@ -108,6 +108,14 @@ def test_a_right_trace_is_well_formed():
     assert malformed(MODELS, REQUEST, RIGHT) is None
     assert malformed(MODELS, REQUEST, replace(RIGHT, rounds=[], target_calls=[], intermediates=None)) is None
     assert judged(RIGHT).verdict is Verdict.IDENTICAL
+
+
+def test_tuples_and_whole_numbers_of_numpy_are_as_good_as_lists_and_pythons():
+    rounds = tuple(tuple(replace(turn, first=np.int64(turn.first)) for turn in turns) for turns in RIGHT.rounds)
+    trace = replace(RIGHT, rounds=rounds, target_calls=tuple(np.int32(count) for count in RIGHT.target_calls))
+    assert judged(trace).verdict is Verdict.IDENTICAL
+    plain, remarks = made_plain(trace)
+    assert (plain.rounds, plain.target_calls, remarks) == (RIGHT.rounds, RIGHT.target_calls, [])
 
 
 @pytest.mark.parametrize("name", WRONG)

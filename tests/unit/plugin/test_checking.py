@@ -25,6 +25,7 @@ from harness.plugin._checking import (
 from harness.plugin._digits import design, pair
 from harness.plugin._options import PluginOptions
 from harness.protocol._contract import Contract
+from harness.reference.sequential import sample_sequential
 
 QUERY = next(law for law in LAWS if law.id == "positions.query")
 REQUEST = Request((3,), seed=1)
@@ -33,7 +34,7 @@ REQUEST = Request((3,), seed=1)
 def asked(name: str = "harness:build_decoder", known: dict[str, str] | None = None, **more: object) -> PluginOptions:
     options = {
         "implementation": name, "known_failures": "", "report": "", "examples": 2, "seed": 0, "shrink_seconds": 0.0,
-        "patch_nums": ["1,2"], "dtype": "", "device": "cpu", "checkout": "", "option": [], "cover": False,
+        "patch_nums": ["1,2"], "dtype": "", "device": "cpu", "checkout": "", "option": [], "stub": [], "cover": False,
         "sequential": False, **more,
     }  # fmt: skip
     return replace(
@@ -170,6 +171,15 @@ def test_a_decoder_that_writes_into_the_pair_is_told():
     own = replace(pair(), draft=replace(pair().draft, weights={k: v.clone() for k, v in weights.items()}))
     with pytest.raises(DefectFound, match=r"wrote into draft\.head\.bias"):
         judged(own, Writer(own), REQUEST, drafts=False)
+
+
+def test_tokens_that_do_not_follow_the_claimed_law_are_told():
+    models, request = pair(), Request((0, 1, 2, 3), 5)
+    other = sample_sequential(models.target, models.vae, replace(request, cfg=0.0), models.noise(request)).tokens_BL
+    trace = sample_sequential(models.target, models.vae, request, models.noise(request), other)
+    with pytest.raises(DefectFound, match="component law"):
+        judged(models, replace(trace, tokens_BL=other), request, "B", drafts=False)
+    assert judged(models, reference(models, request), request, "B", drafts=False).verdict.value == "CONSISTENT"
 
 
 def test_a_claim_weaker_than_demanded_is_refused():

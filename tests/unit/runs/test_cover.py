@@ -19,7 +19,8 @@ from harness.judge._verdict import Verdict
 from harness.models._pair import CLOSE_NOISE, ModelPair, close_pair
 from harness.mutants import state
 from harness.pool._employ import Parallelism
-from harness.protocol._decoder import Settings
+from harness.protocol._decoder import Implementation, Settings
+from harness.protocol._request import Request
 from harness.protocol._trace import Round, Trace
 from harness.runs._cover import Block, covering, plan_of, requests_for, verify_coverage_plan
 from harness.runs._decodes import Decodes, Step
@@ -27,7 +28,7 @@ from harness.runs._records import CLAIMS, Coverage
 from harness.runs._result import Verification
 from harness.runs._runfile import RunFileOptions, read_run
 from harness.speculative.sampler import build_decoder
-from tests.helpers import Layout, digits, seal_anew, tiny
+from tests.helpers import Layout, digits, seal_anew, tiny, verify_here
 
 FIVE = Layout((1, 2, 3, 4, 5))
 HERE = Terms(in_process=True)
@@ -140,6 +141,18 @@ def test_what_was_never_exercised_is_said_and_inconclusive():
     assert result.verdict is Verdict.INCONCLUSIVE
     assert "never exercised: a first drafted scale that is rejected" in result.inconclusive
     assert '"covers": true' in result.to_json()
+
+
+@pytest.mark.parametrize("ignores", [True, False])
+def test_bonus_scales_that_are_asked_for_and_ignored_are_said_where_no_design_asks(ignores: bool):
+    def factory(models: ModelPair, settings: Settings) -> Implementation:
+        return build_decoder(models, replace(settings, bonus=settings.bonus and not ignores))
+
+    models = close_pair(tiny(FIVE), 0.0)  # draft = target: whatever is drafted is accepted
+    result = verify_here(models, factory, [Settings(2, bonus=True)], [Request((0, 1))])
+    said = "bonus scales were asked for, and no draft that was accepted whole is followed by one; drop --bonus"
+    assert (said in result.inconclusive) is ignores
+    assert result.verdict is (Verdict.INCONCLUSIVE if ignores else Verdict.IDENTICAL)
 
 
 @pytest.mark.parametrize(("policy", "verdict"), [("code:2", Verdict.CONSISTENT), ("code:5", Verdict.INCONCLUSIVE)])
