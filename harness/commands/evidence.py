@@ -77,6 +77,8 @@ def evidence(networks: Networks, asked: Asked) -> None:
 
 def read_tokens(file: Path) -> Iterator[tuple[Tensor, list[int]]]:
     """Yield the tensors ``…tokens`` and ``…labels`` of every batch in a file. Raises `InputError`."""
+    import torch
+
     remedy = "write one with sdvar-harness sample --tokens FILE"
     _, tensors = read_safetensors(file, "file", remedy)
     names = [name for name in sorted(tensors) if name.rpartition("/")[2] == TOKENS]
@@ -87,6 +89,7 @@ def read_tokens(file: Path) -> Iterator[tuple[Tensor, list[int]]]:
         if labels not in tensors:
             raise InputError("file", f"{file} ({name})", f"has no {labels} beside it", remedy)
         labels_B = tensors[labels]
-        if labels_B.ndim != 1 or labels_B.dtype.is_floating_point or labels_B.dtype.is_complex:
+        odd = labels_B.dtype.is_floating_point or labels_B.dtype.is_complex or labels_B.dtype == torch.bool
+        if labels_B.ndim != 1 or odd:
             raise InputError("file", f"{file} ({name})", "must have a list of integers as labels", remedy)
         yield tensors[name], labels_B.tolist()

@@ -139,4 +139,4 @@ def _images(mean: float, variance: float, goal: float) -> float:
     if not mean > 0:
         return math.inf
     root = (FOUND * math.sqrt(variance) + math.sqrt(FOUND**2 * variance + 4 * mean * goal)) / (2 * mean)
-    return math.ceil(root * root)
+    return math.ceil(root * root) if math.isfinite(root * root) else math.inf

@@ -181,9 +181,10 @@ class LikelihoodTest:
             if not all(type(number) is int and number >= 0 for number in numbers):
                 raise ValueError("counts that no state has")
             last_L = torch.tensor(state["last"], dtype=torch.int64, device=self.models.device)
-            if len(last_L) and len(last_L) != self.models.pyramid.draws.L:
-                raise ValueError("tokens of another size")
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            L, V = self.models.pyramid.draws.L, self.models.target.config.V
+            if len(last_L) and (len(last_L) != L or not 0 <= int(last_L.min()) <= int(last_L.max()) < V):
+                raise ValueError("tokens that there are not")
+        except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
             raise InputError("file", file, f"is no state of a likelihood test ({error})", RESTART) from error
         wealth.images, wealth.batches, wealth.forbidden = numbers
         wealth.won_AT, wealth.under_3A = won, under

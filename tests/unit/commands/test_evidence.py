@@ -46,6 +46,7 @@ def test_a_decoder_that_takes_one_token_for_all_is_a_defect(tmp_path: Path, monk
         ({"other": torch.zeros(1)}, "holds no tensor named tokens"),
         ({"tokens": torch.zeros(1, 680, dtype=torch.int64)}, "has no labels beside it"),
         ({"tokens": torch.zeros(1, 680, dtype=torch.int64), "labels": torch.zeros(1)}, "must have a list of integers"),
+        ({"tokens": torch.zeros(1, 680, dtype=torch.int64), "labels": torch.tensor([True])}, "a list of integers"),
         (
             {"tokens": torch.zeros(2, 680, dtype=torch.int64), "labels": torch.tensor([0])},
             r"must be (images, 680), with a label an image (1)",

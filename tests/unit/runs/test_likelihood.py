@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,9 @@ def test_a_state_of_others_is_refused(tmp_path: Path):
         {"forbidden": 0.5},
         {"highest": "inf"},
         {"last": [1, 2]},
+        {"last": [-1] * MODELS.pyramid.draws.L},
+        {"last": [MODELS.target.config.V] * MODELS.pyramid.draws.L},
+        {"highest": 10**400},
         {"highest": None},
     ],
 )
@@ -138,6 +142,16 @@ def test_a_tampered_state_is_refused(tampered: dict[str, object], tmp_path: Path
     file.write_text(json.dumps({**json.loads(file.read_text()), **tampered}))
     with pytest.raises(InputError, match="is no state of a likelihood test"):
         LikelihoodTest(MODELS, REQUEST, file=file)
+
+
+def test_a_state_of_absurd_size_says_that_no_number_of_images_suffices(tmp_path: Path):
+    file = state(tmp_path)
+    values = json.loads(file.read_text())
+    values["under"][2] = [1e308] * len(values["under"][2])
+    file.write_text(json.dumps(values))
+    test = LikelihoodTest(MODELS, REQUEST, file=file)
+    assert math.inf in test.images_to_find().values()
+    assert str(test)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"weights": 1', b"\xff\xfe"])
