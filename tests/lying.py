@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
-from harness import ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
+from harness import ModelPair, Request, Round, SeededNoise, Settings, Trace, build_decoder
 from harness.decoders._factory import Factory
 from harness.protocol._decoder import Implementation
+from harness.protocol.pyramid import ScalePyramid
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,12 @@ def _few_rows(trace: Trace) -> None:
     trace.target_rows = [sum(turn.target_rows for turn in rounds) for rounds in trace.rounds]
 
 
-def _never_drafts(trace: Trace) -> None:
+def _never_drafts(pyramid: ScalePyramid, trace: Trace) -> None:
     trace.rounds = [
         [
-            replace(turn, first=turn.first + k, drafted=0, accepted=0, corrected=False, bonus=True, target_rows=999)
+            Round(si, 0, 0, False, True, 0, 0, pyramid.tokens(si), target_rows=999)
             for turn in rounds
-            for k in range(turn.finished)
+            for si in range(turn.first, turn.first + turn.finished)
         ]
         for rounds in trace.rounds
     ]
@@ -65,7 +67,7 @@ def _never_drafts(trace: Trace) -> None:
 def drafts_first(models: ModelPair, settings: Settings) -> Implementation:
     """Draft under a draft length of 1 alone, whatever is asked for."""
     decoder = build_decoder(models, settings)
-    return decoder if settings.draft_len == 1 else Lying(decoder, _never_drafts)
+    return decoder if settings.draft_len == 1 else Lying(decoder, partial(_never_drafts, models.pyramid))
 
 
 def bonus_ignored(models: ModelPair, settings: Settings) -> Implementation:

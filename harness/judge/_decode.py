@@ -194,7 +194,7 @@ def _first_of_final(along: Evidence, image: int, final: int) -> list[Divergence]
 
 
 def _wrong_counts(pyramid: ScalePyramid, request: Request, trace: Trace, contract: Contract) -> list[Divergence]:
-    """List the first count of every image that is too low.
+    """List the first count of every image that cannot be true: too low, or of other tokens than a round makes final.
 
     A target pass of a round computes every scale that it makes final, at least. Where every token is the target's
     (contracts A and B) it computes every position of the pyramid. Counts that a trace does not hold are not checked.
@@ -205,6 +205,11 @@ def _wrong_counts(pyramid: ScalePyramid, request: Request, trace: Trace, contrac
 
 def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract) -> str:
     rounds = trace.rounds[image] if trace.rounds else []
+    for turn in rounds:
+        final = sum(pyramid.draws.counts[turn.first : turn.first + turn.finished])
+        counted = turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens
+        if counted != final:
+            return f"the round at scale {turn.first} counts {counted} tokens in {final} that it makes final"
     passes = [turn for turn in rounds if turn.target_rows]
     for turn in passes:
         final = sum(pyramid.tokens(turn.first + k) for k in range(turn.finished))

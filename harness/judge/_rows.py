@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -154,8 +155,9 @@ def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
     rows_2lV = _of_image(actual, image, evidence.models.pyramid.draws.span(si))
     for half, own in enumerate((known[image], classes)[: len(rows_2lV)]):
         others = [label for label in labels if label != own]
-        for first in {0, turn.first if turn else si}:
-            rows_RlV = _rows_under(evidence, image, (first, si), own, others)
+        windows = {(0, si), (turn.first if turn else si, si)}
+        for window, is_input in product(sorted(windows), (True, False)):
+            rows_RlV = _rows_under(evidence, image, window, (own, *others), is_input)
             near = ((rows_RlV - rows_2lV[half]).abs() <= 2 * evidence.budget.rows).flatten(1).all(1).tolist()
             if any(near):
                 found[half] = others[near.index(True)]
@@ -163,13 +165,18 @@ def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
 
 
 @torch.inference_mode()
-def _rows_under(evidence: Evidence, image: int, window: tuple[int, int], own: int, labels: list[int]) -> Tensor:
-    """Return logits (R,l,V) of a window's last scale under each label; what is cached is under the image's own."""
+def _rows_under(
+    evidence: Evidence, image: int, window: tuple[int, int], labels: tuple[int, ...], is_input: bool
+) -> Tensor:
+    """Return logits (R,l,V) of a window's last scale under each label but the first one.
+
+    That is the image's own, under which is what was cached, and without `is_input` the input of scale 0, too.
+    """
     network, pyramid = evidence.models.target, evidence.models.pyramid
     (first, last), family = window, family_of(network)
-    R, K, end = len(labels), pyramid.begin(first), pyramid.end(last)
+    R, K, end = len(labels) - 1, pyramid.begin(first), pyramid.end(last)
     tokens_1L = evidence.actual.tokens_BL[image : image + 1]
-    every = torch.tensor([own, *labels], device=network.device)
+    every = torch.tensor(labels, device=network.device)
     condition = family.condition(network, evidence.request, every).rows(torch.arange(R + 1, device=network.device))
     pair = family.condition(network, evidence.request, every[:1])
     xs, _ = prefix_inputs(network, evidence.models.vae, pair, tokens_1L, last + 1)
@@ -183,7 +190,7 @@ def _rows_under(evidence: Evidence, image: int, window: tuple[int, int], own: in
         cache.layers = {i: (k.repeat(R, 1, 1, 1), v.repeat(R, 1, 1, 1)) for i, (k, v) in cache.layers.items()}
     others = condition.rows(torch.arange(1, R + 1, device=network.device))
     x_RnD = x_1nD[:, K:].repeat(R, 1, 1)
-    if first == 0:
+    if first == 0 and is_input:
         x_RnD[:, :1] = family.input(network, others, None, 0)
     hidden_RnD = network.hidden(x_RnD, others, cache, mask_11nn[:, :, K:], family.positions(network, first, last))
     return network.logits(hidden_RnD[:, pyramid.begin(last) - K :], others)

@@ -108,7 +108,7 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
     return cases
 
 
-@law(LAWS, "rules.recount", "decode", "trace")
+@law(LAWS, "rules.recount", "counts")
 def recount(subject: Subject, case: Case) -> bool:
     """Calls and rows of both networks are those that a spy in the network counts."""
     spies = {name: _Spy(getattr(case.models, name), Counter()) for name in ("draft", "target")}

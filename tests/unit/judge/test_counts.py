@@ -44,6 +44,14 @@ def test_a_pass_computes_every_position_that_it_makes_final(contract: Contract):
     assert found([[BOTH, LAST], [BOTH, replace(LAST, target_rows=8)]], contract) == [(1, said)]
 
 
+@pytest.mark.parametrize("contract", list(Contract))
+def test_a_round_counts_every_token_that_it_makes_final_once(contract: Contract):
+    said = "the round at scale 2 counts 10 tokens in 9 that it makes final"
+    assert found([[BOTH, replace(LAST, accepted_tokens=9)]], contract) == [(0, said)]
+    said = "the round at scale 0 counts 4 tokens in 5 that it makes final"
+    assert found([[replace(BOTH, accepted_tokens=4), LAST]], contract) == [(0, said)]
+
+
 @pytest.mark.parametrize("contract", [Contract.TOKENS, Contract.LAW])
 def test_a_target_that_decides_everything_computes_everything(contract: Contract):
     assert found([[BOTH, ALONE]], contract) == [

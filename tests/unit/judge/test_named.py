@@ -190,6 +190,26 @@ def test_rows_of_the_cache_at_another_images_place_are_told_from_a_mask():
     assert re.search(r"where the unconditional .*rows of the cache are those of image \d of the batch", detail)
 
 
+class OtherCondition:
+    """A network whose blocks and head have another image's condition; its inputs are right."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def condition(self, label_R: Tensor) -> Condition:
+        own, B = self.inner.condition(label_R), len(label_R) // 2
+        rows = torch.tensor([0] * B + list(range(B, 2 * B)))
+        return replace(own.rows(rows), cond_RD=own.cond_RD)
+
+
+def test_a_condition_of_another_image_behind_right_inputs_is_called_condition():
+    component, detail = first(within(nullcontext, lambda m: replace(m, target=OtherCondition(m.target))))
+    assert (component, detail[:31]) == ("condition", "the conditional rows of scale 0")
+
+
 class ShortHead:
     """A network whose head gets hidden states of fewer bits."""
 
