@@ -8,9 +8,11 @@ from dataclasses import replace
 import torch
 
 from harness.judge import require
+from harness.laws._allowed import require_draws
 from harness.laws._case import Case
-from harness.laws._law import Law, Subject, law
+from harness.laws._law import Law, NotOffered, Subject, law
 from harness.protocol import Contract, Request
+from harness.speculative.sampler import SpeculativeDecoder
 
 LAWS: list[Law] = []
 
@@ -85,3 +87,17 @@ def images(subject: Subject, case: Case) -> bool:
         return replace(request, images=tuple(step + image for image in request.image_ids))
 
     return _changes(subject, case, "image addresses", lambda request, _: [moved(request, step) for step in (50, 300)])
+
+
+@law(LAWS, "sensitivity.scales", "filter_logits", contract=Contract.TOKENS)
+def scales(subject: Subject, case: Case) -> bool:
+    """Each scale is drawn through its own filter, where a request has one a scale; a window has several."""
+    if not isinstance(subject.decoder(case), SpeculativeDecoder):
+        raise NotOffered("nobody else's decoder is asked for filters by scale")
+    request = case.request
+    for first in range(2):
+        filters = tuple((0, 0.0) if (si + first) % 2 else (1 + case.seed % case.V, 0.7) for si in case.pyramid)
+        request = replace(request, top_k=0, top_p=0.0, filters=filters)
+        where = f"filters of every other scale from {first} on"
+        require_draws(case, request, subject.decode(case, request).tokens_BL, case.sequential(request).tokens_BL, where)
+    return case.pyramid.S > 1

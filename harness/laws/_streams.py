@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +12,9 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._enumeration import chi_square
-from harness.laws._law import Law, Subject, law
+from harness.laws._law import Law, NotOffered, Subject, law
 from harness.laws._oracle import noting
-from harness.protocol import ORDERS, NoiseOrder, Request
+from harness.protocol import ORDERS, Contract, NoiseOrder, Request
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 
@@ -117,6 +119,23 @@ def used(subject: Subject, case: Case) -> bool:
             foreign = [u for u in u_Bn.flatten().tolist() if u not in uniform]
             require(not foreign, f"an acceptance test was given {foreign[:4]}, which the noise does not hold")
     return bool(raced)
+
+
+@law(LAWS, "streams.once", "noise", policies=("rejection",))
+def once(subject: Subject, case: Case) -> bool:
+    """Under contract B no number decides twice: where a token was rejected, the draw in its place takes fresh ones.
+
+    With a draft length of 1, so that no scale is drafted twice.
+    """
+    raced, case = list[Tensor](), replace(case, draft_len=1, bonus=False)
+    decoder: Any = subject.spied(case, draw=noting(raced, 1))
+    if decoder.contract != Contract.LAW:
+        raise NotOffered("tokens follow the numbers")
+    decoder.decode(case.request, case.noise())
+    rows = [row_V.tobytes() for E_BnV in raced for row_V in E_BnV.flatten(0, 1).float().cpu().numpy()]
+    twice = len(rows) - len(set(rows))
+    require(not twice, f"{twice} of {len(rows)} draws take numbers that another one took")
+    return len(raced) > case.pyramid.S
 
 
 @law(LAWS, "streams.starts", "noise")

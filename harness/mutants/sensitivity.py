@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from harness.mutants._mutant import Mutant, asked_for, labelled
+from harness.decoders import Factory
+from harness.mutants._mutant import Mutant, asked_for, labelled, patched
+from harness.protocol import Request
 
 SEED = Mutant("sensitivity.seed", "the seed is ignored", "a generator seeded once for good", asked_for(seed=0))
 SEED_BITS = Mutant("sensitivity.seed-bits", "the seed is cut to 32 bits", "another library's type of seeds",
@@ -22,3 +24,18 @@ ADDRESSES = Mutant("sensitivity.addresses", "the images' noise addresses are ign
     "an index in the batch taken for the image", asked_for(images=None))  # fmt: skip
 SHIFTED = Mutant("sensitivity.low-addresses", "addresses are taken modulo 10", "one digit of a counter",
     asked_for(images=lambda request: tuple(image % 10 for image in request.image_ids)))  # fmt: skip
+
+
+def _one_filter(at: int) -> Factory:
+    """Draw all scales through the filter of one."""
+
+    def chosen(request: Request, si: int) -> tuple[int, float]:
+        return request.filters[at] if request.filters else (request.top_k, request.top_p)
+
+    return patched({"harness.protocol._request:Request.filter": chosen})
+
+
+FIRST_FILTER = Mutant("sensitivity.first-filter", "all scales have the first one's filter", "a filter read once",
+    _one_filter(0))  # fmt: skip
+LAST_FILTER = Mutant("sensitivity.last-filter", "all scales have the last one's filter", "a loop's variable, after it",
+    _one_filter(-1))  # fmt: skip

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from harness.mutants._mutant import Mutant, arguments_of, patched, result_of
-from harness.protocol.noise import ACCEPT, TOKEN, SeededNoise, _Chain
+from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, SeededNoise, _Chain
+from harness.speculative import Window
 
 _NOISE = "harness.protocol.noise:"
 
@@ -77,4 +78,13 @@ BENT = Mutant("streams.bent", "a window's exponentials are clamped at 0.05", "an
 BENT_ACCEPT = Mutant(
     "streams.bent-accept", "acceptance numbers are rounded to hundredths in the decoder", "numbers through a log file",
     patched(result_of("harness.speculative._accept:Window.uniform", lambda u_bn, *at: (u_bn * 100).floor() / 100)),
+)  # fmt: skip
+_EXPONENTIAL = Window.exponential
+AGAIN = Mutant("streams.again", "a rejected token is drawn again with the draft's own numbers",
+    "the same generator for both draws", patched({"harness.speculative._accept:Window.exponential":
+    lambda window, stream: _EXPONENTIAL(window.read_as("draft"), DRAFT) if stream == CORRECT
+    else _EXPONENTIAL(window, stream)}))  # fmt: skip
+SHARED_REDRAW = Mutant("streams.shared-redraw", "every second draw after a rejection has its neighbour's numbers",
+    "an index halved", patched(result_of("harness.speculative._accept:Window.exponential",
+    lambda E_bnV, window, stream: E_bnV[:, torch.arange(E_bnV.shape[1]) // 2 * 2] if stream == CORRECT else E_bnV)),
 )  # fmt: skip
