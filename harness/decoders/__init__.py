@@ -4,6 +4,7 @@ from harness.decoders._crash import crashed_part
 from harness.decoders._factory import (
     OWN_DECODER,
     Factory,
+    attribute_of,
     build_by_factory,
     factory_name,
     is_own_decoder,

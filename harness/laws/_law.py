@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.decoders import Factory, OutOfTimeError, build_by_factory, crashed_part
+from harness.decoders import Factory, OutOfTimeError, attribute_of, build_by_factory, crashed_part
 from harness.errors import HarnessError, InputError, StopSignal
-from harness.judge import Broken, differences, require
+from harness.judge import Broken, differences, made_plain, require
 from harness.laws._case import Case, forget_models
 from harness.models import ModelPair, pair_checksums
 from harness.protocol import Contract, Implementation, Intermediates, Request, Round, Trace
@@ -78,6 +78,30 @@ class NotOffered(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True)
+class _Plain:
+    """A decoder without parts as `verify` takes it: what raises is not there, and its traces hold plain values."""
+
+    inner: Implementation
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the decoder."""
+        value = self if name.startswith("__") else attribute_of(self.inner, name, self)
+        if value is self:
+            raise AttributeError(name)
+        return value
+
+    @property
+    def contract(self) -> str:
+        """What it claims."""
+        return self.inner.contract
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        """Decode."""
+        trace = self.inner.decode(request, noise)
+        return made_plain(trace)[0] if isinstance(trace, Trace) else trace
+
+
+@dataclass(frozen=True)
 class Subject:
     """A decoder under test."""
 
@@ -95,7 +119,8 @@ class Subject:
         settings = replace(case.settings, options=self.options)
         if draft_len:
             settings = replace(settings, draft_len=draft_len)
-        return build_by_factory(self.factory, models or case.models, settings)
+        built = build_by_factory(self.factory, models or case.models, settings)
+        return built if attribute_of(built, "parts", None) is not None else _Plain(built)
 
     def follows(self, case: Case) -> bool:
         """Whether the decoder says that it follows the case's policy. Raises `InputError` where it refuses the case."""

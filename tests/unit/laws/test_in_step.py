@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from harness import ModelPair, Request, Settings, Trace, build_decoder
 from harness.laws import Case, Violation, check
+from harness.laws._law import NotOffered
 from harness.mutants._mutant import patched
 from tests import doors
 
@@ -25,6 +27,29 @@ def _less(verified: Any, window: Any, bonus: bool) -> Any:
 def test_a_batch_in_step_keeps_the_laws_of_rounds(name: str):
     for seed in range(3, 7):
         check(name, doors.lock_step, replace(CASE, seed=seed))
+
+
+class Bare:
+    """A decoder that has nothing but what it must have, and shows tuples."""
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        self._inner = build_decoder(models, settings)
+
+    contract = "token-identical"
+
+    def decode(self, request: Request, noise: Any) -> Trace:
+        made = self.__dict__["_inner"].decode(request, noise)
+        return replace(made, rounds=tuple(map(tuple, made.rounds)), target_calls=tuple(made.target_calls))
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"no {name}")
+
+
+def test_laws_take_a_decoder_as_verify_does():
+    for name in ("acceptance.token-identical", "batch.rounds"):
+        check(name, Bare, replace(CASE, bonus=False))
+    with pytest.raises(NotOffered, match="which rule it follows"):
+        check("rules.oracle", Bare, CASE)
 
 
 @pytest.mark.parametrize("name", ["batch.rounds", "acceptance.honest"])
