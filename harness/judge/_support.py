@@ -13,6 +13,7 @@ from harness.judge._evidence import Evidence
 from harness.judge._race import filter_survivors
 from harness.judge._suspects import round_of
 from harness.judge._verdict import Divergence, Judgement
+from harness.protocol import Request
 
 MOST_RECORDS = 1000  # forbidden tokens of one decode that are described one by one
 NUMBERS = 2**24  # of logits that are filtered at a time
@@ -22,44 +23,45 @@ def judge_support(evidence: Evidence, judgement: Judgement) -> None:
     """Call every forbidden token wrong; `evidence.expected` is along the decoder's tokens. Effects: on `judgement`."""
     request = evidence.request
     labels = request.labels or evidence.numbers.labels(evidence.models.target.config.classes).tolist()
-    if request.top_k <= 0 and request.top_p <= 0:
-        return
-    of_filter = ", ".join(f"{name}={getattr(request, name):g}" for name in ("top_k", "top_p") if getattr(request, name))
     places = [place for si in evidence.models.pyramid for place in _forbidden(evidence, si)]
     judgement.wrong_tokens = len(places)
     judgement.unclaimed -= len(places)
     judgement.unlisted = max(0, len(places) - MOST_RECORDS)
-    for si, row, position in places[:MOST_RECORDS]:
-        component, detail = _part(evidence, row, si, of_filter)
-        actual, expected = (int(side.tokens_BL[row, position]) for side in (evidence.actual, evidence.expected))
+    for si, row, draw in places[:MOST_RECORDS]:
+        component, detail = _part(evidence, row, si)
+        actual, expected = (int(side.tokens_BL[row, draw]) for side in (evidence.actual, evidence.expected))
+        position, channel = evidence.models.pyramid.place(draw)
         where = *request.addresses[row], labels[row], si, position
-        judgement.defects.append(Divergence(component, detail, *where, actual, expected))
+        judgement.defects.append(Divergence(component, detail, *where, actual, expected, channel=channel))
 
 
 @torch.inference_mode()
 def _forbidden(evidence: Evidence, si: int) -> list[tuple[int, int, int]]:
-    """Return (scale, row, position) of every token of a scale that may not be drawn."""
-    span = evidence.models.pyramid.span(si)
+    """Return (scale, row, draw) of every token of a scale that may not be drawn."""
+    span, request = evidence.models.pyramid.draws.span(si), evidence.request.at(si)
+    if request.top_k <= 0 and request.top_p <= 0:
+        return []
     logits_NV = evidence.expected.shown.guided_BLV[:, span].flatten(0, 1)
     token_N = evidence.actual.tokens_BL[:, span].flatten()
     # either side is as far as this from the exact logits, so they are twice as far from each other
     error = 2 * evidence.allowance(si).logits
     some = max(1, NUMBERS // logits_NV.shape[1])
     pieces = zip(logits_NV.split(some), token_N.split(some), strict=True)
-    gone_N = torch.cat([_gone(logits_nV, token_n, evidence, error) for logits_nV, token_n in pieces])
+    gone_N = torch.cat([_gone(logits_nV, token_n, request, error) for logits_nV, token_n in pieces])
     places = torch.nonzero(gone_N.view(evidence.request.B, -1)).tolist()
     return [(si, row, span.start + at) for row, at in places]
 
 
-def _gone(logits_nV: Tensor, token_n: Tensor, evidence: Evidence, error: float) -> Tensor:
+def _gone(logits_nV: Tensor, token_n: Tensor, request: Request, error: float) -> Tensor:
     error_n1 = torch.full((len(token_n), 1), error, dtype=torch.float64, device=token_n.device)
-    possible_nV, _ = filter_survivors(logits_nV.double(), evidence.request, error_n1)
+    possible_nV, _ = filter_survivors(logits_nV.double(), request, error_n1)
     return ~possible_nV.gather(1, token_n[:, None])[:, 0]
 
 
-def _part(evidence: Evidence, row: int, si: int, of_filter: str) -> tuple[str, str]:
+def _part(evidence: Evidence, row: int, si: int) -> tuple[str, str]:
     """Return the component that let a token pass, and why it is wrong."""
-    turn = round_of(evidence, row, si)
+    turn, request = round_of(evidence, row, si), evidence.request.at(si)
+    of_filter = ", ".join(f"{name}={getattr(request, name):g}" for name in ("top_k", "top_p") if getattr(request, name))
     accepted = turn is not None and si < turn.first + turn.accepted
     word = "the draft's token is accepted, and" if accepted else "the token"
     return "accept" if accepted else "draw", f"{word} has probability 0 under the target's {of_filter}"

@@ -154,3 +154,13 @@ def test_the_laws_find_another_law():
     assert found(biased).verdict is Verdict.INCONCLUSIVE
     assert found(biased, Terms(in_process=True, laws=2)).verdict is Verdict.DEFECT
     assert found(rejection, Terms(in_process=True, laws=2)).verdict is Verdict.CONSISTENT
+
+
+def test_filters_by_scale_stand_in_the_place_of_the_others():
+    nothing, narrow = (0, 0.0), (3, 0.0)
+    one_scale = {"filters": (nothing, narrow, nothing)}
+    assert found(rejection, top_k=1, **one_scale).verdict is Verdict.INCONCLUSIVE  # nobody tested the law
+    wrong = found(own_tokens, **one_scale)
+    assert wrong.verdict is Verdict.DEFECT
+    defects = [each for judgement in wrong.settings[0].judgements for each in judgement.defects]
+    assert {each.scale for each in defects if "top_k=3" in each.detail} == {1}
