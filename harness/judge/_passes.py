@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.judge._evidence import Evidence
-from harness.judge._rounded import SHORT
+from harness.judge._rounded import SHORT, rounded
 from harness.judge._suspects import drafted, round_of
 from harness.models.network import Condition
 from harness.protocol import Round
@@ -233,11 +233,6 @@ def _not_rolled_back(made: TargetPass, image: int) -> Iterator[tuple[str, Growin
             before = list(passes(made.evidence, image, turn.first))
             before[min(1, len(before) - 1)].hidden(cache=cache)
         yield clause, cache
-
-
-def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor of its own dtype in the numbers of a shorter one."""
-    return tensor.to(dtype).to(tensor.dtype)
 
 
 def _put(tensor: Tensor, other: Tensor, span: slice) -> Tensor:

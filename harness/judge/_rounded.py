@@ -100,8 +100,8 @@ def _modes(models: ModelPair) -> Iterator[tuple[str, ModelPair, Any]]:
         passes = cast(Network, _Passes(models.target, autocast))
         yield f"{word} (autocast)", replace(models, target=passes), nullcontext()
         yield word, replace(short, vae=models.vae.to(device, dtype)), nullcontext()
-        kept = cast(Network, _ShortCache(models.target, dtype))
-        yield f"{word} (keys and values)", replace(models, target=kept), nullcontext()
+        passes = cast(Network, _Passes(models.target, nullcontext(), dtype))
+        yield f"{word} (keys and values)", replace(models, target=passes), nullcontext()
     yield "TF32", models, _ShortOperands()
 
 
@@ -111,6 +111,7 @@ class _Passes:
 
     network: Network
     context: AbstractContextManager[Any]
+    kept: torch.dtype | None = None  # of keys and values, where that is another
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)
@@ -120,8 +121,9 @@ class _Passes:
         positions: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Run the blocks."""
+        kept = _ShortCache(cache, self.kept) if self.kept else cache
         with self.context:
-            return self.network.hidden(x_RnD, condition, cache, mask_11nK, positions)
+            return self.network.hidden(x_RnD, condition, kept, mask_11nK, positions)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Run the head."""
@@ -131,28 +133,14 @@ class _Passes:
 
 @dataclass(frozen=True)
 class _ShortCache:
-    """A network whose keys and values are rounded as they are kept, and whose cache is one, too."""
+    """A cache of rounded keys and values."""
 
-    network: Any  # or a cache
+    cache: Cache
     dtype: torch.dtype
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.network, name)
-
-    def hidden(
-        self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
-        positions: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Run the blocks."""
-        kept = _ShortCache(cache, self.dtype)
-        hidden: Tensor = self.network.hidden(x_RnD, condition, kept, mask_11nK, positions)
-        return hidden
-
-    def extend(self, layer: int, *keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
         """Round what is appended."""
-        short = (each.to(self.dtype).to(each.dtype) for each in keys_and_values)
-        extended: tuple[Tensor, Tensor] = self.network.extend(layer, *short)
-        return extended
+        return self.cache.extend(layer, rounded(k_RHnc, self.dtype), rounded(v_RHnc, self.dtype))
 
 
 class _ShortOperands(TorchFunctionMode):
@@ -163,6 +151,11 @@ class _ShortOperands(TorchFunctionMode):
         if func in PRODUCTS:
             args = tuple(_short(each) if isinstance(each, Tensor) else each for each in args)
         return func(*args, **(kwargs or {}))
+
+
+def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor of its own dtype in the numbers of a shorter one."""
+    return tensor.to(dtype).to(tensor.dtype)
 
 
 def _short(operand: Tensor) -> Tensor:
