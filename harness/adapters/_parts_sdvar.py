@@ -41,10 +41,7 @@ THRESHOLD = 0.5  # that acceptance is asked with, where it takes one
 def examine_parts(decoder: Sampler, request: Request, budget: Budget) -> list[PartLaw]:
     """Ask every law of every part of a decoder that is made of published code; return a row a law.
 
-    Args:
-        decoder: its SDVAR object is asked, where it has one, and the methods of the parallel decode, where that is it.
-        request: labels and guidance of what the parts are asked.
-        budget: how far rounding may move a number, measured before the code was built.
+    Its SDVAR object is asked, where it has one, and the methods of the parallel decode, where that is it.
     """
     probe = Probe.of(decoder, request, budget)
     if decoder.loop is not None:

@@ -70,15 +70,9 @@ class FileKind:
 
     @contextmanager
     def reading(self, path: Path, name: str = "run", again: bool = False) -> Iterator[sqlite3.Connection]:
-        """Open a file to read it, of a run that goes on, too.
+        """Open a file to read it, of a run that goes on, too; `again` where its seals were looked at already.
 
-        Args:
-            path: the file.
-            name: what it is to the user.
-            again: its seals were looked at already.
-
-        Raises:
-            InputError: it is none, of another kind or schema, damaged, or not as it was written.
+        Raises `InputError` where it is none, of another kind or schema, damaged, or not as it was written.
         """
         refuse_other(path, name, ("sqlite",), self.remedy)
         with self.readable(path, name), closing(_opened(path)) as base:

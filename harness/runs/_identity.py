@@ -112,11 +112,9 @@ def weights_of(models: ModelPair) -> dict[str, str]:
 
 
 def code_of(implementation: str, checkout: str = "") -> CodeIdentity:
-    """Return what the code of a decoder is.
+    """Return what the code of a decoder is; of a factory that nobody finds nothing but the name is known.
 
-    Args:
-        implementation: ``package.module:factory``; of a name that nobody finds nothing but the name is known.
-        checkout: folder of the code that the factory puts under test, which is part of the source; its commit counts.
+    The checkout that a factory puts under test is part of the source, and its commit counts.
     """
     module = _place(implementation.partition(":")[0]) if not implementation.startswith(f"{PUBLISHED_PREFIX}:") else None
     places = [place for place in (module, Path(checkout) if checkout else None) if place is not None]

@@ -31,15 +31,10 @@ def origin_mark(texts: Sequence[str]) -> str:
 
 
 def check_trusted(path: Path, named: Sequence[tuple[str, str]], given: Sequence[Path | None]) -> None:
-    """Refuse to run what somebody else's file names.
+    """Refuse to run what somebody else's file names. Raises `InputError` where that is code, and not the harness's.
 
-    Args:
-        path: the file.
-        named: factory and checkout of the decoder, and of the one in the reference's place.
-        given: the checkouts that the command line named for them: those are its user's own choice.
-
-    Raises:
-        InputError: it names code that is not the harness's.
+    `named` are factory and checkout of the decoder, and of the one in the reference's place; `given` the checkouts that
+    the command line named for them: those are its user's own choice.
     """
     foreign = []
     for (factory, checkout), own in zip(named, given, strict=False):

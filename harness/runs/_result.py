@@ -27,7 +27,7 @@ from harness.runs._exercised import ADALN, DTYPES, LAWS, Decode, Exercised, Obse
 from harness.runs._plan import Plan
 from harness.runs._record import DECODER, HARNESS, RunHeader
 from harness.runs._records import Coverage, JudgedRow
-from harness.runs._setting import COUNTS, SettingResult, row_values
+from harness.runs._setting import COUNTS, SettingResult, counted, counted_briefly, row_values
 from harness.wording import count_of
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
@@ -230,24 +230,12 @@ class Verification:
     @property
     def summary(self) -> str:
         """The clause that follows the verdict."""
-        totals = self.totals
-        counts = [f"{totals['identical']} identical", count_of(totals["ties"], "tie")]
-        counts.append(count_of(totals["wrong_tokens"], "wrong token"))
-        counts += [f"{totals['unclaimed']} not claimed"] if totals["unclaimed"] else []
-        return (
-            f"contract {self.contract}: {count_of(totals['images'], 'decode')}, {count_of(totals['draws'], 'draw')} "
-            f"compared, {', '.join(counts)}; {count_of(totals['wrong_tensors'], 'wrong tensor')}; "
-            f"{count_of(totals['defects'], 'defect')}"
-        )
+        return f"contract {self.contract}: {counted(self.totals)}"
 
     @property
     def short_summary(self) -> str:
         """The same clause without what is 0."""
-        totals = self.totals
-        words = (("identical", "identical"), ("ties", "tied"), ("wrong_tokens", "wrong"), ("unclaimed", "not claimed"))
-        counts = [f"{totals[name]} {word}" for name, word in words if totals[name]]
-        defects = count_of(totals["defects"], "defect")
-        return f"contract {self.contract}: {', '.join([count_of(totals['draws'], 'draw'), *counts, defects])}"
+        return f"contract {self.contract}: {counted_briefly(self.totals)}"
 
     @property
     def totals(self) -> dict[str, int]:

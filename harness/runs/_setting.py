@@ -5,6 +5,7 @@ Promise: every count is a sum over judgements.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -13,6 +14,7 @@ from harness.files import finite
 from harness.judge import Distance, Divergence, Judgement, Verdict, Wealth, worst_verdict
 from harness.protocol import Contract, Request, Settings
 from harness.runs._records import JudgedRow
+from harness.wording import count_of
 
 # What a run counts, as results name it: draws = identical + ties + wrong_tokens + unclaimed.
 COUNTS = ("images", "draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")
@@ -141,3 +143,21 @@ def row_values(row: JudgedRow, request: Request) -> dict[str, object]:
         "seconds": row.seconds,
         "reference_seconds": row.reference_seconds,
     }
+
+
+def counted(totals: Mapping[str, int]) -> str:
+    """Return every count of `COUNTS` in words."""
+    counts = [f"{totals['identical']} identical", count_of(totals["ties"], "tie")]
+    counts.append(count_of(totals["wrong_tokens"], "wrong token"))
+    counts += [f"{totals['unclaimed']} not claimed"] if totals["unclaimed"] else []
+    return (
+        f"{count_of(totals['images'], 'decode')}, {count_of(totals['draws'], 'draw')} compared, {', '.join(counts)}; "
+        f"{count_of(totals['wrong_tensors'], 'wrong tensor')}; {count_of(totals['defects'], 'defect')}"
+    )
+
+
+def counted_briefly(totals: Mapping[str, int]) -> str:
+    """Return the same without what is 0."""
+    words = (("identical", "identical"), ("ties", "tied"), ("wrong_tokens", "wrong"), ("unclaimed", "not claimed"))
+    counts = [f"{totals[name]} {word}" for name, word in words if totals[name]]
+    return ", ".join([count_of(totals["draws"], "draw"), *counts, count_of(totals["defects"], "defect")])

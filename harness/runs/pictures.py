@@ -79,12 +79,8 @@ def pictures(
 ) -> list[Picture]:
     """Return the pictures of a decode that are worth keeping.
 
-    None of a decode whose trace has no form, since nothing of it can be trusted to be an image.
-
-    Args:
-        place: task and setting.
-        along: the decode, beside the reference on its own tokens.
-        f_hat_BCPP: of the reference's free run: the image that sequential decoding gives.
+    None of a decode whose trace has no form, since nothing of it can be trusted to be an image. `place` is task and
+    setting, and `f_hat_BCPP` that of the reference's free run: the image that sequential decoding gives.
     """
     if not judgement.draws or not best.most:
         return []

@@ -177,16 +177,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def build_decoder(models: ModelPair, settings: Settings, observer: Observer | None = None) -> SpeculativeDecoder:
-    """Build the speculative decoder.
-
-    Args:
-        models: draft, target and VQ-VAE.
-        settings: how to speculate.
-        observer: debug tools; None = off.
-
-    Raises:
-        InputError: settings that do not exist or do not fit the networks.
-    """
+    """Build the speculative decoder. Raises `InputError` for settings that do not exist or do not fit the networks."""
     options = DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy), graphs=settings.graphs)
     return SpeculativeDecoder(models.compiled() if settings.compiled else models, options, observer=observer)
 
@@ -194,13 +185,7 @@ def build_decoder(models: ModelPair, settings: Settings, observer: Observer | No
 def build_sequential(models: ModelPair, network: Network, graphs: bool = False) -> SpeculativeDecoder:
     """Build sequential decoding by one network out of the same parts: it stands in the draft's place, and is trusted.
 
-    Args:
-        models: whose VQ-VAE and name it takes.
-        network: the one that decides; compiled or not.
-        graphs: record and replay device work.
-
-    Raises:
-        InputError: graphs on another device than the first CUDA device.
+    Raises `InputError` for graphs on another device than the first CUDA device.
     """
     trusted = parse_policy(f"handoff:{models.pyramid.S}")
     alone = replace(models, draft=network, target=network)
