@@ -36,8 +36,7 @@ REMEDY = "pass --checkout DIR, a folder that holds the packages models and dist"
 class Checkout:
     """One checkout, imported: a folder that holds the top-level packages ``models`` and ``dist``.
 
-    Raises:
-        InputError: it is not there, or its ``models/var.py`` cannot be imported.
+    Raises `InputError`: it is not there, or its ``models/var.py`` cannot be imported.
 
     Effects: runs the checkout's own code, output silenced.
     """

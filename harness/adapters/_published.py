@@ -32,8 +32,7 @@ class Published:
     `options` are those of a factory: ``init.NAME`` is an argument of VAR's constructor, ``stub.NAME`` a file in a
     module's place. `remarks` says which arguments nobody gave, where they may matter.
 
-    Raises:
-        InputError: see `Checkout`, `build_network`; or the pair is of another dtype.
+    Raises `InputError`: see `Checkout`, `build_network`; or the pair is of another dtype.
     """
 
     def __init__(self, checkout: str | Path, models: ModelPair, options: Mapping[str, str] | None = None) -> None:

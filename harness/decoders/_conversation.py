@@ -98,8 +98,7 @@ class DecoderReply:
     def of(cls, line: bytes, seed: int = 0) -> DecoderReply:
         """Read what `line` made, or what somebody forged; `seed` is that of the request, whose defects they are.
 
-        Raises:
-            UnreadableError: it has another form.
+        Raises `UnreadableError`: it has another form.
         """
         try:
             values = json.loads(line)
@@ -123,8 +122,7 @@ class DecoderReply:
     def read_trace(self, mailbox: Mailbox) -> Trace:
         """Build the trace from plain values and copies of what lies in the mailbox; its form is the judge's to check.
 
-        Raises:
-            UnreadableError: it cannot be built.
+        Raises `UnreadableError`: it cannot be built.
         """
         tensors = mailbox.take(self.tensors)
         try:

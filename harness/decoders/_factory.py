@@ -57,8 +57,7 @@ def parse_factory_options(
 def load_factory(name: str) -> Factory:
     """Find a factory by ``package.module:attribute``, or one of `adapters.factories` by ``published:name``.
 
-    Raises:
-        InputError: the name has another form, the module cannot be imported, or the attribute is not callable.
+    Raises `InputError`: the name has another form, the module cannot be imported, or the attribute is not callable.
     """
     module_name, _, attribute = name.partition(":")
     example = f"pass --implementation {OWN_DECODER}"
@@ -102,8 +101,7 @@ def factory_name(factory: Factory) -> str:
 def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) -> Implementation:
     """Let a factory build its decoder.
 
-    Raises:
-        InputError: it refuses the settings, fails, or returns something without a known contract and `decode`.
+    Raises `InputError`: it refuses the settings, fails, or returns something without a known contract and `decode`.
     """
     name = getattr(factory, "__name__", type(factory).__name__)
     remedy = "see docs/own-decoder.md"
@@ -163,8 +161,7 @@ def declines_of(decoder: Implementation) -> list[str]:
 def pickled_factory(factory: Factory, name: str) -> bytes:
     """Return a factory as bytes: functions of a main script, lambdas and closures too.
 
-    Raises:
-        InputError: it holds what cannot be pickled, or cloudpickle is not installed.
+    Raises `InputError`: it holds what cannot be pickled, or cloudpickle is not installed.
     """
     try:
         import cloudpickle  # noqa: PLC0415  # only factories without a name need it

@@ -31,8 +31,7 @@ class Limits:
         allow_write: folders that it may write to, besides its own.
         connects: it may connect to others by TCP, a cluster's scheduler among them.
 
-    Raises:
-        InputError: no such time, memory or folder.
+    Raises `InputError`: no such time, memory or folder.
     """
 
     timeout_s: float = TIMEOUT_S

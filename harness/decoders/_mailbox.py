@@ -87,8 +87,7 @@ class Mailbox:
     def take(self, header: object) -> dict[str, Tensor]:
         """Return copies of what lies in the mailbox.
 
-        Raises:
-            UnreadableError: the header has another form, or points beyond the block.
+        Raises `UnreadableError`: the header has another form, or points beyond the block.
         """
         tensors: dict[str, Tensor] = {}
         begin = 0

@@ -58,8 +58,7 @@ TEMPORARY, CACHE = "TMPDIR", "XDG_CACHE_HOME"
 class OwnProcess:
     """One decoder a setting, in one process that is replaced when it dies; `most` images are the largest request.
 
-    Raises:
-        InputError: the factory cannot be found, refuses the settings, or its process dies while it builds.
+    Raises `InputError`: the factory cannot be found, refuses the settings, or its process dies while it builds.
 
     Effects: a process, a folder that it may write to, shared memory; `close` ends them.
     """

@@ -135,8 +135,7 @@ def run_conformance(
     Returns:
         The report; `report.verdict` is DEFECT if a law is broken.
 
-    Raises:
-        InputError: `implementation` is no factory, or an argument outside its range.
+    Raises `InputError`: `implementation` is no factory, or an argument outside its range.
     """
     factory = load_factory(implementation) if isinstance(implementation, str) else implementation
     if not callable(factory):

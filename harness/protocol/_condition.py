@@ -21,8 +21,7 @@ from harness.errors import InputError
 class Rows:
     """A condition of several rows of numbers, such as an encoded text.
 
-    Raises:
-        InputError: they are no finite float32 numbers of T >= 1 rows.
+    Raises `InputError`: they are no finite float32 numbers of T >= 1 rows.
     """
 
     numbers_TA: Tensor  # float32, on the CPU; nobody may write into it
@@ -53,8 +52,7 @@ class Rows:
 class ScaleGuidance:
     """Guidance of a family whose weights are a list: w·conditional + (1−w)·unconditional, over a temperature; 1 is off.
 
-    Raises:
-        InputError: a number is not finite, or a temperature not positive.
+    Raises `InputError`: a number is not finite, or a temperature not positive.
     """
 
     weights: tuple[float, ...]  # one a scale

@@ -41,8 +41,7 @@ class Contract(StrEnum):
     def of(cls, text: str) -> Contract:
         """Return the contract of a letter or a name.
 
-        Raises:
-            InputError: neither.
+        Raises `InputError`: neither.
         """
         for contract in cls:
             if text in (contract.letter, contract.value):

@@ -62,8 +62,7 @@ class Request:
         scale_guidance: guidance by scale in place of `cfg`, for a family that reads it.
         filters: (top_k, top_p) of every scale in place of those of all.
 
-    Raises:
-        InputError: a parameter is outside its range.
+    Raises `InputError`: a parameter is outside its range.
     """
 
     labels: tuple[int, ...] | None
@@ -167,8 +166,7 @@ class Request:
             classes: number of classes of the networks; the label `classes` itself is unconditional.
             V: codebook size.
 
-        Raises:
-            InputError: a label or top_k is out of range.
+        Raises `InputError`: a label or top_k is out of range.
         """
         for label in self.labels or ():
             if not 0 <= label <= classes:
@@ -199,8 +197,7 @@ class Request:
     def only(self, rows: list[int]) -> Request:
         """Return the request for the images at `rows` alone, their noise addresses kept ("image" order).
 
-        Raises:
-            InputError: in "batch" order, where an image's noise depends on the whole batch.
+        Raises `InputError`: in "batch" order, where an image's noise depends on the whole batch.
         """
         if self.order != "image" or self.labels is None:
             raise InputError("order", self.order, "an image stands alone in image order only", "pass --noise image")

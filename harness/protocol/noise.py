@@ -62,8 +62,7 @@ class Ledger:
     def enter(self, si: int, stream: str, reader: str) -> None:
         """Note one reading.
 
-        Raises:
-            NoiseError: the ledger is exclusive and somebody else read this address before.
+        Raises `NoiseError`: the ledger is exclusive and somebody else read this address before.
         """
         readers = self.readers.setdefault((si, stream), [])
         if self.exclusive and readers and reader not in readers:
@@ -144,8 +143,7 @@ class RecordedNumbers:
     def rows(self, request: Request, si: int, stream: str) -> Tensor:
         """Return the numbers of another request's images, which are among those recorded.
 
-        Raises:
-            NoiseError: they were not recorded.
+        Raises `NoiseError`: they were not recorded.
         """
         name, known = f"{stream}/{si}", self.request.addresses
         missing = name not in self.tensors or not set(request.addresses) <= set(known)
@@ -207,8 +205,7 @@ class SeededNoise:
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
         """Return E_BlV ~ Exp(1), float32, of scale `si`. Effects: one entry in the ledger.
 
-        Raises:
-            NoiseError: stream ACCEPT, which holds one uniform number a token.
+        Raises `NoiseError`: stream ACCEPT, which holds one uniform number a token.
         """
         if stream == ACCEPT:
             raise NoiseError(f"stream={ACCEPT}: holds one uniform number a token; read it with uniform")

@@ -69,8 +69,7 @@ class ScalePyramid(Runs):
         sides: (h, w) of every scale, in place of `patch_nums`: any rectangles, the first one a single position.
         channels: N, draws a position.
 
-    Raises:
-        InputError: the sides break the rules above.
+    Raises `InputError`: the sides break the rules above.
 
     Source: spec §1.
     """

@@ -28,8 +28,7 @@ def joint_law(models: ModelPair, request: Request) -> JointLaw:
         models: float64, small.
         request: one image.
 
-    Raises:
-        InputError: several images, or more than `MOST` outcomes.
+    Raises `InputError`: several images, or more than `MOST` outcomes.
 
     Source: spec §7.
     """

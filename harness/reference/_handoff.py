@@ -62,8 +62,7 @@ def sample_handoff(
     Returns:
         A trace with all intermediates; `x_RLD` are the target's inputs, at the draft's scales too.
 
-    Raises:
-        InputError: a label or top_k that the networks do not have.
+    Raises `InputError`: a label or top_k that the networks do not have.
     """
     start = time.perf_counter()
     pyramid, entry = models.pyramid, min(hand_off.entry, models.pyramid.S)

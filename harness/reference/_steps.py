@@ -32,8 +32,7 @@ def hand_off_mask(pyramid: ScalePyramid, entry: int, sd_mask: int, device: torch
         device: of the result.
         dtype: of the result.
 
-    Raises:
-        InputError: sd_mask outside 1..5.
+    Raises `InputError`: sd_mask outside 1..5.
 
     Source: spec §5 and §8.
     """

@@ -149,8 +149,7 @@ def sample_sequential(
     Returns:
         A trace with all intermediates.
 
-    Raises:
-        InputError: a label or top_k that the network does not have.
+    Raises `InputError`: a label or top_k that the network does not have.
 
     Source: spec §7.
     """

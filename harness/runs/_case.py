@@ -107,8 +107,7 @@ class KeptCase:
 def cases_of(path: Path) -> list[KeptCase]:
     """Return the defects of a run file: the first of every request and setting that has one, setting by setting.
 
-    Raises:
-        InputError: it is no run file, or of a run that was not asked what it is of.
+    Raises `InputError`: it is no run file, or of a run that was not asked what it is of.
     """
     run, rows = read_run(path, "file")
     if run.record.identity is None:
@@ -130,8 +129,7 @@ def cases_of(path: Path) -> list[KeptCase]:
 def of_checkouts(case: KeptCase, checkouts: Sequence[Path | None]) -> KeptCase:
     """Return the case with its published code elsewhere: the decoder's, and that in the reference's place.
 
-    Raises:
-        InputError: no such decoder has a checkout.
+    Raises `InputError`: no such decoder has a checkout.
     """
     settings = case.settings_of_both
     for side, (name, folder) in enumerate(zip(("checkout", "against_checkout"), checkouts, strict=True)):
@@ -163,8 +161,7 @@ def unlike(case: KeptCase, models: ModelPair) -> str:
 def write_bundle(case: KeptCase, models: ModelPair, path: Path) -> None:
     """Write a bundle of a case that was recorded on such uncut networks here, or read from a bundle.
 
-    Raises:
-        InputError: this machine cannot draw the case's numbers, or the file cannot be written.
+    Raises `InputError`: this machine cannot draw the case's numbers, or the file cannot be written.
     """
     why = unlike(case, models)
     if why:

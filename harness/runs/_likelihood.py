@@ -79,8 +79,7 @@ class LikelihoodTest:
             tokens_BL: integers, all scales of every image in order.
             labels: class of every image.
 
-        Raises:
-            InputError: another shape, tokens or labels that there are not; nothing of the call is counted then.
+        Raises `InputError`: another shape, tokens or labels that there are not; nothing of the call is counted then.
 
         Effects: the state's file is written.
         """

@@ -204,8 +204,7 @@ def round_numbers(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tenso
 def fetch_outcome(decision: Decision, window: Window, bonus: bool) -> Outcome:
     """Bring the numbers of a decision to the host: the round's one wait for the device.
 
-    Raises:
-        NonFiniteError: the target's logits are not finite.
+    Raises `NonFiniteError`: the target's logits are not finite.
     """
     is_finite, *counts = decision.numbers.tolist()
     if not is_finite:
