@@ -78,6 +78,8 @@ def load_factory(name: str) -> Factory:
         raise
     except BaseException as error:
         check_refused_write(error)
+        if not attribute:
+            raise InputError("implementation", name, "must read package.module:factory", example) from None
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
         raise InputError("implementation", name, rule, "run where it is importable") from None
     if not attribute:

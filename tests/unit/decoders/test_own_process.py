@@ -78,7 +78,6 @@ def test_what_a_decoder_does_to_weights_request_or_trace_is_found_out(name: str)
         ("exits", "ended with status 0"),
         ("killed", r"was killed by SIGKILL \(out of memory\?\)"),
         ("crashes_hard", "was killed by SIGSEGV"),
-        ("unspeakable", "cannot leave the decoder's process"),
         ("hoards", "allocate memory"),
         ("forges", "shape .* lies beyond the mailbox"),
         ("real_time_signal", "was killed by signal 40"),
@@ -96,6 +95,11 @@ def test_a_process_that_ends_or_lies_is_a_defect_and_the_run_goes_on(name: str, 
     assert [judgement.defects[0].component for judgement in result.settings[0].judgements] == ["process"] * 2
     found = re.search(why, first(result).detail)
     assert found, first(result).detail
+
+
+def test_a_number_of_more_digits_than_python_writes_is_a_wrong_trace():
+    assert first(apart("unspeakable")).component == "trace"
+    assert "draft_calls" in first(apart("unspeakable")).detail
 
 
 def test_a_refusal_after_a_first_success_is_no_bad_input():
