@@ -24,7 +24,7 @@ EXTRAS = (
     ("hub", "huggingface_hub", "checkpoints of a hub"),
     ("cluster", "distributed", "runs on several machines (--cluster)"),
 )
-# The default run takes so many times what sequential decoding of four digits takes: 133 measured with one thread, 147 with two.
+# The default run takes so many times what sequential decoding of four digits takes: 133 with one thread, 147 with two.
 DEFAULT_RUN = 140
 
 
