@@ -5,6 +5,7 @@ Promise: file and line are those of the decoder's own code, as far as the except
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 from harness.errors import text_of
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-PACKAGE = str(Path(__file__).parents[1])
-LAWS = str(Path(PACKAGE, "laws"))
+PACKAGE = str(Path(__file__).parents[1]) + os.sep
+LAWS = str(Path(PACKAGE, "laws")) + os.sep
 
 
 def crash_of(error: BaseException) -> str:

@@ -7,6 +7,7 @@ a name travels as bytes.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,10 +82,12 @@ def load_factory(name: str) -> Factory:
         if not attribute:
             raise InputError("implementation", name, "must read package.module:factory", example) from None
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
-        raise InputError("implementation", name, rule, "run where it is importable") from None
+        remedy = "see how it is spelt, and run in the folder where it lies"
+        raise InputError("implementation", name, rule, remedy) from None
     if not attribute:
-        own = [word for word, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
-        offers = [f"{module_name}:{word}" for word in own if callable(vars(module)[word]) and not word.startswith("_")]
+        own = {word: each for word, each in vars(module).items() if getattr(each, "__module__", "") == module_name}
+        words = sorted(own, key=lambda word: not inspect.isfunction(own[word]))  # a factory is a function, most often
+        offers = [f"{module_name}:{word}" for word in words if callable(own[word]) and not word.startswith("_")]
         remedy = f"pass one of {', '.join(offers[:MOST_OFFERED])}" if offers else f"{module_name} defines none"
         raise InputError("implementation", name, "names a module, not a factory in it", remedy)
     if not is_there:

@@ -73,8 +73,11 @@ class Evidence:
         """
         models, noise, shown = self.models, self.numbers, self.actual.intermediates
         if self.request.more_smooth and shown is not None:
-            pairs = models, models.wide()
-            run, exact = (sample_shown(pair.target, pair.vae, self.request, noise, shown) for pair in pairs)
+            own, named = self.expected.shown.named(), shown.named()
+            # the reference's own in the place of what is not finite, so that it spoils nothing else
+            finite = {name: torch.where(each.isfinite(), each, own[name].to(each)) for name, each in named.items()}
+            asked = self.request, noise, Intermediates(**finite), self.greedy
+            run, exact = (sample_shown(pair.target, pair.vae, *asked) for pair in (models, models.wide()))
             return replace(self, expected=run, exact=exact.intermediates, costs_SB3=None)
         rows = torch.nonzero((self.actual.tokens_BL != self.expected.tokens_BL).any(1)).flatten()
         if not len(rows):

@@ -86,7 +86,7 @@ def misplaced_rows(
     own_2lX = expected_RlX[rows]
     swapped = bool(((actual_2lX.flip(0) - own_2lX).abs() <= error).all())
     if swapped and bool(((own_2lX[0] - own_2lX[-1]).abs() > 2 * error).any()):
-        return WrongTensor(si, "rows", f"the halves of scale {si} are swapped: unconditional half first")
+        return WrongTensor(si, "rows", f"the inputs of scale {si} have their halves swapped: unconditional half first")
     for own, actual_lX in zip(rows, actual_2lX, strict=True):
         other = other_row(actual_lX, expected_RlX, own, B, error)
         if other is None:

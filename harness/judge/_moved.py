@@ -65,4 +65,5 @@ def _passes(evidence: Evidence, image: int, si: int) -> list[tuple[int, int]]:
     turns = [turn for turn in (evidence.actual.rounds[image] if evidence.actual.rounds else []) if turn.first <= si]
     if not turns:
         return [(k, k) for k in range(si + 1)]
-    return [(turn.first, min(si, max(turn.first, turn.first + turn.drafted + turn.bonus - 1))) for turn in turns]
+    ends = [turn.first + max(turn.drafted + turn.bonus, turn.finished, 1) - 1 for turn in turns]
+    return [(turn.first, min(si, end)) for turn, end in zip(turns, ends, strict=True)]

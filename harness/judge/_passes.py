@@ -96,10 +96,11 @@ def last_of(turn: Round, si: int, pyramid: ScalePyramid) -> int:
     """
     drafted_last = min(turn.first + turn.drafted - 1, pyramid.S - 1)
     ends = {pyramid.begin(turn.first) + turn.target_rows, turn.target_rows}
-    for last in range(max(si, drafted_last), min(drafted_last + 2, pyramid.S)):
+    least = max(si, drafted_last, turn.first + turn.finished - 1)  # a round may say less than it made final
+    for last in range(least, min(drafted_last + 2, pyramid.S)):
         if pyramid.end(last) in ends:
             return last
-    return min(max(si, drafted_last + turn.bonus), pyramid.S - 1)
+    return min(max(least, drafted_last + turn.bonus), pyramid.S - 1)
 
 
 def passes(evidence: Evidence, image: int, si: int) -> Iterator[TargetPass]:

@@ -158,13 +158,15 @@ def sample_sequential(
 
 
 @torch.inference_mode()
-def sample_shown(network: Network, vae: Codec, request: Request, noise: Noise, shown: Intermediates) -> Trace:
+def sample_shown(
+    network: Network, vae: Codec, request: Request, noise: Noise, shown: Intermediates, greedy: bool = False
+) -> Trace:
     """Draw a batch of which every scale goes on from what a decoder shows of the scales before it.
 
     For `more_smooth`, where f_hat follows the logits and rounding grows from scale to scale of a free run: inputs are
     made of the decoder's own f_hat, and code vectors of its own guided logits. Arguments as `sample_sequential`.
     """
-    return walked(Progress(network, vae, request, noise, shown=shown), network.pyramid.S)
+    return walked(Progress(network, vae, request, noise, greedy=greedy, shown=shown), network.pyramid.S)
 
 
 def walked(progress: Progress, scales: int) -> Trace:

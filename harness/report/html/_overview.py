@@ -66,7 +66,7 @@ def compared_parts(result: Verification) -> list[object]:
     for lead, items in lists.items():
         parts += [lead, Bullets(items)] if items else []
     if result.compared and not result.not_compared:
-        parts.append("Nothing that this check knows of was left out.")
+        parts.append("Every tensor that this check knows of was compared.")
     if exercised.asked:
         parts.append(f"Asked of this decoder: {', '.join(exercised.asked)}.")
     if result.coverage.rounds:

@@ -100,7 +100,7 @@ def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeyp
     with pytest.raises(InputError) as caught:
         load_factory("specdec")
     rule = "names a module, not a factory in it"
-    assert str(caught.value) == f"implementation=specdec: {rule}; pass one of specdec:Spec, specdec:build"
+    assert str(caught.value) == f"implementation=specdec: {rule}; pass one of specdec:build, specdec:Spec"
     with pytest.raises(InputError, match=f"implementation=hollow:: {rule}; hollow defines none"):
         load_factory("hollow:")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.judge import Verdict, judge
 from harness.judge._evidence import SMOOTH_ROUNDING, Evidence
 from harness.models import load_digits
-from harness.protocol import Request, Trace
+from harness.protocol import Intermediates, Request, Trace
 from harness.reference import _families as families
 from harness.reference._var import smooth_codes
 from harness.reference.sequential import sample_sequential
@@ -69,3 +69,26 @@ def test_without_intermediates_nothing_is_proved(monkeypatch: pytest.MonkeyPatch
     judged = judge(replace(found, actual=replace(found.actual, intermediates=None)), drafts=False)
     assert judged.inconclusive == ["more_smooth is judged from scale to scale, by Trace.intermediates"]
     assert judged.verdict is Verdict.INCONCLUSIVE
+
+
+def test_the_most_likely_token_is_taken_on_both_sides_where_it_is_asked():
+    def decoded(greedy: bool) -> Trace:
+        return sample_sequential(MODELS.target, MODELS.vae, REQUEST, MODELS.noise(REQUEST), greedy=greedy)
+
+    def judged(actual: Trace) -> Verdict:
+        evidence = Evidence(MODELS, REQUEST, actual, decoded(True), quick_budget(MODELS), greedy=True)
+        return judge(evidence, drafts=False).verdict
+
+    assert judged(decoded(True)) is Verdict.IDENTICAL
+    assert judged(decoded(False)) is Verdict.DEFECT
+
+
+def test_what_is_not_finite_of_one_image_accuses_no_other(monkeypatch: pytest.MonkeyPatch):
+    found = _decoded(monkeypatch)
+    assert found.actual.intermediates is not None
+    shown = {name: tensor.clone() for name, tensor in found.actual.intermediates.named().items()}
+    shown["guided_BLV"][1, -1] = float("nan")
+    actual = replace(found.actual, intermediates=Intermediates(**shown))
+    defects = judge(replace(found, actual=actual), drafts=False).defects
+    assert {(each.image, each.scale) for each in defects} == {(1, MODELS.pyramid.S - 1)}
+    assert defects[0].component == "guidance"

@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.judge import Evidence, Verdict, judge
 from harness.models._pair import ModelPair, close_pair
 from harness.models.network import Condition, Network
 from harness.mutants import acceptance, batch, positions, randomness, reuse, windows
 from harness.mutants._mutant import Mutant, parts
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
-from harness.protocol._trace import Trace
+from harness.protocol._trace import Intermediates, Round, Trace
 from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference.sequential import sample_sequential
+from harness.rounding import quick_budget
 from harness.runs._cover import covering, plan_of, verify_coverage_plan
 from harness.runs._decodes import Decodes, Terms
 from harness.speculative import _var as steps
@@ -193,3 +195,22 @@ def test_a_scale_behind_a_replaced_one_is_named_as_kept(draft_len: int):
     assert found is not None
     assert (found.component, found.scale) == ("accept", 1)
     assert found.detail == "scale 1 was made final after tokens of scale 0 that its input does not hold"
+
+
+@pytest.mark.parametrize(("drafted", "accepted"), [(0, 2), (1, 3), (8, 3)])
+def test_rounds_that_say_less_than_they_made_final_stop_no_judge(drafted: int, accepted: int):
+    """Passes are gone through again as rounds tell of them, and these lie."""
+    request, pyramid = REQUESTS[0], MODELS.pyramid
+    made = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    rounds, first = [], 0
+    while first < pyramid.S:
+        count = min(accepted, pyramid.S - first)
+        tokens = sum(pyramid.tokens(first + k) for k in range(count))
+        rounds.append(Round(first, drafted, count, False, False, tokens, 0, 0, tokens))
+        first += count
+    shown = {name: tensor.clone() for name, tensor in made.shown.named().items()}
+    shown["rows_RLV"][:, pyramid.begin(pyramid.S - 1) :] += 3 * torch.sin(torch.arange(float(MODELS.target.config.V)))
+    actual = replace(made, intermediates=Intermediates(**shown), rounds=[rounds] * request.B)
+    judgement = judge(Evidence(MODELS, request, actual, made, quick_budget(MODELS)))
+    assert judgement.verdict is Verdict.DEFECT
+    assert {each.scale for each in judgement.defects if each.component != "counts"} == {pyramid.S - 1}
