@@ -7,6 +7,7 @@ looked up among the terms of all positions: content and position are named apart
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from harness.judge._rounded import SHORT, rounding_of
 from harness.judge._suspects import other_positions, other_row, round_of, scale_of_drafts
 from harness.reference import family_of
 
+SWAPPED = {"inputs": "rows", "logits": "guidance"}  # the part that puts the halves of these in order
 MODES = ("nearest", "bilinear", "bicubic", "area")  # of a resize, those that are tried
 
 
@@ -29,7 +31,8 @@ def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongT
         return WrongTensor(si, "condition", f"the unconditional rows of scale 0 are those of label {label}")
     if si and (scale := scale_of_drafts(evidence, actual.x_RLD[image, span], image, si, error)) is not None:
         return _made_of_drafts(evidence, image, si, scale)
-    misplaced = misplaced_rows(evidence, image, (actual.x_RLD[both, span], expected.x_RLD[:, span]), error, si)
+    tensors = actual.x_RLD[both, span], expected.x_RLD[:, span]
+    misplaced = misplaced_rows(evidence, image, tensors, error, si, "inputs")
     if misplaced is not None:
         return misplaced
     word = rounding_of(evidence, image, si, lambda shown, row: shown.x_RLD[row :: len(shown.guided_BLV), span])
@@ -76,7 +79,12 @@ def _made_of_drafts(evidence: Evidence, image: int, si: int, scale: int) -> Wron
 
 
 def misplaced_rows(
-    evidence: Evidence, image: int, tensors: tuple[Tensor, Tensor], error: float, si: int
+    evidence: Evidence,
+    image: int,
+    tensors: tuple[Tensor, Tensor],
+    error: float,
+    si: int,
+    what: Literal["inputs", "logits"],
 ) -> WrongTensor | None:
     """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images.
 
@@ -86,7 +94,8 @@ def misplaced_rows(
     own_2lX = expected_RlX[rows]
     swapped = bool(((actual_2lX.flip(0) - own_2lX).abs() <= error).all())
     if swapped and bool(((own_2lX[0] - own_2lX[-1]).abs() > 2 * error).any()):
-        return WrongTensor(si, "rows", f"the inputs of scale {si} have their halves swapped: unconditional half first")
+        detail = f"the {what} of scale {si} have their halves swapped: unconditional half first"
+        return WrongTensor(si, SWAPPED[what], detail)
     for own, actual_lX in zip(rows, actual_2lX, strict=True):
         other = other_row(actual_lX, expected_RlX, own, B, error)
         if other is None:

@@ -8,7 +8,6 @@ What none of these explains is "mask or cache", and at scale 0, which sees nothi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -34,10 +33,9 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
     span, error = evidence.models.pyramid.draws.span(si), 2 * evidence.budget.rows
     both = evidence.request.rows_of(image)
     rows_2lV = actual.rows_RLV[both, span]
-    misplaced = misplaced_rows(evidence, image, (rows_2lV, expected.rows_RLV[:, span]), error, si)
+    misplaced = misplaced_rows(evidence, image, (rows_2lV, expected.rows_RLV[:, span]), error, si, "logits")
     if misplaced is not None:
-        component = "guidance" if "swapped" in misplaced.detail else misplaced.component
-        return replace(misplaced, component=component)
+        return misplaced
     at = other_positions(rows_2lV, expected.rows_RLV[both], span, error)
     if at is not None:
         late = {1: ", one late", -1: ", one early"}.get(at - span.start, "")

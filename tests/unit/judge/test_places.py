@@ -57,7 +57,7 @@ def test_rows_that_are_swapped_are_a_matter_of_guidance():
     def swap(kept: Intermediates) -> None:
         kept.rows_RLV[[1, 3], SPAN] = kept.rows_RLV[[3, 1], SPAN].clone()
 
-    assert changed(swap, 1) == ("guidance", "the halves of scale 1 are swapped: unconditional half first")
+    assert changed(swap, 1) == ("guidance", "the logits of scale 1 have their halves swapped: unconditional half first")
     assert changed(swap, 0) is None
 
 
