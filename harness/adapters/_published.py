@@ -49,12 +49,9 @@ class Published:
     def sampler(self, call: Callable[..., Any], contract: str = Contract.TOKENS, numbers: str = "shared") -> Sampler:
         """Return a decoder that can be judged.
 
-        Args:
-            call: runs the code's own sampler and returns its image; gets B, label_B, g_seed, cfg, top_k, top_p and
-                more_smooth by name.
-            contract: what the code is to be held to.
-            numbers: "shared": every draw reads the harness's numbers; "own": the code keeps its generators, which must
-                then give the same tokens in the published order (`Request.order` "batch").
+        `call` runs the code's own sampler and returns its image; it gets B, label_B, g_seed, cfg, top_k, top_p and
+        more_smooth by name. The code is held to `contract`. Where `numbers` are "shared", every draw reads the harness's;
+        "own" generators must then give the same tokens in the published order (`Request.order` "batch").
         """
         return Sampler(self, call, contract, numbers)
 

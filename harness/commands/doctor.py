@@ -85,9 +85,9 @@ def _compiler(models: ModelPair) -> Finding:
 
 
 def _extra(extra: str, package: str, purpose: str) -> Finding:
-    missing = importlib.util.find_spec(package) is None
-    state, advice = ("not installed", f'pip install "sdvar-harness[{extra}]"') if missing else ("installed", "")
-    return Finding(purpose, state, advice)
+    if importlib.util.find_spec(package) is not None:
+        return Finding(purpose, "installed")
+    return Finding(purpose, "not installed", f'pip install "sdvar-harness[{extra}]"')
 
 
 def _boundary() -> Finding:

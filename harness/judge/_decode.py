@@ -34,10 +34,8 @@ _CALLS_AND_ROWS = "calls and rows"
 def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool = True) -> Judgement:
     """Judge one decode; defects come in causal order. Without a claim on tokens distances are measured.
 
-    Args:
-        evidence: `expected` is the reference's free run under the same noise.
-        contract: what the decoder claims.
-        drafts: nothing drafted means nothing proved; False for a decoder that is sequential and says so.
+    `evidence.expected` is the reference's free run under the same noise. Nothing drafted means nothing proved, but for
+    a decoder that is sequential and says so: `drafts` is False then.
     """
     return judge_along(evidence, contract, drafts)[0]
 

@@ -132,8 +132,7 @@ def run_conformance(
             workers when a law is done.
         how: see `How`.
 
-    Returns:
-        The report; `report.verdict` is DEFECT if a law is broken.
+    Returns the report, whose `verdict` is DEFECT if a law is broken.
 
     Raises `InputError`: `implementation` is no factory, or an argument outside its range.
     """

@@ -45,8 +45,7 @@ def teacher_forced(
         tokens_BL: int64; those of scales < scales-1 are used.
         scales: 1..S.
 
-    Returns:
-        rows_RnV (before guidance), guided_BnV (before the filter) and f_hat_sBCPP after scales 0..scales-2.
+    Returns rows_RnV (before guidance), guided_BnV (before the filter) and f_hat_sBCPP after scales 0..scales-2.
     """
     pyramid = network.pyramid
     family = family_of(network)

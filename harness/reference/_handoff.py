@@ -59,8 +59,7 @@ def sample_handoff(
         hand_off: entry, mask and mode.
         forced_BL: teacher forcing as in `sample_sequential`: consumed in place of the drawn tokens.
 
-    Returns:
-        A trace with all intermediates; `x_RLD` are the target's inputs, at the draft's scales too.
+    Returns a trace with all intermediates; `x_RLD` are the target's inputs, at the draft's scales too.
 
     Raises `InputError`: a label or top_k that the networks do not have.
     """

@@ -57,8 +57,7 @@ class PolicyRule:
             target_lV: the target's probabilities, filtered tokens at 0.
             draft_lV: the draft's, likewise.
 
-        Returns:
-            Whether the scale is accepted, and which tokens pass on their own.
+        Returns whether the scale is accepted, and which tokens pass on their own.
         """
         l = len(drafted_l)
         if self.name == "match":
@@ -178,8 +177,7 @@ def decode_by_policy(
         draft_len: text of its rule.
         bonus: finish the scale after a draft that is accepted whole, where it is one that the target decides.
 
-    Returns:
-        tokens_BL, and the rounds of every image, in which rows and caches are left at 0.
+    Returns tokens_BL, and the rounds of every image, in which rows and caches are left at 0.
     """
     rule, pyramid, S = PolicyRule.of(policy), models.pyramid, models.pyramid.S
     labels_B = noise.labels(models.target.config.classes)

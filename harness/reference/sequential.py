@@ -146,8 +146,7 @@ def sample_sequential(
             draw), while `Trace.tokens_BL` still holds what was drawn.
         greedy: take the most likely token in place of the draw; no numbers are read then.
 
-    Returns:
-        A trace with all intermediates.
+    Returns a trace with all intermediates.
 
     Raises `InputError`: a label or top_k that the network does not have.
 

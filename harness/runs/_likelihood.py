@@ -73,11 +73,7 @@ class LikelihoodTest:
 
     @torch.inference_mode()
     def take(self, tokens_BL: Tensor, labels: Sequence[int]) -> None:
-        """Look at images.
-
-        Args:
-            tokens_BL: integers, all scales of every image in order.
-            labels: class of every image.
+        """Look at images: integers, all scales of every image in order, and the class of every image.
 
         Raises `InputError`: another shape, tokens or labels that there are not; nothing of the call is counted then.
 

@@ -43,7 +43,7 @@ def forward_window(
     work: Callable[[DecodeState, Parts, Pass, *Ts], T],
     *given: *Ts,
 ) -> T:
-    """Run one network up to the window's last scale.
+    """Run one network up to the window's last scale; return what the work returns.
 
     Args:
         state: the decode.
@@ -52,9 +52,6 @@ def forward_window(
         window: scales whose logits are asked for.
         work: the device work: `forward`, or a function that begins with it.
         given: more arguments of the work, hashable: equal ones must mean equal work.
-
-    Returns:
-        What the work returns.
 
     Effects: extends the side's cache and raises its lengths; counts the call and its rows; those of the work.
     """
