@@ -50,7 +50,7 @@ class Published:
         """Return a decoder that can be judged.
 
         `call` runs the code's own sampler and returns its image; it gets B, label_B, g_seed, cfg, top_k, top_p and
-        more_smooth by name. The code is held to `contract`. Where `numbers` are "shared", every draw reads the harness's;
+        more_smooth by name. The code is held to `contract`. With "shared" `numbers` every draw reads the harness's;
         "own" generators must then give the same tokens in the published order (`Request.order` "batch").
         """
         return Sampler(self, call, contract, numbers)
