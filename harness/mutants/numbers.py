@@ -85,6 +85,8 @@ HIGHEST = Mutant("numbers.highest", "the highest index of a tie", "<= for < in a
     shared={_QUANTIZER + "Quantizer.encode": _highest}, alone=True)  # fmt: skip
 UNCLAMPED = Mutant("numbers.unclamped", "pixels are not clamped", "a clamp left to whoever saves the file",
     shared={_VAE + "decode": lambda vae, f_hat: (vae.latent_to_raw_image(f_hat) + 1) / 2}, alone=True)  # fmt: skip
+BYTES = Mutant("numbers.bytes", "pixels are those of 8 bits", "an image that was saved and read again",
+    shared=result_of(_VAE + "decode", lambda pixels, *of: (255 * pixels).round() / 255))  # fmt: skip
 HALF_WEIGHTS = Mutant("numbers.half-weights", "weights take a detour through half precision",
     "a checkpoint saved to save space", shared={_TRANSFORMER + "to": _by_way_of(torch.float16, Transformer.to)},
     alone=True)  # fmt: skip
