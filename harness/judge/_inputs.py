@@ -115,6 +115,8 @@ def _one_label(evidence: Evidence, error: float) -> int | None:
     first_1lD, unconditional_BlD = actual.x_RLD[B : B + 1, span], actual.x_RLD[B:, span]
     if not len(unconditional_BlD) or not bool(((unconditional_BlD - first_1lD).abs() <= error).all()):
         return None
+    if bool(((expected.x_RLD[B:, span] - first_1lD).abs() <= error).all()):  # they are right
+        return None
     is_its_B = ((expected.x_RLD[:B, span] - first_1lD).abs() <= error).flatten(1).all(1)
     if not bool(is_its_B.any()) or bool(is_its_B.all()):
         return None

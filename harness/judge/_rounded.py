@@ -50,9 +50,8 @@ def rounding_of(evidence: Evidence, image: int, si: int, pick: Callable[[Interme
     """
     actual, expected = evidence.actual.shown, evidence.expected.shown
     found, exact = pick(actual, image), pick(expected, image)
-    farthest = MOST_MOVED / (
-        1 - NEARER
-    )  # of the exact numbers' size: beyond, no rounded run that counts is near enough
+    # of the numbers' size: a rounded run that counts is nearer (|found − exact| <= |found − run| + |run − exact|)
+    farthest = MOST_MOVED / (1 - NEARER)
     far, size = (each.double().square().mean() for each in (found - exact, exact))
     if evidence.is_exact or not bool(far <= farthest**2 * size):
         return ""

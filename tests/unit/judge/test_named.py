@@ -205,7 +205,7 @@ class OtherCondition:
         return replace(own.rows(rows), cond_RD=own.cond_RD)
 
 
-def test_a_condition_of_another_image_behind_right_inputs_is_called_condition():
+def test_another_images_condition_where_inputs_are_right_is_called_condition():
     component, detail = first(within(nullcontext, lambda m: replace(m, target=OtherCondition(m.target))))
     assert (component, detail[:31]) == ("condition", "the conditional rows of scale 0")
 

@@ -118,6 +118,17 @@ def test_what_a_tensor_is_made_of_names_the_part(changes: dict[str, Any], compon
     assert clause in found.detail, found.detail
 
 
+def test_right_unconditional_rows_are_not_blamed_for_an_image_that_has_their_label():
+    def moved(network: Network, request: Request, labels_B: Tensor) -> Condition:
+        return network.condition(torch.cat((labels_B.roll(1), torch.full_like(labels_B, 3))))
+
+    requests = [Request((0, 3, 2, 1), 0)]  # 3 is the unconditional label
+    found = verify_here(MODELS, parts(condition_rows=moved), [Settings(3)], requests).first_divergence
+    assert found is not None
+    assert found.component == "condition"
+    assert "unconditional rows" not in found.detail, found.detail
+
+
 # an error in hundreds of tokens, or cfg and filters of the default requests: the larger pyramid and codebook of digits
 LARGE = ("acceptance.nearly-whole", "acceptance.one-forgiven", "randomness.nearly-one", "streams.bent")
 BEYOND = [
