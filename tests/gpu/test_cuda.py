@@ -98,11 +98,13 @@ MUTANT_IDS = (
 )  # fmt: skip
 # what these change shows with a close draft, a bonus scale, unusual guidance or a second request alone
 MANY = [thing for module in (reuse, streams, windows) for thing in vars(module).values() if isinstance(thing, Mutant)]
-# and what windows of more than six scales, or weights that float32 does not hold, show alone
-MANY += [masks.LONG, masks.OPEN_END, positions.SIX_LEVELS, guidance.NARROW_WEIGHTS, guidance.NARROW_RAMP]
+# what windows of more than six scales, or weights that float32 does not hold, show alone: laws reach it, no digit does
+LAWS_ALONE = (masks.LONG, masks.OPEN_END, positions.SIX_LEVELS, guidance.NARROW_WEIGHTS, guidance.NARROW_RAMP)
 PLACED = {mutant.id: mutant for mutant in MUTANTS if mutant.component}
 BUGS = {
-    mutant.id: mutant for mutant in MUTANTS if mutant not in MANY and (mutant.id in PLACED or mutant.id in MUTANT_IDS)
+    mutant.id: mutant
+    for mutant in MUTANTS
+    if mutant not in (*MANY, *LAWS_ALONE) and (mutant.id in PLACED or mutant.id in MUTANT_IDS)
 }
 
 
