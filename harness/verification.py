@@ -29,7 +29,6 @@ from harness.quality import (
     Study,
     decoder_sources,
     run_study,
-    why_quality,
 )
 from harness.report import Watch, watch_of
 from harness.runs import (
@@ -265,7 +264,7 @@ def _add_quality(
     assert isinstance(question.decoder, str), "quality is asked of a decoder with a name"
     means, study = question.loss
     study = replace(study, others=decoder_sources(question.decoder, question.settings))
-    with watch("images", study.total) as bar:
+    with watch("images", study.total(means)) as bar:
         found = run_study(models, means, study, replace(conditions, store=UNKEPT), bar.advance)
     claims = claims_of(found)
     result.take_quality(claims, found)
@@ -278,9 +277,7 @@ def claims_of(found: Measured) -> QualityClaims:
     """Return what a measurement says of the loss that is allowed, a clause a decoder under test that is not KEPT."""
     judged = [(row, verdict) for row, verdict in zip(found.rows[1:], found.verdicts, strict=True) if not row.yardstick]
     clauses = {
-        quality: tuple(
-            f"{row.name}: {why_quality(row, found.most or 0.0)}" for row, verdict in judged if verdict is quality
-        )
+        quality: tuple(f"{row.name}: {found.why(row)}" for row, verdict in judged if verdict is quality)
         for quality in (Quality.LOST, Quality.INCONCLUSIVE)
     }
     return QualityClaims(clauses[Quality.LOST], clauses[Quality.INCONCLUSIVE])

@@ -79,6 +79,7 @@ Stubs = Annotated[
 Contract = Annotated[str, Option(DEMAND, offers=("A", "B", "C"))]
 Budgets = Annotated[Path, Option(MEASURES, rare=True, shown="those that ship", panel=JUDGED)]
 MaxLoss = Annotated[float | None, Option("Judge the loss of quality: KEPT, LOST or INCONCLUSIVE, at this.", rare=True)]
+MaxNats = Annotated[float | None, Option("Judge the loss in nats an image: log q/p, likewise.", rare=True)]
 Features = Annotated[Path | None, Option("Inception's weights file (torch-fidelity's), for other images.", rare=True)]
 Real = Annotated[Path | None, Option("Real data's mu and sigma, .npz as of the ADM evaluation.", rare=True)]
 AllowWrite = Annotated[

@@ -64,6 +64,7 @@ class QualityJudging(Group):
 
     panel = options.JUDGED
     max_loss: options.MaxLoss = None
+    max_nats: options.MaxNats = None
     control: Annotated[int, Option("How often sequential decoding is measured under other seeds.", rare=True)] = 1
     find_cfg: Annotated[str, Option("Measure sequential decoding at these guidance values alone.", rare=True)] = ""
     features: options.Features = None
@@ -95,18 +96,18 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     from harness.decoders import Limits, Terms
     from harness.pool import Parallelism
     from harness.protocol import Request
-    from harness.quality import Conditions, Study, check_torchmetrics, run_study
+    from harness.quality import Conditions, Study, run_study
     from harness.runs import RunFileOptions
     from harness.speculative.sampler import build_decoder
 
     files = {name: getattr(judging, name) for name in ("json", "run", "into", "picture")}
     paths = check_outputs(files, {**networks.files(), "features": judging.features, "real": judging.real})
     check_drawing(judging.picture)
-    check_torchmetrics()
     check_most("images", images.images, str(options.QUALITY_IMAGES))
     if "into" in paths:
         report.replaced_parts(paths["into"], {"quality": ""})
-    means = means_for(networks, judging.features, judging.real)
+    alone = judging.max_nats is not None and judging.max_loss is None
+    means = means_for(networks, judging.features, judging.real, alone)
     sources = sources_for(images, tested, judging)
     limits = Limits(tested.timeout, allow_write=writable_folders(tested.allow_write))
     conditions = Conditions(
@@ -117,11 +118,12 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     request = Request((0,), images.seed, images.cfg, images.top_k, images.top_p)
     pair = load_models(networks, networks.mode, judging.quiet)
     labels = labels_for(images.labels, pair)
-    study = Study(sources, images.images, images.batch, labels, request, judging.blocks, judging.max_loss)
+    allowed = judging.max_loss, judging.max_nats
+    study = Study(sources, images.images, images.batch, labels, request, judging.blocks, *allowed)
     for source in sources:  # what the own decoder refuses is refused before anything is drawn
         if source.factory == options.OWN:
             build_decoder(pair, source.settings)
-    with report.LongWork("images", study.total, judging.quiet) as work:
+    with report.LongWork("images", study.total(means), judging.quiet) as work:
         measured = run_study(pair, means, study, conditions, work.advance)
     console = report.plain_console()
     if measured.stopped:
@@ -140,15 +142,22 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     raise typer.Exit(128 + measured.stopped if measured.stopped else status)
 
 
-def means_for(networks: Pair, features: Path | None, real: Path | None) -> Means:
-    """Return what images are measured by. Raises `InputError` for other networks than digits without `features`."""
-    from harness.quality import Means, digits_means, load_inception, load_statistics
+def means_for(networks: Pair, features: Path | None, real: Path | None, nats_suffice: bool = False) -> Means:
+    """Return what images are measured by: nothing, where `nats_suffice` and nothing else is at hand.
 
+    Raises `InputError` for other networks than digits without `features`, and for missing packages.
+    """
+    from harness.quality import NO_MEANS, Means, check_torchmetrics, digits_means, load_inception, load_statistics
+
+    name = networks.models if not networks.given_files() else "custom"
+    knows_digits = name in ("digits", "digits-close")
+    if nats_suffice and features is None and not knows_digits:
+        return NO_MEANS
+    check_torchmetrics()
     statistics = load_statistics(real) if real is not None else None
     if features is not None:
         return Means(load_inception(features), statistics)
-    name = networks.models if not networks.given_files() else "custom"
-    if name not in ("digits", "digits-close"):
+    if not knows_digits:
         rule = f"are needed for {name}: the digits classifier that ships knows digits alone"
         raise InputError("features", None, rule, "pass --features FILE, and --real FILE.npz")
     usual = digits_means()

@@ -86,7 +86,8 @@ class VerifyJudging(Group):
     against_checkout: Annotated[Path | None, Option("Its checkout; alone: of the same sampler.", rare=True)] = None
     against_option: Annotated[list[str] | None, Option("NAME=VALUE for its factory.", rare=True)] = None
     max_loss: options.MaxLoss = None
-    quality_images: Annotated[int, Option("Images that --max-loss is judged on, each setting.", rare=True)] = (
+    max_nats: options.MaxNats = None
+    quality_images: Annotated[int, Option("Images that losses are judged on, each setting.", rare=True)] = (
         options.QUALITY_IMAGES
     )
     features: options.Features = None
@@ -204,18 +205,20 @@ def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) ->
     from harness.commands._inputs import integers
     from harness.commands.quality import means_for
     from harness.protocol import Contract, Request
-    from harness.quality import Study, check_torchmetrics
+    from harness.quality import NO_MEANS, Study
 
-    if judging.max_loss is None:
+    stated = {name: most for name in ("max_loss", "max_nats") if (most := getattr(judging, name)) is not None}
+    if not stated:
         return None
     if not judging.contract or Contract.of(judging.contract) is not Contract.QUALITY:
         rule = "states a loss, which contract C alone allows"
-        raise InputError("max_loss", judging.max_loss, rule, "pass --contract C too, or sdvar-harness quality")
-    check_torchmetrics()
+        raise InputError(*next(iter(stated.items())), rule, "pass --contract C too, or sdvar-harness quality")
     labels = () if images.labels == "all" else integers("labels", images.labels, "0,1")
     request = Request((0,), 0, images.cfg, images.top_k, images.top_p)
-    study = Study([], judging.quality_images, images.batch, labels, request, most=judging.max_loss)
-    return means_for(networks, judging.features, judging.real), study
+    allowed = judging.max_loss, judging.max_nats
+    study = Study([], judging.quality_images, images.batch, labels, request, options.BLOCKS, *allowed)
+    means = NO_MEANS if judging.max_loss is None else means_for(networks, judging.features, judging.real)
+    return means, study
 
 
 def asks(networks: Networks, images: VerifyImages, decoding: VerifyDecoding) -> bool:

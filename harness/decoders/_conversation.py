@@ -19,7 +19,7 @@ from harness.processes import UnreadableError
 from harness.protocol import DECLINES, Intermediates, Request, Round, Settings, Trace
 from harness.rounding import Budget
 
-TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
+TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS", "law_BLV")
 SHOWN = "intermediates."
 MOST_TEXT = 1000  # characters of a clause
 MOST_REMARKS = 20  # of a decode
@@ -70,7 +70,7 @@ class DecoderReply:
 
         Effects: on the mailbox.
         """
-        tensors = {name: getattr(trace, name) for name in TENSORS}
+        tensors = {name: tensor for name in TENSORS if (tensor := getattr(trace, name)) is not None}
         if trace.intermediates is not None:
             tensors |= {f"{SHOWN}{name}": tensor for name, tensor in trace.intermediates.named().items()}
         names = [f.name for f in fields(Trace) if f.name not in (*TENSORS, "intermediates")]
@@ -128,7 +128,7 @@ class DecoderReply:
         try:
             shown = {f.name: tensors[SHOWN + f.name] for f in fields(Intermediates) if SHOWN + f.name in tensors}
             rounds = [[Round(**turn) for turn in turns] for turns in self.trace["rounds"]]  # type: ignore[attr-defined]
-            values = {**self.trace, **{name: tensors[name] for name in TENSORS}, "rounds": rounds}
+            values = {**self.trace, **{name: tensors[name] for name in TENSORS if name in tensors}, "rounds": rounds}
             trace = Trace(**values, intermediates=Intermediates(**shown) if shown else None)  # type: ignore[arg-type]
             trace.scale_writes_BS = trace.scale_writes_BS.cpu()
         except (KeyError, TypeError, ValueError, AttributeError) as error:

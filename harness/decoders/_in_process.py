@@ -178,8 +178,10 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _by_value(trace: Trace) -> Trace:
     """Return a copy: what the decoder still holds of its trace changes nothing any more."""
-    names, shown = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS"), trace.intermediates
-    copies: dict[str, Any] = {name: getattr(trace, name).detach().clone() for name in names}
+    shown, copies = trace.intermediates, dict[str, Any]()
+    for name in ("tokens_BL", "f_hat_BCPP", "scale_writes_BS", "law_BLV"):
+        tensor = getattr(trace, name)
+        copies[name] = None if tensor is None else tensor.detach().clone()
     if shown is not None:
         shown = replace(shown, **{name: tensor.detach().clone() for name, tensor in shown.named().items()})
     return replace(trace, **copies, rounds=[list(rounds) for rounds in trace.rounds], intermediates=shown)

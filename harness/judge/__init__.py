@@ -7,9 +7,10 @@ from harness.judge._components import INPUT_ULPS
 from harness.judge._decode import image_distances, judge, judge_along, judge_partial_trace, unverified_scales
 from harness.judge._evidence import Evidence
 from harness.judge._form import TRACE_DTYPES, expected_tensors, made_plain, malformed, unreadable, wrong_shape
-from harness.judge._likelihood import TokensSeen, bet, law_of, rows_along, weigh_law
+from harness.judge._likelihood import TokensSeen, bet, law_of, weigh_law
 from harness.judge._many_ties import costs_of_draws, weigh_run
 from harness.judge._part_law import Broken, PartLaw, PartVerdict, require
 from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
+from harness.judge._shown_law import nats_of, wrong_draw
 from harness.judge._verdict import Distance, Divergence, Judgement, Verdict, worst_verdict
-from harness.judge._wealth import ALPHA, Wealth
+from harness.judge._wealth import ALPHA, HELD, Wealth, gains

@@ -19,6 +19,7 @@ from harness.judge._components import WrongTensors, first_wrong, first_wrong_of
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._form import malformed
 from harness.judge._likelihood import bet_on
+from harness.judge._shown_law import judge_shown_law
 from harness.judge._support import judge_support
 from harness.judge._tokens import judge_tokens
 from harness.judge._verdict import Distance, Divergence, Judgement
@@ -66,6 +67,8 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
         if contract is Contract.LAW:
             judge_support(along, judgement)
             bet_on(along, judgement)
+        else:
+            judge_shown_law(along, judgement)
     tensors = _judge_tensors(along, wrong)
     judgement.wrong_tensors = len(tensors)
     judgement.defects += tensors

@@ -44,13 +44,14 @@ class Expected:
 
 
 def expected_tensors(models: ModelPair, request: Request) -> dict[str, Expected]:
-    """Return what every tensor of a trace must be, by name; the intermediates are those that a decoder may show."""
+    """Return what every tensor of a trace must be, by name; intermediates and law are those that a decoder may show."""
     pyramid, config, B = models.pyramid, models.target.config, request.B
     L, S, drawn = pyramid.L, pyramid.S, pyramid.draws.L
     return {
         "tokens_BL": Expected(torch.int64, (B, drawn)),
         "f_hat_BCPP": Expected(models.vae.dtype, (B, *config.latent), "f_hat"),
         "scale_writes_BS": Expected(INTEGERS, (B, S), anywhere=True),
+        "law_BLV": Expected(REALS, (B, drawn, config.V), "law"),
         "intermediates.x_RLD": Expected(REALS, (request.R, L, config.D)),
         "intermediates.rows_RLV": Expected(REALS, (request.R, drawn, config.V)),
         "intermediates.guided_BLV": Expected(REALS, (B, drawn, config.V)),
@@ -78,7 +79,7 @@ def made_plain(trace: Trace) -> tuple[Trace, list[str]]:
     if isinstance(shown, Intermediates):
         tensors: dict[str, Any] = {name: plain(f"intermediates.{name}", each) for name, each in shown.named().items()}
         shown = Intermediates(**tensors)
-    names = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS")
+    names = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS", "law_BLV")
     others: dict[str, Any] = {name: plain(name, getattr(trace, name)) for name in names} | _figures(trace)
     others |= {name: _listed(getattr(trace, name), lambda n: int(n) if _is_count(n) else n) for name in COUNTS}
     others["rounds"] = _listed(trace.rounds, lambda turns: _listed(turns, _plain_round))
@@ -141,7 +142,7 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
         return
     for name, expected in expected_tensors(models, request).items():
         tensor = _tensor(trace, name)
-        if tensor is None and trace.intermediates is None and name.startswith("intermediates"):
+        if tensor is None and (name == "law_BLV" or (trace.intermediates is None and name.startswith("intermediates"))):
             continue
         if type(tensor) is not Tensor:  # of a subclass `made_plain` takes the numbers, where it can
             yield f"{name} is {_kind(tensor)}, not a {'plain ' * isinstance(tensor, Tensor)}tensor"
@@ -191,7 +192,7 @@ def wrong_shape(models: ModelPair, request: Request, trace: Trace) -> Divergence
 
 
 def _tensor(trace: Trace, name: str) -> Tensor | None:
-    """Return a tensor of `expected_tensors`; None for an intermediate where none are shown."""
+    """Return a tensor of `expected_tensors`; None for one that is not shown."""
     owner, _, field = name.rpartition(".")
     tensor: Tensor | None = getattr(getattr(trace, owner) if owner else trace, field, None)
     return tensor

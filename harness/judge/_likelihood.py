@@ -43,11 +43,17 @@ from harness.models.network import Network
 from harness.protocol import Guidance, Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import FamilySteps, family_of, filter_logits, teacher_forced
+from harness.rounding import Budget
 
 DRAW_ROUNDING = 2.0**-18  # of a draw from float32 numbers, total variation, and of a ratio of float32 probabilities
 TINY = 1e-37  # below any probability that float32 numbers draw
 LEAST = -80.0  # of the logarithm of a factor: a loss that is called smaller adds exp(-80) to what is expected
 MOST_RATIO = 64.0
+
+
+def allowed_by(budget: Budget, models: ModelPair, request: Request) -> tuple[float, ...]:
+    """Return how far rounding may move a request's guided logits, by scale."""
+    return tuple(budget.guided(request.guidance, models.pyramid.ramp(si), si).logits for si in models.pyramid)
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,19 @@ class TokensSeen:
         shown, labels_B = evidence.expected.intermediates, evidence.numbers.labels(models.target.config.classes)
         assert shown is not None
         draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
-        allowed = tuple(evidence.allowance(si).logits for si in models.pyramid)
-        steps = family_of(models.target)
-        return cls(request, tokens_BL, shown.rows_RLV, shown.guided_BLV, draft_RLV, allowed, steps)
+        allowed_S = allowed_by(evidence.budget, models, request)
+        return cls(request, tokens_BL, shown.rows_RLV, shown.guided_BLV, draft_RLV, allowed_S, family_of(models.target))
+
+    @classmethod
+    def along(
+        cls, models: ModelPair, budget: Budget, request: Request, tokens_BL: Tensor, before_L: Tensor | None = None
+    ) -> TokensSeen:
+        """Ask both networks along the tokens of a request with labels; `before_L` is the image before the first one."""
+        labels_B = torch.tensor(request.labels, device=models.device)
+        rows_RLV, guided_BLV = rows_along(models.target, models, request, labels_B, tokens_BL)
+        draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
+        allowed_S, steps = allowed_by(budget, models, request), family_of(models.target)
+        return cls(request, tokens_BL, rows_RLV, guided_BLV, draft_RLV, allowed_S, steps, before_L)
 
 
 def bet_on(evidence: Evidence, judgement: Judgement) -> None:
@@ -122,6 +138,14 @@ def rows_along(
     return teacher_forced(network, models.vae, request, labels_B, tokens_BL, models.pyramid.S)[:2]
 
 
+def survivors(guided_BlV: Tensor, request: Request, allowed: float) -> tuple[Tensor, Tensor]:
+    """Return which tokens may pass a filter, and which must, if the decoder's logits are moved and the reference's."""
+    flat_NV = guided_BlV.flatten(0, 1).double()
+    error_N1 = torch.full((len(flat_NV), 1), 2 * allowed, dtype=torch.float64, device=flat_NV.device)
+    possible_NV, certain_NV = filter_survivors(flat_NV, request, error_N1)
+    return possible_NV.view_as(guided_BlV), certain_NV.view_as(guided_BlV)
+
+
 @torch.inference_mode()
 def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternative]) -> Bets:
     """Bet on every token of a batch."""
@@ -158,10 +182,7 @@ class _Law:
         """Return the law of scale `si`."""
         request, span, delta = seen.request.at(si), pyramid.draws.span(si), seen.allowed_S[si]
         guided_BlV = seen.guided_BLV[:, span]
-        # the decoder's logits are moved, and so are the reference's
-        flat_NV = guided_BlV.flatten(0, 1).double()
-        error_N1 = torch.full((len(flat_NV), 1), 2 * delta, dtype=torch.float64, device=flat_NV.device)
-        possible_BlV, certain_BlV = (each.view_as(guided_BlV) for each in filter_survivors(flat_NV, request, error_N1))
+        possible_BlV, certain_BlV = survivors(guided_BlV, request, delta)
         return cls(
             request, seen.steps, si, pyramid.S, seen.rows_RLV[:, span], seen.draft_RLV[:, span],
             filter_logits(guided_BlV, request.top_k, request.top_p).softmax(-1), possible_BlV,

@@ -18,6 +18,7 @@ from harness.judge._alternatives import Alternative
 from harness.judge._verdict import Verdict
 
 ALPHA = 1e-5
+HELD = 0.1  # share of a careful gambler's stake that is on the target's law
 FOUND = 1.2816  # a normal number lies below this with probability 0.9
 
 
@@ -30,6 +31,29 @@ class Bets:
     mean_A: Tensor
     variance_A: Tensor
     forbidden: tuple[tuple[int, int], ...] = ()  # row and draw of tokens that the filter drops for certain
+
+
+def stakes(A: int, S: int) -> Tensor:
+    """Return log of the stakes: half on laws that differ at one scale alone, half, the last column, at all alike."""
+    stake_AT = torch.full((A, S + 1), -math.log(2 * A * S), dtype=torch.float64)
+    stake_AT[:, -1] = -math.log(2 * A)
+    return stake_AT
+
+
+def gains(won_NAS: Tensor) -> Tensor:
+    """Return by how much every image raises the logarithm of a careful gambler's wealth: gains_NT >= log(HELD).
+
+    Column by column the stakes lie where they won before, `HELD` of them on the target's law itself: the factor is that
+    of a law known before the image, so that its mean logarithm is at most the relative entropy of the image's law and
+    the target's, at one scale, or, in the last column, over all.
+    """
+    won_NAT = torch.cat((won_NAS, won_NAS.sum(2, keepdim=True)), 2).double()
+    after_NAT = won_NAT.cumsum(0) + stakes(won_NAT.shape[1], won_NAS.shape[2])
+    before_NAT = after_NAT - won_NAT
+    factors = [(each.logsumexp(1), each.flatten(1).logsumexp(1)) for each in (after_NAT, before_NAT)]
+    (after_NT, after_N), (before_NT, before_N) = factors
+    gain_NT = torch.cat(((after_NT - before_NT)[:, :-1], (after_N - before_N)[:, None]), 1)
+    return torch.logaddexp(gain_NT + math.log1p(-HELD), torch.tensor(math.log(HELD), dtype=torch.float64))
 
 
 class Wealth:
@@ -46,9 +70,7 @@ class Wealth:
         self.alternatives, self.S = tuple(alternatives), S
         A = len(self.alternatives)
         self.goal = math.log(looks / alpha)
-        # half of the stake on what differs at every scale alike, half on single scales; the last column is all scales
-        self.stake_AT = torch.full((A, S + 1), -math.log(2 * A * S), dtype=torch.float64)
-        self.stake_AT[:, -1] = -math.log(2 * A)
+        self.stake_AT = stakes(A, S)
         self.won_AT = torch.zeros(A, S + 1, dtype=torch.float64)
         self.under_3A = torch.zeros(3, A, dtype=torch.float64)  # of batches: mean, its square, variance
         self.images, self.batches, self.forbidden, self.highest = 0, 0, 0, 0.0

@@ -90,6 +90,8 @@ class Trace:
         draft_calls: draft forward passes of every image.
         draft_rows: positions that the draft computed, of every image.
         intermediates: named tensors, where the decoder exposes them.
+        law_BLV: probabilities that every token was drawn from, by the race under the numbers of stream TOKEN; None
+            where which law that was hangs on those numbers, or is not shown.
         seconds: wall time of the decode.
         cache_bytes: bytes held by each network's cache, "draft" and "target".
         peak_bytes: high-water mark after the decode: of the device's allocator on CUDA, of the process on CPU.
@@ -104,6 +106,7 @@ class Trace:
     draft_calls: list[int] = field(default_factory=list)
     draft_rows: list[int] = field(default_factory=list)
     intermediates: Intermediates | None = None
+    law_BLV: Tensor | None = None
     seconds: float = 0.0
     cache_bytes: dict[str, int] = field(default_factory=dict)
     peak_bytes: int = 0

@@ -18,11 +18,14 @@ from torch import Tensor
 from harness.clock import timed
 from harness.decoders import Built, Runner, Terms, claimed_contract, is_own_decoder, start_runner
 from harness.errors import InputError
-from harness.judge import Judgement, malformed
+from harness.judge import Judgement, malformed, nats_of, wrong_draw
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Settings, Trace
+from harness.protocol.pyramid import ScalePyramid
 from harness.quality._features import Features
+from harness.reference import filter_logits
 from harness.reference.sequential import sample_sequential
+from harness.rounding import joint_budget
 from harness.runs import Task
 from harness.speculative import parse_policy
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
@@ -98,6 +101,7 @@ class Drawn:
     classes_B: Tensor  # what was recognised, int64; empty where nothing is
     calls_B: Tensor  # target forward passes, int64
     tokens_BL: Tensor  # int16 or int32; empty where they are not kept
+    nats_BX: Tensor  # (B, S) nats lost where a law is shown, else (B, A, S) what bets win; empty of sequential decoding
     seconds: float = 0.0  # of the decode
     failed: str = ""  # why the decoder gave no image, one clause; empty = it did
 
@@ -105,7 +109,7 @@ class Drawn:
     def nothing(cls, why: str) -> Drawn:
         """Return the record of a failure: why."""
         none = torch.zeros(0, dtype=torch.int64)
-        return cls(torch.zeros(0, 0), none, none, torch.zeros(0, 0, dtype=torch.int16), failed=why)
+        return cls(torch.zeros(0, 0), none, none, torch.zeros(0, 0, dtype=torch.int16), torch.zeros(0), failed=why)
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class Artist:
 
     def __init__(self, work: DrawWork) -> None:
         self.work, self.features = work, work.features.to(work.models.device)
+        self.budget = joint_budget(work.models, compiled=False)
         # sequential decoding by the target claims its own tokens, by the draft nothing
         contracts = ["" if source.draft else Contract.TOKENS.letter for source in work.sources]
         self._own: dict[int, SpeculativeDecoder] = {}
@@ -138,7 +143,7 @@ class Artist:
                     continue
                 if is_own_decoder(source.factory):
                     settings, policy = source.settings, parse_policy(source.settings.policy)
-                    options = DecoderOptions(settings.draft_len, settings.bonus, policy, keep_intermediates=False)
+                    options = DecoderOptions(settings.draft_len, settings.bonus, policy)
                     self._own[k], contracts[k] = SpeculativeDecoder(work.models, options), policy.contract.letter
                     continue
                 runner = start_runner(work.models, source.factory, [source.settings], work.most, work.terms)
@@ -150,14 +155,14 @@ class Artist:
     @torch.inference_mode()
     def do(self, task: Task) -> list[Drawn]:
         """Draw one portion of every source."""
-        return [self._drawn(k, source, source.request(task.request)) for k, source in enumerate(self.work.sources)]
+        return [self._drawn(k, source, task.request) for k, source in enumerate(self.work.sources)]
 
     def close(self) -> None:
         """End the decoders' processes."""
         self._stack.close()
 
-    def _drawn(self, k: int, source: Source, request: Request) -> Drawn:
-        models = self.work.models
+    def _drawn(self, k: int, source: Source, asked: Request) -> Drawn:
+        models, request = self.work.models, source.request(asked)
         trace, seconds = timed(partial(self._decoded, k, source, request), models.device)
         if isinstance(trace, Judgement):
             trace = trace.whole_trace or trace
@@ -165,6 +170,11 @@ class Artist:
             return Drawn.nothing(str(trace.defects[0]) if trace.defects else "the decoder gave no trace")
         if (defect := malformed(models, request, trace)) is not None:
             return Drawn.nothing(str(defect))
+        if source.factory and trace.law_BLV is not None:
+            noise, pyramid = models.noise(request), models.pyramid
+            if (wrong := wrong_draw(trace.law_BLV, trace.tokens_BL, noise, pyramid)) is not None:
+                row, draw, why = wrong
+                return Drawn.nothing(f"image {request.addresses[row][1]}, draw {draw}: {why}")
         features_BD, classes_B = self.features(models.vae.decode(trace.f_hat_BCPP.to(models.vae.dtype)))
         if not bool(torch.isfinite(features_BD).all()):
             return Drawn.nothing("non-finite images")
@@ -172,7 +182,10 @@ class Artist:
         tokens_BL = trace.tokens_BL.to("cpu", small) if source.keeps_tokens else torch.zeros(request.B, 0, dtype=small)
         recognised_B = torch.zeros(0, dtype=torch.int64) if classes_B is None else classes_B.cpu()
         calls_B = torch.tensor(list(trace.target_calls), dtype=torch.int64)
-        return Drawn(features_BD.float().cpu(), recognised_B, calls_B, tokens_BL, seconds)
+        # sequential decoding by the target under the very request is what nats are against
+        is_law = not source.factory and trace.law_BLV is None
+        nats_BX = torch.zeros(0) if is_law else nats_of(models, self.budget, asked, trace)
+        return Drawn(features_BD.float().cpu(), recognised_B, calls_B, tokens_BL, nats_BX, seconds)
 
     def _decoded(self, k: int, source: Source, request: Request) -> Trace | Judgement:
         models = self.work.models
@@ -185,4 +198,13 @@ class Artist:
                 raise InputError("implementation", source.name, f"refuses the request ({error})", "drop it") from None
         network = models.draft if source.draft else models.target
         trace = sample_sequential(network, models.vae, request, models.noise(request))
-        return replace(trace, intermediates=None, target_calls=[0] * request.B) if source.draft else trace
+        if source.draft or source.cfg is not None:  # another law than the target's
+            trace.law_BLV = law_shown(trace, request, models.pyramid)
+        return replace(trace, target_calls=[0] * request.B) if source.draft else trace
+
+
+def law_shown(trace: Trace, request: Request, pyramid: ScalePyramid) -> Tensor:
+    """Return law_BLV of a trace of sequential decoding."""
+    guided_BLV = trace.shown.guided_BLV
+    filtered = [filter_logits(guided_BLV[:, pyramid.draws.span(si)], *request.filter(si)).softmax(-1) for si in pyramid]
+    return torch.cat(filtered, 1)

@@ -60,6 +60,24 @@ class Features(Protocol):
 
 
 @dataclass(frozen=True)
+class NoFeatures:
+    """Nothing: where a loss in nats alone is asked for."""
+
+    name: str = "nothing"
+    unit: str = ""
+    D: int = 0
+    classes: int = 0
+
+    def to(self, device: torch.device) -> NoFeatures:
+        """Return it."""
+        return self
+
+    def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, None]:
+        """Return no feature of any image."""
+        return image_B3hw.new_zeros(len(image_B3hw), 0), None
+
+
+@dataclass(frozen=True)
 class Real:
     """Real data: a law, and features where there are any."""
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,12 +38,12 @@ from harness.runs import (
 )
 from harness.signals import held
 
-TENSORS = ("features_BD", "classes_B", "calls_B", "tokens_BL")
+TENSORS = ("features_BD", "classes_B", "calls_B", "tokens_BL", "nats_BX")
 COLUMNS = "portion INTEGER NOT NULL, source INTEGER NOT NULL, seconds REAL NOT NULL, failed TEXT NOT NULL"
 BLOBS = ", ".join(f"{name} BLOB NOT NULL" for name in TENSORS)
 DRAWN_FILE = FileKind(
     application=0x5D7A5ADB,  # a verification's ends with A
-    schema=1,
+    schema=2,
     tables=(f"CREATE TABLE drawn ({COLUMNS}, shapes TEXT NOT NULL, {BLOBS}, PRIMARY KEY (portion, source))",),
     command="quality",
 )
@@ -119,6 +119,7 @@ class ImageSet:
     classes_N: Tensor  # what was recognised; empty where nothing is
     calls_N: Tensor  # target forward passes
     tokens_NL: Tensor  # empty where they are not kept
+    nats_NX: Tensor  # as `Drawn.nats_BX`; empty where some batches show a law and others none, too
     seconds: float  # of all decodes
     failed: str = ""  # why the decoder gave no images, the first reason met; empty = it did
 
@@ -179,10 +180,12 @@ def _set(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Dra
     good = [portion for portion in portions if not portion.failed]
     if failed:
         good = good[:1] or [Drawn.nothing(failed)]
+    if len({portion.nats_BX.ndim for portion in good}) > 1:
+        good = [replace(portion, nats_BX=torch.zeros(0)) for portion in good]
     columns = (torch.cat([getattr(portion, name) for portion in good]) for name in TENSORS)
-    features_ND, classes_N, calls_N, tokens_NL = columns
+    features_ND, classes_N, calls_N, tokens_NL, nats_NX = columns
     seconds = sum(portion.seconds for portion in portions)
-    return ImageSet(source, contract, labels_N, features_ND, classes_N, calls_N, tokens_NL, seconds, failed)
+    return ImageSet(source, contract, labels_N, features_ND, classes_N, calls_N, tokens_NL, nats_NX, seconds, failed)
 
 
 def about_of(

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from harness.errors import InputError
 from harness.quality._distances import MOST_IMAGES, Estimate, images_for
+from harness.quality._nats import guilty_scale, nats_text
 from harness.quality._rows import QualityRow
 from harness.quality._two_samples import SMALL
 
@@ -32,31 +33,82 @@ class Quality(StrEnum):
         return {"KEPT": 0, "LOST": 1, "INCONCLUSIVE": 3}[self.value]
 
 
-def check_loss(most: float | None) -> None:
-    """Refuse a loss that no number of images could show. Raises `InputError`."""
+def check_loss(name: str, most: float | None) -> None:
+    """Refuse a loss, by its option's name, that no number of images could show. Raises `InputError`."""
     if most is not None and not (math.isfinite(most) and most > 0):
-        raise InputError("max_loss", most, "must be above 0: no interval has width 0", "pass --max-loss 0.1")
+        remedy = "pass --max-loss 0.1, --max-nats 0.5"
+        raise InputError(name, most, "must be above 0: no interval has width 0", remedy)
 
 
-def quality_verdict(row: QualityRow, most: float) -> Quality:
-    """Return whether a set of images is as good as sequential decoding's, up to a loss.
+def quality_verdict(row: QualityRow, most: float | None, most_nats: float | None = None) -> Quality:
+    """Return whether a set of images is as good as sequential decoding's, up to a loss. Arguments as `why_quality`."""
+    return _judged(row, most, most_nats)[0]
 
-    LOST: the lower end of either loss's interval is above `most`, the decoder gave no image, or it claims the law
-    (contract B) and its tokens have another one. KEPT: both upper ends are below `most`.
+
+def why_quality(row: QualityRow, most: float | None, most_nats: float | None = None) -> str:
+    """Return one clause on the verdict: which figure decides, or which N would.
+
+    LOST: the lower end of an interval is above what is allowed, the decoder gave no image, or it claims the law
+    (contract B) and its tokens have another one. KEPT: all upper ends are below.
+
+    Args:
+        row: what the images came to.
+        most: allowed loss and drift, squared standard deviations; None = distances are not judged.
+        most_nats: allowed loss in nats an image; None likewise.
     """
-    other_law = row.contract == "B" and row.tokens is not None and row.tokens.p < SMALL
-    if row.failed or other_law:
-        return Quality.LOST
-    if too_few(row) or not row.losses:
-        return Quality.INCONCLUSIVE
-    if any(loss.low > most for loss in row.losses):
-        return Quality.LOST
-    return Quality.KEPT if all(loss.high < most for loss in row.losses) else Quality.INCONCLUSIVE
+    return _judged(row, most, most_nats)[1]
 
 
-def too_few(row: QualityRow) -> bool:
-    """Tell whether the intervals of a row rest on too few images to be believed."""
-    return row.images < PER_FEATURE * row.width
+def _judged(row: QualityRow, most: float | None, most_nats: float | None) -> tuple[Quality, str]:
+    if row.failed:
+        return Quality.LOST, f"it gives no image: {row.failed}"
+    if row.contract == "B" and row.tokens is not None and row.tokens.p < SMALL:
+        return Quality.LOST, f"its tokens have another law: {row.tokens}"
+    answers = [_judged_distances(row, most)] if most is not None else []
+    answers += [_judged_nats(row, most_nats)] if most_nats is not None else []
+    verdict = worst([quality for quality, _ in answers])
+    return verdict, "; ".join(clause for quality, clause in answers if quality is verdict)
+
+
+def _judged_distances(row: QualityRow, most: float) -> tuple[Quality, str]:
+    need = PER_FEATURE * row.width
+    if row.images < need:
+        few = f"{row.images} images are too few for {row.width} features: {need} or more would decide"
+        return Quality.INCONCLUSIVE, few
+    named = [(word, loss) for word, loss in (("loss", row.loss), ("drift", row.drift)) if loss is not None]
+    if not named:
+        return Quality.INCONCLUSIVE, "nothing was measured: no real data, and no law"
+    over = [f"{word} {loss}" for word, loss in named if loss.low > most]
+    if over:
+        return Quality.LOST, f"{' and '.join(over)}, above {most:g}"
+    if all(loss.high < most for _, loss in named):
+        return Quality.KEPT, f"{' and '.join(f'{word} {loss}' for word, loss in named)}, below {most:g}"
+    undecided = [f"{word} {loss}" for word, loss in named if not loss.high < most]
+    return Quality.INCONCLUSIVE, _open(" and ".join(undecided), most, images_to_decide(row.images, row.losses, most))
+
+
+def _judged_nats(row: QualityRow, most: float) -> tuple[Quality, str]:
+    if row.nats is None:
+        is_target = not row.nats_open
+        return (Quality.KEPT, "it is the target's law") if is_target else (Quality.INCONCLUSIVE, row.nats_open)
+    said = f"{nats_text(row.nats)} nats"
+    if row.nats.low > most:
+        return Quality.LOST, f"{said}, above {most:g}; scale {guilty_scale(row.nats_S)} loses most"
+    if row.nats.high < most:
+        return Quality.KEPT, f"{said}, below {most:g}"
+    if row.nats_open:
+        return Quality.INCONCLUSIVE, f"{said}, and no upper end: {row.nats_open}"
+    return Quality.INCONCLUSIVE, _open(said, most, images_to_decide(row.images, [row.nats], most))
+
+
+def _open(figures: str, most: float, need: int) -> str:
+    many = "no feasible number of" if need >= MOST_IMAGES else f"about {need}"
+    return f"{figures}, not on one side of {most:g}: {many} images would decide"
+
+
+def images_to_decide(images: int, losses: Sequence[Estimate], most: float) -> int:
+    """Return the N at which every loss's interval would lie on one side of `most`, if the loss is what it seems."""
+    return max((images_for(images, loss.half, abs(loss.value - most)) for loss in losses), default=MOST_IMAGES)
 
 
 def worst(verdicts: Sequence[Quality]) -> Quality:
@@ -65,34 +117,6 @@ def worst(verdicts: Sequence[Quality]) -> Quality:
     return next((verdict for verdict in order if verdict in verdicts), Quality.INCONCLUSIVE)
 
 
-def images_to_decide(row: QualityRow, most: float) -> int:
-    """Return the N at which every loss's interval would lie on one side of `most`, if the loss is what it seems."""
-    return max((images_for(row.images, loss.half, abs(loss.value - most)) for loss in row.losses), default=MOST_IMAGES)
-
-
 def images_to_resolve(losses: Sequence[Estimate], images: int, most: float) -> int:
     """Return the N at which a decoder that loses nothing is KEPT: its interval is half as wide as `most`."""
     return max((images_for(images, loss.half, most / 2) for loss in losses), default=MOST_IMAGES)
-
-
-def why_quality(row: QualityRow, most: float) -> str:
-    """Return one clause on the verdict: which figure decides, or which N would."""
-    if row.failed:
-        return f"it gives no image: {row.failed}"
-    if row.contract == "B" and row.tokens is not None and row.tokens.p < SMALL:
-        return f"its tokens have another law: {row.tokens}"
-    if too_few(row):
-        need = PER_FEATURE * row.width
-        return f"{row.images} images are too few for {row.width} features: {need} or more would decide"
-    named = [(word, loss) for word, loss in (("loss", row.loss), ("drift", row.drift)) if loss is not None]
-    if not named:
-        return "nothing was measured: no real data, and no law"
-    over = [f"{word} {loss}" for word, loss in named if loss.low > most]
-    if over:
-        return f"{' and '.join(over)}, above {most:g}"
-    if all(loss.high < most for _, loss in named):
-        return f"{' and '.join(f'{word} {loss}' for word, loss in named)}, below {most:g}"
-    need = images_to_decide(row, most)
-    many = "no feasible number of" if need >= MOST_IMAGES else f"about {need}"
-    undecided = [f"{word} {loss}" for word, loss in named if not loss.high < most]
-    return f"{' and '.join(undecided)}, not on one side of {most:g}: {many} images would decide"

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from harness.files import compact, read_json
+from harness.files import compact, finite, read_json
 from harness.provenance import versions
 from harness.quality._distances import LEVEL, Estimate
-from harness.quality._loss import Quality, quality_verdict, worst
+from harness.quality._loss import Quality, quality_verdict, why_quality, worst
 from harness.quality._rows import QualityRow
 from harness.quality._two_samples import Tokens
 from harness.rounding import precision
@@ -21,7 +21,7 @@ from harness.runs import typed
 
 SCHEMA = 1  # docs/quality.md describes it
 ESTIMATES = (
-    "real", "real_kernel", "law", "law_kernel", "loss", "drift", "accuracy", "precision", "coverage",
+    "real", "real_kernel", "law", "law_kernel", "loss", "drift", "accuracy", "precision", "coverage", "nats",
 )  # fmt: skip
 
 
@@ -38,13 +38,20 @@ class Measured:
     blocks: int  # of the intervals
     rows: list[QualityRow]  # sequential decoding first
     most: float | None = None  # loss that is allowed; None = none was stated
+    most_nats: float | None = None  # in nats an image; likewise
     seconds: float = 0.0  # of the drawing
     stopped: int = 0  # signal that ended it early, or 0; the rows are of what was drawn until then
 
     @property
     def verdicts(self) -> list[Quality]:
         """The verdict on every row after the first; none where no loss was stated."""
-        return [quality_verdict(row, self.most) for row in self.rows[1:]] if self.most is not None else []
+        if self.most is None and self.most_nats is None:
+            return []
+        return [quality_verdict(row, self.most, self.most_nats) for row in self.rows[1:]]
+
+    def why(self, row: QualityRow) -> str:
+        """Return one clause on the verdict on a row."""
+        return why_quality(row, self.most, self.most_nats)
 
     @property
     def verdict(self) -> Quality | None:
@@ -70,7 +77,8 @@ def _row_values(row: QualityRow) -> dict[str, object]:
     values = asdict(row)
     for name in ESTIMATES:
         if values[name] is not None:
-            values[name] = {key: None if math.isnan(value) else value for key, value in values[name].items()}
+            values[name] = finite(values[name])
+    values["nats_S"] = [finite(each) for each in values["nats_S"]]
     return values
 
 
@@ -83,6 +91,7 @@ def _measured(document: Any) -> Measured:
     if document["schema"] != SCHEMA:
         raise ValueError(f"its schema is {document['schema']}, and this version reads {SCHEMA}")
     rows = [_row_of(values) for values in document["rows"]]
+    document = {"most_nats": None, **document}  # files of before losses in nats have none
     header = {field.name: document[field.name] for field in fields(Measured) if field.name != "rows"}
     if not rows:
         raise ValueError("no row")
@@ -92,12 +101,16 @@ def _measured(document: Any) -> Measured:
 def _row_of(values: Any) -> QualityRow:
     values.pop("verdict", None)
     tokens = values.pop("tokens")
-    estimates = {name: None if (stated := values.pop(name)) is None else _estimate_of(stated) for name in ESTIMATES}
-    return QualityRow(**{**values, **estimates, "tokens": Tokens(**tokens) if tokens else None})
+    stated = {name: values.pop(name, None) for name in ESTIMATES}
+    estimates = {name: None if each is None else _estimate_of(each) for name, each in stated.items()}
+    nats_S = tuple(map(_estimate_of, values.pop("nats_S", ())))
+    return QualityRow(**{**values, **estimates, "nats_S": nats_S, "tokens": Tokens(**tokens) if tokens else None})
 
 
 def _estimate_of(values: Any) -> Estimate:
-    estimate = Estimate(**{key: math.nan if value is None else float(value) for key, value in values.items()})
+    unknown = {"raw": math.nan}  # an end that is not there lies at infinity
+    given = {key: unknown.get(key, math.inf) if value is None else float(value) for key, value in values.items()}
+    estimate = Estimate(**given)
     if not estimate.low <= estimate.high:
         raise ValueError("an interval without an inside")
     return estimate

@@ -31,6 +31,7 @@ from harness.quality._distances import (
 )
 from harness.quality._features import Real
 from harness.quality._gather import ImageSet, check_enough
+from harness.quality._nats import loss_in_nats
 from harness.quality._two_samples import Tokens, compare_samples
 
 SEED = 0  # of the swaps of the test of tokens
@@ -57,6 +58,9 @@ class QualityRow:
     precision: Estimate | None = None  # share of images within the real manifold
     coverage: Estimate | None = None  # share of the real manifold that images reach
     tokens: Tokens | None = None  # two-sample test of tokens; where contract B is claimed, and for sequential decoding
+    nats: Estimate | None = None  # lost against the target's law, an image; no upper end where no law is shown
+    nats_S: tuple[Estimate, ...] = ()  # by scale
+    nats_open: str = ""  # why there is no upper end
     failed: str = ""  # why there is no figure
     yardstick: bool = False  # it is drawn beside every run, and claims nothing
 
@@ -88,14 +92,19 @@ def measure_rows(
 ) -> list[QualityRow]:
     """Return a row for every sample but that of the law; of no `classes` labels are not judged.
 
-    Samples are sequential decoding, the target's law, and the others, features on one device; blocks are of independent
-    images, at least two in each. Raises `InputError` where an interval needs more, or real data have other features.
+    Samples are sequential decoding, the target's law (not where there are no features), and the others, features on one
+    device; blocks are of independent images, at least two in each. Raises `InputError` where an interval needs more, or
+    real data have other features.
     """
-    base, law, *others = samples
+    base, *others = samples
     check_enough(len(base.labels_N), blocks)
-    for sample in (base, law):
+    width = base.features_ND.shape[1]
+    for sample in samples[: 2 if width else 1]:
         if sample.failed:
             raise InputError("models", sample.source.name, f"draws no image ({sample.failed})", "run verify first")
+    if not width:
+        return [_begun(sample, pyramid) for sample in samples]
+    law, *others = others
     cut = Blocks.cut(joined(law, classes), blocks)
     if real is not None and len(real.law.sum_D) != cut.features_ND.shape[1]:
         rule = f"has {len(real.law.sum_D)} features, and the images {cut.features_ND.shape[1]}"
@@ -114,11 +123,24 @@ def joined(sample: ImageSet, classes: int) -> Tensor:
     return with_labels(sample.features_ND, sample.labels_N.to(sample.features_ND.device), classes)
 
 
-def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackknifed | None]) -> QualityRow:
-    """Return the row of a sample; `usual` are the distances of sequential decoding."""
-    source, N = sample.source, len(sample.labels_N)
+def _begun(sample: ImageSet, pyramid: ScalePyramid) -> QualityRow:
+    """Return a row without distances."""
+    source, N, nats_NX = sample.source, len(sample.labels_N), sample.nats_NX
     row = QualityRow(source.name, sample.contract, source.length, N, seconds=sample.seconds, failed=sample.failed)
     row = replace(row, yardstick=not source.factory)
+    if sample.failed:
+        return row
+    if len(sample.calls_N):
+        row = replace(row, calls=float(sample.calls_N.double().mean()))
+    if not len(nats_NX):
+        return replace(row, nats_open="it shows a law of some images alone" if source.factory else "")
+    (*nats_S, nats), why = loss_in_nats(nats_NX, pyramid.draws.L)
+    return replace(row, nats=nats, nats_S=tuple(nats_S), nats_open=why)
+
+
+def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackknifed | None]) -> QualityRow:
+    """Return the row of a sample; `usual` are the distances of sequential decoding."""
+    row, N = _begun(sample, yardstick.pyramid), len(sample.labels_N)
     if sample.failed:
         return row
     blocks = Blocks(joined(sample, yardstick.classes), yardstick.law.edges)
@@ -126,7 +148,6 @@ def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackkn
     row = replace(
         row,
         width=blocks.features_ND.shape[1],
-        calls=float(sample.calls_N.double().mean()) if len(sample.calls_N) else None,
         law=law.estimate,
         law_kernel=kernel(blocks, yardstick.law.parts),
         drift=law.minus(usual[0]).estimate,

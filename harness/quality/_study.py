@@ -17,7 +17,7 @@ from harness.models import ModelPair
 from harness.protocol import Contract, Request, Settings
 from harness.quality._distances import BLOCKS, check_blocks
 from harness.quality._draw import BASE, LAW, Source, portions
-from harness.quality._features import Features, Real, load_features, load_real
+from harness.quality._features import Features, NoFeatures, Real, load_features, load_real
 from harness.quality._gather import USUAL, Conditions, check_enough, gather
 from harness.quality._loss import check_loss
 from harness.quality._measured import Measured
@@ -37,6 +37,10 @@ class Means:
     real: Real | None
 
 
+# where distances are not asked for: nats need none
+NO_MEANS = Means(NoFeatures(), None)
+
+
 def digits_means() -> Means:
     """Return what ships with the package."""
     features = load_features()
@@ -54,16 +58,21 @@ class Study:
     request: Request = field(default_factory=lambda: Request((0,)))  # seed, guidance and filters
     blocks: int = BLOCKS  # of the intervals
     most: float | None = None  # loss that is allowed; None = no verdict
+    most_nats: float | None = None  # in nats an image; likewise
 
-    @property
-    def total(self) -> int:
-        """Images that are drawn: of sequential decoding, of the target's law, and of every other source."""
-        return self.images * (2 + len(self.others))
+    def total(self, means: Means) -> int:
+        """Return how many images are drawn."""
+        return self.images * len(self.sources(means))
+
+    def sources(self, means: Means) -> list[Source]:
+        """Return what is drawn: sequential decoding, the target's law where distances are measured, and the others."""
+        return [BASE, *([LAW] if means.features.D else []), *self.others]
 
     def __post_init__(self) -> None:
         check_blocks(self.blocks)
         check_enough(self.images, self.blocks)
-        check_loss(self.most)
+        check_loss("max_loss", self.most)
+        check_loss("max_nats", self.most_nats)
 
 
 def decoder_sources(factory: str, settings: Sequence[Settings]) -> list[Source]:
@@ -96,36 +105,37 @@ def run_study(
     Raises `InputError` for labels or filters that the networks do not have, and as `gather` and `measure_rows` do, and
     `StopSignal` where a signal came before there were enough images for an interval.
     """
-    sources, labels = [BASE, LAW, *study.others], study.labels or tuple(range(models.target.config.classes))
-    check_labels(models, means, labels)
+    sources, features = study.sources(means), means.features
+    labels = study.labels or tuple(range(models.target.config.classes))
+    check_labels(models, features, labels)
     own_process = any(source.factory and not is_own_decoder(source.factory) for source in sources)
     batch = study.batch or min(default_batch(models, own_process).images, study.images)
     requests = portions(study.images, batch, labels, study.request)
     requests[0].check_against(models.target.config.classes, models.target.config.V)
     (samples, stopped), seconds = timed(
-        lambda: gather(models, means.features, sources, requests, conditions, progress), torch.device("cpu")
+        lambda: gather(models, features, sources, requests, conditions, progress), torch.device("cpu")
     )
     if stopped and len(samples[0].labels_N) < 2 * study.blocks:
         raise StopSignal(stopped)
-    where = models.device if means.features.D >= FEW else torch.device("cpu")
+    where = models.device if features.D >= FEW else torch.device("cpu")
     samples = [
         replace(sample, features_ND=sample.features_ND.to(where), tokens_NL=sample.tokens_NL.to(models.device))
         for sample in samples
     ]
     vocabulary = models.target.config.V
-    rows = measure_rows(samples, means.real, means.features.classes, models.pyramid, vocabulary, study.blocks)
+    rows = measure_rows(samples, means.real, features.classes, models.pyramid, vocabulary, study.blocks)
     return Measured(
-        models.title, str(models.device), study.request.cfg, means.features.name, means.features.unit,
-        means.real.name if means.real else "", study.blocks, rows, study.most, seconds, stopped,
+        models.title, str(models.device), study.request.cfg, features.name, features.unit,
+        means.real.name if means.real else "", study.blocks, rows, study.most, study.most_nats, seconds, stopped,
     )  # fmt: skip
 
 
-def check_labels(models: ModelPair, means: Means, labels: Sequence[int]) -> None:
+def check_labels(models: ModelPair, features: Features, labels: Sequence[int]) -> None:
     """Refuse labels that are no class, and features of other classes than the networks'. Raises `InputError`."""
-    classes, known = models.target.config.classes, means.features.classes
+    classes, known = models.target.config.classes, features.classes
     if known not in (0, classes):
         rule = f"knows {known} classes, and the networks {classes}"
-        raise InputError("features", means.features.name, rule, "pass --features FILE")
+        raise InputError("features", features.name, rule, "pass --features FILE")
     for label in labels:
         if not 0 <= label < classes:
             raise InputError("labels", label, f"must lie in 0..{classes - 1}", "pass --labels all")

@@ -15,7 +15,7 @@ from harness.quality import (
     QualityRow,
     Source,
     images_to_resolve,
-    why_quality,
+    nats_text,
 )
 from harness.report._tables import Column, name_column, print_table
 from harness.report._terminal import say
@@ -25,12 +25,13 @@ COLOURS = {Quality.KEPT: "green", Quality.LOST: "bold red", Quality.INCONCLUSIVE
 COLUMNS = (
     name_column("decoder"), name_column("contract", spare=2), Column("draft len", spare=4), Column("target calls"),
     Column("FD to real data"), Column("loss"), Column("FD to the target's law", spare=1), Column("drift"),
-    Column("KD to real data", spare=6), Column("KD to the target's law", spare=6), Column("class accuracy", spare=1),
-    Column("precision", spare=5), Column("coverage", spare=5), Column("time (s)", spare=7),
+    Column("nats", spare=1), Column("KD to real data", spare=6), Column("KD to the target's law", spare=6),
+    Column("class accuracy", spare=1), Column("precision", spare=5), Column("coverage", spare=5),
+    Column("time (s)", spare=7),
 )  # fmt: skip
 HEADS = (
-    "decoder", "contract", "target calls", "FD to real", "loss", "FD to the target's law", "drift", "class accuracy",
-    "precision", "coverage", "verdict",
+    "decoder", "contract", "target calls", "FD to real", "loss", "FD to the target's law", "drift", "nats",
+    "class accuracy", "precision", "coverage", "verdict",
 )  # fmt: skip
 
 
@@ -46,18 +47,27 @@ def show_quality(run: Measured, console: Console, quiet: bool = False) -> None:
         if run.most is None and row.failed:
             say(console, f"{row.name}: no image ({row.failed})")
     for row, verdict in zip(run.rows[1:], run.verdicts, strict=False):
-        say(console, f"{row.name}: {why_quality(row, run.most or 0.0)}", verdict.value, COLOURS[verdict])
+        say(console, f"{row.name}: {run.why(row)}", verdict.value, COLOURS[verdict])
 
 
 def _notes(run: Measured) -> list[str]:
     """Return what a reader needs to know of the figures, a line each."""
     first, *others = run.rows
     level = f"{LEVEL:.0%} intervals, jackknife over {run.blocks} blocks of images; shares by Wilson's"
-    lines = [
-        f"FD: Fréchet distance in {run.features}, {run.unit}; KD: kernel distance; {level}",
-        "loss: how much farther from real data than sequential decoding under the same seeds (paired); "
-        "drift: how much farther from the target's law, which other seeds show",
-    ]
+    lines = (
+        [
+            f"FD: Fréchet distance in {run.features}, {run.unit}; KD: kernel distance; {level}",
+            "loss: how much farther from real data than sequential decoding under the same seeds (paired); "
+            "drift: how much farther from the target's law, which other seeds show",
+        ]
+        if run.unit
+        else []
+    )
+    if any(row.nats for row in others):
+        lines.append(
+            "nats: mean of log q/p over images, q the law that a decoder shows, p the target's, with a 95% interval "
+            "that holds at every number of images; >= where no law is shown, or an image is beyond what is assumed"
+        )
     if run.real:
         lines.append(f"real data: {run.real}; the same for every row, so that its own error is not in a loss")
     biases = [f"{first.real.bias:+.3f} in FD to real data"] if first.real is not None else []
@@ -90,18 +100,20 @@ def quality_markdown(run: Measured) -> str:
     lines = [f"| {' | '.join(HEADS)} |", f"|{'---|' * 2}{'---:|' * (len(HEADS) - 3)}---|"]
     verdicts = ["-", *(verdict.value for verdict in run.verdicts)] if run.verdicts else ["-"] * len(run.rows)
     for row, verdict in zip(run.rows, verdicts, strict=True):
-        figures = (row.real, row.loss, row.law, row.drift, row.accuracy, row.precision, row.coverage)
-        cells = [f"`{row.name}`", row.contract or "-", number(row.calls, ".1f"), *map(_estimate, figures), verdict]
+        figures = (row.accuracy, row.precision, row.coverage)
+        losses = (row.real, row.loss, row.law, row.drift)
+        cells = [f"`{row.name}`", row.contract or "-", number(row.calls, ".1f"), *map(_estimate, losses)]
+        cells += [nats_text(row.nats), *map(_estimate, figures), verdict]
         lines.append(f"| {' | '.join(cells)} |")
     images = count_of(run.rows[0].images, "image")
     return "\n".join([f"{images}, cfg {run.cfg:g}, {run.models} on {run.device.split(':')[0]}", "", *lines, ""])
 
 
 def _cells(row: QualityRow) -> list[str]:
-    figures = (row.real, row.loss, row.law, row.drift, row.real_kernel, row.law_kernel, row.accuracy, row.precision,
-               row.coverage)  # fmt: skip
+    losses = (row.real, row.loss, row.law, row.drift)
+    figures = (row.real_kernel, row.law_kernel, row.accuracy, row.precision, row.coverage)
     words = [row.name, row.contract or "-", row.draft_len or "-", number(row.calls, ".1f")]
-    return [*words, *map(_estimate, figures), f"{row.seconds:.1f}"]
+    return [*words, *map(_estimate, losses), nats_text(row.nats), *map(_estimate, figures), f"{row.seconds:.1f}"]
 
 
 def _estimate(estimate: Estimate | None) -> str:

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.files import check_readable, compact, write_whole
-from harness.judge import ALPHA, Alternative, TokensSeen, Verdict, Wealth, bet, rows_along, usual_alternatives
+from harness.judge import ALPHA, Alternative, TokensSeen, Verdict, Wealth, bet, usual_alternatives
 from harness.models import ModelPair
 from harness.protocol import Request, request_values
-from harness.reference import family_of
 from harness.rounding import joint_budget
 from harness.runs._identity import weights_of
 
@@ -81,15 +80,7 @@ class LikelihoodTest:
         """
         tokens_BL = self.check(tokens_BL, labels)
         request = replace(self.request, labels=tuple(labels), images=None, seeds=None)
-        models, labels_B = self.models, torch.tensor(labels, device=self.models.device)
-        rows_RLV, guided_BLV = rows_along(models.target, models, request, labels_B, tokens_BL)
-        draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
-        allowed = tuple(
-            self.budget.guided(request.guidance, models.pyramid.ramp(si), si).logits for si in models.pyramid
-        )
-        seen = TokensSeen(
-            request, tokens_BL, rows_RLV, guided_BLV, draft_RLV, allowed, family_of(models.target), self._last_L
-        )
+        models, seen = self.models, TokensSeen.along(self.models, self.budget, request, tokens_BL, self._last_L)
         bets = bet(seen, models.pyramid, self.wealth.alternatives)
         if bets.forbidden and not self.place:
             row, draw = bets.forbidden[0]

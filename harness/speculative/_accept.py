@@ -84,6 +84,7 @@ class Acceptance:
     tokens_bn: Tensor  # what a scale's tokens become where it is the first imperfect one
     accepted_bn: Tensor  # True where the drafted token is accepted
     whole_bs: Tensor  # True where the scale is accepted as drafted
+    law_bnV: Tensor | None = None  # what the final tokens are drawn from; None = the target's law
 
     def tokens_by_scale(self, proposal: Proposal, window: Window) -> list[Tensor]:
         """Return tokens_bl of every scale: the drafted ones where it is accepted, else what it becomes."""
@@ -110,6 +111,8 @@ class Policy:
     entry: int = 0  # scale at which the labour changes hands; at most S
     top: int = 1  # smallest V that the policy needs
     reason: str = ""  # why it claims this contract and no other
+    # which law a token is drawn from is known before the numbers that it is drawn by: traces can show it
+    shows_law: bool = False
 
     def trusts(self, si: int) -> bool:
         """Tell whether the draft decides scale `si` alone."""
@@ -141,7 +144,7 @@ class Verified:
     x_RnD: Tensor
     rows_RnV: Tensor
     guided_bnV: Tensor
-    probs_by_scale: list[Tensor]
+    probs_by_scale: list[Tensor]  # what final tokens are drawn from, once they are judged
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,10 @@ class Outcome:
     accepted_bs: list[list[int]]
 
 
-def trusted_outcome(window: Window, proposal: Proposal) -> Outcome:
-    """Take the draft's tokens as they are; no target pass."""
+def trusted_outcome(state: DecodeState, window: Window, proposal: Proposal) -> Outcome:
+    """Take the draft's tokens as they are; no target pass. Effects: their law is written down."""
+    if state.law_BLV is not None:
+        state.law_BLV[window.images, window.span] = proposal.probs_bnV
     count, B = len(window.scales), len(window.images)
     kept = list(window.pyramid.draws.counts[window.first : window.last + 1])
     return Outcome(list(window.split(proposal.tokens_bn)), [count] * B, [count] * B, [kept] * B)
@@ -233,6 +238,8 @@ def keep_intermediates(state: DecodeState, window: Window, outcome: Outcome, ver
         kept.x_RLD[rows_R, span] = verified.x_RnD[from_R, span.start - begin : span.stop - begin]
         kept.rows_RLV[rows_R, draws] = verified.rows_RnV[from_R, scale]
         kept.guided_BLV[rows_b, draws] = verified.guided_bnV[group, scale]
+        if state.law_BLV is not None:
+            state.law_BLV[rows_b, draws] = verified.probs_by_scale[offset][group]
 
 
 def record_round(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Round:

@@ -87,7 +87,7 @@ class Row:
 
 COUPLED = Policy(
     "coupled", Contract.TOKENS, race, partial(accept_equal, choose=race), race,
-    reason="it keeps only tokens that are the target's own draws",
+    reason="it keeps only tokens that are the target's own draws", shows_law=True,
 )  # fmt: skip
 GREEDY = Policy(
     "greedy", Contract.TOKENS, most_likely, partial(accept_equal, choose=most_likely), most_likely, greedy=True,
@@ -107,7 +107,8 @@ def _draft_ends(policy: Policy, numbers: list[float], partly: bool) -> Policy:
 
 RATE, K, ENTRY = Number("RATE"), Number("K", 1, whole=True), Number("ENTRY", whole=True)
 C = partial(Policy, contract=Contract.QUALITY, propose=race, accept=COUPLED.accept, extend=race)
-KEEPS, ALONE = "it keeps drafted tokens that the target would not have drawn", "the draft decides some scales alone"
+KEEPS = "it keeps drafted tokens that the target would not have drawn"
+DIVIDED = partial(C, reason="the draft decides some scales alone", shows_law=True)
 TABLE = (
     Row(COUPLED, "every token is the target's own draw under the same numbers", "coupled"),
     Row(GREEDY, "every token is the target's most likely one (the oracle takes the most likely token, too)", "greedy"),
@@ -125,15 +126,15 @@ TABLE = (
         "topk-match:5:0.5", (K, RATE),
         lambda policy, n, partly: replace(policy, top=int(n[0]),
             accept=partial(accept_by_rate, rule=(partial(is_in_top, k=int(n[0])), n[1], partly))), partial=True),
-    Row(C("kl", reason="it keeps the tokens of laws that are merely near"),
+    Row(C("kl", reason="it keeps the tokens of laws that are merely near", shows_law=True),
         "the mean over its tokens of KL(target, draft) is at most BOUND nats",
         "kl:0.1", (Number("BOUND"),),
         lambda policy, n, partly: replace(policy, accept=partial(accept_by_kl, rule=(n[0], partly))), partial=True),
-    Row(C("handoff", reason=ALONE), "it is one of the first ENTRY scales; `coupled` from there on",
+    Row(DIVIDED("handoff"), "it is one of the first ENTRY scales; `coupled` from there on",
         "handoff:3", (ENTRY,), lambda policy, n, partly: replace(policy, trusted=(0, int(n[0])), entry=int(n[0]))),
-    Row(C("collaborative", reason=ALONE), "it is not one of the first ENTRY scales; `coupled` up to there",
+    Row(DIVIDED("collaborative"), "it is not one of the first ENTRY scales; `coupled` up to there",
         "collaborative:3", (ENTRY,), _draft_ends),
-    Row(C("code", reason=ALONE, speculates=False),
+    Row(DIVIDED("code", speculates=False),
         "always: the first ENTRY scales are never drafted, the target decides them alone, one a pass",
         "code:6", (ENTRY,), _draft_ends),
     Row(C("imposed", reason="it keeps drafted scales by a coin"),

@@ -47,7 +47,7 @@ def run_round(state: DecodeState, parts: Parts, policy: Policy, window: Window, 
     if count:
         draft_generate_batch(state, parts, policy, window)
     if policy.trusts(window.first):
-        outcome = trusted_outcome(window, drafted_proposal(state, window))
+        outcome = trusted_outcome(state, window, drafted_proposal(state, window))
     elif not count:
         alone = replace(window, last=window.first)
         decision = forward_window(state, parts, state.target, alone, decide_scale, policy, keep)
@@ -135,6 +135,8 @@ def verify_and_accept(state: DecodeState, parts: Parts, this: Pass, policy: Poli
     window = replace(this.window, last=this.window.first + count - 1)
     proposal = drafted_proposal(state, window)
     judged = policy.accept(parts, proposal, torch.cat(verified.probs_by_scale[:count], 1), window)
+    if judged.law_bnV is not None:
+        verified = replace(verified, probs_by_scale=[*window.split(judged.law_bnV), *verified.probs_by_scale[count:]])
     tokens = judged.tokens_by_scale(proposal, window)
     if this.window.last > window.last:
         after = replace(window, first=this.window.last, last=this.window.last)

@@ -6,6 +6,7 @@ Promise: pure functions of tensors and numbers, per image and per scale; each sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -81,7 +82,12 @@ def accept_by_kl(
     terms_bnV = torch.where(target_probs_bnV > 0, target_probs_bnV * (target_probs_bnV / draft_bnV).log(), 0.0)
     kl_bn = terms_bnV.sum(-1).clamp_min(0)  # a rounding below zero is zero; infinite where the draft rules a token out
     whole = torch.stack([kl_bl.mean(1) <= bound for kl_bl in window.split(kl_bn)], 1)
-    return _replace(proposal, own_bn, (kl_bn <= bound) & token_level, whole)
+    near_bn = (kl_bn <= bound) & token_level
+    # a token and its law go together: a whole scale's, or that of a token that is near
+    by_scale = zip(whole.unbind(1), window.split(near_bn), strict=True)
+    drafted_bn = torch.cat([near_bl | whole_b[:, None] for whole_b, near_bl in by_scale], 1)
+    judged = _replace(proposal, own_bn, near_bn, whole)
+    return replace(judged, law_bnV=torch.where(drafted_bn[..., None], draft_bnV, target_probs_bnV))
 
 
 def accept_by_coin(

@@ -168,6 +168,7 @@ class DecodeState(Buffers):
     draft_lens: list[int]  # what the draft length's rule keeps for every image
     # named tensors of the final positions, or None when not kept
     intermediates: Intermediates | None = field(repr=False, default=None)
+    law_BLV: Tensor | None = field(repr=False, default=None)  # that final tokens were drawn from, or None when not kept
     # (network, first scale, one number: are its logits finite?) of passes that decide, and that nobody waited for
     unchecked: list[tuple[str, int, Tensor]] = field(repr=False, default_factory=list)
 

@@ -110,6 +110,8 @@ class SpeculativeDecoder:
             self.models, request, numbers, launcher, self.parts.condition_rows, self.options.keep_intermediates
         )
         state.draft_lens = [self.length.begin()] * request.B
+        if self.options.keep_intermediates and self.options.policy.shows_law:
+            state.law_BLV = torch.full_like(state.drafted_probs_BLV, torch.nan)
         return state
 
     @torch.inference_mode()
@@ -138,7 +140,7 @@ class SpeculativeDecoder:
                     state.draft_lens[image] = self.length.after(state.draft_lens[image], whole, S)
         check_finite(state)
         trace = _trace(state, time.perf_counter() - start)
-        state.intermediates = None  # recorded work keeps the state, and should not keep these
+        state.intermediates = state.law_BLV = None  # recorded work keeps the state, and should not keep these
         return trace
 
     def _groups(self, state: DecodeState) -> list[tuple[tuple[int, int, int, int], list[int]]]:
@@ -163,6 +165,7 @@ def _trace(state: DecodeState, seconds: float) -> Trace:
         draft_calls=state.draft.calls,
         draft_rows=state.draft.rows,
         intermediates=state.intermediates,
+        law_BLV=state.law_BLV,
         seconds=seconds,
         cache_bytes={side.name: side.cache.bytes() for side in (state.draft, state.target)},
         peak_bytes=peak_bytes(state.target.network.device),

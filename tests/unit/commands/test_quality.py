@@ -14,7 +14,7 @@ from harness.protocol._decoder import Settings
 from harness.quality._distances import Estimate
 from harness.quality._measured import Measured, read_quality
 from harness.quality._rows import QualityRow
-from harness.quality._study import USUAL_IMAGES, Study
+from harness.quality._study import NO_MEANS, USUAL_IMAGES, Study
 from harness.runs._recorded import recorded_result
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
@@ -63,7 +63,7 @@ def test_the_verdict_is_the_exit_status(monkeypatch, capsys, tmp_path: Path, dri
     assert json.loads((tmp_path / "q.json").read_text())["rows"][1]["verdict"] == word
     assert read_quality(tmp_path / "q.json") == found(drift)
     same = " | ".join([str(ZERO)] * 3)
-    assert f"| `kl:0.1` | C | 7.9 | {same} | {drift} | {ZERO} | - | - | {word} |" in page.read_text()
+    assert f"| `kl:0.1` | C | 7.9 | {same} | {drift} | - | {ZERO} | - | - | {word} |" in page.read_text()
     assert "drift" in picture.read_text()
 
 
@@ -94,8 +94,26 @@ def test_verify_takes_the_verdict_over(monkeypatch, capsys, tmp_path: Path, drif
         assert "inconclusive: quality of kl:0.1" in out
 
 
+@pytest.mark.parametrize(("high", "status"), [(0.3, 0), (0.8, 3)])
+def test_nats_alone_need_no_features(monkeypatch, capsys, high: float, status: int):
+    asked = []
+
+    def run(pair, means, what, keeping, progress):
+        asked.append((means, what))
+        row = replace(found(LARGE).rows[1], nats=Estimate(0.2, 0.1, high))
+        return replace(found(ZERO), rows=[BASE, row], most=what.most, most_nats=what.most_nats)
+
+    monkeypatch.setattr("harness.verification.run_study", run)
+    assert command(monkeypatch, *VERIFY, "--max-nats", "0.5") == status
+    assert asked[0][0] is NO_MEANS
+    assert (asked[0][1].most, asked[0][1].most_nats) == (None, 0.5)
+    assert f"kl:0.1: 0.200 [0.100, {high:.3f}] nats, " in capsys.readouterr().out
+
+
 REFUSED = {
     ("verify", "--max-loss", "0.1"): "max_loss=0.1: states a loss, which contract C alone allows; pass --contract C",
+    ("verify", "--max-nats", "0.5"): "max_nats=0.5: states a loss, which contract C alone allows; pass --contract C",
+    (*VERIFY, "--max-nats", "-1"): "max_nats=-1.0: must be above 0",
     (*VERIFY, "--max-loss", "0"): "max_loss=0.0: must be above 0",
     (*VERIFY, "--max-loss", "0.1", "--quality-images", "10"): "images=10: must be at least 80",
     ("quality", "--images", "10"): "images=10: must be at least 80",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -70,7 +71,7 @@ def test_the_reason_names_what_decides():
 
 
 def test_how_many_images():
-    assert images_to_decide(replace(ROW, drift=SMALL), 0.1) == 1500
+    assert images_to_decide(1000, [ZERO, SMALL], 0.1) == 1500
     assert images_to_resolve([SMALL], 1000, 0.1) == 1500
     assert images_to_resolve([ZERO], 1000, 0.1) == 1000
 
@@ -84,5 +85,33 @@ def test_the_worst_is_lost():
 
 @pytest.mark.parametrize("most", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_loss_that_nothing_could_show_is_refused(most: float):
-    with pytest.raises(InputError, match=r"^max_loss=.*must be above 0.*pass --max-loss 0.1"):
-        check_loss(most)
+    with pytest.raises(InputError, match=r"^max_nats=.*must be above 0.*pass --max-loss 0.1, --max-nats 0.5"):
+        check_loss("max_nats", most)
+
+
+@pytest.mark.parametrize(
+    ("nats", "why", "expected", "clause"),
+    [
+        (Estimate(0.2, 0.1, 0.4), "", "KEPT", "0.200 [0.100, 0.400] nats, below 0.5"),
+        (Estimate(0.9, 0.6, 1.4), "", "LOST", "0.900 [0.600, 1.400] nats, above 0.5; scale 1 loses most"),
+        (Estimate(0.9, 0.6, math.inf), "no law", "LOST", ">= 0.6 nats, above 0.5; scale 1 loses most"),
+        (Estimate(math.inf, math.inf, math.inf), "", "LOST", "infinite nats, above 0.5; scale 1 loses most"),
+        (Estimate(0.0, 0.0, math.inf), "no law", "INCONCLUSIVE", ">= 0 nats, and no upper end: no law"),
+        (Estimate(0.4, 0.3, 0.6), "", "INCONCLUSIVE", "0.400 [0.300, 0.600] nats, not on one side of 0.5: about 2300"),
+        (None, "", "KEPT", "it is the target's law"),
+        (None, "of some images alone", "INCONCLUSIVE", "of some images alone"),
+    ],
+)
+def test_the_verdict_in_nats(nats: Estimate | None, why: str, expected: str, clause: str):
+    by_scale = (ZERO, nats or ZERO, SMALL)
+    row = replace(ROW, images=1000, nats=nats, nats_S=by_scale, nats_open=why)
+    assert quality_verdict(row, None, 0.5).value == expected
+    assert why_quality(row, None, 0.5).startswith(clause)
+
+
+def test_the_worse_of_two_verdicts_counts_and_is_explained():
+    row = replace(ROW, nats=Estimate(0.9, 0.6, 1.4), nats_S=(ZERO,))
+    assert (quality_verdict(row, 0.1).value, quality_verdict(row, 0.1, 0.5).value) == ("KEPT", "LOST")
+    assert why_quality(row, 0.1, 0.5) == "0.900 [0.600, 1.400] nats, above 0.5; scale 0 loses most"
+    assert quality_verdict(replace(row, nats=ZERO), 0.1, 0.5) is Quality.KEPT
+    assert " and drift 0.000 ± 0.050, below 0.1; 0.000 [" in why_quality(replace(row, nats=ZERO), 0.1, 0.5)

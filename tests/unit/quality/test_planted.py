@@ -10,7 +10,7 @@ from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality._features import DigitFeatures
-from harness.quality._study import Means, Study, check_labels, decoder_sources
+from harness.quality._study import Study, check_labels, decoder_sources
 from harness.reference.sequential import sample_sequential
 from tests import losses as planted
 from tests.helpers import Layout, tiny
@@ -70,8 +70,8 @@ def test_decoders_are_named_by_what_tells_them_apart():
 def test_features_of_other_classes_are_refused():
     models = toy_pair(ScalePyramid((1, 2)), 6, seed=1, apart=0.2)
     with pytest.raises(InputError, match=r"^features=digits classifier: knows 10 classes, and the networks 2"):
-        check_labels(models, Means(DigitFeatures({}), None), (0,))
-    check_labels(models, corners(), (0, 1))
+        check_labels(models, DigitFeatures({}), (0,))
+    check_labels(models, corners().features, (0, 1))
 
 
 def test_what_is_asked_has_sensible_defaults():
