@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from harness.adapters._recorder import Recorder, SharedNumbers, check_numbers
 from harness.adapters._traces import check_image, trace_of
 from harness.adapters._weights import build_network, build_vae, check_dtype, defaults_of, named, on_device
 from harness.errors import InputError
-from harness.models import ModelPair
+from harness.models import ModelPair, autocast_of, autocasting
 from harness.protocol import Contract, Request, Trace
 from harness.protocol.noise import Noise
 from harness.wording import count_of
@@ -80,6 +81,7 @@ class Published:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.checkout.active())
             stack.enter_context(on_device(self.models.device))
+            stack.enter_context(self.autocasting())
             stack.enter_context(recorder.watching(self.draft, self.target, self.vae, self.checkout.module))
             if shared is not None:
                 stack.enter_context(shared)
@@ -90,6 +92,10 @@ class Published:
                     raise
                 rule = f"the code asks for a GPU by itself ({where})"
                 raise InputError("device", "cpu", rule, "pass --device cuda, on a machine that has one") from None
+
+    def autocasting(self) -> AbstractContextManager[Any]:
+        """Return what the code is called in: torch.autocast, where that is the networks' mode."""
+        return autocasting(self.models.device, autocast_of(self.models.target))
 
     def card_asked(self, error: Exception) -> str | None:
         """Tell where code that runs on a CPU asked for CUDA and got none; None where an error is another one."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from harness.adapters._checkout import Checkout
 from harness.errors import InputError, text_of
-from harness.models import var_config
+from harness.models import autocast_of, mode_name, var_config
 from harness.models.network import Network
 from harness.models.var.autoencoder import Autoencoder
 
@@ -65,8 +65,10 @@ def check_dtype(models: Any) -> None:
     for name, network in (("dtype", models.target), ("draft_dtype", models.draft)):
         if network.dtype != torch.float32:
             rule = "published code casts its logits to float32, and is judged in float32 alone"
-            dtype = str(network.dtype).removeprefix("torch.")
-            raise InputError(name, dtype, rule, f"pass --{name.replace('_', '-')} float32")
+            raise InputError(name, mode_name(network), rule, f"pass --{name.replace('_', '-')} float32")
+    if autocast_of(models.draft) != autocast_of(models.target):
+        rule = "published code computes both networks in one torch.autocast"
+        raise InputError("draft_dtype", mode_name(models.draft), rule, f"pass --draft-dtype {mode_name(models.target)}")
     if models.pyramid.S < 2:
         rule = "published code divides by the number of scales less one"
         raise InputError("patch_nums", models.pyramid.patch_nums, rule, "pass two scales or more")

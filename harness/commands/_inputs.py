@@ -14,30 +14,28 @@ import torch
 from harness.commands._options import Images, Mode, Networks, Pair, UnderTest
 from harness.decoders import OWN_DECODER, parse_factory_options
 from harness.errors import InputError, check_installed
-from harness.models import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, random_pair
+from harness.models import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, parse_mode, random_pair
 from harness.numerals import MOST_NUMBERS, wholes
 from harness.protocol import NoiseOrder, Request, Settings
 from harness.report import plain_console, say
 from harness.rounding import set_precision
 from harness.runs import BatchSize, cut_batches, default_batch
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16,
-          "float16": torch.float16}  # fmt: skip
-
 
 def load_models(networks: Pair, mode: Mode, quiet: bool = False) -> ModelPair:
     """Load the networks onto the device; say what was taken. Effects: `set_precision`. Raises `InputError`."""
-    place = find_device(mode.device), find_dtype("dtype", mode.dtype)
-    draft_dtype = find_dtype("draft_dtype", mode.draft_dtype or mode.dtype)
+    device = find_device(mode.device)
+    for name, word in (("dtype", mode.dtype), ("draft_dtype", mode.draft_dtype or mode.dtype)):
+        parse_mode(name, word)
     set_precision(mode.tf32)
     named = not networks.given_files()
     noise = networks.draft_noise if isinstance(networks, Networks) else None
     if named and noise is None and networks.models == "digits-close":
         noise = CLOSE_NOISE
-    pair = _by_name(networks, place[0]) if named else _from_files(networks)
+    pair = _by_name(networks, device) if named else _from_files(networks)
     for line in () if quiet else pair.taken:
         say(plain_console(), f"loaded: {line}")
-    return (pair if noise is None else close_pair(pair, noise)).to(*place, draft_dtype)
+    return (pair if noise is None else close_pair(pair, noise)).in_mode(device, mode.dtype, mode.draft_dtype)
 
 
 def _by_name(networks: Pair, device: torch.device) -> ModelPair:
@@ -75,14 +73,6 @@ def find_device(text: str) -> torch.device:
         count = torch.cuda.device_count()
         raise InputError("device", text, f"is not there ({count} CUDA devices found)", "pass --device cpu")
     return device
-
-
-def find_dtype(name: str, text: str) -> torch.dtype:
-    """Return the dtype that an option names. Raises `InputError` for another name."""
-    if text not in DTYPES:
-        remedy = f"pass --{name.replace('_', '-')} float32"
-        raise InputError(name, text, f"must be one of {', '.join(DTYPES)}", remedy)
-    return DTYPES[text]
 
 
 def factory_options(

@@ -20,7 +20,7 @@ TESTED, JUDGED, PLACE, WRITTEN = "The decoder under test", "How it is judged", "
 
 # What stands in other rooms, too.
 OWN = "harness:build_decoder"  # the harness's own decoder
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES = ("float32", "float64", "bfloat16", "float16", "autocast-bfloat16", "autocast-float16")
 POLICIES = ("coupled", "greedy", "rejection", "match:RATE", "coupled-match:RATE", "topk-match:K:RATE", "kl:BOUND",
             "handoff:ENTRY", "collaborative:ENTRY", "code:ENTRY")  # fmt: skip
 PUBLISHED = ("var", "code", "sdvar-parallel", "sdvar-test3")

@@ -43,6 +43,7 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
 
     from harness.bench import Bench, Machine, Speed, SpeedRow
     from harness.commands._inputs import load_models, timed_requests
+    from harness.models import mode_name, product_dtype
     from harness.report import LongWork, plain_console, show_speed
     from harness.report.html import check_page, timings_page
 
@@ -53,7 +54,7 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
     pair = load_models(networks, networks.mode, timed.quiet)
     pair.check_finite()
     requests = timed_requests(timed.batches, timed.seeds, pair.target.config.classes)
-    machine = Machine.measure(pair.device, pair.target.dtype)
+    machine = Machine.measure(pair.device, product_dtype(pair.target))
     if pair.device.type == "cuda":
         torch.cuda.empty_cache()
     timer = Bench(pair, timed.graphs, timed.repeats, machine, timed.bonus, timed.compile)
@@ -63,7 +64,7 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
             for row in timer.rows(same_size, settings):
                 rows.append(row)
                 work.advance()
-    draft_name = str(pair.draft.dtype).removeprefix("torch.")
+    draft_name = mode_name(pair.draft)
     mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
     speed = Speed(pair.title, mode, draft_name, timed.graphs, timed.bonus, machine, rows, timed.compile)
     show_speed(speed, str(pair.device), plain_console())

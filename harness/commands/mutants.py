@@ -116,7 +116,8 @@ def chosen_mutants(only: str) -> list[Mutant]:
 
 def _checked(hunted: HuntedBugs) -> torch.device:
     """Return the device. Raises `InputError` for what cannot be hunted with."""
-    from harness.commands._inputs import check_most, find_device, find_dtype
+    from harness.commands._inputs import check_most, find_device
+    from harness.models import parse_mode
 
     if hunted.laws not in SCOPES:
         raise InputError("laws", hunted.laws, f"must be one of {', '.join(SCOPES)}", "pass --laws family")
@@ -125,5 +126,5 @@ def _checked(hunted: HuntedBugs) -> torch.device:
     check_most("examples", hunted.examples, "16")
     if not 0 <= hunted.seed < 2**63:
         raise InputError("seed", hunted.seed, "must lie in 0..2^63-1", "pass --seed 0")
-    find_dtype("dtype", hunted.dtype)
+    parse_mode("dtype", hunted.dtype)
     return find_device(hunted.device)

@@ -107,6 +107,7 @@ def sample(networks: Networks, images: Images, drawing: SampleOptions) -> None:
 
 def about_run(pair: ModelPair, requests: Sequence[Request], decoder: SpeculativeDecoder | None) -> dict[str, str]:
     """Return what made the images, as text: enough to make them again."""
+    from harness.models import mode_name
     from harness.provenance import versions
     from harness.rounding import precision
     from harness.runs import weights_of
@@ -128,7 +129,7 @@ def about_run(pair: ModelPair, requests: Sequence[Request], decoder: Speculative
         "models": pair.title,
         "weights": weights_of(pair),
         "device": str(pair.device),
-        "dtypes": {side: str(network.dtype).removeprefix("torch.") for side, network in sides},
+        "dtypes": {side: mode_name(network) for side, network in sides},
         "precision": precision(),
         "versions": versions(),
     }

@@ -16,6 +16,7 @@ from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._inputs import wrong_input
 from harness.judge._rounded import guided_in_fewer_bits, rounding_of
 from harness.judge._rows import wrong_rows
+from harness.models import product_dtype
 from harness.protocol import Intermediates, largest_factor
 from harness.reference import family_of
 from harness.rounding import Budget
@@ -62,7 +63,7 @@ def first_wrong_of(evidence: Evidence, image: int, scales: Iterable[int]) -> Wro
 def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates) -> Tensor:
     """Tell of every scale of every image whether all its tensors agree, by the checks of `wrong_at`."""
     pyramid, budget, B = evidence.models.pyramid, evidence.budget, evidence.request.B
-    error_B = _input_error(_halves(expected.x_RLD, B, slice(None), slice(None)), budget)
+    error_B = _input_error(evidence, _halves(expected.x_RLD, B, slice(None), slice(None)))
     error = evidence.f_hat_error
     agree, ulp, every = [], guidance_ulp(evidence, actual, expected), slice(None)
     for si in pyramid:
@@ -93,7 +94,7 @@ def wrong_at(
     for name, place in (("x_RLD", span), ("rows_RLV", draws)):
         if not bool(torch.isfinite(_halves(getattr(actual, name), B, one, place)).all()):
             return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
-    error_b = _input_error(_halves(expected.x_RLD, B, one, slice(None)), budget)
+    error_b = _input_error(evidence, _halves(expected.x_RLD, B, one, slice(None)))
     if not _close(_halves(actual.x_RLD, B, one, span), _halves(expected.x_RLD, B, one, span), error_b):
         return wrong_input(evidence, image, si, float(error_b))
     rows, expected_rows = _halves(actual.rows_RLV, B, one, draws), _halves(expected.rows_RLV, B, one, draws)
@@ -162,7 +163,8 @@ def guidance_ulp(evidence: Evidence, actual: Intermediates, expected: Intermedia
     It may show numbers of a wider dtype than it computed them in, and of a narrower one down to that of the networks:
     never so coarse that a mistake would be within it.
     """
-    finest, coarsest = (torch.finfo(dtype).eps for dtype in (expected.guided_BLV.dtype, evidence.models.target.dtype))
+    own = product_dtype(evidence.models.target)
+    finest, coarsest = (torch.finfo(dtype).eps for dtype in (expected.guided_BLV.dtype, own))
     return min(max(torch.finfo(actual.guided_BLV.dtype).eps, finest), max(coarsest, finest))
 
 
@@ -190,10 +192,10 @@ def _same_rows(actual_2blV: Tensor, expected_2blV: Tensor, budget: Budget) -> Te
     return (worst_b <= 2 * budget.rows) & (rms_b <= 2 * budget.rows_rms)
 
 
-def _input_error(expected_2bLD: Tensor, budget: Budget) -> Tensor:
+def _input_error(evidence: Evidence, expected_2bLD: Tensor) -> Tensor:
     """Return the largest error of every image's input."""
-    dtype = expected_2bLD.dtype
-    relative = max(2 * budget.f_hat, INPUT_ULPS[dtype] * torch.finfo(dtype).eps)
+    dtype = product_dtype(evidence.models.target)
+    relative = max(2 * evidence.budget.f_hat, INPUT_ULPS[dtype] * torch.finfo(dtype).eps)
     return relative * expected_2bLD.abs().amax(dim=(0, 2, 3)).clamp_min(1.0).float()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from harness.judge._evidence import Evidence
-from harness.models import ModelPair
+from harness.models import ModelPair, product_dtype
 from harness.models.network import Cache, Condition, Network
 from harness.protocol import Intermediates
 from harness.protocol.noise import RowsOf
@@ -74,7 +74,8 @@ def guided_in_fewer_bits(evidence: Evidence, guided_lV: Tensor, rows_2lV: Tensor
 def _rounded_runs(evidence: Evidence, image: int, scales: int) -> Iterator[tuple[str, Intermediates]]:
     """Yield the reference's first scales along an image's own tokens in every precision below the networks' own."""
     models, numbers = evidence.models, evidence.numbers
-    if models.target.dtype in SHORT.values() or evidence.request.more_smooth:  # a free run goes its own way then
+    short = product_dtype(models.target) in SHORT.values()
+    if short or evidence.request.more_smooth:  # a free run goes its own way then
         return
     labels = tuple(numbers.labels(models.target.config.classes)[[image]].tolist())
     request = replace(evidence.request, labels=labels, images=None, seeds=None)

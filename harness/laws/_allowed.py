@@ -14,6 +14,7 @@ from torch import Tensor
 from harness.judge import INPUT_ULPS, exponentials, margin_bound, margins_of_differing_tokens, require
 from harness.laws._case import Case
 from harness.laws._law import FLOAT64, NotOffered, require_tokens
+from harness.models import product_dtype
 from harness.protocol import Request
 from harness.reference import teacher_forced
 from harness.rounding import quick_budget
@@ -34,9 +35,10 @@ def allowed(case: Case) -> Allowed:
     if case.exact:
         return Allowed(FLOAT64, FLOAT64, FLOAT64, FLOAT64)
     budget = quick_budget(case.models)
-    eps = torch.finfo(case.models.target.dtype).eps
+    dtype = product_dtype(case.models.target)
+    eps = torch.finfo(dtype).eps
     # inputs of these networks are sums of terms of size 10 at most
-    x = 10 * max(2 * budget.f_hat, INPUT_ULPS[case.models.target.dtype] * eps)
+    x = 10 * max(2 * budget.f_hat, INPUT_ULPS[dtype] * eps)
     return Allowed(x, 2 * budget.rows, 2 * budget.f_hat, 64 * eps * (1 + 2 * abs(case.cfg)) * 10)
 
 

@@ -35,8 +35,6 @@ QUALITIES = ("near", "close", "far", "adversarial", "identical", "single")
 _CHANGE = {"close": 0.03, "near": 0.15}
 _C, CLASSES = 4, 3
 
-DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
-
 # All pyramids of 1 to 5 scales with sides to 6, fewest tokens first.
 SMALL = tuple(
     sorted(
@@ -95,7 +93,7 @@ class Case:
     draft_len: int = 2  # scales proposed per round; cut to the number of scales
     bonus: bool = False  # submit the scale after the drafted ones too
     policy: str = "coupled"  # coupling and acceptance rule, for decoders that offer several
-    dtype: str = "float64"  # of the networks, one of `DTYPES`; most laws take float64 whatever it says (`Law.wide`)
+    dtype: str = "float64"  # of the networks, one of `MODES`; most laws take float64 whatever it says (`Law.wide`)
     draft_dtype: str = ""  # of the draft, where it is another
     device: str = "cpu"  # of the networks
     exact: bool = True  # False: every law takes networks of `dtype`, and rounding is allowed for (`laws.allowed`)
@@ -230,8 +228,7 @@ def forget_models() -> None:
 
 @lru_cache(maxsize=64)
 def _models(case: Case) -> ModelPair:
-    pair = FAMILIES[case.family].models(case)
-    return pair.to(case.at, DTYPES[case.dtype], DTYPES.get(case.draft_dtype))
+    return FAMILIES[case.family].models(case).in_mode(case.at, case.dtype, case.draft_dtype)
 
 
 def _of_var(case: Case) -> ModelPair:

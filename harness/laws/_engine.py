@@ -16,8 +16,9 @@ import torch
 
 from harness.errors import InputError
 from harness.judge import Verdict, worst_verdict
-from harness.laws._case import CHOICES, DTYPES, Case
+from harness.laws._case import CHOICES, Case
 from harness.laws._law import Law, NotOffered, Subject, Violation
+from harness.models import parse_mode
 from harness.protocol.pyramid import ScalePyramid
 
 SHRINK_S = 60.0
@@ -169,8 +170,8 @@ class Scope:
     def __post_init__(self) -> None:
         if self.examples < 1:
             raise InputError("examples", self.examples, "must be 1 or more", "pass examples=20")
-        if self.dtype and self.dtype not in DTYPES:
-            raise InputError("dtype", self.dtype, f"must be one of {', '.join(DTYPES)}", "pass float32")
+        if self.dtype:
+            parse_mode("dtype", self.dtype)
         if not 0 <= self.shrink_s < float("inf"):
             raise InputError("shrink_s", self.shrink_s, "must be a number of seconds", "pass shrink_s=60")
         for sides in self.patch_nums:

@@ -19,7 +19,7 @@ from harness.laws._case import CLASSES, Case, random_models
 from harness.laws._law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, policy_name, require_equal
 from harness.laws._oracle import run_over
 from harness.laws._scripted import Around
-from harness.models import ModelPair, var_config
+from harness.models import ModelPair, product_dtype, var_config
 from harness.models.network import Condition
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer
@@ -86,7 +86,7 @@ def transformer(subject: Subject, case: Case) -> bool:
             weights = {weight: tensor.double() for weight, tensor in network.weights.items()}
             expected = formulas.logits(network.config, weights, run.x_RLD.double(), labels_R, sees_LL)
             where = f"{name}{'' if network.config.l2_norm else ' without the norm of queries and keys'}"
-            require_equal("logits", run.rows_RLV.double(), expected, where, rounded(expected, network.dtype))
+            require_equal("logits", run.rows_RLV.double(), expected, where, rounded(expected, product_dtype(network)))
     return True
 
 
@@ -117,7 +117,8 @@ def phi(subject: Subject, case: Case) -> bool:
 @torch.inference_mode()
 def encode(subject: Subject, case: Case) -> bool:
     """Encoding takes the nearest code, the lowest index on a tie."""
-    quantizer, pyramid = _vqvae(case).quantizer, ScalePyramid(case.patch_nums[:3])
+    vae, pyramid = _vqvae(case), ScalePyramid(case.patch_nums[:3])
+    quantizer = vae.quantizer
     codes_VC = quantizer.codebook_VC.double()
     z_BCPP = case.normal(2, quantizer.C, pyramid.P, pyramid.P).to(quantizer.codebook_VC)
     tokens_BL, margin_BL = quantizer.encode(z_BCPP, pyramid)
@@ -127,7 +128,7 @@ def encode(subject: Subject, case: Case) -> bool:
         small = residual if last else torch.nn.functional.interpolate(residual, (side, side), mode="area")
         flat_NC = small.flatten(2).mT.reshape(-1, quantizer.C)
         distance_BlV = (flat_NC[:, None] - codes_VC).square().sum(-1).view(2, -1, quantizer.V)
-        error = rounded(distance_BlV, z_BCPP.dtype)
+        error = rounded(distance_BlV, product_dtype(vae))
         nearest_Bl, idx_Bl = formulas.nearest(flat_NC, codes_VC).view(2, -1), tokens_BL[:, span]
         if z_BCPP.dtype != torch.float64:  # of codes that rounding cannot tell apart either is the nearest
             apart_Bl = distance_BlV.gather(-1, idx_Bl[..., None])[..., 0] - distance_BlV.amin(-1)

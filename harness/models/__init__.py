@@ -13,6 +13,7 @@ from harness.models._pair import (
     random_pair,
     var_config,
 )
+from harness.models.mode import AUTOCAST, MODES, autocast_of, autocasting, mode_name, parse_mode, product_dtype
 
 # by these names code outside knows the modules of VAR
 for _name in ("autoencoder", "sizes", "transformer"):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError, NonFiniteError
+from harness.models.mode import parse_mode
 from harness.models.network import Codec, Network, TransformerConfig
 from harness.models.var import autoencoder, check_compiler, load_autoencoder, load_transformer, transformer
 from harness.models.var.autoencoder import Autoencoder
@@ -108,6 +109,24 @@ class ModelPair:
             target=self.target.to(device, dtype),
             vae=self.vae.to(device, latent),
         )
+
+    def in_mode(self, device: torch.device | str, mode: str, draft_mode: str = "") -> ModelPair:
+        """Return a copy on `device` in a mode of `MODES`, the draft in another one where that is named.
+
+        The quantiser's products are computed as the target's; weights keep float32 at least, and pixels are made so.
+        Raises `InputError` for another word, and where networks of this family do not compute inside autocast.
+        """
+        (dtype, autocast), (draft_dtype, draft_autocast) = (
+            parse_mode(*each) for each in (("dtype", mode), ("draft_dtype", draft_mode or mode))
+        )
+        pair = self.to(device, dtype, draft_dtype)
+        if not (autocast or draft_autocast):
+            return pair
+        draft, target, vae = pair.draft, pair.target, pair.vae
+        if not (isinstance(draft, Transformer) and isinstance(target, Transformer) and isinstance(vae, Autoencoder)):
+            raise InputError("dtype", mode, "is a mode of networks of VAR alone", "pass --dtype bfloat16")
+        draft, target = replace(draft, autocast=draft_autocast), replace(target, autocast=autocast)
+        return replace(pair, draft=draft, target=target, vae=replace(vae, autocast=autocast))
 
     def wide(self) -> ModelPair:
         """Return the pair in float64, where it is: the same numbers, as good as exact."""

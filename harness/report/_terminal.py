@@ -161,7 +161,7 @@ def _distance_line(setting: SettingResult) -> str:
 
 
 def _title(result: Verification) -> str:
-    dtype, draft = (str(each).removeprefix("torch.") for each in (result.dtype, result.draft_dtype))
+    dtype, draft = result.modes
     return f"{one_line(result.models)} on {result.device}, {dtype}" + ("" if draft == dtype else f" (draft {draft})")
 
 

@@ -19,7 +19,7 @@ import torch
 
 from harness.errors import InputError
 from harness.files import check_readable, compact, write_whole
-from harness.models import ModelPair
+from harness.models import AUTOCAST, ModelPair, mode_name
 from harness.protocol import Guidance, growth
 from harness.provenance import device_name
 from harness.rounding._precision import precision
@@ -89,7 +89,7 @@ class BudgetEntry:
     models: str  # name of the pair
     weights: str  # fingerprint of the target's and the quantiser's weights in this dtype; "random" for a random pair
     device: str  # cpu, or the name of the GPU
-    dtype: str  # of the transformers
+    dtype: str  # of the transformers: the name of their mode
     # of float32 numbers: exact, TF32, or mixed where products and convolutions differ; and whether the blocks are
     # compiled
     products: str
@@ -118,8 +118,10 @@ class BudgetEntry:
 
         Raises `InputError` for an error above `MOST_ROWS` or `MOST_F_HAT` roundings, or a mean above the largest.
         """
-        sums = "float32" if self.products.removesuffix(COMPILED) == EXACT else "TF32"
-        rows = max(sums, self.dtype, key=lambda word: EPS.get(word, 0.0))  # whichever rounds more
+        sums, own = "float32" if self.products.removesuffix(COMPILED) == EXACT else "TF32", self.dtype
+        if own.startswith(AUTOCAST):  # the quantiser's, too
+            sums = own = own.removeprefix(AUTOCAST)
+        rows = max(sums, own, key=lambda word: EPS.get(word, 0.0))  # whichever rounds more
         most = MOST_ROWS[rows] * EPS[rows] * logit
         limits = {"rows": most, "rows_rms": min(most, self.rows), "f_hat": MOST_F_HAT * EPS[sums] * max(1.0, f_hat)}
         for name, limit in limits.items():
@@ -130,9 +132,15 @@ class BudgetEntry:
 
 
 def mode_of(models: ModelPair) -> Mode:
-    """Return what an entry for these networks must hold for. Reads the process-wide TF32 settings."""
+    """Return what an entry for these networks must hold for. Reads the process-wide TF32 settings.
+
+    Raises `InputError` inside a torch.autocast of the caller's: only a decoder of its own process would be outside.
+    """
     device, now = models.device, precision()
-    dtype = str(models.target.dtype).removeprefix("torch.")
+    if torch.is_autocast_enabled(device.type):
+        rule = "is around the harness, where networks have a mode of their own"
+        raise InputError("torch.autocast", "on", rule, f"leave it, and pass models.in_mode('{device}', '{AUTOCAST}…')")
+    dtype = mode_name(models.target)
     products = {(False, False): EXACT, (True, True): "TF32"}.get((now["tf32_matmul"], now["tf32_convolution"]), "mixed")
     # a CPU has no TF32, and float64 is not rounded to it; a narrow network's head and quantiser are float32
     in_effect = device.type == "cuda" and dtype != "float64"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.models import ModelPair
+from harness.models import ModelPair, product_dtype
 from harness.models.network import Codec, Network
 
 # What the results state, and what else decides how a product rounds; dotted names below `torch.backends`. The first is
@@ -147,7 +147,7 @@ class Certifying:
 
 def certifying_precision(models: ModelPair) -> Certifying:
     """Return the precision for these networks in the present mode. Reads the process-wide TF32 setting."""
-    dtype, on_cuda = models.target.dtype, models.device.type == "cuda"
+    dtype, on_cuda = product_dtype(models.target), models.device.type == "cuda"
     if dtype == torch.bfloat16:  # 8 bits of mantissa against 11 or 24
         return Certifying(torch.float32, not on_cuda, 2.0**-4 if on_cuda else 2.0**-13)
     if dtype == torch.float16:  # 11 bits against 24, which also rounds its sums

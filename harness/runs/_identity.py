@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.adapters import PUBLISHED_PREFIX
 from harness.decoders import Other
-from harness.models import ModelPair, pair_checksums
+from harness.models import ModelPair, mode_name, pair_checksums
 from harness.protocol import Settings
 from harness.provenance import device_name, git_says, versions
 from harness.rounding import precision
@@ -90,7 +90,6 @@ def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other
 
     `decoder` is the name of its factory, and settings that tell its checkout, if it has one.
     """
-    dtypes = {"dtype": models.target.dtype, "draft_dtype": models.draft.dtype}
     return Identity(
         code_of(decoder[0], decoder[1].option("checkout")),
         code_of(against.name, against.settings[0].option("checkout")) if against else None,
@@ -99,7 +98,7 @@ def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other
         versions(),
         models.device.type,
         device_name(models.device),
-        {**{name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()}, **precision()},
+        {"dtype": mode_name(models.target), "draft_dtype": mode_name(models.draft), **precision()},
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from harness.decoders import Limits, Other, Terms
-from harness.models import ModelPair
+from harness.models import MODES, ModelPair, mode_name
 from harness.protocol import Contract
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Budget
@@ -34,7 +34,7 @@ class NetworksUsed:
 
     title: str  # of the pair
     device: str  # where they lay
-    dtype: str  # of the target, without "torch."
+    dtype: str  # the target's mode, as the command line names it
     draft_dtype: str
     patch_nums: tuple[int, ...]  # empty where scales are no squares that grow from 1
     V: int
@@ -47,7 +47,7 @@ class NetworksUsed:
     @classmethod
     def of(cls, models: ModelPair) -> NetworksUsed:
         """Describe networks."""
-        target, draft = (str(network.dtype).removeprefix("torch.") for network in (models.target, models.draft))
+        target, draft = mode_name(models.target), mode_name(models.draft)
         config, layout, where = models.target.config, models.pyramid, str(models.device)
         sides = () if layout.patch_nums else layout.sides
         shape = (layout.patch_nums, config.V, config.classes, models.taken, sides, layout.channels)
@@ -73,11 +73,8 @@ class NetworksUsed:
 
     @property
     def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
-        """Dtype of the target, and of the draft. Raises `TypeError` where a name is none of a dtype."""
-        target, draft = getattr(torch, self.dtype, None), getattr(torch, self.draft_dtype, None)
-        if not isinstance(target, torch.dtype) or not isinstance(draft, torch.dtype):
-            raise TypeError(f"{self.dtype} or {self.draft_dtype} is no dtype")
-        return target, draft
+        """Dtype of the target's weights, and of the draft's. Raises `KeyError` where a name is none of a mode."""
+        return MODES[self.dtype][0], MODES[self.draft_dtype][0]
 
 
 @dataclass(frozen=True)

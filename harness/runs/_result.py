@@ -85,6 +85,13 @@ class Verification:
             self.reasons.append(f"{count_of(len(tried.left), 'law')} not tried")
 
     @property
+    def modes(self) -> tuple[str, str]:
+        """Modes of the target and of the draft, as the command line names them."""
+        if self.record is not None:
+            return self.record.networks.dtype, self.record.networks.draft_dtype
+        return str(self.dtype).removeprefix("torch."), str(self.draft_dtype).removeprefix("torch.")
+
+    @property
     def decoded(self) -> list[Decode]:
         """What was asked of the decoder, in the plan's order, as far as the run came."""
         requests = {task.number: task.request for task in self.plan.tasks}
@@ -102,7 +109,7 @@ class Verification:
         """What was asked of this decoder, what it does not do, and what nobody asked."""
         record, laws, ours = self.record, self.laws, any(setting.settings.policy for setting in self.settings)
         met = {LAWS, *laws.networks} if laws is not None and laws.held else set[str]()
-        met -= {str(self.dtype).removeprefix("torch.")}
+        met -= {self.modes[0]}
         kinds = {kind for kind in (LAWS, ADALN) if kind in met} | ({DTYPES} if met - {LAWS, ADALN} else set())
         kinds |= {ADALN} if record is not None and record.networks.shared_adaln else set()
         facts = Observed(
@@ -328,8 +335,8 @@ class Verification:
             "covers": self.covers,
             "coverage": self.coverage.as_dict(),
             "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "draft_dtype": str(self.draft_dtype).removeprefix("torch."),
+            "dtype": self.modes[0],
+            "draft_dtype": self.modes[1],
             "precision": precision(),
             "models": self.models,
             "budget": finite(vars(self.budget)) if self.budget else None,

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.gpu
 SOFT = ("sequential-005", "test3-064", "test3-065")
 # those without a filter: no recorded case has both
 BUGS_OF_SOFT = {name: bug for name, bug in SOFT_BUGS.items() if "filter" not in name}
-MODES = {"float32": (torch.float32, False), "tf32": (torch.float32, True), "bfloat16": (torch.bfloat16, False)}
+MODES = ("float32", "tf32", "bfloat16", "float16", "autocast-float16", "autocast-bfloat16")
 REQUEST = Request((0, 3, 7), 5)
 
 
@@ -46,9 +46,8 @@ def device() -> None:
 
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> Iterator[ModelPair]:
-    dtype, tf32 = MODES[request.param]
-    set_precision(tf32)
-    yield load_digits().to(torch.device("cuda"), dtype)
+    set_precision(request.param == "tf32")
+    yield load_digits().in_mode("cuda", "float32" if request.param == "tf32" else request.param)
     set_precision(False)
 
 

@@ -14,8 +14,8 @@ from harness.decoders._factory import load_factory
 from harness.judge._verdict import Verdict
 from harness.laws import LAWS, Law, Scope, Subject, try_law
 from harness.laws import _numbers as numbers
-from harness.laws._case import DTYPES
 from harness.laws._law import FLOAT64, require_equal
+from harness.models import MODES
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer
 from harness.mutants._mutant import Mutant
@@ -26,7 +26,7 @@ from tests.published.checkout import make
 
 OWN, _ENCODE = Subject(build_decoder), Quantizer.encode
 ROUNDED = [law for law in LAWS if law.id in ("numbers.transformer", "numbers.encode", "numbers.pixels")]
-IN_DTYPES = [(law, dtype) for law in LAWS for dtype in DTYPES]
+IN_DTYPES = [(law, dtype) for law in LAWS for dtype in MODES]
 
 
 def held(law: Law, subject: Subject, dtype: str, examples: int) -> bool:
@@ -47,7 +47,7 @@ def test_the_own_decoder_keeps_a_law_in_a_dtype(law: Law, dtype: str):
 
 
 @pytest.mark.parametrize("law", ROUNDED, ids=lambda law: law.id)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", MODES)
 def test_the_numbers_that_both_sides_share_are_right_in_every_dtype(law: Law, dtype: str):
     assert held(law, OWN, dtype, 6)
 

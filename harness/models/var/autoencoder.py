@@ -133,11 +133,13 @@ class Autoencoder:
 
     config: AutoencoderConfig  # sizes
     weights: Mapping[str, Tensor] = field(repr=False)  # tensors under the names of `autoencoder_shapes`
+    autocast: torch.dtype | None = None  # of the quantiser; pixels are made outside
     quantizer: Quantizer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         phi = tuple((self.weights[f"{n}.weight"], self.weights[f"{n}.bias"]) for n in self.config.phi_names())
-        object.__setattr__(self, "quantizer", Quantizer(self.weights["quantize.embedding.weight"], phi))
+        codebook_VC = self.weights["quantize.embedding.weight"]
+        object.__setattr__(self, "quantizer", Quantizer(codebook_VC, phi, self.autocast))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,7 +154,7 @@ class Autoencoder:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Autoencoder:
         """Return a copy with the weights on `device` in `dtype`."""
-        return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})
+        return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()}, autocast=None)
 
     def latent_to_raw_image(self, f_hat_BCPP: Tensor) -> Tensor:
         """Return decoder(post_quant_conv(f_hat)), (B,3,h,w), before clamping."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.models.mode import in_its_mode
 from harness.protocol.pyramid import ScalePyramid
 
 RESIDUAL_RATIO = 0.5
@@ -36,6 +37,12 @@ class Quantizer:
 
     codebook_VC: Tensor = field(repr=False)  # code vectors, float32
     phi_weights: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)  # (C,C,3,3) kernel and (C,) bias of every φ
+    autocast: torch.dtype | None = None  # φ inside torch.autocast of this dtype; None = outside
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return self.codebook_VC.device
 
     @property
     def V(self) -> int:
@@ -58,6 +65,7 @@ class Quantizer:
         h_BlC = F.embedding(idx_Bl, self.codebook_VC)
         return h_BlC.transpose(1, 2).reshape(-1, self.C, h, w or h)
 
+    @in_its_mode
     def phi(self, h_BCPP: Tensor, si: int, S: int) -> Tensor:
         """Return 0.5·h + 0.5·conv3x3_k(h) with the φ of scale `si` of S."""
         weight, bias = self.phi_weights[phi_index(si, S, len(self.phi_weights))]

@@ -1,7 +1,8 @@
 """The VAR transformer as data (a dict of tensors) and pure functions of it.
 
 Promise: nothing here holds state. Keys and values live in a cache that the caller passes; everything that depends on
-the label alone is computed once by `condition` and passed back in.
+the label alone is computed once by `condition` and passed back in. Inputs, keys, values and hidden states have the
+weights' dtype in every mode.
 
 Source: spec §2 (names) and §4 (arithmetic).
 """
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.models.mode import in_its_mode
 from harness.models.network import Cache, Condition, Modulation, TransformerConfig
 from harness.models.var import _block as block
 from harness.protocol.pyramid import ScalePyramid
@@ -95,6 +97,7 @@ class Transformer:
     # tensors under the names of `transformer_shapes`, all of one dtype and device
     weights: Mapping[str, Tensor] = field(repr=False)
     compiled: bool = False  # run the blocks through PyTorch's compiler, which takes a while at the first pass of a kind
+    autocast: torch.dtype | None = None  # compute inside torch.autocast of this dtype; None = outside
 
     @property
     def pyramid(self) -> ScalePyramid:
@@ -132,11 +135,11 @@ class Transformer:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Transformer:
         """Return a copy with the weights on `device` in `dtype`."""
-        return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()})
+        return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()}, autocast=None)
 
     def converted(self, dtype: torch.dtype) -> Transformer:
-        """Return a view in `dtype`, not compiled: every pass converts the layers in hand, and none is kept."""
-        return replace(self, weights=Converted(self.weights, dtype), compiled=False)
+        """Return a view in `dtype` alone, not compiled: every pass converts the layers in hand, and none is kept."""
+        return replace(self, weights=Converted(self.weights, dtype), compiled=False, autocast=None)
 
     def first_scales(self, count: int) -> Transformer:
         """Return the network on the first `count` scales of its pyramid."""
@@ -144,9 +147,11 @@ class Transformer:
         cut = {"pos_1LC": self.weights["pos_1LC"][:, : pyramid.L], "lvl_embed.weight": self.lvl_SD[:count]}
         return replace(self, config=replace(self.config, pyramid=pyramid), weights={**self.weights, **cut})
 
+    @in_its_mode
     def embed(self, raw_BnC: Tensor) -> Tensor:
         """Return word_embed(raw_BnC), (B,n,D): a scale's raw input without its position term."""
-        return F.linear(raw_BnC.to(self.dtype), self.weights["word_embed.weight"], self.weights["word_embed.bias"])
+        weight_DC, bias_D = self.weights["word_embed.weight"], self.weights["word_embed.bias"]
+        return F.linear(raw_BnC.to(self.dtype), weight_DC, bias_D).to(self.dtype)
 
     @cached_property
     def _attention_constants(self) -> list[tuple[Tensor, Tensor]]:
@@ -162,6 +167,7 @@ class Transformer:
             constants.append((bias_3D, torch.stack((length_H, torch.ones_like(length_H)))[..., None]))
         return constants
 
+    @in_its_mode
     def condition(self, labels_R: Tensor) -> Condition:
         """Compute what depends on the label of every guidance row alone, int64; `classes` is the unconditional one."""
         w, D = self.weights, self.config.D
@@ -185,6 +191,7 @@ class Transformer:
         scale_R1D, shift_R1D = head.unbind(2)
         return Condition(cond_RD, tuple(six(i) for i in range(self.config.depth)), (1 + scale_R1D, shift_R1D))
 
+    @in_its_mode
     def hidden(
         self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
         positions: Tensor | None = None,
@@ -199,14 +206,15 @@ class Transformer:
         for i, six in enumerate(condition.blocks):
             w = block.block_weights(self.weights, i, *self._attention_constants[i])
             q_RHnc, k_RHnc, v_RHnc = before(x_RnD, six, w, self.config.l2_norm)
-            k_RHKc, v_RHKc = cache.extend(i, k_RHnc, v_RHnc)
+            k_RHKc, v_RHKc = cache.extend(i, k_RHnc.to(self.dtype), v_RHnc.to(self.dtype))
             out_RHnc = F.scaled_dot_product_attention(q_RHnc, k_RHKc, v_RHKc, mask_11nK, scale=softmax_scale)
             x_RnD = after(x_RnD, out_RHnc, six, w)
         return x_RnD
 
+    @in_its_mode
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV of hidden states, in float32 at least (spec §4)."""
         factor_R1D, shift_R1D = condition.head
         dtype = torch.promote_types(h_RnD.dtype, torch.float32)
         h_RnD = torch.addcmul(shift_R1D.to(dtype), block.layer_norm(h_RnD.to(dtype)), factor_R1D.to(dtype))
-        return F.linear(h_RnD, self.weights["head.weight"].to(dtype), self.weights["head.bias"].to(dtype))
+        return F.linear(h_RnD, self.weights["head.weight"].to(dtype), self.weights["head.bias"].to(dtype)).to(dtype)

@@ -17,11 +17,11 @@ from harness.__main__ import app
 from harness.adapters._factories import PUBLISHED_FACTORIES
 from harness.commands import _options as options
 from harness.commands import mutants, verify
-from harness.commands._inputs import DTYPES
 from harness.decoders._factory import OWN_DECODER
 from harness.decoders._limits import TIMEOUT_S
 from harness.golden._plan import GOLDENS
 from harness.laws._few_cases import LAW_CASES
+from harness.models import MODES
 from harness.models._pair import CLOSE_NOISE
 from harness.models.var.sizes import PUBLISHED
 from harness.mutants._catalogue import MUTANTS
@@ -108,7 +108,7 @@ def test_what_the_door_says_is_what_the_rooms_say():
     assert (options.OWN, options.CLOSE, options.TIMEOUT_S) == (OWN_DECODER, CLOSE_NOISE, TIMEOUT_S)
     assert (options.QUALITY_IMAGES, options.BLOCKS) == (USUAL_IMAGES, BLOCKS)
     assert (options.BUDGETS, options.GOLDENS) == (SHIPPED_BUDGETS, GOLDENS)
-    assert set(options.DTYPES) == set(DTYPES)
+    assert set(options.DTYPES) == set(MODES)
     assert list(options.POLICIES) == [row.form for row in TABLE if not row.bench]
     assert all(parse_policy(policy) for policy in (*options.EVERY_LENGTH, *options.ONE_LENGTH))
     assert set(options.PUBLISHED) == set(PUBLISHED_FACTORIES)

@@ -113,3 +113,16 @@ def test_of_a_batch_only_the_image_that_differs_is_looked_at_again(name: str, mo
     monkeypatch.setattr(components, "first_wrong_of", lambda evidence, image, scales: looked.append(image))
     first_wrong(found)
     assert looked == [1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "ulps"), [("float32", 64 * 2**-23), ("autocast-bfloat16", 4 * 2**-7), ("autocast-float16", 4 * 2**-10)]
+)
+@pytest.mark.parametrize(("share", "far"), [(0.9, False), (1.1, True)])
+def test_an_input_is_as_fine_as_products_are(mode: str, ulps: float, share: float, far: bool):
+    models, request = MODELS.in_mode("cpu", mode), Request((0,))
+    trace = sample_sequential(models.target, models.vae, request, models.noise(request))
+    moved = deepcopy(trace)
+    moved.shown.x_RLD[0, 3, 0] += share * ulps * max(1.0, float(trace.shown.x_RLD.abs().max()))
+    evidence = Evidence(models, request, moved, trace, replace(BUDGET, f_hat=1e-9))
+    assert (wrong_at(evidence, moved.shown, trace.shown, 0, 1) is not None) == far

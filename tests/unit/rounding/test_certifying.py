@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.models import mode_name
 from harness.rounding import _precision as module
 from harness.rounding._precision import (
     FEWEST,
@@ -63,6 +64,15 @@ def test_networks_are_lent_wide_and_the_mode_is_put_back(monkeypatch: pytest.Mon
     assert not torch.backends.cuda.matmul.allow_tf32
     with certifying_networks(models, Certifying(F32, True, 0.0)) as (network, vae):
         assert (network.dtype, vae.dtype) == (F32, F32)
+
+
+@pytest.mark.parametrize(("mode", "share"), [("autocast-bfloat16", 2.0**-13), ("autocast-float16", 2.0**-9)])
+def test_products_in_fewer_bits_are_certified_in_float32_outside_autocast(mode: str, share: float):
+    models = tiny(Layout((1, 2))).in_mode("cpu", mode)
+    by = certifying_precision(models)
+    assert by == Certifying(F32, True, share)
+    with certifying_networks(models, by) as (network, vae):
+        assert (mode_name(network), mode_name(vae)) == ("float32", "float32")
 
 
 def each(bytes_a_number: int, L: int = 10) -> int:

@@ -266,6 +266,10 @@ def entry(**words: object) -> BudgetEntry:
         ({"dtype": "bfloat16", "products": "TF32"}, "rows", 16 * 2.0**-7 * 2),
         ({"dtype": "float16"}, "rows", 16 * 2.0**-10 * 2),
         ({"dtype": "float64"}, "rows", 256 * 2.0**-23 * 2),
+        ({"dtype": "autocast-bfloat16"}, "rows", 16 * 2.0**-7 * 2),
+        ({"dtype": "autocast-float16", "products": "TF32"}, "rows", 16 * 2.0**-10 * 2),
+        ({"dtype": "autocast-bfloat16"}, "f_hat", 16 * 2.0**-7),
+        ({"dtype": "autocast-float16"}, "f_hat", 16 * 2.0**-10),
         ({}, "f_hat", 16 * 2.0**-23),
         ({"products": "TF32"}, "f_hat", 16 * 2.0**-10),
         ({"dtype": "bfloat16"}, "f_hat", 16 * 2.0**-23),
@@ -351,3 +355,4 @@ def test_a_fingerprint_tells_weights_apart_that_moments_do_not():
     assert mode_of(moved) == mode_of(MODELS)  # the draft's rounding is nobody's business
     assert mode_of(MODELS)[0] == "tiny"
     assert mode_of(MODELS)[2:] == ("cpu", "float32", "exact")
+    assert mode_of(MODELS.in_mode("cpu", "autocast-float16"))[2:] == ("cpu", "autocast-float16", "exact")
