@@ -10,6 +10,8 @@ import json
 import os
 import re
 import warnings
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +26,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # of weights in a f
 MOST_NAMED, MOST_REASON = 6, 120  # files or classes that a message names; characters of why
 # Share of a safetensors file, and bytes at least, between two openings: what was read is then no longer in memory.
 AT_ONCE, LEAST_AT_ONCE = 1 / 32, 2**20
+AT_A_TIME = 2**20  # bytes of a record, of which a checksum is made
 SAFE_PROTOCOL = 3  # of pickles: the last one that torch.load reads without executing it
 HARMLESS = re.compile(
     r"torch\._utils\._rebuild_|torch\.(\w+\.)?\w*Storage|torch\.Size|collections\.OrderedDict|(__builtin__|builtins)\."
@@ -135,7 +138,7 @@ def _read_torch(path: Path, name: str) -> object:
     try:
         with warnings.catch_warnings(), path.open("rb") as stream:  # of a path, torch.load would believe the name
             warnings.simplefilter("ignore")  # of pickle protocols and quantised tensors: what matters is checked
-            return torch.load(stream, map_location="cpu", weights_only=True)
+            tree = torch.load(stream, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # the unpickler meets any byte, and raises accordingly
@@ -147,4 +150,21 @@ def _read_torch(path: Path, name: str) -> object:
             raise InputError(name, str(path), rule, TRUSTED) from None
         reason = shortened(text_of(error).splitlines()[0], MOST_REASON)
         rule = f"is a file of torch.save that is damaged or cut short ({reason})"
+        raise InputError(name, str(path), rule, AGAIN) from None
+    _check_sums(path, name)
+    return tree
+
+
+def _check_sums(path: Path, name: str) -> None:
+    """Refuse an archive of torch.save in which a byte is another one: PyTorch does not look. Raises `InputError`."""
+    if not zipfile.is_zipfile(path):
+        return  # of PyTorch before 1.6: without checksums
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                with archive.open(record) as stream:
+                    while record.CRC and stream.read(AT_A_TIME):  # 0 where the writer computed none
+                        pass
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error) as error:
+        rule = f"is a file of torch.save that is damaged ({shortened(text_of(error), MOST_REASON)})"
         raise InputError(name, str(path), rule, AGAIN) from None

@@ -95,6 +95,25 @@ def written(content: bytes | str, name: str = "a.pth") -> Callable[[Path], Path]
     return make
 
 
+def flipped(folder: Path) -> Path:
+    """Save, and turn one bit of the weights: PyTorch loads such a file."""
+    path = saved(T)(folder)
+    content = bytearray(path.read_bytes())
+    content[content.index(T["head.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    return path
+
+
+def without_sums(folder: Path) -> Path:
+    """Save as `torch.serialization.set_crc32_options(False)` does, with zeros for checksums."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        return saved(T)(folder)
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
 def cut(make: Callable[[Path], Path], share: float = 0.5) -> Callable[[Path], Path]:
     def shorten(folder: Path) -> Path:
         path = make(folder)
@@ -189,6 +208,7 @@ LOADED: dict[str, tuple[list[tuple[Maker, str]], Weights]] = {
     "a state dict in `.pth`, `.pt`, `.bin`, `.ckpt` or `.safetensors`, under any name": ([
         (saved(T), ""), (saved(T, "a.safetensors"), ""), (safetensors(T), ""), (safetensors(T, "a.pth"), ""),
         (saved(T, _use_new_zipfile_serialization=False), ""), (saved(collections.OrderedDict(T), "a.bin"), ""),
+        (without_sums, ""),
     ], T),
     "a trainer's file: the network within mappings of anything": ([
         (saved({"state_dict": T, "epoch": 3}), "taken from state_dict"),
@@ -316,6 +336,9 @@ REFUSED: dict[str, list[tuple[Maker, str]]] = {
         (written(b"\x89HDF\r\n\x1a\nrest"), "is an HDF5 file"),
         (written(b"SQLite format 3\0"), "is an SQLite database"),
         (written(bytes(range(128, 256))), "is of a format that its first bytes do not tell"),
+    ],
+    "a file of torch.save with a byte that is another one than when it was written": [
+        (flipped, "is a file of torch.save that is damaged (Bad CRC-32 for file 'a/data/"),
     ],
     "a file that is cut short, empty, or never arrived": [
         (cut(saved(T)), "is a zip archive, as of torch.save, that is cut short"),
