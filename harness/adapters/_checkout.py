@@ -4,8 +4,6 @@ Promise: outside `active` nothing of a checkout is in `sys.modules` or on `sys.p
 same top-level names fit into one process; whatever is wrong with one is one `InputError` that names file and name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.util

@@ -4,8 +4,6 @@ Promise: what a round drafted, verified, accepted and made final is what the obj
 its state; an attempt that made nothing final counts for the round after it.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Promise: one function a part; each compares with the reference along the same tokens.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

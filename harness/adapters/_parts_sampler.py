@@ -5,8 +5,6 @@ reference along the tokens that were drawn: its input, its mask, its cache, what
 f_hat. A scale is called the entry scale where the target takes over from a draft.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -6,8 +6,6 @@ methods is asked by its passes (`parts_sampler`). Acceptance is asked by its own
 scale over the whole batch; what it keeps of contract A, B or C is told apart from whether it does what it says.
 """
 
-from __future__ import annotations
-
 import inspect
 from functools import partial
 

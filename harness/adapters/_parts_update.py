@@ -3,8 +3,6 @@
 Promise: one function a law; the update is asked with nothing, something and everything accepted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

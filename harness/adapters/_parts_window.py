@@ -3,8 +3,6 @@
 Promise: one function a law; the first wrong scale is named with its positions.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ called, reads the numbers of the scale that its rows belong to; nothing is patch
 neither read nor moved.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import traceback

@@ -5,8 +5,6 @@ trace so far. Scales that the draft decided alone are rounds without target rows
 `ImageError`: a defect of component `image`.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import groupby
 from typing import Any

@@ -4,8 +4,6 @@ Promise: every parameter has the value of the pair's, or one error lists what do
 stand where they stood; nothing of the pair is shared with the modules.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

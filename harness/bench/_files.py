@@ -4,8 +4,6 @@ Promise: a file says what was measured on what; reading it back gives the same r
 `InputError`.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass

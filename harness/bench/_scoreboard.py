@@ -3,8 +3,6 @@
 Promise: every number comes from a file of measurements; a verdict is a comparison of numbers, never an opinion.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

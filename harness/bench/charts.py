@@ -3,8 +3,6 @@
 Promise: a function of the rows alone; the same rows give the same bytes under one version of matplotlib.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Sequence
 from itertools import groupby

@@ -8,8 +8,6 @@ were before any code of the decoder's was loaded, which finds a decoder that rep
 Started by `harness.decoders._own_process`, which is the other side of the conversation.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import pickle

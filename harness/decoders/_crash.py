@@ -3,8 +3,6 @@
 Promise: file and line are those of the decoder's own code, as far as the exception went through any.
 """
 
-from __future__ import annotations
-
 import os
 import sysconfig
 import traceback

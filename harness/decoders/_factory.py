@@ -4,8 +4,6 @@ Promise: what `build` returns has a known contract and a `decode`; anything else
 a name travels as bytes.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import sys

@@ -7,8 +7,6 @@ leaves behind in this process, `torch` patched, another default dtype or number 
 back, and a remark: whether a result depends on it is seen by the result.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

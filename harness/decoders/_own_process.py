@@ -8,8 +8,6 @@ Why not torch.multiprocessing or pebble: both unpickle what the other side sends
 judge, and both import the caller's main script again. `subprocess`, pipes and shared memory do neither.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Where the decoder under test lives: in this process or in one of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol

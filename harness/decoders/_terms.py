@@ -1,7 +1,5 @@
 """How a run is judged, and where: what is fixed before a decoder is built."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

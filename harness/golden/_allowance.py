@@ -4,8 +4,6 @@ Promise: an allowance is measured on the plain samplers against float64 and capp
 derived from the difference that it is to judge, and a wrong plain sampler cannot widen it far.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from harness.golden._cases import RecordedCase

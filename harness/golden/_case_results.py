@@ -5,8 +5,6 @@ float64 on the same prefix cannot tell the two apart within what is allowed; whe
 (`judged_BL`), it is not judged, and counted so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

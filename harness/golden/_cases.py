@@ -6,8 +6,6 @@ the same networks, so that nothing is built or calibrated twice.
 Source: the recordings' README, "Networks without weights files".
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TypeVar

@@ -7,8 +7,6 @@ tell the two apart within an allowance that was never derived from the differenc
 Source: spec §7, §8; design §5, §6.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """When goldens must not be recorded. Promise: every reason is one line with its remedy, and nothing is written."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Callable

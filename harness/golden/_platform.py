@@ -6,8 +6,6 @@ one here is UNVERIFIED with the reason; it is never compared with the nearest.
 Source: design §6; the recordings' README.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 

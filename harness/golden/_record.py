@@ -5,8 +5,6 @@ or when nothing changed; a case that did not change keeps its bytes and its prov
 disk no longer holds against this code; what rounding does on another machine is no change.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

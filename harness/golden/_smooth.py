@@ -7,8 +7,6 @@ counted so. Where f_hat of every scale is recorded, every scale is judged from t
 Promise: no bound is wider than the limits of `allowance`, and what is not judged is decided by the plain sampler alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -12,8 +12,6 @@ Everything but the nudge and the given inputs is the network's own.
 Source: spec §7, `more_smooth`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 

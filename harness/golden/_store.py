@@ -4,8 +4,6 @@ Promise: a file is read whole, or it is refused in one line. A digest depends on
 not on the order of the set or on a file's layout.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Laws of acceptance: what the draft may change (speed) and what it may not (anything else)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

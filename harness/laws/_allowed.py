@@ -4,8 +4,6 @@ Promise: where a case is exact nothing but `FLOAT64` is allowed; elsewhere tenso
 and tokens by certified ties alone, as in `verify`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

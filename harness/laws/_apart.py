@@ -5,8 +5,6 @@ of a decoder's process is ever unpickled, and no wait outlives the time of a law
 word: it holds the law's test and the decoder both.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

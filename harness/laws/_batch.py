@@ -1,7 +1,5 @@
 """Laws of the batch: each image is its own."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """All laws, by family: a new family is a module of this room and a word here."""
 
-from __future__ import annotations
-
 from harness.laws import _acceptance as acceptance
 from harness.laws import _batch as batch
 from harness.laws import _guidance as guidance

@@ -4,8 +4,6 @@ Promise: a law ends when its time is over; code that hears no signal ends its pr
 which is the other side of the conversation.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import json
 import os

@@ -5,8 +5,6 @@ Nothing passes by not having been tried: a law that was never exercised, or most
 is imported when cases are drawn: no other command waits for it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace

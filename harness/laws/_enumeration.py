@@ -15,8 +15,6 @@ arbitrary choice stands for all, at full weight. Were such a choice to matter af
 so what is saved here cannot hide a mistake.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -5,8 +5,6 @@ trivial is said, and no reason for anything: laws are proved by `pytest tests/pr
 that hangs, or ends its process, ends the laws: what is left would end as that one did.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace

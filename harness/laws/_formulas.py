@@ -3,8 +3,6 @@
 Promise: written from the page alone; nothing of `models/` computes here. Weights are read under their published names.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Laws of guidance: 2B rows, conditional half first, and a weight that grows with the scale."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

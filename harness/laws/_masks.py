@@ -1,7 +1,5 @@
 """Laws of masks: what a row of a verify pass may see, and what it must see."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import lru_cache
 

@@ -4,8 +4,6 @@ What decoder and reference share cannot be seen by comparing them. These laws ar
 decoder with networks of its own is judged by the others.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -3,8 +3,6 @@
 Promise: composed of `reference/` alone, so that nothing of the decoder under test judges itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Laws of positions: which row of a pass belongs to which position of the pyramid."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

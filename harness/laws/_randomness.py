@@ -1,7 +1,5 @@
 """Laws of randomness: which numbers are read, by whom, and what is made of them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Laws of reuse: one decoder for many requests, and options that must change nothing."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from typing import Any

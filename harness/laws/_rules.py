@@ -1,7 +1,5 @@
 """Laws of rules: what a policy and a draft length say, every round, against an oracle written from their page."""
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ lengths of caches and bonus scales follow from the script. A decoder that reads 
 that is the target: it is right there, and the law has nothing to say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Laws of sensitivity: what is asked for must matter. A decoder that ignores an input passes many other laws."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Laws of state: between rounds, nothing remembers that anything was ever drafted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Cases that Hypothesis draws, simplest first, so that a failure shrinks to the smallest pyramid."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import hypothesis

@@ -1,7 +1,5 @@
 """Laws of streams: that the numbers have the law that they claim, and that nobody bends them on the way."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import combinations
 from typing import Any

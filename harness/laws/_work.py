@@ -1,7 +1,5 @@
 """Laws of work: what a decode computes, and what it keeps of it. They are about cost: no token shows it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from harness.judge import require

@@ -1,7 +1,5 @@
 """All planted bugs, by family of laws: whatever the families' modules name, in the order in which they do."""
 
-from __future__ import annotations
-
 from harness.mutants import (
     acceptance,
     batch,

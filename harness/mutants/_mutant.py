@@ -4,8 +4,6 @@ Promise: a mutant is the production decoder with one part, one rule or one sourc
 changes. It is a factory, so `--implementation harness.mutants.masks:CORNER` names one.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

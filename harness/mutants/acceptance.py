@@ -1,7 +1,5 @@
 """Planted bugs of acceptance: what is accepted or rejected wrongly, and counts that lie."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

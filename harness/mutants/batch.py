@@ -1,7 +1,5 @@
 """Planted bugs of the batch: images that meet each other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

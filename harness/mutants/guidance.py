@@ -1,7 +1,5 @@
 """Planted bugs of guidance: other halves, other weights, other scales."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

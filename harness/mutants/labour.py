@@ -1,7 +1,5 @@
 """Planted bugs of the labour divided: the target decides the coarse scales alone, and the draft the fine ones."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Planted bugs of masks: rows that see too much, too little, or in another shape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Planted bugs of numbers: in the networks, the quantiser and the precision that decoder and reference share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

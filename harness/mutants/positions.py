@@ -1,7 +1,5 @@
 """Planted bugs of positions: rows that sit elsewhere than they should."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

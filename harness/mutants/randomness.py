@@ -1,7 +1,5 @@
 """Planted bugs of randomness: other numbers, numbers read otherwise, and races run otherwise."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

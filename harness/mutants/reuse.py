@@ -1,7 +1,5 @@
 """Planted bugs of reuse: what one decode leaves to the next, and what only happens while nothing is kept."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

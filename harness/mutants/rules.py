@@ -1,7 +1,5 @@
 """Planted bugs of rules: policies read otherwise than their page says, draft lengths off, calls and rows miscounted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Planted bugs of sensitivity: inputs that are ignored, wholly or in part."""
 
-from __future__ import annotations
-
 from harness.decoders import Factory
 from harness.mutants._mutant import Mutant, asked_for, labelled, patched
 from harness.protocol import Request

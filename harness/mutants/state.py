@@ -1,7 +1,5 @@
 """Planted bugs of state: f_hat, inputs, caches, and what outlives a decode."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

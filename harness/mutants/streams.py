@@ -1,7 +1,5 @@
 """Planted bugs of streams: generators that share a seed, numbers of another law, numbers bent on their way."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Planted bugs that a close draft shows: later rows of a window, bonus scales, large scales, uneven batches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Planted bugs of work: passes over what was computed before, and caches that keep less than they may."""
 
-from __future__ import annotations
-
 from harness.mutants._mutant import Mutant, updating
 from harness.speculative import DecodeState
 

@@ -4,8 +4,6 @@ Promise: nothing passes by not having been tried; a case passes where `verify` w
 a check saw lies in its item's stash, however it ends.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from typing import NoReturn

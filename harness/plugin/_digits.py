@@ -3,8 +3,6 @@
 Promise: every name in the file of known failures is a law or a case of this version, and has a reason.
 """
 
-from __future__ import annotations
-
 import difflib
 import tomllib
 from dataclasses import dataclass

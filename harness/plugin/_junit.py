@@ -3,8 +3,6 @@
 Promise: each such test has all three as properties, however it ends; the words of a law are those of `run_conformance`.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 

@@ -3,8 +3,6 @@
 Promise: imported by every run of pytest, and silent in all that checked no law.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import pytest

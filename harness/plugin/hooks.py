@@ -5,8 +5,6 @@ Whatever is needed beyond pytest is therefore imported in the functions. The ent
 `-p` and `pytest_plugins` find the same plugin where the package is not installed.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Generator
 

@@ -7,8 +7,6 @@ answers is unpickled here. How one is started, watched and scaled is Dask's own 
 shows it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import queue

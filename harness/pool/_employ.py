@@ -3,8 +3,6 @@
 Promise: one answer for everything that is spread, verifications, hunts and benches alike.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

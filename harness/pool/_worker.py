@@ -6,8 +6,6 @@ the employer. That it ends when its employer does is its keeper's to see to.
 Started by `harness.pool._workers`, which is the other side of the conversation.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal

@@ -10,8 +10,6 @@ would hand tensors over as shared memory, which a process that multiprocessing d
 begin with is sealed memory, which nobody else can write to, and no file of theirs has a name.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal

@@ -8,8 +8,6 @@ so: what is kept then is kept against accidents only.
 Why ctypes: three system calls, and no library of them that is kept.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

@@ -4,8 +4,6 @@ Promise: it goes when its owner says so; where the owner was killed, the next on
 folder whose owner let go of it, since somebody shall read what is in it, stays.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

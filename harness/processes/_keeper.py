@@ -9,8 +9,6 @@ How: the keeper adopts what the process leaves behind (Linux: it is the subreape
 there is none. It is a fork of a Python that has imported next to nothing, so that it costs no start and little memory.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -4,8 +4,6 @@ Promise: no word takes longer than it was given, in either direction; what comes
 proportion to its length, `LONGEST` at most. Nothing of it is believed here.
 """
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Sequence

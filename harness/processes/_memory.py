@@ -5,8 +5,6 @@ maker included; what is `sized` nobody can cut short, which would end whoever re
 seals no memory both are files without a name.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import tempfile

@@ -5,8 +5,6 @@ with all that it started (`_keeper`). What it prints goes to a log, which is hel
 bound, whatever the process makes of the file's name. It finds this package, and nothing of the current folder's.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -4,8 +4,6 @@ Promise: anything with `contract` and `decode(request, noise) -> Trace` can be j
 `scale_writes_BS` are indispensable; the more of the trace is filled in, the closer the harness can point at a mistake.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol

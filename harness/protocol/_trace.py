@@ -4,8 +4,6 @@ Promise: a trace is complete (every scale of every image was made final exactly 
 what is missing. Buffers are indexed by absolute position, so the traces of different decoders line up.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field, fields
 

@@ -5,8 +5,6 @@ rectangles and any number of channels; a position's draws lie side by side. Inpu
 tokens, logits and random numbers by draw. VAR draws one token a position, so that both are the same there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ Promise: a batch is a cut of one list of images, seeds and labels mixed, so that
 list, whatever the size. The size follows from the networks and the machine alone, never from the number of workers.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence

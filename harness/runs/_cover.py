@@ -7,8 +7,6 @@ settings of its own, and meets the same drafts and requests. What a decoder refu
 and said; a claim that nothing exercised makes the run INCONCLUSIVE.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -6,8 +6,6 @@ another kind or schema is refused in one line, and so is a damaged one.
 Why SQLite: a killed run leaves the last transaction, any tool reads it, and Python brings it along.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

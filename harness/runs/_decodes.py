@@ -5,8 +5,6 @@ What decides the verdict (contract demanded, budget, precision mode) is fixed be
 that is not the harness's own runs in a process of its own. Who does the tasks, and in which order, changes nothing.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

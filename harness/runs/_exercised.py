@@ -5,8 +5,6 @@ decoder, or missing, with the option that would ask it. What was asked is read o
 rows; what a decoder declares not to do was fixed before its first decode.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 

@@ -5,8 +5,6 @@ alternatives and α are fixed when the test begins, and a state of others is ref
 proved; its state is a file of some kilobytes that is written whole after every call.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Promise: a run file that this user wrote on this machine is known again, by a ma
 to make for other code. It is no lock: who can read this machine's secrets can make marks.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import uuid

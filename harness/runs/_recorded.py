@@ -3,8 +3,6 @@
 Promise: nothing is decoded or judged anew; counts, verdict and first divergence are those that `verify` printed.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

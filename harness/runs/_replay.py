@@ -5,8 +5,6 @@ is the recorded one and nothing fails, the defect could not be reproduced, and w
 `shrink_case` returns was seen to fail with the component of the case that was given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ quality, what was never exercised) can only make it worse. A result is complete 
 notebook.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -4,8 +4,6 @@ Promise: a record that passes holds in every field, however deep, what its annot
 could not hold; another one is a `TypeError` that names the field.
 """
 
-from __future__ import annotations
-
 import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass

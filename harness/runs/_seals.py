@@ -5,8 +5,6 @@ that is another one now, is gone, or was never sealed is named. Whoever writes t
 compares at the end; whoever has the file alone sees what was not sealed anew. It is no signature.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sqlite3
 from collections.abc import Iterator

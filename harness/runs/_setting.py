@@ -3,8 +3,6 @@
 Promise: every count is a sum over judgements.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain

@@ -5,8 +5,6 @@ them and in whatever order; where nothing is wrong, the first ones of the plan. 
 divergence, is bounded, too (`MOST_BYTES`), and a plain safetensors block, so that reading it executes nothing.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from bisect import insort
