@@ -116,7 +116,6 @@ class PolicyBench:
         return [PolicyRow(DRAFT), PolicyRow("another seed"), *rows]
 
     def do(self, request: Request) -> list[PolicyRow]:
-        """Decode one request; return its rows."""
         models, rows = self.models, self.rows()
         draft_row, other_row, *policy_rows = rows
         usual = _sequential(models, request)

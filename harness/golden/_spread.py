@@ -44,12 +44,10 @@ class Nudged:
         self.condition, self.hidden = network.condition, network.hidden
 
     def embed(self, raw_BnC: Tensor) -> Tensor:
-        """Return the embedding of the given input, or of the sampler's own."""
         given = self._raw.get(raw_BnC.shape[1])
         return self._network.embed(raw_BnC if given is None else given)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
-        """Return the network's logits, nudged."""
         return self._nudge(self._network.logits(h_RnD, condition))
 
 

@@ -15,7 +15,6 @@ from harness.laws._law import (
     FLOAT64,
     KEEPS_AN_EQUAL,
     PLAIN,
-    Law,
     NotOffered,
     Subject,
     law,
@@ -32,8 +31,6 @@ from harness.reference import decode_by_policy, filter_logits, joint_law, law_di
 from harness.rounding import quick_budget
 from harness.speculative.sampler import SpeculativeDecoder
 
-LAWS: list[Law] = []
-
 # One false alarm in 10^6 checks if chi-square held to that depth; with pooled cells it is some factors off so far out.
 # tests/meta/test_goodness_of_fit.py measures the rate, and the power at this many draws.
 DRAWS, ALARM = 3000, 1e-6
@@ -47,7 +44,7 @@ def _rejected(decoded: Trace, case: Case) -> bool:
     return any(turn.corrected for turn in decoded.turns)
 
 
-@law(LAWS, "acceptance.token-identical", "decode", "accept", contract=Contract.TOKENS, wide=False)
+@law("acceptance.token-identical", "decode", "accept", contract=Contract.TOKENS, wide=False)
 def _token_identical(subject: Subject, case: Case) -> bool:
     """Same seed, same tokens as sequential target decoding (ties certified)."""
     expected, budget = case.sequential(), quick_budget(case.models)
@@ -59,7 +56,7 @@ def _token_identical(subject: Subject, case: Case) -> bool:
 
 
 @law(
-    LAWS, "acceptance.identical-draft", "accept", "draft_generate_batch", "cache",
+    "acceptance.identical-draft", "accept", "draft_generate_batch", "cache",
     contract=Contract.LAW, policies=KEEPS_AN_EQUAL,
 )  # fmt: skip
 def _identical_draft(subject: Subject, case: Case) -> bool:
@@ -74,7 +71,7 @@ def _identical_draft(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "acceptance.honest", "decode", "trace")
+@law("acceptance.honest", "decode", "trace")
 def honest(subject: Subject, case: Case) -> bool:
     """The trace's counts add up: nothing accepted that was not drafted, no pass uncounted."""
     decoded = subject.decode(case)
@@ -104,7 +101,7 @@ def honest(subject: Subject, case: Case) -> bool:
     return _rejected(decoded, case) or lossy
 
 
-@law(LAWS, "acceptance.exact", "accept", "residual", "noise", contract=Contract.LAW)
+@law("acceptance.exact", "accept", "residual", "noise", contract=Contract.LAW)
 def exact(subject: Subject, case: Case) -> bool:
     """The probability of every image, by walking all branches of the decoder, is the target's.
 
@@ -140,7 +137,7 @@ def _honest_round(case: Case, turn: Round, at: str, lossy: bool) -> None:
     require(counted == expected, f"counts {counted} tokens in {expected}: {at}")
 
 
-@law(LAWS, "acceptance.keep", "keep_drafted")
+@law("acceptance.keep", "keep_drafted")
 def keep(subject: Subject, case: Case) -> bool:
     """A drafted token is kept iff u < target/draft, from the least number to the last below 1."""
     parts = subject.parts(case, "keep_drafted")
@@ -166,7 +163,7 @@ def keep(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "acceptance.residual", "residual")
+@law("acceptance.residual", "residual")
 def _residual_law(subject: Subject, case: Case) -> bool:
     """A token that fails is drawn from the normalised positive part of target − draft."""
     parts = subject.parts(case, "residual")
@@ -184,7 +181,7 @@ def _residual_law(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "acceptance.drawn", "draft_generate_batch", "accept", policies=("rejection",))
+@law("acceptance.drawn", "draft_generate_batch", "accept", policies=("rejection",))
 def drawn(subject: Subject, case: Case) -> bool:
     """What is subtracted from the target's law is the law that the draft drew from, filter and all."""
     laws, drawn_from = list[Tensor](), list[Tensor]()
@@ -222,7 +219,7 @@ def distribution_case(case: Case) -> Case:
     )
 
 
-@law(LAWS, "acceptance.support", "accept", "filter_logits", "draw", contract=Contract.LAW)
+@law("acceptance.support", "accept", "filter_logits", "draw", contract=Contract.LAW)
 def support(subject: Subject, case: Case) -> bool:
     """Degenerate laws (one-hot, -inf, ties) stay inside the target's support."""
     needs_exact(case, "rounding decides what a filter keeps at its edge")
@@ -244,7 +241,7 @@ def support(subject: Subject, case: Case) -> bool:
     return dropped
 
 
-@law(LAWS, "acceptance.real", "decode", "accept", "trace", contract=Contract.TOKENS)
+@law("acceptance.real", "decode", "accept", "trace", contract=Contract.TOKENS)
 def real(subject: Subject, case: Case) -> bool:
     """On the real pyramids, near-perfect drafts included, tokens and counts are right.
 
@@ -267,7 +264,7 @@ def real(subject: Subject, case: Case) -> bool:
     return case.draft != "close" or _rejected(decoded, case)
 
 
-@law(LAWS, "acceptance.independent", "decode", "accept", contract=Contract.TOKENS)
+@law("acceptance.independent", "decode", "accept", contract=Contract.TOKENS)
 def independent(subject: Subject, case: Case) -> bool:
     """The image does not depend on draft, draft_len, schedule or bonus."""
     first = subject.decode(case)
@@ -291,7 +288,7 @@ def independent(subject: Subject, case: Case) -> bool:
     return some
 
 
-@law(LAWS, "acceptance.distribution", "accept", "draw", "noise", contract=Contract.LAW)
+@law("acceptance.distribution", "accept", "draw", "noise", contract=Contract.LAW)
 def distribution(subject: Subject, case: Case) -> bool:
     """The joint law over scales is the target's.
 

@@ -1,32 +1,37 @@
-"""Laws of a decoder in processes of its own, as whoever asks sees them.
+"""Laws of a decoder in processes of its own: whoever asks, and from `serve` on the process itself.
 
 Promise: what comes back of a law is plain values, checked one by one, or that its process died of it and why: nothing
-of a decoder's process is ever unpickled, and no wait outlives the time of a law. What that process says of a law is its
-word: it holds the law's test and the decoder both.
+of a decoder's process is ever unpickled, and no wait outlives the time of a law: it ends when its time is over, and
+code that hears no signal ends its process. What that process says of a law is its word: it holds the law's test and the
+decoder both.
 """
 
+import faulthandler
 import json
 import os
 import pickle
 import queue
+import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, BinaryIO
 
-from harness.decoders import Limits, Surroundings, own_place
+import torch
+
+from harness.decoders import Limits, OutOfTimeError, Surroundings, load_factory, own_place
 from harness.errors import InputError, one_line, text_of
 from harness.laws._case import Case
-from harness.laws._engine import CaseSource, LawResult
-from harness.laws._law import Law, Violation
+from harness.laws._engine import CaseSource, LawResult, try_law
+from harness.laws._law import Law, Subject, Violation
 from harness.pool import Died
 from harness.processes import GRACE_S, START_S, GoneError, Log, OwnFolder, ProcessLine, UnreadableError, sealed
 from harness.runs import typed
 
 DEAF_S = 10.0  # for code to hear that its time is over
 NO_LIMIT_S = 10.0**6  # where nobody said how long a law may take
-SERVE = "harness.laws._child:serve"
+SERVE = "harness.laws._apart:serve"
 MOST_TEXT = 2000  # characters of a clause
 MOST_COUNT = 2**53
 
@@ -109,7 +114,6 @@ class _LawProcess:
                 done.put((law, self._tried(law)))
 
     def close(self) -> None:
-        """End the process."""
         self._closed = True
         self._end()
         self._log.close()
@@ -184,3 +188,64 @@ def case_of(values: Mapping[str, Any]) -> Case:
     named: dict[str, Any] = {each.name: values[each.name] for each in fields(Case)}
     named = {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
     return typed(Case(**named))
+
+
+def serve(job: str, device: str, conversation: str) -> None:
+    """Hold one conversation about a `LawJob`; `job` and `conversation` are descriptors."""
+    with open(f"/dev/fd/{job}", "rb") as stream:
+        work: LawJob = pickle.load(stream)
+    os.close(int(job))
+    with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # who asked has gone
+        _serve(work, device, int(conversation))
+
+
+def _serve(job: LawJob, device: str, conversation: int) -> None:
+    job.surroundings.restore()
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(torch.device(device))
+    if job.limits is not None:
+        job.limits.bound_memory()
+    with os.fdopen(os.dup(conversation), "rb") as questions, os.fdopen(conversation, "wb") as replies:
+        try:
+            factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
+        except InputError as error:
+            _say(replies, json.dumps([error.name, str(error.value), error.rule, error.remedy]).encode() + b"\n")
+            return
+        _say(replies, b"[]\n")
+        subject, seconds = Subject(factory, job.options), job.limits.timeout_s if job.limits is not None else 0.0
+        while True:
+            law: Law = pickle.load(questions)
+            try:
+                with in_time(seconds):
+                    answer = answer_of(try_law(law, subject, job.source))
+            except OutOfTimeError as error:
+                answer = late_answer(str(error))
+            _say(replies, answer)
+
+
+def _say(replies: BinaryIO, line: bytes) -> None:
+    replies.write(line)
+    replies.flush()
+
+
+@contextmanager
+def in_time(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTimeError` in what takes longer; code that hears no signal ends its process. 0 = no limit.
+
+    Effects: the alarm of this process, which must be one of its own.
+    """
+    if not seconds:
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise OutOfTimeError(f"no answer within {seconds:g} s (timeout)")
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + DEAF_S, exit=True)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        faulthandler.cancel_dump_traceback_later()

@@ -8,21 +8,10 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._allowed import needs_exact, require_draws
 from harness.laws._case import Case
-from harness.laws._law import (
-    EVERY,
-    KEEPS_AN_EQUAL,
-    Law,
-    NotOffered,
-    Subject,
-    law,
-    require_shown_rounds,
-    require_tokens,
-)
+from harness.laws._law import EVERY, KEEPS_AN_EQUAL, NotOffered, Subject, law, require_shown_rounds, require_tokens
 from harness.laws._oracle import require_whole
 from harness.laws._scripted import Scripted, decode_drafted
 from harness.protocol import Contract, Request, Round, Trace
-
-LAWS: list[Law] = []
 
 
 def _base(case: Case) -> Case:
@@ -71,7 +60,7 @@ def _require_claimed(subject: Subject, case: Case, decoded: Trace, where: str) -
         require_tokens(decoded.tokens_BL, case.sequential().tokens_BL, where)
 
 
-@law(LAWS, "batch.permutation", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
+@law("batch.permutation", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
 def permutation(subject: Subject, case: Case) -> bool:
     """Permuting the batch permutes the images."""
     case = _base(case)
@@ -82,7 +71,7 @@ def permutation(subject: Subject, case: Case) -> bool:
     return _uneven(whole)
 
 
-@law(LAWS, "batch.splitting", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
+@law("batch.splitting", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
 def splitting(subject: Subject, case: Case) -> bool:
     """An image alone is the image of the batch."""
     case = _base(case)
@@ -92,7 +81,7 @@ def splitting(subject: Subject, case: Case) -> bool:
     return _uneven(whole)
 
 
-@law(LAWS, "batch.padding", "decode", "cache", contract=Contract.LAW, policies=EVERY)
+@law("batch.padding", "decode", "cache", contract=Contract.LAW, policies=EVERY)
 def padding(subject: Subject, case: Case) -> bool:
     """More images after the batch change nothing in it."""
     case = _base(case)
@@ -103,7 +92,7 @@ def padding(subject: Subject, case: Case) -> bool:
     return _uneven(whole)
 
 
-@law(LAWS, "batch.neighbour", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
+@law("batch.neighbour", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
 def neighbour(subject: Subject, case: Case) -> bool:
     """An image does not depend on its neighbours."""
     case = _base(case)
@@ -114,7 +103,7 @@ def neighbour(subject: Subject, case: Case) -> bool:
     return _uneven(whole)
 
 
-@law(LAWS, "batch.rounds", "accept", "draft_len", contract=Contract.LAW, policies=EVERY)
+@law("batch.rounds", "accept", "draft_len", contract=Contract.LAW, policies=EVERY)
 def rounds(subject: Subject, case: Case) -> bool:
     """An image is drafted, accepted and corrected as it would be alone.
 
@@ -131,9 +120,7 @@ def rounds(subject: Subject, case: Case) -> bool:
     return _uneven(whole)
 
 
-@law(
-    LAWS, "batch.caches", "cache", "draft_generate_batch", contract=Contract.LAW, policies=KEEPS_AN_EQUAL
-)  # fmt: skip
+@law("batch.caches", "cache", "draft_generate_batch", contract=Contract.LAW, policies=KEEPS_AN_EQUAL)
 def caches(subject: Subject, case: Case) -> bool:
     """Images at one scale whose draft has seen different numbers of scales go on as each would alone.
 
@@ -157,7 +144,7 @@ def caches(subject: Subject, case: Case) -> bool:
     return any(ends[1].get(si, cached) != cached for si, cached in ends[0].items() if si < case.pyramid.S)
 
 
-@law(LAWS, "batch.precisions", "draft_generate_batch", "accept", contract=Contract.LAW)
+@law("batch.precisions", "draft_generate_batch", "accept", contract=Contract.LAW)
 def precisions(subject: Subject, case: Case) -> bool:
     """A draft in another precision than the target's changes no image, whatever images of the batch accept."""
     needs_exact(case, "the networks' precision is given")
@@ -169,7 +156,7 @@ def precisions(subject: Subject, case: Case) -> bool:
     return _uneven(decoded)
 
 
-@law(LAWS, "batch.bonus", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
+@law("batch.bonus", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
 def bonus(subject: Subject, case: Case) -> bool:
     """A bonus scale after a close draft is the image's own, whatever its batch does."""
     needs_exact(case, "rounding decides what is accepted, and other batches round otherwise")

@@ -60,7 +60,6 @@ class LawWork:
         return self
 
     def do(self, law: Law) -> LawResult:
-        """Try one law."""
         return try_law(law, self.subject, self.source, self.progress)
 
     def close(self) -> None:

@@ -89,7 +89,6 @@ class _CellNoise:
     request: Request  # with labels
 
     def labels(self, classes: int) -> Tensor:
-        """Return the request's labels."""
         return torch.tensor(self.request.labels)
 
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
@@ -125,7 +124,6 @@ class _Walk:
         return replace(parts, draw=self.draw, keep_drafted=self.keep, update_state_with_accepted_tokens=update)
 
     def draw(self, probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-        """Draw by inversion of the cumulative law."""
         edges = [[[min(edge, 1.0) for edge in accumulate(law_V[:-1])] for law_V in row] for row in probs_BnV.tolist()]
         return torch.tensor([self._decide(*row)[1] for row in zip(E_BnV[..., 0].tolist(), edges, strict=True)])
 

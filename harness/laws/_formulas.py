@@ -22,7 +22,6 @@ def normal(x: Tensor) -> Tensor:
 
 
 def _silu(x: Tensor) -> Tensor:
-    """Return x·σ(x)."""
     return x / (1 + (-x).exp())
 
 

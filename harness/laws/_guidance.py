@@ -12,7 +12,6 @@ from harness.laws._law import (
     EVERY,
     FLOAT64,
     KEEPS_AN_EQUAL,
-    Law,
     NotOffered,
     Subject,
     law,
@@ -22,8 +21,6 @@ from harness.laws._law import (
 )
 from harness.laws._oracle import targeted
 from harness.protocol import Contract, ScaleGuidance
-
-LAWS: list[Law] = []
 
 _THIRD = 1 / 3  # no decimal, and nothing that float32 holds
 
@@ -37,7 +34,7 @@ def _window(case: Case, first: int, last: int) -> torch.Tensor:
     return _rows(case, case.pyramid.draws.end(last) - case.pyramid.draws.begin(first))
 
 
-@law(LAWS, "guidance.formula", "guide")
+@law("guidance.formula", "guide")
 def formula(subject: Subject, case: Case) -> bool:
     """guided = (1+t)·conditional − t·unconditional, t = cfg·si/(S-1), conditional half first."""
     parts = subject.parts(case, "guide")
@@ -52,7 +49,7 @@ def formula(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "guidance.off", "guide")
+@law("guidance.off", "guide")
 def off(subject: Subject, case: Case) -> bool:
     """cfg = 0, and any cfg at scale 0, give the conditional logits to the bit."""
     parts, pyramid = subject.parts(case, "guide"), case.pyramid
@@ -68,7 +65,7 @@ def off(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "guidance.refusal", "guide")
+@law("guidance.refusal", "guide")
 def refusal(subject: Subject, case: Case) -> bool:
     """An odd number of guidance rows is refused."""
     parts = subject.parts(case, "guide")
@@ -83,7 +80,7 @@ def refusal(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "guidance.unconditional", "decode", "guide", "condition", contract=Contract.LAW, policies=EVERY)
+@law("guidance.unconditional", "decode", "guide", "condition", contract=Contract.LAW, policies=EVERY)
 def unconditional(subject: Subject, case: Case) -> bool:
     """The unconditional label gives the same image for every cfg.
 
@@ -98,7 +95,7 @@ def unconditional(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "guidance.both-sides", "guide", "draft_generate_batch", contract=Contract.LAW, policies=KEEPS_AN_EQUAL)
+@law("guidance.both-sides", "guide", "draft_generate_batch", contract=Contract.LAW, policies=KEEPS_AN_EQUAL)
 def _both_sides(subject: Subject, case: Case) -> bool:
     """Draft and target are guided at the same scale index: a draft = target is accepted whole."""
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
@@ -107,7 +104,7 @@ def _both_sides(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "guidance.trace", "decode", "guide")
+@law("guidance.trace", "decode", "guide")
 def _weights(subject: Subject, case: Case) -> bool:
     """The guided logits of a decode are the formula over its own rows.
 

@@ -84,7 +84,6 @@ class _Plain:
     inner: Implementation
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the decoder."""
         value = self if name.startswith("__") else attribute_of(self.inner, name, self)
         if value is self:
             raise AttributeError(name)
@@ -92,11 +91,9 @@ class _Plain:
 
     @property
     def contract(self) -> str:
-        """What it claims."""
         return self.inner.contract
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        """Decode."""
         trace = self.inner.decode(request, noise)
         return made_plain(trace)[0] if isinstance(trace, Trace) else trace
 
@@ -248,19 +245,17 @@ class Law:
             raise Violation(self, case, found, subject.name, subject.options, part) from error
 
 
+REGISTERED: list[Law] = []  # by `law`, in the order in which the families' modules are loaded
+
+
 def law(
-    family: list[Law],
-    name: str,
-    *watches: str,
-    contract: Contract = Contract.QUALITY,
-    wide: bool = True,
-    policies: tuple[str, ...] = (),
+    name: str, *watches: str, contract: Contract = Contract.QUALITY, wide: bool = True, policies: tuple[str, ...] = ()
 ) -> Callable[[_Test], _Test]:
-    """Add a function to the laws of its family, as `Law` has the arguments; its docstring begins with what holds."""
+    """Register a function as a law, as `Law` has the arguments; its docstring begins with what holds."""
 
     def added(test: _Test) -> _Test:
         statement = " ".join((inspect.getdoc(test) or "").partition("\n\n")[0].split())
-        family.append(Law(name, statement, watches, test, contract, wide, policies))
+        REGISTERED.append(Law(name, statement, watches, test, contract, wide, policies))
         return test
 
     return added

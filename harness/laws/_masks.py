@@ -9,14 +9,12 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._allowed import allowed, needs_exact
 from harness.laws._case import Case
-from harness.laws._law import Law, Subject, law, shown_tensors
+from harness.laws._law import Subject, law, shown_tensors
 from harness.laws._oracle import Run, run_over, several, targeted
 from harness.models.network import Condition
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal
 from harness.reference.sequential import GrowingCache
-
-LAWS: list[Law] = []
 
 # A perturbation of unit size either moves a logit of these networks by more than the first number or, by rounding of
 # another kernel at most, by less than the second.
@@ -34,7 +32,7 @@ def _whole(pyramid: ScalePyramid, device: torch.device) -> Tensor:
     return block_causal(pyramid, device, torch.float64)
 
 
-@law(LAWS, "masks.definition", "attention_mask")
+@law("masks.definition", "attention_mask")
 def definition(subject: Subject, case: Case) -> bool:
     """The mask of scales a..b is rows begin(a).., columns 0..end(b) of the block-causal one."""
     parts = subject.parts(case, "attention_mask")
@@ -54,7 +52,7 @@ def definition(subject: Subject, case: Case) -> bool:
     return any(a > 0 and b > a for a, b in case.windows)
 
 
-@law(LAWS, "masks.visible", "attention_mask")
+@law("masks.visible", "attention_mask")
 def visible(subject: Subject, case: Case) -> bool:
     """No row of a mask is without a visible column.
 
@@ -66,7 +64,7 @@ def visible(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "masks.dependency", "attention_mask")
+@law("masks.dependency", "attention_mask")
 @torch.inference_mode()
 def dependency(subject: Subject, case: Case) -> bool:
     """A row depends on exactly the positions of its own and earlier scales.
@@ -111,7 +109,7 @@ def _moved(run: Run, condition: Condition, case: Case, window: tuple[int, int], 
     return (rows_cnV[1:] - rows_cnV[:1]).abs().amax(-1)
 
 
-@law(LAWS, "masks.future", "decode", "attention_mask", "next_input")
+@law("masks.future", "decode", "attention_mask", "next_input")
 @torch.inference_mode()
 def future(subject: Subject, case: Case) -> bool:
     """Logits of a scale are those of a run whose tokens of that scale and later ones are others."""

@@ -14,7 +14,7 @@ from harness.errors import InputError, NonFiniteError
 from harness.judge import require
 from harness.laws import _formulas as formulas
 from harness.laws._case import CLASSES, Case, random_models
-from harness.laws._law import FLOAT64, PLAIN, Law, NotOffered, Subject, law, policy_name, require_equal
+from harness.laws._law import FLOAT64, PLAIN, NotOffered, Subject, law, policy_name, require_equal
 from harness.laws._oracle import run_over
 from harness.laws._scripted import Around
 from harness.models import ModelPair, product_dtype, var_config
@@ -24,8 +24,6 @@ from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import guidance_labels
 from harness.speculative.sampler import SpeculativeDecoder
-
-LAWS: list[Law] = []
 
 # φ of numbers of size 1 in float32: some twenty products a channel; a detour by half precision leaves 1e-3.
 _FLOAT32 = 1e-5
@@ -70,7 +68,7 @@ def _both_norms(case: Case) -> list[ModelPair]:
     return pairs
 
 
-@law(LAWS, "numbers.transformer", "network")
+@law("numbers.transformer", "network")
 @torch.inference_mode()
 def transformer(subject: Subject, case: Case) -> bool:
     """Both networks compute the formula of the spec page, head included."""
@@ -88,7 +86,7 @@ def transformer(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "numbers.phi", "quantizer")
+@law("numbers.phi", "quantizer")
 @torch.inference_mode()
 def phi(subject: Subject, case: Case) -> bool:
     """Every scale uses the φ of its tick, whatever their number, in the quantiser's own precision."""
@@ -111,7 +109,7 @@ def phi(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "numbers.encode", "quantizer")
+@law("numbers.encode", "quantizer")
 @torch.inference_mode()
 def encode(subject: Subject, case: Case) -> bool:
     """Encoding takes the nearest code, the lowest index on a tie."""
@@ -149,7 +147,7 @@ def encode(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "numbers.pixels", "autoencoder")
+@law("numbers.pixels", "autoencoder")
 @torch.inference_mode()
 def pixels(subject: Subject, case: Case) -> bool:
     """Pixels are (x + 1)/2 of the output clamped to [-1, 1]."""
@@ -164,7 +162,7 @@ def pixels(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "numbers.precision", "network", "quantizer")
+@law("numbers.precision", "network", "quantizer")
 def precision(subject: Subject, case: Case) -> bool:
     """Weights in another precision are rounded once; quantiser and head stay in float32."""
     _vqvae(case)
@@ -207,7 +205,6 @@ class _Spoiled(Around):
     value: float
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
-        """Return logits_RnV, one of them spoiled."""
         rows_RnV: Tensor = self.network.logits(h_RnD, condition)
         if rows_RnV.shape[:2] == self.shape:
             rows_RnV = rows_RnV.clone()
@@ -215,7 +212,7 @@ class _Spoiled(Around):
         return rows_RnV
 
 
-@law(LAWS, "numbers.finite", "decode")
+@law("numbers.finite", "decode")
 def finite(subject: Subject, case: Case) -> bool:
     """A logit that is not finite ends the harness's own decode, whichever network decides its scale.
 

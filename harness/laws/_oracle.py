@@ -192,11 +192,9 @@ class BrokenNoise(NoiseBefore):
         self.left = k
 
     def __getattr__(self, name: str) -> Any:
-        """Pass on what is not a reading."""
         return getattr(self.noise, name)
 
     def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
-        """Read, or fail."""
         self.left -= 1
         if self.left < 0:
             raise Interrupted

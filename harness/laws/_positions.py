@@ -11,7 +11,6 @@ from harness.laws._case import CLASSES, NINE, Case
 from harness.laws._law import (
     FLOAT64,
     KEEPS_AN_EQUAL,
-    Law,
     Subject,
     law,
     require_equal,
@@ -23,8 +22,6 @@ from harness.laws._oracle import run_over, several, targeted
 from harness.laws._scripted import Scripted, decode_drafted
 from harness.protocol import Contract
 
-LAWS: list[Law] = []
-
 
 def _tags(case: Case, begin: int, end: int, trailing: tuple[int, ...]) -> Tensor:
     """Return (B,n,…): every row holds its number."""
@@ -32,7 +29,7 @@ def _tags(case: Case, begin: int, end: int, trailing: tuple[int, ...]) -> Tensor
     return position_n.view(-1, *(1 for _ in trailing)).expand(case.B, -1, *trailing)
 
 
-@law(LAWS, "positions.split", "split_logits_by_scale")
+@law("positions.split", "split_logits_by_scale")
 def split(subject: Subject, case: Case) -> bool:
     """A window's rows split into exactly the spans of its scales."""
     parts = subject.parts(case, "split_logits_by_scale")
@@ -48,7 +45,7 @@ def split(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "positions.query", "build_combined_query")
+@law("positions.query", "build_combined_query")
 @torch.inference_mode()
 def query(subject: Subject, case: Case) -> bool:
     """The combined query of scales a..b sits at the positions of a..b, for every window."""
@@ -69,7 +66,7 @@ def query(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "positions.rows", "build_combined_query", "attention_mask", "split_logits_by_scale")
+@law("positions.rows", "build_combined_query", "attention_mask", "split_logits_by_scale")
 @torch.inference_mode()
 def rows(subject: Subject, case: Case) -> bool:
     """Every verify row equals the sequential row for the same prefix, for every window."""
@@ -91,7 +88,7 @@ def rows(subject: Subject, case: Case) -> bool:
     return pyramid.S > 1
 
 
-@law(LAWS, "positions.trace", "decode", "build_combined_query", "attention_mask", "cache")
+@law("positions.trace", "decode", "build_combined_query", "attention_mask", "cache")
 def trace(subject: Subject, case: Case) -> bool:
     """The inputs and rows of every token are those of a sequential run over the tokens."""
     decoded = subject.decode(case)
@@ -108,7 +105,7 @@ def trace(subject: Subject, case: Case) -> bool:
 
 
 @law(
-    LAWS, "positions.long", "decode", "build_combined_query", "attention_mask", "cache",
+    "positions.long", "decode", "build_combined_query", "attention_mask", "cache",
     contract=Contract.LAW, policies=KEEPS_AN_EQUAL,
 )  # fmt: skip
 def long(subject: Subject, case: Case) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.judge import require
 from harness.laws._case import Case
-from harness.laws._law import PLAIN, Law, NotOffered, Subject, law, require_equal, require_tokens
+from harness.laws._law import PLAIN, NotOffered, Subject, law, require_equal, require_tokens
 from harness.laws._oracle import targeted
 from harness.laws._scripted import levelled
 from harness.protocol import Contract
@@ -16,8 +16,6 @@ from harness.protocol.noise import TOKEN, Ledger, SeededNoise
 from harness.reference import draw as draw_scale
 from harness.reference import filter_logits as filter_scale
 from harness.reference.sequential import choose
-
-LAWS: list[Law] = []
 
 # Exponential numbers at the edge of what a generator can return, smallest first.
 _EDGES = (0.0, torch.finfo(torch.float32).tiny, 1e-30, 104.0, torch.finfo(torch.float32).max, float("inf"))
@@ -29,7 +27,7 @@ def _logits(case: Case, n: int) -> Tensor:
     return torch.where(logits_BnV.abs() < 1, logits_BnV.round(), logits_BnV)
 
 
-@law(LAWS, "randomness.filter", "filter_logits")
+@law("randomness.filter", "filter_logits")
 def _filters(subject: Subject, case: Case) -> bool:
     """top-k (ties stay), then top-p, as the plain filter, for every combination.
 
@@ -58,7 +56,7 @@ def _filters(subject: Subject, case: Case) -> bool:
 _FLOAT_LAW = 1e-12  # softmax of equal logits: a few roundings of numbers below 1
 
 
-@law(LAWS, "randomness.race", "draw")
+@law("randomness.race", "draw")
 def race(subject: Subject, case: Case) -> bool:
     """A draw is argmax(probs / E) under exactly the numbers given."""
     parts = subject.parts(case, "draw")
@@ -75,7 +73,7 @@ def race(subject: Subject, case: Case) -> bool:
     return case.V > 2
 
 
-@law(LAWS, "randomness.boundary", "draw")
+@law("randomness.boundary", "draw")
 def boundary(subject: Subject, case: Case) -> bool:
     """No value of the exponential, 0 and infinity included, yields a filtered token."""
     parts = subject.parts(case, "draw")
@@ -97,7 +95,7 @@ def boundary(subject: Subject, case: Case) -> bool:
     return bool(gone.any())
 
 
-@law(LAWS, "randomness.published", "draw", "noise")
+@law("randomness.published", "draw", "noise")
 def published(subject: Subject, case: Case) -> bool:
     """The published order equals torch.multinomial under one generator."""
     parts = subject.parts(case, "draw")
@@ -116,7 +114,7 @@ def published(subject: Subject, case: Case) -> bool:
 _STATES = range(4)  # of the global generator: in two of them a token of five is often the same
 
 
-@law(LAWS, "randomness.own-numbers", "decode")
+@law("randomness.own-numbers", "decode")
 def _own_numbers(subject: Subject, case: Case) -> bool:
     """No generator but the noise's decides a token, be it between two that tie exactly.
 
@@ -149,7 +147,7 @@ def _level(noise: SeededNoise) -> SeededNoise:
     return noise
 
 
-@law(LAWS, "randomness.reading-order", "decode", "noise")
+@law("randomness.reading-order", "decode", "noise")
 def _reading_order(subject: Subject, case: Case) -> bool:
     """The order in which numbers are read does not matter."""
     expected = subject.decode(case)
@@ -161,7 +159,7 @@ def _reading_order(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "randomness.addresses", "decode", "noise")
+@law("randomness.addresses", "decode", "noise")
 def addresses(subject: Subject, case: Case) -> bool:
     """Every scale is decided by numbers of its own; under contract B they have one reader."""
     claimed = subject.decoder(case).contract
@@ -180,7 +178,7 @@ def addresses(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "randomness.rule", "decode", "draw", "filter_logits", contract=Contract.TOKENS)
+@law("randomness.rule", "decode", "draw", "filter_logits", contract=Contract.TOKENS)
 def rule(subject: Subject, case: Case) -> bool:
     """Every token is the race of its own row under the numbers of its own address."""
     decoded = subject.decode(case)

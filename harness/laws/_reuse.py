@@ -8,12 +8,10 @@ from harness.errors import InputError
 from harness.judge import require
 from harness.laws._allowed import allowed, require_draws
 from harness.laws._case import CLASSES, Case
-from harness.laws._law import Law, NotOffered, Subject, law, require_equal, require_tokens
+from harness.laws._law import NotOffered, Subject, law, require_equal, require_tokens
 from harness.laws._oracle import run_over, targeted
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Trace
-
-LAWS: list[Law] = []
 
 
 def _requests(case: Case) -> list[Request]:
@@ -54,7 +52,7 @@ def _same_decode(actual: Trace, expected: Trace, where: str) -> None:
         require(count_B == expected_count_B, f"{where}: {name} {count_B}, not {expected_count_B}")
 
 
-@law(LAWS, "reuse.kept", "decode")
+@law("reuse.kept", "decode")
 def kept(subject: Subject, case: Case) -> bool:
     """Keeping tensors for a diagnosis, or not, changes nothing: tokens, f_hat, rounds, counts."""
     expected = subject.decode(case)
@@ -70,7 +68,7 @@ def kept(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "reuse.alternating", "decode", "condition", "draft_len")
+@law("reuse.alternating", "decode", "condition", "draft_len")
 def alternating(subject: Subject, case: Case) -> bool:
     """One decoder over other labels, batch sizes and settings decodes as fresh ones do.
 
@@ -91,7 +89,7 @@ def alternating(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "reuse.labels", "decode", "condition", "noise")
+@law("reuse.labels", "decode", "condition", "noise")
 def labels(subject: Subject, case: Case) -> bool:
     """Labels that are not given are the request's own draw, decode after decode of one decoder."""
     models = case.models

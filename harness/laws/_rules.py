@@ -12,18 +12,7 @@ from harness.errors import InputError
 from harness.judge import require
 from harness.laws._allowed import needs_exact
 from harness.laws._case import CHOICES, Case
-from harness.laws._law import (
-    EVERY,
-    EXACT,
-    LOSSY,
-    Law,
-    NotOffered,
-    Subject,
-    law,
-    policy_name,
-    require_rounds,
-    require_tokens,
-)
+from harness.laws._law import EVERY, EXACT, LOSSY, NotOffered, Subject, law, policy_name, require_rounds, require_tokens
 from harness.laws._scripted import Around, Ranked, Scripted, decode_drafted, levelled
 from harness.models.network import Cache, Condition
 from harness.protocol import Request, Round, Trace
@@ -34,8 +23,6 @@ from harness.reference.sequential import sample_sequential
 from harness.speculative import Policy, Proposal, Window, parse_policy
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import SpeculativeDecoder
-
-LAWS: list[Law] = []
 
 _BY_ORACLE = (*EXACT, *LOSSY)
 _LONG = (1, 2, 3, 4, 5, 6, 7)
@@ -106,7 +93,7 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
     return cases
 
 
-@law(LAWS, "rules.recount", "counts")
+@law("rules.recount", "counts")
 def recount(subject: Subject, case: Case) -> bool:
     """Calls and rows of both networks are those that a spy in the network counts."""
     spies = {name: _Spy(getattr(case.models, name), Counter()) for name in ("draft", "target")}
@@ -129,7 +116,7 @@ def recount(subject: Subject, case: Case) -> bool:
     return case.pyramid.S > 1
 
 
-@law(LAWS, "rules.edges", "accept")
+@law("rules.edges", "accept")
 def edges(subject: Subject, case: Case) -> bool:
     """A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in.
 
@@ -178,7 +165,6 @@ class _Spy(Around):
         self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
         positions: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Count the images and positions of a pass."""
         R, n = x_RnD.shape[:2]
         self.counts["calls"] += R // 2
         self.counts["rows"] += R // 2 * n
@@ -186,7 +172,7 @@ class _Spy(Around):
         return hidden
 
 
-@law(LAWS, "rules.coin", "accept", "noise")
+@law("rules.coin", "accept", "noise")
 def coin(subject: Subject, case: Case) -> bool:
     """Under a bench's imposed:RATE a scale of any size is accepted by its own coin, with chance RATE."""
     needs_exact(case, _DECIDES)
@@ -204,7 +190,7 @@ def coin(subject: Subject, case: Case) -> bool:
     return _both(turns)
 
 
-@law(LAWS, "rules.oracle", "accept", "draft_len", "bonus", policies=_BY_ORACLE)
+@law("rules.oracle", "accept", "draft_len", "bonus", policies=_BY_ORACLE)
 def oracle(subject: Subject, case: Case) -> bool:
     """Tokens and rounds are those of a naive decoder written from docs/policies.md."""
     needs_exact(case, _DECIDES)
@@ -218,7 +204,7 @@ def oracle(subject: Subject, case: Case) -> bool:
     return _both(turns)
 
 
-@law(LAWS, "rules.labour", "decode", "cache")
+@law("rules.labour", "decode", "cache")
 def labour(subject: Subject, case: Case) -> bool:
     """Target first, the draft after it: each draws its own scales and computes no more than it must.
 
@@ -252,7 +238,7 @@ def labour(subject: Subject, case: Case) -> bool:
 _TOSSES, _SIGMAS = 200, 6.0
 
 
-@law(LAWS, "rules.length", "draft_len", policies=EVERY)
+@law("rules.length", "draft_len", policies=EVERY)
 def length(subject: Subject, case: Case) -> bool:
     """Every round drafts what the draft length's rule says, decode after decode."""
     _follows(subject, case)

@@ -30,7 +30,6 @@ class Around:
     network: Any
 
     def __getattr__(self, name: str) -> Any:
-        """Pass on what is not changed."""
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.network, name)

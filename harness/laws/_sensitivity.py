@@ -8,11 +8,9 @@ import torch
 from harness.judge import require
 from harness.laws._allowed import require_draws
 from harness.laws._case import Case
-from harness.laws._law import Law, NotOffered, Subject, law
+from harness.laws._law import NotOffered, Subject, law
 from harness.protocol import Contract, Request
 from harness.speculative.sampler import SpeculativeDecoder
-
-LAWS: list[Law] = []
 
 _Variants = Callable[[Request, Case], list[Request]]
 
@@ -42,7 +40,7 @@ def _changes(subject: Subject, case: Case, word: str, variants: _Variants) -> bo
     return bool(telling)
 
 
-@law(LAWS, "sensitivity.seed", "decode", "noise", contract=Contract.LAW)
+@law("sensitivity.seed", "decode", "noise", contract=Contract.LAW)
 def seed(subject: Subject, case: Case) -> bool:
     """The seed changes the image.
 
@@ -52,7 +50,7 @@ def seed(subject: Subject, case: Case) -> bool:
     return _changes(subject, case, "seed", lambda r, _: [replace(r, seed=r.seed + step) for step in (1, 2, 2**32)])
 
 
-@law(LAWS, "sensitivity.label", "decode", "condition", contract=Contract.LAW)
+@law("sensitivity.label", "decode", "condition", contract=Contract.LAW)
 def label(subject: Subject, case: Case) -> bool:
     """The label changes the image."""
 
@@ -62,21 +60,21 @@ def label(subject: Subject, case: Case) -> bool:
     return _changes(subject, case, "label", lambda request, _: [moved(request, step) for step in (1, 2)])
 
 
-@law(LAWS, "sensitivity.cfg", "decode", "guide", contract=Contract.LAW)
+@law("sensitivity.cfg", "decode", "guide", contract=Contract.LAW)
 def cfg(subject: Subject, case: Case) -> bool:
     """The guidance value changes the image."""
     case = replace(case, labels=tuple(label % 3 for label in case.labels))
     return _changes(subject, case, "cfg", lambda r, cut: [cut.asked(r, cut.cfg + step) for step in (3.0, 8.0)])
 
 
-@law(LAWS, "sensitivity.filters", "decode", "filter_logits", contract=Contract.LAW)
+@law("sensitivity.filters", "decode", "filter_logits", contract=Contract.LAW)
 def filters(subject: Subject, case: Case) -> bool:
     """top_k = 1 and a tiny top_p change the image."""
     case = replace(case, top_k=0, top_p=0.0)
     return _changes(subject, case, "filters", lambda r, _: [replace(r, top_k=1), replace(r, top_p=1e-17)])
 
 
-@law(LAWS, "sensitivity.images", "decode", "noise", contract=Contract.TOKENS)
+@law("sensitivity.images", "decode", "noise", contract=Contract.TOKENS)
 def images(subject: Subject, case: Case) -> bool:
     """The noise address changes the image."""
     case = replace(case, order="image")
@@ -87,7 +85,7 @@ def images(subject: Subject, case: Case) -> bool:
     return _changes(subject, case, "image addresses", lambda request, _: [moved(request, step) for step in (50, 300)])
 
 
-@law(LAWS, "sensitivity.scales", "filter_logits", contract=Contract.TOKENS)
+@law("sensitivity.scales", "filter_logits", contract=Contract.TOKENS)
 def scales(subject: Subject, case: Case) -> bool:
     """Each scale is drawn through its own filter, where a request has one a scale; a window has several."""
     if not isinstance(subject.decoder(case), SpeculativeDecoder):

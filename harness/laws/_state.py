@@ -12,7 +12,7 @@ from harness.errors import InputError
 from harness.judge import require
 from harness.laws._allowed import allowed, needs_exact
 from harness.laws._case import Case
-from harness.laws._law import FLOAT64, Law, Subject, law, require_equal, require_same, require_tokens
+from harness.laws._law import FLOAT64, Subject, law, require_equal, require_same, require_tokens
 from harness.laws._oracle import (
     BrokenNoise,
     Interrupted,
@@ -25,8 +25,6 @@ from harness.laws._oracle import (
 )
 from harness.models.network import Network
 from harness.protocol import Trace
-
-LAWS: list[Law] = []
 
 _UPDATE = "update_state_with_accepted_tokens"
 
@@ -42,7 +40,7 @@ def _decode_watched(subject: Subject, case: Case, look: Callable[[Any], None]) -
     return subject.spied(case, **watched).decode(case.request, case.noise())
 
 
-@law(LAWS, "state.sync", _UPDATE, "cache", "accumulate", "next_input")
+@law("state.sync", _UPDATE, "cache", "accumulate", "next_input")
 def sync(subject: Subject, case: Case) -> bool:
     """After every round the whole state equals that of a sequential run over the committed prefix."""
     needs_exact(case, "nothing says how far rounding moves keys and values")
@@ -58,7 +56,7 @@ def sync(subject: Subject, case: Case) -> bool:
     return any(turn.corrected for turn in decoded.turns) and len(taken) > 1
 
 
-@law(LAWS, "state.poison", _UPDATE, "cache", "forward_window")
+@law("state.poison", _UPDATE, "cache", "forward_window")
 def poison(subject: Subject, case: Case) -> bool:
     """Rejected cache slots and inputs are never read: poisoned with NaN they change nothing."""
     expected = subject.decode(case)
@@ -84,7 +82,7 @@ def _share(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
-@law(LAWS, "state.latent", "accumulate", "next_input")
+@law("state.latent", "accumulate", "next_input")
 def latent(subject: Subject, case: Case) -> bool:
     """f_hat and next input are the plain ones; arguments are neither changed nor aliased."""
     parts = subject.parts(case, "accumulate", "next_input")
@@ -112,7 +110,7 @@ def latent(subject: Subject, case: Case) -> bool:
     return pyramid.S > 1
 
 
-@law(LAWS, "state.cache", "new_cache")
+@law("state.cache", "new_cache")
 def cache(subject: Subject, case: Case) -> bool:
     """Under any passes and rollbacks a cache returns each image's own positions, in order."""
     parts, network, generator = subject.parts(case, "new_cache"), case.models.target, case.generator()
@@ -143,7 +141,7 @@ def cache(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "state.once", "decode", _UPDATE)
+@law("state.once", "decode", _UPDATE)
 def once(subject: Subject, case: Case) -> bool:
     """Every scale of every image is made final exactly once, and f_hat is that of the tokens, after every scale."""
     decoded, pyramid = subject.decode(case), case.pyramid
@@ -161,7 +159,7 @@ def once(subject: Subject, case: Case) -> bool:
     return pyramid.S > 1
 
 
-@law(LAWS, "state.exception", "decode")
+@law("state.exception", "decode")
 def exception(subject: Subject, case: Case) -> bool:
     """A decode interrupted in mid-round leaves nothing to the next."""
     decoder = subject.decoder(case)
@@ -178,7 +176,7 @@ def exception(subject: Subject, case: Case) -> bool:
     return interrupted > 0
 
 
-@law(LAWS, "state.untouched", "decode")
+@law("state.untouched", "decode")
 def untouched(subject: Subject, case: Case) -> bool:
     """Decoding changes neither the networks nor the decoder nor an earlier trace."""
     models = case.models
@@ -202,7 +200,7 @@ def untouched(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "state.refusal", "decode")
+@law("state.refusal", "decode")
 def _refuses(subject: Subject, case: Case) -> bool:
     """A label that the networks do not have is refused."""
     try:

@@ -10,13 +10,11 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._enumeration import chi_square
-from harness.laws._law import Law, NotOffered, Subject, law
+from harness.laws._law import NotOffered, Subject, law
 from harness.laws._oracle import noting
 from harness.protocol import ORDERS, Contract, NoiseOrder, Request
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
-
-LAWS: list[Law] = []
 
 _STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
 _SIDES, _WIDE_V, _ALARM = ScalePyramid((1, 2, 3, 4, 5, 6)), 16, 1e-6
@@ -54,7 +52,7 @@ def _far_seeds(seed: int, order: NoiseOrder, stream: str) -> list[tuple[int, int
     return [(seed, seed + 2**31), (seed, seed + 2**32), (seed, seed + 2**62), (2**63 - 1 - seed, 2**63 - 2 - seed)]
 
 
-@law(LAWS, "streams.independent", "noise")
+@law("streams.independent", "noise")
 def independent(subject: Subject, case: Case) -> bool:
     """Streams, images, scales and seeds share no numbers, in either order."""
     for order in ORDERS:
@@ -76,7 +74,7 @@ def independent(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "streams.law", "noise")
+@law("streams.law", "noise")
 def _distributions(subject: Subject, case: Case) -> bool:
     """Exponentials are Exp(1) and acceptance numbers uniform, tails included."""
     order: NoiseOrder = case.order
@@ -97,7 +95,7 @@ def _distributions(subject: Subject, case: Case) -> bool:
     return True
 
 
-@law(LAWS, "streams.used", "decode", "noise")
+@law("streams.used", "decode", "noise")
 def used(subject: Subject, case: Case) -> bool:
     """What draws and acceptance tests are given is what the noise holds, number by number."""
     noise = case.noise()
@@ -119,7 +117,7 @@ def used(subject: Subject, case: Case) -> bool:
     return bool(raced)
 
 
-@law(LAWS, "streams.once", "noise", policies=("rejection",))
+@law("streams.once", "noise", policies=("rejection",))
 def once(subject: Subject, case: Case) -> bool:
     """Under contract B no number decides twice: where a token was rejected, the draw in its place takes fresh ones.
 
@@ -136,7 +134,7 @@ def once(subject: Subject, case: Case) -> bool:
     return len(raced) > case.pyramid.S
 
 
-@law(LAWS, "streams.starts", "noise")
+@law("streams.starts", "noise")
 def starts(subject: Subject, case: Case) -> bool:
     """Over many seeds the first numbers of two streams are unrelated.
 

@@ -5,16 +5,12 @@ from dataclasses import replace
 from harness.judge import require
 from harness.laws._allowed import needs_exact
 from harness.laws._case import Case
-from harness.laws._law import EXACT, Law, Subject, law, require_shown_rounds
+from harness.laws._law import EXACT, Subject, law, require_shown_rounds
 from harness.laws._scripted import Scripted, decode_drafted
 from harness.protocol import Round
 
-LAWS: list[Law] = []
 
-
-@law(
-    LAWS, "work.least", "cache", "update_state_with_accepted_tokens", "trace", policies=(*EXACT, "rejection")
-)  # fmt: skip
+@law("work.least", "cache", "update_state_with_accepted_tokens", "trace", policies=(*EXACT, "rejection"))
 def least(subject: Subject, case: Case) -> bool:
     """A pass computes what its cache lacks, and no more; a cache keeps whatever is final of what it saw.
 

@@ -151,7 +151,6 @@ class HuntWork:
     about: None = None  # nobody asks
 
     def open(self) -> HuntWork:
-        """Begin. Effects: the number of threads of this process."""
         if self.threads:
             torch.set_num_threads(self.threads)
         return self

@@ -98,7 +98,6 @@ class _Patched(SpeculativeDecoder):
     targets: Mapping[str, object] = {}
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        """Decode with the bug."""
         with replaced(self.targets):
             return super().decode(request, noise)
 
@@ -198,16 +197,13 @@ class _Wrapped:
 
     @property
     def contract(self) -> str:
-        """As the decoder claims."""
         return self.inner.contract
 
     @property
     def policy(self) -> str:
-        """As the decoder says."""
         return self.inner.policy
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        """Decode with the bug."""
         return self.around(self.inner, request, noise)
 
 
@@ -248,7 +244,6 @@ class Tampered(NoiseBefore):
         self.change = change
 
     def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
-        """Return the true numbers, perhaps changed."""
         return self.change(numbers(si, stream, reader), si, stream, reader)
 
 

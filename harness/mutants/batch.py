@@ -35,8 +35,6 @@ def _grouped(change: Callable[[DecodeState, _Key], _Key], level_caches: bool = F
     """Plant other groups of images that share a round, and perhaps the length of the draft's longest cache."""
 
     class Grouped(SpeculativeDecoder):
-        """Decode other images together."""
-
         def _groups(self, state: DecodeState) -> list[tuple[_Key, list[int]]]:
             groups: dict[_Key, list[int]] = {}
             for key, images in super()._groups(state):

@@ -28,11 +28,6 @@ def _mask(sees: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Factory:
     return parts(attention_mask=attention_mask)
 
 
-def _changed(change: Callable[..., Tensor]) -> Factory:
-    """Plant a change of the true mask."""
-    return returned(attention_mask=change)
-
-
 def _long(mask: Tensor, pyramid: ScalePyramid, first: int, last: int, *of_tensor: Any) -> Tensor:
     mask = mask.clone()
     if first and last >= first + 6:
@@ -56,7 +51,7 @@ TOKEN_CAUSAL = Mutant("masks.token-causal", "rows do not see later tokens of the
     "the causal mask of language models",
     _mask(lambda level_L, row_n1, column_1K, K: row_n1 >= column_1K))  # fmt: skip
 OPEN = Mutant("masks.open", "rows see the whole window, later scales too", "no mask, as in a pass over one scale",
-    _changed(lambda mask, *window: torch.zeros_like(mask)))  # fmt: skip
+    returned(attention_mask=lambda mask, *window: torch.zeros_like(mask)))  # fmt: skip
 NO_PREFIX = Mutant("masks.no-prefix", "rows do not see what is cached", "the mask of a hand-off without its prefix",
     _mask(lambda level_L, row_n1, column_1K, K: (level_L[row_n1] >= level_L[column_1K]) & (column_1K >= K)),
 )  # fmt: skip
@@ -66,10 +61,10 @@ CACHED_ONLY = Mutant("masks.cached-only", "rows see the cached scales alone",
     "a window's keys written after its attention",
     _mask(lambda level_L, row_n1, column_1K, K: (column_1K < K).expand(len(row_n1), -1)))  # fmt: skip
 FINITE = Mutant("masks.finite", "-10,000 in place of -inf", "a habit from half precision",
-    _changed(lambda mask, *window: mask.clamp_min(-1e4)), alone=True)  # fmt: skip
+    returned(attention_mask=lambda mask, *window: mask.clamp_min(-1e4)), alone=True)  # fmt: skip
 FLAT = Mutant("masks.flat", "shape (n,K+n) in place of (1,1,n,K+n)", "a shape that only some kernels broadcast",
-    _changed(lambda mask, *window: mask[0, 0]), alone=True)  # fmt: skip
+    returned(attention_mask=lambda mask, *window: mask[0, 0]), alone=True)  # fmt: skip
 LONG = Mutant("masks.long", "from a late window's seventh scale on rows do not see what is cached",
-    "a mask made for six scales", _changed(_long), component="mask or cache")  # fmt: skip
+    "a mask made for six scales", returned(attention_mask=_long), component="mask or cache")  # fmt: skip
 OPEN_END = Mutant("masks.open-end", "in a late window of eight scales the last but one sees the last",
-    "a mask made for seven scales", _changed(_nine), component="mask or cache")  # fmt: skip
+    "a mask made for seven scales", returned(attention_mask=_nine), component="mask or cache")  # fmt: skip

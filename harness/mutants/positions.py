@@ -18,11 +18,6 @@ def _terms(network: Network, begin: int, n: int) -> Tensor:
     return network.lvl_SD[levels_L[begin : begin + n]] + network.pos_LD[begin : begin + n]
 
 
-def _query(change: Callable[[Tensor, Network, Condition, Tensor, int, int], Tensor]) -> Factory:
-    """Plant a change of the inputs x_RnD of a pass."""
-    return returned(build_combined_query=change)
-
-
 def query_levels(level: Callable[[int, int], int]) -> Factory:
     """Give a window's rows other levels than their scales': (scale, first scale of the window) -> level."""
 
@@ -31,7 +26,7 @@ def query_levels(level: Callable[[int, int], int]) -> Factory:
         wrong_n = torch.tensor([level(si, first) for si in levels_n.tolist()])
         return x_RnD + (network.lvl_SD[wrong_n] - network.lvl_SD[levels_n])
 
-    return _query(moved)
+    return returned(build_combined_query=moved)
 
 
 def _offset(x_RnD: Tensor, network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
@@ -71,15 +66,15 @@ def _six_cut(scales: list[Tensor], window_BnX: Tensor, pyramid: ScalePyramid, fi
 
 
 OFFSET = Mutant("positions.offset", "windows after the first sit one scale earlier",
-    "a window counted from what is cached instead of from the pyramid", _query(_offset),
+    "a window counted from what is cached instead of from the pyramid", returned(build_combined_query=_offset),
     component="positions")  # fmt: skip
 FIRST_LEVEL = Mutant("positions.first-level", "all rows of a window get its first scale's level",
     "a level looked up once per pass, right while a pass was one scale",
     query_levels(lambda si, first: first))  # fmt: skip
 HALF = Mutant("positions.half", "unconditional rows lack their position term",
-    "the term added before the rows were doubled, to one half", _query(_half))  # fmt: skip
+    "the term added before the rows were doubled, to one half", returned(build_combined_query=_half))  # fmt: skip
 ZERO_LEAKS = Mutant("positions.zero-leaks", "position 0 also gets a raw input",
-    "a buffer that happens to be zero, until it is reused", _query(_zero_leaks),
+    "a buffer that happens to be zero, until it is reused", returned(build_combined_query=_zero_leaks),
     alone=True)  # fmt: skip
 LAST_AXIS = Mutant("positions.last-axis", "splits along the last axis but one", "an axis counted from the wrong end",
     parts(split_logits_by_scale=lambda window, pyramid, first, last: list(

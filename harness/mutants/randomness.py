@@ -48,7 +48,6 @@ class _Instead(NoiseBefore):
         self.seeded, self.last = noise, last
 
     def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
-        """Return the true numbers, or what stands there instead."""
         pyramid = self.seeded.pyramid
         if stream == ACCEPT or reader == "draft" or si + 1 < pyramid.S or si == 0:
             return numbers(si, stream, reader)

@@ -28,10 +28,7 @@ def _beginning(change: Callable[[dict[Any, Any], DecodeState], None]) -> Factory
     """Plant a bug in what a decode begins with: (what the decoder keeps from one to the next, state)."""
 
     class Beginning(SpeculativeDecoder):
-        """Begin a decode with something that was kept."""
-
         def begin(self, request: Request, noise: Noise) -> DecodeState:
-            """Return a state that is not all the request's own."""
             state = super().begin(request, noise)
             change(vars(self).setdefault("kept", {}), state)
             return state

@@ -57,7 +57,6 @@ class _Stale(KVCache):
         self.written = [0] * B
 
     def window(self, images: list[int]) -> CacheWindow:
-        """Return a view that writes after the high-water mark only."""
         return _StaleWindow(self, images)
 
 

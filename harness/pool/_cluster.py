@@ -66,7 +66,6 @@ class Cluster:
         self.name = f"{len(self._client.scheduler_info()['workers'])} workers of {address}"
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """Yield every task with its result as they are done."""
         tries: dict[int, int] = {}  # by id of the task
         futures = {self._submit(task): task for task in tasks}
         for future in self._done(futures):

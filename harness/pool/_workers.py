@@ -1,7 +1,8 @@
-"""Workers: processes of this machine that take tasks, each with a device of its own.
+"""Workers: processes of this machine that take tasks, each with a device of its own; from `serve` on what they do.
 
 Promise: every task is answered once, by a result or by `Died`; a worker that dies loses the task in its hands and
-nothing else, and another one takes that task. One that costs `MOST_DEATHS` workers is given up.
+nothing else, and another one takes that task. One that costs `MOST_DEATHS` workers is given up. Running out of memory
+ends a worker, so that another one starts afresh; any other error of the harness travels to the employer.
 
 Why not concurrent.futures: its pool is broken for good when one process dies. Why not multiprocessing: its processes
 import the caller's main script again. The messages are pickled, since both sides are the harness; a decoder under test
@@ -14,9 +15,11 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -26,10 +29,11 @@ from typing import Any, Protocol
 import torch
 
 from harness.decoders import Surroundings
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StopSignal
 from harness.processes import GRACE_S, START_S, Log, Place, Process, sealed
 
 MOST_DEATHS = 3
+OUT_OF_MEMORY = 137  # as a shell counts SIGKILL
 CLEARS_UP_S = 2.0  # that the keepers of decoders below a worker have, once it is gone
 
 
@@ -93,12 +97,10 @@ class Alone:
         self.about, self.name = self._opened.about, f"this process on {device}"
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """Do the tasks in order."""
         for task in tasks:
             yield task, self._opened.do(task)
 
     def close(self) -> None:
-        """End what was started."""
         self._opened.close()
 
 
@@ -115,7 +117,6 @@ class _Worker:
     since: float = field(default_factory=time.monotonic)
 
     def death(self) -> str:
-        """Say how it ended, and what it said last."""
         lines = self.log.last_lines(1)
         return f"the worker on {self.device} {self.process.death()}{f': {lines[0][:200]}' if lines else ''}"
 
@@ -153,7 +154,6 @@ class Processes:
                 yield task, result
 
     def close(self) -> None:
-        """End the workers and what they started."""
         for worker in self._workers:
             worker.process.send(signal.SIGTERM if worker.task is not None else signal.SIGCONT)
             worker.connection.close()  # one that waits for a task ends by itself
@@ -165,12 +165,11 @@ class Processes:
         os.close(self._job)
 
     def _hire(self, device: str) -> _Worker:
-        """Start one worker."""
         ours, theirs = socket.socketpair()
         log = Log()
         with theirs:
             words, place = [self._job, theirs.fileno(), device], Place(grace_s=CLEARS_UP_S)
-            process = Process("harness.pool._worker:serve", words, [self._job, theirs.fileno()], log, place)
+            process = Process("harness.pool._workers:serve", words, [self._job, theirs.fileno()], log, place)
         return _Worker(device, process, Connection(ours.detach()), log)
 
     def _fill(self, source: Iterator[Any], waiting: deque[Any]) -> bool:
@@ -224,3 +223,62 @@ class Processes:
             if self._deaths >= MOST_DEATHS:
                 raise WorkerError(f"workers={self.name}: die while they start ({why}); pass fewer --workers")
         return self._hire(worker.device)
+
+
+def serve(job: str, descriptor: str, device: str) -> None:
+    """Hold one conversation about what `Processes` sealed; both are descriptors."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        with Connection(int(descriptor)) as connection, suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            _converse(connection, int(job), device)
+    except StopSignal as stop:
+        raise SystemExit(stop.status) from None
+
+
+def _converse(connection: Connection, job: int, device: str) -> None:
+    try:
+        opened = _open(job, device)
+    except BaseException as error:
+        connection.send_bytes(pickle.dumps(_portable(error)))
+        return
+    try:
+        connection.send_bytes(pickle.dumps(opened.about))
+        while True:
+            connection.send_bytes(pickle.dumps(_answer(opened, pickle.loads(connection.recv_bytes()))))
+    finally:
+        opened.close()
+
+
+def _open(descriptor: int, device: str) -> Opened:
+    where = torch.device(device)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    # on a CPU all workers read the same pages
+    is_cpu = where.type == "cpu"
+    job: WorkerJob = torch.load(f"/dev/fd/{descriptor}", map_location=where, weights_only=False, mmap=is_cpu)
+    os.close(descriptor)
+    job.surroundings.restore()
+    return job.work.open()
+
+
+def _answer(opened: Opened, task: Any) -> Any:
+    try:
+        return opened.do(task)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        print(f"out of memory: {error}", file=sys.stderr, flush=True)
+        os._exit(OUT_OF_MEMORY)
+    except Exception as error:
+        return _portable(error)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return an error that can be pickled: the harness's own as they are."""
+    with suppress(Exception):
+        pickle.loads(pickle.dumps(error))
+        return error
+    return HarnessError(f"{type(error).__name__} in a worker: {error}")
+
+
+def _stop(number: int, frame: object) -> None:
+    """End the work by what no judge of a decoder catches: `SystemExit` would be called the decoder's own."""
+    raise StopSignal(number)

@@ -135,7 +135,6 @@ class Verifier:
         return replace(done, seconds=seconds, rows=rows)
 
     def close(self) -> None:
-        """End the decoders' processes."""
         self._places.close()
 
     def _done(self, task: Task) -> Done:
@@ -174,7 +173,6 @@ class Verifier:
             raise InputError("declines", word, DECLARED, "drop what asks it, or the word from `declines`")
 
     def _row(self, task: Task, number: int, free: Free) -> Judged:
-        """Decode a task under one setting, and judge."""
         actual, remarks, seconds = self._decoded(task, number)
         row = JudgedRow(task.number, number, Judgement(task.request.B), reference_seconds=free.trace.seconds)
         contract, drafts = Contract.of(self.about.contracts[number]), not self.work.terms.sequential

@@ -12,7 +12,7 @@ import pytest
 
 from harness import laws
 from harness.laws import Case, Violation
-from harness.laws._positions import LAWS
+from harness.laws._catalogue import laws_of
 from harness.plugin._junit import NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def properties_by_test(path: Path, *arguments: str, plugins: str = "") -> dict[s
 def test_a_planted_bug_is_told_with_its_component_and_replay(tmp_path: Path):
     given = ("tests/property/test_positions.py", "--implementation", OFFSET, "--examples", "3")
     by_test = properties_by_test(tmp_path / "laws.xml", *given, "--hypothesis-seed", "0", "--shrink-seconds", "1")
-    assert len(by_test) == len(LAWS) + 1
+    assert len(by_test) == len(laws_of("positions")) + 1
     assert all(properties.keys() == set(NAMES) for properties in by_test.values())
     verdicts = {name: properties["verdict"] for name, properties in by_test.items()}
     assert verdicts["test_law_of_positions[positions.query]"] == "DEFECT"

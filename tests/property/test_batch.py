@@ -1,9 +1,9 @@
 import pytest
 
 from harness.laws import Law
-from harness.laws import _batch as batch
+from harness.laws._catalogue import laws_of
 
 
-@pytest.mark.parametrize("law", batch.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("batch"), ids=lambda law: law.id)
 def test_law_of_batch(law: Law, law_holds) -> None:
     law_holds(law)

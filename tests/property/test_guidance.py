@@ -1,9 +1,9 @@
 import pytest
 
 from harness.laws import Law
-from harness.laws import _guidance as guidance
+from harness.laws._catalogue import laws_of
 
 
-@pytest.mark.parametrize("law", guidance.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("guidance"), ids=lambda law: law.id)
 def test_law_of_guidance(law: Law, law_holds) -> None:
     law_holds(law)

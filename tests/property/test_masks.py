@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.laws import Law
-from harness.laws import _masks as masks
 from harness.laws._case import SMALL
+from harness.laws._catalogue import laws_of
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference._steps import hand_off_mask
 
 
-@pytest.mark.parametrize("law", masks.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("masks"), ids=lambda law: law.id)
 def test_law_of_masks(law: Law, law_holds) -> None:
     law_holds(law)
 

@@ -1,9 +1,9 @@
 import pytest
 
 from harness.laws import Law
-from harness.laws import _numbers as numbers
+from harness.laws._catalogue import laws_of
 
 
-@pytest.mark.parametrize("law", numbers.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("numbers"), ids=lambda law: law.id)
 def test_law_of_numbers(law: Law, law_holds) -> None:
     law_holds(law)

@@ -2,12 +2,12 @@ import pytest
 from hypothesis import given
 
 from harness.laws import Law
-from harness.laws import _positions as positions
+from harness.laws._catalogue import laws_of
 from harness.protocol.pyramid import ScalePyramid
 from tests.drawn import pyramids
 
 
-@pytest.mark.parametrize("law", positions.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("positions"), ids=lambda law: law.id)
 def test_law_of_positions(law: Law, law_holds) -> None:
     law_holds(law)
 

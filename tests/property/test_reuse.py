@@ -1,9 +1,9 @@
 import pytest
 
 from harness.laws import Law
-from harness.laws import _reuse as reuse
+from harness.laws._catalogue import laws_of
 
 
-@pytest.mark.parametrize("law", reuse.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("reuse"), ids=lambda law: law.id)
 def test_law_of_reuse(law: Law, law_holds) -> None:
     law_holds(law)

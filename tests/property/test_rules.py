@@ -1,9 +1,9 @@
 import pytest
 
 from harness.laws import Law
-from harness.laws import _rules as rules
+from harness.laws._catalogue import laws_of
 
 
-@pytest.mark.parametrize("law", rules.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("rules"), ids=lambda law: law.id)
 def test_law_of_rules(law: Law, law_holds) -> None:
     law_holds(law)

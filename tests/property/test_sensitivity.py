@@ -1,9 +1,9 @@
 import pytest
 
 from harness.laws import Law
-from harness.laws import _sensitivity as sensitivity
+from harness.laws._catalogue import laws_of
 
 
-@pytest.mark.parametrize("law", sensitivity.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("sensitivity"), ids=lambda law: law.id)
 def test_law_of_sensitivity(law: Law, law_holds) -> None:
     law_holds(law)

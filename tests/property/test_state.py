@@ -7,14 +7,14 @@ from hypothesis import given
 from torch import Tensor
 
 from harness.laws import Case, Law, Subject
-from harness.laws import _state as state
+from harness.laws._catalogue import laws_of
 from harness.mutants._mutant import policy
 from harness.speculative._accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import Parts
 from tests.drawn import acceptance_patterns, small_cases
 
 
-@pytest.mark.parametrize("law", state.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("state"), ids=lambda law: law.id)
 def test_law_of_state(law: Law, law_holds) -> None:
     law_holds(law)
 
@@ -32,5 +32,5 @@ def test_state_is_sequential_for_every_acceptance_pattern(case: Case, pattern: t
 
         return replace(true, accept=accept)
 
-    sync = next(law for law in state.LAWS if law.id == "state.sync")
+    sync = next(law for law in laws_of("state") if law.id == "state.sync")
     sync.check(Subject(policy(impose)), case)

@@ -1,9 +1,9 @@
 import pytest
 
 from harness.laws import Law
-from harness.laws import _streams as streams
+from harness.laws._catalogue import laws_of
 
 
-@pytest.mark.parametrize("law", streams.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("streams"), ids=lambda law: law.id)
 def test_law_of_streams(law: Law, law_holds) -> None:
     law_holds(law)

@@ -1,9 +1,9 @@
 import pytest
 
 from harness.laws import Law
-from harness.laws import _work as work
+from harness.laws._catalogue import laws_of
 
 
-@pytest.mark.parametrize("law", work.LAWS, ids=lambda law: law.id)
+@pytest.mark.parametrize("law", laws_of("work"), ids=lambda law: law.id)
 def test_law_of_work(law: Law, law_holds) -> None:
     law_holds(law)

@@ -14,7 +14,7 @@ from harness.judge._verdict import Verdict
 from harness.laws import LAWS as ALL
 from harness.laws import Case, Violation, check, run_conformance
 from harness.models._pair import pair_checksums
-from harness.pool._worker import _stop
+from harness.pool._workers import _stop
 from tests.helpers import hearing
 
 LAWS = ("acceptance.token-identical", "state.once", "guidance.unconditional")

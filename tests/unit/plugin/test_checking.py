@@ -10,7 +10,7 @@ import pytest
 from harness import InputError, ModelPair, Request, Settings, build_decoder
 from harness.laws import LAWS as EVERY
 from harness.laws import Subject, Violation
-from harness.laws._positions import LAWS
+from harness.laws._catalogue import laws_of
 from harness.plugin._checking import (
     SEEN,
     DefectFound,
@@ -27,6 +27,7 @@ from harness.plugin._options import PluginOptions
 from harness.protocol._contract import Contract
 from harness.reference.sequential import sample_sequential
 
+LAWS = laws_of("positions")
 QUERY = next(law for law in LAWS if law.id == "positions.query")
 REQUEST = Request((3,), seed=1)
 
