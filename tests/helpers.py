@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.__main__ import main
 from harness.decoders._factory import Factory
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.models._pair import ModelPair, load_digits
 from harness.models.network import TransformerConfig
 from harness.models.var import autoencoder, transformer

@@ -22,12 +22,8 @@ from harness.errors import InputError, text_of
 
 MODULE = "models.var"
 PACKAGES = {
-    "sklearn": "scikit-learn",
-    "cv2": "opencv-python",
-    "PIL": "pillow",
-    "yaml": "pyyaml",
-    "skimage": "scikit-image",
-}
+    "sklearn": "scikit-learn", "cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image",
+}  # fmt: skip
 REMEDY = "pass --checkout DIR, a folder that holds the packages models and dist"
 
 
@@ -140,10 +136,8 @@ class Checkout:
         stub = f"--stub {name}=FILE, a file of Python that stands for it"
         if top in self._tops:
             return f"needs {name}, which the checkout itself does not hold", f"pass a checkout that does, or {stub}"
-        return (
-            f"needs the package {name}, which is not installed",
-            f"pip install {PACKAGES.get(top, top)}, or pass {stub}",
-        )
+        remedy = f"pip install {PACKAGES.get(top, top)}, or pass {stub}"
+        return f"needs the package {name}, which is not installed", remedy
 
     def _stub(self, name: str, file: Path) -> None:
         """Let a file stand for a module. Raises `InputError` where it cannot be imported."""

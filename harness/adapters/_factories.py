@@ -68,10 +68,9 @@ class _Order:
         """Return an option that is a finite number."""
         text = self.options.get(name)
         try:
-            value = default if text is None else real(text)
+            return default if text is None else real(text)
         except ValueError:
             raise InputError(name, text, "must be a number", f"pass --option {name}=0.5") from None
-        return value
 
     def sdvar(self) -> Any:
         """Return the checkout's ``SDVAR`` of both networks; there may be none, or one of another size."""

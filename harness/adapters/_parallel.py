@@ -20,12 +20,9 @@ from harness.models import ModelPair
 from harness.protocol import Round, Trace
 
 METHODS = (
-    "_initialize_inference_state",
-    "draft_generate_batch",
-    "target_verify_batch",
-    "_split_logits_by_stage",
+    "_initialize_inference_state", "draft_generate_batch", "target_verify_batch", "_split_logits_by_stage",
     "update_state_with_accepted_tokens",
-)
+)  # fmt: skip
 
 
 @dataclass

@@ -141,9 +141,8 @@ def _cache(probe: Probe, step: _Step) -> None:
 
 def _head(probe: Probe, step: _Step) -> None:
     given, made, rows_l = step.seen.head_RnD, step.seen.hidden_RnD, step.rows_l
-    require(given is not None and made is not None, f"{step.title}: no block or no head was seen")
-    assert given is not None
-    assert made is not None
+    if given is None or made is None:
+        raise Broken(f"{step.title}: no block or no head was seen")
     own = given[:, rows_l] if given.shape[1] == step.seen.n else given
     expected = made[:, rows_l]
     if own.shape == expected.shape and torch.equal(own, expected):
@@ -158,8 +157,8 @@ def _head(probe: Probe, step: _Step) -> None:
 
 def _guidance(probe: Probe, step: _Step) -> None:
     cfg, pyramid, rows_RnV = probe.request.cfg, probe.pyramid, step.seen.rows_RnV
-    require(rows_RnV is not None, f"{step.title}: no logits were seen")
-    assert rows_RnV is not None
+    if rows_RnV is None:
+        raise Broken(f"{step.title}: no logits were seen")
     rows_RlV = rows_RnV[:, step.rows_l] if rows_RnV.shape[1] == step.seen.n else rows_RnV
     expected = guide(rows_RlV, cfg, step.si, pyramid.S)
     why = {"the halves are swapped": guide(rows_RlV.roll(probe.request.B, 0), cfg, step.si, pyramid.S)}

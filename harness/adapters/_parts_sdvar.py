@@ -42,10 +42,10 @@ def examine_parts(decoder: Sampler, request: Request, budget: Budget) -> list[Pa
     Its SDVAR object is asked, where it has one, and the methods of the parallel decode, where that is it.
     """
     probe = Probe.of(decoder, request, budget)
-    if decoder.loop is not None:
-        probe.ask(SDVAR_QUESTIONS, lambda part: callable(getattr(decoder.sdvar, part, None)))
     if decoder.loop is None:
         probe.rows += sampler_laws(decoder, request, budget)
+    else:
+        probe.ask(SDVAR_QUESTIONS, lambda part: callable(getattr(decoder.sdvar, part, None)))
     if decoder.sdvar is not None:
         ask_hand_off_masks(probe)
     ask_network(probe)

@@ -304,8 +304,8 @@ def call_by_known_names(method: Any, **arguments: Any) -> Any:
 
 def require_tensor(value: object, shape: Sequence[int], what: str) -> Tensor:
     """Return a tensor of a shape, or raise `Broken` with what stands there."""
-    require(isinstance(value, Tensor), f"{what} is a {type(value).__name__}, not a tensor")
-    assert isinstance(value, Tensor)
+    if not isinstance(value, Tensor):
+        raise Broken(f"{what} is a {type(value).__name__}, not a tensor")
     require(tuple(value.shape) == tuple(shape), f"{what} is {tuple(value.shape)}, not {tuple(shape)}")
     return value
 

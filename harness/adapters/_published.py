@@ -124,7 +124,7 @@ class Sampler:
         loop: ParallelLoop | None = None,
     ) -> None:
         self.code, self.call, self.contract, self.numbers, self.loop = code, call, str(contract), numbers, loop
-        self._recorder = Recorder(code.models.pyramid)
+        self.recorder = Recorder(code.models.pyramid)  # what was seen of the last decode
         self._B = 0
 
     def decode(self, request: Request, noise: Noise) -> Trace:
@@ -135,12 +135,12 @@ class Sampler:
             ImageError: what it returns is not the image of its f_hat.
         """
         arguments = self.code.arguments(request, noise, self.numbers)
-        self._recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
+        self.recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
         self._B = request.B
         with contextlib.ExitStack() as stack:
-            shared = stack.enter_context(self.code.running(self._recorder, request, noise, self.numbers))
+            shared = stack.enter_context(self.code.running(self.recorder, request, noise, self.numbers))
             if self.loop is not None:
-                stack.enter_context(self.loop.watching(self._recorder))
+                stack.enter_context(self.loop.watching(self.recorder))
             stack.enter_context(torch.no_grad())
             image = self.call(**arguments)
         if shared is not None and self.contract != Contract.QUALITY:
@@ -148,11 +148,6 @@ class Sampler:
         trace = self.so_far()
         check_image(image, trace.f_hat_BCPP, self.code.models)
         return trace
-
-    @property
-    def recorder(self) -> Recorder:
-        """What was seen of the last decode."""
-        return self._recorder
 
     @property
     def takes_draft_len(self) -> bool:
@@ -170,7 +165,7 @@ class Sampler:
         """Return the trace of the last decode, whole or not."""
         if self.loop is not None:
             return self.loop.trace(self._B)
-        return trace_of(self._recorder, self.code.models, self._B)
+        return trace_of(self.recorder, self.code.models, self._B)
 
 
 def published(checkout: str | Path, models: ModelPair, options: Mapping[str, str] | None = None) -> Published:

@@ -22,17 +22,8 @@ from harness.models.network import Network
 from harness.models.var.autoencoder import Autoencoder
 
 # Arguments of VAR's constructor that the networks fix, and those of the published one whose defaults change no decode.
-FIXED = (
-    "vae_local",
-    "vae",
-    "num_classes",
-    "depth",
-    "embed_dim",
-    "num_heads",
-    "shared_aln",
-    "attn_l2_norm",
-    "patch_nums",
-)
+FIXED = ("vae_local", "vae", "num_classes", "depth", "embed_dim", "num_heads", "shared_aln", "attn_l2_norm",
+         "patch_nums")  # fmt: skip
 USUAL = ("mlp_ratio", "drop_rate", "attn_drop_rate", "drop_path_rate", "norm_eps", "cond_drop_rate",
          "flash_if_available", "fused_if_available")  # fmt: skip
 WORDS = {"true": True, "false": False, "none": None}

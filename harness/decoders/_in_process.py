@@ -187,11 +187,8 @@ def _by_value(trace: Trace) -> Trace:
 
 TORCH = str(Path(torch.__file__).parent)
 OWNERS: dict[str, Any] = {
-    "torch": torch,
-    "torch.Tensor": Tensor,
-    "torch.nn.functional": F,
-    "torch.nn.Module": torch.nn.Module,
-}
+    "torch": torch, "torch.Tensor": Tensor, "torch.nn.functional": F, "torch.nn.Module": torch.nn.Module,
+}  # fmt: skip
 
 
 @contextmanager

@@ -1,19 +1,64 @@
-"""Where the decoder under test lives: in this process or in one of its own."""
+"""Where the decoder under test lives, in this process or in one of its own, and on which terms: how it is judged, which
+is fixed before it is built.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from harness.decoders._factory import Factory, is_own_decoder, load_factory
 from harness.decoders._in_process import InProcess
+from harness.decoders._limits import Limits
 from harness.decoders._own_process import OwnProcess
-from harness.decoders._terms import Terms
 from harness.errors import InputError
 from harness.judge import Judgement, PartLaw
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Settings, Trace
-from harness.rounding import Budget
+from harness.rounding import SHIPPED_BUDGETS, Budget
 from harness.speculative.sampler import build_decoder
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another decoder to judge against, in the reference's place."""
+
+    name: str  # of its factory
+    settings: tuple[Settings, ...]  # one for each of the decoder's, in order
+    factory: Factory | bytes | None = None  # builds it, or cloudpickle's bytes of one that does; None = by name
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a run is judged.
+
+    Args:
+        contract: what the decoder must keep at least; None = what it claims.
+        sequential: the decoder drafts nothing, and is not asked to.
+        in_process: run the decoder in the judge's process: for a debugger.
+        limits: time and memory of a process of its own.
+        budgets: file of stored error budgets; a mode that is not in it is measured.
+        refusals: count a request that the decoder refuses, in place of raising its error.
+        first_only: stop at the first defect: for hunts.
+        against: another decoder, in the reference's place: what changed, and from which scale on?
+        covers: the run is a covering design.
+        laws: try every law in so many cases, too (`verify`); 0 = none, None = as ``sdvar-harness verify`` does.
+        strict: what a decoder leaves behind in its process is a defect, not a remark.
+        unasked: decodes of that design that are not in the plan, since the decoder cannot be built for them.
+    """
+
+    contract: Contract | None = None
+    sequential: bool = False
+    in_process: bool = False
+    limits: Limits = field(default_factory=Limits)
+    budgets: Path = SHIPPED_BUDGETS
+    refusals: bool = False
+    first_only: bool = False
+    against: Other | None = None
+    covers: bool = False
+    unasked: int = 0
+    laws: int | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from harness.golden._cases import RecordedCase
-from harness.golden._spread import guided
 from harness.judge import Divergence, Verdict, exponentials, margins_of_differing_tokens, worst_verdict
 from harness.protocol import Request, Trace
 from harness.wording import count_of
@@ -100,7 +99,7 @@ def judge_recorded_tokens(
     allowed_N, error_N = ground.margin_BL[at].double(), ground.error_BL[at].double()
     E_NV = exponentials(noise, models.pyramid, *at)
     races = margins_of_differing_tokens(
-        guided(ground.exact)[at], E_NV, tokens_BL[at], request, allowed_N, [guided(run)[at]]
+        ground.exact.shown.guided_BLV[at], E_NV, tokens_BL[at], request, allowed_N, [run.shown.guided_BLV[at]]
     )
     whole = torch.stack((*at, tokens_BL[at], run.tokens_BL[at]), 1).tolist()
     real = torch.stack((races.margin_N, races.bound_N, races.error_N), 1).tolist()

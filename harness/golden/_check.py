@@ -23,7 +23,6 @@ from harness.golden._case_results import NOT_RECORDED, CaseResult, FileResult, G
 from harness.golden._cases import RecordedCase, parse
 from harness.golden._platform import unverified
 from harness.golden._smooth import judge_smooth
-from harness.golden._spread import f_hats, guided
 from harness.golden._store import Recording, read_recording
 from harness.judge import Divergence, largest_difference
 from harness.protocol import Trace
@@ -152,7 +151,7 @@ def rounds(trace: Trace) -> Tensor:
 
 def kept_logits(case: RecordedCase, trace: Trace, si: int) -> Tensor:
     """Return the guided logits of one scale at the positions that are recorded."""
-    return guided(trace)[:, case.models.pyramid.span(si)][:, case.logits_positions(si)]
+    return trace.shown.guided_BLV[:, case.models.pyramid.span(si)][:, case.logits_positions(si)]
 
 
 def _judge_plain(case: RecordedCase, recorded: dict[str, Tensor], free: Trace, result: CaseResult) -> None:
@@ -164,7 +163,7 @@ def _judge_plain(case: RecordedCase, recorded: dict[str, Tensor], free: Trace, r
     result.identical = int((forced.tokens_BL == tokens_BL).sum())
     if not torch.equal(forced.tokens_BL, tokens_BL):
         exact, moved_L = case.exact(tokens_BL), [allowed.logits_S[si] for si in pyramid.levels()]
-        moved_BL = guided(exact).new_tensor(moved_L).expand(tokens_BL.shape)
+        moved_BL = exact.shown.guided_BLV.new_tensor(moved_L).expand(tokens_BL.shape)
         judged_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
         judge_recorded_tokens(case, tokens_BL, forced, Ground(exact, moved_BL, moved_BL, judged_BL), result)
     _judge_tensors(case, recorded, forced, allowed, result)
@@ -198,7 +197,7 @@ def _judge_tensors(
     if case.logits != "none":
         logits = [judge(f"logits/{si}", kept_logits(case, run, si), 2 * allowed.logits_S[si], si) for si in pyramid]
     if case.f_hats:
-        deltas = [judge(f"f_hat/{si}", f_hats(run)[si], most, si) for si in pyramid]
+        deltas = [judge(f"f_hat/{si}", run.shown.f_hat_SBCPP[si], most, si) for si in pyramid]
         if not torch.equal(recorded[f"f_hat/{pyramid.S - 1}"], recorded["f_hat"]):
             result.defect("f_hat", f"f_hat is not f_hat/{pyramid.S - 1}", pyramid.S - 1)
     deltas.append(judge("f_hat", run.f_hat_BCPP, most, pyramid.S - 1))

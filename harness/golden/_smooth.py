@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.golden._allowance import LIMITS, allowances, smooth_rounding
 from harness.golden._case_results import NOT_RECORDED, CaseResult, Ground, judge_recorded_tokens
 from harness.golden._cases import RecordedCase
-from harness.golden._spread import Spread, added, as_they_are, guided, maps, nudged, raw_inputs, spread
+from harness.golden._spread import Spread, added, as_they_are, maps, nudged, raw_inputs, spread
 from harness.judge import largest_difference
 from harness.protocol import Trace
 
@@ -76,7 +76,7 @@ def _judge_positions(case: RecordedCase, recorded: Mapping[str, Tensor], led: _F
         return
     for si in pyramid:
         recorded_positions = case.logits_positions(si)
-        actual_BnV = guided(led.run)[:, pyramid.span(si)][:, recorded_positions]
+        actual_BnV = led.run.shown.guided_BLV[:, pyramid.span(si)][:, recorded_positions]
         allowed_BL = led.spread.peak_BL.masked_fill(~judged_BL, torch.inf)
         allowed_Bn = allowed_BL[:, pyramid.span(si)][:, recorded_positions]
         delta = _compare(f"logits/{si}", actual_BnV, recorded[f"logits/{si}"], allowed_Bn[..., None], si, result)

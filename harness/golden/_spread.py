@@ -174,12 +174,12 @@ def spread(case: RecordedCase, error: float, raw: Mapping[int, Tensor] | None = 
         return replace(case, models=nudged(case.models, nudge, raw)).run()
 
     exact = replace(case, models=nudged(case.models.wide(), as_they_are, raw)).run()
-    chosen, steps = choices(case, guided(exact)), raw is not None
+    chosen, steps = choices(case, exact.shown.guided_BLV), raw is not None
     calm, pyramid = _Farthest(exact, chosen, steps), case.models.pyramid
     for k in range(RUNS):
         calm.add(run(_Rounding(error, k)))
     reach_BLV = FACTOR * calm.apart_BLV
-    ties_BL = soft_ties(case, guided(exact), chosen, reach_BLV)
+    ties_BL = soft_ties(case, exact.shown.guided_BLV, chosen, reach_BLV)
     both = _Farthest(exact, chosen, steps)
     for k in range(2 * PAIRS if bool(ties_BL.any()) else 0):
         shift_BLV = (-1) ** k * tossed(chosen, k // 2) * reach_BLV * ties_BL[..., None]
@@ -196,14 +196,14 @@ class _Farthest:
     """The farthest of some runs from the exact one, position by position."""
 
     def __init__(self, exact: Trace, chosen: Choices, steps: bool) -> None:
-        self.exact_BLV, self.best_BL1, self.steps = guided(exact), chosen.best_BL2[..., :1], steps
+        self.exact_BLV, self.best_BL1, self.steps = exact.shown.guided_BLV, chosen.best_BL2[..., :1], steps
         self.exact_SBCPP = maps(exact, steps)
         nowhere = self.exact_BLV.new_zeros(())  # of no run yet; any shape
         self.apart_BLV = self.rms_BL = self.peak_BL = self.map_SBPP = nowhere  # apart: a code against the best one
 
     def add(self, run: Trace, shift_BLV: Tensor | float = 0.0) -> None:
         """Take one more run into account; how far it was shifted itself does not count."""
-        moved_BLV = guided(run).double() - self.exact_BLV - shift_BLV
+        moved_BLV = run.shown.guided_BLV.double() - self.exact_BLV - shift_BLV
         moved_SBCPP = maps(run, self.steps).double() - self.exact_SBCPP
         apart_BLV = moved_BLV - moved_BLV.gather(-1, self.best_BL1)
         self.apart_BLV = torch.maximum(self.apart_BLV, apart_BLV.abs())
@@ -234,19 +234,9 @@ class _Rounding:
         return moved_RlV + torch.cat((shift_BlV, shift_BlV)).type_as(logits_RlV)
 
 
-def guided(trace: Trace) -> Tensor:
-    """Return guided_BLV of a plain sampler's run."""
-    return trace.shown.guided_BLV
-
-
-def f_hats(trace: Trace) -> Tensor:
-    """Return f_hat_SBCPP of a plain sampler's run."""
-    return trace.shown.f_hat_SBCPP
-
-
 def maps(trace: Trace, steps: bool) -> Tensor:
     """Return f_hat_SBCPP of a plain sampler's run, or what every scale adds to it."""
-    return added(f_hats(trace)) if steps else f_hats(trace)
+    return added(trace.shown.f_hat_SBCPP) if steps else trace.shown.f_hat_SBCPP
 
 
 def added(f_hat_SBCPP: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.judge import require
 from harness.laws._case import Case
-from harness.laws._law import PLAIN, NotOffered, Subject, law, require_equal, require_tokens
+from harness.laws._law import PLAIN, Subject, law, require_equal, require_tokens, shown_tensors
 from harness.laws._oracle import targeted
 from harness.laws._scripted import levelled
 from harness.protocol import Contract
@@ -182,11 +182,10 @@ def addresses(subject: Subject, case: Case) -> bool:
 def rule(subject: Subject, case: Case) -> bool:
     """Every token is the race of its own row under the numbers of its own address."""
     decoded = subject.decode(case)
-    if decoded.intermediates is None:
-        raise NotOffered("no intermediates")
+    shown = shown_tensors(decoded)
     noise, greedy = case.noise(), case.settings.greedy
     for si in case.pyramid:
         span = case.pyramid.draws.span(si)
-        _, expected_Bl = choose(decoded.intermediates.guided_BLV[:, span], case.request, noise, si, greedy)
+        _, expected_Bl = choose(shown.guided_BLV[:, span], case.request, noise, si, greedy)
         require_tokens(decoded.tokens_BL[:, span], expected_Bl, f"scale {si}")
     return case.V > 2 and case.pyramid.S > 1

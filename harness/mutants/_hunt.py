@@ -1,7 +1,8 @@
-"""Hunt planted bugs with the laws.
+"""All planted bugs, and the hunt for them with the laws.
 
 Promise: a bug is caught only by a violation in a case in which the correct decoder breaks no law; the case shown is the
-simplest that the search found. A bug that no law of its family catches has survived, whatever other laws say.
+simplest that the search found. A bug that no law of its family catches has survived, whatever other laws
+say. The bugs are whatever the families' modules name, in the order in which they do.
 """
 
 from __future__ import annotations
@@ -16,9 +17,32 @@ from harness.decoders import Terms
 from harness.judge import Verdict
 from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_cases, try_law, try_laws_quickly
 from harness.models import load_digits
-from harness.mutants._catalogue import MUTANTS
+from harness.mutants import (
+    acceptance,
+    batch,
+    guidance,
+    labour,
+    masks,
+    numbers,
+    positions,
+    randomness,
+    reuse,
+    rules,
+    sensitivity,
+    state,
+    streams,
+    windows,
+    work,
+)
 from harness.mutants._mutant import Mutant, production
 from harness.runs import Decodes, covering, plan_of, verify_coverage_plan
+
+FAMILIES = (
+    positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, labour, windows, work, batch,
+    sensitivity, numbers,
+)  # fmt: skip
+MUTANTS = tuple(thing for family in FAMILIES for thing in vars(family).values() if isinstance(thing, Mutant))
+
 
 SCOPES = ("first", "family", "all")
 

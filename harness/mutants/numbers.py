@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.models.network import Condition, Modulation
+from harness.models.network import Condition
 from harness.models.var import BlockWeights, before, layer_norm
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer, phi_index
@@ -61,12 +61,6 @@ def _narrow_head(self: Transformer, h_RnD: Tensor, condition: Condition) -> Tens
     return F.linear(h_RnD, self.weights["head.weight"].float(), self.weights["head.bias"].float())
 
 
-def _keys_as_they_are(
-    normed: tuple[Tensor, Tensor, Tensor], x_RnD: Tensor, six: Modulation, w: BlockWeights, l2_norm: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return normed[0], before(x_RnD, six, w, False)[1], normed[2]
-
-
 def _of_drafted(judged: Acceptance, rows_RnV: Tensor, window: Window) -> tuple[Acceptance, Tensor, Window]:
     return judged, rows_RnV[:, : window.span.stop - window.span.start], window
 
@@ -106,7 +100,8 @@ HALF_FINITE = Mutant("numbers.half-finite", "unconditional logits may be NaN",
     patched(arguments_of("harness.speculative._accept:finite_flag", lambda rows_RnV: (rows_RnV.chunk(2)[0],))),
     alone=True)  # fmt: skip
 KEYS = Mutant("numbers.keys", "keys are not brought to length 1", "a norm of the queries alone",
-    shared=result_of(_BLOCK + "before", _keys_as_they_are), alone=True)  # fmt: skip
+    shared=result_of(_BLOCK + "before", lambda normed, x_RnD, six, w, l2_norm: (
+        normed[0], before(x_RnD, six, w, False)[1], normed[2])), alone=True)  # fmt: skip
 UNCUT = Mutant("numbers.uncut", "a head's length has no upper end", "an exponential without its clamp",
     shared={"harness.models.var.transformer:MAX_SCALE_MUL": 1e9}, alone=True)  # fmt: skip
 CODE_FINITE = Mutant("numbers.code-finite", "logits that nobody waited for may be NaN", "a check at each wait alone",

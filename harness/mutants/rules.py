@@ -126,10 +126,6 @@ def _after(high: Callable[[DraftLength, int], int], low: Callable[[DraftLength, 
     return {_LENGTH + "after": after}
 
 
-def _halved(rule: DraftLength, length: int) -> int:
-    return max(length // 2, rule.low)
-
-
 def _high(rule: DraftLength, S: int) -> int:
     return rule.high or S
 
@@ -220,7 +216,7 @@ ONE_BEYOND = Mutant("rules.one-beyond", "a dynamic length ends one above HIGH", 
     patched(_after(lambda rule, S: min(S, _high(rule, S) + 1), lambda rule, length: max(length - 1, rule.low))),
     alone=True)  # fmt: skip
 HALVED = Mutant("rules.halved", "a rejection halves a dynamic length", "the rule of another protocol",
-    patched(_after(_high, _halved)), alone=True)  # fmt: skip
+    patched(_after(_high, lambda rule, length: max(length // 2, rule.low))), alone=True)  # fmt: skip
 BONUS_IGNORED = Mutant("rules.bonus-ignored", "a bonus scale is asked for and never taken",
     "an option dropped on the way",
     lambda models, settings: production(models, replace(settings, bonus=False)))  # fmt: skip

@@ -34,10 +34,6 @@ def _batch_seed(source: SeededNoise, stream: str) -> Any:
     return source._chains[key]
 
 
-def _twice(drawn: Tensor, *address: Any) -> Tensor:
-    return torch.cat((drawn[:1], drawn[:1], drawn[2:]))[: len(drawn)]
-
-
 ONE_SEED = Mutant("streams.one-seed", "all streams of an image share a seed", "a key that lacks the stream",
     shared=_seeds(lambda seed, image, stream: (seed, image, "")))  # fmt: skip
 BATCH_SEED = Mutant("streams.batch-seed", "in batch order all streams start from the request's seed",
@@ -48,7 +44,8 @@ NEXT_SEED = Mutant("streams.next-seed", "image 1 of a seed has the numbers of im
     "seed + image for an address",
     shared=_seeds(lambda seed, image, stream: (seed + image, 0, stream)))  # fmt: skip
 SECOND_IMAGE = Mutant("streams.second-image", "image 1 is given image 0's numbers", "an expanded row",
-    shared=result_of(_NOISE + "SeededNoise._draw", _twice))  # fmt: skip
+    shared=result_of(_NOISE + "SeededNoise._draw", lambda drawn, *address: torch.cat(
+        (drawn[:1], drawn[:1], drawn[2:]))[: len(drawn)]))  # fmt: skip
 FLOOR = Mutant("streams.floor", "acceptance numbers never fall below 0.02", "a clamp against zero that is too high",
     shared=_numbers(lambda x, stream: x.clamp_min(0.02) if stream == ACCEPT else x),
     alone=True)  # fmt: skip

@@ -14,7 +14,7 @@ from harness.judge import Verdict
 from harness.laws import Law, Violation
 from harness.plugin._checking import SEEN, DefectFound, KnownNotApplicable, Unproven
 from harness.plugin._items import CheckItem
-from harness.plugin._seen import ROW
+from harness.plugin._options import ROW
 
 NOT_APPLICABLE = "not applicable"
 # Options that change what a test does; they travel in its replay line.

@@ -92,6 +92,7 @@ class PluginOptions:
 
 
 OPTIONS = pytest.StashKey[PluginOptions]()
+ROW = "sdvar_row"  # attribute of a test report: a `CheckRow` as JSON
 
 
 def options_of(config: pytest.Config) -> PluginOptions:

@@ -1,4 +1,5 @@
-"""What pytest loads (entry point `pytest11`): options, and hooks that do nothing unless a decoder is named.
+"""What pytest loads (entry point `pytest11`): options, and hooks that do nothing unless a decoder is named or laws are
+checked: then the summary in the terminal and the page say what all items saw, in the process that reports.
 
 Promise: in a run that does not ask for it nothing happens: PyTorch is not imported, no item is added, nothing is said.
 Whatever is needed beyond pytest is therefore imported in the functions. The entry point has this module's name, so that
@@ -7,11 +8,11 @@ Whatever is needed beyond pytest is therefore imported in the functions. The ent
 
 import inspect
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.plugin._options import OPTIONS, options_of
-from harness.plugin._seen import Gathered
+from harness.plugin._options import OPTIONS, ROW, options_of
 from harness.plugin.fixtures import (
     RUNNING,
     needing_the_pair,
@@ -21,6 +22,9 @@ from harness.plugin.fixtures import (
     sdvar_pair,
     sdvar_reference,
 )
+
+if TYPE_CHECKING:
+    from harness.report import CheckRow
 
 __all__ = ["sdvar_judge", "sdvar_law", "sdvar_noise", "sdvar_pair", "sdvar_reference"]
 
@@ -103,3 +107,41 @@ def pytest_runtest_makereport(
         if case_of(item):
             add_properties(item, call, report)
     return report
+
+
+class Gathered:
+    """Collects the rows of reports, wherever the items ran."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.rows: dict[str, CheckRow] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take a row."""
+        text = getattr(report, ROW, None)
+        if text is not None:
+            from harness.report import CheckRow
+
+            row = CheckRow.from_json(text)
+            self.rows[row.id] = row
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print a line a law or case: how much was tried, and how much of it was not trivial."""
+        if self.rows:
+            from harness.report import check_line
+
+            terminalreporter.section("laws")
+            for _, row in sorted(self.rows.items()):
+                terminalreporter.write_line(check_line(row))
+            examples = [row.examples for row in self.rows.values() if row.kind == "law"]
+            terminalreporter.write_line(f"{'all':28s} {sum(examples):5d} examples of {len(examples)} laws")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the page."""
+        options = self.config.stash.get(OPTIONS, None)
+        if options is None or options.report is None:
+            return
+        from harness.files import write_whole
+        from harness.report.html import laws_page
+
+        write_whole(options.report, laws_page(list(self.rows.values()), options.name, options.scope))

@@ -1,16 +1,60 @@
-"""What a decoder under test must offer, and how it should speculate.
+"""What a decoder under test may claim, what it must offer, and how it should speculate.
 
 Promise: anything with `contract` and `decode(request, noise) -> Trace` can be judged. `tokens_BL`, `f_hat_BCPP` and
 `scale_writes_BS` are indispensable; the more of the trace is filled in, the closer the harness can point at a mistake.
+This is the one place that names the three contracts: texts elsewhere are read from here.
+
+Source: design §1.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
+from harness.errors import InputError
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace
 from harness.protocol.noise import Noise
+
+
+class Contract(StrEnum):
+    """The claims, the strongest first; each entails those after it. The value is the name that results carry."""
+
+    TOKENS = "token-identical"
+    LAW = "distribution-identical"
+    QUALITY = "quality-preserving"
+
+    @property
+    def letter(self) -> str:
+        """A, B or C: the short name, as on the command line."""
+        return "ABC"[list(Contract).index(self)]
+
+    @property
+    def claim(self) -> str:
+        """What is claimed, one clause."""
+        return {
+            "A": "same seed, same tokens as sequential target decoding",
+            "B": "the law of sequential target decoding",
+            "C": "lossy by a stated rule, at a measured distance",
+        }[self.letter]
+
+    def entails(self, other: Contract) -> bool:
+        """Tell whether a decoder that keeps this contract keeps `other` too."""
+        return self.letter <= other.letter
+
+    @classmethod
+    def of(cls, text: str) -> Contract:
+        """Return the contract of a letter or a name.
+
+        Raises `InputError`: neither.
+        """
+        for contract in cls:
+            if text in (contract.letter, contract.value):
+                return contract
+        raise InputError("contract", text, "must be A, B or C", "drop it to take the decoder's own")
 
 
 @dataclass(frozen=True)

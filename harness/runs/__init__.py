@@ -1,6 +1,5 @@
 """What a run is: its plan, its tasks, its file, its result; a case of it, repeated and reduced."""
 
-from harness.runs._batches import BatchSize, cut_batches, default_batch
 from harness.runs._case import (
     MOST_CASES,
     KeptCase,
@@ -11,7 +10,6 @@ from harness.runs._case import (
     repeat_line,
     write_bundle,
 )
-from harness.runs._claims import THE_LAW, BrokenLaw, LawsTried, QualityClaims
 from harness.runs._cover import covering, covering_with, plan_of, requests_for, verify_coverage_plan
 from harness.runs._database import FileKind, GrowingFile, is_begun, notes_of
 from harness.runs._decodes import TERMS, Decodes, RunInterrupted, verify_decodes
@@ -19,9 +17,9 @@ from harness.runs._exercised import ADALN
 from harness.runs._identity import code_of, differences, identity_of, weights_of
 from harness.runs._likelihood import LikelihoodTest
 from harness.runs._origin import check_trusted
-from harness.runs._plan import Plan, Task
+from harness.runs._plan import BatchSize, Plan, Task, cut_batches, default_batch
 from harness.runs._recorded import recorded_result
-from harness.runs._records import to_json
+from harness.runs._records import THE_LAW, BrokenLaw, LawsTried, QualityClaims, to_json
 from harness.runs._replay import Answer, Replayed, replay_case, shrink_case
 from harness.runs._result import Verification
 from harness.runs._runfile import UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of, readable

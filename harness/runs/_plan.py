@@ -1,15 +1,25 @@
-"""What a run has to do: tasks, each one batch under some settings.
+"""What a run has to do: tasks, each one batch under some settings; and how images become batches, and how large ones.
 
-Promise: a plan is data. Whoever takes its tasks, in whatever order, the result is put together in the plan's order.
+Promise: a plan is data. Whoever takes its tasks, in whatever order, the result is put together in the plan's order. A
+batch is a cut of one list of images, seeds and labels mixed, so that the order of the results is that of the list; its
+size follows from the networks and the machine alone, never from the number of workers.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
 
 from harness.errors import InputError
+from harness.models import ModelPair
 from harness.protocol import Request, Settings
+from harness.wording import count_of
 
 
 @dataclass(frozen=True)
@@ -83,3 +93,94 @@ class Plan:
         """Refuse a plan that does nothing. Raises `InputError`."""
         if not self.tasks:
             raise InputError("requests", [], "name nothing to draw", "pass at least one request")
+
+
+# Beyond this a GPU gains nothing, and what a killed run does twice grows.
+MOST_ON_CUDA = 256
+# Of the free memory: certifying takes a quarter of what is left, and allocators leave holes. A decoder with a process
+# of its own needs as much again for its copies, and the memory through which they travel.
+SHARE, SHARE_OWN_PROCESS = 0.6, 0.2
+LEAST_CACHE = 2**20  # bytes, where the machine does not tell
+CACHES = "/sys/devices/system/cpu/cpu0/cache"
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """A number of images, and why: one clause for the result."""
+
+    images: int
+    why: str
+
+
+def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
+    """Return the batch for these networks on their device. Reads what memory is free."""
+    each, device, share = bytes_of_an_image(models), models.device, SHARE_OWN_PROCESS if own_process else SHARE
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        fits = int(share * free // each)
+        why = f"{free / 2**30:.0f} GiB free on {device}, {each / 2**20:.0f} MiB an image, at most {MOST_ON_CUDA}"
+        return BatchSize(max(1, min(fits, MOST_ON_CUDA)), why)
+    cores, cache = torch.get_num_threads(), cache_bytes() // 2  # weights and the other side need the rest
+    # the widest activation of the last scale, for both guidance rows of an image: what a cache should hold
+    config, last = models.target.config, models.pyramid.draws.counts[-1]
+    wide = 2 * last * 4 * max(4 * config.D, config.V)
+    fits = int(share * available_bytes() // each)
+    images = max(1, min(fits, max(cores, cache // wide)))
+    memory = f"{cache / 2**20:.0f} MiB of cache, {wide / 2**20:.1f} MiB of activations an image"
+    return BatchSize(images, f"{count_of(cores, 'thread')}, {memory}")
+
+
+def bytes_of_an_image(models: ModelPair) -> int:
+    """Return what an image takes at most while it is decoded and judged, roughly."""
+    L, V, config = models.pyramid.draws.L, models.target.config.V, models.target.config
+    numbers = 24 * L * V + 16 * L * config.D  # logits, laws, numbers and their like, of both sides; inputs
+    caches = sum(
+        2 * 2 * c.depth * L * c.D * (w.element_size() if (w := next(iter(n.weights.values()), None)) is not None else 4)
+        for n, c in ((models.draft, models.draft.config), (models.target, config))
+    )
+    return 4 * numbers + 3 * caches // 2  # a cache that grows exists twice, layer by layer
+
+
+def cache_bytes() -> int:
+    """Return the size of the largest cache that the first core uses."""
+    sizes = [LEAST_CACHE]
+    for size in Path(CACHES).glob("index*/size"):
+        try:
+            text = size.read_text().strip()
+        except OSError:
+            continue
+        factor = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)
+        sizes.append(int(text.rstrip("KMG") or 0) * factor)
+    return max(sizes)
+
+
+def available_bytes() -> int:
+    """Return the host memory that may be had."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 2**10
+    except (OSError, ValueError, IndexError):
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def cut_batches(request: Request, seeds: Sequence[int], size: int) -> list[Request]:
+    """Cut every seed with every label of a request into batches of equal sizes, `size` at most.
+
+    Image after image they are the seeds in order, each with all labels. The request, in "image" order, has these, and
+    the sampling; its seed does not matter.
+    """
+    labels, ids = request.labels, request.image_ids
+    assert labels is not None
+    everything = [(seed, label, image) for seed in seeds for label, image in zip(labels, ids, strict=True)]
+    count = math.ceil(len(everything) / size)
+    edges = [len(everything) * k // count for k in range(count + 1)]
+    return [_batch(request, everything[a:b]) for a, b in pairwise(edges)]
+
+
+def _batch(request: Request, images: Sequence[tuple[int, int, int]]) -> Request:
+    seeds, labels, ids = (tuple(column) for column in zip(*images, strict=True))
+    mixed = seeds if len(set(seeds)) > 1 else None
+    return replace(request, labels=labels, images=ids, seed=seeds[0], seeds=mixed, count=len(labels))

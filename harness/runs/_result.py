@@ -20,11 +20,10 @@ from harness.protocol import Contract, declined, request_values
 from harness.provenance import versions
 from harness.rounding import Allowance, precision
 from harness.runs._case import repeat_line
-from harness.runs._claims import LawsTried, QualityClaims, QualityFigures
 from harness.runs._exercised import ADALN, DTYPES, LAWS, Decode, Exercised, Observed, exercised
 from harness.runs._plan import Plan
 from harness.runs._record import DECODER, HARNESS, RunHeader
-from harness.runs._records import Coverage, JudgedRow
+from harness.runs._records import Coverage, JudgedRow, LawsTried, QualityClaims, QualityFigures
 from harness.runs._setting import COUNTS, SettingResult, counted, counted_briefly, row_values
 from harness.wording import count_of
 

@@ -20,12 +20,20 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.protocol import request_of, request_values
 from harness.runs import _records as records
-from harness.runs._claims import KeptFigures, LawsTried, QualityClaims
 from harness.runs._database import REMEDY, FileKind, GrowingFile, is_begun, notes_of
 from harness.runs._origin import origin_mark
 from harness.runs._plan import Plan, Task
 from harness.runs._record import RunHeader
-from harness.runs._records import Counts, Coverage, JudgedRow, settings_of, to_json
+from harness.runs._records import (
+    Counts,
+    Coverage,
+    JudgedRow,
+    KeptFigures,
+    LawsTried,
+    QualityClaims,
+    settings_of,
+    to_json,
+)
 from harness.runs._schema import typed
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
 from harness.wording import count_of

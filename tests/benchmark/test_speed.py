@@ -11,7 +11,7 @@ import torch
 from harness.judge._decode import judge
 from harness.judge._evidence import Evidence
 from harness.models._pair import ModelPair, load_digits
-from harness.protocol._contract import Contract
+from harness.protocol._decoder import Contract
 from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential
 from harness.rounding._measure import budget_for

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.judge._verdict import Verdict
 from harness.models._pair import ModelPair, load_digits
 from harness.mutants import guidance, masks, positions, reuse, streams, windows
-from harness.mutants._catalogue import MUTANTS
+from harness.mutants._hunt import MUTANTS
 from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.decoders._factory import OWN_DECODER
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.models._pair import load_digits
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request

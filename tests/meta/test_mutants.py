@@ -12,8 +12,7 @@ import pytest
 from harness.__main__ import main
 from harness.laws import LAWS, Case, Violation
 from harness.laws._catalogue import FAMILIES
-from harness.mutants._catalogue import MUTANTS
-from harness.mutants._hunt import Caught, hunt, hunting_cases
+from harness.mutants._hunt import MUTANTS, Caught, hunt, hunting_cases
 from harness.mutants._mutant import Mutant, production
 from tests.helpers import some
 

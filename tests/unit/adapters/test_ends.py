@@ -10,7 +10,7 @@ import torch
 
 from harness import Limits, Request, Settings, Terms, Verdict, Verification, verify
 from harness.decoders._in_process import tidied_process
-from harness.decoders._terms import Other
+from harness.decoders._runner import Other
 from tests.helpers import decoder_factory, verify_here
 from tests.published.checkout import make
 from tests.unit.adapters.test_published import SMALL, settings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.decoders._terms import Other, Terms
+from harness.decoders._runner import Other, Terms
 from harness.errors import InputError
 from harness.models._pair import ModelPair
 from harness.mutants.positions import OFFSET

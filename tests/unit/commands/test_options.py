@@ -24,8 +24,7 @@ from harness.laws._few_cases import LAW_CASES
 from harness.models import MODES
 from harness.models._pair import CLOSE_NOISE
 from harness.models.var.sizes import PUBLISHED
-from harness.mutants._catalogue import MUTANTS
-from harness.mutants._hunt import SCOPES
+from harness.mutants._hunt import MUTANTS, SCOPES
 from harness.quality._distances import BLOCKS
 from harness.quality._study import USUAL_IMAGES
 from harness.rounding._budget import SHIPPED_BUDGETS

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from harness.laws._few_cases import LawsInterrupted
 from harness.pool._employ import Crew, Parallelism
 from harness.report._progress import LongWork
-from harness.runs._claims import BrokenLaw, LawsTried
 from harness.runs._recorded import recorded_result
+from harness.runs._records import BrokenLaw, LawsTried
 from tests.helpers import Layout, command, tiny
 
 ROOT = Path(__file__).parents[3]

@@ -18,7 +18,7 @@ import torch
 from harness import InputError, Request, Settings, Verdict
 from harness.decoders._limits import Limits
 from harness.decoders._mailbox import Mailbox
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.judge._verdict import Divergence
 from harness.models._pair import ModelPair, checksums
 from harness.processes import UnreadableError, domain_version

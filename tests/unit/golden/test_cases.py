@@ -16,7 +16,6 @@ from harness.golden._cases import CPU, RecordedCase, recorded_networks
 from harness.golden._cases import parse as fitted
 from harness.golden._check import recorded_cases, structure
 from harness.golden._metadata import GoldenCase, Recipe
-from harness.golden._spread import guided
 from harness.golden._store import canonical, read_recording
 from harness.models._pair import ModelPair
 from harness.protocol._request import Request
@@ -166,8 +165,8 @@ def test_a_case_runs_the_sampler_that_it_names_free_and_forced_in_float32_and_fl
         for made, models in ((case.run(forced_BL), MODELS), (case.exact(forced_BL), MODELS.wide())):
             expected = by_hand(case, models, forced_BL)
             assert torch.equal(made.tokens_BL, expected.tokens_BL)
-            assert torch.equal(guided(made), guided(expected))
-            assert guided(made).dtype == models.target.dtype
+            assert torch.equal(made.shown.guided_BLV, expected.shown.guided_BLV)
+            assert made.shown.guided_BLV.dtype == models.target.dtype
             assert (made.target_calls, made.target_rows) == (expected.target_calls, expected.target_rows)
 
 

@@ -17,7 +17,6 @@ from harness.golden._spread import (
     added,
     as_they_are,
     choices,
-    guided,
     maps,
     nudged,
     raw_inputs,
@@ -51,12 +50,12 @@ def test_a_run_led_along_its_own_f_hat_is_itself_and_along_another_is_not(name: 
     run = case.run()
     f_hat_SBCPP = maps(run, steps=False)
     again = replace(case, models=nudged(MODELS, as_they_are, raw_inputs(f_hat_SBCPP, MODELS.pyramid))).run()
-    assert torch.equal(guided(again), guided(run))
+    assert torch.equal(again.shown.guided_BLV, run.shown.guided_BLV)
     assert torch.equal(again.f_hat_BCPP, run.f_hat_BCPP)
     assert raw_inputs(f_hat_SBCPP, MODELS.pyramid).keys() == {4, 9}  # scale 0 has no such input
     other = replace(case, models=nudged(MODELS, as_they_are, raw_inputs(f_hat_SBCPP + 1, MODELS.pyramid))).run()
-    assert torch.equal(guided(other)[:, :1], guided(run)[:, :1])
-    assert not torch.equal(guided(other)[:, 1:5], guided(run)[:, 1:5])
+    assert torch.equal(other.shown.guided_BLV[:, :1], run.shown.guided_BLV[:, :1])
+    assert not torch.equal(other.shown.guided_BLV[:, 1:5], run.shown.guided_BLV[:, 1:5])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -78,7 +77,7 @@ def test_one_more_run_is_well_within_what_rounding_may_do_and_not_far_within(err
     case = CASES[name]
     found = spread(case, error)
     again = replace(case, models=nudged(MODELS, measuring._Rounding(error, seed=99))).run()
-    moved_BL = (guided(again).double() - guided(found.exact)).square().mean(-1).sqrt()
+    moved_BL = (again.shown.guided_BLV.double() - found.exact.shown.guided_BLV).square().mean(-1).sqrt()
     share_BL = found.rms_BL / moved_BL
     assert float(share_BL.min()) > 1.5
     assert 3 < float(share_BL.median()) < 10
@@ -108,7 +107,7 @@ def test_with_given_inputs_rounding_does_not_grow_from_scale_to_scale():
 
 def test_a_choice_within_the_budget_in_units_of_tau_is_a_tie_and_one_beyond_is_none():
     case = CASES["sequential"]
-    guided_BLV = guided(case.exact())
+    guided_BLV = case.exact().shown.guided_BLV
     chosen = choices(case, guided_BLV)
     best_BL2 = chosen.best_BL2
     top_BL = chosen.score_BLV.gather(-1, best_BL2)
@@ -122,7 +121,7 @@ def test_a_choice_within_the_budget_in_units_of_tau_is_a_tie_and_one_beyond_is_n
 @pytest.mark.parametrize("name", ["draft", "hand-off"])
 def test_a_best_code_that_the_filter_may_drop_is_a_tie(name: str):
     case = CASES[name]
-    guided_BLV = guided(case.exact())
+    guided_BLV = case.exact().shown.guided_BLV
     chosen = choices(case, guided_BLV)
     assert not bool(soft_ties(case, guided_BLV, chosen, torch.zeros_like(guided_BLV)).any())
     wide_BLV = torch.full_like(guided_BLV, 50.0).scatter(-1, chosen.best_BL2[..., :1], 0.0)
@@ -130,7 +129,7 @@ def test_a_best_code_that_the_filter_may_drop_is_a_tie(name: str):
 
 
 def test_a_toss_moves_the_second_best_code_and_leaves_the_best():
-    chosen = choices(CASES["sequential"], guided(CASES["sequential"].exact()))
+    chosen = choices(CASES["sequential"], CASES["sequential"].exact().shown.guided_BLV)
     sign_BLV = tossed(chosen, 0)
     assert bool((sign_BLV.gather(-1, chosen.best_BL2) == torch.tensor((0.0, 1.0))).all())
     assert int((sign_BLV == 0).sum()) == chosen.best_BL2[..., 0].numel()
@@ -140,7 +139,7 @@ def test_logits_that_move_together_are_off_but_not_apart():
     """What a choice is turned by is how far codes move against each other."""
     case = CASES["sequential"]
     exact = case.exact()
-    farthest = measuring._Farthest(exact, choices(case, guided(exact)), steps=False)
+    farthest = measuring._Farthest(exact, choices(case, exact.shown.guided_BLV), steps=False)
     farthest.add(replace(case, models=nudged(MODELS.wide(), lambda logits_RlV: logits_RlV + 1)).run())
     assert float(farthest.apart_BLV.max()) < 1e-9
     for off_BL in (farthest.rms_BL, farthest.peak_BL):
@@ -187,7 +186,7 @@ def with_request(**words: object) -> RecordedCase:
 def test_choices_are_those_of_the_sampler(words: dict[str, object]):
     """Weights of a codebook of unit vectors are the mixture itself."""
     case = with_request(**words)
-    guided_BLV = guided(case.exact())
+    guided_BLV = case.exact().shown.guided_BLV
     chosen, noise = choices(case, guided_BLV), MODELS.noise(case.request)
     noise.labels(MODELS.target.config.classes)
     filtered_BLV = filter_logits(guided_BLV, case.request.top_k, case.request.top_p)
@@ -205,7 +204,7 @@ def test_choices_are_those_of_the_sampler(words: dict[str, object]):
 
 
 def test_a_unit_of_logits_is_so_many_units_of_tau():
-    guided_BLV = guided(SEQUENTIAL.exact())
+    guided_BLV = SEQUENTIAL.exact().shown.guided_BLV
     chosen, moved = choices(SEQUENTIAL, guided_BLV), choices(SEQUENTIAL, guided_BLV + 1)
     apart_BLV = moved.score_BLV - chosen.score_BLV
     torch.testing.assert_close(apart_BLV, chosen.factor_L[:, None].expand(apart_BLV.shape), rtol=1e-9, atol=0.0)

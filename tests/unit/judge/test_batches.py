@@ -30,7 +30,7 @@ from harness.rounding._precision import (
     images_per_certifying_pass,
 )
 from harness.runs import _batches as batches
-from harness.runs._batches import cut_batches, default_batch
+from harness.runs._plan import cut_batches, default_batch
 from harness.runs._result import Verification
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, tiny, verify_here

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.judge._decode import _wrong_counts
-from harness.protocol._contract import Contract
+from harness.protocol._decoder import Contract
 from harness.protocol._request import Request
 from harness.protocol._trace import Round, Trace
 from harness.protocol.pyramid import ScalePyramid

@@ -13,7 +13,7 @@ from harness.judge._components import WrongTensor
 from harness.judge._decode import _judge_tensors, _say_what_was_compared, image_distances, judge
 from harness.judge._evidence import Evidence
 from harness.judge._verdict import Judgement, Verdict
-from harness.protocol._contract import Contract
+from harness.protocol._decoder import Contract
 from harness.protocol._request import Request
 from harness.protocol._trace import Intermediates
 from harness.reference.sequential import sample_sequential

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.judge import _components as components
 from harness.judge import _decode as decode
 from harness.judge._verdict import Verdict

@@ -10,7 +10,7 @@ import torch
 from harness.judge._decode import _is_whole, _progress, final_scales, judge, judge_partial_trace
 from harness.judge._evidence import Evidence
 from harness.judge._verdict import Divergence, Judgement, Verdict
-from harness.protocol._contract import Contract
+from harness.protocol._decoder import Contract
 from harness.protocol._trace import Trace
 from harness.reference.sequential import sample_sequential
 from tests.unit.judge.test_tokens import MODELS, evidence, hidden

@@ -20,8 +20,7 @@ from harness.judge._decode import judge
 from harness.judge._evidence import Evidence
 from harness.judge._many_ties import ALARM, THETAS, Tail, costs_N3, log_e, surprise_N
 from harness.judge._verdict import Divergence, Judgement, Verdict
-from harness.protocol._contract import Contract
-from harness.protocol._decoder import Settings
+from harness.protocol._decoder import Contract, Settings
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace
 from harness.protocol.noise import TOKEN

@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.errors import InputError, NoiseError
 from harness.laws._enumeration import output_law
 from harness.models._pair import ModelPair
-from harness.protocol._contract import Contract
+from harness.protocol._decoder import Contract
 from harness.protocol._request import Request
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, Noise
 from harness.protocol.pyramid import ScalePyramid

@@ -21,11 +21,11 @@ from harness.laws._case import CHOICES
 from harness.laws._engine import CaseList, LawResult
 from harness.laws._few_cases import LAW_CASES, LawsInterrupted, LawsPlace, summed_up, try_laws_quickly
 from harness.models._pair import ModelPair
-from harness.mutants._catalogue import MUTANTS
+from harness.mutants._hunt import MUTANTS
 from harness.pool._employ import Crew
 from harness.protocol._decoder import Settings
 from harness.report._terminal import laws_line
-from harness.runs._claims import BrokenLaw, LawsTried
+from harness.runs._records import BrokenLaw, LawsTried
 from harness.runs._result import Verification
 from harness.speculative.sampler import build_decoder
 

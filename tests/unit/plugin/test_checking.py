@@ -24,7 +24,7 @@ from harness.plugin._checking import (
 )
 from harness.plugin._digits import design, pair
 from harness.plugin._options import PluginOptions
-from harness.protocol._contract import Contract
+from harness.protocol._decoder import Contract
 from harness.reference.sequential import sample_sequential
 
 LAWS = laws_of("positions")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.errors import InputError
 from harness.pool._employ import Crew, Parallelism, employ
 from harness.pool._workers import Alone, Died, Processes, WorkerError

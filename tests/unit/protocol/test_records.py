@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.protocol._contract import Contract
-from harness.protocol._decoder import Settings
+from harness.protocol._decoder import Contract, Settings
 from harness.protocol._request import MOST_CFG, Request
 from harness.protocol._trace import Round, Trace
 from harness.protocol.pyramid import KNOWN_PYRAMIDS, PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid

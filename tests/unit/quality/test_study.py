@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.decoders._factory import OWN_DECODER
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.errors import InputError, StopSignal
 from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Settings

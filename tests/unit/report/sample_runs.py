@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.judge._verdict import Divergence, Judgement
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request

@@ -22,9 +22,9 @@ from harness.protocol._request import Request
 from harness.report.html._gallery import MOST_BYTES
 from harness.report.html._run import run_page, seen_in
 from harness.runs._case import cases_of
-from harness.runs._claims import BrokenLaw, LawsTried
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._plan import Plan
+from harness.runs._records import BrokenLaw, LawsTried
 from harness.runs._runfile import RunFile, RunFileOptions, pictures_of, read_run
 from harness.speculative.sampler import build_decoder
 from tests.helpers import command, with_weight

@@ -23,8 +23,7 @@ from harness.judge._part_law import PartLaw, PartVerdict
 from harness.judge._verdict import Divergence
 from harness.laws import Case, Violation
 from harness.laws._catalogue import LAWS
-from harness.mutants._catalogue import MUTANTS
-from harness.mutants._hunt import Caught, Hunt
+from harness.mutants._hunt import MUTANTS, Caught, Hunt
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.report import _goldens as goldens

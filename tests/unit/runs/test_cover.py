@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from harness.decoders._factory import Factory
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.errors import InputError
 from harness.judge._verdict import Verdict
 from harness.models._pair import CLOSE_NOISE, ModelPair, close_pair

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.errors import InputError
 from harness.judge._verdict import Verdict
 from harness.mutants.positions import OFFSET

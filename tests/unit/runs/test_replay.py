@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.errors import InputError
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.decoders._terms import Terms
+from harness.decoders._runner import Terms
 from harness.errors import InputError, StopSignal
 from harness.judge._verdict import Distance, Divergence, Judgement, Verdict
 from harness.models._pair import ModelPair

@@ -21,7 +21,7 @@ from harness.judge._tokens import MOST_RECORDS
 from harness.judge._verdict import Divergence, Verdict
 from harness.models._pair import ModelPair
 from harness.mutants import guidance, masks, positions, reuse, state, streams, windows
-from harness.mutants._catalogue import MUTANTS
+from harness.mutants._hunt import MUTANTS
 from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Implementation, Settings
 from harness.protocol._request import Request
