@@ -27,8 +27,8 @@ import torch
 from harness import InputError, ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
 
 FORGED = (
-    b'{"contracts": [], "moved": [], "refused": null, "parts": [], "defects": [], "so_far": "", "remarks": [], '
-    b'"declines": [], "lengthless": false, '
+    b'{"built": {"contracts": [], "moved": [], "declines": [], "lengthless": false}, "refused": null, "parts": [], '
+    b'"defects": [], "so_far": "", "remarks": [], '
     b'"trace": {"rounds": [[1]]}, "tensors": [["tokens_BL", "int64", [1, 99999999999]]]}\n'
 )
 Attack = Callable[["Bent", Request, SeededNoise], Any]

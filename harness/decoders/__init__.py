@@ -3,6 +3,7 @@
 from harness.decoders._crash import crashed_part
 from harness.decoders._factory import (
     OWN_DECODER,
+    Built,
     Factory,
     attribute_of,
     build_by_factory,
@@ -15,4 +16,4 @@ from harness.decoders._factory import (
 from harness.decoders._in_process import run_in_process
 from harness.decoders._limits import Limits, OutOfTimeError, Surroundings
 from harness.decoders._own_process import own_place
-from harness.decoders._runner import Built, Other, Runner, Terms, claimed_contract, start_runner
+from harness.decoders._runner import Other, Runner, Terms, claimed_contract, start_runner

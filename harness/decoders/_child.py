@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 import torch
 
 from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
-from harness.decoders._factory import build_by_factory, declines_of, load_factory
-from harness.decoders._in_process import Watched, are_lengthless, inspect_parts, run_in_process
+from harness.decoders._factory import Built, build_by_factory, load_factory
+from harness.decoders._in_process import Watched, inspect_parts, run_in_process
 from harness.decoders._limits import OutOfTimeError
 from harness.decoders._mailbox import Mailbox
 from harness.errors import InputError
@@ -63,8 +63,7 @@ def _serve(job: DecoderJob, conversation: int) -> None:
         except InputError as error:
             _say(replies, DecoderReply(refused=error))
             return
-        claims = [str(decoder.contract) for decoder in decoders]
-        _say(replies, DecoderReply(claims, moved, are_lengthless(decoders), declines=list(map(declines_of, decoders))))
+        _say(replies, DecoderReply(Built.of(decoders, moved)))
         while True:
             question: DecoderQuestion = pickle.load(questions)
             with alarm.within(question.timeout_s):

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
+from harness.decoders._factory import Built
 from harness.decoders._limits import Limits, Surroundings
 from harness.decoders._mailbox import Handle, Header, Mailbox
 from harness.errors import InputError
@@ -51,16 +52,12 @@ class DecoderQuestion:
 class DecoderReply:
     """What the process answers."""
 
-    contracts: list[str] = field(default_factory=list)  # what the decoders claim, once they are built
-    # process-wide settings of precision that building them changed, a clause each
-    moved: list[str] = field(default_factory=list)
-    lengthless: bool = False  # no decoder reads a draft length
+    built: Built = field(default_factory=Built)  # what building the decoders showed
     refused: InputError | None = None  # the refusal of the settings, or of a request
     parts: list[PartLaw] = field(default_factory=list)  # what the laws of the parts found
     defects: list[Divergence] = field(default_factory=list)  # why a decode did not end well
     so_far: str = ""  # how far that decode came
     remarks: list[str] = field(default_factory=list)  # what it left behind in its process
-    declines: list[list[str]] = field(default_factory=list)  # what each decoder declares not to do, once they are built
     tensors: Header | None = None  # what lies in the mailbox; None = no trace
     trace: Mapping[str, object] = field(default_factory=dict)  # the rest of the trace as JSON values
 
@@ -88,6 +85,7 @@ class DecoderReply:
         words = self.refused and (self.refused.name, self.refused.value, self.refused.rule, self.refused.remedy)
         defects = [(defect.component, defect.detail, defect.image, defect.scale) for defect in self.defects]
         rest = {
+            "built": vars(self.built),
             "refused": words and list(map(str, words)),
             "defects": defects,
             "parts": [list(asdict(row).values()) for row in self.parts],
@@ -102,17 +100,19 @@ class DecoderReply:
         """
         try:
             values = json.loads(line)
-            refused = values["refused"]
+            refused, built = values["refused"], values["built"]
             return cls(
-                [str(name) for name in values["contracts"]],
-                [str(clause)[:200] for clause in values["moved"]],
-                values["lengthless"] is True,
+                Built(
+                    [str(name) for name in built["contracts"]],
+                    [str(clause)[:200] for clause in built["moved"]],
+                    built["lengthless"] is True,
+                    declines=[[word for word in words if word in DECLINES] for words in built["declines"]],
+                ),
                 InputError(*_texts(refused, 4)) if refused is not None else None,
                 [_part_law(row) for row in values["parts"]],
                 [_defect(each, seed) for each in values["defects"]],
                 str(values["so_far"])[:MOST_TEXT],
                 [str(clause)[:MOST_TEXT] for clause in values["remarks"][:MOST_REMARKS]],
-                [[word for word in words if word in DECLINES] for words in values["declines"]],
                 values["tensors"],  # `Mailbox.take` checks it
                 dict(values["trace"]),
             )

@@ -8,8 +8,9 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 from harness.adapters import PUBLISHED_FACTORIES, PUBLISHED_PREFIX
 from harness.decoders._crash import raised_in
@@ -156,9 +157,23 @@ def attribute_of(decoder: object, name: str, default: object) -> object:
         return default
 
 
-def declines_of(decoder: Implementation) -> list[str]:
-    """Return what a decoder that `build_by_factory` returned declares not to do."""
-    return list(cast("Sequence[str]", attribute_of(decoder, "declines", ())))
+@dataclass(frozen=True)
+class Built:
+    """What building decoders showed."""
+
+    contracts: list[str] = field(default_factory=list)  # what they claim, by setting
+    # process-wide settings of precision that building them changed, a clause each
+    moved: list[str] = field(default_factory=list)
+    lengthless: bool = False  # none of them reads a draft length: they say so by `takes_draft_len`
+    isolation: str = ""  # what keeps them from the judge, in words; empty where nothing needs to
+    declines: list[list[str]] = field(default_factory=list)  # what they declare not to do, by setting
+
+    @classmethod
+    def of(cls, decoders: Sequence[Implementation], moved: list[str], isolation: str = "") -> Self:
+        """Return what decoders of `build_by_factory` say of themselves."""
+        lengthless = all(attribute_of(decoder, "takes_draft_len", True) is False for decoder in decoders)
+        declines = [list(cast("Sequence[str]", attribute_of(decoder, "declines", ()))) for decoder in decoders]
+        return cls([str(decoder.contract) for decoder in decoders], moved, lengthless, isolation, declines)
 
 
 def pickled_factory(factory: Factory, name: str) -> bytes:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from harness.adapters import Sampler, examine_parts
 from harness.decoders._crash import crash_of
-from harness.decoders._factory import Factory, attribute_of, build_by_factory, check_refused_write, declines_of
+from harness.decoders._factory import Built, Factory, build_by_factory, check_refused_write
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
 from harness.judge import Divergence, Judgement, PartLaw, made_plain, unreadable, wrong_shape
@@ -43,12 +43,9 @@ class InProcess:
     def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
         self.models = models
         self._watched = Watched(models) if watched else None
-        self.isolation = "none: in the judge's own process" if watched else ""
-        with precision_unchanged() as self.moved:
+        with precision_unchanged() as moved:
             self._decoders = [build_by_factory(factory, models, setting) for setting in settings]
-        self.contracts = [str(decoder.contract) for decoder in self._decoders]
-        self.lengthless = are_lengthless(self._decoders)
-        self.declines = [declines_of(decoder) for decoder in self._decoders]
+        self.built = Built.of(self._decoders, moved, "none: in the judge's own process" if watched else "")
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
@@ -64,11 +61,6 @@ class InProcess:
 
     def close(self) -> None:
         """Nothing is left to end."""
-
-
-def are_lengthless(decoders: Sequence[Implementation]) -> bool:
-    """Tell whether decoders say that they read no draft length: one decode of them is as good as four."""
-    return all(attribute_of(decoder, "takes_draft_len", True) is False for decoder in decoders)
 
 
 class Watched:

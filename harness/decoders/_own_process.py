@@ -14,6 +14,7 @@ import pickle
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -70,8 +71,7 @@ class OwnProcess:
         self.failed = False
         version, on_cuda = domain_version(), models.device.type == "cuda"
         alone = "" if limits.connects else ", which connects to nobody by TCP"
-        self.isolation = f"a process of its own, in a domain (Landlock {version}){alone}" if version else ACCIDENTS
-        self.isolation = ACCIDENTS_ON_CUDA if on_cuda else self.isolation
+        isolation = f"a process of its own, in a domain (Landlock {version}){alone}" if version else ACCIDENTS
         self._folder = OwnFolder()
         self._log = Log(self._folder.path / LOG)
         self.mailbox = Mailbox.make(capacity(models, most), models.device)
@@ -83,13 +83,12 @@ class OwnProcess:
             self._place = own_place(self._folder.path, limits, on_cuda)
             job = DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
             self._job = sealed(partial(write_job, job))
-            built = self._start()
-            if built.refused is not None:
-                raise built.refused
-            if len(built.contracts) != len(settings) or len(built.declines) != len(settings):
+            reply = self._start()
+            if reply.refused is not None:
+                raise reply.refused
+            if len(reply.built.contracts) != len(settings) or len(reply.built.declines) != len(settings):
                 raise UnreadableError("it says what other decoders claim")
-            self.contracts, self.moved, self.lengthless = built.contracts, built.moved, built.lengthless
-            self.declines = built.declines
+            self.built = replace(reply.built, isolation=ACCIDENTS_ON_CUDA if on_cuda else isolation)
         except (GoneError, UnreadableError) as error:
             rule = f"built no decoder: {self._given_up(error)}"
             self.close()
@@ -153,11 +152,11 @@ class OwnProcess:
             UnreadableError: one of no known form.
         """
         if self._line is None:
-            built = self._start()
-            if built.refused is not None:
-                raise GoneError(f"a fresh process refuses what the first one built ({built.refused})")
-            if built.contracts != self.contracts:
-                raise GoneError(f"a fresh process claims {built.contracts}, not {self.contracts}")
+            fresh = self._start()
+            if fresh.refused is not None:
+                raise GoneError(f"a fresh process refuses what the first one built ({fresh.refused})")
+            if fresh.built.contracts != self.built.contracts:
+                raise GoneError(f"a fresh process claims {fresh.built.contracts}, not {self.built.contracts}")
         line, seconds, seed = self._line, question.timeout_s, question.request.seed
         assert line is not None
         line.tell(pickle.dumps(question), seconds)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from harness.decoders._factory import Factory, is_own_decoder, load_factory
+from harness.decoders._factory import Built, Factory, is_own_decoder, load_factory
 from harness.decoders._in_process import InProcess
 from harness.decoders._limits import Limits
 from harness.decoders._own_process import OwnProcess
@@ -61,26 +61,10 @@ class Terms:
     strict: bool = False
 
 
-@dataclass(frozen=True)
-class Built:
-    """What building decoders showed."""
-
-    contracts: list[str]  # what they claim, as far as it is enough, by setting
-    # process-wide settings of precision that building them changed, a clause each
-    moved: list[str] = field(default_factory=list)
-    lengthless: bool = False  # none of them reads a draft length: they say so by `takes_draft_len`
-    isolation: str = ""  # what keeps them from the judge, in words; empty where nothing needs to
-    declines: list[list[str]] = field(default_factory=list)  # what they declare not to do, by setting
-
-
 class Runner(Protocol):
     """Where the decoder under test lives: a decoder for every setting."""
 
-    contracts: list[str]  # what the decoders claim
-    declines: list[list[str]]  # what each declares not to do
-    moved: list[str]  # process-wide settings of precision that building them changed, a clause each
-    lengthless: bool  # none of them reads a draft length
-    isolation: str  # what keeps them from the judge, in words; empty where nothing needs to
+    built: Built  # what building them showed
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting."""

@@ -108,21 +108,12 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How hard a simpler case that still breaks a law is looked for."""
-
-    values: int  # of a field that are tried
-    passes: int  # over all fields, as long as one helps
-    seconds: float  # after which the simplest case so far is taken
-
-
-@dataclass(frozen=True)
 class CaseList:
     """One list of cases for all laws: for hunts, and for the laws of a verification."""
 
     cases: Sequence[Case]  # smallest first
     every_policy: bool = False  # the law of the policies meets every policy, in one case after the other
-    effort = Effort(values=4, passes=1, seconds=float("inf"))
+    values, passes, shrink_s = 4, 1, float("inf")  # as in `Scope`
 
     def batches(self, law: Law) -> Iterator[Sequence[Case]]:
         """Return the list."""
@@ -164,6 +155,8 @@ class Scope:
     dtype: str = ""
     device: str = "cpu"  # of the networks
     shrink_s: float = SHRINK_S  # seconds that a failure may be simplified for
+    # values of a field that are tried then (of 1,000 seeds the first ones), and passes over all fields, if one helps
+    values, passes = 32, 8
 
     def __post_init__(self) -> None:
         if self.examples < 1:
@@ -181,11 +174,6 @@ class Scope:
         if self.patch_nums:
             return tuple(sorted(self.patch_nums, key=lambda sides: ScalePyramid(sides).L))
         return tuple(CHOICES["patch_nums"])
-
-    @property
-    def effort(self) -> Effort:
-        """As long as it may take: of 1,000 seeds the first ones."""
-        return Effort(values=32, passes=8, seconds=self.shrink_s)
 
     def batches(self, law: Law) -> Iterator[Sequence[Case]]:
         """Draw up to `_ROUNDS` times; every law meets the same cases."""
@@ -248,11 +236,11 @@ def _check(row: LawResult, subject: Subject, case: Case) -> None:
 
 def _simplest(violation: Violation, subject: Subject, source: CaseSource) -> Violation:
     """Return the violation with every field of its case, in turn, at the simplest value that keeps it."""
-    effort, until = source.effort, time.monotonic() + source.effort.seconds
-    for _ in range(effort.passes):
+    until = time.monotonic() + source.shrink_s
+    for _ in range(source.passes):
         before = violation.case
         for name in CHOICES:
-            for value in _simpler(getattr(violation.case, name), source.choices(name), effort.values):
+            for value in _simpler(getattr(violation.case, name), source.choices(name), source.values):
                 if time.monotonic() >= until:
                     return violation
                 row = LawResult(violation.law)

@@ -148,7 +148,7 @@ class Artist:
                     continue
                 runner = start_runner(work.models, source.factory, [source.settings], work.most, work.terms)
                 stack.callback(runner.close)
-                self._runners[k], contracts[k] = runner, claimed_contract(runner.contracts[0], work.terms).letter
+                self._runners[k], contracts[k] = runner, claimed_contract(runner.built.contracts[0], work.terms).letter
             self._stack = stack.pop_all()
         self.about = Built(contracts)
 

@@ -97,21 +97,22 @@ class Verifier:
                 numbers = [number for number, of in enumerate(drafts) if of == noise]
                 moved += self._open_others(models, numbers, stack)
                 settings = [work.settings[number] for number in numbers]
-                built = start_runner(models, work.factory, settings, work.most, work.terms)
-                stack.callback(built.close)
-                moved += built.moved
+                runner = start_runner(models, work.factory, settings, work.most, work.terms)
+                stack.callback(runner.close)
+                moved += runner.built.moved
                 for k, number in enumerate(numbers):
-                    self._decoders[number] = built, k, models
-                    contracts[number] = claimed_contract(built.contracts[k], work.terms).value
-                    declines[number] = built.declines[k]
+                    self._decoders[number] = runner, k, models
+                    contracts[number] = claimed_contract(runner.built.contracts[k], work.terms).value
+                    declines[number] = runner.built.declines[k]
                     _check_settings(declines[number], work.settings[number])
             self._places = stack.pop_all()
         named = work.factory if isinstance(work.factory, str) else factory_name(work.factory)
         tested, other = names_of((named, next(iter(work.settings), Settings())), work.terms.against)
         self._names = f"tested {tested}", f"other {other}"  # two checkouts of one commit may be called the same
-        lengthless = all(where.lengthless for where, _, _ in self._decoders.values())
-        isolations = dict.fromkeys(where.isolation for where, _, _ in self._decoders.values() if where.isolation)
-        self.about = Built(contracts, list(dict.fromkeys(moved)), lengthless, "; ".join(isolations), declines)
+        every = [runner.built for runner, _, _ in self._decoders.values()]
+        isolation = "; ".join(dict.fromkeys(one.isolation for one in every if one.isolation))
+        lengthless = all(one.lengthless for one in every)
+        self.about = Built(contracts, list(dict.fromkeys(moved)), lengthless, isolation, declines)
 
     def _open_others(self, models: ModelPair, numbers: Sequence[int], stack: ExitStack) -> list[str]:
         """Build the decoders that are judged against, if any, for some settings; return what that changed."""
@@ -120,10 +121,10 @@ class Verifier:
             return []
         factory = pickle.loads(other.factory) if isinstance(other.factory, bytes) else other.factory
         settings = [other.settings[number] for number in numbers]
-        built = start_runner(models, factory or other.name, settings, self.work.most, self.work.terms)
-        stack.callback(built.close)
-        self._others |= {number: (built, k) for k, number in enumerate(numbers)}
-        return [f"{what}, by {other.name}" for what in built.moved]
+        runner = start_runner(models, factory or other.name, settings, self.work.most, self.work.terms)
+        stack.callback(runner.close)
+        self._others |= {number: (runner, k) for k, number in enumerate(numbers)}
+        return [f"{what}, by {other.name}" for what in runner.built.moved]
 
     def do(self, task: Task) -> Done:
         """Decode one task by the reference and under its settings, and judge."""

@@ -29,7 +29,7 @@ from harness.rounding._precision import (
     certifying_precision,
     images_per_certifying_pass,
 )
-from harness.runs import _batches as batches
+from harness.runs import _plan as batches
 from harness.runs._plan import cut_batches, default_batch
 from harness.runs._result import Verification
 from harness.speculative.sampler import build_decoder
