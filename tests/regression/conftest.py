@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 import pytest
 
 from harness.plugin._junit import OWN
+from tests.helpers import recorded
+from tests.regression.tampered import NAMES, Content
 from tests.reported import pytest_runtest_makereport
 
 __all__ = ["pytest_runtest_makereport"]
@@ -25,3 +28,11 @@ def golden_properties(document: dict, *files: str) -> dict[str, str]:
         return {}
     words = ["sdvar-harness", "golden", "check", *files, "--only", cases[0]["id"]]
     return {"component": cases[0]["defects_listed"][0]["component"], "replay": shlex.join(words)}
+
+
+@pytest.fixture
+def content() -> Content:
+    tensors, metadata = recorded("variants-cpu")
+    kept = {name: t.clone() for name, t in tensors.items() if name.split("/")[0] in NAMES}
+    listed = [case for case in json.loads(metadata["cases"]) if case["id"] in NAMES]
+    return Content(kept, listed, {key: value for key, value in metadata.items() if key != "cases"})

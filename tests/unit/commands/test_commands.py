@@ -1,52 +1,25 @@
-"""The command line: exit status, one-line refusals with nothing written, reports.
-
-Long, since it is one list of what can be typed.
-"""
+"""The command line: exit status, one-line refusals with nothing written, reports."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from harness.__main__ import main
 from harness.models.var import autoencoder, transformer
 from tests.helpers import LAYOUTS, Layout, autoencoder_config, tiny, transformer_config
+from tests.unit.commands.running import run
 
 KEYS = {
     "contract", "verdict", "images", "draws", "identical", "ties", "defects", "first_divergence", "target_calls",
     "target_rows", "rounds", "accepted_scales", "device", "dtype", "draft_dtype",
     "versions", "seconds", "decode_seconds",
 }  # fmt: skip
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sdvar-harness", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> list[str]:
-    """Checkpoint options of a tiny pair, saved with the buffer that tells its pyramid."""
-    folder = tmp_path / "models"
-    folder.mkdir()
-    models = tiny()
-    levels = torch.tensor([models.pyramid.levels()])
-    save_file({**models.draft.weights, "lvl_1L": levels}, folder / "draft.safetensors")
-    save_file({**models.target.weights, "lvl_1L": levels}, folder / "target.safetensors")
-    save_file(dict(models.vae.weights), folder / "vae.safetensors")
-    return [word for name in ("draft", "target", "vae") for word in (f"--{name}", str(folder / f"{name}.safetensors"))]
-
-
 BAD = {
     "draft_len=0": (["--draft-len", "0"], "1..3"),
     "draft_len=4": (["--draft-len", "4"], "1..3"),
@@ -229,55 +202,6 @@ def test_non_finite_weights_exit_with_a_defect(
     save_file(tensors, pair[3])
     assert run(monkeypatch, "verify", *pair, "--draft-len", "2", "--seeds", "0") == 1
     assert "target.head.bias" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("sampler", ["sequential", "speculative"])
-def test_sample_writes_a_grid_and_the_tokens(
-    sampler: str, pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    out, tokens = tmp_path / "grid.png", tmp_path / "tokens.safetensors"
-    options = ("--seeds", "0:2", "--draft-len", "2", "--sampler", sampler, "--out", str(out), "--tokens", str(tokens))
-    assert run(monkeypatch, "sample", *pair, *options) == 0
-    with Image.open(out) as grid:
-        assert grid.text["seeds"] == "[0, 1]"
-        assert grid.text["sampler"] == sampler
-        assert grid.text["pictures"].startswith("label 0, seed 0; label 1, seed 0; ")
-        assert json.loads(grid.text["weights"]).keys() == {"draft", "target", "vae"}
-        assert grid.text["command"].startswith("sdvar-harness sample --draft ")
-    saved = load_file(tokens)
-    assert saved["seed-1-image-0/tokens"].shape == (3, 14)
-    assert saved["seed-1-image-0/labels"].tolist() == [0, 1, 2]
-    assert "6 images" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("policy", ["code:1", "handoff:2", "collaborative:0"])
-def test_sample_draws_where_the_draft_decides_alone(
-    policy: str, pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    out = tmp_path / "grid.png"
-    options = ("--seeds", "0", "--labels", "0,1", "--draft-len", "2", "--policy", policy, "--out", str(out))
-    assert run(monkeypatch, "sample", *pair, *options) == 0
-    with Image.open(out) as grid:
-        assert grid.text["policy"] == policy
-
-
-@pytest.mark.parametrize("option", ["out", "tokens", "save-intermediates"])
-def test_sample_replaces_nothing_unless_told_to(
-    option: str, pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    there = tmp_path / ("seed-0-image-0-round-000.safetensors" if option == "save-intermediates" else "there")
-    there.write_bytes(b"mine")
-    given = tmp_path if option == "save-intermediates" else there
-    out = () if option == "out" else ("--out", str(tmp_path / "grid.png"))
-    options = ("--seeds", "0", "--labels", "0", "--draft-len", "2", f"--{option}", str(given), *out)
-    assert run(monkeypatch, "sample", *pair, *options) == 2
-    remedy = f"is there already; pass --force to replace it, or another --{option}"
-    assert remedy in capsys.readouterr().err.replace(": is", " is")
-    assert there.read_bytes() == b"mine"
-    assert not (tmp_path / "grid.png").exists()
-    assert run(monkeypatch, "sample", *pair, *options, "--force") == 0
-    assert "1 image in" in capsys.readouterr().out
-    assert there.read_bytes() != b"mine"
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from harness.errors import InputError
 from harness.models._hub import fetched
 from harness.models.var._checkpoint import load_transformer
-from tests.unit.models.test_weight_files import T
+from tests.unit.models.made_files import T
 
 constants = pytest.importorskip("huggingface_hub.constants")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -1,16 +1,9 @@
-"""The policies' promises: contract C, equal networks, images that do not touch each other, refusals, clean states.
-
-Long, since every promise is asked of every policy.
-"""
+"""The policies' promises: contract C, equal networks, images that do not touch each other, refusals."""
 
 from __future__ import annotations
 
-import copy
-import gc
 import sys
-from dataclasses import fields, replace
-from functools import lru_cache
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,34 +14,12 @@ from harness.errors import InputError, NonFiniteError
 from harness.models._pair import ModelPair
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace
-from harness.protocol.pyramid import ScalePyramid
 from harness.reference.sequential import sample_sequential
 from harness.speculative._draft_length import DraftLength
 from harness.speculative._policies import parse_policy
-from harness.speculative.parts import PARTS
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import Layout, digits, tiny, twins
-from tests.toy import toy_pair
-
-FOUR = ScalePyramid((1, 2, 3, 4))
-REQUEST = Request((0, 1, 1, 0), 5)
-EVERY = [
-    "coupled", "greedy", "rejection", "match:0.5", "match:0.3+partial", "coupled-match:0.5", "topk-match:3:0.5",
-    "kl:0.2", "kl:0.2+partial", "handoff:2", "collaborative:2", "code:2",
-]  # fmt: skip
-
-
-@lru_cache(maxsize=8)
-def toys(apart: float = 0.5) -> ModelPair:
-    return toy_pair(FOUR, 7, seed=2, apart=apart)
-
-
-def decoded(
-    policy: str, draft_len: int | str = 2, models: ModelPair | None = None, request: Request = REQUEST
-) -> Trace:
-    models = models or toys()
-    decoder = SpeculativeDecoder(models, DecoderOptions(draft_len, policy=parse_policy(policy)))
-    return decoder.decode(request, models.noise(request))
+from tests.unit.speculative.toys import EVERY, FOUR, REQUEST, decoded, toys
 
 
 def expected_tokens(models: ModelPair, request: Request = REQUEST, greedy: bool = False) -> Tensor:
@@ -57,9 +28,6 @@ def expected_tokens(models: ModelPair, request: Request = REQUEST, greedy: bool 
 
 def rejected(trace: Trace) -> int:
     return sum(turn.drafted - turn.accepted for rounds in trace.rounds for turn in rounds)
-
-
-# Contract C
 
 
 @pytest.mark.parametrize("policy", ["match:0", "coupled-match:0", "topk-match:2:0"])
@@ -100,9 +68,6 @@ def test_partial_acceptance_keeps_what_passes_and_replaces_the_rest():
     assert torch.equal(own.tokens_BL, expected_tokens(toys()))
     assert not torch.equal(partly.tokens_BL, own.tokens_BL)
     assert sum(partly.total("accepted_tokens")) > sum(own.total("accepted_tokens"))
-
-
-# Draft equal to target
 
 
 @pytest.mark.parametrize("policy", ["coupled", "greedy", "rejection", "coupled-match:1", "kl:1e-6"])
@@ -196,9 +161,6 @@ def test_at_its_ends_the_division_leaves_one_network_alone(policy: str, sole: st
     assert (sum(trace.target_calls) == 0) is (sole == "draft")
 
 
-# Images do not touch each other
-
-
 @pytest.mark.parametrize("policy", EVERY)
 @pytest.mark.parametrize("draft_len", [3, "dynamic"])
 def test_an_image_is_the_same_alone_and_in_any_batch(policy: str, draft_len: int | str):
@@ -210,9 +172,6 @@ def test_an_image_is_the_same_alone_and_in_any_batch(policy: str, draft_len: int
         assert torch.equal(part.tokens_BL, whole.tokens_BL[rows])
         assert part.rounds == [whole.rounds[b] for b in rows]
         assert part.target_rows == [whole.target_rows[b] for b in rows]
-
-
-# Rounds
 
 
 @pytest.mark.parametrize("policy", EVERY)
@@ -249,9 +208,6 @@ def test_a_dynamic_length_follows_the_images_own_history(draft_len: str):
             seen.add(whole)
             length = min(length + 1, high) if whole else max(length - 1, low)
     assert seen == {True, False}
-
-
-# Refusals
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -319,115 +275,6 @@ def test_a_length_never_leaves_the_pyramid(S: int):
         for first in range(S):
             for current in range(1, S + 1):
                 assert 1 <= rule.count(first, current, S) <= S - first
-
-
-# Clean states
-
-
-def snapshot(models: ModelPair) -> dict[str, Tensor]:
-    sides = {"draft": models.draft, "target": models.target, "vae": models.vae}
-    return {f"{side}.{name}": w.clone() for side, network in sides.items() for name, w in network.weights.items()}
-
-
-@pytest.mark.parametrize("policy", EVERY)
-def test_a_decode_changes_neither_networks_nor_request_nor_numbers(policy: str):
-    models, request = tiny(Layout((1, 2, 3, 4))), Request((0, 1), 4)
-    before, asked, noise = snapshot(models), copy.deepcopy(request), models.noise(request)
-    SpeculativeDecoder(models, DecoderOptions(2, policy=parse_policy(policy))).decode(request, noise)
-    after, fresh = snapshot(models), models.noise(request)
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert request == asked
-    for si in FOUR:
-        for stream in ("token", "draft", "correct"):
-            assert torch.equal(noise.exponential(si, stream, "test"), fresh.exponential(si, stream, "test"))
-
-
-class PlannedError(Exception):
-    """Raised on purpose."""
-
-
-@pytest.mark.parametrize("name", [field.name for field in fields(PARTS)])
-def test_an_exception_in_any_part_leaves_the_models_reusable(name: str):
-    models, request = tiny(Layout((1, 2, 3, 4))), Request((0, 1), 4)
-    before, clean = snapshot(models), decoded("rejection", 2, models, request)
-    calls = 0
-
-    def failing(*given: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > at:
-            raise PlannedError
-        return getattr(PARTS, name)(*given, **named)
-
-    failures = 0
-    for point in range(12):
-        calls, at = 0, point
-        decoder = SpeculativeDecoder(
-            models, DecoderOptions(2, policy=parse_policy("rejection")), replace(PARTS, **{name: failing})
-        )
-        try:
-            decoder.decode(request, models.noise(request))
-        except PlannedError:
-            failures += 1
-        at = sys.maxsize
-        again = decoder.decode(request, models.noise(request))
-        assert torch.equal(again.tokens_BL, clean.tokens_BL)
-    assert failures >= 1
-    assert all(torch.equal(before[key], now) for key, now in snapshot(models).items())
-
-
-class Fragile:
-    """A network whose pass `name` fails from its `at`-th call on, in the middle of the decoder's round."""
-
-    def __init__(self, network: Any, name: str, at: int) -> None:
-        self.network, self.name, self.left = network, name, at
-
-    def __getattr__(self, name: str) -> Any:
-        if name == self.name:
-            self.left -= 1
-            if self.left < 0:
-                raise PlannedError
-        return getattr(self.network, name)
-
-
-@pytest.mark.parametrize("side", ["draft", "target"])
-@pytest.mark.parametrize("name", ["hidden", "logits"])
-@pytest.mark.parametrize("at", [0, 1, 2])
-def test_an_exception_in_a_pass_leaves_the_models_reusable(side: str, name: str, at: int):
-    models, request = tiny(Layout((1, 2, 3, 4))), Request((0, 1), 4)
-    before, clean = snapshot(models), decoded("coupled", 1, models, request)
-    broken: Any = {side: Fragile(getattr(models, side), name, at)}
-    with pytest.raises(PlannedError):
-        decoded("coupled", 1, replace(models, **broken), request)
-    assert torch.equal(decoded("coupled", 1, models, request).tokens_BL, clean.tokens_BL)
-    assert all(torch.equal(before[key], now) for key, now in snapshot(models).items())
-
-
-def test_the_peak_of_the_cache_is_the_formula_and_is_given_back():
-    models, request = digits(), Request((0, 1, 2), 0)
-    trace = SpeculativeDecoder(models, DecoderOptions(5, policy=parse_policy("match:0"))).decode(
-        request, models.noise(request)
-    )
-    for side, network in (("draft", models.draft), ("target", models.target)):
-        depth, D, L, B = network.config.depth, network.config.D, network.pyramid.L, 3
-        assert trace.cache_bytes[side] == depth * D * L * 2 * B * 2 * 4
-
-
-def test_two_hundred_decodes_leave_nothing_behind():
-    models, request = toys(), Request((0, 1), 5)
-    decoder = SpeculativeDecoder(models, DecoderOptions(2, policy=parse_policy("rejection")))
-
-    def held() -> int:
-        gc.collect()
-        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
-
-    for _ in range(3):  # masks and guidance weights are kept on purpose
-        decoder.decode(request, models.noise(request))
-    before = held()
-    for _ in range(200):
-        decoder.decode(request, models.noise(request))
-    assert held() == before
 
 
 def test_policies_say_why_they_claim_a_contract():

@@ -1,0 +1,230 @@
+"""The scoreboard: what measurements keep of the report's promises, and the files that it reads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from harness.bench._files import Speed, policies_document, read_policies, read_speed
+from harness.bench._policy_costs import PolicyRow
+from harness.bench._scoreboard import scoreboard, speed_table
+from harness.bench._speed import Sequential, SpeedRow
+from harness.bench.charts import speed_up_chart, svg
+from harness.commands.bench import settings_for
+from harness.errors import InputError
+from harness.judge._verdict import Distance
+from harness.quality._distances import Estimate
+from harness.quality._measured import Measured, read_quality
+from harness.quality._rows import QualityRow
+from harness.report._tables import replaced_parts
+from tests.helpers import command
+from tests.unit.bench.measured import MACHINE
+
+ALONE = Sequential(100.0, 90.0, 20.0, 1000)
+FAST = SpeedRow(1, "imposed:1", 9, 150.0, ALONE, ALONE, 50.0, 20.0, 25.0, 10.0, 1.0, 1.0, 1150)
+SLOW = replace(FAST, policy="imposed:0.5", ms=80.0, draft_passes_ms=math.nan, target_calls=6.0, kept=0.375, peak=1250)
+RUN = Speed("d16-d30 (random weights)", "TF32", "bfloat16", True, True, MACHINE, [FAST, SLOW])
+DIGITS = Speed("digits", "float32", "float32", True, False, MACHINE, [replace(FAST, policy="match:0.5", draft_len=5)])
+POLICIES = [
+    PolicyRow("the draft alone", "", "", [0], [0], [5], [Distance(1.0, 0.1, 0.25)]),
+    PolicyRow("coupled", "A", "5", [8], [5], [5], [Distance(0.0, 0.0, 0.0)]),
+    PolicyRow("match:0.5", "C", "5", [4], [5], [5], [Distance(0.5, 0.1, 0.05)]),
+    PolicyRow("match:0.5", "C", "10", [3], [5], [5], [Distance(0.5, 0.1, 0.05)]),
+]
+
+
+def test_the_scoreboard_repeats_its_files():
+    lines = scoreboard(POLICIES, "digits", [RUN, DIGITS]).markdown().splitlines()[2:]
+    assert lines == [
+        "| d16-d30, TF32, draft bfloat16, CUDA graphs, 9 scales + bonus, 100% of scales accepted | - | 1.0 | 2.00 |"
+        " +15.0% | imposed | calls, speed, memory |",
+        "| d16-d30, TF32, draft bfloat16, CUDA graphs, 9 scales + bonus, 38% of scales accepted | - | 6.0 | 1.25 |"
+        " +25.0% | imposed | none |",
+        "| digits, `coupled` | A | 8.0 | - | - | 0 % | image (speed not measured) |",
+        "| digits, `match:0.5` | C | 4.0 | 2.00 | - | 20 % | calls, speed |",
+    ]
+    line = "| TF32, draft bfloat16, CUDA graphs | 1 | `imposed:1` | 100% | 9 + bonus | 150.0 | 100.0 | 100.0 | 50.0 |"
+    assert line in speed_table([RUN])
+
+
+def test_divided_labour_stands_at_every_batch_beside_imposed_acceptance():
+    code = replace(FAST, policy="code:5", draft_len=1, target_calls=5.0, kept=math.nan)
+    rows = [replace(code, batch=8, peak=1250), code, FAST, replace(code, batch=32, ms=90.0, peak=1250),
+            replace(code, policy="code:9", target_calls=9.0, ms=90.0, peak=1250)]  # fmt: skip
+    runs = [replace(RUN, bonus=False, rows=rows)]
+    lines = scoreboard(POLICIES, "digits", runs).markdown().splitlines()[2:]
+    named = "| d16-d30, TF32, draft bfloat16, CUDA graphs,"
+    assert lines[:3] == [
+        f"{named} 9 scales, 100% of scales accepted | - | 1.0 | 2.00 | +15.0% | imposed | calls, speed, memory |",
+        f"{named} `code:5`, batch 1 / 8 / 32 | C | 5.0 | 2.00 / 2.00 / 1.11 | +15.0% / +25.0% / +25.0% |"
+        " random weights | calls, speed at 1 and 8, memory at 1 |",
+        f"{named} `code:9`, batch 1 | C | 9.0 | 1.11 | +25.0% | random weights | none |",
+    ]
+    assert len(lines) == 5
+    assert "| 8 | `code:5` | - | - | 150.0 |" in speed_table(runs)  # neither scales kept nor a draft length
+    on_digits = replace(DIGITS, rows=[replace(code, draft_len=2)])
+    policies = [*POLICIES, PolicyRow("code:5", "C", "5", [5], [5], [5], [Distance(0.5, 0.1, 0.05)])]
+    assert scoreboard(policies, "digits", [on_digits]).markdown().splitlines()[-1] == (
+        "| digits, `code:5` | C | 5.0 | 2.00 | - | 20 % | calls, speed |"
+    )
+
+
+def test_runs_of_several_cards_say_which():
+    other = replace(RUN, machine=replace(MACHINE, name="NVIDIA H100 80GB HBM3"), rows=[FAST])
+    lines = scoreboard(POLICIES, "digits", [RUN, other, DIGITS]).markdown().splitlines()[2:5]
+    cards = ["by hand", "by hand", "H100 80GB HBM3"]
+    assert [line.partition(", 9 scales")[0] for line in lines] == [
+        f"| d16-d30, TF32, draft bfloat16, CUDA graphs, {card}" for card in cards
+    ]
+    table = speed_table([RUN, other])
+    assert "| d16-d30 | TF32, draft bfloat16, CUDA graphs, H100 80GB HBM3 | 1 |" in table
+    assert table.splitlines()[-2:] == [f"- TF32 on {run.machine}" for run in (other, RUN)]
+    assert "by hand |" not in speed_table([RUN, RUN])
+
+
+def test_a_policy_that_no_draft_length_touches_is_timed_once():
+    assert settings_for("code:5,imposed:1", "2,5", 1) == [("code:5", 2), ("imposed:1", 2), ("imposed:1", 5)]
+
+
+def quality_of(policy: str, contract: str, drift: float) -> QualityRow:
+    low, high = drift - 0.02, drift + 0.02
+    loss = Estimate(0.01, -0.01, 0.03)
+    return QualityRow(policy, contract, "5", 10_000, 42, 4.0, loss=loss, drift=Estimate(drift, low, high))
+
+
+def test_quality_adds_a_column_and_decides_the_promise_of_the_image():
+    rows = [quality_of("coupled", "A", 0.0), quality_of("match:0.5", "C", 0.03), quality_of("kl:0.1", "C", 0.5)]
+    found = Measured("digits", "cuda", 0.5, "a classifier", "a unit", "real", 40, rows)
+    lines = scoreboard(POLICIES, "digits", [RUN, DIGITS], measured=found).markdown().splitlines()
+    assert lines[0].endswith("| loss; drift (< 0.1) | promises kept |")
+    assert lines[2].endswith("| +15.0% | imposed | imposed | calls, speed, memory |")
+    assert lines[4:] == [
+        "| digits, `coupled` | A | 8.0 | - | - | 0 % | 0.010 ± 0.020; 0.000 ± 0.020 KEPT | image (speed not"
+        " measured) |",
+        "| digits, `match:0.5` | C | 4.0 | 2.00 | - | 20 % | 0.010 ± 0.020; 0.030 ± 0.020 KEPT | calls, speed, image |",
+        "",
+        "- 5 target calls or fewer: digits, `match:0.5`; of those with imposed acceptance 1.",
+        "- 1.3 times faster or more: digits, `match:0.5`; of those with imposed acceptance 1.",
+        "- Less than 20 % more memory: no decoder; of those with imposed acceptance 1.",
+        "- The image's quality: digits, `coupled`; digits, `match:0.5`; of those with imposed acceptance 0.",
+        "- Calls and image together: digits, `match:0.5`.",
+        "- Most promises together: digits, `match:0.5` (calls, speed, image).",
+    ]
+    lost = replace(found, rows=[quality_of("coupled", "A", 0.5), quality_of("match:0.5", "C", 0.1)])
+    lines = scoreboard(POLICIES, "digits", [RUN, DIGITS], measured=lost).markdown().splitlines()
+    assert lines[4].endswith("0.500 ± 0.020 LOST | none (speed not measured) |")
+    assert lines[5].endswith("0.100 ± 0.020 INCONCLUSIVE | calls, speed |")
+    assert lines[-2:] == [
+        "- Calls and image together: no decoder.",
+        "- Most promises together: digits, `match:0.5` (calls, speed).",
+    ]
+
+
+def test_a_speed_up_that_the_passes_do_not_allow_keeps_no_promise():
+    noisy = replace(FAST, target=replace(ALONE, passes_ms=50.0))  # 2.0 measured, 1.11 allowed
+    text = scoreboard(POLICIES, "digits", [replace(RUN, rows=[noisy])]).markdown()
+    assert "| 1.0 | 2.00 | +15.0% | imposed | calls, memory |" in text
+
+
+def test_a_policy_timed_twice_is_refused():
+    with pytest.raises(InputError, match=r"match:0.5 at draft_len 5 is timed twice on digits; name one of the files"):
+        scoreboard(POLICIES, "digits", [DIGITS, replace(DIGITS, graphs=False)]).markdown()
+
+
+def test_the_picture_shows_speed_against_acceptance():
+    figure = speed_up_chart([RUN, DIGITS])
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert drawn["TF32, draft bfloat16, CUDA graphs, 9 scales + bonus"] == [[0.375, 1.25], [1.0, 2.0]]
+    ElementTree.fromstring(svg(figure))
+
+
+def test_files_are_read_back_as_they_were_written(tmp_path: Path):
+    runs, policies = tmp_path / "speed-a.json", tmp_path / "policies.json"
+    runs.write_bytes(RUN.document())
+    policies.write_bytes(policies_document("digits", "cpu", POLICIES))
+    assert repr(read_speed(runs)) == repr(RUN)  # NaN is not equal to itself
+    assert repr(read_policies(policies)) == repr(("digits", POLICIES))
+    for read, wrong in ((read_speed, policies), (read_policies, runs), (read_speed, tmp_path / "none.json")):
+        with pytest.raises(InputError, match="is no file of bench"):
+            read(wrong)
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_the_scoreboard_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    options = ("--policies", "imposed:1,coupled", "--draft-len", "5", "--repeats", "1", "--json", "speed-digits.json")
+    assert command(monkeypatch, "bench", *options, "--quiet") == 0
+    assert "digits on cpu, float32, kernel by kernel" in capsys.readouterr().out
+    Path("policies.json").write_bytes(policies_document("digits", "cpu", POLICIES))
+    page = Path("page.md")
+    page.write_text("a\n<!-- scoreboard: begin -->\nold\n<!-- scoreboard: end -->\nb\n")
+    options = ("--policies", "policies.json", "--into", "page.md", "--picture", "speed.svg")
+    assert command(monkeypatch, "scoreboard", *options) == 0
+    text = page.read_text()
+    assert text.startswith("a\n<!-- scoreboard: begin -->\n| decoder |")
+    assert text.endswith("\n<!-- scoreboard: end -->\nb\n")
+    assert "old" not in text
+    speed_up_cell = text.split("| digits, `coupled` | A | 8.0 | ")[1].split(" ")[0]
+    assert float(speed_up_cell) > 0
+    ElementTree.parse("speed.svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("bench", "--repeats", "0"), "repeats=0: must be at least 1"),
+        (("bench", "--batches", "0"), "batches=0: must all be at least 1"),
+        (("bench", "--policies", "imposed:3"), "policy=imposed:3: RATE must be"),
+        (("bench", "--policies", "guess"), "policy=guess: "),
+        (("bench", "--draft-len", "11"), "draft_len=11: "),
+        (("bench", "--graphs"), "graphs=True: need a CUDA device"),
+        (("bench", "--json", "nowhere/a.json"), "json=nowhere/a.json: "),
+        (("scoreboard",), "speed=: names nothing"),
+        (("scoreboard", "--speed", "none.json"), "speed=none.json: is no file of bench"),
+        (("scoreboard", "--into", "nowhere/a.md"), "into=nowhere/a.md: "),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr().err.strip()
+    assert captured.startswith(f"error: {said}")
+    assert len(captured.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_published_tables_are_those_of_the_stored_measurements():
+    root = Path(__file__).parents[3]
+    runs = [read_speed(path) for path in sorted((root / "docs/measured").glob("speed-*.json"))]
+    models, policies = read_policies(root / "docs/measured/policies.json")
+    path = root / "docs/measured/quality.json"
+    found = read_quality(path) if path.exists() else None
+    parts = {"scoreboard": scoreboard(policies, models, runs, measured=found).markdown(), "speed": speed_table(runs)}
+    page = root / "docs/speed.md"
+    assert replaced_parts(page, parts) == page.read_text(), f"run sdvar-harness scoreboard --into {page.name}"
+
+
+def test_a_page_without_markers_is_refused_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("speed-a.json").write_bytes(RUN.document())
+    Path("policies.json").write_bytes(policies_document("digits", "cpu", POLICIES))
+    Path("page.md").write_text("nothing")
+    options = ("--policies", "policies.json", "--into", "page.md", "--picture", "speed.svg")
+    assert command(monkeypatch, "scoreboard", *options) == 2
+    assert "into=page.md: must hold the lines <!-- scoreboard: begin -->" in capsys.readouterr().err
+    assert Path("page.md").read_text() == "nothing"
+    assert not Path("speed.svg").exists()
