@@ -7,7 +7,6 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.judge import Evidence, judge, require
-from harness.laws._allowed import needs_exact, require_draws
 from harness.laws._batch import in_step
 from harness.laws._case import QUALITIES, Case
 from harness.laws._enumeration import output_law, p_value, target_law
@@ -24,7 +23,7 @@ from harness.laws._law import (
     require_shown_rounds,
     require_tokens,
 )
-from harness.laws._oracle import noting, run_over, targeted
+from harness.laws._oracle import needs_exact, noting, require_draws, run_over, targeted
 from harness.protocol import Contract, Round, Trace
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
 from harness.reference import decode_by_policy, filter_logits, joint_law, law_distance

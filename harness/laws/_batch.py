@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from harness.judge import require
-from harness.laws._allowed import needs_exact, require_draws
 from harness.laws._case import Case
 from harness.laws._law import EVERY, KEEPS_AN_EQUAL, NotOffered, Subject, law, require_shown_rounds, require_tokens
-from harness.laws._oracle import require_whole
+from harness.laws._oracle import needs_exact, require_draws, require_whole
 from harness.laws._scripted import Scripted, decode_drafted
 from harness.protocol import Contract, Request, Round, Trace
 

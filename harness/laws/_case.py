@@ -96,7 +96,7 @@ class Case:
     dtype: str = "float64"  # of the networks, one of `MODES`; most laws take float64 whatever it says (`Law.wide`)
     draft_dtype: str = ""  # of the draft, where it is another
     device: str = "cpu"  # of the networks
-    exact: bool = True  # False: every law takes networks of `dtype`, and rounding is allowed for (`laws.allowed`)
+    exact: bool = True  # False: every law takes networks of `dtype`, and rounding is allowed for (`allowed`)
     family: str = "var"  # of the networks, one of `FAMILIES`
 
     def __repr__(self) -> str:

@@ -6,7 +6,6 @@ import torch
 
 from harness.errors import HarnessError
 from harness.judge import require
-from harness.laws._allowed import allowed, needs_exact, require_draws
 from harness.laws._case import Case
 from harness.laws._law import (
     EVERY,
@@ -19,7 +18,7 @@ from harness.laws._law import (
     require_equal,
     shown_tensors,
 )
-from harness.laws._oracle import targeted
+from harness.laws._oracle import allowed, needs_exact, require_draws, targeted
 from harness.protocol import Contract, ScaleGuidance
 
 _THIRD = 1 / 3  # no decimal, and nothing that float32 holds

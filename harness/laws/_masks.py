@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from harness.judge import require
-from harness.laws._allowed import allowed, needs_exact
 from harness.laws._case import Case
 from harness.laws._law import Subject, law, shown_tensors
-from harness.laws._oracle import Run, run_over, several, targeted
+from harness.laws._oracle import Run, allowed, needs_exact, run_over, several, targeted
 from harness.models.network import Condition
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from harness.judge import require
-from harness.laws._allowed import allowed, needs_exact
 from harness.laws._case import CLASSES, NINE, Case
 from harness.laws._law import (
     FLOAT64,
@@ -18,7 +17,7 @@ from harness.laws._law import (
     require_shown_rounds,
     shown_tensors,
 )
-from harness.laws._oracle import run_over, several, targeted
+from harness.laws._oracle import allowed, needs_exact, run_over, several, targeted
 from harness.laws._scripted import Scripted, decode_drafted
 from harness.protocol import Contract
 

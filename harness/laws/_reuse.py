@@ -6,10 +6,9 @@ from typing import Any
 
 from harness.errors import InputError
 from harness.judge import require
-from harness.laws._allowed import allowed, require_draws
 from harness.laws._case import CLASSES, Case
 from harness.laws._law import NotOffered, Subject, law, require_equal, require_tokens
-from harness.laws._oracle import run_over, targeted
+from harness.laws._oracle import allowed, require_draws, run_over, targeted
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Trace
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.judge import require
-from harness.laws._allowed import needs_exact
 from harness.laws._case import CHOICES, Case
 from harness.laws._law import EVERY, EXACT, LOSSY, NotOffered, Subject, law, policy_name, require_rounds, require_tokens
+from harness.laws._oracle import needs_exact
 from harness.laws._scripted import Around, Ranked, Scripted, decode_drafted, levelled
 from harness.models.network import Cache, Condition
 from harness.protocol import Request, Round, Trace

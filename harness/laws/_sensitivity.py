@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 
 from harness.judge import require
-from harness.laws._allowed import require_draws
 from harness.laws._case import Case
 from harness.laws._law import NotOffered, Subject, law
+from harness.laws._oracle import require_draws
 from harness.protocol import Contract, Request
 from harness.speculative.sampler import SpeculativeDecoder
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.judge import require
-from harness.laws._allowed import allowed, needs_exact
 from harness.laws._case import Case
 from harness.laws._law import FLOAT64, Subject, law, require_equal, require_same, require_tokens
 from harness.laws._oracle import (
@@ -18,7 +17,9 @@ from harness.laws._oracle import (
     Interrupted,
     ListCache,
     Snapshot,
+    allowed,
     check_snapshot,
+    needs_exact,
     require_whole,
     run_over,
     snapshot,

@@ -16,7 +16,6 @@ from harness.runs._decodes import TERMS, Decodes, RunInterrupted, verify_decodes
 from harness.runs._exercised import ADALN
 from harness.runs._identity import code_of, differences, identity_of, weights_of
 from harness.runs._likelihood import LikelihoodTest
-from harness.runs._origin import check_trusted
 from harness.runs._plan import BatchSize, Plan, Task, cut_batches, default_batch
 from harness.runs._recorded import recorded_result
 from harness.runs._records import THE_LAW, BrokenLaw, LawsTried, QualityClaims, to_json
@@ -24,4 +23,5 @@ from harness.runs._replay import Answer, Replayed, replay_case, shrink_case
 from harness.runs._result import Verification
 from harness.runs._runfile import UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of, readable
 from harness.runs._schema import typed
+from harness.runs._seals import check_trusted
 from harness.runs._setting import COUNTS, SettingResult

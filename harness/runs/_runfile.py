@@ -21,7 +21,6 @@ from harness.errors import InputError
 from harness.protocol import request_of, request_values
 from harness.runs import _records as records
 from harness.runs._database import REMEDY, FileKind, GrowingFile, is_begun, notes_of
-from harness.runs._origin import origin_mark
 from harness.runs._plan import Plan, Task
 from harness.runs._record import RunHeader
 from harness.runs._records import (
@@ -35,6 +34,7 @@ from harness.runs._records import (
     to_json,
 )
 from harness.runs._schema import typed
+from harness.runs._seals import origin_mark
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
 from harness.wording import count_of
 

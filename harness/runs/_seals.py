@@ -1,13 +1,22 @@
-"""A running digest over what a run file holds, so that it cannot be rewritten unseen.
+"""May a run file be believed? Nothing in it is rewritten unseen, and a file of somebody else's is told from one's own.
 
 Promise: every row that is written gets a seal, which holds a digest of the row and one of all seals until then; a row
 that is another one now, is gone, or was never sealed is named. Whoever writes the file holds the last digest, and
-compares at the end; whoever has the file alone sees what was not sealed anew. It is no signature.
+compares at the end; whoever has the file alone sees what was not sealed anew. It is no signature. A file that this user
+wrote on this machine is known again, by a mark that nobody else's knowledge suffices to make for other code; others may
+name code, and whether that runs here is for whoever reads them to say. It is no lock: who can read this machine's
+secrets can make marks.
 """
 
 import hashlib
+import os
 import sqlite3
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.decoders import OWN_DECODER
+from harness.errors import InputError
 
 COLUMNS = "place TEXT NOT NULL, content TEXT NOT NULL, digest TEXT NOT NULL"
 SEALS = f"CREATE TABLE seals (number INTEGER PRIMARY KEY, {COLUMNS})"
@@ -67,3 +76,35 @@ def _place(table: str, keys: list[int], values: tuple[object, ...]) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+MACHINE = Path("/etc/machine-id")  # known on this machine alone; where it is missing, the address of its network card
+
+
+def origin_mark(texts: Sequence[str]) -> str:
+    """Return the mark of this user and this machine on what a file says that it is of."""
+    try:
+        secret = MACHINE.read_bytes().strip()
+    except OSError:
+        secret = b""
+    mark = hashlib.blake2b(key=secret[:64] or uuid.getnode().to_bytes(8, "big"), digest_size=16)
+    for text in (str(os.getuid()), *texts):
+        mark.update(f"{len(text)} {text};".encode(errors="surrogatepass"))
+    return mark.hexdigest()
+
+
+def check_trusted(path: Path, named: Sequence[tuple[str, str]], given: Sequence[Path | None]) -> None:
+    """Refuse to run what somebody else's file names. Raises `InputError` where that is code, and not the harness's.
+
+    `named` are factory and checkout of the decoder, and of the one in the reference's place; `given` the checkouts that
+    the command line named for them: those are its user's own choice.
+    """
+    foreign = []
+    for (factory, checkout), own in zip(named, given, strict=False):
+        if factory != OWN_DECODER and not factory.startswith("published:"):
+            foreign.append(factory)
+        if checkout and own is None:
+            foreign.append(f"checkout {checkout}")
+    if foreign:
+        rule = f"comes from elsewhere, and names code that would run here: {', '.join(foreign)}"
+        raise InputError("file", str(path), rule, "look at that code, and pass --trust")
