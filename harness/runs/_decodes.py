@@ -8,7 +8,7 @@ that is not the harness's own runs in a process of its own. Who does the tasks, 
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,9 +95,8 @@ def verify_decodes(
         result.early.append(Divergence("weights", str(error), plan.tasks[0].request.seed))
         return result
     result.budget = widest(budget, models.pyramid, [task.request for task in plan.tasks])
-    identity = None
-    if store.recipe is not None or store.file:
-        identity = identity_of(models, tested, terms.against)
+    is_asked = store.recipe is not None or store.file
+    identity = identity_of(models, tested, terms.against) if is_asked else None
     crew = employ(parallelism, torch.device(parallelism.device or models.device), len(plan.tasks))
     sent = pickled_factory(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
     told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms
@@ -120,8 +119,7 @@ def verify_decodes(
             counted_by=HARNESS if is_counted(factory) else DECODER,
         )  # fmt: skip
         file = begin(store, record, plan)
-        held_file: AbstractContextManager[RunFile | None] = closing(file) if file else nullcontext()
-        with held_file:
+        with closing(file) if file else nullcontext():
             run = RunInProgress(plan, result, file, progress)
             result.stopped = run.go(pool.map, terms.first_only)
             result.sealed = file.digest if file else ""
