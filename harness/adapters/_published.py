@@ -77,7 +77,9 @@ class Published:
     ) -> Iterator[SharedNumbers | None]:
         """Let the code decode: its modules found, its draws answered, its tensors recorded; yield what answers."""
         check_numbers(numbers, request)
-        shared = SharedNumbers(noise, request, self.models.pyramid, recorder.reader) if numbers == "shared" else None
+        shared = None
+        if numbers == "shared":
+            shared = SharedNumbers(noise, request, self.models.pyramid, lambda: recorder.side)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.checkout.active())
             stack.enter_context(on_device(self.models.device))

@@ -90,12 +90,8 @@ class Recorder:
     draws: list[SeenDraw] = field(default_factory=list)
     writes: list[SeenWrite] = field(default_factory=list)
     pictured: list[Tensor] = field(default_factory=list)
-    side: str = "target"
+    side: str = "target"  # who computed last
     _looked_up: dict[int, Tensor] = field(default_factory=dict)
-
-    def reader(self) -> str:
-        """Return who computed last."""
-        return self.side
 
     def calls(self, side: str) -> list[int]:
         """Return the positions of every pass of one side."""

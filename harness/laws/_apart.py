@@ -47,12 +47,7 @@ class LawJob:
     limits: Limits | None  # of the process; None = it has none
 
 
-@dataclass(frozen=True)
-class Told:
-    """How a violation names the decoder."""
-
-    name: str  # the factory, as Python names it
-    options: tuple[tuple[str, str], ...]
+Told = tuple[str, tuple[tuple[str, str], ...]]  # how a violation names the decoder: its factory in Python, and options
 
 
 class LawProcesses:
@@ -176,8 +171,7 @@ def read_answer(line: bytes, law: Law, told: Told) -> LawResult | Died:
         row.skipped, row.why = (str(values[name])[:MOST_TEXT] for name in TEXTS)
         if values["broken"] is not None:
             found, case, part = values["broken"]
-            named = told.name, told.options, str(part)[:MOST_TEXT]
-            row.violation = Violation(law, case_of(case), str(found)[:MOST_TEXT], *named)
+            row.violation = Violation(law, case_of(case), str(found)[:MOST_TEXT], *told, str(part)[:MOST_TEXT])
         return row
     except (ValueError, TypeError, KeyError, RecursionError, InputError) as error:
         raise UnreadableError(f"its process answers with another form ({one_line(text_of(error))[:100]})") from None

@@ -19,7 +19,7 @@ import torch
 from harness.decoders import Factory, Limits, Surroundings, factory_name, load_factory, pickled_factory
 from harness.errors import InputError
 from harness.judge import PartLaw, PartVerdict, Verdict
-from harness.laws._apart import LawJob, LawProcesses, Told
+from harness.laws._apart import LawJob, LawProcesses
 from harness.laws._case import Case
 from harness.laws._catalogue import LAWS
 from harness.laws._engine import SHRINK_S, CaseSource, LawResult, Report, Scope, isolated_parts, try_law
@@ -88,29 +88,19 @@ def _pool(work: LawWork, crew: Crew) -> Pool | LawProcesses:
     factory = work.factory
     sent = factory if isinstance(factory, str | bytes) else pickled_factory(factory, factory_name(factory))
     job = LawJob(sent, work.options, work.source, Surroundings.here(), work.limits)
-    return LawProcesses(job, crew.devices, Told(work.name, work.options))
+    return LawProcesses(job, crew.devices, (work.name, work.options))
 
 
 class How(TypedDict, total=False):
-    """What else `run_conformance` takes by name.
+    """What else `run_conformance` takes by name."""
 
-    Args:
-        checkout: folder of published code.
-        options: (name, value) for the factory.
-        patch_nums: one pyramid, or several; small ones otherwise.
-        dtype: of all networks, rounding allowed for: float32 for code that computes in nothing else.
-        device: of the networks.
-        shrink_s: seconds that a failure may be simplified for.
-        workers: processes that share the laws; 1 = this process alone, 0 = one a GPU that the device stands for.
-    """
-
-    checkout: str | Path
-    options: Mapping[str, str]
-    patch_nums: Sequence[int] | Sequence[Sequence[int]]
-    dtype: str
-    device: str
-    shrink_s: float
-    workers: int
+    checkout: str | Path  # folder of published code
+    options: Mapping[str, str]  # name -> value, for the factory
+    patch_nums: Sequence[int] | Sequence[Sequence[int]]  # one pyramid, or several; small ones otherwise
+    dtype: str  # of all networks, rounding allowed for: float32 for code that computes in nothing else
+    device: str  # of the networks
+    shrink_s: float  # seconds that a failure may be simplified for
+    workers: int  # processes that share the laws; 1 = this process alone, 0 = one a GPU that the device stands for
 
 
 def run_conformance(

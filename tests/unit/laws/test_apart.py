@@ -15,7 +15,7 @@ import pytest
 from harness import InputError, ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
 from harness.decoders import Limits
 from harness.laws import LAWS, Case, Law
-from harness.laws._apart import Told, answer_of, case_of, read_answer
+from harness.laws._apart import answer_of, case_of, read_answer
 from harness.laws._conformance import LawWork, try_laws
 from harness.laws._engine import CaseList, LawResult, fixed_cases
 from harness.laws._law import Violation
@@ -25,7 +25,7 @@ from harness.processes import UnreadableError
 HERE = "tests.unit.laws.test_apart"
 BY_ID = {law.id: law for law in LAWS}
 SOME = [BY_ID[name] for name in ("masks.definition", "state.once", "acceptance.token-identical")]
-TOLD = Told("'a:b'", ())
+TOLD = ("'a:b'", ())
 MARK = "SDVAR_TEST_MARK"
 
 
