@@ -1,5 +1,6 @@
-"""Where the decoder under test lives, in this process or in one of its own, and on which terms: how it is judged, which
-is fixed before it is built.
+"""Where the decoder under test lives, in this process or in one of its own, and on which terms it is judged.
+
+Promise: the terms are fixed before a decoder is built.
 """
 
 from collections.abc import Sequence

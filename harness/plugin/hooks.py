@@ -1,9 +1,9 @@
-"""What pytest loads (entry point `pytest11`): options, and hooks that do nothing unless a decoder is named or laws are
-checked: then the summary in the terminal and the page say what all items saw, in the process that reports.
+"""What pytest loads (entry point `pytest11`): options, hooks that do nothing unless a decoder is named, and what was seen.
 
 Promise: in a run that does not ask for it nothing happens: PyTorch is not imported, no item is added, nothing is said.
 Whatever is needed beyond pytest is therefore imported in the functions. The entry point has this module's name, so that
-`-p` and `pytest_plugins` find the same plugin where the package is not installed.
+`-p` and `pytest_plugins` find the same plugin where the package is not installed. In the process that reports, summary
+and page say what all items saw; of a run that checked no law they say nothing.
 """
 
 import inspect
