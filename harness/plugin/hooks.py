@@ -1,4 +1,4 @@
-"""What pytest loads (entry point `pytest11`): options, hooks that do nothing unless a decoder is named, and what was seen.
+"""What pytest loads (entry point `pytest11`): options, hooks that rest until a decoder is named, and what was seen.
 
 Promise: in a run that does not ask for it nothing happens: PyTorch is not imported, no item is added, nothing is said.
 Whatever is needed beyond pytest is therefore imported in the functions. The entry point has this module's name, so that
