@@ -40,7 +40,7 @@ from harness.judge._verdict import Divergence, Judgement
 from harness.judge._wealth import ALPHA, Bets, Wealth
 from harness.models import ModelPair
 from harness.models.network import Network
-from harness.protocol import Guidance, Request
+from harness.protocol import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import FamilySteps, family_of, filter_logits, teacher_forced
 from harness.rounding import Budget
@@ -140,10 +140,18 @@ def rows_along(
 
 def survivors(guided_BlV: Tensor, request: Request, allowed: float) -> tuple[Tensor, Tensor]:
     """Return which tokens may pass a filter, and which must, if the decoder's logits are moved and the reference's."""
-    flat_NV = guided_BlV.flatten(0, 1).double()
+    flat_NV, V = guided_BlV.flatten(0, 1).double(), guided_BlV.shape[-1]
     error_N1 = torch.full((len(flat_NV), 1), 2 * allowed, dtype=torch.float64, device=flat_NV.device)
-    possible_NV, certain_NV = filter_survivors(flat_NV, request, error_N1)
-    return possible_NV.view_as(guided_BlV), certain_NV.view_as(guided_BlV)
+    most = V
+    if 0 < request.top_k < V:  # others are dropped for certain
+        kth_N1 = flat_NV.topk(request.top_k).values[:, -1:]
+        most = int((flat_NV + 4 * allowed >= kth_N1).sum(1).max())
+    values_NK, columns_NK = flat_NV.topk(most) if most < V else (flat_NV, None)
+    both = filter_survivors(values_NK, request, error_N1)
+    if columns_NK is not None:
+        none_NV = torch.zeros_like(flat_NV, dtype=torch.bool)
+        both = none_NV.scatter(1, columns_NK, both[0]), none_NV.scatter(1, columns_NK, both[1])
+    return both[0].view_as(guided_BlV), both[1].view_as(guided_BlV)
 
 
 @torch.inference_mode()
@@ -162,15 +170,22 @@ def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternat
 
 @dataclass(frozen=True)
 class _Law:
-    """The target's law of the draws of one scale, along the decoder's own tokens."""
+    """The target's law of the draws of one scale, along the decoder's own tokens.
+
+    It holds the K most likely tokens of every draw, in ascending order, K being the most that the filter
+    keeps anywhere: no bet is on others, and logits are sorted once. Without a filter K is V, in the codebook's order.
+    """
 
     request: Request  # with the filter of this scale
     steps: FamilySteps
     si: int
     S: int
-    rows_RlV: Tensor  # logits before guidance
-    draft_RlV: Tensor  # the draft's
-    probs_BlV: Tensor  # after guidance and filter
+    ascending_BlV: Tensor  # logits after guidance; not sorted where there is no filter
+    columns_BlK: Tensor | None  # which tokens the K are; None = all of them
+    rows_RlK: Tensor  # logits before guidance
+    drafts_BlK: Tensor  # the draft's law
+    logits_BlK: Tensor  # after guidance and filter
+    probs_BlK: Tensor
     possible_BlV: Tensor  # tokens that take part under some logits within rounding
     is_open_Bl: Tensor  # where rounding cannot change which tokens take part
     token_Bl: Tensor
@@ -181,12 +196,21 @@ class _Law:
     def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int) -> _Law:
         """Return the law of scale `si`."""
         request, span, delta = seen.request.at(si), pyramid.draws.span(si), seen.allowed_S[si]
-        guided_BlV = seen.guided_BLV[:, span]
+        guided_BlV, rows_RlV, draft_RlV = (each[:, span] for each in (seen.guided_BLV, seen.rows_RLV, seen.draft_RLV))
         possible_BlV, certain_BlV = survivors(guided_BlV, request, delta)
+        draft_BlV = seen.steps.guide(draft_RlV, request.guidance, si, pyramid.S)[: len(guided_BlV)]
+        drafts_BlV = filter_logits(draft_BlV, request.top_k, request.top_p).softmax(-1)
+        columns_BlK, ascending_BlV, logits_BlK = None, guided_BlV, guided_BlV
+        if request.top_k or request.top_p:
+            ascending_BlV, order_BlV = guided_BlV.sort(-1)
+            logits_BlV = _above(ascending_BlV, request.top_k, request.top_p)
+            K = int(logits_BlV.isfinite().sum(-1).max())
+            logits_BlK, columns_BlK = logits_BlV[..., -K:], order_BlV[..., -K:].contiguous()
+            rows_RlV = rows_RlV.gather(2, columns_BlK.repeat(len(rows_RlV) // len(guided_BlV), 1, 1))
+            drafts_BlV = drafts_BlV.gather(2, columns_BlK)
         return cls(
-            request, seen.steps, si, pyramid.S, seen.rows_RLV[:, span], seen.draft_RLV[:, span],
-            filter_logits(guided_BlV, request.top_k, request.top_p).softmax(-1), possible_BlV,
-            (possible_BlV == certain_BlV).all(-1), seen.tokens_BL[:, span],
+            request, seen.steps, si, pyramid.S, ascending_BlV, columns_BlK, rows_RlV, drafts_BlV, logits_BlK,
+            logits_BlK.softmax(-1), possible_BlV, (possible_BlV == certain_BlV).all(-1), seen.tokens_BL[:, span],
             None if seen.before_L is None else seen.before_L[span], 4 * delta,
         )  # fmt: skip
 
@@ -195,62 +219,81 @@ class _Law:
         return torch.nonzero(~self.possible_BlV.gather(2, self.token_Bl[..., None])[..., 0]).tolist()
 
     def alternative(self, a: Alternative) -> Tensor:
-        """Return the probabilities (B, l, V) of an alternative."""
+        """Return the probabilities (B, l, K) of an alternative; what is missing to 1 is those of other tokens."""
         if a.share:
-            return torch.lerp(self.probs_BlV, self._source(a.source), a.share)
-        rows_RlV = self.rows_RlV.roll(len(self.probs_BlV), 0) if a.swapped else self.rows_RlV
-        logits_BlV = self._guided(rows_RlV, self.request.guidance if a.guidance is None else a.guidance, a.later)
+            return torch.lerp(self.probs_BlK, self._source(a.source), a.share)
         if a.top_k is not None or a.top_p is not None:
-            return self._filtered(logits_BlV, a.top_k, a.top_p)
-        # the filter keeps what it keeps under the target's law: to sort for every alternative costs ten times as much
-        return (logits_BlV / a.temperature).masked_fill_(self.probs_BlV == 0, -torch.inf).softmax(-1)
-
-    def _guided(self, rows_RlV: Tensor, guidance: Guidance, later: int = 0) -> Tensor:
-        guided_RlV = self.steps.guide(rows_RlV, guidance, min(max(self.si + later, 0), self.S - 1), self.S)
-        return guided_RlV[: len(self.probs_BlV)]  # without guidance every row stays itself, the conditional ones first
-
-    def _filtered(self, logits_BlV: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-        top_k, top_p = self.request.top_k if top_k is None else top_k, self.request.top_p if top_p is None else top_p
-        return filter_logits(logits_BlV, top_k, top_p).softmax(-1)
-
-    @cached_property
-    def drafts_BlV(self) -> Tensor:
-        """The draft's law."""
-        return self._filtered(self._guided(self.draft_RlV, self.request.guidance))
+            ascending_BlV, K = self.ascending_BlV, self.probs_BlK.shape[-1]
+            top_k = self.request.top_k if a.top_k is None else a.top_k
+            top_p = self.request.top_p if a.top_p is None else a.top_p
+            if self.columns_BlK is None:
+                return filter_logits(ascending_BlV, top_k, top_p).softmax(-1)
+            return _above(ascending_BlV, top_k, top_p).softmax(-1)[..., -K:]
+        # the filter keeps what it keeps under the target's law
+        if a.guidance is None and not a.later and not a.swapped:
+            return (self.logits_BlK / a.temperature).softmax(-1)
+        B, si = len(self.probs_BlK), min(max(self.si + a.later, 0), self.S - 1)
+        rows_RlK = self.rows_RlK.roll(B, 0) if a.swapped else self.rows_RlK
+        guidance = self.request.guidance if a.guidance is None else a.guidance
+        # without guidance every row stays itself, the conditional ones first
+        logits_BlK = self.steps.guide(rows_RlK, guidance, si, self.S)[:B]
+        return logits_BlK.masked_fill(self.probs_BlK == 0, -torch.inf).softmax(-1)
 
     def _source(self, source: TokenSource) -> Tensor:
-        """Return the probabilities (B, l, V) of a source of tokens."""
+        """Return the probabilities (B, l, K) of a source of tokens."""
         if source is TokenSource.DRAFT:
-            return self.drafts_BlV
+            return self.drafts_BlK
         if source is TokenSource.UNIFORM:
-            takes_part_BlV = (self.probs_BlV > 0).to(self.probs_BlV)
-            return takes_part_BlV / takes_part_BlV.sum(-1, keepdim=True)
+            takes_part_BlK = (self.probs_BlK > 0).to(self.probs_BlK)
+            return takes_part_BlK / takes_part_BlK.sum(-1, keepdim=True)
         if source is TokenSource.TOP:
-            return self._certain(self.probs_BlV.argmax(-1))
+            top_Bl1 = self.probs_BlK.argmax(-1, keepdim=True)
+            return torch.zeros_like(self.probs_BlK).scatter(2, top_Bl1, 1.0)
         if self.before_L is not None:
             return self._certain(torch.cat((self.before_L[None], self.token_Bl[:-1])))
         # no image before the first one: nothing is bet there
-        return torch.cat((self.probs_BlV[:1], self._certain(self.token_Bl.roll(1, 0))[1:]))
+        return torch.cat((self.probs_BlK[:1], self._certain(self.token_Bl.roll(1, 0))[1:]))
 
     def _certain(self, chosen_Bl: Tensor) -> Tensor:
-        return torch.zeros_like(self.probs_BlV).scatter(2, chosen_Bl[..., None], 1.0)
+        if self.columns_BlK is None:
+            return torch.zeros_like(self.probs_BlK).scatter(2, chosen_Bl[..., None], 1.0)
+        return (self.columns_BlK == chosen_Bl[..., None]).to(self.probs_BlK)
+
+    @cached_property
+    def is_token_BlK(self) -> Tensor:
+        """The decoder's tokens, 1 in their place."""
+        return self._certain(self.token_Bl)
 
     def bet(self, a: Alternative) -> tuple[Tensor, Tensor]:
         """Return what the alternative wins of every image, and mean and variance of it under the alternative.
 
         These are of the last image alone, which stands for all.
         """
-        law_BlV, p_BlV = self.alternative(a), self.probs_BlV
-        held_BlV = torch.minimum(law_BlV, MOST_RATIO * p_BlV)
-        ratio_BlV = held_BlV / p_BlV.clamp_min(TINY)
-        mean_Bl = held_BlV.sum(-1)
-        above_Bl = held_BlV.sub_(p_BlV).clamp_min_(0).sum(-1)
+        law_BlK, p_BlK = self.alternative(a), self.probs_BlK
+        held_BlK = torch.minimum(law_BlK, MOST_RATIO * p_BlK)
+        ratio_BlK = held_BlK / p_BlK.clamp_min(TINY)
+        mean_Bl = held_BlK.sum(-1)
+        above_Bl = held_BlK.sub_(p_BlK).clamp_min_(0).sum(-1)
         up, down = math.expm1(self.distance), -math.expm1(-self.distance)
-        bound_Bl = mean_Bl + up * above_Bl + down * (above_Bl - mean_Bl + 1) + DRAW_ROUNDING * ratio_BlV.amax(-1)
-        won_Bl = (ratio_BlV.gather(2, self.token_Bl[..., None])[..., 0] / bound_Bl).log()
-        factor_lV = (ratio_BlV[-1] / bound_Bl[-1, :, None]).log().clamp_min(LEAST)
-        mean_l, square_l = ((law_BlV[-1] * each).sum(-1) for each in (factor_lV, factor_lV.square()))
+        bound_Bl = mean_Bl + up * above_Bl + down * (above_Bl - mean_Bl + 1) + DRAW_ROUNDING * ratio_BlK.amax(-1)
+        won_Bl = ((ratio_BlK * self.is_token_BlK).sum(-1) / bound_Bl).log()
+        last_lK, factor_lK = law_BlK[-1], (ratio_BlK[-1] / bound_Bl[-1, :, None]).log().clamp_min(LEAST)
+        others_l = 1 - last_lK.sum(-1)
+        others_l = torch.where(others_l > DRAW_ROUNDING, others_l, 0.0)
+        mean_l = (last_lK * factor_lK).sum(-1) + others_l * LEAST
+        square_l = (last_lK * factor_lK.square()).sum(-1) + others_l * LEAST**2
         return self._sum(won_Bl), self._sum(torch.stack((mean_l, square_l - mean_l.square())), -1)
 
     def _sum(self, each_nl: Tensor, image: int | slice = slice(None)) -> Tensor:
         return (each_nl.double().clamp_min(LEAST) * self.is_open_Bl[image]).sum(-1)
+
+
+def _above(ascending_BlV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Return sorted logits with -inf where the reference's `filter_logits` has it; tokens that tie stay together."""
+    if top_k:
+        ascending_BlV = ascending_BlV.masked_fill(ascending_BlV < ascending_BlV[..., -top_k:][..., :1], -torch.inf)
+    if top_p:
+        dropped_BlV = ascending_BlV.softmax(-1).cumsum(-1) <= 1 - top_p
+        dropped_BlV[..., -1] = False  # never the largest
+        ascending_BlV = ascending_BlV.masked_fill(dropped_BlV, -torch.inf)
+    return ascending_BlV
