@@ -196,7 +196,9 @@ class _Law:
     def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int) -> _Law:
         """Return the law of scale `si`."""
         request, span, delta = seen.request.at(si), pyramid.draws.span(si), seen.allowed_S[si]
-        guided_BlV, rows_RlV, draft_RlV = (each[:, span] for each in (seen.guided_BLV, seen.rows_RLV, seen.draft_RLV))
+        wide = torch.promote_types(seen.rows_RLV.dtype, torch.float32)  # what a bet rounds is not in the budget
+        shown = (seen.guided_BLV, seen.rows_RLV, seen.draft_RLV)
+        guided_BlV, rows_RlV, draft_RlV = (each[:, span].to(wide) for each in shown)
         possible_BlV, certain_BlV = survivors(guided_BlV, request, delta)
         draft_BlV = seen.steps.guide(draft_RlV, request.guidance, si, pyramid.S)[: len(guided_BlV)]
         drafts_BlV = filter_logits(draft_BlV, request.top_k, request.top_p).softmax(-1)

@@ -140,8 +140,8 @@ class Wealth:
         }
 
     def best(self) -> tuple[Alternative, int]:
-        """Return the alternative that won most, and its scale; −1 where it is all of them."""
-        a, column = divmod(int((self.won_AT + self.stake_AT).argmax()), self.S + 1)
+        """Return the alternative that won most, whatever its stake, and its scale; −1 where it is all of them."""
+        a, column = divmod(int(self.won_AT.argmax()), self.S + 1)
         return self.alternatives[a], column if column < self.S else -1
 
     def images_to_find(self) -> dict[Alternative, float]:

@@ -54,15 +54,13 @@ def _notes(run: Measured) -> list[str]:
     """Return what a reader needs to know of the figures, a line each."""
     first, *others = run.rows
     level = f"{LEVEL:.0%} intervals, jackknife over {run.blocks} blocks of images; shares by Wilson's"
-    lines = (
-        [
-            f"FD: Fréchet distance in {run.features}, {run.unit}; KD: kernel distance; {level}",
+    lines = []
+    if run.unit:
+        lines.append(f"FD: Fréchet distance in {run.features}, {run.unit}; KD: kernel distance; {level}")
+        lines.append(
             "loss: how much farther from real data than sequential decoding under the same seeds (paired); "
-            "drift: how much farther from the target's law, which other seeds show",
-        ]
-        if run.unit
-        else []
-    )
+            "drift: how much farther from the target's law, which other seeds show"
+        )
     if any(row.nats for row in others):
         lines.append(
             "nats: mean of log q/p over images, q the law that a decoder shows, p the target's, with a 95% interval "

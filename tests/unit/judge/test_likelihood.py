@@ -21,6 +21,7 @@ from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import filter_logits
 from harness.reference._families import VAR
+from harness.rounding import joint_budget
 from tests.toy import toy_pair
 
 V = 3
@@ -87,6 +88,23 @@ def test_nothing_is_expected_to_be_won_of_a_law_that_rounding_made(allowed: floa
         blind = max(blind, float((law_N @ blind_NA.exp()).max()))
     assert worst <= 1
     assert blind > 1  # without the bound such a law would win: it is needed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nothing_is_expected_to_be_won_of_another_kernels_rounding(dtype: torch.dtype):
+    """The judge computes in half precision; the decoder is right, and rounds otherwise: as float32 has it."""
+    half = MODELS.to("cpu", dtype)
+    seen = TokensSeen.along(half, joint_budget(half, compiled=False), seen_all().request, OUTCOMES_NL)
+    assert max(seen.allowed_S) > 1e-3
+    wide_NLV = TokensSeen.along(
+        half.to("cpu"), joint_budget(half, compiled=False), seen.request, OUTCOMES_NL
+    ).guided_BLV
+    moved_NLV = wide_NLV.double() - seen.guided_BLV.double()
+    assert moved_NLV.abs().max() > 1e-4
+    law_N, alternatives = log_law(seen, moved_NLV).exp(), without_before(REQUEST)
+    assert (law_N @ bet(seen, PYRAMID, alternatives).won_BAS.sum(-1).exp()).max() <= 1
+    blind = replace(seen, allowed_S=(0.0,) * PYRAMID.S)
+    assert (law_N @ bet(blind, PYRAMID, alternatives).won_BAS.sum(-1).exp()).max() > 1  # it is the budget that helps
 
 
 def moved_of_prefix(moved_NLV: Tensor) -> Tensor:
@@ -203,12 +221,11 @@ def test_the_wealth_names_what_won_and_where():
     only[:, 1, 1] = 0.2  # cold, at scale 1
     wealth = Wealth(alternatives, PYRAMID.S)
     wealth.take(replace(bets, won_BAS=only))
-    # what is won at one scale is won over all of them, too, at twice the stake a scale
-    assert wealth.best() == (alternatives[1], -1)
-    only[:, 1, 0] = -0.1
+    assert wealth.best() == (alternatives[1], 1)  # the others add nothing
+    only[:, 1, 0] = 0.1
     wealth = Wealth(alternatives, PYRAMID.S)
     wealth.take(replace(bets, won_BAS=only))
-    assert wealth.best() == (alternatives[1], 1)
+    assert wealth.best() == (alternatives[1], -1)
 
 
 def test_a_wealth_that_was_reached_once_counts_though_it_is_lost_again():
