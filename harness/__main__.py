@@ -7,14 +7,13 @@ went away is no error (141, silent).
 
 from __future__ import annotations
 
-# what ends a command early must be in place before the rest is imported
+# what is closed must be open before the rest is imported
 import sys
 
-from harness.signals import end_at_once, keep_standard_open
+from harness.signals import keep_standard_open
 
 if __name__ == "__main__" or sys.argv[0].endswith("sdvar-harness"):  # and no test's import
     keep_standard_open()
-    end_at_once()
 
 import io
 import os

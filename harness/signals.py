@@ -31,15 +31,6 @@ IMPORT_S, AGAIN_S = 5.0, 0.05  # a signal waits so long for an import; and is se
 _STATE = SimpleNamespace(held=0, waiting=0, came=0, since=0.0)
 
 
-def end_at_once() -> None:
-    """Let a signal end this process with its own status, and no word, until `interruptible` is entered.
-
-    For a command that is still being imported: there is nothing to clear up. Effects: handlers of the process.
-    """
-    for number in _heard():
-        signal.signal(number, lambda which, frame: os._exit(128 + which))
-
-
 def last_signal() -> int:
     """Return the signal that came inside the last `interruptible`, whatever became of its `StopSignal`; 0 = none."""
     return int(_STATE.came)

@@ -122,12 +122,13 @@ def started(*words: str, after_s: float) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_command_that_is_still_imported_ends_without_a_word(number: signal.Signals, status: int):
+@pytest.mark.parametrize("imported", ["harness.version", "typer"])
+def test_a_command_that_is_still_imported_ends_without_a_word(number: signal.Signals, status: int, imported: str):
     code = f"""
 import os, signal, sys
 class Finder:
     def find_spec(name, path=None, target=None):
-        if name == "typer": os.kill(os.getpid(), {number})
+        if name == "{imported}": os.kill(os.getpid(), {number})
 signal.signal({number}, signal.default_int_handler)
 sys.argv = ["sdvar-harness", "--version"]
 sys.meta_path.insert(0, Finder)
