@@ -4,12 +4,10 @@ Promise: an option that the sampler does not have, or a checkout without the cla
 bad input.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -36,7 +34,7 @@ class _Order:
     options: Mapping[str, str]
 
     @classmethod
-    def of(cls, models: ModelPair, settings: Settings, *known: str) -> _Order:
+    def of(cls, models: ModelPair, settings: Settings, *known: str) -> Self:
         """Open the checkout of some settings; `known` are the options that this sampler has beside the common ones."""
         options = dict(settings.options)
         wrong = [name for name in options if name not in (*COMMON, *known) and "." not in name]

@@ -5,13 +5,12 @@ order of the work; every time is a median of whole decodes, noise and draws incl
 floor is counted from the sizes of a pass and measured on the machine itself, never taken from a data sheet.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -41,7 +40,7 @@ class Machine:
     rate: float  # floating-point operations a second of a large matrix product
 
     @classmethod
-    def measure(cls, device: torch.device, dtype: torch.dtype) -> Machine:
+    def measure(cls, device: torch.device, dtype: torch.dtype) -> Self:
         """Measure a copy of 1 GiB and a product of two 8192×8192 matrices (smaller on a CPU); medians of ten."""
         source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
         target = torch.empty_like(source)

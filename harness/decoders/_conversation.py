@@ -4,11 +4,10 @@ Promise: what the judge reads of a line is a `DecoderReply` of known types, or `
 process is ever built here, and a text has a bounded length.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from typing import Self
 
 from harness.decoders._factory import Built
 from harness.decoders._limits import Limits, Surroundings
@@ -62,7 +61,7 @@ class DecoderReply:
     trace: Mapping[str, object] = field(default_factory=dict)  # the rest of the trace as JSON values
 
     @classmethod
-    def with_trace(cls, trace: Trace, mailbox: Mailbox) -> DecoderReply:
+    def with_trace(cls, trace: Trace, mailbox: Mailbox) -> Self:
         """Put a trace's tensors into the mailbox; return what the judge's side makes a trace of, or the defect instead.
 
         Effects: on the mailbox.
@@ -93,7 +92,7 @@ class DecoderReply:
         return json.dumps(vars(self) | rest).encode() + b"\n"
 
     @classmethod
-    def of(cls, line: bytes, seed: int = 0) -> DecoderReply:
+    def of(cls, line: bytes, seed: int = 0) -> Self:
         """Read what `line` made, or what somebody forged; `seed` is that of the request, whose defects they are.
 
         Raises `UnreadableError`: it has another form.

@@ -4,13 +4,12 @@ Promise: a limit that nobody can mean is bad input; `Surroundings` are all that 
 compute the same.
 """
 
-from __future__ import annotations
-
 import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from harness.errors import InputError
 
@@ -62,7 +61,7 @@ class Surroundings:
     path: tuple[str, ...]  # where modules are found
 
     @classmethod
-    def here(cls) -> Surroundings:
+    def here(cls) -> Self:
         """Return those of this process."""
         import torch  # noqa: PLC0415  # the door of the command line imports this module for `Limits`
 

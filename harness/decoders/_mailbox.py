@@ -8,13 +8,11 @@ How: one block of shared memory, made by the judge; on a CPU an anonymous file t
 the other process opens by its handle.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -48,7 +46,7 @@ class Mailbox:
     descriptor: int = -1  # of the anonymous file, which that process must inherit; -1 on CUDA
 
     @classmethod
-    def make(cls, size: int, device: torch.device) -> Mailbox:
+    def make(cls, size: int, device: torch.device) -> Self:
         """Allocate `size` bytes. Effects: an open file on a CPU, closed by `close`."""
         if device.type == "cuda":
             block = torch.empty(size, dtype=torch.uint8, device=device)
@@ -57,7 +55,7 @@ class Mailbox:
         return cls(_mapped(descriptor, size), (descriptor, size), descriptor)
 
     @classmethod
-    def open(cls, handle: Handle) -> Mailbox:
+    def open(cls, handle: Handle) -> Self:
         """Open a mailbox that another process made."""
         if len(handle) == 2:
             return cls(_mapped(*handle), handle, handle[0])

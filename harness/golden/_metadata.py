@@ -5,13 +5,11 @@ are refused from its text alone, before anything of that size is made. A record 
 from, but for keys that no field has.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from harness.errors import InputError
 from harness.models.network import TransformerConfig
@@ -70,7 +68,7 @@ class Recipe:
     draft_H: int | None = None
 
     @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Recipe:
+    def from_values(cls, values: Mapping[str, object]) -> Self:
         """Read the sizes of a case. Raises `InputError`, and `KeyError` for a size that is missing."""
         check_sizes(values)
         needed = [size.name for size in fields(cls) if size.name in values or not size.name.startswith("draft_")]
@@ -100,7 +98,7 @@ class GoldenCase:
     recipe: Recipe | None = None  # of networks that are filled by formula
 
     @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> GoldenCase:
+    def from_values(cls, values: Mapping[str, object]) -> Self:
         """Read one case of a file. Raises `InputError`, which names it, where a key is missing or a value unfit."""
         with naming(str(values["id"])):
             return cls(

@@ -3,13 +3,11 @@
 Promise: plain lists of cases; a missing, extra or stale file or entry is reported by name.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -157,7 +155,7 @@ class Origin:
     versions: Mapping[str, str]  # of what made them
 
     @classmethod
-    def from_values(cls, values: Any) -> Origin:
+    def from_values(cls, values: Any) -> Self:
         """Read one group of a file. Raises `KeyError` or `TypeError` for anything else."""
         cases = tuple(values["cases"])
         reason, commit, device_name = (str(values.get(word, "")) for word in ("reason", "commit", "device_name"))

@@ -5,14 +5,12 @@ networks are a function of the case alone, and nothing in them is negligible: a 
 moves every logit by far more than rounding. A draft is as near to its target as its word says.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import combinations
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -174,7 +172,7 @@ class Case:
         return [(a, b) for b in pyramid for a in range(b + 1) if pyramid.end(b) <= 120]
 
     @property
-    def long(self) -> Case:
+    def long(self) -> Self:
         """The case on a pyramid of nine scales, smallest networks: it has long windows after the first scales."""
         return replace(self, patch_nums=NINE, V=min(self.V, 5), D=16, depth=1, labels=self.labels[:2])
 
@@ -191,11 +189,11 @@ class Case:
             *((self.long.pyramid, *window) for window in self.long.long_windows),
         ]
 
-    def at_least(self, scales: int) -> Case:
+    def at_least(self, scales: int) -> Self:
         """Return the case, on a pyramid of so many scales if it has fewer."""
         return self if len(self.patch_nums) >= scales else replace(self, patch_nums=tuple(range(1, scales + 1)))
 
-    def wide(self) -> Case:
+    def wide(self) -> Self:
         """Return the case with float64 networks: no two computations of one logit differ in more than 1e-10."""
         return replace(self, dtype="float64", draft_dtype="")
 

@@ -4,15 +4,13 @@ Promise: the same cases for everybody, a function of their number and a seed. A 
 law that was tried; so does one that lets its time pass, where it has any.
 """
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import torch
 
@@ -54,7 +52,7 @@ class LawWork:
         """The decoder's factory as Python names it."""
         return repr(self.factory) if isinstance(self.factory, str) else self.subject.name
 
-    def open(self) -> LawWork:
+    def open(self) -> Self:
         """Find the decoder's factory. Raises `InputError` where there is none."""
         self.about = self.subject.name
         return self

@@ -5,11 +5,10 @@ simplest that the search found. A bug that no law of its family catches has surv
 say. The bugs are whatever the families' modules name, in the order in which they do.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 
@@ -174,7 +173,7 @@ class HuntWork:
     threads: int = 0  # of PyTorch, for a worker; 0 = as they are
     about: None = None  # nobody asks
 
-    def open(self) -> HuntWork:
+    def open(self) -> Self:
         if self.threads:
             torch.set_num_threads(self.threads)
         return self

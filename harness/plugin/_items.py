@@ -3,15 +3,13 @@
 Promise: an item passes only where something was proved; it is skipped where a law does not apply to the decoder.
 """
 
-from __future__ import annotations
-
 import inspect
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -33,7 +31,7 @@ class Suite(pytest.Collector):
         self.options, self.line = options, line
 
     @classmethod
-    def of(cls, session: pytest.Session, options: PluginOptions) -> Suite:
+    def of(cls, session: pytest.Session, options: PluginOptions) -> Self:
         """Make the suite of a decoder."""
         place, line = _place_of(options.name)
         if not place or not place.is_relative_to(session.path):

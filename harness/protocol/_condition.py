@@ -4,12 +4,11 @@ Promise: values, frozen and comparable, that JSON holds without loss; what they 
 family does not read it refuses (`Request.check_for`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ class Rows:
         return hash(self._key)
 
     @classmethod
-    def of(cls, values: Sequence[Sequence[float]]) -> Rows:
+    def of(cls, values: Sequence[Sequence[float]]) -> Self:
         """Return the rows of nested lists."""
         return cls(torch.tensor(values, dtype=torch.float32))
 

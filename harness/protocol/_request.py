@@ -4,12 +4,10 @@ Promise: a `Request` is frozen; with the weights, their dtype and device, and wh
 likely ones are taken (`Settings.greedy`), it determines every token of a correct decode under contract A, up to ties.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from harness.errors import InputError
 from harness.protocol._condition import Guidance, Rows, ScaleGuidance
@@ -143,7 +141,7 @@ class Request:
         """Return top_k and top_p of scale `si`."""
         return self.filters[si] if self.filters else (self.top_k, self.top_p)
 
-    def at(self, si: int) -> Request:
+    def at(self, si: int) -> Self:
         """Return the request with the filter of scale `si` for all."""
         if not self.filters:
             return self
@@ -194,7 +192,7 @@ class Request:
             if len(values) not in ((S,) if name == "weights" else (0, S)):
                 raise InputError(name, values, f"must hold one entry a scale ({S})", "pass as many, or drop it")
 
-    def only(self, rows: list[int]) -> Request:
+    def only(self, rows: list[int]) -> Self:
         """Return the request for the images at `rows` alone, their noise addresses kept ("image" order).
 
         Raises `InputError`: in "batch" order, where an image's noise depends on the whole batch.

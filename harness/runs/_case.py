@@ -5,13 +5,12 @@ meets the recorded numbers, since generators differ there. Weights do not travel
 command line are those of `sdvar-harness verify`, quoted for a shell; the image it names meets the same numbers.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from safetensors.torch import save
 from torch import Tensor
@@ -88,7 +87,7 @@ class KeptCase:
             (name, settings.option("checkout")) for name, settings in zip(names, self.settings_of_both, strict=True)
         ]
 
-    def under(self, settings: Sequence[Settings]) -> KeptCase:
+    def under(self, settings: Sequence[Settings]) -> Self:
         """Return the case under other settings, in the order of `settings_of_both`."""
         other = replace(self.against, settings=tuple(settings[1:])) if self.against else None
         return replace(self, settings=settings[0], against=other)

@@ -5,14 +5,13 @@ batch is a cut of one list of images, seeds and labels mixed, so that the order 
 size follows from the networks and the machine alone, never from the number of workers.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -53,12 +52,12 @@ class Plan:
     @classmethod
     def of(
         cls, settings: Sequence[Settings], requests: Sequence[Request], drafts: tuple[float | None, ...] = ()
-    ) -> Plan:
+    ) -> Self:
         """Return the plan in which every setting, with its draft, meets every request."""
         every = tuple(range(len(settings)))
         return cls(tuple(settings), tuple(Task(k, request, every) for k, request in enumerate(requests)), drafts)
 
-    def narrowed(self, change: Callable[[Settings], Settings | None]) -> Plan:
+    def narrowed(self, change: Callable[[Settings], Settings | None]) -> Self:
         """Return the plan with other settings: None drops one, and those that become equal under one draft are one."""
         changed = [(change(setting), draft) for setting, draft in zip(self.settings, self.drafts, strict=True)]
         left = list(dict.fromkeys((setting, draft) for setting, draft in changed if setting is not None))
@@ -68,9 +67,9 @@ class Plan:
             for task in self.tasks
         ]
         settings, drafts = tuple(setting for setting, _ in left), tuple(draft for _, draft in left)
-        return Plan(settings, tuple(task for task in tasks if task.settings), drafts)
+        return replace(self, settings=settings, tasks=tuple(task for task in tasks if task.settings), drafts=drafts)
 
-    def lengthless(self) -> Plan:
+    def lengthless(self) -> Self:
         """Return the plan of a decoder that reads neither draft length nor bonus."""
         return self.narrowed(lambda setting: replace(setting, draft_len="", bonus=False, policy=""))
 

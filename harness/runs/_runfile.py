@@ -5,14 +5,13 @@ decoder, other weights, another version, machine, mode, plan or judgement is not
 named. docs/runs.md describes the tables.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from safetensors.torch import load, save
 from torch import Tensor
@@ -111,7 +110,7 @@ class RunFile(GrowingFile):
     kind = RUN_FILE
 
     @classmethod
-    def create(cls, path: Path, run: Kept) -> RunFile:
+    def create(cls, path: Path, run: Kept) -> Self:
         """Make the file of a new run. Raises `InputError` where there is one, or none can be written."""
         plan = run.plan
         settings = [to_json(records.settings_values(each, plan.drafts[k])) for k, each in enumerate(plan.settings)]
