@@ -33,7 +33,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 MODELS = load_digits()
 PYRAMID, V, LAST, BATCH = MODELS.pyramid, MODELS.target.config.V, MODELS.pyramid.S - 1, 8
 BUDGET, STEPS, RIGHT = joint_budget(MODELS, compiled=False), family_of(MODELS.target), parts_of(MODELS.target)
-RUNS, MOST, MOST_OF_BUG, FEW = 20, 3000, 200, 2
+RUNS, MOST, MOST_OF_BUG, FEW, CERTAIN = 20, 3000, 200, 2, 1e9
 LAW_BUGS = ("shared-noise", "inverted", "lenient", "from-target", "absolute", "sharp-bonus", "small-ignored", "cooled",
             "opened", "rounded-laws", "again", "bent", "bent-accept", "shared-redraw")  # fmt: skip
 
@@ -116,7 +116,11 @@ def along(decoder: SpeculativeDecoder, asked: Request) -> TokensSeen:
 
 def won_of(seen: TokensSeen) -> Tensor:
     """Return what bets win of a batch."""
-    return bet(seen, PYRAMID, usual_alternatives(seen.request, V)).won_BAS
+    bets = bet(seen, PYRAMID, usual_alternatives(seen.request, V))
+    won_BAS = bets.won_BAS.clone()
+    for row, draw in bets.forbidden:  # it ends the run at once
+        won_BAS[row, 0, PYRAMID.draws.level_of(draw)] = CERTAIN
+    return won_BAS
 
 
 def pool_of(wrong: Wrong, images: int, file: Path | None) -> Tensor:
@@ -156,7 +160,10 @@ def runs_of(won_NAS: Tensor, top_p: float) -> list[tuple[int, int]]:
         log_N = (won_NAT[order].cumsum(0) + wealth.stake_AT).flatten(1).logsumexp(1)
         crossed = torch.nonzero(log_N >= wealth.goal).flatten().tolist()
         wealth.won_AT = won_NAT[order[: crossed[0] + 1 if crossed else MOST]].sum(0)
-        found.append((crossed[0] + 1 if crossed else MOST, wealth.best()[1] if crossed else -2))
+        named = wealth.best()[1] if crossed else -2
+        if wealth.won_AT.max() > CERTAIN / 2:
+            named = int(wealth.won_AT[:, :-1].amax(0).argmax())
+        found.append((crossed[0] + 1 if crossed else MOST, named))
     return found
 
 
@@ -198,7 +205,8 @@ def bugs_table() -> str:
                     wealth.take(replace(bets, won_BAS=bets.won_BAS[row : row + 1], forbidden=dropped))
             first += asked.B
         found = str(wealth.images) if wealth.is_lost else f"not in {wealth.images}"
-        lines.append(f"| `{mutant.id}` | {mutant.change} | {found} |")
+        change = mutant.change.replace("|target − draft|", "abs(target − draft)")  # a bar ends a cell
+        lines.append(f"| `{mutant.id}` | {change} | {found} |")
         print(lines[-1], flush=True)
     return "\n".join([*lines, ""])
 

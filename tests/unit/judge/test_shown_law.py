@@ -14,7 +14,7 @@ from harness.judge._alternatives import TokenSource, usual_alternatives
 from harness.judge._evidence import Evidence
 from harness.judge._likelihood import TokensSeen, bet, rows_along
 from harness.judge._shown_law import nats_lost, nats_of, wrong_draw
-from harness.judge._wealth import gains
+from harness.judge._wealth import HELD, Bets, Wealth, gains
 from harness.protocol import Contract, Request, Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import filter_logits
@@ -99,6 +99,14 @@ def test_what_bets_win_is_no_more_than_the_loss():
     ) / float(q_N[::40].sum())
     assert float(q_N @ first_N) < second < true_loss()
     assert float(first_N.min()) >= torch.tensor(0.1).log()
+
+
+def test_gains_add_up_to_the_wealth():
+    won_NAS = torch.randn(6, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wealth = Wealth(usual_alternatives(ALL, V)[:3], 2)
+    wealth.take(Bets(won_NAS, torch.zeros(3), torch.zeros(3)))
+    without_held_N = ((gains(won_NAS)[:, -1].exp() - HELD) / (1 - HELD)).log()
+    assert float(without_held_N.sum()) == pytest.approx(wealth.log_wealth, abs=1e-9)
 
 
 def test_a_draw_from_the_law_that_is_shown_and_one_from_another():

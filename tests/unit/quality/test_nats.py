@@ -15,7 +15,7 @@ from harness.protocol import Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality._distances import Estimate
 from harness.quality._measured import Measured, read_quality
-from harness.quality._nats import MOST_A_TOKEN, NOT_SHOWN, loss_in_nats, nats_text, sequence
+from harness.quality._nats import MOST_A_TOKEN, NOT_SHOWN, _margin, loss_in_nats, nats_text, sequence
 from harness.quality._study import NO_MEANS, Study, decoder_sources, run_study
 from harness.speculative.sampler import build_decoder
 from tests.toy import toy_pair
@@ -55,6 +55,12 @@ def test_the_interval_narrows():
     assert many.half < few.half / 5
     assert many.half < 0.15
     assert sequence(torch.zeros(1000, 1, dtype=torch.float64), 50.0)[0].high < 0.4
+
+
+def test_a_forecast_stays_within_the_scale():
+    """Beyond it the product is no supermartingale, and the margin would be too narrow."""
+    small, large = (float(_margin(torch.full((1000, 1), x, dtype=torch.float64), 1.0, 0.025)) for x in (0.5, 5.0))
+    assert large > 5 * small
 
 
 def test_an_image_beyond_the_bound_takes_the_upper_end_away_and_leaves_the_lower_one():
