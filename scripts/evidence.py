@@ -146,7 +146,7 @@ def last_scale_of(wrong: Wrong, right: Sequence[TokensSeen]) -> Tensor:
         law_BlV, tokens_BL = wrong.law(seen, LAST), seen.tokens_BL.clone()
         drawn_n = torch.multinomial(law_BlV.flatten(0, 1), 1, generator=generator)
         tokens_BL[:, span] = drawn_n.view(law_BlV.shape[:2])
-        won.append(won_of(replace(seen, tokens_BL=tokens_BL, request=replace(seen.request, top_p=wrong.top_p))))
+        won.append(won_of(replace(seen, tokens_BL=tokens_BL)))
     return torch.cat(won)
 
 
@@ -174,9 +174,12 @@ def alternatives_table(images: int, folder: Path | None) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     decoder = SpeculativeDecoder(MODELS, DecoderOptions(1, policy=parse_policy(f"code:{PYRAMID.S}")))
-    right = [along(decoder, request(first)) for first in range(0, images, BATCH)]
+    right = {
+        top_p: [along(decoder, request(first, top_p)) for first in range(0, images, BATCH)]
+        for top_p in {wrong.top_p for wrong in WRONG}
+    }
     for number, wrong in enumerate(WRONG):
-        alone = runs_of(last_scale_of(wrong, right), wrong.top_p)
+        alone = runs_of(last_scale_of(wrong, right[wrong.top_p]), wrong.top_p)
         everywhere = runs_of(pool_of(wrong, images, folder and folder / f"{number}.pt"), wrong.top_p)
         figures = [f"{median(n for n, _ in runs):g}" for runs in (everywhere, alone)]
         named = sum(scale == LAST for _, scale in alone)
