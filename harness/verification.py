@@ -30,7 +30,7 @@ from harness.quality import (
     decoder_sources,
     run_study,
 )
-from harness.report import Watch, watch_of
+from harness.report import Later, Watch, watch_of
 from harness.runs import (
     TERMS,
     UNKEPT,
@@ -55,6 +55,8 @@ LENGTHS = (1, 2, 5, 10)  # draft lengths where none is asked for
 FEW_LENGTHS: tuple[int | str, ...] = (1, 2, 5)  # of published code, in a covering design
 SEEDS = range(4)  # seeds where no request is made: every label under each
 MOST_LAWS = 10**6  # cases
+# Seconds of a law in one case on two idle cores, in this process and in the decoder's own: for the time left alone.
+LAW_S, LAW_APART_S = 0.15, 0.5
 
 
 Item = TypeVar("Item", Settings, Request)
@@ -156,7 +158,7 @@ def verify(
         factory: builds the decoder for one setting; a function, or its name ``package.module:factory``.
         settings: one, or several; None = draft lengths 1, 2, 5 and 10.
         requests: one, or several; None = every label under seeds 0 to 3.
-        progress: called after every request; None = a line in a notebook, and nothing elsewhere.
+        progress: called after every decode; None = a line in a notebook, and nothing elsewhere.
         terms: how the run is judged.
 
     Returns:
@@ -206,8 +208,10 @@ def answer_question(
     for add in (_add_laws, _add_quality):
         if result.verdict is not Verdict.DEFECT:
             add(result, models, question, Conditions(parallelism, store, question.terms), shown)
-    if store.file is not None and result.sealed and result.verdict is not Verdict.DEFECT:
-        _note(store.file, result, exercised=result.exercised.as_dict())
+    if store.file is not None and result.sealed:
+        first = result.first_divergence
+        outcome = {"verdict": result.verdict.value, "first": first.brief if first else ""}
+        _note(store.file, result, exercised=result.exercised.as_dict(), outcome=outcome)
     return result
 
 
@@ -217,9 +221,14 @@ def _decoded(
     """Decode and judge. Raises as `answer_question`."""
     decodes, verified = question.decodes(models), verify_coverage_plan if question.cover else verify_decodes
     batches = "those of the design" if question.cover else question.batches
-    with watch("images", decodes.plan.images) as bar:
+    own = question.in_process or is_own_decoder(question.decoder)
+    seconds = question.laws * len(LAWS) * (LAW_S if own else LAW_APART_S)
+    later = Later(seconds, question.loss[1].total(question.loss[0]) if question.loss else 0)
+    with watch("images", decodes.plan.images, later=later) as bar:
         try:
-            result = verified(models, decodes, parallelism, store, lambda step: bar.advance(step.images, step.defects))
+            result = verified(
+                models, decodes, parallelism, store, lambda step: bar.advance(step.images, step.defects, off=step.off)
+            )
         except RunInterrupted as stop:
             stop.result.batches = batches
             raise

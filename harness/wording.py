@@ -1,4 +1,4 @@
-"""Words for counts, and letters that every terminal has.
+"""Words for counts and dates, and letters that every terminal has.
 
 Promise: one of a thing is singular; whatever is printed, a stream without a letter gets a readable one in its place.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import time
 
 READABLE = "readable"  # name of the error handler, for `TextIOWrapper.reconfigure(errors=…)`
 LETTERS = {
@@ -25,6 +26,11 @@ def count_of(count: int, noun: str, plural: str = "") -> str:
 def number(value: float | None, form: str = ".2g", unit: str = "", none: str = "-") -> str:
     """Return a number in a form, with its unit; a dash of none."""
     return none if value is None or math.isnan(value) else format(value, form) + unit
+
+
+def date_of(seconds: float) -> str:
+    """Return a time, in seconds since 1970, as words."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def spelled(text: str, encoding: str) -> str:

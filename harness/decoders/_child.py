@@ -87,7 +87,7 @@ def _answer(question: DecoderQuestion, decoder: Implementation, watched: Watched
     ended = outcome if isinstance(outcome, Judgement) else Judgement(question.request.B, partial=outcome)
     shown = DecoderReply() if ended.partial is None else DecoderReply.with_trace(ended.partial, mailbox)
     defects = [*watched.written(question.request), *ended.defects, *shown.defects]
-    return replace(shown, defects=defects, so_far=ended.so_far, remarks=ended.remarks)
+    return replace(shown, defects=defects, so_far=ended.so_far, ending=ended.ending, remarks=ended.remarks)
 
 
 def _say(replies: BinaryIO, reply: DecoderReply) -> None:

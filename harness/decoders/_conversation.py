@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Self
 
+from harness.decoders._crash import MOST_TRACEBACK
 from harness.decoders._factory import Built
 from harness.decoders._limits import Limits, Surroundings
 from harness.decoders._mailbox import Handle, Header, Mailbox
@@ -56,6 +57,7 @@ class DecoderReply:
     parts: list[PartLaw] = field(default_factory=list)  # what the laws of the parts found
     defects: list[Divergence] = field(default_factory=list)  # why a decode did not end well
     so_far: str = ""  # how far that decode came
+    ending: str = ""  # its traceback, where it raised
     remarks: list[str] = field(default_factory=list)  # what it left behind in its process
     tensors: Header | None = None  # what lies in the mailbox; None = no trace
     trace: Mapping[str, object] = field(default_factory=dict)  # the rest of the trace as JSON values
@@ -111,6 +113,7 @@ class DecoderReply:
                 [_part_law(row) for row in values["parts"]],
                 [_defect(each, seed) for each in values["defects"]],
                 str(values["so_far"])[:MOST_TEXT],
+                str(values["ending"])[:MOST_TRACEBACK],
                 [str(clause)[:MOST_TEXT] for clause in values["remarks"][:MOST_REMARKS]],
                 values["tensors"],  # `Mailbox.take` checks it
                 dict(values["trace"]),

@@ -12,6 +12,7 @@ from harness.errors import text_of
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
+MOST_TRACEBACK = 4000  # characters, its end
 LAWS = str(Path(PACKAGE, "laws")) + os.sep
 
 
@@ -19,6 +20,12 @@ def crash_of(error: BaseException) -> str:
     """Describe an exception of a decoder, with the part that it happened in."""
     part = crashed_part(error)
     return f"{raised_in(error)}{f': part {part}' if part else ''}"
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the traceback of an exception of a decoder, without the frame of the harness that called it."""
+    lines = traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
+    return "".join(lines)[-MOST_TRACEBACK:]
 
 
 def raised_in(error: BaseException) -> str:

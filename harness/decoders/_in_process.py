@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.adapters import Sampler, examine_parts
-from harness.decoders._crash import crash_of
+from harness.decoders._crash import crash_of, traceback_of
 from harness.decoders._factory import Built, Factory, build_by_factory, check_refused_write
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
@@ -102,7 +102,7 @@ def run_in_process(
 
 
 def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Judgement:
-    noise, remarks = models.noise(request), list[str]()
+    noise, remarks, ending = models.noise(request), list[str](), ""
     try:
         with ctrl_c_is_a_stop():
             trace = implementation.decode(request, noise)
@@ -115,10 +115,10 @@ def _run(implementation: Implementation, models: ModelPair, request: Request, by
         raise
     except BaseException as error:  # of whatever kind: the decoder is somebody else's code
         check_refused_write(error)
-        defect = _defect_of(error, request.seed)
+        defect, ending = _defect_of(error, request.seed), traceback_of(error)
     partial = _partial(implementation, models, request)
     partial = _by_value(partial) if by_value and partial is not None else partial
-    return Judgement(request.B, defects=[defect], so_far=_seen(noise), partial=partial)
+    return Judgement(request.B, defects=[defect], so_far=_seen(noise), ending=ending, partial=partial)
 
 
 def _defect_of(error: BaseException, seed: int) -> Divergence:

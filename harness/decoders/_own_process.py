@@ -47,7 +47,7 @@ from harness.rounding import Budget
 ACCIDENTS = "a process of its own: accidents only (no Landlock of version 6; docs/boundary.md)"
 # Seen on an H200 (driver of CUDA 13): within a domain cudaGetDeviceCount fails, "OS call failed" (error 304).
 ACCIDENTS_ON_CUDA = "a process of its own: accidents only (CUDA does not start in a domain; docs/boundary.md)"
-LOG, LAST_LINES = "decoder.log", 3
+LOG, LAST_LINES, PRINTED_LINES = "decoder.log", 3, 20
 SERVE = "harness.decoders._child:serve"
 # Where programs keep what they compile, by the variable that says so; each gets a folder of that name.
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCH_EXTENSIONS_DIR", "NUMBA_CACHE_DIR")
@@ -103,7 +103,8 @@ class OwnProcess:
             reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s))
             outcome = self._outcome(reply, request)
         except Exception as error:  # whatever its process made us meet
-            return Judgement(request.B, defects=[Divergence("process", self._given_up(error), request.seed)])
+            defects = [Divergence("process", self._given_up(error), request.seed)]
+            return Judgement(request.B, defects=defects, ending=self._printed())
         if reply.refused is not None:
             raise reply.refused
         return outcome
@@ -182,6 +183,7 @@ class OwnProcess:
         if not (reply.defects or reply.remarks):
             return self._trace(reply, request)
         judgement = Judgement(request.B, defects=reply.defects, so_far=reply.so_far, remarks=reply.remarks)
+        judgement.ending = "\n".join(filter(None, (reply.ending, self._printed()))) if reply.defects else ""
         partial = self._trace(reply, request) if reply.tensors is not None else None
         if isinstance(partial, Judgement):
             judgement.defects += partial.defects
@@ -203,6 +205,13 @@ class OwnProcess:
             return f"{why}; {self._log.said(LAST_LINES)}"
         except OSError as unread:
             return f"{why}; its log cannot be read ({unread})"
+
+    def _printed(self) -> str:
+        """Return what the process printed last; nothing where its log cannot be read. Raises nothing."""
+        with suppress(OSError):
+            lines = self._log.last_lines(PRINTED_LINES)
+            return "\n".join(["Its process printed last:", *lines]) if lines else ""
+        return ""
 
     def _end(self, failed: bool = False) -> None:
         """End the process and whatever it started: at once, where it failed. Raises nothing."""

@@ -92,7 +92,7 @@ def judge_partial_trace(evidence: Evidence, contract: Contract, drafts: bool, en
     if _is_whole(actual, pyramid, evidence.models.target.config.V):
         judgement = judge(evidence, contract, drafts)
         judgement.defects = [*ended.defects, *judgement.defects]
-        judgement.so_far = ended.so_far
+        judgement.so_far, judgement.ending = ended.so_far, ended.ending
         return judgement
     final_B = [final_scales(actual, pyramid, image) for image in range(evidence.request.B)]
     last_right, divergences = "", list[Divergence]()

@@ -66,6 +66,12 @@ class Divergence:
         """Position and channel, in the order of draws."""
         return self.position, self.channel
 
+    @property
+    def brief(self) -> str:
+        """Component and place in the fewest words."""
+        places = ((word, value) for word, value in (("scale", self.scale), ("position", self.position)) if value >= 0)
+        return ", ".join([self.component, *(f"{word} {value}" for word, value in places)])
+
     def __str__(self) -> str:
         where = f"seed {self.seed}"
         for word, value in (("image", self.image), ("label", self.label), ("scale", self.scale)):
@@ -125,6 +131,7 @@ class Judgement:
     won: list[list[list[float]]] = field(default_factory=list)
     under: list[list[float]] = field(default_factory=list)  # mean and variance of it, under each alternative
     so_far: str = ""  # how far a decode came that did not end well, in words
+    ending: str = ""  # the traceback of such a decode, and what its process printed last
     # its trace so far, or all of it where something else was wrong; None where nothing is known, and once it is
     # judged
     partial: Trace | None = None

@@ -1,54 +1,68 @@
-"""Long work as it goes on: done, rate, time left, defects so far.
+"""Long work as it goes on: done, rate, time left for the whole run, defects so far.
 
-Promise: on a terminal a bar that is gone when the work is; where stderr is piped a plain line now and then; nothing
-when it is asked to be quiet. Nothing of it reaches stdout.
+Promise: on a terminal a bar that is gone when the work is; where stderr is piped a plain line a minute; nothing when it
+is asked to be quiet. Nothing of it reaches stdout.
 
 Why rich and not tqdm: the tables are rich's already, and its bar and ours share the terminal's width and colours.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from harness.wording import count_of
 
-PLAIN_S = 30.0  # between two lines in a log
+PLAIN_S = 60.0  # between two lines in a log
 BESIDE = 52  # columns of what stands beside the bar
 
 
-class _Rate(ProgressColumn):
-    """How many a second."""
+@dataclass(frozen=True)
+class Later:
+    """What the run does after the work that is shown; the time left counts it in."""
 
-    def render(self, task: Task) -> Text:
-        """Return the rate, or nothing while there is none."""
-        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
+    seconds: float = 0.0  # as others took
+    steps: int = 0  # as long as those that are shown
+
+
+NOTHING = Later()
 
 
 class LongWork:
     """Shows how far some work is, in units such as ``images``; a context manager. Calls `told` after every step."""
 
-    def __init__(self, unit: str, total: int, quiet: bool = False, told: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        unit: str,
+        total: int,
+        quiet: bool = False,
+        told: Callable[[], object] = lambda: None,
+        later: Later = NOTHING,
+    ) -> None:
         console = Console(stderr=True)
         self.unit, self.total, self.done, self.defects, self.quiet, self.told = unit, total, 0, 0, quiet, told
-        self._begun = self._said = time.monotonic()
+        self.later, self._begun = later, time.monotonic()
+        self._said = self._begun - PLAIN_S  # the first step has a line of its own
         self._kept = 0  # done before this began
         bar = BarColumn(max(5, min(40, console.width - BESIDE)))
-        columns = (
-            TextColumn("{task.description}"), bar, MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
-            TextColumn("{task.fields[defects]}"),
+        texts = (TextColumn("{task.fields[beside]}", style="progress.remaining"), TextColumn("{task.fields[defects]}"))
+        # what is told to take a pipe for a terminal (FORCE_COLOR) keeps every bar that it is shown
+        self.shown = console.is_interactive and sys.stderr.isatty() and not quiet
+        self._bar = Progress(
+            TextColumn("{task.description}"), bar, MofNCompleteColumn(), *texts, console=console, transient=True,
+            disable=not self.shown,
         )  # fmt: skip
-        self.shown = console.is_interactive and not quiet
-        self._bar = Progress(*columns, console=console, transient=True, disable=not self.shown)
-        self._task = self._bar.add_task(unit, total=total, defects="")
+        self._task = self._bar.add_task(unit, total=total, defects="", beside="")
 
     def __enter__(self) -> LongWork:
         """Begin to show it."""
@@ -61,13 +75,16 @@ class LongWork:
         """Take the bar away."""
         self._bar.stop()
 
-    def advance(self, count: int = 1, defects: int = 0, task: str = "") -> None:
-        """Count what was done since; `task` is what is in hand now, in place of the unit."""
+    def advance(self, count: int = 1, defects: int = 0, task: str = "", off: int = 0) -> None:
+        """Count what was done since, and take `off` what need not be; `task` is what is in hand now, not the unit."""
         if not self.done:
             self._kept = count if time.monotonic() - self._begun < 0.01 else 0
-        self.done, self.defects = self.done + count, self.defects + defects
-        words = count_of(self.defects, "defect") if self.defects else ""
-        self._bar.update(self._task, advance=count, defects=words, description=task or self.unit)
+        self.done, self.defects, self.total = self.done + count, self.defects + defects, self.total - off
+        self.total = max(self.total, self.done)  # laws that refuse one dtype are asked in another
+        words, beside = count_of(self.defects, "defect") if self.defects else "", f"{self._pace()}, {self._left()} left"
+        self._bar.update(
+            self._task, total=self.total, advance=count, defects=words, beside=beside, description=task or self.unit
+        )
         if not (self.quiet or self.shown) and time.monotonic() - self._said >= PLAIN_S:
             self._said = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
@@ -75,15 +92,30 @@ class LongWork:
 
     def line(self) -> str:
         """Return the plain line."""
-        rate = (self.done - self._kept) / max(1e-9, time.monotonic() - self._begun)
-        left = (self.total - self.done) / rate if rate else 0.0
-        return (
-            f"{self.done} of {self.total} {self.unit}, {rate:.1f} a second, "
-            f"{int(left // 60)}:{int(left % 60):02d} left, {count_of(self.defects, 'defect')}"
-        )
+        found = count_of(self.defects, "defect")
+        return f"{self.done} of {self.total} {self.unit}, {self._pace()}, {self._left()} left, {found}"
+
+    @property
+    def _rate(self) -> float:
+        """Steps a second, 0 before the first."""
+        return (self.done - self._kept) / max(1e-9, time.monotonic() - self._begun)
+
+    def _pace(self) -> str:
+        rate = self._rate
+        return f"{1 / rate:.1f} s each" if 0 < rate < 1 else f"{rate:.1f} a second"
+
+    def _left(self) -> str:
+        """Return the time that is left for the run, minutes and seconds; a question mark before the first step."""
+        steps = self.total - self.done + self.later.steps
+        seconds = self.later.seconds + (steps / self._rate if self._rate else math.inf if steps else 0.0)
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d}" if math.isfinite(seconds) else "?"
 
 
-Watch = Callable[[str, int], AbstractContextManager[LongWork]]  # of what is counted, and how many there are
+class Watch(Protocol):
+    """Shows how far a stage of a run is: of what is counted, and how many there are."""
+
+    def __call__(self, unit: str, total: int, *, later: Later = NOTHING) -> AbstractContextManager[LongWork]:
+        """Begin a stage."""
 
 
 def watch_of(progress: Callable[[], None] | None) -> Watch:
@@ -94,9 +126,9 @@ def watch_of(progress: Callable[[], None] | None) -> Watch:
     return partial(LongWork, quiet=True, told=progress or (lambda: None))
 
 
-def _notebook_line(unit: str, total: int) -> LongWork:
+def _notebook_line(unit: str, total: int, *, later: Later = NOTHING) -> LongWork:
     """Show a line in a notebook."""
-    work = LongWork(unit, total, quiet=True)
+    work = LongWork(unit, total, quiet=True, later=later)
     shown = sys.modules["IPython.display"].display({"text/plain": work.line()}, raw=True, display_id=True)
     work.told = lambda: shown.update({"text/plain": work.line()}, raw=True)
     return work

@@ -1,6 +1,7 @@
 """Verdicts on the terminal: of a verification, of the parts of a decoder, of repeated defects.
 
-Promise: a table first, then what went wrong, the verdict last; no control character of a decoder or file reaches it.
+Promise: a table first, then what went wrong, the verdict, and what to do next; no control character of a decoder or
+file reaches it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from harness.errors import one_line, shortened
 from harness.files import compact
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.provenance import versions
+from harness.report._next import next_step, step_text
 from harness.report._tables import SHY, Column, name_column, print_table, prose_column, wrapped
 from harness.runs import COUNTS, Answer, KeptCase, LawsTried, Replayed, SettingResult, Verification, repeat_line
 from harness.wording import count_of, spelled
@@ -67,27 +69,20 @@ def say(console: Console, text: str, word: str = "", style: str = "", whole: boo
 
 
 def show_verification(result: Verification, console: Console, quiet: bool, verbose: bool = False) -> None:
-    """Print a verification; `quiet` leaves the verdict line only, `verbose` a row for every setting that passed."""
+    """Print a verification: a table, laws, the first defect, the verdict, and what to do next.
+
+    `quiet` leaves the verdict's line only; `verbose` adds a row for every setting that passed, and how it was judged.
+    """
     if not quiet:
         measured = STATED if result.is_its_word else MEASURED
         columns = [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *measured]
         print_table(console, _title(result), columns, _rows(result, verbose))
-        if (budget := result.budget) is not None:
-            numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
-            say(console, f"error budget: {numbers} = {budget.source}")
-        if result.decode_seconds and result.seconds:  # a run file keeps no time of judging
-            overhead = result.seconds / result.decode_seconds - 1
-            say(console, f"judging: {overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
-        if result.wall_seconds and result.images:
-            say(console, _work_line(result))
-        if result.compared:
-            sides = f"compared with {result.against or 'the reference'}"
-            say(console, f"{f'{result.tested} ' * bool(result.tested)}{sides}: {', '.join(result.compared)}")
-        if result.coverage.rounds:
-            word = " (as the decoder says: nothing confirms its rounds and calls)" if result.is_its_word else ""
-            say(console, f"covered{word}: {result.coverage}")
+        for text in _details(result) if verbose else ():
+            say(console, text)
         if result.laws is not None:
             say(console, laws_line(result.laws))
+        if result.record and ACCIDENTS in result.record.isolation:
+            say(console, f"isolation: {result.record.isolation}")
         for text in result.changes[:MOST_CHANGES]:
             say(console, f"changed: {text}")
         for name, why in result.not_compared.items():
@@ -97,6 +92,28 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         word = "interrupted" if result.stopped else "not finished"
         say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged")
     say(console, _verdict_text(result, console), result.verdict.value, COLOURS[result.verdict.exit_status])
+    if not quiet and (step := next_step(result)) is not None:
+        say(console, step_text(step), "next:", whole=True)
+
+
+def _details(result: Verification) -> list[str]:
+    """Return how it was judged, a line each: budget, cost, batches, what was compared, what the rounds exercised."""
+    lines = []
+    if (budget := result.budget) is not None:
+        numbers = f"logits {budget.logits:.2g} (rms {budget.logits_rms:.2g}), f_hat {budget.f_hat:.2g}"
+        lines.append(f"error budget: {numbers} = {budget.source}")
+    if result.decode_seconds and result.seconds:  # a run file keeps no time of judging
+        overhead = result.seconds / result.decode_seconds - 1
+        lines.append(f"judging: {overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
+    if result.wall_seconds and result.images:
+        lines.append(_work_line(result))
+    if result.compared:
+        sides = f"compared with {result.against or 'the reference'}"
+        lines.append(f"{f'{result.tested} ' * bool(result.tested)}{sides}: {', '.join(result.compared)}")
+    if result.coverage.rounds:
+        word = " (as the decoder says: nothing confirms its rounds and calls)" if result.is_its_word else ""
+        lines.append(f"covered{word}: {result.coverage}")
+    return lines
 
 
 def _verdict_text(result: Verification, console: Console) -> str:
@@ -132,8 +149,6 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
         say(console, f"{'first difference' if result.against else word}: {first}")
         if before := result.before_the_crash:
             say(console, f"before it: {before}")
-        if alone := result.alone:
-            say(console, f"alone: {alone}", whole=True)
     for text in result.so_far[:1]:
         say(console, f"so far: {text}")
 
@@ -146,8 +161,7 @@ def _work_line(result: Verification) -> str:
     who, certified = (record.workers, record.certifying) if record else ("", "")
     rate = f"{result.images / result.wall_seconds:.1f} images a second"
     batches = f"batches of {count_of(largest, 'image')}{why}"
-    apart = f"; the decoder in {record.isolation}" if record and ACCIDENTS in record.isolation else ""
-    return f"{batches}; {who or 'this process'}{apart}; ties certified in {certified or '-'}; {rate}"
+    return f"{batches}; {who or 'this process'}; ties certified in {certified or '-'}; {rate}"
 
 
 def _distance_line(setting: SettingResult) -> str:

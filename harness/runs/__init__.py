@@ -7,6 +7,7 @@ from harness.runs._case import (
     is_bundle,
     of_checkouts,
     read_bundle,
+    recipe_words,
     repeat_line,
     write_bundle,
 )
@@ -21,7 +22,7 @@ from harness.runs._recorded import recorded_result
 from harness.runs._records import THE_LAW, BrokenLaw, LawsTried, QualityClaims, to_json
 from harness.runs._replay import Answer, Replayed, replay_case, shrink_case
 from harness.runs._result import Verification
-from harness.runs._runfile import UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of, readable
+from harness.runs._runfile import RUN_FILE, UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of
 from harness.runs._schema import typed
 from harness.runs._seals import check_trusted
 from harness.runs._setting import COUNTS, SettingResult

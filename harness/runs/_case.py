@@ -243,10 +243,7 @@ def repeat_line(
     `recipe` holds the options of the run that are not the usual ones; an empty text is a flag. `draft_noise` is that
     of the draft that the setting met, where a design chose it (`Plan.drafts`).
     """
-    words = ["sdvar-harness", "verify"]
-    for name, text in recipe.items():
-        words += [f"--{name.replace('_', '-')}", *([text] if text else [])]
-    words += _options("", settings)
+    words = recipe_words(recipe, settings)
     words += ["--against", against.name, *_options("against-", against.settings[0])] if against else []
     words += ["--draft-noise", f"{draft_noise!r}"] if draft_noise is not None else []
     words += _image_options(request, divergence)
@@ -258,6 +255,14 @@ def repeat_line(
     policy = settings.policy or (against.settings[0].policy if against else "")  # published code has none
     words += ["--policy", policy] if policy not in ("", "coupled") else []
     return shlex.join(words)
+
+
+def recipe_words(recipe: Mapping[str, str], settings: Settings) -> list[str]:
+    """Return the words of `verify` with the options of a recipe and of a factory; what is drawn follows."""
+    words = ["sdvar-harness", "verify"]
+    for name, text in recipe.items():
+        words += [f"--{name.replace('_', '-')}", *([text] if text else [])]
+    return words + _options("", settings)
 
 
 def _options(side: str, settings: Settings) -> list[str]:

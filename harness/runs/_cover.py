@@ -113,9 +113,10 @@ def verify_coverage_plan(
                 raise
             without |= error.name == "bonus" or is_fixed
             is_fixed |= error.name != "bonus"
-            plan = decodes.plan.narrowed(partial(_fitting, is_fixed, without))
+            asked, plan = plan.images, decodes.plan.narrowed(partial(_fitting, is_fixed, without))
             if not plan.tasks:
                 raise
+            progress(Step(0, off=asked - plan.images))
         else:
             say_what_was_covered(result, terms)
             return result

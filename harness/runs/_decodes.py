@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -48,10 +49,18 @@ class Decodes:
 
 @dataclass(frozen=True)
 class Step:
-    """What a task added to a run: decoded images, and defects among them."""
+    """What was added to a run: decoded images, defects among them, and images that will not be decoded."""
 
     images: int
     defects: int = 0
+    off: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[JudgedRow]) -> Self:
+        """Return what rows add."""
+        done = [row.judgement for row in rows if not row.refused]
+        off = sum(row.judgement.images for row in rows if row.refused)
+        return cls(sum(each.images for each in done), sum(each.count("defects") for each in done), off)
 
 
 class RunInterrupted(StopSignal):
@@ -71,7 +80,8 @@ def verify_decodes(
 ) -> Verification:
     """Run a decoder, on copies of the networks, and the reference over all requests and settings; judge every token.
 
-    `progress` is called after every task, and once for all that a resumed run has already.
+    `progress` is called after every decode, or after every task of another process, and once for all that a resumed
+    run has already.
 
     Raises:
         InputError: a setting or a request that the decoder or the networks refuse; a decoder that claims less than is
@@ -103,11 +113,12 @@ def verify_decodes(
     if crew.cluster:  # it trusts whoever reaches it
         told = replace(told, limits=replace(terms.limits, connects=False))
     wanted = MOST_PICTURES if store.file else 0
-    work = VerifyWork(models, sent, plan.settings, plan.most, budget, told, plan.drafts, wanted)
+    heard = None if crew.is_elsewhere else lambda row: progress(Step.of([row]))
+    work = VerifyWork(models, sent, plan.settings, plan.most, budget, told, plan.drafts, wanted, heard)
     with closing(crew.open(work)) as pool:
         once = plan.lengthless() if pool.about.lengthless and terms.against is None else plan
         if once.decodes < plan.decodes:  # the same decoder under every length
-            progress(Step(plan.images - once.images))
+            progress(Step(0, off=plan.images - once.images))
             return verify_decodes(models, replace(decodes, plan=once), parallelism, store, progress)
         seed, built = plan.tasks[0].request.seed, pool.about
         result.early += [Divergence("precision", f"building changed {what}", seed) for what in built.moved]
@@ -120,7 +131,7 @@ def verify_decodes(
         )  # fmt: skip
         file = begin(store, record, plan)
         with closing(file) if file else nullcontext():
-            run = RunInProgress(plan, result, file, progress)
+            run = RunInProgress(plan, result, file, progress, heard is not None)
             result.stopped = run.go(pool.map, terms.first_only)
             result.sealed = file.digest if file else ""
         result.record = replace(record, workers=pool.name, certifying=str(certifying_precision(models)))
@@ -155,9 +166,14 @@ class RunInProgress:
     """A run in progress: what is judged, and what is left."""
 
     def __init__(
-        self, plan: Plan, result: Verification, file: RunFile | None, progress: Callable[[Step], None]
+        self,
+        plan: Plan,
+        result: Verification,
+        file: RunFile | None,
+        progress: Callable[[Step], None],
+        is_heard: bool = False,  # whoever decodes says so of every decode himself
     ) -> None:
-        self.plan, self.result, self.file, self.progress = plan, result, file, progress
+        self.plan, self.result, self.file, self.progress, self.is_heard = plan, result, file, progress, is_heard
         self.rows: dict[int, list[JudgedRow]] = {}  # by task
         self._front, self._last = 0, dict[int, list[JudgedRow]]()  # tasks judged without a gap; last rows by setting
         for row in file.rows() if file else []:
@@ -167,7 +183,7 @@ class RunInProgress:
         """Do what is left, to the first defect if it is asked; return the signal that stopped it, or 0."""
         start = time.perf_counter()
         if self.rows:
-            self.progress(self._step([row for rows in self.rows.values() for row in rows]))
+            self.progress(Step.of([row for rows in self.rows.values() for row in rows]))
         try:
             for task, answer in do(self._left()):
                 self._take(task, answer)
@@ -186,10 +202,10 @@ class RunInProgress:
             if task.number in self.rows:
                 continue
             alive = tuple(number for number in task.settings if not keeps_dying(self._so_far(number)))
+            if len(alive) < len(task.settings):
+                self.progress(Step(0, off=task.images - task.request.B * len(alive)))
             if alive:
                 yield replace(task, settings=alive)
-            else:
-                self.progress(Step(task.images))
 
     def _so_far(self, setting: int) -> list[JudgedRow]:
         """Return the last rows of a setting, as far as every task before them is judged."""
@@ -208,10 +224,8 @@ class RunInProgress:
             self.rows[task.number] = answer.rows
         self.result.decode_seconds += answer.decode_seconds
         self.result.seconds += answer.seconds
-        self.progress(self._step(answer.rows))
-
-    def _step(self, rows: Sequence[JudgedRow]) -> Step:
-        return Step(sum(row.judgement.images for row in rows), sum(row.judgement.count("defects") for row in rows))
+        if not self.is_heard:
+            self.progress(Step.of(answer.rows))
 
 
 def _lost(task: Task, setting: int, why: str) -> JudgedRow:

@@ -8,7 +8,6 @@ named. docs/runs.md describes the tables.
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -211,11 +210,6 @@ def _drawn(plan: Plan) -> str:
     images = sum(request.B for request in requests)
     batches = count_of(len(requests), "batch", "batches")
     return f"{count_of(images, 'image')} in {batches} of {max(request.B for request in requests)} at most"
-
-
-def readable(path: Path, name: str = "run") -> AbstractContextManager[None]:
-    """Turn what the values of a file do to whoever shows them into one `InputError`: they may be anybody's."""
-    return RUN_FILE.readable(path, name)
 
 
 def exhibit_of(path: Path, row: JudgedRow) -> dict[str, Tensor]:

@@ -74,6 +74,7 @@ class VerifyWork:
     terms: Terms  # how the run is judged
     drafts: tuple[float | None, ...] = ()  # of the plan; empty = the pair's own for every setting
     pictures: int = 0  # how many of a run are kept; 0 = none is made
+    heard: Callable[[JudgedRow], None] | None = None  # is called with every row, where the work stays in this process
 
     def open(self) -> Verifier:
         """Build the decoders. Raises `InputError` where they refuse."""
@@ -160,6 +161,8 @@ class Verifier:
                 row, shown, seen, seconds = JudgedRow(task.number, number, Judgement(request.B)), {}, [], 0.0
                 row = replace(row, refused=str(error))
             rows.append(row)
+            if work.heard is not None:
+                work.heard(row)
             made += seen
             total += seconds
             exhibits += [(task.number, number, shown)] if shown else []

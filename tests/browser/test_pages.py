@@ -10,14 +10,19 @@ import pytest
 
 from harness.laws._engine import Scope
 from harness.mutants.positions import OFFSET
+from harness.report._history import History, run_files
+from harness.report.html._history import changes_page, history_page
 from harness.report.html._hunt import hunt_page
 from harness.report.html._laws import laws_page
 from harness.report.html._recordings import regeneration_page
 from harness.report.html._timings import timings_page
+from harness.runs._recorded import recorded_result
 from harness.runs._runfile import read_run
+from harness.speculative.sampler import build_decoder
 from tests.browser.conftest import MISSING
 from tests.browser.looks import DESK, PHONE, faults
 from tests.unit.report.sample_runs import Loud, large, page_of, run
+from tests.unit.report.test_history import answered
 from tests.unit.report.test_hunt_page import some
 from tests.unit.report.test_laws_page import ABSENT, BROKEN, DIGITS, HELD, UNPROVEN
 from tests.unit.report.test_recordings_page import page_of as checked_page
@@ -76,7 +81,21 @@ def timed(path: Path) -> bytes:
     return timings_page(timings(FAST, SLOW), "cpu")
 
 
-PAGES = passing, planted, lossy, many, crashed, hunted, regenerated, checked, obeyed, timed
+def history(path: Path) -> bytes:
+    for name, factory in (("a", build_decoder), ("b", OFFSET), ("c", build_decoder)):
+        answered(path / f"{name}{'-long' * 30}.db", factory)
+    return history_page(History.of(run_files([path])))
+
+
+def changed(path: Path) -> bytes:
+    names = "a.db", "b.db"
+    for name, factory in zip(names, (build_decoder, OFFSET), strict=True):
+        answered(path / name, factory)
+    one, other = (recorded_result(path / name) for name in names)
+    return changes_page((one, other), ("a.db", "b.db"))
+
+
+PAGES = passing, planted, lossy, many, crashed, hunted, regenerated, checked, obeyed, timed, history, changed
 
 
 @pytest.fixture(scope="module", params=PAGES, ids=lambda make: make.__name__)
@@ -112,6 +131,35 @@ def test_the_first_key_leads_past_the_links(browser, page: Path):
         tab.keyboard.press("Tab")
         assert tab.evaluate("document.activeElement.textContent") == "Skip to the report"
         assert tab.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_place_component_and_reason_come_before_images_and_images_before_tables(browser, tmp_path: Path, width: int):
+    (tmp_path / "page.html").write_bytes(planted(tmp_path))
+    with browser.new_context(viewport={"width": width, "height": 844}) as context:
+        tab = context.new_page()
+        tab.goto((tmp_path / "page.html").as_uri())
+        tops = {
+            name: tab.evaluate(f"document.querySelector({name!r}).getBoundingClientRect().top")
+            for name in ("h1", "header .bullets", "img", "table")
+        }
+        assert list(tops.values()) == sorted(tops.values())
+        assert tops["header .bullets"] < 844  # without scrolling
+        widths = tab.evaluate("[...document.images].map(image => image.getBoundingClientRect().width)")
+        assert min(widths) >= 192
+
+
+@pytest.mark.parametrize(("width", "cards"), [(PHONE, True), (DESK, False)])
+def test_a_wide_table_is_cards_on_a_phone(browser, tmp_path: Path, width: int, cards: bool):
+    (tmp_path / "page.html").write_bytes(planted(tmp_path))
+    with browser.new_context(viewport={"width": width, "height": 844}) as context:
+        tab = context.new_page()
+        tab.goto((tmp_path / "page.html").as_uri())
+        assert tab.evaluate("getComputedStyle(document.querySelector('table.wide td')).display") == (
+            "flex" if cards else "table-cell"
+        )
+        overflow = tab.evaluate("document.querySelector('table.wide').scrollWidth")
+        assert not cards or overflow <= width
 
 
 @pytest.mark.parametrize(

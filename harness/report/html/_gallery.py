@@ -21,7 +21,7 @@ from harness.report.html._words import MARKS
 from harness.runs.pictures import AGREES, TIE, UNCLAIMED, WRONG, Picture, as_png, pngs
 
 MOST_BYTES = 1_800_000  # of all pictures of a page, as they stand in it
-FIRST = 6  # that are shown at once
+FIRST = 4  # that are shown at once
 SMALL = 24_000  # bytes; a larger PNG becomes WebP
 WORST = (AGREES, UNCLAIMED, TIE, WRONG)  # last
 PIXELS = (9, 24)  # of a cell: at least, at most

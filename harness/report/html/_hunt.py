@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.judge import Verdict
 from harness.mutants import Caught, Hunt, laws_for
 from harness.report import first_catch, smallest_case, why_survived
-from harness.report.html._page import Bullets, Facts, Grid, Lane, Section, Sheet, State, as_html, counted, origin
+from harness.report.html._page import Bullets, Facts, Grid, Head, Lane, Section, Sheet, State, as_html, counted, origin
 from harness.report.html._words import WORDS
 
 SCOPES = WORDS["scopes"]  # which laws are tried
@@ -24,7 +24,7 @@ def hunt_page(hunt: Hunt) -> bytes:
         "The tests miss something: a planted bug was not caught, or a law broke on the correct decoder."
         if bad else "Every planted bug was caught by a law of its family, and no law broke on the correct decoder."
     )  # fmt: skip
-    return as_html("planted bugs", word, tone, text, _sections(hunt))
+    return as_html(Head("planted bugs", word, tone, text), _sections(hunt))
 
 
 def _sections(hunt: Hunt) -> list[Section]:

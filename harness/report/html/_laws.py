@@ -10,13 +10,9 @@ from harness.report import CheckRow
 from harness.report.html import _page as page
 
 STATES = {
-    "held": page.State("caught", "✓", "it was tried and holds"),
-    "broken": page.State("survived", "B", "broken"),
-    "known": page.State("elsewhere", "k", "fails, and is known to"),
-    "unproven": page.State("rejected", "?", "unproven: never exercised, or mostly refused"),
-    "": page.State("final", "–", "does not apply to this decoder"),
-}
-LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in STATES.values())
+    "held": "it was tried and holds", "broken": "broken", "known": "fails, and is known to",
+    "unproven": "unproven: never exercised, or mostly refused", "": "does not apply to this decoder",
+}  # fmt: skip
 
 
 def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:
@@ -29,12 +25,11 @@ def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:
         page.Section("left", "What went wrong", "", _left(rows)),
         page.Section("story", "Every broken law", "The simplest case that was found, and the line that shows it again.",
                      [_story(row) for row in broken]),
-        page.Section("families", "Family by family", f"{LEGEND}.", _grid(rows)),
         page.Section("laws", "Every law", "", _sheets(rows)),
         page.origin(f"Up to {scope.examples:,} cases a law, seed {scope.seed}, on {scope.device}; networks in "
                     f"{scope.dtype or 'float64 wherever rounding could decide'}."),
     ]  # fmt: skip
-    return page.as_html(f"laws of {name}", word, tone, text, sections)
+    return page.as_html(page.Head(f"laws of {name}", word, tone, text), sections)
 
 
 def _headline(rows: Sequence[CheckRow]) -> tuple[str, str, str]:
@@ -84,24 +79,12 @@ def _story(row: CheckRow) -> page.Fold:
     return page.Fold(f"{row.id}{' (known)' if row.known else ''}", parts)
 
 
-def _grid(rows: Sequence[CheckRow]) -> list[object]:
-    grids: list[object] = []
-    for family in dict.fromkeys(row.family for row in rows):
-        lanes = [
-            page.Lane(row.id, [STATES[row.state]], (f"{row.examples:,}", page.share(row.exercised, row.examples)))
-            for row in rows
-            if row.family == family
-        ]
-        grids.append(page.Grid(f"Family {family}", "law or case", ["state"], lanes, ("tried", "not trivial")))
-    return grids
-
-
 def _sheets(rows: Sequence[CheckRow]) -> list[object]:
     cells = [
-        (row.id, row.statement, ", ".join(row.watches), STATES[row.state].word + (f": {row.why}" if row.why else ""),
-         f"{row.examples:,}", f"{row.refused:,}", f"{row.seconds:.1f} s")
+        (row.id, row.statement, ", ".join(row.watches), STATES[row.state] + (f": {row.why}" if row.why else ""),
+         f"{row.examples:,}", page.share(row.exercised, row.examples), f"{row.refused:,}", f"{row.seconds:.1f} s")
         for row in rows
     ]  # fmt: skip
-    head = ("law or case", "what holds", "watches", "result", "tried", "refused", "time")
+    head = ("law or case", "what holds", "watches", "result", "tried", "not trivial", "refused", "time")
     bad = frozenset(k for k, row in enumerate(rows) if row.state == "broken" or row.fails_no_more)
     return [page.Sheet("Laws, and cases on digits", head, cells, 4, bad)] if rows else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 
 from harness.judge import Divergence, margin_bound
 from harness.protocol import Guidance, growth, guidance_text
@@ -28,14 +29,25 @@ def key_facts(result: Verification) -> Facts:
         for name in ("draws", "identical", "ties", "wrong_tokens", "unclaimed")
     )
     calls = [count for setting in result.settings for count in setting.target_calls]
-    items = [
-        ("images decoded", f"{result.images:,}", f"under {counted(len(result.settings), 'setting')}"),
-        ("tokens compared", f"{draws:,}", f"{identical:,} identical"),
-        ("wrong tokens", f"{wrong:,}", f"{share(wrong, draws)} of those compared" if draws else ""),
-        ("certified ties", f"{ties:,}", "rounding alone decides there"),
-    ]
+    wrongs = [each for _, each in _defects(result)]
+    items = [("images decoded", f"{result.images:,}", f"under {counted(len(result.settings), 'setting')}")]
+    if draws:
+        items.append(("tokens compared", f"{draws:,}", f"{identical:,} identical"))
+    if wrongs:
+        places = len({place_of_first(each) for each in wrongs})
+        items.append(
+            (
+                "defects by first place",
+                f"{places:,}",
+                f"in {counted(len(wrongs), 'image or batch', 'images or batches')}",
+            )
+        )
+    if wrong:
+        items.append(("wrong tokens", f"{wrong:,}", f"{share(wrong, draws)} of those compared"))
+    if ties:
+        items.append(("certified ties", f"{ties:,}", "rounding alone decides there"))
     if unclaimed:
-        items[2] = ("other tokens", f"{unclaimed:,}", f"{share(unclaimed, draws)}; none is claimed")
+        items.append(("other tokens", f"{unclaimed:,}", f"{share(unclaimed, draws)}; none is claimed"))
     if calls:
         alone = f"; decoding alone takes {scales}" if (scales := scales_of(result)) else ""
         word = "target calls, as the decoder says" if result.is_its_word else "target calls"
@@ -54,10 +66,9 @@ def compared_parts(result: Verification) -> list[object]:
         f"Compared with {result.against or 'the reference'}, for every decode:":
             [(name, COMPARED.get(name, "")) for name in result.compared],
         "Not compared:": list(result.not_compared.items()),
-        "Not exercised, so that nothing is proved of it:":
+        "Not asked, so that nothing is proved of it:":
             [(word, f"asked by {option}") for word, option in exercised.missing.items()],
         "What this decoder does not do:": list(exercised.not_done.items()),
-        "Why the run proves nothing:": [(reason, "") for reason in result.inconclusive],
         "Remarks, which are no defects: nothing was seen to depend on them.":
             [(remark, f"in {counted(count, 'decode')}") for remark, count in result.remarks.items()],
     }  # fmt: skip
@@ -88,9 +99,10 @@ def settings_parts(result: Verification) -> list[object]:
     ]  # fmt: skip
     head = ("setting", "verdict", "images", "tokens", "identical", "ties", "wrong", "not claimed", "wrong tensors",
             "refused", "target calls, mean (range)", "accepted scales a round")  # fmt: skip
-    empty = {name for k, name in enumerate(head) if name in OPTIONAL and all(row[k] == "0" for row in rows)}
+    optional = OPTIONAL if result.totals["draws"] else head[3:]
+    empty = {name for k, name in enumerate(head) if name in optional and all(row[k] == "0" for row in rows)}
     bad = frozenset(k for k, setting in enumerate(shown) if setting.total("defects"))
-    parts: list[object] = [Sheet("Results by setting", head, rows, 2, bad).without(empty)] if rows else []
+    parts: list[object] = [Sheet("Results by setting", head, rows, 2, bad).without(empty).filled()] if rows else []
     if len(result.settings) > MOST_ROWS:
         parts.append(f"{len(result.settings) - MOST_ROWS:,} more settings are not listed.")
     return parts
@@ -102,23 +114,22 @@ def worst_parts(result: Verification) -> list[object]:
     laws = [(law.clause, law.component) for law in broken]
     head: tuple[str, ...] = ("what was seen", "components that it watches")
     parts: list[object] = [Sheet("Laws that are broken", head, laws, 2)] if laws else []
-    defects = sorted(_defects(result), key=lambda each: -len(each[1]))
-    if not defects:
-        return parts
+    defects = _defects(result)
+    counts = Counter(place_of_first(listed) for _, listed in defects)
+    examples = {place_of_first(listed): (setting, listed[0]) for setting, listed in reversed(defects)}
     rows = [
-        (f"seed {first.seed}, {f'image {first.image}' if first.image >= 0 else 'batch'}", setting, first.component,
-         *map(_or_dash, (first.label, first.scale, first.position)), f"{len(others) + 1:,}")
-        for setting, (first, *others) in defects
+        (*place, f"seed {first.seed}, {f'image {first.image}' if first.image >= 0 else 'batch'}", setting,
+         _or_dash(first.label), f"{count:,}", share(count, len(defects)))
+        for place, count in counts.most_common(MOST_ROWS) for setting, first in [examples[place]]
     ]  # fmt: skip
-    head = ("image", "setting", "component", "label", "scale", "position", "defects listed")
-    parts.append(Sheet("The worst images, each with its first defect", head, rows[:MOST_ROWS], 3))
-    if len(defects) > MOST_ROWS:
-        parts.append(f"{len(defects) - MOST_ROWS:,} more are not listed; the run file holds them all.")
-    for word in ("component", "label", "scale"):
-        most = Counter(row[head.index(word)] for row in rows).most_common(20)
-        lines = [(name, f"{count:,}", share(count, len(defects))) for name, count in most]
-        parts.append(Sheet(f"Images with a defect, by {word} of the first one", (word, "images", "share"), lines))
-    return parts
+    head = ("component", "scale", "position", "first in", "under", "label", "images or batches", "share")
+    caption = "Where images first go wrong, a row a place; what follows from it is not counted"
+    return [*parts, *([Sheet(caption, head, rows, 6).filled()] if rows else [])]
+
+
+def place_of_first(listed: Sequence[Divergence]) -> tuple[str, str, str]:
+    """Return component, scale and position of an image's first defect, as words."""
+    return listed[0].component, _or_dash(listed[0].scale), _or_dash(listed[0].position)
 
 
 def _defects(result: Verification) -> list[tuple[str, list[Divergence]]]:

@@ -9,24 +9,38 @@ there, never markup; no information is in colour alone.
 
 from __future__ import annotations
 
+import shlex
+import sys
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from harness import wording
+from harness.decoders import OWN_DECODER
 from harness.errors import check_installed, shortened
 from harness.provenance import versions
 from harness.rounding import precision
+from harness.runs import code_of
 
 MOST_TEXT = 4000  # characters of one text: the message of somebody else's crash may have any length
 number = partial(wording.number, none="–")
+date_of = wording.date_of
 TONES = {"good": "✓", "bad": "✕", "open": "?"}  # what a headline wears besides its colour
 
 
 @dataclass(frozen=True)
 class Line:
     """A command line, or other text to be copied, with what it is for."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """Lines as a program printed them, with what they are."""
 
     text: str
     label: str
@@ -56,11 +70,20 @@ class Sheet:
     texts: int = 1  # how many columns, from the first one on, hold words; the others hold numbers
     bad: frozenset[int] = frozenset()  # indices of rows that tell of something wrong; their first cell must say so, too
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether a phone has no room for its columns, and shows a card a row."""
+        return len(self.head) > 4 or self.texts > 2
+
     def without(self, heads: Collection[str]) -> Sheet:
         """Return the table without columns of numbers, or of words but the first, that have these heads."""
         kept = [k for k, head in enumerate(self.head) if head not in heads]
         rows = [[row[k] for k in kept] for row in self.rows]
         return replace(self, head=[self.head[k] for k in kept], rows=rows, texts=sum(k < self.texts for k in kept))
+
+    def filled(self) -> Sheet:
+        """Return the table without columns that hold nothing but dashes."""
+        return self.without([head for k, head in enumerate(self.head) if all(row[k] == "–" for row in self.rows)])
 
 
 @dataclass(frozen=True)
@@ -128,13 +151,36 @@ def check_page(path: Path | None, name: str = "html") -> None:
             check_installed(library.lower(), "report", name, str(path), f"is made by {library}")
 
 
-def as_html(
-    title: str, word: str, tone: str, headline: str, sections: Sequence[Section], notes: Sequence[str] = ()
-) -> bytes:
-    """Return a page as one HTML file, UTF-8; sections without parts are left out.
+@dataclass(frozen=True)
+class Made:
+    """What a page is of: when that was done, by which command, on which code."""
 
-    `word` is the verdict, its `tone` one of `TONES`, and `notes` qualify the headline: interrupted, unverified.
-    """
+    date: str
+    command: str  # empty where no command line did it
+    code: str  # its name and commit
+
+    @classmethod
+    def here(cls) -> Made:
+        """Return what describes the work of this process."""
+        program = "sdvar-harness" if Path(sys.argv[0]).stem in ("__main__", "sdvar-harness") else Path(sys.argv[0]).name
+        return cls(date_of(time.time()), shlex.join([program, *sys.argv[1:]]), code_of(OWN_DECODER).title)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands above the sections of a page."""
+
+    title: str  # what the page is of
+    word: str  # the verdict
+    tone: str  # one of `TONES`
+    headline: str  # the verdict in a sentence
+    notes: Sequence[str] = ()  # which qualify it: interrupted, unverified
+    parts: Sequence[object] = ()  # what a reader wants first
+    made: Made | None = None  # None = by this process, now
+
+
+def as_html(head: Head, sections: Sequence[Section]) -> bytes:
+    """Return a page as one HTML file, UTF-8; sections without parts are left out."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  # asked for where a page is made
 
     loader = PackageLoader("harness.report.html")
@@ -143,8 +189,8 @@ def as_html(
         lstrip_blocks=True,
     )  # fmt: skip
     text = templates.get_template("page.html.j2").render(
-        title=title, word=word, tone=tone, headline=headline, sections=[each for each in sections if each.parts],
-        notes=notes, mark=TONES[tone], style=loader.get_source(templates, "style.css")[0], versions=versions(),
+        head=head, made=head.made or Made.here(), mark=TONES[head.tone], versions=versions(),
+        sections=[each for each in sections if each.parts], style=loader.get_source(templates, "style.css")[0],
     )  # fmt: skip
     return text.encode(errors="backslashreplace")
 
@@ -193,5 +239,6 @@ def flat_rows(values: Mapping[str, object], before: str = "") -> list[tuple[str,
         if isinstance(value, Mapping):
             rows += flat_rows(value, f"{before}{name} ")
         elif value not in ("", None):
-            rows.append((f"{before}{name}".replace("_", " "), str(value)))
+            text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+            rows.append((f"{before}{name}".replace("_", " "), text))
     return rows

@@ -21,7 +21,7 @@ from harness.golden import (
 )
 from harness.judge import Verdict, worst_verdict
 from harness.report.html._gallery import PicturePair, gallery_parts, side_by_side
-from harness.report.html._page import Bullets, Facts, Fold, Section, Sheet, as_html, counted, number, origin
+from harness.report.html._page import Bullets, Facts, Fold, Head, Section, Sheet, as_html, counted, number, origin
 from harness.report.html._words import COMPONENTS, TONE, WORDS
 
 SIDES = "recording", "code of today"
@@ -71,7 +71,7 @@ def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
 
 
 def _page(word: str, tone: str, headline: str, sections: Sequence[Section], device: str) -> bytes:
-    return as_html("goldens", word, tone, headline, [*sections, origin(f"On {device}.")])
+    return as_html(Head("goldens", word, tone, headline), [*sections, origin(f"On {device}.")])
 
 
 def _result_facts(results: Sequence[FileResult]) -> Facts:

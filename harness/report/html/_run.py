@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ from harness.report import setting_name
 from harness.report.html import _overview as overview
 from harness.report.html import _scales as scales
 from harness.report.html._gallery import gallery_parts, picture_pair, token_maps
-from harness.report.html._page import Fold, Section, as_html, counted
-from harness.report.html._story import story_parts, story_title
+from harness.report.html._page import Fold, Head, Made, Section, as_html, counted, date_of
+from harness.report.html._story import first_parts, story_parts, story_title
 from harness.report.html._words import TONE, VERDICTS
 from harness.runs import Verification, case_number, exhibit_of, is_begun, pictures_of
 from harness.runs.pictures import Picture
@@ -49,49 +50,63 @@ def run_page(result: Verification, seen: Seen) -> bytes:
     if not result.is_whole:
         whole = counted(result.plan.images, "image")
         notes = [f"the run is not finished: {result.images:,} of {whole} are judged"]
-    word, tone = result.verdict.value, TONE[result.verdict]
-    return as_html(result.models, word, tone, _headline(result), _sections(result, seen), notes)
+    head = Head(
+        result.models, result.verdict.value, TONE[result.verdict], _headline(result), notes, first_parts(result),
+        _made(result),
+    )  # fmt: skip
+    return as_html(head, _sections(result, seen))
+
+
+def _made(result: Verification) -> Made | None:
+    """Return when the run ended, its command, and the decoder's code."""
+    record, ended = result.record, max((row.ended for each in result.settings for row in each.rows), default=0.0)
+    if record is None or record.identity is None or not ended:
+        return None
+    command = shlex.join(["sdvar-harness", *record.command]) if record.recipe is not None else ""
+    return Made(date_of(ended), command, record.identity.decoder.title)
 
 
 def _headline(result: Verification) -> str:
+    first, verdict = result.first_divergence, result.verdict
+    work = f"{counted(result.images, 'image')} under {counted(len(result.settings), 'setting')}"
     if result.against:
-        same = result.verdict in (Verdict.IDENTICAL, Verdict.TIE)
-        text = "Both decoders draw the same" if same else "The two decoders differ"
+        same = verdict in (Verdict.IDENTICAL, Verdict.TIE)
+        text = f"No difference between the two decoders in {work}" if same else "The two decoders differ"
         return f"{text}, under the same random numbers."
-    text = VERDICTS[result.verdict]
-    if result.verdict is Verdict.CONSISTENT and Contract.QUALITY.value in result.contract:
+    ended = verdict is Verdict.DEFECT and first is not None and first.component in ("crash", "process")
+    text = VERDICTS[first.component if ended and first else verdict]
+    text = text.format(work=work, ties=counted(result.totals["ties"], "certified tie"))
+    if verdict is Verdict.CONSISTENT and Contract.QUALITY.value in result.contract:
         text += " How far its images are from the sequential ones is below."
     return text
 
 
 def _sections(result: Verification, seen: Seen) -> list[Section]:
-    other = result.against or "reference"
-    differs = result.first_divergence is not None
+    other, compared = result.against or "reference", bool(result.totals["draws"])
     return [
-        Section("result", "Result", "", [overview.key_facts(result), *overview.settings_parts(result)]),
-        Section("compared", "What was compared, and what was not",
-                "The decoder under test and a plain sequential sampler met the same random numbers.",
-                overview.compared_parts(result)),
-        Section("story", story_title(result) if differs else "Divergence",
-                "Where the two sides differ first, and how to see it again." if differs else "",
-                story_parts(result, seen.exhibit, seen.file, seen.case)),
-        Section("distance", "Distance and what it buys", "Measured, never judged.", overview.distance_parts(result)),
         Section("images", "Images",
-                f"The {other}'s image, the decoder's, and their difference; worst first. After the first token that "
-                "differs the images of one seed differ for good.",
+                f"The {other}'s image, the decoder's, and their difference: that of the first defect, then the worst. "
+                "After the first token that differs the images of one seed differ for good.",
                 _images(result, seen, other)),
+        Section("story", story_title(result), "Tokens and scores of that place, and how to see it again.",
+                story_parts(result, seen.exhibit, seen.file, seen.case)),
+        Section("result", "Result", "", [overview.key_facts(result), *overview.settings_parts(result)]),
+        Section("worst", "What is wrong", "", overview.worst_parts(result)),
         Section("tokens", "Token maps",
                 "Every token of the decoder beside what the reference draws on the same tokens before it, so that one "
                 "mistake is not counted again in all that follows it.", _maps(result, seen)),
-        Section("worst", "What is wrong", "", overview.worst_parts(result)),
-        Section("scales", "Scale by scale", "", scales.scale_parts(result)),
+        Section("compared", "What was compared, and what was not",
+                "The decoder under test and a plain sequential sampler met the same random numbers.",
+                overview.compared_parts(result)),
+        Section("distance", "Distance and what it buys", "Measured, never judged.", overview.distance_parts(result)),
+        Section("scales", "Scale by scale", "", scales.scale_parts(result) if compared else []),
         Section("rounds", "Rounds",
                 "A round: the small model drafts some scales, the large one checks them in one pass, and at least one "
                 f"scale is final. {scales.ROUND_LEGEND}.", _rounds(result, seen)),
         Section("cost", "Time and memory", "", overview.cost_parts(result)),
         Section("budget", "How much rounding may move",
                 "Two right decoders differ by rounding. These limits were measured on the reference before the decoder "
-                "was built, so that a bug cannot excuse itself.", overview.budget_parts(result)),
+                "was built, so that a bug cannot excuse itself.", overview.budget_parts(result) if compared else []),
         Section("provenance", "Provenance", "All that is needed to repeat the run.",
                 overview.provenance_parts(result, seen.file)),
     ]  # fmt: skip
@@ -99,10 +114,13 @@ def _sections(result: Verification, seen: Seen) -> list[Section]:
 
 def _images(result: Verification, seen: Seen, other: str) -> list[object]:
     layout = scales.layout_of(result)
-    if not seen.pictures or layout is None:
-        return ["The run kept none: no decode came so far that its result is an image."]
-    pairs = [picture_pair(picture, layout, _setting(result, picture), other) for picture in seen.pictures]
-    return gallery_parts(pairs, result.images)
+    if layout is None:
+        return []
+    first = result.first_divergence
+    of_first = (first.seed, first.image) if first else ()  # its image stands before all others
+    pictures = sorted(seen.pictures, key=lambda picture: (picture.seed, picture.image) != of_first)
+    pairs = [picture_pair(picture, layout, _setting(result, picture), other) for picture in pictures]
+    return gallery_parts(pairs, result.images) if pairs else []
 
 
 def _maps(result: Verification, seen: Seen) -> list[object]:

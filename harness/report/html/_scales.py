@@ -40,8 +40,8 @@ def scales_of(result: Verification) -> int:
 def scale_parts(result: Verification) -> list[object]:
     """Return what was compared at every scale, what became of drafts, and margins."""
     layout = layout_of(result)
-    if layout is None or not result.images:
-        return ["Nothing was decoded."]
+    if layout is None:
+        return []
     drafted = any(_by_scale(result.settings, "drafted", layout.S))
     acceptance = [_acceptance(result, layout.S)] if drafted else []
     return [_counts(result, layout), *acceptance, *_margins(result, layout.S)]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from harness.judge import Divergence, Verdict
 from harness.protocol.pyramid import ScalePyramid
+from harness.report import next_step
 from harness.report.html._gallery import place_of
-from harness.report.html._page import Line, Sheet, counted
+from harness.report.html._page import Bullets, Line, Sheet, Text, counted
 from harness.report.html._scales import layout_of
 from harness.report.html._words import COMPONENTS
 from harness.runs import Verification
@@ -26,16 +27,37 @@ def story_title(result: Verification) -> str:
     return "The first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "The first defect"
 
 
+def first_parts(result: Verification) -> list[object]:
+    """Return what stands under the headline: where, which component, why and what to do next, or what was not asked."""
+    first, step = result.first_divergence, next_step(result)
+    parts: list[object] = []
+    if first is not None and result.verdict is Verdict.DEFECT:
+        what = [("where", _where(first, layout_of(result))), ("component", f"{first.component}. {_meaning(first)}")]
+        parts.append(Bullets([*what, ("what was seen", first.detail)]))
+        endings = (judgement.ending for setting in result.settings for judgement in setting.judgements)
+        if ending := next(filter(None, endings), ""):
+            parts.append(Text(ending, "Its traceback, and what its process printed last:"))
+    reasons: list[tuple[str, str]] = [(reason, "") for reason in result.inconclusive]
+    parts += ["Why the run proves nothing:", Bullets(reasons)] if reasons else []
+    if (missing := result.exercised.missing) and result.verdict is not Verdict.DEFECT:
+        parts.append(f"Not asked, so that nothing is proved of it: {', '.join(missing)}.")
+    if step is not None:
+        parts.append(Line(step[1], f"Next: {step[0]}:") if step[1] else f"Next: {step[0]}.")
+    return parts
+
+
+def _meaning(first: Divergence) -> str:
+    return COMPONENTS.get(first.component, "")
+
+
 def story_parts(result: Verification, exhibit: Mapping[str, Tensor], file: str, case: int | None) -> list[object]:
-    """Return the parts of the section; the other arguments are fields of `Seen`."""
+    """Return the parts of the section, none where nothing differs; the other arguments are fields of `Seen`."""
     first = result.first_divergence
     if first is None:
-        unclaimed = any(setting.total("unclaimed") for setting in result.settings)
-        rest = "tokens differ, and are not claimed" if unclaimed else "nothing differs from the reference"
-        return [f"There is none: {rest}." if result.images else "Nothing was decoded."]
-    meaning = COMPONENTS.get(first.component, "")
-    what = f"Component: {first.component}. {meaning} What was seen: {first.detail}."
-    parts: list[object] = [_where(first, layout_of(result)), what]
+        return []
+    parts: list[object] = []
+    if result.verdict is not Verdict.DEFECT:
+        parts.append(f"{_where(first, layout_of(result))} {_meaning(first)} What was seen: {first.detail}.")
     if first.position >= 0:
         parts += [_tokens(first), *_prefix(exhibit), *_scores(first, exhibit)]
     parts += [f"How far that decode came: {text}." for text in result.so_far[:1]]
@@ -117,13 +139,11 @@ def _scores(first: Divergence, exhibit: Mapping[str, Tensor]) -> list[object]:
 
 def _replays(result: Verification, file: str, case: int | None) -> list[object]:
     lines: list[object] = []
-    if alone := result.alone:
-        lines.append(Line(alone, "This line shows it alone:"))
+    if result.alone and result.verdict is not Verdict.DEFECT:  # of a defect it stands above
+        lines.append(Line(result.alone, "This line shows it alone:"))
     if file and case is not None:
         command = shlex.join(["sdvar-harness", "replay", file, "--case", str(case)])
         lines.append(Line(command, "This line repeats it from the run file, and says whether it still fails:"))
-    if lines:
-        return lines
     if result.early:
-        return ["It is of the run as a whole: no image shows it alone."]
-    return ["No command line made this run, so there is none that repeats it."]
+        return [*lines, "It is of the run as a whole: no image shows it alone."]
+    return lines if lines or result.alone else ["No command line made this run, so there is none that repeats it."]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from harness.bench import Speed, SpeedRow
 from harness.report import sequential_rows, speculative_rows
-from harness.report.html._page import Drawing, Facts, Section, Sheet, as_html, counted, number, origin
+from harness.report.html._page import Drawing, Facts, Head, Section, Sheet, as_html, counted, number, origin
 from harness.report.html._plots import Axis, Series, plot
 
 
@@ -28,7 +28,7 @@ def timings_page(run: Speed, device: str) -> bytes:
         origin(f"{run.models} on {device}, {run.title}. {run.machine}."),
     ]  # fmt: skip
     word, tone = (f"{best.speed_up:.2f} TIMES AS FAST", "good") if gains else ("NOT FASTER", "open")
-    return as_html(f"{run.models} on {device}", word, tone, text, sections)
+    return as_html(Head(f"{run.models} on {device}", word, tone, text), sections)
 
 
 def _named(row: SpeedRow) -> str:

@@ -118,8 +118,9 @@ def test_the_command_line_repeats_what_it_found(
     line += ["--against-checkout", str(right), "--against-option", "exit_num=2", "--seeds", "3:5", "--labels", "0,1"]
     assert command(monkeypatch, *line, "--run", str(tmp_path / "run.db"), "--workers", workers) == 1
     out = capsys.readouterr().out.splitlines()
-    first, alone = (next(text for text in out if text.startswith(word)) for word in ("first difference", "alone"))
-    words = shlex.split(alone.removeprefix("alone: "))
+    first, after = (next(text for text in out if text.startswith(word)) for word in ("first difference", "next: "))
+    assert "; this shows that image alone: " in after
+    words = shlex.split(after.partition("alone: ")[2])
     assert [word for word in words if word.startswith("--")].count("--option") == 2  # exit_num, and the role
     assert command(monkeypatch, *words[1:]) == 1
     again = next(text for text in capsys.readouterr().out.splitlines() if text.startswith("first difference"))

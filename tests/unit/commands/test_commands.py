@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def test_a_draft_of_another_dtype_is_stated_and_changes_no_token(
     assert (document["dtype"], document["draft_dtype"], document["defects"]) == ("float32", "bfloat16", 0)
 
 
-def test_verify_writes_json_and_says_the_verdict_last(
+def test_verify_writes_json_says_the_verdict_and_what_to_do_next(
     pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     report = tmp_path / "report.json"
@@ -182,7 +183,10 @@ def test_verify_writes_json_and_says_the_verdict_last(
     assert document["identical"] + document["ties"] == document["draws"]
     assert (document["defects"], document["contract"]) == (0, "token-identical")
     assert [len(document[name]) for name in ("target_calls", "target_rows", "rounds", "accepted_scales")] == [12] * 4
-    assert capsys.readouterr().out.splitlines()[-1].startswith(document["verdict"])
+    *_, verdict, after = capsys.readouterr().out.splitlines()
+    assert verdict.startswith(document["verdict"])
+    networks = shlex.join(pair)
+    assert after == f"next: ask what was not exercised: sdvar-harness verify {networks} --cover"
 
 
 def test_quiet_leaves_the_verdict_alone(

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 
 from harness.laws._few_cases import LawsInterrupted
 from harness.pool._employ import Crew, Parallelism
-from harness.report._progress import LongWork
 from harness.runs._recorded import recorded_result
 from harness.runs._records import BrokenLaw, LawsTried
 from tests.helpers import Layout, command, tiny
@@ -71,9 +70,10 @@ def test_the_first_defect_comes_with_the_line_that_shows_it_alone(
     report = tmp_path / "r.json"
     words = ("--seeds", "3:6", "--labels", "2,1", "--draft-len", "3,2", "--cfg", "2", "--top-k", "6")
     assert command(monkeypatch, "verify", *pair, *OFFSET, *words, "--json", str(report)) == 1
-    first, alone = (line for line in capsys.readouterr().out.splitlines() if line.startswith(("first defect", "alone")))
+    first, after = (line for line in capsys.readouterr().out.splitlines() if line.startswith(("first defect", "next")))
     document = json.loads(report.read_text())
-    assert alone == f"alone: {document['alone']}"
+    mend = f"mend what the first defect names, {document['first_divergence']['component']}"
+    assert after == f"next: {mend}; this shows that image alone: {document['alone']}"
     found = document["first_divergence"]
     line = shlex.split(document["alone"])
     assert line[:2] == ["sdvar-harness", "verify"]
@@ -174,25 +174,6 @@ def test_replay_from_the_command_line(
     Path(pair[3]).unlink()
     assert command(monkeypatch, "replay", case, "--trust") == 3
     assert capsys.readouterr().out.startswith("CANNOT REPRODUCE case 0 (the networks cannot be had: target=")
-
-
-def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    now = [0.0]
-    monkeypatch.setattr("harness.report._progress.time.monotonic", lambda: now[0])
-    with LongWork("images", 400) as work:
-        for _ in range(4):
-            now[0] += 20.0
-            work.advance(40, defects=1)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.splitlines() == [
-        "80 of 400 images, 2.0 a second, 2:40 left, 2 defects",
-        "160 of 400 images, 2.0 a second, 2:00 left, 4 defects",
-    ]
-    with LongWork("images", 400, quiet=True) as work:
-        now[0] += 100.0
-        work.advance(40)
-    assert capsys.readouterr().err == ""
 
 
 def test_the_device_reaches_the_workers_as_it_was_asked_for(pair: list[str], monkeypatch: pytest.MonkeyPatch):

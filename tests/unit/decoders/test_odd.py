@@ -91,7 +91,7 @@ def test_counts_that_nothing_confirms_are_shown_as_the_decoders_word(tmp_path: P
 
 def told(result: Verification) -> str:
     log = io.StringIO()
-    show_verification(result, Console(file=log, width=200, soft_wrap=True), quiet=False)
+    show_verification(result, Console(file=log, width=200, soft_wrap=True), quiet=False, verbose=True)
     return log.getvalue()
 
 

@@ -6,7 +6,9 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "line", "input", "link", "hr"}
-SECTIONS = ("result", "compared", "story", "images", "tokens", "scales", "rounds", "cost", "budget", "provenance")
+SECTIONS = (
+    "images", "story", "result", "worst", "tokens", "compared", "scales", "rounds", "cost", "budget", "provenance",
+)  # fmt: skip
 
 
 class Reader(HTMLParser):

@@ -31,7 +31,7 @@ def test_all_states_are_told_by_word():
     assert "✕ DEFECT" in said
     for part in ("broken: masks.visible – <script>a</script> differs", "unproven: masks.definition", "no parts",
                  "known to fail: masks.dependency – see #12", "check('masks.visible', 'mine:f', Case(V=3))",
-                 "Up to 20 cases a law, seed 3", "Family digits"):  # fmt: skip
+                 "Up to 20 cases a law, seed 3", "digits[close-2]", "95 %"):  # fmt: skip
         assert part in said, part
 
 

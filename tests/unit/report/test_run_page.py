@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -20,9 +21,12 @@ from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.report.html._gallery import MOST_BYTES
+from harness.report.html._page import date_of
 from harness.report.html._run import run_page, seen_in
+from harness.report.html._timings import timings_page
 from harness.runs._case import cases_of
 from harness.runs._decodes import Decodes, verify_decodes
+from harness.runs._identity import code_of
 from harness.runs._plan import Plan
 from harness.runs._records import BrokenLaw, LawsTried
 from harness.runs._runfile import RunFile, RunFileOptions, pictures_of, read_run
@@ -30,18 +34,32 @@ from harness.speculative.sampler import build_decoder
 from tests.helpers import command, with_weight
 from tests.unit.report.reading import SECTIONS, read
 from tests.unit.report.sample_runs import HERE, MODELS, SCRIPT, Loud, large, page_of, run
+from tests.unit.report.test_timings_page import FAST
+from tests.unit.report.test_timings_page import run as timings
 
 
 def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
     result = run(tmp_path / "a.db", OFFSET)
     page = read(page_of(tmp_path / "a.db"))
-    assert [section["id"] for section in page.all("section")] == [*SECTIONS[:5], "worst", *SECTIONS[5:]]
+    assert [section["id"] for section in page.all("section")] == list(SECTIONS)
     first, words = result.first_divergence, page.words
     assert first is not None
     assert "DEFECT" in words
     assert "The decoder is wrong: something differs from sequential decoding" in words
     assert "Contract A, token-identical: with the same seed" in words
-    assert f"Component: {first.component}." in words
+    head = words[: words.index("Skip to the report") + 2000].partition("Images The reference")[0]
+    assert f"where – Seed {first.seed}, image {first.image}, label {first.label}. Scale {first.scale} of" in head
+    assert f"component – {first.component}. The inputs sit at other positions" in head
+    assert f"what was seen – {first.detail}" in head
+    assert (
+        f"Next: mend what the first defect names, {first.component}; this shows that image alone: {result.alone}"
+        in head
+    )
+    assert "Not asked" not in head
+    titles = [section["id"] for section in page.all("section")]
+    assert titles.index("images") < titles.index("result")
+    shown = [image["alt"] for image in page.all("img")]
+    assert shown[0].endswith(f"seed {first.seed}, image {first.image}, label {first.label}")
     same = f"The token there, {first.actual}, is the reference's all the same"
     other = f"The decoder drew token {first.actual}. On the same prefix the reference draws {first.expected}."
     assert (same if first.actual == first.expected else other) in words
@@ -75,7 +93,10 @@ def test_a_right_decoder_has_nothing_to_mark(tmp_path: Path):
     run(tmp_path / "a.db")
     page = read(page_of(tmp_path / "a.db"))
     assert "✓ IDENTICAL" in page.words
-    assert "There is none: nothing differs from the reference." in page.words
+    assert "No difference in 4 images under 1 setting: every token is the one" in page.words
+    assert "Not asked, so that nothing is proved of it: no filter, " not in page.words
+    assert re.search(r"Not asked, so that nothing is proved of it: top-k alone, .*, bonus scales, ", page.words)
+    assert "The first" not in page.words
     assert "no pixel differs" in page.words
     assert not any(attributes.get("class") == "marker" for attributes in page.all("span"))
     assert not any("cell wrong" in attributes.get("class", "") for _, attributes in page.elements)
@@ -103,7 +124,7 @@ def test_a_lossy_policy_shows_its_distance_and_calls_nothing_wrong(tmp_path: Pat
     assert "distance" in [section["id"] for section in page.all("section")]
     assert "Contract C, quality-preserving" in page.words
     assert "tokens, mean tokens, median tokens, worst" in page.words
-    assert "tokens differ, and are not claimed" in page.words
+    assert "Nothing wrong in 4 images under 1 setting" in page.words
     assert "contract C does not claim them" in page.words
     assert not any("cell wrong" in attributes.get("class", "") for _, attributes in page.elements)
 
@@ -121,8 +142,38 @@ def test_what_a_decoder_says_is_text(tmp_path: Path):
     assert "\\udcff" in page.words
     assert "\\u202e" in page.words
     assert not any(character in html.decode() for character in "\x1b\x00\u202e")
-    assert "The run kept none: no decode came so far" in page.words
+    assert [section["id"] for section in page.all("section")] == [
+        "story", "result", "worst", "compared", "cost", "provenance"
+    ]  # nothing is empty  # fmt: skip
+    assert "The decoder ended with an error before its images were whole." in page.words
+    trace = page.words[page.words.index("Traceback (most recent call last):") :]
+    assert "in decode raise RuntimeError(f" in trace
+    assert "harness/decoders" not in trace.partition("Next: ")[0]  # it begins in the decoder's own code
+    assert "tokens compared" not in page.words
     assert "left out" not in page.words  # nothing was compared: that is no praise
+
+
+def test_one_defect_is_one_place_and_wrong_tokens_stand_apart(tmp_path: Path):
+    run(tmp_path / "a.db")
+    large(tmp_path / "large.db", read_run(tmp_path / "a.db")[0], 3, 4, 32)
+    words = read(page_of(tmp_path / "large.db")).words  # every image has twenty records from position 30 on
+    assert "defects by first place1 in 12 images or batches" in words
+    assert "wrong tokens240 2.941 % of those compared" in words
+    assert "positions 4 30 seed 0, image 0 coupled draft_len=2 0 12 100 %" in words
+
+
+def test_a_page_says_when_by_which_command_and_on_which_code(tmp_path: Path):
+    result = run(tmp_path / "a.db")
+    assert result.record is not None and result.record.identity is not None
+    ended = max(row.ended for row in read_run(tmp_path / "a.db")[1])
+    page = read(page_of(tmp_path / "a.db"))
+    name = result.record.identity.decoder.title
+    assert f"sdvar-harness · tiny · {date_of(ended)} · {name}" in page.words
+    assert f"Command: {shlex.join(['sdvar-harness', *result.record.command])}" in page.words
+    assert date_of(0) == "1970-01-01 00:00 UTC"
+    others = read(timings_page(timings(FAST), "cpu")).words
+    assert f"· {date_of(time.time())[:13]}" in others
+    assert f"· {code_of('harness:build_decoder').title} " in others
 
 
 @pytest.mark.slow
@@ -147,7 +198,7 @@ def test_weights_that_are_no_numbers_give_a_page(tmp_path: Path):
     models = replace(MODELS, target=with_weight(MODELS.target, "head.bias", lambda bias: bias * float("nan")))
     result = run(tmp_path / "a.db", models=models)
     page = read(run_page(result, seen_in(tmp_path / "a.db", result)))
-    assert "Component: weights." in page.words
+    assert "component – weights. The networks hold numbers that are none" in page.words
     assert "target.head.bias" in page.words
 
 
@@ -161,7 +212,7 @@ def test_a_run_that_is_not_finished_says_so(tmp_path: Path):
         words = read(page_of(tmp_path / name)).words
         assert f"the run is not finished: {2 * len(some)} of 4 images are judged" in words
     assert "INCONCLUSIVE" in words
-    assert "Nothing was decoded." in words
+    assert "Nothing is proved by 0 images under 1 setting" in words
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch, capsys):

@@ -41,7 +41,7 @@ def run(path: Path, models: ModelPair = MODELS, plan: Plan = PLAN, resume: bool 
 
 
 def stop_after(count: int):
-    """Return a progress that plays a signal when so many tasks are judged."""
+    """Return a progress that plays a signal when so many decodes are judged."""
     done: list[Step] = []
 
     def progress(step: Step) -> None:
@@ -74,8 +74,9 @@ def test_a_row_is_what_was_written(tmp_path: Path):
 def test_a_run_that_was_stopped_goes_on_to_the_serial_result(judged: int, tmp_path: Path):
     run(tmp_path / "whole.db")
     path = tmp_path / "a.db"
+    stop_within = stop_after(2 * judged + 1)  # in the midst of a task, of two decodes
     with pytest.raises(RunInterrupted) as stop:
-        verify_decodes(MODELS, Decodes(build_decoder, PLAN, HERE), store=kept(path), progress=stop_after(judged))
+        verify_decodes(MODELS, Decodes(build_decoder, PLAN, HERE), store=kept(path), progress=stop_within)
     assert stop.value.status == 143
     assert (stop.value.result.images, stop.value.result.is_whole) == (4 * judged, False)
     assert len(read_run(path)[1]) == 2 * judged
@@ -83,7 +84,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_serial_result(judged: int, tmp_pa
     result = verify_decodes(
         MODELS, Decodes(build_decoder, PLAN, HERE), store=kept(path, resume=True), progress=steps.append
     )
-    assert (len(steps), steps[0].images) == (1 + len(REQUESTS) - judged, 4 * judged)
+    assert (len(steps), steps[0].images) == (1 + 2 * (len(REQUESTS) - judged), 4 * judged)
     assert result.is_whole
     assert result.verdict is Verdict.IDENTICAL
     whole, again = read_run(tmp_path / "whole.db")[1], read_run(path)[1]

@@ -1,0 +1,155 @@
+"""Many runs beside each other: what each came to, and what changed between two.
+
+Promise: a run is read off its file in a few milliseconds, by counts and notes alone; its verdict is the one that
+`verify` printed. A file that cannot be read is a row that says why.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.errors import InputError, one_line
+from harness.judge import Verdict
+from harness.report._tables import Column, name_column, print_table, prose_column
+from harness.report._terminal import say, setting_name
+from harness.runs import RUN_FILE, Verification
+from harness.wording import count_of, date_of
+
+UNREADABLE, UNFINISHED = "UNREADABLE", "UNFINISHED"
+WORST = (Verdict.DEFECT, UNREADABLE, Verdict.INCONCLUSIVE, UNFINISHED, Verdict.CONSISTENT, Verdict.TIE,
+         Verdict.IDENTICAL)  # fmt: skip
+MARK_AT = slice(68, 72)  # of an SQLite file: whose it is
+COLUMNS = (
+    *map(name_column, ("run", "verdict")), prose_column("where it first differs"), Column("ended", 3, right=False),
+    Column("decoder", 1, right=False), Column("networks", 4, right=False), Column("images"),
+    Column("wrong tokens", spare=2),
+)  # fmt: skip
+Change = tuple[str, str, str]  # what, in the first run, in the second
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What one run came to."""
+
+    file: Path  # its run file
+    verdict: str  # a `Verdict`, UNFINISHED, or UNREADABLE
+    ended: float = 0.0  # when its last batch was judged, seconds since 1970; 0 = none was
+    decoder: str = ""  # name of its factory
+    commit: str = ""  # of that code
+    models: str = ""  # title of its networks
+    images: int = 0
+    wrong_tokens: int = 0
+    why: str = ""  # where it first differs, or why it cannot be read
+
+    @property
+    def cells(self) -> list[str]:
+        """Its row in a table of runs."""
+        ended, of = date_of(self.ended) if self.ended else "", f"{self.decoder} {self.commit}".strip()
+        counts = (f"{count:,}" for count in (self.images, self.wrong_tokens))
+        return [str(self.file), self.verdict, self.why, ended, of, self.models, *counts]
+
+
+def summary_of(path: Path) -> RunSummary:
+    """Return what a run came to."""
+    try:
+        with RUN_FILE.reading(path) as base:
+            keys = "'identity', 'networks', 'outcome'"
+            notes = {key: json.loads(text) for key, text in base.execute(f"SELECT * FROM run WHERE key IN ({keys})")}
+            totals = "total(images), total(wrong_tokens), total(defects), coalesce(max(ended), 0.0)"
+            *counts, ended = base.execute(f"SELECT {totals} FROM judged WHERE refused = ''").fetchone()
+            outcome, of = notes.get("outcome"), (notes.get("identity") or {}).get("decoder", {})
+            images, wrong, defects = map(int, counts)
+            verdict, why = (Verdict(outcome["verdict"]), str(outcome["first"])) if outcome else (UNFINISHED, "")
+            if outcome is None and defects:
+                verdict, why = Verdict.DEFECT, "not finished"
+            named = (str(of.get("implementation", "")), str(of.get("commit", ""))[:7], str(notes["networks"]["title"]))
+            return RunSummary(path, verdict, float(ended), *named, images, wrong, why)
+    except InputError as error:
+        return RunSummary(path, UNREADABLE, why=str(error))
+
+
+def run_files(given: Sequence[Path]) -> list[Path]:
+    """Return the files that are named, and the run files of folders that are. Raises `InputError` for no file."""
+    files: list[Path] = []
+    for path in given:
+        within = sorted(each for each in path.iterdir() if _is_run(each)) if path.is_dir() else [path]
+        if not within:
+            raise InputError("run", str(path), "holds no run file", "pass a folder of files of verify --run")
+        files += within
+    return list(dict.fromkeys(files))
+
+
+def _is_run(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as stream:
+        return int.from_bytes(stream.read(MARK_AT.stop)[MARK_AT]) == RUN_FILE.application
+    return False
+
+
+@dataclass(frozen=True)
+class History:
+    """Several runs, at least one."""
+
+    runs: Sequence[RunSummary]  # the worst first, then the newest
+
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> History:
+        """Read what every run came to."""
+        return cls(sorted(map(summary_of, files), key=lambda run: (WORST.index(run.verdict), -run.ended)))
+
+    @property
+    def counts(self) -> str:
+        """How many runs have which verdict, the worst first."""
+        counts = Counter(run.verdict for run in self.runs)
+        return ", ".join(f"{counts[verdict]} {verdict}" for verdict in WORST if counts[verdict])
+
+    @property
+    def command(self) -> str:
+        """The command line that makes the page of the worst."""
+        return f"sdvar-harness report {shlex.quote(str(self.runs[0].file))} --html page.html"
+
+
+def show_history(history: History, console: Console, quiet: bool) -> None:
+    """Print a row a run, how many there are of each verdict, and which to look at first."""
+    if not quiet:
+        print_table(console, "", COLUMNS, [[one_line(cell) or "-" for cell in run.cells] for run in history.runs])
+    say(console, f"{history.counts} of {count_of(len(history.runs), 'run')}")
+    if not quiet:
+        say(console, f"look at the worst: {history.command}", "next:", whole=True)
+
+
+def changes_between(one: Verification, other: Verification) -> list[Change]:
+    """Return what differs between two runs: what it is, and a dash for what one of them has not."""
+    before, after = _facts_of(one), _facts_of(other)
+    rows = [(what, before.get(what, "–"), after.get(what, "–")) for what in (before | after)]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def _facts_of(run: Verification) -> dict[str, str]:
+    """Return what a run came to, what it is of, and what came of its settings, by name."""
+    facts = {"verdict": run.verdict.value, "networks": run.models}
+    facts |= {"first divergence": str(run.first_divergence)} if run.first_divergence else {}
+    facts |= {name.replace("_", " "): f"{count:,}" for name, count in run.totals.items()}
+    if run.record is not None and run.record.identity is not None:
+        parts = run.record.identity.as_dict()
+        facts |= {f"{part} {name}": str(value) for part, values in parts.items() for name, value in values.items()}
+    for setting in run.settings:
+        calls = setting.target_calls
+        mean = f", {sum(calls) / len(calls):.2f} target calls" if calls else ""
+        wrong = count_of(setting.total("wrong_tokens"), "wrong token")
+        facts[setting_name(setting)] = f"{setting.verdict.value}, {wrong}{mean}"
+    return facts
+
+
+def show_changes(changes: Sequence[Change], names: tuple[str, str], console: Console) -> None:
+    """Print what differs between two runs, called `names`."""
+    columns = [name_column("what"), prose_column(one_line(names[0])), prose_column(one_line(names[1]))]
+    print_table(console, "", columns, [[one_line(text) or "-" for text in change] for change in changes])
+    say(console, f"{count_of(len(changes), 'difference')} between the two runs")

@@ -1,0 +1,120 @@
+"""After every verdict one thing to do, and the command that does it is one that can be typed."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.decoders._factory import OWN_DECODER
+from harness.judge._verdict import Verdict
+from harness.mutants.positions import OFFSET
+from harness.report._next import next_step
+from harness.runs._records import BrokenLaw, LawsTried, QualityClaims
+from harness.runs._result import Verification
+from harness.speculative.sampler import build_decoder
+from tests.docs.test_commands import wrong
+from tests.helpers import command
+from tests.unit.report.sample_runs import run
+
+NAME = "mydecoder:factory"
+
+
+def made(path: Path, factory=build_decoder, recipe: dict[str, str] | None = None, **settings) -> Verification:
+    """Return a run as the command line makes it."""
+    result = run(path / f"{len(list(path.iterdir()))}.db", factory, **settings)
+    assert result.record is not None
+    recipe = {"implementation": NAME} if recipe is None else recipe
+    result.record = replace(result.record, recipe=recipe, command=("verify", "--seeds", "0:2", "--draft-len", "2"))
+    return result
+
+
+def after(result: Verification) -> tuple[str, str]:
+    step = next_step(result)
+    assert step is not None
+    assert not step[1] or wrong(shlex.split(step[1])) == ""
+    return step
+
+
+def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
+    result = made(tmp_path, OFFSET)
+    what, line = after(result)
+    assert what == "mend what the first defect names, positions; this shows that image alone"
+    assert line == result.alone
+    result.record = replace(result.record, recipe=None)
+    assert after(result) == ("mend what the first defect names, positions; then ask again", "")
+
+
+def test_a_broken_law_replays_itself_and_a_lost_quality_is_a_choice(tmp_path: Path):
+    result = made(tmp_path)
+    result.take_laws(LawsTried(2, 68, (BrokenLaw("draw", "law streams.once: one number decides twice; replay", 3),)))
+    assert "draw (its line ends in the call that replays the case)" in after(result)[0]
+    result = made(tmp_path, policy="match:0.5")
+    result.take_quality(QualityClaims(("loss 0.3 of 0.1",)))
+    assert result.verdict is Verdict.DEFECT
+    assert after(result)[0].startswith("choose a stricter rule of acceptance")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({}, ""),
+        ({"implementation": NAME, "timeout": "9.0"}, " --implementation mydecoder:factory --timeout 9.0"),
+        ({"graphs": "", "device": "cuda"}, " --device cuda"),
+        ({"models": "digits-close"}, " --models digits-close --cover"),
+        ({"dtype": "bfloat16"}, " --dtype bfloat16 --cover"),
+    ],
+)
+def test_what_was_not_exercised_is_asked_by_the_design(recipe: dict[str, str], words: str, tmp_path: Path):
+    assert after(made(tmp_path, recipe=recipe)) == ("ask what was not exercised", f"sdvar-harness verify{words}")
+
+
+def test_policy_and_options_of_a_factory_are_asked_again(tmp_path: Path):
+    line = after(made(tmp_path, policy="match:0.5", recipe={}, options=(("a", "b c"),)))[1]
+    assert line == "sdvar-harness verify --option 'a=b c' --policy match:0.5"
+
+
+def test_after_the_design_the_own_decoder_makes_room_for_yours_and_yours_for_tests(tmp_path: Path):
+    for recipe, line in (({}, "sdvar-harness init mydecoder.py"), (None, f"pytest --sdvar-implementation {NAME}")):
+        result = made(tmp_path, recipe=recipe)
+        result.covers = True
+        assert after(result)[1] == line
+    result = made(tmp_path, policy="match:0.5")
+    result.covers = True
+    assert after(result)[1] == "sdvar-harness quality --max-loss 0.1"
+    checked_out = made(tmp_path, options=(("checkout", "/somewhere"),))
+    checked_out.covers = True
+    assert after(checked_out)[0].endswith("docs/pytest.md asks published code in your tests")
+
+
+def test_an_inconclusive_design_and_a_stopped_run_say_how_to_go_on(tmp_path: Path):
+    result = made(tmp_path)
+    result.covers, result.reasons = True, ["never exercised: a bonus scale"]
+    assert after(result)[0].startswith("mend what is named as inconclusive, or declare it")
+    result = made(tmp_path)
+    result.stopped = 2
+    assert "--run FILE" in after(result)[0]
+    result.record = replace(result.record, command=("verify", "--seeds", "0:2", "--run", "a b.db"))
+    assert after(result) == ("go on where it stopped", "sdvar-harness verify --seeds 0:2 --run 'a b.db' --resume")
+
+
+def test_without_a_command_line_a_right_decoder_is_done(tmp_path: Path):
+    result = made(tmp_path)
+    result.record = replace(result.record, recipe=None)
+    assert next_step(result) is None
+
+
+def test_quiet_leaves_the_verdict_and_verbose_adds_how_it_was_judged(monkeypatch: pytest.MonkeyPatch, capsys):
+    words = ("verify", "--seeds", "0", "--labels", "0", "--draft-len", "2")
+    said = []
+    for more in ("--quiet", "--verbose"):
+        assert command(monkeypatch, *words, more) == 0
+        said.append(capsys.readouterr().out.splitlines())
+    assert [line.split()[0] for line in said[0]] == ["IDENTICAL"]
+    names = ["error budget", "judging", "batches of 1 image (1 thread", "compared with the reference", "covered"]
+    assert [line.startswith(name) for name, line in zip(names, said[1][6:11], strict=True)] == [True] * 5
+    assert said[1][-2] == said[0][0]
+    assert said[1][-1] == "next: ask what was not exercised: sdvar-harness verify"
+    assert OWN_DECODER not in said[1][-1]
