@@ -1,4 +1,4 @@
-"""Make the README's picture of a page: its headline, the first defect and the images; what lies between is left out.
+"""Make the README's picture of a page: its headline, the first defect and its images.
 
 tox -e browser brings playwright: python scripts/picture.py PAGE docs/report.png
 """
@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 from tests.browser.conftest import chromium
 
 SIZE = {"width": 1000, "height": 700}
-HIDDEN = "nav, #compared, #result .scroll { display: none }"
+HIDDEN = "nav { display: none }"
 END = "document.querySelector('#images').getBoundingClientRect().bottom + 24"
 
 
