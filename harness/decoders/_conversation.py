@@ -113,7 +113,7 @@ class DecoderReply:
                 [_part_law(row) for row in values["parts"]],
                 [_defect(each, seed) for each in values["defects"]],
                 str(values["so_far"])[:MOST_TEXT],
-                str(values["ending"])[:MOST_TRACEBACK],
+                str(values.get("ending", ""))[:MOST_TRACEBACK],
                 [str(clause)[:MOST_TEXT] for clause in values["remarks"][:MOST_REMARKS]],
                 values["tensors"],  # `Mailbox.take` checks it
                 dict(values["trace"]),

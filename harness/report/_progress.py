@@ -85,8 +85,10 @@ class LongWork:
         self._bar.update(
             self._task, total=self.total, advance=count, defects=words, beside=beside, description=task or self.unit
         )
-        if not (self.quiet or self.shown) and time.monotonic() - self._said >= PLAIN_S:
-            self._said = time.monotonic()
+        now = time.monotonic()
+        is_long = now - self._begun >= PLAIN_S or self._seconds >= PLAIN_S  # what is short needs no line
+        if not (self.quiet or self.shown) and is_long and now - self._said >= PLAIN_S:
+            self._said = now
             print(self.line(), file=sys.stderr, flush=True)
         self.told()
 
@@ -104,10 +106,15 @@ class LongWork:
         rate = self._rate
         return f"{1 / rate:.1f} s each" if 0 < rate < 1 else f"{rate:.1f} a second"
 
-    def _left(self) -> str:
-        """Return the time that is left for the run, minutes and seconds; a question mark before the first step."""
+    @property
+    def _seconds(self) -> float:
+        """The time that is left for the run; infinite before the first step."""
         steps = self.total - self.done + self.later.steps
-        seconds = self.later.seconds + (steps / self._rate if self._rate else math.inf if steps else 0.0)
+        return self.later.seconds + (steps / self._rate if self._rate else math.inf if steps else 0.0)
+
+    def _left(self) -> str:
+        """Return the time that is left, minutes and seconds; a question mark before the first step."""
+        seconds = self._seconds
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}" if math.isfinite(seconds) else "?"
 
 
