@@ -193,6 +193,7 @@ class SeededNoise:
         if self.request.labels is not None:
             return torch.tensor(self.request.labels, device=self.device)
         if self._labels is None:
+            classes = self.request.conditions(classes)
             if self._chains:
                 raise NoiseError("labels=None: labels are drawn before any scale is read; ask for them first")
             chain = self._batch_chain(TOKEN)

@@ -8,7 +8,7 @@ command line are those of `sdvar-harness verify`, quoted for a shell; the image 
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +25,7 @@ from harness.protocol import Request, Settings, request_of, request_values
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
 from harness.runs._identity import Identity, identity_of
 from harness.runs._record import RunHeader, against_of, against_values
-from harness.runs._records import NAMES, settings_of, settings_values, to_json, unreadable
+from harness.runs._records import settings_of, settings_values, to_json, unreadable
 from harness.runs._runfile import exhibit_of, read_run
 from harness.runs._schema import typed
 from harness.wording import count_of
@@ -172,7 +172,7 @@ def write_bundle(case: KeptCase, models: ModelPair, path: Path) -> None:
         "settings": settings_values(case.settings, case.draft_noise),
         "request": request_values(case.request),
         "recorded": request_values(case.numbers.request if case.numbers else case.request),
-        "found": [getattr(case.defect, name) for name in NAMES],
+        "found": list(astuple(case.defect)),
         "scales": case.scales,
         "against": against_values(case.against),
     }
@@ -214,7 +214,7 @@ def read_bundle(path: Path) -> KeptCase:
             typed(RunHeader.from_dict(values["about"])),
             settings,
             typed(request_of(values["request"])),
-            typed(Divergence(**dict(zip(NAMES, values["found"], strict=True)))),
+            typed(Divergence(*values["found"])),
             values["scales"],
             RecordedNumbers(numbers, typed(request_of(values["recorded"]))),
             exhibit,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any, Protocol
 
 from harness.errors import InputError
@@ -21,7 +21,6 @@ from harness.runs.pictures import Picture
 from harness.wording import count_of
 
 Values = Mapping[str, Any]
-NAMES = [f.name for f in fields(Divergence)]
 LISTS = ("ties", "defects")
 
 
@@ -192,14 +191,14 @@ def judgement_values(judgement: Judgement) -> dict[str, Any]:
     """Return a judgement as JSON values; a divergence is a list of its fields, since there may be many."""
     values = {f.name: getattr(judgement, f.name) for f in fields(Judgement) if f.name != "partial"}  # judged already
     for name in LISTS:
-        values[name] = [[getattr(d, n) for n in NAMES] for d in values[name]]
+        values[name] = [list(astuple(divergence)) for divergence in values[name]]
     values["distances"] = [list(asdict(distance).values()) for distance in judgement.distances]
     return values
 
 
 def judgement_of(values: Values) -> Judgement:
     """Return the judgement that these values were made of."""
-    lists = {name: [Divergence(**dict(zip(NAMES, row, strict=True))) for row in values[name]] for name in LISTS}
+    lists = {name: [Divergence(*row) for row in values[name]] for name in LISTS}
     return typed(Judgement(**{**values, **lists, "distances": [Distance(*row) for row in values["distances"]]}))
 
 

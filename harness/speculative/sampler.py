@@ -77,7 +77,7 @@ class SpeculativeDecoder:
         if observer is not None:
             models, parts = observer.watch(models, parts)
         self.models, self.options, self.parts = models, options, parts
-        self.workspaces: dict[int, Workspace] = {}
+        self.workspaces: dict[tuple[int, int], Workspace] = {}
 
     @property
     def contract(self) -> Contract:
@@ -89,11 +89,11 @@ class SpeculativeDecoder:
         """Text of the policy that it follows (docs/policies.md)."""
         return self.options.policy.name
 
-    def _workspace(self, B: int) -> Workspace:
-        """Return the buffers and recorded passes of one batch size, made at its first use."""
-        if B not in self.workspaces:
-            self.workspaces[B] = Workspace(self.models, B, self.parts.new_cache)
-        return self.workspaces[B]
+    def _workspace(self, B: int, halves: int) -> Workspace:
+        """Return the buffers and recorded passes of so many images and guidance rows, made at their first use."""
+        if (B, halves) not in self.workspaces:
+            self.workspaces[B, halves] = Workspace(self.models, B, self.parts.new_cache, halves)
+        return self.workspaces[B, halves]
 
     @torch.inference_mode()
     def begin(self, request: Request, noise: Noise) -> DecodeState:
@@ -104,7 +104,7 @@ class SpeculativeDecoder:
         graphs, B, halves = self.options.graphs, request.B, request.R // request.B
         if graphs and request.texts:
             raise InputError("graphs", True, "record no conditions that are texts", "drop --graphs")
-        launcher = self._workspace(B) if graphs else Eager(self.models, B, self.parts.new_cache, halves)
+        launcher = self._workspace(B, halves) if graphs else Eager(self.models, B, self.parts.new_cache, halves)
         numbers = ExclusiveNoise(noise) if self.contract == Contract.LAW else noise
         state = DecodeState.begin(
             self.models, request, numbers, launcher, self.parts.condition_rows, self.options.keep_intermediates

@@ -95,10 +95,11 @@ class Workspace:
         models: whose work is recorded.
         B: images.
         new_cache: makes a KV cache for a network and a batch size.
+        halves: guidance rows of every image.
     """
 
-    def __init__(self, models: ModelPair, B: int, new_cache: NewCache) -> None:
-        self.caches = {"draft": new_cache(models.draft, B), "target": new_cache(models.target, B)}
+    def __init__(self, models: ModelPair, B: int, new_cache: NewCache, halves: int = 2) -> None:
+        self.caches = {"draft": new_cache(models.draft, B, halves), "target": new_cache(models.target, B, halves)}
         self.buffers = Buffers.new(models, B)
         self.labels_B = torch.empty(B, dtype=torch.int64, device=models.device)
         self.numbers = FixedNumbers()

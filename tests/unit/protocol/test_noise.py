@@ -162,6 +162,12 @@ def test_labels_are_drawn_before_any_scale_and_once():
     assert (given.tolist(), given.dtype) == ([2, 1], torch.int64)
 
 
+def test_where_conditions_are_texts_one_of_the_texts_is_drawn():
+    texts = (torch.zeros(1, 2), torch.zeros(3, 2))
+    labels_B = noise(Request(None, 3, order="batch", count=64, texts=texts)).labels(5)
+    assert set(labels_B.tolist()) == {0, 1}
+
+
 def test_the_uniform_of_an_exponential_is_its_distribution_function():
     numbers = noise(Request((0, 1), 5))
     first_Bl = numbers.exponential(2, TOKEN, "a")[..., 0]

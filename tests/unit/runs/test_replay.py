@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from harness.decoders._runner import Terms
 from harness.errors import InputError
@@ -14,7 +17,7 @@ from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol.noise import CORRECT, TOKEN, NoiseError, RecordedNumbers
 from harness.rounding._budget import SHIPPED_BUDGETS
-from harness.runs._case import KeptCase, cases_of, is_bundle, read_bundle, write_bundle
+from harness.runs._case import KEY, KeptCase, cases_of, is_bundle, read_bundle, write_bundle
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._identity import Identity
 from harness.runs._plan import Plan
@@ -106,6 +109,17 @@ def test_a_bundle_meets_its_own_numbers_on_another_class_of_machine(recorded: Pa
     found = replay_case(bent, MODELS, SHIPPED_BUDGETS)
     assert found.answer is Answer.STILL
     assert "machine name (here cpu, recorded NVIDIA H100)" in found.why
+
+
+def test_a_bundle_of_before_says_of_a_defect_what_it_could_say(recorded: Path, tmp_path: Path):
+    (case,) = cases_of(recorded)
+    write_bundle(case, MODELS, tmp_path / "new.sdvar")
+    tensors = load_file(tmp_path / "new.sdvar")
+    with safe_open(tmp_path / "new.sdvar", "pt") as bundle:
+        values = json.loads(bundle.metadata()[KEY])
+    del values["found"][-1]  # there were no channels
+    save_file(tensors, tmp_path / "old.sdvar", {KEY: json.dumps(values)})
+    assert replace(read_bundle(tmp_path / "old.sdvar").defect, channel=case.defect.channel) == case.defect
 
 
 def test_numbers_that_were_not_recorded_are_no_numbers(recorded: Path, tmp_path: Path):

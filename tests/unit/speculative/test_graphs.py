@@ -88,10 +88,10 @@ def _copied(made: Any) -> Any:
 
 
 class Graphed(SpeculativeDecoder):
-    def _workspace(self, B: int) -> Workspace:
-        if B not in self.workspaces:
-            self.workspaces[B] = Emulated(self.models, B, self.parts.new_cache)
-        return self.workspaces[B]
+    def _workspace(self, B: int, halves: int) -> Workspace:
+        if (B, halves) not in self.workspaces:
+            self.workspaces[B, halves] = Emulated(self.models, B, self.parts.new_cache, halves)
+        return self.workspaces[B, halves]
 
 
 def graphed(options: DecoderOptions) -> Graphed:
@@ -129,7 +129,7 @@ def test_an_output_that_is_not_said_to_last_does_not() -> None:
             return super().run(key, compute)
 
     decoder = graphed(DecoderOptions(2))
-    decoder.workspaces[1] = Forgetful(MODELS, 1, decoder.parts.new_cache)
+    decoder.workspaces[1, 2] = Forgetful(MODELS, 1, decoder.parts.new_cache)
     request = Request((0,), 0)
     with pytest.raises(NonFiniteError):
         decoder.decode(request, MODELS.noise(request))
@@ -146,7 +146,7 @@ def test_recorded_work_keeps_no_intermediates_and_reads_what_it_read() -> None:
         request = Request((0, 1), seed)
         decoder.decode(request, MODELS.noise(request))
     assert alive() <= before
-    for key, recorded in decoder.workspaces[2].recorded.items():
+    for key, recorded in decoder.workspaces[2, 2].recorded.items():
         drawn = {stream for _, _, stream, _ in recorded.read}
         assert drawn == ({"token"} if key[0] in ("draft", "target") else set()), key
 
