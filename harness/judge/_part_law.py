@@ -20,7 +20,11 @@ class PartVerdict(StrEnum):
 
 
 class Broken(Exception):  # noqa: N818
-    """Raised inside a law: what was found, one clause."""
+    """Raised inside a law: what was found, one clause, and the part that it names, if it names one."""
+
+    def __init__(self, found: str, part: str = "") -> None:
+        super().__init__(found)
+        self.part = part
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class PartLaw:
     found: str = ""  # what is wrong with the numbers; empty where nothing is
 
 
-def require(holds: bool, found: str) -> None:
-    """Raise `Broken` with what was found unless it holds."""
+def require(holds: bool, found: str, part: str = "") -> None:
+    """Raise `Broken` with what was found, and the part that it names, unless it holds."""
     if not holds:
-        raise Broken(found)
+        raise Broken(found, part)

@@ -114,6 +114,9 @@ def passes(evidence: Evidence, image: int, si: int) -> Iterator[TargetPass]:
         return
     last = last_of(turn, si, evidence.models.pyramid)
     yield TargetPass(evidence, tokens_1L, label, turn.first, last)
+    for begin in range(turn.first):  # it had earlier scales to catch up with, or caches nothing
+        if evidence.models.pyramid.end(last) - evidence.models.pyramid.begin(begin) == turn.target_rows:
+            yield TargetPass(evidence, tokens_1L, label, begin, last)
     if turn.finished <= last - turn.first:  # later scales were dropped: the pass saw what was drafted there
         for stream in (TOKEN, DRAFT):
             proposed_1L = tokens_1L.clone()

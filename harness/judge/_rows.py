@@ -36,6 +36,11 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
     misplaced = misplaced_rows(evidence, image, (rows_2lV, expected.rows_RLV[:, span]), error, si, "logits")
     if misplaced is not None:
         return misplaced
+    if _is_other(
+        evidence, image, si, torch.stack((expected.guided_BLV[image, span], *expected.rows_RLV[both[1:], span]))
+    ):
+        detail = f"conditional rows of scale {si} are guided logits: guidance writes into the rows that it reads"
+        return WrongTensor(si, "guidance", detail)
     at = other_positions(rows_2lV, expected.rows_RLV[both], span, error)
     if at is not None:
         late = {1: ", one late", -1: ", one early"}.get(at - span.start, "")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.judge._components import WrongTensors
+from harness.judge._draws import UNEXPLAINED, wrong_draws
 from harness.judge._evidence import Evidence
 from harness.judge._many_ties import costs_of_draws, weigh_decode
 from harness.judge._race import exponentials, margins_of_differing_tokens
@@ -132,6 +133,7 @@ def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[R
 def _wrong_tokens(evidence: Evidence, wrong: WrongTensors, others: Sequence[Raced]) -> list[Divergence]:
     """Name the component of wrong tokens: what `wrong` says at or before their scale, else acceptance or the draw."""
     is_draft_accepted = cache(partial(is_accepted_draft, evidence))  # by image and scale
+    drawn_as = cache(partial(wrong_draws, evidence))  # by image and number of scales with right logits
     divergences = []
     for one in others:
         first = wrong[one.row]
@@ -140,9 +142,9 @@ def _wrong_tokens(evidence: Evidence, wrong: WrongTensors, others: Sequence[Race
         elif evidence.actual.intermediates is None:
             component = "unknown"
             detail = "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
-        elif is_draft_accepted(one.row, one.token.scale):
-            component, detail = "accept", "the draft's own token is accepted, and is not the target's draw"
         else:
-            component, detail = "draw", "guided logits agree, so filter, draw or noise is wrong"
+            component, detail = drawn_as(one.row, evidence.models.pyramid.S if first is None else first.scale)
+            if (component, detail) == UNEXPLAINED and is_draft_accepted(one.row, one.token.scale):
+                component, detail = "accept", "the draft's own token is accepted, and is not the target's draw"
         divergences.append(replace(one.token, component=component, detail=detail))
     return divergences

@@ -57,14 +57,15 @@ class LawResult:
 
 
 def most_specific(rows: Iterable[LawResult]) -> list[LawResult]:
-    """Return the broken laws, first those that point to the fewest parts: what a traceback names, then by watches."""
+    """Return the broken laws, first those that point to the fewest parts: what was found names one, then by watches."""
     broken = [row for row in rows if row.violation is not None]
     return sorted(broken, key=lambda row: 1 if row.violation and row.violation.part else len(row.law.watches))
 
 
 def isolated_parts(row: LawResult, rows: Sequence[LawResult]) -> tuple[str, ...]:
-    """Return what a broken law points to, of all laws that were tried: the part that its traceback names, or what it
-    watches and more specific broken laws watch, too, without parts that a law of their own found to be right.
+    """Return what a broken law points to, of all laws that were tried: the part that is named in what it found, or what
+    it watches and more specific broken laws watch, too, without parts that a law of their own found to be right; and
+    never the decode as a whole where it points to a part of it.
     """
     assert row.violation is not None
     if row.violation.part:
@@ -75,7 +76,7 @@ def isolated_parts(row: LawResult, rows: Sequence[LawResult]) -> tuple[str, ...]
         if len(other.law.watches) < len(row.law.watches) and common:
             parts = common
     alone = {each.law.watches for each in rows if each.violation is None and each.exercised}
-    suspects = tuple(part for part in parts if (part,) not in alone)
+    suspects = tuple(part for part in parts if (part,) not in alone and part != "decode")
     return suspects or parts
 
 

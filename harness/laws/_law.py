@@ -44,8 +44,8 @@ def policy_name(text: str) -> str:
 class Violation(HarnessError):  # noqa: N818
     """A law is broken, by one clause; the message fits on one screen and holds the case to replay.
 
-    `factory` is the decoder as Python names it in the printed replay; `part` is where it crashed, if it did and its
-    traceback tells.
+    `factory` is the decoder as Python names it in the printed replay; `part` is the one that what was found names, or
+    that its traceback tells.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class Law:
             return exercised
         except Broken as broken:
             forget_models()  # who knows what was written into them
-            raise Violation(self, case, str(broken), subject.name, subject.options) from None
+            raise Violation(self, case, str(broken), subject.name, subject.options, broken.part) from None
         except (NotOffered, InputError, StopSignal, OutOfTimeError):
             raise
         except BaseException as error:  # of whatever kind: the decoder is somebody else's code
@@ -292,6 +292,7 @@ def require_tokens(actual_BL: Tensor, expected_BL: Tensor, where: str) -> None:
 _SAID = (
     "first", "drafted", "accepted", "corrected", "bonus", "accepted_tokens", "corrected_tokens", "bonus_tokens",
 )  # fmt: skip
+_WHOSE = {"drafted": "draft_len", "bonus": "bonus", "bonus_tokens": "bonus"}  # of the first that differs; else accept's
 
 
 def require_rounds(actual: list[list[Round]], expected: list[list[Round]], where: str) -> None:
@@ -300,7 +301,9 @@ def require_rounds(actual: list[list[Round]], expected: list[list[Round]], where
         for k, (one, other) in enumerate(zip(turns, expected_turns, strict=False)):
             wrong = [name for name in _SAID if getattr(one, name) != getattr(other, name)]
             was, must = ({name: getattr(turn, name) for name in wrong} for turn in (one, other))
-            require(not wrong, f"{where}: round {k} of image {image} (from scale {other.first}) says {was}, not {must}")
+            part = _WHOSE.get(wrong[0], "accept") if wrong else ""
+            said = f"{where}: round {k} of image {image} (from scale {other.first}) says {was}, not {must}"
+            require(not wrong, said, part)
         count = len(expected_turns)
         require(len(turns) == count, f"{where}: image {image} took {len(turns)} rounds, not {count}")
 

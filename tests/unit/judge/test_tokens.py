@@ -69,8 +69,9 @@ def swapped(found: Evidence, image: int, position: int, rank: int = 1) -> tuple[
         MODELS.target, MODELS.vae, request, MODELS.noise(request), forced_BL=tokens_BL, greedy=greedy
     )
     actual = replace(
-        found.actual, tokens_BL=tokens_BL, f_hat_BCPP=forced.f_hat_BCPP, intermediates=forced.intermediates
-    )
+        found.actual, tokens_BL=tokens_BL, f_hat_BCPP=forced.f_hat_BCPP, intermediates=forced.intermediates,
+        law_BLV=None,  # what it was drawn from instead nobody says
+    )  # fmt: skip
     return replace(found, actual=actual), float(score_V[order[0]] - score_V[order[rank]])
 
 
