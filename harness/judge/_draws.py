@@ -37,13 +37,14 @@ def wrong_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str]:
     end = evidence.models.pyramid.draws.end(scales - 1)
     token_n = evidence.actual.tokens_BL[image, :end]
     wrong_n = token_n != evidence.expected.tokens_BL[image, :end]
-    token_w1, guided_wV = token_n[wrong_n, None], _law(evidence, image, scales, None)[wrong_n].double()
-    chance_w = guided_wV.softmax(-1).gather(1, token_w1)[:, 0]
+    guided_nV = _law(evidence, image, scales, None).double()
+    token_w1, guided_wV = token_n[wrong_n, None], guided_nV[wrong_n]
+    chance_n = guided_nV.softmax(-1).gather(1, token_n[:, None])[:, 0]
     fits = dict[tuple[bool, float], tuple[str, str]]()
     for component, clause, other_n in _others(evidence, image, scales):
         hit_w, is_exact = other_n[wrong_n] == token_w1[:, 0], torch.equal(other_n, token_n)
-        share, chance = float(hit_w.double().mean()), float(chance_w[hit_w].prod())
-        if is_exact or (share >= MOST_OF and chance <= CHANCE):
+        share, chance = float(hit_w.double().mean()), float((chance_n if is_exact else chance_n[wrong_n][hit_w]).prod())
+        if share >= MOST_OF and chance <= CHANCE:
             fits.setdefault((is_exact, share), (component, f"guided logits agree, and the tokens are {clause}"))
     if fits:
         return fits[max(fits)]
