@@ -5,8 +5,6 @@ line on stderr and exits with 2: bad input, an output that could not be written,
 went away is no error (141, silent).
 """
 
-from __future__ import annotations
-
 # what is closed must be open before the rest is imported
 import sys
 

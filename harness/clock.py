@@ -1,7 +1,5 @@
 """Wall time of device work. Promise: a median of several runs, the device idle before and after each."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

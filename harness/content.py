@@ -4,8 +4,6 @@ Promise: nothing is executed, and nothing unpacked; a file is called cut short o
 Who reads a file names the kinds that it takes; any other is refused as what it is, with what to do.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import pickletools

@@ -4,8 +4,6 @@ Promise: what is no regular file is refused unopened, so that no pipe or device 
 before the work starts, at the path that it has then; and a file is there whole or not at all.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

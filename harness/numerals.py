@@ -4,8 +4,6 @@ Promise: what Python takes beyond that (`1_2`, other alphabets' digits, blanks, 
 refused: it would be another number than was meant. One reader for numbers, lists of them and ranges.
 """
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -8,8 +8,6 @@ job) stays so.
 Inside `silence` nothing that somebody else's decoder prints is heard.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

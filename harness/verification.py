@@ -5,8 +5,6 @@ verdict. What is asked is a `Question`, who does it a `Parallelism`, what is kep
 wrong is an exception, never an exit. In a notebook a line says how far the work is; elsewhere nothing is printed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace

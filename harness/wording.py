@@ -3,8 +3,6 @@
 Promise: one of a thing is singular; whatever is printed, a stream without a letter gets a readable one in its place.
 """
 
-from __future__ import annotations
-
 import codecs
 import math
 import time

@@ -4,8 +4,6 @@ Promise: an option turns into checked objects or one `InputError`. It imports wh
 import it where they begin to work.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -5,8 +5,6 @@ is imported: what other rooms hold as well (names of policies, usual numbers) is
 tests/unit/commands/test_options.py.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`sdvar-harness bench-policies`: what each policy saves in target passes, and at which distance."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

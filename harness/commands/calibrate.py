@@ -1,7 +1,5 @@
 """`sdvar-harness calibrate`: measure how far rounding moves a network on this machine, and keep it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`sdvar-harness init`: a complete small decoder of one's own, to change."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

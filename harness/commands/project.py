@@ -5,8 +5,6 @@ where it stands in the command's own table, which goes first. An unknown name, o
 `InputError` that names the key.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path

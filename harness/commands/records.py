@@ -5,8 +5,6 @@ records the flat one that typer wants, and calls it with records that are filled
 `--help-all` every one. Nothing heavy is imported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial, wraps

@@ -1,7 +1,5 @@
 """`sdvar-harness scoreboard`: the report's promises against stored measurements."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

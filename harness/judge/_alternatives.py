@@ -4,8 +4,6 @@ Promise: the list depends on the request's guidance and filter and on the size o
 known before the first image.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from enum import StrEnum
 

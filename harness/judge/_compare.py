@@ -4,8 +4,6 @@ Promise: equality to the bit unless a tolerance is named for a tensor; and it ca
 missing, extra or empty tensor, another dtype or shape, and NaN on either side are all differences.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Promise: the tensors of a scale are compared in the order in which they are comp
 f_hat), so the first one that differs names the component; where the decoder exposes no intermediates it says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 

@@ -9,8 +9,6 @@ decode that ended half-way the final scales are compared as those of a whole one
 that came before it; what was never reached is not judged. And a verdict never speaks of what nobody showed.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

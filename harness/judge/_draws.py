@@ -5,8 +5,6 @@ fewer bits, and not by chance: all of them, or so many that another mistake hard
 "draw".
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -6,8 +6,6 @@ once, and values that cannot be. What only informs is never wrong, and a tensor 
 class (`made_plain`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral

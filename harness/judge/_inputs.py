@@ -4,8 +4,6 @@ Promise: an input is content plus position term (spec §4), so every content at 
 looked up among the terms of all positions: content and position are named apart, and both where both are wrong.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

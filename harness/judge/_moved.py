@@ -4,8 +4,6 @@ Promise: what is named is a computation that gives the decoder's own logits with
 made with their rows elsewhere by one usual mistake: such positions stand in the keys of earlier passes, too.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Promise: laws of the harness's own parts and of published code end in the same record, so that one table shows both.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

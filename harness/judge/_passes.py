@@ -4,8 +4,6 @@ Promise: every change is one that decoders are seen to make, and is named by the
 hides all that is cached and a cache that lost it give the same numbers, both are named.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial

@@ -5,8 +5,6 @@ tokens apart within the error budget. Pure functions of many draws at once; the 
 from what is judged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar

@@ -4,8 +4,6 @@ Promise: rounding is named where the reference, rounded so, comes twice as near 
 excused. A wrong mask, label or input moves numbers elsewhere, however little, so that no rounding comes nearer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace

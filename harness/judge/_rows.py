@@ -5,8 +5,6 @@ other than it must be: the place of the rows, their precision, what the head was
 What none of these explains is "mask or cache", and at scale 0, which sees nothing but itself, the network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from itertools import product

@@ -9,8 +9,6 @@ draw and p may not costs infinitely much.
 q is the decoder's own word. The race shows that it draws from it, not that it chose it before it knew the numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

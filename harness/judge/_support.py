@@ -4,8 +4,6 @@ Promise: a token that the request's filter leaves no probability, by however muc
 sides, is a defect; nothing else here is.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ the decoder's own numbers, within the budget, when one named thing is other than
 explains stays with the part that `components` names.
 """
 
-from __future__ import annotations
-
 from itertools import product
 
 import torch

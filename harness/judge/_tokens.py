@@ -5,8 +5,6 @@ decoder shows its logits, its own race must give its token too, so that no budge
 token that is not certified is wrong, and counted; `MOST_RECORDS` of a decode are described, the earliest scales first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial

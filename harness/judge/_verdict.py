@@ -3,8 +3,6 @@
 Promise: no computation here but of which verdict outranks which.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

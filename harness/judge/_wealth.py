@@ -4,8 +4,6 @@ Promise: α is the chance that a right decoder is ever called lost, all looks to
 it be lost again. How a bet is made, and why it is fair: `_likelihood`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Promise: a file is downloaded once and kept in the hub's own cache; what is ther
 it works offline and is the same file every time. The library is wanted only where an address is given.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 

@@ -4,8 +4,6 @@ Promise: nothing in a file is executed, and its first bytes say what it is, what
 safetensors file has memory of its own: the file may change while its weights are in use.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ Promise: a mode has one name, on the command line, in files and in laws; `in_its
 weights to multiply with, is the one place where autocast is entered.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps

@@ -5,8 +5,6 @@ loss is just what is allowed (two bounds, 2.5 % each), and hardly ever where not
 2.5 % at most (tests/unit/quality/test_simulated.py).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from enum import StrEnum

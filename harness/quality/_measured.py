@@ -3,8 +3,6 @@
 Promise: a file says what was measured on what; reading it back gives the same rows, or one `InputError`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path

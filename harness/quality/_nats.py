@@ -16,8 +16,6 @@ Source: Howard, Ramdas, McAuliffe & Sekhon, Annals of Statistics 49 (2021), theo
 Journal of Probability 20 (2015), lemma 4.1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

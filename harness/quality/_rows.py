@@ -7,8 +7,6 @@ are than those of sequential decoding; where the target is too sharp, a worse ne
 farther from the target's own law they are than sequential decoding under the same seeds: below 0 only by chance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

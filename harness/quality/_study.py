@@ -3,8 +3,6 @@
 Promise: one order of things for `quality` and for `verify --max-loss`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 

@@ -10,8 +10,6 @@ its law under random swaps has a mean that is known and a variance that is measu
 scaled chi-square has the same two.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

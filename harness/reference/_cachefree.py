@@ -4,8 +4,6 @@ Promise: the second opinion. It shares the plain parts with `sequential` but nei
 passes; run it with float64 networks to get the logits that rounding is judged against.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Promise: every outcome of positive probability is listed once, with its probabil
 numbers are drawn. The number of outcomes is V to the power of all draws at most.
 """
 
-from __future__ import annotations
-
 from itertools import product
 
 import torch

@@ -3,8 +3,6 @@
 Promise: a family is one row of `FAMILIES`, and its functions one module here; nobody else asks which family it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

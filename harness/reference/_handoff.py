@@ -7,8 +7,6 @@ pyramid, any entry, every sd_mask; guidance, filter, draw and accumulation are t
 Source: spec §8.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, replace
 from typing import Literal

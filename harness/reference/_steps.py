@@ -4,8 +4,6 @@ Promise: pure functions, one scale at a time; randomness is the argument `E`, an
 file of this name in `speculative/` keeps the same contracts, a window of scales at a time.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Promise: pure functions; arguments are never written into. The module of this na
 contracts, a window of scales at a time.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

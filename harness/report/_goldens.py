@@ -1,7 +1,5 @@
 """Judgements on recordings, and changes of goldens, as tables and as JSON."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

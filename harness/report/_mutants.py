@@ -1,7 +1,5 @@
 """A hunt for planted bugs on the terminal and as JSON."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 

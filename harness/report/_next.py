@@ -1,7 +1,5 @@
 """What to do after a verdict, and the command that does it."""
 
-from __future__ import annotations
-
 import shlex
 
 from harness.decoders import OWN_DECODER

@@ -1,7 +1,5 @@
 """What `quality` measured, on the terminal: a table, what its figures mean, and a verdict a decoder."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich.console import Console

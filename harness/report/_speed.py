@@ -1,7 +1,5 @@
 """Timings of `bench` on the terminal: sequential decoding, speculative decoding, the machine."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich.console import Console

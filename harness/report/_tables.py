@@ -6,8 +6,6 @@ stacked as `name value` pairs. Prose is broken between words alone. In a page wh
 replaced, and nothing else.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

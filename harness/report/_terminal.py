@@ -4,8 +4,6 @@ Promise: a table first, then what went wrong, the verdict, and what to do next; 
 file reaches it.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections import Counter

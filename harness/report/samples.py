@@ -1,7 +1,5 @@
 """What `sample` shows: its images as one picture, and what each component cost."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Mapping, Sequence

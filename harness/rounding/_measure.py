@@ -5,8 +5,6 @@ under test has no part in it, so that no failing run can widen what it is judged
 `sdvar-harness calibrate`, and stored; where nothing is stored, fewer windows are measured in the process, once a mode.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock

@@ -12,8 +12,6 @@ error that is half of a budget. Measured: 2.2 % (d16-d30) and 2.5 % (digits) of 
 0.09 % of TF32's for float32 (`budgets.json`, H200), 2^-29 of float32's for float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Promise: pass and work are one piece for the device, whether launched or replaye
 the same either way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple

@@ -9,8 +9,6 @@ RATE is any number >= 0: 0 accepts everything, a RATE above 1 nothing, which is 
 `+partial`).
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable

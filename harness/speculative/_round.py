@@ -5,8 +5,6 @@ target judges a draft, or not at all. It gives the device four kinds of work: `p
 `decide_scale` and the update's, each a function of the state's tensors, which `DecodeState.run` launches or replays.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -3,8 +3,6 @@
 Promise: pure functions of tensors and numbers, per image and per scale; each says which streams it reads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

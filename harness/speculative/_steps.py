@@ -7,8 +7,6 @@ Axes: B images, R = 2B guidance rows (conditional ones first), n positions or dr
 scale, K cached positions before them, V values of a draw, D width, C, P of f_hat.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

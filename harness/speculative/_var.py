@@ -4,8 +4,6 @@ Promise: each states its contract, and depends on its arguments alone; `parts` c
 of this name in `reference/` keeps the same contracts, one scale at a time.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

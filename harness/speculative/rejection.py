@@ -3,8 +3,6 @@
 Promise: pure functions of probabilities; a decoder of somebody else's may take them, too.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

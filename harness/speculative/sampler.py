@@ -5,8 +5,6 @@ are those of sequential target decoding, whatever the draft proposes (contract A
 one from settings: what `--implementation` takes by default, and what code outside wraps.
 """
 
-from __future__ import annotations
-
 import resource
 import sys
 import time

@@ -6,8 +6,6 @@ more digits between its steps or fewer, so compiled blocks are a mode of their o
 Source: spec §4.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache

@@ -6,8 +6,6 @@ unknown or mis-shaped. What no tensor tells is asked for, not guessed; and nothi
 Source: spec §2.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -6,8 +6,6 @@ The accumulation itself is written in `reference/` and in `speculative/`, not he
 Source: spec §3.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

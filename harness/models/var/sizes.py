@@ -3,8 +3,6 @@
 Promise: `PUBLISHED` has exactly the parameter counts of the spec page (§2); weights are a function of the arguments.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -5,8 +5,6 @@ kept, whatever they are compressed to here; every state of a token has its sign;
 guessed: a file may hold anything where an image should be.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence

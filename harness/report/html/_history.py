@@ -1,7 +1,5 @@
 """The pages of many runs: one row a run and verdicts over time; and of two, what changed between them."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 from harness.judge import Verdict

@@ -1,7 +1,5 @@
 """The page of a hunt for planted bugs: which law catches which bug, and what is left."""
 
-from __future__ import annotations
-
 from harness.judge import Verdict
 from harness.mutants import Caught, Hunt, laws_for
 from harness.report import first_catch, smallest_case, why_survived

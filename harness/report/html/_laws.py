@@ -1,7 +1,5 @@
 """The page of a run of laws: what was tried on whose decoder, what is broken, and how to see it again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from harness.judge import Verdict

@@ -1,7 +1,5 @@
 """What a run came to: the numbers that matter, what was compared, settings, worst images, cost, distance, origin."""
 
-from __future__ import annotations
-
 import shlex
 from collections import Counter
 from collections.abc import Sequence

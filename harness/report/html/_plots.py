@@ -4,8 +4,6 @@ Promise: no script, no link, no identifier that two plots of a page share; matpl
 imported where one is drawn.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Sequence

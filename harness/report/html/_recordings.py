@@ -3,8 +3,6 @@
 Both show images as recorded and as this code makes them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

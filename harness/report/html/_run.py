@@ -1,7 +1,5 @@
 """The page of a verification, from its result and what its run file keeps to be looked at."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

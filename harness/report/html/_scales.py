@@ -1,7 +1,5 @@
 """Scale by scale: what was compared, what became of drafts, margins against what rounding explains; and the rounds."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The first divergence as a story: where it is, which tokens, with which scores, and how to see it again."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Mapping

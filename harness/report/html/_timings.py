@@ -1,7 +1,5 @@
 """The page of `bench`: what speculation buys against what is accepted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

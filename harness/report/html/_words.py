@@ -1,7 +1,5 @@
 """What verdicts, contracts, tensors and components mean, for somebody who meets them for the first time."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 

@@ -5,8 +5,6 @@ functions of `PARTS` on the very networks, so that what is switched off costs no
 the same numbers.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
