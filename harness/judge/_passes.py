@@ -102,7 +102,9 @@ def last_of(turn: Round, si: int, pyramid: ScalePyramid) -> int:
 
 
 def passes(evidence: Evidence, image: int, si: int) -> Iterator[TargetPass]:
-    """Yield the pass that made a scale, as far as rounds tell: with the final tokens, and with the drafted ones."""
+    """Yield the pass that made a scale, as far as rounds tell: with the final tokens, with the drafted ones, and over
+    all scales that its rows are enough for.
+    """
     label = int(evidence.numbers.labels(evidence.models.target.config.classes)[image])
     turn, tokens_1L = round_of(evidence, image, si), evidence.actual.tokens_BL[image : image + 1]
     if turn is None:
@@ -112,9 +114,6 @@ def passes(evidence: Evidence, image: int, si: int) -> Iterator[TargetPass]:
         return
     last = last_of(turn, si, evidence.models.pyramid)
     yield TargetPass(evidence, tokens_1L, label, turn.first, last)
-    for begin in range(turn.first):  # it had earlier scales to catch up with, or caches nothing
-        if evidence.models.pyramid.end(last) - evidence.models.pyramid.begin(begin) == turn.target_rows:
-            yield TargetPass(evidence, tokens_1L, label, begin, last)
     if turn.finished <= last - turn.first:  # later scales were dropped: the pass saw what was drafted there
         for stream in (TOKEN, DRAFT):
             proposed_1L = tokens_1L.clone()
@@ -122,6 +121,9 @@ def passes(evidence: Evidence, image: int, si: int) -> Iterator[TargetPass]:
                 span = evidence.models.pyramid.draws.span(later)
                 proposed_1L[0, span] = drafted(evidence, image, later, stream, proposed_1L)
             yield TargetPass(evidence, proposed_1L, label, turn.first, last)
+    for begin in range(turn.first):  # it had earlier scales to catch up with, or caches nothing
+        if evidence.models.pyramid.end(last) - evidence.models.pyramid.begin(begin) == turn.target_rows:
+            yield TargetPass(evidence, tokens_1L, label, begin, last)
 
 
 def masks(made: TargetPass) -> Iterator[tuple[str, str, Tensor]]:
@@ -232,7 +234,7 @@ def _not_rolled_back(made: TargetPass, image: int) -> Iterator[tuple[str, Growin
         ("rows of rejected scales are still cached", GrowingCache()),
     ):
         for turn in turns:
-            before = list(passes(made.evidence, image, turn.first))
+            before = [each for each in passes(made.evidence, image, turn.first) if each.first == turn.first]
             before[min(1, len(before) - 1)].hidden(cache=cache)
         yield clause, cache
 
